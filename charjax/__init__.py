@@ -1,0 +1,1 @@
+"""charjax: character-level recurrent language models in JAX."""

@@ -1,0 +1,1 @@
+"""Text in, batches out: numpy only, importing it does not import jax."""

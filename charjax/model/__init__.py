@@ -1,0 +1,1 @@
+"""Tokens and carry in, logits and carry out: pure functions of their arguments."""

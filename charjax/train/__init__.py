@@ -1,0 +1,1 @@
+"""One pure step, and the loop that composes everything."""
