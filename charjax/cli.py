@@ -1,0 +1,327 @@
+"""Flags in, exit code out. What the commands do is done in the rooms above."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from charjax.errors import CharjaxError, HostError, InputError
+
+if TYPE_CHECKING:
+    from charjax.config import Config
+    from charjax.generate.trained import Trained
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; see `charjax --help`.
+
+    Args:
+      argv: the arguments after the program's name; None: those of this process.
+
+    Returns:
+      The exit code; every error that a user can cause is one line on stderr.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        config_flags, rest = _split_config_flags(arguments)
+        args = _parser().parse_args(rest)
+        args.config_flags = config_flags
+        _set_up_jax()
+        run: Callable[[argparse.Namespace], None] = args.run
+        run(args)
+        sys.stdout.flush()
+    except CharjaxError as error:
+        return _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        # The reader has seen enough; Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (MemoryError, OSError, RuntimeError) as error:
+        known = _environment_error(error)
+        if known is None:
+            raise
+        return _fail(known, HostError.exit_code)
+    return 0
+
+
+def _fail(message: str, exit_code: int) -> int:
+    sys.stdout.flush()
+    print("charjax:", " ".join(message.split("\n")), file=sys.stderr)  # noqa: T201
+    return exit_code
+
+
+def _environment_error(error: BaseException) -> str | None:
+    """The line for an error of the machine; None for what must be a defect of charjax."""
+    if isinstance(error, OSError):
+        return f"{error.filename or 'the system'}: {error.strerror or error}"
+    text = str(error)
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text or "Out of memory" in text:
+        return (
+            "out of memory; try a smaller config.data.batch_size, config.data.seq_len or "
+            f"config.model.hidden ({text.splitlines()[0] if text else 'host memory'})"
+        )
+    return None
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose complaint is one line, with the nearest name where a flag is misspelt."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see: {self.prog} --help")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            name = unknown[0].partition("=")[0]
+            known = list(getattr(parsed, "flags", ())) + ["--config", "--help"]
+            nearest = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"see: {self.prog} --help"
+            raise InputError(f"{unknown[0]}: no such flag; {hint}")
+        return parsed
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="charjax", description="Character-level recurrent language models.", allow_abbrev=False
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+
+    train = _command(commands, "train", _train, "train or resume a run")
+    _add_config(train, required=True)
+    train.add_argument("--workdir", help="the run's folder; default runs/<name of the config>")
+
+    sample = _command(commands, "sample", _sample, "write text with a trained model")
+    _add_trained(sample)
+    sample.add_argument("--prompt", default="", help="the text to continue")
+    sample.add_argument("--num_chars", type=int, default=500, help="characters to write")
+    sample.add_argument("--temperature", type=float, default=0.8, help="0: likeliest, always")
+    sample.add_argument("--top_k", type=int, default=0, help="choose among the k likeliest; 0: all")
+    sample.add_argument("--top_p", type=float, default=1.0, help="nucleus sampling; 1: all")
+    sample.add_argument("--num_samples", type=int, default=1, help="how many texts")
+    sample.add_argument("--separator", default="\n=====\n", help="between two texts")
+    sample.add_argument("--seed", type=int, default=0)
+    _add_unknown(sample)
+
+    score = _command(commands, "score", _score, "measure how well a model predicts a text")
+    _add_trained(score)
+    score.add_argument("--file", required=True, help="a text file, or - for standard input")
+    _add_unknown(score)
+
+    info = _command(commands, "info", _info, "describe a config or a trained model as JSON")
+    _add_config(info, required=False)
+    info.add_argument("--workdir", help="the folder of a run")
+
+    verify = _command(commands, "verify", _verify, "check every checkpoint of a run")
+    verify.add_argument("--workdir", required=True, help="the folder of a run")
+
+    for command in commands.choices.values():
+        flags = [f for action in command._actions for f in action.option_strings]
+        command.set_defaults(flags=flags)
+    return parser
+
+
+def _command(commands: Any, name: str, run: Callable[..., None], about: str) -> Any:
+    command = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_config(command: Any, *, required: bool) -> None:
+    # Taken out of the arguments before argparse sees them; here for --help only.
+    command.add_argument(
+        "--config",
+        metavar="FILE[:ARGUMENT]",
+        help="a config file, executed as Python; override fields with --config.model.hidden=512"
+        + ("" if required else "; or give --workdir"),
+    )
+
+
+def _add_trained(command: Any) -> None:
+    command.add_argument("--workdir", required=True, help="the folder of a run")
+    command.add_argument(
+        "--checkpoint", default="best", type=_which, help="best, newest or a step; default best"
+    )
+
+
+def _add_unknown(command: Any) -> None:
+    command.add_argument(
+        "--unknown",
+        default="error",
+        choices=("error", "unk"),
+        help="characters that the model does not know: refuse, or read as [UNK]",
+    )
+
+
+def _which(value: str) -> str | int:
+    if value in ("best", "newest"):
+        return value
+    if value.isdecimal():
+        return int(value)
+    raise argparse.ArgumentTypeError(f"{value!r} must be best, newest or the number of a step")
+
+
+def _split_config_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Takes `--config=...` and `--config.field=...`, or their two-word forms, out of the rest."""
+    config_flags: list[str] = []
+    rest: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if name != "--config" and not name.startswith("--config."):
+            rest.append(word)
+        elif equals:
+            config_flags.append(word)
+        else:
+            value = next(words, None)
+            if value is None:
+                raise InputError(f"{word}: a value is missing; write {word}=VALUE")
+            config_flags.append(f"{word}={value}")
+    return config_flags, rest
+
+
+def _load_config(config_flags: Sequence[str]) -> tuple[str, Config]:
+    """The run's name and config, from `--config=FILE` and its overrides.
+
+    Raises:
+      InputError: there is no such file, it fails, or an override does not fit.
+    """
+    files = [flag for flag in config_flags if flag.startswith("--config=")]
+    if len(files) != 1:
+        raise InputError("--config: give one config file, such as --config=configs/shakespeare.py")
+    path, _, argument = files[0].removeprefix("--config=").partition(":")
+    if not Path(path).is_file():
+        raise InputError(f"--config={path}: no such file; the shipped ones are in configs/")
+    values = _read_config_file(files[0], path, config_flags)
+    from charjax.config import from_config_dict
+
+    stem = Path(path).stem
+    return (f"{stem}-{argument}" if argument else stem), from_config_dict(values)
+
+
+def _read_config_file(file_flag: str, path: str, config_flags: Sequence[str]) -> Any:
+    from absl import flags
+    from ml_collections import config_flags as ml_flags
+
+    # A flag holder of our own, so that nothing is global; ml_collections finds the
+    # overrides in sys_argv before the flags are parsed.
+    holder = flags.FlagValues()
+    overrides = [flag for flag in config_flags if flag != file_flag]
+    argv = ["charjax", file_flag, *overrides]
+    ml_flags.DEFINE_config_file("config", flag_values=holder, sys_argv=argv)
+    try:
+        holder(argv)
+        return holder["config"].value.to_dict()
+    except CharjaxError:
+        raise
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(_config_message(error, path, overrides)) from error
+    except Exception as error:
+        raise InputError(f"--config={path}: {type(error).__name__}: {error}") from error
+
+
+def _config_message(error: Exception, path: str, overrides: Sequence[str]) -> str:
+    """One line that names the override or the file that caused the error."""
+    text = " ".join(str(error.args[0] if error.args else error).split())
+    guilty = [o for o in overrides if o.partition("=")[0].removeprefix("--config.") in text]
+    named = [o for o in overrides if o.partition("=")[0].rpartition(".")[2] in text]
+    where = (guilty or named or [f"--config={path}"])[0]
+    return f"{where}: {text}"
+
+
+def _set_up_jax() -> None:
+    """Compiled programs are kept in the user's own cache, so that the second call is quick."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "charjax" / "jax"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        # With fewer threads than this, forced host devices deadlock on few cores.
+        os.environ.setdefault("NPROC", "16")
+
+
+def _report(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def _train(args: argparse.Namespace) -> None:
+    from charjax.display import make_display
+    from charjax.train.loop import train
+
+    name, config = _load_config(args.config_flags)
+    workdir = Path(args.workdir) if args.workdir else Path("runs") / name
+    train(config, workdir, make_display(sys.stdout))
+
+
+def _trained(args: argparse.Namespace) -> Trained:
+    from charjax.generate.trained import load_trained
+
+    return load_trained(Path(args.workdir), which=args.checkpoint, report=_report)
+
+
+def _sample(args: argparse.Namespace) -> None:
+    from charjax.generate.sample import Sampling, write_texts
+
+    sampling = Sampling(
+        temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed
+    )
+    pieces = write_texts(
+        _trained(args),
+        args.prompt,
+        num_chars=args.num_chars,
+        num_samples=args.num_samples,
+        separator=args.separator,
+        sampling=sampling,
+        unknown=args.unknown,
+    )
+    for piece in pieces:
+        sys.stdout.buffer.write(piece.encode("utf-8"))
+        sys.stdout.flush()
+    if sys.stdout.isatty():
+        _report("")
+
+
+def _score(args: argparse.Namespace) -> None:
+    from charjax.display import make_display
+    from charjax.generate.score import score_file
+
+    with make_display(sys.stderr).task("scoring") as update:
+        result = score_file(_trained(args), args.file, unknown=args.unknown, progress=update)
+    _print_json(result.to_json())
+
+
+def _info(args: argparse.Namespace) -> None:
+    from charjax.generate.info import config_info, trained_info
+
+    if bool(args.workdir) == bool(args.config_flags):
+        raise InputError("info: give either --config=FILE or --workdir=DIR")
+    if args.workdir:
+        args.checkpoint = "best"
+        _print_json(trained_info(_trained(args)))
+    else:
+        _print_json(config_info(_load_config(args.config_flags)[1], report=_report))
+
+
+def _verify(args: argparse.Namespace) -> None:
+    from charjax.checkpoint import Checkpoints
+    from charjax.errors import CheckpointError
+    from charjax.folder import RunFolder
+
+    directory = RunFolder(Path(args.workdir)).checkpoints
+    with Checkpoints(directory, keep=1, report=_report) as saved:
+        verdicts = saved.verify()
+    for step, problem in verdicts:
+        _report(f"{directory / str(step)}: {problem or 'good'}")
+    if not any(problem == "" for _, problem in verdicts):
+        raise CheckpointError(f"{directory}: holds no checkpoint that verifies")
+    _print_json({str(step): problem or "good" for step, problem in verdicts})
+
+
+def _print_json(values: dict[str, Any]) -> None:
+    print(json.dumps(values))  # noqa: T201

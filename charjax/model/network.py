@@ -1,0 +1,244 @@
+"""The network: embedding, layers of one cell, and the projection to logits.
+
+    embed -> dropout_in -> [cell, dropout_between] x layers -> dropout -> dense
+
+Parameters are float32. Inside, arrays are time-major; at the border they are
+[batch, time, ...].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from charjax.config import ModelConfig
+from charjax.model.cells import CELLS
+from charjax.model.matmul import dot, matmul
+from charjax.model.recurrence import Projected, Table, Weights, recur
+from charjax.types import Carry, Fresh, LayerCarry, Logits, PRNGKey, PyTree, Tokens
+
+# Any scale trains; this one lets the projected table start with gates near their middle.
+_EMBED_STDDEV = 0.1
+
+LaneKeys = Key[Array, " batch"]
+Hidden = Float[Array, "time batch hidden"]
+
+
+class RecurrentStep(nn.Module):
+    """One time step with the parameters of the state's share; what `nn.scan` runs."""
+
+    cell: str
+    hidden: int
+    dtype: Any
+
+    def setup(self) -> None:
+        gates = CELLS[self.cell].gates * self.hidden
+        self.kernel = self.param("kernel", _orthogonal_gates, (self.hidden, gates))
+        self.bias = (
+            self.param("bias", nn.initializers.zeros, (self.hidden,))
+            if CELLS[self.cell].recurrent_bias
+            else None
+        )
+
+    def weights(self) -> Weights:
+        """The parameters, for the fast recurrence."""
+        return Weights(self.kernel, self.bias)
+
+    def __call__(
+        self, carry: LayerCarry, x: Float[Array, "batch gates"]
+    ) -> tuple[LayerCarry, Float[Array, "batch hidden"]]:
+        """Advances the carry by one character, given the input's share of the gates."""
+        u = dot(carry[0], self.kernel, self.dtype)
+        if self.bias is not None:
+            u = u.at[:, -self.hidden :].add(self.bias[None])
+        carry, _ = CELLS[self.cell].forward(x, u, carry)
+        return carry, carry[0]
+
+
+class RecurrentLayer(nn.Module):
+    """One layer over a sequence: the projection of its input, then the recurrence."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self, inputs: Float[Array, "rows features"], tokens: Array | None, carry: LayerCarry
+    ) -> tuple[Hidden, LayerCarry]:
+        """Runs the layer.
+
+        Args:
+          inputs: [vocab, features] with `tokens`, which then select the rows; else
+            [time * batch, features].
+          tokens: int32 [time, batch], or None.
+          carry: the layer's state before the first character.
+
+        Returns:
+          The outputs [time, batch, hidden] and the state after the last character.
+        """
+        c = self.config
+        dtype, gates = jnp.dtype(c.dtype), CELLS[c.cell].gates * c.hidden
+        kernel = self.param("kernel", nn.initializers.glorot_uniform(), (inputs.shape[1], gates))
+        bias = self.param("bias", _input_bias(c.cell), (gates,))
+        rows = matmul(inputs, kernel, dtype) + bias[None]
+        step = RecurrentStep(c.cell, c.hidden, dtype, name="recurrent")
+        batch = carry[0].shape[0]
+
+        if c.recurrence == "fast":
+            source = (
+                Projected(rows.reshape(-1, batch, gates))
+                if tokens is None
+                else Table(rows, tokens)
+            )
+            return recur(c.cell, dtype, source, step.weights(), carry)
+
+        scan = nn.scan(
+            lambda module, carry, x: module(carry, x),
+            variable_broadcast="params",
+            split_rngs={"params": False},
+        )
+        xs = rows.reshape(-1, batch, gates) if tokens is None else rows[tokens]
+        last, outputs = scan(step, carry, xs)
+        return outputs, last
+
+
+class CharRNN(nn.Module):
+    """Characters in, logits of the next character out.
+
+    Attributes:
+      config: the architecture.
+      vocab_size: number of symbols.
+    """
+
+    config: ModelConfig
+    vocab_size: int
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Tokens,
+        carry: Carry,
+        dropout_keys: LaneKeys | None = None,
+        *,
+        last_only: bool = False,
+    ) -> tuple[Logits, Carry]:
+        """Runs the network over a chunk of characters.
+
+        Args:
+          tokens: ids of the characters, integer [batch, time].
+          carry: the state before the first character, see `initial_carry`.
+          dropout_keys: one key a lane; each lane's masks are a function of its key
+            alone, and the same for all its characters. None: no dropout.
+          last_only: return the logits after the last character only, [batch, 1, vocab].
+
+        Returns:
+          Float32 logits [batch, time, vocab] and the carry after the last character.
+        """
+        c = self.config
+        batch, dtype = tokens.shape[0], jnp.dtype(c.dtype)
+        drop = _Dropout(dropout_keys)
+        inputs, selected = self._embed(tokens.T, drop)
+        states = []
+        for layer in range(c.layers):
+            recurrent = RecurrentLayer(c, name=f"layer_{layer}")
+            outputs, state = recurrent(inputs, selected, carry[layer])
+            states.append(state)
+            last = layer == c.layers - 1
+            outputs = drop(outputs, c.dropout if last else c.dropout_between)
+            inputs, selected = outputs.reshape(-1, c.hidden), None
+        if last_only:
+            inputs = inputs[-batch:]
+        kernel = self.param(
+            "output_kernel", nn.initializers.glorot_uniform(), (c.hidden, self.vocab_size)
+        )
+        bias = self.param("output_bias", nn.initializers.zeros, (self.vocab_size,))
+        logits = matmul(inputs, kernel, dtype) + bias[None]
+        return logits.reshape(-1, batch, self.vocab_size).swapaxes(0, 1), tuple(states)
+
+    def _embed(
+        self, tokens: Int[Array, "time batch"], drop: _Dropout
+    ) -> tuple[Float[Array, "rows features"], Array | None]:
+        """The first layer's input: a table and its look-ups, or one row a character."""
+        c = self.config
+        if c.embed == 0:
+            table = jnp.eye(self.vocab_size, dtype=jnp.float32)
+        else:
+            table = self.param(
+                "embedding", nn.initializers.normal(_EMBED_STDDEV), (self.vocab_size, c.embed)
+            )
+        if not drop.active(c.dropout_in):
+            return table, tokens
+        rows = drop(table[tokens], c.dropout_in)
+        return rows.reshape(-1, table.shape[1]), None
+
+
+class _Dropout:
+    """Dropout with one mask a lane for all its characters (Gal and Ghahramani 2016)."""
+
+    def __init__(self, keys: LaneKeys | None) -> None:
+        self._keys = keys
+        self._sites = 0
+
+    def active(self, rate: float) -> bool:
+        return self._keys is not None and rate > 0
+
+    def __call__(self, x: Float[Array, "time batch n"], rate: float) -> Array:
+        if self._keys is None or rate == 0:
+            return x
+        self._sites += 1
+        site, features = self._sites, x.shape[-1]
+
+        def mask(key: PRNGKey) -> Array:
+            return jax.random.bernoulli(jax.random.fold_in(key, site), 1 - rate, (features,))
+
+        return jnp.where(jax.vmap(mask)(self._keys)[None], x / (1 - rate), 0.0)
+
+
+def initial_carry(config: ModelConfig, batch: int) -> Carry:
+    """The carry before any text: float32 zeros, every buffer its own."""
+    states = CELLS[config.cell].states
+    return tuple(
+        tuple(jnp.zeros((batch, config.hidden), jnp.float32) for _ in range(states))
+        for _ in range(config.layers)
+    )
+
+
+def restart(carry: Carry, fresh: Fresh) -> Carry:
+    """The carry with zeros in the lanes that begin anew."""
+    return jax.tree.map(lambda c: jnp.where(fresh[:, None], 0.0, c), carry)
+
+
+def init_params(config: ModelConfig, vocab_size: int, key: PRNGKey) -> PyTree:
+    """Fresh parameters; the input's kernels Glorot-uniform, the state's orthogonal a gate."""
+    network = CharRNN(config, vocab_size)
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    return jax.jit(network.init)(key, tokens, initial_carry(config, 1))["params"]
+
+
+def parameter_count(params: PyTree) -> int:
+    """How many numbers a parameter tree holds."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def _orthogonal_gates(key: PRNGKey, shape: tuple[int, int], dtype: Any = jnp.float32) -> Array:
+    """An orthogonal matrix for each gate's block of columns."""
+    hidden, gates = shape
+    blocks = jax.random.split(key, gates // hidden)
+    init = nn.initializers.orthogonal()
+    return jnp.concatenate([init(k, (hidden, hidden), dtype) for k in blocks], axis=1)
+
+
+def _input_bias(cell: str) -> Callable[..., Array]:
+    """Zeros, but 1 for the LSTM's forget gate (Jozefowicz et al. 2015), as Keras does."""
+
+    def init(key: PRNGKey, shape: tuple[int], dtype: Any = jnp.float32) -> Array:
+        del key
+        bias = jnp.zeros(shape, dtype)
+        quarter = shape[0] // 4
+        return bias.at[quarter : 2 * quarter].set(1) if cell == "lstm" else bias
+
+    return init

@@ -1,0 +1,262 @@
+"""The training loop: composes all the rooms, and reads like the story of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from charjax.checkpoint import Checkpoints
+from charjax.config import Config
+from charjax.data.batches import Batch
+from charjax.data.prepare import Prepared, prepare
+from charjax.display import Display
+from charjax.errors import DivergedError, InterruptedRunError
+from charjax.folder import RunFolder
+from charjax.generate.sample import Sampling, sample_texts
+from charjax.model.network import parameter_count
+from charjax.train import words
+from charjax.train.evaluate import evaluate
+from charjax.train.identity import check_same_run, describe
+from charjax.train.metrics import MetricsLog, draw_curves, read_metrics
+from charjax.train.optimizer import make_optimizer, make_schedule
+from charjax.train.parallel import make_backend
+from charjax.train.plan import make_plan
+from charjax.train.progress import Clock, Progress
+from charjax.train.signals import StopSignals
+from charjax.train.step import StepMetrics, TrainState, init_state
+
+
+def train(config: Config, workdir: Path, display: Display) -> Progress:
+    """Trains, or resumes, the run in a folder.
+
+    Args:
+      config: the run.
+      workdir: its folder; made where there is none.
+      display: what the person sees.
+
+    Returns:
+      How far it came.
+
+    Raises:
+      CharjaxError: see `charjax.errors`; what was trained before is kept.
+    """
+    folder = RunFolder(workdir)
+    folder.create()
+    with (
+        folder.lock(),
+        StopSignals() as signals,
+        Checkpoints(folder.checkpoints, keep=config.train.keep, report=display.report) as saved,
+    ):
+        with display.task("reading the text") as update:
+            text = prepare(config, report=display.report, progress=update)
+        run = _Run(config, folder, text, display, saved, signals)
+        run.begin()
+        run.work()
+        run.finish()
+        return run.progress
+
+
+class _Run:
+    """One run: its collaborators, and the state and progress that move."""
+
+    state: TrainState
+    progress: Progress
+    clock: Clock
+    log: MetricsLog
+
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        text: Prepared,
+        display: Display,
+        checkpoints: Checkpoints,
+        signals: StopSignals,
+    ) -> None:
+        self.config, self.folder, self.text, self.display = config, folder, text, display
+        self.checkpoints, self.signals = checkpoints, signals
+        self.plan = make_plan(config.train, text.batches.steps_per_epoch)
+        optimizer = make_optimizer(config.optim, self.plan.total)
+        self.learning_rate = make_schedule(config.optim, self.plan.total)
+        self.backend = make_backend(config, len(text.vocab), optimizer)
+        self.new_state: Callable[[], TrainState] = lambda: init_state(
+            config, len(text.vocab), optimizer
+        )
+        self.parameters = parameter_count(jax.eval_shape(self.new_state).params)
+        self.step = self.skipped = 0
+        self.grad_norm = math.nan
+        self.record: Mapping[str, Any] = {}
+
+    def begin(self) -> None:
+        """Takes up the newest good checkpoint, or starts anew where there is none."""
+        for line in words.opening(self.config, self.text, self.plan, self.parameters):
+            self.display.report(line)
+        if self.checkpoints.steps():
+            self._resume()
+        else:
+            self.folder.truncate_logs(dict.fromkeys(self.folder.log_sizes(), 0))
+            self.state, self.progress = self.backend.place(self.new_state()), Progress()
+        self.clock = Clock(self.progress.elapsed_s)
+        self.log = MetricsLog(self.folder.metrics, tensorboard=self.config.train.tensorboard)
+        self.folder.write_run(describe(self.config, self.text, self.parameters))
+
+    def _resume(self) -> None:
+        meta = self.checkpoints.read_meta().meta
+        check_same_run(self.folder.path, meta, self.config, self.text)
+        restored = self.checkpoints.restore(jax.eval_shape(self.new_state))
+        self.state = self.backend.place(restored.state)
+        self.step, self.skipped = restored.step, int(restored.state.skipped)
+        self.progress = Progress.from_json(restored.meta["progress"])
+        self.folder.truncate_logs(restored.meta["logs"])
+        self.display.report(f"resuming {self.folder.path} at step {self.step:,}")
+
+    def work(self) -> None:
+        """Steps until a limit, a signal or divergence ends the run."""
+        pending: StepMetrics | None = None
+        with self.display.task("training") as update:
+            while not self._over():
+                # The devices work on these steps while the host reads the metrics
+                # of those before them.
+                self.state, metrics = self.backend.run(self.state, self._next_batches())
+                self.step += self.plan.dispatch
+                self._take_in(pending)
+                pending = metrics
+                if self._over() or any(map(self._due, self.plan.intervals)):
+                    self._take_in(pending)
+                    pending = None
+                    with self.clock.paused():
+                        self._do_what_is_due()
+                update(self.step, self.plan.total, words.beside_the_bar(self.record, self.progress))
+        if self.signals.received is not None:
+            raise InterruptedRunError(
+                self.signals.received,
+                f"{self.folder.path}: stopped and saved at step {self.step}; "
+                "the same command goes on from there",
+            )
+
+    def finish(self) -> None:
+        """Draws the curves and tells the person what came of it and what to do next."""
+        draw_curves(read_metrics(self.folder.metrics), self.folder.curves)
+        for line in words.closing(self.config, self.folder, self.text, self.progress):
+            self.display.report(line)
+
+    def _over(self) -> bool:
+        """Whether the run stops here; notes why, unless it is for a signal."""
+        train, progress = self.config.train, self.progress
+        progress.ended = ""
+        if self.plan.total and self.step >= self.plan.total:
+            progress.ended = f"step {self.step:,} of {self.plan.total:,} is done"
+        elif train.patience and progress.since_best >= train.patience:
+            progress.ended = f"no better validation loss in {progress.since_best} evaluations"
+        elif train.max_minutes and self.clock.seconds() >= 60 * train.max_minutes:
+            progress.ended = f"train.max_minutes={train.max_minutes:g} have passed"
+        return bool(progress.ended) or self.signals.received is not None
+
+    def _due(self, interval: int) -> bool:
+        return self.step % interval == 0
+
+    def _next_batches(self) -> Batch:
+        steps = range(self.step, self.step + self.plan.dispatch)
+        return Batch(*map(np.stack, zip(*map(self.text.batches, steps), strict=True)))
+
+    def _take_in(self, metrics: StepMetrics | None) -> None:
+        """Reads a dispatch's metrics, which waits for it; stops a run that diverged."""
+        if metrics is None:
+            return
+        losses, skipped = np.asarray(metrics.loss), int(metrics.skipped[-1])
+        self.progress.losses += [float(x) for x in losses if math.isfinite(x)]
+        self.grad_norm = float(metrics.grad_norm[-1])
+        if skipped > self.skipped:
+            self.display.report(
+                f"step {self.step:,}: {skipped - self.skipped} updates were not finite and "
+                f"were skipped, {skipped} in all"
+            )
+        self.skipped = skipped
+        if skipped > self.config.train.max_skipped:
+            raise DivergedError(
+                f"{self.folder.path}: diverged: {skipped} updates up to step {self.step} were "
+                "not finite; the last good checkpoint is kept; try a smaller "
+                f"config.optim.learning_rate than {self.config.optim.learning_rate:g}"
+            )
+
+    def _do_what_is_due(self) -> None:
+        """Record, evaluation, samples; then the checkpoint, which notes how long the logs are."""
+        plan, ended = self.plan, bool(self.progress.ended)
+        val_loss, better = None, False
+        if self._due(plan.evaluate) or ended:
+            record = self._new_record()
+            val_loss = self._evaluate(record)
+            better = val_loss is not None and self.progress.note_loss(val_loss)
+            self.log.write(record)
+            self._report(record, better)
+            if self._due(plan.sample) or ended:
+                self._sample()
+        elif self._due(plan.log):
+            self.log.write(self._new_record())
+        if self._due(plan.checkpoint) or better or self._over():
+            self._checkpoint(val_loss)
+
+    def _new_record(self) -> dict[str, Any]:
+        """The training record since the last one."""
+        losses, self.progress.losses = self.progress.losses, []
+        batches = self.text.batches
+        chars = batches.chars_per_epoch / batches.steps_per_epoch * len(losses)
+        record: dict[str, Any] = {
+            "step": self.step,
+            "epoch": round(self.step / batches.steps_per_epoch, 4),
+            "time_s": round(self.clock.seconds(), 3),
+            "chars_per_second": round(chars / self.clock.lap(), 1),
+            "learning_rate": float(self.learning_rate(self.step - 1)),
+        }
+        if losses:
+            record["train_loss"] = math.fsum(losses) / len(losses)
+        if math.isfinite(self.grad_norm):
+            record["grad_norm"] = self.grad_norm
+        if self.skipped:
+            record["skipped"] = self.skipped
+        self.record = record
+        return record
+
+    def _evaluate(self, record: dict[str, Any]) -> float | None:
+        """Adds the validation loss to the record; None where there is no validation text."""
+        ids = self.text.parts.val.ids
+        if ids.size < 2:
+            return None
+        record |= evaluate(self.config.model, self.state.best_params, ids)
+        return float(record["val_loss"])
+
+    def _report(self, record: Mapping[str, Any], better: bool) -> None:
+        self.display.report(words.evaluation(record, better=better))
+
+    def _sample(self) -> None:
+        """Adds to `samples.txt` one text a temperature, and shows the last."""
+        wanted, shown = self.config.sample, ""
+        for temperature in wanted.temperatures if wanted.num_chars else ():
+            (text,) = sample_texts(
+                self.config.model,
+                self.state.best_params,
+                self.text.vocab,
+                wanted.prompt,
+                num_chars=wanted.num_chars,
+                num_samples=1,
+                sampling=Sampling(temperature=temperature, seed=self.config.seed),
+            )
+            title = f"=== step {self.step}, temperature {temperature:g} ==="
+            shown = f"{title}\n{wanted.prompt}{text}\n"
+            with self.folder.samples.open("a", encoding="utf-8", newline="") as file:
+                file.write(f"{shown}\n")
+        if shown:
+            self.display.text(shown)
+
+    def _checkpoint(self, val_loss: float | None) -> None:
+        self.progress.elapsed_s = self.clock.seconds()
+        meta = describe(self.config, self.text, self.parameters) | {
+            "progress": self.progress.to_json(),
+            "logs": self.folder.log_sizes(),
+        }
+        self.checkpoints.save(self.step, self.backend.whole(self.state), meta, val_loss=val_loss)

@@ -1,0 +1,81 @@
+"""The run's numbers: one JSON object a record, and the curves drawn from them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+class MetricsLog:
+    """Appends records to `metrics.jsonl`, and to TensorBoard events if asked.
+
+    Keys are among `step`, `epoch`, `time_s` (seconds of training), `train_loss` and
+    `val_loss` (nats per character), `val_bpc` (bits per character), `chars_per_second`,
+    `learning_rate`, `grad_norm` and `skipped`.
+    """
+
+    def __init__(self, path: Path, *, tensorboard: bool) -> None:
+        self._path = path
+        self._events = _event_writer(path.parent) if tensorboard else None
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Appends one record; it is on its way to the disk when this returns."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, allow_nan=False) + "\n")
+        if self._events is not None:
+            for name, value in record.items():
+                if name != "step":
+                    self._events.add_scalar(name, value, record["step"])
+            self._events.flush()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a `metrics.jsonl`, [] where there is none."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def draw_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draws training and validation loss over steps as a PNG."""
+    from matplotlib.figure import Figure  # half a second that only the end of a run needs
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for key, label, style in (
+        ("train_loss", "training", {"color": "tab:blue", "alpha": 0.6, "linewidth": 1}),
+        ("val_loss", "validation", {"color": "tab:orange", "marker": "o", "markersize": 3}),
+    ):
+        points = [(r["step"], r[key]) for r in records if key in r]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, **style)
+    validated = [r for r in records if "val_loss" in r]
+    if validated:
+        best = min(validated, key=lambda r: r["val_loss"])
+        axes.axhline(best["val_loss"], color="gray", linewidth=0.5, linestyle=":")
+        axes.set_title(f"best validation loss {best['val_loss']:.4f} at step {best['step']}")
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss (nats per character)")
+    losses = [r["train_loss"] for r in records if "train_loss" in r]
+    if losses:  # the first steps' loss of ln(vocabulary) would flatten all the rest
+        low = min(losses + [r["val_loss"] for r in validated])
+        axes.set_ylim(low - 0.05, sorted(losses)[-max(1, len(losses) // 20)] + 0.05)
+    axes.grid(alpha=0.3)
+    if axes.get_lines():
+        axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def _event_writer(folder: Path) -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        from charjax.errors import InputError
+
+        raise InputError(
+            "config.train.tensorboard=True: tensorboardX is not installed; "
+            "run: pip install 'charjax[tensorboard]'"
+        ) from error
+    return SummaryWriter(str(folder / "tensorboard"))

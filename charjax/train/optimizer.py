@@ -1,0 +1,69 @@
+"""Gradient transformation and learning-rate schedule of a config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from charjax.config import OptimConfig
+from charjax.types import Count, PyTree, Scalar
+
+# A one-cycle schedule starts at this fraction of its peak (Smith and Topin 2017).
+_ONECYCLE_START = 1 / 25
+
+
+def make_schedule(config: OptimConfig, total_steps: int) -> Callable[[int | Count], Scalar]:
+    """Step -> learning rate.
+
+    Linear warm-up over the first `warmup` fraction of `total_steps`, then the
+    decay that `schedule` names, down to `final` times the peak. `onecycle` rises
+    and falls along half cosines.
+
+    Args:
+      config: peak and shape.
+      total_steps: where the decay ends; unused by `constant` without warm-up.
+    """
+    warmup = round(config.warmup * total_steps)
+
+    def schedule(step: int | Count) -> Scalar:
+        rise = jnp.clip((jnp.asarray(step) + 1) / max(warmup, 1), 0, 1)
+        fall = jnp.clip((jnp.asarray(step) - warmup) / max(total_steps - warmup, 1), 0, 1)
+        half_cosine = (1 + jnp.cos(jnp.pi * fall)) / 2
+        if config.schedule == "onecycle":
+            rise = _ONECYCLE_START + (1 - _ONECYCLE_START) * (1 - jnp.cos(jnp.pi * rise)) / 2
+        left = {
+            "constant": jnp.ones(()),
+            "linear": 1 - fall,
+            "cosine": half_cosine,
+            "onecycle": half_cosine,
+        }[config.schedule]
+        shape = config.final + (1 - config.final) * left
+        return config.learning_rate * rise * shape
+
+    return schedule
+
+
+def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTransformation:
+    """Clipping by global norm, then the named optimizer under its schedule."""
+    schedule = make_schedule(config, total_steps)
+    if config.name == "sgd":
+        rule = optax.sgd(schedule, momentum=config.b1)
+    elif config.name == "rmsprop":
+        rule = optax.rmsprop(schedule, decay=config.b2, eps=config.eps, eps_in_sqrt=False)
+    elif config.name == "adam":
+        rule = optax.adam(schedule, config.b1, config.b2, config.eps)
+    else:
+        rule = optax.adamw(
+            schedule, config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=_kernels
+        )
+    if config.clip_norm == 0:
+        return rule
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
+
+
+def _kernels(params: PyTree) -> PyTree:
+    """True for matrices: decay belongs on products, not on biases."""
+    return jax.tree.map(lambda p: p.ndim > 1, params)

@@ -1,0 +1,52 @@
+"""When a run does what, in steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from charjax.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The intervals of a run, in steps.
+
+    Attributes:
+      total: the last step; 0 where only the clock ends the run.
+      log: between records of the training loss.
+      evaluate: between evaluations.
+      checkpoint: between checkpoints.
+      sample: between live samples.
+      dispatch: steps sent to the devices at once; divides all the others.
+    """
+
+    total: int
+    log: int
+    evaluate: int
+    checkpoint: int
+    sample: int
+    dispatch: int
+
+    @property
+    def intervals(self) -> tuple[int, ...]:
+        """At whose multiples something is due."""
+        return (self.log, self.evaluate, self.checkpoint, self.sample)
+
+
+def make_plan(config: TrainConfig, steps_per_epoch: int) -> Plan:
+    """The plan that a config means on a text with so many steps an epoch.
+
+    Every stop lies on a multiple of `dispatch`, so that a resumed run sends the
+    devices exactly the groups of steps that an uninterrupted one does.
+    """
+    epochs = math.ceil(config.max_epochs * steps_per_epoch)
+    limits = [limit for limit in (config.max_steps, epochs) if limit]
+    total = min(limits, default=0)
+    evaluate = config.eval_every or steps_per_epoch
+    checkpoint = config.checkpoint_every or evaluate
+    sample = config.sample_every or evaluate
+    common = math.gcd(total, config.log_every, evaluate, checkpoint, sample)
+    most = min(common, config.steps_per_dispatch)
+    dispatch = max(n for n in range(1, most + 1) if common % n == 0)
+    return Plan(total, config.log_every, evaluate, checkpoint, sample, dispatch)

@@ -1,0 +1,70 @@
+"""What a run tells the person who watches it."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from charjax.config import Config
+from charjax.data.prepare import Prepared
+from charjax.folder import RunFolder
+from charjax.train.plan import Plan
+from charjax.train.progress import Progress
+
+
+def opening(config: Config, text: Prepared, plan: Plan, parameters: int) -> list[str]:
+    """The first words: the text, the model, the machine."""
+    corpus, device = text.corpus, jax.devices()[0]
+    lines = [
+        f"text: {corpus.name}, {len(corpus.text):,} characters, {len(text.vocab)} symbols",
+        f"model: {config.model.cell} {config.model.layers} x {config.model.hidden}, "
+        f"{parameters:,} parameters, on {jax.device_count()} x {device.device_kind}",
+        f"plan: {f'{plan.total:,}' if plan.total else 'any number of'} steps, "
+        f"{text.batches.steps_per_epoch:,} an epoch",
+    ]
+    return lines + _notice(text)
+
+
+def evaluation(record: Mapping[str, Any], *, better: bool) -> str:
+    """One line for one evaluation."""
+    train_loss = f"  train {record['train_loss']:.4f}" if "train_loss" in record else ""
+    return (
+        f"step {record['step']:,}  epoch {record['epoch']:.2f}{train_loss}  "
+        f"val {record['val_loss']:.4f} nats ({record['val_bpc']:.4f} bits) per character  "
+        f"{record['chars_per_second'] / 1000:.1f}k chars/s{'  best' if better else ''}"
+    )
+
+
+def beside_the_bar(record: Mapping[str, Any], progress: Progress) -> str:
+    """The numbers beside the progress bar."""
+    parts = [f"loss {record['train_loss']:.4f}"] if "train_loss" in record else []
+    if math.isfinite(progress.best):
+        parts.append(f"best val {progress.best:.4f}")
+    if record:
+        parts.append(f"{record['chars_per_second'] / 1000:.1f}k chars/s")
+    return "  ".join(parts)
+
+
+def closing(
+    config: Config, folder: RunFolder, text: Prepared, progress: Progress
+) -> list[str]:
+    """The last words: what came of it, where it lies, and the next command."""
+    lines = [f"ended: {progress.ended}; {progress.elapsed_s:.0f} s of training"]
+    if math.isfinite(progress.best):
+        lines.append(
+            f"best validation loss: {progress.best:.4f} nats "
+            f"({progress.best / math.log(2):.4f} bits) per character"
+        )
+    lines += _notice(text)
+    lines.append(f"checkpoints: {folder.checkpoints}  curves: {folder.curves}")
+    workdir, prompt = (shlex.quote(s) for s in (str(folder.path), config.sample.prompt or "The "))
+    lines.append(f"next: charjax sample --workdir={workdir} --prompt={prompt} --num_chars=500")
+    return lines
+
+
+def _notice(text: Prepared) -> list[str]:
+    return [f"NOTICE: {text.corpus.notice}"] if text.corpus.notice else []

@@ -1,0 +1,31 @@
+"""Quickstart: see the whole of charjax work on a laptop, with nothing to download.
+
+    python launch.py --config=configs/quickstart.py
+
+Text:     python_docs, the language reference that every CPython carries.
+Model:    one GRU layer of 256 units.
+Time:     a few minutes on two CPU cores.
+Expected: see README.
+"""
+
+from ml_collections import ConfigDict
+
+from charjax.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+    to_config_dict,
+)
+
+
+def get_config() -> ConfigDict:
+    return to_config_dict(
+        Config(
+            data=DataConfig(corpus="python_docs", batch_size=32, seq_len=64),
+            model=ModelConfig(cell="gru", hidden=256, embed=64),
+            optim=OptimConfig(name="adamw", learning_rate=4e-3, schedule="linear", warmup=0.1),
+            train=TrainConfig(max_steps=600, eval_every=150),
+        )
+    )

@@ -1,0 +1,25 @@
+"""draft"""
+
+from ml_collections import ConfigDict
+
+from charjax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig, to_config_dict
+
+
+def get_config() -> ConfigDict:
+    return to_config_dict(
+        Config(
+            data=DataConfig(corpus="shakespeare", offline="python_docs", batch_size=32, seq_len=64),
+            model=ModelConfig(cell="gru", hidden=512, embed=128, dropout=0.1),
+            optim=OptimConfig(
+                name="adamw",
+                learning_rate=4e-3,
+                b2=0.99,
+                weight_decay=0.01,
+                schedule="linear",
+                warmup=0.1,
+                final=0.01,
+                clip_norm=1.0,
+            ),
+            train=TrainConfig(max_steps=3000, eval_every=250, log_every=50),
+        )
+    )

@@ -1,0 +1,8 @@
+"""Trains the run that a config file describes: python launch.py --config=configs/shakespeare.py."""
+
+import sys
+
+from charjax.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["train", *sys.argv[1:]]))

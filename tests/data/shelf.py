@@ -1,0 +1,51 @@
+"""A named corpus with places to lie in, and a web that has it or not."""
+
+from __future__ import annotations
+
+import hashlib
+
+from charjax.data import sources
+from charjax.data.sources import Source
+
+
+class Shelf:
+    """A corpus named `story`, two folders it may lie in, and a web that has it or not."""
+
+    TEXT = b"Once upon a time.\n"
+
+    def __init__(self, tmp_path, monkeypatch) -> None:
+        self.data, self.cache = tmp_path / "data", tmp_path / "cache"
+        self.online = False
+        self.fetched: list[str] = []
+        monkeypatch.setenv("CHARJAX_DATA_DIR", str(self.data))
+        monkeypatch.setenv("XDG_CACHE_HOME", str(self.cache))
+        monkeypatch.setattr(sources, "fetch", self._fetch)
+        self._set = lambda *files: monkeypatch.setitem(sources.NAMED, "story", files)
+        self.holds()
+
+    def holds(self, **fields: str) -> None:
+        """Sets the one source of the corpus."""
+        self._set(self.source(**fields))
+
+    def holds_either(self, *files: Source) -> None:
+        """Sets the corpus' sources, the preferred one first."""
+        self._set(*files)
+
+    def source(self, **fields: str) -> Source:
+        digest = hashlib.sha256(self.TEXT).hexdigest()
+        given = {"file": "story.txt", "url": "https://example.org/story", "sha256": digest}
+        return Source(min_bytes=1, max_bytes=100, **{**given, **fields})
+
+    def put(self, folder: str, text: bytes = TEXT, name: str = "story.txt") -> str:
+        """Puts a file into the `data` folder or the `cache`; its path."""
+        path = self.data / name if folder == "data" else self.cache / "charjax" / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(text)
+        return str(path)
+
+    def _fetch(self, url, target, **_) -> None:
+        self.fetched.append(url)
+        if not self.online:
+            raise sources.HostError(f"{url}: cannot be reached; put the file at {target}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(self.TEXT)

@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from charjax.config import DataConfig
+from charjax.data.batches import WindowBatches, make_batches, split
+from charjax.errors import InputError
+
+ONE = np.array([0])
+MODES = [
+    DataConfig(batching="stream", batch_size=3, seq_len=7),
+    DataConfig(batching="windows", batch_size=3, seq_len=7),
+    DataConfig(batching="windows", batch_size=3, seq_len=7, keep_partial=True),
+    DataConfig(batching="sliding", batch_size=3, seq_len=7, stride=2, targets="last"),
+]
+
+
+def mode_name(config: DataConfig) -> str:
+    return config.batching + "-partial" * config.keep_partial
+
+
+def config_of(batching: str, **fields) -> DataConfig:
+    return dataclasses.replace(DataConfig(batching=batching, batch_size=3, seq_len=7), **fields)
+
+
+def counting(n: int) -> np.ndarray:
+    """A text in which every symbol tells its own position."""
+    return np.arange(n, dtype=np.int32)
+
+
+def epoch_of(batches, epoch: int) -> list:
+    first = epoch * batches.steps_per_epoch
+    return [batches(first + i) for i in range(batches.steps_per_epoch)]
+
+
+def window_starts(batches, epoch: int) -> list[int]:
+    """The first symbols of all windows that count, in their order."""
+    return [int(i) for b in epoch_of(batches, epoch) for i in b.inputs[b.mask[:, -1], 0]]
+
+
+def assert_equal(left, right):
+    for a, b in zip(left, right, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+# Every mode.
+
+
+@pytest.mark.parametrize("config", MODES, ids=mode_name)
+def test_shapes_and_types(config):
+    batch = make_batches(config, counting(200), ONE, 0)(0)
+    for array in batch[:3]:
+        assert array.shape == (3, 7)
+    assert batch.fresh.shape == (3,)
+    assert [a.dtype for a in batch] == [np.int32, np.int32, bool, bool]
+
+
+@pytest.mark.parametrize("config", MODES, ids=mode_name)
+def test_targets_follow_inputs(config):
+    batches, ids = make_batches(config, counting(200), ONE, 0), counting(200)
+    for step in range(3 * batches.steps_per_epoch):
+        batch = batches(step)
+        np.testing.assert_array_equal(batch.targets, (batch.inputs + 1) % len(ids))
+
+
+@pytest.mark.parametrize("config", MODES, ids=mode_name)
+def test_a_batch_is_a_function_of_the_step_alone(config):
+    ids = counting(200)
+    forward = make_batches(config, ids, ONE, 7)
+    steps = range(3 * forward.steps_per_epoch)
+    in_order = [forward(step) for step in steps]
+    backward = make_batches(config, ids, ONE, 7)
+    for step in reversed(steps):
+        assert_equal(backward(step), in_order[step])
+    assert_equal(make_batches(config, ids, ONE, 7)(steps[-1]), in_order[-1])
+
+
+@pytest.mark.parametrize("config", MODES, ids=mode_name)
+def test_seeds_and_epochs_differ_in_order(config):
+    ids = counting(500)
+
+    def second_epoch(seed: int) -> np.ndarray:
+        return np.stack([b.inputs for b in epoch_of(make_batches(config, ids, ONE, seed), 1)])
+
+    first = np.stack([b.inputs for b in epoch_of(make_batches(config, ids, ONE, 0), 0)])
+    assert not np.array_equal(first, second_epoch(0))
+    assert not np.array_equal(second_epoch(0), second_epoch(1))
+
+
+@pytest.mark.parametrize("config", MODES, ids=mode_name)
+@given(n=st.integers(60, 400))
+def test_chars_per_epoch_is_what_the_masks_count(config, n):
+    batches = make_batches(config, counting(n), ONE, 1)
+    for epoch in range(2):
+        assert sum(b.mask.sum() for b in epoch_of(batches, epoch)) == batches.chars_per_epoch
+
+
+@pytest.mark.parametrize("config", MODES, ids=mode_name)
+def test_too_little_text_names_both_lengths(config):
+    with pytest.raises(InputError, match=r"has 7 characters, .* takes (8|22) "):
+        make_batches(config, counting(7), ONE, 0)
+    with pytest.raises(InputError, match=r"has 0 characters, .* takes (8|22) "):
+        make_batches(config, counting(0), np.array([], np.int64), 0)
+
+
+def test_compact_ids_make_the_same_batches():
+    ids = counting(100)
+    for config in MODES:
+        wide, narrow = (make_batches(config, x, ONE, 0)(1) for x in (ids, ids.astype(np.int8)))
+        assert narrow.inputs.dtype == np.int32
+        assert_equal(wide, narrow)
+
+
+# Streams.
+
+
+def test_a_lane_continues_from_batch_to_batch_within_an_epoch():
+    batches = make_batches(config_of("stream"), counting(200), ONE, 0)
+    for epoch in range(3):
+        steps = epoch_of(batches, epoch)
+        assert steps[0].fresh.all()
+        for batch, following in itertools.pairwise(steps):
+            np.testing.assert_array_equal(batch.targets[:, -1], following.inputs[:, 0])
+            assert not following.fresh.any()
+
+
+@given(n=st.integers(22, 300), epoch=st.integers(0, 3))
+def test_a_stream_reads_no_symbol_twice_and_leaves_less_than_a_batch(n, epoch):
+    batches = make_batches(config_of("stream"), counting(n), ONE, 0)
+    read = np.concatenate([b.inputs.ravel() for b in epoch_of(batches, epoch)])
+    assert len(set(read.tolist())) == len(read) == batches.chars_per_epoch
+    assert n - len(read) <= 3 * 7
+    assert batches.windows == 3
+
+
+def test_the_first_epoch_begins_at_the_beginning_and_later_ones_read_the_rest():
+    n = 2 * 21 + 20  # 20 symbols fill no batch
+    batches = make_batches(config_of("stream"), counting(n), ONE, 0)
+    epochs = [{int(i) for b in epoch_of(batches, e) for i in b.inputs.ravel()} for e in range(12)]
+    assert epochs[0] == set(range(2 * 21))
+    # A symbol stays unread in one epoch with odds of 20/62: in all, 62 * (20/62)**11 < 1e-3.
+    assert set().union(*epochs) == set(range(n))
+
+
+# Windows, disjoint and sliding.
+
+WINDOWED = [
+    config_of("windows", keep_partial=True),
+    config_of("windows", keep_partial=True, targets="last"),
+    config_of("sliding", keep_partial=True, stride=3),
+    config_of("sliding", keep_partial=True, stride=11, targets="last"),
+]
+LENGTHS = st.lists(st.integers(0, 60), min_size=1, max_size=6).filter(lambda x: max(x) > 7)
+
+
+def expected_starts(config: DataConfig, lengths: list[int]) -> list[int]:
+    stride = config.stride if config.batching == "sliding" else config.seq_len + 1
+    begins = np.cumsum([0, *lengths])
+    return [
+        int(begin) + i
+        for begin, length in zip(begins, lengths, strict=False)
+        for i in range(0, length - config.seq_len, stride)
+    ]
+
+
+@pytest.mark.parametrize("config", WINDOWED)
+@given(lengths=LENGTHS)
+def test_every_epoch_has_each_window_once_and_none_crosses_documents(config, lengths):
+    starts = np.cumsum([0, *lengths[:-1]])
+    batches = make_batches(config, counting(sum(lengths)), starts, 3)
+    expected = expected_starts(config, lengths)
+    assert batches.windows == len(expected)
+    for epoch in range(2):
+        assert sorted(window_starts(batches, epoch)) == expected
+    document = np.repeat(np.arange(len(lengths)), lengths)
+    for batch in epoch_of(batches, 0):
+        whole = np.concatenate([batch.inputs, batch.targets], axis=1)
+        assert (document[whole] == document[whole[:, :1]]).all()
+        assert batch.fresh.all()
+
+
+def test_disjoint_windows_are_floor_of_length_by_window():
+    for n in range(24, 60):
+        assert make_batches(config_of("windows"), counting(n), ONE, 0).windows == n // 8
+
+
+def test_an_incomplete_batch_is_dropped_or_padded():
+    ids = counting(8 * 7)  # seven windows, three a batch
+    dropped = make_batches(config_of("windows"), ids, ONE, 0)
+    kept = make_batches(config_of("windows", keep_partial=True), ids, ONE, 0)
+    assert (dropped.steps_per_epoch, dropped.chars_per_epoch) == (2, 6 * 7)
+    assert (kept.steps_per_epoch, kept.chars_per_epoch) == (3, 7 * 7)
+    np.testing.assert_array_equal(kept(2).mask.all(axis=1), [True, False, False])
+    assert not kept(2).mask[1:].any()
+
+
+def test_last_target_alone_counts():
+    batch = make_batches(config_of("sliding", targets="last"), counting(100), ONE, 0)(0)
+    np.testing.assert_array_equal(batch.mask, [[False] * 6 + [True]] * 3)
+
+
+def test_windows_counted_by_the_nietzsche_example():
+    config = config_of("sliding", seq_len=60, stride=3, batch_size=128, targets="last")
+    batches = make_batches(config, np.zeros(600_893, np.int32), ONE, 0)
+    assert batches.windows == 200_278
+    assert batches.steps_per_epoch == 200_278 // 128
+
+
+def test_positions_beyond_32_bits_do_not_overflow():
+    ids = np.broadcast_to(np.int8(0), (5_000_000_000,))  # takes one byte of memory
+    config = config_of("windows", seq_len=2**20 - 1)
+    batches = WindowBatches(config, ids, ONE, 0)
+    last = np.array([batches.windows - 1], np.int32)
+    assert batches._first_symbols(last) == [(5_000_000_000 // 2**20 - 1) * 2**20]
+
+
+def test_too_few_windows_for_a_batch_names_both_counts():
+    with pytest.raises(InputError, match=r"has 2 windows of 8, .*batch_size=3"):
+        make_batches(config_of("windows"), counting(16), ONE, 0)
+
+
+ORDER = [40, 48, 0, 56, 24, 16, 32, 72, 8, 64]
+OFFSETS = [0, 215, 950, 747]
+
+
+def test_the_order_of_a_seed_is_the_same_in_every_release():
+    batches = make_batches(config_of("windows", batch_size=5), counting(80), ONE, 42)
+    stream = make_batches(config_of("stream"), counting(1000), ONE, 42)
+    begins = [int(stream(e * stream.steps_per_epoch).inputs[0, 0]) for e in range(4)]
+    message = "data order changed: resumed runs would see other batches; intended?"
+    assert window_starts(batches, 0) == ORDER, message
+    assert begins == OFFSETS, message
+
+
+# Splits.
+
+
+@pytest.mark.parametrize(
+    ("fractions", "sizes"),
+    [
+        ((0.9, 0.1, 0.0), (1_003_854, 111_540, 0)),
+        ((0.9, 0.05, 0.05), (1_003_854, 55_770, 55_770)),
+        ((0.9, 0.0, 0.1), (1_003_854, 0, 111_540)),
+        ((1.0, 0.0, 0.0), (1_115_394, 0, 0)),
+        ((0.8, 0.1, 0.1), (892_315, 111_539, 111_540)),
+    ],
+)
+def test_sizes_of_the_parts_of_tiny_shakespeare(fractions, sizes):
+    parts = split(np.zeros(1_115_394, np.int32), ONE, fractions)
+    assert tuple(len(part.ids) for part in parts) == sizes
+    assert [part.starts.tolist() for part in parts] == [[0] if size else [] for size in sizes]
+
+
+@given(
+    lengths=st.lists(st.integers(1, 50), min_size=2, max_size=30),
+    fractions=st.sampled_from([(0.5, 0.5, 0.0), (0.6, 0.2, 0.2), (1.0, 0.0, 0.0)]),
+)
+def test_documents_are_never_cut_and_never_lost(lengths, fractions):
+    ids, starts = counting(sum(lengths)), np.cumsum([0, *lengths[:-1]])
+    try:
+        parts = split(ids, starts, fractions)
+    except InputError:  # a fraction smaller than any document
+        return
+    np.testing.assert_array_equal(np.concatenate([part.ids for part in parts]), ids)
+    begins = [part.ids[part.starts] for part in parts if part.ids.size]
+    np.testing.assert_array_equal(np.concatenate(begins), starts)
+    train = len(parts.train.ids)
+    boundaries = np.append(starts, len(ids))
+    wanted = int(len(ids) * fractions[0])
+    assert abs(train - wanted) == np.abs(boundaries - wanted).min()
+
+
+def test_a_part_that_would_be_empty_is_refused():
+    with pytest.raises(InputError, match="the val part of 101 characters in 2 documents is empty"):
+        split(counting(101), np.array([0, 1]), (0.9, 0.1, 0.0))
+    with pytest.raises(InputError, match="the train part of 1 characters"):
+        split(counting(1), ONE, (0.9, 0.1, 0.0))

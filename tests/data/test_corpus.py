@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import hashlib
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from charjax.config import DataConfig
+from charjax.data.corpus import Corpus, load_corpus
+from charjax.errors import HostError, InputError
+
+from .shelf import Shelf
+
+
+def load(told=None, **fields) -> Corpus:
+    report = (lambda notice: None) if told is None else told.append
+    return load_corpus(DataConfig(**fields), report=report, progress=lambda done, total: None)
+
+
+@pytest.fixture
+def read(tmp_path):
+    """The corpus of a file with these bytes."""
+
+    def read_bytes(data: bytes, told=None, **fields) -> Corpus:
+        (tmp_path / "text.txt").write_bytes(data)
+        return load(told, path=str(tmp_path / "text.txt"), **fields)
+
+    return read_bytes
+
+
+def documents_of(corpus: Corpus) -> list[str]:
+    edges = [*corpus.starts.tolist(), len(corpus.text)]
+    return [corpus.text[a:b] for a, b in itertools.pairwise(edges)]
+
+
+# Decoding.
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
+def test_text_arrives_as_it_is(tmp_path_factory, text):
+    path = tmp_path_factory.mktemp("texts") / "text.txt"
+    path.write_bytes(b"|" + text.encode("utf-8"))
+    corpus = load(path=str(path))
+    assert corpus.text == "|" + text
+    assert corpus.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (corpus.starts.tolist(), corpus.notice, corpus.name) == ([0], "", str(path))
+
+
+@given(data=st.binary(min_size=1))
+def test_any_bytes_can_be_read_as_bytes(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("bytes") / "data"
+    path.write_bytes(data)
+    assert load(path=str(path), unit="byte").text.encode("latin-1") == data
+
+
+def test_line_ends_stay_unless_told_otherwise(read):
+    data = b"a\r\nb\rc\nd\n\re"
+    assert read(data).text == data.decode()
+    assert read(data, newlines="unix").text == "a\nb\nc\nd\n\ne"
+
+
+def test_a_leading_byte_order_mark_is_dropped_and_told(read):
+    told = []
+    corpus = read("\ufeffa\ufeffb".encode(), told)
+    assert corpus.text == "a\ufeffb"
+    assert "byte order mark" in corpus.notice
+    assert told == [corpus.notice]
+
+
+def test_bytes_that_are_no_utf8_are_named_with_offset_and_remedy(read, tmp_path):
+    with pytest.raises(InputError) as caught:
+        read(b"abc\xffdef")
+    message = str(caught.value)
+    for words in (str(tmp_path / "text.txt"), "0xFF", "offset 3", "utf-8", "unit=byte"):
+        assert words in message
+    assert read(b"abc\xffdef", encoding="latin-1").text == "abc\xffdef"
+
+
+@pytest.mark.parametrize("encoding", ["nonsense", "base64", "undefined", "a\0b"])
+def test_an_encoding_that_is_none_is_refused(read, encoding):
+    with pytest.raises(InputError, match=r"config.data.encoding"):
+        read(b"abc..d" * 20, encoding=encoding)
+
+
+def test_half_a_surrogate_pair_is_refused(read):
+    with pytest.raises(InputError, match="character 1 is half of a surrogate pair"):
+        read(b"a+2AA-", encoding="utf-7")
+
+
+def test_lower_case(read):
+    assert read("ÄB".encode(), lowercase=True).text == "äb"
+    lowered = read("ÄB".encode(), lowercase=True, unit="byte").text
+    assert lowered.encode("latin-1").decode("utf-8") == "Äb"
+
+
+# Markers.
+
+
+@pytest.mark.parametrize("unit", ["codepoint", "byte"])
+def test_markers_keep_what_lies_between_them(read, unit):
+    data = "END é Kopf ÄNFANG Text END Fuß".encode()
+    text = read(data, unit=unit, start="ÄNFANG", end="END").text
+    assert text.encode("latin-1" if unit == "byte" else "utf-8").decode("utf-8") == "ÄNFANG Text "
+
+
+def test_markers_are_found_before_case_is_lowered(read):
+    assert read(b"head START Body", start="START", lowercase=True).text == "start body"
+
+
+@pytest.mark.parametrize("field", ["start", "end"])
+def test_a_missing_marker_is_named(read, field, tmp_path):
+    with pytest.raises(InputError, match=f"config.data.{field}='MARK': not in {tmp_path}"):
+        read(b"text", **{field: "MARK"})
+
+
+# Documents.
+
+
+def test_lines_are_documents_with_their_newline(read):
+    corpus = read("a\n\nb\x85\u2028c\r\nd".encode(), documents="lines")
+    assert documents_of(corpus) == ["a\n", "\n", "b\x85\u2028c\r\n", "d"]
+    assert corpus.starts.dtype == np.int64
+
+
+def test_rows_are_documents_of_joined_columns(read):
+    data = b'"3","Title, one","Text ""quoted""\nmore"\n\n"4","Two",""\n'
+    corpus = read(data, documents="rows", columns=(1, 2))
+    assert documents_of(corpus) == ['Title, one Text "quoted"\nmore', "Two "]
+    assert documents_of(read(data, documents="rows", columns=(0,))) == ["3", "4"]
+    assert documents_of(read(b"a,b\nc\n", documents="rows")) == ["a b", "c"]
+
+
+@pytest.mark.parametrize("columns", [(2,), (0, -1)])
+def test_a_column_that_a_row_lacks_is_named(read, columns):
+    with pytest.raises(InputError, match=r"line 1 of .* has 2 columns"):
+        read(b"a,b\n", documents="rows", columns=columns)
+
+
+@pytest.mark.parametrize("data", [b'a,"b\nc', b'"a"b,c', b"a" * 140_000])
+def test_what_is_no_csv_is_refused(read, data):
+    with pytest.raises(InputError, match="is no CSV"):
+        read(data, documents="rows")
+
+
+# Paths.
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, text in {"b.txt": "two", "a/c.txt": "one", "a/d.md": "no", "empty.txt": ""}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+@pytest.mark.parametrize("pattern", ["", "/**/*.txt", "/**/[abe]*.txt"])
+def test_folders_and_globs_are_read_in_order_of_their_paths(folder, pattern):
+    path = str(folder) + pattern
+    # In the order of a/c.txt, b.txt and empty.txt; the last pattern has no c.txt.
+    texts = ["two"] if "[" in pattern else ["one", "two"]
+    assert load(path=path).text == "\n".join([*texts, ""])
+    assert documents_of(load(path=path, documents="files")) == texts
+
+
+def test_lines_of_several_files_follow_each_other(folder):
+    assert documents_of(load(path=str(folder), documents="lines")) == ["one", "two"]
+
+
+def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path):
+    (tmp_path / "[a].txt").write_text("brackets")
+    (tmp_path / "a.txt").write_text("glob")
+    assert load(path=str(tmp_path / "[a].txt")).text == "brackets"
+
+
+@pytest.mark.parametrize("name", ["none.txt", "b.txt/none", "*.none", "a\0b"])
+def test_a_path_to_nothing_is_named(folder, name):
+    with pytest.raises(InputError, match=r"config.data.path=.*no (such|text) file"):
+        load(path=str(folder / name))
+
+
+def test_a_folder_without_texts_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"config.data.path=.*no text file"):
+        load(path=str(tmp_path))
+
+
+def test_a_file_that_cannot_be_read_is_the_machines_fault(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(HostError, match="loop: cannot be read"):
+        load(path=str(tmp_path / "loop"))
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"documents": "lines"}, {"documents": "rows"}, {"unit": "byte"}]
+)
+def test_an_empty_text_is_refused(read, fields):
+    with pytest.raises(InputError, match=r"text\.txt: the text is empty"):
+        read(b"", **fields)
+
+
+# Names, and what takes the place of a corpus that is nowhere.
+
+
+def test_a_named_corpus_is_processed_like_any_other(shelf):
+    shelf.put("data")
+    corpus = load(corpus="story", lowercase=True, start="upon")
+    assert (corpus.name, corpus.text, corpus.notice) == ("story", "upon a time.\n", "")
+
+
+@pytest.mark.parametrize("field", ["corpus", "offline"])
+def test_an_unknown_name_lists_those_there_are(shelf, field):
+    shelf.put("data")
+    fields = {"corpus": "story", field: "shakespere"}
+    with pytest.raises(InputError, match=f"config.data.{field}='shakespere': .*shakespeare"):
+        load(**fields)
+
+
+def test_without_a_substitute_a_missing_corpus_ends_with_exit_code_4(shelf):
+    with pytest.raises(HostError) as caught:
+        load(corpus="story")
+    message = str(caught.value)
+    assert caught.value.exit_code == 4
+    for words in (
+        "'story'",
+        str(shelf.data),
+        str(shelf.cache),
+        "https://example.org/story",
+        "data.path",
+        "data.offline=python_docs",
+    ):
+        assert words in message
+    assert len(message.splitlines()) == 1
+
+
+def test_a_substitute_is_used_loudly_and_without_the_options_of_the_other_file(shelf):
+    told = []
+    corpus = load(
+        told,
+        corpus="story",
+        offline="python_docs",
+        start="upon",
+        documents="rows",
+        columns=(1,),
+        encoding="utf-16",
+        lowercase=True,
+    )
+    assert corpus.name == "python_docs"
+    assert len(corpus.text) > 300_000
+    assert corpus.text.islower()
+    assert corpus.notice in told
+    for words in ("'python_docs' REPLACES", "'story'", "https://example.org/story"):
+        assert words in corpus.notice
+
+
+def test_a_substitute_is_not_used_where_the_corpus_is_found_or_downloaded(shelf):
+    shelf.online = True
+    told = []
+    corpus = load(told, corpus="story", offline="python_docs")
+    assert (corpus.name, corpus.text.encode(), corpus.notice) == ("story", Shelf.TEXT, "")
+    assert len(told) == 1  # the download
+
+
+def test_a_corpus_that_is_found_but_damaged_is_not_replaced(shelf):
+    shelf.put("data", b"\xff")
+    with pytest.raises(InputError, match="0xFF"):
+        load(corpus="story", offline="python_docs")
+
+
+def test_a_path_goes_before_a_name(shelf, read):
+    assert read(b"mine", corpus="story").text == "mine"
+    assert shelf.fetched == []

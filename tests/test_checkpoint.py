@@ -1,0 +1,367 @@
+"""What is restored is what was saved, bit for bit, or an older step, or an error; never a guess."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from charjax.checkpoint import Checkpoints, store
+from charjax.checkpoint.record import flatten
+from charjax.errors import CheckpointError, DivergedError, HostError
+
+STATE = {
+    "params": {"dense": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3) / 7}},
+    "step": np.int32(5),
+}
+LIKE = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), STATE)
+
+
+def state_of(step: int) -> dict:
+    return {"params": jax.tree.map(lambda x: x + step, STATE["params"]), "step": np.int32(step)}
+
+
+def open_(directory: Path, *, keep: int = 100, report: Callable[[str], None] | None = None):
+    return Checkpoints(directory, keep=keep, report=report or pytest.fail)
+
+
+def save_all(directory: Path, *steps: int) -> None:
+    with open_(directory) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, state_of(step), {"name": f"at {step}"}, val_loss=None)
+
+
+def assert_same_bits(restored, saved) -> None:
+    assert jax.tree.structure(restored) == jax.tree.structure(saved)
+    for got, want in zip(jax.tree.leaves(restored), jax.tree.leaves(saved), strict=True):
+        want = np.asarray(want)
+        assert type(got) is np.ndarray
+        assert (got.dtype, got.shape, got.tobytes()) == (want.dtype, want.shape, want.tobytes())
+
+
+def test_round_trip_keeps_every_bit_of_every_dtype(tmp_path):
+    state = {
+        "float": np.array([0.0, -0.0, np.nan, np.inf, 1e-45, 1 / 3], np.float32),
+        "bfloat16": jnp.array([1 / 3, -jnp.inf], jnp.bfloat16),
+        "ints": (np.array([-(2**31)], np.int32), jnp.array([2**32 - 1], jnp.uint32)),
+        "bool": np.array([True, False]),
+        "scalar": jnp.int32(7),
+        "empty": np.zeros((0, 3), np.float32),
+        "transposed": np.arange(6, dtype=np.float32).reshape(2, 3).T,
+    }
+    meta = {"vocabulary": ["\n", "é", "\u2028", "日"], "epoch": 0.5, "none": None}
+    with open_(tmp_path) as checkpoints:
+        checkpoints.save(3, state, meta, val_loss=1.25)
+        restored = checkpoints.restore(state)
+        assert checkpoints.verify() == [(3, "")]
+    assert (restored.step, restored.val_loss, restored.meta) == (3, 1.25, meta)
+    assert_same_bits(restored.state, state)
+
+
+names = st.one_of(st.text(max_size=4), st.sampled_from(["a/b", ".", "..", "%2F", ".zarray", "d"]))
+trees = st.recursive(
+    st.just(np.ones(2, np.float32)),
+    lambda child: st.dictionaries(names, child, max_size=3) | st.lists(child, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(trees)
+def test_paths_are_distinct_whatever_the_names(tree):
+    paths, structure = flatten(tree)
+    assert len(paths) == structure.num_leaves
+
+
+@settings(max_examples=10)
+@given(trees)
+def test_any_names_survive_the_disk(tmp_path_factory, tree):
+    with open_(tmp_path_factory.mktemp("names")) as checkpoints:
+        checkpoints.save(1, tree, {}, val_loss=None)
+        assert_same_bits(checkpoints.restore(tree).state, tree)
+
+
+def test_optimizer_state_and_any_part_of_the_whole(tmp_path):
+    params = {"kernel": jnp.linspace(0, 1, 6).reshape(2, 3)}
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
+    updates, opt_state = tx.update(params, tx.init(params), params)
+    state = {"params": optax.apply_updates(params, updates), "opt_state": opt_state}
+    with open_(tmp_path) as checkpoints:
+        checkpoints.save(1, state, {}, val_loss=None)
+        like = jax.eval_shape(lambda: state)
+        assert_same_bits(checkpoints.restore(like).state, state)
+        part = {"params": like["params"]}
+        assert_same_bits(checkpoints.restore(part).state, {"params": state["params"]})
+
+
+def test_a_state_on_eight_devices_is_restored_on_one(tmp_path):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    whole = np.arange(48, dtype=np.float32).reshape(16, 3)
+    state = {
+        "params": jax.device_put(whole, NamedSharding(mesh, P())),
+        "carry": jax.device_put(whole, NamedSharding(mesh, P("data"))),
+    }
+    with open_(tmp_path) as checkpoints:
+        checkpoints.save(1, state, {}, val_loss=None)
+        assert_same_bits(checkpoints.restore(state).state, {"params": whole, "carry": whole})
+
+
+def test_newest_and_best_are_kept(tmp_path):
+    losses = [3.0, 2.0, 2.5, None, 2.0, float("inf"), 2.9, None]
+    kept = [[1], [1, 2], [2, 3], [2, 3, 4], [4, 5], [5, 6], [5, 6, 7], [5, 7, 8]]
+    with open_(tmp_path, keep=2) as checkpoints:
+        for step, (loss, steps) in enumerate(zip(losses, kept, strict=True), start=1):
+            checkpoints.save(step, state_of(step), {}, val_loss=loss)
+            assert checkpoints.steps() == steps
+        best, newest = checkpoints.read_meta(which="best"), checkpoints.read_meta()
+        assert (best.step, best.val_loss, newest.step, newest.val_loss) == (5, 2.0, 8, None)
+        assert_same_bits(checkpoints.restore(LIKE, which=7).state, state_of(7))
+
+
+def test_a_step_below_the_newest_is_saved_and_stays(tmp_path):
+    save_all(tmp_path, 5, 6)
+    with open_(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(4, state_of(4), {}, val_loss=None)
+        assert checkpoints.steps() == [4, 6]
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 16
+    file.write_bytes(content)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "flipped": flip,
+    "truncated": lambda file: os.truncate(file, file.stat().st_size // 2),
+    "emptied": lambda file: os.truncate(file, 0),
+    "deleted": Path.unlink,
+}
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("two")
+    save_all(directory, 1, 2)
+    return directory
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_anywhere_is_reported_and_the_older_step_used(two_steps, tmp_path, damage):
+    files = [file.relative_to(two_steps) for file in (two_steps / "2").rglob("*") if file.is_file()]
+    fell_back = 0
+    for number, file in enumerate(files):
+        copy = shutil.copytree(two_steps, tmp_path / str(number))
+        DAMAGES[damage](copy / file)
+        reports: list[str] = []
+        with open_(copy, report=reports.append) as checkpoints:
+            restored = checkpoints.restore(LIKE)
+        assert_same_bits(restored.state, state_of(restored.step))
+        assert restored.meta == {"name": f"at {restored.step}"}
+        assert len(reports) == 2 - restored.step
+        assert all("trying step 1" in line and "\n" not in line for line in reports)
+        fell_back += restored.step == 1
+    assert fell_back >= 3  # the record, the arrays and their index; little hangs on the others
+
+
+def test_every_flipped_byte_of_the_arrays_is_found(two_steps, tmp_path):
+    copy = shutil.copytree(two_steps, tmp_path / "copy")
+    file = max((copy / "2" / "state").rglob("ocdbt*/d/*"), key=lambda file: file.stat().st_size)
+    sound = file.read_bytes()
+    for position in range(0, len(sound), 7):
+        file.write_bytes(sound[:position] + bytes([sound[position] ^ 1]) + sound[position + 1 :])
+        with open_(copy, report=[].append) as checkpoints:
+            restored = checkpoints.restore(LIKE)
+        assert_same_bits(restored.state, state_of(restored.step))
+
+
+def test_every_flipped_byte_of_the_record_is_found(two_steps, tmp_path):
+    copy = shutil.copytree(two_steps, tmp_path / "copy")
+    file = copy / "2" / "meta" / "record.json"
+    sound = file.read_bytes()
+    for position in range(0, len(sound), 2):
+        file.write_bytes(sound[:position] + bytes([sound[position] ^ 1]) + sound[position + 1 :])
+        with open_(copy, report=[].append) as checkpoints:
+            assert checkpoints.read_meta().step == 1, position
+
+
+def test_a_record_of_another_step_is_not_believed(two_steps, tmp_path):
+    copy = shutil.copytree(two_steps, tmp_path / "copy")
+    (copy / "2").rename(copy / "3")
+    with open_(copy, report=[].append) as checkpoints:
+        assert checkpoints.restore(LIKE).step == 1
+
+
+def test_the_best_falls_back_on_the_next_best(tmp_path):
+    reports: list[str] = []
+    with open_(tmp_path, report=reports.append) as checkpoints:
+        for step, loss in {1: 2.0, 2: 1.0, 3: 1.5, 4: None}.items():
+            checkpoints.save(step, state_of(step), {}, val_loss=loss)
+        flip(tmp_path / "2" / "meta" / "record.json")
+        assert checkpoints.restore(LIKE, which="best").step == 3
+    assert len(reports) == 1
+    assert "trying step 3" in reports[0]
+
+
+def test_strays_and_leftovers_are_not_steps_and_only_leftovers_go(tmp_path):
+    save_all(tmp_path, 1)
+    for name in ("900", "7.orbax-checkpoint-tmp", "notes", "01"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "8").write_text("a file")
+    reports: list[str] = []
+    with open_(tmp_path, report=reports.append) as checkpoints:
+        assert checkpoints.steps() == [1]
+        assert checkpoints.restore(LIKE).step == 1
+        checkpoints.save(2, state_of(2), {}, val_loss=None)
+        assert checkpoints.steps() == [1, 2]
+        assert {path.name for path in tmp_path.iterdir()} == {"1", "2", "900", "notes", "01", "8"}
+        assert [line for line in reports if "900" not in line] == []
+        checkpoints.save(900, state_of(900), {}, val_loss=None)  # an empty folder makes way
+        assert checkpoints.restore(LIKE).step == 900
+        (tmp_path / "1000").mkdir()
+        (tmp_path / "1000" / "thesis.txt").write_text("not ours")
+        with pytest.raises(HostError, match="not empty"):
+            checkpoints.save(1000, state_of(1000), {}, val_loss=None)
+        assert (tmp_path / "1000" / "thesis.txt").exists()
+
+
+def test_all_damaged_is_an_error_and_the_evidence_stays(two_steps, tmp_path):
+    copy = shutil.copytree(two_steps, tmp_path / "copy")
+    flip(copy / "1" / "meta" / "record.json")
+    shutil.rmtree(copy / "2" / "state")
+    reports: list[str] = []
+    with open_(copy, report=reports.append) as checkpoints:
+        with pytest.raises(CheckpointError, match=r"no checkpoint that verifies \(tried 2, 1\)"):
+            checkpoints.restore(LIKE)
+        assert checkpoints.steps() == [1, 2]
+        assert [bool(problem) for _, problem in checkpoints.verify()] == [True, True]
+    assert len(reports) == 2
+
+
+def test_a_damaged_step_neither_counts_nor_goes_until_it_is_saved_anew(two_steps, tmp_path):
+    copy = shutil.copytree(two_steps, tmp_path / "copy")
+    flip(copy / "2" / "meta" / "record.json")
+    reports: list[str] = []
+    with open_(copy, keep=2, report=reports.append) as checkpoints:
+        assert checkpoints.restore(LIKE).step == 1
+        checkpoints.save(3, state_of(3), {}, val_loss=None)
+        assert checkpoints.steps() == [1, 2, 3]
+        checkpoints.save(2, state_of(2), {}, val_loss=None)
+        assert checkpoints.verify() == [(2, ""), (3, "")]
+    assert "anew" in reports[-1]
+
+
+def test_saving_a_sound_step_again_changes_nothing(tmp_path):
+    save_all(tmp_path, 1)
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
+    save_all(tmp_path, 1)
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
+
+
+def test_nothing_there_and_no_such_step(tmp_path):
+    with open_(tmp_path / "never") as checkpoints:
+        assert checkpoints.steps() == []
+        with pytest.raises(CheckpointError, match="holds no checkpoint"):
+            checkpoints.restore(LIKE)
+    save_all(tmp_path, 1)
+    with open_(tmp_path) as checkpoints, pytest.raises(CheckpointError, match="no such step"):
+        checkpoints.read_meta(which=2)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "names"),
+    [
+        (jax.ShapeDtypeStruct((2, 4), np.float32), r"float32\[2, 3\].*float32\[2, 4\]"),
+        (jax.ShapeDtypeStruct((2, 3), jnp.bfloat16), r"float32\[2, 3\].*bfloat16\[2, 3\]"),
+    ],
+)
+def test_another_shape_or_dtype_is_named_and_no_older_step_tried(two_steps, kernel, names):
+    with open_(two_steps) as checkpoints:
+        with pytest.raises(CheckpointError, match=f"params/dense/kernel is {names}"):
+            checkpoints.restore({"params": {"dense": {"kernel": kernel}}})
+        with pytest.raises(CheckpointError, match="ema/x is not there"):
+            checkpoints.restore({"ema": {"x": kernel}})
+
+
+@pytest.mark.parametrize("name", ["params", "ema"])
+def test_a_parameter_that_is_not_finite_is_never_saved(tmp_path, name):
+    bad = {name: {"k": jnp.array([1, jnp.nan], jnp.bfloat16)}, "opt_state": np.ones(1)}
+    with open_(tmp_path) as checkpoints:
+        with pytest.raises(DivergedError, match=f"step 1: {name}/k is not finite"):
+            checkpoints.save(1, bad, {}, val_loss=None)
+        assert checkpoints.steps() == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        OSError(errno.EROFS, os.strerror(errno.EROFS)),
+        ValueError("RESOURCE_EXHAUSTED: Error writing [os_error_code='28']"),
+    ],
+)
+def test_a_refusing_disk_leaves_the_older_steps_and_no_litter(tmp_path, monkeypatch, error):
+    save_all(tmp_path, 1)
+    with open_(tmp_path) as checkpoints:
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                checkpoints._store._orbax, "_save_step_metadata", lambda *_, **__: raise_(error)
+            )
+            with pytest.raises(HostError, match=r"28 bytes needed, \d+ free"):
+                checkpoints.save(2, state_of(2), {}, val_loss=None)
+        assert [path.name for path in tmp_path.iterdir()] == ["1"]
+        checkpoints.save(2, state_of(2), {}, val_loss=None)
+        assert checkpoints.verify() == [(1, ""), (2, "")]
+
+
+def raise_(error: Exception) -> None:
+    raise error
+
+
+def test_a_folder_that_cannot_be_made_is_a_host_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with open_(tmp_path / "file" / "checkpoints") as checkpoints, pytest.raises(HostError):
+        checkpoints.save(1, STATE, {}, val_loss=None)
+
+
+def test_an_enormous_record_is_not_read(two_steps, tmp_path, monkeypatch):
+    copy = shutil.copytree(two_steps, tmp_path / "copy")
+    os.truncate(copy / "2" / "meta" / "record.json", 2**40)  # sparse: takes no room
+    reports: list[str] = []
+    with open_(copy, report=reports.append) as checkpoints:
+        assert checkpoints.read_meta().step == 1
+    assert "larger than" in reports[0]
+
+
+def test_the_record_is_json_that_names_every_leaf(two_steps):
+    record = json.loads((two_steps / "1" / "meta" / "record.json").read_text())
+    assert set(record["leaves"]) == {"params/dense/kernel", "step"}
+    assert record["format"] == 1
+    with open_(two_steps) as checkpoints:
+        assert checkpoints.read_meta(which=1).leaves["step"].dtype == "int32"
+    assert store.is_checkpoint(two_steps / "1")
+
+
+def test_damage_among_many_arrays_is_no_noise_but_one_report(tmp_path, capfd):
+    state = {f"leaf{i}": np.random.default_rng(i).random((50, 50)) for i in range(30)}
+    reports: list[str] = []
+    with open_(tmp_path, report=reports.append) as checkpoints:
+        checkpoints.save(1, state, {}, val_loss=None)
+        checkpoints.save(2, state, {}, val_loss=None)
+        for file in (tmp_path / "2" / "state").rglob("ocdbt*/d/*"):
+            os.truncate(file, file.stat().st_size // 2)
+        assert checkpoints.restore(state).step == 1
+    assert len(reports) == 1
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,249 @@
+"""Laws of the one schema: it survives every form it travels in, and refuses by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import typing
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from charjax.config import (
+    Config,
+    ModelConfig,
+    TrainConfig,
+    differences,
+    from_config_dict,
+    to_config_dict,
+    to_dict,
+)
+from charjax.errors import InputError
+
+VALID = Config(train=TrainConfig(max_steps=1))
+
+
+class Leaf(NamedTuple):
+    """One field of the schema: where it is, its type, its declared limits."""
+
+    section: str  # "": a field of Config itself
+    name: str
+    type: Any
+    limits: typing.Mapping[str, Any]
+
+    @property
+    def path(self) -> str:
+        return ".".join(filter(None, ("config", self.section, self.name)))
+
+    def set(self, value: Any) -> dict[str, Any]:
+        """A valid config, as nested dicts, except that this field has the value."""
+        values = to_dict(VALID)
+        (values[self.section] if self.section else values)[self.name] = value
+        return values
+
+
+def _leaves(schema: type, section: str = "") -> list[Leaf]:
+    found, types = [], typing.get_type_hints(schema)
+    for f in dataclasses.fields(schema):
+        if dataclasses.is_dataclass(types[f.name]):
+            found += _leaves(types[f.name], f.name)
+        else:
+            found.append(Leaf(section, f.name, types[f.name], f.metadata))
+    return found
+
+
+LEAVES = _leaves(Config)
+SECTIONS = sorted({leaf.section for leaf in LEAVES} - {""})
+by_path = {"ids": lambda leaf: leaf.path}
+
+
+def assert_refused(values: Any, path: str, shown: str) -> None:
+    """The config is refused in one line that names the field and the value."""
+    with pytest.raises(InputError) as error:
+        from_config_dict(values)
+    message = str(error.value)
+    assert message.startswith(path)
+    assert shown in message
+    assert message.isprintable(), "one line, nothing that moves the cursor"
+
+
+def _values_of(leaf: Leaf) -> st.SearchStrategy[Any]:
+    if "choices" in leaf.limits:
+        return st.sampled_from(leaf.limits["choices"])
+    if "low" in leaf.limits:
+        low, high = leaf.limits["low"], min(leaf.limits["high"], 1e9)
+        number = st.integers if leaf.type is int else st.floats
+        return number(leaf.type(low), leaf.type(high))
+    return {bool: st.booleans(), str: st.text(max_size=5)}[leaf.type]
+
+
+@st.composite
+def valid_values(draw: st.DrawFn) -> dict[str, Any]:
+    """Nested dicts of any valid config; the fields that depend on others are made to agree.
+
+    No Config yet: the type checker draws random numbers, which a strategy must not.
+    """
+    values: dict[str, Any] = {section: {} for section in SECTIONS}
+    for leaf in LEAVES:
+        if typing.get_origin(leaf.type) is not tuple:
+            (values[leaf.section] if leaf.section else values)[leaf.name] = draw(_values_of(leaf))
+    data, train = values["data"], values["train"]
+    data["split"] = draw(st.sampled_from([(0.9, 0.1, 0.0), (1.0, 0.0, 0.0), (0.5, 0.25, 0.25)]))
+    rows = data["documents"] == "rows"
+    data["columns"] = draw(st.lists(st.integers(0, 9), max_size=3 * rows).map(tuple))
+    if data["batching"] == "stream":
+        data["targets"] = "all"
+    train["max_steps"] = max(train["max_steps"], 1)
+    temperatures = st.lists(st.floats(0, 1e9), max_size=3)
+    values["sample"]["temperatures"] = draw(temperatures.map(tuple))
+    return values
+
+
+def _assemble(values: dict[str, Any]) -> Config:
+    """The config by its constructors alone, past everything that these tests are about."""
+    types = typing.get_type_hints(Config)
+    return Config(**{k: types[k](**v) if k in SECTIONS else v for k, v in values.items()})
+
+
+@given(valid_values())
+def test_the_way_through_flags_and_back_changes_nothing(values):
+    config = _assemble(values)
+    assert from_config_dict(to_config_dict(config)) == config
+
+
+@given(valid_values())
+def test_the_way_through_json_and_back_changes_nothing(values):
+    config = _assemble(values)
+    assert from_config_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+@given(valid_values(), valid_values())
+def test_differences_are_what_turns_one_config_into_the_other(old, new):
+    changed = differences(_assemble(old), _assemble(new))
+    for name, (before, after) in changed.items():
+        *sections, last = name.split(".")
+        place = old[sections[0]] if sections else old
+        assert place[last] == before != after
+        place[last] = after
+    assert old == new
+
+
+def test_differences_name_fields_by_their_flag():
+    new = dataclasses.replace(VALID, seed=7, model=ModelConfig(cell="lstm"))
+    assert differences(VALID, new) == {"seed": (0, 7), "model.cell": ("gru", "lstm")}
+    assert differences(new, new) == {}
+
+
+def test_what_is_left_out_takes_its_default():
+    assert from_config_dict({"train": {"max_steps": 1}}) == VALID
+
+
+def test_a_config_is_frozen_and_can_be_a_static_argument():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        VALID.seed = 1
+    assert hash(VALID) == hash(from_config_dict(to_dict(VALID)))
+
+
+@pytest.mark.parametrize("leaf", LEAVES, **by_path)
+def test_every_default_is_valid_and_can_be_overridden_by_a_flag(leaf):
+    values = to_dict(VALID)
+    default = (values[leaf.section] if leaf.section else values)[leaf.name]
+    assert default is not None
+    assert from_config_dict(leaf.set(default)) == VALID
+
+
+@pytest.mark.parametrize("leaf", [x for x in LEAVES if "choices" in x.limits], **by_path)
+@given(word=st.text(max_size=9))
+def test_a_choice_takes_its_words_alone(leaf, word):
+    if word not in leaf.limits["choices"]:
+        assert_refused(leaf.set(word), leaf.path, repr(word))
+
+
+def _just_outside(leaf: Leaf) -> list[int | float]:
+    low, high = leaf.limits["low"], leaf.limits["high"]
+    if leaf.type is int:
+        return [low - 1, -(10**400), high + 1 if math.isfinite(high) else 10**400]
+    below, above = math.nextafter(low, -math.inf), math.nextafter(high, math.inf)
+    return [below, above, -math.inf, math.inf, math.nan, 10**400]
+
+
+@pytest.mark.parametrize("leaf", [x for x in LEAVES if "low" in x.limits], **by_path)
+def test_a_number_just_outside_its_limits_is_refused(leaf):
+    for value in _just_outside(leaf):
+        # Of a number with hundreds of digits its first ones are enough.
+        assert_refused(leaf.set(value), leaf.path, str(value)[:20])
+
+
+@pytest.mark.parametrize("leaf", LEAVES, **by_path)
+def test_a_value_of_another_type_is_refused(leaf):
+    wrong = [None, {}, {"a": 1}, b"x", True, 1, 1.5, "1", [True], ["x"], [None]]
+    fits = {float: (int, float)}.get(leaf.type, (leaf.type,))
+    for value in wrong:
+        if type(value) not in fits:
+            shown = value[0] if isinstance(value, list) and leaf.type not in (int, str) else value
+            assert_refused(leaf.set(value), leaf.path, repr(shown).strip("[]"))
+
+
+@pytest.mark.parametrize("leaf", [x for x in LEAVES if x.type is float], **by_path)
+def test_a_whole_number_widens_to_a_float(leaf):
+    built = to_dict(from_config_dict(leaf.set(0)))
+    value = built[leaf.section][leaf.name]
+    assert (value, type(value)) == (0.0, float)
+
+
+@pytest.mark.parametrize("section", ["", *SECTIONS])
+@pytest.mark.parametrize("name", ["hiden", "", "a\nb", 3])
+def test_an_unknown_field_is_refused(section, name):
+    values = to_dict(VALID)
+    (values[section] if section else values)[name] = 1
+    shown = name if isinstance(name, str) and name.isprintable() else repr(name)
+    assert_refused(values, ".".join(filter(None, ("config", section))), shown)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+@pytest.mark.parametrize("value", [None, 3, "abc", [1]], ids=repr)
+def test_a_section_must_be_a_mapping(section, value):
+    assert_refused({**to_dict(VALID), section: value}, f"config.{section}", repr(value))
+
+
+@pytest.mark.parametrize("value", [None, 3, "abc", [1]], ids=repr)
+def test_a_config_must_be_a_mapping(value):
+    assert_refused(value, "config", repr(value))
+
+
+@pytest.mark.parametrize(
+    ("path", "shown", "changed"),
+    [
+        ("config.data.split", "(0.9, 0.1)", {"data": {"split": (0.9, 0.1)}}),
+        ("config.data.split", "(0.9, 0.2, 0.0)", {"data": {"split": (0.9, 0.2, 0.0)}}),
+        ("config.data.split", "(1.1, -0.1, 0.0)", {"data": {"split": (1.1, -0.1, 0.0)}}),
+        ("config.data.split", "nan", {"data": {"split": (math.nan, 0.5, 0.5)}}),
+        ("config.data.split", "nan", {"data": {"split": (0.5, 0.5, math.nan)}}),
+        ("config.data.split", "0", {"data": {"split": (0.0, 0.5, 0.5)}}),
+        ("config.data.columns", "rows", {"data": {"columns": (1,)}}),
+        ("config.data.targets", "last", {"data": {"targets": "last"}}),
+        ("config.sample.temperatures", "-0.5", {"sample": {"temperatures": (1.0, -0.5)}}),
+        ("config.sample.temperatures", "inf", {"sample": {"temperatures": (math.inf,)}}),
+        ("config.sample.temperatures", "nan", {"sample": {"temperatures": (math.nan,)}}),
+        (
+            "config.optim.schedule",
+            "cosine",
+            {"optim": {"schedule": "cosine"}, "train": {"max_steps": 0, "max_minutes": 1.0}},
+        ),
+        ("config.train", "max_steps", {"train": {"max_steps": 0}}),
+    ],
+)
+def test_a_contradiction_is_refused(path, shown, changed):
+    values = to_dict(VALID)
+    for section, fields in changed.items():
+        values[section] |= fields
+    assert_refused(values, path, shown)
+
+
+@pytest.mark.parametrize("limit", ["max_steps", "max_epochs", "max_minutes"])
+def test_one_limit_is_enough_to_end_a_run(limit):
+    config = from_config_dict({"train": {limit: 1}})
+    assert getattr(config.train, limit) == 1
