@@ -81,7 +81,7 @@ class _Parser(argparse.ArgumentParser):
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             name = unknown[0].partition("=")[0]
-            known = list(getattr(parsed, "flags", ())) + ["--config", "--help"]
+            known = [*getattr(parsed, "flags", ()), "--config", "--help"]
             nearest = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {nearest[0]}?" if nearest else f"see: {self.prog} --help"
             raise InputError(f"{unknown[0]}: no such flag; {hint}")
@@ -218,7 +218,7 @@ def _read_config_file(file_flag: str, path: str, config_flags: Sequence[str]) ->
     ml_flags.DEFINE_config_file("config", flag_values=holder, sys_argv=argv)
     try:
         holder(argv)
-        return holder["config"].value.to_dict()
+        return holder.config.to_dict()
     except CharjaxError:
         raise
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:

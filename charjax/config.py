@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 
-def _number(default: float, low: float = 0, high: float = math.inf) -> Any:
-    """A numeric field that must lie in [low, high]."""
+def _number(default: int | float, low: int | float = 0, high: int | float = 2**31 - 1) -> Any:
+    """A numeric field that must lie in [low, high]; counts fit the device's int32."""
     return field(default=default, metadata={"low": low, "high": high})
 
 
@@ -79,8 +79,8 @@ class OptimConfig:
 
     name: str = _choice("adamw", "adam", "rmsprop", "sgd")
     learning_rate: float = _number(2e-3, 0)  # the schedule's peak
-    b1: float = _number(0.9, 0, 1)  # adam, adamw: decay of the mean; sgd: momentum
-    b2: float = _number(0.99, 0, 1)  # adam, adamw, rmsprop: decay of the square
+    b1: float = _number(0.9, 0, 0.999999)  # adam, adamw: decay of the mean; sgd: momentum
+    b2: float = _number(0.99, 0, 0.999999)  # adam, adamw, rmsprop: decay of the square
     eps: float = _number(1e-8, 0)
     weight_decay: float = _number(0.0, 0)  # adamw, on kernels only
     schedule: str = _choice("constant", "cosine", "linear", "onecycle")
@@ -149,7 +149,7 @@ def to_config_dict(config: Config) -> ConfigDict:
     return ConfigDict(to_dict(config))
 
 
-def from_config_dict(values: Mapping[str, Any]) -> Config:
+def from_config_dict(values: Any) -> Config:
     """The frozen, validated `Config` of nested mappings, from flags or from JSON.
 
     Raises:
@@ -158,6 +158,7 @@ def from_config_dict(values: Mapping[str, Any]) -> Config:
     """
     config: Config = _build(Config, values, "config")
     _check_together(config)
+    _check_all_act(config)
     return config
 
 
@@ -175,13 +176,15 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield prefix + name, value
 
 
-def _build(schema: type, values: Mapping[str, Any], where: str) -> Any:
+def _build(schema: type, values: Any, where: str) -> Any:
+    if not hasattr(values, "items"):  # a ConfigDict has it, yet is no Mapping
+        raise InputError(f"{where}={values!r}: must be a mapping of fields to values")
     types = typing.get_type_hints(schema)
     fields = {f.name: f for f in dataclasses.fields(schema)}
     unknown = [name for name in values if name not in fields]
     if unknown:
-        raise InputError(f"{where}.{unknown[0]}: no such field; there are {', '.join(fields)}")
-    built = {}
+        raise InputError(f"{where}: no field {unknown[0]!r}; there are {', '.join(fields)}")
+    built: dict[str, Any] = {}
     for name, value in values.items():
         path, wanted = f"{where}.{name}", types[name]
         if dataclasses.is_dataclass(wanted):
@@ -197,7 +200,7 @@ def _coerce(value: Any, wanted: Any, path: str) -> Any:
     if typing.get_origin(wanted) is tuple and isinstance(value, list | tuple):
         item = typing.get_args(wanted)[0]
         return tuple(_coerce(v, item, path) for v in value)
-    if wanted is float and type(value) is int:
+    if wanted is float and type(value) is int and abs(value) <= 2**53:
         return float(value)
     if type(value) is wanted:
         return value
@@ -208,13 +211,13 @@ def _coerce(value: Any, wanted: Any, path: str) -> Any:
 def _check_limits(value: Any, limits: Mapping[str, Any], path: str) -> None:
     if "choices" in limits and value not in limits["choices"]:
         raise InputError(f"{path}={value!r}: must be one of {', '.join(limits['choices'])}")
-    if "low" in limits and not (limits["low"] <= value <= limits["high"] and math.isfinite(value)):
+    if "low" in limits and not limits["low"] <= value <= limits["high"]:
         raise InputError(f"{path}={value}: must be from {limits['low']} to {limits['high']}")
 
 
 def _check_together(config: Config) -> None:
     data, optim, train = config.data, config.optim, config.train
-    if len(data.split) != 3 or min(data.split) < 0 or abs(sum(data.split) - 1) > 1e-6:
+    if len(data.split) != 3 or not (min(data.split) >= 0 and abs(sum(data.split) - 1) <= 1e-6):
         raise InputError(
             f"config.data.split={data.split}: must be three fractions, "
             "train, validation and test, that add up to 1"
@@ -239,3 +242,27 @@ def _check_together(config: Config) -> None:
         raise InputError(
             "config.train: no limit is set; give train.max_steps, max_epochs or max_minutes"
         )
+
+
+# Fields that act only together with others: (field, whether it acts, what it needs).
+FIELD_NEEDS: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
+    ("data.stride", lambda c: c.data.batching == "sliding", "data.batching=sliding"),
+    ("data.keep_partial", lambda c: c.data.batching != "stream", "windows or sliding batches"),
+    ("data.encoding", lambda c: c.data.unit == "codepoint", "data.unit=codepoint"),
+    ("model.dropout_between", lambda c: c.model.layers > 1, "two layers or more"),
+    ("optim.weight_decay", lambda c: c.optim.name == "adamw", "optim.name=adamw"),
+    ("optim.b1", lambda c: c.optim.name != "rmsprop", "adam, adamw or sgd"),
+    ("optim.b2", lambda c: c.optim.name != "sgd", "adam, adamw or rmsprop"),
+    ("optim.eps", lambda c: c.optim.name != "sgd", "adam, adamw or rmsprop"),
+    ("optim.final", lambda c: c.optim.schedule != "constant", "a schedule that decays"),
+    ("train.patience", lambda c: c.data.split[1] > 0, "a validation part in data.split"),
+)
+
+
+def _check_all_act(config: Config) -> None:
+    """Refuses a field that was set and has no effect: nothing is ignored in silence."""
+    default = dict(_leaves(to_dict(Config())))
+    for name, value in _leaves(to_dict(config)):
+        for field_name, acts, needed in FIELD_NEEDS:
+            if name == field_name and value != default[name] and not acts(config):
+                raise InputError(f"config.{name}={value!r}: has no effect here; needs {needed}")

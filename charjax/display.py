@@ -34,7 +34,7 @@ class _PlainDisplay:
         self._stream = stream
 
     def report(self, message: str) -> None:
-        print(message, file=self._stream, flush=True)  # noqa: T201
+        print(message, file=self._stream, flush=True)
 
     text = report
 

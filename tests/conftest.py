@@ -1,4 +1,4 @@
-"""Strict runtime for every test, and the environment in which forced host devices do not deadlock."""
+"""Strict runtime for every test, on eight host devices that do not deadlock."""
 
 from __future__ import annotations
 

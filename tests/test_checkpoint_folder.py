@@ -79,6 +79,7 @@ def test_run_json_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     folder = RunFolder(tmp_path)
     values = {"vocabulary": ["\n", "é", "日", "😀"], "steps": 10, "split": [0.9, 0.1]}
     folder.write_run(values)
+    assert os.listdir(tmp_path) == ["run.json"]
 
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from charjax.config import (
+    FIELD_NEEDS,
     Config,
     ModelConfig,
     TrainConfig,
@@ -108,16 +109,42 @@ def _assemble(values: dict[str, Any]) -> Config:
     return Config(**{k: types[k](**v) if k in SECTIONS else v for k, v in values.items()})
 
 
+def _effective(values: dict[str, Any]) -> Config:
+    """The config with every field at its default that would have no effect."""
+    config, default = _assemble(values), to_dict(Config())
+    for name, acts, _ in FIELD_NEEDS:
+        section, leaf = name.split(".")
+        if not acts(config):
+            values[section][leaf] = default[section][leaf]
+    return _assemble(values)
+
+
 @given(valid_values())
 def test_the_way_through_flags_and_back_changes_nothing(values):
-    config = _assemble(values)
+    config = _effective(values)
     assert from_config_dict(to_config_dict(config)) == config
 
 
 @given(valid_values())
 def test_the_way_through_json_and_back_changes_nothing(values):
-    config = _assemble(values)
+    config = _effective(values)
     assert from_config_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ("data", "stride", 3),
+        ("model", "dropout_between", 0.5),
+        ("optim", "final", 0.1),
+        ("data", "keep_partial", True),
+    ],
+)
+def test_a_field_that_would_do_nothing_is_refused(section, field, value):
+    values = to_dict(VALID)
+    values[section][field] = value
+    with pytest.raises(InputError, match=rf"config\.{section}\.{field}=.*has no effect"):
+        from_config_dict(values)
 
 
 @given(valid_values(), valid_values())

@@ -13,13 +13,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import re
 from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import absl.logging
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -196,12 +196,13 @@ def _gather(leaf: jax.Array) -> Any:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silences Orbax's log: what matters in it reaches the user as an error or a report."""
-    verbosity = absl.logging.get_verbosity()
-    absl.logging.set_verbosity(absl.logging.FATAL)
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        absl.logging.set_verbosity(verbosity)
+        logger.setLevel(level)
 
 
 @contextlib.contextmanager

@@ -282,7 +282,7 @@ def choose(
     likeliest = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     # Shifted so that the largest is 0, no temperature overflows.
     shifted = logits - jnp.max(logits, axis=-1, keepdims=True)
-    scaled = shifted / jnp.maximum(temperature, jnp.finfo(jnp.float32).tiny)
+    scaled = shifted / jnp.maximum(temperature, np.finfo(np.float32).tiny)
     if top_p is not None:
         scaled = keep_top_p(scaled, top_p)
 

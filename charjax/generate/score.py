@@ -144,5 +144,5 @@ def _chunk_nats(
 ) -> tuple[Carry, Nats]:
     vocab_size = params["output_bias"].shape[0]
     network = CharRNN(config, vocab_size)
-    logits, carry = network.apply({"params": params}, inputs, restart(carry, fresh))
+    logits, carry = network.run(params, inputs, restart(carry, fresh))
     return carry, next_char_nats(logits, targets)

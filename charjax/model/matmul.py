@@ -8,6 +8,9 @@ of these. On a GPU all forms are equally good, so the plain ones are used there.
 
 from __future__ import annotations
 
+import functools
+import operator
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import jax
@@ -20,11 +23,10 @@ from jaxtyping import Array, Float
 _MOST_TERMS = 1024
 
 
-def dot(
-    a: Float[Array, "m k"], b: Float[Array, "k n"], dtype: DTypeLike
-) -> Float[Array, "m n"]:
+def dot(a: Float[Array, "m k"], b: Float[Array, "k n"], dtype: DTypeLike) -> Float[Array, "m n"]:
     """`a @ b` with operands rounded to `dtype` and accumulated in float32."""
-    return jnp.dot(a.astype(dtype), b.astype(dtype), preferred_element_type=jnp.float32)
+    product: Array = jnp.dot(a.astype(dtype), b.astype(dtype), preferred_element_type=jnp.float32)
+    return product
 
 
 def dot_leading(
@@ -34,13 +36,14 @@ def dot_leading(
     if jnp.dtype(dtype) == jnp.float32:
         return dot(a.T, b, dtype)
     a, b = a.astype(dtype), b.astype(dtype)
-    return jax.lax.platform_dependent(
+    product: Array = jax.lax.platform_dependent(
         a,
         b,
         # The barrier keeps XLA from folding the transpose into the product.
         cpu=lambda a, b: dot(jax.lax.optimization_barrier(a.T), b, dtype),
         default=lambda a, b: dot(a.T, b, dtype),
     )
+    return product
 
 
 def dot_sum(
@@ -49,37 +52,36 @@ def dot_sum(
     """`concat(parts, 1) @ concat(kernels, 0)`; the kernels' dtype is the compute dtype."""
     dtype = kernels[0].dtype
 
-    def blockwise(*operands: Array) -> Array:
-        left, right = operands[: len(parts)], operands[len(parts) :]
-        return sum(_dot_blocks(a, b) for a, b in zip(left, right, strict=True))
+    def blockwise(parts: Sequence[Array], kernels: Sequence[Array]) -> Array:
+        return _sum(dot_blocks(a, b) for a, b in zip(parts, kernels, strict=True))
 
-    def whole(*operands: Array) -> Array:
-        left, right = operands[: len(parts)], operands[len(parts) :]
-        return dot(jnp.concatenate(left, 1), jnp.concatenate(right, 0), dtype)
+    def whole(parts: Sequence[Array], kernels: Sequence[Array]) -> Array:
+        return dot(jnp.concatenate(parts, 1), jnp.concatenate(kernels, 0), dtype)
 
-    operands = (*(p.astype(dtype) for p in parts), *kernels)
-    return jax.lax.platform_dependent(*operands, cpu=blockwise, default=whole)
+    parts = tuple(part.astype(dtype) for part in parts)
+    product: Array = jax.lax.platform_dependent(parts, kernels, cpu=blockwise, default=whole)
+    return product
 
 
-def _dot_blocks(a: Array, b: Array) -> Array:
-    k = a.shape[1]
+def dot_blocks(a: Float[Array, "m k"], b: Float[Array, "k n"]) -> Float[Array, "m n"]:
+    """`a @ b` of operands of one dtype, cut along `k` as far as a CPU wants it."""
     if a.dtype == jnp.float32:
         return dot(a, b, a.dtype)
-    cuts = range(0, k, _MOST_TERMS)
-    return sum(dot(a[:, i : i + _MOST_TERMS], b[i : i + _MOST_TERMS], a.dtype) for i in cuts)
+    cuts = range(0, a.shape[1], _MOST_TERMS)
+    return _sum(dot(a[:, i : i + _MOST_TERMS], b[i : i + _MOST_TERMS], a.dtype) for i in cuts)
+
+
+def _sum(terms: Iterable[Array]) -> Array:
+    return functools.reduce(operator.add, terms)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
-def matmul(
-    a: Float[Array, "m k"], b: Float[Array, "k n"], dtype: DTypeLike
-) -> Float[Array, "m n"]:
+def matmul(a: Float[Array, "m k"], b: Float[Array, "k n"], dtype: DTypeLike) -> Float[Array, "m n"]:
     """`a @ b` whose gradient, too, is computed in `dtype` and accumulated in float32."""
     return dot(a, b, dtype)
 
 
-def _matmul_forward(
-    a: Array, b: Array, dtype: DTypeLike
-) -> tuple[Array, tuple[Array, Array]]:
+def _matmul_forward(a: Array, b: Array, dtype: DTypeLike) -> tuple[Array, tuple[Array, Array]]:
     return dot(a, b, dtype), (a, b)
 
 

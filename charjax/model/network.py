@@ -37,6 +37,7 @@ class RecurrentStep(nn.Module):
     dtype: Any
 
     def setup(self) -> None:
+        """Declares the parameters."""
         gates = CELLS[self.cell].gates * self.hidden
         self.kernel = self.param("kernel", _orthogonal_gates, (self.hidden, gates))
         self.bias = (
@@ -90,16 +91,12 @@ class RecurrentLayer(nn.Module):
 
         if c.recurrence == "fast":
             source = (
-                Projected(rows.reshape(-1, batch, gates))
-                if tokens is None
-                else Table(rows, tokens)
+                Projected(rows.reshape(-1, batch, gates)) if tokens is None else Table(rows, tokens)
             )
             return recur(c.cell, dtype, source, step.weights(), carry)
 
-        scan = nn.scan(
-            lambda module, carry, x: module(carry, x),
-            variable_broadcast="params",
-            split_rngs={"params": False},
+        scan: Callable[..., tuple[LayerCarry, Hidden]] = nn.scan(
+            RecurrentStep.__call__, variable_broadcast="params", split_rngs={"params": False}
         )
         xs = rows.reshape(-1, batch, gates) if tokens is None else rows[tokens]
         last, outputs = scan(step, carry, xs)
@@ -159,6 +156,21 @@ class CharRNN(nn.Module):
         logits = matmul(inputs, kernel, dtype) + bias[None]
         return logits.reshape(-1, batch, self.vocab_size).swapaxes(0, 1), tuple(states)
 
+    def run(
+        self,
+        params: PyTree,
+        tokens: Tokens,
+        carry: Carry,
+        dropout_keys: LaneKeys | None = None,
+        *,
+        last_only: bool = False,
+    ) -> tuple[Logits, Carry]:
+        """`__call__` as a pure function of the parameters."""
+        outputs: tuple[Logits, Carry] = self.apply(  # type: ignore[assignment]
+            {"params": params}, tokens, carry, dropout_keys, last_only=last_only
+        )
+        return outputs
+
     def _embed(
         self, tokens: Int[Array, "time batch"], drop: _Dropout
     ) -> tuple[Float[Array, "rows features"], Array | None]:
@@ -209,7 +221,8 @@ def initial_carry(config: ModelConfig, batch: int) -> Carry:
 
 def restart(carry: Carry, fresh: Fresh) -> Carry:
     """The carry with zeros in the lanes that begin anew."""
-    return jax.tree.map(lambda c: jnp.where(fresh[:, None], 0.0, c), carry)
+    cleared: Carry = jax.tree.map(lambda c: jnp.where(fresh[:, None], 0.0, c), carry)
+    return cleared
 
 
 def init_params(config: ModelConfig, vocab_size: int, key: PRNGKey) -> PyTree:

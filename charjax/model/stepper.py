@@ -44,7 +44,11 @@ def step_weights(config: ModelConfig, params: PyTree) -> StepWeights:
     """The parameters of a `CharRNN`, rearranged."""
     dtype = jnp.dtype(config.dtype)
     layers = [params[f"layer_{i}"] for i in range(config.layers)]
-    table = dot(params["embedding"], layers[0]["kernel"], dtype) if config.embed else layers[0]["kernel"]
+    table = (
+        dot(params["embedding"], layers[0]["kernel"], dtype)
+        if config.embed
+        else layers[0]["kernel"]
+    )
     onward = [(above["kernel"], above["bias"]) for above in layers[1:]]
     onward.append((params["output_kernel"], params["output_bias"]))
     kernels, biases = [], []

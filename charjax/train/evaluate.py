@@ -12,9 +12,7 @@ from charjax.generate.score import score
 from charjax.types import PyTree
 
 
-def evaluate(
-    config: ModelConfig, params: PyTree, ids: Int[np.ndarray, " chars"]
-) -> dict[str, Any]:
+def evaluate(config: ModelConfig, params: PyTree, ids: Int[np.ndarray, " chars"]) -> dict[str, Any]:
     """The loss on every character of a split, the carry kept throughout.
 
     Returns:

@@ -38,9 +38,7 @@ def describe(config: Config, text: Prepared, parameters: int) -> dict[str, Any]:
     }
 
 
-def check_same_run(
-    folder: Path, saved: Mapping[str, Any], config: Config, text: Prepared
-) -> None:
+def check_same_run(folder: Path, saved: Mapping[str, Any], config: Config, text: Prepared) -> None:
     """Refuses to go on with another model, optimizer, seed or text than before.
 
     Args:

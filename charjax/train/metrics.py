@@ -44,13 +44,10 @@ def draw_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for key, label, style in (
-        ("train_loss", "training", {"color": "tab:blue", "alpha": 0.6, "linewidth": 1}),
-        ("val_loss", "validation", {"color": "tab:orange", "marker": "o", "markersize": 3}),
-    ):
+    for key, label, marker in (("train_loss", "training", ""), ("val_loss", "validation", ".")):
         points = [(r["step"], r[key]) for r in records if key in r]
         if points:
-            axes.plot(*zip(*points, strict=True), label=label, **style)
+            axes.plot(*zip(*points, strict=True), label=label, marker=marker, linewidth=1)
     validated = [r for r in records if "val_loss" in r]
     if validated:
         best = min(validated, key=lambda r: r["val_loss"])

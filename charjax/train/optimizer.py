@@ -57,7 +57,12 @@ def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTrans
         rule = optax.adam(schedule, config.b1, config.b2, config.eps)
     else:
         rule = optax.adamw(
-            schedule, config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=_kernels
+            schedule,
+            config.b1,
+            config.b2,
+            config.eps,
+            weight_decay=config.weight_decay,
+            mask=_kernels,
         )
     if config.clip_norm == 0:
         return rule

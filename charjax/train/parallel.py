@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import numpy as np
 import optax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from charjax.config import Config
@@ -76,7 +77,8 @@ def _jit_backend(
         return TrainState(*(_put(*part) for part in zip(own, shardings, strict=True)))
 
     def run_global(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        return run(state, _put(batch, batches))
+        moved: tuple[TrainState, StepMetrics] = run(state, _put(batch, batches))
+        return moved
 
     return Backend(place, run_global, lambda state: state)
 
@@ -97,16 +99,17 @@ def _pmap_backend(
         return x.reshape(*x.shape[:axis], devices, -1, *x.shape[axis + 1 :])
 
     def place(state: TrainState) -> TrainState:
-        own = jax.tree.map(np.array, state)
+        own: TrainState = jax.tree.map(np.array, state)
         return own._replace(carry=jax.tree.map(lambda c: split(c, 0), own.carry))
 
     def run_split(state: TrainState, batches: Batch) -> tuple[TrainState, StepMetrics]:
-        return run(state, Batch(*(split(part, 1) for part in batches)))
+        moved: tuple[TrainState, StepMetrics] = run(
+            state, jax.tree.map(partial(split, axis=1), batches)
+        )
+        return moved
 
     def whole(state: TrainState) -> TrainState:
-        return state._replace(
-            carry=jax.tree.map(lambda c: c.reshape(-1, c.shape[-1]), state.carry)
-        )
+        return state._replace(carry=jax.tree.map(lambda c: c.reshape(-1, c.shape[-1]), state.carry))
 
     return Backend(place, run_split, whole)
 

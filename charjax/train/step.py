@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -91,7 +91,7 @@ def make_step(
     dropout_key = stream_key(config.seed, Stream.DROPOUT)
     last_only = config.data.targets == "last"
 
-    def total(x: PyTree) -> PyTree:
+    def total(x: Any) -> Any:
         return x if axis_name is None else jax.lax.psum(x, axis_name)
 
     def loss_fn(params: PyTree, carry: Carry, batch: Batch, step: Count) -> tuple[Scalar, Carry]:
@@ -99,15 +99,16 @@ def make_step(
         if axis_name is not None:
             lanes += lanes.size * jax.lax.axis_index(axis_name)
         keys = jax.vmap(indexed_key, (None, 0))(indexed_key(dropout_key, step), lanes)
-        logits, carry = network.apply(
-            {"params": params}, batch.inputs, carry, keys, last_only=last_only
+        logits, carry = network.run(
+            params, jnp.asarray(batch.inputs), carry, keys, last_only=last_only
         )
-        targets, mask = batch.targets[:, -logits.shape[1] :], batch.mask[:, -logits.shape[1] :]
+        predicted = slice(-logits.shape[1], None)
+        targets, mask = (jnp.asarray(x)[:, predicted] for x in (batch.targets, batch.mask))
         nats = jnp.sum(next_char_nats(logits, targets), where=mask)
         return nats / jnp.maximum(total(jnp.sum(mask)), 1), carry
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        carry = restart(state.carry, batch.fresh)
+        carry = restart(state.carry, jnp.asarray(batch.fresh))
         (loss, carry), grads = jax.value_and_grad(loss_fn, has_aux=True)(
             state.params, carry, batch, state.step
         )

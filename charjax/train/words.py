@@ -49,9 +49,7 @@ def beside_the_bar(record: Mapping[str, Any], progress: Progress) -> str:
     return "  ".join(parts)
 
 
-def closing(
-    config: Config, folder: RunFolder, text: Prepared, progress: Progress
-) -> list[str]:
+def closing(config: Config, folder: RunFolder, text: Prepared, progress: Progress) -> list[str]:
     """The last words: what came of it, where it lies, and the next command."""
     lines = [f"ended: {progress.ended}; {progress.elapsed_s:.0f} s of training"]
     if math.isfinite(progress.best):

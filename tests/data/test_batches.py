@@ -139,6 +139,13 @@ def test_a_stream_reads_no_symbol_twice_and_leaves_less_than_a_batch(n, epoch):
     assert batches.windows == 3
 
 
+def test_the_first_epoch_does_not_go_around_the_end():
+    for n in range(22, 90):
+        batches = make_batches(config_of("stream"), counting(n), ONE, 0)
+        for batch in epoch_of(batches, 0):
+            np.testing.assert_array_equal(batch.targets, batch.inputs + 1)
+
+
 def test_the_first_epoch_begins_at_the_beginning_and_later_ones_read_the_rest():
     n = 2 * 21 + 20  # 20 symbols fill no batch
     batches = make_batches(config_of("stream"), counting(n), ONE, 0)

@@ -124,6 +124,8 @@ def test_unknown_bytes_are_named_as_bytes():
 def test_lone_surrogates_are_refused(unit):
     with pytest.raises(InputError, match=r"character 2 .*U\+DCFF"):
         vocab_of("ab", unit=unit).encode("ab\udcff")
+    with pytest.raises(InputError, match=rf"character {1 << 20} .*U\+D800"):
+        vocab_of("ab", unit=unit).encode("a" * (1 << 20) + "\ud800")
     with pytest.raises(InputError, match=r"U\+D800"):
         Vocab.from_text("\ud800", order="sorted", unit=unit, unk=False)
 
