@@ -14,7 +14,15 @@ from charjax.data.prepare import Prepared
 from charjax.errors import InputError
 
 # What may change between a run and its resumption: how long and how often, not what.
-_MAY_CHANGE = ("train.", "sample.", "parallel.", "model.recurrence", "data.path", "data.offline")
+_MAY_CHANGE = (
+    "train.",
+    "sample.",
+    "parallel.",
+    "model.recurrence",
+    "model.remat",
+    "data.path",
+    "data.offline",
+)
 
 _PACKAGES = ("charjax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
