@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from charjax.model.cells import CELLS, StepGrads
+from charjax.model.cells import CELLS
 from charjax.model.matmul import dot, dot_leading, dot_sum
 from charjax.types import LayerCarry
 
