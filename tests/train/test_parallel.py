@@ -61,9 +61,7 @@ def test_many_devices_train_as_one_does(name, rtol, on_one_device):
     wanted_losses, wanted = on_one_device
     np.testing.assert_allclose(losses, wanted_losses, rtol=rtol)
     assert (state.step, state.skipped) == (30, 0)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), state, wanted
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), state, wanted)
 
 
 @pytest.mark.parametrize("name", BACKENDS)
