@@ -19,14 +19,13 @@ from charjax.train.progress import Progress
 def opening(config: Config, text: Prepared, plan: Plan, parameters: int) -> list[str]:
     """The first words: the text, the model, the machine."""
     corpus, device = text.corpus, jax.devices()[0]
-    lines = [
+    return [
         f"text: {corpus.name}, {len(corpus.text):,} characters, {len(text.vocab)} symbols",
         f"model: {config.model.cell} {config.model.layers} x {config.model.hidden}, "
         f"{parameters:,} parameters, on {jax.device_count()} x {device.device_kind}",
         f"plan: {f'{plan.total:,}' if plan.total else 'any number of'} steps, "
         f"{text.batches.steps_per_epoch:,} an epoch",
     ]
-    return lines + _notice(text)
 
 
 def evaluation(record: Mapping[str, Any], *, better: bool) -> str:
