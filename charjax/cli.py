@@ -233,7 +233,7 @@ def _config_message(error: Exception, path: str, overrides: Sequence[str]) -> st
     text = " ".join(str(error).split())
     names = [(o, o.partition("=")[0].removeprefix("--config.")) for o in overrides]
     guilty = [o for o, name in names if name in text]
-    guilty += [o for o, name in names if name.rpartition(".")[2] in text]
+    guilty += [o for o, name in names if any(part in text for part in name.split("."))]
     where = (guilty or [f"--config={path}"])[0]
     if isinstance(error, KeyError | AttributeError) and guilty:
         nearest = re.search(r'Did you mean "(\w+)"', text)
