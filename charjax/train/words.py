@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import shlex
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -58,9 +60,12 @@ def closing(config: Config, folder: RunFolder, text: Prepared, progress: Progres
         )
     lines += _notice(text)
     lines.append(f"checkpoints: {folder.checkpoints}  curves: {folder.curves}")
-    workdir, prompt = (shlex.quote(s) for s in (str(folder.path), config.sample.prompt or "The "))
-    lines.append(f"next: charjax sample --workdir={workdir} --prompt={prompt} --num_chars=500")
-    return lines
+    # By this very interpreter: the environment may not be activated.
+    here, python = Path.cwd(), Path(sys.executable)
+    python = python.relative_to(here) if python.is_relative_to(here) else python
+    flags = (f"--workdir={folder.path}", f"--prompt={config.sample.prompt or 'The '}")
+    command = shlex.join([str(python), "-m", "charjax", "sample", *flags, "--num_chars=500"])
+    return [*lines, f"next: {command}"]
 
 
 def _notice(text: Prepared) -> list[str]:
