@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from charjax import processes
 from charjax.checkpoint import Checkpoints
-from charjax.config import Config
+from charjax.config import Config, to_dict
 from charjax.data.batches import Batch
 from charjax.data.prepare import Prepared, prepare
+from charjax.devices import one_copy
 from charjax.display import Display
 from charjax.errors import DivergedError, InterruptedRunError
 from charjax.folder import RunFolder
@@ -29,6 +32,7 @@ from charjax.train.plan import make_plan
 from charjax.train.progress import Clock, Progress
 from charjax.train.signals import StopSignals
 from charjax.train.step import StepMetrics, TrainState, init_state
+from charjax.train.stopping import Stopping
 
 
 def train(config: Config, workdir: Path, display: Display) -> Progress:
@@ -46,19 +50,30 @@ def train(config: Config, workdir: Path, display: Display) -> Progress:
       CharjaxError: see `charjax.errors`; what was trained before is kept.
     """
     folder = RunFolder(workdir)
-    folder.create()
     with (
-        folder.lock(),
+        _held(folder),
         StopSignals() as signals,
         Checkpoints(folder.checkpoints, keep=config.train.keep, report=display.report) as saved,
     ):
-        with display.task("reading the text") as update:
+        with display.task("reading the text") as update, processes.first_before_others():
             text = prepare(config, report=display.report, progress=update)
+        processes.require_same("the config or the text", f"{to_dict(config)} {text.corpus.sha256}")
         run = _Run(config, folder, text, display, saved, signals)
         run.begin()
         run.work()
         run.finish()
         return run.progress
+
+
+@contextmanager
+def _held(folder: RunFolder) -> Iterator[None]:
+    """Makes and locks the folder, which one process does for all."""
+    if not processes.is_first():
+        yield
+        return
+    folder.create()
+    with folder.lock():
+        yield
 
 
 class _Run:
@@ -67,7 +82,8 @@ class _Run:
     state: TrainState
     progress: Progress
     clock: Clock
-    log: MetricsLog
+    log: MetricsLog | None
+    stopping: Stopping
 
     def __init__(
         self,
@@ -80,6 +96,7 @@ class _Run:
     ) -> None:
         self.config, self.folder, self.text, self.display = config, folder, text, display
         self.checkpoints, self.signals = checkpoints, signals
+        self.first = processes.is_first()  # and so the one that writes
         self.plan = make_plan(config.train, text.batches.steps_per_epoch)
         optimizer = make_optimizer(config.optim, self.plan.total)
         self.learning_rate = make_schedule(config.optim, self.plan.total)
@@ -99,11 +116,14 @@ class _Run:
         if self.checkpoints.steps():
             self._resume()
         else:
-            self.folder.truncate_logs(dict.fromkeys(self.folder.log_sizes(), 0))
+            self._cut_logs(dict.fromkeys(self.folder.log_sizes(), 0))
             self.state, self.progress = self.backend.place(self.new_state()), Progress()
         self.clock = Clock(self.progress.elapsed_s)
-        self.log = MetricsLog(self.folder.metrics, tensorboard=self.config.train.tensorboard)
-        self.folder.write_run(describe(self.config, self.text, self.parameters))
+        self.stopping = Stopping(self.signals, self._late)
+        self.log = None
+        if self.first:
+            self.log = MetricsLog(self.folder.metrics, tensorboard=self.config.train.tensorboard)
+            self.folder.write_run(describe(self.config, self.text, self.parameters))
 
     def _resume(self) -> None:
         meta = self.checkpoints.read_meta().meta
@@ -112,8 +132,12 @@ class _Run:
         self.state = self.backend.place(restored.state)
         self.step, self.skipped = restored.step, int(restored.state.skipped)
         self.progress = Progress.from_json(restored.meta["progress"])
-        self.folder.truncate_logs(restored.meta["logs"])
+        self._cut_logs(restored.meta["logs"])
         self.display.report(f"resuming {self.folder.path} at step {self.step:,}")
+
+    def _cut_logs(self, sizes: Mapping[str, int]) -> None:
+        if self.first:
+            self.folder.truncate_logs(sizes)
 
     def work(self) -> None:
         """Steps until a limit, a signal or divergence ends the run."""
@@ -124,6 +148,7 @@ class _Run:
                 # of those before them.
                 self.state, metrics = self.backend.run(self.state, self._next_batches())
                 self.step += self.plan.dispatch
+                self.stopping.ask()
                 self._take_in(pending)
                 pending = metrics
                 if self._over() or any(map(self._due, self.plan.intervals)):
@@ -132,16 +157,17 @@ class _Run:
                     with self.clock.paused():
                         self._do_what_is_due()
                 update(self.step, self.plan.total, words.beside_the_bar(self.record, self.progress))
-        if self.signals.received is not None:
+        if self.stopping.signal is not None:
             raise InterruptedRunError(
-                self.signals.received,
+                self.stopping.signal,
                 f"{self.folder.path}: stopped and saved at step {self.step}; "
                 "the same command goes on from there",
             )
 
     def finish(self) -> None:
         """Draws the curves and tells the person what came of it and what to do next."""
-        draw_curves(read_metrics(self.folder.metrics), self.folder.curves)
+        if self.first:
+            draw_curves(read_metrics(self.folder.metrics), self.folder.curves)
         for line in words.closing(self.config, self.folder, self.text, self.progress):
             self.display.report(line)
 
@@ -153,16 +179,21 @@ class _Run:
             progress.ended = f"step {self.step:,} of {self.plan.total:,} is done"
         elif train.patience and progress.since_best >= train.patience:
             progress.ended = f"no better validation loss in {progress.since_best} evaluations"
-        elif train.max_minutes and self.clock.seconds() >= 60 * train.max_minutes:
+        elif self.stopping.late:
             progress.ended = f"train.max_minutes={train.max_minutes:g} have passed"
-        return bool(progress.ended) or self.signals.received is not None
+        return bool(progress.ended) or self.stopping.signal is not None
+
+    def _late(self) -> bool:
+        limit = 60 * self.config.train.max_minutes
+        return bool(limit) and self.clock.seconds() >= limit
 
     def _due(self, interval: int) -> bool:
         return self.step % interval == 0
 
     def _next_batches(self) -> Batch:
         steps = range(self.step, self.step + self.plan.dispatch)
-        return Batch(*map(np.stack, zip(*map(self.text.batches, steps), strict=True)))
+        batches = [self.text.batches(step, self.backend.rows) for step in steps]
+        return Batch(*map(np.stack, zip(*batches, strict=True)))
 
     def _take_in(self, metrics: StepMetrics | None) -> None:
         """Reads a dispatch's metrics, which waits for it; stops a run that diverged."""
@@ -192,12 +223,12 @@ class _Run:
             record = self._new_record()
             val_loss = self._evaluate(record)
             better = val_loss is not None and self.progress.note_loss(val_loss)
-            self.log.write(record)
+            self._log(record)
             self._report(record, better)
-            if self._due(plan.sample) or ended:
+            if self.first and (self._due(plan.sample) or ended):
                 self._sample()
         elif self._due(plan.log):
-            self.log.write(self._new_record())
+            self._log(self._new_record())
         if self._due(plan.checkpoint) or better or self._over():
             self._checkpoint(val_loss)
 
@@ -227,8 +258,12 @@ class _Run:
         ids = self.text.parts.val.ids
         if ids.size < 2:
             return None
-        record |= evaluate(self.config.model, self.state.best_params, ids)
+        record |= evaluate(self.config.model, self.backend.whole(self.state).best_params, ids)
         return float(record["val_loss"])
+
+    def _log(self, record: Mapping[str, Any]) -> None:
+        if self.log is not None:
+            self.log.write(record)
 
     def _report(self, record: Mapping[str, Any], better: bool) -> None:
         self.display.report(words.evaluation(record, better=better))
@@ -236,10 +271,11 @@ class _Run:
     def _sample(self) -> None:
         """Adds to `samples.txt` one text a temperature, and shows the last."""
         wanted, shown = self.config.sample, ""
+        params = one_copy(self.state.best_params)  # a text is written on one device
         for temperature in wanted.temperatures if wanted.num_chars else ():
             (text,) = sample_texts(
                 self.config.model,
-                self.state.best_params,
+                params,
                 self.text.vocab,
                 wanted.prompt,
                 num_chars=wanted.num_chars,

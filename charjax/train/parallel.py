@@ -9,7 +9,6 @@ from functools import partial
 import jax
 import numpy as np
 import optax
-from jaxtyping import Array
 
 from charjax.config import Config
 from charjax.data.batches import Batch
@@ -106,7 +105,7 @@ def _pmap_backend(
         donate_argnums=0,
     )
 
-    def split(x: Array, axis: int) -> Array:
+    def split(x: np.ndarray, axis: int) -> np.ndarray:
         return x.reshape(*x.shape[:axis], jax.local_device_count(), -1, *x.shape[axis + 1 :])
 
     def place(state: TrainState) -> TrainState:
