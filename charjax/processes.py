@@ -48,12 +48,12 @@ class Place:
 
 def several() -> bool:
     """Whether this run has more processes than this one."""
-    return jax.process_count() > 1
+    return bool(jax.process_count() > 1)
 
 
 def is_first() -> bool:
     """Whether this process writes for all."""
-    return jax.process_index() == 0
+    return bool(jax.process_index() == 0)
 
 
 @contextlib.contextmanager

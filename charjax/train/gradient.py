@@ -57,8 +57,9 @@ def accumulated(gradient: Gradient, parts: int) -> Gradient:
         params: PyTree, carry: Carry, batch: Batch, keys: LaneKeys, counted: Count
     ) -> tuple[Scalar, PyTree, Carry]:
         def add(sums: PyTree, part: Any) -> tuple[PyTree, Carry]:
-            loss, grads, carry = gradient(params, *part, counted)
-            return jax.tree.map(jnp.add, sums, (loss, grads)), carry
+            lane_carry, lanes, lane_keys = part
+            loss, grads, lane_carry = gradient(params, lane_carry, lanes, lane_keys, counted)
+            return jax.tree.map(jnp.add, sums, (loss, grads)), lane_carry
 
         nothing = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
         (loss, grads), carries = jax.lax.scan(add, nothing, jax.tree.map(cut, (carry, batch, keys)))

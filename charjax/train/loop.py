@@ -57,6 +57,7 @@ def train(config: Config, workdir: Path, display: Display) -> Progress:
     ):
         with display.task("reading the text") as update, processes.first_before_others():
             text = prepare(config, report=display.report, progress=update)
+        folder.check_lock()
         processes.require_same("the config or the text", f"{to_dict(config)} {text.corpus.sha256}")
         run = _Run(config, folder, text, display, saved, signals)
         run.begin()
@@ -113,7 +114,9 @@ class _Run:
         """Takes up the newest good checkpoint, or starts anew where there is none."""
         for line in words.opening(self.config, self.text, self.plan, self.parameters):
             self.display.report(line)
-        if self.checkpoints.steps():
+        steps = self.checkpoints.steps()
+        processes.require_same(f"{self.folder.checkpoints}", f"{steps}")
+        if steps:
             self._resume()
         else:
             self._cut_logs(dict.fromkeys(self.folder.log_sizes(), 0))
@@ -129,6 +132,7 @@ class _Run:
         meta = self.checkpoints.read_meta().meta
         check_same_run(self.folder.path, meta, self.config, self.text)
         restored = self.checkpoints.restore(jax.eval_shape(self.new_state))
+        processes.require_same(f"{self.folder.checkpoints}", f"restored {restored.step}")
         self.state = self.backend.place(restored.state)
         self.step, self.skipped = restored.step, int(restored.state.skipped)
         self.progress = Progress.from_json(restored.meta["progress"])

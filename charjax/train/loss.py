@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -41,9 +41,8 @@ def make_total_nats(config: Config, vocab_size: int) -> TotalNats:
     def blockwise(
         params: PyTree, carry: Carry, batch: Batch, keys: LaneKeys
     ) -> tuple[Scalar, Carry]:
-        def block(carry: Carry, texts: tuple[Array, ...]) -> tuple[Carry, Scalar]:
-            inputs, targets, mask = texts
-            nats, carry = total(params, carry, Batch(inputs, targets, mask, batch.fresh), keys)
+        def block(carry: Carry, texts: tuple[Any, ...]) -> tuple[Carry, Scalar]:
+            nats, carry = total(params, carry, Batch(*texts, batch.fresh), keys)
             return carry, nats
 
         texts = (_blocks(x, block_len) for x in (batch.inputs, batch.targets, batch.mask))
@@ -54,6 +53,6 @@ def make_total_nats(config: Config, vocab_size: int) -> TotalNats:
     return blockwise if block_len else total
 
 
-def _blocks(x: Array, length: int) -> Array:
+def _blocks(x: Any, length: int) -> Array:
     """[batch, time] as [blocks, batch, length]."""
     return jnp.asarray(x).reshape(x.shape[0], -1, length).swapaxes(0, 1)

@@ -123,8 +123,8 @@ def _pmap_backend(
         mesh = lane_mesh(all_devices())
         own: TrainState = jax.tree.map(np.asarray, state)
         carry = jax.tree.map(lambda c: c.reshape(-1, c.shape[-1]), own.carry)
-        shared = put(own._replace(carry=()), replicated(mesh))
-        return shared._replace(carry=put_own(carry, split_lanes(mesh, axis=0)))
+        shared = put({**own._asdict(), "carry": ()}, replicated(mesh))
+        return TrainState(**{**shared, "carry": put_own(carry, split_lanes(mesh, axis=0))})
 
     return Backend(rows, place, run_split, whole)
 
