@@ -41,11 +41,12 @@ def make_total_nats(config: Config, vocab_size: int) -> TotalNats:
     def blockwise(
         params: PyTree, carry: Carry, batch: Batch, keys: LaneKeys
     ) -> tuple[Scalar, Carry]:
-        def block(carry: Carry, texts: tuple[Any, ...]) -> tuple[Carry, Scalar]:
-            nats, carry = total(params, carry, Batch(*texts, batch.fresh), keys)
+        def block(carry: Carry, texts: Any) -> tuple[Carry, Scalar]:
+            inputs, targets, mask = texts
+            nats, carry = total(params, carry, Batch(inputs, targets, mask, batch.fresh), keys)
             return carry, nats
 
-        texts = (_blocks(x, block_len) for x in (batch.inputs, batch.targets, batch.mask))
+        texts = [_blocks(x, block_len) for x in (batch.inputs, batch.targets, batch.mask)]
         # In a scan nothing is there to merge the recomputation with, so no barrier is needed.
         carry, nats = jax.lax.scan(jax.checkpoint(block, prevent_cse=False), carry, tuple(texts))
         return jnp.sum(nats), carry
