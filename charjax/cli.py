@@ -115,6 +115,10 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--file", required=True, help="a text file, or - for standard input")
     _add_unknown(score)
 
+    export = _command(commands, "export", _export, "write a model as a program without charjax")
+    _add_trained(export)
+    export.add_argument("--out", required=True, help="the folder to write")
+
     info = _command(commands, "info", _info, "describe a config or a trained model as JSON")
     _add_config(info, required=False)
     info.add_argument("--workdir", help="the folder of a run")
@@ -294,6 +298,12 @@ def _score(args: argparse.Namespace) -> None:
     with make_display(sys.stderr).task("scoring") as update:
         result = score_file(_trained(args), args.file, unknown=args.unknown, progress=update)
     _print_json(result.to_json())
+
+
+def _export(args: argparse.Namespace) -> None:
+    from charjax.generate.export import export_model
+
+    export_model(_trained(args), Path(args.out), report=_report)
 
 
 def _info(args: argparse.Namespace) -> None:

@@ -69,6 +69,7 @@ class ModelConfig:
     dropout: float = _number(0.0, 0, 0.99)  # on the last layer's output
     dropout_in: float = _number(0.0, 0, 0.99)  # on the embedding
     dropout_between: float = _number(0.0, 0, 0.99)  # between layers
+    init: str = _choice("orthogonal", "keras", "keras_glorot", "torch")  # whose first weights
     dtype: str = _choice("float32", "bfloat16")  # of matmul inputs; state is float32
     recurrence: str = _choice("fast", "scan")
 
@@ -100,7 +101,7 @@ class TrainConfig:
     eval_every: int = _number(0, 0)  # steps; 0: once an epoch
     checkpoint_every: int = _number(0, 0)  # steps; 0: with every evaluation
     sample_every: int = _number(0, 0)  # steps; 0: with every evaluation
-    log_every: int = _number(50, 1)  # steps
+    log_every: int = _number(50, 0)  # steps; 0: with every evaluation
     steps_per_dispatch: int = _number(10, 1)  # at most; divides every interval above
     patience: int = _number(0, 0)  # evaluations without a new best; 0: never stop early
     keep: int = _number(2, 1)  # newest checkpoints kept, beside the best
@@ -160,6 +161,20 @@ def from_config_dict(values: Any) -> Config:
     _check_together(config)
     _check_all_act(config)
     return config
+
+
+def pick_variant(variants: Mapping[str, Config], name: str) -> ConfigDict:
+    """The variant of a config file that `--config=FILE:NAME` asks for; "" is the plain one.
+
+    Raises:
+      InputError: the file has no such variant.
+    """
+    if name not in variants:
+        raise InputError(
+            f"--config=...:{name}: no such variant; leave it out, "
+            f"or take one of {', '.join(filter(None, variants))}"
+        )
+    return to_config_dict(variants[name])
 
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:

@@ -46,7 +46,8 @@ def make_plan(config: TrainConfig, steps_per_epoch: int) -> Plan:
     evaluate = config.eval_every or steps_per_epoch
     checkpoint = config.checkpoint_every or evaluate
     sample = config.sample_every or evaluate
-    common = math.gcd(total, config.log_every, evaluate, checkpoint, sample)
+    log = config.log_every or evaluate
+    common = math.gcd(total, log, evaluate, checkpoint, sample)
     most = min(common, config.steps_per_dispatch)
     dispatch = max(n for n in range(1, most + 1) if common % n == 0)
-    return Plan(total, config.log_every, evaluate, checkpoint, sample, dispatch)
+    return Plan(total, log, evaluate, checkpoint, sample, dispatch)
