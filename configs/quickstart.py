@@ -4,8 +4,8 @@
 
 Text:     python_docs, the language reference that every CPython carries.
 Model:    one GRU layer of 256 units.
-Time:     a few minutes on two CPU cores.
-Expected: see README.
+Time:     about a minute on two CPU cores.
+Expected: README has the validation loss that it reaches.
 """
 
 from ml_collections import ConfigDict
@@ -24,8 +24,10 @@ def get_config() -> ConfigDict:
     return to_config_dict(
         Config(
             data=DataConfig(corpus="python_docs", batch_size=32, seq_len=64),
-            model=ModelConfig(cell="gru", hidden=256, embed=64),
-            optim=OptimConfig(name="adamw", learning_rate=4e-3, schedule="linear", warmup=0.1),
-            train=TrainConfig(max_steps=600, eval_every=150),
+            model=ModelConfig(cell="gru", hidden=256, embed=64, dropout=0.1),
+            optim=OptimConfig(
+                name="adamw", learning_rate=4e-3, schedule="linear", warmup=0.1, ema=0.998
+            ),
+            train=TrainConfig(max_steps=1500, eval_every=300),
         )
     )

@@ -30,19 +30,23 @@ def dot(a: Float[Array, "m k"], b: Float[Array, "k n"], dtype: DTypeLike) -> Flo
 
 
 def dot_leading(
-    a: Float[Array, "k m"], b: Float[Array, "k n"], dtype: DTypeLike
+    a: Float[Array, "k m"], parts: tuple[Float[Array, "k _n"], ...], dtype: DTypeLike
 ) -> Float[Array, "m n"]:
-    """`a.T @ b`: a weight gradient, both operands contracted over their leading axis."""
-    if jnp.dtype(dtype) == jnp.float32:
-        return dot(a.T, b, dtype)
-    a, b = a.astype(dtype), b.astype(dtype)
-    product: Array = jax.lax.platform_dependent(
-        a,
-        b,
-        # The barrier keeps XLA from folding the transpose into the product.
-        cpu=lambda a, b: dot(jax.lax.optimization_barrier(a.T), b, dtype),
-        default=lambda a, b: dot(a.T, b, dtype),
-    )
+    """`a.T @ concat(parts, 1)`: a weight gradient, contracted over the leading axis."""
+
+    def transposed_once(a: Array, parts: Sequence[Array]) -> Array:
+        # The barrier keeps XLA from folding the transpose into the products.
+        a = jax.lax.optimization_barrier(a.astype(dtype).T)
+        return jnp.concatenate([dot(a, part, dtype) for part in parts], axis=1)
+
+    def plain(a: Array, parts: Sequence[Array]) -> Array:
+        return dot(a.T, jnp.concatenate(parts, 1), dtype)
+
+    def plain_by_part(a: Array, parts: Sequence[Array]) -> Array:
+        return jnp.concatenate([dot(a.T, part, dtype) for part in parts], axis=1)
+
+    on_cpu = plain_by_part if jnp.dtype(dtype) == jnp.float32 else transposed_once
+    product: Array = jax.lax.platform_dependent(a, parts, cpu=on_cpu, default=plain)
     return product
 
 
@@ -90,7 +94,7 @@ def _matmul_backward(
 ) -> tuple[Array, Array]:
     a, b = operands
     da = dot(ct, b.T, dtype).astype(a.dtype)
-    return da, dot_leading(a, ct, dtype).astype(b.dtype)
+    return da, dot_leading(a, (ct,), dtype).astype(b.dtype)
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)

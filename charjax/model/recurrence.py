@@ -11,16 +11,19 @@ after the loop, as one product over all time steps.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from charjax.model.cells import CELLS, Saved, StepGrads
+from charjax.model.cells import CELLS
 from charjax.model.matmul import dot, dot_leading, dot_sum
 from charjax.types import LayerCarry
+
+# What one step has as [batch, hidden], of all steps.
+_Stacked: TypeAlias = tuple[Float[Array, "time batch hidden"], ...]
 
 
 class Projected(NamedTuple):
@@ -57,8 +60,8 @@ class Weights(NamedTuple):
 class _Residuals(NamedTuple):
     source: Projected | Table
     weights: Weights
-    before: tuple[Float[Array, "time batch hidden"], ...]  # the carry before each step
-    saved: Saved
+    before: _Stacked  # the carry before each step
+    saved: _Stacked
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -83,7 +86,7 @@ def recur(
 
 def _forward(
     cell: str, dtype: DTypeLike, source: Projected | Table, weights: Weights, carry: LayerCarry
-) -> tuple[Array, LayerCarry, tuple[tuple[Array, ...], Saved]]:
+) -> tuple[Array, LayerCarry, tuple[_Stacked, _Stacked]]:
     kernel = weights.kernel.astype(dtype)
     bias = _gate_bias(weights)
 
@@ -123,7 +126,10 @@ def _backward(
         step_grads = CELLS[cell].backward(saved, before, d_carry)
         through_u = dot_sum(step_grads.u, kernels)
         d_before = (step_grads.carry[0] + through_u, *step_grads.carry[1:])
-        return d_before, _stored(step_grads, dtype)
+        own = tuple(None if x is u else x for x, u in zip(step_grads.x, step_grads.u, strict=True))
+        # Stacked in float32 whatever the dtype: XLA rewrites a whole bfloat16 stack on
+        # a CPU for every row that is added to it.
+        return d_before, (step_grads.u, own)
 
     d_carry, (d_u, d_x_own) = jax.lax.scan(
         step, d_last, (d_outputs, res.before, res.saved), reverse=True
@@ -132,20 +138,9 @@ def _backward(
     return _source_grad(res.source, d_x, dtype), _weights_grad(res, d_u, dtype), d_carry
 
 
-def _stored(
-    grads: StepGrads, dtype: DTypeLike
-) -> tuple[tuple[Array, ...], tuple[Array | None, ...]]:
-    """The gates' gradients as the products after the loop want them, none of them twice."""
-    u = tuple(g.astype(dtype) for g in grads.u)
-    own = tuple(
-        None if x is u_ else x.astype(dtype) for x, u_ in zip(grads.x, grads.u, strict=True)
-    )
-    return u, own
-
-
 def _weights_grad(res: _Residuals, d_u: tuple[Array, ...], dtype: DTypeLike) -> Weights:
     h = _rows(res.before[0])
-    kernel = jnp.concatenate([dot_leading(h, _rows(d), dtype) for d in d_u], axis=1)
+    kernel = dot_leading(h, tuple(map(_rows, d_u)), dtype)
     if res.weights.bias is None:
         return Weights(kernel, None)
     return Weights(kernel, jnp.sum(_rows(d_u[-1]), axis=0, dtype=jnp.float32))

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from charjax.config import OptimConfig
+from charjax.train.optimizer import make_optimizer, make_schedule
+
+TOTAL = 100
+LR, B1, B2, EPS = 0.1, 0.8, 0.95, 1e-3
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "final", "wanted"),
+    [
+        ("constant", 0.0, 0.0, {0: 2.0, 50: 2.0, 99: 2.0, 1000: 2.0}),
+        ("constant", 0.1, 0.0, {0: 0.2, 4: 1.0, 9: 2.0, 50: 2.0, 1000: 2.0}),
+        ("linear", 0.0, 0.1, {0: 2.0, 50: 1.1, 100: 0.2, 1000: 0.2}),
+        ("linear", 0.1, 0.0, {0: 0.2, 4: 1.0, 9: 2.0, 10: 2.0, 55: 1.0, 100: 0.0}),
+        ("cosine", 0.0, 0.0, {0: 2.0, 25: 1.7071068, 50: 1.0, 75: 0.2928932, 100: 0.0}),
+        ("cosine", 0.2, 0.5, {0: 0.1, 19: 2.0, 20: 2.0, 60: 1.5, 100: 1.0}),
+        ("onecycle", 0.3, 0.0, {0: 0.0852590, 14: 1.04, 29: 2.0, 30: 2.0, 65: 1.0, 100: 0.0}),
+        ("onecycle", 0.3, 0.01, {29: 2.0, 65: 1.01, 100: 0.02}),
+    ],
+)
+def test_golden_schedules(schedule, warmup, final, wanted):
+    config = OptimConfig(learning_rate=2.0, schedule=schedule, warmup=warmup, final=final)
+    rate = make_schedule(config, TOTAL)
+    assert {step: float(rate(step)) for step in wanted} == pytest.approx(wanted, abs=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "onecycle"])
+@pytest.mark.parametrize("warmup", [0.0, 0.37, 1.0])
+def test_a_schedule_rises_to_its_peak_and_never_after(schedule, warmup):
+    total, final = 40, 0.1
+    config = OptimConfig(learning_rate=1.0, schedule=schedule, warmup=warmup, final=final)
+    rates = np.asarray(jax.vmap(make_schedule(config, total))(jnp.arange(total + 10)))
+    peak = max(round(warmup * total) - 1, 0)
+    assert rates[peak] == pytest.approx(1)
+    assert all(a <= b + 1e-6 for a, b in pairwise(rates[: peak + 1]))
+    assert all(a >= b - 1e-6 for a, b in pairwise(rates[peak:]))
+    assert rates.min() >= 0
+    if schedule != "constant":
+        assert rates[total:] == pytest.approx(final, abs=1e-6)
+
+
+def gradients(steps: int) -> Iterator[np.ndarray]:
+    return iter(np.random.default_rng(0).normal(size=(steps, 3, 2)))
+
+
+# Each rule from its paper, in float64: the gradients one after another -> the updates.
+def adam(grads: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    mean = square = np.zeros((3, 2))
+    for t, g in enumerate(grads, start=1):
+        mean, square = B1 * mean + (1 - B1) * g, B2 * square + (1 - B2) * g**2
+        unbiased = mean / (1 - B1**t), square / (1 - B2**t)
+        yield -LR * unbiased[0] / (np.sqrt(unbiased[1]) + EPS)
+
+
+def rmsprop(grads: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    square = np.zeros((3, 2))
+    for g in grads:
+        square = B2 * square + (1 - B2) * g**2
+        yield -LR * g / (np.sqrt(square) + EPS)
+
+
+def sgd(grads: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    velocity = np.zeros((3, 2))
+    for g in grads:
+        velocity = B1 * velocity + g
+        yield -LR * velocity
+
+
+def config_of(name: str, **fields: float | str) -> OptimConfig:
+    given = {"learning_rate": LR, "b1": B1, "b2": B2, "eps": EPS, "clip_norm": 0.0}
+    return OptimConfig(name=name, **{**given, **fields})  # type: ignore[arg-type]
+
+
+def updates_of(config: OptimConfig, grads: Iterator[np.ndarray], params: np.ndarray) -> np.ndarray:
+    optimizer, w = make_optimizer(config, TOTAL), jnp.asarray(params, jnp.float32)
+    state, updates = optimizer.init(w), []
+    for g in grads:
+        update, state = optimizer.update(jnp.asarray(g, jnp.float32), state, w)
+        w = optax.apply_updates(w, update)
+        updates.append(update)
+    return np.stack(updates)
+
+
+RULES: dict[str, Callable[[Iterator[np.ndarray]], Iterator[np.ndarray]]] = {
+    "adamw": adam,
+    "adam": adam,
+    "rmsprop": rmsprop,
+    "sgd": sgd,
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_each_rule_is_that_of_its_paper(name):
+    found = updates_of(config_of(name), gradients(5), np.ones((3, 2)))
+    np.testing.assert_allclose(found, np.stack(list(RULES[name](gradients(5)))), rtol=1e-5)
+
+
+def test_every_name_acts_differently():
+    runs = [
+        updates_of(config_of(name, weight_decay=0.1), gradients(3), np.ones((3, 2)))
+        for name in RULES
+    ]
+    for i, one in enumerate(runs):
+        for other in runs[:i]:
+            assert not np.allclose(one[1:], other[1:], rtol=1e-3)
+
+
+def test_the_learning_rate_follows_the_schedule():
+    config = config_of("sgd", b1=0.0, schedule="linear", warmup=0.05)
+    rate = make_schedule(config, TOTAL)
+    found = updates_of(config, iter(np.ones((10, 1, 1))), np.ones((1, 1)))
+    np.testing.assert_allclose(-found[:, 0, 0], [rate(step) for step in range(10)], rtol=1e-6)
+
+
+def test_weight_decay_shrinks_matrices_alone():
+    params = {"kernel": jnp.full((3, 2), 2.0), "bias": jnp.full(2, 2.0)}
+    optimizer = make_optimizer(config_of("adamw", weight_decay=0.5), TOTAL)
+    still = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(still, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["kernel"], -LR * 0.5 * 2.0, rtol=1e-6)
+    np.testing.assert_array_equal(updates["bias"], 0)
+
+
+@given(st.floats(0.01, 100), st.floats(0.01, 100))
+def test_the_gradient_is_clipped_by_its_global_norm_and_keeps_its_direction(norm, clip_norm):
+    grads = {"a": jnp.full((2, 2), norm / 2 * 0.6), "b": jnp.full(4, norm / 2 * 0.8)}
+    config = config_of("sgd", learning_rate=1.0, b1=0.0, clip_norm=clip_norm)
+    optimizer = make_optimizer(config, TOTAL)
+    updates, _ = optimizer.update(grads, optimizer.init(grads), grads)
+    shrunk = min(1.0, clip_norm / norm)
+    for name, grad in grads.items():
+        np.testing.assert_allclose(-updates[name], grad * shrunk, rtol=1e-5)

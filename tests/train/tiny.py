@@ -1,0 +1,111 @@
+"""The smallest runs that still are runs, and what they leave behind."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from charjax.checkpoint import Checkpoints
+from charjax.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    SampleConfig,
+    TrainConfig,
+)
+from charjax.data.batches import Batch
+from charjax.folder import RunFolder
+from charjax.train.metrics import read_metrics
+from charjax.train.optimizer import make_optimizer
+from charjax.train.step import TrainState, init_state, make_step
+
+VOCAB = 12
+LANES, LENGTH = 8, 8
+_BASE = Config(
+    data=DataConfig(batch_size=LANES, seq_len=LENGTH),
+    model=ModelConfig(hidden=8, embed=4),
+    optim=OptimConfig(learning_rate=1e-2),
+    train=TrainConfig(max_steps=40, eval_every=20, log_every=10, steps_per_dispatch=5),
+    sample=SampleConfig(num_chars=8, temperatures=(0.5,)),
+)
+
+
+def config_of(**sections: dict[str, Any]) -> Config:
+    """A run of 40 steps on 8 lanes, with fields changed: `config_of(model={"hidden": 16})`."""
+    changed = {name: replace(getattr(_BASE, name), **new) for name, new in sections.items()}
+    return replace(_BASE, **changed)
+
+
+def text_of(num_words: int) -> str:
+    """Words in a random order, always the same."""
+    draw = random.Random(0)
+    words = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "some", "tea"]
+    return " ".join(draw.choice(words) for _ in range(num_words))
+
+
+def stacked(batches: Callable[[int], Batch], steps: range) -> Batch:
+    """The batches of these steps along a new leading axis."""
+    return Batch(*map(np.stack, zip(*map(batches, steps), strict=True)))
+
+
+def random_batch(step: int) -> Batch:
+    """A batch of random symbols, fresh at step 0 only."""
+    symbols = np.random.default_rng(step).integers(VOCAB, size=(LANES, LENGTH + 1), dtype=np.int32)
+    mask, fresh = np.ones((LANES, LENGTH), bool), np.full(LANES, step == 0)
+    return Batch(symbols[:, :-1], symbols[:, 1:], mask, fresh)
+
+
+def step_and_state(config: Config, vocab_size: int = VOCAB) -> tuple[Any, TrainState]:
+    """The training step of a config, not jitted, and its first state."""
+    optimizer = make_optimizer(config.optim, config.train.max_steps)
+    return make_step(config, vocab_size, optimizer), init_state(config, vocab_size, optimizer)
+
+
+def assert_same_bits(one: Any, other: Any) -> None:
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+class Recorder:
+    """A display that remembers, and tells a listener of each event: (kind, what)."""
+
+    def __init__(self, listen: Callable[[str, Any], None] = lambda kind, what: None) -> None:
+        self.lines: list[str] = []
+        self.texts: list[str] = []
+        self._listen = listen
+
+    def report(self, message: str) -> None:
+        self.lines.append(message)
+        self._listen("report", message)
+
+    def text(self, text: str) -> None:
+        self.texts.append(text)
+        self._listen("text", text)
+
+    @contextmanager
+    def task(self, name: str) -> Iterator[Callable[..., None]]:
+        yield lambda done, total=0, note="": self._listen(name, done)
+
+
+def outcome(folder: Path) -> tuple[list[dict[str, Any]], bytes, int, dict[str, Any]]:
+    """What must not depend on interruptions: records but for times, samples, the last step."""
+    run = RunFolder(folder)
+    timeless = [
+        {k: v for k, v in record.items() if k not in ("time_s", "chars_per_second")}
+        for record in read_metrics(run.metrics)
+    ]
+    last = newest(folder)
+    return timeless, run.samples.read_bytes(), last.step, last.leaves
+
+
+def newest(folder: Path) -> Any:
+    """The record of a run's newest checkpoint."""
+    with Checkpoints(folder / "checkpoints", keep=1, report=print) as saved:
+        return saved.read_meta()
