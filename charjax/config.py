@@ -105,6 +105,8 @@ class TrainConfig:
     steps_per_dispatch: int = _number(10, 1)  # at most; divides every interval above
     patience: int = _number(0, 0)  # evaluations without a new best; 0: never stop early
     keep: int = _number(2, 1)  # newest checkpoints kept, beside the best
+    scheduled_sampling: float = _number(0.0, 0, 1)  # share of inputs that the model guessed itself
+    scheduled_ramp: int = _number(1000, 1)  # steps over which that share rises from 0
     max_skipped: int = _number(10, 0)  # non-finite updates skipped before the run stops
     tensorboard: bool = False  # also write events for TensorBoard
 
@@ -270,6 +272,7 @@ FIELD_NEEDS: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
     ("optim.b2", lambda c: c.optim.name != "sgd", "adam, adamw or rmsprop"),
     ("optim.eps", lambda c: c.optim.name != "sgd", "adam, adamw or rmsprop"),
     ("optim.final", lambda c: c.optim.schedule != "constant", "a schedule that decays"),
+    ("train.scheduled_ramp", lambda c: c.train.scheduled_sampling > 0, "train.scheduled_sampling"),
     ("train.patience", lambda c: c.data.split[1] > 0, "a validation part in data.split"),
 )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeAlias
@@ -141,6 +142,7 @@ def named_weights(params: PyTree) -> dict[str, Float[np.ndarray, "..."]]:
     }
 
 
+@partial(jax.jit, static_argnums=0)
 def _start_state(config: ModelConfig, params: PyTree) -> StepState:
     return step_state(config, step_weights(config, params), initial_carry(config, 1))
 

@@ -14,6 +14,7 @@ from charjax.data.prepare import Prepared
 from charjax.errors import InputError
 
 # What may change between a run and its resumption: how long and how often, not what.
+_MUST_STAY = ("train.scheduled",)
 _MAY_CHANGE = ("train.", "sample.", "parallel.", "model.recurrence", "data.path", "data.offline")
 
 _PACKAGES = ("charjax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -53,7 +54,7 @@ def check_same_run(folder: Path, saved: Mapping[str, Any], config: Config, text:
     changed = {
         name: values
         for name, values in differences(from_config_dict(saved["config"]), config).items()
-        if not name.startswith(_MAY_CHANGE)
+        if name.startswith(_MUST_STAY) or not name.startswith(_MAY_CHANGE)
     }
     if changed:
         what = "; ".join(
