@@ -17,7 +17,9 @@ step = jax.jit(jax.export.deserialize((folder / "generator.jax").read_bytes()).c
 carry = tuple(np.tile(row, (8, 1)) for row in np.load(folder / "start.npz").values())
 root = jax.random.fold_in(jax.random.key(int(seed)), 2)
 lane_keys = jax.vmap(jax.random.fold_in, (None, 0))(root, np.arange(8))
-keys_at = jax.jit(lambda p: jax.random.key_data(jax.vmap(jax.random.fold_in, (0, None))(lane_keys, p)))
+keys_at = jax.jit(
+    lambda p: jax.random.key_data(jax.vmap(jax.random.fold_in, (0, None))(lane_keys, p))
+)
 
 ids = [symbols.index(c) for c in prompt]
 tokens, text = np.full(8, ids[0], np.int32), prompt

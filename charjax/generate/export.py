@@ -134,7 +134,7 @@ def start_rows(config: ModelConfig, params: PyTree) -> dict[str, Float[np.ndarra
     return {name: np.asarray(leaf[0]) for name, leaf in (states | shares).items()}
 
 
-def named_weights(params: PyTree) -> dict[str, Float[np.ndarray, "..."]]:
+def named_weights(params: PyTree) -> dict[str, np.ndarray]:
     """The parameters by dotted name, each contiguous as safetensors silently assumes."""
     return {
         ".".join(key.key for key in path): np.ascontiguousarray(leaf)

@@ -9,7 +9,6 @@ Parameters are float32. Inside, arrays are time-major; at the border they are
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -226,4 +225,3 @@ def init_params(config: ModelConfig, vocab_size: int, key: PRNGKey) -> PyTree:
 def parameter_count(params: PyTree) -> int:
     """How many numbers a parameter tree holds."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
-

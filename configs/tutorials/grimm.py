@@ -1,5 +1,4 @@
-"""The brothers Grimm with one LSTM, after the chapter in Machine Learning with PyTorch and
-Scikit-Learn and its Keras forerunner.
+"""The brothers Grimm with one LSTM, after a chapter of Python Machine Learning, third edition.
 
     python launch.py --config=configs/tutorials/grimm.py
     python launch.py --config=configs/tutorials/grimm.py:better

@@ -72,9 +72,7 @@ def generate(call, trained: Trained, ids, num_chars: int, *, lanes: int, seed: i
 
 
 def reloaded(trained: Trained):
-    program = export_generator(
-        trained.config.model, trained.params, masked=trained.vocab.unk_id
-    )
+    program = export_generator(trained.config.model, trained.params, masked=trained.vocab.unk_id)
     return jax.export.deserialize(bytearray(program))
 
 

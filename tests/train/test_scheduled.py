@@ -1,4 +1,4 @@
-"""Scheduled sampling: nothing changes at share 0, everything at share 1, guesses are the model's."""
+"""Scheduled sampling: no guesses at share 0, all at share 1, and they are the model's own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from charjax.model.network import CharRNN, init_params, initial_carry
 from charjax.train.identity import check_same_run, describe
 from charjax.train.scheduled import guessed_share, mix_inputs
 
-from .tiny import LANES, LENGTH, VOCAB, assert_same_bits, config_of, random_batch, step_and_state
+from .tiny import LANES, VOCAB, assert_same_bits, config_of, random_batch, step_and_state
 
 CELLS = ["gru", "lstm", "rnn"]
 _mix = jax.jit(mix_inputs, static_argnums=0)
@@ -66,9 +66,7 @@ def test_the_share_rises_from_nothing_and_then_stays():
 
 def test_the_first_step_is_that_of_plain_training_and_later_ones_are_not():
     plain, state = step_and_state(config_of())
-    scheduled, _ = step_and_state(
-        config_of(train={"scheduled_sampling": 1.0, "scheduled_ramp": 1})
-    )
+    scheduled, _ = step_and_state(config_of(train={"scheduled_sampling": 1.0, "scheduled_ramp": 1}))
     one, other = (jax.jit(step)(state, random_batch(0)) for step in (plain, scheduled))
     assert_same_bits(one, other)
     one, other = (
