@@ -6,6 +6,7 @@ import argparse
 import difflib
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -233,10 +234,16 @@ def _read_config_file(file_flag: str, path: str, config_flags: Sequence[str]) ->
 
 def _config_message(error: Exception, path: str, overrides: Sequence[str]) -> str:
     """One line that names the override or the file that caused the error."""
-    text = " ".join(str(error.args[0] if error.args else error).split())
-    guilty = [o for o in overrides if o.partition("=")[0].removeprefix("--config.") in text]
-    named = [o for o in overrides if o.partition("=")[0].rpartition(".")[2] in text]
-    where = (guilty or named or [f"--config={path}"])[0]
+    text = " ".join(str(error).split())
+    names = [(o, o.partition("=")[0].removeprefix("--config.")) for o in overrides]
+    guilty = [o for o, name in names if name in text]
+    guilty += [o for o, name in names if any(part in text for part in name.split("."))]
+    where = (guilty or [f"--config={path}"])[0]
+    if isinstance(error, KeyError | AttributeError) and guilty:
+        nearest = re.search(r'Did you mean "(\w+)"', text)
+        return f"{where}: no such field; " + (
+            f"did you mean {nearest[1]}?" if nearest else "charjax/config.py lists them"
+        )
     return f"{where}: {text}"
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import shlex
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,14 +21,13 @@ from charjax.train.progress import Progress
 def opening(config: Config, text: Prepared, plan: Plan, parameters: int) -> list[str]:
     """The first words: the text, the model, the machine."""
     corpus, device = text.corpus, jax.devices()[0]
-    lines = [
+    return [
         f"text: {corpus.name}, {len(corpus.text):,} characters, {len(text.vocab)} symbols",
         f"model: {config.model.cell} {config.model.layers} x {config.model.hidden}, "
         f"{parameters:,} parameters, on {jax.device_count()} x {device.device_kind}",
         f"plan: {f'{plan.total:,}' if plan.total else 'any number of'} steps, "
         f"{text.batches.steps_per_epoch:,} an epoch",
     ]
-    return lines + _notice(text)
 
 
 def evaluation(record: Mapping[str, Any], *, better: bool) -> str:
@@ -63,9 +64,12 @@ def closing(config: Config, folder: RunFolder, text: Prepared, progress: Progres
         )
     lines += _notice(text)
     lines.append(f"checkpoints: {folder.checkpoints}  curves: {folder.curves}")
-    workdir, prompt = (shlex.quote(s) for s in (str(folder.path), config.sample.prompt or "The "))
-    lines.append(f"next: charjax sample --workdir={workdir} --prompt={prompt} --num_chars=500")
-    return lines
+    # By this very interpreter: the environment may not be activated.
+    here, python = Path.cwd(), Path(sys.executable)
+    python = python.relative_to(here) if python.is_relative_to(here) else python
+    flags = (f"--workdir={folder.path}", f"--prompt={config.sample.prompt or 'The '}")
+    command = shlex.join([str(python), "-m", "charjax", "sample", *flags, "--num_chars=500"])
+    return [*lines, f"next: {command}"]
 
 
 def _notice(text: Prepared) -> list[str]:
