@@ -6,7 +6,6 @@ so it writes the same characters from the same keys.
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable
 from functools import partial
@@ -50,8 +49,7 @@ def export_model(trained: Trained, out: Path, *, report: Callable[[str], None]) 
     Raises:
       InputError: the packages of `charjax[export]` are missing, or `out` is no folder.
     """
-    safetensors = _optional("safetensors.numpy")
-    _optional("flatbuffers")  # jax asks for it only once all the work is done
+    safetensors = _safetensors()
     if out.exists() and not out.is_dir():
         raise InputError(f"--out={out}: is a file; name a folder")
     model, vocab = trained.config.model, trained.vocab
@@ -62,7 +60,7 @@ def export_model(trained: Trained, out: Path, *, report: Callable[[str], None]) 
     (out / "generator.jax").write_bytes(program)
     np.savez(out / "start.npz", allow_pickle=False, **start)
     metadata = {"format": "charjax", "config": json.dumps(to_dict(trained.config))}
-    weights = safetensors.save(named_weights(trained.params), metadata=metadata)
+    weights = safetensors.numpy.save(named_weights(trained.params), metadata=metadata)
     (out / "weights.safetensors").write_bytes(weights)
     described = vocab.to_json() | {"start": vocab.start}
     (out / "vocabulary.json").write_text(json.dumps(described), encoding="utf-8")
@@ -147,14 +145,16 @@ def _start_state(config: ModelConfig, params: PyTree) -> StepState:
     return step_state(config, step_weights(config, params), initial_carry(config, 1))
 
 
-def _optional(name: str) -> ModuleType:
+def _safetensors() -> ModuleType:
     try:
-        return importlib.import_module(name)
+        import flatbuffers  # noqa: F401 - jax asks for it only once all the work is done
+        import safetensors.numpy
     except ImportError as error:
+        package = (error.name or "safetensors").partition(".")[0]
         raise InputError(
-            f"export: the package {name.partition('.')[0]} is not installed; "
-            "run: pip install 'charjax[export]'"
+            f"export: the package {package} is not installed; run: pip install 'charjax[export]'"
         ) from error
+    return safetensors
 
 
 def _readme(trained: Trained, start: dict[str, Any]) -> str:

@@ -41,19 +41,19 @@ PLAIN = Config(
         documents="rows",
         columns=(1, 2),
         vocabulary="appearance",
-        split=(1, 0, 0),
+        split=(1.0, 0.0, 0.0),
         batching="sliding",
         batch_size=128,
         seq_len=100,
     ),
     model=ModelConfig(cell="lstm", hidden=64, embed=0, init="torch"),
-    optim=OptimConfig(name="adam", learning_rate=0.01, b2=0.999, clip_norm=0),
-    train=TrainConfig(max_epochs=1, eval_every=500, log_every=0),
+    optim=OptimConfig(name="adam", learning_rate=0.01, b2=0.999, clip_norm=0.0),
+    train=TrainConfig(max_epochs=1.0, eval_every=500, log_every=0),
     sample=SampleConfig(
         prompt="Today ", num_chars=300, temperatures=(0.0, 0.3, 0.8, 1.0, 1.3, 1.8)
     ),
 )
-HELD_OUT = replace(PLAIN, data=replace(PLAIN.data, split=(0.9, 0.1, 0)))
+HELD_OUT = replace(PLAIN, data=replace(PLAIN.data, split=(0.9, 0.1, 0.0)))
 BETTER = replace(
     HELD_OUT,
     data=replace(HELD_OUT.data, batching="stream", batch_size=32),
@@ -61,7 +61,7 @@ BETTER = replace(
     optim=OptimConfig(
         name="adamw", learning_rate=0.02, schedule="linear", warmup=0.05, final=0.01, ema=0.99
     ),
-    train=TrainConfig(max_epochs=12, log_every=0),
+    train=TrainConfig(max_epochs=12.0, log_every=0),
 )
 DEEP = replace(BETTER, model=ModelConfig(cell="gru", layers=2, hidden=192, embed=0))
 

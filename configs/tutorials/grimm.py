@@ -39,18 +39,18 @@ PLAIN = Config(
         newlines="unix",
         start="THE GOOSE-GIRL",
         end="END OF THE PROJECT GUTENBERG",
-        split=(1, 0, 0),
+        split=(1.0, 0.0, 0.0),
         batching="windows",
         keep_partial=True,
         batch_size=64,
         seq_len=50,
     ),
     model=ModelConfig(cell="lstm", hidden=512, embed=256, init="keras"),
-    optim=OptimConfig(name="adam", learning_rate=1e-3, b2=0.999, eps=1e-7, clip_norm=0),
-    train=TrainConfig(max_epochs=20, log_every=0),
+    optim=OptimConfig(name="adam", learning_rate=1e-3, b2=0.999, eps=1e-7, clip_norm=0.0),
+    train=TrainConfig(max_epochs=20.0, log_every=0),
     sample=SampleConfig(prompt="THE GOOSE-GIRL", num_chars=500, temperatures=(1.0, 0.5, 2.0)),
 )
-HELD_OUT = replace(PLAIN, data=replace(PLAIN.data, split=(0.9, 0.1, 0)))
+HELD_OUT = replace(PLAIN, data=replace(PLAIN.data, split=(0.9, 0.1, 0.0)))
 BETTER = replace(
     HELD_OUT,
     data=replace(HELD_OUT.data, batching="stream", keep_partial=False),

@@ -33,7 +33,7 @@ PLAIN = Config(
     data=DataConfig(
         corpus="nietzsche",
         lowercase=True,
-        split=(1, 0, 0),
+        split=(1.0, 0.0, 0.0),
         batching="sliding",
         stride=3,
         targets="last",
@@ -42,25 +42,25 @@ PLAIN = Config(
         seq_len=60,
     ),
     model=ModelConfig(cell="lstm", hidden=128, embed=0, init="keras"),
-    optim=OptimConfig(name="rmsprop", learning_rate=0.01, b2=0.9, eps=1e-7, clip_norm=0),
-    train=TrainConfig(max_epochs=9, log_every=0),
+    optim=OptimConfig(name="rmsprop", learning_rate=0.01, b2=0.9, eps=1e-7, clip_norm=0.0),
+    train=TrainConfig(max_epochs=9.0, log_every=0),
     sample=SampleConfig(
         prompt="the slowly ascending ranks and classes, in which,\nthrough fo",
         num_chars=400,
         temperatures=(0.2, 0.5, 1.0, 1.2),
     ),
 )
-HELD_OUT = replace(PLAIN, data=replace(PLAIN.data, split=(0.9, 0.1, 0)))
+HELD_OUT = replace(PLAIN, data=replace(PLAIN.data, split=(0.9, 0.1, 0.0)))
 BETTER = replace(
     HELD_OUT,
     data=DataConfig(
-        corpus="nietzsche", lowercase=True, split=(0.9, 0.1, 0), batch_size=32, seq_len=60
+        corpus="nietzsche", lowercase=True, split=(0.9, 0.1, 0.0), batch_size=32, seq_len=60
     ),
     model=replace(PLAIN.model, init="orthogonal", dropout=0.1),
     optim=OptimConfig(
         name="adamw", learning_rate=1e-2, schedule="linear", warmup=0.05, final=0.01, ema=0.99
     ),
-    train=TrainConfig(max_epochs=16, log_every=0),
+    train=TrainConfig(max_epochs=16.0, log_every=0),
 )
 
 

@@ -29,14 +29,14 @@ from charjax.config import (
 
 PLAIN = Config(
     data=DataConfig(
-        corpus="shakespeare", split=(1, 0, 0), batching="windows", batch_size=64, seq_len=100
+        corpus="shakespeare", split=(1.0, 0.0, 0.0), batching="windows", batch_size=64, seq_len=100
     ),
     model=ModelConfig(cell="lstm", hidden=1024, embed=256, init="keras_glorot"),
-    optim=OptimConfig(name="adam", learning_rate=1e-3, b2=0.999, eps=1e-7, clip_norm=0),
-    train=TrainConfig(max_epochs=10, log_every=0),
+    optim=OptimConfig(name="adam", learning_rate=1e-3, b2=0.999, eps=1e-7, clip_norm=0.0),
+    train=TrainConfig(max_epochs=10.0, log_every=0),
     sample=SampleConfig(prompt="ROMEO: ", num_chars=1000, temperatures=(1.0,)),
 )
-HELD_OUT = replace(PLAIN, data=replace(PLAIN.data, split=(0.9, 0.1, 0)))
+HELD_OUT = replace(PLAIN, data=replace(PLAIN.data, split=(0.9, 0.1, 0.0)))
 BETTER = replace(
     HELD_OUT,
     data=replace(HELD_OUT.data, batching="stream"),
