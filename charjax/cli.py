@@ -32,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config_flags, rest = _split_config_flags(arguments)
         args = _parser().parse_args(rest)
+        if config_flags and not hasattr(args, "config"):
+            raise InputError(f"{config_flags[0]}: only train and info take a config")
         args.config_flags = config_flags
         _set_up_jax()
         run: Callable[[argparse.Namespace], None] = args.run

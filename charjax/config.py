@@ -254,6 +254,7 @@ FIELD_NEEDS: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
     ("optim.b1", lambda c: c.optim.name != "rmsprop", "adam, adamw or sgd"),
     ("optim.b2", lambda c: c.optim.name != "sgd", "adam, adamw or rmsprop"),
     ("optim.eps", lambda c: c.optim.name != "sgd", "adam, adamw or rmsprop"),
+    ("optim.warmup", lambda c: c.train.max_steps + c.train.max_epochs > 0, "max_steps"),
     ("optim.final", lambda c: c.optim.schedule != "constant", "a schedule that decays"),
     ("train.patience", lambda c: c.data.split[1] > 0, "a validation part in data.split"),
 )
