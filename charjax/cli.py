@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from charjax.errors import CharjaxError, HostError, InputError
@@ -28,7 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
       The exit code; every error that a user can cause is one line on stderr.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _set_up_process()
     try:
+        _check_characters(arguments)
         config_flags, rest = _split_config_flags(arguments)
         args = _parser().parse_args(rest)
         args.config_flags = config_flags
@@ -41,9 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except BrokenPipeError:
-        # The reader has seen enough; Python would complain once more at exit.
+        # Python would complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        if arguments[:1] != ["train"]:
+            return 0  # the reader has seen enough
+        return _fail("the reader of the output has gone; run again to resume", HostError.exit_code)
     except (MemoryError, OSError, RuntimeError) as error:
         known = _environment_error(error)
         if known is None:
@@ -97,6 +105,13 @@ def _parser() -> argparse.ArgumentParser:
     train = _command(commands, "train", _train, "train or resume a run")
     _add_config(train, required=True)
     train.add_argument("--workdir", help="the run's folder; default runs/<name of the config>")
+    train.add_argument(
+        "--allow",
+        default="",
+        metavar="NAME[,NAME]",
+        help="what may have changed since the run was saved: corpus, vocabulary, or fields or "
+        "sections such as config.optim.learning_rate",
+    )
 
     sample = _command(commands, "sample", _sample, "write text with a trained model")
     _add_trained(sample)
@@ -236,6 +251,31 @@ def _config_message(error: Exception, path: str, overrides: Sequence[str]) -> st
     return f"{where}: {text}"
 
 
+def _set_up_process() -> None:
+    """What must hold from the first moment on."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # no message fails for want of a character
+            stream.reconfigure(errors="backslashreplace")
+    if threading.current_thread() is threading.main_thread():
+        # A run that trains has a handler of its own, see `StopSignals`.
+        signal.signal(signal.SIGTERM, _exit_at_once)
+
+
+def _exit_at_once(number: int, frame: FrameType | None) -> NoReturn:
+    os.write(2, b"charjax: terminated; there was nothing to save\n")
+    os._exit(128 + number)
+
+
+def _check_characters(arguments: Sequence[str]) -> None:
+    """Raises InputError for an argument that was not UTF-8, whose bytes became surrogates."""
+    for argument in arguments:
+        try:
+            argument.encode("utf-8")
+        except UnicodeEncodeError:
+            shown = argument.encode("utf-8", "backslashreplace").decode()
+            raise InputError(f"{shown}: not valid UTF-8; write the argument in UTF-8") from None
+
+
 def _set_up_jax() -> None:
     """Compiled programs are kept in the user's own cache, so that the second call is quick."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "charjax" / "jax"
@@ -256,7 +296,8 @@ def _train(args: argparse.Namespace) -> None:
 
     name, config = _load_config(args.config_flags)
     workdir = Path(args.workdir) if args.workdir else Path("runs") / name
-    train(config, workdir, make_display(sys.stdout))
+    allow = [name for name in args.allow.split(",") if name]
+    train(config, workdir, make_display(sys.stdout), allow=allow)
 
 
 def _trained(args: argparse.Namespace) -> Trained:
