@@ -7,15 +7,13 @@ import difflib
 import io
 import json
 import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from charjax.errors import CharjaxError, HostError, InputError
+from charjax.train.signals import exit_on_signals
 
 if TYPE_CHECKING:
     from charjax.config import Config
@@ -32,16 +30,12 @@ def main(argv: Sequence[str] | None = None) -> int:
       The exit code; every error that a user can cause is one line on stderr.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    _set_up_process()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # no message fails for want of a character
+            stream.reconfigure(errors="backslashreplace")
     try:
-        _check_characters(arguments)
-        config_flags, rest = _split_config_flags(arguments)
-        args = _parser().parse_args(rest)
-        args.config_flags = config_flags
-        _set_up_jax()
-        run: Callable[[argparse.Namespace], None] = args.run
-        run(args)
-        sys.stdout.flush()
+        with exit_on_signals(_complain):
+            _run(arguments)
     except CharjaxError as error:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
@@ -60,10 +54,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _run(arguments: Sequence[str]) -> None:
+    _check_characters(arguments)
+    config_flags, rest = _split_config_flags(arguments)
+    args = _parser().parse_args(rest)
+    args.config_flags = config_flags
+    _set_up_jax()
+    args.run(args)
+    sys.stdout.flush()
+
+
 def _fail(message: str, exit_code: int) -> int:
     sys.stdout.flush()
-    print("charjax:", " ".join(message.split("\n")), file=sys.stderr)  # noqa: T201
+    _complain(message)
     return exit_code
+
+
+def _complain(message: str) -> None:
+    print("charjax:", " ".join(message.split("\n")), file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _environment_error(error: BaseException) -> str | None:
@@ -249,21 +257,6 @@ def _config_message(error: Exception, path: str, overrides: Sequence[str]) -> st
     named = [o for o in overrides if o.partition("=")[0].rpartition(".")[2] in text]
     where = (guilty or named or [f"--config={path}"])[0]
     return f"{where}: {text}"
-
-
-def _set_up_process() -> None:
-    """What must hold from the first moment on."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # no message fails for want of a character
-            stream.reconfigure(errors="backslashreplace")
-    if threading.current_thread() is threading.main_thread():
-        # A run that trains has a handler of its own, see `StopSignals`.
-        signal.signal(signal.SIGTERM, _exit_at_once)
-
-
-def _exit_at_once(number: int, frame: FrameType | None) -> NoReturn:
-    os.write(2, b"charjax: terminated; there was nothing to save\n")
-    os._exit(128 + number)
 
 
 def _check_characters(arguments: Sequence[str]) -> None:

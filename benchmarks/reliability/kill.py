@@ -23,11 +23,11 @@ from benchmarks.reliability.trial import (
     Trial,
     read_series,
     sound_steps,
+    wait_until_it_trains,
 )
 from charjax.checkpoint.store import UNFINISHED
 
-_POLL_S = 0.002
-_BUSY_S = 0.8  # in which a run that trains is killed
+_BUSY_S = 1.5  # in which a run that trains is killed
 _ANYWHERE = 0.35  # of the kills fall anywhere in a process, the others where it trains and saves
 
 
@@ -47,7 +47,7 @@ class _Killer:
         self.counts: Counter[str] = Counter()
         self.lost: list[int] = []
         self.problems: list[str] = []
-        self.life_s = 4.0  # of a process from start to end; measured as runs finish
+        self.life_s = 6.0  # of a process from start to end; measured as runs finish
 
     def kill(self, n: int) -> dict[str, Any]:
         while self.counts["kills"] < n or self.workdir.exists():
@@ -96,10 +96,7 @@ class _Killer:
         if self.draw.random() < _ANYWHERE:
             time.sleep(self.draw.uniform(0, self.life_s))
             return
-        seen = len(read_series(self.workdir))
-        size = _size(self.workdir)
-        while process.poll() is None and _size(self.workdir) == size and seen < STEPS:
-            time.sleep(_POLL_S)
+        wait_until_it_trains(process, self.workdir)
         time.sleep(self.draw.uniform(0, _BUSY_S))
 
     def _after_kill(self, before: int, litter: set[tuple[str, int]]) -> None:
@@ -133,8 +130,3 @@ def _litter(workdir: Path) -> set[tuple[str, int]]:
     """What saves that were cut short have left: the name and the inode of each."""
     found = (workdir / "checkpoints").glob(f"*{UNFINISHED}*")
     return {(path.name, path.stat().st_ino) for path in found}
-
-
-def _size(workdir: Path) -> int:
-    metrics = workdir / "metrics.jsonl"
-    return metrics.stat().st_size if metrics.exists() else 0

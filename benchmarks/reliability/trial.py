@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any
 from charjax.checkpoint import Checkpoints
 from charjax.folder import RunFolder
 
-STEPS = 200
+STEPS = 300
 CHECKPOINT_EVERY = 5
 _ROOT = Path(__file__).parents[2]
 _WORDS = "the cat sat on a mat while it rained over there and nobody came"
@@ -46,7 +48,9 @@ class Trial:
         """Writes the text and the config."""
         draw = random.Random(0)
         text = folder / "text.txt"
-        text.write_text(" ".join(draw.choice(_WORDS.split()) for _ in range(3000)), encoding="utf-8")
+        text.write_text(
+            " ".join(draw.choice(_WORDS.split()) for _ in range(3000)), encoding="utf-8"
+        )
         (folder / "config.py").write_text(
             _CONFIG.format(text=str(text), steps=STEPS, every=CHECKPOINT_EVERY), encoding="utf-8"
         )
@@ -82,10 +86,11 @@ class Trial:
             errors="replace",
         )
 
-    def reference(self) -> Reference:
+    def reference(self, *, checkpoint_every: int = CHECKPOINT_EVERY) -> Reference:
         """What an undisturbed run comes to. It also warms the compilation cache."""
         workdir = self.folder / "reference"
-        process = self.start(workdir, "--config.train.keep=1000")
+        more = f"--config.train.checkpoint_every={checkpoint_every}"
+        process = self.start(workdir, "--config.train.keep=1000", more)
         _, errors = process.communicate()
         if process.returncode:
             raise RuntimeError(f"the undisturbed run failed: {errors}")
@@ -150,3 +155,18 @@ def leaf_digests(workdir: Path, step: int) -> dict[str, str]:
     file = RunFolder(workdir).checkpoints / str(step) / "meta" / "record.json"
     leaves = json.loads(file.read_bytes())["leaves"]
     return {path: leaf["sha256"] for path, leaf in leaves.items()}
+
+
+def wait_until_it_trains(process: subprocess.Popen[str], workdir: Path) -> None:
+    """Returns when the log of a run grows, or its process has ended.
+
+    A run that resumes first cuts off what its log has beyond the checkpoint.
+    """
+    metrics = RunFolder(workdir).metrics
+    least = math.inf
+    while process.poll() is None:
+        size = metrics.stat().st_size if metrics.exists() else 0
+        if size > least:
+            return
+        least = min(size, least)
+        time.sleep(0.002)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +59,9 @@ def train(
     ):
         with display.task("reading the text") as update:
             text = prepare(config, report=display.report, progress=update)
-        # Until here a signal ends the process at once: there is nothing to save.
-        with StopSignals() as signals:
-            run = _Run(config, folder, text, display, saved, signals)
-            run.begin(allow)
-            run.work()
+        run = _Run(config, folder, text, display, saved)
+        run.begin(allow)
+        run.work()
         run.finish()
         return run.progress
 
@@ -82,10 +81,9 @@ class _Run:
         text: Prepared,
         display: Display,
         checkpoints: Checkpoints,
-        signals: StopSignals,
     ) -> None:
         self.config, self.folder, self.text, self.display = config, folder, text, display
-        self.checkpoints, self.signals = checkpoints, signals
+        self.checkpoints, self.signals = checkpoints, StopSignals()
         self.plan = make_plan(config.train, text.batches.steps_per_epoch)
         optimizer = make_optimizer(config.optim, self.plan.total)
         self.learning_rate = make_schedule(config.optim, self.plan.total)
@@ -125,14 +123,17 @@ class _Run:
 
     def work(self) -> None:
         """Steps until a limit, a signal or divergence ends the run."""
-        pending: StepMetrics | None = None
-        with self.display.task("training") as update:
+        pending, first = None, True
+        with self.display.task("training") as update, ExitStack() as stack:
             over = self._over()
             while not over:
                 # The devices work on these steps while the host reads the metrics
                 # of those before them.
                 self.state, metrics = self.backend.run(self.state, self._next_batches())
                 self.step += self.plan.dispatch
+                if first:  # compiled just now; until here there was nothing to save
+                    stack.enter_context(self.signals)
+                    first = False
                 self._take_in(pending)
                 pending = metrics
                 # Asked once a turn: a signal must not end the loop after a turn that did not save.
