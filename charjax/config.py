@@ -164,14 +164,15 @@ def from_config_dict(values: Any) -> Config:
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """Dotted field name -> (old, new) for every field that differs."""
-    before, after = dict(_leaves(to_dict(old))), dict(_leaves(to_dict(new)))
+    before, after = dict(leaves(to_dict(old))), dict(leaves(to_dict(new)))
     return {name: (before[name], after[name]) for name in before if before[name] != after[name]}
 
 
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of every field in nested mappings such as `to_dict` returns."""
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from leaves(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
 
@@ -262,8 +263,8 @@ FIELD_NEEDS: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
 
 def _check_all_act(config: Config) -> None:
     """Refuses a field that was set and has no effect: nothing is ignored in silence."""
-    default = dict(_leaves(to_dict(Config())))
-    for name, value in _leaves(to_dict(config)):
+    default = dict(leaves(to_dict(Config())))
+    for name, value in leaves(to_dict(config)):
         for field_name, acts, needed in FIELD_NEEDS:
             if name == field_name and value != default[name] and not acts(config):
                 raise InputError(f"config.{name}={value!r}: has no effect here; needs {needed}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,13 @@ from charjax.config import Config
 from charjax.data.batches import Batch
 from charjax.data.prepare import Prepared, prepare
 from charjax.display import Display
-from charjax.errors import DivergedError, InterruptedRunError
-from charjax.folder import RunFolder
+from charjax.errors import DivergedError, InputError, InterruptedRunError
+from charjax.folder import RunFolder, append
 from charjax.generate.sample import Sampling, sample_texts
 from charjax.model.network import parameter_count
 from charjax.train import words
 from charjax.train.evaluate import evaluate
-from charjax.train.identity import check_same_run, describe
+from charjax.train.identity import check_allowed, check_same_run, describe
 from charjax.train.metrics import MetricsLog, draw_curves, read_metrics
 from charjax.train.optimizer import make_optimizer, make_schedule
 from charjax.train.parallel import make_backend
@@ -32,13 +32,17 @@ from charjax.train.signals import StopSignals
 from charjax.train.step import StepMetrics, TrainState, init_state
 
 
-def train(config: Config, workdir: Path, display: Display) -> Progress:
+def train(
+    config: Config, workdir: Path, display: Display, *, allow: Sequence[str] = ()
+) -> Progress:
     """Trains, or resumes, the run in a folder.
 
     Args:
       config: the run.
       workdir: its folder; made where there is none.
       display: what the person sees.
+      allow: what may have changed since the run was saved, such as
+        "config.optim.learning_rate" or "corpus".
 
     Returns:
       How far it came.
@@ -46,17 +50,17 @@ def train(config: Config, workdir: Path, display: Display) -> Progress:
     Raises:
       CharjaxError: see `charjax.errors`; what was trained before is kept.
     """
+    check_allowed(allow)
     folder = RunFolder(workdir)
     folder.create()
     with (
         folder.lock(),
-        StopSignals() as signals,
         Checkpoints(folder.checkpoints, keep=config.train.keep, report=display.report) as saved,
     ):
         with display.task("reading the text") as update:
             text = prepare(config, report=display.report, progress=update)
-        run = _Run(config, folder, text, display, saved, signals)
-        run.begin()
+        run = _Run(config, folder, text, display, saved)
+        run.begin(allow)
         with contextlib.closing(run.log):
             run.work()
         run.finish()
@@ -78,10 +82,9 @@ class _Run:
         text: Prepared,
         display: Display,
         checkpoints: Checkpoints,
-        signals: StopSignals,
     ) -> None:
         self.config, self.folder, self.text, self.display = config, folder, text, display
-        self.checkpoints, self.signals = checkpoints, signals
+        self.checkpoints, self.signals = checkpoints, StopSignals()
         self.plan = make_plan(config.train, text.batches.steps_per_epoch)
         optimizer = make_optimizer(config.optim, self.plan.total)
         self.learning_rate = make_schedule(config.optim, self.plan.total)
@@ -94,12 +97,12 @@ class _Run:
         self.grad_norm = math.nan
         self.record: Mapping[str, Any] = {}
 
-    def begin(self) -> None:
+    def begin(self, allow: Sequence[str]) -> None:
         """Takes up the newest good checkpoint, or starts anew where there is none."""
         for line in words.opening(self.config, self.text, self.plan, self.parameters):
             self.display.report(line)
         if self.checkpoints.steps():
-            self._resume()
+            self._resume(allow)
         else:
             self.folder.truncate_logs(dict.fromkeys(self.folder.log_sizes(), 0))
             self.state, self.progress = self.backend.place(self.new_state()), Progress()
@@ -107,9 +110,11 @@ class _Run:
         self.log = MetricsLog(self.folder.metrics, tensorboard=self.config.train.tensorboard)
         self.folder.write_run(describe(self.config, self.text, self.parameters))
 
-    def _resume(self) -> None:
+    def _resume(self, allow: Sequence[str]) -> None:
         meta = self.checkpoints.read_meta().meta
-        check_same_run(self.folder.path, meta, self.config, self.text)
+        changes = check_same_run(self.folder.path, meta, self.config, self.text, allow=allow)
+        for change in changes:
+            self.display.report(f"allowed: {change}")
         restored = self.checkpoints.restore(jax.eval_shape(self.new_state))
         self.state = self.backend.place(restored.state)
         self.step, self.skipped = restored.step, int(restored.state.skipped)
@@ -121,15 +126,19 @@ class _Run:
     def work(self) -> None:
         """Steps until a limit, a signal or divergence ends the run."""
         pending: StepMetrics | None = None
-        over = self._over()
-        with self.display.task("training") as update:
+        first, over = True, self._over()
+        with self.display.task("training") as update, contextlib.ExitStack() as stack:
             while not over:
                 # The devices work on these steps while the host reads the metrics
                 # of those before them.
                 self.state, metrics = self.backend.run(self.state, self._next_batches())
                 self.step += self.plan.dispatch
+                if first:  # compiled just now; until here there was nothing to save
+                    stack.enter_context(self.signals)
+                    first = False
                 self._take_in(pending)
                 pending = metrics
+                # Asked once a turn: a signal must not end the loop after a turn that did not save.
                 over = self._over()
                 if over or any(map(self._due, self.plan.intervals)):
                     self._take_in(pending)
@@ -146,7 +155,10 @@ class _Run:
 
     def finish(self) -> None:
         """Draws the curves and tells the person what came of it and what to do next."""
-        draw_curves(read_metrics(self.folder.metrics), self.folder.curves)
+        try:
+            draw_curves(read_metrics(self.folder.metrics), self.folder.curves)
+        except InputError as error:
+            self.display.report(f"{self.folder.curves}: not drawn: {error}")
         for line in words.closing(self.config, self.folder, self.text, self.progress):
             self.display.report(line)
 
@@ -265,8 +277,7 @@ class _Run:
             )
             title = f"=== step {self.step}, temperature {temperature:g} ==="
             shown = f"{title}\n{wanted.prompt}{text}\n"
-            with self.folder.samples.open("a", encoding="utf-8", newline="") as file:
-                file.write(f"{shown}\n")
+            append(self.folder.samples, f"{shown}\n")
         if shown:
             self.display.text(shown)
 
