@@ -181,14 +181,15 @@ def pick_variant(variants: Mapping[str, Config], name: str) -> ConfigDict:
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """Dotted field name -> (old, new) for every field that differs."""
-    before, after = dict(_leaves(to_dict(old))), dict(_leaves(to_dict(new)))
+    before, after = dict(leaves(to_dict(old))), dict(leaves(to_dict(new)))
     return {name: (before[name], after[name]) for name in before if before[name] != after[name]}
 
 
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of every field in nested mappings such as `to_dict` returns."""
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from leaves(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
 
@@ -271,6 +272,7 @@ FIELD_NEEDS: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
     ("optim.b1", lambda c: c.optim.name != "rmsprop", "adam, adamw or sgd"),
     ("optim.b2", lambda c: c.optim.name != "sgd", "adam, adamw or rmsprop"),
     ("optim.eps", lambda c: c.optim.name != "sgd", "adam, adamw or rmsprop"),
+    ("optim.warmup", lambda c: c.train.max_steps + c.train.max_epochs > 0, "max_steps"),
     ("optim.final", lambda c: c.optim.schedule != "constant", "a schedule that decays"),
     ("train.scheduled_ramp", lambda c: c.train.scheduled_sampling > 0, "train.scheduled_sampling"),
     ("train.patience", lambda c: c.data.split[1] > 0, "a validation part in data.split"),
@@ -279,8 +281,8 @@ FIELD_NEEDS: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
 
 def _check_all_act(config: Config) -> None:
     """Refuses a field that was set and has no effect: nothing is ignored in silence."""
-    default = dict(_leaves(to_dict(Config())))
-    for name, value in _leaves(to_dict(config)):
+    default = dict(leaves(to_dict(Config())))
+    for name, value in leaves(to_dict(config)):
         for field_name, acts, needed in FIELD_NEEDS:
             if name == field_name and value != default[name] and not acts(config):
                 raise InputError(f"config.{name}={value!r}: has no effect here; needs {needed}")

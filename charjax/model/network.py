@@ -115,7 +115,7 @@ class CharRNN(nn.Module):
         dropout_keys: LaneKeys | None = None,
         *,
         last_only: bool = False,
-    ) -> tuple[Logits, Carry]:
+    ) -> tuple[Float[Array, "batch predicted vocab"], Carry]:
         """Runs the network over a chunk of characters.
 
         Args:
@@ -156,7 +156,7 @@ class CharRNN(nn.Module):
         dropout_keys: LaneKeys | None = None,
         *,
         last_only: bool = False,
-    ) -> tuple[Logits, Carry]:
+    ) -> tuple[Float[Array, "batch predicted vocab"], Carry]:
         """`__call__` as a pure function of the parameters."""
         outputs: tuple[Logits, Carry] = self.apply(  # type: ignore[assignment]
             {"params": params}, tokens, carry, dropout_keys, last_only=last_only

@@ -7,10 +7,9 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 import reference
-from small import carry_of, distance, float64, like, normal, params_of, tokens_of
+from small import UNOPTIMIZED, carry_of, distance, float64, like, normal, params_of, tokens_of
 
 from charjax.config import ModelConfig
 from charjax.model.cells import CELLS
@@ -66,10 +65,6 @@ def test_value_and_gradient_are_those_of_the_float64_layer(cell, kind):
         slope = (loss(1e-5) - loss(-1e-5)) / 2e-5
         along = jax.tree.map(lambda g, d: (g * d).sum(), grads[argument], towards)
         assert sum(jax.tree.leaves(along)) == pytest.approx(slope, rel=1e-5, abs=1e-5)
-
-
-# Half the time to compile, which is all the time that these small shapes take.
-UNOPTIMIZED = {"xla_backend_optimization_level": 0}
 
 
 @partial(jax.jit, static_argnums=0, compiler_options=UNOPTIMIZED)
