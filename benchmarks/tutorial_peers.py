@@ -29,6 +29,10 @@ _WINDOWED = {
 }
 
 
+class _EnoughError(Exception):
+    """Ends a `fit` in the middle of an epoch."""
+
+
 def main(name: str, text_file: str, seconds: str) -> None:
     """Times one tutorial."""
     documents = json.loads(Path(text_file).read_text(encoding="utf-8"))
@@ -117,10 +121,10 @@ def _fit(
             self.losses.append(float(logs["loss"]))
             self.marks.append(time.perf_counter())
             if len(self.marks) > _WARM + 3 and self.marks[-1] - self.marks[_WARM] > seconds:
-                raise StopIteration
+                raise _EnoughError
 
     clock = Clock()
-    with contextlib.suppress(StopIteration):
+    with contextlib.suppress(_EnoughError):
         model.fit(*data, epochs=10**6, verbose=0, callbacks=[clock], **options)
     versions = {"keras": keras.__version__, "tensorflow": tf.__version__}
     return _result(clock.marks, clock.losses, model.count_params(), versions)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -69,6 +70,7 @@ def train(name: str, variant: str, workdir: Path, overrides: Sequence[str]) -> d
     best = min(validated, key=lambda r: r["val_loss"]) if validated else None
     texts = {f"{t:g}": _sample(run["config"]["sample"], workdir, t) for t in _temperatures(run)}
     return {
+        "command": _command(name, variant, overrides),
         "config": config.removeprefix("--config="),
         "overrides": list(overrides),
         "run": run["config"],
@@ -79,6 +81,12 @@ def train(name: str, variant: str, workdir: Path, overrides: Sequence[str]) -> d
         "best": best and {"step": best["step"], "val_loss": best["val_loss"]},
         "samples": texts,
     }
+
+
+def _command(name: str, variant: str, overrides: Sequence[str]) -> str:
+    """The command of a result, without the folder that its run happened to lie in."""
+    flags = [f"--variant={variant}"] if variant else []
+    return shlex.join(["python", "-m", "benchmarks.tutorials", "train", name, *flags, *overrides])
 
 
 def _chars_per_step(data: dict[str, Any], info: dict[str, Any]) -> float:
