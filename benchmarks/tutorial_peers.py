@@ -58,14 +58,22 @@ def _keras_windows(name: str, text: str, seconds: float) -> dict[str, Any]:
     vocab_size = len(symbols) + (name == "tf_gru")  # [UNK]
     if name == "tf_lstm":
         layer = keras.layers.LSTM(
-            units, return_sequences=True, recurrent_initializer="glorot_uniform"
+            units,
+            return_sequences=True,
+            stateful=True,
+            recurrent_initializer="glorot_uniform",
         )
     else:
         layer = {"lstm": keras.layers.LSTM, "gru": keras.layers.GRU}[cell](
             units, return_sequences=True
         )
     model = keras.Sequential(
-        [keras.layers.Embedding(vocab_size, embed), layer, keras.layers.Dense(vocab_size)]
+        [
+            keras.Input(batch_shape=(None if partial else 64, None)),
+            keras.layers.Embedding(vocab_size, embed),
+            layer,
+            keras.layers.Dense(vocab_size),
+        ]
     )
     model.compile(
         optimizer="adam", loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True)
