@@ -11,6 +11,7 @@ from benchmarks.tutorial_figures import TUTORIALS, Tutorial
 
 PAGE = Path(__file__).parent.parent / "docs" / "tutorials.md"
 _VARIANTS = ("held_out", "better", "deep", "scheduled")
+_MORE = {("ag_news", "deep"), ("grimm", "scheduled")}
 _NOT_MEASURED = "not measured"
 _SHOWN_CHARS = 220
 
@@ -30,7 +31,9 @@ def write() -> Path:
     """Writes the page and returns where it is."""
     timing = _result("tutorial_timing")
     parts = [_HEAD, _summary(timing)]
-    parts += [_section(name, tutorial, timing) for name, tutorial in TUTORIALS.items()]
+    counts = _result("tutorial_counts") or {"tutorials": {}}
+    for name, tutorial in TUTORIALS.items():
+        parts.append(_section(name, tutorial, timing, counts["tutorials"].get(name)))
     parts.append(_timing_note(timing))
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text("\n".join(parts), encoding="utf-8")
@@ -75,10 +78,12 @@ def _best(result: dict[str, Any] | None) -> str:
     return f"{result['best']['val_loss']:.4f} in {result['steps']:,} steps"
 
 
-def _section(name: str, tutorial: Tutorial, timing: dict[str, Any] | None) -> str:
+def _section(
+    name: str, tutorial: Tutorial, timing: dict[str, Any] | None, info: dict[str, Any] | None
+) -> str:
     plain = _result(f"tutorial_{name}")
     lines = [f"## {name.replace('_', '-')}", "", f"{tutorial.title}.", ""]
-    lines += _counts(name, tutorial, plain)
+    lines += _counts(name, tutorial, info)
     lines += ["", f"Where the paths differ: {tutorial.paths}", ""]
     lines += _losses(name, tutorial, plain)
     lines += _variants(name)
@@ -87,11 +92,11 @@ def _section(name: str, tutorial: Tutorial, timing: dict[str, Any] | None) -> st
     return "\n".join(lines)
 
 
-def _counts(name: str, tutorial: Tutorial, plain: dict[str, Any] | None) -> list[str]:
+def _counts(name: str, tutorial: Tutorial, info: dict[str, Any] | None) -> list[str]:
     theirs = (tutorial.parameters, tutorial.vocab_size, tutorial.windows)
     keys = ("parameters", "vocab_size", "windows")
     command = f"`charjax info --config=configs/tutorials/{name}.py`"
-    ours = [f"{plain['info'][key]:,}" for key in keys] if plain else [command] * 3
+    ours = [f"{info[key]:,}" for key in keys] if info else [command] * 3
     rows = ["| | theirs | ours |", "|---|---|---|"]
     for what, printed, here in zip(("parameters", "symbols", "windows"), theirs, ours, strict=True):
         rows.append(f"| {what} | {f'{printed:,}' if printed else 'not printed'} | {here} |")
@@ -115,7 +120,7 @@ def _losses(name: str, tutorial: Tutorial, plain: dict[str, Any] | None) -> list
     notes = [said]
     if plain["run"]["model"]["dtype"] != "float32":
         notes.append(f"Products of matrices ran in {plain['run']['model']['dtype']}.")
-    if tutorial.losses and wanted < len(tutorial.losses):
+    if wanted < len(tutorial.losses):
         notes.append(
             f"Later epochs are not measured: `python -m benchmarks.tutorials train {name}`."
         )
@@ -126,8 +131,8 @@ def _losses(name: str, tutorial: Tutorial, plain: dict[str, Any] | None) -> list
 
 def _variants(name: str) -> list[str]:
     rows = [
-        "| variant | best validation loss | at step | steps | differs in |",
-        "|---|---|---|---|---|",
+        "| variant | best validation loss | at step | steps | real words | overrides |",
+        "|---|---|---|---|---|---|",
     ]
     for variant in _VARIANTS:
         result = _result(f"tutorial_{name}_{variant}")
@@ -135,12 +140,14 @@ def _variants(name: str) -> list[str]:
             best = result["best"]
             rows.append(
                 f"| `{variant}` | {best['val_loss']:.4f} | {best['step']:,} | "
-                f"{result['steps']:,} | {' '.join(result['overrides'])} |"
+                f"{result['steps']:,} | {100 * result['real_words']:.1f} % | "
+                f"{' '.join(result['overrides'])} |"
             )
-        elif variant in ("held_out", "better"):
+        elif variant in ("held_out", "better") or (name, variant) in _MORE:
             command = f"python -m benchmarks.tutorials train {name} --variant={variant}"
-            rows.append(f"| `{variant}` | {_NOT_MEASURED}; `{command}` | | | |")
-    return [*rows, ""]
+            rows.append(f"| `{variant}` | {_NOT_MEASURED}; `{command}` | | | | |")
+    note = "Real words: the share of words, written at temperature 1, that the tutorial's text has."
+    return [*rows, "", note, ""]
 
 
 def _timed(name: str, tutorial: Tutorial, timing: dict[str, Any] | None) -> list[str]:

@@ -29,6 +29,10 @@ _WINDOWED = {
 }
 
 
+class _EnoughError(Exception):
+    """Ends a `fit` in the middle of an epoch."""
+
+
 def main(name: str, text_file: str, seconds: str) -> None:
     """Times one tutorial."""
     documents = json.loads(Path(text_file).read_text(encoding="utf-8"))
@@ -54,14 +58,22 @@ def _keras_windows(name: str, text: str, seconds: float) -> dict[str, Any]:
     vocab_size = len(symbols) + (name == "tf_gru")  # [UNK]
     if name == "tf_lstm":
         layer = keras.layers.LSTM(
-            units, return_sequences=True, recurrent_initializer="glorot_uniform"
+            units,
+            return_sequences=True,
+            stateful=True,
+            recurrent_initializer="glorot_uniform",
         )
     else:
         layer = {"lstm": keras.layers.LSTM, "gru": keras.layers.GRU}[cell](
             units, return_sequences=True
         )
     model = keras.Sequential(
-        [keras.layers.Embedding(vocab_size, embed), layer, keras.layers.Dense(vocab_size)]
+        [
+            keras.Input(batch_shape=(None if partial else 64, None)),
+            keras.layers.Embedding(vocab_size, embed),
+            layer,
+            keras.layers.Dense(vocab_size),
+        ]
     )
     model.compile(
         optimizer="adam", loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -117,10 +129,10 @@ def _fit(
             self.losses.append(float(logs["loss"]))
             self.marks.append(time.perf_counter())
             if len(self.marks) > _WARM + 3 and self.marks[-1] - self.marks[_WARM] > seconds:
-                raise StopIteration
+                raise _EnoughError
 
     clock = Clock()
-    with contextlib.suppress(StopIteration):
+    with contextlib.suppress(_EnoughError):
         model.fit(*data, epochs=10**6, verbose=0, callbacks=[clock], **options)
     versions = {"keras": keras.__version__, "tensorflow": tf.__version__}
     return _result(clock.marks, clock.losses, model.count_params(), versions)

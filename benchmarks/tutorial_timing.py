@@ -56,7 +56,7 @@ def theirs_in_own_process(name: str, seconds: float) -> dict[str, Any]:
     python = os.environ.get(f"{TUTORIALS[name].framework.upper()}_PYTHON", sys.executable)
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder) / "text.json"
-        text.write_text(json.dumps(_documents(name)), encoding="utf-8")
+        text.write_text(json.dumps(documents(name)), encoding="utf-8")
         script = Path(__file__).with_name("tutorial_peers.py")
         return _json_of([python, str(script), name, str(text), str(seconds)])
 
@@ -133,7 +133,8 @@ def _prepared(name: str) -> tuple[Any, Any]:
     return config, prepare(config, **quiet)
 
 
-def _documents(name: str) -> list[str]:
+def documents(name: str) -> list[str]:
+    """The documents of a tutorial's text, as charjax reads them."""
     _, text = _prepared(name)
     edges = [*text.corpus.starts, len(text.corpus.text)]
     return [text.corpus.text[a:b] for a, b in itertools.pairwise(edges)]

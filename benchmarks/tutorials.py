@@ -2,11 +2,13 @@
 
 python -m benchmarks.tutorials train grimm --variant=better
 python -m benchmarks.tutorials train tf_gru --config.train.max_epochs=3
+python -m benchmarks.tutorials counts
 python -m benchmarks.tutorials timing --all --json
 python -m benchmarks.tutorials page
 
 `train` runs `launch.py` as a user would and writes `results/tutorial_<name>.json`; what it is
-given as --config.field=value goes to launch.py. `timing` writes `results/tutorial_timing.json`;
+given as --config.field=value goes to launch.py. `counts` writes `results/tutorial_counts.json`,
+`timing` writes `results/tutorial_timing.json`;
 it wants a quiet machine. Where Keras and torch live in environments of their own, KERAS_PYTHON
 and TORCH_PYTHON name their interpreters. `page` writes docs/tutorials.md from the result files.
 """
@@ -15,6 +17,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -27,6 +31,8 @@ from benchmarks.tutorial_figures import TUTORIALS
 
 ROOT = Path(__file__).parent.parent
 _SAMPLE_CHARS = 300
+_JUDGED_CHARS = 20_000  # written at temperature 1, to count the real words in
+_WORD = re.compile(r"[A-Za-z']+")
 
 
 def result_name(name: str, variant: str) -> str:
@@ -54,11 +60,18 @@ def epochs(records: Sequence[dict[str, Any]], steps_per_epoch: int) -> list[dict
     return rows
 
 
+def info_of(name: str, variant: str, *overrides: str) -> dict[str, Any]:
+    """What `charjax info` says of a config."""
+    config = f"--config=configs/tutorials/{name}.py" + (f":{variant}" if variant else "")
+    info: dict[str, Any] = json.loads(_run("-m", "charjax", "info", config, *overrides))
+    return info
+
+
 def train(name: str, variant: str, workdir: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """Trains, or takes up the finished run in `workdir`, and reads what it left."""
     config = f"--config=configs/tutorials/{name}.py" + (f":{variant}" if variant else "")
     _run("launch.py", config, f"--workdir={workdir}", *overrides)
-    info = json.loads(_run("-m", "charjax", "info", config, *overrides))
+    info = info_of(name, variant, *overrides)
     lines = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     run = json.loads((workdir / "run.json").read_text(encoding="utf-8"))
     records = [json.loads(line) for line in lines]
@@ -67,8 +80,13 @@ def train(name: str, variant: str, workdir: Path, overrides: Sequence[str]) -> d
         record["steps_per_second"] = record["chars_per_second"] / chars
     validated = [r for r in records if "val_loss" in r]
     best = min(validated, key=lambda r: r["val_loss"]) if validated else None
-    texts = {f"{t:g}": _sample(run["config"]["sample"], workdir, t) for t in _temperatures(run)}
+    written = _sample(run["config"]["sample"], workdir, 1.0, _JUDGED_CHARS)
+    texts = {
+        f"{t:g}": _sample(run["config"]["sample"], workdir, t)
+        for t in run["config"]["sample"]["temperatures"]
+    }
     return {
+        "command": _command(name, variant, overrides),
         "config": config.removeprefix("--config="),
         "overrides": list(overrides),
         "run": run["config"],
@@ -77,8 +95,15 @@ def train(name: str, variant: str, workdir: Path, overrides: Sequence[str]) -> d
         "steps": records[-1]["step"],
         "epochs": epochs(records, info["steps_per_epoch"]),
         "best": best and {"step": best["step"], "val_loss": best["val_loss"]},
+        "real_words": real_words(written, "\n".join(tutorial_timing.documents(name))),
         "samples": texts,
     }
+
+
+def _command(name: str, variant: str, overrides: Sequence[str]) -> str:
+    """The command of a result, without the folder that its run happened to lie in."""
+    flags = [f"--variant={variant}"] if variant else []
+    return shlex.join(["python", "-m", "benchmarks.tutorials", "train", name, *flags, *overrides])
 
 
 def _chars_per_step(data: dict[str, Any], info: dict[str, Any]) -> float:
@@ -89,13 +114,17 @@ def _chars_per_step(data: dict[str, Any], info: dict[str, Any]) -> float:
     return float(info["windows"] * columns / info["steps_per_epoch"])
 
 
-def _temperatures(run: dict[str, Any]) -> list[float]:
-    return list(run["config"]["sample"]["temperatures"])
+def real_words(written: str, text: str) -> float:
+    """The share of the written words that the text has too."""
+    known, words = set(_WORD.findall(text)), _WORD.findall(written)
+    return sum(word in known for word in words) / max(len(words), 1)
 
 
-def _sample(sample: dict[str, Any], workdir: Path, temperature: float) -> str:
+def _sample(
+    sample: dict[str, Any], workdir: Path, temperature: float, num_chars: int = _SAMPLE_CHARS
+) -> str:
     flags = (f"--workdir={workdir}", f"--prompt={sample['prompt']}", f"--temperature={temperature}")
-    return _run("-m", "charjax", "sample", *flags, f"--num_chars={_SAMPLE_CHARS}", "--seed=1")
+    return _run("-m", "charjax", "sample", *flags, f"--num_chars={num_chars}", "--seed=1")
 
 
 def _run(*command: str) -> str:
@@ -120,6 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--name", choices=sorted(TUTORIALS))
     timing.add_argument("--seconds", type=float, default=15.0, help="for each system; default 15")
     timing.add_argument("--json", action="store_true", help="also print the results")
+    commands.add_parser("counts", help="write what `charjax info` says of the plain configs")
     commands.add_parser("page", help="write docs/tutorials.md")
     return parser
 
@@ -127,7 +157,10 @@ def _parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Runs one command."""
     args, overrides = _parser().parse_known_args()
-    if args.command == "page":
+    if args.command == "counts":
+        infos = {name: info_of(name, "") for name in TUTORIALS}
+        print(machine.write("tutorial_counts", {"tutorials": infos}))
+    elif args.command == "page":
         print(tutorial_page.write())
     elif args.command == "timing":
         names = list(TUTORIALS) if args.all else [args.name]

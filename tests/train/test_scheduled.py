@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from charjax.config import TrainConfig
+from charjax.config import ModelConfig, TrainConfig
 from charjax.data.prepare import prepare
 from charjax.errors import InputError
 from charjax.keys import Stream, stream_key
 from charjax.model.network import CharRNN, init_params, initial_carry
 from charjax.train.identity import check_same_run, describe
 from charjax.train.scheduled import guessed_share, mix_inputs
+from charjax.types import PyTree
 
-from .tiny import LANES, VOCAB, assert_same_bits, config_of, random_batch, step_and_state
+from .tiny import LANES, VOCAB, assert_same_bits, config_of, first_state, jitted, random_batch
 
 CELLS = ["gru", "lstm", "rnn"]
 _mix = jax.jit(mix_inputs, static_argnums=0)
 
 
+@functools.cache
+def _params(model: ModelConfig, seed: int) -> PyTree:
+    return init_params(model, VOCAB, stream_key(seed, Stream.INIT))
+
+
 def mixed(model, share: float, *, seed: int = 0, params=None) -> tuple[np.ndarray, np.ndarray]:
     """(true inputs, mixed inputs) of the first random batch."""
-    if params is None:
-        params = init_params(model, VOCAB, stream_key(0, Stream.INIT))
+    params = params or _params(model, 0)
     inputs = random_batch(0).inputs
     keys = jax.random.split(stream_key(seed, Stream.SCHEDULED), LANES)
     carry = initial_carry(model, LANES)
@@ -42,7 +49,7 @@ def test_with_no_share_the_text_stays_as_it_is(cell):
 def test_with_the_whole_share_every_input_but_the_first_is_a_likely_guess(cell):
     """A model that is certain guesses what its own logits say of the mixed text."""
     model = config_of(model={"cell": cell}).model
-    params = init_params(model, VOCAB, stream_key(3, Stream.INIT))
+    params = _params(model, 3)
     params = {**params, "output_kernel": 1e6 * params["output_kernel"]}
     inputs, out = mixed(model, 1.0, params=params)
     np.testing.assert_array_equal(out[:, 0], inputs[:, 0])
@@ -64,27 +71,26 @@ def test_the_share_rises_from_nothing_and_then_stays():
     assert shares == pytest.approx([0, 0.2, 0.4, 0.4])
 
 
+PLAIN = config_of()
+OWN = config_of(train={"scheduled_sampling": 1.0, "scheduled_ramp": 1})
+
+
 def test_the_first_step_is_that_of_plain_training_and_later_ones_are_not():
-    plain, state = step_and_state(config_of())
-    scheduled, _ = step_and_state(config_of(train={"scheduled_sampling": 1.0, "scheduled_ramp": 1}))
-    one, other = (jax.jit(step)(state, random_batch(0)) for step in (plain, scheduled))
+    state = first_state(PLAIN)
+    one, other = (jitted(config)(state, random_batch(0)) for config in (PLAIN, OWN))
     assert_same_bits(one, other)
-    one, other = (
-        jax.jit(step)(state._replace(step=jnp.int32(1)), random_batch(0))[1].loss
-        for step in (plain, scheduled)
-    )
-    assert one != other
+    later = state._replace(step=jnp.int32(1))
+    one, other = (jitted(config)(later, random_batch(0)) for config in (PLAIN, OWN))
+    assert one[1].loss != other[1].loss
 
 
 def test_the_targets_stay_true():
     """Guesses are read, never learnt: a batch's loss counts the true next characters."""
-    config = config_of(train={"scheduled_sampling": 1.0, "scheduled_ramp": 1})
-    step, state = step_and_state(config)
+    state = first_state(PLAIN)
     # Zero weights on the way in: what is read cannot matter, what is wanted must.
     blank = {**state.params, "embedding": jnp.zeros_like(state.params["embedding"])}
-    plain, _ = step_and_state(config_of())
     state = state._replace(params=blank, step=jnp.int32(5))
-    own, true = (float(jax.jit(s)(state, random_batch(0))[1].loss) for s in (step, plain))
+    own, true = (float(jitted(config)(state, random_batch(0))[1].loss) for config in (OWN, PLAIN))
     assert own == pytest.approx(true, rel=1e-6)
 
 
