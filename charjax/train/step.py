@@ -15,6 +15,7 @@ from charjax.keys import Stream, indexed_key, stream_key
 from charjax.model.network import LaneKeys, init_params, initial_carry, restart
 from charjax.train.gradient import accumulated, make_gradient
 from charjax.train.loss import make_total_nats
+from charjax.train.scheduled import guessed_share, mix_inputs
 from charjax.types import Carry, Count, PyTree, Scalar
 
 
@@ -88,7 +89,6 @@ def make_step(
       (state, batch) -> (state, metrics), pure. A step whose loss or gradient is not
       finite moves nothing but `step` and `skipped`.
     """
-    dropout_key = stream_key(config.seed, Stream.DROPOUT)
     whole = make_gradient(make_total_nats(config, vocab_size))
     parts = config.parallel.accumulate
     gradient = accumulated(whole, parts) if parts > 1 else whole
@@ -96,14 +96,24 @@ def make_step(
     def total(x: Any) -> Any:
         return x if axis_name is None else jax.lax.psum(x, axis_name)
 
-    def lane_keys(step: Count, lanes: int) -> LaneKeys:
-        first = 0 if axis_name is None else lanes * jax.lax.axis_index(axis_name)
-        key = indexed_key(dropout_key, step)
-        return jax.vmap(indexed_key, (None, 0))(key, first + jnp.arange(lanes))
+    def lane_keys(stream: Stream, step: Count, batch: Batch) -> LaneKeys:
+        lanes = jnp.arange(batch.inputs.shape[0])
+        if axis_name is not None:
+            lanes += lanes.size * jax.lax.axis_index(axis_name)
+        key = indexed_key(stream_key(config.seed, stream), step)
+        return jax.vmap(indexed_key, (None, 0))(key, lanes)
+
+    def read_own_guesses(params: PyTree, carry: Carry, batch: Batch, step: Count) -> Batch:
+        keys, share = lane_keys(Stream.SCHEDULED, step, batch), guessed_share(config.train, step)
+        inputs = jnp.asarray(batch.inputs)
+        mixed: Any = mix_inputs(config.model, params, inputs, carry, keys, share)
+        return batch._replace(inputs=mixed)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         carry = restart(state.carry, jnp.asarray(batch.fresh))
-        keys = lane_keys(state.step, batch.inputs.shape[0])
+        if config.train.scheduled_sampling:
+            batch = read_own_guesses(state.params, carry, batch, state.step)
+        keys = lane_keys(Stream.DROPOUT, state.step, batch)
         counted = jnp.maximum(total(jnp.sum(batch.mask)), 1)
         loss, grads, carry = gradient(state.params, carry, batch, keys, counted)
         loss, grads = total(loss), total(grads)

@@ -32,12 +32,15 @@ def opening(config: Config, text: Prepared, plan: Plan, parameters: int) -> list
 
 def evaluation(record: Mapping[str, Any], *, better: bool) -> str:
     """One line for one evaluation."""
-    train_loss = f"  train {record['train_loss']:.4f}" if "train_loss" in record else ""
-    return (
-        f"step {record['step']:,}  epoch {record['epoch']:.2f}{train_loss}  "
-        f"val {record['val_loss']:.4f} nats ({record['val_bpc']:.4f} bits) per character  "
-        f"{record['chars_per_second'] / 1000:.1f}k chars/s{'  best' if better else ''}"
-    )
+    parts = [f"step {record['step']:,}  epoch {record['epoch']:.2f}"]
+    if "train_loss" in record:
+        parts.append(f"train {record['train_loss']:.4f}")
+    if "val_loss" in record:
+        parts.append(
+            f"val {record['val_loss']:.4f} nats ({record['val_bpc']:.4f} bits) per character"
+        )
+    parts.append(f"{record['chars_per_second'] / 1000:.1f}k chars/s")
+    return "  ".join(parts + ["best"] * better)
 
 
 def beside_the_bar(record: Mapping[str, Any], progress: Progress) -> str:

@@ -41,7 +41,11 @@ def float64(tree):
     return jax.tree.map(lambda a: np.asarray(a, np.float64), tree)
 
 
-@partial(jax.jit, static_argnums=0, static_argnames="last_only")
+# Half the time to compile, which is all the time that these small shapes take.
+UNOPTIMIZED = {"xla_backend_optimization_level": 0}
+
+
+@partial(jax.jit, static_argnums=0, static_argnames="last_only", compiler_options=UNOPTIMIZED)
 def apply(config, params, tokens, carry, keys=None, last_only=False):
     """The network, compiled once a config and shape."""
     network = CharRNN(config, params["output_bias"].shape[0])

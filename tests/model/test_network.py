@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import replace
 
@@ -69,11 +70,10 @@ def test_gradients_come_from_the_past_alone():
     tokens = jnp.arange(TIME)[None]  # every character once: a row of the embedding is a position
     params, carry = params_of(config, TIME), carry_of(config, 1)
 
-    @jax.jit
     def logits_at(params):
-        return apply(config, params, tokens, carry)[0].sum(2)[0]
+        return CharRNN(config, TIME).run(params, tokens, carry)[0].sum(2)[0]
 
-    grads = jax.jacrev(logits_at)(params)["embedding"]
+    grads = jax.jit(jax.jacrev(logits_at))(params)["embedding"]
     reached = np.any(grads != 0, axis=2)  # [position of the logits, position of the character]
     np.testing.assert_array_equal(reached, np.tri(TIME, dtype=bool))
 
@@ -110,56 +110,45 @@ def test_bfloat16_is_for_products_alone(cell, recurrence):
     assert {leaf.dtype for leaf in jax.tree.leaves((params, out))} == {jnp.dtype(jnp.float32)}
 
 
-# A dropout mask can be read off: with these, the logits are the last layer's dropped outputs.
-UNITS = 64
+UNITS, LANES, RATE = 64, 32, 0.4
+OUTPUT = ModelConfig(cell="rnn", hidden=UNITS, embed=4, dropout=RATE)
 
 
-def shown(config, lanes, seed=0):
-    """Logits [batch, time, units] that are the last layer's outputs, with keys and without."""
-    config = replace(config, hidden=UNITS)
+@functools.cache
+def outputs(config, lanes=LANES, first_key=None):
+    """The last layer's outputs [lanes, time, units] as dropout leaves them."""
     params = params_of(config, UNITS)
     params |= {"output_kernel": jnp.eye(UNITS), "output_bias": jnp.zeros(UNITS)}
-    keys = jax.vmap(jax.random.key)(seed + jnp.arange(lanes))
-    at = (config, params, tokens_of(UNITS, BATCH, TIME)[:1].repeat(lanes, 0))
-    with_keys, _ = apply(*at, initial_carry(config, lanes), keys)
-    without, _ = apply(*at, initial_carry(config, lanes))
-    return np.asarray(with_keys), np.asarray(without)
+    tokens = tokens_of(UNITS, 1, TIME).repeat(lanes, 0)
+    keys = None
+    if first_key is not None:
+        keys = jax.vmap(jax.random.key)(first_key + jnp.arange(lanes))
+    return np.asarray(apply(config, params, tokens, initial_carry(config, lanes), keys)[0])
 
 
-RATE = 0.4
-OUTPUT = ModelConfig(cell="rnn", embed=4, dropout=RATE)
-
-
-def test_without_keys_nothing_is_dropped():
-    _, without = shown(OUTPUT, 2)
-    _, no_rate = shown(replace(OUTPUT, dropout=0.0), 2)
-    np.testing.assert_array_equal(without, no_rate)
-
-
-def test_with_a_rate_of_zero_keys_change_nothing():
-    with_keys, without = shown(replace(OUTPUT, dropout=0.0), 2)
-    np.testing.assert_array_equal(with_keys, without)
+def test_without_keys_or_without_a_rate_nothing_is_dropped():
+    whole = outputs(OUTPUT)
+    np.testing.assert_array_equal(outputs(replace(OUTPUT, dropout=0.0)), whole)
+    np.testing.assert_array_equal(outputs(replace(OUTPUT, dropout=0.0), first_key=0), whole)
 
 
 def test_a_lane_has_one_mask_for_all_its_characters():
-    dropped, whole = shown(OUTPUT, 16)
+    dropped, whole = outputs(OUTPUT, first_key=0), outputs(OUTPUT)
     kept = dropped != 0
     assert (kept == kept[:, :1]).all()
     np.testing.assert_allclose(dropped, np.where(kept, whole / (1 - RATE), 0), rtol=1e-5)
-    # 16 masks of 64 units: that two of them agree has odds of 1 in 10**18.
-    assert len({lane.tobytes() for lane in kept[:, 0]}) == 16
+    # That two of 32 masks of 64 units agree has odds of 1 in 10**15.
+    assert len({lane.tobytes() for lane in kept[:, 0]}) == LANES
 
 
 def test_the_rate_is_what_the_config_says():
-    dropped, _ = shown(OUTPUT, 64)
-    share = np.mean(dropped[:, 0] == 0)
-    # 4,096 draws: 5 standard deviations, that is 1 in 1.7 million were the seed not fixed.
-    assert abs(share - RATE) < 5 * math.sqrt(RATE * (1 - RATE) / (64 * UNITS))
+    share = np.mean(outputs(OUTPUT, first_key=0)[:, 0] == 0)
+    # 2,048 draws: 5 standard deviations, that is 1 in 1.7 million were the seed not fixed.
+    assert abs(share - RATE) < 5 * math.sqrt(RATE * (1 - RATE) / (LANES * UNITS))
 
 
 def test_a_mask_is_a_function_of_the_lanes_key_alone():
-    many, _ = shown(OUTPUT, 16)
-    few, _ = shown(OUTPUT, 2, seed=5)
+    many, few = outputs(OUTPUT, first_key=0), outputs(OUTPUT, lanes=2, first_key=5)
     np.testing.assert_array_equal(few != 0, many[5:7] != 0)
 
 
@@ -206,43 +195,61 @@ def test_parameter_counts_are_those_of_the_tutorials(tutorial):
     assert parameter_count(params) == count
 
 
-@pytest.mark.parametrize("config", [replace(CONFIGS["lstm"], hidden=64), CONFIGS["rnn"]], ids=str)
-def test_fresh_parameters(config):
-    params = init_params(config, VOCAB, jax.random.key(0))
-    hidden, gates = config.hidden, CELLS[config.cell].gates
-    for layer in (params["layer_0"], params["layer_1"]):
-        blocks = np.split(np.asarray(layer["recurrent"]["kernel"]), gates, axis=1)
-        for block in blocks:
-            np.testing.assert_allclose(block.T @ block, np.eye(hidden), atol=1e-5)
-        assert len({block.tobytes() for block in blocks}) == gates
-        want = np.zeros((gates, hidden))
-        if config.cell == "lstm":
-            want[1] = 1  # the forget gate starts open, as in Keras
-        np.testing.assert_array_equal(layer["bias"], want.reshape(-1))
-    again, other = (init_params(config, VOCAB, jax.random.key(seed)) for seed in (0, 1))
-    assert distance(again, params) == 0
-    assert distance(other, params) > 0.5
+FRESH_VOCAB = 65
+
+
+@functools.cache
+def fresh(cell):
+    config = ModelConfig(cell=cell, hidden=64, embed=16)
+    return config, init_params(config, FRESH_VOCAB, jax.random.key(0))
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_both_recurrences_have_the_same_parameters(cell):
-    shapes = [
-        jax.eval_shape(lambda c=replace(CONFIGS[cell], recurrence=r): init_params(
-            c, VOCAB, jax.random.key(0)
-        ))
-        for r in ("fast", "scan")
-    ]  # fmt: skip
-    assert shapes[0] == shapes[1]
+def test_a_fresh_state_kernel_is_orthogonal_gate_by_gate(cell):
+    config, params = fresh(cell)
+    kernel = np.asarray(params["layer_0"]["recurrent"]["kernel"])
+    blocks = np.split(kernel, CELLS[cell].gates, axis=1)
+    for block in blocks:
+        np.testing.assert_allclose(block.T @ block, np.eye(config.hidden), atol=1e-5)
+    assert len({block.tobytes() for block in blocks}) == CELLS[cell].gates
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_fresh_biases_are_zero_but_the_lstms_forget_gate_starts_open(cell):
+    config, params = fresh(cell)
+    bias = np.asarray(params["layer_0"]["bias"]).reshape(CELLS[cell].gates, config.hidden)
+    want = [0, 1, 0, 0] if cell == "lstm" else [0] * len(bias)
+    np.testing.assert_array_equal(bias, np.array(want)[:, None].repeat(config.hidden, 1))
+    assert not params["output_bias"].any()
+    assert not any(b.any() for b in [params["layer_0"]["recurrent"].get("bias", np.zeros(1))])
 
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_fresh_model_knows_nothing(cell):
-    vocab_size, config = 65, ModelConfig(cell=cell, hidden=64, embed=16)
-    params = init_params(config, vocab_size, jax.random.key(0))
-    tokens = tokens_of(vocab_size, 8, 33)
+    config, params = fresh(cell)
+    tokens = tokens_of(FRESH_VOCAB, 8, 33)
     logits, _ = apply(config, params, tokens[:, :-1], initial_carry(config, 8))
     loss = float(next_char_nats(logits, tokens[:, 1:]).mean())
-    assert abs(loss - math.log(vocab_size)) < 0.1
+    assert abs(loss - math.log(FRESH_VOCAB)) < 0.1
+
+
+def test_fresh_parameters_are_a_function_of_the_key():
+    config = replace(CONFIGS["rnn"], layers=1)
+    first, again, other = (init_params(config, VOCAB, jax.random.key(s)) for s in (0, 0, 1))
+    assert distance(again, first) == 0
+    assert distance(other, first) > 0.5
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_both_recurrences_have_the_same_parameters(cell):
+    fast, scan = (
+        jax.eval_shape(
+            functools.partial(init_params, replace(CONFIGS[cell], recurrence=r), VOCAB),
+            jax.random.key(0),
+        )
+        for r in ("fast", "scan")
+    )
+    assert fast == scan
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -7,10 +7,9 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 import reference
-from small import carry_of, distance, float64, like, normal, params_of, tokens_of
+from small import UNOPTIMIZED, carry_of, distance, float64, like, normal, params_of, tokens_of
 
 from charjax.config import ModelConfig
 from charjax.model.cells import CELLS
@@ -68,10 +67,6 @@ def test_value_and_gradient_are_those_of_the_float64_layer(cell, kind):
         assert sum(jax.tree.leaves(along)) == pytest.approx(slope, rel=1e-5, abs=1e-5)
 
 
-# Half the time to compile, which is all the time that these small shapes take.
-UNOPTIMIZED = {"xla_backend_optimization_level": 0}
-
-
 @partial(jax.jit, static_argnums=0, compiler_options=UNOPTIMIZED)
 def value_and_grads(config, params, carry, tokens, keys):
     def loss(params, carry):
@@ -94,7 +89,7 @@ DROPOUT = {"dropout": 0.3, "dropout_in": 0.2, "dropout_between": 0.4}
 
 
 @pytest.mark.parametrize(
-    ("layers", "embed", "dropout"), [(1, 4, {}), (2, 0, DROPOUT), (3, 4, DROPOUT)]
+    ("layers", "embed", "dropout"), [(2, 4, {}), (1, 0, DROPOUT), (3, 4, DROPOUT)]
 )
 @pytest.mark.parametrize("cell", CELLS)
 def test_fast_is_scan(cell, layers, embed, dropout):
@@ -104,7 +99,7 @@ def test_fast_is_scan(cell, layers, embed, dropout):
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_in_bfloat16_fast_and_scan_are_close_to_each_other_and_to_float32(cell):
-    config = ModelConfig(cell=cell, hidden=HIDDEN, layers=2, embed=0, dropout=0.3)
+    config = ModelConfig(cell=cell, hidden=HIDDEN, layers=2, embed=4)
     exact, fast, scan = (
         run(config),
         *(run(config, dtype="bfloat16", recurrence=r) for r in ("fast", "scan")),
