@@ -1,17 +1,19 @@
 """A disk that fills up at many positions of a write; what was saved before stays good.
 
-As root, on a small tmpfs whose free space is one position further in every round: the first
-ends while `run.json` is written, the last in the last page of a checkpoint. Elsewhere the
-system's limit on the size of a file takes the disk's place.
+On a small tmpfs where this process may mount one: the free space is one position further in every
+round, so that the first ends while `run.json` is written, the last in the end of a checkpoint.
+Elsewhere the system's limit on the size of a file takes the disk's place.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import resource
 import shutil
 import signal
 import subprocess
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -119,18 +121,24 @@ def _disk(folder: Path) -> Iterator[Path]:
         shutil.rmtree(disk)
 
 
+@functools.cache
 def _can_mount() -> bool:
-    return os.geteuid() == 0 and shutil.which("mount") is not None
+    with tempfile.TemporaryDirectory() as folder:
+        mount = ["mount", "-t", "tmpfs", "tmpfs", folder]
+        if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+            return False
+        subprocess.run(["umount", folder], check=True)
+    return True
 
 
 def _filler(whole: Path) -> tuple[Callable[[Path, int], Any], int, str]:
     """(a context in which only so many bytes can be written, the bytes of a save, its name)."""
-    step = RunFolder(whole).checkpoints / str(_STEPS + _MORE)
-    sizes = [p.stat().st_size for p in step.rglob("*") if p.is_file()]
+    # How many files the array store makes differs from save to save; the smallest counts.
+    steps = (RunFolder(whole).checkpoints / str(step) for step in sound_steps(whole))
+    sizes = [[p.stat().st_size for p in step.rglob("*") if p.is_file()] for step in steps]
     if _can_mount():
-        page = os.sysconf("SC_PAGE_SIZE")
-        return _full_disk, sum(-(-size // page) * page for size in sizes), "full tmpfs"
-    return _small_files, max(sizes), "limit on the size of a file"
+        return _full_disk, min(map(sum, sizes)), "full tmpfs"
+    return _small_files, min(map(max, sizes)), "limit on the size of a file"
 
 
 @contextmanager

@@ -24,7 +24,7 @@ _Behave: TypeAlias = Callable[[socket.socket, str, int], None]
 
 
 def prove_servers(n: int, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """The figures of the first n servers."""
+    """The figures of the first n servers; the patient ones come last."""
     chosen = dict(list(_SERVERS.items())[:n])
     with ThreadPoolExecutor(max_workers=len(chosen)) as pool:
         calls = {k: pool.submit(_ask, k, make, folder) for k, make in chosen.items()}
@@ -111,9 +111,6 @@ _PAGE = b"<html><title>Not found</title></html>"
 _SERVERS: dict[str, Callable[[], _Behave]] = {
     "resets": _always(reset),
     "resets_halfway": _always(_reset_halfway),
-    "silent": _always(_silence),
-    "silent_halfway": _always(_silence_halfway),
-    "drips": _always(_drip),
     "short_body": _always(lambda c: answer(c, _BODY[:-1], Content_Length=str(len(_BODY)))),
     "endless_body": _always(_endless_body),
     "endless_headers": _always(_endless_headers),
@@ -121,4 +118,7 @@ _SERVERS: dict[str, Callable[[], _Behave]] = {
     "page_as_file": _always(lambda c: answer(c, _PAGE, Content_Type="text/html")),
     "not_found": _always(lambda c: answer(c, _PAGE, status="404 Not Found")),
     "redirects_to_itself": _always(lambda c: answer(c, status="302 Found", Location="/corpus.txt")),
+    "silent": _always(_silence),
+    "silent_halfway": _always(_silence_halfway),
+    "drips": _always(_drip),
 }

@@ -43,7 +43,7 @@ def get_config():
 def small_config(text: Path) -> Config:
     """A run of 300 steps, each a fraction of a millisecond, with every kind of state."""
     return Config(
-        data=DataConfig(path=str(text), batch_size=4, seq_len=16),
+        data=DataConfig(path=str(text), batch_size=8, seq_len=16),
         model=ModelConfig(hidden=16, embed=8, dropout=0.1),
         optim=OptimConfig(schedule="cosine", ema=0.9),
         train=TrainConfig(
@@ -80,6 +80,7 @@ class Trial:
         """Of every run: one CPU device, one compilation cache, this checkout's charjax."""
         return os.environ | {
             "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "",
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache"),
             "PYTHONPATH": str(_ROOT),

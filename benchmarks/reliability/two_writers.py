@@ -1,7 +1,7 @@
 """Two processes started on one folder at the same time: exactly one of them runs.
 
 The two are forked from a process that has imported everything, so that they reach the lock
-within milliseconds of each other. One double start in ten is of two commands instead, and its
+within milliseconds of each other. One double start in twenty is of two commands instead, and its
 winner trains to the end; the other winners are killed, and the next start finds the lock free.
 """
 
@@ -23,7 +23,7 @@ from benchmarks.reliability.trial import Reference, Trial, sound_steps
 from charjax.cli import main
 
 _LOSER, _SECONDS = 4, 5.0  # the exit code of the second, and within which it has ended
-_COMMANDS = 10  # one double start in so many is of commands
+_COMMANDS = 20  # one double start in so many is of commands
 
 
 def prove_two_writers(n: int, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
