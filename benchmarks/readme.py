@@ -39,10 +39,10 @@ def block() -> str:
             *map(row, results),
             "",
             f"Measured on {shakespeare['machine']}, {shakespeare['date']}, with "
-            f"jax {shakespeare['versions']['jax']}, by `{shakespeare['command']}`. The first "
-            "loss is that of the last 111,540 characters of tiny Shakespeare, all of them, on a split that "
-            "nothing was tuned on. nanoGPT publishes 1.4697 for a Transformer ten times this size "
-            "(over random windows of the same split).",
+            f"jax {shakespeare['versions']['jax']}, by `{shakespeare['command']}`. The first loss "
+            "is that of the last 111,540 characters of tiny Shakespeare, all of them, on a split "
+            "that nothing was tuned on. nanoGPT publishes 1.4697 for a Transformer ten times this "
+            "size (over random windows of the same split).",
             "",
             "![training and validation loss](docs/shakespeare.png)",
             "",

@@ -7,6 +7,7 @@ import difflib
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -58,6 +59,8 @@ def _run(arguments: Sequence[str]) -> None:
     _check_characters(arguments)
     config_flags, rest = _split_config_flags(arguments)
     args = _parser().parse_args(rest)
+    if config_flags and not hasattr(args, "config"):
+        raise InputError(f"{config_flags[0]}: only train and info take a config")
     args.config_flags = config_flags
     _set_up_jax()
     args.run(args)
@@ -137,6 +140,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_trained(score)
     score.add_argument("--file", required=True, help="a text file, or - for standard input")
     _add_unknown(score)
+
+    export = _command(commands, "export", _export, "write a model as a program without charjax")
+    _add_trained(export)
+    export.add_argument("--out", required=True, help="the folder to write")
 
     info = _command(commands, "info", _info, "describe a config or a trained model as JSON")
     _add_config(info, required=False)
@@ -252,10 +259,16 @@ def _read_config_file(file_flag: str, path: str, config_flags: Sequence[str]) ->
 
 def _config_message(error: Exception, path: str, overrides: Sequence[str]) -> str:
     """One line that names the override or the file that caused the error."""
-    text = " ".join(str(error.args[0] if error.args else error).split())
-    guilty = [o for o in overrides if o.partition("=")[0].removeprefix("--config.") in text]
-    named = [o for o in overrides if o.partition("=")[0].rpartition(".")[2] in text]
-    where = (guilty or named or [f"--config={path}"])[0]
+    text = " ".join(str(error).split())
+    names = [(o, o.partition("=")[0].removeprefix("--config.")) for o in overrides]
+    guilty = [o for o, name in names if name in text]
+    guilty += [o for o, name in names if any(part in text for part in name.split("."))]
+    where = (guilty or [f"--config={path}"])[0]
+    if isinstance(error, KeyError | AttributeError) and guilty:
+        nearest = re.search(r'Did you mean "(\w+)"', text)
+        return f"{where}: no such field; " + (
+            f"did you mean {nearest[1]}?" if nearest else "charjax/config.py lists them"
+        )
     return f"{where}: {text}"
 
 
@@ -328,6 +341,12 @@ def _score(args: argparse.Namespace) -> None:
     with make_display(sys.stderr).task("scoring") as update:
         result = score_file(_trained(args), args.file, unknown=args.unknown, progress=update)
     _print_json(result.to_json())
+
+
+def _export(args: argparse.Namespace) -> None:
+    from charjax.generate.export import export_model
+
+    export_model(_trained(args), Path(args.out), report=_report)
 
 
 def _info(args: argparse.Namespace) -> None:

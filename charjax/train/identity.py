@@ -16,6 +16,7 @@ from charjax.data.prepare import Prepared
 from charjax.errors import InputError
 
 # What may change between a run and its resumption: how long and how often, not what.
+_MUST_STAY = ("train.scheduled",)
 _MAY_CHANGE = ("train.", "sample.", "parallel.", "model.recurrence", "data.path", "data.offline")
 
 _LISTED = 8  # symbols that a message names
@@ -93,7 +94,7 @@ def _is_allowed(name: str, allow: Sequence[str]) -> bool:
 def _changes(saved: Mapping[str, Any], config: Config, text: Prepared) -> Iterator[tuple[str, str]]:
     """What names the run and has changed: (as `--allow` calls it, in words)."""
     for name, (old, new) in differences(from_config_dict(saved["config"]), config).items():
-        if not name.startswith(_MAY_CHANGE):
+        if name.startswith(_MUST_STAY) or not name.startswith(_MAY_CHANGE):
             yield f"config.{name}", f"config.{name} was {old!r}, now {new!r}"
     before, now = saved["corpus"], text.corpus
     if before["sha256"] != now.sha256:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,8 @@ def train(
             text = prepare(config, report=display.report, progress=update)
         run = _Run(config, folder, text, display, saved)
         run.begin(allow)
-        run.work()
+        with contextlib.closing(run.log):
+            run.work()
         run.finish()
         return run.progress
 
@@ -117,15 +118,16 @@ class _Run:
         restored = self.checkpoints.restore(jax.eval_shape(self.new_state))
         self.state = self.backend.place(restored.state)
         self.step, self.skipped = restored.step, int(restored.state.skipped)
+        self.plan = make_plan(self.config.train, self.text.batches.steps_per_epoch, self.step)
         self.progress = Progress.from_json(restored.meta["progress"])
         self.folder.truncate_logs(restored.meta["logs"])
         self.display.report(f"resuming {self.folder.path} at step {self.step:,}")
 
     def work(self) -> None:
         """Steps until a limit, a signal or divergence ends the run."""
-        pending, first = None, True
-        with self.display.task("training") as update, ExitStack() as stack:
-            over = self._over()
+        pending: StepMetrics | None = None
+        first, over = True, self._over()
+        with self.display.task("training") as update, contextlib.ExitStack() as stack:
             while not over:
                 # The devices work on these steps while the host reads the metrics
                 # of those before them.
@@ -147,7 +149,7 @@ class _Run:
         if self.signals.received is not None:
             raise InterruptedRunError(
                 self.signals.received,
-                f"{self.folder.path}: stopped and saved at step {self.step}; "
+                f"{self.folder.path}: stopped at step {self.step}; "
                 "the same command goes on from there",
             )
 
@@ -193,17 +195,20 @@ class _Run:
             )
         self.skipped = skipped
         if skipped > self.config.train.max_skipped:
-            raise DivergedError(
-                f"{self.folder.path}: diverged: {skipped} updates up to step {self.step} were "
-                "not finite; the last good checkpoint is kept; try a smaller "
-                f"config.optim.learning_rate than {self.config.optim.learning_rate:g}"
-            )
+            raise self._diverged(f"{skipped} updates up to step {self.step} were not finite")
+
+    def _diverged(self, what: str) -> DivergedError:
+        return DivergedError(
+            f"{self.folder.path}: diverged: {what}; what was saved is kept; in another --workdir, "
+            "try a smaller config.optim.learning_rate than "
+            f"{self.config.optim.learning_rate:g}"
+        )
 
     def _do_what_is_due(self) -> bool:
         """Record, evaluation, samples; then the checkpoint, which notes how long the logs are.
 
         Returns:
-          Whether the run is over.
+          Whether the run stops here; then it is saved.
         """
         plan, ended = self.plan, bool(self.progress.ended)
         val_loss, better = None, False
@@ -213,10 +218,10 @@ class _Run:
             better = val_loss is not None and self.progress.note_loss(val_loss)
             self.log.write(record)
             self._report(record, better)
-            if self._due(plan.sample) or ended:
-                self._sample()
         elif self._due(plan.log):
             self.log.write(self._new_record())
+        if self._due(plan.sample) or ended:
+            self._sample()
         over = self._over()
         if self._due(plan.checkpoint) or better or over:
             self._checkpoint(val_loss)
@@ -248,7 +253,10 @@ class _Run:
         ids = self.text.parts.val.ids
         if ids.size < 2:
             return None
-        record |= evaluate(self.config.model, self.state.best_params, ids)
+        found = evaluate(self.config.model, self.state.best_params, ids)
+        if not math.isfinite(found["val_loss"]):
+            raise self._diverged(f"the validation loss at step {self.step} is not finite")
+        record |= found
         return float(record["val_loss"])
 
     def _report(self, record: Mapping[str, Any], better: bool) -> None:

@@ -23,6 +23,11 @@ class MetricsLog:
         self._path = path
         self._events = _event_writer(path.parent) if tensorboard else None
 
+    def close(self) -> None:
+        """Brings the events to the disk."""
+        if self._events is not None:
+            self._events.close()
+
     def write(self, record: Mapping[str, Any]) -> None:
         """Appends one record; it is on its way to the disk when this returns.
 
@@ -34,7 +39,6 @@ class MetricsLog:
             for name, value in record.items():
                 if name != "step":
                     self._events.add_scalar(name, value, record["step"])
-            self._events.flush()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -82,7 +86,9 @@ def draw_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     losses = [r["train_loss"] for r in records if "train_loss" in r]
     if losses:  # the first steps' loss of ln(vocabulary) would flatten all the rest
         low = min(losses + [r["val_loss"] for r in validated])
-        axes.set_ylim(low - 0.05, sorted(losses)[-max(1, len(losses) // 20)] + 0.05)
+        high = sorted(losses)[-max(1, len(losses) // 20)]
+        margin = 0.05 + 0.01 * high
+        axes.set_ylim(low - margin, high + margin)
     axes.grid(alpha=0.3)
     if axes.get_lines():
         axes.legend()
@@ -100,4 +106,4 @@ def _event_writer(folder: Path) -> Any:
             "config.train.tensorboard=True: tensorboardX is not installed; "
             "run: pip install 'charjax[tensorboard]'"
         ) from error
-    return SummaryWriter(str(folder / "tensorboard"))
+    return SummaryWriter(str(folder / "tensorboard"), flush_secs=10)
