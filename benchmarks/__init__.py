@@ -1,0 +1,1 @@
+"""What measures charjax: its speed against its peers, its quality, its promises."""
