@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from charjax.errors import CharjaxError, HostError, InputError
+from charjax.train.signals import exit_on_signals
 
 if TYPE_CHECKING:
     from charjax.config import Config
@@ -28,22 +31,22 @@ def main(argv: Sequence[str] | None = None) -> int:
       The exit code; every error that a user can cause is one line on stderr.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # no message fails for want of a character
+            stream.reconfigure(errors="backslashreplace")
     try:
-        config_flags, rest = _split_config_flags(arguments)
-        args = _parser().parse_args(rest)
-        args.config_flags = config_flags
-        _set_up_jax()
-        run: Callable[[argparse.Namespace], None] = args.run
-        run(args)
-        sys.stdout.flush()
+        with exit_on_signals(_complain):
+            _run(arguments)
     except CharjaxError as error:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except BrokenPipeError:
-        # The reader has seen enough; Python would complain once more at exit.
+        # Python would complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        if arguments[:1] != ["train"]:
+            return 0  # the reader has seen enough
+        return _fail("the reader of the output has gone; run again to resume", HostError.exit_code)
     except (MemoryError, OSError, RuntimeError) as error:
         known = _environment_error(error)
         if known is None:
@@ -52,10 +55,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _run(arguments: Sequence[str]) -> None:
+    _check_characters(arguments)
+    config_flags, rest = _split_config_flags(arguments)
+    args = _parser().parse_args(rest)
+    if config_flags and not hasattr(args, "config"):
+        raise InputError(f"{config_flags[0]}: only train and info take a config")
+    args.config_flags = config_flags
+    _set_up_jax()
+    args.run(args)
+    sys.stdout.flush()
+
+
 def _fail(message: str, exit_code: int) -> int:
     sys.stdout.flush()
-    print("charjax:", " ".join(message.split("\n")), file=sys.stderr)  # noqa: T201
+    _complain(message)
     return exit_code
+
+
+def _complain(message: str) -> None:
+    print("charjax:", " ".join(message.split("\n")), file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _environment_error(error: BaseException) -> str | None:
@@ -97,6 +116,13 @@ def _parser() -> argparse.ArgumentParser:
     train = _command(commands, "train", _train, "train or resume a run")
     _add_config(train, required=True)
     train.add_argument("--workdir", help="the run's folder; default runs/<name of the config>")
+    train.add_argument(
+        "--allow",
+        default="",
+        metavar="NAME[,NAME]",
+        help="what may have changed since the run was saved: corpus, vocabulary, or fields or "
+        "sections such as config.optim.learning_rate",
+    )
 
     sample = _command(commands, "sample", _sample, "write text with a trained model")
     _add_trained(sample)
@@ -114,6 +140,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_trained(score)
     score.add_argument("--file", required=True, help="a text file, or - for standard input")
     _add_unknown(score)
+
+    export = _command(commands, "export", _export, "write a model as a program without charjax")
+    _add_trained(export)
+    export.add_argument("--out", required=True, help="the folder to write")
 
     info = _command(commands, "info", _info, "describe a config or a trained model as JSON")
     _add_config(info, required=False)
@@ -229,11 +259,27 @@ def _read_config_file(file_flag: str, path: str, config_flags: Sequence[str]) ->
 
 def _config_message(error: Exception, path: str, overrides: Sequence[str]) -> str:
     """One line that names the override or the file that caused the error."""
-    text = " ".join(str(error.args[0] if error.args else error).split())
-    guilty = [o for o in overrides if o.partition("=")[0].removeprefix("--config.") in text]
-    named = [o for o in overrides if o.partition("=")[0].rpartition(".")[2] in text]
-    where = (guilty or named or [f"--config={path}"])[0]
+    text = " ".join(str(error).split())
+    names = [(o, o.partition("=")[0].removeprefix("--config.")) for o in overrides]
+    guilty = [o for o, name in names if name in text]
+    guilty += [o for o, name in names if any(part in text for part in name.split("."))]
+    where = (guilty or [f"--config={path}"])[0]
+    if isinstance(error, KeyError | AttributeError) and guilty:
+        nearest = re.search(r'Did you mean "(\w+)"', text)
+        return f"{where}: no such field; " + (
+            f"did you mean {nearest[1]}?" if nearest else "charjax/config.py lists them"
+        )
     return f"{where}: {text}"
+
+
+def _check_characters(arguments: Sequence[str]) -> None:
+    """Raises InputError for an argument that was not UTF-8, whose bytes became surrogates."""
+    for argument in arguments:
+        try:
+            argument.encode("utf-8")
+        except UnicodeEncodeError:
+            shown = argument.encode("utf-8", "backslashreplace").decode()
+            raise InputError(f"{shown}: not valid UTF-8; write the argument in UTF-8") from None
 
 
 def _set_up_jax() -> None:
@@ -256,7 +302,8 @@ def _train(args: argparse.Namespace) -> None:
 
     name, config = _load_config(args.config_flags)
     workdir = Path(args.workdir) if args.workdir else Path("runs") / name
-    train(config, workdir, make_display(sys.stdout))
+    allow = [name for name in args.allow.split(",") if name]
+    train(config, workdir, make_display(sys.stdout), allow=allow)
 
 
 def _trained(args: argparse.Namespace) -> Trained:
@@ -294,6 +341,12 @@ def _score(args: argparse.Namespace) -> None:
     with make_display(sys.stderr).task("scoring") as update:
         result = score_file(_trained(args), args.file, unknown=args.unknown, progress=update)
     _print_json(result.to_json())
+
+
+def _export(args: argparse.Namespace) -> None:
+    from charjax.generate.export import export_model
+
+    export_model(_trained(args), Path(args.out), report=_report)
 
 
 def _info(args: argparse.Namespace) -> None:

@@ -69,6 +69,7 @@ class ModelConfig:
     dropout: float = _number(0.0, 0, 0.99)  # on the last layer's output
     dropout_in: float = _number(0.0, 0, 0.99)  # on the embedding
     dropout_between: float = _number(0.0, 0, 0.99)  # between layers
+    init: str = _choice("orthogonal", "keras", "keras_glorot", "torch")  # whose first weights
     dtype: str = _choice("float32", "bfloat16")  # of matmul inputs; state is float32
     recurrence: str = _choice("fast", "scan")
 
@@ -100,10 +101,12 @@ class TrainConfig:
     eval_every: int = _number(0, 0)  # steps; 0: once an epoch
     checkpoint_every: int = _number(0, 0)  # steps; 0: with every evaluation
     sample_every: int = _number(0, 0)  # steps; 0: with every evaluation
-    log_every: int = _number(50, 1)  # steps
+    log_every: int = _number(50, 0)  # steps; 0: with every evaluation
     steps_per_dispatch: int = _number(10, 1)  # at most; divides every interval above
     patience: int = _number(0, 0)  # evaluations without a new best; 0: never stop early
     keep: int = _number(2, 1)  # newest checkpoints kept, beside the best
+    scheduled_sampling: float = _number(0.0, 0, 1)  # share of inputs that the model guessed itself
+    scheduled_ramp: int = _number(1000, 1)  # steps over which that share rises from 0
     max_skipped: int = _number(10, 0)  # non-finite updates skipped before the run stops
     tensorboard: bool = False  # also write events for TensorBoard
 
@@ -162,16 +165,31 @@ def from_config_dict(values: Any) -> Config:
     return config
 
 
+def pick_variant(variants: Mapping[str, Config], name: str) -> ConfigDict:
+    """The variant of a config file that `--config=FILE:NAME` asks for; "" is the plain one.
+
+    Raises:
+      InputError: the file has no such variant.
+    """
+    if name not in variants:
+        raise InputError(
+            f"--config=...:{name}: no such variant; leave it out, "
+            f"or take one of {', '.join(filter(None, variants))}"
+        )
+    return to_config_dict(variants[name])
+
+
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """Dotted field name -> (old, new) for every field that differs."""
-    before, after = dict(_leaves(to_dict(old))), dict(_leaves(to_dict(new)))
+    before, after = dict(leaves(to_dict(old))), dict(leaves(to_dict(new)))
     return {name: (before[name], after[name]) for name in before if before[name] != after[name]}
 
 
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of every field in nested mappings such as `to_dict` returns."""
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from leaves(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
 
@@ -254,15 +272,17 @@ FIELD_NEEDS: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
     ("optim.b1", lambda c: c.optim.name != "rmsprop", "adam, adamw or sgd"),
     ("optim.b2", lambda c: c.optim.name != "sgd", "adam, adamw or rmsprop"),
     ("optim.eps", lambda c: c.optim.name != "sgd", "adam, adamw or rmsprop"),
+    ("optim.warmup", lambda c: c.train.max_steps + c.train.max_epochs > 0, "max_steps"),
     ("optim.final", lambda c: c.optim.schedule != "constant", "a schedule that decays"),
+    ("train.scheduled_ramp", lambda c: c.train.scheduled_sampling > 0, "train.scheduled_sampling"),
     ("train.patience", lambda c: c.data.split[1] > 0, "a validation part in data.split"),
 )
 
 
 def _check_all_act(config: Config) -> None:
     """Refuses a field that was set and has no effect: nothing is ignored in silence."""
-    default = dict(_leaves(to_dict(Config())))
-    for name, value in _leaves(to_dict(config)):
+    default = dict(leaves(to_dict(Config())))
+    for name, value in leaves(to_dict(config)):
         for field_name, acts, needed in FIELD_NEEDS:
             if name == field_name and value != default[name] and not acts(config):
                 raise InputError(f"config.{name}={value!r}: has no effect here; needs {needed}")

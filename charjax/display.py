@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO, Protocol
+from typing import IO, Protocol, runtime_checkable
 
 _PLAIN_SECONDS = 10.0  # between progress lines on a pipe
 
 
+@runtime_checkable
 class Display(Protocol):
     """Where messages and progress go."""
 
@@ -62,7 +63,7 @@ class _RichDisplay:
     def __init__(self, stream: IO[str]) -> None:
         from rich.console import Console
 
-        self._console = Console(file=stream, highlight=False, soft_wrap=True)
+        self._console = Console(file=stream, highlight=False, emoji=False, soft_wrap=True)
 
     def report(self, message: str) -> None:
         self._console.print(message, markup=False)

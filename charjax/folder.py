@@ -63,7 +63,7 @@ class RunFolder:
         except (FileExistsError, NotADirectoryError):
             raise InputError(f"{self.path}: not a folder; choose another --workdir") from None
         except OSError as error:
-            raise self._refused(error) from None
+            raise refused(self.path, error) from None
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -75,7 +75,7 @@ class RunFolder:
         try:
             descriptor = self._open_lock()
         except OSError as error:
-            raise self._refused(error) from None
+            raise refused(self.path, error) from None
         try:
             self._take(descriptor)
             yield
@@ -97,7 +97,7 @@ class RunFolder:
                 os.fsync(file.fileno())
             unfinished.replace(self.run_json)
         except OSError as error:
-            raise self._refused(error) from None
+            raise refused(self.path, error) from None
 
     def read_run(self) -> dict[str, Any]:
         """The values that `write_run` wrote.
@@ -137,7 +137,7 @@ class RunFolder:
                 if log.exists() and log.stat().st_size > sizes[log.name]:
                     os.truncate(log, sizes[log.name])
         except OSError as error:
-            raise self._refused(error) from None
+            raise refused(self.path, error) from None
 
     def _open_lock(self) -> int:
         return os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -155,10 +155,25 @@ class RunFolder:
                 "wait until it has ended, or choose another --workdir"
             ) from None
         except OSError as error:
-            raise self._refused(error) from None
+            raise refused(self.path, error) from None
 
-    def _refused(self, error: OSError) -> HostError:
-        return HostError(
-            f"{error.filename or self.path}: {error.strerror}; "
-            "make room or access there, or choose another --workdir"
-        )
+
+def append(log: Path, text: str) -> None:
+    """Adds text to the end of a log; line ends stay as they are.
+
+    Raises:
+      HostError: the disk refused.
+    """
+    try:
+        with log.open("a", encoding="utf-8", newline="") as file:
+            file.write(text)
+    except OSError as error:
+        raise refused(log, error) from None
+
+
+def refused(path: Path, error: OSError) -> HostError:
+    """The error for a file, or a folder, that the system refuses to make or to write."""
+    return HostError(
+        f"{error.filename or path}: {error.strerror or error}; "
+        "make room or access there, or choose another --workdir"
+    )

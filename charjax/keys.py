@@ -20,6 +20,7 @@ class Stream(enum.IntEnum):
     INIT = 0
     DROPOUT = 1
     SAMPLE = 2
+    SCHEDULED = 3
 
 
 def stream_key(seed: int, stream: Stream) -> PRNGKey:

@@ -21,17 +21,18 @@ def get_config() -> ConfigDict:
                 batch_size=32,
                 seq_len=64,
             ),
-            model=ModelConfig(cell="gru", hidden=512, embed=128, dropout=0.1),
+            model=ModelConfig(cell="gru", hidden=512, embed=128, dropout=0.3),
             optim=OptimConfig(
                 name="adamw",
                 learning_rate=4e-3,
                 b2=0.99,
-                weight_decay=0.01,
+                weight_decay=0.05,
                 schedule="linear",
                 warmup=0.1,
                 final=0.01,
                 clip_norm=1.0,
+                ema=0.999,
             ),
-            train=TrainConfig(max_steps=3000, eval_every=250, log_every=50),
+            train=TrainConfig(max_steps=4500, eval_every=500, log_every=50),
         )
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import math
 import re
 import shutil
@@ -67,7 +68,7 @@ class Checkpoints:
     ) -> None:
         """Saves a step, whole or not at all, then deletes those no longer kept.
 
-        A step that exists and verifies stays as it is; a damaged one is replaced.
+        A step that exists and verifies stays as it is; a damaged one is set aside.
 
         Args:
           step: steps done.
@@ -86,7 +87,10 @@ class Checkpoints:
             problem = self._problem(step)
             if not problem:
                 return
-            self._report(f"{self._path(step)}: damaged checkpoint ({problem}); writing it anew")
+            self._report(
+                f"{self._path(step)}: damaged checkpoint ({problem}); writing it anew, the "
+                f"damaged one becomes {self._aside(step).name}"
+            )
         described = {path: describe(array) for path, array in arrays.items()}
         record = Record(step, val_loss, dict(meta), described)
         with self._writing(step, sum(array.nbytes for array in arrays.values())):
@@ -207,11 +211,20 @@ class Checkpoints:
             ) from error
 
     def _make_way(self, step: int) -> None:
-        """Leaves nothing at the place of a step, nor of any save that was cut short."""
+        """Clears the place of a step, a damaged one kept as evidence, and what was cut short."""
         if jax.process_index() == 0:
             self._directory.mkdir(parents=True, exist_ok=True)
             self._sweep()
-            self._delete(step)
+            path = self._path(step)
+            if is_checkpoint(path):
+                path.rename(self._aside(step))
+            elif path.exists():
+                path.rmdir()  # refuses unless it is empty: what lies in it is not ours to delete
+
+    def _aside(self, step: int) -> Path:
+        """A name that is free, and that no step has."""
+        names = (f"{step}.damaged-{number}" for number in itertools.count(1))
+        return next(path for path in map(self._directory.__truediv__, names) if not path.exists())
 
     def _prune(self, saved: int) -> None:
         """Keeps the newest and the best. Damaged steps neither count nor go: they are evidence."""
@@ -225,11 +238,7 @@ class Checkpoints:
 
     def _delete(self, step: int) -> None:
         """Under another name first: a deletion cut short must not look like a damaged step."""
-        path = self._path(step)
-        if is_checkpoint(path):
-            shutil.rmtree(path.rename(self._directory / f"{step}{UNFINISHED}"))
-        elif path.exists():
-            path.rmdir()  # refuses unless it is empty: what lies in it is not ours to delete
+        shutil.rmtree(self._path(step).rename(self._directory / f"{step}{UNFINISHED}"))
 
     def _sweep(self) -> None:
         for unfinished in self._directory.glob(f"*{UNFINISHED}*"):

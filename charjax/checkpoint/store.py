@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import os
 import re
 from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
@@ -27,11 +28,12 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from charjax.checkpoint.record import DamagedError, Leaf, Record, describe, seal, unseal
+from charjax.errors import HostError
 
 # In the name of what a save that was cut short leaves behind.
 UNFINISHED = ".orbax-checkpoint-tmp"
 _RECORD = Path("meta", "record.json")
-_MAX_RECORD_BYTES = 256 * 2**20
+_MAX_RECORD_BYTES = 64 * 2**20
 _PARTS = ("_CHECKPOINT_METADATA", "meta", "state")
 
 _T = TypeVar("_T")
@@ -106,7 +108,15 @@ class Store:
 
         Raises:
           DamagedError: one of them is not what its record says.
+          HostError: together they are larger than this machine's memory.
         """
+        with _damage("arrays: "):
+            size = sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in leaves.values())
+        if size > (memory := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")):
+            raise HostError(
+                f"{path}: its arrays have {size} bytes, the memory of this machine {memory}; "
+                "use a larger one"
+            )
         with _damage("arrays: "):
             arrays = self._read(path, leaves)
             for name, leaf in leaves.items():

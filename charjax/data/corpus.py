@@ -75,7 +75,7 @@ def load_corpus(config: DataConfig, *, report: Callable[[str], None], progress: 
     if not documents:
         raise InputError(f"{found.name}: the text is empty; give one with characters in it")
     for notice in notices:
-        report(notice)
+        report(f"NOTICE: {notice}")
     text = "".join(documents)
     starts = np.cumsum([0] + [len(document) for document in documents[:-1]], dtype=np.int64)
     return Corpus(found.name, text, starts, _digest(text, found.name), "; ".join(notices))

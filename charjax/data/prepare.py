@@ -42,5 +42,7 @@ def prepare(
     data = config.data
     corpus = load_corpus(data, report=report, progress=progress)
     vocab = Vocab.from_text(corpus.text, order=data.vocabulary, unit=data.unit, unk=data.unk)
+    if len(vocab.symbols) == 1:
+        report(f"{corpus.name}: has one symbol only, so that nothing can be learnt from it")
     parts = split(vocab.encode_symbols(corpus.text), corpus.starts, data.split)
     return Prepared(corpus, vocab, parts, make_batches(data, *parts.train, config.seed))

@@ -223,7 +223,8 @@ def _sample_group(
             forced,
             positions,
             keys,
-            (sampling.temperature, sampling.top_p),
+            jnp.float32(sampling.temperature),
+            jnp.float32(sampling.top_p),
         )
         wanted = (positions >= 0) & (positions < num_chars)
         if wanted.any():
@@ -242,10 +243,9 @@ def _write_chunk(
     forced: Int[Array, " time"],
     positions: Int[Array, " time"],
     keys: Key[Array, " batch"],
-    knobs: tuple[float, float],
+    temperature: Scalar,
+    top_p: Scalar,
 ) -> tuple[Int[Array, " batch"], StepState, Int[Array, "batch time"]]:
-    temperature, top_p = jnp.float32(knobs[0]), jnp.float32(knobs[1])
-
     def advance(
         at: tuple[Array, StepState], given: tuple[Array, Array]
     ) -> tuple[tuple[Array, StepState], Array]:

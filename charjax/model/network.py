@@ -9,7 +9,6 @@ Parameters are float32. Inside, arrays are time-major; at the border they are
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,12 +17,10 @@ from jaxtyping import Array, Float, Int, Key
 
 from charjax.config import ModelConfig
 from charjax.model.cells import CELLS
+from charjax.model.initial import initializers
 from charjax.model.matmul import dot, matmul
 from charjax.model.recurrence import Projected, Table, Weights, recur
 from charjax.types import Carry, Fresh, LayerCarry, Logits, PRNGKey, PyTree, Tokens
-
-# Any scale trains; this one lets the projected table start with gates near their middle.
-_EMBED_STDDEV = 0.1
 
 LaneKeys = Key[Array, " batch"]
 Hidden = Float[Array, "time batch hidden"]
@@ -32,18 +29,14 @@ Hidden = Float[Array, "time batch hidden"]
 class RecurrentStep(nn.Module):
     """One time step with the parameters of the state's share; what `nn.scan` runs."""
 
-    cell: str
-    hidden: int
-    dtype: Any
+    config: ModelConfig
 
     def setup(self) -> None:
         """Declares the parameters."""
-        gates = CELLS[self.cell].gates * self.hidden
-        self.kernel = self.param("kernel", _orthogonal_gates, (self.hidden, gates))
+        cell, hidden, init = CELLS[self.config.cell], self.config.hidden, initializers(self.config)
+        self.kernel = self.param("kernel", init.recurrent_kernel, (hidden, cell.gates * hidden))
         self.bias = (
-            self.param("bias", nn.initializers.zeros, (self.hidden,))
-            if CELLS[self.cell].recurrent_bias
-            else None
+            self.param("bias", init.recurrent_bias, (hidden,)) if cell.recurrent_bias else None
         )
 
     def weights(self) -> Weights:
@@ -54,10 +47,10 @@ class RecurrentStep(nn.Module):
         self, carry: LayerCarry, x: Float[Array, "batch gates"]
     ) -> tuple[LayerCarry, Float[Array, "batch hidden"]]:
         """Advances the carry by one character, given the input's share of the gates."""
-        u = dot(carry[0], self.kernel, self.dtype)
+        u = dot(carry[0], self.kernel, jnp.dtype(self.config.dtype))
         if self.bias is not None:
-            u = u.at[:, -self.hidden :].add(self.bias[None])
-        carry, _ = CELLS[self.cell].forward(x, u, carry)
+            u = u.at[:, -self.config.hidden :].add(self.bias[None])
+        carry, _ = CELLS[self.config.cell].forward(x, u, carry)
         return carry, carry[0]
 
 
@@ -83,10 +76,10 @@ class RecurrentLayer(nn.Module):
         """
         c = self.config
         dtype, gates = jnp.dtype(c.dtype), CELLS[c.cell].gates * c.hidden
-        kernel = self.param("kernel", nn.initializers.glorot_uniform(), (inputs.shape[1], gates))
-        bias = self.param("bias", _input_bias(c.cell), (gates,))
+        kernel = self.param("kernel", initializers(c).kernel, (inputs.shape[1], gates))
+        bias = self.param("bias", initializers(c).bias, (gates,))
         rows = matmul(inputs, kernel, dtype) + bias[None]
-        step = RecurrentStep(c.cell, c.hidden, dtype, name="recurrent")
+        step = RecurrentStep(c, name="recurrent")
         batch = carry[0].shape[0]
 
         if c.recurrence == "fast":
@@ -122,7 +115,7 @@ class CharRNN(nn.Module):
         dropout_keys: LaneKeys | None = None,
         *,
         last_only: bool = False,
-    ) -> tuple[Logits, Carry]:
+    ) -> tuple[Float[Array, "batch predicted vocab"], Carry]:
         """Runs the network over a chunk of characters.
 
         Args:
@@ -149,10 +142,9 @@ class CharRNN(nn.Module):
             inputs, selected = outputs.reshape(-1, c.hidden), None
         if last_only:
             inputs = inputs[-batch:]
-        kernel = self.param(
-            "output_kernel", nn.initializers.glorot_uniform(), (c.hidden, self.vocab_size)
-        )
-        bias = self.param("output_bias", nn.initializers.zeros, (self.vocab_size,))
+        init = initializers(c)
+        kernel = self.param("output_kernel", init.output_kernel, (c.hidden, self.vocab_size))
+        bias = self.param("output_bias", init.output_bias, (self.vocab_size,))
         logits = matmul(inputs, kernel, dtype) + bias[None]
         return logits.reshape(-1, batch, self.vocab_size).swapaxes(0, 1), tuple(states)
 
@@ -164,7 +156,7 @@ class CharRNN(nn.Module):
         dropout_keys: LaneKeys | None = None,
         *,
         last_only: bool = False,
-    ) -> tuple[Logits, Carry]:
+    ) -> tuple[Float[Array, "batch predicted vocab"], Carry]:
         """`__call__` as a pure function of the parameters."""
         outputs: tuple[Logits, Carry] = self.apply(  # type: ignore[assignment]
             {"params": params}, tokens, carry, dropout_keys, last_only=last_only
@@ -179,9 +171,7 @@ class CharRNN(nn.Module):
         if c.embed == 0:
             table = jnp.eye(self.vocab_size, dtype=jnp.float32)
         else:
-            table = self.param(
-                "embedding", nn.initializers.normal(_EMBED_STDDEV), (self.vocab_size, c.embed)
-            )
+            table = self.param("embedding", initializers(c).embedding, (self.vocab_size, c.embed))
         if not drop.active(c.dropout_in):
             return table, tokens
         rows = drop(table[tokens], c.dropout_in)
@@ -226,7 +216,7 @@ def restart(carry: Carry, fresh: Fresh) -> Carry:
 
 
 def init_params(config: ModelConfig, vocab_size: int, key: PRNGKey) -> PyTree:
-    """Fresh parameters; the input's kernels Glorot-uniform, the state's orthogonal a gate."""
+    """Fresh parameters, drawn as `model.init` says."""
     network = CharRNN(config, vocab_size)
     tokens = jnp.zeros((1, 1), jnp.int32)
     return jax.jit(network.init)(key, tokens, initial_carry(config, 1))["params"]
@@ -235,23 +225,3 @@ def init_params(config: ModelConfig, vocab_size: int, key: PRNGKey) -> PyTree:
 def parameter_count(params: PyTree) -> int:
     """How many numbers a parameter tree holds."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
-
-
-def _orthogonal_gates(key: PRNGKey, shape: tuple[int, int], dtype: Any = jnp.float32) -> Array:
-    """An orthogonal matrix for each gate's block of columns."""
-    hidden, gates = shape
-    blocks = jax.random.split(key, gates // hidden)
-    init = nn.initializers.orthogonal()
-    return jnp.concatenate([init(k, (hidden, hidden), dtype) for k in blocks], axis=1)
-
-
-def _input_bias(cell: str) -> Callable[..., Array]:
-    """Zeros, but 1 for the LSTM's forget gate (Jozefowicz et al. 2015), as Keras does."""
-
-    def init(key: PRNGKey, shape: tuple[int], dtype: Any = jnp.float32) -> Array:
-        del key
-        bias = jnp.zeros(shape, dtype)
-        quarter = shape[0] // 4
-        return bias.at[quarter : 2 * quarter].set(1) if cell == "lstm" else bias
-
-    return init

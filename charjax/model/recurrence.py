@@ -126,9 +126,7 @@ def _backward(
         step_grads = CELLS[cell].backward(saved, before, d_carry)
         through_u = dot_sum(step_grads.u, kernels)
         d_before = (step_grads.carry[0] + through_u, *step_grads.carry[1:])
-        own = tuple(
-            None if x is u else x for x, u in zip(step_grads.x, step_grads.u, strict=True)
-        )
+        own = tuple(None if x is u else x for x, u in zip(step_grads.x, step_grads.u, strict=True))
         # Stacked in float32 whatever the dtype: XLA rewrites a whole bfloat16 stack on
         # a CPU for every row that is added to it.
         return d_before, (step_grads.u, own)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,13 @@ from charjax.config import Config
 from charjax.data.batches import Batch
 from charjax.data.prepare import Prepared, prepare
 from charjax.display import Display
-from charjax.errors import DivergedError, InterruptedRunError
-from charjax.folder import RunFolder
+from charjax.errors import DivergedError, InputError, InterruptedRunError
+from charjax.folder import RunFolder, append
 from charjax.generate.sample import Sampling, sample_texts
 from charjax.model.network import parameter_count
 from charjax.train import words
 from charjax.train.evaluate import evaluate
-from charjax.train.identity import check_same_run, describe
+from charjax.train.identity import check_allowed, check_same_run, describe
 from charjax.train.metrics import MetricsLog, draw_curves, read_metrics
 from charjax.train.optimizer import make_optimizer, make_schedule
 from charjax.train.parallel import make_backend
@@ -31,13 +32,17 @@ from charjax.train.signals import StopSignals
 from charjax.train.step import StepMetrics, TrainState, init_state
 
 
-def train(config: Config, workdir: Path, display: Display) -> Progress:
+def train(
+    config: Config, workdir: Path, display: Display, *, allow: Sequence[str] = ()
+) -> Progress:
     """Trains, or resumes, the run in a folder.
 
     Args:
       config: the run.
       workdir: its folder; made where there is none.
       display: what the person sees.
+      allow: what may have changed since the run was saved, such as
+        "config.optim.learning_rate" or "corpus".
 
     Returns:
       How far it came.
@@ -45,18 +50,19 @@ def train(config: Config, workdir: Path, display: Display) -> Progress:
     Raises:
       CharjaxError: see `charjax.errors`; what was trained before is kept.
     """
+    check_allowed(allow)
     folder = RunFolder(workdir)
     folder.create()
     with (
         folder.lock(),
-        StopSignals() as signals,
         Checkpoints(folder.checkpoints, keep=config.train.keep, report=display.report) as saved,
     ):
         with display.task("reading the text") as update:
             text = prepare(config, report=display.report, progress=update)
-        run = _Run(config, folder, text, display, saved, signals)
-        run.begin()
-        run.work()
+        run = _Run(config, folder, text, display, saved)
+        run.begin(allow)
+        with contextlib.closing(run.log):
+            run.work()
         run.finish()
         return run.progress
 
@@ -76,10 +82,9 @@ class _Run:
         text: Prepared,
         display: Display,
         checkpoints: Checkpoints,
-        signals: StopSignals,
     ) -> None:
         self.config, self.folder, self.text, self.display = config, folder, text, display
-        self.checkpoints, self.signals = checkpoints, signals
+        self.checkpoints, self.signals = checkpoints, StopSignals()
         self.plan = make_plan(config.train, text.batches.steps_per_epoch)
         optimizer = make_optimizer(config.optim, self.plan.total)
         self.learning_rate = make_schedule(config.optim, self.plan.total)
@@ -92,12 +97,12 @@ class _Run:
         self.grad_norm = math.nan
         self.record: Mapping[str, Any] = {}
 
-    def begin(self) -> None:
+    def begin(self, allow: Sequence[str]) -> None:
         """Takes up the newest good checkpoint, or starts anew where there is none."""
         for line in words.opening(self.config, self.text, self.plan, self.parameters):
             self.display.report(line)
         if self.checkpoints.steps():
-            self._resume()
+            self._resume(allow)
         else:
             self.folder.truncate_logs(dict.fromkeys(self.folder.log_sizes(), 0))
             self.state, self.progress = self.backend.place(self.new_state()), Progress()
@@ -105,12 +110,15 @@ class _Run:
         self.log = MetricsLog(self.folder.metrics, tensorboard=self.config.train.tensorboard)
         self.folder.write_run(describe(self.config, self.text, self.parameters))
 
-    def _resume(self) -> None:
+    def _resume(self, allow: Sequence[str]) -> None:
         meta = self.checkpoints.read_meta().meta
-        check_same_run(self.folder.path, meta, self.config, self.text)
+        changes = check_same_run(self.folder.path, meta, self.config, self.text, allow=allow)
+        for change in changes:
+            self.display.report(f"allowed: {change}")
         restored = self.checkpoints.restore(jax.eval_shape(self.new_state))
         self.state = self.backend.place(restored.state)
         self.step, self.skipped = restored.step, int(restored.state.skipped)
+        self.plan = make_plan(self.config.train, self.text.batches.steps_per_epoch, self.step)
         self.progress = Progress.from_json(restored.meta["progress"])
         self.folder.truncate_logs(restored.meta["logs"])
         self.display.report(f"resuming {self.folder.path} at step {self.step:,}")
@@ -118,30 +126,39 @@ class _Run:
     def work(self) -> None:
         """Steps until a limit, a signal or divergence ends the run."""
         pending: StepMetrics | None = None
-        with self.display.task("training") as update:
-            while not self._over():
+        first, over = True, self._over()
+        with self.display.task("training") as update, contextlib.ExitStack() as stack:
+            while not over:
                 # The devices work on these steps while the host reads the metrics
                 # of those before them.
                 self.state, metrics = self.backend.run(self.state, self._next_batches())
                 self.step += self.plan.dispatch
+                if first:  # compiled just now; until here there was nothing to save
+                    stack.enter_context(self.signals)
+                    first = False
                 self._take_in(pending)
                 pending = metrics
-                if self._over() or any(map(self._due, self.plan.intervals)):
+                # Asked once a turn: a signal must not end the loop after a turn that did not save.
+                over = self._over()
+                if over or any(map(self._due, self.plan.intervals)):
                     self._take_in(pending)
                     pending = None
                     with self.clock.paused():
-                        self._do_what_is_due()
+                        over = self._do_what_is_due()
                 update(self.step, self.plan.total, words.beside_the_bar(self.record, self.progress))
         if self.signals.received is not None:
             raise InterruptedRunError(
                 self.signals.received,
-                f"{self.folder.path}: stopped and saved at step {self.step}; "
+                f"{self.folder.path}: stopped at step {self.step}; "
                 "the same command goes on from there",
             )
 
     def finish(self) -> None:
         """Draws the curves and tells the person what came of it and what to do next."""
-        draw_curves(read_metrics(self.folder.metrics), self.folder.curves)
+        try:
+            draw_curves(read_metrics(self.folder.metrics), self.folder.curves)
+        except InputError as error:
+            self.display.report(f"{self.folder.curves}: not drawn: {error}")
         for line in words.closing(self.config, self.folder, self.text, self.progress):
             self.display.report(line)
 
@@ -178,14 +195,21 @@ class _Run:
             )
         self.skipped = skipped
         if skipped > self.config.train.max_skipped:
-            raise DivergedError(
-                f"{self.folder.path}: diverged: {skipped} updates up to step {self.step} were "
-                "not finite; the last good checkpoint is kept; try a smaller "
-                f"config.optim.learning_rate than {self.config.optim.learning_rate:g}"
-            )
+            raise self._diverged(f"{skipped} updates up to step {self.step} were not finite")
 
-    def _do_what_is_due(self) -> None:
-        """Record, evaluation, samples; then the checkpoint, which notes how long the logs are."""
+    def _diverged(self, what: str) -> DivergedError:
+        return DivergedError(
+            f"{self.folder.path}: diverged: {what}; what was saved is kept; in another --workdir, "
+            "try a smaller config.optim.learning_rate than "
+            f"{self.config.optim.learning_rate:g}"
+        )
+
+    def _do_what_is_due(self) -> bool:
+        """Record, evaluation, samples; then the checkpoint, which notes how long the logs are.
+
+        Returns:
+          Whether the run stops here; then it is saved.
+        """
         plan, ended = self.plan, bool(self.progress.ended)
         val_loss, better = None, False
         if self._due(plan.evaluate) or ended:
@@ -194,12 +218,14 @@ class _Run:
             better = val_loss is not None and self.progress.note_loss(val_loss)
             self.log.write(record)
             self._report(record, better)
-            if self._due(plan.sample) or ended:
-                self._sample()
         elif self._due(plan.log):
             self.log.write(self._new_record())
-        if self._due(plan.checkpoint) or better or self._over():
+        if self._due(plan.sample) or ended:
+            self._sample()
+        over = self._over()
+        if self._due(plan.checkpoint) or better or over:
             self._checkpoint(val_loss)
+        return over
 
     def _new_record(self) -> dict[str, Any]:
         """The training record since the last one."""
@@ -227,7 +253,10 @@ class _Run:
         ids = self.text.parts.val.ids
         if ids.size < 2:
             return None
-        record |= evaluate(self.config.model, self.state.best_params, ids)
+        found = evaluate(self.config.model, self.state.best_params, ids)
+        if not math.isfinite(found["val_loss"]):
+            raise self._diverged(f"the validation loss at step {self.step} is not finite")
+        record |= found
         return float(record["val_loss"])
 
     def _report(self, record: Mapping[str, Any], better: bool) -> None:
@@ -248,8 +277,7 @@ class _Run:
             )
             title = f"=== step {self.step}, temperature {temperature:g} ==="
             shown = f"{title}\n{wanted.prompt}{text}\n"
-            with self.folder.samples.open("a", encoding="utf-8", newline="") as file:
-                file.write(f"{shown}\n")
+            append(self.folder.samples, f"{shown}\n")
         if shown:
             self.display.text(shown)
 

@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from charjax.errors import InputError
+from charjax.folder import append, refused
+
 
 class MetricsLog:
     """Appends records to `metrics.jsonl`, and to TensorBoard events if asked.
@@ -20,26 +23,51 @@ class MetricsLog:
         self._path = path
         self._events = _event_writer(path.parent) if tensorboard else None
 
+    def close(self) -> None:
+        """Brings the events to the disk."""
+        if self._events is not None:
+            self._events.close()
+
     def write(self, record: Mapping[str, Any]) -> None:
-        """Appends one record; it is on its way to the disk when this returns."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
+        """Appends one record; it is on its way to the disk when this returns.
+
+        Raises:
+          HostError: the disk refused.
+        """
+        append(self._path, json.dumps(record, allow_nan=False) + "\n")
         if self._events is not None:
             for name, value in record.items():
                 if name != "step":
                     self._events.add_scalar(name, value, record["step"])
-            self._events.flush()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a `metrics.jsonl`, [] where there is none."""
+    """The records of a `metrics.jsonl`, [] where there is none.
+
+    Raises:
+      InputError: a line is no record.
+    """
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [_record(line, path, i) for i, line in enumerate(path.read_bytes().splitlines(), 1)]
+
+
+def _record(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError:  # no JSON, or no UTF-8
+        record = None
+    if not isinstance(record, dict) or type(record.get("step")) is not int:
+        raise InputError(f"{path}: line {number} is no record; mend or delete it")
+    return record
 
 
 def draw_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draws training and validation loss over steps as a PNG."""
+    """Draws training and validation loss over steps as a PNG.
+
+    Raises:
+      HostError: the file cannot be written.
+    """
     from matplotlib.figure import Figure  # half a second that only the end of a run needs
 
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -58,21 +86,24 @@ def draw_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     losses = [r["train_loss"] for r in records if "train_loss" in r]
     if losses:  # the first steps' loss of ln(vocabulary) would flatten all the rest
         low = min(losses + [r["val_loss"] for r in validated])
-        axes.set_ylim(low - 0.05, sorted(losses)[-max(1, len(losses) // 20)] + 0.05)
+        high = sorted(losses)[-max(1, len(losses) // 20)]
+        margin = 0.05 + 0.01 * high
+        axes.set_ylim(low - margin, high + margin)
     axes.grid(alpha=0.3)
     if axes.get_lines():
         axes.legend()
-    figure.savefig(path, dpi=120)
+    try:
+        figure.savefig(path, dpi=120)
+    except OSError as error:
+        raise refused(path, error) from None
 
 
 def _event_writer(folder: Path) -> Any:
     try:
         from tensorboardX import SummaryWriter
     except ImportError as error:
-        from charjax.errors import InputError
-
         raise InputError(
             "config.train.tensorboard=True: tensorboardX is not installed; "
             "run: pip install 'charjax[tensorboard]'"
         ) from error
-    return SummaryWriter(str(folder / "tensorboard"))
+    return SummaryWriter(str(folder / "tensorboard"), flush_secs=10)

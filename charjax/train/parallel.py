@@ -10,7 +10,6 @@ import jax
 import numpy as np
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from jaxtyping import Array
 
 from charjax.config import Config
 from charjax.data.batches import Batch
@@ -95,7 +94,7 @@ def _pmap_backend(
         donate_argnums=0,
     )
 
-    def split(x: Array, axis: int) -> Array:
+    def split(x: np.ndarray, axis: int) -> np.ndarray:
         return x.reshape(*x.shape[:axis], devices, -1, *x.shape[axis + 1 :])
 
     def place(state: TrainState) -> TrainState:

@@ -34,11 +34,12 @@ class Plan:
         return (self.log, self.evaluate, self.checkpoint, self.sample)
 
 
-def make_plan(config: TrainConfig, steps_per_epoch: int) -> Plan:
+def make_plan(config: TrainConfig, steps_per_epoch: int, start: int = 0) -> Plan:
     """The plan that a config means on a text with so many steps an epoch.
 
     Every stop lies on a multiple of `dispatch`, so that a resumed run sends the
-    devices exactly the groups of steps that an uninterrupted one does.
+    devices exactly the groups of steps that an uninterrupted one does. So does
+    `start`, the step to resume from, even where it was saved under another plan.
     """
     epochs = math.ceil(config.max_epochs * steps_per_epoch)
     limits = [limit for limit in (config.max_steps, epochs) if limit]
@@ -46,7 +47,8 @@ def make_plan(config: TrainConfig, steps_per_epoch: int) -> Plan:
     evaluate = config.eval_every or steps_per_epoch
     checkpoint = config.checkpoint_every or evaluate
     sample = config.sample_every or evaluate
-    common = math.gcd(total, config.log_every, evaluate, checkpoint, sample)
+    log = config.log_every or evaluate
+    common = math.gcd(start, total, log, evaluate, checkpoint, sample)
     most = min(common, config.steps_per_dispatch)
     dispatch = max(n for n in range(1, most + 1) if common % n == 0)
-    return Plan(total, config.log_every, evaluate, checkpoint, sample, dispatch)
+    return Plan(total, log, evaluate, checkpoint, sample, dispatch)

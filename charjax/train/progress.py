@@ -52,8 +52,8 @@ class Clock:
     """Seconds of training: monotonic, continued over resumptions, with laps that skip pauses."""
 
     def __init__(self, before: float) -> None:
-        self._started = self._lap_started = time.monotonic() - before
-        self._lap_started += before
+        now = time.monotonic()
+        self._started, self._lap_started = now - before, now
 
     def seconds(self) -> float:
         """Since the run's first start."""

@@ -1,14 +1,17 @@
-"""Signals that ask a run to stop: noted at once, obeyed between steps."""
+"""Signals that ask a process to end: at once while it has nothing to save, else between steps."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
 _WATCHED = (signal.SIGINT, signal.SIGTERM)
+_GRACE_S = 2.0  # for an interrupted command to tidy up
 
 
 class StopSignals:
@@ -20,11 +23,14 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self._before: dict[int, Any] = {}
+        self._interrupts = 0
+        self._handlers = ExitStack()
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            self._before = {s: signal.signal(s, self._note) for s in _WATCHED}
+            for number in _WATCHED:
+                self._handlers.callback(signal.signal, number, signal.signal(number, self._note))
+            self._handlers.enter_context(_listening(self._exit_if_second))
         return self
 
     def __exit__(
@@ -33,10 +39,74 @@ class StopSignals:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self._handlers.close()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received == signal.SIGINT:
             os._exit(128 + number)
         self.received = number
+
+    def _exit_if_second(self, number: int) -> None:
+        """As `_note`, which Python does not call while a compiler or a device is waited for."""
+        self._interrupts += number == signal.SIGINT
+        if self._interrupts > 1:
+            os._exit(128 + number)
+
+
+@contextmanager
+def exit_on_signals(say: Callable[[str], None]) -> Iterator[None]:
+    """A context in which SIGTERM exits with 143 at once, SIGINT with 130 after two seconds.
+
+    Within those, a KeyboardInterrupt may end the context in good order. For a command with
+    nothing to save, whatever it is busy with; `StopSignals` takes over inside.
+
+    Args:
+      say: told, in one line, what happens.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ended = threading.Event()
+
+    def exit_now(number: int) -> None:
+        if number == signal.SIGINT and ended.wait(_GRACE_S):
+            return
+        say(
+            "interrupted"
+            if number == signal.SIGINT
+            else "terminated before there was anything to save"
+        )
+        os._exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, _leave_it_to_the_listener)
+    try:
+        with _listening(exit_now):
+            yield
+    finally:
+        ended.set()
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _listening(react: Callable[[int], None]) -> Iterator[None]:
+    """Has a thread react to the number of each signal that arrives, whatever else goes on."""
+    arrivals, wakeup = os.pipe()
+    os.set_blocking(wakeup, False)
+    before = signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+    threading.Thread(target=_listen, args=(arrivals, react), daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(wakeup)  # and with it the thread ends
+
+
+def _listen(arrivals: int, react: Callable[[int], None]) -> None:
+    while number := os.read(arrivals, 1):
+        if number[0] in _WATCHED:
+            react(number[0])
+    os.close(arrivals)
+
+
+def _leave_it_to_the_listener(number: int, frame: Any) -> None:
+    pass

@@ -8,12 +8,14 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Key
 
 from charjax.config import Config
 from charjax.data.batches import Batch
 from charjax.keys import Stream, indexed_key, stream_key
 from charjax.model.likelihood import next_char_nats
 from charjax.model.network import CharRNN, init_params, initial_carry, restart
+from charjax.train.scheduled import guessed_share, mix_inputs
 from charjax.types import Carry, Count, PyTree, Scalar
 
 
@@ -88,17 +90,26 @@ def make_step(
       finite moves nothing but `step` and `skipped`.
     """
     network = CharRNN(config.model, vocab_size)
-    dropout_key = stream_key(config.seed, Stream.DROPOUT)
     last_only = config.data.targets == "last"
 
     def total(x: Any) -> Any:
         return x if axis_name is None else jax.lax.psum(x, axis_name)
 
-    def loss_fn(params: PyTree, carry: Carry, batch: Batch, step: Count) -> tuple[Scalar, Carry]:
+    def lane_keys(stream: Stream, step: Count, batch: Batch) -> Key[Array, " batch"]:
         lanes = jnp.arange(batch.inputs.shape[0])
         if axis_name is not None:
             lanes += lanes.size * jax.lax.axis_index(axis_name)
-        keys = jax.vmap(indexed_key, (None, 0))(indexed_key(dropout_key, step), lanes)
+        key = indexed_key(stream_key(config.seed, stream), step)
+        return jax.vmap(indexed_key, (None, 0))(key, lanes)
+
+    def read_own_guesses(params: PyTree, carry: Carry, batch: Batch, step: Count) -> Batch:
+        keys, share = lane_keys(Stream.SCHEDULED, step, batch), guessed_share(config.train, step)
+        inputs = jnp.asarray(batch.inputs)
+        mixed: Any = mix_inputs(config.model, params, inputs, carry, keys, share)
+        return batch._replace(inputs=mixed)
+
+    def loss_fn(params: PyTree, carry: Carry, batch: Batch, step: Count) -> tuple[Scalar, Carry]:
+        keys = lane_keys(Stream.DROPOUT, step, batch)
         logits, carry = network.run(
             params, jnp.asarray(batch.inputs), carry, keys, last_only=last_only
         )
@@ -109,6 +120,8 @@ def make_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         carry = restart(state.carry, jnp.asarray(batch.fresh))
+        if config.train.scheduled_sampling:
+            batch = read_own_guesses(state.params, carry, batch, state.step)
         (loss, carry), grads = jax.value_and_grad(loss_fn, has_aux=True)(
             state.params, carry, batch, state.step
         )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import shlex
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,24 +21,26 @@ from charjax.train.progress import Progress
 def opening(config: Config, text: Prepared, plan: Plan, parameters: int) -> list[str]:
     """The first words: the text, the model, the machine."""
     corpus, device = text.corpus, jax.devices()[0]
-    lines = [
+    return [
         f"text: {corpus.name}, {len(corpus.text):,} characters, {len(text.vocab)} symbols",
         f"model: {config.model.cell} {config.model.layers} x {config.model.hidden}, "
         f"{parameters:,} parameters, on {jax.device_count()} x {device.device_kind}",
         f"plan: {f'{plan.total:,}' if plan.total else 'any number of'} steps, "
         f"{text.batches.steps_per_epoch:,} an epoch",
     ]
-    return lines + _notice(text)
 
 
 def evaluation(record: Mapping[str, Any], *, better: bool) -> str:
     """One line for one evaluation."""
-    train_loss = f"  train {record['train_loss']:.4f}" if "train_loss" in record else ""
-    return (
-        f"step {record['step']:,}  epoch {record['epoch']:.2f}{train_loss}  "
-        f"val {record['val_loss']:.4f} nats ({record['val_bpc']:.4f} bits) per character  "
-        f"{record['chars_per_second'] / 1000:.1f}k chars/s{'  best' if better else ''}"
-    )
+    parts = [f"step {record['step']:,}  epoch {record['epoch']:.2f}"]
+    if "train_loss" in record:
+        parts.append(f"train {record['train_loss']:.4f}")
+    if "val_loss" in record:
+        parts.append(
+            f"val {record['val_loss']:.4f} nats ({record['val_bpc']:.4f} bits) per character"
+        )
+    parts.append(f"{record['chars_per_second'] / 1000:.1f}k chars/s")
+    return "  ".join(parts + ["best"] * better)
 
 
 def beside_the_bar(record: Mapping[str, Any], progress: Progress) -> str:
@@ -59,9 +63,12 @@ def closing(config: Config, folder: RunFolder, text: Prepared, progress: Progres
         )
     lines += _notice(text)
     lines.append(f"checkpoints: {folder.checkpoints}  curves: {folder.curves}")
-    workdir, prompt = (shlex.quote(s) for s in (str(folder.path), config.sample.prompt or "The "))
-    lines.append(f"next: charjax sample --workdir={workdir} --prompt={prompt} --num_chars=500")
-    return lines
+    # By this very interpreter: the environment may not be activated.
+    here, python = Path.cwd(), Path(sys.executable)
+    python = python.relative_to(here) if python.is_relative_to(here) else python
+    flags = (f"--workdir={folder.path}", f"--prompt={config.sample.prompt or 'The '}")
+    command = shlex.join([str(python), "-m", "charjax", "sample", *flags, "--num_chars=500"])
+    return [*lines, f"next: {command}"]
 
 
 def _notice(text: Prepared) -> list[str]:

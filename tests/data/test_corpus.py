@@ -67,7 +67,7 @@ def test_a_leading_byte_order_mark_is_dropped_and_told(read):
     corpus = read("\ufeffa\ufeffb".encode(), told)
     assert corpus.text == "a\ufeffb"
     assert "byte order mark" in corpus.notice
-    assert told == [corpus.notice]
+    assert told == [f"NOTICE: {corpus.notice}"]
 
 
 def test_bytes_that_are_no_utf8_are_named_with_offset_and_remedy(read, tmp_path):
@@ -249,7 +249,7 @@ def test_a_substitute_is_used_loudly_and_without_the_options_of_the_other_file(s
     assert corpus.name == "python_docs"
     assert len(corpus.text) > 300_000
     assert corpus.text.islower()
-    assert corpus.notice in told
+    assert f"NOTICE: {corpus.notice}" in told
     for words in ("'python_docs' REPLACES", "'story'", "https://example.org/story"):
         assert words in corpus.notice
 

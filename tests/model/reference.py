@@ -51,9 +51,7 @@ def network(config, params, tokens, carry):
         p = params[f"layer_{i}"]
         recurrent = p["recurrent"]
         xs = inputs @ p["kernel"] + p["bias"]
-        inputs, state = layer(
-            config.cell, xs, recurrent["kernel"], recurrent.get("bias"), carry[i]
-        )
+        inputs, state = layer(config.cell, xs, recurrent["kernel"], recurrent.get("bias"), carry[i])
         last.append(state)
     logits = inputs @ params["output_kernel"] + params["output_bias"]
     return logits.swapaxes(0, 1), tuple(last)

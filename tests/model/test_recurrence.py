@@ -7,14 +7,13 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 import reference
-from small import apply, carry_of, distance, float64, like, normal, params_of, tokens_of
+from small import UNOPTIMIZED, carry_of, distance, float64, like, normal, params_of, tokens_of
 
 from charjax.config import ModelConfig
 from charjax.model.cells import CELLS
-from charjax.model.network import init_params
+from charjax.model.network import CharRNN
 from charjax.model.recurrence import Projected, Table, Weights, recur
 
 VOCAB, BATCH, TIME, HIDDEN = 7, 3, 6, 5
@@ -53,6 +52,7 @@ def test_value_and_gradient_are_those_of_the_float64_layer(cell, kind):
     # The gradient along a random direction in each argument, against a central difference.
     weighting = like(outputs, 4)
     grads = float64(transpose(weighting))
+    weighting = float64(weighting)
     for argument in range(3):
         towards = float64(like(at[argument], 20 + argument))
 
@@ -67,61 +67,48 @@ def test_value_and_gradient_are_those_of_the_float64_layer(cell, kind):
         assert sum(jax.tree.leaves(along)) == pytest.approx(slope, rel=1e-5, abs=1e-5)
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=0, compiler_options=UNOPTIMIZED)
 def value_and_grads(config, params, carry, tokens, keys):
     def loss(params, carry):
-        out = apply(config, params, tokens, carry, keys)
-        weighted = jax.tree.map(lambda a, w: jnp.vdot(a, w), out, like(out, 4))
+        out = CharRNN(config, VOCAB).run(params, tokens, carry, keys)
+        weighted = jax.tree.map(jnp.vdot, out, like(out, 4))
         return sum(jax.tree.leaves(weighted)), out
 
     (_, out), grads = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, carry)
     return out, grads
 
 
-def both(config):
-    """Logits, carry and gradients by the fast recurrence and by the scanned one."""
+def run(config, **changes):
+    """Logits and carry, and the gradients of the parameters and of the first carry."""
     at = (params_of(config, VOCAB), carry_of(config, BATCH), tokens_of(VOCAB, BATCH, TIME))
     keys = jax.random.split(jax.random.key(0), BATCH)
-    runs = [value_and_grads(replace(config, recurrence=r), *at, keys) for r in ("fast", "scan")]
-    return runs[0], runs[1]
+    return value_and_grads(replace(config, **changes), *at, keys)
 
 
 DROPOUT = {"dropout": 0.3, "dropout_in": 0.2, "dropout_between": 0.4}
 
 
 @pytest.mark.parametrize(
-    ("layers", "embed", "dropout"), [(1, 0, {}), (1, 4, {}), (2, 0, DROPOUT), (3, 4, DROPOUT)]
+    ("layers", "embed", "dropout"), [(2, 4, {}), (1, 0, DROPOUT), (3, 4, DROPOUT)]
 )
 @pytest.mark.parametrize("cell", CELLS)
 def test_fast_is_scan(cell, layers, embed, dropout):
-    fast, scan = both(
-        ModelConfig(cell=cell, hidden=HIDDEN, layers=layers, embed=embed, **dropout)
-    )
-    assert distance(fast, scan) < 1e-5
+    config = ModelConfig(cell=cell, hidden=HIDDEN, layers=layers, embed=embed, **dropout)
+    assert distance(run(config, recurrence="fast"), run(config, recurrence="scan")) < 1e-5
 
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_in_bfloat16_fast_and_scan_are_close_to_each_other_and_to_float32(cell):
-    config = ModelConfig(
-        cell=cell, hidden=HIDDEN, layers=2, embed=4, dropout=0.3, dtype="bfloat16"
+    config = ModelConfig(cell=cell, hidden=HIDDEN, layers=2, embed=4)
+    exact, fast, scan = (
+        run(config),
+        *(run(config, dtype="bfloat16", recurrence=r) for r in ("fast", "scan")),
     )
-    fast, scan = both(config)
-    exact, _ = both(replace(config, dtype="float32"))
     # bfloat16 keeps 8 bits: each rounding is off by up to 0.4 %, and a few add up.
     assert 0 < distance(fast, exact) < 0.05  # not zero, or nothing ran in bfloat16
     assert 0 < distance(scan, exact) < 0.05
     assert distance(fast, scan) < 0.05
     assert {leaf.dtype for leaf in jax.tree.leaves((fast, scan))} == {jnp.dtype(jnp.float32)}
-
-
-@pytest.mark.parametrize("cell", CELLS)
-def test_both_have_the_same_parameters(cell):
-    config = ModelConfig(cell=cell, hidden=HIDDEN, layers=2, embed=4)
-    fast, scan = (
-        init_params(replace(config, recurrence=r), VOCAB, jax.random.key(0))
-        for r in ("fast", "scan")
-    )
-    assert distance(fast, scan) == 0
 
 
 def test_a_gradient_through_the_last_carry_reaches_the_first():
@@ -131,4 +118,4 @@ def test_a_gradient_through_the_last_carry_reaches_the_first():
     def last(carry):
         return sum(jnp.sum(c) for c in recur("lstm", jnp.float32, source, weights, carry)[1])
 
-    assert all(np.abs(g).min() > 0 for g in jax.grad(last)(carry))
+    assert all(jnp.abs(g).min() > 0 for g in jax.grad(last)(carry))

@@ -15,7 +15,7 @@ def _compile_once(tmp_path_factory) -> Iterator[None]:
     """Every run builds its step anew; the same program is compiled once for all of them."""
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("programs")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     compilation_cache.reset_cache()
     yield
     jax.config.update("jax_compilation_cache_dir", before)

@@ -49,6 +49,7 @@ def test_events_are_written_beside_the_records(tmp_path):
     pytest.importorskip("tensorboardX")
     log = MetricsLog(tmp_path / "metrics.jsonl", tensorboard=True)
     log.write(RECORDS[1])
+    log.close()
     (events,) = (tmp_path / "tensorboard").iterdir()
     for name in ("train_loss", "val_loss", "val_bpc"):
         assert name.encode() in events.read_bytes()

@@ -8,8 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from charjax.config import OptimConfig
 from charjax.train.optimizer import make_optimizer, make_schedule
@@ -49,7 +47,7 @@ def test_a_schedule_rises_to_its_peak_and_never_after(schedule, warmup):
     assert all(a >= b - 1e-6 for a, b in pairwise(rates[peak:]))
     assert rates.min() >= 0
     if schedule != "constant":
-        assert rates[total:] == pytest.approx(final, abs=1e-6)
+        assert rates[total + 1 :] == pytest.approx(final, abs=1e-6)
 
 
 def gradients(steps: int) -> Iterator[np.ndarray]:
@@ -134,7 +132,8 @@ def test_weight_decay_shrinks_matrices_alone():
     np.testing.assert_array_equal(updates["bias"], 0)
 
 
-@given(st.floats(0.01, 100), st.floats(0.01, 100))
+@pytest.mark.parametrize("norm", [0.02, 1.0, 70.0])
+@pytest.mark.parametrize("clip_norm", [0.01, 1.5, 100.0])
 def test_the_gradient_is_clipped_by_its_global_norm_and_keeps_its_direction(norm, clip_norm):
     grads = {"a": jnp.full((2, 2), norm / 2 * 0.6), "b": jnp.full(4, norm / 2 * 0.8)}
     config = config_of("sgd", learning_rate=1.0, b1=0.0, clip_norm=clip_norm)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -33,7 +34,7 @@ def time_is(monkeypatch):
     """Sets the monotonic time."""
 
     def is_(now: float) -> None:
-        monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+        monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now))
 
     is_(1000.0)
     return is_

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from charjax.data.batches import Batch
 from charjax.folder import RunFolder
 from charjax.train.metrics import read_metrics
 from charjax.train.optimizer import make_optimizer
-from charjax.train.step import TrainState, init_state, make_step
+from charjax.train.step import Step, TrainState, init_state, make_step
 
 VOCAB = 12
 LANES, LENGTH = 8, 8
@@ -63,14 +64,30 @@ def random_batch(step: int) -> Batch:
     return Batch(symbols[:, :-1], symbols[:, 1:], mask, fresh)
 
 
-def step_and_state(config: Config, vocab_size: int = VOCAB) -> tuple[Any, TrainState]:
-    """The training step of a config, not jitted, and its first state."""
-    optimizer = make_optimizer(config.optim, config.train.max_steps)
-    return make_step(config, vocab_size, optimizer), init_state(config, vocab_size, optimizer)
+@functools.cache
+def first_state(config: Config) -> TrainState:
+    """The state of a run before its first step."""
+    return init_state(config, VOCAB, make_optimizer(config.optim, config.train.max_steps))
+
+
+@functools.cache
+def step_of(config: Config) -> Step:
+    """The training step of a config."""
+    return make_step(config, VOCAB, make_optimizer(config.optim, config.train.max_steps))
+
+
+@functools.cache
+def jitted(config: Config) -> Step:
+    """The same, compiled once for all tests of a config."""
+    return jax.jit(step_of(config))
 
 
 def assert_same_bits(one: Any, other: Any) -> None:
     jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def assert_close(one: Any, other: Any, rtol: float = 1e-4, atol: float = 1e-6) -> None:
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), one, other)
 
 
 class Recorder:

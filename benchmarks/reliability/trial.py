@@ -1,0 +1,215 @@
+"""A small run that can be hurt in many ways, and what it must be equal to afterwards."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from charjax.checkpoint import Checkpoints
+from charjax.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    SampleConfig,
+    TrainConfig,
+    to_dict,
+)
+from charjax.folder import RunFolder
+
+STEPS = 300
+CHECKPOINT_EVERY = 5
+_ROOT = Path(__file__).parents[2]
+_WORDS = "the cat sat on a mat while it rained over there and nobody came"
+
+_CONFIG_FILE = """
+from charjax.config import from_config_dict, to_config_dict
+
+def get_config():
+    return to_config_dict(from_config_dict({values!r}))
+"""
+
+
+def small_config(text: Path) -> Config:
+    """A run of 300 steps, each a fraction of a millisecond, with every kind of state."""
+    return Config(
+        data=DataConfig(path=str(text), batch_size=8, seq_len=16),
+        model=ModelConfig(hidden=16, embed=8, dropout=0.1),
+        optim=OptimConfig(schedule="cosine", ema=0.9),
+        train=TrainConfig(
+            max_steps=STEPS, eval_every=100, checkpoint_every=CHECKPOINT_EVERY, log_every=1
+        ),
+        sample=SampleConfig(num_chars=0),
+    )
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A config that trains within seconds, and a compilation cache that its runs share."""
+
+    folder: Path
+
+    @classmethod
+    def prepare(cls, folder: Path) -> Trial:
+        """Writes the text and the config."""
+        values = to_dict(small_config(write_words(folder / "text.txt", 3000)))
+        (folder / "config.py").write_text(_CONFIG_FILE.format(values=values), encoding="utf-8")
+        return cls(folder)
+
+    @property
+    def config(self) -> Path:
+        """The config file."""
+        return self.folder / "config.py"
+
+    def command(self, workdir: Path, *flags: str) -> list[str]:
+        """The command that trains or resumes a run."""
+        train = [f"--config={self.config}", f"--workdir={workdir}", *flags]
+        return [sys.executable, str(_ROOT / "launch.py"), *train]
+
+    def environment(self) -> dict[str, str]:
+        """Of every run: one CPU device, one compilation cache, this checkout's charjax."""
+        return os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "",
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache"),
+            "PYTHONPATH": str(_ROOT),
+        }
+
+    def start(self, workdir: Path, *flags: str) -> subprocess.Popen[str]:
+        """Starts the command; its two streams are pipes."""
+        return subprocess.Popen(
+            self.command(workdir, *flags),
+            env=self.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+        )
+
+    def reference(self, *, checkpoint_every: int = CHECKPOINT_EVERY) -> Reference:
+        """What an undisturbed run comes to. It also warms the compilation cache."""
+        workdir = self.folder / "reference"
+        more = f"--config.train.checkpoint_every={checkpoint_every}"
+        process = self.start(workdir, "--config.train.keep=1000", more)
+        _, errors = process.communicate()
+        if process.returncode:
+            raise RuntimeError(f"the undisturbed run failed: {errors}")
+        leaves = {step: leaf_digests(workdir, step) for step in sound_steps(workdir)}
+        return Reference(read_series(workdir), leaves)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """An undisturbed run: step -> losses in hexadecimal, step -> digest of every leaf."""
+
+    series: dict[int, tuple[str, ...]]
+    leaves: dict[int, dict[str, str]]
+
+    def problems(self, workdir: Path) -> list[str]:
+        """How the run in a folder, as far as it came, differs from this one."""
+        found = []
+        series = read_series(workdir)
+        if list(series) != list(range(1, len(series) + 1)):
+            found.append("a record is missing or stands there twice")
+        found += [
+            f"losses of step {step} differ"
+            for step, losses in series.items()
+            if losses != self.series[step]
+        ]
+        for step, problem in verdicts(workdir):
+            if problem:
+                found.append(f"checkpoint {step}: {problem}")
+            elif leaf_digests(workdir, step) != self.leaves[step]:
+                found.append(f"checkpoint {step} differs")
+        return found
+
+
+def write_words(file: Path, num_words: int) -> Path:
+    """A text of words in a random order, always the same."""
+    draw = random.Random(0)
+    words = (draw.choice(_WORDS.split()) for _ in range(num_words))
+    file.write_text(" ".join(words), encoding="utf-8")
+    return file
+
+
+class Silent:
+    """A display that keeps what it is told."""
+
+    def __init__(self, on_step: Callable[[int], None] = lambda step: None) -> None:
+        self.lines: list[str] = []
+        self._on_step = on_step
+
+    def report(self, message: str) -> None:
+        """Keeps a message."""
+        self.lines.append(message)
+
+    text = report
+
+    @contextmanager
+    def task(self, name: str) -> Iterator[Callable[..., None]]:
+        """Calls `on_step` after every dispatch of the training."""
+
+        def update(done: int, *rest: object) -> None:
+            if name == "training":
+                self._on_step(done)
+
+        yield update
+
+
+def read_series(workdir: Path) -> dict[int, tuple[str, ...]]:
+    """Step -> its losses in hexadecimal; the torn last line of a killed writer is left out."""
+    metrics = RunFolder(workdir).metrics
+    if not metrics.exists():
+        return {}
+    whole, _, _ = metrics.read_text(encoding="utf-8").rpartition("\n")
+    records = [json.loads(line) for line in whole.splitlines()]
+    return {r["step"]: _losses(r) for r in records}
+
+
+def _losses(record: dict[str, Any]) -> tuple[str, ...]:
+    names = ("train_loss", "grad_norm", "val_loss")
+    return tuple(float(record[name]).hex() for name in names if name in record)
+
+
+def verdicts(workdir: Path, report: Callable[[str], None] = str) -> list[tuple[int, str]]:
+    """What `charjax verify` says of each step."""
+    with Checkpoints(RunFolder(workdir).checkpoints, keep=1, report=report) as saved:
+        return saved.verify()
+
+
+def sound_steps(workdir: Path) -> list[int]:
+    """The steps whose checkpoints verify."""
+    return [step for step, problem in verdicts(workdir) if not problem]
+
+
+def leaf_digests(workdir: Path, step: int) -> dict[str, str]:
+    """Path -> SHA-256 of every array of a checkpoint: parameters, optimizer, averages, carry."""
+    file = RunFolder(workdir).checkpoints / str(step) / "meta" / "record.json"
+    leaves = json.loads(file.read_bytes())["leaves"]
+    return {path: leaf["sha256"] for path, leaf in leaves.items()}
+
+
+def wait_until_it_trains(process: subprocess.Popen[str], workdir: Path) -> None:
+    """Returns when the log of a run grows, or its process has ended.
+
+    A run that resumes first cuts off what its log has beyond the checkpoint.
+    """
+    metrics = RunFolder(workdir).metrics
+    least = math.inf
+    while process.poll() is None:
+        size = metrics.stat().st_size if metrics.exists() else 0
+        if size > least:
+            return
+        least = min(size, least)
+        time.sleep(0.002)

@@ -1,0 +1,146 @@
+"""Seconds a step of each tutorial, here and in its own framework, one after the other."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import runpy
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine
+from benchmarks.tutorial_figures import TUTORIALS
+
+ROOT = Path(__file__).parent.parent
+_WARM = 2  # dispatches that compile and settle
+_CHARS = 1000
+
+
+def measure(names: list[str], *, seconds: float) -> Path:
+    """Times the named tutorials and writes `results/tutorial_timing.json`.
+
+    Args:
+      names: keys of `TUTORIALS`.
+      seconds: of steps for each system, once it is warm.
+    """
+    load = os.getloadavg()[0]
+    timed = {}
+    for name in names:
+        print(name, file=sys.stderr)
+        ours = ours_in_own_process(name, seconds)
+        theirs = theirs_in_own_process(name, seconds)
+        epoch = {"ours_s": ours["step_s"], "theirs_s": theirs["step_s"]}
+        epoch = {key: round(step * ours["steps_per_epoch"], 3) for key, step in epoch.items()}
+        ratio = round(ours["step_s"] / theirs["step_s"], 3)
+        timed[name] = {"epoch": epoch, "ratio": ratio, "ours": ours, "theirs": theirs}
+    return machine.write("tutorial_timing", {"load_before": load, "tutorials": timed})
+
+
+def ours_in_own_process(name: str, seconds: float) -> dict[str, Any]:
+    """`time_training`, and for the GRU `time_generation`, in a fresh process."""
+    code = (
+        "import json, sys; from benchmarks import tutorial_timing as t; "
+        "print(json.dumps(t.time_ours(sys.argv[1], float(sys.argv[2]))))"
+    )
+    return _json_of([sys.executable, "-c", code, name, str(seconds)])
+
+
+def theirs_in_own_process(name: str, seconds: float) -> dict[str, Any]:
+    """The tutorial in its own framework, on the very text that ours reads."""
+    python = os.environ.get(f"{TUTORIALS[name].framework.upper()}_PYTHON", sys.executable)
+    with tempfile.TemporaryDirectory() as folder:
+        text = Path(folder) / "text.json"
+        text.write_text(json.dumps(documents(name)), encoding="utf-8")
+        script = Path(__file__).with_name("tutorial_peers.py")
+        return _json_of([python, str(script), name, str(text), str(seconds)])
+
+
+def time_ours(name: str, seconds: float) -> dict[str, Any]:
+    """Median seconds a step of the plain config, batches and their way to the device included."""
+    import numpy as np
+
+    from charjax.data.batches import Batch
+    from charjax.train.optimizer import make_optimizer
+    from charjax.train.parallel import make_backend
+    from charjax.train.plan import make_plan
+    from charjax.train.step import init_state
+
+    config, text = _prepared(name)
+    plan = make_plan(config.train, text.batches.steps_per_epoch)
+    optimizer = make_optimizer(config.optim, plan.total)
+    backend = make_backend(config, len(text.vocab), optimizer)
+    state = backend.place(init_state(config, len(text.vocab), optimizer))
+    marks, step, pending = [], 0, None
+    while len(marks) < _WARM + 3 or marks[-1] - marks[_WARM] < seconds:
+        steps = range(step, step + plan.dispatch)
+        batches = Batch(*map(np.stack, zip(*map(text.batches, steps), strict=True)))
+        state, metrics = backend.run(state, batches)
+        # As the loop does: the steps before these are waited for, not these.
+        if pending is not None:
+            np.asarray(pending.loss)
+            marks.append(time.perf_counter())
+        pending, step = metrics, step + plan.dispatch
+    laps = [b - a for a, b in itertools.pairwise(marks[_WARM:])]
+    result = {
+        "step_s": statistics.median(laps) / plan.dispatch,
+        "steps": len(laps) * plan.dispatch,
+        "steps_per_epoch": text.batches.steps_per_epoch,
+    }
+    return result | (_time_generation(config, text) if name == "tf_gru" else {})
+
+
+def _time_generation(config: Any, text: Any) -> dict[str, Any]:
+    """Seconds that one text and five texts take, with weights as they are at first."""
+    from charjax.generate.sample import Sampling, sample_texts
+    from charjax.keys import Stream, stream_key
+    from charjax.model.network import init_params
+
+    params = init_params(config.model, len(text.vocab), stream_key(0, Stream.INIT))
+
+    def seconds(samples: int) -> float:
+        started = time.perf_counter()
+        list(
+            sample_texts(
+                config.model,
+                params,
+                text.vocab,
+                "ROMEO:",
+                num_chars=_CHARS,
+                num_samples=samples,
+                sampling=Sampling(temperature=1.0),
+            )
+        )
+        return time.perf_counter() - started
+
+    seconds(1)
+    one, five = (statistics.median(seconds(n) for _ in range(3)) for n in (1, 5))
+    return {"generation": {"chars": _CHARS, "one_s": one, "five_s": five, "ratio": five / one}}
+
+
+def _prepared(name: str) -> tuple[Any, Any]:
+    from charjax.config import from_config_dict
+    from charjax.data.prepare import prepare
+
+    file = runpy.run_path(str(ROOT / "configs" / "tutorials" / f"{name}.py"))
+    config = from_config_dict(file["get_config"]())
+    quiet = {"report": lambda line: None, "progress": lambda done, total: None}
+    return config, prepare(config, **quiet)
+
+
+def documents(name: str) -> list[str]:
+    """The documents of a tutorial's text, as charjax reads them."""
+    _, text = _prepared(name)
+    edges = [*text.corpus.starts, len(text.corpus.text)]
+    return [text.corpus.text[a:b] for a, b in itertools.pairwise(edges)]
+
+
+def _json_of(command: list[str]) -> dict[str, Any]:
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result

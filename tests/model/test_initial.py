@@ -1,0 +1,69 @@
+"""The first weights follow the distributions that the frameworks document."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from charjax.config import ModelConfig
+from charjax.model.initial import initializers
+from charjax.model.network import init_params
+
+HIDDEN, EMBED, VOCAB = 48, 16, 40
+
+
+def params_of(init: str, cell: str = "lstm") -> dict:
+    config = ModelConfig(cell=cell, hidden=HIDDEN, embed=EMBED, init=init)
+    return jax.tree.map(np.asarray, init_params(config, VOCAB, jax.random.key(0)))
+
+
+def assert_uniform_within(weights: np.ndarray, bound: float) -> None:
+    assert np.abs(weights).max() <= bound
+    assert np.std(weights) == pytest.approx(bound / 3**0.5, rel=0.1)
+
+
+def test_charjax_has_an_orthogonal_block_for_each_gate():
+    kernel = params_of("orthogonal")["layer_0"]["recurrent"]["kernel"]
+    for block in np.split(kernel, 4, axis=1):
+        np.testing.assert_allclose(block.T @ block, np.eye(HIDDEN), atol=1e-5)
+
+
+def test_keras_has_orthonormal_rows_over_all_gates():
+    params = params_of("keras")
+    kernel = params["layer_0"]["recurrent"]["kernel"]
+    np.testing.assert_allclose(kernel @ kernel.T, np.eye(HIDDEN), atol=1e-5)
+    assert_uniform_within(params["embedding"], 0.05)
+    assert_uniform_within(params["layer_0"]["kernel"], (6 / (EMBED + 4 * HIDDEN)) ** 0.5)
+    assert_uniform_within(params["output_kernel"], (6 / (HIDDEN + VOCAB)) ** 0.5)
+
+
+def test_keras_glorot_differs_in_the_recurrent_kernel_alone():
+    kernel = params_of("keras_glorot")["layer_0"]["recurrent"].pop("kernel")
+    assert_uniform_within(kernel, (6 / (5 * HIDDEN)) ** 0.5)
+    glorot, keras = params_of("keras_glorot"), params_of("keras")
+    for params in (glorot, keras):
+        params["layer_0"]["recurrent"].pop("kernel")
+    jax.tree.map(np.testing.assert_array_equal, glorot, keras)
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
+def test_torch_draws_all_but_the_embedding_within_one_bound(cell):
+    params = params_of("torch", cell)
+    assert np.std(params.pop("embedding")) == pytest.approx(1, rel=0.1)
+    weights = np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(params)])
+    assert_uniform_within(weights, HIDDEN**-0.5)
+
+
+@pytest.mark.parametrize("init", ["orthogonal", "keras", "keras_glorot"])
+def test_only_the_forget_gate_starts_open(init):
+    bias = params_of(init)["layer_0"]["bias"]
+    np.testing.assert_array_equal(
+        np.split(bias, 4), [[0] * HIDDEN, [1] * HIDDEN, *[[0] * HIDDEN] * 2]
+    )
+    assert not params_of(init, "gru")["layer_0"]["bias"].any()
+
+
+def test_every_init_serves_every_parameter():
+    for init in ("orthogonal", "keras", "keras_glorot", "torch"):
+        assert all(initializers(ModelConfig(init=init)))

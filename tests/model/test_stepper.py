@@ -1,0 +1,65 @@
+"""Law 3: what sampling runs, one character at a time, is the network that was trained."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import pytest
+from small import UNOPTIMIZED, apply, carry_of, distance, params_of, tokens_of
+
+from charjax.config import ModelConfig
+from charjax.model.cells import CELLS
+from charjax.model.stepper import step, step_state, step_weights
+
+VOCAB, BATCH, TIME = 7, 3, 8
+
+
+@partial(jax.jit, static_argnums=0, compiler_options=UNOPTIMIZED)
+def step_through(config, params, tokens, carry):
+    """Logits [batch, time, vocab] and the last carry, by stepping."""
+    weights = step_weights(config, params)
+
+    def advance(state, token):
+        logits, state = step(config, weights, token, state)
+        return state, logits
+
+    last, logits = jax.lax.scan(advance, step_state(config, weights, carry), tokens.T)
+    return logits.swapaxes(0, 1), last.carry
+
+
+def both(config):
+    at = (params_of(config, VOCAB), tokens_of(VOCAB, BATCH, TIME), carry_of(config, BATCH))
+    return step_through(config, *at), apply(config, *at)
+
+
+SHAPES = pytest.mark.parametrize(("layers", "embed"), [(1, 0), (3, 4)])
+
+
+@SHAPES
+@pytest.mark.parametrize("cell", CELLS)
+def test_stepping_is_the_network(cell, layers, embed):
+    stepped, whole = both(ModelConfig(cell=cell, hidden=5, layers=layers, embed=embed))
+    assert distance(stepped, whole) < 1e-5
+
+
+@SHAPES
+@pytest.mark.parametrize("cell", CELLS)
+def test_in_bfloat16_it_rounds_what_the_network_rounds(cell, layers, embed):
+    config = ModelConfig(cell=cell, hidden=5, layers=layers, embed=embed, dtype="bfloat16")
+    stepped, whole = both(config)
+    assert distance(stepped[0][:, :1], whole[0][:, :1]) < 1e-5
+    # Later on, a difference in the last bit may fall on either side of a rounding.
+    assert distance(stepped, whole) < 0.01
+    exact, _ = both(replace(config, dtype="float32"))
+    assert 0 < distance(stepped, exact) < 0.05
+
+
+def test_it_goes_on_from_its_own_carry():
+    config = ModelConfig(cell="lstm", hidden=5, layers=3, embed=4)
+    params, tokens = params_of(config, VOCAB), tokens_of(VOCAB, BATCH, TIME)
+    whole, last = step_through(config, params, tokens, carry_of(config, BATCH))
+    _, between = step_through(config, params, tokens[:, : TIME // 2], carry_of(config, BATCH))
+    second = step_through(config, params, tokens[:, TIME // 2 :], between)
+    assert distance(second, (whole[:, TIME // 2 :], last)) < 1e-5

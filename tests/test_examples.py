@@ -1,0 +1,25 @@
+"""The examples do what they say."""
+
+from __future__ import annotations
+
+import math
+import runpy
+from pathlib import Path
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def test_a_loop_of_ones_own_learns_on_public_pieces(capsys):
+    loop = EXAMPLES / "custom_loop.py"
+    lines = loop.read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 60
+    assert not any("charjax." in line for line in lines if line.startswith(("from", "import")))
+    loss = runpy.run_path(str(loop))["main"](60)
+    assert loss < 0.8 * math.log(100), "a uniform guess among about a hundred symbols"
+    assert "step 50" in capsys.readouterr().out
+
+
+def test_the_exported_generator_is_used_in_at_most_30_lines():
+    lines = (EXAMPLES / "generate_exported.py").read_text(encoding="utf-8").splitlines()
+    code = [line for line in lines[lines.index("import json") :] if line.strip()]
+    assert len(code) <= 25

@@ -1,0 +1,89 @@
+"""The tutorials' configs: their authors' numbers, without their texts; what is made of results."""
+
+from __future__ import annotations
+
+import math
+import re
+import runpy
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks.tutorial_figures import TUTORIALS
+from benchmarks.tutorials import epochs
+from charjax.config import from_config_dict
+from charjax.data.batches import make_batches
+from charjax.errors import InputError
+from charjax.keys import Stream, stream_key
+from charjax.model.network import init_params, parameter_count
+
+FOLDER = Path(__file__).parent.parent / "configs" / "tutorials"
+# Characters of the text, symbols, parameters, windows, steps an epoch.
+NUMBERS = {
+    "tf_lstm": (1_115_394, 65, 5_330_241, 11_043, 172),
+    "tf_gru": (1_115_394, 66, 4_022_850 - 2 * 1024, 11_043, 172),
+    "nietzsche": (600_893, 57, 102_585, 200_278, 1565),
+    "grimm": (266_073, 70, 1_628_742, 5_217, 82),
+}
+
+
+def config_of(name: str, variant: str = ""):
+    return from_config_dict(runpy.run_path(str(FOLDER / f"{name}.py"))["get_config"](variant))
+
+
+def variants(name: str) -> list[str]:
+    with pytest.raises(InputError) as refused:
+        config_of(name, "?")
+    return re.sub(".*one of ", "", str(refused.value)).split(", ")
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_the_plain_config_is_the_tutorial_to_the_last_parameter(name):
+    chars, symbols, parameters, windows, steps = NUMBERS[name]
+    config = config_of(name)
+    key = stream_key(0, Stream.INIT)
+    params = jax.eval_shape(lambda: init_params(config.model, symbols, key))
+    assert parameter_count(params) == parameters
+    batches = make_batches(config.data, np.zeros(chars, np.int32), np.array([0]), seed=0)
+    assert batches.windows == windows
+    assert batches.steps_per_epoch == steps
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_no_variant_takes_more_steps(name):
+    chars = NUMBERS[name][0]
+
+    def steps(variant: str) -> int:
+        config = config_of(name, variant)
+        ids = np.zeros(int(chars * config.data.split[0]), np.int32)
+        batches = make_batches(config.data, ids, np.array([0]), seed=0)
+        return math.ceil(config.train.max_epochs * batches.steps_per_epoch)
+
+    assert all(steps(variant) <= steps("") for variant in variants(name))
+
+
+@pytest.mark.parametrize("name", TUTORIALS)
+def test_every_variant_is_a_valid_config_with_an_honest_split(name):
+    assert {"held_out", "better"} <= set(variants(name))
+    assert config_of(name).data.split == (1.0, 0.0, 0.0)
+    for variant in variants(name):
+        assert config_of(name, variant).data.split[1] > 0
+
+
+def test_a_grimm_epoch_ends_with_its_33_windows():
+    config = config_of("grimm")
+    batches = make_batches(config.data, np.zeros(266_073, np.int32), np.array([0]), seed=0)
+    assert batches(81).mask.any(axis=1).sum() == 33
+
+
+def test_the_loss_of_an_epoch_is_the_mean_of_its_steps():
+    losses = [4.0, 3.0, 2.0, 2.0, 1.0, 1.0]  # three steps an epoch, records at 2, 3, 6
+    records = [
+        {"step": step, "train_loss": sum(losses[a:step]) / (step - a), "steps_per_second": 2.0}
+        for a, step in ((0, 2), (2, 3), (3, 6))
+    ]
+    rows = epochs(records, steps_per_epoch=3)
+    assert [row["train_loss"] for row in rows] == pytest.approx([3.0, 4 / 3])
+    assert [row["seconds"] for row in rows] == [1.5, 1.5]

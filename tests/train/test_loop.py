@@ -1,0 +1,472 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from charjax.config import Config
+from charjax.errors import CheckpointError, DivergedError, InputError, InterruptedRunError
+from charjax.folder import RunFolder
+from charjax.generate.trained import load_trained
+from charjax.train.loop import train
+from charjax.train.metrics import read_metrics
+from charjax.train.progress import Progress
+
+from .tiny import Recorder, config_of, newest, outcome, text_of
+
+STEPS, EVERY = 40, 20  # of a run; between its evaluations and checkpoints
+EPOCH = 32  # steps
+KEYS = {
+    "step",
+    "epoch",
+    "time_s",
+    "train_loss",
+    "val_loss",
+    "val_bpc",
+    "chars_per_second",
+    "learning_rate",
+    "grad_norm",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_quickly() -> Iterator[None]:
+    """How quickly the programs run is not tested here."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def config(text_file) -> Config:
+    return config_of(
+        data={"path": str(text_file)},
+        model={"cell": "rnn", "dropout": 0.2},
+        optim={"schedule": "linear", "warmup": 0.1, "ema": 0.5},
+    )
+
+
+@dataclass(frozen=True)
+class Run:
+    folder: Path
+    progress: Progress
+    shown: Recorder
+
+
+def run(config: Config, folder: Path) -> Run:
+    shown = Recorder()
+    return Run(folder, train(config, folder, shown), shown)
+
+
+def changed(config: Config, **sections: dict[str, Any]) -> Config:
+    return replace(config, **{s: replace(getattr(config, s), **f) for s, f in sections.items()})
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory) -> Run:
+    """A run that nothing disturbed."""
+    return run(config, tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture
+def again(finished, tmp_path) -> Path:
+    """A copy of its folder."""
+    return shutil.copytree(finished.folder, tmp_path / "again")
+
+
+def test_every_file_is_there_and_says_what_it_should(config, finished):
+    folder = RunFolder(finished.folder)
+    values = folder.read_run()
+    assert values["config"]["model"] == json.loads(json.dumps(vars_of(config.model)))
+    assert set(values["vocabulary"]["symbols"]) == set(text_of(600))
+    assert values["corpus"]["name"] == config.data.path
+    assert len(values["corpus"]["sha256"]) == 64
+    assert values["versions"]["jax"] == jax.__version__
+    assert values["device"] == jax.devices()[0].device_kind
+    assert folder.curves.read_bytes().startswith(b"\x89PNG")
+    assert sorted(int(path.name) for path in folder.checkpoints.iterdir()) == [20, 40]
+    titles = folder.samples.read_text(encoding="utf-8").count("=== step ")
+    assert titles == len(config.sample.temperatures) * STEPS // EVERY
+    assert "".join(finished.shown.texts).replace("\n", "") in folder.samples.read_text(
+        encoding="utf-8"
+    ).replace("\n", "")
+
+
+def vars_of(section: Any) -> dict[str, Any]:
+    return {name: getattr(section, name) for name in section.__slots__}
+
+
+def test_the_records_have_the_keys_that_are_promised(finished):
+    records = read_metrics(RunFolder(finished.folder).metrics)
+    assert [r["step"] for r in records] == [10, 20, 30, 40]
+    for record in records:
+        assert set(record) == KEYS - (
+            set() if record["step"] % EVERY == 0 else {"val_loss", "val_bpc"}
+        )
+        assert record["epoch"] == record["step"] / EPOCH
+        assert record["chars_per_second"] > 0
+        assert record["grad_norm"] > 0
+    assert [r["learning_rate"] for r in records] == pytest.approx(
+        [0.01 * (STEPS - (r["step"] - 1)) / (STEPS - 4) for r in records]
+    )
+    assert records[1]["val_bpc"] == pytest.approx(records[1]["val_loss"] / np.log(2))
+    times = [r["time_s"] for r in records]
+    assert times == sorted(times)
+
+
+def test_losses_fall_and_the_best_is_noted(finished):
+    records = read_metrics(RunFolder(finished.folder).metrics)
+    losses = [r["train_loss"] for r in records]
+    assert losses[-1] < losses[0] - 0.2
+    validated = [r["val_loss"] for r in records if "val_loss" in r]
+    assert finished.progress.best == min(validated) == validated[-1]
+    assert finished.progress.since_best == 0
+    assert newest(finished.folder).val_loss == finished.progress.best
+
+
+def test_the_person_is_told_of_the_run_and_of_what_to_do_next(finished):
+    lines = finished.shown.lines
+    assert any("rnn 1 x 8" in line and "8 x cpu" in line for line in lines)
+    assert sum(line.startswith("step ") and "nats" in line for line in lines) == 2
+    assert any("step 40 of 40 is done" in line for line in lines)
+    assert lines[-1].startswith("next: ")
+    assert "charjax sample" in lines[-1]
+    assert str(finished.folder) in lines[-1]
+
+
+def test_a_finished_run_says_so_and_changes_nothing(config, finished, again):
+    before = {p: p.read_bytes() for p in (RunFolder(again).metrics, RunFolder(again).samples)}
+    second = run(config, again)
+    assert any("step 40 of 40 is done" in line for line in second.shown.lines)
+    assert second.shown.texts == []
+    assert {p: p.read_bytes() for p in before} == before
+    assert second.progress == replace(finished.progress, losses=second.progress.losses)
+    assert outcome(again) == outcome(finished.folder)
+
+
+Listener = Callable[[str, Any], None]
+
+
+def stop_when(number: int, condition: Callable[[str, Any], bool]) -> Listener:
+    """Sends this process a signal, once, when the condition holds."""
+    sent = []
+
+    def listen(kind: str, what: Any) -> None:
+        if not sent and condition(kind, what):
+            sent.append(number)
+            os.kill(os.getpid(), number)
+
+    return listen
+
+
+MOMENTS: dict[str, Callable[[str, Any], bool]] = {
+    "as the text is read": lambda kind, what: kind == "report" and what.startswith("text:"),
+    "after any steps": lambda kind, what: kind == "training",
+    "between two steps": lambda kind, what: kind == "training" and what == 5,
+    "between two evaluations": lambda kind, what: kind == "training" and what == 25,
+    "as a log is due": lambda kind, what: kind == "training" and what == 10,
+    "as evaluation, log, sample and checkpoint are due": lambda kind, what: (
+        kind == "training" and what == 20
+    ),
+    "just before they are": lambda kind, what: kind == "training" and what == 15,
+    "while they are done": lambda kind, what: kind == "report" and what.startswith("step 20 "),
+    "as the last step ends": lambda kind, what: kind == "report" and what.startswith("step 40 "),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_run_that_is_interrupted_and_resumed_is_the_run_that_was_not(
+    moment, config, finished, tmp_path
+):
+    with pytest.raises(InterruptedRunError) as stopped:
+        train(config, tmp_path, Recorder(stop_when(signal.SIGTERM, MOMENTS[moment])))
+    assert stopped.value.exit_code == 143
+    message = str(stopped.value)
+    assert message.startswith(f"{tmp_path}: ")
+    assert "the same command" in message
+    # It was not stopped before what it had done was saved.
+    if "at step 0;" in message:
+        assert not RunFolder(tmp_path).checkpoints.exists()
+    else:
+        assert f"at step {newest(tmp_path).step};" in message
+
+    second = run(config, tmp_path)
+    assert outcome(tmp_path) == outcome(finished.folder)
+    assert second.progress.best == finished.progress.best
+
+
+def test_many_interruptions_are_none(config, finished, tmp_path):
+    stops = 0
+    while not stops or newest(tmp_path).step < STEPS:
+        with pytest.raises(InterruptedRunError) as stopped:
+            train(config, tmp_path, Recorder(stop_when(signal.SIGINT, MOMENTS["after any steps"])))
+        assert stopped.value.exit_code == 130
+        stops += 1
+    assert stops >= 4
+    run(config, tmp_path)
+    assert outcome(tmp_path) == outcome(finished.folder)
+
+
+@pytest.mark.parametrize(
+    ("section", "fields", "named"),
+    [
+        ("model", {"hidden": 16}, "config.model.hidden was 8, now 16"),
+        ("optim", {"learning_rate": 0.5}, "config.optim.learning_rate was 0.01, now 0.5"),
+        ("data", {"batch_size": 16}, "config.data.batch_size was 8, now 16"),
+        ("data", {"lowercase": True}, "config.data.lowercase was False, now True"),
+    ],
+)
+def test_another_run_is_not_continued(section, fields, named, config, finished, again):
+    with pytest.raises(InputError) as refused:
+        train(changed(config, **{section: fields}), again, Recorder())
+    assert named in str(refused.value)
+    assert str(again) in str(refused.value)
+    assert "--workdir" in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert outcome(again) == outcome(finished.folder)
+
+
+def test_another_seed_and_everything_else_that_changed_is_named(config, again):
+    other = replace(changed(config, model={"hidden": 9}), seed=7)
+    with pytest.raises(InputError, match=r"(?=.*config\.seed was 0, now 7)(?=.*model\.hidden)"):
+        train(other, again, Recorder())
+
+
+def test_another_text_is_not_continued(config, again, tmp_path):
+    other = tmp_path / "other.txt"
+    other.write_text(text_of(600)[::-1], encoding="utf-8")
+    with pytest.raises(InputError, match="another text") as refused:
+        train(changed(config, data={"path": str(other)}), again, Recorder())
+    assert str(other) in str(refused.value)
+    assert config.data.path in str(refused.value)
+
+
+def test_the_same_text_may_have_moved(config, finished, again, tmp_path):
+    moved = tmp_path / "moved.txt"
+    shutil.copy(config.data.path, moved)
+    run(changed(config, data={"path": str(moved)}), again)
+    assert outcome(again) == outcome(finished.folder)
+
+
+def test_how_long_and_how_often_may_change(config, again):
+    longer = changed(
+        config, train={"max_steps": 66, "eval_every": 22, "log_every": 11, "checkpoint_every": 33}
+    )
+    last = run(longer, again)
+    steps = [r["step"] for r in read_metrics(RunFolder(again).metrics)]
+    assert steps == [10, 20, 30, 40, 44, 55, 66]
+    assert last.progress.ended == "step 66 of 66 is done"
+    assert newest(again).step == 66
+
+
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(config, finished, again):
+    shutil.rmtree(RunFolder(again).checkpoints / "40" / "state")
+    second = run(config, again)
+    assert any("damaged" in line and "trying step 20" in line for line in second.shown.lines)
+    assert any("at step 20" in line for line in second.shown.lines)
+    assert outcome(again) == outcome(finished.folder)
+
+
+def test_without_a_good_checkpoint_nothing_is_begun_anew(config, finished, again):
+    for step in (20, 40):
+        shutil.rmtree(RunFolder(again).checkpoints / str(step) / "state")
+    with pytest.raises(CheckpointError, match="no checkpoint that verifies"):
+        train(config, again, Recorder())
+    assert outcome(again)[:2] == outcome(finished.folder)[:2]
+
+
+def test_a_folder_in_use_is_refused(config, again):
+    from charjax.errors import HostError
+
+    with RunFolder(again).lock(), pytest.raises(HostError, match="in use"):
+        train(config, again, Recorder())
+
+
+def test_patience_ends_a_run_that_does_not_get_better(config, tmp_path):
+    still = changed(
+        config,
+        optim={"learning_rate": 0.0, "schedule": "constant"},
+        train={"max_steps": 1000, "eval_every": 10, "log_every": 10, "patience": 2},
+    )
+    ended = run(still, tmp_path)
+    assert ended.progress.ended == "no better validation loss in 2 evaluations"
+    assert [r["step"] for r in read_metrics(RunFolder(tmp_path).metrics)] == [10, 20, 30]
+    assert newest(tmp_path).step == 30
+    second = run(still, tmp_path)
+    assert second.progress.ended == ended.progress.ended
+    assert newest(tmp_path).step == 30
+
+
+def test_the_clock_ends_a_run_with_an_evaluation_and_a_checkpoint(config, tmp_path):
+    short = changed(
+        config,
+        optim={"schedule": "constant", "warmup": 0.0},
+        train={"max_steps": 0, "max_minutes": 0.01},
+    )
+    ended = run(short, tmp_path)
+    assert "train.max_minutes=0.01 have passed" in ended.progress.ended
+    last = read_metrics(RunFolder(tmp_path).metrics)[-1]
+    assert last["step"] > 0
+    assert last["val_loss"] >= ended.progress.best
+    assert newest(tmp_path).step == last["step"]
+    run(short, tmp_path)  # does not go on
+    assert newest(tmp_path).step == last["step"]
+
+
+def test_epochs_end_a_run(config, tmp_path):
+    one = changed(config, train={"max_steps": 0, "max_epochs": 0.5, "eval_every": 0})
+    run(one, tmp_path)
+    (record,) = read_metrics(RunFolder(tmp_path).metrics)[-1:]
+    assert (record["step"], record["epoch"]) == (EPOCH // 2, 0.5)
+    assert "val_loss" in record
+
+
+@pytest.mark.parametrize("eval_every", [1, 1000])
+def test_a_run_that_diverges_ends_and_what_it_saved_is_finite(eval_every, config, tmp_path):
+    wild = changed(
+        config,
+        optim={"learning_rate": 1e9, "weight_decay": 1.0, "schedule": "constant", "ema": 0.0},
+        train={
+            "max_skipped": 2,
+            "eval_every": eval_every,
+            "sample_every": 1000,
+            "checkpoint_every": 1,
+            "log_every": 1,
+        },
+    )
+    shown = Recorder()
+    for _ in range(2):  # nor does a second attempt get any further
+        with pytest.raises(DivergedError) as diverged:
+            train(wild, tmp_path, shown)
+        assert str(tmp_path) in str(diverged.value)
+        assert "config.optim.learning_rate" in str(diverged.value)
+        assert "--workdir" in str(diverged.value)  # this one is bound to its learning rate
+    trained = load_trained(tmp_path, which="newest", report=print)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trained.params))
+    if eval_every == 1000:
+        assert any("1 updates were not finite" in line for line in shown.lines)
+
+
+def test_skipped_updates_are_counted_in_the_records(config, tmp_path):
+    wild = changed(
+        config,
+        optim={"learning_rate": 1e9, "weight_decay": 1.0, "schedule": "constant", "ema": 0.0},
+        train={"max_skipped": 1000, "eval_every": 1000, "max_steps": 20},
+        data={"split": (1.0, 0.0, 0.0)},
+        sample={"num_chars": 0},
+    )
+    run(wild, tmp_path)
+    last = read_metrics(RunFolder(tmp_path).metrics)[-1]
+    assert 10 < last["skipped"] < 20
+    assert "train_loss" not in last
+
+
+def test_without_a_validation_part_the_newest_is_the_best(config, tmp_path):
+    no_val = changed(config, data={"split": (1.0, 0.0, 0.0)})
+    ended = run(no_val, tmp_path)
+    assert ended.progress.best == np.inf
+    records = read_metrics(RunFolder(tmp_path).metrics)
+    assert not any("val_loss" in r for r in records)
+    assert records[-1]["train_loss"] < records[0]["train_loss"]
+    assert load_trained(tmp_path, which="best", report=print).step == STEPS
+    assert RunFolder(tmp_path).samples.stat().st_size > 0
+
+
+def test_samples_are_written_as_often_as_asked_for(config, tmp_path):
+    run(changed(config, train={"sample_every": 10}), tmp_path)
+    samples = RunFolder(tmp_path).samples.read_text(encoding="utf-8")
+    assert [f"step {n}," in samples for n in (10, 20, 30, 40)] == [True] * 4
+    assert samples.count("=== step") == 4
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"batching": "windows", "keep_partial": True},
+        {"batching": "sliding", "stride": 3, "targets": "last"},
+    ],
+    ids=["windows", "sliding"],
+)
+def test_windows_train_too(data, config, tmp_path):
+    run(changed(config, data=data), tmp_path)
+    losses = [r["train_loss"] for r in read_metrics(RunFolder(tmp_path).metrics)]
+    assert len(losses) == 4
+    assert losses[-1] < losses[0]
+
+
+def test_pmap_trains_as_jit_does_and_goes_on_from_its_checkpoint(config, finished, tmp_path):
+    def then(kind: str, what: Any) -> bool:
+        return kind == "training" and what == 10
+
+    with pytest.raises(InterruptedRunError):
+        train(config, tmp_path, Recorder(stop_when(signal.SIGTERM, then)))
+    run(changed(config, parallel={"backend": "pmap"}), tmp_path)
+    found, wanted = (read_metrics(RunFolder(f).metrics) for f in (tmp_path, finished.folder))
+    for key in ("train_loss", "grad_norm"):
+        np.testing.assert_allclose([r[key] for r in found], [r[key] for r in wanted], rtol=1e-4)
+
+
+def test_events_for_tensorboard_are_written_if_asked_for(config, finished, tmp_path):
+    pytest.importorskip("tensorboardX")
+    run(changed(config, train={"tensorboard": True}), tmp_path)
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert events.read_bytes().count(b"train_loss") == 4
+    assert outcome(tmp_path) == outcome(finished.folder)
+
+
+CONFIG_FILE = """
+from charjax.config import (
+    Config, DataConfig, ModelConfig, OptimConfig, SampleConfig, TrainConfig, to_config_dict
+)
+
+def get_config():
+    return to_config_dict(Config(
+        data=DataConfig(path={path!r}, batch_size=4, seq_len=8),
+        model=ModelConfig(cell="rnn", hidden=8, embed=4, dropout=0.2),
+        optim=OptimConfig(schedule="cosine"),
+        train=TrainConfig(max_steps=60, eval_every=20, log_every=5),
+        sample=SampleConfig(num_chars=20, temperatures=(0.5, 1.0)),
+    ))
+"""
+
+
+def test_a_killed_process_that_is_started_again_ends_as_if_it_had_not_been(text_file, tmp_path):
+    file = tmp_path / "tiny.py"
+    file.write_text(CONFIG_FILE.format(path=str(text_file)), encoding="utf-8")
+    root = Path(__file__).parents[2]
+    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC")}
+    environment |= {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    environment["PYTHONPATH"] = str(root)
+
+    def start(workdir: Path) -> subprocess.Popen[str]:
+        command = [sys.executable, str(root / "launch.py"), f"--config={file}"]
+        return subprocess.Popen(
+            [*command, f"--workdir={workdir}"],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+
+    with start(tmp_path / "killed") as process:
+        assert process.stdout is not None
+        next(line for line in process.stdout if line.startswith("step 40 "))
+        process.kill()  # its samples and its checkpoint are under way
+    assert process.returncode == -signal.SIGKILL
+    for workdir in ("killed", "whole"):
+        with start(tmp_path / workdir) as process:
+            last_words = process.communicate()[0]
+        assert process.returncode == 0
+        assert "step 60 of 60 is done" in last_words
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
+    assert outcome(tmp_path / "killed")[2] == 60
