@@ -55,7 +55,7 @@ class Worker:
 
     def __init__(self, peer: Peer, device: str) -> None:
         self.peer = peer
-        self._errors = tempfile.TemporaryFile("w+")
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
             [peer.python, "-m", "benchmarks.worker", peer.task, json.dumps(dict(peer.arguments))],
             cwd=ROOT,
