@@ -21,7 +21,7 @@ from charjax.train.optimizer import make_optimizer
 from charjax.train.parallel import make_backend
 from charjax.train.step import init_state, repeat
 
-from .tiny import VOCAB, config_of, random_batch, stacked, step_and_state
+from .tiny import VOCAB, config_of, first_state, random_batch, stacked, step_of
 
 DROPOUT = {"dropout": 0.3, "dropout_in": 0.1}
 STEPS = range(10)
@@ -38,8 +38,8 @@ def losses_of(config: Config) -> np.ndarray:
 
 
 def losses_on_one_device(config: Config) -> np.ndarray:
-    step, state = step_and_state(config)
-    return np.asarray(jax.jit(repeat(step))(state, stacked(random_batch, STEPS))[1].loss)
+    run = jax.jit(repeat(step_of(config)))
+    return np.asarray(run(first_state(config), stacked(random_batch, STEPS))[1].loss)
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
@@ -89,7 +89,7 @@ def test_the_loss_of_last_targets_is_the_same_in_blocks():
         config = config_of(data={"targets": "last", "batching": "windows"}, model={"remat": remat})
         batch = random_batch(0)
         last = batch._replace(mask=batch.mask & (np.arange(8) == 7))
-        state = step_and_state(config)[1]
+        state = first_state(config)
         keys = jax.random.split(jax.random.key(0), 8)
         total = jax.jit(make_total_nats(config, VOCAB))
         return float(total(state.params, state.carry, last, keys)[0])
@@ -101,7 +101,7 @@ def test_blocks_bound_the_memory_of_a_long_sequence():
     def temporary_bytes(remat: int) -> int:
         config = config_of(model={"remat": remat, "hidden": 32})
         total = make_total_nats(config, VOCAB)
-        state = step_and_state(config)[1]
+        state = first_state(config)
         long = jax.tree.map(lambda x: np.tile(x, (1, 64)) if x.ndim == 2 else x, random_batch(0))
         keys = jax.random.split(jax.random.key(0), 8)
         gradient = jax.jit(jax.grad(lambda *a: total(*a)[0]))
@@ -125,7 +125,7 @@ def test_blocks_must_divide_the_sequence():
 
 def test_the_parts_of_a_gradient_take_every_lane_once():
     config = config_of()
-    state = step_and_state(config)[1]
+    state = first_state(config)
     batch, keys = random_batch(0), jax.random.split(jax.random.key(0), 8)
     carry = jax.tree.map(
         lambda c: jax.random.normal(jax.random.key(1), c.shape), state.carry
@@ -166,7 +166,7 @@ def test_arrays_come_back_from_the_devices_as_they_went():
 
 def test_a_text_is_scored_on_all_devices_as_on_one(monkeypatch):
     config = config_of().model
-    params = step_and_state(config_of())[1].params
+    params = first_state(config_of()).params
     ids = np.random.default_rng(0).integers(VOCAB, size=20_000).astype(np.int32)
     on_all = score.char_nats(config, params, ids)
     one_device = score._worker(config, over_all=False)

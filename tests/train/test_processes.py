@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,25 +18,24 @@ import pytest
 
 from charjax import processes
 from charjax.cli import main
+from charjax.config import Config, to_dict
 from charjax.errors import InputError
+from charjax.train.loop import train
 from charjax.train.metrics import read_metrics
 from charjax.train.signals import StopSignals
 from charjax.train.stopping import Stopping
 
-from .tiny import text_of
+from .tiny import Recorder, config_of, text_of
+
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 ROOT = Path(__file__).parents[2]
-CONFIG = """
-from charjax.config import *
-def get_config():
-    return to_config_dict(Config(
-        data=DataConfig(path={path!r}, batch_size=8, seq_len=16),
-        model=ModelConfig(hidden=16, embed=8, dropout=0.2),
-        optim=OptimConfig(learning_rate=1e-2),
-        train=TrainConfig(max_steps=12, eval_every=6, checkpoint_every=6, log_every=1),
-        sample=SampleConfig(num_chars=20, temperatures=(0.5,)),
-    ))
-"""
+CONFIG = config_of(
+    data={"seq_len": 16},
+    model={"hidden": 16, "embed": 8, "dropout": 0.2},
+    train={"max_steps": 12, "eval_every": 6, "log_every": 1},
+    sample={"num_chars": 20},
+)
 ENDLESS = ("--config.train.max_steps=1000000", "--config.train.eval_every=100000")
 
 
@@ -43,8 +43,17 @@ ENDLESS = ("--config.train.max_steps=1000000", "--config.train.eval_every=100000
 def config(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
     (folder / "text.txt").write_text(text_of(2000))
-    (folder / "tiny.py").write_text(CONFIG.format(path=str(folder / "text.txt")))
+    (folder / "tiny.py").write_text(
+        "from charjax.config import from_config_dict, to_config_dict\n"
+        f"get_config = lambda: to_config_dict(from_config_dict({to_dict(on_text(folder))!r}))\n"
+    )
     return folder / "tiny.py"
+
+
+def on_text(folder: Path, **train: int) -> Config:
+    """The run of `tiny.py` as a config."""
+    data = replace(CONFIG.data, path=str(folder / "text.txt"))
+    return replace(CONFIG, data=data, train=replace(CONFIG.train, **train))
 
 
 def start(config: Path, workdir: Path, *flags: str) -> list[subprocess.Popen[str]]:
@@ -69,18 +78,18 @@ def start(config: Path, workdir: Path, *flags: str) -> list[subprocess.Popen[str
 
 def ends(running: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
     """(exit code, standard output, standard error) of each."""
-    said = [process.communicate(timeout=100) for process in running]
+    said = [process.communicate(timeout=150) for process in running]
     return [(p.returncode, *both) for p, both in zip(running, said, strict=True)]
 
 
 def wait_for(path: Path) -> None:
-    until = time.monotonic() + 60
+    until = time.monotonic() + 90
     while not path.exists():
         assert time.monotonic() < until, f"{path} did not come"
         time.sleep(0.05)
 
 
-def test_two_processes_are_one_run(config, tmp_path, capsys):
+def test_two_processes_are_one_run(config, tmp_path):
     (code, said, complaint), (other_code, other_said, other_complaint) = ends(
         start(config, tmp_path / "two")
     )
@@ -88,8 +97,7 @@ def test_two_processes_are_one_run(config, tmp_path, capsys):
     assert "step 12" in said
     assert (complaint, other_said, other_complaint) == ("", "", "")
 
-    assert main(["train", f"--config={config}", f"--workdir={tmp_path / 'one'}"]) == 0
-    capsys.readouterr()
+    train(on_text(config.parent), tmp_path / "one", Recorder())
     two, one = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("two", "one"))
     assert [r["step"] for r in two] == [r["step"] for r in one] == list(range(1, 13))
     for key, rtol in (("train_loss", 1e-6), ("val_loss", 1e-6)):
@@ -100,15 +108,9 @@ def test_two_processes_are_one_run(config, tmp_path, capsys):
     assert len({path.read_bytes() for path in samples}) == 1
 
     # One process goes on from what two have saved.
-    resumed = f"--workdir={tmp_path / 'two'}"
-    assert main(["train", f"--config={config}", resumed, "--config.train.max_steps=18"]) == 0
-    assert "at step 12" in capsys.readouterr().out
-    texts = []
-    for name in ("two", "one"):
-        sample = ["sample", f"--workdir={tmp_path / name}", "--prompt=the ", "--checkpoint=12"]
-        assert main([*sample, "--num_chars=40"]) == 0
-        texts.append(capsys.readouterr().out)
-    assert texts[0] == texts[1] != ""
+    shown = Recorder()
+    train(on_text(config.parent, max_steps=18), tmp_path / "two", shown)
+    assert any("at step 12" in line for line in shown.lines)
 
 
 def test_when_the_first_process_dies_the_other_says_so_and_ends(config, tmp_path):
