@@ -19,6 +19,7 @@ from charjax import processes
 from charjax.cli import main
 from charjax.errors import InputError
 from charjax.train.metrics import read_metrics
+from charjax.train.signals import StopSignals
 from charjax.train.stopping import Stopping
 
 from .tiny import text_of
@@ -126,7 +127,7 @@ def test_a_signal_to_one_process_stops_both_at_the_same_saved_step(config, tmp_p
     running[1].send_signal(signal.SIGTERM)
     ended = ends(running)
     assert [code for code, _, _ in ended] == [143, 143]
-    steps = {re.search(r"saved at step (\d+)", complaint)[1] for _, _, complaint in ended}
+    steps = {re.search(r"stopped at step (\d+)", complaint)[1] for _, _, complaint in ended}
     assert len(steps) == 1
     assert (tmp_path / "run" / "checkpoints" / steps.pop()).is_dir()
 
@@ -194,18 +195,22 @@ def test_numbers_said_at_one_call_are_known_at_the_next():
     assert exchange([0, 0]) == [0, 1]
 
 
-def test_what_asks_to_stop_is_heard_when_asked():
-    class Signals:
-        received = None
+def test_what_asks_to_stop_is_heard_at_once_by_one_and_together_by_several(monkeypatch):
+    signals, late = StopSignals(), []
+    alone = Stopping(signals, lambda: bool(late))
+    monkeypatch.setattr("charjax.train.stopping.several", lambda: True)
+    among_others = Stopping(signals, lambda: bool(late))
 
-    late = []
-    stopping = Stopping(Signals, lambda: bool(late))
-    assert (stopping.signal, stopping.late) == (None, False)
-    Signals.received = signal.SIGTERM
+    def heard(stopping: Stopping) -> tuple[int | None, bool]:
+        stopping.ask()
+        return stopping.signal, stopping.late
+
+    assert heard(alone) == heard(among_others) == (None, False)
+    signals.received = signal.SIGTERM
     late.append(True)
-    assert (stopping.signal, stopping.late) == (None, False)
-    stopping.ask()
-    assert (stopping.signal, stopping.late) == (signal.SIGTERM, True)
+    assert heard(alone) == (signal.SIGTERM, True)
+    assert heard(among_others) == (None, False)  # what the others said at the call before
+    assert heard(among_others) == (signal.SIGTERM, True)
 
 
 def test_nothing_is_joined_where_there_is_one_process(tmp_path):
