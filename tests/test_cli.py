@@ -423,18 +423,33 @@ def test_a_reader_that_has_seen_enough_is_no_error(place):
     assert process.returncode == 0
 
 
-def test_a_signal_ends_a_run_with_its_code_and_one_line(place, tmp_path):
-    arguments = place.fill("--config=@tiny.py:1000000")
-    command = [sys.executable, *PROGRAMS["launch"], *arguments, f"--workdir={tmp_path}"]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=place.environment
-    ) as process:
+def test_a_run_that_is_stopped_says_so_in_one_line_and_by_its_code(place, tmp_path):
+    command = [sys.executable, *PROGRAMS["launch"], *place.fill("--config=@tiny.py:1000000")]
+
+    def training() -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [*command, f"--workdir={tmp_path}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=place.environment,
+        )
+        assert process.stdout is not None
+        while not process.stdout.readline().startswith("step "):
+            assert process.poll() is None
+        return process
+
+    with training() as process:
         assert process.stdout is not None
         assert process.stderr is not None
-        next(line for line in process.stdout if line.startswith("step 10 "))
-        process.send_signal(signal.SIGTERM)
-        process.stdout.close()
+        process.stdout.close()  # as `| head` does
         err = process.stderr.read()
+    assert process.returncode == 4
+    assert_one_line(err, ("standard output", "the same command"))
+
+    with training() as process:
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate()
     assert process.returncode == 143
     assert_one_line(err, (str(tmp_path), "stopped", "the same command"))
     assert list((tmp_path / "checkpoints").iterdir())

@@ -9,12 +9,22 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from charjax.checkpoint import Checkpoints
+from charjax.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    SampleConfig,
+    TrainConfig,
+    to_dict,
+)
 from charjax.folder import RunFolder
 
 STEPS = 300
@@ -22,19 +32,25 @@ CHECKPOINT_EVERY = 5
 _ROOT = Path(__file__).parents[2]
 _WORDS = "the cat sat on a mat while it rained over there and nobody came"
 
-_CONFIG = """
-from charjax.config import *
+_CONFIG_FILE = """
+from charjax.config import from_config_dict, to_config_dict
 
 def get_config():
-    return to_config_dict(Config(
-        data=DataConfig(path={text!r}, batch_size=4, seq_len=16),
+    return to_config_dict(from_config_dict({values!r}))
+"""
+
+
+def small_config(text: Path) -> Config:
+    """A run of 300 steps, each a fraction of a millisecond, with every kind of state."""
+    return Config(
+        data=DataConfig(path=str(text), batch_size=8, seq_len=16),
         model=ModelConfig(hidden=16, embed=8, dropout=0.1),
         optim=OptimConfig(schedule="cosine", ema=0.9),
         train=TrainConfig(
-            max_steps={steps}, eval_every=100, checkpoint_every={every}, log_every=1),
+            max_steps=STEPS, eval_every=100, checkpoint_every=CHECKPOINT_EVERY, log_every=1
+        ),
         sample=SampleConfig(num_chars=0),
-    ))
-"""
+    )
 
 
 @dataclass(frozen=True)
@@ -46,14 +62,8 @@ class Trial:
     @classmethod
     def prepare(cls, folder: Path) -> Trial:
         """Writes the text and the config."""
-        draw = random.Random(0)
-        text = folder / "text.txt"
-        text.write_text(
-            " ".join(draw.choice(_WORDS.split()) for _ in range(3000)), encoding="utf-8"
-        )
-        (folder / "config.py").write_text(
-            _CONFIG.format(text=str(text), steps=STEPS, every=CHECKPOINT_EVERY), encoding="utf-8"
-        )
+        values = to_dict(small_config(write_words(folder / "text.txt", 3000)))
+        (folder / "config.py").write_text(_CONFIG_FILE.format(values=values), encoding="utf-8")
         return cls(folder)
 
     @property
@@ -70,6 +80,7 @@ class Trial:
         """Of every run: one CPU device, one compilation cache, this checkout's charjax."""
         return os.environ | {
             "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "",
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache"),
             "PYTHONPATH": str(_ROOT),
@@ -122,6 +133,38 @@ class Reference:
             elif leaf_digests(workdir, step) != self.leaves[step]:
                 found.append(f"checkpoint {step} differs")
         return found
+
+
+def write_words(file: Path, num_words: int) -> Path:
+    """A text of words in a random order, always the same."""
+    draw = random.Random(0)
+    words = (draw.choice(_WORDS.split()) for _ in range(num_words))
+    file.write_text(" ".join(words), encoding="utf-8")
+    return file
+
+
+class Silent:
+    """A display that keeps what it is told."""
+
+    def __init__(self, on_step: Callable[[int], None] = lambda step: None) -> None:
+        self.lines: list[str] = []
+        self._on_step = on_step
+
+    def report(self, message: str) -> None:
+        """Keeps a message."""
+        self.lines.append(message)
+
+    text = report
+
+    @contextmanager
+    def task(self, name: str) -> Iterator[Callable[..., None]]:
+        """Calls `on_step` after every dispatch of the training."""
+
+        def update(done: int, *rest: object) -> None:
+            if name == "training":
+                self._on_step(done)
+
+        yield update
 
 
 def read_series(workdir: Path) -> dict[int, tuple[str, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -43,11 +44,16 @@ def ids_of(model, *, prompt=START, num_chars=300, num_samples=1, masked=None, **
     return np.concatenate([np.concatenate(list(group), axis=1) for group in groups])
 
 
+@partial(jax.jit, static_argnums=0)
+def run(config, params, tokens):
+    return CharRNN(config, len(params["output_bias"])).run(params, tokens, initial_carry(config, 1))
+
+
 def logits_after(model, text):
     """The network's logits after every character of a text."""
-    config, params = model
-    network = CharRNN(config, len(params["output_bias"]))
-    return np.asarray(network.run(params, jnp.asarray(text)[None], initial_carry(config, 1))[0][0])
+    padded = np.zeros((1, 400), np.int32)  # of one length, to be compiled once
+    padded[0, : len(text)] = text
+    return np.asarray(run(*model, jnp.asarray(padded))[0][0, : len(text)])
 
 
 def chi_square(counts, probs):
@@ -175,14 +181,14 @@ def test_a_masked_id_is_never_written(temperature, knobs):
 # top_k and top_p
 
 
-@pytest.mark.parametrize("k", [1, 2, 3, 5])
+@pytest.mark.parametrize("k", [1, 3])
 def test_top_k_writes_the_k_likeliest(k):
     model = memoryless([0.0, 0.4, 0.1, 0.3, 0.2])
     written = ids_of(model, num_samples=8, top_k=k)
-    assert set(written.ravel()) == {1, 3, 4, 2, 0} - set([0, 2, 4, 3][: 5 - k])
+    assert set(written.ravel()) == set([1, 3, 4, 2, 0][:k])
 
 
-@pytest.mark.parametrize("k", [11, 12, 10**6])
+@pytest.mark.parametrize("k", [11, 10**6])
 def test_top_k_of_everything_changes_nothing(k):
     np.testing.assert_array_equal(ids_of(RANDOM, top_k=k), ids_of(RANDOM))
 

@@ -89,7 +89,7 @@ DROPOUT = {"dropout": 0.3, "dropout_in": 0.2, "dropout_between": 0.4}
 
 
 @pytest.mark.parametrize(
-    ("layers", "embed", "dropout"), [(1, 4, {}), (2, 0, DROPOUT), (3, 4, DROPOUT)]
+    ("layers", "embed", "dropout"), [(2, 4, {}), (1, 0, DROPOUT), (3, 4, DROPOUT)]
 )
 @pytest.mark.parametrize("cell", CELLS)
 def test_fast_is_scan(cell, layers, embed, dropout):
@@ -99,7 +99,7 @@ def test_fast_is_scan(cell, layers, embed, dropout):
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_in_bfloat16_fast_and_scan_are_close_to_each_other_and_to_float32(cell):
-    config = ModelConfig(cell=cell, hidden=HIDDEN, layers=2, embed=0, dropout=0.3)
+    config = ModelConfig(cell=cell, hidden=HIDDEN, layers=2, embed=4)
     exact, fast, scan = (
         run(config),
         *(run(config, dtype="bfloat16", recurrence=r) for r in ("fast", "scan")),

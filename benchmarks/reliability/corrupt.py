@@ -1,0 +1,190 @@
+"""Damage to every file of a run, and what a restore, a check and a resumption make of it.
+
+A damage is one of: a flipped bit, a cut end, zeros, a deleted file, two files swapped, the
+folders of two steps swapped. Every tenth case damages every step, so that none is good.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from benchmarks.reliability.trial import (
+    Reference,
+    Silent,
+    leaf_digests,
+    read_series,
+    small_config,
+    sound_steps,
+    write_words,
+)
+from charjax.checkpoint import Checkpoints
+from charjax.checkpoint.record import describe, flatten
+from charjax.config import Config
+from charjax.errors import CheckpointError
+from charjax.folder import RunFolder
+from charjax.train.loop import train
+from charjax.train.optimizer import make_optimizer
+from charjax.train.step import init_state
+
+_STEPS, _MORE = 30, 10  # of the run that is damaged, and those that a resumption adds
+_RESUMED = 25  # one case in so many is also resumed to its end
+
+
+def prove_corrupt(n: int, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """The figures of n damages."""
+    return _Vandal(folder, say).damage(n)
+
+
+class _Vandal:
+    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
+        self.draw, self.say = random.Random(3), say
+        config = small_config(write_words(folder / "text.txt", 600))
+        self.whole, self.copy = folder / "whole", folder / "copy"
+        self.longer = _until(config, _STEPS + _MORE)
+        train(_until(config, _STEPS), self.whole, Silent())
+        shutil.copytree(self.whole, self.copy)
+        train(self.longer, self.copy, Silent())
+        steps = {s: leaf_digests(self.copy, s) for s in sound_steps(self.copy)}
+        self.leaves = {s: leaf_digests(self.whole, s) for s in sound_steps(self.whole)}
+        self.reference = Reference(read_series(self.copy), steps | self.leaves)
+        with Checkpoints(RunFolder(self.whole).checkpoints, keep=1, report=say) as saved:
+            vocab_size = len(saved.read_meta().meta["vocabulary"]["symbols"])
+        optimizer = make_optimizer(config.optim, _STEPS + _MORE)
+        self.like = jax.eval_shape(lambda: init_state(config, vocab_size, optimizer))
+        self.counts: Counter[str] = Counter()
+        self.problems: list[str] = []
+
+    def damage(self, n: int) -> dict[str, Any]:
+        for case in range(n):
+            shutil.rmtree(self.copy)
+            shutil.copytree(self.whole, self.copy)
+            done = self._damage_something(all_steps=case % 10 == 9)
+            self.counts["cases"] += 1
+            self._judge(done)
+            if case % _RESUMED == 0:
+                self._resume(done)
+            if case % 100 == 99:
+                self.say(f"{case + 1} cases, {len(self.problems)} problems")
+        names = ("flip", "truncate", "zero", "delete", "swap", "swap_steps")
+        return {
+            "corruptions": self.counts["cases"],
+            "by_kind": {name: self.counts[name] for name in names},
+            "files_that_were_hit": len([k for k in self.counts if k.startswith("file ")]),
+            "newest_damaged_and_found": self.counts["found"],
+            "harmless": self.counts["harmless"],
+            "fell_back_to_an_older_step": self.counts["fell back"],
+            "no_good_step_left_and_refused": self.counts["refused"],
+            "silent": self.counts["silent"],
+            "restarts_from_zero": self.counts["from zero"],
+            "no_fallback_though_a_good_step_was_there": self.counts["no fallback"],
+            "resumed_to_the_end": self.counts["resumed"],
+            "resumed_equal": self.counts["resumed equal"],
+            "problems": self.problems[:20],
+            "passed": not self.problems,
+        }
+
+    def _damage_something(self, *, all_steps: bool) -> str:
+        checkpoints = RunFolder(self.copy).checkpoints
+        if all_steps:
+            return "; ".join(self._damage_file(checkpoints / str(s)) for s in self.leaves)
+        if self.draw.random() < 0.05:
+            first, second = (checkpoints / str(s) for s in self.draw.sample([*self.leaves], 2))
+            first.rename(self.copy / "between")
+            second.rename(first)
+            (self.copy / "between").rename(second)
+            self.counts["swap_steps"] += 1
+            return f"swapped steps {first.name} and {second.name}"
+        newest = checkpoints / str(_STEPS)
+        return self._damage_file(newest if self.draw.random() < 0.8 else self.copy)
+
+    def _damage_file(self, below: Path) -> str:
+        files = sorted(p for p in below.rglob("*") if p.is_file() and p.stat().st_size)
+        file = self.draw.choice(files)
+        kind = self.draw.choice(("flip", "truncate", "zero", "delete", "swap"))
+        data = bytearray(file.read_bytes())
+        at = self.draw.randrange(len(data))
+        if kind == "flip":
+            data[at] ^= 1 << self.draw.randrange(8)
+        elif kind == "truncate":
+            del data[at:]
+        elif kind == "zero":
+            data[at : at + 64] = bytes(len(data[at : at + 64]))
+        elif kind == "swap":
+            other = self.draw.choice(files)
+            swapped = other.read_bytes()
+            other.write_bytes(data)
+            data = bytearray(swapped)
+        file.write_bytes(data)
+        if kind == "delete":
+            file.unlink()
+        self.counts[kind] += 1
+        name = str(file.relative_to(self.copy))
+        self.counts[f"file {name}"] += 1
+        return f"{kind} at {at} of {name}"
+
+    def _judge(self, done: str) -> None:
+        """A restore gives the newest step that is as it was, or refuses; nothing else."""
+        reports: list[str] = []
+        intact = [step for step in self.leaves if self._is_intact(step)]
+        checkpoints = RunFolder(self.copy).checkpoints
+        with Checkpoints(checkpoints, keep=1, report=reports.append) as saved:
+            if not saved.steps():
+                self._fault("from zero", done)
+            try:
+                restored = saved.restore(self.like)
+            except CheckpointError:
+                self._fault("no fallback", done) if intact else self._note("refused")
+                return
+        flat, _ = flatten(restored.state)
+        digests = {path: describe(array).sha256 for path, array in flat.items()}
+        if digests != self.leaves[restored.step]:
+            self._fault("silent", done)
+        if intact and restored.step < max(intact):
+            self._fault("no fallback", done)
+        if restored.step < _STEPS and not reports:
+            self._fault("silent", done)
+        self._note("fell back" if restored.step < _STEPS else "harmless")
+        self.counts["found"] += bool(reports)
+
+    def _is_intact(self, step: int) -> bool:
+        original = RunFolder(self.whole).checkpoints / str(step)
+        copied = RunFolder(self.copy).checkpoints / str(step)
+        files = [p.relative_to(original) for p in original.rglob("*") if p.is_file()]
+        return all(
+            (copied / f).is_file() and (copied / f).read_bytes() == (original / f).read_bytes()
+            for f in files
+        )
+
+    def _resume(self, done: str) -> None:
+        """The run goes on to the same end, or refuses and leaves everything where it is."""
+        before = set(RunFolder(self.copy).checkpoints.rglob("*"))
+        self._note("resumed")
+        try:
+            train(self.longer, self.copy, Silent())
+        except CheckpointError:
+            lost = before - set(RunFolder(self.copy).checkpoints.rglob("*"))
+            self._fault("evidence lost", done) if lost else self._note("resumed equal")
+            return
+        equal = self.reference.leaves[_STEPS + _MORE] == leaf_digests(self.copy, _STEPS + _MORE)
+        self._note("resumed equal") if equal else self._fault("resumed differently", done)
+
+    def _note(self, name: str) -> None:
+        self.counts[name] += 1
+
+    def _fault(self, name: str, done: str) -> None:
+        self._note(name)
+        self.problems.append(f"{name}: {done}")
+
+
+def _until(config: Config, steps: int) -> Config:
+    limits = replace(config.train, max_steps=steps, eval_every=10, checkpoint_every=10, keep=3)
+    constant = replace(config.optim, schedule="constant")
+    return replace(config, train=limits, optim=constant)

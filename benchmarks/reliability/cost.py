@@ -1,0 +1,77 @@
+"""What the digests and the verification cost of the training time of configs/shakespeare.py."""
+
+from __future__ import annotations
+
+import runpy
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from charjax.checkpoint import Checkpoints
+from charjax.checkpoint.record import describe, flatten
+from charjax.checkpoint.store import to_host
+from charjax.config import from_config_dict
+from charjax.data.batches import Batch
+from charjax.data.prepare import prepare
+from charjax.train.identity import describe as describe_run
+from charjax.train.optimizer import make_optimizer
+from charjax.train.parallel import make_backend
+from charjax.train.step import init_state
+
+_CONFIG = Path(__file__).parents[2] / "configs" / "shakespeare.py"
+_DISPATCH, _LIMIT_PERCENT = 10, 5.0
+
+
+def prove_cost(n: int, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """The figures, each the median of n measurements."""
+    config = from_config_dict(runpy.run_path(str(_CONFIG))["get_config"]().to_dict())
+    text = prepare(config, report=say, progress=lambda done, total: None)
+    optimizer = make_optimizer(config.optim, config.train.max_steps)
+    backend = make_backend(config, len(text.vocab), optimizer)
+    state = backend.place(init_state(config, len(text.vocab), optimizer))
+    batches = Batch(*map(np.stack, zip(*map(text.batches, range(_DISPATCH)), strict=True)))
+    state, _ = jax.block_until_ready(backend.run(state, batches))
+
+    steps_s, digests_s, saves_s, verify_s = [], [], [], []
+    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    meta = describe_run(config, text, parameters)
+    with Checkpoints(folder / "checkpoints", keep=1, report=say) as saved:
+        for number in range(n):
+            began = time.perf_counter()
+            state, _ = jax.block_until_ready(backend.run(state, batches))
+            steps_s.append((time.perf_counter() - began) / _DISPATCH)
+            arrays = to_host(flatten(state)[0])
+            digests_s.append(_seconds(lambda a=arrays: [describe(x) for x in a.values()]))
+            saves_s.append(
+                _seconds(lambda s=state, i=number: saved.save(i, s, meta, val_loss=None))
+            )
+            verify_s.append(_seconds(saved.verify))
+    every = config.train.checkpoint_every or config.train.eval_every
+    step, digest, save, verify = map(statistics.median, (steps_s, digests_s, saves_s, verify_s))
+    percent = 100 * (digest + verify) / (every * step)
+    return {
+        "config": "configs/shakespeare.py",
+        "corpus": text.corpus.name,
+        "checkpoint_every_steps": every,
+        "bytes_of_a_state": sum(x.nbytes for x in arrays.values()),
+        "step_ms": round(1000 * step, 2),
+        "digests_ms": round(1000 * digest, 1),
+        "whole_save_ms": round(1000 * save, 1),
+        "verification_of_a_checkpoint_ms": round(1000 * verify, 1),
+        "digests_percent": round(100 * digest / (every * step), 3),
+        "digests_and_verification_percent": round(percent, 3),
+        "whole_save_percent": round(100 * save / (every * step), 3),
+        "problems": [],
+        "passed": percent <= _LIMIT_PERCENT,
+    }
+
+
+def _seconds(act: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    act()
+    return time.perf_counter() - began

@@ -1,0 +1,165 @@
+"""A disk that fills up at many positions of a write; what was saved before stays good.
+
+On a small tmpfs where this process may mount one: the free space is one position further in every
+round, so that the first ends while `run.json` is written, the last in the end of a checkpoint.
+Elsewhere the system's limit on the size of a file takes the disk's place.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.reliability.trial import (
+    Silent,
+    leaf_digests,
+    small_config,
+    sound_steps,
+    verdicts,
+    write_words,
+)
+from charjax.config import Config
+from charjax.errors import CharjaxError, HostError
+from charjax.folder import RunFolder
+from charjax.train.loop import train
+
+_STEPS, _MORE = 20, 10
+_DISK_BYTES = 8 * 2**20
+
+
+def prove_disk(n: int, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """The figures of n positions at which the disk is full."""
+    config = small_config(write_words(folder / "text.txt", 600))
+    before, after = _until(config, _STEPS), _until(config, _STEPS + _MORE)
+    good, whole = folder / "good", folder / "whole"
+    train(before, good, Silent())
+    shutil.copytree(good, whole)
+    train(after, whole, Silent())
+    last = leaf_digests(whole, _STEPS + _MORE)
+    counts: Counter[str] = Counter()
+    problems: list[str] = []
+    fill, needed, kind = _filler(whole)
+    for number in range(n):
+        room = number * needed // n
+        with _disk(folder) as disk:
+            run = shutil.copytree(good, disk / "run")
+            found = _fail_and_resume(run, after, last, room, fill, counts)
+        problems += [f"with {room} bytes free: {problem}" for problem in found]
+        say(f"{room} bytes free: {len(found)} problems")
+    return {
+        "positions": n,
+        "how": kind,
+        "bytes_of_a_save": needed,
+        "refused_with_exit_4": counts["refused"],
+        "older_checkpoints_intact": counts["intact"],
+        "resumed_equal_once_there_was_room": counts["equal"],
+        "problems": problems[:20],
+        "passed": not problems and counts["refused"] == n,
+    }
+
+
+def _fail_and_resume(
+    run: Path,
+    config: Config,
+    last: dict[str, str],
+    room: int,
+    fill: Callable[[Path, int], Any],
+    counts: Counter[str],
+) -> list[str]:
+    """What went wrong beside the disk, in a run that meets it full and then with room."""
+    problems = []
+    before = {step: leaf_digests(run, step) for step in sound_steps(run)}
+    try:
+        with fill(run, room):
+            train(config, run, Silent())
+        problems.append("it was not refused")
+    except HostError as error:
+        counts["refused"] += 1
+        if "\n" in str(error) or str(run) not in str(error):
+            problems.append(f"the message: {error}")
+    except (CharjaxError, OSError) as error:
+        problems.append(f"{type(error).__name__}: {error}")
+    bad = [f"checkpoint {step}: {problem}" for step, problem in verdicts(run) if problem]
+    bad += [f"checkpoint {step} lost" for step in set(before) - set(sound_steps(run))]
+    counts["intact"] += not bad
+    train(config, run, Silent())
+    equal = leaf_digests(run, config.train.max_steps) == last
+    counts["equal"] += equal
+    return problems + bad + ([] if equal else ["the resumed run ended differently"])
+
+
+def _until(config: Config, steps: int) -> Config:
+    limits = replace(config.train, max_steps=steps, eval_every=10, checkpoint_every=10, keep=3)
+    return replace(config, train=limits, optim=replace(config.optim, schedule="constant"))
+
+
+@contextmanager
+def _disk(folder: Path) -> Iterator[Path]:
+    """A folder that is a small disk of its own where this process may mount one."""
+    disk = folder / "disk"
+    disk.mkdir()
+    mounted = _can_mount()
+    if mounted:
+        options = ["-t", "tmpfs", "-o", f"size={_DISK_BYTES}", "tmpfs", str(disk)]
+        subprocess.run(["mount", *options], check=True)
+    try:
+        yield disk
+    finally:
+        if mounted:
+            subprocess.run(["umount", str(disk)], check=True)
+        shutil.rmtree(disk)
+
+
+@functools.cache
+def _can_mount() -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        mount = ["mount", "-t", "tmpfs", "tmpfs", folder]
+        if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+            return False
+        subprocess.run(["umount", folder], check=True)
+    return True
+
+
+def _filler(whole: Path) -> tuple[Callable[[Path, int], Any], int, str]:
+    """(a context in which only so many bytes can be written, the bytes of a save, its name)."""
+    # How many files the array store makes differs from save to save; the smallest counts.
+    steps = (RunFolder(whole).checkpoints / str(step) for step in sound_steps(whole))
+    sizes = [[p.stat().st_size for p in step.rglob("*") if p.is_file()] for step in steps]
+    if _can_mount():
+        return _full_disk, min(map(sum, sizes)), "full tmpfs"
+    return _small_files, min(map(max, sizes)), "limit on the size of a file"
+
+
+@contextmanager
+def _full_disk(run: Path, room: int) -> Iterator[None]:
+    filler = run.parent / "filler"
+    free = shutil.disk_usage(run).free - room
+    with filler.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, free)
+    try:
+        yield
+    finally:
+        filler.unlink()
+
+
+@contextmanager
+def _small_files(run: Path, room: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)

@@ -1,0 +1,135 @@
+"""`python -m benchmarks.reliability.page`: writes the table of docs/reliability.md.
+
+Between two comments in that page stands what the files in benchmarks/results say.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+_ROOT = Path(__file__).parents[2]
+PAGE, RESULTS = _ROOT / "docs" / "reliability.md", _ROOT / "benchmarks" / "results"
+_BEGIN = "<!-- begin: python -m benchmarks.reliability.page -->"
+_END = "<!-- end -->"
+_Figures: TypeAlias = dict[str, Any]
+
+# proof -> (what was done, what came of it)
+_WORDS: dict[str, tuple[Callable[[_Figures], str], Callable[[_Figures], str]]] = {
+    "kill": (
+        lambda f: f"{f['kills']} kills, {f['inside_a_save']} of them inside a save",
+        lambda f: (
+            f"{f['unrecoverable']} unrecoverable; {f['most_steps_lost']} steps lost at most, "
+            f"of a checkpoint interval of {f['checkpoint_every_steps']}; losses in hexadecimal and "
+            f"checkpoint digests equal after {f['folders_equal_after_the_kill']}; "
+            f"{f['runs_finished_equal']} of {f['runs_finished']} finished runs equal"
+        ),
+    ),
+    "resume": (
+        lambda f: (
+            f"a restore at {f['restored_at']} steps of a run of {f['steps']}, "
+            f"{f['resumes_in_a_row']} resumptions in a row"
+        ),
+        lambda f: f"{f['differences']} and {f['differences_in_a_row']} differences",
+    ),
+    "signals": (
+        lambda f: (
+            f"{f['signals']} signals, half SIGTERM, half SIGINT: "
+            f"{f['by_phase']['loading']} while loading, {f['by_phase']['compiling']} while "
+            f"compiling, {f['by_phase']['working']} at work"
+        ),
+        lambda f: (
+            f"right exit code: {sum(f['right_exit_code'].values())}; finished steps lost: "
+            f"{f['finished_steps_lost']}; slowest {f['most_seconds_to_exit']} s; after a second "
+            f"SIGINT {f['second_interrupt_most_seconds']} s"
+        ),
+    ),
+    "corrupt": (
+        lambda f: (
+            f"{f['corruptions']} corruptions of {f['files_that_were_hit']} files, "
+            f"{f['resumed_to_the_end']} of them also resumed"
+        ),
+        lambda f: (
+            f"{f['silent']} silent, {f['restarts_from_zero']} restarts from zero, "
+            f"{f['no_fallback_though_a_good_step_was_there']} without the fallback that there was; "
+            f"{f['resumed_equal']} resumed equal or refused with the evidence in place"
+        ),
+    ),
+    "disk": (
+        lambda f: f"a {f['how']} at {f['positions']} positions",
+        lambda f: (
+            f"exit 4: {f['refused_with_exit_4']}; older checkpoints intact: "
+            f"{f['older_checkpoints_intact']}; resumed equal once there was room: "
+            f"{f['resumed_equal_once_there_was_room']}"
+        ),
+    ),
+    "servers": (
+        lambda f: f"{len(f['servers'])} misbehaving servers on loopback",
+        lambda f: (
+            f"refused in one line: {f['refused_in_one_line']}; bad files kept: "
+            f"{f['bad_files_kept']}; slowest {f['slowest_s']} s"
+        ),
+    ),
+    "two_writers": (
+        lambda f: f"{f['double_starts']} double starts",
+        lambda f: (
+            f"exactly one ran: {f['exactly_one_ran']}; slowest refusal {f['slowest_refusal_s']} s"
+        ),
+    ),
+    "inputs": (
+        lambda f: (
+            f"{f['texts']} texts, {f['rows_of_arguments']} rows of arguments, "
+            f"{f['kinds_of_text']} kinds of text, one line of 50 MB"
+        ),
+        lambda f: (
+            f"{f['tracebacks']} tracebacks; {len(f['problems'])} other faults; "
+            f"{f['line_of_50_MB_peak_bytes_a_character']} bytes of memory a character at the peak"
+        ),
+    ),
+    "cost": (
+        lambda f: (
+            f"`{f['config']}`: {f['checkpoint_every_steps']} steps of {f['step_ms']} ms "
+            "between checkpoints"
+        ),
+        lambda f: (
+            f"digests {f['digests_ms']} ms, checks {f['verification_of_a_checkpoint_ms']} ms: "
+            f"{f['digests_and_verification_percent']} % of training time; "
+            f"the whole save {f['whole_save_percent']} %"
+        ),
+    ),
+}
+
+
+def table(results: Path) -> str:
+    """The table of the result files in a folder, as Markdown."""
+    lines = ["| proof | done | result | passed | measured |", "|---|---|---|---|---|"]
+    for name, (done, result) in _WORDS.items():
+        file = results / f"reliability_{name}.json"
+        values = json.loads(file.read_text(encoding="utf-8"))
+        figures, machine = values["figures"], values["machine"]
+        where = f"{values['date'][:10]}, {machine['cpu']}, {machine['cores']} cores"
+        passed = "yes" if figures["passed"] else "**no**"
+        row = (f"`{values['proof']}`", done(figures), result(figures), passed, where)
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
+def with_table(page: str, new: str) -> str:
+    """The page with its table replaced."""
+    head, _, rest = page.partition(_BEGIN)
+    _, _, tail = rest.partition(_END)
+    return f"{head}{_BEGIN}\n{new}\n{_END}{tail}"
+
+
+def main() -> int:
+    """Rewrites the page."""
+    page = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(with_table(page, table(RESULTS)), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""A restore at every step, and five resumptions in a row: the differences must be exactly 0."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.reliability.trial import (
+    Reference,
+    Silent,
+    leaf_digests,
+    read_series,
+    small_config,
+    sound_steps,
+    write_words,
+)
+from charjax.config import Config
+from charjax.errors import InterruptedRunError
+from charjax.train.loop import train
+
+_RESUMES = 5
+
+
+def prove_resume(n: int, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """The figures of a run of n steps, restored at each of them."""
+    config = small_config(write_words(folder / "text.txt", 600))
+    limits = replace(config.train, max_steps=n, eval_every=n, checkpoint_every=1, keep=n)
+    config = replace(config, train=limits)
+    whole = folder / "whole"
+    train(config, whole, Silent())
+    leaves = {step: leaf_digests(whole, step) for step in sound_steps(whole)}
+    reference = Reference(read_series(whole), leaves)
+    seldom = replace(config, train=replace(limits, checkpoint_every=n))
+    differing = []
+    for step in range(1, n):
+        problems = _resume_at(step, seldom, whole, folder / "resumed", reference)
+        differing += [f"from step {step}: {problem}" for problem in problems]
+        say(f"from step {step}: {len(problems)} differences")
+    in_a_row, chained = _resume_in_a_row(seldom, folder / "chained", reference)
+    return {
+        "steps": n,
+        "restored_at": n - 1,
+        "differences": len(differing),
+        "resumes_in_a_row": in_a_row,
+        "differences_in_a_row": len(chained),
+        "arrays_compared_a_step": len(leaves[n]),
+        "problems": (differing + chained)[:20],
+        "passed": not differing and not chained and in_a_row == _RESUMES,
+    }
+
+
+def _resume_at(
+    step: int, config: Config, whole: Path, resumed: Path, reference: Reference
+) -> list[str]:
+    """How a run that goes on from this step alone differs from the whole one."""
+    shutil.copytree(whole, resumed, ignore=lambda path, names: _others(step, path, names))
+    train(config, resumed, Silent())
+    problems = reference.problems(resumed)
+    if max(sound_steps(resumed), default=0) != config.train.max_steps:
+        problems.append("it ended before its last step")
+    shutil.rmtree(resumed)
+    return problems
+
+
+def _others(step: int, path: str, names: list[str]) -> list[str]:
+    """Every checkpoint but this one."""
+    return [n for n in names if Path(path).name == "checkpoints" and n != str(step)]
+
+
+def _resume_in_a_row(config: Config, workdir: Path, reference: Reference) -> tuple[int, list[str]]:
+    """(resumptions, differences) of one run that a SIGTERM stops again and again."""
+    every = config.train.max_steps // (_RESUMES + 1)
+    for resumed in range(_RESUMES):
+        try:
+            train(config, workdir, Silent(partial(_stop, at=(resumed + 1) * every)))
+        except InterruptedRunError:
+            continue
+        return resumed, ["a signal was not obeyed"]
+    train(config, workdir, Silent())
+    return _RESUMES, reference.problems(workdir)
+
+
+def _stop(step: int, *, at: int) -> None:
+    if step == at:
+        os.kill(os.getpid(), signal.SIGTERM)

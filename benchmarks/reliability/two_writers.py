@@ -1,0 +1,112 @@
+"""Two processes started on one folder at the same time: exactly one of them runs.
+
+The two are forked from a process that has imported everything, so that they reach the lock
+within milliseconds of each other. One double start in twenty is of two commands instead, and its
+winner trains to the end; the other winners are killed, and the next start finds the lock free.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import charjax.train.loop  # noqa: F401 so that a fork starts at the lock
+from benchmarks.reliability.trial import Reference, Trial, sound_steps
+from charjax.cli import main
+
+_LOSER, _SECONDS = 4, 5.0  # the exit code of the second, and within which it has ended
+_COMMANDS = 20  # one double start in so many is of commands
+
+
+def prove_two_writers(n: int, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """The figures of n double starts."""
+    trial = Trial.prepare(folder)
+    reference = trial.reference()
+    os.environ |= trial.environment()
+    counts: Counter[str] = Counter()
+    problems: list[str] = []
+    slowest = 0.0
+    for number in range(n):
+        if number % _COMMANDS == 0:
+            problems += _start_commands(trial, reference)
+            counts["commands"] += 1
+        else:
+            found, seconds = _fork_two(trial)
+            problems += found
+            slowest = max(slowest, seconds)
+        counts["one ran"] += not problems
+        say(f"double start {number + 1}: {len(problems)} problems")
+    return {
+        "double_starts": n,
+        "of_commands": counts["commands"],
+        "exactly_one_ran": counts["one ran"],
+        "slowest_refusal_s": round(slowest, 2),
+        "problems": problems[:20],
+        "passed": not problems,
+    }
+
+
+def _fork_two(trial: Trial) -> tuple[list[str], float]:
+    """(problems, seconds until the loser had ended) of two forks, whose winner is killed."""
+    workdir = trial.folder / "forked"
+    started = time.monotonic()
+    processes = {_fork(trial, workdir) for _ in range(2)}
+    loser, status = os.wait()
+    seconds = time.monotonic() - started
+    (winner,) = processes - {loser}
+    problems = []
+    if os.waitstatus_to_exitcode(status) != _LOSER or seconds > _SECONDS:
+        problems.append(f"the loser: status {status} after {seconds:.1f} s")
+    if os.waitpid(winner, os.WNOHANG) != (0, 0):
+        problems.append("the winner has ended, too")
+    else:
+        os.kill(winner, signal.SIGKILL)
+        os.waitpid(winner, 0)
+    return problems, seconds
+
+
+def _fork(trial: Trial, workdir: Path) -> int:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that threads are not forked: none has started
+        process = os.fork()
+    if process:
+        return process
+    code = 1
+    try:
+        quiet = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(quiet, 1)
+        os.dup2(quiet, 2)
+        code = main(["train", f"--config={trial.config}", f"--workdir={workdir}"])
+    finally:
+        os._exit(code)
+
+
+def _start_commands(trial: Trial, reference: Reference) -> list[str]:
+    """The problems of two commands, whose winner trains to the end."""
+    workdir = trial.folder / "run"
+    processes = [trial.start(workdir) for _ in range(2)]
+    ends = [_end(process) for process in processes]
+    problems = []
+    if sorted(code for code, _ in ends) != [0, _LOSER]:
+        problems.append(f"the two ended with {[code for code, _ in ends]}")
+    refusals = [errors for code, errors in ends if code == _LOSER]
+    if not all("in use by process" in line and line.count("\n") == 1 for line in refusals):
+        problems.append(f"the refusal was: {refusals}")
+    problems += reference.problems(workdir)
+    if sound_steps(workdir)[-1] != max(reference.leaves):
+        problems.append("the winner ended before its last step")
+    shutil.rmtree(workdir)
+    return problems
+
+
+def _end(process: subprocess.Popen[str]) -> tuple[int, str]:
+    _, errors = process.communicate()
+    return process.returncode, errors

@@ -1,0 +1,231 @@
+"""What guards a run: names for what may change, evidence kept, memory asked before it is taken."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from benchmarks.reliability.trial import Silent, leaf_digests, small_config, write_words
+from charjax.checkpoint import Checkpoints, store
+from charjax.checkpoint.record import Leaf
+from charjax.cli import main
+from charjax.config import Config
+from charjax.errors import CheckpointError, DivergedError, HostError, InputError
+from charjax.folder import RunFolder, append
+from charjax.train.identity import check_allowed
+from charjax.train.loop import train
+from charjax.train.metrics import read_metrics
+from charjax.train.signals import exit_on_signals
+
+
+def config_of(tmp_path, *, steps: int = 4, words: int = 300, **optim: object) -> Config:
+    config = small_config(write_words(tmp_path / "text.txt", words))
+    limits = replace(config.train, max_steps=steps, eval_every=4, checkpoint_every=2)
+    constant = replace(config.optim, schedule="constant", **optim)
+    return replace(config, train=limits, optim=constant)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    train(config_of(folder), folder / "run", Silent())
+    return folder
+
+
+@pytest.fixture
+def copy(trained, tmp_path):
+    import shutil
+
+    return shutil.copytree(trained, tmp_path / "copy")
+
+
+def test_a_change_is_refused_until_it_is_allowed_by_name(copy):
+    changed = config_of(copy, steps=6, learning_rate=1e-3)
+    with pytest.raises(InputError, match=r"learning_rate was 0\.002, now 0\.001.*--allow=config"):
+        train(changed, copy / "run", Silent())
+    with pytest.raises(InputError, match="holds another run"):
+        train(changed, copy / "run", Silent(), allow=["corpus", "config.optim.b1"])
+    display = Silent()
+    progress = train(changed, copy / "run", display, allow=["config.optim.learning_rate"])
+    assert "step 6" in progress.ended
+    assert any(line.startswith("allowed: config.optim.learning_rate") for line in display.lines)
+
+
+def test_another_text_is_refused_until_it_is_allowed(copy):
+    changed = config_of(copy, steps=6, words=301)
+    with pytest.raises(InputError, match=r"another text.*--allow=corpus"):
+        train(changed, copy / "run", Silent())
+    train(changed, copy / "run", Silent(), allow=["corpus"])
+
+
+def test_another_vocabulary_is_named_symbol_by_symbol(copy):
+    changed = config_of(copy, steps=6)
+    text = copy / "text.txt"
+    text.write_text(text.read_text().replace("c", "日"))
+    with pytest.raises(InputError, match=r"lost U\+0063; gained U\+65E5.*corpus,vocabulary"):
+        train(changed, copy / "run", Silent())
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("config.optim.learning_rat", "config.optim.learning_rate"), ("corpsu", "corpus"), ("1", "")],
+)
+def test_a_name_that_nothing_has_is_refused(name, hint):
+    with pytest.raises(InputError, match=f"--allow={name}: .*{hint}"):
+        check_allowed([name])
+
+
+def test_sections_and_fields_can_be_allowed():
+    check_allowed(["config.optim", "config.model.hidden", "config.seed", "corpus", "vocabulary"])
+
+
+def test_where_nothing_verifies_a_run_does_not_start_again(copy):
+    checkpoints = RunFolder(copy / "run").checkpoints
+    for record in checkpoints.glob("*/meta/record.json"):
+        record.write_bytes(record.read_bytes()[:-9])
+    before = sorted(checkpoints.rglob("*"))
+    metrics = RunFolder(copy / "run").metrics.read_bytes()
+    with pytest.raises(CheckpointError, match="no checkpoint that verifies"):
+        train(config_of(copy, steps=6), copy / "run", Silent())
+    assert sorted(checkpoints.rglob("*")) == before
+    assert RunFolder(copy / "run").metrics.read_bytes() == metrics
+
+
+def test_damaged_evidence_is_set_aside_and_the_run_ends_in_the_same_bits(trained, copy):
+    checkpoints = RunFolder(copy / "run").checkpoints
+    record = checkpoints / "4" / "meta" / "record.json"
+    damaged = record.read_bytes().replace(b"sha", b"SHA")
+    record.write_bytes(damaged)
+    train(config_of(copy), copy / "run", Silent())
+    assert leaf_digests(copy / "run", 4) == leaf_digests(trained / "run", 4)
+    aside = checkpoints / "4.damaged-1"
+    assert (aside / "meta" / "record.json").read_bytes() == damaged
+    with Checkpoints(checkpoints, keep=1, report=pytest.fail) as saved:
+        assert saved.verify() == [(2, ""), (4, "")]
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"\xff\xff", b"[]"])
+def test_a_damaged_run_json_is_written_anew(copy, damage):
+    folder = RunFolder(copy / "run")
+    good = folder.read_run()
+    folder.run_json.write_bytes(damage)
+    train(config_of(copy), folder.path, Silent())
+    assert folder.read_run() == good
+
+
+def test_a_torn_record_is_cut_off_when_the_run_goes_on(trained, copy):
+    folder = RunFolder(copy / "run")
+    whole = read_metrics(folder.metrics)
+    append(folder.metrics, '{"step": 5, "train_lo')
+    train(config_of(copy), folder.path, Silent())
+    assert read_metrics(folder.metrics) == whole
+
+
+@pytest.mark.parametrize("line", [b"{", b"\xff", b"[1]", b'{"epoch": 1}'])
+def test_a_record_that_is_none_is_named(tmp_path, line):
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(b'{"step": 1}\n' + line + b"\n")
+    with pytest.raises(InputError, match="line 2 is no record"):
+        read_metrics(file)
+
+
+def test_arrays_larger_than_the_memory_are_refused_before_they_are_read(tmp_path):
+    terabytes = Leaf((1 << 22, 1 << 20), np.dtype("float32").name, "")
+    opened = store.Store()
+    with pytest.raises(HostError, match="have 17592186044416 bytes"):
+        opened.read_arrays(tmp_path, {"params": terabytes})
+    opened.close()
+
+
+def test_a_text_of_one_symbol_warns_and_keeps_to_finite_numbers(tmp_path):
+    config = config_of(tmp_path)
+    (tmp_path / "text.txt").write_text("a" * 4000)
+    display = Silent()
+    train(config, tmp_path / "run", display)
+    assert any("one symbol only" in line for line in display.lines)
+    losses = [record["train_loss"] for record in read_metrics(RunFolder(tmp_path / "run").metrics)]
+    assert losses == [0.0] * 4
+
+
+def test_a_run_that_leaves_the_finite_numbers_stops_with_a_good_checkpoint(tmp_path):
+    config = config_of(tmp_path, steps=200, learning_rate=1e9, clip_norm=0.0, name="sgd")
+    config = replace(config, optim=replace(config.optim, b2=0.99), model=replace(config.model))
+    with pytest.raises(DivergedError, match="not finite"):
+        train(config, tmp_path / "run", Silent())
+    with Checkpoints(RunFolder(tmp_path / "run").checkpoints, keep=1, report=pytest.fail) as saved:
+        assert all(problem == "" for _, problem in saved.verify())
+
+
+def test_an_argument_that_is_no_utf8_is_bad_input(capsys):
+    assert main(["sample", "--workdir=x", "--prompt=a\udcff"]) == 2
+    assert capsys.readouterr().err == (
+        "charjax: --prompt=a\\udcff: not valid UTF-8; write the argument in UTF-8\n"
+    )
+
+
+def test_exhausted_memory_is_one_line_with_a_remedy(monkeypatch, capsys):
+    def exhausted(arguments):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 12 bytes.\nmore")
+
+    monkeypatch.setattr("charjax.cli._run", exhausted)
+    assert main(["info"]) == 4
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "smaller config.data.batch_size" in error
+
+
+def test_a_full_disk_names_the_log(tmp_path):
+    with pytest.raises(HostError, match=f"{tmp_path}.*make room"):
+        append(tmp_path, "a line")
+
+
+BUSY = """
+import os, signal, sys
+from charjax.train.signals import exit_on_signals
+signal.signal(signal.SIGINT, signal.default_int_handler)
+with exit_on_signals(lambda line: print(line, flush=True)):
+    try:
+        os.kill(os.getpid(), int(sys.argv[1]))
+        while True:
+            pass
+    except KeyboardInterrupt:
+        print("tidied up")
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [(signal.SIGTERM, 143, "terminated before"), (signal.SIGINT, 0, "tidied up")],
+)
+def test_a_command_with_nothing_to_save_ends_at_once(number, code, said):
+    command = [sys.executable, "-c", BUSY, str(int(number))]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (code, "")
+    assert ended.stdout.startswith(said)
+
+
+def test_the_handlers_are_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with exit_on_signals(pytest.fail):
+        assert signal.getsignal(signal.SIGTERM) is not before
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_nothing_in_a_folder_is_run(copy):
+    """A folder full of programs is sampled from as if they were not there."""
+    run, trap = copy / "run", copy / "trap"
+    for name in ("config.py", "sitecustomize.py", "charjax.py", "checkpoints/__init__.py"):
+        (run / name).write_text(f"open({str(trap)!r}, 'w')")
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | {"__class__": "os.system"}))
+    assert main(["sample", f"--workdir={run}", "--num_chars=2"]) == 0
+    assert not trap.exists()
+    assert os.path.exists(run / "run.json")
