@@ -193,22 +193,16 @@ def test_parameter_counts_are_those_of_the_tutorials(tutorial):
     assert parameter_count(params) == count
 
 
-FRESH_VOCAB = 65
-
-
-@functools.cache
-def fresh(cell):
-    config = ModelConfig(cell=cell, hidden=64, embed=16)
-    return config, init_params(config, FRESH_VOCAB, jax.random.key(0))
-
-
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_fresh_model_knows_nothing(cell):
-    config, params = fresh(cell)
-    tokens = tokens_of(FRESH_VOCAB, 8, 33)
+    vocab_size, config = 65, ModelConfig(cell=cell, hidden=64, embed=16)
+    params, tokens = (
+        init_params(config, vocab_size, jax.random.key(0)),
+        tokens_of(vocab_size, 8, 33),
+    )
     logits, _ = apply(config, params, tokens[:, :-1], initial_carry(config, 8))
     loss = float(next_char_nats(logits, tokens[:, 1:]).mean())
-    assert abs(loss - math.log(FRESH_VOCAB)) < 0.1
+    assert abs(loss - math.log(vocab_size)) < 0.1
 
 
 def test_fresh_parameters_are_a_function_of_the_key():
