@@ -19,6 +19,7 @@ from charjax.train.signals import exit_on_signals
 if TYPE_CHECKING:
     from charjax.config import Config
     from charjax.generate.trained import Trained
+    from charjax.processes import Place
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -129,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
         help="what may have changed since the run was saved: corpus, vocabulary, or fields or "
         "sections such as config.optim.learning_rate",
     )
+    _add_place(train)
 
     sample = _command(commands, "sample", _sample, "write text with a trained model")
     _add_trained(sample)
@@ -178,6 +180,13 @@ def _add_config(command: Any, *, required: bool) -> None:
         help="a config file, executed as Python; override fields with --config.model.hidden=512"
         + ("" if required else "; or give --workdir"),
     )
+
+
+def _add_place(command: Any) -> None:
+    """Only needed where JAX does not find the processes: it knows SLURM, Open MPI and others."""
+    command.add_argument("--coordinator", help="HOST:PORT of process 0, the same on all processes")
+    command.add_argument("--process_id", type=int, help="which process this is, from 0")
+    command.add_argument("--num_processes", type=int, help="how many processes train together")
 
 
 def _add_trained(command: Any) -> None:
@@ -303,13 +312,35 @@ def _report(message: str) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
-    from charjax.display import make_display
+    from charjax.display import SilentDisplay, make_display
+    from charjax.processes import is_first, joined
     from charjax.train.loop import train
 
     name, config = _load_config(args.config_flags)
     workdir = Path(args.workdir) if args.workdir else Path("runs") / name
     allow = [name for name in args.allow.split(",") if name]
-    train(config, workdir, make_display(sys.stdout), allow=allow)
+    with joined(_place(args), native_log=workdir / "process-{}.log"):
+        display = make_display(sys.stdout) if is_first() else SilentDisplay()
+        train(config, workdir, display, allow=allow)
+
+
+def _place(args: argparse.Namespace) -> Place | None:
+    """This process's place among several; None where JAX is to find it."""
+    from charjax.processes import Place
+
+    coordinator, process_id, num_processes = args.coordinator, args.process_id, args.num_processes
+    if num_processes == 1 or (coordinator, process_id, num_processes) == (None, None, None):
+        return Place("", 0, 1) if num_processes else None
+    if None in (coordinator, process_id, num_processes):
+        raise InputError("give --coordinator, --process_id and --num_processes together, or none")
+    if not re.fullmatch(r".+:\d{1,5}", coordinator):
+        raise InputError(f"--coordinator={coordinator}: must be HOST:PORT, such as node1:12345")
+    if not 0 <= process_id < num_processes:
+        raise InputError(
+            f"--process_id={process_id}: must be from 0 to {num_processes - 1}, one below "
+            f"--num_processes={num_processes}"
+        )
+    return Place(coordinator, process_id, num_processes)
 
 
 def _trained(args: argparse.Namespace) -> Trained:

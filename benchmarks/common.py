@@ -1,0 +1,277 @@
+"""Peers measured in turn: each in its own process, several rounds, medians and ratios."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from benchmarks import machine
+
+ROOT = Path(__file__).parent.parent
+
+# An idle thread pool spins for some milliseconds before it sleeps.
+_PAUSE_S = 0.05
+
+
+class UnavailableError(Exception):
+    """A peer that this machine lacks, or that cannot do what is asked."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Something to measure.
+
+    Attributes:
+      name: in the tables.
+      task: `module:function`, which makes its `benchmarks.worker.Task`.
+      arguments: of that function.
+      python: the interpreter that has its packages.
+      env: added to the environment.
+    """
+
+    name: str
+    task: str
+    arguments: Mapping[str, Any]
+    python: str = sys.executable
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+class Worker:
+    """A peer's process. It starts at once; `wait` until it is warm."""
+
+    chars: int
+
+    def __init__(self, peer: Peer, device: str) -> None:
+        self.peer = peer
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
+        self._process = subprocess.Popen(
+            [peer.python, "-m", "benchmarks.worker", peer.task, json.dumps(dict(peer.arguments))],
+            cwd=ROOT,
+            env=_environment(device) | peer.env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._errors.close()
+
+    def wait(self) -> dict[str, Any]:
+        """What the peer says of itself once it is warm.
+
+        Raises:
+          UnavailableError: it cannot be measured here.
+        """
+        answer = self._read()
+        if "unavailable" in answer:
+            raise UnavailableError(answer["unavailable"])
+        self.chars = answer["chars"]
+        about: dict[str, Any] = answer["about"]
+        return about
+
+    def run(self, units: int) -> dict[str, Any]:
+        """Some units of work; see `benchmarks.worker.timed`."""
+        stdin = self._process.stdin
+        assert stdin is not None
+        stdin.write(json.dumps({"units": units}) + "\n")
+        stdin.flush()
+        return self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            self._process.wait()
+            self._errors.seek(0)
+            errors = self._errors.read().strip().splitlines()
+            raise UnavailableError(f"its process died: {errors[-1] if errors else 'no word'}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+@dataclass
+class Figure:
+    """What was measured of one peer.
+
+    Attributes:
+      about: what the peer says of itself.
+      chars: characters a unit of work.
+      seconds: wall seconds a unit, one entry a round.
+      cpu_seconds: the same of CPU time, all threads together.
+      peak_bytes: of its process, or of its accelerator's memory.
+      notes: what it noted, one entry a round.
+    """
+
+    about: dict[str, Any]
+    chars: int
+    seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
+    peak_bytes: int = 0
+    notes: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, and the median of characters per second."""
+        return {"chars_per_second": self.chars / statistics.median(self.seconds)} | vars(self)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a set of peers came to: the figure of each, and why some have none."""
+
+    figures: dict[str, Figure]
+    skipped: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """As it lies in a result file."""
+        return {
+            "peers": {name: figure.to_json() for name, figure in self.figures.items()},
+            "skipped": self.skipped,
+        }
+
+
+def measure(peers: Sequence[Peer], *, rounds: int, turn_s: float, device: str) -> Measured:
+    """Measures peers in turn.
+
+    All start, compile and warm up at once; then they take turns, one at a time, in an
+    order that rotates from round to round.
+
+    Args:
+      peers: what to measure; names differ.
+      rounds: turns of each peer.
+      turn_s: a turn repeats the work until about this many seconds have passed.
+      device: cpu or gpu.
+    """
+    figures: dict[str, Figure] = {}
+    skipped: dict[str, str] = {}
+    with ExitStack() as stack:
+        waiting = [stack.enter_context(Worker(peer, device)) for peer in peers]
+        workers = []
+        for worker in waiting:
+            name = worker.peer.name
+            try:
+                about = worker.wait()
+            except UnavailableError as error:
+                skipped[name] = str(error)
+                progress(f"{name}: skipped: {error}")
+                continue
+            figures[name] = Figure(about, worker.chars)
+            workers.append(worker)
+        units = [max(1, round(turn_s / worker.run(1)["seconds"])) for worker in workers]
+        for turn in range(rounds):
+            for i in range(len(workers)):
+                at = (i + turn) % len(workers)
+                time.sleep(_PAUSE_S)
+                _note(figures[workers[at].peer.name], units[at], workers[at].run(units[at]))
+            progress(f"round {turn + 1} of {rounds}")
+    return Measured(figures, skipped)
+
+
+def _note(figure: Figure, units: int, answer: Mapping[str, Any]) -> None:
+    figure.seconds.append(answer["seconds"] / units)
+    figure.cpu_seconds.append(answer["cpu_seconds"] / units)
+    figure.peak_bytes = max(figure.peak_bytes, answer["peak_bytes"])
+    figure.notes.append(answer["notes"])
+
+
+def ratio(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> float:
+    """Median over the rounds of our characters per second over theirs.
+
+    Args:
+      ours: a figure as it lies in a result file.
+      theirs: another of the same rounds.
+    """
+    scale = ours["chars"] / theirs["chars"]
+    return scale * statistics.median(
+        t / o for o, t in zip(ours["seconds"], theirs["seconds"], strict=True)
+    )
+
+
+def _environment(device: str) -> dict[str, str]:
+    # The checkout that the benchmark lies in is the one it measures.
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
+    env = os.environ | {
+        "PYTHONPATH": path,
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+        "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+    }
+    if device == "cpu":
+        env |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    return env
+
+
+def parser(about: str | None) -> argparse.ArgumentParser:
+    """The flags that every benchmark has."""
+    flags = argparse.ArgumentParser(
+        description=(about or "").splitlines()[0], formatter_class=argparse.RawTextHelpFormatter
+    )
+    flags.add_argument("--device", default="cpu", choices=("cpu", "gpu"))
+    flags.add_argument("--rounds", type=int, default=7, help="turns of each peer; default 7")
+    flags.add_argument("--turn_s", type=float, default=0.5, help="seconds a turn, at least")
+    flags.add_argument("--small", action="store_true", help="tiny shapes, to try it out")
+    flags.add_argument("--json", action="store_true", help="print the result file's content")
+    flags.add_argument("--out", type=Path, help="the result file; default in benchmarks/results")
+    return flags
+
+
+def finish(name: str, args: argparse.Namespace, results: Mapping[str, Any]) -> None:
+    """Writes the result file, or prints it, and says where it is.
+
+    Args:
+      name: of the benchmark; with the device it names the file.
+      args: of `parser`.
+      results: group -> what was measured in it.
+    """
+    whole = machine.record() | {
+        "benchmark": name,
+        "device": args.device,
+        "small": args.small,
+        "groups": results,
+    }
+    text = json.dumps(whole, indent=1) + "\n"
+    if args.json:
+        print(text, end="")
+    if args.out or not (args.json or args.small):
+        path = args.out or machine.RESULTS / f"{name}_{args.device}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        progress(f"wrote {path}")
+
+
+def show(title: str, measured: Measured, ours: Sequence[str]) -> None:
+    """A table for a person: every peer, and how many times faster each of `ours` is."""
+    peers = measured.to_json()["peers"]
+    progress(f"\n{title}")
+    for name, figure in peers.items():
+        ratios = "".join(
+            f"  {ratio(peers[our], figure):6.2f}x" for our in ours if our in peers and our != name
+        )
+        progress(f"  {name:32} {figure['chars_per_second']:12,.0f} characters/s{ratios}")
+
+
+def progress(line: str) -> None:
+    """A line for the person who waits."""
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,140 @@
+"""`configs/shakespeare.py` as a whole: launch.py's loop, a plain Flax loop, the bare step."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import statistics
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks.common import ROOT
+from benchmarks.peers.with_charjax import step_task
+from benchmarks.peers.with_flax import CharModel
+from benchmarks.worker import Task
+from charjax.config import Config, from_config_dict
+from charjax.data.batches import Batch
+from charjax.data.prepare import Prepared, prepare
+from charjax.display import make_display
+from charjax.train.loop import train
+from charjax.train.optimizer import make_optimizer
+from charjax.train.plan import make_plan
+
+
+def shortened(steps: int) -> Config:
+    """The shipped config, cut short.
+
+    It evaluates once, at its end, on a part of the text that has the same proportion
+    to the steps as in the whole run, so that a short run is a fair sample of it.
+    """
+    values = runpy.run_path(str(ROOT / "configs" / "shakespeare.py"))["get_config"]().to_dict()
+    share = values["data"]["split"][1] * min(1.0, steps / values["train"]["eval_every"])
+    values["data"]["split"] = (1 - share, share, 0.0)
+    values["train"] |= {"max_steps": steps, "eval_every": min(steps, values["train"]["eval_every"])}
+    return from_config_dict(values)
+
+
+def launch(steps: int) -> Task:
+    """What `launch.py` does after its flags: text, steps, evaluation, samples, checkpoint."""
+    config = shortened(steps)
+
+    def run(units: int) -> dict[str, Any]:
+        speeds = []
+        for _ in range(units):
+            with tempfile.TemporaryDirectory() as scratch, open(os.devnull, "w") as nowhere:
+                workdir = Path(scratch) / "run"
+                train(config, workdir, make_display(nowhere))
+                lines = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+            # The first record's time is mostly that of compiling.
+            speeds += [json.loads(line)["chars_per_second"] for line in lines[1:]]
+        return {"training_chars_per_second": statistics.median(speeds)}
+
+    return Task(_chars(config), run)
+
+
+def bare(steps: int) -> Task:
+    """The same step over and over the same batches, `steps` a unit, and nothing else."""
+    config = shortened(steps)
+    text = _text(config)
+    plan = make_plan(config.train, text.batches.steps_per_epoch)
+    first = (text.batches(i) for i in range(plan.dispatch))
+    return step_task(config, len(text.vocab), Batch(*map(np.stack, zip(*first, strict=True))))
+
+
+def plain(steps: int) -> Task:
+    """A loop around Flax's `nn.RNN` as one writes it: a jitted step, a loss now and then."""
+    config = shortened(steps)
+
+    def run(units: int) -> dict[str, Any]:
+        for _ in range(units):
+            val_loss = _plain_run(config)
+        return {"val_loss": val_loss}
+
+    return Task(_chars(config), run)
+
+
+def _plain_run(config: Config) -> float:
+    text, model_config = _text(config), config.model
+    model = CharModel(
+        model_config.cell,
+        model_config.hidden,
+        model_config.embed,
+        model_config.layers,
+        len(text.vocab),
+        model_config.dropout,
+    )
+    optimizer = make_optimizer(config.optim, config.train.max_steps)
+
+    def loss_fn(params: Any, carry: Any, x: Any, y: Any, key: Any, train: bool) -> Any:
+        rngs = {"dropout": key}
+        logits, carry = model.apply(params, x, carry, train=train, rngs=rngs)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), carry
+
+    @partial(jax.jit, donate_argnums=(0, 1, 2))
+    def step(params: Any, opt_state: Any, carry: Any, x: Any, y: Any, key: Any) -> Any:
+        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, carry), grads = grad_fn(params, carry, x, y, key, True)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, carry, loss
+
+    evaluate = jax.jit(partial(loss_fn, train=False))
+    x = jnp.asarray(text.batches(0).inputs)
+    key = jax.random.key(config.seed)
+    params = jax.jit(model.init)(key, x, None)
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(model.apply, params, x, None)[1])
+    carry, opt_state = zeros, optimizer.init(params)
+    for i in range(config.train.max_steps):
+        batch = text.batches(i)
+        key, own = jax.random.split(key)
+        params, opt_state, carry, loss = step(
+            params, opt_state, carry, batch.inputs, batch.targets, own
+        )
+        if i % config.train.log_every == 0:
+            float(loss)
+
+    lanes, length = config.data.batch_size, config.data.seq_len
+    val = text.parts.val.ids
+    size = (val.size - 1) // lanes
+    rows = np.stack([val[i * size : (i + 1) * size + 1] for i in range(lanes)])
+    carry, losses = zeros, []
+    for at in range(0, size - length + 1, length):
+        x, y = rows[:, at : at + length], rows[:, at + 1 : at + length + 1]
+        loss, carry = evaluate(params, carry, x, y, key)
+        losses.append(loss)
+    return float(np.mean(losses))
+
+
+def _text(config: Config) -> Prepared:
+    return prepare(config, report=lambda line: None, progress=lambda done, total: None)
+
+
+def _chars(config: Config) -> int:
+    return config.train.max_steps * config.data.batch_size * config.data.seq_len

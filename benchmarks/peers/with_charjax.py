@@ -1,0 +1,103 @@
+"""charjax: the loop's own step, the sampler's own function."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.peers.with_flax import about, device_bytes
+from benchmarks.shape import Shape, batch
+from benchmarks.worker import Task
+from charjax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from charjax.data.batches import Batch
+from charjax.generate.sample import Sampling, sample
+from charjax.keys import Stream, stream_key
+from charjax.model.network import init_params
+from charjax.train.optimizer import make_optimizer
+from charjax.train.parallel import make_backend
+from charjax.train.step import init_state
+
+
+def model_config(shape: Shape, **fields: Any) -> ModelConfig:
+    """The architecture of a shape."""
+    return ModelConfig(
+        cell=shape.cell, hidden=shape.hidden, layers=shape.layers, embed=shape.embed, **fields
+    )
+
+
+def train_step(shape: dict[str, Any], dtype: str, recurrence: str, dispatch: int) -> Task:
+    """What the training loop sends to the devices: `dispatch` steps a unit, state donated."""
+    wanted = Shape(**shape)
+    config = Config(
+        data=DataConfig(batch_size=wanted.batch, seq_len=wanted.length),
+        model=model_config(wanted, dtype=dtype, recurrence=recurrence),
+        optim=OptimConfig(name="adam", learning_rate=1e-3, clip_norm=1.0),
+        train=TrainConfig(max_steps=1),
+    )
+    inputs, targets = batch(wanted, dispatch)
+    batches = Batch(
+        inputs,
+        targets,
+        np.ones(inputs.shape, bool),
+        np.zeros(inputs.shape[:2], bool),
+    )
+    return step_task(config, wanted.vocab, batches)
+
+
+def step_task(config: Config, vocab: int, batches: Batch) -> Task:
+    """The step of a config over and over the same stacked batches."""
+    optimizer = make_optimizer(config.optim, config.train.max_steps)
+    backend = make_backend(config, vocab, optimizer)
+    state = backend.place(init_state(config, vocab, optimizer))
+    parameters = about(state.params)
+
+    def run(units: int) -> dict[str, Any]:
+        nonlocal state
+        for _ in range(units):
+            state, metrics = backend.run(state, batches)
+        return {"loss": float(metrics.loss[-1])}
+
+    return Task(batches.inputs.size, run, parameters, device_bytes())
+
+
+def sampler(shape: dict[str, Any], streams: int, chars: int, dtype: str = "float32") -> Task:
+    """The function under `charjax sample`: continues one character by `chars`."""
+    wanted = Shape(**shape)
+    config = model_config(wanted, dtype=dtype)
+    params = init_params(config, wanted.vocab, stream_key(0, Stream.INIT))
+    prompt = np.zeros(1, np.int32)
+
+    def run(units: int) -> dict[str, Any]:
+        for seed in range(units):
+            groups = sample(
+                config,
+                params,
+                prompt,
+                num_chars=chars,
+                num_samples=streams,
+                sampling=Sampling(seed=seed),
+                masked=None,
+            )
+            texts = [np.concatenate(list(group), axis=1) for group in groups]
+        return {"last": int(texts[-1][-1, -1])}
+
+    return Task(streams * chars, run, about(params), device_bytes())
+
+
+def matmul(size: int, dtype: str) -> Task:
+    """A square product with float32 results: what the machine's arithmetic can do.
+
+    `chars` is the product's number of floating-point operations.
+    """
+    a, b = (jax.random.normal(jax.random.key(i), (size, size)).astype(dtype) for i in range(2))
+    product = jax.jit(lambda a, b: jax.numpy.dot(a, b, preferred_element_type="float32"))
+
+    def run(units: int) -> dict[str, Any]:
+        for _ in range(units):
+            out = product(a, b)
+        out.block_until_ready()
+        return {}
+
+    return Task(2 * size**3, run, {}, device_bytes())
