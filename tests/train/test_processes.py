@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 CONFIG = config_of(
     data={"seq_len": 16},
     model={"hidden": 16, "embed": 8, "dropout": 0.2},
-    train={"max_steps": 12, "eval_every": 6, "log_every": 1},
+    train={"max_steps": 12, "eval_every": 6, "checkpoint_every": 6, "log_every": 1},
     sample={"num_chars": 20},
 )
 ENDLESS = ("--config.train.max_steps=1000000", "--config.train.eval_every=100000")
