@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # no message fails for want of a character
             stream.reconfigure(errors="backslashreplace")
     try:
-        with exit_on_signals(_complain):
+        with exit_on_signals(_last_words):
             _run(arguments)
     except CharjaxError as error:
         return _fail(str(error), error.exit_code)
@@ -76,6 +76,12 @@ def _fail(message: str, exit_code: int) -> int:
 
 def _complain(message: str) -> None:
     print("charjax:", " ".join(message.split("\n")), file=sys.stderr, flush=True)  # noqa: T201
+
+
+def _last_words(message: str) -> None:
+    if sys.stderr.isatty():
+        print("\x1b[?25h", end="", file=sys.stderr)  # noqa: T201 a progress bar hid the cursor
+    _complain(message)
 
 
 def _environment_error(error: BaseException) -> str | None:
