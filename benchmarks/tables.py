@@ -1,4 +1,4 @@
-"""Writes the tables of docs/scaling.md from the committed result files: python -m benchmarks.tables.
+"""Writes the tables of docs/scaling.md from the result files: python -m benchmarks.tables.
 
 Between the markers of a result's name stands one line for each of its rows.
 """
