@@ -74,6 +74,7 @@ def joined(place: Place | None, *, native_log: Path) -> Iterator[None]:
     if not _join(place):
         yield
         return
+    _connect()
     log = Path(str(native_log).format(jax.process_index()))
     log.parent.mkdir(parents=True, exist_ok=True)
     end = _End(log)
@@ -205,6 +206,12 @@ def _join(place: Place | None) -> bool:
             "or give --num_processes=1"
         ) from error
     return several()
+
+
+def _connect() -> None:
+    """Opens the devices' connections, while all processes are here: some give up after 30 s."""
+    agree([0])
+    Exchange(1)([0])
 
 
 def _leave() -> None:
