@@ -74,11 +74,11 @@ def joined(place: Place | None, *, native_log: Path) -> Iterator[None]:
     if not _join(place):
         yield
         return
-    _connect()
     log = Path(str(native_log).format(jax.process_index()))
     log.parent.mkdir(parents=True, exist_ok=True)
     end = _End(log)
     try:
+        _connect()
         yield
     except CharjaxError as error:
         end.is_for(error)
