@@ -56,6 +56,9 @@ class DataConfig:
     stride: int = _number(1, 1)  # with sliding: characters between window starts
     targets: str = _choice("all", "last")  # the loss is on all characters or the last
     keep_partial: bool = False  # with windows, sliding: keep an epoch's last, smaller batch
+    # With windows, sliding: a row starts from the carry that the row before it in its lane
+    # left, though the text does not go on there, as in Keras' stateful layers.
+    stateful: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -275,6 +278,7 @@ def _check_together(config: Config) -> None:
 FIELD_NEEDS: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
     ("data.stride", lambda c: c.data.batching == "sliding", "data.batching=sliding"),
     ("data.keep_partial", lambda c: c.data.batching != "stream", "windows or sliding batches"),
+    ("data.stateful", lambda c: c.data.batching != "stream", "windows or sliding batches"),
     ("data.encoding", lambda c: c.data.unit == "codepoint", "data.unit=codepoint"),
     ("model.dropout_between", lambda c: c.model.layers > 1, "two layers or more"),
     ("optim.weight_decay", lambda c: c.optim.name == "adamw", "optim.name=adamw"),

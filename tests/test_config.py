@@ -139,6 +139,7 @@ def test_the_way_through_json_and_back_changes_nothing(values):
         ("model", "dropout_between", 0.5),
         ("optim", "final", 0.1),
         ("data", "keep_partial", True),
+        ("data", "stateful", True),
     ],
 )
 def test_a_field_that_would_do_nothing_is_refused(section, field, value):

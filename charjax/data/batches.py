@@ -116,7 +116,8 @@ def make_batches(
     """The batches that the config asks for.
 
     Args:
-      config: `batching`, `batch_size`, `seq_len`, `stride`, `targets`, `keep_partial`.
+      config: `batching`, `batch_size`, `seq_len`, `stride`, `targets`, `keep_partial`,
+        `stateful`.
       ids: the symbols of the text.
       starts: where documents begin, rising from 0.
       seed: of the order of windows, or of the offsets of a stream.
@@ -182,6 +183,7 @@ class WindowBatches(Batches):
     ) -> None:
         self._ids, self._starts, self._seed = ids, starts, seed
         self._batch_size, self._seq_len = config.batch_size, config.seq_len
+        self._stateful = config.stateful
         self._stride = config.stride if config.batching == "sliding" else config.seq_len + 1
         lengths = np.diff(np.append(starts, len(ids)))
         # As many as range(0, length - seq_len, stride) of each document.
@@ -208,7 +210,8 @@ class WindowBatches(Batches):
         first = self._first_symbols(np.pad(chosen, (0, self._batch_size - len(chosen)))[rows])
         symbols = _gather(self._ids, first, self._seq_len + 1)
         mask = live[:, None] & self._columns
-        return Batch(symbols[:, :-1], symbols[:, 1:], mask, np.ones(len(first), bool))
+        fresh = np.full(len(first), not self._stateful)
+        return Batch(symbols[:, :-1], symbols[:, 1:], mask, fresh)
 
     def _first_symbols(self, windows: np.ndarray) -> np.ndarray:
         """Where windows, numbered through the text, begin."""

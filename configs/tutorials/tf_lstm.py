@@ -29,7 +29,12 @@ from charjax.config import (
 
 PLAIN = Config(
     data=DataConfig(
-        corpus="shakespeare", split=(1.0, 0.0, 0.0), batching="windows", batch_size=64, seq_len=100
+        corpus="shakespeare",
+        split=(1.0, 0.0, 0.0),
+        batching="windows",
+        batch_size=64,
+        seq_len=100,
+        stateful=True,
     ),
     model=ModelConfig(cell="lstm", hidden=1024, embed=256, init="keras_glorot"),
     optim=OptimConfig(name="adam", learning_rate=1e-3, b2=0.999, eps=1e-7, clip_norm=0.0),
@@ -39,7 +44,7 @@ PLAIN = Config(
 HELD_OUT = replace(PLAIN, data=replace(PLAIN.data, split=(0.9, 0.1, 0.0)))
 BETTER = replace(
     HELD_OUT,
-    data=replace(HELD_OUT.data, batching="stream"),
+    data=replace(HELD_OUT.data, batching="stream", stateful=False),
     model=replace(PLAIN.model, init="orthogonal", dropout=0.4, dropout_in=0.1),
     optim=OptimConfig(
         name="adamw", learning_rate=3e-3, schedule="linear", warmup=0.05, final=0.01, ema=0.99

@@ -207,6 +207,18 @@ def test_an_incomplete_batch_is_dropped_or_padded():
     assert not kept(2).mask[1:].any()
 
 
+@pytest.mark.parametrize("batching", ["windows", "sliding"])
+def test_stateful_windows_are_the_same_windows_with_the_carry_kept(batching):
+    plain, stateful = (
+        make_batches(config_of(batching, stateful=kept), counting(100), ONE, 0)
+        for kept in (False, True)
+    )
+    for step in range(2 * plain.steps_per_epoch):
+        assert_equal(plain(step)[:3], stateful(step)[:3])
+        assert plain(step).fresh.all()
+        assert not stateful(step).fresh.any()
+
+
 def test_last_target_alone_counts():
     batch = make_batches(config_of("sliding", targets="last"), counting(100), ONE, 0)(0)
     np.testing.assert_array_equal(batch.mask, [[False] * 6 + [True]] * 3)
