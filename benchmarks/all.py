@@ -1,6 +1,6 @@
 """Every benchmark of this folder that docs/performance.md shows, then the page itself.
 
-    python -m benchmarks.all --quick --keras_python=/path/to/bin/python
+python -m benchmarks.all --quick --keras_python=/path/to/bin/python
 """
 
 from __future__ import annotations

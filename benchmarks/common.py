@@ -55,11 +55,11 @@ class Worker:
 
     def __init__(self, peer: Peer, device: str) -> None:
         self.peer = peer
-        self._errors = tempfile.TemporaryFile("w+")
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
             [peer.python, "-m", "benchmarks.worker", peer.task, json.dumps(dict(peer.arguments))],
             cwd=ROOT,
-            env=_environment(device) | peer.env,
+            env=_environment(device) | dict(peer.env),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -203,10 +203,9 @@ def ratio(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> float:
       ours: a figure as it lies in a result file.
       theirs: another of the same rounds.
     """
-    scale = ours["chars"] / theirs["chars"]
-    return scale * statistics.median(
-        t / o for o, t in zip(ours["seconds"], theirs["seconds"], strict=True)
-    )
+    rounds = zip(ours["seconds"], theirs["seconds"], strict=True)
+    faster: float = statistics.median(theirs_s / ours_s for ours_s, theirs_s in rounds)
+    return faster * float(ours["chars"] / theirs["chars"])
 
 
 def _environment(device: str) -> dict[str, str]:

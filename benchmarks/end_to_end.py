@@ -1,7 +1,7 @@
 """A whole run of configs/shakespeare.py, shortened, over a plain Flax loop of the same model.
 
-    python -m benchmarks.end_to_end
-    python -m benchmarks.end_to_end --steps=3000 --rounds=1     the whole of it
+python -m benchmarks.end_to_end
+python -m benchmarks.end_to_end --steps=3000 --rounds=1     the whole of it
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Writing text: charjax, an eager torch loop, and a plain jitted scan over a Flax cell.
 
-    python -m benchmarks.sample
+python -m benchmarks.sample
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ STREAMS = (1, 64)
 
 
 def peers(shape: Shape, streams: int, chars: int) -> list[Peer]:
-    """charjax and the two loops that people write."""
+    """The sampler and the two loops that people write."""
     where: dict[str, Any] = {
         "shape": dataclasses.asdict(shape),
         "streams": streams,
@@ -24,7 +24,11 @@ def peers(shape: Shape, streams: int, chars: int) -> list[Peer]:
     }
     return [
         *(
-            Peer(f"charjax {dtype}", "benchmarks.peers.with_charjax:sampler", where | {"dtype": dtype})
+            Peer(
+                f"charjax {dtype}",
+                "benchmarks.peers.with_charjax:sampler",
+                where | {"dtype": dtype},
+            )
             for dtype in ("float32", "bfloat16")
         ),
         Peer("torch eager", "benchmarks.peers.with_torch:sample", where),

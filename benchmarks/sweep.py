@@ -49,9 +49,7 @@ def points(*, small: bool, quick: bool) -> list[tuple[Shape, str]]:
 def measure_point(shape: Shape, dtype: str, args: Any) -> dict[str, Any]:
     """One point: time, peak memory, and the fraction of the matrix product's rate."""
     size = 256 if args.small else _MATMUL[args.device]
-    peak = Peer(
-        PEAK, "benchmarks.peers.with_charjax:matmul", {"size": size, "dtype": dtype}
-    )
+    peak = Peer(PEAK, "benchmarks.peers.with_charjax:matmul", {"size": size, "dtype": dtype})
     step = ours(shape, dtype=dtype, dispatch=1)
     measured = measure([peak, step], rounds=args.rounds, turn_s=args.turn_s, device=args.device)
     found = measured.to_json()

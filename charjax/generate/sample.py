@@ -2,8 +2,8 @@
 
 Sample i of a seed is the same text however many samples are asked for and
 however the text is cut into chunks: its key is a function of (seed, i, position)
-(law 1), and samples run in groups of a fixed size, so that even the rounding
-of the products does not depend on their number.
+(law 1). Samples run in groups whose sizes are fixed in advance, so that even the
+rounding of the products does not depend on their number.
 """
 
 from __future__ import annotations
@@ -16,19 +16,33 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Int, Key
 
 from charjax.config import ModelConfig
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
+from charjax.generate.choice import choose_by, keep_top_k, noise
 from charjax.generate.trained import Trained
 from charjax.keys import Stream, indexed_key, stream_key
 from charjax.model.network import initial_carry
-from charjax.model.stepper import StepState, StepWeights, step, step_state, step_weights
-from charjax.types import PRNGKey, PyTree, Scalar
+from charjax.model.stepper import (
+    StepState,
+    StepWeights,
+    for_one_lane,
+    step,
+    step_state,
+    step_weights,
+    without_symbol,
+)
+from charjax.types import Count, PRNGKey, PyTree, Scalar
 
-_GROUP = 8  # samples a dispatch
-_CHUNK = 128  # characters a dispatch
+# The first group's samples, and the most of any group, by platform. A CPU is busy with
+# one sample, and each row more costs it time; elsewhere rows are all but free.
+_GROUPS = {"cpu": (1, 64)}
+_GROUPS_ELSEWHERE = (64, 256)
+_GROWTH = 4  # a group ends at this many times the number of samples before it
+_CHUNK = 256  # characters a dispatch, where their noise is not too much:
+_MOST_NOISE = 1 << 23  # numbers drawn ahead
 _MOST_CHARS = 10**9
 _MOST_SAMPLES = 10**6
 
@@ -96,11 +110,24 @@ def sample(
         raise InputError(f"--num_chars={num_chars}: must be from 0 to {_MOST_CHARS:,}")
     if not 1 <= num_samples <= _MOST_SAMPLES:
         raise InputError(f"--num_samples={num_samples}: must be from 1 to {_MOST_SAMPLES:,}")
-    weights = jax.jit(step_weights, static_argnums=0)(config, params)
-    for first in range(0, num_samples, _GROUP):
-        rows = min(_GROUP, num_samples - first)
-        chunks = _sample_group(config, weights, prompt, num_chars, first, sampling, masked)
+    for first, size in _groups(num_samples):
+        rows = min(size, num_samples - first)
+        chunks = _sample_group(config, params, prompt, num_chars, (first, size), sampling, masked)
         yield (ids[:rows] for ids in chunks)
+
+
+def _groups(num_samples: int) -> Iterator[tuple[int, int]]:
+    """(first sample, size) of each group.
+
+    Sizes grow, so that one sample is written with the least delay and many with the
+    best use of the machine. A sample's group does not depend on how many are asked for.
+    """
+    smallest, largest = _GROUPS.get(jax.default_backend(), _GROUPS_ELSEWHERE)
+    first = 0
+    while first < num_samples:
+        size = min(smallest if first == 0 else (_GROWTH - 1) * first, largest)
+        yield first, size
+        first += size
 
 
 def sample_texts(
@@ -127,7 +154,7 @@ def sample_texts(
         sampling=sampling,
         masked=vocab.unk_id,
     )
-    return _whole(vocab, groups, num_samples)
+    return _whole(vocab, groups)
 
 
 def write_texts(
@@ -167,18 +194,16 @@ def write_texts(
         yield from (decoder.decode(chunk[0]) for chunk in chunks)
         yield decoder.flush()
         return
-    for number, text in enumerate(_whole(vocab, groups, num_samples)):
+    for number, text in enumerate(_whole(vocab, groups)):
         yield (separator if number else "") + shown + text
 
 
 def _whole(
-    vocab: Vocab, groups: Iterator[Iterator[Int[np.ndarray, "samples chunk"]]], num_samples: int
+    vocab: Vocab, groups: Iterator[Iterator[Int[np.ndarray, "samples chunk"]]]
 ) -> Iterator[str]:
     """The samples of all groups as whole texts."""
     for group in groups:
-        chunks = list(group)
-        rows = zip(*chunks, strict=True) if chunks else [()] * min(num_samples, _GROUP)
-        yield from (vocab.decode(np.concatenate([np.empty(0, np.int32), *row])) for row in rows)
+        yield from map(vocab.decode, np.concatenate(list(group), axis=1))
 
 
 def prompt_ids(vocab: Vocab, prompt: str, *, unknown: str = "error") -> Int[np.ndarray, " prompt"]:
@@ -193,30 +218,33 @@ def prompt_ids(vocab: Vocab, prompt: str, *, unknown: str = "error") -> Int[np.n
 
 def _sample_group(
     config: ModelConfig,
-    weights: StepWeights,
+    params: PyTree,
     prompt: Int[np.ndarray, " prompt"],
     num_chars: int,
-    first: int,
+    group: tuple[int, int],
     sampling: Sampling,
     masked: int | None,
 ) -> Iterator[Int[np.ndarray, "samples chunk"]]:
     """Chunks of one group; the prompt runs through the same program, as forced characters."""
-    key = stream_key(sampling.seed, Stream.SAMPLE)
-    keys = jax.vmap(indexed_key, (None, 0))(key, first + jnp.arange(_GROUP))
-    state = step_state(config, weights, initial_carry(config, _GROUP))
-    token = jnp.full((_GROUP,), prompt[0], jnp.int32)
+    first, size = group
+    if num_chars == 0:
+        yield np.empty((size, 0), np.int32)
+        return
+    root = stream_key(sampling.seed, Stream.SAMPLE)
+    vocab_size = params["output_bias"].shape[0]
+    chunk = max(1, min(_CHUNK, _MOST_NOISE // (size * vocab_size)))
+    weights, keys, token, state = _begin(config, size, masked, params, root, first, prompt[0])
     forced_total = prompt.size - 1
-    for start in range(0, forced_total + num_chars, _CHUNK):
+    for start in range(0, forced_total + num_chars, chunk):
         # -1 leaves the choice to the model.
-        forced = np.full(_CHUNK, -1, np.int32)
-        given = prompt[1 + start : 1 + start + _CHUNK]
+        forced = np.full(chunk, -1, np.int32)
+        given = prompt[1 + start : 1 + start + chunk]
         forced[: given.size] = given
-        positions = start - forced_total + np.arange(_CHUNK)
+        positions = start - forced_total + np.arange(chunk)
         token, state, written = _write_chunk(
             config,
             sampling.top_k,
             sampling.top_p < 1,
-            masked,
             weights,
             token,
             state,
@@ -231,12 +259,32 @@ def _sample_group(
             yield np.asarray(written)[:, wanted]
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=6)
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _begin(
+    config: ModelConfig,
+    size: int,
+    masked: int | None,
+    params: PyTree,
+    root: PRNGKey,
+    first: Count,
+    token: Count,
+) -> tuple[StepWeights, Key[Array, " batch"], Int[Array, " batch"], StepState]:
+    """Weights, keys, tokens and state of a group before its first character."""
+    weights = step_weights(config, params)
+    if masked is not None:
+        weights = without_symbol(weights, masked)
+    if size == 1:
+        weights = for_one_lane(weights)
+    keys = jax.vmap(indexed_key, (None, 0))(root, first + jnp.arange(size))
+    state = step_state(config, weights, initial_carry(config, size))
+    return weights, keys, jnp.full((size,), token, jnp.int32), state
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=5)
 def _write_chunk(
     config: ModelConfig,
     top_k: int,
     nucleus: bool,
-    masked: int | None,
     weights: StepWeights,
     token: Int[Array, " batch"],
     state: StepState,
@@ -246,64 +294,21 @@ def _write_chunk(
     temperature: Scalar,
     top_p: Scalar,
 ) -> tuple[Int[Array, " batch"], StepState, Int[Array, "batch time"]]:
+    # All random numbers at once: in the loop, each would be a dozen tiny operations.
+    position_keys = jax.vmap(jax.vmap(indexed_key, (0, None)), (None, 0))(keys, positions)
+    drawn = jax.vmap(partial(noise, vocab_size=weights.symbols))(position_keys)
+
     def advance(
         at: tuple[Array, StepState], given: tuple[Array, Array]
     ) -> tuple[tuple[Array, StepState], Array]:
         token, state = at
-        forced, position = given
+        forced, noise = given
         logits, state = step(config, weights, token, state)
-        if masked is not None:
-            logits = logits.at[:, masked].set(-jnp.inf)
         if top_k:
             logits = keep_top_k(logits, top_k)
-        position_keys = jax.vmap(indexed_key, (0, None))(keys, position)
-        chosen = choose(logits, position_keys, temperature, top_p if nucleus else None)
+        chosen = choose_by(logits, noise, temperature, top_p if nucleus else None)
         token = jnp.where(forced >= 0, forced, chosen)
         return (token, state), token
 
-    (token, state), written = jax.lax.scan(advance, (token, state), (forced, positions))
+    (token, state), written = jax.lax.scan(advance, (token, state), (forced, drawn))
     return token, state, written.T
-
-
-def choose(
-    logits: Float[Array, "batch vocab"],
-    keys: Key[Array, " batch"],
-    temperature: Scalar,
-    top_p: Scalar | None = None,
-) -> Int[Array, " batch"]:
-    """The next character of each lane, int32.
-
-    Args:
-      logits: float32; minus infinity excludes a character.
-      keys: one a lane.
-      temperature: 0 takes the likeliest character, exactly.
-      top_p: nucleus sampling (Holtzman et al. 2019) at this temperature; None: off.
-    """
-    likeliest = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    # Shifted so that the largest is 0, no temperature overflows.
-    shifted = logits - jnp.max(logits, axis=-1, keepdims=True)
-    scaled = shifted / jnp.maximum(temperature, np.finfo(np.float32).tiny)
-    if top_p is not None:
-        scaled = keep_top_p(scaled, top_p)
-
-    def draw(key: PRNGKey, logits: Float[Array, " vocab"]) -> Int[Array, ""]:
-        return jax.random.categorical(key, logits).astype(jnp.int32)
-
-    return jnp.where(temperature > 0, jax.vmap(draw)(keys, scaled), likeliest)
-
-
-def keep_top_k(logits: Float[Array, "batch vocab"], k: int) -> Float[Array, "batch vocab"]:
-    """The logits with all but the `k` largest of each lane at minus infinity; ties are kept."""
-    k = min(k, logits.shape[-1])
-    least = jax.lax.top_k(logits, k)[0][:, -1:]
-    return jnp.where(logits < least, -jnp.inf, logits)
-
-
-def keep_top_p(logits: Float[Array, "batch vocab"], p: Scalar) -> Float[Array, "batch vocab"]:
-    """The logits with all but the smallest set of total probability `p` at minus infinity."""
-    ordered = jnp.sort(logits, axis=-1, descending=True)
-    probs = jax.nn.softmax(ordered)
-    # A character stays if those before it do not reach p; the likeliest always stays.
-    stays = jnp.cumsum(probs, axis=-1) - probs < p
-    least = jnp.min(jnp.where(stays, ordered, jnp.inf), axis=-1, keepdims=True)
-    return jnp.where(logits < least, -jnp.inf, logits)
