@@ -1,6 +1,10 @@
 """Trains the run that a config file describes: python launch.py --config=configs/shakespeare.py."""
 
+import signal
 import sys
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while modules load
 
 from charjax.cli import main
 

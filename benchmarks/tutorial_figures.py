@@ -97,7 +97,7 @@ TUTORIALS = {
         sample="Today and a company and complete an all the land the restrational the as a "
         "security and has provers the pay to and a report",
         paths="The lesson takes each document's windows as one batch, of any size, in the order "
-        "of the file; ours are 128 windows of all documents, shuffled. torch has two biases "
-        "where ours is one.",
+        "of the file; ours are 128 windows of all documents, shuffled. torch's LSTM has "
+        "two biases that are only ever added up, 4 * 64 parameters more than ours.",
     ),
 }

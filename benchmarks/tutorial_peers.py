@@ -165,7 +165,7 @@ def _torch_documents(documents: list[str], seconds: float) -> dict[str, Any]:
         loss = torch.nn.functional.cross_entropy(logits, targets.flatten())
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
         marks.append(time.perf_counter())
         windows.append(count)
         if len(marks) > _WARM + 3 and marks[-1] - marks[_WARM] > seconds:

@@ -19,6 +19,7 @@ from charjax.train.signals import exit_on_signals
 if TYPE_CHECKING:
     from charjax.config import Config
     from charjax.generate.trained import Trained
+    from charjax.processes import Place
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # no message fails for want of a character
             stream.reconfigure(errors="backslashreplace")
     try:
-        with exit_on_signals(_complain):
+        with exit_on_signals(_last_words):
             _run(arguments)
     except CharjaxError as error:
         return _fail(str(error), error.exit_code)
@@ -75,6 +76,12 @@ def _fail(message: str, exit_code: int) -> int:
 
 def _complain(message: str) -> None:
     print("charjax:", " ".join(message.split("\n")), file=sys.stderr, flush=True)  # noqa: T201
+
+
+def _last_words(message: str) -> None:
+    if sys.stderr.isatty():
+        print("\x1b[?25h", end="", file=sys.stderr)  # noqa: T201 a progress bar hid the cursor
+    _complain(message)
 
 
 def _environment_error(error: BaseException) -> str | None:
@@ -123,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
         help="what may have changed since the run was saved: corpus, vocabulary, or fields or "
         "sections such as config.optim.learning_rate",
     )
+    _add_place(train)
 
     sample = _command(commands, "sample", _sample, "write text with a trained model")
     _add_trained(sample)
@@ -134,11 +142,13 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--num_samples", type=int, default=1, help="how many texts")
     sample.add_argument("--separator", default="\n=====\n", help="between two texts")
     sample.add_argument("--seed", type=int, default=0)
+    _add_weights(sample)
     _add_unknown(sample)
 
     score = _command(commands, "score", _score, "measure how well a model predicts a text")
     _add_trained(score)
     score.add_argument("--file", required=True, help="a text file, or - for standard input")
+    _add_weights(score)
     _add_unknown(score)
 
     export = _command(commands, "export", _export, "write a model as a program without charjax")
@@ -174,10 +184,25 @@ def _add_config(command: Any, *, required: bool) -> None:
     )
 
 
+def _add_place(command: Any) -> None:
+    """Only needed where JAX does not find the processes: it knows SLURM, Open MPI and others."""
+    command.add_argument("--coordinator", help="HOST:PORT of process 0, the same on all processes")
+    command.add_argument("--process_id", type=int, help="which process this is, from 0")
+    command.add_argument("--num_processes", type=int, help="how many processes train together")
+
+
 def _add_trained(command: Any) -> None:
     command.add_argument("--workdir", required=True, help="the folder of a run")
     command.add_argument(
         "--checkpoint", default="best", type=_which, help="best, newest or a step; default best"
+    )
+
+
+def _add_weights(command: Any) -> None:
+    command.add_argument(
+        "--weights",
+        choices=("float32", "bfloat16"),
+        help="multiply in this precision; default: as it was trained. score says what it costs",
     )
 
 
@@ -297,19 +322,42 @@ def _report(message: str) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
-    from charjax.display import make_display
+    from charjax.display import SilentDisplay, make_display
+    from charjax.processes import is_first, joined
     from charjax.train.loop import train
 
     name, config = _load_config(args.config_flags)
     workdir = Path(args.workdir) if args.workdir else Path("runs") / name
     allow = [name for name in args.allow.split(",") if name]
-    train(config, workdir, make_display(sys.stdout), allow=allow)
+    with joined(_place(args), native_log=workdir / "process-{}.log"):
+        display = make_display(sys.stdout) if is_first() else SilentDisplay()
+        train(config, workdir, display, allow=allow)
+
+
+def _place(args: argparse.Namespace) -> Place | None:
+    """This process's place among several; None where JAX is to find it."""
+    from charjax.processes import Place
+
+    coordinator, process_id, num_processes = args.coordinator, args.process_id, args.num_processes
+    if num_processes == 1 or (coordinator, process_id, num_processes) == (None, None, None):
+        return Place("", 0, 1) if num_processes else None
+    if None in (coordinator, process_id, num_processes):
+        raise InputError("give --coordinator, --process_id and --num_processes together, or none")
+    if not re.fullmatch(r".+:\d{1,5}", coordinator):
+        raise InputError(f"--coordinator={coordinator}: must be HOST:PORT, such as node1:12345")
+    if not 0 <= process_id < num_processes:
+        raise InputError(
+            f"--process_id={process_id}: must be from 0 to {num_processes - 1}, one below "
+            f"--num_processes={num_processes}"
+        )
+    return Place(coordinator, process_id, num_processes)
 
 
 def _trained(args: argparse.Namespace) -> Trained:
-    from charjax.generate.trained import load_trained
+    from charjax.generate.trained import in_precision, load_trained
 
-    return load_trained(Path(args.workdir), which=args.checkpoint, report=_report)
+    trained = load_trained(Path(args.workdir), which=args.checkpoint, report=_report)
+    return in_precision(trained, args.weights) if getattr(args, "weights", None) else trained
 
 
 def _sample(args: argparse.Namespace) -> None:

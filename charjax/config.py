@@ -72,6 +72,9 @@ class ModelConfig:
     init: str = _choice("orthogonal", "keras", "keras_glorot", "torch")  # whose first weights
     dtype: str = _choice("float32", "bfloat16")  # of matmul inputs; state is float32
     recurrence: str = _choice("fast", "scan")
+    # Keep only the carry between blocks of so many characters and compute the rest again
+    # in the backward pass: less memory for more time, the same result. 0: keep all.
+    remat: int = _number(0, 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,9 +125,10 @@ class SampleConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParallelConfig:
-    """How one step is spread over devices; neither choice changes the result."""
+    """How one step is spread over devices and time; no choice changes the result."""
 
     backend: str = _choice("jit", "pmap")
+    accumulate: int = _number(1, 1)  # parts of the batch run one after another, for memory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -246,6 +250,11 @@ def _check_together(config: Config) -> None:
         raise InputError("config.data.columns: only CSV rows have columns; set data.documents=rows")
     if data.targets == "last" and data.batching == "stream":
         raise InputError("config.data.targets=last: needs data.batching=sliding or windows")
+    if config.model.remat and data.seq_len % config.model.remat:
+        raise InputError(
+            f"config.model.remat={config.model.remat}: must divide "
+            f"config.data.seq_len={data.seq_len}, or be 0"
+        )
     if any(not 0 <= t < math.inf for t in config.sample.temperatures):
         raise InputError(
             f"config.sample.temperatures={config.sample.temperatures}: "

@@ -30,6 +30,20 @@ def make_display(stream: IO[str]) -> Display:
     return _RichDisplay(stream) if stream.isatty() else _PlainDisplay(stream)
 
 
+class SilentDisplay:
+    """Shows nothing: for all processes of a run but the one that speaks."""
+
+    def report(self, message: str) -> None:
+        """Nothing."""
+
+    text = report
+
+    @contextmanager
+    def task(self, name: str) -> Iterator[Callable[..., None]]:
+        """Nothing, for a while."""
+        yield lambda done, total=0, note="": None
+
+
 class _PlainDisplay:
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream

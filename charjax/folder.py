@@ -82,6 +82,18 @@ class RunFolder:
         finally:
             os.close(descriptor)  # and with it the lock; the file stays, as others may wait on it
 
+    def check_lock(self) -> None:
+        """Makes sure that the folder is the one which this run's first process has locked.
+
+        Raises:
+          HostError: it is not, as on a host with a file system of its own.
+        """
+        if not self._lock.exists():
+            raise HostError(
+                f"{self.path}: not the folder that process 0 of this run has on its host; "
+                "choose a --workdir on a file system that all hosts share"
+            )
+
     def write_run(self, values: Mapping[str, Any]) -> None:
         """Replaces `run.json` by these JSON values; a reader sees the old or the new, whole.
 
@@ -139,8 +151,12 @@ class RunFolder:
         except OSError as error:
             raise refused(self.path, error) from None
 
+    @property
+    def _lock(self) -> Path:
+        return self.path / ".lock"
+
     def _open_lock(self) -> int:
-        return os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        return os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o644)
 
     def _take(self, descriptor: int) -> None:
         """Locks the open lock file and signs it, for the message that a second process gets."""

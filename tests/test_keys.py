@@ -36,6 +36,7 @@ def test_streams_are_numbered_for_ever():
         "INIT": 0,
         "DROPOUT": 1,
         "SAMPLE": 2,
+        "SCHEDULED": 3,
     }
 
 

@@ -21,7 +21,14 @@ CONFIGS = sorted((ROOT / "configs").glob("**/*.py"))
 
 # From the bottom up. A name ending in a dot is a room: all modules in it.
 ROWS = (
-    ("charjax.config", "charjax.errors", "charjax.types", "charjax.keys"),
+    (
+        "charjax.config",
+        "charjax.errors",
+        "charjax.types",
+        "charjax.keys",
+        "charjax.devices",
+        "charjax.processes",
+    ),
     ("charjax.data.",),
     ("charjax.model.",),
     ("charjax.checkpoint.", "charjax.folder"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,8 +42,6 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def copy(trained, tmp_path):
-    import shutil
-
     return shutil.copytree(trained, tmp_path / "copy")
 
 
@@ -111,12 +110,11 @@ def test_damaged_evidence_is_set_aside_and_the_run_ends_in_the_same_bits(trained
         assert saved.verify() == [(2, ""), (4, "")]
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b"\xff\xff", b"[]"])
-def test_a_damaged_run_json_is_written_anew(copy, damage):
+def test_a_damaged_run_json_is_written_anew(trained, copy):
     folder = RunFolder(copy / "run")
     good = folder.read_run()
-    folder.run_json.write_bytes(damage)
-    train(config_of(copy), folder.path, Silent())
+    folder.run_json.write_bytes(b"{\xff")
+    train(config_of(trained), folder.path, Silent())
     assert folder.read_run() == good
 
 
@@ -156,7 +154,6 @@ def test_a_text_of_one_symbol_warns_and_keeps_to_finite_numbers(tmp_path):
 
 def test_a_run_that_leaves_the_finite_numbers_stops_with_a_good_checkpoint(tmp_path):
     config = config_of(tmp_path, steps=200, learning_rate=1e9, clip_norm=0.0, name="sgd")
-    config = replace(config, optim=replace(config.optim, b2=0.99), model=replace(config.model))
     with pytest.raises(DivergedError, match="not finite"):
         train(config, tmp_path / "run", Silent())
     with Checkpoints(RunFolder(tmp_path / "run").checkpoints, keep=1, report=pytest.fail) as saved:
@@ -191,18 +188,15 @@ import os, signal, sys
 from charjax.train.signals import exit_on_signals
 signal.signal(signal.SIGINT, signal.default_int_handler)
 with exit_on_signals(lambda line: print(line, flush=True)):
-    try:
-        os.kill(os.getpid(), int(sys.argv[1]))
-        while True:
-            pass
-    except KeyboardInterrupt:
-        print("tidied up")
+    os.kill(os.getpid(), int(sys.argv[1]))
+    while True:
+        pass
 """
 
 
 @pytest.mark.parametrize(
     ("number", "code", "said"),
-    [(signal.SIGTERM, 143, "terminated before"), (signal.SIGINT, 0, "tidied up")],
+    [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")],
 )
 def test_a_command_with_nothing_to_save_ends_at_once(number, code, said):
     command = [sys.executable, "-c", BUSY, str(int(number))]

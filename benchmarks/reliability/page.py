@@ -108,6 +108,8 @@ def table(results: Path) -> str:
     lines = ["| proof | done | result | passed | measured |", "|---|---|---|---|---|"]
     for name, (done, result) in _WORDS.items():
         file = results / f"reliability_{name}.json"
+        if not file.exists():
+            continue
         values = json.loads(file.read_text(encoding="utf-8"))
         figures, machine = values["figures"], values["machine"]
         where = f"{values['date'][:10]}, {machine['cpu']}, {machine['cores']} cores"

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from charjax import processes
 from charjax.checkpoint.record import DamagedError, Record, describe, flatten
 from charjax.checkpoint.store import UNFINISHED, Store, is_checkpoint, to_host
 from charjax.errors import CheckpointError, DivergedError, HostError
@@ -83,14 +84,8 @@ class Checkpoints:
         leaves, _ = flatten(state)
         arrays = to_host(leaves)
         _check_finite(step, arrays)
-        if step in self.steps():
-            problem = self._problem(step)
-            if not problem:
-                return
-            self._report(
-                f"{self._path(step)}: damaged checkpoint ({problem}); writing it anew, the "
-                f"damaged one becomes {self._aside(step).name}"
-            )
+        if self._stays(step):
+            return
         described = {path: describe(array) for path, array in arrays.items()}
         record = Record(step, val_loss, dict(meta), described)
         with self._writing(step, sum(array.nbytes for array in arrays.values())):
@@ -210,9 +205,22 @@ class Checkpoints:
                 "make room or access there, then run again to resume from the step before"
             ) from error
 
+    def _stays(self, step: int) -> bool:
+        """Whether the step is there and verifies; one process looks for all."""
+        problem = "not there"
+        if processes.is_first() and step in self.steps():
+            problem = self._problem(step)
+            if problem:
+                self._report(
+                    f"{self._path(step)}: damaged checkpoint ({problem}); writing it anew, the "
+                    f"damaged one becomes {self._aside(step).name}"
+                )
+        (stays,) = processes.agree([not problem])
+        return bool(stays)
+
     def _make_way(self, step: int) -> None:
         """Clears the place of a step, a damaged one kept as evidence, and what was cut short."""
-        if jax.process_index() == 0:
+        if processes.is_first():
             self._directory.mkdir(parents=True, exist_ok=True)
             self._sweep()
             path = self._path(step)
@@ -228,7 +236,7 @@ class Checkpoints:
 
     def _prune(self, saved: int) -> None:
         """Keeps the newest and the best. Damaged steps neither count nor go: they are evidence."""
-        if jax.process_index() != 0:
+        if not processes.is_first():
             return
         ranks = {step: self._rank(step) for step in reversed(self.steps())}
         sound = [s for s, rank in ranks.items() if rank > -math.inf and s not in self._damaged]

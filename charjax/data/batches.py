@@ -12,6 +12,8 @@ from jaxtyping import Bool, Int
 from charjax.config import DataConfig
 from charjax.errors import InputError
 
+_ALL = slice(None)
+
 # The independent uses of a seed here. Never renumber: seeds would change meaning.
 _ORDER, _OFFSET = 0, 1
 
@@ -61,8 +63,8 @@ class Batches(abc.ABC):
     windows: int
 
     @abc.abstractmethod
-    def __call__(self, step: int) -> Batch:
-        """The batch of a step, counted from 0 over all epochs."""
+    def __call__(self, step: int, rows: slice = _ALL) -> Batch:
+        """The batch of a step, counted from 0 over all epochs, or only some rows of it."""
 
 
 def split(
@@ -150,15 +152,15 @@ class StreamBatches(Batches):
         self.chars_per_epoch = self.steps_per_epoch * batch_chars
         self.windows = config.batch_size
 
-    def __call__(self, step: int) -> Batch:
+    def __call__(self, step: int, rows: slice = _ALL) -> Batch:
         """The next seq_len symbols of each lane; fresh at an epoch's first step."""
         epoch, chunk = divmod(step, self.steps_per_epoch)
         lanes, length = self._shape
-        lane_starts = np.arange(lanes) * (self.steps_per_epoch * length)
+        lane_starts = np.arange(lanes)[rows] * (self.steps_per_epoch * length)
         first = self._offset(epoch) + lane_starts + chunk * length
         symbols = _gather(self._ids, first, length + 1)
-        fresh = np.full(lanes, chunk == 0)
-        return Batch(symbols[:, :-1], symbols[:, 1:], np.ones(self._shape, bool), fresh)
+        mask, fresh = np.ones((len(first), length), bool), np.full(len(first), chunk == 0)
+        return Batch(symbols[:, :-1], symbols[:, 1:], mask, fresh)
 
     def _offset(self, epoch: int) -> int:
         return int(_rng(self._seed, _OFFSET, epoch).integers(len(self._ids))) if epoch else 0
@@ -197,16 +199,16 @@ class WindowBatches(Batches):
         self.chars_per_epoch = used * int(self._columns.sum())
         self._order = functools.lru_cache(maxsize=1)(self._permutation)
 
-    def __call__(self, step: int) -> Batch:
+    def __call__(self, step: int, rows: slice = _ALL) -> Batch:
         """The step's windows; rows that a partial batch lacks are masked out."""
         epoch, position = divmod(step, self.steps_per_epoch)
         begin = position * self._batch_size
         chosen = self._order(epoch)[begin : begin + self._batch_size]
-        live = np.arange(self._batch_size) < len(chosen)
-        first = self._first_symbols(np.pad(chosen, (0, self._batch_size - len(chosen))))
+        live = (np.arange(self._batch_size) < len(chosen))[rows]
+        first = self._first_symbols(np.pad(chosen, (0, self._batch_size - len(chosen)))[rows])
         symbols = _gather(self._ids, first, self._seq_len + 1)
         mask = live[:, None] & self._columns
-        return Batch(symbols[:, :-1], symbols[:, 1:], mask, np.ones(self._batch_size, bool))
+        return Batch(symbols[:, :-1], symbols[:, 1:], mask, np.ones(len(first), bool))
 
     def _first_symbols(self, windows: np.ndarray) -> np.ndarray:
         """Where windows, numbered through the text, begin."""

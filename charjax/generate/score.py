@@ -9,11 +9,12 @@ of the time.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,6 +22,7 @@ from jaxtyping import Float, Int
 
 from charjax.config import ModelConfig
 from charjax.data.corpus import read_text
+from charjax.devices import all_devices, lane_mesh, one_copy, put, replicated, split_lanes
 from charjax.errors import InputError
 from charjax.generate.trained import Trained
 from charjax.model.likelihood import next_char_nats
@@ -115,25 +117,62 @@ def char_nats(
         raise InputError(f"the text has {ids.size} characters: a score needs at least 2")
     predicted = ids.size - 1
     lanes = max(1, min(_LANES, predicted // (2 * _CONTEXT)))
+    work = _worker(config, over_all=lanes >= jax.device_count())
     own = math.ceil(predicted / lanes)
     context = _CONTEXT if lanes > 1 else 0
     chunks = math.ceil((context + own) / _CHUNK)
 
     # Position p of a lane's row reads ids[p] and predicts ids[p + 1]; positions
     # outside the text read a padding symbol, and their predictions are dropped.
-    first = np.arange(lanes) * own - context
-    carry = initial_carry(config, lanes)
-    nats = np.empty((lanes, chunks * _CHUNK), np.float32)
+    # So are those of the lanes that are there for the devices to have equal shares.
+    rows = math.ceil(lanes / work.devices) * work.devices
+    first = np.minimum(np.arange(rows), lanes - 1) * own - context
+    params, carry = work.place(params), work.split(_zeros(config, rows))
+    nats = np.empty((rows, chunks * _CHUNK), np.float32)
     for chunk in range(chunks):
         at = first[:, None] + chunk * _CHUNK + np.arange(_CHUNK)
         inputs, targets = (ids[np.clip(at + shift, 0, predicted)] for shift in (0, 1))
-        carry, out = _chunk_nats(config, params, carry, at[:, 0] <= 0, inputs, targets)
+        carry, out = work.nats(params, carry, *work.split((at[:, 0] <= 0, inputs, targets)))
         nats[:, chunk * _CHUNK : (chunk + 1) * _CHUNK] = out
         progress(chunk + 1, chunks)
-    return nats[:, context : context + own].reshape(-1)[:predicted]
+    return nats[:lanes, context : context + own].reshape(-1)[:predicted]
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=2)
+class _Worker(NamedTuple):
+    """The devices that score a text, its lanes cut among them.
+
+    Attributes:
+      devices: how many.
+      place: parameters -> a copy on each of them.
+      split: host arrays with lanes -> the same on the devices.
+      nats: (params, carry, fresh, inputs, targets) -> (carry, nats on every device).
+    """
+
+    devices: int
+    place: Callable[[PyTree], PyTree]
+    split: Callable[[PyTree], PyTree]
+    nats: Callable[..., tuple[Carry, Nats]]
+
+
+@functools.cache
+def _worker(config: ModelConfig, *, over_all: bool) -> _Worker:
+    """All devices of all processes, or, for a short text, one of this process's."""
+    mesh = lane_mesh(all_devices() if over_all else jax.local_devices()[:1])
+    everywhere, lanes = replicated(mesh), split_lanes(mesh, axis=0)
+    return _Worker(
+        mesh.size,
+        lambda params: jax.device_put(params if over_all else one_copy(params), everywhere),
+        lambda tree: put(tree, lanes),
+        jax.jit(partial(_chunk_nats, config), out_shardings=(lanes, everywhere), donate_argnums=1),
+    )
+
+
+def _zeros(config: ModelConfig, lanes: int) -> PyTree:
+    """`initial_carry` on the host."""
+    shapes = jax.eval_shape(lambda: initial_carry(config, lanes))
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+
+
 def _chunk_nats(
     config: ModelConfig,
     params: PyTree,

@@ -51,11 +51,9 @@ def step_weights(config: ModelConfig, params: PyTree) -> StepWeights:
     """The parameters of a `CharRNN`, rearranged."""
     dtype = jnp.dtype(config.dtype)
     layers = [params[f"layer_{i}"] for i in range(config.layers)]
-    table = (
-        dot(params["embedding"], layers[0]["kernel"], dtype)
-        if config.embed
-        else rounded(layers[0]["kernel"], dtype)
-    )
+    kernel = layers[0]["kernel"]
+    # Rounded, a kernel is its own product with one-hot rows.
+    table = dot(params["embedding"], kernel, dtype) if config.embed else rounded(kernel, dtype)
     onward = [(above["kernel"], above["bias"]) for above in layers[1:]]
     onward.append((params["output_kernel"], params["output_bias"]))
     kernels, biases = [], []

@@ -17,7 +17,15 @@ from charjax.errors import InputError
 
 # What may change between a run and its resumption: how long and how often, not what.
 _MUST_STAY = ("train.scheduled",)
-_MAY_CHANGE = ("train.", "sample.", "parallel.", "model.recurrence", "data.path", "data.offline")
+_MAY_CHANGE = (
+    "train.",
+    "sample.",
+    "parallel.",
+    "model.recurrence",
+    "model.remat",
+    "data.path",
+    "data.offline",
+)
 
 _LISTED = 8  # symbols that a message names
 _PACKAGES = ("charjax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")

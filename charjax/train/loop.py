@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from charjax import processes
 from charjax.checkpoint import Checkpoints
-from charjax.config import Config
+from charjax.config import Config, to_dict
 from charjax.data.batches import Batch
 from charjax.data.prepare import Prepared, prepare
+from charjax.devices import one_copy
 from charjax.display import Display
 from charjax.errors import DivergedError, InputError, InterruptedRunError
 from charjax.folder import RunFolder, append
@@ -23,13 +25,14 @@ from charjax.model.network import parameter_count
 from charjax.train import words
 from charjax.train.evaluate import evaluate
 from charjax.train.identity import check_allowed, check_same_run, describe
-from charjax.train.metrics import MetricsLog, draw_curves, read_metrics
+from charjax.train.metrics import Log, MetricsLog, NoLog, draw_curves, read_metrics
 from charjax.train.optimizer import make_optimizer, make_schedule
 from charjax.train.parallel import make_backend
 from charjax.train.plan import make_plan
 from charjax.train.progress import Clock, Progress
 from charjax.train.signals import StopSignals
 from charjax.train.step import StepMetrics, TrainState, init_state
+from charjax.train.stopping import Stopping
 
 
 def train(
@@ -52,13 +55,14 @@ def train(
     """
     check_allowed(allow)
     folder = RunFolder(workdir)
-    folder.create()
     with (
-        folder.lock(),
+        _held(folder),
         Checkpoints(folder.checkpoints, keep=config.train.keep, report=display.report) as saved,
     ):
-        with display.task("reading the text") as update:
+        with display.task("reading the text") as update, processes.first_before_others():
             text = prepare(config, report=display.report, progress=update)
+        folder.check_lock()
+        processes.require_same("the config or the text", f"{to_dict(config)} {text.corpus.sha256}")
         run = _Run(config, folder, text, display, saved)
         run.begin(allow)
         with contextlib.closing(run.log):
@@ -67,13 +71,25 @@ def train(
         return run.progress
 
 
+@contextlib.contextmanager
+def _held(folder: RunFolder) -> Iterator[None]:
+    """Makes and locks the folder, which one process does for all."""
+    if not processes.is_first():
+        yield
+        return
+    folder.create()
+    with folder.lock():
+        yield
+
+
 class _Run:
     """One run: its collaborators, and the state and progress that move."""
 
     state: TrainState
     progress: Progress
     clock: Clock
-    log: MetricsLog
+    log: Log
+    stopping: Stopping
 
     def __init__(
         self,
@@ -85,6 +101,7 @@ class _Run:
     ) -> None:
         self.config, self.folder, self.text, self.display = config, folder, text, display
         self.checkpoints, self.signals = checkpoints, StopSignals()
+        self.first = processes.is_first()  # and so the one that writes
         self.plan = make_plan(config.train, text.batches.steps_per_epoch)
         optimizer = make_optimizer(config.optim, self.plan.total)
         self.learning_rate = make_schedule(config.optim, self.plan.total)
@@ -101,14 +118,20 @@ class _Run:
         """Takes up the newest good checkpoint, or starts anew where there is none."""
         for line in words.opening(self.config, self.text, self.plan, self.parameters):
             self.display.report(line)
-        if self.checkpoints.steps():
+        steps = self.checkpoints.steps()
+        processes.require_same(f"{self.folder.checkpoints}", f"{steps}")
+        if steps:
             self._resume(allow)
         else:
-            self.folder.truncate_logs(dict.fromkeys(self.folder.log_sizes(), 0))
+            self._cut_logs(dict.fromkeys(self.folder.log_sizes(), 0))
             self.state, self.progress = self.backend.place(self.new_state()), Progress()
         self.clock = Clock(self.progress.elapsed_s)
-        self.log = MetricsLog(self.folder.metrics, tensorboard=self.config.train.tensorboard)
-        self.folder.write_run(describe(self.config, self.text, self.parameters))
+        self.stopping = Stopping(self.signals, self._late)
+        if self.first:
+            self.log = MetricsLog(self.folder.metrics, tensorboard=self.config.train.tensorboard)
+            self.folder.write_run(describe(self.config, self.text, self.parameters))
+        else:
+            self.log = NoLog()
 
     def _resume(self, allow: Sequence[str]) -> None:
         meta = self.checkpoints.read_meta().meta
@@ -116,12 +139,17 @@ class _Run:
         for change in changes:
             self.display.report(f"allowed: {change}")
         restored = self.checkpoints.restore(jax.eval_shape(self.new_state))
+        processes.require_same(f"{self.folder.checkpoints}", f"restored {restored.step}")
         self.state = self.backend.place(restored.state)
         self.step, self.skipped = restored.step, int(restored.state.skipped)
         self.plan = make_plan(self.config.train, self.text.batches.steps_per_epoch, self.step)
         self.progress = Progress.from_json(restored.meta["progress"])
-        self.folder.truncate_logs(restored.meta["logs"])
+        self._cut_logs(restored.meta["logs"])
         self.display.report(f"resuming {self.folder.path} at step {self.step:,}")
+
+    def _cut_logs(self, sizes: Mapping[str, int]) -> None:
+        if self.first:
+            self.folder.truncate_logs(sizes)
 
     def work(self) -> None:
         """Steps until a limit, a signal or divergence ends the run."""
@@ -136,6 +164,7 @@ class _Run:
                 if first:  # compiled just now; until here there was nothing to save
                     stack.enter_context(self.signals)
                     first = False
+                self.stopping.ask()
                 self._take_in(pending)
                 pending = metrics
                 # Asked once a turn: a signal must not end the loop after a turn that did not save.
@@ -146,9 +175,9 @@ class _Run:
                     with self.clock.paused():
                         over = self._do_what_is_due()
                 update(self.step, self.plan.total, words.beside_the_bar(self.record, self.progress))
-        if self.signals.received is not None:
+        if self.stopping.signal is not None:
             raise InterruptedRunError(
-                self.signals.received,
+                self.stopping.signal,
                 f"{self.folder.path}: stopped at step {self.step}; "
                 "the same command goes on from there",
             )
@@ -156,7 +185,8 @@ class _Run:
     def finish(self) -> None:
         """Draws the curves and tells the person what came of it and what to do next."""
         try:
-            draw_curves(read_metrics(self.folder.metrics), self.folder.curves)
+            if self.first:
+                draw_curves(read_metrics(self.folder.metrics), self.folder.curves)
         except InputError as error:
             self.display.report(f"{self.folder.curves}: not drawn: {error}")
         for line in words.closing(self.config, self.folder, self.text, self.progress):
@@ -170,16 +200,21 @@ class _Run:
             progress.ended = f"step {self.step:,} of {self.plan.total:,} is done"
         elif train.patience and progress.since_best >= train.patience:
             progress.ended = f"no better validation loss in {progress.since_best} evaluations"
-        elif train.max_minutes and self.clock.seconds() >= 60 * train.max_minutes:
+        elif self.stopping.late:
             progress.ended = f"train.max_minutes={train.max_minutes:g} have passed"
-        return bool(progress.ended) or self.signals.received is not None
+        return bool(progress.ended) or self.stopping.signal is not None
+
+    def _late(self) -> bool:
+        limit = 60 * self.config.train.max_minutes
+        return limit > 0 and self.clock.seconds() >= limit
 
     def _due(self, interval: int) -> bool:
         return self.step % interval == 0
 
     def _next_batches(self) -> Batch:
         steps = range(self.step, self.step + self.plan.dispatch)
-        return Batch(*map(np.stack, zip(*map(self.text.batches, steps), strict=True)))
+        batches = [self.text.batches(step, self.backend.rows) for step in steps]
+        return Batch(*map(np.stack, zip(*batches, strict=True)))
 
     def _take_in(self, metrics: StepMetrics | None) -> None:
         """Reads a dispatch's metrics, which waits for it; stops a run that diverged."""
@@ -220,7 +255,7 @@ class _Run:
             self._report(record, better)
         elif self._due(plan.log):
             self.log.write(self._new_record())
-        if self._due(plan.sample) or ended:
+        if self.first and (self._due(plan.sample) or ended):
             self._sample()
         over = self._over()
         if self._due(plan.checkpoint) or better or over:
@@ -253,7 +288,7 @@ class _Run:
         ids = self.text.parts.val.ids
         if ids.size < 2:
             return None
-        found = evaluate(self.config.model, self.state.best_params, ids)
+        found = evaluate(self.config.model, self.backend.whole(self.state).best_params, ids)
         if not math.isfinite(found["val_loss"]):
             raise self._diverged(f"the validation loss at step {self.step} is not finite")
         record |= found
@@ -265,10 +300,11 @@ class _Run:
     def _sample(self) -> None:
         """Adds to `samples.txt` one text a temperature, and shows the last."""
         wanted, shown = self.config.sample, ""
+        params = one_copy(self.state.best_params)  # a text is written on one device
         for temperature in wanted.temperatures if wanted.num_chars else ():
             (text,) = sample_texts(
                 self.config.model,
-                self.state.best_params,
+                params,
                 self.text.vocab,
                 wanted.prompt,
                 num_chars=wanted.num_chars,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from charjax.errors import InputError
 from charjax.folder import append, refused
@@ -39,6 +39,19 @@ class MetricsLog:
             for name, value in record.items():
                 if name != "step":
                     self._events.add_scalar(name, value, record["step"])
+
+
+class NoLog:
+    """Keeps nothing: for all processes of a run but the one that writes."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+
+Log: TypeAlias = MetricsLog | NoLog
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

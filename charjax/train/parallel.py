@@ -9,15 +9,22 @@ from functools import partial
 import jax
 import numpy as np
 import optax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from charjax.config import Config
 from charjax.data.batches import Batch
+from charjax.devices import (
+    LANES,
+    all_devices,
+    lane_mesh,
+    own_rows,
+    put,
+    put_own,
+    replicated,
+    split_lanes,
+)
 from charjax.errors import InputError
 from charjax.train.step import Step, StepMetrics, TrainState, make_step, repeat
 from charjax.types import PyTree
-
-_AXIS = "lanes"
 
 
 @dataclass(frozen=True)
@@ -25,13 +32,15 @@ class Backend:
     """A way to run steps on the devices.
 
     Attributes:
-      place: a state as made or as restored -> the state on the devices. Never
-        shares buffers with its argument, for `run` consumes what it is given.
-      run: (state, batches stacked [steps, batch, ...]) -> (state, metrics [steps]).
-        Consumes the state.
-      whole: the state as `place` takes it, for checkpoints.
+      rows: of the global batch, those that this process feeds.
+      place: a state as made or as restored, whole on every process -> the state on the
+        devices. Never shares buffers with its argument, for `run` consumes what it is given.
+      run: (state, `rows` of the batches stacked [steps, batch, ...]) -> (state, metrics
+        [steps]). Consumes the state.
+      whole: the state as global arrays, for checkpoints and evaluation.
     """
 
+    rows: slice
     place: Callable[[TrainState], TrainState]
     run: Step
     whole: Callable[[TrainState], TrainState]
@@ -40,17 +49,20 @@ class Backend:
 def make_backend(
     config: Config, vocab_size: int, optimizer: optax.GradientTransformation
 ) -> Backend:
-    """The backend that `parallel.backend` names, over all devices.
+    """The backend that `parallel.backend` names, over all devices of all processes.
 
     Raises:
-      InputError: the batch does not divide by the number of devices.
+      InputError: the batch does not divide by the number of devices, or their parts of it
+        by `parallel.accumulate`.
     """
-    devices = jax.device_count()
-    if config.data.batch_size % devices:
+    shares = jax.device_count() * config.parallel.accumulate
+    if config.data.batch_size % shares:
+        accumulated = config.parallel.accumulate > 1
         raise InputError(
             f"config.data.batch_size={config.data.batch_size}: must be a multiple of the "
-            f"{devices} devices; the nearest is "
-            f"{max(1, round(config.data.batch_size / devices)) * devices}"
+            f"{jax.device_count()} devices"
+            f"{f' times config.parallel.accumulate={shares // jax.device_count()}' * accumulated}"
+            f"; the nearest is {max(1, round(config.data.batch_size / shares)) * shares}"
         )
     make = {"jit": _jit_backend, "pmap": _pmap_backend}[config.parallel.backend]
     return make(config, vocab_size, optimizer)
@@ -59,11 +71,9 @@ def make_backend(
 def _jit_backend(
     config: Config, vocab_size: int, optimizer: optax.GradientTransformation
 ) -> Backend:
-    # Explicit axes, the default of make_mesh, break the embedding's look-up.
-    mesh = jax.make_mesh((jax.device_count(),), (_AXIS,), axis_types=(AxisType.Auto,))
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    shardings = _state_tree(everywhere, NamedSharding(mesh, PartitionSpec(_AXIS)))
-    batches = NamedSharding(mesh, PartitionSpec(None, _AXIS))
+    mesh = lane_mesh(all_devices())
+    everywhere, batches = replicated(mesh), split_lanes(mesh, axis=1)
+    shardings = _state_tree(everywhere, split_lanes(mesh, axis=0))
     run = jax.jit(
         repeat(make_step(config, vocab_size, optimizer)),
         in_shardings=(shardings, batches),
@@ -73,33 +83,34 @@ def _jit_backend(
 
     def place(state: TrainState) -> TrainState:
         own = jax.tree.map(np.array, state)
-        return TrainState(*(_put(*part) for part in zip(own, shardings, strict=True)))
+        return TrainState(*(put(*part) for part in zip(own, shardings, strict=True)))
 
-    def run_global(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        moved: tuple[TrainState, StepMetrics] = run(state, _put(batch, batches))
+    def run_own(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        moved: tuple[TrainState, StepMetrics] = run(state, put_own(batch, batches))
         return moved
 
-    return Backend(place, run_global, lambda state: state)
+    return Backend(own_rows(config.data.batch_size), place, run_own, lambda state: state)
 
 
 def _pmap_backend(
     config: Config, vocab_size: int, optimizer: optax.GradientTransformation
 ) -> Backend:
-    devices, mesh_axes = jax.device_count(), _state_tree(None, 0)
+    rows, mesh_axes = own_rows(config.data.batch_size), _state_tree(None, 0)
     run = jax.pmap(
-        repeat(make_step(config, vocab_size, optimizer, axis_name=_AXIS)),
-        axis_name=_AXIS,
+        repeat(make_step(config, vocab_size, optimizer, axis_name=LANES)),
+        axis_name=LANES,
         in_axes=(mesh_axes, 1),
         out_axes=(mesh_axes, None),
+        devices=all_devices(),
         donate_argnums=0,
     )
 
     def split(x: np.ndarray, axis: int) -> np.ndarray:
-        return x.reshape(*x.shape[:axis], devices, -1, *x.shape[axis + 1 :])
+        return x.reshape(*x.shape[:axis], jax.local_device_count(), -1, *x.shape[axis + 1 :])
 
     def place(state: TrainState) -> TrainState:
         own: TrainState = jax.tree.map(np.array, state)
-        return own._replace(carry=jax.tree.map(lambda c: split(c, 0), own.carry))
+        return own._replace(carry=jax.tree.map(lambda c: split(c[rows], 0), own.carry))
 
     def run_split(state: TrainState, batches: Batch) -> tuple[TrainState, StepMetrics]:
         moved: tuple[TrainState, StepMetrics] = run(
@@ -108,20 +119,18 @@ def _pmap_backend(
         return moved
 
     def whole(state: TrainState) -> TrainState:
-        return state._replace(carry=jax.tree.map(lambda c: c.reshape(-1, c.shape[-1]), state.carry))
+        # What pmap returns is local to this process; only global arrays can be saved by all.
+        mesh = lane_mesh(all_devices())
+        own: TrainState = jax.tree.map(np.asarray, state)
+        carry = jax.tree.map(lambda c: c.reshape(-1, c.shape[-1]), own.carry)
+        shared = put({**own._asdict(), "carry": ()}, replicated(mesh))
+        return TrainState(**{**shared, "carry": put_own(carry, split_lanes(mesh, axis=0))})
 
-    return Backend(place, run_split, whole)
+    return Backend(rows, place, run_split, whole)
 
 
 def _state_tree(shared: PyTree, lanes: PyTree) -> TrainState:
     """A prefix tree of the state: one value for what is shared, one for what has lanes."""
     return TrainState(
         step=shared, params=shared, opt_state=shared, ema=shared, carry=lanes, skipped=shared
-    )
-
-
-def _put(tree: PyTree, sharding: NamedSharding) -> PyTree:
-    """Host arrays on the devices; in several processes each puts the part it can address."""
-    return jax.tree.map(
-        lambda leaf: jax.make_array_from_callback(leaf.shape, sharding, lambda at: leaf[at]), tree
     )

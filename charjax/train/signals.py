@@ -11,7 +11,6 @@ from types import FrameType, TracebackType
 from typing import Any
 
 _WATCHED = (signal.SIGINT, signal.SIGTERM)
-_GRACE_S = 2.0  # for an interrupted command to tidy up
 
 
 class StopSignals:
@@ -55,10 +54,10 @@ class StopSignals:
 
 @contextmanager
 def exit_on_signals(say: Callable[[str], None]) -> Iterator[None]:
-    """A context in which SIGTERM exits with 143 at once, SIGINT with 130 after two seconds.
+    """A context in which SIGTERM and SIGINT exit at once with 143 and 130, whatever goes on.
 
-    Within those, a KeyboardInterrupt may end the context in good order. For a command with
-    nothing to save, whatever it is busy with; `StopSignals` takes over inside.
+    For a command with nothing to save; `StopSignals` takes over inside. No KeyboardInterrupt
+    is raised: modules that load, and compilers, do not survive one in good order.
 
     Args:
       say: told, in one line, what happens.
@@ -66,25 +65,19 @@ def exit_on_signals(say: Callable[[str], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    ended = threading.Event()
 
     def exit_now(number: int) -> None:
-        if number == signal.SIGINT and ended.wait(_GRACE_S):
-            return
-        say(
-            "interrupted"
-            if number == signal.SIGINT
-            else "terminated before there was anything to save"
-        )
+        say("interrupted" if number == signal.SIGINT else "terminated")
         os._exit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, _leave_it_to_the_listener)
-    try:
-        with _listening(exit_now):
-            yield
-    finally:
-        ended.set()
-        signal.signal(signal.SIGTERM, before)
+    with ExitStack() as stack:
+        for number in _WATCHED:
+            before = signal.getsignal(number)
+            if before is not signal.SIG_IGN:  # as a shell asks for a command in the background
+                signal.signal(number, _leave_it_to_the_listener)
+                stack.callback(signal.signal, number, before)
+        stack.enter_context(_listening(exit_now))
+        yield
 
 
 @contextmanager

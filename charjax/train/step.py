@@ -8,13 +8,13 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Key
 
 from charjax.config import Config
 from charjax.data.batches import Batch
 from charjax.keys import Stream, indexed_key, stream_key
-from charjax.model.likelihood import next_char_nats
-from charjax.model.network import CharRNN, init_params, initial_carry, restart
+from charjax.model.network import LaneKeys, init_params, initial_carry, restart
+from charjax.train.gradient import accumulated, make_gradient
+from charjax.train.loss import make_total_nats
 from charjax.train.scheduled import guessed_share, mix_inputs
 from charjax.types import Carry, Count, PyTree, Scalar
 
@@ -89,13 +89,14 @@ def make_step(
       (state, batch) -> (state, metrics), pure. A step whose loss or gradient is not
       finite moves nothing but `step` and `skipped`.
     """
-    network = CharRNN(config.model, vocab_size)
-    last_only = config.data.targets == "last"
+    whole = make_gradient(make_total_nats(config, vocab_size))
+    parts = config.parallel.accumulate
+    gradient = accumulated(whole, parts) if parts > 1 else whole
 
     def total(x: Any) -> Any:
         return x if axis_name is None else jax.lax.psum(x, axis_name)
 
-    def lane_keys(stream: Stream, step: Count, batch: Batch) -> Key[Array, " batch"]:
+    def lane_keys(stream: Stream, step: Count, batch: Batch) -> LaneKeys:
         lanes = jnp.arange(batch.inputs.shape[0])
         if axis_name is not None:
             lanes += lanes.size * jax.lax.axis_index(axis_name)
@@ -108,23 +109,13 @@ def make_step(
         mixed: Any = mix_inputs(config.model, params, inputs, carry, keys, share)
         return batch._replace(inputs=mixed)
 
-    def loss_fn(params: PyTree, carry: Carry, batch: Batch, step: Count) -> tuple[Scalar, Carry]:
-        keys = lane_keys(Stream.DROPOUT, step, batch)
-        logits, carry = network.run(
-            params, jnp.asarray(batch.inputs), carry, keys, last_only=last_only
-        )
-        predicted = slice(-logits.shape[1], None)
-        targets, mask = (jnp.asarray(x)[:, predicted] for x in (batch.targets, batch.mask))
-        nats = jnp.sum(next_char_nats(logits, targets), where=mask)
-        return nats / jnp.maximum(total(jnp.sum(mask)), 1), carry
-
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         carry = restart(state.carry, jnp.asarray(batch.fresh))
         if config.train.scheduled_sampling:
             batch = read_own_guesses(state.params, carry, batch, state.step)
-        (loss, carry), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.params, carry, batch, state.step
-        )
+        keys = lane_keys(Stream.DROPOUT, state.step, batch)
+        counted = jnp.maximum(total(jnp.sum(batch.mask)), 1)
+        loss, grads, carry = gradient(state.params, carry, batch, keys, counted)
         loss, grads = total(loss), total(grads)
         grad_norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

@@ -15,7 +15,7 @@ from scripted import chain, cycle, memoryless, random_model, trained
 
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
-from charjax.generate import sample as module
+from charjax.generate import chunks as module
 from charjax.generate.choice import choose, keep_top_k, keep_top_p
 from charjax.generate.sample import Sampling, prompt_ids, sample, sample_texts, write_texts
 from charjax.model.network import CharRNN, initial_carry
@@ -126,12 +126,12 @@ def test_groups_may_be_read_in_any_order():
 @pytest.mark.parametrize(("smallest", "largest"), [(1, 64), (64, 256), (1, 1), (3, 5)])
 def test_groups_follow_each_other_and_do_not_depend_on_the_number(monkeypatch, smallest, largest):
     monkeypatch.setattr(module, "_GROUPS", {"cpu": (smallest, largest)})
-    many = list(module._groups(1000))
+    many = list(module.groups(1000))
     ends = [first + size for first, size in many]
     assert [first for first, _ in many] == [0, *ends[:-1]]
     assert max(size for _, size in many) == largest
     for fewer in (1, 2, 64, 65, 999):
-        groups = list(module._groups(fewer))
+        groups = list(module.groups(fewer))
         assert groups == many[: len(groups)]
         assert sum(size for _, size in groups[:-1]) < fewer <= sum(size for _, size in groups)
 

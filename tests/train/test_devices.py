@@ -1,0 +1,190 @@
+"""However a batch is spread over devices and time, the step and the evaluation are the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from charjax.config import Config, DataConfig, ParallelConfig, from_config_dict, to_dict
+from charjax.data.batches import make_batches
+from charjax.devices import all_devices, lane_mesh, one_copy, own_rows, put, put_own, split_lanes
+from charjax.errors import InputError
+from charjax.generate import score
+from charjax.train.gradient import accumulated, make_gradient
+from charjax.train.loss import make_total_nats
+from charjax.train.optimizer import make_optimizer
+from charjax.train.parallel import make_backend
+from charjax.train.step import init_state, repeat
+
+from .tiny import VOCAB, config_of, first_state, random_batch, stacked, step_of
+
+DROPOUT = {"dropout": 0.3, "dropout_in": 0.1}
+STEPS = range(10)
+
+
+def losses_of(config: Config) -> np.ndarray:
+    """Of ten steps over all devices."""
+    optimizer = make_optimizer(config.optim, config.train.max_steps)
+    backend = make_backend(config, VOCAB, optimizer)
+    _, metrics = backend.run(
+        backend.place(init_state(config, VOCAB, optimizer)), stacked(random_batch, STEPS)
+    )
+    return np.asarray(metrics.loss)
+
+
+def losses_on_one_device(config: Config) -> np.ndarray:
+    run = jax.jit(repeat(step_of(config)))
+    return np.asarray(run(first_state(config), stacked(random_batch, STEPS))[1].loss)
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize(
+    ("model", "parallel"),
+    [
+        ({"remat": 2}, {}),
+        ({"remat": 8}, {}),
+        ({}, {"accumulate": 4}),
+        ({"remat": 4}, {"accumulate": 2}),
+    ],
+)
+def test_blocks_and_parts_change_nothing_but_rounding(cell, model, parallel):
+    whole = config_of(model={**DROPOUT, "cell": cell})
+    cut = config_of(model={**DROPOUT, "cell": cell, **model}, parallel=parallel)
+    np.testing.assert_allclose(losses_on_one_device(cut), losses_on_one_device(whole), rtol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["jit", "pmap"])
+def test_parts_on_eight_devices_are_the_whole_batch(backend):
+    def config(accumulate: int) -> Config:
+        return config_of(
+            model=DROPOUT,
+            data={"batch_size": 16},
+            parallel={"backend": backend, "accumulate": accumulate},
+        )
+
+    def batch(step):
+        return type(random_batch(0))(
+            *map(np.concatenate, zip(random_batch(step), random_batch(step + 99), strict=True))
+        )
+
+    results = []
+    for chosen in (config(1), config(2)):
+        optimizer = make_optimizer(chosen.optim, chosen.train.max_steps)
+        devices = make_backend(chosen, VOCAB, optimizer)
+        state = devices.place(init_state(chosen, VOCAB, optimizer))
+        state, metrics = devices.run(state, stacked(batch, STEPS))
+        results.append((np.asarray(metrics.loss), jax.device_get(devices.whole(state).carry)))
+    (whole, whole_carry), (parts, parts_carry) = results
+    np.testing.assert_allclose(parts, whole, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), parts_carry, whole_carry)
+
+
+def test_the_loss_of_last_targets_is_the_same_in_blocks():
+    def nats(remat: int) -> float:
+        config = config_of(data={"targets": "last", "batching": "windows"}, model={"remat": remat})
+        batch = random_batch(0)
+        last = batch._replace(mask=batch.mask & (np.arange(8) == 7))
+        state = first_state(config)
+        keys = jax.random.split(jax.random.key(0), 8)
+        total = jax.jit(make_total_nats(config, VOCAB))
+        return float(total(state.params, state.carry, last, keys)[0])
+
+    assert nats(4) == pytest.approx(nats(0), rel=1e-6)
+
+
+def test_blocks_bound_the_memory_of_a_long_sequence():
+    def temporary_bytes(remat: int) -> int:
+        config = config_of(model={"remat": remat, "hidden": 32})
+        total = make_total_nats(config, VOCAB)
+        state = first_state(config)
+        long = jax.tree.map(lambda x: np.tile(x, (1, 64)) if x.ndim == 2 else x, random_batch(0))
+        keys = jax.random.split(jax.random.key(0), 8)
+        gradient = jax.jit(jax.grad(lambda *a: total(*a)[0]))
+        program = gradient.lower(state.params, state.carry, long, keys).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes(16) < temporary_bytes(0) / 4
+
+
+def test_parts_need_a_batch_that_divides():
+    config = config_of(parallel={"accumulate": 3})
+    with pytest.raises(InputError, match=r"batch_size=8.*8 devices.*accumulate=3.*is 24"):
+        make_backend(config, VOCAB, make_optimizer(config.optim, 1))
+
+
+def test_blocks_must_divide_the_sequence():
+    config = config_of(model={"remat": 3})
+    with pytest.raises(InputError, match=r"config\.model\.remat=3.*seq_len=8"):
+        from_config_dict(to_dict(config))
+
+
+def test_the_parts_of_a_gradient_take_every_lane_once():
+    config = config_of()
+    state = first_state(config)
+    batch, keys = random_batch(0), jax.random.split(jax.random.key(0), 8)
+    carry = jax.tree.map(
+        lambda c: jax.random.normal(jax.random.key(1), c.shape), state.carry
+    )  # lanes that can be told apart
+    gradient = make_gradient(make_total_nats(config, VOCAB))
+    arguments = (state.params, carry, jax.tree.map(jax.numpy.asarray, batch), keys)
+    whole = jax.jit(gradient)(*arguments, 64)
+    parts = jax.jit(accumulated(gradient, 4))(*arguments, 64)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), parts, whole)
+
+
+@given(
+    batching=st.sampled_from(["stream", "windows", "sliding"]),
+    partial=st.booleans(),
+    step=st.integers(0, 40),
+    cut=st.integers(0, 8),
+)
+@settings(max_examples=40)
+def test_the_rows_of_all_processes_are_the_batch(batching, partial, step, cut):
+    keep_partial = partial and batching != "stream"
+    config = DataConfig(batching=batching, batch_size=8, seq_len=4, keep_partial=keep_partial)
+    ids = np.arange(300, dtype=np.int32)
+    batches = make_batches(config, ids, np.array([0]), seed=1)
+    whole = batches(step)
+    halves = batches(step, slice(0, cut)), batches(step, slice(cut, 8))
+    for wanted, one, other in zip(whole, *halves, strict=True):
+        np.testing.assert_array_equal(np.concatenate([one, other]), wanted)
+
+
+def test_arrays_come_back_from_the_devices_as_they_went():
+    lanes = split_lanes(lane_mesh(all_devices()), axis=1)
+    x = np.arange(48.0).reshape(2, 8, 3)
+    for placed in (put(x, lanes), put_own(x[:, own_rows(8)], lanes)):
+        np.testing.assert_array_equal(placed, x)
+        assert len({shard.device for shard in placed.addressable_shards}) == 8
+    assert one_copy(jax.device_put(x, all_devices()[3])).devices() == {all_devices()[3]}
+
+
+def test_a_text_is_scored_on_all_devices_as_on_one(monkeypatch):
+    config = config_of().model
+    params = first_state(config_of()).params
+    ids = np.random.default_rng(0).integers(VOCAB, size=20_000).astype(np.int32)
+    on_all = score.char_nats(config, params, ids)
+    one_device = score._worker(config, over_all=False)
+    monkeypatch.setattr(score, "_worker", lambda config, over_all: one_device)
+    np.testing.assert_allclose(on_all, score.char_nats(config, params, ids), rtol=1e-5)
+
+
+def test_the_choice_of_devices_may_change_when_a_run_resumes():
+    from charjax.train import identity
+
+    for name in ("parallel.accumulate", "parallel.backend", "model.remat"):
+        assert name.startswith(identity._MAY_CHANGE)
+    assert replace(config_of(), parallel=ParallelConfig(accumulate=2)) != config_of()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("backend", "rtol"), [("jit", 1e-6), ("pmap", 1e-5)])
+def test_a_hundred_steps_on_eight_devices_are_those_on_one(backend, rtol, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.STEPS", range(100))
+    config = config_of(model=DROPOUT, parallel={"backend": backend})
+    np.testing.assert_allclose(losses_of(config), losses_on_one_device(config), rtol=rtol)
