@@ -104,10 +104,11 @@ class Worker:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            self._process.wait()
+            code = self._process.wait()
             self._errors.seek(0)
             errors = self._errors.read().strip().splitlines()
-            raise UnavailableError(f"its process died: {errors[-1] if errors else 'no word'}")
+            last = errors[-1] if errors else "no word"
+            raise UnavailableError(f"its process died ({code}): {last}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -214,6 +215,7 @@ def _environment(device: str) -> dict[str, str]:
     env = os.environ | {
         "PYTHONPATH": path,
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "JAX_TRACEBACK_FILTERING": "off",  # so that the last line is the error
         "TF_CPP_MIN_LOG_LEVEL": "2",
         "TF_FORCE_GPU_ALLOW_GROWTH": "true",
     }
