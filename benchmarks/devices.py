@@ -72,13 +72,14 @@ def moved(scratch: Path) -> dict[str, Any]:
         train(shape, scratch / "moves", (*flags, *stop))
     train(ONE, scratch / "stays", (*flags, "--config.train.max_steps=80"))
     difference = apart(losses(scratch / "stays"), losses(scratch / "moves"))
-    return {
-        "stations": [f"{shape} {backend}" for shape, backend in stations],
+    row = {
         "steps": 80,
+        "processes_x_devices": ", ".join(f"{shape} {backend}" for shape, backend in stations),
         "largest_relative_difference": difference,
         "limit": 1e-5,
         "kept": difference <= 1e-5,
     }
+    return {"rows": [row]}
 
 
 def killed(scratch: Path) -> dict[str, Any]:
@@ -133,7 +134,8 @@ def starts(scratch: Path) -> dict[str, Any]:
         backend = f"--config.parallel.backend={('jit', 'pmap')[i % 2]}"
         train(Shape(1, 8), scratch / str(i), (*flags, backend), timeout_s=120)
         seconds.append(time.monotonic() - began)
-    return {"runs": len(seconds), "hung": 0, "longest_s": round(max(seconds), 1)}
+    row = {"starts": len(seconds), "devices": 8, "hung": 0, "longest_s": round(max(seconds), 1)}
+    return {"rows": [row]}
 
 
 def dispatch(scratch: Path) -> dict[str, Any]:

@@ -78,6 +78,7 @@ def joined(place: Place | None, *, native_log: Path) -> Iterator[None]:
     log.parent.mkdir(parents=True, exist_ok=True)
     end = _End(log)
     try:
+        _connect()
         yield
     except CharjaxError as error:
         end.is_for(error)
@@ -205,6 +206,12 @@ def _join(place: Place | None) -> bool:
             "or give --num_processes=1"
         ) from error
     return several()
+
+
+def _connect() -> None:
+    """Opens the devices' connections, while all processes are here: some give up after 30 s."""
+    agree([0])
+    Exchange(1)([0])
 
 
 def _leave() -> None:

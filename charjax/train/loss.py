@@ -36,7 +36,11 @@ def make_total_nats(config: Config, vocab_size: int) -> TotalNats:
         )
         predicted = slice(-logits.shape[1], None)
         targets, mask = (jnp.asarray(x)[:, predicted] for x in (batch.targets, batch.mask))
-        return jnp.sum(next_char_nats(logits, targets), where=mask), carry
+        nats = jnp.where(mask, next_char_nats(logits, targets), 0.0)
+        # Lane by lane first: one long sum rounds differently on other numbers of devices, to
+        # 1e-6. As a product, since XLA would make one sum of two.
+        lanes = jnp.dot(nats, jnp.ones(nats.shape[1]), precision=jax.lax.Precision.HIGHEST)
+        return jnp.sum(lanes), carry
 
     def blockwise(
         params: PyTree, carry: Carry, batch: Batch, keys: LaneKeys
