@@ -59,7 +59,7 @@ class Worker:
         self._process = subprocess.Popen(
             [peer.python, "-m", "benchmarks.worker", peer.task, json.dumps(dict(peer.arguments))],
             cwd=ROOT,
-            env=_environment(device) | peer.env,
+            env=_environment(device) | dict(peer.env),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -104,10 +104,11 @@ class Worker:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            self._process.wait()
+            code = self._process.wait()
             self._errors.seek(0)
             errors = self._errors.read().strip().splitlines()
-            raise UnavailableError(f"its process died: {errors[-1] if errors else 'no word'}")
+            last = errors[-1] if errors else "no word"
+            raise UnavailableError(f"its process died ({code}): {last}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -203,10 +204,9 @@ def ratio(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> float:
       ours: a figure as it lies in a result file.
       theirs: another of the same rounds.
     """
-    scale = ours["chars"] / theirs["chars"]
-    return scale * statistics.median(
-        t / o for o, t in zip(ours["seconds"], theirs["seconds"], strict=True)
-    )
+    rounds = zip(ours["seconds"], theirs["seconds"], strict=True)
+    faster: float = statistics.median(theirs_s / ours_s for ours_s, theirs_s in rounds)
+    return faster * float(ours["chars"] / theirs["chars"])
 
 
 def _environment(device: str) -> dict[str, str]:
@@ -215,6 +215,7 @@ def _environment(device: str) -> dict[str, str]:
     env = os.environ | {
         "PYTHONPATH": path,
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "JAX_TRACEBACK_FILTERING": "off",  # so that the last line is the error
         "TF_CPP_MIN_LOG_LEVEL": "2",
         "TF_FORCE_GPU_ALLOW_GROWTH": "true",
     }

@@ -14,19 +14,20 @@ LAUNCH, TRAINING = "launch.py", "launch.py, training alone"
 PLAIN, BARE = "plain flax loop", "bare step"
 
 
-def peers(steps: int, compiled: str) -> list[Peer]:
+def peers(steps: int, compiled: str, *, small: bool) -> list[Peer]:
     """Both loops and the step; each finds its compiled programs in a cache of its own.
 
     Args:
       steps: of a run.
       compiled: the folder of the caches.
+      small: a tiny model, to try it out.
     """
     tasks = {LAUNCH: "launch", PLAIN: "plain", BARE: "bare"}
     return [
         Peer(
             name,
             f"benchmarks.peers.whole_run:{task}",
-            {"steps": steps},
+            {"steps": steps, "small": small},
             env={
                 "JAX_COMPILATION_CACHE_DIR": f"{compiled}/{task}",
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
@@ -52,7 +53,7 @@ def main() -> None:
     args = flags.parse_args()
     steps = 100 if args.small else args.steps
     with tempfile.TemporaryDirectory() as compiled:
-        found = peers(steps, compiled)
+        found = peers(steps, compiled, small=args.small)
         measured = measure(found, rounds=args.rounds, turn_s=args.turn_s, device=args.device)
     measured = with_training(measured)
     show(f"configs/shakespeare.py, {steps} steps", measured, (LAUNCH, TRAINING))

@@ -16,7 +16,7 @@ STREAMS = (1, 64)
 
 
 def peers(shape: Shape, streams: int, chars: int) -> list[Peer]:
-    """Charjax and the two loops that people write."""
+    """The sampler and the two loops that people write."""
     where: dict[str, Any] = {
         "shape": dataclasses.asdict(shape),
         "streams": streams,

@@ -145,11 +145,13 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--num_samples", type=int, default=1, help="how many texts")
     sample.add_argument("--separator", default="\n=====\n", help="between two texts")
     sample.add_argument("--seed", type=int, default=0)
+    _add_weights(sample)
     _add_unknown(sample)
 
     score = _command(commands, "score", _score, "measure how well a model predicts a text")
     _add_trained(score)
     score.add_argument("--file", required=True, help="a text file, or - for standard input")
+    _add_weights(score)
     _add_unknown(score)
 
     export = _command(commands, "export", _export, "write a model as a program without charjax")
@@ -196,6 +198,14 @@ def _add_trained(command: Any) -> None:
     command.add_argument("--workdir", required=True, help="the folder of a run")
     command.add_argument(
         "--checkpoint", default="best", type=_which, help="best, newest or a step; default best"
+    )
+
+
+def _add_weights(command: Any) -> None:
+    command.add_argument(
+        "--weights",
+        choices=("float32", "bfloat16"),
+        help="multiply in this precision; default: as it was trained. score says what it costs",
     )
 
 
@@ -347,9 +357,10 @@ def _place(args: argparse.Namespace) -> Place | None:
 
 
 def _trained(args: argparse.Namespace) -> Trained:
-    from charjax.generate.trained import load_trained
+    from charjax.generate.trained import in_precision, load_trained
 
-    return load_trained(Path(args.workdir), which=args.checkpoint, report=_report)
+    trained = load_trained(Path(args.workdir), which=args.checkpoint, report=_report)
+    return in_precision(trained, args.weights) if getattr(args, "weights", None) else trained
 
 
 def _sample(args: argparse.Namespace) -> None:

@@ -29,22 +29,24 @@ from charjax.train.optimizer import make_optimizer
 from charjax.train.plan import make_plan
 
 
-def shortened(steps: int) -> Config:
+def shortened(steps: int, small: bool) -> Config:
     """The shipped config, cut short.
 
     It evaluates once, at its end, on a part of the text that has the same proportion
-    to the steps as in the whole run, so that a short run is a fair sample of it.
+    to the steps as in the whole run, so that a short run is a fair sample of it. `small`
+    is for trying the benchmark out.
     """
     values = runpy.run_path(str(ROOT / "configs" / "shakespeare.py"))["get_config"]().to_dict()
     share = values["data"]["split"][1] * min(1.0, steps / values["train"]["eval_every"])
     values["data"]["split"] = (1 - share, share, 0.0)
     values["train"] |= {"max_steps": steps, "eval_every": min(steps, values["train"]["eval_every"])}
+    values["model"] |= {"hidden": 32, "embed": 8} if small else {}
     return from_config_dict(values)
 
 
-def launch(steps: int) -> Task:
+def launch(steps: int, small: bool) -> Task:
     """What `launch.py` does after its flags: text, steps, evaluation, samples, checkpoint."""
-    config = shortened(steps)
+    config = shortened(steps, small)
 
     def run(units: int) -> dict[str, Any]:
         speeds = []
@@ -60,18 +62,18 @@ def launch(steps: int) -> Task:
     return Task(_chars(config), run)
 
 
-def bare(steps: int) -> Task:
+def bare(steps: int, small: bool) -> Task:
     """The same step over and over the same batches, `steps` a unit, and nothing else."""
-    config = shortened(steps)
+    config = shortened(steps, small)
     text = _text(config)
     plan = make_plan(config.train, text.batches.steps_per_epoch)
     first = (text.batches(i) for i in range(plan.dispatch))
     return step_task(config, len(text.vocab), Batch(*map(np.stack, zip(*first, strict=True))))
 
 
-def plain(steps: int) -> Task:
+def plain(steps: int, small: bool) -> Task:
     """A loop around Flax's `nn.RNN` as one writes it: a jitted step, a loss now and then."""
-    config = shortened(steps)
+    config = shortened(steps, small)
 
     def run(units: int) -> dict[str, Any]:
         for _ in range(units):
@@ -109,8 +111,11 @@ def _plain_run(config: Config) -> float:
     x = jnp.asarray(text.batches(0).inputs)
     key = jax.random.key(config.seed)
     params = jax.jit(model.init)(key, x, None)
-    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(model.apply, params, x, None)[1])
-    carry, opt_state = zeros, optimizer.init(params)
+    zeros = jax.tree.map(
+        jnp.zeros_like, jax.eval_shape(partial(model.apply, train=False), params, x, None)[1]
+    )
+    # Copied, because the step consumes its carry.
+    carry, opt_state = jax.tree.map(jnp.copy, zeros), optimizer.init(params)
     for i in range(config.train.max_steps):
         batch = text.batches(i)
         key, own = jax.random.split(key)

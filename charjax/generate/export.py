@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int, UInt32
 from charjax.config import ModelConfig, to_dict
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
-from charjax.generate.sample import choose
+from charjax.generate.choice import choose
 from charjax.generate.trained import Trained
 from charjax.keys import Stream
 from charjax.model.network import initial_carry

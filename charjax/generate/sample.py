@@ -1,67 +1,26 @@
-"""Writing text: one jitted scan over the carry, random numbers by sample and position.
+"""Writing text: continuations of a prompt, as ids or as texts.
 
 Sample i of a seed is the same text however many samples are asked for and
-however the text is cut into chunks: its key is a function of (seed, i, position)
-(law 1), and samples run in groups of a fixed size, so that even the rounding
-of the products does not depend on their number.
+however the text is cut into chunks (law 1); see `charjax.generate.chunks`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Int
 
 from charjax.config import ModelConfig
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
+from charjax.generate.choice import Sampling as Sampling
+from charjax.generate.chunks import groups, write_group
 from charjax.generate.trained import Trained
-from charjax.keys import Stream, indexed_key, stream_key
-from charjax.model.network import initial_carry
-from charjax.model.stepper import StepState, StepWeights, step, step_state, step_weights
-from charjax.types import PRNGKey, PyTree, Scalar
+from charjax.types import PyTree
 
-_GROUP = 8  # samples a dispatch
-_CHUNK = 128  # characters a dispatch
 _MOST_CHARS = 10**9
 _MOST_SAMPLES = 10**6
-# Beyond these the division of logits leaves float32, and an excluded character becomes a NaN.
-_COLDEST, _HOTTEST = 1e-30, 1e30
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How the next character is chosen.
-
-    Attributes:
-      temperature: divides the logits; 0 takes the likeliest character.
-      top_k: keep the k likeliest characters; 0 keeps all.
-      top_p: keep the likeliest characters that together have this probability; 1 keeps all.
-      seed: of the random numbers.
-    """
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.temperature < math.inf:
-            raise InputError(
-                f"--temperature={self.temperature}: must be 0 (greedy) or a positive number"
-            )
-        if self.top_k < 0:
-            raise InputError(f"--top_k={self.top_k}: must be 0 (all characters) or more")
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"--top_p={self.top_p}: must be above 0 and at most 1")
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"--seed={self.seed}: must be from 0 to 2**32 - 1")
 
 
 def sample(
@@ -98,10 +57,9 @@ def sample(
         raise InputError(f"--num_chars={num_chars}: must be from 0 to {_MOST_CHARS:,}")
     if not 1 <= num_samples <= _MOST_SAMPLES:
         raise InputError(f"--num_samples={num_samples}: must be from 1 to {_MOST_SAMPLES:,}")
-    weights = jax.jit(step_weights, static_argnums=0)(config, params)
-    for first in range(0, num_samples, _GROUP):
-        numbers = range(first, min(first + _GROUP, num_samples))
-        yield _sample_group(config, weights, prompt, num_chars, numbers, sampling, masked)
+    for first, size in groups(num_samples):
+        numbers = range(first, min(first + size, num_samples))
+        yield write_group(config, params, prompt, num_chars, numbers, size, sampling, masked)
 
 
 def sample_texts(
@@ -119,7 +77,7 @@ def sample_texts(
     Raises:
       InputError: the prompt has characters that the vocabulary lacks.
     """
-    groups = sample(
+    written = sample(
         config,
         params,
         prompt_ids(vocab, prompt),
@@ -128,7 +86,7 @@ def sample_texts(
         sampling=sampling,
         masked=vocab.unk_id,
     )
-    return _whole(vocab, groups)
+    return _whole(vocab, written)
 
 
 def write_texts(
@@ -152,7 +110,7 @@ def write_texts(
     vocab, model = trained.vocab, trained.config.model
     ids = prompt_ids(vocab, prompt, unknown=unknown)
     shown = vocab.decode(ids) if prompt else ""
-    groups = sample(
+    written = sample(
         model,
         trained.params,
         ids,
@@ -163,12 +121,12 @@ def write_texts(
     )
     if num_samples == 1:
         decoder = vocab.decoder()
-        chunks = next(groups)
+        chunks = next(written)
         yield shown
         yield from (decoder.decode(chunk[0]) for chunk in chunks)
         yield decoder.flush()
         return
-    for number, text in enumerate(_whole(vocab, groups)):
+    for number, text in enumerate(_whole(vocab, written)):
         yield (separator if number else "") + shown + text
 
 
@@ -188,122 +146,3 @@ def prompt_ids(vocab: Vocab, prompt: str, *, unknown: str = "error") -> Int[np.n
     """
     ids = vocab.encode(prompt, unknown=unknown)
     return ids if ids.size else np.array([vocab.start], np.int32)
-
-
-def _sample_group(
-    config: ModelConfig,
-    weights: StepWeights,
-    prompt: Int[np.ndarray, " prompt"],
-    num_chars: int,
-    numbers: range,
-    sampling: Sampling,
-    masked: int | None,
-) -> Iterator[Int[np.ndarray, "samples chunk"]]:
-    """Chunks of one group; the prompt runs through the same program, as forced characters."""
-    key = stream_key(sampling.seed, Stream.SAMPLE)
-    keys = jax.vmap(indexed_key, (None, 0))(key, numbers.start + jnp.arange(_GROUP))
-    state = step_state(config, weights, initial_carry(config, _GROUP))
-    token = jnp.full((_GROUP,), prompt[0], jnp.int32)
-    forced_total = prompt.size - 1
-    yield np.empty((len(numbers), 0), np.int32)  # a text of no characters is a text
-    for start in range(0, forced_total + num_chars, _CHUNK):
-        # -1 leaves the choice to the model.
-        forced = np.full(_CHUNK, -1, np.int32)
-        given = prompt[1 + start : 1 + start + _CHUNK]
-        forced[: given.size] = given
-        positions = start - forced_total + np.arange(_CHUNK)
-        token, state, written = _write_chunk(
-            config,
-            sampling.top_k,
-            sampling.top_p < 1,
-            masked,
-            weights,
-            token,
-            state,
-            forced,
-            positions,
-            keys,
-            jnp.float32(min(sampling.temperature, _HOTTEST)),
-            jnp.float32(sampling.top_p),
-        )
-        wanted = (positions >= 0) & (positions < num_chars)
-        if wanted.any():
-            yield np.asarray(written)[: len(numbers), wanted]
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=6)
-def _write_chunk(
-    config: ModelConfig,
-    top_k: int,
-    nucleus: bool,
-    masked: int | None,
-    weights: StepWeights,
-    token: Int[Array, " batch"],
-    state: StepState,
-    forced: Int[Array, " time"],
-    positions: Int[Array, " time"],
-    keys: Key[Array, " batch"],
-    temperature: Scalar,
-    top_p: Scalar,
-) -> tuple[Int[Array, " batch"], StepState, Int[Array, "batch time"]]:
-    def advance(
-        at: tuple[Array, StepState], given: tuple[Array, Array]
-    ) -> tuple[tuple[Array, StepState], Array]:
-        token, state = at
-        forced, position = given
-        logits, state = step(config, weights, token, state)
-        if masked is not None:
-            logits = logits.at[:, masked].set(-jnp.inf)
-        if top_k:
-            logits = keep_top_k(logits, top_k)
-        position_keys = jax.vmap(indexed_key, (0, None))(keys, position)
-        chosen = choose(logits, position_keys, temperature, top_p if nucleus else None)
-        token = jnp.where(forced >= 0, forced, chosen)
-        return (token, state), token
-
-    (token, state), written = jax.lax.scan(advance, (token, state), (forced, positions))
-    return token, state, written.T
-
-
-def choose(
-    logits: Float[Array, "batch vocab"],
-    keys: Key[Array, " batch"],
-    temperature: Scalar,
-    top_p: Scalar | None = None,
-) -> Int[Array, " batch"]:
-    """The next character of each lane, int32.
-
-    Args:
-      logits: float32; minus infinity excludes a character.
-      keys: one a lane.
-      temperature: 0 takes the likeliest character, exactly.
-      top_p: nucleus sampling (Holtzman et al. 2019) at this temperature; None: off.
-    """
-    likeliest = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    # Shifted so that the largest is 0, which no temperature makes overflow.
-    shifted = logits - jnp.max(logits, axis=-1, keepdims=True)
-    scaled = shifted / jnp.clip(temperature, _COLDEST, _HOTTEST)
-    if top_p is not None:
-        scaled = keep_top_p(scaled, top_p)
-
-    def draw(key: PRNGKey, logits: Float[Array, " vocab"]) -> Int[Array, ""]:
-        return jax.random.categorical(key, logits).astype(jnp.int32)
-
-    return jnp.where(temperature > 0, jax.vmap(draw)(keys, scaled), likeliest)
-
-
-def keep_top_k(logits: Float[Array, "batch vocab"], k: int) -> Float[Array, "batch vocab"]:
-    """The logits with all but the `k` largest of each lane at minus infinity; ties are kept."""
-    k = min(k, logits.shape[-1])
-    least = jax.lax.top_k(logits, k)[0][:, -1:]
-    return jnp.where(logits < least, -jnp.inf, logits)
-
-
-def keep_top_p(logits: Float[Array, "batch vocab"], p: Scalar) -> Float[Array, "batch vocab"]:
-    """The logits with all but the smallest set of total probability `p` at minus infinity."""
-    ordered = jnp.sort(logits, axis=-1, descending=True)
-    probs = jax.nn.softmax(ordered)
-    # A character stays if those before it do not reach p; the likeliest always stays.
-    stays = jnp.cumsum(probs, axis=-1) - probs < jnp.maximum(p, np.finfo(np.float32).tiny)
-    least = jnp.min(jnp.where(stays, ordered, jnp.inf), axis=-1, keepdims=True)
-    return jnp.where(logits < least, -jnp.inf, logits)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,3 +62,12 @@ def load_trained(workdir: Path, *, which: Which, report: Callable[[str], None]) 
     return Trained(
         config, vocab, restored.state[name], restored.step, restored.val_loss, restored.meta
     )
+
+
+def in_precision(trained: Trained, dtype: str) -> Trained:
+    """The same model, whose products take their operands in another dtype.
+
+    Its loss may differ a little; `charjax.generate.score` measures by how much.
+    """
+    model = replace(trained.config.model, dtype=dtype)
+    return replace(trained, config=replace(trained.config, model=model))

@@ -22,11 +22,21 @@ from jaxtyping import Array, Float
 # bfloat16, the same rows by 2048 terms at 290.
 _MOST_TERMS = 1024
 
+_BITS = {"float32": (8, 23), "bfloat16": (8, 7)}  # of exponent and mantissa
+
 
 def dot(a: Float[Array, "m k"], b: Float[Array, "k n"], dtype: DTypeLike) -> Float[Array, "m n"]:
     """`a @ b` with operands rounded to `dtype` and accumulated in float32."""
     product: Array = jnp.dot(a.astype(dtype), b.astype(dtype), preferred_element_type=jnp.float32)
     return product
+
+
+def rounded(x: Float[Array, "*shape"], dtype: DTypeLike) -> Float[Array, "*shape"]:
+    """The values of `x` as `dtype` holds them, in the dtype of `x`.
+
+    Unlike a cast there and back, XLA may not leave it out.
+    """
+    return jax.lax.reduce_precision(x, *_BITS[jnp.dtype(dtype).name])
 
 
 def dot_leading(

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from charjax.config import ModelConfig
 from charjax.model.cells import CELLS
-from charjax.model.matmul import dot
+from charjax.model.matmul import dot, rounded
 from charjax.types import Carry, PyTree
 
 
@@ -24,13 +25,19 @@ class StepWeights(NamedTuple):
 
     Attributes:
       table: float32 [vocab, gates], the first layer's input share of every symbol.
-      kernels: a layer, [hidden, gates + onward], in the compute dtype.
+      kernels: a layer, [hidden, gates + onward], in the compute dtype; or as
+        `for_one_lane` leaves them.
       biases: a layer, float32 [gates + onward].
     """
 
     table: Float[Array, "vocab gates"]
     kernels: tuple[Float[Array, "hidden _"], ...]
     biases: tuple[Float[Array, " _"], ...]
+
+    @property
+    def symbols(self) -> int:
+        """The size of the vocabulary."""
+        return self.table.shape[0]
 
 
 class StepState(NamedTuple):
@@ -45,10 +52,8 @@ def step_weights(config: ModelConfig, params: PyTree) -> StepWeights:
     dtype = jnp.dtype(config.dtype)
     layers = [params[f"layer_{i}"] for i in range(config.layers)]
     kernel = layers[0]["kernel"]
-    if config.embed:
-        table = dot(params["embedding"], kernel, dtype)
-    else:
-        table = kernel.astype(dtype).astype(jnp.float32)  # the product with one-hot rows
+    # Rounded, a kernel is its own product with one-hot rows.
+    table = dot(params["embedding"], kernel, dtype) if config.embed else rounded(kernel, dtype)
     onward = [(above["kernel"], above["bias"]) for above in layers[1:]]
     onward.append((params["output_kernel"], params["output_bias"]))
     kernels, biases = [], []
@@ -59,11 +64,29 @@ def step_weights(config: ModelConfig, params: PyTree) -> StepWeights:
     return StepWeights(table + layers[0]["bias"][None], tuple(kernels), tuple(biases))
 
 
+def without_symbol(weights: StepWeights, symbol: int) -> StepWeights:
+    """The same with one symbol's logit at minus infinity."""
+    *below, last = weights.biases
+    last = last.at[last.size - weights.symbols + symbol].set(-jnp.inf)
+    return weights._replace(biases=(*below, last))
+
+
+def for_one_lane(weights: StepWeights) -> StepWeights:
+    """The same in the layout in which a CPU multiplies a single row fastest.
+
+    The kernels lie transposed, [gates + onward, hidden], so that the product is one dot
+    product a row. They are float32 that holds the compute dtype's values: XLA multiplies
+    a single row in float32 only, and would widen the kernels at every call.
+    """
+    kernels = tuple(kernel.astype(jnp.float32).T for kernel in weights.kernels)
+    return weights._replace(kernels=kernels)
+
+
 def step_state(config: ModelConfig, weights: StepWeights, carry: Carry) -> StepState:
     """The stepping state that continues from a carry."""
     gates = weights.table.shape[1]
     shares = tuple(
-        dot(state[0], kernel[:, :gates], kernel.dtype) + bias[None, :gates]
+        _product(config, state[0], kernel)[:, :gates] + bias[None, :gates]
         for state, kernel, bias in zip(carry, weights.kernels, weights.biases, strict=True)
     )
     return StepState(carry, shares)
@@ -84,11 +107,22 @@ def step(
     for layer in range(config.layers):
         after, _ = CELLS[config.cell].forward(x, state.shares[layer], state.carry[layer])
         kernel = weights.kernels[layer]
-        product = dot(after[0], kernel, kernel.dtype) + weights.biases[layer][None]
+        product = _product(config, after[0], kernel) + weights.biases[layer][None]
         shares.append(product[:, :gates])
         x = product[:, gates:]
         carry.append(after)
     return x, StepState(tuple(carry), tuple(shares))
+
+
+def _product(
+    config: ModelConfig, h: Float[Array, "batch hidden"], kernel: Array
+) -> Float[Array, "batch _"]:
+    """State times kernel, whichever way the kernel lies; it always has more outputs than inputs."""
+    h = rounded(h, config.dtype).astype(kernel.dtype)
+    if kernel.shape[0] == h.shape[1]:
+        return dot(h, kernel, kernel.dtype)
+    contract_last = (((1,), (1,)), ((), ()))
+    return jax.lax.dot_general(h, kernel, contract_last, preferred_element_type=jnp.float32)
 
 
 def _recurrent_bias(recurrent: dict[str, Any]) -> Float[Array, " gates"]:

@@ -15,17 +15,9 @@ from scripted import chain, cycle, memoryless, random_model, trained
 
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
-from charjax.generate import sample as module
-from charjax.generate.sample import (
-    Sampling,
-    choose,
-    keep_top_k,
-    keep_top_p,
-    prompt_ids,
-    sample,
-    sample_texts,
-    write_texts,
-)
+from charjax.generate import chunks as module
+from charjax.generate.choice import choose, keep_top_k, keep_top_p
+from charjax.generate.sample import Sampling, prompt_ids, sample, sample_texts, write_texts
 from charjax.model.network import CharRNN, initial_carry
 
 START = np.array([0], np.int32)
@@ -125,10 +117,29 @@ def test_groups_may_be_read_in_any_order():
     groups = list(
         sample(*RANDOM, START, num_chars=20, num_samples=11, sampling=Sampling(), masked=None)
     )
-    second, first = (np.concatenate(list(group), axis=1) for group in reversed(groups))
+    backwards = [np.concatenate(list(group), axis=1) for group in reversed(groups)]
     np.testing.assert_array_equal(
-        np.concatenate([first, second]), ids_of(RANDOM, num_chars=20, num_samples=11)
+        np.concatenate(backwards[::-1]), ids_of(RANDOM, num_chars=20, num_samples=11)
     )
+
+
+@pytest.mark.parametrize(("smallest", "largest"), [(1, 64), (64, 256), (1, 1), (3, 5)])
+def test_groups_follow_each_other_and_do_not_depend_on_the_number(monkeypatch, smallest, largest):
+    monkeypatch.setattr(module, "_GROUPS", {"cpu": (smallest, largest)})
+    many = list(module.groups(1000))
+    ends = [first + size for first, size in many]
+    assert [first for first, _ in many] == [0, *ends[:-1]]
+    assert max(size for _, size in many) == largest
+    for fewer in (1, 2, 64, 65, 999):
+        groups = list(module.groups(fewer))
+        assert groups == many[: len(groups)]
+        assert sum(size for _, size in groups[:-1]) < fewer <= sum(size for _, size in groups)
+
+
+def test_much_noise_is_drawn_in_smaller_chunks(monkeypatch):
+    whole = ids_of(RANDOM, num_chars=60, num_samples=5)
+    monkeypatch.setattr(module, "_MOST_NOISE", 70)
+    np.testing.assert_array_equal(ids_of(RANDOM, num_chars=60, num_samples=5), whole)
 
 
 # The distribution
@@ -286,7 +297,7 @@ def test_an_empty_prompt_is_refused():
 
 
 def test_knobs_do_not_compile_anew():
-    ids_of(RANDOM, temperature=0.5, top_p=0.5)
+    ids_of(RANDOM, temperature=0.5, top_p=0.5, num_samples=9)
     compiled = module._write_chunk._cache_size()
     ids_of(RANDOM, temperature=0.0, top_p=0.9, seed=3, num_samples=9, num_chars=700)
     ids_of(RANDOM, temperature=3.0, top_p=0.1, prompt=np.zeros(500, np.int32))

@@ -23,7 +23,8 @@ from charjax.data.vocab import Vocab
 from charjax.errors import CheckpointError
 from charjax.folder import RunFolder
 from charjax.generate.info import config_info, trained_info
-from charjax.generate.trained import load_trained
+from charjax.generate.score import score
+from charjax.generate.trained import Trained, in_precision, load_trained
 
 VOCAB = Vocab(("a", "b", "é"), "codepoint", True)
 MODEL, PARAMS = random_model(len(VOCAB), hidden=3, embed=2)
@@ -143,3 +144,17 @@ def test_the_info_of_a_config(tmp_path):
     assert (info["train_chars"], info["val_chars"], info["test_chars"]) == (800, 100, 100)
     assert info["documents"] == 1
     assert info["steps_per_epoch"] == 799 // (4 * 16)
+
+
+def test_another_precision_costs_a_little_loss_and_is_measured():
+    config, params = random_model(5, hidden=32)
+    whole = Trained(
+        Config(model=config), Vocab(tuple("abcde"), "codepoint", False), params, 0, None, {}
+    )
+    ids = np.random.default_rng(0).integers(0, 5, 200).astype(np.int32)
+    rounded = in_precision(whole, "bfloat16")
+    loss, rounded_loss = (
+        score(t.config.model, t.params, ids).nats_per_char for t in (whole, rounded)
+    )
+    assert 0 < abs(loss - rounded_loss) < 0.05 * loss
+    assert in_precision(rounded, "float32") == whole

@@ -1,0 +1,123 @@
+"""What is to be reached, as data: the rows of the tables in docs/performance.md."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """One row.
+
+    Attributes:
+      title: of the row.
+      device: cpu or gpu.
+      benchmark: whose result file has the figures.
+      group: of the figures in that file.
+      ours: names of peers; the fastest counts.
+      theirs: names of peers; the fastest counts. Empty: the goal is absolute.
+      at_least: ratio of characters per second; with nothing in `theirs`, characters
+        per second.
+      step_s: instead of `at_least`, seconds that a training step may take.
+    """
+
+    title: str
+    device: str
+    benchmark: str
+    group: str
+    ours: tuple[str, ...]
+    theirs: tuple[str, ...] = ()
+    at_least: float = 0.0
+    step_s: float = 0.0
+
+    @property
+    def command(self) -> str:
+        """What fills the row."""
+        return f"python -m benchmarks.{self.benchmark} --device={self.device}"
+
+
+F32, BF16 = "charjax float32", "charjax bfloat16"
+KERAS = ("keras jax", "keras torch", "keras tensorflow")
+
+
+def _train(
+    device: str, cell: str, title: str, ours: str, theirs: tuple[str, ...], at: float
+) -> Goal:
+    return Goal(
+        title=title,
+        device=device,
+        benchmark="train_step",
+        group=cell,
+        ours=(ours,),
+        theirs=theirs,
+        at_least=at,
+    )
+
+
+def _sample(device: str, streams: int, theirs: tuple[str, ...], at: float, ours: str = F32) -> Goal:
+    dtype = ours.split()[1]
+    over = f" over {theirs[0]}" if theirs else ", characters per second"
+    return Goal(
+        title=f"sampling, GRU {dtype}, {streams} stream{'s' * (streams > 1)}{over}",
+        device=device,
+        benchmark="sample",
+        group=f"gru {streams}",
+        ours=(ours,),
+        theirs=theirs,
+        at_least=at,
+    )
+
+
+CPU = (
+    _train("cpu", "gru", "GRU float32 over torch float32", F32, ("torch float32",), 1.8),
+    _train("cpu", "gru", "GRU float32 over flax `nn.RNN(GRUCell)`", F32, ("flax gru",), 1.5),
+    _train("cpu", "lstm", "LSTM float32 over torch float32", F32, ("torch float32",), 1.15),
+    _train("cpu", "lstm", "LSTM float32 over flax `nn.RNN(LSTMCell)`", F32, ("flax lstm",), 1.5),
+    _train("cpu", "lstm", "LSTM bf16 over torch bf16 autocast", BF16, ("torch bfloat16",), 1.1),
+    _train("cpu", "gru", "GRU bf16 over torch float32", BF16, ("torch float32",), 3.0),
+    _train("cpu", "gru", "GRU float32 over keras (best backend)", F32, KERAS, 1.8),
+    _train("cpu", "lstm", "LSTM float32 over keras (best backend)", F32, KERAS, 1.8),
+    Goal(
+        title="`configs/shakespeare.py`, whole run over a plain flax `nn.RNN` loop",
+        device="cpu",
+        benchmark="end_to_end",
+        group="shakespeare",
+        ours=("launch.py",),
+        theirs=("plain flax loop",),
+        at_least=2.0,
+    ),
+    Goal(
+        title="`launch.py`'s characters per second over the bare step's",
+        device="cpu",
+        benchmark="end_to_end",
+        group="shakespeare",
+        ours=("launch.py, training alone",),
+        theirs=("bare step",),
+        at_least=0.97,
+    ),
+    _sample("cpu", 1, ("torch eager",), 5.0),
+    _sample("cpu", 1, ("plain scan",), 2.0),
+    _sample("cpu", 64, ("plain scan",), 2.0),
+    _sample("cpu", 64, ("plain scan",), 2.0, BF16),
+)
+
+_TORCH = ("torch float32", "torch bfloat16", "torch float16")
+GPU = (
+    _train("gpu", "gru", "GRU bf16 over torch's best dtype", BF16, _TORCH, 2.0),
+    _train("gpu", "lstm", "LSTM bf16 over torch fp16 (cuDNN)", BF16, ("torch float16",), 1.1),
+    _train("gpu", "gru", "GRU bf16 over flax `nn.RNN`", BF16, ("flax gru",), 5.0),
+    _train("gpu", "lstm", "LSTM bf16 over flax `nn.RNN`", BF16, ("flax lstm",), 5.0),
+    *(
+        Goal(
+            title=f"a train step of the {cell.upper()}, bf16",
+            device="gpu",
+            benchmark="train_step",
+            group=cell,
+            ours=(BF16,),
+            step_s=1.2e-3,
+        )
+        for cell in ("gru", "lstm")
+    ),
+    _sample("gpu", 1, (), 100_000, BF16),
+    _sample("gpu", 64, (), 5_000_000, BF16),
+)

@@ -1,0 +1,117 @@
+"""The benchmarks measure what they say: peers in turn, ratios of rounds, a page of the files."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks import goals, report
+from benchmarks.common import Peer, measure, ratio
+from benchmarks.shape import Shape
+from benchmarks.worker import Task
+
+
+def busy(seconds: float, chars: int) -> Task:
+    """A peer that takes so long for a unit; run in a worker."""
+    import time
+
+    print("what a library says on standard output is no answer")  # noqa: T201
+
+    def run(units: int) -> dict[str, int]:
+        time.sleep(units * seconds)
+        return {"units": units}
+
+    return Task(chars, run, {"name": seconds})
+
+
+def lacking() -> Task:
+    """A peer whose package is not installed."""
+    raise ImportError("No module named 'peer'")
+
+
+def broken() -> Task:
+    """A peer with a defect."""
+    raise ValueError("it is broken")
+
+
+def peer(name, task, **arguments):
+    return Peer(name, f"tests.test_benchmarks:{task}", arguments)
+
+
+def test_peers_take_turns_and_the_faster_one_wins():
+    peers = [
+        peer("slow", "busy", seconds=0.03, chars=10),
+        peer("fast", "busy", seconds=0.002, chars=10),
+        peer("lacking", "lacking"),
+        peer("broken", "broken"),
+    ]
+    measured = measure(peers, rounds=3, turn_s=0.02, device="cpu").to_json()
+    slow, fast = (measured["peers"][name] for name in ("slow", "fast"))
+    assert [len(figure["seconds"]) for figure in (slow, fast)] == [3, 3]
+    assert fast["notes"][0]["units"] > 1  # repeated until the turn is long enough
+    assert slow["notes"][0]["units"] == 1
+    assert ratio(fast, slow) > 2
+    assert fast["about"] == {"name": 0.002}
+    assert measured["skipped"]["lacking"] == "No module named 'peer'"
+    assert "it is broken" in measured["skipped"]["broken"]
+
+
+def test_a_ratio_is_the_median_of_the_rounds():
+    ours = {"chars": 10, "seconds": [1.0, 5.0, 1.0]}
+    theirs = {"chars": 20, "seconds": [2.0, 5.0, 8.0]}
+    assert ratio(ours, theirs) == 1.0  # of 1, 0.5 and 4: half the characters a unit
+
+
+def test_flops_are_those_of_the_products():
+    shape = Shape(cell="gru", hidden=3, batch=2, length=5, vocab=7, layers=2)
+    recurrent, between, logits = 2 * 3 * 9, 3 * 9, 3 * 7
+    assert shape.flops == 3 * 2 * 10 * (recurrent + between + logits)
+
+
+def figure(chars_per_second, chars=100):
+    return {
+        "chars_per_second": chars_per_second,
+        "chars": chars,
+        "seconds": [chars / chars_per_second] * 3,
+        "peak_bytes": 2**20,
+        "about": {"parameters": 5},
+    }
+
+
+def results_of(peers):
+    record = {"machine": "a machine", "date": "a day", "python": "3.11", "versions": {}}
+    record |= {"command": "python -m benchmarks.train_step"}
+    groups = {"gru": {"peers": peers, "skipped": {}, "shape": {"batch": 10, "length": 10}}}
+    return {("train_step", "cpu"): record | {"groups": groups}}
+
+
+def test_the_best_of_several_peers_counts():
+    peers = {goals.F32: figure(600), "keras jax": figure(100), "keras torch": figure(200)}
+    (row,) = (g for g in goals.CPU if g.theirs == goals.KERAS and g.group == "gru")
+    found = report.reached(row, results_of(peers))
+    assert found == (pytest.approx(3.0), "keras torch")
+
+
+def test_a_row_without_a_result_names_the_command_that_fills_it():
+    text = report.page({}, report.TEMPLATE.read_text(encoding="utf-8"))
+    assert text.count("not measured") == len(goals.CPU) + len(goals.GPU) + 2
+    assert text.count("`python -m benchmarks.") >= len(goals.CPU) + len(goals.GPU)
+
+
+def test_a_row_says_whether_its_goal_is_reached():
+    peers = {goals.F32: figure(100), "torch float32": figure(50), "flax gru": figure(90)}
+    text = report.page(results_of(peers), report.TEMPLATE.read_text(encoding="utf-8"))
+    assert "| GRU float32 over torch float32 | ≥ 1.8 | **2.00** | reached |" in text
+    assert "| ≥ 1.5 | **1.11** | not reached |" in text
+
+
+def test_every_goal_names_peers_that_its_benchmark_measures():
+    from benchmarks import end_to_end, sample, train_step
+
+    where = {"device": "gpu", "keras_python": "python", "dispatch": 1}
+    names = {
+        p.name for cell in ("gru", "lstm") for p in train_step.peers(Shape(cell=cell), **where)
+    }
+    names |= {p.name for p in sample.peers(Shape(), 1, 1)}
+    names |= {p.name for p in end_to_end.peers(1, "", small=True)} | {end_to_end.TRAINING}
+    for goal in (*goals.CPU, *goals.GPU):
+        assert names.issuperset((*goal.ours, *goal.theirs)), goal
