@@ -47,7 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if arguments[:1] != ["train"]:
             return 0  # the reader has seen enough
-        return _fail("the reader of the output has gone; run again to resume", HostError.exit_code)
+        return _fail(
+            "standard output: its reader has gone; the same command goes on from there",
+            HostError.exit_code,
+        )
     except (MemoryError, OSError, RuntimeError) as error:
         known = _environment_error(error)
         if known is None:

@@ -25,7 +25,7 @@ class Stream(enum.IntEnum):
 
 def stream_key(seed: int, stream: Stream) -> PRNGKey:
     """The root key of one stream of a seed."""
-    return jax.random.fold_in(jax.random.key(seed), stream)
+    return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), stream)
 
 
 def indexed_key(key: PRNGKey, index: int | Count) -> PRNGKey:

@@ -371,7 +371,7 @@ def test_a_config_takes_its_argument_after_a_colon_and_names_the_folder(place, m
     runs = {}
     monkeypatch.setattr(
         "charjax.train.loop.train",
-        lambda config, workdir, display: runs.update({str(workdir): config.train.max_steps}),
+        lambda config, workdir, display, **_: runs.update({str(workdir): config.train.max_steps}),
     )
     for arguments in ("@tiny.py", "@tiny.py:10", "@tiny.py:10 --workdir=there"):
         assert cli.main(place.fill(f"train --config={arguments}")) == 0

@@ -97,6 +97,7 @@ def valid_values(draw: st.DrawFn) -> dict[str, Any]:
     data["columns"] = draw(st.lists(st.integers(0, 9), max_size=3 * rows).map(tuple))
     if data["batching"] == "stream":
         data["targets"] = "all"
+    values["model"]["remat"] = draw(st.sampled_from([0, 1, data["seq_len"]]))
     train["max_steps"] = max(train["max_steps"], 1)
     temperatures = st.lists(st.floats(0, 1e9), max_size=3)
     values["sample"]["temperatures"] = draw(temperatures.map(tuple))

@@ -153,7 +153,7 @@ def test_a_text_of_one_symbol_warns_and_keeps_to_finite_numbers(tmp_path):
 
 
 def test_a_run_that_leaves_the_finite_numbers_stops_with_a_good_checkpoint(tmp_path):
-    config = config_of(tmp_path, steps=200, learning_rate=1e9, clip_norm=0.0, name="sgd")
+    config = config_of(tmp_path, steps=200, learning_rate=1e38, clip_norm=0.0, name="sgd")
     with pytest.raises(DivergedError, match="not finite"):
         train(config, tmp_path / "run", Silent())
     with Checkpoints(RunFolder(tmp_path / "run").checkpoints, keep=1, report=pytest.fail) as saved:

@@ -31,6 +31,8 @@ _GROUP = 8  # samples a dispatch
 _CHUNK = 128  # characters a dispatch
 _MOST_CHARS = 10**9
 _MOST_SAMPLES = 10**6
+# Beyond these the division of logits leaves float32, and an excluded character becomes a NaN.
+_COLDEST, _HOTTEST = 1e-30, 1e30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +87,7 @@ def sample(
 
     Yields:
       One iterator a group of samples, in order. It yields the group's ids, int32, chunk
-      by chunk as they are written.
+      by chunk as they are written, and at least one chunk, which may be empty.
 
     Raises:
       InputError: an empty prompt, or a number out of range.
@@ -98,9 +100,8 @@ def sample(
         raise InputError(f"--num_samples={num_samples}: must be from 1 to {_MOST_SAMPLES:,}")
     weights = jax.jit(step_weights, static_argnums=0)(config, params)
     for first in range(0, num_samples, _GROUP):
-        rows = min(_GROUP, num_samples - first)
-        chunks = _sample_group(config, weights, prompt, num_chars, first, sampling, masked)
-        yield (ids[:rows] for ids in chunks)
+        numbers = range(first, min(first + _GROUP, num_samples))
+        yield _sample_group(config, weights, prompt, num_chars, numbers, sampling, masked)
 
 
 def sample_texts(
@@ -127,7 +128,7 @@ def sample_texts(
         sampling=sampling,
         masked=vocab.unk_id,
     )
-    return _whole(vocab, groups, num_samples)
+    return _whole(vocab, groups)
 
 
 def write_texts(
@@ -167,18 +168,16 @@ def write_texts(
         yield from (decoder.decode(chunk[0]) for chunk in chunks)
         yield decoder.flush()
         return
-    for number, text in enumerate(_whole(vocab, groups, num_samples)):
+    for number, text in enumerate(_whole(vocab, groups)):
         yield (separator if number else "") + shown + text
 
 
 def _whole(
-    vocab: Vocab, groups: Iterator[Iterator[Int[np.ndarray, "samples chunk"]]], num_samples: int
+    vocab: Vocab, groups: Iterator[Iterator[Int[np.ndarray, "samples chunk"]]]
 ) -> Iterator[str]:
     """The samples of all groups as whole texts."""
     for group in groups:
-        chunks = list(group)
-        rows = zip(*chunks, strict=True) if chunks else [()] * min(num_samples, _GROUP)
-        yield from (vocab.decode(np.concatenate([np.empty(0, np.int32), *row])) for row in rows)
+        yield from map(vocab.decode, np.concatenate(list(group), axis=1))
 
 
 def prompt_ids(vocab: Vocab, prompt: str, *, unknown: str = "error") -> Int[np.ndarray, " prompt"]:
@@ -196,16 +195,17 @@ def _sample_group(
     weights: StepWeights,
     prompt: Int[np.ndarray, " prompt"],
     num_chars: int,
-    first: int,
+    numbers: range,
     sampling: Sampling,
     masked: int | None,
 ) -> Iterator[Int[np.ndarray, "samples chunk"]]:
     """Chunks of one group; the prompt runs through the same program, as forced characters."""
     key = stream_key(sampling.seed, Stream.SAMPLE)
-    keys = jax.vmap(indexed_key, (None, 0))(key, first + jnp.arange(_GROUP))
+    keys = jax.vmap(indexed_key, (None, 0))(key, numbers.start + jnp.arange(_GROUP))
     state = step_state(config, weights, initial_carry(config, _GROUP))
     token = jnp.full((_GROUP,), prompt[0], jnp.int32)
     forced_total = prompt.size - 1
+    yield np.empty((len(numbers), 0), np.int32)  # a text of no characters is a text
     for start in range(0, forced_total + num_chars, _CHUNK):
         # -1 leaves the choice to the model.
         forced = np.full(_CHUNK, -1, np.int32)
@@ -223,12 +223,12 @@ def _sample_group(
             forced,
             positions,
             keys,
-            jnp.float32(sampling.temperature),
+            jnp.float32(min(sampling.temperature, _HOTTEST)),
             jnp.float32(sampling.top_p),
         )
         wanted = (positions >= 0) & (positions < num_chars)
         if wanted.any():
-            yield np.asarray(written)[:, wanted]
+            yield np.asarray(written)[: len(numbers), wanted]
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=6)
@@ -280,9 +280,9 @@ def choose(
       top_p: nucleus sampling (Holtzman et al. 2019) at this temperature; None: off.
     """
     likeliest = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    # Shifted so that the largest is 0, no temperature overflows.
+    # Shifted so that the largest is 0, which no temperature makes overflow.
     shifted = logits - jnp.max(logits, axis=-1, keepdims=True)
-    scaled = shifted / jnp.maximum(temperature, np.finfo(np.float32).tiny)
+    scaled = shifted / jnp.clip(temperature, _COLDEST, _HOTTEST)
     if top_p is not None:
         scaled = keep_top_p(scaled, top_p)
 
@@ -304,6 +304,6 @@ def keep_top_p(logits: Float[Array, "batch vocab"], p: Scalar) -> Float[Array, "
     ordered = jnp.sort(logits, axis=-1, descending=True)
     probs = jax.nn.softmax(ordered)
     # A character stays if those before it do not reach p; the likeliest always stays.
-    stays = jnp.cumsum(probs, axis=-1) - probs < p
+    stays = jnp.cumsum(probs, axis=-1) - probs < jnp.maximum(p, np.finfo(np.float32).tiny)
     least = jnp.min(jnp.where(stays, ordered, jnp.inf), axis=-1, keepdims=True)
     return jnp.where(logits < least, -jnp.inf, logits)

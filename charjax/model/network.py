@@ -8,6 +8,7 @@ Parameters are float32. Inside, arrays are time-major; at the border they are
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -215,11 +216,11 @@ def restart(carry: Carry, fresh: Fresh) -> Carry:
     return cleared
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def init_params(config: ModelConfig, vocab_size: int, key: PRNGKey) -> PyTree:
     """Fresh parameters, drawn as `model.init` says."""
-    network = CharRNN(config, vocab_size)
     tokens = jnp.zeros((1, 1), jnp.int32)
-    return jax.jit(network.init)(key, tokens, initial_carry(config, 1))["params"]
+    return CharRNN(config, vocab_size).init(key, tokens, initial_carry(config, 1))["params"]
 
 
 def parameter_count(params: PyTree) -> int:

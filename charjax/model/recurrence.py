@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
@@ -150,7 +151,7 @@ def _source_grad(
     source: Projected | Table, d_x: tuple[Array, ...], dtype: DTypeLike
 ) -> Projected | Table:
     if isinstance(source, Projected):
-        return Projected(jnp.concatenate(d_x, axis=-1).astype(source.rows.dtype))
+        return Projected(jnp.concatenate(d_x, axis=-1))
     # A scatter-add over time steps, written as the product that is quick everywhere.
     one_hot = jax.nn.one_hot(source.tokens.reshape(-1), source.rows.shape[0], dtype=dtype, axis=0)
     rows = jnp.concatenate([dot(one_hot, _rows(d), dtype) for d in d_x], axis=1)
@@ -158,8 +159,6 @@ def _source_grad(
 
 
 def _no_gradient(tokens: Array) -> Any:
-    import numpy as np
-
     return np.zeros(tokens.shape, jax.dtypes.float0)
 
 

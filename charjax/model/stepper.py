@@ -44,11 +44,11 @@ def step_weights(config: ModelConfig, params: PyTree) -> StepWeights:
     """The parameters of a `CharRNN`, rearranged."""
     dtype = jnp.dtype(config.dtype)
     layers = [params[f"layer_{i}"] for i in range(config.layers)]
-    table = (
-        dot(params["embedding"], layers[0]["kernel"], dtype)
-        if config.embed
-        else layers[0]["kernel"]
-    )
+    kernel = layers[0]["kernel"]
+    if config.embed:
+        table = dot(params["embedding"], kernel, dtype)
+    else:
+        table = kernel.astype(dtype).astype(jnp.float32)  # the product with one-hot rows
     onward = [(above["kernel"], above["bias"]) for above in layers[1:]]
     onward.append((params["output_kernel"], params["output_bias"]))
     kernels, biases = [], []

@@ -113,6 +113,9 @@ def make_step(
         carry = restart(state.carry, jnp.asarray(batch.fresh))
         if config.train.scheduled_sampling:
             batch = read_own_guesses(state.params, carry, batch, state.step)
+        if config.data.targets == "last":
+            last: Any = jnp.asarray(batch.mask).at[:, :-1].set(False)
+            batch = batch._replace(mask=last)
         keys = lane_keys(Stream.DROPOUT, state.step, batch)
         counted = jnp.maximum(total(jnp.sum(batch.mask)), 1)
         loss, grads, carry = gradient(state.params, carry, batch, keys, counted)

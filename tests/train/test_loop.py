@@ -171,7 +171,6 @@ def stop_when(number: int, condition: Callable[[str, Any], bool]) -> Listener:
 
 
 MOMENTS: dict[str, Callable[[str, Any], bool]] = {
-    "as the text is read": lambda kind, what: kind == "report" and what.startswith("text:"),
     "after any steps": lambda kind, what: kind == "training",
     "between two steps": lambda kind, what: kind == "training" and what == 5,
     "between two evaluations": lambda kind, what: kind == "training" and what == 25,
@@ -196,10 +195,7 @@ def test_a_run_that_is_interrupted_and_resumed_is_the_run_that_was_not(
     assert message.startswith(f"{tmp_path}: ")
     assert "the same command" in message
     # It was not stopped before what it had done was saved.
-    if "at step 0;" in message:
-        assert not RunFolder(tmp_path).checkpoints.exists()
-    else:
-        assert f"at step {newest(tmp_path).step};" in message
+    assert f"at step {newest(tmp_path).step};" in message
 
     second = run(config, tmp_path)
     assert outcome(tmp_path) == outcome(finished.folder)

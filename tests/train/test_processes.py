@@ -28,7 +28,11 @@ from charjax.train.stopping import Stopping
 
 from .tiny import Recorder, config_of, text_of
 
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+# Each test starts two processes that wait for each other: too slow for a busy machine.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning"),
+]
 
 ROOT = Path(__file__).parents[2]
 CONFIG = config_of(
