@@ -162,9 +162,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("proof", choices=proofs)
-    name = parser.parse_args().proof
-    with tempfile.TemporaryDirectory() as scratch:
-        print(machine.write(f"devices_{name}", proofs[name](Path(scratch))))
+    parser.add_argument("--scratch", type=Path, help="keep the runs here, and go on with them")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as discarded:
+        figures = proofs[args.proof](args.scratch or Path(discarded))
+    print(machine.write(f"devices_{args.proof}", figures))
 
 
 if __name__ == "__main__":

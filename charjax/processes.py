@@ -27,7 +27,7 @@ from charjax.devices import all_devices, lane_mesh, put_own, replicated, split_l
 from charjax.errors import CharjaxError, HostError, InputError
 
 _JOIN_S = 120  # the longest wait for all processes to be there
-_DEATH_S = 20  # without a sign of life, after which a process counts as dead
+_DEATH_S = 40  # without a sign of life, after which a process counts as dead
 _LEAVE_S = 10  # the longest wait for the others at the end
 
 
@@ -86,7 +86,7 @@ def joined(place: Place | None, *, native_log: Path) -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         # A collective broke off, most likely since a peer is gone. The service will know,
         # and then ends this process; if not, the error is of another kind.
-        time.sleep(2 * _DEATH_S)
+        time.sleep(_DEATH_S + _LEAVE_S)
         end.is_for(HostError(f"{error}"))
         raise
     finally:

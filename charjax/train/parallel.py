@@ -23,6 +23,7 @@ from charjax.devices import (
     split_lanes,
 )
 from charjax.errors import InputError
+from charjax.processes import several
 from charjax.train.step import Step, StepMetrics, TrainState, make_step, repeat
 from charjax.types import PyTree
 
@@ -86,7 +87,10 @@ def _jit_backend(
         return TrainState(*(put(*part) for part in zip(own, shardings, strict=True)))
 
     def run_own(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        moved: tuple[TrainState, StepMetrics] = run(state, put_own(batch, batches))
+        # One process leaves the cutting to jit, which is four times quicker at it.
+        moved: tuple[TrainState, StepMetrics] = run(
+            state, put_own(batch, batches) if several() else batch
+        )
         return moved
 
     return Backend(own_rows(config.data.batch_size), place, run_own, lambda state: state)
