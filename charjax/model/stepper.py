@@ -25,8 +25,7 @@ class StepWeights(NamedTuple):
 
     Attributes:
       table: float32 [vocab, gates], the first layer's input share of every symbol.
-      kernels: a layer, [hidden, gates + onward], in the compute dtype; or as
-        `for_one_lane` leaves them.
+      kernels: a layer, [hidden, gates + onward], in the compute dtype.
       biases: a layer, float32 [gates + onward].
     """
 
@@ -71,22 +70,11 @@ def without_symbol(weights: StepWeights, symbol: int) -> StepWeights:
     return weights._replace(biases=(*below, last))
 
 
-def for_one_lane(weights: StepWeights) -> StepWeights:
-    """The same in the layout in which a CPU multiplies a single row fastest.
-
-    The kernels lie transposed, [gates + onward, hidden], so that the product is one dot
-    product a row. They are float32 that holds the compute dtype's values: XLA multiplies
-    a single row in float32 only, and would widen the kernels at every call.
-    """
-    kernels = tuple(kernel.astype(jnp.float32).T for kernel in weights.kernels)
-    return weights._replace(kernels=kernels)
-
-
 def step_state(config: ModelConfig, weights: StepWeights, carry: Carry) -> StepState:
     """The stepping state that continues from a carry."""
     gates = weights.table.shape[1]
     shares = tuple(
-        _product(config, state[0], kernel)[:, :gates] + bias[None, :gates]
+        dot(state[0], kernel[:, :gates], kernel.dtype) + bias[None, :gates]
         for state, kernel, bias in zip(carry, weights.kernels, weights.biases, strict=True)
     )
     return StepState(carry, shares)
@@ -107,22 +95,11 @@ def step(
     for layer in range(config.layers):
         after, _ = CELLS[config.cell].forward(x, state.shares[layer], state.carry[layer])
         kernel = weights.kernels[layer]
-        product = _product(config, after[0], kernel) + weights.biases[layer][None]
+        product = dot(after[0], kernel, kernel.dtype) + weights.biases[layer][None]
         shares.append(product[:, :gates])
         x = product[:, gates:]
         carry.append(after)
     return x, StepState(tuple(carry), tuple(shares))
-
-
-def _product(
-    config: ModelConfig, h: Float[Array, "batch hidden"], kernel: Array
-) -> Float[Array, "batch _"]:
-    """State times kernel, whichever way the kernel lies; it always has more outputs than inputs."""
-    h = rounded(h, config.dtype).astype(kernel.dtype)
-    if kernel.shape[0] == h.shape[1]:
-        return dot(h, kernel, kernel.dtype)
-    contract_last = (((1,), (1,)), ((), ()))
-    return jax.lax.dot_general(h, kernel, contract_last, preferred_element_type=jnp.float32)
 
 
 def _recurrent_bias(recurrent: dict[str, Any]) -> Float[Array, " gates"]:

@@ -123,13 +123,13 @@ def test_groups_may_be_read_in_any_order():
     )
 
 
-@pytest.mark.parametrize(("smallest", "largest"), [(1, 64), (64, 256), (1, 1), (3, 5)])
-def test_groups_follow_each_other_and_do_not_depend_on_the_number(monkeypatch, smallest, largest):
-    monkeypatch.setattr(module, "_GROUPS", {"cpu": (smallest, largest)})
+@pytest.mark.parametrize("sizes", [(5, 11, 48, 64), (64, 256), (1,), (3, 5)])
+def test_groups_follow_each_other_and_do_not_depend_on_the_number(monkeypatch, sizes):
+    monkeypatch.setattr(module, "_GROUPS", {"cpu": sizes})
     many = list(module.groups(1000))
     ends = [first + size for first, size in many]
     assert [first for first, _ in many] == [0, *ends[:-1]]
-    assert max(size for _, size in many) == largest
+    assert max(size for _, size in many) == max(sizes)
     for fewer in (1, 2, 64, 65, 999):
         groups = list(module.groups(fewer))
         assert groups == many[: len(groups)]

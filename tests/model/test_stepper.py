@@ -12,13 +12,7 @@ from small import UNOPTIMIZED, apply, carry_of, distance, params_of, tokens_of
 
 from charjax.config import ModelConfig
 from charjax.model.cells import CELLS
-from charjax.model.stepper import (
-    for_one_lane,
-    step,
-    step_state,
-    step_weights,
-    without_symbol,
-)
+from charjax.model.stepper import step, step_state, step_weights, without_symbol
 
 VOCAB, BATCH, TIME = 7, 3, 8
 
@@ -70,19 +64,6 @@ def test_it_goes_on_from_its_own_carry():
     _, between = step_through(config, params, tokens[:, : TIME // 2], carry_of(config, BATCH))
     second = step_through(config, params, tokens[:, TIME // 2 :], between)
     assert distance(second, (whole[:, TIME // 2 :], last)) < 1e-5
-
-
-def alone_in_layout(config, weights):
-    return for_one_lane(weights)
-
-
-@SHAPES
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_layout_for_one_lane_is_the_same_network(dtype, layers, embed):
-    config = ModelConfig(cell="gru", hidden=5, layers=layers, embed=embed, dtype=dtype)
-    at = (params_of(config, VOCAB), tokens_of(VOCAB, 1, TIME), carry_of(config, 1))
-    plain, alone = step_through(config, *at), step_through(config, *at, alone_in_layout)
-    assert distance(alone, plain) < (1e-5 if dtype == "float32" else 0.01)
 
 
 def without_second(config, weights):
