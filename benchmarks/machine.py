@@ -29,7 +29,10 @@ _PACKAGES = (
 
 
 def record() -> dict[str, Any]:
-    """The machine, the versions, the date and the command of this process."""
+    """The machine, the versions, the date and the command of this process.
+
+    The folder that a run happened to lie in is no part of the command.
+    """
     versions = {}
     for name in _PACKAGES:
         try:
@@ -43,7 +46,7 @@ def record() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": versions,
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "command": shlex.join([*program, *sys.argv[1:]]),
+        "command": shlex.join([*program, *filter(_lasting, sys.argv[1:])]),
     }
 
 
@@ -53,6 +56,10 @@ def write(name: str, figures: Mapping[str, Any]) -> Path:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(record() | dict(figures), indent=2) + "\n", encoding="utf-8")
     return path
+
+
+def _lasting(argument: str) -> bool:
+    return not argument.startswith(("--scratch=", "--workdir=", "--out=", "--keras_python="))
 
 
 def _cpu() -> str:

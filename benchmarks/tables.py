@@ -25,8 +25,11 @@ def cell(value: Any) -> str:
 
 
 def table(name: str) -> str:
-    """The rows of `results/<name>.json`, and where they come from."""
-    result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    """The rows of `results/<name>.json`, and where they come from, or what measures them."""
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        return f"Not measured; `python -m benchmarks.{' '.join(name.split('_'))}`.\n"
+    result = json.loads(path.read_text(encoding="utf-8"))
     rows = result["rows"]
     columns = list(dict.fromkeys(key for row in rows for key in row))
     lines = ["| " + " | ".join(column.replace("_", " ") for column in columns) + " |"]
