@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import shlex
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.reliability.result import Result
+from benchmarks import machine
 
 # command -> (function of benchmarks.reliability, n of the long form)
 PROOFS = {
@@ -42,11 +41,11 @@ def main() -> int:
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="charjax-reliability-") as folder:
         figures = prove(args.n or n, Path(folder), lambda line: print(line, file=sys.stderr))
-    command = shlex.join(["python", "-m", "benchmarks.reliability", *sys.argv[1:]])
-    result = Result.of(args.proof, command, figures, seconds=time.monotonic() - started)
+    seconds = round(time.monotonic() - started, 1)
+    result = machine.record() | {"proof": args.proof, "seconds": seconds, "figures": figures}
     if args.out:
-        args.out.write_text(result.to_json(indent=2) + "\n", encoding="utf-8")
-    print(result.to_json() if args.json else json.dumps(figures, indent=2))
+        args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(result if args.json else figures, indent=None if args.json else 2))
     return 0 if figures["passed"] else 1
 
 

@@ -111,8 +111,8 @@ def table(results: Path) -> str:
         if not file.exists():
             continue
         values = json.loads(file.read_text(encoding="utf-8"))
-        figures, machine = values["figures"], values["machine"]
-        where = f"{values['date'][:10]}, {machine['cpu']}, {machine['cores']} cores"
+        figures = values["figures"]
+        where = f"{values['date'][:10]}, {values['machine']}"
         passed = "yes" if figures["passed"] else "**no**"
         row = (f"`{values['proof']}`", done(figures), result(figures), passed, where)
         lines.append(f"| {' | '.join(row)} |")
