@@ -27,7 +27,7 @@ from charjax.devices import all_devices, lane_mesh, put_own, replicated, split_l
 from charjax.errors import CharjaxError, HostError, InputError
 
 _JOIN_S = 120  # the longest wait for all processes to be there
-_DEATH_S = 40  # without a sign of life, after which a process counts as dead
+_DEATH_S = 30  # without a sign of life, after which a process counts as dead
 _LEAVE_S = 10  # the longest wait for the others at the end
 
 
