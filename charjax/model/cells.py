@@ -91,13 +91,13 @@ def lstm_forward(x: Gates, u: Gates, carry: LayerCarry) -> tuple[LayerCarry, Sav
     i, f, o = jax.nn.sigmoid(a_i), jax.nn.sigmoid(a_f), jax.nn.sigmoid(a_o)
     g = jnp.tanh(a_g)
     c = f * c + i * g
-    return (o * jnp.tanh(c), c), (i, f, g, o, c)
+    return (o * jnp.tanh(c), c), (i, f, g, o)
 
 
 def lstm_backward(saved: Saved, carry: LayerCarry, grad: LayerCarry) -> StepGrads:
     """The transpose of `lstm_forward`."""
-    (i, f, g, o, c_next), (_, c), (dh, dc) = saved, carry, grad
-    tanh_c = jnp.tanh(c_next)
+    (i, f, g, o), (_, c), (dh, dc) = saved, carry, grad
+    tanh_c = jnp.tanh(f * c + i * g)
     dc = dc + dh * o * (1 - tanh_c * tanh_c)
     da = (
         dc * g * i * (1 - i),

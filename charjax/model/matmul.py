@@ -15,6 +15,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -40,23 +41,20 @@ def rounded(x: Float[Array, "*shape"], dtype: DTypeLike) -> Float[Array, "*shape
 
 
 def dot_leading(
-    a: Float[Array, "k m"], parts: tuple[Float[Array, "k _n"], ...], dtype: DTypeLike
+    a: Float[Array, "k m"], b: Float[Array, "k n"], dtype: DTypeLike
 ) -> Float[Array, "m n"]:
-    """`a.T @ concat(parts, 1)`: a weight gradient, contracted over the leading axis."""
+    """`a.T @ b`: a weight gradient, contracted over the leading axis."""
 
-    def transposed_once(a: Array, parts: Sequence[Array]) -> Array:
-        # The barrier keeps XLA from folding the transpose into the products.
-        a = jax.lax.optimization_barrier(a.astype(dtype).T)
-        return jnp.concatenate([dot(a, part, dtype) for part in parts], axis=1)
+    def transposed_once(a: Array, b: Array) -> Array:
+        # Without the constraint XLA transposes by name only, and the product is the slow one.
+        return dot(with_layout_constraint(a.T, Layout((0, 1))), b, dtype)
 
-    def plain(a: Array, parts: Sequence[Array]) -> Array:
-        return dot(a.T, jnp.concatenate(parts, 1), dtype)
+    def plain(a: Array, b: Array) -> Array:
+        return dot(a.T, b, dtype)
 
-    def plain_by_part(a: Array, parts: Sequence[Array]) -> Array:
-        return jnp.concatenate([dot(a.T, part, dtype) for part in parts], axis=1)
-
-    on_cpu = plain_by_part if jnp.dtype(dtype) == jnp.float32 else transposed_once
-    product: Array = jax.lax.platform_dependent(a, parts, cpu=on_cpu, default=plain)
+    product: Array = jax.lax.platform_dependent(
+        a.astype(dtype), b.astype(dtype), cpu=transposed_once, default=plain
+    )
     return product
 
 
@@ -104,7 +102,7 @@ def _matmul_backward(
 ) -> tuple[Array, Array]:
     a, b = operands
     da = dot(ct, b.T, dtype).astype(a.dtype)
-    return da, dot_leading(a, (ct,), dtype).astype(b.dtype)
+    return da, dot_leading(a, ct, dtype).astype(b.dtype)
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)

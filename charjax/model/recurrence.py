@@ -81,13 +81,12 @@ def recur(
     Returns:
       The outputs, float32 [time, batch, hidden], and the carry after the last character.
     """
-    outputs, carry, _ = _forward(cell, dtype, source, weights, carry)
-    return outputs, carry
+    return _forward(cell, dtype, source, weights, carry)[0]
 
 
 def _forward(
     cell: str, dtype: DTypeLike, source: Projected | Table, weights: Weights, carry: LayerCarry
-) -> tuple[Array, LayerCarry, tuple[_Stacked, _Stacked]]:
+) -> tuple[tuple[Array, LayerCarry], _Residuals]:
     kernel = weights.kernel.astype(dtype)
     bias = _gate_bias(weights)
 
@@ -97,20 +96,12 @@ def _forward(
             u = u + bias[None]
         x = source.rows[x] if isinstance(source, Table) else x
         after, saved = CELLS[cell].forward(x, u, carry)
-        return after, (after, saved)
+        # The carry is kept as it was before the step, which is what the backward pass reads:
+        # to shift the stack of those after it would be a copy.
+        return after, (after[0], carry, saved)
 
     xs = source.tokens if isinstance(source, Table) else source.rows
-    last, (states, saved) = jax.lax.scan(step, carry, xs)
-    return states[0], last, (states, saved)
-
-
-def _forward_saving(
-    cell: str, dtype: DTypeLike, source: Projected | Table, weights: Weights, carry: LayerCarry
-) -> tuple[tuple[Array, LayerCarry], _Residuals]:
-    outputs, last, (states, saved) = _forward(cell, dtype, source, weights, carry)
-    before = tuple(
-        jnp.concatenate([first[None], s[:-1]]) for first, s in zip(carry, states, strict=True)
-    )
+    last, (outputs, before, saved) = jax.lax.scan(step, carry, xs)
     return (outputs, last), _Residuals(source, weights, before, saved)
 
 
@@ -130,32 +121,45 @@ def _backward(
         own = tuple(None if x is u else x for x, u in zip(step_grads.x, step_grads.u, strict=True))
         # Stacked in float32 whatever the dtype: XLA rewrites a whole bfloat16 stack on
         # a CPU for every row that is added to it.
-        return d_before, (step_grads.u, own)
+        return d_before, (jnp.concatenate(step_grads.u, axis=1), own)
 
     d_carry, (d_u, d_x_own) = jax.lax.scan(
         step, d_last, (d_outputs, res.before, res.saved), reverse=True
     )
-    d_x = tuple(u if own is None else own for own, u in zip(d_x_own, d_u, strict=True))
-    return _source_grad(res.source, d_x, dtype), _weights_grad(res, d_u, dtype), d_carry
+    return _source_grad(res.source, d_u, d_x_own, dtype), _weights_grad(res, d_u, dtype), d_carry
 
 
-def _weights_grad(res: _Residuals, d_u: tuple[Array, ...], dtype: DTypeLike) -> Weights:
-    h = _rows(res.before[0])
-    kernel = dot_leading(h, tuple(map(_rows, d_u)), dtype)
+def _weights_grad(
+    res: _Residuals, d_u: Float[Array, "time batch gates"], dtype: DTypeLike
+) -> Weights:
+    kernel = dot_leading(_rows(res.before[0]), _rows(d_u), dtype)
     if res.weights.bias is None:
         return Weights(kernel, None)
-    return Weights(kernel, jnp.sum(_rows(d_u[-1]), axis=0, dtype=jnp.float32))
+    hidden = res.weights.bias.shape[0]
+    return Weights(kernel, jnp.sum(_rows(d_u)[:, -hidden:], axis=0))
 
 
 def _source_grad(
-    source: Projected | Table, d_x: tuple[Array, ...], dtype: DTypeLike
+    source: Projected | Table,
+    d_u: Float[Array, "time batch gates"],
+    d_x_own: tuple[Array | None, ...],
+    dtype: DTypeLike,
 ) -> Projected | Table:
+    """From the gradient of the state's share, and of those gates whose input share differs."""
     if isinstance(source, Projected):
-        return Projected(jnp.concatenate(d_x, axis=-1))
+        return Projected(_with_own(d_u, d_x_own))
     # A scatter-add over time steps, written as the product that is quick everywhere.
     one_hot = jax.nn.one_hot(source.tokens.reshape(-1), source.rows.shape[0], dtype=dtype, axis=0)
-    rows = jnp.concatenate([dot(one_hot, _rows(d), dtype) for d in d_x], axis=1)
-    return Table(rows, _no_gradient(source.tokens))
+    own = tuple(None if d is None else dot(one_hot, _rows(d), dtype) for d in d_x_own)
+    return Table(_with_own(dot(one_hot, _rows(d_u), dtype), own), _no_gradient(source.tokens))
+
+
+def _with_own(whole: Array, own: tuple[Array | None, ...]) -> Array:
+    """The gates' columns, those that have an entry of their own replaced by it."""
+    if not any(gate is not None for gate in own):
+        return whole
+    gates = jnp.split(whole, len(own), axis=-1)
+    return jnp.concatenate([g if o is None else o for g, o in zip(gates, own, strict=True)], -1)
 
 
 def _no_gradient(tokens: Array) -> Any:
@@ -173,4 +177,4 @@ def _rows(a: Float[Array, "time batch hidden"]) -> Float[Array, "rows hidden"]:
     return a.reshape(-1, a.shape[-1])
 
 
-recur.defvjp(_forward_saving, _backward)
+recur.defvjp(_forward, _backward)
