@@ -23,6 +23,7 @@ CONFIGS = sorted((ROOT / "configs").glob("**/*.py"))
 ROWS = (
     (
         "charjax.config",
+        "charjax.schema",
         "charjax.errors",
         "charjax.types",
         "charjax.keys",
