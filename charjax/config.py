@@ -79,7 +79,7 @@ class OptimConfig:
     b1: float = number(0.9, 0, 0.999999)  # adam, adamw: decay of the mean; sgd: momentum
     b2: float = number(0.99, 0, 0.999999)  # adam, adamw, rmsprop: decay of the square
     eps: float = number(1e-8, 0)
-    weight_decay: float = number(0.0, 0)  # adamw, on kernels only
+    weight_decay: float = number(0.0, 0)  # adamw, on kernels, not on biases or the embedding
     schedule: str = choice("constant", "cosine", "linear", "onecycle")
     warmup: float = number(0.0, 0, 1)  # fraction of all steps, linear from 0
     final: float = number(0.0, 0, 1)  # last learning rate as a fraction of the peak
