@@ -125,6 +125,8 @@ class _Run:
         else:
             self._cut_logs(dict.fromkeys(self.folder.log_sizes(), 0))
             self._take_up(self.new_state(), Progress())
+        for line in words.dispatch(self.config.train, self.plan, self.step):
+            self.display.report(line)
         self.clock = Clock(self.progress.elapsed_s)
         self.stopping = Stopping(self.signals, self._late)
         if self.first:
