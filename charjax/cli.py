@@ -163,7 +163,10 @@ def _score(args: argparse.Namespace) -> None:
 
     with make_display(sys.stderr).task("scoring") as update:
         result = score_file(_trained(args), args.file, unknown=args.unknown, progress=update)
-    _print_json(result.to_json())
+    values = result.to_json()
+    if values["perplexity"] is None:
+        _report("the perplexity is too large for a number and is written as null")
+    _print_json(values)
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -200,4 +203,4 @@ def _verify(args: argparse.Namespace) -> None:
 
 
 def _print_json(values: dict[str, Any]) -> None:
-    print(json.dumps(values))  # noqa: T201
+    print(json.dumps(values, allow_nan=False))  # noqa: T201
