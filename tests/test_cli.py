@@ -15,6 +15,7 @@ from typing import NamedTuple
 import pytest
 
 from charjax import cli
+from charjax.generate.score import Score
 from charjax.train.metrics import read_metrics
 
 # ml_collections reads config files in a way that Python gives up some day.
@@ -354,6 +355,15 @@ def test_the_score_of_the_validation_text_is_the_validation_loss(place, capfd, m
     stdin = io.TextIOWrapper(io.BytesIO(validation.encode()))
     monkeypatch.setattr(sys, "stdin", stdin)
     assert json.loads(output_of(place, "score --workdir=@run --file=-", capfd)) == score
+
+
+def test_a_score_beyond_the_numbers_is_still_json(place, capfd, monkeypatch):
+    monkeypatch.setattr("charjax.generate.score.score_file", lambda *_, **__: Score(1, 1000.0))
+    assert cli.main(place.fill("score --workdir=@run --file=@text.txt")) == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out)["perplexity"] is None
+    assert "Infinity" not in out
+    assert [line for line in err.splitlines() if "perplexity" in line]
 
 
 def test_info_describes_a_config_and_a_run_alike(place, capfd):

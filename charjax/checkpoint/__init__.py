@@ -1,4 +1,4 @@
-"""Checkpoints: record (what one says about itself), store (one on the disk), history (all)."""
+"""Checkpoints: record (what one says of itself), store (one on the disk), steps, history (all)."""
 
 from charjax.checkpoint.history import Checkpoints, Restored, Which
 from charjax.checkpoint.record import Record

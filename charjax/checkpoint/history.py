@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import math
-import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +21,8 @@ import numpy as np
 
 from charjax import processes
 from charjax.checkpoint.record import DamagedError, Record, describe, flatten
-from charjax.checkpoint.store import UNFINISHED, Store, is_checkpoint, to_host
+from charjax.checkpoint.steps import StepFolders
+from charjax.checkpoint.store import Store, to_host
 from charjax.errors import CheckpointError, DivergedError, HostError
 from charjax.types import PyTree
 
@@ -52,9 +50,9 @@ class Checkpoints:
           keep: how many of the newest steps stay, beside the one with the lowest val_loss.
           report: is told, in one line each, of what is damaged and of what replaces it.
         """
-        self._directory = directory.absolute()
         self._keep = keep
         self._report = functools.cache(report)  # every line once
+        self._folders = StepFolders(directory, report=self._report)
         self._damaged: set[int] = set()
         self._store = Store()
 
@@ -89,22 +87,15 @@ class Checkpoints:
         described = {path: describe(array) for path, array in arrays.items()}
         record = Record(step, val_loss, dict(meta), described)
         with self._writing(step, sum(array.nbytes for array in arrays.values())):
-            self._make_way(step)
-            self._store.write(self._path(step), leaves, arrays, record)
+            if processes.is_first():
+                self._folders.make_way(step)
+            self._store.write(self._folders.path(step), leaves, arrays, record)
             self._damaged.discard(step)
             self._prune(step)
 
     def steps(self) -> list[int]:
         """The steps present, oldest to newest, damaged ones included; strays are reported."""
-        found = []
-        for entry in self._directory.iterdir() if self._directory.is_dir() else ():
-            if not re.fullmatch(r"0|[1-9][0-9]*", entry.name) or not entry.is_dir():
-                continue
-            if is_checkpoint(entry):
-                found.append(int(entry.name))
-            else:
-                self._report(f"{entry}: not a checkpoint, ignored")
-        return sorted(found)
+        return self._folders.present()
 
     def restore(self, like: PyTree, *, which: Which = "newest") -> Restored:
         """The newest (or best, or given) step that verifies.
@@ -124,7 +115,7 @@ class Checkpoints:
         def read(step: int) -> Restored:
             record = self._record(step)
             leaves = {path: record.leaf(path, like=leaf) for path, leaf in wanted.items()}
-            arrays = self._store.read_arrays(self._path(step), leaves)
+            arrays = self._store.read_arrays(self._folders.path(step), leaves)
             state = jax.tree.unflatten(structure, [arrays[path] for path in wanted])
             return Restored(**vars(record), state=state)
 
@@ -138,18 +129,19 @@ class Checkpoints:
         """Reads every step whole: (step, what is wrong with it or ""), oldest to newest."""
         return [(step, self._problem(step)) for step in self.steps()]
 
-    def _path(self, step: int) -> Path:
-        return self._directory / str(step)
-
     def _candidates(self, which: Which) -> list[int]:
         """The steps to try, in this order."""
         steps = self.steps()
         if not steps:
-            raise CheckpointError(f"{self._directory}: holds no checkpoint; train this run first")
+            raise CheckpointError(
+                f"{self._folders.directory}: holds no checkpoint; train this run first"
+            )
         if isinstance(which, int):
             if which not in steps:
                 there = ", ".join(map(str, steps))
-                raise CheckpointError(f"{self._path(which)}: no such step; there are {there}")
+                raise CheckpointError(
+                    f"{self._folders.path(which)}: no such step; there are {there}"
+                )
             return [which]
         newest_first = steps[::-1]
         return newest_first if which == "newest" else sorted(newest_first, key=self._rank)
@@ -170,22 +162,22 @@ class Checkpoints:
             except DamagedError as error:
                 self._damaged.add(step)
                 remedy = "no other to use" if following is None else f"trying step {following}"
-                self._report(f"{self._path(step)}: damaged checkpoint ({error}); {remedy}")
+                self._report(f"{self._folders.path(step)}: damaged checkpoint ({error}); {remedy}")
         tried = ", ".join(map(str, candidates))
         raise CheckpointError(
-            f"{self._directory}: no checkpoint that verifies (tried {tried}); "
+            f"{self._folders.directory}: no checkpoint that verifies (tried {tried}); "
             "bring back a copy of this folder, or start again in another --workdir"
         )
 
     def _problem(self, step: int) -> str:
         try:
-            self._store.read_arrays(self._path(step), self._record(step).leaves)
+            self._store.read_arrays(self._folders.path(step), self._record(step).leaves)
         except DamagedError as error:
             return str(error)
         return ""
 
     def _record(self, step: int) -> Record:
-        record = self._store.read_record(self._path(step))
+        record = self._store.read_record(self._folders.path(step))
         if record.step != step:
             raise DamagedError(f"its record is of step {record.step}")
         return record
@@ -197,11 +189,10 @@ class Checkpoints:
             yield
         except OSError as error:
             with contextlib.suppress(OSError):
-                self._sweep()
-            room = next(p for p in (self._directory, *self._directory.parents) if p.exists())
+                self._folders.sweep()
             raise HostError(
-                f"{self._path(step)}: cannot be saved: {error.strerror or error} "
-                f"(over {size} bytes needed, {shutil.disk_usage(room).free} free); "
+                f"{self._folders.path(step)}: cannot be saved: {error.strerror or error} "
+                f"(over {size} bytes needed, {self._folders.free_bytes()} free); "
                 "make room or access there, then run again to resume from the step before"
             ) from error
 
@@ -212,27 +203,11 @@ class Checkpoints:
             problem = self._problem(step)
             if problem:
                 self._report(
-                    f"{self._path(step)}: damaged checkpoint ({problem}); writing it anew, the "
-                    f"damaged one becomes {self._aside(step).name}"
+                    f"{self._folders.path(step)}: damaged checkpoint ({problem}); writing it anew, "
+                    f"the damaged one becomes {self._folders.aside(step).name}"
                 )
         (stays,) = processes.agree([not problem])
         return bool(stays)
-
-    def _make_way(self, step: int) -> None:
-        """Clears the place of a step, a damaged one kept as evidence, and what was cut short."""
-        if processes.is_first():
-            self._directory.mkdir(parents=True, exist_ok=True)
-            self._sweep()
-            path = self._path(step)
-            if is_checkpoint(path):
-                path.rename(self._aside(step))
-            elif path.exists():
-                path.rmdir()  # refuses unless it is empty: what lies in it is not ours to delete
-
-    def _aside(self, step: int) -> Path:
-        """A name that is free, and that no step has."""
-        names = (f"{step}.damaged-{number}" for number in itertools.count(1))
-        return next(path for path in map(self._directory.__truediv__, names) if not path.exists())
 
     def _prune(self, saved: int) -> None:
         """Keeps the newest and the best. Damaged steps neither count nor go: they are evidence."""
@@ -242,15 +217,7 @@ class Checkpoints:
         sound = [s for s, rank in ranks.items() if rank > -math.inf and s not in self._damaged]
         best = min(sound, key=ranks.__getitem__)
         for step in set(sound) - {saved, best, *sound[: self._keep]}:
-            self._delete(step)
-
-    def _delete(self, step: int) -> None:
-        """Under another name first: a deletion cut short must not look like a damaged step."""
-        shutil.rmtree(self._path(step).rename(self._directory / f"{step}{UNFINISHED}"))
-
-    def _sweep(self) -> None:
-        for unfinished in self._directory.glob(f"*{UNFINISHED}*"):
-            shutil.rmtree(unfinished)
+            self._folders.delete(step)
 
 
 def _check_finite(step: int, arrays: Mapping[str, np.ndarray]) -> None:

@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from charjax.config import ModelConfig
 from charjax.data.corpus import read_text
 from charjax.devices import all_devices, lane_mesh, one_copy, put, replicated, split_lanes
-from charjax.errors import InputError
+from charjax.errors import DivergedError, InputError
 from charjax.generate.trained import Trained
 from charjax.model.likelihood import next_char_nats
 from charjax.model.network import CharRNN, initial_carry, restart
@@ -57,12 +57,16 @@ class Score:
         return math.exp(self.nats_per_char) if self.nats_per_char < 700 else math.inf
 
     def to_json(self) -> dict[str, Any]:
-        """The fields and what follows from them, for `charjax score`."""
+        """The fields and what follows from them, for `charjax score`.
+
+        JSON has no infinity: such a perplexity becomes None. The loss itself is finite, see
+        `score_file`.
+        """
         return {
             "chars": self.chars,
             "nats_per_char": self.nats_per_char,
             "bits_per_char": self.bits_per_char,
-            "perplexity": self.perplexity,
+            "perplexity": self.perplexity if math.isfinite(self.perplexity) else None,
         }
 
 
@@ -94,11 +98,20 @@ def score_file(
     Raises:
       InputError: the file is missing, malformed, too short, or has characters that the
         vocabulary lacks.
+      DivergedError: the model gives a character no finite loss.
     """
     data = trained.config.data
     text = read_text(file, data)
     ids = trained.vocab.encode_symbols(text, unknown=unknown)
-    return score(trained.config.model, trained.params, ids, progress=progress)
+    result = score(trained.config.model, trained.params, ids, progress=progress)
+    # A softmax gives every character a probability, but weights that are finite, as all that
+    # are saved, may still be so large that a logit is not.
+    if not math.isfinite(result.nats_per_char):
+        raise DivergedError(
+            f"step {trained.step}: its weights are so large that the loss of this text is not "
+            "finite; try another --checkpoint"
+        )
+    return result
 
 
 def char_nats(

@@ -11,9 +11,10 @@ from typing import Any
 
 import jax
 
-from charjax.config import Config, differences, from_config_dict, leaves, to_dict
+from charjax.config import Config, differences, from_config_dict, to_dict
 from charjax.data.prepare import Prepared
 from charjax.errors import InputError
+from charjax.schema import leaves
 
 # What may change between a run and its resumption: how long and how often, not what.
 _MUST_STAY = ("train.scheduled",)

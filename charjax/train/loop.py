@@ -16,23 +16,23 @@ from charjax.checkpoint import Checkpoints
 from charjax.config import Config, to_dict
 from charjax.data.batches import Batch
 from charjax.data.prepare import Prepared, prepare
-from charjax.devices import one_copy
 from charjax.display import Display
-from charjax.errors import DivergedError, InputError, InterruptedRunError
-from charjax.folder import RunFolder, append
-from charjax.generate.sample import Sampling, sample_texts
+from charjax.errors import InputError, InterruptedRunError
+from charjax.folder import RunFolder
 from charjax.model.network import parameter_count
 from charjax.train import words
 from charjax.train.evaluate import evaluate
 from charjax.train.identity import check_allowed, check_same_run, describe
+from charjax.train.live import write_samples
 from charjax.train.metrics import Log, MetricsLog, NoLog, draw_curves, read_metrics
 from charjax.train.optimizer import make_optimizer, make_schedule
 from charjax.train.parallel import make_backend
 from charjax.train.plan import make_plan
 from charjax.train.progress import Clock, Progress
 from charjax.train.signals import StopSignals
-from charjax.train.step import StepMetrics, TrainState, init_state
+from charjax.train.step import TrainState, init_state
 from charjax.train.stopping import Stopping
+from charjax.train.tally import Tally
 
 
 def train(
@@ -87,6 +87,7 @@ class _Run:
 
     state: TrainState
     progress: Progress
+    tally: Tally
     clock: Clock
     log: Log
     stopping: Stopping
@@ -110,8 +111,7 @@ class _Run:
             config, len(text.vocab), optimizer
         )
         self.parameters = parameter_count(jax.eval_shape(self.new_state).params)
-        self.step = self.skipped = 0
-        self.grad_norm = math.nan
+        self.step = 0
         self.record: Mapping[str, Any] = {}
 
     def begin(self, allow: Sequence[str]) -> None:
@@ -124,7 +124,9 @@ class _Run:
             self._resume(allow)
         else:
             self._cut_logs(dict.fromkeys(self.folder.log_sizes(), 0))
-            self.state, self.progress = self.backend.place(self.new_state()), Progress()
+            self._take_up(self.new_state(), Progress())
+        for line in words.dispatch(self.config.train, self.plan, self.step):
+            self.display.report(line)
         self.clock = Clock(self.progress.elapsed_s)
         self.stopping = Stopping(self.signals, self._late)
         if self.first:
@@ -140,12 +142,22 @@ class _Run:
             self.display.report(f"allowed: {change}")
         restored = self.checkpoints.restore(jax.eval_shape(self.new_state))
         processes.require_same(f"{self.folder.checkpoints}", f"restored {restored.step}")
-        self.state = self.backend.place(restored.state)
-        self.step, self.skipped = restored.step, int(restored.state.skipped)
+        self._take_up(restored.state, Progress.from_json(restored.meta["progress"]))
+        self.step = restored.step
         self.plan = make_plan(self.config.train, self.text.batches.steps_per_epoch, self.step)
-        self.progress = Progress.from_json(restored.meta["progress"])
         self._cut_logs(restored.meta["logs"])
         self.display.report(f"resuming {self.folder.path} at step {self.step:,}")
+
+    def _take_up(self, state: TrainState, progress: Progress) -> None:
+        """Puts the state on the devices, and goes on from what is known of the past."""
+        self.tally = Tally(
+            self.config,
+            self.folder.path,
+            progress,
+            skipped=int(state.skipped),
+            report=self.display.report,
+        )
+        self.state, self.progress = self.backend.place(state), progress
 
     def _cut_logs(self, sizes: Mapping[str, int]) -> None:
         if self.first:
@@ -153,25 +165,22 @@ class _Run:
 
     def work(self) -> None:
         """Steps until a limit, a signal or divergence ends the run."""
-        pending: StepMetrics | None = None
         first, over = True, self._over()
         with self.display.task("training") as update, contextlib.ExitStack() as stack:
             while not over:
-                # The devices work on these steps while the host reads the metrics
-                # of those before them.
                 self.state, metrics = self.backend.run(self.state, self._next_batches())
                 self.step += self.plan.dispatch
                 if first:  # compiled just now; until here there was nothing to save
                     stack.enter_context(self.signals)
                     first = False
                 self.stopping.ask()
-                self._take_in(pending)
-                pending = metrics
+                # The devices work on these steps while the host reads the metrics
+                # of those before them.
+                self.tally.add(metrics, self.step)
                 # Asked once a turn: a signal must not end the loop after a turn that did not save.
                 over = self._over()
                 if over or any(map(self._due, self.plan.intervals)):
-                    self._take_in(pending)
-                    pending = None
+                    self.tally.catch_up(self.step)
                     with self.clock.paused():
                         over = self._do_what_is_due()
                 update(self.step, self.plan.total, words.beside_the_bar(self.record, self.progress))
@@ -216,29 +225,6 @@ class _Run:
         batches = [self.text.batches(step, self.backend.rows) for step in steps]
         return Batch(*map(np.stack, zip(*batches, strict=True)))
 
-    def _take_in(self, metrics: StepMetrics | None) -> None:
-        """Reads a dispatch's metrics, which waits for it; stops a run that diverged."""
-        if metrics is None:
-            return
-        losses, skipped = np.asarray(metrics.loss), int(metrics.skipped[-1])
-        self.progress.losses += [float(x) for x in losses if math.isfinite(x)]
-        self.grad_norm = float(metrics.grad_norm[-1])
-        if skipped > self.skipped:
-            self.display.report(
-                f"step {self.step:,}: {skipped - self.skipped} updates were not finite and "
-                f"were skipped, {skipped} in all"
-            )
-        self.skipped = skipped
-        if skipped > self.config.train.max_skipped:
-            raise self._diverged(f"{skipped} updates up to step {self.step} were not finite")
-
-    def _diverged(self, what: str) -> DivergedError:
-        return DivergedError(
-            f"{self.folder.path}: diverged: {what}; what was saved is kept; in another --workdir, "
-            "try a smaller config.optim.learning_rate than "
-            f"{self.config.optim.learning_rate:g}"
-        )
-
     def _do_what_is_due(self) -> bool:
         """Record, evaluation, samples; then the checkpoint, which notes how long the logs are.
 
@@ -252,11 +238,18 @@ class _Run:
             val_loss = self._evaluate(record)
             better = val_loss is not None and self.progress.note_loss(val_loss)
             self.log.write(record)
-            self._report(record, better)
+            self.display.report(words.evaluation(record, better=better))
         elif self._due(plan.log):
             self.log.write(self._new_record())
         if self.first and (self._due(plan.sample) or ended):
-            self._sample()
+            write_samples(
+                self.config,
+                self.state.best_params,
+                self.text.vocab,
+                step=self.step,
+                file=self.folder.samples,
+                show=self.display.text,
+            )
         over = self._over()
         if self._due(plan.checkpoint) or better or over:
             self._checkpoint(val_loss)
@@ -264,22 +257,15 @@ class _Run:
 
     def _new_record(self) -> dict[str, Any]:
         """The training record since the last one."""
-        losses, self.progress.losses = self.progress.losses, []
         batches = self.text.batches
-        chars = batches.chars_per_epoch / batches.steps_per_epoch * len(losses)
-        record: dict[str, Any] = {
+        chars = batches.chars_per_epoch / batches.steps_per_epoch * len(self.progress.losses)
+        record = {
             "step": self.step,
             "epoch": round(self.step / batches.steps_per_epoch, 4),
             "time_s": round(self.clock.seconds(), 3),
             "chars_per_second": round(chars / self.clock.lap(), 1),
             "learning_rate": float(self.learning_rate(self.step - 1)),
-        }
-        if losses:
-            record["train_loss"] = math.fsum(losses) / len(losses)
-        if math.isfinite(self.grad_norm):
-            record["grad_norm"] = self.grad_norm
-        if self.skipped:
-            record["skipped"] = self.skipped
+        } | self.tally.take_figures()
         self.record = record
         return record
 
@@ -290,32 +276,9 @@ class _Run:
             return None
         found = evaluate(self.config.model, self.backend.whole(self.state).best_params, ids)
         if not math.isfinite(found["val_loss"]):
-            raise self._diverged(f"the validation loss at step {self.step} is not finite")
+            raise self.tally.diverged(f"the validation loss at step {self.step} is not finite")
         record |= found
         return float(record["val_loss"])
-
-    def _report(self, record: Mapping[str, Any], better: bool) -> None:
-        self.display.report(words.evaluation(record, better=better))
-
-    def _sample(self) -> None:
-        """Adds to `samples.txt` one text a temperature, and shows the last."""
-        wanted, shown = self.config.sample, ""
-        params = one_copy(self.state.best_params)  # a text is written on one device
-        for temperature in wanted.temperatures if wanted.num_chars else ():
-            (text,) = sample_texts(
-                self.config.model,
-                params,
-                self.text.vocab,
-                wanted.prompt,
-                num_chars=wanted.num_chars,
-                num_samples=1,
-                sampling=Sampling(temperature=temperature, seed=self.config.seed),
-            )
-            title = f"=== step {self.step}, temperature {temperature:g} ==="
-            shown = f"{title}\n{wanted.prompt}{text}\n"
-            append(self.folder.samples, f"{shown}\n")
-        if shown:
-            self.display.text(shown)
 
     def _checkpoint(self, val_loss: float | None) -> None:
         self.progress.elapsed_s = self.clock.seconds()

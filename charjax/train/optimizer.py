@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -70,5 +71,13 @@ def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTrans
 
 
 def _kernels(params: PyTree) -> PyTree:
-    """True for matrices: decay belongs on products, not on biases."""
-    return jax.tree.map(lambda p: p.ndim > 1, params)
+    """True for what is multiplied with: decay belongs on products, not on biases or a table.
+
+    A row of the embedding has a gradient only where its character occurs, yet would decay at
+    every step, so that rare characters would fade.
+    """
+
+    def is_kernel(path: tuple[Any, ...], param: jax.Array) -> bool:
+        return param.ndim > 1 and "embedding" not in jax.tree_util.keystr(path)
+
+    return jax.tree_util.tree_map_with_path(is_kernel, params)

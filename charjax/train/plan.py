@@ -52,3 +52,27 @@ def make_plan(config: TrainConfig, steps_per_epoch: int, start: int = 0) -> Plan
     most = min(common, config.steps_per_dispatch)
     dispatch = max(n for n in range(1, most + 1) if common % n == 0)
     return Plan(total, log, evaluate, checkpoint, sample, dispatch)
+
+
+def in_the_way(config: TrainConfig, plan: Plan) -> tuple[int, dict[str, int]]:
+    """What keeps a plan from a longer dispatch.
+
+    Returns:
+      The dispatch that the fewest fields rule out, of those the longest; and these fields,
+      each with its steps.
+    """
+    # An interval that was not given follows another; 0 is a multiple of all.
+    stops = {
+        "train.max_steps": plan.total,
+        "train.eval_every": plan.evaluate,
+        "train.checkpoint_every": config.checkpoint_every,
+        "train.sample_every": config.sample_every,
+        "train.log_every": config.log_every,
+    }
+    most = min([config.steps_per_dispatch, *(steps for steps in stops.values() if steps > 1)])
+
+    def against(dispatch: int) -> dict[str, int]:
+        return {name: steps for name, steps in stops.items() if steps % dispatch}
+
+    best = min(range(most, 0, -1), key=lambda n: (n == 1, len(against(n))))
+    return best, against(best)

@@ -11,10 +11,10 @@ from typing import Any
 
 import jax
 
-from charjax.config import Config
+from charjax.config import Config, TrainConfig
 from charjax.data.prepare import Prepared
 from charjax.folder import RunFolder
-from charjax.train.plan import Plan
+from charjax.train.plan import Plan, in_the_way
 from charjax.train.progress import Progress
 
 
@@ -27,6 +27,31 @@ def opening(config: Config, text: Prepared, plan: Plan, parameters: int) -> list
         f"{parameters:,} parameters, on {jax.device_count()} x {device.device_kind}",
         f"plan: {f'{plan.total:,}' if plan.total else 'any number of'} steps, "
         f"{text.batches.steps_per_epoch:,} an epoch",
+    ]
+
+
+def dispatch(config: TrainConfig, plan: Plan, start: int) -> list[str]:
+    """One line where steps go out one by one though more at once were allowed, and the remedy.
+
+    Args:
+      config: what was asked for.
+      plan: what came of it.
+      start: the step that the run goes on from.
+    """
+    if plan.dispatch > 1 or plan.total == 1:
+        return []
+    longer, fields = in_the_way(config, plan)
+    reasons = [f"{name}={steps}" for name, steps in fields.items()]
+    reasons += [f"step {start:,}, where it goes on,"] * bool(start % longer)
+    if not reasons:
+        return []  # one at a time was asked for
+    # Rounded down, but for an interval of 1: no step more, and nothing more seldom.
+    flags = [f"--config.{n}={max(steps // longer, 1) * longer}" for n, steps in fields.items()]
+    verb = "is no multiple" if len(reasons) == 1 else "are no multiples"
+    remedy = f"; try {' '.join(flags)}" if flags else ""
+    return [
+        f"plan: 1 step a dispatch instead of {longer}, of which {' and '.join(reasons)} "
+        f"{verb}{remedy}"
     ]
 
 

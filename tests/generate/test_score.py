@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from scripted import chain, cycle, memoryless, random_model, trained
 
-from charjax.errors import InputError
+from charjax.errors import DivergedError, InputError
 from charjax.generate.score import Score, char_nats, score, score_file
 from charjax.model.likelihood import next_char_nats
 from charjax.model.network import CharRNN, initial_carry
@@ -99,8 +99,12 @@ def test_the_three_measures_are_one():
     }
 
 
-def test_an_overflowing_perplexity_is_infinite():
-    assert Score(1, 1000.0).perplexity == math.inf
+def test_an_overflowing_perplexity_is_infinite_and_null_in_json():
+    result = Score(1, 1000.0)
+    assert result.perplexity == math.inf
+    values = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    assert values["nats_per_char"] == 1000
+    assert values["perplexity"] is None
 
 
 AB = trained(chain(np.log([[0.5, 0.5], [0.1, 0.9]])), "ab")
@@ -115,6 +119,17 @@ def test_a_file_is_scored_by_the_models_own_symbols(tmp_path):
     file.write_text("abba", encoding="utf-8")
     want = -np.log([0.5, 0.9, 0.1]).mean()
     assert score_of(file).nats_per_char == pytest.approx(want)
+
+
+@pytest.mark.parametrize("bias", [0.0, 3e38])
+def test_a_model_too_large_for_a_finite_loss_is_named(bias, tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text("abba", encoding="utf-8")
+    config, params = chain([[3e38, -3e38], [3e38, -3e38]])
+    # With the bias the logits overflow, and without it their difference.
+    huge = trained((config, params | {"output_bias": jnp.full(2, bias)}), "ab", step=7)
+    with pytest.raises(DivergedError, match=r"^step 7: .* not finite; .*--checkpoint$"):
+        score_file(huge, str(file), unknown="error", progress=lambda done, total: None)
 
 
 def test_a_dash_is_standard_input(monkeypatch):

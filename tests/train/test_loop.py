@@ -138,6 +138,7 @@ def test_losses_fall_and_the_best_is_noted(finished):
 def test_the_person_is_told_of_the_run_and_of_what_to_do_next(finished):
     lines = finished.shown.lines
     assert any("rnn 1 x 8" in line and "8 x cpu" in line for line in lines)
+    assert not any("1 step a dispatch" in line for line in lines)
     assert sum(line.startswith("step ") and "nats" in line for line in lines) == 2
     assert any("step 40 of 40 is done" in line for line in lines)
     assert lines[-1].startswith("next: ")
@@ -258,11 +259,12 @@ def test_the_same_text_may_have_moved(config, finished, again, tmp_path):
 def test_how_long_and_how_often_may_change(config, again):
     # The new intervals allow for dispatches of 3 steps, which from 40 on would meet none of them.
     often = {"eval_every": 33, "log_every": 33, "checkpoint_every": 33}
-    last = run(changed(config, train={"max_steps": 66, **often}), again)
+    second = run(changed(config, train={"max_steps": 66, **often}), again)
     steps = [r["step"] for r in read_metrics(RunFolder(again).metrics)]
     assert steps == [10, 20, 30, 40, 66]
-    assert last.progress.ended == "step 66 of 66 is done"
+    assert second.progress.ended == "step 66 of 66 is done"
     assert newest(again).step == 66
+    assert any("instead of 3, of which step 40" in line for line in second.shown.lines)
 
 
 def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(config, finished, again):

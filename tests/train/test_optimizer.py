@@ -9,7 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from charjax.config import OptimConfig
+from charjax.config import ModelConfig, OptimConfig
+from charjax.model.network import init_params
 from charjax.train.optimizer import make_optimizer, make_schedule
 
 TOTAL = 100
@@ -123,13 +124,20 @@ def test_the_learning_rate_follows_the_schedule():
     np.testing.assert_allclose(-found[:, 0, 0], [rate(step) for step in range(10)], rtol=1e-6)
 
 
-def test_weight_decay_shrinks_matrices_alone():
-    params = {"kernel": jnp.full((3, 2), 2.0), "bias": jnp.full(2, 2.0)}
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_weight_decay_shrinks_kernels_alone(cell):
+    model = ModelConfig(cell=cell, hidden=4, embed=3, layers=2)
+    params = jax.tree.map(
+        lambda p: jnp.full(p.shape, 2.0), init_params(model, 5, jax.random.key(0))
+    )
     optimizer = make_optimizer(config_of("adamw", weight_decay=0.5), TOTAL)
     still = jax.tree.map(jnp.zeros_like, params)
     updates, _ = optimizer.update(still, optimizer.init(params), params)
-    np.testing.assert_allclose(updates["kernel"], -LR * 0.5 * 2.0, rtol=1e-6)
-    np.testing.assert_array_equal(updates["bias"], 0)
+    for path, update in jax.tree_util.tree_leaves_with_path(updates):
+        is_kernel = "kernel" in path[-1].key
+        np.testing.assert_allclose(update, -LR * 0.5 * 2.0 * is_kernel, rtol=1e-6)
+    assert not updates["embedding"].any()
+    assert updates["output_kernel"].all()
 
 
 @pytest.mark.parametrize("norm", [0.02, 1.0, 70.0])

@@ -1,0 +1,87 @@
+"""The config flags: `--config=FILE` and its overrides, and the config that they give."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from charjax.errors import CharjaxError, InputError
+
+if TYPE_CHECKING:
+    from charjax.config import Config
+
+
+def split_config_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Takes `--config=...` and `--config.field=...`, or their two-word forms, out of the rest."""
+    config_flags: list[str] = []
+    rest: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if name != "--config" and not name.startswith("--config."):
+            rest.append(word)
+        elif equals:
+            config_flags.append(word)
+        else:
+            value = next(words, None)
+            if value is None:
+                raise InputError(f"{word}: a value is missing; write {word}=VALUE")
+            config_flags.append(f"{word}={value}")
+    return config_flags, rest
+
+
+def load_config(config_flags: Sequence[str]) -> tuple[str, Config]:
+    """The run's name and config, from `--config=FILE` and its overrides.
+
+    Raises:
+      InputError: there is no such file, it fails, or an override does not fit.
+    """
+    files = [flag for flag in config_flags if flag.startswith("--config=")]
+    if len(files) != 1:
+        raise InputError("--config: give one config file, such as --config=configs/shakespeare.py")
+    path, _, argument = files[0].removeprefix("--config=").partition(":")
+    if not Path(path).is_file():
+        raise InputError(f"--config={path}: no such file; the shipped ones are in configs/")
+    values = _read_config_file(files[0], path, config_flags)
+    from charjax.config import from_config_dict
+
+    stem = Path(path).stem
+    return (f"{stem}-{argument}" if argument else stem), from_config_dict(values)
+
+
+def _read_config_file(file_flag: str, path: str, config_flags: Sequence[str]) -> Any:
+    from absl import flags
+    from ml_collections import config_flags as ml_flags
+
+    # A flag holder of our own, so that nothing is global; ml_collections finds the
+    # overrides in sys_argv before the flags are parsed.
+    holder = flags.FlagValues()
+    overrides = [flag for flag in config_flags if flag != file_flag]
+    argv = ["charjax", file_flag, *overrides]
+    ml_flags.DEFINE_config_file("config", flag_values=holder, sys_argv=argv)
+    try:
+        holder(argv)
+        return holder.config.to_dict()
+    except CharjaxError:
+        raise
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(_config_message(error, path, overrides)) from error
+    except Exception as error:
+        raise InputError(f"--config={path}: {type(error).__name__}: {error}") from error
+
+
+def _config_message(error: Exception, path: str, overrides: Sequence[str]) -> str:
+    """One line that names the override or the file that caused the error."""
+    text = " ".join(str(error).split())
+    names = [(o, o.partition("=")[0].removeprefix("--config.")) for o in overrides]
+    guilty = [o for o, name in names if name in text]
+    guilty += [o for o, name in names if any(part in text for part in name.split("."))]
+    where = (guilty or [f"--config={path}"])[0]
+    if isinstance(error, KeyError | AttributeError) and guilty:
+        nearest = re.search(r'Did you mean "(\w+)"', text)
+        return f"{where}: no such field; " + (
+            f"did you mean {nearest[1]}?" if nearest else "charjax/config.py lists them"
+        )
+    return f"{where}: {text}"

@@ -1,0 +1,92 @@
+"""What the steps report: read late, so that the devices never wait, and kept for the record."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from charjax.config import Config
+from charjax.errors import DivergedError
+from charjax.train.progress import Progress
+from charjax.train.step import StepMetrics
+
+
+class Tally:
+    """The running figures of a run; the losses lie in its progress, which checkpoints save."""
+
+    def __init__(
+        self,
+        config: Config,
+        folder: Path,
+        progress: Progress,
+        *,
+        skipped: int,
+        report: Callable[[str], None],
+    ) -> None:
+        """Takes the run up where it is.
+
+        Args:
+          config: the run.
+          folder: its folder, for messages.
+          progress: gets the losses of the steps.
+          skipped: updates that were not finite so far.
+          report: is told of more of them.
+        """
+        self._config, self._folder, self._progress = config, folder, progress
+        self._skipped, self._report = skipped, report
+        self._grad_norm = math.nan
+        self._pending: StepMetrics | None = None
+
+    def add(self, metrics: StepMetrics, step: int) -> None:
+        """Keeps a dispatch's metrics for later, and reads those of the one before.
+
+        Raises:
+          DivergedError: as `catch_up`.
+        """
+        self.catch_up(step)
+        self._pending = metrics
+
+    def catch_up(self, step: int) -> None:
+        """Reads what is still unread, which waits for it.
+
+        Raises:
+          DivergedError: more updates than allowed were not finite.
+        """
+        metrics, self._pending = self._pending, None
+        if metrics is None:
+            return
+        losses, skipped = np.asarray(metrics.loss), int(metrics.skipped[-1])
+        self._progress.losses += [float(x) for x in losses if math.isfinite(x)]
+        self._grad_norm = float(metrics.grad_norm[-1])
+        if skipped > self._skipped:
+            self._report(
+                f"step {step:,}: {skipped - self._skipped} updates were not finite and "
+                f"were skipped, {skipped} in all"
+            )
+        self._skipped = skipped
+        if skipped > self._config.train.max_skipped:
+            raise self.diverged(f"{skipped} updates up to step {step} were not finite")
+
+    def take_figures(self) -> dict[str, Any]:
+        """The figures of the steps since the last record, for the next one, which begins anew."""
+        losses, self._progress.losses = self._progress.losses, []
+        figures: dict[str, Any] = {}
+        if losses:
+            figures["train_loss"] = math.fsum(losses) / len(losses)
+        if math.isfinite(self._grad_norm):
+            figures["grad_norm"] = self._grad_norm
+        if self._skipped:
+            figures["skipped"] = self._skipped
+        return figures
+
+    def diverged(self, what: str) -> DivergedError:
+        """The error of a run that left the finite numbers: what happened, and what to try."""
+        return DivergedError(
+            f"{self._folder}: diverged: {what}; what was saved is kept; in another --workdir, "
+            "try a smaller config.optim.learning_rate than "
+            f"{self._config.optim.learning_rate:g}"
+        )

@@ -1,0 +1,69 @@
+"""The figures of a record are those of the steps since the one before, and of no other."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+from charjax.errors import DivergedError
+from charjax.train.progress import Progress
+from charjax.train.step import StepMetrics
+from charjax.train.tally import Tally
+
+from .tiny import config_of
+
+CONFIG = config_of(train={"max_skipped": 2})
+
+
+def metrics_of(losses: list[float], skipped: list[int]) -> StepMetrics:
+    return StepMetrics(
+        jnp.asarray(losses), jnp.asarray(losses) / 2, jnp.asarray(skipped, jnp.int32)
+    )
+
+
+def tally_of(progress: Progress, skipped: int = 0) -> tuple[Tally, list[str]]:
+    lines: list[str] = []
+    return Tally(CONFIG, Path("run"), progress, skipped=skipped, report=lines.append), lines
+
+
+def test_a_dispatch_is_read_when_the_next_one_is_on_its_way():
+    progress = Progress(losses=[6.0])  # from before the run was resumed
+    tally, _ = tally_of(progress)
+    tally.add(metrics_of([4.0, 3.0], [0, 0]), 2)
+    assert progress.losses == [6.0]
+    tally.add(metrics_of([2.0, 1.0], [0, 0]), 4)
+    assert progress.losses == [6.0, 4.0, 3.0]
+    for _ in range(2):
+        tally.catch_up(4)
+        assert progress.losses == [6.0, 4.0, 3.0, 2.0, 1.0]
+
+
+def test_a_record_takes_the_losses_with_it():
+    progress = Progress()
+    tally, _ = tally_of(progress)
+    assert tally.take_figures() == {}
+    tally.add(metrics_of([4.0, 3.0], [0, 0]), 2)
+    tally.catch_up(2)
+    assert tally.take_figures() == {"train_loss": 3.5, "grad_norm": 1.5}
+    assert progress.losses == []
+    assert tally.take_figures() == {"grad_norm": 1.5}
+
+
+def test_what_is_not_finite_is_counted_said_and_kept_out_of_the_loss():
+    tally, lines = tally_of(Progress(), skipped=1)
+    tally.add(metrics_of([4.0, math.nan], [1, 2]), 1200)
+    tally.catch_up(1200)
+    assert tally.take_figures() == {"train_loss": 4.0, "skipped": 2}
+    (line,) = lines
+    assert line.startswith("step 1,200: 1 updates were not finite")
+    assert line.endswith("2 in all")
+
+
+def test_too_much_of_it_ends_the_run():
+    tally, _ = tally_of(Progress())
+    tally.add(metrics_of([math.inf], [3]), 3)
+    with pytest.raises(DivergedError, match=r"^run: diverged: 3 updates up to step 3 .*0\.01$"):
+        tally.catch_up(3)
