@@ -24,7 +24,7 @@ def commands(args: argparse.Namespace) -> list[list[str]]:
         common += [] if args.small else ["--rounds=3"]
         benchmarks = [
             ["train_step", *keras],
-            ["sample", "--cells", "gru", "--chars=256"],
+            ["sample", "--cells", "gru"],
             ["end_to_end", "--steps=100"],
         ]
     return [[name, *flags, *common] for name, *flags in benchmarks]

@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks.common import Peer, finish, measure, parser, show
 from benchmarks.shape import Shape, make_shape
+from charjax.config import TrainConfig
 
 OURS = ("charjax float32", "charjax bfloat16")
 KERAS_BACKENDS = ("jax", "torch", "tensorflow")
@@ -81,7 +82,7 @@ def main() -> None:
             shape,
             device=args.device,
             keras_python=args.keras_python,
-            dispatch=10 if args.device == "gpu" else 1,
+            dispatch=TrainConfig().steps_per_dispatch,
         )
         measured = measure(found, rounds=args.rounds, turn_s=args.turn_s, device=args.device)
         show(f"{cell}, {shape}", measured, OURS)
