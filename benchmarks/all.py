@@ -25,7 +25,7 @@ def commands(args: argparse.Namespace) -> list[list[str]]:
         benchmarks = [
             ["train_step", *keras],
             ["sample", "--cells", "gru"],
-            ["end_to_end", "--steps=100"],
+            ["end_to_end", "--steps=200"],
         ]
     return [[name, *flags, *common] for name, *flags in benchmarks]
 

@@ -32,12 +32,14 @@ from charjax.train.plan import make_plan
 def shortened(steps: int, small: bool) -> Config:
     """The shipped config, cut short.
 
-    It evaluates once, at its end, on a part of the text that has the same proportion
-    to the steps as in the whole run, so that a short run is a fair sample of it. `small`
-    is for trying the benchmark out.
+    It evaluates and samples once, at its end, on a part of the text and with so many
+    characters that they have the same proportion to the steps as in the whole run, so that
+    a short run is a fair sample of it. `small` is for trying the benchmark out.
     """
     values = runpy.run_path(str(ROOT / "configs" / "shakespeare.py"))["get_config"]().to_dict()
-    share = values["data"]["split"][1] * min(1.0, steps / values["train"]["eval_every"])
+    part = min(1.0, steps / values["train"]["eval_every"])
+    share = values["data"]["split"][1] * part
+    values["sample"]["num_chars"] = round(part * values["sample"]["num_chars"])
     values["data"]["split"] = (1 - share, share, 0.0)
     values["train"] |= {"max_steps": steps, "eval_every": min(steps, values["train"]["eval_every"])}
     values["model"] |= {"hidden": 32, "embed": 8} if small else {}
