@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import ratio
 from benchmarks.machine import RESULTS
 
 README = Path(__file__).parent.parent / "README.md"
@@ -22,6 +23,29 @@ def row(figures: dict[str, Any]) -> str:
         f"{figures['steps']:,} | {figures['training_s'] / 60:.1f} min | "
         f"{figures['chars_per_second'] / 1000:.0f} k | **{best['val_loss']:.4f}** "
         f"({best['val_loss'] / math.log(2):.3f}) |"
+    )
+
+
+def speeds() -> str:
+    """How many times as fast a training step and a text are as the peers'."""
+    result = json.loads((RESULTS / "train_step_cpu.json").read_text(encoding="utf-8"))
+    parts = []
+    for cell in ("gru", "lstm"):
+        peers = result["groups"][cell]["peers"]
+        keras = max(
+            (name for name in peers if name.startswith("keras")),
+            key=lambda name: float(peers[name]["chars_per_second"]),
+        )
+        names = {"torch float32": "torch", f"flax {cell}": "flax `nn.RNN`", keras: "Keras (best)"}
+        over = [
+            f"{ratio(peers['charjax float32'], peers[name]):.1f} times {label}"
+            for name, label in names.items()
+        ]
+        parts.append(f"{cell.upper()} {', '.join(over)}")
+    return (
+        "Characters a second of a training step, float32, hidden 1024, on the same two cores in "
+        f"one run: {'; '.join(parts)}. bfloat16, sampling, goals missed and the commands are in "
+        "[docs/performance.md](docs/performance.md)."
     )
 
 
@@ -43,6 +67,8 @@ def block() -> str:
             "is that of the last 111,540 characters of tiny Shakespeare, all of them, on a split "
             "that nothing was tuned on. nanoGPT publishes 1.4697 for a Transformer ten times this "
             "size (over random windows of the same split).",
+            "",
+            speeds(),
             "",
             "![training and validation loss](docs/shakespeare.png)",
             "",

@@ -71,7 +71,7 @@ def time_ours(name: str, seconds: float) -> dict[str, Any]:
     from charjax.train.plan import make_plan
     from charjax.train.step import init_state
 
-    config, text = _prepared(name)
+    config, text = prepared(name)
     plan = make_plan(config.train, text.batches.steps_per_epoch)
     optimizer = make_optimizer(config.optim, plan.total)
     backend = make_backend(config, len(text.vocab), optimizer)
@@ -123,7 +123,8 @@ def _time_generation(config: Any, text: Any) -> dict[str, Any]:
     return {"generation": {"chars": _CHARS, "one_s": one, "five_s": five, "ratio": five / one}}
 
 
-def _prepared(name: str) -> tuple[Any, Any]:
+def prepared(name: str) -> tuple[Any, Any]:
+    """The plain config of a tutorial, and its text."""
     from charjax.config import from_config_dict
     from charjax.data.prepare import prepare
 
@@ -135,7 +136,7 @@ def _prepared(name: str) -> tuple[Any, Any]:
 
 def documents(name: str) -> list[str]:
     """The documents of a tutorial's text, as charjax reads them."""
-    _, text = _prepared(name)
+    _, text = prepared(name)
     edges = [*text.corpus.starts, len(text.corpus.text)]
     return [text.corpus.text[a:b] for a, b in itertools.pairwise(edges)]
 

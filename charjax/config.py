@@ -79,6 +79,9 @@ class OptimConfig:
     b1: float = number(0.9, 0, 0.999999)  # adam, adamw: decay of the mean; sgd: momentum
     b2: float = number(0.99, 0, 0.999999)  # adam, adamw, rmsprop: decay of the square
     eps: float = number(1e-8, 0)
+    # adam, adamw: add eps before the square's bias is corrected, which damps the first steps:
+    # the "epsilon hat" of Kingma and Ba (2015), and what Keras and TensorFlow do.
+    eps_hat: bool = False
     weight_decay: float = number(0.0, 0)  # adamw, on kernels, not on biases or the embedding
     schedule: str = choice("constant", "cosine", "linear", "onecycle")
     warmup: float = number(0.0, 0, 1)  # fraction of all steps, linear from 0
@@ -227,6 +230,7 @@ FIELD_NEEDS: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
     ("optim.b1", lambda c: c.optim.name != "rmsprop", "adam, adamw or sgd"),
     ("optim.b2", lambda c: c.optim.name != "sgd", "adam, adamw or rmsprop"),
     ("optim.eps", lambda c: c.optim.name != "sgd", "adam, adamw or rmsprop"),
+    ("optim.eps_hat", lambda c: c.optim.name in ("adam", "adamw"), "adam or adamw"),
     ("optim.warmup", lambda c: c.train.max_steps + c.train.max_epochs > 0, "max_steps"),
     ("optim.final", lambda c: c.optim.schedule != "constant", "a schedule that decays"),
     ("train.scheduled_ramp", lambda c: c.train.scheduled_sampling > 0, "train.scheduled_sampling"),

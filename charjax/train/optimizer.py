@@ -54,20 +54,39 @@ def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTrans
         rule = optax.sgd(schedule, momentum=config.b1)
     elif config.name == "rmsprop":
         rule = optax.rmsprop(schedule, decay=config.b2, eps=config.eps, eps_in_sqrt=False)
-    elif config.name == "adam":
-        rule = optax.adam(schedule, config.b1, config.b2, config.eps)
     else:
-        rule = optax.adamw(
-            schedule,
-            config.b1,
-            config.b2,
-            config.eps,
-            weight_decay=config.weight_decay,
-            mask=_kernels,
+        decay = optax.add_decayed_weights(config.weight_decay, mask=_kernels)
+        rule = optax.chain(
+            _scale_by_adam(config),
+            *([decay] if config.name == "adamw" else []),
+            optax.scale_by_learning_rate(schedule),
         )
     if config.clip_norm == 0:
         return rule
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
+
+
+def _scale_by_adam(config: OptimConfig) -> optax.GradientTransformation:
+    """Adam's direction (Kingma and Ba 2015), with either of the paper's epsilons."""
+    if not config.eps_hat:
+        return optax.scale_by_adam(config.b1, config.b2, config.eps)
+
+    def init(params: PyTree) -> optax.ScaleByAdamState:
+        mean, square = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))
+        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), mean, square)
+
+    def update(
+        grads: PyTree, state: optax.ScaleByAdamState, params: PyTree = None
+    ) -> tuple[PyTree, optax.ScaleByAdamState]:
+        del params
+        count = optax.safe_increment(state.count)
+        mean = optax.tree.update_moment(grads, state.mu, config.b1, 1)
+        square = optax.tree.update_moment_per_elem_norm(grads, state.nu, config.b2, 2)
+        rate = jnp.sqrt(1 - config.b2**count) / (1 - config.b1**count)
+        direction = jax.tree.map(lambda m, v: rate * m / (jnp.sqrt(v) + config.eps), mean, square)
+        return direction, optax.ScaleByAdamState(count, mean, square)
+
+    return optax.GradientTransformation(init, update)
 
 
 def _kernels(params: PyTree) -> PyTree:

@@ -47,7 +47,9 @@ PLAIN = Config(
         seq_len=50,
     ),
     model=ModelConfig(cell="lstm", hidden=512, embed=256, init="keras"),
-    optim=OptimConfig(name="adam", learning_rate=1e-3, b2=0.999, eps=1e-7, clip_norm=0.0),
+    optim=OptimConfig(
+        name="adam", learning_rate=1e-3, b2=0.999, eps=1e-7, eps_hat=True, clip_norm=0.0
+    ),
     train=TrainConfig(max_epochs=20.0, log_every=0),
     sample=SampleConfig(prompt="THE GOOSE-GIRL", num_chars=500, temperatures=(1.0, 0.5, 2.0)),
 )

@@ -37,7 +37,9 @@ PLAIN = Config(
         stateful=True,
     ),
     model=ModelConfig(cell="lstm", hidden=1024, embed=256, init="keras_glorot"),
-    optim=OptimConfig(name="adam", learning_rate=1e-3, b2=0.999, eps=1e-7, clip_norm=0.0),
+    optim=OptimConfig(
+        name="adam", learning_rate=1e-3, b2=0.999, eps=1e-7, eps_hat=True, clip_norm=0.0
+    ),
     train=TrainConfig(max_epochs=10.0, log_every=0),
     sample=SampleConfig(prompt="ROMEO: ", num_chars=1000, temperatures=(1.0,)),
 )

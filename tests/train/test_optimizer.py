@@ -64,6 +64,14 @@ def adam(grads: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         yield -LR * unbiased[0] / (np.sqrt(unbiased[1]) + EPS)
 
 
+def adam_eps_hat(grads: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    mean = square = np.zeros((3, 2))
+    for t, g in enumerate(grads, start=1):
+        mean, square = B1 * mean + (1 - B1) * g, B2 * square + (1 - B2) * g**2
+        rate = LR * np.sqrt(1 - B2**t) / (1 - B1**t)  # alpha_t of the paper's section 2
+        yield -rate * mean / (np.sqrt(square) + EPS)
+
+
 def rmsprop(grads: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
     square = np.zeros((3, 2))
     for g in grads:
@@ -78,7 +86,7 @@ def sgd(grads: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         yield -LR * velocity
 
 
-def config_of(name: str, **fields: float | str) -> OptimConfig:
+def config_of(name: str, **fields: float | str | bool) -> OptimConfig:
     given = {"learning_rate": LR, "b1": B1, "b2": B2, "eps": EPS, "clip_norm": 0.0}
     return OptimConfig(name=name, **{**given, **fields})  # type: ignore[arg-type]
 
@@ -105,6 +113,14 @@ RULES: dict[str, Callable[[Iterator[np.ndarray]], Iterator[np.ndarray]]] = {
 def test_each_rule_is_that_of_its_paper(name):
     found = updates_of(config_of(name), gradients(5), np.ones((3, 2)))
     np.testing.assert_allclose(found, np.stack(list(RULES[name](gradients(5)))), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_adam_with_the_other_epsilon_is_that_of_keras(name):
+    found = updates_of(config_of(name, eps_hat=True), gradients(5), np.ones((3, 2)))
+    np.testing.assert_allclose(found, np.stack(list(adam_eps_hat(gradients(5)))), rtol=1e-5)
+    plain = updates_of(config_of(name), gradients(5), np.ones((3, 2)))
+    assert not np.allclose(found, plain, rtol=1e-3)
 
 
 def test_every_name_acts_differently():
