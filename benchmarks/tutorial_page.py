@@ -34,7 +34,7 @@ def write() -> Path:
     counts = _result("tutorial_counts") or {"tutorials": {}}
     for name, tutorial in TUTORIALS.items():
         parts.append(_section(name, tutorial, timing, counts["tutorials"].get(name)))
-    parts.append(_timing_note(timing))
+    parts += [_parity(), _timing_note(timing)]
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text("\n".join(parts), encoding="utf-8")
     return PAGE
@@ -183,6 +183,27 @@ def _texts(tutorial: Tutorial, plain: dict[str, Any] | None) -> list[str]:
             "",
         ]
     return lines
+
+
+def _parity() -> str:
+    """How near the same path comes to Keras', and where Keras leaves it."""
+    result = _result("tutorial_parity")
+    if result is None:
+        return f"Held against Keras: {_NOT_MEASURED}; `python -m benchmarks.tutorial_parity`.\n"
+    means = result["mean_loss_of_the_last_82_steps"]
+    peer = f"Keras {result['peer']['keras']} on {result['peer']['backend']}"
+    return (
+        "## The same path\n\n"
+        f"`grimm` from the same weights over the same {result['steps']} batches, charjax against "
+        f"{peer}. With the embedding written there as a product with one-hot rows, every step's "
+        "loss is that of charjax to a relative "
+        f"{result['largest_relative_difference_to_one_hot']:.1e}. With Keras' own `Embedding` "
+        "layer, whose gradient is sparse, that version learns faster: the mean loss of the "
+        f"second epoch's steps is {means['keras']:.3f} instead of {means['keras_one_hot']:.3f} "
+        f"(charjax {means['charjax']:.3f}). The tutorials' own figures, from older versions, lie "
+        f"with the latter. Measured by `{result['command']}` on {result['machine']}, "
+        f"{result['date']}.\n"
+    )
 
 
 def _timing_note(timing: dict[str, Any] | None) -> str:
