@@ -48,8 +48,7 @@ TUTORIALS = {
         sample="ROMEO: ISALYH:\nThe greater wores!\nPersuach our friar,--kin with Lancaster and "
         "Lary\nBe very guard, a, reap the name of John and pale;",
         paths=_KERAS + " The tutorial's layer is stateful, so that each batch of shuffled windows "
-        "starts from the state that others left; so does ours (`data.stateful`). From a state of "
-        "zero the second epoch's loss is 2.00.",
+        "starts from the state that others left; so does ours (`data.stateful`).",
     ),
     "tf_gru": Tutorial(
         title="TensorFlow: text generation with an RNN, GRU",
