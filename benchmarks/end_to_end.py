@@ -1,7 +1,7 @@
 """A whole run of configs/shakespeare.py, shortened, over a plain Flax loop of the same model.
 
 python -m benchmarks.end_to_end
-python -m benchmarks.end_to_end --steps=3000 --rounds=1     the whole of it
+python -m benchmarks.end_to_end --steps=4500 --rounds=1     the whole of it
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def with_training(measured: Measured) -> Measured:
 def main() -> None:
     """Writes `results/end_to_end_<device>.json`."""
     flags = parser(__doc__)
-    flags.add_argument("--steps", type=int, default=500, help="of the run's 3000; default 500")
+    flags.add_argument("--steps", type=int, default=500, help="of the run's 4500; default 500")
     args = flags.parse_args()
     steps = 100 if args.small else args.steps
     with tempfile.TemporaryDirectory() as compiled:

@@ -54,6 +54,18 @@ def _train(
     )
 
 
+def _run(title: str, ours: str, theirs: str, at: float) -> Goal:
+    return Goal(
+        title=title,
+        device="cpu",
+        benchmark="end_to_end",
+        group="shakespeare",
+        ours=(ours,),
+        theirs=(theirs,),
+        at_least=at,
+    )
+
+
 def _sample(device: str, streams: int, theirs: tuple[str, ...], at: float, ours: str = F32) -> Goal:
     dtype = ours.split()[1]
     over = f" over {theirs[0]}" if theirs else ", characters per second"
@@ -77,23 +89,17 @@ CPU = (
     _train("cpu", "gru", "GRU bf16 over torch float32", BF16, ("torch float32",), 3.0),
     _train("cpu", "gru", "GRU float32 over keras (best backend)", F32, KERAS, 1.8),
     _train("cpu", "lstm", "LSTM float32 over keras (best backend)", F32, KERAS, 1.8),
-    Goal(
-        title="`configs/shakespeare.py`, whole run over a plain flax `nn.RNN` loop",
-        device="cpu",
-        benchmark="end_to_end",
-        group="shakespeare",
-        ours=("launch.py",),
-        theirs=("plain flax loop",),
-        at_least=2.0,
+    _run(
+        "`configs/shakespeare.py`, whole run over a plain flax `nn.RNN` loop",
+        "launch.py",
+        "plain flax loop",
+        2.0,
     ),
-    Goal(
-        title="`launch.py`'s characters per second over the bare step's",
-        device="cpu",
-        benchmark="end_to_end",
-        group="shakespeare",
-        ours=("launch.py, training alone",),
-        theirs=("bare step",),
-        at_least=0.97,
+    _run(
+        "`launch.py`'s characters per second over the bare step's",
+        "launch.py, training alone",
+        "bare step",
+        0.97,
     ),
     _sample("cpu", 1, ("torch eager",), 5.0),
     _sample("cpu", 1, ("plain scan",), 2.0),

@@ -14,6 +14,7 @@ from typing import Any
 from benchmarks.common import ROOT, progress, ratio
 from benchmarks.goals import CPU, GPU, Goal
 from benchmarks.machine import RESULTS
+from benchmarks.tables import table
 
 TEMPLATE = Path(__file__).parent / "performance.template.md"
 PAGE = ROOT / "docs" / "performance.md"
@@ -42,6 +43,7 @@ def page(results: Results, template: str) -> str:
         goals_gpu=_goals(results, GPU),
         figures=_figures(results),
         sweep=_sweep(results),
+        parts=table("parts"),
     )
 
 

@@ -97,7 +97,8 @@ def time_ours(name: str, seconds: float) -> dict[str, Any]:
 
 def _time_generation(config: Any, text: Any) -> dict[str, Any]:
     """Seconds that one text and five texts take, with weights as they are at first."""
-    from charjax.generate.sample import Sampling, sample_texts
+    from charjax.generate.choice import Sampling
+    from charjax.generate.sample import sample_texts
     from charjax.keys import Stream, stream_key
     from charjax.model.network import init_params
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from charjax.data.batches import split as split
     from charjax.data.prepare import prepare as prepare
     from charjax.data.vocab import Vocab as Vocab
-    from charjax.generate.sample import Sampling as Sampling
+    from charjax.generate.choice import Sampling as Sampling
     from charjax.generate.sample import sample as sample
     from charjax.generate.sample import sample_texts as sample_texts
     from charjax.generate.score import char_nats as char_nats

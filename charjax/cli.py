@@ -136,7 +136,8 @@ def _trained(args: argparse.Namespace) -> Trained:
 
 
 def _sample(args: argparse.Namespace) -> None:
-    from charjax.generate.sample import Sampling, write_texts
+    from charjax.generate.choice import Sampling
+    from charjax.generate.sample import write_texts
 
     sampling = Sampling(
         temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed

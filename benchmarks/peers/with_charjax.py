@@ -12,7 +12,8 @@ from benchmarks.shape import Shape, batch
 from benchmarks.worker import Task
 from charjax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from charjax.data.batches import Batch
-from charjax.generate.sample import Sampling, sample
+from charjax.generate.choice import Sampling
+from charjax.generate.sample import sample
 from charjax.keys import Stream, stream_key
 from charjax.model.network import init_params
 from charjax.train.optimizer import make_optimizer

@@ -14,7 +14,7 @@ from jaxtyping import Int
 from charjax.config import ModelConfig
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
-from charjax.generate.choice import Sampling as Sampling
+from charjax.generate.choice import Sampling
 from charjax.generate.chunks import groups, write_group
 from charjax.generate.trained import Trained
 from charjax.types import PyTree

@@ -9,7 +9,8 @@ from charjax.config import Config
 from charjax.data.vocab import Vocab
 from charjax.devices import one_copy
 from charjax.folder import append
-from charjax.generate.sample import Sampling, sample_texts
+from charjax.generate.choice import Sampling
+from charjax.generate.sample import sample_texts
 from charjax.types import PyTree
 
 

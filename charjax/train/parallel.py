@@ -87,7 +87,7 @@ def _jit_backend(
         return TrainState(*(put(*part) for part in zip(own, shardings, strict=True)))
 
     def run_own(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        # One process leaves the cutting to jit, which is four times quicker at it.
+        # One process leaves the cutting to jit, which is quicker at it.
         moved: tuple[TrainState, StepMetrics] = run(
             state, put_own(batch, batches) if several() else batch
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -96,15 +97,13 @@ def make_step(
     def total(x: Any) -> Any:
         return x if axis_name is None else jax.lax.psum(x, axis_name)
 
-    def lane_keys(stream: Stream, step: Count, batch: Batch) -> LaneKeys:
-        lanes = jnp.arange(batch.inputs.shape[0])
-        if axis_name is not None:
-            lanes += lanes.size * jax.lax.axis_index(axis_name)
-        key = indexed_key(stream_key(config.seed, stream), step)
-        return jax.vmap(indexed_key, (None, 0))(key, lanes)
+    lane_keys = partial(_lane_keys, config.seed, axis_name)
 
     def read_own_guesses(params: PyTree, carry: Carry, batch: Batch, step: Count) -> Batch:
-        keys, share = lane_keys(Stream.SCHEDULED, step, batch), guessed_share(config.train, step)
+        keys, share = (
+            lane_keys(Stream.SCHEDULED, step, batch.inputs.shape[0]),
+            guessed_share(config.train, step),
+        )
         inputs = jnp.asarray(batch.inputs)
         mixed: Any = mix_inputs(config.model, params, inputs, carry, keys, share)
         return batch._replace(inputs=mixed)
@@ -116,7 +115,7 @@ def make_step(
         if config.data.targets == "last":
             last: Any = jnp.asarray(batch.mask).at[:, :-1].set(False)
             batch = batch._replace(mask=last)
-        keys = lane_keys(Stream.DROPOUT, state.step, batch)
+        keys = lane_keys(Stream.DROPOUT, state.step, batch.inputs.shape[0])
         counted = jnp.maximum(total(jnp.sum(batch.mask)), 1)
         loss, grads, carry = gradient(state.params, carry, batch, keys, counted)
         loss, grads = total(loss), total(grads)
@@ -136,6 +135,15 @@ def make_step(
         return kept, StepMetrics(loss, grad_norm, skipped)
 
     return train_step
+
+
+def _lane_keys(seed: int, axis_name: str | None, stream: Stream, step: Count, own: int) -> LaneKeys:
+    """A key for each of this device's `own` lanes, which are part of all under an axis."""
+    lanes = jnp.arange(own)
+    if axis_name is not None:
+        lanes += own * jax.lax.axis_index(axis_name)
+    key = indexed_key(stream_key(seed, stream), step)
+    return jax.vmap(indexed_key, (None, 0))(key, lanes)
 
 
 def repeat(step: Step) -> Step:

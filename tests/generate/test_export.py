@@ -20,6 +20,7 @@ import pytest
 from charjax.config import Config, ModelConfig, TrainConfig
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
+from charjax.generate.choice import Sampling
 from charjax.generate.export import (
     PLATFORMS,
     export_generator,
@@ -28,7 +29,7 @@ from charjax.generate.export import (
     named_weights,
     start_rows,
 )
-from charjax.generate.sample import Sampling, sample_texts, write_texts
+from charjax.generate.sample import sample_texts, write_texts
 from charjax.generate.trained import Trained
 from charjax.keys import Stream, stream_key
 from charjax.model.network import CharRNN, init_params, initial_carry

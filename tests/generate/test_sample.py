@@ -16,8 +16,8 @@ from scripted import chain, cycle, memoryless, random_model, trained
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.generate import chunks as module
-from charjax.generate.choice import choose, keep_top_k, keep_top_p
-from charjax.generate.sample import Sampling, prompt_ids, sample, sample_texts, write_texts
+from charjax.generate.choice import Sampling, choose, keep_top_k, keep_top_p
+from charjax.generate.sample import prompt_ids, sample, sample_texts, write_texts
 from charjax.model.network import CharRNN, initial_carry
 
 START = np.array([0], np.int32)

@@ -8,16 +8,9 @@ from hypothesis import strategies as st
 from charjax.config import TrainConfig
 from charjax.train.plan import make_plan
 
-intervals = st.integers(0, 300)
-configs = st.builds(
-    TrainConfig,
-    max_steps=intervals,
-    eval_every=intervals,
-    checkpoint_every=intervals,
-    sample_every=intervals,
-    log_every=intervals,
-    steps_per_dispatch=st.integers(1, 40),
-)
+from .tiny import configs_of_intervals
+
+configs = configs_of_intervals(fewest=1)
 
 
 @given(configs, st.integers(1, 500))

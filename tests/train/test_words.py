@@ -13,16 +13,9 @@ from charjax.config import TrainConfig
 from charjax.train import words
 from charjax.train.plan import make_plan
 
-intervals = st.integers(0, 300)
-configs = st.builds(
-    TrainConfig,
-    max_steps=intervals,
-    eval_every=intervals,
-    checkpoint_every=intervals,
-    sample_every=intervals,
-    log_every=intervals,
-    steps_per_dispatch=st.integers(2, 40),
-)
+from .tiny import configs_of_intervals
+
+configs = configs_of_intervals(fewest=2)
 
 
 def test_an_evaluation_says_what_it_has():

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from hypothesis import strategies as st
 
 from charjax.checkpoint import Checkpoints
 from charjax.config import (
@@ -126,3 +127,17 @@ def newest(folder: Path) -> Any:
     """The record of a run's newest checkpoint."""
     with Checkpoints(folder / "checkpoints", keep=1, report=print) as saved:
         return saved.read_meta()
+
+
+def configs_of_intervals(fewest: int) -> st.SearchStrategy[TrainConfig]:
+    """Any intervals, at least `fewest` steps allowed in a dispatch."""
+    intervals = st.integers(0, 300)
+    return st.builds(
+        TrainConfig,
+        max_steps=intervals,
+        eval_every=intervals,
+        checkpoint_every=intervals,
+        sample_every=intervals,
+        log_every=intervals,
+        steps_per_dispatch=st.integers(fewest, 40),
+    )

@@ -1,0 +1,142 @@
+"""What a training step and a written character are made of: python -m benchmarks.parts.
+
+The pieces of the recurrence at the reference shape, each alone in its own program, and the
+products that they rest on. Writes `results/parts.json`.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array
+
+from benchmarks import machine
+from benchmarks.common import progress
+from benchmarks.shape import Shape
+from charjax.model import recurrence
+from charjax.model.cells import CELLS
+from charjax.model.matmul import dot, dot_leading
+from charjax.model.recurrence import Table, Weights
+
+ROUNDS = 7
+_LANES = (1, 5, 8, 64)  # of the product that writes a character
+_CHARS = 100
+
+
+def milliseconds(function: Callable[..., Any], *arguments: Any) -> float:
+    """The median time of a compiled function, once it is warm."""
+    compiled = jax.jit(function)
+    jax.block_until_ready(compiled(*arguments))
+    found = []
+    for _ in range(ROUNDS):
+        began = time.perf_counter()
+        jax.block_until_ready(compiled(*arguments))
+        found.append(time.perf_counter() - began)
+    return 1e3 * statistics.median(found)
+
+
+def normal(*shape: int) -> Array:
+    """Small random numbers, float32."""
+    return 0.03 * jax.random.normal(jax.random.key(len(shape)), shape)
+
+
+def row(part: str, cell: str, dtype: str, ms: float, flops: float = 0) -> dict[str, Any]:
+    """One line of the table; a part that is not a product alone has no rate."""
+    rate = {"gflops_per_second": round(flops / ms / 1e6)} if flops else {}
+    progress(f"{part}, {cell} {dtype}: {ms:.1f} ms")
+    return {"part": part, "cell": cell, "dtype": dtype, "ms": round(ms, 2)} | rate
+
+
+def of_recurrence(cell: str, dtype: str) -> list[dict[str, Any]]:
+    """The recurrence of a step, and its products alone."""
+    shape = Shape(cell=cell)
+    hidden, rows = shape.hidden, shape.batch * shape.length
+    gates = CELLS[cell].gates * hidden
+    bias = jnp.zeros(hidden) if CELLS[cell].recurrent_bias else None
+    weights = Weights(normal(hidden, gates), bias)
+    tokens = jax.random.randint(jax.random.key(0), (shape.length, shape.batch), 0, shape.vocab)
+    carry = tuple(jnp.zeros((shape.batch, hidden)) for _ in range(CELLS[cell].states))
+
+    def forward(table: Array, weights: Weights) -> Any:
+        return recurrence._forward(cell, dtype, Table(table, tokens), weights, carry)
+
+    table = normal(shape.vocab, gates)
+    out, kept = jax.jit(forward)(table, weights)
+
+    def backward(kept: Any, out: Any) -> Any:
+        return recurrence._backward(cell, dtype, kept, out)
+
+    def loop_alone(kept: Any, out: Any) -> Any:
+        return backward(kept, out)[2]  # the rest of it is then left out
+
+    def products(h: Array, kernel: Array) -> Array:
+        def step(h: Array, _: None) -> tuple[Array, None]:
+            return h + 1e-6 * dot(h, kernel, dtype)[:, :hidden], None
+
+        return jax.lax.scan(step, h, None, length=shape.length)[0]
+
+    def plain(a: Array, b: Array) -> Array:
+        return dot(a.T, b, dtype)
+
+    def laid_out(a: Array, b: Array) -> Array:
+        return dot_leading(a, b, dtype)
+
+    flops = 2.0 * rows * hidden * gates
+    kernel, states, grads = weights.kernel.astype(dtype), normal(rows, hidden), normal(rows, gates)
+    return [
+        row(
+            "forward, keeping what backward reads",
+            cell,
+            dtype,
+            milliseconds(forward, table, weights),
+        ),
+        row("backward", cell, dtype, milliseconds(backward, kept, out)),
+        row("backward, its loop alone", cell, dtype, milliseconds(loop_alone, kept, out)),
+        row(
+            "state times kernel, every character, alone",
+            cell,
+            dtype,
+            milliseconds(products, normal(shape.batch, hidden), kernel),
+            flops,
+        ),
+        row("weight gradient, alone", cell, dtype, milliseconds(laid_out, states, grads), flops),
+        row("the same, plainly transposed", cell, dtype, milliseconds(plain, states, grads), flops),
+    ]
+
+
+def of_writing(lanes: int, dtype: DTypeLike) -> dict[str, Any]:
+    """The product of a written character: the state of some lanes times all of a GRU's weights."""
+    hidden, outputs = 1024, 3 * 1024 + 65
+
+    def write(h: Array, kernel: Array) -> Array:
+        def step(h: Array, _: None) -> tuple[Array, None]:
+            return jnp.tanh(dot(h, kernel, dtype)[:, :hidden]), None
+
+        return jax.lax.scan(step, h, None, length=_CHARS)[0]
+
+    kernel = normal(hidden, outputs).astype(dtype)
+    ms = milliseconds(write, normal(lanes, hidden), kernel)
+    name = f"{_CHARS} characters of {lanes} lanes, their product alone"
+    return row(name, "gru", str(dtype), ms, 2.0 * _CHARS * lanes * hidden * outputs)
+
+
+def main() -> None:
+    """Writes the table."""
+    square = normal(2048, 2048)
+    ms = milliseconds(lambda a: a @ a, square)
+    rows = [row("a square product of 2048", "", "float32", ms, 2.0 * 2048**3)]
+    for cell in ("gru", "lstm"):
+        for dtype in ("float32", "bfloat16"):
+            rows += of_recurrence(cell, dtype)
+    rows += [of_writing(lanes, dtype) for dtype in ("float32", "bfloat16") for lanes in _LANES]
+    print(machine.write("parts", {"rows": rows}))
+
+
+if __name__ == "__main__":
+    main()
