@@ -2,8 +2,8 @@
 
     embed -> dropout_in -> [cell, dropout_between] x layers -> dropout -> dense
 
-Parameters are float32. Inside, arrays are time-major; at the border they are
-[batch, time, ...].
+Parameters are float32. Inside, characters lie in columns, [features, time, batch],
+which is how the products are fastest; at the border arrays are [batch, time, ...].
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from charjax.config import ModelConfig
-from charjax.model.cells import CELLS
+from charjax.model.cells import CELLS, split_rows
 from charjax.model.initial import initializers
-from charjax.model.matmul import dot, matmul
-from charjax.model.recurrence import Projected, Table, Weights, recur
+from charjax.model.matmul import dot, look_up, project
+from charjax.model.recurrence import Outputs, Projected, Table, Weights, recur
 from charjax.types import Carry, Fresh, LayerCarry, Logits, PRNGKey, PyTree, Tokens
 
 LaneKeys = Key[Array, " batch"]
-Hidden = Float[Array, "time batch hidden"]
+Columns = Float[Array, "features time batch"]
 
 
 class RecurrentStep(nn.Module):
@@ -36,9 +36,7 @@ class RecurrentStep(nn.Module):
         """Declares the parameters."""
         cell, hidden, init = CELLS[self.config.cell], self.config.hidden, initializers(self.config)
         self.kernel = self.param("kernel", init.recurrent_kernel, (hidden, cell.gates * hidden))
-        self.bias = (
-            self.param("bias", init.recurrent_bias, (hidden,)) if cell.recurrent_bias else None
-        )
+        self.bias = self.param("bias", init.recurrent_bias, (hidden,)) if cell.two_shares else None
 
     def weights(self) -> Weights:
         """The parameters, for the fast recurrence."""
@@ -48,10 +46,11 @@ class RecurrentStep(nn.Module):
         self, carry: LayerCarry, x: Float[Array, "batch gates"]
     ) -> tuple[LayerCarry, Float[Array, "batch hidden"]]:
         """Advances the carry by one character, given the input's share of the gates."""
-        u = dot(carry[0], self.kernel, jnp.dtype(self.config.dtype))
+        cell = CELLS[self.config.cell]
+        u = split_rows(cell, dot(carry[0], self.kernel, jnp.dtype(self.config.dtype)))
         if self.bias is not None:
-            u = u.at[:, -self.config.hidden :].add(self.bias[None])
-        carry, _ = CELLS[self.config.cell].forward(x, u, carry)
+            u = (*u[:-1], u[-1] + self.bias[None])
+        carry, _ = cell.forward(split_rows(cell, x), u, carry)
         return carry, carry[0]
 
 
@@ -62,39 +61,36 @@ class RecurrentLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, inputs: Float[Array, "rows features"], tokens: Array | None, carry: LayerCarry
-    ) -> tuple[Hidden, LayerCarry]:
+        self, inputs: Float[Array, " features *positions"], tokens: Array | None, carry: LayerCarry
+    ) -> tuple[Outputs, LayerCarry]:
         """Runs the layer.
 
         Args:
-          inputs: [vocab, features] with `tokens`, which then select the rows; else
-            [time * batch, features].
+          inputs: [features, vocab] with `tokens`, which then select the columns; else
+            [features, time, batch].
           tokens: int32 [time, batch], or None.
           carry: the layer's state before the first character.
 
         Returns:
-          The outputs [time, batch, hidden] and the state after the last character.
+          The outputs [hidden, time, batch] and the state after the last character.
         """
         c = self.config
         dtype, gates = jnp.dtype(c.dtype), CELLS[c.cell].gates * c.hidden
-        kernel = self.param("kernel", initializers(c).kernel, (inputs.shape[1], gates))
+        kernel = self.param("kernel", initializers(c).kernel, (inputs.shape[0], gates))
         bias = self.param("bias", initializers(c).bias, (gates,))
-        rows = matmul(inputs, kernel, dtype) + bias[None]
+        share = _with_bias(project(kernel, inputs, dtype), bias)
         step = RecurrentStep(c, name="recurrent")
-        batch = carry[0].shape[0]
 
         if c.recurrence == "fast":
-            source = (
-                Projected(rows.reshape(-1, batch, gates)) if tokens is None else Table(rows, tokens)
-            )
+            source = Projected(share) if tokens is None else Table(share, tokens)
             return recur(c.cell, dtype, source, step.weights(), carry)
 
-        scan: Callable[..., tuple[LayerCarry, Hidden]] = nn.scan(
+        scan: Callable[..., tuple[LayerCarry, Float[Array, "time batch hidden"]]] = nn.scan(
             RecurrentStep.__call__, variable_broadcast="params", split_rngs={"params": False}
         )
-        xs = rows.reshape(-1, batch, gates) if tokens is None else rows[tokens]
-        last, outputs = scan(step, carry, xs)
-        return outputs, last
+        rows = jnp.moveaxis(share if tokens is None else share[:, tokens], 0, -1)
+        last, outputs = scan(step, carry, rows)
+        return jnp.moveaxis(outputs, -1, 0), last
 
 
 class CharRNN(nn.Module):
@@ -130,7 +126,7 @@ class CharRNN(nn.Module):
           Float32 logits [batch, time, vocab] and the carry after the last character.
         """
         c = self.config
-        batch, dtype = tokens.shape[0], jnp.dtype(c.dtype)
+        dtype = jnp.dtype(c.dtype)
         drop = _Dropout(dropout_keys)
         inputs, selected = self._embed(tokens.T, drop)
         states = []
@@ -140,14 +136,14 @@ class CharRNN(nn.Module):
             states.append(state)
             last = layer == c.layers - 1
             outputs = drop(outputs, c.dropout if last else c.dropout_between)
-            inputs, selected = outputs.reshape(-1, c.hidden), None
+            inputs, selected = outputs, None
         if last_only:
-            inputs = inputs[-batch:]
+            inputs = inputs[:, -1:]
         init = initializers(c)
         kernel = self.param("output_kernel", init.output_kernel, (c.hidden, self.vocab_size))
         bias = self.param("output_bias", init.output_bias, (self.vocab_size,))
-        logits = matmul(inputs, kernel, dtype) + bias[None]
-        return logits.reshape(-1, batch, self.vocab_size).swapaxes(0, 1), tuple(states)
+        logits = _with_bias(project(kernel, inputs, dtype), bias)
+        return logits.transpose(2, 1, 0), tuple(states)
 
     def run(
         self,
@@ -166,17 +162,16 @@ class CharRNN(nn.Module):
 
     def _embed(
         self, tokens: Int[Array, "time batch"], drop: _Dropout
-    ) -> tuple[Float[Array, "rows features"], Array | None]:
-        """The first layer's input: a table and its look-ups, or one row a character."""
+    ) -> tuple[Float[Array, " features *positions"], Array | None]:
+        """The first layer's input: a table and its look-ups, or one column a character."""
         c = self.config
         if c.embed == 0:
             table = jnp.eye(self.vocab_size, dtype=jnp.float32)
         else:
-            table = self.param("embedding", initializers(c).embedding, (self.vocab_size, c.embed))
+            table = self.param("embedding", initializers(c).embedding, (self.vocab_size, c.embed)).T
         if not drop.active(c.dropout_in):
             return table, tokens
-        rows = drop(table[tokens], c.dropout_in)
-        return rows.reshape(-1, table.shape[1]), None
+        return drop(look_up(table, tokens), c.dropout_in), None
 
 
 class _Dropout:
@@ -189,16 +184,20 @@ class _Dropout:
     def active(self, rate: float) -> bool:
         return self._keys is not None and rate > 0
 
-    def __call__(self, x: Float[Array, "time batch n"], rate: float) -> Array:
+    def __call__(self, x: Columns, rate: float) -> Array:
         if self._keys is None or rate == 0:
             return x
         self._sites += 1
-        site, features = self._sites, x.shape[-1]
+        site, features = self._sites, x.shape[0]
 
         def mask(key: PRNGKey) -> Array:
             return jax.random.bernoulli(jax.random.fold_in(key, site), 1 - rate, (features,))
 
-        return jnp.where(jax.vmap(mask)(self._keys)[None], x / (1 - rate), 0.0)
+        return jnp.where(jax.vmap(mask, out_axes=1)(self._keys)[:, None], x / (1 - rate), 0.0)
+
+
+def _with_bias(columns: Float[Array, " n *positions"], bias: Float[Array, " n"]) -> Array:
+    return columns + jnp.expand_dims(bias, tuple(range(1, columns.ndim)))
 
 
 def initial_carry(config: ModelConfig, batch: int) -> Carry:

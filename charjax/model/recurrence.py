@@ -1,11 +1,12 @@
 """The fast recurrence: one layer over a sequence, with a gradient of its own.
 
 Equal in value and gradient to `nn.scan` over the cell (law 5), and faster for
-four reasons. The input's share of the gates is computed before the loop, for a
-first layer by looking characters up in a table of vocabulary size. The backward
-loop reuses the gates that the forward loop kept. It multiplies by a recurrent
-kernel that was transposed once. And the recurrent weight gradient is taken
-after the loop, as one product over all time steps.
+five reasons. Lanes lie side by side in columns, so that each product, forwards
+and backwards, reads its operands as they lie. The input's share of the gates is
+computed before the loop, or for a first layer looked up in a table of vocabulary
+size. The backward loop reuses the gates that the forward loop kept. It multiplies
+by the recurrent kernel as it is. And the recurrent weight gradient is taken after
+the loop, as one product over all time steps.
 """
 
 from __future__ import annotations
@@ -19,29 +20,30 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from charjax.model.cells import CELLS
-from charjax.model.matmul import dot, dot_leading, dot_sum
+from charjax.model import stack
+from charjax.model.cells import CELLS, Gates, Saved
+from charjax.model.matmul import dot, dot_trailing, in_order, look_up, one_hot
+from charjax.model.stack import Stack
 from charjax.types import LayerCarry
 
-# What one step has as [batch, hidden], of all steps.
-_Stacked: TypeAlias = tuple[Float[Array, "time batch hidden"], ...]
+Outputs: TypeAlias = Float[Array, "hidden time batch"]
 
 
 class Projected(NamedTuple):
-    """The input's share of the gates, one row a character: float32 [time, batch, gates]."""
+    """The input's share of the gates, a column a character: float32 [gates, time, batch]."""
 
-    rows: Float[Array, "time batch gates"]
+    columns: Float[Array, "gates time batch"]
 
 
 class Table(NamedTuple):
-    """The same by look-up: `rows[tokens]`, for a layer whose input is a character.
+    """The same by look-up: `columns[:, tokens]`, for a layer whose input is a character.
 
     Attributes:
-      rows: float32 [vocab, gates], the projection of every symbol.
+      columns: float32 [gates, vocab], the projection of every symbol.
       tokens: int32 [time, batch].
     """
 
-    rows: Float[Array, "vocab gates"]
+    columns: Float[Array, "gates vocab"]
     tokens: Int[Array, "time batch"]
 
 
@@ -61,14 +63,14 @@ class Weights(NamedTuple):
 class _Residuals(NamedTuple):
     source: Projected | Table
     weights: Weights
-    before: _Stacked  # the carry before each step
-    saved: _Stacked
+    before: Stack  # the state before each step, in the compute dtype
+    saved: tuple[Float[Array, "time hidden batch"], ...]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def recur(
     cell: str, dtype: DTypeLike, source: Projected | Table, weights: Weights, carry: LayerCarry
-) -> tuple[Float[Array, "time batch hidden"], LayerCarry]:
+) -> tuple[Outputs, LayerCarry]:
     """One layer over a sequence.
 
     Args:
@@ -79,102 +81,117 @@ def recur(
       carry: the state before the first character, float32 [batch, hidden] each.
 
     Returns:
-      The outputs, float32 [time, batch, hidden], and the carry after the last character.
+      The outputs, float32 [hidden, time, batch], and the carry after the last character.
     """
     return _forward(cell, dtype, source, weights, carry)[0]
 
 
 def _forward(
     cell: str, dtype: DTypeLike, source: Projected | Table, weights: Weights, carry: LayerCarry
-) -> tuple[tuple[Array, LayerCarry], _Residuals]:
-    kernel = weights.kernel.astype(dtype)
-    bias = _gate_bias(weights)
+) -> tuple[tuple[Outputs, LayerCarry], _Residuals]:
+    time, batch = _positions(source)
+    hidden, gates = weights.kernel.shape[0], CELLS[cell].gates
+    kernel = in_order(weights.kernel.astype(dtype).T)
 
-    def step(carry: LayerCarry, x: Array) -> tuple[LayerCarry, Any]:
-        u = dot(carry[0], kernel, dtype)
-        if bias is not None:
-            u = u + bias[None]
-        x = source.rows[x] if isinstance(source, Table) else x
-        after, saved = CELLS[cell].forward(x, u, carry)
-        # The carry is kept as it was before the step, which is what the backward pass reads:
-        # to shift the stack of those after it would be a copy.
-        return after, (after[0], carry, saved)
+    def step(loop: Any, at: Array) -> tuple[Any, Saved]:
+        carry, before, outputs = loop
+        u = _split(dot(kernel, carry[0], dtype), gates)
+        if weights.bias is not None:
+            u = (*u[:-1], u[-1] + weights.bias[:, None])
+        after, saved = CELLS[cell].forward(_split(_share(source, at), gates), u, carry)
+        # The state before a step is what the weight gradient reads; to shift the stack of
+        # those after it would be a copy.
+        before = stack.put(before, at, stack.encode(carry[0], dtype))
+        return (after, before, stack.put(outputs, at, after[0])), saved
 
-    xs = source.tokens if isinstance(source, Table) else source.rows
-    last, (outputs, before, saved) = jax.lax.scan(step, carry, xs)
-    return (outputs, last), _Residuals(source, weights, before, saved)
+    stacks = (stack.empty(hidden, time, batch, d) for d in (dtype, jnp.float32))
+    (last, before, outputs), saved = jax.lax.scan(
+        step, (_columns(carry), *stacks), jnp.arange(time)
+    )
+    return (outputs, _columns(last)), _Residuals(source, weights, before, saved)
 
 
 def _backward(
-    cell: str, dtype: DTypeLike, res: _Residuals, grads: tuple[Array, LayerCarry]
+    cell: str, dtype: DTypeLike, res: _Residuals, grads: tuple[Outputs, LayerCarry]
 ) -> tuple[Projected | Table, Weights, LayerCarry]:
     d_outputs, d_last = grads
-    gates = CELLS[cell].gates
-    kernels = tuple(k.T.astype(dtype) for k in jnp.split(res.weights.kernel, gates, axis=1))
+    time, batch = _positions(res.source)
+    hidden, gates = res.weights.kernel.shape
+    kernel = res.weights.kernel.astype(dtype)
 
-    def step(d_carry: LayerCarry, at: Any) -> tuple[LayerCarry, Any]:
-        d_output, before, saved = at
-        d_carry = (d_carry[0] + d_output, *d_carry[1:])
-        step_grads = CELLS[cell].backward(saved, before, d_carry)
-        through_u = dot_sum(step_grads.u, kernels)
-        d_before = (step_grads.carry[0] + through_u, *step_grads.carry[1:])
-        own = tuple(None if x is u else x for x, u in zip(step_grads.x, step_grads.u, strict=True))
-        # Stacked in float32 whatever the dtype: XLA rewrites a whole bfloat16 stack on
-        # a CPU for every row that is added to it.
-        return d_before, (jnp.concatenate(step_grads.u, axis=1), own)
+    def step(loop: Any, now: tuple[Array, Saved]) -> tuple[Any, None]:
+        (d_carry, d_u, own), (at, saved) = loop, now
+        d_carry = (d_carry[0] + stack.get(d_outputs, at), *d_carry[1:])
+        step_grads = CELLS[cell].backward(saved, d_carry)
+        # Encoded gate by gate, before they are joined: the other way round is half as fast.
+        column = jnp.concatenate([stack.encode(gate, dtype) for gate in step_grads.u])
+        through_u = dot(kernel, stack.decode(column, dtype), dtype)
+        d_carry = (step_grads.carry[0] + through_u, *step_grads.carry[1:])
+        if own is not None and step_grads.own is not None:
+            own = stack.put(own, at, stack.encode(step_grads.own, dtype))
+        return (d_carry, stack.put(d_u, at, column), own), None
 
-    d_carry, (d_u, d_x_own) = jax.lax.scan(
-        step, d_last, (d_outputs, res.before, res.saved), reverse=True
+    d_u = stack.empty(gates, time, batch, dtype)
+    own = stack.empty(hidden, time, batch, dtype) if CELLS[cell].two_shares else None
+    (d_carry, d_u, own), _ = jax.lax.scan(
+        step, (_columns(d_last), d_u, own), (jnp.arange(time), res.saved), reverse=True
     )
-    return _source_grad(res.source, d_u, d_x_own, dtype), _weights_grad(res, d_u, dtype), d_carry
+    d_u, own = jax.tree.map(lambda bits: stack.decode(bits, dtype), (d_u, own))
+    return _source_grad(res.source, d_u, own, dtype), _weights_grad(res, d_u), _columns(d_carry)
 
 
-def _weights_grad(
-    res: _Residuals, d_u: Float[Array, "time batch gates"], dtype: DTypeLike
-) -> Weights:
-    kernel = dot_leading(_rows(res.before[0]), _rows(d_u), dtype)
+def _weights_grad(res: _Residuals, d_u: Float[Array, "gates time batch"]) -> Weights:
+    kernel = dot_trailing(stack.decode(res.before, d_u.dtype), d_u, d_u.dtype)
     if res.weights.bias is None:
         return Weights(kernel, None)
     hidden = res.weights.bias.shape[0]
-    return Weights(kernel, jnp.sum(_rows(d_u)[:, -hidden:], axis=0))
+    return Weights(kernel, jnp.sum(d_u[-hidden:], axis=(1, 2), dtype=jnp.float32))
 
 
 def _source_grad(
     source: Projected | Table,
-    d_u: Float[Array, "time batch gates"],
-    d_x_own: tuple[Array | None, ...],
+    d_u: Float[Array, "gates time batch"],
+    own: Float[Array, "hidden time batch"] | None,
     dtype: DTypeLike,
 ) -> Projected | Table:
-    """From the gradient of the state's share, and of those gates whose input share differs."""
+    """From the gradient of the state's share, and the last gate's own where it has one."""
     if isinstance(source, Projected):
-        return Projected(_with_own(d_u, d_x_own))
-    # A scatter-add over time steps, written as the product that is quick everywhere.
-    one_hot = jax.nn.one_hot(source.tokens.reshape(-1), source.rows.shape[0], dtype=dtype, axis=0)
-    own = tuple(None if d is None else dot(one_hot, _rows(d), dtype) for d in d_x_own)
-    return Table(_with_own(dot(one_hot, _rows(d_u), dtype), own), _no_gradient(source.tokens))
+        return Projected(_with_own(d_u, own).astype(jnp.float32))
+    ones = one_hot(source.tokens, source.columns.shape[1], dtype)
+    by_symbol = dot_trailing(d_u, ones, dtype)
+    if own is not None:
+        own = dot_trailing(own, ones, dtype)
+    return Table(_with_own(by_symbol, own), _no_gradient(source.tokens))
 
 
-def _with_own(whole: Array, own: tuple[Array | None, ...]) -> Array:
-    """The gates' columns, those that have an entry of their own replaced by it."""
-    if not any(gate is not None for gate in own):
-        return whole
-    gates = jnp.split(whole, len(own), axis=-1)
-    return jnp.concatenate([g if o is None else o for g, o in zip(gates, own, strict=True)], -1)
+def _with_own(d_u: Array, own: Array | None) -> Array:
+    """The rows of the last gate replaced by those of its own, if it has them."""
+    return d_u if own is None else jnp.concatenate([d_u[: -own.shape[0]], own])
 
 
 def _no_gradient(tokens: Array) -> Any:
     return np.zeros(tokens.shape, jax.dtypes.float0)
 
 
-def _gate_bias(weights: Weights) -> Float[Array, " gates"] | None:
-    if weights.bias is None:
-        return None
-    hidden, gates = weights.kernel.shape
-    return jnp.concatenate([jnp.zeros(gates - hidden, weights.bias.dtype), weights.bias])
+def _share(source: Projected | Table, at: Int[Array, ""]) -> Float[Array, "gates batch"]:
+    """The input's share of the gates at one time step."""
+    if isinstance(source, Table):
+        return look_up(source.columns, source.tokens[at])
+    return stack.get(source.columns, at)
 
 
-def _rows(a: Float[Array, "time batch hidden"]) -> Float[Array, "rows hidden"]:
-    return a.reshape(-1, a.shape[-1])
+def _positions(source: Projected | Table) -> tuple[int, int]:
+    time, batch = (source.tokens if isinstance(source, Table) else source.columns).shape[-2:]
+    return time, batch
+
+
+def _split(columns: Float[Array, "gates batch"], gates: int) -> Gates:
+    return tuple(jnp.split(columns, gates))
+
+
+def _columns(carry: tuple[Array, ...]) -> Any:
+    """From lanes in rows to lanes in columns, or back."""
+    return tuple(c.T for c in carry)
 
 
 recur.defvjp(_forward, _backward)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from charjax.config import ModelConfig
-from charjax.model.cells import CELLS
+from charjax.model.cells import CELLS, split_rows
 from charjax.model.matmul import dot, rounded
 from charjax.types import Carry, PyTree
 
@@ -88,11 +88,13 @@ def step(
       Float32 logits of the character after it, and the next state. Both equal the
       network's on the same text up to rounding.
     """
-    gates = weights.table.shape[1]
+    cell, gates = CELLS[config.cell], weights.table.shape[1]
     x = weights.table[tokens]
     carry, shares = [], []
     for layer in range(config.layers):
-        after, _ = CELLS[config.cell].forward(x, state.shares[layer], state.carry[layer])
+        after, _ = cell.forward(
+            split_rows(cell, x), split_rows(cell, state.shares[layer]), state.carry[layer]
+        )
         kernel = weights.kernels[layer]
         product = dot(after[0], kernel, kernel.dtype) + weights.biases[layer][None]
         shares.append(product[:, :gates])

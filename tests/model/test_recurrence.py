@@ -7,6 +7,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import reference
 from small import UNOPTIMIZED, carry_of, distance, float64, like, normal, params_of, tokens_of
@@ -21,17 +22,18 @@ VOCAB, BATCH, TIME, HIDDEN = 7, 3, 6, 5
 
 def layer_inputs(cell, kind):
     gates = CELLS[cell].gates * HIDDEN
-    bias = normal(2, HIDDEN) if CELLS[cell].recurrent_bias else None
+    bias = normal(2, HIDDEN) if CELLS[cell].two_shares else None
     weights = Weights(normal(1, HIDDEN, gates) / 2, bias)
     carry = tuple(normal(3, CELLS[cell].states, BATCH, HIDDEN))
     if kind is Table:
-        return Table(normal(0, VOCAB, gates), tokens_of(VOCAB, BATCH, TIME).T), weights, carry
-    return Projected(normal(0, TIME, BATCH, gates)), weights, carry
+        return Table(normal(0, gates, VOCAB), tokens_of(VOCAB, BATCH, TIME).T), weights, carry
+    return Projected(normal(0, gates, TIME, BATCH)), weights, carry
 
 
-def in_float64(cell, kind, rows, tokens, weights, carry):
-    xs = rows[tokens] if kind is Table else rows
-    return reference.layer(cell, xs, *weights, carry)
+def in_float64(cell, kind, columns, tokens, weights, carry):
+    xs = np.moveaxis(columns[:, tokens] if kind is Table else columns, 0, -1)
+    outputs, last = reference.layer(cell, xs, *weights, carry)
+    return np.moveaxis(outputs, -1, 0), last
 
 
 @pytest.mark.parametrize("kind", [Projected, Table])
@@ -40,11 +42,11 @@ def test_value_and_gradient_are_those_of_the_float64_layer(cell, kind):
     source, weights, carry = layer_inputs(cell, kind)
     tokens = source.tokens if kind is Table else None
 
-    def layer(rows, weights, carry):
-        source = Table(rows, tokens) if kind is Table else Projected(rows)
+    def layer(columns, weights, carry):
+        source = Table(columns, tokens) if kind is Table else Projected(columns)
         return recur(cell, jnp.float32, source, weights, carry)
 
-    at = (source.rows, weights, carry)
+    at = (source.columns, weights, carry)
     outputs, transpose = jax.vjp(layer, *at)
     wide = float64(at)
     assert distance(outputs, in_float64(cell, kind, wide[0], tokens, *wide[1:])) < 1e-6

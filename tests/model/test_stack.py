@@ -1,0 +1,34 @@
+"""A stack gives back what was put into it, rounded to its dtype and nothing else."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small import normal
+
+from charjax.model import stack
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_what_was_put_is_what_is_held(dtype):
+    columns = normal(0, 5, 3, 2)  # [time, features, batch]
+
+    def fill(held, at):
+        return stack.put(held, at, stack.encode(columns[at], dtype)), None
+
+    order = jnp.asarray([3, 0, 4, 1, 2])
+    held, _ = jax.lax.scan(fill, stack.empty(3, 5, 2, dtype), order)
+    want = columns.astype(dtype).astype(jnp.float32)
+    for at in range(5):
+        got = stack.decode(stack.get(held, jnp.asarray(at)), dtype)
+        assert got.dtype == dtype
+        np.testing.assert_array_equal(got.astype(jnp.float32), want[at])
+    whole = stack.decode(held, dtype).astype(jnp.float32)
+    np.testing.assert_array_equal(whole, jnp.moveaxis(want, 0, 1))
+
+
+def test_bfloat16_is_not_held_as_a_float():
+    # As one, XLA on a CPU would widen and rewrite the whole stack with every column.
+    assert jnp.issubdtype(stack.empty(3, 5, 2, jnp.bfloat16).dtype, jnp.integer)
