@@ -21,7 +21,7 @@ from benchmarks.common import progress
 from benchmarks.shape import Shape
 from charjax.model import recurrence
 from charjax.model.cells import CELLS
-from charjax.model.matmul import dot, dot_leading
+from charjax.model.matmul import dot, dot_trailing
 from charjax.model.recurrence import Table, Weights
 
 ROUNDS = 7
@@ -58,7 +58,7 @@ def of_recurrence(cell: str, dtype: str) -> list[dict[str, Any]]:
     shape = Shape(cell=cell)
     hidden, rows = shape.hidden, shape.batch * shape.length
     gates = CELLS[cell].gates * hidden
-    bias = jnp.zeros(hidden) if CELLS[cell].recurrent_bias else None
+    bias = jnp.zeros(hidden) if CELLS[cell].two_shares else None
     weights = Weights(normal(hidden, gates), bias)
     tokens = jax.random.randint(jax.random.key(0), (shape.length, shape.batch), 0, shape.vocab)
     carry = tuple(jnp.zeros((shape.batch, hidden)) for _ in range(CELLS[cell].states))
@@ -66,7 +66,7 @@ def of_recurrence(cell: str, dtype: str) -> list[dict[str, Any]]:
     def forward(table: Array, weights: Weights) -> Any:
         return recurrence._forward(cell, dtype, Table(table, tokens), weights, carry)
 
-    table = normal(shape.vocab, gates)
+    table = normal(gates, shape.vocab)
     out, kept = jax.jit(forward)(table, weights)
 
     def backward(kept: Any, out: Any) -> Any:
@@ -75,38 +75,57 @@ def of_recurrence(cell: str, dtype: str) -> list[dict[str, Any]]:
     def loop_alone(kept: Any, out: Any) -> Any:
         return backward(kept, out)[2]  # the rest of it is then left out
 
-    def products(h: Array, kernel: Array) -> Array:
-        def step(h: Array, _: None) -> tuple[Array, None]:
-            return h + 1e-6 * dot(h, kernel, dtype)[:, :hidden], None
+    # One product a character, each of which waits for the one before.
+    def by_columns(kernel: Array, x: Array) -> Array:
+        def step(x: Array, _: None) -> tuple[Array, None]:
+            return x + 1e-6 * dot(kernel, x, dtype)[:1], None
 
-        return jax.lax.scan(step, h, None, length=shape.length)[0]
+        return jax.lax.scan(step, x, None, length=shape.length)[0]
 
-    def plain(a: Array, b: Array) -> Array:
+    def by_rows(x: Array, kernel: Array) -> Array:
+        def step(x: Array, _: None) -> tuple[Array, None]:
+            return x + 1e-6 * dot(x, kernel, dtype)[:, :1], None
+
+        return jax.lax.scan(step, x, None, length=shape.length)[0]
+
+    def over_rows(a: Array, b: Array) -> Array:
         return dot(a.T, b, dtype)
 
-    def laid_out(a: Array, b: Array) -> Array:
-        return dot_leading(a, b, dtype)
+    def over_columns(a: Array, b: Array) -> Array:
+        return dot_trailing(a, b, dtype)
 
+    kernel, states = weights.kernel.astype(dtype), normal(hidden, shape.batch)
+    grads = normal(gates, shape.batch)
+    stacks = normal(hidden, rows).astype(dtype), normal(gates, rows).astype(dtype)
+    turned = tuple(jnp.array(stack.T) for stack in stacks)
     flops = 2.0 * rows * hidden * gates
-    kernel, states, grads = weights.kernel.astype(dtype), normal(rows, hidden), normal(rows, gates)
+
+    def part(name: str, function: Callable[..., Any], *arguments: Any, rate: bool = False) -> Any:
+        return row(name, cell, dtype, milliseconds(function, *arguments), flops if rate else 0)
+
+    every = "every character, alone"
     return [
-        row(
-            "forward, keeping what backward reads",
-            cell,
-            dtype,
-            milliseconds(forward, table, weights),
+        part("forward, keeping what backward reads", forward, table, weights),
+        part("backward", backward, kept, out),
+        part("backward, its loop alone", loop_alone, kept, out),
+        part(
+            f"kernel times states in columns, {every}",
+            by_columns,
+            kernel.T.copy(),
+            states,
+            rate=True,
         ),
-        row("backward", cell, dtype, milliseconds(backward, kept, out)),
-        row("backward, its loop alone", cell, dtype, milliseconds(loop_alone, kept, out)),
-        row(
-            "state times kernel, every character, alone",
-            cell,
-            dtype,
-            milliseconds(products, normal(shape.batch, hidden), kernel),
-            flops,
+        part(f"states in rows times kernel, {every}", by_rows, states.T.copy(), kernel, rate=True),
+        part(f"kernel times gradients in columns, {every}", by_columns, kernel, grads, rate=True),
+        part(
+            f"gradients in rows times kernel, {every}",
+            by_rows,
+            grads.T.copy(),
+            kernel.T.copy(),
+            rate=True,
         ),
-        row("weight gradient, alone", cell, dtype, milliseconds(laid_out, states, grads), flops),
-        row("the same, plainly transposed", cell, dtype, milliseconds(plain, states, grads), flops),
+        part("weight gradient of columns", over_columns, *stacks, rate=True),
+        part("weight gradient of rows", over_rows, *turned, rate=True),
     ]
 
 

@@ -32,9 +32,10 @@ from charjax.types import Count, PRNGKey, PyTree, Scalar
 
 # The sizes of the first groups, by platform; the last one holds for all that follow. On a
 # CPU five rows cost what one does, near enough, and each row more costs its arithmetic;
-# elsewhere rows are all but free.
+# elsewhere lanes are all but free.
 _GROUPS = {"cpu": (5, 11, 48, 64)}
 _GROUPS_ELSEWHERE = (64, 256)
+_FEWEST_COLUMNS = 64  # from so many lanes on, a CPU multiplies columns faster than rows
 _CHUNK = 256  # characters a dispatch, where their noise is not too much:
 _MOST_NOISE = 1 << 23  # numbers drawn ahead
 
@@ -80,9 +81,10 @@ def write_group(
     """
     root = stream_key(sampling.seed, Stream.SAMPLE)
     vocab_size = params["output_bias"].shape[0]
+    columns = size >= _FEWEST_COLUMNS
     chunk = max(1, min(_CHUNK, _MOST_NOISE // (size * vocab_size)))
     weights, keys, token, state = _begin(
-        config, size, masked, params, root, numbers.start, prompt[0]
+        config, size, columns, masked, params, root, numbers.start, prompt[0]
     )
     forced_total = prompt.size - 1
     yield np.empty((len(numbers), 0), np.int32)  # a text of no characters is a text
@@ -110,10 +112,11 @@ def write_group(
             yield np.asarray(written)[: len(numbers), wanted]
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _begin(
     config: ModelConfig,
     size: int,
+    columns: bool,
     masked: int | None,
     params: PyTree,
     root: PRNGKey,
@@ -121,11 +124,11 @@ def _begin(
     token: Count,
 ) -> tuple[StepWeights, Key[Array, " batch"], Int[Array, " batch"], StepState]:
     """Weights, keys, tokens and state of a group before its first character."""
-    weights = step_weights(config, params)
+    weights = step_weights(config, params, columns=columns)
     if masked is not None:
         weights = without_symbol(weights, masked)
     keys = jax.vmap(indexed_key, (None, 0))(root, first + jnp.arange(size))
-    state = step_state(config, weights, initial_carry(config, size))
+    state = step_state(weights, initial_carry(config, size))
     return weights, keys, jnp.full((size,), token, jnp.int32), state
 
 

@@ -142,7 +142,7 @@ def named_weights(params: PyTree) -> dict[str, np.ndarray]:
 
 @partial(jax.jit, static_argnums=0)
 def _start_state(config: ModelConfig, params: PyTree) -> StepState:
-    return step_state(config, step_weights(config, params), initial_carry(config, 1))
+    return step_state(step_weights(config, params), initial_carry(config, 1))
 
 
 def _safetensors() -> ModuleType:
@@ -206,7 +206,7 @@ temperature float32 []; 0 takes the likeliest character
 
 To read a prompt, feed its characters one after the other and ignore what is returned but for
 the carry. `charjax sample --seed=S --top_k=0 --top_p=1` writes, as character p of sample i, what
-the key fold_in(fold_in(fold_in(key(S), {stream}), i), p) gives in a batch of 8; another batch size
+the key fold_in(fold_in(fold_in(key(S), {stream}), i), p) gives in a batch of 5; another batch size
 may round the last bit of a logit differently.
 
 Written with jax {jax}. jax loads programs of versions up to six months older; the weights

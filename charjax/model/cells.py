@@ -59,11 +59,6 @@ class Cell(NamedTuple):
     backward: Callable[[Saved, CellCarry], StepGrads]
 
 
-def split_rows(cell: Cell, rows: Float[Array, "batch gates"]) -> Gates:
-    """The gates of a cell, of rows in which they lie side by side."""
-    return tuple(jnp.split(rows, cell.gates, axis=-1))
-
-
 def gru_forward(x: Gates, u: Gates, carry: CellCarry) -> tuple[CellCarry, Saved]:
     """Gated recurrent unit, reset after the product; gates: reset, update, candidate.
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from charjax.config import ModelConfig
-from charjax.model.cells import CELLS, split_rows
+from charjax.model.cells import CELLS, Gates
 from charjax.model.initial import initializers
 from charjax.model.matmul import dot, look_up, project
 from charjax.model.recurrence import Outputs, Projected, Table, Weights, recur
@@ -47,10 +47,14 @@ class RecurrentStep(nn.Module):
     ) -> tuple[LayerCarry, Float[Array, "batch hidden"]]:
         """Advances the carry by one character, given the input's share of the gates."""
         cell = CELLS[self.config.cell]
-        u = split_rows(cell, dot(carry[0], self.kernel, jnp.dtype(self.config.dtype)))
+
+        def split(rows: Float[Array, "batch gates"]) -> Gates:
+            return tuple(jnp.split(rows, cell.gates, axis=1))
+
+        u = split(dot(carry[0], self.kernel, jnp.dtype(self.config.dtype)))
         if self.bias is not None:
             u = (*u[:-1], u[-1] + self.bias[None])
-        carry, _ = cell.forward(split_rows(cell, x), u, carry)
+        carry, _ = cell.forward(split(x), u, carry)
         return carry, carry[0]
 
 

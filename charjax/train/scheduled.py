@@ -54,7 +54,7 @@ def mix_inputs(
         logits, state = step(config, weights, token, state)
         return (_draw(next_guess, logits), state), token
 
-    first = (inputs[:, 0], step_state(config, weights, carry))
+    first = (inputs[:, 0], step_state(weights, carry))
     _, mixed = jax.lax.scan(advance, first, (inputs.T, jnp.arange(inputs.shape[1])))
     return mixed.T
 

@@ -87,6 +87,14 @@ def test_a_sample_does_not_depend_on_how_many_are_asked_for():
         np.testing.assert_array_equal(ids_of(RANDOM, num_samples=fewer), many[:fewer])
 
 
+def test_lanes_in_columns_write_what_lanes_in_rows_do(monkeypatch):
+    # Not by law, for products may round differently; but nearly always, and here.
+    monkeypatch.setattr(module, "_FEWEST_COLUMNS", 1)
+    in_columns = ids_of(RANDOM, num_samples=6, num_chars=40)
+    monkeypatch.setattr(module, "_FEWEST_COLUMNS", 1000)
+    np.testing.assert_array_equal(ids_of(RANDOM, num_samples=6, num_chars=40), in_columns)
+
+
 def test_a_shorter_sample_is_the_beginning_of_a_longer_one():
     longer = ids_of(RANDOM, num_chars=300)
     for chars in (1, 50, 128, 129):

@@ -17,43 +17,47 @@ from charjax.model.stepper import step, step_state, step_weights, without_symbol
 VOCAB, BATCH, TIME = 7, 3, 8
 
 
-@partial(jax.jit, static_argnums=(0, 4), compiler_options=UNOPTIMIZED)
-def step_through(config, params, tokens, carry, change=lambda config, weights: weights):
+@partial(jax.jit, static_argnums=(0, 4, 5), compiler_options=UNOPTIMIZED)
+def step_through(config, params, tokens, carry, columns=False, change=lambda weights: weights):
     """Logits [batch, time, vocab] and the last carry, by stepping."""
-    weights = change(config, step_weights(config, params))
+    weights = change(step_weights(config, params, columns=columns))
 
     def advance(state, token):
         logits, state = step(config, weights, token, state)
         return state, logits
 
-    last, logits = jax.lax.scan(advance, step_state(config, weights, carry), tokens.T)
-    return logits.swapaxes(0, 1), last.carry
+    last, logits = jax.lax.scan(advance, step_state(weights, carry), tokens.T)
+    last = jax.tree.map(jnp.transpose, last.carry) if columns else last.carry
+    return logits.swapaxes(0, 1), last
 
 
-def both(config):
+def both(config, columns):
     at = (params_of(config, VOCAB), tokens_of(VOCAB, BATCH, TIME), carry_of(config, BATCH))
-    return step_through(config, *at), apply(config, *at)
+    return step_through(config, *at, columns), apply(config, *at)
 
 
+COLUMNS = pytest.mark.parametrize("columns", [False, True])
 SHAPES = pytest.mark.parametrize(("layers", "embed"), [(1, 0), (3, 4)])
 
 
+@COLUMNS
 @SHAPES
 @pytest.mark.parametrize("cell", CELLS)
-def test_stepping_is_the_network(cell, layers, embed):
-    stepped, whole = both(ModelConfig(cell=cell, hidden=5, layers=layers, embed=embed))
+def test_stepping_is_the_network(cell, layers, embed, columns):
+    stepped, whole = both(ModelConfig(cell=cell, hidden=5, layers=layers, embed=embed), columns)
     assert distance(stepped, whole) < 1e-5
 
 
+@COLUMNS
 @SHAPES
 @pytest.mark.parametrize("cell", CELLS)
-def test_in_bfloat16_it_rounds_what_the_network_rounds(cell, layers, embed):
+def test_in_bfloat16_it_rounds_what_the_network_rounds(cell, layers, embed, columns):
     config = ModelConfig(cell=cell, hidden=5, layers=layers, embed=embed, dtype="bfloat16")
-    stepped, whole = both(config)
+    stepped, whole = both(config, columns)
     assert distance(stepped[0][:, :1], whole[0][:, :1]) < 1e-5
     # Later on, a difference in the last bit may fall on either side of a rounding.
     assert distance(stepped, whole) < 0.01
-    exact, _ = both(replace(config, dtype="float32"))
+    exact, _ = both(replace(config, dtype="float32"), columns)
     assert 0 < distance(stepped, exact) < 0.05
 
 
@@ -66,14 +70,16 @@ def test_it_goes_on_from_its_own_carry():
     assert distance(second, (whole[:, TIME // 2 :], last)) < 1e-5
 
 
-def without_second(config, weights):
+def without_second(weights):
     return without_symbol(weights, 1)
 
 
-def test_a_symbol_left_out_changes_no_other_logit():
+@COLUMNS
+def test_a_symbol_left_out_changes_no_other_logit(columns):
     config = ModelConfig(cell="gru", hidden=5, layers=2, embed=4)
     at = (params_of(config, VOCAB), tokens_of(VOCAB, BATCH, TIME), carry_of(config, BATCH))
-    (plain, _), (without, _) = step_through(config, *at), step_through(config, *at, without_second)
+    plain, _ = step_through(config, *at, columns)
+    without, _ = step_through(config, *at, columns, without_second)
     assert (without[..., 1] == -jnp.inf).all()
     assert (without[..., 0] == plain[..., 0]).all()
     assert (without[..., 2:] == plain[..., 2:]).all()
