@@ -96,6 +96,12 @@ CPU = (
         2.0,
     ),
     _run(
+        "the same run with `--config.model.dtype=bfloat16` over that loop in float32",
+        "launch.py, bfloat16",
+        "plain flax loop",
+        2.0,
+    ),
+    _run(
         "`launch.py`'s characters per second over the bare step's",
         "launch.py, training alone",
         "bare step",

@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks.common import Peer, finish, measure, parser, progress, ratio
 from benchmarks.shape import Shape, make_shape
 from benchmarks.train_step import ours
+from charjax.config import TrainConfig
 
 HIDDEN = (128, 256, 512, 1024, 2048)
 VARIANTS: tuple[dict[str, int], ...] = (
@@ -26,6 +27,7 @@ VARIANTS: tuple[dict[str, int], ...] = (
     {"layers": 3},
 )
 PEAK = "peak"
+_DISPATCH = TrainConfig().steps_per_dispatch
 _MATMUL = {"cpu": 2048, "gpu": 8192}
 
 
@@ -50,18 +52,18 @@ def measure_point(shape: Shape, dtype: str, args: Any) -> dict[str, Any]:
     """One point: time, peak memory, and the fraction of the matrix product's rate."""
     size = 256 if args.small else _MATMUL[args.device]
     peak = Peer(PEAK, "benchmarks.peers.with_charjax:matmul", {"size": size, "dtype": dtype})
-    step = ours(shape, dtype=dtype, dispatch=1)
+    step = ours(shape, dtype=dtype, dispatch=_DISPATCH)
     measured = measure([peak, step], rounds=args.rounds, turn_s=args.turn_s, device=args.device)
     found = measured.to_json()
     if found["skipped"]:
         raise SystemExit(f"{shape}: {found['skipped']}")
     # A product's characters are its operations, so that their ratio is one of rates.
-    rates = ratio(found["peers"][step.name] | {"chars": shape.flops}, found["peers"][PEAK])
     figure = found["peers"][step.name]
+    rates = ratio(figure | {"chars": _DISPATCH * shape.flops}, found["peers"][PEAK])
     return {
         "shape": dataclasses.asdict(shape),
         "dtype": dtype,
-        "step_s": statistics.median(figure["seconds"]),
+        "step_s": statistics.median(figure["seconds"]) / _DISPATCH,
         "chars_per_second": figure["chars_per_second"],
         "peak_bytes": figure["peak_bytes"],
         "peak_flops_per_second": found["peers"][PEAK]["chars_per_second"],

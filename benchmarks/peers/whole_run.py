@@ -7,6 +7,7 @@ import os
 import runpy
 import statistics
 import tempfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,15 @@ def shortened(steps: int, small: bool) -> Config:
     return from_config_dict(values)
 
 
-def launch(steps: int, small: bool) -> Task:
+def launch_bfloat16(steps: int, small: bool) -> Task:
+    """The same with `--config.model.dtype=bfloat16`."""
+    return launch(steps, small, dtype="bfloat16")
+
+
+def launch(steps: int, small: bool, dtype: str = "float32") -> Task:
     """What `launch.py` does after its flags: text, steps, evaluation, samples, checkpoint."""
     config = shortened(steps, small)
+    config = replace(config, model=replace(config.model, dtype=dtype))
 
     def run(units: int) -> dict[str, Any]:
         speeds = []
