@@ -43,6 +43,7 @@ def page(results: Results, template: str) -> str:
         goals_gpu=_goals(results, GPU),
         figures=_figures(results),
         sweep=_sweep(results),
+        precision=table("precision"),
         parts=table("parts"),
     )
 

@@ -1,0 +1,55 @@
+"""The loss of configs/shakespeare.py with float32 and with bfloat16 products.
+
+    python -m benchmarks.precision
+
+Three whole runs: float32 twice, from two seeds, whose difference is what chance alone does;
+and bfloat16 from the first seed. Writes `results/precision.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine
+from benchmarks.headline import run
+
+RUNS = (("float32", 0), ("bfloat16", 0), ("float32", 1))
+
+
+def curve(dtype: str, seed: int, workdir: Path) -> list[dict[str, Any]]:
+    """The records that have a validation loss, of one run."""
+    flags = (f"--config.model.dtype={dtype}", f"--config.seed={seed}", f"--workdir={workdir}")
+    run("launch.py", "--config=configs/shakespeare.py", *flags)
+    lines = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [record for record in map(json.loads, lines) if "val_loss" in record]
+
+
+def rows(curves: dict[tuple[str, int], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """One row an evaluation, a column a run; the last has the seconds of training."""
+    names = {(dtype, seed): f"{dtype}, seed {seed}" for dtype, seed in curves}
+    found = [
+        {"step": str(at[0]["step"])}
+        | {name: f"{r['val_loss']:.4f}" for name, r in zip(names.values(), at, strict=True)}
+        for at in zip(*curves.values(), strict=True)
+    ]
+    seconds = {names[which]: f"{records[-1]['time_s']:.0f}" for which, records in curves.items()}
+    return [*found, {"step": "seconds"} | seconds]
+
+
+def main() -> None:
+    """Trains all and writes the table."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        curves = {
+            (dtype, seed): curve(dtype, seed, Path(scratch) / f"{dtype}-{seed}")
+            for dtype, seed in RUNS
+        }
+    print(machine.write("precision", {"rows": rows(curves), "curves": list(curves.values())}))
+
+
+if __name__ == "__main__":
+    main()
