@@ -93,20 +93,21 @@ def _forward(
     hidden, gates = weights.kernel.shape[0], CELLS[cell].gates
     kernel = in_order(weights.kernel.astype(dtype).T)
 
-    def step(loop: Any, at: Array) -> tuple[Any, Saved]:
-        carry, before, outputs = loop
+    def step(loop: Any, now: tuple[Array, Array]) -> tuple[Any, Saved]:
+        (carry, before, outputs), (at, x) = loop, now
         u = _split(dot(kernel, carry[0], dtype), gates)
         if weights.bias is not None:
             u = (*u[:-1], u[-1] + weights.bias[:, None])
-        after, saved = CELLS[cell].forward(_split(_share(source, at), gates), u, carry)
+        after, saved = CELLS[cell].forward(_split(_share(source, x), gates), u, carry)
         # The state before a step is what the weight gradient reads; to shift the stack of
         # those after it would be a copy.
         before = stack.put(before, at, stack.encode(carry[0], dtype))
         return (after, before, stack.put(outputs, at, after[0])), saved
 
     stacks = (stack.empty(hidden, time, batch, d) for d in (dtype, jnp.float32))
+    xs = source.tokens if isinstance(source, Table) else _time_first(source.columns)
     (last, before, outputs), saved = jax.lax.scan(
-        step, (_columns(carry), *stacks), jnp.arange(time)
+        step, (_columns(carry), *stacks), (jnp.arange(time), xs)
     )
     return (outputs, _columns(last)), _Residuals(source, weights, before, saved)
 
@@ -119,9 +120,9 @@ def _backward(
     hidden, gates = res.weights.kernel.shape
     kernel = res.weights.kernel.astype(dtype)
 
-    def step(loop: Any, now: tuple[Array, Saved]) -> tuple[Any, None]:
-        (d_carry, d_u, own), (at, saved) = loop, now
-        d_carry = (d_carry[0] + stack.get(d_outputs, at), *d_carry[1:])
+    def step(loop: Any, now: tuple[Array, Array, Saved]) -> tuple[Any, None]:
+        (d_carry, d_u, own), (at, d_output, saved) = loop, now
+        d_carry = (d_carry[0] + d_output, *d_carry[1:])
         step_grads = CELLS[cell].backward(saved, d_carry)
         # Encoded gate by gate, before they are joined: the other way round is half as fast.
         column = jnp.concatenate([stack.encode(gate, dtype) for gate in step_grads.u])
@@ -133,9 +134,8 @@ def _backward(
 
     d_u = stack.empty(gates, time, batch, dtype)
     own = stack.empty(hidden, time, batch, dtype) if CELLS[cell].two_shares else None
-    (d_carry, d_u, own), _ = jax.lax.scan(
-        step, (_columns(d_last), d_u, own), (jnp.arange(time), res.saved), reverse=True
-    )
+    xs = jnp.arange(time), _time_first(d_outputs), res.saved
+    (d_carry, d_u, own), _ = jax.lax.scan(step, (_columns(d_last), d_u, own), xs, reverse=True)
     d_u, own = jax.tree.map(lambda bits: stack.decode(bits, dtype), (d_u, own))
     return _source_grad(res.source, d_u, own, dtype), _weights_grad(res, d_u), _columns(d_carry)
 
@@ -173,11 +173,16 @@ def _no_gradient(tokens: Array) -> Any:
     return np.zeros(tokens.shape, jax.dtypes.float0)
 
 
-def _share(source: Projected | Table, at: Int[Array, ""]) -> Float[Array, "gates batch"]:
-    """The input's share of the gates at one time step."""
-    if isinstance(source, Table):
-        return look_up(source.columns, source.tokens[at])
-    return stack.get(source.columns, at)
+def _share(source: Projected | Table, x: Array) -> Float[Array, "gates batch"]:
+    """The input's share of the gates at one time step, from what the scan has of it."""
+    return look_up(source.columns, x) if isinstance(source, Table) else x
+
+
+def _time_first(
+    columns: Float[Array, "features time batch"],
+) -> Float[Array, "time features batch"]:
+    """One copy, cheaper than for the loop to read its columns from all over the memory."""
+    return jnp.moveaxis(columns, 1, 0)
 
 
 def _positions(source: Projected | Table) -> tuple[int, int]:

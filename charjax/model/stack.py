@@ -41,12 +41,6 @@ def put(stack: Stack, at: Int[Array, ""], column: Column) -> Stack:
     return filled
 
 
-def get(stack: Stack, at: Int[Array, ""]) -> Column:
-    """What the stack holds of one time step."""
-    column: Array = jax.lax.dynamic_index_in_dim(stack, at, axis=1, keepdims=False)
-    return column
-
-
 def _stored_as(dtype: DTypeLike) -> DTypeLike:
     return jnp.uint16 if jnp.dtype(dtype) == jnp.bfloat16 else dtype
 
