@@ -139,10 +139,10 @@ class CharRNN(nn.Module):
             outputs, state = recurrent(inputs, selected, carry[layer])
             states.append(state)
             last = layer == c.layers - 1
+            if last and last_only:  # the state is that output, and no other need be kept
+                outputs = state[0].T[:, None]
             outputs = drop(outputs, c.dropout if last else c.dropout_between)
             inputs, selected = outputs, None
-        if last_only:
-            inputs = inputs[:, -1:]
         init = initializers(c)
         kernel = self.param("output_kernel", init.output_kernel, (c.hidden, self.vocab_size))
         bias = self.param("output_bias", init.output_bias, (self.vocab_size,))
