@@ -29,15 +29,13 @@ def curve(dtype: str, seed: int, workdir: Path) -> list[dict[str, Any]]:
 
 
 def rows(curves: dict[tuple[str, int], list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """One row an evaluation, a column a run; the last has the seconds of training."""
-    names = {(dtype, seed): f"{dtype}, seed {seed}" for dtype, seed in curves}
-    found = [
-        {"step": str(at[0]["step"])}
-        | {name: f"{r['val_loss']:.4f}" for name, r in zip(names.values(), at, strict=True)}
+    """One row an evaluation, a column a run."""
+    names = [f"{dtype}, seed {seed}" for dtype, seed in curves]
+    return [
+        {"step": at[0]["step"]}
+        | {name: f"{r['val_loss']:.4f}" for name, r in zip(names, at, strict=True)}
         for at in zip(*curves.values(), strict=True)
     ]
-    seconds = {names[which]: f"{records[-1]['time_s']:.0f}" for which, records in curves.items()}
-    return [*found, {"step": "seconds"} | seconds]
 
 
 def main() -> None:
@@ -48,7 +46,7 @@ def main() -> None:
             (dtype, seed): curve(dtype, seed, Path(scratch) / f"{dtype}-{seed}")
             for dtype, seed in RUNS
         }
-    print(machine.write("precision", {"rows": rows(curves), "curves": list(curves.values())}))
+    print(machine.write("precision", {"rows": rows(curves)}))
 
 
 if __name__ == "__main__":
