@@ -54,14 +54,13 @@ def row(part: str, cell: str, dtype: str, ms: float, flops: float = 0) -> dict[s
 
 
 def of_recurrence(cell: str, dtype: str) -> list[dict[str, Any]]:
-    """The recurrence of a step, and its products alone."""
+    """The recurrence of a step, forwards and backwards."""
     shape = Shape(cell=cell)
-    hidden, rows = shape.hidden, shape.batch * shape.length
-    gates = CELLS[cell].gates * hidden
-    bias = jnp.zeros(hidden) if CELLS[cell].two_shares else None
-    weights = Weights(normal(hidden, gates), bias)
+    gates = CELLS[cell].gates * shape.hidden
+    bias = jnp.zeros(shape.hidden) if CELLS[cell].two_shares else None
+    weights = Weights(normal(shape.hidden, gates), bias)
     tokens = jax.random.randint(jax.random.key(0), (shape.length, shape.batch), 0, shape.vocab)
-    carry = tuple(jnp.zeros((shape.batch, hidden)) for _ in range(CELLS[cell].states))
+    carry = tuple(jnp.zeros((shape.batch, shape.hidden)) for _ in range(CELLS[cell].states))
 
     def forward(table: Array, weights: Weights) -> Any:
         return recurrence._forward(cell, dtype, Table(table, tokens), weights, carry)
@@ -74,6 +73,19 @@ def of_recurrence(cell: str, dtype: str) -> list[dict[str, Any]]:
 
     def loop_alone(kept: Any, out: Any) -> Any:
         return backward(kept, out)[2]  # the rest of it is then left out
+
+    timed = {
+        "forward, keeping what backward reads": milliseconds(forward, table, weights),
+        "backward": milliseconds(backward, kept, out),
+        "backward, its loop alone": milliseconds(loop_alone, kept, out),
+    }
+    return [row(part, cell, dtype, ms) for part, ms in timed.items()]
+
+
+def of_products(cell: str, dtype: str) -> list[dict[str, Any]]:
+    """The products of the recurrence alone, with lanes in columns, as it has them, and in rows."""
+    shape = Shape(cell=cell)
+    positions, gates = shape.batch * shape.length, CELLS[cell].gates * shape.hidden
 
     # One product a character, each of which waits for the one before.
     def by_columns(kernel: Array, x: Array) -> Array:
@@ -94,39 +106,21 @@ def of_recurrence(cell: str, dtype: str) -> list[dict[str, Any]]:
     def over_columns(a: Array, b: Array) -> Array:
         return dot_trailing(a, b, dtype)
 
-    kernel, states = weights.kernel.astype(dtype), normal(hidden, shape.batch)
-    grads = normal(gates, shape.batch)
-    stacks = normal(hidden, rows).astype(dtype), normal(gates, rows).astype(dtype)
-    turned = tuple(jnp.array(stack.T) for stack in stacks)
-    flops = 2.0 * rows * hidden * gates
-
-    def part(name: str, function: Callable[..., Any], *arguments: Any, rate: bool = False) -> Any:
-        return row(name, cell, dtype, milliseconds(function, *arguments), flops if rate else 0)
-
+    kernel = normal(shape.hidden, gates).astype(dtype)
+    turned = jnp.array(kernel.T)
+    states, grads = normal(shape.hidden, shape.batch), normal(gates, shape.batch)
+    stacks = [normal(n, positions).astype(dtype) for n in (shape.hidden, gates)]
     every = "every character, alone"
-    return [
-        part("forward, keeping what backward reads", forward, table, weights),
-        part("backward", backward, kept, out),
-        part("backward, its loop alone", loop_alone, kept, out),
-        part(
-            f"kernel times states in columns, {every}",
-            by_columns,
-            kernel.T.copy(),
-            states,
-            rate=True,
-        ),
-        part(f"states in rows times kernel, {every}", by_rows, states.T.copy(), kernel, rate=True),
-        part(f"kernel times gradients in columns, {every}", by_columns, kernel, grads, rate=True),
-        part(
-            f"gradients in rows times kernel, {every}",
-            by_rows,
-            grads.T.copy(),
-            kernel.T.copy(),
-            rate=True,
-        ),
-        part("weight gradient of columns", over_columns, *stacks, rate=True),
-        part("weight gradient of rows", over_rows, *turned, rate=True),
-    ]
+    timed = {
+        f"kernel times states in columns, {every}": (by_columns, turned, states),
+        f"states in rows times kernel, {every}": (by_rows, jnp.array(states.T), kernel),
+        f"kernel times gradients in columns, {every}": (by_columns, kernel, grads),
+        f"gradients in rows times kernel, {every}": (by_rows, jnp.array(grads.T), turned),
+        "weight gradient of columns": (over_columns, *stacks),
+        "weight gradient of rows": (over_rows, *(jnp.array(stack.T) for stack in stacks)),
+    }
+    flops = 2.0 * positions * shape.hidden * gates
+    return [row(part, cell, dtype, milliseconds(*work), flops) for part, work in timed.items()]
 
 
 def of_writing(lanes: int, dtype: DTypeLike) -> dict[str, Any]:
@@ -152,7 +146,7 @@ def main() -> None:
     rows = [row("a square product of 2048", "", "float32", ms, 2.0 * 2048**3)]
     for cell in ("gru", "lstm"):
         for dtype in ("float32", "bfloat16"):
-            rows += of_recurrence(cell, dtype)
+            rows += of_recurrence(cell, dtype) + of_products(cell, dtype)
     rows += [of_writing(lanes, dtype) for dtype in ("float32", "bfloat16") for lanes in _LANES]
     print(machine.write("parts", {"rows": rows}))
 

@@ -1,10 +1,9 @@
 """Matrix products in a compute dtype with float32 results, in the forms that run fast.
 
 What is multiplied lies in columns, [features, *positions]: a kernel stands on the
-left. So every product of a training step reads its operands as they lie in memory.
-On a CPU that is a fifth faster than rows times a kernel, and in bfloat16, where
-XLA's product of a transposed operand falls to a third of its speed, more.
-bfloat16 operands are quick there only when asked for float32 results.
+left. So every product of a training step reads its operands as they lie in memory,
+which on a CPU is quicker than rows times a kernel (docs/performance.md has by how
+much). bfloat16 operands are quick there only when asked for float32 results.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ def _backward(
         (d_carry, d_u, own), (at, d_output, saved) = loop, now
         d_carry = (d_carry[0] + d_output, *d_carry[1:])
         step_grads = CELLS[cell].backward(saved, d_carry)
-        # Encoded gate by gate, before they are joined: the other way round is half as fast.
+        # Encoded gate by gate, before they are joined: the other way round is slower.
         column = jnp.concatenate([stack.encode(gate, dtype) for gate in step_grads.u])
         through_u = dot(kernel, stack.decode(column, dtype), dtype)
         d_carry = (step_grads.carry[0] + through_u, *step_grads.carry[1:])

@@ -99,19 +99,11 @@ def make_step(
 
     lane_keys = partial(_lane_keys, config.seed, axis_name)
 
-    def read_own_guesses(params: PyTree, carry: Carry, batch: Batch, step: Count) -> Batch:
-        keys, share = (
-            lane_keys(Stream.SCHEDULED, step, batch.inputs.shape[0]),
-            guessed_share(config.train, step),
-        )
-        inputs = jnp.asarray(batch.inputs)
-        mixed: Any = mix_inputs(config.model, params, inputs, carry, keys, share)
-        return batch._replace(inputs=mixed)
-
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         carry = restart(state.carry, jnp.asarray(batch.fresh))
         if config.train.scheduled_sampling:
-            batch = read_own_guesses(state.params, carry, batch, state.step)
+            guess_keys = lane_keys(Stream.SCHEDULED, state.step, batch.inputs.shape[0])
+            batch = _with_guesses(config, state, carry, batch, guess_keys)
         if config.data.targets == "last":
             last: Any = jnp.asarray(batch.mask).at[:, :-1].set(False)
             batch = batch._replace(mask=last)
@@ -135,6 +127,15 @@ def make_step(
         return kept, StepMetrics(loss, grad_norm, skipped)
 
     return train_step
+
+
+def _with_guesses(
+    config: Config, state: TrainState, carry: Carry, batch: Batch, keys: LaneKeys
+) -> Batch:
+    """The batch, some of whose inputs the model guessed itself."""
+    share, inputs = guessed_share(config.train, state.step), jnp.asarray(batch.inputs)
+    mixed: Any = mix_inputs(config.model, state.params, inputs, carry, keys, share)
+    return batch._replace(inputs=mixed)
 
 
 def _lane_keys(seed: int, axis_name: str | None, stream: Stream, step: Count, own: int) -> LaneKeys:
