@@ -11,7 +11,7 @@ import tempfile
 from benchmarks.common import Figure, Measured, Peer, finish, measure, parser, show
 
 LAUNCH, TRAINING = "launch.py", "launch.py, training alone"
-LAUNCH_BF16 = "launch.py, bfloat16"  # --config.model.dtype=bfloat16
+LAUNCH_F32 = "launch.py, float32"  # --config.model.dtype=float32
 PLAIN, BARE = "plain flax loop", "bare step"
 
 
@@ -23,7 +23,7 @@ def peers(steps: int, compiled: str, *, small: bool) -> list[Peer]:
       compiled: the folder of the caches.
       small: a tiny model, to try it out.
     """
-    tasks = {LAUNCH: "launch", LAUNCH_BF16: "launch_bfloat16", PLAIN: "plain", BARE: "bare"}
+    tasks = {LAUNCH: "launch", LAUNCH_F32: "launch_float32", PLAIN: "plain", BARE: "bare"}
     return [
         Peer(
             name,
@@ -57,7 +57,7 @@ def main() -> None:
         found = peers(steps, compiled, small=args.small)
         measured = measure(found, rounds=args.rounds, turn_s=args.turn_s, device=args.device)
     measured = with_training(measured)
-    show(f"configs/shakespeare.py, {steps} steps", measured, (LAUNCH, LAUNCH_BF16, TRAINING))
+    show(f"configs/shakespeare.py, {steps} steps", measured, (LAUNCH, LAUNCH_F32, TRAINING))
     finish("end_to_end", args, {"shakespeare": measured.to_json() | {"steps": steps}})
 
 

@@ -90,14 +90,14 @@ CPU = (
     _train("cpu", "gru", "GRU float32 over keras (best backend)", F32, KERAS, 1.8),
     _train("cpu", "lstm", "LSTM float32 over keras (best backend)", F32, KERAS, 1.8),
     _run(
-        "`configs/shakespeare.py`, whole run over a plain flax `nn.RNN` loop",
+        "`configs/shakespeare.py`, whole run over a plain flax `nn.RNN` loop in float32",
         "launch.py",
         "plain flax loop",
         2.0,
     ),
     _run(
-        "the same run with `--config.model.dtype=bfloat16` over that loop in float32",
-        "launch.py, bfloat16",
+        "the same run with `--config.model.dtype=float32` over that loop",
+        "launch.py, float32",
         "plain flax loop",
         2.0,
     ),

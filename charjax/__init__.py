@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from charjax.model.network import CharRNN as CharRNN
     from charjax.model.network import init_params as init_params
     from charjax.model.network import initial_carry as initial_carry
+    from charjax.precision import settle as settle
     from charjax.train.loop import train as train
     from charjax.train.optimizer import make_optimizer as make_optimizer
     from charjax.train.step import TrainState as TrainState
@@ -48,6 +49,7 @@ _HOME = {
     "charjax.generate.trained": ("load_trained",),
     "charjax.model.likelihood": ("next_char_nats",),
     "charjax.model.network": ("CharRNN", "init_params", "initial_carry"),
+    "charjax.precision": ("settle",),
     "charjax.train.loop": ("train",),
     "charjax.train.optimizer": ("make_optimizer",),
     "charjax.train.step": ("TrainState", "init_state", "make_step"),

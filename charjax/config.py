@@ -63,7 +63,9 @@ class ModelConfig:
     dropout_in: float = number(0.0, 0, 0.99)  # on the embedding
     dropout_between: float = number(0.0, 0, 0.99)  # between layers
     init: str = choice("orthogonal", "keras", "keras_glorot", "torch")  # whose first weights
-    dtype: str = choice("float32", "bfloat16")  # of matmul inputs; state is float32
+    # Of matmul inputs; state is float32. auto: what the devices multiply fastest, see
+    # `charjax.precision.fast_dtype`; a run decides once, when it begins.
+    dtype: str = choice("float32", "bfloat16", "auto")
     recurrence: str = choice("fast", "scan")
     # Keep only the carry between blocks of so many characters and compute the rest again
     # in the backward pass: less memory for more time, the same result. 0: keep all.

@@ -21,7 +21,9 @@ def get_config() -> ConfigDict:
                 batch_size=32,
                 seq_len=64,
             ),
-            model=ModelConfig(cell="gru", hidden=512, embed=128, dropout=0.3),
+            # auto: bfloat16 products where the machine is built for them, else float32; the
+            # loss is the same within the noise of a seed (docs/performance.md).
+            model=ModelConfig(cell="gru", hidden=512, embed=128, dropout=0.3, dtype="auto"),
             optim=OptimConfig(
                 name="adamw",
                 learning_rate=4e-3,

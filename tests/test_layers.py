@@ -28,6 +28,7 @@ ROWS = (
         "charjax.types",
         "charjax.keys",
         "charjax.devices",
+        "charjax.precision",
         "charjax.processes",
     ),
     ("charjax.data.",),

@@ -25,6 +25,7 @@ from charjax.config import Config, from_config_dict
 from charjax.data.batches import Batch
 from charjax.data.prepare import Prepared, prepare
 from charjax.display import make_display
+from charjax.precision import settle
 from charjax.train.loop import train
 from charjax.train.optimizer import make_optimizer
 from charjax.train.plan import make_plan
@@ -44,18 +45,21 @@ def shortened(steps: int, small: bool) -> Config:
     values["data"]["split"] = (1 - share, share, 0.0)
     values["train"] |= {"max_steps": steps, "eval_every": min(steps, values["train"]["eval_every"])}
     values["model"] |= {"hidden": 32, "embed": 8} if small else {}
-    return from_config_dict(values)
+    return settle(from_config_dict(values))
 
 
-def launch_bfloat16(steps: int, small: bool) -> Task:
-    """The same with `--config.model.dtype=bfloat16`."""
-    return launch(steps, small, dtype="bfloat16")
-
-
-def launch(steps: int, small: bool, dtype: str = "float32") -> Task:
-    """What `launch.py` does after its flags: text, steps, evaluation, samples, checkpoint."""
+def launch_float32(steps: int, small: bool) -> Task:
+    """As `launch`, with `--config.model.dtype=float32`."""
     config = shortened(steps, small)
-    config = replace(config, model=replace(config.model, dtype=dtype))
+    return _launch(replace(config, model=replace(config.model, dtype="float32")))
+
+
+def launch(steps: int, small: bool) -> Task:
+    """What `launch.py` does after its flags: text, steps, evaluation, samples, checkpoint."""
+    return _launch(shortened(steps, small))
+
+
+def _launch(config: Config) -> Task:
 
     def run(units: int) -> dict[str, Any]:
         speeds = []
@@ -68,7 +72,7 @@ def launch(steps: int, small: bool, dtype: str = "float32") -> Task:
             speeds += [json.loads(line)["chars_per_second"] for line in lines[1:]]
         return {"training_chars_per_second": statistics.median(speeds)}
 
-    return Task(_chars(config), run)
+    return Task(_chars(config), run, {"dtype": config.model.dtype})
 
 
 def bare(steps: int, small: bool) -> Task:

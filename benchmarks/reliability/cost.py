@@ -18,6 +18,7 @@ from charjax.checkpoint.store import to_host
 from charjax.config import from_config_dict
 from charjax.data.batches import Batch
 from charjax.data.prepare import prepare
+from charjax.precision import settle
 from charjax.train.identity import describe as describe_run
 from charjax.train.optimizer import make_optimizer
 from charjax.train.parallel import make_backend
@@ -29,7 +30,8 @@ _DISPATCH, _LIMIT_PERCENT = 10, 5.0
 
 def prove_cost(n: int, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """The figures, each the median of n measurements."""
-    config = from_config_dict(runpy.run_path(str(_CONFIG))["get_config"]().to_dict())
+    values = runpy.run_path(str(_CONFIG))["get_config"]().to_dict()
+    config = settle(from_config_dict(values))
     text = prepare(config, report=say, progress=lambda done, total: None)
     optimizer = make_optimizer(config.optim, config.train.max_steps)
     backend = make_backend(config, len(text.vocab), optimizer)

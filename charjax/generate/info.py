@@ -12,6 +12,7 @@ from charjax.data.prepare import prepare
 from charjax.generate.trained import Trained
 from charjax.keys import Stream, stream_key
 from charjax.model.network import init_params, parameter_count
+from charjax.precision import settle
 
 
 def config_info(config: Config, *, report: Callable[[str], None]) -> dict[str, Any]:
@@ -20,6 +21,7 @@ def config_info(config: Config, *, report: Callable[[str], None]) -> dict[str, A
     Raises:
       InputError, HostError: the text cannot be had; see `prepare`.
     """
+    config = settle(config)
     text = prepare(config, report=report, progress=lambda done, total: None)
     params = jax.eval_shape(
         lambda: init_params(config.model, len(text.vocab), stream_key(config.seed, Stream.INIT))

@@ -20,6 +20,7 @@ from charjax.display import Display
 from charjax.errors import InputError, InterruptedRunError
 from charjax.folder import RunFolder
 from charjax.model.network import parameter_count
+from charjax.precision import settle
 from charjax.train import words
 from charjax.train.evaluate import evaluate
 from charjax.train.identity import check_allowed, check_same_run, describe
@@ -62,9 +63,13 @@ def train(
         with display.task("reading the text") as update, processes.first_before_others():
             text = prepare(config, report=display.report, progress=update)
         folder.check_lock()
+        steps = saved.steps()
+        processes.require_same(f"{folder.checkpoints}", f"{steps}")
+        begun = saved.read_meta().meta if steps else None
+        config = settle(config, begun["config"] if begun else None)
         processes.require_same("the config or the text", f"{to_dict(config)} {text.corpus.sha256}")
         run = _Run(config, folder, text, display, saved)
-        run.begin(allow)
+        run.begin(begun, allow)
         with contextlib.closing(run.log):
             run.work()
         run.finish()
@@ -114,14 +119,20 @@ class _Run:
         self.step = 0
         self.record: Mapping[str, Any] = {}
 
-    def begin(self, allow: Sequence[str]) -> None:
-        """Takes up the newest good checkpoint, or starts anew where there is none."""
+    def begin(self, begun: Mapping[str, Any] | None, allow: Sequence[str]) -> None:
+        """Takes up the newest good checkpoint, or starts anew where there is none.
+
+        Args:
+          begun: what that checkpoint says of the run; None: there is none.
+          allow: what may have changed since.
+        """
         for line in words.opening(self.config, self.text, self.plan, self.parameters):
             self.display.report(line)
-        steps = self.checkpoints.steps()
-        processes.require_same(f"{self.folder.checkpoints}", f"{steps}")
-        if steps:
-            self._resume(allow)
+        if begun:
+            changes = check_same_run(self.folder.path, begun, self.config, self.text, allow=allow)
+            for change in changes:
+                self.display.report(f"allowed: {change}")
+            self._resume()
         else:
             self._cut_logs(dict.fromkeys(self.folder.log_sizes(), 0))
             self._take_up(self.new_state(), Progress())
@@ -135,11 +146,7 @@ class _Run:
         else:
             self.log = NoLog()
 
-    def _resume(self, allow: Sequence[str]) -> None:
-        meta = self.checkpoints.read_meta().meta
-        changes = check_same_run(self.folder.path, meta, self.config, self.text, allow=allow)
-        for change in changes:
-            self.display.report(f"allowed: {change}")
+    def _resume(self) -> None:
         restored = self.checkpoints.restore(jax.eval_shape(self.new_state))
         processes.require_same(f"{self.folder.checkpoints}", f"restored {restored.step}")
         self._take_up(restored.state, Progress.from_json(restored.meta["progress"]))

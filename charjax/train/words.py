@@ -24,7 +24,8 @@ def opening(config: Config, text: Prepared, plan: Plan, parameters: int) -> list
     return [
         f"text: {corpus.name}, {len(corpus.text):,} characters, {len(text.vocab)} symbols",
         f"model: {config.model.cell} {config.model.layers} x {config.model.hidden}, "
-        f"{parameters:,} parameters, on {jax.device_count()} x {device.device_kind}",
+        f"{parameters:,} parameters, {config.model.dtype} products, "
+        f"on {jax.device_count()} x {device.device_kind}",
         f"plan: {f'{plan.total:,}' if plan.total else 'any number of'} steps, "
         f"{text.batches.steps_per_epoch:,} an epoch",
     ]

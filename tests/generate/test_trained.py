@@ -25,6 +25,7 @@ from charjax.folder import RunFolder
 from charjax.generate.info import config_info, trained_info
 from charjax.generate.score import score
 from charjax.generate.trained import Trained, in_precision, load_trained
+from charjax.precision import settle
 
 VOCAB = Vocab(("a", "b", "é"), "codepoint", True)
 MODEL, PARAMS = random_model(len(VOCAB), hidden=3, embed=2)
@@ -131,15 +132,17 @@ def test_the_info_of_a_trained_model(tmp_path):
     }
 
 
-def test_the_info_of_a_config(tmp_path):
+@pytest.mark.parametrize("dtype", ["float32", "auto"])
+def test_the_info_of_a_config(dtype, tmp_path):
     text = "abéa" * 250
     file = tmp_path / "text.txt"
     file.write_text(text, encoding="utf-8")
     data = DataConfig(path=str(file), unk=True, batch_size=4, seq_len=16, split=(0.8, 0.1, 0.1))
-    config = from_config_dict(to_dict(replace(CONFIG, data=data)))
+    model = replace(CONFIG.model, dtype=dtype)
+    config = from_config_dict(to_dict(replace(CONFIG, data=data, model=model)))
     info = config_info(config, report=pytest.fail)
     assert json.loads(json.dumps(info)) == info
-    assert info | SIZES == info
+    assert info | SIZES | {"dtype": settle(config).model.dtype} == info
     assert info["chars"] == 1000
     assert (info["train_chars"], info["val_chars"], info["test_chars"]) == (800, 100, 100)
     assert info["documents"] == 1

@@ -203,6 +203,22 @@ def test_a_run_that_is_interrupted_and_resumed_is_the_run_that_was_not(
     assert second.progress.best == finished.progress.best
 
 
+def test_what_the_machine_decided_stays_on_another(config, tmp_path, monkeypatch):
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    run(changed(config, model={"dtype": "bfloat16"}), whole)
+    auto = changed(config, model={"dtype": "auto"})
+    monkeypatch.setattr("charjax.precision.fast_dtype", lambda: "bfloat16")
+    with pytest.raises(InterruptedRunError):
+        train(auto, moved, Recorder(stop_when(signal.SIGTERM, MOMENTS["after any steps"])))
+    monkeypatch.setattr("charjax.precision.fast_dtype", lambda: "float32")
+    second = run(auto, moved)
+    assert any("bfloat16 products" in line for line in second.shown.lines)
+    assert RunFolder(moved).read_run()["config"]["model"]["dtype"] == "bfloat16"
+    assert outcome(moved) == outcome(whole)
+    with pytest.raises(InputError, match=r"config\.model\.dtype was 'bfloat16', now 'float32'"):
+        train(changed(config, model={"dtype": "float32"}), moved, Recorder())
+
+
 def test_many_interruptions_are_none(config, finished, tmp_path):
     stops = 0
     while not stops or newest(tmp_path).step < STEPS:
