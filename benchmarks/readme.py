@@ -19,7 +19,7 @@ def row(figures: dict[str, Any]) -> str:
     info, best = figures["info"], figures["best"]
     model = f"{info['cell'].upper()} {info['layers']} x {info['hidden']}"
     return (
-        f"| `{figures['config']}` | {model}, {info['parameters'] / 1e6:.2f} M | "
+        f"| `{figures['config']}` | {model}, {info['parameters'] / 1e6:.2f} M | {info['dtype']} | "
         f"{figures['steps']:,} | {figures['training_s'] / 60:.1f} min | "
         f"{figures['chars_per_second'] / 1000:.0f} k | **{best['val_loss']:.4f}** "
         f"({best['val_loss'] / math.log(2):.3f}) |"
@@ -58,8 +58,8 @@ def block() -> str:
     quoted = "\n".join(f"    {line}".rstrip() for line in shakespeare["sample"].splitlines())
     return "\n".join(
         [
-            "| config | model | steps | training | characters/s | validation, nats (bits) |",
-            "|---|---|---|---|---|---|",
+            "| config | model | products | steps | training | characters/s | validation, nats (bits) |",
+            "|---|---|---|---|---|---|---|",
             *map(row, results),
             "",
             f"Measured on {shakespeare['machine']}, {shakespeare['date']}, with "
