@@ -58,7 +58,8 @@ def block() -> str:
     quoted = "\n".join(f"    {line}".rstrip() for line in shakespeare["sample"].splitlines())
     return "\n".join(
         [
-            "| config | model | products | steps | training | characters/s | validation, nats (bits) |",
+            "| config | model | products | steps | training | characters/s | "
+            "validation, nats (bits) |",
             "|---|---|---|---|---|---|---|",
             *map(row, results),
             "",
