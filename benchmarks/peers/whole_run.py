@@ -60,7 +60,6 @@ def launch(steps: int, small: bool) -> Task:
 
 
 def _launch(config: Config) -> Task:
-
     def run(units: int) -> dict[str, Any]:
         speeds = []
         for _ in range(units):

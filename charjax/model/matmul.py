@@ -9,9 +9,11 @@ much). bfloat16 operands are quick there only when asked for float32 results.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
@@ -89,12 +91,26 @@ def in_order(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return result
 
 
+@jax.custom_vjp
 def look_up(
     table: Float[Array, "n symbols"], ids: Int[Array, "*positions"]
 ) -> Float[Array, " n *positions"]:
-    """`table[:, ids]`, exactly."""
+    """`table[:, ids]`, exactly; float32."""
     # Left to itself, XLA writes a row a position, and whoever reads it turns it again.
     return in_order(jnp.take(table, ids, axis=1, mode="clip"))
+
+
+def _look_up_forward(table: Array, ids: Array) -> tuple[Array, tuple[Array, Array]]:
+    return look_up(table, ids), (table, ids)
+
+
+def _look_up_backward(operands: tuple[Array, Array], ct: Array) -> tuple[Array, Any]:
+    table, ids = operands
+    ones = one_hot(ids, table.shape[1], ct.dtype)
+    return dot_trailing(ct, ones, ct.dtype), no_gradient(ids)
+
+
+look_up.defvjp(_look_up_forward, _look_up_backward)
 
 
 def one_hot(
@@ -106,6 +122,11 @@ def one_hot(
     that is quick everywhere.
     """
     return jax.nn.one_hot(ids, symbols, dtype=dtype, axis=0)
+
+
+def no_gradient(ids: Int[Array, "*positions"]) -> Any:
+    """What a gradient has in the place of whole numbers."""
+    return np.zeros(ids.shape, jax.dtypes.float0)
 
 
 def _moved(x: Array) -> Array:

@@ -16,13 +16,12 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from charjax.model import stack
 from charjax.model.cells import CELLS, Gates, Saved
-from charjax.model.matmul import dot, dot_trailing, in_order, look_up, one_hot
+from charjax.model.matmul import dot, dot_trailing, in_order, look_up, no_gradient, one_hot
 from charjax.model.stack import Stack
 from charjax.types import LayerCarry
 
@@ -161,16 +160,12 @@ def _source_grad(
     by_symbol = dot_trailing(d_u, ones, dtype)
     if own is not None:
         own = dot_trailing(own, ones, dtype)
-    return Table(_with_own(by_symbol, own), _no_gradient(source.tokens))
+    return Table(_with_own(by_symbol, own), no_gradient(source.tokens))
 
 
 def _with_own(d_u: Array, own: Array | None) -> Array:
     """The rows of the last gate replaced by those of its own, if it has them."""
     return d_u if own is None else jnp.concatenate([d_u[: -own.shape[0]], own])
-
-
-def _no_gradient(tokens: Array) -> Any:
-    return np.zeros(tokens.shape, jax.dtypes.float0)
 
 
 def _share(source: Projected | Table, x: Array) -> Float[Array, "gates batch"]:
