@@ -80,6 +80,7 @@ def _jit_backend(
         in_shardings=(shardings, batches),
         out_shardings=(shardings, everywhere),
         donate_argnums=0,
+        compiler_options=_compiler_options(),
     )
 
     def place(state: TrainState) -> TrainState:
@@ -94,6 +95,12 @@ def _jit_backend(
         return moved
 
     return Backend(own_rows(config.data.batch_size), place, run_own, lambda state: state)
+
+
+def _compiler_options() -> dict[str, bool] | None:
+    # On a CPU the recurrence's loops would otherwise copy their carry at every character.
+    on_cpu = jax.default_backend() == "cpu"
+    return {"xla_cpu_copy_insertion_use_region_analysis": True} if on_cpu else None
 
 
 def _pmap_backend(
