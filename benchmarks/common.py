@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from benchmarks import machine
+from benchmarks.rounds import added
 
 ROOT = Path(__file__).parent.parent
 
@@ -234,6 +235,7 @@ def parser(about: str | None) -> argparse.ArgumentParser:
     flags.add_argument("--turn_s", type=float, default=0.5, help="seconds a turn, at least")
     flags.add_argument("--small", action="store_true", help="tiny shapes, to try it out")
     flags.add_argument("--json", action="store_true", help="print the result file's content")
+    flags.add_argument("--add", action="store_true", help="to the rounds of the result file")
     flags.add_argument("--out", type=Path, help="the result file; default in benchmarks/results")
     return flags
 
@@ -252,11 +254,13 @@ def finish(name: str, args: argparse.Namespace, results: Mapping[str, Any]) -> N
         "small": args.small,
         "groups": results,
     }
+    path = args.out or machine.RESULTS / f"{name}_{args.device}.json"
+    if args.add and path.exists():
+        whole = added(json.loads(path.read_text(encoding="utf-8")), whole)
     text = json.dumps(whole, indent=1) + "\n"
     if args.json:
         print(text, end="")
     if args.out or not (args.json or args.small):
-        path = args.out or machine.RESULTS / f"{name}_{args.device}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
         progress(f"wrote {path}")

@@ -43,8 +43,8 @@ def speeds() -> str:
         ]
         parts.append(f"{cell.upper()} {', '.join(over)}")
     return (
-        "Characters a second of a training step, float32, hidden 1024, on the same two cores in "
-        f"one run: {'; '.join(parts)}. bfloat16, sampling, goals missed and the commands are in "
+        "Characters a second of a training step, float32, hidden 1024, on the same two cores, in "
+        f"turn: {'; '.join(parts)}. bfloat16, sampling, goals missed and the commands are in "
         "[docs/performance.md](docs/performance.md)."
     )
 

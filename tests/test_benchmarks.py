@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import goals, report
+from benchmarks import goals, report, rounds
 from benchmarks.common import Peer, measure, ratio
 from benchmarks.shape import Shape
 from benchmarks.worker import Task
@@ -59,6 +59,39 @@ def test_a_ratio_is_the_median_of_the_rounds():
     ours = {"chars": 10, "seconds": [1.0, 5.0, 1.0]}
     theirs = {"chars": 20, "seconds": [2.0, 5.0, 8.0]}
     assert ratio(ours, theirs) == 1.0  # of 1, 0.5 and 4: half the characters a unit
+
+
+def result(machine: str, **seconds: list[float]) -> dict:
+    figures = {
+        name: {
+            "chars": 10,
+            "chars_per_second": 0.0,
+            "seconds": rounds,
+            "cpu_seconds": rounds,
+            "notes": [{}] * len(rounds),
+            "peak_bytes": len(rounds),
+        }
+        for name, rounds in seconds.items()
+    }
+    head = {"machine": machine, "python": "3", "versions": {}, "benchmark": "steps"}
+    return head | {"device": "cpu", "small": False, "groups": {"gru": {"peers": figures}}}
+
+
+def test_added_rounds_count_as_if_run_at_once():
+    both = rounds.added(
+        result("a", our=[1.0, 1.0], peer=[2.0, 9.0]), result("a", our=[1.0], peer=[4.0])
+    )
+    peers = both["groups"]["gru"]["peers"]
+    assert ratio(peers["our"], peers["peer"]) == 4
+    assert peers["peer"]["chars_per_second"] == 10 / 4
+    assert peers["peer"]["peak_bytes"] == 2
+
+
+def test_rounds_of_another_machine_or_other_peers_are_not_added():
+    with pytest.raises(ValueError, match="machine was a and is b"):
+        rounds.added(result("a", our=[1.0]), result("b", our=[1.0]))
+    with pytest.raises(ValueError, match="peers were"):
+        rounds.added(result("a", our=[1.0]), result("a", our=[1.0], peer=[1.0]))
 
 
 def test_flops_are_those_of_the_products():
