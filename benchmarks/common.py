@@ -247,6 +247,9 @@ def finish(name: str, args: argparse.Namespace, results: Mapping[str, Any]) -> N
       name: of the benchmark; with the device it names the file.
       args: of `parser`.
       results: group -> what was measured in it.
+
+    Raises:
+      SystemExit: the file's rounds are not of the same machine, versions and peers.
     """
     whole = machine.record() | {
         "benchmark": name,
@@ -256,7 +259,11 @@ def finish(name: str, args: argparse.Namespace, results: Mapping[str, Any]) -> N
     }
     path = args.out or machine.RESULTS / f"{name}_{args.device}.json"
     if args.add and path.exists():
-        whole = added(json.loads(path.read_text(encoding="utf-8")), whole)
+        try:
+            whole = added(json.loads(path.read_text(encoding="utf-8")), whole)
+        except ValueError as error:
+            print(json.dumps(whole, indent=1))
+            sys.exit(f"{path}: nothing added, the new rounds are printed instead: {error}")
     text = json.dumps(whole, indent=1) + "\n"
     if args.json:
         print(text, end="")

@@ -15,18 +15,30 @@ def added(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
     A group that only one of them has keeps its rounds.
 
     Raises:
-      ValueError: they are of different machines, versions, benchmarks or peers.
+      ValueError: they are of different machines, versions, benchmarks, peers or work.
     """
     for name in _SAME:
-        if before[name] != now[name]:
-            raise ValueError(f"{name} was {before[name]} and is {now[name]}: not the same rounds")
+        _same(name, before[name], now[name])
     groups = dict(before["groups"]) | dict(now["groups"])
     for name in before["groups"].keys() & now["groups"].keys():
-        old, new = (result["groups"][name]["peers"] for result in (before, now))
-        if old.keys() != new.keys():
-            raise ValueError(f"{name}: peers were {list(old)} and are {list(new)}")
-        groups[name] |= {"peers": {peer: _figure(old[peer], new[peer]) for peer in new}}
+        old, new = before["groups"][name], now["groups"][name]
+        _same(f"{name}: what was measured", _work(old), _work(new))
+        peers = {peer: _figure(old["peers"][peer], new["peers"][peer]) for peer in new["peers"]}
+        groups[name] = new | {"peers": peers}
     return dict(now) | {"groups": groups}
+
+
+def _same(name: str, before: Any, now: Any) -> None:
+    if before != now:
+        raise ValueError(f"{name} was {before} and is {now}")
+
+
+def _work(group: Mapping[str, Any]) -> dict[str, Any]:
+    """The group's settings, and the characters of each peer's unit of work."""
+    if "peers" not in group:
+        raise ValueError("this benchmark does not measure peers in rounds")
+    settings = {name: value for name, value in group.items() if name not in ("peers", "skipped")}
+    return settings | {peer: figure["chars"] for peer, figure in group["peers"].items()}
 
 
 def _figure(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

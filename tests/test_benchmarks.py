@@ -66,12 +66,12 @@ def result(machine: str, **seconds: list[float]) -> dict:
         name: {
             "chars": 10,
             "chars_per_second": 0.0,
-            "seconds": rounds,
-            "cpu_seconds": rounds,
-            "notes": [{}] * len(rounds),
-            "peak_bytes": len(rounds),
+            "seconds": turns,
+            "cpu_seconds": turns,
+            "notes": [{}] * len(turns),
+            "peak_bytes": len(turns),
         }
-        for name, rounds in seconds.items()
+        for name, turns in seconds.items()
     }
     head = {"machine": machine, "python": "3", "versions": {}, "benchmark": "steps"}
     return head | {"device": "cpu", "small": False, "groups": {"gru": {"peers": figures}}}
@@ -90,7 +90,7 @@ def test_added_rounds_count_as_if_run_at_once():
 def test_rounds_of_another_machine_or_other_peers_are_not_added():
     with pytest.raises(ValueError, match="machine was a and is b"):
         rounds.added(result("a", our=[1.0]), result("b", our=[1.0]))
-    with pytest.raises(ValueError, match="peers were"):
+    with pytest.raises(ValueError, match="what was measured"):
         rounds.added(result("a", our=[1.0]), result("a", our=[1.0], peer=[1.0]))
 
 

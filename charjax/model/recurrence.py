@@ -4,9 +4,9 @@ Equal in value and gradient to `nn.scan` over the cell (law 5), and faster for
 five reasons. Lanes lie side by side in columns, so that each product, forwards
 and backwards, reads its operands as they lie. The input's share of the gates is
 computed before the loop, or for a first layer looked up in a table of vocabulary
-size. The backward loop reuses the gates that the forward loop kept. It multiplies
-by the recurrent kernel as it is. And the recurrent weight gradient is taken after
-the loop, as one product over all time steps.
+size. The backward loop reads what the forward loop kept. It multiplies by the
+recurrent kernel as it is. And the recurrent weight gradient is taken after the loop,
+as one product over all time steps.
 """
 
 from __future__ import annotations
