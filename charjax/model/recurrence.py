@@ -120,7 +120,7 @@ def _backward(
     kernel = res.weights.kernel.astype(dtype)
 
     def step(loop: Any, now: tuple[Array, Array, Saved]) -> tuple[Any, None]:
-        (d_carry, d_u, own), (at, d_output, saved) = loop, now
+        (d_carry, d_u, own, d_bias), (at, d_output, saved) = loop, now
         d_carry = (d_carry[0] + d_output, *d_carry[1:])
         step_grads = CELLS[cell].backward(saved, d_carry)
         # Encoded gate by gate, before they are joined: the other way round is slower.
@@ -129,22 +129,20 @@ def _backward(
         d_carry = (step_grads.carry[0] + through_u, *step_grads.carry[1:])
         if own is not None and step_grads.own is not None:
             own = stack.put(own, at, stack.encode(step_grads.own, dtype))
-        return (d_carry, stack.put(d_u, at, column), own), None
+        if d_bias is not None:  # summed here, so that no stack need be read for it
+            d_bias += jnp.sum(step_grads.u[-1], axis=1)
+        return (d_carry, stack.put(d_u, at, column), own, d_bias), None
 
     d_u = stack.empty(gates, time, batch, dtype)
     own = stack.empty(hidden, time, batch, dtype) if CELLS[cell].two_shares else None
+    d_bias = None if res.weights.bias is None else jnp.zeros(hidden)
     xs = jnp.arange(time), _time_first(d_outputs), res.saved
-    (d_carry, d_u, own), _ = jax.lax.scan(step, (_columns(d_last), d_u, own), xs, reverse=True)
+    loop = (_columns(d_last), d_u, own, d_bias)
+    (d_carry, d_u, own, d_bias), _ = jax.lax.scan(step, loop, xs, reverse=True)
     d_u, own = jax.tree.map(lambda bits: stack.decode(bits, dtype), (d_u, own))
-    return _source_grad(res.source, d_u, own, dtype), _weights_grad(res, d_u), _columns(d_carry)
-
-
-def _weights_grad(res: _Residuals, d_u: Float[Array, "gates time batch"]) -> Weights:
-    kernel = dot_trailing(stack.decode(res.before, d_u.dtype), d_u, d_u.dtype)
-    if res.weights.bias is None:
-        return Weights(kernel, None)
-    hidden = res.weights.bias.shape[0]
-    return Weights(kernel, jnp.sum(d_u[-hidden:], axis=(1, 2), dtype=jnp.float32))
+    source_grad = _source_grad(res.source, d_u, own, dtype)
+    d_kernel = dot_trailing(stack.decode(res.before, dtype), d_u, dtype)
+    return source_grad, Weights(d_kernel, d_bias), _columns(d_carry)
 
 
 def _source_grad(

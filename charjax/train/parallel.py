@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from charjax.config import Config
 from charjax.data.batches import Batch
@@ -69,19 +71,40 @@ def make_backend(
     return make(config, vocab_size, optimizer)
 
 
+def sharded_steps(
+    config: Config, vocab_size: int, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> Any:
+    """The steps that the jit backend compiles: (state, stacked batches) -> (state, metrics).
+
+    Every device runs the step on its own lanes, and meets the others only where the step
+    says so. Left to XLA, the devices of a CPU exchange their states at every character.
+    """
+    everywhere, batches = replicated(mesh), split_lanes(mesh, axis=1)
+    given = _state_tree(everywhere, split_lanes(mesh, axis=0)), batches
+    made = given[0], everywhere
+    steps = jax.shard_map(
+        repeat(make_step(config, vocab_size, optimizer, axis_name=LANES)),
+        mesh=mesh,
+        in_specs=jax.tree.map(lambda sharding: sharding.spec, given),
+        out_specs=jax.tree.map(lambda sharding: sharding.spec, made),
+        check_vma=False,  # as under pmap, the step sums gradients itself
+    )
+    return jax.jit(
+        steps,
+        in_shardings=given,
+        out_shardings=made,
+        donate_argnums=0,
+        compiler_options=_compiler_options(),
+    )
+
+
 def _jit_backend(
     config: Config, vocab_size: int, optimizer: optax.GradientTransformation
 ) -> Backend:
     mesh = lane_mesh(all_devices())
-    everywhere, batches = replicated(mesh), split_lanes(mesh, axis=1)
-    shardings = _state_tree(everywhere, split_lanes(mesh, axis=0))
-    run = jax.jit(
-        repeat(make_step(config, vocab_size, optimizer)),
-        in_shardings=(shardings, batches),
-        out_shardings=(shardings, everywhere),
-        donate_argnums=0,
-        compiler_options=_compiler_options(),
-    )
+    run = sharded_steps(config, vocab_size, optimizer, mesh)
+    shardings = _state_tree(replicated(mesh), split_lanes(mesh, axis=0))
+    batches = split_lanes(mesh, axis=1)
 
     def place(state: TrainState) -> TrainState:
         own = jax.tree.map(np.array, state)

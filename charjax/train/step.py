@@ -83,8 +83,8 @@ def make_step(
       config: the run.
       vocab_size: number of symbols.
       optimizer: from `make_optimizer`.
-      axis_name: under `pmap`, the mapped axis that batch and carry are split over;
-        then the step sums over it. None: batch and carry are whole.
+      axis_name: under `shard_map` or `pmap`, the axis that batch and carry are split
+        over; then the step sums over it. None: batch and carry are whole.
 
     Returns:
       (state, batch) -> (state, metrics), pure. A step whose loss or gradient is not

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import jax
@@ -7,9 +8,10 @@ import numpy as np
 import pytest
 
 from charjax.config import Config, ParallelConfig
+from charjax.devices import all_devices, lane_mesh
 from charjax.errors import InputError
 from charjax.train.optimizer import make_optimizer
-from charjax.train.parallel import Backend, make_backend
+from charjax.train.parallel import Backend, make_backend, sharded_steps
 from charjax.train.step import TrainState, repeat
 
 from .tiny import (
@@ -29,6 +31,9 @@ CONFIG = config_of(
     optim={"ema": 0.9, "weight_decay": 0.01},
 )
 BACKENDS = ("jit", "pmap")
+_COLLECTIVES = re.compile(
+    r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(-start)?\("
+)
 
 
 def make(name: str, config: Config = CONFIG) -> Backend:
@@ -68,6 +73,19 @@ def test_many_devices_train_as_one_does(name, rtol, backends, on_one_device):
     found = jax.device_get(backend.whole(state))
     assert (found.step, found.skipped) == (30, 0)
     assert_close(found, wanted, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_devices_meet_outside_the_loops_over_time(cell):
+    """A collective in a loop over time would run at every character."""
+    config = config_of(model={"cell": cell, "layers": 2, "dropout_between": 0.3})
+    optimizer = make_optimizer(config.optim, config.train.max_steps)
+    steps = sharded_steps(config, VOCAB, optimizer, lane_mesh(all_devices()))
+    one = jax.tree.map(lambda x: x[:1], DISPATCHES[0])  # of one step: then no loop is over steps
+    hlo = steps.lower(first_state(config), one).compile().as_text()
+    main = hlo[hlo.index("\nENTRY ") :]
+    assert _COLLECTIVES.search(main), "the gradients are summed over the devices"
+    assert not _COLLECTIVES.search(hlo.removesuffix(main))
 
 
 def test_a_run_may_change_its_backend(backends, on_one_device):
