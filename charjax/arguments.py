@@ -165,8 +165,9 @@ def _add_trained(command: Any) -> None:
 def _add_weights(command: Any) -> None:
     command.add_argument(
         "--weights",
-        choices=("float32", "bfloat16"),
-        help="multiply in this precision; default: as it was trained. score says what it costs",
+        choices=("float32", "bfloat16", "int8"),
+        help="multiply in this precision, int8: as whole numbers; default: as it was trained. "
+        "score says what it costs",
     )
 
 

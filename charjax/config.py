@@ -65,7 +65,8 @@ class ModelConfig:
     init: str = choice("orthogonal", "keras", "keras_glorot", "torch")  # whose first weights
     # Of matmul inputs; state is float32. auto: what the devices multiply fastest, see
     # `charjax.precision.fast_dtype`; a run decides once, when it begins.
-    dtype: str = choice("float32", "bfloat16", "auto")
+    # int8: whole numbers, see `charjax.model.whole`, to write and score with, not to train.
+    dtype: str = choice("float32", "bfloat16", "auto", "int8")
     recurrence: str = choice("fast", "scan")
     # Keep only the carry between blocks of so many characters and compute the rest again
     # in the backward pass: less memory for more time, the same result. 0: keep all.
@@ -204,6 +205,11 @@ def _check_together(config: Config) -> None:
         raise InputError(
             f"config.model.remat={config.model.remat}: must divide "
             f"config.data.seq_len={data.seq_len}, or be 0"
+        )
+    if config.model.dtype == "int8":
+        raise InputError(
+            "config.model.dtype=int8: whole numbers have no gradient; train in float32, bfloat16 "
+            "or auto, and give --weights=int8 to charjax sample and score"
         )
     if any(not 0 <= t < math.inf for t in config.sample.temperatures):
         raise InputError(

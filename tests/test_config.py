@@ -97,6 +97,8 @@ def valid_values(draw: st.DrawFn) -> dict[str, Any]:
     data["columns"] = draw(st.lists(st.integers(0, 9), max_size=3 * rows).map(tuple))
     if data["batching"] == "stream":
         data["targets"] = "all"
+    if values["model"]["dtype"] == "int8":
+        values["model"]["dtype"] = "auto"
     values["model"]["remat"] = draw(st.sampled_from([0, 1, data["seq_len"]]))
     train["max_steps"] = max(train["max_steps"], 1)
     temperatures = st.lists(st.floats(0, 1e9), max_size=3)
@@ -263,6 +265,7 @@ def test_a_config_must_be_a_mapping(value):
             {"optim": {"schedule": "cosine"}, "train": {"max_steps": 0, "max_minutes": 1.0}},
         ),
         ("config.train", "max_steps", {"train": {"max_steps": 0}}),
+        ("config.model.dtype", "--weights=int8", {"model": {"dtype": "int8"}}),
     ],
 )
 def test_a_contradiction_is_refused(path, shown, changed):

@@ -67,7 +67,7 @@ def sampler(shape: dict[str, Any], streams: int, chars: int, dtype: str = "float
     """The function under `charjax sample`: continues one character by `chars`."""
     wanted = Shape(**shape)
     config = model_config(wanted, dtype=dtype)
-    params = init_params(config, wanted.vocab, stream_key(0, Stream.INIT))
+    params = init_params(model_config(wanted), wanted.vocab, stream_key(0, Stream.INIT))
     prompt = np.zeros(1, np.int32)
 
     def run(units: int) -> dict[str, Any]:

@@ -28,25 +28,29 @@ from charjax.model.stepper import (
     step_weights,
     without_symbol,
 )
+from charjax.precision import fast_dtype
 from charjax.types import Count, PRNGKey, PyTree, Scalar
 
 # The sizes of the first groups, by platform; the last one holds for all that follow. On a
 # CPU five rows cost what one does, near enough, and each row more costs its arithmetic;
 # elsewhere lanes are all but free.
-_GROUPS = {"cpu": (5, 11, 48, 64)}
+_GROUPS: dict[str, tuple[int, ...]] = {"cpu": (5, 11, 48, 64)}
 _GROUPS_ELSEWHERE = (64, 256)
 _FEWEST_COLUMNS = 64  # from so many lanes on, a CPU multiplies columns faster than rows
 _CHUNK = 256  # characters a dispatch, where their noise is not too much:
 _MOST_NOISE = 1 << 23  # numbers drawn ahead
 
 
-def groups(num_samples: int) -> Iterator[tuple[int, int]]:
+def groups(config: ModelConfig, num_samples: int) -> Iterator[tuple[int, int]]:
     """(first sample, size) of each group.
 
     Sizes grow, so that a few samples come with little delay and many with the best use
-    of the machine. A sample's group does not depend on how many are asked for.
+    of the machine. A sample's group does not depend on how many are asked for, unless
+    products are exact: then, where each lane has its price, groups are no larger than needed.
     """
     sizes = _GROUPS.get(jax.default_backend(), _GROUPS_ELSEWHERE)
+    if config.dtype == "int8" and jax.default_backend() == "cpu":
+        sizes = (min(num_samples, sizes[-1]),)
     first = 0
     for size in itertools.chain(sizes, itertools.repeat(sizes[-1])):
         if first >= num_samples:
@@ -82,9 +86,10 @@ def write_group(
     root = stream_key(sampling.seed, Stream.SAMPLE)
     vocab_size = params["output_bias"].shape[0]
     columns = size >= _FEWEST_COLUMNS
+    operands = "" if config.dtype != "int8" else fast_dtype() if columns else "float32"
     chunk = max(1, min(_CHUNK, _MOST_NOISE // (size * vocab_size)))
     weights, keys, token, state = _begin(
-        config, size, columns, masked, params, root, numbers.start, prompt[0]
+        config, size, columns, operands, masked, params, root, numbers.start, prompt[0]
     )
     forced_total = prompt.size - 1
     yield np.empty((len(numbers), 0), np.int32)  # a text of no characters is a text
@@ -112,11 +117,12 @@ def write_group(
             yield np.asarray(written)[: len(numbers), wanted]
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def _begin(
     config: ModelConfig,
     size: int,
     columns: bool,
+    operands: str,
     masked: int | None,
     params: PyTree,
     root: PRNGKey,
@@ -124,7 +130,7 @@ def _begin(
     token: Count,
 ) -> tuple[StepWeights, Key[Array, " batch"], Int[Array, " batch"], StepState]:
     """Weights, keys, tokens and state of a group before its first character."""
-    weights = step_weights(config, params, columns=columns)
+    weights = step_weights(config, params, columns=columns, operands=operands)
     if masked is not None:
         weights = without_symbol(weights, masked)
     keys = jax.vmap(indexed_key, (None, 0))(root, first + jnp.arange(size))

@@ -57,7 +57,7 @@ def sample(
         raise InputError(f"--num_chars={num_chars}: must be from 0 to {_MOST_CHARS:,}")
     if not 1 <= num_samples <= _MOST_SAMPLES:
         raise InputError(f"--num_samples={num_samples}: must be from 1 to {_MOST_SAMPLES:,}")
-    for first, size in groups(num_samples):
+    for first, size in groups(config, num_samples):
         numbers = range(first, min(first + size, num_samples))
         yield write_group(config, params, prompt, num_chars, numbers, size, sampling, masked)
 

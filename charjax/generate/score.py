@@ -27,7 +27,8 @@ from charjax.errors import DivergedError, InputError
 from charjax.generate.trained import Trained
 from charjax.model.likelihood import next_char_nats
 from charjax.model.network import CharRNN, initial_carry, restart
-from charjax.types import Carry, Fresh, Nats, PyTree, Tokens
+from charjax.model.stepper import step_through
+from charjax.types import Carry, Fresh, Logits, Nats, PyTree, Tokens
 
 _CHUNK = 128  # characters a lane and dispatch
 _CONTEXT = 4 * _CHUNK  # characters read before a lane's own part
@@ -194,7 +195,12 @@ def _chunk_nats(
     inputs: Tokens,
     targets: Tokens,
 ) -> tuple[Carry, Nats]:
-    vocab_size = params["output_bias"].shape[0]
-    network = CharRNN(config, vocab_size)
-    logits, carry = network.run(params, inputs, restart(carry, fresh))
+    read = step_through if config.dtype == "int8" else _network_logits
+    logits, carry = read(config, params, inputs, restart(carry, fresh))
     return carry, next_char_nats(logits, targets)
+
+
+def _network_logits(
+    config: ModelConfig, params: PyTree, tokens: Tokens, carry: Carry
+) -> tuple[Logits, Carry]:
+    return CharRNN(config, params["output_bias"].shape[0]).run(params, tokens, carry)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from charjax.config import ModelConfig
+from charjax.errors import InputError
 from charjax.model.cells import CELLS, Gates
 from charjax.model.initial import initializers
 from charjax.model.matmul import dot, look_up, project
@@ -128,8 +129,13 @@ class CharRNN(nn.Module):
 
         Returns:
           Float32 logits [batch, time, vocab] and the carry after the last character.
+
+        Raises:
+          InputError: a dtype of "int8", which only `charjax.model.stepper` reads.
         """
         c = self.config
+        if c.dtype == "int8":
+            raise InputError("dtype=int8: for sample and score alone; take float32 or bfloat16")
         dtype = jnp.dtype(c.dtype)
         drop = _Dropout(dropout_keys)
         inputs, selected = self._embed(tokens.T, drop)

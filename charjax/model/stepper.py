@@ -23,7 +23,8 @@ from jaxtyping import Array, Float, Int
 from charjax.config import ModelConfig
 from charjax.model.cells import CELLS
 from charjax.model.matmul import dot, look_up, rounded
-from charjax.types import Carry, PyTree
+from charjax.model.whole import Units, whole_numbers
+from charjax.types import Carry, Logits, PyTree, Tokens
 
 # Of each lane, some features: [batch, features], or [features, batch] in columns.
 Lanes: TypeAlias = Float[Array, "_ _"]
@@ -31,7 +32,7 @@ Lanes: TypeAlias = Float[Array, "_ _"]
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=("table", "kernels", "biases"),
+    data_fields=("table", "kernels", "biases", "units"),
     meta_fields=("columns",),
 )
 @dataclass(frozen=True)
@@ -42,12 +43,14 @@ class StepWeights:
       table: float32 [vocab, gates], the first layer's input share of every symbol.
       kernels: a layer, [hidden, gates + onward], in the compute dtype.
       biases: a layer, float32 [gates + onward].
+      units: a layer, of kernels that are whole numbers; else None.
       columns: whether lanes lie in columns; then table and kernels are transposed.
     """
 
     table: Float[Array, "_ _"]
     kernels: tuple[Float[Array, "_ _"], ...]
     biases: tuple[Float[Array, " _"], ...]
+    units: tuple[Units | None, ...]
     columns: bool
 
     @property
@@ -66,10 +69,18 @@ class StepWeights:
 
     def product(self, layer: int, output: Lanes) -> Lanes:
         """A layer's output times its kernel, and the bias."""
-        kernel, bias = self.kernels[layer], self.biases[layer]
-        if self.columns:
-            return dot(kernel, output, kernel.dtype) + bias[:, None]
-        return dot(output, kernel, kernel.dtype) + bias[None]
+        kernel, bias, units = self.kernels[layer], self.biases[layer], self.units[layer]
+        if units is not None:
+            output = jnp.round(output * units.state)
+        operands = (kernel, output) if self.columns else (output, kernel)
+        product = dot(*operands, kernel.dtype)
+        if units is not None:
+            product *= self._across(units.product)
+        return product + self._across(bias)
+
+    def _across(self, features: Float[Array, " _"]) -> Lanes:
+        """One number a feature, for all lanes."""
+        return features[:, None] if self.columns else features[None]
 
     def split(self, lanes: Lanes, at: int | Sequence[int]) -> list[Lanes]:
         """Cuts features, as `jnp.split` does."""
@@ -86,9 +97,20 @@ class StepState(NamedTuple):
     shares: tuple[Lanes, ...]
 
 
-def step_weights(config: ModelConfig, params: PyTree, *, columns: bool = False) -> StepWeights:
-    """The parameters of a `CharRNN`, rearranged, for lanes in rows or in columns."""
-    dtype = jnp.dtype(config.dtype)
+def step_weights(
+    config: ModelConfig, params: PyTree, *, columns: bool = False, operands: str = ""
+) -> StepWeights:
+    """The parameters of a `CharRNN`, rearranged.
+
+    Args:
+      config: the architecture; of dtype "int8", kernels become whole numbers.
+      params: float32.
+      columns: whether for lanes in columns.
+      operands: the dtype of the kernels of whole numbers, float32 or bfloat16, which hold
+        them alike; where they are none it is the config's.
+    """
+    whole = config.dtype == "int8"
+    dtype = jnp.dtype("float32" if whole else config.dtype)
     layers = [params[f"layer_{i}"] for i in range(config.layers)]
     kernel = layers[0]["kernel"]
     # Rounded, a kernel is its own product with one-hot rows.
@@ -96,14 +118,17 @@ def step_weights(config: ModelConfig, params: PyTree, *, columns: bool = False) 
     table = table + layers[0]["bias"][None]
     onward = [(above["kernel"], above["bias"]) for above in layers[1:]]
     onward.append((params["output_kernel"], params["output_bias"]))
-    kernels, biases = [], []
+    kernels, biases, units = [], [], []
     for layer, (kernel, bias) in zip(layers, onward, strict=True):
         recurrent = layer["recurrent"]["kernel"]
-        kernels.append(jnp.concatenate([recurrent, kernel], axis=1).astype(dtype))
+        joined = jnp.concatenate([recurrent, kernel], axis=1)
+        joined, unit = whole_numbers(joined) if whole else (joined, None)
+        kernels.append(joined.astype(operands or dtype))
         biases.append(jnp.concatenate([_recurrent_bias(layer["recurrent"]), bias]))
+        units.append(unit)
     if columns:
         table, *kernels = (a.T for a in (table, *kernels))
-    return StepWeights(table, tuple(kernels), tuple(biases), columns)
+    return StepWeights(table, tuple(kernels), tuple(biases), tuple(units), columns)
 
 
 def without_symbol(weights: StepWeights, symbol: int) -> StepWeights:
@@ -145,6 +170,20 @@ def step(
         shares.append(share)
         carry.append(after)
     return x.T if weights.columns else x, StepState(tuple(carry), tuple(shares))
+
+
+def step_through(
+    config: ModelConfig, params: PyTree, tokens: Tokens, carry: Carry
+) -> tuple[Logits, Carry]:
+    """A chunk of characters, one after the other: what the network returns for them."""
+    weights = step_weights(config, params, columns=True)
+
+    def advance(state: StepState, tokens: Int[Array, " batch"]) -> tuple[StepState, Lanes]:
+        logits, state = step(config, weights, tokens, state)
+        return state, logits
+
+    last, logits = jax.lax.scan(advance, step_state(weights, carry), tokens.T)
+    return logits.swapaxes(0, 1), jax.tree.map(jnp.transpose, last.carry)
 
 
 def _recurrent_bias(recurrent: dict[str, Any]) -> Float[Array, " gates"]:

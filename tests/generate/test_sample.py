@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -87,6 +88,20 @@ def test_a_sample_does_not_depend_on_how_many_are_asked_for():
         np.testing.assert_array_equal(ids_of(RANDOM, num_samples=fewer), many[:fewer])
 
 
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_in_whole_numbers_groups_are_as_large_as_they_need_be(top_p):
+    """Products are exact, so that neither the size of a group nor its form shows in a text."""
+    config, params = random_model(11, hidden=50)
+    model = replace(config, dtype="int8"), params
+    many = ids_of(model, num_samples=66, num_chars=100, top_p=top_p)
+    for fewer in (1, 2, 7, 64):
+        written = ids_of(model, num_samples=fewer, num_chars=100, top_p=top_p)
+        np.testing.assert_array_equal(written, many[:fewer])
+    assert list(module.groups(model[0], 66)) == [(0, 64), (64, 64)]
+    assert list(module.groups(model[0], 7)) == [(0, 7)]
+    assert list(module.groups(RANDOM[0], 7)) == [(0, 5), (5, 11)]
+
+
 def test_lanes_in_columns_write_what_lanes_in_rows_do(monkeypatch):
     # Not by law, for products may round differently; but nearly always, and here.
     monkeypatch.setattr(module, "_FEWEST_COLUMNS", 1)
@@ -134,12 +149,12 @@ def test_groups_may_be_read_in_any_order():
 @pytest.mark.parametrize("sizes", [(5, 11, 48, 64), (64, 256), (1,), (3, 5)])
 def test_groups_follow_each_other_and_do_not_depend_on_the_number(monkeypatch, sizes):
     monkeypatch.setattr(module, "_GROUPS", {"cpu": sizes})
-    many = list(module.groups(1000))
+    many = list(module.groups(RANDOM[0], 1000))
     ends = [first + size for first, size in many]
     assert [first for first, _ in many] == [0, *ends[:-1]]
     assert max(size for _, size in many) == max(sizes)
     for fewer in (1, 2, 64, 65, 999):
-        groups = list(module.groups(fewer))
+        groups = list(module.groups(RANDOM[0], fewer))
         assert groups == many[: len(groups)]
         assert sum(size for _, size in groups[:-1]) < fewer <= sum(size for _, size in groups)
 

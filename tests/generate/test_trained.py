@@ -149,13 +149,14 @@ def test_the_info_of_a_config(dtype, tmp_path):
     assert info["steps_per_epoch"] == 799 // (4 * 16)
 
 
-def test_another_precision_costs_a_little_loss_and_is_measured():
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_another_precision_costs_a_little_loss_and_is_measured(dtype):
     config, params = random_model(5, hidden=32)
     whole = Trained(
         Config(model=config), Vocab(tuple("abcde"), "codepoint", False), params, 0, None, {}
     )
     ids = np.random.default_rng(0).integers(0, 5, 200).astype(np.int32)
-    rounded = in_precision(whole, "bfloat16")
+    rounded = in_precision(whole, dtype)
     loss, rounded_loss = (
         score(t.config.model, t.params, ids).nats_per_char for t in (whole, rounded)
     )
