@@ -36,7 +36,7 @@ class Goal:
         return f"python -m benchmarks.{self.benchmark} --device={self.device}"
 
 
-F32, BF16 = "charjax float32", "charjax bfloat16"
+F32, BF16, INT8 = "charjax float32", "charjax bfloat16", "charjax int8"
 KERAS = ("keras jax", "keras torch", "keras tensorflow")
 
 
@@ -107,10 +107,9 @@ CPU = (
         "bare step",
         0.97,
     ),
-    _sample("cpu", 1, ("torch eager",), 5.0),
-    _sample("cpu", 1, ("plain scan",), 2.0),
-    _sample("cpu", 64, ("plain scan",), 2.0),
-    _sample("cpu", 64, ("plain scan",), 2.0, BF16),
+    *(_sample("cpu", 1, ("torch eager",), 5.0, ours) for ours in (F32, INT8)),
+    *(_sample("cpu", 1, ("plain scan",), 2.0, ours) for ours in (F32, INT8)),
+    *(_sample("cpu", 64, ("plain scan",), 2.0, ours) for ours in (F32, BF16, INT8)),
 )
 
 _TORCH = ("torch float32", "torch bfloat16", "torch float16")

@@ -44,6 +44,7 @@ def page(results: Results, template: str) -> str:
         figures=_figures(results),
         sweep=_sweep(results),
         precision=table("precision"),
+        weights=table("weights"),
         parts=table("parts"),
     )
 

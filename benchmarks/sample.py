@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.common import Peer, finish, measure, parser, show
 from benchmarks.shape import Shape, make_shape
 
-OURS = ("charjax float32", "charjax bfloat16")
+OURS = ("charjax float32", "charjax bfloat16", "charjax int8")
 STREAMS = (1, 64)
 
 
@@ -29,7 +29,7 @@ def peers(shape: Shape, streams: int, chars: int) -> list[Peer]:
                 "benchmarks.peers.with_charjax:sampler",
                 where | {"dtype": dtype},
             )
-            for dtype in ("float32", "bfloat16")
+            for dtype in ("float32", "bfloat16", "int8")
         ),
         Peer("torch eager", "benchmarks.peers.with_torch:sample", where),
         Peer("plain scan", "benchmarks.peers.with_flax:sample", where),

@@ -14,6 +14,8 @@ from charjax.flags import split_config_flags
 if TYPE_CHECKING:
     from charjax.processes import Place
 
+WEIGHTS = ("float32", "bfloat16", "int8")  # the precisions of sample and score
+
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The flags as attributes, with the command's name in `command`.
@@ -165,7 +167,7 @@ def _add_trained(command: Any) -> None:
 def _add_weights(command: Any) -> None:
     command.add_argument(
         "--weights",
-        choices=("float32", "bfloat16", "int8"),
+        choices=WEIGHTS,
         help="multiply in this precision, int8: as whole numbers; default: as it was trained. "
         "score says what it costs",
     )

@@ -1,0 +1,61 @@
+"""What each precision of `charjax sample --weights` costs in loss, on a trained run.
+
+    python -m benchmarks.weights
+    python -m benchmarks.weights --workdir=runs/mine
+
+The best checkpoint is scored on its run's own validation part. Writes `results/weights.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine
+from benchmarks.common import progress
+from charjax.arguments import WEIGHTS
+from charjax.data.prepare import prepare
+from charjax.display import make_display
+from charjax.generate.score import score
+from charjax.generate.trained import in_precision, load_trained
+
+
+def rows(workdir: Path) -> list[dict[str, Any]]:
+    """One row a precision."""
+    trained = load_trained(workdir, which="best", report=progress)
+    with make_display(sys.stderr).task("reading the text") as update:
+        text = prepare(trained.config, report=progress, progress=update)
+    if text.corpus.sha256 != trained.meta["corpus"]["sha256"]:
+        sys.exit(f"{workdir}: was trained on another text than {text.corpus.name} is now")
+    measured = []
+    for weights in WEIGHTS:
+        model = in_precision(trained, weights).config.model
+        result = score(model, trained.params, text.parts.val.ids)
+        measured.append(
+            {
+                "run": trained.meta["corpus"]["name"],
+                "model": f"{model.cell} {model.layers} x {model.hidden}",
+                "chars": result.chars,
+                "weights": weights,
+                "nats_per_char": f"{result.nats_per_char:.5f}",
+            }
+        )
+        progress(f"{measured[-1]}")
+    return measured
+
+
+def main() -> None:
+    """Writes the table's rows."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--workdir", type=Path, default=Path("runs/shakespeare"), help="the folder of a run"
+    )
+    print(machine.write("weights", {"rows": rows(parser.parse_args().workdir)}))
+
+
+if __name__ == "__main__":
+    main()
