@@ -66,7 +66,9 @@ class ModelConfig:
     # Of matmul inputs; state is float32. auto: what the devices multiply fastest, see
     # `charjax.precision.fast_dtype`; a run decides once, when it begins.
     dtype: str = choice("float32", "bfloat16", "auto")
-    recurrence: str = choice("fast", "scan")
+    # persistent: training steps with the recurrent weights kept on chip, on one NVIDIA Hopper
+    # GPU in bfloat16; what is no training runs as fast does. Not yet run on a GPU.
+    recurrence: str = choice("fast", "scan", "persistent")
     # Keep only the carry between blocks of so many characters and compute the rest again
     # in the backward pass: less memory for more time, the same result. 0: keep all.
     remat: int = number(0, 0)

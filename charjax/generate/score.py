@@ -26,7 +26,7 @@ from charjax.devices import all_devices, lane_mesh, one_copy, put, replicated, s
 from charjax.errors import DivergedError, InputError
 from charjax.generate.trained import Trained
 from charjax.model.likelihood import next_char_nats
-from charjax.model.network import CharRNN, initial_carry, restart
+from charjax.model.network import CharRNN, initial_carry, portable, restart
 from charjax.types import Carry, Fresh, Nats, PyTree, Tokens
 
 _CHUNK = 128  # characters a lane and dispatch
@@ -195,6 +195,6 @@ def _chunk_nats(
     targets: Tokens,
 ) -> tuple[Carry, Nats]:
     vocab_size = params["output_bias"].shape[0]
-    network = CharRNN(config, vocab_size)
+    network = CharRNN(portable(config), vocab_size)
     logits, carry = network.run(params, inputs, restart(carry, fresh))
     return carry, next_char_nats(logits, targets)

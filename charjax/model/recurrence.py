@@ -136,18 +136,24 @@ def _backward(
     xs = jnp.arange(time), _time_first(d_outputs), res.saved
     (d_carry, d_u, own), _ = jax.lax.scan(step, (_columns(d_last), d_u, own), xs, reverse=True)
     d_u, own = jax.tree.map(lambda bits: stack.decode(bits, dtype), (d_u, own))
-    return _source_grad(res.source, d_u, own, dtype), _weights_grad(res, d_u), _columns(d_carry)
+    d_weights = weights_grad(res.weights, stack.decode(res.before, dtype), d_u)
+    return source_grad(res.source, d_u, own, dtype), d_weights, _columns(d_carry)
 
 
-def _weights_grad(res: _Residuals, d_u: Float[Array, "gates time batch"]) -> Weights:
-    kernel = dot_trailing(stack.decode(res.before, d_u.dtype), d_u, d_u.dtype)
-    if res.weights.bias is None:
+def weights_grad(
+    weights: Weights,
+    before: Float[Array, "hidden time batch"],
+    d_u: Float[Array, "gates time batch"],
+) -> Weights:
+    """From the state before each step and the gradient of its share, both in the compute dtype."""
+    kernel = dot_trailing(before, d_u, d_u.dtype)
+    if weights.bias is None:
         return Weights(kernel, None)
-    hidden = res.weights.bias.shape[0]
+    hidden = weights.bias.shape[0]
     return Weights(kernel, jnp.sum(d_u[-hidden:], axis=(1, 2), dtype=jnp.float32))
 
 
-def _source_grad(
+def source_grad(
     source: Projected | Table,
     d_u: Float[Array, "gates time batch"],
     own: Float[Array, "hidden time batch"] | None,
