@@ -102,6 +102,13 @@ class _Block:
             value = plgpu.load(ref, *_WHOLE, layout=plgpu.Layout.WGMMA, optimized=False)
         return value
 
+    def write(self, ref: Any, value: Array) -> None:
+        """Stores such a block, or one in bfloat16."""
+        if self.flags is not None or not hasattr(plgpu, "store"):  # as before jax 0.12
+            ref[...] = value
+        else:
+            plgpu.store(ref, value, optimized=False)
+
     def arrive(self, turn: Array | int, among: Array | None = None) -> None:
         """Says that this CTA has come to a barrier for the `turn`-th time, from 1 on.
 
@@ -198,7 +205,7 @@ class _Block:
         """Adds up the group's parts of this CTA's own sums, in one order at every run."""
         split, own = self.spread.split, self.spread.outs * self.spread.units
         for to in range(split):
-            self.partial[self.at, to] = sums[:, to * own : (to + 1) * own]
+            self.write(self.partial.at[self.at, to], sums[:, to * own : (to + 1) * own])
         self.arrive(turn, self.group)
         self.wait(turn, self.group)
         first = self.group * split
@@ -236,11 +243,11 @@ def forward(
     def body(
         block: _Block, x: Any, bias: Any, carry: Any, shown: Any, kept: Any, last: Any
     ) -> None:
-        at = block.at
+        at, own = block.at, pl.ds(block.at * units, units)
         bias_of_last = block.read(bias.at[at])
 
         def show(slot: Array | int, state: Array) -> None:
-            shown[slot, :, pl.ds(at * units, units)] = state.astype(jnp.bfloat16)
+            block.write(shown.at[slot, :, own], state.astype(jnp.bfloat16))
             block.fence()
             block.arrive(slot + 1)
 
@@ -253,13 +260,13 @@ def forward(
             after, saved = CELLS[cell].forward(x_now, (*u[:-1], u[-1] + bias_of_last), now)
             show(t + 1, after[0])
             for i, value in enumerate((after[0], *saved)):
-                kept[t, at, i] = value
+                block.write(kept.at[t, at, i], value)
             return after
 
         first = tuple(block.read(carry.at[at, s]) for s in range(states))
         show(0, first[0])
         for s, value in enumerate(lax.fori_loop(0, time, step, first)):
-            last[at, s] = value
+            block.write(last.at[at, s], value)
 
     out = (
         jax.ShapeDtypeStruct((time + 1, LANES, spread.hidden), jnp.bfloat16),
@@ -304,11 +311,12 @@ def backward(
             grads = this.backward(saved, d_after)
             for gate, value in enumerate(grads.u):
                 columns = pl.ds(gate * hidden + at * units, units)
-                d_u[t, :, columns] = value.astype(jnp.bfloat16)
+                block.write(d_u.at[t, :, columns], value.astype(jnp.bfloat16))
             block.fence()
             block.arrive(turn + 1)
             if grads.own is not None:
-                own[t, :, pl.ds(at * units, units)] = grads.own.astype(jnp.bfloat16)
+                columns = pl.ds(at * units, units)
+                block.write(own.at[t, :, columns], grads.own.astype(jnp.bfloat16))
             block.wait(turn + 1)
             block.fence()
             (through_u,) = block.multiply(d_u.at[t], turn + 1)
@@ -316,7 +324,7 @@ def backward(
 
         first = tuple(block.read(d_last.at[at, s]) for s in range(states))
         for s, value in enumerate(lax.fori_loop(0, time, step, first)):
-            d_carry[at, s] = value
+            block.write(d_carry.at[at, s], value)
 
     own = (time, LANES, hidden) if this.two_shares else (1, 1, 1)
     out = (
