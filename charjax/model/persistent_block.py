@@ -26,6 +26,7 @@ from charjax.model.persistent_plan import LANES, TILE, Spread
 
 # Rows of 64 bfloat16 numbers, eight to a tile: how `wgmma` reads shared memory.
 _TRANSFORMS = (plgpu.TilingTransform((8, TILE)), plgpu.SwizzleTransform(2 * TILE))
+_SPINS = 20_000  # in interpret mode, so that a test which would hang fails instead
 # What `plgpu.load` takes of a reference: an index before jax 0.12, and then all of it.
 _WHOLE = ((),) if "idx" in inspect.signature(plgpu.load).parameters else ()
 
@@ -103,9 +104,9 @@ class Block:
             return
         row, first = (0, 0) if among is None else (1, among * members)
 
-        def behind(_: Array) -> Array:
+        def behind(spins: Array) -> Array:
             latest = jnp.max(self.flags[row, pl.ds(first, members)])
-            return jnp.greater(latest, -jnp.int32(turn))
+            return jnp.logical_and(latest > -jnp.int32(turn), spins < _SPINS)
 
         lax.while_loop(behind, lambda spins: spins + 1, jnp.int32(0))
 
@@ -171,13 +172,13 @@ class Block:
 
     def _add_parts(self, sums: Array, turn: Array | int) -> Array:
         """Adds up the group's parts of this CTA's own sums, in one order at every run."""
-        split, own = self.spread.split, self.spread.outs * self.spread.units
-        for to in range(split):
-            self.write(self.partial.at[self.at, to], sums[:, to * own : (to + 1) * own])
+        own = self.spread.outs * self.spread.units
+        self.write(self.partial.at[self.at], sums)
         self.arrive(turn, self.group)
         self.wait(turn, self.group)
-        first = self.group * split
-        parts = [self.read(self.partial.at[first + by, self.member]) for by in range(split)]
+        members = range(self.spread.split)
+        rows = [self.partial.at[self.group * self.spread.split + by] for by in members]
+        parts = [self.read(row.at[:, pl.ds(self.member * own, own)]) for row in rows]
         return sum(parts[1:], start=parts[0])
 
 
@@ -210,8 +211,7 @@ def run(
         plgpu.Barrier(num_barriers=spread.pieces),
         plgpu.Barrier(num_barriers=1),
     )
-    own = spread.outs * spread.units
-    partial = (spread.ctas, spread.split, LANES, own) if spread.split > 1 else (1, 1, 1, 1)
+    partial = (spread.ctas, LANES, spread.columns) if spread.split > 1 else (1, 1, 1)
     between = [jax.ShapeDtypeStruct(partial, jnp.float32)]
     if interpret is not None:
         between.append(jax.ShapeDtypeStruct((2, spread.ctas), jnp.int32))
