@@ -67,7 +67,9 @@ class ModelConfig:
     # `charjax.precision.fast_dtype`; a run decides once, when it begins.
     # int8: whole numbers, see `charjax.model.whole`, to write and score with, not to train.
     dtype: str = choice("float32", "bfloat16", "auto", "int8")
-    recurrence: str = choice("fast", "scan")
+    # persistent: training steps with the recurrent weights kept on chip, on one NVIDIA Hopper
+    # GPU in bfloat16; what is no training runs as fast does. Not yet run on a GPU.
+    recurrence: str = choice("fast", "scan", "persistent")
     # Keep only the carry between blocks of so many characters and compute the rest again
     # in the backward pass: less memory for more time, the same result. 0: keep all.
     remat: int = number(0, 0)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
-from benchmarks import goals, report, rounds
+from benchmarks import goals, persistent, report, rounds
 from benchmarks.common import Peer, measure, ratio
 from benchmarks.shape import Shape
 from benchmarks.worker import Task
@@ -148,3 +150,14 @@ def test_every_goal_names_peers_that_its_benchmark_measures():
     names |= {p.name for p in end_to_end.peers(1, "", small=True)} | {end_to_end.TRAINING}
     for goal in (*goals.CPU, *goals.GPU):
         assert names.issuperset((*goal.ours, *goal.theirs)), goal
+
+
+def test_the_persistent_benchmark_says_in_a_line_that_there_is_no_gpu(monkeypatch):
+    monkeypatch.setattr(persistent, "apart", lambda *_, **__: {"unavailable": "no GPU"})
+    monkeypatch.setattr(sys, "argv", ["persistent"])
+    with pytest.raises(SystemExit, match=r"benchmarks\.persistent: no GPU"):
+        persistent.main()
+
+
+def test_a_part_that_does_not_end_is_killed():
+    assert "no end within 0.01 s" in persistent.apart("machine", limit_s=0.01)["failed"]

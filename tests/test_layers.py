@@ -230,3 +230,8 @@ def test_every_config_loads_and_names_its_command(path):
     spec.loader.exec_module(module)
     from_config_dict(module.get_config())
     assert f"--config={path.relative_to(ROOT).as_posix()}" in module.__doc__
+
+
+def test_pallas_waits_until_the_persistent_recurrence_is_asked_for():
+    at_once = {m for m in ROOMS if any("persistent" in name for name in inner(m, lazy=False))}
+    assert {m.partition("persistent")[0] for m in at_once} == {"charjax.model."}

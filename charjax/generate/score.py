@@ -26,7 +26,7 @@ from charjax.devices import all_devices, lane_mesh, one_copy, put, replicated, s
 from charjax.errors import DivergedError, InputError
 from charjax.generate.trained import Trained
 from charjax.model.likelihood import next_char_nats
-from charjax.model.network import CharRNN, initial_carry, restart
+from charjax.model.network import CharRNN, initial_carry, portable, restart
 from charjax.model.stepper import step_through
 from charjax.types import Carry, Fresh, Logits, Nats, PyTree, Tokens
 
@@ -203,4 +203,5 @@ def _chunk_nats(
 def _network_logits(
     config: ModelConfig, params: PyTree, tokens: Tokens, carry: Carry
 ) -> tuple[Logits, Carry]:
-    return CharRNN(config, params["output_bias"].shape[0]).run(params, tokens, carry)
+    network = CharRNN(portable(config), params["output_bias"].shape[0])
+    return network.run(params, tokens, carry)

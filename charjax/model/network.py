@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 
 import flax.linen as nn
 import jax
@@ -86,8 +87,13 @@ class RecurrentLayer(nn.Module):
         share = _with_bias(project(kernel, inputs, dtype), bias)
         step = RecurrentStep(c, name="recurrent")
 
-        if c.recurrence == "fast":
-            source = Projected(share) if tokens is None else Table(share, tokens)
+        source = Projected(share) if tokens is None else Table(share, tokens)
+        if c.recurrence == "persistent" and not self.is_initializing():
+            from charjax.model import persistent  # with all of Pallas, which others do not need
+
+            machine = persistent.machine(dtype, carry[0].shape[0])
+            return persistent.recur(c.cell, machine, source, step.weights(), carry)
+        if c.recurrence != "scan":
             return recur(c.cell, dtype, source, step.weights(), carry)
 
         scan: Callable[..., tuple[LayerCarry, Float[Array, "time batch hidden"]]] = nn.scan(
@@ -208,6 +214,11 @@ class _Dropout:
 
 def _with_bias(columns: Float[Array, " n *positions"], bias: Float[Array, " n"]) -> Array:
     return columns + jnp.expand_dims(bias, tuple(range(1, columns.ndim)))
+
+
+def portable(config: ModelConfig) -> ModelConfig:
+    """The config of the same network for what is no training: any device, any batch."""
+    return replace(config, recurrence="fast") if config.recurrence == "persistent" else config
 
 
 def initial_carry(config: ModelConfig, batch: int) -> Carry:

@@ -140,12 +140,12 @@ def _backward(
     loop = (_columns(d_last), d_u, own, d_bias)
     (d_carry, d_u, own, d_bias), _ = jax.lax.scan(step, loop, xs, reverse=True)
     d_u, own = jax.tree.map(lambda bits: stack.decode(bits, dtype), (d_u, own))
-    source_grad = _source_grad(res.source, d_u, own, dtype)
+    d_source = source_grad(res.source, d_u, own, dtype)
     d_kernel = dot_trailing(stack.decode(res.before, dtype), d_u, dtype)
-    return source_grad, Weights(d_kernel, d_bias), _columns(d_carry)
+    return d_source, Weights(d_kernel, d_bias), _columns(d_carry)
 
 
-def _source_grad(
+def source_grad(
     source: Projected | Table,
     d_u: Float[Array, "gates time batch"],
     own: Float[Array, "hidden time batch"] | None,
