@@ -57,3 +57,10 @@ def one_copy(tree: PyTree) -> PyTree:
     return jax.tree.map(
         lambda leaf: leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf, tree
     )
+
+
+def loop_options() -> dict[str, bool] | None:
+    """Compiler options for programs whose time goes into loops over characters."""
+    # On a CPU such a loop would otherwise copy its carry at every character.
+    on_cpu = jax.default_backend() == "cpu"
+    return {"xla_cpu_copy_insertion_use_region_analysis": True} if on_cpu else None

@@ -75,13 +75,13 @@ def choose_by(
     top_p: Scalar | None,
 ) -> Int[Array, " batch"]:
     """`choose` with the noise already drawn."""
-    # Shifted so that the largest is 0, which no temperature makes overflow.
-    shifted = logits - jnp.max(logits, axis=-1, keepdims=True)
-    scaled = shifted / jnp.clip(temperature, COLDEST, HOTTEST)
     if top_p is not None:
-        scaled = keep_top_p(scaled, top_p)
-    noise = jnp.where(temperature > 0, noise, 0.0)
-    return jnp.argmax(scaled + noise, axis=-1).astype(jnp.int32)
+        # Shifted so that the largest is 0, which no temperature makes overflow.
+        shifted = logits - jnp.max(logits, axis=-1, keepdims=True)
+        kept = keep_top_p(shifted / jnp.clip(temperature, COLDEST, HOTTEST), top_p)
+        logits = jnp.where(jnp.isneginf(kept), kept, logits)
+    # Warmer noise, not colder logits: where both are 0, that is argmax.
+    return jnp.argmax(logits + temperature * noise, axis=-1).astype(jnp.int32)
 
 
 def keep_top_k(logits: Float[Array, "batch vocab"], k: int) -> Float[Array, "batch vocab"]:

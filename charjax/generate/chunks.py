@@ -7,8 +7,9 @@ does not depend on how many samples are asked for.
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import jax
@@ -17,10 +18,12 @@ import numpy as np
 from jaxtyping import Array, Int, Key
 
 from charjax.config import ModelConfig
+from charjax.devices import loop_options
 from charjax.generate.choice import HOTTEST, Sampling, choose_by, keep_top_k, noise
 from charjax.keys import Stream, indexed_key, stream_key
 from charjax.model.network import initial_carry
 from charjax.model.stepper import (
+    Lanes,
     StepState,
     StepWeights,
     step,
@@ -36,7 +39,7 @@ from charjax.types import Count, PRNGKey, PyTree, Scalar
 # elsewhere lanes are all but free.
 _GROUPS: dict[str, tuple[int, ...]] = {"cpu": (5, 11, 48, 64)}
 _GROUPS_ELSEWHERE = (64, 256)
-_FEWEST_COLUMNS = 64  # from so many lanes on, a CPU multiplies columns faster than rows
+_FEWEST_COLUMNS = 64  # a CPU multiplies so many columns faster than rows, and a single one
 _CHUNK = 256  # characters a dispatch, where their noise is not too much:
 _MOST_NOISE = 1 << 23  # numbers drawn ahead
 
@@ -85,10 +88,11 @@ def write_group(
     """
     root = stream_key(sampling.seed, Stream.SAMPLE)
     vocab_size = params["output_bias"].shape[0]
-    columns = size >= _FEWEST_COLUMNS
-    operands = "" if config.dtype != "int8" else fast_dtype() if columns else "float32"
+    many = size >= _FEWEST_COLUMNS
+    columns = many or size == 1
+    operands = "" if config.dtype != "int8" else fast_dtype() if many else "float32"
     chunk = max(1, min(_CHUNK, _MOST_NOISE // (size * vocab_size)))
-    weights, keys, token, state = _begin(
+    weights, keys, x, state = _begin(
         config, size, columns, operands, masked, params, root, numbers.start, prompt[0]
     )
     forced_total = prompt.size - 1
@@ -99,12 +103,12 @@ def write_group(
         given = prompt[1 + start : 1 + start + chunk]
         forced[: given.size] = given
         positions = start - forced_total + np.arange(chunk)
-        token, state, written = _write_chunk(
+        x, state, written = _writer()(
             config,
             sampling.top_k,
             sampling.top_p < 1,
             weights,
-            token,
+            x,
             state,
             forced,
             positions,
@@ -128,45 +132,54 @@ def _begin(
     root: PRNGKey,
     first: Count,
     token: Count,
-) -> tuple[StepWeights, Key[Array, " batch"], Int[Array, " batch"], StepState]:
-    """Weights, keys, tokens and state of a group before its first character."""
+) -> tuple[StepWeights, Key[Array, " batch"], Lanes, StepState]:
+    """Weights, keys, the first character as `step` reads it, and the state before it."""
     weights = step_weights(config, params, columns=columns, operands=operands)
     if masked is not None:
         weights = without_symbol(weights, masked)
     keys = jax.vmap(indexed_key, (None, 0))(root, first + jnp.arange(size))
     state = step_state(weights, initial_carry(config, size))
-    return weights, keys, jnp.full((size,), token, jnp.int32), state
+    return weights, keys, weights.select(jnp.full((size,), token, jnp.int32)), state
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=5)
+@functools.cache
+def _writer() -> Callable[..., tuple[Lanes, StepState, Int[Array, "batch time"]]]:
+    return jax.jit(
+        _write_chunk,
+        static_argnums=(0, 1, 2),
+        donate_argnums=(4, 5),
+        compiler_options=loop_options(),
+    )
+
+
 def _write_chunk(
     config: ModelConfig,
     top_k: int,
     nucleus: bool,
     weights: StepWeights,
-    token: Int[Array, " batch"],
+    x: Lanes,
     state: StepState,
     forced: Int[Array, " time"],
     positions: Int[Array, " time"],
     keys: Key[Array, " batch"],
     temperature: Scalar,
     top_p: Scalar,
-) -> tuple[Int[Array, " batch"], StepState, Int[Array, "batch time"]]:
+) -> tuple[Lanes, StepState, Int[Array, "batch time"]]:
     # All random numbers at once: in the loop, each would be a dozen tiny operations.
     position_keys = jax.vmap(jax.vmap(indexed_key, (0, None)), (None, 0))(keys, positions)
     drawn = jax.vmap(partial(noise, vocab_size=weights.symbols))(position_keys)
 
     def advance(
-        at: tuple[Array, StepState], given: tuple[Array, Array]
-    ) -> tuple[tuple[Array, StepState], Array]:
-        token, state = at
+        at: tuple[Lanes, StepState], given: tuple[Array, Array]
+    ) -> tuple[tuple[Lanes, StepState], Array]:
+        x, state = at
         forced, noise = given
-        logits, state = step(config, weights, token, state)
+        logits, state = step(config, weights, x, state)
         if top_k:
             logits = keep_top_k(logits, top_k)
         chosen = choose_by(logits, noise, temperature, top_p if nucleus else None)
         token = jnp.where(forced >= 0, forced, chosen)
-        return (token, state), token
+        return (weights.select(token), state), token
 
-    (token, state), written = jax.lax.scan(advance, (token, state), (forced, drawn))
-    return token, state, written.T
+    (x, state), written = jax.lax.scan(advance, (x, state), (forced, drawn))
+    return x, state, written.T

@@ -107,7 +107,7 @@ def make_generator(config: ModelConfig, params: PyTree, *, masked: int | None) -
         temperature: Scalar,
     ) -> tuple[Int[Array, " batch"], FlatState]:
         state: StepState = jax.tree.unflatten(structure, carry)
-        logits, state = step(config, weights, tokens, state)
+        logits, state = step(config, weights, weights.select(tokens), state)
         if masked is not None:
             logits = logits.at[:, masked].set(-jnp.inf)
         chosen = choose(logits, jax.random.wrap_key_data(keys), temperature)

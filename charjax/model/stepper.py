@@ -6,7 +6,7 @@ kernel and the kernel of whatever comes next (the layer above, or the logits)
 side by side, and keeps the recurrent half for the next character.
 
 Lanes lie in rows, which a CPU multiplies fastest while they are few, or in columns,
-as in training, which it does when they are many.
+as in training, which it does when they are many, or when there is one.
 """
 
 from __future__ import annotations
@@ -40,11 +40,12 @@ class StepWeights:
     """Parameters rearranged for stepping.
 
     Attributes:
-      table: float32 [vocab, gates], the first layer's input share of every symbol.
+      table: float32 [vocab, gates], the first layer's input share of every symbol;
+        transposed for lanes in columns, as are the kernels.
       kernels: a layer, [hidden, gates + onward], in the compute dtype.
       biases: a layer, float32 [gates + onward].
       units: a layer, of kernels that are whole numbers; else None.
-      columns: whether lanes lie in columns; then table and kernels are transposed.
+      columns: whether lanes lie in columns.
     """
 
     table: Float[Array, "_ _"]
@@ -64,7 +65,7 @@ class StepWeights:
         return self.table.shape[0 if self.columns else 1]
 
     def select(self, tokens: Int[Array, " batch"]) -> Lanes:
-        """The first layer's input share of one character a lane."""
+        """The first layer's input share of one character a lane, for `step`."""
         return look_up(self.table, tokens) if self.columns else self.table[tokens]
 
     def product(self, layer: int, output: Lanes) -> Lanes:
@@ -150,16 +151,22 @@ def step_state(weights: StepWeights, carry: Carry) -> StepState:
 
 
 def step(
-    config: ModelConfig, weights: StepWeights, tokens: Int[Array, " batch"], state: StepState
+    config: ModelConfig, weights: StepWeights, x: Lanes, state: StepState
 ) -> tuple[Float[Array, "batch vocab"], StepState]:
     """Reads one character a lane.
 
+    Args:
+      config: the architecture.
+      weights: of the model.
+      x: `weights.select` of the characters. In a loop it belongs to what is carried: XLA on a
+        CPU computes gates several times as slowly where it looks up their input among them.
+      state: before them.
+
     Returns:
-      Float32 logits of the character after it, and the next state. Both equal the
+      Float32 logits of the character after each, and the next state. Both equal the
       network's on the same text up to rounding.
     """
     cell = CELLS[config.cell]
-    x = weights.select(tokens)
     carry, shares = [], []
     for layer in range(config.layers):
         inputs, recurrent = (
@@ -179,7 +186,7 @@ def step_through(
     weights = step_weights(config, params, columns=True)
 
     def advance(state: StepState, tokens: Int[Array, " batch"]) -> tuple[StepState, Lanes]:
-        logits, state = step(config, weights, tokens, state)
+        logits, state = step(config, weights, weights.select(tokens), state)
         return state, logits
 
     last, logits = jax.lax.scan(advance, step_state(weights, carry), tokens.T)

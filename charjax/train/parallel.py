@@ -18,6 +18,7 @@ from charjax.devices import (
     LANES,
     all_devices,
     lane_mesh,
+    loop_options,
     own_rows,
     put,
     put_own,
@@ -94,7 +95,7 @@ def sharded_steps(
         in_shardings=given,
         out_shardings=made,
         donate_argnums=0,
-        compiler_options=_compiler_options(),
+        compiler_options=loop_options(),
     )
 
 
@@ -118,12 +119,6 @@ def _jit_backend(
         return moved
 
     return Backend(own_rows(config.data.batch_size), place, run_own, lambda state: state)
-
-
-def _compiler_options() -> dict[str, bool] | None:
-    # On a CPU the recurrence's loops would otherwise copy their carry at every character.
-    on_cpu = jax.default_backend() == "cpu"
-    return {"xla_cpu_copy_insertion_use_region_analysis": True} if on_cpu else None
 
 
 def _pmap_backend(

@@ -321,10 +321,10 @@ def test_an_empty_prompt_is_refused():
 
 def test_knobs_do_not_compile_anew():
     ids_of(RANDOM, temperature=0.5, top_p=0.5, num_samples=9)
-    compiled = module._write_chunk._cache_size()
+    compiled = module._writer()._cache_size()
     ids_of(RANDOM, temperature=0.0, top_p=0.9, seed=3, num_samples=9, num_chars=700)
     ids_of(RANDOM, temperature=3.0, top_p=0.1, prompt=np.zeros(500, np.int32))
-    assert module._write_chunk._cache_size() == compiled
+    assert module._writer()._cache_size() == compiled
 
 
 # Texts

@@ -23,7 +23,7 @@ def stepping(config, params, tokens, carry, columns=False, change=lambda w: w, o
     weights = change(step_weights(config, params, columns=columns, operands=operands))
 
     def advance(state, token):
-        logits, state = step(config, weights, token, state)
+        logits, state = step(config, weights, weights.select(token), state)
         return state, logits
 
     last, logits = jax.lax.scan(advance, step_state(weights, carry), tokens.T)
