@@ -19,11 +19,12 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from benchmarks import machine
 from charjax.config import Config, DataConfig, ModelConfig, TrainConfig
 from charjax.data.batches import Batch
+from charjax.devices import LANES
 from charjax.train.optimizer import make_optimizer
 from charjax.train.step import init_state, make_step
 
@@ -46,15 +47,31 @@ def batch_of(config: Config) -> Batch:
     return Batch(ids, ids, np.ones(shape, bool), np.zeros(shape[0], bool))
 
 
-def compiled(config: Config, **shardings: Any) -> Any:
-    """The step compiled for a state that is not there yet, and that state's maker."""
+def compiled(config: Config, mesh: Mesh | None = None, placed: Any = None) -> Any:
+    """The step compiled for a state that is not there yet, and that state's maker.
+
+    With a mesh, every row of devices along `LANES` has its own lanes, as in training; what
+    other axes do is left to XLA, which is told where the state lies.
+    """
     optimizer = make_optimizer(config.optim, 1)
-    step = make_step(config, VOCAB, optimizer)
+    step = make_step(config, VOCAB, optimizer, axis_name=LANES if mesh else None)
     shapes = jax.eval_shape(lambda: init_state(config, VOCAB, optimizer))
-    if shardings:
-        shardings["out_shardings"] = (shardings["in_shardings"](shapes), None)
-        shardings["in_shardings"] = (shardings["in_shardings"](shapes), None)
-    jitted = jax.jit(step, donate_argnums=0, **shardings)
+    where: dict[str, Any] = {}
+    if mesh:
+        whole, lanes = PartitionSpec(), PartitionSpec(LANES)
+        state = jax.tree.map(lambda _: whole, shapes)
+        state = state._replace(carry=jax.tree.map(lambda _: lanes, shapes.carry))
+        step = jax.shard_map(
+            step,
+            mesh=mesh,
+            in_specs=(state, lanes),
+            out_specs=(state, whole),
+            axis_names={LANES},
+            check_vma=False,
+        )
+        at = placed(shapes)
+        where = {"in_shardings": (at, NamedSharding(mesh, lanes)), "out_shardings": (at, None)}
+    jitted = jax.jit(step, donate_argnums=0, **where)
     return jitted.lower(shapes, batch_of(config)).compile(), optimizer
 
 
@@ -106,7 +123,7 @@ def shard() -> list[dict[str, Any]]:
 def sharded(hidden: int, parts: int) -> dict[str, Any]:
     """One row; hidden 8192 is compiled and not run."""
     mesh = jax.make_mesh(
-        (8 // parts, parts), ("lanes", "model"), axis_types=(AxisType.Auto, AxisType.Auto)
+        (8 // parts, parts), (LANES, "model"), axis_types=(AxisType.Auto, AxisType.Auto)
     )
 
     def placed(state: Any) -> Any:
@@ -114,12 +131,12 @@ def sharded(hidden: int, parts: int) -> dict[str, Any]:
             wide = leaf.ndim == 2 and leaf.shape[1] % hidden == 0
             return NamedSharding(mesh, PartitionSpec(None, "model") if wide else PartitionSpec())
 
-        lanes = NamedSharding(mesh, PartitionSpec("lanes"))
+        lanes = NamedSharding(mesh, PartitionSpec(LANES))
         tree = jax.tree.map(of, state)
         return tree._replace(carry=jax.tree.map(lambda _: lanes, state.carry))
 
     config = config_of(hidden, 32, 32)
-    program, optimizer = compiled(config, in_shardings=placed)
+    program, optimizer = compiled(config, mesh, placed)
     shapes = jax.eval_shape(lambda: init_state(config, VOCAB, optimizer))
     row = {"hidden": hidden, "lanes_axis": 8 // parts, "model_axis": parts} | megabytes(program)
     row["collectives_in_loops"] = in_loops(program.as_text())

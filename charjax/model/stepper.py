@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 
 from charjax.config import ModelConfig
 from charjax.model.cells import CELLS
-from charjax.model.matmul import dot, look_up, rounded
+from charjax.model.matmul import dot, in_order, look_up, rounded
 from charjax.model.whole import Units, whole_numbers
 from charjax.types import Carry, Logits, PyTree, Tokens
 
@@ -128,7 +128,7 @@ def step_weights(
         biases.append(jnp.concatenate([_recurrent_bias(layer["recurrent"]), bias]))
         units.append(unit)
     if columns:
-        table, *kernels = (a.T for a in (table, *kernels))
+        table, *kernels = (in_order(a.T) for a in (table, *kernels))
     return StepWeights(table, tuple(kernels), tuple(biases), tuple(units), columns)
 
 
