@@ -51,7 +51,7 @@ def mix_inputs(
         takes_guess, next_guess = jax.vmap(jax.random.split, out_axes=1)(keys)
         guessed = jax.vmap(lambda key: jax.random.bernoulli(key, share))(takes_guess)
         token = jnp.where(guessed & (position > 0), guess, true)
-        logits, state = step(config, weights, token, state)
+        logits, state = step(config, weights, weights.select(token), state)
         return (_draw(next_guess, logits), state), token
 
     first = (inputs[:, 0], step_state(weights, carry))
