@@ -2,7 +2,8 @@
 
 Random numbers are a function of (seed, sample, position) (law 1). Samples run in
 groups whose sizes are fixed in advance, so that even the rounding of the products
-does not depend on how many samples are asked for.
+does not depend on how many samples are asked for. Products of whole numbers have no
+rounding, and their groups any size.
 """
 
 from __future__ import annotations

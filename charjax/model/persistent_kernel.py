@@ -8,7 +8,7 @@ over all CTAs a step is enough. (Sums cut in parts, see `persistent_plan.Spread`
 over the few CTAs that share them.)
 
 Written in Pallas for Mosaic GPU: products by `wgmma`, copies by TMA. Checked in interpret
-mode and compiled for Hopper; not yet run on a GPU.
+mode and lowered for CUDA; not yet run on a GPU.
 """
 
 from __future__ import annotations
