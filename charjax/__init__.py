@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from charjax.data.prepare import prepare as prepare
     from charjax.data.vocab import Vocab as Vocab
     from charjax.generate.choice import Sampling as Sampling
+    from charjax.generate.sample import Sampler as Sampler
     from charjax.generate.sample import sample as sample
     from charjax.generate.sample import sample_texts as sample_texts
     from charjax.generate.score import char_nats as char_nats
@@ -44,7 +45,8 @@ _HOME = {
     "charjax.data.batches": ("Batch", "make_batches", "split"),
     "charjax.data.prepare": ("prepare",),
     "charjax.data.vocab": ("Vocab",),
-    "charjax.generate.sample": ("Sampling", "sample", "sample_texts"),
+    "charjax.generate.choice": ("Sampling",),
+    "charjax.generate.sample": ("Sampler", "sample", "sample_texts"),
     "charjax.generate.score": ("char_nats", "score"),
     "charjax.generate.trained": ("load_trained",),
     "charjax.model.likelihood": ("next_char_nats",),

@@ -13,7 +13,7 @@ from benchmarks.worker import Task
 from charjax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from charjax.data.batches import Batch
 from charjax.generate.choice import Sampling
-from charjax.generate.sample import sample
+from charjax.generate.sample import Sampler
 from charjax.keys import Stream, stream_key
 from charjax.model.network import init_params
 from charjax.train.optimizer import make_optimizer
@@ -64,22 +64,19 @@ def step_task(config: Config, vocab: int, batches: Batch) -> Task:
 
 
 def sampler(shape: dict[str, Any], streams: int, chars: int, dtype: str = "float32") -> Task:
-    """The function under `charjax sample`: continues one character by `chars`."""
+    """The sampler under `charjax sample`: continues one character by `chars`.
+
+    Made once, as the peers' models are.
+    """
     wanted = Shape(**shape)
-    config = model_config(wanted, dtype=dtype)
     params = init_params(model_config(wanted), wanted.vocab, stream_key(0, Stream.INIT))
+    sampler = Sampler(model_config(wanted, dtype=dtype), params, masked=None)
     prompt = np.zeros(1, np.int32)
 
     def run(units: int) -> dict[str, Any]:
         for seed in range(units):
-            groups = sample(
-                config,
-                params,
-                prompt,
-                num_chars=chars,
-                num_samples=streams,
-                sampling=Sampling(seed=seed),
-                masked=None,
+            groups = sampler(
+                prompt, num_chars=chars, num_samples=streams, sampling=Sampling(seed=seed)
             )
             texts = [np.concatenate(list(group), axis=1) for group in groups]
         return {"last": int(texts[-1][-1, -1])}

@@ -12,6 +12,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ from charjax.keys import Stream, indexed_key, stream_key
 from charjax.model.network import initial_carry
 from charjax.model.stepper import (
     Lanes,
+    Lie,
     StepState,
     StepWeights,
     step,
@@ -63,15 +65,49 @@ def groups(config: ModelConfig, num_samples: int) -> Iterator[tuple[int, int]]:
         first += size
 
 
+class Form(NamedTuple):
+    """How the weights of a group's size lie.
+
+    Attributes:
+      lie: how the group's lanes lie.
+      operands: the dtype of kernels of whole numbers; "" where they are none.
+    """
+
+    lie: Lie
+    operands: str
+
+
+def form(config: ModelConfig, size: int) -> Form:
+    """The form that is quickest for groups of a size."""
+    many = size >= _FEWEST_COLUMNS
+    operands = "" if config.dtype != "int8" else fast_dtype() if many else "float32"
+    return Form("columns" if many else "column" if size == 1 else "rows", operands)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def ready_weights(
+    config: ModelConfig, masked: int | None, form: Form, params: PyTree
+) -> StepWeights:
+    """The weights that `write_group` takes.
+
+    Args:
+      config: the architecture.
+      masked: an id never to write, or None.
+      form: of the groups they are for.
+      params: of a `CharRNN`.
+    """
+    weights = step_weights(config, params, lie=form.lie, operands=form.operands)
+    return weights if masked is None else without_symbol(weights, masked)
+
+
 def write_group(
     config: ModelConfig,
-    params: PyTree,
+    weights: StepWeights,
     prompt: Int[np.ndarray, " prompt"],
     num_chars: int,
     numbers: range,
     size: int,
     sampling: Sampling,
-    masked: int | None,
 ) -> Iterator[Int[np.ndarray, "samples chunk"]]:
     """The samples of one group, in chunks; the first is empty.
 
@@ -79,23 +115,16 @@ def write_group(
 
     Args:
       config: the architecture.
-      params: of a `CharRNN`.
+      weights: in the form of the group's size.
       prompt: ids to read first, at least one.
       num_chars: how many characters to write.
       numbers: of the samples that are wanted, from the group's first on.
       size: of the whole group.
       sampling: how characters are chosen.
-      masked: an id never to write, or None.
     """
     root = stream_key(sampling.seed, Stream.SAMPLE)
-    vocab_size = params["output_bias"].shape[0]
-    many = size >= _FEWEST_COLUMNS
-    columns = many or size == 1
-    operands = "" if config.dtype != "int8" else fast_dtype() if many else "float32"
-    chunk = max(1, min(_CHUNK, _MOST_NOISE // (size * vocab_size)))
-    weights, keys, x, state = _begin(
-        config, size, columns, operands, masked, params, root, numbers.start, prompt[0]
-    )
+    chunk = max(1, min(_CHUNK, _MOST_NOISE // (size * weights.symbols)))
+    keys, x, state = _begin(config, size, weights, root, numbers.start, prompt[0])
     forced_total = prompt.size - 1
     yield np.empty((len(numbers), 0), np.int32)  # a text of no characters is a text
     for start in range(0, forced_total + num_chars, chunk):
@@ -122,25 +151,19 @@ def write_group(
             yield np.asarray(written)[: len(numbers), wanted]
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+@partial(jax.jit, static_argnums=(0, 1))
 def _begin(
     config: ModelConfig,
     size: int,
-    columns: bool,
-    operands: str,
-    masked: int | None,
-    params: PyTree,
+    weights: StepWeights,
     root: PRNGKey,
     first: Count,
     token: Count,
-) -> tuple[StepWeights, Key[Array, " batch"], Lanes, StepState]:
-    """Weights, keys, the first character as `step` reads it, and the state before it."""
-    weights = step_weights(config, params, columns=columns, operands=operands)
-    if masked is not None:
-        weights = without_symbol(weights, masked)
+) -> tuple[Key[Array, " batch"], Lanes, StepState]:
+    """Keys, the first character as `step` reads it, and the state before it."""
     keys = jax.vmap(indexed_key, (None, 0))(root, first + jnp.arange(size))
     state = step_state(weights, initial_carry(config, size))
-    return weights, keys, weights.select(jnp.full((size,), token, jnp.int32)), state
+    return keys, weights.select(jnp.full((size,), token, jnp.int32)), state
 
 
 @functools.cache

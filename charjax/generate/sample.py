@@ -6,7 +6,8 @@ however the text is cut into chunks (law 1); see `charjax.generate.chunks`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from jaxtyping import Int
@@ -15,12 +16,69 @@ from charjax.config import ModelConfig
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.generate.choice import Sampling
-from charjax.generate.chunks import groups, write_group
+from charjax.generate.chunks import Form, form, groups, ready_weights, write_group
 from charjax.generate.trained import Trained
+from charjax.model.stepper import StepWeights
 from charjax.types import PyTree
 
 _MOST_CHARS = 10**9
 _MOST_SAMPLES = 10**6
+
+
+class Sampler:
+    """A model made ready to write, any number of times.
+
+    Its weights are rearranged once for every form in which groups read them, when the first
+    such group is asked for: a short text costs less by the second one on.
+    """
+
+    def __init__(self, config: ModelConfig, params: PyTree, *, masked: int | None) -> None:
+        """Takes a model.
+
+        Args:
+          config: the architecture.
+          params: of a `CharRNN`.
+          masked: an id never to write, the vocabulary's [UNK]; None: all may be written.
+        """
+        self._config = config
+        self._weights: Callable[[Form], StepWeights] = functools.cache(
+            lambda form: ready_weights(config, masked, form, params)
+        )
+
+    def __call__(
+        self,
+        prompt: Int[np.ndarray, " prompt"],
+        *,
+        num_chars: int,
+        num_samples: int,
+        sampling: Sampling,
+    ) -> Iterator[Iterator[Int[np.ndarray, "samples chunk"]]]:
+        """Continues a prompt.
+
+        Args:
+          prompt: ids to read first, at least one; not part of the result.
+          num_chars: how many characters to write.
+          num_samples: how many continuations.
+          sampling: how characters are chosen.
+
+        Yields:
+          One iterator a group of samples, in order. It yields the group's ids, int32, chunk
+          by chunk as they are written, and at least one chunk, which may be empty.
+
+        Raises:
+          InputError: an empty prompt, or a number out of range.
+        """
+        if prompt.size == 0:
+            raise InputError("the prompt is empty: the sampler needs a symbol to start from")
+        if not 0 <= num_chars <= _MOST_CHARS:
+            raise InputError(f"--num_chars={num_chars}: must be from 0 to {_MOST_CHARS:,}")
+        if not 1 <= num_samples <= _MOST_SAMPLES:
+            raise InputError(f"--num_samples={num_samples}: must be from 1 to {_MOST_SAMPLES:,}")
+        config = self._config
+        for first, size in groups(config, num_samples):
+            numbers = range(first, min(first + size, num_samples))
+            weights = self._weights(form(config, size))
+            yield write_group(config, weights, prompt, num_chars, numbers, size, sampling)
 
 
 def sample(
@@ -33,33 +91,10 @@ def sample(
     sampling: Sampling,
     masked: int | None,
 ) -> Iterator[Iterator[Int[np.ndarray, "samples chunk"]]]:
-    """Continues a prompt.
-
-    Args:
-      config: the architecture.
-      params: of a `CharRNN`.
-      prompt: ids to read first, at least one; not part of the result.
-      num_chars: how many characters to write.
-      num_samples: how many continuations.
-      sampling: how characters are chosen.
-      masked: an id never to write, the vocabulary's [UNK]; None: all may be written.
-
-    Yields:
-      One iterator a group of samples, in order. It yields the group's ids, int32, chunk
-      by chunk as they are written, and at least one chunk, which may be empty.
-
-    Raises:
-      InputError: an empty prompt, or a number out of range.
-    """
-    if prompt.size == 0:
-        raise InputError("the prompt is empty: the sampler needs a symbol to start from")
-    if not 0 <= num_chars <= _MOST_CHARS:
-        raise InputError(f"--num_chars={num_chars}: must be from 0 to {_MOST_CHARS:,}")
-    if not 1 <= num_samples <= _MOST_SAMPLES:
-        raise InputError(f"--num_samples={num_samples}: must be from 1 to {_MOST_SAMPLES:,}")
-    for first, size in groups(config, num_samples):
-        numbers = range(first, min(first + size, num_samples))
-        yield write_group(config, params, prompt, num_chars, numbers, size, sampling, masked)
+    """Continues a prompt once: a `Sampler` made and called."""
+    return Sampler(config, params, masked=masked)(
+        prompt, num_chars=num_chars, num_samples=num_samples, sampling=sampling
+    )
 
 
 def sample_texts(

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -28,12 +28,14 @@ from charjax.types import Carry, Logits, PyTree, Tokens
 
 # Of each lane, some features: [batch, features], or [features, batch] in columns.
 Lanes: TypeAlias = Float[Array, "_ _"]
+# How lanes lie: in rows, in columns, or as the only column.
+Lie: TypeAlias = Literal["rows", "columns", "column"]
 
 
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=("table", "kernels", "biases", "units"),
-    meta_fields=("columns",),
+    meta_fields=("lie",),
 )
 @dataclass(frozen=True)
 class StepWeights:
@@ -41,32 +43,41 @@ class StepWeights:
 
     Attributes:
       table: float32 [vocab, gates], the first layer's input share of every symbol;
-        transposed for lanes in columns, as are the kernels.
-      kernels: a layer, [hidden, gates + onward], in the compute dtype.
+        transposed for several lanes in columns.
+      kernels: a layer, [hidden, gates + onward], in the compute dtype; transposed for
+        lanes in columns.
       biases: a layer, float32 [gates + onward].
       units: a layer, of kernels that are whole numbers; else None.
-      columns: whether lanes lie in columns.
+      lie: how lanes lie.
     """
 
     table: Float[Array, "_ _"]
     kernels: tuple[Float[Array, "_ _"], ...]
     biases: tuple[Float[Array, " _"], ...]
     units: tuple[Units | None, ...]
-    columns: bool
+    lie: Lie
+
+    @property
+    def columns(self) -> bool:
+        """Whether lanes lie in columns, one or several."""
+        return self.lie != "rows"
 
     @property
     def symbols(self) -> int:
         """The size of the vocabulary."""
-        return self.table.shape[1 if self.columns else 0]
+        return self.table.shape[1 if self.lie == "columns" else 0]
 
     @property
     def gates(self) -> int:
         """The gates of a layer, times hidden."""
-        return self.table.shape[0 if self.columns else 1]
+        return self.table.shape[0 if self.lie == "columns" else 1]
 
     def select(self, tokens: Int[Array, " batch"]) -> Lanes:
         """The first layer's input share of one character a lane, for `step`."""
-        return look_up(self.table, tokens) if self.columns else self.table[tokens]
+        if self.lie == "columns":
+            return look_up(self.table, tokens)
+        rows = self.table[tokens]
+        return rows.T if self.columns else rows
 
     def product(self, layer: int, output: Lanes) -> Lanes:
         """A layer's output times its kernel, and the bias."""
@@ -99,14 +110,14 @@ class StepState(NamedTuple):
 
 
 def step_weights(
-    config: ModelConfig, params: PyTree, *, columns: bool = False, operands: str = ""
+    config: ModelConfig, params: PyTree, *, lie: Lie = "rows", operands: str = ""
 ) -> StepWeights:
     """The parameters of a `CharRNN`, rearranged.
 
     Args:
       config: the architecture; of dtype "int8", kernels become whole numbers.
       params: float32.
-      columns: whether for lanes in columns.
+      lie: how lanes are going to lie.
       operands: the dtype of the kernels of whole numbers, float32 or bfloat16, which hold
         them alike; where they are none it is the config's.
     """
@@ -127,9 +138,11 @@ def step_weights(
         kernels.append(joined.astype(operands or dtype))
         biases.append(jnp.concatenate([_recurrent_bias(layer["recurrent"]), bias]))
         units.append(unit)
-    if columns:
-        table, *kernels = (in_order(a.T) for a in (table, *kernels))
-    return StepWeights(table, tuple(kernels), tuple(biases), tuple(units), columns)
+    if lie != "rows":
+        kernels = [in_order(kernel.T) for kernel in kernels]
+    if lie == "columns":
+        table = in_order(table.T)
+    return StepWeights(table, tuple(kernels), tuple(biases), tuple(units), lie)
 
 
 def without_symbol(weights: StepWeights, symbol: int) -> StepWeights:
@@ -183,7 +196,7 @@ def step_through(
     config: ModelConfig, params: PyTree, tokens: Tokens, carry: Carry
 ) -> tuple[Logits, Carry]:
     """A chunk of characters, one after the other: what the network returns for them."""
-    weights = step_weights(config, params, columns=True)
+    weights = step_weights(config, params, lie="columns")
 
     def advance(state: StepState, tokens: Int[Array, " batch"]) -> tuple[StepState, Lanes]:
         logits, state = step(config, weights, weights.select(tokens), state)

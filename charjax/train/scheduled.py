@@ -14,7 +14,7 @@ from jaxtyping import Array, Int, Key
 
 from charjax.config import ModelConfig, TrainConfig
 from charjax.keys import indexed_key
-from charjax.model.stepper import StepState, step, step_state, step_weights
+from charjax.model.stepper import Lanes, StepState, step, step_state, step_weights
 from charjax.types import Carry, Count, PRNGKey, PyTree, Scalar, Tokens
 
 
@@ -41,22 +41,24 @@ def mix_inputs(
       lane_keys: one a lane; what becomes of a lane depends on no other.
       share: the probability that a character is a guess.
     """
-    weights = step_weights(config, params)
+    weights = step_weights(config, params, lie="columns")
 
     def advance(
-        at: tuple[Array, StepState], given: tuple[Array, Array]
-    ) -> tuple[tuple[Array, StepState], Array]:
-        (guess, state), (true, position) = at, given
+        at: tuple[Lanes, StepState], given: tuple[Array, Array]
+    ) -> tuple[tuple[Lanes, StepState], Array]:
+        (x, state), (true, position) = at, given
         keys = jax.vmap(indexed_key, (0, None))(lane_keys, position)
-        takes_guess, next_guess = jax.vmap(jax.random.split, out_axes=1)(keys)
+        takes_guess, draws = jax.vmap(jax.random.split, out_axes=1)(keys)
+        logits, state = step(config, weights, x, state)
         guessed = jax.vmap(lambda key: jax.random.bernoulli(key, share))(takes_guess)
-        token = jnp.where(guessed & (position > 0), guess, true)
-        logits, state = step(config, weights, weights.select(token), state)
-        return (_draw(next_guess, logits), state), token
+        token = jnp.where(guessed, _draw(draws, logits), true)
+        return (weights.select(token), state), token
 
-    first = (inputs[:, 0], step_state(weights, carry))
-    _, mixed = jax.lax.scan(advance, first, (inputs.T, jnp.arange(inputs.shape[1])))
-    return mixed.T
+    first, others = inputs[:, :1], inputs[:, 1:]
+    begun = (weights.select(first[:, 0]), step_state(weights, carry))
+    positions = jnp.arange(1, inputs.shape[1])
+    _, mixed = jax.lax.scan(advance, begun, (others.T, positions))
+    return jnp.concatenate([first, mixed.T], axis=1)
 
 
 def _draw(keys: Key[Array, " batch"], logits: Array) -> Int[Array, " batch"]:

@@ -18,7 +18,7 @@ from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.generate import chunks as module
 from charjax.generate.choice import Sampling, choose, keep_top_k, keep_top_p
-from charjax.generate.sample import prompt_ids, sample, sample_texts, write_texts
+from charjax.generate.sample import Sampler, prompt_ids, sample, sample_texts, write_texts
 from charjax.model.network import CharRNN, initial_carry
 
 START = np.array([0], np.int32)
@@ -129,6 +129,29 @@ def test_a_position_is_counted_from_the_end_of_the_prompt():
     once = ids_of(model)
     for length in (2, 129, 200):
         np.testing.assert_array_equal(ids_of(model, prompt=np.zeros(length, np.int32)), once)
+
+
+def test_a_sampler_may_be_asked_again():
+    sampler = Sampler(*RANDOM, masked=3)
+    wanted = ids_of(RANDOM, num_chars=30, num_samples=7, masked=3)
+    for _ in range(2):
+        groups = sampler(START, num_chars=30, num_samples=7, sampling=Sampling())
+        written = np.concatenate([np.concatenate(list(group), axis=1) for group in groups])
+        np.testing.assert_array_equal(written, wanted)
+
+
+def test_weights_are_made_ready_once_for_each_form_of_group(monkeypatch):
+    forms = []
+
+    def ready(config, masked, form, params):
+        forms.append(form)
+        return module.ready_weights(config, masked, form, params)
+
+    monkeypatch.setattr("charjax.generate.sample.ready_weights", ready)
+    sampler = Sampler(*RANDOM, masked=None)
+    for _ in range(2):
+        list(sampler(START, num_chars=1, num_samples=70, sampling=Sampling()))
+    assert [form.lie for form in forms] == ["rows", "columns"]  # of 5, 11 and 48; of 64
 
 
 def test_seeds_differ():
