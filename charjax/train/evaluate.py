@@ -16,7 +16,10 @@ def evaluate(config: ModelConfig, params: PyTree, ids: Int[np.ndarray, " chars"]
     """The loss on every character of a split, the carry kept throughout.
 
     Returns:
-      `val_loss` in nats and `val_bpc` in bits per character.
+      `val_loss` in nats and `val_bpc` in bits per character; nothing for a split that
+      predicts no character.
     """
+    if ids.size < 2:
+        return {}
     result = score(config, params, ids)
     return {"val_loss": result.nats_per_char, "val_bpc": result.bits_per_char}

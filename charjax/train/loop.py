@@ -32,7 +32,7 @@ from charjax.train.plan import make_plan
 from charjax.train.progress import Clock, Progress
 from charjax.train.signals import StopSignals
 from charjax.train.step import TrainState, init_state
-from charjax.train.stopping import Stopping
+from charjax.train.stopping import Stopping, why_over
 from charjax.train.tally import Tally
 
 
@@ -210,15 +210,10 @@ class _Run:
 
     def _over(self) -> bool:
         """Whether the run stops here; notes why, unless it is for a signal."""
-        train, progress = self.config.train, self.progress
-        progress.ended = ""
-        if self.plan.total and self.step >= self.plan.total:
-            progress.ended = f"step {self.step:,} of {self.plan.total:,} is done"
-        elif train.patience and progress.since_best >= train.patience:
-            progress.ended = f"no better validation loss in {progress.since_best} evaluations"
-        elif self.stopping.late:
-            progress.ended = f"train.max_minutes={train.max_minutes:g} have passed"
-        return bool(progress.ended) or self.stopping.signal is not None
+        self.progress.ended = why_over(
+            self.config.train, self.plan, self.step, self.progress, late=self.stopping.late
+        )
+        return bool(self.progress.ended) or self.stopping.signal is not None
 
     def _late(self) -> bool:
         limit = 60 * self.config.train.max_minutes
@@ -264,28 +259,19 @@ class _Run:
 
     def _new_record(self) -> dict[str, Any]:
         """The training record since the last one."""
-        batches = self.text.batches
-        chars = batches.chars_per_epoch / batches.steps_per_epoch * len(self.progress.losses)
-        record = {
-            "step": self.step,
-            "epoch": round(self.step / batches.steps_per_epoch, 4),
-            "time_s": round(self.clock.seconds(), 3),
-            "chars_per_second": round(chars / self.clock.lap(), 1),
-            "learning_rate": float(self.learning_rate(self.step - 1)),
-        } | self.tally.take_figures()
+        learning_rate = float(self.learning_rate(self.step - 1))
+        record = self.tally.take_record(self.step, self.text.batches, self.clock, learning_rate)
         self.record = record
         return record
 
     def _evaluate(self, record: dict[str, Any]) -> float | None:
         """Adds the validation loss to the record; None where there is no validation text."""
-        ids = self.text.parts.val.ids
-        if ids.size < 2:
-            return None
-        found = evaluate(self.config.model, self.backend.whole(self.state).best_params, ids)
-        if not math.isfinite(found["val_loss"]):
+        params = self.backend.whole(self.state).best_params
+        record |= evaluate(self.config.model, params, self.text.parts.val.ids)
+        val_loss: float | None = record.get("val_loss")
+        if val_loss is not None and not math.isfinite(val_loss):
             raise self.tally.diverged(f"the validation loss at step {self.step} is not finite")
-        record |= found
-        return float(record["val_loss"])
+        return val_loss
 
     def _checkpoint(self, val_loss: float | None) -> None:
         self.progress.elapsed_s = self.clock.seconds()

@@ -1,10 +1,13 @@
-"""What asks a run to stop from outside, a signal or the clock, heard by all processes alike."""
+"""Why a run stops: it is over, or a signal or the clock says so, to all processes alike."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from charjax.config import TrainConfig
 from charjax.processes import Exchange, several
+from charjax.train.plan import Plan
+from charjax.train.progress import Progress
 from charjax.train.signals import StopSignals
 
 
@@ -40,3 +43,12 @@ class Stopping:
 
     def _own(self) -> Sequence[int]:
         return self._signals.received or 0, int(self._late())
+
+
+def why_over(config: TrainConfig, plan: Plan, step: int, progress: Progress, *, late: bool) -> str:
+    """Why a run ends at a step without being told to; "" while it goes on."""
+    if plan.total and step >= plan.total:
+        return f"step {step:,} of {plan.total:,} is done"
+    if config.patience and progress.since_best >= config.patience:
+        return f"no better validation loss in {progress.since_best} evaluations"
+    return f"train.max_minutes={config.max_minutes:g} have passed" if late else ""

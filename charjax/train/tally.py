@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from charjax.config import Config
+from charjax.data.batches import Batches
 from charjax.errors import DivergedError
-from charjax.train.progress import Progress
+from charjax.train.progress import Clock, Progress
 from charjax.train.step import StepMetrics
 
 
@@ -71,17 +72,36 @@ class Tally:
         if skipped > self._config.train.max_skipped:
             raise self.diverged(f"{skipped} updates up to step {step} were not finite")
 
-    def take_figures(self) -> dict[str, Any]:
-        """The figures of the steps since the last record, for the next one, which begins anew."""
+    def take_record(
+        self, step: int, batches: Batches, clock: Clock, learning_rate: float
+    ) -> dict[str, Any]:
+        """The record of the steps since the last one, which begins anew.
+
+        Args:
+          step: the last of them.
+          batches: what they read.
+          clock: of the run; a lap ends here.
+          learning_rate: of the last step.
+
+        Returns:
+          What `charjax.train.metrics.MetricsLog` writes, but for the validation.
+        """
         losses, self._progress.losses = self._progress.losses, []
-        figures: dict[str, Any] = {}
+        chars = batches.chars_per_epoch / batches.steps_per_epoch * len(losses)
+        record = {
+            "step": step,
+            "epoch": round(step / batches.steps_per_epoch, 4),
+            "time_s": round(clock.seconds(), 3),
+            "chars_per_second": round(chars / clock.lap(), 1),
+            "learning_rate": learning_rate,
+        }
         if losses:
-            figures["train_loss"] = math.fsum(losses) / len(losses)
+            record["train_loss"] = math.fsum(losses) / len(losses)
         if math.isfinite(self._grad_norm):
-            figures["grad_norm"] = self._grad_norm
+            record["grad_norm"] = self._grad_norm
         if self._skipped:
-            figures["skipped"] = self._skipped
-        return figures
+            record["skipped"] = self._skipped
+        return record
 
     def diverged(self, what: str) -> DivergedError:
         """The error of a run that left the finite numbers: what happened, and what to try."""
