@@ -1,17 +1,19 @@
 """The fast recurrence: one layer over a sequence, with a gradient of its own.
 
 Equal in value and gradient to `nn.scan` over the cell (law 5), and faster for
-five reasons. Lanes lie side by side in columns, so that each product, forwards
+six reasons. Lanes lie side by side in columns, so that each product, forwards
 and backwards, reads its operands as they lie. The input's share of the gates is
 computed before the loop, or for a first layer looked up in a table of vocabulary
 size. The backward loop reads what the forward loop kept. It multiplies by the
-recurrent kernel as it is. And the recurrent weight gradient is taken after the loop,
-as one product over all time steps.
+recurrent kernel as it is. The recurrent weight gradient is taken after the loop, as one
+product over all time steps. And on a CPU gates are computed in blocks of units.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -20,12 +22,17 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from charjax.model import stack
-from charjax.model.cells import CELLS, Gates, Saved
+from charjax.model.cells import CELLS, Gates
 from charjax.model.matmul import dot, dot_trailing, in_order, look_up, no_gradient, one_hot
 from charjax.model.stack import Stack
 from charjax.types import LayerCarry
 
 Outputs: TypeAlias = Float[Array, "hidden time batch"]
+
+# XLA on a CPU gives a second thread work only where more than a few kernels wait at once, or
+# where one is large. Eight blocks of a layer's units are enough of them, from so many units on.
+_BLOCKS = 8
+_FEWEST_UNITS = 256
 
 
 class Projected(NamedTuple):
@@ -63,7 +70,7 @@ class _Residuals(NamedTuple):
     source: Projected | Table
     weights: Weights
     before: Stack  # the state before each step, in the compute dtype
-    saved: tuple[Float[Array, "time hidden batch"], ...]
+    saved: tuple[tuple[Float[Array, "time _ batch"], ...], ...]  # of each block of units
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -90,25 +97,32 @@ def _forward(
 ) -> tuple[tuple[Outputs, LayerCarry], _Residuals]:
     time, batch = _positions(source)
     hidden, gates = weights.kernel.shape[0], CELLS[cell].gates
-    kernel = in_order(weights.kernel.astype(dtype).T)
+    kernel, blocks = in_order(weights.kernel.astype(dtype).T), _blocks(hidden)
 
-    def step(loop: Any, now: tuple[Array, Array]) -> tuple[Any, Saved]:
+    def step(loop: Any, now: tuple[Array, Array]) -> tuple[Any, Any]:
         (carry, before, outputs), (at, x) = loop, now
-        u = _split(dot(kernel, carry[0], dtype), gates)
-        if weights.bias is not None:
-            u = (*u[:-1], u[-1] + weights.bias[:, None])
-        after, saved = CELLS[cell].forward(_split(_share(source, x), gates), u, carry)
         # The state before a step is what the weight gradient reads; to shift the stack of
         # those after it would be a copy.
-        before = stack.put(before, at, stack.encode(carry[0], dtype))
-        return (after, before, stack.put(outputs, at, after[0])), saved
+        state = jnp.concatenate([stack.encode(part[0], dtype) for part in carry])
+        before = stack.put(before, at, state)
+        u = _split(dot(kernel, stack.decode(state, dtype), dtype), gates)
+        if weights.bias is not None:
+            u = (*u[:-1], u[-1] + weights.bias[:, None])
+        inputs = _split(_share(source, x), gates)
+        after, saved = [], []
+        for block, part in zip(blocks, carry, strict=True):
+            part, kept = CELLS[cell].forward(_cut(inputs, block), _cut(u, block), part)
+            outputs = stack.put(outputs, at, part[0], first=block.start)
+            after.append(part)
+            saved.append(kept)
+        return (tuple(after), before, outputs), tuple(saved)
 
     stacks = (stack.empty(hidden, time, batch, d) for d in (dtype, jnp.float32))
     xs = source.tokens if isinstance(source, Table) else _time_first(source.columns)
-    (last, before, outputs), saved = jax.lax.scan(
-        step, (_columns(carry), *stacks), (jnp.arange(time), xs)
-    )
-    return (outputs, _columns(last)), _Residuals(source, weights, before, saved)
+    begun = tuple(_cut(_columns(carry), block) for block in blocks)
+    loop: Any = (begun, *stacks)
+    (last, before, outputs), saved = jax.lax.scan(step, loop, (jnp.arange(time), xs))
+    return (outputs, _columns(_join(last))), _Residuals(source, weights, before, saved)
 
 
 def _backward(
@@ -117,32 +131,37 @@ def _backward(
     d_outputs, d_last = grads
     time, batch = _positions(res.source)
     hidden, gates = res.weights.kernel.shape
-    kernel = res.weights.kernel.astype(dtype)
+    kernel, blocks = res.weights.kernel.astype(dtype), _blocks(hidden)
 
-    def step(loop: Any, now: tuple[Array, Array, Saved]) -> tuple[Any, None]:
+    def step(loop: Any, now: tuple[Array, Array, Any]) -> tuple[Any, None]:
         (d_carry, d_u, own, d_bias), (at, d_output, saved) = loop, now
-        d_carry = (d_carry[0] + d_output, *d_carry[1:])
-        step_grads = CELLS[cell].backward(saved, d_carry)
-        # Encoded gate by gate, before they are joined: the other way round is slower.
-        column = jnp.concatenate([stack.encode(gate, dtype) for gate in step_grads.u])
+        grads = [
+            CELLS[cell].backward(kept, (part[0] + d_output[block], *part[1:]))
+            for block, kept, part in zip(blocks, saved, d_carry, strict=True)
+        ]
+        # Encoded piece by piece, before they are joined: the other way round is slower.
+        by_gate = zip(*(of.u for of in grads), strict=True)
+        column = jnp.concatenate([stack.encode(d, dtype) for pieces in by_gate for d in pieces])
         through_u = dot(kernel, stack.decode(column, dtype), dtype)
-        d_carry = (step_grads.carry[0] + through_u, *step_grads.carry[1:])
-        if own is not None and step_grads.own is not None:
-            own = stack.put(own, at, stack.encode(step_grads.own, dtype))
+        d_carry = []
+        for block, of in zip(blocks, grads, strict=True):
+            d_carry.append((of.carry[0] + through_u[block], *of.carry[1:]))
+            if of.own is not None:
+                own = stack.put(own, at, stack.encode(of.own, dtype), first=block.start)
         if d_bias is not None:  # summed here, so that no stack need be read for it
-            d_bias += jnp.sum(step_grads.u[-1], axis=1)
-        return (d_carry, stack.put(d_u, at, column), own, d_bias), None
+            d_bias += jnp.concatenate([jnp.sum(of.u[-1], axis=1) for of in grads])
+        return (tuple(d_carry), stack.put(d_u, at, column), own, d_bias), None
 
     d_u = stack.empty(gates, time, batch, dtype)
     own = stack.empty(hidden, time, batch, dtype) if CELLS[cell].two_shares else None
     d_bias = None if res.weights.bias is None else jnp.zeros(hidden)
     xs = jnp.arange(time), _time_first(d_outputs), res.saved
-    loop = (_columns(d_last), d_u, own, d_bias)
+    loop = (tuple(_cut(_columns(d_last), block) for block in blocks), d_u, own, d_bias)
     (d_carry, d_u, own, d_bias), _ = jax.lax.scan(step, loop, xs, reverse=True)
     d_u, own = jax.tree.map(lambda bits: stack.decode(bits, dtype), (d_u, own))
     d_source = source_grad(res.source, d_u, own, dtype)
     d_kernel = dot_trailing(stack.decode(res.before, dtype), d_u, dtype)
-    return d_source, Weights(d_kernel, d_bias), _columns(d_carry)
+    return d_source, Weights(d_kernel, d_bias), _columns(_join(d_carry))
 
 
 def source_grad(
@@ -185,6 +204,25 @@ def _positions(source: Projected | Table) -> tuple[int, int]:
 
 def _split(columns: Float[Array, "gates batch"], gates: int) -> Gates:
     return tuple(jnp.split(columns, gates))
+
+
+def _blocks(hidden: int) -> list[slice]:
+    """A layer's units in blocks whose gates are computed apart."""
+    many = hidden >= _FEWEST_UNITS and jax.default_backend() == "cpu"
+    count = _BLOCKS if many else 1
+    return [slice(*edges) for edges in pairwise(hidden * i // count for i in range(count + 1))]
+
+
+def _cut(
+    columns: Iterable[Float[Array, "hidden batch"]], block: slice
+) -> tuple[Float[Array, "units batch"], ...]:
+    """One block of each."""
+    return tuple(column[block] for column in columns)
+
+
+def _join(blocks: tuple[tuple[Array, ...], ...]) -> tuple[Float[Array, "hidden batch"], ...]:
+    """What `_cut` has cut."""
+    return tuple(jnp.concatenate(pieces) for pieces in zip(*blocks, strict=True))
 
 
 def _columns(carry: tuple[Array, ...]) -> Any:

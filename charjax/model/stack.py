@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Int, Shaped
 
 Stack = Shaped[Array, "features time batch"]
-Column = Shaped[Array, "features batch"]
+Column = Shaped[Array, "part batch"]  # all features of one time step, or some
 
 
 def empty(features: int, time: int, batch: int, dtype: DTypeLike) -> Stack:
@@ -35,9 +35,9 @@ def decode(x: Shaped[Array, "*shape"], dtype: DTypeLike) -> Shaped[Array, "*shap
     return _bits(x, dtype)
 
 
-def put(stack: Stack, at: Int[Array, ""], column: Column) -> Stack:
-    """The stack with the encoded `column` of one time step."""
-    filled: Array = jax.lax.dynamic_update_index_in_dim(stack, column, at, axis=1)
+def put(stack: Stack, at: Int[Array, ""], column: Column, *, first: int = 0) -> Stack:
+    """The stack with the encoded `column` of one time step, from its `first` feature on."""
+    filled: Array = jax.lax.dynamic_update_slice(stack, column[:, None], (first, at, 0))
     return filled
 
 

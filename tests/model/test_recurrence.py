@@ -13,6 +13,7 @@ import reference
 from small import UNOPTIMIZED, carry_of, distance, float64, like, normal, params_of, tokens_of
 
 from charjax.config import ModelConfig
+from charjax.model import recurrence
 from charjax.model.cells import CELLS
 from charjax.model.network import CharRNN
 from charjax.model.recurrence import Projected, Table, Weights, recur
@@ -36,9 +37,17 @@ def in_float64(cell, kind, columns, tokens, weights, carry):
     return np.moveaxis(outputs, -1, 0), last
 
 
+def in_blocks(monkeypatch, count):
+    """Has the units, however few, computed in so many blocks, not all of one size."""
+    monkeypatch.setattr(recurrence, "_FEWEST_UNITS", 1)
+    monkeypatch.setattr(recurrence, "_BLOCKS", count)
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
 @pytest.mark.parametrize("kind", [Projected, Table])
 @pytest.mark.parametrize("cell", CELLS)
-def test_value_and_gradient_are_those_of_the_float64_layer(cell, kind):
+def test_value_and_gradient_are_those_of_the_float64_layer(monkeypatch, cell, kind, blocks):
+    in_blocks(monkeypatch, blocks)
     source, weights, carry = layer_inputs(cell, kind)
     tokens = source.tokens if kind is Table else None
 
@@ -97,6 +106,29 @@ DROPOUT = {"dropout": 0.3, "dropout_in": 0.2, "dropout_between": 0.4}
 def test_fast_is_scan(cell, layers, embed, dropout):
     config = ModelConfig(cell=cell, hidden=HIDDEN, layers=layers, embed=embed, **dropout)
     assert distance(run(config, recurrence="fast"), run(config, recurrence="scan")) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_blocks_of_units_are_the_whole(monkeypatch, cell, dtype):
+    config = ModelConfig(cell=cell, hidden=7, layers=2, embed=4, dtype=dtype)
+    whole = run(config)
+    in_blocks(monkeypatch, 3)
+    value_and_grads.clear_cache()  # what is patched is no argument
+    blocks = run(config)
+    value_and_grads.clear_cache()
+    # In bfloat16 a difference in the last bit may fall on either side of a rounding.
+    assert distance(blocks, whole) < {"float32": 1e-6, "bfloat16": 0.02}[dtype]
+
+
+@pytest.mark.parametrize(("hidden", "count"), [(255, 1), (256, 8), (257, 8), (1000, 8)])
+def test_blocks_are_all_units_in_order(hidden, count):
+    blocks = recurrence._blocks(hidden)
+    units = [unit for block in blocks for unit in range(hidden)[block]]
+    assert units == list(range(hidden))
+    assert len(blocks) == count
+    sizes = [len(range(hidden)[block]) for block in blocks]
+    assert max(sizes) - min(sizes) <= 1
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -16,7 +16,9 @@ def test_what_was_put_is_what_is_held(dtype):
     columns = normal(0, 5, 3, 2)  # [time, features, batch]
 
     def fill(held, at):
-        return stack.put(held, at, stack.encode(columns[at], dtype)), None
+        column = stack.encode(columns[at], dtype)
+        held = stack.put(held, at, column[1:], first=1)
+        return stack.put(held, at, column[:1]), None
 
     order = jnp.asarray([3, 0, 4, 1, 2])
     held, _ = jax.lax.scan(fill, stack.empty(3, 5, 2, dtype), order)
