@@ -105,13 +105,14 @@ def _forward(
         # those after it would be a copy.
         state = jnp.concatenate([stack.encode(part[0], dtype) for part in carry])
         before = stack.put(before, at, state)
-        u = _split(dot(kernel, stack.decode(state, dtype), dtype), gates)
-        if weights.bias is not None:
-            u = (*u[:-1], u[-1] + weights.bias[:, None])
+        recurrent = _split(dot(kernel, stack.decode(state, dtype), dtype), gates)
         inputs = _split(_share(source, x), gates)
         after, saved = [], []
         for block, part in zip(blocks, carry, strict=True):
-            part, kept = CELLS[cell].forward(_cut(inputs, block), _cut(u, block), part)
+            u = _cut(recurrent, block)
+            if weights.bias is not None:
+                u = (*u[:-1], u[-1] + weights.bias[block, None])
+            part, kept = CELLS[cell].forward(_cut(inputs, block), u, part)
             outputs = stack.put(outputs, at, part[0], first=block.start)
             after.append(part)
             saved.append(kept)
@@ -149,19 +150,21 @@ def _backward(
             if of.own is not None:
                 own = stack.put(own, at, stack.encode(of.own, dtype), first=block.start)
         if d_bias is not None:  # summed here, so that no stack need be read for it
-            d_bias += jnp.concatenate([jnp.sum(of.u[-1], axis=1) for of in grads])
+            d_bias = [d + jnp.sum(of.u[-1], axis=1) for d, of in zip(d_bias, grads, strict=True)]
         return (tuple(d_carry), stack.put(d_u, at, column), own, d_bias), None
 
     d_u = stack.empty(gates, time, batch, dtype)
     own = stack.empty(hidden, time, batch, dtype) if CELLS[cell].two_shares else None
-    d_bias = None if res.weights.bias is None else jnp.zeros(hidden)
+    bias = res.weights.bias
+    d_bias = None if bias is None else [jnp.zeros_like(bias[block]) for block in blocks]
     xs = jnp.arange(time), _time_first(d_outputs), res.saved
     loop = (tuple(_cut(_columns(d_last), block) for block in blocks), d_u, own, d_bias)
     (d_carry, d_u, own, d_bias), _ = jax.lax.scan(step, loop, xs, reverse=True)
     d_u, own = jax.tree.map(lambda bits: stack.decode(bits, dtype), (d_u, own))
     d_source = source_grad(res.source, d_u, own, dtype)
     d_kernel = dot_trailing(stack.decode(res.before, dtype), d_u, dtype)
-    return d_source, Weights(d_kernel, d_bias), _columns(_join(d_carry))
+    d_weights = Weights(d_kernel, None if d_bias is None else jnp.concatenate(d_bias))
+    return d_source, d_weights, _columns(_join(d_carry))
 
 
 def source_grad(
