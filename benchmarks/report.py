@@ -46,6 +46,7 @@ def page(results: Results, template: str) -> str:
         precision=table("precision"),
         weights=table("weights"),
         parts=table("parts"),
+        blocks=table("blocks"),
     )
 
 
