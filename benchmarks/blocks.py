@@ -32,7 +32,7 @@ _LAYERS = (
 
 def in_blocks(shape: dict[str, Any], dtype: str, count: int) -> Task:
     """Charjax' step with a layer's units in so many blocks."""
-    recurrence._BLOCKS, recurrence._FEWEST_UNITS = count, 1
+    recurrence._BLOCKS, recurrence._IN_BLOCKS = count, range(1, 1 << 16)
     return train_step(shape, dtype, "fast", _DISPATCH)
 
 

@@ -30,9 +30,10 @@ from charjax.types import LayerCarry
 Outputs: TypeAlias = Float[Array, "hidden time batch"]
 
 # XLA on a CPU gives a second thread work only where more than a few kernels wait at once, or
-# where one is large. Eight blocks of a layer's units are enough of them, from so many units on.
+# where one is large. Eight blocks of units are enough of them. In narrower layers they cost more
+# than they give; in wider ones the kernels are large.
 _BLOCKS = 8
-_FEWEST_UNITS = 256
+_IN_BLOCKS = range(256, 1024)  # units
 
 
 class Projected(NamedTuple):
@@ -211,8 +212,7 @@ def _split(columns: Float[Array, "gates batch"], gates: int) -> Gates:
 
 def _blocks(hidden: int) -> list[slice]:
     """A layer's units in blocks whose gates are computed apart."""
-    many = hidden >= _FEWEST_UNITS and jax.default_backend() == "cpu"
-    count = _BLOCKS if many else 1
+    count = _BLOCKS if hidden in _IN_BLOCKS and jax.default_backend() == "cpu" else 1
     return [slice(*edges) for edges in pairwise(hidden * i // count for i in range(count + 1))]
 
 

@@ -39,7 +39,7 @@ def in_float64(cell, kind, columns, tokens, weights, carry):
 
 def in_blocks(monkeypatch, count):
     """Has the units, however few, computed in so many blocks, not all of one size."""
-    monkeypatch.setattr(recurrence, "_FEWEST_UNITS", 1)
+    monkeypatch.setattr(recurrence, "_IN_BLOCKS", range(1, 1024))
     monkeypatch.setattr(recurrence, "_BLOCKS", count)
 
 
@@ -121,7 +121,7 @@ def test_blocks_of_units_are_the_whole(monkeypatch, cell, dtype):
     assert distance(blocks, whole) < {"float32": 1e-6, "bfloat16": 0.02}[dtype]
 
 
-@pytest.mark.parametrize(("hidden", "count"), [(255, 1), (256, 8), (257, 8), (1000, 8)])
+@pytest.mark.parametrize(("hidden", "count"), [(255, 1), (256, 8), (257, 8), (1000, 8), (1024, 1)])
 def test_blocks_are_all_units_in_order(hidden, count):
     blocks = recurrence._blocks(hidden)
     units = [unit for block in blocks for unit in range(hidden)[block]]
