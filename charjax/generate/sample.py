@@ -91,7 +91,7 @@ def sample(
     sampling: Sampling,
     masked: int | None,
 ) -> Iterator[Iterator[Int[np.ndarray, "samples chunk"]]]:
-    """Continues a prompt once: a `Sampler` made and called."""
+    """Continues a prompt once: a `Sampler` made and called, which has what is given and raised."""
     return Sampler(config, params, masked=masked)(
         prompt, num_chars=num_chars, num_samples=num_samples, sampling=sampling
     )
