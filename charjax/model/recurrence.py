@@ -11,7 +11,7 @@ product over all time steps. And on a CPU gates are computed in blocks of units.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeAlias
@@ -99,6 +99,7 @@ def _forward(
     time, batch = _positions(source)
     hidden, gates = weights.kernel.shape[0], CELLS[cell].gates
     kernel, blocks = in_order(weights.kernel.astype(dtype).T), _blocks(hidden)
+    shares = _shares(source, gates, blocks)
 
     def step(loop: Any, now: tuple[Array, Array]) -> tuple[Any, Any]:
         (carry, before, outputs), (at, x) = loop, now
@@ -107,13 +108,12 @@ def _forward(
         state = jnp.concatenate([stack.encode(part[0], dtype) for part in carry])
         before = stack.put(before, at, state)
         recurrent = _split(dot(kernel, stack.decode(state, dtype), dtype), gates)
-        inputs = _split(_share(source, x), gates)
         after, saved = [], []
-        for block, part in zip(blocks, carry, strict=True):
+        for block, inputs, part in zip(blocks, shares(x), carry, strict=True):
             u = _cut(recurrent, block)
             if weights.bias is not None:
                 u = (*u[:-1], u[-1] + weights.bias[block, None])
-            part, kept = CELLS[cell].forward(_cut(inputs, block), u, part)
+            part, kept = CELLS[cell].forward(inputs, u, part)
             outputs = stack.put(outputs, at, part[0], first=block.start)
             after.append(part)
             saved.append(kept)
@@ -189,9 +189,16 @@ def _with_own(d_u: Array, own: Array | None) -> Array:
     return d_u if own is None else jnp.concatenate([d_u[: -own.shape[0]], own])
 
 
-def _share(source: Projected | Table, x: Array) -> Float[Array, "gates batch"]:
-    """The input's share of the gates at one time step, from what the scan has of it."""
-    return look_up(source.columns, x) if isinstance(source, Table) else x
+def _shares(
+    source: Projected | Table, gates: int, blocks: list[slice]
+) -> Callable[[Array], list[Gates]]:
+    """From what the scan has of a time step to the input's share of the gates, a block each."""
+    if isinstance(source, Projected):
+        return lambda column: [_cut(_split(column, gates), block) for block in blocks]
+    # A table a block: one look-up for all of them would be work for a single thread.
+    rows = _split(source.columns, gates)
+    tables = [jnp.concatenate(_cut(rows, block)) for block in blocks]
+    return lambda tokens: [_split(look_up(table, tokens), gates) for table in tables]
 
 
 def _time_first(
