@@ -38,6 +38,7 @@ class Goal:
 
 F32, BF16, INT8 = "charjax float32", "charjax bfloat16", "charjax int8"
 KERAS = ("keras jax", "keras torch", "keras tensorflow")
+KERAS_MIXED = tuple(f"{name} bfloat16" for name in KERAS)
 
 
 def _train(
@@ -89,6 +90,17 @@ CPU = (
     _train("cpu", "gru", "GRU bf16 over torch float32", BF16, ("torch float32",), 3.0),
     _train("cpu", "gru", "GRU float32 over keras (best backend)", F32, KERAS, 1.8),
     _train("cpu", "lstm", "LSTM float32 over keras (best backend)", F32, KERAS, 1.8),
+    *(
+        _train(
+            "cpu",
+            cell,
+            f"{cell.upper()} bf16 over keras (best backend, float32 or mixed_bfloat16)",
+            BF16,
+            (*KERAS, *KERAS_MIXED),
+            1.8,
+        )
+        for cell in ("gru", "lstm")
+    ),
     _run(
         "`configs/shakespeare.py`, whole run over a plain flax `nn.RNN` loop in float32",
         "launch.py",

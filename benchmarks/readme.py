@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import ratio
+from benchmarks.goals import KERAS
 from benchmarks.machine import RESULTS
 
 README = Path(__file__).parent.parent / "README.md"
@@ -33,7 +34,7 @@ def speeds() -> str:
     for cell in ("gru", "lstm"):
         peers = result["groups"][cell]["peers"]
         keras = max(
-            (name for name in peers if name.startswith("keras")),
+            (name for name in KERAS if name in peers),
             key=lambda name: float(peers[name]["chars_per_second"]),
         )
         names = {"torch float32": "torch", f"flax {cell}": "flax `nn.RNN`", keras: "Keras (best)"}

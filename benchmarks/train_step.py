@@ -40,13 +40,14 @@ def peers(shape: Shape, *, device: str, keras_python: str, dispatch: int) -> lis
         ),
         *(
             Peer(
-                f"keras {backend}",
+                f"keras {backend}" if dtype == "float32" else f"keras {backend} {dtype}",
                 "benchmarks.peers.with_keras:train_step",
-                where,
+                where | {"dtype": dtype},
                 python=keras_python,
                 env={"KERAS_BACKEND": backend},
             )
             for backend in KERAS_BACKENDS
+            for dtype in ("float32", *half)
         ),
     ]
 

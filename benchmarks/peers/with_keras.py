@@ -11,16 +11,22 @@ from benchmarks.shape import Shape, batch
 from benchmarks.worker import Task
 
 
-def train_step(shape: dict[str, Any]) -> Task:
-    """`Model.train_on_batch`, which at these sizes costs less around the step than `fit`."""
+def train_step(shape: dict[str, Any], dtype: str) -> Task:
+    """`Model.train_on_batch`, which at these sizes costs less around the step than `fit`.
+
+    Args:
+      shape: of the model and its batch.
+      dtype: float32, or another one that Keras mixes with it.
+    """
     wanted = Shape(**shape)
+    keras.config.set_dtype_policy(dtype if dtype == "float32" else f"mixed_{dtype}")
     layer = {"gru": keras.layers.GRU, "lstm": keras.layers.LSTM}[wanted.cell]
     model = keras.Sequential(
         [
             keras.Input((wanted.length,), dtype="int32"),
             keras.layers.Embedding(wanted.vocab, wanted.embed),
             *(layer(wanted.hidden, return_sequences=True) for _ in range(wanted.layers)),
-            keras.layers.Dense(wanted.vocab),
+            keras.layers.Dense(wanted.vocab, dtype="float32"),  # as its guide wants logits
         ]
     )
     model.compile(

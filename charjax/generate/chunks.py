@@ -43,6 +43,7 @@ from charjax.types import Count, PRNGKey, PyTree, Scalar
 _GROUPS: dict[str, tuple[int, ...]] = {"cpu": (5, 11, 48, 64)}
 _GROUPS_ELSEWHERE = (64, 256)
 _FEWEST_COLUMNS = 64  # a CPU multiplies so many columns faster than rows, and a single one
+_FEWEST_NARROW = 8  # so many lanes it multiplies faster in two bytes a number, if at all
 _CHUNK = 256  # characters a dispatch, where their noise is not too much:
 _MOST_NOISE = 1 << 23  # numbers drawn ahead
 
@@ -79,9 +80,9 @@ class Form(NamedTuple):
 
 def form(config: ModelConfig, size: int) -> Form:
     """The form that is quickest for groups of a size."""
-    many = size >= _FEWEST_COLUMNS
-    operands = "" if config.dtype != "int8" else fast_dtype() if many else "float32"
-    return Form("columns" if many else "column" if size == 1 else "rows", operands)
+    lie: Lie = "columns" if size >= _FEWEST_COLUMNS else "column" if size == 1 else "rows"
+    whole = fast_dtype() if size >= _FEWEST_NARROW else "float32"
+    return Form(lie, whole if config.dtype == "int8" else "")
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

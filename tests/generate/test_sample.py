@@ -94,7 +94,7 @@ def test_in_whole_numbers_groups_are_as_large_as_they_need_be(top_p):
     config, params = random_model(11, hidden=50)
     model = replace(config, dtype="int8"), params
     many = ids_of(model, num_samples=66, num_chars=100, top_p=top_p)
-    for fewer in (1, 2, 7, 64):
+    for fewer in (1, 2, 7, 8, 64):
         written = ids_of(model, num_samples=fewer, num_chars=100, top_p=top_p)
         np.testing.assert_array_equal(written, many[:fewer])
     assert list(module.groups(model[0], 66)) == [(0, 64), (64, 64)]
