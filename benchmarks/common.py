@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from benchmarks import machine
-from benchmarks.rounds import added
+from benchmarks.rounds import added, kept
 
 ROOT = Path(__file__).parent.parent
 
@@ -221,8 +221,9 @@ def _environment(device: str) -> dict[str, str]:
         "TF_FORCE_GPU_ALLOW_GROWTH": "true",
     }
     if device == "cpu":
-        env |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    return env
+        return env | {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    # A peer without a GPU is to fail, not to measure the CPU: see `benchmarks.worker.gpu_wanted`.
+    return env | {"JAX_PLATFORMS": "cuda,cpu"}
 
 
 def parser(about: str | None) -> argparse.ArgumentParser:
@@ -258,9 +259,10 @@ def finish(name: str, args: argparse.Namespace, results: Mapping[str, Any]) -> N
         "groups": results,
     }
     path = args.out or machine.RESULTS / f"{name}_{args.device}.json"
-    if args.add and path.exists():
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
         try:
-            whole = added(json.loads(path.read_text(encoding="utf-8")), whole)
+            whole = (added if args.add else kept)(before, whole)
         except ValueError as error:
             print(json.dumps(whole, indent=1))
             sys.exit(f"{path}: nothing added, the new rounds are printed instead: {error}")

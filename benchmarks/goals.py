@@ -69,7 +69,7 @@ def _run(title: str, ours: str, theirs: str, at: float) -> Goal:
 
 def _sample(device: str, streams: int, theirs: tuple[str, ...], at: float, ours: str = F32) -> Goal:
     dtype = ours.split()[1]
-    over = f" over {theirs[0]}" if theirs else ", characters per second"
+    over = f" over {theirs[0]} in float32" if theirs else ", characters per second"
     return Goal(
         title=f"sampling, GRU {dtype}, {streams} stream{'s' * (streams > 1)}{over}",
         device=device,
@@ -128,8 +128,8 @@ _TORCH = ("torch float32", "torch bfloat16", "torch float16")
 GPU = (
     _train("gpu", "gru", "GRU bf16 over torch's best dtype", BF16, _TORCH, 2.0),
     _train("gpu", "lstm", "LSTM bf16 over torch fp16 (cuDNN)", BF16, ("torch float16",), 1.1),
-    _train("gpu", "gru", "GRU bf16 over flax `nn.RNN`", BF16, ("flax gru",), 5.0),
-    _train("gpu", "lstm", "LSTM bf16 over flax `nn.RNN`", BF16, ("flax lstm",), 5.0),
+    _train("gpu", "gru", "GRU bf16 over flax `nn.RNN` in float32", BF16, ("flax gru",), 5.0),
+    _train("gpu", "lstm", "LSTM bf16 over flax `nn.RNN` in float32", BF16, ("flax lstm",), 5.0),
     *(
         Goal(
             title=f"a train step of the {cell.upper()}, bf16",

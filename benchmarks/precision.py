@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
-from benchmarks.headline import run
+from benchmarks.headline import NO_OTHER_TEXT, run
 
 RUNS = (("float32", 0), ("bfloat16", 0), ("float32", 1))
 
@@ -23,7 +23,7 @@ RUNS = (("float32", 0), ("bfloat16", 0), ("float32", 1))
 def curve(dtype: str, seed: int, workdir: Path) -> list[dict[str, Any]]:
     """The records that have a validation loss, of one run."""
     flags = (f"--config.model.dtype={dtype}", f"--config.seed={seed}", f"--workdir={workdir}")
-    run("launch.py", "--config=configs/shakespeare.py", *flags)
+    run("launch.py", "--config=configs/shakespeare.py", *flags, NO_OTHER_TEXT)
     lines = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [record for record in map(json.loads, lines) if "val_loss" in record]
 

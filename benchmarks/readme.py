@@ -27,6 +27,12 @@ def row(figures: dict[str, Any]) -> str:
     )
 
 
+def evaluations(figures: dict[str, Any]) -> int:
+    """How many a run had."""
+    steps: int = figures["steps"] // figures["run"]["train"]["eval_every"]
+    return steps
+
+
 def speeds() -> str:
     """How many times as fast a training step and a text are as the peers'."""
     result = json.loads((RESULTS / "train_step_cpu.json").read_text(encoding="utf-8"))
@@ -39,7 +45,7 @@ def speeds() -> str:
         )
         names = {"torch float32": "torch", f"flax {cell}": "flax `nn.RNN`", keras: "Keras (best)"}
         over = [
-            f"{ratio(peers['charjax float32'], peers[name]):.1f} times {label}"
+            f"{ratio(peers['charjax float32'], peers[name]):.2f} times {label}"
             for name, label in names.items()
         ]
         parts.append(f"{cell.upper()} {', '.join(over)}")
@@ -64,11 +70,16 @@ def block() -> str:
             "|---|---|---|---|---|---|---|",
             *map(row, results),
             "",
-            f"Measured on {shakespeare['machine']}, {shakespeare['date']}, with "
-            f"jax {shakespeare['versions']['jax']}, by `{shakespeare['command']}`. The first loss "
-            "is that of the last 111,540 characters of tiny Shakespeare, all of them, on a split "
-            "that nothing was tuned on. nanoGPT publishes 1.4697 for a Transformer ten times this "
-            "size (over random windows of the same split).",
+            "; ".join(
+                f"`{r['command']}`: {r['machine']}, jax {r['versions']['jax']}, {r['date']}"
+                for r in results
+            )
+            + ".",
+            "",
+            "The first loss is that of the last 111,540 characters of tiny Shakespeare, all of "
+            f"them, and the best of {evaluations(shakespeare)} evaluations on them. nanoGPT "
+            "publishes 1.4697 for a Transformer ten times this size, the best of its evaluations "
+            "over random windows of the same characters.",
             "",
             speeds(),
             "",

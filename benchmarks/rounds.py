@@ -1,4 +1,4 @@
-"""More rounds of a benchmark that has been run before: the flag --add."""
+"""What becomes of an earlier result of a benchmark that is run again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _SAME = ("machine", "python", "versions", "benchmark", "device", "small")
 
 
 def added(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """One result with the rounds of both, under the date and command of the later.
+    """One result with the rounds of both, under the date and command of the later: --add.
 
     A group that only one of them has keeps its rounds.
 
@@ -26,6 +26,16 @@ def added(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
         peers = {peer: _figure(old["peers"][peer], new["peers"][peer]) for peer in new["peers"]}
         groups[name] = new | {"peers": peers}
     return dict(now) | {"groups": groups}
+
+
+def kept(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """The new result, and of the old one the groups that were not measured again.
+
+    They stay only where machine and versions are the same.
+    """
+    if any(before.get(name) != now[name] for name in _SAME):
+        return dict(now)
+    return dict(now) | {"groups": dict(before["groups"]) | dict(now["groups"])}
 
 
 def _same(name: str, before: Any, now: Any) -> None:

@@ -39,6 +39,11 @@ class Task:
     device_bytes: Callable[[], int] | None = None
 
 
+def gpu_wanted() -> bool:
+    """Whether a GPU is to be measured; JAX itself then refuses to run without one."""
+    return "cuda" in os.environ.get("JAX_PLATFORMS", "")
+
+
 def main() -> None:
     """Builds the task that the arguments name, then serves standard input."""
     # Whatever a library prints goes to stderr; the answers have standard output alone.

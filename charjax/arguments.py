@@ -30,6 +30,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     args: argparse.Namespace = _parser().parse_args(rest)
     if config_flags and not hasattr(args, "config"):
         raise InputError(f"{config_flags[0]}: only train and info take a config")
+    if getattr(args, "workdir", None) == "":
+        raise InputError("--workdir=: names no folder")
     args.config_flags = config_flags
     return args
 
@@ -39,8 +41,10 @@ def place_of(args: argparse.Namespace) -> Place | None:
     from charjax.processes import Place
 
     coordinator, process_id, num_processes = args.coordinator, args.process_id, args.num_processes
-    if num_processes == 1 or (coordinator, process_id, num_processes) == (None, None, None):
-        return Place("", 0, 1) if num_processes else None
+    if (coordinator, process_id, num_processes) == (None, None, None):
+        return None
+    if num_processes == 1 and process_id in (None, 0):
+        return Place("", 0, 1)
     if None in (coordinator, process_id, num_processes):
         raise InputError("give --coordinator, --process_id and --num_processes together, or none")
     if not re.fullmatch(r".+:\d{1,5}", coordinator):

@@ -41,8 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except BrokenPipeError:
-        # Python would complain once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         if arguments[:1] != ["train"]:
             return 0  # the reader has seen enough
         return _fail(
@@ -73,9 +72,17 @@ def _run(arguments: Sequence[str]) -> None:
 
 
 def _fail(message: str, exit_code: int) -> int:
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except OSError:  # most likely what the message is about
+        _discard_output()
     _complain(message)
     return exit_code
+
+
+def _discard_output() -> None:
+    """For what still waits to be written: Python would try, and complain once more, at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _complain(message: str) -> None:
@@ -98,6 +105,8 @@ def _environment_error(error: BaseException) -> str | None:
             "out of memory; try a smaller config.data.batch_size, config.data.seq_len or "
             f"config.model.hidden ({text.splitlines()[0] if text else 'host memory'})"
         )
+    if "nable to initialize backend" in text:
+        return f"JAX found no device: {text.splitlines()[0]}; try JAX_PLATFORMS=cpu, or unset it"
     return None
 
 

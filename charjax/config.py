@@ -243,6 +243,7 @@ FIELD_NEEDS: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
     ("optim.eps_hat", lambda c: c.optim.name in ("adam", "adamw"), "adam or adamw"),
     ("optim.warmup", lambda c: c.train.max_steps + c.train.max_epochs > 0, "max_steps"),
     ("optim.final", lambda c: c.optim.schedule != "constant", "a schedule that decays"),
+    ("train.scheduled_sampling", lambda c: c.data.seq_len > 1, "data.seq_len of 2 or more"),
     ("train.scheduled_ramp", lambda c: c.train.scheduled_sampling > 0, "train.scheduled_sampling"),
     ("train.patience", lambda c: c.data.split[1] > 0, "a validation part in data.split"),
 )

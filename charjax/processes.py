@@ -66,7 +66,7 @@ def joined(place: Place | None, *, native_log: Path) -> Iterator[None]:
       place: None: the place that JAX finds (SLURM, Open MPI, Kubernetes, TPU pods); where
         it finds none, the run has one process and this context does nothing.
       native_log: a file for what native libraries write to the standard streams; `{}` in
-        it becomes the number of the process. Unused with one process.
+        its name becomes the number of the process. Unused with one process.
 
     Raises:
       HostError: the processes did not find each other, or one of them has died.
@@ -74,7 +74,7 @@ def joined(place: Place | None, *, native_log: Path) -> Iterator[None]:
     if not _join(place):
         yield
         return
-    log = Path(str(native_log).format(jax.process_index()))
+    log = native_log.with_name(native_log.name.replace("{}", str(jax.process_index())))
     log.parent.mkdir(parents=True, exist_ok=True)
     end = _End(log)
     try:

@@ -10,7 +10,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from subprocess import PIPE
+from typing import IO, NamedTuple
 
 import pytest
 
@@ -107,10 +108,12 @@ PROGRAMS = {"launch": [str(ROOT / "launch.py")], "charjax": ["-m", "charjax"]}
 
 
 def start(
-    place: Place, program: str, arguments: str | Sequence[str]
+    place: Place, program: str, arguments: str | Sequence[str], stdout: int | IO[bytes] = PIPE
 ) -> subprocess.CompletedProcess[bytes]:
     command = [sys.executable, *PROGRAMS[program], *place.fill(arguments)]
-    return subprocess.run(command, capture_output=True, env=place.environment, timeout=100)
+    return subprocess.run(
+        command, stdout=stdout, stderr=PIPE, env=place.environment, timeout=100, check=False
+    )
 
 
 class Fault(NamedTuple):
@@ -135,6 +138,8 @@ FAULTS = {
     ),
     "abbreviated flag": Fault(SAMPLE + "--num_char=1", 2, ("--num_char=1", "--num_chars")),
     "stray word": Fault(SAMPLE + "hello", 2, ("hello",)),
+    "workdir without a name": Fault("info --workdir=", 2, ("--workdir=", "no folder")),
+    "score of a folder": Fault("score --workdir=@run --file=@run", 2, ("--file=", "is a folder")),
     "no config": Fault("train", 2, ("--config", "configs/shakespeare.py")),
     "--config without a value": Fault("train --config", 2, ("--config", "--config=VALUE")),
     "field without a value": Fault(
@@ -469,6 +474,7 @@ def test_a_run_that_is_stopped_says_so_in_one_line_and_by_its_code(place, tmp_pa
     ("error", "words"),
     [
         (MemoryError(), ("out of memory", "config.data.batch_size")),
+        (RuntimeError("Unable to initialize backend 'cuda': no"), ("'cuda'", "JAX_PLATFORMS")),
         (RuntimeError("RESOURCE_EXHAUSTED: 9 GiB\nmore"), ("out of memory", "9 GiB")),
         (OSError(errno.ENOSPC, "No space left on device", "/x"), ("/x", "No space left")),
     ],
@@ -480,6 +486,14 @@ def test_what_the_machine_refuses_is_no_traceback(error, words, capfd, monkeypat
     monkeypatch.setattr(cli, "_info", fail)
     assert cli.main(["info"]) == 4
     assert_one_line(capfd.readouterr().err, words)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a full disk to hand")
+def test_a_full_disk_behind_standard_output_is_no_traceback(place):
+    with open("/dev/full", "wb") as full:
+        ended = start(place, "charjax", "info --workdir=@run", stdout=full)
+    assert ended.returncode == 4
+    assert_one_line(ended.stderr.decode(), ("No space left",))
 
 
 def test_a_defect_is_not_hidden(monkeypatch):

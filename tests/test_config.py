@@ -114,10 +114,10 @@ def _assemble(values: dict[str, Any]) -> Config:
 
 def _effective(values: dict[str, Any]) -> Config:
     """The config with every field at its default that would have no effect."""
-    config, default = _assemble(values), to_dict(Config())
-    for name, acts, _ in FIELD_NEEDS:
+    default = to_dict(Config())
+    for name, acts, _ in FIELD_NEEDS:  # some need others of them, which stand before
         section, leaf = name.split(".")
-        if not acts(config):
+        if not acts(_assemble(values)):
             values[section][leaf] = default[section][leaf]
     return _assemble(values)
 

@@ -44,6 +44,7 @@ def shortened(steps: int, small: bool) -> Config:
     values["sample"]["num_chars"] = round(part * values["sample"]["num_chars"])
     values["data"]["split"] = (1 - share, share, 0.0)
     values["train"] |= {"max_steps": steps, "eval_every": min(steps, values["train"]["eval_every"])}
+    values["data"]["offline"] = ""  # this text or none
     values["model"] |= {"hidden": 32, "embed": 8} if small else {}
     return settle(from_config_dict(values))
 

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from benchmarks.shape import Shape, batch
-from benchmarks.worker import Task
+from benchmarks.worker import Task, gpu_wanted
 
 
 def train_step(shape: dict[str, Any], dtype: str) -> Task:
@@ -18,6 +18,7 @@ def train_step(shape: dict[str, Any], dtype: str) -> Task:
       shape: of the model and its batch.
       dtype: float32, or another one that Keras mixes with it.
     """
+    _check_device()
     wanted = Shape(**shape)
     keras.config.set_dtype_policy(dtype if dtype == "float32" else f"mixed_{dtype}")
     layer = {"gru": keras.layers.GRU, "lstm": keras.layers.LSTM}[wanted.cell]
@@ -46,3 +47,20 @@ def train_step(shape: dict[str, Any], dtype: str) -> Task:
         "backend": os.environ["KERAS_BACKEND"],
     }
     return Task(wanted.chars, run, about)
+
+
+def _check_device() -> None:
+    """Raises NotImplementedError where a GPU is wanted and the backend would take the CPU."""
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow
+
+        found = bool(tensorflow.config.list_physical_devices("GPU"))
+    elif backend == "torch":
+        import torch
+
+        found = torch.cuda.is_available()
+    else:
+        return  # JAX refuses by itself
+    if gpu_wanted() and not found:
+        raise NotImplementedError(f"{backend} finds no GPU")

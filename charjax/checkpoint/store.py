@@ -229,11 +229,18 @@ def _os_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _damage(where: str) -> Iterator[None]:
-    """Turns whatever goes wrong while reading into a DamagedError: it has no narrower type."""
+    """Turns whatever goes wrong while reading into a DamagedError: it has no narrower type.
+
+    But for what the machine refuses, which says nothing of the file.
+    """
     try:
         yield
     except DamagedError as error:
         raise DamagedError(f"{where}{error}") from error
+    except MemoryError:
+        raise
+    except PermissionError as error:
+        raise HostError(f"{where}cannot be read ({error.strerror}); check its rights") from error
     except Exception as error:
         first_line = f"{type(error).__name__} {error}".splitlines()[0]
         raise DamagedError(f"{where}cannot be read: {first_line[:200]}") from error

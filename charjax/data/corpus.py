@@ -141,6 +141,8 @@ def _read(path: str, named: str) -> File:
         return File(path, Path(path).read_bytes())
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:
         raise InputError(f"{named}: no such file; check the path") from error
+    except IsADirectoryError as error:
+        raise InputError(f"{named}: is a folder; name a file in it") from error
     except OSError as error:
         raise HostError(f"{path}: cannot be read ({error.strerror}); check its rights") from error
 

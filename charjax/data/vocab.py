@@ -194,6 +194,13 @@ class Decoder:
         return self._decoder.decode(b"", final=True)
 
 
+def check_ids(ids: Int[np.ndarray, " n"], symbols: int) -> None:
+    """Raises InputError for an id of no symbol: XLA would take another one in silence."""
+    if ids.size and not 0 <= ids.min() <= ids.max() < symbols:
+        wrong = ids.min() if ids.min() < 0 else ids.max()
+        raise InputError(f"id {wrong}: the model has {symbols} symbols, from 0 to {symbols - 1}")
+
+
 def _check_surrogates(text: str) -> None:
     try:
         for begin in range(0, len(text), _CHUNK):

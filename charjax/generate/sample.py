@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int
 
 from charjax.config import ModelConfig
-from charjax.data.vocab import Vocab
+from charjax.data.vocab import Vocab, check_ids
 from charjax.errors import InputError
 from charjax.generate.choice import Sampling
 from charjax.generate.chunks import Form, form, groups, ready_weights, write_group
@@ -40,7 +40,7 @@ class Sampler:
           params: of a `CharRNN`.
           masked: an id never to write, the vocabulary's [UNK]; None: all may be written.
         """
-        self._config = config
+        self._config, self._symbols = config, params["output_bias"].shape[0]
         self._weights: Callable[[Form], StepWeights] = functools.cache(
             lambda form: ready_weights(config, masked, form, params)
         )
@@ -66,10 +66,12 @@ class Sampler:
           by chunk as they are written, and at least one chunk, which may be empty.
 
         Raises:
-          InputError: an empty prompt, or a number out of range.
+          InputError: an empty prompt, one with an id that no symbol has, or a number out of
+            range.
         """
         if prompt.size == 0:
             raise InputError("the prompt is empty: the sampler needs a symbol to start from")
+        check_ids(prompt, self._symbols)
         if not 0 <= num_chars <= _MOST_CHARS:
             raise InputError(f"--num_chars={num_chars}: must be from 0 to {_MOST_CHARS:,}")
         if not 1 <= num_samples <= _MOST_SAMPLES:
@@ -121,7 +123,7 @@ def sample_texts(
         sampling=sampling,
         masked=vocab.unk_id,
     )
-    return _whole(vocab, written)
+    return whole_texts(vocab, written)
 
 
 def write_texts(
@@ -161,14 +163,14 @@ def write_texts(
         yield from (decoder.decode(chunk[0]) for chunk in chunks)
         yield decoder.flush()
         return
-    for number, text in enumerate(_whole(vocab, written)):
+    for number, text in enumerate(whole_texts(vocab, written)):
         yield (separator if number else "") + shown + text
 
 
-def _whole(
+def whole_texts(
     vocab: Vocab, groups: Iterator[Iterator[Int[np.ndarray, "samples chunk"]]]
 ) -> Iterator[str]:
-    """The samples of all groups as whole texts."""
+    """The samples of all groups, which a `Sampler` yields, as whole texts."""
     for group in groups:
         yield from map(vocab.decode, np.concatenate(list(group), axis=1))
 

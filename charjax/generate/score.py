@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 
 from charjax.config import ModelConfig
 from charjax.data.corpus import read_text
+from charjax.data.vocab import check_ids
 from charjax.devices import all_devices, lane_mesh, one_copy, put, replicated, split_lanes
 from charjax.errors import DivergedError, InputError
 from charjax.generate.trained import Trained
@@ -125,10 +126,11 @@ def char_nats(
     """Negative log-probability in nats of every character but the first, float32.
 
     Raises:
-      InputError: the text has fewer than two characters.
+      InputError: the text has fewer than two characters, or an id that no symbol has.
     """
     if ids.size < 2:
         raise InputError(f"the text has {ids.size} characters: a score needs at least 2")
+    check_ids(ids, params["output_bias"].shape[0])
     predicted = ids.size - 1
     lanes = max(1, min(_LANES, predicted // (2 * _CONTEXT)))
     work = _worker(config, over_all=lanes >= jax.device_count())

@@ -137,11 +137,12 @@ class CharRNN(nn.Module):
           Float32 logits [batch, time, vocab] and the carry after the last character.
 
         Raises:
-          InputError: a dtype of "int8", which only `charjax.model.stepper` reads.
+          InputError: a dtype of "int8", which only `charjax.model.stepper` reads, or of "auto",
+            of which `charjax.precision.settle` makes one.
         """
         c = self.config
-        if c.dtype == "int8":
-            raise InputError("dtype=int8: for sample and score alone; take float32 or bfloat16")
+        if c.dtype not in ("float32", "bfloat16"):
+            raise InputError(f"dtype={c.dtype}: nothing to train in; take float32 or bfloat16")
         dtype = jnp.dtype(c.dtype)
         drop = _Dropout(dropout_keys)
         inputs, selected = self._embed(tokens.T, drop)

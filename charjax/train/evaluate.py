@@ -13,7 +13,7 @@ from charjax.types import PyTree
 
 
 def evaluate(config: ModelConfig, params: PyTree, ids: Int[np.ndarray, " chars"]) -> dict[str, Any]:
-    """The loss on every character of a split, the carry kept throughout.
+    """The loss on every character of a split; see `charjax.generate.score`.
 
     Returns:
       `val_loss` in nats and `val_bpc` in bits per character; nothing for a split that

@@ -8,10 +8,23 @@ from pathlib import Path
 from charjax.config import Config
 from charjax.data.vocab import Vocab
 from charjax.devices import one_copy
+from charjax.errors import InputError
 from charjax.folder import append
 from charjax.generate.choice import Sampling
-from charjax.generate.sample import sample_texts
+from charjax.generate.sample import Sampler, prompt_ids, whole_texts
 from charjax.types import PyTree
+
+
+def check_samples(config: Config, vocab: Vocab) -> None:
+    """Raises InputError where the samples' prompt has characters that the vocabulary lacks."""
+    if not config.sample.num_chars:
+        return
+    try:
+        prompt_ids(vocab, config.sample.prompt)
+    except InputError as error:
+        what = str(error).partition(";")[0]
+        prompt = config.sample.prompt
+        raise InputError(f"config.sample.prompt={prompt!r}: {what}; choose another") from error
 
 
 def write_samples(
@@ -37,17 +50,15 @@ def write_samples(
       HostError: the disk refused.
     """
     wanted, shown = config.sample, ""
-    params = one_copy(params)  # a text is written on one device
-    for temperature in wanted.temperatures if wanted.num_chars else ():
-        (text,) = sample_texts(
-            config.model,
-            params,
-            vocab,
-            wanted.prompt,
-            num_chars=wanted.num_chars,
-            num_samples=1,
-            sampling=Sampling(temperature=temperature, seed=config.seed),
-        )
+    if not wanted.num_chars:
+        return
+    # A text is written on one device.
+    sampler = Sampler(config.model, one_copy(params), masked=vocab.unk_id)
+    prompt = prompt_ids(vocab, wanted.prompt)
+    for temperature in wanted.temperatures:
+        sampling = Sampling(temperature=temperature, seed=config.seed)
+        groups = sampler(prompt, num_chars=wanted.num_chars, num_samples=1, sampling=sampling)
+        (text,) = whole_texts(vocab, groups)
         title = f"=== step {step}, temperature {temperature:g} ==="
         shown = f"{title}\n{wanted.prompt}{text}\n"
         append(file, f"{shown}\n")

@@ -13,7 +13,7 @@ import numpy as np
 
 from charjax import processes
 from charjax.checkpoint import Checkpoints
-from charjax.config import Config, to_dict
+from charjax.config import Config, from_config_dict, to_dict
 from charjax.data.batches import Batch
 from charjax.data.prepare import Prepared, prepare
 from charjax.display import Display
@@ -24,7 +24,7 @@ from charjax.precision import settle
 from charjax.train import words
 from charjax.train.evaluate import evaluate
 from charjax.train.identity import check_allowed, check_same_run, describe
-from charjax.train.live import write_samples
+from charjax.train.live import check_samples, write_samples
 from charjax.train.metrics import Log, MetricsLog, NoLog, draw_curves, read_metrics
 from charjax.train.optimizer import make_optimizer, make_schedule
 from charjax.train.parallel import make_backend
@@ -126,6 +126,7 @@ class _Run:
           begun: what that checkpoint says of the run; None: there is none.
           allow: what may have changed since.
         """
+        check_samples(self.config, self.text.vocab)  # before there is work to lose
         for line in words.opening(self.config, self.text, self.plan, self.parameters):
             self.display.report(line)
         if begun:
@@ -133,6 +134,9 @@ class _Run:
             for change in changes:
                 self.display.report(f"allowed: {change}")
             self._resume()
+            before, an_epoch = from_config_dict(begun["config"]), self.text.batches.steps_per_epoch
+            for line in words.rescheduled(before, self.config, an_epoch, self.step):
+                self.display.report(line)
         else:
             self._cut_logs(dict.fromkeys(self.folder.log_sizes(), 0))
             self._take_up(self.new_state(), Progress())
@@ -187,7 +191,7 @@ class _Run:
                 # Asked once a turn: a signal must not end the loop after a turn that did not save.
                 over = self._over()
                 if over or any(map(self._due, self.plan.intervals)):
-                    self.tally.catch_up(self.step)
+                    self.tally.catch_up()
                     with self.clock.paused():
                         over = self._do_what_is_due()
                 update(self.step, self.plan.total, words.beside_the_bar(self.record, self.progress))
@@ -259,8 +263,9 @@ class _Run:
 
     def _new_record(self) -> dict[str, Any]:
         """The training record since the last one."""
-        learning_rate = float(self.learning_rate(self.step - 1))
-        record = self.tally.take_record(self.step, self.text.batches, self.clock, learning_rate)
+        record = self.tally.take_record(
+            self.step, self.text.batches, self.clock, self.learning_rate
+        )
         self.record = record
         return record
 

@@ -54,20 +54,22 @@ class Clock:
     def __init__(self, before: float) -> None:
         now = time.monotonic()
         self._started, self._lap_started = now - before, now
+        self._pause_began: float | None = None
 
     def seconds(self) -> float:
         """Since the run's first start."""
         return time.monotonic() - self._started
 
     def lap(self) -> float:
-        """Since the last lap, without pauses; never 0."""
-        now = time.monotonic()
+        """Since the last lap, without pauses, nor what has passed of one that lasts; never 0."""
+        now = time.monotonic() if self._pause_began is None else self._pause_began
         seconds, self._lap_started = now - self._lap_started, now
         return max(seconds, 1e-9)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Keeps what happens inside out of the lap."""
-        began = time.monotonic()
+        self._pause_began = began = time.monotonic()
         yield
         self._lap_started += time.monotonic() - began
+        self._pause_began = None

@@ -27,8 +27,9 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            for number in _WATCHED:
-                self._handlers.callback(signal.signal, number, signal.signal(number, self._note))
+            for number, before in _heeded():
+                signal.signal(number, self._note)
+                self._handlers.callback(signal.signal, number, before)
             self._handlers.enter_context(_listening(self._exit_if_second))
         return self
 
@@ -71,13 +72,22 @@ def exit_on_signals(say: Callable[[str], None]) -> Iterator[None]:
         os._exit(128 + number)
 
     with ExitStack() as stack:
-        for number in _WATCHED:
-            before = signal.getsignal(number)
-            if before is not signal.SIG_IGN:  # as a shell asks for a command in the background
-                signal.signal(number, _leave_it_to_the_listener)
-                stack.callback(signal.signal, number, before)
+        for number, before in _heeded():
+            signal.signal(number, _leave_it_to_the_listener)
+            stack.callback(signal.signal, number, before)
         stack.enter_context(_listening(exit_now))
         yield
+
+
+def _heeded() -> Iterator[tuple[int, Any]]:
+    """The signals watched and their handlers, but for those that this process is to ignore.
+
+    So a shell asks for SIGINT, of a command in the background.
+    """
+    for number in _WATCHED:
+        handler = signal.getsignal(number)
+        if handler is not signal.SIG_IGN:
+            yield number, handler
 
 
 @contextmanager

@@ -12,9 +12,10 @@ from charjax.train.signals import StopSignals
 
 
 class Stopping:
-    """The wishes of all processes: as they are with one, as of the last `ask` with several.
+    """The wishes of all processes, as of the last `ask`; a lone process hears a signal at once.
 
-    So several processes never hold different opinions between two calls.
+    So several processes never hold different opinions between two calls, and the clock does not
+    end a step whose evaluation has not been due.
     """
 
     def __init__(self, signals: StopSignals, late: Callable[[], bool]) -> None:
@@ -26,20 +27,18 @@ class Stopping:
     @property
     def signal(self) -> int | None:
         """The number of the signal received; None: none."""
-        return self._wishes()[0] or None
+        number = self._own()[0] if self._exchange is None else self._agreed[0]
+        return number or None
 
     @property
     def late(self) -> bool:
         """Whether the time is up."""
-        return bool(self._wishes()[1])
+        return bool(self._agreed[1])
 
     def ask(self) -> None:
         """Brings both up to date. With several processes, all call this after every dispatch."""
-        if self._exchange is not None:
-            self._agreed = self._exchange(self._own())
-
-    def _wishes(self) -> Sequence[int]:
-        return self._own() if self._exchange is None else self._agreed
+        own = self._own()
+        self._agreed = own if self._exchange is None else self._exchange(own)
 
     def _own(self) -> Sequence[int]:
         return self._signals.received or 0, int(self._late())

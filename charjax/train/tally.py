@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 
@@ -40,27 +40,29 @@ class Tally:
         self._config, self._folder, self._progress = config, folder, progress
         self._skipped, self._report = skipped, report
         self._grad_norm = math.nan
-        self._pending: StepMetrics | None = None
+        self._steps = 0  # since the last record, or since the run was taken up
+        self._pending: tuple[StepMetrics, int] | None = None
 
     def add(self, metrics: StepMetrics, step: int) -> None:
-        """Keeps a dispatch's metrics for later, and reads those of the one before.
+        """Keeps the metrics of a dispatch that ends at a step, and reads those of the one before.
 
         Raises:
           DivergedError: as `catch_up`.
         """
-        self.catch_up(step)
-        self._pending = metrics
+        self.catch_up()
+        self._pending = metrics, step
 
-    def catch_up(self, step: int) -> None:
+    def catch_up(self) -> None:
         """Reads what is still unread, which waits for it.
 
         Raises:
           DivergedError: more updates than allowed were not finite.
         """
-        metrics, self._pending = self._pending, None
-        if metrics is None:
+        if self._pending is None:
             return
+        (metrics, step), self._pending = self._pending, None
         losses, skipped = np.asarray(metrics.loss), int(metrics.skipped[-1])
+        self._steps += losses.size
         self._progress.losses += [float(x) for x in losses if math.isfinite(x)]
         self._grad_norm = float(metrics.grad_norm[-1])
         if skipped > self._skipped:
@@ -73,7 +75,7 @@ class Tally:
             raise self.diverged(f"{skipped} updates up to step {step} were not finite")
 
     def take_record(
-        self, step: int, batches: Batches, clock: Clock, learning_rate: float
+        self, step: int, batches: Batches, clock: Clock, schedule: Callable[[int], SupportsFloat]
     ) -> dict[str, Any]:
         """The record of the steps since the last one, which begins anew.
 
@@ -81,19 +83,20 @@ class Tally:
           step: the last of them.
           batches: what they read.
           clock: of the run; a lap ends here.
-          learning_rate: of the last step.
+          schedule: number of the update, from 0 -> learning rate.
 
         Returns:
           What `charjax.train.metrics.MetricsLog` writes, but for the validation.
         """
         losses, self._progress.losses = self._progress.losses, []
-        chars = batches.chars_per_epoch / batches.steps_per_epoch * len(losses)
+        steps, self._steps = self._steps, 0
+        chars = batches.chars_per_epoch / batches.steps_per_epoch * steps
         record = {
             "step": step,
             "epoch": round(step / batches.steps_per_epoch, 4),
             "time_s": round(clock.seconds(), 3),
             "chars_per_second": round(chars / clock.lap(), 1),
-            "learning_rate": learning_rate,
+            "learning_rate": float(schedule(max(step - self._skipped, 1) - 1)),
         }
         if losses:
             record["train_loss"] = math.fsum(losses) / len(losses)

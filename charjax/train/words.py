@@ -13,8 +13,11 @@ import jax
 
 from charjax.config import Config, TrainConfig
 from charjax.data.prepare import Prepared
+from charjax.data.vocab import Vocab
+from charjax.errors import InputError
 from charjax.folder import RunFolder
-from charjax.train.plan import Plan, in_the_way
+from charjax.train.optimizer import make_schedule
+from charjax.train.plan import Plan, in_the_way, make_plan
 from charjax.train.progress import Progress
 
 
@@ -56,6 +59,28 @@ def dispatch(config: TrainConfig, plan: Plan, start: int) -> list[str]:
     ]
 
 
+def rescheduled(before: Config, now: Config, steps_per_epoch: int, step: int) -> list[str]:
+    """One line where a run became longer or shorter, and the learning rate with it another.
+
+    Args:
+      before: the run as it was saved.
+      now: as it goes on.
+      steps_per_epoch: of its text.
+      step: that it goes on from.
+    """
+    old, new = (make_plan(config.train, steps_per_epoch).total for config in (before, now))
+    was, is_ = (
+        float(make_schedule(config.optim, total)(step))
+        for config, total in ((before, old), (now, new))
+    )
+    if old == new or math.isclose(was, is_, rel_tol=1e-6):
+        return []
+    return [
+        f"plan: optim.schedule={now.optim.schedule} is over {new:,} steps instead of {old:,}: "
+        f"the learning rate goes on at {is_:.3g} instead of {was:.3g}"
+    ]
+
+
 def evaluation(record: Mapping[str, Any], *, better: bool) -> str:
     """One line for one evaluation."""
     parts = [f"step {record['step']:,}  epoch {record['epoch']:.2f}"]
@@ -92,9 +117,18 @@ def closing(config: Config, folder: RunFolder, text: Prepared, progress: Progres
     # By this very interpreter: the environment may not be activated.
     here, python = Path.cwd(), Path(sys.executable)
     python = python.relative_to(here) if python.is_relative_to(here) else python
-    flags = (f"--workdir={folder.path}", f"--prompt={config.sample.prompt or 'The '}")
+    prompt = config.sample.prompt or "The "
+    flags = [f"--workdir={folder.path}", *[f"--prompt={prompt}"] * _is_known(prompt, text.vocab)]
     command = shlex.join([str(python), "-m", "charjax", "sample", *flags, "--num_chars=500"])
     return [*lines, f"next: {command}"]
+
+
+def _is_known(prompt: str, vocab: Vocab) -> bool:
+    try:
+        vocab.encode(prompt)
+    except InputError:
+        return False
+    return True
 
 
 def _notice(text: Prepared) -> list[str]:

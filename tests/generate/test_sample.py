@@ -337,6 +337,12 @@ def test_a_bad_number_is_refused_by_name(flag, value):
         ids_of(RANDOM, **{flag: value})
 
 
+@pytest.mark.parametrize("wrong", [-1, 99])
+def test_an_id_of_no_symbol_is_refused_and_not_taken_for_another(wrong):
+    with pytest.raises(InputError, match=f"^id {wrong}: the model has"):
+        ids_of(RANDOM, prompt=np.array([0, wrong], np.int32))
+
+
 def test_an_empty_prompt_is_refused():
     with pytest.raises(InputError, match=r"^the prompt is empty: .*$"):
         ids_of(RANDOM, prompt=np.empty(0, np.int32))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from charjax.config import Config, DataConfig, ParallelConfig, from_config_dict, to_dict
+from charjax.config import Config, DataConfig, from_config_dict, to_dict
 from charjax.data.batches import make_batches
 from charjax.devices import all_devices, lane_mesh, one_copy, own_rows, put, put_own, split_lanes
 from charjax.errors import InputError
@@ -172,14 +170,6 @@ def test_a_text_is_scored_on_all_devices_as_on_one(monkeypatch):
     one_device = score._worker(config, over_all=False)
     monkeypatch.setattr(score, "_worker", lambda config, over_all: one_device)
     np.testing.assert_allclose(on_all, score.char_nats(config, params, ids), rtol=1e-5)
-
-
-def test_the_choice_of_devices_may_change_when_a_run_resumes():
-    from charjax.train import identity
-
-    for name in ("parallel.accumulate", "parallel.backend", "model.remat"):
-        assert name.startswith(identity._MAY_CHANGE)
-    assert replace(config_of(), parallel=ParallelConfig(accumulate=2)) != config_of()
 
 
 @pytest.mark.slow

@@ -272,6 +272,26 @@ def test_the_same_text_may_have_moved(config, finished, again, tmp_path):
     assert outcome(again) == outcome(finished.folder)
 
 
+def test_how_it_is_computed_may_change(config, again):
+    other = changed(config, train={"max_steps": 45}, model={"remat": 4, "recurrence": "scan"})
+    assert run(other, again).progress.ended == "step 45 of 45 is done"
+
+
+def test_a_longer_run_says_what_becomes_of_its_learning_rate(config, again):
+    longer = run(changed(config, train={"max_steps": 80}), again)
+    (line,) = (line for line in longer.shown.lines if "optim.schedule" in line)
+    assert "over 80 steps instead of 40" in line
+
+
+def test_a_prompt_that_the_samples_cannot_have_is_refused_before_the_first_step(config, tmp_path):
+    unknown = changed(config, sample={"prompt": "a cat"}, train={"max_steps": 10})
+    shown = Recorder()
+    with pytest.raises(InputError, match=r"^config\.sample\.prompt='É': .*U\+00C9.*another$"):
+        train(changed(unknown, sample={"prompt": "É"}), tmp_path, shown)
+    assert not shown.lines
+    run(changed(unknown, sample={"prompt": "É", "num_chars": 0}), tmp_path / "without")
+
+
 def test_how_long_and_how_often_may_change(config, again):
     # The new intervals allow for dispatches of 3 steps, which from 40 on would meet none of them.
     often = {"eval_every": 33, "log_every": 33, "checkpoint_every": 33}

@@ -178,6 +178,7 @@ def test_when_another_process_dies_the_first_ends_within_a_minute(start, tmp_pat
         (["--coordinator=here", "--num_processes=2", "--process_id=0"], "must be HOST:PORT"),
         (["--coordinator=here:1", "--num_processes=2", "--process_id=2"], "from 0 to 1"),
         (["--coordinator=here:1", "--num_processes=2", "--process_id=-1"], "from 0 to 1"),
+        (["--coordinator=here:1", "--num_processes=1", "--process_id=1"], "from 0 to 0"),
     ],
 )
 def test_a_place_that_cannot_be_is_refused(flags, complaint, config, tmp_path, capsys):

@@ -60,6 +60,17 @@ def test_pauses_are_kept_out_of_laps_but_not_out_of_the_time(time_is):
     assert clock.lap() == 1
 
 
+def test_a_lap_that_ends_in_a_pause_ended_where_that_began(time_is):
+    clock = Clock(before=0.0)
+    time_is(1002.0)
+    with clock.paused():
+        time_is(1005.0)
+        assert clock.lap() == 2
+        time_is(1006.0)
+    time_is(1007.0)
+    assert clock.lap() == 1
+
+
 def test_a_lap_is_never_zero(time_is):
     clock = Clock(before=0.0)
     assert clock.lap() > 0

@@ -43,6 +43,17 @@ with StopSignals() as signals:
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "2\n", "")
 
 
+def test_a_signal_that_the_process_is_to_ignore_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does in the background
+    try:
+        with StopSignals() as signals:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert signals.received is None
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_in_another_thread_nothing_changes():
     before, seen = signal.getsignal(signal.SIGTERM), []
 

@@ -13,9 +13,28 @@ from charjax.config import TrainConfig
 from charjax.train import words
 from charjax.train.plan import make_plan
 
-from .tiny import configs_of_intervals
+from .tiny import config_of, configs_of_intervals
 
 configs = configs_of_intervals(fewest=2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "longer", "said"),
+    [
+        ({"schedule": "constant"}, 200, ""),
+        ({"schedule": "linear"}, 100, ""),
+        (
+            {"schedule": "linear", "learning_rate": 0.4},
+            200,
+            "plan: optim.schedule=linear is over 200 steps instead of 100: "
+            "the learning rate goes on at 0.2 instead of 0",
+        ),
+    ],
+)
+def test_another_length_that_changes_the_learning_rate_is_said(fields, longer, said):
+    before = config_of(train={"max_steps": 100}, optim=fields)
+    now = config_of(train={"max_steps": longer}, optim=fields)
+    assert "".join(words.rescheduled(before, now, 50, 100)) == said
 
 
 def test_an_evaluation_says_what_it_has():
