@@ -145,6 +145,8 @@ def _contract(
         a.astype(dtype),
         b.astype(dtype),
         ((axes_a, axes_b), ((), ())),
+        # Else a GPU or a TPU would round float32 operands to fewer bits.
+        precision=jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None,
         preferred_element_type=jnp.float32,
     )
     return product

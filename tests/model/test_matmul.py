@@ -89,6 +89,17 @@ def test_operands_and_results_may_be_transposed(dtype):
     assert distance(got, want) < 1e-5
 
 
+@pytest.mark.parametrize("product", [dot, dot_trailing])
+def test_float32_is_float32_on_machines_that_would_round_it(product):
+    x = jnp.ones((4, 4))
+    exact, rounded = (
+        jax.jit(product, static_argnums=2).lower(x, x, dtype).as_text()
+        for dtype in ("float32", "bfloat16")
+    )
+    assert "HIGHEST" in exact
+    assert "HIGHEST" not in rounded
+
+
 def test_look_up_is_exact_and_so_is_its_gradient():
     table, ids = 1e6 * normal(0, 4, 9), jnp.asarray([[0, 8, 3], [3, 3, 1]])
     got, transpose = jax.vjp(lambda table: look_up(table, ids), table)
