@@ -7,6 +7,7 @@ import io
 import json
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "standard output: its reader has gone; the same command goes on from there",
             HostError.exit_code,
         )
-    except (MemoryError, OSError, RuntimeError) as error:
+    except (AssertionError, MemoryError, OSError, RuntimeError) as error:
         known = _environment_error(error)
         if known is None:
             raise
@@ -105,9 +106,18 @@ def _environment_error(error: BaseException) -> str | None:
             "out of memory; try a smaller config.data.batch_size, config.data.seq_len or "
             f"config.model.hidden ({text.splitlines()[0] if text else 'host memory'})"
         )
-    if "nable to initialize backend" in text:
-        return f"JAX found no device: {text.splitlines()[0]}; try JAX_PLATFORMS=cpu, or unset it"
+    if _is_for_want_of_a_device(error):
+        return (
+            f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: JAX found no such device; try "
+            f"JAX_PLATFORMS=cpu, or unset it ({text.splitlines()[0] if text else 'not installed'})"
+        )
     return None
+
+
+def _is_for_want_of_a_device(error: BaseException) -> bool:
+    """JAX raises a RuntimeError, or where it has nothing for the platform an AssertionError."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).name == "xla_bridge.py"
 
 
 def _set_up_jax() -> None:

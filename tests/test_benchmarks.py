@@ -96,6 +96,16 @@ def test_rounds_of_another_machine_or_other_peers_are_not_added():
         rounds.added(result("a", our=[1.0]), result("a", our=[1.0], peer=[1.0]))
 
 
+def test_what_was_not_measured_again_stays_if_machine_and_versions_are_the_same():
+    new = result("a", our=[1.0])
+    old = result("a", our=[5.0])
+    old["groups"]["lstm"] = old["groups"]["gru"]
+    groups = rounds.kept(old, new)["groups"]
+    assert groups["gru"] == new["groups"]["gru"]
+    assert groups["lstm"] == old["groups"]["lstm"]
+    assert rounds.kept(old | {"machine": "b"}, new) == new
+
+
 def test_flops_are_those_of_the_products():
     shape = Shape(cell="gru", hidden=3, batch=2, length=5, vocab=7, layers=2)
     recurrent, between, logits = 2 * 3 * 9, 3 * 9, 3 * 7

@@ -474,7 +474,6 @@ def test_a_run_that_is_stopped_says_so_in_one_line_and_by_its_code(place, tmp_pa
     ("error", "words"),
     [
         (MemoryError(), ("out of memory", "config.data.batch_size")),
-        (RuntimeError("Unable to initialize backend 'cuda': no"), ("'cuda'", "JAX_PLATFORMS")),
         (RuntimeError("RESOURCE_EXHAUSTED: 9 GiB\nmore"), ("out of memory", "9 GiB")),
         (OSError(errno.ENOSPC, "No space left on device", "/x"), ("/x", "No space left")),
     ],
@@ -486,6 +485,13 @@ def test_what_the_machine_refuses_is_no_traceback(error, words, capfd, monkeypat
     monkeypatch.setattr(cli, "_info", fail)
     assert cli.main(["info"]) == 4
     assert_one_line(capfd.readouterr().err, words)
+
+
+def test_a_platform_that_is_not_there_is_no_traceback(place):
+    elsewhere = place._replace(environment=place.environment | {"JAX_PLATFORMS": "tpu"})
+    ended = start(elsewhere, "charjax", SAMPLE + "--num_chars=1")
+    assert ended.returncode == 4
+    assert_one_line(ended.stderr.decode(), ("JAX_PLATFORMS=tpu", "JAX_PLATFORMS=cpu"))
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a full disk to hand")
