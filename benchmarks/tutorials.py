@@ -19,17 +19,14 @@ import argparse
 import json
 import re
 import shlex
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine, tutorial_page, tutorial_timing
+from benchmarks import headline, machine, tutorial_page, tutorial_timing
 from benchmarks.tutorial_figures import TUTORIALS
 
-ROOT = Path(__file__).parent.parent
 _SAMPLE_CHARS = 300
 _JUDGED_CHARS = 20_000  # written at temperature 1, to count the real words in
 _WORD = re.compile(r"[A-Za-z']+")
@@ -63,14 +60,14 @@ def epochs(records: Sequence[dict[str, Any]], steps_per_epoch: int) -> list[dict
 def info_of(name: str, variant: str, *overrides: str) -> dict[str, Any]:
     """What `charjax info` says of a config."""
     config = f"--config=configs/tutorials/{name}.py" + (f":{variant}" if variant else "")
-    info: dict[str, Any] = json.loads(_run("-m", "charjax", "info", config, *overrides))
+    info: dict[str, Any] = json.loads(headline.run("-m", "charjax", "info", config, *overrides))
     return info
 
 
 def train(name: str, variant: str, workdir: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """Trains, or takes up the finished run in `workdir`, and reads what it left."""
     config = f"--config=configs/tutorials/{name}.py" + (f":{variant}" if variant else "")
-    _run("launch.py", config, f"--workdir={workdir}", *overrides)
+    headline.run("launch.py", config, f"--workdir={workdir}", *overrides)
     info = info_of(name, variant, *overrides)
     lines = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     run = json.loads((workdir / "run.json").read_text(encoding="utf-8"))
@@ -124,14 +121,7 @@ def _sample(
     sample: dict[str, Any], workdir: Path, temperature: float, num_chars: int = _SAMPLE_CHARS
 ) -> str:
     flags = (f"--workdir={workdir}", f"--prompt={sample['prompt']}", f"--temperature={temperature}")
-    return _run("-m", "charjax", "sample", *flags, f"--num_chars={num_chars}", "--seed=1")
-
-
-def _run(*command: str) -> str:
-    """One command's standard output; its messages go to ours."""
-    return subprocess.run(
-        [sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
-    ).stdout
+    return headline.run("-m", "charjax", "sample", *flags, f"--num_chars={num_chars}", "--seed=1")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -25,7 +25,7 @@ from charjax.generate.choice import choose
 from charjax.generate.trained import Trained
 from charjax.keys import Stream
 from charjax.model.network import initial_carry
-from charjax.model.stepper import StepState, step, step_state, step_weights
+from charjax.model.stepper import StepState, step, step_state, step_weights, without_symbol
 from charjax.types import PyTree, Scalar
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -98,6 +98,8 @@ def export_generator(config: ModelConfig, params: PyTree, *, masked: int | None)
 def make_generator(config: ModelConfig, params: PyTree, *, masked: int | None) -> Generator:
     """The function that `export_generator` serialises."""
     weights = jax.jit(step_weights, static_argnums=0)(config, params)
+    if masked is not None:
+        weights = without_symbol(weights, masked)
     structure = jax.tree.structure(_start_state(config, params))
 
     def generate(
@@ -108,8 +110,6 @@ def make_generator(config: ModelConfig, params: PyTree, *, masked: int | None) -
     ) -> tuple[Int[Array, " batch"], FlatState]:
         state: StepState = jax.tree.unflatten(structure, carry)
         logits, state = step(config, weights, weights.select(tokens), state)
-        if masked is not None:
-            logits = logits.at[:, masked].set(-jnp.inf)
         chosen = choose(logits, jax.random.wrap_key_data(keys), temperature)
         return chosen, tuple(jax.tree.leaves(state))
 
