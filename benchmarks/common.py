@@ -165,6 +165,9 @@ def measure(peers: Sequence[Peer], *, rounds: int, turn_s: float, device: str) -
       rounds: turns of each peer.
       turn_s: a turn repeats the work until about this many seconds have passed.
       device: cpu or gpu.
+
+    Raises:
+      SystemExit: no peer can be measured here.
     """
     figures: dict[str, Figure] = {}
     skipped: dict[str, str] = {}
@@ -181,6 +184,8 @@ def measure(peers: Sequence[Peer], *, rounds: int, turn_s: float, device: str) -
                 continue
             figures[name] = Figure(about, worker.chars)
             workers.append(worker)
+        if not workers:
+            sys.exit(f"none of the peers can be measured on this {device}")
         units = [max(1, round(turn_s / worker.run(1)["seconds"])) for worker in workers]
         for turn in range(rounds):
             for i in range(len(workers)):
@@ -222,8 +227,8 @@ def _environment(device: str) -> dict[str, str]:
     }
     if device == "cpu":
         return env | {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    # A peer without a GPU is to fail, not to measure the CPU: see `benchmarks.worker.gpu_wanted`.
-    return env | {"JAX_PLATFORMS": "cuda,cpu"}
+    # A peer without a GPU is to fail, not to measure the CPU: see `benchmarks.worker.check_gpu`.
+    return env | {"JAX_PLATFORMS": "cuda"}
 
 
 def parser(about: str | None) -> argparse.ArgumentParser:

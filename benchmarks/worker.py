@@ -39,9 +39,13 @@ class Task:
     device_bytes: Callable[[], int] | None = None
 
 
-def gpu_wanted() -> bool:
-    """Whether a GPU is to be measured; JAX itself then refuses to run without one."""
-    return "cuda" in os.environ.get("JAX_PLATFORMS", "")
+def check_gpu(library: str, *, found: bool) -> None:
+    """Raises RuntimeError where a GPU is to be measured and a library would take the CPU.
+
+    For JAX `JAX_PLATFORMS` alone does so.
+    """
+    if "cuda" in os.environ.get("JAX_PLATFORMS", "") and not found:
+        raise RuntimeError(f"{library} finds no GPU")
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from benchmarks.shape import Shape, batch
-from benchmarks.worker import Task, gpu_wanted
+from benchmarks.worker import Task, check_gpu
 
 
 def train_step(shape: dict[str, Any], dtype: str) -> Task:
@@ -50,17 +50,13 @@ def train_step(shape: dict[str, Any], dtype: str) -> Task:
 
 
 def _check_device() -> None:
-    """Raises NotImplementedError where a GPU is wanted and the backend would take the CPU."""
+    """`check_gpu` of the backend."""
     backend = keras.backend.backend()
     if backend == "tensorflow":
         import tensorflow
 
-        found = bool(tensorflow.config.list_physical_devices("GPU"))
+        check_gpu(backend, found=bool(tensorflow.config.list_physical_devices("GPU")))
     elif backend == "torch":
         import torch
 
-        found = torch.cuda.is_available()
-    else:
-        return  # JAX refuses by itself
-    if gpu_wanted() and not found:
-        raise NotImplementedError(f"{backend} finds no GPU")
+        check_gpu(backend, found=torch.cuda.is_available())

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from benchmarks.shape import Shape, batch
-from benchmarks.worker import Task, gpu_wanted
+from benchmarks.worker import Task, check_gpu
 
 
 class CharModel(nn.Module):
@@ -73,9 +73,9 @@ def sample(shape: dict[str, Any], streams: int, chars: int) -> Task:
 
 
 def _device() -> str:
-    if gpu_wanted() and not torch.cuda.is_available():
-        raise NotImplementedError("torch finds no GPU")
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    found = torch.cuda.is_available()
+    check_gpu("torch", found=found)
+    return "cuda" if found else "cpu"
 
 
 def _cast(device: str, dtype: str) -> AbstractContextManager[Any]:

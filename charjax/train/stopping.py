@@ -15,7 +15,7 @@ class Stopping:
     """The wishes of all processes, as of the last `ask`; a lone process hears a signal at once.
 
     So several processes never hold different opinions between two calls, and the clock does not
-    end a step whose evaluation has not been due.
+    end a run in mid-turn, its evaluation left out.
     """
 
     def __init__(self, signals: StopSignals, late: Callable[[], bool]) -> None:
