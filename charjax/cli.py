@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from charjax.arguments import parse, place_of
+from charjax.cache import cache_folder
 from charjax.errors import CharjaxError, HostError, InputError
 from charjax.flags import load_config
 from charjax.train.signals import exit_on_signals
@@ -122,8 +123,7 @@ def _is_for_want_of_a_device(error: BaseException) -> bool:
 
 def _set_up_jax() -> None:
     """Compiled programs are kept in the user's own cache, so that the second call is quick."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "charjax" / "jax"
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder("jax")))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         # With fewer threads than this, forced host devices deadlock on few cores.

@@ -67,9 +67,11 @@ class ModelConfig:
     # `charjax.precision.fast_dtype`; a run decides once, when it begins.
     # int8: whole numbers, see `charjax.model.whole`, to write and score with, not to train.
     dtype: str = choice("float32", "bfloat16", "auto", "int8")
+    # fast: on a CPU in C, compiled when first needed, where there is a compiler; else like xla.
+    # xla: by XLA alone. scan: the cell as it is written, for comparison.
     # persistent: training steps with the recurrent weights kept on chip, on one NVIDIA Hopper
     # GPU in bfloat16; what is no training runs as fast does. Not yet run on a GPU.
-    recurrence: str = choice("fast", "scan", "persistent")
+    recurrence: str = choice("fast", "xla", "scan", "persistent")
     # Keep only the carry between blocks of so many characters and compute the rest again
     # in the backward pass: less memory for more time, the same result. 0: keep all.
     remat: int = number(0, 0)

@@ -38,7 +38,7 @@ def fast_dtype() -> str:
     """
     device = jax.devices()[0]
     if device.platform == "cpu":
-        has_bfloat16 = bool(_BFLOAT16_CPUS & _cpu_flags())
+        has_bfloat16 = bool(_BFLOAT16_CPUS & cpu_flags())
     elif device.platform == "gpu":
         major = str(getattr(device, "compute_capability", "")).partition(".")[0]
         has_bfloat16 = major.isdecimal() and int(major) >= _BFLOAT16_GPUS  # AMD's are no numbers
@@ -47,8 +47,8 @@ def fast_dtype() -> str:
     return "bfloat16" if has_bfloat16 else "float32"
 
 
-def _cpu_flags() -> set[str]:
-    """What the first processor can do; nothing where the system does not say it."""
+def cpu_flags() -> set[str]:
+    """What the first processor can do, as Linux calls it; nothing where no one says it."""
     try:
         lines = _CPU_INFO.read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -22,6 +22,7 @@ CONFIGS = sorted((ROOT / "configs").glob("**/*.py"))
 # From the bottom up. A name ending in a dot is a room: all modules in it.
 ROWS = (
     (
+        "charjax.cache",
         "charjax.config",
         "charjax.schema",
         "charjax.errors",

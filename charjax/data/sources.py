@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from charjax.cache import cache_folder
 from charjax.data.download import Limits, Progress, fetch
 from charjax.errors import HostError, InputError
 
@@ -160,9 +161,10 @@ def read_named(
 
 def _folders() -> list[Path]:
     """Where data files are looked for; the last one, the cache, takes downloads."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
-    folders = [os.environ.get("CHARJAX_DATA_DIR"), os.path.join(cache, "charjax", "data")]
-    return [Path(os.path.expanduser(folder)) for folder in folders if folder]
+    given = os.environ.get("CHARJAX_DATA_DIR")
+    return (
+        [Path(os.path.expanduser(given)), cache_folder("data")] if given else [cache_folder("data")]
+    )
 
 
 def _find(source: Source) -> Path | None:

@@ -19,8 +19,10 @@ from jaxtyping import Array, Float, Int, Key
 
 from charjax.config import ModelConfig
 from charjax.errors import InputError
+from charjax.model import compiled
 from charjax.model.cells import CELLS, Gates
 from charjax.model.initial import initializers
+from charjax.model.kernels.build import Kernels
 from charjax.model.matmul import dot, look_up, project
 from charjax.model.recurrence import Outputs, Projected, Table, Weights, recur
 from charjax.types import Carry, Fresh, LayerCarry, Logits, PRNGKey, PyTree, Tokens
@@ -94,6 +96,9 @@ class RecurrentLayer(nn.Module):
             machine = persistent.machine(dtype, carry[0].shape[0])
             return persistent.recur(c.cell, machine, source, step.weights(), carry)
         if c.recurrence != "scan":
+            kernels = compiled.kernels_for(dtype) if c.recurrence == "fast" else None
+            if isinstance(kernels, Kernels):
+                return compiled.recur(c.cell, kernels, dtype, source, step.weights(), carry)
             return recur(c.cell, dtype, source, step.weights(), carry)
 
         scan: Callable[..., tuple[LayerCarry, Float[Array, "time batch hidden"]]] = nn.scan(

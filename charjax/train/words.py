@@ -11,11 +11,13 @@ from typing import Any
 
 import jax
 
-from charjax.config import Config, TrainConfig
+from charjax.config import Config, ModelConfig, TrainConfig
 from charjax.data.prepare import Prepared
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.folder import RunFolder
+from charjax.model.compiled import kernels_for
+from charjax.model.kernels.build import Absent
 from charjax.train.optimizer import make_schedule
 from charjax.train.plan import Plan, in_the_way, make_plan
 from charjax.train.progress import Progress
@@ -28,10 +30,18 @@ def opening(config: Config, text: Prepared, plan: Plan, parameters: int) -> list
         f"text: {corpus.name}, {len(corpus.text):,} characters, {len(text.vocab)} symbols",
         f"model: {config.model.cell} {config.model.layers} x {config.model.hidden}, "
         f"{parameters:,} parameters, {config.model.dtype} products, "
-        f"on {jax.device_count()} x {device.device_kind}",
+        f"on {jax.device_count()} x {device.device_kind}{_loops(config.model)}",
         f"plan: {f'{plan.total:,}' if plan.total else 'any number of'} steps, "
         f"{text.batches.steps_per_epoch:,} an epoch",
     ]
+
+
+def _loops(model: ModelConfig) -> str:
+    """How the loops over time run, where that is for the machine to say."""
+    if model.recurrence != "fast" or jax.default_backend() != "cpu":
+        return ""
+    kernels = kernels_for(model.dtype)
+    return f", by XLA: {kernels.reason}" if isinstance(kernels, Absent) else ", compiled for it"
 
 
 def dispatch(config: TrainConfig, plan: Plan, start: int) -> list[str]:

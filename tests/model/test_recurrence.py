@@ -102,16 +102,17 @@ DROPOUT = {"dropout": 0.3, "dropout_in": 0.2, "dropout_between": 0.4}
 @pytest.mark.parametrize(
     ("layers", "embed", "dropout"), [(2, 4, {}), (1, 0, DROPOUT), (3, 4, DROPOUT)]
 )
+@pytest.mark.parametrize("recurrence", ["fast", "xla"])
 @pytest.mark.parametrize("cell", CELLS)
-def test_fast_is_scan(cell, layers, embed, dropout):
+def test_fast_is_scan(cell, recurrence, layers, embed, dropout):
     config = ModelConfig(cell=cell, hidden=HIDDEN, layers=layers, embed=embed, **dropout)
-    assert distance(run(config, recurrence="fast"), run(config, recurrence="scan")) < 1e-5
+    assert distance(run(config, recurrence=recurrence), run(config, recurrence="scan")) < 1e-5
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("cell", CELLS)
 def test_blocks_of_units_are_the_whole(monkeypatch, cell, dtype):
-    config = ModelConfig(cell=cell, hidden=7, layers=2, embed=4, dtype=dtype)
+    config = ModelConfig(cell=cell, hidden=7, layers=2, embed=4, dtype=dtype, recurrence="xla")
     whole = run(config)
     in_blocks(monkeypatch, 3)
     value_and_grads.clear_cache()  # what is patched is no argument
