@@ -53,22 +53,29 @@ INLINE void multiply(bool narrow, long terms, const void *tile, const void *pane
 
 #if defined(__AVX512BF16__) && defined(__AVX512F__)
 INLINE Halves halves(Vector x) { return (Halves)_mm512_cvtneps_pbh((__m512)x); }
-INLINE uint16_t half(float x) { return halves(all(x))[0]; }
 
-INLINE void store_halves(uint16_t *to, Vector x, long count) {
-  const Halves rounded = halves(x);
-  if (count == LANES) memcpy(to, &rounded, sizeof rounded);
-  else memcpy(to, &rounded, count * sizeof(uint16_t));
+/* Two terms of each lane, side by side as the instruction has them. */
+INLINE Vector pairs(Vector first, Vector second) {
+  const __m512i low = _mm512_cvtepu16_epi32((__m256i)halves(first));
+  const __m512i high = _mm512_cvtepu16_epi32((__m256i)halves(second));
+  return (Vector)_mm512_or_si512(low, _mm512_slli_epi32(high, 16));
 }
 #else
-INLINE uint16_t half(float x) { return (void)x, 0; }
-INLINE void store_halves(uint16_t *to, Vector x, long count) { (void)to, (void)x, (void)count; }
+typedef Vector Halves; /* never used: nothing is narrow */
+INLINE Halves halves(Vector x) { return x; }
+INLINE Vector pairs(Vector first, Vector second) { return (void)second, first; }
 #endif
 
 /* Numbers as a stack keeps them, in bfloat16 where the stack is narrow. */
 INLINE void keep(bool narrow, void *stack, long at, Vector x, long count) {
-  if (narrow) store_halves((uint16_t *)stack + at, x, count);
-  else store((float *)stack + at, x, count);
+  if (!narrow) {
+    store((float *)stack + at, x, count);
+    return;
+  }
+  const Halves rounded = halves(x);
+  uint16_t *to = (uint16_t *)stack + at;
+  if (count == LANES) memcpy(to, &rounded, LANES * sizeof *to);
+  else memcpy(to, &rounded, count * sizeof *to);
 }
 
 /* Writes states k to k + count of a panel; an odd count is followed by zeros. */
@@ -77,19 +84,21 @@ INLINE void fill_panel(bool narrow, void *panel, long k, const Vector *states, l
     memcpy((float *)panel + k * LANES, states, count * sizeof(Vector));
     return;
   }
-#if defined(__AVX512BF16__) && defined(__AVX512F__)
   for (long i = 0; i < count; i += 2) {
-    const __m512 second = i + 1 < count ? (__m512)states[i + 1] : _mm512_setzero_ps();
-    const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)states[i]));
-    const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(second));
-    _mm512_storeu_si512((uint32_t *)panel + (k + i) / 2 * LANES,
-                        _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+    const Vector next = i + 1 < count ? states[i + 1] : all(0.0f);
+    store((float *)panel + (k + i) / 2 * LANES, pairs(states[i], next), LANES);
   }
-#endif
 }
 
-/* Writes one weight of a tile. */
-INLINE void fill_tile(bool narrow, void *tile, long k, long row, float weight) {
-  if (narrow) ((uint16_t *)tile)[(k / 2 * ROWS + row) * 2 + k % 2] = half(weight);
-  else ((float *)tile)[k * ROWS + row] = weight;
+/* Writes weights k and k + 1 of all rows of a tile. */
+INLINE void fill_tile(bool narrow, void *tile, long k, const float weights[2][ROWS]) {
+  if (!narrow) {
+    memcpy((float *)tile + k * ROWS, weights, 2 * ROWS * sizeof(float));
+    return;
+  }
+  for (long row = 0; row < ROWS; row += LANES) {
+    const long count = ROWS - row < LANES ? ROWS - row : LANES;
+    const Vector both = pairs(load(weights[0] + row, count), load(weights[1] + row, count));
+    store((float *)tile + k / 2 * ROWS + row, both, count);
+  }
 }

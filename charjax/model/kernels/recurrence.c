@@ -3,8 +3,8 @@
  *
  * A tile is as many rows of the kernel as there are accumulators. Forwards, these are all
  * gates of some units, so that gates follow from the sums where they lie; backwards, each
- * row is a unit. A panel is as many lanes as a vector has. An item of work is a tile and a
- * panel at one time step; a step begins when the one before it is finished.
+ * row is a unit. A panel is as many lanes as a vector has. An item of work is a tile and
+ * two panels at one time step; a step begins when the one before it is finished.
  *
  * Shapes, all contiguous, are those of charjax/model/compiled.py. A cell is known by its
  * number of gates: 1 RNN, 3 GRU, 4 LSTM. */
@@ -40,9 +40,25 @@ INLINE long in_stack(const Shape *s, long feature, long at, long lane) {
   return (feature * s->time + at) * s->batch + lane;
 }
 
+/* An item's panels lie in the same cache lines, also of a stack of two bytes a number: so no
+ * line goes to and fro between threads. */
+enum { TOGETHER = 2 };
+
+typedef struct Share {
+  long tile, first, end; /* panels */
+} Share;
+
+INLINE long items(const Shape *s) { return s->tiles * ((s->panels + TOGETHER - 1) / TOGETHER); }
+
+INLINE Share share_of(const Shape *s, long index) {
+  const long pieces = (s->panels + TOGETHER - 1) / TOGETHER;
+  const long first = index % pieces * TOGETHER;
+  const long end = first + TOGETHER < s->panels ? first + TOGETHER : s->panels;
+  return (Share){index / pieces, first, end};
+}
+
 INLINE long most_helpers(const Shape *s) {
-  const long items = s->tiles * s->panels;
-  return s->terms * ROWS * LANES < WORTH_SHARING ? 0 : items - 1;
+  return s->terms * ROWS * LANES < WORTH_SHARING ? 0 : items(s) - 1;
 }
 
 /* ---- Forwards ---- */
@@ -65,14 +81,19 @@ typedef struct Forward {
 INLINE void pack_forward(int cell, bool narrow, const Forward *f, long tile) {
   const Shape *s = &f->shape;
   const long units = ROWS / cell, first = tile * units, gates = cell * s->hidden;
+  const long count = s->hidden - first < units ? s->hidden - first : units;
   char *to = f->weights + tile * tile_size(narrow, s->terms);
-  for (long k = 0; k < s->terms; k++)
-    for (long row = 0; row < ROWS; row++) {
-      const long gate = row / units, unit = first + row % units;
-      const bool is_weight = k < s->hidden && gate < cell && unit < s->hidden;
-      const float weight = is_weight ? f->kernel[k * gates + gate * s->hidden + unit] : 0.0f;
-      fill_tile(narrow, to, k, row, weight);
+  float weights[2][ROWS] = {0};
+  for (long k = 0; k < s->terms; k++) {
+    for (long gate = 0; gate < cell; gate++) {
+      const float *from = f->kernel + k * gates + gate * s->hidden + first;
+      float *row = weights[k % 2] + gate * units;
+      if (k == s->hidden) memset(row, 0, units * sizeof *row);
+      else if (count == units) memcpy(row, from, units * sizeof *row);
+      else memcpy(row, from, count * sizeof *row);
     }
+    if (k % 2 == 1) fill_tile(narrow, to, k - 1, weights);
+  }
 }
 
 /* The carry before the first step, of a tile's units. */
@@ -95,14 +116,23 @@ INLINE void begin_forward(int cell, bool narrow, const Forward *f, long tile, lo
   if (unit > first) fill_panel(narrow, to, first, states, unit - first);
 }
 
+/* Has memory come near while the product runs: a step reads, and writes, a line here and a line
+ * there, far apart, and would wait for each. */
+INLINE void expect(const void *line, bool to_write) {
+  if (to_write) __builtin_prefetch(line, 1);
+  else __builtin_prefetch(line, 0);
+}
+
+/* Where the numbers kept of a unit begin: a panel's lie side by side. */
+INLINE long saved_at(int cell, const Shape *s, long at, long unit, long panel) {
+  return ((at * s->panels + panel) * s->hidden + unit) * kept(cell) * LANES;
+}
+
 /* The input's share of one gate of one unit. */
-INLINE Vector look_up(const Forward *f, long row, const int32_t *tokens, long at, long lane,
-                      long count) {
+INLINE Vector input(const Forward *f, long row, Integers tokens, long at, long lane, long count) {
   const float *column = f->columns + row * f->symbols;
-  if (tokens == NULL) return load(column + at * f->shape.batch + lane, count);
-  Vector x;
-  for (int i = 0; i < LANES; i++) x[i] = column[tokens[i]];
-  return x;
+  if (f->tokens != NULL) return gather(column, tokens);
+  return load(column + at * f->shape.batch + lane, count);
 }
 
 INLINE void step_forward(int cell, bool narrow, const Forward *f, long at, long tile,
@@ -112,33 +142,37 @@ INLINE void step_forward(int cell, bool narrow, const Forward *f, long at, long 
   const long count = lanes_from(s, lane);
   const long from = panel * panel_size(narrow, s->terms);
   Vector u[ROWS], states[ROWS];
+  const long end = first + units < s->hidden ? first + units : s->hidden;
+  const long width = narrow ? 2 : 4;
+  for (long unit = first; unit < end; unit++) {
+    expect(f->outputs + in_stack(s, unit, at, lane), true);
+    if (f->before != NULL && at + 1 < s->time)
+      expect((char *)f->before + width * in_stack(s, unit, at + 1, lane), true);
+  }
   multiply(narrow, s->terms, f->weights + tile * tile_size(narrow, s->terms),
            f->states[at % 2] + from, u);
 
-  int32_t ids[LANES] = {0}, *tokens = NULL;
-  if (f->tokens != NULL) {
-    memcpy(ids, f->tokens + at * s->batch + lane, count * sizeof *ids);
-    tokens = ids;
-  }
+  Integers tokens = {0};
+  if (f->tokens != NULL) memcpy(&tokens, f->tokens + at * s->batch + lane, count * sizeof(int32_t));
   long unit = first;
   for (; unit < first + units && unit < s->hidden; unit++) {
     const long i = unit - first, own = unit * s->batch + lane;
     Vector a[4]; /* of each gate, the sum of its shares, or the input's alone */
     for (int gate = 0; gate < cell; gate++) {
-      a[gate] = look_up(f, gate * s->hidden + unit, tokens, at, lane, count);
+      a[gate] = input(f, gate * s->hidden + unit, tokens, at, lane, count);
       if (cell != GRU || gate < 2) a[gate] += u[gate * units + i];
     }
-    float *saved = f->saved + ((at * s->hidden + unit) * kept(cell)) * s->batch + lane;
+    float *saved = f->saved + saved_at(cell, s, at, unit, panel);
     Vector h;
     if (cell == GRU) {
       const Vector r = sigmoid(a[0]), z = sigmoid(a[1]), by_r = u[2 * units + i] + f->bias[unit];
       const Vector n = hyperbolic_tangent(a[2] + r * by_r);
       h = n + z * (load(f->carry[0] + own, count) - n);
       if (f->saved != NULL) {
-        store(saved, r, count);
-        store(saved + s->batch, z, count);
-        store(saved + 2 * s->batch, n, count);
-        store(saved + 3 * s->batch, by_r, count);
+        store(saved, r, LANES);
+        store(saved + LANES, z, LANES);
+        store(saved + 2 * LANES, n, LANES);
+        store(saved + 3 * LANES, by_r, LANES);
       }
     } else if (cell == LSTM) {
       const Vector in = sigmoid(a[0]), forget = sigmoid(a[1]), out = sigmoid(a[3]);
@@ -147,11 +181,11 @@ INLINE void step_forward(int cell, bool narrow, const Forward *f, long at, long 
       h = out * hyperbolic_tangent(c);
       store(f->carry[1] + own, c, count);
       if (f->saved != NULL) {
-        store(saved, in, count);
-        store(saved + s->batch, forget, count);
-        store(saved + 2 * s->batch, g, count);
-        store(saved + 3 * s->batch, out, count);
-        store(saved + 4 * s->batch, c, count);
+        store(saved, in, LANES);
+        store(saved + LANES, forget, LANES);
+        store(saved + 2 * LANES, g, LANES);
+        store(saved + 3 * LANES, out, LANES);
+        store(saved + 4 * LANES, c, LANES);
       }
     } else {
       h = hyperbolic_tangent(a[0]);
@@ -168,13 +202,11 @@ INLINE void step_forward(int cell, bool narrow, const Forward *f, long at, long 
 
 /* Phase 0 rearranges the weights and begins; each one that follows is a time step. */
 INLINE void item_forward(int cell, bool narrow, const Forward *f, long phase, long index) {
-  const long tile = index / f->shape.panels, panel = index % f->shape.panels;
-  if (phase > 0) {
-    step_forward(cell, narrow, f, phase - 1, tile, panel);
-    return;
-  }
-  if (panel == 0) pack_forward(cell, narrow, f, tile);
-  begin_forward(cell, narrow, f, tile, panel);
+  const Share share = share_of(&f->shape, index);
+  if (phase == 0 && share.first == 0) pack_forward(cell, narrow, f, share.tile);
+  for (long panel = share.first; panel < share.end; panel++)
+    if (phase > 0) step_forward(cell, narrow, f, phase - 1, share.tile, panel);
+    else begin_forward(cell, narrow, f, share.tile, panel);
 }
 
 /* ---- Backwards ---- */
@@ -197,28 +229,32 @@ INLINE long gate_start(const Shape *s, long gate) { return gate * even(s->hidden
 /* Rows of a tile: units. Terms: gate by gate, as `gate_start` says. */
 INLINE void pack_backward(int cell, bool narrow, const Backward *b, long tile) {
   const Shape *s = &b->shape;
-  const long gates = cell * s->hidden;
+  const long first = tile * ROWS, gates = cell * s->hidden;
+  const long count = s->hidden - first < ROWS ? s->hidden - first : ROWS;
   char *to = b->weights + tile * tile_size(narrow, s->terms);
+  float weights[2][ROWS] = {0};
   for (long gate = 0; gate < cell; gate++)
-    for (long k = 0; k < even(s->hidden); k++)
-      for (long row = 0; row < ROWS; row++) {
-        const long unit = tile * ROWS + row;
-        const bool is_weight = k < s->hidden && unit < s->hidden;
-        const float weight = is_weight ? b->kernel[unit * gates + gate * s->hidden + k] : 0.0f;
-        fill_tile(narrow, to, gate_start(s, gate) + k, row, weight);
+    for (long k = 0; k < even(s->hidden); k += 2) {
+      const float *from = b->kernel + first * gates + gate * s->hidden + k;
+      for (long row = 0; row < count; row++, from += gates) {
+        weights[0][row] = from[0];
+        weights[1][row] = k + 1 < s->hidden ? from[1] : 0.0f;
       }
+      fill_tile(narrow, to, gate_start(s, gate) + k, weights);
+    }
 }
 
 /* The gradients of one unit's gates; adds to `d_bias`, replaces the carry's. */
 INLINE void unit_backward(int cell, bool narrow, const Backward *b, long at, long unit,
-                          long lane, long count, Vector dh, Vector d_u[4]) {
+                          long panel, Vector dh, Vector d_u[4]) {
   const Shape *s = &b->shape;
+  const long lane = panel * LANES, count = lanes_from(s, lane);
   const long here = unit * s->batch + lane;
-  const float *saved = b->saved + ((at * s->hidden + unit) * kept(cell)) * s->batch + lane;
+  const float *saved = b->saved + saved_at(cell, s, at, unit, panel);
   if (cell == GRU) {
-    const Vector r = load(saved, count), z = load(saved + s->batch, count);
-    const Vector n = load(saved + 2 * s->batch, count);
-    const Vector by_r = load(saved + 3 * s->batch, count);
+    const Vector r = load(saved, LANES), z = load(saved + LANES, LANES);
+    const Vector n = load(saved + 2 * LANES, LANES);
+    const Vector by_r = load(saved + 3 * LANES, LANES);
     const float *before =
         at == 0 ? b->begun[0] + here : b->outputs + in_stack(s, unit, at - 1, lane);
     const Vector dn = dh * (1.0f - z) * (1.0f - n * n);
@@ -230,16 +266,17 @@ INLINE void unit_backward(int cell, bool narrow, const Backward *b, long at, lon
     float *sum = b->d_bias + unit * s->panels * LANES + lane;
     store(sum, load(sum, LANES) + d_u[2], LANES);
   } else if (cell == LSTM) {
-    const Vector in = load(saved, count), forget = load(saved + s->batch, count);
-    const Vector g = load(saved + 2 * s->batch, count);
-    const Vector out = load(saved + 3 * s->batch, count);
-    const Vector tanh_c = hyperbolic_tangent(load(saved + 4 * s->batch, count));
-    const long step = s->hidden * kept(cell) * s->batch;
-    const float *before = at == 0 ? b->begun[1] + here : saved + 4 * s->batch - step;
+    const Vector in = load(saved, LANES), forget = load(saved + LANES, LANES);
+    const Vector g = load(saved + 2 * LANES, LANES);
+    const Vector out = load(saved + 3 * LANES, LANES);
+    const Vector tanh_c = hyperbolic_tangent(load(saved + 4 * LANES, LANES));
+    const long step = s->panels * s->hidden * kept(cell) * LANES;
+    const Vector before = at == 0 ? load(b->begun[1] + here, count)
+                                  : load(saved + 4 * LANES - step, LANES);
     const Vector dc =
         load(b->d_begun[1] + here, count) + dh * out * (1.0f - tanh_c * tanh_c);
     d_u[0] = dc * g * in * (1.0f - in);
-    d_u[1] = dc * load(before, count) * forget * (1.0f - forget);
+    d_u[1] = dc * before * forget * (1.0f - forget);
     d_u[2] = dc * in * (1.0f - g * g);
     d_u[3] = dh * tanh_c * out * (1.0f - out);
     store(b->d_begun[1] + here, dc * forget, count);
@@ -259,6 +296,15 @@ INLINE void step_backward(int cell, bool narrow, const Backward *b, long step, l
   const long first = tile * ROWS, lane = panel * LANES, count = lanes_from(s, lane);
   const long from = panel * panel_size(narrow, s->terms), at = s->time - 1 - step;
   Vector through[ROWS], d_u[4][ROWS];
+  const long end = first + ROWS < s->hidden ? first + ROWS : s->hidden;
+  const long width = narrow ? 2 : 4;
+  for (long unit = first; at >= 0 && unit < end; unit++) {
+    expect(b->d_outputs + in_stack(s, unit, at, lane), false);
+    if (cell != LSTM && at > 0) expect(b->outputs + in_stack(s, unit, at - 1, lane), false);
+    for (long gate = 0; gate < cell; gate++)
+      expect((char *)b->d_u + width * in_stack(s, gate * s->hidden + unit, at, lane), true);
+    if (cell == GRU) expect((char *)b->own + width * in_stack(s, unit, at, lane), true);
+  }
   if (step > 0)
     multiply(narrow, s->terms, b->weights + tile * tile_size(narrow, s->terms),
              b->grads[step % 2] + from, through);
@@ -274,7 +320,7 @@ INLINE void step_backward(int cell, bool narrow, const Backward *b, long step, l
     }
     dh += load(b->d_outputs + in_stack(s, unit, at, lane), count);
     Vector grads[4];
-    unit_backward(cell, narrow, b, at, unit, lane, count, dh, grads);
+    unit_backward(cell, narrow, b, at, unit, panel, dh, grads);
     for (int gate = 0; gate < cell; gate++) {
       d_u[gate][i] = grads[gate];
       keep(narrow, b->d_u, in_stack(s, gate * s->hidden + unit, at, lane), grads[gate], count);
@@ -298,13 +344,11 @@ INLINE void begin_backward(int cell, const Backward *b, long tile, long panel) {
 }
 
 INLINE void item_backward(int cell, bool narrow, const Backward *b, long phase, long index) {
-  const long tile = index / b->shape.panels, panel = index % b->shape.panels;
-  if (phase > 0) {
-    step_backward(cell, narrow, b, phase - 1, tile, panel);
-    return;
-  }
-  if (panel == 0) pack_backward(cell, narrow, b, tile);
-  begin_backward(cell, b, tile, panel);
+  const Share share = share_of(&b->shape, index);
+  if (phase == 0 && share.first == 0) pack_backward(cell, narrow, b, share.tile);
+  for (long panel = share.first; panel < share.end; panel++)
+    if (phase > 0) step_backward(cell, narrow, b, phase - 1, share.tile, panel);
+    else begin_backward(cell, b, share.tile, panel);
 }
 
 /* ---- Calls ---- */
@@ -369,7 +413,7 @@ XLA_FFI_Error *charjax_forward(XLA_FFI_CallFrame *frame) {
   f.before = filled(before);
   f.saved = filled(result(frame, 4));
   lay_out(narrow, s, result(frame, 5)->data, &f.weights, f.states);
-  const Job job = {BY_CELL(forward, cell, narrow), &f, 1 + s->time, s->tiles * s->panels};
+  const Job job = {BY_CELL(forward, cell, narrow), &f, 1 + s->time, items(s)};
   return run(frame, job, most_helpers(s));
 }
 
@@ -400,7 +444,7 @@ XLA_FFI_Error *charjax_backward(XLA_FFI_CallFrame *frame) {
   b.d_begun[0] = result(frame, 3)->data;
   b.d_begun[1] = result(frame, 4)->data;
   lay_out(narrow, s, result(frame, 5)->data, &b.weights, b.grads);
-  const Job job = {BY_CELL(backward, cell, narrow), &b, 2 + s->time, s->tiles * s->panels};
+  const Job job = {BY_CELL(backward, cell, narrow), &b, 2 + s->time, items(s)};
   return run(frame, job, most_helpers(s));
 }
 

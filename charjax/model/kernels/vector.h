@@ -25,8 +25,10 @@ typedef float Vector __attribute__((vector_size(4 * LANES)));
 typedef int32_t Integers __attribute__((vector_size(4 * LANES)));
 
 /* Whether products of bfloat16 numbers with float32 sums have instructions. */
-#if defined(__AVX512BF16__) && defined(__AVX512F__)
+#ifdef __x86_64__
 #include <immintrin.h>
+#endif
+#if defined(__AVX512BF16__) && defined(__AVX512F__)
 enum { HAS_BFLOAT16 = 1 };
 typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
 #else
@@ -46,6 +48,17 @@ INLINE Vector load(const float *from, long count) {
 INLINE void store(float *to, Vector x, long count) {
   if (count == LANES) memcpy(to, &x, sizeof x);
   else memcpy(to, &x, count * sizeof(float));
+}
+
+/* from[indices] */
+INLINE Vector gather(const float *from, Integers indices) {
+#ifdef __AVX512F__
+  return (Vector)_mm512_i32gather_ps((__m512i)indices, from, sizeof(float));
+#else
+  Vector x;
+  for (int lane = 0; lane < LANES; lane++) x[lane] = from[indices[lane]];
+  return x;
+#endif
 }
 
 /* Lanes of `yes` where the mask has ones, else of `no`. */
