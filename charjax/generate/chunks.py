@@ -2,8 +2,8 @@
 
 Random numbers are a function of (seed, sample, position) (law 1). Samples run in
 groups whose sizes are fixed in advance, so that even the rounding of the products
-does not depend on how many samples are asked for. Products of whole numbers have no
-rounding, and their groups any size.
+does not depend on how many samples are asked for. Where it is a lane's own matter, as in
+packed products, or there is none, as in products of whole numbers, groups have any size.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from charjax.config import ModelConfig
 from charjax.devices import loop_options
 from charjax.generate.choice import HOTTEST, Sampling, choose_by, keep_top_k, noise
 from charjax.keys import Stream, indexed_key, stream_key
+from charjax.model.compiled import kernels_for
+from charjax.model.kernels.build import Kernels
 from charjax.model.network import initial_carry
 from charjax.model.stepper import (
     Lanes,
@@ -53,10 +55,12 @@ def groups(config: ModelConfig, num_samples: int) -> Iterator[tuple[int, int]]:
 
     Sizes grow, so that a few samples come with little delay and many with the best use
     of the machine. A sample's group does not depend on how many are asked for, unless
-    products are exact: then, where each lane has its price, groups are no larger than needed.
+    a lane's products do not depend on its group: then, on a CPU, where each lane has its
+    price, groups are no larger than needed.
     """
     sizes = _GROUPS.get(jax.default_backend(), _GROUPS_ELSEWHERE)
-    if config.dtype == "int8" and jax.default_backend() == "cpu":
+    alone = config.dtype == "int8" or _kernels(config) is not None
+    if alone and jax.default_backend() == "cpu":
         sizes = (min(num_samples, sizes[-1]),)
     first = 0
     for size in itertools.chain(sizes, itertools.repeat(sizes[-1])):
@@ -72,17 +76,29 @@ class Form(NamedTuple):
     Attributes:
       lie: how the group's lanes lie.
       operands: the dtype of kernels of whole numbers; "" where they are none.
+      packed: what kernels are packed for; None: they are not.
     """
 
     lie: Lie
     operands: str
+    packed: Kernels | None
 
 
 def form(config: ModelConfig, size: int) -> Form:
     """The form that is quickest for groups of a size."""
+    whole, packed = config.dtype == "int8", _kernels(config)
+    if packed:
+        return Form("rows", fast_dtype() if whole else "", packed)
     lie: Lie = "columns" if size >= _FEWEST_COLUMNS else "column" if size == 1 else "rows"
-    whole = fast_dtype() if size >= _FEWEST_NARROW else "float32"
-    return Form(lie, whole if config.dtype == "int8" else "")
+    operands = fast_dtype() if size >= _FEWEST_NARROW else "float32"
+    return Form(lie, operands if whole else "", None)
+
+
+def _kernels(config: ModelConfig) -> Kernels | None:
+    """What kernels can be packed for, where the recurrence is left to the machine."""
+    dtype = fast_dtype() if config.dtype == "int8" else config.dtype
+    kernels = kernels_for(dtype) if config.recurrence == "fast" else None
+    return kernels if isinstance(kernels, Kernels) else None
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -97,7 +113,7 @@ def ready_weights(
       form: of the groups they are for.
       params: of a `CharRNN`.
     """
-    weights = step_weights(config, params, lie=form.lie, operands=form.operands)
+    weights = step_weights(config, params, lie=form.lie, operands=form.operands, packed=form.packed)
     return weights if masked is None else without_symbol(weights, masked)
 
 

@@ -107,7 +107,12 @@ def _run(
             ((hidden, batch), number),
             ((hidden, batch) if len(begun) > 1 else (0,), number),
             (stack if keep else (0,), dtype),
-            ((time, _KEPT[cell] * hidden, kernels.padded(batch)) if keep and _KEPT[cell] else (0,), number),
+            (
+                (time, _KEPT[cell] * hidden, kernels.padded(batch))
+                if keep and _KEPT[cell]
+                else (0,),
+                number,
+            ),
             ((kernels.forward_scratch(CELLS[cell].gates, hidden, batch, dtype),), jnp.uint8),
         ),
         weights.kernel,

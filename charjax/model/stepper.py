@@ -5,8 +5,9 @@ next character. So each layer multiplies its new state once, by the recurrent
 kernel and the kernel of whatever comes next (the layer above, or the logits)
 side by side, and keeps the recurrent half for the next character.
 
-Lanes lie in rows, which a CPU multiplies fastest while they are few, or in columns,
-as in training, which it does when they are many, or when there is one.
+Lanes lie in rows, which XLA on a CPU multiplies fastest while they are few, or in columns,
+as in training, which it does when they are many, or when there is one. Packed kernels take
+them in rows, any number.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from jaxtyping import Array, Float, Int
 
 from charjax.config import ModelConfig
 from charjax.model.cells import CELLS
+from charjax.model.kernels.build import Kernels
 from charjax.model.matmul import dot, in_order, look_up, rounded
+from charjax.model.packed import Packed, pack
 from charjax.model.whole import Units, whole_numbers
 from charjax.types import Carry, Logits, PyTree, Tokens
 
@@ -45,14 +48,14 @@ class StepWeights:
       table: float32 [vocab, gates], the first layer's input share of every symbol;
         transposed for several lanes in columns.
       kernels: a layer, [hidden, gates + onward], in the compute dtype; transposed for
-        lanes in columns.
+        lanes in columns. Or packed, for lanes in rows.
       biases: a layer, float32 [gates + onward].
       units: a layer, of kernels that are whole numbers; else None.
       lie: how lanes lie.
     """
 
     table: Float[Array, "_ _"]
-    kernels: tuple[Float[Array, "_ _"], ...]
+    kernels: tuple[Float[Array, "_ _"] | Packed, ...]
     biases: tuple[Float[Array, " _"], ...]
     units: tuple[Units | None, ...]
     lie: Lie
@@ -84,8 +87,11 @@ class StepWeights:
         kernel, bias, units = self.kernels[layer], self.biases[layer], self.units[layer]
         if units is not None:
             output = jnp.round(output * units.state)
-        operands = (kernel, output) if self.columns else (output, kernel)
-        product = dot(*operands, kernel.dtype)
+        if isinstance(kernel, Packed):
+            product = kernel.multiply(output)
+        else:
+            operands = (kernel, output) if self.columns else (output, kernel)
+            product = dot(*operands, kernel.dtype)
         if units is not None:
             product *= self._across(units.product)
         return product + self._across(bias)
@@ -110,7 +116,12 @@ class StepState(NamedTuple):
 
 
 def step_weights(
-    config: ModelConfig, params: PyTree, *, lie: Lie = "rows", operands: str = ""
+    config: ModelConfig,
+    params: PyTree,
+    *,
+    lie: Lie = "rows",
+    operands: str = "",
+    packed: Kernels | None = None,
 ) -> StepWeights:
     """The parameters of a `CharRNN`, rearranged.
 
@@ -120,6 +131,7 @@ def step_weights(
       lie: how lanes are going to lie.
       operands: the dtype of the kernels of whole numbers, float32 or bfloat16, which hold
         them alike; where they are none it is the config's.
+      packed: what to pack kernels for, whose lanes lie in rows; None: not to.
     """
     whole = config.dtype == "int8"
     dtype = jnp.dtype("float32" if whole else config.dtype)
@@ -130,16 +142,19 @@ def step_weights(
     table = table + layers[0]["bias"][None]
     onward = [(above["kernel"], above["bias"]) for above in layers[1:]]
     onward.append((params["output_kernel"], params["output_bias"]))
-    kernels, biases, units = [], [], []
+    kernels: list[Float[Array, "_ _"] | Packed] = []
+    biases, units = [], []
     for layer, (kernel, bias) in zip(layers, onward, strict=True):
         recurrent = layer["recurrent"]["kernel"]
         joined = jnp.concatenate([recurrent, kernel], axis=1)
         joined, unit = whole_numbers(joined) if whole else (joined, None)
-        kernels.append(joined.astype(operands or dtype))
+        if packed:
+            kernels.append(pack(packed, joined, operands or dtype))
+        else:
+            joined = joined.astype(operands or dtype)
+            kernels.append(joined if lie == "rows" else in_order(joined.T))
         biases.append(jnp.concatenate([_recurrent_bias(layer["recurrent"]), bias]))
         units.append(unit)
-    if lie != "rows":
-        kernels = [in_order(kernel.T) for kernel in kernels]
     if lie == "columns":
         table = in_order(table.T)
     return StepWeights(table, tuple(kernels), tuple(biases), tuple(units), lie)

@@ -55,6 +55,7 @@ def chi_square(counts, probs):
 
 
 RANDOM = random_model(11)
+IN_XLA = replace(RANDOM[0], recurrence="xla"), RANDOM[1]  # without kernels packed in C
 
 # Greedy
 
@@ -82,32 +83,49 @@ def test_greedy_is_every_sample_the_same():
 
 
 def test_a_sample_does_not_depend_on_how_many_are_asked_for():
-    many = ids_of(RANDOM, num_samples=17)
-    assert len({row.tobytes() for row in many}) == 17
-    for fewer in (1, 3, 8, 9):
-        np.testing.assert_array_equal(ids_of(RANDOM, num_samples=fewer), many[:fewer])
+    for model in (RANDOM, IN_XLA):
+        many = ids_of(model, num_samples=17)
+        assert len({row.tobytes() for row in many}) == 17
+        for fewer in (1, 3, 8, 9):
+            np.testing.assert_array_equal(ids_of(model, num_samples=fewer), many[:fewer])
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.9])
-def test_in_whole_numbers_groups_are_as_large_as_they_need_be(top_p):
-    """Products are exact, so that neither the size of a group nor its form shows in a text."""
+@pytest.mark.parametrize(
+    ("dtype", "recurrence"),
+    [("int8", "xla"), ("int8", "fast"), ("float32", "fast"), ("bfloat16", "fast")],
+)
+def test_where_a_lane_is_alone_groups_are_as_large_as_they_need_be(dtype, recurrence, top_p):
+    """Neither the size of a group nor its form shows in a text.
+
+    Products of whole numbers are exact; those of packed kernels are each lane's own.
+    """
     config, params = random_model(11, hidden=50)
-    model = replace(config, dtype="int8"), params
+    model = replace(config, dtype=dtype, recurrence=recurrence), params
+    if recurrence == "fast" and module._kernels(model[0]) is None:
+        pytest.skip("no kernels here")
     many = ids_of(model, num_samples=66, num_chars=100, top_p=top_p)
     for fewer in (1, 2, 7, 8, 64):
         written = ids_of(model, num_samples=fewer, num_chars=100, top_p=top_p)
         np.testing.assert_array_equal(written, many[:fewer])
     assert list(module.groups(model[0], 66)) == [(0, 64), (64, 64)]
     assert list(module.groups(model[0], 7)) == [(0, 7)]
-    assert list(module.groups(RANDOM[0], 7)) == [(0, 5), (5, 11)]
+    assert list(module.groups(IN_XLA[0], 7)) == [(0, 5), (5, 11)]
+
+
+def test_packed_kernels_write_what_others_do():
+    # Not by law, for products may round differently; but nearly always, and here.
+    np.testing.assert_array_equal(
+        ids_of(RANDOM, num_samples=6, num_chars=40), ids_of(IN_XLA, num_samples=6, num_chars=40)
+    )
 
 
 def test_lanes_in_columns_write_what_lanes_in_rows_do(monkeypatch):
     # Not by law, for products may round differently; but nearly always, and here.
     monkeypatch.setattr(module, "_FEWEST_COLUMNS", 1)
-    in_columns = ids_of(RANDOM, num_samples=6, num_chars=40)
+    in_columns = ids_of(IN_XLA, num_samples=6, num_chars=40)
     monkeypatch.setattr(module, "_FEWEST_COLUMNS", 1000)
-    np.testing.assert_array_equal(ids_of(RANDOM, num_samples=6, num_chars=40), in_columns)
+    np.testing.assert_array_equal(ids_of(IN_XLA, num_samples=6, num_chars=40), in_columns)
 
 
 def test_a_shorter_sample_is_the_beginning_of_a_longer_one():
@@ -148,7 +166,7 @@ def test_weights_are_made_ready_once_for_each_form_of_group(monkeypatch):
         return module.ready_weights(config, masked, form, params)
 
     monkeypatch.setattr("charjax.generate.sample.ready_weights", ready)
-    sampler = Sampler(*RANDOM, masked=None)
+    sampler = Sampler(*IN_XLA, masked=None)
     for _ in range(2):
         list(sampler(START, num_chars=1, num_samples=70, sampling=Sampling()))
     assert [form.lie for form in forms] == ["rows", "columns"]  # of 5, 11 and 48; of 64
@@ -172,12 +190,12 @@ def test_groups_may_be_read_in_any_order():
 @pytest.mark.parametrize("sizes", [(5, 11, 48, 64), (64, 256), (1,), (3, 5)])
 def test_groups_follow_each_other_and_do_not_depend_on_the_number(monkeypatch, sizes):
     monkeypatch.setattr(module, "_GROUPS", {"cpu": sizes})
-    many = list(module.groups(RANDOM[0], 1000))
+    many = list(module.groups(IN_XLA[0], 1000))
     ends = [first + size for first, size in many]
     assert [first for first, _ in many] == [0, *ends[:-1]]
     assert max(size for _, size in many) == max(sizes)
     for fewer in (1, 2, 64, 65, 999):
-        groups = list(module.groups(RANDOM[0], fewer))
+        groups = list(module.groups(IN_XLA[0], fewer))
         assert groups == many[: len(groups)]
         assert sum(size for _, size in groups[:-1]) < fewer <= sum(size for _, size in groups)
 

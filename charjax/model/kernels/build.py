@@ -26,7 +26,9 @@ from jax.typing import DTypeLike
 from charjax.cache import cache_folder
 from charjax.precision import cpu_flags
 
-FORWARD, BACKWARD = "charjax_forward", "charjax_backward"  # the names that XLA knows
+# The names that XLA knows.
+FORWARD, BACKWARD = "charjax_forward", "charjax_backward"
+PACK, MULTIPLY = "charjax_pack", "charjax_multiply"
 
 _SOURCES = Path(__file__).parent
 _FLAGS = ("-O3", "-std=gnu11", "-fno-math-errno", "-shared", "-fPIC")
@@ -40,12 +42,14 @@ class Kernels:
 
     Attributes:
       lanes: of a vector.
-      rows: of a tile of weights.
+      rows: of a tile of weights, in the recurrence.
+      outputs: of a tile of weights, where one character follows the other.
       has_bfloat16: whether the processor multiplies bfloat16 numbers.
     """
 
     lanes: int
     rows: int
+    outputs: int
     has_bfloat16: bool
 
     def takes(self, dtype: DTypeLike) -> bool:
@@ -64,6 +68,10 @@ class Kernels:
     def backward_scratch(self, gates: int, hidden: int, batch: int, dtype: DTypeLike) -> int:
         """Bytes of working memory of `BACKWARD`, whose tiles are units."""
         return self._scratch(-(-hidden // self.rows), gates * _even(hidden), batch, dtype)
+
+    def packed_size(self, terms: int, outputs: int) -> int:
+        """Numbers that `PACK` makes of a kernel [terms, outputs]."""
+        return _even(terms) * -(-outputs // self.outputs) * self.outputs
 
     def _scratch(self, tiles: int, terms: int, batch: int, dtype: DTypeLike) -> int:
         """All weights, and the lanes' states twice."""
@@ -86,11 +94,12 @@ def load() -> Kernels | Absent:
     found = library()
     if isinstance(found, Absent):
         return found
-    for name in (FORWARD, BACKWARD):
+    for name in (FORWARD, BACKWARD, PACK, MULTIPLY):
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(found, name)), platform="cpu")
     return Kernels(
         lanes=_constant(found, "charjax_lanes"),
         rows=_constant(found, "charjax_rows"),
+        outputs=_constant(found, "charjax_outputs"),
         has_bfloat16=bool(_constant(found, "charjax_has_bfloat16")),
     )
 

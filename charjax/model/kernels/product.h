@@ -1,5 +1,5 @@
-/* The product that every kernel here spends its time in: a tile of packed weights by a
- * panel of lanes, the sums in registers.
+/* The product that the recurrence spends its time in: a tile of packed weights by a panel of
+ * lanes, the sums in registers.
  *
  * Each sum adds its terms one after the other, in the order of k, each with one rounding.
  * So a result is the same bits whichever tile or panel it falls in, and however many
@@ -18,34 +18,31 @@ INLINE long even(long terms) { return terms + (terms & 1); }
 INLINE long tile_size(bool narrow, long terms) { return terms * ROWS * (narrow ? 2 : 4); }
 INLINE long panel_size(bool narrow, long terms) { return terms * LANES * (narrow ? 2 : 4); }
 
+/* One step of a sum: a term, or where narrow two, whose numbers are pairs of bfloat16. */
+INLINE Vector add_product(bool narrow, Vector sum, Vector a, Vector b) {
+#if defined(__AVX512BF16__) && defined(__AVX512F__)
+  if (narrow) return (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#else
+  (void)narrow;
+#endif
+  return sum + a * b;
+}
+
+/* How many steps a sum of so many terms has. */
+INLINE long steps_of(bool narrow, long terms) { return narrow ? even(terms) / 2 : terms; }
+
 /* results[row] = sum over k of tile[k][row] * panel[k] */
 INLINE void multiply(bool narrow, long terms, const void *tile, const void *panel,
                      Vector results[ROWS]) {
+  const float *weights = tile, *states = panel;
   Vector sums[ROWS];
 #pragma GCC unroll 24
   for (int row = 0; row < ROWS; row++) sums[row] = all(0.0f);
-#if defined(__AVX512BF16__) && defined(__AVX512F__)
-  if (narrow) {
-    const uint32_t *weights = tile, *states = panel;
-    for (long k = 0; k < terms; k += 2, weights += ROWS, states += LANES) {
-      const __m512bh pairs = (__m512bh)_mm512_loadu_si512(states);
+  for (long step = steps_of(narrow, terms); step > 0; step--, weights += ROWS, states += LANES) {
+    const Vector state = load(states, LANES);
 #pragma GCC unroll 24
-      for (int row = 0; row < ROWS; row++)
-        sums[row] =
-            (Vector)_mm512_dpbf16_ps((__m512)sums[row], pairs,
-                                     (__m512bh)_mm512_set1_epi32((int)weights[row]));
-    }
-  } else
-#endif
-  {
-    (void)narrow;
-    const float *weights = tile, *states = panel;
-    for (long k = 0; k < terms; k++, weights += ROWS, states += LANES) {
-      Vector state;
-      memcpy(&state, states, sizeof state);
-#pragma GCC unroll 24
-      for (int row = 0; row < ROWS; row++) sums[row] += all(weights[row]) * state;
-    }
+    for (int row = 0; row < ROWS; row++)
+      sums[row] = add_product(narrow, sums[row], state, all(weights[row]));
   }
 #pragma GCC unroll 24
   for (int row = 0; row < ROWS; row++) results[row] = sums[row];

@@ -35,7 +35,13 @@ typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
 enum { HAS_BFLOAT16 = 0 };
 #endif
 
-INLINE Vector all(float x) { return x - (Vector){0}; }
+INLINE Vector all(float x) {
+#ifdef __AVX512F__
+  return (Vector)_mm512_set1_ps(x); /* also of bits that are no float */
+#else
+  return x - (Vector){0};
+#endif
+}
 
 /* The first `count` lanes; zero in the others. */
 INLINE Vector load(const float *from, long count) {
