@@ -25,7 +25,10 @@ def peers(shape: Shape, *, device: str, keras_python: str, dispatch: int) -> lis
     flax_cells = {"gru": ("gru",), "lstm": ("lstm", "optimized_lstm")}[shape.cell]
     return [
         *(ours(shape, dtype=dtype, dispatch=dispatch) for dtype in ("float32", "bfloat16")),
-        ours(shape, dtype="float32", dispatch=dispatch, recurrence="scan"),
+        *(
+            ours(shape, dtype="float32", dispatch=dispatch, recurrence=recurrence)
+            for recurrence in ("xla", "scan")
+        ),
         *(
             Peer(
                 f"torch {dtype}",
