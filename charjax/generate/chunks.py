@@ -39,9 +39,9 @@ from charjax.model.stepper import (
 from charjax.precision import fast_dtype
 from charjax.types import Count, PRNGKey, PyTree, Scalar
 
-# The sizes of the first groups, by platform; the last one holds for all that follow. On a
-# CPU five rows cost what one does, near enough, and each row more costs its arithmetic;
-# elsewhere lanes are all but free.
+# The sizes of the first groups, by platform, where XLA multiplies; the last one holds for all
+# that follow. On a CPU five rows cost it what one does, near enough, and each row more costs
+# its arithmetic; elsewhere lanes are all but free.
 _GROUPS: dict[str, tuple[int, ...]] = {"cpu": (5, 11, 48, 64)}
 _GROUPS_ELSEWHERE = (64, 256)
 _FEWEST_COLUMNS = 64  # a CPU multiplies so many columns faster than rows, and a single one

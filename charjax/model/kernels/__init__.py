@@ -1,4 +1,5 @@
 """Kernels in C for CPUs, compiled for the very processor that runs them.
 
-`recurrence.c` has the loops over time; `build` compiles it and makes it known to XLA.
+`forward.c` and `backward.c` have the loops over time, `step.c` what writing text multiplies;
+`build` compiles them and makes them known to XLA.
 """

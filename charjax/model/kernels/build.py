@@ -31,7 +31,7 @@ FORWARD, BACKWARD = "charjax_forward", "charjax_backward"
 PACK, MULTIPLY = "charjax_pack", "charjax_multiply"
 
 _SOURCES = Path(__file__).parent
-_FLAGS = ("-O3", "-std=gnu11", "-fno-math-errno", "-shared", "-fPIC")
+_FLAGS = ("-O3", "-std=gnu11", "-D_GNU_SOURCE", "-fno-math-errno", "-shared", "-fPIC")
 _PROCESSOR_FLAGS = (("-march=native",), ("-mcpu=native",), ())  # the first that a compiler takes
 _PATIENCE_S = 120
 

@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include "vector.h"
 #include "xla/ffi/api/c_api.h"
 
 INLINE const XLA_FFI_Buffer *argument(const XLA_FFI_CallFrame *frame, int index) {
@@ -21,4 +22,9 @@ INLINE bool is_question(XLA_FFI_CallFrame *frame) {
   answer->api_version.major_version = XLA_FFI_API_MAJOR;
   answer->api_version.minor_version = XLA_FFI_API_MINOR;
   return true;
+}
+
+/* The numbers of a buffer, or NULL of one that stands for none: it has a single axis, empty. */
+INLINE void *filled(const XLA_FFI_Buffer *buffer) {
+  return buffer->rank == 1 && buffer->dims[0] == 0 ? NULL : buffer->data;
 }

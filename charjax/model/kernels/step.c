@@ -5,8 +5,6 @@
  * outputs; it meets as many lanes at once as there are accumulators for. Each sum adds its
  * terms in the order of k, as in product.h: a lane's bits do not depend on who is beside it. */
 
-#include "vector.h"
-
 #include "frame.h"
 #include "product.h"
 #include "team.h"
@@ -156,4 +154,6 @@ XLA_FFI_Error *charjax_multiply(XLA_FFI_CallFrame *frame) {
   return run(frame, job, helpers < count - 1 ? helpers : count - 1);
 }
 
-const int charjax_outputs = OUTPUTS;
+/* For Python to size what it allocates. */
+const int charjax_lanes = LANES, charjax_rows = ROWS, charjax_outputs = OUTPUTS;
+const int charjax_has_bfloat16 = HAS_BFLOAT16;

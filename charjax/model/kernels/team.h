@@ -9,13 +9,17 @@
 #pragma once
 
 #include <sched.h>
+#include <stdbool.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "xla/ffi/api/c_api.h"
 
+typedef void Item(const void *work, long phase, long index);
+
 typedef struct Job {
-  void (*item)(const void *work, long phase, long index);
+  Item *item;
   const void *work;
   long phases, items; /* items a phase */
 } Job;
@@ -61,6 +65,15 @@ static inline bool succeeded(const XLA_FFI_Api *api, XLA_FFI_Error *error) {
   return false;
 }
 
+/* How many threads can run at once. A pool may have more: each would wait for the others' core. */
+static inline long processors(void) {
+#ifdef __linux__
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
+#endif
+  return sysconf(_SC_NPROCESSORS_ONLN);
+}
+
 /* Does the job, with up to `most_helpers` threads beside this one. */
 static inline XLA_FFI_Error *run(const XLA_FFI_CallFrame *frame, Job job, long most_helpers) {
   const XLA_FFI_Api *api = frame->api;
@@ -82,7 +95,8 @@ static inline XLA_FFI_Error *run(const XLA_FFI_CallFrame *frame, Job job, long m
   pool.ctx = frame->ctx;
   pool.num_threads = &threads;
   if (!succeeded(api, api->XLA_FFI_ThreadPool_NumThreads(&pool))) threads = 1;
-  const long helpers = most_helpers < threads - 1 ? most_helpers : threads - 1;
+  const long others = (threads < processors() ? threads : processors()) - 1;
+  const long helpers = most_helpers < others ? most_helpers : others;
   for (long i = 0; i < helpers; i++) {
     XLA_FFI_ThreadPool_Schedule_Args args = {
         .struct_size = XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE};
