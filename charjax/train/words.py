@@ -41,7 +41,7 @@ def _loops(model: ModelConfig) -> str:
     if model.recurrence != "fast" or jax.default_backend() != "cpu":
         return ""
     kernels = kernels_for(model.dtype)
-    return f", by XLA: {kernels.reason}" if isinstance(kernels, Absent) else ", compiled for it"
+    return f", loops by XLA: {kernels.reason}" if isinstance(kernels, Absent) else ", loops in C"
 
 
 def dispatch(config: TrainConfig, plan: Plan, start: int) -> list[str]:
