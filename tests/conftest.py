@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
+
+# Whoever starts the tests in the background has interrupts ignored, and charjax keeps them so.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before jax is imported: eight host devices on few cores deadlock in the CPU
 # runtime's thread pool unless it is told of more cores.
