@@ -18,6 +18,19 @@ INLINE long even(long terms) { return terms + (terms & 1); }
 INLINE long tile_size(bool narrow, long terms) { return terms * ROWS * (narrow ? 2 : 4); }
 INLINE long panel_size(bool narrow, long terms) { return terms * LANES * (narrow ? 2 : 4); }
 
+/* One number, or where narrow a pair, in all lanes. A pair is moved as a whole number: on AMD's
+ * Zen 4 its product waits a quarter less for it. */
+INLINE Vector spread(bool narrow, const float *from) {
+#ifdef __AVX512F__
+  int32_t bits;
+  memcpy(&bits, from, sizeof bits);
+  if (narrow) return (Vector)_mm512_set1_epi32(bits);
+#else
+  (void)narrow;
+#endif
+  return all(*from);
+}
+
 /* One step of a sum: a term, or where narrow two, whose numbers are pairs of bfloat16. */
 INLINE Vector add_product(bool narrow, Vector sum, Vector a, Vector b) {
 #if defined(__AVX512BF16__) && defined(__AVX512F__)
@@ -39,10 +52,11 @@ INLINE void multiply(bool narrow, long terms, const void *tile, const void *pane
 #pragma GCC unroll 24
   for (int row = 0; row < ROWS; row++) sums[row] = all(0.0f);
   for (long step = steps_of(narrow, terms); step > 0; step--, weights += ROWS, states += LANES) {
+    __builtin_prefetch(weights + 32 * ROWS); __builtin_prefetch(weights + 32 * ROWS + 16);
     const Vector state = load(states, LANES);
 #pragma GCC unroll 24
     for (int row = 0; row < ROWS; row++)
-      sums[row] = add_product(narrow, sums[row], state, all(weights[row]));
+      sums[row] = add_product(narrow, sums[row], state, spread(narrow, weights + row));
   }
 #pragma GCC unroll 24
   for (int row = 0; row < ROWS; row++) results[row] = sums[row];

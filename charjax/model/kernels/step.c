@@ -54,7 +54,7 @@ INLINE void multiply_lanes(bool narrow, const Product *p, long tile, long first,
     for (int v = 0; v < VECTORS; v++) row[v] = load(weights + v * LANES, LANES);
 #pragma GCC unroll 8
     for (int lane = 0; lane < count; lane++) {
-      const Vector state = all(states[lane * steps + k]);
+      const Vector state = spread(narrow, states + lane * steps + k);
 #pragma GCC unroll 4
       for (int v = 0; v < VECTORS; v++)
         sums[lane][v] = add_product(narrow, sums[lane][v], row[v], state);

@@ -37,7 +37,7 @@ enum { HAS_BFLOAT16 = 0 };
 
 INLINE Vector all(float x) {
 #ifdef __AVX512F__
-  return (Vector)_mm512_set1_ps(x); /* also of bits that are no float */
+  return (Vector)_mm512_set1_ps(x);
 #else
   return x - (Vector){0};
 #endif
@@ -64,6 +64,31 @@ INLINE Vector gather(const float *from, Integers indices) {
   Vector x;
   for (int lane = 0; lane < LANES; lane++) x[lane] = from[indices[lane]];
   return x;
+#endif
+}
+
+/* Rows become columns. */
+INLINE void transpose(Vector square[LANES]) {
+#ifdef __AVX512F__
+#pragma GCC unroll 4
+  for (int apart = 1; apart < LANES; apart *= 2) { /* swaps blocks of that size */
+    const Integers lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const Integers low = lane + (((lane & apart) != 0) & (LANES - apart)), high = low + apart;
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++)
+      if ((i & apart) == 0) {
+        const __m512 a = (__m512)square[i], b = (__m512)square[i + apart];
+        square[i] = (Vector)_mm512_permutex2var_ps(a, (__m512i)low, b);
+        square[i + apart] = (Vector)_mm512_permutex2var_ps(a, (__m512i)high, b);
+      }
+  }
+#else
+  for (int i = 0; i < LANES; i++)
+    for (int j = 0; j < i; j++) {
+      const float above = square[j][i];
+      square[j][i] = square[i][j];
+      square[i][j] = above;
+    }
 #endif
 }
 
