@@ -1,8 +1,8 @@
 """The recurrence compiled for this processor: the fast one's loops in C, see `kernels/`.
 
-Equal in value and gradient to the fast recurrence, but for the order of sums. What surrounds
-the loops is XLA's, as there: the input's share of the gates before them, and after them the
-weight gradient, as one product over all time steps.
+Equal in value and gradient to the fast recurrence, but for the order of sums. After the loops,
+the gradients of the recurrent kernel and of a table are taken over all time steps at once, in C,
+too; the input's share of the gates before them is XLA's.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from charjax.model.cells import CELLS
-from charjax.model.kernels.build import BACKWARD, FORWARD, Absent, Kernels, load
-from charjax.model.matmul import dot_trailing
-from charjax.model.recurrence import Outputs, Projected, Table, Weights, source_grad
+from charjax.model.kernels.build import BACKWARD, FORWARD, GRADIENT, Absent, Kernels, load
+from charjax.model.matmul import no_gradient
+from charjax.model.recurrence import Outputs, Projected, Table, Weights, source_grad, with_own
 from charjax.types import LayerCarry
 
 Source: TypeAlias = Projected | Table
@@ -89,14 +89,14 @@ def _run(
 ) -> tuple[tuple[Outputs, LayerCarry], _Residuals]:
     begun = tuple(part.T for part in carry)
     if isinstance(source, Table):
-        columns = source.columns
-        # The loops take what they are given for an address.
-        tokens = jnp.clip(source.tokens, 0, columns.shape[1] - 1)
+        # What runs in C takes a symbol for an address.
+        tokens = jnp.clip(source.tokens, 0, source.columns.shape[1] - 1)
+        source, columns = source._replace(tokens=tokens), source.columns
         time, batch = tokens.shape
     else:
-        columns, tokens = source.columns, jnp.zeros(0, jnp.int32)
-        _, time, batch = columns.shape
-        columns = columns.reshape(-1, time * batch)
+        tokens = jnp.zeros(0, jnp.int32)
+        _, time, batch = source.columns.shape
+        columns = _flat(source.columns)
     hidden = weights.kernel.shape[0]
     stack = (hidden, time, batch)
     number = jnp.float32
@@ -153,8 +153,15 @@ def _backward(
         d_outputs,
         *_pair(tuple(part.T for part in d_last)),
     )
-    d_source = source_grad(res.source, d_u, own if two_shares else None, dtype)
-    d_kernel = dot_trailing(res.before, d_u, dtype)
+    own = own if two_shares else None
+    if isinstance(res.source, Table):
+        d_kernel, d_columns = _gradients(kernels, res.before, d_u, res.source)
+        if own is not None:
+            own = _gradients(kernels, res.before[:0], own, res.source)[1]
+        d_source: Source = Table(with_own(d_columns, own), no_gradient(res.source.tokens))
+    else:
+        d_kernel, _ = _gradients(kernels, res.before, d_u)
+        d_source = source_grad(res.source, d_u, own, dtype)
     d_weights = Weights(d_kernel, jnp.sum(d_bias, axis=1) if two_shares else None)
     return d_source, d_weights, (d_h.T, d_c.T)[: len(d_last)]
 
@@ -162,6 +169,40 @@ def _backward(
 recur.defvjp(_forward, _backward)
 
 _KEPT = {"rnn": 0, "gru": 4, "lstm": 5}  # numbers of a unit for the way back
+
+
+def _gradients(
+    kernels: Kernels,
+    before: Float[Array, "hidden time batch"],
+    d_u: Float[Array, "gates time batch"],
+    table: Table | None = None,
+) -> tuple[Float[Array, "hidden gates"], Float[Array, "gates vocab"]]:
+    """Sums over all positions: `before @ d_u.T`, and `d_u` added up by symbol, if there is a table.
+
+    The second is what `dot_trailing` with `one_hot` is, without its multiplications by zero.
+    """
+    before, d_u = _flat(before), _flat(d_u)
+    (rows, positions), columns = before.shape, len(d_u)
+    panels = kernels.padded(columns) // kernels.lanes
+    symbols = 0 if table is None else table.columns.shape[1]
+    product, by_symbol, _ = _call(
+        GRADIENT,
+        (
+            ((rows, columns), jnp.float32),
+            ((panels, symbols, kernels.lanes), jnp.float32),
+            ((kernels.gradient_scratch(rows, positions, d_u.dtype),), jnp.uint8),
+        ),
+        before,
+        d_u,
+        jnp.zeros(0, jnp.int32) if table is None else table.tokens.reshape(-1),
+    )
+    by_symbol = by_symbol.swapaxes(1, 2).reshape(panels * kernels.lanes, symbols)
+    return product, by_symbol[:columns]
+
+
+def _flat(stack: Float[Array, "features time batch"]) -> Float[Array, "features positions"]:
+    features, time, batch = stack.shape
+    return stack.reshape(features, time * batch)
 
 
 def _pair(carry: tuple[Array, ...]) -> tuple[Array, Array]:

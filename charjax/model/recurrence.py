@@ -176,15 +176,15 @@ def source_grad(
 ) -> Projected | Table:
     """From the gradient of the state's share, and the last gate's own where it has one."""
     if isinstance(source, Projected):
-        return Projected(_with_own(d_u, own).astype(jnp.float32))
+        return Projected(with_own(d_u, own).astype(jnp.float32))
     ones = one_hot(source.tokens, source.columns.shape[1], dtype)
     by_symbol = dot_trailing(d_u, ones, dtype)
     if own is not None:
         own = dot_trailing(own, ones, dtype)
-    return Table(_with_own(by_symbol, own), no_gradient(source.tokens))
+    return Table(with_own(by_symbol, own), no_gradient(source.tokens))
 
 
-def _with_own(d_u: Array, own: Array | None) -> Array:
+def with_own(d_u: Array, own: Array | None) -> Array:
     """The rows of the last gate replaced by those of its own, if it has them."""
     return d_u if own is None else jnp.concatenate([d_u[: -own.shape[0]], own])
 

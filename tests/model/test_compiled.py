@@ -141,6 +141,27 @@ def test_chunks_are_the_whole_bit_for_bit(cell, dtype):
     assert jax.tree.all(jax.tree.map(np.array_equal, carry, last))
 
 
+# [rows, columns, time, batch]: around tiles, panels, and the steps that are added up at a time.
+STACKS = [(1, 1, 1, 1), (24, 16, 64, 16), (25, 33, 19, 27), (2, 130, 79, 13)]
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "columns", "time", "batch"), STACKS)
+def test_sums_over_all_positions_are_those_of_float64(rows, columns, time, batch, dtype):
+    needs(dtype)
+    a, b = (normal(i, n, time, batch).astype(dtype) for i, n in enumerate((rows, columns)))
+    tokens = tokens_of(VOCAB, batch, time).T
+    table = Table(jnp.zeros((columns, VOCAB)), tokens)
+    product, by_symbol = compiled._gradients(KERNELS, a, b, table)
+    wide_a, wide_b = (np.asarray(x, np.float64).reshape(len(x), time * batch) for x in (a, b))
+    assert distance(product, wide_a @ wide_b.T) < 1e-6
+    assert distance(by_symbol, wide_b @ np.eye(VOCAB)[tokens.reshape(-1)]) < 1e-6
+    # A column's sums are the same bits whatever others there are, so whoever computes them.
+    some, _ = compiled._gradients(KERNELS, a, b[columns // 2 :], None)
+    assert np.array_equal(some, product[:, columns // 2 :])
+
+
 @needs_kernels
 @pytest.mark.parametrize("cell", CELLS)
 def test_what_is_kept_for_a_gradient_changes_no_value(cell):
@@ -258,7 +279,7 @@ def test_other_processors_get_the_same_numbers(tmp_path, processor):
     compiler.write_text(f'#!/bin/sh\nexec cc $(echo "$@" | sed "s/-march=native/{processor}/")\n')
     compiler.chmod(0o755)
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "CC": str(compiler)}
-    laws = "values or lane or chunks or saturate"
+    laws = "values or lane or positions or chunks or saturate"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-n0", __file__, "-k", laws],
         env=environment, text=True, capture_output=True, check=False,

@@ -27,7 +27,7 @@ from charjax.cache import cache_folder
 from charjax.precision import cpu_flags
 
 # The names that XLA knows.
-FORWARD, BACKWARD = "charjax_forward", "charjax_backward"
+FORWARD, BACKWARD, GRADIENT = "charjax_forward", "charjax_backward", "charjax_gradient"
 PACK, MULTIPLY = "charjax_pack", "charjax_multiply"
 
 _SOURCES = Path(__file__).parent
@@ -69,6 +69,11 @@ class Kernels:
         """Bytes of working memory of `BACKWARD`, whose tiles are units."""
         return self._scratch(-(-hidden // self.rows), gates * _even(hidden), batch, dtype)
 
+    def gradient_scratch(self, rows: int, positions: int, dtype: DTypeLike) -> int:
+        """Bytes of working memory of `GRADIENT`: one operand, packed."""
+        tiles = -(-rows // self.rows)
+        return tiles * self.rows * _even(positions) * jnp.dtype(dtype).itemsize
+
     def packed_size(self, terms: int, outputs: int) -> int:
         """Numbers that `PACK` makes of a kernel [terms, outputs]."""
         return _even(terms) * -(-outputs // self.outputs) * self.outputs
@@ -94,7 +99,7 @@ def load() -> Kernels | Absent:
     found = library()
     if isinstance(found, Absent):
         return found
-    for name in (FORWARD, BACKWARD, PACK, MULTIPLY):
+    for name in (FORWARD, BACKWARD, GRADIENT, PACK, MULTIPLY):
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(found, name)), platform="cpu")
     return Kernels(
         lanes=_constant(found, "charjax_lanes"),
