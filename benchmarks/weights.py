@@ -18,6 +18,7 @@ from benchmarks.common import progress
 from charjax.arguments import WEIGHTS
 from charjax.data.prepare import prepare
 from charjax.display import make_display
+from charjax.errors import CharjaxError
 from charjax.generate.score import score
 from charjax.generate.trained import in_precision, load_trained
 
@@ -54,7 +55,11 @@ def main() -> None:
     parser.add_argument(
         "--workdir", type=Path, default=Path("runs/shakespeare"), help="the folder of a run"
     )
-    print(machine.write("weights", {"rows": rows(parser.parse_args().workdir)}))
+    workdir = parser.parse_args().workdir
+    try:
+        print(machine.write("weights", {"rows": rows(workdir)}))
+    except CharjaxError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":
