@@ -43,7 +43,9 @@ def sweep(points: Iterable[Mapping[str, Any]], path: Path) -> None:
     for name, line in lines.items():
         axes.plot(*zip(*sorted(line), strict=True), marker="o", label=name)
     axes.set_xscale("log", base=2)
-    axes.set(ylim=(0, 1.05), xlabel="hidden units", ylabel="fraction of the matmul peak")
+    axes.margins(y=0.08)
+    axes.set_ylim(bottom=0)
+    axes.set(xlabel="hidden units", ylabel="fraction of the matmul peak")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=110)
