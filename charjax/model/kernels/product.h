@@ -19,7 +19,7 @@ INLINE long tile_size(bool narrow, long terms) { return terms * ROWS * (narrow ?
 INLINE long panel_size(bool narrow, long terms) { return terms * LANES * (narrow ? 2 : 4); }
 
 /* One number, or where narrow a pair, in all lanes. A pair is moved as a whole number: on AMD's
- * Zen 4 its product waits a quarter less for it. */
+ * Zen 4 its product waits less for it, see docs/performance.md. */
 INLINE Vector spread(bool narrow, const float *from) {
 #ifdef __AVX512F__
   int32_t bits;
@@ -44,6 +44,10 @@ INLINE Vector add_product(bool narrow, Vector sum, Vector a, Vector b) {
 /* How many steps a sum of so many terms has. */
 INLINE long steps_of(bool narrow, long terms) { return narrow ? even(terms) / 2 : terms; }
 
+/* A tile comes from a far cache: its lines are fetched so many steps ahead. A step has up to two,
+ * and to fetch beyond the end does no harm. */
+enum { AHEAD = 32, LINE = 16 /* numbers */ };
+
 /* results[row] = sum over k of tile[k][row] * panel[k] */
 INLINE void multiply(bool narrow, long terms, const void *tile, const void *panel,
                      Vector results[ROWS]) {
@@ -52,7 +56,8 @@ INLINE void multiply(bool narrow, long terms, const void *tile, const void *pane
 #pragma GCC unroll 24
   for (int row = 0; row < ROWS; row++) sums[row] = all(0.0f);
   for (long step = steps_of(narrow, terms); step > 0; step--, weights += ROWS, states += LANES) {
-    __builtin_prefetch(weights + 32 * ROWS); __builtin_prefetch(weights + 32 * ROWS + 16);
+    __builtin_prefetch(weights + AHEAD * ROWS);
+    __builtin_prefetch(weights + AHEAD * ROWS + LINE);
     const Vector state = load(states, LANES);
 #pragma GCC unroll 24
     for (int row = 0; row < ROWS; row++)
