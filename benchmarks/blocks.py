@@ -15,7 +15,7 @@ from benchmarks.common import Peer, measure, progress, ratio
 from benchmarks.peers.with_charjax import train_step
 from benchmarks.shape import Shape
 from benchmarks.worker import Task
-from charjax.model import recurrence
+from charjax.model.recurrence import xla
 
 ROUNDS = 5
 _DISPATCH = 2  # steps
@@ -32,7 +32,7 @@ _LAYERS = (
 
 def in_blocks(shape: dict[str, Any], dtype: str, count: int) -> Task:
     """Charjax' step with a layer's units in so many blocks."""
-    recurrence._BLOCKS, recurrence._IN_BLOCKS = count, range(1, 1 << 16)
+    xla._BLOCKS, xla._IN_BLOCKS = count, range(1, 1 << 16)
     return train_step(shape, dtype, "fast", _DISPATCH)
 
 

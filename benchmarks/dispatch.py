@@ -14,8 +14,8 @@ import numpy as np
 
 from charjax.config import Config, DataConfig, ModelConfig, ParallelConfig, TrainConfig
 from charjax.data.batches import Batch
+from charjax.train.backends import make_backend
 from charjax.train.optimizer import make_optimizer
-from charjax.train.parallel import make_backend
 from charjax.train.step import init_state
 
 VOCAB, DISPATCHES, ROUNDS = 8, 50, 20

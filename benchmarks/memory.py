@@ -24,7 +24,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from benchmarks import machine
 from charjax.config import Config, DataConfig, ModelConfig, TrainConfig
 from charjax.data.batches import Batch
-from charjax.devices import LANES
+from charjax.runtime.sharding import LANES
 from charjax.train.optimizer import make_optimizer
 from charjax.train.step import init_state, make_step
 

@@ -19,10 +19,10 @@ from jaxtyping import Array
 from benchmarks import machine
 from benchmarks.common import progress
 from benchmarks.shape import Shape
-from charjax.model import recurrence
 from charjax.model.cells import CELLS
 from charjax.model.matmul import dot, dot_trailing
-from charjax.model.recurrence import Table, Weights
+from charjax.model.recurrence import xla
+from charjax.model.recurrence.xla import Table, Weights
 
 ROUNDS = 7
 _LANES = (1, 5, 8, 64)  # of the product that writes a character
@@ -63,13 +63,13 @@ def of_recurrence(cell: str, dtype: str) -> list[dict[str, Any]]:
     carry = tuple(jnp.zeros((shape.batch, shape.hidden)) for _ in range(CELLS[cell].states))
 
     def forward(table: Array, weights: Weights) -> Any:
-        return recurrence._forward(cell, dtype, Table(table, tokens), weights, carry)
+        return xla._forward(cell, dtype, Table(table, tokens), weights, carry)
 
     table = normal(gates, shape.vocab)
     out, kept = jax.jit(forward)(table, weights)
 
     def backward(kept: Any, out: Any) -> Any:
-        return recurrence._backward(cell, dtype, kept, out)
+        return xla._backward(cell, dtype, kept, out)
 
     def loop_alone(kept: Any, out: Any) -> Any:
         return backward(kept, out)[2]  # the rest of it is then left out

@@ -26,7 +26,7 @@ from typing import Any
 from benchmarks.common import ROOT, finish, parser, progress
 from benchmarks.shape import Shape, make_shape
 
-_PEERS = (1, 2)  # see `charjax.model.persistent_plan.Spread`
+_PEERS = (1, 2)  # see `charjax.model.recurrence.pallas_hopper.tiling.Spread`
 _TURNS = (2_000, 22_000)  # of the bare barrier; the difference has no launch in it
 _CALLS = 20  # of what is timed, between two looks at the clock
 _AS_FAR_OFF = 1.5  # times what the fast recurrence in bfloat16 is off float32
@@ -37,10 +37,10 @@ def machine(_: dict[str, Any]) -> dict[str, Any]:
     import jax
 
     from charjax.errors import InputError
-    from charjax.model import persistent
+    from charjax.model.recurrence.pallas_hopper import ops
 
     try:
-        found = persistent.machine("bfloat16", 64)
+        found = ops.machine("bfloat16", 64)
     except InputError as error:
         return {"unavailable": str(error)}
     kind = jax.devices()[0].device_kind
@@ -139,7 +139,7 @@ def layer_inputs(asked: dict[str, Any]) -> tuple[Any, ...]:
     import jax
 
     from charjax.model.cells import CELLS
-    from charjax.model.recurrence import Projected, Weights
+    from charjax.model.recurrence.xla import Projected, Weights
 
     shape = Shape(**asked["shape"])
     cell, hidden = CELLS[shape.cell], shape.hidden
@@ -155,14 +155,14 @@ def layer_inputs(asked: dict[str, Any]) -> tuple[Any, ...]:
 
 def layer(asked: dict[str, Any], way: str | int, dtype: str) -> Callable[..., Any]:
     """A layer: the fast recurrence, or the persistent one with so many peers."""
-    from charjax.model import persistent
-    from charjax.model.recurrence import recur
+    from charjax.model.recurrence.pallas_hopper import ops
+    from charjax.model.recurrence.xla import recur
 
     cell = asked["shape"]["cell"]
     if way == "fast":
         return partial(recur, cell, dtype)
-    found = dataclasses.replace(persistent.machine(dtype, asked["shape"]["batch"]), peers=way)
-    return partial(persistent.recur, cell, found)
+    found = dataclasses.replace(ops.machine(dtype, asked["shape"]["batch"]), peers=way)
+    return partial(ops.recur, cell, found)
 
 
 def value_and_grads(run: Callable[..., Any]) -> Callable[..., Any]:

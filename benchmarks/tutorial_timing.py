@@ -66,9 +66,9 @@ def time_ours(name: str, seconds: float) -> dict[str, Any]:
     import numpy as np
 
     from charjax.data.batches import Batch
+    from charjax.train.backends import make_backend
+    from charjax.train.intervals import make_plan
     from charjax.train.optimizer import make_optimizer
-    from charjax.train.parallel import make_backend
-    from charjax.train.plan import make_plan
     from charjax.train.step import init_state
 
     config, text = prepared(name)
@@ -97,10 +97,10 @@ def time_ours(name: str, seconds: float) -> dict[str, Any]:
 
 def _time_generation(config: Any, text: Any) -> dict[str, Any]:
     """Seconds that one text and five texts take, with weights as they are at first."""
-    from charjax.generate.choice import Sampling
-    from charjax.generate.sample import sample_texts
-    from charjax.keys import Stream, stream_key
+    from charjax.inference.sampling import Sampling
+    from charjax.inference.texts import sample_texts
     from charjax.model.network import init_params
+    from charjax.runtime.keys import Stream, stream_key
 
     params = init_params(config.model, len(text.vocab), stream_key(0, Stream.INIT))
 
@@ -127,7 +127,7 @@ def _time_generation(config: Any, text: Any) -> dict[str, Any]:
 def prepared(name: str) -> tuple[Any, Any]:
     """The plain config of a tutorial, and its text."""
     from charjax.config import from_config_dict
-    from charjax.data.prepare import prepare
+    from charjax.data.dataset import prepare
 
     file = runpy.run_path(str(ROOT / "configs" / "tutorials" / f"{name}.py"))
     config = from_config_dict(file["get_config"]())

@@ -15,12 +15,12 @@ from typing import Any
 
 from benchmarks import machine
 from benchmarks.common import progress
-from charjax.arguments import WEIGHTS
-from charjax.data.prepare import prepare
-from charjax.display import make_display
+from charjax.cli.arguments import WEIGHTS
+from charjax.data.dataset import prepare
 from charjax.errors import CharjaxError
-from charjax.generate.score import score
-from charjax.generate.trained import in_precision, load_trained
+from charjax.inference.load import in_precision, load_trained
+from charjax.inference.score import score
+from charjax.runtime.display import make_display
 
 
 def rows(workdir: Path) -> list[dict[str, Any]]:

@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from charjax.data.batches import Batch as Batch
     from charjax.data.batches import make_batches as make_batches
     from charjax.data.batches import split as split
-    from charjax.data.prepare import prepare as prepare
+    from charjax.data.dataset import prepare as prepare
     from charjax.data.vocab import Vocab as Vocab
-    from charjax.generate.choice import Sampling as Sampling
-    from charjax.generate.sample import Sampler as Sampler
-    from charjax.generate.sample import sample as sample
-    from charjax.generate.sample import sample_texts as sample_texts
-    from charjax.generate.score import char_nats as char_nats
-    from charjax.generate.score import score as score
-    from charjax.generate.trained import load_trained as load_trained
+    from charjax.inference.load import load_trained as load_trained
+    from charjax.inference.sampling import Sampling as Sampling
+    from charjax.inference.score import char_nats as char_nats
+    from charjax.inference.score import score as score
+    from charjax.inference.texts import Sampler as Sampler
+    from charjax.inference.texts import sample as sample
+    from charjax.inference.texts import sample_texts as sample_texts
     from charjax.model.likelihood import next_char_nats as next_char_nats
     from charjax.model.network import CharRNN as CharRNN
     from charjax.model.network import init_params as init_params
     from charjax.model.network import initial_carry as initial_carry
-    from charjax.precision import settle as settle
+    from charjax.runtime.dtypes import settle as settle
     from charjax.train.loop import train as train
     from charjax.train.optimizer import make_optimizer as make_optimizer
     from charjax.train.step import TrainState as TrainState
@@ -43,15 +43,15 @@ _HOME = {
     "charjax.checkpoint": ("Checkpoints",),
     "charjax.config": ("Config", "DataConfig", "ModelConfig", "OptimConfig", "TrainConfig"),
     "charjax.data.batches": ("Batch", "make_batches", "split"),
-    "charjax.data.prepare": ("prepare",),
+    "charjax.data.dataset": ("prepare",),
     "charjax.data.vocab": ("Vocab",),
-    "charjax.generate.choice": ("Sampling",),
-    "charjax.generate.sample": ("Sampler", "sample", "sample_texts"),
-    "charjax.generate.score": ("char_nats", "score"),
-    "charjax.generate.trained": ("load_trained",),
+    "charjax.inference.sampling": ("Sampling",),
+    "charjax.inference.texts": ("Sampler", "sample", "sample_texts"),
+    "charjax.inference.score": ("char_nats", "score"),
+    "charjax.inference.load": ("load_trained",),
     "charjax.model.likelihood": ("next_char_nats",),
     "charjax.model.network": ("CharRNN", "init_params", "initial_carry"),
-    "charjax.precision": ("settle",),
+    "charjax.runtime.dtypes": ("settle",),
     "charjax.train.loop": ("train",),
     "charjax.train.optimizer": ("make_optimizer",),
     "charjax.train.step": ("TrainState", "init_state", "make_step"),

@@ -2,7 +2,7 @@
 
 import sys
 
-from charjax.cli import main
+from charjax.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

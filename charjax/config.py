@@ -64,8 +64,8 @@ class ModelConfig:
     dropout_between: float = number(0.0, 0, 0.99)  # between layers
     init: str = choice("orthogonal", "keras", "keras_glorot", "torch")  # whose first weights
     # Of matmul inputs; state is float32. auto: what the devices multiply fastest, see
-    # `charjax.precision.fast_dtype`; a run decides once, when it begins.
-    # int8: whole numbers, see `charjax.model.whole`, to write and score with, not to train.
+    # `charjax.runtime.dtypes.fast_dtype`; a run decides once, when it begins.
+    # int8: whole numbers, see `charjax.model.quantization`, to write and score with, not to train.
     dtype: str = choice("float32", "bfloat16", "auto", "int8")
     # fast: on a CPU in C, compiled when first needed, where there is a compiler; else like xla.
     # xla: by XLA alone. scan: the cell as it is written, for comparison.

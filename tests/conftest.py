@@ -24,7 +24,7 @@ settings.load_profile("charjax")
 
 # The tests run in the order of the rooms: a broken vocabulary is reported
 # before the training runs that it breaks.
-_ROOMS = ("layers", "config", "data", "model", "checkpoint", "generate", "train", "cli")
+_ROOMS = ("layers", "config", "data", "model", "checkpoint", "inference", "export", "train", "cli")
 
 
 def pytest_collection_modifyitems(items: list) -> None:

@@ -16,14 +16,14 @@ import pytest
 from benchmarks.reliability.trial import Silent, leaf_digests, small_config, write_words
 from charjax.checkpoint import Checkpoints, store
 from charjax.checkpoint.record import Leaf
-from charjax.cli import main
+from charjax.cli.main import main
 from charjax.config import Config
 from charjax.errors import CheckpointError, DivergedError, HostError, InputError
-from charjax.folder import RunFolder, append
-from charjax.train.identity import check_allowed
+from charjax.runtime.signals import exit_on_signals
 from charjax.train.loop import train
 from charjax.train.metrics import read_metrics
-from charjax.train.signals import exit_on_signals
+from charjax.train.resume import check_allowed
+from charjax.workdir import RunFolder, append
 
 
 def config_of(tmp_path, *, steps: int = 4, words: int = 300, **optim: object) -> Config:
@@ -171,7 +171,7 @@ def test_exhausted_memory_is_one_line_with_a_remedy(monkeypatch, capsys):
     def exhausted(arguments):
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 12 bytes.\nmore")
 
-    monkeypatch.setattr("charjax.cli._run", exhausted)
+    monkeypatch.setattr("charjax.cli.main._run", exhausted)
     assert main(["info"]) == 4
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -185,7 +185,7 @@ def test_a_full_disk_names_the_log(tmp_path):
 
 BUSY = """
 import os, signal, sys
-from charjax.train.signals import exit_on_signals
+from charjax.runtime.signals import exit_on_signals
 signal.signal(signal.SIGINT, signal.default_int_handler)
 with exit_on_signals(lambda line: print(line, flush=True)):
     os.kill(os.getpid(), int(sys.argv[1]))

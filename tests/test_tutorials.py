@@ -16,8 +16,8 @@ from benchmarks.tutorials import epochs
 from charjax.config import from_config_dict
 from charjax.data.batches import make_batches
 from charjax.errors import InputError
-from charjax.keys import Stream, stream_key
 from charjax.model.network import init_params, parameter_count
+from charjax.runtime.keys import Stream, stream_key
 
 FOLDER = Path(__file__).parent.parent / "configs" / "tutorials"
 # Characters of the text, symbols, parameters, windows, steps an epoch.

@@ -23,12 +23,12 @@ from benchmarks.peers.with_flax import CharModel
 from benchmarks.worker import Task
 from charjax.config import Config, from_config_dict
 from charjax.data.batches import Batch
-from charjax.data.prepare import Prepared, prepare
-from charjax.display import make_display
-from charjax.precision import settle
+from charjax.data.dataset import Prepared, prepare
+from charjax.runtime.display import make_display
+from charjax.runtime.dtypes import settle
+from charjax.train.intervals import make_plan
 from charjax.train.loop import train
 from charjax.train.optimizer import make_optimizer
-from charjax.train.plan import make_plan
 
 
 def shortened(steps: int, small: bool) -> Config:

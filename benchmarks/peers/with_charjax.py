@@ -12,12 +12,12 @@ from benchmarks.shape import Shape, batch
 from benchmarks.worker import Task
 from charjax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from charjax.data.batches import Batch
-from charjax.generate.choice import Sampling
-from charjax.generate.sample import Sampler
-from charjax.keys import Stream, stream_key
+from charjax.inference.sampling import Sampling
+from charjax.inference.texts import Sampler
 from charjax.model.network import init_params
+from charjax.runtime.keys import Stream, stream_key
+from charjax.train.backends import make_backend
 from charjax.train.optimizer import make_optimizer
-from charjax.train.parallel import make_backend
 from charjax.train.step import init_state
 
 

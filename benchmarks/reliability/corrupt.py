@@ -29,10 +29,10 @@ from charjax.checkpoint import Checkpoints
 from charjax.checkpoint.record import describe, flatten
 from charjax.config import Config
 from charjax.errors import CheckpointError
-from charjax.folder import RunFolder
 from charjax.train.loop import train
 from charjax.train.optimizer import make_optimizer
 from charjax.train.step import init_state
+from charjax.workdir import RunFolder
 
 _STEPS, _MORE = 30, 10  # of the run that is damaged, and those that a resumption adds
 _RESUMED = 25  # one case in so many is also resumed to its end

@@ -17,11 +17,11 @@ from charjax.checkpoint.record import describe, flatten
 from charjax.checkpoint.store import to_host
 from charjax.config import from_config_dict
 from charjax.data.batches import Batch
-from charjax.data.prepare import prepare
-from charjax.precision import settle
-from charjax.train.identity import describe as describe_run
+from charjax.data.dataset import prepare
+from charjax.runtime.dtypes import settle
+from charjax.train.backends import make_backend
 from charjax.train.optimizer import make_optimizer
-from charjax.train.parallel import make_backend
+from charjax.train.resume import describe as describe_run
 from charjax.train.step import init_state
 
 _CONFIG = Path(__file__).parents[2] / "configs" / "shakespeare.py"

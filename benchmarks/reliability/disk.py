@@ -31,8 +31,8 @@ from benchmarks.reliability.trial import (
 )
 from charjax.config import Config
 from charjax.errors import CharjaxError, HostError
-from charjax.folder import RunFolder
 from charjax.train.loop import train
+from charjax.workdir import RunFolder
 
 _STEPS, _MORE = 20, 10
 _DISK_BYTES = 8 * 2**20

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.reliability.trial import Silent, Trial, small_config, write_words
-from charjax.cli import main
+from charjax.cli.main import main
 from charjax.config import DataConfig
 from charjax.data.corpus import load_corpus
 from charjax.data.vocab import Vocab
@@ -242,7 +242,7 @@ _PEAK = """
 import sys
 from pathlib import Path
 from charjax.config import Config, DataConfig
-from charjax.data.prepare import prepare
+from charjax.data.dataset import prepare
 
 def peak():
     status = Path("/proc/self/status").read_text().splitlines()

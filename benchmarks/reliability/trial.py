@@ -25,7 +25,7 @@ from charjax.config import (
     TrainConfig,
     to_dict,
 )
-from charjax.folder import RunFolder
+from charjax.workdir import RunFolder
 
 STEPS = 300
 CHECKPOINT_EVERY = 5

@@ -20,7 +20,7 @@ from typing import Any
 
 import charjax.train.loop  # noqa: F401 so that a fork starts at the lock
 from benchmarks.reliability.trial import Reference, Trial, sound_steps
-from charjax.cli import main
+from charjax.cli.main import main
 
 _LOSER, _SECONDS = 4, 5.0  # the exit code of the second, and within which it has ended
 _COMMANDS = 20  # one double start in so many is of commands

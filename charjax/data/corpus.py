@@ -18,7 +18,7 @@ from jaxtyping import Int
 
 from charjax.config import DataConfig
 from charjax.data.download import Progress
-from charjax.data.sources import BUILT_IN, File, UnavailableError, check_name, read_named
+from charjax.data.named_corpora import BUILT_IN, File, UnavailableError, check_name, read_named
 from charjax.errors import HostError, InputError
 
 _BOM = "\ufeff"

@@ -19,12 +19,11 @@ from jaxtyping import Array, Float, Int, Key
 
 from charjax.config import ModelConfig
 from charjax.errors import InputError
-from charjax.model import compiled
 from charjax.model.cells import CELLS, Gates
-from charjax.model.initial import initializers
-from charjax.model.kernels.build import Kernels
+from charjax.model.initializers import initializers
 from charjax.model.matmul import dot, look_up, project
-from charjax.model.recurrence import Outputs, Projected, Table, Weights, recur
+from charjax.model.recurrence.c.build import Kernels
+from charjax.model.recurrence.xla import Outputs, Projected, Table, Weights, recur
 from charjax.types import Carry, Fresh, LayerCarry, Logits, PRNGKey, PyTree, Tokens
 
 LaneKeys = Key[Array, " batch"]
@@ -91,14 +90,14 @@ class RecurrentLayer(nn.Module):
 
         source = Projected(share) if tokens is None else Table(share, tokens)
         if c.recurrence == "persistent" and not self.is_initializing():
-            from charjax.model import persistent  # with all of Pallas, which others do not need
+            from charjax.model import ops  # with all of Pallas, which others do not need
 
-            machine = persistent.machine(dtype, carry[0].shape[0])
-            return persistent.recur(c.cell, machine, source, step.weights(), carry)
+            machine = ops.machine(dtype, carry[0].shape[0])
+            return ops.recur(c.cell, machine, source, step.weights(), carry)
         if c.recurrence != "scan":
-            kernels = compiled.kernels_for(dtype) if c.recurrence == "fast" else None
+            kernels = ops.kernels_for(dtype) if c.recurrence == "fast" else None
             if isinstance(kernels, Kernels):
-                return compiled.recur(c.cell, kernels, dtype, source, step.weights(), carry)
+                return ops.recur(c.cell, kernels, dtype, source, step.weights(), carry)
             return recur(c.cell, dtype, source, step.weights(), carry)
 
         scan: Callable[..., tuple[LayerCarry, Float[Array, "time batch hidden"]]] = nn.scan(
@@ -142,8 +141,8 @@ class CharRNN(nn.Module):
           Float32 logits [batch, time, vocab] and the carry after the last character.
 
         Raises:
-          InputError: a dtype of "int8", which only `charjax.model.stepper` reads, or of "auto",
-            of which `charjax.precision.settle` makes one.
+          InputError: a dtype of "int8", which only `charjax.model.decode` reads, or of "auto",
+            of which `charjax.runtime.dtypes.settle` makes one.
         """
         c = self.config
         if c.dtype not in ("float32", "bfloat16"):

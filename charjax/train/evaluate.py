@@ -8,12 +8,12 @@ import numpy as np
 from jaxtyping import Int
 
 from charjax.config import ModelConfig
-from charjax.generate.score import score
+from charjax.inference.score import score
 from charjax.types import PyTree
 
 
 def evaluate(config: ModelConfig, params: PyTree, ids: Int[np.ndarray, " chars"]) -> dict[str, Any]:
-    """The loss on every character of a split; see `charjax.generate.score`.
+    """The loss on every character of a split; see `charjax.inference.score`.
 
     Returns:
       `val_loss` in nats and `val_bpc` in bits per character; nothing for a split that

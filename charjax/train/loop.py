@@ -11,29 +11,29 @@ from typing import Any
 import jax
 import numpy as np
 
-from charjax import processes
 from charjax.checkpoint import Checkpoints
 from charjax.config import Config, from_config_dict, to_dict
 from charjax.data.batches import Batch
-from charjax.data.prepare import Prepared, prepare
-from charjax.display import Display
+from charjax.data.dataset import Prepared, prepare
 from charjax.errors import InputError, InterruptedRunError
-from charjax.folder import RunFolder
 from charjax.model.network import parameter_count
-from charjax.precision import settle
-from charjax.train import words
+from charjax.runtime import distributed
+from charjax.runtime.display import Display
+from charjax.runtime.dtypes import settle
+from charjax.runtime.signals import StopSignals
+from charjax.train import messages
+from charjax.train.backends import make_backend
 from charjax.train.evaluate import evaluate
-from charjax.train.identity import check_allowed, check_same_run, describe
-from charjax.train.live import check_samples, write_samples
+from charjax.train.intervals import make_plan
 from charjax.train.metrics import Log, MetricsLog, NoLog, draw_curves, read_metrics
 from charjax.train.optimizer import make_optimizer, make_schedule
-from charjax.train.parallel import make_backend
-from charjax.train.plan import make_plan
 from charjax.train.progress import Clock, Progress
-from charjax.train.signals import StopSignals
+from charjax.train.resume import check_allowed, check_same_run, describe
+from charjax.train.samples import check_samples, write_samples
 from charjax.train.step import TrainState, init_state
+from charjax.train.step_metrics import Tally
 from charjax.train.stopping import Stopping, why_over
-from charjax.train.tally import Tally
+from charjax.workdir import RunFolder
 
 
 def train(
@@ -60,14 +60,16 @@ def train(
         _held(folder),
         Checkpoints(folder.checkpoints, keep=config.train.keep, report=display.report) as saved,
     ):
-        with display.task("reading the text") as update, processes.first_before_others():
+        with display.task("reading the text") as update, distributed.first_before_others():
             text = prepare(config, report=display.report, progress=update)
         folder.check_lock()
         steps = saved.steps()
-        processes.require_same(f"{folder.checkpoints}", f"{steps}")
+        distributed.require_same(f"{folder.checkpoints}", f"{steps}")
         begun = saved.read_meta().meta if steps else None
         config = settle(config, begun["config"] if begun else None)
-        processes.require_same("the config or the text", f"{to_dict(config)} {text.corpus.sha256}")
+        distributed.require_same(
+            "the config or the text", f"{to_dict(config)} {text.corpus.sha256}"
+        )
         run = _Run(config, folder, text, display, saved)
         run.begin(begun, allow)
         with contextlib.closing(run.log):
@@ -79,7 +81,7 @@ def train(
 @contextlib.contextmanager
 def _held(folder: RunFolder) -> Iterator[None]:
     """Makes and locks the folder, which one process does for all."""
-    if not processes.is_first():
+    if not distributed.is_first():
         yield
         return
     folder.create()
@@ -107,7 +109,7 @@ class _Run:
     ) -> None:
         self.config, self.folder, self.text, self.display = config, folder, text, display
         self.checkpoints, self.signals = checkpoints, StopSignals()
-        self.first = processes.is_first()  # and so the one that writes
+        self.first = distributed.is_first()  # and so the one that writes
         self.plan = make_plan(config.train, text.batches.steps_per_epoch)
         optimizer = make_optimizer(config.optim, self.plan.total)
         self.learning_rate = make_schedule(config.optim, self.plan.total)
@@ -127,7 +129,7 @@ class _Run:
           allow: what may have changed since.
         """
         check_samples(self.config, self.text.vocab)  # before there is work to lose
-        for line in words.opening(self.config, self.text, self.plan, self.parameters):
+        for line in messages.opening(self.config, self.text, self.plan, self.parameters):
             self.display.report(line)
         if begun:
             changes = check_same_run(self.folder.path, begun, self.config, self.text, allow=allow)
@@ -135,12 +137,12 @@ class _Run:
                 self.display.report(f"allowed: {change}")
             self._resume()
             before, an_epoch = from_config_dict(begun["config"]), self.text.batches.steps_per_epoch
-            for line in words.rescheduled(before, self.config, an_epoch, self.step):
+            for line in messages.rescheduled(before, self.config, an_epoch, self.step):
                 self.display.report(line)
         else:
             self._cut_logs(dict.fromkeys(self.folder.log_sizes(), 0))
             self._take_up(self.new_state(), Progress())
-        for line in words.dispatch(self.config.train, self.plan, self.step):
+        for line in messages.dispatch(self.config.train, self.plan, self.step):
             self.display.report(line)
         self.clock = Clock(self.progress.elapsed_s)
         self.stopping = Stopping(self.signals, self._late)
@@ -152,7 +154,7 @@ class _Run:
 
     def _resume(self) -> None:
         restored = self.checkpoints.restore(jax.eval_shape(self.new_state))
-        processes.require_same(f"{self.folder.checkpoints}", f"restored {restored.step}")
+        distributed.require_same(f"{self.folder.checkpoints}", f"restored {restored.step}")
         self._take_up(restored.state, Progress.from_json(restored.meta["progress"]))
         self.step = restored.step
         self.plan = make_plan(self.config.train, self.text.batches.steps_per_epoch, self.step)
@@ -194,7 +196,9 @@ class _Run:
                     self.tally.catch_up()
                     with self.clock.paused():
                         over = self._do_what_is_due()
-                update(self.step, self.plan.total, words.beside_the_bar(self.record, self.progress))
+                update(
+                    self.step, self.plan.total, messages.beside_the_bar(self.record, self.progress)
+                )
         if self.stopping.signal is not None:
             raise InterruptedRunError(
                 self.stopping.signal,
@@ -209,7 +213,7 @@ class _Run:
                 draw_curves(read_metrics(self.folder.metrics), self.folder.curves)
         except InputError as error:
             self.display.report(f"{self.folder.curves}: not drawn: {error}")
-        for line in words.closing(self.config, self.folder, self.text, self.progress):
+        for line in messages.closing(self.config, self.folder, self.text, self.progress):
             self.display.report(line)
 
     def _over(self) -> bool:
@@ -244,7 +248,7 @@ class _Run:
             val_loss = self._evaluate(record)
             better = val_loss is not None and self.progress.note_loss(val_loss)
             self.log.write(record)
-            self.display.report(words.evaluation(record, better=better))
+            self.display.report(messages.evaluation(record, better=better))
         elif self._due(plan.log):
             self.log.write(self._new_record())
         if self.first and (self._due(plan.sample) or ended):

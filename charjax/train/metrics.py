@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from charjax.errors import InputError
-from charjax.folder import append, refused
+from charjax.workdir import append, refused
 
 
 class MetricsLog:

@@ -12,11 +12,11 @@ import optax
 
 from charjax.config import Config
 from charjax.data.batches import Batch
-from charjax.keys import Stream, indexed_key, stream_key
 from charjax.model.network import LaneKeys, init_params, initial_carry, restart
+from charjax.runtime.keys import Stream, indexed_key, stream_key
 from charjax.train.gradient import accumulated, make_gradient
 from charjax.train.loss import make_total_nats
-from charjax.train.scheduled import guessed_share, mix_inputs
+from charjax.train.scheduled_sampling import guessed_share, mix_inputs
 from charjax.types import Carry, Count, PyTree, Scalar
 
 

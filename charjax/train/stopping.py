@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from charjax.config import TrainConfig
-from charjax.processes import Exchange, several
-from charjax.train.plan import Plan
+from charjax.runtime.distributed import Exchange, several
+from charjax.runtime.signals import StopSignals
+from charjax.train.intervals import Plan
 from charjax.train.progress import Progress
-from charjax.train.signals import StopSignals
 
 
 class Stopping:

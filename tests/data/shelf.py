@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 
-from charjax.data import sources
-from charjax.data.sources import Source
+from charjax.data import named_corpora
+from charjax.data.named_corpora import Source
 
 
 class Shelf:
@@ -19,8 +19,8 @@ class Shelf:
         self.fetched: list[str] = []
         monkeypatch.setenv("CHARJAX_DATA_DIR", str(self.data))
         monkeypatch.setenv("XDG_CACHE_HOME", str(self.cache))
-        monkeypatch.setattr(sources, "fetch", self._fetch)
-        self._set = lambda *files: monkeypatch.setitem(sources.NAMED, "story", files)
+        monkeypatch.setattr(named_corpora, "fetch", self._fetch)
+        self._set = lambda *files: monkeypatch.setitem(named_corpora.NAMED, "story", files)
         self.holds()
 
     def holds(self, **fields: str) -> None:
@@ -46,6 +46,6 @@ class Shelf:
     def _fetch(self, url, target, **_) -> None:
         self.fetched.append(url)
         if not self.online:
-            raise sources.HostError(f"{url}: cannot be reached; put the file at {target}")
+            raise named_corpora.HostError(f"{url}: cannot be reached; put the file at {target}")
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(self.TEXT)

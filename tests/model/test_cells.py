@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import reference
-from small import distance, float64, normal
 
 from charjax.model.cells import CELLS
+from tests.model import reference
+from tests.model.small import distance, float64, normal
 
 BATCH, HIDDEN = 3, 5
 pytestmark = pytest.mark.parametrize("name", CELLS)

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import distance, normal
 
 from charjax.model.matmul import dot, dot_trailing, in_order, look_up, one_hot, project
+from tests.model.small import distance, normal
 
 DTYPES = ["float32", "bfloat16"]
 TERMS = [1, 7, 2500]

@@ -10,8 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import reference
-from small import apply, carry_of, distance, float64, params_of, tokens_of
 
 from charjax.config import ModelConfig
 from charjax.model.cells import CELLS
@@ -23,6 +21,8 @@ from charjax.model.network import (
     parameter_count,
     restart,
 )
+from tests.model import reference
+from tests.model.small import apply, carry_of, distance, float64, params_of, tokens_of
 
 VOCAB, BATCH, TIME = 7, 3, 8
 CONFIGS = {cell: ModelConfig(cell=cell, hidden=5, layers=2, embed=4) for cell in CELLS}

@@ -10,13 +10,21 @@ from hypothesis import strategies as st
 
 from charjax.config import Config, DataConfig, from_config_dict, to_dict
 from charjax.data.batches import make_batches
-from charjax.devices import all_devices, lane_mesh, one_copy, own_rows, put, put_own, split_lanes
 from charjax.errors import InputError
-from charjax.generate import score
+from charjax.inference import score
+from charjax.runtime.sharding import (
+    all_devices,
+    lane_mesh,
+    one_copy,
+    own_rows,
+    put,
+    put_own,
+    split_lanes,
+)
+from charjax.train.backends import make_backend
 from charjax.train.gradient import accumulated, make_gradient
 from charjax.train.loss import make_total_nats
 from charjax.train.optimizer import make_optimizer
-from charjax.train.parallel import make_backend
 from charjax.train.step import init_state, repeat
 
 from .tiny import VOCAB, config_of, first_state, random_batch, stacked, step_of

@@ -17,11 +17,11 @@ import pytest
 
 from charjax.config import Config
 from charjax.errors import CheckpointError, DivergedError, InputError, InterruptedRunError
-from charjax.folder import RunFolder
-from charjax.generate.trained import load_trained
+from charjax.inference.load import load_trained
 from charjax.train.loop import train
 from charjax.train.metrics import read_metrics
 from charjax.train.progress import Progress
+from charjax.workdir import RunFolder
 
 from .tiny import Recorder, config_of, newest, outcome, text_of
 
@@ -207,10 +207,10 @@ def test_what_the_machine_decided_stays_on_another(config, tmp_path, monkeypatch
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     run(changed(config, model={"dtype": "bfloat16"}), whole)
     auto = changed(config, model={"dtype": "auto"})
-    monkeypatch.setattr("charjax.precision.fast_dtype", lambda: "bfloat16")
+    monkeypatch.setattr("charjax.runtime.dtypes.fast_dtype", lambda: "bfloat16")
     with pytest.raises(InterruptedRunError):
         train(auto, moved, Recorder(stop_when(signal.SIGTERM, MOMENTS["after any steps"])))
-    monkeypatch.setattr("charjax.precision.fast_dtype", lambda: "float32")
+    monkeypatch.setattr("charjax.runtime.dtypes.fast_dtype", lambda: "float32")
     second = run(auto, moved)
     assert any("bfloat16 products" in line for line in second.shown.lines)
     assert RunFolder(moved).read_run()["config"]["model"]["dtype"] == "bfloat16"

@@ -24,10 +24,10 @@ from charjax.config import (
     TrainConfig,
 )
 from charjax.data.batches import Batch
-from charjax.folder import RunFolder
 from charjax.train.metrics import read_metrics
 from charjax.train.optimizer import make_optimizer
 from charjax.train.step import Step, TrainState, init_state, make_step
+from charjax.workdir import RunFolder
 
 VOCAB = 12
 LANES, LENGTH = 8, 8

@@ -1,0 +1,1 @@
+"""The `charjax` command: commands, flags and exit codes; no logic."""

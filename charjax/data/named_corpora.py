@@ -1,0 +1,227 @@
+"""The named corpora: which file holds each, and where that file is found."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from charjax.data.download import Limits, Progress, fetch
+from charjax.errors import HostError, InputError
+from charjax.runtime.cache import cache_folder
+
+BUILT_IN = "python_docs"  # the language reference that comes with CPython
+
+
+class File(NamedTuple):
+    """The bytes of a text, and the words that name it in a message."""
+
+    where: str
+    data: bytes
+
+
+class UnavailableError(HostError):
+    """A named corpus can be neither found nor downloaded."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """One file that holds a named corpus."""
+
+    file: str  # its name in a data folder
+    url: str = ""  # "": only looked for, never downloaded
+    sha256: str = ""  # "": the publisher re-issues it, so no digest is known
+    min_bytes: int
+    max_bytes: int
+    member: str = ""  # the text's name inside, where the file is a zip archive
+    caveat: str = ""  # what the person must know where this file is used
+
+
+_AG_NEWS = "https://raw.githubusercontent.com/mhjabreel/CharCnn_Keras/master/data/ag_news_csv"
+_MEMBER_BYTES = 100_000_000  # enwik8 and text8 have exactly as many
+
+
+def _exactly(num_bytes: int, sha256: str, *, file: str, url: str = "", **rest: str) -> Source:
+    return Source(
+        file=file, url=url, sha256=sha256, min_bytes=num_bytes, max_bytes=num_bytes, **rest
+    )
+
+
+# Each corpus may lie in any of its files; earlier ones are preferred.
+NAMED: dict[str, tuple[Source, ...]] = {
+    "shakespeare": (
+        _exactly(
+            1_115_394,
+            "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+            file="shakespeare.txt",
+            url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+        ),
+    ),
+    "nietzsche": (
+        Source(
+            file="nietzsche.txt",
+            url="https://s3.amazonaws.com/text-datasets/nietzsche.txt",
+            min_bytes=500_000,
+            max_bytes=1_000_000,
+        ),
+    ),
+    "grimm": (
+        Source(
+            file="grimm.txt",
+            url="https://www.gutenberg.org/cache/epub/11027/pg11027.txt",
+            min_bytes=200_000,
+            max_bytes=1_000_000,
+        ),
+    ),
+    "ag_news": (
+        _exactly(
+            29_470_338,
+            "76a0a2d2f92b286371fe4d4044640910a04a803fdd2538e0f3f29a5c6f6b672e",
+            file="ag_news_train.csv",
+            url=f"{_AG_NEWS}/train.csv",
+        ),
+        _exactly(
+            1_857_427,
+            "521465c2428ed7f02f8d6db6ffdd4b5447c1c701962353eb2c40d548c3c85699",
+            file="ag_news_test.csv",
+            url=f"{_AG_NEWS}/test.csv",
+            caveat="ag_news is its test part (ag_news_test.csv): the train part can be "
+            "neither found nor downloaded",
+        ),
+    ),
+    "enwik8": (
+        _exactly(
+            _MEMBER_BYTES,
+            "2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8",
+            file="enwik8",
+        ),
+        _exactly(
+            36_445_475,
+            "547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc",
+            file="enwik8.zip",
+            url="http://mattmahoney.net/dc/enwik8.zip",
+            member="enwik8",
+        ),
+    ),
+    "text8": (
+        Source(file="text8", min_bytes=_MEMBER_BYTES, max_bytes=_MEMBER_BYTES),
+        Source(
+            file="text8.zip",
+            url="http://mattmahoney.net/dc/text8.zip",
+            sha256="a6640522afe85d1963ad56c05b0ede0a0c000dddc9671758a6cc09b7a38e5232",
+            min_bytes=1_000_000,
+            max_bytes=50_000_000,
+            member="text8",
+        ),
+    ),
+}
+
+
+def check_name(name: str, field: str) -> None:
+    """Raises InputError, naming the config field, where no corpus has this name."""
+    if name != BUILT_IN and name not in NAMED:
+        names = ", ".join((*NAMED, BUILT_IN))
+        raise InputError(
+            f"{field}={name!r}: no such corpus; there are {names}; "
+            "or set config.data.path to a file of your own"
+        )
+
+
+def read_named(
+    name: str, *, report: Callable[[str], None], progress: Progress
+) -> tuple[File, list[str]]:
+    """A named corpus and what the person must know about it, if anything.
+
+    It is looked for in `$CHARJAX_DATA_DIR`, then in the cache, then downloaded there.
+
+    Raises:
+      UnavailableError: it can be neither found nor downloaded.
+      HostError: a file was found, but cannot be read.
+    """
+    if name == BUILT_IN:
+        return _built_in(), []
+    faults = []
+    for source in NAMED[name]:
+        try:
+            path = _find(source) or _download(source, report, progress)
+        except HostError as error:
+            faults.append(str(error))
+            continue
+        if path:
+            return _read(path, source)
+    places = " or ".join(str(folder) for folder in _folders())
+    raise UnavailableError(f"corpus {name!r} is not in {places}; {faults[0]}")
+
+
+def _folders() -> list[Path]:
+    """Where data files are looked for; the last one, the cache, takes downloads."""
+    given = os.environ.get("CHARJAX_DATA_DIR")
+    return (
+        [Path(os.path.expanduser(given)), cache_folder("data")] if given else [cache_folder("data")]
+    )
+
+
+def _find(source: Source) -> Path | None:
+    paths = [folder / source.file for folder in _folders()]
+    return next((path for path in paths if os.path.isfile(path)), None)
+
+
+def _download(source: Source, report: Callable[[str], None], progress: Progress) -> Path | None:
+    if not source.url:
+        return None
+    target = _folders()[-1] / source.file
+    report(f"downloading {source.url} to {target}")
+    fetch(
+        source.url,
+        target,
+        sha256=source.sha256,
+        min_bytes=source.min_bytes,
+        max_bytes=source.max_bytes,
+        progress=progress,
+        limits=Limits(),
+    )
+    return target
+
+
+def _read(path: Path, source: Source) -> tuple[File, list[str]]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise HostError(f"{path}: cannot be read ({error.strerror}); check its rights") from error
+    notices = [source.caveat] if source.caveat else []
+    digest = hashlib.sha256(data).hexdigest()
+    if source.sha256 and digest != source.sha256:
+        notices.append(f"{path} is not the published file: its SHA-256 is {digest}")
+    return File(str(path), _member(path, data, source.member) if source.member else data), notices
+
+
+def _member(path: Path, archive: bytes, member: str) -> bytes:
+    """One member of a zip archive, in memory and never more than a text has."""
+    damage = (zipfile.BadZipFile, KeyError, zlib.error, EOFError, RuntimeError)
+    try:
+        with zipfile.ZipFile(io.BytesIO(archive)) as opened, opened.open(member) as file:
+            data = file.read(_MEMBER_BYTES + 1)
+    except damage as error:
+        raise HostError(f"{path}: no archive that holds {member}; delete the file") from error
+    if len(data) > _MEMBER_BYTES:
+        raise HostError(
+            f"{path}: {member} has more than {_MEMBER_BYTES} bytes, so it is not the "
+            "published file; delete it"
+        )
+    return data
+
+
+def _built_in() -> File:
+    try:
+        from pydoc_data.topics import topics
+    except ImportError as error:
+        raise UnavailableError(
+            f"corpus {BUILT_IN!r}: this Python carries no pydoc_data; set config.data.path=FILE"
+        ) from error
+    return File(BUILT_IN, "\n".join(topics[name] for name in sorted(topics)).encode("utf-8"))

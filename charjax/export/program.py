@@ -1,0 +1,214 @@
+"""A trained model to take away: its generator as a program that needs no charjax.
+
+What is written steps through the same arithmetic as `charjax.inference.texts`,
+so it writes the same characters from the same keys.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt32
+
+from charjax.config import ModelConfig, to_dict
+from charjax.data.vocab import Vocab
+from charjax.errors import InputError
+from charjax.inference.load import Trained
+from charjax.inference.sampling import choose
+from charjax.model.decode import StepState, step, step_state, step_weights, without_symbol
+from charjax.model.network import initial_carry
+from charjax.runtime.keys import Stream
+from charjax.types import PyTree, Scalar
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+# The leaves of a `StepState`, float32 [batch, features] each.
+FlatState: TypeAlias = tuple[Float[Array, "batch _"], ...]
+Generator: TypeAlias = Callable[
+    [Int[Array, " batch"], FlatState, UInt32[Array, "batch 2"], Scalar],
+    tuple[Int[Array, " batch"], FlatState],
+]
+
+
+def export_model(trained: Trained, out: Path, *, report: Callable[[str], None]) -> None:
+    """Writes a model as a program, weights, vocabulary and README into a folder.
+
+    Args:
+      trained: the model.
+      out: the folder; made where there is none, its files replaced where there are.
+      report: is told what was written.
+
+    Raises:
+      InputError: the packages of `charjax[export]` are missing, or `out` is no folder.
+    """
+    safetensors = _safetensors()
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out={out}: is a file; name a folder")
+    model, vocab = trained.config.model, trained.vocab
+    program = export_generator(model, trained.params, masked=vocab.unk_id)
+    start = start_rows(model, trained.params)
+
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "generator.jax").write_bytes(program)
+    np.savez(out / "start.npz", allow_pickle=False, **start)
+    metadata = {"format": "charjax", "config": json.dumps(to_dict(trained.config))}
+    weights = safetensors.numpy.save(named_weights(trained.params), metadata=metadata)
+    (out / "weights.safetensors").write_bytes(weights)
+    described = vocab.to_json() | {"start": vocab.start}
+    (out / "vocabulary.json").write_text(json.dumps(described), encoding="utf-8")
+    (out / "README.md").write_text(_readme(trained, start), encoding="utf-8")
+    report(f"wrote {out}: a generator of {len(program):,} bytes for {', '.join(PLATFORMS)}")
+
+
+def export_generator(config: ModelConfig, params: PyTree, *, masked: int | None) -> bytes:
+    """The one-step generator as a serialised `jax.export` program, for any batch size.
+
+    The program takes (tokens int32 [batch], carry, keys uint32 [batch, 2], temperature
+    float32 []) and returns the next tokens and the carry. The carry is the tuple of
+    float32 [batch, features] arrays whose first values `start_rows` gives.
+
+    Args:
+      config: the architecture.
+      params: of a `CharRNN`; they become part of the program.
+      masked: an id never to write; None: all may be written.
+    """
+    generator = jax.jit(make_generator(config, params, masked=masked))
+    (batch,) = jax.export.symbolic_shape("batch")
+    carry = tuple(
+        jax.ShapeDtypeStruct((batch, row.size), row.dtype)
+        for row in start_rows(config, params).values()
+    )
+    exported = jax.export.export(generator, platforms=PLATFORMS)(
+        jax.ShapeDtypeStruct((batch,), jnp.int32),
+        carry,
+        jax.ShapeDtypeStruct((batch, 2), jnp.uint32),
+        jax.ShapeDtypeStruct((), jnp.float32),
+    )
+    return bytes(exported.serialize())
+
+
+def make_generator(config: ModelConfig, params: PyTree, *, masked: int | None) -> Generator:
+    """The function that `export_generator` serialises."""
+    weights = jax.jit(step_weights, static_argnums=0)(config, params)
+    if masked is not None:
+        weights = without_symbol(weights, masked)
+    structure = jax.tree.structure(_start_state(config, params))
+
+    def generate(
+        tokens: Int[Array, " batch"],
+        carry: FlatState,
+        keys: UInt32[Array, "batch 2"],
+        temperature: Scalar,
+    ) -> tuple[Int[Array, " batch"], FlatState]:
+        state: StepState = jax.tree.unflatten(structure, carry)
+        logits, state = step(config, weights, weights.select(tokens), state)
+        chosen = choose(logits, jax.random.wrap_key_data(keys), temperature)
+        return chosen, tuple(jax.tree.leaves(state))
+
+    return generate
+
+
+def start_rows(config: ModelConfig, params: PyTree) -> dict[str, Float[np.ndarray, " _"]]:
+    """The generator's carry before any text: one row for each array, to repeat over the batch.
+
+    In the carry's order: the states of each layer, then each layer's share of its next
+    gates, see `charjax.model.decode`.
+    """
+    state = _start_state(config, params)
+    states = {
+        f"layer_{i}_state_{j}": leaf
+        for i, layer in enumerate(state.carry)
+        for j, leaf in enumerate(layer)
+    }
+    shares = {f"layer_{i}_share": leaf for i, leaf in enumerate(state.shares)}
+    return {name: np.asarray(leaf[0]) for name, leaf in (states | shares).items()}
+
+
+def named_weights(params: PyTree) -> dict[str, np.ndarray]:
+    """The parameters by dotted name, each contiguous as safetensors silently assumes."""
+    return {
+        ".".join(key.key for key in path): np.ascontiguousarray(leaf)
+        for path, leaf in jax.tree.flatten_with_path(params)[0]
+    }
+
+
+@partial(jax.jit, static_argnums=0)
+def _start_state(config: ModelConfig, params: PyTree) -> StepState:
+    return step_state(step_weights(config, params), initial_carry(config, 1))
+
+
+def _safetensors() -> ModuleType:
+    try:
+        import flatbuffers  # noqa: F401 - jax asks for it only once all the work is done
+        import safetensors.numpy
+    except ImportError as error:
+        package = (error.name or "safetensors").partition(".")[0]
+        raise InputError(
+            f"export: the package {package} is not installed; run: pip install 'charjax[export]'"
+        ) from error
+    return safetensors
+
+
+def _readme(trained: Trained, start: dict[str, Any]) -> str:
+    model, vocab = trained.config.model, trained.vocab
+    carry = "\n".join(f"  {name} float32 [batch, {row.size}]" for name, row in start.items())
+    return _README.format(
+        cell=model.cell,
+        layers=model.layers,
+        hidden=model.hidden,
+        corpus=trained.meta["corpus"]["name"],
+        step=trained.step,
+        carry=carry,
+        symbols=_symbols(vocab),
+        platforms=", ".join(PLATFORMS),
+        jax=jax.__version__,
+        stream=int(Stream.SAMPLE),
+    )
+
+
+def _symbols(vocab: Vocab) -> str:
+    unk = " and [UNK], the last id, which is never written" if vocab.unk else ""
+    return f"{len(vocab.symbols)} symbols, each one a {vocab.unit}{unk}"
+
+
+_README = """\
+# A character model from charjax
+
+{cell}, {layers} x {hidden}, trained on {corpus} for {step:,} steps.
+
+| file | what it is |
+|---|---|
+| `generator.jax` | one step of generation as a `jax.export` program for {platforms} |
+| `start.npz` | the carry before any text, one row for each of its arrays, in order |
+| `vocabulary.json` | `symbols`: id i is character i; `start`: the id to feed before no prompt |
+| `weights.safetensors` | the parameters by name, float32, and the config in the metadata |
+
+The vocabulary has {symbols}.
+
+`jax.export.deserialize(bytes).call(tokens, carry, keys, temperature)` returns the next tokens
+and the carry, for any batch size:
+
+```
+tokens int32 [batch], the characters to read
+carry, a tuple of
+{carry}
+keys uint32 [batch, 2], `jax.random.key_data` of one threefry key a lane
+temperature float32 []; 0 takes the likeliest character
+```
+
+To read a prompt, feed its characters one after the other and ignore what is returned but for
+the carry. `charjax sample --seed=S --top_k=0 --top_p=1` writes, as character p of sample i, what
+the key fold_in(fold_in(fold_in(key(S), {stream}), i), p) gives in a batch of 5; another batch size
+may round the last bit of a logit differently.
+
+Written with jax {jax}. jax loads programs of versions up to six months older; the weights
+outlast that.
+"""

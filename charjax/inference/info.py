@@ -1,0 +1,67 @@
+"""What a config would train, or what a run has trained, in numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from charjax.config import Config
+from charjax.data.dataset import prepare
+from charjax.inference.load import Trained
+from charjax.model.network import init_params, parameter_count
+from charjax.runtime.dtypes import settle
+from charjax.runtime.keys import Stream, stream_key
+
+
+def config_info(config: Config, *, report: Callable[[str], None]) -> dict[str, Any]:
+    """The size of the model and of the text that a config describes, as JSON values.
+
+    Raises:
+      InputError, HostError: the text cannot be had; see `prepare`.
+    """
+    config = settle(config)
+    text = prepare(config, report=report, progress=lambda done, total: None)
+    params = jax.eval_shape(
+        lambda: init_params(config.model, len(text.vocab), stream_key(config.seed, Stream.INIT))
+    )
+    return _model(config, parameter_count(params), len(text.vocab)) | {
+        "corpus": text.corpus.name,
+        "chars": len(text.corpus.text),
+        "sha256": text.corpus.sha256,
+        "documents": len(text.corpus.starts),
+        "train_chars": len(text.parts.train.ids),
+        "val_chars": len(text.parts.val.ids),
+        "test_chars": len(text.parts.test.ids),
+        "windows": text.batches.windows,
+        "steps_per_epoch": text.batches.steps_per_epoch,
+    }
+
+
+def trained_info(trained: Trained) -> dict[str, Any]:
+    """The size and the state of a trained model, as JSON values."""
+    model = _model(trained.config, parameter_count(trained.params), len(trained.vocab))
+    return model | {
+        "corpus": trained.meta["corpus"]["name"],
+        "sha256": trained.meta["corpus"]["sha256"],
+        "notice": trained.meta["corpus"]["notice"],
+        "step": trained.step,
+        "val_loss": trained.val_loss,
+        "elapsed_s": trained.meta["progress"]["elapsed_s"],
+        "versions": trained.meta["versions"],
+        "device": trained.meta["device"],
+    }
+
+
+def _model(config: Config, parameters: int, vocab_size: int) -> dict[str, Any]:
+    model = config.model
+    return {
+        "parameters": parameters,
+        "vocab_size": vocab_size,
+        "cell": model.cell,
+        "layers": model.layers,
+        "hidden": model.hidden,
+        "embed": model.embed,
+        "dtype": model.dtype,
+    }

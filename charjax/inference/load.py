@@ -1,0 +1,73 @@
+"""A trained model as its run's folder holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from charjax.checkpoint import Checkpoints, Which
+from charjax.config import Config, from_config_dict
+from charjax.data.vocab import Vocab
+from charjax.model.network import init_params
+from charjax.runtime.keys import Stream, stream_key
+from charjax.types import PyTree
+from charjax.workdir import RunFolder
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model that can be put to work.
+
+    Attributes:
+      config: of its run.
+      vocab: its symbols.
+      params: numpy arrays; the averaged weights where the run kept them.
+      step: at which it was saved.
+      val_loss: nats per character at that step; None where it was not evaluated.
+      meta: everything else that the checkpoint says of the run.
+    """
+
+    config: Config
+    vocab: Vocab
+    params: PyTree
+    step: int
+    val_loss: float | None
+    meta: dict[str, Any]
+
+
+def load_trained(workdir: Path, *, which: Which, report: Callable[[str], None]) -> Trained:
+    """The best, the newest or a given checkpoint of a run, verified.
+
+    Args:
+      workdir: the run's folder.
+      which: "best" falls back on the newest where none was evaluated.
+      report: is told of damaged checkpoints, one line each.
+
+    Raises:
+      CheckpointError: the folder holds no usable checkpoint.
+    """
+    with Checkpoints(RunFolder(workdir).checkpoints, keep=1, report=report) as saved:
+        record = saved.read_meta(which=which)
+        config = from_config_dict(record.meta["config"])
+        vocab = Vocab.from_json(record.meta["vocabulary"])
+        like = jax.eval_shape(
+            lambda: init_params(config.model, len(vocab), stream_key(config.seed, Stream.INIT))
+        )
+        name = "ema" if config.optim.ema else "params"
+        restored = saved.restore({name: like}, which=which)
+    return Trained(
+        config, vocab, restored.state[name], restored.step, restored.val_loss, restored.meta
+    )
+
+
+def in_precision(trained: Trained, dtype: str) -> Trained:
+    """The same model, whose products take their operands in another dtype.
+
+    Its loss may differ a little; `charjax.inference.score` measures by how much.
+    """
+    model = replace(trained.config.model, dtype=dtype)
+    return replace(trained, config=replace(trained.config, model=model))

@@ -1,0 +1,1 @@
+"""The recurrence: one layer over a sequence, one operation with several implementations."""

@@ -1,0 +1,1 @@
+"""The recurrence in C, compiled for this processor."""

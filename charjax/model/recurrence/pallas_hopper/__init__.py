@@ -1,0 +1,1 @@
+"""The recurrence as persistent kernels for NVIDIA Hopper GPUs."""

@@ -1,0 +1,1 @@
+"""What the machine gives a run: keys, cache, display, devices, processes, dtypes, signals."""

@@ -1,0 +1,520 @@
+from __future__ import annotations
+
+import errno
+import io
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from subprocess import PIPE
+from typing import IO, NamedTuple
+
+import pytest
+
+from charjax.cli import main
+from charjax.inference.score import Score
+from charjax.train.metrics import read_metrics
+
+# ml_collections reads config files in a way that Python gives up some day.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+ROOT = Path(__file__).parents[2]
+TEXT = "the cat sat on a mat and saw some tea\n" * 60
+CONFIG = """
+from charjax.config import (
+    Config, DataConfig, ModelConfig, SampleConfig, TrainConfig, to_config_dict
+)
+
+def get_config(max_steps=20):
+    return to_config_dict(Config(
+        data=DataConfig(path={path!r}, batch_size=8, seq_len=8),
+        model=ModelConfig(cell="rnn", hidden=8, embed=4),
+        train=TrainConfig(max_steps=int(max_steps), eval_every=10, log_every=10),
+        sample=SampleConfig(num_chars=0),
+    ))
+"""
+FILES = {
+    "empty.txt": b"",
+    "short.txt": b"The cat sat.",
+    "latin.txt": b"caf\xe9 " * 100,
+    "syntax.py": b"def get_config(:\n",
+    "raises.py": b"def get_config():\n    return 1 / 0\n",
+    "bare.py": b"x = 1\n",
+    "boolean.py": b"""
+from charjax.config import Config, TrainConfig, to_config_dict
+
+def get_config():
+    return to_config_dict(Config(train=TrainConfig(max_steps=True)))
+""",
+}
+
+
+class Place(NamedTuple):
+    """What the commands find: a folder of files, a config and a trained run."""
+
+    folder: Path
+    environment: dict[str, str]
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "run"
+
+    def fill(self, arguments: str | Sequence[str]) -> list[str]:
+        words = arguments.split() if isinstance(arguments, str) else arguments
+        return [word.replace("@", f"{self.folder}/") for word in words]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Place:
+    folder = tmp_path_factory.mktemp("place")
+    for name, content in FILES.items():
+        (folder / name).write_bytes(content)
+    (folder / "text.txt").write_text(TEXT, encoding="utf-8")
+    (folder / "tiny.py").write_text(CONFIG.format(path=str(folder / "text.txt")), encoding="utf-8")
+    (folder / "nothing").mkdir()
+    kept = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC", "no_proxy")}
+    nowhere = "http://127.0.0.1:9"
+    environment = kept | {
+        "JAX_PLATFORMS": "cpu",
+        "XDG_CACHE_HOME": str(folder / "cache"),
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache" / "jax"),
+        "CHARJAX_DATA_DIR": str(folder / "nothing"),
+        "PYTHONPATH": str(ROOT),
+        "http_proxy": nowhere,
+        "https_proxy": nowhere,
+    }
+    place = Place(folder, environment)
+    done = start(place, "launch", "--config=@tiny.py --workdir=@run")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"step 20 of 20 is done" in done.stdout
+    return place
+
+
+@pytest.fixture(autouse=True)
+def _surroundings(place, monkeypatch) -> None:
+    for name in ("XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR", "CHARJAX_DATA_DIR"):
+        monkeypatch.setenv(name, place.environment[name])
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, place.environment[name])
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+
+PROGRAMS = {"launch": [str(ROOT / "launch.py")], "charjax": ["-m", "charjax"]}
+
+
+def start(
+    place: Place, program: str, arguments: str | Sequence[str], stdout: int | IO[bytes] = PIPE
+) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, *PROGRAMS[program], *place.fill(arguments)]
+    return subprocess.run(
+        command, stdout=stdout, stderr=PIPE, env=place.environment, timeout=100, check=False
+    )
+
+
+class Fault(NamedTuple):
+    """A command, the exit code it must end with, and words that its one line must have."""
+
+    arguments: str | Sequence[str]
+    exit_code: int
+    words: tuple[str, ...]
+
+
+TRAIN = "train --config=@tiny.py --workdir=@new "
+SAMPLE = "sample --workdir=@run "
+FAULTS = {
+    "no command": Fault("", 2, ("COMMAND", "--help")),
+    "misspelt command": Fault("trian", 2, ("trian", "train", "--help")),
+    "misspelt flag": Fault(
+        "train --config=@tiny.py --workdr=x", 2, ("--workdr=x", "did you mean --workdir?")
+    ),
+    "misspelt --config": Fault("train --confg=@tiny.py", 2, ("--confg=", "did you mean --config?")),
+    "misspelt sampling flag": Fault(
+        SAMPLE + "--temprature=1", 2, ("--temprature=1", "did you mean --temperature?")
+    ),
+    "abbreviated flag": Fault(SAMPLE + "--num_char=1", 2, ("--num_char=1", "--num_chars")),
+    "stray word": Fault(SAMPLE + "hello", 2, ("hello",)),
+    "workdir without a name": Fault("info --workdir=", 2, ("--workdir=", "no folder")),
+    "score of a folder": Fault("score --workdir=@run --file=@run", 2, ("--file=", "is a folder")),
+    "no config": Fault("train", 2, ("--config", "configs/shakespeare.py")),
+    "--config without a value": Fault("train --config", 2, ("--config", "--config=VALUE")),
+    "field without a value": Fault(
+        TRAIN + "--config.seed", 2, ("--config.seed", "--config.seed=VALUE")
+    ),
+    "two configs": Fault(TRAIN + "--config=@bare.py", 2, ("--config", "one config file")),
+    "config where none belongs": Fault(
+        SAMPLE + "--config.sample.num_chars=3", 2, ("--config.sample.num_chars=3", "train")
+    ),
+    "misspelt field": Fault(TRAIN + "--config.sed=1", 2, ("--config.sed=1", "seed")),
+    "misspelt nested field": Fault(
+        TRAIN + "--config.model.hiden=3", 2, ("--config.model.hiden=3", "hidden")
+    ),
+    "misspelt section": Fault(
+        TRAIN + "--config.modle.hidden=3", 2, ("--config.modle.hidden=3", "model")
+    ),
+    "word for a number": Fault(
+        TRAIN + "--config.model.hidden=big", 2, ("--config.model.hidden=big", "int")
+    ),
+    "fraction for a count": Fault(
+        TRAIN + "--config.model.hidden=1.5", 2, ("config.model.hidden", "1.5", "int")
+    ),
+    "bool for a count": Fault(
+        TRAIN + "--config.train.max_steps=True", 2, ("config.train.max_steps", "True", "int")
+    ),
+    "bool for a count in a file": Fault(
+        "train --config=@boolean.py", 2, ("config.train.max_steps", "True", "int")
+    ),
+    "out of range": Fault(
+        TRAIN + "--config.model.dropout=1.5", 2, ("config.model.dropout=1.5", "from 0 to 0.99")
+    ),
+    "negative": Fault(TRAIN + "--config.train.log_every=-1", 2, ("config.train.log_every=-1", "1")),
+    "not a choice": Fault(
+        TRAIN + "--config.model.cell=gruu", 2, ("config.model.cell='gruu'", "gru, lstm, rnn")
+    ),
+    "field without effect": Fault(
+        TRAIN + "--config.data.stride=3", 2, ("config.data.stride=3", "data.batching=sliding")
+    ),
+    "missing config": Fault("train --config=@none.py", 2, ("none.py", "no such file", "configs/")),
+    "config that is no Python": Fault("train --config=@syntax.py", 2, ("syntax.py", "line 1")),
+    "config that raises": Fault("train --config=@raises.py", 2, ("raises.py", "division by zero")),
+    "config without get_config": Fault("train --config=@bare.py", 2, ("bare.py", "get_config")),
+    "missing text": Fault(
+        TRAIN + "--config.data.path=@none.txt", 2, ("config.data.path", "none.txt")
+    ),
+    "empty text": Fault(TRAIN + "--config.data.path=@empty.txt", 2, ("empty.txt", "empty")),
+    "text shorter than a window": Fault(
+        TRAIN + "--config.data.path=@short.txt", 2, ("characters", "seq_len=8", "batch_size=8")
+    ),
+    "text that is no UTF-8": Fault(
+        TRAIN + "--config.data.path=@latin.txt", 2, ("latin.txt", "0xE9", "offset 3", "latin-1")
+    ),
+    "unknown corpus": Fault(
+        TRAIN + "--config.data.path= --config.data.corpus=shakespear",
+        2,
+        ("config.data.corpus='shakespear'", "shakespeare", "config.data.path"),
+    ),
+    "workdir that is a file": Fault(
+        "train --config=@tiny.py --workdir=@text.txt", 2, ("text.txt", "not a folder", "--workdir")
+    ),
+    "workdir in use by another config": Fault(
+        "train --config=@tiny.py --workdir=@run --config.model.hidden=9",
+        2,
+        ("config.model.hidden was 8, now 9", "--workdir"),
+    ),
+    "unknown character": Fault(SAMPLE + "--prompt=日", 2, ("U+65E5", "日", "config.data.unk")),
+    "negative num_chars": Fault(SAMPLE + "--num_chars=-1", 2, ("--num_chars=-1", "from 0")),
+    "endless num_chars": Fault(SAMPLE + f"--num_chars={10**12}", 2, (f"--num_chars={10**12}",)),
+    "word for num_chars": Fault(SAMPLE + "--num_chars=many", 2, ("--num_chars", "'many'", "int")),
+    "no samples": Fault(SAMPLE + "--num_samples=0", 2, ("--num_samples=0", "from 1")),
+    "temperature nan": Fault(SAMPLE + "--temperature=nan", 2, ("--temperature=nan", "positive")),
+    "temperature -1": Fault(SAMPLE + "--temperature=-1", 2, ("--temperature=-1", "positive")),
+    "temperature inf": Fault(SAMPLE + "--temperature=inf", 2, ("--temperature=inf", "positive")),
+    "top_k -1": Fault(SAMPLE + "--top_k=-1", 2, ("--top_k=-1", "0 (all")),
+    "top_p 0": Fault(SAMPLE + "--top_p=0", 2, ("--top_p=0", "above 0")),
+    "seed -1": Fault(SAMPLE + "--seed=-1", 2, ("--seed=-1", "from 0")),
+    "no workdir": Fault("sample", 2, ("--workdir", "--help")),
+    "no such kind of checkpoint": Fault(
+        SAMPLE + "--checkpoint=oldest", 2, ("'oldest'", "best, newest or the number")
+    ),
+    "no such step": Fault(SAMPLE + "--checkpoint=7", 3, ("checkpoints/7", "10, 20")),
+    "empty workdir": Fault("sample --workdir=@nothing", 3, ("nothing/checkpoints", "train")),
+    "missing workdir": Fault("sample --workdir=@none", 3, ("none/checkpoints", "train")),
+    "score of an empty text": Fault(
+        "score --workdir=@run --file=@empty.txt", 2, ("0 characters", "at least 2")
+    ),
+    "score of a missing text": Fault(
+        "score --workdir=@run --file=@none.txt", 2, ("--file=", "none.txt")
+    ),
+    "score of what is no UTF-8": Fault(
+        "score --workdir=@run --file=@latin.txt", 2, ("latin.txt", "0xE9", "offset 3")
+    ),
+    "score without a text": Fault("score --workdir=@run", 2, ("--file", "--help")),
+    "info on nothing": Fault("info", 2, ("--config=FILE", "--workdir=DIR")),
+    "info on two things": Fault(
+        "info --config=@tiny.py --workdir=@run", 2, ("--config=FILE", "--workdir=DIR")
+    ),
+    "verify where nothing is": Fault("verify --workdir=@nothing", 3, ("nothing/checkpoints",)),
+    "no network": Fault(
+        [
+            "train",
+            f"--config={ROOT}/configs/shakespeare.py",
+            "--config.data.offline=",
+            "--workdir=@new",
+        ],
+        4,
+        ("'shakespeare'", "https://", "config.data.path", "config.data.offline"),
+    ),
+}
+REAL = (
+    "misspelt flag",
+    "misspelt nested field",
+    "config that raises",
+    "text that is no UTF-8",
+    "workdir that is a file",
+    "unknown character",
+    "config without get_config",
+    "missing workdir",
+    "no network",
+)
+# ml_collections loads all config files as one module, in which the last one's function is left.
+NOT_AGAIN = {"config without get_config"}
+
+
+def assert_one_line(stderr: str, words: Sequence[str]) -> None:
+    assert stderr.endswith("\n")
+    (line,) = stderr.splitlines()
+    assert line.startswith("charjax: ")
+    for word in words:
+        assert word in line
+
+
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault not in NOT_AGAIN])
+def test_a_fault_is_one_line_that_names_it_and_the_remedy(fault, place, capfd):
+    arguments, exit_code, words = FAULTS[fault]
+    assert main.main(place.fill(arguments)) == exit_code
+    assert_one_line(capfd.readouterr().err, words)
+
+
+@pytest.mark.parametrize("fault", REAL)
+def test_and_so_it_is_in_a_process_of_its_own(fault, place):
+    arguments, exit_code, words = FAULTS[fault]
+    filled = place.fill(arguments)
+    program = "launch" if filled[0] == "train" else "charjax"
+    ended = start(place, program, filled[1:] if program == "launch" else filled)
+    assert ended.returncode == exit_code
+    assert_one_line(ended.stderr.decode(), words)
+
+
+def test_what_fails_early_leaves_nothing_behind(place, tmp_path):
+    arguments = place.fill("train --config=@tiny.py --config.model.hidden=0")
+    assert main.main([*arguments, f"--workdir={tmp_path}/new"]) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def output_of(place: Place, arguments: str | Sequence[str], capfd) -> str:
+    capfd.readouterr()
+    assert main.main(place.fill(arguments)) == 0
+    out, err = capfd.readouterr()
+    assert err == ""
+    return str(out)
+
+
+def test_a_seed_is_a_text(place, capfd):
+    command = SAMPLE + "--prompt=the --num_chars=200 --seed="
+    first = output_of(place, command + "3", capfd)
+    assert len(first) == 203
+    assert first.startswith("the")
+    assert set(first) <= set(TEXT)
+    assert first == output_of(place, command + "3", capfd)
+    assert first != output_of(place, command + "4", capfd)
+
+
+def test_a_process_writes_the_same_bytes_and_nothing_else(place, capfd):
+    command = SAMPLE + "--prompt=the --num_chars=50 --seed=3 --temperature=0"
+    ended = start(place, "charjax", command)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert ended.stdout == start(place, "charjax", command).stdout
+    assert ended.stdout.decode() == output_of(place, command, capfd)
+
+
+def test_a_sample_does_not_depend_on_how_many_there_are(place, capfd):
+    def samples(number: int) -> list[str]:
+        command = f"sample --workdir=@run --num_chars=40 --separator=| --num_samples={number}"
+        return output_of(place, command, capfd).split("|")
+
+    five, nine = samples(5), samples(9)
+    assert len(five) == 5
+    assert nine[:5] == five
+    assert samples(1) == five[:1]
+    assert len(set(nine)) == 9
+
+
+def test_no_characters_are_the_prompt_alone(place, capfd):
+    assert output_of(place, [*SAMPLE.split(), "--num_chars=0", "--prompt=a cat"], capfd) == "a cat"
+    assert output_of(place, SAMPLE + "--num_chars=0", capfd) == ""
+
+
+def test_flags_and_their_values_may_be_two_words(place, capfd):
+    one = output_of(place, SAMPLE + "--num_chars=20 --seed=1", capfd)
+    assert output_of(place, "sample --workdir @run --num_chars 20 --seed 1", capfd) == one
+    info = output_of(place, "info --config @tiny.py --config.model.hidden 16", capfd)
+    assert json.loads(info)["hidden"] == 16
+
+
+def test_the_score_of_the_validation_text_is_the_validation_loss(place, capfd, monkeypatch):
+    records = read_metrics(place.run / "metrics.jsonl")
+    best = min(r["val_loss"] for r in records if "val_loss" in r)
+    validation = TEXT[int(len(TEXT) * 0.9) :]
+    (place.folder / "val.txt").write_text(validation, encoding="utf-8")
+    score = json.loads(output_of(place, "score --workdir=@run --file=@val.txt", capfd))
+    assert set(score) == {"chars", "nats_per_char", "bits_per_char", "perplexity"}
+    assert score["chars"] == len(validation) - 1
+    assert score["nats_per_char"] == pytest.approx(best, rel=1e-4)
+    assert score["bits_per_char"] == pytest.approx(score["nats_per_char"] / math.log(2))
+    assert score["perplexity"] == pytest.approx(math.exp(score["nats_per_char"]))
+
+    stdin = io.TextIOWrapper(io.BytesIO(validation.encode()))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert json.loads(output_of(place, "score --workdir=@run --file=-", capfd)) == score
+
+
+def test_a_score_beyond_the_numbers_is_still_json(place, capfd, monkeypatch):
+    monkeypatch.setattr("charjax.inference.score.score_file", lambda *_, **__: Score(1, 1000.0))
+    assert main.main(place.fill("score --workdir=@run --file=@text.txt")) == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out)["perplexity"] is None
+    assert "Infinity" not in out
+    assert [line for line in err.splitlines() if "perplexity" in line]
+
+
+def test_info_describes_a_config_and_a_run_alike(place, capfd):
+    config = json.loads(output_of(place, "info --config=@tiny.py", capfd))
+    trained = json.loads(output_of(place, "info --workdir=@run", capfd))
+    for name in ("parameters", "vocab_size", "cell", "layers", "hidden", "corpus", "sha256"):
+        assert config[name] == trained[name]
+    assert (config["cell"], config["layers"], config["hidden"]) == ("rnn", 1, 8)
+    assert config["vocab_size"] == len(set(TEXT))
+    assert config["train_chars"] + config["val_chars"] + config["test_chars"] == len(TEXT)
+    assert trained["step"] in (10, 20)
+
+
+def test_a_config_takes_its_argument_after_a_colon_and_names_the_folder(place, monkeypatch):
+    runs = {}
+    monkeypatch.setattr(
+        "charjax.train.loop.train",
+        lambda config, workdir, display, **_: runs.update({str(workdir): config.train.max_steps}),
+    )
+    for arguments in ("@tiny.py", "@tiny.py:10", "@tiny.py:10 --workdir=there"):
+        assert main.main(place.fill(f"train --config={arguments}")) == 0
+    assert runs == {"runs/tiny": 20, "runs/tiny-10": 10, "there": 10}
+
+
+def test_verify_reads_every_checkpoint(place, capfd):
+    assert main.main(place.fill("verify --workdir=@run")) == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out) == {"10": "good", "20": "good"}
+    assert len(err.splitlines()) == 2
+
+
+def test_help_lists_the_commands(capfd):
+    with pytest.raises(SystemExit) as ended:
+        main.main(["--help"])
+    assert ended.value.code == 0
+    out = capfd.readouterr().out
+    for command in ("train", "sample", "score", "info", "verify"):
+        assert f"\n    {command} " in out
+
+
+@pytest.mark.parametrize("command", ["train", "sample", "score", "info", "verify"])
+def test_every_command_explains_itself(command, capfd):
+    with pytest.raises(SystemExit) as ended:
+        main.main([command, "--help"])
+    assert ended.value.code == 0
+    assert "--workdir" in capfd.readouterr().out
+
+
+def test_the_same_command_again_says_that_the_run_is_finished(place):
+    before = (place.run / "metrics.jsonl").read_bytes()
+    ended = start(place, "launch", "--config=@tiny.py --workdir=@run")
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert b"step 20 of 20 is done" in ended.stdout
+    assert (place.run / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(place):
+    command = [sys.executable, *PROGRAMS["charjax"], *place.fill(SAMPLE + "--num_chars=300000")]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=place.environment
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.read(1)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
+def test_a_run_that_is_stopped_says_so_in_one_line_and_by_its_code(place, tmp_path):
+    command = [sys.executable, *PROGRAMS["launch"], *place.fill("--config=@tiny.py:1000000")]
+
+    def training() -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [*command, f"--workdir={tmp_path}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=place.environment,
+        )
+        assert process.stdout is not None
+        while not process.stdout.readline().startswith("step "):
+            assert process.poll() is None
+        return process
+
+    with training() as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()  # as `| head` does
+        err = process.stderr.read()
+    assert process.returncode == 4
+    assert_one_line(err, ("standard output", "the same command"))
+
+    with training() as process:
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate()
+    assert process.returncode == 143
+    assert_one_line(err, (str(tmp_path), "stopped", "the same command"))
+    assert list((tmp_path / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError(), ("out of memory", "config.data.batch_size")),
+        (RuntimeError("RESOURCE_EXHAUSTED: 9 GiB\nmore"), ("out of memory", "9 GiB")),
+        (OSError(errno.ENOSPC, "No space left on device", "/x"), ("/x", "No space left")),
+    ],
+)
+def test_what_the_machine_refuses_is_no_traceback(error, words, capfd, monkeypatch):
+    def fail(args: object) -> None:
+        raise error
+
+    monkeypatch.setattr(main, "_info", fail)
+    assert main.main(["info"]) == 4
+    assert_one_line(capfd.readouterr().err, words)
+
+
+def test_a_platform_that_is_not_there_is_no_traceback(place):
+    elsewhere = place._replace(environment=place.environment | {"JAX_PLATFORMS": "tpu"})
+    ended = start(elsewhere, "charjax", SAMPLE + "--num_chars=1")
+    assert ended.returncode == 4
+    assert_one_line(ended.stderr.decode(), ("JAX_PLATFORMS=tpu", "JAX_PLATFORMS=cpu"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a full disk to hand")
+def test_a_full_disk_behind_standard_output_is_no_traceback(place):
+    with open("/dev/full", "wb") as full:
+        ended = start(place, "charjax", "info --workdir=@run", stdout=full)
+    assert ended.returncode == 4
+    assert_one_line(ended.stderr.decode(), ("No space left",))
+
+
+def test_a_defect_is_not_hidden(monkeypatch):
+    def fail(args: object) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(main, "_info", fail)
+    with pytest.raises(RuntimeError, match="a defect"):
+        main.main(["info"])
+
+
+def test_an_interrupted_command_ends_with_its_code(monkeypatch, capfd):
+    def fail(args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main, "_info", fail)
+    assert main.main(["info"]) == 130
+    assert_one_line(capfd.readouterr().err, ("interrupted",))

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+
+import pytest
+
+from charjax.data import named_corpora
+from charjax.data.download import fetch
+from charjax.data.named_corpora import BUILT_IN, NAMED, UnavailableError, read_named
+from charjax.errors import HostError
+
+from .loopback import answer
+from .shelf import Shelf
+
+
+def read(name="story"):
+    told = []
+    file, notices = read_named(name, report=told.append, progress=lambda done, total: None)
+    return file, notices, told
+
+
+def zipped(text: bytes, name: str = "story") -> bytes:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as opened:
+        opened.writestr(name, text)
+        opened.writestr("../../evil", b"never written")
+    return archive.getvalue()
+
+
+def test_look_up_goes_from_the_data_folder_to_the_cache_to_the_web(shelf):
+    shelf.online = True
+    places = [shelf.put("data"), shelf.put("cache")]
+    for place in places:
+        assert read()[0].where == place
+        os.remove(place)
+    assert shelf.fetched == []
+    file, notices, told = read()
+    assert (file.where, file.data, notices) == (places[1], Shelf.TEXT, [])
+    assert told == [f"downloading https://example.org/story to {places[1]}"]
+    read()
+    assert len(shelf.fetched) == 1
+
+
+def test_the_cache_is_in_the_home_folder_unless_told_otherwise(shelf, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("CHARJAX_DATA_DIR")
+    monkeypatch.setenv("HOME", str(shelf.data))
+    path = shelf.put("data", name=".cache/charjax/data/story.txt")
+    assert read()[0].where == path
+
+
+def test_a_download_from_end_to_end(shelf, serve, monkeypatch):
+    monkeypatch.setattr(named_corpora, "fetch", fetch)
+    shelf.holds(url=serve(lambda connection, path, n: answer(connection, Shelf.TEXT)).url)
+    assert read()[0].data == Shelf.TEXT
+
+
+def test_a_file_that_is_not_the_published_one_is_used_but_told(shelf):
+    path = shelf.put("data", b"another story")
+    file, notices, _ = read()
+    assert file.data == b"another story"
+    assert len(notices) == 1
+    assert notices[0].startswith(f"{path} is not the published file")
+
+
+def test_a_corpus_that_is_nowhere_names_places_address_and_remedy(shelf):
+    with pytest.raises(UnavailableError) as caught:
+        read()
+    message = str(caught.value)
+    for words in ("'story'", str(shelf.data), str(shelf.cache), "https://example.org/story", "put"):
+        assert words in message
+    assert len(message.splitlines()) == 1
+
+
+def test_a_second_file_serves_where_the_first_is_nowhere(shelf):
+    second = shelf.source(file="test.csv", url="", caveat="only the test part")
+    shelf.holds_either(shelf.source(), second)
+    shelf.put("data", name="test.csv")
+    assert read()[1] == ["only the test part"]
+    assert shelf.fetched == ["https://example.org/story"]
+    shelf.put("cache")
+    assert read()[1] == []
+
+
+def test_an_archive_gives_its_one_member_and_writes_nothing(shelf):
+    shelf.holds(file="story.zip", sha256="", member="story")
+    path = shelf.put("data", zipped(Shelf.TEXT), "story.zip")
+    assert read()[0].data == Shelf.TEXT
+    assert os.listdir(shelf.data) == [os.path.basename(path)]
+
+
+@pytest.mark.parametrize(
+    "archive",
+    [b"", b"PK nonsense", zipped(Shelf.TEXT)[:-30], zipped(Shelf.TEXT, "other"), zipped(b"x" * 99)],
+    ids=["empty", "nonsense", "truncated", "without member", "bomb"],
+)
+def test_a_bad_archive_is_named_with_its_remedy(shelf, monkeypatch, archive):
+    monkeypatch.setattr(named_corpora, "_MEMBER_BYTES", 50)
+    shelf.holds(file="story.zip", sha256="", member="story")
+    path = shelf.put("data", archive, "story.zip")
+    with pytest.raises(HostError, match="delete") as caught:
+        read()
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_a_flipped_bit_in_an_archive_is_caught(shelf):
+    shelf.holds(file="story.zip", sha256="", member="story")
+    archive = bytearray(zipped(bytes(range(200)) * 5))
+    archive[60] ^= 1
+    shelf.put("data", bytes(archive), "story.zip")
+    with pytest.raises(HostError, match="delete"):
+        read()
+
+
+def test_the_built_in_corpus_is_real_text_on_every_machine():
+    file, notices, told = read(BUILT_IN)
+    assert len(file.data.decode("utf-8")) > 300_000
+    assert (notices, told) == ([], [])
+
+
+@pytest.mark.parametrize("name", sorted(NAMED))
+def test_every_named_corpus_can_be_downloaded_and_is_bounded(name):
+    assert any(source.url for source in NAMED[name])
+    for source in NAMED[name]:
+        assert source.url.startswith("https://") or not source.url or source.sha256
+        assert len(source.sha256) in (0, 64)
+        assert 0 < source.min_bytes <= source.max_bytes <= 100_000_000

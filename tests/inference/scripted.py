@@ -1,0 +1,59 @@
+"""Models whose every probability is written down."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from charjax.config import Config, ModelConfig
+from charjax.data.vocab import Vocab
+from charjax.inference.load import Trained
+from charjax.model.network import init_params
+
+
+def chain(logits):
+    """(config, params) of a model whose logits after character a are `logits[a]`: a Markov chain.
+
+    The hidden state is the one-hot of the last character: tanh(20) is 1 in float32.
+    """
+    size = len(logits)
+    params = {
+        "layer_0": {
+            "kernel": 20 * jnp.eye(size),
+            "bias": jnp.zeros(size),
+            "recurrent": {"kernel": jnp.zeros((size, size))},
+        },
+        "output_kernel": jnp.asarray(logits, jnp.float32),
+        "output_bias": jnp.zeros(size),
+    }
+    return ModelConfig(cell="rnn", hidden=size, embed=0), params
+
+
+def memoryless(logits):
+    """A model that always has these logits."""
+    return chain(np.tile(np.asarray(logits, np.float32), (len(logits), 1)))
+
+
+def cycle(size):
+    """A model that is sure that a + 1 follows a, and 0 the last."""
+    return chain(50 * np.roll(np.eye(size), 1, axis=1))
+
+
+def random_model(vocab_size, **changes):
+    """A model that has learnt nothing, but is far from uniform."""
+    config = replace(ModelConfig(cell="gru", hidden=8, embed=0), **changes)
+    shapes = jax.eval_shape(lambda: init_params(config, vocab_size, jax.random.key(0)))
+    rng = np.random.default_rng(5)
+    return config, jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape), a.dtype), shapes)
+
+
+def trained(model, text, **changes):
+    """A `Trained` whose symbols stand in the order of the text."""
+    vocab = Vocab.from_text(text, order="appearance", unit="codepoint", unk=False)
+    config, params = model
+    fields = {"config": Config(model=config), "vocab": vocab, "params": params}
+    fields |= {"step": 0, "val_loss": None, "meta": {}} | changes
+    return Trained(**fields)

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import io
+from types import SimpleNamespace
+
+import pytest
+
+from charjax.runtime import display
+from charjax.runtime.display import make_display
+
+
+class Pipe(io.StringIO):
+    """All that makes an `IO[str]` in the eyes of the runtime checks."""
+
+    mode, name = "w", "pipe"
+
+
+class Terminal(Pipe):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def time_is(monkeypatch):
+    """Sets the monotonic time."""
+
+    def is_(now: float) -> None:
+        monkeypatch.setattr(display, "time", SimpleNamespace(monotonic=lambda: now))
+
+    is_(0.0)
+    return is_
+
+
+@pytest.fixture
+def terminal(monkeypatch) -> Terminal:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "100")
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    return Terminal()
+
+
+def test_on_a_pipe_messages_and_texts_are_plain_lines():
+    stream = Pipe()
+    shown = make_display(stream)
+    shown.report("[bold]a message[/bold] :heart:")
+    shown.text("a text\nof two lines")
+    assert stream.getvalue() == "[bold]a message[/bold] :heart:\na text\nof two lines\n"
+
+
+def test_on_a_pipe_progress_is_said_every_ten_seconds(time_is):
+    stream = Pipe()
+    with make_display(stream).task("training") as update:
+        for done in range(1, 31):  # a step a second
+            time_is(float(done))
+            update(done, 100, "loss 2.0")
+    lines = stream.getvalue().splitlines()
+    assert [line.split("  ")[0] for line in lines] == [
+        "training 10/100",
+        "training 20/100",
+        "training 30/100",
+    ]
+    assert all("  loss 2.0  " in line for line in lines)
+    # The first update tells where it began; 9 steps in 10 s leave 90 steps for 100 s.
+    assert lines[0].endswith("  1:40 left")
+
+
+def test_on_a_pipe_a_resumed_task_is_not_thought_quicker_than_it_is(time_is):
+    stream = Pipe()
+    with make_display(stream).task("training") as update:
+        update(900, 1000)
+        time_is(10.0)
+        update(910, 1000)
+    assert stream.getvalue() == "training 910/1000    1:30 left\n"
+
+
+def test_on_a_pipe_a_task_without_an_end_has_no_time_left(time_is):
+    stream = Pipe()
+    with make_display(stream).task("downloading") as update:
+        time_is(10.0)
+        update(5)
+    assert stream.getvalue() == "downloading 5\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "clock"),
+    [
+        (0.0, "0:00"),
+        (59.4, "0:59"),
+        (59.6, "1:00"),
+        (61.0, "1:01"),
+        (3599.9, "1:00:00"),
+        (36061.0, "10:01:01"),
+    ],
+)
+def test_times_are_written_as_on_a_clock(seconds, clock):
+    assert display._clock(seconds) == clock
+
+
+def test_in_a_terminal_every_character_is_shown_as_it_is(terminal):
+    shown = make_display(terminal)
+    shown.report("a [red]message[/red] of :heart:")
+    shown.text("KING:[bold]\nO :cat: " + "x" * 300)
+    for part in ("a [red]message[/red] of :heart:", "KING:[bold]", "O :cat: " + "x" * 300):
+        assert part in terminal.getvalue()
+
+
+def test_in_a_terminal_a_bar_shows_how_far_it_is_and_leaves_no_trace(terminal):
+    shown = make_display(terminal)
+    with shown.task("training") as update:
+        update(10, 40, "loss 2.0")
+        shown.report("a message on the way")
+        update(30, 40, "loss 1.0")
+    written = terminal.getvalue()
+    for part in ("training", "30/40", "loss 1.0", "a message on the way\n"):
+        assert part in written
+    assert written.endswith("\x1b[2K")  # the bar's line is cleared
+
+
+def test_in_a_terminal_a_task_may_have_no_known_end(terminal):
+    with make_display(terminal).task("downloading") as update:
+        update(5)
+    assert "5/?" in terminal.getvalue()

@@ -1,0 +1,231 @@
+"""Several processes on 127.0.0.1: one result, one writer, one end."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import pytest
+
+from charjax.cli.main import main
+from charjax.config import Config, to_dict
+from charjax.errors import InputError
+from charjax.runtime import distributed
+from charjax.runtime.signals import StopSignals
+from charjax.train.loop import train
+from charjax.train.metrics import read_metrics
+from charjax.train.stopping import Stopping
+from tests.train.tiny import Recorder, config_of, text_of
+
+# Each test starts two processes that wait for each other: too slow for a busy machine.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning"),
+]
+
+ROOT = Path(__file__).parents[2]
+CONFIG = config_of(
+    data={"seq_len": 16},
+    model={"hidden": 16, "embed": 8, "dropout": 0.2},
+    train={"max_steps": 12, "eval_every": 6, "checkpoint_every": 6, "log_every": 1},
+    sample={"num_chars": 20},
+)
+ENDLESS = ("--config.train.max_steps=1000000", "--config.train.eval_every=100000")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("processes")
+    (folder / "text.txt").write_text(text_of(2000))
+    (folder / "tiny.py").write_text(
+        "from charjax.config import from_config_dict, to_config_dict\n"
+        f"get_config = lambda: to_config_dict(from_config_dict({to_dict(on_text(folder))!r}))\n"
+    )
+    return folder / "tiny.py"
+
+
+def on_text(folder: Path, **train: int) -> Config:
+    """The run of `tiny.py` as a config."""
+    data = replace(CONFIG.data, path=str(folder / "text.txt"))
+    return replace(CONFIG, data=data, train=replace(CONFIG.train, **train))
+
+
+Start: TypeAlias = Callable[..., list[subprocess.Popen[str]]]
+
+
+@pytest.fixture
+def start(config, tmp_path) -> Iterator[Start]:
+    """Starts a run of two processes of two devices each; none of them outlives the test."""
+    running: list[subprocess.Popen[str]] = []
+
+    def started(*flags: str, second: Sequence[str] = ()) -> list[subprocess.Popen[str]]:
+        with socket.socket() as one:
+            one.bind(("127.0.0.1", 0))
+            port = one.getsockname()[1]
+        command = [sys.executable, str(ROOT / "launch.py"), f"--config={config}", *flags]
+        command += [f"--workdir={tmp_path / 'run'}", "--num_processes=2"]
+        command += [f"--coordinator=127.0.0.1:{port}"]
+        environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+        for own in (["--process_id=0"], ["--process_id=1", *second]):
+            running.append(
+                subprocess.Popen(
+                    [*command, *own],
+                    env=environment,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+        return running
+
+    yield started
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+def ends(running: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
+    """(exit code, standard output, standard error) of each."""
+    said = [process.communicate(timeout=150) for process in running]
+    return [(p.returncode, *both) for p, both in zip(running, said, strict=True)]
+
+
+def wait_for(path: Path) -> None:
+    until = time.monotonic() + 90
+    while not path.exists():
+        assert time.monotonic() < until, f"{path} did not come"
+        time.sleep(0.05)
+
+
+def test_two_processes_are_one_run(start, config, tmp_path):
+    (code, said, complaint), (other_code, other_said, other_complaint) = ends(start())
+    assert (code, other_code) == (0, 0), complaint + other_complaint
+    assert "step 12" in said
+    assert (complaint, other_said, other_complaint) == ("", "", "")
+
+    train(on_text(config.parent), tmp_path / "one", Recorder())
+    two, one = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("run", "one"))
+    assert [r["step"] for r in two] == [r["step"] for r in one] == list(range(1, 13))
+    for key, rtol in (("train_loss", 1e-6), ("val_loss", 1e-6)):
+        np.testing.assert_allclose(
+            [r[key] for r in two if key in r], [r[key] for r in one if key in r], rtol=rtol
+        )
+    samples = (tmp_path / name / "samples.txt" for name in ("run", "one"))
+    assert len({path.read_bytes() for path in samples}) == 1
+
+    # One process goes on from what two have saved.
+    shown = Recorder()
+    train(on_text(config.parent, max_steps=18), tmp_path / "run", shown)
+    assert any("at step 12" in line for line in shown.lines)
+
+
+def test_when_the_first_process_dies_the_other_says_so_and_ends(start, tmp_path):
+    running = start(*ENDLESS)
+    wait_for(tmp_path / "run" / "checkpoints" / "6")
+    running[0].send_signal(signal.SIGKILL)
+    _, (code, said, complaint) = ends(running)
+    assert (code, said) == (4, "")
+    assert re.fullmatch(r"charjax: process 1 of 2: another process .* has ended .*\n", complaint)
+    assert (tmp_path / "run" / "process-1.log").read_text()
+
+
+def test_a_signal_to_one_process_stops_both_at_the_same_saved_step(start, tmp_path):
+    running = start(*ENDLESS)
+    wait_for(tmp_path / "run" / "checkpoints" / "6")
+    running[1].send_signal(signal.SIGTERM)
+    ended = ends(running)
+    assert [code for code, _, _ in ended] == [143, 143]
+    steps = {re.search(r"stopped at step (\d+)", complaint)[1] for _, _, complaint in ended}
+    assert len(steps) == 1
+    assert (tmp_path / "run" / "checkpoints" / steps.pop()).is_dir()
+
+
+def test_processes_with_other_configs_do_not_train(start):
+    (first, _, _), (second, _, complaint) = ends(start(second=["--config.seed=7"]))
+    assert first in (2, 4)
+    assert second == 2
+    assert "differs from that of process 0" in complaint
+
+
+@pytest.mark.slow
+def test_when_another_process_dies_the_first_ends_within_a_minute(start, tmp_path):
+    running = start(*ENDLESS)
+    wait_for(tmp_path / "run" / "checkpoints" / "6")
+    running[1].send_signal(signal.SIGKILL)
+    began = time.monotonic()
+    (code, _, complaint), _ = ends(running)
+    assert time.monotonic() - began < 60
+    assert code == 4
+    assert re.fullmatch(r"charjax: process 0 of 2: another process .* has ended .*\n", complaint)
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--coordinator=here:1"], "together, or none"),
+        (["--num_processes=2", "--process_id=0"], "together, or none"),
+        (["--coordinator=here", "--num_processes=2", "--process_id=0"], "must be HOST:PORT"),
+        (["--coordinator=here:1", "--num_processes=2", "--process_id=2"], "from 0 to 1"),
+        (["--coordinator=here:1", "--num_processes=2", "--process_id=-1"], "from 0 to 1"),
+        (["--coordinator=here:1", "--num_processes=1", "--process_id=1"], "from 0 to 0"),
+    ],
+)
+def test_a_place_that_cannot_be_is_refused(flags, complaint, config, tmp_path, capsys):
+    assert main(["train", f"--config={config}", f"--workdir={tmp_path}", *flags]) == 2
+    error = capsys.readouterr().err
+    assert complaint in error
+    assert error.count("\n") == 1
+
+
+def test_one_process_agrees_with_itself():
+    assert distributed.agree([3, 0]) == [3, 0]
+    distributed.require_same("anything", "value")
+    with distributed.first_before_others():
+        pass
+    assert distributed.is_first()
+    assert not distributed.several()
+
+
+def test_numbers_said_at_one_call_are_known_at_the_next():
+    exchange = distributed.Exchange(2)
+    assert exchange([15, 0]) == [0, 0]
+    assert exchange([0, 1]) == [15, 0]
+    assert exchange([0, 0]) == [0, 1]
+
+
+def test_what_asks_to_stop_is_heard_at_once_by_one_and_together_by_several(monkeypatch):
+    signals, late = StopSignals(), []
+    alone = Stopping(signals, lambda: bool(late))
+    monkeypatch.setattr("charjax.train.stopping.several", lambda: True)
+    among_others = Stopping(signals, lambda: bool(late))
+
+    def heard(stopping: Stopping) -> tuple[int | None, bool]:
+        stopping.ask()
+        return stopping.signal, stopping.late
+
+    assert heard(alone) == heard(among_others) == (None, False)
+    signals.received = signal.SIGTERM
+    late.append(True)
+    assert heard(alone) == (signal.SIGTERM, True)
+    assert heard(among_others) == (None, False)  # what the others said at the call before
+    assert heard(among_others) == (signal.SIGTERM, True)
+
+
+def test_nothing_is_joined_where_there_is_one_process(tmp_path):
+    with distributed.joined(None, native_log=tmp_path / "{}.log"):
+        assert not list(tmp_path.iterdir())
+    with (
+        pytest.raises(InputError),
+        distributed.joined(distributed.Place("", 0, 1), native_log=tmp_path),
+    ):
+        raise InputError("is passed on")

@@ -1,0 +1,54 @@
+"""Law 1: randomness is a function of (seed, stream, index), for ever."""
+
+from __future__ import annotations
+
+import itertools
+
+import jax
+import numpy as np
+
+from charjax.runtime.keys import Stream, indexed_key, stream_key
+
+# seed, stream, index -> the two words of the key.
+GOLDEN = {
+    (0, Stream.INIT, 0): (4165894930, 804218099),
+    (0, Stream.DROPOUT, 7): (3820244711, 2120015096),
+    (42, Stream.SAMPLE, 10**9): (1015727331, 1472874709),
+    (2**32 - 1, Stream.SAMPLE, 1): (1125366651, 1756191250),
+}
+
+
+def words(key):
+    return tuple(np.asarray(jax.random.key_data(key)).tolist())
+
+
+def test_keys_never_change():
+    got = {at: words(indexed_key(stream_key(*at[:2]), at[2])) for at in GOLDEN}
+    assert got == GOLDEN, (
+        "the keys are no longer those of earlier versions: every seed now means another text. "
+        "Bring the derivation back, or, if jax itself changed, say so in the changelog and "
+        "renew these numbers"
+    )
+
+
+def test_streams_are_numbered_for_ever():
+    assert {stream.name: stream.value for stream in Stream} == {
+        "INIT": 0,
+        "DROPOUT": 1,
+        "SAMPLE": 2,
+        "SCHEDULED": 3,
+    }
+
+
+def test_seeds_streams_and_indices_all_have_their_own_keys():
+    seeds, indices = (0, 1, 2, 2**31, 2**32 - 1), (0, 1, 2, 10**9)
+    keys = {
+        words(indexed_key(stream_key(seed, stream), index))
+        for seed, stream, index in itertools.product(seeds, Stream, indices)
+    }
+    assert len(keys) == len(seeds) * len(Stream) * len(indices)
+
+
+def test_a_traced_index_is_the_same_as_a_known_one():
+    key = stream_key(7, Stream.DROPOUT)
+    assert words(jax.jit(indexed_key)(key, 5)) == words(indexed_key(key, 5))

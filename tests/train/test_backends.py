@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from charjax.config import Config, ParallelConfig
+from charjax.errors import InputError
+from charjax.runtime.sharding import all_devices, lane_mesh
+from charjax.train.backends import Backend, make_backend, sharded_steps
+from charjax.train.optimizer import make_optimizer
+from charjax.train.step import TrainState, repeat
+
+from .tiny import (
+    VOCAB,
+    assert_close,
+    assert_same_bits,
+    config_of,
+    first_state,
+    random_batch,
+    stacked,
+    step_of,
+)
+
+DISPATCHES = [stacked(random_batch, range(begin, begin + 10)) for begin in (0, 10, 20)]
+CONFIG = config_of(
+    model={"cell": "rnn", "dropout": 0.3, "dropout_in": 0.1},
+    optim={"ema": 0.9, "weight_decay": 0.01},
+)
+BACKENDS = ("jit", "pmap")
+_COLLECTIVES = re.compile(
+    r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(-start)?\("
+)
+
+
+def make(name: str, config: Config = CONFIG) -> Backend:
+    optimizer = make_optimizer(config.optim, config.train.max_steps)
+    return make_backend(replace(config, parallel=ParallelConfig(backend=name)), VOCAB, optimizer)
+
+
+@pytest.fixture(scope="module")
+def backends() -> dict[str, Backend]:
+    return {name: make(name) for name in BACKENDS}
+
+
+@pytest.fixture(scope="module")
+def on_one_device() -> tuple[np.ndarray, TrainState]:
+    """The losses of 30 steps, and the state after them."""
+    run, state, losses = jax.jit(repeat(step_of(CONFIG))), first_state(CONFIG), []
+    for batches in DISPATCHES:
+        state, metrics = run(state, batches)
+        losses.append(metrics.loss)
+    assert state.step.devices() == {jax.devices()[0]}
+    return np.concatenate(losses), jax.device_get(state)
+
+
+def test_there_are_several_devices():
+    assert jax.device_count() == 8
+
+
+@pytest.mark.parametrize(("name", "rtol"), [("jit", 1e-6), ("pmap", 1e-5)])
+def test_many_devices_train_as_one_does(name, rtol, backends, on_one_device):
+    backend, losses = backends[name], []
+    state = backend.place(first_state(CONFIG))
+    for batches in DISPATCHES:
+        state, metrics = backend.run(state, batches)
+        losses.append(metrics.loss)
+    wanted_losses, wanted = on_one_device
+    np.testing.assert_allclose(np.concatenate(losses), wanted_losses, rtol=rtol)
+    found = jax.device_get(backend.whole(state))
+    assert (found.step, found.skipped) == (30, 0)
+    assert_close(found, wanted, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_devices_meet_outside_the_loops_over_time(cell):
+    """A collective in a loop over time would run at every character."""
+    config = config_of(model={"cell": cell, "layers": 2, "dropout_between": 0.3})
+    optimizer = make_optimizer(config.optim, config.train.max_steps)
+    steps = sharded_steps(config, VOCAB, optimizer, lane_mesh(all_devices()))
+    one = jax.tree.map(lambda x: x[:1], DISPATCHES[0])  # of one step: then no loop is over steps
+    hlo = steps.lower(first_state(config), one).compile().as_text()
+    main = hlo[hlo.index("\nENTRY ") :]
+    assert _COLLECTIVES.search(main), "the gradients are summed over the devices"
+    assert not _COLLECTIVES.search(hlo.removesuffix(main))
+
+
+def test_a_run_may_change_its_backend(backends, on_one_device):
+    state, losses = first_state(CONFIG), []
+    for batches, name in zip(DISPATCHES, ("jit", "pmap", "jit"), strict=True):
+        placed, metrics = backends[name].run(backends[name].place(state), batches)
+        losses.append(metrics.loss)
+        state = jax.device_get(backends[name].whole(placed))
+    np.testing.assert_allclose(np.concatenate(losses), on_one_device[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_whole_undoes_place(name, backends):
+    state, backend = first_state(CONFIG), backends[name]
+    numbered = state._replace(  # lanes that can be told apart
+        carry=jax.tree.map(
+            lambda c: np.arange(c.size, dtype=np.float32).reshape(c.shape), state.carry
+        )
+    )
+    assert_same_bits(jax.device_get(backend.whole(backend.place(numbered))), numbered)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("host", [True, False], ids=["numpy", "jax"])
+def test_what_is_placed_is_not_consumed(name, host, backends):
+    state = jax.device_get(first_state(CONFIG)) if host else first_state(CONFIG)
+    before = jax.tree.map(np.array, state)
+    for _ in range(2):
+        moved, _ = backends[name].run(backends[name].place(state), DISPATCHES[0])
+        jax.block_until_ready(moved)
+    assert_same_bits(state, before)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize(("lanes", "nearest"), [(12, 16), (4, 8), (1, 8), (17, 16)])
+def test_a_batch_that_does_not_divide_is_refused(name, lanes, nearest):
+    with pytest.raises(InputError) as refused:
+        make(name, config_of(data={"batch_size": lanes}))
+    message = str(refused.value)
+    assert message.startswith(f"config.data.batch_size={lanes}: ")
+    assert "8 devices" in message
+    assert message.endswith(f" {nearest}")
