@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 _PAUSE_S = 0.05
 
 
-class UnavailableError(Exception):
+class CorpusUnavailableError(Exception):
     """A peer that this machine lacks, or that cannot do what is asked."""
 
 
@@ -88,7 +88,7 @@ class Worker:
         """
         answer = self._read()
         if "unavailable" in answer:
-            raise UnavailableError(answer["unavailable"])
+            raise CorpusUnavailableError(answer["unavailable"])
         self.chars = answer["chars"]
         about: dict[str, Any] = answer["about"]
         return about
@@ -109,7 +109,7 @@ class Worker:
             self._errors.seek(0)
             errors = self._errors.read().strip().splitlines()
             last = errors[-1] if errors else "no word"
-            raise UnavailableError(f"its process died ({code}): {last}")
+            raise CorpusUnavailableError(f"its process died ({code}): {last}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -178,7 +178,7 @@ def measure(peers: Sequence[Peer], *, rounds: int, turn_s: float, device: str) -
             name = worker.peer.name
             try:
                 about = worker.wait()
-            except UnavailableError as error:
+            except CorpusUnavailableError as error:
                 skipped[name] = str(error)
                 progress(f"{name}: skipped: {error}")
                 continue

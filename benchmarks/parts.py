@@ -22,7 +22,7 @@ from benchmarks.shape import Shape
 from charjax.model.cells import CELLS
 from charjax.model.matmul import dot, dot_trailing
 from charjax.model.recurrence import xla
-from charjax.model.recurrence.xla import Table, Weights
+from charjax.model.recurrence.base import Table, Weights
 
 ROUNDS = 7
 _LANES = (1, 5, 8, 64)  # of the product that writes a character
@@ -57,7 +57,7 @@ def of_recurrence(cell: str, dtype: str) -> list[dict[str, Any]]:
     """The recurrence of a step, forwards and backwards."""
     shape = Shape(cell=cell)
     gates = CELLS[cell].gates * shape.hidden
-    bias = jnp.zeros(shape.hidden) if CELLS[cell].two_shares else None
+    bias = jnp.zeros(shape.hidden) if CELLS[cell].reset_after else None
     weights = Weights(normal(shape.hidden, gates), bias)
     tokens = jax.random.randint(jax.random.key(0), (shape.length, shape.batch), 0, shape.vocab)
     carry = tuple(jnp.zeros((shape.batch, shape.hidden)) for _ in range(CELLS[cell].states))

@@ -139,7 +139,7 @@ def layer_inputs(asked: dict[str, Any]) -> tuple[Any, ...]:
     import jax
 
     from charjax.model.cells import CELLS
-    from charjax.model.recurrence.xla import Projected, Weights
+    from charjax.model.recurrence.base import Projected, Weights
 
     shape = Shape(**asked["shape"])
     cell, hidden = CELLS[shape.cell], shape.hidden
@@ -147,7 +147,7 @@ def layer_inputs(asked: dict[str, Any]) -> tuple[Any, ...]:
     def normal(seed: int, *sizes: int) -> Any:
         return jax.random.normal(jax.random.key(seed), sizes)
 
-    bias = normal(0, hidden) if cell.two_shares else None
+    bias = normal(0, hidden) if cell.reset_after else None
     weights = Weights(normal(1, hidden, cell.gates * hidden) / hidden**0.5, bias)
     carry = tuple(normal(2, cell.states, shape.batch, hidden))
     return Projected(normal(3, cell.gates * hidden, shape.length, shape.batch)), weights, carry
@@ -156,7 +156,7 @@ def layer_inputs(asked: dict[str, Any]) -> tuple[Any, ...]:
 def layer(asked: dict[str, Any], way: str | int, dtype: str) -> Callable[..., Any]:
     """A layer: the fast recurrence, or the persistent one with so many peers."""
     from charjax.model.recurrence.pallas_hopper import ops
-    from charjax.model.recurrence.xla import recur
+    from charjax.model.recurrence.xla import run as recur
 
     cell = asked["shape"]["cell"]
     if way == "fast":

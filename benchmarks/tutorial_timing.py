@@ -67,12 +67,12 @@ def time_ours(name: str, seconds: float) -> dict[str, Any]:
 
     from charjax.data.batches import Batch
     from charjax.train.backends import make_backend
-    from charjax.train.intervals import make_plan
+    from charjax.train.intervals import make_intervals
     from charjax.train.optimizer import make_optimizer
     from charjax.train.step import init_state
 
     config, text = prepared(name)
-    plan = make_plan(config.train, text.batches.steps_per_epoch)
+    plan = make_intervals(config.train, text.batches.steps_per_epoch)
     optimizer = make_optimizer(config.optim, plan.total)
     backend = make_backend(config, len(text.vocab), optimizer)
     state = backend.place(init_state(config, len(text.vocab), optimizer))
@@ -127,12 +127,12 @@ def _time_generation(config: Any, text: Any) -> dict[str, Any]:
 def prepared(name: str) -> tuple[Any, Any]:
     """The plain config of a tutorial, and its text."""
     from charjax.config import from_config_dict
-    from charjax.data.dataset import prepare
+    from charjax.data.dataset import load_dataset
 
     file = runpy.run_path(str(ROOT / "configs" / "tutorials" / f"{name}.py"))
     config = from_config_dict(file["get_config"]())
     quiet = {"report": lambda line: None, "progress": lambda done, total: None}
-    return config, prepare(config, **quiet)
+    return config, load_dataset(config, **quiet)
 
 
 def documents(name: str) -> list[str]:

@@ -16,9 +16,9 @@ from typing import Any
 from benchmarks import machine
 from benchmarks.common import progress
 from charjax.cli.arguments import WEIGHTS
-from charjax.data.dataset import prepare
+from charjax.data.dataset import load_dataset
 from charjax.errors import CharjaxError
-from charjax.inference.load import in_precision, load_trained
+from charjax.inference.load import load_trained, with_dtype
 from charjax.inference.score import score
 from charjax.runtime.display import make_display
 
@@ -27,12 +27,12 @@ def rows(workdir: Path) -> list[dict[str, Any]]:
     """One row a precision."""
     trained = load_trained(workdir, which="best", report=progress)
     with make_display(sys.stderr).task("reading the text") as update:
-        text = prepare(trained.config, report=progress, progress=update)
+        text = load_dataset(trained.config, report=progress, progress=update)
     if text.corpus.sha256 != trained.meta["corpus"]["sha256"]:
         sys.exit(f"{workdir}: was trained on another text than {text.corpus.name} is now")
     measured = []
     for weights in WEIGHTS:
-        model = in_precision(trained, weights).config.model
+        model = with_dtype(trained, weights).config.model
         result = score(model, trained.params, text.parts.val.ids)
         measured.append(
             {

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from charjax.data.batches import Batch as Batch
     from charjax.data.batches import make_batches as make_batches
     from charjax.data.batches import split as split
-    from charjax.data.dataset import prepare as prepare
+    from charjax.data.dataset import load_dataset as load_dataset
     from charjax.data.vocab import Vocab as Vocab
     from charjax.inference.load import load_trained as load_trained
     from charjax.inference.sampling import Sampling as Sampling
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from charjax.model.network import CharRNN as CharRNN
     from charjax.model.network import init_params as init_params
     from charjax.model.network import initial_carry as initial_carry
-    from charjax.runtime.dtypes import settle as settle
+    from charjax.runtime.dtypes import resolve_dtype as resolve_dtype
     from charjax.train.loop import train as train
     from charjax.train.optimizer import make_optimizer as make_optimizer
     from charjax.train.step import TrainState as TrainState

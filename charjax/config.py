@@ -67,11 +67,11 @@ class ModelConfig:
     # `charjax.runtime.dtypes.fast_dtype`; a run decides once, when it begins.
     # int8: whole numbers, see `charjax.model.quantization`, to write and score with, not to train.
     dtype: str = choice("float32", "bfloat16", "auto", "int8")
-    # fast: on a CPU in C, compiled when first needed, where there is a compiler; else like xla.
-    # xla: by XLA alone. scan: the cell as it is written, for comparison.
-    # persistent: training steps with the recurrent weights kept on chip, on one NVIDIA Hopper
-    # GPU in bfloat16; what is no training runs as fast does. Not yet run on a GPU.
-    recurrence: str = choice("fast", "xla", "scan", "persistent")
+    # How the loop over time runs, see `charjax.model.recurrence.api`. fast: the fastest
+    # implementation that this machine has. c: C loops, compiled for this CPU when first needed.
+    # xla: jax.lax.scan with a hand-written gradient. scan: the cell as it is written, the
+    # reference. persistent: one NVIDIA Hopper GPU in bfloat16, recurrent weights kept on chip.
+    recurrence: str = choice("fast", "c", "xla", "scan", "persistent")
     # Keep only the carry between blocks of so many characters and compute the rest again
     # in the backward pass: less memory for more time, the same result. 0: keep all.
     remat: int = number(0, 0)

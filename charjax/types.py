@@ -14,7 +14,7 @@ PyTree: TypeAlias = Any
 
 Tokens: TypeAlias = Int[Array, "batch time"]
 Mask: TypeAlias = Bool[Array, "batch time"]
-Fresh: TypeAlias = Bool[Array, " batch"]
+Reset: TypeAlias = Bool[Array, " batch"]
 Logits: TypeAlias = Float[Array, "batch time vocab"]
 Nats: TypeAlias = Float[Array, "batch time"]
 Scalar: TypeAlias = Float[Array, ""]

@@ -20,7 +20,7 @@ from charjax.errors import HostError, InputError
 
 
 @dataclass(frozen=True)
-class RunFolder:
+class Workdir:
     """The files of one run, all below `path`."""
 
     path: Path

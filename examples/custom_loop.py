@@ -18,9 +18,9 @@ from charjax import (
     Sampling,
     TrainConfig,
     init_state,
+    load_dataset,
     make_optimizer,
     make_step,
-    prepare,
     sample_texts,
     score,
 )
@@ -34,7 +34,7 @@ def main(steps: int) -> float:
         optim=OptimConfig(learning_rate=5e-3),
         train=TrainConfig(max_steps=steps),
     )
-    text = prepare(config, report=print, progress=lambda done, total: None)
+    text = load_dataset(config, report=print, progress=lambda done, total: None)
     optimizer = make_optimizer(config.optim, steps)
     state = init_state(config, len(text.vocab), optimizer)
     train_step = jax.jit(make_step(config, len(text.vocab), optimizer), donate_argnums=0)

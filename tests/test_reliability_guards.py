@@ -23,7 +23,7 @@ from charjax.runtime.signals import exit_on_signals
 from charjax.train.loop import train
 from charjax.train.metrics import read_metrics
 from charjax.train.resume import check_allowed
-from charjax.workdir import RunFolder, append
+from charjax.workdir import Workdir, append
 
 
 def config_of(tmp_path, *, steps: int = 4, words: int = 300, **optim: object) -> Config:
@@ -86,19 +86,19 @@ def test_sections_and_fields_can_be_allowed():
 
 
 def test_where_nothing_verifies_a_run_does_not_start_again(copy):
-    checkpoints = RunFolder(copy / "run").checkpoints
+    checkpoints = Workdir(copy / "run").checkpoints
     for record in checkpoints.glob("*/meta/record.json"):
         record.write_bytes(record.read_bytes()[:-9])
     before = sorted(checkpoints.rglob("*"))
-    metrics = RunFolder(copy / "run").metrics.read_bytes()
+    metrics = Workdir(copy / "run").metrics.read_bytes()
     with pytest.raises(CheckpointError, match="no checkpoint that verifies"):
         train(config_of(copy, steps=6), copy / "run", Silent())
     assert sorted(checkpoints.rglob("*")) == before
-    assert RunFolder(copy / "run").metrics.read_bytes() == metrics
+    assert Workdir(copy / "run").metrics.read_bytes() == metrics
 
 
 def test_damaged_evidence_is_set_aside_and_the_run_ends_in_the_same_bits(trained, copy):
-    checkpoints = RunFolder(copy / "run").checkpoints
+    checkpoints = Workdir(copy / "run").checkpoints
     record = checkpoints / "4" / "meta" / "record.json"
     damaged = record.read_bytes().replace(b"sha", b"SHA")
     record.write_bytes(damaged)
@@ -111,7 +111,7 @@ def test_damaged_evidence_is_set_aside_and_the_run_ends_in_the_same_bits(trained
 
 
 def test_a_damaged_run_json_is_written_anew(trained, copy):
-    folder = RunFolder(copy / "run")
+    folder = Workdir(copy / "run")
     good = folder.read_run()
     folder.run_json.write_bytes(b"{\xff")
     train(config_of(trained), folder.path, Silent())
@@ -119,7 +119,7 @@ def test_a_damaged_run_json_is_written_anew(trained, copy):
 
 
 def test_a_torn_record_is_cut_off_when_the_run_goes_on(trained, copy):
-    folder = RunFolder(copy / "run")
+    folder = Workdir(copy / "run")
     whole = read_metrics(folder.metrics)
     append(folder.metrics, '{"step": 5, "train_lo')
     train(config_of(copy), folder.path, Silent())
@@ -148,7 +148,7 @@ def test_a_text_of_one_symbol_warns_and_keeps_to_finite_numbers(tmp_path):
     display = Silent()
     train(config, tmp_path / "run", display)
     assert any("one symbol only" in line for line in display.lines)
-    losses = [record["train_loss"] for record in read_metrics(RunFolder(tmp_path / "run").metrics)]
+    losses = [record["train_loss"] for record in read_metrics(Workdir(tmp_path / "run").metrics)]
     assert losses == [0.0] * 4
 
 
@@ -156,7 +156,7 @@ def test_a_run_that_leaves_the_finite_numbers_stops_with_a_good_checkpoint(tmp_p
     config = config_of(tmp_path, steps=200, learning_rate=1e38, clip_norm=0.0, name="sgd")
     with pytest.raises(DivergedError, match="not finite"):
         train(config, tmp_path / "run", Silent())
-    with Checkpoints(RunFolder(tmp_path / "run").checkpoints, keep=1, report=pytest.fail) as saved:
+    with Checkpoints(Workdir(tmp_path / "run").checkpoints, keep=1, report=pytest.fail) as saved:
         assert all(problem == "" for _, problem in saved.verify())
 
 

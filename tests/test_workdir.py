@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from charjax.errors import HostError, InputError
-from charjax.workdir import RunFolder
+from charjax.workdir import Workdir
 
 HOLD = """
 import sys, time
@@ -26,7 +26,7 @@ with RunFolder(Path(sys.argv[1])).lock():
 
 
 def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path):
-    folder = RunFolder(tmp_path)
+    folder = Workdir(tmp_path)
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
         try:
@@ -41,7 +41,7 @@ def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path):
 
 
 def test_the_lock_can_be_taken_again_after_an_error(tmp_path):
-    folder = RunFolder(tmp_path)
+    folder = Workdir(tmp_path)
     with pytest.raises(ZeroDivisionError), folder.lock():
         raise ZeroDivisionError
     with folder.lock(), pytest.raises(HostError), folder.lock():
@@ -49,7 +49,7 @@ def test_the_lock_can_be_taken_again_after_an_error(tmp_path):
 
 
 def test_create_makes_the_folder_and_is_harmless_twice(tmp_path):
-    folder = RunFolder(tmp_path / "a" / "b")
+    folder = Workdir(tmp_path / "a" / "b")
     folder.create()
     folder.write_run({"x": 1})
     folder.create()
@@ -60,7 +60,7 @@ def test_create_makes_the_folder_and_is_harmless_twice(tmp_path):
 def test_a_file_in_the_way_is_bad_input(tmp_path, name):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="not a folder"):
-        RunFolder(tmp_path / name).create()
+        Workdir(tmp_path / name).create()
 
 
 def test_a_read_only_place_is_refused_before_anything_is_written(tmp_path, monkeypatch):
@@ -68,7 +68,7 @@ def test_a_read_only_place_is_refused_before_anything_is_written(tmp_path, monke
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
     monkeypatch.setattr(os, "open", refuse)
-    folder = RunFolder(tmp_path)
+    folder = Workdir(tmp_path)
     with pytest.raises(HostError, match=r"\.lock: Read-only file system; make room"):
         folder.create()
     with pytest.raises(HostError, match="Read-only"), folder.lock():
@@ -76,7 +76,7 @@ def test_a_read_only_place_is_refused_before_anything_is_written(tmp_path, monke
 
 
 def test_run_json_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
-    folder = RunFolder(tmp_path)
+    folder = Workdir(tmp_path)
     values = {"vocabulary": ["\n", "é", "日", "😀"], "steps": 10, "split": [0.9, 0.1]}
     folder.write_run(values)
     assert os.listdir(tmp_path) == ["run.json"]
@@ -92,7 +92,7 @@ def test_run_json_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff", None])
 def test_a_run_json_that_cannot_be_used_is_named_in_one_line(tmp_path, content):
-    folder = RunFolder(tmp_path)
+    folder = Workdir(tmp_path)
     if content is not None:
         folder.run_json.write_bytes(content)
     with pytest.raises(InputError, match=r"run\.json: .+") as caught:
@@ -101,7 +101,7 @@ def test_a_run_json_that_cannot_be_used_is_named_in_one_line(tmp_path, content):
 
 
 def test_logs_are_cut_back_and_never_extended(tmp_path):
-    folder = RunFolder(tmp_path)
+    folder = Workdir(tmp_path)
     assert folder.log_sizes() == {"metrics.jsonl": 0, "samples.txt": 0}
     folder.metrics.write_bytes(b"one\n")
     sizes = folder.log_sizes()

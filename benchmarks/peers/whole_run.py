@@ -23,10 +23,10 @@ from benchmarks.peers.with_flax import CharModel
 from benchmarks.worker import Task
 from charjax.config import Config, from_config_dict
 from charjax.data.batches import Batch
-from charjax.data.dataset import Prepared, prepare
+from charjax.data.dataset import Dataset, load_dataset
 from charjax.runtime.display import make_display
-from charjax.runtime.dtypes import settle
-from charjax.train.intervals import make_plan
+from charjax.runtime.dtypes import resolve_dtype
+from charjax.train.intervals import make_intervals
 from charjax.train.loop import train
 from charjax.train.optimizer import make_optimizer
 
@@ -46,7 +46,7 @@ def shortened(steps: int, small: bool) -> Config:
     values["train"] |= {"max_steps": steps, "eval_every": min(steps, values["train"]["eval_every"])}
     values["data"]["offline"] = ""  # this text or none
     values["model"] |= {"hidden": 32, "embed": 8} if small else {}
-    return settle(from_config_dict(values))
+    return resolve_dtype(from_config_dict(values))
 
 
 def launch_float32(steps: int, small: bool) -> Task:
@@ -79,7 +79,7 @@ def bare(steps: int, small: bool) -> Task:
     """The same step over and over the same batches, `steps` a unit, and nothing else."""
     config = shortened(steps, small)
     text = _text(config)
-    plan = make_plan(config.train, text.batches.steps_per_epoch)
+    plan = make_intervals(config.train, text.batches.steps_per_epoch)
     first = (text.batches(i) for i in range(plan.dispatch))
     return step_task(config, len(text.vocab), Batch(*map(np.stack, zip(*first, strict=True))))
 
@@ -150,8 +150,8 @@ def _plain_run(config: Config) -> float:
     return float(np.mean(losses))
 
 
-def _text(config: Config) -> Prepared:
-    return prepare(config, report=lambda line: None, progress=lambda done, total: None)
+def _text(config: Config) -> Dataset:
+    return load_dataset(config, report=lambda line: None, progress=lambda done, total: None)
 
 
 def _chars(config: Config) -> int:

@@ -32,7 +32,7 @@ from charjax.errors import CheckpointError
 from charjax.train.loop import train
 from charjax.train.optimizer import make_optimizer
 from charjax.train.step import init_state
-from charjax.workdir import RunFolder
+from charjax.workdir import Workdir
 
 _STEPS, _MORE = 30, 10  # of the run that is damaged, and those that a resumption adds
 _RESUMED = 25  # one case in so many is also resumed to its end
@@ -55,7 +55,7 @@ class _Vandal:
         steps = {s: leaf_digests(self.copy, s) for s in sound_steps(self.copy)}
         self.leaves = {s: leaf_digests(self.whole, s) for s in sound_steps(self.whole)}
         self.reference = Reference(read_series(self.copy), steps | self.leaves)
-        with Checkpoints(RunFolder(self.whole).checkpoints, keep=1, report=say) as saved:
+        with Checkpoints(Workdir(self.whole).checkpoints, keep=1, report=say) as saved:
             vocab_size = len(saved.read_meta().meta["vocabulary"]["symbols"])
         optimizer = make_optimizer(config.optim, _STEPS + _MORE)
         self.like = jax.eval_shape(lambda: init_state(config, vocab_size, optimizer))
@@ -92,7 +92,7 @@ class _Vandal:
         }
 
     def _damage_something(self, *, all_steps: bool) -> str:
-        checkpoints = RunFolder(self.copy).checkpoints
+        checkpoints = Workdir(self.copy).checkpoints
         if all_steps:
             return "; ".join(self._damage_file(checkpoints / str(s)) for s in self.leaves)
         if self.draw.random() < 0.05:
@@ -134,7 +134,7 @@ class _Vandal:
         """A restore gives the newest step that is as it was, or refuses; nothing else."""
         reports: list[str] = []
         intact = [step for step in self.leaves if self._is_intact(step)]
-        checkpoints = RunFolder(self.copy).checkpoints
+        checkpoints = Workdir(self.copy).checkpoints
         with Checkpoints(checkpoints, keep=1, report=reports.append) as saved:
             if not saved.steps():
                 self._fault("from zero", done)
@@ -155,8 +155,8 @@ class _Vandal:
         self.counts["found"] += bool(reports)
 
     def _is_intact(self, step: int) -> bool:
-        original = RunFolder(self.whole).checkpoints / str(step)
-        copied = RunFolder(self.copy).checkpoints / str(step)
+        original = Workdir(self.whole).checkpoints / str(step)
+        copied = Workdir(self.copy).checkpoints / str(step)
         files = [p.relative_to(original) for p in original.rglob("*") if p.is_file()]
         return all(
             (copied / f).is_file() and (copied / f).read_bytes() == (original / f).read_bytes()
@@ -165,12 +165,12 @@ class _Vandal:
 
     def _resume(self, done: str) -> None:
         """The run goes on to the same end, or refuses and leaves everything where it is."""
-        before = set(RunFolder(self.copy).checkpoints.rglob("*"))
+        before = set(Workdir(self.copy).checkpoints.rglob("*"))
         self._note("resumed")
         try:
             train(self.longer, self.copy, Silent())
         except CheckpointError:
-            lost = before - set(RunFolder(self.copy).checkpoints.rglob("*"))
+            lost = before - set(Workdir(self.copy).checkpoints.rglob("*"))
             self._fault("evidence lost", done) if lost else self._note("resumed equal")
             return
         equal = self.reference.leaves[_STEPS + _MORE] == leaf_digests(self.copy, _STEPS + _MORE)

@@ -17,8 +17,8 @@ from charjax.checkpoint.record import describe, flatten
 from charjax.checkpoint.store import to_host
 from charjax.config import from_config_dict
 from charjax.data.batches import Batch
-from charjax.data.dataset import prepare
-from charjax.runtime.dtypes import settle
+from charjax.data.dataset import load_dataset
+from charjax.runtime.dtypes import resolve_dtype
 from charjax.train.backends import make_backend
 from charjax.train.optimizer import make_optimizer
 from charjax.train.resume import describe as describe_run
@@ -31,8 +31,8 @@ _DISPATCH, _LIMIT_PERCENT = 10, 5.0
 def prove_cost(n: int, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """The figures, each the median of n measurements."""
     values = runpy.run_path(str(_CONFIG))["get_config"]().to_dict()
-    config = settle(from_config_dict(values))
-    text = prepare(config, report=say, progress=lambda done, total: None)
+    config = resolve_dtype(from_config_dict(values))
+    text = load_dataset(config, report=say, progress=lambda done, total: None)
     optimizer = make_optimizer(config.optim, config.train.max_steps)
     backend = make_backend(config, len(text.vocab), optimizer)
     state = backend.place(init_state(config, len(text.vocab), optimizer))

@@ -32,7 +32,7 @@ from benchmarks.reliability.trial import (
 from charjax.config import Config
 from charjax.errors import CharjaxError, HostError
 from charjax.train.loop import train
-from charjax.workdir import RunFolder
+from charjax.workdir import Workdir
 
 _STEPS, _MORE = 20, 10
 _DISK_BYTES = 8 * 2**20
@@ -134,7 +134,7 @@ def _can_mount() -> bool:
 def _filler(whole: Path) -> tuple[Callable[[Path, int], Any], int, str]:
     """(a context in which only so many bytes can be written, the bytes of a save, its name)."""
     # How many files the array store makes differs from save to save; the smallest counts.
-    steps = (RunFolder(whole).checkpoints / str(step) for step in sound_steps(whole))
+    steps = (Workdir(whole).checkpoints / str(step) for step in sound_steps(whole))
     sizes = [[p.stat().st_size for p in step.rglob("*") if p.is_file()] for step in steps]
     if _can_mount():
         return _full_disk, min(map(sum, sizes)), "full tmpfs"

@@ -106,7 +106,7 @@ def prove_inputs(n: int, folder: Path, say: Callable[[str], None]) -> dict[str, 
     """The figures of n texts, of every row of arguments and of every kind of text."""
     texts, faults = _round_trips(n, folder)
     say(f"{texts} texts: {len(faults)} problems")
-    trial = Trial.prepare(folder)
+    trial = Trial.load_dataset(folder)
     config = small_config(write_words(folder / "text.txt", 600))
     limits = replace(config.train, max_steps=20, eval_every=20, checkpoint_every=20)
     train(replace(config, train=limits), folder / "run", Silent())

@@ -33,7 +33,7 @@ _ANYWHERE = 0.35  # of the kills fall anywhere in a process, the others where it
 
 def prove_kill(n: int, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """The figures of n kills."""
-    trial, draw = Trial.prepare(folder), random.Random(1)
+    trial, draw = Trial.load_dataset(folder), random.Random(1)
     reference = trial.reference()
     return _Killer(trial, reference, draw, say).kill(n)
 

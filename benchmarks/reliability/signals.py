@@ -35,7 +35,7 @@ def prove_signals(n: int, folder: Path, say: Callable[[str], None]) -> dict[str,
     """The figures of n signals, half of them SIGTERM and half SIGINT."""
     # A command in the background may have been told to ignore it, and would tell its children.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    trial = Trial.prepare(folder)
+    trial = Trial.load_dataset(folder)
     return _Stopper(trial, trial.reference(checkpoint_every=1), say).stop(n)
 
 

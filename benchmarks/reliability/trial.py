@@ -25,7 +25,7 @@ from charjax.config import (
     TrainConfig,
     to_dict,
 )
-from charjax.workdir import RunFolder
+from charjax.workdir import Workdir
 
 STEPS = 300
 CHECKPOINT_EVERY = 5
@@ -60,7 +60,7 @@ class Trial:
     folder: Path
 
     @classmethod
-    def prepare(cls, folder: Path) -> Trial:
+    def load_dataset(cls, folder: Path) -> Trial:
         """Writes the text and the config."""
         values = to_dict(small_config(write_words(folder / "text.txt", 3000)))
         (folder / "config.py").write_text(_CONFIG_FILE.format(values=values), encoding="utf-8")
@@ -169,7 +169,7 @@ class Silent:
 
 def read_series(workdir: Path) -> dict[int, tuple[str, ...]]:
     """Step -> its losses in hexadecimal; the torn last line of a killed writer is left out."""
-    metrics = RunFolder(workdir).metrics
+    metrics = Workdir(workdir).metrics
     if not metrics.exists():
         return {}
     whole, _, _ = metrics.read_text(encoding="utf-8").rpartition("\n")
@@ -184,7 +184,7 @@ def _losses(record: dict[str, Any]) -> tuple[str, ...]:
 
 def verdicts(workdir: Path, report: Callable[[str], None] = str) -> list[tuple[int, str]]:
     """What `charjax verify` says of each step."""
-    with Checkpoints(RunFolder(workdir).checkpoints, keep=1, report=report) as saved:
+    with Checkpoints(Workdir(workdir).checkpoints, keep=1, report=report) as saved:
         return saved.verify()
 
 
@@ -195,7 +195,7 @@ def sound_steps(workdir: Path) -> list[int]:
 
 def leaf_digests(workdir: Path, step: int) -> dict[str, str]:
     """Path -> SHA-256 of every array of a checkpoint: parameters, optimizer, averages, carry."""
-    file = RunFolder(workdir).checkpoints / str(step) / "meta" / "record.json"
+    file = Workdir(workdir).checkpoints / str(step) / "meta" / "record.json"
     leaves = json.loads(file.read_bytes())["leaves"]
     return {path: leaf["sha256"] for path, leaf in leaves.items()}
 
@@ -205,7 +205,7 @@ def wait_until_it_trains(process: subprocess.Popen[str], workdir: Path) -> None:
 
     A run that resumes first cuts off what its log has beyond the checkpoint.
     """
-    metrics = RunFolder(workdir).metrics
+    metrics = Workdir(workdir).metrics
     least = math.inf
     while process.poll() is None:
         size = metrics.stat().st_size if metrics.exists() else 0

@@ -28,7 +28,7 @@ _COMMANDS = 20  # one double start in so many is of commands
 
 def prove_two_writers(n: int, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """The figures of n double starts."""
-    trial = Trial.prepare(folder)
+    trial = Trial.load_dataset(folder)
     reference = trial.reference()
     os.environ |= trial.environment()
     counts: Counter[str] = Counter()

@@ -40,7 +40,7 @@ class Restored(Record):
 
 
 class Checkpoints:
-    """The steps saved in one folder. It has one writer at a time, see `RunFolder.lock`."""
+    """The steps saved in one folder. It has one writer at a time, see `Workdir.lock`."""
 
     def __init__(self, directory: Path, *, keep: int, report: Callable[[str], None]) -> None:
         """Touches nothing yet.
@@ -87,7 +87,7 @@ class Checkpoints:
         described = {path: describe(array) for path, array in arrays.items()}
         record = Record(step, val_loss, dict(meta), described)
         with self._writing(step, sum(array.nbytes for array in arrays.values())):
-            if distributed.is_first():
+            if distributed.is_primary():
                 self._folders.make_way(step)
             self._store.write(self._folders.path(step), leaves, arrays, record)
             self._damaged.discard(step)
@@ -199,19 +199,19 @@ class Checkpoints:
     def _stays(self, step: int) -> bool:
         """Whether the step is there and verifies; one process looks for all."""
         problem = "not there"
-        if distributed.is_first() and step in self.steps():
+        if distributed.is_primary() and step in self.steps():
             problem = self._problem(step)
             if problem:
                 self._report(
                     f"{self._folders.path(step)}: damaged checkpoint ({problem}); writing it anew, "
                     f"the damaged one becomes {self._folders.aside(step).name}"
                 )
-        (stays,) = distributed.agree([not problem])
+        (stays,) = distributed.all_max([not problem])
         return bool(stays)
 
     def _prune(self, saved: int) -> None:
         """Keeps the newest and the best. Damaged steps neither count nor go: they are evidence."""
-        if not distributed.is_first():
+        if not distributed.is_primary():
             return
         ranks = {step: self._rank(step) for step in reversed(self.steps())}
         sound = [s for s, rank in ranks.items() if rank > -math.inf and s not in self._damaged]

@@ -19,7 +19,7 @@ from charjax.runtime.cache import cache_folder
 from charjax.runtime.signals import exit_on_signals
 
 if TYPE_CHECKING:
-    from charjax.inference.load import Trained
+    from charjax.inference.load import TrainedModel
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -136,22 +136,22 @@ def _report(message: str) -> None:
 
 def _train(args: argparse.Namespace) -> None:
     from charjax.runtime.display import SilentDisplay, make_display
-    from charjax.runtime.distributed import is_first, joined
+    from charjax.runtime.distributed import is_primary, join_processes
     from charjax.train.loop import train
 
     name, config = load_config(args.config_flags)
     workdir = Path(args.workdir) if args.workdir else Path("runs") / name
     allow = [name for name in args.allow.split(",") if name]
-    with joined(place_of(args), native_log=workdir / "process-{}.log"):
-        display = make_display(sys.stdout) if is_first() else SilentDisplay()
+    with join_processes(place_of(args), native_log=workdir / "process-{}.log"):
+        display = make_display(sys.stdout) if is_primary() else SilentDisplay()
         train(config, workdir, display, allow=allow)
 
 
-def _trained(args: argparse.Namespace) -> Trained:
-    from charjax.inference.load import in_precision, load_trained
+def _trained(args: argparse.Namespace) -> TrainedModel:
+    from charjax.inference.load import load_trained, with_dtype
 
     trained = load_trained(Path(args.workdir), which=args.checkpoint, report=_report)
-    return in_precision(trained, args.weights) if getattr(args, "weights", None) else trained
+    return with_dtype(trained, args.weights) if getattr(args, "weights", None) else trained
 
 
 def _sample(args: argparse.Namespace) -> None:
@@ -210,9 +210,9 @@ def _info(args: argparse.Namespace) -> None:
 def _verify(args: argparse.Namespace) -> None:
     from charjax.checkpoint import Checkpoints
     from charjax.errors import CheckpointError
-    from charjax.workdir import RunFolder
+    from charjax.workdir import Workdir
 
-    directory = RunFolder(Path(args.workdir)).checkpoints
+    directory = Workdir(Path(args.workdir)).checkpoints
     with Checkpoints(directory, keep=1, report=_report) as saved:
         verdicts = saved.verify()
     for step, problem in verdicts:

@@ -31,7 +31,7 @@ class Batch(NamedTuple):
     inputs: Int[np.ndarray, "batch time"]
     targets: Int[np.ndarray, "batch time"]
     mask: Bool[np.ndarray, "batch time"]
-    fresh: Bool[np.ndarray, " batch"]
+    reset: Bool[np.ndarray, " batch"]
 
 
 class Part(NamedTuple):
@@ -160,8 +160,8 @@ class StreamBatches(Batches):
         lane_starts = np.arange(lanes)[rows] * (self.steps_per_epoch * length)
         first = self._offset(epoch) + lane_starts + chunk * length
         symbols = _gather(self._ids, first, length + 1)
-        mask, fresh = np.ones((len(first), length), bool), np.full(len(first), chunk == 0)
-        return Batch(symbols[:, :-1], symbols[:, 1:], mask, fresh)
+        mask, reset = np.ones((len(first), length), bool), np.full(len(first), chunk == 0)
+        return Batch(symbols[:, :-1], symbols[:, 1:], mask, reset)
 
     def _offset(self, epoch: int) -> int:
         return int(_rng(self._seed, _OFFSET, epoch).integers(len(self._ids))) if epoch else 0
@@ -210,8 +210,8 @@ class WindowBatches(Batches):
         first = self._first_symbols(np.pad(chosen, (0, self._batch_size - len(chosen)))[rows])
         symbols = _gather(self._ids, first, self._seq_len + 1)
         mask = live[:, None] & self._columns
-        fresh = np.full(len(first), not self._stateful)
-        return Batch(symbols[:, :-1], symbols[:, 1:], mask, fresh)
+        reset = np.full(len(first), not self._stateful)
+        return Batch(symbols[:, :-1], symbols[:, 1:], mask, reset)
 
     def _first_symbols(self, windows: np.ndarray) -> np.ndarray:
         """Where windows, numbered through the text, begin."""

@@ -18,7 +18,13 @@ from jaxtyping import Int
 
 from charjax.config import DataConfig
 from charjax.data.download import Progress
-from charjax.data.named_corpora import BUILT_IN, File, UnavailableError, check_name, read_named
+from charjax.data.named_corpora import (
+    BUILT_IN,
+    CorpusUnavailableError,
+    File,
+    check_name,
+    read_named,
+)
 from charjax.errors import HostError, InputError
 
 _BOM = "\ufeff"
@@ -107,7 +113,7 @@ def _by_name(config: DataConfig, report: Callable[[str], None], progress: Progre
     try:
         file, notices = read_named(config.corpus, report=report, progress=progress)
         return _Found(config.corpus, [file], notices, config)
-    except UnavailableError as error:
+    except CorpusUnavailableError as error:
         if not config.offline:
             raise HostError(
                 f"{error}, or set config.data.path=FILE, or config.data.offline={BUILT_IN}"

@@ -12,7 +12,7 @@ from charjax.data.vocab import Vocab
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
+class Dataset:
     """Everything that the data room makes of a config.
 
     The vocabulary is that of the whole text, validation and test included: a
@@ -25,9 +25,9 @@ class Prepared:
     batches: Batches
 
 
-def prepare(
+def load_dataset(
     config: Config, *, report: Callable[[str], None], progress: Callable[[int, int], None]
-) -> Prepared:
+) -> Dataset:
     """Reads the corpus and cuts it up.
 
     Args:
@@ -45,4 +45,4 @@ def prepare(
     if len(vocab.symbols) == 1:
         report(f"{corpus.name}: has one symbol only, so that nothing can be learnt from it")
     parts = split(vocab.encode_symbols(corpus.text), corpus.starts, data.split)
-    return Prepared(corpus, vocab, parts, make_batches(data, *parts.train, config.seed))
+    return Dataset(corpus, vocab, parts, make_batches(data, *parts.train, config.seed))

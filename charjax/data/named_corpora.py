@@ -26,7 +26,7 @@ class File(NamedTuple):
     data: bytes
 
 
-class UnavailableError(HostError):
+class CorpusUnavailableError(HostError):
     """A named corpus can be neither found nor downloaded."""
 
 
@@ -156,7 +156,7 @@ def read_named(
         if path:
             return _read(path, source)
     places = " or ".join(str(folder) for folder in _folders())
-    raise UnavailableError(f"corpus {name!r} is not in {places}; {faults[0]}")
+    raise CorpusUnavailableError(f"corpus {name!r} is not in {places}; {faults[0]}")
 
 
 def _folders() -> list[Path]:
@@ -221,7 +221,7 @@ def _built_in() -> File:
     try:
         from pydoc_data.topics import topics
     except ImportError as error:
-        raise UnavailableError(
+        raise CorpusUnavailableError(
             f"corpus {BUILT_IN!r}: this Python carries no pydoc_data; set config.data.path=FILE"
         ) from error
     return File(BUILT_IN, "\n".join(topics[name] for name in sorted(topics)).encode("utf-8"))

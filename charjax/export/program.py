@@ -21,16 +21,16 @@ from jaxtyping import Array, Float, Int, UInt32
 from charjax.config import ModelConfig, to_dict
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
-from charjax.inference.load import Trained
+from charjax.inference.load import TrainedModel
 from charjax.inference.sampling import choose
-from charjax.model.decode import StepState, step, step_state, step_weights, without_symbol
+from charjax.model.decode import DecodeState, decode_state, decode_weights, mask_token, step
 from charjax.model.network import initial_carry
 from charjax.runtime.keys import Stream
 from charjax.types import PyTree, Scalar
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
-# The leaves of a `StepState`, float32 [batch, features] each.
+# The leaves of a `DecodeState`, float32 [batch, features] each.
 FlatState: TypeAlias = tuple[Float[Array, "batch _"], ...]
 Generator: TypeAlias = Callable[
     [Int[Array, " batch"], FlatState, UInt32[Array, "batch 2"], Scalar],
@@ -38,7 +38,7 @@ Generator: TypeAlias = Callable[
 ]
 
 
-def export_model(trained: Trained, out: Path, *, report: Callable[[str], None]) -> None:
+def export_model(trained: TrainedModel, out: Path, *, report: Callable[[str], None]) -> None:
     """Writes a model as a program, weights, vocabulary and README into a folder.
 
     Args:
@@ -97,9 +97,9 @@ def export_generator(config: ModelConfig, params: PyTree, *, masked: int | None)
 
 def make_generator(config: ModelConfig, params: PyTree, *, masked: int | None) -> Generator:
     """The function that `export_generator` serialises."""
-    weights = jax.jit(step_weights, static_argnums=0)(config, params)
+    weights = jax.jit(decode_weights, static_argnums=0)(config, params)
     if masked is not None:
-        weights = without_symbol(weights, masked)
+        weights = mask_token(weights, masked)
     structure = jax.tree.structure(_start_state(config, params))
 
     def generate(
@@ -108,7 +108,7 @@ def make_generator(config: ModelConfig, params: PyTree, *, masked: int | None) -
         keys: UInt32[Array, "batch 2"],
         temperature: Scalar,
     ) -> tuple[Int[Array, " batch"], FlatState]:
-        state: StepState = jax.tree.unflatten(structure, carry)
+        state: DecodeState = jax.tree.unflatten(structure, carry)
         logits, state = step(config, weights, weights.select(tokens), state)
         chosen = choose(logits, jax.random.wrap_key_data(keys), temperature)
         return chosen, tuple(jax.tree.leaves(state))
@@ -141,8 +141,8 @@ def named_weights(params: PyTree) -> dict[str, np.ndarray]:
 
 
 @partial(jax.jit, static_argnums=0)
-def _start_state(config: ModelConfig, params: PyTree) -> StepState:
-    return step_state(step_weights(config, params), initial_carry(config, 1))
+def _start_state(config: ModelConfig, params: PyTree) -> DecodeState:
+    return decode_state(decode_weights(config, params), initial_carry(config, 1))
 
 
 def _safetensors() -> ModuleType:
@@ -157,7 +157,7 @@ def _safetensors() -> ModuleType:
     return safetensors
 
 
-def _readme(trained: Trained, start: dict[str, Any]) -> str:
+def _readme(trained: TrainedModel, start: dict[str, Any]) -> str:
     model, vocab = trained.config.model, trained.vocab
     carry = "\n".join(f"  {name} float32 [batch, {row.size}]" for name, row in start.items())
     return _README.format(

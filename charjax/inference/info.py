@@ -8,10 +8,10 @@ from typing import Any
 import jax
 
 from charjax.config import Config
-from charjax.data.dataset import prepare
-from charjax.inference.load import Trained
+from charjax.data.dataset import load_dataset
+from charjax.inference.load import TrainedModel
 from charjax.model.network import init_params, parameter_count
-from charjax.runtime.dtypes import settle
+from charjax.runtime.dtypes import resolve_dtype
 from charjax.runtime.keys import Stream, stream_key
 
 
@@ -19,10 +19,10 @@ def config_info(config: Config, *, report: Callable[[str], None]) -> dict[str, A
     """The size of the model and of the text that a config describes, as JSON values.
 
     Raises:
-      InputError, HostError: the text cannot be had; see `prepare`.
+      InputError, HostError: the text cannot be had; see `load_dataset`.
     """
-    config = settle(config)
-    text = prepare(config, report=report, progress=lambda done, total: None)
+    config = resolve_dtype(config)
+    text = load_dataset(config, report=report, progress=lambda done, total: None)
     params = jax.eval_shape(
         lambda: init_params(config.model, len(text.vocab), stream_key(config.seed, Stream.INIT))
     )
@@ -39,7 +39,7 @@ def config_info(config: Config, *, report: Callable[[str], None]) -> dict[str, A
     }
 
 
-def trained_info(trained: Trained) -> dict[str, Any]:
+def trained_info(trained: TrainedModel) -> dict[str, Any]:
     """The size and the state of a trained model, as JSON values."""
     model = _model(trained.config, parameter_count(trained.params), len(trained.vocab))
     return model | {

@@ -15,11 +15,11 @@ from charjax.data.vocab import Vocab
 from charjax.model.network import init_params
 from charjax.runtime.keys import Stream, stream_key
 from charjax.types import PyTree
-from charjax.workdir import RunFolder
+from charjax.workdir import Workdir
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedModel:
     """A model that can be put to work.
 
     Attributes:
@@ -39,7 +39,7 @@ class Trained:
     meta: dict[str, Any]
 
 
-def load_trained(workdir: Path, *, which: Which, report: Callable[[str], None]) -> Trained:
+def load_trained(workdir: Path, *, which: Which, report: Callable[[str], None]) -> TrainedModel:
     """The best, the newest or a given checkpoint of a run, verified.
 
     Args:
@@ -50,7 +50,7 @@ def load_trained(workdir: Path, *, which: Which, report: Callable[[str], None]) 
     Raises:
       CheckpointError: the folder holds no usable checkpoint.
     """
-    with Checkpoints(RunFolder(workdir).checkpoints, keep=1, report=report) as saved:
+    with Checkpoints(Workdir(workdir).checkpoints, keep=1, report=report) as saved:
         record = saved.read_meta(which=which)
         config = from_config_dict(record.meta["config"])
         vocab = Vocab.from_json(record.meta["vocabulary"])
@@ -59,12 +59,12 @@ def load_trained(workdir: Path, *, which: Which, report: Callable[[str], None]) 
         )
         name = "ema" if config.optim.ema else "params"
         restored = saved.restore({name: like}, which=which)
-    return Trained(
+    return TrainedModel(
         config, vocab, restored.state[name], restored.step, restored.val_loss, restored.meta
     )
 
 
-def in_precision(trained: Trained, dtype: str) -> Trained:
+def with_dtype(trained: TrainedModel, dtype: str) -> TrainedModel:
     """The same model, whose products take their operands in another dtype.
 
     Its loss may differ a little; `charjax.inference.score` measures by how much.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -20,23 +21,29 @@ import numpy as np
 from jaxtyping import Array, Int, Key
 
 from charjax.config import ModelConfig
-from charjax.inference.sampling import HOTTEST, Sampling, choose_by, keep_top_k, noise
+from charjax.inference.sampling import (
+    HOTTEST,
+    Sampling,
+    choose_with_noise,
+    gumbel_noise,
+    mask_below_top_k,
+)
 from charjax.model.decode import (
+    DecodeState,
+    DecodeWeights,
     Lanes,
-    Lie,
-    StepState,
-    StepWeights,
+    Layout,
+    decode_state,
+    decode_weights,
+    mask_token,
     step,
-    step_state,
-    step_weights,
-    without_symbol,
 )
 from charjax.model.network import initial_carry
-from charjax.model.recurrence.c.build import Kernels
-from charjax.model.recurrence.c.ops import kernels_for
+from charjax.model.recurrence.api import resolve
+from charjax.model.recurrence.c.build import Kernels, load
 from charjax.runtime.dtypes import fast_dtype
 from charjax.runtime.keys import Stream, indexed_key, stream_key
-from charjax.runtime.sharding import loop_options
+from charjax.runtime.sharding import loop_compiler_options
 from charjax.types import Count, PRNGKey, PyTree, Scalar
 
 # The sizes of the first groups, by platform, where XLA multiplies; the last one holds for all
@@ -79,7 +86,7 @@ class Form(NamedTuple):
       packed: what kernels are packed for; None: they are not.
     """
 
-    lie: Lie
+    layout: Layout
     operands: str
     packed: Kernels | None
 
@@ -89,22 +96,24 @@ def form(config: ModelConfig, size: int) -> Form:
     whole, packed = config.dtype == "int8", _kernels(config)
     if packed:
         return Form("rows", fast_dtype() if whole else "", packed)
-    lie: Lie = "columns" if size >= _FEWEST_COLUMNS else "column" if size == 1 else "rows"
+    layout: Layout = "columns" if size >= _FEWEST_COLUMNS else "column" if size == 1 else "rows"
     operands = fast_dtype() if size >= _FEWEST_NARROW else "float32"
-    return Form(lie, operands if whole else "", None)
+    return Form(layout, operands if whole else "", None)
 
 
 def _kernels(config: ModelConfig) -> Kernels | None:
-    """What kernels can be packed for, where the recurrence is left to the machine."""
-    dtype = fast_dtype() if config.dtype == "int8" else config.dtype
-    kernels = kernels_for(dtype) if config.recurrence == "fast" else None
+    """The C kernels, where they run this model's recurrence."""
+    model = replace(config, dtype=fast_dtype()) if config.dtype == "int8" else config
+    if resolve(model, 1, strict=False).implementation != "c":
+        return None
+    kernels = load()
     return kernels if isinstance(kernels, Kernels) else None
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def ready_weights(
+def sampler_weights(
     config: ModelConfig, masked: int | None, form: Form, params: PyTree
-) -> StepWeights:
+) -> DecodeWeights:
     """The weights that `write_group` takes.
 
     Args:
@@ -113,13 +122,15 @@ def ready_weights(
       form: of the groups they are for.
       params: of a `CharRNN`.
     """
-    weights = step_weights(config, params, lie=form.lie, operands=form.operands, packed=form.packed)
-    return weights if masked is None else without_symbol(weights, masked)
+    weights = decode_weights(
+        config, params, layout=form.layout, operands=form.operands, packed=form.packed
+    )
+    return weights if masked is None else mask_token(weights, masked)
 
 
 def write_group(
     config: ModelConfig,
-    weights: StepWeights,
+    weights: DecodeWeights,
     prompt: Int[np.ndarray, " prompt"],
     num_chars: int,
     numbers: range,
@@ -172,24 +183,24 @@ def write_group(
 def _begin(
     config: ModelConfig,
     size: int,
-    weights: StepWeights,
+    weights: DecodeWeights,
     root: PRNGKey,
     first: Count,
     token: Count,
-) -> tuple[Key[Array, " batch"], Lanes, StepState]:
+) -> tuple[Key[Array, " batch"], Lanes, DecodeState]:
     """Keys, the first character as `step` reads it, and the state before it."""
     keys = jax.vmap(indexed_key, (None, 0))(root, first + jnp.arange(size))
-    state = step_state(weights, initial_carry(config, size))
+    state = decode_state(weights, initial_carry(config, size))
     return keys, weights.select(jnp.full((size,), token, jnp.int32)), state
 
 
 @functools.cache
-def _writer() -> Callable[..., tuple[Lanes, StepState, Int[Array, "batch time"]]]:
+def _writer() -> Callable[..., tuple[Lanes, DecodeState, Int[Array, "batch time"]]]:
     return jax.jit(
         _write_chunk,
         static_argnums=(0, 1, 2),
         donate_argnums=(4, 5),
-        compiler_options=loop_options(),
+        compiler_options=loop_compiler_options(),
     )
 
 
@@ -197,28 +208,28 @@ def _write_chunk(
     config: ModelConfig,
     top_k: int,
     nucleus: bool,
-    weights: StepWeights,
+    weights: DecodeWeights,
     x: Lanes,
-    state: StepState,
+    state: DecodeState,
     forced: Int[Array, " time"],
     positions: Int[Array, " time"],
     keys: Key[Array, " batch"],
     temperature: Scalar,
     top_p: Scalar,
-) -> tuple[Lanes, StepState, Int[Array, "batch time"]]:
+) -> tuple[Lanes, DecodeState, Int[Array, "batch time"]]:
     # All random numbers at once: in the loop, each would be a dozen tiny operations.
     position_keys = jax.vmap(jax.vmap(indexed_key, (0, None)), (None, 0))(keys, positions)
-    drawn = jax.vmap(partial(noise, vocab_size=weights.symbols))(position_keys)
+    drawn = jax.vmap(partial(gumbel_noise, vocab_size=weights.symbols))(position_keys)
 
     def advance(
-        at: tuple[Lanes, StepState], given: tuple[Array, Array]
-    ) -> tuple[tuple[Lanes, StepState], Array]:
+        at: tuple[Lanes, DecodeState], given: tuple[Array, Array]
+    ) -> tuple[tuple[Lanes, DecodeState], Array]:
         x, state = at
-        forced, noise = given
+        forced, gumbel_noise = given
         logits, state = step(config, weights, x, state)
         if top_k:
-            logits = keep_top_k(logits, top_k)
-        chosen = choose_by(logits, noise, temperature, top_p if nucleus else None)
+            logits = mask_below_top_k(logits, top_k)
+        chosen = choose_with_noise(logits, gumbel_noise, temperature, top_p if nucleus else None)
         token = jnp.where(forced >= 0, forced, chosen)
         return (weights.select(token), state), token
 

@@ -60,17 +60,17 @@ def choose(
       temperature: 0 takes the likeliest character, exactly.
       top_p: nucleus sampling (Holtzman et al. 2019) at this temperature; None: off.
     """
-    return choose_by(logits, noise(keys, logits.shape[-1]), temperature, top_p)
+    return choose_with_noise(logits, gumbel_noise(keys, logits.shape[-1]), temperature, top_p)
 
 
-def noise(keys: Key[Array, " batch"], vocab_size: int) -> Float[Array, "batch vocab"]:
+def gumbel_noise(keys: Key[Array, " batch"], vocab_size: int) -> Float[Array, "batch vocab"]:
     """Gumbel noise: the largest of logits plus noise is a draw from their distribution."""
     return jax.vmap(lambda key: jax.random.gumbel(key, (vocab_size,)))(keys)
 
 
-def choose_by(
+def choose_with_noise(
     logits: Float[Array, "batch vocab"],
-    noise: Float[Array, "batch vocab"],
+    gumbel_noise: Float[Array, "batch vocab"],
     temperature: Scalar,
     top_p: Scalar | None,
 ) -> Int[Array, " batch"]:
@@ -78,20 +78,20 @@ def choose_by(
     if top_p is not None:
         # Shifted so that the largest is 0, which no temperature makes overflow.
         shifted = logits - jnp.max(logits, axis=-1, keepdims=True)
-        kept = keep_top_p(shifted / jnp.clip(temperature, COLDEST, HOTTEST), top_p)
+        kept = mask_below_top_p(shifted / jnp.clip(temperature, COLDEST, HOTTEST), top_p)
         logits = jnp.where(jnp.isneginf(kept), kept, logits)
     # Warmer noise, not colder logits: where both are 0, that is argmax.
-    return jnp.argmax(logits + temperature * noise, axis=-1).astype(jnp.int32)
+    return jnp.argmax(logits + temperature * gumbel_noise, axis=-1).astype(jnp.int32)
 
 
-def keep_top_k(logits: Float[Array, "batch vocab"], k: int) -> Float[Array, "batch vocab"]:
+def mask_below_top_k(logits: Float[Array, "batch vocab"], k: int) -> Float[Array, "batch vocab"]:
     """The logits with all but the `k` largest of each lane at minus infinity; ties are kept."""
     k = min(k, logits.shape[-1])
     least = jax.lax.top_k(logits, k)[0][:, -1:]
     return jnp.where(logits < least, -jnp.inf, logits)
 
 
-def keep_top_p(logits: Float[Array, "batch vocab"], p: Scalar) -> Float[Array, "batch vocab"]:
+def mask_below_top_p(logits: Float[Array, "batch vocab"], p: Scalar) -> Float[Array, "batch vocab"]:
     """The logits with all but the smallest set of total probability `p` at minus infinity."""
     ordered = jnp.sort(logits, axis=-1, descending=True)
     probs = jax.nn.softmax(ordered)

@@ -24,12 +24,20 @@ from charjax.config import ModelConfig
 from charjax.data.corpus import read_text
 from charjax.data.vocab import check_ids
 from charjax.errors import DivergedError, InputError
-from charjax.inference.load import Trained
-from charjax.model.decode import step_through
+from charjax.inference.load import TrainedModel
+from charjax.model.decode import decode_sequence
 from charjax.model.likelihood import next_char_nats
-from charjax.model.network import CharRNN, initial_carry, portable, restart
-from charjax.runtime.sharding import all_devices, lane_mesh, one_copy, put, replicated, split_lanes
-from charjax.types import Carry, Fresh, Logits, Nats, PyTree, Tokens
+from charjax.model.network import CharRNN, initial_carry, reset_carry
+from charjax.model.recurrence.api import for_inference
+from charjax.runtime.sharding import (
+    all_devices,
+    batch_sharding,
+    data_mesh,
+    local_copy,
+    replicated,
+    shard,
+)
+from charjax.types import Carry, Logits, Nats, PyTree, Reset, Tokens
 
 _CHUNK = 128  # characters a lane and dispatch
 _CONTEXT = 4 * _CHUNK  # characters read before a lane's own part
@@ -89,7 +97,7 @@ def score(
 
 
 def score_file(
-    trained: Trained,
+    trained: TrainedModel,
     file: str,
     *,
     unknown: str,
@@ -143,7 +151,7 @@ def char_nats(
     # So are those of the lanes that are there for the devices to have equal shares.
     rows = math.ceil(lanes / work.devices) * work.devices
     first = np.minimum(np.arange(rows), lanes - 1) * own - context
-    params, carry = work.place(params), work.split(_zeros(config, rows))
+    params, carry = work.shard(params), work.split(_zeros(config, rows))
     nats = np.empty((rows, chunks * _CHUNK), np.float32)
     for chunk in range(chunks):
         at = first[:, None] + chunk * _CHUNK + np.arange(_CHUNK)
@@ -165,7 +173,7 @@ class _Worker(NamedTuple):
     """
 
     devices: int
-    place: Callable[[PyTree], PyTree]
+    shard: Callable[[PyTree], PyTree]
     split: Callable[[PyTree], PyTree]
     nats: Callable[..., tuple[Carry, Nats]]
 
@@ -173,12 +181,12 @@ class _Worker(NamedTuple):
 @functools.cache
 def _worker(config: ModelConfig, *, over_all: bool) -> _Worker:
     """All devices of all processes, or, for a short text, one of this process's."""
-    mesh = lane_mesh(all_devices() if over_all else jax.local_devices()[:1])
-    everywhere, lanes = replicated(mesh), split_lanes(mesh, axis=0)
+    mesh = data_mesh(all_devices() if over_all else jax.local_devices()[:1])
+    everywhere, lanes = replicated(mesh), batch_sharding(mesh, axis=0)
     return _Worker(
         mesh.size,
-        lambda params: jax.device_put(params if over_all else one_copy(params), everywhere),
-        lambda tree: put(tree, lanes),
+        lambda params: jax.device_put(params if over_all else local_copy(params), everywhere),
+        lambda tree: shard(tree, lanes),
         jax.jit(partial(_chunk_nats, config), out_shardings=(lanes, everywhere), donate_argnums=1),
     )
 
@@ -193,17 +201,18 @@ def _chunk_nats(
     config: ModelConfig,
     params: PyTree,
     carry: Carry,
-    fresh: Fresh,
+    reset: Reset,
     inputs: Tokens,
     targets: Tokens,
 ) -> tuple[Carry, Nats]:
-    read = step_through if config.dtype == "int8" else _network_logits
-    logits, carry = read(config, params, inputs, restart(carry, fresh))
+    read = decode_sequence if config.dtype == "int8" else _network_logits
+    logits, carry = read(config, params, inputs, reset_carry(carry, reset))
     return carry, next_char_nats(logits, targets)
 
 
 def _network_logits(
     config: ModelConfig, params: PyTree, tokens: Tokens, carry: Carry
 ) -> tuple[Logits, Carry]:
-    network = CharRNN(portable(config), params["output_bias"].shape[0])
+    config = for_inference(config, tokens.shape[0])
+    network = CharRNN(config, params["output_bias"].shape[0])
     return network.run(params, tokens, carry)

@@ -15,10 +15,10 @@ from jaxtyping import Int
 from charjax.config import ModelConfig
 from charjax.data.vocab import Vocab, check_ids
 from charjax.errors import InputError
-from charjax.inference.load import Trained
-from charjax.inference.sampler import Form, form, groups, ready_weights, write_group
+from charjax.inference.load import TrainedModel
+from charjax.inference.sampler import Form, form, groups, sampler_weights, write_group
 from charjax.inference.sampling import Sampling
-from charjax.model.decode import StepWeights
+from charjax.model.decode import DecodeWeights
 from charjax.types import PyTree
 
 _MOST_CHARS = 10**9
@@ -41,8 +41,8 @@ class Sampler:
           masked: an id never to write, the vocabulary's [UNK]; None: all may be written.
         """
         self._config, self._symbols = config, params["output_bias"].shape[0]
-        self._weights: Callable[[Form], StepWeights] = functools.cache(
-            lambda form: ready_weights(config, masked, form, params)
+        self._weights: Callable[[Form], DecodeWeights] = functools.cache(
+            lambda form: sampler_weights(config, masked, form, params)
         )
 
     def __call__(
@@ -117,17 +117,17 @@ def sample_texts(
     written = sample(
         config,
         params,
-        prompt_ids(vocab, prompt),
+        encode_prompt(vocab, prompt),
         num_chars=num_chars,
         num_samples=num_samples,
         sampling=sampling,
         masked=vocab.unk_id,
     )
-    return whole_texts(vocab, written)
+    return join_chunks(vocab, written)
 
 
 def write_texts(
-    trained: Trained,
+    trained: TrainedModel,
     prompt: str,
     *,
     num_chars: int,
@@ -145,7 +145,7 @@ def write_texts(
         of range.
     """
     vocab, model = trained.vocab, trained.config.model
-    ids = prompt_ids(vocab, prompt, unknown=unknown)
+    ids = encode_prompt(vocab, prompt, unknown=unknown)
     shown = vocab.decode(ids) if prompt else ""
     written = sample(
         model,
@@ -163,11 +163,11 @@ def write_texts(
         yield from (decoder.decode(chunk[0]) for chunk in chunks)
         yield decoder.flush()
         return
-    for number, text in enumerate(whole_texts(vocab, written)):
+    for number, text in enumerate(join_chunks(vocab, written)):
         yield (separator if number else "") + shown + text
 
 
-def whole_texts(
+def join_chunks(
     vocab: Vocab, groups: Iterator[Iterator[Int[np.ndarray, "samples chunk"]]]
 ) -> Iterator[str]:
     """The samples of all groups, which a `Sampler` yields, as whole texts."""
@@ -175,7 +175,9 @@ def whole_texts(
         yield from map(vocab.decode, np.concatenate(list(group), axis=1))
 
 
-def prompt_ids(vocab: Vocab, prompt: str, *, unknown: str = "error") -> Int[np.ndarray, " prompt"]:
+def encode_prompt(
+    vocab: Vocab, prompt: str, *, unknown: str = "error"
+) -> Int[np.ndarray, " prompt"]:
     """The ids of a prompt; an empty one becomes the vocabulary's start symbol.
 
     Raises:

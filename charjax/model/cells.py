@@ -25,13 +25,13 @@ CellCarry: TypeAlias = tuple[Float[Array, "*units"], ...]
 Saved: TypeAlias = tuple[Float[Array, "*units"], ...]
 
 
-class StepGrads(NamedTuple):
+class CellGrads(NamedTuple):
     """Gradients of one step, float32.
 
     Attributes:
       u: of the state's share. The input's share has the same, but for the last gate of
-        a cell with `two_shares`.
-      own: of the last gate's input share where a cell has `two_shares`, else None.
+        a cell with `reset_after`.
+      own: of the last gate's input share where a cell has `reset_after`, else None.
       carry: of the carry before the step, but for what flows through `u`.
     """
 
@@ -54,9 +54,9 @@ class Cell(NamedTuple):
 
     gates: int
     states: int
-    two_shares: bool
+    reset_after: bool
     forward: Callable[[Gates, Gates, CellCarry], tuple[CellCarry, Saved]]
-    backward: Callable[[Saved, CellCarry], StepGrads]
+    backward: Callable[[Saved, CellCarry], CellGrads]
 
 
 def gru_forward(x: Gates, u: Gates, carry: CellCarry) -> tuple[CellCarry, Saved]:
@@ -71,13 +71,13 @@ def gru_forward(x: Gates, u: Gates, carry: CellCarry) -> tuple[CellCarry, Saved]
     return (n + z * (h - n),), (r, z, n, u_n, h)
 
 
-def gru_backward(saved: Saved, grad: CellCarry) -> StepGrads:
+def gru_backward(saved: Saved, grad: CellCarry) -> CellGrads:
     """The transpose of `gru_forward`."""
     (r, z, n, u_n, h), (dh,) = saved, grad
     dn = dh * (1 - z) * (1 - n * n)
     dz = dh * (h - n) * z * (1 - z)
     dr = dn * u_n * r * (1 - r)
-    return StepGrads(u=(dr, dz, dn * r), own=dn, carry=(dh * z,))
+    return CellGrads(u=(dr, dz, dn * r), own=dn, carry=(dh * z,))
 
 
 def lstm_forward(x: Gates, u: Gates, carry: CellCarry) -> tuple[CellCarry, Saved]:
@@ -98,12 +98,12 @@ def lstm_forward(x: Gates, u: Gates, carry: CellCarry) -> tuple[CellCarry, Saved
     return (o * tanh_c, c), (*by_dc, *by_dh, f)
 
 
-def lstm_backward(saved: Saved, grad: CellCarry) -> StepGrads:
+def lstm_backward(saved: Saved, grad: CellCarry) -> CellGrads:
     """The transpose of `lstm_forward`."""
     (i_by_dc, f_by_dc, g_by_dc, o_by_dh, dc_by_dh, f), (dh, dc) = saved, grad
     dc = dc + dh * dc_by_dh
     du = (dc * i_by_dc, dc * f_by_dc, dc * g_by_dc, dh * o_by_dh)
-    return StepGrads(u=du, own=None, carry=(jnp.zeros_like(dh), dc * f))
+    return CellGrads(u=du, own=None, carry=(jnp.zeros_like(dh), dc * f))
 
 
 def rnn_forward(x: Gates, u: Gates, carry: CellCarry) -> tuple[CellCarry, Saved]:
@@ -113,10 +113,10 @@ def rnn_forward(x: Gates, u: Gates, carry: CellCarry) -> tuple[CellCarry, Saved]
     return (h,), (h,)
 
 
-def rnn_backward(saved: Saved, grad: CellCarry) -> StepGrads:
+def rnn_backward(saved: Saved, grad: CellCarry) -> CellGrads:
     """The transpose of `rnn_forward`."""
     (h,), (dh,) = saved, grad
-    return StepGrads(u=(dh * (1 - h * h),), own=None, carry=(jnp.zeros_like(dh),))
+    return CellGrads(u=(dh * (1 - h * h),), own=None, carry=(jnp.zeros_like(dh),))
 
 
 CELLS = {

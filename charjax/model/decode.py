@@ -23,8 +23,8 @@ from jaxtyping import Array, Float, Int
 
 from charjax.config import ModelConfig
 from charjax.model.cells import CELLS
-from charjax.model.matmul import dot, in_order, look_up, rounded
-from charjax.model.quantization import Units, whole_numbers
+from charjax.model.matmul import dot, lookup, rounded, row_major
+from charjax.model.quantization import Units, quantize
 from charjax.model.recurrence.c.build import Kernels
 from charjax.model.recurrence.c.packed import Packed, pack
 from charjax.types import Carry, Logits, PyTree, Tokens
@@ -32,16 +32,16 @@ from charjax.types import Carry, Logits, PyTree, Tokens
 # Of each lane, some features: [batch, features], or [features, batch] in columns.
 Lanes: TypeAlias = Float[Array, "_ _"]
 # How lanes lie: in rows, in columns, or as the only column.
-Lie: TypeAlias = Literal["rows", "columns", "column"]
+Layout: TypeAlias = Literal["rows", "columns", "column"]
 
 
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=("table", "kernels", "biases", "units"),
-    meta_fields=("lie",),
+    meta_fields=("layout",),
 )
 @dataclass(frozen=True)
-class StepWeights:
+class DecodeWeights:
     """Parameters rearranged for stepping.
 
     Attributes:
@@ -51,34 +51,34 @@ class StepWeights:
         lanes in columns. Or packed, for lanes in rows.
       biases: a layer, float32 [gates + onward].
       units: a layer, of kernels that are whole numbers; else None.
-      lie: how lanes lie.
+      layout: how lanes lie.
     """
 
     table: Float[Array, "_ _"]
     kernels: tuple[Float[Array, "_ _"] | Packed, ...]
     biases: tuple[Float[Array, " _"], ...]
     units: tuple[Units | None, ...]
-    lie: Lie
+    layout: Layout
 
     @property
     def columns(self) -> bool:
         """Whether lanes lie in columns, one or several."""
-        return self.lie != "rows"
+        return self.layout != "rows"
 
     @property
     def symbols(self) -> int:
         """The size of the vocabulary."""
-        return self.table.shape[1 if self.lie == "columns" else 0]
+        return self.table.shape[1 if self.layout == "columns" else 0]
 
     @property
     def gates(self) -> int:
         """The gates of a layer, times hidden."""
-        return self.table.shape[0 if self.lie == "columns" else 1]
+        return self.table.shape[0 if self.layout == "columns" else 1]
 
     def select(self, tokens: Int[Array, " batch"]) -> Lanes:
         """The first layer's input share of one character a lane, for `step`."""
-        if self.lie == "columns":
-            return look_up(self.table, tokens)
+        if self.layout == "columns":
+            return lookup(self.table, tokens)
         rows = self.table[tokens]
         return rows.T if self.columns else rows
 
@@ -105,7 +105,7 @@ class StepWeights:
         return jnp.split(lanes, at, axis=0 if self.columns else 1)
 
 
-class StepState(NamedTuple):
+class DecodeState(NamedTuple):
     """The carry, and each layer's share of its next gates, float32.
 
     Both lie as their weights want: [batch, features], or [features, batch] in columns.
@@ -115,20 +115,20 @@ class StepState(NamedTuple):
     shares: tuple[Lanes, ...]
 
 
-def step_weights(
+def decode_weights(
     config: ModelConfig,
     params: PyTree,
     *,
-    lie: Lie = "rows",
+    layout: Layout = "rows",
     operands: str = "",
     packed: Kernels | None = None,
-) -> StepWeights:
+) -> DecodeWeights:
     """The parameters of a `CharRNN`, rearranged.
 
     Args:
       config: the architecture; of dtype "int8", kernels become whole numbers.
       params: float32.
-      lie: how lanes are going to lie.
+      layout: how lanes are going to lie.
       operands: the dtype of the kernels of whole numbers, float32 or bfloat16, which hold
         them alike; where they are none it is the config's.
       packed: what to pack kernels for, whose lanes lie in rows; None: not to.
@@ -146,28 +146,28 @@ def step_weights(
     biases, units = [], []
     for layer, (kernel, bias) in zip(layers, onward, strict=True):
         recurrent = layer["recurrent"]["kernel"]
-        joined = jnp.concatenate([recurrent, kernel], axis=1)
-        joined, unit = whole_numbers(joined) if whole else (joined, None)
+        join_processes = jnp.concatenate([recurrent, kernel], axis=1)
+        join_processes, unit = quantize(join_processes) if whole else (join_processes, None)
         if packed:
-            kernels.append(pack(packed, joined, operands or dtype))
+            kernels.append(pack(packed, join_processes, operands or dtype))
         else:
-            joined = joined.astype(operands or dtype)
-            kernels.append(joined if lie == "rows" else in_order(joined.T))
+            join_processes = join_processes.astype(operands or dtype)
+            kernels.append(join_processes if layout == "rows" else row_major(join_processes.T))
         biases.append(jnp.concatenate([_recurrent_bias(layer["recurrent"]), bias]))
         units.append(unit)
-    if lie == "columns":
-        table = in_order(table.T)
-    return StepWeights(table, tuple(kernels), tuple(biases), tuple(units), lie)
+    if layout == "columns":
+        table = row_major(table.T)
+    return DecodeWeights(table, tuple(kernels), tuple(biases), tuple(units), layout)
 
 
-def without_symbol(weights: StepWeights, symbol: int) -> StepWeights:
+def mask_token(weights: DecodeWeights, symbol: int) -> DecodeWeights:
     """The same with one symbol's logit at minus infinity."""
     *below, last = weights.biases
     last = last.at[last.size - weights.symbols + symbol].set(-jnp.inf)
     return replace(weights, biases=(*below, last))
 
 
-def step_state(weights: StepWeights, carry: Carry) -> StepState:
+def decode_state(weights: DecodeWeights, carry: Carry) -> DecodeState:
     """The stepping state that continues from a carry, [batch, hidden] as the network has it."""
     if weights.columns:
         carry = jax.tree.map(jnp.transpose, carry)
@@ -175,12 +175,12 @@ def step_state(weights: StepWeights, carry: Carry) -> StepState:
         weights.split(weights.product(layer, state[0]), [weights.gates])[0]
         for layer, state in enumerate(carry)
     )
-    return StepState(carry, shares)
+    return DecodeState(carry, shares)
 
 
 def step(
-    config: ModelConfig, weights: StepWeights, x: Lanes, state: StepState
-) -> tuple[Float[Array, "batch vocab"], StepState]:
+    config: ModelConfig, weights: DecodeWeights, x: Lanes, state: DecodeState
+) -> tuple[Float[Array, "batch vocab"], DecodeState]:
     """Reads one character a lane.
 
     Args:
@@ -204,20 +204,20 @@ def step(
         share, x = weights.split(weights.product(layer, after[0]), [weights.gates])
         shares.append(share)
         carry.append(after)
-    return x.T if weights.columns else x, StepState(tuple(carry), tuple(shares))
+    return x.T if weights.columns else x, DecodeState(tuple(carry), tuple(shares))
 
 
-def step_through(
+def decode_sequence(
     config: ModelConfig, params: PyTree, tokens: Tokens, carry: Carry
 ) -> tuple[Logits, Carry]:
     """A chunk of characters, one after the other: what the network returns for them."""
-    weights = step_weights(config, params, lie="columns")
+    weights = decode_weights(config, params, layout="columns")
 
-    def advance(state: StepState, tokens: Int[Array, " batch"]) -> tuple[StepState, Lanes]:
+    def advance(state: DecodeState, tokens: Int[Array, " batch"]) -> tuple[DecodeState, Lanes]:
         logits, state = step(config, weights, weights.select(tokens), state)
         return state, logits
 
-    last, logits = jax.lax.scan(advance, step_state(weights, carry), tokens.T)
+    last, logits = jax.lax.scan(advance, decode_state(weights, carry), tokens.T)
     return logits.swapaxes(0, 1), jax.tree.map(jnp.transpose, last.carry)
 
 

@@ -81,7 +81,7 @@ def _project_backward(
 project.defvjp(_project_forward, _project_backward)
 
 
-def in_order(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+def row_major(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """`x`, on a CPU moved so that it lies in memory as its shape says.
 
     XLA would only write down that an operand, or a result, is transposed, and leave the
@@ -92,25 +92,25 @@ def in_order(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 @jax.custom_vjp
-def look_up(
+def lookup(
     table: Float[Array, "n symbols"], ids: Int[Array, "*positions"]
 ) -> Float[Array, " n *positions"]:
     """`table[:, ids]`, exactly; float32."""
     # Left to itself, XLA writes a row a position, and whoever reads it turns it again.
-    return in_order(jnp.take(table, ids, axis=1, mode="clip"))
+    return row_major(jnp.take(table, ids, axis=1, mode="clip"))
 
 
 def _look_up_forward(table: Array, ids: Array) -> tuple[Array, tuple[Array, Array]]:
-    return look_up(table, ids), (table, ids)
+    return lookup(table, ids), (table, ids)
 
 
 def _look_up_backward(operands: tuple[Array, Array], ct: Array) -> tuple[Array, Any]:
     table, ids = operands
     ones = one_hot(ids, table.shape[1], ct.dtype)
-    return dot_trailing(ct, ones, ct.dtype), no_gradient(ids)
+    return dot_trailing(ct, ones, ct.dtype), int_cotangent(ids)
 
 
-look_up.defvjp(_look_up_forward, _look_up_backward)
+lookup.defvjp(_look_up_forward, _look_up_backward)
 
 
 def one_hot(
@@ -118,13 +118,13 @@ def one_hot(
 ) -> Float[Array, " symbols *positions"]:
     """A one in the row of each position's symbol.
 
-    `dot_trailing` with it is the gradient of `look_up`: a scatter-add, as the product
+    `dot_trailing` with it is the gradient of `lookup`: a scatter-add, as the product
     that is quick everywhere.
     """
     return jax.nn.one_hot(ids, symbols, dtype=dtype, axis=0)
 
 
-def no_gradient(ids: Int[Array, "*positions"]) -> Any:
+def int_cotangent(ids: Int[Array, "*positions"]) -> Any:
     """What a gradient has in the place of whole numbers."""
     return np.zeros(ids.shape, jax.dtypes.float0)
 
@@ -135,7 +135,7 @@ def _moved(x: Array) -> Array:
 
 
 def _dot_in_order(a: Array, b: Array, dtype: DTypeLike) -> Array:
-    return in_order(dot(in_order(a.astype(dtype)), in_order(b.astype(dtype)), dtype))
+    return row_major(dot(row_major(a.astype(dtype)), row_major(b.astype(dtype)), dtype))
 
 
 def _contract(

@@ -9,8 +9,6 @@ which is how the products are fastest; at the border arrays are [batch, time, ..
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import replace
 
 import flax.linen as nn
 import jax
@@ -19,46 +17,29 @@ from jaxtyping import Array, Float, Int, Key
 
 from charjax.config import ModelConfig
 from charjax.errors import InputError
-from charjax.model.cells import CELLS, Gates
+from charjax.model.cells import CELLS
 from charjax.model.initializers import initializers
-from charjax.model.matmul import dot, look_up, project
-from charjax.model.recurrence.c.build import Kernels
-from charjax.model.recurrence.xla import Outputs, Projected, Table, Weights, recur
-from charjax.types import Carry, Fresh, LayerCarry, Logits, PRNGKey, PyTree, Tokens
+from charjax.model.matmul import lookup, project
+from charjax.model.recurrence import api as recurrence
+from charjax.model.recurrence.base import Outputs, Projected, Table, Weights
+from charjax.types import Carry, LayerCarry, Logits, PRNGKey, PyTree, Reset, Tokens
 
-LaneKeys = Key[Array, " batch"]
+RowKeys = Key[Array, " batch"]
 Columns = Float[Array, "features time batch"]
 
 
-class RecurrentStep(nn.Module):
-    """One time step with the parameters of the state's share; what `nn.scan` runs."""
+class RecurrentWeights(nn.Module):
+    """The recurrent parameters of one layer."""
 
     config: ModelConfig
 
-    def setup(self) -> None:
-        """Declares the parameters."""
+    @nn.compact
+    def __call__(self) -> Weights:
+        """Declares and returns them."""
         cell, hidden, init = CELLS[self.config.cell], self.config.hidden, initializers(self.config)
-        self.kernel = self.param("kernel", init.recurrent_kernel, (hidden, cell.gates * hidden))
-        self.bias = self.param("bias", init.recurrent_bias, (hidden,)) if cell.two_shares else None
-
-    def weights(self) -> Weights:
-        """The parameters, for the fast recurrence."""
-        return Weights(self.kernel, self.bias)
-
-    def __call__(
-        self, carry: LayerCarry, x: Float[Array, "batch gates"]
-    ) -> tuple[LayerCarry, Float[Array, "batch hidden"]]:
-        """Advances the carry by one character, given the input's share of the gates."""
-        cell = CELLS[self.config.cell]
-
-        def split(rows: Float[Array, "batch gates"]) -> Gates:
-            return tuple(jnp.split(rows, cell.gates, axis=1))
-
-        u = split(dot(carry[0], self.kernel, jnp.dtype(self.config.dtype)))
-        if self.bias is not None:
-            u = (*u[:-1], u[-1] + self.bias[None])
-        carry, _ = cell.forward(split(x), u, carry)
-        return carry, carry[0]
+        kernel = self.param("kernel", init.recurrent_kernel, (hidden, cell.gates * hidden))
+        bias = self.param("bias", init.recurrent_bias, (hidden,)) if cell.reset_after else None
+        return Weights(kernel, bias)
 
 
 class RecurrentLayer(nn.Module):
@@ -85,27 +66,17 @@ class RecurrentLayer(nn.Module):
         dtype, gates = jnp.dtype(c.dtype), CELLS[c.cell].gates * c.hidden
         kernel = self.param("kernel", initializers(c).kernel, (inputs.shape[0], gates))
         bias = self.param("bias", initializers(c).bias, (gates,))
-        share = _with_bias(project(kernel, inputs, dtype), bias)
-        step = RecurrentStep(c, name="recurrent")
-
-        source = Projected(share) if tokens is None else Table(share, tokens)
-        if c.recurrence == "persistent" and not self.is_initializing():
-            from charjax.model import ops  # with all of Pallas, which others do not need
-
-            machine = ops.machine(dtype, carry[0].shape[0])
-            return ops.recur(c.cell, machine, source, step.weights(), carry)
-        if c.recurrence != "scan":
-            kernels = ops.kernels_for(dtype) if c.recurrence == "fast" else None
-            if isinstance(kernels, Kernels):
-                return ops.recur(c.cell, kernels, dtype, source, step.weights(), carry)
-            return recur(c.cell, dtype, source, step.weights(), carry)
-
-        scan: Callable[..., tuple[LayerCarry, Float[Array, "time batch hidden"]]] = nn.scan(
-            RecurrentStep.__call__, variable_broadcast="params", split_rngs={"params": False}
+        igates = _with_bias(project(kernel, inputs, dtype), bias)
+        weights = RecurrentWeights(c, name="recurrent")()
+        chosen = recurrence.resolve(c, carry[0].shape[0], strict=not self.is_initializing())
+        return recurrence.run(
+            chosen.implementation,
+            c.cell,
+            dtype,
+            Projected(igates) if tokens is None else Table(igates, tokens),
+            weights,
+            carry,
         )
-        rows = jnp.moveaxis(share if tokens is None else share[:, tokens], 0, -1)
-        last, outputs = scan(step, carry, rows)
-        return jnp.moveaxis(outputs, -1, 0), last
 
 
 class CharRNN(nn.Module):
@@ -124,7 +95,7 @@ class CharRNN(nn.Module):
         self,
         tokens: Tokens,
         carry: Carry,
-        dropout_keys: LaneKeys | None = None,
+        dropout_keys: RowKeys | None = None,
         *,
         last_only: bool = False,
     ) -> tuple[Float[Array, "batch predicted vocab"], Carry]:
@@ -142,7 +113,7 @@ class CharRNN(nn.Module):
 
         Raises:
           InputError: a dtype of "int8", which only `charjax.model.decode` reads, or of "auto",
-            of which `charjax.runtime.dtypes.settle` makes one.
+            of which `charjax.runtime.dtypes.resolve_dtype` makes one.
         """
         c = self.config
         if c.dtype not in ("float32", "bfloat16"):
@@ -171,7 +142,7 @@ class CharRNN(nn.Module):
         params: PyTree,
         tokens: Tokens,
         carry: Carry,
-        dropout_keys: LaneKeys | None = None,
+        dropout_keys: RowKeys | None = None,
         *,
         last_only: bool = False,
     ) -> tuple[Float[Array, "batch predicted vocab"], Carry]:
@@ -192,13 +163,13 @@ class CharRNN(nn.Module):
             table = self.param("embedding", initializers(c).embedding, (self.vocab_size, c.embed)).T
         if not drop.active(c.dropout_in):
             return table, tokens
-        return drop(look_up(table, tokens), c.dropout_in), None
+        return drop(lookup(table, tokens), c.dropout_in), None
 
 
 class _Dropout:
     """Dropout with one mask a lane for all its characters (Gal and Ghahramani 2016)."""
 
-    def __init__(self, keys: LaneKeys | None) -> None:
+    def __init__(self, keys: RowKeys | None) -> None:
         self._keys = keys
         self._sites = 0
 
@@ -221,11 +192,6 @@ def _with_bias(columns: Float[Array, " n *positions"], bias: Float[Array, " n"])
     return columns + jnp.expand_dims(bias, tuple(range(1, columns.ndim)))
 
 
-def portable(config: ModelConfig) -> ModelConfig:
-    """The config of the same network for what is no training: any device, any batch."""
-    return replace(config, recurrence="fast") if config.recurrence == "persistent" else config
-
-
 def initial_carry(config: ModelConfig, batch: int) -> Carry:
     """The carry before any text: float32 zeros, every buffer its own."""
     states = CELLS[config.cell].states
@@ -235,9 +201,9 @@ def initial_carry(config: ModelConfig, batch: int) -> Carry:
     )
 
 
-def restart(carry: Carry, fresh: Fresh) -> Carry:
+def reset_carry(carry: Carry, reset: Reset) -> Carry:
     """The carry with zeros in the lanes that begin anew."""
-    cleared: Carry = jax.tree.map(lambda c: jnp.where(fresh[:, None], 0.0, c), carry)
+    cleared: Carry = jax.tree.map(lambda c: jnp.where(reset[:, None], 0.0, c), carry)
     return cleared
 
 

@@ -33,7 +33,7 @@ class Units(NamedTuple):
     product: Float[Array, " outputs"]
 
 
-def whole_numbers(
+def quantize(
     kernel: Float[Array, "hidden outputs"],
 ) -> tuple[Float[Array, "hidden outputs"], Units]:
     """A kernel as whole numbers from -127 to 127, float32, and their units."""

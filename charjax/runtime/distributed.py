@@ -1,7 +1,7 @@
 """The processes of a run: how they join, agree, wait for each other, and end together.
 
 JAX's coordination service watches every process and, once one has died, aborts the
-others with a long message. `joined` gives that abort the exit code and the one line of
+others with a long message. `join_processes` gives that abort the exit code and the one line of
 any other error of the machine, and keeps the native libraries' own words in a file.
 """
 
@@ -24,7 +24,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from charjax.errors import CharjaxError, HostError, InputError
-from charjax.runtime.sharding import all_devices, lane_mesh, put_own, replicated, split_lanes
+from charjax.runtime.sharding import all_devices, batch_sharding, data_mesh, replicated, shard_local
 
 _JOIN_S = 120  # the longest wait for all processes to be there
 _DEATH_S = 30  # without a sign of life, after which a process counts as dead
@@ -46,18 +46,18 @@ class Place:
     num_processes: int
 
 
-def several() -> bool:
+def is_multiprocess() -> bool:
     """Whether this run has more processes than this one."""
     return bool(jax.process_count() > 1)
 
 
-def is_first() -> bool:
+def is_primary() -> bool:
     """Whether this process writes for all."""
     return bool(jax.process_index() == 0)
 
 
 @contextlib.contextmanager
-def joined(place: Place | None, *, native_log: Path) -> Iterator[None]:
+def join_processes(place: Place | None, *, native_log: Path) -> Iterator[None]:
     """A context in which this process is one of its run's.
 
     Call it before anything else that makes JAX look for devices.
@@ -93,9 +93,9 @@ def joined(place: Place | None, *, native_log: Path) -> Iterator[None]:
         _leave()
 
 
-def agree(values: Sequence[int]) -> list[int]:
+def all_max(values: Sequence[int]) -> list[int]:
     """The largest of each number over all processes. A collective: all must call it."""
-    if not several():
+    if not is_multiprocess():
         return list(values)
     largest: list[int] = multihost_utils.process_allgather(np.asarray(values)).max(0).tolist()
     return largest
@@ -107,7 +107,7 @@ def require_same(what: str, value: str) -> None:
     Raises:
       InputError: this process's value is not that of the first one.
     """
-    if not several():
+    if not is_multiprocess():
         return
     digest = np.frombuffer(hashlib.sha256(value.encode()).digest(), np.uint8)
     if not np.array_equal(multihost_utils.broadcast_one_to_all(digest), digest):
@@ -118,12 +118,12 @@ def require_same(what: str, value: str) -> None:
 
 
 @contextlib.contextmanager
-def first_before_others() -> Iterator[None]:
+def primary_first() -> Iterator[None]:
     """Process 0 goes through first and the others after it. A collective."""
-    if several() and not is_first():
+    if is_multiprocess() and not is_primary():
         multihost_utils.sync_global_devices("charjax: after the first")
     yield
-    if several() and is_first():
+    if is_multiprocess() and is_primary():
         multihost_utils.sync_global_devices("charjax: after the first")
 
 
@@ -135,8 +135,8 @@ class Exchange:
     """
 
     def __init__(self, size: int) -> None:
-        mesh = lane_mesh(all_devices())
-        self._lanes = split_lanes(mesh, axis=0)
+        mesh = data_mesh(all_devices())
+        self._lanes = batch_sharding(mesh, axis=0)
         self._largest = jax.jit(lambda said: jnp.max(said, axis=0), out_shardings=replicated(mesh))
         self._said = self._largest(self._shown([0] * size))
 
@@ -147,7 +147,7 @@ class Exchange:
         return known
 
     def _shown(self, values: Sequence[int]) -> jax.Array:
-        shown: jax.Array = put_own(
+        shown: jax.Array = shard_local(
             np.tile(np.asarray(values, np.int32), (jax.local_device_count(), 1)), self._lanes
         )
         return shown
@@ -205,12 +205,12 @@ def _join(place: Place | None) -> bool:
             f"({str(error).splitlines()[0]}); start all of them, and check address and firewall; "
             "or give --num_processes=1"
         ) from error
-    return several()
+    return is_multiprocess()
 
 
 def _connect() -> None:
     """Opens the devices' connections, while all processes are here: some give up after 30 s."""
-    agree([0])
+    all_max([0])
     Exchange(1)([0])
 
 

@@ -16,7 +16,7 @@ _BFLOAT16_CPUS = {"avx512_bf16", "amx_bf16"}  # as it calls the x86 instructions
 _BFLOAT16_GPUS = 8  # the compute capability of NVIDIA's from which on they have it
 
 
-def settle(config: Config, begun: Mapping[str, Any] | None = None) -> Config:
+def resolve_dtype(config: Config, begun: Mapping[str, Any] | None = None) -> Config:
     """The config with nothing left to the machine: `model.dtype=auto` decided.
 
     Args:

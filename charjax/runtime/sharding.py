@@ -16,7 +16,7 @@ def all_devices() -> list[jax.Device]:
     return sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
 
 
-def lane_mesh(devices: list[jax.Device]) -> Mesh:
+def data_mesh(devices: list[jax.Device]) -> Mesh:
     """These devices along the axis `LANES`."""
     # Explicit axes, the default of make_mesh, break the embedding's look-up.
     return Mesh(np.array(devices), (LANES,), axis_types=(AxisType.Auto,))
@@ -27,12 +27,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def split_lanes(mesh: Mesh, *, axis: int) -> NamedSharding:
+def batch_sharding(mesh: Mesh, *, axis: int) -> NamedSharding:
     """That axis cut into one part a device, in the order of the mesh."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, LANES))
 
 
-def own_rows(batch_size: int) -> slice:
+def process_rows(batch_size: int) -> slice:
     """The rows of a global batch that belong to the devices of this process."""
     devices = all_devices()
     own = [i for i, device in enumerate(devices) if device.process_index == jax.process_index()]
@@ -40,26 +40,26 @@ def own_rows(batch_size: int) -> slice:
     return slice(own[0] * share, (own[-1] + 1) * share)
 
 
-def put(tree: PyTree, sharding: NamedSharding) -> PyTree:
+def shard(tree: PyTree, sharding: NamedSharding) -> PyTree:
     """Host arrays, whole and equal on every process, on the devices."""
     return jax.tree.map(
         lambda leaf: jax.make_array_from_callback(leaf.shape, sharding, lambda at: leaf[at]), tree
     )
 
 
-def put_own(tree: PyTree, sharding: NamedSharding) -> PyTree:
+def shard_local(tree: PyTree, sharding: NamedSharding) -> PyTree:
     """Host arrays, of which every process has the part of its own devices, on the devices."""
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), tree)
 
 
-def one_copy(tree: PyTree) -> PyTree:
+def local_copy(tree: PyTree) -> PyTree:
     """Replicated arrays on one device of this process; what lies on the host stays there."""
     return jax.tree.map(
         lambda leaf: leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf, tree
     )
 
 
-def loop_options() -> dict[str, bool] | None:
+def loop_compiler_options() -> dict[str, bool] | None:
     """Compiler options for programs whose time goes into loops over characters."""
     # On a CPU such a loop would otherwise copy its carry at every character.
     on_cpu = jax.default_backend() == "cpu"

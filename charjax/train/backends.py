@@ -15,17 +15,17 @@ from jax.sharding import Mesh
 from charjax.config import Config
 from charjax.data.batches import Batch
 from charjax.errors import InputError
-from charjax.runtime.distributed import several
+from charjax.runtime.distributed import is_multiprocess
 from charjax.runtime.sharding import (
     LANES,
     all_devices,
-    lane_mesh,
-    loop_options,
-    own_rows,
-    put,
-    put_own,
+    batch_sharding,
+    data_mesh,
+    loop_compiler_options,
+    process_rows,
     replicated,
-    split_lanes,
+    shard,
+    shard_local,
 )
 from charjax.train.step import Step, StepMetrics, TrainState, make_step, repeat
 from charjax.types import PyTree
@@ -80,8 +80,8 @@ def sharded_steps(
     Every device runs the step on its own lanes, and meets the others only where the step
     says so. Left to XLA, the devices of a CPU exchange their states at every character.
     """
-    everywhere, batches = replicated(mesh), split_lanes(mesh, axis=1)
-    given = _state_tree(everywhere, split_lanes(mesh, axis=0)), batches
+    everywhere, batches = replicated(mesh), batch_sharding(mesh, axis=1)
+    given = _state_tree(everywhere, batch_sharding(mesh, axis=0)), batches
     made = given[0], everywhere
     steps = jax.shard_map(
         repeat(make_step(config, vocab_size, optimizer, axis_name=LANES)),
@@ -95,36 +95,36 @@ def sharded_steps(
         in_shardings=given,
         out_shardings=made,
         donate_argnums=0,
-        compiler_options=loop_options(),
+        compiler_options=loop_compiler_options(),
     )
 
 
 def _jit_backend(
     config: Config, vocab_size: int, optimizer: optax.GradientTransformation
 ) -> Backend:
-    mesh = lane_mesh(all_devices())
+    mesh = data_mesh(all_devices())
     run = sharded_steps(config, vocab_size, optimizer, mesh)
-    shardings = _state_tree(replicated(mesh), split_lanes(mesh, axis=0))
-    batches = split_lanes(mesh, axis=1)
+    shardings = _state_tree(replicated(mesh), batch_sharding(mesh, axis=0))
+    batches = batch_sharding(mesh, axis=1)
 
     def place(state: TrainState) -> TrainState:
         own = jax.tree.map(np.array, state)
-        return TrainState(*(put(*part) for part in zip(own, shardings, strict=True)))
+        return TrainState(*(shard(*part) for part in zip(own, shardings, strict=True)))
 
     def run_own(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         # One process leaves the cutting to jit, which is quicker at it.
         moved: tuple[TrainState, StepMetrics] = run(
-            state, put_own(batch, batches) if several() else batch
+            state, shard_local(batch, batches) if is_multiprocess() else batch
         )
         return moved
 
-    return Backend(own_rows(config.data.batch_size), place, run_own, lambda state: state)
+    return Backend(process_rows(config.data.batch_size), place, run_own, lambda state: state)
 
 
 def _pmap_backend(
     config: Config, vocab_size: int, optimizer: optax.GradientTransformation
 ) -> Backend:
-    rows, mesh_axes = own_rows(config.data.batch_size), _state_tree(None, 0)
+    rows, mesh_axes = process_rows(config.data.batch_size), _state_tree(None, 0)
     run = jax.pmap(
         repeat(make_step(config, vocab_size, optimizer, axis_name=LANES)),
         axis_name=LANES,
@@ -149,11 +149,11 @@ def _pmap_backend(
 
     def whole(state: TrainState) -> TrainState:
         # What pmap returns is local to this process; only global arrays can be saved by all.
-        mesh = lane_mesh(all_devices())
+        mesh = data_mesh(all_devices())
         own: TrainState = jax.tree.map(np.asarray, state)
         carry = jax.tree.map(lambda c: c.reshape(-1, c.shape[-1]), own.carry)
-        shared = put({**own._asdict(), "carry": ()}, replicated(mesh))
-        return TrainState(**{**shared, "carry": put_own(carry, split_lanes(mesh, axis=0))})
+        shared = shard({**own._asdict(), "carry": ()}, replicated(mesh))
+        return TrainState(**{**shared, "carry": shard_local(carry, batch_sharding(mesh, axis=0))})
 
     return Backend(rows, place, run_split, whole)
 

@@ -10,28 +10,26 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from charjax.data.batches import Batch
-from charjax.model.network import LaneKeys
+from charjax.model.network import RowKeys
 from charjax.train.loss import TotalNats
 from charjax.types import Carry, Count, PyTree, Scalar
 
 # (parameters, carry, batch, dropout keys, characters that count in the whole batch) ->
 # (loss in nats per character, its gradient, the carry after the batch)
-Gradient: TypeAlias = Callable[
-    [PyTree, Carry, Batch, LaneKeys, Count], tuple[Scalar, PyTree, Carry]
-]
+Gradient: TypeAlias = Callable[[PyTree, Carry, Batch, RowKeys, Count], tuple[Scalar, PyTree, Carry]]
 
 
 def make_gradient(total_nats: TotalNats) -> Gradient:
     """The gradient of a sum of nats divided by the number of characters counted."""
 
     def loss(
-        params: PyTree, carry: Carry, batch: Batch, keys: LaneKeys, counted: Count
+        params: PyTree, carry: Carry, batch: Batch, keys: RowKeys, counted: Count
     ) -> tuple[Scalar, Carry]:
         nats, carry = total_nats(params, carry, batch, keys)
         return nats / counted, carry
 
     def gradient(
-        params: PyTree, carry: Carry, batch: Batch, keys: LaneKeys, counted: Count
+        params: PyTree, carry: Carry, batch: Batch, keys: RowKeys, counted: Count
     ) -> tuple[Scalar, PyTree, Carry]:
         (value, carry), grads = jax.value_and_grad(loss, has_aux=True)(
             params, carry, batch, keys, counted
@@ -54,7 +52,7 @@ def accumulated(gradient: Gradient, parts: int) -> Gradient:
         return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
 
     def gradient_in_parts(
-        params: PyTree, carry: Carry, batch: Batch, keys: LaneKeys, counted: Count
+        params: PyTree, carry: Carry, batch: Batch, keys: RowKeys, counted: Count
     ) -> tuple[Scalar, PyTree, Carry]:
         def add(sums: PyTree, part: Any) -> tuple[PyTree, Carry]:
             lane_carry, lanes, lane_keys = part

@@ -34,7 +34,7 @@ class Plan:
         return (self.log, self.evaluate, self.checkpoint, self.sample)
 
 
-def make_plan(config: TrainConfig, steps_per_epoch: int, start: int = 0) -> Plan:
+def make_intervals(config: TrainConfig, steps_per_epoch: int, start: int = 0) -> Plan:
     """The plan that a config means on a text with so many steps an epoch.
 
     Every stop lies on a multiple of `dispatch`, so that a resumed run sends the
@@ -54,7 +54,7 @@ def make_plan(config: TrainConfig, steps_per_epoch: int, start: int = 0) -> Plan
     return Plan(total, log, evaluate, checkpoint, sample, dispatch)
 
 
-def in_the_way(config: TrainConfig, plan: Plan) -> tuple[int, dict[str, int]]:
+def dispatch_blockers(config: TrainConfig, plan: Plan) -> tuple[int, dict[str, int]]:
     """What keeps a plan from a longer dispatch.
 
     Returns:

@@ -14,17 +14,18 @@ import numpy as np
 from charjax.checkpoint import Checkpoints
 from charjax.config import Config, from_config_dict, to_dict
 from charjax.data.batches import Batch
-from charjax.data.dataset import Prepared, prepare
+from charjax.data.dataset import Dataset, load_dataset
 from charjax.errors import InputError, InterruptedRunError
 from charjax.model.network import parameter_count
+from charjax.model.recurrence.api import resolve
 from charjax.runtime import distributed
 from charjax.runtime.display import Display
-from charjax.runtime.dtypes import settle
+from charjax.runtime.dtypes import resolve_dtype
 from charjax.runtime.signals import StopSignals
 from charjax.train import messages
 from charjax.train.backends import make_backend
 from charjax.train.evaluate import evaluate
-from charjax.train.intervals import make_plan
+from charjax.train.intervals import make_intervals
 from charjax.train.metrics import Log, MetricsLog, NoLog, draw_curves, read_metrics
 from charjax.train.optimizer import make_optimizer, make_schedule
 from charjax.train.progress import Clock, Progress
@@ -33,7 +34,7 @@ from charjax.train.samples import check_samples, write_samples
 from charjax.train.step import TrainState, init_state
 from charjax.train.step_metrics import Tally
 from charjax.train.stopping import Stopping, why_over
-from charjax.workdir import RunFolder
+from charjax.workdir import Workdir
 
 
 def train(
@@ -55,18 +56,18 @@ def train(
       CharjaxError: see `charjax.errors`; what was trained before is kept.
     """
     check_allowed(allow)
-    folder = RunFolder(workdir)
+    folder = Workdir(workdir)
     with (
         _held(folder),
         Checkpoints(folder.checkpoints, keep=config.train.keep, report=display.report) as saved,
     ):
-        with display.task("reading the text") as update, distributed.first_before_others():
-            text = prepare(config, report=display.report, progress=update)
+        with display.task("reading the text") as update, distributed.primary_first():
+            text = load_dataset(config, report=display.report, progress=update)
         folder.check_lock()
         steps = saved.steps()
         distributed.require_same(f"{folder.checkpoints}", f"{steps}")
         begun = saved.read_meta().meta if steps else None
-        config = settle(config, begun["config"] if begun else None)
+        config = resolve_dtype(config, begun["config"] if begun else None)
         distributed.require_same(
             "the config or the text", f"{to_dict(config)} {text.corpus.sha256}"
         )
@@ -79,9 +80,9 @@ def train(
 
 
 @contextlib.contextmanager
-def _held(folder: RunFolder) -> Iterator[None]:
+def _held(folder: Workdir) -> Iterator[None]:
     """Makes and locks the folder, which one process does for all."""
-    if not distributed.is_first():
+    if not distributed.is_primary():
         yield
         return
     folder.create()
@@ -102,15 +103,17 @@ class _Run:
     def __init__(
         self,
         config: Config,
-        folder: RunFolder,
-        text: Prepared,
+        folder: Workdir,
+        text: Dataset,
         display: Display,
         checkpoints: Checkpoints,
     ) -> None:
         self.config, self.folder, self.text, self.display = config, folder, text, display
         self.checkpoints, self.signals = checkpoints, StopSignals()
-        self.first = distributed.is_first()  # and so the one that writes
-        self.plan = make_plan(config.train, text.batches.steps_per_epoch)
+        self.first = distributed.is_primary()  # and so the one that writes
+        self.plan = make_intervals(config.train, text.batches.steps_per_epoch)
+        rows = config.data.batch_size // (jax.device_count() * config.parallel.accumulate)
+        self.recurrence = resolve(config.model, rows)
         optimizer = make_optimizer(config.optim, self.plan.total)
         self.learning_rate = make_schedule(config.optim, self.plan.total)
         self.backend = make_backend(config, len(text.vocab), optimizer)
@@ -129,7 +132,9 @@ class _Run:
           allow: what may have changed since.
         """
         check_samples(self.config, self.text.vocab)  # before there is work to lose
-        for line in messages.opening(self.config, self.text, self.plan, self.parameters):
+        for line in messages.opening(
+            self.config, self.text, self.plan, self.parameters, self.recurrence
+        ):
             self.display.report(line)
         if begun:
             changes = check_same_run(self.folder.path, begun, self.config, self.text, allow=allow)
@@ -157,7 +162,7 @@ class _Run:
         distributed.require_same(f"{self.folder.checkpoints}", f"restored {restored.step}")
         self._take_up(restored.state, Progress.from_json(restored.meta["progress"]))
         self.step = restored.step
-        self.plan = make_plan(self.config.train, self.text.batches.steps_per_epoch, self.step)
+        self.plan = make_intervals(self.config.train, self.text.batches.steps_per_epoch, self.step)
         self._cut_logs(restored.meta["logs"])
         self.display.report(f"resuming {self.folder.path} at step {self.step:,}")
 
@@ -254,7 +259,7 @@ class _Run:
         if self.first and (self._due(plan.sample) or ended):
             write_samples(
                 self.config,
-                self.state.best_params,
+                self.state.eval_params,
                 self.text.vocab,
                 step=self.step,
                 file=self.folder.samples,
@@ -275,7 +280,7 @@ class _Run:
 
     def _evaluate(self, record: dict[str, Any]) -> float | None:
         """Adds the validation loss to the record; None where there is no validation text."""
-        params = self.backend.whole(self.state).best_params
+        params = self.backend.whole(self.state).eval_params
         record |= evaluate(self.config.model, params, self.text.parts.val.ids)
         val_loss: float | None = record.get("val_loss")
         if val_loss is not None and not math.isfinite(val_loss):

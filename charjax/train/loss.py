@@ -12,10 +12,10 @@ from jaxtyping import Array
 from charjax.config import Config
 from charjax.data.batches import Batch
 from charjax.model.likelihood import next_char_nats
-from charjax.model.network import CharRNN, LaneKeys
+from charjax.model.network import CharRNN, RowKeys
 from charjax.types import Carry, PyTree, Scalar
 
-TotalNats: TypeAlias = Callable[[PyTree, Carry, Batch, LaneKeys], tuple[Scalar, Carry]]
+TotalNats: TypeAlias = Callable[[PyTree, Carry, Batch, RowKeys], tuple[Scalar, Carry]]
 
 
 def make_total_nats(config: Config, vocab_size: int) -> TotalNats:
@@ -30,7 +30,7 @@ def make_total_nats(config: Config, vocab_size: int) -> TotalNats:
     block_len = config.model.remat
     last_only = config.data.targets == "last" and not block_len
 
-    def total(params: PyTree, carry: Carry, batch: Batch, keys: LaneKeys) -> tuple[Scalar, Carry]:
+    def total(params: PyTree, carry: Carry, batch: Batch, keys: RowKeys) -> tuple[Scalar, Carry]:
         logits, carry = network.run(
             params, jnp.asarray(batch.inputs), carry, keys, last_only=last_only
         )
@@ -43,11 +43,11 @@ def make_total_nats(config: Config, vocab_size: int) -> TotalNats:
         return jnp.sum(lanes), carry
 
     def blockwise(
-        params: PyTree, carry: Carry, batch: Batch, keys: LaneKeys
+        params: PyTree, carry: Carry, batch: Batch, keys: RowKeys
     ) -> tuple[Scalar, Carry]:
         def block(carry: Carry, texts: Any) -> tuple[Carry, Scalar]:
             inputs, targets, mask = texts
-            nats, carry = total(params, carry, Batch(inputs, targets, mask, batch.fresh), keys)
+            nats, carry = total(params, carry, Batch(inputs, targets, mask, batch.reset), keys)
             return carry, nats
 
         texts = [_blocks(x, block_len) for x in (batch.inputs, batch.targets, batch.mask)]

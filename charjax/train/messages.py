@@ -11,37 +11,31 @@ from typing import Any
 
 import jax
 
-from charjax.config import Config, ModelConfig, TrainConfig
-from charjax.data.dataset import Prepared
+from charjax.config import Config, TrainConfig
+from charjax.data.dataset import Dataset
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
-from charjax.model.recurrence.c.build import Absent
-from charjax.model.recurrence.c.ops import kernels_for
-from charjax.train.intervals import Plan, in_the_way, make_plan
+from charjax.model.recurrence.api import Resolution
+from charjax.train.intervals import Plan, dispatch_blockers, make_intervals
 from charjax.train.optimizer import make_schedule
 from charjax.train.progress import Progress
-from charjax.workdir import RunFolder
+from charjax.workdir import Workdir
 
 
-def opening(config: Config, text: Prepared, plan: Plan, parameters: int) -> list[str]:
+def opening(
+    config: Config, text: Dataset, plan: Plan, parameters: int, chosen: Resolution
+) -> list[str]:
     """The first words: the text, the model, the machine."""
     corpus, device = text.corpus, jax.devices()[0]
     return [
         f"text: {corpus.name}, {len(corpus.text):,} characters, {len(text.vocab)} symbols",
         f"model: {config.model.cell} {config.model.layers} x {config.model.hidden}, "
         f"{parameters:,} parameters, {config.model.dtype} products, "
-        f"on {jax.device_count()} x {device.device_kind}{_loops(config.model)}",
+        f"on {jax.device_count()} x {device.device_kind}",
+        f"recurrence: {chosen.implementation} ({chosen.reason})",
         f"plan: {f'{plan.total:,}' if plan.total else 'any number of'} steps, "
         f"{text.batches.steps_per_epoch:,} an epoch",
     ]
-
-
-def _loops(model: ModelConfig) -> str:
-    """How the loops over time run, where that is for the machine to say."""
-    if model.recurrence != "fast" or jax.default_backend() != "cpu":
-        return ""
-    kernels = kernels_for(model.dtype)
-    return f", loops by XLA: {kernels.reason}" if isinstance(kernels, Absent) else ", loops in C"
 
 
 def dispatch(config: TrainConfig, plan: Plan, start: int) -> list[str]:
@@ -54,7 +48,7 @@ def dispatch(config: TrainConfig, plan: Plan, start: int) -> list[str]:
     """
     if plan.dispatch > 1 or plan.total == 1:
         return []
-    longer, fields = in_the_way(config, plan)
+    longer, fields = dispatch_blockers(config, plan)
     reasons = [f"{name}={steps}" for name, steps in fields.items()]
     reasons += [f"step {start:,}, where it goes on,"] * bool(start % longer)
     if not reasons:
@@ -78,7 +72,7 @@ def rescheduled(before: Config, now: Config, steps_per_epoch: int, step: int) ->
       steps_per_epoch: of its text.
       step: that it goes on from.
     """
-    old, new = (make_plan(config.train, steps_per_epoch).total for config in (before, now))
+    old, new = (make_intervals(config.train, steps_per_epoch).total for config in (before, now))
     was, is_ = (
         float(make_schedule(config.optim, total)(step))
         for config, total in ((before, old), (now, new))
@@ -114,7 +108,7 @@ def beside_the_bar(record: Mapping[str, Any], progress: Progress) -> str:
     return "  ".join(parts)
 
 
-def closing(config: Config, folder: RunFolder, text: Prepared, progress: Progress) -> list[str]:
+def closing(config: Config, folder: Workdir, text: Dataset, progress: Progress) -> list[str]:
     """The last words: what came of it, where it lies, and the next command."""
     lines = [f"ended: {progress.ended}; {progress.elapsed_s:.0f} s of training"]
     if math.isfinite(progress.best):
@@ -141,5 +135,5 @@ def _is_known(prompt: str, vocab: Vocab) -> bool:
     return True
 
 
-def _notice(text: Prepared) -> list[str]:
+def _notice(text: Dataset) -> list[str]:
     return [f"NOTICE: {text.corpus.notice}"] if text.corpus.notice else []

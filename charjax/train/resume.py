@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from charjax.config import Config, differences, from_config_dict, to_dict
-from charjax.data.dataset import Prepared
+from charjax.data.dataset import Dataset
 from charjax.errors import InputError
 from charjax.schema import leaves
 
@@ -32,7 +32,7 @@ _LISTED = 8  # symbols that a message names
 _PACKAGES = ("charjax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def describe(config: Config, text: Prepared, parameters: int) -> dict[str, Any]:
+def describe(config: Config, text: Dataset, parameters: int) -> dict[str, Any]:
     """The run as JSON values, for `run.json` and for every checkpoint."""
     corpus = text.corpus
     return {
@@ -67,7 +67,7 @@ def check_same_run(
     folder: Path,
     saved: Mapping[str, Any],
     config: Config,
-    text: Prepared,
+    text: Dataset,
     *,
     allow: Sequence[str],
 ) -> list[str]:
@@ -100,7 +100,7 @@ def _is_allowed(name: str, allow: Sequence[str]) -> bool:
     return any(name == allowed or name.startswith(f"{allowed}.") for allowed in allow)
 
 
-def _changes(saved: Mapping[str, Any], config: Config, text: Prepared) -> Iterator[tuple[str, str]]:
+def _changes(saved: Mapping[str, Any], config: Config, text: Dataset) -> Iterator[tuple[str, str]]:
     """What names the run and has changed: (as `--allow` calls it, in words)."""
     for name, (old, new) in differences(from_config_dict(saved["config"]), config).items():
         if name.startswith(_MUST_STAY) or not name.startswith(_MAY_CHANGE):

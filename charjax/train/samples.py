@@ -9,8 +9,8 @@ from charjax.config import Config
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.inference.sampling import Sampling
-from charjax.inference.texts import Sampler, prompt_ids, whole_texts
-from charjax.runtime.sharding import one_copy
+from charjax.inference.texts import Sampler, encode_prompt, join_chunks
+from charjax.runtime.sharding import local_copy
 from charjax.types import PyTree
 from charjax.workdir import append
 
@@ -20,7 +20,7 @@ def check_samples(config: Config, vocab: Vocab) -> None:
     if not config.sample.num_chars:
         return
     try:
-        prompt_ids(vocab, config.sample.prompt)
+        encode_prompt(vocab, config.sample.prompt)
     except InputError as error:
         what = str(error).partition(";")[0]
         prompt = config.sample.prompt
@@ -53,12 +53,12 @@ def write_samples(
     if not wanted.num_chars:
         return
     # A text is written on one device.
-    sampler = Sampler(config.model, one_copy(params), masked=vocab.unk_id)
-    prompt = prompt_ids(vocab, wanted.prompt)
+    sampler = Sampler(config.model, local_copy(params), masked=vocab.unk_id)
+    prompt = encode_prompt(vocab, wanted.prompt)
     for temperature in wanted.temperatures:
         sampling = Sampling(temperature=temperature, seed=config.seed)
         groups = sampler(prompt, num_chars=wanted.num_chars, num_samples=1, sampling=sampling)
-        (text,) = whole_texts(vocab, groups)
+        (text,) = join_chunks(vocab, groups)
         title = f"=== step {step}, temperature {temperature:g} ==="
         shown = f"{title}\n{wanted.prompt}{text}\n"
         append(file, f"{shown}\n")

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
 from charjax.config import ModelConfig, TrainConfig
-from charjax.model.decode import Lanes, StepState, step, step_state, step_weights
+from charjax.model.decode import DecodeState, Lanes, decode_state, decode_weights, step
 from charjax.runtime.keys import indexed_key
 from charjax.types import Carry, Count, PRNGKey, PyTree, Scalar, Tokens
 
 
-def guessed_share(config: TrainConfig, at_step: Count) -> Scalar:
+def sampling_rate(config: TrainConfig, at_step: Count) -> Scalar:
     """The probability that an input is a guess: from 0, linearly over the ramp."""
     return config.scheduled_sampling * jnp.minimum(at_step / config.scheduled_ramp, 1.0)
 
@@ -41,11 +41,11 @@ def mix_inputs(
       lane_keys: one a lane; what becomes of a lane depends on no other.
       share: the probability that a character is a guess.
     """
-    weights = step_weights(config, params, lie="columns")
+    weights = decode_weights(config, params, layout="columns")
 
     def advance(
-        at: tuple[Lanes, StepState], given: tuple[Array, Array]
-    ) -> tuple[tuple[Lanes, StepState], Array]:
+        at: tuple[Lanes, DecodeState], given: tuple[Array, Array]
+    ) -> tuple[tuple[Lanes, DecodeState], Array]:
         (x, state), (true, position) = at, given
         keys = jax.vmap(indexed_key, (0, None))(lane_keys, position)
         takes_guess, draws = jax.vmap(jax.random.split, out_axes=1)(keys)
@@ -55,7 +55,7 @@ def mix_inputs(
         return (weights.select(token), state), token
 
     first, others = inputs[:, :1], inputs[:, 1:]
-    begun = (weights.select(first[:, 0]), step_state(weights, carry))
+    begun = (weights.select(first[:, 0]), decode_state(weights, carry))
     positions = jnp.arange(1, inputs.shape[1])
     _, mixed = jax.lax.scan(advance, begun, (others.T, positions))
     return jnp.concatenate([first, mixed.T], axis=1)

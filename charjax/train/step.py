@@ -12,11 +12,11 @@ import optax
 
 from charjax.config import Config
 from charjax.data.batches import Batch
-from charjax.model.network import LaneKeys, init_params, initial_carry, restart
+from charjax.model.network import RowKeys, init_params, initial_carry, reset_carry
 from charjax.runtime.keys import Stream, indexed_key, stream_key
 from charjax.train.gradient import accumulated, make_gradient
 from charjax.train.loss import make_total_nats
-from charjax.train.scheduled_sampling import guessed_share, mix_inputs
+from charjax.train.scheduled_sampling import mix_inputs, sampling_rate
 from charjax.types import Carry, Count, PyTree, Scalar
 
 
@@ -40,7 +40,7 @@ class TrainState(NamedTuple):
     skipped: Count
 
     @property
-    def best_params(self) -> PyTree:
+    def eval_params(self) -> PyTree:
         """What evaluation and sampling use: the averaged weights where there are any."""
         return self.ema or self.params
 
@@ -100,7 +100,7 @@ def make_step(
     lane_keys = partial(_lane_keys, config.seed, axis_name)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        carry = restart(state.carry, jnp.asarray(batch.fresh))
+        carry = reset_carry(state.carry, jnp.asarray(batch.reset))
         if config.train.scheduled_sampling:
             guess_keys = lane_keys(Stream.SCHEDULED, state.step, batch.inputs.shape[0])
             batch = _with_guesses(config, state, carry, batch, guess_keys)
@@ -130,15 +130,15 @@ def make_step(
 
 
 def _with_guesses(
-    config: Config, state: TrainState, carry: Carry, batch: Batch, keys: LaneKeys
+    config: Config, state: TrainState, carry: Carry, batch: Batch, keys: RowKeys
 ) -> Batch:
     """The batch, some of whose inputs the model guessed itself."""
-    share, inputs = guessed_share(config.train, state.step), jnp.asarray(batch.inputs)
+    share, inputs = sampling_rate(config.train, state.step), jnp.asarray(batch.inputs)
     mixed: Any = mix_inputs(config.model, state.params, inputs, carry, keys, share)
     return batch._replace(inputs=mixed)
 
 
-def _lane_keys(seed: int, axis_name: str | None, stream: Stream, step: Count, own: int) -> LaneKeys:
+def _lane_keys(seed: int, axis_name: str | None, stream: Stream, step: Count, own: int) -> RowKeys:
     """A key for each of this device's `own` lanes, which are part of all under an axis."""
     lanes = jnp.arange(own)
     if axis_name is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from charjax.config import TrainConfig
-from charjax.runtime.distributed import Exchange, several
+from charjax.runtime.distributed import Exchange, is_multiprocess
 from charjax.runtime.signals import StopSignals
 from charjax.train.intervals import Plan
 from charjax.train.progress import Progress
@@ -21,7 +21,7 @@ class Stopping:
     def __init__(self, signals: StopSignals, late: Callable[[], bool]) -> None:
         """Takes the signals of this process, and what knows whether its time is up."""
         self._signals, self._late = signals, late
-        self._exchange = Exchange(2) if several() else None
+        self._exchange = Exchange(2) if is_multiprocess() else None
         self._agreed = self._own()
 
     @property

@@ -57,7 +57,7 @@ def test_shapes_and_types(config):
     batch = make_batches(config, counting(200), ONE, 0)(0)
     for array in batch[:3]:
         assert array.shape == (3, 7)
-    assert batch.fresh.shape == (3,)
+    assert batch.reset.shape == (3,)
     assert [a.dtype for a in batch] == [np.int32, np.int32, bool, bool]
 
 
@@ -74,11 +74,11 @@ def test_a_batch_is_a_function_of_the_step_alone(config):
     ids = counting(200)
     forward = make_batches(config, ids, ONE, 7)
     steps = range(3 * forward.steps_per_epoch)
-    in_order = [forward(step) for step in steps]
+    row_major = [forward(step) for step in steps]
     backward = make_batches(config, ids, ONE, 7)
     for step in reversed(steps):
-        assert_equal(backward(step), in_order[step])
-    assert_equal(make_batches(config, ids, ONE, 7)(steps[-1]), in_order[-1])
+        assert_equal(backward(step), row_major[step])
+    assert_equal(make_batches(config, ids, ONE, 7)(steps[-1]), row_major[-1])
 
 
 @pytest.mark.parametrize("config", MODES, ids=mode_name)
@@ -124,10 +124,10 @@ def test_a_lane_continues_from_batch_to_batch_within_an_epoch():
     batches = make_batches(config_of("stream"), counting(200), ONE, 0)
     for epoch in range(3):
         steps = epoch_of(batches, epoch)
-        assert steps[0].fresh.all()
+        assert steps[0].reset.all()
         for batch, following in itertools.pairwise(steps):
             np.testing.assert_array_equal(batch.targets[:, -1], following.inputs[:, 0])
-            assert not following.fresh.any()
+            assert not following.reset.any()
 
 
 @given(n=st.integers(22, 300), epoch=st.integers(0, 3))
@@ -189,7 +189,7 @@ def test_every_epoch_has_each_window_once_and_none_crosses_documents(config, len
     for batch in epoch_of(batches, 0):
         whole = np.concatenate([batch.inputs, batch.targets], axis=1)
         assert (document[whole] == document[whole[:, :1]]).all()
-        assert batch.fresh.all()
+        assert batch.reset.all()
 
 
 def test_disjoint_windows_are_floor_of_length_by_window():
@@ -215,8 +215,8 @@ def test_stateful_windows_are_the_same_windows_with_the_carry_kept(batching):
     )
     for step in range(2 * plain.steps_per_epoch):
         assert_equal(plain(step)[:3], stateful(step)[:3])
-        assert plain(step).fresh.all()
-        assert not stateful(step).fresh.any()
+        assert plain(step).reset.all()
+        assert not stateful(step).reset.any()
 
 
 def test_last_target_alone_counts():

@@ -8,7 +8,7 @@ import pytest
 
 from charjax.data import named_corpora
 from charjax.data.download import fetch
-from charjax.data.named_corpora import BUILT_IN, NAMED, UnavailableError, read_named
+from charjax.data.named_corpora import BUILT_IN, NAMED, CorpusUnavailableError, read_named
 from charjax.errors import HostError
 
 from .loopback import answer
@@ -66,7 +66,7 @@ def test_a_file_that_is_not_the_published_one_is_used_but_told(shelf):
 
 
 def test_a_corpus_that_is_nowhere_names_places_address_and_remedy(shelf):
-    with pytest.raises(UnavailableError) as caught:
+    with pytest.raises(CorpusUnavailableError) as caught:
         read()
     message = str(caught.value)
     for words in ("'story'", str(shelf.data), str(shelf.cache), "https://example.org/story", "put"):

@@ -28,7 +28,7 @@ from charjax.export.program import (
     named_weights,
     start_rows,
 )
-from charjax.inference.load import Trained
+from charjax.inference.load import TrainedModel
 from charjax.inference.sampling import Sampling
 from charjax.inference.texts import sample_texts, write_texts
 from charjax.model.network import CharRNN, init_params, initial_carry
@@ -44,17 +44,19 @@ MODELS = [
 by_cell: dict[str, Any] = {"ids": lambda model: model.cell}
 
 
-def trained_like(model: ModelConfig, *, unk: bool = False) -> Trained:
+def trained_like(model: ModelConfig, *, unk: bool = False) -> TrainedModel:
     """A model that was never trained, with weights large enough to have opinions."""
     config = Config(model=model, train=TrainConfig(max_steps=1))
     vocab = Vocab.from_text(TEXT, order="sorted", unit="codepoint", unk=unk)
     params = init_params(model, len(vocab), stream_key(1, Stream.INIT))
     # No bias is 0, so that none can be lost unseen.
     params = jax.tree.map(lambda p: np.asarray(p) * 3 + (0.1 if p.ndim == 1 else 0), params)
-    return Trained(config, vocab, params, 7, None, {"corpus": {"name": "tea"}})
+    return TrainedModel(config, vocab, params, 7, None, {"corpus": {"name": "tea"}})
 
 
-def generate(call, trained: Trained, ids, num_chars: int, *, lanes: int, seed: int, temp: float):
+def generate(
+    call, trained: TrainedModel, ids, num_chars: int, *, lanes: int, seed: int, temp: float
+):
     """What the generator writes, int32 [lanes, num_chars], by the keys of law 1."""
     rows = start_rows(trained.config.model, trained.params).values()
     carry = tuple(np.tile(row, (lanes, 1)) for row in rows)
@@ -72,7 +74,7 @@ def generate(call, trained: Trained, ids, num_chars: int, *, lanes: int, seed: i
     return np.stack(written, axis=1)
 
 
-def reloaded(trained: Trained):
+def reloaded(trained: TrainedModel):
     program = export_generator(trained.config.model, trained.params, masked=trained.vocab.unk_id)
     return jax.export.deserialize(bytearray(program))
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from charjax.config import Config, ModelConfig
 from charjax.data.vocab import Vocab
-from charjax.inference.load import Trained
+from charjax.inference.load import TrainedModel
 from charjax.model.network import init_params
 
 
@@ -51,9 +51,9 @@ def random_model(vocab_size, **changes):
 
 
 def trained(model, text, **changes):
-    """A `Trained` whose symbols stand in the order of the text."""
+    """A `TrainedModel` whose symbols stand in the order of the text."""
     vocab = Vocab.from_text(text, order="appearance", unit="codepoint", unk=False)
     config, params = model
     fields = {"config": Config(model=config), "vocab": vocab, "params": params}
     fields |= {"step": 0, "val_loss": None, "meta": {}} | changes
-    return Trained(**fields)
+    return TrainedModel(**fields)

@@ -21,10 +21,10 @@ from charjax.config import (
 from charjax.data.vocab import Vocab
 from charjax.errors import CheckpointError
 from charjax.inference.info import config_info, trained_info
-from charjax.inference.load import Trained, in_precision, load_trained
+from charjax.inference.load import TrainedModel, load_trained, with_dtype
 from charjax.inference.score import score
-from charjax.runtime.dtypes import settle
-from charjax.workdir import RunFolder
+from charjax.runtime.dtypes import resolve_dtype
+from charjax.workdir import Workdir
 from tests.inference.scripted import random_model
 
 VOCAB = Vocab(("a", "b", "é"), "codepoint", True)
@@ -43,7 +43,7 @@ META = {
 def save(workdir, *, config=CONFIG, losses=(None,)):
     """Saves steps 1, 2, ... whose parameters are the step times `PARAMS`, whose averages ten."""
     meta = META | {"config": to_dict(config)}
-    checkpoints = RunFolder(workdir).checkpoints
+    checkpoints = Workdir(workdir).checkpoints
     with Checkpoints(checkpoints, keep=9, report=pytest.fail) as saved:
         for step, loss in enumerate(losses, 1):
             params = jax.tree.map(lambda p, step=step: step * p, PARAMS)
@@ -93,7 +93,7 @@ def test_the_best_is_the_newest_where_none_was_evaluated(tmp_path):
 
 def test_a_damaged_step_is_reported_and_passed_over(tmp_path):
     save(tmp_path, losses=(1.0, 2.0))
-    (RunFolder(tmp_path).checkpoints / "1" / "meta" / "record.json").write_text("{", "utf-8")
+    (Workdir(tmp_path).checkpoints / "1" / "meta" / "record.json").write_text("{", "utf-8")
     said = []
     assert load(tmp_path, report=said.append).step == 2
     assert said
@@ -142,7 +142,7 @@ def test_the_info_of_a_config(dtype, tmp_path):
     config = from_config_dict(to_dict(replace(CONFIG, data=data, model=model)))
     info = config_info(config, report=pytest.fail)
     assert json.loads(json.dumps(info)) == info
-    assert info | SIZES | {"dtype": settle(config).model.dtype} == info
+    assert info | SIZES | {"dtype": resolve_dtype(config).model.dtype} == info
     assert info["chars"] == 1000
     assert (info["train_chars"], info["val_chars"], info["test_chars"]) == (800, 100, 100)
     assert info["documents"] == 1
@@ -152,13 +152,13 @@ def test_the_info_of_a_config(dtype, tmp_path):
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_another_precision_costs_a_little_loss_and_is_measured(dtype):
     config, params = random_model(5, hidden=32)
-    whole = Trained(
+    whole = TrainedModel(
         Config(model=config), Vocab(tuple("abcde"), "codepoint", False), params, 0, None, {}
     )
     ids = np.random.default_rng(0).integers(0, 5, 200).astype(np.int32)
-    rounded = in_precision(whole, dtype)
+    rounded = with_dtype(whole, dtype)
     loss, rounded_loss = (
         score(t.config.model, t.params, ids).nats_per_char for t in (whole, rounded)
     )
     assert 0 < abs(loss - rounded_loss) < 0.05 * loss
-    assert in_precision(rounded, "float32") == whole
+    assert with_dtype(rounded, "float32") == whole

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.inference import sampler as module
-from charjax.inference.sampling import Sampling, choose, keep_top_k, keep_top_p
-from charjax.inference.texts import Sampler, prompt_ids, sample, sample_texts, write_texts
+from charjax.inference.sampling import Sampling, choose, mask_below_top_k, mask_below_top_p
+from charjax.inference.texts import Sampler, encode_prompt, sample, sample_texts, write_texts
 from charjax.model.network import CharRNN, initial_carry
 from tests.inference.scripted import chain, cycle, memoryless, random_model, trained
 
@@ -163,13 +163,13 @@ def test_weights_are_made_ready_once_for_each_form_of_group(monkeypatch):
 
     def ready(config, masked, form, params):
         forms.append(form)
-        return module.ready_weights(config, masked, form, params)
+        return module.sampler_weights(config, masked, form, params)
 
     monkeypatch.setattr("charjax.inference.texts.ready_weights", ready)
     sampler = Sampler(*IN_XLA, masked=None)
     for _ in range(2):
         list(sampler(START, num_chars=1, num_samples=70, sampling=Sampling()))
-    assert [form.lie for form in forms] == ["rows", "columns"]  # of 5, 11 and 48; of 64
+    assert [form.layout for form in forms] == ["rows", "columns"]  # of 5, 11 and 48; of 64
 
 
 def test_seeds_differ():
@@ -297,14 +297,14 @@ LANES_OF_LOGITS = st.permutations([-math.inf, -7.0, -1.5, -0.5, 0.25, 1.0, 1.75,
 
 @given(logits=LANES_OF_LOGITS, k=st.integers(1, 9))
 def test_keep_top_k_keeps_exactly_k(logits, k):
-    kept = np.asarray(keep_top_k(jnp.asarray([logits], jnp.float32), k))[0]
+    kept = np.asarray(mask_below_top_k(jnp.asarray([logits], jnp.float32), k))[0]
     want = [x if x in sorted(logits, reverse=True)[:k] else -math.inf for x in logits]
     np.testing.assert_array_equal(kept, np.array(want, np.float32))
 
 
 @given(logits=LANES_OF_LOGITS, p=st.sampled_from([1e-30, 0.3, 0.65, 0.8, 0.9, 0.98, 0.9999]))
 def test_keep_top_p_keeps_the_smallest_set_that_reaches_p(logits, p):
-    kept = np.asarray(keep_top_p(jnp.asarray([logits], jnp.float32), jnp.float32(p)))[0]
+    kept = np.asarray(mask_below_top_p(jnp.asarray([logits], jnp.float32), jnp.float32(p)))[0]
     probs = np.exp(logits) / np.exp(logits).sum()
     inside = np.isfinite(kept)
     np.testing.assert_array_equal(kept[inside], np.float32(logits)[inside])
@@ -394,7 +394,7 @@ def test_a_text_is_the_prompt_and_its_continuation():
 def test_an_empty_prompt_starts_from_the_start_symbol_without_showing_it():
     model = trained(cycle(3), "a\nb")  # its start symbol is the newline
     assert "".join(texts(model, "")) == "ba\nba"
-    np.testing.assert_array_equal(prompt_ids(model.vocab, ""), [1])
+    np.testing.assert_array_equal(encode_prompt(model.vocab, ""), [1])
 
 
 @pytest.mark.parametrize("num_samples", [1, 2, 8, 9, 17])

@@ -39,7 +39,7 @@ def test_backward_is_the_transpose_of_forward(name, seed):
     got = CELLS[name].backward(saved, grad)
     # Where the two shares of a gate are only ever added up, their gradient is one array.
     got_x = got.u if got.own is None else (*got.u[:-1], got.own)
-    assert (got.own is not None) == CELLS[name].two_shares
+    assert (got.own is not None) == CELLS[name].reset_after
     assert distance((got_x, got.u), (want_x, want_u)) < 1e-5
     for g, w in zip(got.carry, want_carry, strict=True):
         np.testing.assert_allclose(g, w, atol=1e-5)

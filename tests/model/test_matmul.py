@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from charjax.model.matmul import dot, dot_trailing, in_order, look_up, one_hot, project
+from charjax.model.matmul import dot, dot_trailing, lookup, one_hot, project, row_major
 from tests.model.small import distance, normal
 
 DTYPES = ["float32", "bfloat16"]
@@ -66,7 +66,7 @@ def test_gradient_has_the_operands_dtype():
 def test_in_order_changes_no_value():
     a = normal(0, 3, 5, 2)
     np.testing.assert_array_equal(
-        jax.jit(lambda a: in_order(a.transpose(2, 0, 1)))(a), a.transpose(2, 0, 1)
+        jax.jit(lambda a: row_major(a.transpose(2, 0, 1)))(a), a.transpose(2, 0, 1)
     )
 
 
@@ -102,7 +102,7 @@ def test_float32_is_float32_on_machines_that_would_round_it(product):
 
 def test_look_up_is_exact_and_so_is_its_gradient():
     table, ids = 1e6 * normal(0, 4, 9), jnp.asarray([[0, 8, 3], [3, 3, 1]])
-    got, transpose = jax.vjp(lambda table: look_up(table, ids), table)
+    got, transpose = jax.vjp(lambda table: lookup(table, ids), table)
     np.testing.assert_array_equal(got, np.asarray(table)[:, ids])
     ct = normal(1, 4, 2, 3)
     want = np.zeros((4, 9))

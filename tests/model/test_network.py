@@ -19,7 +19,7 @@ from charjax.model.network import (
     init_params,
     initial_carry,
     parameter_count,
-    restart,
+    reset_carry,
 )
 from tests.model import reference
 from tests.model.small import apply, carry_of, distance, float64, params_of, tokens_of
@@ -236,9 +236,9 @@ def test_the_first_carry(cell):
 
 def test_restart_clears_the_fresh_lanes_alone():
     carry = carry_of(CONFIGS["lstm"], BATCH)
-    fresh = jnp.array([False, True, False])
+    reset = jnp.array([False, True, False])
     for before, after in zip(
-        jax.tree.leaves(carry), jax.tree.leaves(restart(carry, fresh)), strict=True
+        jax.tree.leaves(carry), jax.tree.leaves(reset_carry(carry, reset)), strict=True
     ):
         assert not after[1].any()
         np.testing.assert_array_equal(after[::2], before[::2])

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from charjax.model.matmul import dot
-from charjax.model.quantization import whole_numbers
+from charjax.model.quantization import quantize
 from tests.model.small import normal
 
 KERNELS = pytest.mark.parametrize(
@@ -21,7 +21,7 @@ KERNELS = pytest.mark.parametrize(
 
 @KERNELS
 def test_a_weight_is_at_most_half_a_unit_off(kernel):
-    numbers, units = whole_numbers(kernel)
+    numbers, units = quantize(kernel)
     assert (numbers == np.round(numbers)).all()
     assert np.abs(numbers).max() <= 127
     unit = np.asarray(units.product * units.state)  # of a weight
@@ -33,7 +33,7 @@ def test_a_weight_is_at_most_half_a_unit_off(kernel):
 @KERNELS
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_no_number_is_too_large_for_the_dtype_that_holds_it(kernel, dtype):
-    numbers, units = whole_numbers(kernel)
+    numbers, units = quantize(kernel)
     assert (numbers.astype(dtype) == numbers).all()
     assert units.state.astype(dtype) == units.state
     assert 1 <= units.state == np.round(units.state)
@@ -44,7 +44,7 @@ def test_no_number_is_too_large_for_the_dtype_that_holds_it(kernel, dtype):
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["float32", "bfloat16"]))
 def test_products_are_exact_in_any_order(seed, dtype):
     rng = np.random.default_rng(seed)
-    numbers, units = whole_numbers(jnp.asarray(rng.standard_t(2, (200, 6)), jnp.float32))
+    numbers, units = quantize(jnp.asarray(rng.standard_t(2, (200, 6)), jnp.float32))
     state = np.round(rng.uniform(-1, 1, (5, 200)) * float(units.state))
     exact = state.astype(np.int64) @ np.asarray(numbers, np.int64)
     order = rng.permutation(200)

@@ -188,12 +188,12 @@ def test_a_place_that_cannot_be_is_refused(flags, complaint, config, tmp_path, c
 
 
 def test_one_process_agrees_with_itself():
-    assert distributed.agree([3, 0]) == [3, 0]
+    assert distributed.all_max([3, 0]) == [3, 0]
     distributed.require_same("anything", "value")
-    with distributed.first_before_others():
+    with distributed.primary_first():
         pass
-    assert distributed.is_first()
-    assert not distributed.several()
+    assert distributed.is_primary()
+    assert not distributed.is_multiprocess()
 
 
 def test_numbers_said_at_one_call_are_known_at_the_next():
@@ -222,10 +222,10 @@ def test_what_asks_to_stop_is_heard_at_once_by_one_and_together_by_several(monke
 
 
 def test_nothing_is_joined_where_there_is_one_process(tmp_path):
-    with distributed.joined(None, native_log=tmp_path / "{}.log"):
+    with distributed.join_processes(None, native_log=tmp_path / "{}.log"):
         assert not list(tmp_path.iterdir())
     with (
         pytest.raises(InputError),
-        distributed.joined(distributed.Place("", 0, 1), native_log=tmp_path),
+        distributed.join_processes(distributed.Place("", 0, 1), native_log=tmp_path),
     ):
         raise InputError("is passed on")

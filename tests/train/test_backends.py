@@ -9,7 +9,7 @@ import pytest
 
 from charjax.config import Config, ParallelConfig
 from charjax.errors import InputError
-from charjax.runtime.sharding import all_devices, lane_mesh
+from charjax.runtime.sharding import all_devices, data_mesh
 from charjax.train.backends import Backend, make_backend, sharded_steps
 from charjax.train.optimizer import make_optimizer
 from charjax.train.step import TrainState, repeat
@@ -80,7 +80,7 @@ def test_devices_meet_outside_the_loops_over_time(cell):
     """A collective in a loop over time would run at every character."""
     config = config_of(model={"cell": cell, "layers": 2, "dropout_between": 0.3})
     optimizer = make_optimizer(config.optim, config.train.max_steps)
-    steps = sharded_steps(config, VOCAB, optimizer, lane_mesh(all_devices()))
+    steps = sharded_steps(config, VOCAB, optimizer, data_mesh(all_devices()))
     one = jax.tree.map(lambda x: x[:1], DISPATCHES[0])  # of one step: then no loop is over steps
     hlo = steps.lower(first_state(config), one).compile().as_text()
     main = hlo[hlo.index("\nENTRY ") :]

@@ -14,12 +14,12 @@ from charjax.errors import InputError
 from charjax.inference import score
 from charjax.runtime.sharding import (
     all_devices,
-    lane_mesh,
-    one_copy,
-    own_rows,
-    put,
-    put_own,
-    split_lanes,
+    batch_sharding,
+    data_mesh,
+    local_copy,
+    process_rows,
+    shard,
+    shard_local,
 )
 from charjax.train.backends import make_backend
 from charjax.train.gradient import accumulated, make_gradient
@@ -162,12 +162,12 @@ def test_the_rows_of_all_processes_are_the_batch(batching, partial, step, cut):
 
 
 def test_arrays_come_back_from_the_devices_as_they_went():
-    lanes = split_lanes(lane_mesh(all_devices()), axis=1)
+    lanes = batch_sharding(data_mesh(all_devices()), axis=1)
     x = np.arange(48.0).reshape(2, 8, 3)
-    for placed in (put(x, lanes), put_own(x[:, own_rows(8)], lanes)):
+    for placed in (shard(x, lanes), shard_local(x[:, process_rows(8)], lanes)):
         np.testing.assert_array_equal(placed, x)
         assert len({shard.device for shard in placed.addressable_shards}) == 8
-    assert one_copy(jax.device_put(x, all_devices()[3])).devices() == {all_devices()[3]}
+    assert local_copy(jax.device_put(x, all_devices()[3])).devices() == {all_devices()[3]}
 
 
 def test_a_text_is_scored_on_all_devices_as_on_one(monkeypatch):

@@ -21,7 +21,7 @@ from charjax.inference.load import load_trained
 from charjax.train.loop import train
 from charjax.train.metrics import read_metrics
 from charjax.train.progress import Progress
-from charjax.workdir import RunFolder
+from charjax.workdir import Workdir
 
 from .tiny import Recorder, config_of, newest, outcome, text_of
 
@@ -86,7 +86,7 @@ def again(finished, tmp_path) -> Path:
 
 
 def test_every_file_is_there_and_says_what_it_should(config, finished):
-    folder = RunFolder(finished.folder)
+    folder = Workdir(finished.folder)
     values = folder.read_run()
     assert values["config"]["model"] == json.loads(json.dumps(vars_of(config.model)))
     assert set(values["vocabulary"]["symbols"]) == set(text_of(600))
@@ -108,7 +108,7 @@ def vars_of(section: Any) -> dict[str, Any]:
 
 
 def test_the_records_have_the_keys_that_are_promised(finished):
-    records = read_metrics(RunFolder(finished.folder).metrics)
+    records = read_metrics(Workdir(finished.folder).metrics)
     assert [r["step"] for r in records] == [10, 20, 30, 40]
     for record in records:
         assert set(record) == KEYS - (
@@ -126,7 +126,7 @@ def test_the_records_have_the_keys_that_are_promised(finished):
 
 
 def test_losses_fall_and_the_best_is_noted(finished):
-    records = read_metrics(RunFolder(finished.folder).metrics)
+    records = read_metrics(Workdir(finished.folder).metrics)
     losses = [r["train_loss"] for r in records]
     assert losses[-1] < losses[0] - 0.2
     validated = [r["val_loss"] for r in records if "val_loss" in r]
@@ -147,7 +147,7 @@ def test_the_person_is_told_of_the_run_and_of_what_to_do_next(finished):
 
 
 def test_a_finished_run_says_so_and_changes_nothing(config, finished, again):
-    before = {p: p.read_bytes() for p in (RunFolder(again).metrics, RunFolder(again).samples)}
+    before = {p: p.read_bytes() for p in (Workdir(again).metrics, Workdir(again).samples)}
     second = run(config, again)
     assert any("step 40 of 40 is done" in line for line in second.shown.lines)
     assert second.shown.texts == []
@@ -213,7 +213,7 @@ def test_what_the_machine_decided_stays_on_another(config, tmp_path, monkeypatch
     monkeypatch.setattr("charjax.runtime.dtypes.fast_dtype", lambda: "float32")
     second = run(auto, moved)
     assert any("bfloat16 products" in line for line in second.shown.lines)
-    assert RunFolder(moved).read_run()["config"]["model"]["dtype"] == "bfloat16"
+    assert Workdir(moved).read_run()["config"]["model"]["dtype"] == "bfloat16"
     assert outcome(moved) == outcome(whole)
     with pytest.raises(InputError, match=r"config\.model\.dtype was 'bfloat16', now 'float32'"):
         train(changed(config, model={"dtype": "float32"}), moved, Recorder())
@@ -296,7 +296,7 @@ def test_how_long_and_how_often_may_change(config, again):
     # The new intervals allow for dispatches of 3 steps, which from 40 on would meet none of them.
     often = {"eval_every": 33, "log_every": 33, "checkpoint_every": 33}
     second = run(changed(config, train={"max_steps": 66, **often}), again)
-    steps = [r["step"] for r in read_metrics(RunFolder(again).metrics)]
+    steps = [r["step"] for r in read_metrics(Workdir(again).metrics)]
     assert steps == [10, 20, 30, 40, 66]
     assert second.progress.ended == "step 66 of 66 is done"
     assert newest(again).step == 66
@@ -304,7 +304,7 @@ def test_how_long_and_how_often_may_change(config, again):
 
 
 def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(config, finished, again):
-    shutil.rmtree(RunFolder(again).checkpoints / "40" / "state")
+    shutil.rmtree(Workdir(again).checkpoints / "40" / "state")
     second = run(config, again)
     assert any("damaged" in line and "trying step 20" in line for line in second.shown.lines)
     assert any("at step 20" in line for line in second.shown.lines)
@@ -313,7 +313,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(config, fin
 
 def test_without_a_good_checkpoint_nothing_is_begun_anew(config, finished, again):
     for step in (20, 40):
-        shutil.rmtree(RunFolder(again).checkpoints / str(step) / "state")
+        shutil.rmtree(Workdir(again).checkpoints / str(step) / "state")
     with pytest.raises(CheckpointError, match="no checkpoint that verifies"):
         train(config, again, Recorder())
     assert outcome(again)[:2] == outcome(finished.folder)[:2]
@@ -322,7 +322,7 @@ def test_without_a_good_checkpoint_nothing_is_begun_anew(config, finished, again
 def test_a_folder_in_use_is_refused(config, again):
     from charjax.errors import HostError
 
-    with RunFolder(again).lock(), pytest.raises(HostError, match="in use"):
+    with Workdir(again).lock(), pytest.raises(HostError, match="in use"):
         train(config, again, Recorder())
 
 
@@ -334,7 +334,7 @@ def test_patience_ends_a_run_that_does_not_get_better(config, tmp_path):
     )
     ended = run(still, tmp_path)
     assert ended.progress.ended == "no better validation loss in 2 evaluations"
-    assert [r["step"] for r in read_metrics(RunFolder(tmp_path).metrics)] == [10, 20, 30]
+    assert [r["step"] for r in read_metrics(Workdir(tmp_path).metrics)] == [10, 20, 30]
     assert newest(tmp_path).step == 30
     second = run(still, tmp_path)
     assert second.progress.ended == ended.progress.ended
@@ -349,7 +349,7 @@ def test_the_clock_ends_a_run_with_an_evaluation_and_a_checkpoint(config, tmp_pa
     )
     ended = run(short, tmp_path)
     assert "train.max_minutes=0.01 have passed" in ended.progress.ended
-    last = read_metrics(RunFolder(tmp_path).metrics)[-1]
+    last = read_metrics(Workdir(tmp_path).metrics)[-1]
     assert last["step"] > 0
     assert last["val_loss"] >= ended.progress.best
     assert newest(tmp_path).step == last["step"]
@@ -360,7 +360,7 @@ def test_the_clock_ends_a_run_with_an_evaluation_and_a_checkpoint(config, tmp_pa
 def test_epochs_end_a_run(config, tmp_path):
     one = changed(config, train={"max_steps": 0, "max_epochs": 0.5, "eval_every": 0})
     run(one, tmp_path)
-    (record,) = read_metrics(RunFolder(tmp_path).metrics)[-1:]
+    (record,) = read_metrics(Workdir(tmp_path).metrics)[-1:]
     assert (record["step"], record["epoch"]) == (EPOCH // 2, 0.5)
     assert "val_loss" in record
 
@@ -400,7 +400,7 @@ def test_skipped_updates_are_counted_in_the_records(config, tmp_path):
         sample={"num_chars": 0},
     )
     run(wild, tmp_path)
-    last = read_metrics(RunFolder(tmp_path).metrics)[-1]
+    last = read_metrics(Workdir(tmp_path).metrics)[-1]
     assert 10 < last["skipped"] < 20
     assert "train_loss" not in last
 
@@ -409,16 +409,16 @@ def test_without_a_validation_part_the_newest_is_the_best(config, tmp_path):
     no_val = changed(config, data={"split": (1.0, 0.0, 0.0)})
     ended = run(no_val, tmp_path)
     assert ended.progress.best == np.inf
-    records = read_metrics(RunFolder(tmp_path).metrics)
+    records = read_metrics(Workdir(tmp_path).metrics)
     assert not any("val_loss" in r for r in records)
     assert records[-1]["train_loss"] < records[0]["train_loss"]
     assert load_trained(tmp_path, which="best", report=print).step == STEPS
-    assert RunFolder(tmp_path).samples.stat().st_size > 0
+    assert Workdir(tmp_path).samples.stat().st_size > 0
 
 
 def test_samples_are_written_as_often_as_asked_for(config, tmp_path):
     run(changed(config, train={"sample_every": 10}), tmp_path)
-    samples = RunFolder(tmp_path).samples.read_text(encoding="utf-8")
+    samples = Workdir(tmp_path).samples.read_text(encoding="utf-8")
     assert [f"step {n}," in samples for n in (10, 20, 30, 40)] == [True] * 4
     assert samples.count("=== step") == 4
 
@@ -433,7 +433,7 @@ def test_samples_are_written_as_often_as_asked_for(config, tmp_path):
 )
 def test_windows_train_too(data, config, tmp_path):
     run(changed(config, data=data), tmp_path)
-    losses = [r["train_loss"] for r in read_metrics(RunFolder(tmp_path).metrics)]
+    losses = [r["train_loss"] for r in read_metrics(Workdir(tmp_path).metrics)]
     assert len(losses) == 4
     assert losses[-1] < losses[0]
 
@@ -445,7 +445,7 @@ def test_pmap_trains_as_jit_does_and_goes_on_from_its_checkpoint(config, finishe
     with pytest.raises(InterruptedRunError):
         train(config, tmp_path, Recorder(stop_when(signal.SIGTERM, then)))
     run(changed(config, parallel={"backend": "pmap"}), tmp_path)
-    found, wanted = (read_metrics(RunFolder(f).metrics) for f in (tmp_path, finished.folder))
+    found, wanted = (read_metrics(Workdir(f).metrics) for f in (tmp_path, finished.folder))
     for key in ("train_loss", "grad_norm"):
         np.testing.assert_allclose([r[key] for r in found], [r[key] for r in wanted], rtol=1e-4)
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from charjax.config import ModelConfig, TrainConfig
-from charjax.data.dataset import prepare
+from charjax.data.dataset import load_dataset
 from charjax.errors import InputError
 from charjax.model.network import CharRNN, init_params, initial_carry
 from charjax.runtime.keys import Stream, stream_key
 from charjax.train.resume import check_same_run, describe
-from charjax.train.scheduled_sampling import guessed_share, mix_inputs
+from charjax.train.scheduled_sampling import mix_inputs, sampling_rate
 from charjax.types import PyTree
 
 from .tiny import LANES, VOCAB, assert_same_bits, config_of, first_state, jitted, random_batch
@@ -67,7 +67,7 @@ def test_about_the_share_of_inputs_is_guessed():
 
 def test_the_share_rises_from_nothing_and_then_stays():
     train = TrainConfig(scheduled_sampling=0.4, scheduled_ramp=10, max_steps=1)
-    shares = [float(guessed_share(train, jnp.int32(step))) for step in (0, 5, 10, 1000)]
+    shares = [float(sampling_rate(train, jnp.int32(step))) for step in (0, 5, 10, 1000)]
     assert shares == pytest.approx([0, 0.2, 0.4, 0.4])
 
 
@@ -99,6 +99,6 @@ def test_a_run_is_not_continued_with_another_schedule(tmp_path, text_file):
     config, changed = (
         config_of(data=data, train={"scheduled_sampling": share}) for share in (0.5, 0.25)
     )
-    text = prepare(config, report=print, progress=lambda done, total: None)
+    text = load_dataset(config, report=print, progress=lambda done, total: None)
     with pytest.raises(InputError, match=r"config.train.scheduled_sampling was 0.5, now 0.25"):
         check_same_run(tmp_path, describe(config, text, 0), changed, text, allow=())

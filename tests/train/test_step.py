@@ -35,7 +35,7 @@ DROPOUT = config_of(model={"dropout": 0.3})
 
 
 def fresh_batch(step: int = 0) -> Batch:
-    return random_batch(step)._replace(fresh=np.ones(LANES, bool))
+    return random_batch(step)._replace(reset=np.ones(LANES, bool))
 
 
 @jax.jit
@@ -139,13 +139,13 @@ def test_the_averaged_weights_are_an_exponential_moving_average():
         decay = min(0.3, (number + 1) / (number + 10))
         mean = decay * mean + (1 - decay) * np.asarray(state.params["output_kernel"], np.float64)
     np.testing.assert_allclose(state.ema["output_kernel"], mean, rtol=1e-5, atol=1e-7)
-    assert state.best_params is state.ema
+    assert state.eval_params is state.ema
 
 
 def test_without_averaging_the_weights_themselves_are_the_best():
     state = first_state(config_of())
     assert state.ema == ()
-    assert state.best_params is state.params
+    assert state.eval_params is state.params
 
 
 def test_a_step_that_is_not_finite_moves_nothing_and_the_next_one_goes_on():
@@ -167,8 +167,8 @@ def test_the_carry_restarts_in_fresh_lanes_alone():
     state, some = first_state(CONFIG), np.arange(LANES) < 3
     full = state._replace(carry=jax.tree.map(jnp.ones_like, state.carry))
 
-    def carry_after(state, fresh):
-        return jitted(CONFIG)(state, random_batch(1)._replace(fresh=fresh))[0].carry[0][0]
+    def carry_after(state, reset):
+        return jitted(CONFIG)(state, random_batch(1)._replace(reset=reset))[0].carry[0][0]
 
     mixed = carry_after(full, some)
     kept, zeroed = (carry_after(s, np.zeros(LANES, bool)) for s in (full, state))

@@ -27,7 +27,7 @@ from charjax.data.batches import Batch
 from charjax.train.metrics import read_metrics
 from charjax.train.optimizer import make_optimizer
 from charjax.train.step import Step, TrainState, init_state, make_step
-from charjax.workdir import RunFolder
+from charjax.workdir import Workdir
 
 VOCAB = 12
 LANES, LENGTH = 8, 8
@@ -61,8 +61,8 @@ def stacked(batches: Callable[[int], Batch], steps: range) -> Batch:
 def random_batch(step: int) -> Batch:
     """A batch of random symbols, fresh at step 0 only."""
     symbols = np.random.default_rng(step).integers(VOCAB, size=(LANES, LENGTH + 1), dtype=np.int32)
-    mask, fresh = np.ones((LANES, LENGTH), bool), np.full(LANES, step == 0)
-    return Batch(symbols[:, :-1], symbols[:, 1:], mask, fresh)
+    mask, reset = np.ones((LANES, LENGTH), bool), np.full(LANES, step == 0)
+    return Batch(symbols[:, :-1], symbols[:, 1:], mask, reset)
 
 
 @functools.cache
@@ -114,7 +114,7 @@ class Recorder:
 
 def outcome(folder: Path) -> tuple[list[dict[str, Any]], bytes, int, dict[str, Any]]:
     """What must not depend on interruptions: records but for times, samples, the last step."""
-    run = RunFolder(folder)
+    run = Workdir(folder)
     timeless = [
         {k: v for k, v in record.items() if k not in ("time_s", "chars_per_second")}
         for record in read_metrics(run.metrics)

@@ -14,20 +14,27 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from charjax.model.cells import CELLS, Gates
-from charjax.model.matmul import dot, dot_trailing, in_order, look_up, no_gradient, one_hot
+from charjax.model.matmul import dot, dot_trailing, lookup, row_major
 from charjax.model.recurrence import xla_buffers
+from charjax.model.recurrence.base import (
+    Inputs,
+    Layer,
+    Outputs,
+    Projected,
+    Table,
+    Weights,
+    input_grad,
+)
 from charjax.model.recurrence.xla_buffers import Stack
 from charjax.types import LayerCarry
-
-Outputs: TypeAlias = Float[Array, "hidden time batch"]
 
 # XLA on a CPU gives a second thread work only where more than a few kernels wait at once, or
 # where one is large. Eight blocks of units are enough of them. In narrower layers they cost more
@@ -36,70 +43,45 @@ _BLOCKS = 8
 _IN_BLOCKS = range(256, 1024)  # units
 
 
-class Projected(NamedTuple):
-    """The input's share of the gates, a column a character: float32 [gates, time, batch]."""
-
-    columns: Float[Array, "gates time batch"]
-
-
-class Table(NamedTuple):
-    """The same by look-up: `columns[:, tokens]`, for a layer whose input is a character.
-
-    Attributes:
-      columns: float32 [gates, vocab], the projection of every symbol.
-      tokens: int32 [time, batch].
-    """
-
-    columns: Float[Array, "gates vocab"]
-    tokens: Int[Array, "time batch"]
-
-
-class Weights(NamedTuple):
-    """One layer's recurrent parameters, float32.
-
-    Attributes:
-      kernel: [hidden, gates].
-      bias: [hidden], added to the last gate's share of the state; None where the
-        cell has none.
-    """
-
-    kernel: Float[Array, "hidden gates"]
-    bias: Float[Array, " hidden"] | None
+def supports(layer: Layer) -> str:
+    """It runs every layer on every device."""
+    del layer
+    return ""
 
 
 class _Residuals(NamedTuple):
-    source: Projected | Table
+    inputs: Inputs
     weights: Weights
     before: Stack  # the state before each step, in the compute dtype
     saved: tuple[tuple[Float[Array, "time _ batch"], ...], ...]  # of each block of units
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def recur(
-    cell: str, dtype: DTypeLike, source: Projected | Table, weights: Weights, carry: LayerCarry
+def run(
+    cell: str, dtype: DTypeLike, inputs: Inputs, weights: Weights, carry: LayerCarry
 ) -> tuple[Outputs, LayerCarry]:
     """One layer over a sequence.
 
     Args:
       cell: a name in `CELLS`.
       dtype: of the products' operands; sums, gates and state are float32.
-      source: the input's share of the gates.
+      inputs: the input's share of the gates.
       weights: the recurrent parameters.
       carry: the state before the first character, float32 [batch, hidden] each.
 
     Returns:
       The outputs, float32 [hidden, time, batch], and the carry after the last character.
     """
-    return _forward(cell, dtype, source, weights, carry)[0]
+    return _forward(cell, dtype, inputs, weights, carry)[0]
 
 
 def _forward(
-    cell: str, dtype: DTypeLike, source: Projected | Table, weights: Weights, carry: LayerCarry
+    cell: str, dtype: DTypeLike, inputs: Inputs, weights: Weights, carry: LayerCarry
 ) -> tuple[tuple[Outputs, LayerCarry], _Residuals]:
-    time, batch = _positions(source)
+    time, batch = _positions(inputs)
     hidden, gates = weights.kernel.shape[0], CELLS[cell].gates
-    kernel, blocks = in_order(weights.kernel.astype(dtype).T), _blocks(hidden)
-    shares = _shares(source, gates, blocks)
+    kernel, blocks = row_major(weights.kernel.astype(dtype).T), _blocks(hidden)
+    shares = _shares(inputs, gates, blocks)
 
     def step(loop: Any, now: tuple[Array, Array]) -> tuple[Any, Any]:
         (carry, before, outputs), (at, x) = loop, now
@@ -109,29 +91,29 @@ def _forward(
         before = xla_buffers.put(before, at, state)
         recurrent = _split(dot(kernel, xla_buffers.decode(state, dtype), dtype), gates)
         after, saved = [], []
-        for block, inputs, part in zip(blocks, shares(x), carry, strict=True):
+        for block, igates, part in zip(blocks, shares(x), carry, strict=True):
             u = _cut(recurrent, block)
             if weights.bias is not None:
                 u = (*u[:-1], u[-1] + weights.bias[block, None])
-            part, kept = CELLS[cell].forward(inputs, u, part)
+            part, kept = CELLS[cell].forward(igates, u, part)
             outputs = xla_buffers.put(outputs, at, part[0], first=block.start)
             after.append(part)
             saved.append(kept)
         return (tuple(after), before, outputs), tuple(saved)
 
     stacks = (xla_buffers.empty(hidden, time, batch, d) for d in (dtype, jnp.float32))
-    xs = source.tokens if isinstance(source, Table) else _time_first(source.columns)
+    xs = inputs.tokens if isinstance(inputs, Table) else _time_first(inputs.igates)
     begun = tuple(_cut(_columns(carry), block) for block in blocks)
     loop: Any = (begun, *stacks)
     (last, before, outputs), saved = jax.lax.scan(step, loop, (jnp.arange(time), xs))
-    return (outputs, _columns(_join(last))), _Residuals(source, weights, before, saved)
+    return (outputs, _columns(_join(last))), _Residuals(inputs, weights, before, saved)
 
 
 def _backward(
     cell: str, dtype: DTypeLike, res: _Residuals, grads: tuple[Outputs, LayerCarry]
-) -> tuple[Projected | Table, Weights, LayerCarry]:
+) -> tuple[Inputs, Weights, LayerCarry]:
     d_outputs, d_last = grads
-    time, batch = _positions(res.source)
+    time, batch = _positions(res.inputs)
     hidden, gates = res.weights.kernel.shape
     kernel, blocks = res.weights.kernel.astype(dtype), _blocks(hidden)
 
@@ -157,50 +139,27 @@ def _backward(
         return (tuple(d_carry), xla_buffers.put(d_u, at, column), own, d_bias), None
 
     d_u = xla_buffers.empty(gates, time, batch, dtype)
-    own = xla_buffers.empty(hidden, time, batch, dtype) if CELLS[cell].two_shares else None
+    own = xla_buffers.empty(hidden, time, batch, dtype) if CELLS[cell].reset_after else None
     bias = res.weights.bias
     d_bias = None if bias is None else [jnp.zeros_like(bias[block]) for block in blocks]
     xs = jnp.arange(time), _time_first(d_outputs), res.saved
     loop = (tuple(_cut(_columns(d_last), block) for block in blocks), d_u, own, d_bias)
     (d_carry, d_u, own, d_bias), _ = jax.lax.scan(step, loop, xs, reverse=True)
     d_u, own = jax.tree.map(lambda bits: xla_buffers.decode(bits, dtype), (d_u, own))
-    d_source = source_grad(res.source, d_u, own, dtype)
+    d_inputs = input_grad(res.inputs, d_u, own, dtype)
     d_kernel = dot_trailing(xla_buffers.decode(res.before, dtype), d_u, dtype)
     d_weights = Weights(d_kernel, None if d_bias is None else jnp.concatenate(d_bias))
-    return d_source, d_weights, _columns(_join(d_carry))
+    return d_inputs, d_weights, _columns(_join(d_carry))
 
 
-def source_grad(
-    source: Projected | Table,
-    d_u: Float[Array, "gates time batch"],
-    own: Float[Array, "hidden time batch"] | None,
-    dtype: DTypeLike,
-) -> Projected | Table:
-    """From the gradient of the state's share, and the last gate's own where it has one."""
-    if isinstance(source, Projected):
-        return Projected(with_own(d_u, own).astype(jnp.float32))
-    ones = one_hot(source.tokens, source.columns.shape[1], dtype)
-    by_symbol = dot_trailing(d_u, ones, dtype)
-    if own is not None:
-        own = dot_trailing(own, ones, dtype)
-    return Table(with_own(by_symbol, own), no_gradient(source.tokens))
-
-
-def with_own(d_u: Array, own: Array | None) -> Array:
-    """The rows of the last gate replaced by those of its own, if it has them."""
-    return d_u if own is None else jnp.concatenate([d_u[: -own.shape[0]], own])
-
-
-def _shares(
-    source: Projected | Table, gates: int, blocks: list[slice]
-) -> Callable[[Array], list[Gates]]:
+def _shares(inputs: Inputs, gates: int, blocks: list[slice]) -> Callable[[Array], list[Gates]]:
     """From what the scan has of a time step to the input's share of the gates, a block each."""
-    if isinstance(source, Projected):
+    if isinstance(inputs, Projected):
         return lambda column: [_cut(_split(column, gates), block) for block in blocks]
     # A table a block: one look-up for all of them would be work for a single thread.
-    rows = _split(source.columns, gates)
+    rows = _split(inputs.igates, gates)
     tables = [jnp.concatenate(_cut(rows, block)) for block in blocks]
-    return lambda tokens: [_split(look_up(table, tokens), gates) for table in tables]
+    return lambda tokens: [_split(lookup(table, tokens), gates) for table in tables]
 
 
 def _time_first(
@@ -210,8 +169,8 @@ def _time_first(
     return jnp.moveaxis(columns, 1, 0)
 
 
-def _positions(source: Projected | Table) -> tuple[int, int]:
-    time, batch = (source.tokens if isinstance(source, Table) else source.columns).shape[-2:]
+def _positions(inputs: Inputs) -> tuple[int, int]:
+    time, batch = (inputs.tokens if isinstance(inputs, Table) else inputs.igates).shape[-2:]
     return time, batch
 
 
@@ -242,4 +201,4 @@ def _columns(carry: tuple[Array, ...]) -> Any:
     return tuple(c.T for c in carry)
 
 
-recur.defvjp(_forward, _backward)
+run.defvjp(_forward, _backward)

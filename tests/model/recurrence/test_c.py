@@ -21,7 +21,7 @@ from charjax.model.cells import CELLS
 from charjax.model.network import CharRNN, initial_carry
 from charjax.model.recurrence import xla
 from charjax.model.recurrence.c import build, ops
-from charjax.model.recurrence.xla import Projected, Table, Weights
+from charjax.model.recurrence.base import Projected, Table, Weights
 from tests.model import reference
 from tests.model.small import UNOPTIMIZED, distance, float64, like, normal, params_of, tokens_of
 
@@ -41,7 +41,7 @@ def needs(dtype):
 
 def layer_inputs(cell, kind, batch, time, hidden):
     gates = CELLS[cell].gates * hidden
-    bias = normal(2, hidden) if CELLS[cell].two_shares else None
+    bias = normal(2, hidden) if CELLS[cell].reset_after else None
     weights = Weights(normal(1, hidden, gates) / hidden**0.5, bias)
     carry = tuple(normal(3, CELLS[cell].states, batch, hidden))
     if kind is Table:
@@ -53,14 +53,14 @@ def value_and_gradient(run, source, weights, carry):
     """Outputs and last carry, and the gradients of all that is no token."""
 
     def layer(columns, weights, carry):
-        return run(source._replace(columns=columns), weights, carry)
+        return run(source._replace(igates=columns), weights, carry)
 
     @partial(jax.jit, compiler_options=UNOPTIMIZED)
     def both(*at):
         out, transpose = jax.vjp(layer, *at)
         return out, transpose(like(out, 4))
 
-    return both(source.columns, weights, carry)
+    return both(source.igates, weights, carry)
 
 
 def in_c(cell, dtype):
@@ -68,7 +68,7 @@ def in_c(cell, dtype):
 
 
 def in_xla(cell, dtype):
-    return lambda *at: xla.recur(cell, dtype, *at)
+    return lambda *at: xla.run(cell, dtype, *at)
 
 
 @needs_kernels
@@ -76,7 +76,7 @@ def in_xla(cell, dtype):
 @pytest.mark.parametrize("cell", CELLS)
 def test_values_are_those_of_the_float64_layer(cell, kind):
     source, weights, carry = layer_inputs(cell, kind, 3, 9, 50)
-    wide = float64((source.columns, weights, carry))
+    wide = float64((source.igates, weights, carry))
     columns = wide[0][:, source.tokens] if kind is Table else wide[0]
     outputs, last = reference.layer(cell, np.moveaxis(columns, 0, -1), *wide[1], wide[2])
     got = ops.recur(cell, KERNELS, "float32", source, weights, carry)

@@ -22,7 +22,8 @@ from charjax.model.network import CharRNN, init_params, portable
 from charjax.model.recurrence.pallas_hopper import ops
 from charjax.model.recurrence.pallas_hopper.ops import Machine
 from charjax.model.recurrence.pallas_hopper.tiling import LANES, Spread, spreads
-from charjax.model.recurrence.xla import Projected, Table, Weights, recur
+from charjax.model.recurrence.base import Projected, Table, Weights
+from charjax.model.recurrence.xla import run as recur
 from tests.model.small import carry_of, distance, like, normal, params_of, tokens_of
 
 VOCAB, TIME, HIDDEN = 7, 3, 128
@@ -31,7 +32,7 @@ TWO_CTAS = Machine(multiprocessors=2, interpret=InterpretGPUParams())
 
 def layer_inputs(cell, kind, batch=LANES, hidden=HIDDEN, time=TIME):
     gates, states = CELLS[cell].gates * hidden, CELLS[cell].states
-    bias = normal(2, hidden) if CELLS[cell].two_shares else None
+    bias = normal(2, hidden) if CELLS[cell].reset_after else None
     weights = Weights(normal(1, hidden, gates) / hidden**0.5, bias)
     carry = tuple(normal(3, states, batch, hidden))
     if kind is Table:
@@ -43,9 +44,9 @@ def value_and_grads(layer, source, weights, carry):
     """Outputs and last carry, and the gradients of all that they depend on."""
 
     def of(columns, weights, carry):
-        return layer(source._replace(columns=columns), weights, carry)
+        return layer(source._replace(igates=columns), weights, carry)
 
-    value, transpose = jax.vjp(of, source.columns, weights, carry)
+    value, transpose = jax.vjp(of, source.igates, weights, carry)
     return value, transpose(like(value, 4))
 
 

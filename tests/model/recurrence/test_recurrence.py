@@ -14,7 +14,8 @@ from charjax.config import ModelConfig
 from charjax.model.cells import CELLS
 from charjax.model.network import CharRNN
 from charjax.model.recurrence import xla
-from charjax.model.recurrence.xla import Projected, Table, Weights, recur
+from charjax.model.recurrence.base import Projected, Table, Weights
+from charjax.model.recurrence.xla import run as recur
 from tests.model import reference
 from tests.model.small import (
     UNOPTIMIZED,
@@ -32,7 +33,7 @@ VOCAB, BATCH, TIME, HIDDEN = 7, 3, 6, 5
 
 def layer_inputs(cell, kind):
     gates = CELLS[cell].gates * HIDDEN
-    bias = normal(2, HIDDEN) if CELLS[cell].two_shares else None
+    bias = normal(2, HIDDEN) if CELLS[cell].reset_after else None
     weights = Weights(normal(1, HIDDEN, gates) / 2, bias)
     carry = tuple(normal(3, CELLS[cell].states, BATCH, HIDDEN))
     if kind is Table:
@@ -64,7 +65,7 @@ def test_value_and_gradient_are_those_of_the_float64_layer(monkeypatch, cell, ki
         source = Table(columns, tokens) if kind is Table else Projected(columns)
         return recur(cell, jnp.float32, source, weights, carry)
 
-    at = (source.columns, weights, carry)
+    at = (source.igates, weights, carry)
     outputs, transpose = jax.vjp(layer, *at)
     wide = float64(at)
     assert distance(outputs, in_float64(cell, kind, wide[0], tokens, *wide[1:])) < 1e-6

@@ -8,29 +8,55 @@ too; the input's share of the gates before them is XLA's.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from charjax.errors import InputError
 from charjax.model.cells import CELLS
-from charjax.model.matmul import no_gradient
+from charjax.model.matmul import int_cotangent
+from charjax.model.recurrence.base import (
+    Inputs,
+    Layer,
+    Outputs,
+    Table,
+    Weights,
+    input_grad,
+    with_candidate,
+)
 from charjax.model.recurrence.c.build import BACKWARD, FORWARD, GRADIENT, Absent, Kernels, load
-from charjax.model.recurrence.xla import Outputs, Projected, Table, Weights, source_grad, with_own
 from charjax.types import LayerCarry
-
-Source: TypeAlias = Projected | Table
 
 
 class _Residuals(NamedTuple):
-    source: Source
+    inputs: Inputs
     weights: Weights
     begun: tuple[Float[Array, "hidden batch"], ...]
     outputs: Outputs
     before: Float[Array, "hidden time batch"]
     saved: Float[Array, "time hidden kept batch"]
+
+
+def supports(layer: Layer) -> str:
+    """Why the kernels cannot run a layer here; "" if they can."""
+    if layer.cell not in _KEPT:
+        return f"it has no cell {layer.cell}"
+    kernels = kernels_for(layer.dtype)
+    return kernels.reason if isinstance(kernels, Absent) else ""
+
+
+def run(
+    cell: str, dtype: DTypeLike, inputs: Inputs, weights: Weights, carry: LayerCarry
+) -> tuple[Outputs, LayerCarry]:
+    """One layer over a sequence; see `charjax.model.recurrence.api.run`."""
+    kernels = kernels_for(dtype)
+    if isinstance(kernels, Absent):
+        raise InputError(f"config.model.recurrence=c: {kernels.reason}")
+    result: tuple[Outputs, LayerCarry] = recur(cell, kernels, dtype, inputs, weights, carry)
+    return result
 
 
 def kernels_for(dtype: DTypeLike) -> Kernels | Absent:
@@ -46,7 +72,7 @@ def recur(
     cell: str,
     kernels: Kernels,
     dtype: DTypeLike,
-    source: Source,
+    inputs: Inputs,
     weights: Weights,
     carry: LayerCarry,
 ) -> tuple[Outputs, LayerCarry]:
@@ -56,47 +82,47 @@ def recur(
       cell: a name in `CELLS`.
       kernels: of this processor.
       dtype: of the products' operands; sums, gates and state are float32.
-      source: the input's share of the gates.
+      inputs: the input's share of the gates.
       weights: the recurrent parameters.
       carry: the state before the first character, float32 [batch, hidden] each.
 
     Returns:
       The outputs, float32 [hidden, time, batch], and the carry after the last character.
     """
-    return _run(cell, kernels, dtype, source, weights, carry, keep=False)[0]
+    return _run(cell, kernels, dtype, inputs, weights, carry, keep=False)[0]
 
 
 def _forward(
     cell: str,
     kernels: Kernels,
     dtype: DTypeLike,
-    source: Source,
+    inputs: Inputs,
     weights: Weights,
     carry: LayerCarry,
 ) -> tuple[tuple[Outputs, LayerCarry], _Residuals]:
-    return _run(cell, kernels, dtype, source, weights, carry, keep=True)
+    return _run(cell, kernels, dtype, inputs, weights, carry, keep=True)
 
 
 def _run(
     cell: str,
     kernels: Kernels,
     dtype: DTypeLike,
-    source: Source,
+    inputs: Inputs,
     weights: Weights,
     carry: LayerCarry,
     *,
     keep: bool,
 ) -> tuple[tuple[Outputs, LayerCarry], _Residuals]:
     begun = tuple(part.T for part in carry)
-    if isinstance(source, Table):
+    if isinstance(inputs, Table):
         # What runs in C takes a symbol for an address.
-        tokens = jnp.clip(source.tokens, 0, source.columns.shape[1] - 1)
-        source, columns = source._replace(tokens=tokens), source.columns
+        tokens = jnp.clip(inputs.tokens, 0, inputs.igates.shape[1] - 1)
+        inputs, columns = inputs._replace(tokens=tokens), inputs.igates
         time, batch = tokens.shape
     else:
         tokens = jnp.zeros(0, jnp.int32)
-        _, time, batch = source.columns.shape
-        columns = _flat(source.columns)
+        _, time, batch = inputs.igates.shape
+        columns = _flat(inputs.igates)
     hidden = weights.kernel.shape[0]
     stack = (hidden, time, batch)
     number = jnp.float32
@@ -122,7 +148,7 @@ def _run(
         *_pair(begun),
     )
     last = (h.T, c.T)[: len(begun)]
-    return (outputs, last), _Residuals(source, weights, begun, outputs, before, saved)
+    return (outputs, last), _Residuals(inputs, weights, begun, outputs, before, saved)
 
 
 def _backward(
@@ -131,17 +157,17 @@ def _backward(
     dtype: DTypeLike,
     res: _Residuals,
     grads: tuple[Outputs, LayerCarry],
-) -> tuple[Source, Weights, LayerCarry]:
+) -> tuple[Inputs, Weights, LayerCarry]:
     d_outputs, d_last = grads
     hidden, time, batch = d_outputs.shape
     gates, number = CELLS[cell].gates, jnp.float32
-    two_shares = CELLS[cell].two_shares
+    reset_after = CELLS[cell].reset_after
     d_u, own, d_bias, d_h, d_c, _ = _call(
         BACKWARD,
         (
             ((gates * hidden, time, batch), dtype),
-            ((hidden, time, batch) if two_shares else (0,), dtype),
-            ((hidden, kernels.padded(batch)) if two_shares else (0,), number),
+            ((hidden, time, batch) if reset_after else (0,), dtype),
+            ((hidden, kernels.padded(batch)) if reset_after else (0,), number),
             ((hidden, batch), number),
             ((hidden, batch) if len(d_last) > 1 else (0,), number),
             ((kernels.backward_scratch(gates, hidden, batch, dtype),), jnp.uint8),
@@ -153,17 +179,17 @@ def _backward(
         d_outputs,
         *_pair(tuple(part.T for part in d_last)),
     )
-    own = own if two_shares else None
-    if isinstance(res.source, Table):
-        d_kernel, d_columns = _gradients(kernels, res.before, d_u, res.source)
+    own = own if reset_after else None
+    if isinstance(res.inputs, Table):
+        d_kernel, d_columns = _gradients(kernels, res.before, d_u, res.inputs)
         if own is not None:
-            own = _gradients(kernels, res.before[:0], own, res.source)[1]
-        d_source: Source = Table(with_own(d_columns, own), no_gradient(res.source.tokens))
+            own = _gradients(kernels, res.before[:0], own, res.inputs)[1]
+        d_inputs: Inputs = Table(with_candidate(d_columns, own), int_cotangent(res.inputs.tokens))
     else:
         d_kernel, _ = _gradients(kernels, res.before, d_u)
-        d_source = source_grad(res.source, d_u, own, dtype)
-    d_weights = Weights(d_kernel, jnp.sum(d_bias, axis=1) if two_shares else None)
-    return d_source, d_weights, (d_h.T, d_c.T)[: len(d_last)]
+        d_inputs = input_grad(res.inputs, d_u, own, dtype)
+    d_weights = Weights(d_kernel, jnp.sum(d_bias, axis=1) if reset_after else None)
+    return d_inputs, d_weights, (d_h.T, d_c.T)[: len(d_last)]
 
 
 recur.defvjp(_forward, _backward)
@@ -184,7 +210,7 @@ def _gradients(
     before, d_u = _flat(before), _flat(d_u)
     (rows, positions), columns = before.shape, len(d_u)
     panels = kernels.padded(columns) // kernels.lanes
-    symbols = 0 if table is None else table.columns.shape[1]
+    symbols = 0 if table is None else table.igates.shape[1]
     product, by_symbol, _ = _call(
         GRADIENT,
         (

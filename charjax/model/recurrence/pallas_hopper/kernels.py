@@ -143,7 +143,7 @@ def backward(
       interpret: as for `forward`.
     """
     time, hidden, this = len(kept), spread.hidden, CELLS[cell]
-    own = (time, LANES, hidden) if this.two_shares else (1, 1, 1)
+    own = (time, LANES, hidden) if this.reset_after else (1, 1, 1)
     out = (
         jax.ShapeDtypeStruct((time, LANES, this.gates * hidden), jnp.bfloat16),
         jax.ShapeDtypeStruct(own, jnp.bfloat16),

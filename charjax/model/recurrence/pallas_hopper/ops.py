@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,15 +18,20 @@ from jaxtyping import Array, BFloat16, Float
 
 from charjax.errors import InputError
 from charjax.model.cells import CELLS
-from charjax.model.matmul import dot_trailing, look_up
+from charjax.model.matmul import dot_trailing, lookup
+from charjax.model.recurrence.base import (
+    Inputs,
+    Layer,
+    Outputs,
+    Table,
+    Weights,
+    input_grad,
+)
 from charjax.model.recurrence.pallas_hopper import kernels as kernel
 from charjax.model.recurrence.pallas_hopper.tiling import LANES, Spread, blocks, spreads
-from charjax.model.recurrence.xla import Outputs, Projected, Table, Weights, source_grad
 from charjax.types import LayerCarry
 
-Source: TypeAlias = Projected | Table
-
-_INSTEAD = "take --config.model.recurrence=fast"
+_CELLS = ("gru", "lstm", "rnn")
 _HOPPER = "9.0"  # its compute capability: newer ones have other tensor core instructions
 
 
@@ -46,52 +51,58 @@ class Machine:
 
 
 class _Residuals(NamedTuple):
-    source: Source
+    inputs: Inputs
     weights: Weights
     states: BFloat16[Array, "chunks slots lanes hidden"]
     kept: Float[Array, "chunks time ctas kept lanes units"]
 
 
-def machine(dtype: DTypeLike, batch: int) -> Machine:
-    """The GPU of this process.
-
-    Args:
-      dtype: of the products' operands.
-      batch: lanes.
-
-    Raises:
-      InputError: the kernels cannot run: not on these devices, or not this dtype or batch.
-    """
+def supports(layer: Layer) -> str:
+    """Why the kernels cannot run a layer here; "" if they can."""
     devices = jax.devices()
     capability = str(getattr(devices[0], "compute_capability", "none"))
     if len(devices) != 1 or devices[0].platform != "gpu" or capability != _HOPPER:
-        raise InputError(
-            "config.model.recurrence=persistent: needs one NVIDIA Hopper GPU (H100, H200), and "
-            f"there are {len(devices)} x {devices[0].device_kind}; {_INSTEAD}"
+        found = f"{len(devices)} x {devices[0].device_kind}"
+        return f"needs one NVIDIA Hopper GPU (H100, H200), and there are {found}"
+    if layer.cell not in _CELLS:
+        return f"it was never checked with the cell {layer.cell}"
+    if layer.dtype != "bfloat16":
+        return f"needs config.model.dtype=bfloat16, not {layer.dtype}"
+    if layer.batch % LANES:
+        return f"needs a multiple of {LANES} sequences at once, and there are {layer.batch}"
+    if spreads(layer.hidden, CELLS[layer.cell].gates, machine().multiprocessors) is None:
+        return (
+            f"the weights of a {layer.cell} of {layer.hidden} units do not fit on chip; take a "
+            "multiple of 128 up to 1024"
         )
-    if jnp.dtype(dtype) != jnp.bfloat16:
-        raise InputError(
-            f"config.model.dtype={jnp.dtype(dtype).name}: config.model.recurrence=persistent "
-            f"needs bfloat16; {_INSTEAD}"
-        )
-    if batch % LANES:
-        raise InputError(
-            f"config.data.batch_size: config.model.recurrence=persistent needs a multiple of "
-            f"{LANES} lanes at once, and there are {batch}; {_INSTEAD}"
-        )
-    return Machine(int(getattr(devices[0], "core_count", Machine.multiprocessors)))
+    return ""
+
+
+def run(
+    cell: str, dtype: DTypeLike, inputs: Inputs, weights: Weights, carry: LayerCarry
+) -> tuple[Outputs, LayerCarry]:
+    """One layer over a sequence; see `charjax.model.recurrence.api.run`."""
+    del dtype  # bfloat16, see `supports`
+    result: tuple[Outputs, LayerCarry] = recur(cell, machine(), inputs, weights, carry)
+    return result
+
+
+def machine() -> Machine:
+    """The GPU of this process."""
+    count = getattr(jax.devices()[0], "core_count", Machine.multiprocessors)
+    return Machine(int(count))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def recur(
-    cell: str, machine: Machine, source: Source, weights: Weights, carry: LayerCarry
+    cell: str, machine: Machine, inputs: Inputs, weights: Weights, carry: LayerCarry
 ) -> tuple[Outputs, LayerCarry]:
     """One layer over a sequence, with bfloat16 operands; all else is float32.
 
     Args:
       cell: a name in `CELLS`.
       machine: what the kernels run on.
-      source: the input's share of the gates.
+      inputs: the input's share of the gates.
       weights: the recurrent parameters.
       carry: the state before the first character, [batch, hidden] each; the batch is a
         multiple of `LANES`.
@@ -102,7 +113,7 @@ def recur(
     Raises:
       InputError: the layer fits no such machine.
     """
-    return _forward(cell, machine, source, weights, carry)[0]
+    return _forward(cell, machine, inputs, weights, carry)[0]
 
 
 def _spreads(cell: str, hidden: int, machine: Machine) -> tuple[Spread, Spread]:
@@ -118,7 +129,7 @@ def _spreads(cell: str, hidden: int, machine: Machine) -> tuple[Spread, Spread]:
 
 
 def _forward(
-    cell: str, machine: Machine, source: Source, weights: Weights, carry: LayerCarry
+    cell: str, machine: Machine, inputs: Inputs, weights: Weights, carry: LayerCarry
 ) -> tuple[tuple[Outputs, LayerCarry], _Residuals]:
     hidden, gates = weights.kernel.shape[0], CELLS[cell].gates
     way, _ = _spreads(cell, hidden, machine)
@@ -130,17 +141,17 @@ def _forward(
         x, first = chunk
         return kernel.forward(cell, way, x, by_cta, first, matrix, machine.interpret)
 
-    share = source.columns
-    if isinstance(source, Table):
-        share = look_up(source.columns, source.tokens)
+    share = inputs.igates
+    if isinstance(inputs, Table):
+        share = lookup(inputs.igates, inputs.tokens)
     states, kept, last = _each(run, (_owned(share, way), _owned_rows(carry, way)))
     outputs = _columns(kept[:, :, :, 0])
-    return (outputs, _rows(last)), _Residuals(source, weights, states, kept)
+    return (outputs, _rows(last)), _Residuals(inputs, weights, states, kept)
 
 
 def _backward(
     cell: str, machine: Machine, res: _Residuals, grads: tuple[Outputs, LayerCarry]
-) -> tuple[Source, Weights, LayerCarry]:
+) -> tuple[Inputs, Weights, LayerCarry]:
     d_outputs, d_last = grads
     hidden, dtype = res.weights.kernel.shape[0], jnp.bfloat16
     _, way = _spreads(cell, hidden, machine)
@@ -155,12 +166,12 @@ def _backward(
     owned = _owned(d_outputs, way), _owned_rows(d_last, way)
     d_u, own, d_carry = _each(run, (res.kept, *owned))
     d_u, before = _lanes_last(d_u), _lanes_last(res.states[:, :-1])
-    own = _lanes_last(own) if CELLS[cell].two_shares else None
+    own = _lanes_last(own) if CELLS[cell].reset_after else None
     d_kernel, d_bias = dot_trailing(before, d_u, dtype), None
     if res.weights.bias is not None:
         d_bias = jnp.sum(d_u[-hidden:], axis=(1, 2), dtype=jnp.float32)
-    d_source = source_grad(res.source, d_u, own, dtype)
-    return d_source, Weights(d_kernel, d_bias), _rows(d_carry)
+    d_inputs = input_grad(res.inputs, d_u, own, dtype)
+    return d_inputs, Weights(d_kernel, d_bias), _rows(d_carry)
 
 
 recur.defvjp(_forward, _backward)

@@ -1,0 +1,109 @@
+"""The contract of a recurrence implementation: what it is given, and what it returns.
+
+An implementation is a module with two functions:
+
+    supports(layer: Layer) -> str
+        Why it cannot run this layer on these devices, in a few words; "" if it can.
+    run(cell, dtype, inputs, weights, carry) -> (outputs, last carry)
+        The layer over a sequence, differentiable in inputs, weights and carry.
+
+All arrays inside are feature-major, [features, time, batch]; a carry is batch-major,
+[batch, hidden], as everywhere outside.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeAlias
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from charjax.model.matmul import dot_trailing, int_cotangent, one_hot
+
+Outputs: TypeAlias = Float[Array, "hidden time batch"]
+
+
+class Layer(NamedTuple):
+    """What is asked of an implementation.
+
+    Attributes:
+      cell: a name in `charjax.model.cells.CELLS`.
+      hidden: units.
+      dtype: of the matmul operands, "float32" or "bfloat16".
+      batch: sequences, on each device.
+    """
+
+    cell: str
+    hidden: int
+    dtype: str
+    batch: int
+
+
+class Projected(NamedTuple):
+    """Input gates, one column a position.
+
+    Attributes:
+      igates: float32 [gates, time, batch]; the input's projection and its bias.
+    """
+
+    igates: Float[Array, "gates time batch"]
+
+
+class Table(NamedTuple):
+    """Input gates by look-up, `igates[:, tokens]`, for a layer whose input is a token.
+
+    Attributes:
+      igates: float32 [gates, vocab]; the projection of every token.
+      tokens: int32 [time, batch].
+    """
+
+    igates: Float[Array, "gates vocab"]
+    tokens: Int[Array, "time batch"]
+
+
+Inputs: TypeAlias = Projected | Table
+
+
+class Weights(NamedTuple):
+    """One layer's recurrent parameters, float32.
+
+    Attributes:
+      kernel: [hidden, gates].
+      bias: [hidden], added to the candidate's hidden gate; None for a cell without
+        `reset_after`.
+    """
+
+    kernel: Float[Array, "hidden gates"]
+    bias: Float[Array, " hidden"] | None
+
+
+def input_grad(
+    inputs: Inputs,
+    d_hgates: Float[Array, "gates time batch"],
+    d_candidate: Float[Array, "hidden time batch"] | None,
+    dtype: DTypeLike,
+) -> Inputs:
+    """The gradient of the input gates.
+
+    Args:
+      inputs: of the layer.
+      d_hgates: gradients of the hidden gates. Those of the input gates are the same, but for
+        the candidate of a cell with `reset_after`.
+      d_candidate: gradient of the candidate's input gate; None for other cells.
+      dtype: of the matmul operands.
+    """
+    if isinstance(inputs, Projected):
+        return Projected(with_candidate(d_hgates, d_candidate).astype(jnp.float32))
+    ones = one_hot(inputs.tokens, inputs.igates.shape[1], dtype)
+    d_igates = dot_trailing(d_hgates, ones, dtype)
+    if d_candidate is not None:
+        d_candidate = dot_trailing(d_candidate, ones, dtype)
+    return Table(with_candidate(d_igates, d_candidate), int_cotangent(inputs.tokens))
+
+
+def with_candidate(d_hgates: Array, d_candidate: Array | None) -> Array:
+    """`d_hgates` with its last gate, the candidate, replaced where there is a gradient for it."""
+    if d_candidate is None:
+        return d_hgates
+    return jnp.concatenate([d_hgates[: -d_candidate.shape[0]], d_candidate])
