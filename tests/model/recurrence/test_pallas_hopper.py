@@ -7,6 +7,7 @@ a GPU could not do.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -18,11 +19,12 @@ from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 from charjax.config import ModelConfig
 from charjax.errors import InputError
 from charjax.model.cells import CELLS
-from charjax.model.network import CharRNN, init_params, portable
+from charjax.model.network import CharRNN, init_params
+from charjax.model.recurrence.api import resolve
+from charjax.model.recurrence.base import Layer, Projected, Table, Weights
 from charjax.model.recurrence.pallas_hopper import ops
 from charjax.model.recurrence.pallas_hopper.ops import Machine
 from charjax.model.recurrence.pallas_hopper.tiling import LANES, Spread, spreads
-from charjax.model.recurrence.base import Projected, Table, Weights
 from charjax.model.recurrence.xla import run as recur
 from tests.model.small import carry_of, distance, like, normal, params_of, tokens_of
 
@@ -97,27 +99,6 @@ def test_every_multiple_of_128_up_to_1024_fits(gates, multiprocessors):
             assert way.ctas * way.units == hidden
 
 
-def network(config, batch=LANES):
-    params = params_of(config, VOCAB)
-    return CharRNN(config, VOCAB).run(params, tokens_of(VOCAB, batch, 2), carry_of(config, batch))
-
-
-CONFIG = ModelConfig(
-    cell="gru", hidden=HIDDEN, layers=2, embed=4, dtype="bfloat16", recurrence="persistent"
-)
-
-
-def test_the_network_runs_on_it(monkeypatch):
-    asked = []
-    monkeypatch.setattr(ops, "machine", lambda *what: asked.append(what) or TWO_CTAS)
-    assert distance(network(CONFIG), network(portable(CONFIG))) < 0.01
-    assert asked == [(jnp.bfloat16, LANES)] * 2
-
-
-def test_first_weights_need_no_gpu():
-    init_params(CONFIG, VOCAB, jax.random.key(0))
-
-
 HOPPER = SimpleNamespace(
     platform="gpu", device_kind="NVIDIA H200", compute_capability="9.0", core_count=132
 )
@@ -127,10 +108,32 @@ OTHERS = {
     "two GPUs": [HOPPER, HOPPER],
 }
 
+CONFIG = ModelConfig(
+    cell="gru", hidden=HIDDEN, layers=2, embed=4, dtype="bfloat16", recurrence="persistent"
+)
 
-def assert_refused(named, what):
+
+def run_network(config):
+    params = params_of(config, VOCAB)
+    return CharRNN(config, VOCAB).run(params, tokens_of(VOCAB, LANES, 2), carry_of(config, LANES))
+
+
+def test_the_network_runs_on_it(monkeypatch):
+    layer, ran = Layer("gru", HIDDEN, "bfloat16", LANES), []
+    monkeypatch.setattr(ops, "supports", lambda asked: "" if asked == layer else "another layer")
+    monkeypatch.setattr(ops, "machine", lambda: ran.append(layer) or TWO_CTAS)
+    got = run_network(CONFIG)
+    assert ran == [layer] * CONFIG.layers
+    assert distance(got, run_network(replace(CONFIG, recurrence="xla"))) < 0.01
+
+
+def test_parameters_are_initialized_without_a_gpu():
+    init_params(CONFIG, VOCAB, jax.random.key(0))
+
+
+def assert_refused(config, batch, named):
     with pytest.raises(InputError, match=named) as error:
-        what()
+        resolve(config, batch)
     assert "--config.model.recurrence=fast" in str(error.value)
     assert str(error.value).isprintable()
 
@@ -138,14 +141,21 @@ def assert_refused(named, what):
 @pytest.mark.parametrize("devices", OTHERS)
 def test_other_devices_are_refused(devices, monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda: OTHERS[devices])
-    assert_refused("Hopper", lambda: ops.machine(jnp.bfloat16, LANES))
+    assert_refused(CONFIG, LANES, named="Hopper")
 
 
-def test_what_the_kernels_cannot_do_is_refused(monkeypatch):
+def test_layers_that_the_kernels_cannot_run_are_refused(monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda: [HOPPER])
-    assert ops.machine(jnp.bfloat16, 128) == Machine(multiprocessors=132)
-    assert_refused("float32", lambda: ops.machine(jnp.float32, 64))
-    assert_refused("batch_size", lambda: ops.machine(jnp.bfloat16, 96))
+    assert ops.machine() == Machine(multiprocessors=132)
+    assert resolve(CONFIG, 2 * LANES).implementation == "persistent"
+    assert_refused(replace(CONFIG, dtype="float32"), LANES, named="float32")
+    assert_refused(CONFIG, 96, named="there are 96")
+    assert_refused(replace(CONFIG, cell="lstm", hidden=2048), LANES, named="2048 units")
+    monkeypatch.setitem(CELLS, "other", CELLS["gru"])
+    assert "other" in ops.supports(Layer("other", HIDDEN, "bfloat16", LANES))
+
+
+def test_a_layer_that_does_not_fit_is_refused_without_being_asked():
     inputs = jax.eval_shape(partial(layer_inputs, "lstm", Projected, hidden=2048))
-    layer = partial(ops.recur, "lstm", Machine())
-    assert_refused("hidden=2048", lambda: jax.eval_shape(layer, *inputs))
+    with pytest.raises(InputError, match="hidden=2048"):
+        jax.eval_shape(partial(ops.recur, "lstm", Machine()), *inputs)
