@@ -29,6 +29,7 @@ from charjax.checkpoint import Checkpoints
 from charjax.checkpoint.record import describe, flatten
 from charjax.config import Config
 from charjax.errors import CheckpointError
+from charjax.runtime.display import show_messages
 from charjax.train.loop import train
 from charjax.train.optimizer import make_optimizer
 from charjax.train.step import init_state
@@ -55,7 +56,7 @@ class _Vandal:
         steps = {s: leaf_digests(self.copy, s) for s in sound_steps(self.copy)}
         self.leaves = {s: leaf_digests(self.whole, s) for s in sound_steps(self.whole)}
         self.reference = Reference(read_series(self.copy), steps | self.leaves)
-        with Checkpoints(Workdir(self.whole).checkpoints, keep=1, report=say) as saved:
+        with Checkpoints(Workdir(self.whole).checkpoints) as saved:
             vocab_size = len(saved.read_meta().meta["vocabulary"]["symbols"])
         optimizer = make_optimizer(config.optim, _STEPS + _MORE)
         self.like = jax.eval_shape(lambda: init_state(config, vocab_size, optimizer))
@@ -132,10 +133,10 @@ class _Vandal:
 
     def _judge(self, done: str) -> None:
         """A restore gives the newest step that is as it was, or refuses; nothing else."""
-        reports: list[str] = []
+        shown = Silent()
         intact = [step for step in self.leaves if self._is_intact(step)]
         checkpoints = Workdir(self.copy).checkpoints
-        with Checkpoints(checkpoints, keep=1, report=reports.append) as saved:
+        with show_messages(shown), Checkpoints(checkpoints) as saved:
             if not saved.steps():
                 self._fault("from zero", done)
             try:
@@ -149,10 +150,10 @@ class _Vandal:
             self._fault("silent", done)
         if intact and restored.step < max(intact):
             self._fault("no fallback", done)
-        if restored.step < _STEPS and not reports:
+        if restored.step < _STEPS and not shown.lines:
             self._fault("silent", done)
         self._note("fell back" if restored.step < _STEPS else "harmless")
-        self.counts["found"] += bool(reports)
+        self.counts["found"] += bool(shown.lines)
 
     def _is_intact(self, step: int) -> bool:
         original = Workdir(self.whole).checkpoints / str(step)

@@ -42,7 +42,7 @@ def prove_cost(n: int, folder: Path, say: Callable[[str], None]) -> dict[str, An
     steps_s, digests_s, saves_s, verify_s = [], [], [], []
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     meta = describe_run(config, text, parameters)
-    with Checkpoints(folder / "checkpoints", keep=1, report=say) as saved:
+    with Checkpoints(folder / "checkpoints") as saved:
         for number in range(n):
             began = time.perf_counter()
             state, _ = jax.block_until_ready(backend.run(state, batches))

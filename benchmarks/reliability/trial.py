@@ -182,9 +182,9 @@ def _losses(record: dict[str, Any]) -> tuple[str, ...]:
     return tuple(float(record[name]).hex() for name in names if name in record)
 
 
-def verdicts(workdir: Path, report: Callable[[str], None] = str) -> list[tuple[int, str]]:
+def verdicts(workdir: Path) -> list[tuple[int, str]]:
     """What `charjax verify` says of each step."""
-    with Checkpoints(Workdir(workdir).checkpoints, keep=1, report=report) as saved:
+    with Checkpoints(Workdir(workdir).checkpoints) as saved:
         return saved.verify()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from charjax.errors import CheckpointError, DivergedError, HostError
 from charjax.runtime import distributed
 from charjax.types import PyTree
 
+_logger = logging.getLogger(__name__)
 _FINITE = ("params", "ema")  # what a checkpoint is for: never saved with a NaN
 
 Which: TypeAlias = Literal["newest", "best"] | int
@@ -42,17 +44,16 @@ class Restored(Record):
 class Checkpoints:
     """The steps saved in one folder. It has one writer at a time, see `Workdir.lock`."""
 
-    def __init__(self, directory: Path, *, keep: int, report: Callable[[str], None]) -> None:
-        """Touches nothing yet.
+    def __init__(self, directory: Path, *, keep: int = 1) -> None:
+        """Touches nothing yet. Damaged checkpoints and their replacements are logged, once each.
 
         Args:
           directory: where the steps are; made by the first `save`.
           keep: how many of the newest steps stay, beside the one with the lowest val_loss.
-          report: is told, in one line each, of what is damaged and of what replaces it.
         """
         self._keep = keep
-        self._report = functools.cache(report)  # every line once
-        self._folders = StepFolders(directory, report=self._report)
+        self._warn_once = functools.cache(_logger.warning)
+        self._folders = StepFolders(directory)
         self._damaged: set[int] = set()
         self._store = Store()
 
@@ -94,7 +95,7 @@ class Checkpoints:
             self._prune(step)
 
     def steps(self) -> list[int]:
-        """The steps present, oldest to newest, damaged ones included; strays are reported."""
+        """The steps present, oldest to newest, damaged ones included; strays are logged."""
         return self._folders.present()
 
     def restore(self, like: PyTree, *, which: Which = "newest") -> Restored:
@@ -104,7 +105,7 @@ class Checkpoints:
           like: arrays or `ShapeDtypeStruct`s in the structure wanted, which may be a
             part of what was saved, such as {"params": ...}.
           which: "newest", "best" (lowest val_loss) or the number of a step. The first
-            two fall back on the next one, with a report, while a step is damaged.
+            two fall back on the next one, with a warning, while a step is damaged.
 
         Raises:
           CheckpointError: there is no such step, none verifies, or `like` asks for a
@@ -162,7 +163,9 @@ class Checkpoints:
             except DamagedError as error:
                 self._damaged.add(step)
                 remedy = "no other to use" if following is None else f"trying step {following}"
-                self._report(f"{self._folders.path(step)}: damaged checkpoint ({error}); {remedy}")
+                self._warn_once(
+                    f"{self._folders.path(step)}: damaged checkpoint ({error}); {remedy}"
+                )
         tried = ", ".join(map(str, candidates))
         raise CheckpointError(
             f"{self._folders.directory}: no checkpoint that verifies (tried {tried}); "
@@ -202,7 +205,7 @@ class Checkpoints:
         if distributed.is_primary() and step in self.steps():
             problem = self._problem(step)
             if problem:
-                self._report(
+                self._warn_once(
                     f"{self._folders.path(step)}: damaged checkpoint ({problem}); writing it anew, "
                     f"the damaged one becomes {self._folders.aside(step).name}"
                 )

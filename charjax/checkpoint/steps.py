@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import logging
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 from charjax.checkpoint.store import UNFINISHED, is_checkpoint
+
+_logger = logging.getLogger(__name__)
 
 
 class StepFolders:
     """The steps of a run by name alone: none is opened, none is judged."""
 
-    def __init__(self, directory: Path, *, report: Callable[[str], None]) -> None:
-        """Touches nothing yet.
-
-        Args:
-          directory: where the steps are.
-          report: is told of strays, in one line each.
-        """
+    def __init__(self, directory: Path) -> None:
+        """Touches nothing yet."""
         self.directory = directory.absolute()
-        self._report = report
+        self._warn_once = functools.cache(_logger.warning)
 
     def path(self, step: int) -> Path:
         """Where a step is, or would be."""
         return self.directory / str(step)
 
     def present(self) -> list[int]:
-        """The steps there, oldest to newest; strays are reported."""
+        """The steps there, oldest to newest; each stray is logged once."""
         found = []
         for entry in self.directory.iterdir() if self.directory.is_dir() else ():
             if not re.fullmatch(r"0|[1-9][0-9]*", entry.name) or not entry.is_dir():
@@ -37,7 +35,7 @@ class StepFolders:
             if is_checkpoint(entry):
                 found.append(int(entry.name))
             else:
-                self._report(f"{entry}: not a checkpoint, ignored")
+                self._warn_once(f"{entry}: not a checkpoint, ignored")
         return sorted(found)
 
     def aside(self, step: int) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import logging
 import os
 import sys
 import traceback
@@ -16,10 +17,14 @@ from charjax.cli.arguments import parse, place_of
 from charjax.cli.config_flags import load_config
 from charjax.errors import CharjaxError, HostError, InputError
 from charjax.runtime.cache import cache_folder
+from charjax.runtime.display import SilentDisplay, make_display, show_messages
 from charjax.runtime.signals import exit_on_signals
 
 if TYPE_CHECKING:
     from charjax.inference.load import TrainedModel
+
+
+_logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,7 +74,8 @@ def _run(arguments: Sequence[str]) -> None:
         "info": _info,
         "verify": _verify,
     }[args.command]
-    run(args)
+    with show_messages(make_display(sys.stderr)):
+        run(args)
     sys.stdout.flush()
 
 
@@ -130,12 +136,7 @@ def _set_up_jax() -> None:
         os.environ.setdefault("NPROC", "16")
 
 
-def _report(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)  # noqa: T201
-
-
 def _train(args: argparse.Namespace) -> None:
-    from charjax.runtime.display import SilentDisplay, make_display
     from charjax.runtime.distributed import is_primary, join_processes
     from charjax.train.loop import train
 
@@ -150,7 +151,7 @@ def _train(args: argparse.Namespace) -> None:
 def _trained(args: argparse.Namespace) -> TrainedModel:
     from charjax.inference.load import load_trained, with_dtype
 
-    trained = load_trained(Path(args.workdir), which=args.checkpoint, report=_report)
+    trained = load_trained(Path(args.workdir), which=args.checkpoint, report=_logger.info)
     return with_dtype(trained, args.weights) if getattr(args, "weights", None) else trained
 
 
@@ -174,25 +175,24 @@ def _sample(args: argparse.Namespace) -> None:
         sys.stdout.buffer.write(piece.encode("utf-8"))
         sys.stdout.flush()
     if sys.stdout.isatty():
-        _report("")
+        _logger.info("")
 
 
 def _score(args: argparse.Namespace) -> None:
     from charjax.inference.score import score_file
-    from charjax.runtime.display import make_display
 
     with make_display(sys.stderr).task("scoring") as update:
         result = score_file(_trained(args), args.file, unknown=args.unknown, progress=update)
     values = result.to_json()
     if values["perplexity"] is None:
-        _report("the perplexity is too large for a number and is written as null")
+        _logger.warning("the perplexity is too large for a number and is written as null")
     _print_json(values)
 
 
 def _export(args: argparse.Namespace) -> None:
     from charjax.export.program import export_model
 
-    export_model(_trained(args), Path(args.out), report=_report)
+    export_model(_trained(args), Path(args.out), report=_logger.info)
 
 
 def _info(args: argparse.Namespace) -> None:
@@ -204,7 +204,7 @@ def _info(args: argparse.Namespace) -> None:
         args.checkpoint = "best"
         _print_json(trained_info(_trained(args)))
     else:
-        _print_json(config_info(load_config(args.config_flags)[1], report=_report))
+        _print_json(config_info(load_config(args.config_flags)[1], report=_logger.info))
 
 
 def _verify(args: argparse.Namespace) -> None:
@@ -213,10 +213,10 @@ def _verify(args: argparse.Namespace) -> None:
     from charjax.workdir import Workdir
 
     directory = Workdir(Path(args.workdir)).checkpoints
-    with Checkpoints(directory, keep=1, report=_report) as saved:
+    with Checkpoints(directory) as saved:
         verdicts = saved.verify()
     for step, problem in verdicts:
-        _report(f"{directory / str(step)}: {problem or 'good'}")
+        _logger.info(f"{directory / str(step)}: {problem or 'good'}")
     if not any(problem == "" for _, problem in verdicts):
         raise CheckpointError(f"{directory}: holds no checkpoint that verifies")
     _print_json({str(step): problem or "good" for step, problem in verdicts})

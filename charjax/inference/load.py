@@ -50,7 +50,7 @@ def load_trained(workdir: Path, *, which: Which, report: Callable[[str], None]) 
     Raises:
       CheckpointError: the folder holds no usable checkpoint.
     """
-    with Checkpoints(Workdir(workdir).checkpoints, keep=1, report=report) as saved:
+    with Checkpoints(Workdir(workdir).checkpoints) as saved:
         record = saved.read_meta(which=which)
         config = from_config_dict(record.meta["config"])
         vocab = Vocab.from_json(record.meta["vocabulary"])

@@ -1,18 +1,27 @@
-"""What a person sees while charjax works: progress in a terminal, plain lines on a pipe."""
+"""Where messages and progress are shown: rich in a terminal, plain lines on a pipe.
+
+Messages go to loggers below `charjax`, by `logging.getLogger(__name__)`. Without a handler, as in a
+notebook, Python's `logging` shows the warnings and drops the rest; `show_messages` shows all.
+"""
 
 from __future__ import annotations
 
+import functools
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO, Protocol, runtime_checkable
+from typing import IO, TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _PLAIN_SECONDS = 10.0  # between progress lines on a pipe
 
 
 @runtime_checkable
 class Display(Protocol):
-    """Where messages and progress go."""
+    """Shows messages, texts and progress."""
 
     def report(self, message: str) -> None:
         """One message, on a line of its own."""
@@ -28,6 +37,34 @@ class Display(Protocol):
 def make_display(stream: IO[str]) -> Display:
     """A display for the stream: rich in a terminal, plain lines elsewhere."""
     return _RichDisplay(stream) if stream.isatty() else _PlainDisplay(stream)
+
+
+@contextmanager
+def show_messages(display: Display) -> Iterator[None]:
+    """A context in which a display shows the messages of charjax's loggers, one line each.
+
+    Where contexts nest, the innermost display shows them, alone.
+    """
+    logger = logging.getLogger("charjax")
+    handlers, level, propagate = logger.handlers, logger.level, logger.propagate
+    logger.handlers, logger.propagate = [_DisplayHandler(display)], False
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.handlers, logger.propagate = handlers, propagate
+        logger.setLevel(level)
+
+
+class _DisplayHandler(logging.Handler):
+    """Reports messages to a display, whose errors (a closed pipe) go to whoever logs."""
+
+    def __init__(self, display: Display) -> None:
+        super().__init__()
+        self._display = display
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._display.report(record.getMessage())
 
 
 class SilentDisplay:
@@ -75,9 +112,13 @@ class _PlainDisplay:
 
 class _RichDisplay:
     def __init__(self, stream: IO[str]) -> None:
-        from rich.console import Console
+        self._stream = stream
 
-        self._console = Console(file=stream, highlight=False, emoji=False, soft_wrap=True)
+    @functools.cached_property
+    def _console(self) -> Console:
+        from rich.console import Console  # not needed where there is nothing to show
+
+        return Console(file=self._stream, highlight=False, emoji=False, soft_wrap=True)
 
     def report(self, message: str) -> None:
         self._console.print(message, markup=False)

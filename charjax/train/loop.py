@@ -19,7 +19,7 @@ from charjax.errors import InputError, InterruptedRunError
 from charjax.model.network import parameter_count
 from charjax.model.recurrence.api import resolve
 from charjax.runtime import distributed
-from charjax.runtime.display import Display
+from charjax.runtime.display import Display, show_messages
 from charjax.runtime.dtypes import resolve_dtype
 from charjax.runtime.signals import StopSignals
 from charjax.train import messages
@@ -45,7 +45,7 @@ def train(
     Args:
       config: the run.
       workdir: its folder; made where there is none.
-      display: what the person sees.
+      display: shows progress, samples, and the messages of charjax's loggers.
       allow: what may have changed since the run was saved, such as
         "config.optim.learning_rate" or "corpus".
 
@@ -58,8 +58,9 @@ def train(
     check_allowed(allow)
     folder = Workdir(workdir)
     with (
+        show_messages(display),
         _held(folder),
-        Checkpoints(folder.checkpoints, keep=config.train.keep, report=display.report) as saved,
+        Checkpoints(folder.checkpoints, keep=config.train.keep) as saved,
     ):
         with display.task("reading the text") as update, distributed.primary_first():
             text = load_dataset(config, report=display.report, progress=update)

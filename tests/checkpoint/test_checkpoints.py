@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -34,8 +34,21 @@ def state_of(step: int) -> dict:
     return {"params": jax.tree.map(lambda x: x + step, STATE["params"]), "step": np.int32(step)}
 
 
-def open_(directory: Path, *, keep: int = 100, report: Callable[[str], None] | None = None):
-    return Checkpoints(directory, keep=keep, report=report or pytest.fail)
+def open_(directory: Path, *, keep: int = 100):
+    return Checkpoints(directory, keep=keep)
+
+
+@pytest.fixture
+def log(caplog) -> pytest.LogCaptureFixture:
+    """What is logged; nothing may be where a test does not ask for it."""
+    return caplog
+
+
+@pytest.fixture(autouse=True)
+def _no_other_test_logs(request, caplog) -> Iterator[None]:
+    yield
+    if "log" not in request.fixturenames:
+        assert not caplog.messages
 
 
 def save_all(directory: Path, *steps: int) -> None:
@@ -160,26 +173,26 @@ def two_steps(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_anywhere_is_reported_and_the_older_step_used(two_steps, tmp_path, damage):
+def test_damage_anywhere_is_reported_and_the_older_step_used(two_steps, tmp_path, damage, log):
     files = [file.relative_to(two_steps) for file in (two_steps / "2").rglob("*") if file.is_file()]
     fell_back = 0
     for number, file in enumerate(files):
         copy = shutil.copytree(two_steps, tmp_path / str(number))
         DAMAGES[damage](copy / file)
-        reports: list[str] = []
-        with open_(copy, report=reports.append) as checkpoints:
+        log.clear()
+        with open_(copy) as checkpoints:
             restored = checkpoints.restore(LIKE)
         assert_same_bits(restored.state, state_of(restored.step))
         assert restored.meta == {"name": f"at {restored.step}"}
-        assert len(reports) == 2 - restored.step
-        assert all("trying step 1" in line and "\n" not in line for line in reports)
+        assert len(log.messages) == 2 - restored.step
+        assert all("trying step 1" in line and "\n" not in line for line in log.messages)
         fell_back += restored.step == 1
     assert fell_back >= 3  # the record, the arrays and their index; little hangs on the others
 
 
-def test_a_flipped_bit_anywhere_in_an_array_is_found(tmp_path):
+def test_a_flipped_bit_anywhere_in_an_array_is_found(tmp_path, log):
     zeros, noise = np.zeros((40, 40)), np.random.default_rng(0).random((40, 40))
-    with open_(tmp_path, report=[].append) as checkpoints:
+    with open_(tmp_path) as checkpoints:
         for step, leaf in {1: zeros, 2: noise}.items():
             checkpoints.save(step, {"leaf": leaf}, {}, val_loss=None)
         file = max((tmp_path / "2").rglob("ocdbt*/d/*"), key=lambda file: file.stat().st_size)
@@ -194,60 +207,57 @@ def test_a_flipped_bit_anywhere_in_an_array_is_found(tmp_path):
         assert found > 60  # of 80; the other bytes are nobody's
 
 
-def test_every_flipped_byte_of_the_record_is_found(two_steps, tmp_path):
+def test_every_flipped_byte_of_the_record_is_found(two_steps, tmp_path, log):
     copy = shutil.copytree(two_steps, tmp_path / "copy")
     file = copy / "2" / "meta" / "record.json"
     sound = file.read_bytes()
     for position in range(0, len(sound), 2):
         file.write_bytes(sound[:position] + bytes([sound[position] ^ 1]) + sound[position + 1 :])
-        with open_(copy, report=[].append) as checkpoints:
+        with open_(copy) as checkpoints:
             assert checkpoints.read_meta().step == 1, position
 
 
-def test_a_record_of_another_step_is_not_believed(two_steps, tmp_path):
+def test_a_record_of_another_step_is_not_believed(two_steps, tmp_path, log):
     copy = shutil.copytree(two_steps, tmp_path / "copy")
     (copy / "2").rename(copy / "3")
-    with open_(copy, report=[].append) as checkpoints:
+    with open_(copy) as checkpoints:
         assert checkpoints.restore(LIKE).step == 1
 
 
-def test_arrays_of_another_shape_are_found_before_they_are_read(two_steps, tmp_path):
+def test_arrays_of_another_shape_are_found_before_they_are_read(two_steps, tmp_path, log):
     copy = shutil.copytree(two_steps, tmp_path / "copy")
     large = STATE | {"params": {"dense": {"kernel": np.zeros((2000, 3), np.float32)}}}
     with open_(tmp_path / "large") as checkpoints:
         checkpoints.save(2, large, {}, val_loss=None)
     shutil.rmtree(copy / "2" / "state")
     shutil.copytree(tmp_path / "large" / "2" / "state", copy / "2" / "state")
-    reports: list[str] = []
-    with open_(copy, report=reports.append) as checkpoints:
+    with open_(copy) as checkpoints:
         assert checkpoints.restore(LIKE).step == 1
-    assert "has shape (2000, 3), not (2, 3)" in reports[0]
+    assert "has shape (2000, 3), not (2, 3)" in log.messages[0]
 
 
-def test_the_best_falls_back_on_the_next_best(tmp_path):
-    reports: list[str] = []
-    with open_(tmp_path, report=reports.append) as checkpoints:
+def test_the_best_falls_back_on_the_next_best(tmp_path, log):
+    with open_(tmp_path) as checkpoints:
         for step, loss in {1: 2.0, 2: 1.0, 3: 1.5, 4: None}.items():
             checkpoints.save(step, state_of(step), {}, val_loss=loss)
         flip(tmp_path / "2" / "meta" / "record.json")
         assert checkpoints.restore(LIKE, which="best").step == 3
-    assert len(reports) == 1
-    assert "trying step 3" in reports[0]
+    assert len(log.messages) == 1
+    assert "trying step 3" in log.messages[0]
 
 
-def test_strays_and_leftovers_are_not_steps_and_only_leftovers_go(tmp_path):
+def test_strays_and_leftovers_are_not_steps_and_only_leftovers_go(tmp_path, log):
     save_all(tmp_path, 1)
     for name in ("900", "7.orbax-checkpoint-tmp", "notes", "01"):
         (tmp_path / name).mkdir()
     (tmp_path / "8").write_text("a file")
-    reports: list[str] = []
-    with open_(tmp_path, report=reports.append) as checkpoints:
+    with open_(tmp_path) as checkpoints:
         assert checkpoints.steps() == [1]
         assert checkpoints.restore(LIKE).step == 1
         checkpoints.save(2, state_of(2), {}, val_loss=None)
         assert checkpoints.steps() == [1, 2]
         assert {path.name for path in tmp_path.iterdir()} == {"1", "2", "900", "notes", "01", "8"}
-        assert [line for line in reports if "900" not in line] == []
+        assert [line for line in log.messages if "900" not in line] == []
         checkpoints.save(900, state_of(900), {}, val_loss=None)  # an empty folder makes way
         assert checkpoints.restore(LIKE).step == 900
         (tmp_path / "1000").mkdir()
@@ -257,30 +267,28 @@ def test_strays_and_leftovers_are_not_steps_and_only_leftovers_go(tmp_path):
         assert (tmp_path / "1000" / "thesis.txt").exists()
 
 
-def test_all_damaged_is_an_error_and_the_evidence_stays(two_steps, tmp_path):
+def test_all_damaged_is_an_error_and_the_evidence_stays(two_steps, tmp_path, log):
     copy = shutil.copytree(two_steps, tmp_path / "copy")
     flip(copy / "1" / "meta" / "record.json")
     shutil.rmtree(copy / "2" / "state")
-    reports: list[str] = []
-    with open_(copy, report=reports.append) as checkpoints:
+    with open_(copy) as checkpoints:
         with pytest.raises(CheckpointError, match=r"no checkpoint that verifies \(tried 2, 1\)"):
             checkpoints.restore(LIKE)
         assert checkpoints.steps() == [1, 2]
         assert [bool(problem) for _, problem in checkpoints.verify()] == [True, True]
-    assert len(reports) == 2
+    assert len(log.messages) == 2
 
 
-def test_a_damaged_step_neither_counts_nor_goes_until_it_is_saved_anew(two_steps, tmp_path):
+def test_a_damaged_step_neither_counts_nor_goes_until_it_is_saved_anew(two_steps, tmp_path, log):
     copy = shutil.copytree(two_steps, tmp_path / "copy")
     shutil.rmtree(copy / "2" / "state")
-    reports: list[str] = []
-    with open_(copy, keep=2, report=reports.append) as checkpoints:
+    with open_(copy, keep=2) as checkpoints:
         assert checkpoints.restore(LIKE).step == 1
         checkpoints.save(3, state_of(3), {}, val_loss=None)
         assert checkpoints.steps() == [1, 2, 3]
         checkpoints.save(2, state_of(2), {}, val_loss=None)
         assert checkpoints.verify() == [(2, ""), (3, "")]
-    assert "anew" in reports[-1]
+    assert "anew" in log.messages[-1]
 
 
 def test_saving_a_sound_step_again_changes_nothing(tmp_path):
@@ -356,13 +364,12 @@ def test_a_folder_that_cannot_be_made_is_a_host_error(tmp_path):
         checkpoints.save(1, STATE, {}, val_loss=None)
 
 
-def test_an_enormous_record_is_not_read(two_steps, tmp_path, monkeypatch):
+def test_an_enormous_record_is_not_read(two_steps, tmp_path, monkeypatch, log):
     copy = shutil.copytree(two_steps, tmp_path / "copy")
     os.truncate(copy / "2" / "meta" / "record.json", 2**40)  # sparse: takes no room
-    reports: list[str] = []
-    with open_(copy, report=reports.append) as checkpoints:
+    with open_(copy) as checkpoints:
         assert checkpoints.read_meta().step == 1
-    assert "larger than" in reports[0]
+    assert "larger than" in log.messages[0]
 
 
 def test_the_record_is_json_that_names_every_leaf(two_steps):
@@ -374,14 +381,13 @@ def test_the_record_is_json_that_names_every_leaf(two_steps):
     assert store.is_checkpoint(two_steps / "1")
 
 
-def test_damage_among_many_arrays_is_no_noise_but_one_report(tmp_path, capfd):
+def test_damage_among_many_arrays_is_no_noise_but_one_report(tmp_path, capfd, log):
     state = {f"leaf{i}": np.random.default_rng(i).random((50, 50)) for i in range(30)}
-    reports: list[str] = []
-    with open_(tmp_path, report=reports.append) as checkpoints:
+    with open_(tmp_path) as checkpoints:
         checkpoints.save(1, state, {}, val_loss=None)
         checkpoints.save(2, state, {}, val_loss=None)
         for file in (tmp_path / "2" / "state").rglob("ocdbt*/d/*"):
             os.truncate(file, file.stat().st_size // 2)
         assert checkpoints.restore(state).step == 1
-    assert len(reports) == 1
+    assert len(log.messages) == 1
     assert capfd.readouterr() == ("", "")

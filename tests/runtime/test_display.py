@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import io
+import logging
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 
 from charjax.runtime import display
-from charjax.runtime.display import make_display
+from charjax.runtime.display import make_display, show_messages
 
 
 class Pipe(io.StringIO):
@@ -121,3 +124,35 @@ def test_in_a_terminal_a_task_may_have_no_known_end(terminal):
     with make_display(terminal).task("downloading") as update:
         update(5)
     assert "5/?" in terminal.getvalue()
+
+
+def test_messages_of_charjax_are_shown_by_the_innermost_display_alone(caplog):
+    outer, inner = Pipe(), Pipe()
+    with show_messages(make_display(outer)):
+        logging.getLogger("charjax.data.corpus").info("100% read")
+        with show_messages(make_display(inner)):
+            logging.getLogger("charjax.checkpoint.steps").warning("a stray")
+        logging.getLogger("charjax").info("done")
+        logging.getLogger("another").warning("not ours")
+    assert (outer.getvalue(), inner.getvalue()) == ("100% read\ndone\n", "a stray\n")
+    assert caplog.messages == ["not ours"]
+
+
+def test_without_a_display_python_shows_the_warnings_alone():
+    program = """
+import logging
+import charjax.runtime.display
+logging.getLogger("charjax.x").info("an information")
+logging.getLogger("charjax.x").warning("a warning")
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "a warning\n")
+
+
+def test_a_reader_that_has_gone_is_told_to_whoever_logs():
+    class Closed(Pipe):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    with show_messages(make_display(Closed())), pytest.raises(BrokenPipeError):
+        logging.getLogger("charjax").info("a message")

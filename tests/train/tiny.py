@@ -125,7 +125,7 @@ def outcome(folder: Path) -> tuple[list[dict[str, Any]], bytes, int, dict[str, A
 
 def newest(folder: Path) -> Any:
     """The record of a run's newest checkpoint."""
-    with Checkpoints(folder / "checkpoints", keep=1, report=print) as saved:
+    with Checkpoints(folder / "checkpoints") as saved:
         return saved.read_meta()
 
 
