@@ -18,8 +18,8 @@ from benchmarks.common import progress
 from charjax.cli.arguments import WEIGHTS
 from charjax.data.dataset import load_dataset
 from charjax.errors import CharjaxError
+from charjax.inference.evaluate import score
 from charjax.inference.load import load_trained, with_dtype
-from charjax.inference.score import score
 from charjax.runtime.display import make_display
 
 

@@ -1,8 +1,8 @@
-"""A training loop of one's own, from charjax's public pieces.
+"""A custom training loop from charjax's public pieces.
 
 python examples/custom_loop.py [STEPS]
 
-What `charjax train` adds is the rest of a run: evaluation, checkpoints, resumption, logs.
+`charjax train` adds evaluation, checkpoints, resuming and logs.
 """
 
 import sys
@@ -34,20 +34,20 @@ def main(steps: int) -> float:
         optim=OptimConfig(learning_rate=5e-3),
         train=TrainConfig(max_steps=steps),
     )
-    text = load_dataset(config, report=print, progress=lambda done, total: None)
+    dataset = load_dataset(config, report=print, progress=lambda done, total: None)
     optimizer = make_optimizer(config.optim, steps)
-    state = init_state(config, len(text.vocab), optimizer)
-    train_step = jax.jit(make_step(config, len(text.vocab), optimizer), donate_argnums=0)
+    state = init_state(config, len(dataset.vocab), optimizer)
+    train_step = jax.jit(make_step(config, len(dataset.vocab), optimizer), donate_argnums=0)
 
     started = time.monotonic()
     for step in range(steps):
-        state, metrics = train_step(state, text.batches(step))
+        state, metrics = train_step(state, dataset.batches(step))
         if (step + 1) % 50 == 0:
             print(f"step {step + 1}  loss {metrics.loss:.4f}  {time.monotonic() - started:.1f} s")
 
-    loss = score(config.model, state.params, text.parts.val.ids[:20_000]).nats_per_char
+    loss = score(config.model, state.params, dataset.parts.val.ids[:20_000]).nats_per_char
     asked = {"num_chars": 200, "num_samples": 1, "sampling": Sampling(temperature=0.5)}
-    (written,) = sample_texts(config.model, state.params, text.vocab, "The ", **asked)
+    (written,) = sample_texts(config.model, state.params, dataset.vocab, "The ", **asked)
     print(f"validation loss {loss:.4f}\nThe {written}")
     return loss
 

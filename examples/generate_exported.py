@@ -16,9 +16,9 @@ symbols = json.loads((folder / "vocabulary.json").read_text("utf-8"))["symbols"]
 step = jax.jit(jax.export.deserialize((folder / "generator.jax").read_bytes()).call)
 carry = tuple(np.tile(row, (8, 1)) for row in np.load(folder / "start.npz").values())
 root = jax.random.fold_in(jax.random.key(int(seed)), 2)
-lane_keys = jax.vmap(jax.random.fold_in, (None, 0))(root, np.arange(8))
+sequence_keys = jax.vmap(jax.random.fold_in, (None, 0))(root, np.arange(8))
 keys_at = jax.jit(
-    lambda p: jax.random.key_data(jax.vmap(jax.random.fold_in, (0, None))(lane_keys, p))
+    lambda p: jax.random.key_data(jax.vmap(jax.random.fold_in, (0, None))(sequence_keys, p))
 )
 
 ids = [symbols.index(c) for c in prompt]

@@ -12,8 +12,8 @@ from benchmarks.shape import Shape, batch
 from benchmarks.worker import Task
 from charjax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from charjax.data.batches import Batch
+from charjax.inference.sampler import Sampler
 from charjax.inference.sampling import Sampling
-from charjax.inference.texts import Sampler
 from charjax.model.network import init_params
 from charjax.runtime.keys import Stream, stream_key
 from charjax.train.backends import make_backend

@@ -1,7 +1,7 @@
-"""A trained model to take away: its generator as a program that needs no charjax.
+"""Export of a trained model as a `jax.export` program that needs no charjax.
 
-What is written steps through the same arithmetic as `charjax.inference.texts`,
-so it writes the same characters from the same keys.
+The program is one step of decoding and sampling, with the arithmetic of
+`charjax.inference.sampler`: so it samples the same characters from the same keys.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from charjax.config import ModelConfig, to_dict
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.inference.load import TrainedModel
-from charjax.inference.sampling import choose
+from charjax.inference.sampling import sample_token
 from charjax.model.decode import DecodeState, decode_state, decode_weights, mask_token, step
 from charjax.model.network import initial_carry
 from charjax.runtime.keys import Stream
@@ -44,7 +44,7 @@ def export_model(trained: TrainedModel, out: Path, *, report: Callable[[str], No
     Args:
       trained: the model.
       out: the folder; made where there is none, its files replaced where there are.
-      report: is told what was written.
+      report: is told what was written, in one line.
 
     Raises:
       InputError: the packages of `charjax[export]` are missing, or `out` is no folder.
@@ -69,7 +69,7 @@ def export_model(trained: TrainedModel, out: Path, *, report: Callable[[str], No
 
 
 def export_generator(config: ModelConfig, params: PyTree, *, masked: int | None) -> bytes:
-    """The one-step generator as a serialised `jax.export` program, for any batch size.
+    """One step of generation as a serialized `jax.export` program, for any batch size.
 
     The program takes (tokens int32 [batch], carry, keys uint32 [batch, 2], temperature
     float32 []) and returns the next tokens and the carry. The carry is the tuple of
@@ -78,7 +78,7 @@ def export_generator(config: ModelConfig, params: PyTree, *, masked: int | None)
     Args:
       config: the architecture.
       params: of a `CharRNN`; they become part of the program.
-      masked: an id never to write; None: all may be written.
+      masked: a token never to sample; None: all may be.
     """
     generator = jax.jit(make_generator(config, params, masked=masked))
     (batch,) = jax.export.symbolic_shape("batch")
@@ -110,17 +110,17 @@ def make_generator(config: ModelConfig, params: PyTree, *, masked: int | None) -
     ) -> tuple[Int[Array, " batch"], FlatState]:
         state: DecodeState = jax.tree.unflatten(structure, carry)
         logits, state = step(config, weights, weights.select(tokens), state)
-        chosen = choose(logits, jax.random.wrap_key_data(keys), temperature)
+        chosen = sample_token(logits, jax.random.wrap_key_data(keys), temperature)
         return chosen, tuple(jax.tree.leaves(state))
 
     return generate
 
 
 def start_rows(config: ModelConfig, params: PyTree) -> dict[str, Float[np.ndarray, " _"]]:
-    """The generator's carry before any text: one row for each array, to repeat over the batch.
+    """The program's initial carry: one row for each of its arrays, to repeat over the batch.
 
-    In the carry's order: the states of each layer, then each layer's share of its next
-    gates, see `charjax.model.decode`.
+    In the carry's order: the states of each layer, then the hidden gates that each layer has
+    for its next step, see `charjax.model.decode.DecodeState`.
     """
     state = _start_state(config, params)
     states = {
@@ -128,12 +128,12 @@ def start_rows(config: ModelConfig, params: PyTree) -> dict[str, Float[np.ndarra
         for i, layer in enumerate(state.carry)
         for j, leaf in enumerate(layer)
     }
-    shares = {f"layer_{i}_share": leaf for i, leaf in enumerate(state.shares)}
-    return {name: np.asarray(leaf[0]) for name, leaf in (states | shares).items()}
+    hgates = {f"layer_{i}_hgates": leaf for i, leaf in enumerate(state.shares)}
+    return {name: np.asarray(leaf[0]) for name, leaf in (states | hgates).items()}
 
 
 def named_weights(params: PyTree) -> dict[str, np.ndarray]:
-    """The parameters by dotted name, each contiguous as safetensors silently assumes."""
+    """The parameters by dotted name, contiguous: safetensors saves a transposed view wrongly."""
     return {
         ".".join(key.key for key in path): np.ascontiguousarray(leaf)
         for path, leaf in jax.tree.flatten_with_path(params)[0]
@@ -147,7 +147,7 @@ def _start_state(config: ModelConfig, params: PyTree) -> DecodeState:
 
 def _safetensors() -> ModuleType:
     try:
-        import flatbuffers  # noqa: F401 - jax asks for it only once all the work is done
+        import flatbuffers  # noqa: F401 - jax.export needs it, and says so only at the end
         import safetensors.numpy
     except ImportError as error:
         package = (error.name or "safetensors").partition(".")[0]
@@ -167,16 +167,16 @@ def _readme(trained: TrainedModel, start: dict[str, Any]) -> str:
         corpus=trained.meta["corpus"]["name"],
         step=trained.step,
         carry=carry,
-        symbols=_symbols(vocab),
+        characters=_characters(vocab),
         platforms=", ".join(PLATFORMS),
         jax=jax.__version__,
         stream=int(Stream.SAMPLE),
     )
 
 
-def _symbols(vocab: Vocab) -> str:
-    unk = " and [UNK], the last id, which is never written" if vocab.unk else ""
-    return f"{len(vocab.symbols)} symbols, each one a {vocab.unit}{unk}"
+def _characters(vocab: Vocab) -> str:
+    unk = " and [UNK], the last id, which is never sampled" if vocab.unk else ""
+    return f"{len(vocab.symbols)} tokens, each a {vocab.unit}{unk}"
 
 
 _README = """\
@@ -188,10 +188,10 @@ _README = """\
 |---|---|
 | `generator.jax` | one step of generation as a `jax.export` program for {platforms} |
 | `start.npz` | the carry before any text, one row for each of its arrays, in order |
-| `vocabulary.json` | `symbols`: id i is character i; `start`: the id to feed before no prompt |
+| `vocabulary.json` | `symbols`: id i is character i; `start`: the id to feed without a prompt |
 | `weights.safetensors` | the parameters by name, float32, and the config in the metadata |
 
-The vocabulary has {symbols}.
+The vocabulary has {characters}.
 
 `jax.export.deserialize(bytes).call(tokens, carry, keys, temperature)` returns the next tokens
 and the carry, for any batch size:
@@ -200,8 +200,8 @@ and the carry, for any batch size:
 tokens int32 [batch], the characters to read
 carry, a tuple of
 {carry}
-keys uint32 [batch, 2], `jax.random.key_data` of one threefry key a lane
-temperature float32 []; 0 takes the likeliest character
+keys uint32 [batch, 2], `jax.random.key_data` of one threefry key a sequence
+temperature float32 []; 0 is greedy
 ```
 
 To read a prompt, feed its characters one after the other and ignore what is returned but for

@@ -1,1 +1,1 @@
-"""A trained model at work: sampling, scoring, export."""
+"""Inference with a trained model: load, evaluate, score, sample, describe."""

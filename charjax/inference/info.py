@@ -1,4 +1,4 @@
-"""What a config would train, or what a run has trained, in numbers."""
+"""The facts about a config or a trained model that `charjax info` prints."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from charjax.runtime.keys import Stream, stream_key
 
 
 def config_info(config: Config, *, report: Callable[[str], None]) -> dict[str, Any]:
-    """The size of the model and of the text that a config describes, as JSON values.
+    """The sizes of the model and the dataset that a config describes, as JSON values.
 
     Raises:
-      InputError, HostError: the text cannot be had; see `load_dataset`.
+      InputError, HostError: the text cannot be loaded; see `load_dataset`.
     """
     config = resolve_dtype(config)
-    text = load_dataset(config, report=report, progress=lambda done, total: None)
+    dataset = load_dataset(config, report=report, progress=lambda done, total: None)
     params = jax.eval_shape(
-        lambda: init_params(config.model, len(text.vocab), stream_key(config.seed, Stream.INIT))
+        lambda: init_params(config.model, len(dataset.vocab), stream_key(config.seed, Stream.INIT))
     )
-    return _model(config, parameter_count(params), len(text.vocab)) | {
-        "corpus": text.corpus.name,
-        "chars": len(text.corpus.text),
-        "sha256": text.corpus.sha256,
-        "documents": len(text.corpus.starts),
-        "train_chars": len(text.parts.train.ids),
-        "val_chars": len(text.parts.val.ids),
-        "test_chars": len(text.parts.test.ids),
-        "windows": text.batches.windows,
-        "steps_per_epoch": text.batches.steps_per_epoch,
+    return _model(config, parameter_count(params), len(dataset.vocab)) | {
+        "corpus": dataset.corpus.name,
+        "chars": len(dataset.corpus.text),
+        "sha256": dataset.corpus.sha256,
+        "documents": len(dataset.corpus.starts),
+        "train_chars": len(dataset.parts.train.ids),
+        "val_chars": len(dataset.parts.val.ids),
+        "test_chars": len(dataset.parts.test.ids),
+        "windows": dataset.batches.windows,
+        "steps_per_epoch": dataset.batches.steps_per_epoch,
     }
 
 
 def trained_info(trained: TrainedModel) -> dict[str, Any]:
-    """The size and the state of a trained model, as JSON values."""
+    """The size and training state of a trained model, as JSON values."""
     model = _model(trained.config, parameter_count(trained.params), len(trained.vocab))
     return model | {
         "corpus": trained.meta["corpus"]["name"],
@@ -51,6 +51,7 @@ def trained_info(trained: TrainedModel) -> dict[str, Any]:
         "elapsed_s": trained.meta["progress"]["elapsed_s"],
         "versions": trained.meta["versions"],
         "device": trained.meta["device"],
+        "recurrence": trained.meta.get("recurrence"),
     }
 
 

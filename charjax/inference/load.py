@@ -1,4 +1,4 @@
-"""A trained model as its run's folder holds it."""
+"""A trained model, loaded from a run's checkpoints."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from charjax.workdir import Workdir
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model that can be put to work.
+    """A model with everything that sampling and scoring need.
 
     Attributes:
       config: of its run.
-      vocab: its symbols.
-      params: numpy arrays; the averaged weights where the run kept them.
+      vocab: its vocabulary.
+      params: numpy arrays; the averaged weights where the run has them.
       step: at which it was saved.
       val_loss: nats per character at that step; None where it was not evaluated.
-      meta: everything else that the checkpoint says of the run.
+      meta: the checkpoint's record of the run, JSON values.
     """
 
     config: Config
@@ -40,11 +40,11 @@ class TrainedModel:
 
 
 def load_trained(workdir: Path, *, which: Which, report: Callable[[str], None]) -> TrainedModel:
-    """The best, the newest or a given checkpoint of a run, verified.
+    """The model of one verified checkpoint.
 
     Args:
       workdir: the run's folder.
-      which: "best" falls back on the newest where none was evaluated.
+      which: "best", "newest" or a step. "best" is the newest where none was evaluated.
       report: is told of damaged checkpoints, one line each.
 
     Raises:
@@ -54,20 +54,20 @@ def load_trained(workdir: Path, *, which: Which, report: Callable[[str], None]) 
         record = saved.read_meta(which=which)
         config = from_config_dict(record.meta["config"])
         vocab = Vocab.from_json(record.meta["vocabulary"])
-        like = jax.eval_shape(
+        shapes = jax.eval_shape(
             lambda: init_params(config.model, len(vocab), stream_key(config.seed, Stream.INIT))
         )
-        name = "ema" if config.optim.ema else "params"
-        restored = saved.restore({name: like}, which=which)
+        leaf = "ema" if config.optim.ema else "params"
+        restored = saved.restore({leaf: shapes}, which=which)
     return TrainedModel(
-        config, vocab, restored.state[name], restored.step, restored.val_loss, restored.meta
+        config, vocab, restored.state[leaf], restored.step, restored.val_loss, restored.meta
     )
 
 
 def with_dtype(trained: TrainedModel, dtype: str) -> TrainedModel:
-    """The same model, whose products take their operands in another dtype.
+    """The model with another dtype of its matmul operands: "float32", "bfloat16" or "int8".
 
-    Its loss may differ a little; `charjax.inference.score` measures by how much.
+    Its loss may differ a little; `charjax score --weights` measures by how much.
     """
     model = replace(trained.config.model, dtype=dtype)
     return replace(trained, config=replace(trained.config, model=model))

@@ -1,9 +1,10 @@
-"""The sampler's machinery: one jitted scan over the carry, for a group of samples at a time.
+"""Sampling: continuations of a prompt, by one jitted `lax.scan` over the carry.
 
-Random numbers are a function of (seed, sample, position) (law 1). Samples run in
-groups whose sizes are fixed in advance, so that even the rounding of the products
-does not depend on how many samples are asked for. Where it is a lane's own matter, as in
-packed products, or there is none, as in products of whole numbers, groups have any size.
+Sample i of a seed is the same text whatever the number of samples, and however the text is cut
+into chunks: its random numbers are a function of (seed, sample, position), and samples run in
+groups whose sizes are fixed in advance, so that the rounding of the matmuls does not depend on
+how many samples are asked for. Where a matmul gives each sequence the same bits in a batch of
+any size, as packed and int8 matmuls do, a group is as large as it needs to be.
 """
 
 from __future__ import annotations
@@ -18,20 +19,21 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from charjax.config import ModelConfig
+from charjax.data.vocab import check_ids
+from charjax.errors import InputError
 from charjax.inference.sampling import (
-    HOTTEST,
+    MAX_TEMPERATURE,
     Sampling,
-    choose_with_noise,
     gumbel_noise,
     mask_below_top_k,
+    sample_with_noise,
 )
 from charjax.model.decode import (
     DecodeState,
     DecodeWeights,
-    Lanes,
     Layout,
     decode_state,
     decode_weights,
@@ -44,30 +46,111 @@ from charjax.model.recurrence.c.build import Kernels, load
 from charjax.runtime.dtypes import fast_dtype
 from charjax.runtime.keys import Stream, indexed_key, stream_key
 from charjax.runtime.sharding import loop_compiler_options
-from charjax.types import Count, PRNGKey, PyTree, Scalar
+from charjax.types import PRNGKey, PyTree, Scalar
 
-# The sizes of the first groups, by platform, where XLA multiplies; the last one holds for all
-# that follow. On a CPU five rows cost it what one does, near enough, and each row more costs
-# its arithmetic; elsewhere lanes are all but free.
-_GROUPS: dict[str, tuple[int, ...]] = {"cpu": (5, 11, 48, 64)}
-_GROUPS_ELSEWHERE = (64, 256)
-_FEWEST_COLUMNS = 64  # a CPU multiplies so many columns faster than rows, and a single one
-_FEWEST_NARROW = 8  # so many lanes it multiplies faster in two bytes a number, if at all
-_CHUNK = 256  # characters a dispatch, where their noise is not too much:
-_MOST_NOISE = 1 << 23  # numbers drawn ahead
+_MAX_CHARS = 10**9
+_MAX_SAMPLES = 10**6
+
+# Sizes of the first groups, by platform, where XLA multiplies; the last one repeats. On a CPU
+# five sequences cost about what one does, and each further one its arithmetic; on accelerators
+# sequences are nearly free.
+_GROUP_SIZES: dict[str, tuple[int, ...]] = {"cpu": (5, 11, 48, 64)}
+_ACCELERATOR_GROUP_SIZES = (64, 256)
+# From these sizes on, XLA on a CPU multiplies faster feature-major, and int8 weights in bfloat16.
+_MIN_FEATURE_MAJOR = 64
+_MIN_BFLOAT16 = 8
+_CHUNK = 256  # characters in one dispatch, if their noise is not too much:
+_MAX_NOISE = 1 << 23  # numbers drawn ahead of the scan
+
+# Token ids of the samples of one group, chunk by chunk.
+Chunks = Iterator[Int[np.ndarray, "samples chunk"]]
 
 
-def groups(config: ModelConfig, num_samples: int) -> Iterator[tuple[int, int]]:
+class Sampler:
+    """A model ready to sample any number of times.
+
+    Its weights are rearranged once for each `GroupFormat`, when a group first needs it.
+    """
+
+    def __init__(self, config: ModelConfig, params: PyTree, *, masked: int | None) -> None:
+        """Takes a model.
+
+        Args:
+          config: the architecture.
+          params: of a `CharRNN`.
+          masked: a token never to sample, the vocabulary's [UNK]; None: all may be.
+        """
+        self._config, self._vocab_size = config, params["output_bias"].shape[0]
+        self._weights: Callable[[GroupFormat], DecodeWeights] = functools.cache(
+            lambda group_format: sampler_weights(config, masked, group_format, params)
+        )
+
+    def __call__(
+        self,
+        prompt: Int[np.ndarray, " prompt"],
+        *,
+        num_chars: int,
+        num_samples: int,
+        sampling: Sampling,
+    ) -> Iterator[Chunks]:
+        """Continues a prompt.
+
+        Args:
+          prompt: ids to read first, at least one; not part of the result.
+          num_chars: characters of each sample.
+          num_samples: how many samples.
+          sampling: how tokens are chosen.
+
+        Yields:
+          One iterator a group of samples, in order. It yields the group's ids, int32, chunk
+          by chunk as they are sampled, and at least one chunk, which may be empty.
+
+        Raises:
+          InputError: an empty prompt, an id outside the vocabulary, or a number out of range.
+        """
+        if prompt.size == 0:
+            raise InputError("the prompt is empty: the sampler needs a token to start from")
+        check_ids(prompt, self._vocab_size)
+        if not 0 <= num_chars <= _MAX_CHARS:
+            raise InputError(f"--num_chars={num_chars}: must be from 0 to {_MAX_CHARS:,}")
+        if not 1 <= num_samples <= _MAX_SAMPLES:
+            raise InputError(f"--num_samples={num_samples}: must be from 1 to {_MAX_SAMPLES:,}")
+        for first, size in sample_groups(self._config, num_samples):
+            group = _Group(
+                config=self._config,
+                weights=self._weights(group_format(self._config, size)),
+                size=size,
+                first=first,
+                wanted=min(size, num_samples - first),
+            )
+            yield _sample_group(group, prompt, num_chars, sampling)
+
+
+def sample(
+    config: ModelConfig,
+    params: PyTree,
+    prompt: Int[np.ndarray, " prompt"],
+    *,
+    num_chars: int,
+    num_samples: int,
+    sampling: Sampling,
+    masked: int | None,
+) -> Iterator[Chunks]:
+    """Continues a prompt once; see `Sampler`."""
+    return Sampler(config, params, masked=masked)(
+        prompt, num_chars=num_chars, num_samples=num_samples, sampling=sampling
+    )
+
+
+def sample_groups(config: ModelConfig, num_samples: int) -> Iterator[tuple[int, int]]:
     """(first sample, size) of each group.
 
-    Sizes grow, so that a few samples come with little delay and many with the best use
-    of the machine. A sample's group does not depend on how many are asked for, unless
-    a lane's products do not depend on its group: then, on a CPU, where each lane has its
-    price, groups are no larger than needed.
+    Sizes grow, so that a few samples come with little delay and many make full use of the
+    machine.
     """
-    sizes = _GROUPS.get(jax.default_backend(), _GROUPS_ELSEWHERE)
-    alone = config.dtype == "int8" or _kernels(config) is not None
-    if alone and jax.default_backend() == "cpu":
+    sizes = _GROUP_SIZES.get(jax.default_backend(), _ACCELERATOR_GROUP_SIZES)
+    batch_invariant = config.dtype == "int8" or _packed_kernels(config) is not None
+    if batch_invariant and jax.default_backend() == "cpu":
         sizes = (min(num_samples, sizes[-1]),)
     first = 0
     for size in itertools.chain(sizes, itertools.repeat(sizes[-1])):
@@ -77,32 +160,32 @@ def groups(config: ModelConfig, num_samples: int) -> Iterator[tuple[int, int]]:
         first += size
 
 
-class Form(NamedTuple):
-    """How the weights of a group's size lie.
+class GroupFormat(NamedTuple):
+    """The format of the weights for groups of a size.
 
     Attributes:
-      lie: how the group's lanes lie.
-      operands: the dtype of kernels of whole numbers; "" where they are none.
-      packed: what kernels are packed for; None: they are not.
+      layout: of the group's states.
+      operands: the dtype that holds int8 weights; "" for other weights.
+      kernels: the C kernels to pack the weights for; None: XLA multiplies.
     """
 
     layout: Layout
     operands: str
-    packed: Kernels | None
+    kernels: Kernels | None
 
 
-def form(config: ModelConfig, size: int) -> Form:
-    """The form that is quickest for groups of a size."""
-    whole, packed = config.dtype == "int8", _kernels(config)
-    if packed:
-        return Form("rows", fast_dtype() if whole else "", packed)
-    layout: Layout = "columns" if size >= _FEWEST_COLUMNS else "column" if size == 1 else "rows"
-    operands = fast_dtype() if size >= _FEWEST_NARROW else "float32"
-    return Form(layout, operands if whole else "", None)
+def group_format(config: ModelConfig, size: int) -> GroupFormat:
+    """The fastest format for groups of a size."""
+    int8, kernels = config.dtype == "int8", _packed_kernels(config)
+    if kernels:
+        return GroupFormat("rows", fast_dtype() if int8 else "", kernels)
+    layout: Layout = "columns" if size >= _MIN_FEATURE_MAJOR else "column" if size == 1 else "rows"
+    operands = fast_dtype() if size >= _MIN_BFLOAT16 else "float32"
+    return GroupFormat(layout, operands if int8 else "", None)
 
 
-def _kernels(config: ModelConfig) -> Kernels | None:
-    """The C kernels, where they run this model's recurrence."""
+def _packed_kernels(config: ModelConfig) -> Kernels | None:
+    """The C kernels, where they run this model's recurrence; they have a packed matmul too."""
     model = replace(config, dtype=fast_dtype()) if config.dtype == "int8" else config
     if resolve(model, 1, strict=False).implementation != "c":
         return None
@@ -112,71 +195,80 @@ def _kernels(config: ModelConfig) -> Kernels | None:
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def sampler_weights(
-    config: ModelConfig, masked: int | None, form: Form, params: PyTree
+    config: ModelConfig, masked: int | None, group_format: GroupFormat, params: PyTree
 ) -> DecodeWeights:
-    """The weights that `write_group` takes.
+    """The weights as the sampler's groups read them.
 
     Args:
       config: the architecture.
-      masked: an id never to write, or None.
-      form: of the groups they are for.
+      masked: a token never to sample, or None.
+      group_format: of the groups.
       params: of a `CharRNN`.
     """
-    weights = decode_weights(
-        config, params, layout=form.layout, operands=form.operands, packed=form.packed
-    )
+    layout, operands, kernels = group_format
+    weights = decode_weights(config, params, layout=layout, operands=operands, packed=kernels)
     return weights if masked is None else mask_token(weights, masked)
 
 
-def write_group(
-    config: ModelConfig,
-    weights: DecodeWeights,
-    prompt: Int[np.ndarray, " prompt"],
-    num_chars: int,
-    numbers: range,
-    size: int,
-    sampling: Sampling,
-) -> Iterator[Int[np.ndarray, "samples chunk"]]:
-    """The samples of one group, in chunks; the first is empty.
+class _Group(NamedTuple):
+    """Samples that run side by side.
 
-    The prompt runs through the same program, as forced characters.
-
-    Args:
+    Attributes:
       config: the architecture.
-      weights: in the form of the group's size.
-      prompt: ids to read first, at least one.
-      num_chars: how many characters to write.
-      numbers: of the samples that are wanted, from the group's first on.
-      size: of the whole group.
-      sampling: how characters are chosen.
+      weights: of the model, in the group's format.
+      size: sequences in the batch.
+      first: number of the first sample.
+      wanted: how many of the samples were asked for.
     """
+
+    config: ModelConfig
+    weights: DecodeWeights
+    size: int
+    first: int
+    wanted: int
+
+
+class _Static(NamedTuple):
+    """What the sampling loop is compiled for."""
+
+    config: ModelConfig
+    top_k: int
+    use_top_p: bool
+
+
+class _Loop(NamedTuple):
+    """What the sampling loop carries: the next step's input gates, and the state before it."""
+
+    igates: Float[Array, "_ _"]
+    state: DecodeState
+
+
+def _sample_group(
+    group: _Group, prompt: Int[np.ndarray, " prompt"], num_chars: int, sampling: Sampling
+) -> Chunks:
+    """The samples of one group, in chunks; the first chunk is empty.
+
+    The prompt runs through the same compiled loop, as forced tokens.
+    """
+    static = _Static(group.config, sampling.top_k, sampling.top_p < 1)
+    temperature = jnp.float32(min(sampling.temperature, MAX_TEMPERATURE))
+    top_p = jnp.float32(sampling.top_p)
     root = stream_key(sampling.seed, Stream.SAMPLE)
-    chunk = max(1, min(_CHUNK, _MOST_NOISE // (size * weights.symbols)))
-    keys, x, state = _begin(config, size, weights, root, numbers.start, prompt[0])
-    forced_total = prompt.size - 1
-    yield np.empty((len(numbers), 0), np.int32)  # a text of no characters is a text
-    for start in range(0, forced_total + num_chars, chunk):
-        # -1 leaves the choice to the model.
-        forced = np.full(chunk, -1, np.int32)
+    keys, loop = _begin(group.config, group.size, group.weights, root, (group.first, prompt[0]))
+    chunk = max(1, min(_CHUNK, _MAX_NOISE // (group.size * group.weights.symbols)))
+    num_forced = prompt.size - 1
+    yield np.empty((group.wanted, 0), np.int32)  # also a text of no characters is a text
+    for start in range(0, num_forced + num_chars, chunk):
+        forced = np.full(chunk, -1, np.int32)  # -1: sample
         given = prompt[1 + start : 1 + start + chunk]
         forced[: given.size] = given
-        positions = start - forced_total + np.arange(chunk)
-        x, state, written = _writer()(
-            config,
-            sampling.top_k,
-            sampling.top_p < 1,
-            weights,
-            x,
-            state,
-            forced,
-            positions,
-            keys,
-            jnp.float32(min(sampling.temperature, HOTTEST)),
-            jnp.float32(sampling.top_p),
+        positions = start - num_forced + np.arange(chunk)
+        loop, tokens = _compiled_loop()(
+            static, group.weights, loop, (forced, positions), keys, temperature, top_p
         )
-        wanted = (positions >= 0) & (positions < num_chars)
-        if wanted.any():
-            yield np.asarray(written)[: len(numbers), wanted]
+        kept = (positions >= 0) & (positions < num_chars)
+        if kept.any():
+            yield np.asarray(tokens)[: group.wanted, kept]
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -185,53 +277,68 @@ def _begin(
     size: int,
     weights: DecodeWeights,
     root: PRNGKey,
-    first: Count,
-    token: Count,
-) -> tuple[Key[Array, " batch"], Lanes, DecodeState]:
-    """Keys, the first character as `step` reads it, and the state before it."""
-    keys = jax.vmap(indexed_key, (None, 0))(root, first + jnp.arange(size))
+    first: tuple[Int[Array, ""], Int[Array, ""]],
+) -> tuple[Key[Array, " batch"], _Loop]:
+    """Each sample's key, and the loop before the first token.
+
+    Args:
+      config: the architecture.
+      size: of the group.
+      weights: of the model.
+      root: key of all samples.
+      first: (number of the first sample, first token).
+    """
+    number, token = first
+    keys = jax.vmap(indexed_key, (None, 0))(root, number + jnp.arange(size))
     state = decode_state(weights, initial_carry(config, size))
-    return keys, weights.select(jnp.full((size,), token, jnp.int32)), state
+    return keys, _Loop(weights.select(jnp.full((size,), token, jnp.int32)), state)
 
 
 @functools.cache
-def _writer() -> Callable[..., tuple[Lanes, DecodeState, Int[Array, "batch time"]]]:
+def _compiled_loop() -> Callable[..., tuple[_Loop, Int[Array, "batch time"]]]:
+    # Compiled when first used: the compiler options ask for the platform.
     return jax.jit(
-        _write_chunk,
-        static_argnums=(0, 1, 2),
-        donate_argnums=(4, 5),
+        _sampling_loop,
+        static_argnums=0,
+        donate_argnums=2,
         compiler_options=loop_compiler_options(),
     )
 
 
-def _write_chunk(
-    config: ModelConfig,
-    top_k: int,
-    nucleus: bool,
+def _sampling_loop(
+    static: _Static,
     weights: DecodeWeights,
-    x: Lanes,
-    state: DecodeState,
-    forced: Int[Array, " time"],
-    positions: Int[Array, " time"],
+    loop: _Loop,
+    given: tuple[Int[Array, " time"], Int[Array, " time"]],
     keys: Key[Array, " batch"],
     temperature: Scalar,
     top_p: Scalar,
-) -> tuple[Lanes, DecodeState, Int[Array, "batch time"]]:
-    # All random numbers at once: in the loop, each would be a dozen tiny operations.
+) -> tuple[_Loop, Int[Array, "batch time"]]:
+    """Reads a token, chooses the next, once a position.
+
+    Args:
+      static: what it is compiled for.
+      weights: of the model.
+      loop: before the first position.
+      given: (the token to force or -1, the position in the sample) of each step.
+      keys: one a sample.
+      temperature: 0 is greedy.
+      top_p: unused without `static.use_top_p`.
+    """
+    forced, positions = given
+    # All noise before the loop: inside, each draw would be a dozen tiny operations.
     position_keys = jax.vmap(jax.vmap(indexed_key, (0, None)), (None, 0))(keys, positions)
-    drawn = jax.vmap(partial(gumbel_noise, vocab_size=weights.symbols))(position_keys)
+    noise = jax.vmap(partial(gumbel_noise, vocab_size=weights.symbols))(position_keys)
 
-    def advance(
-        at: tuple[Lanes, DecodeState], given: tuple[Array, Array]
-    ) -> tuple[tuple[Lanes, DecodeState], Array]:
-        x, state = at
-        forced, gumbel_noise = given
-        logits, state = step(config, weights, x, state)
-        if top_k:
-            logits = mask_below_top_k(logits, top_k)
-        chosen = choose_with_noise(logits, gumbel_noise, temperature, top_p if nucleus else None)
-        token = jnp.where(forced >= 0, forced, chosen)
-        return (weights.select(token), state), token
+    def advance(loop: _Loop, xs: tuple[Array, Array]) -> tuple[_Loop, Array]:
+        forced_token, step_noise = xs
+        logits, state = step(static.config, weights, loop.igates, loop.state)
+        if static.top_k:
+            logits = mask_below_top_k(logits, static.top_k)
+        nucleus = top_p if static.use_top_p else None
+        sampled = sample_with_noise(logits, step_noise, temperature, nucleus)
+        token = jnp.where(forced_token >= 0, forced_token, sampled)
+        return _Loop(weights.select(token), state), token
 
-    (x, state), written = jax.lax.scan(advance, (x, state), (forced, drawn))
-    return x, state, written.T
+    loop, tokens = jax.lax.scan(advance, loop, (forced, noise))
+    return loop, tokens.T

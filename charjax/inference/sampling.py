@@ -1,4 +1,4 @@
-"""The next character from logits: temperature, top-k, nucleus, and noise by key."""
+"""Sampling of the next token from logits: temperature, top-k, top-p, and Gumbel noise."""
 
 from __future__ import annotations
 
@@ -13,19 +13,22 @@ from jaxtyping import Array, Float, Int, Key
 from charjax.errors import InputError
 from charjax.types import Scalar
 
-# Beyond these the division of logits leaves float32, and an excluded character becomes a NaN.
-COLDEST, HOTTEST = 1e-30, 1e30
+# Beyond these, logits divided by the temperature leave float32 and a masked one becomes NaN.
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-30, 1e30
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next character is chosen.
+    """How the next token is chosen.
 
     Attributes:
-      temperature: divides the logits; 0 takes the likeliest character.
-      top_k: keep the k likeliest characters; 0 keeps all.
-      top_p: keep the likeliest characters that together have this probability; 1 keeps all.
+      temperature: divides the logits; 0 is greedy.
+      top_k: keep the k likeliest tokens; 0 keeps all.
+      top_p: keep the likeliest tokens that together have this probability; 1 keeps all.
       seed: of the random numbers.
+
+    Raises:
+      InputError: a value is out of range.
     """
 
     temperature: float = 1.0
@@ -46,56 +49,58 @@ class Sampling:
             raise InputError(f"--seed={self.seed}: must be from 0 to 2**32 - 1")
 
 
-def choose(
+def sample_token(
     logits: Float[Array, "batch vocab"],
     keys: Key[Array, " batch"],
     temperature: Scalar,
     top_p: Scalar | None = None,
 ) -> Int[Array, " batch"]:
-    """The next character of each lane, int32.
+    """The next token of each sequence, int32.
 
     Args:
-      logits: float32; minus infinity excludes a character.
-      keys: one a lane.
-      temperature: 0 takes the likeliest character, exactly.
+      logits: float32; minus infinity masks a token.
+      keys: one a sequence.
+      temperature: 0 is greedy, exactly.
       top_p: nucleus sampling (Holtzman et al. 2019) at this temperature; None: off.
     """
-    return choose_with_noise(logits, gumbel_noise(keys, logits.shape[-1]), temperature, top_p)
+    noise = gumbel_noise(keys, logits.shape[-1])
+    return sample_with_noise(logits, noise, temperature, top_p)
 
 
 def gumbel_noise(keys: Key[Array, " batch"], vocab_size: int) -> Float[Array, "batch vocab"]:
-    """Gumbel noise: the largest of logits plus noise is a draw from their distribution."""
+    """Standard Gumbel noise. The argmax of logits plus noise is a sample (Gumbel-max trick)."""
     return jax.vmap(lambda key: jax.random.gumbel(key, (vocab_size,)))(keys)
 
 
-def choose_with_noise(
+def sample_with_noise(
     logits: Float[Array, "batch vocab"],
-    gumbel_noise: Float[Array, "batch vocab"],
+    noise: Float[Array, "batch vocab"],
     temperature: Scalar,
     top_p: Scalar | None,
 ) -> Int[Array, " batch"]:
-    """`choose` with the noise already drawn."""
+    """`sample_token` with the Gumbel noise given."""
     if top_p is not None:
         # Shifted so that the largest is 0, which no temperature makes overflow.
         shifted = logits - jnp.max(logits, axis=-1, keepdims=True)
-        kept = mask_below_top_p(shifted / jnp.clip(temperature, COLDEST, HOTTEST), top_p)
-        logits = jnp.where(jnp.isneginf(kept), kept, logits)
-    # Warmer noise, not colder logits: where both are 0, that is argmax.
-    return jnp.argmax(logits + temperature * gumbel_noise, axis=-1).astype(jnp.int32)
+        tempered = shifted / jnp.clip(temperature, MIN_TEMPERATURE, MAX_TEMPERATURE)
+        masked = mask_below_top_p(tempered, top_p)
+        logits = jnp.where(jnp.isneginf(masked), masked, logits)
+    # The noise is scaled up instead of the logits down: so temperature 0 is argmax.
+    return jnp.argmax(logits + temperature * noise, axis=-1).astype(jnp.int32)
 
 
 def mask_below_top_k(logits: Float[Array, "batch vocab"], k: int) -> Float[Array, "batch vocab"]:
-    """The logits with all but the `k` largest of each lane at minus infinity; ties are kept."""
+    """The logits with all but the `k` largest of each row at minus infinity; ties stay."""
     k = min(k, logits.shape[-1])
-    least = jax.lax.top_k(logits, k)[0][:, -1:]
-    return jnp.where(logits < least, -jnp.inf, logits)
+    smallest = jax.lax.top_k(logits, k)[0][:, -1:]
+    return jnp.where(logits < smallest, -jnp.inf, logits)
 
 
 def mask_below_top_p(logits: Float[Array, "batch vocab"], p: Scalar) -> Float[Array, "batch vocab"]:
     """The logits with all but the smallest set of total probability `p` at minus infinity."""
     ordered = jnp.sort(logits, axis=-1, descending=True)
     probs = jax.nn.softmax(ordered)
-    # A character stays if those before it do not reach p; the likeliest always stays.
+    # A token stays if those before it do not reach p; so the likeliest always stays.
     stays = jnp.cumsum(probs, axis=-1) - probs < jnp.maximum(p, np.finfo(np.float32).tiny)
-    least = jnp.min(jnp.where(stays, ordered, jnp.inf), axis=-1, keepdims=True)
-    return jnp.where(logits < least, -jnp.inf, logits)
+    smallest = jnp.min(jnp.where(stays, ordered, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(logits < smallest, -jnp.inf, logits)

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from charjax.config import ModelConfig
-from charjax.inference.score import score
+from charjax.inference.evaluate import score
 from charjax.types import PyTree
 
 

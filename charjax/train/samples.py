@@ -8,8 +8,9 @@ from pathlib import Path
 from charjax.config import Config
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
+from charjax.inference.sampler import Sampler
 from charjax.inference.sampling import Sampling
-from charjax.inference.texts import Sampler, encode_prompt, join_chunks
+from charjax.inference.texts import decode_groups, encode_prompt
 from charjax.runtime.sharding import local_copy
 from charjax.types import PyTree
 from charjax.workdir import append
@@ -58,7 +59,7 @@ def write_samples(
     for temperature in wanted.temperatures:
         sampling = Sampling(temperature=temperature, seed=config.seed)
         groups = sampler(prompt, num_chars=wanted.num_chars, num_samples=1, sampling=sampling)
-        (text,) = join_chunks(vocab, groups)
+        (text,) = decode_groups(vocab, groups)
         title = f"=== step {step}, temperature {temperature:g} ==="
         shown = f"{title}\n{wanted.prompt}{text}\n"
         append(file, f"{shown}\n")

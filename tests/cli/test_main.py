@@ -16,7 +16,7 @@ from typing import IO, NamedTuple
 import pytest
 
 from charjax.cli import main
-from charjax.inference.score import Score
+from charjax.inference.evaluate import Score
 from charjax.train.metrics import read_metrics
 
 # ml_collections reads config files in a way that Python gives up some day.

@@ -45,7 +45,7 @@ by_cell: dict[str, Any] = {"ids": lambda model: model.cell}
 
 
 def trained_like(model: ModelConfig, *, unk: bool = False) -> TrainedModel:
-    """A model that was never trained, with weights large enough to have opinions."""
+    """An untrained model with weights large enough to be far from uniform."""
     config = Config(model=model, train=TrainConfig(max_steps=1))
     vocab = Vocab.from_text(TEXT, order="sorted", unit="codepoint", unk=unk)
     params = init_params(model, len(vocab), stream_key(1, Stream.INIT))
@@ -55,20 +55,20 @@ def trained_like(model: ModelConfig, *, unk: bool = False) -> TrainedModel:
 
 
 def generate(
-    call, trained: TrainedModel, ids, num_chars: int, *, lanes: int, seed: int, temp: float
+    call, trained: TrainedModel, ids, num_chars: int, *, batch: int, seed: int, temp: float
 ):
-    """What the generator writes, int32 [lanes, num_chars], by the keys of law 1."""
+    """The generator's text, int32 [batch, num_chars], by the keys of invariant 1."""
     rows = start_rows(trained.config.model, trained.params).values()
-    carry = tuple(np.tile(row, (lanes, 1)) for row in rows)
+    carry = tuple(np.tile(row, (batch, 1)) for row in rows)
     root = stream_key(seed, Stream.SAMPLE)
-    lane_keys = jax.vmap(jax.random.fold_in, (None, 0))(root, np.arange(lanes))
+    sequence_keys = jax.vmap(jax.random.fold_in, (None, 0))(root, np.arange(batch))
     keys_at = jax.jit(jax.vmap(jax.random.fold_in, (0, None)))
-    tokens, written = np.full(lanes, ids[0], np.int32), []
+    tokens, written = np.full(batch, ids[0], np.int32), []
     for position in range(1 - len(ids), num_chars):
-        keys = jax.random.key_data(keys_at(lane_keys, max(position, 0)))
+        keys = jax.random.key_data(keys_at(sequence_keys, max(position, 0)))
         tokens, carry = call(tokens, carry, keys, np.float32(temp))
         if position < 0:
-            tokens = np.full(lanes, ids[position], np.int32)
+            tokens = np.full(batch, ids[position], np.int32)
         else:
             written.append(np.asarray(tokens))
     return np.stack(written, axis=1)
@@ -85,7 +85,7 @@ def test_the_reloaded_program_writes_what_the_sampler_writes(model):
     call = jax.jit(reloaded(trained).call)
     ids = trained.vocab.encode("the c")
     for temperature in (0.0, 0.7, 1.5):
-        written = generate(call, trained, ids, 40, lanes=8, seed=3, temp=temperature)
+        written = generate(call, trained, ids, 40, batch=8, seed=3, temp=temperature)
         texts = sample_texts(
             model,
             trained.params,
@@ -102,9 +102,9 @@ def test_it_runs_on_every_platform_at_any_batch_size():
     trained = trained_like(MODELS[0])
     program = reloaded(trained)
     assert program.platforms == PLATFORMS
-    for lanes in (1, 3):
-        written = generate(jax.jit(program.call), trained, [0], 2, lanes=lanes, seed=0, temp=1.0)
-        assert written.shape == (lanes, 2)
+    for batch in (1, 3):
+        written = generate(jax.jit(program.call), trained, [0], 2, batch=batch, seed=0, temp=1.0)
+        assert written.shape == (batch, 2)
 
 
 @pytest.mark.parametrize("model", MODELS, **by_cell)
@@ -112,7 +112,7 @@ def test_greedy_steps_follow_the_network(model):
     """Against the training forward, not the sampler: the likeliest character, each time."""
     trained = trained_like(model)
     call = jax.jit(make_generator(model, trained.params, masked=None))
-    written = generate(call, trained, [2], 12, lanes=2, seed=0, temp=0.0)
+    written = generate(call, trained, [2], 12, batch=2, seed=0, temp=0.0)
     read = np.concatenate([np.full((2, 1), 2, np.int32), written[:, :-1]], axis=1)
     network = CharRNN(model, len(trained.vocab))
     params = jax.tree.map(jnp.asarray, trained.params)
@@ -126,12 +126,12 @@ def test_unk_is_never_written():
     bias[trained.vocab.unk_id] = 1e6
     trained = dataclasses.replace(trained, params={**trained.params, "output_bias": bias})
     call = jax.jit(reloaded(trained).call)
-    written = generate(call, trained, [0], 20, lanes=8, seed=0, temp=2.0)
+    written = generate(call, trained, [0], 20, batch=8, seed=0, temp=2.0)
     assert trained.vocab.unk_id not in written
 
 
 def test_weights_survive_their_file(tmp_path):
-    """safetensors writes the memory of an array as it lies, transposed or not."""
+    """safetensors writes an array's memory in its order, transposed or not."""
     from safetensors.numpy import load_file
 
     trained = trained_like(MODELS[1])

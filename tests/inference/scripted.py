@@ -1,4 +1,4 @@
-"""Models whose every probability is written down."""
+"""Models with known probabilities, for tests."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def cycle(size):
 
 
 def random_model(vocab_size, **changes):
-    """A model that has learnt nothing, but is far from uniform."""
+    """An untrained model, far from uniform."""
     config = replace(ModelConfig(cell="gru", hidden=8, embed=0), **changes)
     shapes = jax.eval_shape(lambda: init_params(config, vocab_size, jax.random.key(0)))
     rng = np.random.default_rng(5)
@@ -51,7 +51,7 @@ def random_model(vocab_size, **changes):
 
 
 def trained(model, text, **changes):
-    """A `TrainedModel` whose symbols stand in the order of the text."""
+    """A `TrainedModel` whose vocabulary is in the order of the text."""
     vocab = Vocab.from_text(text, order="appearance", unit="codepoint", unk=False)
     config, params = model
     fields = {"config": Config(model=config), "vocab": vocab, "params": params}

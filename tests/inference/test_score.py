@@ -1,111 +1,16 @@
-"""A score is the mean loss of one pass over the text, however it is cut into lanes."""
+"""A text file is scored with the model's vocabulary, and read as its training text was."""
 
 from __future__ import annotations
 
-import functools
 import io
-import json
-import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from charjax.errors import DivergedError, InputError
-from charjax.inference.score import Score, char_nats, score, score_file
-from charjax.model.likelihood import next_char_nats
-from charjax.model.network import CharRNN, initial_carry
-from tests.inference.scripted import chain, cycle, memoryless, random_model, trained
-
-VOCAB, LONGEST = 6, 70_000
-IDS = np.random.default_rng(0).integers(0, VOCAB, LONGEST).astype(np.int32)
-# Kernels of half the size forget within a line, as does any model that has learnt to write;
-# the lanes of a score rely on 512 characters being enough.
-CONFIG, PARAMS = random_model(VOCAB, cell="lstm", hidden=4)
-PARAMS = jax.tree.map(lambda p: p / 2, PARAMS)
-
-
-@functools.cache
-def one_pass():
-    """The nats of every character but the first, by one long pass of the network."""
-
-    @jax.jit
-    def nats(ids):
-        logits, _ = CharRNN(CONFIG, VOCAB).run(PARAMS, ids[:, :-1], initial_carry(CONFIG, 1))
-        return next_char_nats(logits, ids[:, 1:])
-
-    return np.asarray(nats(jnp.asarray(IDS)[None])[0], np.float64)
-
-
-@pytest.mark.parametrize("chars", [2, 3, 129, 5000, LONGEST])
-def test_it_is_one_long_pass_over_the_text(chars):
-    # The loss of a character does not depend on what follows: a shorter text's are the first.
-    want = one_pass()[: chars - 1]
-    nats = char_nats(CONFIG, PARAMS, IDS[:chars])
-    assert nats.shape == want.shape
-    np.testing.assert_allclose(nats, want, atol=1e-5)
-    result = score(CONFIG, PARAMS, IDS[:chars])
-    assert result.chars == chars - 1
-    assert result.nats_per_char == pytest.approx(want.mean(), abs=1e-6)
-
-
-def test_a_model_that_knows_nothing_scores_the_log_of_the_vocabulary():
-    result = score(*memoryless([0.0] * VOCAB), IDS[:5000])
-    assert result.nats_per_char == pytest.approx(math.log(VOCAB), abs=1e-6)
-    assert result.perplexity == pytest.approx(VOCAB, abs=1e-5)
-    assert result.bits_per_char == pytest.approx(math.log2(VOCAB), abs=1e-5)
-
-
-def test_each_character_is_charged_its_own_probability():
-    probs = np.array([[0.5, 0.5], [0.1, 0.9]])
-    ids = np.array([0, 1, 1, 0, 0], np.int32)
-    want = -np.log([0.5, 0.9, 0.1, 0.5])
-    np.testing.assert_allclose(char_nats(*chain(np.log(probs)), ids), want, rtol=1e-5)
-
-
-def test_a_sure_model_pays_nothing_until_it_is_wrong():
-    ids = np.tile(np.arange(3, dtype=np.int32), 2000)
-    assert score(*cycle(3), ids).nats_per_char < 1e-6
-    ids[4000] = (ids[4000] + 1) % 3
-    nats = char_nats(*cycle(3), ids)
-    # Wrong to come to the changed character, and wrong to go on from it.
-    np.testing.assert_array_equal(np.flatnonzero(nats > 1), [3999, 4000])
-    np.testing.assert_allclose(nats[3999:4001], 50, rtol=1e-5)
-
-
-def test_progress_ends_at_the_total():
-    seen = []
-    score(CONFIG, PARAMS, IDS[:5000], progress=lambda done, total: seen.append((done, total)))
-    assert [done for done, _ in seen] == list(range(1, seen[0][1] + 1))
-    assert {total for _, total in seen} == {len(seen)}
-
-
-@pytest.mark.parametrize("chars", [0, 1])
-def test_a_text_too_short_to_predict_is_refused(chars):
-    with pytest.raises(InputError, match=f"^the text has {chars} characters: .*$"):
-        score(CONFIG, PARAMS, IDS[:chars])
-
-
-def test_the_three_measures_are_one():
-    result = Score(10, math.log(8))
-    assert result.bits_per_char == pytest.approx(3)
-    assert result.perplexity == pytest.approx(8)
-    assert json.loads(json.dumps(result.to_json())) == {
-        "chars": 10,
-        "nats_per_char": result.nats_per_char,
-        "bits_per_char": result.bits_per_char,
-        "perplexity": result.perplexity,
-    }
-
-
-def test_an_overflowing_perplexity_is_infinite_and_null_in_json():
-    result = Score(1, 1000.0)
-    assert result.perplexity == math.inf
-    values = json.loads(json.dumps(result.to_json(), allow_nan=False))
-    assert values["nats_per_char"] == 1000
-    assert values["perplexity"] is None
-
+from charjax.inference.score import score_file
+from tests.inference.scripted import chain, trained
 
 AB = trained(chain(np.log([[0.5, 0.5], [0.1, 0.9]])), "ab")
 
@@ -114,7 +19,7 @@ def score_of(file, unknown="error"):
     return score_file(AB, str(file), unknown=unknown, progress=lambda done, total: None)
 
 
-def test_a_file_is_scored_by_the_models_own_symbols(tmp_path):
+def test_a_file_is_scored_with_the_models_vocabulary(tmp_path):
     file = tmp_path / "text.txt"
     file.write_text("abba", encoding="utf-8")
     want = -np.log([0.5, 0.9, 0.1]).mean()

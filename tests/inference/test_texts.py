@@ -1,380 +1,18 @@
-"""A sample is a function of (seed, number, position), drawn from the model's own distribution."""
+"""Texts are prompts encoded and samples decoded, a single one streamed."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
-from functools import partial
-
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
-from charjax.inference import sampler as module
-from charjax.inference.sampling import Sampling, choose, mask_below_top_k, mask_below_top_p
-from charjax.inference.texts import Sampler, encode_prompt, sample, sample_texts, write_texts
-from charjax.model.network import CharRNN, initial_carry
-from tests.inference.scripted import chain, cycle, memoryless, random_model, trained
-
-START = np.array([0], np.int32)
-
-
-def ids_of(model, *, prompt=START, num_chars=300, num_samples=1, masked=None, **sampling):
-    """The samples as one array [num_samples, num_chars]."""
-    groups = sample(
-        *model,
-        prompt,
-        num_chars=num_chars,
-        num_samples=num_samples,
-        sampling=Sampling(**sampling),
-        masked=masked,
-    )
-    return np.concatenate([np.concatenate(list(group), axis=1) for group in groups])
-
-
-@partial(jax.jit, static_argnums=0)
-def run(config, params, tokens):
-    return CharRNN(config, len(params["output_bias"])).run(params, tokens, initial_carry(config, 1))
-
-
-def logits_after(model, text):
-    """The network's logits after every character of a text."""
-    padded = np.zeros((1, 400), np.int32)  # of one length, to be compiled once
-    padded[0, : len(text)] = text
-    return np.asarray(run(*model, jnp.asarray(padded))[0][0, : len(text)])
-
-
-def chi_square(counts, probs):
-    expected = np.asarray(probs) * counts.sum()
-    return float(((counts - expected) ** 2 / expected).sum())
-
+from charjax.inference import sampler
+from charjax.inference.sampling import Sampling
+from charjax.inference.texts import encode_prompt, sample_texts, write_texts
+from tests.inference.scripted import cycle, random_model, trained
 
 RANDOM = random_model(11)
-IN_XLA = replace(RANDOM[0], recurrence="xla"), RANDOM[1]  # without kernels packed in C
-
-# Greedy
-
-
-@pytest.mark.parametrize("length", [1, 2, 130, 300])
-def test_greedy_text_is_what_the_network_finds_likeliest(length):
-    prompt = np.random.default_rng(length).integers(0, 11, length).astype(np.int32)
-    written = ids_of(RANDOM, prompt=prompt, num_chars=40, temperature=0.0)[0]
-    logits = logits_after(RANDOM, np.concatenate([prompt, written[:-1]]))[length - 1 :]
-    np.testing.assert_array_equal(written, logits.argmax(1))
-    assert len(set(written)) > 1
-
-
-def test_greedy_takes_the_first_of_equals():
-    written = ids_of(memoryless([0, 3, 3, 1]), temperature=0.0)
-    assert (written == 1).all()
-
-
-def test_greedy_is_every_sample_the_same():
-    written = ids_of(RANDOM, num_samples=9, num_chars=20, temperature=0.0)
-    assert (written == written[0]).all()
-
-
-# Law 1
-
-
-def test_a_sample_does_not_depend_on_how_many_are_asked_for():
-    for model in (RANDOM, IN_XLA):
-        many = ids_of(model, num_samples=17)
-        assert len({row.tobytes() for row in many}) == 17
-        for fewer in (1, 3, 8, 9):
-            np.testing.assert_array_equal(ids_of(model, num_samples=fewer), many[:fewer])
-
-
-@pytest.mark.parametrize("top_p", [1.0, 0.9])
-@pytest.mark.parametrize(
-    ("dtype", "recurrence"),
-    [("int8", "xla"), ("int8", "fast"), ("float32", "fast"), ("bfloat16", "fast")],
-)
-def test_where_a_lane_is_alone_groups_are_as_large_as_they_need_be(dtype, recurrence, top_p):
-    """Neither the size of a group nor its form shows in a text.
-
-    Products of whole numbers are exact; those of packed kernels are each lane's own.
-    """
-    config, params = random_model(11, hidden=50)
-    model = replace(config, dtype=dtype, recurrence=recurrence), params
-    if recurrence == "fast" and module._kernels(model[0]) is None:
-        pytest.skip("no kernels here")
-    many = ids_of(model, num_samples=66, num_chars=100, top_p=top_p)
-    for fewer in (1, 2, 7, 8, 64):
-        written = ids_of(model, num_samples=fewer, num_chars=100, top_p=top_p)
-        np.testing.assert_array_equal(written, many[:fewer])
-    assert list(module.groups(model[0], 66)) == [(0, 64), (64, 64)]
-    assert list(module.groups(model[0], 7)) == [(0, 7)]
-    assert list(module.groups(IN_XLA[0], 7)) == [(0, 5), (5, 11)]
-
-
-def test_packed_kernels_write_what_others_do():
-    # Not by law, for products may round differently; but nearly always, and here.
-    np.testing.assert_array_equal(
-        ids_of(RANDOM, num_samples=6, num_chars=40), ids_of(IN_XLA, num_samples=6, num_chars=40)
-    )
-
-
-def test_lanes_in_columns_write_what_lanes_in_rows_do(monkeypatch):
-    # Not by law, for products may round differently; but nearly always, and here.
-    monkeypatch.setattr(module, "_FEWEST_COLUMNS", 1)
-    in_columns = ids_of(IN_XLA, num_samples=6, num_chars=40)
-    monkeypatch.setattr(module, "_FEWEST_COLUMNS", 1000)
-    np.testing.assert_array_equal(ids_of(IN_XLA, num_samples=6, num_chars=40), in_columns)
-
-
-def test_a_shorter_sample_is_the_beginning_of_a_longer_one():
-    longer = ids_of(RANDOM, num_chars=300)
-    for chars in (1, 50, 128, 129):
-        np.testing.assert_array_equal(ids_of(RANDOM, num_chars=chars), longer[:, :chars])
-
-
-def test_a_sample_does_not_depend_on_the_chunks(monkeypatch):
-    prompt = np.arange(10, dtype=np.int32)
-    whole = ids_of(RANDOM, prompt=prompt, num_chars=60)
-    monkeypatch.setattr(module, "_CHUNK", 7)
-    np.testing.assert_array_equal(ids_of(RANDOM, prompt=prompt, num_chars=60), whole)
-
-
-def test_a_position_is_counted_from_the_end_of_the_prompt():
-    # A model without memory writes the same whatever it has read before.
-    model = memoryless([0.1, 0.2, 0.3])
-    once = ids_of(model)
-    for length in (2, 129, 200):
-        np.testing.assert_array_equal(ids_of(model, prompt=np.zeros(length, np.int32)), once)
-
-
-def test_a_sampler_may_be_asked_again():
-    sampler = Sampler(*RANDOM, masked=3)
-    wanted = ids_of(RANDOM, num_chars=30, num_samples=7, masked=3)
-    for _ in range(2):
-        groups = sampler(START, num_chars=30, num_samples=7, sampling=Sampling())
-        written = np.concatenate([np.concatenate(list(group), axis=1) for group in groups])
-        np.testing.assert_array_equal(written, wanted)
-
-
-def test_weights_are_made_ready_once_for_each_form_of_group(monkeypatch):
-    forms = []
-
-    def ready(config, masked, form, params):
-        forms.append(form)
-        return module.sampler_weights(config, masked, form, params)
-
-    monkeypatch.setattr("charjax.inference.texts.ready_weights", ready)
-    sampler = Sampler(*IN_XLA, masked=None)
-    for _ in range(2):
-        list(sampler(START, num_chars=1, num_samples=70, sampling=Sampling()))
-    assert [form.layout for form in forms] == ["rows", "columns"]  # of 5, 11 and 48; of 64
-
-
-def test_seeds_differ():
-    texts = [ids_of(RANDOM, seed=seed).tobytes() for seed in (0, 1, 2**31, 2**32 - 1)]
-    assert len(set(texts)) == len(texts)
-
-
-def test_groups_may_be_read_in_any_order():
-    groups = list(
-        sample(*RANDOM, START, num_chars=20, num_samples=11, sampling=Sampling(), masked=None)
-    )
-    backwards = [np.concatenate(list(group), axis=1) for group in reversed(groups)]
-    np.testing.assert_array_equal(
-        np.concatenate(backwards[::-1]), ids_of(RANDOM, num_chars=20, num_samples=11)
-    )
-
-
-@pytest.mark.parametrize("sizes", [(5, 11, 48, 64), (64, 256), (1,), (3, 5)])
-def test_groups_follow_each_other_and_do_not_depend_on_the_number(monkeypatch, sizes):
-    monkeypatch.setattr(module, "_GROUPS", {"cpu": sizes})
-    many = list(module.groups(IN_XLA[0], 1000))
-    ends = [first + size for first, size in many]
-    assert [first for first, _ in many] == [0, *ends[:-1]]
-    assert max(size for _, size in many) == max(sizes)
-    for fewer in (1, 2, 64, 65, 999):
-        groups = list(module.groups(IN_XLA[0], fewer))
-        assert groups == many[: len(groups)]
-        assert sum(size for _, size in groups[:-1]) < fewer <= sum(size for _, size in groups)
-
-
-def test_much_noise_is_drawn_in_smaller_chunks(monkeypatch):
-    whole = ids_of(RANDOM, num_chars=60, num_samples=5)
-    monkeypatch.setattr(module, "_MOST_NOISE", 70)
-    np.testing.assert_array_equal(ids_of(RANDOM, num_chars=60, num_samples=5), whole)
-
-
-# The distribution
-
-# Of 3 symbols: a statistic of 2 degrees of freedom exceeds 30 once in 3 million seeds.
-UNLIKELY = 30
-PROBS = np.array([[0.6, 0.3, 0.1], [0.2, 0.2, 0.6], [0.05, 0.8, 0.15]])
-
-
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_transitions_have_the_models_probabilities_at_the_temperature(temperature):
-    written = ids_of(chain(np.log(PROBS)), num_chars=2000, num_samples=8, temperature=temperature)
-    counts = np.zeros((3, 3))
-    np.add.at(counts, (written[:, :-1].ravel(), written[:, 1:].ravel()), 1)
-    tempered = PROBS ** (1 / temperature)
-    for row, probs in zip(counts, tempered / tempered.sum(1, keepdims=True), strict=True):
-        assert chi_square(row, probs) < UNLIKELY
-
-
-def test_samples_are_independent_of_each_other():
-    first, second = ids_of(memoryless(np.log(PROBS[0])), num_chars=5000, num_samples=2)
-    pairs = np.bincount(3 * first + second, minlength=9)
-    # 8 degrees of freedom: above 45 once in 3 million seeds.
-    assert chi_square(pairs, np.outer(PROBS[0], PROBS[0]).ravel()) < 45
-
-
-@pytest.mark.parametrize("temperature", [1e30, 3e38, 1e39, 1e300])
-def test_a_huge_temperature_is_uniform_over_what_may_be_written(temperature):
-    model = memoryless([5.0, 0.0, -5.0, 9.0])
-    written = ids_of(model, num_chars=1500, masked=3, temperature=temperature)
-    counts = np.bincount(written[0], minlength=4)
-    assert counts[3] == 0
-    assert chi_square(counts[:3], np.full(3, 1 / 3)) < UNLIKELY
-
-
-@pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-40, 5e-324])
-def test_a_tiny_temperature_is_greedy(temperature):
-    greedy = ids_of(RANDOM, temperature=0.0)
-    np.testing.assert_array_equal(ids_of(RANDOM, temperature=temperature), greedy)
-
-
-@pytest.mark.parametrize("temperature", [0.0, 1.0, 1e6])
-@pytest.mark.parametrize("knobs", [{}, {"top_k": 2}, {"top_p": 0.9}])
-def test_a_masked_id_is_never_written(temperature, knobs):
-    model = memoryless([1.0, 2.0, 0.0, 99.0])
-    written = ids_of(model, num_samples=8, masked=3, temperature=temperature, **knobs)
-    assert (written < 3).all()
-
-
-# top_k and top_p
-
-
-@pytest.mark.parametrize("k", [1, 3])
-def test_top_k_writes_the_k_likeliest(k):
-    model = memoryless([0.0, 0.4, 0.1, 0.3, 0.2])
-    written = ids_of(model, num_samples=8, top_k=k)
-    assert set(written.ravel()) == set([1, 3, 4, 2, 0][:k])
-
-
-@pytest.mark.parametrize("k", [11, 10**6])
-def test_top_k_of_everything_changes_nothing(k):
-    np.testing.assert_array_equal(ids_of(RANDOM, top_k=k), ids_of(RANDOM))
-
-
-@pytest.mark.parametrize("knobs", [{"top_k": 1}, {"top_p": 1e-6}, {"top_p": 1e-60}])
-def test_the_narrowest_choice_is_greedy(knobs):
-    greedy = ids_of(RANDOM, temperature=0.0)
-    np.testing.assert_array_equal(ids_of(RANDOM, **knobs), greedy)
-
-
-def test_top_p_writes_the_smallest_set_of_that_probability():
-    model = memoryless(np.log([0.1, 0.4, 0.3, 0.2]))
-    sets = {0.3: {1}, 0.45: {1, 2}, 0.75: {1, 2, 3}, 0.95: {0, 1, 2, 3}}
-    for p, kept in sets.items():
-        assert set(ids_of(model, num_samples=8, top_p=p).ravel()) == kept
-
-
-def test_top_p_is_of_the_probabilities_at_the_temperature():
-    # At temperature 1/2 the squares count: 0.64, 0.16 and twice 0.04, over 0.88.
-    model = memoryless(np.log([0.8, 0.4, 0.2, 0.2]))
-    assert set(ids_of(model, num_samples=8, top_p=0.7, temperature=0.5).ravel()) == {0}
-    assert set(ids_of(model, num_samples=8, top_p=0.7, temperature=1.0).ravel()) == {0, 1}
-
-
-def test_top_p_of_one_changes_nothing():
-    np.testing.assert_array_equal(ids_of(RANDOM, top_p=1.0), ids_of(RANDOM))
-
-
-LANES_OF_LOGITS = st.permutations([-math.inf, -7.0, -1.5, -0.5, 0.25, 1.0, 1.75, 3.0])
-
-
-@given(logits=LANES_OF_LOGITS, k=st.integers(1, 9))
-def test_keep_top_k_keeps_exactly_k(logits, k):
-    kept = np.asarray(mask_below_top_k(jnp.asarray([logits], jnp.float32), k))[0]
-    want = [x if x in sorted(logits, reverse=True)[:k] else -math.inf for x in logits]
-    np.testing.assert_array_equal(kept, np.array(want, np.float32))
-
-
-@given(logits=LANES_OF_LOGITS, p=st.sampled_from([1e-30, 0.3, 0.65, 0.8, 0.9, 0.98, 0.9999]))
-def test_keep_top_p_keeps_the_smallest_set_that_reaches_p(logits, p):
-    kept = np.asarray(mask_below_top_p(jnp.asarray([logits], jnp.float32), jnp.float32(p)))[0]
-    probs = np.exp(logits) / np.exp(logits).sum()
-    inside = np.isfinite(kept)
-    np.testing.assert_array_equal(kept[inside], np.float32(logits)[inside])
-    assert probs[inside].sum() >= p
-    assert probs[inside].sum() - probs[inside].min() < p
-    assert probs[inside].min() > probs[~inside].max(initial=0)
-
-
-def test_lanes_are_chosen_by_their_own_keys():
-    keys = jax.random.split(jax.random.key(0), 4)
-    logits = jnp.tile(jnp.linspace(0, 1, 50), (4, 1))
-    together = choose(logits, keys, jnp.float32(1))
-    one_by_one = [choose(logits[i : i + 1], keys[i : i + 1], jnp.float32(1))[0] for i in range(4)]
-    np.testing.assert_array_equal(together, np.array(one_by_one))
-    assert len(set(together.tolist())) > 1
-
-
-# Errors and compilations
-
-
-@pytest.mark.parametrize(
-    ("flag", "value"),
-    [
-        ("temperature", -0.1),
-        ("temperature", math.inf),
-        ("temperature", math.nan),
-        ("top_k", -1),
-        ("top_p", 0.0),
-        ("top_p", 1.1),
-        ("top_p", math.nan),
-        ("seed", -1),
-        ("seed", 2**32),
-    ],
-)
-def test_a_bad_knob_is_refused_by_name(flag, value):
-    with pytest.raises(InputError) as caught:
-        Sampling(**{flag: value})
-    assert str(caught.value).startswith(f"--{flag}={value}: ")
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("flag", "value"),
-    [("num_chars", -1), ("num_chars", 10**10), ("num_samples", 0), ("num_samples", 10**7)],
-)
-def test_a_bad_number_is_refused_by_name(flag, value):
-    with pytest.raises(InputError, match=f"^--{flag}={value}: .*$"):
-        ids_of(RANDOM, **{flag: value})
-
-
-@pytest.mark.parametrize("wrong", [-1, 99])
-def test_an_id_of_no_symbol_is_refused_and_not_taken_for_another(wrong):
-    with pytest.raises(InputError, match=f"^id {wrong}: the model has"):
-        ids_of(RANDOM, prompt=np.array([0, wrong], np.int32))
-
-
-def test_an_empty_prompt_is_refused():
-    with pytest.raises(InputError, match=r"^the prompt is empty: .*$"):
-        ids_of(RANDOM, prompt=np.empty(0, np.int32))
-
-
-def test_knobs_do_not_compile_anew():
-    ids_of(RANDOM, temperature=0.5, top_p=0.5, num_samples=9)
-    compiled = module._writer()._cache_size()
-    ids_of(RANDOM, temperature=0.0, top_p=0.9, seed=3, num_samples=9, num_chars=700)
-    ids_of(RANDOM, temperature=3.0, top_p=0.1, prompt=np.zeros(500, np.int32))
-    assert module._writer()._cache_size() == compiled
-
-
-# Texts
 
 ABC = trained(cycle(3), "abc")
 
@@ -391,8 +29,8 @@ def test_a_text_is_the_prompt_and_its_continuation():
     assert "".join(texts(ABC, "ab", num_samples=3)) == "abcabca|abcabca|abcabca"
 
 
-def test_an_empty_prompt_starts_from_the_start_symbol_without_showing_it():
-    model = trained(cycle(3), "a\nb")  # its start symbol is the newline
+def test_an_empty_prompt_starts_from_the_start_token_without_showing_it():
+    model = trained(cycle(3), "a\nb")  # its start token is the newline
     assert "".join(texts(model, "")) == "ba\nba"
     np.testing.assert_array_equal(encode_prompt(model.vocab, ""), [1])
 
@@ -403,17 +41,18 @@ def test_no_characters_are_as_many_texts_as_asked_for(num_samples):
     assert "".join(pieces) == "|".join(["ab"] * num_samples)
 
 
-def test_texts_are_the_samples(monkeypatch):
+def test_texts_are_the_samples():
     model = trained(RANDOM, "abcdefghijk")
     options = {"num_chars": 40, "num_samples": 9, "sampling": Sampling(seed=4)}
     plain = list(sample_texts(model.config.model, model.params, model.vocab, "ab", **options))
-    ids = ids_of(RANDOM, prompt=np.array([0, 1], np.int32), num_chars=40, num_samples=9, seed=4)
+    groups = sampler.sample(*RANDOM, np.array([0, 1], np.int32), masked=None, **options)
+    ids = np.concatenate([np.concatenate(list(chunks), axis=1) for chunks in groups])
     assert plain == [model.vocab.decode(row) for row in ids]
     assert "".join(texts(model, "ab", **options)) == "|".join("ab" + text for text in plain)
 
 
 def test_a_single_text_comes_as_it_is_written(monkeypatch):
-    monkeypatch.setattr(module, "_CHUNK", 4)
+    monkeypatch.setattr(sampler, "_CHUNK", 4)
     pieces = texts(ABC, "ab", num_chars=10)
     assert len([piece for piece in pieces if piece]) > 3
     assert "".join(pieces) == "abcabcabcabc"
@@ -422,7 +61,7 @@ def test_a_single_text_comes_as_it_is_written(monkeypatch):
 def test_a_character_of_several_bytes_is_never_torn(monkeypatch):
     bytes_ = tuple("é€😀".encode().decode("latin-1"))  # 2, 3 and 4 bytes, all different
     model = trained(cycle(9), "x", vocab=Vocab(bytes_, "byte", False))
-    monkeypatch.setattr(module, "_CHUNK", 2)
+    monkeypatch.setattr(sampler, "_CHUNK", 2)
     pieces = texts(model, "é", num_chars=16)
     assert "".join(pieces) == "é€😀é€😀"
     assert texts(model, "é", num_chars=16, num_samples=2)[0] == "é€😀é€😀"

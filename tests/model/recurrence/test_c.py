@@ -20,8 +20,8 @@ from charjax.config import ModelConfig
 from charjax.model.cells import CELLS
 from charjax.model.network import CharRNN, initial_carry
 from charjax.model.recurrence import xla
-from charjax.model.recurrence.c import build, ops
 from charjax.model.recurrence.base import Projected, Table, Weights
+from charjax.model.recurrence.c import build, ops
 from tests.model import reference
 from tests.model.small import UNOPTIMIZED, distance, float64, like, normal, params_of, tokens_of
 

@@ -1,0 +1,191 @@
+"""Cross entropy of a model on a text: the loss of every character, in nats.
+
+The text is cut into parts that are read side by side, as the sequences of a batch. Each part
+but the first is preceded by `_CONTEXT` characters of the text, whose losses are dropped. So
+every character is predicted from at least that much context, and the result is that of one
+pass over the whole text, up to rounding, in a fraction of the time.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from charjax.config import ModelConfig
+from charjax.data.vocab import check_ids
+from charjax.errors import InputError
+from charjax.model.decode import decode_sequence
+from charjax.model.likelihood import next_char_nats
+from charjax.model.network import CharRNN, initial_carry, reset_carry
+from charjax.model.recurrence.api import for_inference
+from charjax.runtime.sharding import (
+    all_devices,
+    batch_sharding,
+    data_mesh,
+    local_copy,
+    replicated,
+    shard,
+)
+from charjax.types import Carry, Logits, Nats, PyTree, Reset, Tokens
+
+_CHUNK = 128  # characters of each sequence in one dispatch
+_CONTEXT = 4 * _CHUNK  # characters read before a sequence's own part
+_MAX_SEQUENCES = 64
+
+ProgressFn = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Score:
+    """The loss of a text.
+
+    Attributes:
+      chars: characters predicted: all but the first, which nothing precedes.
+      nats_per_char: mean cross entropy in nats.
+    """
+
+    chars: int
+    nats_per_char: float
+
+    @property
+    def bits_per_char(self) -> float:
+        """Mean cross entropy in bits."""
+        return self.nats_per_char / math.log(2)
+
+    @property
+    def perplexity(self) -> float:
+        """exp(nats per character); infinite where that overflows."""
+        return math.exp(self.nats_per_char) if self.nats_per_char < 700 else math.inf
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values for `charjax score`. An infinite perplexity becomes None."""
+        return {
+            "chars": self.chars,
+            "nats_per_char": self.nats_per_char,
+            "bits_per_char": self.bits_per_char,
+            "perplexity": self.perplexity if math.isfinite(self.perplexity) else None,
+        }
+
+
+def score(
+    config: ModelConfig,
+    params: PyTree,
+    ids: Int[np.ndarray, " chars"],
+    *,
+    progress: ProgressFn = lambda done, total: None,
+) -> Score:
+    """The mean loss of a text.
+
+    Raises:
+      InputError: the text has fewer than two characters.
+    """
+    nats = char_nats(config, params, ids, progress=progress)
+    return Score(nats.size, float(np.mean(nats, dtype=np.float64)))
+
+
+def char_nats(
+    config: ModelConfig,
+    params: PyTree,
+    ids: Int[np.ndarray, " chars"],
+    *,
+    progress: ProgressFn = lambda done, total: None,
+) -> Float[np.ndarray, " predicted"]:
+    """Cross entropy of every character but the first, float32, in nats.
+
+    Args:
+      config: the architecture.
+      params: of a `CharRNN`.
+      ids: token ids of the text.
+      progress: is told of the chunks done, and of all.
+
+    Raises:
+      InputError: the text has fewer than two characters, or an id outside the vocabulary.
+    """
+    if ids.size < 2:
+        raise InputError(f"the text has {ids.size} characters: a score needs at least 2")
+    check_ids(ids, params["output_bias"].shape[0])
+    predicted = ids.size - 1
+    sequences = max(1, min(_MAX_SEQUENCES, predicted // (2 * _CONTEXT)))
+    evaluator = _evaluator(config, on_all_devices=sequences >= jax.device_count())
+    part_chars = math.ceil(predicted / sequences)
+    context = _CONTEXT if sequences > 1 else 0
+    chunks = math.ceil((context + part_chars) / _CHUNK)
+
+    # Position p reads ids[p] and predicts ids[p + 1]. Positions outside the text read padding,
+    # and rows are added so that the devices have equal parts; both predictions are dropped.
+    rows = math.ceil(sequences / evaluator.devices) * evaluator.devices
+    first = np.minimum(np.arange(rows), sequences - 1) * part_chars - context
+    params, carry = evaluator.replicate(params), evaluator.shard(_zero_carry(config, rows))
+    nats = np.empty((rows, chunks * _CHUNK), np.float32)
+    for chunk in range(chunks):
+        at = first[:, None] + chunk * _CHUNK + np.arange(_CHUNK)
+        inputs, targets = (ids[np.clip(at + shift, 0, predicted)] for shift in (0, 1))
+        batch = evaluator.shard((at[:, 0] <= 0, inputs, targets))
+        carry, chunk_nats = evaluator.chunk_nats(params, carry, *batch)
+        nats[:, chunk * _CHUNK : (chunk + 1) * _CHUNK] = chunk_nats
+        progress(chunk + 1, chunks)
+    return nats[:sequences, context : context + part_chars].reshape(-1)[:predicted]
+
+
+class _Evaluator(NamedTuple):
+    """The compiled evaluation of one chunk, and how its arguments get to the devices.
+
+    Attributes:
+      devices: how many take part.
+      replicate: parameters -> a copy on each device.
+      shard: host arrays [rows, ...] -> the same, sharded by rows.
+      chunk_nats: (params, carry, reset, inputs, targets) -> (carry, nats on every device).
+    """
+
+    devices: int
+    replicate: Callable[[PyTree], PyTree]
+    shard: Callable[[PyTree], PyTree]
+    chunk_nats: Callable[..., tuple[Carry, Nats]]
+
+
+@functools.cache
+def _evaluator(config: ModelConfig, *, on_all_devices: bool) -> _Evaluator:
+    """On all devices of all processes, or, for a short text, on one of this process."""
+    mesh = data_mesh(all_devices() if on_all_devices else jax.local_devices()[:1])
+    everywhere, by_row = replicated(mesh), batch_sharding(mesh, axis=0)
+    return _Evaluator(
+        mesh.size,
+        lambda params: jax.device_put(params if on_all_devices else local_copy(params), everywhere),
+        lambda tree: shard(tree, by_row),
+        jax.jit(partial(_chunk_nats, config), out_shardings=(by_row, everywhere), donate_argnums=1),
+    )
+
+
+def _zero_carry(config: ModelConfig, rows: int) -> PyTree:
+    """`initial_carry` as host arrays."""
+    shapes = jax.eval_shape(lambda: initial_carry(config, rows))
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def _chunk_nats(
+    config: ModelConfig,
+    params: PyTree,
+    carry: Carry,
+    reset: Reset,
+    inputs: Tokens,
+    targets: Tokens,
+) -> tuple[Carry, Nats]:
+    # The network has no int8 weights; decoding has, one character at a time.
+    forward = decode_sequence if config.dtype == "int8" else _network_logits
+    logits, carry = forward(config, params, inputs, reset_carry(carry, reset))
+    return carry, next_char_nats(logits, targets)
+
+
+def _network_logits(
+    config: ModelConfig, params: PyTree, tokens: Tokens, carry: Carry
+) -> tuple[Logits, Carry]:
+    network = CharRNN(for_inference(config, tokens.shape[0]), params["output_bias"].shape[0])
+    return network.run(params, tokens, carry)
