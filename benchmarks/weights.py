@@ -25,7 +25,7 @@ from charjax.runtime.display import make_display
 
 def rows(workdir: Path) -> list[dict[str, Any]]:
     """One row a precision."""
-    trained = load_trained(workdir, which="best", report=progress)
+    trained = load_trained(workdir, which="best")
     with make_display(sys.stderr).task("reading the text") as update:
         text = load_dataset(trained.config, report=progress, progress=update)
     if text.corpus.sha256 != trained.meta["corpus"]["sha256"]:

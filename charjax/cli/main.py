@@ -151,7 +151,7 @@ def _train(args: argparse.Namespace) -> None:
 def _trained(args: argparse.Namespace) -> TrainedModel:
     from charjax.inference.load import load_trained, with_dtype
 
-    trained = load_trained(Path(args.workdir), which=args.checkpoint, report=_logger.info)
+    trained = load_trained(Path(args.workdir), which=args.checkpoint)
     return with_dtype(trained, args.weights) if getattr(args, "weights", None) else trained
 
 
@@ -192,7 +192,7 @@ def _score(args: argparse.Namespace) -> None:
 def _export(args: argparse.Namespace) -> None:
     from charjax.export.program import export_model
 
-    export_model(_trained(args), Path(args.out), report=_logger.info)
+    export_model(_trained(args), Path(args.out))
 
 
 def _info(args: argparse.Namespace) -> None:
@@ -204,7 +204,7 @@ def _info(args: argparse.Namespace) -> None:
         args.checkpoint = "best"
         _print_json(trained_info(_trained(args)))
     else:
-        _print_json(config_info(load_config(args.config_flags)[1], report=_logger.info))
+        _print_json(config_info(load_config(args.config_flags)[1]))
 
 
 def _verify(args: argparse.Namespace) -> None:

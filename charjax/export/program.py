@@ -7,6 +7,7 @@ The program is one step of decoding and sampling, with the arithmetic of
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,8 @@ from charjax.model.network import initial_carry
 from charjax.runtime.keys import Stream
 from charjax.types import PyTree, Scalar
 
+_logger = logging.getLogger(__name__)
+
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 # The leaves of a `DecodeState`, float32 [batch, features] each.
@@ -38,13 +41,12 @@ Generator: TypeAlias = Callable[
 ]
 
 
-def export_model(trained: TrainedModel, out: Path, *, report: Callable[[str], None]) -> None:
+def export_model(trained: TrainedModel, out: Path) -> None:
     """Writes a model as a program, weights, vocabulary and README into a folder.
 
     Args:
       trained: the model.
       out: the folder; made where there is none, its files replaced where there are.
-      report: is told what was written, in one line.
 
     Raises:
       InputError: the packages of `charjax[export]` are missing, or `out` is no folder.
@@ -65,7 +67,8 @@ def export_model(trained: TrainedModel, out: Path, *, report: Callable[[str], No
     described = vocab.to_json() | {"start": vocab.start}
     (out / "vocabulary.json").write_text(json.dumps(described), encoding="utf-8")
     (out / "README.md").write_text(_readme(trained, start), encoding="utf-8")
-    report(f"wrote {out}: a generator of {len(program):,} bytes for {', '.join(PLATFORMS)}")
+    size, platforms = f"{len(program):,}", ", ".join(PLATFORMS)
+    _logger.info("wrote %s: a generator of %s bytes for %s", out, size, platforms)
 
 
 def export_generator(config: ModelConfig, params: PyTree, *, masked: int | None) -> bytes:

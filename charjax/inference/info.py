@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from typing import Any
 
 import jax
@@ -14,15 +14,17 @@ from charjax.model.network import init_params, parameter_count
 from charjax.runtime.dtypes import resolve_dtype
 from charjax.runtime.keys import Stream, stream_key
 
+_logger = logging.getLogger(__name__)
 
-def config_info(config: Config, *, report: Callable[[str], None]) -> dict[str, Any]:
+
+def config_info(config: Config) -> dict[str, Any]:
     """The sizes of the model and the dataset that a config describes, as JSON values.
 
     Raises:
       InputError, HostError: the text cannot be loaded; see `load_dataset`.
     """
     config = resolve_dtype(config)
-    dataset = load_dataset(config, report=report, progress=lambda done, total: None)
+    dataset = load_dataset(config, report=_logger.info, progress=lambda done, total: None)
     params = jax.eval_shape(
         lambda: init_params(config.model, len(dataset.vocab), stream_key(config.seed, Stream.INIT))
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,13 +38,12 @@ class TrainedModel:
     meta: dict[str, Any]
 
 
-def load_trained(workdir: Path, *, which: Which, report: Callable[[str], None]) -> TrainedModel:
-    """The model of one verified checkpoint.
+def load_trained(workdir: Path, *, which: Which) -> TrainedModel:
+    """The model of one verified checkpoint. Damaged ones are logged, one line each.
 
     Args:
       workdir: the run's folder.
       which: "best", "newest" or a step. "best" is the newest where none was evaluated.
-      report: is told of damaged checkpoints, one line each.
 
     Raises:
       CheckpointError: the folder holds no usable checkpoint.

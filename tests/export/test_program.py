@@ -137,7 +137,7 @@ def test_weights_survive_their_file(tmp_path):
     trained = trained_like(MODELS[1])
     transposed = trained.params["output_kernel"].T.copy().T
     trained = dataclasses.replace(trained, params={**trained.params, "output_kernel": transposed})
-    export_model(trained, tmp_path / "out", report=lambda line: None)
+    export_model(trained, tmp_path / "out")
     loaded = load_file(tmp_path / "out" / "weights.safetensors")
     named = named_weights(trained.params)
     assert loaded.keys() == named.keys()
@@ -147,10 +147,11 @@ def test_weights_survive_their_file(tmp_path):
     np.testing.assert_array_equal(loaded["output_kernel"], trained.params["output_kernel"])
 
 
-def test_the_example_writes_the_same_bytes_in_a_process_without_charjax(tmp_path):
-    trained, said = trained_like(MODELS[0]), []
-    export_model(trained, tmp_path / "out", report=said.append)
-    assert len(said) == 1
+def test_the_example_writes_the_same_bytes_in_a_process_without_charjax(tmp_path, caplog):
+    caplog.set_level("INFO", "charjax")
+    trained = trained_like(MODELS[0])
+    export_model(trained, tmp_path / "out")
+    assert len(caplog.messages) == 1
     arguments = [str(tmp_path / "out"), "the cat", "60", "0.9", "5"]
     # Isolated, with an import of charjax made to fail.
     program = "import sys, runpy; sys.modules['charjax'] = None; runpy.run_path(sys.argv.pop(1))"
@@ -190,7 +191,7 @@ def test_the_example_imports_jax_and_not_charjax():
 def test_the_folder_explains_itself(tmp_path):
     trained = trained_like(MODELS[0], unk=True)
     out = tmp_path / "out"
-    export_model(trained, out, report=lambda line: None)
+    export_model(trained, out)
     files = {path.name for path in out.iterdir()}
     readme = (out / "README.md").read_text(encoding="utf-8")
     assert all(f"`{name}`" in readme for name in files - {"README.md"})
@@ -207,11 +208,11 @@ def test_a_missing_package_is_one_line_and_leaves_no_file(package, tmp_path, mon
     for name in (package, f"{package}.numpy"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(InputError, match=rf"{package} is not installed.*charjax\[export\]"):
-        export_model(trained_like(MODELS[0]), tmp_path / "out", report=print)
+        export_model(trained_like(MODELS[0]), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_file_in_the_way_is_refused(tmp_path):
     (tmp_path / "out").write_text("")
     with pytest.raises(InputError, match="is a file; name a folder"):
-        export_model(trained_like(MODELS[0]), tmp_path / "out", report=print)
+        export_model(trained_like(MODELS[0]), tmp_path / "out")

@@ -53,8 +53,8 @@ def save(workdir, *, config=CONFIG, losses=(None,)):
             saved.save(step, state, meta, val_loss=loss)
 
 
-def load(workdir, which="best", report=pytest.fail):
-    return load_trained(workdir, which=which, report=report)
+def load(workdir, which="best"):
+    return load_trained(workdir, which=which)
 
 
 def assert_params(trained, factor):
@@ -140,7 +140,7 @@ def test_the_info_of_a_config(dtype, tmp_path):
     data = DataConfig(path=str(file), unk=True, batch_size=4, seq_len=16, split=(0.8, 0.1, 0.1))
     model = replace(CONFIG.model, dtype=dtype)
     config = from_config_dict(to_dict(replace(CONFIG, data=data, model=model)))
-    info = config_info(config, report=pytest.fail)
+    info = config_info(config)
     assert json.loads(json.dumps(info)) == info
     assert info | SIZES | {"dtype": resolve_dtype(config).model.dtype} == info
     assert info["chars"] == 1000

@@ -385,7 +385,7 @@ def test_a_run_that_diverges_ends_and_what_it_saved_is_finite(eval_every, config
         assert str(tmp_path) in str(diverged.value)
         assert "config.optim.learning_rate" in str(diverged.value)
         assert "--workdir" in str(diverged.value)  # this one is bound to its learning rate
-    trained = load_trained(tmp_path, which="newest", report=print)
+    trained = load_trained(tmp_path, which="newest")
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trained.params))
     if eval_every == 1000:
         assert any("1 updates were not finite" in line for line in shown.lines)
@@ -412,7 +412,7 @@ def test_without_a_validation_part_the_newest_is_the_best(config, tmp_path):
     records = read_metrics(Workdir(tmp_path).metrics)
     assert not any("val_loss" in r for r in records)
     assert records[-1]["train_loss"] < records[0]["train_loss"]
-    assert load_trained(tmp_path, which="best", report=print).step == STEPS
+    assert load_trained(tmp_path, which="best").step == STEPS
     assert Workdir(tmp_path).samples.stat().st_size > 0
 
 
