@@ -1,4 +1,4 @@
-"""What the digests and the verification cost of the training time of configs/shakespeare.py."""
+"""Share of training time that digests and verification take in configs/shakespeare.py."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _CONFIG = Path(__file__).parents[2] / "configs" / "shakespeare.py"
 _DISPATCH, _LIMIT_PERCENT = 10, 5.0
 
 
-def prove_cost(n: int, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """The figures, each the median of n measurements."""
+def check_cost(n: int, folder: Path, report: Callable[[str], None]) -> dict[str, Any]:
+    """Measures each time n times and returns the figures of the page, medians."""
     values = runpy.run_path(str(_CONFIG))["get_config"]().to_dict()
     config = resolve_dtype(from_config_dict(values))
-    text = load_dataset(config, report=say, progress=lambda done, total: None)
+    text = load_dataset(config, report=report, progress=lambda done, total: None)
     optimizer = make_optimizer(config.optim, config.train.max_steps)
     backend = make_backend(config, len(text.vocab), optimizer)
     state = backend.place(init_state(config, len(text.vocab), optimizer))

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT at random moments: the right exit code, soon, and no finished step lost.
+"""SIGTERM and SIGINT at random moments: right exit code, in time, no finished step lost.
 
 As with kill -9, one run is stopped and started again until it finishes. A third of the signals
 fall while Python, JAX and the text are loaded, a third while the first step compiles (for which
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reliability.trial import (
+from tests.faults.trial import (
     Reference,
     Trial,
     read_series,
@@ -25,23 +25,23 @@ from benchmarks.reliability.trial import (
     wait_until_it_trains,
 )
 
-_SECONDS = 10  # within which a signal must have been obeyed
+_SECONDS = 10  # a process must have ended this long after a signal
 _CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
-_PYTHON_STARTS_S = 0.08  # before which no program has a say in what a signal does
+_PYTHON_STARTS_S = 0.08  # until Python has started, no program can handle a signal
 _BUSY_S = 0.8
 
 
-def prove_signals(n: int, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """The figures of n signals, half of them SIGTERM and half SIGINT."""
-    # A command in the background may have been told to ignore it, and would tell its children.
+def check_signals(n: int, folder: Path, report: Callable[[str], None]) -> dict[str, Any]:
+    """Sends n signals, SIGTERM and SIGINT in turn, and returns the figures of the page."""
+    # A background command may have inherited an ignored SIGINT, which its children would inherit.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    trial = Trial.load_dataset(folder)
-    return _Stopper(trial, trial.reference(checkpoint_every=1), say).stop(n)
+    trial = Trial.prepare(folder)
+    return _Stopper(trial, trial.reference(checkpoint_every=1), report).stop(n)
 
 
 class _Stopper:
-    def __init__(self, trial: Trial, reference: Reference, say: Callable[[str], None]) -> None:
-        self.trial, self.reference, self.say = trial, reference, say
+    def __init__(self, trial: Trial, reference: Reference, report: Callable[[str], None]) -> None:
+        self.trial, self.reference, self.report = trial, reference, report
         self.draw = random.Random(2)
         self.workdir = trial.folder / "run"
         self.counts: Counter[str] = Counter()
@@ -68,7 +68,7 @@ class _Stopper:
         }
 
     def _start(self, number: signal.Signals | None, phase: str) -> bool:
-        """One process; whether a signal has reached it."""
+        """Runs one process; returns whether a signal reached it."""
         if phase == "compiling":
             shutil.rmtree(self.trial.folder / "cache", ignore_errors=True)
         process = self.trial.start(self.workdir)
@@ -79,7 +79,7 @@ class _Stopper:
         if reached and number is not None:
             process.send_signal(number)
         _, errors = process.communicate()
-        if process.returncode == 0:  # it had come to its end before the signal
+        if process.returncode == 0:  # it finished before the signal
             self._after_end()
             return False
         if not reached or number is None:
@@ -92,13 +92,13 @@ class _Stopper:
         return True
 
     def _wait(self, process: subprocess.Popen[str], phase: str) -> None:
-        """Until the moment of the signal, or the end of the process."""
+        """Waits until the time of the signal, or the end of the process."""
         if phase == "loading":
             time.sleep(self.draw.uniform(_PYTHON_STARTS_S, 2.5))
             return
         if phase == "compiling":
             assert process.stdout is not None
-            for line in process.stdout:  # the last word before the first step
+            for line in process.stdout:  # the last message before the first step
                 if line.startswith("plan:"):
                     break
             time.sleep(self.draw.uniform(0, 1.5))
@@ -107,7 +107,7 @@ class _Stopper:
         time.sleep(self.draw.uniform(0, _BUSY_S))
 
     def _after_signal(self, number: signal.Signals, code: int, errors: str) -> None:
-        # Killed by the signal itself, before charjax could have its say: the same to a shell.
+        # Killed by the signal before charjax had a handler: a shell shows the same exit code.
         right = code in (_CODES[number], -number)
         self.counts[f"{number.name} right"] += right
         if not right or "Traceback" in errors or len(errors.splitlines()) > 1:
@@ -121,7 +121,7 @@ class _Stopper:
         if done > newest:
             self.problems.append(f"{number.name}: step {done} was done, {newest} saved")
         self.problems += self.reference.problems(self.workdir) if self.workdir.exists() else []
-        self.say(f"{number.name}: exit {code} in {self.seconds[-1]:.2f} s at step {newest}")
+        self.report(f"{number.name}: exit {code} in {self.seconds[-1]:.2f} s at step {newest}")
 
     def _after_end(self) -> None:
         self.counts["finished"] += 1
@@ -129,7 +129,7 @@ class _Stopper:
         shutil.rmtree(self.workdir)
 
     def _second_interrupts(self, n: int) -> float:
-        """The longest that a process lived on after a second SIGINT."""
+        """Seconds until the slowest process ended after a second SIGINT."""
         seconds = []
         for _ in range(n):
             workdir = self.trial.folder / "second"

@@ -1,4 +1,4 @@
-"""A small run that can be hurt in many ways, and what it must be equal to afterwards."""
+"""A small run to inject faults into, and the undisturbed run that it is compared with."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def get_config():
 
 
 def small_config(text: Path) -> Config:
-    """A run of 300 steps, each a fraction of a millisecond, with every kind of state."""
+    """A run of 300 steps of under a millisecond each, with dropout, EMA and a schedule."""
     return Config(
         data=DataConfig(path=str(text), batch_size=8, seq_len=16),
         model=ModelConfig(hidden=16, embed=8, dropout=0.1),
@@ -55,13 +55,13 @@ def small_config(text: Path) -> Config:
 
 @dataclass(frozen=True)
 class Trial:
-    """A config that trains within seconds, and a compilation cache that its runs share."""
+    """A config file that trains within seconds, and a compilation cache for its runs."""
 
     folder: Path
 
     @classmethod
-    def load_dataset(cls, folder: Path) -> Trial:
-        """Writes the text and the config."""
+    def prepare(cls, folder: Path) -> Trial:
+        """Writes the text and the config file to a folder."""
         values = to_dict(small_config(write_words(folder / "text.txt", 3000)))
         (folder / "config.py").write_text(_CONFIG_FILE.format(values=values), encoding="utf-8")
         return cls(folder)
@@ -72,12 +72,12 @@ class Trial:
         return self.folder / "config.py"
 
     def command(self, workdir: Path, *flags: str) -> list[str]:
-        """The command that trains or resumes a run."""
+        """The command line that trains or resumes a run."""
         train = [f"--config={self.config}", f"--workdir={workdir}", *flags]
         return [sys.executable, str(_ROOT / "launch.py"), *train]
 
     def environment(self) -> dict[str, str]:
-        """Of every run: one CPU device, one compilation cache, this checkout's charjax."""
+        """The environment of every run: one CPU device, the cache, this checkout on the path."""
         return os.environ | {
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": "",
@@ -87,7 +87,7 @@ class Trial:
         }
 
     def start(self, workdir: Path, *flags: str) -> subprocess.Popen[str]:
-        """Starts the command; its two streams are pipes."""
+        """Starts `command` with pipes for its standard output and standard error."""
         return subprocess.Popen(
             self.command(workdir, *flags),
             env=self.environment(),
@@ -98,7 +98,7 @@ class Trial:
         )
 
     def reference(self, *, checkpoint_every: int = CHECKPOINT_EVERY) -> Reference:
-        """What an undisturbed run comes to. It also warms the compilation cache."""
+        """Trains without a disturbance and records the result; fills the compilation cache."""
         workdir = self.folder / "reference"
         more = f"--config.train.checkpoint_every={checkpoint_every}"
         process = self.start(workdir, "--config.train.keep=1000", more)
@@ -111,17 +111,17 @@ class Trial:
 
 @dataclass(frozen=True)
 class Reference:
-    """An undisturbed run: step -> losses in hexadecimal, step -> digest of every leaf."""
+    """An undisturbed run: losses of each step in hexadecimal, digests of each checkpoint."""
 
     series: dict[int, tuple[str, ...]]
     leaves: dict[int, dict[str, str]]
 
     def problems(self, workdir: Path) -> list[str]:
-        """How the run in a folder, as far as it came, differs from this one."""
+        """How the run in `workdir`, up to its last step, differs from this one."""
         found = []
         series = read_series(workdir)
         if list(series) != list(range(1, len(series) + 1)):
-            found.append("a record is missing or stands there twice")
+            found.append("a record is missing or duplicated")
         found += [
             f"losses of step {step} differ"
             for step, losses in series.items()
@@ -136,7 +136,7 @@ class Reference:
 
 
 def write_words(file: Path, num_words: int) -> Path:
-    """A text of words in a random order, always the same."""
+    """Writes a text of `num_words` random words, the same in every call."""
     draw = random.Random(0)
     words = (draw.choice(_WORDS.split()) for _ in range(num_words))
     file.write_text(" ".join(words), encoding="utf-8")
@@ -144,21 +144,21 @@ def write_words(file: Path, num_words: int) -> Path:
 
 
 class Silent:
-    """A display that keeps what it is told."""
+    """A display that shows nothing and collects the messages."""
 
     def __init__(self, on_step: Callable[[int], None] = lambda step: None) -> None:
         self.lines: list[str] = []
         self._on_step = on_step
 
     def report(self, message: str) -> None:
-        """Keeps a message."""
+        """Collects a message."""
         self.lines.append(message)
 
     text = report
 
     @contextmanager
     def task(self, name: str) -> Iterator[Callable[..., None]]:
-        """Calls `on_step` after every dispatch of the training."""
+        """Calls `on_step` after every dispatch of training steps."""
 
         def update(done: int, *rest: object) -> None:
             if name == "training":
@@ -168,7 +168,7 @@ class Silent:
 
 
 def read_series(workdir: Path) -> dict[int, tuple[str, ...]]:
-    """Step -> its losses in hexadecimal; the torn last line of a killed writer is left out."""
+    """Step -> losses in hexadecimal, without a last line that a killed process left torn."""
     metrics = Workdir(workdir).metrics
     if not metrics.exists():
         return {}
@@ -183,7 +183,7 @@ def _losses(record: dict[str, Any]) -> tuple[str, ...]:
 
 
 def verdicts(workdir: Path) -> list[tuple[int, str]]:
-    """What `charjax verify` says of each step."""
+    """(step, problem or "") of every checkpoint, as `charjax verify` reports them."""
     with Checkpoints(Workdir(workdir).checkpoints) as saved:
         return saved.verify()
 
@@ -194,16 +194,16 @@ def sound_steps(workdir: Path) -> list[int]:
 
 
 def leaf_digests(workdir: Path, step: int) -> dict[str, str]:
-    """Path -> SHA-256 of every array of a checkpoint: parameters, optimizer, averages, carry."""
+    """Leaf path -> SHA-256 of a checkpoint's parameters, optimizer state, averages and carry."""
     file = Workdir(workdir).checkpoints / str(step) / "meta" / "record.json"
     leaves = json.loads(file.read_bytes())["leaves"]
     return {path: leaf["sha256"] for path, leaf in leaves.items()}
 
 
 def wait_until_it_trains(process: subprocess.Popen[str], workdir: Path) -> None:
-    """Returns when the log of a run grows, or its process has ended.
+    """Returns when metrics.jsonl grows or the process has ended.
 
-    A run that resumes first cuts off what its log has beyond the checkpoint.
+    A resumed run first truncates the records after its checkpoint, so the file may shrink before.
     """
     metrics = Workdir(workdir).metrics
     least = math.inf

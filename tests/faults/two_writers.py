@@ -1,8 +1,8 @@
 """Two processes started on one folder at the same time: exactly one of them runs.
 
-The two are forked from a process that has imported everything, so that they reach the lock
-within milliseconds of each other. One double start in twenty is of two commands instead, and its
-winner trains to the end; the other winners are killed, and the next start finds the lock free.
+Both are forked from a process that has imported everything, so that they reach the lock within
+milliseconds of each other; the winner is killed, and the next pair must find the lock free. Every
+20th pair is two commands instead, whose winner trains to the end.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import charjax.train.loop  # noqa: F401 so that a fork starts at the lock
-from benchmarks.reliability.trial import Reference, Trial, sound_steps
 from charjax.cli.main import main
+from tests.faults.trial import Reference, Trial, sound_steps
 
-_LOSER, _SECONDS = 4, 5.0  # the exit code of the second, and within which it has ended
-_COMMANDS = 20  # one double start in so many is of commands
+_LOSER, _SECONDS = 4, 5.0  # exit code and time limit of the process that is refused
+_COMMANDS = 20  # every 20th pair
 
 
-def prove_two_writers(n: int, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """The figures of n double starts."""
-    trial = Trial.load_dataset(folder)
+def check_two_writers(n: int, folder: Path, report: Callable[[str], None]) -> dict[str, Any]:
+    """Starts n pairs of processes and returns the figures of the page."""
+    trial = Trial.prepare(folder)
     reference = trial.reference()
     os.environ |= trial.environment()
     counts: Counter[str] = Counter()
@@ -43,7 +43,7 @@ def prove_two_writers(n: int, folder: Path, say: Callable[[str], None]) -> dict[
             problems += found
             slowest = max(slowest, seconds)
         counts["one ran"] += not problems
-        say(f"double start {number + 1}: {len(problems)} problems")
+        report(f"double start {number + 1}: {len(problems)} problems")
     return {
         "double_starts": n,
         "of_commands": counts["commands"],
@@ -55,7 +55,7 @@ def prove_two_writers(n: int, folder: Path, say: Callable[[str], None]) -> dict[
 
 
 def _fork_two(trial: Trial) -> tuple[list[str], float]:
-    """(problems, seconds until the loser had ended) of two forks, whose winner is killed."""
+    """(problems, seconds until one was refused) of two forks; kills the other one."""
     workdir = trial.folder / "forked"
     started = time.monotonic()
     processes = {_fork(trial, workdir) for _ in range(2)}
@@ -75,7 +75,7 @@ def _fork_two(trial: Trial) -> tuple[list[str], float]:
 
 def _fork(trial: Trial, workdir: Path) -> int:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that threads are not forked: none has started
+        warnings.simplefilter("ignore")  # fork() in a process with threads: none has started
         process = os.fork()
     if process:
         return process
@@ -90,7 +90,7 @@ def _fork(trial: Trial, workdir: Path) -> int:
 
 
 def _start_commands(trial: Trial, reference: Reference) -> list[str]:
-    """The problems of two commands, whose winner trains to the end."""
+    """Problems of two concurrent commands, of which one trains to the end."""
     workdir = trial.folder / "run"
     processes = [trial.start(workdir) for _ in range(2)]
     ends = [_end(process) for process in processes]

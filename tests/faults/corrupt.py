@@ -1,7 +1,7 @@
-"""Damage to every file of a run, and what a restore, a check and a resumption make of it.
+"""Damaged files of a run: a restore must find the damage and take an older checkpoint.
 
-A damage is one of: a flipped bit, a cut end, zeros, a deleted file, two files swapped, the
-folders of two steps swapped. Every tenth case damages every step, so that none is good.
+The damage is a flipped bit, a truncated, zeroed or deleted file, two swapped files, or the swapped
+folders of two steps. Every tenth case damages all steps, so that no checkpoint verifies.
 """
 
 from __future__ import annotations
@@ -16,15 +16,6 @@ from typing import Any
 
 import jax
 
-from benchmarks.reliability.trial import (
-    Reference,
-    Silent,
-    leaf_digests,
-    read_series,
-    small_config,
-    sound_steps,
-    write_words,
-)
 from charjax.checkpoint import Checkpoints
 from charjax.checkpoint.record import describe, flatten
 from charjax.config import Config
@@ -34,19 +25,28 @@ from charjax.train.loop import train
 from charjax.train.optimizer import make_optimizer
 from charjax.train.step import init_state
 from charjax.workdir import Workdir
+from tests.faults.trial import (
+    Reference,
+    Silent,
+    leaf_digests,
+    read_series,
+    small_config,
+    sound_steps,
+    write_words,
+)
 
-_STEPS, _MORE = 30, 10  # of the run that is damaged, and those that a resumption adds
-_RESUMED = 25  # one case in so many is also resumed to its end
+_STEPS, _MORE = 30, 10  # of the damaged run, and added by resuming it
+_RESUMED = 25  # every 25th case is also resumed to its end
 
 
-def prove_corrupt(n: int, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """The figures of n damages."""
-    return _Vandal(folder, say).damage(n)
+def check_corrupt(n: int, folder: Path, report: Callable[[str], None]) -> dict[str, Any]:
+    """Damages n copies of a run and returns the figures of the page."""
+    return _Corruptor(folder, report).damage(n)
 
 
-class _Vandal:
-    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
-        self.draw, self.say = random.Random(3), say
+class _Corruptor:
+    def __init__(self, folder: Path, report: Callable[[str], None]) -> None:
+        self.draw, self.report = random.Random(3), report
         config = small_config(write_words(folder / "text.txt", 600))
         self.whole, self.copy = folder / "whole", folder / "copy"
         self.longer = _until(config, _STEPS + _MORE)
@@ -73,7 +73,7 @@ class _Vandal:
             if case % _RESUMED == 0:
                 self._resume(done)
             if case % 100 == 99:
-                self.say(f"{case + 1} cases, {len(self.problems)} problems")
+                self.report(f"{case + 1} cases, {len(self.problems)} problems")
         names = ("flip", "truncate", "zero", "delete", "swap", "swap_steps")
         return {
             "corruptions": self.counts["cases"],
@@ -132,7 +132,7 @@ class _Vandal:
         return f"{kind} at {at} of {name}"
 
     def _judge(self, done: str) -> None:
-        """A restore gives the newest step that is as it was, or refuses; nothing else."""
+        """Checks that a restore returns the newest undamaged step, or refuses if there is none."""
         shown = Silent()
         intact = [step for step in self.leaves if self._is_intact(step)]
         checkpoints = Workdir(self.copy).checkpoints
@@ -165,7 +165,7 @@ class _Vandal:
         )
 
     def _resume(self, done: str) -> None:
-        """The run goes on to the same end, or refuses and leaves everything where it is."""
+        """Checks that the run resumes to the same result, or refuses and deletes nothing."""
         before = set(Workdir(self.copy).checkpoints.rglob("*"))
         self._note("resumed")
         try:

@@ -1,7 +1,6 @@
-"""Twelve servers on loopback that misbehave: no bad file is kept, and nothing takes a minute.
+"""Twelve misbehaving servers on loopback: no bad file is kept, no download takes a minute.
 
-Every fetch has charjax's own time-outs. All run at once, so the proof takes as long as the most
-patient of them.
+The downloads use the default time-outs and run concurrently.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ _BODY = bytes(range(256)) * 4000
 _Behave: TypeAlias = Callable[[socket.socket, str, int], None]
 
 
-def prove_servers(n: int, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """The figures of the first n servers; the patient ones come last."""
+def check_servers(n: int, folder: Path, report: Callable[[str], None]) -> dict[str, Any]:
+    """Downloads from the first n servers (the slowest are last); returns the page's figures."""
     chosen = dict(list(_SERVERS.items())[:n])
     with ThreadPoolExecutor(max_workers=len(chosen)) as pool:
         calls = {k: pool.submit(_ask, k, make, folder) for k, make in chosen.items()}
         cases = {name: call.result() for name, call in calls.items()}
     for name, (seconds, message, _) in cases.items():
-        say(f"{name}: {seconds:.1f} s: {message}")
+        report(f"{name}: {seconds:.1f} s: {message}")
     slowest = max(seconds for seconds, _, _ in cases.values())
     kept = [name for name, (_, _, files) in cases.items() if files]
     accepted = [name for name, (_, message, _) in cases.items() if not message]
@@ -46,7 +45,7 @@ def prove_servers(n: int, folder: Path, say: Callable[[str], None]) -> dict[str,
 
 
 def _ask(name: str, make: Callable[[], _Behave], folder: Path) -> tuple[float, str, list[str]]:
-    """(seconds, the one line that refused, files left behind)."""
+    """(seconds, the one-line error or "", files left behind)."""
     server, target = Server(make()), folder / name / "corpus.txt"
     started, message = time.monotonic(), ""
     try:
@@ -80,7 +79,7 @@ def _reset_halfway(connection: socket.socket) -> None:
 
 def _silence(connection: socket.socket) -> None:
     connection.settimeout(_SECONDS)
-    connection.recv(1)  # until the other side has had enough
+    connection.recv(1)  # until the client gives up
 
 
 def _silence_halfway(connection: socket.socket) -> None:

@@ -1,4 +1,4 @@
-"""A restore at every step, and five resumptions in a row: the differences must be exactly 0."""
+"""Resuming at every step, and five times in a row: results equal bit for bit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reliability.trial import (
+from charjax.config import Config
+from charjax.errors import InterruptedRunError
+from charjax.train.loop import train
+from tests.faults.trial import (
     Reference,
     Silent,
     leaf_digests,
@@ -20,15 +23,12 @@ from benchmarks.reliability.trial import (
     sound_steps,
     write_words,
 )
-from charjax.config import Config
-from charjax.errors import InterruptedRunError
-from charjax.train.loop import train
 
 _RESUMES = 5
 
 
-def prove_resume(n: int, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """The figures of a run of n steps, restored at each of them."""
+def check_resume(n: int, folder: Path, report: Callable[[str], None]) -> dict[str, Any]:
+    """Resumes a run of n steps at each of them and returns the figures of the page."""
     config = small_config(write_words(folder / "text.txt", 600))
     limits = replace(config.train, max_steps=n, eval_every=n, checkpoint_every=1, keep=n)
     config = replace(config, train=limits)
@@ -41,7 +41,7 @@ def prove_resume(n: int, folder: Path, say: Callable[[str], None]) -> dict[str, 
     for step in range(1, n):
         problems = _resume_at(step, seldom, whole, folder / "resumed", reference)
         differing += [f"from step {step}: {problem}" for problem in problems]
-        say(f"from step {step}: {len(problems)} differences")
+        report(f"from step {step}: {len(problems)} differences")
     in_a_row, chained = _resume_in_a_row(seldom, folder / "chained", reference)
     return {
         "steps": n,
@@ -58,7 +58,7 @@ def prove_resume(n: int, folder: Path, say: Callable[[str], None]) -> dict[str, 
 def _resume_at(
     step: int, config: Config, whole: Path, resumed: Path, reference: Reference
 ) -> list[str]:
-    """How a run that goes on from this step alone differs from the whole one."""
+    """Differences of a run resumed from this step alone to the uninterrupted one."""
     shutil.copytree(whole, resumed, ignore=lambda path, names: _others(step, path, names))
     train(config, resumed, Silent())
     problems = reference.problems(resumed)
@@ -69,12 +69,12 @@ def _resume_at(
 
 
 def _others(step: int, path: str, names: list[str]) -> list[str]:
-    """Every checkpoint but this one."""
+    """The names of all checkpoints but this one."""
     return [n for n in names if Path(path).name == "checkpoints" and n != str(step)]
 
 
 def _resume_in_a_row(config: Config, workdir: Path, reference: Reference) -> tuple[int, list[str]]:
-    """(resumptions, differences) of one run that a SIGTERM stops again and again."""
+    """(number of resumes, differences) of one run that SIGTERM stops repeatedly."""
     every = config.train.max_steps // (_RESUMES + 1)
     for resumed in range(_RESUMES):
         try:

@@ -1,8 +1,8 @@
-"""A disk that fills up at many positions of a write; what was saved before stays good.
+"""A disk that is full at many positions of a save: older checkpoints must stay intact.
 
-On a small tmpfs where this process may mount one: the free space is one position further in every
-round, so that the first ends while `run.json` is written, the last in the end of a checkpoint.
-Elsewhere the system's limit on the size of a file takes the disk's place.
+Uses a small tmpfs where this process may mount one. The free space grows from round to round, so
+that the first save fails in `run.json` and the last at the end of a checkpoint. Elsewhere the
+system's limit on file sizes (RLIMIT_FSIZE) stands in for the disk.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reliability.trial import (
+from charjax.config import Config
+from charjax.errors import CharjaxError, HostError
+from charjax.train.loop import train
+from charjax.workdir import Workdir
+from tests.faults.trial import (
     Silent,
     leaf_digests,
     small_config,
@@ -29,17 +33,13 @@ from benchmarks.reliability.trial import (
     verdicts,
     write_words,
 )
-from charjax.config import Config
-from charjax.errors import CharjaxError, HostError
-from charjax.train.loop import train
-from charjax.workdir import Workdir
 
 _STEPS, _MORE = 20, 10
 _DISK_BYTES = 8 * 2**20
 
 
-def prove_disk(n: int, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """The figures of n positions at which the disk is full."""
+def check_disk(n: int, folder: Path, report: Callable[[str], None]) -> dict[str, Any]:
+    """Fills the disk at n positions of a save and returns the figures of the page."""
     config = small_config(write_words(folder / "text.txt", 600))
     before, after = _until(config, _STEPS), _until(config, _STEPS + _MORE)
     good, whole = folder / "good", folder / "whole"
@@ -51,12 +51,12 @@ def prove_disk(n: int, folder: Path, say: Callable[[str], None]) -> dict[str, An
     problems: list[str] = []
     fill, needed, kind = _filler(whole)
     for number in range(n):
-        room = number * needed // n
+        free = number * needed // n
         with _disk(folder) as disk:
             run = shutil.copytree(good, disk / "run")
-            found = _fail_and_resume(run, after, last, room, fill, counts)
-        problems += [f"with {room} bytes free: {problem}" for problem in found]
-        say(f"{room} bytes free: {len(found)} problems")
+            found = _fail_and_resume(run, after, last, free, fill, counts)
+        problems += [f"with {free} bytes free: {problem}" for problem in found]
+        report(f"{free} bytes free: {len(found)} problems")
     return {
         "positions": n,
         "how": kind,
@@ -73,15 +73,15 @@ def _fail_and_resume(
     run: Path,
     config: Config,
     last: dict[str, str],
-    room: int,
+    free: int,
     fill: Callable[[Path, int], Any],
     counts: Counter[str],
 ) -> list[str]:
-    """What went wrong beside the disk, in a run that meets it full and then with room."""
+    """Trains on the full disk, then with free space again; returns what went wrong."""
     problems = []
     before = {step: leaf_digests(run, step) for step in sound_steps(run)}
     try:
-        with fill(run, room):
+        with fill(run, free):
             train(config, run, Silent())
         problems.append("it was not refused")
     except HostError as error:
@@ -106,7 +106,7 @@ def _until(config: Config, steps: int) -> Config:
 
 @contextmanager
 def _disk(folder: Path) -> Iterator[Path]:
-    """A folder that is a small disk of its own where this process may mount one."""
+    """A folder on a small tmpfs, or an ordinary one where this process may not mount."""
     disk = folder / "disk"
     disk.mkdir()
     mounted = _can_mount()
@@ -132,8 +132,8 @@ def _can_mount() -> bool:
 
 
 def _filler(whole: Path) -> tuple[Callable[[Path, int], Any], int, str]:
-    """(a context in which only so many bytes can be written, the bytes of a save, its name)."""
-    # How many files the array store makes differs from save to save; the smallest counts.
+    """(context manager that limits the free bytes, bytes of a save, name of the method)."""
+    # The number of files that the array store writes varies; take the smallest save.
     steps = (Workdir(whole).checkpoints / str(step) for step in sound_steps(whole))
     sizes = [[p.stat().st_size for p in step.rglob("*") if p.is_file()] for step in steps]
     if _can_mount():
@@ -142,11 +142,11 @@ def _filler(whole: Path) -> tuple[Callable[[Path, int], Any], int, str]:
 
 
 @contextmanager
-def _full_disk(run: Path, room: int) -> Iterator[None]:
+def _full_disk(run: Path, free: int) -> Iterator[None]:
     filler = run.parent / "filler"
-    free = shutil.disk_usage(run).free - room
+    occupied = shutil.disk_usage(run).free - free
     with filler.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, free)
+        os.posix_fallocate(file.fileno(), 0, occupied)
     try:
         yield
     finally:
@@ -154,10 +154,10 @@ def _full_disk(run: Path, room: int) -> Iterator[None]:
 
 
 @contextmanager
-def _small_files(run: Path, room: int) -> Iterator[None]:
+def _small_files(run: Path, free: int) -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (free, hard))
     try:
         yield
     finally:

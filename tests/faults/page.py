@@ -1,7 +1,4 @@
-"""`python -m benchmarks.reliability.page`: writes the table of docs/reliability.md.
-
-Between two comments in that page stands what the files in benchmarks/results say.
-"""
+"""Writes the table of docs/reliability.md from the result files: `python -m tests.faults.page`."""
 
 from __future__ import annotations
 
@@ -13,12 +10,12 @@ from typing import Any, TypeAlias
 
 _ROOT = Path(__file__).parents[2]
 PAGE, RESULTS = _ROOT / "docs" / "reliability.md", _ROOT / "benchmarks" / "results"
-_BEGIN = "<!-- begin: python -m benchmarks.reliability.page -->"
+_BEGIN = "<!-- begin: python -m tests.faults.page -->"
 _END = "<!-- end -->"
 _Figures: TypeAlias = dict[str, Any]
 
-# proof -> (what was done, what came of it)
-_WORDS: dict[str, tuple[Callable[[_Figures], str], Callable[[_Figures], str]]] = {
+# fault -> (what was injected, the result)
+_COLUMNS: dict[str, tuple[Callable[[_Figures], str], Callable[[_Figures], str]]] = {
     "kill": (
         lambda f: f"{f['kills']} kills, {f['inside_a_save']} of them inside a save",
         lambda f: (
@@ -104,9 +101,9 @@ _WORDS: dict[str, tuple[Callable[[_Figures], str], Callable[[_Figures], str]]] =
 
 
 def table(results: Path) -> str:
-    """The table of the result files in a folder, as Markdown."""
-    lines = ["| proof | done | result | passed | measured |", "|---|---|---|---|---|"]
-    for name, (done, result) in _WORDS.items():
+    """The Markdown table of the result files in a folder."""
+    lines = ["| fault | injected | result | passed | measured |", "|---|---|---|---|---|"]
+    for name, (injected, result) in _COLUMNS.items():
         file = results / f"reliability_{name}.json"
         if not file.exists():
             continue
@@ -114,7 +111,7 @@ def table(results: Path) -> str:
         figures = values["figures"]
         where = f"{values['date'][:10]}, {values['machine']}"
         passed = "yes" if figures["passed"] else "**no**"
-        row = (f"`{values['proof']}`", done(figures), result(figures), passed, where)
+        row = (f"`{name.replace('_', '-')}`", injected(figures), result(figures), passed, where)
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 

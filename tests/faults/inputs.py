@@ -1,4 +1,4 @@
-"""Any text and any argument: a result that is exact, or one line and the right exit code."""
+"""Any text and any argument: an exact result, or a one-line error and the right exit code."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from benchmarks.reliability.trial import Silent, Trial, small_config, write_words
 from charjax.cli.main import main
 from charjax.config import DataConfig
 from charjax.data.corpus import load_corpus
 from charjax.data.vocab import Vocab
 from charjax.errors import CharjaxError
 from charjax.train.loop import train
+from tests.faults.trial import Silent, Trial, small_config, write_words
 
 _HUGE = "1" + "0" * 30
 _LINE_BYTES = 50_000_000
-_BYTES_A_CHARACTER = 12  # that reading a text may take at its peak
+_BYTES_A_CHARACTER = 12  # limit on the peak memory of reading a text
 
-# (arguments, exit code). {work} is a trained run, {new} a folder that is not there.
+# (flag, value, exit code)
 _SAMPLE_ROWS: tuple[tuple[str, str, int], ...] = (
     *(("--num_chars", v, 0) for v in ("0", "1", "300")),
     *(("--num_chars", v, 2) for v in ("-1", "1000000000000", _HUGE, "nan", "1.5", "")),
@@ -82,7 +82,7 @@ _TRAIN_ROWS: tuple[tuple[str, str, int], ...] = (
 )  # fmt: skip
 
 _LETTERS = "the quick brown fox\n" * 40
-# name -> (bytes of the text, exit code of a short training on it)
+# name -> (bytes of the text, exit code of a short training run on it)
 _TEXT_ROWS: dict[str, tuple[bytes, int]] = {
     "empty": (b"", 2),
     "one_character": (b"a", 2),
@@ -102,11 +102,11 @@ _TEXT_ROWS: dict[str, tuple[bytes, int]] = {
 }
 
 
-def prove_inputs(n: int, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """The figures of n texts, of every row of arguments and of every kind of text."""
+def check_inputs(n: int, folder: Path, report: Callable[[str], None]) -> dict[str, Any]:
+    """Tries n random texts and every row below; returns the figures of the page."""
     texts, faults = _round_trips(n, folder)
-    say(f"{texts} texts: {len(faults)} problems")
-    trial = Trial.load_dataset(folder)
+    report(f"{texts} texts: {len(faults)} problems")
+    trial = Trial.prepare(folder)
     config = small_config(write_words(folder / "text.txt", 600))
     limits = replace(config.train, max_steps=20, eval_every=20, checkpoint_every=20)
     train(replace(config, train=limits), folder / "run", Silent())
@@ -119,9 +119,9 @@ def prove_inputs(n: int, folder: Path, say: Callable[[str], None]) -> dict[str, 
         new = f"--workdir={folder / 'new'}"
         faults += _call(["train", f"--config={trial.config}", new, f"{name}={value}"], wanted)
         rows += 1
-    say(f"{rows} rows of arguments: {len(faults)} problems")
+    report(f"{rows} rows of arguments: {len(faults)} problems")
     faults += _kinds_of_text(trial, folder)
-    say(f"{len(_TEXT_ROWS)} kinds of text: {len(faults)} problems")
+    report(f"{len(_TEXT_ROWS)} kinds of text: {len(faults)} problems")
     faults += _call_with_little_memory(trial, folder)
     bytes_a_character = _peak_of_a_line(folder)
     if bytes_a_character > _BYTES_A_CHARACTER:
@@ -138,7 +138,7 @@ def prove_inputs(n: int, folder: Path, say: Callable[[str], None]) -> dict[str, 
 
 
 def _round_trips(n: int, folder: Path) -> tuple[int, list[str]]:
-    """(texts tried, what was not exact): a text is read from a file, made ids, and back."""
+    """(number of texts, faults): each is read from a file, encoded and decoded again."""
     tried, faults = 0, []
     file = folder / "any.txt"
     any_text = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=60)
@@ -191,7 +191,7 @@ def _kinds_of_text(trial: Trial, folder: Path) -> list[str]:
 
 
 def _call(arguments: list[str], wanted: int) -> list[str]:
-    """What is wrong with how a command ends: its exit code, or anything but one line."""
+    """Faults of a command: a wrong exit code, a traceback, or an error of several lines."""
     shown = " ".join(
         argument[:80].encode(errors="backslashreplace").decode() for argument in arguments
     )
@@ -210,7 +210,7 @@ def _call(arguments: list[str], wanted: int) -> list[str]:
 
 @contextmanager
 def _streams() -> Iterator[Callable[[], str]]:
-    """The two streams of a command; yields what reads stderr."""
+    """Redirects standard output and error; yields a function that returns the latter."""
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
 
     def said() -> str:
@@ -222,7 +222,7 @@ def _streams() -> Iterator[Callable[[], str]]:
 
 
 def _call_with_little_memory(trial: Trial, folder: Path) -> list[str]:
-    """A model larger than the memory that the system gives."""
+    """A model that needs more memory than `ulimit -v` allows must end with exit code 4."""
     flags = ["--config.model.hidden=32768", "--config.model.layers=8"]
 
     limited = ["bash", "-c", f'ulimit -v {12 * 2**20}; exec "$@"', "bash"]
@@ -242,20 +242,21 @@ _PEAK = """
 import sys
 from pathlib import Path
 from charjax.config import Config, DataConfig
-from charjax.data.dataset import prepare
+from charjax.data.dataset import load_dataset
 
 def peak():
     status = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
 
 before = peak()
-prepare(Config(data=DataConfig(path=sys.argv[1])), report=str, progress=lambda done, total: None)
+config = Config(data=DataConfig(path=sys.argv[1]))
+load_dataset(config, report=str, progress=lambda done, total: None)
 print(peak() - before)
 """
 
 
 def _peak_of_a_line(folder: Path) -> float:
-    """Bytes of memory for each byte of one very long line, at the peak of reading it."""
+    """Peak bytes of memory for each byte of a text that is one very long line."""
     file = folder / "line.txt"
     words = b"one line without an end and "
     file.write_bytes((words * (_LINE_BYTES // len(words) + 1))[:_LINE_BYTES])

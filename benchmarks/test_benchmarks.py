@@ -9,6 +9,7 @@ import pytest
 from benchmarks import goals, persistent, report, rounds
 from benchmarks.common import Peer, measure, ratio
 from benchmarks.shape import Shape
+from benchmarks.tutorials import epochs
 from benchmarks.worker import Task
 
 
@@ -16,7 +17,7 @@ def busy(seconds: float, chars: int) -> Task:
     """A peer that takes so long for a unit; run in a worker."""
     import time
 
-    print("what a library says on standard output is no answer")  # noqa: T201
+    print("what a library says on standard output is no answer")
 
     def run(units: int) -> dict[str, int]:
         time.sleep(units * seconds)
@@ -36,7 +37,7 @@ def broken() -> Task:
 
 
 def peer(name, task, **arguments):
-    return Peer(name, f"tests.test_benchmarks:{task}", arguments)
+    return Peer(name, f"benchmarks.test_benchmarks:{task}", arguments)
 
 
 def test_peers_take_turns_and_the_faster_one_wins():
@@ -171,3 +172,14 @@ def test_the_persistent_benchmark_says_in_a_line_that_there_is_no_gpu(monkeypatc
 
 def test_a_part_that_does_not_end_is_killed():
     assert "no end within 0.01 s" in persistent.apart("machine", limit_s=0.01)["failed"]
+
+
+def test_the_loss_of_an_epoch_is_the_mean_of_its_steps():
+    losses = [4.0, 3.0, 2.0, 2.0, 1.0, 1.0]  # three steps an epoch, records at 2, 3, 6
+    records = [
+        {"step": step, "train_loss": sum(losses[a:step]) / (step - a), "steps_per_second": 2.0}
+        for a, step in ((0, 2), (2, 3), (3, 6))
+    ]
+    rows = epochs(records, steps_per_epoch=3)
+    assert [row["train_loss"] for row in rows] == pytest.approx([3.0, 4 / 3])
+    assert [row["seconds"] for row in rows] == [1.5, 1.5]

@@ -1,4 +1,4 @@
-"""kill -9 at random moments; what is left must go on as if nothing had happened.
+"""kill -9 at random moments: the run must resume as if it had not been killed.
 
 One run is killed and started again until it finishes, so that every start but the first
 resumes what the kill before it left. After each kill, the whole folder is compared with an
@@ -16,7 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reliability.trial import (
+from charjax.checkpoint.store import UNFINISHED
+from tests.faults.trial import (
     CHECKPOINT_EVERY,
     STEPS,
     Reference,
@@ -25,29 +26,28 @@ from benchmarks.reliability.trial import (
     sound_steps,
     wait_until_it_trains,
 )
-from charjax.checkpoint.store import UNFINISHED
 
-_BUSY_S = 1.5  # in which a run that trains is killed
-_ANYWHERE = 0.35  # of the kills fall anywhere in a process, the others where it trains and saves
+_BUSY_S = 1.5  # a training process is killed within this time
+_ANYWHERE = 0.35  # fraction of kills at any time of a process; others while it trains and saves
 
 
-def prove_kill(n: int, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """The figures of n kills."""
-    trial, draw = Trial.load_dataset(folder), random.Random(1)
+def check_kill(n: int, folder: Path, report: Callable[[str], None]) -> dict[str, Any]:
+    """Kills n processes and returns the figures of the page."""
+    trial, draw = Trial.prepare(folder), random.Random(1)
     reference = trial.reference()
-    return _Killer(trial, reference, draw, say).kill(n)
+    return _Killer(trial, reference, draw, report).kill(n)
 
 
 class _Killer:
     def __init__(
-        self, trial: Trial, reference: Reference, draw: random.Random, say: Callable[[str], None]
+        self, trial: Trial, reference: Reference, draw: random.Random, report: Callable[[str], None]
     ) -> None:
-        self.trial, self.reference, self.draw, self.say = trial, reference, draw, say
+        self.trial, self.reference, self.draw, self.report = trial, reference, draw, report
         self.workdir = trial.folder / "run"
         self.counts: Counter[str] = Counter()
         self.lost: list[int] = []
         self.problems: list[str] = []
-        self.life_s = 6.0  # of a process from start to end; measured as runs finish
+        self.life_s = 6.0  # of a process that is not killed; updated as runs finish
 
     def kill(self, n: int) -> dict[str, Any]:
         while self.counts["kills"] < n or self.workdir.exists():
@@ -69,8 +69,8 @@ class _Killer:
         }
 
     def _start(self, *, killing: bool) -> None:
-        """One process: killed, or left to finish where it is quicker than its killer."""
-        before, litter = self._newest(), _litter(self.workdir)
+        """Runs one process, which is killed unless it finishes first."""
+        before, unfinished = self._newest(), _unfinished_saves(self.workdir)
         started = time.monotonic()
         process = self.trial.start(self.workdir)
         if killing:
@@ -82,7 +82,7 @@ class _Killer:
         if f"at step {before:,}" not in output and before and "resuming" in output:
             self.problems.append(f"resumed elsewhere than at step {before}")
         if killed and process.returncode == -9:
-            self._after_kill(before, litter)
+            self._after_kill(before, unfinished)
         elif process.returncode == 0:
             self.life_s = time.monotonic() - started
             self._after_end()
@@ -92,16 +92,16 @@ class _Killer:
             shutil.rmtree(self.workdir)
 
     def _wait(self, process: subprocess.Popen[str]) -> None:
-        """Until the moment of the kill, or the end of the process."""
+        """Waits until the time of the kill, or the end of the process."""
         if self.draw.random() < _ANYWHERE:
             time.sleep(self.draw.uniform(0, self.life_s))
             return
         wait_until_it_trains(process, self.workdir)
         time.sleep(self.draw.uniform(0, _BUSY_S))
 
-    def _after_kill(self, before: int, litter: set[tuple[str, int]]) -> None:
+    def _after_kill(self, before: int, unfinished: set[tuple[str, int]]) -> None:
         self.counts["kills"] += 1
-        self.counts["inside_a_save"] += bool(_litter(self.workdir) - litter)
+        self.counts["inside_a_save"] += bool(_unfinished_saves(self.workdir) - unfinished)
         done, newest = max(read_series(self.workdir), default=0), self._newest()
         self.counts["before_the_first_step"] += done == before == newest
         self.lost.append(done - newest)
@@ -111,7 +111,9 @@ class _Killer:
         self.counts["equal"] += not problems
         self.problems += problems
         number = self.counts["kills"]
-        self.say(f"kill {number}: step {done}, checkpoint {newest}, {len(self.problems)} problems")
+        self.report(
+            f"kill {number}: step {done}, checkpoint {newest}, {len(self.problems)} problems"
+        )
 
     def _after_end(self) -> None:
         self.counts["finished"] += 1
@@ -126,7 +128,7 @@ class _Killer:
         return max(sound_steps(self.workdir), default=0)
 
 
-def _litter(workdir: Path) -> set[tuple[str, int]]:
-    """What saves that were cut short have left: the name and the inode of each."""
+def _unfinished_saves(workdir: Path) -> set[tuple[str, int]]:
+    """(name, inode) of every unfinished checkpoint folder."""
     found = (workdir / "checkpoints").glob(f"*{UNFINISHED}*")
     return {(path.name, path.stat().st_ino) for path in found}

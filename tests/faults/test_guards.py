@@ -1,4 +1,4 @@
-"""What guards a run: names for what may change, evidence kept, memory asked before it is taken."""
+"""Checks that protect a run: allowed changes by name, damaged files kept, memory limits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.reliability.trial import Silent, leaf_digests, small_config, write_words
 from charjax.checkpoint import Checkpoints, store
 from charjax.checkpoint.record import Leaf
 from charjax.cli.main import main
@@ -24,6 +23,8 @@ from charjax.train.loop import train
 from charjax.train.metrics import read_metrics
 from charjax.train.resume import check_allowed
 from charjax.workdir import Workdir, append
+
+from .trial import Silent, leaf_digests, small_config, write_words
 
 
 def config_of(tmp_path, *, steps: int = 4, words: int = 300, **optim: object) -> Config:

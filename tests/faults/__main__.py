@@ -1,0 +1,81 @@
+"""Runs one fault injection in full: `python -m tests.faults kill --out=FILE`."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+# name -> (module, number of repetitions in full)
+FAULTS = {
+    "kill": ("kill", 200),
+    "signals": ("signals", 100),
+    "corrupt": ("corrupt", 1000),
+    "disk": ("disk", 50),
+    "servers": ("servers", 12),
+    "two-writers": ("two_writers", 100),
+    "inputs": ("inputs", 2000),
+    "resume": ("resume", 50),
+    "cost": ("cost", 10),
+}
+_PACKAGES = ("charjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def run(name: str, repetitions: int = 0) -> dict[str, Any]:
+    """The figures of one fault injection; `repetitions` 0: as many as in full."""
+    module, in_full = FAULTS[name]
+    check = getattr(importlib.import_module(f"tests.faults.{module}"), f"check_{module}")
+    with tempfile.TemporaryDirectory(prefix="charjax-faults-") as folder:
+        figures: dict[str, Any] = check(
+            repetitions or in_full, Path(folder), lambda line: print(line, file=sys.stderr)
+        )
+    return figures
+
+
+def environment(arguments: list[str]) -> dict[str, Any]:
+    """Where and when a result was measured: machine, versions, date and command."""
+    fields = {}
+    if (cpuinfo := Path("/proc/cpuinfo")).exists():
+        pairs = (line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line)
+        fields = {name.strip(): value.strip() for name, value in pairs}
+    family, model = fields.get("cpu family", "?"), fields.get("model", "?")
+    cpu = fields.get("model name", platform.machine())
+    lasting = [a for a in arguments if not a.startswith("--out=")]
+    return {
+        "machine": f"{cpu} (family {family}, model {model}), {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "command": shlex.join(["python", "-m", "tests.faults", *lasting]),
+    }
+
+
+def main(arguments: list[str]) -> int:
+    """Prints the figures as JSON; exit code 1 where a promise was broken."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("fault", choices=FAULTS)
+    parser.add_argument("--n", type=int, default=0, help="repetitions; 0: as many as in full")
+    parser.add_argument("--out", type=Path, help="write the result with its environment here")
+    args = parser.parse_args(arguments)
+    started = time.monotonic()
+    figures = run(args.fault, args.n)
+    if args.out:
+        seconds = round(time.monotonic() - started, 1)
+        result = environment(arguments) | {"fault": args.fault, "seconds": seconds}
+        args.out.write_text(json.dumps(result | {"figures": figures}, indent=2) + "\n", "utf-8")
+    print(json.dumps(figures))
+    return 0 if figures["passed"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,97 @@
+"""The fault injections, short in the normal suite and in full where asked for.
+
+    python -m pytest -m slow tests/faults
+    CHARJAX_FAULT_RESULTS=benchmarks/results python -m pytest -m slow tests/faults
+
+The second also writes the results from which `python -m tests.faults.page` makes the table of
+docs/reliability.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from . import disk, servers
+from .__main__ import FAULTS
+from .corrupt import check_corrupt
+from .inputs import check_inputs
+from .page import PAGE, RESULTS, table, with_table
+from .resume import check_resume
+
+ROOT = Path(__file__).parents[2]
+
+
+def ignore(line: str) -> None:
+    pass
+
+
+def run_in_full(fault: str, *flags: str) -> None:
+    """In a process of its own, on one device, as two of them fork or replace signal handlers."""
+    command = [sys.executable, "-m", "tests.faults", fault, *flags]
+    environment = os.environ | {"XLA_FLAGS": ""}
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_a_run_resumes_from_every_step_as_if_never_stopped(tmp_path):
+    figures = check_resume(12, tmp_path, ignore)
+    assert figures["passed"], figures
+    assert figures["restored_at"] == 11
+
+
+def test_damage_is_found_and_an_older_step_taken(tmp_path):
+    figures = check_corrupt(24, tmp_path, ignore)
+    assert figures["passed"], figures
+    assert figures["fell_back_to_an_older_step"] > 0
+
+
+def test_a_full_disk_is_reported_and_costs_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk, "_can_mount", lambda: False)
+    figures = disk.check_disk(3, tmp_path, ignore)
+    assert figures["passed"], figures
+
+
+def test_misbehaving_servers_are_refused(tmp_path):
+    figures = servers.check_servers(9, tmp_path, ignore)
+    assert figures["passed"], figures
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("fault", "n"), [("kill", 3), ("signals", 6), ("two-writers", 2)])
+def test_processes_that_are_killed_stopped_or_doubled(fault, n):
+    run_in_full(fault, f"--n={n}")
+
+
+@pytest.mark.slow
+def test_any_text_and_any_argument(tmp_path):
+    figures = check_inputs(50, tmp_path, ignore)
+    assert figures["passed"], figures
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_in_full(fault):
+    folder = os.environ.get("CHARJAX_FAULT_RESULTS")
+    file = f"reliability_{fault.replace('-', '_')}.json"
+    run_in_full(fault, *([f"--out={Path(folder).resolve() / file}"] if folder else []))
+
+
+def test_the_page_has_the_table_of_the_results():
+    page = PAGE.read_text(encoding="utf-8")
+    assert with_table(page, table(RESULTS)) == page
+
+
+@pytest.mark.parametrize("file", sorted(RESULTS.glob("reliability_*.json")), ids=lambda p: p.stem)
+def test_every_result_names_its_command_machine_and_versions(file):
+    values = json.loads(file.read_text(encoding="utf-8"))
+    assert values["figures"]["passed"] is True
+    assert {"date", "command", "machine", "versions"} <= values.keys()
+    assert re.search(r", \d+ cores$", values["machine"])
+    assert {"charjax", "jax", "orbax-checkpoint"} <= values["versions"].keys()
