@@ -1,11 +1,12 @@
-"""The cells: one step of GRU, LSTM and vanilla RNN, forwards and backwards.
+"""GRU, LSTM and vanilla RNN cells: one time step, forward and backward.
 
-A step receives `x`, the input's share of the gates' pre-activations (bias
-included), and `u`, the state's share: one array a gate, in the order that the
-cell's docstring names. How they come about is the recurrence's business, and so
-is how they lie in memory: a cell is elementwise, on arrays of any one shape.
+The pre-activations of a cell's gates have two terms: the input gates (`igates`, the input
+times its kernel, plus a bias) and the hidden gates (`hgates`, the previous state times the
+recurrent kernel). Both are tuples of one array per gate, in the order that `forward`'s
+docstring names. Cells are elementwise: all arrays of a call have one shape, which may be
+batch-major, feature-major or a block of the units.
 
-`backward` is the hand-derived transpose of `forward`.
+`backward` is the hand-derived vector-Jacobian product of `forward`.
 """
 
 from __future__ import annotations
@@ -17,106 +18,114 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-# One array a gate.
+# One array per gate.
 Gates: TypeAlias = tuple[Float[Array, "*units"], ...]
-# One layer's carry, whichever way it lies: (h,) or (h, c).
+# (h,) for GRU and RNN, (h, c) for LSTM.
 CellCarry: TypeAlias = tuple[Float[Array, "*units"], ...]
-# All that backward needs, what it reads of the carry before the step included.
-Saved: TypeAlias = tuple[Float[Array, "*units"], ...]
+# What `forward` saves for `backward`.
+Residuals: TypeAlias = tuple[Float[Array, "*units"], ...]
 
 
 class CellGrads(NamedTuple):
-    """Gradients of one step, float32.
+    """Gradients of one time step, float32.
 
     Attributes:
-      u: of the state's share. The input's share has the same, but for the last gate of
-        a cell with `reset_after`.
-      own: of the last gate's input share where a cell has `reset_after`, else None.
-      carry: of the carry before the step, but for what flows through `u`.
+      hgates: of the hidden gates. Those of the input gates are the same, except for the
+        candidate of a cell with `reset_after`.
+      candidate: of the candidate's input gate, for a cell with `reset_after`; else None.
+      carry: of the carry before the step, without the part that flows through `hgates`.
     """
 
-    u: Gates
-    own: Float[Array, "*units"] | None
+    hgates: Gates
+    candidate: Float[Array, "*units"] | None
     carry: CellCarry
 
 
 class Cell(NamedTuple):
-    """A recurrent cell as data.
+    """A recurrent cell.
 
     Attributes:
-      gates: how many blocks of `hidden` the kernels have.
-      states: how many arrays the carry has; the first is the output.
-      two_shares: whether the last gate is more than the sum of its shares, so that `u`
-        has a bias, and `x` a gradient, of its own there.
-      forward: (x, u, carry) -> (next carry, saved).
-      backward: (saved, gradient of the next carry) -> gradients.
+      gates: number of gates; the kernels have `gates * hidden` columns.
+      states: number of arrays in the carry; the first one is the output.
+      reset_after: the reset gate multiplies the candidate's hidden gate, after the matmul
+        (cuDNN, Keras). The candidate is then the last gate; its hidden gate has a bias of
+        its own, and its input gate another gradient than its hidden gate.
+      forward: (igates, hgates, carry) -> (next carry, residuals).
+      backward: (residuals, gradient of the next carry) -> gradients.
     """
 
     gates: int
     states: int
     reset_after: bool
-    forward: Callable[[Gates, Gates, CellCarry], tuple[CellCarry, Saved]]
-    backward: Callable[[Saved, CellCarry], CellGrads]
+    forward: Callable[[Gates, Gates, CellCarry], tuple[CellCarry, Residuals]]
+    backward: Callable[[Residuals, CellCarry], CellGrads]
 
 
-def gru_forward(x: Gates, u: Gates, carry: CellCarry) -> tuple[CellCarry, Saved]:
-    """Gated recurrent unit, reset after the product; gates: reset, update, candidate.
+def gru_forward(igates: Gates, hgates: Gates, carry: CellCarry) -> tuple[CellCarry, Residuals]:
+    """Gated recurrent unit with `reset_after`; gates: reset, update, candidate.
 
-    Cho et al. 2014 (arXiv 1406.1078) in the variant of cuDNN and Keras
-    (`reset_after=True`), whose recurrent product does not wait for the reset gate.
+        r = sigmoid(x_r + h_r),  z = sigmoid(x_z + h_z),  n = tanh(x_n + r * h_n)
+        h' = (1 - z) * n + z * h
+
+    Cho et al. 2014 (arXiv:1406.1078) in the variant of cuDNN and Keras (`reset_after=True`),
+    whose recurrent matmul does not wait for the reset gate.
     """
-    (h,), (x_r, x_z, x_n), (u_r, u_z, u_n) = carry, x, u
-    r, z = jax.nn.sigmoid(x_r + u_r), jax.nn.sigmoid(x_z + u_z)
-    n = jnp.tanh(x_n + r * u_n)
-    return (n + z * (h - n),), (r, z, n, u_n, h)
+    (h,), (x_r, x_z, x_n), (h_r, h_z, h_n) = carry, igates, hgates
+    r, z = jax.nn.sigmoid(x_r + h_r), jax.nn.sigmoid(x_z + h_z)
+    n = jnp.tanh(x_n + r * h_n)
+    return (n + z * (h - n),), (r, z, n, h_n, h)
 
 
-def gru_backward(saved: Saved, grad: CellCarry) -> CellGrads:
-    """The transpose of `gru_forward`."""
-    (r, z, n, u_n, h), (dh,) = saved, grad
+def gru_backward(residuals: Residuals, d_carry: CellCarry) -> CellGrads:
+    """The vector-Jacobian product of `gru_forward`."""
+    (r, z, n, h_n, h), (dh,) = residuals, d_carry
     dn = dh * (1 - z) * (1 - n * n)
     dz = dh * (h - n) * z * (1 - z)
-    dr = dn * u_n * r * (1 - r)
-    return CellGrads(u=(dr, dz, dn * r), own=dn, carry=(dh * z,))
+    dr = dn * h_n * r * (1 - r)
+    return CellGrads(hgates=(dr, dz, dn * r), candidate=dn, carry=(dh * z,))
 
 
-def lstm_forward(x: Gates, u: Gates, carry: CellCarry) -> tuple[CellCarry, Saved]:
+def lstm_forward(igates: Gates, hgates: Gates, carry: CellCarry) -> tuple[CellCarry, Residuals]:
     """Long short-term memory; gates: input, forget, candidate, output; carry (h, c).
 
-    Hochreiter and Schmidhuber 1997 with the forget gate of Gers et al. 2000. Saves what
-    the gradients are multiplied by, not the gates: XLA on a CPU is slow to compute and
-    join four columns as long as their formulas.
+        i, f, o = sigmoid(x_i + h_i), sigmoid(x_f + h_f), sigmoid(x_o + h_o)
+        g = tanh(x_g + h_g)
+        c' = f * c + i * g,  h' = o * tanh(c')
+
+    Hochreiter and Schmidhuber 1997 with the forget gate of Gers, Schmidhuber and Cummins
+    2000. The residuals are partial derivatives rather than the gates, so that `backward` is
+    one product per gate: XLA:CPU is slow at concatenating long elementwise formulas.
     """
-    _, before = carry
-    a_i, a_f, a_g, a_o = (x_gate + u_gate for x_gate, u_gate in zip(x, u, strict=True))
+    _, c_before = carry
+    a_i, a_f, a_g, a_o = (x + h for x, h in zip(igates, hgates, strict=True))
     i, f, o = jax.nn.sigmoid(a_i), jax.nn.sigmoid(a_f), jax.nn.sigmoid(a_o)
     g = jnp.tanh(a_g)
-    c = f * before + i * g
+    c = f * c_before + i * g
     tanh_c = jnp.tanh(c)
-    by_dc = g * i * (1 - i), before * f * (1 - f), i * (1 - g * g)
-    by_dh = tanh_c * o * (1 - o), o * (1 - tanh_c * tanh_c)
-    return (o * tanh_c, c), (*by_dc, *by_dh, f)
+    dc_di, dc_df, dc_dg = g * i * (1 - i), c_before * f * (1 - f), i * (1 - g * g)
+    dh_do, dh_dc = tanh_c * o * (1 - o), o * (1 - tanh_c * tanh_c)
+    return (o * tanh_c, c), (dc_di, dc_df, dc_dg, dh_do, dh_dc, f)
 
 
-def lstm_backward(saved: Saved, grad: CellCarry) -> CellGrads:
-    """The transpose of `lstm_forward`."""
-    (i_by_dc, f_by_dc, g_by_dc, o_by_dh, dc_by_dh, f), (dh, dc) = saved, grad
-    dc = dc + dh * dc_by_dh
-    du = (dc * i_by_dc, dc * f_by_dc, dc * g_by_dc, dh * o_by_dh)
-    return CellGrads(u=du, own=None, carry=(jnp.zeros_like(dh), dc * f))
+def lstm_backward(residuals: Residuals, d_carry: CellCarry) -> CellGrads:
+    """The vector-Jacobian product of `lstm_forward`."""
+    (dc_di, dc_df, dc_dg, dh_do, dh_dc, f), (dh, dc) = residuals, d_carry
+    dc = dc + dh * dh_dc
+    d_hgates = (dc * dc_di, dc * dc_df, dc * dc_dg, dh * dh_do)
+    return CellGrads(hgates=d_hgates, candidate=None, carry=(jnp.zeros_like(dh), dc * f))
 
 
-def rnn_forward(x: Gates, u: Gates, carry: CellCarry) -> tuple[CellCarry, Saved]:
-    """Vanilla recurrent network (Elman 1990) with tanh; one gate."""
-    (x_h,), (u_h,) = x, u
-    h = jnp.tanh(x_h + u_h)
+def rnn_forward(igates: Gates, hgates: Gates, carry: CellCarry) -> tuple[CellCarry, Residuals]:
+    """Vanilla recurrent network with tanh (Elman 1990); one gate: h' = tanh(x_h + h_h)."""
+    (x_h,), (h_h,) = igates, hgates
+    h = jnp.tanh(x_h + h_h)
     return (h,), (h,)
 
 
-def rnn_backward(saved: Saved, grad: CellCarry) -> CellGrads:
-    """The transpose of `rnn_forward`."""
-    (h,), (dh,) = saved, grad
-    return CellGrads(u=(dh * (1 - h * h),), own=None, carry=(jnp.zeros_like(dh),))
+def rnn_backward(residuals: Residuals, d_carry: CellCarry) -> CellGrads:
+    """The vector-Jacobian product of `rnn_forward`."""
+    (h,), (dh,) = residuals, d_carry
+    return CellGrads(hgates=(dh * (1 - h * h),), candidate=None, carry=(jnp.zeros_like(dh),))
 
 
 CELLS = {

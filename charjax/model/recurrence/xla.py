@@ -124,7 +124,7 @@ def _backward(
             for block, kept, part in zip(blocks, saved, d_carry, strict=True)
         ]
         # Encoded piece by piece, before they are joined: the other way round is slower.
-        by_gate = zip(*(of.u for of in grads), strict=True)
+        by_gate = zip(*(of.hgates for of in grads), strict=True)
         column = jnp.concatenate(
             [xla_buffers.encode(d, dtype) for pieces in by_gate for d in pieces]
         )
@@ -132,10 +132,14 @@ def _backward(
         d_carry = []
         for block, of in zip(blocks, grads, strict=True):
             d_carry.append((of.carry[0] + through_u[block], *of.carry[1:]))
-            if of.own is not None:
-                own = xla_buffers.put(own, at, xla_buffers.encode(of.own, dtype), first=block.start)
+            if of.candidate is not None:
+                own = xla_buffers.put(
+                    own, at, xla_buffers.encode(of.candidate, dtype), first=block.start
+                )
         if d_bias is not None:  # summed here, so that no stack need be read for it
-            d_bias = [d + jnp.sum(of.u[-1], axis=1) for d, of in zip(d_bias, grads, strict=True)]
+            d_bias = [
+                d + jnp.sum(of.hgates[-1], axis=1) for d, of in zip(d_bias, grads, strict=True)
+            ]
         return (tuple(d_carry), xla_buffers.put(d_u, at, column), own, d_bias), None
 
     d_u = xla_buffers.empty(gates, time, batch, dtype)

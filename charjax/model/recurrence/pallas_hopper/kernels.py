@@ -174,12 +174,12 @@ def _backward_on(
         d_now, (d_output, *saved) = loop
         t = time - 1 - turn
         grads = this.backward(tuple(saved), (d_now[0] + d_output, *d_now[1:]))
-        for gate, value in enumerate(grads.u):
+        for gate, value in enumerate(grads.hgates):
             block.write(d_u.at[t, :, block.own(gate)], value.astype(jnp.bfloat16))
         block.fence()
         block.arrive(turn + 1)
-        if grads.own is not None:
-            block.write(own.at[t, :, block.own()], grads.own.astype(jnp.bfloat16))
+        if grads.candidate is not None:
+            block.write(own.at[t, :, block.own()], grads.candidate.astype(jnp.bfloat16))
         ahead = read(jnp.maximum(t - 1, 0))  # comes during the wait
         block.wait(turn + 1)
         block.fence()
