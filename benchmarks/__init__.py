@@ -1,1 +1,1 @@
-"""What measures charjax: its speed against its peers, its quality, its promises."""
+"""Benchmarks, grouped by the page of docs/ that they fill; `results/` has what they measured."""

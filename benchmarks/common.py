@@ -1,4 +1,4 @@
-"""Peers measured in turn: each in its own process, several rounds, medians and ratios."""
+"""Measures peers in turn: each in a process of its own, in rounds; medians and ratios."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from benchmarks import machine
-from benchmarks.rounds import added, kept
+from benchmarks.result_files import RESULTS, add_rounds, keep_other_groups, record
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,20 +25,20 @@ ROOT = Path(__file__).parent.parent
 _PAUSE_S = 0.05
 
 
-class CorpusUnavailableError(Exception):
-    """A peer that this machine lacks, or that cannot do what is asked."""
+class PeerUnavailableError(Exception):
+    """A peer that is not installed here, or that cannot do what is asked."""
 
 
 @dataclass(frozen=True)
 class Peer:
-    """Something to measure.
+    """A program to measure.
 
     Attributes:
-      name: in the tables.
-      task: `module:function`, which makes its `benchmarks.worker.Task`.
-      arguments: of that function.
-      python: the interpreter that has its packages.
-      env: added to the environment.
+      name: its name in the tables.
+      task: `module:function` that returns its `benchmarks.worker.Task`.
+      arguments: keyword arguments of that function.
+      python: the interpreter to run it with.
+      env: variables added to its environment.
     """
 
     name: str
@@ -50,7 +49,7 @@ class Peer:
 
 
 class Worker:
-    """A peer's process. It starts at once; `wait` until it is warm."""
+    """The process of a peer, started at once; `wait` returns when it is warm."""
 
     chars: int
 
@@ -81,20 +80,20 @@ class Worker:
         self._errors.close()
 
     def wait(self) -> dict[str, Any]:
-        """What the peer says of itself once it is warm.
+        """Waits until the peer is warm and returns what it reports of itself.
 
         Raises:
-          UnavailableError: it cannot be measured here.
+          PeerUnavailableError: it cannot be measured here.
         """
         answer = self._read()
         if "unavailable" in answer:
-            raise CorpusUnavailableError(answer["unavailable"])
+            raise PeerUnavailableError(answer["unavailable"])
         self.chars = answer["chars"]
         about: dict[str, Any] = answer["about"]
         return about
 
     def run(self, units: int) -> dict[str, Any]:
-        """Some units of work; see `benchmarks.worker.timed`."""
+        """Runs some units of work; see `benchmarks.worker.timed`."""
         stdin = self._process.stdin
         assert stdin is not None
         stdin.write(json.dumps({"units": units}) + "\n")
@@ -108,23 +107,23 @@ class Worker:
             code = self._process.wait()
             self._errors.seek(0)
             errors = self._errors.read().strip().splitlines()
-            last = errors[-1] if errors else "no word"
-            raise CorpusUnavailableError(f"its process died ({code}): {last}")
+            last = errors[-1] if errors else "no message"
+            raise PeerUnavailableError(f"its process died ({code}): {last}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
 
 @dataclass
 class Figure:
-    """What was measured of one peer.
+    """Measurements of one peer.
 
     Attributes:
-      about: what the peer says of itself.
-      chars: characters a unit of work.
-      seconds: wall seconds a unit, one entry a round.
-      cpu_seconds: the same of CPU time, all threads together.
-      peak_bytes: of its process, or of its accelerator's memory.
-      notes: what it noted, one entry a round.
+      about: what the peer reports of itself, such as its number of parameters.
+      chars: characters per unit of work.
+      seconds: wall seconds per unit, one entry per round.
+      cpu_seconds: CPU seconds per unit, summed over threads, one entry per round.
+      peak_bytes: peak memory of its process, or of its accelerator.
+      notes: what the work returned, one entry per round.
     """
 
     about: dict[str, Any]
@@ -135,19 +134,19 @@ class Figure:
     notes: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """The fields, and the median of characters per second."""
+        """The fields, and `chars_per_second` of the median round."""
         return {"chars_per_second": self.chars / statistics.median(self.seconds)} | vars(self)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a set of peers came to: the figure of each, and why some have none."""
+    """The figures of a set of peers, and why some were skipped."""
 
     figures: dict[str, Figure]
     skipped: dict[str, str]
 
     def to_json(self) -> dict[str, Any]:
-        """As it lies in a result file."""
+        """The object that goes into a result file."""
         return {
             "peers": {name: figure.to_json() for name, figure in self.figures.items()},
             "skipped": self.skipped,
@@ -157,13 +156,13 @@ class Measured:
 def measure(peers: Sequence[Peer], *, rounds: int, turn_s: float, device: str) -> Measured:
     """Measures peers in turn.
 
-    All start, compile and warm up at once; then they take turns, one at a time, in an
-    order that rotates from round to round.
+    All start, compile and warm up at once. Then they run one at a time, in an order that
+    rotates from round to round.
 
     Args:
       peers: what to measure; names differ.
-      rounds: turns of each peer.
-      turn_s: a turn repeats the work until about this many seconds have passed.
+      rounds: number of turns of each peer.
+      turn_s: about how many seconds a turn takes; the work is repeated for that long.
       device: cpu or gpu.
 
     Raises:
@@ -178,7 +177,7 @@ def measure(peers: Sequence[Peer], *, rounds: int, turn_s: float, device: str) -
             name = worker.peer.name
             try:
                 about = worker.wait()
-            except CorpusUnavailableError as error:
+            except PeerUnavailableError as error:
                 skipped[name] = str(error)
                 progress(f"{name}: skipped: {error}")
                 continue
@@ -207,8 +206,8 @@ def ratio(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> float:
     """Median over the rounds of our characters per second over theirs.
 
     Args:
-      ours: a figure as it lies in a result file.
-      theirs: another of the same rounds.
+      ours: a figure of a result file.
+      theirs: another figure of the same rounds.
     """
     rounds = zip(ours["seconds"], theirs["seconds"], strict=True)
     faster: float = statistics.median(theirs_s / ours_s for ours_s, theirs_s in rounds)
@@ -216,7 +215,7 @@ def ratio(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> float:
 
 
 def _environment(device: str) -> dict[str, str]:
-    # The checkout that the benchmark lies in is the one it measures.
+    # Measure the checkout that has this file, not an installed charjax.
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
     env = os.environ | {
         "PYTHONPATH": path,
@@ -227,12 +226,12 @@ def _environment(device: str) -> dict[str, str]:
     }
     if device == "cpu":
         return env | {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    # A peer without a GPU is to fail, not to measure the CPU: see `benchmarks.worker.check_gpu`.
+    # A peer that finds no GPU must fail, not measure the CPU: see `benchmarks.worker.check_gpu`.
     return env | {"JAX_PLATFORMS": "cuda"}
 
 
 def parser(about: str | None) -> argparse.ArgumentParser:
-    """The flags that every benchmark has."""
+    """A parser with the flags that all benchmarks have."""
     flags = argparse.ArgumentParser(
         description=(about or "").splitlines()[0], formatter_class=argparse.RawTextHelpFormatter
     )
@@ -241,37 +240,39 @@ def parser(about: str | None) -> argparse.ArgumentParser:
     flags.add_argument("--turn_s", type=float, default=0.5, help="seconds a turn, at least")
     flags.add_argument("--small", action="store_true", help="tiny shapes, to try it out")
     flags.add_argument("--json", action="store_true", help="print the result file's content")
-    flags.add_argument("--add", action="store_true", help="to the rounds of the result file")
+    flags.add_argument(
+        "--add", action="store_true", help="add the rounds to those of the result file"
+    )
     flags.add_argument("--out", type=Path, help="the result file; default in benchmarks/results")
     return flags
 
 
 def finish(name: str, args: argparse.Namespace, results: Mapping[str, Any]) -> None:
-    """Writes the result file, or prints it, and says where it is.
+    """Writes or prints the result file, combined with the one that is there.
 
     Args:
-      name: of the benchmark; with the device it names the file.
-      args: of `parser`.
-      results: group -> what was measured in it.
+      name: the benchmark's name; the file is `<name>_<device>.json`.
+      args: parsed flags of `parser`.
+      results: group -> measurements.
 
     Raises:
       SystemExit: the file's rounds are not of the same machine, versions and peers.
     """
-    whole = machine.record() | {
+    result = record() | {
         "benchmark": name,
         "device": args.device,
         "small": args.small,
         "groups": results,
     }
-    path = args.out or machine.RESULTS / f"{name}_{args.device}.json"
+    path = args.out or RESULTS / f"{name}_{args.device}.json"
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
         try:
-            whole = (added if args.add else kept)(before, whole)
+            result = (add_rounds if args.add else keep_other_groups)(before, result)
         except ValueError as error:
-            print(json.dumps(whole, indent=1))
+            print(json.dumps(result, indent=1))
             sys.exit(f"{path}: nothing added, the new rounds are printed instead: {error}")
-    text = json.dumps(whole, indent=1) + "\n"
+    text = json.dumps(result, indent=1) + "\n"
     if args.json:
         print(text, end="")
     if args.out or not (args.json or args.small):
@@ -281,7 +282,7 @@ def finish(name: str, args: argparse.Namespace, results: Mapping[str, Any]) -> N
 
 
 def show(title: str, measured: Measured, ours: Sequence[str]) -> None:
-    """A table for a person: every peer, and how many times faster each of `ours` is."""
+    """Prints every peer's speed, and how many times as fast each of `ours` is."""
     peers = measured.to_json()["peers"]
     progress(f"\n{title}")
     for name, figure in peers.items():
@@ -292,5 +293,5 @@ def show(title: str, measured: Measured, ours: Sequence[str]) -> None:
 
 
 def progress(line: str) -> None:
-    """A line for the person who waits."""
+    """Prints a line to standard error."""
     print(line, file=sys.stderr, flush=True)

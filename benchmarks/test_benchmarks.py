@@ -1,4 +1,4 @@
-"""The benchmarks measure what they say: peers in turn, ratios of rounds, a page of the files."""
+"""Measuring in turn, ratios of rounds, and pages that equal what the result files give."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import sys
 
 import pytest
 
-from benchmarks import goals, persistent, report, rounds
+from benchmarks import result_files
 from benchmarks.common import Peer, measure, ratio
-from benchmarks.shape import Shape
-from benchmarks.tutorials import epochs
+from benchmarks.performance import end_to_end, goals, page, persistent, readme, sample, train_step
+from benchmarks.scaling import page as scaling_page
+from benchmarks.tutorials import page as tutorials_page
+from benchmarks.tutorials.__main__ import epochs
 from benchmarks.worker import Task
+from benchmarks.workload import Shape
 
 
 def busy(seconds: float, chars: int) -> Task:
@@ -81,7 +84,7 @@ def result(machine: str, **seconds: list[float]) -> dict:
 
 
 def test_added_rounds_count_as_if_run_at_once():
-    both = rounds.added(
+    both = result_files.add_rounds(
         result("a", our=[1.0, 1.0], peer=[2.0, 9.0]), result("a", our=[1.0], peer=[4.0])
     )
     peers = both["groups"]["gru"]["peers"]
@@ -92,22 +95,22 @@ def test_added_rounds_count_as_if_run_at_once():
 
 def test_rounds_of_another_machine_or_other_peers_are_not_added():
     with pytest.raises(ValueError, match="machine was a and is b"):
-        rounds.added(result("a", our=[1.0]), result("b", our=[1.0]))
+        result_files.add_rounds(result("a", our=[1.0]), result("b", our=[1.0]))
     with pytest.raises(ValueError, match="what was measured"):
-        rounds.added(result("a", our=[1.0]), result("a", our=[1.0], peer=[1.0]))
+        result_files.add_rounds(result("a", our=[1.0]), result("a", our=[1.0], peer=[1.0]))
 
 
 def test_what_was_not_measured_again_stays_if_machine_and_versions_are_the_same():
     new = result("a", our=[1.0])
     old = result("a", our=[5.0])
     old["groups"]["lstm"] = old["groups"]["gru"]
-    groups = rounds.kept(old, new)["groups"]
+    groups = result_files.keep_other_groups(old, new)["groups"]
     assert groups["gru"] == new["groups"]["gru"]
     assert groups["lstm"] == old["groups"]["lstm"]
-    assert rounds.kept(old | {"machine": "b"}, new) == new
+    assert result_files.keep_other_groups(old | {"machine": "b"}, new) == new
 
 
-def test_flops_are_those_of_the_products():
+def test_flops_are_those_of_the_matmuls():
     shape = Shape(cell="gru", hidden=3, batch=2, length=5, vocab=7, layers=2)
     recurrent, between, logits = 2 * 3 * 9, 3 * 9, 3 * 7
     assert shape.flops == 3 * 2 * 10 * (recurrent + between + logits)
@@ -133,26 +136,24 @@ def results_of(peers):
 def test_the_best_of_several_peers_counts():
     peers = {goals.F32: figure(600), "keras jax": figure(100), "keras torch": figure(200)}
     (row,) = (g for g in goals.CPU if g.theirs == goals.KERAS and g.group == "gru")
-    found = report.reached(row, results_of(peers))
+    found = page.reached(row, results_of(peers))
     assert found == (pytest.approx(3.0), "keras torch")
 
 
 def test_a_row_without_a_result_names_the_command_that_fills_it():
-    text = report.page({}, report.TEMPLATE.read_text(encoding="utf-8"))
+    text = page.page({}, page.TEMPLATE.read_text(encoding="utf-8"))
     assert text.count("not measured") == len(goals.CPU) + len(goals.GPU) + 2
-    assert text.count("`python -m benchmarks.") >= len(goals.CPU) + len(goals.GPU)
+    assert text.count("`python -m benchmarks.performance.") >= len(goals.CPU) + len(goals.GPU)
 
 
 def test_a_row_says_whether_its_goal_is_reached():
     peers = {goals.F32: figure(100), "torch float32": figure(50), "flax gru": figure(90)}
-    text = report.page(results_of(peers), report.TEMPLATE.read_text(encoding="utf-8"))
+    text = page.page(results_of(peers), page.TEMPLATE.read_text(encoding="utf-8"))
     assert "| GRU float32 over torch float32 | ≥ 1.8 | **2.00** | reached |" in text
     assert "| ≥ 1.5 | **1.11** | not reached |" in text
 
 
 def test_every_goal_names_peers_that_its_benchmark_measures():
-    from benchmarks import end_to_end, sample, train_step
-
     where = {"device": "gpu", "keras_python": "python", "dispatch": 1}
     names = {
         p.name for cell in ("gru", "lstm") for p in train_step.peers(Shape(cell=cell), **where)
@@ -166,7 +167,7 @@ def test_every_goal_names_peers_that_its_benchmark_measures():
 def test_the_persistent_benchmark_says_in_a_line_that_there_is_no_gpu(monkeypatch):
     monkeypatch.setattr(persistent, "apart", lambda *_, **__: {"unavailable": "no GPU"})
     monkeypatch.setattr(sys, "argv", ["persistent"])
-    with pytest.raises(SystemExit, match=r"benchmarks\.persistent: no GPU"):
+    with pytest.raises(SystemExit, match=r"benchmarks\.performance\.persistent: no GPU"):
         persistent.main()
 
 
@@ -183,3 +184,15 @@ def test_the_loss_of_an_epoch_is_the_mean_of_its_steps():
     rows = epochs(records, steps_per_epoch=3)
     assert [row["train_loss"] for row in rows] == pytest.approx([3.0, 4 / 3])
     assert [row["seconds"] for row in rows] == [1.5, 1.5]
+
+
+def test_the_pages_are_what_the_result_files_give():
+    performance = page.page(page.load(), page.TEMPLATE.read_text(encoding="utf-8"))
+    assert page.PAGE.read_text(encoding="utf-8") == performance
+    assert tutorials_page.PAGE.read_text(encoding="utf-8") == tutorials_page.page()
+    for file, fill in (
+        (scaling_page.PAGE, scaling_page.with_tables),
+        (readme.README, readme.with_block),
+    ):
+        text = file.read_text(encoding="utf-8")
+        assert fill(text) == text

@@ -1,12 +1,12 @@
-"""One peer in a process of its own, which works only when it is asked to.
+"""The process of one peer, which works only when it is asked to.
 
-So the thread pools of torch, XLA and TensorFlow never run at the same time, and
-nobody's flags or memory reach anybody else. Run by `benchmarks.common`:
+So the thread pools of torch, XLA and TensorFlow never compete, and no flag or memory use of one
+peer affects another. Started by `benchmarks.common`:
 
     python -m benchmarks.worker benchmarks.peers.with_torch:train_step '{"dtype": "float32", ...}'
 
-A line of JSON comes out when the peer is built, compiled and warm, and one for
-every line that asks for some units of work.
+It prints a line of JSON when the peer is built, compiled and warm, and one for every request
+that it reads from standard input.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Task:
     """Work that can be repeated.
 
     Attributes:
-      chars: characters a unit.
-      run: does so many units and waits for their end; what it returns is noted.
-      about: what identifies the work: versions, parameters, device.
-      device_bytes: peak memory of an accelerator so far; None: host memory counts.
+      chars: characters per unit.
+      run: does a number of units, waits for their end, and returns notes.
+      about: versions, number of parameters, device.
+      device_bytes: returns the peak memory of the accelerator; None: measure host memory.
     """
 
     chars: int
@@ -40,17 +40,17 @@ class Task:
 
 
 def check_gpu(library: str, *, found: bool) -> None:
-    """Raises RuntimeError where a GPU is to be measured and a library would take the CPU.
+    """Raises RuntimeError if a GPU is to be measured and `library` found none.
 
-    For JAX `JAX_PLATFORMS` alone does so.
+    For JAX, `JAX_PLATFORMS` is enough.
     """
     if "cuda" in os.environ.get("JAX_PLATFORMS", "") and not found:
         raise RuntimeError(f"{library} finds no GPU")
 
 
 def main() -> None:
-    """Builds the task that the arguments name, then serves standard input."""
-    # Whatever a library prints goes to stderr; the answers have standard output alone.
+    """Builds the task that the arguments name, then serves requests."""
+    # Libraries may print: their output goes to stderr, only answers to the old stdout.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def timed(task: Task, units: int) -> dict[str, Any]:
-    """Some units: wall and CPU seconds, peak memory, and what the task notes."""
+    """Runs some units; returns wall and CPU seconds, peak memory and the notes."""
     wall, cpu = time.perf_counter(), time.process_time()
     notes = task.run(units)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 from benchmarks.peers.with_flax import about, device_bytes
-from benchmarks.shape import Shape, batch
 from benchmarks.worker import Task
+from benchmarks.workload import Shape, batch
 from charjax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from charjax.data.batches import Batch
 from charjax.inference.sampler import Sampler

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from benchmarks.shape import Shape, batch
 from benchmarks.worker import Task
+from benchmarks.workload import Shape, batch
 
 
 def cell(name: str, hidden: int) -> nn.RNNCellBase:

@@ -7,8 +7,8 @@ from typing import Any
 
 import keras
 
-from benchmarks.shape import Shape, batch
 from benchmarks.worker import Task, check_gpu
+from benchmarks.workload import Shape, batch
 
 
 def train_step(shape: dict[str, Any], dtype: str) -> Task:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.shape import Shape, batch
 from benchmarks.worker import Task, check_gpu
+from benchmarks.workload import Shape, batch
 
 
 class CharModel(nn.Module):

@@ -1,0 +1,1 @@
+"""Training steps, sampling and whole runs beside other frameworks: docs/performance.md."""

@@ -1,0 +1,65 @@
+"""A whole run of configs/shakespeare.py, shortened, over a plain Flax loop of the same model.
+
+python -m benchmarks.performance.end_to_end
+python -m benchmarks.performance.end_to_end --steps=4500 --rounds=1     the whole of it
+"""
+
+from __future__ import annotations
+
+import tempfile
+
+from benchmarks.common import Figure, Measured, Peer, finish, measure, parser, show
+
+LAUNCH, TRAINING = "launch.py", "launch.py, training alone"
+LAUNCH_F32 = "launch.py, float32"  # --config.model.dtype=float32
+PLAIN, BARE = "plain flax loop", "bare step"
+
+
+def peers(steps: int, compiled: str, *, small: bool) -> list[Peer]:
+    """Both loops and the step; each finds its compiled programs in a cache of its own.
+
+    Args:
+      steps: of a run.
+      compiled: the folder of the caches.
+      small: a tiny model, to try it out.
+    """
+    tasks = {LAUNCH: "launch", LAUNCH_F32: "launch_float32", PLAIN: "plain", BARE: "bare"}
+    return [
+        Peer(
+            name,
+            f"benchmarks.peers.whole_run:{task}",
+            {"steps": steps, "small": small},
+            env={
+                "JAX_COMPILATION_CACHE_DIR": f"{compiled}/{task}",
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+            },
+        )
+        for name, task in tasks.items()
+    ]
+
+
+def with_training(measured: Measured) -> Measured:
+    """Adds what launch.py itself says of its speed, as a peer of the bare step."""
+    if LAUNCH not in measured.figures:
+        return measured
+    speeds = [n["training_chars_per_second"] for n in measured.figures[LAUNCH].notes]
+    training = Figure({}, 1, [1 / speed for speed in speeds])
+    return Measured(measured.figures | {TRAINING: training}, measured.skipped)
+
+
+def main() -> None:
+    """Writes `results/end_to_end_<device>.json`."""
+    flags = parser(__doc__)
+    flags.add_argument("--steps", type=int, default=500, help="of the run's 4500; default 500")
+    args = flags.parse_args()
+    steps = 100 if args.small else args.steps
+    with tempfile.TemporaryDirectory() as compiled:
+        found = peers(steps, compiled, small=args.small)
+        measured = measure(found, rounds=args.rounds, turn_s=args.turn_s, device=args.device)
+    measured = with_training(measured)
+    show(f"configs/shakespeare.py, {steps} steps", measured, (LAUNCH, LAUNCH_F32, TRAINING))
+    finish("end_to_end", args, {"shakespeare": measured.to_json() | {"steps": steps}})
+
+
+if __name__ == "__main__":
+    main()

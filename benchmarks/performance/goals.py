@@ -1,0 +1,122 @@
+"""The rows of the goal tables in docs/performance.md."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One row.
+
+    Attributes:
+      title: what is compared.
+      device: cpu or gpu.
+      benchmark: the benchmark whose result file has the figures.
+      group: the group of figures in that file.
+      ours: names of peers; the fastest counts.
+      theirs: names of peers; the fastest counts. Empty: the goal is absolute.
+      at_least: ratio of characters per second; with nothing in `theirs`, characters
+        per second.
+      step_s: instead of `at_least`, seconds that a training step may take.
+    """
+
+    title: str
+    device: str
+    benchmark: str
+    group: str
+    ours: tuple[str, ...]
+    theirs: tuple[str, ...] = ()
+    at_least: float = 0.0
+    step_s: float = 0.0
+
+    @property
+    def command(self) -> str:
+        """The command that measures it."""
+        return f"python -m benchmarks.performance.{self.benchmark} --device={self.device}"
+
+
+F32, BF16, INT8 = "charjax float32", "charjax bfloat16", "charjax int8"
+KERAS = ("keras jax", "keras torch", "keras tensorflow")
+KERAS_MIXED = tuple(f"{name} bfloat16" for name in KERAS)
+
+
+def _train(
+    device: str, cell: str, title: str, ours: str, theirs: tuple[str, ...], at: float
+) -> Goal:
+    return Goal(title, device, "train_step", cell, (ours,), theirs, at)
+
+
+def _run(title: str, ours: str, theirs: str, at: float) -> Goal:
+    return Goal(title, "cpu", "end_to_end", "shakespeare", (ours,), (theirs,), at)
+
+
+def _sample(device: str, streams: int, theirs: tuple[str, ...], at: float, ours: str = F32) -> Goal:
+    over = f" over {theirs[0]} in float32" if theirs else ", characters per second"
+    title = f"sampling, GRU {ours.split()[1]}, {streams} stream{'s' * (streams > 1)}{over}"
+    return Goal(title, device, "sample", f"gru {streams}", (ours,), theirs, at)
+
+
+CPU = (
+    _train("cpu", "gru", "GRU float32 over torch float32", F32, ("torch float32",), 1.8),
+    _train("cpu", "gru", "GRU float32 over flax `nn.RNN(GRUCell)`", F32, ("flax gru",), 1.5),
+    _train("cpu", "lstm", "LSTM float32 over torch float32", F32, ("torch float32",), 1.15),
+    _train("cpu", "lstm", "LSTM float32 over flax `nn.RNN(LSTMCell)`", F32, ("flax lstm",), 1.5),
+    _train("cpu", "lstm", "LSTM bf16 over torch bf16 autocast", BF16, ("torch bfloat16",), 1.1),
+    _train("cpu", "gru", "GRU bf16 over torch float32", BF16, ("torch float32",), 3.0),
+    _train("cpu", "gru", "GRU float32 over keras (best backend)", F32, KERAS, 1.8),
+    _train("cpu", "lstm", "LSTM float32 over keras (best backend)", F32, KERAS, 1.8),
+    *(
+        _train(
+            "cpu",
+            cell,
+            f"{cell.upper()} bf16 over keras (best backend, float32 or mixed_bfloat16)",
+            BF16,
+            (*KERAS, *KERAS_MIXED),
+            1.8,
+        )
+        for cell in ("gru", "lstm")
+    ),
+    _run(
+        "`configs/shakespeare.py`, whole run over a plain flax `nn.RNN` loop in float32",
+        "launch.py",
+        "plain flax loop",
+        2.0,
+    ),
+    _run(
+        "the same run with `--config.model.dtype=float32` over that loop",
+        "launch.py, float32",
+        "plain flax loop",
+        2.0,
+    ),
+    _run(
+        "`launch.py`'s characters per second over the bare step's",
+        "launch.py, training alone",
+        "bare step",
+        0.97,
+    ),
+    *(_sample("cpu", 1, ("torch eager",), 5.0, ours) for ours in (F32, INT8)),
+    *(_sample("cpu", 1, ("plain scan",), 2.0, ours) for ours in (F32, INT8)),
+    *(_sample("cpu", 64, ("plain scan",), 2.0, ours) for ours in (F32, BF16, INT8)),
+)
+
+_TORCH = ("torch float32", "torch bfloat16", "torch float16")
+GPU = (
+    _train("gpu", "gru", "GRU bf16 over torch's best dtype", BF16, _TORCH, 2.0),
+    _train("gpu", "lstm", "LSTM bf16 over torch fp16 (cuDNN)", BF16, ("torch float16",), 1.1),
+    _train("gpu", "gru", "GRU bf16 over flax `nn.RNN` in float32", BF16, ("flax gru",), 5.0),
+    _train("gpu", "lstm", "LSTM bf16 over flax `nn.RNN` in float32", BF16, ("flax lstm",), 5.0),
+    *(
+        Goal(
+            f"a train step of the {cell.upper()}, bf16",
+            "gpu",
+            "train_step",
+            cell,
+            (BF16,),
+            step_s=1.2e-3,
+        )
+        for cell in ("gru", "lstm")
+    ),
+    _sample("gpu", 1, (), 100_000, BF16),
+    _sample("gpu", 64, (), 5_000_000, BF16),
+)

@@ -1,0 +1,70 @@
+"""Trains a shipped config as a user would and writes its figures for README.
+
+python -m benchmarks.performance.headline shakespeare
+python -m benchmarks.performance.headline quickstart
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import result_files
+from benchmarks.common import ROOT
+
+NO_OTHER_TEXT = "--config.data.offline="  # no substitute text, whose figures would look the same
+PROMPTS = {"shakespeare": "ROMEO:", "quickstart": "The "}
+
+
+def run(*command: str) -> str:
+    """Runs a Python command and returns its standard output."""
+    return subprocess.run(
+        [sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
+
+
+def measure(name: str, workdir: Path) -> dict[str, Any]:
+    """Trains, samples and scores."""
+    started = time.monotonic()
+    run("launch.py", f"--config=configs/{name}.py", f"--workdir={workdir}", NO_OTHER_TEXT)
+    wall_s = time.monotonic() - started
+    lines = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    best = min((r for r in records if "val_loss" in r), key=lambda r: r["val_loss"])
+    flags = (f"--workdir={workdir}", f"--prompt={PROMPTS[name]}", "--num_chars=400", "--seed=1")
+    speeds = sorted(r["chars_per_second"] for r in records)
+    return {
+        "config": f"configs/{name}.py",
+        "run": json.loads((workdir / "run.json").read_text(encoding="utf-8"))["config"],
+        "info": json.loads(run("-m", "charjax", "info", f"--workdir={workdir}")),
+        "wall_s": round(wall_s, 1),
+        "training_s": records[-1]["time_s"],
+        "steps": records[-1]["step"],
+        "chars_per_second": speeds[len(speeds) // 2],
+        "best": best,
+        "sample": run("-m", "charjax", "sample", *flags, "--temperature=0.7"),
+    }
+
+
+def main() -> None:
+    """Writes `results/<name>.json` and `docs/img/<name>.png`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", choices=sorted(PROMPTS))
+    parser.add_argument("--workdir", type=Path, help="keep the run here; default: discarded")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        workdir = args.workdir or Path(scratch) / "run"
+        figures = measure(args.name, workdir)
+        shutil.copy(workdir / "curves.png", ROOT / "docs" / "img" / f"{args.name}.png")
+    print(result_files.write(args.name, figures), json.dumps(figures["best"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""Writes docs/performance.md and its plot from the result files.
+
+python -m benchmarks.performance.page
+"""
+
+from __future__ import annotations
+
+import itertools
+import string
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import ROOT, progress, ratio
+from benchmarks.performance.goals import CPU, GPU, Goal
+from benchmarks.result_files import command, read, table
+
+TEMPLATE = Path(__file__).parent / "template.md"
+PAGE, IMAGES = ROOT / "docs" / "performance.md", ROOT / "docs" / "img"
+BENCHMARKS = ("train_step", "sample", "end_to_end", "sweep")
+
+Results = Mapping[tuple[str, str], Mapping[str, Any]]
+
+
+def load() -> dict[tuple[str, str], dict[str, Any]]:
+    """(benchmark, device) -> the content of its result file, if there is one."""
+    wanted = itertools.product(BENCHMARKS, ("cpu", "gpu"))
+    return {key: result for key in wanted if (result := read("_".join(key)))}
+
+
+def page(results: Results, template: str) -> str:
+    """The whole page."""
+    return string.Template(template).substitute(
+        machine_cpu=_machines(results, "cpu"),
+        goals_cpu=_goals(results, CPU),
+        machine_gpu=_machines(results, "gpu"),
+        goals_gpu=_goals(results, GPU),
+        figures=_figures(results),
+        sweep=_sweep(results),
+        precision=table("precision"),
+        weights=table("weights"),
+        parts=table("parts"),
+        blocks=table("blocks"),
+    )
+
+
+def reached(goal: Goal, results: Results) -> tuple[float, str] | None:
+    """The measured value of a goal and the peer it is relative to; None: not measured."""
+    result = results.get((goal.benchmark, goal.device), {"groups": {}})
+    group = result["groups"].get(goal.group, {"peers": {}})
+    peers = group["peers"]
+    ours = _fastest(peers, goal.ours)
+    if ours is None:
+        return None
+    if goal.step_s:
+        chars = group["shape"]["batch"] * group["shape"]["length"]
+        return chars / peers[ours]["chars_per_second"], ours
+    if not goal.theirs:
+        return peers[ours]["chars_per_second"], ours
+    theirs = _fastest(peers, goal.theirs)
+    return None if theirs is None else (ratio(peers[ours], peers[theirs]), theirs)
+
+
+def _fastest(peers: Mapping[str, Any], names: Iterable[str]) -> str | None:
+    there = [name for name in names if name in peers]
+    return max(there, key=lambda name: peers[name]["chars_per_second"]) if there else None
+
+
+def _goals(results: Results, goals: Sequence[Goal]) -> str:
+    rows = []
+    for goal in goals:
+        found = reached(goal, results)
+        wanted = f"≤ {goal.step_s * 1e3:g} ms" if goal.step_s else f"≥ {goal.at_least:,g}"
+        if found is None:
+            rows.append((goal.title, wanted, "not measured", f"`{goal.command}`"))
+            continue
+        figure, over = found
+        good = figure <= goal.step_s if goal.step_s else figure >= goal.at_least
+        shown = f"{figure * 1e3:.2f} ms" if goal.step_s else f"{figure:,.2f}"
+        note = "reached" if good else "not reached"
+        rows.append((goal.title, wanted, f"**{shown}**", note + _which(goal, over)))
+    return _table(("", "goal", "measured", ""), rows)
+
+
+def _which(goal: Goal, over: str) -> str:
+    return f", over {over}" if len(goal.theirs) > 1 else ""
+
+
+def _machines(results: Results, device: str) -> str:
+    """One line per benchmark: command, machine, date and versions."""
+    lines = []
+    for benchmark in BENCHMARKS:
+        result = results.get((benchmark, device))
+        if result is None:
+            continue
+        versions = ", ".join(f"{name} {v}" for name, v in result["versions"].items())
+        lines.append(
+            f"* {command(result)}: {result['machine']}; {result['date']}; "
+            f"Python {result['python']}, {versions}."
+        )
+    return "\n".join(lines) or "Not measured yet."
+
+
+def _figures(results: Results) -> str:
+    """Tables of all peers of all groups: characters per second, memory, parameters."""
+    parts = []
+    for (benchmark, device), result in results.items():
+        if benchmark == "sweep":
+            continue
+        for group, content in result["groups"].items():
+            parts.append(f"### {benchmark}, {group}, {device.upper()}")
+            rows = [
+                (
+                    name,
+                    f"{figure['chars_per_second']:,.0f}",
+                    f"{figure['peak_bytes'] / 2**20:,.0f}" if figure["peak_bytes"] else "",
+                    f"{figure['about'].get('parameters', '')}",
+                )
+                for name, figure in content["peers"].items()
+            ]
+            parts.append(
+                _table(("", "characters per second", "peak memory, MiB", "parameters"), rows)
+            )
+            parts += [f"* {name}: skipped, {why}" for name, why in content["skipped"].items()]
+    return "\n\n".join(parts) or "Not measured yet."
+
+
+def _sweep(results: Results) -> str:
+    parts = []
+    for device in ("cpu", "gpu"):
+        if ("sweep", device) not in results:
+            parts.append(
+                f"{device.upper()}: not measured; "
+                f"`python -m benchmarks.performance.sweep --device={device}`"
+            )
+            continue
+        rows = [_sweep_row(point) for point in results["sweep", device]["groups"]["points"]]
+        header = ("cell", "dtype", "hidden", "layers", "batch", "length", "step, ms")
+        parts.append(
+            "The fraction is the FLOP/s of the matmuls that a step cannot avoid over those of a "
+            "large square matmul in the same dtype, measured in turn with it."
+        )
+        parts.append(_table((*header, "characters per second", "memory, MiB", "fraction"), rows))
+        parts.append(f"![fraction of the matrix product's rate](img/sweep_{device}.png)")
+    return "\n\n".join(parts)
+
+
+def _sweep_row(point: Mapping[str, Any]) -> tuple[str, ...]:
+    shape = point["shape"]
+    return (
+        shape["cell"],
+        point["dtype"],
+        *(str(shape[name]) for name in ("hidden", "layers", "batch", "length")),
+        f"{point['step_s'] * 1e3:,.1f}",
+        f"{point['chars_per_second']:,.0f}",
+        f"{point['peak_bytes'] / 2**20:,.0f}",
+        f"{point['fraction_of_peak']:.2f}",
+    )
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def plot_sweep(points: Iterable[Mapping[str, Any]], path: Path) -> None:
+    """Plots the fraction of the matmul's FLOP/s over hidden size, a line per cell and dtype."""
+    import matplotlib.pyplot as plt
+
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for point in points:
+        shape = point["shape"]
+        if (shape["batch"], shape["length"], shape["layers"]) == (64, 100, 1):
+            name = f"{shape['cell'].upper()} {point['dtype']}"
+            lines.setdefault(name, []).append((shape["hidden"], point["fraction_of_peak"]))
+    figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
+    for name, line in lines.items():
+        axes.plot(*zip(*sorted(line), strict=True), marker="o", label=name)
+    axes.set_xscale("log", base=2)
+    axes.margins(y=0.08)
+    axes.set_ylim(bottom=0)
+    axes.set(xlabel="hidden units", ylabel="fraction of the matmul peak")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Writes the page and its plot."""
+    results = load()
+    PAGE.write_text(page(results, TEMPLATE.read_text(encoding="utf-8")), encoding="utf-8")
+    for device in ("cpu", "gpu"):
+        if sweep := results.get(("sweep", device)):
+            plot_sweep(sweep["groups"]["points"], IMAGES / f"sweep_{device}.png")
+    progress(f"wrote {PAGE}")
+
+
+if __name__ == "__main__":
+    main()

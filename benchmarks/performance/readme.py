@@ -1,0 +1,100 @@
+"""Writes the figures in README from the result files.
+
+python -m benchmarks.performance.readme
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from benchmarks.common import ROOT, ratio
+from benchmarks.performance.goals import KERAS
+from benchmarks.result_files import command, load
+
+README = ROOT / "README.md"
+START, END = (
+    "<!-- headline: written by python -m benchmarks.performance.readme -->",
+    "<!-- /headline -->",
+)
+
+
+def row(figures: dict[str, Any]) -> str:
+    """The table row of one config."""
+    info, best = figures["info"], figures["best"]
+    model = f"{info['cell'].upper()} {info['layers']} x {info['hidden']}"
+    return (
+        f"| `{figures['config']}` | {model}, {info['parameters'] / 1e6:.2f} M | {info['dtype']} | "
+        f"{figures['steps']:,} | {figures['training_s'] / 60:.1f} min | "
+        f"{figures['chars_per_second'] / 1000:.0f} k | **{best['val_loss']:.4f}** "
+        f"({best['val_loss'] / math.log(2):.3f}) |"
+    )
+
+
+def speeds() -> str:
+    """A sentence: how many times as fast a training step is as the peers'."""
+    result = load("train_step_cpu")
+    parts = []
+    for cell in ("gru", "lstm"):
+        peers = result["groups"][cell]["peers"]
+        keras = max(
+            (name for name in KERAS if name in peers),
+            key=lambda name: float(peers[name]["chars_per_second"]),
+        )
+        names = {"torch float32": "torch", f"flax {cell}": "flax `nn.RNN`", keras: "Keras (best)"}
+        over = [
+            f"{ratio(peers['charjax float32'], peers[name]):.2f} times {label}"
+            for name, label in names.items()
+        ]
+        parts.append(f"{cell.upper()} {', '.join(over)}")
+    return (
+        "Characters per second of a float32 training step with hidden 1024, in turn "
+        f"on the same two cores: {'; '.join(parts)}. bfloat16, sampling, missed goals and "
+        "commands are in [docs/performance.md](docs/performance.md)."
+    )
+
+
+def block() -> str:
+    """The section between the markers."""
+    results = [load(name) for name in ("shakespeare", "quickstart")]
+    shakespeare = results[0]
+    evaluations = shakespeare["steps"] // shakespeare["run"]["train"]["eval_every"]
+    quoted = "\n".join(f"    {line}".rstrip() for line in shakespeare["sample"].splitlines())
+    return "\n".join(
+        [
+            "| config | model | matmuls in | steps | training | characters/s | "
+            "validation, nats (bits) |",
+            "|---|---|---|---|---|---|---|",
+            *map(row, results),
+            "",
+            "; ".join(
+                f"{command(r)}: {r['machine']}, jax {r['versions']['jax']}, {r['date']}"
+                for r in results
+            )
+            + ".",
+            "",
+            "The first loss is over all of the last 111,540 characters of tiny Shakespeare, the "
+            f"best of {evaluations} evaluations. nanoGPT publishes "
+            "1.4697 for a Transformer ten times this size, the best of its evaluations over random "
+            "windows of the same characters.",
+            "",
+            speeds(),
+            "",
+            "![training and validation loss](docs/img/shakespeare.png)",
+            "",
+            "It writes (`--prompt=ROMEO: --temperature=0.7 --seed=1`):",
+            "",
+            quoted,
+        ]
+    )
+
+
+def with_block(text: str) -> str:
+    """README with the section replaced."""
+    before, rest = text.split(START)
+    _, after = rest.split(END)
+    return f"{before}{START}\n{block()}\n{END}{after}"
+
+
+if __name__ == "__main__":
+    README.write_text(with_block(README.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,64 @@
+"""Writing text: charjax, an eager torch loop, and a plain jitted scan over a Flax cell.
+
+python -m benchmarks.performance.sample
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from benchmarks.common import Peer, finish, measure, parser, show
+from benchmarks.workload import Shape, make_shape
+
+OURS = ("charjax float32", "charjax bfloat16", "charjax int8")
+STREAMS = (1, 64)
+
+
+def peers(shape: Shape, streams: int, chars: int) -> list[Peer]:
+    """The sampler and the two loops that people write."""
+    where: dict[str, Any] = {
+        "shape": dataclasses.asdict(shape),
+        "streams": streams,
+        "chars": chars,
+    }
+    return [
+        *(
+            Peer(
+                f"charjax {dtype}",
+                "benchmarks.peers.with_charjax:sampler",
+                where | {"dtype": dtype},
+            )
+            for dtype in ("float32", "bfloat16", "int8")
+        ),
+        Peer("torch eager", "benchmarks.peers.with_torch:sample", where),
+        Peer("plain scan", "benchmarks.peers.with_flax:sample", where),
+    ]
+
+
+def main() -> None:
+    """Writes `results/sample_<device>.json`."""
+    flags = parser(__doc__)
+    flags.add_argument("--cells", nargs="+", default=["gru", "lstm"], choices=("gru", "lstm"))
+    flags.add_argument("--chars", type=int, default=1024, help="characters a stream and call")
+    args = flags.parse_args()
+    results = {}
+    for cell in args.cells:
+        shape = make_shape(small=args.small, cell=cell)
+        for streams in STREAMS:
+            measured = measure(
+                peers(shape, streams, args.chars),
+                rounds=args.rounds,
+                turn_s=args.turn_s,
+                device=args.device,
+            )
+            show(f"{cell}, {streams} streams of {args.chars}", measured, OURS)
+            results[f"{cell} {streams}"] = measured.to_json() | {
+                "shape": dataclasses.asdict(shape),
+                "streams": streams,
+            }
+    finish("sample", args, results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""The training step over hidden size, batch, length and layers, beside the machine's peak.
+
+    python -m benchmarks.performance.sweep --quick
+
+Every point is measured in turn with a large matrix product in the same dtype, so that
+its fraction of the peak is that of the same minutes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from typing import Any
+
+from benchmarks.common import Peer, finish, measure, parser, progress, ratio
+from benchmarks.performance.train_step import ours
+from benchmarks.workload import Shape, make_shape
+from charjax.config import TrainConfig
+
+HIDDEN = (128, 256, 512, 1024, 2048)
+VARIANTS: tuple[dict[str, int], ...] = (
+    {"batch": 16},
+    {"batch": 256},
+    {"length": 25},
+    {"length": 400},
+    {"layers": 2},
+    {"layers": 3},
+)
+PEAK = "peak"
+_DISPATCH = TrainConfig().steps_per_dispatch
+_MATMUL = {"cpu": 2048, "gpu": 8192}
+
+
+def points(*, small: bool, quick: bool) -> list[tuple[Shape, str]]:
+    """The shapes and dtypes: hidden size for both cells, the rest around the reference."""
+    cells = ("gru", "lstm")
+    found = [
+        (make_shape(small=small, cell=cell, hidden=hidden), dtype)
+        for cell in cells
+        for dtype in ("float32", "bfloat16")
+        for hidden in (HIDDEN[:1] if small else HIDDEN)
+        if not quick or (cell, dtype) == ("gru", "float32") or 512 <= hidden <= 1024
+    ]
+    variants = VARIANTS[:2] if small else VARIANTS
+    fields = {} if small else {"hidden": 512}
+    return found + [
+        (make_shape(small=small, **fields | variant), "float32") for variant in variants
+    ]
+
+
+def measure_point(shape: Shape, dtype: str, args: Any) -> dict[str, Any]:
+    """One point: time, peak memory, and the fraction of the matrix product's rate."""
+    size = 256 if args.small else _MATMUL[args.device]
+    peak = Peer(PEAK, "benchmarks.peers.with_charjax:matmul", {"size": size, "dtype": dtype})
+    step = ours(shape, dtype=dtype, dispatch=_DISPATCH)
+    measured = measure([peak, step], rounds=args.rounds, turn_s=args.turn_s, device=args.device)
+    found = measured.to_json()
+    if found["skipped"]:
+        raise SystemExit(f"{shape}: {found['skipped']}")
+    # A product's characters are its operations, so that their ratio is one of rates.
+    figure = found["peers"][step.name]
+    rates = ratio(figure | {"chars": _DISPATCH * shape.flops}, found["peers"][PEAK])
+    return {
+        "shape": dataclasses.asdict(shape),
+        "dtype": dtype,
+        "step_s": statistics.median(figure["seconds"]) / _DISPATCH,
+        "chars_per_second": figure["chars_per_second"],
+        "peak_bytes": figure["peak_bytes"],
+        "peak_flops_per_second": found["peers"][PEAK]["chars_per_second"],
+        "fraction_of_peak": rates,
+    }
+
+
+def main() -> None:
+    """Writes `results/sweep_<device>.json`."""
+    flags = parser(__doc__)
+    flags.add_argument("--quick", action="store_true", help="fewer points, for some minutes")
+    args = flags.parse_args()
+    found = []
+    for shape, dtype in points(small=args.small, quick=args.quick):
+        point = measure_point(shape, dtype, args)
+        found.append(point)
+        progress(f"{shape} {dtype}: {point['fraction_of_peak']:.2f} of the peak")
+    finish("sweep", args, {"points": found})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""Result files: environment of a measurement, repeated measurements, and Markdown tables."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import statistics
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+_PACKAGES = (
+    "charjax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+    "torch",
+    "keras",
+)
+# Fields in which two results must be equal to be combined.
+_SAME = ("machine", "python", "versions", "benchmark", "device", "small")
+# Result files keep the command that made them. Of a module that was moved since: its name now.
+_MOVED = {
+    f"benchmarks.{name}": f"benchmarks.performance.{name}"
+    for name in ("train_step", "sample", "end_to_end", "sweep", "headline", "persistent")
+} | {"benchmarks.devices": "benchmarks.scaling.devices"}
+# The last commit that has the scripts whose results stand in the pages and which were removed.
+_LAST_COMMIT = "c9abf59"
+_REMOVED = {
+    f"benchmarks.{name}"
+    for name in ("blocks", "limits", "memory", "parts", "precision", "tutorial_parity", "weights")
+} | {"benchmarks.devices starts", "benchmarks.devices dispatch"}
+_COLUMNS = {"lanes": "batch", "lanes axis": "data axis", "lanes a device": "batch a device"}
+
+
+def record() -> dict[str, Any]:
+    """The machine, package versions, date and command of this process.
+
+    Flags that only name a place on this machine are left out of the command.
+    """
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    program = ["python", "-m", module.name.removesuffix(".__main__")] if module else sys.argv[:1]
+    places = ("--scratch=", "--workdir=", "--out=", "--keras_python=")
+    flags = [argument for argument in sys.argv[1:] if not argument.startswith(places)]
+    return {
+        "machine": f"{_cpu()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "versions": versions,
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "command": shlex.join([*program, *flags]),
+    }
+
+
+def _cpu() -> str:
+    if not (info := Path("/proc/cpuinfo")).exists():
+        return platform.processor() or platform.machine()
+    pairs = (line.split(":", 1) for line in info.read_text().splitlines() if ":" in line)
+    fields = {name.strip(): value.strip() for name, value in pairs}
+    family, model = fields.get("cpu family", "?"), fields.get("model", "?")
+    return f"{fields.get('model name', platform.machine())} (family {family}, model {model})"
+
+
+def write(name: str, figures: Mapping[str, Any]) -> Path:
+    """Writes the record of this process and the figures to `results/<name>.json`."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(record() | dict(figures), indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def read(name: str) -> dict[str, Any] | None:
+    """The content of `results/<name>.json`; None if there is no such file."""
+    return load(name) if (RESULTS / f"{name}.json").exists() else None
+
+
+def load(name: str) -> dict[str, Any]:
+    """The content of `results/<name>.json`, which must exist."""
+    result: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return result
+
+
+def add_rounds(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """One result with the rounds of both, under the date and command of the later one.
+
+    A group that only one of them has keeps its rounds.
+
+    Raises:
+      ValueError: they differ in machine, versions, benchmark, peers or work.
+    """
+    for name in _SAME:
+        _require_equal(name, before[name], now[name])
+    groups = dict(before["groups"]) | dict(now["groups"])
+    for name in before["groups"].keys() & now["groups"].keys():
+        old, new = before["groups"][name], now["groups"][name]
+        _require_equal(f"{name}: what was measured", _work(old), _work(new))
+        peers = {peer: _join(old["peers"][peer], new["peers"][peer]) for peer in new["peers"]}
+        groups[name] = new | {"peers": peers}
+    return dict(now) | {"groups": groups}
+
+
+def keep_other_groups(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """The new result with those groups of the old one that were not measured again.
+
+    Nothing of the old result is kept if the machine or a version has changed.
+    """
+    if any(before.get(name) != now[name] for name in _SAME):
+        return dict(now)
+    return dict(now) | {"groups": dict(before["groups"]) | dict(now["groups"])}
+
+
+def _require_equal(name: str, before: Any, now: Any) -> None:
+    if before != now:
+        raise ValueError(f"{name} was {before} and is {now}")
+
+
+def _work(group: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a group, and the characters per unit of work of each peer."""
+    if "peers" not in group:
+        raise ValueError("this benchmark does not measure peers in rounds")
+    settings = {name: value for name, value in group.items() if name not in ("peers", "skipped")}
+    return settings | {peer: figure["chars"] for peer, figure in group["peers"].items()}
+
+
+def _join(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    both = {name: old[name] + new[name] for name in ("seconds", "cpu_seconds", "notes")}
+    derived = {
+        "chars_per_second": new["chars"] / statistics.median(both["seconds"]),
+        "peak_bytes": max(old["peak_bytes"], new["peak_bytes"]),
+    }
+    return dict(new) | both | derived
+
+
+def command(result: Mapping[str, Any]) -> str:
+    """The command that made a result, in backquotes, and the module's name now if it changed."""
+    words = result["command"].split()
+    module = words[2]
+    if module in _REMOVED or " ".join(words[2:4]) in _REMOVED:
+        return f"`{result['command']}` (removed since; in commit {_LAST_COMMIT})"
+    now = f" (now `{_MOVED[module]}`)" if module in _MOVED else ""
+    return f"`{result['command']}`{now}"
+
+
+def table(name: str) -> str:
+    """The rows of `results/<name>.json` as a Markdown table with its source below."""
+    result = load(name)
+    rows = result["rows"]
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    columns = [key.replace("_", " ") for key in keys]
+    lines = ["| " + " | ".join(_COLUMNS.get(column, column) for column in columns) + " |"]
+    lines.append("|---" * len(columns) + "|")
+    lines += ["| " + " | ".join(_cell(row.get(key, "")) for key in keys) + " |" for row in rows]
+    source = f"{command(result)}, {result['machine']}, jax {result['versions']['jax']}"
+    link = f"[{name}.json](../benchmarks/results/{name}.json)"
+    return "\n".join([*lines, "", f"({source}, {result['date']}: {link}.)", ""])
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float) and 0 < abs(value) < 1e-3:
+        return f"{value:.1e}"
+    return f"{value:,}" if isinstance(value, int | float) else str(value)

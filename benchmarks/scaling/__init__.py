@@ -1,0 +1,1 @@
+"""Runs on several devices and processes: docs/scaling.md."""

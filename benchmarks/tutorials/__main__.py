@@ -1,0 +1,167 @@
+"""Trains the five tutorials and times them against their own frameworks.
+
+python -m benchmarks.tutorials train grimm --variant=better
+python -m benchmarks.tutorials train tf_gru --config.train.max_epochs=3
+python -m benchmarks.tutorials counts
+python -m benchmarks.tutorials timing --all --json
+python -m benchmarks.tutorials page
+
+`train` runs `launch.py`, which gets all --config.field=value flags, and writes
+`results/tutorial_<name>.json`. `counts` writes `results/tutorial_counts.json`, `timing` writes
+`results/tutorial_timing.json` and needs a quiet machine. If Keras or torch are in environments of
+their own, KERAS_PYTHON and TORCH_PYTHON name the interpreters. `page` writes docs/tutorials.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shlex
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import result_files
+from benchmarks.performance.headline import run
+from benchmarks.tutorials import page, timing
+from benchmarks.tutorials.published import TUTORIALS
+
+_SAMPLE_CHARS = 300
+_JUDGED_CHARS = 20_000  # sampled at temperature 1 to count real words
+_WORD = re.compile(r"[A-Za-z']+")
+
+
+def result_name(name: str, variant: str) -> str:
+    """Name of the result file of a variant, without folder and suffix."""
+    return "_".join(filter(None, ("tutorial", name, variant)))
+
+
+def epochs(records: Sequence[dict[str, Any]], steps_per_epoch: int) -> list[dict[str, Any]]:
+    """Metrics by epoch: mean training loss, seconds of training steps, validation loss."""
+    rows: list[dict[str, Any]] = []
+    before, loss_sum, seconds = 0, 0.0, 0.0
+    for record in records:
+        steps, before = record["step"] - before, record["step"]
+        loss_sum += record["train_loss"] * steps
+        seconds += steps / record["steps_per_second"]
+        if record["step"] % steps_per_epoch == 0:
+            row = {"epoch": len(rows) + 1, "train_loss": loss_sum / steps_per_epoch}
+            row |= {"seconds": round(seconds, 2)}
+            row |= {key: record[key] for key in ("val_loss",) if key in record}
+            rows.append(row)
+            loss_sum = seconds = 0.0
+    return rows
+
+
+def info_of(name: str, variant: str, *overrides: str) -> dict[str, Any]:
+    """The output of `charjax info` for a config."""
+    config = f"--config=configs/tutorials/{name}.py" + (f":{variant}" if variant else "")
+    info: dict[str, Any] = json.loads(run("-m", "charjax", "info", config, *overrides))
+    return info
+
+
+def train(name: str, variant: str, workdir: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """Trains, or resumes the run in `workdir`, and returns its figures."""
+    config = f"--config=configs/tutorials/{name}.py" + (f":{variant}" if variant else "")
+    run("launch.py", config, f"--workdir={workdir}", *overrides)
+    info = info_of(name, variant, *overrides)
+    lines = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    record = json.loads((workdir / "run.json").read_text(encoding="utf-8"))
+    records = [json.loads(line) for line in lines]
+    chars = _chars_per_step(record["config"]["data"], info)
+    for metrics in records:
+        metrics["steps_per_second"] = metrics["chars_per_second"] / chars
+    validated = [r for r in records if "val_loss" in r]
+    best = min(validated, key=lambda r: r["val_loss"]) if validated else None
+    written = _sample(record["config"]["sample"], workdir, 1.0, _JUDGED_CHARS)
+    texts = {
+        f"{t:g}": _sample(record["config"]["sample"], workdir, t)
+        for t in record["config"]["sample"]["temperatures"]
+    }
+    return {
+        "command": _command(name, variant, overrides),
+        "config": config.removeprefix("--config="),
+        "overrides": list(overrides),
+        "run": record["config"],
+        "info": info,
+        "notice": record["corpus"]["notice"],
+        "steps": records[-1]["step"],
+        "epochs": epochs(records, info["steps_per_epoch"]),
+        "best": best and {"step": best["step"], "val_loss": best["val_loss"]},
+        "real_words": real_words(written, "\n".join(timing.documents(name))),
+        "samples": texts,
+    }
+
+
+def _command(name: str, variant: str, overrides: Sequence[str]) -> str:
+    """The command that makes a result, without `--workdir`."""
+    flags = [f"--variant={variant}"] if variant else []
+    return shlex.join(["python", "-m", "benchmarks.tutorials", "train", name, *flags, *overrides])
+
+
+def _chars_per_step(data: dict[str, Any], info: dict[str, Any]) -> float:
+    """Targets per step, as the run counts them in its characters per second."""
+    columns = 1 if data["targets"] == "last" else data["seq_len"]
+    if data["batching"] == "stream" or not data["keep_partial"]:
+        return float(data["batch_size"] * columns)
+    return float(info["windows"] * columns / info["steps_per_epoch"])
+
+
+def real_words(written: str, text: str) -> float:
+    """Fraction of the words in `written` that also occur in `text`."""
+    known, words = set(_WORD.findall(text)), _WORD.findall(written)
+    return sum(word in known for word in words) / max(len(words), 1)
+
+
+def _sample(
+    sample: dict[str, Any], workdir: Path, temperature: float, num_chars: int = _SAMPLE_CHARS
+) -> str:
+    flags = (f"--workdir={workdir}", f"--prompt={sample['prompt']}", f"--temperature={temperature}")
+    return run("-m", "charjax", "sample", *flags, f"--num_chars={num_chars}", "--seed=1")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("train", help="train one tutorial and write its result file")
+    one.add_argument("name", choices=sorted(TUTORIALS))
+    one.add_argument("--variant", default="", help="held_out, better, ...; default: plain")
+    one.add_argument("--workdir", type=Path, help="keep the run here; default: discarded")
+    timed = commands.add_parser(
+        "timing", help="time a training step here and in the tutorial's framework"
+    )
+    which = timed.add_mutually_exclusive_group(required=True)
+    which.add_argument("--all", action="store_true", help="all five")
+    which.add_argument("--name", choices=sorted(TUTORIALS))
+    timed.add_argument("--seconds", type=float, default=15.0, help="for each system; default 15")
+    timed.add_argument("--json", action="store_true", help="also print the results")
+    commands.add_parser("counts", help="write the output of `charjax info` for the plain configs")
+    commands.add_parser("page", help="write docs/tutorials.md")
+    return parser
+
+
+def main() -> None:
+    """Runs one command."""
+    args, overrides = _parser().parse_known_args()
+    if args.command == "counts":
+        infos = {name: info_of(name, "") for name in TUTORIALS}
+        print(result_files.write("tutorial_counts", {"tutorials": infos}))
+    elif args.command == "page":
+        print(page.write())
+    elif args.command == "timing":
+        names = list(TUTORIALS) if args.all else [args.name]
+        path = timing.measure(names, seconds=args.seconds)
+        print(path.read_text(encoding="utf-8") if args.json else path)
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            workdir = args.workdir or Path(scratch) / "run"
+            figures = train(args.name, args.variant, workdir, overrides)
+        print(result_files.write(result_name(args.name, args.variant), figures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""Writes docs/tutorials.md from the result files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import ROOT
+from benchmarks.result_files import command, load, read
+from benchmarks.tutorials.published import TUTORIALS, Tutorial
+
+PAGE = ROOT / "docs" / "tutorials.md"
+_VARIANTS = ("held_out", "better", "deep", "scheduled")
+_MORE = {("ag_news", "deep"), ("grimm", "scheduled")}
+_SHOWN_CHARS = 220
+_TRAIN = "python -m benchmarks.tutorials train"
+
+_HEAD = """\
+# The five tutorials
+
+Five tutorials on character models, each of which is a config here. This page is written by
+`python -m benchmarks.tutorials page` from the files in `benchmarks/results/`. Losses are nats per
+character.
+
+Every config has variants: `held_out` is the tutorial with a tenth of its text kept for validation;
+`better` is charjax's recipe for the same task in no more steps.
+"""
+
+
+def write() -> Path:
+    """Writes the page and returns its path."""
+    PAGE.write_text(page(), encoding="utf-8")
+    return PAGE
+
+
+def page() -> str:
+    """The whole page."""
+    timing = load("tutorial_timing")
+    return "\n".join(
+        [
+            _HEAD,
+            _summary(timing["tutorials"]),
+            *(_section(name, timing["tutorials"][name]) for name in TUTORIALS),
+            _parity(),
+            f"Timed by {command(timing)} on {timing['machine']}, {timing['date']}, with a load of "
+            f"{timing['load_before']:.1f} before: the median step of each system, times the steps "
+            "per epoch, data included, one system after the other.\n",
+        ]
+    )
+
+
+def _summary(timed: dict[str, Any]) -> str:
+    rows = [
+        "| config | final training loss, theirs | ours | best validation, held out | better "
+        "| epoch, ours over theirs |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, tutorial in TUTORIALS.items():
+        epochs = load(f"tutorial_{name}")["epochs"]
+        cells = [
+            f"[`{name}`](#{name.replace('_', '-')})",
+            f"{tutorial.losses[-1]:.4f} ({len(tutorial.losses)})" if tutorial.losses else "none",
+            f"{epochs[-1]['train_loss']:.4f} ({len(epochs)})",
+            *(_best(load(f"tutorial_{name}_{variant}")) for variant in ("held_out", "better")),
+            f"{timed[name]['ratio']:.2f}",
+        ]
+        rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*rows, "", "In brackets: the number of epochs.", ""])
+
+
+def _best(result: dict[str, Any]) -> str:
+    return f"{result['best']['val_loss']:.4f} in {result['steps']:,} steps"
+
+
+def _section(name: str, timed: dict[str, Any]) -> str:
+    tutorial, plain = TUTORIALS[name], load(f"tutorial_{name}")
+    lines = [f"## {name.replace('_', '-')}", "", f"{tutorial.title}.", "", *_counts(name)]
+    lines += ["", f"Differences in training: {tutorial.differences}", ""]
+    lines += [*_losses(name, tutorial, plain), *_variants(name), *_timed(tutorial, timed)]
+    lines += ["Theirs:", "", "```text", tutorial.sample, "```", ""]
+    for temperature, text in plain["samples"].items():
+        lines += [f"Ours, temperature {temperature}:", ""]
+        lines += ["```text", text[:_SHOWN_CHARS], "```", ""]
+    return "\n".join(lines)
+
+
+def _counts(name: str) -> list[str]:
+    tutorial, info = TUTORIALS[name], load("tutorial_counts")["tutorials"][name]
+    rows = ["| | theirs | ours |", "|---|---|---|"]
+    for title, theirs, ours in (
+        ("parameters", tutorial.parameters, info["parameters"]),
+        ("vocabulary size", tutorial.vocab_size, info["vocab_size"]),
+        ("windows", tutorial.windows, info["windows"]),
+    ):
+        rows.append(f"| {title} | {f'{theirs:,}' if theirs else 'not printed'} | {ours:,} |")
+    return rows
+
+
+def _losses(name: str, tutorial: Tutorial, plain: dict[str, Any]) -> list[str]:
+    rows = ["| epoch | theirs | ours | difference |", "|---|---|---|---|"]
+    measured = {row["epoch"]: row["train_loss"] for row in plain["epochs"]}
+    for epoch in range(1, max(len(tutorial.losses), len(measured)) + 1):
+        theirs = tutorial.losses[epoch - 1] if epoch <= len(tutorial.losses) else None
+        ours = measured.get(epoch)
+        difference = f"{100 * (ours / theirs - 1):+.1f} %" if ours and theirs else ""
+        shown = ("" if x is None else f"{x:.4f}" for x in (theirs, ours))
+        rows.append(f"| {epoch} | {' | '.join(shown)} | {difference} |")
+    notes = [f"Measured by {command(plain)} on {plain['machine']}, {plain['date']}."]
+    if plain["run"]["model"]["dtype"] != "float32":
+        notes.append(f"Matmuls ran in {plain['run']['model']['dtype']}.")
+    if plain["run"]["train"]["max_epochs"] < len(tutorial.losses):
+        notes.append(f"Later epochs are not measured: `{_TRAIN} {name}`.")
+    if plain["notice"]:
+        notes.append(f"{plain['notice']}.")
+    return [*rows, "", " ".join(notes), ""]
+
+
+def _variants(name: str) -> list[str]:
+    rows = [
+        "| variant | best validation loss | at step | steps | real words | overrides |",
+        "|---|---|---|---|---|---|",
+    ]
+    for variant in _VARIANTS:
+        result = read(f"tutorial_{name}_{variant}")
+        if result is not None:
+            best = result["best"]
+            rows.append(
+                f"| `{variant}` | {best['val_loss']:.4f} | {best['step']:,} | "
+                f"{result['steps']:,} | {100 * result['real_words']:.1f} % | "
+                f"{' '.join(result['overrides'])} |"
+            )
+        elif (name, variant) in _MORE:
+            run = f"{_TRAIN} {name} --variant={variant}"
+            rows.append(f"| `{variant}` | not measured; `{run}` | | | | |")
+    note = "Real words: the fraction of words, sampled at temperature 1, that the text contains."
+    return [*rows, "", note, ""]
+
+
+def _timed(tutorial: Tutorial, timed: dict[str, Any]) -> list[str]:
+    author = f"{tutorial.epoch_s:g} s on its author's GPU; " if tutorial.epoch_s else ""
+    versions = ", ".join(f"{k} {v}" for k, v in timed["theirs"]["versions"].items())
+    lines = [
+        f"Seconds per epoch: {author}here {timed['epoch']['ours_s']:.1f}, and "
+        f"{timed['epoch']['theirs_s']:.1f} with {versions}: a ratio of {timed['ratio']:.2f}.",
+        f"Their parameters, counted there: {timed['theirs']['parameters']:,}.",
+    ]
+    if made := timed["ours"].get("generation"):
+        lines.append(
+            f"A text of {made['chars']:,} characters takes {made['one_s']:.2f} s, five at once "
+            f"{made['five_s']:.2f} s: {made['ratio']:.2f} times as long."
+        )
+    return [" ".join(lines), ""]
+
+
+def _parity() -> str:
+    """Training from the same weights on the same batches as Keras."""
+    result = load("tutorial_parity")
+    means = result["mean_loss_of_the_last_82_steps"]
+    peer = f"Keras {result['peer']['keras']} on {result['peer']['backend']}"
+    return (
+        "## Equality with Keras\n\n"
+        f"`grimm` from the same weights over the same {result['steps']} batches, charjax against "
+        f"{peer}. With the embedding written there as a matmul with one-hot rows, every step's "
+        "loss is that of charjax to a relative "
+        f"{result['largest_relative_difference_to_one_hot']:.1e}. With Keras' own `Embedding` "
+        "layer, whose gradient is sparse, that version learns faster: the mean loss of the "
+        f"second epoch's steps is {means['keras']:.3f} instead of {means['keras_one_hot']:.3f} "
+        f"(charjax {means['charjax']:.3f}). The tutorials' own figures, from older versions, "
+        f"agree with the latter. Measured by {command(result)} on {result['machine']}, "
+        f"{result['date']}.\n"
+    )

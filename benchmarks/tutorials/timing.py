@@ -1,0 +1,117 @@
+"""Times a training step of each tutorial here and in its own framework, one after the other."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import runpy
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import result_files
+from benchmarks.common import ROOT
+from benchmarks.tutorials.published import TUTORIALS
+
+_WARM = 2  # dispatches before the clock starts
+
+
+def measure(names: list[str], *, seconds: float) -> Path:
+    """Times the named tutorials and writes `results/tutorial_timing.json`.
+
+    Args:
+      names: keys of `TUTORIALS`.
+      seconds: of steps for each system, once it is warm.
+    """
+    load = os.getloadavg()[0]
+    timed = {}
+    for name in names:
+        print(name, file=sys.stderr)
+        ours = ours_in_own_process(name, seconds)
+        theirs = theirs_in_own_process(name, seconds)
+        epoch = {"ours_s": ours["step_s"], "theirs_s": theirs["step_s"]}
+        epoch = {key: round(step * ours["steps_per_epoch"], 3) for key, step in epoch.items()}
+        ratio = round(ours["step_s"] / theirs["step_s"], 3)
+        timed[name] = {"epoch": epoch, "ratio": ratio, "ours": ours, "theirs": theirs}
+    return result_files.write("tutorial_timing", {"load_before": load, "tutorials": timed})
+
+
+def ours_in_own_process(name: str, seconds: float) -> dict[str, Any]:
+    """`time_ours` in a process of its own."""
+    code = (
+        "import json, sys; from benchmarks.tutorials import timing as t; "
+        "print(json.dumps(t.time_ours(sys.argv[1], float(sys.argv[2]))))"
+    )
+    return _json_of([sys.executable, "-c", code, name, str(seconds)])
+
+
+def theirs_in_own_process(name: str, seconds: float) -> dict[str, Any]:
+    """The tutorial in its own framework, on the same text."""
+    python = os.environ.get(f"{TUTORIALS[name].framework.upper()}_PYTHON", sys.executable)
+    with tempfile.TemporaryDirectory() as folder:
+        text = Path(folder) / "text.json"
+        text.write_text(json.dumps(documents(name)), encoding="utf-8")
+        script = Path(__file__).with_name("frameworks.py")
+        return _json_of([python, str(script), name, str(text), str(seconds)])
+
+
+def time_ours(name: str, seconds: float) -> dict[str, Any]:
+    """Median seconds per step of the plain config, including batches and transfers."""
+    import numpy as np
+
+    from charjax.data.batches import Batch
+    from charjax.train.backends import make_backend
+    from charjax.train.intervals import make_intervals
+    from charjax.train.optimizer import make_optimizer
+    from charjax.train.step import init_state
+
+    config, text = prepared(name)
+    plan = make_intervals(config.train, text.batches.steps_per_epoch)
+    optimizer = make_optimizer(config.optim, plan.total)
+    backend = make_backend(config, len(text.vocab), optimizer)
+    state = backend.place(init_state(config, len(text.vocab), optimizer))
+    marks, step, pending = [], 0, None
+    while len(marks) < _WARM + 3 or marks[-1] - marks[_WARM] < seconds:
+        steps = range(step, step + plan.dispatch)
+        batches = Batch(*map(np.stack, zip(*map(text.batches, steps), strict=True)))
+        state, metrics = backend.run(state, batches)
+        # As the loop does: the steps before these are waited for, not these.
+        if pending is not None:
+            np.asarray(pending.loss)
+            marks.append(time.perf_counter())
+        pending, step = metrics, step + plan.dispatch
+    laps = [b - a for a, b in itertools.pairwise(marks[_WARM:])]
+    return {
+        "step_s": statistics.median(laps) / plan.dispatch,
+        "steps": len(laps) * plan.dispatch,
+        "steps_per_epoch": text.batches.steps_per_epoch,
+    }
+
+
+def prepared(name: str) -> tuple[Any, Any]:
+    """The plain config of a tutorial, and its text."""
+    from charjax.config import from_config_dict
+    from charjax.data.dataset import load_dataset
+
+    file = runpy.run_path(str(ROOT / "configs" / "tutorials" / f"{name}.py"))
+    config = from_config_dict(file["get_config"]())
+    quiet = {"report": lambda line: None, "progress": lambda done, total: None}
+    return config, load_dataset(config, **quiet)
+
+
+def documents(name: str) -> list[str]:
+    """The documents of a tutorial's text, as charjax reads them."""
+    _, text = prepared(name)
+    edges = [*text.corpus.starts, len(text.corpus.text)]
+    return [text.corpus.text[a:b] for a, b in itertools.pairwise(edges)]
+
+
+def _json_of(command: list[str]) -> dict[str, Any]:
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
