@@ -1,6 +1,6 @@
-"""What a frozen dataclass may say of its fields, and how nested mappings become one.
+"""Limits of dataclass fields, and dataclasses from nested mappings, validated.
 
-It knows no config: `charjax/config.py` has the fields, and what they are to each other.
+`charjax/config.py` has the fields themselves and the conditions between them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from charjax.errors import InputError
 
 
 def number(default: int | float, low: int | float = 0, high: int | float = 2**31 - 1) -> Any:
-    """A numeric field that must lie in [low, high]; counts fit the device's int32."""
+    """A numeric field in [low, high]; by default, what fits the device's int32."""
     return dataclasses.field(default=default, metadata={"low": low, "high": high})
 
 
@@ -23,16 +23,21 @@ def choice(default: str, *others: str) -> Any:
     return dataclasses.field(default=default, metadata={"choices": (default, *others)})
 
 
+def key_of(table: Mapping[str, Any]) -> Any:
+    """A text field that must be a key of the table; the first key is the default."""
+    return dataclasses.field(default=next(iter(table)), metadata={"choices": table})
+
+
 def build(schema: type, values: Any, where: str) -> Any:
-    """The dataclass `schema` of nested mappings; what they leave out takes its default.
+    """An instance of a dataclass from nested mappings; missing fields take their defaults.
 
     Args:
       schema: a dataclass, whose fields may be dataclasses.
       values: a mapping or a `ConfigDict`.
-      where: the name of the whole in a message, such as "config".
+      where: what messages call the outermost mapping, such as "config".
 
     Raises:
-      InputError: a field is unknown, has the wrong type or lies outside its limits.
+      InputError: a field is unknown, has the wrong type or is outside its limits.
     """
     if not hasattr(values, "items"):  # a ConfigDict has it, yet is no Mapping
         raise InputError(f"{where}={values!r}: must be a mapping of fields to values")
@@ -53,7 +58,7 @@ def build(schema: type, values: Any, where: str) -> Any:
 
 
 def _coerce(value: Any, wanted: Any, path: str) -> Any:
-    """The value as the wanted type; int widens to float and list to tuple, nothing else."""
+    """The value, an int as float or a list as tuple where that is wanted; else InputError."""
     if typing.get_origin(wanted) is tuple and isinstance(value, list | tuple):
         item = typing.get_args(wanted)[0]
         return tuple(_coerce(v, item, path) for v in value)

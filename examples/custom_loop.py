@@ -34,7 +34,7 @@ def main(steps: int) -> float:
         optim=OptimConfig(learning_rate=5e-3),
         train=TrainConfig(max_steps=steps),
     )
-    dataset = load_dataset(config, report=print, progress=lambda done, total: None)
+    dataset = load_dataset(config)
     optimizer = make_optimizer(config.optim, steps)
     state = init_state(config, len(dataset.vocab), optimizer)
     train_step = jax.jit(make_step(config, len(dataset.vocab), optimizer), donate_argnums=0)
@@ -45,7 +45,7 @@ def main(steps: int) -> float:
         if (step + 1) % 50 == 0:
             print(f"step {step + 1}  loss {metrics.loss:.4f}  {time.monotonic() - started:.1f} s")
 
-    loss = score(config.model, state.params, dataset.parts.val.ids[:20_000]).nats_per_char
+    loss = score(config.model, state.params, dataset.splits.val.ids[:20_000]).nats_per_char
     asked = {"num_chars": 200, "num_samples": 1, "sampling": Sampling(temperature=0.5)}
     (written,) = sample_texts(config.model, state.params, dataset.vocab, "The ", **asked)
     print(f"validation loss {loss:.4f}\nThe {written}")

@@ -1,4 +1,4 @@
-"""Laws of the one schema: it survives every form it travels in, and refuses by name."""
+"""Config: lossless through flags and JSON; errors name the field and the value."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from charjax.config import (
-    FIELD_NEEDS,
+    BATCHING_FIELDS,
+    CONDITIONS,
+    OPTIMIZER_FIELDS,
     Config,
     ModelConfig,
     TrainConfig,
@@ -73,7 +75,7 @@ def assert_refused(values: Any, path: str, shown: str) -> None:
 
 def _values_of(leaf: Leaf) -> st.SearchStrategy[Any]:
     if "choices" in leaf.limits:
-        return st.sampled_from(leaf.limits["choices"])
+        return st.sampled_from(list(leaf.limits["choices"]))
     if "low" in leaf.limits:
         low, high = leaf.limits["low"], min(leaf.limits["high"], 1e9)
         number = st.integers if leaf.type is int else st.floats
@@ -95,8 +97,6 @@ def valid_values(draw: st.DrawFn) -> dict[str, Any]:
     data["split"] = draw(st.sampled_from([(0.9, 0.1, 0.0), (1.0, 0.0, 0.0), (0.5, 0.25, 0.25)]))
     rows = data["documents"] == "rows"
     data["columns"] = draw(st.lists(st.integers(0, 9), max_size=3 * rows).map(tuple))
-    if data["batching"] == "stream":
-        data["targets"] = "all"
     if values["model"]["dtype"] == "int8":
         values["model"]["dtype"] = "auto"
     values["model"]["remat"] = draw(st.sampled_from([0, 1, data["seq_len"]]))
@@ -107,29 +107,29 @@ def valid_values(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def _assemble(values: dict[str, Any]) -> Config:
-    """The config by its constructors alone, past everything that these tests are about."""
+    """The config by its constructors, without any check."""
     types = typing.get_type_hints(Config)
     return Config(**{k: types[k](**v) if k in SECTIONS else v for k, v in values.items()})
 
 
 def _effective(values: dict[str, Any]) -> Config:
-    """The config with every field at its default that would have no effect."""
+    """The config, with its default in every field that would have no effect."""
     default = to_dict(Config())
-    for name, acts, _ in FIELD_NEEDS:  # some need others of them, which stand before
-        section, leaf = name.split(".")
-        if not acts(_assemble(values)):
+    for condition in CONDITIONS:
+        section, leaf = condition.field.split(".")
+        if not condition.holds(_assemble(values)):
             values[section][leaf] = default[section][leaf]
     return _assemble(values)
 
 
 @given(valid_values())
-def test_the_way_through_flags_and_back_changes_nothing(values):
+def test_flags_round_trip(values):
     config = _effective(values)
     assert from_config_dict(to_config_dict(config)) == config
 
 
 @given(valid_values())
-def test_the_way_through_json_and_back_changes_nothing(values):
+def test_json_round_trip(values):
     config = _effective(values)
     assert from_config_dict(json.loads(json.dumps(to_dict(config)))) == config
 
@@ -148,6 +148,26 @@ def test_a_field_that_would_do_nothing_is_refused(section, field, value):
     values = to_dict(VALID)
     values[section][field] = value
     with pytest.raises(InputError, match=rf"config\.{section}\.{field}=.*has no effect"):
+        from_config_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("table", "section", "choosing", "read", "unread"),
+    [
+        (OPTIMIZER_FIELDS, "optim", "name", {"b1": 0.5}, {"eps": 0.5}),
+        (BATCHING_FIELDS, "data", "batching", {"stateful": True}, {"targets": "last"}),
+    ],
+    ids=["optimizer", "batching"],
+)
+def test_one_table_row_adds_a_choice_and_the_fields_that_it_reads(
+    monkeypatch, table, section, choosing, read, unread
+):
+    monkeypatch.setitem(table, "new", frozenset(read))
+    values = to_dict(VALID)
+    values[section] |= {choosing: "new", **read}
+    assert getattr(getattr(from_config_dict(values), section), choosing) == "new"
+    values[section] |= unread
+    with pytest.raises(InputError, match="has no effect"):
         from_config_dict(values)
 
 
@@ -219,7 +239,7 @@ def test_a_value_of_another_type_is_refused(leaf):
 
 
 @pytest.mark.parametrize("leaf", [x for x in LEAVES if x.type is float], **by_path)
-def test_a_whole_number_widens_to_a_float(leaf):
+def test_an_integer_widens_to_a_float(leaf):
     built = to_dict(from_config_dict(leaf.set(0)))
     value = built[leaf.section][leaf.name]
     assert (value, type(value)) == (0.0, float)

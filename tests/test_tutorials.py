@@ -45,7 +45,7 @@ def test_the_plain_config_is_the_tutorial_to_the_last_parameter(name):
     params = jax.eval_shape(lambda: init_params(config.model, symbols, key))
     assert parameter_count(params) == parameters
     batches = make_batches(config.data, np.zeros(chars, np.int32), np.array([0]), seed=0)
-    assert batches.windows == windows
+    assert batches.num_sequences == windows
     assert batches.steps_per_epoch == steps
 
 

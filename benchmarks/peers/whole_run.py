@@ -139,7 +139,7 @@ def _plain_run(config: Config) -> float:
             float(loss)
 
     lanes, length = config.data.batch_size, config.data.seq_len
-    val = text.parts.val.ids
+    val = text.splits.val.ids
     size = (val.size - 1) // lanes
     rows = np.stack([val[i * size : (i + 1) * size + 1] for i in range(lanes)])
     carry, losses = zeros, []
@@ -151,7 +151,7 @@ def _plain_run(config: Config) -> float:
 
 
 def _text(config: Config) -> Dataset:
-    return load_dataset(config, report=lambda line: None, progress=lambda done, total: None)
+    return load_dataset(config)
 
 
 def _chars(config: Config) -> int:

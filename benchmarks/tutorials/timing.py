@@ -100,14 +100,13 @@ def prepared(name: str) -> tuple[Any, Any]:
 
     file = runpy.run_path(str(ROOT / "configs" / "tutorials" / f"{name}.py"))
     config = from_config_dict(file["get_config"]())
-    quiet = {"report": lambda line: None, "progress": lambda done, total: None}
-    return config, load_dataset(config, **quiet)
+    return config, load_dataset(config)
 
 
 def documents(name: str) -> list[str]:
     """The documents of a tutorial's text, as charjax reads them."""
     _, text = prepared(name)
-    edges = [*text.corpus.starts, len(text.corpus.text)]
+    edges = [*text.corpus.document_starts, len(text.corpus.text)]
     return [text.corpus.text[a:b] for a, b in itertools.pairwise(edges)]
 
 

@@ -1,48 +1,57 @@
-"""A config's text, ready for training: read, given a vocabulary, split, cut into batches."""
+"""A text dataset: the corpus, its vocabulary, its splits, and the training batches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass
 
 from charjax.config import Config
-from charjax.data.batches import Batches, Split, make_batches, split
+from charjax.data.batches import Batches, Splits, make_batches, split
 from charjax.data.corpus import Corpus, load_corpus
+from charjax.data.download import ProgressFn, no_progress
 from charjax.data.vocab import Vocab
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Everything that the data room makes of a config.
+    """Everything that training and evaluation read.
 
-    The vocabulary is that of the whole text, validation and test included: a
-    character seen only there is predicted badly, but it can be read.
+    Attributes:
+      corpus: the text.
+      vocab: of the whole text, validation and test included: a character that occurs
+        only there is predicted badly, but can be encoded.
+      splits: the token ids of train, validation and test.
+      batches: the training batch of every step.
     """
 
     corpus: Corpus
     vocab: Vocab
-    parts: Split
+    splits: Splits
     batches: Batches
 
 
-def load_dataset(
-    config: Config, *, report: Callable[[str], None], progress: Callable[[int, int], None]
-) -> Dataset:
-    """Reads the corpus and cuts it up.
+def load_dataset(config: Config, *, progress: ProgressFn = no_progress) -> Dataset:
+    """Reads and encodes the text, splits it, and defines the training batches.
+
+    Downloads and notices about the text are logged to the logger `charjax`.
 
     Args:
-      config: `data`, and the `seed` of the batches' order.
-      report: is told what a person must know, one line each.
-      progress: of a download, in bytes (done, total).
+      config: `data`, and `seed` for the order of the batches.
+      progress: called during a download with the bytes received and the bytes expected
+        (0: unknown).
 
     Raises:
       InputError: the text is missing, malformed or too short.
       HostError: the corpus can be neither found nor downloaded.
     """
     data = config.data
-    corpus = load_corpus(data, report=report, progress=progress)
+    corpus = load_corpus(data, progress=progress)
     vocab = Vocab.from_text(corpus.text, order=data.vocabulary, unit=data.unit, unk=data.unk)
-    if len(vocab.symbols) == 1:
-        report(f"{corpus.name}: has one symbol only, so that nothing can be learnt from it")
-    parts = split(vocab.encode_symbols(corpus.text), corpus.starts, data.split)
-    return Dataset(corpus, vocab, parts, make_batches(data, *parts.train, config.seed))
+    if len(vocab.characters) == 1:
+        _logger.warning(
+            "NOTICE: %s has only one distinct character; there is nothing to learn", corpus.name
+        )
+    splits = split(vocab.encode_corpus(corpus.text), corpus.document_starts, data.split)
+    return Dataset(corpus, vocab, splits, make_batches(data, *splits.train, config.seed))

@@ -1,4 +1,4 @@
-"""One file from the web onto the disk, whole and verified or not at all."""
+"""Download of one file over HTTP(S): bounded in time and size, verified, written atomically."""
 
 from __future__ import annotations
 
@@ -7,87 +7,111 @@ import hashlib
 import http.client
 import os
 import secrets
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from charjax.data.web import Fault, chunks, open_url, short
 from charjax.errors import HostError
 
-Progress: TypeAlias = Callable[[int, int], None]  # bytes so far, bytes in all (0: not announced)
+# Called with the bytes received and the bytes expected (0: unknown).
+ProgressFn: TypeAlias = Callable[[int, int], None]
+
+_CHUNK_BYTES = 1 << 16
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+# Publishers without TLS; only a file with a known digest is accepted from them.
+_PLAIN_HTTP_HOSTS = ("mattmahoney.net",)
+
+
+def no_progress(received: int, expected: int) -> None:
+    """A `ProgressFn` that ignores its arguments."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RemoteFile:
+    """A file to download, and what it must be.
+
+    Attributes:
+      url: https; plain http only on loopback, or where `sha256` is known and the host is a
+        publisher without TLS. "": there is none.
+      sha256: hexadecimal digest; "" for a file that its publisher changes now and then, of
+        which only the size is checked and that it is no web page.
+      min_bytes: the smallest size accepted.
+      max_bytes: the largest size accepted; nothing beyond it is written.
+    """
+
+    url: str = ""
+    sha256: str = ""
+    min_bytes: int
+    max_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """How long a server may try one's patience."""
+    """Time-outs and retries of a download."""
 
-    timeout_s: float = 10.0  # to connect, and between two pieces of the answer
-    grace_s: float = 30.0  # for the whole fetch, beside the time the bytes may take
-    bytes_per_s: float = 50_000.0  # the slowest transfer that is waited for
+    timeout_s: float = 10.0  # to connect, and between two reads
+    grace_s: float = 30.0  # for everything but the transfer of the bytes
+    bytes_per_s: float = 50_000.0  # the slowest transfer that is accepted
     tries: int = 3
-    pause_s: float = 0.5  # after the first failed try; doubles with each
+    pause_s: float = 0.5  # before the first retry; doubles with each
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Order:
-    """What is fetched, what it must be, and until when it must be here."""
+DEFAULT_LIMITS = Limits()
 
-    url: str
-    sha256: str
-    min_bytes: int
-    max_bytes: int
-    timeout_s: float
-    deadline: float  # on the monotonic clock
+
+class TransferError(Exception):
+    """A download failed.
+
+    Attributes:
+      transient: whether a retry may succeed.
+    """
+
+    def __init__(self, message: str, *, transient: bool = False) -> None:
+        super().__init__(message)
+        self.transient = transient
 
 
 def fetch(
-    url: str,
+    file: RemoteFile,
     target: Path,
     *,
-    sha256: str,
-    min_bytes: int,
-    max_bytes: int,
-    progress: Progress,
-    limits: Limits,
+    progress: ProgressFn = no_progress,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> None:
-    """Downloads `url` to `target`, which exists afterwards only if all of it is right.
+    """Downloads a file to `target`, which is written only if all checks pass.
 
-    The bytes go to a `.part` file of this process beside the target, which takes the
-    target's name after the checks and is deleted on any failure.
+    The bytes go to a temporary `.part` file beside the target. It is renamed to the target
+    after the checks, and deleted on any failure.
 
     Args:
-      url: https; plain http only on loopback, or where `sha256` pins a known publisher.
-      target: the file to write; its folder is made where missing.
-      sha256: hexadecimal digest the bytes must have; "" for files that are re-issued,
-        which are held to their size and must not be a web page.
-      min_bytes: the least size to believe.
-      max_bytes: the most bytes to accept; nothing beyond is written.
-      progress: called after every piece with bytes so far and in all (0: unknown).
-      limits: time-outs and tries.
+      file: the address, the digest and the size.
+      target: the path to write; its folder is created if missing.
+      progress: called after every read.
+      limits: time-outs and retries.
 
     Raises:
       HostError: the address is refused, the server or the network fails, the bytes
-        are not what they should be, or the target cannot be written.
+        are not the expected ones, or the target cannot be written.
     """
-    order = _Order(
-        url=url,
-        sha256=sha256,
-        min_bytes=min_bytes,
-        max_bytes=max_bytes,
-        timeout_s=limits.timeout_s,
-        deadline=time.monotonic() + limits.grace_s + max_bytes / limits.bytes_per_s,
-    )
+    deadline = time.monotonic() + limits.grace_s + file.max_bytes / limits.bytes_per_s
     part = target.with_name(f"{target.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    transfer = _Transfer(file, part, deadline, limits, progress)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _receive_with_retries(order, part, progress, limits)
+        transfer.run_with_retries()
         os.replace(part, target)
-    except Fault as fault:
+    except TransferError as error:
         raise HostError(
-            f"{short(url)}: {fault}; try again, or put the file at {target} by other means"
-        ) from fault
+            f"{_without_query(file.url)}: {error}; try again, or put the file at {target} "
+            "by other means"
+        ) from error
     except OSError as error:
         raise HostError(
             f"{target}: cannot be written ({error.strerror}); "
@@ -98,49 +122,170 @@ def fetch(
             part.unlink()
 
 
-def _receive_with_retries(order: _Order, part: Path, progress: Progress, limits: Limits) -> None:
-    for attempt in range(limits.tries):
-        pause_s = limits.pause_s * 2**attempt
-        try:
-            return _receive(order, part, progress)
-        except Fault as fault:
-            late = time.monotonic() + pause_s >= order.deadline
-            if not fault.transient or late or attempt == limits.tries - 1:
-                raise
-        time.sleep(pause_s)
+@dataclass(frozen=True, slots=True)
+class _Transfer:
+    """One download to a temporary file; `deadline` is on the monotonic clock."""
 
+    file: RemoteFile
+    part: Path
+    deadline: float
+    limits: Limits
+    progress: ProgressFn
 
-def _receive(order: _Order, part: Path, progress: Progress) -> None:
-    """One try: the verified bytes, safely on the disk under the name `part`."""
-    digest, received = hashlib.sha256(), 0
-    response = open_url(
-        order.url,
-        pinned=order.sha256 != "",
-        timeout_s=order.timeout_s,
-        deadline=order.deadline,
-    )
-    with response, open(part, "wb") as file:
-        announced = response.length or 0
-        _check_headers(order, response)
-        for chunk in chunks(response, max_bytes=order.max_bytes, deadline=order.deadline):
-            file.write(chunk)
-            digest.update(chunk)
+    def run_with_retries(self) -> None:
+        for attempt in range(self.limits.tries):
+            pause_s = self.limits.pause_s * 2**attempt
+            try:
+                return self.run()
+            except TransferError as error:
+                late = time.monotonic() + pause_s >= self.deadline
+                if not error.transient or late or attempt == self.limits.tries - 1:
+                    raise
+            time.sleep(pause_s)
+
+    def run(self) -> None:
+        """One attempt; afterwards the verified bytes are on the disk."""
+        digest, received = hashlib.sha256(), 0
+        response = self._open()
+        with response, open(self.part, "wb") as part:
+            expected = response.length or 0
+            self._check_headers(response)
+            for chunk in self._read(response):
+                part.write(chunk)
+                digest.update(chunk)
+                received += len(chunk)
+                self.progress(received, expected)
+            self._check_body(received, digest.hexdigest())
+            part.flush()
+            os.fsync(part.fileno())
+
+    def _open(self) -> http.client.HTTPResponse:
+        """The response to a GET, its body unread."""
+        pinned = self.file.sha256 != ""
+        _check_address(self.file.url, pinned=pinned)
+        opener = build_opener(_RedirectHandler(pinned=pinned))
+        request = Request(self.file.url, headers={"User-Agent": "charjax"})
+
+        def respond() -> http.client.HTTPResponse:
+            response: http.client.HTTPResponse = opener.open(request, timeout=self.limits.timeout_s)
+            return response
+
+        with _network_errors():
+            return _before(self.deadline, respond)
+
+    def _read(self, response: http.client.HTTPResponse) -> Iterator[bytes]:
+        """The body in chunks as they arrive, complete and within size and deadline."""
+        announced, received = response.length, 0
+        while announced is None or received < announced:
+            if time.monotonic() > self.deadline:
+                raise TransferError("the transfer is too slow", transient=True)
+            with _network_errors():
+                chunk = response.read1(_CHUNK_BYTES)  # read() would wait until a chunk is full
+            if not chunk:
+                break
             received += len(chunk)
-            progress(received, announced)
-        _check_body(order, received, digest.hexdigest())
-        file.flush()
-        os.fsync(file.fileno())
+            if received > self.file.max_bytes:
+                raise TransferError(f"sends more than {self.file.max_bytes} bytes")
+            yield chunk
+        if announced is not None and received < announced:
+            raise TransferError(f"broke off after {received} of {announced} bytes", transient=True)
+
+    def _check_headers(self, response: http.client.HTTPResponse) -> None:
+        if response.length is not None and response.length > self.file.max_bytes:
+            raise TransferError(
+                f"announces {response.length} bytes, more than {self.file.max_bytes}"
+            )
+        if not self.file.sha256 and response.headers.get_content_type() == "text/html":
+            raise TransferError("sent a web page instead of the file")
+
+    def _check_body(self, num_bytes: int, sha256: str) -> None:
+        if self.file.sha256 and sha256 != self.file.sha256:
+            raise TransferError(f"sent a file of SHA-256 {sha256}, expected {self.file.sha256}")
+        if num_bytes < self.file.min_bytes:
+            raise TransferError(f"sent {num_bytes} bytes, expected at least {self.file.min_bytes}")
 
 
-def _check_headers(order: _Order, response: http.client.HTTPResponse) -> None:
-    if response.length is not None and response.length > order.max_bytes:
-        raise Fault(f"announces {response.length} bytes, more than {order.max_bytes}")
-    if not order.sha256 and response.headers.get_content_type() == "text/html":
-        raise Fault("sent a web page instead of the file")
+def _without_query(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}{parts.path}"
 
 
-def _check_body(order: _Order, num_bytes: int, sha256: str) -> None:
-    if order.sha256 and sha256 != order.sha256:
-        raise Fault(f"sent a file of SHA-256 {sha256}, expected {order.sha256}")
-    if num_bytes < order.min_bytes:
-        raise Fault(f"sent {num_bytes} bytes, expected at least {order.min_bytes}")
+def _check_address(url: str, *, pinned: bool) -> None:
+    """Refuses plain http, unless on loopback or (`pinned`: the digest is known) where allowed."""
+    parts = urlsplit(url)
+    plain = parts.hostname in _LOOPBACK or (pinned and parts.hostname in _PLAIN_HTTP_HOSTS)
+    if parts.scheme != "https" and not (parts.scheme == "http" and plain):
+        raise TransferError(f"leads to {_without_query(url)}, which is not https")
+
+
+def _before(
+    deadline: float, respond: Callable[[], http.client.HTTPResponse]
+) -> http.client.HTTPResponse:
+    """The response, or TimeoutError at the deadline.
+
+    A socket time-out bounds neither the name look-up nor headers that arrive byte by byte,
+    so a thread waits for the response. A thread that hangs is abandoned: it is a daemon.
+    """
+    future: Future[http.client.HTTPResponse] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(respond())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        return future.result(timeout=max(0.0, deadline - time.monotonic()))
+    except TimeoutError:
+        future.add_done_callback(_close_late_response)
+        raise
+
+
+def _close_late_response(future: Future[http.client.HTTPResponse]) -> None:
+    if future.exception() is None:
+        future.result().close()
+
+
+@contextlib.contextmanager
+def _network_errors() -> Iterator[None]:
+    """Raises what urllib and http.client raise as a `TransferError`."""
+    try:
+        yield
+    except HTTPError as error:
+        with error:  # it holds the connection
+            if 300 <= error.code < 400:
+                raise TransferError("redirects without end") from None
+            transient = error.code >= 500 or error.code in (408, 429)
+            raise TransferError(f"the server answered {error.code}", transient=transient) from None
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = error.reason if isinstance(error, URLError) else error
+        if isinstance(reason, TimeoutError):
+            raise TransferError("no answer in time", transient=True) from error
+        # Malformed addresses and certificates that do not verify are permanent.
+        transient = not isinstance(reason, ValueError | http.client.InvalidURL)
+        words = " ".join(str(reason).split()) or type(reason).__name__
+        raise TransferError(f"cannot be reached ({words})", transient=transient) from error
+
+
+class _RedirectHandler(HTTPRedirectHandler):
+    """Follows at most five redirects, none twice, and none from https to http."""
+
+    max_redirections = 5
+    max_repeats = 1
+
+    def __init__(self, *, pinned: bool) -> None:
+        self._pinned = pinned
+
+    def redirect_request(
+        self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> Request | None:
+        """The next request, if its address is allowed."""
+        try:
+            _check_address(newurl, pinned=self._pinned)
+            if req.type == "https" and urlsplit(newurl).scheme != "https":
+                raise TransferError(f"leads down to {_without_query(newurl)}, which is not https")
+        except TransferError:
+            fp.close()
+            raise
+        return super().redirect_request(req, fp, code, msg, headers, newurl)

@@ -1,29 +1,38 @@
-"""The named corpora: which file holds each, and where that file is found."""
+"""Named corpora: the files that hold them, found on this machine or downloaded."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import os
 import zipfile
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from charjax.data.download import Limits, Progress, fetch
+from charjax.data.download import ProgressFn, RemoteFile, fetch, no_progress
 from charjax.errors import HostError, InputError
 from charjax.runtime.cache import cache_folder
 
 BUILT_IN = "python_docs"  # the language reference that comes with CPython
 
+_logger = logging.getLogger(__name__)
 
-class File(NamedTuple):
-    """The bytes of a text, and the words that name it in a message."""
 
-    where: str
+class RawText(NamedTuple):
+    """The undecoded bytes of a text.
+
+    Attributes:
+      origin: the path, or what names the text in a message.
+      data: the bytes.
+      notices: what the user must be told about this file.
+    """
+
+    origin: str
     data: bytes
+    notices: tuple[str, ...] = ()
 
 
 class CorpusUnavailableError(HostError):
@@ -31,16 +40,12 @@ class CorpusUnavailableError(HostError):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Source:
-    """One file that holds a named corpus."""
+class Source(RemoteFile):
+    """A file that holds a named corpus; without a `url` it is looked for, never downloaded."""
 
     file: str  # its name in a data folder
-    url: str = ""  # "": only looked for, never downloaded
-    sha256: str = ""  # "": the publisher re-issues it, so no digest is known
-    min_bytes: int
-    max_bytes: int
-    member: str = ""  # the text's name inside, where the file is a zip archive
-    caveat: str = ""  # what the person must know where this file is used
+    member: str = ""  # the text's name inside, if the file is a zip archive
+    caveat: str = ""  # a notice that comes with this file
 
 
 _AG_NEWS = "https://raw.githubusercontent.com/mhjabreel/CharCnn_Keras/master/data/ag_news_csv"
@@ -53,7 +58,7 @@ def _exactly(num_bytes: int, sha256: str, *, file: str, url: str = "", **rest: s
     )
 
 
-# Each corpus may lie in any of its files; earlier ones are preferred.
+# The files of each corpus, the preferred one first.
 NAMED: dict[str, tuple[Source, ...]] = {
     "shakespeare": (
         _exactly(
@@ -124,7 +129,7 @@ NAMED: dict[str, tuple[Source, ...]] = {
 
 
 def check_name(name: str, field: str) -> None:
-    """Raises InputError, naming the config field, where no corpus has this name."""
+    """Raises InputError, naming the config field, if there is no corpus of this name."""
     if name != BUILT_IN and name not in NAMED:
         names = ", ".join((*NAMED, BUILT_IN))
         raise InputError(
@@ -133,38 +138,38 @@ def check_name(name: str, field: str) -> None:
         )
 
 
-def read_named(
-    name: str, *, report: Callable[[str], None], progress: Progress
-) -> tuple[File, list[str]]:
-    """A named corpus and what the person must know about it, if anything.
-
-    It is looked for in `$CHARJAX_DATA_DIR`, then in the cache, then downloaded there.
+def read_named(name: str, *, progress: ProgressFn = no_progress) -> RawText:
+    """Reads a named corpus from `$CHARJAX_DATA_DIR` or the cache, or downloads it to the cache.
 
     Raises:
-      UnavailableError: it can be neither found nor downloaded.
+      CorpusUnavailableError: it can be neither found nor downloaded.
       HostError: a file was found, but cannot be read.
     """
     if name == BUILT_IN:
-        return _built_in(), []
-    faults = []
+        return _built_in()
+    errors = []
     for source in NAMED[name]:
-        try:
-            path = _find(source) or _download(source, report, progress)
-        except HostError as error:
-            faults.append(str(error))
-            continue
-        if path:
+        path = _find(source)
+        if path is None and source.url:
+            path = _folders()[-1] / source.file
+            _logger.info("downloading %s to %s", source.url, path)
+            try:
+                fetch(source, path, progress=progress)
+            except HostError as error:
+                errors.append(error)
+                continue
+        if path is not None:
             return _read(path, source)
     places = " or ".join(str(folder) for folder in _folders())
-    raise CorpusUnavailableError(f"corpus {name!r} is not in {places}; {faults[0]}")
+    raise CorpusUnavailableError(f"corpus {name!r} is not in {places}; {errors[0]}")
 
 
 def _folders() -> list[Path]:
-    """Where data files are looked for; the last one, the cache, takes downloads."""
-    given = os.environ.get("CHARJAX_DATA_DIR")
-    return (
-        [Path(os.path.expanduser(given)), cache_folder("data")] if given else [cache_folder("data")]
-    )
+    """The folders where data files are looked for; downloads go to the last one, the cache."""
+    folders = [cache_folder("data")]
+    if given := os.environ.get("CHARJAX_DATA_DIR"):
+        folders.insert(0, Path(os.path.expanduser(given)))
+    return folders
 
 
 def _find(source: Source) -> Path | None:
@@ -172,24 +177,7 @@ def _find(source: Source) -> Path | None:
     return next((path for path in paths if os.path.isfile(path)), None)
 
 
-def _download(source: Source, report: Callable[[str], None], progress: Progress) -> Path | None:
-    if not source.url:
-        return None
-    target = _folders()[-1] / source.file
-    report(f"downloading {source.url} to {target}")
-    fetch(
-        source.url,
-        target,
-        sha256=source.sha256,
-        min_bytes=source.min_bytes,
-        max_bytes=source.max_bytes,
-        progress=progress,
-        limits=Limits(),
-    )
-    return target
-
-
-def _read(path: Path, source: Source) -> tuple[File, list[str]]:
+def _read(path: Path, source: Source) -> RawText:
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -198,17 +186,20 @@ def _read(path: Path, source: Source) -> tuple[File, list[str]]:
     digest = hashlib.sha256(data).hexdigest()
     if source.sha256 and digest != source.sha256:
         notices.append(f"{path} is not the published file: its SHA-256 is {digest}")
-    return File(str(path), _member(path, data, source.member) if source.member else data), notices
+    text = _member(path, data, source.member) if source.member else data
+    return RawText(str(path), text, tuple(notices))
 
 
 def _member(path: Path, archive: bytes, member: str) -> bytes:
-    """One member of a zip archive, in memory and never more than a text has."""
+    """One member of a zip archive, decompressed in memory up to a size limit."""
     damage = (zipfile.BadZipFile, KeyError, zlib.error, EOFError, RuntimeError)
     try:
         with zipfile.ZipFile(io.BytesIO(archive)) as opened, opened.open(member) as file:
             data = file.read(_MEMBER_BYTES + 1)
     except damage as error:
-        raise HostError(f"{path}: no archive that holds {member}; delete the file") from error
+        raise HostError(
+            f"{path}: is not a zip archive that contains {member}; delete the file"
+        ) from error
     if len(data) > _MEMBER_BYTES:
         raise HostError(
             f"{path}: {member} has more than {_MEMBER_BYTES} bytes, so it is not the "
@@ -217,11 +208,11 @@ def _member(path: Path, archive: bytes, member: str) -> bytes:
     return data
 
 
-def _built_in() -> File:
+def _built_in() -> RawText:
     try:
         from pydoc_data.topics import topics
     except ImportError as error:
         raise CorpusUnavailableError(
-            f"corpus {BUILT_IN!r}: this Python carries no pydoc_data; set config.data.path=FILE"
+            f"corpus {BUILT_IN!r}: this Python has no module pydoc_data; set config.data.path=FILE"
         ) from error
-    return File(BUILT_IN, "\n".join(topics[name] for name in sorted(topics)).encode("utf-8"))
+    return RawText(BUILT_IN, "\n".join(topics[name] for name in sorted(topics)).encode("utf-8"))

@@ -179,7 +179,7 @@ def _readme(trained: TrainedModel, start: dict[str, Any]) -> str:
 
 def _characters(vocab: Vocab) -> str:
     unk = " and [UNK], the last id, which is never sampled" if vocab.unk else ""
-    return f"{len(vocab.symbols)} tokens, each a {vocab.unit}{unk}"
+    return f"{len(vocab.characters)} tokens, each a {vocab.unit}{unk}"
 
 
 _README = """\

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import jax
@@ -14,8 +13,6 @@ from charjax.model.network import init_params, parameter_count
 from charjax.runtime.dtypes import resolve_dtype
 from charjax.runtime.keys import Stream, stream_key
 
-_logger = logging.getLogger(__name__)
-
 
 def config_info(config: Config) -> dict[str, Any]:
     """The sizes of the model and the dataset that a config describes, as JSON values.
@@ -24,7 +21,7 @@ def config_info(config: Config) -> dict[str, Any]:
       InputError, HostError: the text cannot be loaded; see `load_dataset`.
     """
     config = resolve_dtype(config)
-    dataset = load_dataset(config, report=_logger.info, progress=lambda done, total: None)
+    dataset = load_dataset(config)
     params = jax.eval_shape(
         lambda: init_params(config.model, len(dataset.vocab), stream_key(config.seed, Stream.INIT))
     )
@@ -32,11 +29,11 @@ def config_info(config: Config) -> dict[str, Any]:
         "corpus": dataset.corpus.name,
         "chars": len(dataset.corpus.text),
         "sha256": dataset.corpus.sha256,
-        "documents": len(dataset.corpus.starts),
-        "train_chars": len(dataset.parts.train.ids),
-        "val_chars": len(dataset.parts.val.ids),
-        "test_chars": len(dataset.parts.test.ids),
-        "windows": dataset.batches.windows,
+        "documents": len(dataset.corpus.document_starts),
+        "train_chars": len(dataset.splits.train.ids),
+        "val_chars": len(dataset.splits.val.ids),
+        "test_chars": len(dataset.splits.test.ids),
+        "windows": dataset.batches.num_sequences,
         "steps_per_epoch": dataset.batches.steps_per_epoch,
     }
 

@@ -25,7 +25,7 @@ def score_file(trained: TrainedModel, file: str, *, unknown: str, progress: Prog
       DivergedError: the loss is not finite.
     """
     text = read_text(file, trained.config.data)
-    ids = trained.vocab.encode_symbols(text, unknown=unknown)
+    ids = trained.vocab.encode_corpus(text, unknown=unknown)
     result = score(trained.config.model, trained.params, ids, progress=progress)
     # Finite weights, as all that are saved, can still give a logit that overflows.
     if not math.isfinite(result.nats_per_char):

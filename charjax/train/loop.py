@@ -63,7 +63,7 @@ def train(
         Checkpoints(folder.checkpoints, keep=config.train.keep) as saved,
     ):
         with display.task("reading the text") as update, distributed.primary_first():
-            text = load_dataset(config, report=display.report, progress=update)
+            text = load_dataset(config, progress=update)
         folder.check_lock()
         steps = saved.steps()
         distributed.require_same(f"{folder.checkpoints}", f"{steps}")
@@ -282,7 +282,7 @@ class _Run:
     def _evaluate(self, record: dict[str, Any]) -> float | None:
         """Adds the validation loss to the record; None where there is no validation text."""
         params = self.backend.whole(self.state).eval_params
-        record |= evaluate(self.config.model, params, self.text.parts.val.ids)
+        record |= evaluate(self.config.model, params, self.text.splits.val.ids)
         val_loss: float | None = record.get("val_loss")
         if val_loss is not None and not math.isfinite(val_loss):
             raise self.tally.diverged(f"the validation loss at step {self.step} is not finite")

@@ -1,4 +1,4 @@
-"""A named corpus with places to lie in, and a web that has it or not."""
+"""A named corpus that can be in the data folder, in the cache, or on a fake web."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from charjax.data.named_corpora import Source
 
 
 class Shelf:
-    """A corpus named `story`, two folders it may lie in, and a web that has it or not."""
+    """A corpus named `story`, the two folders that may have it, and a fake web (`online`)."""
 
     TEXT = b"Once upon a time.\n"
 
@@ -43,9 +43,11 @@ class Shelf:
         path.write_bytes(text)
         return str(path)
 
-    def _fetch(self, url, target, **_) -> None:
-        self.fetched.append(url)
+    def _fetch(self, source, target, **_) -> None:
+        self.fetched.append(source.url)
         if not self.online:
-            raise named_corpora.HostError(f"{url}: cannot be reached; put the file at {target}")
+            raise named_corpora.HostError(
+                f"{source.url}: cannot be reached; put the file at {target}"
+            )
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(self.TEXT)

@@ -30,7 +30,7 @@ def config_of(batching: str, **fields) -> DataConfig:
 
 
 def counting(n: int) -> np.ndarray:
-    """A text in which every symbol tells its own position."""
+    """Token ids equal to their positions."""
     return np.arange(n, dtype=np.int32)
 
 
@@ -40,7 +40,7 @@ def epoch_of(batches, epoch: int) -> list:
 
 
 def window_starts(batches, epoch: int) -> list[int]:
-    """The first symbols of all windows that count, in their order."""
+    """The first tokens of all windows that count, in their order."""
     return [int(i) for b in epoch_of(batches, epoch) for i in b.inputs[b.mask[:, -1], 0]]
 
 
@@ -74,11 +74,11 @@ def test_a_batch_is_a_function_of_the_step_alone(config):
     ids = counting(200)
     forward = make_batches(config, ids, ONE, 7)
     steps = range(3 * forward.steps_per_epoch)
-    row_major = [forward(step) for step in steps]
+    in_order = [forward(step) for step in steps]
     backward = make_batches(config, ids, ONE, 7)
     for step in reversed(steps):
-        assert_equal(backward(step), row_major[step])
-    assert_equal(make_batches(config, ids, ONE, 7)(steps[-1]), row_major[-1])
+        assert_equal(backward(step), in_order[step])
+    assert_equal(make_batches(config, ids, ONE, 7)(steps[-1]), in_order[-1])
 
 
 @pytest.mark.parametrize("config", MODES, ids=mode_name)
@@ -112,15 +112,15 @@ def test_too_little_text_names_both_lengths(config):
 def test_compact_ids_make_the_same_batches():
     ids = counting(100)
     for config in MODES:
-        wide, narrow = (make_batches(config, x, ONE, 0)(1) for x in (ids, ids.astype(np.int8)))
-        assert narrow.inputs.dtype == np.int32
-        assert_equal(wide, narrow)
+        int32, int8 = (make_batches(config, x, ONE, 0)(1) for x in (ids, ids.astype(np.int8)))
+        assert int8.inputs.dtype == np.int32
+        assert_equal(int32, int8)
 
 
 # Streams.
 
 
-def test_a_lane_continues_from_batch_to_batch_within_an_epoch():
+def test_a_row_continues_from_batch_to_batch_within_an_epoch():
     batches = make_batches(config_of("stream"), counting(200), ONE, 0)
     for epoch in range(3):
         steps = epoch_of(batches, epoch)
@@ -131,12 +131,12 @@ def test_a_lane_continues_from_batch_to_batch_within_an_epoch():
 
 
 @given(n=st.integers(22, 300), epoch=st.integers(0, 3))
-def test_a_stream_reads_no_symbol_twice_and_leaves_less_than_a_batch(n, epoch):
+def test_a_stream_reads_no_token_twice_and_leaves_less_than_a_batch(n, epoch):
     batches = make_batches(config_of("stream"), counting(n), ONE, 0)
     read = np.concatenate([b.inputs.ravel() for b in epoch_of(batches, epoch)])
     assert len(set(read.tolist())) == len(read) == batches.chars_per_epoch
     assert n - len(read) <= 3 * 7
-    assert batches.windows == 3
+    assert batches.num_sequences == 3
 
 
 def test_the_first_epoch_does_not_go_around_the_end():
@@ -147,11 +147,11 @@ def test_the_first_epoch_does_not_go_around_the_end():
 
 
 def test_the_first_epoch_begins_at_the_beginning_and_later_ones_read_the_rest():
-    n = 2 * 21 + 20  # 20 symbols fill no batch
+    n = 2 * 21 + 20  # 20 tokens fill no batch
     batches = make_batches(config_of("stream"), counting(n), ONE, 0)
     epochs = [{int(i) for b in epoch_of(batches, e) for i in b.inputs.ravel()} for e in range(12)]
     assert epochs[0] == set(range(2 * 21))
-    # A symbol stays unread in one epoch with odds of 20/62: in all, 62 * (20/62)**11 < 1e-3.
+    # A token stays unread in one epoch with odds of 20/62: in all, 62 * (20/62)**11 < 1e-3.
     assert set().union(*epochs) == set(range(n))
 
 
@@ -182,7 +182,7 @@ def test_every_epoch_has_each_window_once_and_none_crosses_documents(config, len
     starts = np.cumsum([0, *lengths[:-1]])
     batches = make_batches(config, counting(sum(lengths)), starts, 3)
     expected = expected_starts(config, lengths)
-    assert batches.windows == len(expected)
+    assert batches.num_sequences == len(expected)
     for epoch in range(2):
         assert sorted(window_starts(batches, epoch)) == expected
     document = np.repeat(np.arange(len(lengths)), lengths)
@@ -194,7 +194,7 @@ def test_every_epoch_has_each_window_once_and_none_crosses_documents(config, len
 
 def test_disjoint_windows_are_floor_of_length_by_window():
     for n in range(24, 60):
-        assert make_batches(config_of("windows"), counting(n), ONE, 0).windows == n // 8
+        assert make_batches(config_of("windows"), counting(n), ONE, 0).num_sequences == n // 8
 
 
 def test_an_incomplete_batch_is_dropped_or_padded():
@@ -227,7 +227,7 @@ def test_last_target_alone_counts():
 def test_windows_counted_by_the_nietzsche_example():
     config = config_of("sliding", seq_len=60, stride=3, batch_size=128, targets="last")
     batches = make_batches(config, np.zeros(600_893, np.int32), ONE, 0)
-    assert batches.windows == 200_278
+    assert batches.num_sequences == 200_278
     assert batches.steps_per_epoch == 200_278 // 128
 
 
@@ -235,8 +235,8 @@ def test_positions_beyond_32_bits_do_not_overflow():
     ids = np.broadcast_to(np.int8(0), (5_000_000_000,))  # takes one byte of memory
     config = config_of("windows", seq_len=2**20 - 1)
     batches = WindowBatches(config, ids, ONE, 0)
-    last = np.array([batches.windows - 1], np.int32)
-    assert batches._first_symbols(last) == [(5_000_000_000 // 2**20 - 1) * 2**20]
+    last = np.array([batches.num_sequences - 1], np.int32)
+    assert batches._window_starts(last) == [(5_000_000_000 // 2**20 - 1) * 2**20]
 
 
 def test_too_few_windows_for_a_batch_names_both_counts():
@@ -270,10 +270,12 @@ def test_the_order_of_a_seed_is_the_same_in_every_release():
         ((0.8, 0.1, 0.1), (892_315, 111_539, 111_540)),
     ],
 )
-def test_sizes_of_the_parts_of_tiny_shakespeare(fractions, sizes):
-    parts = split(np.zeros(1_115_394, np.int32), ONE, fractions)
-    assert tuple(len(part.ids) for part in parts) == sizes
-    assert [part.starts.tolist() for part in parts] == [[0] if size else [] for size in sizes]
+def test_sizes_of_the_splits_of_tiny_shakespeare(fractions, sizes):
+    splits = split(np.zeros(1_115_394, np.int32), ONE, fractions)
+    assert tuple(len(part.ids) for part in splits) == sizes
+    assert [part.document_starts.tolist() for part in splits] == [
+        [0] if size else [] for size in sizes
+    ]
 
 
 @given(
@@ -283,20 +285,20 @@ def test_sizes_of_the_parts_of_tiny_shakespeare(fractions, sizes):
 def test_documents_are_never_cut_and_never_lost(lengths, fractions):
     ids, starts = counting(sum(lengths)), np.cumsum([0, *lengths[:-1]])
     try:
-        parts = split(ids, starts, fractions)
+        splits = split(ids, starts, fractions)
     except InputError:  # a fraction smaller than any document
         return
-    np.testing.assert_array_equal(np.concatenate([part.ids for part in parts]), ids)
-    begins = [part.ids[part.starts] for part in parts if part.ids.size]
+    np.testing.assert_array_equal(np.concatenate([part.ids for part in splits]), ids)
+    begins = [part.ids[part.document_starts] for part in splits if part.ids.size]
     np.testing.assert_array_equal(np.concatenate(begins), starts)
-    train = len(parts.train.ids)
+    train = len(splits.train.ids)
     boundaries = np.append(starts, len(ids))
     wanted = int(len(ids) * fractions[0])
     assert abs(train - wanted) == np.abs(boundaries - wanted).min()
 
 
-def test_a_part_that_would_be_empty_is_refused():
-    with pytest.raises(InputError, match="the val part of 101 characters in 2 documents is empty"):
+def test_an_empty_split_is_refused():
+    with pytest.raises(InputError, match="the val split of 101 characters in 2 documents is empty"):
         split(counting(101), np.array([0, 1]), (0.9, 0.1, 0.0))
-    with pytest.raises(InputError, match="the train part of 1 characters"):
+    with pytest.raises(InputError, match="the train split of 1 characters"):
         split(counting(1), ONE, (0.9, 0.1, 0.0))

@@ -10,8 +10,8 @@ from urllib.request import Request
 
 import pytest
 
-from charjax.data import web
-from charjax.data.download import Limits, fetch
+from charjax.data import download
+from charjax.data.download import Limits, RemoteFile, TransferError, fetch, no_progress
 from charjax.errors import HostError
 
 from .loopback import answer, reset
@@ -21,20 +21,9 @@ DIGEST = hashlib.sha256(BODY).hexdigest()
 HASTY = Limits(timeout_s=0.2, grace_s=0.6, bytes_per_s=1e9, tries=3, pause_s=0.001)
 
 
-def ignore(done: int, total: int) -> None:
-    pass
-
-
-def get(url, target, *, sha256=DIGEST, min_bytes=1, max_bytes=256_000, progress=ignore):
-    fetch(
-        url,
-        target,
-        sha256=sha256,
-        min_bytes=min_bytes,
-        max_bytes=max_bytes,
-        progress=progress,
-        limits=HASTY,
-    )
+def get(url, target, *, sha256=DIGEST, min_bytes=1, progress=no_progress):
+    file = RemoteFile(url=url, sha256=sha256, min_bytes=min_bytes, max_bytes=256_000)
+    fetch(file, target, progress=progress, limits=HASTY)
 
 
 @pytest.mark.parametrize("announced", [True, False])
@@ -59,7 +48,7 @@ def test_a_server_that_keeps_the_connection_open_does_not_delay_the_end(serve, t
     assert (tmp_path / "file").read_bytes() == BODY
 
 
-def test_transient_faults_are_tried_again(serve, tmp_path):
+def test_transient_errors_are_retried(serve, tmp_path):
     def behave(connection, path, number):
         if number == 0:
             return reset(connection)
@@ -78,7 +67,6 @@ def send_slowly(server, connection, data: bytes) -> None:
             return
 
 
-# name: (behaviour, words of the message, tries)
 def stalls(server, connection, path):
     server.ended.wait(5)
 
@@ -130,7 +118,7 @@ def misses(server, connection, path):
     answer(connection, b"no", "404 Not Found")
 
 
-def lies(server, connection, path):
+def sends_other_bytes(server, connection, path):
     answer(connection, BODY[::-1])
 
 
@@ -179,7 +167,7 @@ def redirects_nowhere(server, connection, path):
         (says_nothing, "cannot be reached", (3, 3)),
         (fails, "answered 500", (3, 3)),
         (misses, "answered 404", (1, 1)),
-        (lies, f"{hashlib.sha256(BODY[::-1]).hexdigest()}, expected {DIGEST}", (1, 1)),
+        (sends_other_bytes, f"{hashlib.sha256(BODY[::-1]).hexdigest()}, expected {DIGEST}", (1, 1)),
         (announces_too_much, "announces 1000000000000 bytes", (1, 1)),
         (never_ends, f"sends more than {len(BODY)} bytes", (1, 1)),
         (redirects_to_itself, "redirects without end", (2, 2)),
@@ -233,9 +221,9 @@ def test_five_redirects_are_followed(serve, tmp_path):
 
 
 def test_no_redirect_leads_from_https_down_to_http():
-    redirects = web._Redirects(pinned=True)
+    redirects = download._RedirectHandler(pinned=True)
     request, connection = Request("https://localhost/file"), io.BytesIO()
-    with pytest.raises(web.Fault, match="leads down to http://localhost/other"):
+    with pytest.raises(TransferError, match="leads down to http://localhost/other"):
         redirects.redirect_request(request, connection, 302, "", {}, "http://localhost/other")
     assert connection.closed
 
@@ -264,7 +252,7 @@ def test_which_addresses_are_asked_at_all(monkeypatch, tmp_path, url, sha256, al
 
 def test_a_failure_leaves_an_older_file_as_it_was(serve, tmp_path):
     (tmp_path / "file").write_bytes(b"older")
-    server = serve(lambda connection, path, n: lies(None, connection, path))
+    server = serve(lambda connection, path, n: sends_other_bytes(None, connection, path))
     with pytest.raises(HostError):
         get(server.url, tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == b"older"

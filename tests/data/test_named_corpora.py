@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import zipfile
 
@@ -15,12 +16,6 @@ from .loopback import answer
 from .shelf import Shelf
 
 
-def read(name="story"):
-    told = []
-    file, notices = read_named(name, report=told.append, progress=lambda done, total: None)
-    return file, notices, told
-
-
 def zipped(text: bytes, name: str = "story") -> bytes:
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as opened:
@@ -29,17 +24,17 @@ def zipped(text: bytes, name: str = "story") -> bytes:
     return archive.getvalue()
 
 
-def test_look_up_goes_from_the_data_folder_to_the_cache_to_the_web(shelf):
+def test_look_up_goes_from_the_data_folder_to_the_cache_to_the_web(shelf, caplog):
     shelf.online = True
     places = [shelf.put("data"), shelf.put("cache")]
     for place in places:
-        assert read()[0].where == place
+        assert read_named("story").origin == place
         os.remove(place)
     assert shelf.fetched == []
-    file, notices, told = read()
-    assert (file.where, file.data, notices) == (places[1], Shelf.TEXT, [])
-    assert told == [f"downloading https://example.org/story to {places[1]}"]
-    read()
+    caplog.set_level(logging.INFO, logger="charjax")
+    assert read_named("story") == (places[1], Shelf.TEXT, ())
+    assert caplog.messages == [f"downloading https://example.org/story to {places[1]}"]
+    read_named("story")
     assert len(shelf.fetched) == 1
 
 
@@ -48,26 +43,26 @@ def test_the_cache_is_in_the_home_folder_unless_told_otherwise(shelf, monkeypatc
     monkeypatch.delenv("CHARJAX_DATA_DIR")
     monkeypatch.setenv("HOME", str(shelf.data))
     path = shelf.put("data", name=".cache/charjax/data/story.txt")
-    assert read()[0].where == path
+    assert read_named("story").origin == path
 
 
 def test_a_download_from_end_to_end(shelf, serve, monkeypatch):
     monkeypatch.setattr(named_corpora, "fetch", fetch)
     shelf.holds(url=serve(lambda connection, path, n: answer(connection, Shelf.TEXT)).url)
-    assert read()[0].data == Shelf.TEXT
+    assert read_named("story").data == Shelf.TEXT
 
 
-def test_a_file_that_is_not_the_published_one_is_used_but_told(shelf):
+def test_a_file_that_is_not_the_published_one_is_used_with_a_notice(shelf):
     path = shelf.put("data", b"another story")
-    file, notices, _ = read()
-    assert file.data == b"another story"
-    assert len(notices) == 1
-    assert notices[0].startswith(f"{path} is not the published file")
+    text = read_named("story")
+    assert text.data == b"another story"
+    assert len(text.notices) == 1
+    assert text.notices[0].startswith(f"{path} is not the published file")
 
 
 def test_a_corpus_that_is_nowhere_names_places_address_and_remedy(shelf):
     with pytest.raises(CorpusUnavailableError) as caught:
-        read()
+        read_named("story")
     message = str(caught.value)
     for words in ("'story'", str(shelf.data), str(shelf.cache), "https://example.org/story", "put"):
         assert words in message
@@ -78,16 +73,16 @@ def test_a_second_file_serves_where_the_first_is_nowhere(shelf):
     second = shelf.source(file="test.csv", url="", caveat="only the test part")
     shelf.holds_either(shelf.source(), second)
     shelf.put("data", name="test.csv")
-    assert read()[1] == ["only the test part"]
+    assert read_named("story").notices == ("only the test part",)
     assert shelf.fetched == ["https://example.org/story"]
     shelf.put("cache")
-    assert read()[1] == []
+    assert read_named("story").notices == ()
 
 
 def test_an_archive_gives_its_one_member_and_writes_nothing(shelf):
     shelf.holds(file="story.zip", sha256="", member="story")
     path = shelf.put("data", zipped(Shelf.TEXT), "story.zip")
-    assert read()[0].data == Shelf.TEXT
+    assert read_named("story").data == Shelf.TEXT
     assert os.listdir(shelf.data) == [os.path.basename(path)]
 
 
@@ -101,7 +96,7 @@ def test_a_bad_archive_is_named_with_its_remedy(shelf, monkeypatch, archive):
     shelf.holds(file="story.zip", sha256="", member="story")
     path = shelf.put("data", archive, "story.zip")
     with pytest.raises(HostError, match="delete") as caught:
-        read()
+        read_named("story")
     assert str(caught.value).startswith(f"{path}: ")
 
 
@@ -111,13 +106,13 @@ def test_a_flipped_bit_in_an_archive_is_caught(shelf):
     archive[60] ^= 1
     shelf.put("data", bytes(archive), "story.zip")
     with pytest.raises(HostError, match="delete"):
-        read()
+        read_named("story")
 
 
 def test_the_built_in_corpus_is_real_text_on_every_machine():
-    file, notices, told = read(BUILT_IN)
-    assert len(file.data.decode("utf-8")) > 300_000
-    assert (notices, told) == ([], [])
+    text = read_named(BUILT_IN)
+    assert len(text.data.decode("utf-8")) > 300_000
+    assert text.notices == ()
 
 
 @pytest.mark.parametrize("name", sorted(NAMED))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from charjax.data.vocab import Vocab
+from charjax.data.vocab import Vocab, bytes_to_text
 from charjax.errors import InputError
 
 # Everything but surrogates: astral, combining, controls, NUL.
@@ -15,13 +15,13 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 
 
 def bytes_of(text: str) -> str:
-    """A text as the byte corpus sees it."""
-    return text.encode("utf-8").decode("latin-1")
+    """A text as a corpus of bytes holds it."""
+    return bytes_to_text(text.encode("utf-8"))
 
 
 def vocab_of(text: str, *, order="sorted", unit="codepoint", unk=False) -> Vocab:
-    symbols = bytes_of(text) if unit == "byte" else text
-    return Vocab.from_text(symbols, order=order, unit=unit, unk=unk)
+    corpus_text = bytes_of(text) if unit == "byte" else text
+    return Vocab.from_text(corpus_text, order=order, unit=unit, unk=unk)
 
 
 @given(TEXTS, st.sampled_from(["sorted", "appearance"]), st.sampled_from(["codepoint", "byte"]))
@@ -36,7 +36,7 @@ def test_decode_inverts_encode(text, order, unit):
 def test_a_byte_vocabulary_has_one_id_a_byte_of_utf8(text):
     vocab = vocab_of(text, unit="byte")
     assert len(vocab.encode(text)) == len(text.encode("utf-8"))
-    np.testing.assert_array_equal(vocab.encode(text), vocab.encode_symbols(bytes_of(text)))
+    np.testing.assert_array_equal(vocab.encode(text), vocab.encode_corpus(bytes_of(text)))
 
 
 @given(TEXTS, st.sampled_from(["codepoint", "byte"]), st.integers(1, 5))
@@ -48,7 +48,7 @@ def test_streamed_decoding_equals_decoding_at_once(text, unit, size):
 
 
 @given(st.lists(st.integers(0, 255), min_size=1))
-def test_bytes_that_are_no_utf8_stream_as_they_decode(values):
+def test_invalid_utf8_streams_as_it_decodes(values):
     vocab = Vocab(tuple(map(chr, range(256))), "byte", unk=False)
     decoder = vocab.decoder()
     streamed = "".join(decoder.decode(np.array([v])) for v in values) + decoder.flush()
@@ -62,16 +62,16 @@ def test_json_round_trip(text):
         assert Vocab.from_json(json.loads(json.dumps(vocab.to_json()))) == vocab
 
 
-def test_the_order_of_symbols():
-    assert vocab_of("hello", order="sorted").symbols == ("e", "h", "l", "o")
-    assert vocab_of("hello", order="appearance").symbols == ("h", "e", "l", "o")
+def test_the_order_of_characters():
+    assert vocab_of("hello", order="sorted").characters == ("e", "h", "l", "o")
+    assert vocab_of("hello", order="appearance").characters == ("h", "e", "l", "o")
     np.testing.assert_array_equal(vocab_of("hello").encode("hole"), [1, 3, 2, 0])
 
 
-def test_encoding_does_not_depend_on_internal_pieces():
+def test_encoding_does_not_depend_on_internal_chunks():
     vocab = vocab_of("ab")
     text = "ab" * (1 << 20) + "a"
-    ids = vocab.encode_symbols(text)
+    ids = vocab.encode_corpus(text)
     np.testing.assert_array_equal(ids, np.arange(len(text)) % 2)
 
 
@@ -137,9 +137,9 @@ def test_no_id_outside_the_vocabulary_is_decoded(ids):
 
 
 @pytest.mark.parametrize(("text", "start"), [("b\n a", "\n"), ("b a", " "), ("ba", "a")])
-def test_the_start_symbol(text, start):
+def test_the_start_token(text, start):
     vocab = vocab_of(text)
-    assert vocab.symbols[vocab.start] == start
+    assert vocab.characters[vocab.start] == start
 
 
 @pytest.mark.parametrize(
@@ -159,6 +159,6 @@ def test_the_start_symbol(text, start):
         {"symbols": "日", "unit": "byte", "unk": False},
     ],
 )
-def test_nonsense_is_no_vocabulary(values):
+def test_invalid_json_is_refused(values):
     with pytest.raises(InputError, match=r"vocabulary|surrogate"):
         Vocab.from_json(values)

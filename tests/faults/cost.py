@@ -32,7 +32,7 @@ def check_cost(n: int, folder: Path, report: Callable[[str], None]) -> dict[str,
     """Measures each time n times and returns the figures of the page, medians."""
     values = runpy.run_path(str(_CONFIG))["get_config"]().to_dict()
     config = resolve_dtype(from_config_dict(values))
-    text = load_dataset(config, report=report, progress=lambda done, total: None)
+    text = load_dataset(config)
     optimizer = make_optimizer(config.optim, config.train.max_steps)
     backend = make_backend(config, len(text.vocab), optimizer)
     state = backend.place(init_state(config, len(text.vocab), optimizer))

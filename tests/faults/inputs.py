@@ -161,10 +161,10 @@ def _round_trips(n: int, folder: Path) -> tuple[int, list[str]]:
         wanted = text.removeprefix("\ufeff")
         config = DataConfig(path=str(file), unit=unit)
         try:
-            corpus = load_corpus(config, report=str, progress=lambda done, total: None)
+            corpus = load_corpus(config)
             vocab = Vocab.from_text(corpus.text, order=order, unit=unit, unk=False)
             again = Vocab.from_json(vocab.to_json())
-            if again.decode(again.encode_symbols(corpus.text)) not in (wanted, text):
+            if again.decode(again.encode_corpus(corpus.text)) not in (wanted, text):
                 faults.append(f"not exact: {text!r} with unit={unit}")
         except CharjaxError as error:
             if wanted or "empty" not in str(error):
@@ -250,7 +250,7 @@ def peak():
 
 before = peak()
 config = Config(data=DataConfig(path=sys.argv[1]))
-load_dataset(config, report=str, progress=lambda done, total: None)
+load_dataset(config)
 print(peak() - before)
 """
 

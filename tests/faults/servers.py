@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from charjax.data.download import Limits, fetch
+from charjax.data.download import RemoteFile, fetch
 from charjax.errors import HostError
 from tests.data.loopback import Server, answer, reset
 
@@ -50,13 +50,13 @@ def _ask(name: str, make: Callable[[], _Behave], folder: Path) -> tuple[float, s
     started, message = time.monotonic(), ""
     try:
         fetch(
-            f"{server.url}/corpus.txt",
+            RemoteFile(
+                url=f"{server.url}/corpus.txt",
+                sha256=hashlib.sha256(_BODY).hexdigest(),
+                min_bytes=len(_BODY),
+                max_bytes=len(_BODY),
+            ),
             target,
-            sha256=hashlib.sha256(_BODY).hexdigest(),
-            min_bytes=len(_BODY),
-            max_bytes=len(_BODY),
-            progress=lambda done, total: None,
-            limits=Limits(),
         )
     except HostError as error:
         message = str(error)

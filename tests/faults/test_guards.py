@@ -148,7 +148,7 @@ def test_a_text_of_one_symbol_warns_and_keeps_to_finite_numbers(tmp_path):
     (tmp_path / "text.txt").write_text("a" * 4000)
     display = Silent()
     train(config, tmp_path / "run", display)
-    assert any("one symbol only" in line for line in display.lines)
+    assert any("only one distinct character" in line for line in display.lines)
     losses = [record["train_loss"] for record in read_metrics(Workdir(tmp_path / "run").metrics)]
     assert losses == [0.0] * 4
 

@@ -99,6 +99,6 @@ def test_a_run_is_not_continued_with_another_schedule(tmp_path, text_file):
     config, changed = (
         config_of(data=data, train={"scheduled_sampling": share}) for share in (0.5, 0.25)
     )
-    text = load_dataset(config, report=print, progress=lambda done, total: None)
+    text = load_dataset(config)
     with pytest.raises(InputError, match=r"config.train.scheduled_sampling was 0.5, now 0.25"):
         check_same_run(tmp_path, describe(config, text, 0), changed, text, allow=())
