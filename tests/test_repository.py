@@ -1,8 +1,9 @@
-"""The repository's folders: who may import whom, and that CI runs what README says."""
+"""The repository's folders, and that CI runs what README and pyproject.toml promise."""
 
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,35 @@ ROOT = Path(__file__).parent.parent
 TESTS = sorted((ROOT / "tests").glob("**/*.py"))
 
 
+def read(*parts: str) -> str:
+    return ROOT.joinpath(*parts).read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("file", TESTS, ids=lambda p: p.relative_to(ROOT / "tests").as_posix())
 def test_tests_import_nothing_of_benchmarks(file):
     source = file.read_text(encoding="utf-8")
     assert not re.search(r"^\s*(from|import) benchmarks\b", source, re.M)
+
+
+def test_the_workflow_runs_the_whole_check_on_every_python_that_is_promised():
+    workflow = read(".github", "workflows", "ci.yml")
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    versions = re.findall(r"Python :: (3\.\d+)", "\n".join(project["classifiers"]))
+    (matrix,) = re.findall(r"python: \[(.*)\]", workflow)
+    assert re.findall(r"3\.\d+", matrix) == versions
+    assert project["requires-python"] == f">={versions[0]}"
+    assert "- run: .ci/run\n" in workflow
+
+
+def test_the_workflow_pins_actions_and_has_no_more_rights_than_it_needs():
+    workflow = read(".github", "workflows", "ci.yml")
+    uses = re.findall(r"uses: (.*)", workflow)
+    assert uses
+    assert all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40} # v[\d.]+", action) for action in uses)
+    assert "\npermissions:\n  contents: read\n" in workflow
+    assert workflow.count("persist-credentials: false") == workflow.count("actions/checkout@")
+
+
+def test_readme_has_one_test_command():
+    commands = re.findall(r"^python3? -m venv .* -m pytest$", read("README.md"), re.M)
+    assert len(commands) == 1
