@@ -258,50 +258,44 @@ def _check_duration(config: Config) -> None:
         )
 
 
-class Condition(NamedTuple):
+class Need(NamedTuple):
     """What a field needs of other fields to have an effect."""
 
     field: str  # dotted, such as data.stride
-    holds: Callable[[Config], bool]
-    needs: str  # the condition in words
+    is_met: Callable[[Config], bool]
+    text: str
 
 
-def _conditions_by_choice(
+def _needs_by_choice(
     section: str, choosing: str, fields_of: Mapping[str, frozenset[str]]
-) -> Iterator[Condition]:
-    """The conditions of the fields that only some values of the field `choosing` read."""
+) -> Iterator[Need]:
+    """The needs of the fields that only some values of the field `choosing` read."""
     for field in sorted(frozenset().union(*fields_of.values())):
         readers = " or ".join(value for value, fields in fields_of.items() if field in fields)
 
-        def holds(config: Config, field: str = field) -> bool:
+        def is_read(config: Config, field: str = field) -> bool:
             return field in fields_of[getattr(getattr(config, section), choosing)]
 
-        yield Condition(f"{section}.{field}", holds, f"{section}.{choosing}={readers}")
+        yield Need(f"{section}.{field}", is_read, f"{section}.{choosing}={readers}")
 
 
-# A field whose condition depends on another such field comes after it.
-CONDITIONS: tuple[Condition, ...] = (
-    *_conditions_by_choice("data", "batching", BATCHING_FIELDS),
-    *_conditions_by_choice("optim", "name", OPTIMIZER_FIELDS),
-    Condition("data.encoding", lambda c: c.data.unit == "codepoint", "data.unit=codepoint"),
-    Condition("model.dropout_between", lambda c: c.model.layers > 1, "two layers or more"),
-    Condition("optim.warmup", lambda c: c.train.max_steps + c.train.max_epochs > 0, "max_steps"),
-    Condition("optim.final", lambda c: c.optim.schedule != "constant", "a schedule that decays"),
-    Condition(
-        "train.scheduled_sampling", lambda c: c.data.seq_len > 1, "data.seq_len of 2 or more"
-    ),
-    Condition(
-        "train.scheduled_ramp",
-        lambda c: c.train.scheduled_sampling > 0,
-        "train.scheduled_sampling",
-    ),
-    Condition("train.patience", lambda c: c.data.split[1] > 0, "a validation split in data.split"),
+# A field that needs another such field comes after it.
+FIELD_NEEDS: tuple[Need, ...] = (
+    *_needs_by_choice("data", "batching", BATCHING_FIELDS),
+    *_needs_by_choice("optim", "name", OPTIMIZER_FIELDS),
+    Need("data.encoding", lambda c: c.data.unit == "codepoint", "data.unit=codepoint"),
+    Need("model.dropout_between", lambda c: c.model.layers > 1, "two layers or more"),
+    Need("optim.warmup", lambda c: c.train.max_steps + c.train.max_epochs > 0, "max_steps"),
+    Need("optim.final", lambda c: c.optim.schedule != "constant", "a schedule that decays"),
+    Need("train.scheduled_sampling", lambda c: c.data.seq_len > 1, "data.seq_len of 2 or more"),
+    Need("train.scheduled_ramp", lambda c: c.train.scheduled_sampling > 0, "scheduled_sampling"),
+    Need("train.patience", lambda c: c.data.split[1] > 0, "a validation split in data.split"),
 )
 
 
 def _check_all_act(config: Config) -> None:
     """Refuses a field that was set but has no effect."""
     default, given = dict(leaves(to_dict(Config()))), dict(leaves(to_dict(config)))
-    for field, holds, needs in CONDITIONS:
-        if given[field] != default[field] and not holds(config):
-            raise InputError(f"config.{field}={given[field]!r}: has no effect here; needs {needs}")
+    for field, is_met, need in FIELD_NEEDS:
+        if given[field] != default[field] and not is_met(config):
+            raise InputError(f"config.{field}={given[field]!r}: has no effect here; needs {need}")

@@ -1,4 +1,4 @@
-"""Quickstart: see the whole of charjax work on a laptop, with nothing to download.
+"""Quickstart: a small model on a laptop, with nothing to download.
 
     python launch.py --config=configs/quickstart.py
 

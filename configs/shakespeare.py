@@ -1,4 +1,4 @@
-"""Tiny Shakespeare, the headline: the best model that two CPU cores train in some minutes.
+"""Tiny Shakespeare: the best model that two CPU cores train in a few minutes.
 
     python launch.py --config=configs/shakespeare.py
 
@@ -15,14 +15,14 @@ def get_config() -> ConfigDict:
         Config(
             data=DataConfig(
                 corpus="shakespeare",
-                # Where the corpus can be neither found nor downloaded, the run says so
-                # and learns Python's own reference manual instead. "": it stops.
+                # If the corpus can be neither found nor downloaded, the run says so and
+                # trains on Python's reference manual instead. "": it stops with exit 4.
                 offline="python_docs",
                 batch_size=32,
                 seq_len=64,
             ),
-            # auto: bfloat16 products where the machine is built for them, else float32; the
-            # loss is the same within the noise of a seed (docs/performance.md).
+            # auto: bfloat16 matmuls if the devices run them faster, else float32; the loss
+            # is the same within the noise between seeds (docs/performance.md).
             model=ModelConfig(cell="gru", hidden=512, embed=128, dropout=0.3, dtype="auto"),
             optim=OptimConfig(
                 name="adamw",

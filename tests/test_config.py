@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import json
 import math
 import typing
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 
 from charjax.config import (
     BATCHING_FIELDS,
-    CONDITIONS,
+    FIELD_NEEDS,
     OPTIMIZER_FIELDS,
     Config,
     ModelConfig,
@@ -26,6 +28,9 @@ from charjax.config import (
 )
 from charjax.errors import InputError
 
+PACKAGE = Path(__file__).parent.parent / "charjax"
+MODULES = sorted(PACKAGE.glob("**/*.py"))
+GETTERS = ("get", "getattr", "pop", "setdefault")
 VALID = Config(train=TrainConfig(max_steps=1))
 
 
@@ -115,9 +120,9 @@ def _assemble(values: dict[str, Any]) -> Config:
 def _effective(values: dict[str, Any]) -> Config:
     """The config, with its default in every field that would have no effect."""
     default = to_dict(Config())
-    for condition in CONDITIONS:
-        section, leaf = condition.field.split(".")
-        if not condition.holds(_assemble(values)):
+    for need in FIELD_NEEDS:
+        section, leaf = need.field.split(".")
+        if not need.is_met(_assemble(values)):
             values[section][leaf] = default[section][leaf]
     return _assemble(values)
 
@@ -169,6 +174,18 @@ def test_one_table_row_adds_a_choice_and_the_fields_that_it_reads(
     values[section] |= unread
     with pytest.raises(InputError, match="has no effect"):
         from_config_dict(values)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_no_default_of_a_field_at_its_point_of_use(path):
+    """Neither `values.get("hidden", 512)` nor `getattr(config, "hidden", 512)`."""
+    names = {leaf.name for leaf in LEAVES}
+    calls = [n for n in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(n, ast.Call)]
+    for call in calls:
+        if ast.unparse(call.func).split(".")[-1] in GETTERS and len(call.args) > 1:
+            name = call.args[-2]
+            is_field = isinstance(name, ast.Constant) and name.value in names
+            assert not is_field, f"{ast.unparse(call)} has a default of its own"
 
 
 @given(valid_values(), valid_values())

@@ -1,4 +1,4 @@
-"""The house: who may import whom, what each package is allowed for, and that configs load."""
+"""Imports: the layers of CONTRIBUTING.md, the packages of pyproject.toml; and that configs load."""
 
 from __future__ import annotations
 
@@ -19,19 +19,23 @@ from charjax.config import from_config_dict
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("**/*.py"))
 
-# From the bottom up. A name ending in a dot is a room: all modules in it.
-ROWS = (
-    ("charjax.config", "charjax.schema", "charjax.errors", "charjax.types"),
-    ("charjax.runtime.",),
-    ("charjax.data.",),
-    ("charjax.model.",),
-    ("charjax.workdir", "charjax.checkpoint."),
-    ("charjax.inference.",),
-    ("charjax.export.",),
-    ("charjax.train.",),
-    ("charjax.cli.", "charjax.__main__", "launch"),
-)
-PUBLIC_FACE = "charjax"  # re-exports from every row; nothing inside imports it
+PUBLIC_API = "charjax"  # re-exports from every layer; nothing inside imports it
+
+
+def _module_pattern(path: str) -> str:
+    """The module of a file, or the prefix of the modules in a folder: `charjax.data.`."""
+    return path.removesuffix(".py").replace("/", ".")
+
+
+def read_layers() -> tuple[tuple[str, ...], ...]:
+    """The modules of each layer in CONTRIBUTING.md's map; folders as prefixes with a dot."""
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    (table,) = re.findall(r"^\| layer \| modules \|.*\n\|[-|]*\n((?:\|.*\n)+)", text, re.MULTILINE)
+    cells = [row.split("|")[2] for row in table.splitlines()]
+    return tuple(tuple(map(_module_pattern, re.findall("`([^`]+)`", cell))) for cell in cells)
+
+
+LAYERS = read_layers()
 
 # Where the name to import differs from the name to install.
 DISTRIBUTIONS = {"absl": "absl-py", "orbax": "orbax-checkpoint"}
@@ -91,23 +95,21 @@ def _package(path: Path) -> str:
 
 PATHS = [*sorted((ROOT / "charjax").glob("**/*.py")), *ROOT.glob("launch.py")]
 IMPORTS = {_module_name(p): imports(p.read_text("utf-8"), _package(p)) for p in PATHS}
-ROOMS = sorted(IMPORTS.keys() - {PUBLIC_FACE})
+MODULES = sorted(IMPORTS.keys() - {PUBLIC_API})
 
 
-def row_of(module: str) -> int:
-    """The row of a module; charjax itself stands above them all."""
-    if module == PUBLIC_FACE:
-        return len(ROWS)
-    for row, names in enumerate(ROWS):
+def layer_of(module: str) -> int:
+    """The layer of a module, from 0; the public API is above them all."""
+    if module == PUBLIC_API:
+        return len(LAYERS)
+    for layer, names in enumerate(LAYERS):
         if any(f"{module}.".startswith(n) if n[-1] == "." else module == n for n in names):
-            return row
-    raise LookupError(
-        f"{module} has no place in the house: give it one in ROWS and CONTRIBUTING.md"
-    )
+            return layer
+    raise LookupError(f"{module} is in no layer: add it to the map in CONTRIBUTING.md")
 
 
-def inner(module: str, *, lazy: bool) -> set[str]:
-    """The modules of charjax that a module imports, lazily or not, or only at once."""
+def internal_imports(module: str, *, lazy: bool) -> set[str]:
+    """The modules of charjax that a module imports; without `lazy`, only when it is imported."""
     names = {i.name for i in IMPORTS[module] if lazy or not i.lazy}
     # `from charjax.data import vocab` names a module, `from charjax.runtime.keys import Stream`
     # does not.
@@ -115,17 +117,17 @@ def inner(module: str, *, lazy: bool) -> set[str]:
     return (modules & IMPORTS.keys()) - {module}
 
 
-def outer(module: str, *, lazy: bool) -> set[str]:
-    """The third-party packages that a module imports, lazily or not, or only at once."""
+def third_party_imports(module: str, *, lazy: bool) -> set[str]:
+    """The third-party packages that a module imports; without `lazy`, only when it is imported."""
     names = {i.name.partition(".")[0] for i in IMPORTS[module] if lazy or not i.lazy}
     return names - sys.stdlib_module_names - {"charjax"}
 
 
 def importers(package: str, *, lazy: bool) -> set[str]:
-    return {module for module in IMPORTS if package in outer(module, lazy=lazy)}
+    return {module for module in IMPORTS if package in third_party_imports(module, lazy=lazy)}
 
 
-def test_the_reader_of_imports_sees_every_form():
+def test_imports_finds_every_form():
     source = """
 import numpy as np
 from charjax.runtime import keys
@@ -145,9 +147,9 @@ class A:
         with open("x"):
             from orbax import checkpoint
 """
-    at_once = {i.name for i in imports(source, "charjax.data") if not i.lazy}
-    lazily = {i.name for i in imports(source, "charjax.data") if i.lazy}
-    assert at_once == {
+    eager = {i.name for i in imports(source, "charjax.data") if not i.lazy}
+    lazy = {i.name for i in imports(source, "charjax.data") if i.lazy}
+    assert eager == {
         "numpy",
         "charjax.runtime.keys",
         "charjax.data.vocab",
@@ -157,41 +159,49 @@ class A:
         "absl",
         "optax",
     }
-    assert lazily == {"flax", "orbax.checkpoint"}
+    assert lazy == {"flax", "orbax.checkpoint"}
 
 
-def test_the_house_is_not_empty():
-    assert {"charjax.config", "charjax.data", "charjax.model", "charjax.train"} <= set(ROOMS)
-    assert inner("charjax.runtime.keys", lazy=True) == {"charjax.types"}
+def test_the_map_and_the_modules_are_not_empty():
+    assert {"charjax.config", "charjax.data", "charjax.model", "charjax.train"} <= set(MODULES)
+    assert internal_imports("charjax.runtime.keys", lazy=True) == {"charjax.types"}
+    assert layer_of("charjax.config") == 0 < layer_of("charjax.data") < layer_of("charjax.train")
 
 
-@pytest.mark.parametrize("module", ROOMS)
-def test_imports_point_upwards_in_the_table(module):
-    below = {m for m in inner(module, lazy=True) if row_of(m) > row_of(module)}
-    assert not below, f"{module} (row {row_of(module) + 1}) imports {sorted(below)} from later rows"
+@pytest.mark.parametrize("name", [name for names in LAYERS for name in names])
+def test_every_entry_of_the_map_exists(name):
+    assert any(f"{module}.".startswith(f"{name.removesuffix('.')}.") for module in MODULES)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_to_the_same_or_an_earlier_layer(module):
+    later = {m for m in internal_imports(module, lazy=True) if layer_of(m) > layer_of(module)}
+    assert not later, f"{module} (layer {layer_of(module) + 1}) imports {sorted(later)}"
 
 
 def test_no_cycles():
-    graph = {module: inner(module, lazy=True) for module in ROOMS}
+    graph = {module: internal_imports(module, lazy=True) for module in MODULES}
     list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, naming the cycle
 
 
-def test_one_module_alone_knows_orbax():
+def test_only_the_checkpoint_store_imports_orbax():
     assert importers("orbax", lazy=True) <= {"charjax.checkpoint.store"}
 
 
 @pytest.mark.parametrize("package", ["absl", "ml_collections"])
-def test_flags_stay_at_the_command_line(package):
+def test_only_the_command_line_and_the_config_import_flags(package):
     assert not importers(package, lazy=False)
     assert importers(package, lazy=True) <= {"charjax.cli.config_flags", "charjax.config"}
 
 
 def test_data_reaches_no_jax():
-    reached, ahead = set(), {m for m in ROOMS if f"{m}.".startswith("charjax.data.")}
+    reached, ahead = set(), {m for m in MODULES if f"{m}.".startswith("charjax.data.")}
     while ahead:
         reached |= ahead
-        ahead = set().union(*(inner(m, lazy=False) for m in ahead)) - reached
-    packages = {m: outer(m, lazy=False) & {"jax", "jaxlib", "flax", "optax"} for m in reached}
+        ahead = set().union(*(internal_imports(m, lazy=False) for m in ahead)) - reached
+    packages = {
+        m: third_party_imports(m, lazy=False) & {"jax", "jaxlib", "flax", "optax"} for m in reached
+    }
     assert not {m: found for m, found in packages.items() if found}
 
 
@@ -201,11 +211,11 @@ def _distributions(requirements: list[str]) -> set[str]:
 
 
 def _imported_distributions(*, lazy: bool) -> set[str]:
-    names = set().union(*(outer(module, lazy=lazy) for module in IMPORTS))
+    names = set().union(*(third_party_imports(module, lazy=lazy) for module in IMPORTS))
     return {DISTRIBUTIONS.get(name, name).lower().replace("_", "-") for name in names}
 
 
-def test_what_is_imported_is_what_is_installed():
+def test_imported_packages_are_the_declared_dependencies():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     always = _distributions(project["dependencies"])
     extras = set().union(
@@ -226,8 +236,12 @@ def test_every_config_loads_and_names_its_command(path):
     assert f"--config={path.relative_to(ROOT).as_posix()}" in module.__doc__
 
 
-def test_pallas_waits_until_the_persistent_recurrence_is_asked_for():
+def test_pallas_is_imported_lazily():
     pallas = "charjax.model.recurrence.pallas_hopper"
-    at_once = {m for m in ROOMS if any(name.startswith(pallas) for name in inner(m, lazy=False))}
+    at_once = {
+        m
+        for m in MODULES
+        if any(name.startswith(pallas) for name in internal_imports(m, lazy=False))
+    }
     assert at_once
     assert all(module.startswith(pallas) for module in at_once)

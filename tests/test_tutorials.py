@@ -38,11 +38,11 @@ def variants(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-def test_the_plain_config_is_the_tutorial_to_the_last_parameter(name):
-    chars, symbols, parameters, windows, steps = NUMBERS[name]
+def test_the_plain_config_has_the_sizes_of_the_tutorial(name):
+    chars, vocab_size, parameters, windows, steps = NUMBERS[name]
     config = config_of(name)
     key = stream_key(0, Stream.INIT)
-    params = jax.eval_shape(lambda: init_params(config.model, symbols, key))
+    params = jax.eval_shape(lambda: init_params(config.model, vocab_size, key))
     assert parameter_count(params) == parameters
     batches = make_batches(config.data, np.zeros(chars, np.int32), np.array([0]), seed=0)
     assert batches.num_sequences == windows
@@ -50,7 +50,7 @@ def test_the_plain_config_is_the_tutorial_to_the_last_parameter(name):
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-def test_no_variant_takes_more_steps(name):
+def test_no_variant_takes_more_steps_than_the_tutorial(name):
     chars = NUMBERS[name][0]
 
     def steps(variant: str) -> int:
@@ -63,7 +63,7 @@ def test_no_variant_takes_more_steps(name):
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in FOLDER.glob("*.py")))
-def test_every_variant_is_a_valid_config_with_an_honest_split(name):
+def test_every_variant_is_valid_and_has_a_validation_split(name):
     assert {"held_out", "better"} <= set(variants(name))
     assert config_of(name).data.split == (1.0, 0.0, 0.0)
     for variant in variants(name):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -63,16 +64,6 @@ class Batches(abc.ABC):
     num_sequences: int
 
     @abc.abstractmethod
-    def __init__(
-        self,
-        config: DataConfig,
-        ids: Int[np.ndarray, " tokens"],
-        document_starts: Int[np.ndarray, " documents"],
-        seed: int,
-    ) -> None:
-        """See `make_batches`."""
-
-    @abc.abstractmethod
     def __call__(self, step: int, rows: slice = _ALL) -> Batch:
         """The batch of a step, counted from 0 over all epochs, or a slice of its rows."""
 
@@ -128,22 +119,15 @@ class StreamBatches(Batches):
     offset, drawn from (seed, epoch), and wraps around the end of the text.
     """
 
-    def __init__(
-        self,
-        config: DataConfig,
-        ids: Int[np.ndarray, " tokens"],
-        document_starts: Int[np.ndarray, " documents"],
-        seed: int,
-    ) -> None:
+    def __init__(self, config: DataConfig, text: TokenSplit, seed: int) -> None:
         """See `make_batches`."""
-        del document_starts
-        self._ids, self._seed = ids, seed
+        self._ids, self._seed = text.ids, seed
         self._batch_size, self._seq_len = config.batch_size, config.seq_len
         batch_chars = config.batch_size * config.seq_len
-        self.steps_per_epoch = (len(ids) - 1) // batch_chars
+        self.steps_per_epoch = (len(text.ids) - 1) // batch_chars
         if self.steps_per_epoch < 1:
             raise InputError(
-                f"the text has {len(ids)} characters, but one batch takes {batch_chars + 1} "
+                f"the text has {len(text.ids)} characters, but one batch takes {batch_chars + 1} "
                 f"(config.data.batch_size={config.batch_size} times seq_len={config.seq_len}, "
                 "plus 1); make these smaller or give more text"
             )
@@ -167,17 +151,10 @@ class StreamBatches(Batches):
 class WindowBatches(Batches):
     """Disjoint windows of seq_len + 1 tokens within documents, reshuffled in every epoch."""
 
-    def __init__(
-        self,
-        config: DataConfig,
-        ids: Int[np.ndarray, " tokens"],
-        document_starts: Int[np.ndarray, " documents"],
-        seed: int,
-    ) -> None:
+    def __init__(self, config: DataConfig, text: TokenSplit, seed: int) -> None:
         """See `make_batches`."""
-        self._ids, self._document_starts, self._seed = ids, document_starts, seed
-        self._config, self._stride = config, self._stride_of(config)
-        lengths = np.diff(np.append(document_starts, len(ids)))
+        self._config, self._text, self._seed = config, text, seed
+        lengths = np.diff(np.append(text.document_starts, len(text.ids)))
         # As many as range(0, length - seq_len, stride) of each document.
         counts = np.maximum(0, -((config.seq_len - lengths) // self._stride))
         self._window_ends = np.cumsum(counts)  # windows up to and with each document
@@ -190,10 +167,10 @@ class WindowBatches(Batches):
         self.chars_per_epoch = used * (1 if config.targets == "last" else config.seq_len)
         self._order = functools.lru_cache(maxsize=1)(self._shuffled)
 
-    @staticmethod
-    def _stride_of(config: DataConfig) -> int:
+    @property
+    def _stride(self) -> int:
         """Tokens between the starts of neighbouring windows of a document."""
-        return config.seq_len + 1
+        return self._config.seq_len + 1
 
     def __call__(self, step: int, rows: slice = _ALL) -> Batch:
         """The step's windows; the missing rows of a partial batch are masked out."""
@@ -201,7 +178,7 @@ class WindowBatches(Batches):
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
         windows = self._order(epoch)[step_of_epoch * size : (step_of_epoch + 1) * size]
         first = self._window_starts(np.pad(windows, (0, size - len(windows)))[rows])
-        tokens = _gather(self._ids, first, length + 1)
+        tokens = _gather(self._text.ids, first, length + 1)
         first_target = length - 1 if self._config.targets == "last" else 0
         is_window = (np.arange(size) < len(windows))[rows]
         mask = is_window[:, None] & (np.arange(length) >= first_target)
@@ -212,9 +189,8 @@ class WindowBatches(Batches):
         """The positions of windows that are numbered through the text."""
         document = np.searchsorted(self._window_ends, windows, side="right")
         windows_before = np.append(0, self._window_ends)[document]
-        starts: np.ndarray = (
-            self._document_starts[document] + (windows - windows_before) * self._stride
-        )
+        offsets = (windows - windows_before) * self._stride
+        starts: np.ndarray = self._text.document_starts[document] + offsets
         return starts
 
     def _shuffled(self, epoch: int) -> np.ndarray:
@@ -226,13 +202,13 @@ class WindowBatches(Batches):
 class SlidingBatches(WindowBatches):
     """Overlapping windows of seq_len + 1 tokens that start at every `stride` of a document."""
 
-    @staticmethod
-    def _stride_of(config: DataConfig) -> int:
-        return config.stride
+    @property
+    def _stride(self) -> int:
+        return self._config.stride
 
 
-# The batching modes; `charjax.config.BATCHING_FIELDS` says which config fields each reads.
-BATCHINGS: dict[str, type[Batches]] = {
+# The batching modes by name; `charjax.config.BATCHING_FIELDS` has the config fields of each.
+BATCHINGS: dict[str, Callable[[DataConfig, TokenSplit, int], Batches]] = {
     "stream": StreamBatches,
     "windows": WindowBatches,
     "sliding": SlidingBatches,
@@ -257,7 +233,7 @@ def make_batches(
     Raises:
       InputError: the text is too short for one batch.
     """
-    return BATCHINGS[config.batching](config, ids, document_starts, seed)
+    return BATCHINGS[config.batching](config, TokenSplit(ids, document_starts), seed)
 
 
 def _gather(ids: np.ndarray, first: np.ndarray, length: int) -> np.ndarray:

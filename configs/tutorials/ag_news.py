@@ -3,21 +3,21 @@
     python launch.py --config=configs/tutorials/ag_news.py
     python launch.py --config=configs/tutorials/ag_news.py:better
 
-System:   AG News, title and description of each row a document; symbols in order of first
-          appearance (82 in its train part), one-hot; LSTM 64; every overlapping window of
-          100 inside a document; Adam 0.01 as in torch; one pass.
-          Where the train part can be neither found nor downloaded, the test part stands in
-          for it, and the run says so.
-Figure:   none is printed that is a mean; single documents' losses fall from 4.40 to about 1.8.
-Minutes:  docs/tutorials.md has those on two CPU cores and on a GPU, as far as measured.
+Setup:    AG News, title and description of each row a document; characters in order of first
+          appearance (82 in the train file), one-hot; LSTM 64; every overlapping window of
+          100 inside a document; Adam 0.01 as in torch; one epoch.
+          If the train file can be neither found nor downloaded, the test file takes its
+          place, and the run says so.
+Results:  the lesson prints no mean loss; single documents' losses fall from 4.40 to about 1.8.
+Minutes:  see docs/tutorials.md.
 
-The lesson makes a batch of each document. That is what its author names as the first
-thing to mend, with equal, shuffled batches over all documents: charjax makes only those,
-so already the plain variant here has them, at about as many windows a step.
+The lesson makes one batch of each document. Its author suggests equal, shuffled batches
+over all documents instead. charjax has only those, so the plain variant uses them, with
+about as many windows a step.
 
-Variants: `held_out` is the same with a tenth of the documents kept for validation. `better`
-predicts every character once an epoch and not a hundred times, with the carry kept: a
-twentieth of the work. `deep` is that with what the author names next, two layers, GRU and
+Variants: `held_out` keeps a tenth of the documents for validation. `better` also predicts
+every character once an epoch instead of a hundred times, with the carry kept: a twentieth
+of the work. `deep` is `better` with what the author suggests next: two layers, GRU and
 another size.
 """
 

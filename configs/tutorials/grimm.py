@@ -3,21 +3,21 @@
     python launch.py --config=configs/tutorials/grimm.py
     python launch.py --config=configs/tutorials/grimm.py:better
 
-System:   the text between two markers, 266,073 characters, 70 symbols; embedding 256,
+Setup:    the text between two markers, 266,073 characters, 70 distinct; embedding 256,
           LSTM 512, 1,628,742 parameters; 5,217 shuffled windows of 50, batch 64, 82 steps
           an epoch, the last one of 33 windows; Adam as in Keras; 20 epochs.
-Figure:   training loss 2.968 after the first epoch, 1.1505 after the last.
-Minutes:  docs/tutorials.md has those on two CPU cores and on a GPU, as far as measured.
+Results:  training loss 2.968 after the first epoch, 1.1505 after the last.
+Minutes:  see docs/tutorials.md.
 
 The tutorial multiplies the logits by a scale factor; a temperature divides them. Its
-factors 1, 2 and 0.5 are the temperatures 1, 0.5 and 2. It reads its whole text again for
-every character, and bounds that by a longest input; here the carry stands for all the
-text before, in constant time and space.
+factors 1, 2 and 0.5 are the temperatures 1, 0.5 and 2. To write a character, the tutorial
+reads all the text before it again, up to a maximum length; charjax keeps the carry, so
+that each character takes constant time and memory.
 
-Variants: `held_out` is the same with a tenth of the text kept for validation. `better`
-keeps the carry over a contiguous stream, regularises, averages the weights and takes
-the best checkpoint, in no more steps. `scheduled` is that, reading ever more of its own
-guesses, up to a quarter of its inputs, as the tutorials suggest.
+Variants: `held_out` keeps a tenth of the text for validation. `better` also keeps the
+carry over a contiguous stream, regularizes, averages the weights and takes the best
+checkpoint, in no more steps. `scheduled` is `better` with scheduled sampling of up to a
+quarter of the inputs, as the tutorials suggest.
 """
 
 from dataclasses import replace

@@ -3,16 +3,16 @@
     python launch.py --config=configs/tutorials/nietzsche.py
     python launch.py --config=configs/tutorials/nietzsche.py:better
 
-System:   lower-cased, 600,893 characters, 57 symbols, one-hot; LSTM 128, 102,585 parameters;
-          200,278 windows of 60 with stride 3, whose next character alone is predicted;
+Setup:    lower-cased, 600,893 characters, 57 distinct, one-hot; LSTM 128, 102,585 parameters;
+          200,278 windows of 60 with stride 3, of which the loss is on the last target only;
           batch 128, 1,565 steps an epoch, the last one partial; RMSprop 0.01 as in Keras.
-          Up to 60 epochs in the text, nine in the code shown: nine here.
-Figure:   none is printed; 400 characters from one seed text at four temperatures are.
-Minutes:  docs/tutorials.md has those on two CPU cores and on a GPU, as far as measured.
+          The chapter speaks of 60 epochs and its code has nine: nine here.
+Results:  no loss is printed, but 400 characters from one prompt at four temperatures.
+Minutes:  see docs/tutorials.md.
 
-Variants: `held_out` is the same with a tenth of the text kept for validation. `better`
-reads contiguous streams with the carry kept and predicts every character: a step is as
-large, and has sixty times the targets. It needs a third of the steps.
+Variants: `held_out` keeps a tenth of the text for validation. `better` also reads
+contiguous streams with the carry kept and predicts every character: a step has sixty
+times the targets, and a third of the steps is enough.
 """
 
 from dataclasses import replace

@@ -4,18 +4,18 @@
     python launch.py --config=configs/tutorials/tf_gru.py:better
     charjax export --workdir=runs/tf_gru --out=one_step
 
-System:   embedding 256, GRU 1024, 65 symbols and [UNK], 4,020,802 parameters; 11,043
+Setup:    embedding 256, GRU 1024, 65 characters and [UNK], 4,020,802 parameters; 11,043
           shuffled windows of 100, batch 64, 172 steps an epoch; Adam as in Keras; 20 epochs.
-          Keras counts 4,022,850: its GRU adds a bias to the state's share of every gate.
-          For the reset and the update gate that bias and the input's are only ever added
-          up, so charjax has one for both: 2 * 1,024 parameters less, the same functions.
-Figure:   training loss 2.741 after the first epoch, 1.2066 after the tenth, 0.7371 after
+          Keras counts 4,022,850: its GRU has separate input and hidden biases for every
+          gate. In the reset and update gates only their sum matters, so charjax has one
+          bias for both: 2 * 1,024 parameters less, the same functions.
+Results:  training loss 2.741 after the first epoch, 1.2066 after the tenth, 0.7371 after
           the last.
-Minutes:  docs/tutorials.md has those on two CPU cores and on a GPU, as far as measured.
+Minutes:  see docs/tutorials.md.
 
-Variants: `held_out` is the same with a tenth of the text kept for validation. `better`
-keeps the carry over a contiguous stream, regularises, averages the weights and takes
-the best checkpoint, in half the steps.
+Variants: `held_out` keeps a tenth of the text for validation. `better` also keeps the
+carry over a contiguous stream, regularizes, averages the weights and takes the best
+checkpoint, in half the steps.
 """
 
 from dataclasses import replace

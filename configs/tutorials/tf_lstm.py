@@ -3,14 +3,14 @@
     python launch.py --config=configs/tutorials/tf_lstm.py
     python launch.py --config=configs/tutorials/tf_lstm.py:better
 
-System:   embedding 256, LSTM 1024, 65 symbols, 5,330,241 parameters; 11,043 shuffled
+Setup:    embedding 256, LSTM 1024, 65 characters, 5,330,241 parameters; 11,043 shuffled
           windows of 100, batch 64, 172 steps an epoch; Adam as in Keras; 10 epochs.
-Figure:   training loss 2.579 after the first epoch, 1.2095 after the tenth.
-Minutes:  docs/tutorials.md has those on two CPU cores and on a GPU, as far as measured.
+Results:  training loss 2.579 after the first epoch, 1.2095 after the tenth.
+Minutes:  see docs/tutorials.md.
 
-Variants: `held_out` is the same with a tenth of the text kept for validation. `better`
-keeps the carry over a contiguous stream, regularises, averages the weights and takes
-the best checkpoint, in no more steps.
+Variants: `held_out` keeps a tenth of the text for validation. `better` also keeps the
+carry over a contiguous stream, regularizes, averages the weights and takes the best
+checkpoint, in no more steps.
 """
 
 from dataclasses import replace

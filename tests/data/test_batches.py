@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from charjax.config import DataConfig
-from charjax.data.batches import WindowBatches, make_batches, split
+from charjax.config import BATCHING_FIELDS, DataConfig
+from charjax.data.batches import BATCHINGS, TokenSplit, WindowBatches, make_batches, split
 from charjax.errors import InputError
 
 ONE = np.array([0])
@@ -50,6 +50,10 @@ def assert_equal(left, right):
 
 
 # Every mode.
+
+
+def test_the_config_knows_every_mode():
+    assert BATCHINGS.keys() == BATCHING_FIELDS.keys()
 
 
 @pytest.mark.parametrize("config", MODES, ids=mode_name)
@@ -234,7 +238,7 @@ def test_windows_counted_by_the_nietzsche_example():
 def test_positions_beyond_32_bits_do_not_overflow():
     ids = np.broadcast_to(np.int8(0), (5_000_000_000,))  # takes one byte of memory
     config = config_of("windows", seq_len=2**20 - 1)
-    batches = WindowBatches(config, ids, ONE, 0)
+    batches = WindowBatches(config, TokenSplit(ids, ONE), 0)
     last = np.array([batches.num_sequences - 1], np.int32)
     assert batches._window_starts(last) == [(5_000_000_000 // 2**20 - 1) * 2**20]
 
