@@ -42,7 +42,7 @@ from charjax.model.decode import (
 )
 from charjax.model.network import initial_carry
 from charjax.model.recurrence.api import resolve
-from charjax.model.recurrence.c.build import Kernels, load
+from charjax.model.recurrence.c.build import Library, load
 from charjax.runtime.dtypes import fast_dtype
 from charjax.runtime.keys import Stream, indexed_key, stream_key
 from charjax.runtime.sharding import loop_compiler_options
@@ -171,7 +171,7 @@ class GroupFormat(NamedTuple):
 
     layout: Layout
     operands: str
-    kernels: Kernels | None
+    kernels: Library | None
 
 
 def group_format(config: ModelConfig, size: int) -> GroupFormat:
@@ -184,13 +184,13 @@ def group_format(config: ModelConfig, size: int) -> GroupFormat:
     return GroupFormat(layout, operands if int8 else "", None)
 
 
-def _packed_kernels(config: ModelConfig) -> Kernels | None:
+def _packed_kernels(config: ModelConfig) -> Library | None:
     """The C kernels, where they run this model's recurrence; they have a packed matmul too."""
     model = replace(config, dtype=fast_dtype()) if config.dtype == "int8" else config
     if resolve(model, 1, strict=False).implementation != "c":
         return None
     kernels = load()
-    return kernels if isinstance(kernels, Kernels) else None
+    return kernels if isinstance(kernels, Library) else None
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

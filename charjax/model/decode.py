@@ -25,7 +25,7 @@ from charjax.config import ModelConfig
 from charjax.model.cells import CELLS
 from charjax.model.matmul import dot, lookup, rounded, row_major
 from charjax.model.quantization import Units, quantize
-from charjax.model.recurrence.c.build import Kernels
+from charjax.model.recurrence.c.build import Library
 from charjax.model.recurrence.c.packed import Packed, pack
 from charjax.types import Carry, Logits, PyTree, Tokens
 
@@ -121,7 +121,7 @@ def decode_weights(
     *,
     layout: Layout = "rows",
     operands: str = "",
-    packed: Kernels | None = None,
+    packed: Library | None = None,
 ) -> DecodeWeights:
     """The parameters of a `CharRNN`, rearranged.
 

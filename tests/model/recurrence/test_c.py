@@ -30,12 +30,12 @@ KERNELS = build.load()
 DTYPES = ["float32", "bfloat16"]
 
 needs_kernels = pytest.mark.skipif(
-    isinstance(KERNELS, build.Absent), reason=f"no kernels here: {KERNELS}"
+    isinstance(KERNELS, build.Unavailable), reason=f"no kernels here: {KERNELS}"
 )
 
 
 def needs(dtype):
-    if not KERNELS.takes(dtype):
+    if not KERNELS.supports_dtype(dtype):
         pytest.skip(f"this processor has no products of {dtype}")
 
 
@@ -64,7 +64,7 @@ def value_and_gradient(run, source, weights, carry):
 
 
 def in_c(cell, dtype):
-    return lambda *at: ops.recur(cell, KERNELS, dtype, *at)
+    return lambda *at: ops.run(cell, dtype, *at)
 
 
 def in_xla(cell, dtype):
@@ -79,7 +79,7 @@ def test_values_are_those_of_the_float64_layer(cell, kind):
     wide = float64((source.igates, weights, carry))
     columns = wide[0][:, source.tokens] if kind is Table else wide[0]
     outputs, last = reference.layer(cell, np.moveaxis(columns, 0, -1), *wide[1], wide[2])
-    got = ops.recur(cell, KERNELS, "float32", source, weights, carry)
+    got = ops.run(cell, "float32", source, weights, carry)
     assert distance(got, (np.moveaxis(outputs, -1, 0), last)) < 1e-6
 
 
@@ -153,12 +153,12 @@ def test_sums_over_all_positions_are_those_of_float64(rows, columns, time, batch
     a, b = (normal(i, n, time, batch).astype(dtype) for i, n in enumerate((rows, columns)))
     tokens = tokens_of(VOCAB, batch, time).T
     table = Table(jnp.zeros((columns, VOCAB)), tokens)
-    product, by_symbol = ops._gradients(KERNELS, a, b, table)
+    product, by_symbol = ops._weight_and_table_grad(KERNELS, a, b, table)
     wide_a, wide_b = (np.asarray(x, np.float64).reshape(len(x), time * batch) for x in (a, b))
     assert distance(product, wide_a @ wide_b.T) < 1e-6
     assert distance(by_symbol, wide_b @ np.eye(VOCAB)[tokens.reshape(-1)]) < 1e-6
     # A column's sums are the same bits whatever others there are, so whoever computes them.
-    some, _ = ops._gradients(KERNELS, a, b[columns // 2 :], None)
+    some = ops._weight_grad(KERNELS, a, b[columns // 2 :])
     assert np.array_equal(some, product[:, columns // 2 :])
 
 
@@ -230,33 +230,33 @@ def found(library) -> bool:
 
 @needs_kernels
 def test_they_are_compiled_once(shelf, monkeypatch):
-    assert found(build.library())
+    assert found(build.open_library())
     (kept,) = shelf.iterdir()  # and nothing half-made beside it
     monkeypatch.setenv("CC", "no-such-compiler")
-    assert found(build.library())
+    assert found(build.open_library())
     assert list(shelf.iterdir()) == [kept]
 
 
 @needs_kernels
 def test_a_damaged_file_is_compiled_anew(shelf):
     shelf.mkdir(parents=True)
-    damaged = shelf / f"{build._digest()}.so"
+    damaged = shelf / f"{build._cache_key()}.so"
     damaged.write_bytes(b"no library")
-    assert found(build.library())
+    assert found(build.open_library())
     assert damaged.stat().st_size > 1000
 
 
 @needs_kernels
 def test_a_cache_that_cannot_be_written_is_done_without(shelf):
     shelf.parent.write_text("a file where a folder should be")
-    assert found(build.library())
+    assert found(build.open_library())
 
 
 @pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
 def test_without_a_compiler_there_is_a_reason(shelf, monkeypatch, compiler):
     monkeypatch.setenv("CC", compiler)
-    absent = build.library()
-    assert isinstance(absent, build.Absent)
+    absent = build.open_library()
+    assert isinstance(absent, build.Unavailable)
     assert "compiler" in absent.reason or compiler in absent.reason
     assert not shelf.exists()
 
@@ -265,7 +265,7 @@ def test_without_kernels_the_network_runs_all_the_same(monkeypatch):
     config = ModelConfig(cell="lstm", hidden=8, embed=4)
     at = params_of(config, VOCAB), tokens_of(VOCAB, 2, 3), initial_carry(config, 2)
     with_them = CharRNN(config, VOCAB).run(*at)
-    monkeypatch.setattr(ops, "load", lambda: build.Absent("none today"))
+    monkeypatch.setattr(ops, "load", lambda: build.Unavailable("none today"))
     assert distance(CharRNN(config, VOCAB).run(*at), with_them) < 1e-6
 
 

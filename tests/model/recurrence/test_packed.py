@@ -12,7 +12,7 @@ from tests.model.small import normal
 KERNELS = build.load()
 
 pytestmark = pytest.mark.skipif(
-    isinstance(KERNELS, build.Absent), reason=f"no kernels here: {KERNELS}"
+    isinstance(KERNELS, build.Unavailable), reason=f"no kernels here: {KERNELS}"
 )
 
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.mark.parametrize(("terms", "outputs"), [(1, 1), (5, 7), (64, 64), (33, 130)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_products_are_right_and_a_lane_does_not_depend_on_the_others(dtype, terms, outputs):
-    if not KERNELS.takes(dtype):
+    if not KERNELS.supports_dtype(dtype):
         pytest.skip(f"this processor has no products of {dtype}")
     kernel, states = normal(1, terms, outputs), normal(2, 13, terms)
     packed = pack(KERNELS, kernel, dtype)

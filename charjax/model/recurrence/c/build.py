@@ -1,7 +1,7 @@
-"""From the C sources beside this module to functions that XLA calls.
+"""Compiles the C sources in `src/` for this processor and registers them with XLA.
 
-They are compiled once, by the C compiler that is there, for the processor that is there, and
-kept in the user's cache. Where that cannot be, charjax does without: see `Absent`.
+The compiled library is cached in the user's cache folder. Where it can be neither compiled nor
+loaded, charjax runs without it: `load` then returns `Unavailable`, with the reason.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,143 +27,169 @@ from jax.typing import DTypeLike
 from charjax.runtime.cache import cache_folder
 from charjax.runtime.dtypes import cpu_flags
 
-# The names that XLA knows.
-FORWARD, BACKWARD, GRADIENT = "charjax_forward", "charjax_backward", "charjax_gradient"
+# The FFI targets: functions of the library, registered with XLA under the same names.
+FORWARD, BACKWARD = "charjax_forward", "charjax_backward"
+WEIGHT_GRADIENT = "charjax_weight_gradient"
 PACK, MULTIPLY = "charjax_pack", "charjax_multiply"
 
 _SOURCES = Path(__file__).parent / "src"
 _FLAGS = ("-O3", "-std=gnu11", "-D_GNU_SOURCE", "-fno-math-errno", "-shared", "-fPIC")
-_PROCESSOR_FLAGS = (("-march=native",), ("-mcpu=native",), ())  # the first that a compiler takes
-_PATIENCE_S = 120
+_PROCESSOR_FLAGS = (("-march=native",), ("-mcpu=native",), ())  # the first that works
+_TIMEOUT_S = 120
 
 
-@dataclass(frozen=True)
-class Kernels:
-    """The compiled functions, and what decides how much room they need.
+class CellInfo(NamedTuple):
+    """A row of the library's table of cells, `CELLS` in src/cells.h.
 
     Attributes:
-      lanes: of a vector.
-      rows: of a tile of weights, in the recurrence.
-      outputs: of a tile of weights, where one character follows the other.
-      has_bfloat16: whether the processor multiplies bfloat16 numbers.
+      name: of the cell in `charjax.model.cells.CELLS`.
+      gates: blocks of `hidden` columns that the kernel has.
+      residuals: float32 numbers that each unit saves at each step for the backward pass.
     """
 
-    lanes: int
-    rows: int
-    outputs: int
-    has_bfloat16: bool
-
-    def takes(self, dtype: DTypeLike) -> bool:
-        """Whether there are products of operands of this dtype."""
-        return self.has_bfloat16 or jnp.dtype(dtype) == jnp.float32
-
-    def padded(self, batch: int) -> int:
-        """A batch in whole vectors."""
-        return -(-batch // self.lanes) * self.lanes
-
-    def forward_scratch(self, gates: int, hidden: int, batch: int, dtype: DTypeLike) -> int:
-        """Bytes of working memory of `FORWARD`, whose tiles are all gates of some units."""
-        units = self.rows // gates
-        return self._scratch(-(-hidden // units), _even(hidden), batch, dtype)
-
-    def backward_scratch(self, gates: int, hidden: int, batch: int, dtype: DTypeLike) -> int:
-        """Bytes of working memory of `BACKWARD`, whose tiles are units."""
-        return self._scratch(-(-hidden // self.rows), gates * _even(hidden), batch, dtype)
-
-    def gradient_scratch(self, rows: int, positions: int, dtype: DTypeLike) -> int:
-        """Bytes of working memory of `GRADIENT`: one operand, packed."""
-        tiles = -(-rows // self.rows)
-        return tiles * self.rows * _even(positions) * jnp.dtype(dtype).itemsize
-
-    def packed_size(self, terms: int, outputs: int) -> int:
-        """Numbers that `PACK` makes of a kernel [terms, outputs]."""
-        return _even(terms) * -(-outputs // self.outputs) * self.outputs
-
-    def _scratch(self, tiles: int, terms: int, batch: int, dtype: DTypeLike) -> int:
-        """All weights, and the lanes' states twice."""
-        numbers = terms * (tiles * self.rows + 2 * self.padded(batch))
-        return numbers * jnp.dtype(dtype).itemsize
+    name: str
+    gates: int
+    residuals: int
 
 
 @dataclass(frozen=True)
-class Absent:
-    """There are no kernels; `reason` is for people."""
+class Library:
+    """The compiled library: which cells and dtypes it has, and the buffers it needs.
+
+    Attributes:
+      vector_width: float32 numbers of a SIMD vector.
+      panel_rows: rows of a packed weight panel of the recurrence.
+      packed_columns: columns of a panel of `PACK`.
+      has_bfloat16: whether the processor has bfloat16 dot products.
+      cells: those that the library has.
+    """
+
+    vector_width: int
+    panel_rows: int
+    packed_columns: int
+    has_bfloat16: bool
+    cells: tuple[CellInfo, ...]
+
+    def supports_dtype(self, dtype: DTypeLike) -> bool:
+        """Whether it multiplies operands of this dtype."""
+        return self.has_bfloat16 or jnp.dtype(dtype) == jnp.float32
+
+    def cell(self, name: str) -> CellInfo | None:
+        """The cell of this name, or None."""
+        return next((cell for cell in self.cells if cell.name == name), None)
+
+    def padded(self, count: int) -> int:
+        """A batch, or a number of columns, padded to full vectors."""
+        return _round_up(count, self.vector_width)
+
+    def forward_scratch(self, cell: CellInfo, hidden: int, batch: int) -> int:
+        """Length of the scratch of `FORWARD`, whose weight panels have all gates of some units."""
+        panels = -(-hidden // (self.panel_rows // cell.gates))
+        return self._scratch(panels, _round_up(hidden, 2), batch)
+
+    def backward_scratch(self, cell: CellInfo, hidden: int, batch: int) -> int:
+        """Length of the scratch of `BACKWARD`, whose weight panels have a row a unit."""
+        panels = -(-hidden // self.panel_rows)
+        return self._scratch(panels, cell.gates * _round_up(hidden, 2), batch)
+
+    def gradient_scratch(self, rows: int, positions: int) -> int:
+        """Length of the scratch of `WEIGHT_GRADIENT`: one operand, packed."""
+        return _round_up(rows, self.panel_rows) * _round_up(positions, 2)
+
+    def packed_size(self, k: int, columns: int) -> int:
+        """Length of what `PACK` makes of a kernel [k, columns]."""
+        return _round_up(k, 2) * _round_up(columns, self.packed_columns)
+
+    def _scratch(self, panels: int, k: int, batch: int) -> int:
+        """All packed weights, and two steps' packed states."""
+        return k * (panels * self.panel_rows + 2 * self.padded(batch))
+
+
+@dataclass(frozen=True)
+class Unavailable:
+    """There is no library on this machine.
+
+    Attributes:
+      reason: for people, such as "no C compiler (cc)".
+    """
 
     reason: str
 
 
 @functools.cache
-def load() -> Kernels | Absent:
-    """The kernels of this process, compiled if they are not in the cache."""
+def load() -> Library | Unavailable:
+    """Registers the library with XLA, once a process; compiles it if the cache has none."""
     if jax.default_backend() != "cpu":
-        return Absent("no CPU")
-    found = library()
-    if isinstance(found, Absent):
-        return found
-    for name in (FORWARD, BACKWARD, GRADIENT, PACK, MULTIPLY):
-        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(found, name)), platform="cpu")
-    return Kernels(
-        lanes=_constant(found, "charjax_lanes"),
-        rows=_constant(found, "charjax_rows"),
-        outputs=_constant(found, "charjax_outputs"),
-        has_bfloat16=bool(_constant(found, "charjax_has_bfloat16")),
+        return Unavailable("no CPU")
+    cdll = open_library()
+    if isinstance(cdll, Unavailable):
+        return cdll
+    for name in (FORWARD, BACKWARD, WEIGHT_GRADIENT, PACK, MULTIPLY):
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(cdll, name)), platform="cpu")
+    return Library(
+        vector_width=_int_constant(cdll, "charjax_lanes"),
+        panel_rows=_int_constant(cdll, "charjax_panel_rows"),
+        packed_columns=_int_constant(cdll, "charjax_packed_columns"),
+        has_bfloat16=bool(_int_constant(cdll, "charjax_has_bf16")),
+        cells=_cells(cdll),
     )
 
 
-def library() -> ctypes.CDLL | Absent:
-    """The compiled functions, from the cache, or else compiled now and put there."""
-    kept = cache_folder("kernels") / f"{_digest()}.so"
-    return _open(kept) or _compile(kept)
+def open_library() -> ctypes.CDLL | Unavailable:
+    """The compiled library from the cache, or compiled now and added to the cache."""
+    cached = cache_folder("kernels") / f"{_cache_key()}.so"
+    return _open(cached) or _compile(cached)
 
 
-def _digest() -> str:
-    """Of all that a compiled file depends on, but for the compiler: it may leave."""
+def _cache_key() -> str:
+    """A hash of all that the compiled file depends on, except the compiler: it may be removed."""
     parts = [path.read_text("utf-8") for path in sorted(_SOURCES.glob("*.[ch]"))]
     parts += [*_FLAGS, importlib.metadata.version("jaxlib"), platform.system(), platform.machine()]
     parts += [platform.processor(), *sorted(cpu_flags())]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def _compile(kept: Path) -> ctypes.CDLL | Absent:
-    """The library, moved to `kept` once it is whole; not kept where that cannot be written."""
+def _compile(cached: Path) -> ctypes.CDLL | Unavailable:
+    """Compiles in a temporary folder, then moves the library into the cache."""
     compiler = shutil.which(os.environ.get("CC") or "cc")
     if compiler is None:
-        return Absent("no C compiler (cc)")
+        return Unavailable("no C compiler (cc)")
     with tempfile.TemporaryDirectory(prefix="charjax-") as folder:
-        made = Path(folder) / kept.name
-        complaint = ""
-        for command in _commands(compiler, made):
+        output = Path(folder) / cached.name
+        failure = ""
+        for command in _commands(compiler, output):
             try:
                 subprocess.run(
-                    command, check=True, capture_output=True, text=True, timeout=_PATIENCE_S
+                    command, check=True, capture_output=True, text=True, timeout=_TIMEOUT_S
                 )
                 break
             except subprocess.CalledProcessError as error:
-                complaint = error.stderr.strip() or f"exit status {error.returncode}"
+                failure = error.stderr.strip() or f"exit status {error.returncode}"
             except (OSError, subprocess.TimeoutExpired) as error:
-                complaint = str(error)
+                failure = str(error)
         else:
-            return Absent(f"{compiler} fails: {complaint.splitlines()[0]}")
-        return _open(_keep(made, kept)) or Absent(f"what {compiler} made cannot be loaded")
+            return Unavailable(f"{compiler} fails: {failure.splitlines()[0]}")
+        library = _open(_move_to_cache(output, cached))
+        return library or Unavailable(f"the library that {compiler} compiled cannot be loaded")
 
 
-def _commands(compiler: str, made: Path) -> Iterator[list[str]]:
+def _commands(compiler: str, output: Path) -> Iterator[list[str]]:
     sources = [str(path) for path in sorted(_SOURCES.glob("*.c"))]
     for processor in _PROCESSOR_FLAGS:
         include = f"-I{jax.ffi.include_dir()}"
-        yield [compiler, *_FLAGS, *processor, include, *sources, "-o", str(made)]
+        yield [compiler, *_FLAGS, *processor, include, *sources, "-o", str(output)]
 
 
-def _keep(made: Path, kept: Path) -> Path:
-    """Where the library lies from now on: other processes must never see half of it."""
-    part = kept.with_suffix(f".{os.getpid()}.part")
+def _move_to_cache(output: Path, cached: Path) -> Path:
+    """Moves atomically, since other processes may be reading; `output` if it cannot be written."""
+    part = cached.with_suffix(f".{os.getpid()}.part")
     try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(made, part)
-        part.replace(kept)
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(output, part)
+        part.replace(cached)
     except OSError:
-        return made
-    return kept
+        return output
+    return cached
 
 
 def _open(path: Path) -> ctypes.CDLL | None:
@@ -172,9 +199,27 @@ def _open(path: Path) -> ctypes.CDLL | None:
         return None
 
 
-def _constant(library: ctypes.CDLL, name: str) -> int:
-    return ctypes.c_int.in_dll(library, name).value
+class _CellInfo(ctypes.Structure):
+    """CellInfo in src/cells.h."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("gates", ctypes.c_int),
+        ("states", ctypes.c_int),
+        ("residuals", ctypes.c_int),
+        ("reset_after", ctypes.c_int),
+    )
 
 
-def _even(count: int) -> int:
-    return count + count % 2
+def _cells(cdll: ctypes.CDLL) -> tuple[CellInfo, ...]:
+    table = ctypes.POINTER(_CellInfo).in_dll(cdll, "charjax_cells")
+    rows = table[: _int_constant(cdll, "charjax_num_cells")]
+    return tuple(CellInfo(row.name.decode(), row.gates, row.residuals) for row in rows)
+
+
+def _int_constant(cdll: ctypes.CDLL, name: str) -> int:
+    return ctypes.c_int.in_dll(cdll, name).value
+
+
+def _round_up(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple

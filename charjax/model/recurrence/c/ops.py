@@ -1,14 +1,17 @@
-"""The recurrence compiled for this processor: the fast one's loops in C, see `kernels/`.
+"""The recurrence in C: a custom VJP over XLA's FFI, whose sources are in `src/`.
 
-Equal in value and gradient to the fast recurrence, but for the order of sums. After the loops,
-the gradients of the recurrent kernel and of a table are taken over all time steps at once, in C,
-too; the input's share of the gates before them is XLA's.
+The loops over time run in C, forward and backward. So do, after the backward loop, the gradients
+of the recurrent kernel and of a table, as sums over all positions. The input gates before the loop
+and their gradient after it are XLA's.
+
+Values and gradients equal those of `charjax.model.recurrence.scan` except for the order of sums. A
+sequence's bits do not depend on the others of its batch.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -27,214 +30,211 @@ from charjax.model.recurrence.base import (
     input_grad,
     with_candidate,
 )
-from charjax.model.recurrence.c.build import BACKWARD, FORWARD, GRADIENT, Absent, Kernels, load
+from charjax.model.recurrence.c.build import (
+    BACKWARD,
+    FORWARD,
+    WEIGHT_GRADIENT,
+    CellInfo,
+    Library,
+    Unavailable,
+    load,
+)
 from charjax.types import LayerCarry
+
+# A carry as the library has it, feature-major: (h,) or (h, c), [hidden, batch] each.
+_Carry: TypeAlias = tuple[Float[Array, "hidden batch"], ...]
+# Shapes and dtypes of an FFI call's results.
+_Shapes: TypeAlias = list[jax.ShapeDtypeStruct]
+
+
+class _Static(NamedTuple):
+    """What a layer's compiled calls depend on besides the shapes."""
+
+    cell: CellInfo
+    dtype: DTypeLike
+    library: Library
 
 
 class _Residuals(NamedTuple):
     inputs: Inputs
     weights: Weights
-    begun: tuple[Float[Array, "hidden batch"], ...]
+    initial: _Carry
     outputs: Outputs
-    before: Float[Array, "hidden time batch"]
-    saved: Float[Array, "time hidden kept batch"]
+    previous: Float[Array, "hidden time batch"]  # h before each step, in the compute dtype
+    cell: Float[Array, "time residuals padded"]  # as src/cells.h has them
 
 
 def supports(layer: Layer) -> str:
-    """Why the kernels cannot run a layer here; "" if they can."""
-    if layer.cell not in _KEPT:
-        return f"it has no cell {layer.cell}"
-    kernels = kernels_for(layer.dtype)
-    return kernels.reason if isinstance(kernels, Absent) else ""
+    """Why the C library cannot run this layer here; "" if it can."""
+    static = _static(layer.cell, layer.dtype)
+    return static.reason if isinstance(static, Unavailable) else ""
 
 
 def run(
     cell: str, dtype: DTypeLike, inputs: Inputs, weights: Weights, carry: LayerCarry
 ) -> tuple[Outputs, LayerCarry]:
-    """One layer over a sequence; see `charjax.model.recurrence.api.run`."""
-    kernels = kernels_for(dtype)
-    if isinstance(kernels, Absent):
-        raise InputError(f"config.model.recurrence=c: {kernels.reason}")
-    result: tuple[Outputs, LayerCarry] = recur(cell, kernels, dtype, inputs, weights, carry)
+    """One layer over a sequence; see `charjax.model.recurrence.api.run`.
+
+    Raises:
+      InputError: the library cannot run this layer here.
+    """
+    static = _static(cell, dtype)
+    if isinstance(static, Unavailable):
+        raise InputError(f"config.model.recurrence=c: {static.reason}")
+    result: tuple[Outputs, LayerCarry] = _run(static, inputs, weights, carry)
     return result
 
 
-def kernels_for(dtype: DTypeLike) -> Kernels | Absent:
-    """The kernels of this process for products of operands of this dtype."""
-    kernels = load()
-    if isinstance(kernels, Kernels) and not kernels.takes(dtype):
-        return Absent(f"the processor has no products of {jnp.dtype(dtype).name}")
-    return kernels
+def _static(cell: str, dtype: DTypeLike) -> _Static | Unavailable:
+    library = load()
+    if isinstance(library, Unavailable):
+        return library
+    info = library.cell(cell)
+    if info is None:
+        return Unavailable(f"it has no cell {cell}")
+    if not library.supports_dtype(dtype):
+        return Unavailable(f"the processor has no {jnp.dtype(dtype).name} dot products")
+    return _Static(info, dtype, library)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def recur(
-    cell: str,
-    kernels: Kernels,
-    dtype: DTypeLike,
-    inputs: Inputs,
-    weights: Weights,
-    carry: LayerCarry,
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _run(
+    static: _Static, inputs: Inputs, weights: Weights, carry: LayerCarry
 ) -> tuple[Outputs, LayerCarry]:
-    """One layer over a sequence.
-
-    Args:
-      cell: a name in `CELLS`.
-      kernels: of this processor.
-      dtype: of the products' operands; sums, gates and state are float32.
-      inputs: the input's share of the gates.
-      weights: the recurrent parameters.
-      carry: the state before the first character, float32 [batch, hidden] each.
-
-    Returns:
-      The outputs, float32 [hidden, time, batch], and the carry after the last character.
-    """
-    return _run(cell, kernels, dtype, inputs, weights, carry, keep=False)[0]
+    outputs, last, _ = _call_forward(static, inputs, weights, _transposed(carry), save=False)
+    return outputs, _transposed(last)
 
 
 def _forward(
-    cell: str,
-    kernels: Kernels,
-    dtype: DTypeLike,
-    inputs: Inputs,
-    weights: Weights,
-    carry: LayerCarry,
+    static: _Static, inputs: Inputs, weights: Weights, carry: LayerCarry
 ) -> tuple[tuple[Outputs, LayerCarry], _Residuals]:
-    return _run(cell, kernels, dtype, inputs, weights, carry, keep=True)
-
-
-def _run(
-    cell: str,
-    kernels: Kernels,
-    dtype: DTypeLike,
-    inputs: Inputs,
-    weights: Weights,
-    carry: LayerCarry,
-    *,
-    keep: bool,
-) -> tuple[tuple[Outputs, LayerCarry], _Residuals]:
-    begun = tuple(part.T for part in carry)
-    if isinstance(inputs, Table):
-        # What runs in C takes a symbol for an address.
-        tokens = jnp.clip(inputs.tokens, 0, inputs.igates.shape[1] - 1)
-        inputs, columns = inputs._replace(tokens=tokens), inputs.igates
-        time, batch = tokens.shape
-    else:
-        tokens = jnp.zeros(0, jnp.int32)
-        _, time, batch = inputs.igates.shape
-        columns = _flat(inputs.igates)
-    hidden = weights.kernel.shape[0]
-    stack = (hidden, time, batch)
-    number = jnp.float32
-    outputs, h, c, before, saved, _ = _call(
-        FORWARD,
-        (
-            (stack, number),
-            ((hidden, batch), number),
-            ((hidden, batch) if len(begun) > 1 else (0,), number),
-            (stack if keep else (0,), dtype),
-            (
-                (time, _KEPT[cell] * hidden, kernels.padded(batch))
-                if keep and _KEPT[cell]
-                else (0,),
-                number,
-            ),
-            ((kernels.forward_scratch(CELLS[cell].gates, hidden, batch, dtype),), jnp.uint8),
-        ),
-        weights.kernel,
-        jnp.zeros(0) if weights.bias is None else weights.bias,
-        columns,
-        tokens,
-        *_pair(begun),
-    )
-    last = (h.T, c.T)[: len(begun)]
-    return (outputs, last), _Residuals(inputs, weights, begun, outputs, before, saved)
+    initial = _transposed(carry)
+    outputs, last, saved = _call_forward(static, inputs, weights, initial, save=True)
+    residuals = _Residuals(inputs, weights, initial, outputs, *saved)
+    return (outputs, _transposed(last)), residuals
 
 
 def _backward(
-    cell: str,
-    kernels: Kernels,
-    dtype: DTypeLike,
-    res: _Residuals,
-    grads: tuple[Outputs, LayerCarry],
+    static: _Static, res: _Residuals, grads: tuple[Outputs, LayerCarry]
 ) -> tuple[Inputs, Weights, LayerCarry]:
+    d_hgates, d_candidate, d_bias, d_carry = _call_backward(static, res, grads)
+    if isinstance(res.inputs, Table):
+        d_kernel, d_table = _weight_and_table_grad(
+            static.library, res.previous, d_hgates, _in_range(res.inputs)
+        )
+        if d_candidate is not None:
+            # Of a matrix without rows: only the table's gradient.
+            _, d_candidate = _weight_and_table_grad(
+                static.library, res.previous[:0], d_candidate, _in_range(res.inputs)
+            )
+        tokens = int_cotangent(res.inputs.tokens)
+        d_inputs: Inputs = Table(with_candidate(d_table, d_candidate), tokens)
+    else:
+        d_kernel = _weight_grad(static.library, res.previous, d_hgates)
+        d_inputs = input_grad(res.inputs, d_hgates, d_candidate, static.dtype)
+    return d_inputs, Weights(d_kernel, d_bias), _transposed(d_carry)
+
+
+_run.defvjp(_forward, _backward)
+
+
+def _call_forward(
+    static: _Static, inputs: Inputs, weights: Weights, initial: _Carry, *, save: bool
+) -> tuple[Outputs, _Carry, list[Array]]:
+    """Outputs, the last carry and, if `save`, the previous h and the cell's residuals."""
+    hidden, batch = initial[0].shape
+    time = (inputs.tokens if isinstance(inputs, Table) else inputs.igates).shape[-2]
+    library, cell = static.library, static.cell
+    shapes = [_shape(hidden, time, batch)] + [_shape(hidden, batch)] * len(initial)
+    if save:
+        shapes.append(_shape(hidden, time, batch, dtype=static.dtype))
+        shapes.append(_shape(time, cell.residuals * hidden, library.padded(batch)))
+    scratch = library.forward_scratch(cell, hidden, batch)
+    shapes.append(_shape(scratch, dtype=static.dtype))
+    arguments = [weights.kernel]
+    if weights.bias is not None:
+        arguments.append(weights.bias)
+    arguments += _in_range(inputs) if isinstance(inputs, Table) else inputs
+    outputs, *rest, _ = _call(
+        FORWARD, shapes, *arguments, *initial, cell=cell.name, save_residuals=save
+    )
+    return outputs, tuple(rest[: len(initial)]), rest[len(initial) :]
+
+
+def _call_backward(
+    static: _Static, res: _Residuals, grads: tuple[Outputs, LayerCarry]
+) -> tuple[Array, Array | None, Array | None, _Carry]:
+    """Gradients of the hidden gates, the candidate's input gate, the bias, the initial carry."""
     d_outputs, d_last = grads
     hidden, time, batch = d_outputs.shape
-    gates, number = CELLS[cell].gates, jnp.float32
-    reset_after = CELLS[cell].reset_after
-    d_u, own, d_bias, d_h, d_c, _ = _call(
-        BACKWARD,
-        (
-            ((gates * hidden, time, batch), dtype),
-            ((hidden, time, batch) if reset_after else (0,), dtype),
-            ((hidden, kernels.padded(batch)) if reset_after else (0,), number),
-            ((hidden, batch), number),
-            ((hidden, batch) if len(d_last) > 1 else (0,), number),
-            ((kernels.backward_scratch(gates, hidden, batch, dtype),), jnp.uint8),
-        ),
-        res.weights.kernel,
-        *_pair(res.begun),
-        res.outputs,
-        res.saved,
-        d_outputs,
-        *_pair(tuple(part.T for part in d_last)),
+    library, cell = static.library, static.cell
+    shapes = [_shape(cell.gates * hidden, time, batch, dtype=static.dtype)]
+    if CELLS[cell.name].reset_after:
+        shapes.append(_shape(hidden, time, batch, dtype=static.dtype))
+        shapes.append(_shape(hidden, library.padded(batch)))
+    shapes += [_shape(hidden, batch)] * len(d_last)
+    scratch = library.backward_scratch(cell, hidden, batch)
+    shapes.append(_shape(scratch, dtype=static.dtype))
+    arguments = [res.weights.kernel, *res.initial, res.outputs, res.cell]
+    d_hgates, *rest, _ = _call(
+        BACKWARD, shapes, *arguments, d_outputs, *_transposed(d_last), cell=cell.name
     )
-    own = own if reset_after else None
-    if isinstance(res.inputs, Table):
-        d_kernel, d_columns = _gradients(kernels, res.before, d_u, res.inputs)
-        if own is not None:
-            own = _gradients(kernels, res.before[:0], own, res.inputs)[1]
-        d_inputs: Inputs = Table(with_candidate(d_columns, own), int_cotangent(res.inputs.tokens))
-    else:
-        d_kernel, _ = _gradients(kernels, res.before, d_u)
-        d_inputs = input_grad(res.inputs, d_u, own, dtype)
-    d_weights = Weights(d_kernel, jnp.sum(d_bias, axis=1) if reset_after else None)
-    return d_inputs, d_weights, (d_h.T, d_c.T)[: len(d_last)]
+    if not CELLS[cell.name].reset_after:
+        return d_hgates, None, None, tuple(rest)
+    d_candidate, d_bias, *d_carry = rest
+    return d_hgates, d_candidate, jnp.sum(d_bias, axis=1), tuple(d_carry)
 
 
-recur.defvjp(_forward, _backward)
+def _weight_grad(
+    library: Library,
+    previous: Float[Array, "hidden time batch"],
+    d_hgates: Float[Array, "gates time batch"],
+) -> Float[Array, "hidden gates"]:
+    """`previous @ d_hgates.T` over all positions."""
+    a, b = _flat(previous), _flat(d_hgates)
+    scratch = library.gradient_scratch(*a.shape)
+    shapes = [_shape(len(a), len(b)), _shape(scratch, dtype=a.dtype)]
+    d_kernel: Array = _call(WEIGHT_GRADIENT, shapes, a, b)[0]
+    return d_kernel
 
-_KEPT = {"rnn": 0, "gru": 4, "lstm": 5}  # numbers of a unit for the way back
 
-
-def _gradients(
-    kernels: Kernels,
-    before: Float[Array, "hidden time batch"],
-    d_u: Float[Array, "gates time batch"],
-    table: Table | None = None,
+def _weight_and_table_grad(
+    library: Library,
+    previous: Float[Array, "hidden time batch"],
+    d_hgates: Float[Array, "gates time batch"],
+    table: Table,
 ) -> tuple[Float[Array, "hidden gates"], Float[Array, "gates vocab"]]:
-    """Sums over all positions: `before @ d_u.T`, and `d_u` added up by symbol, if there is a table.
-
-    The second is what `dot_trailing` with `one_hot` is, without its multiplications by zero.
-    """
-    before, d_u = _flat(before), _flat(d_u)
-    (rows, positions), columns = before.shape, len(d_u)
-    panels = kernels.padded(columns) // kernels.lanes
-    symbols = 0 if table is None else table.igates.shape[1]
-    product, by_symbol, _ = _call(
-        GRADIENT,
-        (
-            ((rows, columns), jnp.float32),
-            ((panels, symbols, kernels.lanes), jnp.float32),
-            ((kernels.gradient_scratch(rows, positions, d_u.dtype),), jnp.uint8),
-        ),
-        before,
-        d_u,
-        jnp.zeros(0, jnp.int32) if table is None else table.tokens.reshape(-1),
-    )
-    by_symbol = by_symbol.swapaxes(1, 2).reshape(panels * kernels.lanes, symbols)
-    return product, by_symbol[:columns]
+    """The same, and the sums of `d_hgates` by token: `dot_trailing` with `one_hot`, sparse."""
+    a, b, vocab = _flat(previous), _flat(d_hgates), table.igates.shape[1]
+    panels = library.padded(len(b)) // library.vector_width
+    shapes = [
+        _shape(len(a), len(b)),
+        _shape(panels, vocab, library.vector_width),
+        _shape(library.gradient_scratch(*a.shape), dtype=a.dtype),
+    ]
+    d_kernel, by_token, _ = _call(WEIGHT_GRADIENT, shapes, a, b, table.tokens.reshape(-1))
+    by_token = by_token.swapaxes(1, 2).reshape(panels * library.vector_width, vocab)
+    return d_kernel, by_token[: len(b)]
 
 
-def _flat(stack: Float[Array, "features time batch"]) -> Float[Array, "features positions"]:
-    features, time, batch = stack.shape
-    return stack.reshape(features, time * batch)
+def _in_range(table: Table) -> Table:
+    """The table with tokens clamped: the library indexes with them unchecked."""
+    return table._replace(tokens=jnp.clip(table.tokens, 0, table.igates.shape[1] - 1))
 
 
-def _pair(carry: tuple[Array, ...]) -> tuple[Array, Array]:
-    return (carry[0], carry[1] if len(carry) > 1 else jnp.zeros(0))
+def _flat(x: Float[Array, "features time batch"]) -> Float[Array, "features positions"]:
+    features, time, batch = x.shape
+    return x.reshape(features, time * batch)
 
 
-def _call(name: str, results: Any, *arguments: Array) -> Any:
-    shapes = tuple(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in results)
-    return jax.ffi.ffi_call(name, shapes, vmap_method="sequential")(*arguments)
+def _transposed(carry: tuple[Array, ...]) -> Any:
+    """From batch-major to feature-major, or back."""
+    return tuple(part.T for part in carry)
+
+
+def _shape(*sizes: int, dtype: DTypeLike = jnp.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(sizes, dtype)
+
+
+def _call(target: str, shapes: _Shapes, *arguments: Array, **attributes: str | bool) -> Any:
+    return jax.ffi.ffi_call(target, shapes, vmap_method="sequential")(*arguments, **attributes)

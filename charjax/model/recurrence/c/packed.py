@@ -1,6 +1,6 @@
-"""Kernels packed for products with few lanes or many, in C; see `kernels/step.c`.
+"""A batch-invariant matmul with a packed kernel, in C: src/packed_matmul.c.
 
-A lane's sums are its own: the same bits, however many lanes are multiplied with it.
+A row's result has the same bits however many rows are multiplied in one call.
 """
 
 from __future__ import annotations
@@ -13,35 +13,35 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from charjax.model.recurrence.c.build import MULTIPLY, PACK, Kernels
+from charjax.model.recurrence.c.build import MULTIPLY, PACK, Library
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=("tiles",), meta_fields=("terms", "outputs"))
+@partial(jax.tree_util.register_dataclass, data_fields=("panels",), meta_fields=("k", "columns"))
 @dataclass(frozen=True)
 class Packed:
-    """A kernel as the compiled product reads it.
+    """A kernel [k, columns], packed in panels of columns.
 
     Attributes:
-      tiles: in the dtype of the product's operands.
-      terms: how many rows the kernel has.
-      outputs: how many columns.
+      panels: in the dtype of the matmul operands.
+      k: rows of the kernel.
+      columns: columns of the kernel.
     """
 
-    tiles: Float[Array, " _"]
-    terms: int
-    outputs: int
+    panels: Float[Array, " _"]
+    k: int
+    columns: int
 
-    def multiply(self, states: Float[Array, "lanes terms"]) -> Float[Array, "lanes outputs"]:
+    def multiply(self, states: Float[Array, "batch k"]) -> Float[Array, "batch columns"]:
         """`states @ kernel`, float32."""
-        lanes, terms = states.shape
-        narrow = self.tiles.dtype != jnp.float32
-        results = jax.ShapeDtypeStruct((lanes, self.outputs), jnp.float32)
-        rounded = jax.ShapeDtypeStruct((lanes, -(-terms // 2) if narrow else 0), jnp.float32)
-        return jax.ffi.ffi_call(MULTIPLY, (results, rounded))(states, self.tiles)[0]
+        batch = len(states)
+        shapes = [jax.ShapeDtypeStruct((batch, self.columns), jnp.float32)]
+        if self.panels.dtype != jnp.float32:  # working memory for the rounded states
+            shapes.append(jax.ShapeDtypeStruct((batch, self.k + self.k % 2), self.panels.dtype))
+        return jax.ffi.ffi_call(MULTIPLY, shapes)(states, self.panels)[0]
 
 
-def pack(kernels: Kernels, kernel: Float[Array, "terms outputs"], dtype: DTypeLike) -> Packed:
+def pack(library: Library, kernel: Float[Array, "k columns"], dtype: DTypeLike) -> Packed:
     """A kernel packed, rounded to `dtype`."""
-    terms, outputs = kernel.shape
-    shape = jax.ShapeDtypeStruct((kernels.packed_size(terms, outputs),), jnp.dtype(dtype))
-    return Packed(jax.ffi.ffi_call(PACK, shape)(kernel.astype(jnp.float32)), terms, outputs)
+    k, columns = kernel.shape
+    shape = jax.ShapeDtypeStruct((library.packed_size(k, columns),), jnp.dtype(dtype))
+    return Packed(jax.ffi.ffi_call(PACK, shape)(kernel.astype(jnp.float32)), k, columns)

@@ -1,178 +1,201 @@
-/* The way back through one layer: the gradients of the gates, step by step, and of the carry.
+/* The backward pass of one layer, from the last time step to the first: gradients of the gates at
+ * every step, and of the initial carry.
  *
- * The rows of a tile are units, the terms of its sums the gradients of all gates. So the
- * gradient of a unit's state is a sum, and those of its gates one step earlier follow from it
- * where it lies. */
+ * The matmul is d_hgates times the kernel's transpose. A weight panel holds MR units; K runs over
+ * all gates of all units. So the micro-kernel gives the gradient of a unit's state, from which the
+ * cell computes those of its gates one step earlier, in the same register tile. Each time step is a
+ * phase; a barrier follows it. */
 
 #include "layer.h"
 
 typedef struct Backward {
-  Shape shape;
-  const float *kernel;                 /* [hidden, gates] */
-  const float *begun[2];               /* the carry before the first step */
-  const float *outputs, *saved;        /* a stack; what was kept */
-  const float *d_outputs, *d_carry[2]; /* what arrives: a stack; a carry */
-  void *d_u, *own;                     /* stacks, see charjax/model/cells.py */
-  float *d_bias;                       /* [hidden, panels * LANES] */
-  float *d_begun[2];                   /* a carry: that before the step just done */
+  Layer layer;
+  const float *kernel;              /* [hidden, gates] */
+  const float *initial[2];          /* the carry before the first step */
+  const float *outputs, *residuals; /* of the forward pass */
+  const float *d_outputs;           /* a sequence */
+  const float *d_last[2];           /* of the last carry */
+  void *d_hgates, *d_candidate;     /* sequences, in the compute dtype */
+  float *d_bias;                    /* [hidden, state_panels * LANES]: still to be summed over lanes */
+  float *d_carry[2];                /* of the carry before the step just done */
   Scratch scratch;
 } Backward;
 
-INLINE long end_of(const Shape *s, long tile) {
-  return (tile + 1) * ROWS < s->hidden ? (tile + 1) * ROWS : s->hidden;
+/* The units of a weight panel are those from panel * MR to before this one. */
+INLINE long end_of(const Layer *l, long weight_panel) {
+  return (weight_panel + 1) * MR < l->hidden ? (weight_panel + 1) * MR : l->hidden;
 }
 
-/* Where a gate begins among the terms of a sum. */
-INLINE long gate_start(const Shape *s, long gate) { return gate * even(s->hidden); }
+/* The first k of a gate: each is padded to an even number of units. */
+INLINE long gate_start(const Layer *l, long gate) { return gate * even(l->hidden); }
 
-INLINE void pack(int cell, bool narrow, const Backward *b, long tile) {
-  const Shape *s = &b->shape;
-  const long first = tile * ROWS, count = end_of(s, tile) - first, gates = cell * s->hidden;
-  char *to = tile_at(narrow, s, &b->scratch, tile);
-  float weights[2][ROWS] = {0};
-  for (long gate = 0; gate < cell; gate++)
-    for (long k = 0; k < even(s->hidden); k += 2) {
-      const float *from = b->kernel + first * gates + gate * s->hidden + k;
-      for (long row = 0; row < count; row++, from += gates) {
+INLINE void pack_weight_panel(Cell cell, bool bf16, const Backward *b, long panel) {
+  const Layer *l = &b->layer;
+  const long first = panel * MR, count = end_of(l, panel) - first;
+  const long gates = CELLS[cell].gates, columns = gates * l->hidden;
+  char *to = weight_panel_at(bf16, l, &b->scratch, panel);
+  float weights[2][MR] = {0};
+  for (long gate = 0; gate < gates; gate++)
+    for (long k = 0; k < even(l->hidden); k += 2) {
+      const float *from = b->kernel + first * columns + gate * l->hidden + k;
+      for (long row = 0; row < count; row++, from += columns) {
         weights[0][row] = from[0];
-        weights[1][row] = k + 1 < s->hidden ? from[1] : 0.0f;
+        weights[1][row] = k + 1 < l->hidden ? from[1] : 0.0f;
       }
-      fill_tile(narrow, to, gate_start(s, gate) + k, weights);
+      pack_weights(bf16, to, gate_start(l, gate) + k, weights);
     }
 }
 
-/* The gradient of the carry after the last step. */
-INLINE void begin(int cell, const Backward *b, long tile, Place p) {
-  const Shape *s = &b->shape;
-  for (long unit = tile * ROWS; unit < end_of(s, tile); unit++) {
-    const long here = in_carry(s, unit, p);
-    for (int part = 0; part < (cell == LSTM ? 2 : 1); part++)
-      store(b->d_begun[part] + here, load(b->d_carry[part] + here, p.count), p.count);
-    if (cell == GRU) store(b->d_bias + unit * s->panels * LANES + p.lane, all(0.0f), LANES);
+INLINE void copy_last_gradient(Cell cell, const Backward *b, long weight_panel, Position p) {
+  const Layer *l = &b->layer;
+  for (long unit = weight_panel * MR; unit < end_of(l, weight_panel); unit++) {
+    const long at = carry_index(l, unit, p);
+    for (int i = 0; i < CELLS[cell].states; i++)
+      store(b->d_carry[i] + at, load(b->d_last[i] + at, p.count), p.count);
+    if (CELLS[cell].reset_after)
+      store(b->d_bias + lane_index(l, unit, p), broadcast(0.0f), LANES);
   }
 }
 
-/* From the gradient of a unit's state to those of its gates; the carry's is then the one before
- * this step, but for what flows through the gates. The formulas are those of
- * charjax/model/cells.py. */
-INLINE void retreat(int cell, bool narrow, const Backward *b, long unit, Place p, Vector dh,
-                    Vector d_u[4]) {
-  const Shape *s = &b->shape;
-  const long here = in_carry(s, unit, p);
-  const float *saved = b->saved + in_kept(cell, s, unit, p);
-  Vector d_state = all(0.0f);
-  if (cell == GRU) {
-    const Vector r = load(saved, LANES), z = load(saved + LANES, LANES);
-    const Vector n = load(saved + 2 * LANES, LANES), by_r = load(saved + 3 * LANES, LANES);
-    const float *before =
-        p.at == 0 ? b->begun[0] + here : b->outputs + in_stack(s, unit, moved(p, -1));
-    const Vector dn = dh * (1.0f - z) * (1.0f - n * n);
-    d_u[0] = dn * by_r * r * (1.0f - r);
-    d_u[1] = dh * (load(before, p.count) - n) * z * (1.0f - z);
-    d_u[2] = dn * r;
-    d_state = dh * z;
-    keep(narrow, b->own, in_stack(s, unit, p), dn, p.count);
-    float *sum = b->d_bias + unit * s->panels * LANES + p.lane;
-    store(sum, load(sum, LANES) + d_u[2], LANES);
-  } else if (cell == LSTM) {
-    const Vector in = load(saved, LANES), forget = load(saved + LANES, LANES);
-    const Vector g = load(saved + 2 * LANES, LANES), out = load(saved + 3 * LANES, LANES);
-    const Vector tanh_c = hyperbolic_tangent(load(saved + 4 * LANES, LANES));
-    const Vector before =
-        p.at == 0 ? load(b->begun[1] + here, p.count)
-                  : load(b->saved + in_kept(cell, s, unit, moved(p, -1)) + 4 * LANES, LANES);
-    const Vector dc =
-        load(b->d_begun[1] + here, p.count) + dh * out * (1.0f - tanh_c * tanh_c);
-    d_u[0] = dc * g * in * (1.0f - in);
-    d_u[1] = dc * before * forget * (1.0f - forget);
-    d_u[2] = dc * in * (1.0f - g * g);
-    d_u[3] = dh * tanh_c * out * (1.0f - out);
-    store(b->d_begun[1] + here, dc * forget, p.count);
-  } else {
-    const Vector h = load(b->outputs + in_stack(s, unit, p), p.count);
-    d_u[0] = dh * (1.0f - h * h);
+/* One unit's gradients of step p from `dh`, that of its h after the step. d_carry becomes the
+ * gradient of the carry before the step, except what flows through the hidden gates: the matmul of
+ * the next phase adds that. */
+INLINE CellGrads unit_backward(Cell cell, const Backward *b, long unit, Position p, Vector dh) {
+  const Layer *l = &b->layer;
+  const CellInfo info = CELLS[cell];
+  const long at = carry_index(l, unit, p), here = sequence_index(l, unit, p);
+  const Position previous = shifted(p, -1);
+  const float *h_before =
+      p.t == 0 ? b->initial[0] + at : b->outputs + sequence_index(l, unit, previous);
+  State before = {.h = load(h_before, p.count)}, grad = {.h = dh};
+  const State after = {.h = load(b->outputs + here, p.count)};
+  if (info.states > 1) {
+    const long c_before = residual_index(cell, l, unit, previous) + LSTM_C * LANES;
+    before.c = p.t == 0 ? load(b->initial[1] + at, p.count) : load(b->residuals + c_before, LANES);
+    grad.c = load(b->d_carry[1] + at, p.count);
   }
-  store(b->d_begun[0] + here, d_state, p.count);
+  Vector residuals[MAX_RESIDUALS];
+  const float *from = b->residuals + residual_index(cell, l, unit, p);
+  for (int i = 0; i < info.residuals; i++) residuals[i] = load(from + i * LANES, LANES);
+  const CellGrads d = cell_backward(cell, residuals, before, after, grad);
+  for (int i = 0; i < info.states; i++)
+    store(b->d_carry[i] + at, i == 0 ? d.before.h : d.before.c, p.count);
+  return d;
 }
 
-/* What a step reads and writes of stacks; `p` is the character that it computes the gates of. */
-INLINE void expect(int cell, bool narrow, const Backward *b, long tile, Place p) {
-  const Shape *s = &b->shape;
-  for (long unit = tile * ROWS; unit < end_of(s, tile); unit++) {
-    expect_read(b->d_outputs + in_stack(s, unit, p));
-    if (cell != LSTM && p.at > 0) expect_read(b->outputs + in_stack(s, unit, moved(p, -1)));
-    for (long gate = 0; gate < cell; gate++)
-      expect_write(in_bytes(narrow, b->d_u, in_stack(s, gate * s->hidden + unit, p)));
-    if (cell == GRU) expect_write(in_bytes(narrow, b->own, in_stack(s, unit, p)));
+INLINE void prefetch_step(Cell cell, bool bf16, const Backward *b, long weight_panel, Position p) {
+  const Layer *l = &b->layer;
+  for (long unit = weight_panel * MR; unit < end_of(l, weight_panel); unit++) {
+    prefetch_read(b->d_outputs + sequence_index(l, unit, p));
+    if (CELLS[cell].states == 1 && p.t > 0) /* h is read, and no c */
+      prefetch_read(b->outputs + sequence_index(l, unit, shifted(p, -1)));
+    for (long gate = 0; gate < CELLS[cell].gates; gate++)
+      prefetch_write(
+          rounded_at(bf16, b->d_hgates, sequence_index(l, gate * l->hidden + unit, p)));
+    if (CELLS[cell].reset_after)
+      prefetch_write(rounded_at(bf16, b->d_candidate, sequence_index(l, unit, p)));
   }
 }
 
-/* Step 0 is the gates of the last character; the ones that follow multiply the gradients of
- * a character's gates, then compute those of the one before it; the last only multiplies. */
-INLINE void step(int cell, bool narrow, const Backward *b, long tile, long number, Place p) {
-  const Shape *s = &b->shape;
-  const long first = tile * ROWS, end = end_of(s, tile);
-  Vector sums[ROWS], d_u[4][ROWS];
-  if (p.at >= 0) expect(cell, narrow, b, tile, p);
-  if (number > 0)
-    multiply(narrow, s->terms, tile_at(narrow, s, &b->scratch, tile),
-             panel_at(narrow, s, &b->scratch, number, p.panel), sums);
+INLINE void store_grads(Cell cell, bool bf16, const Backward *b, long unit, Position p,
+                        const CellGrads *d) {
+  const Layer *l = &b->layer;
+  const int gates = CELLS[cell].gates;
+  for (int gate = 0; gate < gates; gate++)
+    store_rounded(bf16, b->d_hgates, sequence_index(l, gate * l->hidden + unit, p),
+                  d->hgates[gate], p.count);
+  if (CELLS[cell].reset_after) {
+    store_rounded(bf16, b->d_candidate, sequence_index(l, unit, p), d->candidate, p.count);
+    float *d_bias = b->d_bias + lane_index(l, unit, p);
+    store(d_bias, load(d_bias, LANES) + d->hgates[gates - 1], LANES);
+  }
+}
+
+/* Step 0 computes the gates' gradients of the last character. A later step multiplies those of one
+ * character by the kernel, then computes those of the character before, at p; before the first
+ * (p.t < 0) only the gradient of the initial carry is left. */
+INLINE void backward_step(Cell cell, bool bf16, const Backward *b, long weight_panel, long step,
+                          Position p) {
+  const Layer *l = &b->layer;
+  const long first = weight_panel * MR, end = end_of(l, weight_panel);
+  Vector tile[MR], d_hgates[MAX_GATES][MR];
+  if (p.t >= 0) prefetch_step(cell, bf16, b, weight_panel, p);
+  if (step > 0)
+    micro_kernel(bf16, l->k, weight_panel_at(bf16, l, &b->scratch, weight_panel),
+                 state_panel_at(bf16, l, &b->scratch, step, p.panel), tile);
   for (long unit = first; unit < end; unit++) {
-    float *running = b->d_begun[0] + in_carry(s, unit, p);
-    Vector dh = load(running, p.count);
-    if (number > 0) dh += sums[unit - first];
-    if (p.at < 0) {
-      store(running, dh, p.count);
+    float *d_carry = b->d_carry[0] + carry_index(l, unit, p);
+    Vector dh = load(d_carry, p.count);
+    if (step > 0) dh += tile[unit - first];
+    if (p.t < 0) {
+      store(d_carry, dh, p.count);
       continue;
     }
-    Vector gates[4];
-    dh += load(b->d_outputs + in_stack(s, unit, p), p.count);
-    retreat(cell, narrow, b, unit, p, dh, gates);
-    for (int gate = 0; gate < cell; gate++) {
-      d_u[gate][unit - first] = gates[gate];
-      keep(narrow, b->d_u, in_stack(s, gate * s->hidden + unit, p), gates[gate], p.count);
-    }
+    dh += load(b->d_outputs + sequence_index(l, unit, p), p.count);
+    const CellGrads d = unit_backward(cell, b, unit, p, dh);
+    store_grads(cell, bf16, b, unit, p, &d);
+    for (int gate = 0; gate < CELLS[cell].gates; gate++)
+      d_hgates[gate][unit - first] = d.hgates[gate];
   }
-  if (p.at < 0) return;
-  char *panel = panel_at(narrow, s, &b->scratch, number + 1, p.panel);
-  for (int gate = 0; gate < cell; gate++)
-    fill_panel(narrow, panel, gate_start(s, gate) + first, d_u[gate], end - first);
+  if (p.t < 0) return;
+  char *panel = state_panel_at(bf16, l, &b->scratch, step + 1, p.panel);
+  for (int gate = 0; gate < CELLS[cell].gates; gate++)
+    pack_states(bf16, panel, gate_start(l, gate) + first, d_hgates[gate], end - first);
 }
 
-/* Phase 0 packs the weights and begins; each one that follows is a step. */
-INLINE void backward(int cell, bool narrow, const Backward *b, long phase, long index) {
-  const Shape *s = &b->shape;
-  const Share share = share_of(s, index);
-  if (phase == 0 && share.first == 0) pack(cell, narrow, b, share.tile);
-  for (long panel = share.first; panel < share.end; panel++) {
-    const Place p = place_of(s, s->time - phase, panel);
-    if (phase == 0) begin(cell, b, share.tile, p);
-    else step(cell, narrow, b, share.tile, phase - 1, p);
+/* Phase 0 packs weights and copies the last carry's gradient; each later phase is a step. */
+INLINE void backward(Cell cell, bool bf16, const Backward *b, long phase, long index) {
+  const Layer *l = &b->layer;
+  const Item item = item_at(l, index);
+  if (phase == 0 && item.first == 0) pack_weight_panel(cell, bf16, b, item.weight_panel);
+  for (long panel = item.first; panel < item.end; panel++) {
+    const Position p = position(l, l->time - phase, panel);
+    if (phase == 0) copy_last_gradient(cell, b, item.weight_panel, p);
+    else backward_step(cell, bf16, b, item.weight_panel, phase - 1, p);
   }
 }
 
 VARIANTS(backward)
 
-/* (kernel, begun..., outputs, saved, d_outputs, d_carry...)
- *   -> (d_u, own, d_bias, d_begun..., scratch) */
+/* Attribute: cell.
+ * Arguments: kernel [hidden, gates]; the initial carry, [hidden, batch] each; outputs [hidden, time,
+ *   batch]; residuals; d_outputs, as outputs; the gradient of the last carry.
+ * Results: d_hgates [gates, time, batch] in the compute dtype; of a cell with reset_after
+ *   d_candidate [hidden, time, batch] likewise and d_bias [hidden, state_panels * LANES]; the
+ *   gradient of the initial carry; scratch, in the compute dtype. */
 XLA_FFI_Error *charjax_backward(XLA_FFI_CallFrame *frame) {
-  if (is_question(frame)) return NULL;
-  const XLA_FFI_Buffer *kernel = argument(frame, 0), *outputs = argument(frame, 3);
-  const XLA_FFI_Buffer *d_u = result(frame, 0);
-  const int cell = (int)(kernel->dims[1] / kernel->dims[0]);
-  const bool narrow = d_u->dtype == XLA_FFI_DataType_BF16;
-  const Shape s = shape_of(outputs, ROWS, cell * even(kernel->dims[0]));
-  const Backward b = {.shape = s,
-                      .kernel = kernel->data,
-                      .begun = {argument(frame, 1)->data, argument(frame, 2)->data},
-                      .outputs = outputs->data,
-                      .saved = argument(frame, 4)->data,
-                      .d_outputs = argument(frame, 5)->data,
-                      .d_carry = {argument(frame, 6)->data, argument(frame, 7)->data},
-                      .d_u = d_u->data,
-                      .own = result(frame, 1)->data,
-                      .d_bias = result(frame, 2)->data,
-                      .d_begun = {result(frame, 3)->data, result(frame, 4)->data},
-                      .scratch = lay_out(narrow, &s, result(frame, 5))};
-  return run_steps(frame, &s, backward_variants[cell][narrow], &b, 2 + s.time);
+  if (is_metadata_query(frame)) return NULL;
+  Call call = {.frame = frame};
+  const Cell cell = cell_attribute(&call);
+  const CellInfo info = CELLS[cell];
+  const Buffer *d_hgates = peek(&call, "d_hgates", next_result(&call), 3);
+  const long hidden = peek(&call, "kernel", next_argument(&call), 2)->dims[0];
+  const long rows = info.gates * hidden;
+  const int64_t sizes[3] = {hidden, d_hgates->dims[1], d_hgates->dims[2]};
+  const Layer l = new_layer(sizes, MR, info.gates * even(hidden));
+  const long lanes = l.state_panels * LANES;
+  const bool bf16 = is_bf16(&call, d_hgates);
+  const int dtype = bf16 ? BF16 : F32;
+
+  Backward b = {.layer = l};
+  b.kernel = ARGUMENT(&call, "kernel", F32, hidden, rows);
+  for (int i = 0; i < info.states; i++)
+    b.initial[i] = ARGUMENT(&call, "initial carry", F32, hidden, l.batch);
+  b.outputs = ARGUMENT(&call, "outputs", F32, hidden, l.time, l.batch);
+  b.residuals = ARGUMENT(&call, "residuals", F32, l.time, info.residuals * hidden, lanes);
+  b.d_outputs = ARGUMENT(&call, "d_outputs", F32, hidden, l.time, l.batch);
+  for (int i = 0; i < info.states; i++)
+    b.d_last[i] = ARGUMENT(&call, "gradient of the last carry", F32, hidden, l.batch);
+
+  b.d_hgates = RESULT(&call, "d_hgates", dtype, rows, l.time, l.batch);
+  if (info.reset_after) {
+    b.d_candidate = RESULT(&call, "d_candidate", dtype, hidden, l.time, l.batch);
+    b.d_bias = RESULT(&call, "d_bias", F32, hidden, lanes);
+  }
+  for (int i = 0; i < info.states; i++)
+    b.d_carry[i] = RESULT(&call, "gradient of the initial carry", F32, hidden, l.batch);
+  char *scratch = RESULT(&call, "scratch", dtype, scratch_size(&l));
+  if (call.problem[0]) return call_error(&call);
+  b.scratch = divide_scratch(bf16, &l, scratch);
+  return run_phases(frame, &l, backward_variants[cell][bf16], &b, 2 + l.time);
 }

@@ -1,175 +1,193 @@
-/* One layer over a sequence: what charjax/model/recurrence/xla.py does in XLA, with the product
- * of a tile and the gates that follow from it in one piece.
+/* The forward pass of one layer: the micro-kernel with the cell fused behind it.
  *
- * The rows of a tile are all gates of some units, so that gates follow from the sums where
- * they lie. */
+ * A weight panel holds all gates of some units (MR / gates of them), gate by gate. So the register
+ * tile that leaves the micro-kernel has all that those units' next state needs, and goes through the
+ * cell before it is stored. Each time step is a phase; a barrier follows it. */
 
 #include "layer.h"
 
 typedef struct Forward {
-  Shape shape;
-  const float *kernel, *bias, *columns; /* [hidden, gates], [hidden], [gates, symbols] */
-  const int32_t *tokens;                /* [time, batch], or NULL: columns are positions */
-  long symbols;                         /* of the vocabulary, or time * batch */
-  const float *begun[2];                /* the carry before the first step */
-  float *carry[2];                      /* after the step just done */
-  float *outputs;                       /* a stack */
-  void *before;                         /* a stack of the states before each step, or NULL */
-  float *saved;                         /* what is kept, or NULL */
+  Layer layer;
+  const float *kernel, *bias; /* [hidden, gates], [hidden] */
+  const float *igates;        /* [gates, vocab], or [gates, time * batch] */
+  const int32_t *tokens;      /* [time, batch]: columns of igates; or NULL */
+  long columns;               /* of igates */
+  const float *initial[2];    /* the carry before the first step */
+  float *carry[2];            /* after the step just done */
+  float *outputs;             /* a sequence, as is: */
+  void *previous;             /* h before each step, in the compute dtype; NULL without gradient */
+  float *residuals;           /* NULL without gradient */
   Scratch scratch;
 } Forward;
 
-/* The units of a tile: so many from `first` to `end`. */
+/* Units of a weight panel: `count`, of which the layer has those from `first` to before `end`. */
 typedef struct Units {
   long count, first, end;
 } Units;
 
-INLINE Units units_of(int cell, const Shape *s, long tile) {
-  const long count = ROWS / cell, first = tile * count;
-  return (Units){count, first, first + count < s->hidden ? first + count : s->hidden};
+INLINE Units units_of(Cell cell, const Layer *l, long weight_panel) {
+  const long count = MR / CELLS[cell].gates, first = weight_panel * count;
+  return (Units){count, first, first + count < l->hidden ? first + count : l->hidden};
 }
 
-/* Rows of a tile: gate by gate. Terms: states. */
-INLINE void pack(int cell, bool narrow, const Forward *f, long tile) {
-  const Shape *s = &f->shape;
-  const Units units = units_of(cell, s, tile);
-  const long gates = cell * s->hidden, whole = units.end - units.first == units.count;
-  char *to = tile_at(narrow, s, &f->scratch, tile);
-  float weights[2][ROWS] = {0};
-  for (long k = 0; k < s->terms; k++) {
-    for (long gate = 0; gate < cell; gate++) {
-      const float *from = f->kernel + k * gates + gate * s->hidden + units.first;
+INLINE void pack_weight_panel(Cell cell, bool bf16, const Forward *f, long panel) {
+  const Layer *l = &f->layer;
+  const Units units = units_of(cell, l, panel);
+  const long rows = CELLS[cell].gates * l->hidden;
+  const bool full = units.end - units.first == units.count;
+  char *to = weight_panel_at(bf16, l, &f->scratch, panel);
+  float weights[2][MR] = {0};
+  for (long k = 0; k < l->k; k++) {
+    for (long gate = 0; gate < CELLS[cell].gates; gate++) {
+      const float *from = f->kernel + k * rows + gate * l->hidden + units.first;
       float *row = weights[k % 2] + gate * units.count;
-      if (k == s->hidden) memset(row, 0, units.count * sizeof *row);
-      else if (whole) memcpy(row, from, units.count * sizeof *row); /* a known size is quick */
+      if (k == l->hidden) memset(row, 0, units.count * sizeof *row); /* padding */
+      else if (full) memcpy(row, from, units.count * sizeof *row); /* a constant size: no call */
       else memcpy(row, from, (units.end - units.first) * sizeof *row);
     }
-    if (k % 2 == 1) fill_tile(narrow, to, k - 1, weights);
+    if (k % 2 == 1) pack_weights(bf16, to, k - 1, weights);
   }
 }
 
-/* The carry before the first step. */
-INLINE void begin(int cell, bool narrow, const Forward *f, long tile, Place p) {
-  const Shape *s = &f->shape;
-  const Units units = units_of(cell, s, tile);
-  Vector states[ROWS];
+INLINE void copy_initial_carry(Cell cell, bool bf16, const Forward *f, long weight_panel,
+                               Position p) {
+  const Layer *l = &f->layer;
+  const Units units = units_of(cell, l, weight_panel);
+  Vector states[MR];
   for (long unit = units.first; unit < units.end; unit++) {
-    const long own = in_carry(s, unit, p);
-    const Vector h = load(f->begun[0] + own, p.count);
+    const long at = carry_index(l, unit, p);
+    const Vector h = load(f->initial[0] + at, p.count);
     states[unit - units.first] = h;
-    store(f->carry[0] + own, h, p.count);
-    if (cell == LSTM) store(f->carry[1] + own, load(f->begun[1] + own, p.count), p.count);
-    if (f->before != NULL) keep(narrow, f->before, in_stack(s, unit, p), h, p.count);
+    store(f->carry[0] + at, h, p.count);
+    if (CELLS[cell].states > 1)
+      store(f->carry[1] + at, load(f->initial[1] + at, p.count), p.count);
+    if (f->previous != NULL)
+      store_rounded(bf16, f->previous, sequence_index(l, unit, p), h, p.count);
   }
-  fill_panel(narrow, panel_at(narrow, s, &f->scratch, 0, p.panel), units.first, states,
-             units.end - units.first);
+  pack_states(bf16, state_panel_at(bf16, l, &f->scratch, 0, p.panel), units.first, states,
+              units.end - units.first);
 }
 
-/* The input's share of one gate of one unit. */
-INLINE Vector input(const Forward *f, long row, Integers tokens, Place p) {
-  const float *column = f->columns + row * f->symbols;
-  if (f->tokens != NULL) return gather(column, tokens);
-  return load(column + p.at * f->shape.batch + p.lane, p.count);
+INLINE Vector load_igate(const Forward *f, long row, IntVector tokens, Position p) {
+  const float *igates = f->igates + row * f->columns;
+  if (f->tokens != NULL) return gather(igates, tokens);
+  return load(igates + p.t * f->layer.batch + p.sequence, p.count);
 }
 
-/* From both shares of a unit's gates to its next state. The formulas, and the order of gates, are
- * those of charjax/model/cells.py. */
-INLINE Vector advance(int cell, const Forward *f, long unit, Place p, const Vector x[4],
-                      const Vector u[4]) {
-  const Shape *s = &f->shape;
-  const long own = in_carry(s, unit, p);
-  float *saved = f->saved == NULL ? NULL : f->saved + in_kept(cell, s, unit, p);
-  if (cell == GRU) {
-    const Vector r = sigmoid(x[0] + u[0]), z = sigmoid(x[1] + u[1]);
-    const Vector by_r = u[2] + f->bias[unit];
-    const Vector n = hyperbolic_tangent(x[2] + r * by_r);
-    if (saved != NULL) {
-      store(saved, r, LANES);
-      store(saved + LANES, z, LANES);
-      store(saved + 2 * LANES, n, LANES);
-      store(saved + 3 * LANES, by_r, LANES);
-    }
-    return n + z * (load(f->carry[0] + own, p.count) - n);
+/* One unit's next state, from the hidden gates that the micro-kernel computed. */
+INLINE Vector next_state(Cell cell, const Forward *f, long unit, Position p, IntVector tokens,
+                         Vector hgates[MAX_GATES]) {
+  const Layer *l = &f->layer;
+  const CellInfo info = CELLS[cell];
+  const long at = carry_index(l, unit, p);
+  Vector igates[MAX_GATES], residuals[MAX_RESIDUALS];
+  State before = {.h = load(f->carry[0] + at, p.count)};
+  if (info.states > 1) before.c = load(f->carry[1] + at, p.count);
+  for (int gate = 0; gate < info.gates; gate++)
+    igates[gate] = load_igate(f, gate * l->hidden + unit, tokens, p);
+  if (info.reset_after) hgates[info.gates - 1] += f->bias[unit];
+  const State after = cell_forward(cell, igates, hgates, before, residuals);
+  if (info.states > 1) store(f->carry[1] + at, after.c, p.count);
+  if (f->residuals != NULL) {
+    float *to = f->residuals + residual_index(cell, l, unit, p);
+    for (int i = 0; i < info.residuals; i++) store(to + i * LANES, residuals[i], LANES);
   }
-  if (cell == LSTM) {
-    const Vector in = sigmoid(x[0] + u[0]), forget = sigmoid(x[1] + u[1]);
-    const Vector g = hyperbolic_tangent(x[2] + u[2]), out = sigmoid(x[3] + u[3]);
-    const Vector c = forget * load(f->carry[1] + own, p.count) + in * g;
-    store(f->carry[1] + own, c, p.count);
-    if (saved != NULL) {
-      store(saved, in, LANES);
-      store(saved + LANES, forget, LANES);
-      store(saved + 2 * LANES, g, LANES);
-      store(saved + 3 * LANES, out, LANES);
-      store(saved + 4 * LANES, c, LANES);
-    }
-    return out * hyperbolic_tangent(c);
-  }
-  return hyperbolic_tangent(x[0] + u[0]);
+  store(f->carry[0] + at, after.h, p.count);
+  return after.h;
 }
 
-INLINE void step(int cell, bool narrow, const Forward *f, long tile, Place p) {
-  const Shape *s = &f->shape;
-  const Units units = units_of(cell, s, tile);
-  const bool keeps = f->before != NULL && p.at + 1 < s->time;
+INLINE void forward_step(Cell cell, bool bf16, const Forward *f, long weight_panel, Position p) {
+  const Layer *l = &f->layer;
+  const Units units = units_of(cell, l, weight_panel);
+  const Position next = shifted(p, 1);
+  const bool save_next = f->previous != NULL && next.t < l->time;
   for (long unit = units.first; unit < units.end; unit++) {
-    expect_write(f->outputs + in_stack(s, unit, p));
-    if (keeps) expect_write(in_bytes(narrow, f->before, in_stack(s, unit, moved(p, 1))));
+    prefetch_write(f->outputs + sequence_index(l, unit, p));
+    if (save_next) prefetch_write(rounded_at(bf16, f->previous, sequence_index(l, unit, next)));
   }
-  Vector sums[ROWS], states[ROWS];
-  multiply(narrow, s->terms, tile_at(narrow, s, &f->scratch, tile),
-           panel_at(narrow, s, &f->scratch, p.at, p.panel), sums);
+  Vector tile[MR], states[MR];
+  micro_kernel(bf16, l->k, weight_panel_at(bf16, l, &f->scratch, weight_panel),
+               state_panel_at(bf16, l, &f->scratch, p.t, p.panel), tile);
 
-  Integers tokens = {0};
+  IntVector tokens = {0};
   if (f->tokens != NULL)
-    memcpy(&tokens, f->tokens + p.at * s->batch + p.lane, p.count * sizeof(int32_t));
+    memcpy(&tokens, f->tokens + p.t * l->batch + p.sequence, p.count * sizeof(int32_t));
   for (long unit = units.first; unit < units.end; unit++) {
     const long i = unit - units.first;
-    Vector x[4], u[4];
-    for (int gate = 0; gate < cell; gate++) {
-      x[gate] = input(f, gate * s->hidden + unit, tokens, p);
-      u[gate] = sums[gate * units.count + i];
-    }
-    const Vector h = states[i] = advance(cell, f, unit, p, x, u);
-    store(f->carry[0] + in_carry(s, unit, p), h, p.count);
-    store(f->outputs + in_stack(s, unit, p), h, p.count);
-    if (keeps) keep(narrow, f->before, in_stack(s, unit, moved(p, 1)), h, p.count);
+    Vector hgates[MAX_GATES];
+    for (int gate = 0; gate < CELLS[cell].gates; gate++)
+      hgates[gate] = tile[gate * units.count + i];
+    const Vector h = states[i] = next_state(cell, f, unit, p, tokens, hgates);
+    store(f->outputs + sequence_index(l, unit, p), h, p.count);
+    if (save_next)
+      store_rounded(bf16, f->previous, sequence_index(l, unit, next), h, p.count);
   }
-  fill_panel(narrow, panel_at(narrow, s, &f->scratch, p.at + 1, p.panel), units.first, states,
-             units.end - units.first);
+  pack_states(bf16, state_panel_at(bf16, l, &f->scratch, next.t, p.panel), units.first, states,
+              units.end - units.first);
 }
 
-/* Phase 0 packs the weights and begins; each one that follows is a time step. */
-INLINE void forward(int cell, bool narrow, const Forward *f, long phase, long index) {
-  const Shape *s = &f->shape;
-  const Share share = share_of(s, index);
-  if (phase == 0 && share.first == 0) pack(cell, narrow, f, share.tile);
-  for (long panel = share.first; panel < share.end; panel++)
-    if (phase == 0) begin(cell, narrow, f, share.tile, place_of(s, 0, panel));
-    else step(cell, narrow, f, share.tile, place_of(s, phase - 1, panel));
+/* Phase 0 packs weights and the initial state; phase t + 1 is time step t. */
+INLINE void forward(Cell cell, bool bf16, const Forward *f, long phase, long index) {
+  const Layer *l = &f->layer;
+  const Item item = item_at(l, index);
+  if (phase == 0 && item.first == 0) pack_weight_panel(cell, bf16, f, item.weight_panel);
+  for (long panel = item.first; panel < item.end; panel++)
+    if (phase == 0)
+      copy_initial_carry(cell, bf16, f, item.weight_panel, position(l, 0, panel));
+    else forward_step(cell, bf16, f, item.weight_panel, position(l, phase - 1, panel));
 }
 
 VARIANTS(forward)
 
-/* (kernel, bias, columns, tokens, begun...) -> (outputs, carry..., before, saved, scratch) */
+/* Attributes: cell, save_residuals.
+ * Arguments: kernel [hidden, gates]; bias [hidden] of a cell with reset_after; igates
+ *   [gates, time, batch], or a table [gates, vocab] and tokens [time, batch]; the carry, [hidden,
+ *   batch] each. Tokens must be in range.
+ * Results: outputs [hidden, time, batch]; the last carry; with save_residuals h before each step
+ *   [hidden, time, batch] in the compute dtype and residuals [time, residuals * hidden,
+ *   state_panels * LANES]; scratch, in the compute dtype. */
 XLA_FFI_Error *charjax_forward(XLA_FFI_CallFrame *frame) {
-  if (is_question(frame)) return NULL;
-  const XLA_FFI_Buffer *kernel = argument(frame, 0), *columns = argument(frame, 2);
-  const XLA_FFI_Buffer *outputs = result(frame, 0), *before = result(frame, 3);
-  const int cell = (int)(kernel->dims[1] / kernel->dims[0]);
-  const bool narrow = before->dtype == XLA_FFI_DataType_BF16;
-  const Shape s = shape_of(outputs, ROWS / cell, even(kernel->dims[0]));
-  const Forward f = {.shape = s,
-                     .kernel = kernel->data,
-                     .bias = argument(frame, 1)->data,
-                     .columns = columns->data,
-                     .tokens = filled(argument(frame, 3)),
-                     .symbols = columns->dims[1],
-                     .begun = {argument(frame, 4)->data, argument(frame, 5)->data},
-                     .carry = {result(frame, 1)->data, result(frame, 2)->data},
-                     .outputs = outputs->data,
-                     .before = filled(before),
-                     .saved = filled(result(frame, 4)),
-                     .scratch = lay_out(narrow, &s, result(frame, 5))};
-  return run_steps(frame, &s, forward_variants[cell][narrow], &f, 1 + s.time);
+  if (is_metadata_query(frame)) return NULL;
+  Call call = {.frame = frame};
+  const Cell cell = cell_attribute(&call);
+  const CellInfo info = CELLS[cell];
+  const bool save = bool_attribute(&call, "save_residuals");
+  const Layer l = new_layer(peek(&call, "outputs", next_result(&call), 3)->dims,
+                            MR / info.gates,
+                            even(peek(&call, "kernel", next_argument(&call), 2)->dims[0]));
+  const long rows = info.gates * l.hidden, lanes = l.state_panels * LANES;
+
+  Forward f = {.layer = l};
+  f.kernel = ARGUMENT(&call, "kernel", F32, l.hidden, rows);
+  if (info.reset_after) f.bias = ARGUMENT(&call, "bias", F32, l.hidden);
+  const Buffer *igates = next_argument(&call);
+  if (igates != NULL && igates->rank == 2) {
+    f.columns = igates->dims[1];
+    f.igates = ARGUMENT(&call, "igates", F32, rows, f.columns);
+    f.tokens = ARGUMENT(&call, "tokens", S32, l.time, l.batch);
+  } else {
+    f.columns = l.time * l.batch;
+    f.igates = ARGUMENT(&call, "igates", F32, rows, l.time, l.batch);
+  }
+  for (int i = 0; i < info.states; i++)
+    f.initial[i] = ARGUMENT(&call, "initial carry", F32, l.hidden, l.batch);
+
+  f.outputs = RESULT(&call, "outputs", F32, l.hidden, l.time, l.batch);
+  for (int i = 0; i < info.states; i++)
+    f.carry[i] = RESULT(&call, "last carry", F32, l.hidden, l.batch);
+  const Buffer *last = frame->rets.size ? frame->rets.rets[frame->rets.size - 1] : NULL;
+  const bool bf16 = is_bf16(&call, peek(&call, "scratch", last, 1));
+  if (save) {
+    f.previous = RESULT(&call, "previous", bf16 ? BF16 : F32, l.hidden, l.time, l.batch);
+    f.residuals = RESULT(&call, "residuals", F32, l.time, info.residuals * l.hidden, lanes);
+  }
+  char *scratch = RESULT(&call, "scratch", bf16 ? BF16 : F32, scratch_size(&l));
+  if (call.problem[0]) return call_error(&call);
+  f.scratch = divide_scratch(bf16, &l, scratch);
+  return run_phases(frame, &l, forward_variants[cell][bf16], &f, 1 + l.time);
 }
+
+/* For Python: see charjax/model/recurrence/c/build.py. */
+const CellInfo *const charjax_cells = CELLS;
+const int charjax_num_cells = NUM_CELLS;
+const int charjax_lanes = LANES, charjax_panel_rows = MR, charjax_has_bf16 = HAS_BF16;

@@ -1,136 +1,153 @@
-/* What the two loops over time share: the shape of a layer, and how its work is cut.
+/* What the forward and the backward pass have in common: shapes, strides, and the division of work.
  *
- * A tile is as many rows of packed weights as there are accumulators, a panel as many lanes
- * as a vector has. An item of work is a tile and two panels at one time step; a step begins
- * when the one before it is finished. Stacks are [features, time, batch], as XLA multiplies
- * them afterwards; a carry is [hidden, batch]; all are contiguous. */
+ * The hidden state is multiplied as weight panels times state panels (gemm.h). An item of work is
+ * one weight panel by PANELS_PER_ITEM state panels at one time step, the gates included. A time step
+ * is a phase of a parallel loop: a barrier separates it from the next, which needs all its states.
+ * Phase 0 packs the weights. Sequences are [features, time, batch], a carry is [hidden, batch]. */
 
 #pragma once
 
+#include "cells.h"
 #include "ffi.h"
 #include "gemm.h"
 #include "thread_pool.h"
 
-/* A cell is known by its number of gates. */
-enum { RNN = 1, GRU = 3, LSTM = 4 };
-
-/* How many numbers are kept of a unit for the way back. */
-INLINE long kept(int cell) { return cell == GRU ? 4 : cell == LSTM ? 5 : 0; }
-
-typedef struct Shape {
+typedef struct Layer {
   long hidden, time, batch;
-  long panels; /* of lanes */
-  long tiles;  /* of weights */
-  long terms;  /* of a sum */
-} Shape;
+  long state_panels, weight_panels;
+  long k; /* the length of a sum of the matmul */
+} Layer;
 
-/* `rows` of a layer's tiles are units; its sums have so many terms. */
-INLINE Shape shape_of(const XLA_FFI_Buffer *outputs, long rows, long terms) {
-  const int64_t *dims = outputs->dims;
-  return (Shape){.hidden = dims[0],
-                 .time = dims[1],
-                 .batch = dims[2],
-                 .panels = (dims[2] + LANES - 1) / LANES,
-                 .tiles = (dims[0] + rows - 1) / rows,
-                 .terms = terms};
+/* `units`: units of a weight panel. */
+INLINE Layer new_layer(const int64_t sizes[3], long units, long k) {
+  return (Layer){.hidden = sizes[0],
+                 .time = sizes[1],
+                 .batch = sizes[2],
+                 .state_panels = (sizes[2] + LANES - 1) / LANES,
+                 .weight_panels = (sizes[0] + units - 1) / units,
+                 .k = k};
 }
 
-/* Some lanes at one time step. */
-typedef struct Place {
-  long at, panel;
-  long lane, count; /* the first lane, and how many */
-} Place;
+/* The sequences of a state panel at one time step. */
+typedef struct Position {
+  long t, panel;
+  long sequence, count; /* the first sequence of the panel, and how many it has */
+} Position;
 
-INLINE Place place_of(const Shape *s, long at, long panel) {
-  const long lane = panel * LANES, left = s->batch - lane;
-  return (Place){at, panel, lane, left < LANES ? left : LANES};
+INLINE Position position(const Layer *l, long t, long panel) {
+  const long sequence = panel * LANES, left = l->batch - sequence;
+  return (Position){t, panel, sequence, left < LANES ? left : LANES};
 }
 
-/* Where a place begins among the numbers of a unit: in a carry, in a stack, and in what is kept,
- * [time, panels, hidden, kept, LANES]. */
-INLINE long in_carry(const Shape *s, long unit, Place p) { return unit * s->batch + p.lane; }
-
-INLINE long in_stack(const Shape *s, long feature, Place p) {
-  return (feature * s->time + p.at) * s->batch + p.lane;
-}
-
-INLINE long in_kept(int cell, const Shape *s, long unit, Place p) {
-  return ((p.at * s->panels + p.panel) * s->hidden + unit) * kept(cell) * LANES;
-}
-
-/* The same lanes some steps later, or earlier. */
-INLINE Place moved(Place p, long steps) {
-  p.at += steps;
+INLINE Position shifted(Position p, long steps) {
+  p.t += steps;
   return p;
 }
 
-/* Has a line come near while the product runs: those of a stack lie a page apart, where the
- * processor does not look ahead. */
-INLINE void expect_read(const void *line) { __builtin_prefetch(line, 0); }
-INLINE void expect_write(const void *line) { __builtin_prefetch(line, 1); }
-
-INLINE const void *in_bytes(bool narrow, const void *stack, long at) {
-  return (const char *)stack + (narrow ? 2 : 4) * at;
+/* Indices into a carry [hidden, batch], into a sequence [features, time, batch], into one number a
+ * unit and lane [hidden, state_panels * LANES], and into the residuals of a unit
+ * [time, state_panels, hidden, residuals, LANES]. */
+INLINE long carry_index(const Layer *l, long unit, Position p) {
+  return unit * l->batch + p.sequence;
 }
 
-/* An item's panels lie in the same cache lines, also of a stack of two bytes a number: so no
- * line goes to and fro between threads. */
-enum { TOGETHER = 2 };
-
-typedef struct Share {
-  long tile, first, end; /* panels */
-} Share;
-
-INLINE long items(const Shape *s) { return s->tiles * ((s->panels + TOGETHER - 1) / TOGETHER); }
-
-INLINE Share share_of(const Shape *s, long index) {
-  const long pieces = (s->panels + TOGETHER - 1) / TOGETHER;
-  const long first = index % pieces * TOGETHER;
-  const long end = first + TOGETHER < s->panels ? first + TOGETHER : s->panels;
-  return (Share){index / pieces, first, end};
+INLINE long sequence_index(const Layer *l, long feature, Position p) {
+  return (feature * l->time + p.t) * l->batch + p.sequence;
 }
 
-/* Below so many multiplications a panel, another thread costs more than it brings. */
-enum { WORTH_A_THREAD = 1 << 14 };
-
-INLINE XLA_FFI_Error *run_steps(const XLA_FFI_CallFrame *frame, const Shape *s, Item *item,
-                                const void *work, long phases) {
-  const bool worth = s->terms * ROWS * LANES >= WORTH_A_THREAD;
-  return run(frame, (Job){item, work, phases, items(s)}, worth ? items(s) - 1 : 0);
+INLINE long lane_index(const Layer *l, long unit, Position p) {
+  return unit * l->state_panels * LANES + p.sequence;
 }
 
-/* Working memory: the tiles, and the panels of two steps, zero where no state is ever put. */
+INLINE long residual_index(Cell cell, const Layer *l, long unit, Position p) {
+  return ((p.t * l->state_panels + p.panel) * l->hidden + unit) * CELLS[cell].residuals * LANES;
+}
+
+/* Rows of a sequence are a page or more apart, where the hardware prefetcher does not help: what a
+ * step is about to read and write is prefetched while its matmul runs. */
+INLINE void prefetch_read(const void *line) { __builtin_prefetch(line, 0); }
+INLINE void prefetch_write(const void *line) { __builtin_prefetch(line, 1); }
+
+INLINE const void *rounded_at(bool bf16, const void *array, long index) {
+  return (const char *)array + bytes_each(bf16) * index;
+}
+
+/* Two neighbouring state panels share cache lines, of bf16 sequences too. In one item, no line moves
+ * between processors. */
+enum { PANELS_PER_ITEM = 2 };
+
+typedef struct Item {
+  long weight_panel, first, end; /* state panels from `first` to before `end` */
+} Item;
+
+INLINE long items_per_weight_panel(const Layer *l) {
+  return (l->state_panels + PANELS_PER_ITEM - 1) / PANELS_PER_ITEM;
+}
+
+INLINE long num_items(const Layer *l) { return l->weight_panels * items_per_weight_panel(l); }
+
+INLINE Item item_at(const Layer *l, long index) {
+  const long pieces = items_per_weight_panel(l);
+  const long first = index % pieces * PANELS_PER_ITEM;
+  const long end = first + PANELS_PER_ITEM < l->state_panels ? first + PANELS_PER_ITEM
+                                                             : l->state_panels;
+  return (Item){index / pieces, first, end};
+}
+
+/* With fewer multiplications in a register tile, a barrier costs more than a thread saves. */
+enum { MIN_PARALLEL_MULTIPLICATIONS = 1 << 14 };
+
+INLINE XLA_FFI_Error *run_phases(const XLA_FFI_CallFrame *frame, const Layer *l, Body *body,
+                                 const void *data, long phases) {
+  const bool parallel = l->k * MR * LANES >= MIN_PARALLEL_MULTIPLICATIONS;
+  const Loop loop = {body, data, phases, num_items(l)};
+  return parallel_for(frame, loop, parallel ? num_items(l) - 1 : 0);
+}
+
+/* Working memory: the packed weights, and the packed states of two steps, one of which is read while
+ * the other is written. */
 typedef struct Scratch {
-  char *tiles, *panels[2];
+  char *weights, *states[2];
 } Scratch;
 
-INLINE Scratch lay_out(bool narrow, const Shape *s, const XLA_FFI_Buffer *scratch) {
-  const long panels = s->panels * panel_size(narrow, s->terms);
-  char *tiles = scratch->data, *first = tiles + s->tiles * tile_size(narrow, s->terms);
-  memset(first, 0, 2 * panels);
-  return (Scratch){tiles, {first, first + panels}};
+INLINE long weight_panel_bytes(bool bf16, const Layer *l) { return l->k * MR * bytes_each(bf16); }
+INLINE long state_panel_bytes(bool bf16, const Layer *l) { return l->k * LANES * bytes_each(bf16); }
+
+/* How many numbers of the compute dtype it takes. */
+INLINE long scratch_size(const Layer *l) {
+  return l->k * (l->weight_panels * MR + 2 * l->state_panels * LANES);
 }
 
-INLINE char *panel_at(bool narrow, const Shape *s, const Scratch *scratch, long step, long panel) {
-  return scratch->panels[step % 2] + panel * panel_size(narrow, s->terms);
+/* States are zeroed: rows of padding and lanes without a sequence stay so. */
+INLINE Scratch divide_scratch(bool bf16, const Layer *l, char *scratch) {
+  const long bytes = l->state_panels * state_panel_bytes(bf16, l);
+  char *states = scratch + l->weight_panels * weight_panel_bytes(bf16, l);
+  memset(states, 0, 2 * bytes);
+  return (Scratch){scratch, {states, states + bytes}};
 }
 
-INLINE char *tile_at(bool narrow, const Shape *s, const Scratch *scratch, long tile) {
-  return scratch->tiles + tile * tile_size(narrow, s->terms);
+INLINE char *state_panel_at(bool bf16, const Layer *l, const Scratch *scratch, long step,
+                            long panel) {
+  return scratch->states[step % 2] + panel * state_panel_bytes(bf16, l);
 }
 
-/* One function for each cell and precision, so that neither is asked for inside. */
-#define VARIANT(way, cell, narrow, name)                                  \
-  static void way##_##name(const void *work, long phase, long index) {    \
-    way(cell, narrow, work, phase, index);                                \
+INLINE char *weight_panel_at(bool bf16, const Layer *l, const Scratch *scratch, long panel) {
+  return scratch->weights + panel * weight_panel_bytes(bf16, l);
+}
+
+/* Compiles `pass` once for each cell and dtype, both constants; in a table PASS_variants. */
+#define VARIANT(pass, cell, bf16, name)                                     \
+  static void pass##_##name(const void *data, long phase, long item) {      \
+    pass(cell, bf16, data, phase, item);                                    \
   }
-#define VARIANTS(way)                   \
-  VARIANT(way, RNN, false, rnn)         \
-  VARIANT(way, GRU, false, gru)         \
-  VARIANT(way, LSTM, false, lstm)       \
-  VARIANT(way, RNN, true, narrow_rnn)   \
-  VARIANT(way, GRU, true, narrow_gru)   \
-  VARIANT(way, LSTM, true, narrow_lstm) \
-  static Item *const way##_variants[5][2] = {[RNN] = {way##_rnn, way##_narrow_rnn},   \
-                                             [GRU] = {way##_gru, way##_narrow_gru},   \
-                                             [LSTM] = {way##_lstm, way##_narrow_lstm}};
+#define VARIANTS(pass)                                                      \
+  VARIANT(pass, RNN, false, rnn)                                            \
+  VARIANT(pass, GRU, false, gru)                                            \
+  VARIANT(pass, LSTM, false, lstm)                                          \
+  VARIANT(pass, RNN, true, rnn_bf16)                                        \
+  VARIANT(pass, GRU, true, gru_bf16)                                        \
+  VARIANT(pass, LSTM, true, lstm_bf16)                                      \
+  static Body *const pass##_variants[NUM_CELLS][2] = {                      \
+      [RNN] = {pass##_rnn, pass##_rnn_bf16},                                \
+      [GRU] = {pass##_gru, pass##_gru_bf16},                                \
+      [LSTM] = {pass##_lstm, pass##_lstm_bf16}};

@@ -1,38 +1,39 @@
-/* Work shared among the threads of XLA's pool.
+/* A parallel for loop over phases, on the threads of XLA's pool, with a barrier between phases.
  *
- * A job is a row of phases, each of so many items; a phase begins when the one before
- * it is finished. Items are claimed from one counter in their order. Whoever has claimed
- * an item waits only for items claimed before it, by threads that run: so a job ends
- * however many of the helpers it asked for ever come, and no thread is waited for that
- * the pool is using for something else. Which thread takes an item changes no result. */
+ * A loop has some phases of equally many items; a phase starts when the one before it is finished.
+ * Workers take items from one counter, in order. A worker that has taken an item waits only for
+ * items taken before it, by workers that are running. So the loop ends however many of the helpers
+ * asked for ever start, and never waits for a thread that the pool uses for something else. Which
+ * worker runs an item changes no result. */
 
 #pragma once
 
 #include <sched.h>
-#include <stdbool.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <unistd.h>
 
-#include "xla/ffi/api/c_api.h"
+#include "ffi.h"
 
-typedef void Item(const void *work, long phase, long index);
+typedef void Body(const void *data, long phase, long item);
 
-typedef struct Job {
-  Item *item;
-  const void *work;
-  long phases, items; /* items a phase */
-} Job;
+typedef struct Loop {
+  Body *body;
+  const void *data;
+  long phases, items; /* items of each phase */
+} Loop;
 
-typedef struct Team {
-  Job job;
-  _Alignas(64) atomic_long claimed;
+/* What the workers of a loop share: on the heap, since the last of them may leave after the caller.
+ * Each counter has a cache line of its own. */
+typedef struct SharedLoop {
+  Loop loop;
+  _Alignas(64) atomic_long next_item;
   _Alignas(64) atomic_long finished;
-  _Alignas(64) atomic_long members;
-} Team;
+  _Alignas(64) atomic_long workers;
+} SharedLoop;
 
-static inline void wait_until(const atomic_long *count, long enough) {
-  for (long spins = 0; atomic_load_explicit(count, memory_order_acquire) < enough; spins++) {
+static inline void spin_until(const atomic_long *count, long target) {
+  for (long spins = 0; atomic_load_explicit(count, memory_order_acquire) < target; spins++) {
 #ifdef __x86_64__
     __builtin_ia32_pause();
 #endif
@@ -40,23 +41,24 @@ static inline void wait_until(const atomic_long *count, long enough) {
   }
 }
 
-/* Takes part until nothing is left to claim; the last to leave closes the team. */
-static void join_team(void *data) {
-  Team *team = data;
-  const long items = team->job.items, total = items * team->job.phases;
+/* Runs items until none is left; the last worker to leave frees the loop. */
+static void run_worker(void *argument) {
+  SharedLoop *shared = argument;
+  const Loop *loop = &shared->loop;
+  const long total = loop->items * loop->phases;
   for (;;) {
-    const long next = atomic_fetch_add_explicit(&team->claimed, 1, memory_order_relaxed);
+    const long next = atomic_fetch_add_explicit(&shared->next_item, 1, memory_order_relaxed);
     if (next >= total) break;
-    const long phase = next / items;
-    wait_until(&team->finished, phase * items);
-    team->job.item(team->job.work, phase, next % items);
-    atomic_fetch_add_explicit(&team->finished, 1, memory_order_release);
+    const long phase = next / loop->items;
+    spin_until(&shared->finished, phase * loop->items);
+    loop->body(loop->data, phase, next % loop->items);
+    atomic_fetch_add_explicit(&shared->finished, 1, memory_order_release);
   }
-  wait_until(&team->finished, total);
-  if (atomic_fetch_sub_explicit(&team->members, 1, memory_order_acq_rel) == 1) free(team);
+  spin_until(&shared->finished, total);
+  if (atomic_fetch_sub_explicit(&shared->workers, 1, memory_order_acq_rel) == 1) free(shared);
 }
 
-/* A failure to find helpers is none: the caller does the work. */
+/* An error of the pool is dropped: the caller then runs the items of helpers that did not start. */
 static inline bool succeeded(const XLA_FFI_Api *api, XLA_FFI_Error *error) {
   if (error == NULL) return true;
   XLA_FFI_Error_Destroy_Args args = {.struct_size = XLA_FFI_Error_Destroy_Args_STRUCT_SIZE};
@@ -65,8 +67,9 @@ static inline bool succeeded(const XLA_FFI_Api *api, XLA_FFI_Error *error) {
   return false;
 }
 
-/* How many threads can run at once. A pool may have more: each would wait for the others' core. */
-static inline long processors(void) {
+/* Processors that this process may use. A pool may have more threads: they would spin for the
+ * processor of the one they wait for. */
+static inline long num_processors(void) {
 #ifdef __linux__
   cpu_set_t set;
   if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
@@ -74,41 +77,41 @@ static inline long processors(void) {
   return sysconf(_SC_NPROCESSORS_ONLN);
 }
 
-/* Does the job, with up to `most_helpers` threads beside this one. */
-static inline XLA_FFI_Error *run(const XLA_FFI_CallFrame *frame, Job job, long most_helpers) {
-  const XLA_FFI_Api *api = frame->api;
-  Team *team = aligned_alloc(64, sizeof(Team));
-  if (team == NULL) {
-    XLA_FFI_Error_Create_Args args = {.struct_size = XLA_FFI_Error_Create_Args_STRUCT_SIZE};
-    args.message = "charjax: out of memory";
-    args.errc = XLA_FFI_Error_Code_RESOURCE_EXHAUSTED;
-    return api->XLA_FFI_Error_Create(&args);
-  }
-  team->job = job;
-  atomic_init(&team->claimed, 0);
-  atomic_init(&team->finished, 0);
-  atomic_init(&team->members, 1);
-
+static inline long pool_threads(const XLA_FFI_CallFrame *frame) {
   int64_t threads = 1;
-  XLA_FFI_ThreadPool_NumThreads_Args pool = {
+  XLA_FFI_ThreadPool_NumThreads_Args args = {
       .struct_size = XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE};
-  pool.ctx = frame->ctx;
-  pool.num_threads = &threads;
-  if (!succeeded(api, api->XLA_FFI_ThreadPool_NumThreads(&pool))) threads = 1;
-  const long others = (threads < processors() ? threads : processors()) - 1;
-  const long helpers = most_helpers < others ? most_helpers : others;
+  args.ctx = frame->ctx;
+  args.num_threads = &threads;
+  return succeeded(frame->api, frame->api->XLA_FFI_ThreadPool_NumThreads(&args)) ? threads : 1;
+}
+
+/* Runs a loop on this thread and up to `max_helpers` of the pool. */
+static inline XLA_FFI_Error *parallel_for(const XLA_FFI_CallFrame *frame, Loop loop,
+                                          long max_helpers) {
+  SharedLoop *shared = aligned_alloc(64, sizeof(SharedLoop));
+  if (shared == NULL)
+    return new_error(frame, XLA_FFI_Error_Code_RESOURCE_EXHAUSTED, "charjax: out of memory");
+  shared->loop = loop;
+  atomic_init(&shared->next_item, 0);
+  atomic_init(&shared->finished, 0);
+  atomic_init(&shared->workers, 1);
+
+  const long threads = pool_threads(frame), processors = num_processors();
+  const long others = (threads < processors ? threads : processors) - 1;
+  const long helpers = max_helpers < others ? max_helpers : others;
   for (long i = 0; i < helpers; i++) {
     XLA_FFI_ThreadPool_Schedule_Args args = {
         .struct_size = XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE};
     args.ctx = frame->ctx;
-    args.task = join_team;
-    args.data = team;
-    atomic_fetch_add_explicit(&team->members, 1, memory_order_relaxed);
-    if (!succeeded(api, api->XLA_FFI_ThreadPool_Schedule(&args))) {
-      atomic_fetch_sub_explicit(&team->members, 1, memory_order_relaxed);
+    args.task = run_worker;
+    args.data = shared;
+    atomic_fetch_add_explicit(&shared->workers, 1, memory_order_relaxed);
+    if (!succeeded(frame->api, frame->api->XLA_FFI_ThreadPool_Schedule(&args))) {
+      atomic_fetch_sub_explicit(&shared->workers, 1, memory_order_relaxed);
       break;
     }
   }
-  join_team(team);
+  run_worker(shared);
   return NULL;
 }

@@ -1,159 +1,171 @@
-/* The gradients of weights: products of two stacks over all positions, each a character of a lane.
+/* The gradients that are sums over all positions (time and batch): that of the recurrent kernel, a
+ * matmul, and that of a table of input gates, a scatter-add by token.
  *
- * The terms of such a sum lie side by side. One stack is packed whole, as tiles. Of the other some
- * panels at a time are packed where they are needed, for so many steps that they stay in the cache
- * while all tiles pass; there they are summed by symbol as well, which is what the gradient of a
- * table is. Sums of so many steps are added up in their order, whoever computes them. */
+ * The matmul is a times b transposed; K runs over positions, which are contiguous in both. `a` is
+ * packed whole into row panels [K, MR], in a first phase. Then each item packs a few column panels
+ * [KC, LANES] of `b`, a block of KC iterations of the K loop at a time, so that they stay in cache
+ * while all row panels pass by; there they are scattered by token as well. Blocks of K are added in
+ * order, whichever worker has the item. */
 
 #include "ffi.h"
 #include "gemm.h"
 #include "thread_pool.h"
 
-enum { STEPS = 512, MOST_PANELS = 8 }; /* at a time */
+enum { KC = 512, MAX_PANELS = 8 }; /* of an item */
 
 typedef struct Gradient {
-  long rows, columns, positions, symbols;
-  const char *a, *b;     /* stacks [rows, positions], [columns, positions] */
+  long rows, columns, positions, vocab;
+  const char *a, *b;     /* [rows, positions], [columns, positions] */
   const int32_t *tokens; /* [positions], or NULL */
-  char *tiles;           /* `a`, packed */
-  float *product;        /* [rows, columns] */
-  float *by_symbol;      /* [panels, symbols, LANES] */
-  long together;         /* panels of an item */
+  char *packed_a;        /* row panels */
+  float *matmul;         /* [rows, columns] */
+  float *by_token;       /* [column panels, vocab, LANES] */
+  long panels_per_item;
 } Gradient;
 
-INLINE long least(long a, long b) { return a < b ? a : b; }
-INLINE long tiles_of(const Gradient *g) { return (g->rows + ROWS - 1) / ROWS; }
-INLINE long panels_of(const Gradient *g) { return (g->columns + LANES - 1) / LANES; }
+INLINE long min(long a, long b) { return a < b ? a : b; }
+INLINE long num_row_panels(const Gradient *g) { return (g->rows + MR - 1) / MR; }
+INLINE long num_column_panels(const Gradient *g) { return (g->columns + LANES - 1) / LANES; }
 
-/* One step of a row: a number, or where narrow a pair, whose second there may not be. */
-INLINE float step_of(bool narrow, const char *row, long step, long positions) {
+/* What one iteration of the K loop reads of a row: a float32, or a pair of bf16, whose second is
+ * zero past the last position. */
+INLINE float load_iteration(bool bf16, const char *row, long iteration, long positions) {
   float here = 0.0f;
-  const bool half = narrow && 2 * step + 1 == positions;
-  memcpy(&here, row + step * sizeof here, half ? sizeof here / 2 : sizeof here);
+  const bool single = bf16 && 2 * iteration + 1 == positions;
+  memcpy(&here, row + iteration * sizeof here, single ? sizeof here / 2 : sizeof here);
   return here;
 }
 
-/* Turns `count` steps of `width` rows: to[step][row]; rows that a stack does not have are zero. */
-INLINE void turn(bool narrow, const char *stack, long rows, long positions, long row, int width,
-                 long step, long count, float *to) {
-  const long stride = positions * (narrow ? 2 : 4), there = least(width, rows - row);
-  const long whole = least(count, positions / (narrow ? 2 : 1) - step) / LANES * LANES;
-  const char *from = stack + row * stride + step * sizeof(float);
-  for (long s = 0; s < whole; s += LANES)
+/* Packs `count` iterations, from `start` on, of `width` rows of a matrix into a panel
+ * [count, width]: a transpose, in squares of LANES where they are full. Rows past the last are
+ * zero. */
+INLINE void pack_panel(bool bf16, const char *matrix, long rows, long positions, long row, int width,
+                       long start, long count, float *to) {
+  const long stride = positions * bytes_each(bf16), present = min(width, rows - row);
+  const long full = min(count, positions / (bf16 ? 2 : 1) - start) / LANES * LANES;
+  const char *from = matrix + row * stride + start * sizeof(float);
+  for (long k = 0; k < full; k += LANES)
     for (int first = 0; first < width; first += LANES) {
       const int wide = width - first < LANES ? width - first : LANES;
       Vector square[LANES];
 #pragma GCC unroll 16
       for (int i = 0; i < LANES; i++)
-        square[i] = i < wide && first + i < there
-                        ? load((const float *)(from + (first + i) * stride) + s, LANES)
-                        : all(0.0f);
+        square[i] = i < wide && first + i < present
+                        ? load((const float *)(from + (first + i) * stride) + k, LANES)
+                        : broadcast(0.0f);
       transpose(square);
 #pragma GCC unroll 16
-      for (int i = 0; i < LANES; i++) store(to + (s + i) * width + first, square[i], wide);
+      for (int i = 0; i < LANES; i++) store(to + (k + i) * width + first, square[i], wide);
     }
-  for (long s = whole; s < count; s++)
+  const long left = positions - start * (bf16 ? 2 : 1);
+  for (long k = full; k < count; k++)
     for (long i = 0; i < width; i++)
-      to[s * width + i] =
-          i < there ? step_of(narrow, from + i * stride, s, positions - step * (narrow ? 2 : 1))
-                    : 0.0f;
+      to[k * width + i] = i < present ? load_iteration(bf16, from + i * stride, k, left) : 0.0f;
 }
 
-/* Adds one position's numbers to those of its symbol. */
-INLINE void add_to_symbol(const Gradient *g, long panel, long position, Vector numbers) {
-  float *sum = g->by_symbol + (panel * g->symbols + g->tokens[position]) * LANES;
-  store(sum, load(sum, LANES) + numbers, LANES);
+INLINE void add_to_token(const Gradient *g, long panel, long position, Vector column) {
+  float *sum = g->by_token + (panel * g->vocab + g->tokens[position]) * LANES;
+  store(sum, load(sum, LANES) + column, LANES);
 }
 
-/* Adds a packed panel, `count` steps from `step` on, by symbol. */
-INLINE void add_by_symbol(bool narrow, const Gradient *g, long panel, long step, long count,
-                          const float *numbers) {
-  if (step == 0)
-    memset(g->by_symbol + panel * g->symbols * LANES, 0, g->symbols * sizeof(Vector));
-  for (long s = step; s < step + count; s++, numbers += LANES) {
-    const Vector here = load(numbers, LANES);
-    if (narrow) {
-      add_to_symbol(g, panel, 2 * s, (Vector)((Integers)here << 16));
-      if (2 * s + 1 < g->positions)
-        add_to_symbol(g, panel, 2 * s + 1, (Vector)((Integers)here & ~0xffff));
+/* Scatter-adds a packed column panel, `count` iterations from `start` on. */
+INLINE void scatter_panel(bool bf16, const Gradient *g, long panel, long start, long count,
+                          const float *packed) {
+  if (start == 0) memset(g->by_token + panel * g->vocab * LANES, 0, g->vocab * sizeof(Vector));
+  for (long k = start; k < start + count; k++, packed += LANES) {
+    const Vector here = load(packed, LANES);
+    if (bf16) { /* a bf16 number is the high half of its float32 */
+      add_to_token(g, panel, 2 * k, (Vector)((IntVector)here << 16));
+      if (2 * k + 1 < g->positions)
+        add_to_token(g, panel, 2 * k + 1, (Vector)((IntVector)here & ~0xffff));
     } else {
-      add_to_symbol(g, panel, s, here);
+      add_to_token(g, panel, k, here);
     }
   }
 }
 
-/* Adds a tile times a packed panel, over `count` steps from `step` on. */
-INLINE void add_product_of(bool narrow, const Gradient *g, long tile, long panel, long step,
-                           long count, const float *numbers) {
-  const long row = tile * ROWS, column = panel * LANES;
-  const long rows = least(ROWS, g->rows - row), lanes = least(LANES, g->columns - column);
-  const long tile_steps = steps_of(narrow, g->positions);
-  float *to = g->product + row * g->columns + column;
-  Vector sums[ROWS];
+/* Adds a row panel times a packed column panel, over `count` iterations from `start` on. */
+INLINE void multiply_panels(bool bf16, const Gradient *g, long row_panel, long column_panel,
+                            long start, long count, const float *packed) {
+  const long row = row_panel * MR, column = column_panel * LANES;
+  const long rows = min(MR, g->rows - row), columns = min(LANES, g->columns - column);
+  const long iterations = k_iterations(bf16, g->positions);
+  float *to = g->matmul + row * g->columns + column;
+  Vector tile[MR];
   for (long i = 0; i < rows; i++) __builtin_prefetch(to + i * g->columns, 1);
-  multiply(narrow, narrow ? 2 * count : count,
-           g->tiles + (tile * tile_steps + step) * ROWS * sizeof(float), numbers, sums);
+  micro_kernel(bf16, bf16 ? 2 * count : count,
+               g->packed_a + (row_panel * iterations + start) * MR * sizeof(float), packed, tile);
   for (long i = 0; i < rows; i++, to += g->columns)
-    store(to, step == 0 ? sums[i] : load(to, lanes) + sums[i], lanes);
+    store(to, start == 0 ? tile[i] : load(to, columns) + tile[i], columns);
 }
 
-INLINE void pack_tile(bool narrow, const Gradient *g, long tile) {
-  const long steps = steps_of(narrow, g->positions);
-  turn(narrow, g->a, g->rows, g->positions, tile * ROWS, ROWS, 0, steps,
-       (float *)g->tiles + tile * steps * ROWS);
+INLINE void pack_row_panel(bool bf16, const Gradient *g, long panel) {
+  const long iterations = k_iterations(bf16, g->positions);
+  pack_panel(bf16, g->a, g->rows, g->positions, panel * MR, MR, 0, iterations,
+             (float *)g->packed_a + panel * iterations * MR);
 }
 
-INLINE void multiply_panels(bool narrow, const Gradient *g, long first, long end) {
-  static _Thread_local float packed[MOST_PANELS][STEPS * LANES]; /* much for a stack */
-  const long steps = steps_of(narrow, g->positions);
-  for (long step = 0; step < steps; step += STEPS) {
-    const long count = least(STEPS, steps - step);
+/* All sums of the column panels from `first` to before `end`. */
+INLINE void reduce_columns(bool bf16, const Gradient *g, long first, long end) {
+  static _Thread_local float packed[MAX_PANELS][KC * LANES]; /* 256 KiB: too large for a stack */
+  const long iterations = k_iterations(bf16, g->positions);
+  for (long start = 0; start < iterations; start += KC) {
+    const long count = min(KC, iterations - start);
     for (long panel = first; panel < end; panel++) {
-      float *numbers = packed[panel - first];
-      turn(narrow, g->b, g->columns, g->positions, panel * LANES, LANES, step, count, numbers);
-      if (g->tokens != NULL) add_by_symbol(narrow, g, panel, step, count, numbers);
+      float *to = packed[panel - first];
+      pack_panel(bf16, g->b, g->columns, g->positions, panel * LANES, LANES, start, count, to);
+      if (g->tokens != NULL) scatter_panel(bf16, g, panel, start, count, to);
     }
-    for (long tile = 0; tile < tiles_of(g); tile++)
+    for (long row_panel = 0; row_panel < num_row_panels(g); row_panel++)
       for (long panel = first; panel < end; panel++)
-        add_product_of(narrow, g, tile, panel, step, count, packed[panel - first]);
+        multiply_panels(bf16, g, row_panel, panel, start, count, packed[panel - first]);
   }
 }
 
-/* Phase 0 packs the tiles, phase 1 multiplies; the one with fewer items has idle ones. */
-INLINE void gradient(bool narrow, const Gradient *g, long phase, long index) {
-  const long first = index * g->together;
-  if (phase == 1) multiply_panels(narrow, g, first, least(first + g->together, panels_of(g)));
-  else if (index < tiles_of(g)) pack_tile(narrow, g, index);
+/* Phase 0 packs `a`, phase 1 does the sums; the phase with fewer items has idle ones. */
+INLINE void weight_gradient(bool bf16, const Gradient *g, long phase, long item) {
+  const long first = item * g->panels_per_item;
+  if (phase == 1)
+    reduce_columns(bf16, g, first, min(first + g->panels_per_item, num_column_panels(g)));
+  else if (item < num_row_panels(g)) pack_row_panel(bf16, g, item);
 }
 
-static void gradient_wide(const void *work, long phase, long index) {
-  gradient(false, work, phase, index);
+static void weight_gradient_f32(const void *data, long phase, long item) {
+  weight_gradient(false, data, phase, item);
 }
-static void gradient_narrow(const void *work, long phase, long index) {
-  gradient(true, work, phase, index);
+static void weight_gradient_bf16(const void *data, long phase, long item) {
+  weight_gradient(true, data, phase, item);
 }
 
-/* (a [rows, positions], b [columns, positions], tokens [positions] or none)
- *   -> (a times b, b by symbol, scratch) */
-XLA_FFI_Error *charjax_gradient(XLA_FFI_CallFrame *frame) {
-  if (is_question(frame)) return NULL;
-  const XLA_FFI_Buffer *a = argument(frame, 0), *b = argument(frame, 1);
-  const XLA_FFI_Buffer *by_symbol = result(frame, 1);
-  Gradient g = {.rows = a->dims[0],
-                .columns = b->dims[0],
-                .positions = b->dims[1],
-                .symbols = by_symbol->dims[1],
-                .a = a->data,
-                .b = b->data,
-                .tokens = filled(argument(frame, 2)),
-                .tiles = result(frame, 2)->data,
-                .product = result(frame, 0)->data,
-                .by_symbol = by_symbol->data};
-  /* Some items a processor, so that none waits long for the last. */
-  const long share = panels_of(&g) / (4 * processors());
-  g.together = share < 1 ? 1 : least(share, MOST_PANELS);
-  const long pieces = (panels_of(&g) + g.together - 1) / g.together;
-  const long items = pieces > tiles_of(&g) ? pieces : tiles_of(&g);
-  const bool narrow = b->dtype == XLA_FFI_DataType_BF16;
-  return run(frame, (Job){narrow ? gradient_narrow : gradient_wide, &g, 2, items}, items - 1);
+/* Arguments: a [rows, positions] and b [columns, positions] in the compute dtype; tokens [positions]
+ *   or none. Tokens must be in range.
+ * Results: a times b transposed [rows, columns]; with tokens, b summed by token [column panels,
+ *   vocab, LANES]; scratch, in the compute dtype. */
+XLA_FFI_Error *charjax_weight_gradient(XLA_FFI_CallFrame *frame) {
+  if (is_metadata_query(frame)) return NULL;
+  Call call = {.frame = frame};
+  Gradient g = {0};
+  const Buffer *a = peek(&call, "a", next_argument(&call), 2);
+  const bool bf16 = is_bf16(&call, a);
+  const int dtype = bf16 ? BF16 : F32;
+  g.rows = a->dims[0];
+  g.positions = a->dims[1];
+  g.a = ARGUMENT(&call, "a", dtype, g.rows, g.positions);
+  g.columns = peek(&call, "b", next_argument(&call), 2)->dims[0];
+  g.b = ARGUMENT(&call, "b", dtype, g.columns, g.positions);
+  g.matmul = RESULT(&call, "matmul", F32, g.rows, g.columns);
+  if (next_argument(&call) != NULL) {
+    g.tokens = ARGUMENT(&call, "tokens", S32, g.positions);
+    g.vocab = peek(&call, "by_token", next_result(&call), 3)->dims[1];
+    g.by_token = RESULT(&call, "by_token", F32, num_column_panels(&g), g.vocab, LANES);
+  }
+  g.packed_a = RESULT(&call, "scratch", dtype, num_row_panels(&g) * MR * even(g.positions));
+  if (call.problem[0]) return call_error(&call);
+  /* Some items a processor: one that starts late, or is slow, delays the end less. */
+  const long even_share = num_column_panels(&g) / (4 * num_processors());
+  g.panels_per_item = even_share < 1 ? 1 : min(even_share, MAX_PANELS);
+  const long pieces = (num_column_panels(&g) + g.panels_per_item - 1) / g.panels_per_item;
+  const long items = pieces > num_row_panels(&g) ? pieces : num_row_panels(&g);
+  const Loop loop = {bf16 ? weight_gradient_bf16 : weight_gradient_f32, &g, 2, items};
+  return parallel_for(frame, loop, items - 1);
 }
