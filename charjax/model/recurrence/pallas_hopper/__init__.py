@@ -1,1 +1,1 @@
-"""The recurrence as persistent kernels for NVIDIA Hopper GPUs."""
+"""Persistent Pallas kernels of the recurrence for NVIDIA Hopper GPUs."""

@@ -1,14 +1,14 @@
-"""One CTA of the persistent kernels: its share of a product, and its part in barriers.
+"""One CTA of a persistent kernel: its tile of the matmul, and its side of the barriers.
 
-A CTA brings its part of the recurrent kernel into shared memory once. What a step needs
-of all others goes through global memory, behind a barrier over all CTAs: a semaphore that
-each of them counts up and waits for. So all must run at the same time, each on a multiprocessor
-of its own, and no other kernel that waits for anything may run beside them.
+`launch` starts one CTA per SM. A CTA copies its tile of the weights into shared memory once.
+What CTAs exchange at a time step goes through global memory (in practice the L2 cache),
+behind a barrier over the whole grid: a semaphore on which every CTA releases an increment and
+which every CTA acquires. So all CTAs must be resident at once, and no other kernel may occupy
+their SMs while it waits for anything.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,235 +22,269 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
 from charjax.model.cells import Gates
-from charjax.model.recurrence.pallas_hopper.tiling import LANES, TILE, Spread
+from charjax.model.recurrence.pallas_hopper.tiling import BATCH_TILE, SWIZZLE, Tiling
 
-# Rows of 64 bfloat16 numbers, eight to a tile: how `wgmma` reads shared memory.
-_TRANSFORMS = (plgpu.TilingTransform((8, TILE)), plgpu.SwizzleTransform(2 * TILE))
-_SPINS = 20_000  # in interpret mode, so that a test which would hang fails instead
-# What `plgpu.load` takes of a reference: an index before jax 0.12, and then all of it.
-_WHOLE = ((),) if "idx" in inspect.signature(plgpu.load).parameters else ()
+# jax 0.12 added `plgpu.store`, and removed the index argument of `plgpu.load`.
+_STORE: Callable[..., None] | None = getattr(plgpu, "store", None)
+_LOAD_INDEX = ((),) if _STORE is None else ()
+# The layout in shared memory from which wgmma reads its operands.
+_TRANSFORMS = (plgpu.TilingTransform((8, SWIZZLE)), plgpu.SwizzleTransform(2 * SWIZZLE))
+_MAX_SPINS = 20_000  # of a wait in interpret mode: a deadlock fails a test, not hangs it
 
 
 @dataclass(frozen=True)
-class Block:
-    """One CTA: which one, what it has, and how it waits for the others.
+class Cta:
+    """One CTA, as a kernel's body sees it.
 
     Attributes:
-      spread: of the product over the CTAs.
-      group, member: which CTA this is.
-      weights, operand, arrived: shared memory, and the barriers of the copies to it.
-      partial: global memory for partial sums.
-      counts: semaphores: of all CTAs, then of each group.
-      flags: global memory in their place in interpret mode, which has none; else None.
+      tiling: of the matmul over the grid.
+      group: index of this CTA's split-K group.
+      member: index within the group.
+      weights: shared memory, bfloat16 [n, k]: its tile of the right operand.
+      operand: shared memory, bfloat16 [k_chunks, BATCH_TILE, k_per_chunk].
+      copied: barriers of the TMA copies into `operand`, one per chunk.
+      partial_sums: global memory, float32 [ctas, BATCH_TILE, n].
+      arrivals: semaphores, of the grid and then of each group.
     """
 
-    spread: Spread
+    tiling: Tiling
     group: Array
     member: Array
     weights: Any
     operand: Any
-    arrived: Any
-    partial: Any
-    counts: Any
-    flags: Any
+    copied: Any
+    partial_sums: Any
+    arrivals: Any
 
     @property
-    def at(self) -> Array:
-        """The number of this CTA."""
-        return self.group * self.spread.split + self.member
+    def index(self) -> Array:
+        """Index of this CTA in the grid."""
+        return self.group * self.tiling.split_k + self.member
 
-    def own(self, gate: int = 0) -> Any:
-        """Where its units lie among [hidden], or those of a gate among [gates * hidden]."""
-        return pl.ds(gate * self.spread.hidden + self.at * self.spread.units, self.spread.units)
+    def columns(self, gate: int = 0) -> Any:
+        """Slice of this CTA's units of a gate in an axis [gates * hidden]."""
+        return pl.ds(gate * self.tiling.hidden + self.index * self.tiling.units, self.tiling.units)
 
-    def read(self, ref: Any) -> Array:
-        """A [batch, columns] block of global memory, in the layout of a product's sums."""
-        if self.flags is not None:
-            value: Array = ref[...]
-        else:  # an optimized load is one that avoids conflicts of shared memory's banks
-            value = plgpu.load(ref, *_WHOLE, layout=plgpu.Layout.WGMMA, optimized=False)
+    def load(self, ref: Any) -> Array:
+        """Global memory [BATCH_TILE, columns] into registers, in the layout of accumulators."""
+        # Unoptimized: only loads from shared memory have a way around bank conflicts.
+        value: Array = plgpu.load(ref, *_LOAD_INDEX, layout=plgpu.Layout.WGMMA, optimized=False)
         return value
 
-    def write(self, ref: Any, value: Array) -> None:
-        """Stores such a block, or one in bfloat16."""
-        if self.flags is not None or not hasattr(plgpu, "store"):  # as before jax 0.12
+    def store(self, ref: Any, value: Array) -> None:
+        """Registers in the layout of accumulators into global memory."""
+        if _STORE is None:
             ref[...] = value
         else:
-            plgpu.store(ref, value, optimized=False)
+            _STORE(ref, value, optimized=False)
 
-    def arrive(self, turn: Array | int, among: Array | None = None) -> None:
-        """Says that this CTA has come to a barrier for the `turn`-th time, from 1 on.
-
-        What it wrote before is then seen by all that `wait`.
+    def arrive(self, turn: Array | int, group: Array | None = None) -> None:
+        """Arrives at a barrier; stores before it are visible to CTAs that `wait` for it.
 
         Args:
-          turn: how often.
-          among: a group; None: all CTAs.
+          turn: how many times this CTA has arrived at the barrier, this time included.
+          group: of the barrier; None: the grid.
         """
-        if self.flags is None:
-            # A release by one thread, behind a barrier of all: their stores come before it.
-            count = self.counts.at[0 if among is None else among + 1]
-            plgpu.semaphore_signal(count, memory_scope="gpu")
-        else:  # negative: fresh memory holds the largest number
-            self.flags[0 if among is None else 1, self.at] = -jnp.int32(turn)
+        del turn
+        # The signal is a release by one thread after a barrier of the CTA's threads, so it
+        # covers the stores of all of them.
+        semaphore = self.arrivals.at[0 if group is None else group + 1]
+        plgpu.semaphore_signal(semaphore, memory_scope="gpu")
 
-    def wait(self, turn: Array | int, among: Array | None = None) -> None:
-        """Waits until all CTAs, or those of a group, have come to a barrier `turn` times."""
-        members = self.spread.ctas if among is None else self.spread.split
-        if self.flags is None:
-            # Counts only rise: to wait for a multiple leaves nothing to be set back.
-            count = self.counts.at[0 if among is None else among + 1]
-            plgpu.semaphore_wait(count, turn * members, decrement=False, memory_scope="gpu")
-            return
-        row, first = (0, 0) if among is None else (1, among * members)
+    def wait(self, turn: Array | int, group: Array | None = None) -> None:
+        """Waits until all CTAs of the grid, or of a group, have arrived `turn` times."""
+        # An acquire. The count never decreases, so no CTA can miss it, and nothing resets it.
+        semaphore = self.arrivals.at[0 if group is None else group + 1]
+        count = turn * (self.tiling.ctas if group is None else self.tiling.split_k)
+        plgpu.semaphore_wait(semaphore, count, decrement=False, memory_scope="gpu")
 
-        def behind(spins: Array) -> Array:
-            latest = jnp.max(self.flags[row, pl.ds(first, members)])
-            return jnp.logical_and(latest > -jnp.int32(turn), spins < _SPINS)
+    def fence_async_proxy(self) -> None:
+        """Orders this CTA's loads and stores with TMA copies, of any CTA.
 
-        lax.while_loop(behind, lambda spins: spins + 1, jnp.int32(0))
-
-    def fence(self) -> None:
-        """Orders this CTA's plain stores to global memory with copies by TMA, of any CTA.
-
-        They go by different ways (in PTX's words, proxies), which a release and an acquire
-        alone do not order. So the writer calls it before it arrives, and the reader after
-        it has waited.
+        TMA accesses memory through the async proxy, which release and acquire do not order
+        with the generic proxy of loads and stores. The writer calls this before it arrives,
+        the reader after it has waited.
         """
-        if self.flags is None:
-            plgpu.inline_mgpu()(_fence_proxies)()
+        plgpu.inline_mgpu()(_emit_proxy_fence)()
 
-    def bring_weights(self, blocks: Any, arrived: Any) -> None:
-        """Brings this CTA's part of the recurrent kernel on chip, where it stays."""
-        plgpu.copy_gmem_to_smem(blocks.at[self.at], self.weights, arrived.at[0])
-        plgpu.barrier_wait(arrived.at[0])
+    def load_weights(self, packed: Any, copied: Any) -> None:
+        """Copies this CTA's tile of the weights into shared memory."""
+        plgpu.copy_gmem_to_smem(packed.at[self.index], self.weights, copied.at[0])
+        plgpu.barrier_wait(copied.at[0])
 
-    def multiply(self, source: Any, turn: Array | int) -> Gates:
-        """One step's product: float32 [batch, units] for each of `spread.outs`.
+    def matmul(self, operand: Any, turn: Array | int) -> Gates:
+        """The grid's matmul of a time step: float32 [BATCH_TILE, units] per output of a unit.
 
         Args:
-          source: bfloat16 [batch, sums] in global memory, written by all CTAs.
-          turn: how often this was called, this time included.
+          operand: global memory, bfloat16 [BATCH_TILE, K], written by all CTAs.
+          turn: how many matmuls the kernel has done, this one included.
         """
-        spread = self.spread
-        together = "peer" if spread.peers > 1 and self.flags is None else None
-        for piece in range(spread.pieces):
-            columns = pl.ds(self.member * spread.part + piece * spread.piece, spread.piece)
+        tiling = self.tiling
+        for chunk in range(tiling.k_chunks):
+            start = self.member * tiling.k_per_cta + chunk * tiling.k_per_chunk
             plgpu.copy_gmem_to_smem(
-                source.at[:, columns],
-                self.operand.at[piece],
-                self.arrived.at[piece],
-                collective_axes=together,
+                operand.at[:, pl.ds(start, tiling.k_per_chunk)],
+                self.operand.at[chunk],
+                self.copied.at[chunk],
+                collective_axes=self._multicast_axis(),
             )
-        sums = self._sums() if self.flags is None else self._sums_of_values()
-        if spread.split > 1:
-            sums = self._add_parts(sums, turn)
-        starts = range(0, spread.outs * spread.units, spread.units)
-        return tuple(sums[:, start : start + spread.units] for start in starts)
+        sums = self._accumulate()
+        if tiling.split_k > 1:
+            sums = self._reduce_split_k(sums, turn)
+        starts = range(0, tiling.outputs_per_unit * tiling.units, tiling.units)
+        return tuple(sums[:, start : start + tiling.units] for start in starts)
 
-    def _sums(self) -> Array:
-        def on_tensor_cores(sums: Any) -> Array:
-            for piece in range(self.spread.pieces):
-                plgpu.barrier_wait(self.arrived.at[piece])
-                columns = pl.ds(piece * self.spread.piece, self.spread.piece)
-                weights = self.weights.at[:, columns].transpose((1, 0))
-                plgpu.wgmma(sums, self.operand.at[piece], weights)
+    def _multicast_axis(self) -> str | None:
+        return "cluster" if self.tiling.cluster > 1 else None
+
+    def _accumulate(self) -> Array:
+        """`operand @ weights.T` of this CTA, chunk by chunk as the copies complete."""
+
+        def with_accumulator(sums: Any) -> Array:
+            for chunk in range(self.tiling.k_chunks):
+                plgpu.barrier_wait(self.copied.at[chunk])
+                k = pl.ds(chunk * self.tiling.k_per_chunk, self.tiling.k_per_chunk)
+                weights = self.weights.at[:, k].transpose((1, 0))
+                plgpu.wgmma(sums, self.operand.at[chunk], weights)
             value: Array = sums[...]
             return value
 
-        shape = LANES, self.spread.columns
-        value: Array = pl.run_scoped(on_tensor_cores, plgpu.WGMMAAccumulatorRef(shape, jnp.float32))
+        shape = BATCH_TILE, self.tiling.n_per_cta
+        accumulator = plgpu.WGMMAAccumulatorRef(shape, jnp.float32)
+        value: Array = pl.run_scoped(with_accumulator, accumulator)
         return value
 
-    def _sums_of_values(self) -> Array:
-        """The same in interpret mode, whose `wgmma` knows no transposed operand."""
-        for piece in range(self.spread.pieces):
-            plgpu.barrier_wait(self.arrived.at[piece])
-        operand = lax.concatenate([self.operand[i] for i in range(self.spread.pieces)], 1)
-        over = (((1,), (1,)), ((), ()))
-        return lax.dot_general(operand, self.weights[...], over, preferred_element_type=jnp.float32)
-
-    def _add_parts(self, sums: Array, turn: Array | int) -> Array:
-        """Adds up the group's parts of this CTA's own sums, in one order at every run."""
-        own = self.spread.outs * self.spread.units
-        self.write(self.partial.at[self.at], sums)
+    def _reduce_split_k(self, sums: Array, turn: Array | int) -> Array:
+        """Sums the group's partial sums of this CTA's units, always in the same order."""
+        split_k = self.tiling.split_k
+        n = self.tiling.outputs_per_unit * self.tiling.units
+        self.store(self.partial_sums.at[self.index], sums)
         self.arrive(turn, self.group)
         self.wait(turn, self.group)
-        members = range(self.spread.split)
-        rows = [self.partial.at[self.group * self.spread.split + by] for by in members]
-        parts = [self.read(row.at[:, pl.ds(self.member * own, own)]) for row in rows]
+        rows = [self.partial_sums.at[self.group * split_k + m] for m in range(split_k)]
+        parts = [self.load(row.at[:, pl.ds(self.member * n, n)]) for row in rows]
         return sum(parts[1:], start=parts[0])
 
 
-def _fence_proxies(_: Any) -> None:
+class InterpretedCta(Cta):
+    """A CTA in Pallas' interpret mode, which has neither semaphores nor layouts.
+
+    `arrivals` is global memory, int32 [2, ctas]: how often each CTA has arrived at the
+    barrier of the grid and of its group, negative since it starts with the largest integer.
+    """
+
+    def load(self, ref: Any) -> Array:
+        """As on a GPU, without a layout."""
+        value: Array = ref[...]
+        return value
+
+    def store(self, ref: Any, value: Array) -> None:
+        """As on a GPU."""
+        ref[...] = value
+
+    def arrive(self, turn: Array | int, group: Array | None = None) -> None:
+        """Writes this CTA's count."""
+        self.arrivals[0 if group is None else 1, self.index] = -jnp.int32(turn)
+
+    def wait(self, turn: Array | int, group: Array | None = None) -> None:
+        """Polls the counts of all members."""
+        split_k = self.tiling.split_k
+        members = pl.ds(0, self.tiling.ctas) if group is None else pl.ds(group * split_k, split_k)
+
+        def is_behind(spins: Array) -> Array:
+            latest = jnp.max(self.arrivals[0 if group is None else 1, members])
+            return jnp.logical_and(latest > -jnp.int32(turn), spins < _MAX_SPINS)
+
+        lax.while_loop(is_behind, lambda spins: spins + 1, jnp.int32(0))
+
+    def fence_async_proxy(self) -> None:
+        """Interpreted copies have no proxy of their own."""
+
+    def _multicast_axis(self) -> None:
+        return None
+
+    def _accumulate(self) -> Array:
+        # The interpreted wgmma does not take a transposed operand.
+        for chunk in range(self.tiling.k_chunks):
+            plgpu.barrier_wait(self.copied.at[chunk])
+        operand = lax.concatenate([self.operand[i] for i in range(self.tiling.k_chunks)], 1)
+        contract_k = (((1,), (1,)), ((), ()))
+        return lax.dot_general(
+            operand, self.weights[...], contract_k, preferred_element_type=jnp.float32
+        )
+
+
+def _emit_proxy_fence(_: Any) -> None:
     nvvm = mosaic.nvvm  # type: ignore[attr-defined]
     nvvm.fence_proxy(nvvm.ProxyKind.async_)
 
 
-def run(
+def launch(
     body: Callable[..., None],
-    spread: Spread,
+    tiling: Tiling,
     weights: Array,
     inputs: tuple[Array, ...],
-    out: tuple[jax.ShapeDtypeStruct, ...],
+    out_types: tuple[jax.ShapeDtypeStruct, ...],
     interpret: Any,
 ) -> list[Array]:
-    """Runs a kernel, all its CTAs at the same time.
+    """Runs a kernel with one CTA per SM.
 
     Args:
-      body: called with the `Block`, then with references to the inputs and the outputs.
-      spread: of the product over the CTAs.
-      weights: `persistent_plan.blocks` of its matrix.
+      body: called with the `Cta`, then with references to the inputs and the outputs.
+      tiling: of the matmul over the grid.
+      weights: `pack_weights` of the matmul's right operand.
       inputs: in global memory.
-      out: what the outputs are.
-      interpret: parameters of Pallas' interpret mode for GPUs, or None.
+      out_types: of the outputs.
+      interpret: parameters of Pallas' interpret mode for GPUs; None: run on a GPU.
     """
-    on_chip = (
-        plgpu.SMEM((spread.columns, spread.part), jnp.bfloat16, transforms=_TRANSFORMS),
-        plgpu.SMEM((spread.pieces, LANES, spread.piece), jnp.bfloat16, transforms=_TRANSFORMS),
-        plgpu.Barrier(num_barriers=spread.pieces),
+    scratch = (
+        plgpu.SMEM((tiling.n_per_cta, tiling.k_per_cta), jnp.bfloat16, transforms=_TRANSFORMS),
+        plgpu.SMEM(
+            (tiling.k_chunks, BATCH_TILE, tiling.k_per_chunk), jnp.bfloat16, transforms=_TRANSFORMS
+        ),
+        plgpu.Barrier(num_barriers=tiling.k_chunks),
         plgpu.Barrier(num_barriers=1),
     )
-    partial = (spread.ctas, LANES, spread.columns) if spread.split > 1 else (1, 1, 1)
-    between = [jax.ShapeDtypeStruct(partial, jnp.float32)]
+    partial_sums = (tiling.ctas, BATCH_TILE, tiling.n_per_cta) if tiling.split_k > 1 else (1, 1, 1)
+    workspace = [jax.ShapeDtypeStruct(partial_sums, jnp.float32)]
     if interpret is not None:
-        between.append(jax.ShapeDtypeStruct((2, spread.ctas), jnp.int32))
+        workspace.append(jax.ShapeDtypeStruct((2, tiling.ctas), jnp.int32))
 
-    def start(blocks: Any, *refs: Any) -> None:
-        *arrays, weights, operand, arrived, weights_arrived = refs
-        flags = arrays.pop() if interpret is not None else None
-        partial = arrays.pop()
-        counts = None
+    def kernel(packed: Any, *refs: Any) -> None:
+        *arrays, weights, operand, copied, weights_copied = refs
         if interpret is None:
-            counts = pl.get_global(plgpu.SemaphoreType.REGULAR((1 + spread.groups,)))
-        where = _where(spread, interpret)
-        block = Block(spread, *where, weights, operand, arrived, partial, counts, flags)
-        block.bring_weights(blocks, weights_arrived)
-        body(block, *arrays)
+            arrivals = pl.get_global(plgpu.SemaphoreType.REGULAR((1 + tiling.groups,)))
+        else:
+            arrivals = arrays.pop()
+        partial_sums = arrays.pop()
+        make = Cta if interpret is None else InterpretedCta
+        position = _group_and_member(tiling, interpret)
+        cta = make(tiling, *position, weights, operand, copied, partial_sums, arrivals)
+        cta.load_weights(packed, weights_copied)
+        body(cta, *arrays)
 
-    on_all = plgpu.kernel(
-        start,
-        out_type=(*out, *between),
-        scratch_types=on_chip,
+    run = plgpu.kernel(
+        kernel,
+        out_type=(*out_types, *workspace),
+        scratch_types=scratch,
         compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Lane),
-        **_grid(spread, interpret),
+        **_grid(tiling, interpret),
     )
-    return list(on_all(weights, *inputs))[: len(out)]
+    return list(run(weights, *inputs))[: len(out_types)]
 
 
-def _grid(spread: Spread, interpret: Any) -> dict[str, Any]:
-    """How the CTAs are started."""
-    if interpret is not None:  # it runs only the CTAs of one cluster at the same time
-        return {"cluster": (spread.ctas,), "cluster_names": ("cta",), "interpret": interpret}
-    grid = (spread.groups // spread.peers, spread.split)
-    names = {"grid_names": ("groups", "member"), "cluster_names": ("peer",)}
-    return {"grid": grid, "cluster": (spread.peers,), **names}
+def _grid(tiling: Tiling, interpret: Any) -> dict[str, Any]:
+    if interpret is not None:  # which runs in parallel only the CTAs of one cluster
+        return {"cluster": (tiling.ctas,), "cluster_names": ("cta",), "interpret": interpret}
+    grid = (tiling.groups // tiling.cluster, tiling.split_k)
+    names = {"grid_names": ("clusters", "member"), "cluster_names": ("cluster",)}
+    return {"grid": grid, "cluster": (tiling.cluster,), **names}
 
 
-def _where(spread: Spread, interpret: Any) -> tuple[Array, Array]:
-    """This CTA's group, and which member of it it is."""
+def _group_and_member(tiling: Tiling, interpret: Any) -> tuple[Array, Array]:
+    """The split-K group of this CTA, and its index in the group."""
     if interpret is not None:
         cta = lax.axis_index("cta")
-        return cta // spread.split, cta % spread.split
-    group = lax.axis_index("groups") * spread.peers + lax.axis_index("peer")
+        return cta // tiling.split_k, cta % tiling.split_k
+    group = lax.axis_index("clusters") * tiling.cluster + lax.axis_index("cluster")
     return group, lax.axis_index("member")

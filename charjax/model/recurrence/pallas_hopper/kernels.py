@@ -1,14 +1,14 @@
-"""The loops over time as one GPU kernel each, which keeps the recurrent weights on chip.
+"""Persistent kernels for the recurrence: each runs all time steps of a layer in one launch.
 
-Every CTA, one a multiprocessor, owns some hidden units, and steps through the whole sequence
-with their part of the recurrent kernel in shared memory. What a step needs of all others,
-the state forwards and the gate gradients backwards, has a slot of its own for each step in
-global memory, so that nothing is overwritten while it may still be read, and one barrier
-over all CTAs a step is enough. (Sums cut in parts, see `persistent_plan.Spread`, take one more,
-over the few CTAs that share them.)
+Every CTA, one per SM, computes some hidden units and keeps their part of the recurrent kernel
+in shared memory for the whole sequence. At each time step the CTAs exchange what the next
+matmul multiplies: forward the state, backward the gradients of the hidden gates. Each step
+writes it to a slot of its own in global memory, so that nothing is overwritten that another
+CTA may still read, and one barrier over the grid per step is enough. (A tiling with split-K
+adds one over each group.) The rest of the carry stays in registers.
 
-Written in Pallas for Mosaic GPU: products by `wgmma`, copies by TMA. Checked in interpret
-mode and lowered for CUDA; not yet run on a GPU.
+Written in Pallas for Mosaic GPU: matmuls are wgmma, copies to shared memory are TMA. See
+docs/kernels.md.
 """
 
 from __future__ import annotations
@@ -21,179 +21,183 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, BFloat16, Float
 
-from charjax.model.cells import CELLS, Gates
-from charjax.model.recurrence.pallas_hopper.cta import Block, run
-from charjax.model.recurrence.pallas_hopper.tiling import LANES, Spread
+from charjax.model.cells import Cell, Gates
+from charjax.model.recurrence.pallas_hopper.cta import Cta, launch
+from charjax.model.recurrence.pallas_hopper.tiling import BATCH_TILE, Tiling
 
 
 class Forward(NamedTuple):
-    """What the forward kernel leaves behind.
+    """Results of the forward kernel.
 
     Attributes:
       states: bfloat16 [time + 1, batch, hidden], before the first step and after each.
-      kept: float32 [time, ctas, kept, batch, units]: the output, then what the cell saves.
+      residuals: float32 [time, ctas, 1 + residuals, batch, units]: the output, then the
+        cell's residuals.
       last: float32 [ctas, states, batch, units], the carry after the last step.
     """
 
     states: Array
-    kept: Array
+    residuals: Array
     last: Array
 
 
 class Backward(NamedTuple):
-    """What the backward kernel leaves behind.
+    """Results of the backward kernel.
 
     Attributes:
-      d_u: bfloat16 [time, batch, gates], gradients of the state's share of the gates.
-      own: bfloat16 [time, batch, hidden], of the last gate's own; [1, 1, 1] where the cell
-        has none.
+      d_hgates: bfloat16 [time, batch, gates * hidden], gradients of the hidden gates.
+      d_candidate: bfloat16 [time, batch, hidden], gradient of the candidate's input gate;
+        [1, 1, 1] for a cell without `reset_after`.
       d_carry: float32 [ctas, states, batch, units], of the carry before the first step.
     """
 
-    d_u: Array
-    own: Array
+    d_hgates: Array
+    d_candidate: Array
     d_carry: Array
 
 
 def forward(
-    cell: str,
-    spread: Spread,
-    x: Float[Array, "time ctas gates batch units"],
+    cell: Cell,
+    tiling: Tiling,
+    igates: Float[Array, "time ctas gates batch units"],
     bias: Float[Array, "ctas batch units"],
     carry: Float[Array, "ctas states batch units"],
-    weights: BFloat16[Array, "ctas columns part"],
+    weights: BFloat16[Array, "ctas n_per_cta k_per_cta"],
     interpret: Any = None,
 ) -> Forward:
-    """All steps of a layer, for `LANES` lanes.
+    """One layer over a sequence, for `BATCH_TILE` batch rows.
 
     Args:
-      cell: a name in `CELLS`.
-      spread: of a step's product over the CTAs.
-      x: the input's share of the gates.
-      bias: added to the state's share of the last gate.
+      cell: the cell.
+      tiling: of a time step's matmul.
+      igates: the input gates.
+      bias: added to the last hidden gate.
       carry: before the first step.
-      weights: `persistent_plan.blocks` of the recurrent kernel.
-      interpret: parameters of Pallas' interpret mode for GPUs, for tests; None: run on one.
+      weights: `pack_weights` of the recurrent kernel.
+      interpret: parameters of Pallas' interpret mode for GPUs; None: run on a GPU.
     """
-    time, ctas, _, _, units = x.shape
-    out = (
-        jax.ShapeDtypeStruct((time + 1, LANES, spread.hidden), jnp.bfloat16),
-        jax.ShapeDtypeStruct((time, ctas, 1 + saves(cell), LANES, units), jnp.float32),
+    time, ctas, _, _, units = igates.shape
+    residuals = (time, ctas, 1 + num_residuals(cell), BATCH_TILE, units)
+    out_types = (
+        jax.ShapeDtypeStruct((time + 1, BATCH_TILE, tiling.hidden), jnp.bfloat16),
+        jax.ShapeDtypeStruct(residuals, jnp.float32),
         jax.ShapeDtypeStruct(carry.shape, jnp.float32),
     )
-    body = partial(_forward_on, cell, time)
-    return Forward(*run(body, spread, weights, (x, bias, carry), out, interpret))
+    body = partial(_forward_kernel, cell, time)
+    return Forward(*launch(body, tiling, weights, (igates, bias, carry), out_types, interpret))
 
 
-def _forward_on(
-    cell: str,
+def _forward_kernel(
+    cell: Cell,
     time: int,
-    block: Block,
-    x: Any,
+    cta: Cta,
+    igates: Any,
     bias: Any,
     carry: Any,
-    shown: Any,
-    kept: Any,
+    states: Any,
+    residuals: Any,
     last: Any,
 ) -> None:
-    this, at = CELLS[cell], block.at
-    bias_of_last = block.read(bias.at[at])
+    index = cta.index
+    last_gate_bias = cta.load(bias.at[index])
 
-    def show(slot: Array | int, state: Array) -> None:
-        block.write(shown.at[slot, :, block.own()], state.astype(jnp.bfloat16))
-        block.fence()
-        block.arrive(slot + 1)
+    def publish(slot: Array | int, state: Array) -> None:
+        cta.store(states.at[slot, :, cta.columns()], state.astype(jnp.bfloat16))
+        cta.fence_async_proxy()
+        cta.arrive(slot + 1)
 
-    def step(t: Array, now: Gates) -> Gates:
-        # Asked for before the wait, so that it comes during it.
-        x_now = tuple(block.read(x.at[t, at, gate]) for gate in range(this.gates))
-        block.wait(t + 1)
-        block.fence()
-        u = block.multiply(shown.at[t], t + 1)
-        after, saved = this.forward(x_now, (*u[:-1], u[-1] + bias_of_last), now)
-        show(t + 1, after[0])
-        for i, value in enumerate((after[0], *saved)):
-            block.write(kept.at[t, at, i], value)
-        return after
+    def step(t: Array, carry: Gates) -> Gates:
+        # Issued before the wait, so that they overlap with it.
+        igates_t = tuple(cta.load(igates.at[t, index, gate]) for gate in range(cell.gates))
+        cta.wait(t + 1)
+        cta.fence_async_proxy()
+        hgates = cta.matmul(states.at[t], t + 1)
+        hgates = (*hgates[:-1], hgates[-1] + last_gate_bias)
+        carry, saved = cell.forward(igates_t, hgates, carry)
+        publish(t + 1, carry[0])
+        for i, value in enumerate((carry[0], *saved)):  # after the arrival, off its path
+            cta.store(residuals.at[t, index, i], value)
+        return carry
 
-    first = tuple(block.read(carry.at[at, s]) for s in range(this.states))
-    show(0, first[0])
-    for s, value in enumerate(lax.fori_loop(0, time, step, first)):
-        block.write(last.at[at, s], value)
+    initial = tuple(cta.load(carry.at[index, s]) for s in range(cell.states))
+    publish(0, initial[0])
+    for s, value in enumerate(lax.fori_loop(0, time, step, initial)):
+        cta.store(last.at[index, s], value)
 
 
 def backward(
-    cell: str,
-    spread: Spread,
-    kept: Float[Array, "time ctas kept batch units"],
+    cell: Cell,
+    tiling: Tiling,
+    residuals: Float[Array, "time ctas residuals batch units"],
     d_outputs: Float[Array, "time ctas batch units"],
     d_last: Float[Array, "ctas states batch units"],
-    weights: BFloat16[Array, "ctas columns part"],
+    weights: BFloat16[Array, "ctas n_per_cta k_per_cta"],
     interpret: Any = None,
 ) -> Backward:
-    """All steps of a layer from the last to the first: the transpose of `forward`.
+    """The vector-Jacobian product of `forward`, from the last time step to the first.
 
     Args:
-      cell: a name in `CELLS`.
-      spread: of a step's product over the CTAs.
-      kept: of `forward`.
+      cell: the cell.
+      tiling: of a time step's matmul.
+      residuals: of `forward`.
       d_outputs: gradients of the outputs.
-      d_last: of the carry after the last step.
-      weights: `persistent_plan.blocks` of the transposed recurrent kernel.
+      d_last: gradients of the carry after the last step.
+      weights: `pack_weights` of the transposed recurrent kernel.
       interpret: as for `forward`.
     """
-    time, hidden, this = len(kept), spread.hidden, CELLS[cell]
-    own = (time, LANES, hidden) if this.reset_after else (1, 1, 1)
-    out = (
-        jax.ShapeDtypeStruct((time, LANES, this.gates * hidden), jnp.bfloat16),
-        jax.ShapeDtypeStruct(own, jnp.bfloat16),
+    time, hidden = len(residuals), tiling.hidden
+    d_candidate = (time, BATCH_TILE, hidden) if cell.reset_after else (1, 1, 1)
+    out_types = (
+        jax.ShapeDtypeStruct((time, BATCH_TILE, cell.gates * hidden), jnp.bfloat16),
+        jax.ShapeDtypeStruct(d_candidate, jnp.bfloat16),
         jax.ShapeDtypeStruct(d_last.shape, jnp.float32),
     )
-    body = partial(_backward_on, cell, time)
-    return Backward(*run(body, spread, weights, (kept, d_outputs, d_last), out, interpret))
+    inputs = (residuals, d_outputs, d_last)
+    body = partial(_backward_kernel, cell, time)
+    return Backward(*launch(body, tiling, weights, inputs, out_types, interpret))
 
 
-def _backward_on(
-    cell: str,
+def _backward_kernel(
+    cell: Cell,
     time: int,
-    block: Block,
-    kept: Any,
+    cta: Cta,
+    residuals: Any,
     d_outputs: Any,
     d_last: Any,
-    d_u: Any,
-    own: Any,
+    d_hgates: Any,
+    d_candidate: Any,
     d_carry: Any,
 ) -> None:
-    this, at, saved_arrays = CELLS[cell], block.at, saves(cell)
+    index, saved_arrays = cta.index, num_residuals(cell)
 
-    def read(t: Array | int) -> Gates:
-        saved = (block.read(kept.at[t, at, 1 + i]) for i in range(saved_arrays))
-        return block.read(d_outputs.at[t, at]), *saved
+    def load_step(t: Array | int) -> Gates:
+        saved = (cta.load(residuals.at[t, index, 1 + i]) for i in range(saved_arrays))
+        return cta.load(d_outputs.at[t, index]), *saved
 
-    def step(turn: Array, loop: tuple[Gates, Gates]) -> tuple[Gates, Gates]:
-        d_now, (d_output, *saved) = loop
-        t = time - 1 - turn
-        grads = this.backward(tuple(saved), (d_now[0] + d_output, *d_now[1:]))
+    def step(i: Array, loop: tuple[Gates, Gates]) -> tuple[Gates, Gates]:
+        d_next, (d_output, *saved) = loop
+        t = time - 1 - i
+        grads = cell.backward(tuple(saved), (d_next[0] + d_output, *d_next[1:]))
         for gate, value in enumerate(grads.hgates):
-            block.write(d_u.at[t, :, block.own(gate)], value.astype(jnp.bfloat16))
-        block.fence()
-        block.arrive(turn + 1)
+            cta.store(d_hgates.at[t, :, cta.columns(gate)], value.astype(jnp.bfloat16))
+        cta.fence_async_proxy()
+        cta.arrive(i + 1)
         if grads.candidate is not None:
-            block.write(own.at[t, :, block.own()], grads.candidate.astype(jnp.bfloat16))
-        ahead = read(jnp.maximum(t - 1, 0))  # comes during the wait
-        block.wait(turn + 1)
-        block.fence()
-        (through_u,) = block.multiply(d_u.at[t], turn + 1)
-        return (grads.carry[0] + through_u, *grads.carry[1:]), ahead
+            cta.store(d_candidate.at[t, :, cta.columns()], grads.candidate.astype(jnp.bfloat16))
+        prefetched = load_step(jnp.maximum(t - 1, 0))  # overlaps with the wait
+        cta.wait(i + 1)
+        cta.fence_async_proxy()
+        (through_hgates,) = cta.matmul(d_hgates.at[t], i + 1)
+        return (grads.carry[0] + through_hgates, *grads.carry[1:]), prefetched
 
-    first = tuple(block.read(d_last.at[at, s]) for s in range(this.states))
-    d_first, _ = lax.fori_loop(0, time, step, (first, read(time - 1)))
-    for s, value in enumerate(d_first):
-        block.write(d_carry.at[at, s], value)
+    d_final = tuple(cta.load(d_last.at[index, s]) for s in range(cell.states))
+    d_initial, _ = lax.fori_loop(0, time, step, (d_final, load_step(time - 1)))
+    for s, value in enumerate(d_initial):
+        cta.store(d_carry.at[index, s], value)
 
 
-def saves(cell: str) -> int:
-    """How many arrays a cell keeps of a step for its backward pass."""
-    this, one = CELLS[cell], jax.ShapeDtypeStruct((), jnp.float32)
-    gates, carry = (one,) * this.gates, (one,) * this.states
-    return len(jax.eval_shape(this.forward, gates, gates, carry)[1])
+def num_residuals(cell: Cell) -> int:
+    """How many arrays the cell's forward step saves for its backward step."""
+    scalar = jax.ShapeDtypeStruct((), jnp.float32)
+    gates, carry = (scalar,) * cell.gates, (scalar,) * cell.states
+    return len(jax.eval_shape(cell.forward, gates, gates, carry)[1])

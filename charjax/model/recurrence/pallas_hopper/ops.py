@@ -1,12 +1,13 @@
-"""The persistent recurrence: the fast one's loops as GPU kernels, see `persistent_kernel`.
+"""The recurrence as persistent kernels on one NVIDIA Hopper GPU, with bfloat16 matmuls.
 
-Equal in value and gradient to the fast recurrence in bfloat16, but for the order of sums.
-What surrounds the loops is XLA's, as there: the input's share of the gates before them, and
-after them the weight gradient, as one product over all time steps.
+The kernels replace the two loops over time of `charjax.model.recurrence.xla`, and differ from
+it only in the order of sums. XLA computes the input gates before the loop, and after it the
+weight gradient, as one matmul over all time steps.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,7 +17,6 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, BFloat16, Float
 
-from charjax.errors import InputError
 from charjax.model.cells import CELLS
 from charjax.model.matmul import dot_trailing, lookup
 from charjax.model.recurrence.base import (
@@ -27,53 +27,60 @@ from charjax.model.recurrence.base import (
     Weights,
     input_grad,
 )
-from charjax.model.recurrence.pallas_hopper import kernels as kernel
-from charjax.model.recurrence.pallas_hopper.tiling import LANES, Spread, blocks, spreads
+from charjax.model.recurrence.pallas_hopper import kernels
+from charjax.model.recurrence.pallas_hopper.tiling import (
+    BATCH_TILE,
+    Tiling,
+    choose_tilings,
+    pack_weights,
+)
 from charjax.types import LayerCarry
 
+# GRU and LSTM were checked on an H100, the vanilla RNN in interpret mode.
 _CELLS = ("gru", "lstm", "rnn")
-_HOPPER = "9.0"  # its compute capability: newer ones have other tensor core instructions
+_HOPPER = "9.0"  # compute capability; later GPUs have no wgmma
 
 
 @dataclass(frozen=True)
-class Machine:
-    """What the kernels run on.
+class LaunchConfig:
+    """How the kernels are launched.
 
     Attributes:
-      multiprocessors: of the GPU; that of an H100 or H200 by default.
-      peers: see `Spread.peers`; 1 or 2.
-      interpret: parameters of Pallas' interpret mode for GPUs, which tests use on a CPU.
+      num_sms: SMs of the GPU; by default those of an H100 SXM or H200.
+      cluster: CTAs per thread block cluster, 1 or 2; see `Tiling.cluster`.
+      interpret: parameters of Pallas' interpret mode for GPUs, with which tests run on a CPU.
     """
 
-    multiprocessors: int = 132
-    peers: int = 1
+    num_sms: int = 132
+    cluster: int = 1
     interpret: Any = None
 
 
 class _Residuals(NamedTuple):
     inputs: Inputs
     weights: Weights
-    states: BFloat16[Array, "chunks slots lanes hidden"]
-    kept: Float[Array, "chunks time ctas kept lanes units"]
+    states: BFloat16[Array, "tiles steps rows hidden"]
+    residuals: Float[Array, "tiles time ctas residuals rows units"]
 
 
 def supports(layer: Layer) -> str:
-    """Why the kernels cannot run a layer here; "" if they can."""
+    """Why the kernels cannot run a layer on these devices; "" if they can."""
     devices = jax.devices()
     capability = str(getattr(devices[0], "compute_capability", "none"))
     if len(devices) != 1 or devices[0].platform != "gpu" or capability != _HOPPER:
         found = f"{len(devices)} x {devices[0].device_kind}"
-        return f"needs one NVIDIA Hopper GPU (H100, H200), and there are {found}"
+        return f"needs one NVIDIA Hopper GPU (H100, H200), found {found}"
     if layer.cell not in _CELLS:
-        return f"it was never checked with the cell {layer.cell}"
+        return f"has no kernels for config.model.cell={layer.cell}, only for {', '.join(_CELLS)}"
     if layer.dtype != "bfloat16":
         return f"needs config.model.dtype=bfloat16, not {layer.dtype}"
-    if layer.batch % LANES:
-        return f"needs a multiple of {LANES} sequences at once, and there are {layer.batch}"
-    if spreads(layer.hidden, CELLS[layer.cell].gates, machine().multiprocessors) is None:
+    if layer.batch % BATCH_TILE:
+        return f"needs a multiple of {BATCH_TILE} sequences per batch, not {layer.batch}"
+    num_sms = launch_config().num_sms
+    if choose_tilings(layer.hidden, CELLS[layer.cell].gates, num_sms) is None:
         return (
-            f"the weights of a {layer.cell} of {layer.hidden} units do not fit on chip; take a "
-            "multiple of 128 up to 1024"
+            f"config.model.hidden={layer.hidden} does not fit into the shared memory of "
+            f"{num_sms} SMs; multiples of 128 up to 1024 do"
         )
     return ""
 
@@ -83,141 +90,140 @@ def run(
 ) -> tuple[Outputs, LayerCarry]:
     """One layer over a sequence; see `charjax.model.recurrence.api.run`."""
     del dtype  # bfloat16, see `supports`
-    result: tuple[Outputs, LayerCarry] = recur(cell, machine(), inputs, weights, carry)
+    result: tuple[Outputs, LayerCarry] = recurrence(cell, launch_config(), inputs, weights, carry)
     return result
 
 
-def machine() -> Machine:
-    """The GPU of this process."""
-    count = getattr(jax.devices()[0], "core_count", Machine.multiprocessors)
-    return Machine(int(count))
+def launch_config() -> LaunchConfig:
+    """The launch configuration for this process's GPU."""
+    return LaunchConfig(int(getattr(jax.devices()[0], "core_count", LaunchConfig.num_sms)))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def recur(
-    cell: str, machine: Machine, inputs: Inputs, weights: Weights, carry: LayerCarry
+def recurrence(
+    cell: str, launch: LaunchConfig, inputs: Inputs, weights: Weights, carry: LayerCarry
 ) -> tuple[Outputs, LayerCarry]:
-    """One layer over a sequence, with bfloat16 operands; all else is float32.
+    """One layer over a sequence; matmul operands are bfloat16, all else is float32.
 
     Args:
       cell: a name in `CELLS`.
-      machine: what the kernels run on.
-      inputs: the input's share of the gates.
+      launch: how the kernels are launched.
+      inputs: the input gates.
       weights: the recurrent parameters.
       carry: the state before the first character, [batch, hidden] each; the batch is a
-        multiple of `LANES`.
+        multiple of `BATCH_TILE`.
 
     Returns:
       The outputs [hidden, time, batch], and the carry after the last character.
 
     Raises:
-      InputError: the layer fits no such machine.
+      ValueError: the layer does not fit the GPU.
     """
-    return _forward(cell, machine, inputs, weights, carry)[0]
+    return _forward(cell, launch, inputs, weights, carry)[0]
 
 
-def _spreads(cell: str, hidden: int, machine: Machine) -> tuple[Spread, Spread]:
-    """How the products of a step are spread over the CTAs, forwards and backwards."""
-    found = spreads(hidden, CELLS[cell].gates, machine.multiprocessors, machine.peers)
+def _tilings(cell: str, hidden: int, launch: LaunchConfig) -> tuple[Tiling, Tiling]:
+    found = choose_tilings(hidden, CELLS[cell].gates, launch.num_sms, launch.cluster)
     if found is None:
-        raise InputError(
-            f"config.model.hidden={hidden}: config.model.recurrence=persistent keeps the weights "
-            f"of a {cell} on chip, where they do not fit so; take a multiple of 128 up to 1024, "
-            "or --config.model.recurrence=fast"
-        )
+        raise ValueError(f"no tiling of a {cell} with {hidden} units for {launch.num_sms} SMs")
     return found
 
 
 def _forward(
-    cell: str, machine: Machine, inputs: Inputs, weights: Weights, carry: LayerCarry
+    cell: str, launch: LaunchConfig, inputs: Inputs, weights: Weights, carry: LayerCarry
 ) -> tuple[tuple[Outputs, LayerCarry], _Residuals]:
     hidden, gates = weights.kernel.shape[0], CELLS[cell].gates
-    way, _ = _spreads(cell, hidden, machine)
+    tiling, _ = _tilings(cell, hidden, launch)
+    ctas, units = tiling.ctas, tiling.units
     bias = jnp.zeros(hidden, jnp.float32) if weights.bias is None else weights.bias
-    by_cta = jnp.broadcast_to(bias.reshape(way.ctas, 1, way.units), (way.ctas, LANES, way.units))
-    matrix = blocks(weights.kernel.reshape(hidden, gates, hidden), way)
+    bias = jnp.broadcast_to(bias.reshape(ctas, 1, units), (ctas, BATCH_TILE, units))
+    packed = pack_weights(weights.kernel.reshape(hidden, gates, hidden), tiling)
 
-    def run(chunk: tuple[Array, Array]) -> kernel.Forward:
-        x, first = chunk
-        return kernel.forward(cell, way, x, by_cta, first, matrix, machine.interpret)
+    def run(tile: tuple[Array, Array]) -> kernels.Forward:
+        igates, carry = tile
+        return kernels.forward(CELLS[cell], tiling, igates, bias, carry, packed, launch.interpret)
 
-    share = inputs.igates
+    igates = inputs.igates
     if isinstance(inputs, Table):
-        share = lookup(inputs.igates, inputs.tokens)
-    states, kept, last = _each(run, (_owned(share, way), _owned_rows(carry, way)))
-    outputs = _columns(kept[:, :, :, 0])
-    return (outputs, _rows(last)), _Residuals(inputs, weights, states, kept)
+        igates = lookup(inputs.igates, inputs.tokens)
+    tiles = _features_to_ctas(igates, tiling), _carry_to_ctas(carry, tiling)
+    states, residuals, last = _map_batch_tiles(run, tiles)
+    outputs = _features_from_ctas(residuals[:, :, :, 0])
+    return (outputs, _carry_from_ctas(last)), _Residuals(inputs, weights, states, residuals)
 
 
 def _backward(
-    cell: str, machine: Machine, res: _Residuals, grads: tuple[Outputs, LayerCarry]
+    cell: str, launch: LaunchConfig, res: _Residuals, grads: tuple[Outputs, LayerCarry]
 ) -> tuple[Inputs, Weights, LayerCarry]:
     d_outputs, d_last = grads
     hidden, dtype = res.weights.kernel.shape[0], jnp.bfloat16
-    _, way = _spreads(cell, hidden, machine)
-    matrix = blocks(res.weights.kernel.T[:, None], way)
+    _, tiling = _tilings(cell, hidden, launch)
+    packed = pack_weights(res.weights.kernel.T[:, None], tiling)
 
-    def run(chunk: tuple[Array, Array, Array]) -> kernel.Backward:
-        kept, d_outputs, d_last = chunk
-        return kernel.backward(
-            cell, way, kept, d_outputs[:, :, 0], d_last, matrix, machine.interpret
+    def run(tile: tuple[Array, Array, Array]) -> kernels.Backward:
+        residuals, d_outputs, d_last = tile
+        return kernels.backward(
+            CELLS[cell], tiling, residuals, d_outputs[:, :, 0], d_last, packed, launch.interpret
         )
 
-    owned = _owned(d_outputs, way), _owned_rows(d_last, way)
-    d_u, own, d_carry = _each(run, (res.kept, *owned))
-    d_u, before = _lanes_last(d_u), _lanes_last(res.states[:, :-1])
-    own = _lanes_last(own) if CELLS[cell].reset_after else None
-    d_kernel, d_bias = dot_trailing(before, d_u, dtype), None
+    tiles = res.residuals, _features_to_ctas(d_outputs, tiling), _carry_to_ctas(d_last, tiling)
+    d_hgates, d_candidate, d_carry = _map_batch_tiles(run, tiles)
+    d_hgates, before = _feature_major(d_hgates), _feature_major(res.states[:, :-1])
+    d_candidate = _feature_major(d_candidate) if CELLS[cell].reset_after else None
+    d_kernel, d_bias = dot_trailing(before, d_hgates, dtype), None
     if res.weights.bias is not None:
-        d_bias = jnp.sum(d_u[-hidden:], axis=(1, 2), dtype=jnp.float32)
-    d_inputs = input_grad(res.inputs, d_u, own, dtype)
-    return d_inputs, Weights(d_kernel, d_bias), _rows(d_carry)
+        d_bias = jnp.sum(d_hgates[-hidden:], axis=(1, 2), dtype=jnp.float32)
+    d_inputs = input_grad(res.inputs, d_hgates, d_candidate, dtype)
+    return d_inputs, Weights(d_kernel, d_bias), _carry_from_ctas(d_carry)
 
 
-recur.defvjp(_forward, _backward)
+recurrence.defvjp(_forward, _backward)
 
 
-def _each(run: Any, chunks: Any) -> Any:
-    """`run` on each chunk of `LANES` lanes, one after another: two at once would deadlock.
+def _map_batch_tiles(run: Callable[[Any], Any], tiles: Any) -> Any:
+    """`run` on each batch tile, one after another.
 
-    Each kernel waits for all its CTAs to run, and the GPU has room for those of one alone.
+    Two launches at once would deadlock: each waits until all its CTAs are resident, and the
+    SMs hold the CTAs of only one.
     """
-    if jax.tree.leaves(chunks)[0].shape[0] == 1:
-        only = run(jax.tree.map(lambda a: a[0], chunks))
+    if jax.tree.leaves(tiles)[0].shape[0] == 1:
+        only = run(jax.tree.map(lambda a: a[0], tiles))
         return jax.tree.map(lambda a: a[None], only)
-    return jax.lax.map(run, chunks)
+    return jax.lax.map(run, tiles)
 
 
-def _owned(
-    columns: Float[Array, "features time batch"], way: Spread
-) -> Float[Array, "chunks time ctas gates lanes units"]:
-    """What a step needs of the features of a CTA's units, side by side."""
-    _, time, batch = columns.shape
-    cut = columns.reshape(-1, way.ctas, way.units, time, batch // LANES, LANES)
-    return cut.transpose(4, 3, 1, 0, 5, 2)
+def _features_to_ctas(
+    features: Float[Array, "features time batch"], tiling: Tiling
+) -> Float[Array, "tiles time ctas gates rows units"]:
+    """Feature-major to one contiguous [rows, units] block per tile, step, CTA and gate."""
+    _, time, batch = features.shape
+    split = features.reshape(-1, tiling.ctas, tiling.units, time, batch // BATCH_TILE, BATCH_TILE)
+    return split.transpose(4, 3, 1, 0, 5, 2)
 
 
-def _owned_rows(carry: LayerCarry, way: Spread) -> Float[Array, "chunks ctas states lanes units"]:
-    cut = jnp.stack(carry).reshape(len(carry), -1, LANES, way.ctas, way.units)
-    return cut.transpose(1, 3, 0, 2, 4)
-
-
-def _columns(
-    owned: Float[Array, "chunks time ctas lanes units"],
+def _features_from_ctas(
+    blocks: Float[Array, "tiles time ctas rows units"],
 ) -> Float[Array, "hidden time batch"]:
-    _, time, *_ = owned.shape
-    columns = owned.transpose(2, 4, 1, 0, 3)
-    return columns.reshape(columns.shape[0] * columns.shape[1], time, -1)
+    _, time, *_ = blocks.shape
+    features = blocks.transpose(2, 4, 1, 0, 3)
+    return features.reshape(features.shape[0] * features.shape[1], time, -1)
 
 
-def _rows(owned: Float[Array, "chunks ctas states lanes units"]) -> LayerCarry:
-    chunks, ctas, states, lanes, units = owned.shape
-    rows = owned.transpose(2, 0, 3, 1, 4).reshape(states, chunks * lanes, ctas * units)
-    return tuple(rows)
+def _carry_to_ctas(
+    carry: LayerCarry, tiling: Tiling
+) -> Float[Array, "tiles ctas states rows units"]:
+    split = jnp.stack(carry).reshape(len(carry), -1, BATCH_TILE, tiling.ctas, tiling.units)
+    return split.transpose(1, 3, 0, 2, 4)
 
 
-def _lanes_last(
-    stack: BFloat16[Array, "chunks time lanes features"],
+def _carry_from_ctas(blocks: Float[Array, "tiles ctas states rows units"]) -> LayerCarry:
+    tiles, ctas, states, rows, units = blocks.shape
+    carry = blocks.transpose(2, 0, 3, 1, 4).reshape(states, tiles * rows, ctas * units)
+    return tuple(carry)
+
+
+def _feature_major(
+    batch_major: BFloat16[Array, "tiles time rows features"],
 ) -> BFloat16[Array, "features time batch"]:
-    _, time, _, features = stack.shape
-    return stack.transpose(3, 1, 0, 2).reshape(features, time, -1)
+    _, time, _, features = batch_major.shape
+    return batch_major.transpose(3, 1, 0, 2).reshape(features, time, -1)

@@ -1,129 +1,142 @@
-"""How the product of a recurrent step is spread over the multiprocessors of a GPU."""
+"""Split-K tiling of the recurrent matmul over the streaming multiprocessors (SMs) of a GPU."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import jax.numpy as jnp
 from jaxtyping import Array, BFloat16, Float
 
-LANES = 64  # of a batch that a kernel steps through: the rows of a tensor cores' product
-TILE = 64  # bfloat16 numbers in the 128 bytes of shared memory that they read at once
-_COLUMNS = (8, 256)  # of such a product: the step, and the most
+BATCH_TILE = 64  # batch rows of a kernel: M of a Hopper warpgroup matmul (wgmma)
+SWIZZLE = 64  # bfloat16 elements of a 128-byte swizzled row of shared memory
+_WGMMA_N = (8, 256)  # N of a wgmma: its granularity, and the largest
 _SPLITS = (1, 2, 4, 8)
-_PIECES = 4  # the most copies that a step's operand comes in
+_MAX_K_CHUNKS = 4
 
-# Of a CTA on Hopper; some is left for barriers and alignment.
-_SHARED_BYTES = 226 * 1024
-# What a CTA could bring from the L2 cache in the time of a barrier, both estimated.
+# A CTA of Hopper has 227 KiB; the rest is for barriers and alignment.
+_SMEM_BYTES = 226 * 1024
+# What an SM could load from the L2 cache during a barrier; an estimate.
 _BARRIER_BYTES = 50_000
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Which CTA (one a multiprocessor) computes what of `operand @ matrix` at every step.
+class Tiling:
+    """Which CTA computes what of a time step's matmul, [BATCH_TILE, K] @ [K, N].
 
-    The operand is [batch, sums], the matrix [sums, outs, hidden]. CTAs stand in groups of
-    `split`. A group has the results of `split * units` hidden units; each member computes
-    all of them over its part of the sums, and adds up the parts of its own units.
+    Each CTA runs on an SM of its own. N is `outputs_per_unit * hidden`, and a CTA computes
+    the final sums of `units` hidden units. With split-K, `split_k` CTAs form a group: each
+    multiplies another part of K, for the units of the whole group, and then reduces the
+    partial sums of its own units.
 
     Attributes:
       hidden: units of the layer.
-      sums: numbers that each result is the sum of.
-      outs: results for each unit and lane.
-      units: hidden units that a CTA owns.
-      split: CTAs in a group.
-      peers: CTAs, of as many groups, that bring what they all need of the operand together:
-        a cluster, to each of which the TMA unit copies what one of them asks for.
+      k: contracted dimension of the whole matmul.
+      outputs_per_unit: columns of N per hidden unit.
+      units: hidden units per CTA.
+      split_k: CTAs per split-K group.
+      cluster: CTAs per thread block cluster, each of another group. They read the same part
+        of the left operand, and TMA multicasts what each of them loads to all.
     """
 
     hidden: int
-    sums: int
-    outs: int
+    k: int
+    outputs_per_unit: int
     units: int
-    split: int = 1
-    peers: int = 1
+    split_k: int = 1
+    cluster: int = 1
 
     @property
     def ctas(self) -> int:
-        """How many there are."""
+        """CTAs in the grid."""
         return self.hidden // self.units
 
     @property
     def groups(self) -> int:
-        """How many groups they stand in."""
-        return self.ctas // self.split
+        """Split-K groups in the grid."""
+        return self.ctas // self.split_k
 
     @property
-    def part(self) -> int:
-        """The rows of the matrix that a CTA has."""
-        return self.sums // self.split
+    def k_per_cta(self) -> int:
+        """Rows of the right operand in a CTA."""
+        return self.k // self.split_k
 
     @property
-    def columns(self) -> int:
-        """The columns of the matrix that a CTA has."""
-        return self.split * self.outs * self.units
+    def n_per_cta(self) -> int:
+        """Columns of the right operand in a CTA."""
+        return self.split_k * self.outputs_per_unit * self.units
 
     @property
-    def pieces(self) -> int:
-        """In how many copies its operand comes, so that the first is multiplied early."""
-        return next(n for n in range(_PIECES, 0, -1) if self.part % (n * TILE) == 0)
+    def k_chunks(self) -> int:
+        """TMA copies of the left operand: wgmma starts on the first while others are in flight."""
+        divides = (n for n in range(_MAX_K_CHUNKS, 0, -1) if self.k_per_cta % (n * SWIZZLE) == 0)
+        return next(divides)
 
     @property
-    def piece(self) -> int:
-        """The columns of the operand in one of them."""
-        return self.part // self.pieces
+    def k_per_chunk(self) -> int:
+        """Columns of the left operand in one copy."""
+        return self.k_per_cta // self.k_chunks
 
     @property
-    def shared_bytes(self) -> int:
-        """Shared memory of a CTA: its part of the matrix, and of the operand."""
-        return 2 * self.part * (self.columns + LANES)
+    def smem_bytes(self) -> int:
+        """Shared memory of a CTA: its parts of both operands."""
+        return 2 * self.k_per_cta * (self.n_per_cta + BATCH_TILE)
 
     @property
-    def traffic(self) -> int:
-        """Bytes that a CTA brings at every step, a barrier between parts counted as some."""
-        parts = 2 * 4 * LANES * self.columns + _BARRIER_BYTES
-        return 2 * LANES * self.part + (parts if self.split > 1 else 0)
+    def bytes_per_step(self) -> int:
+        """Estimated traffic of a CTA in a time step; a group's barrier counts as bytes."""
+        operand = 2 * BATCH_TILE * self.k_per_cta
+        partial_sums = 2 * 4 * BATCH_TILE * self.n_per_cta  # written, and read
+        return operand + (partial_sums + _BARRIER_BYTES if self.split_k > 1 else 0)
 
-    def fits(self, multiprocessors: int) -> bool:
-        """Whether a GPU with so many multiprocessors can run it."""
-        step, most = _COLUMNS
+    def fits(self, num_sms: int) -> bool:
+        """Whether a GPU with this many SMs can run it, with all CTAs resident at once."""
+        granularity, largest = _WGMMA_N
         return (
-            self.units % step == 0
-            and self.hidden % (self.units * self.split * self.peers) == 0
-            and self.ctas <= multiprocessors
-            and self.sums % (self.split * TILE) == 0
-            and self.columns <= most
-            and self.shared_bytes <= _SHARED_BYTES
+            self.units % granularity == 0
+            and self.hidden % (self.units * self.split_k * self.cluster) == 0
+            and self.ctas <= num_sms
+            and self.k % (self.split_k * SWIZZLE) == 0
+            and self.n_per_cta <= largest
+            and self.smem_bytes <= _SMEM_BYTES
         )
 
 
-def spreads(
-    hidden: int, gates: int, multiprocessors: int, peers: int = 1
-) -> tuple[Spread, Spread] | None:
-    """The quickest, by estimate, for a layer's steps forwards and backwards; None: none fits.
+def choose_tilings(
+    hidden: int, gates: int, num_sms: int, cluster: int = 1
+) -> tuple[Tiling, Tiling] | None:
+    """Tilings of a layer's forward and backward matmul; None if no tiling fits the GPU.
 
-    On as many multiprocessors as there are, then with the least traffic.
+    Forward, the state [batch, hidden] meets the recurrent kernel; backward, the gradients of
+    the hidden gates [batch, gates * hidden] meet its transpose. Takes the fewest units per
+    CTA (so the most SMs) that fit both, then the split with the least traffic.
     """
-    for units in range(_COLUMNS[0], _COLUMNS[1] + 1, _COLUMNS[0]):
-        ways = [
-            [Spread(hidden, sums, outs, units, split, peers) for split in _SPLITS]
-            for sums, outs in ((hidden, gates), (gates * hidden, 1))
-        ]
-        forward, backward = ([w for w in way if w.fits(multiprocessors)] for way in ways)
+    granularity, largest = _WGMMA_N
+    for units in range(granularity, largest + 1, granularity):
+        forward, backward = (
+            [
+                tiling
+                for split_k in _SPLITS
+                if (tiling := Tiling(hidden, k, outputs, units, split_k, cluster)).fits(num_sms)
+            ]
+            for k, outputs in ((hidden, gates), (gates * hidden, 1))
+        )
         if forward and backward:
-            least = partial(min, key=lambda way: way.traffic)
-            return least(forward), least(backward)
+            return min(forward, key=_bytes_per_step), min(backward, key=_bytes_per_step)
     return None
 
 
-def blocks(
-    matrix: Float[Array, "sums outs hidden"], spread: Spread
-) -> BFloat16[Array, "ctas columns part"]:
-    """Each CTA's part of a matrix, transposed and in bfloat16."""
-    split = spread.split
-    parts = matrix.astype(jnp.bfloat16).reshape(
-        split, spread.part, spread.outs, spread.groups, split, spread.units
+def _bytes_per_step(tiling: Tiling) -> int:
+    return tiling.bytes_per_step
+
+
+def pack_weights(
+    matrix: Float[Array, "k outputs_per_unit hidden"], tiling: Tiling
+) -> BFloat16[Array, "ctas n_per_cta k_per_cta"]:
+    """Each CTA's tile of the right operand, transposed and in bfloat16."""
+    split_k = tiling.split_k
+    tiles = matrix.astype(jnp.bfloat16).reshape(
+        split_k, tiling.k_per_cta, tiling.outputs_per_unit, tiling.groups, split_k, tiling.units
     )
-    return parts.transpose(3, 0, 4, 2, 5, 1).reshape(spread.ctas, spread.columns, spread.part)
+    return tiles.transpose(3, 0, 4, 2, 5, 1).reshape(
+        tiling.ctas, tiling.n_per_cta, tiling.k_per_cta
+    )
