@@ -165,14 +165,14 @@ def test_every_goal_names_peers_that_its_benchmark_measures():
 
 
 def test_the_persistent_benchmark_says_in_a_line_that_there_is_no_gpu(monkeypatch):
-    monkeypatch.setattr(persistent, "apart", lambda *_, **__: {"unavailable": "no GPU"})
+    monkeypatch.setattr(persistent, "run_part", lambda *_, **__: {"unavailable": "no GPU"})
     monkeypatch.setattr(sys, "argv", ["persistent"])
     with pytest.raises(SystemExit, match=r"benchmarks\.performance\.persistent: no GPU"):
         persistent.main()
 
 
 def test_a_part_that_does_not_end_is_killed():
-    assert "no end within 0.01 s" in persistent.apart("machine", limit_s=0.01)["failed"]
+    assert "no end within 0.01 s" in persistent.run_part("find_gpu", limit_s=0.01)["failed"]
 
 
 def test_the_loss_of_an_epoch_is_the_mean_of_its_steps():

@@ -1,18 +1,18 @@
-"""The persistent recurrence on a GPU: that it is right, and then what it costs.
+"""Checks and times the persistent kernels (`charjax/model/recurrence/pallas_hopper`) on a GPU.
 
     python -m benchmarks.performance.persistent
     python -m benchmarks.performance.persistent --cells=gru --limit_s=120
 
-Every part runs in a process of its own with a time limit, so that a kernel whose CTAs
-wait for one another for ever costs a minute and no more: the bare barrier over all
-multiprocessors; then a cell at a time, first values and gradients against the fast
-recurrence, and if they agree the time of a layer and of a whole training step. Writes
-`results/persistent_gpu.json`. Where anything was wrong, or there is no such GPU, it says so in
-a line and ends with an exit code that is not 0.
+Each part runs in a process of its own with a time limit, since CTAs that deadlock would spin
+for ever: first a bare grid barrier; then for each cell the values and gradients beside XLA's;
+and, where they agree, the time of a layer and of a whole training step. Writes
+`results/persistent_gpu.json`. Ends with one line and a nonzero exit code if a check fails, or
+if there is no Hopper GPU.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import statistics
@@ -26,122 +26,137 @@ from typing import Any
 from benchmarks.common import ROOT, finish, parser, progress
 from benchmarks.workload import Shape, make_shape
 
-_PEERS = (1, 2)  # see `charjax.model.recurrence.pallas_hopper.tiling.Spread`
-_TURNS = (2_000, 22_000)  # of the bare barrier; the difference has no launch in it
-_CALLS = 20  # of what is timed, between two looks at the clock
-_AS_FAR_OFF = 1.5  # times what the fast recurrence in bfloat16 is off float32
+_CLUSTERS = (1, 2)  # see `charjax.model.recurrence.pallas_hopper.tiling.Tiling`
+_BARRIERS = (2_000, 22_000)  # per launch; the difference in time excludes the launch
+_CALLS = 20  # timed calls between two readings of the clock
+_TOLERANCE = 1.5  # allowed error over the error of XLA's loops in bfloat16
+
+# A part's parameters, and its results, as they pass between processes in JSON.
+Fields = dict[str, Any]
 
 
-def machine(_: dict[str, Any]) -> dict[str, Any]:
-    """What the kernels would run on."""
+def find_gpu(_: Fields) -> Fields:
+    """The GPU, or why the kernels do not run here."""
     import jax
 
-    from charjax.errors import InputError
+    from charjax.model.recurrence.base import Layer
     from charjax.model.recurrence.pallas_hopper import ops
 
-    try:
-        found = ops.machine("bfloat16", 64)
-    except InputError as error:
-        return {"unavailable": str(error)}
-    kind = jax.devices()[0].device_kind
-    return {"device": kind, "multiprocessors": found.multiprocessors}
+    if refusal := ops.supports(Layer("gru", 1024, "bfloat16", 64)):
+        return {"unavailable": refusal}
+    num_sms = ops.launch_config().num_sms
+    return {"device": jax.devices()[0].device_kind, "multiprocessors": num_sms}
 
 
-def barrier(asked: dict[str, Any]) -> dict[str, Any]:
-    """Microseconds of a barrier over all multiprocessors, with nothing between two."""
+def barrier(params: Fields) -> Fields:
+    """Microseconds of a barrier over one CTA per SM, back to back."""
     import jax
     import jax.numpy as jnp
     from jax import lax
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import mosaic_gpu as plgpu
 
-    ctas = asked["multiprocessors"]
+    ctas = params["multiprocessors"]
 
-    def bare(turns: int) -> Callable[[], Any]:
-        def body(out: Any) -> None:
-            count = pl.get_global(plgpu.SemaphoreType.REGULAR(()))
+    def make(count: int) -> Callable[[], Any]:
+        def kernel(out: Any) -> None:
+            semaphore = pl.get_global(plgpu.SemaphoreType.REGULAR(()))
 
-            def turn(t: Any, _: Any) -> Any:
-                plgpu.semaphore_signal(count, memory_scope="gpu")
-                plgpu.semaphore_wait(count, (t + 1) * ctas, decrement=False, memory_scope="gpu")
-                return _
+            def step(i: Any, carry: Any) -> Any:
+                plgpu.semaphore_signal(semaphore, memory_scope="gpu")
+                plgpu.semaphore_wait(semaphore, (i + 1) * ctas, decrement=False, memory_scope="gpu")
+                return carry
 
-            out[lax.axis_index("cta")] = lax.fori_loop(0, turns, turn, jnp.int32(turns))
+            out[lax.axis_index("cta")] = lax.fori_loop(0, count, step, jnp.int32(count))
 
-        params = plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Lane)
-        kind = jax.ShapeDtypeStruct((ctas,), jnp.int32)
-        names = {"grid_names": ("cta",), "compiler_params": params}
-        return jax.jit(plgpu.kernel(body, out_type=kind, grid=(ctas,), **names))
+        return jax.jit(
+            plgpu.kernel(
+                kernel,
+                out_type=jax.ShapeDtypeStruct((ctas,), jnp.int32),
+                grid=(ctas,),
+                grid_names=("cta",),
+                compiler_params=plgpu.CompilerParams(
+                    lowering_semantics=plgpu.LoweringSemantics.Lane
+                ),
+            )
+        )
 
-    few, many = (seconds(bare(turns), asked["rounds"], calls=1) for turns in _TURNS)
-    return {"ctas": ctas, "us": 1e6 * (many - few) / (_TURNS[1] - _TURNS[0])}
+    few, many = (seconds(make(count), params["rounds"], calls=1) for count in _BARRIERS)
+    return {"ctas": ctas, "us": 1e6 * (many - few) / (_BARRIERS[1] - _BARRIERS[0])}
 
 
-def check(asked: dict[str, Any]) -> dict[str, Any]:
-    """How far values and gradients are from those in float32, as the fast recurrence's are."""
+def check(params: Fields) -> Fields:
+    """Relative errors of values and gradients against float32, beside those of XLA's loops."""
     import jax
     import jax.numpy as jnp
-    import numpy as np
 
-    fast, inputs = layer(asked, "fast", "bfloat16"), layer_inputs(asked)
-    exact = layer(asked, "fast", "float32")
+    inputs = layer_inputs(params)
 
-    def far(one: Any, other: Any) -> dict[str, float]:
-        pairs = zip(*(jax.tree.leaves_with_path(tree) for tree in (one, other)), strict=True)
-        return {
-            jax.tree_util.keystr(path): float(np.abs(a - b).max() / (np.abs(b).max() + 1e-30))
-            for (path, a), (_, b) in pairs
-        }
+    def value_and_grads_of(implementation: str | int, dtype: str) -> Any:
+        layer = make_layer(params, implementation, dtype)
+        return jax.device_get(jax.jit(value_and_grads(layer))(*inputs))
 
     with jax.default_matmul_precision("highest"):
-        want = jax.device_get(jax.jit(value_and_grads(exact))(*inputs))
-    found = {}
-    for peers in _PEERS:
-        got = jax.device_get(jax.jit(value_and_grads(layer(asked, peers, "bfloat16")))(*inputs))
-        found[f"{peers} peers"] = far(got, want)
-    allowed = far(jax.device_get(jax.jit(value_and_grads(fast))(*inputs)), want)
+        want = value_and_grads_of("xla", "float32")
+    xla = relative_errors(value_and_grads_of("xla", "bfloat16"), want)
+    errors = {
+        f"cluster {cluster}": relative_errors(value_and_grads_of(cluster, "bfloat16"), want)
+        for cluster in _CLUSTERS
+    }
     wrong = [
-        f"{name} {leaf}: {off:.2g} off, fast {allowed[leaf]:.2g}"
-        for name, leaves in found.items()
-        for leaf, off in leaves.items()
-        if not off <= _AS_FAR_OFF * allowed[leaf] + jnp.finfo(jnp.bfloat16).eps
+        f"{name} {leaf}: error {error:.2g}, xla {xla[leaf]:.2g}"
+        for name, leaves in errors.items()
+        for leaf, error in leaves.items()
+        if not error <= _TOLERANCE * xla[leaf] + jnp.finfo(jnp.bfloat16).eps
     ]
-    return {"off_float32": {"fast": allowed} | found, "wrong": wrong}
+    return {"off_float32": {"xla": xla} | errors, "wrong": wrong}
 
 
-def times(asked: dict[str, Any]) -> dict[str, Any]:
-    """Milliseconds of a layer, forwards and with its gradient, and of a whole training step."""
+def relative_errors(got: Any, want: Any) -> dict[str, float]:
+    """The largest error of each leaf, over the leaf's largest entry."""
+    import jax
+    import numpy as np
+
+    pairs = zip(*(jax.tree.leaves_with_path(tree) for tree in (got, want)), strict=True)
+    return {
+        jax.tree_util.keystr(path): float(np.abs(a - b).max() / (np.abs(b).max() + 1e-30))
+        for (path, a), (_, b) in pairs
+    }
+
+
+def times(params: Fields) -> Fields:
+    """Milliseconds of a layer, forward and with its gradient, and of a whole training step."""
     import jax
 
     from benchmarks.peers.with_charjax import train_step
     from charjax.config import TrainConfig
 
-    inputs, found = layer_inputs(asked), {}
-    ways: dict[str, str | int] = {"fast": "fast"} | {f"{peers} peers": peers for peers in _PEERS}
-    for name, way in ways.items():
-        run = layer(asked, way, "bfloat16")
-        forward = jax.jit(lambda *at, run=run: run(*at)[0])
-        both = jax.jit(value_and_grads(run))
+    inputs, found = layer_inputs(params), {}
+    names: dict[str, str | int] = {"xla": "xla"} | {f"cluster {c}": c for c in _CLUSTERS}
+    for name, implementation in names.items():
+        layer = make_layer(params, implementation, "bfloat16")
+        forward = jax.jit(lambda *inputs, layer=layer: layer(*inputs)[0])
+        with_gradient = jax.jit(value_and_grads(layer))
         found[name] = {
-            "forward_ms": 1e3 * seconds(partial(forward, *inputs), asked["rounds"]),
-            "with_gradient_ms": 1e3 * seconds(partial(both, *inputs), asked["rounds"]),
+            "forward_ms": 1e3 * seconds(partial(forward, *inputs), params["rounds"]),
+            "with_gradient_ms": 1e3 * seconds(partial(with_gradient, *inputs), params["rounds"]),
         }
-    dispatch = TrainConfig().steps_per_dispatch
-    for recurrence in ("fast", "persistent"):
-        task = train_step(asked["shape"], "bfloat16", recurrence, dispatch)
-        a_unit = seconds(partial(task.run, 1), asked["rounds"], calls=1)
-        found.setdefault(recurrence, {})["train_step_ms"] = 1e3 * a_unit / dispatch
+    steps = TrainConfig().steps_per_dispatch
+    for recurrence in ("xla", "persistent"):
+        task = train_step(params["shape"], "bfloat16", recurrence, steps)
+        dispatch_s = seconds(partial(task.run, 1), params["rounds"], calls=1)
+        found.setdefault(recurrence, {})["train_step_ms"] = 1e3 * dispatch_s / steps
     return found
 
 
-def layer_inputs(asked: dict[str, Any]) -> tuple[Any, ...]:
-    """The input's share of the gates, the weights and a carry, none of them zero."""
+def layer_inputs(params: Fields) -> tuple[Any, ...]:
+    """Random input gates, weights and carry."""
     import jax
 
     from charjax.model.cells import CELLS
     from charjax.model.recurrence.base import Projected, Weights
 
-    shape = Shape(**asked["shape"])
+    shape = Shape(**params["shape"])
     cell, hidden = CELLS[shape.cell], shape.hidden
 
     def normal(seed: int, *sizes: int) -> Any:
@@ -153,76 +168,76 @@ def layer_inputs(asked: dict[str, Any]) -> tuple[Any, ...]:
     return Projected(normal(3, cell.gates * hidden, shape.length, shape.batch)), weights, carry
 
 
-def layer(asked: dict[str, Any], way: str | int, dtype: str) -> Callable[..., Any]:
-    """A layer: the fast recurrence, or the persistent one with so many peers."""
+def make_layer(params: Fields, implementation: str | int, dtype: str) -> Callable[..., Any]:
+    """A layer by XLA's loops ("xla"), or by the persistent kernels in clusters of a size."""
+    from charjax.model.recurrence import xla
     from charjax.model.recurrence.pallas_hopper import ops
-    from charjax.model.recurrence.xla import run as recur
 
-    cell = asked["shape"]["cell"]
-    if way == "fast":
-        return partial(recur, cell, dtype)
-    found = dataclasses.replace(ops.machine(dtype, asked["shape"]["batch"]), peers=way)
-    return partial(ops.recur, cell, found)
+    cell = params["shape"]["cell"]
+    if isinstance(implementation, str):
+        return partial(xla.run, cell, dtype)
+    launch = dataclasses.replace(ops.launch_config(), cluster=implementation)
+    return partial(ops.recurrence, cell, launch)
 
 
-def value_and_grads(run: Callable[..., Any]) -> Callable[..., Any]:
-    """Outputs and last carry, and the gradients of all that they depend on."""
+def value_and_grads(layer: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that returns a layer's results, and the gradients of its inputs."""
     import jax
 
-    def both(*inputs: Any) -> Any:
-        value, transpose = jax.vjp(run, *inputs)
-        return value, transpose(jax.tree.map(jax.numpy.cos, value))
+    def run(*inputs: Any) -> Any:
+        value, vjp = jax.vjp(layer, *inputs)
+        return value, vjp(jax.tree.map(jax.numpy.cos, value))
 
-    return both
+    return run
 
 
 def seconds(work: Callable[[], Any], rounds: int, calls: int = _CALLS) -> float:
-    """The median time of a call, once it is warm."""
+    """Median seconds of a call, after one that compiles."""
     import jax
 
     jax.block_until_ready(work())
     found = []
     for _ in range(rounds):
-        began = time.perf_counter()
+        start = time.perf_counter()
         for _ in range(calls):
             out = work()
         jax.block_until_ready(out)
-        found.append((time.perf_counter() - began) / calls)
+        found.append((time.perf_counter() - start) / calls)
     return statistics.median(found)
 
 
-PARTS = {part.__name__: part for part in (machine, barrier, check, times)}
+PARTS = {part.__name__: part for part in (find_gpu, barrier, check, times)}
 
 
-def apart(part: str, limit_s: float, **asked: Any) -> dict[str, Any]:
-    """A part in a process of its own, which is killed when its time is over."""
-    command = [sys.executable, "-m", "benchmarks.performance.persistent", part, json.dumps(asked)]
-    progress(f"{part} {asked.get('shape', '')}")
+def run_part(name: str, limit_s: float, **params: Any) -> Fields:
+    """Runs a part in a process of its own, which is killed after `limit_s` seconds."""
+    command = [sys.executable, "-m", "benchmarks.performance.persistent", name, json.dumps(params)]
+    progress(f"{name} {params.get('shape', '')}")
     try:
         done = subprocess.run(command, cwd=ROOT, timeout=limit_s, capture_output=True, text=True)
     except subprocess.TimeoutExpired:
-        return {"failed": f"no end within {limit_s:g} s; CTAs that wait for one another?"}
+        return {"failed": f"no end within {limit_s:g} s; a deadlock of CTAs?"}
     if done.returncode:
-        said = done.stderr.strip().splitlines() or ["no word"]
-        return {"failed": f"exit code {done.returncode}: {said[-1]}"}
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        errors = done.stderr.strip().splitlines() or ["no message"]
+        return {"failed": f"exit code {done.returncode}: {errors[-1]}"}
+    answer: Fields = json.loads(done.stdout.splitlines()[-1])
     return answer
 
 
-def of_cell(shape: Shape, args: Any) -> dict[str, Any]:
-    """The check, and if it holds the times."""
-    asked = {"shape": dataclasses.asdict(shape), "rounds": args.rounds}
-    brief = asked | {"shape": dataclasses.asdict(dataclasses.replace(shape, length=3))}
-    found = {"check": apart("check", args.limit_s, **brief)}
+def check_and_time(shape: Shape, args: argparse.Namespace) -> Fields:
+    """The check, first of a short sequence, and the times if it passes."""
+    params = {"shape": dataclasses.asdict(shape), "rounds": args.rounds}
+    short = params | {"shape": dataclasses.asdict(dataclasses.replace(shape, length=3))}
+    found = {"check": run_part("check", args.limit_s, **short)}
     if not problems(found):
-        found["check"] = apart("check", args.limit_s, **asked)
+        found["check"] = run_part("check", args.limit_s, **params)
     if not problems(found):
-        found["times"] = apart("times", args.limit_s, **asked)
-    return found | {"shape": asked["shape"]}
+        found["times"] = run_part("times", args.limit_s, **params)
+    return found | {"shape": params["shape"]}
 
 
-def problems(found: dict[str, Any]) -> list[str]:
-    """What went wrong, in parts or in what they checked."""
+def problems(found: Fields) -> list[str]:
+    """Parts that failed, and checks that did not hold."""
     failed = [f"{name}: {part['failed']}" for name, part in found.items() if "failed" in part]
     return failed + found.get("check", {}).get("wrong", [])
 
@@ -234,15 +249,15 @@ def main() -> None:
     flags.add_argument("--cells", nargs="+", default=["gru", "lstm"], choices=("gru", "lstm"))
     flags.add_argument("--limit_s", type=float, default=180.0, help="seconds a part may take")
     args = flags.parse_args()
-    gpu = apart("machine", args.limit_s)
+    gpu = run_part("find_gpu", args.limit_s)
     if "multiprocessors" not in gpu:
         sys.exit(f"benchmarks.performance.persistent: {gpu.get('unavailable') or gpu['failed']}")
-    asked = {"rounds": args.rounds, "multiprocessors": gpu["multiprocessors"]}
-    results = {"gpu": gpu, "barrier": apart("barrier", args.limit_s, **asked)}
+    params = {"rounds": args.rounds, "multiprocessors": gpu["multiprocessors"]}
+    results = {"gpu": gpu, "barrier": run_part("barrier", args.limit_s, **params)}
     sizes = {"hidden": 256, "length": 10} if args.small else {}
     for cell in args.cells:
         shape = dataclasses.replace(make_shape(small=False, cell=cell), **sizes)
-        results[cell] = of_cell(shape, args)
+        results[cell] = check_and_time(shape, args)
     for name, found in results.items():
         progress(f"{name}: {json.dumps(found.get('times', found))}")
     finish("persistent", args, results)
