@@ -75,8 +75,8 @@ def split(
 ) -> Splits:
     """Splits a text into train, validation and test: contiguous views that cover all of it.
 
-    A text of one document is cut at any token, one of several at the document boundary
-    nearest to the wanted position.
+    A single document is cut exactly at the fractions, several documents at the document
+    boundaries nearest to them.
 
     Args:
       ids: the token ids of the text.
@@ -104,18 +104,18 @@ def split(
 
 
 def _cut(ids: np.ndarray, document_starts: np.ndarray, begin: int, end: int) -> TokenSplit:
-    """The tokens from `begin` to `end`; a document starts at the first of them, if any."""
+    """The tokens from `begin` to `end`; a document starts at the first one, if there is any."""
+    first = [0] if end > begin else []
     inside = document_starts[(document_starts > begin) & (document_starts < end)] - begin
-    starts = np.concatenate([[0] * (end > begin), inside]).astype(np.int64)
-    return TokenSplit(ids[begin:end], starts)
+    return TokenSplit(ids[begin:end], np.concatenate([first, inside]).astype(np.int64))
 
 
 class StreamBatches(Batches):
-    """A contiguous stream in each row, continued from batch to batch, for a carry that is kept.
+    """Contiguous streams, one a row, that continue from batch to batch, so the carry can be kept.
 
-    The text is cut into `batch_size` rows of equal length; documents do not interrupt them.
-    The end of the text that fills no batch, at most batch_size * seq_len tokens, is left out.
-    So that it is not the same in every epoch, each epoch after the first starts at a random
+    The text is cut into `batch_size` rows of equal length, whatever the document boundaries.
+    The last tokens, at most batch_size * seq_len, fill no batch and are left out. So that
+    they are not the same ones in every epoch, each epoch after the first starts at a random
     offset, drawn from (seed, epoch), and wraps around the end of the text.
     """
 
@@ -159,12 +159,12 @@ class WindowBatches(Batches):
         counts = np.maximum(0, -((config.seq_len - lengths) // self._stride))
         self._window_ends = np.cumsum(counts)  # windows up to and with each document
         self.num_sequences = int(counts.sum())
-        whole, rest = divmod(self.num_sequences, config.batch_size)
-        self.steps_per_epoch = whole + (config.keep_partial and rest > 0)
+        num_full, rest = divmod(self.num_sequences, config.batch_size)
+        self.steps_per_epoch = num_full + int(config.keep_partial and rest > 0)
         if self.steps_per_epoch < 1:
             raise InputError(_too_few(config, self.num_sequences, lengths))
-        used = self.num_sequences if config.keep_partial else whole * config.batch_size
-        self.chars_per_epoch = used * (1 if config.targets == "last" else config.seq_len)
+        num_used = self.num_sequences if config.keep_partial else num_full * config.batch_size
+        self.chars_per_epoch = num_used * (1 if config.targets == "last" else config.seq_len)
         self._order = functools.lru_cache(maxsize=1)(self._shuffled)
 
     @property
@@ -186,7 +186,7 @@ class WindowBatches(Batches):
         return Batch(tokens[:, :-1], tokens[:, 1:], mask, reset)
 
     def _window_starts(self, windows: np.ndarray) -> np.ndarray:
-        """The positions of windows that are numbered through the text."""
+        """The positions in the text of windows, given by their numbers in the order of the text."""
         document = np.searchsorted(self._window_ends, windows, side="right")
         windows_before = np.append(0, self._window_ends)[document]
         offsets = (windows - windows_before) * self._stride

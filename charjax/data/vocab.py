@@ -73,7 +73,7 @@ class Vocab:
 
     def __len__(self) -> int:
         """The number of token ids, [UNK] included."""
-        return len(self.characters) + self.unk
+        return len(self.characters) + int(self.unk)
 
     @property
     def unk_id(self) -> int | None:
@@ -187,7 +187,9 @@ class Decoder:
             codec, unknown, dtype = "utf-8", 0xFF, "u1"  # 0xFF is never part of UTF-8
         else:
             codec, unknown, dtype = "utf-32-le", 0xFFFD, "<u4"
-        self._codes = np.array(codes + [unknown] * vocab.unk, dtype)
+        if vocab.unk:
+            codes.append(unknown)
+        self._codes = np.array(codes, dtype)
         self._decoder = codecs.getincrementaldecoder(codec)(errors="replace")
 
     def decode(self, ids: Int[np.ndarray, " n"]) -> str:
