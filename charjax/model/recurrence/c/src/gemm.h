@@ -24,7 +24,7 @@ INLINE long k_iterations(bool bf16, long k) { return bf16 ? even(k) / 2 : k; }
 INLINE long bytes_each(bool bf16) { return bf16 ? 2 : 4; }
 
 /* One weight in all lanes, in bf16 one pair. Broadcast as an integer: on AMD Zen 4 the multiply-add
- * that follows waits less for it (docs/performance.md). */
+ * that follows waits less for it (docs/kernels.md). */
 INLINE Vector broadcast_weight(bool bf16, const float *weight) {
 #ifdef __AVX512F__
   int32_t bits;
