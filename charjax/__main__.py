@@ -1,8 +1,13 @@
-"""`python -m charjax` is the `charjax` command."""
+"""The `charjax` command, also as `python -m charjax`."""
 
+import signal
 import sys
 
-from charjax.cli.main import main
+# Before any other import, so that an interrupt while modules load prints no traceback.
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+from charjax.cli.main import main as main  # what launch.py and the console script call
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,1 +1,1 @@
-"""The `charjax` command: commands, flags and exit codes; no logic."""
+"""The `charjax` command: subcommands, flags and exit codes; no logic."""

@@ -1,4 +1,4 @@
-"""The config flags: `--config=FILE` and its overrides, and the config that they give."""
+"""Config flags, `--config=FILE` and `--config.FIELD=VALUE`, and the config that they describe."""
 
 from __future__ import annotations
 
@@ -14,14 +14,23 @@ if TYPE_CHECKING:
 
 
 def split_config_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Takes `--config=...` and `--config.field=...`, or their two-word forms, out of the rest."""
+    """Separates config flags from all other arguments.
+
+    `--config FILE` becomes `--config=FILE`, and so for fields.
+
+    Returns:
+      The config flags, and the others as they are.
+
+    Raises:
+      InputError: the last flag has no value.
+    """
     config_flags: list[str] = []
-    rest: list[str] = []
+    others: list[str] = []
     words = iter(arguments)
     for word in words:
         name, equals, _ = word.partition("=")
         if name != "--config" and not name.startswith("--config."):
-            rest.append(word)
+            others.append(word)
         elif equals:
             config_flags.append(word)
         else:
@@ -29,11 +38,14 @@ def split_config_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             if value is None:
                 raise InputError(f"{word}: a value is missing; write {word}=VALUE")
             config_flags.append(f"{word}={value}")
-    return config_flags, rest
+    return config_flags, others
 
 
 def load_config(config_flags: Sequence[str]) -> tuple[str, Config]:
-    """The run's name and config, from `--config=FILE` and its overrides.
+    """The config that the flags describe.
+
+    Returns:
+      The run's name ("shakespeare" or, with a file's argument, "shakespeare-ARGUMENT"), the config.
 
     Raises:
       InputError: there is no such file, it fails, or an override does not fit.
@@ -55,15 +67,15 @@ def _read_config_file(file_flag: str, path: str, config_flags: Sequence[str]) ->
     from absl import flags
     from ml_collections import config_flags as ml_flags
 
-    # A flag holder of our own, so that nothing is global; ml_collections finds the
-    # overrides in sys_argv before the flags are parsed.
-    holder = flags.FlagValues()
+    # Not absl's global FLAGS. ml_collections reads the overrides from sys_argv when the flag is
+    # defined, before absl parses it.
+    flag_values = flags.FlagValues()
     overrides = [flag for flag in config_flags if flag != file_flag]
     argv = ["charjax", file_flag, *overrides]
-    ml_flags.DEFINE_config_file("config", flag_values=holder, sys_argv=argv)
+    ml_flags.DEFINE_config_file("config", flag_values=flag_values, sys_argv=argv)
     try:
-        holder(argv)
-        return holder.config.to_dict()
+        flag_values(argv)
+        return flag_values.config.to_dict()
     except CharjaxError:
         raise
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -76,10 +88,10 @@ def _config_message(error: Exception, path: str, overrides: Sequence[str]) -> st
     """One line that names the override or the file that caused the error."""
     text = " ".join(str(error).split())
     names = [(o, o.partition("=")[0].removeprefix("--config.")) for o in overrides]
-    guilty = [o for o, name in names if name in text]
-    guilty += [o for o, name in names if any(part in text for part in name.split("."))]
-    where = (guilty or [f"--config={path}"])[0]
-    if isinstance(error, KeyError | AttributeError) and guilty:
+    suspects = [o for o, name in names if name in text]
+    suspects += [o for o, name in names if any(part in text for part in name.split("."))]
+    where = suspects[0] if suspects else f"--config={path}"
+    if isinstance(error, KeyError | AttributeError) and suspects:
         nearest = re.search(r'Did you mean "(\w+)"', text)
         return f"{where}: no such field; " + (
             f"did you mean {nearest[1]}?" if nearest else "charjax/config.py lists them"

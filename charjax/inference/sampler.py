@@ -43,9 +43,9 @@ from charjax.model.decode import (
 from charjax.model.network import initial_carry
 from charjax.model.recurrence.api import resolve
 from charjax.model.recurrence.c.build import Library, load
+from charjax.runtime.compiler_options import loop_compiler_options
 from charjax.runtime.dtypes import fast_dtype
 from charjax.runtime.keys import Stream, indexed_key, stream_key
-from charjax.runtime.sharding import loop_compiler_options
 from charjax.types import PRNGKey, PyTree, Scalar
 
 _MAX_CHARS = 10**9

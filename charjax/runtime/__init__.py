@@ -1,1 +1,4 @@
-"""What the machine gives a run: keys, cache, display, devices, processes, dtypes, signals."""
+"""What depends on the machine: devices, processes, signals, dtypes, random keys, cache, display.
+
+Importing this package imports no JAX; neither do `cache`, `display` and `signals`.
+"""

@@ -1,4 +1,4 @@
-"""The folder of what is kept for the user between runs, and can be made again."""
+"""The user's cache: files that can be downloaded or compiled again."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 
-def cache_folder(room: str) -> Path:
-    """Where `room` keeps its files: below `$XDG_CACHE_HOME`, else below `~/.cache`."""
+def cache_folder(name: str) -> Path:
+    """`charjax/NAME` below `$XDG_CACHE_HOME`, or below `~/.cache` where that is not set."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
-    return Path(os.path.expanduser(cache)) / "charjax" / room
+    return Path(os.path.expanduser(cache)) / "charjax" / name

@@ -11,12 +11,12 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-_PLAIN_SECONDS = 10.0  # between progress lines on a pipe
+_PLAIN_INTERVAL_S = 10.0  # between progress lines on a pipe
 
 
 @runtime_checkable
@@ -24,18 +24,21 @@ class Display(Protocol):
     """Shows messages, texts and progress."""
 
     def report(self, message: str) -> None:
-        """One message, on a line of its own."""
+        """Shows one message, as one line."""
 
     def text(self, text: str) -> None:
-        """Text as it is, such as a sample."""
+        """Shows a text, such as a sample, unchanged."""
 
     @contextmanager
     def task(self, name: str) -> Iterator[Callable[..., None]]:
-        """A task with progress; yields `update(done, total, note)`; `total` 0: unknown."""
+        """A context with a progress bar; yields `update(done, total=0, note="")`.
+
+        A `total` of 0 is unknown; `note` is shown beside the bar, such as the loss.
+        """
 
 
-def make_display(stream: IO[str]) -> Display:
-    """A display for the stream: rich in a terminal, plain lines elsewhere."""
+def make_display(stream: Any) -> Display:
+    """The display for a text stream: rich if it is a terminal, else plain lines."""
     return _RichDisplay(stream) if stream.isatty() else _PlainDisplay(stream)
 
 
@@ -67,22 +70,8 @@ class _DisplayHandler(logging.Handler):
         self._display.report(record.getMessage())
 
 
-class SilentDisplay:
-    """Shows nothing: for all processes of a run but the one that speaks."""
-
-    def report(self, message: str) -> None:
-        """Nothing."""
-
-    text = report
-
-    @contextmanager
-    def task(self, name: str) -> Iterator[Callable[..., None]]:
-        """Nothing, for a while."""
-        yield lambda done, total=0, note="": None
-
-
 class _PlainDisplay:
-    def __init__(self, stream: IO[str]) -> None:
+    def __init__(self, stream: Any) -> None:
         self._stream = stream
 
     def report(self, message: str) -> None:
@@ -92,26 +81,26 @@ class _PlainDisplay:
 
     @contextmanager
     def task(self, name: str) -> Iterator[Callable[..., None]]:
-        started = said = time.monotonic()
-        first: int | None = None
+        started = printed = time.monotonic()
+        first: int | None = None  # a resumed task does not start at 0
 
         def update(done: int, total: int = 0, note: str = "") -> None:
-            nonlocal said, first
+            nonlocal printed, first
             first = done if first is None else first
             now = time.monotonic()
-            if now - said < _PLAIN_SECONDS:
+            if now - printed < _PLAIN_INTERVAL_S:
                 return
-            said = now
-            of = f"/{total}" if total else ""
-            left = (now - started) / max(done - first, 1) * (total - done)
-            eta = f"  {_clock(left)} left" if total and done > first else ""
-            self.report(f"{name} {done}{of}  {note}{eta}".rstrip())
+            printed = now
+            of_total = f"/{total}" if total else ""
+            seconds_left = (now - started) / max(done - first, 1) * (total - done)
+            eta = f"  {_clock(seconds_left)} left" if total and done > first else ""
+            self.report(f"{name} {done}{of_total}  {note}{eta}".rstrip())
 
         yield update
 
 
 class _RichDisplay:
-    def __init__(self, stream: IO[str]) -> None:
+    def __init__(self, stream: Any) -> None:
         self._stream = stream
 
     @functools.cached_property
@@ -143,19 +132,20 @@ class _RichDisplay:
             TextColumn("{task.fields[note]}"),
             TimeRemainingColumn(),
         )
-        # Redirection would send what others print to stdout into this console.
+        # redirect_stdout would send everything printed to stdout, such as samples, to the console.
         with Progress(
             *columns, console=self._console, transient=True, redirect_stdout=False
         ) as progress:
-            shown = progress.add_task(name, total=None, note="")
+            task = progress.add_task(name, total=None, note="")
 
             def update(done: int, total: int = 0, note: str = "") -> None:
-                progress.update(shown, completed=done, total=total or None, note=note)
+                progress.update(task, completed=done, total=total or None, note=note)
 
             yield update
 
 
 def _clock(seconds: float) -> str:
+    """H:MM:SS, or M:SS below an hour."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,18 +1,9 @@
-"""The processes of a run: how they join, agree, wait for each other, and end together.
-
-JAX's coordination service watches every process and, once one has died, aborts the
-others with a long message. `join_processes` gives that abort the exit code and the one line of
-any other error of the machine, and keeps the native libraries' own words in a file.
-"""
+"""Several processes that train one model: how they start, agree, wait for each other, and end."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import hashlib
-import os
-import signal
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,16 +15,17 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from charjax.errors import CharjaxError, HostError, InputError
+from charjax.runtime.native_abort import AbortHandler
 from charjax.runtime.sharding import all_devices, batch_sharding, data_mesh, replicated, shard_local
 
-_JOIN_S = 120  # the longest wait for all processes to be there
-_DEATH_S = 30  # without a sign of life, after which a process counts as dead
-_LEAVE_S = 10  # the longest wait for the others at the end
+_INITIALIZATION_TIMEOUT_S = 120
+_HEARTBEAT_TIMEOUT_S = 30  # a process that is silent for longer counts as dead
+_SHUTDOWN_TIMEOUT_S = 10
 
 
 @dataclass(frozen=True)
-class Place:
-    """A process's place in a run of several, where JAX does not find it out by itself.
+class ProcessSpec:
+    """Which process of how many this is: arguments of `jax.distributed.initialize`.
 
     Attributes:
       coordinator: HOST:PORT of process 0, the same on all.
@@ -47,54 +39,63 @@ class Place:
 
 
 def is_multiprocess() -> bool:
-    """Whether this run has more processes than this one."""
+    """Whether several processes run this program."""
     return bool(jax.process_count() > 1)
 
 
 def is_primary() -> bool:
-    """Whether this process writes for all."""
+    """Whether this is process 0, which alone writes files and messages."""
     return bool(jax.process_index() == 0)
 
 
 @contextlib.contextmanager
-def join_processes(place: Place | None, *, native_log: Path) -> Iterator[None]:
-    """A context in which this process is one of its run's.
+def join_processes(spec: ProcessSpec | None, *, native_log: Path) -> Iterator[None]:
+    """A context in which this process works with the others; enter it before JAX is used.
 
-    Call it before anything else that makes JAX look for devices.
+    JAX aborts this process once another has died: that ends it with exit code 4 and one line.
 
     Args:
-      place: None: the place that JAX finds (SLURM, Open MPI, Kubernetes, TPU pods); where
-        it finds none, the run has one process and this context does nothing.
-      native_log: a file for what native libraries write to the standard streams; `{}` in
-        its name becomes the number of the process. Unused with one process.
+      spec: None: what JAX detects (SLURM, Open MPI, Kubernetes, TPU pods); where it detects
+        nothing there is one process, and the context only makes sure that it has a device.
+      native_log: the file for what native libraries write to the standard streams; `{}` in
+        its name becomes the process's number. Unused with one process.
 
     Raises:
-      HostError: the processes did not find each other, or one of them has died.
+      HostError: the processes do not find each other, one of them died, or JAX has no device.
     """
-    if not _join(place):
+    initialized = _initialize(spec)
+    all_devices()
+    if not (initialized and is_multiprocess()):
         yield
         return
     log = native_log.with_name(native_log.name.replace("{}", str(jax.process_index())))
-    log.parent.mkdir(parents=True, exist_ok=True)
-    end = _End(log)
+    abort = AbortHandler(
+        f"process {jax.process_index()} of {jax.process_count()}: another process of this run "
+        f"has ended (details in {log}); start all of them again to resume from the newest "
+        "checkpoint",
+        HostError.exit_code,
+        native_log=log,
+    )
     try:
-        _connect()
+        _connect_devices()
         yield
     except CharjaxError as error:
-        end.is_for(error)
+        # The others may find this process gone before it has printed its error.
+        abort.message, abort.exit_code = str(error), error.exit_code
         raise
     except jax.errors.JaxRuntimeError as error:
-        # A collective broke off, most likely since a peer is gone. The service will know,
-        # and then ends this process; if not, the error is of another kind.
-        time.sleep(_DEATH_S + _LEAVE_S)
-        end.is_for(HostError(f"{error}"))
+        # A collective failed, most likely because another process died: then JAX aborts this
+        # one within that time. If it does not, the error has another cause.
+        time.sleep(_HEARTBEAT_TIMEOUT_S + _SHUTDOWN_TIMEOUT_S)
+        abort.message = str(error)
         raise
     finally:
-        _leave()
+        with contextlib.suppress(RuntimeError):
+            jax.distributed.shutdown()  # waits for the others, or aborts: see AbortHandler
 
 
 def all_max(values: Sequence[int]) -> list[int]:
-    """The largest of each number over all processes. A collective: all must call it."""
+    """The elementwise maximum over all processes. A collective: every process must call it."""
     if not is_multiprocess():
         return list(values)
     largest: list[int] = multihost_utils.process_allgather(np.asarray(values)).max(0).tolist()
@@ -102,10 +103,10 @@ def all_max(values: Sequence[int]) -> list[int]:
 
 
 def require_same(what: str, value: str) -> None:
-    """Refuses to go on with processes that differ. A collective.
+    """Checks that this process has the same value as process 0. A collective.
 
     Raises:
-      InputError: this process's value is not that of the first one.
+      InputError: it has not.
     """
     if not is_multiprocess():
         return
@@ -119,116 +120,81 @@ def require_same(what: str, value: str) -> None:
 
 @contextlib.contextmanager
 def primary_first() -> Iterator[None]:
-    """Process 0 goes through first and the others after it. A collective."""
+    """A context whose body process 0 runs first, then all others. A collective."""
     if is_multiprocess() and not is_primary():
-        multihost_utils.sync_global_devices("charjax: after the first")
+        multihost_utils.sync_global_devices("charjax: primary_first")
     yield
     if is_multiprocess() and is_primary():
-        multihost_utils.sync_global_devices("charjax: after the first")
+        multihost_utils.sync_global_devices("charjax: primary_first")
 
 
 class Exchange:
-    """Numbers that the processes tell each other at every dispatch, without waiting.
+    """A maximum of integers over all processes, read one call late so that nothing waits for it.
 
-    What is said at one call is known to all at the next. By then it has long arrived, so
-    that a call costs little and the devices' queue never runs dry for it.
+    A collective at every dispatch: by the next call the result has long arrived, and the devices'
+    queues never run empty.
     """
 
     def __init__(self, size: int) -> None:
+        """Starts with zeros.
+
+        Args:
+          size: how many integers each call exchanges.
+        """
         mesh = data_mesh(all_devices())
-        self._lanes = batch_sharding(mesh, axis=0)
-        self._largest = jax.jit(lambda said: jnp.max(said, axis=0), out_shardings=replicated(mesh))
-        self._said = self._largest(self._shown([0] * size))
+        self._sharding = batch_sharding(mesh, axis=0)
+        self._max = jax.jit(lambda rows: jnp.max(rows, axis=0), out_shardings=replicated(mesh))
+        self._pending = self._max(self._rows([0] * size))
 
     def __call__(self, values: Sequence[int]) -> list[int]:
-        """Says these; returns the largest of what all processes said at the call before."""
-        known: list[int] = np.asarray(self._said).tolist()
-        self._said = self._largest(self._shown(values))
-        return known
+        """Sends this process's values; returns the maximum of those of the call before."""
+        previous: list[int] = np.asarray(self._pending).tolist()
+        self._pending = self._max(self._rows(values))
+        return previous
 
-    def _shown(self, values: Sequence[int]) -> jax.Array:
-        shown: jax.Array = shard_local(
-            np.tile(np.asarray(values, np.int32), (jax.local_device_count(), 1)), self._lanes
-        )
-        return shown
-
-
-class _End:
-    """How this process ends if native code aborts it: in one line, with an exit code."""
-
-    def __init__(self, log: Path) -> None:
-        self._exit_code = HostError.exit_code
-        self._line = (
-            f"charjax: process {jax.process_index()} of {jax.process_count()}: another process "
-            f"of this run has ended (details in {log}); start all of them again to go on from "
-            "the newest checkpoint\n"
-        )
-        self._stderr = _set_native_streams_apart(log)
-        self._handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._now)  # must outlive the call
-        ctypes.CDLL(None).signal(signal.SIGABRT, self._handler)
-
-    def is_for(self, error: CharjaxError) -> None:
-        """From here on an abort only hastens the end that this error brings."""
-        self._line, self._exit_code = f"charjax: {error}\n", error.exit_code
-
-    def _now(self, number: int) -> None:
-        os.write(self._stderr, self._line.encode())
-        os._exit(self._exit_code)
+    def _rows(self, values: Sequence[int]) -> jax.Array:
+        """The values int32 [devices, size], one row a device."""
+        local = np.tile(np.asarray(values, np.int32), (jax.local_device_count(), 1))
+        rows: jax.Array = shard_local(local, self._sharding)
+        return rows
 
 
-def _join(place: Place | None) -> bool:
-    """Whether there is more than one process; connects them if so."""
-    if place is not None and place.num_processes == 1:
+def _initialize(spec: ProcessSpec | None) -> bool:
+    """Runs `jax.distributed.initialize`; False: there is only this process.
+
+    Raises:
+      HostError: the processes do not find each other.
+    """
+    if spec is not None and spec.num_processes == 1:
         return False
-    # It would take SIGTERM for itself.
-    jax.config.update("jax_enable_preemption_service", False)
+    jax.config.update("jax_enable_preemption_service", False)  # it would handle SIGTERM itself
     try:
         jax.distributed.initialize(
-            coordinator_address=place.coordinator if place else None,
-            num_processes=place.num_processes if place else None,
-            process_id=place.process_id if place else None,
-            cluster_detection_method="deactivate" if place else None,
-            initialization_timeout=_JOIN_S,
-            heartbeat_timeout_seconds=_DEATH_S,
-            shutdown_timeout_seconds=_LEAVE_S,
+            coordinator_address=spec.coordinator if spec else None,
+            num_processes=spec.num_processes if spec else None,
+            process_id=spec.process_id if spec else None,
+            cluster_detection_method="deactivate" if spec else None,
+            initialization_timeout=_INITIALIZATION_TIMEOUT_S,
+            heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT_S,
+            shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT_S,
         )
     except ValueError:
-        if place is not None:
+        if spec is not None:
             raise
-        return False  # no cluster that JAX knows
+        return False  # JAX detects no cluster
     except RuntimeError as error:
-        if "must be called before" in str(error) and place is None:
+        if "must be called before" in str(error) and spec is None:
             return False  # JAX is in use already, as in a notebook
-        where = place.coordinator if place else "the cluster that JAX found"
+        where = spec.coordinator if spec else "the cluster that JAX detected"
         raise HostError(
-            f"--coordinator={where}: the processes did not find each other within {_JOIN_S} s "
-            f"({str(error).splitlines()[0]}); start all of them, and check address and firewall; "
-            "or give --num_processes=1"
+            f"--coordinator={where}: the processes did not find each other within "
+            f"{_INITIALIZATION_TIMEOUT_S} s ({str(error).splitlines()[0]}); start all of them, "
+            "and check address and firewall; or give --num_processes=1"
         ) from error
-    return is_multiprocess()
+    return True
 
 
-def _connect() -> None:
-    """Opens the devices' connections, while all processes are here: some give up after 30 s."""
+def _connect_devices() -> None:
+    """Opens the connections between devices now: later, some time out after 30 s."""
     all_max([0])
     Exchange(1)([0])
-
-
-def _leave() -> None:
-    """Leaves together with the others; if they do not come, the service aborts, see `_End`."""
-    with contextlib.suppress(RuntimeError):
-        jax.distributed.shutdown()
-
-
-def _set_native_streams_apart(log: Path) -> int:
-    """Python keeps the standard streams, native code gets a file; returns the new stderr."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    stdout, stderr = os.dup(1), os.dup(2)
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    os.close(file)
-    sys.stdout = os.fdopen(stdout, "w", encoding=sys.stdout.encoding, buffering=1)
-    sys.stderr = os.fdopen(stderr, "w", encoding=sys.stderr.encoding, buffering=1)
-    return stderr

@@ -1,4 +1,4 @@
-"""The precision of products: which dtype `config.model.dtype=auto` is on these devices."""
+"""The compute dtype: what `config.model.dtype=auto` means on these devices."""
 
 from __future__ import annotations
 
@@ -11,44 +11,45 @@ import jax
 
 from charjax.config import Config
 
-_CPU_INFO = Path("/proc/cpuinfo")  # where Linux lists what the processor can do
-_BFLOAT16_CPUS = {"avx512_bf16", "amx_bf16"}  # as it calls the x86 instructions for it
-_BFLOAT16_GPUS = 8  # the compute capability of NVIDIA's from which on they have it
+_CPU_INFO = Path("/proc/cpuinfo")
+_BFLOAT16_CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
+_BFLOAT16_COMPUTE_CAPABILITY = 8  # NVIDIA Ampere
 
 
-def resolve_dtype(config: Config, begun: Mapping[str, Any] | None = None) -> Config:
-    """The config with nothing left to the machine: `model.dtype=auto` decided.
+def resolve_dtype(config: Config, saved: Mapping[str, Any] | None = None) -> Config:
+    """The config with `model.dtype="auto"` replaced by a dtype.
 
     Args:
-      config: as it was asked for.
-      begun: the config, as nested mappings, with which the run began that goes on: what was
-        decided then stays, on whatever machine. None: it has not begun.
+      config: as the user gave it.
+      saved: the config of the run that is resumed, as nested mappings: its dtype is kept,
+        whatever this machine prefers. None: a new run, which takes `fast_dtype`.
     """
     if config.model.dtype != "auto":
         return config
-    dtype = begun["model"]["dtype"] if begun else fast_dtype()
+    dtype = saved["model"]["dtype"] if saved else fast_dtype()
     return replace(config, model=replace(config.model, dtype=dtype))
 
 
 def fast_dtype() -> str:
-    """The dtype of operands whose products, with float32 sums, these devices compute fastest.
+    """The operand dtype of the fastest matmul with float32 accumulation on these devices.
 
-    "bfloat16" on TPUs, on NVIDIA GPUs since Ampere, and on x86 processors that have
-    instructions for it, where Linux says so; "float32" on all others.
+    "bfloat16" on TPUs, on NVIDIA GPUs since Ampere, and on x86 CPUs with bf16
+    instructions (known on Linux alone); "float32" on all others.
     """
     device = jax.devices()[0]
     if device.platform == "cpu":
-        has_bfloat16 = bool(_BFLOAT16_CPUS & cpu_flags())
+        has_bfloat16 = bool(_BFLOAT16_CPU_FLAGS & cpu_flags())
     elif device.platform == "gpu":
+        # AMD's are names such as gfx942.
         major = str(getattr(device, "compute_capability", "")).partition(".")[0]
-        has_bfloat16 = major.isdecimal() and int(major) >= _BFLOAT16_GPUS  # AMD's are no numbers
+        has_bfloat16 = major.isdecimal() and int(major) >= _BFLOAT16_COMPUTE_CAPABILITY
     else:
         has_bfloat16 = device.platform == "tpu"
     return "bfloat16" if has_bfloat16 else "float32"
 
 
 def cpu_flags() -> set[str]:
-    """What the first processor can do, as Linux calls it; nothing where no one says it."""
+    """The first CPU's features as /proc/cpuinfo names them; empty where there is no such file."""
     try:
         lines = _CPU_INFO.read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,8 +1,7 @@
-"""Random keys as a pure function of (seed, stream, index): law 1.
+"""Random keys as a pure function of (seed, stream, index): invariant 1 of CONTRIBUTING.md.
 
-Nothing in charjax splits a key and carries the rest along. Whatever needs
-randomness names its stream and its index (a step, a sample, a position), so
-that the draw does not depend on what ran before it.
+No key is split and carried along. Whatever needs randomness folds its stream and its index (a step,
+a sample, a position) into the seed's key, so that a draw does not depend on the draws before it.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from charjax.types import Count, PRNGKey
 
 
 class Stream(enum.IntEnum):
-    """The independent uses of randomness. Never renumber: seeds would change meaning."""
+    """The independent uses of randomness. Never renumber them: every seed's draws would change."""
 
     INIT = 0
     DROPOUT = 1
@@ -24,7 +23,7 @@ class Stream(enum.IntEnum):
 
 
 def stream_key(seed: int, stream: Stream) -> PRNGKey:
-    """The root key of one stream of a seed."""
+    """The root key of a stream: threefry, so that it is the same on every platform."""
     return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), stream)
 
 

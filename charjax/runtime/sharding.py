@@ -1,25 +1,40 @@
-"""All devices of a run as one row of lanes, and arrays on them, in one process or in several."""
+"""A 1-D mesh over all devices; the batch is sharded along its one axis, `data`."""
 
 from __future__ import annotations
+
+import os
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from charjax.errors import HostError
 from charjax.types import PyTree
 
-LANES = "lanes"
+DATA_AXIS = "data"
 
 
 def all_devices() -> list[jax.Device]:
-    """The devices of all processes, those of one process side by side, in one order for all."""
-    return sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    """The devices of all processes, in the same order on each, sorted by process.
+
+    Raises:
+      HostError: JAX finds no device for the platform that `JAX_PLATFORMS` names.
+    """
+    try:
+        devices = jax.devices()
+    except (AssertionError, RuntimeError) as error:  # AssertionError: no plugin is installed
+        reason = str(error).partition("\n")[0] or "its plugin is not installed"
+        raise HostError(
+            f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: JAX found no such device "
+            f"({reason}); try JAX_PLATFORMS=cpu, or unset it"
+        ) from error
+    return sorted(devices, key=lambda device: (device.process_index, device.id))
 
 
 def data_mesh(devices: list[jax.Device]) -> Mesh:
-    """These devices along the axis `LANES`."""
-    # Explicit axes, the default of make_mesh, break the embedding's look-up.
-    return Mesh(np.array(devices), (LANES,), axis_types=(AxisType.Auto,))
+    """The 1-D mesh of these devices, its axis named `DATA_AXIS`."""
+    # With explicit axes, the default of jax.make_mesh, the embedding's lookup fails.
+    return Mesh(np.array(devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -28,39 +43,32 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh, *, axis: int) -> NamedSharding:
-    """That axis cut into one part a device, in the order of the mesh."""
-    return NamedSharding(mesh, PartitionSpec(*[None] * axis, LANES))
+    """One array axis split evenly over the mesh; other axes are not split."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, DATA_AXIS))
 
 
 def process_rows(batch_size: int) -> slice:
-    """The rows of a global batch that belong to the devices of this process."""
+    """The rows of a global batch that this process's devices hold."""
     devices = all_devices()
-    own = [i for i, device in enumerate(devices) if device.process_index == jax.process_index()]
-    share = batch_size // len(devices)
-    return slice(own[0] * share, (own[-1] + 1) * share)
+    local = [i for i, device in enumerate(devices) if device.process_index == jax.process_index()]
+    rows_per_device = batch_size // len(devices)
+    return slice(local[0] * rows_per_device, (local[-1] + 1) * rows_per_device)
 
 
 def shard(tree: PyTree, sharding: NamedSharding) -> PyTree:
-    """Host arrays, whole and equal on every process, on the devices."""
+    """Global arrays from host arrays that every process has in full."""
     return jax.tree.map(
         lambda leaf: jax.make_array_from_callback(leaf.shape, sharding, lambda at: leaf[at]), tree
     )
 
 
 def shard_local(tree: PyTree, sharding: NamedSharding) -> PyTree:
-    """Host arrays, of which every process has the part of its own devices, on the devices."""
+    """Global arrays from host arrays of which each process has its `process_rows`."""
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), tree)
 
 
 def local_copy(tree: PyTree) -> PyTree:
-    """Replicated arrays on one device of this process; what lies on the host stays there."""
+    """Replicated arrays as arrays of one device of this process; numpy arrays as they are."""
     return jax.tree.map(
         lambda leaf: leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf, tree
     )
-
-
-def loop_compiler_options() -> dict[str, bool] | None:
-    """Compiler options for programs whose time goes into loops over characters."""
-    # On a CPU such a loop would otherwise copy its carry at every character.
-    on_cpu = jax.default_backend() == "cpu"
-    return {"xla_cpu_copy_insertion_use_region_analysis": True} if on_cpu else None

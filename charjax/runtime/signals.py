@@ -1,4 +1,4 @@
-"""Signals that ask a process to end: at once while it has nothing to save, else between steps."""
+"""SIGINT and SIGTERM: noted while a run trains, an immediate exit at all other times."""
 
 from __future__ import annotations
 
@@ -10,27 +10,28 @@ from contextlib import ExitStack, contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
-_WATCHED = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopSignals:
-    """A context in which SIGINT and SIGTERM are noted in `received` instead of killing.
+    """A context in which SIGINT and SIGTERM do not end the process but set `received`.
 
-    A second SIGINT exits at once with 130, for the person who will not wait.
-    Outside the main thread, where Python allows no handlers, nothing changes.
+    A second SIGINT exits at once with 130. Outside the main thread, where Python allows no
+    handlers, nothing changes.
+
+    Attributes:
+      received: the last signal's number; None: there was none.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
         self._interrupts = 0
-        self._handlers = ExitStack()
+        self._on_exit = ExitStack()
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            for number, before in _heeded():
-                signal.signal(number, self._note)
-                self._handlers.callback(signal.signal, number, before)
-            self._handlers.enter_context(_listening(self._exit_if_second))
+            _handle_signals(self._on_exit, self._note)
+            self._on_exit.enter_context(_listener_thread(self._exit_if_second))
         return self
 
     def __exit__(
@@ -39,7 +40,7 @@ class StopSignals:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._handlers.close()
+        self._on_exit.close()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received == signal.SIGINT:
@@ -47,7 +48,7 @@ class StopSignals:
         self.received = number
 
     def _exit_if_second(self, number: int) -> None:
-        """As `_note`, which Python does not call while a compiler or a device is waited for."""
+        """For an interrupt during a compilation, whose `_note` Python calls only after it."""
         self._interrupts += number == signal.SIGINT
         if self._interrupts > 1:
             os._exit(128 + number)
@@ -55,13 +56,13 @@ class StopSignals:
 
 @contextmanager
 def exit_on_signals(say: Callable[[str], None]) -> Iterator[None]:
-    """A context in which SIGTERM and SIGINT exit at once with 143 and 130, whatever goes on.
+    """A context in which SIGTERM and SIGINT exit at once with 143 and 130.
 
-    For a command with nothing to save; `StopSignals` takes over inside. No KeyboardInterrupt
-    is raised: modules that load, and compilers, do not survive one in good order.
+    For a command with nothing to save; `StopSignals` replaces it inside. KeyboardInterrupt is
+    never raised: module imports and compilations can be left half done by it.
 
     Args:
-      say: told, in one line, what happens.
+      say: is called with one line before the exit.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -72,27 +73,26 @@ def exit_on_signals(say: Callable[[str], None]) -> Iterator[None]:
         os._exit(128 + number)
 
     with ExitStack() as stack:
-        for number, before in _heeded():
-            signal.signal(number, _leave_it_to_the_listener)
-            stack.callback(signal.signal, number, before)
-        stack.enter_context(_listening(exit_now))
+        _handle_signals(stack, lambda number, frame: None)  # the listener thread reacts
+        stack.enter_context(_listener_thread(exit_now))
         yield
 
 
-def _heeded() -> Iterator[tuple[int, Any]]:
-    """The signals watched and their handlers, but for those that this process is to ignore.
+def _handle_signals(on_exit: ExitStack, handler: Callable[[int, FrameType | None], Any]) -> None:
+    """Sets the handler of both signals, except ignored ones, until the stack is closed.
 
-    So a shell asks for SIGINT, of a command in the background.
+    Shells have background jobs ignore SIGINT, and that is to stay so.
     """
-    for number in _WATCHED:
-        handler = signal.getsignal(number)
-        if handler is not signal.SIG_IGN:
-            yield number, handler
+    for number in _SIGNALS:
+        before = signal.getsignal(number)
+        if before is not signal.SIG_IGN:
+            signal.signal(number, handler)
+            on_exit.callback(signal.signal, number, before)
 
 
 @contextmanager
-def _listening(react: Callable[[int], None]) -> Iterator[None]:
-    """Has a thread react to the number of each signal that arrives, whatever else goes on."""
+def _listener_thread(react: Callable[[int], None]) -> Iterator[None]:
+    """Has a thread call `react` with each signal's number, even while the main thread is in C."""
     arrivals, wakeup = os.pipe()
     os.set_blocking(wakeup, False)
     before = signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
@@ -101,15 +101,11 @@ def _listening(react: Callable[[int], None]) -> Iterator[None]:
         yield
     finally:
         signal.set_wakeup_fd(before)
-        os.close(wakeup)  # and with it the thread ends
+        os.close(wakeup)  # ends the thread
 
 
 def _listen(arrivals: int, react: Callable[[int], None]) -> None:
     while number := os.read(arrivals, 1):
-        if number[0] in _WATCHED:
+        if number[0] in _SIGNALS:
             react(number[0])
     os.close(arrivals)
-
-
-def _leave_it_to_the_listener(number: int, frame: Any) -> None:
-    pass

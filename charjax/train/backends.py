@@ -15,13 +15,13 @@ from jax.sharding import Mesh
 from charjax.config import Config
 from charjax.data.batches import Batch
 from charjax.errors import InputError
+from charjax.runtime.compiler_options import loop_compiler_options
 from charjax.runtime.distributed import is_multiprocess
 from charjax.runtime.sharding import (
-    LANES,
+    DATA_AXIS,
     all_devices,
     batch_sharding,
     data_mesh,
-    loop_compiler_options,
     process_rows,
     replicated,
     shard,
@@ -84,7 +84,7 @@ def sharded_steps(
     given = _state_tree(everywhere, batch_sharding(mesh, axis=0)), batches
     made = given[0], everywhere
     steps = jax.shard_map(
-        repeat(make_step(config, vocab_size, optimizer, axis_name=LANES)),
+        repeat(make_step(config, vocab_size, optimizer, axis_name=DATA_AXIS)),
         mesh=mesh,
         in_specs=jax.tree.map(lambda sharding: sharding.spec, given),
         out_specs=jax.tree.map(lambda sharding: sharding.spec, made),
@@ -126,8 +126,8 @@ def _pmap_backend(
 ) -> Backend:
     rows, mesh_axes = process_rows(config.data.batch_size), _state_tree(None, 0)
     run = jax.pmap(
-        repeat(make_step(config, vocab_size, optimizer, axis_name=LANES)),
-        axis_name=LANES,
+        repeat(make_step(config, vocab_size, optimizer, axis_name=DATA_AXIS)),
+        axis_name=DATA_AXIS,
         in_axes=(mesh_axes, 1),
         out_axes=(mesh_axes, None),
         devices=all_devices(),

@@ -15,11 +15,11 @@ from typing import IO, NamedTuple
 
 import pytest
 
-from charjax.cli import main
+from charjax.cli import commands, main
 from charjax.inference.evaluate import Score
 from charjax.train.metrics import read_metrics
 
-# ml_collections reads config files in a way that Python gives up some day.
+# ml_collections loads config files by a function that Python deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 ROOT = Path(__file__).parents[2]
@@ -53,8 +53,8 @@ def get_config():
 }
 
 
-class Place(NamedTuple):
-    """What the commands find: a folder of files, a config and a trained run."""
+class Workspace(NamedTuple):
+    """A folder with text and config files and a trained run, and an environment without network."""
 
     folder: Path
     environment: dict[str, str]
@@ -69,8 +69,8 @@ class Place(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Place:
-    folder = tmp_path_factory.mktemp("place")
+def workspace(tmp_path_factory) -> Workspace:
+    folder = tmp_path_factory.mktemp("workspace")
     for name, content in FILES.items():
         (folder / name).write_bytes(content)
     (folder / "text.txt").write_text(TEXT, encoding="utf-8")
@@ -87,37 +87,41 @@ def place(tmp_path_factory) -> Place:
         "http_proxy": nowhere,
         "https_proxy": nowhere,
     }
-    place = Place(folder, environment)
-    done = start(place, "launch", "--config=@tiny.py --workdir=@run")
+    workspace = Workspace(folder, environment)
+    done = start(workspace, "launch", "--config=@tiny.py --workdir=@run")
     assert (done.returncode, done.stderr) == (0, b"")
     assert b"step 20 of 20 is done" in done.stdout
-    return place
+    return workspace
 
 
 @pytest.fixture(autouse=True)
-def _surroundings(place, monkeypatch) -> None:
+def _surroundings(workspace, monkeypatch) -> None:
     for name in ("XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR", "CHARJAX_DATA_DIR"):
-        monkeypatch.setenv(name, place.environment[name])
+        monkeypatch.setenv(name, workspace.environment[name])
     for name in ("http_proxy", "https_proxy"):
-        monkeypatch.setenv(name, place.environment[name])
+        monkeypatch.setenv(name, workspace.environment[name])
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 
+COMMANDS = ("train", "sample", "score", "export", "info", "verify")
 PROGRAMS = {"launch": [str(ROOT / "launch.py")], "charjax": ["-m", "charjax"]}
 
 
 def start(
-    place: Place, program: str, arguments: str | Sequence[str], stdout: int | IO[bytes] = PIPE
+    workspace: Workspace,
+    program: str,
+    arguments: str | Sequence[str],
+    stdout: int | IO[bytes] = PIPE,
 ) -> subprocess.CompletedProcess[bytes]:
-    command = [sys.executable, *PROGRAMS[program], *place.fill(arguments)]
+    command = [sys.executable, *PROGRAMS[program], *workspace.fill(arguments)]
     return subprocess.run(
-        command, stdout=stdout, stderr=PIPE, env=place.environment, timeout=100, check=False
+        command, stdout=stdout, stderr=PIPE, env=workspace.environment, timeout=100, check=False
     )
 
 
 class Fault(NamedTuple):
-    """A command, the exit code it must end with, and words that its one line must have."""
+    """A command, its exit code, and words that its one line on stderr must have."""
 
     arguments: str | Sequence[str]
     exit_code: int
@@ -147,7 +151,9 @@ FAULTS = {
     ),
     "two configs": Fault(TRAIN + "--config=@bare.py", 2, ("--config", "one config file")),
     "config where none belongs": Fault(
-        SAMPLE + "--config.sample.num_chars=3", 2, ("--config.sample.num_chars=3", "train")
+        SAMPLE + "--config.sample.num_chars=3",
+        2,
+        ("--config.sample.num_chars=3", "sample takes no config", "--help"),
     ),
     "misspelt field": Fault(TRAIN + "--config.sed=1", 2, ("--config.sed=1", "seed")),
     "misspelt nested field": Fault(
@@ -249,7 +255,7 @@ FAULTS = {
         ("'shakespeare'", "https://", "config.data.path", "config.data.offline"),
     ),
 }
-REAL = (
+IN_A_PROCESS = (
     "misspelt flag",
     "misspelt nested field",
     "config that raises",
@@ -260,8 +266,8 @@ REAL = (
     "missing workdir",
     "no network",
 )
-# ml_collections loads all config files as one module, in which the last one's function is left.
-NOT_AGAIN = {"config without get_config"}
+# ml_collections loads every config file into the same module, where the last get_config remains.
+NOT_IN_PROCESS = {"config without get_config"}
 
 
 def assert_one_line(stderr: str, words: Sequence[str]) -> None:
@@ -272,59 +278,59 @@ def assert_one_line(stderr: str, words: Sequence[str]) -> None:
         assert word in line
 
 
-@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault not in NOT_AGAIN])
-def test_a_fault_is_one_line_that_names_it_and_the_remedy(fault, place, capfd):
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault not in NOT_IN_PROCESS])
+def test_a_fault_is_one_line_that_names_it_and_the_remedy(fault, workspace, capfd):
     arguments, exit_code, words = FAULTS[fault]
-    assert main.main(place.fill(arguments)) == exit_code
+    assert main.main(workspace.fill(arguments)) == exit_code
     assert_one_line(capfd.readouterr().err, words)
 
 
-@pytest.mark.parametrize("fault", REAL)
-def test_and_so_it_is_in_a_process_of_its_own(fault, place):
+@pytest.mark.parametrize("fault", IN_A_PROCESS)
+def test_a_fault_is_one_line_in_a_process_of_its_own(fault, workspace):
     arguments, exit_code, words = FAULTS[fault]
-    filled = place.fill(arguments)
+    filled = workspace.fill(arguments)
     program = "launch" if filled[0] == "train" else "charjax"
-    ended = start(place, program, filled[1:] if program == "launch" else filled)
+    ended = start(workspace, program, filled[1:] if program == "launch" else filled)
     assert ended.returncode == exit_code
     assert_one_line(ended.stderr.decode(), words)
 
 
-def test_what_fails_early_leaves_nothing_behind(place, tmp_path):
-    arguments = place.fill("train --config=@tiny.py --config.model.hidden=0")
+def test_what_fails_early_leaves_nothing_behind(workspace, tmp_path):
+    arguments = workspace.fill("train --config=@tiny.py --config.model.hidden=0")
     assert main.main([*arguments, f"--workdir={tmp_path}/new"]) == 2
     assert list(tmp_path.iterdir()) == []
 
 
-def output_of(place: Place, arguments: str | Sequence[str], capfd) -> str:
+def output_of(workspace: Workspace, arguments: str | Sequence[str], capfd) -> str:
     capfd.readouterr()
-    assert main.main(place.fill(arguments)) == 0
+    assert main.main(workspace.fill(arguments)) == 0
     out, err = capfd.readouterr()
     assert err == ""
     return str(out)
 
 
-def test_a_seed_is_a_text(place, capfd):
+def test_a_seed_is_a_text(workspace, capfd):
     command = SAMPLE + "--prompt=the --num_chars=200 --seed="
-    first = output_of(place, command + "3", capfd)
+    first = output_of(workspace, command + "3", capfd)
     assert len(first) == 203
     assert first.startswith("the")
     assert set(first) <= set(TEXT)
-    assert first == output_of(place, command + "3", capfd)
-    assert first != output_of(place, command + "4", capfd)
+    assert first == output_of(workspace, command + "3", capfd)
+    assert first != output_of(workspace, command + "4", capfd)
 
 
-def test_a_process_writes_the_same_bytes_and_nothing_else(place, capfd):
+def test_a_process_writes_the_same_bytes_and_nothing_else(workspace, capfd):
     command = SAMPLE + "--prompt=the --num_chars=50 --seed=3 --temperature=0"
-    ended = start(place, "charjax", command)
+    ended = start(workspace, "charjax", command)
     assert (ended.returncode, ended.stderr) == (0, b"")
-    assert ended.stdout == start(place, "charjax", command).stdout
-    assert ended.stdout.decode() == output_of(place, command, capfd)
+    assert ended.stdout == start(workspace, "charjax", command).stdout
+    assert ended.stdout.decode() == output_of(workspace, command, capfd)
 
 
-def test_a_sample_does_not_depend_on_how_many_there_are(place, capfd):
+def test_a_sample_does_not_depend_on_how_many_there_are(workspace, capfd):
     def samples(number: int) -> list[str]:
         command = f"sample --workdir=@run --num_chars=40 --separator=| --num_samples={number}"
-        return output_of(place, command, capfd).split("|")
+        return output_of(workspace, command, capfd).split("|")
 
     five, nine = samples(5), samples(9)
     assert len(five) == 5
@@ -333,24 +339,26 @@ def test_a_sample_does_not_depend_on_how_many_there_are(place, capfd):
     assert len(set(nine)) == 9
 
 
-def test_no_characters_are_the_prompt_alone(place, capfd):
-    assert output_of(place, [*SAMPLE.split(), "--num_chars=0", "--prompt=a cat"], capfd) == "a cat"
-    assert output_of(place, SAMPLE + "--num_chars=0", capfd) == ""
+def test_no_characters_are_the_prompt_alone(workspace, capfd):
+    assert (
+        output_of(workspace, [*SAMPLE.split(), "--num_chars=0", "--prompt=a cat"], capfd) == "a cat"
+    )
+    assert output_of(workspace, SAMPLE + "--num_chars=0", capfd) == ""
 
 
-def test_flags_and_their_values_may_be_two_words(place, capfd):
-    one = output_of(place, SAMPLE + "--num_chars=20 --seed=1", capfd)
-    assert output_of(place, "sample --workdir @run --num_chars 20 --seed 1", capfd) == one
-    info = output_of(place, "info --config @tiny.py --config.model.hidden 16", capfd)
+def test_flags_and_their_values_may_be_two_words(workspace, capfd):
+    one = output_of(workspace, SAMPLE + "--num_chars=20 --seed=1", capfd)
+    assert output_of(workspace, "sample --workdir @run --num_chars 20 --seed 1", capfd) == one
+    info = output_of(workspace, "info --config @tiny.py --config.model.hidden 16", capfd)
     assert json.loads(info)["hidden"] == 16
 
 
-def test_the_score_of_the_validation_text_is_the_validation_loss(place, capfd, monkeypatch):
-    records = read_metrics(place.run / "metrics.jsonl")
+def test_the_score_of_the_validation_text_is_the_validation_loss(workspace, capfd, monkeypatch):
+    records = read_metrics(workspace.run / "metrics.jsonl")
     best = min(r["val_loss"] for r in records if "val_loss" in r)
     validation = TEXT[int(len(TEXT) * 0.9) :]
-    (place.folder / "val.txt").write_text(validation, encoding="utf-8")
-    score = json.loads(output_of(place, "score --workdir=@run --file=@val.txt", capfd))
+    (workspace.folder / "val.txt").write_text(validation, encoding="utf-8")
+    score = json.loads(output_of(workspace, "score --workdir=@run --file=@val.txt", capfd))
     assert set(score) == {"chars", "nats_per_char", "bits_per_char", "perplexity"}
     assert score["chars"] == len(validation) - 1
     assert score["nats_per_char"] == pytest.approx(best, rel=1e-4)
@@ -359,21 +367,21 @@ def test_the_score_of_the_validation_text_is_the_validation_loss(place, capfd, m
 
     stdin = io.TextIOWrapper(io.BytesIO(validation.encode()))
     monkeypatch.setattr(sys, "stdin", stdin)
-    assert json.loads(output_of(place, "score --workdir=@run --file=-", capfd)) == score
+    assert json.loads(output_of(workspace, "score --workdir=@run --file=-", capfd)) == score
 
 
-def test_a_score_beyond_the_numbers_is_still_json(place, capfd, monkeypatch):
+def test_a_score_beyond_the_numbers_is_still_json(workspace, capfd, monkeypatch):
     monkeypatch.setattr("charjax.inference.score.score_file", lambda *_, **__: Score(1, 1000.0))
-    assert main.main(place.fill("score --workdir=@run --file=@text.txt")) == 0
+    assert main.main(workspace.fill("score --workdir=@run --file=@text.txt")) == 0
     out, err = capfd.readouterr()
     assert json.loads(out)["perplexity"] is None
     assert "Infinity" not in out
     assert [line for line in err.splitlines() if "perplexity" in line]
 
 
-def test_info_describes_a_config_and_a_run_alike(place, capfd):
-    config = json.loads(output_of(place, "info --config=@tiny.py", capfd))
-    trained = json.loads(output_of(place, "info --workdir=@run", capfd))
+def test_info_describes_a_config_and_a_run_alike(workspace, capfd):
+    config = json.loads(output_of(workspace, "info --config=@tiny.py", capfd))
+    trained = json.loads(output_of(workspace, "info --workdir=@run", capfd))
     for name in ("parameters", "vocab_size", "cell", "layers", "hidden", "corpus", "sha256"):
         assert config[name] == trained[name]
     assert (config["cell"], config["layers"], config["hidden"]) == ("rnn", 1, 8)
@@ -382,19 +390,19 @@ def test_info_describes_a_config_and_a_run_alike(place, capfd):
     assert trained["step"] in (10, 20)
 
 
-def test_a_config_takes_its_argument_after_a_colon_and_names_the_folder(place, monkeypatch):
+def test_a_config_takes_its_argument_after_a_colon_and_names_the_folder(workspace, monkeypatch):
     runs = {}
     monkeypatch.setattr(
         "charjax.train.loop.train",
         lambda config, workdir, display, **_: runs.update({str(workdir): config.train.max_steps}),
     )
     for arguments in ("@tiny.py", "@tiny.py:10", "@tiny.py:10 --workdir=there"):
-        assert main.main(place.fill(f"train --config={arguments}")) == 0
+        assert main.main(workspace.fill(f"train --config={arguments}")) == 0
     assert runs == {"runs/tiny": 20, "runs/tiny-10": 10, "there": 10}
 
 
-def test_verify_reads_every_checkpoint(place, capfd):
-    assert main.main(place.fill("verify --workdir=@run")) == 0
+def test_verify_reads_every_checkpoint(workspace, capfd):
+    assert main.main(workspace.fill("verify --workdir=@run")) == 0
     out, err = capfd.readouterr()
     assert json.loads(out) == {"10": "good", "20": "good"}
     assert len(err.splitlines()) == 2
@@ -405,11 +413,53 @@ def test_help_lists_the_commands(capfd):
         main.main(["--help"])
     assert ended.value.code == 0
     out = capfd.readouterr().out
-    for command in ("train", "sample", "score", "info", "verify"):
+    for command in COMMANDS:
         assert f"\n    {command} " in out
 
 
-@pytest.mark.parametrize("command", ["train", "sample", "score", "info", "verify"])
+def test_a_command_is_one_file(tmp_path, monkeypatch, capfd):
+    (tmp_path / "greet.py").write_text(
+        '"""Greet somebody."""\n'
+        "def add_arguments(parser): parser.add_argument('--name', required=True)\n"
+        "def run(args): print(f'hello {args.name}')\n"
+    )
+    monkeypatch.setattr(commands, "__path__", [*commands.__path__, str(tmp_path)])
+    assert main.main(["greet", "--name=you"]) == 0
+    assert capfd.readouterr().out == "hello you\n"
+    assert main.main(["greet", "--name=you", "--nam=x"]) == 2
+    assert "did you mean --name?" in capfd.readouterr().err
+    assert main.main(["greet", "--name=you", "--config.seed=1"]) == 2
+    assert "greet takes no config" in capfd.readouterr().err
+    with pytest.raises(SystemExit):
+        main.main(["--help"])
+    assert "Greet somebody." in capfd.readouterr().out
+
+
+def test_help_waits_for_no_large_import():
+    program = """
+import sys
+from charjax.__main__ import main
+try:
+    main(["--help"])
+except SystemExit:
+    print(sorted({"jax", "numpy", "rich", "ml_collections"} & sys.modules.keys()), file=sys.stderr)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ended.stderr == "[]\n"
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_an_interrupt_while_modules_load_prints_no_traceback(program, workspace, tmp_path):
+    (tmp_path / "argparse.py").write_text(
+        "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n"
+    )
+    environment = workspace.environment | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    command = [sys.executable, *PROGRAMS[program]]
+    ended = subprocess.run(command, env=environment, stderr=PIPE, check=False)
+    assert (ended.returncode, ended.stderr) == (-signal.SIGINT, b"")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command, capfd):
     with pytest.raises(SystemExit) as ended:
         main.main([command, "--help"])
@@ -417,18 +467,18 @@ def test_every_command_explains_itself(command, capfd):
     assert "--workdir" in capfd.readouterr().out
 
 
-def test_the_same_command_again_says_that_the_run_is_finished(place):
-    before = (place.run / "metrics.jsonl").read_bytes()
-    ended = start(place, "launch", "--config=@tiny.py --workdir=@run")
+def test_the_same_command_again_says_that_the_run_is_finished(workspace):
+    before = (workspace.run / "metrics.jsonl").read_bytes()
+    ended = start(workspace, "launch", "--config=@tiny.py --workdir=@run")
     assert (ended.returncode, ended.stderr) == (0, b"")
     assert b"step 20 of 20 is done" in ended.stdout
-    assert (place.run / "metrics.jsonl").read_bytes() == before
+    assert (workspace.run / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(place):
-    command = [sys.executable, *PROGRAMS["charjax"], *place.fill(SAMPLE + "--num_chars=300000")]
+def test_a_reader_that_has_seen_enough_is_no_error(workspace):
+    command = [sys.executable, *PROGRAMS["charjax"], *workspace.fill(SAMPLE + "--num_chars=300000")]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=place.environment
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=workspace.environment
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -438,8 +488,8 @@ def test_a_reader_that_has_seen_enough_is_no_error(place):
     assert process.returncode == 0
 
 
-def test_a_run_that_is_stopped_says_so_in_one_line_and_by_its_code(place, tmp_path):
-    command = [sys.executable, *PROGRAMS["launch"], *place.fill("--config=@tiny.py:1000000")]
+def test_a_run_that_is_stopped_says_so_in_one_line_and_by_its_code(workspace, tmp_path):
+    command = [sys.executable, *PROGRAMS["launch"], *workspace.fill("--config=@tiny.py:1000000")]
 
     def training() -> subprocess.Popen[str]:
         process = subprocess.Popen(
@@ -447,7 +497,7 @@ def test_a_run_that_is_stopped_says_so_in_one_line_and_by_its_code(place, tmp_pa
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=place.environment,
+            env=workspace.environment,
         )
         assert process.stdout is not None
         while not process.stdout.readline().startswith("step "):
@@ -482,22 +532,22 @@ def test_what_the_machine_refuses_is_no_traceback(error, words, capfd, monkeypat
     def fail(args: object) -> None:
         raise error
 
-    monkeypatch.setattr(main, "_info", fail)
+    monkeypatch.setattr("charjax.cli.commands.info.run", fail)
     assert main.main(["info"]) == 4
     assert_one_line(capfd.readouterr().err, words)
 
 
-def test_a_platform_that_is_not_there_is_no_traceback(place):
-    elsewhere = place._replace(environment=place.environment | {"JAX_PLATFORMS": "tpu"})
+def test_a_platform_that_is_not_there_is_no_traceback(workspace):
+    elsewhere = workspace._replace(environment=workspace.environment | {"JAX_PLATFORMS": "tpu"})
     ended = start(elsewhere, "charjax", SAMPLE + "--num_chars=1")
     assert ended.returncode == 4
     assert_one_line(ended.stderr.decode(), ("JAX_PLATFORMS=tpu", "JAX_PLATFORMS=cpu"))
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a full disk to hand")
-def test_a_full_disk_behind_standard_output_is_no_traceback(place):
+def test_a_full_disk_behind_standard_output_is_no_traceback(workspace):
     with open("/dev/full", "wb") as full:
-        ended = start(place, "charjax", "info --workdir=@run", stdout=full)
+        ended = start(workspace, "charjax", "info --workdir=@run", stdout=full)
     assert ended.returncode == 4
     assert_one_line(ended.stderr.decode(), ("No space left",))
 
@@ -506,7 +556,7 @@ def test_a_defect_is_not_hidden(monkeypatch):
     def fail(args: object) -> None:
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr(main, "_info", fail)
+    monkeypatch.setattr("charjax.cli.commands.info.run", fail)
     with pytest.raises(RuntimeError, match="a defect"):
         main.main(["info"])
 
@@ -515,6 +565,6 @@ def test_an_interrupted_command_ends_with_its_code(monkeypatch, capfd):
     def fail(args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(main, "_info", fail)
+    monkeypatch.setattr("charjax.cli.commands.info.run", fail)
     assert main.main(["info"]) == 130
     assert_one_line(capfd.readouterr().err, ("interrupted",))

@@ -12,13 +12,7 @@ from charjax.runtime import display
 from charjax.runtime.display import make_display, show_messages
 
 
-class Pipe(io.StringIO):
-    """All that makes an `IO[str]` in the eyes of the runtime checks."""
-
-    mode, name = "w", "pipe"
-
-
-class Terminal(Pipe):
+class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
 
@@ -44,7 +38,7 @@ def terminal(monkeypatch) -> Terminal:
 
 
 def test_on_a_pipe_messages_and_texts_are_plain_lines():
-    stream = Pipe()
+    stream = io.StringIO()
     shown = make_display(stream)
     shown.report("[bold]a message[/bold] :heart:")
     shown.text("a text\nof two lines")
@@ -52,7 +46,7 @@ def test_on_a_pipe_messages_and_texts_are_plain_lines():
 
 
 def test_on_a_pipe_progress_is_said_every_ten_seconds(time_is):
-    stream = Pipe()
+    stream = io.StringIO()
     with make_display(stream).task("training") as update:
         for done in range(1, 31):  # a step a second
             time_is(float(done))
@@ -69,7 +63,7 @@ def test_on_a_pipe_progress_is_said_every_ten_seconds(time_is):
 
 
 def test_on_a_pipe_a_resumed_task_is_not_thought_quicker_than_it_is(time_is):
-    stream = Pipe()
+    stream = io.StringIO()
     with make_display(stream).task("training") as update:
         update(900, 1000)
         time_is(10.0)
@@ -78,7 +72,7 @@ def test_on_a_pipe_a_resumed_task_is_not_thought_quicker_than_it_is(time_is):
 
 
 def test_on_a_pipe_a_task_without_an_end_has_no_time_left(time_is):
-    stream = Pipe()
+    stream = io.StringIO()
     with make_display(stream).task("downloading") as update:
         time_is(10.0)
         update(5)
@@ -127,7 +121,7 @@ def test_in_a_terminal_a_task_may_have_no_known_end(terminal):
 
 
 def test_messages_of_charjax_are_shown_by_the_innermost_display_alone(caplog):
-    outer, inner = Pipe(), Pipe()
+    outer, inner = io.StringIO(), io.StringIO()
     with show_messages(make_display(outer)):
         logging.getLogger("charjax.data.corpus").info("100% read")
         with show_messages(make_display(inner)):
@@ -150,7 +144,7 @@ logging.getLogger("charjax.x").warning("a warning")
 
 
 def test_a_reader_that_has_gone_is_told_to_whoever_logs():
-    class Closed(Pipe):
+    class Closed(io.StringIO):
         def write(self, text: str) -> int:
             raise BrokenPipeError
 

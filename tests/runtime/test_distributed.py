@@ -206,7 +206,7 @@ def test_numbers_said_at_one_call_are_known_at_the_next():
 def test_what_asks_to_stop_is_heard_at_once_by_one_and_together_by_several(monkeypatch):
     signals, late = StopSignals(), []
     alone = Stopping(signals, lambda: bool(late))
-    monkeypatch.setattr("charjax.train.stopping.several", lambda: True)
+    monkeypatch.setattr("charjax.train.stopping.is_multiprocess", lambda: True)
     among_others = Stopping(signals, lambda: bool(late))
 
     def heard(stopping: Stopping) -> tuple[int | None, bool]:
@@ -226,6 +226,6 @@ def test_nothing_is_joined_where_there_is_one_process(tmp_path):
         assert not list(tmp_path.iterdir())
     with (
         pytest.raises(InputError),
-        distributed.join_processes(distributed.Place("", 0, 1), native_log=tmp_path),
+        distributed.join_processes(distributed.ProcessSpec("", 0, 1), native_log=tmp_path),
     ):
         raise InputError("is passed on")

@@ -1,0 +1,31 @@
+"""Describe a config or a trained model, as JSON."""
+
+from __future__ import annotations
+
+import argparse
+
+from charjax.cli.arguments import add_config, folder, print_json
+from charjax.cli.config_flags import load_config
+from charjax.errors import InputError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Either a config or a run's folder."""
+    add_config(parser, required=False)
+    parser.add_argument("--workdir", type=folder, help="a run's folder; or give --config")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prints the sizes of the model and of its text, and how far a run has come."""
+    from charjax.inference.info import config_info, trained_info
+    from charjax.inference.load import load_trained
+    from charjax.runtime.sharding import all_devices
+
+    if bool(args.workdir) == bool(args.config_flags):
+        raise InputError("info: give either --config=FILE or --workdir=DIR")
+    all_devices()
+    if args.workdir:
+        print_json(trained_info(load_trained(args.workdir, which="best")))
+    else:
+        _, config = load_config(args.config_flags)
+        print_json(config_info(config))

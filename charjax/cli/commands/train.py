@@ -1,0 +1,81 @@
+"""Train or resume a run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from charjax.cli.arguments import add_config, folder
+from charjax.cli.config_flags import load_config
+from charjax.errors import HostError, InputError
+
+if TYPE_CHECKING:
+    from charjax.runtime.distributed import ProcessSpec
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The config, the run's folder, and this process's place among several."""
+    add_config(parser, required=True)
+    parser.add_argument(
+        "--workdir", type=folder, help="the run's folder; default: runs/<name of the config>"
+    )
+    parser.add_argument(
+        "--allow",
+        default="",
+        metavar="NAME[,NAME]",
+        help="what may differ from the saved run that is resumed: corpus, vocabulary, or config "
+        "fields or sections such as config.optim.learning_rate",
+    )
+    several = parser.add_argument_group(
+        "several processes", "not needed under SLURM, Open MPI and others that JAX detects"
+    )
+    several.add_argument("--coordinator", help="HOST:PORT of process 0, the same on all processes")
+    several.add_argument("--process_id", type=int, help="this process's number, from 0")
+    several.add_argument("--num_processes", type=int, help="how many processes train together")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Trains until a limit, a signal or an error ends the run."""
+    from charjax.runtime.display import make_display
+    from charjax.runtime.distributed import is_primary, join_processes
+    from charjax.train.loop import train
+
+    name, config = load_config(args.config_flags)
+    workdir = args.workdir or Path("runs", name)
+    allow = [name for name in args.allow.split(",") if name]
+    with (
+        join_processes(_process_spec(args), native_log=workdir / "process-{}.log"),
+        open(os.devnull, "w") as nowhere,
+    ):
+        display = make_display(sys.stdout if is_primary() else nowhere)
+        try:
+            train(config, workdir, display, allow=allow)
+        except BrokenPipeError as error:
+            raise HostError(
+                "standard output: its reader has gone; the same command resumes the run"
+            ) from error
+
+
+def _process_spec(args: argparse.Namespace) -> ProcessSpec | None:
+    """What the flags say of this process; None: JAX is to detect it."""
+    from charjax.runtime.distributed import ProcessSpec
+
+    coordinator, process_id, num_processes = args.coordinator, args.process_id, args.num_processes
+    if (coordinator, process_id, num_processes) == (None, None, None):
+        return None
+    if num_processes == 1 and process_id in (None, 0):
+        return ProcessSpec("", process_id=0, num_processes=1)
+    if None in (coordinator, process_id, num_processes):
+        raise InputError("give --coordinator, --process_id and --num_processes together, or none")
+    if not re.fullmatch(r".+:\d{1,5}", coordinator):
+        raise InputError(f"--coordinator={coordinator}: must be HOST:PORT, such as node1:12345")
+    if not 0 <= process_id < num_processes:
+        raise InputError(
+            f"--process_id={process_id}: must be from 0 to {num_processes - 1}, one below "
+            f"--num_processes={num_processes}"
+        )
+    return ProcessSpec(coordinator, process_id, num_processes)

@@ -1,0 +1,35 @@
+"""Verify every checkpoint of a run, as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+
+from charjax.cli.arguments import folder, print_json
+from charjax.errors import CheckpointError
+
+_logger = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The run's folder."""
+    parser.add_argument("--workdir", required=True, type=folder, help="a run's folder")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prints for each step "good" or what is wrong with it.
+
+    Raises:
+      CheckpointError: none is good.
+    """
+    from charjax.checkpoint import Checkpoints
+    from charjax.workdir import Workdir
+
+    directory = Workdir(args.workdir).checkpoints
+    with Checkpoints(directory) as checkpoints:
+        verdicts = {step: problem or "good" for step, problem in checkpoints.verify()}
+    for step, verdict in verdicts.items():
+        _logger.info(f"{directory / str(step)}: {verdict}")
+    if "good" not in verdicts.values():
+        raise CheckpointError(f"{directory}: holds no checkpoint that verifies")
+    print_json({str(step): verdict for step, verdict in verdicts.items()})
