@@ -17,7 +17,6 @@ import numpy as np
 from jaxtyping import Int
 
 from charjax.config import DataConfig
-from charjax.data.download import ProgressFn, no_progress
 from charjax.data.named_corpora import (
     BUILT_IN,
     CorpusUnavailableError,
@@ -27,6 +26,7 @@ from charjax.data.named_corpora import (
 )
 from charjax.data.vocab import bytes_to_text
 from charjax.errors import HostError, InputError
+from charjax.runtime.display import ProgressFn, no_progress
 
 _BOM = "\ufeff"
 
@@ -63,7 +63,7 @@ def load_corpus(config: DataConfig, *, progress: ProgressFn = no_progress) -> Co
 
     Args:
       config: which text, and how it is processed.
-      progress: called during a download, see `ProgressFn`.
+      progress: called during a download with the bytes received and expected (0: unknown).
 
     Raises:
       InputError: there is no such corpus, file or marker, the text cannot be decoded

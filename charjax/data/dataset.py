@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from charjax.config import Config
 from charjax.data.batches import Batches, Splits, make_batches, split
 from charjax.data.corpus import Corpus, load_corpus
-from charjax.data.download import ProgressFn, no_progress
 from charjax.data.vocab import Vocab
+from charjax.runtime.display import ProgressFn, no_progress
 
 _logger = logging.getLogger(__name__)
 

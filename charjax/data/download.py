@@ -13,24 +13,18 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from charjax.errors import HostError
-
-# Called with the bytes received and the bytes expected (0: unknown).
-ProgressFn: TypeAlias = Callable[[int, int], None]
+from charjax.runtime.display import ProgressFn, no_progress
 
 _CHUNK_BYTES = 1 << 16
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 # Publishers without TLS; only a file with a known digest is accepted from them.
 _PLAIN_HTTP_HOSTS = ("mattmahoney.net",)
-
-
-def no_progress(received: int, expected: int) -> None:
-    """A `ProgressFn` that ignores its arguments."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,7 +87,7 @@ def fetch(
     Args:
       file: the address, the digest and the size.
       target: the path to write; its folder is created if missing.
-      progress: called after every read.
+      progress: called after every read with the bytes received and expected (0: unknown).
       limits: time-outs and retries.
 
     Raises:

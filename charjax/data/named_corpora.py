@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from charjax.data.download import ProgressFn, RemoteFile, fetch, no_progress
+from charjax.data.download import RemoteFile, fetch
 from charjax.errors import HostError, InputError
 from charjax.runtime.cache import cache_folder
+from charjax.runtime.display import ProgressFn, no_progress
 
 BUILT_IN = "python_docs"  # the language reference that comes with CPython
 

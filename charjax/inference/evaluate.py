@@ -26,6 +26,7 @@ from charjax.model.decode import decode_sequence
 from charjax.model.likelihood import next_char_nats
 from charjax.model.network import CharRNN, initial_carry, reset_carry
 from charjax.model.recurrence.api import for_inference
+from charjax.runtime.display import ProgressFn, no_progress
 from charjax.runtime.sharding import (
     all_devices,
     batch_sharding,
@@ -39,8 +40,6 @@ from charjax.types import Carry, Logits, Nats, PyTree, Reset, Tokens
 _CHUNK = 128  # characters of each sequence in one dispatch
 _CONTEXT = 4 * _CHUNK  # characters read before a sequence's own part
 _MAX_SEQUENCES = 64
-
-ProgressFn = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def score(
     params: PyTree,
     ids: Int[np.ndarray, " chars"],
     *,
-    progress: ProgressFn = lambda done, total: None,
+    progress: ProgressFn = no_progress,
 ) -> Score:
     """The mean loss of a text.
 
@@ -96,7 +95,7 @@ def char_nats(
     params: PyTree,
     ids: Int[np.ndarray, " chars"],
     *,
-    progress: ProgressFn = lambda done, total: None,
+    progress: ProgressFn = no_progress,
 ) -> Float[np.ndarray, " predicted"]:
     """Cross entropy of every character but the first, float32, in nats.
 

@@ -6,8 +6,9 @@ import math
 
 from charjax.data.corpus import read_text
 from charjax.errors import DivergedError
-from charjax.inference.evaluate import ProgressFn, Score, score
+from charjax.inference.evaluate import Score, score
 from charjax.inference.load import TrainedModel
+from charjax.runtime.display import ProgressFn
 
 
 def score_file(trained: TrainedModel, file: str, *, unknown: str, progress: ProgressFn) -> Score:

@@ -11,12 +11,19 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+# Called with the amount done, such as bytes received, and the total; 0: unknown.
+ProgressFn: TypeAlias = Callable[[int, int], None]
+
 _PLAIN_INTERVAL_S = 10.0  # between progress lines on a pipe
+
+
+def no_progress(done: int, total: int) -> None:
+    """A `ProgressFn` that ignores its arguments."""
 
 
 @runtime_checkable

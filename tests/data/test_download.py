@@ -11,8 +11,9 @@ from urllib.request import Request
 import pytest
 
 from charjax.data import download
-from charjax.data.download import Limits, RemoteFile, TransferError, fetch, no_progress
+from charjax.data.download import Limits, RemoteFile, TransferError, fetch
 from charjax.errors import HostError
+from charjax.runtime.display import no_progress
 
 from .loopback import answer, reset
 
