@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import http.client
 import os
 import secrets
 import threading
@@ -12,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
+from http.client import HTTPException, HTTPResponse, InvalidURL
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
@@ -153,21 +153,18 @@ class _Transfer:
             part.flush()
             os.fsync(part.fileno())
 
-    def _open(self) -> http.client.HTTPResponse:
+    def _open(self) -> HTTPResponse:
         """The response to a GET, its body unread."""
         pinned = self.file.sha256 != ""
         _check_address(self.file.url, pinned=pinned)
         opener = build_opener(_RedirectHandler(pinned=pinned))
         request = Request(self.file.url, headers={"User-Agent": "charjax"})
-
-        def respond() -> http.client.HTTPResponse:
-            response: http.client.HTTPResponse = opener.open(request, timeout=self.limits.timeout_s)
-            return response
-
         with _network_errors():
-            return _before(self.deadline, respond)
+            return _before(
+                self.deadline, lambda: opener.open(request, timeout=self.limits.timeout_s)
+            )
 
-    def _read(self, response: http.client.HTTPResponse) -> Iterator[bytes]:
+    def _read(self, response: HTTPResponse) -> Iterator[bytes]:
         """The body in chunks as they arrive, complete and within size and deadline."""
         announced, received = response.length, 0
         while announced is None or received < announced:
@@ -184,7 +181,7 @@ class _Transfer:
         if announced is not None and received < announced:
             raise TransferError(f"broke off after {received} of {announced} bytes", transient=True)
 
-    def _check_headers(self, response: http.client.HTTPResponse) -> None:
+    def _check_headers(self, response: HTTPResponse) -> None:
         if response.length is not None and response.length > self.file.max_bytes:
             raise TransferError(
                 f"announces {response.length} bytes, more than {self.file.max_bytes}"
@@ -212,15 +209,13 @@ def _check_address(url: str, *, pinned: bool) -> None:
         raise TransferError(f"leads to {_without_query(url)}, which is not https")
 
 
-def _before(
-    deadline: float, respond: Callable[[], http.client.HTTPResponse]
-) -> http.client.HTTPResponse:
+def _before(deadline: float, respond: Callable[[], HTTPResponse]) -> HTTPResponse:
     """The response, or TimeoutError at the deadline.
 
     A socket time-out bounds neither the name look-up nor headers that arrive byte by byte,
     so a thread waits for the response. A thread that hangs is abandoned: it is a daemon.
     """
-    future: Future[http.client.HTTPResponse] = Future()
+    future: Future[HTTPResponse] = Future()
 
     def work() -> None:
         try:
@@ -236,7 +231,7 @@ def _before(
         raise
 
 
-def _close_late_response(future: Future[http.client.HTTPResponse]) -> None:
+def _close_late_response(future: Future[HTTPResponse]) -> None:
     if future.exception() is None:
         future.result().close()
 
@@ -252,12 +247,12 @@ def _network_errors() -> Iterator[None]:
                 raise TransferError("redirects without end") from None
             transient = error.code >= 500 or error.code in (408, 429)
             raise TransferError(f"the server answered {error.code}", transient=transient) from None
-    except (OSError, http.client.HTTPException, ValueError) as error:
+    except (OSError, HTTPException, ValueError) as error:
         reason = error.reason if isinstance(error, URLError) else error
         if isinstance(reason, TimeoutError):
             raise TransferError("no answer in time", transient=True) from error
         # Malformed addresses and certificates that do not verify are permanent.
-        transient = not isinstance(reason, ValueError | http.client.InvalidURL)
+        transient = not isinstance(reason, ValueError | InvalidURL)
         words = " ".join(str(reason).split()) or type(reason).__name__
         raise TransferError(f"cannot be reached ({words})", transient=transient) from error
 
