@@ -1,7 +1,7 @@
-"""Names for the array types that cross room boundaries.
+"""Array types that more than one package uses, as jaxtyping aliases.
 
-Axis names: `batch` lanes or windows, `time` characters, `vocab` symbols,
-`hidden` units of one layer, `gates` = gates of the cell times `hidden`.
+Axis names: `batch` sequences, `time` positions in a sequence, `vocab` tokens of the
+vocabulary, `hidden` units of a layer, `gates` the cell's number of gates times `hidden`.
 """
 
 from __future__ import annotations
@@ -13,15 +13,14 @@ from jaxtyping import Array, Bool, Float, Int, Key
 PyTree: TypeAlias = Any
 
 Tokens: TypeAlias = Int[Array, "batch time"]
-Mask: TypeAlias = Bool[Array, "batch time"]
-Reset: TypeAlias = Bool[Array, " batch"]
+Reset: TypeAlias = Bool[Array, " batch"]  # whose carry restarts from zeros
 Logits: TypeAlias = Float[Array, "batch time vocab"]
 Nats: TypeAlias = Float[Array, "batch time"]
 Scalar: TypeAlias = Float[Array, ""]
 Count: TypeAlias = Int[Array, ""]
 PRNGKey: TypeAlias = Key[Array, ""]
 
-# One layer's recurrent state: (hidden,) for GRU and RNN, (hidden, cell) for
-# LSTM, each float32 [batch, hidden]; the network's carry has one a layer.
+# One layer's state, float32: (h,) for GRU and RNN, (h, c) for LSTM.
 LayerCarry: TypeAlias = tuple[Float[Array, "batch hidden"], ...]
+# The network's state: one `LayerCarry` per layer.
 Carry: TypeAlias = tuple[LayerCarry, ...]

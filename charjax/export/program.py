@@ -24,7 +24,7 @@ from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.inference.load import TrainedModel
 from charjax.inference.sampling import sample_token
-from charjax.model.decode import DecodeState, decode_state, decode_weights, mask_token, step
+from charjax.model.decode import DecodeState, decode_state, decode_step, decode_weights, mask_token
 from charjax.model.network import initial_carry
 from charjax.runtime.keys import Stream
 from charjax.types import PyTree, Scalar
@@ -112,7 +112,7 @@ def make_generator(config: ModelConfig, params: PyTree, *, masked: int | None) -
         temperature: Scalar,
     ) -> tuple[Int[Array, " batch"], FlatState]:
         state: DecodeState = jax.tree.unflatten(structure, carry)
-        logits, state = step(config, weights, weights.select(tokens), state)
+        logits, state = decode_step(config, weights, weights.lookup(tokens), state)
         chosen = sample_token(logits, jax.random.wrap_key_data(keys), temperature)
         return chosen, tuple(jax.tree.leaves(state))
 
@@ -131,7 +131,7 @@ def start_rows(config: ModelConfig, params: PyTree) -> dict[str, Float[np.ndarra
         for i, layer in enumerate(state.carry)
         for j, leaf in enumerate(layer)
     }
-    hgates = {f"layer_{i}_hgates": leaf for i, leaf in enumerate(state.shares)}
+    hgates = {f"layer_{i}_hgates": leaf for i, leaf in enumerate(state.hgates)}
     return {name: np.asarray(leaf[0]) for name, leaf in (states | hgates).items()}
 
 

@@ -36,9 +36,9 @@ from charjax.model.decode import (
     DecodeWeights,
     Layout,
     decode_state,
+    decode_step,
     decode_weights,
     mask_token,
-    step,
 )
 from charjax.model.network import initial_carry
 from charjax.model.recurrence.api import resolve
@@ -178,8 +178,10 @@ def group_format(config: ModelConfig, size: int) -> GroupFormat:
     """The fastest format for groups of a size."""
     int8, kernels = config.dtype == "int8", _packed_kernels(config)
     if kernels:
-        return GroupFormat("rows", fast_dtype() if int8 else "", kernels)
-    layout: Layout = "columns" if size >= _MIN_FEATURE_MAJOR else "column" if size == 1 else "rows"
+        return GroupFormat("batch_major", fast_dtype() if int8 else "", kernels)
+    layout: Layout = "vector" if size == 1 else "batch_major"
+    if size >= _MIN_FEATURE_MAJOR:
+        layout = "feature_major"
     operands = fast_dtype() if size >= _MIN_BFLOAT16 else "float32"
     return GroupFormat(layout, operands if int8 else "", None)
 
@@ -255,7 +257,7 @@ def _sample_group(
     top_p = jnp.float32(sampling.top_p)
     root = stream_key(sampling.seed, Stream.SAMPLE)
     keys, loop = _begin(group.config, group.size, group.weights, root, (group.first, prompt[0]))
-    chunk = max(1, min(_CHUNK, _MAX_NOISE // (group.size * group.weights.symbols)))
+    chunk = max(1, min(_CHUNK, _MAX_NOISE // (group.size * group.weights.vocab_size)))
     num_forced = prompt.size - 1
     yield np.empty((group.wanted, 0), np.int32)  # also a text of no characters is a text
     for start in range(0, num_forced + num_chars, chunk):
@@ -291,7 +293,7 @@ def _begin(
     number, token = first
     keys = jax.vmap(indexed_key, (None, 0))(root, number + jnp.arange(size))
     state = decode_state(weights, initial_carry(config, size))
-    return keys, _Loop(weights.select(jnp.full((size,), token, jnp.int32)), state)
+    return keys, _Loop(weights.lookup(jnp.full((size,), token, jnp.int32)), state)
 
 
 @functools.cache
@@ -328,17 +330,17 @@ def _sampling_loop(
     forced, positions = given
     # All noise before the loop: inside, each draw would be a dozen tiny operations.
     position_keys = jax.vmap(jax.vmap(indexed_key, (0, None)), (None, 0))(keys, positions)
-    noise = jax.vmap(partial(gumbel_noise, vocab_size=weights.symbols))(position_keys)
+    noise = jax.vmap(partial(gumbel_noise, vocab_size=weights.vocab_size))(position_keys)
 
     def advance(loop: _Loop, xs: tuple[Array, Array]) -> tuple[_Loop, Array]:
         forced_token, step_noise = xs
-        logits, state = step(static.config, weights, loop.igates, loop.state)
+        logits, state = decode_step(static.config, weights, loop.igates, loop.state)
         if static.top_k:
             logits = mask_below_top_k(logits, static.top_k)
         nucleus = top_p if static.use_top_p else None
         sampled = sample_with_noise(logits, step_noise, temperature, nucleus)
         token = jnp.where(forced_token >= 0, forced_token, sampled)
-        return _Loop(weights.select(token), state), token
+        return _Loop(weights.lookup(token), state), token
 
     loop, tokens = jax.lax.scan(advance, loop, (forced, noise))
     return loop, tokens.T

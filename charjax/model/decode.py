@@ -1,13 +1,12 @@
-"""The network one character at a time, in one pass over its weights: what sampling runs.
+"""One-character decoding in one pass over the weights, as sampling runs it.
 
-The product of a state with its own recurrent kernel does not depend on the
-next character. So each layer multiplies its new state once, by the recurrent
-kernel and the kernel of whatever comes next (the layer above, or the logits)
-side by side, and keeps the recurrent half for the next character.
+The matmul of a state with its own recurrent kernel does not depend on the next character. So
+each layer multiplies its new state once, by its recurrent kernel and the kernel of what comes
+next (the layer above, or the logits) side by side, and keeps the hidden gates for the next step.
 
-Lanes lie in rows, which XLA on a CPU multiplies fastest while they are few, or in columns,
-as in training, which it does when they are many, or when there is one. Packed kernels take
-them in rows, any number.
+The layout of the states is the caller's choice. XLA:CPU multiplies batch-major states fastest
+for a few sequences, feature-major ones for many, and a vector for one. Kernels packed for C
+take batch-major states of any batch.
 """
 
 from __future__ import annotations
@@ -23,206 +22,208 @@ from jaxtyping import Array, Float, Int
 
 from charjax.config import ModelConfig
 from charjax.model.cells import CELLS
-from charjax.model.matmul import dot, lookup, rounded, row_major
-from charjax.model.quantization import Units, quantize
+from charjax.model.matmul import dot, lookup, round_to, row_major
+from charjax.model.quantization import Scales, quantize
 from charjax.model.recurrence.c.build import Library
 from charjax.model.recurrence.c.packed import Packed, pack
 from charjax.types import Carry, Logits, PyTree, Tokens
 
-# Of each lane, some features: [batch, features], or [features, batch] in columns.
-Lanes: TypeAlias = Float[Array, "_ _"]
-# How lanes lie: in rows, in columns, or as the only column.
-Layout: TypeAlias = Literal["rows", "columns", "column"]
+# Of states and gates: [batch, features], [features, batch], or [features, 1] for one sequence.
+Layout: TypeAlias = Literal["batch_major", "feature_major", "vector"]
+# States or gates of all sequences, in the layout of the weights.
+Activations: TypeAlias = Float[Array, "_ _"]
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=("table", "kernels", "biases", "units"),
+    data_fields=("table", "kernels", "biases", "scales"),
     meta_fields=("layout",),
 )
 @dataclass(frozen=True)
 class DecodeWeights:
-    """Parameters rearranged for stepping.
+    """The parameters of a `CharRNN`, rearranged for decoding.
 
     Attributes:
-      table: float32 [vocab, gates], the first layer's input share of every symbol;
-        transposed for several lanes in columns.
-      kernels: a layer, [hidden, gates + onward], in the compute dtype; transposed for
-        lanes in columns. Or packed, for lanes in rows.
-      biases: a layer, float32 [gates + onward].
-      units: a layer, of kernels that are whole numbers; else None.
-      layout: how lanes lie.
+      table: float32 [vocab, gates], the first layer's input gates of every token;
+        [gates, vocab] in feature-major layout.
+      kernels: for each layer, [hidden, gates + next] in the compute dtype, where next is the
+        gates of the layer above or the vocabulary; transposed unless batch-major. Or packed.
+      biases: for each layer, float32 [gates + next].
+      scales: for each layer, of a quantized kernel; None for others.
+      layout: of the states.
     """
 
     table: Float[Array, "_ _"]
     kernels: tuple[Float[Array, "_ _"] | Packed, ...]
     biases: tuple[Float[Array, " _"], ...]
-    units: tuple[Units | None, ...]
+    scales: tuple[Scales | None, ...]
     layout: Layout
 
     @property
-    def columns(self) -> bool:
-        """Whether lanes lie in columns, one or several."""
-        return self.layout != "rows"
+    def features_first(self) -> bool:
+        """Whether the first axis of the states is the features, not the batch."""
+        return self.layout != "batch_major"
 
     @property
-    def symbols(self) -> int:
-        """The size of the vocabulary."""
-        return self.table.shape[1 if self.layout == "columns" else 0]
+    def vocab_size(self) -> int:
+        """Number of tokens."""
+        return self.table.shape[1 if self.layout == "feature_major" else 0]
 
     @property
     def gates(self) -> int:
-        """The gates of a layer, times hidden."""
-        return self.table.shape[0 if self.layout == "columns" else 1]
+        """The cell's number of gates times hidden."""
+        return self.table.shape[0 if self.layout == "feature_major" else 1]
 
-    def select(self, tokens: Int[Array, " batch"]) -> Lanes:
-        """The first layer's input share of one character a lane, for `step`."""
-        if self.layout == "columns":
+    def lookup(self, tokens: Int[Array, " batch"]) -> Activations:
+        """The first layer's input gates of one token per sequence."""
+        if self.layout == "feature_major":
             return lookup(self.table, tokens)
-        rows = self.table[tokens]
-        return rows.T if self.columns else rows
+        igates = self.table[tokens]
+        return igates.T if self.features_first else igates
 
-    def product(self, layer: int, output: Lanes) -> Lanes:
-        """A layer's output times its kernel, and the bias."""
-        kernel, bias, units = self.kernels[layer], self.biases[layer], self.units[layer]
-        if units is not None:
-            output = jnp.round(output * units.state)
+    def matmul(self, layer: int, h: Activations) -> Activations:
+        """A layer's state times its kernel, plus the bias; float32."""
+        kernel, bias, scales = self.kernels[layer], self.biases[layer], self.scales[layer]
+        if scales is not None:
+            h = jnp.round(h * scales.state)
         if isinstance(kernel, Packed):
-            product = kernel.multiply(output)
+            result = kernel.multiply(h)
         else:
-            operands = (kernel, output) if self.columns else (output, kernel)
-            product = dot(*operands, kernel.dtype)
-        if units is not None:
-            product *= self._across(units.product)
-        return product + self._across(bias)
+            operands = (kernel, h) if self.features_first else (h, kernel)
+            result = dot(*operands, kernel.dtype)
+        if scales is not None:
+            result *= self._over_batch(scales.result)
+        return result + self._over_batch(bias)
 
-    def _across(self, features: Float[Array, " _"]) -> Lanes:
-        """One number a feature, for all lanes."""
-        return features[:, None] if self.columns else features[None]
+    def split(self, x: Activations, at: int | Sequence[int]) -> list[Activations]:
+        """`jnp.split` along the features."""
+        return jnp.split(x, at, axis=0 if self.features_first else 1)
 
-    def split(self, lanes: Lanes, at: int | Sequence[int]) -> list[Lanes]:
-        """Cuts features, as `jnp.split` does."""
-        return jnp.split(lanes, at, axis=0 if self.columns else 1)
+    def _over_batch(self, features: Float[Array, " _"]) -> Activations:
+        return features[:, None] if self.features_first else features[None]
 
 
 class DecodeState(NamedTuple):
-    """The carry, and each layer's share of its next gates, float32.
+    """The state between two steps, float32 in the layout of the weights.
 
-    Both lie as their weights want: [batch, features], or [features, batch] in columns.
+    Attributes:
+      carry: of each layer.
+      hgates: of each layer, the hidden gates of the next step.
     """
 
-    carry: tuple[tuple[Lanes, ...], ...]
-    shares: tuple[Lanes, ...]
+    carry: tuple[tuple[Activations, ...], ...]
+    hgates: tuple[Activations, ...]
 
 
 def decode_weights(
     config: ModelConfig,
     params: PyTree,
     *,
-    layout: Layout = "rows",
+    layout: Layout = "batch_major",
     operands: str = "",
     packed: Library | None = None,
 ) -> DecodeWeights:
-    """The parameters of a `CharRNN`, rearranged.
+    """Rearranges the parameters of a `CharRNN` for decoding.
 
     Args:
-      config: the architecture; of dtype "int8", kernels become whole numbers.
+      config: the architecture; dtype "int8" quantizes the kernels.
       params: float32.
-      layout: how lanes are going to lie.
-      operands: the dtype of the kernels of whole numbers, float32 or bfloat16, which hold
-        them alike; where they are none it is the config's.
-      packed: what to pack kernels for, whose lanes lie in rows; None: not to.
+      layout: of the states.
+      operands: "float32" or "bfloat16", the dtype that holds quantized kernels (both hold
+        them exactly); "" is float32. Other kernels have the config's dtype.
+      packed: the C library to pack the weights for, in batch-major layout; None: XLA multiplies.
     """
-    whole = config.dtype == "int8"
-    dtype = jnp.dtype("float32" if whole else config.dtype)
+    int8 = config.dtype == "int8"
+    dtype = jnp.dtype("float32" if int8 else config.dtype)
     layers = [params[f"layer_{i}"] for i in range(config.layers)]
     kernel = layers[0]["kernel"]
-    # Rounded, a kernel is its own product with one-hot rows.
-    table = dot(params["embedding"], kernel, dtype) if config.embed else rounded(kernel, dtype)
+    # Without an embedding the input is one-hot, and its matmul the kernel in the compute dtype.
+    table = dot(params["embedding"], kernel, dtype) if config.embed else round_to(kernel, dtype)
     table = table + layers[0]["bias"][None]
-    onward = [(above["kernel"], above["bias"]) for above in layers[1:]]
-    onward.append((params["output_kernel"], params["output_bias"]))
+    projections = [(above["kernel"], above["bias"]) for above in layers[1:]]
+    projections.append((params["output_kernel"], params["output_bias"]))
     kernels: list[Float[Array, "_ _"] | Packed] = []
-    biases, units = [], []
-    for layer, (kernel, bias) in zip(layers, onward, strict=True):
-        recurrent = layer["recurrent"]["kernel"]
-        join_processes = jnp.concatenate([recurrent, kernel], axis=1)
-        join_processes, unit = quantize(join_processes) if whole else (join_processes, None)
+    biases, scales = [], []
+    for layer, (kernel, bias) in zip(layers, projections, strict=True):
+        kernel = jnp.concatenate([layer["recurrent"]["kernel"], kernel], axis=1)
+        kernel, layer_scales = quantize(kernel) if int8 else (kernel, None)
         if packed:
-            kernels.append(pack(packed, join_processes, operands or dtype))
+            kernels.append(pack(packed, kernel, operands or dtype))
         else:
-            join_processes = join_processes.astype(operands or dtype)
-            kernels.append(join_processes if layout == "rows" else row_major(join_processes.T))
-        biases.append(jnp.concatenate([_recurrent_bias(layer["recurrent"]), bias]))
-        units.append(unit)
-    if layout == "columns":
+            kernel = kernel.astype(operands or dtype)
+            kernels.append(kernel if layout == "batch_major" else row_major(kernel.T))
+        biases.append(jnp.concatenate([_hgates_bias(layer["recurrent"]), bias]))
+        scales.append(layer_scales)
+    if layout == "feature_major":
         table = row_major(table.T)
-    return DecodeWeights(table, tuple(kernels), tuple(biases), tuple(units), layout)
+    return DecodeWeights(table, tuple(kernels), tuple(biases), tuple(scales), layout)
 
 
-def mask_token(weights: DecodeWeights, symbol: int) -> DecodeWeights:
-    """The same with one symbol's logit at minus infinity."""
+def mask_token(weights: DecodeWeights, token: int) -> DecodeWeights:
+    """The weights with the logit of one token at minus infinity."""
     *below, last = weights.biases
-    last = last.at[last.size - weights.symbols + symbol].set(-jnp.inf)
+    last = last.at[last.size - weights.vocab_size + token].set(-jnp.inf)
     return replace(weights, biases=(*below, last))
 
 
 def decode_state(weights: DecodeWeights, carry: Carry) -> DecodeState:
-    """The stepping state that continues from a carry, [batch, hidden] as the network has it."""
-    if weights.columns:
+    """The decoding state that continues from a network's carry."""
+    if weights.features_first:
         carry = jax.tree.map(jnp.transpose, carry)
-    shares = tuple(
-        weights.split(weights.product(layer, state[0]), [weights.gates])[0]
+    hgates = tuple(
+        weights.split(weights.matmul(layer, state[0]), [weights.gates])[0]
         for layer, state in enumerate(carry)
     )
-    return DecodeState(carry, shares)
+    return DecodeState(carry, hgates)
 
 
-def step(
-    config: ModelConfig, weights: DecodeWeights, x: Lanes, state: DecodeState
+def decode_step(
+    config: ModelConfig, weights: DecodeWeights, igates: Activations, state: DecodeState
 ) -> tuple[Float[Array, "batch vocab"], DecodeState]:
-    """Reads one character a lane.
+    """Reads one token per sequence.
 
     Args:
       config: the architecture.
       weights: of the model.
-      x: `weights.select` of the characters. In a loop it belongs to what is carried: XLA on a
-        CPU computes gates several times as slowly where it looks up their input among them.
-      state: before them.
+      igates: `weights.lookup` of the tokens. A loop should carry them from one step to the
+        next: XLA:CPU computes the gates several times as slowly with the look-up among them.
+      state: before the tokens.
 
     Returns:
-      Float32 logits of the character after each, and the next state. Both equal the
-      network's on the same text up to rounding.
+      The float32 logits of the next token and the state after these. Both equal the network's
+      on the same text up to rounding (invariant 3 of CONTRIBUTING.md).
     """
     cell = CELLS[config.cell]
-    carry, shares = [], []
+    carry, hgates = [], []
+    x = igates
     for layer in range(config.layers):
-        inputs, recurrent = (
-            tuple(weights.split(share, cell.gates)) for share in (x, state.shares[layer])
+        layer_igates, layer_hgates = (
+            tuple(weights.split(gates, cell.gates)) for gates in (x, state.hgates[layer])
         )
-        after, _ = cell.forward(inputs, recurrent, state.carry[layer])
-        share, x = weights.split(weights.product(layer, after[0]), [weights.gates])
-        shares.append(share)
-        carry.append(after)
-    return x.T if weights.columns else x, DecodeState(tuple(carry), tuple(shares))
+        layer_carry, _ = cell.forward(layer_igates, layer_hgates, state.carry[layer])
+        next_hgates, x = weights.split(weights.matmul(layer, layer_carry[0]), [weights.gates])
+        hgates.append(next_hgates)
+        carry.append(layer_carry)
+    logits = x.T if weights.features_first else x
+    return logits, DecodeState(tuple(carry), tuple(hgates))
 
 
 def decode_sequence(
     config: ModelConfig, params: PyTree, tokens: Tokens, carry: Carry
 ) -> tuple[Logits, Carry]:
-    """A chunk of characters, one after the other: what the network returns for them."""
-    weights = decode_weights(config, params, layout="columns")
+    """Decodes a chunk of text, one token after the other; returns what `CharRNN.run` does."""
+    weights = decode_weights(config, params, layout="feature_major")
 
-    def advance(state: DecodeState, tokens: Int[Array, " batch"]) -> tuple[DecodeState, Lanes]:
-        logits, state = step(config, weights, weights.select(tokens), state)
+    def advance(state: DecodeState, token: Int[Array, " batch"]) -> tuple[DecodeState, Activations]:
+        logits, state = decode_step(config, weights, weights.lookup(token), state)
         return state, logits
 
     last, logits = jax.lax.scan(advance, decode_state(weights, carry), tokens.T)
     return logits.swapaxes(0, 1), jax.tree.map(jnp.transpose, last.carry)
 
 
-def _recurrent_bias(recurrent: dict[str, Any]) -> Float[Array, " gates"]:
-    """The bias of the state's share, zero but for the last gate of cells that have one."""
+def _hgates_bias(recurrent: dict[str, Any]) -> Float[Array, " gates"]:
+    """The bias of the hidden gates: zeros, except for the candidate with `reset_after`."""
     hidden, gates = recurrent["kernel"].shape
     if "bias" not in recurrent:
         return jnp.zeros(gates)

@@ -1,4 +1,4 @@
-"""The weights that a network starts from, by the name of whose custom they follow."""
+"""Parameter initializers, one set per framework whose defaults they follow."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Initializer = Callable[..., Array]
 
 
 class Initializers(NamedTuple):
-    """One initializer, (key, shape) -> float32, for each kind of parameter.
+    """One initializer, (key, shape, dtype) -> array, for each kind of parameter.
 
     Attributes:
       embedding: [vocab, embed].
-      kernel: the input's [features, gates].
-      bias: the input's [gates].
-      recurrent_kernel: the state's [hidden, gates].
-      recurrent_bias: the state's [hidden], of cells that have one.
+      kernel: [features, gates], the input projection of a layer.
+      bias: [gates], of the input projection.
+      recurrent_kernel: [hidden, gates].
+      recurrent_bias: [hidden], of the candidate's hidden gate (cells with `reset_after`).
       output_kernel: [hidden, vocab].
       output_bias: [vocab].
     """
@@ -39,30 +39,31 @@ class Initializers(NamedTuple):
 
 
 def initializers(config: ModelConfig) -> Initializers:
-    """The initializers that `model.init` names.
+    """The initializers that `config.init` names.
 
-    `orthogonal` is charjax's own: an orthogonal recurrent block for each gate, and an
-    embedding large enough for the gates to tell characters apart from the first step.
-    `keras` draws one orthonormal recurrent kernel for all gates together, whose blocks
-    are half as large for four gates, and a small uniform embedding; `keras_glorot` is
-    the same with a Glorot-uniform recurrent kernel. `torch` draws everything uniformly
-    within 1/sqrt(hidden); the two biases that torch adds up are one here.
+    * "orthogonal", charjax's default: an orthogonal recurrent matrix for each gate, and
+      embeddings from N(0, 0.1^2), large enough for the gates to tell characters apart from
+      the first step.
+    * "keras": one orthonormal recurrent kernel for all gates together, so that with four gates
+      each gate's matrix is half as large; embeddings uniform in [-0.05, 0.05].
+    * "keras_glorot": the same with a Glorot-uniform recurrent kernel.
+    * "torch": everything uniform within 1 / sqrt(hidden), except embeddings from N(0, 1).
+      Where torch adds two biases, charjax has one.
     """
     if config.init == "torch":
-        within = _uniform(config.hidden**-0.5)
-        return Initializers(nn.initializers.normal(1.0), *[within] * 6)
+        uniform = _uniform(config.hidden**-0.5)
+        return Initializers(nn.initializers.normal(1.0), *[uniform] * 6)
     glorot, zeros = nn.initializers.glorot_uniform(), nn.initializers.zeros
-    recurrent: dict[str, Initializer] = {
+    recurrent_kernels: dict[str, Initializer] = {
         "orthogonal": _orthogonal_gates,
         "keras": nn.initializers.orthogonal(),
         "keras_glorot": glorot,
     }
-    own = config.init == "orthogonal"
     return Initializers(
-        embedding=nn.initializers.normal(0.1) if own else _uniform(0.05),
+        embedding=nn.initializers.normal(0.1) if config.init == "orthogonal" else _uniform(0.05),
         kernel=glorot,
-        bias=_forget_less if config.cell == "lstm" else zeros,
-        recurrent_kernel=recurrent[config.init],
+        bias=_unit_forget_bias if config.cell == "lstm" else zeros,
+        recurrent_kernel=recurrent_kernels[config.init],
         recurrent_bias=zeros,
         output_kernel=glorot,
         output_bias=zeros,
@@ -77,15 +78,15 @@ def _uniform(bound: float) -> Initializer:
 
 
 def _orthogonal_gates(key: PRNGKey, shape: tuple[int, int], dtype: Any = jnp.float32) -> Array:
-    """An orthogonal matrix for each gate's block of columns."""
+    """[hidden, gates]: side by side, an independent orthogonal matrix for each gate."""
     hidden, gates = shape
     blocks = jax.random.split(key, gates // hidden)
     init = nn.initializers.orthogonal()
     return jnp.concatenate([init(k, (hidden, hidden), dtype) for k in blocks], axis=1)
 
 
-def _forget_less(key: PRNGKey, shape: tuple[int], dtype: Any = jnp.float32) -> Array:
-    """Zeros, but 1 for the LSTM's forget gate (Jozefowicz et al. 2015), as Keras does."""
+def _unit_forget_bias(key: PRNGKey, shape: tuple[int], dtype: Any = jnp.float32) -> Array:
+    """Zeros, but 1 for the LSTM's forget gate (Jozefowicz et al. 2015; Keras)."""
     del key
     quarter = shape[0] // 4
     return jnp.zeros(shape, dtype).at[quarter : 2 * quarter].set(1)

@@ -1,9 +1,9 @@
-"""Matrix products in a compute dtype with float32 results, in the forms that run fast.
+"""Matrix products in a compute dtype, accumulated in float32, in layouts that run fast.
 
-What is multiplied lies in columns, [features, *positions]: a kernel stands on the
-left. So every product of a training step reads its operands as they lie in memory,
-which on a CPU is quicker than rows times a kernel (docs/performance.md has by how
-much). bfloat16 operands are quick there only when asked for float32 results.
+Operands are feature-major, [features, *positions], and a kernel is the left operand: so every
+matmul of a training step reads its operands in the layout that they have in memory, which on a
+CPU is faster than batch-major states times a kernel (docs/performance.md has the figures).
+XLA:CPU multiplies bfloat16 operands quickly only if the result is float32.
 """
 
 from __future__ import annotations
@@ -18,50 +18,50 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-_BITS = {"float32": (8, 23), "bfloat16": (8, 7)}  # of exponent and mantissa
+_EXPONENT_AND_MANTISSA_BITS = {"float32": (8, 23), "bfloat16": (8, 7)}
 
 
 def dot(
     a: Float[Array, "m k"], b: Float[Array, " k *positions"], dtype: DTypeLike
 ) -> Float[Array, " m *positions"]:
-    """`a @ b` with operands rounded to `dtype` and accumulated in float32."""
+    """`a @ b` of operands rounded to `dtype`, accumulated in float32."""
     return _contract(a, b, (1,), (0,), dtype)
 
 
 def dot_trailing(
     a: Float[Array, " m *positions"], b: Float[Array, " n *positions"], dtype: DTypeLike
 ) -> Float[Array, "m n"]:
-    """The same of all positions: `a @ b.T`, a weight gradient."""
+    """`a @ b.T` over all positions, as in a weight gradient; operands as for `dot`."""
 
-    def whole(a: Array, b: Array) -> Array:
-        # Over several axes at once, so that a batch cut over devices stays cut.
+    def over_all_axes(a: Array, b: Array) -> Array:
+        # Positions are not flattened, so that a batch sharded over devices stays sharded.
         positions = tuple(range(1, a.ndim))
         return _contract(a, b, positions, positions, dtype)
 
-    def flat(a: Array, b: Array) -> Array:
-        # XLA on a CPU would copy both operands to make one axis of several.
-        a, b = (_moved(x.reshape(len(x), -1)) for x in (a, b))
-        return _moved(_contract(a, b, (1,), (1,), dtype))
+    def over_one_axis(a: Array, b: Array) -> Array:
+        # Flattened by hand: XLA:CPU would copy both operands to merge the axes.
+        a, b = (_require_row_major(x.reshape(len(x), -1)) for x in (a, b))
+        return _require_row_major(_contract(a, b, (1,), (1,), dtype))
 
     a, b = a.astype(dtype), b.astype(dtype)
-    product: Array = jax.lax.platform_dependent(a, b, cpu=flat, default=whole)
-    return product
+    result: Array = jax.lax.platform_dependent(a, b, cpu=over_one_axis, default=over_all_axes)
+    return result
 
 
-def rounded(x: Float[Array, "*shape"], dtype: DTypeLike) -> Float[Array, "*shape"]:
-    """The values of `x` as `dtype` holds them, in the dtype of `x`.
+def round_to(x: Float[Array, "*shape"], dtype: DTypeLike) -> Float[Array, "*shape"]:
+    """`x` rounded to the values of `dtype`, in the dtype of `x`.
 
-    Unlike a cast there and back, XLA may not leave it out.
+    XLA may remove a cast to `dtype` and back, but not this.
     """
-    return jax.lax.reduce_precision(x, *_BITS[jnp.dtype(dtype).name])
+    return jax.lax.reduce_precision(x, *_EXPONENT_AND_MANTISSA_BITS[jnp.dtype(dtype).name])
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def project(
     kernel: Float[Array, "k n"], x: Float[Array, " k *positions"], dtype: DTypeLike
 ) -> Float[Array, " n *positions"]:
-    """`kernel.T @ x` whose gradient, too, is computed in `dtype` and accumulated in float32."""
-    return _dot_in_order(kernel.T, x, dtype)
+    """`kernel.T @ x` as by `dot`, also in the backward pass."""
+    return _dot_row_major(kernel.T, x, dtype)
 
 
 def _project_forward(
@@ -74,7 +74,7 @@ def _project_backward(
     dtype: DTypeLike, operands: tuple[Array, Array], ct: Array
 ) -> tuple[Array, Array]:
     kernel, x = operands
-    d_kernel, d_x = dot_trailing(x, ct, dtype), _dot_in_order(kernel, ct, dtype)
+    d_kernel, d_x = dot_trailing(x, ct, dtype), _dot_row_major(kernel, ct, dtype)
     return d_kernel.astype(kernel.dtype), d_x.astype(x.dtype)
 
 
@@ -82,71 +82,71 @@ project.defvjp(_project_forward, _project_backward)
 
 
 def row_major(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """`x`, on a CPU moved so that it lies in memory as its shape says.
+    """`x`, on a CPU copied so that its memory layout is row-major.
 
-    XLA would only write down that an operand, or a result, is transposed, and leave the
-    order to the product, which is then slow, and in bfloat16 at times one it cannot run.
+    XLA:CPU otherwise folds a transpose into the layout of a matmul's operand or result. That
+    matmul is slow, and in bfloat16 sometimes one that it does not support.
     """
-    result: Array = jax.lax.platform_dependent(x, cpu=_moved, default=lambda x: x)
+    result: Array = jax.lax.platform_dependent(x, cpu=_require_row_major, default=lambda x: x)
     return result
 
 
 @jax.custom_vjp
 def lookup(
-    table: Float[Array, "n symbols"], ids: Int[Array, "*positions"]
+    table: Float[Array, "n vocab"], tokens: Int[Array, "*positions"]
 ) -> Float[Array, " n *positions"]:
-    """`table[:, ids]`, exactly; float32."""
-    # Left to itself, XLA writes a row a position, and whoever reads it turns it again.
-    return row_major(jnp.take(table, ids, axis=1, mode="clip"))
+    """`table[:, tokens]`, float32. Tokens must be in [0, vocab)."""
+    # Without `row_major` XLA writes position-major, and every reader transposes.
+    return row_major(jnp.take(table, tokens, axis=1, mode="clip"))
 
 
-def _look_up_forward(table: Array, ids: Array) -> tuple[Array, tuple[Array, Array]]:
-    return lookup(table, ids), (table, ids)
+def _lookup_forward(table: Array, tokens: Array) -> tuple[Array, tuple[Array, Array]]:
+    return lookup(table, tokens), (table, tokens)
 
 
-def _look_up_backward(operands: tuple[Array, Array], ct: Array) -> tuple[Array, Any]:
-    table, ids = operands
-    ones = one_hot(ids, table.shape[1], ct.dtype)
-    return dot_trailing(ct, ones, ct.dtype), int_cotangent(ids)
+def _lookup_backward(operands: tuple[Array, Array], ct: Array) -> tuple[Array, Any]:
+    table, tokens = operands
+    ones = one_hot(tokens, table.shape[1], ct.dtype)
+    return dot_trailing(ct, ones, ct.dtype), int_cotangent(tokens)
 
 
-lookup.defvjp(_look_up_forward, _look_up_backward)
+lookup.defvjp(_lookup_forward, _lookup_backward)
 
 
 def one_hot(
-    ids: Int[Array, "*positions"], symbols: int, dtype: DTypeLike
-) -> Float[Array, " symbols *positions"]:
-    """A one in the row of each position's symbol.
+    tokens: Int[Array, "*positions"], vocab_size: int, dtype: DTypeLike
+) -> Float[Array, " vocab *positions"]:
+    """One-hot columns: 1 in the row of each position's token.
 
-    `dot_trailing` with it is the gradient of `lookup`: a scatter-add, as the product
-    that is quick everywhere.
+    `dot_trailing` with them is the gradient of `lookup`: the scatter-add as a matmul, which
+    is fast on every backend.
     """
-    return jax.nn.one_hot(ids, symbols, dtype=dtype, axis=0)
+    return jax.nn.one_hot(tokens, vocab_size, dtype=dtype, axis=0)
 
 
-def int_cotangent(ids: Int[Array, "*positions"]) -> Any:
-    """What a gradient has in the place of whole numbers."""
-    return np.zeros(ids.shape, jax.dtypes.float0)
+def int_cotangent(x: Int[Array, "*shape"]) -> Any:
+    """The cotangent that JAX expects for an integer argument: float0 zeros."""
+    return np.zeros(x.shape, jax.dtypes.float0)
 
 
-def _moved(x: Array) -> Array:
-    moved: Array = with_layout_constraint(x, Layout(tuple(range(x.ndim))))
-    return moved
+def _require_row_major(x: Array) -> Array:
+    result: Array = with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+    return result
 
 
-def _dot_in_order(a: Array, b: Array, dtype: DTypeLike) -> Array:
+def _dot_row_major(a: Array, b: Array, dtype: DTypeLike) -> Array:
     return row_major(dot(row_major(a.astype(dtype)), row_major(b.astype(dtype)), dtype))
 
 
 def _contract(
     a: Array, b: Array, axes_a: tuple[int, ...], axes_b: tuple[int, ...], dtype: DTypeLike
 ) -> Array:
-    product: Array = jax.lax.dot_general(
+    result: Array = jax.lax.dot_general(
         a.astype(dtype),
         b.astype(dtype),
         ((axes_a, axes_b), ((), ())),
-        # Else a GPU or a TPU would round float32 operands to fewer bits.
+        # By default a GPU or TPU rounds float32 operands to fewer bits.
         precision=jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None,
         preferred_element_type=jnp.float32,
     )
-    return product
+    return result

@@ -1,9 +1,9 @@
-"""The network: embedding, layers of one cell, and the projection to logits.
+"""CharRNN, the network: embedding, recurrent layers of one cell, projection to logits.
 
     embed -> dropout_in -> [cell, dropout_between] x layers -> dropout -> dense
 
-Parameters are float32. Inside, characters lie in columns, [features, time, batch],
-which is how the products are fastest; at the border arrays are [batch, time, ...].
+Parameters are float32. Arguments and results are batch-major, [batch, time, ...]; inside,
+activations are feature-major, [features, time, batch], in which matmuls run fastest.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from charjax.model.recurrence.base import Outputs, Projected, Table, Weights
 from charjax.types import Carry, LayerCarry, Logits, PRNGKey, PyTree, Reset, Tokens
 
 RowKeys = Key[Array, " batch"]
-Columns = Float[Array, "features time batch"]
+Activations = Float[Array, "features time batch"]
 
 
 class RecurrentWeights(nn.Module):
-    """The recurrent parameters of one layer."""
+    """The recurrent parameters of one layer, as a scope of their own in the params tree."""
 
     config: ModelConfig
 
     @nn.compact
     def __call__(self) -> Weights:
-        """Declares and returns them."""
+        """Declares and returns the parameters."""
         cell, hidden, init = CELLS[self.config.cell], self.config.hidden, initializers(self.config)
         kernel = self.param("kernel", init.recurrent_kernel, (hidden, cell.gates * hidden))
         bias = self.param("bias", init.recurrent_bias, (hidden,)) if cell.reset_after else None
@@ -54,19 +54,19 @@ class RecurrentLayer(nn.Module):
         """Runs the layer.
 
         Args:
-          inputs: [features, vocab] with `tokens`, which then select the columns; else
-            [features, time, batch].
-          tokens: int32 [time, batch], or None.
-          carry: the layer's state before the first character.
+          inputs: [features, time, batch]; or, with `tokens`, [features, vocab], one column
+            per token of the vocabulary.
+          tokens: int32 [time, batch], the column of `inputs` at each position; or None.
+          carry: the layer's state before the first position.
 
         Returns:
-          The outputs [hidden, time, batch] and the state after the last character.
+          The outputs [hidden, time, batch] and the state after the last position.
         """
         c = self.config
         dtype, gates = jnp.dtype(c.dtype), CELLS[c.cell].gates * c.hidden
         kernel = self.param("kernel", initializers(c).kernel, (inputs.shape[0], gates))
         bias = self.param("bias", initializers(c).bias, (gates,))
-        igates = _with_bias(project(kernel, inputs, dtype), bias)
+        igates = _add_bias(project(kernel, inputs, dtype), bias)
         weights = RecurrentWeights(c, name="recurrent")()
         chosen = recurrence.resolve(c, carry[0].shape[0], strict=not self.is_initializing())
         return recurrence.run(
@@ -80,11 +80,11 @@ class RecurrentLayer(nn.Module):
 
 
 class CharRNN(nn.Module):
-    """Characters in, logits of the next character out.
+    """A character-level recurrent language model: tokens in, logits of the next token out.
 
     Attributes:
       config: the architecture.
-      vocab_size: number of symbols.
+      vocab_size: number of tokens.
     """
 
     config: ModelConfig
@@ -99,43 +99,43 @@ class CharRNN(nn.Module):
         *,
         last_only: bool = False,
     ) -> tuple[Float[Array, "batch predicted vocab"], Carry]:
-        """Runs the network over a chunk of characters.
+        """Runs the network over a chunk of text.
 
         Args:
-          tokens: ids of the characters, integer [batch, time].
-          carry: the state before the first character, see `initial_carry`.
-          dropout_keys: one key a lane; each lane's masks are a function of its key
-            alone, and the same for all its characters. None: no dropout.
-          last_only: return the logits after the last character only, [batch, 1, vocab].
+          tokens: token ids, integer [batch, time].
+          carry: the state before the first token, see `initial_carry`.
+          dropout_keys: one key per sequence, which alone determines its masks; None: no
+            dropout.
+          last_only: return the logits after the last token only, [batch, 1, vocab].
 
         Returns:
-          Float32 logits [batch, time, vocab] and the carry after the last character.
+          Float32 logits [batch, time, vocab] and the carry after the last token.
 
         Raises:
-          InputError: a dtype of "int8", which only `charjax.model.decode` reads, or of "auto",
-            of which `charjax.runtime.dtypes.resolve_dtype` makes one.
+          InputError: config.dtype is "int8", which only `charjax.model.decode` runs, or "auto",
+            which `charjax.runtime.dtypes.resolve_dtype` resolves.
         """
         c = self.config
         if c.dtype not in ("float32", "bfloat16"):
-            raise InputError(f"dtype={c.dtype}: nothing to train in; take float32 or bfloat16")
+            raise InputError(f"dtype={c.dtype}: not a dtype to train in; take float32 or bfloat16")
         dtype = jnp.dtype(c.dtype)
-        drop = _Dropout(dropout_keys)
-        inputs, selected = self._embed(tokens.T, drop)
-        states = []
+        dropout = _Dropout(dropout_keys)
+        inputs, table_tokens = self._embed(tokens.T, dropout)
+        last_carry = []
         for layer in range(c.layers):
             recurrent = RecurrentLayer(c, name=f"layer_{layer}")
-            outputs, state = recurrent(inputs, selected, carry[layer])
-            states.append(state)
-            last = layer == c.layers - 1
-            if last and last_only:  # the state is that output, and no other need be kept
+            outputs, state = recurrent(inputs, table_tokens, carry[layer])
+            last_carry.append(state)
+            is_last = layer == c.layers - 1
+            if is_last and last_only:  # the state is the last output; no other is stored
                 outputs = state[0].T[:, None]
-            outputs = drop(outputs, c.dropout if last else c.dropout_between)
-            inputs, selected = outputs, None
+            outputs = dropout(outputs, c.dropout if is_last else c.dropout_between)
+            inputs, table_tokens = outputs, None
         init = initializers(c)
         kernel = self.param("output_kernel", init.output_kernel, (c.hidden, self.vocab_size))
         bias = self.param("output_bias", init.output_bias, (self.vocab_size,))
-        logits = _with_bias(project(kernel, inputs, dtype), bias)
-        return logits.transpose(2, 1, 0), tuple(states)
+        logits = _add_bias(project(kernel, inputs, dtype), bias)
+        return logits.transpose(2, 1, 0), tuple(last_carry)
 
     def run(
         self,
@@ -153,30 +153,35 @@ class CharRNN(nn.Module):
         return outputs
 
     def _embed(
-        self, tokens: Int[Array, "time batch"], drop: _Dropout
+        self, tokens: Int[Array, "time batch"], dropout: _Dropout
     ) -> tuple[Float[Array, " features *positions"], Array | None]:
-        """The first layer's input: a table and its look-ups, or one column a character."""
+        """The `inputs` and `tokens` of the first layer."""
         c = self.config
         if c.embed == 0:
             table = jnp.eye(self.vocab_size, dtype=jnp.float32)
         else:
             table = self.param("embedding", initializers(c).embedding, (self.vocab_size, c.embed)).T
-        if not drop.active(c.dropout_in):
+        if not dropout.is_active(c.dropout_in):
             return table, tokens
-        return drop(lookup(table, tokens), c.dropout_in), None
+        return dropout(lookup(table, tokens), c.dropout_in), None
 
 
 class _Dropout:
-    """Dropout with one mask a lane for all its characters (Gal and Ghahramani 2016)."""
+    """Variational dropout: one mask per sequence and site, the same at all time steps.
+
+    Gal and Ghahramani 2016 (arXiv:1512.05287), on the inputs and outputs of layers; the
+    recurrent connections have none.
+    """
 
     def __init__(self, keys: RowKeys | None) -> None:
         self._keys = keys
-        self._sites = 0
+        self._sites = 0  # applied so far; each site folds its number into the keys
 
-    def active(self, rate: float) -> bool:
+    def is_active(self, rate: float) -> bool:
+        """Whether dropout of this rate changes anything."""
         return self._keys is not None and rate > 0
 
-    def __call__(self, x: Columns, rate: float) -> Array:
+    def __call__(self, x: Activations, rate: float) -> Array:
         if self._keys is None or rate == 0:
             return x
         self._sites += 1
@@ -188,12 +193,15 @@ class _Dropout:
         return jnp.where(jax.vmap(mask, out_axes=1)(self._keys)[:, None], x / (1 - rate), 0.0)
 
 
-def _with_bias(columns: Float[Array, " n *positions"], bias: Float[Array, " n"]) -> Array:
-    return columns + jnp.expand_dims(bias, tuple(range(1, columns.ndim)))
+def _add_bias(x: Float[Array, " n *positions"], bias: Float[Array, " n"]) -> Array:
+    return x + jnp.expand_dims(bias, tuple(range(1, x.ndim)))
 
 
 def initial_carry(config: ModelConfig, batch: int) -> Carry:
-    """The carry before any text: float32 zeros, every buffer its own."""
+    """The carry before any text: float32 zeros.
+
+    No two leaves share a buffer, so that a jitted step can be donated all of them.
+    """
     states = CELLS[config.cell].states
     return tuple(
         tuple(jnp.zeros((batch, config.hidden), jnp.float32) for _ in range(states))
@@ -202,18 +210,18 @@ def initial_carry(config: ModelConfig, batch: int) -> Carry:
 
 
 def reset_carry(carry: Carry, reset: Reset) -> Carry:
-    """The carry with zeros in the lanes that begin anew."""
-    cleared: Carry = jax.tree.map(lambda c: jnp.where(reset[:, None], 0.0, c), carry)
-    return cleared
+    """The carry with zeros for the sequences where `reset` is true."""
+    result: Carry = jax.tree.map(lambda c: jnp.where(reset[:, None], 0.0, c), carry)
+    return result
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def init_params(config: ModelConfig, vocab_size: int, key: PRNGKey) -> PyTree:
-    """Fresh parameters, drawn as `model.init` says."""
+    """Initial parameters, float32, drawn by `charjax.model.initializers`."""
     tokens = jnp.zeros((1, 1), jnp.int32)
     return CharRNN(config, vocab_size).init(key, tokens, initial_carry(config, 1))["params"]
 
 
 def parameter_count(params: PyTree) -> int:
-    """How many numbers a parameter tree holds."""
+    """Number of scalars in a tree of parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))

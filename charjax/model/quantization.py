@@ -1,10 +1,11 @@
-"""Products of whole numbers, which are exact: no order of adding up changes a bit of them.
+"""Per-channel symmetric int8 quantization with power-of-two scales.
 
-A state lies between -1 and 1 and is rounded to whole multiples of one unit; the weights of
-each output are rounded to whole multiples of another, 8 bits with the sign. bfloat16 holds
-whole numbers up to 256 and float32 those up to 2**24; the units are such that neither an
-operand nor a sum goes beyond, whatever the state. They are powers of two, so that the way
-back is exact as well.
+Each output channel (column) of a kernel is `scale * q`, q an integer from -127 to 127, and a
+state in [-1, 1] is an integer in [-256, 256] over a scale of its own. float32 accumulation of
+their products is exact: bfloat16 and float32 hold both integers, and the state's scale is chosen
+so that no sum of magnitudes exceeds 2**24, up to which float32 holds every integer. So a matmul
+has the same bits in any order of summation, for any batch and layout. Scales are powers of two,
+so that multiplying by them is exact too.
 """
 
 from __future__ import annotations
@@ -16,37 +17,45 @@ from jaxtyping import Array, Float
 
 from charjax.types import Scalar
 
-_WEIGHTS = 127  # the largest whole number a weight becomes, so that int8 holds it
-_STATES = 256  # the largest a state may become, so that bfloat16 holds it
-_SUMS = 2**24  # up to here float32 holds every whole number
+_MAX_WEIGHT = 127  # the largest integer that int8 and its negative hold
+_MAX_STATE = 256  # up to here bfloat16 holds every integer
+_MAX_SUM = 2**24  # up to here float32 holds every integer
 
 
-class Units(NamedTuple):
-    """What whole numbers stand for.
+class Scales(NamedTuple):
+    """Scales of a quantized matmul: `state @ kernel` is `(round(state * s.state) @ q) * s.result`.
 
     Attributes:
-      state: how many units a state of 1 has.
-      product: float32 [outputs], the worth of one unit of a product.
+      state: float32 scalar, the integer that stands for a state of 1.
+      result: float32 [outputs], what 1 in an output of the integer matmul stands for.
     """
 
     state: Scalar
-    product: Float[Array, " outputs"]
+    result: Float[Array, " outputs"]
 
 
 def quantize(
     kernel: Float[Array, "hidden outputs"],
-) -> tuple[Float[Array, "hidden outputs"], Units]:
-    """A kernel as whole numbers from -127 to 127, float32, and their units."""
+) -> tuple[Float[Array, "hidden outputs"], Scales]:
+    """Rounds a kernel to integers.
+
+    Args:
+      kernel: float32; it is multiplied from the left by states in [-1, 1].
+
+    Returns:
+      The integers, from -127 to 127 and as float32, and the scales of the matmul.
+    """
     largest = jnp.max(jnp.abs(kernel), axis=0)
-    unit = _power_of_two(jnp.where(largest > 0, largest, 1.0) / _WEIGHTS, above=True)
-    numbers = jnp.round(kernel / unit[None])
-    heaviest = jnp.max(jnp.sum(jnp.abs(numbers), axis=0))
-    state = _power_of_two(jnp.minimum(_STATES, _SUMS / jnp.maximum(heaviest, 1.0)), above=False)
-    return numbers, Units(state, unit / state)
+    scale = _power_of_two(jnp.where(largest > 0, largest, 1.0) / _MAX_WEIGHT, round_up=True)
+    q = jnp.round(kernel / scale[None])
+    largest_sum = jnp.max(jnp.sum(jnp.abs(q), axis=0))
+    bound = jnp.minimum(_MAX_STATE, _MAX_SUM / jnp.maximum(largest_sum, 1.0))
+    state = _power_of_two(bound, round_up=False)
+    return q, Scales(state, scale / state)
 
 
-def _power_of_two(x: Float[Array, "*shape"], *, above: bool) -> Float[Array, "*shape"]:
-    """The nearest that is not below, or not above, a positive number."""
-    mantissa, exponent = jnp.frexp(x)  # the mantissa from 1/2 to 1
-    whole = mantissa == 0.5
-    return jnp.ldexp(jnp.ones_like(x), jnp.where(whole | (not above), exponent - 1, exponent))
+def _power_of_two(x: Float[Array, "*shape"], *, round_up: bool) -> Float[Array, "*shape"]:
+    """Rounds positive numbers up or down to a power of two."""
+    mantissa, exponent = jnp.frexp(x)  # mantissa in [1/2, 1)
+    exact = mantissa == 0.5
+    return jnp.ldexp(jnp.ones_like(x), jnp.where(exact | (not round_up), exponent - 1, exponent))

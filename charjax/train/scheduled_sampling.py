@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
 from charjax.config import ModelConfig, TrainConfig
-from charjax.model.decode import DecodeState, Lanes, decode_state, decode_weights, step
+from charjax.model.decode import Activations, DecodeState, decode_state, decode_step, decode_weights
 from charjax.runtime.keys import indexed_key
 from charjax.types import Carry, Count, PRNGKey, PyTree, Scalar, Tokens
 
@@ -41,21 +41,21 @@ def mix_inputs(
       lane_keys: one a lane; what becomes of a lane depends on no other.
       share: the probability that a character is a guess.
     """
-    weights = decode_weights(config, params, layout="columns")
+    weights = decode_weights(config, params, layout="feature_major")
 
     def advance(
-        at: tuple[Lanes, DecodeState], given: tuple[Array, Array]
-    ) -> tuple[tuple[Lanes, DecodeState], Array]:
+        at: tuple[Activations, DecodeState], given: tuple[Array, Array]
+    ) -> tuple[tuple[Activations, DecodeState], Array]:
         (x, state), (true, position) = at, given
         keys = jax.vmap(indexed_key, (0, None))(lane_keys, position)
         takes_guess, draws = jax.vmap(jax.random.split, out_axes=1)(keys)
-        logits, state = step(config, weights, x, state)
+        logits, state = decode_step(config, weights, x, state)
         guessed = jax.vmap(lambda key: jax.random.bernoulli(key, share))(takes_guess)
         token = jnp.where(guessed, _draw(draws, logits), true)
-        return (weights.select(token), state), token
+        return (weights.lookup(token), state), token
 
     first, others = inputs[:, :1], inputs[:, 1:]
-    begun = (weights.select(first[:, 0]), decode_state(weights, carry))
+    begun = (weights.lookup(first[:, 0]), decode_state(weights, carry))
     positions = jnp.arange(1, inputs.shape[1])
     _, mixed = jax.lax.scan(advance, begun, (others.T, positions))
     return jnp.concatenate([first, mixed.T], axis=1)

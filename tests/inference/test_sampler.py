@@ -165,7 +165,7 @@ def test_weights_are_rearranged_once_for_each_format(monkeypatch):
     sampler = Sampler(*WITH_XLA, masked=None)
     for _ in range(2):
         list(sampler(START, num_chars=1, num_samples=70, sampling=Sampling()))
-    assert [of.layout for of in formats] == ["rows", "columns"]  # of 5, 11 and 48; of 64
+    assert [of.layout for of in formats] == ["batch_major", "feature_major"]
 
 
 def test_seeds_differ():

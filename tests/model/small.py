@@ -1,4 +1,4 @@
-"""What the tests of this room share: random trees, and how far two trees are apart."""
+"""Helpers of the model's tests: small random inputs, and the distance of two pytrees."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ def normal(seed, *shape):
 
 
 def like(tree, seed, scale=1.0):
-    """Random numbers in the structure of a tree."""
+    """A tree of random numbers, of the structure and shapes of `tree`."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda a: jnp.asarray(scale * rng.normal(size=a.shape), jnp.float32), tree)
 
 
 def params_of(config: ModelConfig, vocab_size: int):
-    """Parameters none of which is zero, or all alike, as a fresh bias is."""
+    """Random parameters; unlike initial ones they have no biases that are all zero."""
     shapes = jax.eval_shape(lambda: init_params(config, vocab_size, jax.random.key(0)))
     return like(shapes, 5, 0.5)
 
 
 def carry_of(config: ModelConfig, batch: int):
-    """A carry as if text had been read."""
+    """A random carry, as after some text."""
     return like(initial_carry(config, batch), 7, 0.5)
 
 
@@ -41,19 +41,19 @@ def float64(tree):
     return jax.tree.map(lambda a: np.asarray(a, np.float64), tree)
 
 
-# Half the time to compile, which is all the time that these small shapes take.
+# Halves the time to compile, which is most of the time of tests on small shapes.
 UNOPTIMIZED = {"xla_backend_optimization_level": 0}
 
 
 @partial(jax.jit, static_argnums=0, static_argnames="last_only", compiler_options=UNOPTIMIZED)
 def apply(config, params, tokens, carry, keys=None, last_only=False):
-    """The network, compiled once a config and shape."""
+    """`CharRNN.run`, compiled once for each config and shape."""
     network = CharRNN(config, params["output_bias"].shape[0])
     return network.run(params, tokens, carry, keys, last_only=last_only)
 
 
 def distance(got, want):
-    """The largest difference in any leaf, relative to that leaf's largest entry."""
+    """The largest difference in any leaf, relative to the largest entry of that leaf."""
     assert jax.tree.structure(got) == jax.tree.structure(want)
     pairs = zip(jax.tree.leaves(float64(got)), jax.tree.leaves(float64(want)), strict=True)
     return max(np.abs(g - w).max() / (np.abs(w).max() + 1e-30) for g, w in pairs)

@@ -1,4 +1,4 @@
-"""Law 3: what sampling runs, one character at a time, is the network that was trained."""
+"""Decoding token by token equals the training forward pass (invariant 3 of CONTRIBUTING.md)."""
 
 from __future__ import annotations
 
@@ -12,120 +12,127 @@ from charjax.config import ModelConfig
 from charjax.errors import InputError
 from charjax.model import decode
 from charjax.model.cells import CELLS
-from charjax.model.decode import decode_state, decode_weights, mask_token, step
+from charjax.model.decode import decode_state, decode_step, decode_weights, mask_token
 from tests.model.small import UNOPTIMIZED, apply, carry_of, distance, params_of, tokens_of
 
 VOCAB, BATCH, TIME = 7, 3, 8
 
 
-def stepping(config, params, tokens, carry, layout="rows", change=lambda w: w, operands=""):
-    """Logits [batch, time, vocab] and the last carry, by stepping."""
+def decode_loop(
+    config, params, tokens, carry, layout="batch_major", change=lambda w: w, operands=""
+):
+    """Logits [batch, time, vocab] and the last carry, by a loop over `decode_step`."""
     weights = change(decode_weights(config, params, layout=layout, operands=operands))
 
     def advance(state, token):
-        logits, state = step(config, weights, weights.select(token), state)
+        logits, state = decode_step(config, weights, weights.lookup(token), state)
         return state, logits
 
     last, logits = jax.lax.scan(advance, decode_state(weights, carry), tokens.T)
-    last = jax.tree.map(jnp.transpose, last.carry) if weights.columns else last.carry
+    last = jax.tree.map(jnp.transpose, last.carry) if weights.features_first else last.carry
     return logits.swapaxes(0, 1), last
 
 
 STATIC = (0, 4, 5, 6)
-decode_sequence = jax.jit(stepping, static_argnums=STATIC, compiler_options=UNOPTIMIZED)
+run_decode_loop = jax.jit(decode_loop, static_argnums=STATIC, compiler_options=UNOPTIMIZED)
 
 
-def both(config, layout):
-    at = (params_of(config, VOCAB), tokens_of(VOCAB, BATCH, TIME), carry_of(config, BATCH))
-    return decode_sequence(config, *at, layout), apply(config, *at)
+def decoded_and_network(config, layout):
+    inputs = params_of(config, VOCAB), tokens_of(VOCAB, BATCH, TIME), carry_of(config, BATCH)
+    return run_decode_loop(config, *inputs, layout), apply(config, *inputs)
 
 
-LIES = pytest.mark.parametrize("layout", ["rows", "columns", "column"])
+LAYOUTS = pytest.mark.parametrize("layout", ["batch_major", "feature_major", "vector"])
 SHAPES = pytest.mark.parametrize(("layers", "embed"), [(1, 0), (3, 4)])
 
 
-@LIES
+@LAYOUTS
 @SHAPES
 @pytest.mark.parametrize("cell", CELLS)
-def test_stepping_is_the_network(cell, layers, embed, layout):
-    stepped, whole = both(ModelConfig(cell=cell, hidden=5, layers=layers, embed=embed), layout)
-    assert distance(stepped, whole) < 1e-5
+def test_decoding_equals_the_network(cell, layers, embed, layout):
+    config = ModelConfig(cell=cell, hidden=5, layers=layers, embed=embed)
+    decoded, network = decoded_and_network(config, layout)
+    assert distance(decoded, network) < 1e-5
 
 
-@LIES
+@LAYOUTS
 @SHAPES
 @pytest.mark.parametrize("cell", CELLS)
-def test_in_bfloat16_it_rounds_what_the_network_rounds(cell, layers, embed, layout):
+def test_bfloat16_decoding_rounds_what_the_network_rounds(cell, layers, embed, layout):
     config = ModelConfig(cell=cell, hidden=5, layers=layers, embed=embed, dtype="bfloat16")
-    stepped, whole = both(config, layout)
-    assert distance(stepped[0][:, :1], whole[0][:, :1]) < 1e-5
-    # Later on, a difference in the last bit may fall on either side of a rounding.
-    assert distance(stepped, whole) < 0.01
-    exact, _ = both(replace(config, dtype="float32"), layout)
-    assert 0 < distance(stepped, exact) < 0.05
+    decoded, network = decoded_and_network(config, layout)
+    assert distance(decoded[0][:, :1], network[0][:, :1]) < 1e-5
+    # At later positions, values that differ in the last bit may round apart.
+    assert distance(decoded, network) < 0.01
+    float32, _ = decoded_and_network(replace(config, dtype="float32"), layout)
+    assert 0 < distance(decoded, float32) < 0.05
 
 
-def test_it_goes_on_from_its_own_carry():
+def test_decoding_continues_from_its_carry():
     config = ModelConfig(cell="lstm", hidden=5, layers=3, embed=4)
     params, tokens = params_of(config, VOCAB), tokens_of(VOCAB, BATCH, TIME)
-    whole, last = decode_sequence(config, params, tokens, carry_of(config, BATCH))
-    _, between = decode_sequence(config, params, tokens[:, : TIME // 2], carry_of(config, BATCH))
-    second = decode_sequence(config, params, tokens[:, TIME // 2 :], between)
+    whole, last = run_decode_loop(config, params, tokens, carry_of(config, BATCH))
+    _, between = run_decode_loop(config, params, tokens[:, : TIME // 2], carry_of(config, BATCH))
+    second = run_decode_loop(config, params, tokens[:, TIME // 2 :], between)
     assert distance(second, (whole[:, TIME // 2 :], last)) < 1e-5
 
 
-def without_second(weights):
+def mask_token_1(weights):
     return mask_token(weights, 1)
 
 
-@LIES
-def test_a_symbol_left_out_changes_no_other_logit(layout):
+@LAYOUTS
+def test_masking_a_token_changes_no_other_logit(layout):
     config = ModelConfig(cell="gru", hidden=5, layers=2, embed=4)
-    at = (params_of(config, VOCAB), tokens_of(VOCAB, BATCH, TIME), carry_of(config, BATCH))
-    plain, _ = decode_sequence(config, *at, layout)
-    without, _ = decode_sequence(config, *at, layout, without_second)
-    assert (without[..., 1] == -jnp.inf).all()
-    assert (without[..., 0] == plain[..., 0]).all()
-    assert (without[..., 2:] == plain[..., 2:]).all()
+    inputs = params_of(config, VOCAB), tokens_of(VOCAB, BATCH, TIME), carry_of(config, BATCH)
+    plain, _ = run_decode_loop(config, *inputs, layout)
+    masked, _ = run_decode_loop(config, *inputs, layout, mask_token_1)
+    assert (masked[..., 1] == -jnp.inf).all()
+    assert (masked[..., 0] == plain[..., 0]).all()
+    assert (masked[..., 2:] == plain[..., 2:]).all()
 
 
-def in_whole_numbers(cell):
-    """A model of whole numbers, and text: config, params, tokens, carry."""
+def int8_inputs(cell):
+    """Config, params, tokens and carry of a quantized model."""
     config = ModelConfig(cell=cell, hidden=37, layers=2, embed=4)
-    carry = jax.tree.map(jnp.tanh, carry_of(config, BATCH))  # no state is beyond 1
-    at = params_of(config, VOCAB), tokens_of(VOCAB, BATCH, TIME), carry
-    return replace(config, dtype="int8"), *at
+    carry = jax.tree.map(jnp.tanh, carry_of(config, BATCH))  # in [-1, 1], as every state is
+    inputs = params_of(config, VOCAB), tokens_of(VOCAB, BATCH, TIME), carry
+    return replace(config, dtype="int8"), *inputs
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_in_whole_numbers_a_lane_is_the_same_to_the_bit_whatever_is_beside_it(cell):
-    config, params, *text = in_whole_numbers(cell)
-    # As people run it: not optimised, tanh is another in columns than in rows, by a bit.
-    run = jax.jit(stepping, static_argnums=STATIC)
-    together = run(config, params, *text)
-    others = ("rows", "bfloat16"), ("columns", "float32"), ("columns", "bfloat16")
-    for layout, operands in (*others, ("column", "float32")):
-        assert distance(run(config, params, *text, layout, operands=operands), together) == 0
-    alone, wanted = jax.tree.map(lambda x: x[:1], (text, together))
-    assert distance(run(config, params, *alone), wanted) == 0
+def test_int8_decoding_is_bit_for_bit_the_same_in_any_batch_layout_and_dtype(cell):
+    config, params, *text = int8_inputs(cell)
+    # Optimized, as in use: unoptimized, tanh differs by a bit between layouts.
+    run = jax.jit(decode_loop, static_argnums=STATIC)
+    batch = run(config, params, *text)
+    for layout, operands in (
+        ("batch_major", "bfloat16"),
+        ("feature_major", "float32"),
+        ("feature_major", "bfloat16"),
+        ("vector", "float32"),
+    ):
+        assert distance(run(config, params, *text, layout, operands=operands), batch) == 0
+    first_text, first = jax.tree.map(lambda x: x[:1], (text, batch))
+    assert distance(run(config, params, *first_text), first) == 0
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_whole_numbers_are_near_the_weights(cell):
-    config, *at = in_whole_numbers(cell)
-    (first, _), (exact, _) = (
-        decode_sequence(c, *at) for c in (config, replace(config, dtype="float32"))
+def test_int8_logits_are_close_to_float32(cell):
+    config, *inputs = int8_inputs(cell)
+    (int8, _), (float32, _) = (
+        run_decode_loop(c, *inputs) for c in (config, replace(config, dtype="float32"))
     )
-    assert 0 < distance(first[:, :1], exact[:, :1]) < 0.02
+    assert 0 < distance(int8[:, :1], float32[:, :1]) < 0.02
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_a_text_stepped_through_is_its_steps(cell):
-    at = in_whole_numbers(cell)
-    text = jax.jit(decode.decode_sequence, static_argnums=0, compiler_options=UNOPTIMIZED)(*at)
-    assert distance(text, decode_sequence(*at, "columns")) == 0
+def test_decode_sequence_equals_a_loop_of_decode_steps(cell):
+    inputs = int8_inputs(cell)
+    run = jax.jit(decode.decode_sequence, static_argnums=0, compiler_options=UNOPTIMIZED)
+    assert distance(run(*inputs), run_decode_loop(*inputs, "feature_major")) == 0
 
 
-def test_the_network_refuses_whole_numbers():
+def test_the_network_refuses_int8():
     with pytest.raises(InputError, match="int8"):
-        apply(*in_whole_numbers("gru"))
+        apply(*int8_inputs("gru"))

@@ -1,4 +1,4 @@
-"""The first weights follow the distributions that the frameworks document."""
+"""Initial parameters follow the distributions that the frameworks document."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def assert_uniform_within(weights: np.ndarray, bound: float) -> None:
     assert np.std(weights) == pytest.approx(bound / 3**0.5, rel=0.1)
 
 
-def test_charjax_has_an_orthogonal_block_for_each_gate():
+def test_orthogonal_has_an_orthogonal_matrix_for_each_gate():
     kernel = params_of("orthogonal")["layer_0"]["recurrent"]["kernel"]
     for block in np.split(kernel, 4, axis=1):
         np.testing.assert_allclose(block.T @ block, np.eye(HIDDEN), atol=1e-5)
@@ -37,7 +37,7 @@ def test_keras_has_orthonormal_rows_over_all_gates():
     assert_uniform_within(params["output_kernel"], (6 / (HIDDEN + VOCAB)) ** 0.5)
 
 
-def test_keras_glorot_differs_in_the_recurrent_kernel_alone():
+def test_keras_glorot_differs_from_keras_in_the_recurrent_kernel_only():
     kernel = params_of("keras_glorot")["layer_0"]["recurrent"].pop("kernel")
     assert_uniform_within(kernel, (6 / (5 * HIDDEN)) ** 0.5)
     glorot, keras = params_of("keras_glorot"), params_of("keras")
@@ -55,7 +55,7 @@ def test_torch_draws_all_but_the_embedding_within_one_bound(cell):
 
 
 @pytest.mark.parametrize("init", ["orthogonal", "keras", "keras_glorot"])
-def test_only_the_forget_gate_starts_open(init):
+def test_only_the_forget_gate_has_a_nonzero_bias(init):
     bias = params_of(init)["layer_0"]["bias"]
     np.testing.assert_array_equal(
         np.split(bias, 4), [[0] * HIDDEN, [1] * HIDDEN, *[[0] * HIDDEN] * 2]
@@ -64,7 +64,7 @@ def test_only_the_forget_gate_starts_open(init):
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
-def test_every_init_serves_every_parameter(cell):
+def test_every_init_has_the_same_parameter_shapes(cell):
     first, *others = (
         jax.tree.map(np.shape, params_of(init, cell))
         for init in ("orthogonal", "keras", "keras_glorot", "torch")

@@ -1,4 +1,6 @@
-"""The network is the equations; a chunk's carry is all that the next chunk needs (law 3)."""
+"""The network equals its float64 equations; text in chunks with carry equals the whole text
+(invariant 3 of CONTRIBUTING.md).
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,7 @@ def inputs(config):
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("embed", [0, 4])
-def test_it_is_the_float64_network(cell, embed):
+def test_it_equals_the_float64_network(cell, embed):
     config = replace(CONFIGS[cell], embed=embed)
     params, tokens, carry = inputs(config)
     got = apply(config, params, tokens, carry)
@@ -43,7 +45,7 @@ def test_it_is_the_float64_network(cell, embed):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_two_chunks_with_the_carry_between_are_the_whole(cell):
+def test_two_chunks_with_carry_equal_the_whole(cell):
     config = CONFIGS[cell]
     params, tokens, carry = inputs(config)
     whole = apply(config, params, tokens, carry)
@@ -53,7 +55,7 @@ def test_two_chunks_with_the_carry_between_are_the_whole(cell):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_logits_depend_on_the_past_alone(cell):
+def test_logits_do_not_depend_on_later_tokens(cell):
     config = CONFIGS[cell]
     params, tokens, carry = inputs(config)
     before, _ = apply(config, params, tokens, carry)
@@ -65,20 +67,20 @@ def test_logits_depend_on_the_past_alone(cell):
         assert differs[:, t:].all()
 
 
-def test_gradients_come_from_the_past_alone():
+def test_gradients_do_not_reach_later_tokens():
     config = replace(CONFIGS["gru"], embed=6)
-    tokens = jnp.arange(TIME)[None]  # every character once: a row of the embedding is a position
+    tokens = jnp.arange(TIME)[None]  # each token once, so that a row of the embedding is a position
     params, carry = params_of(config, TIME), carry_of(config, 1)
 
     def logits_at(params):
         return CharRNN(config, TIME).run(params, tokens, carry)[0].sum(2)[0]
 
     grads = jax.jit(jax.jacrev(logits_at))(params)["embedding"]
-    reached = np.any(grads != 0, axis=2)  # [position of the logits, position of the character]
+    reached = np.any(grads != 0, axis=2)  # [position of the logits, position of the token]
     np.testing.assert_array_equal(reached, np.tri(TIME, dtype=bool))
 
 
-def test_a_lane_does_not_see_the_others():
+def test_sequences_do_not_depend_on_each_other():
     config = CONFIGS["lstm"]
     params, tokens, carry = inputs(config)
     before, _ = apply(config, params, tokens, carry)
@@ -87,7 +89,7 @@ def test_a_lane_does_not_see_the_others():
     assert np.any(before[1:] != after[1:])
 
 
-def test_last_only_is_the_last_position():
+def test_last_only_returns_the_last_position():
     config = CONFIGS["gru"]
     params, tokens, carry = inputs(config)
     logits, last = apply(config, params, tokens, carry)
@@ -98,7 +100,7 @@ def test_last_only_is_the_last_position():
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("recurrence", ["fast", "scan"])
-def test_bfloat16_is_for_products_alone(cell, recurrence):
+def test_bfloat16_parameters_and_results_are_float32(cell, recurrence):
     config = replace(CONFIGS[cell], dtype="bfloat16", recurrence=recurrence)
     params = jax.eval_shape(lambda: init_params(config, VOCAB, jax.random.key(0)))
     out = jax.eval_shape(
@@ -110,51 +112,50 @@ def test_bfloat16_is_for_products_alone(cell, recurrence):
     assert {leaf.dtype for leaf in jax.tree.leaves((params, out))} == {jnp.dtype(jnp.float32)}
 
 
-UNITS, LANES, RATE = 64, 32, 0.4
+UNITS, SEQUENCES, RATE = 64, 32, 0.4
 OUTPUT = ModelConfig(cell="rnn", hidden=UNITS, embed=4, dropout=RATE)
 
 
 @functools.cache
-def outputs(config, lanes=LANES, first_key=None):
-    """The last layer's outputs [lanes, time, units] as dropout leaves them."""
+def outputs(config, batch=SEQUENCES, first_key=None):
+    """The last layer's outputs [batch, time, units] after dropout, of equal sequences."""
     params = params_of(config, UNITS)
     params |= {"output_kernel": jnp.eye(UNITS), "output_bias": jnp.zeros(UNITS)}
-    tokens = tokens_of(UNITS, 1, TIME).repeat(lanes, 0)
+    tokens = tokens_of(UNITS, 1, TIME).repeat(batch, 0)
     keys = None
     if first_key is not None:
-        keys = jax.vmap(jax.random.key)(first_key + jnp.arange(lanes))
-    return np.asarray(apply(config, params, tokens, initial_carry(config, lanes), keys)[0])
+        keys = jax.vmap(jax.random.key)(first_key + jnp.arange(batch))
+    return np.asarray(apply(config, params, tokens, initial_carry(config, batch), keys)[0])
 
 
-def test_without_keys_or_without_a_rate_nothing_is_dropped():
-    whole = outputs(OUTPUT)
-    np.testing.assert_array_equal(outputs(replace(OUTPUT, dropout=0.0)), whole)
-    np.testing.assert_array_equal(outputs(replace(OUTPUT, dropout=0.0), first_key=0), whole)
+def test_nothing_is_dropped_without_keys_or_with_a_rate_of_0():
+    plain = outputs(OUTPUT)
+    np.testing.assert_array_equal(outputs(replace(OUTPUT, dropout=0.0)), plain)
+    np.testing.assert_array_equal(outputs(replace(OUTPUT, dropout=0.0), first_key=0), plain)
 
 
-def test_a_lane_has_one_mask_for_all_its_characters():
-    dropped, whole = outputs(OUTPUT, first_key=0), outputs(OUTPUT)
-    kept = dropped != 0
-    assert (kept == kept[:, :1]).all()
-    np.testing.assert_allclose(dropped, np.where(kept, whole / (1 - RATE), 0), rtol=1e-5)
-    # That two of 32 masks of 64 units agree has odds of 1 in 10**15.
-    assert len({lane.tobytes() for lane in kept[:, 0]}) == LANES
+def test_a_sequence_has_one_mask_for_all_time_steps():
+    dropped, plain = outputs(OUTPUT, first_key=0), outputs(OUTPUT)
+    mask = dropped != 0
+    assert (mask == mask[:, :1]).all()
+    np.testing.assert_allclose(dropped, np.where(mask, plain / (1 - RATE), 0), rtol=1e-5)
+    # Two of 32 masks of 64 units agree by chance in 1 of 10**15 runs.
+    assert len({row.tobytes() for row in mask[:, 0]}) == SEQUENCES
 
 
-def test_the_rate_is_what_the_config_says():
-    share = np.mean(outputs(OUTPUT, first_key=0)[:, 0] == 0)
-    # 2,048 draws: 5 standard deviations, that is 1 in 1.7 million were the seed not fixed.
-    assert abs(share - RATE) < 5 * math.sqrt(RATE * (1 - RATE) / (LANES * UNITS))
+def test_the_dropout_rate_is_that_of_the_config():
+    rate = np.mean(outputs(OUTPUT, first_key=0)[:, 0] == 0)
+    # Within 5 standard deviations: another seed would fail in 1 of 1.7 million cases.
+    assert abs(rate - RATE) < 5 * math.sqrt(RATE * (1 - RATE) / (SEQUENCES * UNITS))
 
 
-def test_a_mask_is_a_function_of_the_lanes_key_alone():
-    many, few = outputs(OUTPUT, first_key=0), outputs(OUTPUT, lanes=2, first_key=5)
+def test_a_mask_is_a_function_of_the_key_of_its_sequence():
+    many, few = outputs(OUTPUT, first_key=0), outputs(OUTPUT, batch=2, first_key=5)
     np.testing.assert_array_equal(few != 0, many[5:7] != 0)
 
 
-def test_each_place_of_dropout_has_its_own_masks():
-    # What a place drops has no weight in what follows, so its rows get no gradient: a whole
-    # row, and so for all characters at once.
+def test_each_site_of_dropout_has_other_masks():
+    # A dropped feature is 0 at all time steps, so its row of the next kernel has no gradient.
     width, rates = 64, {"dropout_in": 0.2, "dropout_between": 0.5, "dropout": 0.8}
     config = ModelConfig(cell="gru", hidden=width, layers=3, embed=width, **rates)
     params, carry = params_of(config, VOCAB), carry_of(config, 1)
@@ -170,7 +171,7 @@ def test_each_place_of_dropout_has_its_own_masks():
     kernels = [g[f"layer_{i}"]["kernel"] for i in range(3)] + [g["output_kernel"]]
     masks = [np.asarray(kernel != 0).any(axis=1) for kernel in kernels]
     for mask, rate in zip(masks, (0.2, 0.5, 0.5, 0.8), strict=True):
-        # 3 standard deviations, 1 in 370, which the seed keeps.
+        # Within 3 standard deviations: another seed would fail in 1 of 370 cases.
         assert abs(mask.sum() - width * (1 - rate)) < 3 * math.sqrt(width * rate * (1 - rate))
     assert len({mask.tobytes() for mask in masks}) == 4
     np.testing.assert_array_equal(np.asarray(g["embedding"] != 0).any(axis=0), masks[0])
@@ -179,9 +180,9 @@ def test_each_place_of_dropout_has_its_own_masks():
 TUTORIALS = {
     "TensorFlow, LSTM": (ModelConfig(cell="lstm", hidden=1024, embed=256), 65, 5_330_241),
     "Grimm": (ModelConfig(cell="lstm", hidden=512, embed=256), 70, 1_628_742),
-    # Keras says 4,022,850 for this one. Its GRU, as cuDNN's, has two biases for each of the
-    # reset and the update gate, one beside the input's share and one beside the state's, which
-    # only ever occur as a sum. charjax has that sum, so 2 * 1024 numbers less.
+    # Keras counts 4,022,850. Its GRU, like cuDNN's, has two biases for each of the reset and the
+    # update gate, one in the input gates and one in the hidden gates, which are only ever added.
+    # charjax has their sum, hence 2 * 1024 parameters fewer.
     "TensorFlow, GRU": (ModelConfig(hidden=1024, embed=256), 66, 4_022_850 - 2 * 1024),
 }
 
@@ -194,7 +195,7 @@ def test_parameter_counts_are_those_of_the_tutorials(tutorial):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_a_fresh_model_knows_nothing(cell):
+def test_the_initial_loss_is_that_of_uniform_guesses(cell):
     vocab_size, config = 65, ModelConfig(cell=cell, hidden=64, embed=16)
     params, tokens = (
         init_params(config, vocab_size, jax.random.key(0)),
@@ -205,7 +206,7 @@ def test_a_fresh_model_knows_nothing(cell):
     assert abs(loss - math.log(vocab_size)) < 0.1
 
 
-def test_fresh_parameters_are_a_function_of_the_key():
+def test_initial_parameters_are_a_function_of_the_key():
     config = replace(CONFIGS["rnn"], layers=1)
     first, again, other = (init_params(config, VOCAB, jax.random.key(s)) for s in (0, 0, 1))
     assert distance(again, first) == 0
@@ -213,7 +214,7 @@ def test_fresh_parameters_are_a_function_of_the_key():
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_both_recurrences_have_the_same_parameters(cell):
+def test_all_implementations_have_the_same_parameters(cell):
     fast, scan = (
         jax.eval_shape(
             functools.partial(init_params, replace(CONFIGS[cell], recurrence=r), VOCAB),
@@ -225,16 +226,16 @@ def test_both_recurrences_have_the_same_parameters(cell):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_the_first_carry(cell):
+def test_the_initial_carry_is_float32_zeros(cell):
     carry = initial_carry(CONFIGS[cell], BATCH)
     leaves = jax.tree.leaves(carry)
     assert [leaf.shape for leaf in leaves] == [(BATCH, 5)] * (2 * CELLS[cell].states)
     assert all(leaf.dtype == jnp.float32 and not leaf.any() for leaf in leaves)
-    # One buffer for two leaves could not be donated to a step.
+    # JAX refuses to donate a buffer of two leaves.
     assert len({leaf.unsafe_buffer_pointer() for leaf in leaves}) == len(leaves)
 
 
-def test_restart_clears_the_fresh_lanes_alone():
+def test_reset_carry_clears_the_selected_sequences_only():
     carry = carry_of(CONFIGS["lstm"], BATCH)
     reset = jnp.array([False, True, False])
     for before, after in zip(
@@ -244,7 +245,7 @@ def test_restart_clears_the_fresh_lanes_alone():
         np.testing.assert_array_equal(after[::2], before[::2])
 
 
-def test_nats_are_the_negative_log_of_the_probability():
+def test_nats_are_negative_log_probabilities():
     probs = np.array([[[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]]])
     logits = jnp.asarray(np.log(probs) + 50, jnp.float32)  # a constant changes nothing
     nats = next_char_nats(logits, jnp.array([[0, 2]]))

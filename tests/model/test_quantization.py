@@ -1,4 +1,4 @@
-"""Products of whole numbers are exact, and their operands near what they stand for."""
+"""Quantization: weights are off by half a scale at most, and matmuls of integers are exact."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ from tests.model.small import normal
 KERNELS = pytest.mark.parametrize(
     "kernel",
     [normal(0, 300, 9), jnp.ones((3000, 4)), jnp.zeros((7, 3)), 1e-30 * normal(1, 5, 2)],
-    ids=["normal", "heaviest", "zero", "tiny"],
+    ids=["normal", "largest_sums", "zero", "tiny"],
 )
 
 
 @KERNELS
-def test_a_weight_is_at_most_half_a_unit_off(kernel):
-    numbers, units = quantize(kernel)
-    assert (numbers == np.round(numbers)).all()
-    assert np.abs(numbers).max() <= 127
-    unit = np.asarray(units.product * units.state)  # of a weight
-    assert (np.abs(np.asarray(numbers) * unit - kernel) <= 0.5 * unit).all()
-    assert (np.frexp(unit)[0] == 0.5).all(), "a power of two"
-    assert (np.abs(numbers).max(0) > 63).all() or (kernel == 0).all(), "of 8 bits, none is idle"
+def test_a_weight_is_at_most_half_a_scale_off(kernel):
+    q, scales = quantize(kernel)
+    assert (q == np.round(q)).all()
+    assert np.abs(q).max() <= 127
+    scale = np.asarray(scales.result * scales.state)  # of a weight
+    assert (np.abs(np.asarray(q) * scale - kernel) <= 0.5 * scale).all()
+    assert (np.frexp(scale)[0] == 0.5).all(), "powers of two"
+    assert (np.abs(q).max(0) > 63).all() or (kernel == 0).all(), "all 8 bits are used"
 
 
 @KERNELS
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_no_number_is_too_large_for_the_dtype_that_holds_it(kernel, dtype):
-    numbers, units = quantize(kernel)
-    assert (numbers.astype(dtype) == numbers).all()
-    assert units.state.astype(dtype) == units.state
-    assert 1 <= units.state == np.round(units.state)
-    # The largest sum that any state can give, all of it 1 or -1, and so any part of it.
-    assert float(units.state) * np.abs(np.asarray(numbers, np.float64)).sum(0).max() <= 2**24
+def test_operands_and_sums_are_integers_that_their_dtypes_hold(kernel, dtype):
+    q, scales = quantize(kernel)
+    assert (q.astype(dtype) == q).all()
+    assert scales.state.astype(dtype) == scales.state
+    assert 1 <= scales.state == np.round(scales.state)
+    # No state gives a larger sum than this, nor a larger partial sum.
+    assert float(scales.state) * np.abs(np.asarray(q, np.float64)).sum(0).max() <= 2**24
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["float32", "bfloat16"]))
-def test_products_are_exact_in_any_order(seed, dtype):
+def test_matmuls_are_exact_in_any_order_of_summation(seed, dtype):
     rng = np.random.default_rng(seed)
-    numbers, units = quantize(jnp.asarray(rng.standard_t(2, (200, 6)), jnp.float32))
-    state = np.round(rng.uniform(-1, 1, (5, 200)) * float(units.state))
-    exact = state.astype(np.int64) @ np.asarray(numbers, np.int64)
+    q, scales = quantize(jnp.asarray(rng.standard_t(2, (200, 6)), jnp.float32))
+    state = np.round(rng.uniform(-1, 1, (5, 200)) * float(scales.state))
+    exact = state.astype(np.int64) @ np.asarray(q, np.int64)
     order = rng.permutation(200)
-    product = dot(jnp.asarray(state[:, order], jnp.float32), numbers[order], dtype)
-    np.testing.assert_array_equal(product, exact)
+    result = dot(jnp.asarray(state[:, order], jnp.float32), q[order], dtype)
+    np.testing.assert_array_equal(result, exact)

@@ -14,23 +14,23 @@ from charjax.errors import InputError
 from charjax.model.recurrence.base import Inputs, Layer, Outputs, Weights
 from charjax.types import LayerCarry
 
-# By the name that `model.recurrence` has for it. Imported when it is asked: Pallas takes a while.
+# Values of `model.recurrence`. A module is imported on first use, since Pallas loads slowly.
 _MODULES = {
     "c": "charjax.model.recurrence.c.ops",
     "persistent": "charjax.model.recurrence.pallas_hopper.ops",
     "xla": "charjax.model.recurrence.xla",
     "scan": "charjax.model.recurrence.scan",
 }
-# What "fast" tries, the fastest first. The last one supports everything.
+# What "fast" tries in turn, the fastest first. The last one supports every layer.
 _FAST = ("c", "xla")
 
 
 class Resolution(NamedTuple):
-    """Which implementation runs a layer, and why.
+    """The implementation that runs the recurrence, and why.
 
     Attributes:
       implementation: "c", "persistent", "xla" or "scan".
-      reason: for people, such as "xla: c refuses: no C compiler (cc)".
+      reason: for messages: "as the config says", "c refuses: no C compiler (cc)", ...
     """
 
     implementation: str
@@ -38,18 +38,18 @@ class Resolution(NamedTuple):
 
 
 def resolve(config: ModelConfig, batch: int, *, saved: str = "", strict: bool = True) -> Resolution:
-    """The implementation that runs the recurrence of a model: the one place that decides it.
+    """Chooses the implementation that runs a model's recurrence; nothing else decides it.
 
     Args:
-      config: the model. A `recurrence` of "fast" is the first that supports it; any other
-        name is that implementation.
-      batch: sequences on each device.
-      saved: the implementation that a run was saved with, which "fast" then tries first.
-      strict: refuse a model that the named implementation does not support; otherwise take
-        what "fast" takes, as inference does on another machine than the training's.
+      config: the model. A `recurrence` of "fast" stands for the first implementation that
+        supports the model here; any other value names the implementation.
+      batch: number of sequences on each device.
+      saved: the implementation that a saved run used; "fast" tries it first.
+      strict: if the named implementation does not support the model, raise; otherwise
+        choose as "fast" does.
 
     Raises:
-      InputError: the named implementation does not support this model here.
+      InputError: with `strict`, the named implementation does not support the model here.
     """
     layer = Layer(config.cell, config.hidden, config.dtype, batch)
     preferred = saved if config.recurrence == "fast" else config.recurrence
@@ -67,13 +67,14 @@ def resolve(config: ModelConfig, batch: int, *, saved: str = "", strict: bool = 
 
 
 def for_inference(config: ModelConfig, batch: int) -> ModelConfig:
-    """The model with the implementation that reads text with it here.
+    """The config of a trained model with the implementation for inference on this machine.
 
-    The one that it was trained with where that runs here, else what "fast" takes.
+    The model's own where that runs here, which need not be where it was trained; else what
+    "fast" chooses.
 
     Args:
-      config: the model as it was trained.
-      batch: sequences on each device.
+      config: the trained model.
+      batch: number of sequences on each device.
     """
     return replace(config, recurrence=resolve(config, batch, strict=False).implementation)
 
@@ -86,18 +87,18 @@ def run(
     weights: Weights,
     carry: LayerCarry,
 ) -> tuple[Outputs, LayerCarry]:
-    """One layer over a sequence.
+    """Runs one layer over a sequence.
 
     Args:
-      implementation: of `resolve`.
-      cell: a name in `CELLS`.
-      dtype: of the matmul operands; sums, gates and state are float32.
+      implementation: from `resolve`.
+      cell: a name in `charjax.model.cells.CELLS`.
+      dtype: of the matmul operands; accumulation, gates and carry are float32.
       inputs: the input gates.
       weights: the recurrent parameters.
-      carry: the state before the first character, float32 [batch, hidden] each.
+      carry: the state before the first position, float32 [batch, hidden] each.
 
     Returns:
-      The outputs, float32 [hidden, time, batch], and the carry after the last character.
+      The outputs, float32 [hidden, time, batch], and the carry after the last position.
     """
     result: tuple[Outputs, LayerCarry] = _implementation(implementation).run(
         cell, dtype, inputs, weights, carry
@@ -109,9 +110,9 @@ def _implementation(name: str) -> ModuleType:
     return importlib.import_module(_MODULES[name])
 
 
-def _reason(asked: str, saved: str, taken: str, refusals: list[str]) -> str:
+def _reason(requested: str, saved: str, chosen: str, refusals: list[str]) -> str:
     if refusals:
         return "; ".join(refusals)
-    if taken == asked:
+    if chosen == requested:
         return "as the config says"
-    return "as the run was saved with" if taken == saved else "the fastest here"
+    return "as the saved run" if chosen == saved else "the fastest here"

@@ -1,14 +1,15 @@
-"""The contract of a recurrence implementation: what it is given, and what it returns.
+"""The contract that every implementation of the recurrence keeps.
 
 An implementation is a module with two functions:
 
     supports(layer: Layer) -> str
         Why it cannot run this layer on these devices, in a few words; "" if it can.
     run(cell, dtype, inputs, weights, carry) -> (outputs, last carry)
-        The layer over a sequence, differentiable in inputs, weights and carry.
+        Runs the layer over a sequence; differentiable in inputs, weights and carry.
+        `charjax.model.recurrence.api.run` describes the arguments.
 
-All arrays inside are feature-major, [features, time, batch]; a carry is batch-major,
-[batch, hidden], as everywhere outside.
+Inputs and outputs are feature-major, [features, time, batch]; a carry is batch-major,
+[batch, hidden].
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ Outputs: TypeAlias = Float[Array, "hidden time batch"]
 
 
 class Layer(NamedTuple):
-    """What is asked of an implementation.
+    """What `supports` is asked about.
 
     Attributes:
       cell: a name in `charjax.model.cells.CELLS`.
-      hidden: units.
+      hidden: number of units.
       dtype: of the matmul operands, "float32" or "bfloat16".
-      batch: sequences, on each device.
+      batch: number of sequences on each device.
     """
 
     cell: str
@@ -41,20 +42,20 @@ class Layer(NamedTuple):
 
 
 class Projected(NamedTuple):
-    """Input gates, one column a position.
+    """The input gates of every position.
 
     Attributes:
-      igates: float32 [gates, time, batch]; the input's projection and its bias.
+      igates: float32 [gates, time, batch], the projected input plus its bias.
     """
 
     igates: Float[Array, "gates time batch"]
 
 
 class Table(NamedTuple):
-    """Input gates by look-up, `igates[:, tokens]`, for a layer whose input is a token.
+    """The input gates of every token; those of a position are `igates[:, tokens]`.
 
     Attributes:
-      igates: float32 [gates, vocab]; the projection of every token.
+      igates: float32 [gates, vocab], the projected tokens plus their bias.
       tokens: int32 [time, batch].
     """
 
@@ -84,13 +85,13 @@ def input_grad(
     d_candidate: Float[Array, "hidden time batch"] | None,
     dtype: DTypeLike,
 ) -> Inputs:
-    """The gradient of the input gates.
+    """The gradient of a layer's inputs.
 
     Args:
-      inputs: of the layer.
-      d_hgates: gradients of the hidden gates. Those of the input gates are the same, but for
+      inputs: the layer's inputs.
+      d_hgates: gradient of the hidden gates. That of the input gates is the same, except for
         the candidate of a cell with `reset_after`.
-      d_candidate: gradient of the candidate's input gate; None for other cells.
+      d_candidate: gradient of that candidate's input gate; None for other cells.
       dtype: of the matmul operands.
     """
     if isinstance(inputs, Projected):
@@ -103,7 +104,7 @@ def input_grad(
 
 
 def with_candidate(d_hgates: Array, d_candidate: Array | None) -> Array:
-    """`d_hgates` with its last gate, the candidate, replaced where there is a gradient for it."""
+    """`d_hgates` with the last gate replaced by `d_candidate`, unless that is None."""
     if d_candidate is None:
         return d_hgates
     return jnp.concatenate([d_hgates[: -d_candidate.shape[0]], d_candidate])

@@ -1,4 +1,4 @@
-"""The recurrence by `nn.scan` over the cell: the reference, written to be read."""
+"""The recurrence as `nn.scan` over the cell: the reference for all other implementations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from charjax.types import LayerCarry
 
 
 def supports(layer: Layer) -> str:
-    """It runs every layer on every device."""
+    """Always "": this implementation runs every layer on every device."""
     del layer
     return ""
 
@@ -22,21 +22,10 @@ def supports(layer: Layer) -> str:
 def run(
     cell: str, dtype: DTypeLike, inputs: Inputs, weights: Weights, carry: LayerCarry
 ) -> tuple[Outputs, LayerCarry]:
-    """One layer over a sequence.
-
-    Args:
-      cell: a name in `CELLS`.
-      dtype: of the matmul operands; sums, gates and state are float32.
-      inputs: the input gates.
-      weights: the recurrent parameters.
-      carry: the state before the first character, float32 [batch, hidden] each.
-
-    Returns:
-      The outputs, float32 [hidden, time, batch], and the carry after the last character.
-    """
+    """Runs one layer over a sequence; see `charjax.model.recurrence.api.run`."""
     igates = inputs.igates[:, inputs.tokens] if isinstance(inputs, Table) else inputs.igates
     scanned = nn.scan(_Step, in_axes=(0, nn.broadcast), variable_broadcast=False)
-    # parent=None: no submodule of whoever calls, since it has no parameters of its own.
+    # Without parameters, so no submodule of the calling layer.
     layer = scanned(cell, dtype, parent=None)
     steps: tuple[LayerCarry, Array] = layer.apply(  # type: ignore[assignment]
         {}, carry, jnp.moveaxis(igates, 0, -1), weights

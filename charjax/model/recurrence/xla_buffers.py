@@ -1,11 +1,10 @@
-"""What a loop over time leaves behind, one buffer [features, time, batch] written in place.
+"""Residual buffers [features, time, batch], written in place by a loop over time.
 
-Time is not the leading axis, as a scan would have it: so laid out, the weight
-gradient is one product of two stacks over their trailing axes, with neither
-moved first.
+`lax.scan` would put time first. With time second, the weight gradient is one matmul of two
+buffers over their trailing axes, and neither is transposed first.
 
-A bfloat16 stack is kept as the bits of its numbers. XLA on a CPU widens a
-bfloat16 update to float32, and with it the whole stack, at every step.
+A bfloat16 buffer holds the bits of its numbers as uint16, because XLA:CPU widens a bfloat16
+`dynamic_update_slice` to float32, and the whole buffer with it, at every step.
 """
 
 from __future__ import annotations
@@ -15,35 +14,36 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Int, Shaped
 
-Stack = Shaped[Array, "features time batch"]
-Column = Shaped[Array, "part batch"]  # all features of one time step, or some
+Buffer = Shaped[Array, "features time batch"]
 
 
-def empty(features: int, time: int, batch: int, dtype: DTypeLike) -> Stack:
-    """A stack to be filled with numbers of `dtype`."""
-    stack: Array = jax.lax.empty((features, time, batch), _stored_as(dtype))
-    return stack
+def empty(features: int, time: int, batch: int, dtype: DTypeLike) -> Buffer:
+    """An uninitialized buffer for numbers of `dtype`."""
+    buffer: Array = jax.lax.empty((features, time, batch), _storage_dtype(dtype))
+    return buffer
 
 
 def encode(x: Shaped[Array, "*shape"], dtype: DTypeLike) -> Shaped[Array, "*shape"]:
-    """Rounds `x` to `dtype`, in the form that a stack holds."""
-    return _bits(x.astype(dtype), _stored_as(dtype))
+    """Rounds `x` to `dtype` and returns it in the storage dtype of a buffer."""
+    return _bitcast(x.astype(dtype), _storage_dtype(dtype))
 
 
 def decode(x: Shaped[Array, "*shape"], dtype: DTypeLike) -> Shaped[Array, "*shape"]:
-    """The numbers of `dtype` that a stack, or an encoded array, holds."""
-    return _bits(x, dtype)
+    """The inverse of `encode`: the numbers, as `dtype`, of a buffer or an encoded array."""
+    return _bitcast(x, dtype)
 
 
-def put(stack: Stack, at: Int[Array, ""], column: Column, *, first: int = 0) -> Stack:
-    """The stack with the encoded `column` of one time step, from its `first` feature on."""
-    filled: Array = jax.lax.dynamic_update_slice(stack, column[:, None], (first, at, 0))
-    return filled
+def put(
+    buffer: Buffer, t: Int[Array, ""], encoded: Shaped[Array, "units batch"], *, first: int = 0
+) -> Buffer:
+    """`buffer` with `encoded` at time `t`, in the features from `first` on."""
+    updated: Array = jax.lax.dynamic_update_slice(buffer, encoded[:, None], (first, t, 0))
+    return updated
 
 
-def _stored_as(dtype: DTypeLike) -> DTypeLike:
+def _storage_dtype(dtype: DTypeLike) -> DTypeLike:
     return jnp.uint16 if jnp.dtype(dtype) == jnp.bfloat16 else dtype
 
 
-def _bits(x: Array, dtype: DTypeLike) -> Array:
+def _bitcast(x: Array, dtype: DTypeLike) -> Array:
     return x if x.dtype == dtype else jax.lax.bitcast_convert_type(x, dtype)

@@ -49,8 +49,8 @@ def in_float64(cell, kind, columns, tokens, weights, carry):
 
 def in_blocks(monkeypatch, count):
     """Has the units, however few, computed in so many blocks, not all of one size."""
-    monkeypatch.setattr(xla, "_IN_BLOCKS", range(1, 1024))
-    monkeypatch.setattr(xla, "_BLOCKS", count)
+    monkeypatch.setattr(xla, "_BLOCKED_SIZES", range(1, 1024))
+    monkeypatch.setattr(xla, "_NUM_BLOCKS", count)
 
 
 @pytest.mark.parametrize("blocks", [1, 3])
