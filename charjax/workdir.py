@@ -1,7 +1,7 @@
-"""A run's folder: where its files lie, who may write there, and what it says about itself.
+"""A run's folder: its files, and the lock that gives it one writer.
 
-Nothing in a run's folder is ever executed or unpickled: `run.json` and the
-logs are text, the checkpoints are arrays and JSON.
+Nothing in it is ever executed or unpickled: `run.json` and the logs are text, the checkpoints
+arrays and JSON.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ class Workdir:
 
     @property
     def metrics(self) -> Path:
-        """One JSON object a record."""
+        """The log of metrics: one JSON object a line."""
         return self.path / "metrics.jsonl"
 
     @property
     def samples(self) -> Path:
-        """The texts that the model wrote on the way."""
+        """The log of texts sampled during training."""
         return self.path / "samples.txt"
 
     @property
     def curves(self) -> Path:
-        """The losses as a picture."""
+        """The plot of the losses."""
         return self.path / "curves.png"
 
     @property
@@ -51,10 +51,10 @@ class Workdir:
         return self.path / "checkpoints"
 
     def create(self) -> None:
-        """Makes the folder, and finds out before any costly work whether it can be written to.
+        """Makes the folder if it is missing, and checks that it can be written to.
 
         Raises:
-          InputError: the path is or leads through a file.
+          InputError: the path, or a parent of it, is a file.
           HostError: the folder cannot be made or written to.
         """
         try:
@@ -63,30 +63,31 @@ class Workdir:
         except (FileExistsError, NotADirectoryError):
             raise InputError(f"{self.path}: not a folder; choose another --workdir") from None
         except OSError as error:
-            raise refused(self.path, error) from None
+            raise write_error(self.path, error) from None
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Holds the folder for this process; the system frees it however the process ends.
+        """A context in which this process alone may write; the lock ends with the process, too.
 
         Raises:
-          HostError: another process holds it, or the folder cannot be written to.
+          HostError: another process has the lock, or the folder cannot be written to.
         """
         try:
             descriptor = self._open_lock()
         except OSError as error:
-            raise refused(self.path, error) from None
+            raise write_error(self.path, error) from None
         try:
-            self._take(descriptor)
+            self._acquire(descriptor)
             yield
         finally:
-            os.close(descriptor)  # and with it the lock; the file stays, as others may wait on it
+            # This releases the lock. The file stays: another process may have it open already.
+            os.close(descriptor)
 
     def check_lock(self) -> None:
-        """Makes sure that the folder is the one which this run's first process has locked.
+        """Checks that this is the folder that process 0 has locked.
 
         Raises:
-          HostError: it is not, as on a host with a file system of its own.
+          HostError: it is another one, on a host that does not share process 0's file system.
         """
         if not self._lock.exists():
             raise HostError(
@@ -95,7 +96,10 @@ class Workdir:
             )
 
     def write_run(self, values: Mapping[str, Any]) -> None:
-        """Replaces `run.json` by these JSON values; a reader sees the old or the new, whole.
+        """Replaces `run.json` atomically.
+
+        Args:
+          values: JSON values.
 
         Raises:
           HostError: the folder cannot be written to.
@@ -109,37 +113,17 @@ class Workdir:
                 os.fsync(file.fileno())
             unfinished.replace(self.run_json)
         except OSError as error:
-            raise refused(self.path, error) from None
-
-    def read_run(self) -> dict[str, Any]:
-        """The values that `write_run` wrote.
-
-        Raises:
-          InputError: there is no `run.json`, or it is not a JSON object.
-        """
-        try:
-            values = json.loads(self.run_json.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(
-                f"{self.run_json}: {error.strerror}; is --workdir the folder of a run?"
-            ) from None
-        except ValueError as error:
-            raise InputError(
-                f"{self.run_json}: not JSON ({error}); delete it and resume the run to rewrite it"
-            ) from None
-        if not isinstance(values, dict):
-            raise InputError(f"{self.run_json}: holds a {type(values).__name__}, not an object")
-        return values
+            raise write_error(self.path, error) from None
 
     def log_sizes(self) -> dict[str, int]:
-        """The bytes of each log by file name; 0 where there is none yet."""
+        """{file name: bytes} of both logs; 0 for a missing one."""
         return {
             log.name: log.stat().st_size if log.exists() else 0
             for log in (self.metrics, self.samples)
         }
 
     def truncate_logs(self, sizes: Mapping[str, int]) -> None:
-        """Cuts both logs back to what `log_sizes` once said; a shorter log stays as it is.
+        """Truncates both logs to the sizes that `log_sizes` returned; a shorter one stays.
 
         Raises:
           HostError: a log cannot be written to.
@@ -149,7 +133,7 @@ class Workdir:
                 if log.exists() and log.stat().st_size > sizes[log.name]:
                     os.truncate(log, sizes[log.name])
         except OSError as error:
-            raise refused(self.path, error) from None
+            raise write_error(self.path, error) from None
 
     @property
     def _lock(self) -> Path:
@@ -158,8 +142,8 @@ class Workdir:
     def _open_lock(self) -> int:
         return os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o644)
 
-    def _take(self, descriptor: int) -> None:
-        """Locks the open lock file and signs it, for the message that a second process gets."""
+    def _acquire(self, descriptor: int) -> None:
+        """Locks the open file and writes into it who has the lock, for a second process's error."""
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.ftruncate(descriptor, 0)
@@ -171,24 +155,24 @@ class Workdir:
                 "wait until it has ended, or choose another --workdir"
             ) from None
         except OSError as error:
-            raise refused(self.path, error) from None
+            raise write_error(self.path, error) from None
 
 
 def append(log: Path, text: str) -> None:
-    """Adds text to the end of a log; line ends stay as they are.
+    """Appends text to a log, newlines as they are.
 
     Raises:
-      HostError: the disk refused.
+      HostError: the log cannot be written to.
     """
     try:
         with log.open("a", encoding="utf-8", newline="") as file:
             file.write(text)
     except OSError as error:
-        raise refused(log, error) from None
+        raise write_error(log, error) from None
 
 
-def refused(path: Path, error: OSError) -> HostError:
-    """The error for a file, or a folder, that the system refuses to make or to write."""
+def write_error(path: Path, error: OSError) -> HostError:
+    """The HostError for a file or a folder that cannot be made or written to."""
     return HostError(
         f"{error.filename or path}: {error.strerror or error}; "
         "make room or access there, or choose another --workdir"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -17,9 +18,9 @@ from charjax.workdir import Workdir
 HOLD = """
 import sys, time
 from pathlib import Path
-from charjax.workdir import RunFolder
+from charjax.workdir import Workdir
 assert "jax" not in sys.modules
-with RunFolder(Path(sys.argv[1])).lock():
+with Workdir(Path(sys.argv[1])).lock():
     print("held", flush=True)
     time.sleep(60)
 """
@@ -53,7 +54,7 @@ def test_create_makes_the_folder_and_is_harmless_twice(tmp_path):
     folder.create()
     folder.write_run({"x": 1})
     folder.create()
-    assert folder.read_run() == {"x": 1}
+    assert json.loads(folder.run_json.read_bytes()) == {"x": 1}
 
 
 @pytest.mark.parametrize("name", ["file", "file/below"])
@@ -87,17 +88,7 @@ def test_run_json_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(HostError, match="No space left on device"):
         folder.write_run({"steps": 20})
-    assert folder.read_run() == values
-
-
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff", None])
-def test_a_run_json_that_cannot_be_used_is_named_in_one_line(tmp_path, content):
-    folder = Workdir(tmp_path)
-    if content is not None:
-        folder.run_json.write_bytes(content)
-    with pytest.raises(InputError, match=r"run\.json: .+") as caught:
-        folder.read_run()
-    assert "\n" not in str(caught.value)
+    assert json.loads(folder.run_json.read_bytes()) == values
 
 
 def test_logs_are_cut_back_and_never_extended(tmp_path):

@@ -1,4 +1,4 @@
-"""Checkpoints: record (what one says of itself), store (one on the disk), steps, history (all)."""
+"""Checkpoints: `record` (metadata and digests), `store` (one on disk), `steps`, `checkpoints`."""
 
 from charjax.checkpoint.checkpoints import Checkpoints, Restored, Which
 from charjax.checkpoint.record import Record

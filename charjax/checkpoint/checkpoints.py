@@ -1,8 +1,7 @@
-"""The checkpoints of a run: which are kept, and which of them is trusted.
+"""The checkpoints of a run: the newest ones and the best, and a fallback where one is damaged.
 
-Orbax would take any folder with a number for the newest step, refuse to save
-below it, and delete a newest step that is not the best. So the search for a
-good step, and what is deleted, are decided here.
+Not Orbax's CheckpointManager: it takes any folder with a number for a step, does not save a step
+below the newest, and does not fall back on an older step.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from charjax.checkpoint.record import DamagedError, Record, describe, flatten
+from charjax.checkpoint.record import DamagedError, Leaf, Record, flatten
 from charjax.checkpoint.steps import StepFolders
 from charjax.checkpoint.store import Store, to_host
 from charjax.errors import CheckpointError, DivergedError, HostError
@@ -28,7 +27,7 @@ from charjax.runtime import distributed
 from charjax.types import PyTree
 
 _logger = logging.getLogger(__name__)
-_FINITE = ("params", "ema")  # what a checkpoint is for: never saved with a NaN
+_FINITE = ("params", "ema")  # never saved with a NaN or an infinity
 
 Which: TypeAlias = Literal["newest", "best"] | int
 _T = TypeVar("_T")
@@ -36,20 +35,24 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Restored(Record):
-    """A step that verified: its record, and numpy arrays in the structure asked for."""
+    """A verified checkpoint.
+
+    Attributes:
+      state: numpy arrays in the structure that `Checkpoints.restore` was asked for.
+    """
 
     state: PyTree
 
 
 class Checkpoints:
-    """The steps saved in one folder. It has one writer at a time, see `Workdir.lock`."""
+    """The checkpoints in a folder, which must have one writer at a time: see `Workdir.lock`."""
 
     def __init__(self, directory: Path, *, keep: int = 1) -> None:
-        """Touches nothing yet. Damaged checkpoints and their replacements are logged, once each.
+        """Does not touch the disk.
 
         Args:
-          directory: where the steps are; made by the first `save`.
-          keep: how many of the newest steps stay, beside the one with the lowest val_loss.
+          directory: the folder; made by the first `save`.
+          keep: how many of the newest steps to keep, besides the one with the lowest val_loss.
         """
         self._keep = keep
         self._warn_once = functools.cache(_logger.warning)
@@ -66,50 +69,50 @@ class Checkpoints:
     def save(
         self, step: int, state: PyTree, meta: Mapping[str, Any], *, val_loss: float | None
     ) -> None:
-        """Saves a step, whole or not at all, then deletes those no longer kept.
+        """Saves a step atomically, then deletes the steps that are not kept. A collective.
 
-        A step that exists and verifies stays as it is; a damaged one is set aside.
+        A step that exists and verifies stays as it is; a damaged one is renamed.
 
         Args:
           step: steps done.
           state: any pytree of jax or numpy arrays, on any devices.
           meta: JSON values.
-          val_loss: nats per character; one that is not finite counts as none.
+          val_loss: nats per character; None or not finite: never the best.
 
         Raises:
           DivergedError: a parameter is not finite; nothing was saved.
-          HostError: the disk refused; the other steps are untouched.
+          HostError: the disk is full or cannot be written to; the other steps are unchanged.
         """
         leaves, _ = flatten(state)
         arrays = to_host(leaves)
         _check_finite(step, arrays)
-        if self._stays(step):
+        if self._is_saved(step):
             return
-        described = {path: describe(array) for path, array in arrays.items()}
-        record = Record(step, val_loss, dict(meta), described)
-        with self._writing(step, sum(array.nbytes for array in arrays.values())):
+        record_leaves = {path: Leaf.of(array) for path, array in arrays.items()}
+        record = Record(step, val_loss, dict(meta), record_leaves)
+        with self._as_host_errors(step, sum(array.nbytes for array in arrays.values())):
             if distributed.is_primary():
-                self._folders.make_way(step)
+                self._folders.prepare(step)
             self._store.write(self._folders.path(step), leaves, arrays, record)
             self._damaged.discard(step)
             self._prune(step)
 
     def steps(self) -> list[int]:
-        """The steps present, oldest to newest, damaged ones included; strays are logged."""
-        return self._folders.present()
+        """The steps on disk, ascending, damaged ones included."""
+        return self._folders.steps()
 
     def restore(self, like: PyTree, *, which: Which = "newest") -> Restored:
-        """The newest (or best, or given) step that verifies.
+        """Reads and verifies a checkpoint.
 
         Args:
           like: arrays or `ShapeDtypeStruct`s in the structure wanted, which may be a
             part of what was saved, such as {"params": ...}.
-          which: "newest", "best" (lowest val_loss) or the number of a step. The first
-            two fall back on the next one, with a warning, while a step is damaged.
+          which: "newest", "best" (lowest val_loss) or the number of a step. Instead of a
+            damaged step, the first two read the next newest or best, and log a warning.
 
         Raises:
-          CheckpointError: there is no such step, none verifies, or `like` asks for a
-            leaf, a shape or a dtype that was not saved.
+          CheckpointError: there is no such step, none verifies, or a leaf of `like` was not
+            saved, or has another shape or dtype.
         """
         wanted, structure = flatten(like)
 
@@ -120,18 +123,22 @@ class Checkpoints:
             state = jax.tree.unflatten(structure, [arrays[path] for path in wanted])
             return Restored(**vars(record), state=state)
 
-        return self._first_good(which, read)
+        return self._first_sound(which, read)
 
     def read_meta(self, *, which: Which = "newest") -> Record:
-        """As `restore`, without reading the arrays, which are then not verified either."""
-        return self._first_good(which, self._record)
+        """As `restore`, but reads and verifies the record alone, not the arrays."""
+        return self._first_sound(which, self._record)
 
     def verify(self) -> list[tuple[int, str]]:
-        """Reads every step whole: (step, what is wrong with it or ""), oldest to newest."""
+        """Reads every checkpoint: (step, what is wrong with it or ""), ascending."""
         return [(step, self._problem(step)) for step in self.steps()]
 
     def _candidates(self, which: Which) -> list[int]:
-        """The steps to try, in this order."""
+        """The steps to try, in this order.
+
+        Raises:
+          CheckpointError: there is none, or not the one asked for.
+        """
         steps = self.steps()
         if not steps:
             raise CheckpointError(
@@ -139,23 +146,23 @@ class Checkpoints:
             )
         if isinstance(which, int):
             if which not in steps:
-                there = ", ".join(map(str, steps))
+                existing = ", ".join(map(str, steps))
                 raise CheckpointError(
-                    f"{self._folders.path(which)}: no such step; there are {there}"
+                    f"{self._folders.path(which)}: no such step; there are {existing}"
                 )
             return [which]
         newest_first = steps[::-1]
         return newest_first if which == "newest" else sorted(newest_first, key=self._rank)
 
     def _rank(self, step: int) -> float:
-        """The lower the better; a damaged record comes first, to be tried and reported."""
+        """The val_loss to sort by; a damaged record comes first, to be read and warned of."""
         try:
             val_loss = self._record(step).val_loss
         except DamagedError:
             return -math.inf
         return math.inf if val_loss is None else val_loss
 
-    def _first_good(self, which: Which, read: Callable[[int], _T]) -> _T:
+    def _first_sound(self, which: Which, read: Callable[[int], _T]) -> _T:
         candidates = self._candidates(which)
         for step, following in zip(candidates, [*candidates[1:], None], strict=True):
             try:
@@ -169,10 +176,11 @@ class Checkpoints:
         tried = ", ".join(map(str, candidates))
         raise CheckpointError(
             f"{self._folders.directory}: no checkpoint that verifies (tried {tried}); "
-            "bring back a copy of this folder, or start again in another --workdir"
+            "restore a copy of this folder, or start again in another --workdir"
         )
 
     def _problem(self, step: int) -> str:
+        """What is wrong with a step; "" if it verifies."""
         try:
             self._store.read_arrays(self._folders.path(step), self._record(step).leaves)
         except DamagedError as error:
@@ -186,34 +194,34 @@ class Checkpoints:
         return record
 
     @contextlib.contextmanager
-    def _writing(self, step: int, size: int) -> Iterator[None]:
-        """Sweeps up where the disk refuses, and says what it refused."""
+    def _as_host_errors(self, step: int, size: int) -> Iterator[None]:
+        """Raises OSErrors of a save of `size` bytes as HostErrors, after deleting what it left."""
         try:
             yield
         except OSError as error:
             with contextlib.suppress(OSError):
-                self._folders.sweep()
+                self._folders.delete_unfinished()
             raise HostError(
                 f"{self._folders.path(step)}: cannot be saved: {error.strerror or error} "
                 f"(over {size} bytes needed, {self._folders.free_bytes()} free); "
                 "make room or access there, then run again to resume from the step before"
             ) from error
 
-    def _stays(self, step: int) -> bool:
-        """Whether the step is there and verifies; one process looks for all."""
-        problem = "not there"
+    def _is_saved(self, step: int) -> bool:
+        """Whether a step exists and verifies; process 0 looks for all."""
+        problem = "missing"
         if distributed.is_primary() and step in self.steps():
             problem = self._problem(step)
             if problem:
                 self._warn_once(
-                    f"{self._folders.path(step)}: damaged checkpoint ({problem}); writing it anew, "
-                    f"the damaged one becomes {self._folders.aside(step).name}"
+                    f"{self._folders.path(step)}: damaged checkpoint ({problem}); saving it again, "
+                    f"the damaged one becomes {self._folders.damaged_path(step).name}"
                 )
-        (stays,) = distributed.all_max([not problem])
-        return bool(stays)
+        (is_saved,) = distributed.all_max([not problem])
+        return bool(is_saved)
 
     def _prune(self, saved: int) -> None:
-        """Keeps the newest and the best. Damaged steps neither count nor go: they are evidence."""
+        """Deletes all steps but the newest, the best and the damaged, which are evidence."""
         if not distributed.is_primary():
             return
         ranks = {step: self._rank(step) for step in reversed(self.steps())}
@@ -224,6 +232,7 @@ class Checkpoints:
 
 
 def _check_finite(step: int, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises DivergedError where a parameter is not finite."""
     for path, array in arrays.items():
         inexact = jnp.issubdtype(array.dtype, np.inexact)
         if path.startswith(_FINITE) and inexact and not np.isfinite(array).all():

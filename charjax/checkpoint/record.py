@@ -1,8 +1,7 @@
-"""What a checkpoint says about itself, and the digests by which it is believed.
+"""A checkpoint's metadata: shape, dtype and SHA-256 of every array, and the caller's JSON.
 
-A record names every leaf with its shape, dtype and SHA-256, carries the
-caller's own JSON, and ends in a digest of itself, so that a flipped bit in
-arrays or record alike is found. The digests find accidents, not forgers.
+The record's JSON has a digest of itself, so that a flipped bit is found in the arrays and in the
+record. The digests find accidents, not forgery.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _FORMAT = 1
 
 
 class DamagedError(Exception):
-    """A checkpoint that cannot be trusted; says why in a few words."""
+    """A checkpoint that differs from its digests or cannot be read."""
 
 
 class Leaf(NamedTuple):
@@ -35,6 +34,12 @@ class Leaf(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
     sha256: str
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> Leaf:
+        """The shape, dtype and digest of an array."""
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        return cls(array.shape, array.dtype.name, hashlib.sha256(data.data).hexdigest())
 
     def __str__(self) -> str:
         return f"{self.dtype}{[*self.shape]}"
@@ -48,7 +53,7 @@ class Record:
       step: steps done.
       val_loss: nats per character; None where it was not evaluated.
       meta: the caller's JSON values.
-      leaves: path -> `Leaf` of every array.
+      leaves: {path: `Leaf`} of every array; paths as `flatten` makes them.
     """
 
     step: int
@@ -57,10 +62,10 @@ class Record:
     leaves: dict[str, Leaf]
 
     def leaf(self, path: str, *, like: Any) -> Leaf:
-        """The leaf at this path.
+        """The leaf at a path, which must have the shape and dtype of `like`.
 
         Raises:
-          CheckpointError: there is none, or not with the shape and dtype of `like`.
+          CheckpointError: it has not, or there is none.
         """
         shape, dtype = tuple(like.shape), jnp.dtype(like.dtype).name
         if path in self.leaves and self.leaves[path][:2] == (shape, dtype):
@@ -73,40 +78,36 @@ class Record:
 
 
 def flatten(tree: PyTree) -> tuple[dict[str, Any], Any]:
-    """({path: leaf} in order, the structure for `jax.tree.unflatten`).
+    """Flattens a pytree to paths such as `params/dense/kernel`.
 
-    A path such as `params/dense/kernel` names dict keys, fields and indices;
-    every other sign in them is percent-encoded, so that paths stay distinct.
+    Dict keys, fields and indices are percent-encoded in it, so that paths are distinct.
+
+    Returns:
+      {path: leaf} in the order of `jax.tree.leaves`, the structure for `jax.tree.unflatten`.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
-    return {"/".join(map(_name, keys)): leaf for keys, leaf in leaves}, structure
+    return {"/".join(map(_encode, keys)): leaf for keys, leaf in leaves}, structure
 
 
-def describe(array: np.ndarray) -> Leaf:
-    """The leaf that the record holds for this array."""
-    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    return Leaf(array.shape, array.dtype.name, hashlib.sha256(data.data).hexdigest())
-
-
-def seal(record: Record) -> dict[str, Any]:
+def to_json(record: Record) -> dict[str, Any]:
     """The record as JSON values with their digest. A val_loss that is not finite becomes None."""
-    evaluated = record.val_loss is not None and math.isfinite(record.val_loss)
+    is_finite = record.val_loss is not None and math.isfinite(record.val_loss)
     values = {
         "format": _FORMAT,
         "step": record.step,
-        "val_loss": record.val_loss if evaluated else None,
+        "val_loss": record.val_loss if is_finite else None,
         "meta": record.meta,
         "leaves": {path: leaf._asdict() for path, leaf in record.leaves.items()},
     }
-    as_read: dict[str, Any] = json.loads(json.dumps(values))  # keys are str, tuples are lists
-    return as_read | {"sha256": _digest(as_read)}
+    parsed: dict[str, Any] = json.loads(json.dumps(values))  # tuples become lists, keys strings
+    return parsed | {"sha256": _digest(parsed)}
 
 
-def unseal(values: Mapping[str, Any]) -> Record:
-    """The record of these JSON values.
+def from_json(values: Mapping[str, Any]) -> Record:
+    """The record that `to_json` was given.
 
     Raises:
-      DamagedError: they are not what `seal` returned, or an unknown format.
+      DamagedError: the values differ from their digest, or have an unknown format.
     """
     values = dict(values)
     if values.pop("sha256") != _digest(values):
@@ -120,7 +121,7 @@ def unseal(values: Mapping[str, Any]) -> Record:
     return Record(values["step"], values["val_loss"], values["meta"], leaves)
 
 
-def _name(key: Any) -> str:
+def _encode(key: Any) -> str:
     return urllib.parse.quote(jax.tree_util.keystr((key,), simple=True), safe="")
 
 

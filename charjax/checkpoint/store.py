@@ -1,11 +1,9 @@
-"""One checkpoint on the disk. The only module that knows Orbax.
+"""One checkpoint on disk. The only module that imports Orbax.
 
-Orbax brings the array format, the several processes and the atomic rename of a
-finished checkpoint. It restores a flipped bit without a word, though, so every
-array is compared with its record before anyone sees it.
-
-Arrays lie flat, as {"params/dense/kernel": array}: any of them can be read on
-its own, and no class of optax or flax is named in the files.
+Orbax provides the array format, saves by several processes, and the atomic rename of a finished
+checkpoint. It restores flipped bits without an error, so every array is compared with its digest
+here. Arrays are saved as a flat {"params/dense/kernel": array}: each can be read alone, and the
+files name no class of optax or flax.
 """
 
 from __future__ import annotations
@@ -27,10 +25,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from charjax.checkpoint.record import DamagedError, Leaf, Record, describe, seal, unseal
+from charjax.checkpoint.record import DamagedError, Leaf, Record, from_json, to_json
 from charjax.errors import HostError
 
-# In the name of what a save that was cut short leaves behind.
+# In the names of folders that an interrupted save leaves.
 UNFINISHED = ".orbax-checkpoint-tmp"
 _RECORD = Path("meta", "record.json")
 _MAX_RECORD_BYTES = 64 * 2**20
@@ -44,7 +42,7 @@ class Store:
 
     def __init__(self) -> None:
         handlers = ocp.type_handlers.create_type_handler_registry(
-            (np.ndarray, _PatientHandler(deepcopy_host_arrays=False)),
+            (np.ndarray, _NumpyHandler(deepcopy_host_arrays=False)),
             (jax.Array, ocp.type_handlers.ArrayHandler()),
         )
         self._orbax = ocp.Checkpointer(
@@ -65,28 +63,28 @@ class Store:
         arrays: Mapping[str, np.ndarray],
         record: Record,
     ) -> None:
-        """Writes a checkpoint, whole or not at all, and has it on the disk on return.
+        """Writes a checkpoint atomically; it is on disk when this returns.
 
         Args:
-          path: its folder, not there yet.
-          leaves: the arrays by path, on any devices.
+          path: its folder, which must not exist.
+          leaves: {path: array}, on any devices.
           arrays: `to_host(leaves)`.
-          record: what describes them.
+          record: their record.
 
         Raises:
-          OSError: the disk refused.
+          OSError: the disk is full or cannot be written to.
         """
         stored = {
             name: leaf if _is_global(leaf) else arrays[name]
             for name, leaf in leaves.items()
-            if arrays[name].size  # Orbax refuses an empty array; its record says it all
+            if arrays[name].size  # Orbax rejects an empty array; its record is enough
         }
-        items = {"meta": ocp.args.JsonSave(seal(record))}
-        if stored:  # Orbax refuses an empty tree, too
+        items = {"meta": ocp.args.JsonSave(to_json(record))}
+        if stored:  # Orbax rejects an empty tree, too
             items["state"] = ocp.args.PyTreeSave(stored)
-        with _quiet(), _os_errors():
+        with _orbax_silenced(), _as_os_errors():
             self._orbax.save(path, args=ocp.args.Composite(**items))
-        for written in (path.parent, path, *path.rglob("*")):  # Orbax leaves this to the system
+        for written in (path.parent, path, *path.rglob("*")):  # Orbax does not fsync
             descriptor = os.open(written, os.O_RDONLY)
             os.fsync(descriptor)
             os.close(descriptor)
@@ -95,37 +93,37 @@ class Store:
         """The record of a checkpoint.
 
         Raises:
-          DamagedError: it cannot be trusted.
+          DamagedError: it differs from its digest or cannot be read.
         """
         file = path / _RECORD
-        with _damage("record: "):
+        with _as_damaged_errors("record: "):
             if file.stat().st_size > _MAX_RECORD_BYTES:
                 raise DamagedError(f"larger than {_MAX_RECORD_BYTES} bytes")
-            return unseal(json.loads(file.read_bytes()))
+            return from_json(json.loads(file.read_bytes()))
 
     def read_arrays(self, path: Path, leaves: Mapping[str, Leaf]) -> dict[str, np.ndarray]:
-        """These arrays of a checkpoint, verified.
+        """Reads the arrays of these leaves and compares them with their digests.
 
         Raises:
-          DamagedError: one of them is not what its record says.
+          DamagedError: an array differs from its digest or cannot be read.
           HostError: together they are larger than this machine's memory.
         """
-        with _damage("arrays: "):
+        with _as_damaged_errors("arrays: "):
             size = sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in leaves.values())
         if size > (memory := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")):
             raise HostError(
                 f"{path}: its arrays have {size} bytes, the memory of this machine {memory}; "
                 "use a larger one"
             )
-        with _damage("arrays: "):
+        with _as_damaged_errors("arrays: "):
             arrays = self._read(path, leaves)
             for name, leaf in leaves.items():
-                if describe(arrays[name]) != leaf:
+                if Leaf.of(arrays[name]) != leaf:
                     raise DamagedError(f"{name} differs from its digest")
         return arrays
 
     def _read(self, path: Path, leaves: Mapping[str, Leaf]) -> dict[str, np.ndarray]:
-        """These arrays as they are. Allocates nothing of a shape that is not on record."""
+        """Reads arrays without comparing digests. Allocates only shapes that are recorded."""
         empty = {
             name: np.empty(leaf.shape, jnp.dtype(leaf.dtype))
             for name, leaf in leaves.items()
@@ -135,29 +133,29 @@ class Store:
         if not stored:
             return empty
         wanted = ocp.args.PyTreeRestore(
-            item=dict.fromkeys(stored, 0),  # only its structure counts
+            item=dict.fromkeys(stored, 0),  # Orbax uses its structure alone
             restore_args={
                 name: ocp.ArrayRestoreArgs(np.ndarray, global_shape=leaves[name].shape)
                 for name in stored
             },
             partial_restore=True,
         )
-        with _quiet():
+        with _orbax_silenced():
             restored = self._orbax.restore(path, args=ocp.args.Composite(state=wanted))
         return {**empty, **restored["state"]}
 
 
-class _PatientHandler(ocp.type_handlers.NumpyHandler):
-    """Reads only arrays of the shape that is asked for, and fails when all have come to an end.
+class _NumpyHandler(ocp.type_handlers.NumpyHandler):
+    """Checks shapes before allocating and awaits every read and write before raising.
 
-    Orbax's own goes at the first failure, and each of the others, finding that nobody
-    waits for it any longer, writes a traceback to stderr.
+    Orbax's handler raises at the first error, and asyncio then prints a traceback for every other
+    error, which nobody awaits.
     """
 
     async def deserialize(
         self, infos: Sequence[Any], args: Sequence[Any] | None = None
     ) -> Sequence[np.ndarray]:
-        return await _all_ended(map(self._read, infos, args or ()))
+        return await _gather_all(map(self._read, infos, args or ()))
 
     async def _read(self, info: Any, args: Any) -> np.ndarray:
         [found] = await super().metadata([info])
@@ -167,12 +165,12 @@ class _PatientHandler(ocp.type_handlers.NumpyHandler):
         return arrays[0]
 
     async def _background_serialize(self, values: Any, infos: Any, args: Any = None) -> None:
-        write, each = super()._background_serialize, zip(values, infos, args, strict=True)
-        await _all_ended(write([value], [info], [arg]) for value, info, arg in each)
+        write, items = super()._background_serialize, zip(values, infos, args, strict=True)
+        await _gather_all(write([value], [info], [arg]) for value, info, arg in items)
 
 
-async def _all_ended(calls: Iterable[Awaitable[_T]]) -> list[_T]:
-    """What the calls return, or the first of their errors, once none is under way."""
+async def _gather_all(calls: Iterable[Awaitable[_T]]) -> list[_T]:
+    """Awaits all calls, then returns their results or raises the first of their errors."""
     results: list[_T] = []
     for result in await asyncio.gather(*calls, return_exceptions=True):
         if isinstance(result, BaseException):
@@ -182,30 +180,32 @@ async def _all_ended(calls: Iterable[Awaitable[_T]]) -> list[_T]:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a folder has, or has left of it, the layout of a checkpoint."""
+    """Whether a folder is a checkpoint, complete or damaged: it has one of its parts."""
     return any((path / part).exists() for part in _PARTS)
 
 
 def to_host(leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The whole of every leaf on this process, all transfers under way at once."""
-    local = {path: _gather(leaf) if _is_global(leaf) else leaf for path, leaf in leaves.items()}
+    """Every leaf in full as a numpy array, transferred in parallel. A collective."""
+    local = {
+        path: _gather_leaf(leaf) if _is_global(leaf) else leaf for path, leaf in leaves.items()
+    }
     return {path: np.asarray(leaf) for path, leaf in jax.device_get(local).items()}
 
 
 def _is_global(leaf: Any) -> bool:
-    """Whether other processes hold a part of this array."""
+    """Whether an array is on devices of other processes, too."""
     return isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
 
 
-def _gather(leaf: jax.Array) -> Any:
+def _gather_leaf(leaf: jax.Array) -> Any:
     if leaf.is_fully_replicated:
         return leaf.addressable_data(0)
     return multihost_utils.process_allgather(leaf, tiled=True)
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences Orbax's log: what matters in it reaches the user as an error or a report."""
+def _orbax_silenced() -> Iterator[None]:
+    """Silences Orbax's log: what a user must know is raised or logged by charjax."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -216,8 +216,8 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _os_errors() -> Iterator[None]:
-    """Turns an array store's ValueError about the disk into the OSError that it is."""
+def _as_os_errors() -> Iterator[None]:
+    """Raises TensorStore's ValueErrors about the disk as OSErrors."""
     try:
         yield
     except ValueError as error:
@@ -228,10 +228,10 @@ def _os_errors() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _damage(where: str) -> Iterator[None]:
-    """Turns whatever goes wrong while reading into a DamagedError: it has no narrower type.
+def _as_damaged_errors(where: str) -> Iterator[None]:
+    """Raises every error of reading as a DamagedError; damage has no common type in Orbax.
 
-    But for what the machine refuses, which says nothing of the file.
+    Not so a lack of memory or of permission, which says nothing about the file.
     """
     try:
         yield

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from charjax.errors import InputError
-from charjax.workdir import append, refused
+from charjax.workdir import append, write_error
 
 
 class MetricsLog:
@@ -108,7 +108,7 @@ def draw_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     try:
         figure.savefig(path, dpi=120)
     except OSError as error:
-        raise refused(path, error) from None
+        raise write_error(path, error) from None
 
 
 def _event_writer(folder: Path) -> Any:

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 from charjax.checkpoint import Checkpoints
-from charjax.checkpoint.record import describe, flatten
+from charjax.checkpoint.record import Leaf, flatten
 from charjax.config import Config
 from charjax.errors import CheckpointError
 from charjax.runtime.display import show_messages
@@ -145,7 +145,7 @@ class _Corruptor:
                 self._fault("no fallback", done) if intact else self._note("refused")
                 return
         flat, _ = flatten(restored.state)
-        digests = {path: describe(array).sha256 for path, array in flat.items()}
+        digests = {path: Leaf.of(array).sha256 for path, array in flat.items()}
         if digests != self.leaves[restored.step]:
             self._fault("silent", done)
         if intact and restored.step < max(intact):

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from charjax.checkpoint import Checkpoints
-from charjax.checkpoint.record import describe, flatten
+from charjax.checkpoint.record import Leaf, flatten
 from charjax.checkpoint.store import to_host
 from charjax.config import from_config_dict
 from charjax.data.batches import Batch
@@ -48,7 +48,7 @@ def check_cost(n: int, folder: Path, report: Callable[[str], None]) -> dict[str,
             state, _ = jax.block_until_ready(backend.run(state, batches))
             steps_s.append((time.perf_counter() - began) / _DISPATCH)
             arrays = to_host(flatten(state)[0])
-            digests_s.append(_seconds(lambda a=arrays: [describe(x) for x in a.values()]))
+            digests_s.append(_seconds(lambda a=arrays: [Leaf.of(x) for x in a.values()]))
             saves_s.append(
                 _seconds(lambda s=state, i=number: saved.save(i, s, meta, val_loss=None))
             )

@@ -87,7 +87,7 @@ def again(finished, tmp_path) -> Path:
 
 def test_every_file_is_there_and_says_what_it_should(config, finished):
     folder = Workdir(finished.folder)
-    values = folder.read_run()
+    values = json.loads(folder.run_json.read_bytes())
     assert values["config"]["model"] == json.loads(json.dumps(vars_of(config.model)))
     assert set(values["vocabulary"]["symbols"]) == set(text_of(600))
     assert values["corpus"]["name"] == config.data.path
@@ -213,7 +213,8 @@ def test_what_the_machine_decided_stays_on_another(config, tmp_path, monkeypatch
     monkeypatch.setattr("charjax.runtime.dtypes.fast_dtype", lambda: "float32")
     second = run(auto, moved)
     assert any("bfloat16 products" in line for line in second.shown.lines)
-    assert Workdir(moved).read_run()["config"]["model"]["dtype"] == "bfloat16"
+    recorded = json.loads(Workdir(moved).run_json.read_bytes())
+    assert recorded["config"]["model"]["dtype"] == "bfloat16"
     assert outcome(moved) == outcome(whole)
     with pytest.raises(InputError, match=r"config\.model\.dtype was 'bfloat16', now 'float32'"):
         train(changed(config, model={"dtype": "float32"}), moved, Recorder())
