@@ -1,10 +1,11 @@
 """Invariant 5 for the persistent kernels, as far as a machine without a GPU can test it.
 
 They run in Pallas' interpret mode, all CTAs in parallel, with barriers in global memory, and
-are lowered for CUDA, which rejects layouts, copies and sizes that a GPU does not have. The
-suite over every implementation has layers of a few units in float32; these kernels take
-multiples of 64 sequences and 128 units in bfloat16, some ten seconds a case when interpreted,
-so that they have one case per cell here.
+are lowered for CUDA, which rejects layouts, copies and sizes that a GPU does not have. They
+are not in the suite of `test_invariants`, whose layers have a few units, mostly in float32:
+these kernels take multiples of 64 sequences and 128 units in bfloat16 only, and a case takes
+ten seconds to interpret. So each cell has one case here, against XLA's loop, which the suite
+holds to the reference.
 """
 
 from __future__ import annotations

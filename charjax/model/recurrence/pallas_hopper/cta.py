@@ -126,16 +126,13 @@ class Cta:
                 operand.at[:, pl.ds(start, tiling.k_per_chunk)],
                 self.operand.at[chunk],
                 self.copied.at[chunk],
-                collective_axes=self._multicast_axis(),
+                collective_axes="cluster" if tiling.cluster > 1 else None,
             )
         sums = self._accumulate()
         if tiling.split_k > 1:
             sums = self._reduce_split_k(sums, turn)
         starts = range(0, tiling.outputs_per_unit * tiling.units, tiling.units)
         return tuple(sums[:, start : start + tiling.units] for start in starts)
-
-    def _multicast_axis(self) -> str | None:
-        return "cluster" if self.tiling.cluster > 1 else None
 
     def _accumulate(self) -> Array:
         """`operand @ weights.T` of this CTA, chunk by chunk as the copies complete."""
@@ -167,7 +164,7 @@ class Cta:
 
 
 class InterpretedCta(Cta):
-    """A CTA in Pallas' interpret mode, which has neither semaphores nor layouts.
+    """A CTA in Pallas' interpret mode, which has no semaphores, layouts or multicast.
 
     `arrivals` is global memory, int32 [2, ctas]: how often each CTA has arrived at the
     barrier of the grid and of its group, negative since it starts with the largest integer.
@@ -199,9 +196,6 @@ class InterpretedCta(Cta):
 
     def fence_async_proxy(self) -> None:
         """Interpreted copies have no proxy of their own."""
-
-    def _multicast_axis(self) -> None:
-        return None
 
     def _accumulate(self) -> Array:
         # The interpreted wgmma does not take a transposed operand.
@@ -237,14 +231,6 @@ def launch(
       out_types: of the outputs.
       interpret: parameters of Pallas' interpret mode for GPUs; None: run on a GPU.
     """
-    scratch = (
-        plgpu.SMEM((tiling.n_per_cta, tiling.k_per_cta), jnp.bfloat16, transforms=_TRANSFORMS),
-        plgpu.SMEM(
-            (tiling.k_chunks, BATCH_TILE, tiling.k_per_chunk), jnp.bfloat16, transforms=_TRANSFORMS
-        ),
-        plgpu.Barrier(num_barriers=tiling.k_chunks),
-        plgpu.Barrier(num_barriers=1),
-    )
     partial_sums = (tiling.ctas, BATCH_TILE, tiling.n_per_cta) if tiling.split_k > 1 else (1, 1, 1)
     workspace = [jax.ShapeDtypeStruct(partial_sums, jnp.float32)]
     if interpret is not None:
@@ -257,20 +243,31 @@ def launch(
         else:
             arrivals = arrays.pop()
         partial_sums = arrays.pop()
-        make = Cta if interpret is None else InterpretedCta
+        kind = Cta if interpret is None else InterpretedCta
         position = _group_and_member(tiling, interpret)
-        cta = make(tiling, *position, weights, operand, copied, partial_sums, arrivals)
+        cta = kind(tiling, *position, weights, operand, copied, partial_sums, arrivals)
         cta.load_weights(packed, weights_copied)
         body(cta, *arrays)
 
     run = plgpu.kernel(
         kernel,
         out_type=(*out_types, *workspace),
-        scratch_types=scratch,
+        scratch_types=_scratch(tiling),
         compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Lane),
         **_grid(tiling, interpret),
     )
     return list(run(weights, *inputs))[: len(out_types)]
+
+
+def _scratch(tiling: Tiling) -> tuple[Any, ...]:
+    """Shared memory for the two operands, and the barriers of the copies to them."""
+    weights = tiling.n_per_cta, tiling.k_per_cta
+    operand = tiling.k_chunks, BATCH_TILE, tiling.k_per_chunk
+    return (
+        *(plgpu.SMEM(shape, jnp.bfloat16, transforms=_TRANSFORMS) for shape in (weights, operand)),
+        plgpu.Barrier(num_barriers=tiling.k_chunks),
+        plgpu.Barrier(num_barriers=1),
+    )
 
 
 def _grid(tiling: Tiling, interpret: Any) -> dict[str, Any]:

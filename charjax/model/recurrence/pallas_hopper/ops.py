@@ -19,14 +19,7 @@ from jaxtyping import Array, BFloat16, Float
 
 from charjax.model.cells import CELLS
 from charjax.model.matmul import dot_trailing, lookup
-from charjax.model.recurrence.base import (
-    Inputs,
-    Layer,
-    Outputs,
-    Table,
-    Weights,
-    input_grad,
-)
+from charjax.model.recurrence.base import Inputs, Layer, Outputs, Table, Weights, input_grad
 from charjax.model.recurrence.pallas_hopper import kernels
 from charjax.model.recurrence.pallas_hopper.tiling import (
     BATCH_TILE,

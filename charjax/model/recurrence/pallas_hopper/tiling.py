@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
 
 import jax.numpy as jnp
 from jaxtyping import Array, BFloat16, Float
@@ -68,8 +70,7 @@ class Tiling:
     @property
     def k_chunks(self) -> int:
         """TMA copies of the left operand: wgmma starts on the first while others are in flight."""
-        divides = (n for n in range(_MAX_K_CHUNKS, 0, -1) if self.k_per_cta % (n * SWIZZLE) == 0)
-        return next(divides)
+        return next(n for n in range(_MAX_K_CHUNKS, 0, -1) if self.k_per_cta % (n * SWIZZLE) == 0)
 
     @property
     def k_per_chunk(self) -> int:
@@ -112,21 +113,15 @@ def choose_tilings(
     """
     granularity, largest = _WGMMA_N
     for units in range(granularity, largest + 1, granularity):
-        forward, backward = (
-            [
-                tiling
-                for split_k in _SPLITS
-                if (tiling := Tiling(hidden, k, outputs, units, split_k, cluster)).fits(num_sms)
-            ]
+        candidates = [
+            [Tiling(hidden, k, outputs, units, split_k, cluster) for split_k in _SPLITS]
             for k, outputs in ((hidden, gates), (gates * hidden, 1))
-        )
+        ]
+        forward, backward = ([t for t in tilings if t.fits(num_sms)] for tilings in candidates)
         if forward and backward:
-            return min(forward, key=_bytes_per_step), min(backward, key=_bytes_per_step)
+            least_traffic = partial(min, key=attrgetter("bytes_per_step"))
+            return least_traffic(forward), least_traffic(backward)
     return None
-
-
-def _bytes_per_step(tiling: Tiling) -> int:
-    return tiling.bytes_per_step
 
 
 def pack_weights(
