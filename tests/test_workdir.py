@@ -1,4 +1,4 @@
-"""A run's folder has one writer, and its files are whole or as they were."""
+"""A run's folder has one writer, and a failed write leaves its files as they were."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ import pytest
 from charjax.errors import HostError, InputError
 from charjax.workdir import Workdir
 
-HOLD = """
+HOLD_LOCK = """
 import sys, time
 from pathlib import Path
 from charjax.workdir import Workdir
 assert "jax" not in sys.modules
 with Workdir(Path(sys.argv[1])).lock():
-    print("held", flush=True)
+    print("locked", flush=True)
     time.sleep(60)
 """
 
 
 def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path):
     folder = Workdir(tmp_path)
-    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    command = [sys.executable, "-c", HOLD_LOCK, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
         try:
             assert holder.stdout is not None
-            assert holder.stdout.readline() == "held\n"
+            assert holder.stdout.readline() == "locked\n"
             with pytest.raises(HostError, match=f"in use by process {holder.pid} on "):
                 folder.lock().__enter__()
         finally:
@@ -49,7 +49,7 @@ def test_the_lock_can_be_taken_again_after_an_error(tmp_path):
         pass
 
 
-def test_create_makes_the_folder_and_is_harmless_twice(tmp_path):
+def test_create_makes_the_folder_and_may_be_called_again(tmp_path):
     folder = Workdir(tmp_path / "a" / "b")
     folder.create()
     folder.write_run({"x": 1})
@@ -58,13 +58,13 @@ def test_create_makes_the_folder_and_is_harmless_twice(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["file", "file/below"])
-def test_a_file_in_the_way_is_bad_input(tmp_path, name):
+def test_a_file_instead_of_a_folder_is_bad_input(tmp_path, name):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="not a folder"):
         Workdir(tmp_path / name).create()
 
 
-def test_a_read_only_place_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+def test_a_read_only_folder_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     def refuse(path: Path, *_: object) -> int:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
@@ -76,7 +76,7 @@ def test_a_read_only_place_is_refused_before_anything_is_written(tmp_path, monke
         pass
 
 
-def test_run_json_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_run_json_is_replaced_atomically(tmp_path, monkeypatch):
     folder = Workdir(tmp_path)
     values = {"vocabulary": ["\n", "é", "日", "😀"], "steps": 10, "split": [0.9, 0.1]}
     folder.write_run(values)
@@ -91,7 +91,7 @@ def test_run_json_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     assert json.loads(folder.run_json.read_bytes()) == values
 
 
-def test_logs_are_cut_back_and_never_extended(tmp_path):
+def test_logs_are_truncated_and_never_extended(tmp_path):
     folder = Workdir(tmp_path)
     assert folder.log_sizes() == {"metrics.jsonl": 0, "samples.txt": 0}
     folder.metrics.write_bytes(b"one\n")

@@ -60,18 +60,14 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_weights(parser: argparse.ArgumentParser) -> None:
-    """`--weights`, for `load_model`."""
+def add_inference(parser: argparse.ArgumentParser) -> None:
+    """`--weights`, for `load_model`, and `--unknown`, for the user's text."""
     parser.add_argument(
         "--weights",
         choices=WEIGHTS,
         help="weight precision (int8: quantized); default: as trained; `charjax score` measures "
         "the loss",
     )
-
-
-def add_unknown(parser: argparse.ArgumentParser) -> None:
-    """`--unknown`: what becomes of characters that the vocabulary lacks."""
     parser.add_argument(
         "--unknown",
         default="error",
@@ -81,7 +77,7 @@ def add_unknown(parser: argparse.ArgumentParser) -> None:
 
 
 def load_model(args: argparse.Namespace) -> TrainedModel:
-    """The model that `add_model`, and `add_weights` if the command has it, describe."""
+    """The model that the flags of `add_model`, and of `add_inference` if used, describe."""
     from charjax.inference.load import load_trained, with_dtype
     from charjax.runtime.sharding import all_devices
 

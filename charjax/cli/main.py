@@ -13,7 +13,7 @@ from charjax.cli.commands import load_commands
 from charjax.cli.config_flags import split_config_flags
 from charjax.errors import CharjaxError, HostError, InputError
 from charjax.runtime.cache import cache_folder
-from charjax.runtime.display import make_display, show_messages
+from charjax.runtime.display import PlainDisplay, show_messages
 from charjax.runtime.signals import exit_on_signals
 
 
@@ -73,7 +73,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def _run(arguments: Sequence[str]) -> None:
     args = parse(arguments)
     _set_jax_environment()
-    with show_messages(make_display(sys.stderr)):
+    with show_messages(PlainDisplay(sys.stderr)):
         args.run(args)
     sys.stdout.flush()
 

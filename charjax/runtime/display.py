@@ -6,15 +6,11 @@ notebook, Python's `logging` shows the warnings and drops the rest; `show_messag
 
 from __future__ import annotations
 
-import functools
 import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 # Called with the amount done, such as bytes received, and the total; 0: unknown.
 ProgressFn: TypeAlias = Callable[[int, int], None]
@@ -46,7 +42,7 @@ class Display(Protocol):
 
 def make_display(stream: Any) -> Display:
     """The display for a text stream: rich if it is a terminal, else plain lines."""
-    return _RichDisplay(stream) if stream.isatty() else _PlainDisplay(stream)
+    return _RichDisplay(stream) if stream.isatty() else PlainDisplay(stream)
 
 
 @contextmanager
@@ -77,17 +73,21 @@ class _DisplayHandler(logging.Handler):
         self._display.report(record.getMessage())
 
 
-class _PlainDisplay:
+class PlainDisplay:
+    """A display of plain lines, with a line of progress every ten seconds."""
+
     def __init__(self, stream: Any) -> None:
         self._stream = stream
 
     def report(self, message: str) -> None:
+        """Prints a line."""
         print(message, file=self._stream, flush=True)
 
     text = report
 
     @contextmanager
     def task(self, name: str) -> Iterator[Callable[..., None]]:
+        """As `Display.task`."""
         started = printed = time.monotonic()
         first: int | None = None  # a resumed task does not start at 0
 
@@ -108,13 +108,9 @@ class _PlainDisplay:
 
 class _RichDisplay:
     def __init__(self, stream: Any) -> None:
-        self._stream = stream
+        from rich.console import Console
 
-    @functools.cached_property
-    def _console(self) -> Console:
-        from rich.console import Console  # not needed where there is nothing to show
-
-        return Console(file=self._stream, highlight=False, emoji=False, soft_wrap=True)
+        self._console = Console(file=stream, highlight=False, emoji=False, soft_wrap=True)
 
     def report(self, message: str) -> None:
         self._console.print(message, markup=False)

@@ -1,4 +1,4 @@
-"""What is restored is what was saved, bit for bit, or an older step, or an error; never a guess."""
+"""A restored state equals the saved one bit for bit; damage means an older step or an error."""
 
 from __future__ import annotations
 
@@ -101,13 +101,13 @@ def test_paths_are_distinct_whatever_the_names(tree):
 
 @settings(max_examples=10)
 @given(trees)
-def test_any_names_survive_the_disk(tmp_path_factory, tree):
+def test_any_names_are_saved_and_restored(tmp_path_factory, tree):
     with open_(tmp_path_factory.mktemp("names")) as checkpoints:
         checkpoints.save(1, tree, {}, val_loss=None)
         assert_same_bits(checkpoints.restore(tree).state, tree)
 
 
-def test_optimizer_state_and_any_part_of_the_whole(tmp_path):
+def test_optimizer_state_and_a_part_of_the_state(tmp_path):
     params = {"kernel": jnp.linspace(0, 1, 6).reshape(2, 3)}
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
     updates, opt_state = tx.update(params, tx.init(params), params)
@@ -122,14 +122,14 @@ def test_optimizer_state_and_any_part_of_the_whole(tmp_path):
 
 def test_a_state_on_eight_devices_is_restored_on_one(tmp_path):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    whole = np.arange(48, dtype=np.float32).reshape(16, 3)
+    array = np.arange(48, dtype=np.float32).reshape(16, 3)
     state = {
-        "params": jax.device_put(whole, NamedSharding(mesh, P())),
-        "carry": jax.device_put(whole, NamedSharding(mesh, P("data"))),
+        "params": jax.device_put(array, NamedSharding(mesh, P())),
+        "carry": jax.device_put(array, NamedSharding(mesh, P("data"))),
     }
     with open_(tmp_path) as checkpoints:
         checkpoints.save(1, state, {}, val_loss=None)
-        assert_same_bits(checkpoints.restore(state).state, {"params": whole, "carry": whole})
+        assert_same_bits(checkpoints.restore(state).state, {"params": array, "carry": array})
 
 
 def test_newest_and_best_are_kept(tmp_path):
@@ -144,7 +144,7 @@ def test_newest_and_best_are_kept(tmp_path):
         assert_same_bits(checkpoints.restore(LIKE, which=7).state, state_of(7))
 
 
-def test_a_step_below_the_newest_is_saved_and_stays(tmp_path):
+def test_a_step_below_the_newest_is_saved_and_kept(tmp_path):
     save_all(tmp_path, 5, 6)
     with open_(tmp_path, keep=1) as checkpoints:
         checkpoints.save(4, state_of(4), {}, val_loss=None)
@@ -173,7 +173,7 @@ def two_steps(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_anywhere_is_reported_and_the_older_step_used(two_steps, tmp_path, damage, log):
+def test_damage_of_any_file_is_logged_and_the_older_step_used(two_steps, tmp_path, damage, log):
     files = [file.relative_to(two_steps) for file in (two_steps / "2").rglob("*") if file.is_file()]
     fell_back = 0
     for number, file in enumerate(files):
@@ -187,7 +187,7 @@ def test_damage_anywhere_is_reported_and_the_older_step_used(two_steps, tmp_path
         assert len(log.messages) == 2 - restored.step
         assert all("trying step 1" in line and "\n" not in line for line in log.messages)
         fell_back += restored.step == 1
-    assert fell_back >= 3  # the record, the arrays and their index; little hangs on the others
+    assert fell_back >= 3  # the record, the arrays and their index; other files matter little
 
 
 def test_a_flipped_bit_anywhere_in_an_array_is_found(tmp_path, log):
@@ -196,28 +196,28 @@ def test_a_flipped_bit_anywhere_in_an_array_is_found(tmp_path, log):
         for step, leaf in {1: zeros, 2: noise}.items():
             checkpoints.save(step, {"leaf": leaf}, {}, val_loss=None)
         file = max((tmp_path / "2").rglob("ocdbt*/d/*"), key=lambda file: file.stat().st_size)
-        sound, found = file.read_bytes(), 0
-        assert len(sound) > noise.nbytes // 2  # that is where the array is
-        for position in range(0, len(sound), 151):
-            flipped = sound[position] ^ 1 << position % 8
-            file.write_bytes(sound[:position] + bytes([flipped]) + sound[position + 1 :])
+        good, found = file.read_bytes(), 0
+        assert len(good) > noise.nbytes // 2  # this file has the array
+        for position in range(0, len(good), 151):
+            flipped = good[position] ^ 1 << position % 8
+            file.write_bytes(good[:position] + bytes([flipped]) + good[position + 1 :])
             restored = checkpoints.restore({"leaf": noise})
             assert_same_bits(restored.state, {"leaf": noise if restored.step == 2 else zeros})
             found += restored.step == 1
-        assert found > 60  # of 80; the other bytes are nobody's
+        assert found > 60  # of 80; the other bytes are unused
 
 
 def test_every_flipped_byte_of_the_record_is_found(two_steps, tmp_path, log):
     copy = shutil.copytree(two_steps, tmp_path / "copy")
     file = copy / "2" / "meta" / "record.json"
-    sound = file.read_bytes()
-    for position in range(0, len(sound), 2):
-        file.write_bytes(sound[:position] + bytes([sound[position] ^ 1]) + sound[position + 1 :])
+    good = file.read_bytes()
+    for position in range(0, len(good), 2):
+        file.write_bytes(good[:position] + bytes([good[position] ^ 1]) + good[position + 1 :])
         with open_(copy) as checkpoints:
             assert checkpoints.read_meta().step == 1, position
 
 
-def test_a_record_of_another_step_is_not_believed(two_steps, tmp_path, log):
+def test_a_record_of_another_step_is_damage(two_steps, tmp_path, log):
     copy = shutil.copytree(two_steps, tmp_path / "copy")
     (copy / "2").rename(copy / "3")
     with open_(copy) as checkpoints:
@@ -246,7 +246,7 @@ def test_the_best_falls_back_on_the_next_best(tmp_path, log):
     assert "trying step 3" in log.messages[0]
 
 
-def test_strays_and_leftovers_are_not_steps_and_only_leftovers_go(tmp_path, log):
+def test_other_folders_are_not_steps_and_only_unfinished_saves_are_deleted(tmp_path, log):
     save_all(tmp_path, 1)
     for name in ("900", "7.orbax-checkpoint-tmp", "notes", "01"):
         (tmp_path / name).mkdir()
@@ -258,16 +258,16 @@ def test_strays_and_leftovers_are_not_steps_and_only_leftovers_go(tmp_path, log)
         assert checkpoints.steps() == [1, 2]
         assert {path.name for path in tmp_path.iterdir()} == {"1", "2", "900", "notes", "01", "8"}
         assert [line for line in log.messages if "900" not in line] == []
-        checkpoints.save(900, state_of(900), {}, val_loss=None)  # an empty folder makes way
+        checkpoints.save(900, state_of(900), {}, val_loss=None)  # replaces an empty folder
         assert checkpoints.restore(LIKE).step == 900
         (tmp_path / "1000").mkdir()
-        (tmp_path / "1000" / "thesis.txt").write_text("not ours")
+        (tmp_path / "1000" / "thesis.txt").write_text("not charjax's")
         with pytest.raises(HostError, match="not empty"):
             checkpoints.save(1000, state_of(1000), {}, val_loss=None)
         assert (tmp_path / "1000" / "thesis.txt").exists()
 
 
-def test_all_damaged_is_an_error_and_the_evidence_stays(two_steps, tmp_path, log):
+def test_an_error_if_all_are_damaged_and_none_is_deleted(two_steps, tmp_path, log):
     copy = shutil.copytree(two_steps, tmp_path / "copy")
     flip(copy / "1" / "meta" / "record.json")
     shutil.rmtree(copy / "2" / "state")
@@ -279,7 +279,9 @@ def test_all_damaged_is_an_error_and_the_evidence_stays(two_steps, tmp_path, log
     assert len(log.messages) == 2
 
 
-def test_a_damaged_step_neither_counts_nor_goes_until_it_is_saved_anew(two_steps, tmp_path, log):
+def test_a_damaged_step_is_neither_counted_nor_deleted_until_it_is_saved_again(
+    two_steps, tmp_path, log
+):
     copy = shutil.copytree(two_steps, tmp_path / "copy")
     shutil.rmtree(copy / "2" / "state")
     with open_(copy, keep=2) as checkpoints:
@@ -291,14 +293,14 @@ def test_a_damaged_step_neither_counts_nor_goes_until_it_is_saved_anew(two_steps
     assert "saving it again" in log.messages[-1]
 
 
-def test_saving_a_sound_step_again_changes_nothing(tmp_path):
+def test_saving_a_good_step_again_changes_nothing(tmp_path):
     save_all(tmp_path, 1)
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
     save_all(tmp_path, 1)
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
 
 
-def test_nothing_there_and_no_such_step(tmp_path):
+def test_no_checkpoint_and_no_such_step(tmp_path):
     with open_(tmp_path / "never") as checkpoints:
         assert checkpoints.steps() == []
         with pytest.raises(CheckpointError, match="holds no checkpoint"):
@@ -340,7 +342,7 @@ def test_a_parameter_that_is_not_finite_is_never_saved(tmp_path, name):
         ValueError("RESOURCE_EXHAUSTED: Error writing [os_error_code='28']"),
     ],
 )
-def test_a_refusing_disk_leaves_the_older_steps_and_no_litter(tmp_path, monkeypatch, error):
+def test_a_disk_error_leaves_the_older_steps_and_no_unfinished_files(tmp_path, monkeypatch, error):
     save_all(tmp_path, 1)
     with open_(tmp_path) as checkpoints:
         with monkeypatch.context() as patch:
@@ -366,7 +368,7 @@ def test_a_folder_that_cannot_be_made_is_a_host_error(tmp_path):
 
 def test_an_enormous_record_is_not_read(two_steps, tmp_path, monkeypatch, log):
     copy = shutil.copytree(two_steps, tmp_path / "copy")
-    os.truncate(copy / "2" / "meta" / "record.json", 2**40)  # sparse: takes no room
+    os.truncate(copy / "2" / "meta" / "record.json", 2**40)  # sparse: uses no disk space
     with open_(copy) as checkpoints:
         assert checkpoints.read_meta().step == 1
     assert "larger than" in log.messages[0]
@@ -381,7 +383,7 @@ def test_the_record_is_json_that_names_every_leaf(two_steps):
     assert store.is_checkpoint(two_steps / "1")
 
 
-def test_damage_among_many_arrays_is_no_noise_but_one_report(tmp_path, capfd, log):
+def test_damage_of_many_arrays_is_one_warning(tmp_path, capfd, log):
     state = {f"leaf{i}": np.random.default_rng(i).random((50, 50)) for i in range(30)}
     with open_(tmp_path) as checkpoints:
         checkpoints.save(1, state, {}, val_loss=None)

@@ -295,7 +295,7 @@ def test_a_fault_is_one_line_in_a_process_of_its_own(fault, workspace):
     assert_one_line(ended.stderr.decode(), words)
 
 
-def test_what_fails_early_leaves_nothing_behind(workspace, tmp_path):
+def test_an_invalid_config_leaves_no_folder(workspace, tmp_path):
     arguments = workspace.fill("train --config=@tiny.py --config.model.hidden=0")
     assert main.main([*arguments, f"--workdir={tmp_path}/new"]) == 2
     assert list(tmp_path.iterdir()) == []
@@ -309,7 +309,7 @@ def output_of(workspace: Workspace, arguments: str | Sequence[str], capfd) -> st
     return str(out)
 
 
-def test_a_seed_is_a_text(workspace, capfd):
+def test_a_seed_determines_the_text(workspace, capfd):
     command = SAMPLE + "--prompt=the --num_chars=200 --seed="
     first = output_of(workspace, command + "3", capfd)
     assert len(first) == 203
@@ -339,7 +339,7 @@ def test_a_sample_does_not_depend_on_how_many_there_are(workspace, capfd):
     assert len(set(nine)) == 9
 
 
-def test_no_characters_are_the_prompt_alone(workspace, capfd):
+def test_zero_characters_give_the_prompt_alone(workspace, capfd):
     assert (
         output_of(workspace, [*SAMPLE.split(), "--num_chars=0", "--prompt=a cat"], capfd) == "a cat"
     )
@@ -370,7 +370,7 @@ def test_the_score_of_the_validation_text_is_the_validation_loss(workspace, capf
     assert json.loads(output_of(workspace, "score --workdir=@run --file=-", capfd)) == score
 
 
-def test_a_score_beyond_the_numbers_is_still_json(workspace, capfd, monkeypatch):
+def test_an_infinite_perplexity_is_null_in_json(workspace, capfd, monkeypatch):
     monkeypatch.setattr("charjax.inference.score.score_file", lambda *_, **__: Score(1, 1000.0))
     assert main.main(workspace.fill("score --workdir=@run --file=@text.txt")) == 0
     out, err = capfd.readouterr()
@@ -435,7 +435,7 @@ def test_a_command_is_one_file(tmp_path, monkeypatch, capfd):
     assert "Greet somebody." in capfd.readouterr().out
 
 
-def test_help_waits_for_no_large_import():
+def test_help_makes_no_slow_import():
     program = """
 import sys
 from charjax.__main__ import main
@@ -460,7 +460,7 @@ def test_an_interrupt_while_modules_load_prints_no_traceback(program, workspace,
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself(command, capfd):
+def test_every_command_has_a_help_text(command, capfd):
     with pytest.raises(SystemExit) as ended:
         main.main([command, "--help"])
     assert ended.value.code == 0
@@ -475,7 +475,7 @@ def test_the_same_command_again_says_that_the_run_is_finished(workspace):
     assert (workspace.run / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(workspace):
+def test_a_closed_output_pipe_is_no_error(workspace):
     command = [sys.executable, *PROGRAMS["charjax"], *workspace.fill(SAMPLE + "--num_chars=300000")]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=workspace.environment
@@ -488,7 +488,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(workspace):
     assert process.returncode == 0
 
 
-def test_a_run_that_is_stopped_says_so_in_one_line_and_by_its_code(workspace, tmp_path):
+def test_a_stopped_run_ends_with_one_line_and_an_exit_code(workspace, tmp_path):
     command = [sys.executable, *PROGRAMS["launch"], *workspace.fill("--config=@tiny.py:1000000")]
 
     def training() -> subprocess.Popen[str]:
@@ -528,7 +528,7 @@ def test_a_run_that_is_stopped_says_so_in_one_line_and_by_its_code(workspace, tm
         (OSError(errno.ENOSPC, "No space left on device", "/x"), ("/x", "No space left")),
     ],
 )
-def test_what_the_machine_refuses_is_no_traceback(error, words, capfd, monkeypatch):
+def test_a_lack_of_memory_or_disk_is_no_traceback(error, words, capfd, monkeypatch):
     def fail(args: object) -> None:
         raise error
 
@@ -537,7 +537,7 @@ def test_what_the_machine_refuses_is_no_traceback(error, words, capfd, monkeypat
     assert_one_line(capfd.readouterr().err, words)
 
 
-def test_a_platform_that_is_not_there_is_no_traceback(workspace):
+def test_a_missing_platform_is_no_traceback(workspace):
     elsewhere = workspace._replace(environment=workspace.environment | {"JAX_PLATFORMS": "tpu"})
     ended = start(elsewhere, "charjax", SAMPLE + "--num_chars=1")
     assert ended.returncode == 4

@@ -45,7 +45,7 @@ def test_on_a_pipe_messages_and_texts_are_plain_lines():
     assert stream.getvalue() == "[bold]a message[/bold] :heart:\na text\nof two lines\n"
 
 
-def test_on_a_pipe_progress_is_said_every_ten_seconds(time_is):
+def test_on_a_pipe_progress_is_a_line_every_ten_seconds(time_is):
     stream = io.StringIO()
     with make_display(stream).task("training") as update:
         for done in range(1, 31):  # a step a second
@@ -58,11 +58,11 @@ def test_on_a_pipe_progress_is_said_every_ten_seconds(time_is):
         "training 30/100",
     ]
     assert all("  loss 2.0  " in line for line in lines)
-    # The first update tells where it began; 9 steps in 10 s leave 90 steps for 100 s.
+    # The first update is the start; 9 steps in 10 s, so 90 more take 100 s.
     assert lines[0].endswith("  1:40 left")
 
 
-def test_on_a_pipe_a_resumed_task_is_not_thought_quicker_than_it_is(time_is):
+def test_on_a_pipe_the_time_left_of_a_resumed_task_counts_its_own_steps_alone(time_is):
     stream = io.StringIO()
     with make_display(stream).task("training") as update:
         update(900, 1000)
@@ -71,7 +71,7 @@ def test_on_a_pipe_a_resumed_task_is_not_thought_quicker_than_it_is(time_is):
     assert stream.getvalue() == "training 910/1000    1:30 left\n"
 
 
-def test_on_a_pipe_a_task_without_an_end_has_no_time_left(time_is):
+def test_on_a_pipe_a_task_of_unknown_total_has_no_time_left(time_is):
     stream = io.StringIO()
     with make_display(stream).task("downloading") as update:
         time_is(10.0)
@@ -90,11 +90,11 @@ def test_on_a_pipe_a_task_without_an_end_has_no_time_left(time_is):
         (36061.0, "10:01:01"),
     ],
 )
-def test_times_are_written_as_on_a_clock(seconds, clock):
+def test_times_are_formatted_as_hours_minutes_seconds(seconds, clock):
     assert display._clock(seconds) == clock
 
 
-def test_in_a_terminal_every_character_is_shown_as_it_is(terminal):
+def test_in_a_terminal_markup_in_messages_and_texts_is_not_interpreted(terminal):
     shown = make_display(terminal)
     shown.report("a [red]message[/red] of :heart:")
     shown.text("KING:[bold]\nO :cat: " + "x" * 300)
@@ -102,19 +102,19 @@ def test_in_a_terminal_every_character_is_shown_as_it_is(terminal):
         assert part in terminal.getvalue()
 
 
-def test_in_a_terminal_a_bar_shows_how_far_it_is_and_leaves_no_trace(terminal):
+def test_in_a_terminal_a_progress_bar_is_shown_and_then_cleared(terminal):
     shown = make_display(terminal)
     with shown.task("training") as update:
         update(10, 40, "loss 2.0")
-        shown.report("a message on the way")
+        shown.report("a message")
         update(30, 40, "loss 1.0")
     written = terminal.getvalue()
-    for part in ("training", "30/40", "loss 1.0", "a message on the way\n"):
+    for part in ("training", "30/40", "loss 1.0", "a message\n"):
         assert part in written
     assert written.endswith("\x1b[2K")  # the bar's line is cleared
 
 
-def test_in_a_terminal_a_task_may_have_no_known_end(terminal):
+def test_in_a_terminal_a_task_may_have_an_unknown_total(terminal):
     with make_display(terminal).task("downloading") as update:
         update(5)
     assert "5/?" in terminal.getvalue()
@@ -143,7 +143,7 @@ logging.getLogger("charjax.x").warning("a warning")
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "a warning\n")
 
 
-def test_a_reader_that_has_gone_is_told_to_whoever_logs():
+def test_a_closed_pipe_raises_where_the_message_is_logged():
     class Closed(io.StringIO):
         def write(self, text: str) -> int:
             raise BrokenPipeError

@@ -1,4 +1,4 @@
-"""Several processes on 127.0.0.1: one result, one writer, one end."""
+"""Several processes on 127.0.0.1: the result of one, one writer, and a common end."""
 
 from __future__ import annotations
 
@@ -76,10 +76,10 @@ def start(config, tmp_path) -> Iterator[Start]:
         command += [f"--workdir={tmp_path / 'run'}", "--num_processes=2"]
         command += [f"--coordinator=127.0.0.1:{port}"]
         environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-        for own in (["--process_id=0"], ["--process_id=1", *second]):
+        for process_flags in (["--process_id=0"], ["--process_id=1", *second]):
             running.append(
                 subprocess.Popen(
-                    [*command, *own],
+                    [*command, *process_flags],
                     env=environment,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
@@ -129,7 +129,7 @@ def test_two_processes_are_one_run(start, config, tmp_path):
     assert any("at step 12" in line for line in shown.lines)
 
 
-def test_when_the_first_process_dies_the_other_says_so_and_ends(start, tmp_path):
+def test_when_process_0_dies_the_other_ends_with_one_line(start, tmp_path):
     running = start(*ENDLESS)
     wait_for(tmp_path / "run" / "checkpoints" / "6")
     running[0].send_signal(signal.SIGKILL)
@@ -150,7 +150,7 @@ def test_a_signal_to_one_process_stops_both_at_the_same_saved_step(start, tmp_pa
     assert (tmp_path / "run" / "checkpoints" / steps.pop()).is_dir()
 
 
-def test_processes_with_other_configs_do_not_train(start):
+def test_processes_with_different_configs_do_not_train(start):
     (first, _, _), (second, _, complaint) = ends(start(second=["--config.seed=7"]))
     assert first in (2, 4)
     assert second == 2
@@ -158,7 +158,7 @@ def test_processes_with_other_configs_do_not_train(start):
 
 
 @pytest.mark.slow
-def test_when_another_process_dies_the_first_ends_within_a_minute(start, tmp_path):
+def test_when_process_1_dies_process_0_ends_within_a_minute(start, tmp_path):
     running = start(*ENDLESS)
     wait_for(tmp_path / "run" / "checkpoints" / "6")
     running[1].send_signal(signal.SIGKILL)
@@ -180,7 +180,7 @@ def test_when_another_process_dies_the_first_ends_within_a_minute(start, tmp_pat
         (["--coordinator=here:1", "--num_processes=1", "--process_id=1"], "from 0 to 0"),
     ],
 )
-def test_a_place_that_cannot_be_is_refused(flags, complaint, config, tmp_path, capsys):
+def test_invalid_process_flags_are_refused(flags, complaint, config, tmp_path, capsys):
     assert main(["train", f"--config={config}", f"--workdir={tmp_path}", *flags]) == 2
     error = capsys.readouterr().err
     assert complaint in error

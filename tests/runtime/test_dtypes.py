@@ -1,4 +1,4 @@
-"""`auto` takes bfloat16 where the hardware multiplies it, and nowhere else."""
+"""`dtype=auto` is bfloat16 on hardware with bf16 matmul instructions, float32 elsewhere."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_accelerators(monkeypatch, device, dtype):
         (None, "float32"),  # no such file
     ],
 )
-def test_processors(monkeypatch, tmp_path, lines, dtype):
+def test_cpus(monkeypatch, tmp_path, lines, dtype):
     info = tmp_path / "cpuinfo"
     if lines is not None:
         info.write_text(lines, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Law 1: randomness is a function of (seed, stream, index), for ever."""
+"""Invariant 1: keys are a function of (seed, stream, index), in every version."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def words(key):
 def test_keys_never_change():
     got = {at: words(indexed_key(stream_key(*at[:2]), at[2])) for at in GOLDEN}
     assert got == GOLDEN, (
-        "the keys are no longer those of earlier versions: every seed now means another text. "
-        "Bring the derivation back, or, if jax itself changed, say so in the changelog and "
-        "renew these numbers"
+        "the keys differ from those of earlier versions, and with them the texts of every seed. "
+        "Restore the derivation or, if JAX changed, say so in the changelog and "
+        "update these numbers"
     )
 
 
-def test_streams_are_numbered_for_ever():
+def test_stream_numbers_never_change():
     assert {stream.name: stream.value for stream in Stream} == {
         "INIT": 0,
         "DROPOUT": 1,
@@ -40,7 +40,7 @@ def test_streams_are_numbered_for_ever():
     }
 
 
-def test_seeds_streams_and_indices_all_have_their_own_keys():
+def test_keys_of_different_seeds_streams_and_indices_differ():
     seeds, indices = (0, 1, 2, 2**31, 2**32 - 1), (0, 1, 2, 10**9)
     keys = {
         words(indexed_key(stream_key(seed, stream), index))
@@ -49,6 +49,6 @@ def test_seeds_streams_and_indices_all_have_their_own_keys():
     assert len(keys) == len(seeds) * len(Stream) * len(indices)
 
 
-def test_a_traced_index_is_the_same_as_a_known_one():
+def test_a_traced_index_gives_the_same_key():
     key = stream_key(7, Stream.DROPOUT)
     assert words(jax.jit(indexed_key)(key, 5)) == words(indexed_key(key, 5))

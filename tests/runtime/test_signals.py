@@ -12,7 +12,7 @@ from charjax.runtime.signals import StopSignals
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_is_noted_and_the_handlers_come_back(number):
+def test_a_signal_is_noted_and_the_handlers_are_restored(number):
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     with StopSignals() as signals:
         assert signals.received is None
@@ -21,7 +21,7 @@ def test_a_signal_is_noted_and_the_handlers_come_back(number):
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_the_handlers_come_back_after_an_error():
+def test_the_handlers_are_restored_after_an_error():
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(ZeroDivisionError), StopSignals():
         _ = 1 / 0
@@ -43,7 +43,7 @@ with StopSignals() as signals:
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "2\n", "")
 
 
-def test_a_signal_that_the_process_is_to_ignore_stays_ignored():
+def test_an_ignored_signal_stays_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does in the background
     try:
         with StopSignals() as signals:

@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 
-from charjax.cli.arguments import add_model, add_unknown, add_weights, load_model
+from charjax.cli.arguments import add_inference, add_model, load_model
 
 _logger = logging.getLogger(__name__)
 
@@ -14,32 +14,18 @@ _logger = logging.getLogger(__name__)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, the prompt, and how characters are sampled."""
     add_model(parser)
-    parser.add_argument("--prompt", default="", help="the text to continue; default: none")
-    parser.add_argument(
-        "--num_chars", type=int, default=500, help="characters to generate; default: %(default)s"
-    )
-    parser.add_argument(
-        "--temperature",
-        type=float,
-        default=0.8,
-        help="divides the logits; 0: greedy decoding; default: %(default)s",
-    )
-    parser.add_argument(
-        "--top_k", type=int, default=0, help="sample from the k likeliest characters; default: all"
-    )
-    parser.add_argument(
-        "--top_p",
-        type=float,
-        default=1.0,
-        help="nucleus sampling: sample from the fewest characters of this probability; default: 1",
-    )
-    parser.add_argument("--num_samples", type=int, default=1, help="how many texts; default: 1")
-    parser.add_argument("--separator", default="\n=====\n", help="printed between two texts")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="the same seed gives the same texts; default: 0"
-    )
-    add_weights(parser)
-    add_unknown(parser)
+    for flag, default, about in (
+        ("--prompt", "", "the text to continue; default: none"),
+        ("--num_chars", 500, "characters to generate; default: %(default)s"),
+        ("--temperature", 0.8, "divides the logits; 0: greedy decoding; default: %(default)s"),
+        ("--top_k", 0, "sample from the k likeliest characters; 0, the default: from all"),
+        ("--top_p", 1.0, "nucleus sampling with this total probability; 1, the default: off"),
+        ("--num_samples", 1, "how many texts; default: %(default)s"),
+        ("--separator", "\n=====\n", "printed between two texts; default: a line of ====="),
+        ("--seed", 0, "the same seed gives the same texts; default: %(default)s"),
+    ):
+        parser.add_argument(flag, type=type(default), default=default, help=about)
+    add_inference(parser)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 
-from charjax.cli.arguments import add_model, add_unknown, add_weights, load_model, print_json
+from charjax.cli.arguments import add_inference, add_model, load_model, print_json
 
 _logger = logging.getLogger(__name__)
 
@@ -15,8 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model and the text."""
     add_model(parser)
     parser.add_argument("--file", required=True, help="a text file, or - for standard input")
-    add_weights(parser)
-    add_unknown(parser)
+    add_inference(parser)
 
 
 def run(args: argparse.Namespace) -> None:
