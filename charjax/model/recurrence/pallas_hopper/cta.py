@@ -29,7 +29,7 @@ _STORE: Callable[..., None] | None = getattr(plgpu, "store", None)
 _LOAD_INDEX = ((),) if _STORE is None else ()
 # The layout in shared memory from which wgmma reads its operands.
 _TRANSFORMS = (plgpu.TilingTransform((8, SWIZZLE)), plgpu.SwizzleTransform(2 * SWIZZLE))
-_MAX_SPINS = 20_000  # of a wait in interpret mode: a deadlock fails a test, not hangs it
+_MAX_SPINS = 1_000_000  # of a wait in interpret mode: a deadlock fails a test, not hangs it
 
 
 @dataclass(frozen=True)
