@@ -43,8 +43,9 @@ class StopSignals:
         self.received = number
 
     def _exit_if_second(self, number: int) -> None:
-        """For an interrupt during a compilation, whose `_note` Python calls only after it."""
-        self._interrupts += number == signal.SIGINT
+        """As `_note`, which Python cannot call while the main thread compiles or waits in C."""
+        if number == signal.SIGINT:
+            self._interrupts += 1
         if self._interrupts > 1:
             os._exit(128 + number)
 
