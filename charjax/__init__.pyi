@@ -18,7 +18,6 @@ from .inference.sampler import Sampler as Sampler
 from .inference.sampler import sample as sample
 from .inference.sampling import Sampling as Sampling
 from .inference.texts import sample_texts as sample_texts
-from .model.likelihood import next_char_nats as next_char_nats
 from .model.network import CharRNN as CharRNN
 from .model.network import init_params as init_params
 from .model.network import initial_carry as initial_carry

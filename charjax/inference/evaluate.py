@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jaxtyping import Float, Int
+from optax.losses import softmax_cross_entropy_with_integer_labels
 
 from charjax.config import ModelConfig
 from charjax.data.vocab import check_ids
 from charjax.errors import InputError
 from charjax.model.decode import decode_sequence
-from charjax.model.likelihood import next_char_nats
 from charjax.model.network import CharRNN, initial_carry, reset_carry
 from charjax.model.recurrence.api import for_inference
 from charjax.runtime.display import ProgressFn, no_progress
@@ -180,7 +180,7 @@ def _chunk_nats(
     # The network has no int8 weights; decoding has, one character at a time.
     forward = decode_sequence if config.dtype == "int8" else _network_logits
     logits, carry = forward(config, params, inputs, reset_carry(carry, reset))
-    return carry, next_char_nats(logits, targets)
+    return carry, softmax_cross_entropy_with_integer_labels(logits, targets)
 
 
 def _network_logits(

@@ -8,10 +8,10 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
+from optax.losses import softmax_cross_entropy_with_integer_labels
 
 from charjax.config import Config
 from charjax.data.batches import Batch
-from charjax.model.likelihood import next_char_nats
 from charjax.model.network import CharRNN, RowKeys
 from charjax.types import Carry, PyTree, Scalar
 
@@ -36,7 +36,8 @@ def make_total_nats(config: Config, vocab_size: int) -> TotalNats:
         )
         predicted = slice(-logits.shape[1], None)
         targets, mask = (jnp.asarray(x)[:, predicted] for x in (batch.targets, batch.mask))
-        nats = jnp.where(mask, next_char_nats(logits, targets), 0.0)
+        nats = softmax_cross_entropy_with_integer_labels(logits, targets)
+        nats = jnp.where(mask, nats, 0.0)
         # Lane by lane first: one long sum rounds differently on other numbers of devices, to
         # 1e-6. As a product, since XLA would make one sum of two.
         lanes = jnp.dot(nats, jnp.ones(nats.shape[1]), precision=jax.lax.Precision.HIGHEST)

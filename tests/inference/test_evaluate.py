@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from optax.losses import softmax_cross_entropy_with_integer_labels
 
 from charjax.errors import InputError
 from charjax.inference.evaluate import Score, char_nats, score
-from charjax.model.likelihood import next_char_nats
 from charjax.model.network import CharRNN, initial_carry
 from tests.inference.scripted import chain, cycle, memoryless, random_model
 
@@ -32,7 +32,7 @@ def one_pass():
     @jax.jit
     def nats(ids):
         logits, _ = CharRNN(CONFIG, VOCAB).run(PARAMS, ids[:, :-1], initial_carry(CONFIG, 1))
-        return next_char_nats(logits, ids[:, 1:])
+        return softmax_cross_entropy_with_integer_labels(logits, ids[:, 1:])
 
     return np.asarray(nats(jnp.asarray(IDS)[None])[0], np.float64)
 

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from optax.losses import softmax_cross_entropy_with_integer_labels
 
 from charjax.config import ModelConfig
 from charjax.model.cells import CELLS
-from charjax.model.likelihood import next_char_nats
 from charjax.model.network import (
     CharRNN,
     init_params,
@@ -202,7 +202,7 @@ def test_the_initial_loss_is_that_of_uniform_guesses(cell):
         tokens_of(vocab_size, 8, 33),
     )
     logits, _ = apply(config, params, tokens[:, :-1], initial_carry(config, 8))
-    loss = float(next_char_nats(logits, tokens[:, 1:]).mean())
+    loss = float(softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean())
     assert abs(loss - math.log(vocab_size)) < 0.1
 
 
@@ -248,5 +248,5 @@ def test_reset_carry_clears_the_selected_sequences_only():
 def test_nats_are_negative_log_probabilities():
     probs = np.array([[[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]]])
     logits = jnp.asarray(np.log(probs) + 50, jnp.float32)  # a constant changes nothing
-    nats = next_char_nats(logits, jnp.array([[0, 2]]))
+    nats = softmax_cross_entropy_with_integer_labels(logits, jnp.array([[0, 2]]))
     np.testing.assert_allclose(nats, -np.log([[0.5, 0.7]]), rtol=1e-4)

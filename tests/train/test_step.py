@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from optax.losses import softmax_cross_entropy_with_integer_labels
 
 from charjax.config import Config
 from charjax.data.batches import Batch
-from charjax.model.likelihood import next_char_nats
 from charjax.model.network import CharRNN
 from charjax.train.step import repeat
 from charjax.types import Carry, Nats, PyTree
@@ -42,7 +42,7 @@ def fresh_batch(step: int = 0) -> Batch:
 def network(params: PyTree, carry: Carry, batch: Batch) -> tuple[Nats, Carry]:
     """What the network alone says of every target, and its last carry."""
     logits, carry = CharRNN(CONFIG.model, VOCAB).apply({"params": params}, batch.inputs, carry)
-    return next_char_nats(logits, batch.targets), carry
+    return softmax_cross_entropy_with_integer_labels(logits, batch.targets), carry
 
 
 def test_without_knowledge_the_loss_is_that_of_a_uniform_guess():
