@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from charjax.model.cells import CELLS, CellCarry, Gates, Residuals
+from charjax.model.cells import CELLS, Gates, Residuals
 from charjax.model.matmul import dot, dot_trailing, lookup, row_major
 from charjax.model.recurrence import xla_buffers
 from charjax.model.recurrence.base import (
@@ -175,7 +175,7 @@ def _take_units(
     return tuple(array[block] for array in arrays)
 
 
-def _join_units(blocks: tuple[CellCarry, ...]) -> tuple[Float[Array, "hidden batch"], ...]:
+def _join_units(blocks: tuple[tuple[Array, ...], ...]) -> tuple[Float[Array, "hidden batch"], ...]:
     """The inverse of `_take_units` over all blocks."""
     return tuple(jnp.concatenate(parts) for parts in zip(*blocks, strict=True))
 

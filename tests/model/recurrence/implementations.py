@@ -1,0 +1,116 @@
+"""The implementations that `test_invariants` holds to one suite, and random layers for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pytest
+
+from charjax.model.cells import CELLS
+from charjax.model.recurrence import scan, xla
+from charjax.model.recurrence.base import Layer, Projected, Table, Weights
+from charjax.model.recurrence.c import ops
+from tests.model import reference
+from tests.model.small import UNOPTIMIZED, like, normal, tokens_of
+
+VOCAB = 7
+DTYPES = ("float32", "bfloat16")
+# In bfloat16 a difference in a sum's last bit may fall on either side of a rounding.
+ROUNDING = {"float32": 2e-6, "bfloat16": 0.02}
+
+
+class Size(NamedTuple):
+    batch: int
+    time: int
+    hidden: int
+
+
+class Implementation(NamedTuple):
+    """A row of the suite.
+
+    Attributes:
+      run: (cell, dtype, inputs, weights, carry) -> (outputs, last carry).
+      supports: as in `charjax.model.recurrence.base`; a layer that it refuses is skipped.
+      sizes: of the layers that it is tested with; the first is that of most tests.
+      batch_invariant: it promises that a sequence's bits do not depend on the others.
+      patches: (module, name, value) that a test of it sets.
+    """
+
+    run: Callable[..., Any]
+    supports: Callable[[Layer], str]
+    sizes: tuple[Size, ...] = (Size(3, 6, 5), Size(1, 2, 2))
+    batch_invariant: bool = False
+    patches: tuple[tuple[Any, str, Any], ...] = ()
+
+
+# Three blocks of units, however few there are, not all of one size.
+_IN_BLOCKS = ((xla, "_BLOCKED_SIZES", range(1, 1024)), (xla, "_NUM_BLOCKS", 3))
+# Around the sizes of vectors, panels and bf16 pairs; the last is computed by several threads.
+_AROUND_PANELS = (Size(3, 6, 5), Size(1, 2, 2), Size(16, 2, 24), Size(37, 3, 51))
+
+IMPLEMENTATIONS = {
+    "scan": Implementation(scan.run, scan.supports),
+    "xla": Implementation(xla.run, xla.supports),
+    "xla_in_blocks": Implementation(xla.run, xla.supports, patches=_IN_BLOCKS),
+    "c": Implementation(ops.run, ops.supports, _AROUND_PANELS, batch_invariant=True),
+}
+
+
+def supported(name: str, cell: str, dtype: str, size: Size | None = None) -> Implementation:
+    """The implementation of this name; skips the test where it refuses the layer."""
+    implementation = IMPLEMENTATIONS[name]
+    batch, _, hidden = size or implementation.sizes[0]
+    refusal = implementation.supports(Layer(cell, hidden, dtype, batch))
+    if refusal:
+        pytest.skip(f"{name} refuses: {refusal}")
+    return implementation
+
+
+def random_layer(cell: str, kind: type, size: Size) -> tuple[Any, Weights, tuple[jax.Array, ...]]:
+    """Inputs of this kind (Projected or Table), weights and a carry."""
+    batch, time, hidden = size
+    gates = CELLS[cell].gates * hidden
+    bias = normal(2, hidden) if CELLS[cell].reset_after else None
+    weights = Weights(normal(1, hidden, gates) / hidden**0.5, bias)
+    carry = tuple(normal(3, CELLS[cell].states, batch, hidden))
+    if kind is Table:
+        return Table(normal(0, gates, VOCAB), tokens_of(VOCAB, batch, time).T), weights, carry
+    return Projected(normal(0, gates, time, batch)), weights, carry
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2), compiler_options=UNOPTIMIZED)
+def run(name: str, cell: str, dtype: str, inputs: Any, weights: Any, carry: Any):
+    """Outputs and last carry."""
+    return IMPLEMENTATIONS[name].run(cell, dtype, inputs, weights, carry)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2), compiler_options=UNOPTIMIZED)
+def value_and_gradient(
+    name: str, cell: str, dtype: str, inputs: Any, weights: Any, carry: Any, cotangents: Any = None
+):
+    """(outputs, last carry), and the gradients of igates, weights and carry.
+
+    `cotangents`, in the structure of the value, are random if they are None.
+    """
+
+    def layer(igates, weights, carry):
+        layer_inputs = inputs._replace(igates=igates)
+        return IMPLEMENTATIONS[name].run(cell, dtype, layer_inputs, weights, carry)
+
+    value, vjp = jax.vjp(layer, inputs.igates, weights, carry)
+    return value, vjp(like(value, 4) if cotangents is None else cotangents)
+
+
+def float64_layer(cell: str, igates: Any, tokens: Any, weights: Any, carry: Any):
+    """Outputs and last carry by the numpy cell; `igates` is a table if there are tokens."""
+    igates = igates if tokens is None else igates[:, tokens]
+    outputs, last = reference.layer(cell, np.moveaxis(igates, 0, -1), *weights, carry)
+    return np.moveaxis(outputs, -1, 0), last
+
+
+def same_bits(got: Any, want: Any) -> bool:
+    return jax.tree.all(jax.tree.map(np.array_equal, got, want))

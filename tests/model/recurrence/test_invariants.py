@@ -1,0 +1,145 @@
+"""Invariant 5: every implementation of the recurrence is the same mathematics.
+
+To hold another implementation to it, add a row to `implementations.IMPLEMENTATIONS`.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from charjax.model.cells import CELLS
+from charjax.model.recurrence.base import Projected, Table
+from tests.model.recurrence.implementations import (
+    DTYPES,
+    IMPLEMENTATIONS,
+    ROUNDING,
+    float64_layer,
+    random_layer,
+    run,
+    same_bits,
+    supported,
+    value_and_gradient,
+)
+from tests.model.small import distance, float64, like
+
+pytestmark = [
+    pytest.mark.parametrize("cell", CELLS),
+    pytest.mark.parametrize("name", IMPLEMENTATIONS),
+]
+each_dtype = pytest.mark.parametrize("dtype", DTYPES)
+each_kind = pytest.mark.parametrize("kind", [Projected, Table])
+
+
+@pytest.fixture(autouse=True)
+def _patched(name, monkeypatch):
+    for patch in IMPLEMENTATIONS[name].patches:
+        monkeypatch.setattr(*patch)
+
+
+@each_kind
+def test_value_and_gradient_are_those_of_the_float64_cell(name, cell, kind):
+    inputs, weights, carry = random_layer(cell, kind, supported(name, cell, "float32").sizes[0])
+    tokens = inputs.tokens if kind is Table else None
+    value, grads = value_and_gradient(name, cell, "float32", inputs, weights, carry)
+    arguments = (inputs.igates, weights, carry)
+    exact = float64(arguments)
+    assert distance(value, float64_layer(cell, exact[0], tokens, *exact[1:])) < 1e-6
+
+    # The gradient along a random direction of each argument, against a central difference.
+    direction_of_value = float64(like(value, 4))
+    for argument, grad in enumerate(float64(grads)):
+        direction = float64(like(arguments[argument], 20 + argument))
+
+        def loss(step, argument=argument, direction=direction):
+            moved = list(exact)
+            moved[argument] = jax.tree.map(lambda a, d: a + step * d, exact[argument], direction)
+            out = float64_layer(cell, moved[0], tokens, *moved[1:])
+            return sum_of_products(out, direction_of_value)
+
+        slope = (loss(1e-5) - loss(-1e-5)) / 2e-5
+        assert sum_of_products(grad, direction) == pytest.approx(slope, rel=1e-5, abs=1e-5)
+
+
+def sum_of_products(a, b):
+    return sum(jax.tree.leaves(jax.tree.map(lambda a, b: (a * b).sum(), a, b)))
+
+
+@each_dtype
+@each_kind
+def test_value_and_gradient_are_those_of_scan(name, cell, kind, dtype):
+    for size in IMPLEMENTATIONS[name].sizes:
+        supported(name, cell, dtype, size)
+        layer = random_layer(cell, kind, size)
+        got = value_and_gradient(name, cell, dtype, *layer)
+        assert distance(got, value_and_gradient("scan", cell, dtype, *layer)) < 5 * ROUNDING[dtype]
+        assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {jnp.dtype(jnp.float32)}
+
+
+def test_bfloat16_rounds_operands_and_nothing_more(name, cell):
+    layer = random_layer(cell, Table, supported(name, cell, "bfloat16").sizes[0])
+    got = value_and_gradient(name, cell, "bfloat16", *layer)
+    # bfloat16 keeps 8 bits: each rounding is off by up to 0.4 %, and a few add up.
+    exact = value_and_gradient(name, cell, "float32", *layer)
+    assert 0 < distance(got, exact) < 0.05  # not zero, or nothing ran in bfloat16
+
+
+@each_dtype
+def test_chunks_with_carry_are_the_whole(name, cell, dtype):
+    implementation = supported(name, cell, dtype)
+    inputs, weights, carry = random_layer(cell, Table, implementation.sizes[0])
+    whole, last = run(name, cell, dtype, inputs, weights, carry)
+    chunks = []
+    for steps in (slice(0, 2), slice(2, None)):
+        chunk = inputs._replace(tokens=inputs.tokens[steps])
+        outputs, carry = run(name, cell, dtype, chunk, weights, carry)
+        chunks.append(outputs)
+    got, want = (jnp.concatenate(chunks, axis=1), carry), (whole, last)
+    assert same_bits(got, want) if implementation.batch_invariant else distance(got, want) < 1e-6
+
+
+@each_dtype
+def test_a_sequence_does_not_depend_on_the_others_of_its_batch(name, cell, dtype):
+    implementation = IMPLEMENTATIONS[name]
+    size = implementation.sizes[-1]
+    supported(name, cell, dtype, size)
+    inputs, weights, carry = random_layer(cell, Table, size)
+    (outputs, last), (_, _, d_carry) = value_and_gradient(name, cell, dtype, inputs, weights, carry)
+    cotangents = like((outputs, last), 4)  # as value_and_gradient draws them
+
+    def of(rows, outputs, *carries):
+        return outputs[..., rows], *(tuple(part[rows] for part in carry) for carry in carries)
+
+    for rows in (slice(0, 1), slice(15, 17), slice(3, 37)):
+        if size.batch < rows.stop:
+            continue
+        some = inputs._replace(tokens=inputs.tokens[:, rows])
+        _, carry_of_some = of(rows, outputs, carry)
+        value, grads = value_and_gradient(
+            name, cell, dtype, some, weights, carry_of_some, of(rows, *cotangents)
+        )
+        got, want = (*value, grads[2]), of(rows, outputs, last, d_carry)
+        if implementation.batch_invariant:
+            assert same_bits(got, want)
+        else:
+            assert distance(got, want) < ROUNDING[dtype]
+
+
+def test_saving_residuals_changes_no_value(name, cell):
+    implementation = supported(name, cell, "float32")
+    layer = random_layer(cell, Projected, implementation.sizes[0])
+    saved, _ = value_and_gradient(name, cell, "float32", *layer)
+    got = run(name, cell, "float32", *layer)
+    assert same_bits(got, saved) if implementation.batch_invariant else distance(got, saved) < 1e-6
+
+
+def test_a_gradient_through_the_last_carry_reaches_the_first(name, cell):
+    # Truncated backpropagation stops gradients at a chunk's border; the recurrence must not.
+    size = supported(name, cell, "float32").sizes[0]
+    layer = random_layer(cell, Table, size)
+    outputs, last = run(name, cell, "float32", *layer)
+    cotangents = jnp.zeros_like(outputs), jax.tree.map(jnp.ones_like, last)
+    _, (_, _, d_carry) = value_and_gradient(name, cell, "float32", *layer, cotangents)
+    assert all(np.abs(grad).min() > 0 for grad in d_carry)

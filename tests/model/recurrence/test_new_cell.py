@@ -1,0 +1,144 @@
+"""A cell costs one row of CELLS and its name in the config: a minimal gated unit, end to end."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from charjax.config import Config, DataConfig, ModelConfig, OptimConfig, SampleConfig, TrainConfig
+from charjax.errors import InputError
+from charjax.inference.load import load_trained
+from charjax.inference.sampling import Sampling
+from charjax.inference.score import score_file
+from charjax.inference.texts import sample_texts
+from charjax.model.cells import CELLS, Cell, CellGrads
+from charjax.model.recurrence.api import resolve
+from charjax.model.recurrence.base import Projected, Table
+from charjax.train.loop import train
+from charjax.workdir import Workdir
+from tests.model.recurrence.implementations import Size, random_layer, value_and_gradient
+from tests.model.small import distance
+
+
+def mgu_forward(igates, hgates, carry):
+    """Minimal gated unit (Zhou et al. 2016, arXiv:1603.09420), reset after the matmul.
+
+    f = sigmoid(x_f + h_f),  n = tanh(x_n + f * h_n),  h' = (1 - f) * h + f * n
+    """
+    (h,), (x_f, x_n), (h_f, h_n) = carry, igates, hgates
+    f = jax.nn.sigmoid(x_f + h_f)
+    n = jnp.tanh(x_n + f * h_n)
+    return (h + f * (n - h),), (f, n, h_n, h)
+
+
+def mgu_backward(residuals, d_carry):
+    (f, n, h_n, h), (dh,) = residuals, d_carry
+    dn = dh * f * (1 - n * n)
+    df = (dh * (n - h) + dn * h_n) * f * (1 - f)
+    return CellGrads(hgates=(df, dn * f), candidate=dn, carry=(dh * (1 - f),))
+
+
+@pytest.fixture(autouse=True)
+def _mgu(monkeypatch):
+    monkeypatch.setitem(CELLS, "mgu", Cell(2, 1, True, mgu_forward, mgu_backward))
+    field = ModelConfig.__dataclass_fields__["cell"]
+    choices = {"choices": (*field.metadata["choices"], "mgu")}
+    monkeypatch.setattr(field, "metadata", choices)
+
+
+MGU = ModelConfig(cell="mgu", hidden=8, embed=4)
+
+
+HOPPER = SimpleNamespace(
+    platform="gpu", device_kind="NVIDIA H200", compute_capability="9.0", core_count=132
+)
+
+
+@pytest.mark.parametrize("name", ["c", "persistent"])
+def test_c_and_pallas_refuse_it_by_name(name, monkeypatch):
+    if name == "persistent":
+        monkeypatch.setattr(jax, "devices", lambda: [HOPPER])
+    with pytest.raises(InputError, match=rf"recurrence={name}: .*cell[ =]mgu\b") as error:
+        resolve(replace(MGU, recurrence=name, dtype="bfloat16"), 64)
+    assert error.value.exit_code == 2
+
+
+@pytest.mark.parametrize("kind", [Projected, Table])
+def test_xla_runs_it_as_scan_does(kind):
+    layer = random_layer("mgu", kind, Size(3, 6, 5))
+    got, want = (value_and_gradient(name, "mgu", "float32", *layer) for name in ("xla", "scan"))
+    assert distance(got, want) < 1e-5
+
+
+class Messages:
+    """A display that remembers messages."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def report(self, message):
+        self.lines.append(message)
+
+    def text(self, text):
+        pass
+
+    @contextmanager
+    def task(self, name):
+        yield lambda done, total=0, note="": None
+
+
+def run(config, workdir) -> list[str]:
+    messages = Messages()
+    train(config, workdir, messages)
+    return messages.lines
+
+
+@pytest.fixture
+def _compile_quickly() -> Iterator[None]:
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.usefixtures("_compile_quickly")
+def test_it_trains_samples_scores_and_resumes(tmp_path):
+    draw = random.Random(0)
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(draw.choice(["the", "cat", "sat", "on", "a"]) for _ in range(400)))
+    config = Config(
+        data=DataConfig(path=str(text), batch_size=8, seq_len=8),
+        model=MGU,
+        optim=OptimConfig(learning_rate=1e-2),
+        train=TrainConfig(max_steps=20, eval_every=10, log_every=10, steps_per_dispatch=5),
+        sample=SampleConfig(num_chars=4, temperatures=(0.5,)),
+    )
+    assert config.model.recurrence == "fast"
+    lines = run(config, tmp_path / "whole")
+    assert any("recurrence: xla (c refuses: " in line and "cell mgu" in line for line in lines)
+    recorded = Workdir(tmp_path / "whole").run_json.read_text()
+    assert json.loads(recorded)["config"]["model"]["cell"] == "mgu"
+
+    run(replace(config, train=replace(config.train, max_steps=10)), tmp_path / "resumed")
+    run(config, tmp_path / "resumed")
+    whole, resumed = (
+        load_trained(tmp_path / name, which="newest") for name in ("whole", "resumed")
+    )
+    assert (whole.step, resumed.step) == (20, 20)
+    jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
+
+    score = score_file(whole, str(text), unknown="error", progress=lambda done, total: None)
+    assert score.nats_per_char < np.log(len(whole.vocab))
+    texts = sample_texts(
+        whole.config.model, whole.params, whole.vocab, "the ",
+        num_chars=5, num_samples=2, sampling=Sampling(seed=0),
+    )  # fmt: skip
+    assert [len(text) for text in texts] == [5, 5]
