@@ -79,8 +79,8 @@ def bare(steps: int, small: bool) -> Task:
     """The same step over and over the same batches, `steps` a unit, and nothing else."""
     config = shortened(steps, small)
     text = _text(config)
-    plan = make_intervals(config.train, text.batches.steps_per_epoch)
-    first = (text.batches(i) for i in range(plan.dispatch))
+    intervals = make_intervals(config.train, text.batches.steps_per_epoch)
+    first = (text.batches(i) for i in range(intervals.dispatch))
     return step_task(config, len(text.vocab), Batch(*map(np.stack, zip(*first, strict=True))))
 
 

@@ -71,24 +71,24 @@ def time_ours(name: str, seconds: float) -> dict[str, Any]:
     from charjax.train.step import init_state
 
     config, text = prepared(name)
-    plan = make_intervals(config.train, text.batches.steps_per_epoch)
-    optimizer = make_optimizer(config.optim, plan.total)
+    intervals = make_intervals(config.train, text.batches.steps_per_epoch)
+    optimizer = make_optimizer(config.optim, intervals.total)
     backend = make_backend(config, len(text.vocab), optimizer)
     state = backend.place(init_state(config, len(text.vocab), optimizer))
     marks, step, pending = [], 0, None
     while len(marks) < _WARM + 3 or marks[-1] - marks[_WARM] < seconds:
-        steps = range(step, step + plan.dispatch)
+        steps = range(step, step + intervals.dispatch)
         batches = Batch(*map(np.stack, zip(*map(text.batches, steps), strict=True)))
         state, metrics = backend.run(state, batches)
         # As the loop does: the steps before these are waited for, not these.
         if pending is not None:
             np.asarray(pending.loss)
             marks.append(time.perf_counter())
-        pending, step = metrics, step + plan.dispatch
+        pending, step = metrics, step + intervals.dispatch
     laps = [b - a for a, b in itertools.pairwise(marks[_WARM:])]
     return {
-        "step_s": statistics.median(laps) / plan.dispatch,
-        "steps": len(laps) * plan.dispatch,
+        "step_s": statistics.median(laps) / intervals.dispatch,
+        "steps": len(laps) * intervals.dispatch,
         "steps_per_epoch": text.batches.steps_per_epoch,
     }
 

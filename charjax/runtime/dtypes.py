@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -16,17 +14,17 @@ _BFLOAT16_CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
 _BFLOAT16_COMPUTE_CAPABILITY = 8  # NVIDIA Ampere
 
 
-def resolve_dtype(config: Config, saved: Mapping[str, Any] | None = None) -> Config:
+def resolve_dtype(config: Config, saved: Config | None = None) -> Config:
     """The config with `model.dtype="auto"` replaced by a dtype.
 
     Args:
       config: as the user gave it.
-      saved: the config of the run that is resumed, as nested mappings: its dtype is kept,
-        whatever this machine prefers. None: a new run, which takes `fast_dtype`.
+      saved: the config of the run that is resumed: its dtype is kept, whatever this machine
+        prefers. None: a new run, which takes `fast_dtype`.
     """
     if config.model.dtype != "auto":
         return config
-    dtype = saved["model"]["dtype"] if saved else fast_dtype()
+    dtype = saved.model.dtype if saved else fast_dtype()
     return replace(config, model=replace(config.model, dtype=dtype))
 
 

@@ -1,4 +1,4 @@
-"""The step over all devices, by `jit` over a mesh or by `pmap`: one body, one result."""
+"""The training step on all devices, by `jit` over a mesh or by `pmap`: one body, one result."""
 
 from __future__ import annotations
 
@@ -27,109 +27,119 @@ from charjax.runtime.sharding import (
     shard,
     shard_local,
 )
+from charjax.train.optimizer import Schedule
 from charjax.train.step import Step, StepMetrics, TrainState, make_step, repeat
 from charjax.types import PyTree
 
 
 @dataclass(frozen=True)
 class Backend:
-    """A way to run steps on the devices.
+    """A way to run training steps on the devices of all processes.
 
     Attributes:
-      rows: of the global batch, those that this process feeds.
-      place: a state as made or as restored, whole on every process -> the state on the
-        devices. Never shares buffers with its argument, for `run` consumes what it is given.
-      run: (state, `rows` of the batches stacked [steps, batch, ...]) -> (state, metrics
-        [steps]). Consumes the state.
-      whole: the state as global arrays, for checkpoints and evaluation.
+      rows: the rows of the global batch that this process feeds.
+      place: a state as initialized or restored, complete on every process -> the state on the
+        devices, in buffers of its own, since `run` donates them.
+      run: (state, `rows` of the batches [steps, batch, ...]) -> (state, metrics [steps]).
+        Donates the state.
+      to_global: the state as global arrays, for checkpoints and evaluation.
     """
 
     rows: slice
     place: Callable[[TrainState], TrainState]
     run: Step
-    whole: Callable[[TrainState], TrainState]
+    to_global: Callable[[TrainState], TrainState]
+
+
+def microbatch_size(config: Config) -> int:
+    """Sequences in a microbatch: in what one device computes at once.
+
+    Raises:
+      InputError: the batch does not divide by devices times `parallel.accumulate`.
+    """
+    devices, accumulate = jax.device_count(), config.parallel.accumulate
+    microbatches = devices * accumulate
+    size, rest = divmod(config.data.batch_size, microbatches)
+    if rest:
+        times = f" times config.parallel.accumulate={accumulate}" if accumulate > 1 else ""
+        raise InputError(
+            f"config.data.batch_size={config.data.batch_size}: must be a multiple of the "
+            f"{devices} devices{times}; the nearest is "
+            f"{max(1, round(config.data.batch_size / microbatches)) * microbatches}"
+        )
+    return size
 
 
 def make_backend(
-    config: Config, vocab_size: int, optimizer: optax.GradientTransformation
+    config: Config,
+    vocab_size: int,
+    optimizer: optax.GradientTransformation,
+    schedule: Schedule | None = None,
 ) -> Backend:
-    """The backend that `parallel.backend` names, over all devices of all processes.
+    """The backend that `parallel.backend` names; the arguments are those of `make_step`.
 
     Raises:
-      InputError: the batch does not divide by the number of devices, or their parts of it
-        by `parallel.accumulate`.
+      InputError: see `microbatch_size`.
     """
-    shares = jax.device_count() * config.parallel.accumulate
-    if config.data.batch_size % shares:
-        accumulated = config.parallel.accumulate > 1
-        raise InputError(
-            f"config.data.batch_size={config.data.batch_size}: must be a multiple of the "
-            f"{jax.device_count()} devices"
-            f"{f' times config.parallel.accumulate={shares // jax.device_count()}' * accumulated}"
-            f"; the nearest is {max(1, round(config.data.batch_size / shares)) * shares}"
-        )
+    microbatch_size(config)
+    step = make_step(config, vocab_size, optimizer, DATA_AXIS, schedule)
     make = {"jit": _jit_backend, "pmap": _pmap_backend}[config.parallel.backend]
-    return make(config, vocab_size, optimizer)
+    return make(repeat(step), process_rows(config.data.batch_size))
 
 
-def sharded_steps(
-    config: Config, vocab_size: int, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> Any:
-    """The steps that the jit backend compiles: (state, stacked batches) -> (state, metrics).
+def shard_steps(steps: Step, mesh: Mesh) -> Any:
+    """Compiles steps (state, batches [steps, batch, ...]) -> (state, metrics [steps]) for a mesh.
 
-    Every device runs the step on its own lanes, and meets the others only where the step
-    says so. Left to XLA, the devices of a CPU exchange their states at every character.
+    `shard_map`, not XLA's partitioner: that one exchanges states between the devices of a CPU at
+    every character. So every device runs its own sequences, and the collectives are those of the
+    step.
     """
     everywhere, batches = replicated(mesh), batch_sharding(mesh, axis=1)
-    given = _state_tree(everywhere, batch_sharding(mesh, axis=0)), batches
-    made = given[0], everywhere
-    steps = jax.shard_map(
-        repeat(make_step(config, vocab_size, optimizer, axis_name=DATA_AXIS)),
+    inputs = _state_prefix(everywhere, batch_sharding(mesh, axis=0)), batches
+    outputs = inputs[0], everywhere
+    sharded = jax.shard_map(
+        steps,
         mesh=mesh,
-        in_specs=jax.tree.map(lambda sharding: sharding.spec, given),
-        out_specs=jax.tree.map(lambda sharding: sharding.spec, made),
+        in_specs=jax.tree.map(lambda sharding: sharding.spec, inputs),
+        out_specs=jax.tree.map(lambda sharding: sharding.spec, outputs),
         check_vma=False,  # as under pmap, the step sums gradients itself
     )
     return jax.jit(
-        steps,
-        in_shardings=given,
-        out_shardings=made,
+        sharded,
+        in_shardings=inputs,
+        out_shardings=outputs,
         donate_argnums=0,
         compiler_options=loop_compiler_options(),
     )
 
 
-def _jit_backend(
-    config: Config, vocab_size: int, optimizer: optax.GradientTransformation
-) -> Backend:
+def _jit_backend(steps: Step, rows: slice) -> Backend:
     mesh = data_mesh(all_devices())
-    run = sharded_steps(config, vocab_size, optimizer, mesh)
-    shardings = _state_tree(replicated(mesh), batch_sharding(mesh, axis=0))
+    run = shard_steps(steps, mesh)
+    shardings = _state_prefix(replicated(mesh), batch_sharding(mesh, axis=0))
     batches = batch_sharding(mesh, axis=1)
 
     def place(state: TrainState) -> TrainState:
-        own = jax.tree.map(np.array, state)
-        return TrainState(*(shard(*part) for part in zip(own, shardings, strict=True)))
+        copy = jax.tree.map(np.array, state)
+        return TrainState(*(shard(*part) for part in zip(copy, shardings, strict=True)))
 
-    def run_own(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        # One process leaves the cutting to jit, which is quicker at it.
-        moved: tuple[TrainState, StepMetrics] = run(
+    def run_local(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        # With one process jit shards the batch, which is faster.
+        result: tuple[TrainState, StepMetrics] = run(
             state, shard_local(batch, batches) if is_multiprocess() else batch
         )
-        return moved
+        return result
 
-    return Backend(process_rows(config.data.batch_size), place, run_own, lambda state: state)
+    return Backend(rows, place, run_local, lambda state: state)
 
 
-def _pmap_backend(
-    config: Config, vocab_size: int, optimizer: optax.GradientTransformation
-) -> Backend:
-    rows, mesh_axes = process_rows(config.data.batch_size), _state_tree(None, 0)
+def _pmap_backend(steps: Step, rows: slice) -> Backend:
+    axes = _state_prefix(None, 0)
     run = jax.pmap(
-        repeat(make_step(config, vocab_size, optimizer, axis_name=DATA_AXIS)),
+        steps,
         axis_name=DATA_AXIS,
-        in_axes=(mesh_axes, 1),
-        out_axes=(mesh_axes, None),
+        in_axes=(axes, 1),
+        out_axes=(axes, None),
         devices=all_devices(),
         donate_argnums=0,
     )
@@ -138,28 +148,33 @@ def _pmap_backend(
         return x.reshape(*x.shape[:axis], jax.local_device_count(), -1, *x.shape[axis + 1 :])
 
     def place(state: TrainState) -> TrainState:
-        own: TrainState = jax.tree.map(np.array, state)
-        return own._replace(carry=jax.tree.map(lambda c: split(c[rows], 0), own.carry))
+        copy: TrainState = jax.tree.map(np.array, state)
+        return copy._replace(carry=jax.tree.map(lambda c: split(c[rows], 0), copy.carry))
 
     def run_split(state: TrainState, batches: Batch) -> tuple[TrainState, StepMetrics]:
-        moved: tuple[TrainState, StepMetrics] = run(
+        result: tuple[TrainState, StepMetrics] = run(
             state, jax.tree.map(partial(split, axis=1), batches)
         )
-        return moved
+        return result
 
-    def whole(state: TrainState) -> TrainState:
-        # What pmap returns is local to this process; only global arrays can be saved by all.
+    def to_global(state: TrainState) -> TrainState:
+        # pmap returns arrays of this process; all processes together can save only global ones.
         mesh = data_mesh(all_devices())
-        own: TrainState = jax.tree.map(np.asarray, state)
-        carry = jax.tree.map(lambda c: c.reshape(-1, c.shape[-1]), own.carry)
-        shared = shard({**own._asdict(), "carry": ()}, replicated(mesh))
-        return TrainState(**{**shared, "carry": shard_local(carry, batch_sharding(mesh, axis=0))})
+        local: TrainState = jax.tree.map(np.asarray, state)
+        carry = jax.tree.map(lambda c: c.reshape(-1, c.shape[-1]), local.carry)
+        rest = shard({**local._asdict(), "carry": ()}, replicated(mesh))
+        return TrainState(**{**rest, "carry": shard_local(carry, batch_sharding(mesh, axis=0))})
 
-    return Backend(rows, place, run_split, whole)
+    return Backend(rows, place, run_split, to_global)
 
 
-def _state_tree(shared: PyTree, lanes: PyTree) -> TrainState:
-    """A prefix tree of the state: one value for what is shared, one for what has lanes."""
+def _state_prefix(replicated: PyTree, sharded: PyTree) -> TrainState:
+    """A prefix tree of the state: one value for the carry, which is sharded, one for the rest."""
     return TrainState(
-        step=shared, params=shared, opt_state=shared, ema=shared, carry=lanes, skipped=shared
+        step=replicated,
+        params=replicated,
+        opt_state=replicated,
+        ema=replicated,
+        carry=sharded,
+        skipped=replicated,
     )

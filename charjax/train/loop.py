@@ -1,10 +1,13 @@
-"""The training loop: composes all the rooms, and reads like the story of a run."""
+"""The training loop: set up a run, dispatch its steps; evaluate, sample and save in between."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,286 +15,346 @@ import jax
 import numpy as np
 
 from charjax.checkpoint import Checkpoints
-from charjax.config import Config, from_config_dict, to_dict
+from charjax.config import Config, to_dict
 from charjax.data.batches import Batch
 from charjax.data.dataset import Dataset, load_dataset
 from charjax.errors import InputError, InterruptedRunError
+from charjax.inference.evaluate import score
 from charjax.model.network import parameter_count
-from charjax.model.recurrence.api import resolve
 from charjax.runtime import distributed
 from charjax.runtime.display import Display, show_messages
 from charjax.runtime.dtypes import resolve_dtype
 from charjax.runtime.signals import StopSignals
 from charjax.train import messages
-from charjax.train.backends import make_backend
-from charjax.train.evaluate import evaluate
-from charjax.train.intervals import make_intervals
+from charjax.train.backends import Backend, make_backend, microbatch_size
+from charjax.train.clock import Clock
+from charjax.train.intervals import Intervals, make_intervals, total_steps
 from charjax.train.metrics import Log, MetricsLog, NoLog, draw_curves, read_metrics
 from charjax.train.optimizer import make_optimizer, make_schedule
-from charjax.train.progress import Clock, Progress
-from charjax.train.resume import check_allowed, check_same_run, describe
-from charjax.train.samples import check_samples, write_samples
-from charjax.train.step import TrainState, init_state
-from charjax.train.step_metrics import Tally
-from charjax.train.stopping import Stopping, why_over
+from charjax.train.progress import Progress
+from charjax.train.resume import (
+    CheckpointMeta,
+    RunMeta,
+    check_allowed,
+    check_same_run,
+    describe,
+    resolve_recurrence,
+)
+from charjax.train.samples import check_prompt, write_samples
+from charjax.train.step import StepMetrics, TrainState, init_state
+from charjax.train.step_metrics import StepMetricsBuffer
+from charjax.train.stopping import StopFlags, diverged, end_reason
+from charjax.types import PyTree
 from charjax.workdir import Workdir
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run consists of; nothing in here changes while it trains.
+
+    Attributes:
+      meta: config, vocabulary and all else that identifies the run.
+      workdir: its files.
+      dataset: its text.
+      intervals: when it does what.
+      backend: runs steps on the devices.
+      checkpoints: those in the workdir.
+      log: of the metrics.
+      display: shows progress and samples.
+    """
+
+    meta: RunMeta
+    workdir: Workdir
+    dataset: Dataset
+    intervals: Intervals
+    backend: Backend
+    checkpoints: Checkpoints
+    log: Log
+    display: Display
+
+
+@dataclass
+class RunState:
+    """All that changes while a run trains.
+
+    Attributes:
+      step: steps dispatched; `train_state.step` has the same value once it is computed.
+      train_state: on the devices.
+      metrics: of the steps since the last record.
+      progress: losses and time so far.
+      clock: of the training time.
+      record: the last record of the metrics.
+    """
+
+    step: int
+    train_state: TrainState
+    metrics: StepMetricsBuffer
+    progress: Progress
+    clock: Clock
+    record: dict[str, Any] = field(default_factory=dict)
 
 
 def train(
     config: Config, workdir: Path, display: Display, *, allow: Sequence[str] = ()
 ) -> Progress:
-    """Trains, or resumes, the run in a folder.
+    """Trains the run in a workdir, from its newest good checkpoint or from the start.
 
     Args:
       config: the run.
-      workdir: its folder; made where there is none.
+      workdir: its folder; made if it does not exist.
       display: shows progress, samples, and the messages of charjax's loggers.
       allow: what may have changed since the run was saved, such as
         "config.optim.learning_rate" or "corpus".
 
     Returns:
-      How far it came.
+      How far the run has come.
 
     Raises:
-      CharjaxError: see `charjax.errors`; what was trained before is kept.
+      CharjaxError: see `charjax.errors`; the checkpoints stay.
     """
     check_allowed(allow)
-    folder = Workdir(workdir)
-    with (
-        show_messages(display),
-        _held(folder),
-        Checkpoints(folder.checkpoints, keep=config.train.keep) as saved,
-    ):
-        with display.task("reading the text") as update, distributed.primary_first():
-            text = load_dataset(config, progress=update)
-        folder.check_lock()
-        steps = saved.steps()
-        distributed.require_same(f"{folder.checkpoints}", f"{steps}")
-        begun = saved.read_meta().meta if steps else None
-        config = resolve_dtype(config, begun["config"] if begun else None)
-        distributed.require_same(
-            "the config or the text", f"{to_dict(config)} {text.corpus.sha256}"
-        )
-        run = _Run(config, folder, text, display, saved)
-        run.begin(begun, allow)
-        with contextlib.closing(run.log):
-            run.work()
-        run.finish()
-        return run.progress
+    files = Workdir(workdir)
+    checkpoints = Checkpoints(files.checkpoints, keep=config.train.keep)
+    with show_messages(display), _locked(files), checkpoints:
+        run, state = _set_up(config, files, checkpoints, display, allow)
+        signals, compiled = StopSignals(), False
+        stop = StopFlags(signals, partial(_time_is_up, run, state))
+        with (
+            contextlib.closing(run.log),
+            display.task("training") as update,
+            contextlib.ExitStack() as handlers,
+        ):
+            over = _stops_here(run, state, stop)
+            while not over:
+                metrics = _dispatch(run, state)
+                if not compiled:  # and until now there was nothing to save
+                    handlers.enter_context(signals)
+                    compiled = True
+                stop.sync()
+                # While the devices compute these steps, the host reads the metrics before them.
+                state.metrics.push(metrics, state.step)
+                # Asked once: a signal after this must not end the loop unsaved.
+                over = _stops_here(run, state, stop)
+                if over or run.intervals.any_due(state.step):
+                    state.metrics.flush()
+                    with state.clock.paused():
+                        over = _do_what_is_due(run, state, stop)
+                note = messages.beside_the_bar(state.record, state.progress)
+                update(state.step, run.intervals.total, note)
+        if stop.signal is not None:
+            raise InterruptedRunError(
+                stop.signal,
+                f"{workdir}: stopped at step {state.step}; the same command goes on from there",
+            )
+        _finish(run, state.progress)
+    return state.progress
 
 
 @contextlib.contextmanager
-def _held(folder: Workdir) -> Iterator[None]:
-    """Makes and locks the folder, which one process does for all."""
+def _locked(workdir: Workdir) -> Iterator[None]:
+    """Makes and locks the workdir, which one process does for all."""
     if not distributed.is_primary():
         yield
         return
-    folder.create()
-    with folder.lock():
+    workdir.create()
+    with workdir.lock():
         yield
 
 
-class _Run:
-    """One run: its collaborators, and the state and progress that move."""
+def _set_up(
+    config: Config,
+    workdir: Workdir,
+    checkpoints: Checkpoints,
+    display: Display,
+    allow: Sequence[str],
+) -> tuple[Run, RunState]:
+    """Reads the text and the newest checkpoint, says what is to be trained and how."""
+    with display.task("reading the text") as update, distributed.primary_first():
+        dataset = load_dataset(config, progress=update)
+    saved = _read_saved(workdir, checkpoints)
+    config = resolve_dtype(config, saved.config if saved else None)
+    distributed.require_same("the config or the text", f"{to_dict(config)} {dataset.corpus.sha256}")
+    recurrence = resolve_recurrence(config.model, microbatch_size(config), saved)
 
-    state: TrainState
-    progress: Progress
-    tally: Tally
-    clock: Clock
-    log: Log
-    stopping: Stopping
+    steps_per_epoch, vocab_size = dataset.batches.steps_per_epoch, len(dataset.vocab)
+    total = total_steps(config.train, steps_per_epoch)
+    optimizer, schedule = make_optimizer(config.optim, total), make_schedule(config.optim, total)
+    new_state = partial(init_state, config, vocab_size, optimizer)
+    like = jax.eval_shape(new_state)
+    meta = describe(config, dataset, parameter_count(like.params), recurrence)
+    backend = make_backend(meta.resolved_config, vocab_size, optimizer, schedule)
 
-    def __init__(
-        self,
-        config: Config,
-        folder: Workdir,
-        text: Dataset,
-        display: Display,
-        checkpoints: Checkpoints,
-    ) -> None:
-        self.config, self.folder, self.text, self.display = config, folder, text, display
-        self.checkpoints, self.signals = checkpoints, StopSignals()
-        self.first = distributed.is_primary()  # and so the one that writes
-        self.plan = make_intervals(config.train, text.batches.steps_per_epoch)
-        rows = config.data.batch_size // (jax.device_count() * config.parallel.accumulate)
-        self.recurrence = resolve(config.model, rows)
-        optimizer = make_optimizer(config.optim, self.plan.total)
-        self.learning_rate = make_schedule(config.optim, self.plan.total)
-        self.backend = make_backend(config, len(text.vocab), optimizer)
-        self.new_state: Callable[[], TrainState] = lambda: init_state(
-            config, len(text.vocab), optimizer
+    check_prompt(config, dataset.vocab)
+    _log_all(messages.opening(meta, steps_per_epoch))
+    if saved:
+        changes = check_same_run(workdir.path, saved, meta, allow=allow)
+        _log_all(f"allowed: {change}" for change in changes)
+        state = _restore(meta, workdir, checkpoints, backend, like)
+        _log_all(messages.rescheduled(saved, meta, steps_per_epoch))
+    else:
+        _truncate_logs(workdir, dict.fromkeys(workdir.log_sizes(), 0))
+        state = _new_run_state(meta, workdir, backend, new_state(), Progress())
+    intervals = make_intervals(config.train, steps_per_epoch, state.step)
+    _log_all(messages.single_steps(config.train, intervals, state.step))
+    log = _open_log(workdir, meta)
+    return Run(meta, workdir, dataset, intervals, backend, checkpoints, log, display), state
+
+
+def _read_saved(workdir: Workdir, checkpoints: Checkpoints) -> RunMeta | None:
+    """What identifies the run that the workdir holds; None where it holds none."""
+    workdir.check_lock()
+    steps = checkpoints.steps()
+    distributed.require_same(f"{workdir.checkpoints}", f"{steps}")
+    return CheckpointMeta.from_json(checkpoints.read_meta().meta).run if steps else None
+
+
+def _restore(
+    meta: RunMeta, workdir: Workdir, checkpoints: Checkpoints, backend: Backend, like: PyTree
+) -> RunState:
+    """The state in the newest checkpoint that verifies; cuts the logs to their length then."""
+    restored = checkpoints.restore(like)
+    distributed.require_same(f"{workdir.checkpoints}", f"restored {restored.step}")
+    saved = CheckpointMeta.from_json(restored.meta)
+    _truncate_logs(workdir, saved.log_sizes)
+    _logger.info(f"resuming {workdir.path} at step {restored.step:,}")
+    return _new_run_state(meta, workdir, backend, restored.state, saved.progress)
+
+
+def _new_run_state(
+    meta: RunMeta, workdir: Workdir, backend: Backend, train_state: TrainState, progress: Progress
+) -> RunState:
+    """A run's state around a training state, which is copied to the devices."""
+    return RunState(
+        step=int(train_state.step),
+        train_state=backend.place(train_state),
+        metrics=StepMetricsBuffer(
+            meta.config, workdir.path, progress.losses, int(train_state.skipped)
+        ),
+        progress=progress,
+        clock=Clock(progress.elapsed_s),
+    )
+
+
+def _truncate_logs(workdir: Workdir, sizes: Mapping[str, int]) -> None:
+    if distributed.is_primary():
+        workdir.truncate_logs(sizes)
+
+
+def _open_log(workdir: Workdir, meta: RunMeta) -> Log:
+    """The log of the metrics and `run.json`, which one process writes for all."""
+    if not distributed.is_primary():
+        return NoLog()
+    log = MetricsLog(workdir.metrics, tensorboard=meta.config.train.tensorboard)
+    workdir.write_run(meta.to_json())
+    return log
+
+
+def _dispatch(run: Run, state: RunState) -> StepMetrics:
+    """Sends the next steps to the devices; their metrics are still being computed."""
+    steps = range(state.step, state.step + run.intervals.dispatch)
+    batches = [run.dataset.batches(step, run.backend.rows) for step in steps]
+    stacked = Batch(*map(np.stack, zip(*batches, strict=True)))
+    state.train_state, metrics = run.backend.run(state.train_state, stacked)
+    state.step += run.intervals.dispatch
+    return metrics
+
+
+def _time_is_up(run: Run, state: RunState) -> bool:
+    limit_s = 60 * run.meta.config.train.max_minutes
+    return 0 < limit_s <= state.clock.seconds()
+
+
+def _stops_here(run: Run, state: RunState, stop: StopFlags) -> bool:
+    """Whether the run stops at this step; the progress gets the reason, if it is no signal."""
+    state.progress.ended = end_reason(
+        run.meta.config.train,
+        run.intervals,
+        state.step,
+        state.progress,
+        time_is_up=stop.time_is_up,
+    )
+    return bool(state.progress.ended) or stop.signal is not None
+
+
+def _do_what_is_due(run: Run, state: RunState, stop: StopFlags) -> bool:
+    """Logs, evaluates, samples; then saves a checkpoint, which has the lengths of the logs.
+
+    Returns:
+      Whether the run stops at this step; then it is saved.
+    """
+    every, step, ended = run.intervals, state.step, bool(state.progress.ended)
+    val_loss, is_best = None, False
+    if step % every.evaluate == 0 or ended:
+        val_loss, is_best = _evaluate(run, state)
+    elif step % every.log == 0:
+        run.log.write(_next_record(run, state))
+    if step % every.sample == 0 or ended:
+        _sample(run, state)
+    over = _stops_here(run, state, stop)
+    if step % every.checkpoint == 0 or is_best or over:
+        _checkpoint(run, state, val_loss)
+    return over
+
+
+def _next_record(run: Run, state: RunState) -> dict[str, Any]:
+    state.record = state.metrics.pop_record(state.step, run.dataset.batches, state.clock)
+    return state.record
+
+
+def _evaluate(run: Run, state: RunState) -> tuple[float | None, bool]:
+    """Logs a record with the loss on the validation split.
+
+    Returns:
+      This loss in nats per character, None without a validation split; whether it is the best.
+    """
+    record, val_loss, is_best = _next_record(run, state), None, False
+    ids = run.dataset.splits.val.ids
+    if ids.size > 1:
+        params = run.backend.to_global(state.train_state).eval_params
+        result = score(run.meta.resolved_config.model, params, ids)
+        val_loss = result.nats_per_char
+        record |= {"val_loss": val_loss, "val_bpc": result.bits_per_char}
+        if not math.isfinite(val_loss):
+            what = f"the validation loss at step {state.step} is not finite"
+            raise diverged(run.meta.config, run.workdir.path, what)
+        is_best = state.progress.update_best(val_loss)
+    run.log.write(record)
+    _logger.info(messages.evaluation(record, is_best=is_best))
+    return val_loss, is_best
+
+
+def _sample(run: Run, state: RunState) -> None:
+    if distributed.is_primary():
+        write_samples(
+            run.meta.resolved_config,
+            state.train_state.eval_params,
+            run.dataset.vocab,
+            step=state.step,
+            file=run.workdir.samples,
+            show=run.display.text,
         )
-        self.parameters = parameter_count(jax.eval_shape(self.new_state).params)
-        self.step = 0
-        self.record: Mapping[str, Any] = {}
 
-    def begin(self, begun: Mapping[str, Any] | None, allow: Sequence[str]) -> None:
-        """Takes up the newest good checkpoint, or starts anew where there is none.
 
-        Args:
-          begun: what that checkpoint says of the run; None: there is none.
-          allow: what may have changed since.
-        """
-        check_samples(self.config, self.text.vocab)  # before there is work to lose
-        for line in messages.opening(
-            self.config, self.text, self.plan, self.parameters, self.recurrence
-        ):
-            self.display.report(line)
-        if begun:
-            changes = check_same_run(self.folder.path, begun, self.config, self.text, allow=allow)
-            for change in changes:
-                self.display.report(f"allowed: {change}")
-            self._resume()
-            before, an_epoch = from_config_dict(begun["config"]), self.text.batches.steps_per_epoch
-            for line in messages.rescheduled(before, self.config, an_epoch, self.step):
-                self.display.report(line)
-        else:
-            self._cut_logs(dict.fromkeys(self.folder.log_sizes(), 0))
-            self._take_up(self.new_state(), Progress())
-        for line in messages.dispatch(self.config.train, self.plan, self.step):
-            self.display.report(line)
-        self.clock = Clock(self.progress.elapsed_s)
-        self.stopping = Stopping(self.signals, self._late)
-        if self.first:
-            self.log = MetricsLog(self.folder.metrics, tensorboard=self.config.train.tensorboard)
-            self.folder.write_run(describe(self.config, self.text, self.parameters))
-        else:
-            self.log = NoLog()
+def _checkpoint(run: Run, state: RunState, val_loss: float | None) -> None:
+    state.progress.elapsed_s = state.clock.seconds()
+    state.progress.losses = list(state.metrics.losses)
+    meta = CheckpointMeta(run.meta, state.progress, run.workdir.log_sizes())
+    train_state = run.backend.to_global(state.train_state)
+    run.checkpoints.save(state.step, train_state, meta.to_json(), val_loss=val_loss)
 
-    def _resume(self) -> None:
-        restored = self.checkpoints.restore(jax.eval_shape(self.new_state))
-        distributed.require_same(f"{self.folder.checkpoints}", f"restored {restored.step}")
-        self._take_up(restored.state, Progress.from_json(restored.meta["progress"]))
-        self.step = restored.step
-        self.plan = make_intervals(self.config.train, self.text.batches.steps_per_epoch, self.step)
-        self._cut_logs(restored.meta["logs"])
-        self.display.report(f"resuming {self.folder.path} at step {self.step:,}")
 
-    def _take_up(self, state: TrainState, progress: Progress) -> None:
-        """Puts the state on the devices, and goes on from what is known of the past."""
-        self.tally = Tally(
-            self.config,
-            self.folder.path,
-            progress,
-            skipped=int(state.skipped),
-            report=self.display.report,
-        )
-        self.state, self.progress = self.backend.place(state), progress
+def _finish(run: Run, progress: Progress) -> None:
+    """Draws the curves and says how the run ended, and what to do next."""
+    try:
+        if distributed.is_primary():
+            draw_curves(read_metrics(run.workdir.metrics), run.workdir.curves)
+    except InputError as error:
+        _logger.warning(f"{run.workdir.curves}: not drawn: {error}")
+    _log_all(messages.closing(run.meta, run.workdir, progress))
 
-    def _cut_logs(self, sizes: Mapping[str, int]) -> None:
-        if self.first:
-            self.folder.truncate_logs(sizes)
 
-    def work(self) -> None:
-        """Steps until a limit, a signal or divergence ends the run."""
-        first, over = True, self._over()
-        with self.display.task("training") as update, contextlib.ExitStack() as stack:
-            while not over:
-                self.state, metrics = self.backend.run(self.state, self._next_batches())
-                self.step += self.plan.dispatch
-                if first:  # compiled just now; until here there was nothing to save
-                    stack.enter_context(self.signals)
-                    first = False
-                self.stopping.ask()
-                # The devices work on these steps while the host reads the metrics
-                # of those before them.
-                self.tally.add(metrics, self.step)
-                # Asked once a turn: a signal must not end the loop after a turn that did not save.
-                over = self._over()
-                if over or any(map(self._due, self.plan.intervals)):
-                    self.tally.catch_up()
-                    with self.clock.paused():
-                        over = self._do_what_is_due()
-                update(
-                    self.step, self.plan.total, messages.beside_the_bar(self.record, self.progress)
-                )
-        if self.stopping.signal is not None:
-            raise InterruptedRunError(
-                self.stopping.signal,
-                f"{self.folder.path}: stopped at step {self.step}; "
-                "the same command goes on from there",
-            )
-
-    def finish(self) -> None:
-        """Draws the curves and tells the person what came of it and what to do next."""
-        try:
-            if self.first:
-                draw_curves(read_metrics(self.folder.metrics), self.folder.curves)
-        except InputError as error:
-            self.display.report(f"{self.folder.curves}: not drawn: {error}")
-        for line in messages.closing(self.config, self.folder, self.text, self.progress):
-            self.display.report(line)
-
-    def _over(self) -> bool:
-        """Whether the run stops here; notes why, unless it is for a signal."""
-        self.progress.ended = why_over(
-            self.config.train, self.plan, self.step, self.progress, late=self.stopping.late
-        )
-        return bool(self.progress.ended) or self.stopping.signal is not None
-
-    def _late(self) -> bool:
-        limit = 60 * self.config.train.max_minutes
-        return limit > 0 and self.clock.seconds() >= limit
-
-    def _due(self, interval: int) -> bool:
-        return self.step % interval == 0
-
-    def _next_batches(self) -> Batch:
-        steps = range(self.step, self.step + self.plan.dispatch)
-        batches = [self.text.batches(step, self.backend.rows) for step in steps]
-        return Batch(*map(np.stack, zip(*batches, strict=True)))
-
-    def _do_what_is_due(self) -> bool:
-        """Record, evaluation, samples; then the checkpoint, which notes how long the logs are.
-
-        Returns:
-          Whether the run stops here; then it is saved.
-        """
-        plan, ended = self.plan, bool(self.progress.ended)
-        val_loss, better = None, False
-        if self._due(plan.evaluate) or ended:
-            record = self._new_record()
-            val_loss = self._evaluate(record)
-            better = val_loss is not None and self.progress.note_loss(val_loss)
-            self.log.write(record)
-            self.display.report(messages.evaluation(record, better=better))
-        elif self._due(plan.log):
-            self.log.write(self._new_record())
-        if self.first and (self._due(plan.sample) or ended):
-            write_samples(
-                self.config,
-                self.state.eval_params,
-                self.text.vocab,
-                step=self.step,
-                file=self.folder.samples,
-                show=self.display.text,
-            )
-        over = self._over()
-        if self._due(plan.checkpoint) or better or over:
-            self._checkpoint(val_loss)
-        return over
-
-    def _new_record(self) -> dict[str, Any]:
-        """The training record since the last one."""
-        record = self.tally.take_record(
-            self.step, self.text.batches, self.clock, self.learning_rate
-        )
-        self.record = record
-        return record
-
-    def _evaluate(self, record: dict[str, Any]) -> float | None:
-        """Adds the validation loss to the record; None where there is no validation text."""
-        params = self.backend.whole(self.state).eval_params
-        record |= evaluate(self.config.model, params, self.text.splits.val.ids)
-        val_loss: float | None = record.get("val_loss")
-        if val_loss is not None and not math.isfinite(val_loss):
-            raise self.tally.diverged(f"the validation loss at step {self.step} is not finite")
-        return val_loss
-
-    def _checkpoint(self, val_loss: float | None) -> None:
-        self.progress.elapsed_s = self.clock.seconds()
-        meta = describe(self.config, self.text, self.parameters) | {
-            "progress": self.progress.to_json(),
-            "logs": self.folder.log_sizes(),
-        }
-        self.checkpoints.save(self.step, self.backend.whole(self.state), meta, val_loss=val_loss)
+def _log_all(lines: Iterable[str]) -> None:
+    for line in lines:
+        _logger.info(line)

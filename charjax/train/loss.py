@@ -1,4 +1,4 @@
-"""What a batch costs: the nats of the characters that count, in one pass or block by block."""
+"""The loss of a batch and its gradient, over the whole sequence or in blocks and microbatches."""
 
 from __future__ import annotations
 
@@ -13,24 +13,30 @@ from optax.losses import softmax_cross_entropy_with_integer_labels
 from charjax.config import Config
 from charjax.data.batches import Batch
 from charjax.model.network import CharRNN, RowKeys
-from charjax.types import Carry, PyTree, Scalar
+from charjax.types import Carry, Count, PyTree, Scalar
 
+# (params, carry, batch, dropout keys) -> (summed cross entropy in nats, final carry)
 TotalNats: TypeAlias = Callable[[PyTree, Carry, Batch, RowKeys], tuple[Scalar, Carry]]
+# (params, carry, batch, dropout keys, number of targets in the global batch) ->
+# (loss in nats per character, its gradient, final carry)
+LossAndGrad: TypeAlias = Callable[
+    [PyTree, Carry, Batch, RowKeys, Count], tuple[Scalar, PyTree, Carry]
+]
 
 
 def make_total_nats(config: Config, vocab_size: int) -> TotalNats:
-    """The sum of nats over a batch as a function to differentiate.
+    """The cross entropy of a batch, summed over its targets, in nats.
 
-    Returns:
-      (parameters, carry, batch, a dropout key a lane) -> (nats of all characters that the
-      mask counts, the carry after the last one). With `model.remat`, the backward pass
-      keeps the carry between blocks of so many characters and nothing else.
+    With `model.remat` the sequence is cut into blocks of so many characters. The backward pass
+    keeps the carry between blocks and computes all else anew (`jax.checkpoint`).
     """
     network = CharRNN(config.model, vocab_size)
     block_len = config.model.remat
     last_only = config.data.targets == "last" and not block_len
 
-    def total(params: PyTree, carry: Carry, batch: Batch, keys: RowKeys) -> tuple[Scalar, Carry]:
+    def total_nats(
+        params: PyTree, carry: Carry, batch: Batch, keys: RowKeys
+    ) -> tuple[Scalar, Carry]:
         logits, carry = network.run(
             params, jnp.asarray(batch.inputs), carry, keys, last_only=last_only
         )
@@ -38,27 +44,77 @@ def make_total_nats(config: Config, vocab_size: int) -> TotalNats:
         targets, mask = (jnp.asarray(x)[:, predicted] for x in (batch.targets, batch.mask))
         nats = softmax_cross_entropy_with_integer_labels(logits, targets)
         nats = jnp.where(mask, nats, 0.0)
-        # Lane by lane first: one long sum rounds differently on other numbers of devices, to
-        # 1e-6. As a product, since XLA would make one sum of two.
-        lanes = jnp.dot(nats, jnp.ones(nats.shape[1]), precision=jax.lax.Precision.HIGHEST)
-        return jnp.sum(lanes), carry
+        # Summed over each sequence first: one sum over all would round differently, by 1e-6, on
+        # another number of devices. As a matmul, since XLA would merge two sums into one.
+        rows = jnp.dot(nats, jnp.ones(nats.shape[1]), precision=jax.lax.Precision.HIGHEST)
+        return jnp.sum(rows), carry
 
-    def blockwise(
+    def total_nats_in_blocks(
         params: PyTree, carry: Carry, batch: Batch, keys: RowKeys
     ) -> tuple[Scalar, Carry]:
-        def block(carry: Carry, texts: Any) -> tuple[Carry, Scalar]:
-            inputs, targets, mask = texts
-            nats, carry = total(params, carry, Batch(inputs, targets, mask, batch.reset), keys)
+        def block_nats(carry: Carry, block: Any) -> tuple[Carry, Scalar]:
+            inputs, targets, mask = block
+            nats, carry = total_nats(params, carry, Batch(inputs, targets, mask, batch.reset), keys)
             return carry, nats
 
-        texts = [_blocks(x, block_len) for x in (batch.inputs, batch.targets, batch.mask)]
-        # In a scan nothing is there to merge the recomputation with, so no barrier is needed.
-        carry, nats = jax.lax.scan(jax.checkpoint(block, prevent_cse=False), carry, tuple(texts))
+        blocks = [_blocks(x, block_len) for x in (batch.inputs, batch.targets, batch.mask)]
+        # prevent_cse is not needed: in a scan there is nothing to merge the recomputation with.
+        carry, nats = jax.lax.scan(
+            jax.checkpoint(block_nats, prevent_cse=False), carry, tuple(blocks)
+        )
         return jnp.sum(nats), carry
 
-    return blockwise if block_len else total
+    return total_nats_in_blocks if block_len else total_nats
 
 
 def _blocks(x: Any, length: int) -> Array:
-    """[batch, time] as [blocks, batch, length]."""
+    """[batch, time] -> [blocks, batch, length]."""
     return jnp.asarray(x).reshape(x.shape[0], -1, length).swapaxes(0, 1)
+
+
+def make_loss_and_grad(total_nats: TotalNats) -> LossAndGrad:
+    """The mean cross entropy over the targets of the global batch, and its gradient."""
+
+    def loss(
+        params: PyTree, carry: Carry, batch: Batch, keys: RowKeys, num_targets: Count
+    ) -> tuple[Scalar, Carry]:
+        nats, carry = total_nats(params, carry, batch, keys)
+        return nats / num_targets, carry
+
+    def loss_and_grad(
+        params: PyTree, carry: Carry, batch: Batch, keys: RowKeys, num_targets: Count
+    ) -> tuple[Scalar, PyTree, Carry]:
+        (value, carry), grads = jax.value_and_grad(loss, has_aux=True)(
+            params, carry, batch, keys, num_targets
+        )
+        return value, grads, carry
+
+    return loss_and_grad
+
+
+def accumulate(loss_and_grad: LossAndGrad, num_microbatches: int) -> LossAndGrad:
+    """Gradient accumulation: the same loss and gradient, summed over microbatches.
+
+    A microbatch takes every `num_microbatches`-th sequence, so that the carry of a sequence stays
+    on its device.
+    """
+
+    def split(x: Array) -> Array:
+        return x.reshape(-1, num_microbatches, *x.shape[1:]).swapaxes(0, 1)
+
+    def join(x: Array) -> Array:
+        return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
+
+    def accumulated(
+        params: PyTree, carry: Carry, batch: Batch, keys: RowKeys, num_targets: Count
+    ) -> tuple[Scalar, PyTree, Carry]:
+        def add(sums: PyTree, microbatch: Any) -> tuple[PyTree, Carry]:
+            carry, rows, keys = microbatch
+            loss, grads, carry = loss_and_grad(params, carry, rows, keys, num_targets)
+            return jax.tree.map(jnp.add, sums, (loss, grads)), carry
+
+        zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        (loss, grads), carries = jax.lax.scan(add, zeros, jax.tree.map(split, (carry, batch, keys)))
+        return loss, grads, jax.tree.map(join, carries)
+
+    return accumulated

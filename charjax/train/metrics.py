@@ -1,4 +1,4 @@
-"""The run's numbers: one JSON object a record, and the curves drawn from them."""
+"""The metrics of a run: a log with one JSON object per record, and the loss curves."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class MetricsLog:
         self._events = _event_writer(path.parent) if tensorboard else None
 
     def close(self) -> None:
-        """Brings the events to the disk."""
+        """Flushes the TensorBoard events."""
         if self._events is not None:
             self._events.close()
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Appends one record; it is on its way to the disk when this returns.
+        """Appends one record, which the operating system has when this returns.
 
         Raises:
-          HostError: the disk refused.
+          HostError: the file cannot be written.
         """
         append(self._path, json.dumps(record, allow_nan=False) + "\n")
         if self._events is not None:
@@ -42,7 +42,7 @@ class MetricsLog:
 
 
 class NoLog:
-    """Keeps nothing: for all processes of a run but the one that writes."""
+    """Drops all records: for the processes of a run that write no files."""
 
     def close(self) -> None:
         """Nothing."""
@@ -55,10 +55,10 @@ Log: TypeAlias = MetricsLog | NoLog
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a `metrics.jsonl`, [] where there is none.
+    """The records of a `metrics.jsonl`, or [] where there is no file.
 
     Raises:
-      InputError: a line is no record.
+      InputError: a line is not a record.
     """
     if not path.exists():
         return []
@@ -68,10 +68,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def _record(line: bytes, path: Path, number: int) -> dict[str, Any]:
     try:
         record = json.loads(line)
-    except ValueError:  # no JSON, or no UTF-8
+    except ValueError:  # not JSON, or not UTF-8
         record = None
     if not isinstance(record, dict) or type(record.get("step")) is not int:
-        raise InputError(f"{path}: line {number} is no record; mend or delete it")
+        raise InputError(f"{path}: line {number} is not a record; correct or delete it")
     return record
 
 
@@ -81,7 +81,7 @@ def draw_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     Raises:
       HostError: the file cannot be written.
     """
-    from matplotlib.figure import Figure  # half a second that only the end of a run needs
+    from matplotlib.figure import Figure  # takes half a second to import
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
@@ -97,7 +97,7 @@ def draw_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     axes.set_xlabel("step")
     axes.set_ylabel("loss (nats per character)")
     losses = [r["train_loss"] for r in records if "train_loss" in r]
-    if losses:  # the first steps' loss of ln(vocabulary) would flatten all the rest
+    if losses:  # the loss of the first steps, log(vocabulary size), would flatten the rest
         low = min(losses + [r["val_loss"] for r in validated])
         high = sorted(losses)[-max(1, len(losses) // 20)]
         margin = 0.05 + 0.01 * high

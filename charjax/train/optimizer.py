@@ -1,9 +1,9 @@
-"""Gradient transformation and learning-rate schedule of a config."""
+"""The optimizers and learning-rate schedules that a config can name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +12,18 @@ import optax
 from charjax.config import OptimConfig
 from charjax.types import Count, PyTree, Scalar
 
+# Number of updates before -> learning rate of the next one.
+Schedule: TypeAlias = Callable[[int | Count], Scalar]
+
 # A one-cycle schedule starts at this fraction of its peak (Smith and Topin 2017).
 _ONECYCLE_START = 1 / 25
 
 
-def make_schedule(config: OptimConfig, total_steps: int) -> Callable[[int | Count], Scalar]:
-    """Step -> learning rate.
+def make_schedule(config: OptimConfig, total_steps: int) -> Schedule:
+    """The learning rate as a function of the number of updates before.
 
-    Linear warm-up over the first `warmup` fraction of `total_steps`, then the
-    decay that `schedule` names, down to `final` times the peak. `onecycle` rises
+    Linear warm-up over the first `warmup` fraction of `total_steps`, from 1/(warm-up steps) of the
+    peak, then the decay that `schedule` names, down to `final` times the peak. `onecycle` rises
     and falls along half cosines.
 
     Args:
@@ -48,52 +51,75 @@ def make_schedule(config: OptimConfig, total_steps: int) -> Callable[[int | Coun
 
 
 def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTransformation:
-    """Clipping by global norm, then the named optimizer under its schedule."""
-    schedule = make_schedule(config, total_steps)
-    if config.name == "sgd":
-        rule = optax.sgd(schedule, momentum=config.b1)
-    elif config.name == "rmsprop":
-        rule = optax.rmsprop(schedule, decay=config.b2, eps=config.eps, eps_in_sqrt=False)
-    else:
-        decay = optax.add_decayed_weights(config.weight_decay, mask=_kernels)
-        rule = optax.chain(
-            _scale_by_adam(config),
-            *([decay] if config.name == "adamw" else []),
-            optax.scale_by_learning_rate(schedule),
-        )
+    """The optimizer that a config names, under its schedule, after clipping by global norm.
+
+    Args:
+      config: which optimizer and schedule, and their parameters.
+      total_steps: as for `make_schedule`.
+    """
+    optimizer = OPTIMIZERS[config.name](config, make_schedule(config, total_steps))
     if config.clip_norm == 0:
-        return rule
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
+        return optimizer
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+
+
+def _adamw(config: OptimConfig, schedule: Schedule) -> optax.GradientTransformation:
+    return optax.chain(
+        _scale_by_adam(config),
+        optax.add_decayed_weights(config.weight_decay, mask=_is_kernel),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+def _adam(config: OptimConfig, schedule: Schedule) -> optax.GradientTransformation:
+    return optax.chain(_scale_by_adam(config), optax.scale_by_learning_rate(schedule))
+
+
+def _rmsprop(config: OptimConfig, schedule: Schedule) -> optax.GradientTransformation:
+    return optax.rmsprop(schedule, decay=config.b2, eps=config.eps, eps_in_sqrt=False)
+
+
+def _sgd(config: OptimConfig, schedule: Schedule) -> optax.GradientTransformation:
+    return optax.sgd(schedule, momentum=config.b1)
+
+
+# One for each name in `charjax.config.OPTIMIZER_FIELDS`, which says what each of them reads.
+OPTIMIZERS: dict[str, Callable[[OptimConfig, Schedule], optax.GradientTransformation]] = {
+    "adamw": _adamw,
+    "adam": _adam,
+    "rmsprop": _rmsprop,
+    "sgd": _sgd,
+}
 
 
 def _scale_by_adam(config: OptimConfig) -> optax.GradientTransformation:
-    """Adam's direction (Kingma and Ba 2015), with either of the paper's epsilons."""
+    """Adam (Kingma and Ba 2015), with epsilon added after or before the bias correction."""
     if not config.eps_hat:
         return optax.scale_by_adam(config.b1, config.b2, config.eps)
 
     def init(params: PyTree) -> optax.ScaleByAdamState:
-        mean, square = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))
-        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), mean, square)
+        mu, nu = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))
+        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), mu, nu)
 
     def update(
         grads: PyTree, state: optax.ScaleByAdamState, params: PyTree = None
     ) -> tuple[PyTree, optax.ScaleByAdamState]:
         del params
         count = optax.safe_increment(state.count)
-        mean = optax.tree.update_moment(grads, state.mu, config.b1, 1)
-        square = optax.tree.update_moment_per_elem_norm(grads, state.nu, config.b2, 2)
+        mu = optax.tree.update_moment(grads, state.mu, config.b1, 1)
+        nu = optax.tree.update_moment_per_elem_norm(grads, state.nu, config.b2, 2)
         rate = jnp.sqrt(1 - config.b2**count) / (1 - config.b1**count)
-        direction = jax.tree.map(lambda m, v: rate * m / (jnp.sqrt(v) + config.eps), mean, square)
-        return direction, optax.ScaleByAdamState(count, mean, square)
+        updates = jax.tree.map(lambda m, v: rate * m / (jnp.sqrt(v) + config.eps), mu, nu)
+        return updates, optax.ScaleByAdamState(count, mu, nu)
 
     return optax.GradientTransformation(init, update)
 
 
-def _kernels(params: PyTree) -> PyTree:
-    """True for what is multiplied with: decay belongs on products, not on biases or a table.
+def _is_kernel(params: PyTree) -> PyTree:
+    """The weight decay mask: True for weight matrices, False for biases and the embedding.
 
-    A row of the embedding has a gradient only where its character occurs, yet would decay at
-    every step, so that rare characters would fade.
+    A row of the embedding has a gradient only where its character occurs, but would decay at
+    every step, so that rare characters would vanish.
     """
 
     def is_kernel(path: tuple[Any, ...], param: jax.Array) -> bool:

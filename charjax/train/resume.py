@@ -1,23 +1,29 @@
-"""What names a run, so that a folder is never continued as another run by mistake."""
+"""What identifies a run, so that a workdir is never continued as another run by mistake."""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib.metadata
-from collections import Counter
+import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from charjax.config import Config, differences, from_config_dict, to_dict
+from charjax.config import Config, ModelConfig, differences, from_config_dict, to_dict
 from charjax.data.dataset import Dataset
+from charjax.data.vocab import Vocab
 from charjax.errors import InputError
+from charjax.model.recurrence.api import Resolution, resolve
 from charjax.schema import leaves
+from charjax.train.progress import Progress
 
-# What may change between a run and its resumption: how long and how often, not what.
-_MUST_STAY = ("train.scheduled",)
+_logger = logging.getLogger(__name__)
+
+# Fields that may change when a run is resumed: how long, how often and on what hardware.
 _MAY_CHANGE = (
     "train.",
     "sample.",
@@ -27,32 +33,140 @@ _MAY_CHANGE = (
     "data.path",
     "data.offline",
 )
+_MUST_STAY = ("train.scheduled",)  # though the above has them
 
-_LISTED = 8  # symbols that a message names
+_MAX_LISTED = 8  # characters that a message lists
 _PACKAGES = ("charjax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def describe(config: Config, text: Dataset, parameters: int) -> dict[str, Any]:
-    """The run as JSON values, for `run.json` and for every checkpoint."""
-    corpus = text.corpus
-    return {
-        "config": to_dict(config),
-        "vocabulary": text.vocab.to_json(),
-        "corpus": {
-            "name": corpus.name,
-            "sha256": corpus.sha256,
-            "chars": len(corpus.text),
-            "notice": corpus.notice,
-        },
-        "parameters": parameters,
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
-        "device": jax.devices()[0].device_kind,
-        "devices": jax.device_count(),
-    }
+@dataclass(frozen=True)
+class CorpusMeta:
+    """Which text a run was trained on; see `charjax.data.corpus.Corpus`."""
+
+    name: str
+    sha256: str
+    chars: int
+    notice: str
+
+
+@dataclass(frozen=True)
+class Platform:
+    """What a run was trained with: versions of packages, kind of device, number of devices."""
+
+    versions: Mapping[str, str]
+    device: str
+    devices: int
+
+
+@dataclass(frozen=True)
+class RunMeta:
+    """What identifies a run: the content of `run.json`, and a part of every checkpoint's metadata.
+
+    Attributes:
+      config: as it was asked for; only `model.dtype=auto` is resolved.
+      vocab: of its corpus.
+      corpus: its text.
+      parameters: number of trained parameters.
+      platform: the machine.
+      recurrence: which implementation computes the recurrence; None in a run saved before this
+        was recorded.
+    """
+
+    config: Config
+    vocab: Vocab
+    corpus: CorpusMeta
+    parameters: int
+    platform: Platform
+    recurrence: Resolution | None
+
+    @property
+    def resolved_config(self) -> Config:
+        """The config whose `model.recurrence` is the resolved implementation."""
+        if self.recurrence is None:
+            return self.config
+        model = replace(self.config.model, recurrence=self.recurrence.implementation)
+        return replace(self.config, model=model)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return {
+            "config": to_dict(self.config),
+            "vocabulary": self.vocab.to_json(),
+            "corpus": dataclasses.asdict(self.corpus),
+            "parameters": self.parameters,
+            **dataclasses.asdict(self.platform),
+            "recurrence": self.recurrence and self.recurrence._asdict(),
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> RunMeta:
+        """The metadata that `to_json` wrote.
+
+        Raises:
+          InputError: this version has no such config or vocabulary.
+        """
+        recurrence = values.get("recurrence")
+        return cls(
+            config=from_config_dict(values["config"]),
+            vocab=Vocab.from_json(values["vocabulary"]),
+            corpus=CorpusMeta(**values["corpus"]),
+            parameters=values["parameters"],
+            platform=Platform(values["versions"], values["device"], values["devices"]),
+            recurrence=Resolution(**recurrence) if recurrence else None,
+        )
+
+
+@dataclass(frozen=True)
+class CheckpointMeta:
+    """The metadata of a checkpoint.
+
+    Attributes:
+      run: what identifies the run.
+      progress: how far it has come.
+      log_sizes: bytes of each log by file name; what a log has beyond is cut off on resumption.
+    """
+
+    run: RunMeta
+    progress: Progress
+    log_sizes: Mapping[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values, those of the run beside the others."""
+        others = {"progress": self.progress.to_json(), "logs": dict(self.log_sizes)}
+        return self.run.to_json() | others
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> CheckpointMeta:
+        """The metadata that `to_json` wrote."""
+        progress = Progress.from_json(values["progress"])
+        return cls(RunMeta.from_json(values), progress, values["logs"])
+
+
+def describe(
+    config: Config, dataset: Dataset, parameters: int, recurrence: Resolution | None
+) -> RunMeta:
+    """The metadata of a run of this process."""
+    corpus = dataset.corpus
+    return RunMeta(
+        config=config,
+        vocab=dataset.vocab,
+        corpus=CorpusMeta(corpus.name, corpus.sha256, len(corpus.text), corpus.notice),
+        parameters=parameters,
+        platform=Platform(
+            versions={name: importlib.metadata.version(name) for name in _PACKAGES},
+            device=jax.devices()[0].device_kind,
+            devices=jax.device_count(),
+        ),
+        recurrence=recurrence,
+    )
 
 
 def check_allowed(names: Sequence[str]) -> None:
-    """Raises InputError for a name in `--allow` that nothing has which could change."""
+    """Checks the names given to `--allow`.
+
+    Raises:
+      InputError: nothing of such a name can change.
+    """
     fields = {name for name, _ in leaves(to_dict(Config()))}
     known = {"corpus", "vocabulary", *(f"config.{name}" for name in fields)}
     sections = {name.rpartition(".")[0] for name in known} - {"", "config"}
@@ -64,70 +178,91 @@ def check_allowed(names: Sequence[str]) -> None:
 
 
 def check_same_run(
-    folder: Path,
-    saved: Mapping[str, Any],
-    config: Config,
-    text: Dataset,
-    *,
-    allow: Sequence[str],
+    workdir: Path, saved: RunMeta, now: RunMeta, *, allow: Sequence[str]
 ) -> list[str]:
-    """Refuses to go on with another model, optimizer, seed or text than before.
+    """Refuses to continue a run with another model, optimizer, seed or text.
 
     Args:
-      folder: the run's, for the message.
-      saved: what `describe` said when the run was saved.
-      config: the run now.
-      text: its text now.
+      workdir: of the run, for the message.
+      saved: the run as it was saved.
+      now: the run as it was asked for now.
       allow: what may differ, as `--allow` names it.
 
     Returns:
-      What differs and may, in words.
+      What differs and is allowed to, one message each.
 
     Raises:
-      InputError: something else differs; it names all of that, before and now.
+      InputError: anything else differs; the message lists all of it, before and now.
     """
-    changes = dict(_changes(saved, config, text))
+    changes = dict(_changes(saved, now))
     refused = [name for name in changes if not _is_allowed(name, allow)]
     if refused:
         raise InputError(
-            f"{folder}: holds another run: {'; '.join(changes[name] for name in refused)}; change "
+            f"{workdir}: holds another run: {'; '.join(changes[name] for name in refused)}; change "
             f"it back, go on with --allow={','.join(refused)}, or choose another --workdir"
         )
     return list(changes.values())
+
+
+def resolve_recurrence(model: ModelConfig, batch: int, saved: RunMeta | None) -> Resolution:
+    """The implementation of a run's recurrence.
+
+    Under `model.recurrence=fast` a resumed run keeps the implementation that it was saved with,
+    or warns that it cannot.
+
+    Args:
+      model: of the run.
+      batch: sequences that one device computes at once.
+      saved: the run as it was saved; None: it starts anew.
+
+    Raises:
+      InputError: the implementation that the config names does not support this model here.
+    """
+    if not (saved and saved.recurrence and saved.config.model.recurrence == "fast"):
+        return resolve(model, batch)
+    before = saved.recurrence.implementation
+    resolution = resolve(model, batch, saved=before)
+    if model.recurrence == "fast" and resolution.implementation != before:
+        _logger.warning(
+            f"recurrence: this run was saved with {before} and goes on with "
+            f"{resolution.implementation}, which rounds differently ({resolution.reason})"
+        )
+    return resolution
 
 
 def _is_allowed(name: str, allow: Sequence[str]) -> bool:
     return any(name == allowed or name.startswith(f"{allowed}.") for allowed in allow)
 
 
-def _changes(saved: Mapping[str, Any], config: Config, text: Dataset) -> Iterator[tuple[str, str]]:
-    """What names the run and has changed: (as `--allow` calls it, in words)."""
-    for name, (old, new) in differences(from_config_dict(saved["config"]), config).items():
+def _changes(saved: RunMeta, now: RunMeta) -> Iterator[tuple[str, str]]:
+    """(name for `--allow`, message) of everything that identifies a run and has changed."""
+    for name, (old, new) in differences(saved.config, now.config).items():
         if name.startswith(_MUST_STAY) or not name.startswith(_MAY_CHANGE):
             yield f"config.{name}", f"config.{name} was {old!r}, now {new!r}"
-    before, now = saved["corpus"], text.corpus
-    if before["sha256"] != now.sha256:
+    before, after = saved.corpus, now.corpus
+    if before.sha256 != after.sha256:
         yield (
             "corpus",
-            f"it was trained on another text: {before['name']}, {before['chars']:,} characters, "
-            f"SHA-256 {before['sha256'][:12]}; now {now.name}, {len(now.text):,} characters, "
-            f"{now.sha256[:12]}",
+            f"it was trained on another text: {before.name}, {before.chars:,} characters, "
+            f"SHA-256 {before.sha256[:12]}; now {after.name}, {after.chars:,} characters, "
+            f"{after.sha256[:12]}",
         )
-    if saved["vocabulary"] != text.vocab.to_json():
-        yield "vocabulary", _vocabulary_change(saved["vocabulary"], text.vocab.to_json())
+    if saved.vocab != now.vocab:
+        yield "vocabulary", _vocabulary_change(saved.vocab, now.vocab)
 
 
-def _vocabulary_change(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    lost, added = (
-        _listed(Counter(a["symbols"]) - Counter(b["symbols"])) for a, b in ((old, new), (new, old))
+def _vocabulary_change(old: Vocab, new: Vocab) -> str:
+    before, after = set(old.characters), set(new.characters)
+    lost, gained = before - after, after - before
+    what = [f"lost {_listed(lost)}"] if lost else []
+    what += [f"gained {_listed(gained)}"] if gained else []
+    return (
+        f"the vocabulary had {len(old.characters)} characters, now {len(new.characters)} "
+        f"({'; '.join(what) or 'the same in another order or meaning'})"
     )
-    words = "; ".join(
-        f"{what} {symbols}" for what, symbols in (("lost", lost), ("gained", added)) if symbols
-    )
-    sizes = f"{len(old['symbols'])} symbols, now {len(new['symbols'])}"
-    return f"the vocabulary had {sizes} ({words or 'the same in another order or meaning'})"
 
 
-def _listed(symbols: Counter[str]) -> str:
-    listed = ", ".join(f"U+{ord(symbol):04X}" for symbol in sorted(symbols)[:_LISTED])
-    return listed + (f" and {len(symbols) - _LISTED} more" if len(symbols) > _LISTED else "")
+def _listed(characters: set[str]) -> str:
+    listed = ", ".join(f"U+{ord(c):04X}" for c in sorted(characters)[:_MAX_LISTED])
+    more = len(characters) - _MAX_LISTED
+    return listed + (f" and {more} more" if more > 0 else "")

@@ -1,4 +1,4 @@
-"""The live samples of a run: how it writes by now."""
+"""The samples of a run: text that the model generates while it is trained."""
 
 from __future__ import annotations
 
@@ -16,8 +16,12 @@ from charjax.types import PyTree
 from charjax.workdir import append
 
 
-def check_samples(config: Config, vocab: Vocab) -> None:
-    """Raises InputError where the samples' prompt has characters that the vocabulary lacks."""
+def check_prompt(config: Config, vocab: Vocab) -> None:
+    """Checks the prompt of the samples.
+
+    Raises:
+      InputError: it has characters outside the vocabulary.
+    """
     if not config.sample.num_chars:
         return
     try:
@@ -37,31 +41,30 @@ def write_samples(
     file: Path,
     show: Callable[[str], None],
 ) -> None:
-    """Adds one text a temperature to a file, and shows the last.
+    """Appends one sample per temperature to a file, and shows the last one.
 
     Args:
-      config: the run.
-      params: its parameters at this step, on any devices.
-      vocab: its symbols.
-      step: for the title of each text.
+      config: of the run.
+      params: at this step, on any devices.
+      vocab: of the run.
+      step: for the title of each sample.
       file: `samples.txt`.
-      show: is given the last text with its title; not called where none is wanted.
+      show: is given the last sample with its title; not called without temperatures or length.
 
     Raises:
-      HostError: the disk refused.
+      HostError: the file cannot be written.
     """
-    wanted, shown = config.sample, ""
+    wanted, sample = config.sample, ""
     if not wanted.num_chars:
         return
-    # A text is written on one device.
-    sampler = Sampler(config.model, local_copy(params), masked=vocab.unk_id)
+    sampler = Sampler(config.model, local_copy(params), masked=vocab.unk_id)  # on one device
     prompt = encode_prompt(vocab, wanted.prompt)
     for temperature in wanted.temperatures:
         sampling = Sampling(temperature=temperature, seed=config.seed)
         groups = sampler(prompt, num_chars=wanted.num_chars, num_samples=1, sampling=sampling)
         (text,) = decode_groups(vocab, groups)
         title = f"=== step {step}, temperature {temperature:g} ==="
-        shown = f"{title}\n{wanted.prompt}{text}\n"
-        append(file, f"{shown}\n")
-    if shown:
-        show(shown)
+        sample = f"{title}\n{wanted.prompt}{text}\n"
+        append(file, f"{sample}\n")
+    if sample:
+        show(sample)

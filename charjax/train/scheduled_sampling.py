@@ -1,9 +1,8 @@
-"""Scheduled sampling: the model reads ever more of its own guesses (Bengio et al. 2015).
+"""Scheduled sampling: the model reads ever more of its own predictions (Bengio et al. 2015).
 
-Training on true characters alone never shows a model its own mistakes, which is all
-that it sees when it writes. No gradient flows through a guess; so the guesses can be
-made first, one character after the other, and the training step then runs over the
-mixed text as over any other.
+With teacher forcing alone a model never reads its own errors, which is all that it reads when it
+generates text. No gradient flows through a sampled input. So all of them can be sampled first,
+one character after the other, and the training step then reads the mixed text as any other.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from charjax.types import Carry, Count, PRNGKey, PyTree, Scalar, Tokens
 
 
 def sampling_rate(config: TrainConfig, at_step: Count) -> Scalar:
-    """The probability that an input is a guess: from 0, linearly over the ramp."""
+    """The probability of a sampled input: linear from 0 over `scheduled_ramp` steps."""
     return config.scheduled_sampling * jnp.minimum(at_step / config.scheduled_ramp, 1.0)
 
 
@@ -28,41 +27,41 @@ def mix_inputs(
     params: PyTree,
     inputs: Tokens,
     carry: Carry,
-    lane_keys: Key[Array, " batch"],
-    share: Scalar,
+    row_keys: Key[Array, " batch"],
+    rate: Scalar,
 ) -> Tokens:
-    """The inputs with some characters replaced by what the model would have written there.
+    """The inputs, some of them replaced by samples from the model's own predictions.
 
     Args:
       config: the architecture.
-      params: of a `CharRNN`; it guesses without dropout.
-      inputs: the true characters. The first of each lane stays, nothing having guessed it.
+      params: of a `CharRNN`; it predicts without dropout.
+      inputs: int32 [batch, time], the true characters. The first of each sequence stays.
       carry: the state before them.
-      lane_keys: one a lane; what becomes of a lane depends on no other.
-      share: the probability that a character is a guess.
+      row_keys: one key per sequence, which then depends on no other.
+      rate: the probability that an input is sampled.
     """
     weights = decode_weights(config, params, layout="feature_major")
 
     def advance(
-        at: tuple[Activations, DecodeState], given: tuple[Array, Array]
+        previous: tuple[Activations, DecodeState], given: tuple[Array, Array]
     ) -> tuple[tuple[Activations, DecodeState], Array]:
-        (x, state), (true, position) = at, given
-        keys = jax.vmap(indexed_key, (0, None))(lane_keys, position)
-        takes_guess, draws = jax.vmap(jax.random.split, out_axes=1)(keys)
+        (x, state), (true_token, position) = previous, given
+        keys = jax.vmap(indexed_key, (0, None))(row_keys, position)
+        choice_keys, token_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
         logits, state = decode_step(config, weights, x, state)
-        guessed = jax.vmap(lambda key: jax.random.bernoulli(key, share))(takes_guess)
-        token = jnp.where(guessed, _draw(draws, logits), true)
+        is_sampled = jax.vmap(lambda key: jax.random.bernoulli(key, rate))(choice_keys)
+        token = jnp.where(is_sampled, _sample(token_keys, logits), true_token)
         return (weights.lookup(token), state), token
 
     first, others = inputs[:, :1], inputs[:, 1:]
-    begun = (weights.lookup(first[:, 0]), decode_state(weights, carry))
+    start = (weights.lookup(first[:, 0]), decode_state(weights, carry))
     positions = jnp.arange(1, inputs.shape[1])
-    _, mixed = jax.lax.scan(advance, begun, (others.T, positions))
+    _, mixed = jax.lax.scan(advance, start, (others.T, positions))
     return jnp.concatenate([first, mixed.T], axis=1)
 
 
-def _draw(keys: Key[Array, " batch"], logits: Array) -> Int[Array, " batch"]:
-    def draw(key: PRNGKey, logits: Array) -> Array:
+def _sample(keys: Key[Array, " batch"], logits: Array) -> Int[Array, " batch"]:
+    def sample_row(key: PRNGKey, logits: Array) -> Array:
         return jax.random.categorical(key, logits).astype(jnp.int32)
 
-    return jax.vmap(draw)(keys, logits)
+    return jax.vmap(sample_row)(keys, logits)

@@ -1,4 +1,4 @@
-"""One training step as a pure function, and the state that it moves."""
+"""The training step as a pure function of the training state and a batch."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from charjax.config import Config
 from charjax.data.batches import Batch
 from charjax.model.network import RowKeys, init_params, initial_carry, reset_carry
 from charjax.runtime.keys import Stream, indexed_key, stream_key
-from charjax.train.gradient import accumulated, make_gradient
-from charjax.train.loss import make_total_nats
+from charjax.train.loss import accumulate, make_loss_and_grad, make_total_nats
+from charjax.train.optimizer import Schedule
 from charjax.train.scheduled_sampling import mix_inputs, sampling_rate
 from charjax.types import Carry, Count, PyTree, Scalar
 
 
 class TrainState(NamedTuple):
-    """Everything that moves; a checkpoint holds exactly this.
+    """All arrays that a training step changes; a checkpoint holds exactly these.
 
     Attributes:
-      step: updates tried so far; also the data's cursor.
+      step: int32, steps done; also the position in the data.
       params: float32.
       opt_state: optax's.
-      ema: averaged parameters, or () where `optim.ema` is 0.
-      carry: the recurrent state of every lane.
-      skipped: updates left out because loss or gradient was not finite.
+      ema: exponential moving average of the parameters, or () where `optim.ema` is 0.
+      carry: the recurrent state of every sequence, float32 [batch, hidden] each.
+      skipped: int32, updates left out because the loss or the gradient was not finite.
     """
 
     step: Count
@@ -41,15 +41,23 @@ class TrainState(NamedTuple):
 
     @property
     def eval_params(self) -> PyTree:
-        """What evaluation and sampling use: the averaged weights where there are any."""
+        """The parameters for evaluation and sampling: the average where there is one."""
         return self.ema or self.params
 
 
 class StepMetrics(NamedTuple):
-    """What one step reports: `loss` in nats per character, and the gradient's global norm."""
+    """The metrics of one step, or of several along a leading axis.
+
+    Attributes:
+      loss: nats per character.
+      grad_norm: global norm of the gradient, before clipping.
+      learning_rate: of the newest update that was not skipped; NaN without a schedule.
+      skipped: updates skipped so far.
+    """
 
     loss: Scalar
     grad_norm: Scalar
+    learning_rate: Scalar
     skipped: Count
 
 
@@ -59,7 +67,7 @@ Step: TypeAlias = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
 def init_state(
     config: Config, vocab_size: int, optimizer: optax.GradientTransformation
 ) -> TrainState:
-    """The state before the first step, a function of the config's seed."""
+    """The state before the first step, a function of `config.seed`."""
     params = init_params(config.model, vocab_size, stream_key(config.seed, Stream.INIT))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -76,79 +84,60 @@ def make_step(
     vocab_size: int,
     optimizer: optax.GradientTransformation,
     axis_name: str | None = None,
+    schedule: Schedule | None = None,
 ) -> Step:
     """The training step.
 
     Args:
       config: the run.
-      vocab_size: number of symbols.
+      vocab_size: number of tokens.
       optimizer: from `make_optimizer`.
-      axis_name: under `shard_map` or `pmap`, the axis that batch and carry are split
-        over; then the step sums over it. None: batch and carry are whole.
+      axis_name: under `shard_map` or `pmap`, the axis that batch and carry are split over, and
+        over which the step sums loss and gradients. None: it sees the whole batch.
+      schedule: the optimizer's, from `make_schedule`, for the metrics.
 
     Returns:
-      (state, batch) -> (state, metrics), pure. A step whose loss or gradient is not
-      finite moves nothing but `step` and `skipped`.
+      (state, batch) -> (state, metrics), pure. A step whose loss or gradient is not finite
+      changes `step` and `skipped` alone.
     """
-    whole = make_gradient(make_total_nats(config, vocab_size))
-    parts = config.parallel.accumulate
-    gradient = accumulated(whole, parts) if parts > 1 else whole
+    loss_and_grad = make_loss_and_grad(make_total_nats(config, vocab_size))
+    if config.parallel.accumulate > 1:
+        loss_and_grad = accumulate(loss_and_grad, config.parallel.accumulate)
+    row_keys = partial(_row_keys, config.seed, axis_name)
 
-    def total(x: Any) -> Any:
+    def psum(x: Any) -> Any:
         return x if axis_name is None else jax.lax.psum(x, axis_name)
-
-    lane_keys = partial(_lane_keys, config.seed, axis_name)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         carry = reset_carry(state.carry, jnp.asarray(batch.reset))
         if config.train.scheduled_sampling:
-            guess_keys = lane_keys(Stream.SCHEDULED, state.step, batch.inputs.shape[0])
-            batch = _with_guesses(config, state, carry, batch, guess_keys)
-        if config.data.targets == "last":
+            keys = row_keys(Stream.SCHEDULED, state.step, batch.inputs.shape[0])
+            batch = _mix_batch(config, state, carry, batch, keys)
+        if config.data.targets == "last":  # also for a batch that `make_batches` did not mask
             last: Any = jnp.asarray(batch.mask).at[:, :-1].set(False)
             batch = batch._replace(mask=last)
-        keys = lane_keys(Stream.DROPOUT, state.step, batch.inputs.shape[0])
-        counted = jnp.maximum(total(jnp.sum(batch.mask)), 1)
-        loss, grads, carry = gradient(state.params, carry, batch, keys, counted)
-        loss, grads = total(loss), total(grads)
+        keys = row_keys(Stream.DROPOUT, state.step, batch.inputs.shape[0])
+        num_targets = jnp.maximum(psum(jnp.sum(batch.mask)), 1)
+        loss, grads, carry = loss_and_grad(state.params, carry, batch, keys, num_targets)
+        loss, grads = psum(loss), psum(grads)
         grad_norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        moved = state._replace(
+        updated = state._replace(
             params=params,
             opt_state=opt_state,
-            ema=_averaged(state, params, config.optim.ema),
+            ema=_update_ema(state, params, config.optim.ema),
             carry=carry,
         )
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, state)
-        skipped = state.skipped + jnp.where(finite, 0, 1)
-        kept = kept._replace(step=state.step + 1, skipped=skipped)
-        return kept, StepMetrics(loss, grad_norm, skipped)
+        is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        state = _count_step(is_finite, updated, state)
+        return state, StepMetrics(loss, grad_norm, _last_rate(schedule, state), state.skipped)
 
     return train_step
 
 
-def _with_guesses(
-    config: Config, state: TrainState, carry: Carry, batch: Batch, keys: RowKeys
-) -> Batch:
-    """The batch, some of whose inputs the model guessed itself."""
-    share, inputs = sampling_rate(config.train, state.step), jnp.asarray(batch.inputs)
-    mixed: Any = mix_inputs(config.model, state.params, inputs, carry, keys, share)
-    return batch._replace(inputs=mixed)
-
-
-def _lane_keys(seed: int, axis_name: str | None, stream: Stream, step: Count, own: int) -> RowKeys:
-    """A key for each of this device's `own` lanes, which are part of all under an axis."""
-    lanes = jnp.arange(own)
-    if axis_name is not None:
-        lanes += own * jax.lax.axis_index(axis_name)
-    key = indexed_key(stream_key(seed, stream), step)
-    return jax.vmap(indexed_key, (None, 0))(key, lanes)
-
-
 def repeat(step: Step) -> Step:
-    """The step run over a leading axis of batches: several updates in one dispatch."""
+    """The step scanned over a leading axis of batches: several updates in one dispatch."""
 
     def steps(state: TrainState, batches: Batch) -> tuple[TrainState, StepMetrics]:
         return jax.lax.scan(step, state, batches)
@@ -156,9 +145,45 @@ def repeat(step: Step) -> Step:
     return steps
 
 
-def _averaged(state: TrainState, params: PyTree, decay: float) -> PyTree:
-    """Exponential moving average, whose decay rises to its value over the first steps."""
+def _row_keys(
+    seed: int, axis_name: str | None, stream: Stream, step: Count, num_rows: int
+) -> RowKeys:
+    """One key per sequence on this device, a function of its place in the global batch."""
+    rows = jnp.arange(num_rows)
+    if axis_name is not None:
+        rows += num_rows * jax.lax.axis_index(axis_name)
+    key = indexed_key(stream_key(seed, stream), step)
+    return jax.vmap(indexed_key, (None, 0))(key, rows)
+
+
+def _mix_batch(
+    config: Config, state: TrainState, carry: Carry, batch: Batch, keys: RowKeys
+) -> Batch:
+    """The batch with some inputs sampled from the model's own predictions."""
+    rate, inputs = sampling_rate(config.train, state.step), jnp.asarray(batch.inputs)
+    mixed: Any = mix_inputs(config.model, state.params, inputs, carry, keys, rate)
+    return batch._replace(inputs=mixed)
+
+
+def _update_ema(state: TrainState, params: PyTree, decay: float) -> PyTree:
+    """The exponential moving average, whose decay rises to `decay` over the first steps."""
     if not decay:
         return ()
     rate = 1 - jnp.minimum(decay, (state.step + 1) / (state.step + 10))
     return jax.tree.map(lambda mean, p: mean + rate * (p - mean), state.ema, params)
+
+
+def _count_step(is_finite: Any, updated: TrainState, state: TrainState) -> TrainState:
+    """The updated state where it is finite, else the state before, with one more step counted."""
+    chosen: TrainState = jax.tree.map(
+        lambda new, old: jnp.where(is_finite, new, old), updated, state
+    )
+    skipped = state.skipped + jnp.where(is_finite, 0, 1)
+    return chosen._replace(step=state.step + 1, skipped=skipped)
+
+
+def _last_rate(schedule: Schedule | None, state: TrainState) -> Scalar:
+    """The learning rate of the newest update, whose number optax counts from 0."""
+    if schedule is None:
+        return jnp.full((), jnp.nan)
+    return schedule(jnp.maximum(state.step - state.skipped, 1) - 1)

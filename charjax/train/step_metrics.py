@@ -1,102 +1,98 @@
-"""What the steps report: read late, so that the devices never wait, and kept for the record."""
+"""The metrics of the steps between two records."""
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import Any
 
 import numpy as np
 
 from charjax.config import Config
 from charjax.data.batches import Batches
-from charjax.errors import DivergedError
-from charjax.train.progress import Clock, Progress
+from charjax.train.clock import Clock
 from charjax.train.step import StepMetrics
+from charjax.train.stopping import diverged
+
+_logger = logging.getLogger(__name__)
 
 
-class Tally:
-    """The running figures of a run; the losses lie in its progress, which checkpoints save."""
+class StepMetricsBuffer:
+    """Collects the metrics of the steps, one dispatch late, so that no device waits for the host.
+
+    Attributes:
+      losses: the finite ones since the last record, in nats per character.
+    """
 
     def __init__(
-        self,
-        config: Config,
-        folder: Path,
-        progress: Progress,
-        *,
-        skipped: int,
-        report: Callable[[str], None],
+        self, config: Config, workdir: Path, losses: Sequence[float], skipped: int
     ) -> None:
-        """Takes the run up where it is.
+        """Starts where the run is.
 
         Args:
-          config: the run.
-          folder: its folder, for messages.
-          progress: gets the losses of the steps.
-          skipped: updates that were not finite so far.
-          report: is told of more of them.
+          config: of the run.
+          workdir: of the run, for messages.
+          losses: of the steps between the last record and the checkpoint resumed from.
+          skipped: updates skipped so far because they were not finite.
         """
-        self._config, self._folder, self._progress = config, folder, progress
-        self._skipped, self._report = skipped, report
-        self._grad_norm = math.nan
-        self._steps = 0  # since the last record, or since the run was taken up
-        self._pending: tuple[StepMetrics, int] | None = None
+        self.losses = list(losses)
+        self._config, self._workdir, self._skipped = config, workdir, skipped
+        self._learning_rate = self._grad_norm = math.nan
+        self._num_steps = 0  # in this process, since the last record
+        self._unread: tuple[StepMetrics, int] | None = None
 
-    def add(self, metrics: StepMetrics, step: int) -> None:
-        """Keeps the metrics of a dispatch that ends at a step, and reads those of the one before.
+    def push(self, metrics: StepMetrics, step: int) -> None:
+        """Takes the metrics of the dispatch that ends at `step`; reads those of the one before.
 
         Raises:
-          DivergedError: as `catch_up`.
+          DivergedError: see `flush`.
         """
-        self.catch_up()
-        self._pending = metrics, step
+        self.flush()
+        self._unread = metrics, step
 
-    def catch_up(self) -> None:
-        """Reads what is still unread, which waits for it.
+    def flush(self) -> None:
+        """Waits for the last dispatch and reads its metrics.
 
         Raises:
-          DivergedError: more updates than allowed were not finite.
+          DivergedError: more than `train.max_skipped` updates were not finite.
         """
-        if self._pending is None:
+        if self._unread is None:
             return
-        (metrics, step), self._pending = self._pending, None
+        (metrics, step), self._unread = self._unread, None
         losses, skipped = np.asarray(metrics.loss), int(metrics.skipped[-1])
-        self._steps += losses.size
-        self._progress.losses += [float(x) for x in losses if math.isfinite(x)]
+        self._num_steps += losses.size
+        self.losses += [float(x) for x in losses if math.isfinite(x)]
+        self._learning_rate = float(metrics.learning_rate[-1])
         self._grad_norm = float(metrics.grad_norm[-1])
         if skipped > self._skipped:
-            self._report(
+            _logger.warning(
                 f"step {step:,}: {skipped - self._skipped} updates were not finite and "
                 f"were skipped, {skipped} in all"
             )
         self._skipped = skipped
         if skipped > self._config.train.max_skipped:
-            raise self.diverged(f"{skipped} updates up to step {step} were not finite")
+            what = f"{skipped} updates up to step {step} were not finite"
+            raise diverged(self._config, self._workdir, what)
 
-    def take_record(
-        self, step: int, batches: Batches, clock: Clock, schedule: Callable[[int], SupportsFloat]
-    ) -> dict[str, Any]:
-        """The record of the steps since the last one, which begins anew.
+    def pop_record(self, step: int, batches: Batches, clock: Clock) -> dict[str, Any]:
+        """The record of the steps since the last one; see `charjax.train.metrics.MetricsLog`.
 
         Args:
           step: the last of them.
           batches: what they read.
           clock: of the run; a lap ends here.
-          schedule: number of the update, from 0 -> learning rate.
-
-        Returns:
-          What `charjax.train.metrics.MetricsLog` writes, but for the validation.
         """
-        losses, self._progress.losses = self._progress.losses, []
-        steps, self._steps = self._steps, 0
-        chars = batches.chars_per_epoch / batches.steps_per_epoch * steps
+        losses, self.losses = self.losses, []
+        num_steps, self._num_steps = self._num_steps, 0
+        chars = batches.chars_per_epoch / batches.steps_per_epoch * num_steps
         record = {
             "step": step,
             "epoch": round(step / batches.steps_per_epoch, 4),
             "time_s": round(clock.seconds(), 3),
             "chars_per_second": round(chars / clock.lap(), 1),
-            "learning_rate": float(schedule(max(step - self._skipped, 1) - 1)),
+            "learning_rate": self._learning_rate,
         }
         if losses:
             record["train_loss"] = math.fsum(losses) / len(losses)
@@ -105,11 +101,3 @@ class Tally:
         if self._skipped:
             record["skipped"] = self._skipped
         return record
-
-    def diverged(self, what: str) -> DivergedError:
-        """The error of a run that left the finite numbers: what happened, and what to try."""
-        return DivergedError(
-            f"{self._folder}: diverged: {what}; what was saved is kept; in another --workdir, "
-            "try a smaller config.optim.learning_rate than "
-            f"{self._config.optim.learning_rate:g}"
-        )

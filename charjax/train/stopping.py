@@ -1,53 +1,71 @@
-"""Why a run stops: it is over, or a signal or the clock says so, to all processes alike."""
+"""Why a run stops: a signal, the time limit, its last step, or no better validation loss."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from charjax.config import TrainConfig
+from charjax.config import Config, TrainConfig
+from charjax.errors import DivergedError
 from charjax.runtime.distributed import Exchange, is_multiprocess
 from charjax.runtime.signals import StopSignals
-from charjax.train.intervals import Plan
+from charjax.train.intervals import Intervals
 from charjax.train.progress import Progress
 
 
-class Stopping:
-    """The wishes of all processes, as of the last `ask`; a lone process hears a signal at once.
+class StopFlags:
+    """Stop flags (signal, time limit), agreed across processes at every `sync`.
 
-    So several processes never hold different opinions between two calls, and the clock does not
-    end a run in mid-turn, its evaluation left out.
+    Between two calls of `sync` several processes see the same flags, so that all of them stop at
+    the same step. A single process sees a signal at once, and the time limit only at `sync`, so
+    that it does not end a run between the evaluation and the checkpoint of one step.
     """
 
-    def __init__(self, signals: StopSignals, late: Callable[[], bool]) -> None:
-        """Takes the signals of this process, and what knows whether its time is up."""
-        self._signals, self._late = signals, late
+    def __init__(self, signals: StopSignals, time_is_up: Callable[[], bool]) -> None:
+        """Sets the flags.
+
+        Args:
+          signals: those that this process has received.
+          time_is_up: whether this process has reached the time limit.
+        """
+        self._signals, self._time_is_up = signals, time_is_up
         self._exchange = Exchange(2) if is_multiprocess() else None
-        self._agreed = self._own()
+        self._agreed = self._local()
 
     @property
     def signal(self) -> int | None:
-        """The number of the signal received; None: none."""
-        number = self._own()[0] if self._exchange is None else self._agreed[0]
+        """The number of the signal received, or None."""
+        number = self._local()[0] if self._exchange is None else self._agreed[0]
         return number or None
 
     @property
-    def late(self) -> bool:
-        """Whether the time is up."""
+    def time_is_up(self) -> bool:
+        """Whether the time limit is reached."""
         return bool(self._agreed[1])
 
-    def ask(self) -> None:
-        """Brings both up to date. With several processes, all call this after every dispatch."""
-        own = self._own()
-        self._agreed = own if self._exchange is None else self._exchange(own)
+    def sync(self) -> None:
+        """Updates both flags. A collective: all processes call it after every dispatch."""
+        local = self._local()
+        self._agreed = local if self._exchange is None else self._exchange(local)
 
-    def _own(self) -> Sequence[int]:
-        return self._signals.received or 0, int(self._late())
+    def _local(self) -> Sequence[int]:
+        return self._signals.received or 0, int(self._time_is_up())
 
 
-def why_over(config: TrainConfig, plan: Plan, step: int, progress: Progress, *, late: bool) -> str:
-    """Why a run ends at a step without being told to; "" while it goes on."""
-    if plan.total and step >= plan.total:
-        return f"step {step:,} of {plan.total:,} is done"
+def end_reason(
+    config: TrainConfig, intervals: Intervals, step: int, progress: Progress, *, time_is_up: bool
+) -> str:
+    """Why a run ends at a step, signals aside; "" while it goes on."""
+    if intervals.total and step >= intervals.total:
+        return f"step {step:,} of {intervals.total:,} is done"
     if config.patience and progress.since_best >= config.patience:
         return f"no better validation loss in {progress.since_best} evaluations"
-    return f"train.max_minutes={config.max_minutes:g} have passed" if late else ""
+    return f"train.max_minutes={config.max_minutes:g} have passed" if time_is_up else ""
+
+
+def diverged(config: Config, workdir: Path, what: str) -> DivergedError:
+    """The error of a run whose loss or gradients are not finite, with what to try instead."""
+    return DivergedError(
+        f"{workdir}: diverged: {what}; what was saved is kept; in another --workdir, "
+        f"try a smaller config.optim.learning_rate than {config.optim.learning_rate:g}"
+    )

@@ -41,7 +41,7 @@ def check_cost(n: int, folder: Path, report: Callable[[str], None]) -> dict[str,
 
     steps_s, digests_s, saves_s, verify_s = [], [], [], []
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
-    meta = describe_run(config, text, parameters)
+    meta = describe_run(config, text, parameters, None).to_json()
     with Checkpoints(folder / "checkpoints") as saved:
         for number in range(n):
             began = time.perf_counter()

@@ -99,7 +99,7 @@ class _Stopper:
         if phase == "compiling":
             assert process.stdout is not None
             for line in process.stdout:  # the last message before the first step
-                if line.startswith("plan:"):
+                if line.startswith("steps:"):
                     break
             time.sleep(self.draw.uniform(0, 1.5))
             return

@@ -21,10 +21,8 @@ from charjax.cli.main import main
 from charjax.config import Config, to_dict
 from charjax.errors import InputError
 from charjax.runtime import distributed
-from charjax.runtime.signals import StopSignals
 from charjax.train.loop import train
 from charjax.train.metrics import read_metrics
-from charjax.train.stopping import Stopping
 from tests.train.tiny import Recorder, config_of, text_of
 
 # Each test starts two processes that wait for each other: too slow for a busy machine.
@@ -201,24 +199,6 @@ def test_numbers_said_at_one_call_are_known_at_the_next():
     assert exchange([15, 0]) == [0, 0]
     assert exchange([0, 1]) == [15, 0]
     assert exchange([0, 0]) == [0, 1]
-
-
-def test_what_asks_to_stop_is_heard_at_once_by_one_and_together_by_several(monkeypatch):
-    signals, late = StopSignals(), []
-    alone = Stopping(signals, lambda: bool(late))
-    monkeypatch.setattr("charjax.train.stopping.is_multiprocess", lambda: True)
-    among_others = Stopping(signals, lambda: bool(late))
-
-    def heard(stopping: Stopping) -> tuple[int | None, bool]:
-        stopping.ask()
-        return stopping.signal, stopping.late
-
-    assert heard(alone) == heard(among_others) == (None, False)
-    signals.received = signal.SIGTERM
-    late.append(True)
-    assert heard(alone) == (signal.SIGTERM, True)
-    assert heard(among_others) == (None, False)  # what the others said at the call before
-    assert heard(among_others) == (signal.SIGTERM, True)
 
 
 def test_nothing_is_joined_where_there_is_one_process(tmp_path):

@@ -9,10 +9,10 @@ import pytest
 
 from charjax.config import Config, ParallelConfig
 from charjax.errors import InputError
-from charjax.runtime.sharding import all_devices, data_mesh
-from charjax.train.backends import Backend, make_backend, sharded_steps
+from charjax.runtime.sharding import DATA_AXIS, all_devices, data_mesh
+from charjax.train.backends import Backend, make_backend, shard_steps
 from charjax.train.optimizer import make_optimizer
-from charjax.train.step import TrainState, repeat
+from charjax.train.step import TrainState, make_step, repeat
 
 from .tiny import (
     VOCAB,
@@ -70,17 +70,18 @@ def test_many_devices_train_as_one_does(name, rtol, backends, on_one_device):
         losses.append(metrics.loss)
     wanted_losses, wanted = on_one_device
     np.testing.assert_allclose(np.concatenate(losses), wanted_losses, rtol=rtol)
-    found = jax.device_get(backend.whole(state))
+    found = jax.device_get(backend.to_global(state))
     assert (found.step, found.skipped) == (30, 0)
     assert_close(found, wanted, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
-def test_devices_meet_outside_the_loops_over_time(cell):
-    """A collective in a loop over time would run at every character."""
+def test_collectives_are_outside_the_scan_over_time(cell):
+    """A collective in the scan over time would run at every character."""
     config = config_of(model={"cell": cell, "layers": 2, "dropout_between": 0.3})
     optimizer = make_optimizer(config.optim, config.train.max_steps)
-    steps = sharded_steps(config, VOCAB, optimizer, data_mesh(all_devices()))
+    body = repeat(make_step(config, VOCAB, optimizer, DATA_AXIS))
+    steps = shard_steps(body, data_mesh(all_devices()))
     one = jax.tree.map(lambda x: x[:1], DISPATCHES[0])  # of one step: then no loop is over steps
     hlo = steps.lower(first_state(config), one).compile().as_text()
     main = hlo[hlo.index("\nENTRY ") :]
@@ -93,24 +94,24 @@ def test_a_run_may_change_its_backend(backends, on_one_device):
     for batches, name in zip(DISPATCHES, ("jit", "pmap", "jit"), strict=True):
         placed, metrics = backends[name].run(backends[name].place(state), batches)
         losses.append(metrics.loss)
-        state = jax.device_get(backends[name].whole(placed))
+        state = jax.device_get(backends[name].to_global(placed))
     np.testing.assert_allclose(np.concatenate(losses), on_one_device[0], rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_whole_undoes_place(name, backends):
+def test_to_global_undoes_place(name, backends):
     state, backend = first_state(CONFIG), backends[name]
-    numbered = state._replace(  # lanes that can be told apart
+    numbered = state._replace(  # so that the sequences differ
         carry=jax.tree.map(
             lambda c: np.arange(c.size, dtype=np.float32).reshape(c.shape), state.carry
         )
     )
-    assert_same_bits(jax.device_get(backend.whole(backend.place(numbered))), numbered)
+    assert_same_bits(jax.device_get(backend.to_global(backend.place(numbered))), numbered)
 
 
 @pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.parametrize("host", [True, False], ids=["numpy", "jax"])
-def test_what_is_placed_is_not_consumed(name, host, backends):
+def test_the_state_that_is_placed_is_not_donated(name, host, backends):
     state = jax.device_get(first_state(CONFIG)) if host else first_state(CONFIG)
     before = jax.tree.map(np.array, state)
     for _ in range(2):
@@ -120,11 +121,11 @@ def test_what_is_placed_is_not_consumed(name, host, backends):
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-@pytest.mark.parametrize(("lanes", "nearest"), [(12, 16), (4, 8), (1, 8), (17, 16)])
-def test_a_batch_that_does_not_divide_is_refused(name, lanes, nearest):
+@pytest.mark.parametrize(("batch_size", "nearest"), [(12, 16), (4, 8), (1, 8), (17, 16)])
+def test_a_batch_that_does_not_divide_is_refused(name, batch_size, nearest):
     with pytest.raises(InputError) as refused:
-        make(name, config_of(data={"batch_size": lanes}))
+        make(name, config_of(data={"batch_size": batch_size}))
     message = str(refused.value)
-    assert message.startswith(f"config.data.batch_size={lanes}: ")
+    assert message.startswith(f"config.data.batch_size={batch_size}: ")
     assert "8 devices" in message
     assert message.endswith(f" {nearest}")

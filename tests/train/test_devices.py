@@ -1,4 +1,4 @@
-"""However a batch is spread over devices and time, the step and the evaluation are the same."""
+"""Devices, microbatches and blocks change how a batch is computed, not the result."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from charjax.config import Config, DataConfig, from_config_dict, to_dict
 from charjax.data.batches import make_batches
 from charjax.errors import InputError
-from charjax.inference import score
+from charjax.inference import evaluate
 from charjax.runtime.sharding import (
     all_devices,
     batch_sharding,
@@ -22,8 +22,7 @@ from charjax.runtime.sharding import (
     shard_local,
 )
 from charjax.train.backends import make_backend
-from charjax.train.gradient import accumulated, make_gradient
-from charjax.train.loss import make_total_nats
+from charjax.train.loss import accumulate, make_loss_and_grad, make_total_nats
 from charjax.train.optimizer import make_optimizer
 from charjax.train.step import init_state, repeat
 
@@ -58,14 +57,14 @@ def losses_on_one_device(config: Config) -> np.ndarray:
         ({"remat": 4}, {"accumulate": 2}),
     ],
 )
-def test_blocks_and_parts_change_nothing_but_rounding(cell, model, parallel):
+def test_blocks_and_microbatches_change_nothing_but_rounding(cell, model, parallel):
     whole = config_of(model={**DROPOUT, "cell": cell})
     cut = config_of(model={**DROPOUT, "cell": cell, **model}, parallel=parallel)
     np.testing.assert_allclose(losses_on_one_device(cut), losses_on_one_device(whole), rtol=1e-6)
 
 
 @pytest.mark.parametrize("backend", ["jit", "pmap"])
-def test_parts_on_eight_devices_are_the_whole_batch(backend):
+def test_microbatches_on_eight_devices_are_the_whole_batch(backend):
     def config(accumulate: int) -> Config:
         return config_of(
             model=DROPOUT,
@@ -84,7 +83,7 @@ def test_parts_on_eight_devices_are_the_whole_batch(backend):
         devices = make_backend(chosen, VOCAB, optimizer)
         state = devices.place(init_state(chosen, VOCAB, optimizer))
         state, metrics = devices.run(state, stacked(batch, STEPS))
-        results.append((np.asarray(metrics.loss), jax.device_get(devices.whole(state).carry)))
+        results.append((np.asarray(metrics.loss), jax.device_get(devices.to_global(state).carry)))
     (whole, whole_carry), (parts, parts_carry) = results
     np.testing.assert_allclose(parts, whole, rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), parts_carry, whole_carry)
@@ -117,7 +116,7 @@ def test_blocks_bound_the_memory_of_a_long_sequence():
     assert temporary_bytes(16) < temporary_bytes(0) / 4
 
 
-def test_parts_need_a_batch_that_divides():
+def test_microbatches_need_a_batch_that_divides():
     config = config_of(parallel={"accumulate": 3})
     with pytest.raises(InputError, match=r"batch_size=8.*8 devices.*accumulate=3.*is 24"):
         make_backend(config, VOCAB, make_optimizer(config.optim, 1))
@@ -129,17 +128,17 @@ def test_blocks_must_divide_the_sequence():
         from_config_dict(to_dict(config))
 
 
-def test_the_parts_of_a_gradient_take_every_lane_once():
+def test_every_sequence_is_in_one_microbatch():
     config = config_of()
     state = first_state(config)
     batch, keys = random_batch(0), jax.random.split(jax.random.key(0), 8)
     carry = jax.tree.map(
         lambda c: jax.random.normal(jax.random.key(1), c.shape), state.carry
-    )  # lanes that can be told apart
-    gradient = make_gradient(make_total_nats(config, VOCAB))
+    )  # so that the sequences differ
+    loss_and_grad = make_loss_and_grad(make_total_nats(config, VOCAB))
     arguments = (state.params, carry, jax.tree.map(jax.numpy.asarray, batch), keys)
-    whole = jax.jit(gradient)(*arguments, 64)
-    parts = jax.jit(accumulated(gradient, 4))(*arguments, 64)
+    whole = jax.jit(loss_and_grad)(*arguments, 64)
+    parts = jax.jit(accumulate(loss_and_grad, 4))(*arguments, 64)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), parts, whole)
 
 
@@ -161,10 +160,10 @@ def test_the_rows_of_all_processes_are_the_batch(batching, partial, step, cut):
         np.testing.assert_array_equal(np.concatenate([one, other]), wanted)
 
 
-def test_arrays_come_back_from_the_devices_as_they_went():
-    lanes = batch_sharding(data_mesh(all_devices()), axis=1)
+def test_sharded_arrays_are_the_host_arrays():
+    sharding = batch_sharding(data_mesh(all_devices()), axis=1)
     x = np.arange(48.0).reshape(2, 8, 3)
-    for placed in (shard(x, lanes), shard_local(x[:, process_rows(8)], lanes)):
+    for placed in (shard(x, sharding), shard_local(x[:, process_rows(8)], sharding)):
         np.testing.assert_array_equal(placed, x)
         assert len({shard.device for shard in placed.addressable_shards}) == 8
     assert local_copy(jax.device_put(x, all_devices()[3])).devices() == {all_devices()[3]}
@@ -174,10 +173,10 @@ def test_a_text_is_scored_on_all_devices_as_on_one(monkeypatch):
     config = config_of().model
     params = first_state(config_of()).params
     ids = np.random.default_rng(0).integers(VOCAB, size=20_000).astype(np.int32)
-    on_all = score.char_nats(config, params, ids)
-    one_device = score._worker(config, over_all=False)
-    monkeypatch.setattr(score, "_worker", lambda config, over_all: one_device)
-    np.testing.assert_allclose(on_all, score.char_nats(config, params, ids), rtol=1e-5)
+    on_all = evaluate.char_nats(config, params, ids)
+    one_device = evaluate._evaluator(config, on_all_devices=False)
+    monkeypatch.setattr(evaluate, "_evaluator", lambda config, on_all_devices: one_device)
+    np.testing.assert_allclose(on_all, evaluate.char_nats(config, params, ids), rtol=1e-5)
 
 
 @pytest.mark.slow

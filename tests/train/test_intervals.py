@@ -6,38 +6,47 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from charjax.config import TrainConfig
-from charjax.train.intervals import make_intervals
+from charjax.train.intervals import Intervals, make_intervals, total_steps
 
 from .tiny import configs_of_intervals
 
 configs = configs_of_intervals(fewest=1)
 
 
-@given(configs, st.integers(1, 500))
-def test_a_dispatch_is_the_longest_that_ends_wherever_something_is_due(config, steps_per_epoch):
-    plan = make_intervals(config, steps_per_epoch)
-    stops = [n for n in (plan.total, *plan.intervals) if n]
+def all_of(intervals: Intervals) -> tuple[int, ...]:
+    return intervals.log, intervals.evaluate, intervals.checkpoint, intervals.sample
+
+
+@given(configs, st.integers(1, 500), st.integers(0, 300))
+def test_a_dispatch_is_the_longest_that_divides_all_intervals(config, steps_per_epoch, start):
+    intervals = make_intervals(config, steps_per_epoch, start)
+    stops = [n for n in (start, intervals.total, *all_of(intervals)) if n]
     fitting = [
         n for n in range(1, config.steps_per_dispatch + 1) if all(stop % n == 0 for stop in stops)
     ]
-    assert plan.dispatch == max(fitting)
+    assert intervals.dispatch == max(fitting)
 
 
 @given(configs, st.integers(1, 500))
 def test_the_intervals_are_those_of_the_config_or_an_epoch(config, steps_per_epoch):
-    plan = make_intervals(config, steps_per_epoch)
-    assert plan.evaluate == (config.eval_every or steps_per_epoch)
-    assert plan.checkpoint == (config.checkpoint_every or plan.evaluate)
-    assert plan.sample == (config.sample_every or plan.evaluate)
-    assert plan.log == (config.log_every or plan.evaluate)
-    assert set(plan.intervals) == {plan.log, plan.evaluate, plan.checkpoint, plan.sample}
+    intervals = make_intervals(config, steps_per_epoch)
+    assert intervals.evaluate == (config.eval_every or steps_per_epoch)
+    assert intervals.checkpoint == (config.checkpoint_every or intervals.evaluate)
+    assert intervals.sample == (config.sample_every or intervals.evaluate)
+    assert intervals.log == (config.log_every or intervals.evaluate)
+
+
+@given(configs, st.integers(1, 500), st.integers(1, 1000))
+def test_something_is_due_at_the_multiples_of_each_interval(config, steps_per_epoch, step):
+    intervals = make_intervals(config, steps_per_epoch)
+    assert intervals.any_due(step) == any(step % n == 0 for n in all_of(intervals))
 
 
 @given(st.integers(0, 300), st.floats(0, 5), st.integers(1, 100))
 def test_the_first_limit_ends_the_run(max_steps, max_epochs, steps_per_epoch):
-    total = make_intervals(
-        TrainConfig(max_steps=max_steps, max_epochs=max_epochs), steps_per_epoch
-    ).total
+    config = TrainConfig(max_steps=max_steps, max_epochs=max_epochs)
+    total = total_steps(config, steps_per_epoch)
+    assert make_intervals(config, steps_per_epoch).total == total
     epochs_done = (total - 1) / steps_per_epoch  # one step before the end
     if not max_steps and not max_epochs:
         assert total == 0
@@ -47,7 +56,12 @@ def test_the_first_limit_ends_the_run(max_steps, max_epochs, steps_per_epoch):
         assert total == max_steps or total >= max_epochs * steps_per_epoch
 
 
-def test_golden_plan():
-    plan = make_intervals(TrainConfig(max_epochs=1.5, log_every=6, steps_per_dispatch=5), 12)
-    assert (plan.total, plan.evaluate, plan.checkpoint, plan.sample) == (18, 12, 12, 12)
-    assert plan.dispatch == 3
+def test_golden_intervals():
+    intervals = make_intervals(TrainConfig(max_epochs=1.5, log_every=6, steps_per_dispatch=5), 12)
+    assert (intervals.total, intervals.evaluate, intervals.checkpoint, intervals.sample) == (
+        18,
+        12,
+        12,
+        12,
+    )
+    assert intervals.dispatch == 3

@@ -21,6 +21,7 @@ from charjax.inference.load import load_trained
 from charjax.train.loop import train
 from charjax.train.metrics import read_metrics
 from charjax.train.progress import Progress
+from charjax.train.resume import RunMeta
 from charjax.workdir import Workdir
 
 from .tiny import Recorder, config_of, newest, outcome, text_of
@@ -94,6 +95,8 @@ def test_every_file_is_there_and_says_what_it_should(config, finished):
     assert len(values["corpus"]["sha256"]) == 64
     assert values["versions"]["jax"] == jax.__version__
     assert values["device"] == jax.devices()[0].device_kind
+    assert values["recurrence"] == {"implementation": "c", "reason": "the fastest here"}
+    assert newest(finished.folder).meta["recurrence"] == values["recurrence"]
     assert folder.curves.read_bytes().startswith(b"\x89PNG")
     assert sorted(int(path.name) for path in folder.checkpoints.iterdir()) == [20, 40]
     titles = folder.samples.read_text(encoding="utf-8").count("=== step ")
@@ -138,7 +141,8 @@ def test_losses_fall_and_the_best_is_noted(finished):
 def test_the_person_is_told_of_the_run_and_of_what_to_do_next(finished):
     lines = finished.shown.lines
     assert any("rnn 1 x 8" in line and "8 x cpu" in line for line in lines)
-    assert not any("1 step a dispatch" in line for line in lines)
+    assert "recurrence: c (the fastest here)" in lines
+    assert not any("one step at a time" in line for line in lines)
     assert sum(line.startswith("step ") and "nats" in line for line in lines) == 2
     assert any("step 40 of 40 is done" in line for line in lines)
     assert lines[-1].startswith("next: ")
@@ -212,7 +216,7 @@ def test_what_the_machine_decided_stays_on_another(config, tmp_path, monkeypatch
         train(auto, moved, Recorder(stop_when(signal.SIGTERM, MOMENTS["after any steps"])))
     monkeypatch.setattr("charjax.runtime.dtypes.fast_dtype", lambda: "float32")
     second = run(auto, moved)
-    assert any("bfloat16 products" in line for line in second.shown.lines)
+    assert any("bfloat16 matmuls" in line for line in second.shown.lines)
     recorded = json.loads(Workdir(moved).run_json.read_bytes())
     assert recorded["config"]["model"]["dtype"] == "bfloat16"
     assert outcome(moved) == outcome(whole)
@@ -278,7 +282,7 @@ def test_how_it_is_computed_may_change(config, again):
     assert run(other, again).progress.ended == "step 45 of 45 is done"
 
 
-def test_a_longer_run_says_what_becomes_of_its_learning_rate(config, again):
+def test_a_longer_run_says_that_its_schedule_is_another(config, again):
     longer = run(changed(config, train={"max_steps": 80}), again)
     (line,) = (line for line in longer.shown.lines if "optim.schedule" in line)
     assert "over 80 steps instead of 40" in line
@@ -294,14 +298,14 @@ def test_a_prompt_that_the_samples_cannot_have_is_refused_before_the_first_step(
 
 
 def test_how_long_and_how_often_may_change(config, again):
-    # The new intervals allow for dispatches of 3 steps, which from 40 on would meet none of them.
+    # The new intervals allow for dispatches of 3 steps, which from step 40 on would miss them all.
     often = {"eval_every": 33, "log_every": 33, "checkpoint_every": 33}
     second = run(changed(config, train={"max_steps": 66, **often}), again)
     steps = [r["step"] for r in read_metrics(Workdir(again).metrics)]
     assert steps == [10, 20, 30, 40, 66]
     assert second.progress.ended == "step 66 of 66 is done"
     assert newest(again).step == 66
-    assert any("instead of 3, of which step 40" in line for line in second.shown.lines)
+    assert any("one step at a time" in line for line in second.shown.lines)
 
 
 def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(config, finished, again):
@@ -312,7 +316,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(config, fin
     assert outcome(again) == outcome(finished.folder)
 
 
-def test_without_a_good_checkpoint_nothing_is_begun_anew(config, finished, again):
+def test_without_a_good_checkpoint_no_new_run_is_started(config, finished, again):
     for step in (20, 40):
         shutil.rmtree(Workdir(again).checkpoints / str(step) / "state")
     with pytest.raises(CheckpointError, match="no checkpoint that verifies"):
@@ -504,3 +508,28 @@ def test_a_killed_process_that_is_started_again_ends_as_if_it_had_not_been(text_
         assert "step 60 of 60 is done" in last_words
     assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
     assert outcome(tmp_path / "killed")[2] == 60
+
+
+def test_a_run_saved_without_its_implementation_goes_on(config, finished, again, monkeypatch):
+    """As runs were saved before it was recorded."""
+
+    def without_record(self: RunMeta) -> dict[str, Any]:
+        return {k: v for k, v in to_json(self).items() if k != "recurrence"}
+
+    to_json = RunMeta.to_json
+    monkeypatch.setattr(RunMeta, "to_json", without_record)
+    run(changed(config, train={"max_steps": 45}), again)
+    assert "recurrence" not in newest(again).meta
+    monkeypatch.undo()
+    resumed = run(changed(config, train={"max_steps": 50}), again)
+    assert resumed.progress.ended == "step 50 of 50 is done"
+    assert newest(again).meta["recurrence"]["implementation"] == "c"
+
+
+def test_a_resumed_run_keeps_its_implementation(config, again, tmp_path):
+    xla = shutil.copytree(again, tmp_path / "xla")
+    run(changed(config, train={"max_steps": 45}, model={"recurrence": "xla"}), xla)
+    lines = run(changed(config, train={"max_steps": 50}), xla).shown.lines
+    assert "recurrence: c (the fastest here)" in lines  # the config named xla before
+    lines = run(changed(config, train={"max_steps": 50}), again).shown.lines
+    assert "recurrence: c (as the saved run)" in lines

@@ -1,24 +1,77 @@
-"""What a run says of the machine's part in it."""
+"""What a run says about the machine's part in it, and about intervals that slow it down."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from charjax.config import ModelConfig
-from charjax.model.recurrence.c.build import Absent, Kernels
+from charjax.config import TrainConfig
+from charjax.data.vocab import Vocab
+from charjax.model.recurrence.api import Resolution
 from charjax.train import messages
+from charjax.train.intervals import make_intervals
+from charjax.train.resume import CorpusMeta, Platform, RunMeta
 
-HERE = Kernels(lanes=8, rows=12, outputs=32, has_bfloat16=False)
+from .tiny import config_of, configs_of_intervals
+
+META = RunMeta(
+    config=config_of(),
+    vocab=Vocab(("a", "b"), "codepoint", False),
+    corpus=CorpusMeta("tea", "0" * 64, 1200, ""),
+    parameters=3456,
+    platform=Platform({}, "cpu", 8),
+    recurrence=Resolution("xla", "c refuses: no C compiler (cc)"),
+)
+
+
+def test_the_first_lines_name_text_model_devices_and_implementation():
+    assert list(messages.opening(META, 32)) == [
+        "text: tea, 1,200 characters, vocabulary of 2",
+        "model: gru 1 x 8, 3,456 parameters, float32 matmuls, on 8 x cpu",
+        "recurrence: xla (c refuses: no C compiler (cc))",
+        "steps: 40, 32 per epoch",
+    ]
 
 
 @pytest.mark.parametrize(
-    ("recurrence", "kernels", "said"),
+    ("intervals", "named"),
     [
-        ("fast", HERE, ", loops in C"),
-        ("fast", Absent("no C compiler (cc)"), ", loops by XLA: no C compiler (cc)"),
-        ("xla", HERE, ""),  # as asked for
+        ({"eval_every": 33, "max_steps": 66}, "train.max_steps=66, train.eval_every=33"),
+        ({"eval_every": 20, "max_steps": 41}, "train.max_steps=41"),
     ],
 )
-def test_a_run_says_how_its_loops_run_and_why(monkeypatch, recurrence, kernels, said):
-    monkeypatch.setattr(messages, "kernels_for", lambda dtype: kernels)
-    assert messages._loops(ModelConfig(recurrence=recurrence)) == said
+def test_intervals_that_force_one_step_per_dispatch_are_named(intervals, named):
+    config = TrainConfig(**{"log_every": 10, "steps_per_dispatch": 5, **intervals})
+    (line,) = messages.single_steps(config, make_intervals(config, 1000), 0)
+    assert line.endswith(f"not multiples of it: {named}")
+    assert "train.steps_per_dispatch=5" in line
+
+
+def test_the_step_to_resume_from_can_force_single_steps_too():
+    config = TrainConfig(max_steps=60, eval_every=20, log_every=10, steps_per_dispatch=5)
+    assert not list(messages.single_steps(config, make_intervals(config, 1000, 40), 40))
+    (line,) = messages.single_steps(config, make_intervals(config, 1000, 41), 41)
+    assert line.endswith("not multiples of it: the step to resume from=41")
+
+
+@given(configs_of_intervals(fewest=2), st.integers(1, 500), st.integers(0, 300))
+def test_single_steps_are_explained_wherever_more_were_asked_for(config, steps_per_epoch, start):
+    intervals = make_intervals(config, steps_per_epoch, start)
+    lines = list(messages.single_steps(config, intervals, start))
+    assert len(lines) == (intervals.dispatch == 1 and intervals.total != 1)
+
+
+def test_a_longer_run_with_a_schedule_says_so():
+    longer = replace(META, config=config_of(train={"max_steps": 80}))
+    assert not list(messages.rescheduled(META, longer, 32))  # its learning rate is constant
+    optim = {"schedule": "cosine"}
+    before, now = (
+        replace(META, config=config_of(train={"max_steps": steps}, optim=optim))
+        for steps in (40, 80)
+    )
+    (line,) = messages.rescheduled(before, now, 32)
+    assert line == "optim.schedule=cosine is now over 80 steps instead of 40"
+    assert not list(messages.rescheduled(now, now, 32))

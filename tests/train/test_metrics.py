@@ -26,7 +26,7 @@ def test_records_are_read_as_they_were_written(tmp_path):
     assert path.read_bytes().count(b"\n") == 2
 
 
-def test_what_is_no_number_is_not_written(tmp_path):
+def test_nan_is_not_written(tmp_path):
     path = tmp_path / "metrics.jsonl"
     with pytest.raises(ValueError, match="JSON"):
         MetricsLog(path, tensorboard=False).write({"step": 1, "train_loss": float("nan")})

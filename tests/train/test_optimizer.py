@@ -9,9 +9,14 @@ import numpy as np
 import optax
 import pytest
 
-from charjax.config import ModelConfig, OptimConfig
+from charjax.config import OPTIMIZER_FIELDS, ModelConfig, OptimConfig, from_config_dict, to_dict
+from charjax.errors import InputError
 from charjax.model.network import init_params
-from charjax.train.optimizer import make_optimizer, make_schedule
+from charjax.train.optimizer import OPTIMIZERS, make_optimizer, make_schedule
+from charjax.train.step import init_state, make_step
+
+from .tiny import VOCAB, random_batch
+from .tiny import config_of as run_of
 
 TOTAL = 100
 LR, B1, B2, EPS = 0.1, 0.8, 0.95, 1e-3
@@ -55,7 +60,7 @@ def gradients(steps: int) -> Iterator[np.ndarray]:
     return iter(np.random.default_rng(0).normal(size=(steps, 3, 2)))
 
 
-# Each rule from its paper, in float64: the gradients one after another -> the updates.
+# Each optimizer from its paper, in float64: gradients -> updates.
 def adam(grads: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
     mean = square = np.zeros((3, 2))
     for t, g in enumerate(grads, start=1):
@@ -110,7 +115,7 @@ RULES: dict[str, Callable[[Iterator[np.ndarray]], Iterator[np.ndarray]]] = {
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_each_rule_is_that_of_its_paper(name):
+def test_each_optimizer_is_that_of_its_paper(name):
     found = updates_of(config_of(name), gradients(5), np.ones((3, 2)))
     np.testing.assert_allclose(found, np.stack(list(RULES[name](gradients(5)))), rtol=1e-5)
 
@@ -166,3 +171,28 @@ def test_the_gradient_is_clipped_by_its_global_norm_and_keeps_its_direction(norm
     shrunk = min(1.0, clip_norm / norm)
     for name, grad in grads.items():
         np.testing.assert_allclose(-updates[name], grad * shrunk, rtol=1e-5)
+
+
+def test_every_optimizer_of_the_config_has_a_builder():
+    assert OPTIMIZERS.keys() == OPTIMIZER_FIELDS.keys()
+
+
+def test_an_optimizer_is_added_by_its_name_and_one_row(monkeypatch):
+    monkeypatch.setitem(OPTIMIZER_FIELDS, "lion", frozenset({"b1", "b2"}))  # in charjax.config
+    monkeypatch.setitem(  # in charjax.train.optimizer
+        OPTIMIZERS, "lion", lambda config, schedule: optax.lion(schedule, config.b1, config.b2)
+    )
+    values = to_dict(run_of(optim={"name": "lion", "learning_rate": 2e-2, "b2": 0.95}))
+    config = from_config_dict(values)
+    optimizer = make_optimizer(config.optim, 40)
+    state = init_state(config, VOCAB, optimizer)
+    step = jax.jit(make_step(config, VOCAB, optimizer))
+    losses = []
+    for _ in range(40):
+        state, metrics = step(state, random_batch(0))
+        losses.append(float(metrics.loss))
+    assert losses[-1] < losses[0] - 0.2
+
+    values["optim"]["eps"] = 1e-3
+    with pytest.raises(InputError, match=r"config\.optim\.eps=0\.001: has no effect.*rmsprop"):
+        from_config_dict(values)

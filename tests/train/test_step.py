@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from optax.losses import softmax_cross_entropy_with_integer_labels
 
-from charjax.config import Config
+from charjax.config import Config, OptimConfig
 from charjax.data.batches import Batch
 from charjax.model.network import CharRNN
-from charjax.train.step import repeat
+from charjax.train.optimizer import make_optimizer, make_schedule
+from charjax.train.step import make_step, repeat
 from charjax.types import Carry, Nats, PyTree
 
 from .tiny import (
-    LANES,
+    BATCH,
     LENGTH,
     VOCAB,
     assert_close,
@@ -34,22 +35,22 @@ DISPATCH = 6
 DROPOUT = config_of(model={"dropout": 0.3})
 
 
-def fresh_batch(step: int = 0) -> Batch:
-    return random_batch(step)._replace(reset=np.ones(LANES, bool))
+def reset_batch(step: int = 0) -> Batch:
+    return random_batch(step)._replace(reset=np.ones(BATCH, bool))
 
 
 @jax.jit
 def network(params: PyTree, carry: Carry, batch: Batch) -> tuple[Nats, Carry]:
-    """What the network alone says of every target, and its last carry."""
+    """The cross entropy of every target and the final carry, by the network alone."""
     logits, carry = CharRNN(CONFIG.model, VOCAB).apply({"params": params}, batch.inputs, carry)
     return softmax_cross_entropy_with_integer_labels(logits, batch.targets), carry
 
 
-def test_without_knowledge_the_loss_is_that_of_a_uniform_guess():
+def test_with_zero_output_weights_the_loss_is_log_vocabulary_size():
     state = first_state(CONFIG)
     blank = jnp.zeros_like(state.params["output_kernel"])
-    ignorant = state._replace(params={**state.params, "output_kernel": blank})
-    _, metrics = jitted(CONFIG)(ignorant, random_batch(0))
+    uniform = state._replace(params={**state.params, "output_kernel": blank})
+    _, metrics = jitted(CONFIG)(uniform, random_batch(0))
     assert metrics.loss == pytest.approx(math.log(VOCAB), rel=1e-6)
 
 
@@ -63,14 +64,14 @@ def test_the_loss_is_the_mean_of_every_next_character_in_nats():
 def test_with_last_targets_the_loss_is_on_the_last_character():
     config = config_of(data={"batching": "sliding", "targets": "last"})
     state = first_state(config)
-    _, metrics = jitted(config)(state, fresh_batch())
-    nats, _ = network(state.params, state.carry, fresh_batch())
+    _, metrics = jitted(config)(state, reset_batch())
+    nats, _ = network(state.params, state.carry, reset_batch())
     assert metrics.loss == pytest.approx(float(nats[:, -1].mean()), rel=1e-6)
 
 
-def test_masked_lanes_are_as_if_they_were_not_there():
-    state, whole, live = first_state(CONFIG), fresh_batch(), 5
-    mask = np.arange(LANES)[:, None] < np.full(LENGTH, live)
+def test_masked_sequences_do_not_count():
+    state, whole, live = first_state(CONFIG), reset_batch(), 5
+    mask = np.arange(BATCH)[:, None] < np.full(LENGTH, live)
     found, found_metrics = jitted(CONFIG)(state, whole._replace(mask=mask))
     fewer = state._replace(carry=jax.tree.map(lambda c: c[:live], state.carry))
     wanted, metrics = jitted(CONFIG)(fewer, Batch(*(part[:live] for part in whole)))
@@ -80,9 +81,9 @@ def test_masked_lanes_are_as_if_they_were_not_there():
     assert_close(found.opt_state, wanted.opt_state, atol=1e-9)
 
 
-def test_what_is_masked_does_not_matter_at_all():
-    state, batch = first_state(CONFIG), fresh_batch()
-    mask = np.arange(LENGTH) < np.full((LANES, 1), 5)
+def test_masked_targets_do_not_matter():
+    state, batch = first_state(CONFIG), reset_batch()
+    mask = np.arange(LENGTH) < np.full((BATCH, 1), 5)
     other = np.where(mask, batch.targets, (batch.targets + 1) % VOCAB)
     one = jitted(CONFIG)(state, batch._replace(mask=mask))
     assert_same_bits(one, jitted(CONFIG)(state, batch._replace(mask=mask, targets=other)))
@@ -91,8 +92,8 @@ def test_what_is_masked_does_not_matter_at_all():
 def test_a_short_cycle_is_learnt_by_heart_and_the_step_traced_once():
     def cycle(step: int) -> Batch:
         at = step * LENGTH + np.arange(LENGTH + 1, dtype=np.int32)
-        symbols = (np.arange(LANES, dtype=np.int32)[:, None] + at) % 4
-        return random_batch(step)._replace(inputs=symbols[:, :-1], targets=symbols[:, 1:])
+        tokens = (np.arange(BATCH, dtype=np.int32)[:, None] + at) % 4
+        return random_batch(step)._replace(inputs=tokens[:, :-1], targets=tokens[:, 1:])
 
     traces = []
 
@@ -142,13 +143,13 @@ def test_the_averaged_weights_are_an_exponential_moving_average():
     assert state.eval_params is state.ema
 
 
-def test_without_averaging_the_weights_themselves_are_the_best():
+def test_without_averaging_the_parameters_themselves_are_evaluated():
     state = first_state(config_of())
     assert state.ema == ()
     assert state.eval_params is state.params
 
 
-def test_a_step_that_is_not_finite_moves_nothing_and_the_next_one_goes_on():
+def test_a_step_that_is_not_finite_changes_counts_alone_and_the_next_one_goes_on():
     state, _ = jitted(CONFIG)(first_state(CONFIG), random_batch(0))
     broken = state._replace(carry=jax.tree.map(lambda c: c.at[0].set(jnp.inf), state.carry))
     after, metrics = jitted(CONFIG)(broken, random_batch(1))
@@ -156,22 +157,22 @@ def test_a_step_that_is_not_finite_moves_nothing_and_the_next_one_goes_on():
     assert (after.step, after.skipped, metrics.skipped) == (2, 1, 1)
     assert_same_bits(after._replace(step=broken.step, skipped=broken.skipped), broken)
 
-    healed, metrics = jitted(CONFIG)(after, fresh_batch())
+    healed, metrics = jitted(CONFIG)(after, reset_batch())
     assert np.isfinite(metrics.loss)
     assert (healed.step, healed.skipped) == (3, 1)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(healed))
     assert not np.array_equal(healed.params["output_kernel"], broken.params["output_kernel"])
 
 
-def test_the_carry_restarts_in_fresh_lanes_alone():
-    state, some = first_state(CONFIG), np.arange(LANES) < 3
+def test_the_carry_is_reset_in_the_marked_sequences_alone():
+    state, some = first_state(CONFIG), np.arange(BATCH) < 3
     full = state._replace(carry=jax.tree.map(jnp.ones_like, state.carry))
 
     def carry_after(state, reset):
         return jitted(CONFIG)(state, random_batch(1)._replace(reset=reset))[0].carry[0][0]
 
     mixed = carry_after(full, some)
-    kept, zeroed = (carry_after(s, np.zeros(LANES, bool)) for s in (full, state))
+    kept, zeroed = (carry_after(s, np.zeros(BATCH, bool)) for s in (full, state))
     np.testing.assert_array_equal(mixed, np.where(some[:, None], zeroed, kept))
     assert not np.isclose(kept, zeroed, atol=1e-4).all(axis=1).any()
 
@@ -192,8 +193,30 @@ def test_dropout_is_a_function_of_seed_and_step():
 
     def loss(config: Config = DROPOUT, **changed: int) -> float:
         at = state._replace(**{name: jnp.int32(value) for name, value in changed.items()})
-        return float(jitted(config)(at, fresh_batch())[1].loss)
+        return float(jitted(config)(at, reset_batch())[1].loss)
 
     assert loss() == loss(skipped=7)
     assert loss() != loss(step=1)
     assert loss() != loss(replace(DROPOUT, seed=1))
+
+
+def test_the_learning_rate_is_that_of_the_newest_update_and_not_of_the_newest_step():
+    schedule = make_schedule(OptimConfig(schedule="linear"), 40)
+    optimizer = make_optimizer(CONFIG.optim, 40)
+    step = jax.jit(make_step(CONFIG, VOCAB, optimizer, schedule=schedule))
+
+    def rate(at: int, skipped: int) -> float:
+        state = first_state(CONFIG)._replace(step=jnp.int32(at), skipped=jnp.int32(skipped))
+        return float(step(state, reset_batch())[1].learning_rate)
+
+    assert rate(0, 0) == pytest.approx(float(schedule(0)))
+    assert rate(20, 0) == pytest.approx(float(schedule(20)))
+    assert rate(20, 3) == pytest.approx(float(schedule(17)))
+    assert math.isnan(jitted(CONFIG)(first_state(CONFIG), reset_batch())[1].learning_rate)
+
+    # A skipped step has the learning rate of the update before it.
+    broken = first_state(CONFIG)._replace(step=jnp.int32(20))
+    broken = broken._replace(carry=jax.tree.map(lambda c: c.at[0].set(jnp.inf), broken.carry))
+    _, metrics = step(broken, random_batch(1))
+    assert metrics.skipped == 1
+    assert float(metrics.learning_rate) == pytest.approx(float(schedule(19)))

@@ -1,4 +1,4 @@
-"""The smallest runs that still are runs, and what they leave behind."""
+"""Tiny runs, and what their workdirs hold."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from charjax.train.step import Step, TrainState, init_state, make_step
 from charjax.workdir import Workdir
 
 VOCAB = 12
-LANES, LENGTH = 8, 8
+BATCH, LENGTH = 8, 8
 _BASE = Config(
-    data=DataConfig(batch_size=LANES, seq_len=LENGTH),
+    data=DataConfig(batch_size=BATCH, seq_len=LENGTH),
     model=ModelConfig(hidden=8, embed=4),
     optim=OptimConfig(learning_rate=1e-2),
     train=TrainConfig(max_steps=40, eval_every=20, log_every=10, steps_per_dispatch=5),
@@ -41,7 +41,7 @@ _BASE = Config(
 
 
 def config_of(**sections: dict[str, Any]) -> Config:
-    """A run of 40 steps on 8 lanes, with fields changed: `config_of(model={"hidden": 16})`."""
+    """A run of 40 steps of 8 sequences, with fields changed: `config_of(model={"hidden": 16})`."""
     changed = {name: replace(getattr(_BASE, name), **new) for name, new in sections.items()}
     return replace(_BASE, **changed)
 
@@ -59,10 +59,10 @@ def stacked(batches: Callable[[int], Batch], steps: range) -> Batch:
 
 
 def random_batch(step: int) -> Batch:
-    """A batch of random symbols, fresh at step 0 only."""
-    symbols = np.random.default_rng(step).integers(VOCAB, size=(LANES, LENGTH + 1), dtype=np.int32)
-    mask, reset = np.ones((LANES, LENGTH), bool), np.full(LANES, step == 0)
-    return Batch(symbols[:, :-1], symbols[:, 1:], mask, reset)
+    """A batch of random tokens; the carry is reset at step 0 only."""
+    tokens = np.random.default_rng(step).integers(VOCAB, size=(BATCH, LENGTH + 1), dtype=np.int32)
+    mask, reset = np.ones((BATCH, LENGTH), bool), np.full(BATCH, step == 0)
+    return Batch(tokens[:, :-1], tokens[:, 1:], mask, reset)
 
 
 @functools.cache
@@ -92,7 +92,7 @@ def assert_close(one: Any, other: Any, rtol: float = 1e-4, atol: float = 1e-6) -
 
 
 class Recorder:
-    """A display that remembers, and tells a listener of each event: (kind, what)."""
+    """A display that records all it is given, and calls `listen(kind, what)` for each of it."""
 
     def __init__(self, listen: Callable[[str, Any], None] = lambda kind, what: None) -> None:
         self.lines: list[str] = []
@@ -113,7 +113,7 @@ class Recorder:
 
 
 def outcome(folder: Path) -> tuple[list[dict[str, Any]], bytes, int, dict[str, Any]]:
-    """What must not depend on interruptions: records but for times, samples, the last step."""
+    """What interruptions must not change: records without times, samples, last step, digests."""
     run = Workdir(folder)
     timeless = [
         {k: v for k, v in record.items() if k not in ("time_s", "chars_per_second")}
@@ -130,7 +130,7 @@ def newest(folder: Path) -> Any:
 
 
 def configs_of_intervals(fewest: int) -> st.SearchStrategy[TrainConfig]:
-    """Any intervals, at least `fewest` steps allowed in a dispatch."""
+    """Any intervals, with at least `fewest` steps allowed in a dispatch."""
     intervals = st.integers(0, 300)
     return st.builds(
         TrainConfig,

@@ -1,0 +1,39 @@
+"""The training time of a run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Clock:
+    """A monotonic clock, continued over resumptions, with laps that leave out pauses."""
+
+    def __init__(self, elapsed_s: float) -> None:
+        """Starts the clock.
+
+        Args:
+          elapsed_s: seconds of training before this process.
+        """
+        now = time.monotonic()
+        self._start, self._lap_start = now - elapsed_s, now
+        self._pause_start: float | None = None
+
+    def seconds(self) -> float:
+        """Seconds of training since the first step of the run, pauses included."""
+        return time.monotonic() - self._start
+
+    def lap(self) -> float:
+        """Seconds since the last lap without pauses; positive. Inside a pause it ends there."""
+        now = time.monotonic() if self._pause_start is None else self._pause_start
+        seconds, self._lap_start = now - self._lap_start, now
+        return max(seconds, 1e-9)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """A context whose duration does not count in the lap."""
+        self._pause_start = start = time.monotonic()
+        yield
+        self._lap_start += time.monotonic() - start
+        self._pause_start = None

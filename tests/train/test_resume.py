@@ -1,0 +1,98 @@
+"""The metadata of a run, and what of it a resumed run keeps."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from charjax.config import ModelConfig
+from charjax.data.dataset import load_dataset
+from charjax.errors import InputError
+from charjax.model.recurrence import api
+from charjax.model.recurrence.api import Resolution
+from charjax.train.progress import Progress
+from charjax.train.resume import CheckpointMeta, RunMeta, describe, resolve_recurrence
+
+from .tiny import config_of
+
+
+@pytest.fixture(scope="module")
+def meta(text_file) -> RunMeta:
+    config = config_of(data={"path": str(text_file)})
+    return describe(config, load_dataset(config), 123, Resolution("c", "the fastest here"))
+
+
+def test_metadata_survives_json(meta):
+    saved = CheckpointMeta(meta, Progress(elapsed_s=3.0, losses=[1.5]), {"metrics.jsonl": 7})
+    values = json.loads(json.dumps(saved.to_json(), allow_nan=False))
+    assert CheckpointMeta.from_json(values) == saved
+    assert values["recurrence"] == {"implementation": "c", "reason": "the fastest here"}
+    assert values.keys() == {
+        *("config", "vocabulary", "corpus", "parameters", "versions", "device", "devices"),
+        *("recurrence", "progress", "logs"),
+    }
+
+
+def test_a_run_from_before_the_recurrence_was_recorded_is_read(meta):
+    values = meta.to_json()
+    del values["recurrence"]
+    old = RunMeta.from_json(values)
+    assert old == replace(meta, recurrence=None)
+    assert old.resolved_config == old.config
+
+
+def test_the_saved_config_says_what_was_asked_for_and_the_resolved_one_what_runs(meta):
+    assert meta.config.model.recurrence == "fast"
+    assert meta.to_json()["config"]["model"]["recurrence"] == "fast"
+    assert meta.resolved_config.model == replace(meta.config.model, recurrence="c")
+
+
+@pytest.fixture
+def refusing(monkeypatch) -> set[str]:
+    """The implementations that support nothing here; the others support everything."""
+    names: set[str] = set()
+
+    def implementation(name: str) -> SimpleNamespace:
+        return SimpleNamespace(supports=lambda layer: "not here" if name in names else "")
+
+    monkeypatch.setattr(api, "_implementation", implementation)
+    return names
+
+
+def resolved(asked: str, saved: RunMeta | None, caplog) -> tuple[str, list[str]]:
+    """(implementation, warnings) of a run that asks for an implementation."""
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "charjax"):
+        resolution = resolve_recurrence(ModelConfig(recurrence=asked), 8, saved)
+    return resolution.implementation, caplog.messages
+
+
+def saved_with(meta: RunMeta, asked: str, implementation: str) -> RunMeta:
+    model = replace(meta.config.model, recurrence=asked)
+    config = replace(meta.config, model=model)
+    return replace(meta, config=config, recurrence=Resolution(implementation, "because"))
+
+
+def test_a_resumed_run_keeps_the_implementation_that_it_was_saved_with(meta, refusing, caplog):
+    assert resolved("fast", None, caplog) == ("c", [])
+    assert resolved("fast", replace(meta, recurrence=None), caplog) == ("c", [])
+    assert resolved("fast", saved_with(meta, "fast", "xla"), caplog) == ("xla", [])
+    assert resolved("scan", saved_with(meta, "fast", "xla"), caplog) == ("scan", [])
+    # What the config named is not kept when it no longer does.
+    assert resolved("fast", saved_with(meta, "scan", "scan"), caplog) == ("c", [])
+
+
+def test_an_implementation_that_does_not_run_here_is_replaced_with_a_warning(
+    meta, refusing, caplog
+):
+    refusing.add("c")
+    implementation, (warning,) = resolved("fast", saved_with(meta, "fast", "c"), caplog)
+    assert implementation == "xla"
+    assert "was saved with c and goes on with xla" in warning
+    assert "not here" in warning
+    with pytest.raises(InputError, match=r"config\.model\.recurrence=c: not here"):
+        resolved("c", saved_with(meta, "fast", "c"), caplog)
