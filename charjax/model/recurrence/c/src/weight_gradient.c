@@ -162,8 +162,8 @@ XLA_FFI_Error *charjax_weight_gradient(XLA_FFI_CallFrame *frame) {
   g.packed_a = RESULT(&call, "scratch", dtype, num_row_panels(&g) * MR * even(g.positions));
   if (call.problem[0]) return call_error(&call);
   /* Some items a processor: one that starts late, or is slow, delays the end less. */
-  const long even_share = num_column_panels(&g) / (4 * num_processors());
-  g.panels_per_item = even_share < 1 ? 1 : min(even_share, MAX_PANELS);
+  const long even_count = num_column_panels(&g) / (4 * num_processors());
+  g.panels_per_item = even_count < 1 ? 1 : min(even_count, MAX_PANELS);
   const long pieces = (num_column_panels(&g) + g.panels_per_item - 1) / g.panels_per_item;
   const long items = pieces > num_row_panels(&g) ? pieces : num_row_panels(&g);
   const Loop loop = {bf16 ? weight_gradient_bf16 : weight_gradient_f32, &g, 2, items};
