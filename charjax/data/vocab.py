@@ -36,11 +36,14 @@ class Vocab:
       characters: distinct characters; for bytes, their stand-ins by `bytes_to_text`.
       unit: "codepoint" or "byte": what a token is.
       unk: whether one more id, the last, is [UNK]: any character outside the vocabulary.
+      boundary: whether one more id, after the characters, is the document boundary: the
+        token read before a document's first character and predicted after its last.
     """
 
     characters: tuple[str, ...]
     unit: str
     unk: bool
+    boundary: bool = False
 
     def __post_init__(self) -> None:
         if self.unit not in ("codepoint", "byte"):
@@ -72,17 +75,24 @@ class Vocab:
         return cls(tuple(characters), unit, unk)
 
     def __len__(self) -> int:
-        """The number of token ids, [UNK] included."""
-        return len(self.characters) + int(self.unk)
+        """The number of token ids, the boundary and [UNK] included."""
+        return len(self.characters) + int(self.boundary) + int(self.unk)
 
     @property
     def unk_id(self) -> int | None:
         """The id of [UNK]; None if there is none."""
-        return len(self.characters) if self.unk else None
+        return len(self) - 1 if self.unk else None
+
+    @property
+    def boundary_id(self) -> int | None:
+        """The id of the document boundary; None if there is none."""
+        return len(self.characters) if self.boundary else None
 
     @property
     def start(self) -> int:
-        """The id fed before an empty prompt: of newline, else of space, else 0."""
+        """The id fed before an empty prompt: the boundary, else newline, else space, else 0."""
+        if self.boundary_id is not None:
+            return self.boundary_id
         known = (character for character in ("\n", " ") if character in self.characters)
         return self.characters.index(next(known, self.characters[0]))
 
@@ -125,7 +135,7 @@ class Vocab:
         return ids
 
     def decode(self, ids: Int[np.ndarray, " n"]) -> str:
-        """The text of token ids; [UNK] and invalid UTF-8 become U+FFFD.
+        """The text of token ids; [UNK] and invalid UTF-8 become U+FFFD, a boundary nothing.
 
         Raises:
           IndexError: an id is outside the vocabulary.
@@ -138,8 +148,12 @@ class Vocab:
         return Decoder(self)
 
     def to_json(self) -> dict[str, Any]:
-        """The vocabulary as a JSON object: `symbols` (all characters), `unit` and `unk`."""
-        return {"symbols": "".join(self.characters), "unit": self.unit, "unk": self.unk}
+        """The vocabulary as a JSON object: `symbols` (all characters), `unit`, `unk`.
+
+        `boundary` only where it is true: older runs have no such key.
+        """
+        values = {"symbols": "".join(self.characters), "unit": self.unit, "unk": self.unk}
+        return values | ({"boundary": True} if self.boundary else {})
 
     @classmethod
     def from_json(cls, values: object) -> Vocab:
@@ -149,12 +163,15 @@ class Vocab:
           InputError: the object is not a vocabulary.
         """
         types = {"symbols": str, "unit": str, "unk": bool}
-        if not isinstance(values, Mapping) or values.keys() != types.keys():
+        if not isinstance(values, Mapping) or values.keys() - {"boundary"} != types.keys():
             raise InputError(f"vocabulary: must be a JSON object with {', '.join(types)}")
+        boundary = values.get("boundary", False)
         for name, wanted in types.items():
             if type(values[name]) is not wanted:
                 raise InputError(f"vocabulary: {name} must be of type {wanted.__name__}")
-        return cls(tuple(values["symbols"]), values["unit"], values["unk"])
+        if type(boundary) is not bool:
+            raise InputError("vocabulary: boundary must be of type bool")
+        return cls(tuple(values["symbols"]), values["unit"], values["unk"], boundary)
 
     @functools.cached_property
     def _ids(self) -> Int[np.ndarray, " points"]:
@@ -182,7 +199,8 @@ class Decoder:
     """Incremental decoder: a character whose bytes are split waits for the rest."""
 
     def __init__(self, vocab: Vocab) -> None:
-        codes = [ord(character) for character in vocab.characters]
+        self._boundary_id = vocab.boundary_id
+        codes = [ord(character) for character in vocab.characters] + ([0] if vocab.boundary else [])
         if vocab.unit == "byte":
             codec, unknown, dtype = "utf-8", 0xFF, "u1"  # 0xFF is never part of UTF-8
         else:
@@ -200,6 +218,8 @@ class Decoder:
         """
         if ids.size and ids.min() < 0:  # numpy would count from the end
             raise IndexError(f"id {ids.min()} is negative")
+        if self._boundary_id is not None:
+            ids = ids[ids != self._boundary_id]
         return self._decoder.decode(self._codes[ids].tobytes())
 
     def flush(self) -> str:

@@ -51,17 +51,19 @@ def write_texts(
     separator: str,
     sampling: Sampling,
     unknown: str,
+    show_prompt: bool = True,
 ) -> Iterator[str]:
     """The output of `charjax sample` in pieces: prompts, continuations and separators.
 
-    A single text is streamed as it is sampled; of several, each comes whole.
+    A single text is streamed as it is sampled; of several, each comes whole. A text ends
+    after `num_chars` characters, or where the model predicts the end of a document.
 
     Raises:
       InputError: the prompt has characters outside the vocabulary, or a number is out of range.
     """
     vocab = trained.vocab
     ids = encode_prompt(vocab, prompt, unknown=unknown)
-    shown = vocab.decode(ids) if prompt else ""
+    shown = vocab.decode(ids) if prompt and show_prompt else ""
     groups = sample(
         trained.config.model,
         trained.params,
@@ -72,29 +74,63 @@ def write_texts(
         masked=vocab.unk_id,
     )
     if num_samples == 1:
-        decoder = vocab.decoder()
-        chunks = next(groups)
         yield shown
-        yield from (decoder.decode(chunk[0]) for chunk in chunks)
-        yield decoder.flush()
+        yield from _stream(vocab, next(groups))
         return
     for number, text in enumerate(decode_groups(vocab, groups)):
         yield (separator if number else "") + shown + text
 
 
+def _stream(vocab: Vocab, chunks: Chunks) -> Iterator[str]:
+    """The text of the only sample of a group, in pieces."""
+    decoder = vocab.decoder()
+    for (row,) in chunks:
+        yield decoder.decode(_document(vocab, row))
+        if vocab.boundary_id in row:
+            break
+    yield decoder.flush()
+
+
 def decode_groups(vocab: Vocab, groups: Iterator[Chunks]) -> Iterator[str]:
-    """The samples of all groups, which a `Sampler` yields, as whole texts."""
+    """The samples of all groups, which a `Sampler` yields, as whole texts.
+
+    Each ends where the model predicts the end of a document.
+    """
     for chunks in groups:
-        yield from map(vocab.decode, np.concatenate(list(chunks), axis=1))
+        rows = np.concatenate(list(_until_all_end(vocab, chunks)), axis=1)
+        yield from (vocab.decode(_document(vocab, row)) for row in rows)
+
+
+def _until_all_end(vocab: Vocab, chunks: Chunks) -> Chunks:
+    """The chunks of a group up to the one in which the last of its documents ends."""
+    ended: np.bool_ | np.ndarray = np.False_
+    for chunk in chunks:
+        yield chunk
+        if vocab.boundary_id is not None:
+            ended = ended | (chunk == vocab.boundary_id).any(axis=1)
+            if np.all(ended):
+                return
+
+
+def _document(vocab: Vocab, ids: Int[np.ndarray, " n"]) -> Int[np.ndarray, " document"]:
+    """The ids before the first document boundary."""
+    if vocab.boundary_id is None:
+        return ids
+    ends = np.flatnonzero(ids == vocab.boundary_id)
+    return ids[: ends[0]] if ends.size else ids
 
 
 def encode_prompt(
     vocab: Vocab, prompt: str, *, unknown: str = "error"
 ) -> Int[np.ndarray, " prompt"]:
-    """The ids of a prompt; those of an empty one are the vocabulary's start token.
+    """The ids of a prompt, after the document boundary if the vocabulary has one.
+
+    An empty prompt is the vocabulary's start token.
 
     Raises:
       InputError: it has characters outside the vocabulary, unless `unknown` is "unk".
     """
     ids = vocab.encode(prompt, unknown=unknown)
-    return ids if ids.size else np.array([vocab.start], np.int32)
+    if ids.size and not vocab.boundary:
+        return ids
+    return np.concatenate([np.array([vocab.start], np.int32), ids])

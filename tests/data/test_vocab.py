@@ -162,3 +162,25 @@ def test_the_start_token(text, start):
 def test_invalid_json_is_refused(values):
     with pytest.raises(InputError, match=r"vocabulary|surrogate"):
         Vocab.from_json(values)
+
+
+# The document boundary
+
+WITH_BOUNDARY = Vocab(("a", "b"), "codepoint", True, boundary=True)
+
+
+def test_the_boundary_is_the_id_after_the_characters_and_unk_the_last():
+    assert (WITH_BOUNDARY.boundary_id, WITH_BOUNDARY.unk_id, len(WITH_BOUNDARY)) == (2, 3, 4)
+    assert WITH_BOUNDARY.start == 2
+    assert Vocab(("a", "b"), "codepoint", True).boundary_id is None
+
+
+def test_a_boundary_decodes_to_nothing():
+    assert WITH_BOUNDARY.decode(np.array([2, 0, 2, 1, 3], np.int32)) == "ab\ufffd"
+
+
+def test_a_vocabulary_with_a_boundary_survives_json_and_others_are_as_before():
+    assert Vocab.from_json(json.loads(json.dumps(WITH_BOUNDARY.to_json()))) == WITH_BOUNDARY
+    assert "boundary" not in Vocab(("a",), "byte", False).to_json()
+    with pytest.raises(InputError, match="boundary"):
+        Vocab.from_json(WITH_BOUNDARY.to_json() | {"boundary": 1})

@@ -9,7 +9,7 @@ from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.inference import sampler
 from charjax.inference.sampling import Sampling
-from charjax.inference.texts import encode_prompt, sample_texts, write_texts
+from charjax.inference.texts import decode_groups, encode_prompt, sample_texts, write_texts
 from tests.inference.scripted import cycle, random_model, trained
 
 RANDOM = random_model(11)
@@ -75,3 +75,40 @@ def test_unknown_characters_are_an_error_or_unk():
         texts(model, "az")
     pieces = texts(model, "az", unknown="unk")
     assert "".join(pieces) == "a\ufffdababa"  # [UNK] is read, but never written
+
+
+# Documents
+
+NAMES = trained(cycle(4), "x", vocab=Vocab(("a", "b", "c"), "codepoint", False, boundary=True))
+
+
+@pytest.mark.parametrize("num_samples", [1, 3])
+def test_a_text_ends_with_its_document(num_samples):
+    # The cycle is a, b, c, boundary: a document from its boundary on is "abc".
+    pieces = texts(NAMES, "", num_chars=1000, num_samples=num_samples)
+    assert "".join(pieces) == "|".join(["abc"] * num_samples)
+    assert "".join(texts(NAMES, "b", num_chars=1000)) == "bc"
+
+
+def test_nothing_is_sampled_after_all_documents_have_ended(monkeypatch):
+    monkeypatch.setattr(sampler, "_CHUNK", 2)
+    sampled = []
+
+    def counted(chunks):
+        for chunk in chunks:
+            sampled.append(chunk.shape[1])
+            yield chunk
+
+    groups = sampler.sample(
+        *(NAMES.config.model, NAMES.params, np.array([3], np.int32)),
+        num_chars=1000,
+        num_samples=5,
+        sampling=Sampling(temperature=0.0),
+        masked=None,
+    )
+    assert list(decode_groups(NAMES.vocab, map(counted, groups))) == ["abc"] * 5
+    assert sum(sampled) == 4
+
+
+def test_the_prompt_need_not_be_written():
+    assert "".join(texts(ABC, "ab", show_prompt=False)) == "cabca"

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import sys
+from pathlib import Path
 
 from charjax.cli.arguments import add_inference, add_model, load_model
+from charjax.errors import InputError
 
 _logger = logging.getLogger(__name__)
 
@@ -16,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     for flag, default, about in (
         ("--prompt", "", "the text to continue; default: none"),
+        ("--prompt_file", "", "a file with the text to continue, or - for standard input"),
         ("--num_chars", 500, "characters to generate; default: %(default)s"),
         ("--temperature", 0.8, "divides the logits; 0: greedy decoding; default: %(default)s"),
         ("--top_k", 0, "sample from the k likeliest characters; 0, the default: from all"),
@@ -25,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--seed", 0, "the same seed gives the same texts; default: %(default)s"),
     ):
         parser.add_argument(flag, type=type(default), default=default, help=about)
+    parser.add_argument(
+        "--no_prompt", action="store_true", help="write the continuation without the prompt"
+    )
     add_inference(parser)
 
 
@@ -32,21 +39,48 @@ def run(args: argparse.Namespace) -> None:
     """Writes the texts, and nothing else, to standard output."""
     from charjax.inference.sampling import Sampling
     from charjax.inference.texts import write_texts
+    from charjax.runtime.terminal import TextWriter
 
     sampling = Sampling(
         temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed
     )
     pieces = write_texts(
         load_model(args),
-        args.prompt,
+        _prompt(args),
         num_chars=args.num_chars,
         num_samples=args.num_samples,
         separator=args.separator,
         sampling=sampling,
         unknown=args.unknown,
+        show_prompt=not args.no_prompt,
     )
+    writer = TextWriter(sys.stdout)
     for piece in pieces:
-        sys.stdout.buffer.write(piece.encode("utf-8"))
-        sys.stdout.flush()
-    if sys.stdout.isatty():
-        _logger.info("")  # ends the last line, of which the text itself has no end
+        writer.write(piece)
+    writer.close()
+
+
+def _prompt(args: argparse.Namespace) -> str:
+    """The prompt that the flags give.
+
+    Raises:
+      InputError: both flags give one, or the file cannot be read as UTF-8.
+    """
+    if not args.prompt_file:
+        if re.search(r"\\[ntr]", args.prompt):
+            _logger.warning(
+                "--prompt: a backslash is taken as it is; for line ends give --prompt_file=FILE "
+                "(or - for standard input), or write $'...' in the shell"
+            )
+        prompt: str = args.prompt
+        return prompt
+    if args.prompt:
+        raise InputError("--prompt_file: give it or --prompt, not both")
+    try:
+        if args.prompt_file == "-":
+            return sys.stdin.buffer.read().decode("utf-8")
+        return Path(args.prompt_file).expanduser().read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"--prompt_file={args.prompt_file}: not valid UTF-8 ({error})") from error
+    except OSError as error:
+        raise InputError(f"--prompt_file={args.prompt_file}: {error.strerror}") from error
