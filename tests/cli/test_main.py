@@ -137,6 +137,13 @@ FAULTS = {
         "train --config=@tiny.py --workdr=x", 2, ("--workdr=x", "did you mean --workdir?")
     ),
     "misspelt --config": Fault("train --confg=@tiny.py", 2, ("--confg=", "did you mean --config?")),
+    "two prompts": Fault(
+        f"{SAMPLE} --prompt=a --prompt_file=@text.txt", 2, ("--prompt_file", "--prompt")
+    ),
+    "a missing prompt file": Fault(f"{SAMPLE} --prompt_file=@none.txt", 2, ("none.txt",)),
+    "a prompt file that is not UTF-8": Fault(
+        f"{SAMPLE} --prompt_file=@latin.txt", 2, ("latin.txt", "UTF-8")
+    ),
     "misspelt sampling flag": Fault(
         SAMPLE + "--temprature=1", 2, ("--temprature=1", "did you mean --temperature?")
     ),
@@ -344,6 +351,26 @@ def test_zero_characters_give_the_prompt_alone(workspace, capfd):
         output_of(workspace, [*SAMPLE.split(), "--num_chars=0", "--prompt=a cat"], capfd) == "a cat"
     )
     assert output_of(workspace, SAMPLE + "--num_chars=0", capfd) == ""
+
+
+def test_a_prompt_may_come_from_a_file_or_standard_input(workspace, capfd, monkeypatch):
+    """F20: a prompt with line ends."""
+    prompt, rest = "the cat\nsat", "--num_chars=9 --seed=3"
+    (workspace.folder / "prompt.txt").write_text(prompt, encoding="utf-8")
+    text = output_of(workspace, f"{SAMPLE} --prompt_file=@prompt.txt {rest}", capfd)
+    assert text.startswith(prompt)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(prompt.encode())))
+    assert output_of(workspace, f"{SAMPLE} --prompt_file=- {rest}", capfd) == text
+    without = f"{SAMPLE} --no_prompt --prompt_file=@prompt.txt {rest}"
+    assert output_of(workspace, without, capfd) == text.removeprefix(prompt)
+
+
+def test_a_backslash_in_a_prompt_is_pointed_out(workspace, capfd):
+    """F20: a shell passes a backslash and an n as two characters."""
+    words = workspace.fill([*SAMPLE.split(), "--prompt=a\\nb", "--unknown=unk"])
+    assert main.main(words) == 2
+    stderr = capfd.readouterr().err
+    assert "--prompt_file" in stderr.splitlines()[0]
 
 
 def test_flags_and_their_values_may_be_two_words(workspace, capfd):
