@@ -40,6 +40,7 @@ _REMOVED = {
     f"benchmarks.{name}"
     for name in ("blocks", "limits", "memory", "parts", "precision", "tutorial_parity", "weights")
 } | {"benchmarks.devices starts", "benchmarks.devices dispatch"}
+# Words of older result files that the pages replace.
 _COLUMNS = {"lanes": "batch", "lanes axis": "data axis", "lanes a device": "batch a device"}
 
 
@@ -175,4 +176,6 @@ def _cell(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float) and 0 < abs(value) < 1e-3:
         return f"{value:.1e}"
-    return f"{value:,}" if isinstance(value, int | float) else str(value)
+    if isinstance(value, int | float):
+        return f"{value:,}"
+    return str(value).replace("lanes", "sequences").replace("product", "matmul")

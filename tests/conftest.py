@@ -1,9 +1,13 @@
-"""Every test runs on eight CPU devices, with JAX at its strictest."""
+"""Every test runs on eight CPU devices, with JAX at its strictest and one compilation cache."""
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import signal
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 # A shell's background jobs ignore SIGINT, and charjax leaves an ignored signal ignored.
@@ -16,7 +20,19 @@ os.environ.setdefault("NPROC", "16")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+# One compilation cache for the session: its workers and the commands that tests start inherit the
+# environment, and compile the same program once.
+if "CHARJAX_TEST_CACHE" not in os.environ:
+    os.environ["CHARJAX_TEST_CACHE"] = tempfile.mkdtemp(prefix="charjax-test-cache-")
+    atexit.register(shutil.rmtree, os.environ["CHARJAX_TEST_CACHE"], ignore_errors=True)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["CHARJAX_TEST_CACHE"]
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+# The tests are about values: compiling quickly matters more than running quickly.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+
 import jax
+import pytest
 from hypothesis import settings
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -39,7 +55,21 @@ _ORDER = (
 
 
 def pytest_collection_modifyitems(items: list) -> None:
-    """Sorts the tests by package, from the bottom layer up."""
+    """Sorts the tests by package, from the bottom layer up; those of other folders come last."""
     tests = Path(__file__).parent
-    ranks = {name: rank for rank, name in enumerate(_ORDER)}
-    items.sort(key=lambda item: ranks.get(item.path.relative_to(tests).parts[0], len(ranks)))
+    ranks = {tests / name: rank for rank, name in enumerate(_ORDER)}
+
+    def rank(item) -> int:
+        return next((ranks[p] for p in (item.path, *item.path.parents) if p in ranks), len(ranks))
+
+    items.sort(key=rank)
+
+
+@pytest.fixture
+def optimized() -> Iterator[None]:
+    """Compiles as for users, for tests of equal bits between different programs."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.clear_caches()

@@ -78,12 +78,10 @@ def _goals(results: Results, goals: Sequence[Goal]) -> str:
         good = figure <= goal.step_s if goal.step_s else figure >= goal.at_least
         shown = f"{figure * 1e3:.2f} ms" if goal.step_s else f"{figure:,.2f}"
         note = "reached" if good else "not reached"
-        rows.append((goal.title, wanted, f"**{shown}**", note + _which(goal, over)))
+        if len(goal.theirs) > 1:
+            note += f", over {over}"
+        rows.append((goal.title, wanted, f"**{shown}**", note))
     return _table(("", "goal", "measured", ""), rows)
-
-
-def _which(goal: Goal, over: str) -> str:
-    return f", over {over}" if len(goal.theirs) > 1 else ""
 
 
 def _machines(results: Results, device: str) -> str:

@@ -14,13 +14,8 @@ from pathlib import Path
 from charjax.train.metrics import read_metrics
 
 BATCH_PER_GPU = 128
-TRAIN = (
-    "launch.py",
-    "--config=configs/shakespeare.py",
-    "--config.train.max_steps=300",
-    "--config.sample.num_chars=0",
-    "--config.data.offline=",  # never another text, whose figures would look the same
-)
+# Never another text (offline), whose figures would look the same.
+FLAGS = "--config.train.max_steps=300 --config.sample.num_chars=0 --config.data.offline="
 
 
 def chars_per_second(gpus: int, flags: list[str]) -> float:
@@ -30,7 +25,8 @@ def chars_per_second(gpus: int, flags: list[str]) -> float:
     env["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={gpus}"
     batch = f"--config.data.batch_size={BATCH_PER_GPU * gpus}"
     with tempfile.TemporaryDirectory() as folder:
-        run = [sys.executable, *TRAIN, f"--workdir={folder}", batch, *flags]
+        run = [sys.executable, "launch.py", "--config=configs/shakespeare.py", *FLAGS.split()]
+        run += [f"--workdir={folder}", batch, *flags]
         subprocess.run(run, env=env, stdout=subprocess.DEVNULL, check=True)
         speeds = sorted(r["chars_per_second"] for r in read_metrics(Path(folder, "metrics.jsonl")))
     return speeds[len(speeds) // 2]

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import shlex
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,7 +80,6 @@ def train(name: str, variant: str, workdir: Path, overrides: Sequence[str]) -> d
         for t in record["config"]["sample"]["temperatures"]
     }
     return {
-        "command": _command(name, variant, overrides),
         "config": config.removeprefix("--config="),
         "overrides": list(overrides),
         "run": record["config"],
@@ -93,12 +91,6 @@ def train(name: str, variant: str, workdir: Path, overrides: Sequence[str]) -> d
         "real_words": real_words(written, "\n".join(timing.documents(name))),
         "samples": texts,
     }
-
-
-def _command(name: str, variant: str, overrides: Sequence[str]) -> str:
-    """The command that makes a result, without `--workdir`."""
-    flags = [f"--variant={variant}"] if variant else []
-    return shlex.join(["python", "-m", "benchmarks.tutorials", "train", name, *flags, *overrides])
 
 
 def _chars_per_step(data: dict[str, Any], info: dict[str, Any]) -> float:

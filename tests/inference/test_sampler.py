@@ -78,12 +78,13 @@ def test_greedy_is_every_sample_the_same():
 # Invariant 1: a sample is a function of (seed, sample, position)
 
 
-def test_a_sample_does_not_depend_on_how_many_are_asked_for():
-    for model in (RANDOM, WITH_XLA):
-        many = ids_of(model, num_samples=17)
-        assert len({row.tobytes() for row in many}) == 17
-        for fewer in (1, 3, 8, 9):
-            np.testing.assert_array_equal(ids_of(model, num_samples=fewer), many[:fewer])
+@pytest.mark.usefixtures("optimized")
+@pytest.mark.parametrize("model", [RANDOM, WITH_XLA], ids=["fast", "xla"])
+def test_a_sample_does_not_depend_on_how_many_are_asked_for(model):
+    many = ids_of(model, num_samples=17)
+    assert len({row.tobytes() for row in many}) == 17
+    for fewer in (1, 3, 8, 9):
+        np.testing.assert_array_equal(ids_of(model, num_samples=fewer), many[:fewer])
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.9])
@@ -91,7 +92,7 @@ def test_a_sample_does_not_depend_on_how_many_are_asked_for():
     ("dtype", "recurrence"),
     [("int8", "xla"), ("int8", "fast"), ("float32", "fast"), ("bfloat16", "fast")],
 )
-def test_batch_invariant_matmuls_need_no_fixed_groups(dtype, recurrence, top_p):
+def test_batch_invariant_matmuls_need_no_fixed_groups(dtype, recurrence, top_p, request):
     """A text depends neither on the size of its group nor on the format of the weights.
 
     int8 matmuls are exact; packed matmuls give each sequence the same bits in any batch.
@@ -100,6 +101,8 @@ def test_batch_invariant_matmuls_need_no_fixed_groups(dtype, recurrence, top_p):
     model = replace(config, dtype=dtype, recurrence=recurrence), params
     if recurrence == "fast" and module._packed_kernels(model[0]) is None:
         pytest.skip("no C kernels here")
+    if top_p == 1.0:  # `top_p` only chooses among the same logits
+        request.getfixturevalue("optimized")
     many = ids_of(model, num_samples=66, num_chars=100, top_p=top_p)
     for fewer in (1, 2, 7, 8, 64):
         written = ids_of(model, num_samples=fewer, num_chars=100, top_p=top_p)
