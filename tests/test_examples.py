@@ -6,6 +6,8 @@ import math
 import runpy
 from pathlib import Path
 
+import numpy as np
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -23,3 +25,17 @@ def test_the_exported_generator_is_used_in_at_most_30_lines():
     lines = (EXAMPLES / "generate_exported.py").read_text(encoding="utf-8").splitlines()
     code = [line for line in lines[lines.index("import json") :] if line.strip()]
     assert len(code) <= 25
+
+
+def test_the_training_loop_of_readme_runs(tmp_path):
+    readme = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
+    loop = readme.split("```python\n")[1].split("```")[0]
+    (tmp_path / "text.txt").write_text("to be or not to be, " * 50, encoding="utf-8")
+    small = f"data=DataConfig(path={str(tmp_path / 'text.txt')!r}, batch_size=2, seq_len=4)"
+    small += ", model=ModelConfig(hidden=4, embed=4), train=TrainConfig(max_steps=2)"
+    assert "Config(train=TrainConfig(max_steps=100))" in loop
+    loop = loop.replace("train=TrainConfig(max_steps=100)", small).replace("100", "2")
+    names: dict = {}
+    exec("from charjax import DataConfig, ModelConfig\n" + loop, names)
+    assert int(names["state"].step) == 2
+    assert np.isfinite(names["metrics"].loss)

@@ -32,11 +32,10 @@ from charjax.train.optimizer import make_optimizer
 
 
 def shortened(steps: int, small: bool) -> Config:
-    """The shipped config, cut short.
+    """The shipped config with fewer steps.
 
-    It evaluates and samples once, at its end, on a part of the text and with so many
-    characters that they have the same proportion to the steps as in the whole run, so that
-    a short run is a fair sample of it. `small` is for trying the benchmark out.
+    It evaluates and samples once, at its end, with validation text and sampled characters in
+    the same proportion to the steps as in the whole run. `small` is for trying out.
     """
     values = runpy.run_path(str(ROOT / "configs" / "shakespeare.py"))["get_config"]().to_dict()
     part = min(1.0, steps / values["train"]["eval_every"])
@@ -44,7 +43,7 @@ def shortened(steps: int, small: bool) -> Config:
     values["sample"]["num_chars"] = round(part * values["sample"]["num_chars"])
     values["data"]["split"] = (1 - share, share, 0.0)
     values["train"] |= {"max_steps": steps, "eval_every": min(steps, values["train"]["eval_every"])}
-    values["data"]["offline"] = ""  # this text or none
+    values["data"]["offline"] = ""  # never another text
     values["model"] |= {"hidden": 32, "embed": 8} if small else {}
     return resolve_dtype(from_config_dict(values))
 
@@ -56,7 +55,7 @@ def launch_float32(steps: int, small: bool) -> Task:
 
 
 def launch(steps: int, small: bool) -> Task:
-    """What `launch.py` does after its flags: text, steps, evaluation, samples, checkpoint."""
+    """What `launch.py` does after parsing its flags."""
     return _launch(shortened(steps, small))
 
 
@@ -76,7 +75,7 @@ def _launch(config: Config) -> Task:
 
 
 def bare(steps: int, small: bool) -> Task:
-    """The same step over and over the same batches, `steps` a unit, and nothing else."""
+    """The same step repeated on the same batches, `steps` per unit, and nothing else."""
     config = shortened(steps, small)
     text = _text(config)
     intervals = make_intervals(config.train, text.batches.steps_per_epoch)
@@ -85,7 +84,7 @@ def bare(steps: int, small: bool) -> Task:
 
 
 def plain(steps: int, small: bool) -> Task:
-    """A loop around Flax's `nn.RNN` as one writes it: a jitted step, a loss now and then."""
+    """A plain training loop around Flax's `nn.RNN`: a jitted step, some losses read."""
     config = shortened(steps, small)
 
     def run(units: int) -> dict[str, Any]:
@@ -131,17 +130,17 @@ def _plain_run(config: Config) -> float:
     carry, opt_state = jax.tree.map(jnp.copy, zeros), optimizer.init(params)
     for i in range(config.train.max_steps):
         batch = text.batches(i)
-        key, own = jax.random.split(key)
+        key, step_key = jax.random.split(key)
         params, opt_state, carry, loss = step(
-            params, opt_state, carry, batch.inputs, batch.targets, own
+            params, opt_state, carry, batch.inputs, batch.targets, step_key
         )
         if i % config.train.log_every == 0:
             float(loss)
 
-    lanes, length = config.data.batch_size, config.data.seq_len
+    batch_size, length = config.data.batch_size, config.data.seq_len
     val = text.splits.val.ids
-    size = (val.size - 1) // lanes
-    rows = np.stack([val[i * size : (i + 1) * size + 1] for i in range(lanes)])
+    size = (val.size - 1) // batch_size
+    rows = np.stack([val[i * size : (i + 1) * size + 1] for i in range(batch_size)])
     carry, losses = zeros, []
     for at in range(0, size - length + 1, length):
         x, y = rows[:, at : at + length], rows[:, at + 1 : at + length + 1]

@@ -1,4 +1,4 @@
-"""charjax: the loop's own step, the sampler's own function."""
+"""charjax: the training loop's step and the sampler."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def model_config(shape: Shape, **fields: Any) -> ModelConfig:
 
 
 def train_step(shape: dict[str, Any], dtype: str, recurrence: str, dispatch: int) -> Task:
-    """What the training loop sends to the devices: `dispatch` steps a unit, state donated."""
+    """One dispatch of the training loop per unit: `dispatch` steps, state donated."""
     wanted = Shape(**shape)
     config = Config(
         data=DataConfig(batch_size=wanted.batch, seq_len=wanted.length),
@@ -48,7 +48,7 @@ def train_step(shape: dict[str, Any], dtype: str, recurrence: str, dispatch: int
 
 
 def step_task(config: Config, vocab: int, batches: Batch) -> Task:
-    """The step of a config over and over the same stacked batches."""
+    """The step of a config, repeated on the same stacked batches."""
     optimizer = make_optimizer(config.optim, config.train.max_steps)
     backend = make_backend(config, vocab, optimizer)
     state = backend.place(init_state(config, vocab, optimizer))
@@ -64,9 +64,9 @@ def step_task(config: Config, vocab: int, batches: Batch) -> Task:
 
 
 def sampler(shape: dict[str, Any], streams: int, chars: int, dtype: str = "float32") -> Task:
-    """The sampler under `charjax sample`: continues one character by `chars`.
+    """The sampler of `charjax sample`: continues one character by `chars`.
 
-    Made once, as the peers' models are.
+    It is made once, as the peers' models are.
     """
     wanted = Shape(**shape)
     params = init_params(model_config(wanted), wanted.vocab, stream_key(0, Stream.INIT))
@@ -85,9 +85,9 @@ def sampler(shape: dict[str, Any], streams: int, chars: int, dtype: str = "float
 
 
 def matmul(size: int, dtype: str) -> Task:
-    """A square product with float32 results: what the machine's arithmetic can do.
+    """A square matmul with float32 results: the FLOP/s that the machine reaches.
 
-    `chars` is the product's number of floating-point operations.
+    `chars` is its number of floating-point operations.
     """
     a, b = (jax.random.normal(jax.random.key(i), (size, size)).astype(dtype) for i in range(2))
     product = jax.jit(lambda a, b: jax.numpy.dot(a, b, preferred_element_type="float32"))

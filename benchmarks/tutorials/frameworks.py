@@ -52,10 +52,10 @@ def _keras_windows(name: str, text: str, seconds: float) -> dict[str, Any]:
     import tensorflow as tf
 
     embed, cell, units, length, partial = _WINDOWED[name]
-    symbols = sorted(set(text))
-    number = {symbol: i for i, symbol in enumerate(symbols)}
+    characters = sorted(set(text))
+    number = {character: i for i, character in enumerate(characters)}
     ids = np.array([number[c] for c in text], np.int32)
-    vocab_size = len(symbols) + (name == "tf_gru")  # [UNK]
+    vocab_size = len(characters) + (name == "tf_gru")  # [UNK]
     if name == "tf_lstm":
         layer = keras.layers.LSTM(
             units,
@@ -90,17 +90,17 @@ def _keras_sliding(text: str, seconds: float) -> dict[str, Any]:
     import numpy as np
 
     length, stride = 60, 3
-    symbols = sorted(set(text))
-    number = {symbol: i for i, symbol in enumerate(symbols)}
+    characters = sorted(set(text))
+    number = {character: i for i, character in enumerate(characters)}
     ids = np.array([number[c] for c in text], np.int32)
     starts = np.arange(0, len(text) - length, stride)
-    one_hot = np.eye(len(symbols), dtype=bool)
+    one_hot = np.eye(len(characters), dtype=bool)
     x, y = one_hot[ids[starts[:, None] + np.arange(length)]], one_hot[ids[starts + length]]
     model = keras.Sequential(
         [
-            keras.Input((length, len(symbols))),
+            keras.Input((length, len(characters))),
             keras.layers.LSTM(128),
-            keras.layers.Dense(len(symbols), activation="softmax"),
+            keras.layers.Dense(len(characters), activation="softmax"),
         ]
     )
     model.compile(
@@ -145,10 +145,10 @@ def _torch_documents(documents: list[str], seconds: float) -> dict[str, Any]:
     """
     import torch
 
-    length, symbols = 100, dict.fromkeys("".join(documents))
-    number = {symbol: i for i, symbol in enumerate(symbols)}
-    lstm = torch.nn.LSTM(len(symbols), 64, batch_first=True)
-    dense = torch.nn.Linear(64, len(symbols))
+    length, characters = 100, dict.fromkeys("".join(documents))
+    number = {character: i for i, character in enumerate(characters)}
+    lstm = torch.nn.LSTM(len(characters), 64, batch_first=True)
+    dense = torch.nn.Linear(64, len(characters))
     parameters = [*lstm.parameters(), *dense.parameters()]
     optimizer = torch.optim.Adam(parameters, 0.01)
     marks, losses, windows = [time.perf_counter()], [], []
@@ -160,8 +160,8 @@ def _torch_documents(documents: list[str], seconds: float) -> dict[str, Any]:
         inputs = torch.tensor([ids[i : i + length] for i in range(count)])
         targets = torch.tensor([ids[i + 1 : i + length + 1] for i in range(count)])
         optimizer.zero_grad()
-        states, _ = lstm(torch.nn.functional.one_hot(inputs, len(symbols)).float())
-        logits = dense(states).view(-1, len(symbols))
+        states, _ = lstm(torch.nn.functional.one_hot(inputs, len(characters)).float())
+        logits = dense(states).view(-1, len(characters))
         loss = torch.nn.functional.cross_entropy(logits, targets.flatten())
         loss.backward()
         optimizer.step()
