@@ -170,7 +170,7 @@ def _update_ema(state: TrainState, params: PyTree, decay: float) -> PyTree:
     if not decay:
         return ()
     rate = 1 - jnp.minimum(decay, (state.step + 1) / (state.step + 10))
-    return jax.tree.map(lambda mean, p: mean + rate * (p - mean), state.ema, params)
+    return optax.incremental_update(params, state.ema, rate)
 
 
 def _count_step(is_finite: Any, updated: TrainState, state: TrainState) -> TrainState:
