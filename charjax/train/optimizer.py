@@ -13,7 +13,7 @@ from charjax.config import OptimConfig
 from charjax.types import Count, PyTree, Scalar
 
 # Number of updates before -> learning rate of the next one.
-Schedule: TypeAlias = Callable[[int | Count], Scalar]
+Schedule: TypeAlias = Callable[[int | Count], Scalar | float]
 
 # A one-cycle schedule starts at this fraction of its peak (Smith and Topin 2017).
 _ONECYCLE_START = 1 / 25
@@ -22,32 +22,33 @@ _ONECYCLE_START = 1 / 25
 def make_schedule(config: OptimConfig, total_steps: int) -> Schedule:
     """The learning rate as a function of the number of updates before.
 
-    Linear warm-up over the first `warmup` fraction of `total_steps`, from 1/(warm-up steps) of the
-    peak, then the decay that `schedule` names, down to `final` times the peak. `onecycle` rises
-    and falls along half cosines.
+    Warm-up over the first `warmup` fraction of `total_steps`, then the decay that `schedule`
+    names, down to `final` times the peak. The warm-up is linear from 1/(warm-up steps) of the
+    peak; that of `onecycle` is a half cosine.
 
     Args:
       config: peak and shape.
       total_steps: where the decay ends; unused by `constant` without warm-up.
     """
-    warmup = round(config.warmup * total_steps)
-
-    def schedule(step: int | Count) -> Scalar:
-        rise = jnp.clip((jnp.asarray(step) + 1) / max(warmup, 1), 0, 1)
-        fall = jnp.clip((jnp.asarray(step) - warmup) / max(total_steps - warmup, 1), 0, 1)
-        half_cosine = (1 + jnp.cos(jnp.pi * fall)) / 2
-        if config.schedule == "onecycle":
-            rise = _ONECYCLE_START + (1 - _ONECYCLE_START) * (1 - jnp.cos(jnp.pi * rise)) / 2
-        left = {
-            "constant": jnp.ones(()),
-            "linear": 1 - fall,
-            "cosine": half_cosine,
-            "onecycle": half_cosine,
-        }[config.schedule]
-        shape = config.final + (1 - config.final) * left
-        return config.learning_rate * rise * shape
-
-    return schedule
+    peak, warmup = config.learning_rate, round(config.warmup * total_steps)
+    decay_steps = max(total_steps - warmup, 1)
+    decay: Schedule = {
+        "constant": optax.constant_schedule(peak),
+        "linear": optax.linear_schedule(peak, peak * config.final, decay_steps),
+        "cosine": optax.cosine_decay_schedule(peak, decay_steps, config.final),
+        "onecycle": optax.cosine_decay_schedule(peak, decay_steps, config.final),
+    }[config.schedule]
+    if warmup == 0:
+        return decay
+    if config.schedule == "onecycle":
+        rise = optax.schedules.piecewise_interpolate_schedule(
+            "cosine", peak * _ONECYCLE_START, {warmup: 1 / _ONECYCLE_START}
+        )
+    else:
+        rise = optax.linear_schedule(0.0, peak, warmup)
+    # One step ahead, since an update at a learning rate of 0 would be lost.
+    joined: Schedule = optax.join_schedules([lambda count: rise(count + 1), decay], [warmup])
+    return joined
 
 
 def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTransformation:

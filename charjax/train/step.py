@@ -186,4 +186,4 @@ def _last_rate(schedule: Schedule | None, state: TrainState) -> Scalar:
     """The learning rate of the newest update, whose number optax counts from 0."""
     if schedule is None:
         return jnp.full((), jnp.nan)
-    return schedule(jnp.maximum(state.step - state.skipped, 1) - 1)
+    return jnp.asarray(schedule(jnp.maximum(state.step - state.skipped, 1) - 1), jnp.float32)
