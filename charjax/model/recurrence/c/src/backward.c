@@ -62,24 +62,22 @@ INLINE void copy_last_gradient(Cell cell, const Backward *b, long weight_panel, 
  * the next phase adds that. */
 INLINE CellGrads unit_backward(Cell cell, const Backward *b, long unit, Position p, Vector dh) {
   const Layer *l = &b->layer;
-  const CellInfo info = CELLS[cell];
-  const long at = carry_index(l, unit, p), here = sequence_index(l, unit, p);
+  const long at = carry_index(l, unit, p);
   const Position previous = shifted(p, -1);
-  const float *h_before =
-      p.t == 0 ? b->initial[0] + at : b->outputs + sequence_index(l, unit, previous);
-  State before = {.h = load(h_before, p.count)}, grad = {.h = dh};
-  const State after = {.h = load(b->outputs + here, p.count)};
-  if (info.states > 1) {
-    const long c_before = residual_index(cell, l, unit, previous) + LSTM_C * LANES;
-    before.c = p.t == 0 ? load(b->initial[1] + at, p.count) : load(b->residuals + c_before, LANES);
-    grad.c = load(b->d_carry[1] + at, p.count);
+  const bool first = p.t == 0;
+  const float *residuals = b->residuals + residual_index(cell, l, unit, p);
+  const float *h_after = b->outputs + sequence_index(l, unit, p);
+  float *dc = NULL;
+  /* The state before the first step is the initial carry; later h is an output, and c a residual. */
+  State before = {.count = p.count};
+  before.h = first ? b->initial[0] + at : b->outputs + sequence_index(l, unit, previous);
+  if (CELLS[cell].states > 1) {
+    before.c = first ? b->initial[1] + at
+                     : b->residuals + residual_index(cell, l, unit, previous) + LSTM_C * LANES;
+    dc = b->d_carry[1] + at;
   }
-  Vector residuals[MAX_RESIDUALS];
-  const float *from = b->residuals + residual_index(cell, l, unit, p);
-  for (int i = 0; i < info.residuals; i++) residuals[i] = load(from + i * LANES, LANES);
-  const CellGrads d = cell_backward(cell, residuals, before, after, grad);
-  for (int i = 0; i < info.states; i++)
-    store(b->d_carry[i] + at, i == 0 ? d.before.h : d.before.c, p.count);
+  const CellGrads d = cell_backward(cell, residuals, before, h_after, dh, dc);
+  store(b->d_carry[0] + at, d.h, p.count);
   return d;
 }
 

@@ -10,7 +10,7 @@
 
 typedef enum Cell { RNN, GRU, LSTM, NUM_CELLS } Cell;
 
-enum { MAX_GATES = 4, MAX_RESIDUALS = 5 };
+enum { MAX_GATES = 4 };
 
 /* Python reads this table: charjax/model/recurrence/c/build.py has the same struct. */
 typedef struct CellInfo {
@@ -40,66 +40,75 @@ static inline Cell cell_attribute(Call *call) {
   return RNN;
 }
 
+/* One unit's state of `count` sequences, in memory. A cell loads it where it needs it: loaded before
+ * exp and tanh, it would take registers from them. */
 typedef struct State {
-  Vector h, c; /* c only of cells with two states */
+  const float *h, *c; /* c only of cells with two states */
+  long count;
 } State;
 
-/* The state after a step, from the gates and the state before it; writes the residuals. */
-INLINE State cell_forward(Cell cell, const Vector igates[], const Vector hgates[], State before,
-                          Vector residuals[]) {
+INLINE void save_residuals(float *residuals, int count, const Vector values[]) {
+  if (residuals == NULL) return;
+#pragma GCC unroll 5
+  for (int i = 0; i < count; i++) store(residuals + i * LANES, values[i], LANES);
+}
+
+/* h after a step, from the gates and the state before it; writes c after it to `c`. `bias` is added
+ * to the candidate's hidden gate. Saves the unit's residuals, unless that is NULL. */
+INLINE Vector cell_forward(Cell cell, const Vector igates[], const Vector hgates[],
+                           const float *bias, State before, float *c_after, float *residuals) {
   if (cell == GRU) {
     const Vector r = vec_sigmoid(igates[0] + hgates[0]), z = vec_sigmoid(igates[1] + hgates[1]);
-    const Vector n = vec_tanh(igates[2] + r * hgates[2]);
-    residuals[0] = r;
-    residuals[1] = z;
-    residuals[2] = n;
-    residuals[3] = hgates[2];
-    return (State){.h = n + z * (before.h - n)};
+    const Vector hgate = hgates[2] + *bias;
+    const Vector n = vec_tanh(igates[2] + r * hgate);
+    save_residuals(residuals, 4, (Vector[]){r, z, n, hgate});
+    return n + z * (load(before.h, before.count) - n);
   }
   if (cell == LSTM) {
     const Vector i = vec_sigmoid(igates[0] + hgates[0]), f = vec_sigmoid(igates[1] + hgates[1]);
     const Vector g = vec_tanh(igates[2] + hgates[2]), o = vec_sigmoid(igates[3] + hgates[3]);
-    const Vector c = f * before.c + i * g;
-    residuals[0] = i;
-    residuals[1] = f;
-    residuals[2] = g;
-    residuals[3] = o;
-    residuals[LSTM_C] = c;
-    return (State){.h = o * vec_tanh(c), .c = c};
+    const Vector c = f * load(before.c, before.count) + i * g;
+    store(c_after, c, before.count);
+    save_residuals(residuals, 5, (Vector[]){i, f, g, o, c});
+    return o * vec_tanh(c);
   }
-  return (State){.h = vec_tanh(igates[0] + hgates[0])};
+  return vec_tanh(igates[0] + hgates[0]);
 }
 
-/* The gradients of a step. */
+/* The gradients of a step, but for that of c. */
 typedef struct CellGrads {
   Vector hgates[MAX_GATES];
   Vector candidate; /* of the candidate's input gate, of a cell with reset_after */
-  State before;     /* of the state before the step, except what flows through the gates */
+  Vector h;         /* of h before the step, except what flows through the hidden gates */
 } CellGrads;
 
-/* `after` and `grad`: the state after the step (its h), and the gradient of both its parts. */
-INLINE CellGrads cell_backward(Cell cell, const Vector residuals[], State before, State after,
-                               State grad) {
-  CellGrads d = {.before = {broadcast(0.0f), broadcast(0.0f)}};
+/* `dh` is the gradient of h after the step, and h_after that h. `dc` has the gradient of c after the
+ * step, then that of c before it. */
+INLINE CellGrads cell_backward(Cell cell, const float *residuals, State before,
+                               const float *h_after, Vector dh, float *dc) {
+  CellGrads d = {.h = broadcast(0.0f)};
   if (cell == GRU) {
-    const Vector r = residuals[0], z = residuals[1], n = residuals[2], hgate = residuals[3];
-    const Vector dn = grad.h * (1.0f - z) * (1.0f - n * n);
+    const Vector r = load(residuals, LANES), z = load(residuals + LANES, LANES);
+    const Vector n = load(residuals + 2 * LANES, LANES), hgate = load(residuals + 3 * LANES, LANES);
+    const Vector dn = dh * (1.0f - z) * (1.0f - n * n);
     d.hgates[0] = dn * hgate * r * (1.0f - r);
-    d.hgates[1] = grad.h * (before.h - n) * z * (1.0f - z);
+    d.hgates[1] = dh * (load(before.h, before.count) - n) * z * (1.0f - z);
     d.hgates[2] = dn * r;
     d.candidate = dn;
-    d.before.h = grad.h * z;
+    d.h = dh * z;
   } else if (cell == LSTM) {
-    const Vector i = residuals[0], f = residuals[1], g = residuals[2], o = residuals[3];
-    const Vector tanh_c = vec_tanh(residuals[LSTM_C]);
-    const Vector dc = grad.c + grad.h * o * (1.0f - tanh_c * tanh_c);
-    d.hgates[0] = dc * g * i * (1.0f - i);
-    d.hgates[1] = dc * before.c * f * (1.0f - f);
-    d.hgates[2] = dc * i * (1.0f - g * g);
-    d.hgates[3] = grad.h * tanh_c * o * (1.0f - o);
-    d.before.c = dc * f;
+    const Vector i = load(residuals, LANES), f = load(residuals + LANES, LANES);
+    const Vector g = load(residuals + 2 * LANES, LANES), o = load(residuals + 3 * LANES, LANES);
+    const Vector tanh_c = vec_tanh(load(residuals + LSTM_C * LANES, LANES));
+    const Vector dc_after = load(dc, before.count) + dh * o * (1.0f - tanh_c * tanh_c);
+    d.hgates[0] = dc_after * g * i * (1.0f - i);
+    d.hgates[1] = dc_after * load(before.c, before.count) * f * (1.0f - f);
+    d.hgates[2] = dc_after * i * (1.0f - g * g);
+    d.hgates[3] = dh * tanh_c * o * (1.0f - o);
+    store(dc, dc_after * f, before.count);
   } else {
-    d.hgates[0] = grad.h * (1.0f - after.h * after.h);
+    const Vector h = load(h_after, before.count);
+    d.hgates[0] = dh * (1.0f - h * h);
   }
   return d;
 }

@@ -74,26 +74,22 @@ INLINE Vector load_igate(const Forward *f, long row, IntVector tokens, Position 
   return load(igates + p.t * f->layer.batch + p.sequence, p.count);
 }
 
-/* One unit's next state, from the hidden gates that the micro-kernel computed. */
+/* One unit's next h, from the hidden gates that the micro-kernel computed. */
 INLINE Vector next_state(Cell cell, const Forward *f, long unit, Position p, IntVector tokens,
-                         Vector hgates[MAX_GATES]) {
+                         const Vector hgates[]) {
   const Layer *l = &f->layer;
-  const CellInfo info = CELLS[cell];
   const long at = carry_index(l, unit, p);
-  Vector igates[MAX_GATES], residuals[MAX_RESIDUALS];
-  State before = {.h = load(f->carry[0] + at, p.count)};
-  if (info.states > 1) before.c = load(f->carry[1] + at, p.count);
-  for (int gate = 0; gate < info.gates; gate++)
+  Vector igates[MAX_GATES];
+  for (int gate = 0; gate < CELLS[cell].gates; gate++)
     igates[gate] = load_igate(f, gate * l->hidden + unit, tokens, p);
-  if (info.reset_after) hgates[info.gates - 1] += f->bias[unit];
-  const State after = cell_forward(cell, igates, hgates, before, residuals);
-  if (info.states > 1) store(f->carry[1] + at, after.c, p.count);
-  if (f->residuals != NULL) {
-    float *to = f->residuals + residual_index(cell, l, unit, p);
-    for (int i = 0; i < info.residuals; i++) store(to + i * LANES, residuals[i], LANES);
-  }
-  store(f->carry[0] + at, after.h, p.count);
-  return after.h;
+  float *c = CELLS[cell].states > 1 ? f->carry[1] + at : NULL;
+  const float *bias = CELLS[cell].reset_after ? f->bias + unit : NULL;
+  float *residuals =
+      f->residuals == NULL ? NULL : f->residuals + residual_index(cell, l, unit, p);
+  const State before = {f->carry[0] + at, c, p.count};
+  const Vector h = cell_forward(cell, igates, hgates, bias, before, c, residuals);
+  store(f->carry[0] + at, h, p.count);
+  return h;
 }
 
 INLINE void forward_step(Cell cell, bool bf16, const Forward *f, long weight_panel, Position p) {
