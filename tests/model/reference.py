@@ -9,36 +9,37 @@ def sigmoid(a):
     return 1 / (1 + np.exp(-a))
 
 
-def gru(x, u, carry):
+def gru(igates, hgates, carry):
     (h,) = carry
     r, z, n = (slice(i * h.shape[1], (i + 1) * h.shape[1]) for i in range(3))
-    reset, update = sigmoid(x[:, r] + u[:, r]), sigmoid(x[:, z] + u[:, z])
-    candidate = np.tanh(x[:, n] + reset * u[:, n])
+    reset = sigmoid(igates[:, r] + hgates[:, r])
+    update = sigmoid(igates[:, z] + hgates[:, z])
+    candidate = np.tanh(igates[:, n] + reset * hgates[:, n])
     return ((1 - update) * candidate + update * h,)
 
 
-def lstm(x, u, carry):
+def lstm(igates, hgates, carry):
     h, c = carry
-    i, f, g, o = (x + u).reshape(len(h), 4, -1).swapaxes(0, 1)
+    i, f, g, o = (igates + hgates).reshape(len(h), 4, -1).swapaxes(0, 1)
     c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
     return sigmoid(o) * np.tanh(c), c
 
 
-def rnn(x, u, carry):
-    return (np.tanh(x + u),)
+def rnn(igates, hgates, carry):
+    return (np.tanh(igates + hgates),)
 
 
 STEPS = {"gru": gru, "lstm": lstm, "rnn": rnn}
 
 
-def layer(cell, xs, kernel, bias, carry):
-    """Outputs [time, batch, hidden] and the last carry of rows [time, batch, gates]."""
+def layer(cell, igates, kernel, bias, carry):
+    """Outputs [time, batch, hidden] and the last carry, from igates [time, batch, gates]."""
     outputs = []
-    for x in xs:
-        u = carry[0] @ kernel
+    for step in igates:
+        hgates = carry[0] @ kernel
         if bias is not None:
-            u[:, -len(bias) :] += bias
-        carry = STEPS[cell](x, u, carry)
+            hgates[:, -len(bias) :] += bias
+        carry = STEPS[cell](step, hgates, carry)
         outputs.append(carry[0])
     return np.stack(outputs), carry
 
@@ -50,8 +51,9 @@ def network(config, params, tokens, carry):
     for i in range(config.layers):
         p = params[f"layer_{i}"]
         recurrent = p["recurrent"]
-        xs = inputs @ p["kernel"] + p["bias"]
-        inputs, state = layer(config.cell, xs, recurrent["kernel"], recurrent.get("bias"), carry[i])
+        igates = inputs @ p["kernel"] + p["bias"]
+        kernel, bias = recurrent["kernel"], recurrent.get("bias")
+        inputs, state = layer(config.cell, igates, kernel, bias, carry[i])
         last.append(state)
     logits = inputs @ params["output_kernel"] + params["output_bias"]
     return logits.swapaxes(0, 1), tuple(last)

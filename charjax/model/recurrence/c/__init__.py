@@ -1,1 +1,1 @@
-"""The recurrence in C, compiled for this processor."""
+"""The recurrence, and a batch-invariant matmul, in C: compiled for the processor at hand."""
