@@ -1,4 +1,4 @@
-"""Limits of dataclass fields, and dataclasses from nested mappings, validated.
+"""Limits of dataclass fields; dataclasses from nested mappings and from JSON, validated.
 
 `charjax/config.py` has the fields themselves and the conditions between them.
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -84,3 +85,63 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield from leaves(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
+
+
+def parse(wanted: Any, value: Any, where: str) -> Any:
+    """A value of JSON as an instance of a type, with every field checked.
+
+    Args:
+      wanted: str, bool, int, float (finite; an int becomes one), Any, `T | None`, `list[T]`,
+        `tuple[T, ...]`, `Mapping[str, T]`, or a dataclass or NamedTuple of these, of which only
+        fields with defaults may be missing.
+      value: as `json.loads` returns it.
+      where: what messages call it.
+
+    Raises:
+      InputError: the value, or a part of it, has another type.
+    """
+    origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
+    if wanted is Any:
+        return value
+    if type(None) in arguments:
+        return None if value is None else parse(arguments[0], value, where)
+    if origin in (list, tuple) and isinstance(value, list):
+        return origin(parse(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if isinstance(value, dict) and isinstance(origin, type) and issubclass(origin, Mapping):
+        return {name: parse(arguments[1], v, f"{where}.{name}") for name, v in value.items()}
+    if isinstance(value, dict) and _required(wanted) is not None:
+        return _parse_fields(wanted, value, where)
+    if wanted is float and type(value) is int and abs(value) <= 2**53:
+        return float(value)
+    is_valid = type(value) is wanted and (wanted is not float or math.isfinite(value))
+    if not is_valid or (wanted is int and abs(value) >= 2**63):
+        name = getattr(wanted, "__name__", str(wanted))
+        raise InputError(f"{where}: must be {name}, not {_shortened(value)}")
+    return value
+
+
+def _parse_fields(wanted: Any, values: Mapping[str, Any], where: str) -> Any:
+    types, required = typing.get_type_hints(wanted), _required(wanted) or {}
+    unknown = next((name for name in values if name not in required), None)
+    if unknown is not None:
+        raise InputError(f"{where}: has an unknown field {_shortened(unknown)}")
+    missing = [name for name in required if required[name] and name not in values]
+    if missing:
+        raise InputError(f"{where}: has no field {missing[0]}")
+    return wanted(**{name: parse(types[name], v, f"{where}.{name}") for name, v in values.items()})
+
+
+def _required(wanted: Any) -> dict[str, bool] | None:
+    """{field: whether it must be given} of a dataclass or NamedTuple; None for other types."""
+    if dataclasses.is_dataclass(wanted):
+        none = dataclasses.MISSING
+        fields = dataclasses.fields(wanted)
+        return {f.name: f.default is none and f.default_factory is none for f in fields}
+    if hasattr(wanted, "_field_defaults"):
+        return {name: name not in wanted._field_defaults for name in wanted._fields}
+    return None
+
+
+def _shortened(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:60]}..."

@@ -1,15 +1,17 @@
 """A run's folder: its files, and the lock that gives it one writer.
 
 Nothing in it is ever executed or unpickled: `run.json` and the logs are text, the checkpoints
-arrays and JSON.
+arrays and JSON. No file in it is written through a link: the folder may come from someone else.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
+import re
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from charjax.errors import HostError, InputError
+from charjax.runtime.files import check_local, not_regular, open_regular
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,10 @@ class Workdir:
     """The files of one run, all below `path`."""
 
     path: Path
+
+    def __post_init__(self) -> None:
+        """Raises InputError for the address of a remote folder."""
+        check_local(self.path, "--workdir")
 
     @property
     def run_json(self) -> Path:
@@ -51,14 +58,16 @@ class Workdir:
         return self.path / "checkpoints"
 
     def create(self) -> None:
-        """Makes the folder if it is missing, and checks that it can be written to.
+        """Makes the folder if it is missing, and checks that a run can write to it.
 
         Raises:
-          InputError: the path, or a parent of it, is a file.
+          InputError: the path, or a parent of it, is a file; or what a run writes is a link, or
+            no regular file or folder.
           HostError: the folder cannot be made or written to.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._check_entries()
             os.close(self._open_lock())
         except (FileExistsError, NotADirectoryError):
             raise InputError(f"{self.path}: not a folder; choose another --workdir") from None
@@ -72,16 +81,17 @@ class Workdir:
         Raises:
           HostError: another process has the lock, or the folder cannot be written to.
         """
-        try:
-            descriptor = self._open_lock()
-        except OSError as error:
-            raise write_error(self.path, error) from None
-        try:
-            self._acquire(descriptor)
-            yield
-        finally:
-            # This releases the lock. The file stays: another process may have it open already.
-            os.close(descriptor)
+        with contextlib.ExitStack() as descriptors:
+            try:
+                # The folder itself: a file in it can be removed, and be another one after that.
+                folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+                descriptors.callback(os.close, folder)
+                file = self._open_lock()
+                descriptors.callback(os.close, file)
+                self._acquire(folder, file)
+            except OSError as error:
+                raise write_error(self.path, error) from None
+            yield  # closing releases the locks; the file stays, as others may have it open
 
     def check_lock(self) -> None:
         """Checks that this is the folder that process 0 has locked.
@@ -95,6 +105,27 @@ class Workdir:
                 "choose a --workdir on a file system that all hosts share"
             )
 
+    def start(self) -> None:
+        """Empties the logs for a run that has no checkpoint, and starts at step 0.
+
+        Raises:
+          InputError: there are logs or other files that no such run has written.
+          HostError: the folder cannot be written to.
+        """
+        written = (self.run_json, self.metrics, self.samples, self.curves)
+        existing = [path.name for path in written if path.exists()]
+        if existing and not self._unsaved.exists():
+            raise InputError(
+                f"{self.path}: has {', '.join(existing)} but no checkpoint: they are not a run's, "
+                "or its checkpoints were moved away; put those back, or choose another --workdir"
+            )
+        replace(self._unsaved, b"this run has no checkpoint yet\n")
+        self.truncate_logs(dict.fromkeys(self.log_sizes(), 0))
+
+    def mark_saved(self) -> None:
+        """Notes that the run has a checkpoint, so that its logs are never emptied by `start`."""
+        self._unsaved.unlink(missing_ok=True)
+
     def write_run(self, values: Mapping[str, Any]) -> None:
         """Replaces `run.json` atomically.
 
@@ -104,16 +135,7 @@ class Workdir:
         Raises:
           HostError: the folder cannot be written to.
         """
-        unfinished = self.path / ".run.json.tmp"
-        text = json.dumps(values, indent=2)
-        try:
-            with unfinished.open("w", encoding="utf-8") as file:
-                file.write(text + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(self.run_json)
-        except OSError as error:
-            raise write_error(self.path, error) from None
+        replace(self.run_json, (json.dumps(values, indent=2) + "\n").encode())
 
     def log_sizes(self) -> dict[str, int]:
         """{file name: bytes} of both logs; 0 for a missing one."""
@@ -131,7 +153,8 @@ class Workdir:
         try:
             for log in (self.metrics, self.samples):
                 if log.exists() and log.stat().st_size > sizes[log.name]:
-                    os.truncate(log, sizes[log.name])
+                    with os.fdopen(open_regular(log, os.O_RDWR), "r+b") as file:
+                        file.truncate(sizes[log.name])
         except OSError as error:
             raise write_error(self.path, error) from None
 
@@ -139,33 +162,95 @@ class Workdir:
     def _lock(self) -> Path:
         return self.path / ".lock"
 
-    def _open_lock(self) -> int:
-        return os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o644)
+    @property
+    def _unsaved(self) -> Path:
+        """Exists from the start of a run until its first checkpoint."""
+        return self.path / ".unsaved"
 
-    def _acquire(self, descriptor: int) -> None:
-        """Locks the open file and writes into it who has the lock, for a second process's error."""
+    def _check_entries(self) -> None:
+        """Raises InputError for a link, or another kind of file, where a run writes."""
+        folders = (self.checkpoints, self.path / "tensorboard")
+        files = (self.run_json, self.metrics, self.samples, self.curves, self._lock, self._unsaved)
+        steps = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
+        for path in (*folders, *files, *steps):
+            if path.is_symlink():
+                raise not_regular(path)
+        for path in files:
+            if path.exists() and not path.is_file():
+                raise not_regular(path)
+        for path in folders:
+            if path.exists() and not path.is_dir():
+                raise InputError(f"{path}: not a folder; choose another --workdir")
+
+    def _open_lock(self) -> int:
+        return open_regular(self._lock, os.O_RDWR | os.O_CREAT)
+
+    def _acquire(self, folder: int, file: int) -> None:
+        """Locks the folder, and the file, which has the holder's name for a second process.
+
+        Raises:
+          HostError: another process has a lock.
+          InputError: the file has something else in it.
+        """
+        found = os.pread(file, 200, 0).decode(errors="replace").strip()
+        if found and not re.fullmatch(r"process \d+ on .*", found):
+            raise InputError(
+                f"{self._lock}: not the lock of a run; remove it, or choose another --workdir"
+            )
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+            with _without_folder_locks():
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
             raise HostError(
-                f"{self.path}: in use by {holder or 'another process'}; "
+                f"{self.path}: in use by {found or 'another process'}; "
                 "wait until it has ended, or choose another --workdir"
             ) from None
-        except OSError as error:
-            raise write_error(self.path, error) from None
+        os.ftruncate(file, 0)
+        os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+
+
+@contextlib.contextmanager
+def _without_folder_locks() -> Iterator[None]:
+    """Goes on where a folder cannot be locked, as on NFS: the file's lock has to do there."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EBADF, errno.EINVAL, errno.ENOTSUP):
+            raise
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Writes a file of a run, atomically.
+
+    Raises:
+      InputError: it is a link, or another kind of file.
+      HostError: the folder cannot be written to.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise not_regular(path)
+    unfinished = path.with_name(f".{path.name.removeprefix('.')}.tmp")
+    try:
+        descriptor = open_regular(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+        unfinished.replace(path)
+    except OSError as error:
+        raise write_error(path, error) from None
 
 
 def append(log: Path, text: str) -> None:
     """Appends text to a log, newlines as they are.
 
     Raises:
+      InputError: it is a link, or another kind of file.
       HostError: the log cannot be written to.
     """
     try:
-        with log.open("a", encoding="utf-8", newline="") as file:
+        descriptor = open_regular(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        with os.fdopen(descriptor, "a", encoding="utf-8", newline="") as file:
             file.write(text)
     except OSError as error:
         raise write_error(log, error) from None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from charjax.errors import HostError, InputError
-from charjax.workdir import Workdir
+from charjax.workdir import Workdir, append
 
 HOLD_LOCK = """
 import sys, time
@@ -105,3 +107,90 @@ def test_logs_are_truncated_and_never_extended(tmp_path):
     folder.samples.unlink()
     folder.truncate_logs(sizes)
     assert not folder.samples.exists()
+
+
+def test_removing_the_lock_file_changes_nothing(tmp_path):
+    """A5."""
+    folder = Workdir(tmp_path)
+    with folder.lock():
+        (tmp_path / ".lock").unlink()
+        with pytest.raises(HostError, match="in use by another process"), folder.lock():
+            pass
+    with folder.lock():
+        pass
+
+
+def test_the_file_is_locked_too_as_older_versions_and_nfs_know_no_other_lock(tmp_path, monkeypatch):
+    folder = Workdir(tmp_path)
+    with folder.lock(), (tmp_path / ".lock").open() as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    lock = fcntl.flock
+
+    def on_nfs(descriptor: int, operation: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", on_nfs)
+    with folder.lock(), pytest.raises(HostError, match=f"in use by process {os.getpid()} on "):
+        folder.lock().__enter__()
+
+
+def test_another_file_than_a_lock_is_not_overwritten(tmp_path):
+    (tmp_path / ".lock").write_text("flock of somebody's editor")
+    with pytest.raises(InputError, match=r"\.lock: not the lock of a run"):
+        Workdir(tmp_path).lock().__enter__()
+    assert (tmp_path / ".lock").read_text() == "flock of somebody's editor"
+
+
+def test_logs_are_emptied_only_for_a_run_that_was_never_saved(tmp_path):
+    """A1."""
+    folder = Workdir(tmp_path)
+    folder.start()
+    folder.metrics.write_text("killed before the first checkpoint\n")
+    folder.start()
+    assert folder.log_sizes() == {"metrics.jsonl": 0, "samples.txt": 0}
+    folder.metrics.write_text("saved\n")
+    folder.mark_saved()
+    folder.mark_saved()
+    with pytest.raises(InputError, match=r"has metrics\.jsonl but no checkpoint"):
+        folder.start()
+    assert folder.metrics.read_text() == "saved\n"
+
+
+@pytest.mark.parametrize("name", ["run.json", "metrics.jsonl", "samples.txt", "curves.png"])
+def test_a_new_run_overwrites_no_file(tmp_path, name):
+    """A1."""
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(InputError, match=f"has {name} but no checkpoint"):
+        Workdir(tmp_path).start()
+    assert os.listdir(tmp_path) == [name]
+    assert (tmp_path / name).read_text() == "mine"
+
+
+WRITTEN = (
+    "run.json", "metrics.jsonl", "samples.txt", "curves.png", ".lock", ".unsaved",
+    "checkpoints", "checkpoints/20", "tensorboard",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_link_where_a_run_writes_is_refused(tmp_path, name):
+    """B3."""
+    path = tmp_path / "run" / name
+    path.parent.mkdir(parents=True)
+    path.symlink_to(tmp_path / "target")
+    with pytest.raises(InputError, match=f"{name}: a link, which no run writes"):
+        Workdir(tmp_path / "run").create()
+    assert not (tmp_path / "target").exists()
+
+
+def test_a_link_that_comes_later_is_not_written_through(tmp_path):
+    """B3."""
+    folder = Workdir(tmp_path)
+    for name in ("run.json", ".run.json.tmp", "metrics.jsonl"):
+        (tmp_path / name).symlink_to(tmp_path / "target")
+        with pytest.raises(InputError, match="a link"):
+            append(folder.metrics, "text") if name == "metrics.jsonl" else folder.write_run({})
+        (tmp_path / name).unlink()
+    assert os.listdir(tmp_path) == []

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -27,10 +27,15 @@ from charjax.runtime import distributed
 from charjax.types import PyTree
 
 _logger = logging.getLogger(__name__)
+_MAX_LOOKS = 100  # at a folder that a run changes
 _FINITE = ("params", "ema")  # never saved with a NaN or an infinity
 
 Which: TypeAlias = Literal["newest", "best"] | int
 _T = TypeVar("_T")
+
+
+class _DeletedError(Exception):
+    """A checkpoint that was deleted, or saved again, while it was read."""
 
 
 @dataclass(frozen=True)
@@ -123,15 +128,24 @@ class Checkpoints:
             state = jax.tree.unflatten(structure, [arrays[path] for path in wanted])
             return Restored(**vars(record), state=state)
 
-        return self._first_sound(which, read)
+        return self._find(which, read)
 
     def read_meta(self, *, which: Which = "newest") -> Record:
         """As `restore`, but reads and verifies the record alone, not the arrays."""
-        return self._first_sound(which, self._record)
+        return self._find(which, self._record)
 
     def verify(self) -> list[tuple[int, str]]:
-        """Reads every checkpoint: (step, what is wrong with it or ""), ascending."""
-        return [(step, self._problem(step)) for step in self.steps()]
+        """Reads every checkpoint: (step, what is wrong with it or ""), ascending.
+
+        Those that a run deletes meanwhile are left out.
+        """
+        for _ in range(_MAX_LOOKS):
+            steps = self.steps()
+            problems = [(step, self._problem(step)) for step in steps]
+            verdicts = [(step, problem) for step, problem in problems if problem is not None]
+            if verdicts or not steps:
+                return verdicts
+        raise self._changes_too_fast()
 
     def _candidates(self, which: Which) -> list[int]:
         """The steps to try, in this order.
@@ -157,16 +171,24 @@ class Checkpoints:
     def _rank(self, step: int) -> float:
         """The val_loss to sort by; a damaged record comes first, to be read and warned of."""
         try:
-            val_loss = self._record(step).val_loss
+            val_loss = self._read(step, self._record).val_loss
         except DamagedError:
             return -math.inf
+        except _DeletedError:
+            return math.inf
         return math.inf if val_loss is None else val_loss
 
-    def _first_sound(self, which: Which, read: Callable[[int], _T]) -> _T:
-        candidates = self._candidates(which)
+    def _find(self, which: Which, read: Callable[[int], _T]) -> _T:
+        """`_first_sound`, looked for again where a run deletes a step while it is read."""
+        for _ in range(_MAX_LOOKS):
+            with contextlib.suppress(_DeletedError):
+                return self._first_sound(self._candidates(which), read)
+        raise self._changes_too_fast()
+
+    def _first_sound(self, candidates: Sequence[int], read: Callable[[int], _T]) -> _T:
         for step, following in zip(candidates, [*candidates[1:], None], strict=True):
             try:
-                return read(step)
+                return self._read(step, read)
             except DamagedError as error:
                 self._damaged.add(step)
                 remedy = "no other to use" if following is None else f"trying step {following}"
@@ -179,13 +201,40 @@ class Checkpoints:
             "restore a copy of this folder, or start again in another --workdir"
         )
 
-    def _problem(self, step: int) -> str:
-        """What is wrong with a step; "" if it verifies."""
-        try:
+    def _changes_too_fast(self) -> CheckpointError:
+        return CheckpointError(
+            f"{self._folders.directory}: a run deletes its checkpoints faster than they can be "
+            "read; try again, or have the run save less often"
+        )
+
+    def _problem(self, step: int) -> str | None:
+        """What is wrong with a step; "" if it verifies, None if it was deleted meanwhile."""
+
+        def read(step: int) -> None:
             self._store.read_arrays(self._folders.path(step), self._record(step).leaves)
+
+        try:
+            self._read(step, read)
         except DamagedError as error:
             return str(error)
+        except _DeletedError:
+            return None
         return ""
+
+    def _read(self, step: int, read: Callable[[int], _T]) -> _T:
+        """Calls `read`.
+
+        Raises:
+          DamagedError: the step is damaged.
+          _DeletedError: it is not, but was deleted, as a run deletes its older steps.
+        """
+        before = self._folders.identity(step)
+        try:
+            return read(step)
+        except DamagedError:
+            if before is None or self._folders.identity(step) != before:
+                raise _DeletedError from None
+            raise
 
     def _record(self, step: int) -> Record:
         record = self._store.read_record(self._folders.path(step))
@@ -209,7 +258,7 @@ class Checkpoints:
 
     def _is_saved(self, step: int) -> bool:
         """Whether a step exists and verifies; process 0 looks for all."""
-        problem = "missing"
+        problem: str | None = "missing"
         if distributed.is_primary() and step in self.steps():
             problem = self._problem(step)
             if problem:

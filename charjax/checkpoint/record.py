@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from charjax.errors import CheckpointError
+from charjax import schema
+from charjax.errors import CheckpointError, InputError
 from charjax.types import PyTree
 
 _FORMAT = 1
@@ -40,6 +41,20 @@ class Leaf(NamedTuple):
         """The shape, dtype and digest of an array."""
         data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         return cls(array.shape, array.dtype.name, hashlib.sha256(data.data).hexdigest())
+
+    @classmethod
+    def like(cls, array: Any) -> Leaf:
+        """The shape and dtype of an array, or of anything that has both, without a digest."""
+        return cls(tuple(array.shape), jnp.dtype(array.dtype).name, "")
+
+    def is_valid(self) -> bool:
+        """Whether it is the shape and dtype of an array of numbers or bools."""
+        try:
+            dtype = jnp.dtype(self.dtype)
+        except TypeError:
+            return False
+        is_numeric = jnp.issubdtype(dtype, jnp.number) or dtype == np.bool_
+        return is_numeric and dtype.name == self.dtype and min(self.shape, default=0) >= 0
 
     def __str__(self) -> str:
         return f"{self.dtype}{[*self.shape]}"
@@ -67,12 +82,11 @@ class Record:
         Raises:
           CheckpointError: it has not, or there is none.
         """
-        shape, dtype = tuple(like.shape), jnp.dtype(like.dtype).name
-        if path in self.leaves and self.leaves[path][:2] == (shape, dtype):
-            return self.leaves[path]
-        saved = str(self.leaves[path]) if path in self.leaves else "not there"
+        saved, wanted = self.leaves.get(path), Leaf.like(like)
+        if saved and saved[:2] == wanted[:2]:
+            return saved
         raise CheckpointError(
-            f"checkpoint of step {self.step}: {path} is {saved}, but {Leaf(shape, dtype, '')} "
+            f"checkpoint of step {self.step}: {path} is {saved or 'not there'}, but {wanted} "
             "is wanted; use the config that this run was trained with"
         )
 
@@ -103,22 +117,29 @@ def to_json(record: Record) -> dict[str, Any]:
     return parsed | {"sha256": _digest(parsed)}
 
 
-def from_json(values: Mapping[str, Any]) -> Record:
+def from_json(values: Any) -> Record:
     """The record that `to_json` was given.
 
     Raises:
-      DamagedError: the values differ from their digest, or have an unknown format.
+      DamagedError: the values differ from their digest, have an unknown format, or are no record.
     """
-    values = dict(values)
-    if values.pop("sha256") != _digest(values):
+    if not isinstance(values, dict) or not {"sha256", "format"} <= values.keys():
+        raise DamagedError("is no record")
+    fields = {name: value for name, value in values.items() if name != "sha256"}
+    if values["sha256"] != _digest(fields):
         raise DamagedError("differs from its digest")
-    if values["format"] != _FORMAT:
-        raise DamagedError(f"has format {values['format']}, this charjax reads {_FORMAT}")
-    leaves = {
-        path: Leaf(tuple(leaf["shape"]), leaf["dtype"], leaf["sha256"])
-        for path, leaf in values["leaves"].items()
-    }
-    return Record(values["step"], values["val_loss"], values["meta"], leaves)
+    if fields.pop("format") != _FORMAT:
+        raise DamagedError(f"has another format than {_FORMAT}, which this charjax reads")
+    try:
+        record: Record = schema.parse(Record, fields, "record")
+    except InputError as error:
+        raise DamagedError(str(error)) from None
+    if record.step < 0:
+        raise DamagedError(f"has a step below 0, {record.step}")
+    for path, leaf in record.leaves.items():
+        if not leaf.is_valid():
+            raise DamagedError(f"{path[:60]}: has no valid shape and dtype")
+    return record
 
 
 def _encode(key: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
+import os
 import re
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from charjax.checkpoint.store import UNFINISHED, is_checkpoint
 
 _logger = logging.getLogger(__name__)
+_STEP = r"0|[1-9][0-9]*"
 
 
 class StepFolders:
@@ -28,15 +30,25 @@ class StepFolders:
 
     def steps(self) -> list[int]:
         """The steps on disk, ascending. A folder that is no checkpoint is logged, once."""
-        found = []
-        for entry in self.directory.iterdir() if self.directory.is_dir() else ():
-            if not re.fullmatch(r"0|[1-9][0-9]*", entry.name) or not entry.is_dir():
-                continue
-            if is_checkpoint(entry):
-                found.append(int(entry.name))
-            else:
+        while True:
+            entries = self.directory.iterdir() if self.directory.is_dir() else ()
+            named = [entry for entry in entries if re.fullmatch(_STEP, entry.name)]
+            found = [int(e.name) for e in named if not e.is_symlink() and is_checkpoint(e)]
+            others = [entry for entry in named if int(entry.name) not in found]
+            if all(map(os.path.lexists, others)):
+                break  # or else a run has just deleted one, and saved another before that
+        for entry in others:
+            if entry.is_dir():
                 self._warn_once(f"{entry}: not a checkpoint, ignored")
         return sorted(found)
+
+    def identity(self, step: int) -> tuple[int, int] | None:
+        """Differs once a step was deleted, also if it was saved again; None: there is none."""
+        try:
+            status = self.path(step).stat()
+        except OSError:
+            return None
+        return status.st_ino, status.st_mtime_ns
 
     def damaged_path(self, step: int) -> Path:
         """An unused path to rename a damaged step to."""
@@ -59,8 +71,13 @@ class StepFolders:
 
     def delete_unfinished(self) -> None:
         """Deletes what interrupted saves and deletions have left."""
-        for unfinished in self.directory.glob(f"*{UNFINISHED}*"):
-            shutil.rmtree(unfinished)
+        for path in self.directory.glob(f"*{UNFINISHED}*"):
+            if not re.fullmatch(f"({_STEP}){re.escape(UNFINISHED)}.*", path.name):
+                continue  # not ours, and in nobody's way
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
     def free_bytes(self) -> int:
         """The free space on the folder's disk, also before the folder is made."""

@@ -13,6 +13,7 @@ import contextlib
 import json
 import logging
 import math
+import operator
 import os
 import re
 from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
@@ -26,12 +27,16 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from charjax.checkpoint.record import DamagedError, Leaf, Record, from_json, to_json
-from charjax.errors import HostError
+from charjax.errors import HostError, InputError
+from charjax.runtime.files import read_regular
 
 # In the names of folders that an interrupted save leaves.
 UNFINISHED = ".orbax-checkpoint-tmp"
 _RECORD = Path("meta", "record.json")
-_MAX_RECORD_BYTES = 64 * 2**20
+_MAX_RECORD_BYTES = 64 * 2**20  # a record of half a million losses, which old ones have, is 10
+_MAX_RECORD_VALUES = 2 * 10**6
+_MAX_METADATA_BYTES = 4 * 2**20  # of the array store: 250 an array
+_LARGE = ("d", "meta")  # folders: the array store's data, and the record, which has its own limit
 _PARTS = ("_CHECKPOINT_METADATA", "meta", "state")
 
 _T = TypeVar("_T")
@@ -95,11 +100,8 @@ class Store:
         Raises:
           DamagedError: it differs from its digest or cannot be read.
         """
-        file = path / _RECORD
-        with _as_damaged_errors("record: "):
-            if file.stat().st_size > _MAX_RECORD_BYTES:
-                raise DamagedError(f"larger than {_MAX_RECORD_BYTES} bytes")
-            return from_json(json.loads(file.read_bytes()))
+        with _as_damaged_errors(path, "record"):
+            return from_json(_read_json(path / _RECORD))
 
     def read_arrays(self, path: Path, leaves: Mapping[str, Leaf]) -> dict[str, np.ndarray]:
         """Reads the arrays of these leaves and compares them with their digests.
@@ -108,14 +110,8 @@ class Store:
           DamagedError: an array differs from its digest or cannot be read.
           HostError: together they are larger than this machine's memory.
         """
-        with _as_damaged_errors("arrays: "):
-            size = sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in leaves.values())
-        if size > (memory := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")):
-            raise HostError(
-                f"{path}: its arrays have {size} bytes, the memory of this machine {memory}; "
-                "use a larger one"
-            )
-        with _as_damaged_errors("arrays: "):
+        with _as_damaged_errors(path, "arrays"):
+            _check_files(path)
             arrays = self._read(path, leaves)
             for name, leaf in leaves.items():
                 if Leaf.of(arrays[name]) != leaf:
@@ -135,7 +131,9 @@ class Store:
         wanted = ocp.args.PyTreeRestore(
             item=dict.fromkeys(stored, 0),  # Orbax uses its structure alone
             restore_args={
-                name: ocp.ArrayRestoreArgs(np.ndarray, global_shape=leaves[name].shape)
+                name: ocp.ArrayRestoreArgs(
+                    np.ndarray, global_shape=leaves[name].shape, dtype=leaves[name].dtype
+                )
                 for name in stored
             },
             partial_restore=True,
@@ -155,18 +153,63 @@ class _NumpyHandler(ocp.type_handlers.NumpyHandler):
     async def deserialize(
         self, infos: Sequence[Any], args: Sequence[Any] | None = None
     ) -> Sequence[np.ndarray]:
-        return await _gather_all(map(self._read, infos, args or ()))
+        args = args or ()
+        await _gather_all(map(self._check, infos, args))
+        _check_memory(sum(math.prod(a.global_shape) * jnp.dtype(a.dtype).itemsize for a in args))
+        return await _gather_all(map(self._read, infos))
 
-    async def _read(self, info: Any, args: Any) -> np.ndarray:
+    async def _check(self, info: Any, args: Any) -> None:
+        """Raises DamagedError where an array is not as recorded, or has larger chunks than it."""
         [found] = await super().metadata([info])
-        if found.shape != args.global_shape:
-            raise DamagedError(f"{info.name} has shape {found.shape}, not {args.global_shape}")
-        arrays: Sequence[np.ndarray] = await super().deserialize([info], [args])
+        stored, wanted = Leaf.like(found), Leaf(args.global_shape, args.dtype, "")
+        if stored != wanted:
+            raise DamagedError(f"{info.name} is {stored}, not {wanted}")
+        for chunks in (found.storage.chunk_shape, found.storage.zarr_metadata.chunk_shape):
+            if len(chunks) != len(found.shape) or any(map(operator.gt, chunks, found.shape)):
+                raise DamagedError(f"{info.name} is {stored} in chunks of {[*chunks]}")
+
+    async def _read(self, info: Any) -> np.ndarray:
+        arrays: Sequence[np.ndarray] = await super().deserialize([info])
         return arrays[0]
 
     async def _background_serialize(self, values: Any, infos: Any, args: Any = None) -> None:
         write, items = super()._background_serialize, zip(values, infos, args, strict=True)
         await _gather_all(write([value], [info], [arg]) for value, info, arg in items)
+
+
+def _read_json(file: Path) -> Any:
+    """The JSON of a file, if its size and its number of values are those of a record at most."""
+    data = read_regular(file, _MAX_RECORD_BYTES + 1)
+    if len(data) > _MAX_RECORD_BYTES:
+        raise DamagedError(f"larger than {_MAX_RECORD_BYTES} bytes")
+    if sum(map(data.count, (b",", b"[", b"{"))) > _MAX_RECORD_VALUES:
+        raise DamagedError(f"has more than {_MAX_RECORD_VALUES} values")
+    return json.loads(data.decode("ascii"))
+
+
+def _check_memory(size: int) -> None:
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > memory:
+        raise HostError(
+            f"have {size} bytes, the memory of this machine {memory}; use a larger machine"
+        )
+
+
+def _check_files(folder: Path) -> None:
+    """Checks what Orbax and TensorStore are going to open, before they do.
+
+    Raises:
+      DamagedError: a link, a pipe or the like is among it, or metadata are larger than any are.
+    """
+    with os.scandir(folder) as scanned:
+        entries = list(scanned)
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            _check_files(Path(entry))
+        elif not entry.is_file(follow_symlinks=False):
+            raise DamagedError(f"{entry.name} is not a regular file")
+        elif folder.name not in _LARGE and entry.stat().st_size > _MAX_METADATA_BYTES:
+            raise DamagedError(f"{entry.name} is larger than {_MAX_METADATA_BYTES} bytes")
 
 
 async def _gather_all(calls: Iterable[Awaitable[_T]]) -> list[_T]:
@@ -228,19 +271,23 @@ def _as_os_errors() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _as_damaged_errors(where: str) -> Iterator[None]:
+def _as_damaged_errors(path: Path, part: str) -> Iterator[None]:
     """Raises every error of reading as a DamagedError; damage has no common type in Orbax.
 
     Not so a lack of memory or of permission, which says nothing about the file.
     """
     try:
         yield
-    except DamagedError as error:
-        raise DamagedError(f"{where}{error}") from error
+    except (DamagedError, InputError) as error:
+        raise DamagedError(f"{part}: {error}") from error
+    except HostError as error:
+        raise HostError(f"{path}: {part}: {error}") from error
     except MemoryError:
         raise
     except PermissionError as error:
-        raise HostError(f"{where}cannot be read ({error.strerror}); check its rights") from error
+        raise HostError(
+            f"{path}: {part}: cannot be read ({error.strerror}); check its rights"
+        ) from error
     except Exception as error:
         first_line = f"{type(error).__name__} {error}".splitlines()[0]
-        raise DamagedError(f"{where}cannot be read: {first_line[:200]}") from error
+        raise DamagedError(f"{part}: cannot be read: {first_line[:200]}") from error

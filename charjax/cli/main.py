@@ -12,7 +12,7 @@ from charjax.cli.arguments import Parser
 from charjax.cli.commands import load_commands
 from charjax.cli.config_flags import split_config_flags
 from charjax.errors import CharjaxError, HostError, InputError
-from charjax.runtime.cache import cache_folder
+from charjax.runtime.cache import code_cache_folder
 from charjax.runtime.display import PlainDisplay, show_messages
 from charjax.runtime.signals import exit_on_signals
 
@@ -90,7 +90,8 @@ def _check_utf8(arguments: Sequence[str]) -> None:
 
 def _set_jax_environment() -> None:
     """Has JAX cache compiled programs in the user's cache; variables that are set stay."""
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder("jax")))
+    if folder := code_cache_folder("jax"):
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         # On a machine with few cores, many forced devices deadlock in XLA's thread pool.

@@ -3,10 +3,69 @@
 from __future__ import annotations
 
 import os
+import stat
+import tempfile
 from pathlib import Path
+
+from charjax.errors import HostError
+
+_WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 def cache_folder(name: str) -> Path:
-    """`charjax/NAME` below `$XDG_CACHE_HOME`, or below `~/.cache` where that is not set."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
-    return Path(os.path.expanduser(cache)) / "charjax" / name
+    """`charjax/NAME` below `$XDG_CACHE_HOME` or `~/.cache`; without a home, a temporary folder.
+
+    A relative `$XDG_CACHE_HOME` is ignored, as the XDG specification demands. There is no home
+    where neither `$HOME` nor the system's list of users has one.
+
+    Raises:
+      HostError: there is no home, and another user has the temporary folder.
+    """
+    if (home := _home_cache()) is not None:
+        return home / name
+    if not _make_private(temporary := _temporary_cache()):
+        raise HostError(
+            f"{temporary}: belongs to another user; set XDG_CACHE_HOME to a folder of yours"
+        )
+    return temporary / name
+
+
+def code_cache_folder(name: str) -> Path | None:
+    """As `cache_folder`, for files that are loaded as code: made, and writable by this user alone.
+
+    Returns:
+      None where there is no such folder: then nothing is to be cached.
+    """
+    for parent in (_home_cache(), _temporary_cache()):
+        if parent and _make_private(parent) and _make_private(parent / name):
+            return parent / name
+    return None
+
+
+def is_private(status: os.stat_result) -> bool:
+    """Whether a file or folder is this user's, and nobody else can write to it."""
+    return status.st_uid == os.getuid() and not status.st_mode & _WRITABLE_BY_OTHERS
+
+
+def _home_cache() -> Path | None:
+    folders = (os.environ.get("XDG_CACHE_HOME", ""), os.path.join("~", ".cache"))
+    absolute = filter(os.path.isabs, map(os.path.expanduser, folders))
+    return next((Path(folder) / "charjax" for folder in absolute), None)
+
+
+def _temporary_cache() -> Path:
+    return Path(tempfile.gettempdir()) / f"charjax-{os.getuid()}"
+
+
+def _make_private(folder: Path) -> bool:
+    """Makes the folder, or takes the rights of others to write to it; False: it is not ours."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder.lstat().st_uid != os.getuid():  # a link to a folder of ours, perhaps
+            return False
+        status = folder.stat()
+        if status.st_uid == os.getuid() and not is_private(status):  # made with umask 002
+            folder.chmod(stat.S_IMODE(status.st_mode) & ~_WRITABLE_BY_OTHERS)
+        return is_private(folder.stat())
+    except OSError:
+        return False

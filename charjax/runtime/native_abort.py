@@ -14,6 +14,8 @@ import signal
 import sys
 from pathlib import Path
 
+from charjax.runtime.files import open_regular
+
 
 class AbortHandler:
     """Handles SIGABRT from construction to the end of the process.
@@ -41,7 +43,7 @@ def _redirect_native_output(log: Path) -> int:
     sys.stderr.flush()
     stdout, stderr = os.dup(1), os.dup(2)
     log.parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    file = open_regular(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.close(file)

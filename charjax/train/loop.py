@@ -187,7 +187,7 @@ def _set_up(
     backend = make_backend(meta.resolved_config, vocab_size, optimizer, schedule)
 
     check_prompt(config, dataset.vocab)
-    _log_all(messages.opening(meta, saved, steps_per_epoch))
+    _log_all(messages.opening(meta, steps_per_epoch))
     if saved:
         changes = check_same_run(workdir.path, saved, meta, allow=allow)
         _log_all(f"allowed: {change}" for change in changes)

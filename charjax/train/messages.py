@@ -17,7 +17,7 @@ from charjax.train.resume import RunMeta
 from charjax.workdir import Workdir
 
 
-def opening(meta: RunMeta, saved: RunMeta | None, steps_per_epoch: int) -> Iterator[str]:
+def opening(meta: RunMeta, steps_per_epoch: int) -> Iterator[str]:
     """The first messages: text, model, devices, implementation of the recurrence, steps."""
     corpus, model, platform = meta.corpus, meta.config.model, meta.platform
     total = total_steps(meta.config.train, steps_per_epoch)
@@ -27,9 +27,7 @@ def opening(meta: RunMeta, saved: RunMeta | None, steps_per_epoch: int) -> Itera
         f"{model.dtype} matmuls, on {platform.devices} x {platform.device}"
     )
     if meta.recurrence:
-        is_kept = saved is not None and saved.recurrence == meta.recurrence
-        reason = "as the saved run" if is_kept else meta.recurrence.reason
-        yield f"recurrence: {meta.recurrence.implementation} ({reason})"
+        yield f"recurrence: {meta.recurrence.implementation} ({meta.recurrence.reason})"
     yield f"steps: {f'{total:,}' if total else 'no limit'}, {steps_per_epoch:,} per epoch"
 
 

@@ -207,8 +207,8 @@ def check_same_run(
 def resolve_recurrence(model: ModelConfig, batch: int, saved: RunMeta | None) -> Resolution:
     """The implementation of a run's recurrence.
 
-    Under `model.recurrence=fast` a resumed run keeps what was recorded when it was saved, or warns
-    that this implementation does not run here.
+    Under `model.recurrence=fast` a resumed run keeps the implementation that it was saved with,
+    or warns that it cannot.
 
     Args:
       model: of the run.
@@ -222,14 +222,11 @@ def resolve_recurrence(model: ModelConfig, batch: int, saved: RunMeta | None) ->
         return resolve(model, batch)
     before = saved.recurrence.implementation
     resolution = resolve(model, batch, saved=before)
-    if model.recurrence != "fast":
-        return resolution
-    if resolution.implementation == before:
-        return saved.recurrence
-    _logger.warning(
-        f"recurrence: this run was saved with {before} and goes on with "
-        f"{resolution.implementation}, which rounds differently ({resolution.reason})"
-    )
+    if model.recurrence == "fast" and resolution.implementation != before:
+        _logger.warning(
+            f"recurrence: this run was saved with {before} and goes on with "
+            f"{resolution.implementation}, which rounds differently ({resolution.reason})"
+        )
     return resolution
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
+import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -14,12 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tensorstore
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from charjax.checkpoint import Checkpoints, store
+from charjax.checkpoint import Checkpoints, record, store
 from charjax.checkpoint.record import flatten
 from charjax.errors import CheckpointError, DivergedError, HostError
 
@@ -233,7 +237,7 @@ def test_arrays_of_another_shape_are_found_before_they_are_read(two_steps, tmp_p
     shutil.copytree(tmp_path / "large" / "2" / "state", copy / "2" / "state")
     with open_(copy) as checkpoints:
         assert checkpoints.restore(LIKE).step == 1
-    assert "has shape (2000, 3), not (2, 3)" in log.messages[0]
+    assert "is float32[2000, 3], not float32[2, 3]" in log.messages[0]
 
 
 def test_the_best_falls_back_on_the_next_best(tmp_path, log):
@@ -265,6 +269,147 @@ def test_other_folders_are_not_steps_and_only_unfinished_saves_are_deleted(tmp_p
         with pytest.raises(HostError, match="not empty"):
             checkpoints.save(1000, state_of(1000), {}, val_loss=None)
         assert (tmp_path / "1000" / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize("make", [Path.touch, Path.mkdir, lambda p: p.symlink_to("/")])
+@pytest.mark.parametrize("name", ["x", "2", "7.damaged-1"])
+def test_what_has_the_name_of_an_unfinished_save_blocks_none(tmp_path, name, make):
+    """E4."""
+    make(tmp_path / f"{name}.orbax-checkpoint-tmp")
+    save_all(tmp_path, 1, 2)
+    with open_(tmp_path) as checkpoints:
+        assert checkpoints.verify() == [(1, ""), (2, "")]
+    assert (tmp_path / f"{name}.orbax-checkpoint-tmp").exists() == (name != "2")
+
+
+def rewrite_record(checkpoint: Path, change: Callable[[dict], object]) -> None:
+    """Changes the values of a record, and its digest with them."""
+    file = checkpoint / "meta" / "record.json"
+    values = json.loads(file.read_bytes())
+    del values["sha256"]
+    change(values)
+    file.write_text(json.dumps(values | {"sha256": record._digest(values)}))
+
+
+RECORDS: dict[str, Callable[[dict], object]] = {
+    "no step": lambda r: r.pop("step"),
+    "no leaves": lambda r: r.pop("leaves"),
+    "another field": lambda r: r.update(more=1),
+    "another format": lambda r: r.update(format=[2]),
+    "text as step": lambda r: r.update(step="2"),
+    "bool as step": lambda r: r.update(step=True),
+    "text as loss": lambda r: r.update(val_loss="low"),
+    "nan as loss": lambda r: r.update(val_loss=math.nan),
+    "list as meta": lambda r: r.update(meta=[]),
+    "list as leaves": lambda r: r.update(leaves=[]),
+    "text as leaf": lambda r: r["leaves"].update(step="int32"),
+    "leaf without dtype": lambda r: r["leaves"]["step"].pop("dtype"),
+    "unknown dtype": lambda r: r["leaves"]["step"].update(dtype="int33"),
+    "object as dtype": lambda r: r["leaves"]["step"].update(dtype="object"),
+    "shape below 0": lambda r: r["leaves"]["step"].update(shape=[-1]),
+    "text in shape": lambda r: r["leaves"]["step"].update(shape=["1"]),
+    "enormous shape": lambda r: r["leaves"]["step"].update(shape=[2**50, 2**50]),
+    "number as digest": lambda r: r["leaves"]["step"].update(sha256=7),
+}
+
+
+@pytest.mark.parametrize("shape", RECORDS)
+def test_a_record_with_a_correct_digest_and_another_shape_is_damaged(
+    two_steps, tmp_path, shape, log
+):
+    """D3."""
+    copy = shutil.copytree(two_steps, tmp_path / "copy")
+    rewrite_record(copy / "2", RECORDS[shape])
+    with open_(copy) as checkpoints:
+        if "shape" not in shape:
+            assert checkpoints.read_meta().step == 1
+        [(_, problem), sound] = sorted(checkpoints.verify(), reverse=True)
+    assert sound == (1, "")
+    assert problem.startswith(("record: ", "arrays: "))
+    assert "\n" not in problem
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"7", b"{}", b'{"sha256": 1}', b"[" * 10**5])
+def test_other_json_is_no_record(two_steps, tmp_path, text, log):
+    """D3."""
+    copy = shutil.copytree(two_steps, tmp_path / "copy")
+    (copy / "2" / "meta" / "record.json").write_bytes(text)
+    with open_(copy) as checkpoints:
+        assert checkpoints.read_meta().step == 1
+    assert len(log.messages) == 1
+
+
+@pytest.mark.parametrize("file", ["meta/record.json", "state/_METADATA", "state/manifest.ocdbt"])
+@pytest.mark.parametrize("make", [os.mkfifo, lambda p: p.symlink_to("/dev/zero")])
+def test_only_regular_files_are_read(two_steps, tmp_path, file, make, log):
+    """B6."""
+    copy = shutil.copytree(two_steps, tmp_path / "copy")
+    (copy / "2" / file).unlink()
+    make(copy / "2" / file)
+    with open_(copy) as checkpoints:
+        assert checkpoints.restore(LIKE).step == 1
+        assert [bool(problem) for _, problem in checkpoints.verify()] == [False, True]
+    assert len(log.messages) == 1
+
+
+def test_metadata_of_the_arrays_have_a_limit(two_steps, tmp_path, log):
+    copy = shutil.copytree(two_steps, tmp_path / "copy")
+    os.truncate(copy / "2" / "state" / "_METADATA", 2**40)
+    with open_(copy) as checkpoints:
+        assert checkpoints.restore(LIKE).step == 1
+    assert "_METADATA is larger than" in log.messages[0]
+
+
+def set_chunks(checkpoint: Path, leaf: str, changes: Mapping[str, object]) -> None:
+    """Changes the metadata that the array store keeps of an array."""
+    store = tensorstore.KvStore.open(
+        {"driver": "ocdbt", "base": f"file://{checkpoint}/state/"}
+    ).result()
+    values = json.loads(store[f"{leaf}/.zarray"])
+    store[f"{leaf}/.zarray"] = json.dumps(values | changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"chunks": [2**30, 2**20]}, {"chunks": [4, 3]}, {"dtype": "<f8"}, {"shape": [2, 3, 1]}],
+    ids=str,
+)
+def test_chunks_are_checked_before_they_are_read(two_steps, tmp_path, changes, log):
+    """B4."""
+    copy = shutil.copytree(two_steps, tmp_path / "copy")
+    set_chunks(copy / "2", "params/dense/kernel", changes)
+    with open_(copy) as checkpoints:
+        assert checkpoints.restore(LIKE).step == 1
+    assert len(log.messages) == 1
+
+
+def test_a_reader_beside_a_run_that_deletes_steps_sees_no_damage(tmp_path):
+    """C1."""
+    save_all(tmp_path, 1)
+    stop = threading.Event()
+
+    def write() -> None:
+        with open_(tmp_path, keep=1) as checkpoints:
+            for step in itertools.count(2):
+                if stop.is_set():
+                    break
+                loss = None if step % 3 else 1 / step
+                checkpoints.save(step, state_of(step), {}, val_loss=loss)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        with open_(tmp_path) as checkpoints:
+            for _ in range(30):
+                newest, best = (checkpoints.restore(LIKE, which=w) for w in ("newest", "best"))
+                assert_same_bits(newest.state, state_of(newest.step))
+                assert_same_bits(best.state, state_of(best.step))
+                verdicts = checkpoints.verify()
+                assert verdicts
+                assert not any(problem for _, problem in verdicts)
+    finally:
+        stop.set()
+        writer.join()
 
 
 def test_an_error_if_all_are_damaged_and_none_is_deleted(two_steps, tmp_path, log):

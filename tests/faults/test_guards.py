@@ -131,7 +131,7 @@ def test_a_torn_record_is_cut_off_when_the_run_goes_on(trained, copy):
 def test_a_record_that_is_none_is_named(tmp_path, line):
     file = tmp_path / "metrics.jsonl"
     file.write_bytes(b'{"step": 1}\n' + line + b"\n")
-    with pytest.raises(InputError, match="line 2 is not a record"):
+    with pytest.raises(InputError, match="line 2 is no record"):
         read_metrics(file)
 
 

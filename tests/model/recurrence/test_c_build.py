@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,9 +17,28 @@ needs_c = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(scope="module")
+def library(tmp_path_factory) -> Path:
+    """A compiled library, for compilers that need not compile it again."""
+    folder = tmp_path_factory.mktemp("library")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        patch.setenv("CC", write_compiler(folder / "cc", 'exec cc "$@" -O0'))
+        assert opened()
+    return next((folder / "charjax" / "kernels").iterdir())
+
+
+def write_compiler(path: Path, script: str) -> str:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
 @pytest.fixture
-def cache(tmp_path, monkeypatch) -> Path:
-    """The folder of an empty cache, as `build` sees it."""
+def cache(tmp_path, library, monkeypatch) -> Path:
+    """The folder of an empty cache, as `build` sees it, and a compiler that takes no time."""
+    copies = f'for output; do :; done; cp {library} "$output"'
+    monkeypatch.setenv("CC", write_compiler(tmp_path / "cc", copies))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return tmp_path / "charjax" / "kernels"
 
@@ -33,25 +56,94 @@ def test_it_is_compiled_once(cache, monkeypatch):
     assert list(cache.iterdir()) == [cached]
 
 
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "cut in half": lambda content: content[: len(content) // 2],
+    "emptied": lambda content: b"",
+    "without its last page": lambda content: content[:-4096],
+    "with a bit flipped": lambda content: flipped(content),
+}
+
+
+def flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
 @needs_c
-def test_a_damaged_file_is_compiled_again(cache):
-    cache.mkdir(parents=True)
-    damaged = cache / f"{build._cache_key()}.so"
-    damaged.write_bytes(b"no library")
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_compiled_again(cache, damage):
+    """C2."""
     assert opened()
-    assert damaged.stat().st_size > 1000
+    (damaged,) = cache.iterdir()
+    good = damaged.read_bytes()
+    damaged.unlink()  # this process has loaded it
+    damaged.write_bytes(DAMAGES[damage](good))
+    damaged.chmod(0o600)
+    assert opened()
+    (again,) = cache.iterdir()
+    assert again.read_bytes() == good
+
+
+PLANTED = """
+#include <stdio.h>
+__attribute__((constructor)) static void run(void) { fclose(fopen("%s", "w")); }
+"""
+
+
+@pytest.fixture
+def planted(cache, tmp_path) -> Iterator[Path]:
+    """A library with a correct digest in the cache, which writes a file where it is loaded."""
+    source, library = tmp_path / "planted.c", tmp_path / "planted.so"
+    source.write_text(PLANTED % (tmp_path / "loaded"))
+    subprocess.run(["cc", "-shared", "-fPIC", str(source), "-o", str(library)], check=True)
+    cache.mkdir(parents=True)
+    library.chmod(0o600)
+    yield library.rename(cache / build._name(build._cache_key(), library.read_bytes()))
+    assert not (tmp_path / "loaded").exists()
 
 
 @needs_c
-def test_a_cache_that_cannot_be_written_is_not_needed(cache):
+@pytest.mark.parametrize("mode", [0o666, 0o620])
+def test_a_file_that_others_can_write_is_not_loaded(planted, mode):
+    """B1."""
+    planted.chmod(mode)
+    assert opened()
+    assert not planted.exists()
+
+
+@needs_c
+def test_a_link_is_not_loaded(planted, tmp_path):
+    """B1."""
+    planted.symlink_to(planted.rename(tmp_path / "elsewhere.so"))
+    assert opened()
+
+
+@needs_c
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file away")
+@pytest.mark.parametrize("name", ["file", "folder"])
+def test_what_another_user_owns_is_not_loaded(planted, tmp_path, monkeypatch, name):
+    """B1."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    os.chown(planted if name == "file" else planted.parent, 65534, 65534)
+    assert opened()
+    assert planted.exists() == (name == "folder")
+
+
+@needs_c
+def test_a_cache_that_cannot_be_written_is_not_needed(cache, tmp_path, monkeypatch):
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     cache.parent.write_text("a file where a folder should be")
+    assert opened()
+    monkeypatch.setattr(build, "code_cache_folder", lambda name: None)
     assert opened()
 
 
 @pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
-def test_without_a_compiler_there_is_a_reason(cache, monkeypatch, compiler):
+def test_without_a_compiler_there_is_a_reason(tmp_path, monkeypatch, compiler):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CC", compiler)
     unavailable = build.open_library()
     assert isinstance(unavailable, build.Unavailable)
     assert "compiler" in unavailable.reason or compiler in unavailable.reason
-    assert not cache.exists()
+    assert list((tmp_path / "charjax" / "kernels").iterdir()) == []

@@ -13,8 +13,6 @@ import importlib.metadata
 import os
 import platform
 import shutil
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +22,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from charjax.runtime.cache import cache_folder
+from charjax.errors import InputError
+from charjax.model.recurrence.c.compiler import build_folder, run_compiler
+from charjax.runtime.cache import code_cache_folder, is_private
 from charjax.runtime.dtypes import cpu_flags
+from charjax.runtime.files import open_regular
 
 # The FFI targets: functions of the library, registered with XLA under the same names.
 FORWARD, BACKWARD = "charjax_forward", "charjax_backward"
@@ -35,7 +36,7 @@ PACK, MULTIPLY = "charjax_pack", "charjax_multiply"
 _SOURCES = Path(__file__).parent / "src"
 _FLAGS = ("-O3", "-std=gnu11", "-D_GNU_SOURCE", "-fno-math-errno", "-shared", "-fPIC")
 _PROCESSOR_FLAGS = (("-march=native",), ("-mcpu=native",), ())  # the first that works
-_TIMEOUT_S = 120
+_TIMEOUT_S = 120.0
 
 
 class CellInfo(NamedTuple):
@@ -137,8 +138,9 @@ def load() -> Library | Unavailable:
 
 def open_library() -> ctypes.CDLL | Unavailable:
     """The compiled library from the cache, or compiled now and added to the cache."""
-    cached = cache_folder("kernels") / f"{_cache_key()}.so"
-    return _open(cached) or _compile(cached)
+    cache, key = code_cache_folder("kernels"), _cache_key()
+    cached = cache.glob(f"{key}.*.so") if cache else ()
+    return next(filter(None, map(_open_verified, cached)), None) or _compile(cache, key)
 
 
 def _cache_key() -> str:
@@ -149,27 +151,41 @@ def _cache_key() -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def _compile(cached: Path) -> ctypes.CDLL | Unavailable:
+def _open_verified(cached: Path) -> ctypes.CDLL | None:
+    """A library of the cache, if it is this user's and has the SHA-256 of its name.
+
+    Loading a truncated file would end the process with SIGBUS. A damaged one is deleted.
+    """
+    key = cached.name.partition(".")[0]
+    try:
+        with os.fdopen(open_regular(cached, os.O_RDONLY), "rb") as file:
+            if is_private(os.fstat(file.fileno())) and _name(key, file.read()) == cached.name:
+                return _open(cached)
+        cached.unlink()
+    except (OSError, InputError):
+        pass
+    return None
+
+
+def _name(key: str, library: bytes) -> str:
+    """The file name of a library in the cache."""
+    return f"{key}.{hashlib.sha256(library).hexdigest()}.so"
+
+
+def _compile(cache: Path | None, key: str) -> ctypes.CDLL | Unavailable:
     """Compiles in a temporary folder, then moves the library into the cache."""
     compiler = shutil.which(os.environ.get("CC") or "cc")
     if compiler is None:
         return Unavailable("no C compiler (cc)")
-    with tempfile.TemporaryDirectory(prefix="charjax-") as folder:
-        output = Path(folder) / cached.name
-        failure = ""
+    with build_folder(cache) as folder:
+        output, failure = folder / "library.so", ""
         for command in _commands(compiler, output):
-            try:
-                subprocess.run(
-                    command, check=True, capture_output=True, text=True, timeout=_TIMEOUT_S
-                )
+            failure = run_compiler(command, folder, _TIMEOUT_S)
+            if not failure:
                 break
-            except subprocess.CalledProcessError as error:
-                failure = error.stderr.strip() or f"exit status {error.returncode}"
-            except (OSError, subprocess.TimeoutExpired) as error:
-                failure = str(error)
         else:
             return Unavailable(f"{compiler} fails: {failure.splitlines()[0]}")
-        library = _open(_move_to_cache(output, cached))
+        library = _open(_move_to_cache(output, cache, key))
         return library or Unavailable(f"the library that {compiler} compiled cannot be loaded")
 
 
@@ -180,16 +196,12 @@ def _commands(compiler: str, output: Path) -> Iterator[list[str]]:
         yield [compiler, *_FLAGS, *processor, include, *sources, "-o", str(output)]
 
 
-def _move_to_cache(output: Path, cached: Path) -> Path:
-    """Moves atomically, since other processes may be reading; `output` if it cannot be written."""
-    part = cached.with_suffix(f".{os.getpid()}.part")
-    try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(output, part)
-        part.replace(cached)
-    except OSError:
+def _move_to_cache(output: Path, cache: Path | None, key: str) -> Path:
+    """Moves atomically, since other processes may be reading; `output` if there is no cache."""
+    if cache is None or output.parent.parent != cache:
         return output
-    return cached
+    output.chmod(0o600)
+    return output.rename(cache / _name(key, output.read_bytes()))
 
 
 def _open(path: Path) -> ctypes.CDLL | None:

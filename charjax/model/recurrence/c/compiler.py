@@ -1,0 +1,77 @@
+"""Runs the C compiler so that nothing is left of it, however this process ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+_PREFIX = "charjax-build-"
+_STALE_S = 3600
+
+# The standard input is a pipe from this process. When it ends, or gives up, the pipe's end tells
+# the shell to delete the folder and to kill the process group: compilers run others in turn.
+_SHELL = """
+exec 3<&0 </dev/null
+"$@" 3<&- &
+compiler=$!
+{ read -r _ <&3; rm -rf "$0"; kill -KILL 0; } >/dev/null 2>&1 &
+watcher=$!
+wait $compiler
+status=$?
+kill -KILL $watcher
+wait $watcher 2>/dev/null
+exit $status
+"""
+
+
+@contextlib.contextmanager
+def build_folder(cache: Path | None) -> Iterator[Path]:
+    """A temporary folder in the cache, or in the system's for such where it cannot be written."""
+    try:
+        folder = tempfile.mkdtemp(prefix=_PREFIX, dir=cache)
+    except OSError:
+        folder = tempfile.mkdtemp(prefix=_PREFIX)
+    _delete_stale(Path(folder).parent)
+    try:
+        yield Path(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def run_compiler(command: Sequence[str], folder: Path, timeout_s: float) -> str:
+    """Runs a command that writes into a `build_folder`; returns why it failed, or ""."""
+    folder.mkdir(exist_ok=True)
+    with open(folder / "errors", "w+b") as errors:
+        try:
+            process = subprocess.Popen(
+                ["/bin/sh", "-c", _SHELL, str(folder), *command],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                start_new_session=True,
+            )
+        except OSError as error:
+            return str(error)
+        with process:
+            try:
+                status = process.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                return f"no result after {timeout_s} s"
+        errors.seek(0)
+        message = errors.read().decode(errors="replace").strip()
+    return (message or f"exit status {status}") if status else ""
+
+
+def _delete_stale(parent: Path) -> None:
+    """Deletes the build folders that processes have left which were killed with their shell."""
+    for folder in parent.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            status = folder.stat()
+            if status.st_uid == os.getuid() and time.time() - status.st_mtime > _STALE_S:
+                shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,69 @@
+"""Files in folders that others can write to: never through a link, and only regular files.
+
+A run's folder may come from someone else. A link in it could have a run overwrite a file of its
+user, and a pipe in it could stop a command for ever.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from pathlib import Path
+
+from charjax.errors import InputError
+
+# What the system says to O_NOFOLLOW at a link, and to opening a folder, pipe or socket.
+_NOT_REGULAR = (errno.ELOOP, errno.EMLINK, errno.EISDIR, errno.ENXIO)
+_REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/.*")  # a Path has one slash of the two
+
+
+def open_regular(path: Path, flags: int, mode: int = 0o644) -> int:
+    """As `os.open`, but of a regular file alone; a link as the last component is not followed.
+
+    Raises:
+      InputError: the path is a link, a folder, a pipe, a socket or a device.
+      OSError: the file cannot be opened.
+    """
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, mode)
+    except OSError as error:
+        if error.errno in _NOT_REGULAR:
+            raise not_regular(path) from None
+        raise
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise not_regular(path)
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """The content of a regular file, at most `limit` bytes of it.
+
+    Raises:
+      InputError, OSError: see `open_regular`.
+    """
+    with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as file:
+        return file.read(limit)
+
+
+def not_regular(path: Path) -> InputError:
+    """The error for a link, or anything else that is not a regular file, in a run's folder."""
+    what = "a link" if path.is_symlink() else "a folder" if path.is_dir() else "not a regular file"
+    return InputError(
+        f"{path}: {what}, which no run writes; remove it, or choose another --workdir"
+    )
+
+
+def check_local(path: Path, flag: str) -> None:
+    """Refuses an address such as gs://bucket/run where a folder of this machine is needed.
+
+    Raises:
+      InputError: the path begins with the scheme of an address.
+    """
+    if _REMOTE.fullmatch(str(path)):
+        raise InputError(
+            f"{flag}={path}: an address, not a folder of this machine; choose a local folder, and "
+            "copy it there afterwards"
+        )

@@ -1,0 +1,111 @@
+"""Code is cached only where nobody else can write; a cache never lies in the current folder."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from charjax.errors import HostError
+from charjax.runtime.cache import cache_folder, code_cache_folder
+
+NOBODY = 65534
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> Path:
+    """A home, and another folder for temporary files."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def no_home(home, monkeypatch) -> Path:
+    """The private temporary folder where neither `$HOME` nor a list of users knows a home."""
+
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    return home.parent / "tmp" / f"charjax-{os.getuid()}"
+
+
+def give_away(path: Path) -> None:
+    """Gives a folder to another user."""
+    if os.getuid():
+        pytest.skip("only root can give a file away")
+    os.chown(path, NOBODY, NOBODY)
+
+
+def mode(path: Path) -> str:
+    return oct(path.stat().st_mode & 0o777)
+
+
+def test_the_cache_of_the_user(home, monkeypatch, tmp_path):
+    assert cache_folder("data") == home / ".cache" / "charjax" / "data"
+    assert code_cache_folder("jax") == home / ".cache" / "charjax" / "jax"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder("data") == tmp_path / "xdg" / "charjax" / "data"
+
+
+@pytest.mark.parametrize("path", ["", ".", "cache", "./cache"])
+def test_a_relative_cache_path_is_ignored(home, monkeypatch, path):
+    """B1."""
+    monkeypatch.setenv("XDG_CACHE_HOME", path)
+    assert cache_folder("data") == home / ".cache" / "charjax" / "data"
+    assert code_cache_folder("jax") == home / ".cache" / "charjax" / "jax"
+
+
+def test_without_a_home_the_cache_is_a_private_temporary_folder(no_home, monkeypatch, tmp_path):
+    """B2."""
+    monkeypatch.chdir(tmp_path)
+    assert cache_folder("data") == no_home / "data"
+    assert code_cache_folder("kernels") == no_home / "kernels"
+    assert (mode(no_home), mode(no_home / "kernels")) == ("0o700", "0o700")
+    assert sorted(os.listdir()) == ["tmp"]
+
+
+def test_without_a_home_nor_a_private_temporary_folder_there_is_no_cache(no_home):
+    """B2."""
+    no_home.mkdir()
+    give_away(no_home)
+    assert code_cache_folder("kernels") is None
+    with pytest.raises(HostError, match="belongs to another user; set XDG_CACHE_HOME"):
+        cache_folder("data")
+
+
+@pytest.mark.parametrize("name", ["charjax", "charjax/jax"])
+def test_a_folder_of_another_user_is_not_used_for_code(home, name):
+    """B1."""
+    folder = home / ".cache" / name
+    folder.mkdir(parents=True)
+    give_away(folder)
+    assert code_cache_folder("jax") == home.parent / "tmp" / f"charjax-{os.getuid()}" / "jax"
+
+
+def test_a_link_of_another_user_is_not_used_for_code(home):
+    """B1."""
+    (home / ".cache").mkdir(parents=True)
+    (home / "mine").mkdir()
+    link = home / ".cache" / "charjax"
+    link.symlink_to(home / "mine")
+    assert code_cache_folder("jax") == link / "jax"
+    if not os.getuid():
+        os.chown(link, NOBODY, NOBODY, follow_symlinks=False)
+        assert home not in code_cache_folder("jax").parents
+
+
+def test_the_rights_of_others_to_write_are_taken_back(home):
+    """B1."""
+    folder = home / ".cache" / "charjax"
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    assert code_cache_folder("jax") == folder / "jax"
+    assert (mode(folder), mode(folder / "jax")) == ("0o755", "0o700")

@@ -1,0 +1,73 @@
+"""Files that others may have put into a folder are opened only if they are regular files."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from charjax.errors import InputError
+from charjax.runtime.files import check_local, open_regular, read_regular
+
+WRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+
+
+def make_link(path: Path) -> None:
+    path.symlink_to(path.with_name("target"))
+
+
+def make_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+
+
+@pytest.mark.parametrize("flags", [os.O_RDONLY, WRITE], ids=["read", "write"])
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (make_link, "a link"),
+        (Path.mkdir, "a folder"),
+        (os.mkfifo, "not a regular file"),
+        (make_socket, "not a regular file"),
+    ],
+    ids=["link", "folder", "pipe", "socket"],
+)
+def test_what_is_no_regular_file_is_neither_read_nor_written(
+    tmp_path, monkeypatch, make, what, flags
+):
+    monkeypatch.chdir(tmp_path)  # the path of a socket must be short
+    (tmp_path / "target").write_text("mine")
+    make(Path("x"))
+    with pytest.raises(InputError, match=f"x: {what}, which no run writes; remove it"):
+        os.close(open_regular(Path("x"), flags))
+    assert (tmp_path / "target").read_text() == "mine"
+
+
+def test_a_dangling_link_is_not_followed(tmp_path):
+    (tmp_path / "x").symlink_to(tmp_path / "target")
+    with pytest.raises(InputError, match="a link"):
+        open_regular(tmp_path / "x", WRITE)
+    assert not (tmp_path / "target").exists()
+
+
+def test_a_regular_file_is_opened_below_a_linked_folder(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    os.close(open_regular(tmp_path / "link" / "x", WRITE))
+    (tmp_path / "folder" / "x").write_bytes(b"12345")
+    assert read_regular(tmp_path / "link" / "x", 3) == b"123"
+    with pytest.raises(FileNotFoundError):
+        open_regular(tmp_path / "missing", os.O_RDONLY)
+
+
+@pytest.mark.parametrize("path", ["gs://bucket/run", "s3:/b", "hdfs://x", "file:///tmp/x"])
+def test_an_address_is_no_local_path(path):
+    with pytest.raises(InputError, match="an address, not a folder of this machine"):
+        check_local(Path(path), "--workdir")
+
+
+@pytest.mark.parametrize("path", ["runs/x", "/a:/b", "a/b:/c", "C:x", ".", "~/x"])
+def test_other_paths_are_local(path):
+    check_local(Path(path), "--workdir")
