@@ -100,6 +100,7 @@ def int8_inputs(cell):
     return replace(config, dtype="int8"), *inputs
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("cell", CELLS)
 def test_int8_decoding_is_bit_for_bit_the_same_in_any_batch_layout_and_dtype(cell):
     config, params, *text = int8_inputs(cell)
