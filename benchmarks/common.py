@@ -1,4 +1,4 @@
-"""Measures peers in turn: each in a process of its own, in rounds; medians and ratios."""
+"""Measures programs (peers) in turn: each in its own process, over several rounds."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Worker:
         self._errors.close()
 
     def wait(self) -> dict[str, Any]:
-        """Waits until the peer is warm and returns what it reports of itself.
+        """Waits until the peer is warm and returns what it reports about itself.
 
         Raises:
           PeerUnavailableError: it cannot be measured here.
@@ -190,12 +190,12 @@ def measure(peers: Sequence[Peer], *, rounds: int, turn_s: float, device: str) -
             for i in range(len(workers)):
                 at = (i + turn) % len(workers)
                 time.sleep(_PAUSE_S)
-                _note(figures[workers[at].peer.name], units[at], workers[at].run(units[at]))
+                _add_round(figures[workers[at].peer.name], units[at], workers[at].run(units[at]))
             progress(f"round {turn + 1} of {rounds}")
     return Measured(figures, skipped)
 
 
-def _note(figure: Figure, units: int, answer: Mapping[str, Any]) -> None:
+def _add_round(figure: Figure, units: int, answer: Mapping[str, Any]) -> None:
     figure.seconds.append(answer["seconds"] / units)
     figure.cpu_seconds.append(answer["cpu_seconds"] / units)
     figure.peak_bytes = max(figure.peak_bytes, answer["peak_bytes"])
@@ -237,7 +237,7 @@ def parser(about: str | None) -> argparse.ArgumentParser:
     )
     flags.add_argument("--device", default="cpu", choices=("cpu", "gpu"))
     flags.add_argument("--rounds", type=int, default=7, help="turns of each peer; default 7")
-    flags.add_argument("--turn_s", type=float, default=0.5, help="seconds a turn, at least")
+    flags.add_argument("--turn_s", type=float, default=0.5, help="seconds of a turn, at least")
     flags.add_argument("--small", action="store_true", help="tiny shapes, to try it out")
     flags.add_argument("--json", action="store_true", help="print the result file's content")
     flags.add_argument(
@@ -248,7 +248,7 @@ def parser(about: str | None) -> argparse.ArgumentParser:
 
 
 def finish(name: str, args: argparse.Namespace, results: Mapping[str, Any]) -> None:
-    """Writes or prints the result file, combined with the one that is there.
+    """Writes or prints the result file, combined with an existing one.
 
     Args:
       name: the benchmark's name; the file is `<name>_<device>.json`.

@@ -29,19 +29,39 @@ _PACKAGES = (
 )
 # Fields in which two results must be equal to be combined.
 _SAME = ("machine", "python", "versions", "benchmark", "device", "small")
-# Result files keep the command that made them. Of a module that was moved since: its name now.
+# Result files keep the command that made them. Modules that have moved since: old name -> new name.
 _MOVED = {
     f"benchmarks.{name}": f"benchmarks.performance.{name}"
     for name in ("train_step", "sample", "end_to_end", "sweep", "headline", "persistent")
 } | {"benchmarks.devices": "benchmarks.scaling.devices"}
-# The last commit that has the scripts whose results stand in the pages and which were removed.
+# The last commit that has the removed scripts whose results the pages still show.
 _LAST_COMMIT = "c9abf59"
 _REMOVED = {
     f"benchmarks.{name}"
     for name in ("blocks", "limits", "memory", "parts", "precision", "tutorial_parity", "weights")
 } | {"benchmarks.devices starts", "benchmarks.devices dispatch"}
-# Words of older result files that the pages replace.
-_COLUMNS = {"lanes": "batch", "lanes axis": "data axis", "lanes a device": "batch a device"}
+# Words of older result files that the pages replace: in column names, and in cells.
+_COLUMNS = {
+    "lanes": "batch",
+    "lanes axis": "data axis",
+    "lanes a device": "batch per device",
+    "gflops a step": "gflops per step",
+    "kept": "within limit",
+}
+_CELLS = {
+    "forward, keeping what backward reads": "forward, storing residuals",
+    "backward, its loop alone": "loop of backward",
+    "kernel times states in columns, every character,": "forward matmuls, feature-major,",
+    "states in rows times kernel, every character,": "forward matmuls, batch-major,",
+    "kernel times gradients in columns, every character,": "backward matmuls, feature-major,",
+    "gradients in rows times kernel, every character,": "backward matmuls, batch-major,",
+    "weight gradient of columns": "weight gradient, feature-major",
+    "weight gradient of rows": "weight gradient, batch-major",
+    "100 characters of 1 lanes, their product": "forward matmuls of 1 sequence,",
+    "100 characters of": "forward matmuls of",
+    "lanes, their product": "sequences,",
+    "product": "matmul",
+}
 
 
 def record() -> dict[str, Any]:
@@ -178,4 +198,7 @@ def _cell(value: Any) -> str:
         return f"{value:.1e}"
     if isinstance(value, int | float):
         return f"{value:,}"
-    return str(value).replace("lanes", "sequences").replace("product", "matmul")
+    text = str(value)
+    for old, new in _CELLS.items():
+        text = text.replace(old, new)
+    return text

@@ -17,7 +17,7 @@ from benchmarks.workload import Shape
 
 
 def busy(seconds: float, chars: int) -> Task:
-    """A peer that takes so long for a unit; run in a worker."""
+    """A peer whose unit of work takes this long; runs in a worker."""
     import time
 
     print("what a library says on standard output is no answer")

@@ -2,10 +2,10 @@
 
     python launch.py --config=configs/quickstart.py
 
-Text:     python_docs, the language reference that every CPython carries.
+Text:     python_docs, the language reference that comes with CPython.
 Model:    one GRU layer of 256 units.
 Time:     about a minute on two CPU cores.
-Expected: README has the validation loss that it reaches.
+Loss:     README has the validation loss that it reaches.
 """
 
 from ml_collections import ConfigDict

@@ -16,12 +16,12 @@ def get_config() -> ConfigDict:
             data=DataConfig(
                 corpus="shakespeare",
                 # If the corpus can be neither found nor downloaded, the run says so and
-                # trains on Python's reference manual instead. "": it stops with exit 4.
+                # trains on Python's language reference instead. With "" it stops with exit code 4.
                 offline="python_docs",
                 batch_size=32,
                 seq_len=64,
             ),
-            # auto: bfloat16 matmuls if the devices run them faster, else float32; the loss
+            # auto: bfloat16 matmuls if these devices run them faster, else float32; the loss
             # is the same within the noise between seeds (docs/performance.md).
             model=ModelConfig(cell="gru", hidden=512, embed=128, dropout=0.3, dtype="auto"),
             optim=OptimConfig(

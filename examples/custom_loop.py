@@ -27,7 +27,7 @@ from charjax import (
 
 
 def main(steps: int) -> float:
-    """Trains on Python's own manual; returns the validation loss in nats per character."""
+    """Trains on Python's language reference; returns the validation loss in nats per character."""
     config = Config(
         data=DataConfig(corpus="python_docs", batch_size=16, seq_len=32),
         model=ModelConfig(cell="gru", hidden=96, embed=32),
@@ -46,8 +46,8 @@ def main(steps: int) -> float:
             print(f"step {step + 1}  loss {metrics.loss:.4f}  {time.monotonic() - started:.1f} s")
 
     loss = score(config.model, state.params, dataset.splits.val.ids[:20_000]).nats_per_char
-    asked = {"num_chars": 200, "num_samples": 1, "sampling": Sampling(temperature=0.5)}
-    (written,) = sample_texts(config.model, state.params, dataset.vocab, "The ", **asked)
+    options = {"num_chars": 200, "num_samples": 1, "sampling": Sampling(temperature=0.5)}
+    (written,) = sample_texts(config.model, state.params, dataset.vocab, "The ", **options)
     print(f"validation loss {loss:.4f}\nThe {written}")
     return loss
 

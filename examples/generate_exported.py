@@ -12,21 +12,21 @@ import jax.export
 import numpy as np
 
 folder, prompt, num_chars, temperature, seed = Path(sys.argv[1]), *sys.argv[2:]
-symbols = json.loads((folder / "vocabulary.json").read_text("utf-8"))["symbols"]
+characters = json.loads((folder / "vocabulary.json").read_text("utf-8"))["symbols"]
 step = jax.jit(jax.export.deserialize((folder / "generator.jax").read_bytes()).call)
 carry = tuple(np.tile(row, (8, 1)) for row in np.load(folder / "start.npz").values())
-root = jax.random.fold_in(jax.random.key(int(seed)), 2)
+root = jax.random.fold_in(jax.random.key(int(seed)), 2)  # 2: the sampling stream
 sequence_keys = jax.vmap(jax.random.fold_in, (None, 0))(root, np.arange(8))
 keys_at = jax.jit(
     lambda p: jax.random.key_data(jax.vmap(jax.random.fold_in, (0, None))(sequence_keys, p))
 )
 
-ids = [symbols.index(c) for c in prompt]
+ids = [characters.index(c) for c in prompt]
 tokens, text = np.full(8, ids[0], np.int32), prompt
 for position in range(1 - len(ids), int(num_chars)):
     tokens, carry = step(tokens, carry, keys_at(max(position, 0)), np.float32(temperature))
     if position < 0:  # still reading the prompt: its characters take the place of the model's
         tokens = np.full(8, ids[position], np.int32)
     else:
-        text += symbols[int(tokens[0])]
+        text += characters[int(tokens[0])]
 sys.stdout.buffer.write(text.encode())

@@ -39,11 +39,11 @@ def shortened(steps: int, small: bool) -> Config:
     """
     values = runpy.run_path(str(ROOT / "configs" / "shakespeare.py"))["get_config"]().to_dict()
     part = min(1.0, steps / values["train"]["eval_every"])
-    share = values["data"]["split"][1] * part
+    val_fraction = values["data"]["split"][1] * part
     values["sample"]["num_chars"] = round(part * values["sample"]["num_chars"])
-    values["data"]["split"] = (1 - share, share, 0.0)
+    values["data"]["split"] = (1 - val_fraction, val_fraction, 0.0)
     values["train"] |= {"max_steps": steps, "eval_every": min(steps, values["train"]["eval_every"])}
-    values["data"]["offline"] = ""  # never another text
+    values["data"]["offline"] = ""  # no substitute text
     values["model"] |= {"hidden": 32, "embed": 8} if small else {}
     return resolve_dtype(from_config_dict(values))
 
@@ -126,7 +126,7 @@ def _plain_run(config: Config) -> float:
     zeros = jax.tree.map(
         jnp.zeros_like, jax.eval_shape(partial(model.apply, train=False), params, x, None)[1]
     )
-    # Copied, because the step consumes its carry.
+    # Copied, because the step donates its carry.
     carry, opt_state = jax.tree.map(jnp.copy, zeros), optimizer.init(params)
     for i in range(config.train.max_steps):
         batch = text.batches(i)

@@ -90,11 +90,11 @@ def matmul(size: int, dtype: str) -> Task:
     `chars` is its number of floating-point operations.
     """
     a, b = (jax.random.normal(jax.random.key(i), (size, size)).astype(dtype) for i in range(2))
-    product = jax.jit(lambda a, b: jax.numpy.dot(a, b, preferred_element_type="float32"))
+    multiply = jax.jit(lambda a, b: jax.numpy.dot(a, b, preferred_element_type="float32"))
 
     def run(units: int) -> dict[str, Any]:
         for _ in range(units):
-            out = product(a, b)
+            out = multiply(a, b)
         out.block_until_ready()
         return {}
 

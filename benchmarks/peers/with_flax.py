@@ -1,4 +1,4 @@
-"""Plain Flax: `nn.RNN` over its own cells, one jitted step; a jitted scan to sample."""
+"""Plain Flax: `nn.RNN` over a Flax cell, one jitted step; a jitted scan to sample."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def train_step(shape: dict[str, Any], cell: str) -> Task:
 
 
 def sample(shape: dict[str, Any], streams: int, chars: int) -> Task:
-    """A jitted `lax.scan` over the cell, a split of the key and a draw a character."""
+    """A jitted `lax.scan` over the cell; each character splits the key and draws once."""
     wanted = Shape(**shape)
     rnn = cell(wanted.cell, wanted.hidden)
     embed, dense = nn.Embed(wanted.vocab, wanted.embed), nn.Dense(wanted.vocab)
@@ -90,10 +90,10 @@ def sample(shape: dict[str, Any], streams: int, chars: int) -> Task:
     def write(params: Any, carry: Any, token: jax.Array, key: jax.Array) -> jax.Array:
         def advance(at: Any, _: None) -> tuple[Any, jax.Array]:
             carry, token, key = at
-            key, own = jax.random.split(key)
+            key, draw_key = jax.random.split(key)
             x = embed.apply(params["embed"], token)
             carry, y = rnn.apply(params["rnn"], carry, x)
-            token = jax.random.categorical(own, dense.apply(params["dense"], y))
+            token = jax.random.categorical(draw_key, dense.apply(params["dense"], y))
             return (carry, token, key), token
 
         return jax.lax.scan(advance, (carry, token, key), None, length=chars)[1]

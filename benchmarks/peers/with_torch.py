@@ -54,7 +54,7 @@ def train_step(shape: dict[str, Any], dtype: str) -> Task:
 
 
 def sample(shape: dict[str, Any], streams: int, chars: int) -> Task:
-    """An eager loop: one call of the recurrent module a character, multinomial draws."""
+    """An eager loop: one call of the recurrent module and one draw per character."""
     wanted, device = Shape(**shape), _device()
     model = CharModel(wanted).to(device).eval()
 

@@ -1,4 +1,4 @@
-"""A whole run of configs/shakespeare.py, shortened, over a plain Flax loop of the same model.
+"""A shortened run of configs/shakespeare.py, and a plain Flax loop of the same model.
 
 python -m benchmarks.performance.end_to_end
 python -m benchmarks.performance.end_to_end --steps=4500 --rounds=1     the whole of it
@@ -16,11 +16,11 @@ PLAIN, BARE = "plain flax loop", "bare step"
 
 
 def peers(steps: int, compiled: str, *, small: bool) -> list[Peer]:
-    """Both loops and the step; each finds its compiled programs in a cache of its own.
+    """Two loops and a bare step, each with its own compilation cache.
 
     Args:
       steps: of a run.
-      compiled: the folder of the caches.
+      compiled: the folder that holds the caches.
       small: a tiny model, to try it out.
     """
     tasks = {LAUNCH: "launch", LAUNCH_F32: "launch_float32", PLAIN: "plain", BARE: "bare"}
@@ -39,7 +39,7 @@ def peers(steps: int, compiled: str, *, small: bool) -> list[Peer]:
 
 
 def with_training(measured: Measured) -> Measured:
-    """Adds what launch.py itself says of its speed, as a peer of the bare step."""
+    """Adds the training speed that launch.py logs, to compare with the bare step."""
     if LAUNCH not in measured.figures:
         return measured
     speeds = [n["training_chars_per_second"] for n in measured.figures[LAUNCH].notes]

@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks import result_files
 from benchmarks.common import ROOT
 
-NO_OTHER_TEXT = "--config.data.offline="  # no substitute text, whose figures would look the same
+NO_OTHER_TEXT = "--config.data.offline="  # no substitute text: its figures would look the same
 PROMPTS = {"shakespeare": "ROMEO:", "quickstart": "The "}
 
 

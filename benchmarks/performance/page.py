@@ -134,12 +134,8 @@ def _sweep(results: Results) -> str:
             continue
         rows = [_sweep_row(point) for point in results["sweep", device]["groups"]["points"]]
         header = ("cell", "dtype", "hidden", "layers", "batch", "length", "step, ms")
-        parts.append(
-            "The fraction is the FLOP/s of the matmuls that a step cannot avoid over those of a "
-            "large square matmul in the same dtype, measured in turn with it."
-        )
         parts.append(_table((*header, "characters per second", "memory, MiB", "fraction"), rows))
-        parts.append(f"![fraction of the matrix product's rate](img/sweep_{device}.png)")
+        parts.append(f"![fraction of the matmul's FLOP/s](img/sweep_{device}.png)")
     return "\n\n".join(parts)
 
 

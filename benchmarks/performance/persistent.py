@@ -3,9 +3,9 @@
     python -m benchmarks.performance.persistent
     python -m benchmarks.performance.persistent --cells=gru --limit_s=120
 
-Each part runs in a process of its own with a time limit, since CTAs that deadlock would spin
-for ever: first a bare grid barrier; then for each cell the values and gradients beside XLA's;
-and, where they agree, the time of a layer and of a whole training step. Writes
+First a bare grid barrier; then, for each cell, values and gradients compared with XLA's; and,
+where they agree, the time of a layer and of a whole training step. Each part runs in its own
+process with a time limit, since CTAs that deadlock would spin for ever. Writes
 `results/persistent_gpu.json`. Ends with one line and a nonzero exit code if a check fails, or
 if there is no Hopper GPU.
 """
@@ -210,7 +210,7 @@ PARTS = {part.__name__: part for part in (find_gpu, barrier, check, times)}
 
 
 def run_part(name: str, limit_s: float, **params: Any) -> Fields:
-    """Runs a part in a process of its own, which is killed after `limit_s` seconds."""
+    """Runs a part in its own process, which is killed after `limit_s` seconds."""
     command = [sys.executable, "-m", "benchmarks.performance.persistent", name, json.dumps(params)]
     progress(f"{name} {params.get('shape', '')}")
     try:

@@ -48,9 +48,10 @@ def speeds() -> str:
         ]
         parts.append(f"{cell.upper()} {', '.join(over)}")
     return (
-        "Characters per second of a float32 training step with hidden 1024, in turn "
-        f"on the same two cores: {'; '.join(parts)}. bfloat16, sampling, missed goals and "
-        "commands are in [docs/performance.md](docs/performance.md)."
+        "Speed of a float32 training step with hidden 1024, in characters per second, measured "
+        f"in turn on the same two cores: {'; '.join(parts)}. "
+        "[docs/performance.md](docs/performance.md) has bfloat16, sampling, the goals that are "
+        "not reached, and the commands."
     )
 
 

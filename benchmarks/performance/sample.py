@@ -1,4 +1,4 @@
-"""Writing text: charjax, an eager torch loop, and a plain jitted scan over a Flax cell.
+"""Sampling: charjax, an eager torch loop, and a plain jitted scan over a Flax cell.
 
 python -m benchmarks.performance.sample
 """
@@ -40,7 +40,7 @@ def main() -> None:
     """Writes `results/sample_<device>.json`."""
     flags = parser(__doc__)
     flags.add_argument("--cells", nargs="+", default=["gru", "lstm"], choices=("gru", "lstm"))
-    flags.add_argument("--chars", type=int, default=1024, help="characters a stream and call")
+    flags.add_argument("--chars", type=int, default=1024, help="characters per text and call")
     args = flags.parse_args()
     results = {}
     for cell in args.cells:

@@ -2,8 +2,8 @@
 
     python -m benchmarks.performance.sweep --quick
 
-Every point is measured in turn with a large matrix product in the same dtype, so that
-its fraction of the peak is that of the same minutes.
+Every point is measured in turn with a large matmul in the same dtype, so that a slow phase of the
+machine slows both.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def points(*, small: bool, quick: bool) -> list[tuple[Shape, str]]:
 
 
 def measure_point(shape: Shape, dtype: str, args: Any) -> dict[str, Any]:
-    """One point: time, peak memory, and the fraction of the matrix product's rate."""
+    """One point: time, peak memory, and the fraction of the large matmul's FLOP/s."""
     size = 256 if args.small else _MATMUL[args.device]
     peak = Peer(PEAK, "benchmarks.peers.with_charjax:matmul", {"size": size, "dtype": dtype})
     step = ours(shape, dtype=dtype, dispatch=_DISPATCH)
@@ -57,7 +57,7 @@ def measure_point(shape: Shape, dtype: str, args: Any) -> dict[str, Any]:
     found = measured.to_json()
     if found["skipped"]:
         raise SystemExit(f"{shape}: {found['skipped']}")
-    # A product's characters are its operations, so that their ratio is one of rates.
+    # The matmul counts operations as its `chars`, so `ratio` divides FLOP/s by FLOP/s.
     figure = found["peers"][step.name]
     rates = ratio(figure | {"chars": _DISPATCH * shape.flops}, found["peers"][PEAK])
     return {
@@ -74,7 +74,7 @@ def measure_point(shape: Shape, dtype: str, args: Any) -> dict[str, Any]:
 def main() -> None:
     """Writes `results/sweep_<device>.json`."""
     flags = parser(__doc__)
-    flags.add_argument("--quick", action="store_true", help="fewer points, for some minutes")
+    flags.add_argument("--quick", action="store_true", help="fewer points; takes some minutes")
     args = flags.parse_args()
     found = []
     for shape, dtype in points(small=args.small, quick=args.quick):

@@ -19,7 +19,7 @@ KERAS_BACKENDS = ("jax", "torch", "tensorflow")
 
 
 def peers(shape: Shape, *, device: str, keras_python: str, dispatch: int) -> list[Peer]:
-    """The step of charjax and those of everybody else, at one shape."""
+    """The training step of charjax and of all others, at one shape."""
     where: dict[str, Any] = {"shape": dataclasses.asdict(shape)}
     half = ("bfloat16", "float16") if device == "gpu" else ("bfloat16",)
     flax_cells = {"gru": ("gru",), "lstm": ("lstm", "optimized_lstm")}[shape.cell]
@@ -56,7 +56,7 @@ def peers(shape: Shape, *, device: str, keras_python: str, dispatch: int) -> lis
 
 
 def ours(shape: Shape, *, dtype: str, dispatch: int, recurrence: str = "fast") -> Peer:
-    """The step of charjax."""
+    """The training step of charjax."""
     return Peer(
         f"charjax {dtype}" if recurrence == "fast" else f"charjax {recurrence}",
         "benchmarks.peers.with_charjax:train_step",

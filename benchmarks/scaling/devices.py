@@ -1,4 +1,4 @@
-"""Equality and recovery over devices and processes, measured on this machine's host devices.
+"""Equality and recovery over devices and processes, measured on forced CPU devices.
 
 python -m benchmarks.scaling.devices agree    equal losses and samples on any number of them
 python -m benchmarks.scaling.devices moved    a run that changes devices at its checkpoints
@@ -30,7 +30,7 @@ FLAGS = (
     "--config.train.eval_every=100",
     "--config.sample.num_chars=0",
 )
-# A schedule would tie the run to its last step, which changes here.
+# A schedule depends on the last step, which changes here.
 CONSTANT = ("--config.optim.schedule=constant", "--config.optim.warmup=0.0")
 # backend -> largest relative difference of a loss to that of one device
 LIMITS = {"jit": 1e-6, "pmap": 1e-5}
@@ -116,7 +116,7 @@ def largest_difference(one: dict[int, float], other: dict[int, float]) -> float:
 
 
 def agree(scratch: Path) -> dict[str, Any]:
-    """100 steps with dropout: losses, and a sample of the checkpoint, against one device."""
+    """100 steps with dropout: losses, and a sample of the checkpoint, compared with one device."""
     flags = (*FLAGS, "--config.train.max_steps=100")
     train(ONE, scratch / "one", flags)
     expected, text = losses(scratch / "one"), sample(scratch / "one")
@@ -140,7 +140,7 @@ def agree(scratch: Path) -> dict[str, Any]:
 
 
 def moved(scratch: Path) -> dict[str, Any]:
-    """20 steps each on 8 devices, 1, 2 processes and 8 by pmap, against 80 steps on one."""
+    """20 steps each on 8 devices, on 1, in 2 processes and on 8 by pmap; 80 steps on 1."""
     flags = (*FLAGS, *CONSTANT, "--config.train.eval_every=20")
     legs = (
         (Topology(1, 8), "jit"),

@@ -14,14 +14,14 @@ from pathlib import Path
 from charjax.train.metrics import read_metrics
 
 BATCH_PER_GPU = 128
-# Never another text (offline), whose figures would look the same.
+# offline=: no substitute text, whose figures would look the same.
 FLAGS = "--config.train.max_steps=300 --config.sample.num_chars=0 --config.data.offline="
 
 
 def chars_per_second(gpus: int, flags: list[str]) -> float:
     """Median training speed of a short run on that many GPUs."""
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(map(str, range(gpus)))}
-    # Where there is no GPU, as many host devices.
+    # Without a GPU: as many CPU devices.
     env["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={gpus}"
     batch = f"--config.data.batch_size={BATCH_PER_GPU * gpus}"
     with tempfile.TemporaryDirectory() as folder:

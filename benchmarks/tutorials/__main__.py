@@ -8,8 +8,8 @@ python -m benchmarks.tutorials page
 
 `train` runs `launch.py`, which gets all --config.field=value flags, and writes
 `results/tutorial_<name>.json`. `counts` writes `results/tutorial_counts.json`, `timing` writes
-`results/tutorial_timing.json` and needs a quiet machine. If Keras or torch are in environments of
-their own, KERAS_PYTHON and TORCH_PYTHON name the interpreters. `page` writes docs/tutorials.md.
+`results/tutorial_timing.json` and needs a quiet machine. If Keras or torch are in other
+environments, KERAS_PYTHON and TORCH_PYTHON name the interpreters. `page` writes docs/tutorials.md.
 """
 
 from __future__ import annotations

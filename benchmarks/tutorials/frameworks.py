@@ -1,4 +1,4 @@
-"""The tutorials in their own frameworks, as their authors set them up: a step, timed.
+"""Times a step of each tutorial in its own framework, as its author set it up.
 
     python benchmarks/tutorials/frameworks.py NAME TEXT.json SECONDS
 
@@ -139,9 +139,9 @@ def _fit(
 
 
 def _torch_documents(documents: list[str], seconds: float) -> dict[str, Any]:
-    """Each document's windows of 100 a batch; a one-hot LSTM of 64 units.
+    """One batch per document, its windows of 100; a one-hot LSTM of 64 units.
 
-    The step that is reported is one of 128 windows: the seconds a window, times 128.
+    The reported `step_s` is that of charjax's batch: the seconds per window, times 128.
     """
     import torch
 

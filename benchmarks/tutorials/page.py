@@ -42,9 +42,9 @@ def page() -> str:
             _summary(timing["tutorials"]),
             *(_section(name, timing["tutorials"][name]) for name in TUTORIALS),
             _parity(),
-            f"Timed by {command(timing)} on {timing['machine']}, {timing['date']}, with a load of "
-            f"{timing['load_before']:.1f} before: the median step of each system, times the steps "
-            "per epoch, data included, one system after the other.\n",
+            f"Timed by {command(timing)} on {timing['machine']}, {timing['date']}; load average "
+            f"before: {timing['load_before']:.1f}. The systems ran one after the other; a time per "
+            "epoch is the median time of a step, input included, times the steps per epoch.\n",
         ]
     )
 
@@ -52,7 +52,7 @@ def page() -> str:
 def _summary(timed: dict[str, Any]) -> str:
     rows = [
         "| config | final training loss, theirs | ours | best validation, held out | better "
-        "| epoch, ours over theirs |",
+        "| time per epoch, ours / theirs |",
         "|---|---|---|---|---|---|",
     ]
     for name, tutorial in TUTORIALS.items():
@@ -132,7 +132,7 @@ def _variants(name: str) -> list[str]:
         elif (name, variant) in _MORE:
             run = f"{_TRAIN} {name} --variant={variant}"
             rows.append(f"| `{variant}` | not measured; `{run}` | | | | |")
-    note = "Real words: the fraction of words, sampled at temperature 1, that the text contains."
+    note = "Real words: the fraction of sampled words (temperature 1) that occur in the text."
     return [*rows, "", note, ""]
 
 
@@ -142,7 +142,7 @@ def _timed(tutorial: Tutorial, timed: dict[str, Any]) -> list[str]:
     lines = [
         f"Seconds per epoch: {author}here {timed['epoch']['ours_s']:.1f}, and "
         f"{timed['epoch']['theirs_s']:.1f} with {versions}: a ratio of {timed['ratio']:.2f}.",
-        f"Their parameters, counted there: {timed['theirs']['parameters']:,}.",
+        f"Parameters, counted by that framework: {timed['theirs']['parameters']:,}.",
     ]
     if made := timed["ours"].get("generation"):
         lines.append(
@@ -165,7 +165,7 @@ def _parity() -> str:
         f"{result['largest_relative_difference_to_one_hot']:.1e}. With Keras' own `Embedding` "
         "layer, whose gradient is sparse, that version learns faster: the mean loss of the "
         f"second epoch's steps is {means['keras']:.3f} instead of {means['keras_one_hot']:.3f} "
-        f"(charjax {means['charjax']:.3f}). The tutorials' own figures, from older versions, "
-        f"agree with the latter. Measured by {command(result)} on {result['machine']}, "
-        f"{result['date']}.\n"
+        f"(charjax {means['charjax']:.3f}). The losses that the tutorials print, from older "
+        f"versions of Keras, agree with charjax. Measured by {command(result)} on "
+        f"{result['machine']}, {result['date']}.\n"
     )

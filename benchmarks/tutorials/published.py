@@ -1,4 +1,4 @@
-"""Figures that the five tutorials print of themselves."""
+"""Sizes, losses and samples that the five tutorials publish."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Tutorial:
 
 
 _KERAS = (
-    "The initial weights are from Keras' distributions but other random numbers, and windows "
-    "are shuffled over the whole text, not through a buffer of 10,000."
+    "The initial weights are drawn from Keras' distributions, with other random numbers, and "
+    "windows are shuffled over the whole text, not through a buffer of 10,000."
 )
 
 TUTORIALS = {
@@ -74,7 +74,7 @@ TUTORIALS = {
         sample="the slowly ascending ranks and classes, in which,\nthrough for ablouss, the "
         "self-casisince of the arsesseterition, a man selse of enduring as the propess",
         differences="The tutorial reads the last 60 characters again for every character that it "
-        "writes; ours keeps the carry, and so writes from all the text before.",
+        "writes; charjax keeps the carry, so that a character depends on all the text before.",
     ),
     "grimm": Tutorial(
         title="Python Machine Learning: the brothers Grimm",
@@ -89,8 +89,8 @@ TUTORIALS = {
         sample="THE GOOSE-GIRL\n\n\nOnce upon a time conding to go to the beautiful clothes, and "
         "it heard they were not be into the house.",
         differences=_KERAS
-        + " Keras weighs the last, partial batch of an epoch by its 33 windows in "
-        "the mean that it prints; ours is the mean of the steps.",
+        + " In the mean that Keras prints, the last batch of an epoch has the weight of "
+        "its 33 windows; charjax averages over the steps.",
     ),
     "ag_news": Tutorial(
         title="AI for Beginners: headlines",

@@ -32,8 +32,8 @@ def measure(names: list[str], *, seconds: float) -> Path:
     timed = {}
     for name in names:
         print(name, file=sys.stderr)
-        ours = ours_in_own_process(name, seconds)
-        theirs = theirs_in_own_process(name, seconds)
+        ours = ours_in_subprocess(name, seconds)
+        theirs = theirs_in_subprocess(name, seconds)
         epoch = {"ours_s": ours["step_s"], "theirs_s": theirs["step_s"]}
         epoch = {key: round(step * ours["steps_per_epoch"], 3) for key, step in epoch.items()}
         ratio = round(ours["step_s"] / theirs["step_s"], 3)
@@ -41,8 +41,8 @@ def measure(names: list[str], *, seconds: float) -> Path:
     return result_files.write("tutorial_timing", {"load_before": load, "tutorials": timed})
 
 
-def ours_in_own_process(name: str, seconds: float) -> dict[str, Any]:
-    """`time_ours` in a process of its own."""
+def ours_in_subprocess(name: str, seconds: float) -> dict[str, Any]:
+    """`time_ours` in its own process."""
     code = (
         "import json, sys; from benchmarks.tutorials import timing as t; "
         "print(json.dumps(t.time_ours(sys.argv[1], float(sys.argv[2]))))"
@@ -50,7 +50,7 @@ def ours_in_own_process(name: str, seconds: float) -> dict[str, Any]:
     return _json_of([sys.executable, "-c", code, name, str(seconds)])
 
 
-def theirs_in_own_process(name: str, seconds: float) -> dict[str, Any]:
+def theirs_in_subprocess(name: str, seconds: float) -> dict[str, Any]:
     """The tutorial in its own framework, on the same text."""
     python = os.environ.get(f"{TUTORIALS[name].framework.upper()}_PYTHON", sys.executable)
     with tempfile.TemporaryDirectory() as folder:
@@ -80,7 +80,7 @@ def time_ours(name: str, seconds: float) -> dict[str, Any]:
         steps = range(step, step + intervals.dispatch)
         batches = Batch(*map(np.stack, zip(*map(text.batches, steps), strict=True)))
         state, metrics = backend.run(state, batches)
-        # As the loop does: the steps before these are waited for, not these.
+        # As the training loop does: waits for the dispatch before, not for this one.
         if pending is not None:
             np.asarray(pending.loss)
             marks.append(time.perf_counter())

@@ -12,13 +12,13 @@ Results:  the lesson prints no mean loss; single documents' losses fall from 4.4
 Minutes:  see docs/tutorials.md.
 
 The lesson makes one batch of each document. Its author suggests equal, shuffled batches
-over all documents instead. charjax has only those, so the plain variant uses them, with
-about as many windows a step.
+over all documents instead. charjax has only such batches; those of the plain variant have
+about as many windows as one of the lesson's.
 
-Variants: `held_out` keeps a tenth of the documents for validation. `better` also predicts
-every character once an epoch instead of a hundred times, with the carry kept: a twentieth
-of the work. `deep` is `better` with what the author suggests next: two layers, GRU and
-another size.
+Variants: `held_out` keeps a tenth of the documents for validation. `better` also reads
+contiguous streams with the carry kept, so that an epoch predicts every character once
+instead of a hundred times. `deep` is `better` with what the author suggests next: two
+layers, GRU and another size.
 """
 
 from dataclasses import replace

@@ -9,7 +9,7 @@ Setup:    the text between two markers, 266,073 characters, 70 distinct; embeddi
 Results:  training loss 2.968 after the first epoch, 1.1505 after the last.
 Minutes:  see docs/tutorials.md.
 
-The tutorial multiplies the logits by a scale factor; a temperature divides them. Its
+The tutorial multiplies the logits by a scale factor, the inverse of the temperature: its
 factors 1, 2 and 0.5 are the temperatures 1, 0.5 and 2. To write a character, the tutorial
 reads all the text before it again, up to a maximum length; charjax keeps the carry, so
 that each character takes constant time and memory.

@@ -6,13 +6,13 @@
 Setup:    lower-cased, 600,893 characters, 57 distinct, one-hot; LSTM 128, 102,585 parameters;
           200,278 windows of 60 with stride 3, of which the loss is on the last target only;
           batch 128, 1,565 steps an epoch, the last one partial; RMSprop 0.01 as in Keras.
-          The chapter speaks of 60 epochs and its code has nine: nine here.
+          The chapter's text says 60 epochs, its code runs nine, and so does this config.
 Results:  no loss is printed, but 400 characters from one prompt at four temperatures.
 Minutes:  see docs/tutorials.md.
 
 Variants: `held_out` keeps a tenth of the text for validation. `better` also reads
-contiguous streams with the carry kept and predicts every character: a step has sixty
-times the targets, and a third of the steps is enough.
+contiguous streams with the carry kept and predicts every character. A sequence has sixty
+targets instead of one, so that a third of the steps is enough.
 """
 
 from dataclasses import replace

@@ -19,8 +19,8 @@ _COLUMNS: dict[str, tuple[Callable[[_Figures], str], Callable[[_Figures], str]]]
     "kill": (
         lambda f: f"{f['kills']} kills, {f['inside_a_save']} of them inside a save",
         lambda f: (
-            f"{f['unrecoverable']} unrecoverable; {f['most_steps_lost']} steps lost at most, "
-            f"of a checkpoint interval of {f['checkpoint_every_steps']}; losses in hexadecimal and "
+            f"{f['unrecoverable']} unrecoverable; at most {f['most_steps_lost']} steps lost, with "
+            f"a checkpoint every {f['checkpoint_every_steps']} steps; losses in hexadecimal and "
             f"checkpoint digests equal after {f['folders_equal_after_the_kill']}; "
             f"{f['runs_finished_equal']} of {f['runs_finished']} finished runs equal"
         ),
@@ -51,15 +51,15 @@ _COLUMNS: dict[str, tuple[Callable[[_Figures], str], Callable[[_Figures], str]]]
         ),
         lambda f: (
             f"{f['silent']} silent, {f['restarts_from_zero']} restarts from zero, "
-            f"{f['no_fallback_though_a_good_step_was_there']} without the fallback that there was; "
-            f"{f['resumed_equal']} resumed equal or refused with the evidence in place"
+            f"{f['no_fallback_though_a_good_step_was_there']} that ignored an intact older step; "
+            f"{f['resumed_equal']} resumed equal, or refused without deleting anything"
         ),
     ),
     "disk": (
         lambda f: f"a {f['how']} at {f['positions']} positions",
         lambda f: (
             f"exit 4: {f['refused_with_exit_4']}; older checkpoints intact: "
-            f"{f['older_checkpoints_intact']}; resumed equal once there was room: "
+            f"{f['older_checkpoints_intact']}; resumed equal once there was space: "
             f"{f['resumed_equal_once_there_was_room']}"
         ),
     ),
@@ -78,12 +78,12 @@ _COLUMNS: dict[str, tuple[Callable[[_Figures], str], Callable[[_Figures], str]]]
     ),
     "inputs": (
         lambda f: (
-            f"{f['texts']} texts, {f['rows_of_arguments']} rows of arguments, "
+            f"{f['texts']} texts, {f['rows_of_arguments']} arguments, "
             f"{f['kinds_of_text']} kinds of text, one line of 50 MB"
         ),
         lambda f: (
             f"{f['tracebacks']} tracebacks; {len(f['problems'])} other faults; "
-            f"{f['line_of_50_MB_peak_bytes_a_character']} bytes of memory a character at the peak"
+            f"peak memory {f['line_of_50_MB_peak_bytes_a_character']} bytes per character"
         ),
     ),
     "cost": (
