@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import sys
@@ -15,6 +16,7 @@ from charjax.errors import CharjaxError, HostError, InputError
 from charjax.runtime.cache import code_cache_folder
 from charjax.runtime.display import PlainDisplay, show_messages
 from charjax.runtime.signals import exit_on_signals
+from charjax.runtime.terminal import escape_controls
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
       The exit code; every error that a user can cause is one line on stderr.
     """
+    sys.stdout = sys.stdout or _closed_stream("standard output")
+    sys.stderr = sys.stderr or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a message with "日" must not fail in Latin-1
             stream.reconfigure(errors="backslashreplace")
@@ -71,7 +75,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _run(arguments: Sequence[str]) -> None:
-    args = parse(arguments)
+    try:
+        args = parse(arguments)
+    except SystemExit:  # after --help
+        sys.stdout.flush()
+        raise
     _set_jax_environment()
     with show_messages(PlainDisplay(sys.stderr)):
         args.run(args)
@@ -121,7 +129,10 @@ def _fail(message: str, exit_code: int) -> int:
 
 
 def _print_error(message: str) -> None:
-    print("charjax:", " ".join(message.split("\n")), file=sys.stderr, flush=True)  # noqa: T201
+    line = " ".join(message.split("\n"))
+    if sys.stderr.isatty():
+        line = escape_controls(line)
+    print("charjax:", line, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _say_last_words(message: str) -> None:
@@ -132,4 +143,21 @@ def _say_last_words(message: str) -> None:
 
 def _discard_output() -> None:
     """Drops what is still buffered: Python would try to write it, and fail again, at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, sys.stdout.fileno())
+    except OSError:  # it was closed from the start
+        sys.stdout = os.fdopen(nowhere, "w")
+
+
+def _closed_stream(name: str) -> io.TextIOWrapper:
+    """A stream that was closed when the process started, as by `>&-`: a write is an OSError."""
+
+    class Closed(io.RawIOBase):
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: object) -> int:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF), name)
+
+    return io.TextIOWrapper(io.BufferedWriter(Closed()), encoding="utf-8")

@@ -1,11 +1,16 @@
-"""The score of a text file under a trained model."""
+"""The score of a text under a trained model: of a file, or of a part of the run's own text."""
 
 from __future__ import annotations
 
 import math
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Int
 
 from charjax.data.corpus import read_text
-from charjax.errors import DivergedError
+from charjax.data.dataset import load_dataset
+from charjax.errors import DivergedError, InputError
 from charjax.inference.evaluate import Score, score
 from charjax.inference.load import TrainedModel
 from charjax.runtime.display import ProgressFn
@@ -27,6 +32,41 @@ def score_file(trained: TrainedModel, file: str, *, unknown: str, progress: Prog
     """
     text = read_text(file, trained.config.data)
     ids = trained.vocab.encode_corpus(text, unknown=unknown)
+    return _finite_score(trained, ids, progress)
+
+
+def score_part(trained: TrainedModel, part: Literal["val", "test"], progress: ProgressFn) -> Score:
+    """The mean loss of the validation or test part of the text that the run was trained on.
+
+    Args:
+      trained: the model.
+      part: which part of `data.split`.
+      progress: is told of the chunks done, and of all.
+
+    Raises:
+      InputError: the run has no such part, or its text is not the one that it was trained on.
+      HostError: the text can be neither found nor downloaded.
+      DivergedError: the loss is not finite.
+    """
+    dataset = load_dataset(trained.config)
+    if dataset.corpus.sha256 != trained.meta["corpus"]["sha256"]:
+        raise InputError(
+            f"--part={part}: {dataset.corpus.name} is not the text that this run was trained on "
+            f"(SHA-256 {trained.meta['corpus']['sha256'][:12]}, now {dataset.corpus.sha256[:12]}); "
+            "bring that text back, or give --file"
+        )
+    ids = getattr(dataset.splits, part).ids
+    if ids.size < 2:
+        raise InputError(
+            f"--part={part}: config.data.split={trained.config.data.split} leaves "
+            f"{ids.size} characters for it; give --file"
+        )
+    return _finite_score(trained, ids, progress)
+
+
+def _finite_score(
+    trained: TrainedModel, ids: Int[np.ndarray, " chars"], progress: ProgressFn
+) -> Score:
     result = score(trained.config.model, trained.params, ids, progress=progress)
     # Finite weights, as all that are saved, can still give a logit that overflows.
     if not math.isfinite(result.nats_per_char):

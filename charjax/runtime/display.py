@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
+from charjax.runtime.terminal import escape_controls
+
 # Called with the amount done, such as bytes received, and the total; 0: unknown.
 ProgressFn: TypeAlias = Callable[[int, int], None]
 
@@ -113,10 +115,10 @@ class _RichDisplay:
         self._console = Console(file=stream, highlight=False, emoji=False, soft_wrap=True)
 
     def report(self, message: str) -> None:
-        self._console.print(message, markup=False)
+        self._console.print(escape_controls(message), markup=False)
 
     def text(self, text: str) -> None:
-        self._console.print(text, markup=False, style="dim")
+        self._console.print(escape_controls(text), markup=False, style="dim")
 
     @contextmanager
     def task(self, name: str) -> Iterator[Callable[..., None]]:

@@ -137,6 +137,8 @@ FAULTS = {
         "train --config=@tiny.py --workdr=x", 2, ("--workdr=x", "did you mean --workdir?")
     ),
     "misspelt --config": Fault("train --confg=@tiny.py", 2, ("--confg=", "did you mean --config?")),
+    "an empty test part": Fault("score --workdir=@run --part=test", 2, ("--part=test", "split")),
+    "a file and a part": Fault("score --workdir=@run --part=val --file=x", 2, ("--part", "--file")),
     "two prompts": Fault(
         f"{SAMPLE} --prompt=a --prompt_file=@text.txt", 2, ("--prompt_file", "--prompt")
     ),
@@ -577,6 +579,33 @@ def test_a_full_disk_behind_standard_output_is_no_traceback(workspace):
         ended = start(workspace, "charjax", "info --workdir=@run", stdout=full)
     assert ended.returncode == 4
     assert_one_line(ended.stderr.decode(), ("No space left",))
+
+
+@pytest.mark.parametrize("arguments", ["--help", "verify --workdir=@run"])
+def test_a_closed_standard_output_is_one_line(arguments, workspace):
+    """D1: `charjax ... >&-`."""
+    command = [sys.executable, "-m", "charjax", *workspace.fill(arguments)]
+    shell = ["sh", "-c", '"$@" >&-', "sh", *command]
+    done = subprocess.run(shell, stderr=PIPE, env=workspace.environment, timeout=100, check=False)
+    assert done.returncode == 4
+    assert done.stderr.splitlines()[-1].startswith(b"charjax: standard output: ")
+    assert b"Traceback" not in done.stderr
+
+
+def test_the_parts_of_the_runs_own_text_are_scored(workspace, capfd):
+    score = json.loads(output_of(workspace, "score --workdir=@run --part=val", capfd))
+    info = json.loads(output_of(workspace, "info --workdir=@run", capfd))
+    assert score["nats_per_char"] == pytest.approx(info["val_loss"], abs=1e-6)
+
+
+def test_a_part_of_another_text_is_not_scored(workspace, capfd):
+    text = workspace.folder / "text.txt"
+    text.write_text(TEXT[::-1], encoding="utf-8")
+    try:
+        assert main.main(workspace.fill("score --workdir=@run --part=val")) == 2
+    finally:
+        text.write_text(TEXT, encoding="utf-8")
+    assert_one_line(capfd.readouterr().err, ("--part=val", "SHA-256", "--file"))
 
 
 def test_a_defect_is_not_hidden(monkeypatch):
