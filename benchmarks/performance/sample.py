@@ -17,11 +17,7 @@ STREAMS = (1, 64)
 
 def peers(shape: Shape, streams: int, chars: int) -> list[Peer]:
     """The sampler and the two loops that people write."""
-    where: dict[str, Any] = {
-        "shape": dataclasses.asdict(shape),
-        "streams": streams,
-        "chars": chars,
-    }
+    where: dict[str, Any] = {"shape": dataclasses.asdict(shape), "streams": streams, "chars": chars}
     return [
         *(
             Peer(

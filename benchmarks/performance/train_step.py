@@ -31,9 +31,7 @@ def peers(shape: Shape, *, device: str, keras_python: str, dispatch: int) -> lis
         ),
         *(
             Peer(
-                f"torch {dtype}",
-                "benchmarks.peers.with_torch:train_step",
-                where | {"dtype": dtype},
+                f"torch {dtype}", "benchmarks.peers.with_torch:train_step", where | {"dtype": dtype}
             )
             for dtype in ("float32", *half)
         ),
@@ -60,12 +58,8 @@ def ours(shape: Shape, *, dtype: str, dispatch: int, recurrence: str = "fast") -
     return Peer(
         f"charjax {dtype}" if recurrence == "fast" else f"charjax {recurrence}",
         "benchmarks.peers.with_charjax:train_step",
-        {
-            "shape": dataclasses.asdict(shape),
-            "dtype": dtype,
-            "recurrence": recurrence,
-            "dispatch": dispatch,
-        },
+        {"shape": dataclasses.asdict(shape), "dtype": dtype}
+        | {"recurrence": recurrence, "dispatch": dispatch},
     )
 
 
