@@ -14,6 +14,7 @@ PyTree: TypeAlias = Any
 
 Tokens: TypeAlias = Int[Array, "batch time"]
 Reset: TypeAlias = Bool[Array, " batch"]  # whose carry restarts from zeros
+Resets: TypeAlias = Bool[Array, "batch time"]  # positions before which the carry is set to zero
 Logits: TypeAlias = Float[Array, "batch time vocab"]
 Nats: TypeAlias = Float[Array, "batch time"]
 Scalar: TypeAlias = Float[Array, ""]

@@ -24,7 +24,7 @@ from charjax.config import ModelConfig
 from charjax.data.vocab import check_ids
 from charjax.errors import InputError
 from charjax.model.decode import decode_sequence
-from charjax.model.network import CharRNN, initial_carry, reset_carry
+from charjax.model.network import CharRNN, document_resets, initial_carry, reset_carry
 from charjax.model.recurrence.api import for_inference
 from charjax.runtime.display import ProgressFn, no_progress
 from charjax.runtime.sharding import (
@@ -35,7 +35,7 @@ from charjax.runtime.sharding import (
     replicated,
     shard,
 )
-from charjax.types import Carry, Logits, Nats, PyTree, Reset, Tokens
+from charjax.types import Carry, Logits, Nats, PyTree, Reset, Resets, Tokens
 
 _CHUNK = 128  # characters of each sequence in one dispatch
 _CONTEXT = 4 * _CHUNK  # characters read before a sequence's own part
@@ -79,14 +79,15 @@ def score(
     params: PyTree,
     ids: Int[np.ndarray, " chars"],
     *,
+    boundary_id: int | None = None,
     progress: ProgressFn = no_progress,
 ) -> Score:
-    """The mean loss of a text.
+    """The mean loss of a text; the arguments are those of `char_nats`.
 
     Raises:
       InputError: the text has fewer than two characters.
     """
-    nats = char_nats(config, params, ids, progress=progress)
+    nats = char_nats(config, params, ids, boundary_id=boundary_id, progress=progress)
     return Score(nats.size, float(np.mean(nats, dtype=np.float64)))
 
 
@@ -95,6 +96,7 @@ def char_nats(
     params: PyTree,
     ids: Int[np.ndarray, " chars"],
     *,
+    boundary_id: int | None = None,
     progress: ProgressFn = no_progress,
 ) -> Float[np.ndarray, " predicted"]:
     """Cross entropy of every character but the first, float32, in nats.
@@ -103,6 +105,8 @@ def char_nats(
       config: the architecture.
       params: of a `CharRNN`.
       ids: token ids of the text.
+      boundary_id: of the token that starts every document, which is predicted from a zero
+        carry; None: the text is one document.
       progress: is told of the chunks done, and of all.
 
     Raises:
@@ -113,7 +117,8 @@ def char_nats(
     check_ids(ids, params["output_bias"].shape[0])
     predicted = ids.size - 1
     sequences = max(1, min(_MAX_SEQUENCES, predicted // (2 * _CONTEXT)))
-    evaluator = _evaluator(config, on_all_devices=sequences >= jax.device_count())
+    on_all_devices = sequences >= jax.device_count()
+    evaluator = _evaluator(config, boundary_id, on_all_devices=on_all_devices)
     part_chars = math.ceil(predicted / sequences)
     context = _CONTEXT if sequences > 1 else 0
     chunks = math.ceil((context + part_chars) / _CHUNK)
@@ -151,7 +156,7 @@ class _Evaluator(NamedTuple):
 
 
 @functools.cache
-def _evaluator(config: ModelConfig, *, on_all_devices: bool) -> _Evaluator:
+def _evaluator(config: ModelConfig, boundary_id: int | None, *, on_all_devices: bool) -> _Evaluator:
     """On all devices of all processes, or, for a short text, on one of this process."""
     mesh = data_mesh(all_devices() if on_all_devices else jax.local_devices()[:1])
     everywhere, by_row = replicated(mesh), batch_sharding(mesh, axis=0)
@@ -159,7 +164,11 @@ def _evaluator(config: ModelConfig, *, on_all_devices: bool) -> _Evaluator:
         mesh.size,
         lambda params: jax.device_put(params if on_all_devices else local_copy(params), everywhere),
         lambda tree: shard(tree, by_row),
-        jax.jit(partial(_chunk_nats, config), out_shardings=(by_row, everywhere), donate_argnums=1),
+        jax.jit(
+            partial(_chunk_nats, config, boundary_id),
+            out_shardings=(by_row, everywhere),
+            donate_argnums=1,
+        ),
     )
 
 
@@ -171,6 +180,7 @@ def _zero_carry(config: ModelConfig, rows: int) -> PyTree:
 
 def _chunk_nats(
     config: ModelConfig,
+    boundary_id: int | None,
     params: PyTree,
     carry: Carry,
     reset: Reset,
@@ -179,12 +189,13 @@ def _chunk_nats(
 ) -> tuple[Carry, Nats]:
     # The network has no int8 weights; decoding has, one character at a time.
     forward = decode_sequence if config.dtype == "int8" else _network_logits
-    logits, carry = forward(config, params, inputs, reset_carry(carry, reset))
+    resets = document_resets(inputs, boundary_id)
+    logits, carry = forward(config, params, inputs, reset_carry(carry, reset), resets=resets)
     return carry, softmax_cross_entropy_with_integer_labels(logits, targets)
 
 
 def _network_logits(
-    config: ModelConfig, params: PyTree, tokens: Tokens, carry: Carry
+    config: ModelConfig, params: PyTree, tokens: Tokens, carry: Carry, *, resets: Resets | None
 ) -> tuple[Logits, Carry]:
     network = CharRNN(for_inference(config, tokens.shape[0]), params["output_bias"].shape[0])
-    return network.run(params, tokens, carry)
+    return network.run(params, tokens, carry, resets=resets)

@@ -67,7 +67,13 @@ def score_part(trained: TrainedModel, part: Literal["val", "test"], progress: Pr
 def _finite_score(
     trained: TrainedModel, ids: Int[np.ndarray, " chars"], progress: ProgressFn
 ) -> Score:
-    result = score(trained.config.model, trained.params, ids, progress=progress)
+    result = score(
+        trained.config.model,
+        trained.params,
+        ids,
+        boundary_id=trained.vocab.boundary_id,
+        progress=progress,
+    )
     # Finite weights, as all that are saved, can still give a logit that overflows.
     if not math.isfinite(result.nats_per_char):
         raise DivergedError(

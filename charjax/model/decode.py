@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from charjax.config import ModelConfig
 from charjax.model.cells import CELLS
@@ -26,7 +26,7 @@ from charjax.model.matmul import dot, lookup, round_to, row_major
 from charjax.model.quantization import Scales, quantize
 from charjax.model.recurrence.c.build import Library
 from charjax.model.recurrence.c.packed import Packed, pack
-from charjax.types import Carry, Logits, PyTree, Tokens
+from charjax.types import Carry, Logits, PyTree, Resets, Tokens
 
 # Of states and gates: [batch, features], [features, batch], or [features, 1] for one sequence.
 Layout: TypeAlias = Literal["batch_major", "feature_major", "vector"]
@@ -208,17 +208,38 @@ def decode_step(
     return logits, DecodeState(tuple(carry), tuple(hgates))
 
 
+def reset_state(
+    weights: DecodeWeights, state: DecodeState, initial: DecodeState, reset: Bool[Array, " batch"]
+) -> DecodeState:
+    """The state, replaced by the initial one for the sequences where `reset` is true."""
+    reset = reset if weights.features_first else reset[:, None]
+    result: DecodeState = jax.tree.map(lambda new, old: jnp.where(reset, new, old), initial, state)
+    return result
+
+
 def decode_sequence(
-    config: ModelConfig, params: PyTree, tokens: Tokens, carry: Carry
+    config: ModelConfig,
+    params: PyTree,
+    tokens: Tokens,
+    carry: Carry,
+    *,
+    resets: Resets | None = None,
 ) -> tuple[Logits, Carry]:
     """Decodes a chunk of text, one token after the other; returns what `CharRNN.run` does."""
     weights = decode_weights(config, params, layout="feature_major")
+    if resets is not None:
+        initial = decode_state(weights, jax.tree.map(jnp.zeros_like, carry))
 
-    def advance(state: DecodeState, token: Int[Array, " batch"]) -> tuple[DecodeState, Activations]:
+    def advance(state: DecodeState, read: tuple[Array, Array | None]) -> tuple[DecodeState, Array]:
+        token, reset = read
+        if reset is not None:
+            state = reset_state(weights, state, initial, reset)
         logits, state = decode_step(config, weights, weights.lookup(token), state)
         return state, logits
 
-    last, logits = jax.lax.scan(advance, decode_state(weights, carry), tokens.T)
+    state = decode_state(weights, carry)
+    read = tokens.T, None if resets is None else resets.T
+    last, logits = jax.lax.scan(advance, state, read)
     return logits.swapaxes(0, 1), jax.tree.map(jnp.transpose, last.carry)
 
 

@@ -22,7 +22,7 @@ from charjax.model.initializers import initializers
 from charjax.model.matmul import lookup, project
 from charjax.model.recurrence import api as recurrence
 from charjax.model.recurrence.base import Outputs, Projected, Table, Weights
-from charjax.types import Carry, LayerCarry, Logits, PRNGKey, PyTree, Reset, Tokens
+from charjax.types import Carry, LayerCarry, Logits, PRNGKey, PyTree, Reset, Resets, Tokens
 
 RowKeys = Key[Array, " batch"]
 Activations = Float[Array, "features time batch"]
@@ -49,7 +49,11 @@ class RecurrentLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, inputs: Float[Array, " features *positions"], tokens: Array | None, carry: LayerCarry
+        self,
+        inputs: Float[Array, " features *positions"],
+        tokens: Array | None,
+        carry: LayerCarry,
+        resets: Array | None = None,
     ) -> tuple[Outputs, LayerCarry]:
         """Runs the layer.
 
@@ -58,6 +62,7 @@ class RecurrentLayer(nn.Module):
             per token of the vocabulary.
           tokens: int32 [time, batch], the column of `inputs` at each position; or None.
           carry: the layer's state before the first position.
+          resets: bool [time, batch], the positions before which the state is set to zero.
 
         Returns:
           The outputs [hidden, time, batch] and the state after the last position.
@@ -76,6 +81,7 @@ class RecurrentLayer(nn.Module):
             Projected(igates) if tokens is None else Table(igates, tokens),
             weights,
             carry,
+            resets,
         )
 
 
@@ -97,6 +103,7 @@ class CharRNN(nn.Module):
         carry: Carry,
         dropout_keys: RowKeys | None = None,
         *,
+        resets: Resets | None = None,
         last_only: bool = False,
     ) -> tuple[Float[Array, "batch predicted vocab"], Carry]:
         """Runs the network over a chunk of text.
@@ -106,6 +113,8 @@ class CharRNN(nn.Module):
           carry: the state before the first token, see `initial_carry`.
           dropout_keys: one key per sequence, which alone determines its masks; None: no
             dropout.
+          resets: the positions before which the carry of all layers is set to zero, see
+            `document_resets`; None: nowhere.
           last_only: return the logits after the last token only, [batch, 1, vocab].
 
         Returns:
@@ -121,10 +130,11 @@ class CharRNN(nn.Module):
         dtype = jnp.dtype(c.dtype)
         dropout = _Dropout(dropout_keys)
         inputs, table_tokens = self._embed(tokens.T, dropout)
+        layer_resets = None if resets is None else resets.T
         last_carry = []
         for layer in range(c.layers):
             recurrent = RecurrentLayer(c, name=f"layer_{layer}")
-            outputs, state = recurrent(inputs, table_tokens, carry[layer])
+            outputs, state = recurrent(inputs, table_tokens, carry[layer], layer_resets)
             last_carry.append(state)
             is_last = layer == c.layers - 1
             if is_last and last_only:  # the state is the last output; no other is stored
@@ -144,11 +154,12 @@ class CharRNN(nn.Module):
         carry: Carry,
         dropout_keys: RowKeys | None = None,
         *,
+        resets: Resets | None = None,
         last_only: bool = False,
     ) -> tuple[Float[Array, "batch predicted vocab"], Carry]:
         """`__call__` as a pure function of the parameters."""
         outputs: tuple[Logits, Carry] = self.apply(  # type: ignore[assignment]
-            {"params": params}, tokens, carry, dropout_keys, last_only=last_only
+            {"params": params}, tokens, carry, dropout_keys, resets=resets, last_only=last_only
         )
         return outputs
 
@@ -213,6 +224,15 @@ def reset_carry(carry: Carry, reset: Reset) -> Carry:
     """The carry with zeros for the sequences where `reset` is true."""
     result: Carry = jax.tree.map(lambda c: jnp.where(reset[:, None], 0.0, c), carry)
     return result
+
+
+def document_resets(tokens: Tokens, boundary_id: int | None) -> Resets | None:
+    """Where documents start: the positions that read the boundary, see `Vocab.boundary_id`.
+
+    A document's first character is predicted from the boundary and a zero carry, in whichever
+    row and at whichever position it stands.
+    """
+    return None if boundary_id is None else tokens == boundary_id
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -75,6 +75,8 @@ def make_backend(
     vocab_size: int,
     optimizer: optax.GradientTransformation,
     schedule: Schedule | None = None,
+    *,
+    boundary_id: int | None = None,
 ) -> Backend:
     """The backend that `parallel.backend` names; the arguments are those of `make_step`.
 
@@ -82,7 +84,7 @@ def make_backend(
       InputError: see `microbatch_size`.
     """
     microbatch_size(config)
-    step = make_step(config, vocab_size, optimizer, DATA_AXIS, schedule)
+    step = make_step(config, vocab_size, optimizer, DATA_AXIS, schedule, boundary_id=boundary_id)
     make = {"jit": _jit_backend, "pmap": _pmap_backend}[config.parallel.backend]
     return make(repeat(step), process_rows(config.data.batch_size))
 

@@ -184,7 +184,13 @@ def _set_up(
     new_state = partial(init_state, config, vocab_size, optimizer)
     like = jax.eval_shape(new_state)
     meta = describe(config, dataset, parameter_count(like.params), recurrence)
-    backend = make_backend(meta.resolved_config, vocab_size, optimizer, schedule)
+    backend = make_backend(
+        meta.resolved_config,
+        vocab_size,
+        optimizer,
+        schedule,
+        boundary_id=dataset.vocab.boundary_id,
+    )
 
     check_prompt(config, dataset.vocab)
     _log_all(messages.opening(meta, steps_per_epoch))
@@ -313,7 +319,8 @@ def _evaluate(run: Run, state: RunState) -> tuple[float | None, bool]:
     ids = run.dataset.splits.val.ids
     if ids.size > 1:
         params = run.backend.to_global(state.train_state).eval_params
-        result = score(run.meta.resolved_config.model, params, ids)
+        model, boundary_id = run.meta.resolved_config.model, run.dataset.vocab.boundary_id
+        result = score(model, params, ids, boundary_id=boundary_id)
         val_loss = result.nats_per_char
         record |= {"val_loss": val_loss, "val_bpc": result.bits_per_char}
         if not math.isfinite(val_loss):

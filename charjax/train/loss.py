@@ -12,7 +12,7 @@ from optax.losses import softmax_cross_entropy_with_integer_labels
 
 from charjax.config import Config
 from charjax.data.batches import Batch
-from charjax.model.network import CharRNN, RowKeys
+from charjax.model.network import CharRNN, RowKeys, document_resets
 from charjax.types import Carry, Count, PyTree, Scalar
 
 # (params, carry, batch, dropout keys) -> (summed cross entropy in nats, final carry)
@@ -24,11 +24,16 @@ LossAndGrad: TypeAlias = Callable[
 ]
 
 
-def make_total_nats(config: Config, vocab_size: int) -> TotalNats:
+def make_total_nats(config: Config, vocab_size: int, boundary_id: int | None = None) -> TotalNats:
     """The cross entropy of a batch, summed over its targets, in nats.
 
     With `model.remat` the sequence is cut into blocks of so many characters. The backward pass
     keeps the carry between blocks and computes all else anew (`jax.checkpoint`).
+
+    Args:
+      config: the run.
+      vocab_size: number of tokens.
+      boundary_id: the input at which the carry resets, see `document_resets`; None: none.
     """
     network = CharRNN(config.model, vocab_size)
     block_len = config.model.remat
@@ -37,9 +42,9 @@ def make_total_nats(config: Config, vocab_size: int) -> TotalNats:
     def total_nats(
         params: PyTree, carry: Carry, batch: Batch, keys: RowKeys
     ) -> tuple[Scalar, Carry]:
-        logits, carry = network.run(
-            params, jnp.asarray(batch.inputs), carry, keys, last_only=last_only
-        )
+        inputs = jnp.asarray(batch.inputs)
+        resets = document_resets(inputs, boundary_id)
+        logits, carry = network.run(params, inputs, carry, keys, resets=resets, last_only=last_only)
         predicted = slice(-logits.shape[1], None)
         targets, mask = (jnp.asarray(x)[:, predicted] for x in (batch.targets, batch.mask))
         nats = softmax_cross_entropy_with_integer_labels(logits, targets)

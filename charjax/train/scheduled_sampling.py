@@ -12,7 +12,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
 from charjax.config import ModelConfig, TrainConfig
-from charjax.model.decode import Activations, DecodeState, decode_state, decode_step, decode_weights
+from charjax.model.decode import (
+    Activations,
+    DecodeState,
+    decode_state,
+    decode_step,
+    decode_weights,
+    mask_token,
+    reset_state,
+)
 from charjax.runtime.keys import indexed_key
 from charjax.types import Carry, Count, PRNGKey, PyTree, Scalar, Tokens
 
@@ -29,6 +37,7 @@ def mix_inputs(
     carry: Carry,
     row_keys: Key[Array, " batch"],
     rate: Scalar,
+    boundary_id: int | None = None,
 ) -> Tokens:
     """The inputs, some of them replaced by samples from the model's own predictions.
 
@@ -39,8 +48,16 @@ def mix_inputs(
       carry: the state before them.
       row_keys: one key per sequence, which then depends on no other.
       rate: the probability that an input is sampled.
+      boundary_id: of the document boundary, which no sample replaces and which is never
+        sampled: documents start in the mixed inputs where they do in the true ones.
     """
     weights = decode_weights(config, params, layout="feature_major")
+    first, others = inputs[:, :1], inputs[:, 1:]
+    x, state = weights.lookup(first[:, 0]), decode_state(weights, carry)
+    if boundary_id is not None:
+        weights = mask_token(weights, boundary_id)
+        initial = decode_state(weights, jax.tree.map(jnp.zeros_like, carry))
+        state = reset_state(weights, state, initial, first[:, 0] == boundary_id)
 
     def advance(
         previous: tuple[Activations, DecodeState], given: tuple[Array, Array]
@@ -50,13 +67,15 @@ def mix_inputs(
         choice_keys, token_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
         logits, state = decode_step(config, weights, x, state)
         is_sampled = jax.vmap(lambda key: jax.random.bernoulli(key, rate))(choice_keys)
+        if boundary_id is not None:
+            is_boundary = true_token == boundary_id
+            is_sampled = is_sampled & ~is_boundary
+            state = reset_state(weights, state, initial, is_boundary)
         token = jnp.where(is_sampled, _sample(token_keys, logits), true_token)
         return (weights.lookup(token), state), token
 
-    first, others = inputs[:, :1], inputs[:, 1:]
-    start = (weights.lookup(first[:, 0]), decode_state(weights, carry))
     positions = jnp.arange(1, inputs.shape[1])
-    _, mixed = jax.lax.scan(advance, start, (others.T, positions))
+    _, mixed = jax.lax.scan(advance, (x, state), (others.T, positions))
     return jnp.concatenate([first, mixed.T], axis=1)
 
 

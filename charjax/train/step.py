@@ -85,6 +85,8 @@ def make_step(
     optimizer: optax.GradientTransformation,
     axis_name: str | None = None,
     schedule: Schedule | None = None,
+    *,
+    boundary_id: int | None = None,
 ) -> Step:
     """The training step.
 
@@ -95,12 +97,14 @@ def make_step(
       axis_name: under `shard_map` or `pmap`, the axis that batch and carry are split over, and
         over which the step sums loss and gradients. None: it sees the whole batch.
       schedule: the optimizer's, from `make_schedule`, for the metrics.
+      boundary_id: of the token that starts every document, at which the carry resets, see
+        `Vocab.boundary_id`; None: the vocabulary has none.
 
     Returns:
       (state, batch) -> (state, metrics), pure. A step whose loss or gradient is not finite
       changes `step` and `skipped` alone.
     """
-    loss_and_grad = make_loss_and_grad(make_total_nats(config, vocab_size))
+    loss_and_grad = make_loss_and_grad(make_total_nats(config, vocab_size, boundary_id))
     if config.parallel.accumulate > 1:
         loss_and_grad = accumulate(loss_and_grad, config.parallel.accumulate)
     row_keys = partial(_row_keys, config.seed, axis_name)
@@ -112,7 +116,7 @@ def make_step(
         carry = reset_carry(state.carry, jnp.asarray(batch.reset))
         if config.train.scheduled_sampling:
             keys = row_keys(Stream.SCHEDULED, state.step, batch.inputs.shape[0])
-            batch = _mix_batch(config, state, carry, batch, keys)
+            batch = _mix_batch(config, state, carry, batch, keys, boundary_id)
         if config.data.targets == "last":  # also for a batch that `make_batches` did not mask
             last: Any = jnp.asarray(batch.mask).at[:, :-1].set(False)
             batch = batch._replace(mask=last)
@@ -157,11 +161,16 @@ def _row_keys(
 
 
 def _mix_batch(
-    config: Config, state: TrainState, carry: Carry, batch: Batch, keys: RowKeys
+    config: Config,
+    state: TrainState,
+    carry: Carry,
+    batch: Batch,
+    keys: RowKeys,
+    boundary_id: int | None,
 ) -> Batch:
     """The batch with some inputs sampled from the model's own predictions."""
     rate, inputs = sampling_rate(config.train, state.step), jnp.asarray(batch.inputs)
-    mixed: Any = mix_inputs(config.model, state.params, inputs, carry, keys, rate)
+    mixed: Any = mix_inputs(config.model, state.params, inputs, carry, keys, rate, boundary_id)
     return batch._replace(inputs=mixed)
 
 

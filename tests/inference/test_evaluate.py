@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +48,21 @@ def test_it_is_one_pass_over_the_text(chars):
     result = score(CONFIG, PARAMS, IDS[:chars])
     assert result.chars == chars - 1
     assert result.nats_per_char == pytest.approx(want.mean(), abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_a_document_is_scored_as_if_it_were_alone(dtype):
+    boundary_id, config = VOCAB - 1, replace(CONFIG, dtype=dtype)
+    letters = np.random.default_rng(1).integers(0, boundary_id, (40, 37))
+    documents = [[boundary_id, *row[: 3 + i % 30]] for i, row in enumerate(letters)]
+    together = np.concatenate([*documents, [boundary_id]]).astype(np.int32)
+    nats = char_nats(config, PARAMS, together, boundary_id=boundary_id)
+    ends = np.cumsum([len(document) for document in documents])
+    for i in (0, 17, 29):
+        alone = np.array([*documents[i], boundary_id], np.int32)
+        want = char_nats(config, PARAMS, alone)
+        np.testing.assert_allclose(nats[ends[i] - len(documents[i]) : ends[i]], want, atol=1e-5)
+    assert np.abs(char_nats(config, PARAMS, together) - nats).max() > 1e-3
 
 
 def test_a_model_that_knows_nothing_scores_the_log_of_the_vocabulary():

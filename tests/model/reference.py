@@ -32,10 +32,12 @@ def rnn(igates, hgates, carry):
 STEPS = {"gru": gru, "lstm": lstm, "rnn": rnn}
 
 
-def layer(cell, igates, kernel, bias, carry):
+def layer(cell, igates, kernel, bias, carry, resets=None):
     """Outputs [time, batch, hidden] and the last carry, from igates [time, batch, gates]."""
     outputs = []
-    for step in igates:
+    for t, step in enumerate(igates):
+        if resets is not None:
+            carry = tuple(np.where(np.asarray(resets)[t, :, None], 0.0, part) for part in carry)
         hgates = carry[0] @ kernel
         if bias is not None:
             hgates[:, -len(bias) :] += bias
@@ -44,16 +46,17 @@ def layer(cell, igates, kernel, bias, carry):
     return np.stack(outputs), carry
 
 
-def network(config, params, tokens, carry):
+def network(config, params, tokens, carry, resets=None):
     """Logits [batch, time, vocab] and the last carry, without dropout."""
     inputs = params["embedding"] if config.embed else np.eye(params["layer_0"]["kernel"].shape[0])
     inputs, last = inputs[tokens.T], []
+    resets = None if resets is None else resets.T
     for i in range(config.layers):
         p = params[f"layer_{i}"]
         recurrent = p["recurrent"]
         igates = inputs @ p["kernel"] + p["bias"]
         kernel, bias = recurrent["kernel"], recurrent.get("bias")
-        inputs, state = layer(config.cell, igates, kernel, bias, carry[i])
+        inputs, state = layer(config.cell, igates, kernel, bias, carry[i], resets)
         last.append(state)
     logits = inputs @ params["output_kernel"] + params["output_bias"]
     return logits.swapaxes(0, 1), tuple(last)

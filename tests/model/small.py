@@ -46,10 +46,10 @@ UNOPTIMIZED = {"xla_backend_optimization_level": 0}
 
 
 @partial(jax.jit, static_argnums=0, static_argnames="last_only", compiler_options=UNOPTIMIZED)
-def apply(config, params, tokens, carry, keys=None, last_only=False):
+def apply(config, params, tokens, carry, keys=None, *, resets=None, last_only=False):
     """`CharRNN.run`, compiled once for each config and shape."""
     network = CharRNN(config, params["output_bias"].shape[0])
-    return network.run(params, tokens, carry, keys, last_only=last_only)
+    return network.run(params, tokens, carry, keys, resets=resets, last_only=last_only)
 
 
 def distance(got, want):

@@ -13,6 +13,7 @@ from charjax.errors import InputError
 from charjax.model import decode
 from charjax.model.cells import CELLS
 from charjax.model.decode import decode_state, decode_step, decode_weights, mask_token
+from charjax.model.network import document_resets
 from tests.model.small import UNOPTIMIZED, apply, carry_of, distance, params_of, tokens_of
 
 VOCAB, BATCH, TIME = 7, 3, 8
@@ -132,6 +133,16 @@ def test_decode_sequence_equals_a_loop_of_decode_steps(cell):
     inputs = int8_inputs(cell)
     run = jax.jit(decode.decode_sequence, static_argnums=0, compiler_options=UNOPTIMIZED)
     assert distance(run(*inputs), run_decode_loop(*inputs, "feature_major")) == 0
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_decode_sequence_resets_as_the_network_does(cell):
+    config, params, tokens, carry = int8_inputs(cell)
+    exact, resets = replace(config, dtype="float32"), document_resets(tokens, 2)
+    assert resets.any()
+    run = jax.jit(decode.decode_sequence, static_argnums=0, compiler_options=UNOPTIMIZED)
+    got = run(exact, params, tokens, carry, resets=resets)
+    assert distance(got, apply(exact, params, tokens, carry, resets=resets)) < 1e-4
 
 
 def test_the_network_refuses_int8():

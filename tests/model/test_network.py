@@ -18,6 +18,7 @@ from charjax.config import ModelConfig
 from charjax.model.cells import CELLS
 from charjax.model.network import (
     CharRNN,
+    document_resets,
     init_params,
     initial_carry,
     parameter_count,
@@ -26,7 +27,7 @@ from charjax.model.network import (
 from tests.model import reference
 from tests.model.small import apply, carry_of, distance, float64, params_of, tokens_of
 
-VOCAB, BATCH, TIME = 7, 3, 8
+VOCAB, BATCH, TIME, BOUNDARY = 7, 3, 8, 2
 CONFIGS = {cell: ModelConfig(cell=cell, hidden=5, layers=2, embed=4) for cell in CELLS}
 
 
@@ -42,6 +43,22 @@ def test_it_equals_the_float64_network(cell, embed):
     got = apply(config, params, tokens, carry)
     want = reference.network(config, float64(params), np.asarray(tokens), float64(carry))
     assert distance(got, want) < 1e-5
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_with_resets_it_equals_the_float64_network(cell):
+    config = CONFIGS[cell]
+    params, tokens, carry = inputs(config)
+    resets = document_resets(tokens, BOUNDARY)
+    assert np.array_equal(resets, np.asarray(tokens) == BOUNDARY)
+    assert resets.any()
+    got = apply(config, params, tokens, carry, resets=resets)
+    exact = float64(params), np.asarray(tokens), float64(carry), np.asarray(resets)
+    assert distance(got, reference.network(config, *exact)) < 1e-5
+
+
+def test_without_a_boundary_there_are_no_resets():
+    assert document_resets(tokens_of(VOCAB, BATCH, TIME), None) is None
 
 
 @pytest.mark.parametrize("cell", CELLS)

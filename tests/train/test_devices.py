@@ -32,18 +32,18 @@ DROPOUT = {"dropout": 0.3, "dropout_in": 0.1}
 STEPS = range(10)
 
 
-def losses_of(config: Config) -> np.ndarray:
+def losses_of(config: Config, boundary_id: int | None = None) -> np.ndarray:
     """Of ten steps over all devices."""
     optimizer = make_optimizer(config.optim, config.train.max_steps)
-    backend = make_backend(config, VOCAB, optimizer)
+    backend = make_backend(config, VOCAB, optimizer, boundary_id=boundary_id)
     _, metrics = backend.run(
         backend.place(init_state(config, VOCAB, optimizer)), stacked(random_batch, STEPS)
     )
     return np.asarray(metrics.loss)
 
 
-def losses_on_one_device(config: Config) -> np.ndarray:
-    run = jax.jit(repeat(step_of(config)))
+def losses_on_one_device(config: Config, boundary_id: int | None = None) -> np.ndarray:
+    run = jax.jit(repeat(step_of(config, boundary_id)))
     return np.asarray(run(first_state(config), stacked(random_batch, STEPS))[1].loss)
 
 
@@ -61,6 +61,18 @@ def test_blocks_and_microbatches_change_nothing_but_rounding(cell, model, parall
     whole = config_of(model={**DROPOUT, "cell": cell})
     cut = config_of(model={**DROPOUT, "cell": cell, **model}, parallel=parallel)
     np.testing.assert_allclose(losses_on_one_device(cut), losses_on_one_device(whole), rtol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["jit", "pmap"])
+def test_documents_in_blocks_microbatches_and_on_devices_change_nothing_but_rounding(backend):
+    train = {"scheduled_sampling": 0.5, "scheduled_ramp": 4}
+    whole = config_of(model=DROPOUT, train=train)
+    want = losses_on_one_device(whole, boundary_id=3)
+    assert np.abs(want - losses_on_one_device(whole)).max() > 1e-3
+    cut = config_of(model={**DROPOUT, "remat": 4}, train=train, parallel={"accumulate": 2})
+    np.testing.assert_allclose(losses_on_one_device(cut, boundary_id=3), want, rtol=1e-6)
+    devices = config_of(model=DROPOUT, train=train, parallel={"backend": backend})
+    np.testing.assert_allclose(losses_of(devices, boundary_id=3), want, rtol=1e-6)
 
 
 @pytest.mark.parametrize("backend", ["jit", "pmap"])

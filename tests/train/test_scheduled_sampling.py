@@ -12,7 +12,7 @@ import pytest
 from charjax.config import ModelConfig, TrainConfig
 from charjax.data.dataset import load_dataset
 from charjax.errors import InputError
-from charjax.model.network import CharRNN, init_params, initial_carry
+from charjax.model.network import CharRNN, document_resets, init_params, initial_carry
 from charjax.runtime.keys import Stream, stream_key
 from charjax.train.resume import check_same_run, describe
 from charjax.train.scheduled_sampling import mix_inputs, sampling_rate
@@ -21,7 +21,7 @@ from charjax.types import PyTree
 from .tiny import BATCH, VOCAB, assert_same_bits, config_of, first_state, jitted, random_batch
 
 CELLS = ["gru", "lstm", "rnn"]
-_mix = jax.jit(mix_inputs, static_argnums=0)
+_mix = jax.jit(mix_inputs, static_argnums=(0, 6))
 
 
 @functools.cache
@@ -55,6 +55,26 @@ def test_at_rate_1_every_input_but_the_first_is_sampled(cell):
     np.testing.assert_array_equal(out[:, 0], inputs[:, 0])
     logits, _ = CharRNN(model, VOCAB).run(params, jnp.asarray(out), initial_carry(model, BATCH))
     np.testing.assert_array_equal(out[:, 1:], np.argmax(logits, axis=-1)[:, :-1])
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_documents_start_where_they_do_in_the_true_inputs(cell):
+    model, boundary_id = config_of(model={"cell": cell}).model, 3
+    # A model that is certain, most of all of the boundary.
+    params = _params(model, 3)
+    params = {**params, "output_kernel": 1e6 * params["output_kernel"]}
+    params["output_bias"] = params["output_bias"].at[boundary_id].set(1e9)
+    carry = jax.tree.map(lambda part: part + 0.7, initial_carry(model, BATCH))
+    inputs = jnp.asarray(random_batch(0).inputs).at[0, 0].set(boundary_id)
+    keys = jax.random.split(stream_key(0, Stream.SCHEDULED), BATCH)
+    out = _mix(model, params, inputs, carry, keys, jnp.float32(1), boundary_id)
+    np.testing.assert_array_equal(out == boundary_id, inputs == boundary_id)
+    logits, _ = CharRNN(model, VOCAB).run(
+        params, out, carry, resets=document_resets(out, boundary_id)
+    )
+    sampled = np.argmax(logits.at[..., boundary_id].set(-np.inf), axis=-1)[:, :-1]
+    is_sampled = np.asarray(out != boundary_id)[:, 1:]
+    np.testing.assert_array_equal(out[:, 1:][is_sampled], sampled[is_sampled])
 
 
 def test_inputs_are_sampled_at_the_rate():

@@ -69,6 +69,25 @@ def test_with_last_targets_the_loss_is_on_the_last_character():
     assert metrics.loss == pytest.approx(float(nats[:, -1].mean()), rel=1e-6)
 
 
+def test_a_row_of_documents_is_trained_on_as_rows_of_one_document_each():
+    state, boundary_id, half = first_state(CONFIG), 3, LENGTH // 2
+    batch = reset_batch()
+    inputs = batch.inputs.copy()
+    inputs[:, [0, half]] = boundary_id
+    batch = batch._replace(inputs=inputs)
+    halves = [
+        Batch(*(part[:, at] for part in batch[:3]), batch.reset)
+        for at in (slice(half), slice(half, None))
+    ]
+    packed = jitted(CONFIG, boundary_id)(state, batch)
+    rows = Batch(*(np.concatenate(parts) for parts in zip(*halves, strict=True)))
+    twice = state._replace(carry=jax.tree.map(lambda c: jnp.tile(c, (2, 1)), state.carry))
+    apart = jitted(CONFIG, boundary_id)(twice, rows)
+    np.testing.assert_allclose(packed[1].loss, apart[1].loss, rtol=1e-6)
+    assert_close(packed[0].opt_state, apart[0].opt_state, atol=1e-9)
+    assert_close(packed[0].carry, jax.tree.map(lambda c: c[BATCH:], apart[0].carry))
+
+
 def test_masked_sequences_do_not_count():
     state, whole, live = first_state(CONFIG), reset_batch(), 5
     mask = np.arange(BATCH)[:, None] < np.full(LENGTH, live)

@@ -72,15 +72,16 @@ def first_state(config: Config) -> TrainState:
 
 
 @functools.cache
-def step_of(config: Config) -> Step:
+def step_of(config: Config, boundary_id: int | None = None) -> Step:
     """The training step of a config."""
-    return make_step(config, VOCAB, make_optimizer(config.optim, config.train.max_steps))
+    optimizer = make_optimizer(config.optim, config.train.max_steps)
+    return make_step(config, VOCAB, optimizer, boundary_id=boundary_id)
 
 
 @functools.cache
-def jitted(config: Config) -> Step:
+def jitted(config: Config, boundary_id: int | None = None) -> Step:
     """The same, compiled once for all tests of a config."""
-    return jax.jit(step_of(config))
+    return jax.jit(step_of(config, boundary_id))
 
 
 def assert_same_bits(one: Any, other: Any) -> None:

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 
 from charjax.config import ModelConfig
 from charjax.errors import InputError
-from charjax.model.recurrence.base import Inputs, Layer, Outputs, Weights
+from charjax.model.recurrence.base import Inputs, Layer, Outputs, Resets, Weights
 from charjax.types import LayerCarry
 
 # Values of `model.recurrence`. A module is imported on first use, since Pallas loads slowly.
@@ -86,6 +86,7 @@ def run(
     inputs: Inputs,
     weights: Weights,
     carry: LayerCarry,
+    resets: Resets | None = None,
 ) -> tuple[Outputs, LayerCarry]:
     """Runs one layer over a sequence.
 
@@ -96,12 +97,14 @@ def run(
       inputs: the input gates.
       weights: the recurrent parameters.
       carry: the state before the first position, float32 [batch, hidden] each.
+      resets: bool [time, batch], the positions before which the carry is set to zero, as
+        where a document starts; None: nowhere.
 
     Returns:
       The outputs, float32 [hidden, time, batch], and the carry after the last position.
     """
     result: tuple[Outputs, LayerCarry] = _implementation(implementation).run(
-        cell, dtype, inputs, weights, carry
+        cell, dtype, inputs, weights, carry, resets
     )
     return result
 

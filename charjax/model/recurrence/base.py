@@ -4,9 +4,10 @@ An implementation is a module with two functions:
 
     supports(layer: Layer) -> str
         Why it cannot run this layer on these devices, in a few words; "" if it can.
-    run(cell, dtype, inputs, weights, carry) -> (outputs, last carry)
+    run(cell, dtype, inputs, weights, carry, resets=None) -> (outputs, last carry)
         Runs the layer over a sequence; differentiable in inputs, weights and carry.
-        `charjax.model.recurrence.api.run` describes the arguments.
+        `charjax.model.recurrence.api.run` describes the arguments. Without resets it
+        compiles to the program of a layer that has none.
 
 Inputs and outputs are feature-major, [features, time, batch]; a carry is batch-major,
 [batch, hidden].
@@ -18,11 +19,13 @@ from typing import NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from charjax.model.matmul import dot_trailing, int_cotangent, one_hot
 
 Outputs: TypeAlias = Float[Array, "hidden time batch"]
+# Where the carry before a position is zero. No gradient flows through a reset.
+Resets: TypeAlias = Bool[Array, "time batch"]
 
 
 class Layer(NamedTuple):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from charjax.model.cells import CELLS
 from charjax.model.matmul import dot
-from charjax.model.recurrence.base import Inputs, Layer, Outputs, Table, Weights
+from charjax.model.recurrence.base import Inputs, Layer, Outputs, Resets, Table, Weights
 from charjax.types import LayerCarry
 
 
@@ -20,15 +20,20 @@ def supports(layer: Layer) -> str:
 
 
 def run(
-    cell: str, dtype: DTypeLike, inputs: Inputs, weights: Weights, carry: LayerCarry
+    cell: str,
+    dtype: DTypeLike,
+    inputs: Inputs,
+    weights: Weights,
+    carry: LayerCarry,
+    resets: Resets | None = None,
 ) -> tuple[Outputs, LayerCarry]:
     """Runs one layer over a sequence; see `charjax.model.recurrence.api.run`."""
     igates = inputs.igates[:, inputs.tokens] if isinstance(inputs, Table) else inputs.igates
-    scanned = nn.scan(_Step, in_axes=(0, nn.broadcast), variable_broadcast=False)
+    scanned = nn.scan(_Step, in_axes=(0, nn.broadcast, 0), variable_broadcast=False)
     # Without parameters, so no submodule of the calling layer.
     layer = scanned(cell, dtype, parent=None)
     steps: tuple[LayerCarry, Array] = layer.apply(  # type: ignore[assignment]
-        {}, carry, jnp.moveaxis(igates, 0, -1), weights
+        {}, carry, jnp.moveaxis(igates, 0, -1), weights, resets
     )
     last, outputs = steps
     return jnp.moveaxis(outputs, -1, 0), last
@@ -41,9 +46,15 @@ class _Step(nn.Module):
     dtype: DTypeLike
 
     def __call__(
-        self, carry: LayerCarry, igates: Float[Array, "batch gates"], weights: Weights
+        self,
+        carry: LayerCarry,
+        igates: Float[Array, "batch gates"],
+        weights: Weights,
+        reset: Bool[Array, " batch"] | None,
     ) -> tuple[LayerCarry, Float[Array, "batch hidden"]]:
         cell = CELLS[self.cell]
+        if reset is not None:
+            carry = tuple(jnp.where(reset[:, None], 0.0, state) for state in carry)
         hgates = jnp.split(dot(carry[0], weights.kernel, self.dtype), cell.gates, axis=1)
         if weights.bias is not None:
             hgates[-1] += weights.bias[None]

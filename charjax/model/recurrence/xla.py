@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from charjax.model.cells import CELLS, Gates, Residuals
 from charjax.model.matmul import dot, dot_trailing, lookup, row_major
@@ -34,6 +34,7 @@ from charjax.model.recurrence.base import (
     Layer,
     Outputs,
     Projected,
+    Resets,
     Table,
     Weights,
     input_grad,
@@ -57,28 +58,40 @@ def supports(layer: Layer) -> str:
 class _Residuals(NamedTuple):
     inputs: Inputs
     weights: Weights
+    resets: Resets | None
     h_before: Buffer  # the state before each step, in the compute dtype
     cell: tuple[Residuals, ...]  # for each block of units, [time, units, batch]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def run(
-    cell: str, dtype: DTypeLike, inputs: Inputs, weights: Weights, carry: LayerCarry
+    cell: str,
+    dtype: DTypeLike,
+    inputs: Inputs,
+    weights: Weights,
+    carry: LayerCarry,
+    resets: Resets | None = None,
 ) -> tuple[Outputs, LayerCarry]:
     """Runs one layer over a sequence; see `charjax.model.recurrence.api.run`."""
-    return _forward(cell, dtype, inputs, weights, carry)[0]
+    return _forward(cell, dtype, inputs, weights, carry, resets)[0]
 
 
 def _forward(
-    cell: str, dtype: DTypeLike, inputs: Inputs, weights: Weights, carry: LayerCarry
+    cell: str,
+    dtype: DTypeLike,
+    inputs: Inputs,
+    weights: Weights,
+    carry: LayerCarry,
+    resets: Resets | None,
 ) -> tuple[tuple[Outputs, LayerCarry], _Residuals]:
     time, batch = _time_and_batch(inputs)
     hidden, gates = weights.kernel.shape[0], CELLS[cell].gates
     kernel, blocks = row_major(weights.kernel.astype(dtype).T), _blocks(hidden)
     igates_at = _igates_by_block(inputs, gates, blocks)
 
-    def step(loop: Any, xs: tuple[Array, Array]) -> tuple[Any, Any]:
-        (carry, h_before, outputs), (t, x) = loop, xs
+    def step(loop: Any, xs: tuple[Array, Array, Array | None]) -> tuple[Any, Any]:
+        (carry, h_before, outputs), (t, x, reset) = loop, xs
+        carry = [_zero_where(reset, part) for part in carry]
         # The weight gradient needs the state before each step. To shift the outputs by one
         # step after the loop would copy the buffer.
         h = jnp.concatenate([xla_buffers.encode(part[0], dtype) for part in carry])
@@ -96,24 +109,25 @@ def _forward(
         return (tuple(next_carry), h_before, outputs), tuple(residuals)
 
     buffers = (xla_buffers.empty(hidden, time, batch, d) for d in (dtype, jnp.float32))
-    xs = inputs.tokens if isinstance(inputs, Table) else _time_major(inputs.igates)
+    igates = inputs.tokens if isinstance(inputs, Table) else _time_major(inputs.igates)
     first = tuple(_take_units(_transpose(carry), block) for block in blocks)
     loop: Any = (first, *buffers)
-    (last, h_before, outputs), residuals = jax.lax.scan(step, loop, (jnp.arange(time), xs))
+    xs = jnp.arange(time), igates, resets
+    (last, h_before, outputs), residuals = jax.lax.scan(step, loop, xs)
     last_carry = _transpose(_join_units(last))
-    return (outputs, last_carry), _Residuals(inputs, weights, h_before, residuals)
+    return (outputs, last_carry), _Residuals(inputs, weights, resets, h_before, residuals)
 
 
 def _backward(
     cell: str, dtype: DTypeLike, res: _Residuals, grads: tuple[Outputs, LayerCarry]
-) -> tuple[Inputs, Weights, LayerCarry]:
+) -> tuple[Inputs, Weights, LayerCarry, None]:
     d_outputs, d_last = grads
     time, batch = _time_and_batch(res.inputs)
     hidden, gates = res.weights.kernel.shape
     kernel, blocks = res.weights.kernel.astype(dtype), _blocks(hidden)
 
-    def step(loop: Any, xs: tuple[Array, Array, Any]) -> tuple[Any, None]:
-        (d_carry, d_hgates, d_candidate, d_bias), (t, d_output, residuals) = loop, xs
+    def step(loop: Any, xs: tuple[Array, Array, Any, Array | None]) -> tuple[Any, None]:
+        (d_carry, d_hgates, d_candidate, d_bias), (t, d_output, residuals, reset) = loop, xs
         grads = [
             CELLS[cell].backward(saved, (part[0] + d_output[block], *part[1:]))
             for block, saved, part in zip(blocks, residuals, d_carry, strict=True)
@@ -124,7 +138,7 @@ def _backward(
         d_h = dot(kernel, xla_buffers.decode(now, dtype), dtype)
         d_carry = []
         for block, g in zip(blocks, grads, strict=True):
-            d_carry.append((g.carry[0] + d_h[block], *g.carry[1:]))
+            d_carry.append(_zero_where(reset, (g.carry[0] + d_h[block], *g.carry[1:])))
             if g.candidate is not None:
                 encoded = xla_buffers.encode(g.candidate, dtype)
                 d_candidate = xla_buffers.put(d_candidate, t, encoded, first=block.start)
@@ -136,7 +150,7 @@ def _backward(
     has_candidate, bias = CELLS[cell].reset_after, res.weights.bias
     d_candidate = xla_buffers.empty(hidden, time, batch, dtype) if has_candidate else None
     d_bias = None if bias is None else [jnp.zeros_like(bias[block]) for block in blocks]
-    xs = jnp.arange(time), _time_major(d_outputs), res.cell
+    xs = jnp.arange(time), _time_major(d_outputs), res.cell, res.resets
     d_carry = tuple(_take_units(_transpose(d_last), block) for block in blocks)
     loop = (d_carry, d_hgates, d_candidate, d_bias)
     (d_carry, *buffers, d_bias), _ = jax.lax.scan(step, loop, xs, reverse=True)
@@ -144,10 +158,17 @@ def _backward(
     d_inputs = input_grad(res.inputs, d_hgates, d_candidate, dtype)
     d_kernel = dot_trailing(xla_buffers.decode(res.h_before, dtype), d_hgates, dtype)
     d_weights = Weights(d_kernel, None if d_bias is None else jnp.concatenate(d_bias))
-    return d_inputs, d_weights, _transpose(_join_units(d_carry))
+    return d_inputs, d_weights, _transpose(_join_units(d_carry)), None
 
 
 run.defvjp(_forward, _backward)
+
+
+def _zero_where(
+    reset: Bool[Array, " batch"] | None, states: tuple[Float[Array, "units batch"], ...]
+) -> tuple[Float[Array, "units batch"], ...]:
+    """The states with zeros for the sequences that reset; without resets, as they are."""
+    return states if reset is None else tuple(jnp.where(reset, 0.0, state) for state in states)
 
 
 def _igates_by_block(

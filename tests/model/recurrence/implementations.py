@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -33,7 +34,7 @@ class Implementation(NamedTuple):
     """A row of the suite.
 
     Attributes:
-      run: (cell, dtype, inputs, weights, carry) -> (outputs, last carry).
+      run: (cell, dtype, inputs, weights, carry, resets) -> (outputs, last carry).
       supports: as in `charjax.model.recurrence.base`; a layer that it refuses is skipped.
       sizes: of the layers that it is tested with; the first is that of most tests.
       batch_invariant: it promises that a sequence's bits do not depend on the others.
@@ -82,6 +83,13 @@ def random_layer(cell: str, kind: type, size: Size) -> tuple[Any, Weights, tuple
     return Projected(normal(0, gates, time, batch)), weights, carry
 
 
+def random_resets(size: Size) -> jax.Array:
+    """Resets at about a third of the positions, [time, batch], one of them at a first position."""
+    resets = np.random.default_rng(13).random((size.time, size.batch)) < 0.3
+    resets[0, -1] = True
+    return jnp.asarray(resets)
+
+
 @partial(jax.jit, static_argnums=(0, 1, 2), compiler_options=UNOPTIMIZED)
 def run(name: str, cell: str, dtype: str, inputs: Any, weights: Any, carry: Any):
     """Outputs and last carry."""
@@ -90,7 +98,14 @@ def run(name: str, cell: str, dtype: str, inputs: Any, weights: Any, carry: Any)
 
 @partial(jax.jit, static_argnums=(0, 1, 2), compiler_options=UNOPTIMIZED)
 def value_and_gradient(
-    name: str, cell: str, dtype: str, inputs: Any, weights: Any, carry: Any, cotangents: Any = None
+    name: str,
+    cell: str,
+    dtype: str,
+    inputs: Any,
+    weights: Any,
+    carry: Any,
+    cotangents: Any = None,
+    resets: Any = None,
 ):
     """(outputs, last carry), and the gradients of igates, weights and carry.
 
@@ -99,16 +114,18 @@ def value_and_gradient(
 
     def layer(igates, weights, carry):
         layer_inputs = inputs._replace(igates=igates)
-        return IMPLEMENTATIONS[name].run(cell, dtype, layer_inputs, weights, carry)
+        return IMPLEMENTATIONS[name].run(cell, dtype, layer_inputs, weights, carry, resets)
 
     value, vjp = jax.vjp(layer, inputs.igates, weights, carry)
     return value, vjp(like(value, 4) if cotangents is None else cotangents)
 
 
-def float64_layer(cell: str, igates: Any, tokens: Any, weights: Any, carry: Any):
+def float64_layer(
+    cell: str, igates: Any, tokens: Any, weights: Any, carry: Any, *, resets: Any = None
+):
     """Outputs and last carry by the numpy cell; `igates` is a table if there are tokens."""
     igates = igates if tokens is None else igates[:, tokens]
-    outputs, last = reference.layer(cell, np.moveaxis(igates, 0, -1), *weights, carry)
+    outputs, last = reference.layer(cell, np.moveaxis(igates, 0, -1), *weights, carry, resets)
     return np.moveaxis(outputs, -1, 0), last
 
 

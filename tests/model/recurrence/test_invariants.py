@@ -5,6 +5,8 @@ To hold another implementation to it, add a row to `implementations.IMPLEMENTATI
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +20,7 @@ from tests.model.recurrence.implementations import (
     ROUNDING,
     float64_layer,
     random_layer,
+    random_resets,
     run,
     same_bits,
     supported,
@@ -39,14 +42,18 @@ def _patched(name, monkeypatch):
         monkeypatch.setattr(*patch)
 
 
+@pytest.mark.parametrize("with_resets", [False, True])
 @each_kind
-def test_value_and_gradient_are_those_of_the_float64_cell(name, cell, kind):
-    inputs, weights, carry = random_layer(cell, kind, supported(name, cell, "float32").sizes[0])
+def test_value_and_gradient_are_those_of_the_float64_cell(name, cell, kind, with_resets):
+    size = supported(name, cell, "float32").sizes[0]
+    inputs, weights, carry = random_layer(cell, kind, size)
     tokens = inputs.tokens if kind is Table else None
-    value, grads = value_and_gradient(name, cell, "float32", inputs, weights, carry)
+    resets = random_resets(size) if with_resets else None
+    exact_layer = partial(float64_layer, cell, resets=resets)
+    value, grads = value_and_gradient(name, cell, "float32", inputs, weights, carry, resets=resets)
     arguments = (inputs.igates, weights, carry)
     exact = float64(arguments)
-    assert distance(value, float64_layer(cell, exact[0], tokens, *exact[1:])) < 1e-6
+    assert distance(value, exact_layer(exact[0], tokens, *exact[1:])) < 1e-6
 
     # The gradient along a random direction of each argument, against a central difference.
     direction_of_value = float64(like(value, 4))
@@ -56,7 +63,7 @@ def test_value_and_gradient_are_those_of_the_float64_cell(name, cell, kind):
         def loss(step, argument=argument, direction=direction):
             moved = list(exact)
             moved[argument] = jax.tree.map(lambda a, d: a + step * d, exact[argument], direction)
-            out = float64_layer(cell, moved[0], tokens, *moved[1:])
+            out = exact_layer(moved[0], tokens, *moved[1:])
             return sum_of_products(out, direction_of_value)
 
         slope = (loss(1e-5) - loss(-1e-5)) / 2e-5
@@ -76,6 +83,61 @@ def test_value_and_gradient_are_those_of_scan(name, cell, kind, dtype):
         got = value_and_gradient(name, cell, dtype, *layer)
         assert distance(got, value_and_gradient("scan", cell, dtype, *layer)) < 5 * ROUNDING[dtype]
         assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {jnp.dtype(jnp.float32)}
+
+
+@each_dtype
+@each_kind
+def test_with_resets_value_and_gradient_are_those_of_scan(name, cell, kind, dtype):
+    sizes = IMPLEMENTATIONS[name].sizes
+    for size in (sizes[0], sizes[-1]):
+        supported(name, cell, dtype, size)
+        layer, resets = random_layer(cell, kind, size), random_resets(size)
+        got = value_and_gradient(name, cell, dtype, *layer, resets=resets)
+        want = value_and_gradient("scan", cell, dtype, *layer, resets=resets)
+        assert distance(got, want) < 5 * ROUNDING[dtype]
+
+
+def test_no_value_and_no_gradient_flows_through_a_reset(name, cell):
+    size = supported(name, cell, "float32").sizes[0]
+    inputs, weights, carry = random_layer(cell, Table, size)
+    rows = jnp.arange(size.batch) == 1
+    resets = jnp.zeros((size.time, size.batch), bool).at[0].set(rows)
+    poisoned = tuple(jnp.where(rows[:, None], jnp.nan, part) for part in carry)
+    value, grads = value_and_gradient(
+        name, cell, "float32", inputs, weights, poisoned, resets=resets
+    )
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((value, grads)))
+    for part in grads[2]:
+        assert not part[1].any()
+        assert part[0].all()
+
+
+def test_packed_documents_are_those_run_one_by_one(name, cell):
+    lengths, dtype = (2, 3, 2), "float32"
+    implementation = supported(name, cell, dtype)
+    size = implementation.sizes[0]._replace(time=sum(lengths))
+    inputs, weights, carry = random_layer(cell, Table, size)
+    starts = np.cumsum((0, *lengths[:-1]))
+    resets = jnp.zeros((size.time, size.batch), bool).at[starts].set(True)
+    cotangents = like(jax.eval_shape(run, name, cell, dtype, inputs, weights, carry), 4)
+    (outputs, last), grads = value_and_gradient(
+        name, cell, dtype, inputs, weights, carry, cotangents, resets
+    )
+    zero = jax.tree.map(jnp.zeros_like, carry)
+    parts, sums = [], jax.tree.map(jnp.zeros_like, grads)
+    for start, length in zip(starts, lengths, strict=True):
+        at = slice(start, start + length)
+        d_last = cotangents[1] if at.stop == size.time else zero
+        document = inputs._replace(tokens=inputs.tokens[at])
+        value, document_grads = value_and_gradient(
+            name, cell, dtype, document, weights, zero, (cotangents[0][:, at], d_last)
+        )
+        parts.append(value[0])
+        sums = jax.tree.map(jnp.add, sums, document_grads)
+    got, want = (outputs, last), (jnp.concatenate(parts, axis=1), value[1])
+    assert same_bits(got, want) if implementation.batch_invariant else distance(got, want) < 1e-6
+    assert distance(grads[:2], sums[:2]) < ROUNDING[dtype]
+    assert not any(part.any() for part in grads[2])
 
 
 def test_bfloat16_rounds_operands_and_nothing_more(name, cell):

@@ -45,11 +45,11 @@ def layer_inputs(cell, kind, batch=BATCH_TILE, hidden=HIDDEN, time=TIME):
     return Projected(normal(0, gates, time, batch)), weights, carry
 
 
-def value_and_grads(layer, inputs, weights, carry):
+def value_and_grads(layer, inputs, weights, carry, resets=None):
     """Outputs and last carry, and their gradients in the input gates, weights and carry."""
 
     def run(igates, weights, carry):
-        return layer(inputs._replace(igates=igates), weights, carry)
+        return layer(inputs._replace(igates=igates), weights, carry, resets)
 
     value, vjp = jax.vjp(run, inputs.igates, weights, carry)
     return value, vjp(like(value, 4))
@@ -67,6 +67,17 @@ def test_value_and_gradient_equal_those_of_xla():
     assert_equals_xla("gru", layer_inputs("gru", Table))
 
 
+def random_resets(batch, time):
+    return jax.random.bernoulli(jax.random.key(0), 0.3, (time, batch))
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_resets_are_those_of_xla(cell):
+    batch = 2 * BATCH_TILE if cell == "lstm" else BATCH_TILE
+    layer, resets = layer_inputs(cell, Projected, batch), random_resets(batch, TIME)
+    assert_equals_xla(cell, (*layer, resets))
+
+
 def test_split_k_computes_the_same_sums(monkeypatch):
     tilings = tuple(
         Tiling(HIDDEN, k, outputs, units=HIDDEN // 4, split_k=2)
@@ -81,13 +92,16 @@ def test_a_larger_batch_runs_tile_by_tile():
     assert_equals_xla("rnn", layer_inputs("rnn", Projected, batch=2 * BATCH_TILE, time=2))
 
 
+@pytest.mark.parametrize("with_resets", [False, True])
 @pytest.mark.parametrize(
     ("cell", "batch", "cluster"),
     [("gru", 64, 1), ("lstm", 64, 1), ("rnn", 64, 1), ("gru", 128, 2), ("lstm", 64, 2)],
 )
-def test_it_lowers_for_cuda(cell, batch, cluster):
+def test_it_lowers_for_cuda(cell, batch, cluster, with_resets):
     layer = partial(ops.recurrence, cell, LaunchConfig(cluster=cluster))
     shapes = jax.eval_shape(partial(layer_inputs, cell, Projected, batch, hidden=1024, time=100))
+    if with_resets:
+        shapes = (*shapes, jax.ShapeDtypeStruct((100, batch), bool))
     program = jax.jit(partial(value_and_grads, layer)).trace(*shapes)
     lowered = program.lower(lowering_platforms=("cuda",)).as_text()
     assert lowered.count("custom_call @mosaic_gpu") == 2  # forward and backward

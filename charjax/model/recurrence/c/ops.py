@@ -25,6 +25,7 @@ from charjax.model.recurrence.base import (
     Inputs,
     Layer,
     Outputs,
+    Resets,
     Table,
     Weights,
     input_grad,
@@ -59,6 +60,7 @@ class _Residuals(NamedTuple):
     inputs: Inputs
     weights: Weights
     initial: _Carry
+    keep: Array | None
     outputs: Outputs
     previous: Float[Array, "hidden time batch"]  # h before each step, in the compute dtype
     cell: Float[Array, "time residuals padded"]  # as src/cells.h has them
@@ -71,7 +73,12 @@ def supports(layer: Layer) -> str:
 
 
 def run(
-    cell: str, dtype: DTypeLike, inputs: Inputs, weights: Weights, carry: LayerCarry
+    cell: str,
+    dtype: DTypeLike,
+    inputs: Inputs,
+    weights: Weights,
+    carry: LayerCarry,
+    resets: Resets | None = None,
 ) -> tuple[Outputs, LayerCarry]:
     """One layer over a sequence; see `charjax.model.recurrence.api.run`.
 
@@ -81,7 +88,8 @@ def run(
     static = _static(cell, dtype)
     if isinstance(static, Unavailable):
         raise InputError(f"config.model.recurrence=c: {static.reason}")
-    result: tuple[Outputs, LayerCarry] = _run(static, inputs, weights, carry)
+    keep = None if resets is None else resets.astype(jnp.int32) - 1
+    result: tuple[Outputs, LayerCarry] = _run(static, inputs, weights, carry, keep)
     return result
 
 
@@ -99,24 +107,25 @@ def _static(cell: str, dtype: DTypeLike) -> _Static | Unavailable:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _run(
-    static: _Static, inputs: Inputs, weights: Weights, carry: LayerCarry
+    static: _Static, inputs: Inputs, weights: Weights, carry: LayerCarry, keep: Array | None
 ) -> tuple[Outputs, LayerCarry]:
-    outputs, last, _ = _call_forward(static, inputs, weights, _transposed(carry), save=False)
+    initial = _transposed(carry)
+    outputs, last, _ = _call_forward(static, inputs, weights, initial, keep, save=False)
     return outputs, _transposed(last)
 
 
 def _forward(
-    static: _Static, inputs: Inputs, weights: Weights, carry: LayerCarry
+    static: _Static, inputs: Inputs, weights: Weights, carry: LayerCarry, keep: Array | None
 ) -> tuple[tuple[Outputs, LayerCarry], _Residuals]:
     initial = _transposed(carry)
-    outputs, last, saved = _call_forward(static, inputs, weights, initial, save=True)
-    residuals = _Residuals(inputs, weights, initial, outputs, *saved)
+    outputs, last, saved = _call_forward(static, inputs, weights, initial, keep, save=True)
+    residuals = _Residuals(inputs, weights, initial, keep, outputs, *saved)
     return (outputs, _transposed(last)), residuals
 
 
 def _backward(
     static: _Static, res: _Residuals, grads: tuple[Outputs, LayerCarry]
-) -> tuple[Inputs, Weights, LayerCarry]:
+) -> tuple[Inputs, Weights, LayerCarry, None]:
     d_hgates, d_candidate, d_bias, d_carry = _call_backward(static, res, grads)
     if isinstance(res.inputs, Table):
         d_kernel, d_table = _weight_and_table_grad(
@@ -132,14 +141,20 @@ def _backward(
     else:
         d_kernel = _weight_grad(static.library, res.previous, d_hgates)
         d_inputs = input_grad(res.inputs, d_hgates, d_candidate, static.dtype)
-    return d_inputs, Weights(d_kernel, d_bias), _transposed(d_carry)
+    return d_inputs, Weights(d_kernel, d_bias), _transposed(d_carry), None
 
 
 _run.defvjp(_forward, _backward)
 
 
 def _call_forward(
-    static: _Static, inputs: Inputs, weights: Weights, initial: _Carry, *, save: bool
+    static: _Static,
+    inputs: Inputs,
+    weights: Weights,
+    initial: _Carry,
+    keep: Array | None,
+    *,
+    save: bool,
 ) -> tuple[Outputs, _Carry, list[Array]]:
     """Outputs, the last carry and, if `save`, the previous h and the cell's residuals."""
     hidden, batch = initial[0].shape
@@ -155,9 +170,8 @@ def _call_forward(
     if weights.bias is not None:
         arguments.append(weights.bias)
     arguments += _in_range(inputs) if isinstance(inputs, Table) else inputs
-    outputs, *rest, _ = _call(
-        FORWARD, shapes, *arguments, *initial, cell=cell.name, save_residuals=save
-    )
+    arguments += initial if keep is None else [*initial, keep]
+    outputs, *rest, _ = _call(FORWARD, shapes, *arguments, cell=cell.name, save_residuals=save)
     return outputs, tuple(rest[: len(initial)]), rest[len(initial) :]
 
 
@@ -176,9 +190,10 @@ def _call_backward(
     scratch = library.backward_scratch(cell, hidden, batch)
     shapes.append(_shape(scratch, dtype=static.dtype))
     arguments = [res.weights.kernel, *res.initial, res.outputs, res.cell]
-    d_hgates, *rest, _ = _call(
-        BACKWARD, shapes, *arguments, d_outputs, *_transposed(d_last), cell=cell.name
-    )
+    arguments += [d_outputs, *_transposed(d_last)]
+    if res.keep is not None:
+        arguments.append(res.keep)
+    d_hgates, *rest, _ = _call(BACKWARD, shapes, *arguments, cell=cell.name)
     if not CELLS[cell.name].reset_after:
         return d_hgates, None, None, tuple(rest)
     d_candidate, d_bias, *d_carry = rest

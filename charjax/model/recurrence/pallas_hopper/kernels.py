@@ -14,7 +14,7 @@ docs/kernels.md.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,10 @@ from jaxtyping import Array, BFloat16, Float
 from charjax.model.cells import Cell, Gates
 from charjax.model.recurrence.pallas_hopper.cta import Cta, launch
 from charjax.model.recurrence.pallas_hopper.tiling import BATCH_TILE, Tiling
+
+# Of the carry before each step, and 1 after the last: 0 where it is reset to zeros, else 1. The
+# same for all units, so that a CTA loads it as it loads a state.
+Keep: TypeAlias = Float[Array, "steps batch units"]
 
 
 class Forward(NamedTuple):
@@ -63,6 +67,7 @@ def forward(
     bias: Float[Array, "ctas batch units"],
     carry: Float[Array, "ctas states batch units"],
     weights: BFloat16[Array, "ctas n_per_cta k_per_cta"],
+    keep: Keep | None = None,
     interpret: Any = None,
 ) -> Forward:
     """One layer over a sequence, for `BATCH_TILE` batch rows.
@@ -74,6 +79,7 @@ def forward(
       bias: added to the last hidden gate.
       carry: before the first step.
       weights: `pack_weights` of the recurrent kernel.
+      keep: where the carry is not reset; None: nowhere.
       interpret: parameters of Pallas' interpret mode for GPUs; None: run on a GPU.
     """
     time, ctas, _, _, units = igates.shape
@@ -83,8 +89,9 @@ def forward(
         jax.ShapeDtypeStruct(residuals, jnp.float32),
         jax.ShapeDtypeStruct(carry.shape, jnp.float32),
     )
+    inputs = (igates, bias, carry) if keep is None else (igates, bias, carry, keep)
     body = partial(_forward_kernel, cell, time)
-    return Forward(*launch(body, tiling, weights, (igates, bias, carry), out_types, interpret))
+    return Forward(*launch(body, tiling, weights, inputs, out_types, interpret))
 
 
 def _forward_kernel(
@@ -94,10 +101,9 @@ def _forward_kernel(
     igates: Any,
     bias: Any,
     carry: Any,
-    states: Any,
-    residuals: Any,
-    last: Any,
+    *refs: Any,
 ) -> None:
+    *keep, states, residuals, last = refs  # `keep` is empty without resets
     index = cta.index
     last_gate_bias = cta.load(bias.at[index])
 
@@ -109,17 +115,20 @@ def _forward_kernel(
     def step(t: Array, carry: Gates) -> Gates:
         # Issued before the wait, so that they overlap with it.
         igates_t = tuple(cta.load(igates.at[t, index, gate]) for gate in range(cell.gates))
+        keep_next = _load_keep(cta, keep, t + 1)
         cta.wait(t + 1)
         cta.fence_async_proxy()
         hgates = cta.matmul(states.at[t], t + 1)
         hgates = (*hgates[:-1], hgates[-1] + last_gate_bias)
         carry, saved = cell.forward(igates_t, hgates, carry)
+        output, carry = carry[0], _keep_where(keep_next, carry)
         publish(t + 1, carry[0])
-        for i, value in enumerate((carry[0], *saved)):  # after the arrival, off its path
+        for i, value in enumerate((output, *saved)):  # after the arrival, off its path
             cta.store(residuals.at[t, index, i], value)
         return carry
 
     initial = tuple(cta.load(carry.at[index, s]) for s in range(cell.states))
+    initial = _keep_where(_load_keep(cta, keep, 0), initial)
     publish(0, initial[0])
     for s, value in enumerate(lax.fori_loop(0, time, step, initial)):
         cta.store(last.at[index, s], value)
@@ -132,6 +141,7 @@ def backward(
     d_outputs: Float[Array, "time ctas batch units"],
     d_last: Float[Array, "ctas states batch units"],
     weights: BFloat16[Array, "ctas n_per_cta k_per_cta"],
+    keep: Keep | None = None,
     interpret: Any = None,
 ) -> Backward:
     """The vector-Jacobian product of `forward`, from the last time step to the first.
@@ -143,6 +153,7 @@ def backward(
       d_outputs: gradients of the outputs.
       d_last: gradients of the carry after the last step.
       weights: `pack_weights` of the transposed recurrent kernel.
+      keep: as for `forward`.
       interpret: as for `forward`.
     """
     time, hidden = len(residuals), tiling.hidden
@@ -152,7 +163,8 @@ def backward(
         jax.ShapeDtypeStruct(d_candidate, jnp.bfloat16),
         jax.ShapeDtypeStruct(d_last.shape, jnp.float32),
     )
-    inputs = (residuals, d_outputs, d_last)
+    saved = (residuals, d_outputs, d_last)
+    inputs = saved if keep is None else (*saved, keep)
     body = partial(_backward_kernel, cell, time)
     return Backward(*launch(body, tiling, weights, inputs, out_types, interpret))
 
@@ -164,10 +176,9 @@ def _backward_kernel(
     residuals: Any,
     d_outputs: Any,
     d_last: Any,
-    d_hgates: Any,
-    d_candidate: Any,
-    d_carry: Any,
+    *refs: Any,
 ) -> None:
+    *keep, d_hgates, d_candidate, d_carry = refs  # `keep` is empty without resets
     index, saved_arrays = cta.index, num_residuals(cell)
 
     def load_step(t: Array | int) -> Gates:
@@ -185,15 +196,26 @@ def _backward_kernel(
         if grads.candidate is not None:
             cta.store(d_candidate.at[t, :, cta.columns()], grads.candidate.astype(jnp.bfloat16))
         prefetched = load_step(jnp.maximum(t - 1, 0))  # overlaps with the wait
+        keep_now = _load_keep(cta, keep, t)
         cta.wait(i + 1)
         cta.fence_async_proxy()
         (through_hgates,) = cta.matmul(d_hgates.at[t], i + 1)
-        return (grads.carry[0] + through_hgates, *grads.carry[1:]), prefetched
+        d_before = (grads.carry[0] + through_hgates, *grads.carry[1:])
+        return _keep_where(keep_now, d_before), prefetched
 
     d_final = tuple(cta.load(d_last.at[index, s]) for s in range(cell.states))
     d_initial, _ = lax.fori_loop(0, time, step, (d_final, load_step(time - 1)))
     for s, value in enumerate(d_initial):
         cta.store(d_carry.at[index, s], value)
+
+
+def _load_keep(cta: Cta, keep: list[Any], t: Array | int) -> Array | None:
+    return cta.load(keep[0].at[t]) if keep else None
+
+
+def _keep_where(keep: Array | None, states: Gates) -> Gates:
+    """The states with zeros where `keep` is 0; without resets, as they are."""
+    return states if keep is None else tuple(jnp.where(keep > 0, x, 0.0) for x in states)
 
 
 def num_residuals(cell: Cell) -> int:

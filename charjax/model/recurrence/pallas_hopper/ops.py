@@ -19,7 +19,7 @@ from jaxtyping import Array, BFloat16, Float
 
 from charjax.model.cells import CELLS
 from charjax.model.matmul import dot_trailing, lookup
-from charjax.model.recurrence.base import Inputs, Layer, Outputs, Table, Weights, input_grad
+from charjax.model.recurrence.base import Inputs, Layer, Outputs, Resets, Table, Weights, input_grad
 from charjax.model.recurrence.pallas_hopper import kernels
 from charjax.model.recurrence.pallas_hopper.tiling import (
     BATCH_TILE,
@@ -52,6 +52,7 @@ class LaunchConfig:
 class _Residuals(NamedTuple):
     inputs: Inputs
     weights: Weights
+    resets: Resets | None
     states: BFloat16[Array, "tiles steps rows hidden"]
     residuals: Float[Array, "tiles time ctas residuals rows units"]
 
@@ -79,11 +80,17 @@ def supports(layer: Layer) -> str:
 
 
 def run(
-    cell: str, dtype: DTypeLike, inputs: Inputs, weights: Weights, carry: LayerCarry
+    cell: str,
+    dtype: DTypeLike,
+    inputs: Inputs,
+    weights: Weights,
+    carry: LayerCarry,
+    resets: Resets | None = None,
 ) -> tuple[Outputs, LayerCarry]:
     """One layer over a sequence; see `charjax.model.recurrence.api.run`."""
     del dtype  # bfloat16, see `supports`
-    result: tuple[Outputs, LayerCarry] = recurrence(cell, launch_config(), inputs, weights, carry)
+    launch = launch_config()
+    result: tuple[Outputs, LayerCarry] = recurrence(cell, launch, inputs, weights, carry, resets)
     return result
 
 
@@ -94,7 +101,12 @@ def launch_config() -> LaunchConfig:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def recurrence(
-    cell: str, launch: LaunchConfig, inputs: Inputs, weights: Weights, carry: LayerCarry
+    cell: str,
+    launch: LaunchConfig,
+    inputs: Inputs,
+    weights: Weights,
+    carry: LayerCarry,
+    resets: Resets | None = None,
 ) -> tuple[Outputs, LayerCarry]:
     """One layer over a sequence; matmul operands are bfloat16, all else is float32.
 
@@ -105,6 +117,7 @@ def recurrence(
       weights: the recurrent parameters.
       carry: the state before the first character, [batch, hidden] each; the batch is a
         multiple of `BATCH_TILE`.
+      resets: bool [time, batch], the positions before which the carry is set to zero.
 
     Returns:
       The outputs [hidden, time, batch], and the carry after the last character.
@@ -112,7 +125,7 @@ def recurrence(
     Raises:
       ValueError: the layer does not fit the GPU.
     """
-    return _forward(cell, launch, inputs, weights, carry)[0]
+    return _forward(cell, launch, inputs, weights, carry, resets)[0]
 
 
 def _tilings(cell: str, hidden: int, launch: LaunchConfig) -> tuple[Tiling, Tiling]:
@@ -123,7 +136,12 @@ def _tilings(cell: str, hidden: int, launch: LaunchConfig) -> tuple[Tiling, Tili
 
 
 def _forward(
-    cell: str, launch: LaunchConfig, inputs: Inputs, weights: Weights, carry: LayerCarry
+    cell: str,
+    launch: LaunchConfig,
+    inputs: Inputs,
+    weights: Weights,
+    carry: LayerCarry,
+    resets: Resets | None,
 ) -> tuple[tuple[Outputs, LayerCarry], _Residuals]:
     hidden, gates = weights.kernel.shape[0], CELLS[cell].gates
     tiling, _ = _tilings(cell, hidden, launch)
@@ -132,34 +150,46 @@ def _forward(
     bias = jnp.broadcast_to(bias.reshape(ctas, 1, units), (ctas, BATCH_TILE, units))
     packed = pack_weights(weights.kernel.reshape(hidden, gates, hidden), tiling)
 
-    def run(tile: tuple[Array, Array]) -> kernels.Forward:
-        igates, carry = tile
-        return kernels.forward(CELLS[cell], tiling, igates, bias, carry, packed, launch.interpret)
+    def run(tile: tuple[Array, Array, Array | None]) -> kernels.Forward:
+        igates, carry, keep = tile
+        return kernels.forward(
+            CELLS[cell], tiling, igates, bias, carry, packed, keep, launch.interpret
+        )
 
     igates = inputs.igates
     if isinstance(inputs, Table):
         igates = lookup(inputs.igates, inputs.tokens)
-    tiles = _features_to_ctas(igates, tiling), _carry_to_ctas(carry, tiling)
+    keep = _keep_by_tile(resets, tiling)
+    tiles = _features_to_ctas(igates, tiling), _carry_to_ctas(carry, tiling), keep
     states, residuals, last = _map_batch_tiles(run, tiles)
     outputs = _features_from_ctas(residuals[:, :, :, 0])
-    return (outputs, _carry_from_ctas(last)), _Residuals(inputs, weights, states, residuals)
+    saved = _Residuals(inputs, weights, resets, states, residuals)
+    return (outputs, _carry_from_ctas(last)), saved
 
 
 def _backward(
     cell: str, launch: LaunchConfig, res: _Residuals, grads: tuple[Outputs, LayerCarry]
-) -> tuple[Inputs, Weights, LayerCarry]:
+) -> tuple[Inputs, Weights, LayerCarry, None]:
     d_outputs, d_last = grads
     hidden, dtype = res.weights.kernel.shape[0], jnp.bfloat16
     _, tiling = _tilings(cell, hidden, launch)
     packed = pack_weights(res.weights.kernel.T[:, None], tiling)
 
-    def run(tile: tuple[Array, Array, Array]) -> kernels.Backward:
-        residuals, d_outputs, d_last = tile
+    def run(tile: tuple[Array, Array, Array, Array | None]) -> kernels.Backward:
+        residuals, d_outputs, d_last, keep = tile
         return kernels.backward(
-            CELLS[cell], tiling, residuals, d_outputs[:, :, 0], d_last, packed, launch.interpret
+            CELLS[cell],
+            tiling,
+            residuals,
+            d_outputs[:, :, 0],
+            d_last,
+            packed,
+            keep,
+            launch.interpret,
         )
 
-    tiles = res.residuals, _features_to_ctas(d_outputs, tiling), _carry_to_ctas(d_last, tiling)
+    d_outputs, keep = _features_to_ctas(d_outputs, tiling), _keep_by_tile(res.resets, tiling)
+    tiles = res.residuals, d_outputs, _carry_to_ctas(d_last, tiling), keep
     d_hgates, d_candidate, d_carry = _map_batch_tiles(run, tiles)
     d_hgates, before = _feature_major(d_hgates), _feature_major(res.states[:, :-1])
     d_candidate = _feature_major(d_candidate) if CELLS[cell].reset_after else None
@@ -167,7 +197,7 @@ def _backward(
     if res.weights.bias is not None:
         d_bias = jnp.sum(d_hgates[-hidden:], axis=(1, 2), dtype=jnp.float32)
     d_inputs = input_grad(res.inputs, d_hgates, d_candidate, dtype)
-    return d_inputs, Weights(d_kernel, d_bias), _carry_from_ctas(d_carry)
+    return d_inputs, Weights(d_kernel, d_bias), _carry_from_ctas(d_carry), None
 
 
 recurrence.defvjp(_forward, _backward)
@@ -200,6 +230,17 @@ def _features_from_ctas(
     _, time, *_ = blocks.shape
     features = blocks.transpose(2, 4, 1, 0, 3)
     return features.reshape(features.shape[0] * features.shape[1], time, -1)
+
+
+def _keep_by_tile(
+    resets: Resets | None, tiling: Tiling
+) -> Float[Array, "tiles steps rows units"] | None:
+    """`kernels.Keep` of each batch tile."""
+    if resets is None:
+        return None
+    keep = jnp.pad(1 - resets.astype(jnp.float32), ((0, 1), (0, 0)), constant_values=1)
+    keep = keep.reshape(len(keep), -1, BATCH_TILE).swapaxes(0, 1)
+    return jnp.broadcast_to(keep[..., None], (*keep.shape, tiling.units))
 
 
 def _carry_to_ctas(

@@ -76,9 +76,27 @@ INLINE CellGrads unit_backward(Cell cell, const Backward *b, long unit, Position
                      : b->residuals + residual_index(cell, l, unit, previous) + LSTM_C * LANES;
     dc = b->d_carry[1] + at;
   }
+  Vector h, c;
+  if (may_reset(l, p)) {
+    h = reset_lanes(l, p, load(before.h, p.count));
+    before.h = (const float *)&h;
+    if (CELLS[cell].states > 1) c = reset_lanes(l, p, load(before.c, p.count));
+    before.c = (const float *)&c;
+  }
   const CellGrads d = cell_backward(cell, residuals, before, h_after, dh, dc);
   store(b->d_carry[0] + at, d.h, p.count);
   return d;
+}
+
+/* Zeros the gradients of the carry before position p, which a step has just computed, where that
+ * carry is reset. */
+INLINE void reset_gradient(Cell cell, const Backward *b, long weight_panel, Position p) {
+  const Layer *l = &b->layer;
+  for (long unit = weight_panel * MR; unit < end_of(l, weight_panel); unit++)
+    for (int i = 0; i < CELLS[cell].states; i++) {
+      float *d_carry = b->d_carry[i] + carry_index(l, unit, p);
+      store(d_carry, reset_lanes(l, p, load(d_carry, p.count)), p.count);
+    }
 }
 
 INLINE void prefetch_step(Cell cell, bool bf16, const Backward *b, long weight_panel, Position p) {
@@ -116,11 +134,14 @@ INLINE void backward_step(Cell cell, bool bf16, const Backward *b, long weight_p
                           Position p) {
   const Layer *l = &b->layer;
   const long first = weight_panel * MR, end = end_of(l, weight_panel);
+  const Position next = shifted(p, 1);
   Vector tile[MR], d_hgates[MAX_GATES][MR];
   if (p.t >= 0) prefetch_step(cell, bf16, b, weight_panel, p);
   if (step > 0)
     micro_kernel(bf16, l->k, weight_panel_at(bf16, l, &b->scratch, weight_panel),
                  state_panel_at(bf16, l, &b->scratch, step, p.panel), tile);
+  if (step > 0 && may_reset(l, next))
+    for (int i = 0; i < MR; i++) tile[i] = reset_lanes(l, next, tile[i]);
   for (long unit = first; unit < end; unit++) {
     float *d_carry = b->d_carry[0] + carry_index(l, unit, p);
     Vector dh = load(d_carry, p.count);
@@ -136,6 +157,7 @@ INLINE void backward_step(Cell cell, bool bf16, const Backward *b, long weight_p
       d_hgates[gate][unit - first] = d.hgates[gate];
   }
   if (p.t < 0) return;
+  if (may_reset(l, p)) reset_gradient(cell, b, weight_panel, p);
   char *panel = state_panel_at(bf16, l, &b->scratch, step + 1, p.panel);
   for (int gate = 0; gate < CELLS[cell].gates; gate++)
     pack_states(bf16, panel, gate_start(l, gate) + first, d_hgates[gate], end - first);
@@ -157,7 +179,8 @@ VARIANTS(backward)
 
 /* Attribute: cell.
  * Arguments: kernel [hidden, gates]; the initial carry, [hidden, batch] each; outputs [hidden, time,
- *   batch]; residuals; d_outputs, as outputs; the gradient of the last carry.
+ *   batch]; residuals; d_outputs, as outputs; the gradient of the last carry; keep [time, batch] or
+ *   none.
  * Results: d_hgates [gates, time, batch] in the compute dtype; of a cell with reset_after
  *   d_candidate [hidden, time, batch] likewise and d_bias [hidden, state_panels * LANES]; the
  *   gradient of the initial carry; scratch, in the compute dtype. */
@@ -184,6 +207,7 @@ XLA_FFI_Error *charjax_backward(XLA_FFI_CallFrame *frame) {
   b.d_outputs = ARGUMENT(&call, "d_outputs", F32, hidden, l.time, l.batch);
   for (int i = 0; i < info.states; i++)
     b.d_last[i] = ARGUMENT(&call, "gradient of the last carry", F32, hidden, l.batch);
+  if (next_argument(&call) != NULL) b.layer.keep = ARGUMENT(&call, "keep", S32, l.time, l.batch);
 
   b.d_hgates = RESULT(&call, "d_hgates", dtype, rows, l.time, l.batch);
   if (info.reset_after) {

@@ -13,7 +13,7 @@ typedef struct Forward {
   const int32_t *tokens;      /* [time, batch]: columns of igates; or NULL */
   long columns;               /* of igates */
   const float *initial[2];    /* the carry before the first step */
-  float *carry[2];            /* after the step just done */
+  float *carry[2];            /* after the step just done, reset where the next one resets */
   float *outputs;             /* a sequence, as is: */
   void *previous;             /* h before each step, in the compute dtype; NULL without gradient */
   float *residuals;           /* NULL without gradient */
@@ -49,6 +49,22 @@ INLINE void pack_weight_panel(Cell cell, bool bf16, const Forward *f, long panel
   }
 }
 
+/* Zeros the carry before position p where it is reset: of `units`, whose h is in `states`. */
+INLINE void reset_carry(Cell cell, bool bf16, const Forward *f, Units units, Position p,
+                        Vector states[]) {
+  const Layer *l = &f->layer;
+  for (long unit = units.first; unit < units.end; unit++) {
+    const Vector h = states[unit - units.first] = reset_lanes(l, p, states[unit - units.first]);
+    float *carry = f->carry[0] + carry_index(l, unit, p);
+    store(carry, h, p.count);
+    if (f->previous != NULL)
+      store_rounded(bf16, f->previous, sequence_index(l, unit, p), h, p.count);
+    if (CELLS[cell].states == 1) continue;
+    carry = f->carry[1] + carry_index(l, unit, p);
+    store(carry, reset_lanes(l, p, load(carry, p.count)), p.count);
+  }
+}
+
 INLINE void copy_initial_carry(Cell cell, bool bf16, const Forward *f, long weight_panel,
                                Position p) {
   const Layer *l = &f->layer;
@@ -64,6 +80,7 @@ INLINE void copy_initial_carry(Cell cell, bool bf16, const Forward *f, long weig
     if (f->previous != NULL)
       store_rounded(bf16, f->previous, sequence_index(l, unit, p), h, p.count);
   }
+  if (may_reset(l, p)) reset_carry(cell, bf16, f, units, p, states);
   pack_states(bf16, state_panel_at(bf16, l, &f->scratch, 0, p.panel), units.first, states,
               units.end - units.first);
 }
@@ -118,6 +135,7 @@ INLINE void forward_step(Cell cell, bool bf16, const Forward *f, long weight_pan
     if (save_next)
       store_rounded(bf16, f->previous, sequence_index(l, unit, next), h, p.count);
   }
+  if (may_reset(l, next)) reset_carry(cell, bf16, f, units, next, states);
   pack_states(bf16, state_panel_at(bf16, l, &f->scratch, next.t, p.panel), units.first, states,
               units.end - units.first);
 }
@@ -138,7 +156,7 @@ VARIANTS(forward)
 /* Attributes: cell, save_residuals.
  * Arguments: kernel [hidden, gates]; bias [hidden] of a cell with reset_after; igates
  *   [gates, time, batch], or a table [gates, vocab] and tokens [time, batch]; the carry, [hidden,
- *   batch] each. Tokens must be in range.
+ *   batch] each; keep [time, batch] or none. Tokens must be in range.
  * Results: outputs [hidden, time, batch]; the last carry; with save_residuals h before each step
  *   [hidden, time, batch] in the compute dtype and residuals [time, residuals * hidden,
  *   state_panels * LANES]; scratch, in the compute dtype. */
@@ -167,6 +185,7 @@ XLA_FFI_Error *charjax_forward(XLA_FFI_CallFrame *frame) {
   }
   for (int i = 0; i < info.states; i++)
     f.initial[i] = ARGUMENT(&call, "initial carry", F32, l.hidden, l.batch);
+  if (next_argument(&call) != NULL) f.layer.keep = ARGUMENT(&call, "keep", S32, l.time, l.batch);
 
   f.outputs = RESULT(&call, "outputs", F32, l.hidden, l.time, l.batch);
   for (int i = 0; i < info.states; i++)

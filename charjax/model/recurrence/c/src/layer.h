@@ -16,6 +16,8 @@ typedef struct Layer {
   long hidden, time, batch;
   long state_panels, weight_panels;
   long k; /* the length of a sum of the matmul */
+  /* [time, batch]: 0 where the carry before a position is reset to zeros, else -1; NULL: no resets */
+  const int32_t *keep;
 } Layer;
 
 /* `units`: units of a weight panel. */
@@ -61,6 +63,14 @@ INLINE long lane_index(const Layer *l, long unit, Position p) {
 
 INLINE long residual_index(Cell cell, const Layer *l, long unit, Position p) {
   return ((p.t * l->state_panels + p.panel) * l->hidden + unit) * CELLS[cell].residuals * LANES;
+}
+
+INLINE bool may_reset(const Layer *l, Position p) { return l->keep != NULL && p.t < l->time; }
+
+/* x in the lanes whose carry before this position is kept, 0 in those where it is reset. */
+INLINE Vector reset_lanes(const Layer *l, Position p, Vector x) {
+  const int32_t *keep = l->keep + p.t * l->batch + p.sequence;
+  return (Vector)((IntVector)load((const float *)keep, p.count) & (IntVector)x);
 }
 
 /* Rows of a sequence are a page or more apart, where the hardware prefetcher does not help: what a
