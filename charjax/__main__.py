@@ -7,7 +7,7 @@ import sys
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from charjax.cli.main import main as main  # what launch.py and the console script call
+from charjax.cli.main import main as main  # for launch.py and the console script
 
 if __name__ == "__main__":
     sys.exit(main())

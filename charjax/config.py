@@ -79,9 +79,9 @@ class ModelConfig:
     dropout: float = number(0.0, 0, 0.99)  # on the last layer's output
     dropout_in: float = number(0.0, 0, 0.99)  # on the embedding
     dropout_between: float = number(0.0, 0, 0.99)  # between layers
-    # Whose parameter initializers, see `charjax.model.initializers`.
+    # The initializers of the parameters, or whose defaults: see `charjax.model.initializers`.
     init: str = choice("orthogonal", "keras", "keras_glorot", "torch")
-    # Of matmul inputs; the carry is float32. auto: the fastest of the devices, see
+    # Of matmul inputs; the carry is float32. auto: the fastest on these devices, see
     # `charjax.runtime.dtypes.fast_dtype`; chosen when a run starts, and kept when it resumes.
     # int8: quantized weights, see `charjax.model.quantization`; to sample and score, not to train.
     dtype: str = choice("float32", "bfloat16", "auto", "int8")
@@ -132,7 +132,7 @@ class TrainConfig:
     steps_per_dispatch: int = number(10, 1)  # at most; divides every interval above
     patience: int = number(0, 0)  # evaluations without a new best; 0: never stop early
     keep: int = number(2, 1)  # newest checkpoints kept, beside the best
-    scheduled_sampling: float = number(0.0, 0, 1)  # fraction of inputs that the model predicted
+    scheduled_sampling: float = number(0.0, 0, 1)  # final fraction of inputs that the model samples
     scheduled_ramp: int = number(1000, 1)  # steps over which that fraction rises from 0
     max_skipped: int = number(10, 0)  # non-finite updates skipped before the run stops
     tensorboard: bool = False  # also write events for TensorBoard
@@ -191,7 +191,7 @@ def from_config_dict(values: Any) -> Config:
     _check_data(config.data)
     _check_model(config)
     _check_duration(config)
-    _check_all_act(config)
+    _check_no_field_is_unused(config)
     return config
 
 
@@ -293,7 +293,7 @@ FIELD_NEEDS: tuple[Need, ...] = (
 )
 
 
-def _check_all_act(config: Config) -> None:
+def _check_no_field_is_unused(config: Config) -> None:
     """Refuses a field that was set but has no effect."""
     default, given = dict(leaves(to_dict(Config()))), dict(leaves(to_dict(config)))
     for field, is_met, need in FIELD_NEEDS:

@@ -15,7 +15,7 @@ from charjax.errors import InputError
 
 
 def number(default: int | float, low: int | float = 0, high: int | float = 2**31 - 1) -> Any:
-    """A numeric field in [low, high]; by default, what fits the device's int32."""
+    """A numeric field in [low, high]; the default limit is the largest int32."""
     return dataclasses.field(default=default, metadata={"low": low, "high": high})
 
 
@@ -59,7 +59,7 @@ def build(schema: type, values: Any, where: str) -> Any:
 
 
 def _coerce(value: Any, wanted: Any, path: str) -> Any:
-    """The value, an int as float or a list as tuple where that is wanted; else InputError."""
+    """The value as type `wanted`: an int may become a float, a list a tuple; else InputError."""
     if typing.get_origin(wanted) is tuple and isinstance(value, list | tuple):
         item = typing.get_args(wanted)[0]
         return tuple(_coerce(v, item, path) for v in value)

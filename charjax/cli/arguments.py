@@ -1,4 +1,4 @@
-"""The argument parser, and what several commands have in common: flags, models, JSON output."""
+"""The argument parser, and what several commands share: flags, loading a model, JSON output."""
 
 from __future__ import annotations
 
@@ -92,9 +92,9 @@ def print_json(values: Mapping[str, Any]) -> None:
 
 
 def folder(value: str) -> Path:
-    """The type of `--workdir`."""
+    """The value of `--workdir` as a path."""
     if not value:
-        raise InputError("--workdir=: names no folder")
+        raise InputError("--workdir=: is empty; name a folder")
     return Path(value)
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def split_config_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Separates config flags from all other arguments.
 
-    `--config FILE` becomes `--config=FILE`, and so for fields.
+    `--config FILE` becomes `--config=FILE`; likewise for fields.
 
     Returns:
       The config flags, and the others as they are.

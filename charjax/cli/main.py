@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # a message with "日" must not fail in Latin-1
             stream.reconfigure(errors="backslashreplace")
     try:
-        with exit_on_signals(_say_last_words):
+        with exit_on_signals(_print_before_exit):
             _run(sys.argv[1:] if argv is None else argv)
     except CharjaxError as error:
         return _fail(str(error), error.exit_code)
@@ -97,7 +97,7 @@ def _check_utf8(arguments: Sequence[str]) -> None:
 
 
 def _set_jax_environment() -> None:
-    """Has JAX cache compiled programs in the user's cache; variables that are set stay."""
+    """Has JAX cache compiled programs in the user's cache; keeps variables that are set."""
     if folder := code_cache_folder("jax"):
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
@@ -135,7 +135,7 @@ def _print_error(message: str) -> None:
     print("charjax:", line, file=sys.stderr, flush=True)  # noqa: T201
 
 
-def _say_last_words(message: str) -> None:
+def _print_before_exit(message: str) -> None:
     if sys.stderr.isatty():
         print("\x1b[?25h", end="", file=sys.stderr)  # noqa: T201 a progress bar hid the cursor
     _print_error(message)

@@ -1,1 +1,1 @@
-"""What a trained model becomes elsewhere."""
+"""Export of trained models to formats that need no charjax."""

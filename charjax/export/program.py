@@ -1,7 +1,7 @@
 """Export of a trained model as a `jax.export` program that needs no charjax.
 
-The program is one step of decoding and sampling, with the arithmetic of
-`charjax.inference.sampler`: so it samples the same characters from the same keys.
+The program is one step of decoding and sampling. It computes what `charjax.inference.sampler` does,
+so that it samples the same characters from the same keys.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def export_model(trained: TrainedModel, out: Path) -> None:
 
     Args:
       trained: the model.
-      out: the folder; made where there is none, its files replaced where there are.
+      out: the folder; created if missing. Existing files of these names are replaced.
 
     Raises:
       InputError: the packages of `charjax[export]` are missing, or `out` is no folder.
@@ -99,7 +99,7 @@ def export_generator(config: ModelConfig, params: PyTree, *, masked: int | None)
 
 
 def make_generator(config: ModelConfig, params: PyTree, *, masked: int | None) -> Generator:
-    """The function that `export_generator` serialises."""
+    """The function that `export_generator` serializes."""
     weights = jax.jit(decode_weights, static_argnums=0)(config, params)
     if masked is not None:
         weights = mask_token(weights, masked)
@@ -122,8 +122,8 @@ def make_generator(config: ModelConfig, params: PyTree, *, masked: int | None) -
 def start_rows(config: ModelConfig, params: PyTree) -> dict[str, Float[np.ndarray, " _"]]:
     """The program's initial carry: one row for each of its arrays, to repeat over the batch.
 
-    In the carry's order: the states of each layer, then the hidden gates that each layer has
-    for its next step, see `charjax.model.decode.DecodeState`.
+    In the carry's order: the states of each layer, then the hidden gates of each layer's next
+    step, see `charjax.model.decode.DecodeState`.
     """
     state = _start_state(config, params)
     states = {
@@ -207,11 +207,11 @@ keys uint32 [batch, 2], `jax.random.key_data` of one threefry key a sequence
 temperature float32 []; 0 is greedy
 ```
 
-To read a prompt, feed its characters one after the other and ignore what is returned but for
-the carry. `charjax sample --seed=S --top_k=0 --top_p=1` writes, as character p of sample i, what
+To read a prompt, feed its characters one after the other, and keep only the carry that is
+returned. `charjax sample --seed=S --top_k=0 --top_p=1` writes, as character p of sample i, what
 the key fold_in(fold_in(fold_in(key(S), {stream}), i), p) gives in a batch of 5; another batch size
 may round the last bit of a logit differently.
 
-Written with jax {jax}. jax loads programs of versions up to six months older; the weights
-outlast that.
+Written with jax {jax}. jax loads programs of versions up to six months older; the weights have
+no such limit.
 """

@@ -38,7 +38,7 @@ from charjax.runtime.sharding import (
 from charjax.types import Carry, Logits, Nats, PyTree, Reset, Resets, Tokens
 
 _CHUNK = 128  # characters of each sequence in one dispatch
-_CONTEXT = 4 * _CHUNK  # characters read before a sequence's own part
+_CONTEXT = 4 * _CHUNK  # characters read before the part that a sequence scores
 _MAX_SEQUENCES = 64
 
 
@@ -107,7 +107,7 @@ def char_nats(
       ids: token ids of the text.
       boundary_id: of the token that starts every document, which is predicted from a zero
         carry; None: the text is one document.
-      progress: is told of the chunks done, and of all.
+      progress: called with the number of chunks done and the total.
 
     Raises:
       InputError: the text has fewer than two characters, or an id outside the vocabulary.

@@ -3,8 +3,8 @@
 Sample i of a seed is the same text whatever the number of samples, and however the text is cut
 into chunks: its random numbers are a function of (seed, sample, position), and samples run in
 groups whose sizes are fixed in advance, so that the rounding of the matmuls does not depend on
-how many samples are asked for. Where a matmul gives each sequence the same bits in a batch of
-any size, as packed and int8 matmuls do, a group is as large as it needs to be.
+how many samples are asked for. Packed and int8 matmuls are batch-invariant: they give each
+sequence the same bits in a batch of any size. With them, a group has any size.
 """
 
 from __future__ import annotations
@@ -52,14 +52,15 @@ _MAX_CHARS = 10**9
 _MAX_SAMPLES = 10**6
 
 # Sizes of the first groups, by platform, where XLA multiplies; the last one repeats. On a CPU
-# five sequences cost about what one does, and each further one its arithmetic; on accelerators
-# sequences are nearly free.
+# five sequences take about as long as one, and each further one adds its arithmetic; on
+# accelerators further sequences are nearly free.
 _GROUP_SIZES: dict[str, tuple[int, ...]] = {"cpu": (5, 11, 48, 64)}
 _ACCELERATOR_GROUP_SIZES = (64, 256)
-# From these sizes on, XLA on a CPU multiplies faster feature-major, and int8 weights in bfloat16.
+# From these group sizes on, XLA:CPU is faster with feature-major states, and with int8 weights
+# held in bfloat16.
 _MIN_FEATURE_MAJOR = 64
 _MIN_BFLOAT16 = 8
-_CHUNK = 256  # characters in one dispatch, if their noise is not too much:
+_CHUNK = 256  # characters in one dispatch, unless their noise exceeds
 _MAX_NOISE = 1 << 23  # numbers drawn ahead of the scan
 
 # Token ids of the samples of one group, chunk by chunk.
@@ -67,13 +68,13 @@ Chunks = Iterator[Int[np.ndarray, "samples chunk"]]
 
 
 class Sampler:
-    """A model ready to sample any number of times.
+    """A model that can be sampled any number of times.
 
-    Its weights are rearranged once for each `GroupFormat`, when a group first needs it.
+    Its weights are rearranged once for each `GroupFormat`.
     """
 
     def __init__(self, config: ModelConfig, params: PyTree, *, masked: int | None) -> None:
-        """Takes a model.
+        """Takes a model; its weights are rearranged when a group first needs them.
 
         Args:
           config: the architecture.
@@ -102,7 +103,7 @@ class Sampler:
           sampling: how tokens are chosen.
 
         Yields:
-          One iterator a group of samples, in order. It yields the group's ids, int32, chunk
+          One iterator per group of samples, in order. It yields the group's ids, int32, chunk
           by chunk as they are sampled, and at least one chunk, which may be empty.
 
         Raises:
@@ -145,11 +146,11 @@ def sample(
 def sample_groups(config: ModelConfig, num_samples: int) -> Iterator[tuple[int, int]]:
     """(first sample, size) of each group.
 
-    Sizes grow, so that a few samples come with little delay and many make full use of the
+    Sizes grow, so that the first samples are ready soon and many of them use the whole
     machine.
     """
     sizes = _GROUP_SIZES.get(jax.default_backend(), _ACCELERATOR_GROUP_SIZES)
-    batch_invariant = config.dtype == "int8" or _packed_kernels(config) is not None
+    batch_invariant = config.dtype == "int8" or _packing_library(config) is not None
     if batch_invariant and jax.default_backend() == "cpu":
         sizes = (min(num_samples, sizes[-1]),)
     first = 0
@@ -166,19 +167,19 @@ class GroupFormat(NamedTuple):
     Attributes:
       layout: of the group's states.
       operands: the dtype that holds int8 weights; "" for other weights.
-      kernels: the C kernels to pack the weights for; None: XLA multiplies.
+      library: the C library to pack the weights for; None: XLA multiplies.
     """
 
     layout: Layout
     operands: str
-    kernels: Library | None
+    library: Library | None
 
 
 def group_format(config: ModelConfig, size: int) -> GroupFormat:
     """The fastest format for groups of a size."""
-    int8, kernels = config.dtype == "int8", _packed_kernels(config)
-    if kernels:
-        return GroupFormat("batch_major", fast_dtype() if int8 else "", kernels)
+    int8, library = config.dtype == "int8", _packing_library(config)
+    if library:
+        return GroupFormat("batch_major", fast_dtype() if int8 else "", library)
     layout: Layout = "vector" if size == 1 else "batch_major"
     if size >= _MIN_FEATURE_MAJOR:
         layout = "feature_major"
@@ -186,13 +187,13 @@ def group_format(config: ModelConfig, size: int) -> GroupFormat:
     return GroupFormat(layout, operands if int8 else "", None)
 
 
-def _packed_kernels(config: ModelConfig) -> Library | None:
-    """The C kernels, where they run this model's recurrence; they have a packed matmul too."""
+def _packing_library(config: ModelConfig) -> Library | None:
+    """The C library, for its packed matmul, if it runs this model's recurrence."""
     model = replace(config, dtype=fast_dtype()) if config.dtype == "int8" else config
     if resolve(model, 1, strict=False).implementation != "c":
         return None
-    kernels = load()
-    return kernels if isinstance(kernels, Library) else None
+    library = load()
+    return library if isinstance(library, Library) else None
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -207,8 +208,8 @@ def sampler_weights(
       group_format: of the groups.
       params: of a `CharRNN`.
     """
-    layout, operands, kernels = group_format
-    weights = decode_weights(config, params, layout=layout, operands=operands, packed=kernels)
+    layout, operands, library = group_format
+    weights = decode_weights(config, params, layout=layout, operands=operands, packed=library)
     return weights if masked is None else mask_token(weights, masked)
 
 
@@ -238,7 +239,7 @@ class _Static(NamedTuple):
     use_top_p: bool
 
 
-class _Loop(NamedTuple):
+class _LoopCarry(NamedTuple):
     """What the sampling loop carries: the next step's input gates, and the state before it."""
 
     igates: Float[Array, "_ _"]
@@ -250,16 +251,16 @@ def _sample_group(
 ) -> Chunks:
     """The samples of one group, in chunks; the first chunk is empty.
 
-    The prompt runs through the same compiled loop, as forced tokens.
+    The same compiled loop reads the prompt, whose tokens are forced instead of sampled.
     """
     static = _Static(group.config, sampling.top_k, sampling.top_p < 1)
     temperature = jnp.float32(min(sampling.temperature, MAX_TEMPERATURE))
     top_p = jnp.float32(sampling.top_p)
     root = stream_key(sampling.seed, Stream.SAMPLE)
-    keys, loop = _begin(group.config, group.size, group.weights, root, (group.first, prompt[0]))
+    keys, loop = _start(group.config, group.size, group.weights, root, (group.first, prompt[0]))
     chunk = max(1, min(_CHUNK, _MAX_NOISE // (group.size * group.weights.vocab_size)))
     num_forced = prompt.size - 1
-    yield np.empty((group.wanted, 0), np.int32)  # also a text of no characters is a text
+    yield np.empty((group.wanted, 0), np.int32)  # so that a text of no characters has a chunk, too
     for start in range(0, num_forced + num_chars, chunk):
         forced = np.full(chunk, -1, np.int32)  # -1: sample
         given = prompt[1 + start : 1 + start + chunk]
@@ -274,14 +275,14 @@ def _sample_group(
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _begin(
+def _start(
     config: ModelConfig,
     size: int,
     weights: DecodeWeights,
     root: PRNGKey,
     first: tuple[Int[Array, ""], Int[Array, ""]],
-) -> tuple[Key[Array, " batch"], _Loop]:
-    """Each sample's key, and the loop before the first token.
+) -> tuple[Key[Array, " batch"], _LoopCarry]:
+    """Each sample's key, and the loop's carry before the first token.
 
     Args:
       config: the architecture.
@@ -293,11 +294,11 @@ def _begin(
     number, token = first
     keys = jax.vmap(indexed_key, (None, 0))(root, number + jnp.arange(size))
     state = decode_state(weights, initial_carry(config, size))
-    return keys, _Loop(weights.lookup(jnp.full((size,), token, jnp.int32)), state)
+    return keys, _LoopCarry(weights.lookup(jnp.full((size,), token, jnp.int32)), state)
 
 
 @functools.cache
-def _compiled_loop() -> Callable[..., tuple[_Loop, Int[Array, "batch time"]]]:
+def _compiled_loop() -> Callable[..., tuple[_LoopCarry, Int[Array, "batch time"]]]:
     # Compiled when first used: the compiler options ask for the platform.
     return jax.jit(
         _sampling_loop,
@@ -310,20 +311,20 @@ def _compiled_loop() -> Callable[..., tuple[_Loop, Int[Array, "batch time"]]]:
 def _sampling_loop(
     static: _Static,
     weights: DecodeWeights,
-    loop: _Loop,
+    loop: _LoopCarry,
     given: tuple[Int[Array, " time"], Int[Array, " time"]],
     keys: Key[Array, " batch"],
     temperature: Scalar,
     top_p: Scalar,
-) -> tuple[_Loop, Int[Array, "batch time"]]:
-    """Reads a token, chooses the next, once a position.
+) -> tuple[_LoopCarry, Int[Array, "batch time"]]:
+    """Reads a token and chooses the next one, at each position.
 
     Args:
       static: what it is compiled for.
       weights: of the model.
       loop: before the first position.
       given: (the token to force or -1, the position in the sample) of each step.
-      keys: one a sample.
+      keys: one per sample.
       temperature: 0 is greedy.
       top_p: unused without `static.use_top_p`.
     """
@@ -332,7 +333,7 @@ def _sampling_loop(
     position_keys = jax.vmap(jax.vmap(indexed_key, (0, None)), (None, 0))(keys, positions)
     noise = jax.vmap(partial(gumbel_noise, vocab_size=weights.vocab_size))(position_keys)
 
-    def advance(loop: _Loop, xs: tuple[Array, Array]) -> tuple[_Loop, Array]:
+    def advance(loop: _LoopCarry, xs: tuple[Array, Array]) -> tuple[_LoopCarry, Array]:
         forced_token, step_noise = xs
         logits, state = decode_step(static.config, weights, loop.igates, loop.state)
         if static.top_k:
@@ -340,7 +341,7 @@ def _sampling_loop(
         nucleus = top_p if static.use_top_p else None
         sampled = sample_with_noise(logits, step_noise, temperature, nucleus)
         token = jnp.where(forced_token >= 0, forced_token, sampled)
-        return _Loop(weights.lookup(token), state), token
+        return _LoopCarry(weights.lookup(token), state), token
 
     loop, tokens = jax.lax.scan(advance, loop, (forced, noise))
     return loop, tokens.T

@@ -59,7 +59,7 @@ def sample_token(
 
     Args:
       logits: float32; minus infinity masks a token.
-      keys: one a sequence.
+      keys: one per sequence.
       temperature: 0 is greedy, exactly.
       top_p: nucleus sampling (Holtzman et al. 2019) at this temperature; None: off.
     """
@@ -85,7 +85,7 @@ def sample_with_noise(
         tempered = shifted / jnp.clip(temperature, MIN_TEMPERATURE, MAX_TEMPERATURE)
         masked = mask_below_top_p(tempered, top_p)
         logits = jnp.where(jnp.isneginf(masked), masked, logits)
-    # The noise is scaled up instead of the logits down: so temperature 0 is argmax.
+    # The noise is multiplied instead of the logits divided, so that temperature 0 is argmax.
     return jnp.argmax(logits + temperature * noise, axis=-1).astype(jnp.int32)
 
 
@@ -100,7 +100,7 @@ def mask_below_top_p(logits: Float[Array, "batch vocab"], p: Scalar) -> Float[Ar
     """The logits with all but the smallest set of total probability `p` at minus infinity."""
     ordered = jnp.sort(logits, axis=-1, descending=True)
     probs = jax.nn.softmax(ordered)
-    # A token stays if those before it do not reach p; so the likeliest always stays.
+    # A token stays unless those before it already reach p; so the likeliest always stays.
     stays = jnp.cumsum(probs, axis=-1) - probs < jnp.maximum(p, np.finfo(np.float32).tiny)
     smallest = jnp.min(jnp.where(stays, ordered, jnp.inf), axis=-1, keepdims=True)
     return jnp.where(logits < smallest, -jnp.inf, logits)

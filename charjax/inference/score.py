@@ -23,7 +23,7 @@ def score_file(trained: TrainedModel, file: str, *, unknown: str, progress: Prog
       trained: the model.
       file: a path, or "-" for standard input.
       unknown: "error", or "unk" to read characters outside the vocabulary as [UNK].
-      progress: is told of the chunks done, and of all.
+      progress: called with the number of chunks done and the total.
 
     Raises:
       InputError: the file is missing, malformed, too short, or has characters outside the
@@ -41,7 +41,7 @@ def score_part(trained: TrainedModel, part: Literal["val", "test"], progress: Pr
     Args:
       trained: the model.
       part: which part of `data.split`.
-      progress: is told of the chunks done, and of all.
+      progress: called with the number of chunks done and the total.
 
     Raises:
       InputError: the run has no such part, or its text is not the one that it was trained on.
@@ -74,7 +74,7 @@ def _finite_score(
         boundary_id=trained.vocab.boundary_id,
         progress=progress,
     )
-    # Finite weights, as all that are saved, can still give a logit that overflows.
+    # Saved weights are finite, yet a logit can overflow.
     if not math.isfinite(result.nats_per_char):
         raise DivergedError(
             f"step {trained.step}: its weights are so large that the loss of this text is not "

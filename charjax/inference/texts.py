@@ -55,7 +55,7 @@ def write_texts(
 ) -> Iterator[str]:
     """The output of `charjax sample` in pieces: prompts, continuations and separators.
 
-    A single text is streamed as it is sampled; of several, each comes whole. A text ends
+    A single text is streamed as it is sampled; several are yielded one by one. A text ends
     after `num_chars` characters, or where the model predicts the end of a document.
 
     Raises:

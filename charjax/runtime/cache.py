@@ -15,11 +15,11 @@ _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 def cache_folder(name: str) -> Path:
     """`charjax/NAME` below `$XDG_CACHE_HOME` or `~/.cache`; without a home, a temporary folder.
 
-    A relative `$XDG_CACHE_HOME` is ignored, as the XDG specification demands. There is no home
-    where neither `$HOME` nor the system's list of users has one.
+    A relative `$XDG_CACHE_HOME` is ignored, as the XDG specification demands. A user has no home
+    if neither `$HOME` nor the system's list of users names one.
 
     Raises:
-      HostError: there is no home, and another user has the temporary folder.
+      HostError: there is no home, and the temporary folder belongs to another user.
     """
     if (home := _home_cache()) is not None:
         return home / name
@@ -31,10 +31,10 @@ def cache_folder(name: str) -> Path:
 
 
 def code_cache_folder(name: str) -> Path | None:
-    """As `cache_folder`, for files that are loaded as code: made, and writable by this user alone.
+    """A cache folder for files that are loaded as code: created, and writable by this user alone.
 
     Returns:
-      None where there is no such folder: then nothing is to be cached.
+      None if there can be no such folder: then the caller caches nothing.
     """
     for parent in (_home_cache(), _temporary_cache()):
         if parent and _make_private(parent) and _make_private(parent / name):
@@ -58,10 +58,10 @@ def _temporary_cache() -> Path:
 
 
 def _make_private(folder: Path) -> bool:
-    """Makes the folder, or takes the rights of others to write to it; False: it is not ours."""
+    """Creates the folder and makes it writable by this user alone; False: it is not this user's."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if folder.lstat().st_uid != os.getuid():  # a link to a folder of ours, perhaps
+        if folder.lstat().st_uid != os.getuid():  # it may be a link to a folder of this user
             return False
         status = folder.stat()
         if status.st_uid == os.getuid() and not is_private(status):  # made with umask 002

@@ -51,7 +51,7 @@ def make_display(stream: Any) -> Display:
 def show_messages(display: Display) -> Iterator[None]:
     """A context in which a display shows the messages of charjax's loggers, one line each.
 
-    Where contexts nest, the innermost display shows them, alone.
+    Where contexts nest, only the innermost display shows them.
     """
     logger = logging.getLogger("charjax")
     handlers, level, propagate = logger.handlers, logger.level, logger.propagate
@@ -65,7 +65,7 @@ def show_messages(display: Display) -> Iterator[None]:
 
 
 class _DisplayHandler(logging.Handler):
-    """Reports messages to a display, whose errors (a closed pipe) go to whoever logs."""
+    """Reports messages to a display; its errors (a closed pipe) are raised where one logs."""
 
     def __init__(self, display: Display) -> None:
         super().__init__()

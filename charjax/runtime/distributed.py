@@ -25,7 +25,7 @@ _SHUTDOWN_TIMEOUT_S = 10
 
 @dataclass(frozen=True)
 class ProcessSpec:
-    """Which process of how many this is: arguments of `jax.distributed.initialize`.
+    """This process's place among several: arguments of `jax.distributed.initialize`.
 
     Attributes:
       coordinator: HOST:PORT of process 0, the same on all.
@@ -52,11 +52,12 @@ def is_primary() -> bool:
 def join_processes(spec: ProcessSpec | None, *, native_log: Path) -> Iterator[None]:
     """A context in which this process works with the others; enter it before JAX is used.
 
-    JAX aborts this process once another has died: that ends it with exit code 4 and one line.
+    JAX aborts this process when another one dies. In this context, an abort prints one line and
+    ends the process with exit code 4.
 
     Args:
-      spec: None: what JAX detects (SLURM, Open MPI, Kubernetes, TPU pods); where it detects
-        nothing there is one process, and the context only makes sure that it has a device.
+      spec: this process and the others. None: what JAX detects (SLURM, Open MPI, Kubernetes, TPU
+        pods); if nothing, there is one process, and the context only checks for a device.
       native_log: the file for what native libraries write to the standard streams; `{}` in
         its name becomes the process's number. Unused with one process.
 
@@ -84,8 +85,8 @@ def join_processes(spec: ProcessSpec | None, *, native_log: Path) -> Iterator[No
         abort.message, abort.exit_code = str(error), error.exit_code
         raise
     except jax.errors.JaxRuntimeError as error:
-        # A collective failed, most likely because another process died: then JAX aborts this
-        # one within that time. If it does not, the error has another cause.
+        # A collective failed, most likely because another process died. Then JAX aborts this
+        # process during the sleep; if it does not, the error has another cause.
         time.sleep(_HEARTBEAT_TIMEOUT_S + _SHUTDOWN_TIMEOUT_S)
         abort.message = str(error)
         raise
@@ -106,7 +107,7 @@ def require_same(what: str, value: str) -> None:
     """Checks that this process has the same value as process 0. A collective.
 
     Raises:
-      InputError: it has not.
+      InputError: the values differ.
     """
     if not is_multiprocess():
         return
@@ -129,10 +130,10 @@ def primary_first() -> Iterator[None]:
 
 
 class Exchange:
-    """A maximum of integers over all processes, read one call late so that nothing waits for it.
+    """The maximum of integers over all processes, returned one call late.
 
-    A collective at every dispatch: by the next call the result has long arrived, and the devices'
-    queues never run empty.
+    Each call starts a collective and returns the result of the one before, which has arrived by
+    then. So no process waits, and the devices' queues never run empty.
     """
 
     def __init__(self, size: int) -> None:
@@ -195,6 +196,6 @@ def _initialize(spec: ProcessSpec | None) -> bool:
 
 
 def _connect_devices() -> None:
-    """Opens the connections between devices now: later, some time out after 30 s."""
+    """Opens the connections between devices; if opened later, some time out after 30 s."""
     all_max([0])
     Exchange(1)([0])

@@ -38,7 +38,7 @@ def fast_dtype() -> str:
     if device.platform == "cpu":
         has_bfloat16 = bool(_BFLOAT16_CPU_FLAGS & cpu_flags())
     elif device.platform == "gpu":
-        # AMD's are names such as gfx942.
+        # Of AMD GPUs it is a name such as gfx942.
         major = str(getattr(device, "compute_capability", "")).partition(".")[0]
         has_bfloat16 = major.isdecimal() and int(major) >= _BFLOAT16_COMPUTE_CAPABILITY
     else:

@@ -1,4 +1,4 @@
-"""Files in folders that others can write to: never through a link, and only regular files.
+"""Opens files in folders that others can write to: only regular files, never through a link.
 
 A run's folder may come from someone else. A link in it could have a run overwrite a file of its
 user, and a pipe in it could stop a command for ever.
@@ -14,13 +14,13 @@ from pathlib import Path
 
 from charjax.errors import InputError
 
-# What the system says to O_NOFOLLOW at a link, and to opening a folder, pipe or socket.
+# Errors of `os.open` with O_NOFOLLOW for a link, and for a folder, pipe or socket.
 _NOT_REGULAR = (errno.ELOOP, errno.EMLINK, errno.EISDIR, errno.ENXIO)
 _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/.*")  # a Path has one slash of the two
 
 
 def open_regular(path: Path, flags: int, mode: int = 0o644) -> int:
-    """As `os.open`, but of a regular file alone; a link as the last component is not followed.
+    """As `os.open`, but refuses all but regular files; does not follow a link to one.
 
     Raises:
       InputError: the path is a link, a folder, a pipe, a socket or a device.

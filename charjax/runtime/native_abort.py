@@ -1,9 +1,9 @@
-"""One line and an exit code in place of the output and core dump of an abort in native code.
+"""Turns an abort in native code into one line and an exit code, without a core dump.
 
 JAX's coordination service aborts a process from C++ when another process of the run has died: it
-writes a long report to stderr and raises SIGABRT. Handlers of Python's `signal` module would run
-only once the interpreter gets control again, which is never. So a C handler is set through ctypes,
-and the native libraries' output is redirected to a file.
+writes a long report to stderr and raises SIGABRT. A handler of Python's `signal` module would never
+run, since the interpreter does not get control again. So a C handler is set through ctypes, and the
+output of native libraries is redirected to a file.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class AbortHandler:
 
 
 def _redirect_native_output(log: Path) -> int:
-    """Moves Python's streams to new descriptors and 1 and 2 to a file; returns the new stderr."""
+    """Redirects descriptors 1 and 2, not Python's streams, to a file; returns Python's stderr."""
     sys.stdout.flush()
     sys.stderr.flush()
     stdout, stderr = os.dup(1), os.dup(2)

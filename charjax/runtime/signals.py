@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: noted while a run trains, an immediate exit at all other times."""
+"""SIGINT and SIGTERM: recorded while a run trains, an immediate exit at all other times."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class StopSignals:
         self.received = number
 
     def _exit_if_second(self, number: int) -> None:
-        """As `_note`, which Python cannot call while the main thread compiles or waits in C."""
+        """Exits at a second SIGINT, also while the main thread is in C, unlike `_note`."""
         if number == signal.SIGINT:
             self._interrupts += 1
         if self._interrupts > 1:
@@ -54,8 +54,8 @@ class StopSignals:
 def exit_on_signals(say: Callable[[str], None]) -> Iterator[None]:
     """A context in which SIGTERM and SIGINT exit at once with 143 and 130.
 
-    For a command with nothing to save; `StopSignals` replaces it inside. KeyboardInterrupt is
-    never raised: module imports and compilations can be left half done by it.
+    For a command with nothing to save; a `StopSignals` inside it takes its place. It never raises
+    KeyboardInterrupt, which can leave imports and compilations half done.
 
     Args:
       say: is called with one line before the exit.
@@ -77,7 +77,7 @@ def exit_on_signals(say: Callable[[str], None]) -> Iterator[None]:
 def _handle_signals(on_exit: ExitStack, handler: Callable[[int, FrameType | None], Any]) -> None:
     """Sets the handler of both signals, except ignored ones, until the stack is closed.
 
-    Shells have background jobs ignore SIGINT, and that is to stay so.
+    A shell makes its background jobs ignore SIGINT; they must go on ignoring it.
     """
     for number in _SIGNALS:
         before = signal.getsignal(number)
@@ -88,7 +88,7 @@ def _handle_signals(on_exit: ExitStack, handler: Callable[[int, FrameType | None
 
 @contextmanager
 def _listener_thread(react: Callable[[int], None]) -> Iterator[None]:
-    """Has a thread call `react` with each signal's number, even while the main thread is in C."""
+    """A thread that calls `react` with each signal's number, even while the main thread is in C."""
     arrivals, wakeup = os.pipe()
     os.set_blocking(wakeup, False)
     before = signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)

@@ -5,18 +5,18 @@ from __future__ import annotations
 import re
 from typing import Any
 
-# C0 and C1 controls but newline and tab, and the bidirectional overrides and isolates. A carriage
-# return stays in a line end, CR LF; alone it would overwrite the line.
+# C0 and C1 controls except newline and tab, and the bidirectional overrides and isolates. A
+# carriage return stays in a line end, CR LF; alone it would overwrite the line.
 _UNSAFE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]|\r(?!\n)")
 
 
 def escape_controls(text: str) -> str:
-    r"""The text with control characters as escapes such as `\x1b`: shown, and not obeyed."""
+    r"""The text with control characters as escapes such as `\x1b`, which a terminal just shows."""
     return _UNSAFE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 class TextWriter:
-    """Writes generated text to a text stream: escaped on a terminal, as it is elsewhere."""
+    """Writes generated text to a text stream: escaped on a terminal, unchanged elsewhere."""
 
     def __init__(self, stream: Any) -> None:
         self._stream, self._pending = stream, ""
@@ -27,13 +27,13 @@ class TextWriter:
             self._stream.buffer.write(piece.encode("utf-8"))
         else:
             piece = self._pending + piece
-            # Whether a carriage return ends a line shows in the next piece.
+            # Only the next piece shows whether a carriage return is part of a line end.
             self._pending = "\r" if piece.endswith("\r") else ""
             self._stream.write(escape_controls(piece.removesuffix("\r")))
         self._stream.flush()
 
     def close(self) -> None:
-        """Writes what is held back, and ends the line on a terminal."""
+        """Writes a carriage return that was held back, and ends the line on a terminal."""
         if self._stream.isatty():
             self._stream.write(escape_controls(self._pending) + "\n")
             self._stream.flush()

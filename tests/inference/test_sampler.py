@@ -100,7 +100,7 @@ def test_batch_invariant_matmuls_need_no_fixed_groups(dtype, recurrence, top_p, 
     """
     config, params = random_model(11, hidden=50)
     model = replace(config, dtype=dtype, recurrence=recurrence), params
-    if recurrence == "fast" and module._packed_kernels(model[0]) is None:
+    if recurrence == "fast" and module._packing_library(model[0]) is None:
         pytest.skip("no C kernels here")
     if top_p == 1.0:  # `top_p` only chooses among the same logits
         request.getfixturevalue("optimized")

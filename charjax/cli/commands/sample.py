@@ -69,8 +69,8 @@ def _prompt(args: argparse.Namespace) -> str:
     if not args.prompt_file:
         if re.search(r"\\[ntr]", args.prompt):
             _logger.warning(
-                "--prompt: a backslash is taken as it is; for line ends give --prompt_file=FILE "
-                "(or - for standard input), or write $'...' in the shell"
+                "--prompt: a backslash has no special meaning; for line ends give "
+                "--prompt_file=FILE (or - for standard input), or write $'...' in the shell"
             )
         prompt: str = args.prompt
         return prompt

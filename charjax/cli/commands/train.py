@@ -56,12 +56,12 @@ def run(args: argparse.Namespace) -> None:
             train(config, workdir, display, allow=allow)
         except BrokenPipeError as error:
             raise HostError(
-                "standard output: its reader has gone; the same command resumes the run"
+                "standard output: its reader has closed it; the same command resumes the run"
             ) from error
 
 
 def _process_spec(args: argparse.Namespace) -> ProcessSpec | None:
-    """What the flags say of this process; None: JAX is to detect it."""
+    """This process's place among several, by the flags; None: JAX detects it."""
     from charjax.runtime.distributed import ProcessSpec
 
     coordinator, process_id, num_processes = args.coordinator, args.process_id, args.num_processes
