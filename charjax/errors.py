@@ -41,7 +41,8 @@ class InterruptedRunError(CharjaxError):
     """A signal ended the run, after its state was saved.
 
     Attributes:
-      exit_code: 128 plus the number of the signal: 130 for SIGINT, 143 for SIGTERM.
+      exit_code: 128 plus the number of the signal: 129 for SIGHUP, 130 for SIGINT, 138 for
+        SIGUSR1, 143 for SIGTERM, 152 for SIGXCPU (on Linux).
     """
 
     def __init__(self, signal_number: int, message: str) -> None:

@@ -14,7 +14,7 @@ from charjax.cli.commands import load_commands
 from charjax.cli.config_flags import split_config_flags
 from charjax.errors import CharjaxError, HostError, InputError
 from charjax.runtime.cache import code_cache_folder
-from charjax.runtime.display import PlainDisplay, show_messages
+from charjax.runtime.display import LastingStream, PlainDisplay, discard_output, show_messages
 from charjax.runtime.signals import exit_on_signals
 from charjax.runtime.terminal import escape_controls
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        _discard_output()
+        discard_output(sys.stdout)
     except (MemoryError, OSError, RuntimeError) as error:
         message = _host_error_message(error)
         if message is None:
@@ -81,7 +81,7 @@ def _run(arguments: Sequence[str]) -> None:
         sys.stdout.flush()
         raise
     _set_jax_environment()
-    with show_messages(PlainDisplay(sys.stderr)):
+    with show_messages(PlainDisplay(LastingStream(sys.stderr))):
         args.run(args)
     sys.stdout.flush()
 
@@ -123,7 +123,7 @@ def _fail(message: str, exit_code: int) -> int:
     try:
         sys.stdout.flush()
     except OSError:  # most likely what the message is about
-        _discard_output()
+        discard_output(sys.stdout)
     _print_error(message)
     return exit_code
 
@@ -132,22 +132,13 @@ def _print_error(message: str) -> None:
     line = " ".join(message.split("\n"))
     if sys.stderr.isatty():
         line = escape_controls(line)
-    print("charjax:", line, file=sys.stderr, flush=True)  # noqa: T201
+    print("charjax:", line, file=LastingStream(sys.stderr), flush=True)
 
 
 def _print_before_exit(message: str) -> None:
-    if sys.stderr.isatty():
-        print("\x1b[?25h", end="", file=sys.stderr)  # noqa: T201 a progress bar hid the cursor
+    if sys.stderr.isatty():  # a progress bar hid the cursor
+        print("\x1b[?25h", end="", file=LastingStream(sys.stderr))
     _print_error(message)
-
-
-def _discard_output() -> None:
-    """Drops what is still buffered: Python would try to write it, and fail again, at exit."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, sys.stdout.fileno())
-    except OSError:  # it was closed from the start
-        sys.stdout = os.fdopen(nowhere, "w")
 
 
 def _closed_stream(name: str) -> io.TextIOWrapper:

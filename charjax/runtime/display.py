@@ -7,6 +7,8 @@ notebook, Python's `logging` shows the warnings and drops the rest; `show_messag
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,6 +42,59 @@ class Display(Protocol):
 
         A `total` of 0 is unknown; `note` is shown beside the bar, such as the loss.
         """
+
+
+class LastingStream:
+    """A text stream that drops what is written once its reader, or its terminal, is gone.
+
+    So `charjax train | head` goes on, and a closed terminal leaves time to save.
+    """
+
+    def __init__(self, stream: Any, on_loss: Callable[[str], None] = lambda reason: None) -> None:
+        """Wraps a stream.
+
+        Args:
+          stream: its descriptor becomes the null device when a write fails, so that nothing
+            that is still buffered fails again, not even when Python exits.
+          on_loss: is told, once, why a write failed.
+        """
+        self._stream, self._on_loss, self._is_lost = stream, on_loss, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Writes the text, if there is somewhere to write to."""
+        with self._silenced():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flushes the stream."""
+        with self._silenced():
+            self._stream.flush()
+
+    @contextmanager
+    def _silenced(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if not self._is_lost:
+                self._is_lost = True
+                discard_output(self._stream)
+                self._on_loss(error.strerror or str(error))
+
+
+def discard_output(stream: Any) -> None:
+    """Sends what a stream has buffered, and all that follows, to the null device."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, stream.fileno())
+    except OSError:  # it was closed from the start
+        if stream is sys.stdout:
+            sys.stdout = os.fdopen(nowhere, "w")
+    else:
+        os.close(nowhere)
 
 
 def make_display(stream: Any) -> Display:

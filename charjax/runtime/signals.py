@@ -1,4 +1,8 @@
-"""SIGINT and SIGTERM: recorded while a run trains, an immediate exit at all other times."""
+"""Signals that ask a process to end: noted while a run trains, an immediate exit otherwise.
+
+SIGINT and SIGTERM; SIGHUP, of a terminal that is closed; SIGUSR1, which a batch system sends before
+its time limit; SIGXCPU, of a limit on processor time.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,17 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGXCPU")
+_SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
+_WORDS: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
 class StopSignals:
-    """A context in which SIGINT and SIGTERM do not end the process but set `received`.
+    """A context in which no such signal ends the process; it sets `received`.
 
     A second SIGINT exits at once with 130. Outside the main thread, where Python allows no
     handlers, nothing changes.
@@ -52,7 +58,7 @@ class StopSignals:
 
 @contextmanager
 def exit_on_signals(say: Callable[[str], None]) -> Iterator[None]:
-    """A context in which SIGTERM and SIGINT exit at once with 143 and 130.
+    """A context in which such a signal exits at once, with 128 plus its number.
 
     For a command with nothing to save; a `StopSignals` inside it takes its place. It never raises
     KeyboardInterrupt, which can leave imports and compilations half done.
@@ -65,7 +71,8 @@ def exit_on_signals(say: Callable[[str], None]) -> Iterator[None]:
         return
 
     def exit_now(number: int) -> None:
-        say("interrupted" if number == signal.SIGINT else "terminated")
+        with suppress(Exception):  # the terminal may be gone
+            say(_WORDS.get(number) or f"ended by {signal.Signals(number).name}")
         os._exit(128 + number)
 
     with ExitStack() as stack:
@@ -75,9 +82,10 @@ def exit_on_signals(say: Callable[[str], None]) -> Iterator[None]:
 
 
 def _handle_signals(on_exit: ExitStack, handler: Callable[[int, FrameType | None], Any]) -> None:
-    """Sets the handler of both signals, except ignored ones, until the stack is closed.
+    """Sets the handler of all these signals, except ignored ones, until the stack is closed.
 
-    A shell makes its background jobs ignore SIGINT; they must go on ignoring it.
+    Shells have background jobs ignore SIGINT, `nohup` has its command ignore SIGHUP, and that is
+    to stay so.
     """
     for number in _SIGNALS:
         before = signal.getsignal(number)

@@ -346,7 +346,7 @@ def _sample(run: Run, state: RunState) -> None:
 
 def _checkpoint(run: Run, state: RunState, val_loss: float | None) -> None:
     state.progress.elapsed_s = state.clock.seconds()
-    state.progress.losses = list(state.metrics.losses)
+    state.progress.losses = state.metrics.losses
     meta = CheckpointMeta(run.meta, state.progress, run.workdir.log_sizes())
     train_state = run.backend.to_global(state.train_state)
     run.checkpoints.save(state.step, train_state, meta.to_json(), val_loss=val_loss)

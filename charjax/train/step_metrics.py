@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from charjax.config import Config
 from charjax.data.batches import Batches
 from charjax.train.clock import Clock
+from charjax.train.progress import ExactMean
 from charjax.train.step import StepMetrics
 from charjax.train.stopping import diverged
 
@@ -26,9 +26,7 @@ class StepMetricsBuffer:
       losses: the finite ones since the last record, in nats per character.
     """
 
-    def __init__(
-        self, config: Config, workdir: Path, losses: Sequence[float], skipped: int
-    ) -> None:
+    def __init__(self, config: Config, workdir: Path, losses: ExactMean, skipped: int) -> None:
         """Starts where the run is.
 
         Args:
@@ -37,7 +35,7 @@ class StepMetricsBuffer:
           losses: of the steps between the last record and the checkpoint resumed from.
           skipped: updates skipped so far because they were not finite.
         """
-        self.losses = list(losses)
+        self.losses = losses
         self._config, self._workdir, self._skipped = config, workdir, skipped
         self._learning_rate = self._grad_norm = math.nan
         self._num_steps = 0  # in this process, since the last record
@@ -63,7 +61,8 @@ class StepMetricsBuffer:
         (metrics, step), self._unread = self._unread, None
         losses, skipped = np.asarray(metrics.loss), int(metrics.skipped[-1])
         self._num_steps += losses.size
-        self.losses += [float(x) for x in losses if math.isfinite(x)]
+        for loss in losses[np.isfinite(losses)].tolist():
+            self.losses.add(loss)
         self._learning_rate = float(metrics.learning_rate[-1])
         self._grad_norm = float(metrics.grad_norm[-1])
         if skipped > self._skipped:
@@ -84,7 +83,7 @@ class StepMetricsBuffer:
           batches: what they read.
           clock: of the run; a lap ends here.
         """
-        losses, self.losses = self.losses, []
+        losses, self.losses = self.losses, ExactMean()
         num_steps, self._num_steps = self._num_steps, 0
         chars = batches.chars_per_epoch / batches.steps_per_epoch * num_steps
         record = {
@@ -94,8 +93,8 @@ class StepMetricsBuffer:
             "chars_per_second": round(chars / clock.lap(), 1),
             "learning_rate": self._learning_rate,
         }
-        if losses:
-            record["train_loss"] = math.fsum(losses) / len(losses)
+        if losses.count:
+            record["train_loss"] = losses.value()
         if math.isfinite(self._grad_norm):
             record["grad_norm"] = self._grad_norm
         if self._skipped:

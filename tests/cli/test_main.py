@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -517,36 +518,65 @@ def test_a_closed_output_pipe_is_no_error(workspace):
     assert process.returncode == 0
 
 
-def test_a_stopped_run_ends_with_one_line_and_an_exit_code(workspace, tmp_path):
-    command = [sys.executable, *PROGRAMS["launch"], *workspace.fill("--config=@tiny.py:1000000")]
+def start_training(workspace, workdir: Path, variant: str) -> subprocess.Popen[str]:
+    """A run that has been evaluated once."""
+    config = f"--config=@tiny.py:{variant}"
+    process = subprocess.Popen(
+        [sys.executable, *PROGRAMS["launch"], *workspace.fill(config), f"--workdir={workdir}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=workspace.environment,
+    )
+    assert process.stdout is not None
+    while not process.stdout.readline().startswith("step "):
+        assert process.poll() is None
+    return process
 
-    def training() -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [*command, f"--workdir={tmp_path}"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=workspace.environment,
-        )
-        assert process.stdout is not None
-        while not process.stdout.readline().startswith("step "):
-            assert process.poll() is None
-        return process
 
-    with training() as process:
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGTERM, 143),
+        (signal.SIGHUP, 129),
+        (signal.SIGUSR1, 138),
+        (signal.SIGXCPU, 152),
+    ],
+)
+def test_a_stopped_run_is_saved_and_ends_with_one_line_and_an_exit_code(
+    number, code, workspace, tmp_path
+):
+    """Case A3."""
+    with start_training(workspace, tmp_path, "1000000") as process:
+        process.send_signal(number)
+        _, err = process.communicate()
+    assert process.returncode == code
+    assert_one_line(err, (str(tmp_path), "stopped", "the same command"))
+    step = int(re.search(r"at step (\d+)", err)[1])
+    assert (tmp_path / "checkpoints" / str(step)).is_dir()
+
+
+def test_a_run_goes_on_when_its_output_is_read_no_more(workspace, tmp_path):
+    """Case A3: `charjax train ... | head -4`."""
+    with start_training(workspace, tmp_path, "400") as process:
         assert process.stdout is not None
         assert process.stderr is not None
-        process.stdout.close()  # as `| head` does
+        process.stdout.close()
         err = process.stderr.read()
-    assert process.returncode == 4
-    assert_one_line(err, ("standard output", "the same command"))
+    assert process.returncode == 0
+    assert_one_line(err, ("standard output", "goes on"))
+    assert (tmp_path / "checkpoints" / "400").is_dir()
 
-    with training() as process:
-        process.send_signal(signal.SIGTERM)
-        _, err = process.communicate()
-    assert process.returncode == 143
-    assert_one_line(err, (str(tmp_path), "stopped", "the same command"))
-    assert list((tmp_path / "checkpoints").iterdir())
+
+def test_a_run_trains_without_a_standard_output(workspace, tmp_path):
+    """Cases A3, D1: `charjax train ... >&-`."""
+    arguments = workspace.fill("train --config=@tiny.py")
+    command = [sys.executable, *PROGRAMS["charjax"], *arguments, f"--workdir={tmp_path}"]
+    shell = ["sh", "-c", '"$@" >&-', "sh", *command]
+    ended = subprocess.run(shell, stderr=PIPE, env=workspace.environment, text=True)
+    assert ended.returncode == 0
+    assert_one_line(ended.stderr, ("standard output", "goes on"))
+    assert (tmp_path / "checkpoints" / "20").is_dir()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from charjax.runtime import display
-from charjax.runtime.display import make_display, show_messages
+from charjax.runtime.display import LastingStream, make_display, show_messages
 
 
 class Terminal(io.StringIO):
@@ -150,3 +151,18 @@ def test_a_closed_pipe_raises_where_the_message_is_logged():
 
     with show_messages(make_display(Closed())), pytest.raises(BrokenPipeError):
         logging.getLogger("charjax").info("a message")
+
+
+def test_a_stream_that_is_lost_is_told_of_once_and_silent_from_then_on():
+    """Case A3: a reader such as `head` ends, or the terminal is closed."""
+    reader, writer = os.pipe()
+    reasons = []
+    with os.fdopen(writer, "w") as stream:
+        display = make_display(LastingStream(stream, reasons.append))
+        display.report("one")
+        os.close(reader)
+        for line in ("two", "three"):
+            display.report(line)
+        with display.task("training") as update:
+            update(1, 2)
+    assert reasons == ["Broken pipe"]

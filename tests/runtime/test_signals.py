@@ -8,17 +8,20 @@ import threading
 
 import pytest
 
-from charjax.runtime.signals import StopSignals
+from charjax.runtime.signals import StopSignals, exit_on_signals
+
+ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", ALL)
 def test_a_signal_is_noted_and_the_handlers_are_restored(number):
-    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    """Case A3."""
+    before = [signal.getsignal(s) for s in ALL]
     with StopSignals() as signals:
         assert signals.received is None
         os.kill(os.getpid(), number)
         assert signals.received == number
-    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(s) for s in ALL] == before
 
 
 def test_the_handlers_are_restored_after_an_error():
@@ -43,15 +46,38 @@ with StopSignals() as signals:
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "2\n", "")
 
 
-def test_an_ignored_signal_stays_ignored():
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does in the background
+@pytest.mark.parametrize("number", ALL)
+def test_an_ignored_signal_stays_ignored(number):
+    """Case A3: as a shell has background jobs ignore SIGINT, and nohup SIGHUP."""
+    before = signal.signal(number, signal.SIG_IGN)
     try:
-        with StopSignals() as signals:
-            os.kill(os.getpid(), signal.SIGINT)
+        with exit_on_signals(pytest.fail), StopSignals() as signals:
+            os.kill(os.getpid(), number)
             assert signals.received is None
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        assert signal.getsignal(number) is signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)
+
+
+@pytest.mark.parametrize("number", ALL[2:])
+def test_the_exit_code_is_that_of_the_signal_though_the_terminal_is_gone(number):
+    """Case A3: before there is something to save."""
+    program = f"""
+import os
+from charjax.runtime.signals import exit_on_signals
+
+def say(line):
+    os.write(1, line.encode())
+    raise OSError
+
+with exit_on_signals(say):
+    os.kill(os.getpid(), {int(number)})
+    while True:
+        pass
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (128 + number, f"ended by {number.name}")
+    assert ended.stderr == ""
 
 
 def test_in_another_thread_nothing_changes():

@@ -6,15 +6,41 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from charjax.train.progress import Progress
+from charjax.train.progress import ExactMean, Progress
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
+losses_of_steps = st.lists(st.floats(-1e30, 1e30) | st.floats(0, 20, width=32))
 
 
-@given(finite, st.lists(finite), finite | st.just(math.inf), st.integers(0), st.text())
+@given(finite, losses_of_steps, finite | st.just(math.inf), st.integers(0), st.text())
 def test_progress_survives_json(elapsed_s, losses, best, since_best, ended):
-    past = Progress(elapsed_s, losses, best, since_best, ended)
+    past = Progress(elapsed_s, ExactMean.of(losses), best, since_best, ended)
     assert Progress.from_json(json.loads(json.dumps(past.to_json(), allow_nan=False))) == past
+
+
+@given(losses_of_steps)
+def test_a_mean_is_that_of_all_losses_digit_for_digit_and_takes_a_few_floats(losses):
+    """Case A2."""
+    mean = ExactMean.of(losses)
+    assert mean.count == len(losses)
+    assert len(mean.partials) < 100
+    if losses:
+        assert mean.value() == math.fsum(losses) / len(losses)
+
+
+@given(losses_of_steps)
+def test_the_losses_of_a_run_of_an_older_version_are_read(losses):
+    """Case A2: it wrote all of them."""
+    old = Progress().to_json() | {"losses": losses}
+    del old["num_losses"]
+    assert Progress.from_json(old) == Progress(losses=ExactMean.of(losses))
+
+
+def test_a_million_losses_take_a_few_floats():
+    """Case A2."""
+    mean = ExactMean.of(x / 4096 for x in range(1_000_000))
+    assert len(json.dumps(Progress(losses=mean).to_json())) < 300
+    assert mean.value() == 499_999.5 / 4096
 
 
 @given(st.lists(st.floats(0, 10), min_size=1))

@@ -12,6 +12,7 @@ import pytest
 from charjax.data.batches import Batch, Batches
 from charjax.errors import DivergedError
 from charjax.train.clock import Clock
+from charjax.train.progress import ExactMean
 from charjax.train.step import StepMetrics
 from charjax.train.step_metrics import StepMetricsBuffer
 
@@ -40,7 +41,7 @@ def metrics_of(losses: list[float], skipped: list[int]) -> StepMetrics:
 
 
 def buffer_of(*losses: float, skipped: int = 0) -> StepMetricsBuffer:
-    return StepMetricsBuffer(CONFIG, Path("run"), losses, skipped)
+    return StepMetricsBuffer(CONFIG, Path("run"), ExactMean.of(losses), skipped)
 
 
 def losses_and_norm(buffer: StepMetricsBuffer) -> dict[str, float]:
@@ -51,16 +52,14 @@ def losses_and_norm(buffer: StepMetricsBuffer) -> dict[str, float]:
 
 
 def test_a_dispatch_is_read_after_the_next_one_is_sent():
-    before = [6.0]  # since the last record, before the run was resumed
-    buffer = StepMetricsBuffer(CONFIG, Path("run"), before, 0)
+    buffer = buffer_of(6.0)  # since the last record, before the run was resumed
     buffer.push(metrics_of([4.0, 3.0], [0, 0]), 2)
-    assert buffer.losses == [6.0]
+    assert buffer.losses == ExactMean.of([6.0])
     buffer.push(metrics_of([2.0, 1.0], [0, 0]), 4)
-    assert buffer.losses == [6.0, 4.0, 3.0]
+    assert buffer.losses == ExactMean.of([6.0, 4.0, 3.0])
     for _ in range(2):
         buffer.flush()
-        assert buffer.losses == [6.0, 4.0, 3.0, 2.0, 1.0]
-    assert before == [6.0], "the list belongs to the caller"
+        assert buffer.losses == ExactMean.of([6.0, 4.0, 3.0, 2.0, 1.0])
 
 
 def test_a_record_takes_the_losses_with_it():
@@ -69,7 +68,7 @@ def test_a_record_takes_the_losses_with_it():
     buffer.push(metrics_of([4.0, 3.0], [0, 0]), 2)
     buffer.flush()
     assert losses_and_norm(buffer) == {"train_loss": 3.5, "grad_norm": 1.5}
-    assert buffer.losses == []
+    assert buffer.losses == ExactMean()
     assert losses_and_norm(buffer) == {"grad_norm": 1.5}
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from charjax.cli.arguments import add_config, folder
 from charjax.cli.config_flags import load_config
-from charjax.errors import HostError, InputError
+from charjax.errors import InputError
 
 if TYPE_CHECKING:
     from charjax.runtime.distributed import ProcessSpec
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Trains until a limit, a signal or an error ends the run."""
-    from charjax.runtime.display import make_display
+    from charjax.runtime.display import LastingStream, make_display
     from charjax.runtime.distributed import is_primary, join_processes
     from charjax.train.loop import train
 
@@ -51,13 +51,16 @@ def run(args: argparse.Namespace) -> None:
         join_processes(_process_spec(args), native_log=workdir / "process-{}.log"),
         open(os.devnull, "w") as nowhere,
     ):
-        display = make_display(sys.stdout if is_primary() else nowhere)
-        try:
-            train(config, workdir, display, allow=allow)
-        except BrokenPipeError as error:
-            raise HostError(
-                "standard output: its reader has closed it; the same command resumes the run"
-            ) from error
+        shown = LastingStream(sys.stdout if is_primary() else nowhere, _report_loss)
+        train(config, workdir, make_display(shown), allow=allow)
+
+
+def _report_loss(reason: str) -> None:
+    """Says that standard output is lost."""
+    from charjax.runtime.display import LastingStream
+
+    line = f"charjax: standard output: {reason}; the run goes on without it"
+    print(line, file=LastingStream(sys.stderr), flush=True)
 
 
 def _process_spec(args: argparse.Namespace) -> ProcessSpec | None:
