@@ -260,5 +260,5 @@ def write_error(path: Path, error: OSError) -> HostError:
     """The HostError for a file or a folder that cannot be made or written to."""
     return HostError(
         f"{error.filename or path}: {error.strerror or error}; "
-        "make room or access there, or choose another --workdir"
+        "free disk space or give access, or choose another --workdir"
     )

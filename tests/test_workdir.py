@@ -72,7 +72,7 @@ def test_a_read_only_folder_is_refused_before_anything_is_written(tmp_path, monk
 
     monkeypatch.setattr(os, "open", refuse)
     folder = Workdir(tmp_path)
-    with pytest.raises(HostError, match=r"\.lock: Read-only file system; make room"):
+    with pytest.raises(HostError, match=r"\.lock: Read-only file system; free disk space"):
         folder.create()
     with pytest.raises(HostError, match="Read-only"), folder.lock():
         pass

@@ -131,7 +131,7 @@ class Checkpoints:
         return self._find(which, read)
 
     def read_meta(self, *, which: Which = "newest") -> Record:
-        """As `restore`, but reads and verifies the record alone, not the arrays."""
+        """As `restore`, but reads and verifies only the record."""
         return self._find(which, self._record)
 
     def verify(self) -> list[tuple[int, str]]:
@@ -169,7 +169,7 @@ class Checkpoints:
         return newest_first if which == "newest" else sorted(newest_first, key=self._rank)
 
     def _rank(self, step: int) -> float:
-        """The val_loss to sort by; a damaged record comes first, to be read and warned of."""
+        """The val_loss to sort by; a damaged record comes first, so that it is reported."""
         try:
             val_loss = self._read(step, self._record).val_loss
         except DamagedError:
@@ -253,7 +253,7 @@ class Checkpoints:
             raise HostError(
                 f"{self._folders.path(step)}: cannot be saved: {error.strerror or error} "
                 f"(over {size} bytes needed, {self._folders.free_bytes()} free); "
-                "make room or access there, then run again to resume from the step before"
+                "free disk space or give access, then run again to resume from the step before"
             ) from error
 
     def _is_saved(self, step: int) -> bool:

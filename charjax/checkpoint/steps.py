@@ -56,7 +56,7 @@ class StepFolders:
         return next(path for path in map(self.directory.__truediv__, names) if not path.exists())
 
     def prepare(self, step: int) -> None:
-        """Makes the path of a step free, renaming a checkpoint there to its `damaged_path`."""
+        """Frees the path of a step: renames a checkpoint there to its `damaged_path`."""
         self.directory.mkdir(parents=True, exist_ok=True)
         self.delete_unfinished()
         path = self.path(step)
@@ -66,7 +66,7 @@ class StepFolders:
             path.rmdir()  # fails unless it is empty: other files in it are not ours to delete
 
     def delete(self, step: int) -> None:
-        """Deletes a step, under another name: if interrupted, it must not look damaged."""
+        """Renames a step, then deletes it: an interrupted deletion must not look like damage."""
         shutil.rmtree(self.path(step).rename(self.directory / f"{step}{UNFINISHED}"))
 
     def delete_unfinished(self) -> None:

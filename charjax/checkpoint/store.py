@@ -82,7 +82,7 @@ class Store:
         stored = {
             name: leaf if _is_global(leaf) else arrays[name]
             for name, leaf in leaves.items()
-            if arrays[name].size  # Orbax rejects an empty array; its record is enough
+            if arrays[name].size  # Orbax rejects an empty array; the record has its shape
         }
         items = {"meta": ocp.args.JsonSave(to_json(record))}
         if stored:  # Orbax rejects an empty tree, too

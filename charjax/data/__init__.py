@@ -1,1 +1,1 @@
-"""Text in, batches out: numpy only, importing it does not import jax."""
+"""From text to batches, in numpy: importing this package does not import jax."""

@@ -42,7 +42,7 @@ class CorpusUnavailableError(HostError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source(RemoteFile):
-    """A file that holds a named corpus; without a `url` it is looked for, never downloaded."""
+    """A file that holds a named corpus; without a `url` it is never downloaded."""
 
     file: str  # its name in a data folder
     member: str = ""  # the text's name inside, if the file is a zip archive

@@ -94,7 +94,7 @@ def lstm_forward(igates: Gates, hgates: Gates, carry: CellCarry) -> tuple[CellCa
 
     Hochreiter and Schmidhuber 1997 with the forget gate of Gers, Schmidhuber and Cummins
     2000. The residuals are partial derivatives rather than the gates, so that `backward` is
-    one product per gate: XLA:CPU is slow at concatenating long elementwise formulas.
+    one multiplication per gate: XLA:CPU is slow at concatenating long elementwise formulas.
     """
     _, c_before = carry
     a_i, a_f, a_g, a_o = (x + h for x, h in zip(igates, hgates, strict=True))

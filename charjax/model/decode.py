@@ -1,4 +1,4 @@
-"""One-character decoding in one pass over the weights, as sampling runs it.
+"""Decoding one character at a time, in one pass over the weights.
 
 The matmul of a state with its own recurrent kernel does not depend on the next character. So
 each layer multiplies its new state once, by its recurrent kernel and the kernel of what comes
@@ -28,7 +28,7 @@ from charjax.model.recurrence.c.build import Library
 from charjax.model.recurrence.c.packed import Packed, pack
 from charjax.types import Carry, Logits, PyTree, Resets, Tokens
 
-# Of states and gates: [batch, features], [features, batch], or [features, 1] for one sequence.
+# Layout of states and gates: [batch, features]; [features, batch]; [features, 1], for one sequence.
 Layout: TypeAlias = Literal["batch_major", "feature_major", "vector"]
 # States or gates of all sequences, in the layout of the weights.
 Activations: TypeAlias = Float[Array, "_ _"]
@@ -137,7 +137,7 @@ def decode_weights(
     dtype = jnp.dtype("float32" if int8 else config.dtype)
     layers = [params[f"layer_{i}"] for i in range(config.layers)]
     kernel = layers[0]["kernel"]
-    # Without an embedding the input is one-hot, and its matmul the kernel in the compute dtype.
+    # Without an embedding the input is one-hot: its matmul is the kernel, rounded.
     table = dot(params["embedding"], kernel, dtype) if config.embed else round_to(kernel, dtype)
     table = table + layers[0]["bias"][None]
     projections = [(above["kernel"], above["bias"]) for above in layers[1:]]

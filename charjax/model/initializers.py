@@ -1,4 +1,4 @@
-"""Parameter initializers, one set per framework whose defaults they follow."""
+"""Parameter initializers: charjax's, and the defaults of Keras and torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Matrix products in a compute dtype, accumulated in float32, in layouts that run fast.
+"""Matmuls in a compute dtype, accumulated in float32, in layouts that run fast.
 
 Operands are feature-major, [features, *positions], and a kernel is the left operand: so every
 matmul of a training step reads its operands in the layout that they have in memory, which on a
@@ -60,7 +60,7 @@ def round_to(x: Float[Array, "*shape"], dtype: DTypeLike) -> Float[Array, "*shap
 def project(
     kernel: Float[Array, "k n"], x: Float[Array, " k *positions"], dtype: DTypeLike
 ) -> Float[Array, " n *positions"]:
-    """`kernel.T @ x` as by `dot`, also in the backward pass."""
+    """`kernel.T @ x`; forward and backward, operands are rounded to `dtype` as by `dot`."""
     return _dot_row_major(kernel.T, x, dtype)
 
 
@@ -96,7 +96,7 @@ def lookup(
     table: Float[Array, "n vocab"], tokens: Int[Array, "*positions"]
 ) -> Float[Array, " n *positions"]:
     """`table[:, tokens]`, float32. Tokens must be in [0, vocab)."""
-    # Without `row_major` XLA writes position-major, and every reader transposes.
+    # Without `row_major` XLA writes the positions first, and every reader has to transpose.
     return row_major(jnp.take(table, tokens, axis=1, mode="clip"))
 
 

@@ -29,7 +29,7 @@ Activations = Float[Array, "features time batch"]
 
 
 class RecurrentWeights(nn.Module):
-    """The recurrent parameters of one layer, as a scope of their own in the params tree."""
+    """The recurrent parameters of one layer, in a separate scope of the params tree."""
 
     config: ModelConfig
 
@@ -186,7 +186,7 @@ class _Dropout:
 
     def __init__(self, keys: RowKeys | None) -> None:
         self._keys = keys
-        self._sites = 0  # applied so far; each site folds its number into the keys
+        self._sites = 0  # sites so far; each folds its number into the keys
 
     def is_active(self, rate: float) -> bool:
         """Whether dropout of this rate changes anything."""
@@ -211,7 +211,7 @@ def _add_bias(x: Float[Array, " n *positions"], bias: Float[Array, " n"]) -> Arr
 def initial_carry(config: ModelConfig, batch: int) -> Carry:
     """The carry before any text: float32 zeros.
 
-    No two leaves share a buffer, so that a jitted step can be donated all of them.
+    No two leaves share a buffer, so that all of them can be donated to a jitted step.
     """
     states = CELLS[config.cell].states
     return tuple(

@@ -1,7 +1,7 @@
 """Per-channel symmetric int8 quantization with power-of-two scales.
 
 Each output channel (column) of a kernel is `scale * q`, q an integer from -127 to 127, and a
-state in [-1, 1] is an integer in [-256, 256] over a scale of its own. float32 accumulation of
+state in [-1, 1] is an integer in [-256, 256] over another scale. float32 accumulation of
 their products is exact: bfloat16 and float32 hold both integers, and the state's scale is chosen
 so that no sum of magnitudes exceeds 2**24, up to which float32 holds every integer. So a matmul
 has the same bits in any order of summation, for any batch and layout. Scales are powers of two,
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from charjax.types import Scalar
 
-_MAX_WEIGHT = 127  # the largest integer that int8 and its negative hold
+_MAX_WEIGHT = 127  # int8 holds this integer and its negative
 _MAX_STATE = 256  # up to here bfloat16 holds every integer
 _MAX_SUM = 2**24  # up to here float32 holds every integer
 

@@ -1,1 +1,1 @@
-"""One pure step, and the loop that composes everything."""
+"""Training: the step as a pure function, its backends, and the loop of a run."""

@@ -1,4 +1,4 @@
-"""The training step on all devices, by `jit` over a mesh or by `pmap`: one body, one result."""
+"""The training step on all devices, by `jit` over a mesh or by `pmap`, with one result."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Backend:
     Attributes:
       rows: the rows of the global batch that this process feeds.
       place: a state as initialized or restored, complete on every process -> the state on the
-        devices, in buffers of its own, since `run` donates them.
+        devices, copied, since `run` donates its buffers.
       run: (state, `rows` of the batches [steps, batch, ...]) -> (state, metrics [steps]).
         Donates the state.
       to_global: the state as global arrays, for checkpoints and evaluation.
@@ -52,7 +52,7 @@ class Backend:
 
 
 def microbatch_size(config: Config) -> int:
-    """Sequences in a microbatch: in what one device computes at once.
+    """Sequences in a microbatch, which one device computes at once.
 
     Raises:
       InputError: the batch does not divide by devices times `parallel.accumulate`.
@@ -171,7 +171,7 @@ def _pmap_backend(steps: Step, rows: slice) -> Backend:
 
 
 def _state_prefix(replicated: PyTree, sharded: PyTree) -> TrainState:
-    """A prefix tree of the state: one value for the carry, which is sharded, one for the rest."""
+    """A prefix tree of the state: `sharded` for the carry, `replicated` for all else."""
     return TrainState(
         step=replicated,
         params=replicated,

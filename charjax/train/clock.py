@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 class Clock:
-    """A monotonic clock, continued over resumptions, with laps that leave out pauses."""
+    """A monotonic clock that continues over resumptions; its laps leave out pauses."""
 
     def __init__(self, elapsed_s: float) -> None:
         """Starts the clock.
@@ -25,7 +25,7 @@ class Clock:
         return time.monotonic() - self._start
 
     def lap(self) -> float:
-        """Seconds since the last lap without pauses; positive. Inside a pause it ends there."""
+        """Seconds since the last lap without pauses, positive. In a pause, up to its start."""
         now = time.monotonic() if self._pause_start is None else self._pause_start
         seconds, self._lap_start = now - self._lap_start, now
         return max(seconds, 1e-9)

@@ -1,4 +1,4 @@
-"""The training loop: set up a run, dispatch its steps; evaluate, sample and save in between."""
+"""The training loop: sets up a run, dispatches its steps; evaluates, samples, saves between."""
 
 from __future__ import annotations
 
@@ -129,19 +129,19 @@ def train(
             over = _stops_here(run, state, stop)
             while not over:
                 metrics = _dispatch(run, state)
-                if not compiled:  # and until now there was nothing to save
+                if not compiled:  # before this there was nothing to save
                     handlers.enter_context(signals)
                     compiled = True
                 stop.sync()
                 # While the devices compute these steps, the host reads the metrics before them.
                 state.metrics.push(metrics, state.step)
-                # Asked once: a signal after this must not end the loop unsaved.
+                # Read once: a signal after this must not end the loop before a save.
                 over = _stops_here(run, state, stop)
                 if over or run.intervals.any_due(state.step):
                     state.metrics.flush()
                     with state.clock.paused():
                         over = _do_what_is_due(run, state, stop)
-                note = messages.beside_the_bar(state.record, state.progress)
+                note = messages.progress_note(state.record, state.progress)
                 update(state.step, run.intervals.total, note)
         if stop.signal is not None:
             raise InterruptedRunError(
@@ -154,7 +154,7 @@ def train(
 
 @contextlib.contextmanager
 def _locked(workdir: Workdir) -> Iterator[None]:
-    """Makes and locks the workdir, which one process does for all."""
+    """Creates and locks the workdir, in process 0 for all processes."""
     if not distributed.is_primary():
         yield
         return

@@ -28,7 +28,7 @@ def make_total_nats(config: Config, vocab_size: int, boundary_id: int | None = N
     """The cross entropy of a batch, summed over its targets, in nats.
 
     With `model.remat` the sequence is cut into blocks of so many characters. The backward pass
-    keeps the carry between blocks and computes all else anew (`jax.checkpoint`).
+    stores the carry between blocks and recomputes all else (`jax.checkpoint`).
 
     Args:
       config: the run.

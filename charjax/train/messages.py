@@ -1,4 +1,4 @@
-"""The messages of a run to the person who watches it."""
+"""The messages that a run shows its user."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def single_steps(config: TrainConfig, intervals: Intervals, start: int) -> Itera
 
 
 def rescheduled(before: RunMeta, now: RunMeta, steps_per_epoch: int) -> Iterator[str]:
-    """One message where a resumed run has another length, and so another learning rate."""
+    """One message if a resumed run has another length, which changes its learning rate."""
     old, new = (total_steps(meta.config.train, steps_per_epoch) for meta in (before, now))
     optim = now.config.optim
     if old != new and (optim.schedule != "constant" or optim.warmup):
@@ -75,7 +75,7 @@ def evaluation(record: Mapping[str, Any], *, is_best: bool) -> str:
     return "  ".join(parts)
 
 
-def beside_the_bar(record: Mapping[str, Any], progress: Progress) -> str:
+def progress_note(record: Mapping[str, Any], progress: Progress) -> str:
     """The numbers beside the progress bar."""
     parts = [f"loss {record['train_loss']:.4f}"] if "train_loss" in record else []
     if math.isfinite(progress.best):

@@ -12,7 +12,7 @@ import optax
 from charjax.config import OptimConfig
 from charjax.types import Count, PyTree, Scalar
 
-# Number of updates before -> learning rate of the next one.
+# Number of updates done -> learning rate of the next one.
 Schedule: TypeAlias = Callable[[int | Count], Scalar | float]
 
 # A one-cycle schedule starts at this fraction of its peak (Smith and Topin 2017).
@@ -46,7 +46,7 @@ def make_schedule(config: OptimConfig, total_steps: int) -> Schedule:
         )
     else:
         rise = optax.linear_schedule(0.0, peak, warmup)
-    # One step ahead, since an update at a learning rate of 0 would be lost.
+    # One step ahead, since the first update would have a learning rate of 0.
     joined: Schedule = optax.join_schedules([lambda count: rise(count + 1), decay], [warmup])
     return joined
 

@@ -1,4 +1,4 @@
-"""How far a run has come, apart from its weights."""
+"""The progress of a run: time, losses and the best evaluation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What identifies a run, so that a workdir is never continued as another run by mistake."""
+"""What identifies a run, so that a workdir is never resumed as another run by mistake."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _MAY_CHANGE = (
     "data.path",
     "data.offline",
 )
-_MUST_STAY = ("train.scheduled",)  # though the above has them
+_MUST_STAY = ("train.scheduled",)  # exceptions to `_MAY_CHANGE`
 
 _MAX_LISTED = 8  # characters that a message lists
 _PACKAGES = ("charjax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")

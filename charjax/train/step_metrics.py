@@ -20,7 +20,7 @@ _logger = logging.getLogger(__name__)
 
 
 class StepMetricsBuffer:
-    """Collects the metrics of the steps, one dispatch late, so that no device waits for the host.
+    """Reads the metrics of steps, one dispatch late, so that no device waits for the host.
 
     Attributes:
       losses: the finite ones since the last record, in nats per character.

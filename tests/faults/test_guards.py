@@ -180,7 +180,7 @@ def test_exhausted_memory_is_one_line_with_a_remedy(monkeypatch, capsys):
 
 
 def test_a_full_disk_names_the_log(tmp_path):
-    with pytest.raises(HostError, match=f"{tmp_path}.*make room"):
+    with pytest.raises(HostError, match=f"{tmp_path}.*free disk space"):
         append(tmp_path, "a line")
 
 

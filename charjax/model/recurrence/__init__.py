@@ -1,1 +1,1 @@
-"""The recurrence: one layer over a sequence, one operation with several implementations."""
+"""The recurrence of one layer over a sequence: one operation, several implementations."""

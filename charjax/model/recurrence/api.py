@@ -69,7 +69,7 @@ def resolve(config: ModelConfig, batch: int, *, saved: str = "", strict: bool = 
 def for_inference(config: ModelConfig, batch: int) -> ModelConfig:
     """The config of a trained model with the implementation for inference on this machine.
 
-    The model's own where that runs here, which need not be where it was trained; else what
+    The one that the config names, if it runs on this machine; else what
     "fast" chooses.
 
     Args:

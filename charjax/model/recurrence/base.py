@@ -1,4 +1,4 @@
-"""The contract that every implementation of the recurrence keeps.
+"""The interface that every implementation of the recurrence has.
 
 An implementation is a module with two functions:
 

@@ -30,7 +30,7 @@ def run(
     """Runs one layer over a sequence; see `charjax.model.recurrence.api.run`."""
     igates = inputs.igates[:, inputs.tokens] if isinstance(inputs, Table) else inputs.igates
     scanned = nn.scan(_Step, in_axes=(0, nn.broadcast, 0), variable_broadcast=False)
-    # Without parameters, so no submodule of the calling layer.
+    # It has no parameters, so it need not be a submodule of the calling layer.
     layer = scanned(cell, dtype, parent=None)
     steps: tuple[LayerCarry, Array] = layer.apply(  # type: ignore[assignment]
         {}, carry, jnp.moveaxis(igates, 0, -1), weights, resets

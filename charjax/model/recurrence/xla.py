@@ -132,7 +132,7 @@ def _backward(
             CELLS[cell].backward(saved, (part[0] + d_output[block], *part[1:]))
             for block, saved, part in zip(blocks, residuals, d_carry, strict=True)
         ]
-        # Encoded before they are concatenated: the other way round is slower.
+        # Encoded first, concatenated then: the other order is slower.
         by_gate = zip(*(g.hgates for g in grads), strict=True)
         now = jnp.concatenate([xla_buffers.encode(d, dtype) for gate in by_gate for d in gate])
         d_h = dot(kernel, xla_buffers.decode(now, dtype), dtype)
@@ -142,7 +142,7 @@ def _backward(
             if g.candidate is not None:
                 encoded = xla_buffers.encode(g.candidate, dtype)
                 d_candidate = xla_buffers.put(d_candidate, t, encoded, first=block.start)
-        if d_bias is not None:  # summed here, so that no buffer is read for it after the loop
+        if d_bias is not None:  # summed here: after the loop it would read the whole buffer
             d_bias = [d + jnp.sum(g.hgates[-1], axis=1) for d, g in zip(d_bias, grads, strict=True)]
         return (tuple(d_carry), xla_buffers.put(d_hgates, t, now), d_candidate, d_bias), None
 

@@ -84,12 +84,12 @@ class Library:
         return _round_up(count, self.vector_width)
 
     def forward_scratch(self, cell: CellInfo, hidden: int, batch: int) -> int:
-        """Length of the scratch of `FORWARD`, whose weight panels have all gates of some units."""
+        """Length of the scratch of `FORWARD`; a weight panel has all gates of some units."""
         panels = -(-hidden // (self.panel_rows // cell.gates))
         return self._scratch(panels, _round_up(hidden, 2), batch)
 
     def backward_scratch(self, cell: CellInfo, hidden: int, batch: int) -> int:
-        """Length of the scratch of `BACKWARD`, whose weight panels have a row a unit."""
+        """Length of the scratch of `BACKWARD`; a weight panel has one row per unit."""
         panels = -(-hidden // self.panel_rows)
         return self._scratch(panels, cell.gates * _round_up(hidden, 2), batch)
 
@@ -102,7 +102,7 @@ class Library:
         return _round_up(k, 2) * _round_up(columns, self.packed_columns)
 
     def _scratch(self, panels: int, k: int, batch: int) -> int:
-        """All packed weights, and two steps' packed states."""
+        """Length of all packed weights and of the packed states of two steps."""
         return k * (panels * self.panel_rows + 2 * self.padded(batch))
 
 

@@ -1,4 +1,4 @@
-"""Runs the C compiler so that nothing is left of it, however this process ends."""
+"""Runs the C compiler: no file or process of it remains, however this process ends."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ exit $status
 
 @contextlib.contextmanager
 def build_folder(cache: Path | None) -> Iterator[Path]:
-    """A temporary folder in the cache, or in the system's for such where it cannot be written."""
+    """A temporary folder, in the cache if that can be written to, else in the system's."""
     try:
         folder = tempfile.mkdtemp(prefix=_PREFIX, dir=cache)
     except OSError:
@@ -69,7 +69,7 @@ def run_compiler(command: Sequence[str], folder: Path, timeout_s: float) -> str:
 
 
 def _delete_stale(parent: Path) -> None:
-    """Deletes the build folders that processes have left which were killed with their shell."""
+    """Deletes the build folders of processes that were killed together with their shell."""
     for folder in parent.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):
             status = folder.stat()

@@ -132,7 +132,7 @@ def _backward(
             static.library, res.previous, d_hgates, _in_range(res.inputs)
         )
         if d_candidate is not None:
-            # Of a matrix without rows: only the table's gradient.
+            # `previous[:0]` has no rows, so that only the table's gradient is computed.
             _, d_candidate = _weight_and_table_grad(
                 static.library, res.previous[:0], d_candidate, _in_range(res.inputs)
             )
@@ -219,7 +219,7 @@ def _weight_and_table_grad(
     d_hgates: Float[Array, "gates time batch"],
     table: Table,
 ) -> tuple[Float[Array, "hidden gates"], Float[Array, "gates vocab"]]:
-    """The same, and the sums of `d_hgates` by token: `dot_trailing` with `one_hot`, sparse."""
+    """`_weight_grad`, and the sums of `d_hgates` by token: a scatter-add."""
     a, b, vocab = _flat(previous), _flat(d_hgates), table.igates.shape[1]
     panels = library.padded(len(b)) // library.vector_width
     shapes = [
@@ -243,7 +243,7 @@ def _flat(x: Float[Array, "features time batch"]) -> Float[Array, "features posi
 
 
 def _transposed(carry: tuple[Array, ...]) -> Any:
-    """From batch-major to feature-major, or back."""
+    """Swaps a carry between batch-major and feature-major."""
     return tuple(part.T for part in carry)
 
 

@@ -41,7 +41,7 @@ class Packed:
 
 
 def pack(library: Library, kernel: Float[Array, "k columns"], dtype: DTypeLike) -> Packed:
-    """A kernel packed, rounded to `dtype`."""
+    """Packs a kernel, rounded to `dtype`."""
     k, columns = kernel.shape
     shape = jax.ShapeDtypeStruct((library.packed_size(k, columns),), jnp.dtype(dtype))
     return Packed(jax.ffi.ffi_call(PACK, shape)(kernel.astype(jnp.float32)), k, columns)

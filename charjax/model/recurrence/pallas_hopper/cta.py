@@ -1,4 +1,4 @@
-"""One CTA of a persistent kernel: its tile of the matmul, and its side of the barriers.
+"""One CTA of a persistent kernel: its tile of the matmul, and its part in the barriers.
 
 `launch` starts one CTA per SM. A CTA copies its tile of the weights into shared memory once.
 What CTAs exchange at a time step goes through global memory (in practice the L2 cache),
@@ -195,7 +195,7 @@ class InterpretedCta(Cta):
         lax.while_loop(is_behind, lambda spins: spins + 1, jnp.int32(0))
 
     def fence_async_proxy(self) -> None:
-        """Interpreted copies have no proxy of their own."""
+        """Nothing: interpreted copies need no fence."""
 
     def _accumulate(self) -> Array:
         # The interpreted wgmma does not take a transposed operand.

@@ -123,7 +123,7 @@ def _forward_kernel(
         carry, saved = cell.forward(igates_t, hgates, carry)
         output, carry = carry[0], _keep_where(keep_next, carry)
         publish(t + 1, carry[0])
-        for i, value in enumerate((output, *saved)):  # after the arrival, off its path
+        for i, value in enumerate((output, *saved)):  # after the arrival, off the critical path
             cta.store(residuals.at[t, index, i], value)
         return carry
 

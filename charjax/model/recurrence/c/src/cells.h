@@ -30,7 +30,7 @@ static const CellInfo CELLS[NUM_CELLS] = {
 /* Residuals of a unit: GRU r, z, n and the candidate's hidden gate; LSTM i, f, g, o and c. */
 enum { LSTM_C = 4 };
 
-/* The cell named by a call's attribute; of an unknown one RNN, and a problem. */
+/* The cell that a call's attribute names; RNN, with a problem noted, if it is unknown. */
 static inline Cell cell_attribute(Call *call) {
   const XLA_FFI_ByteSpan name = string_attribute(call, "cell");
   for (int cell = 0; cell < NUM_CELLS; cell++)

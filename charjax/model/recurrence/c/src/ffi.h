@@ -48,7 +48,7 @@ static inline XLA_FFI_Error *call_error(const Call *call) {
   return new_error(call->frame, XLA_FFI_Error_Code_INVALID_ARGUMENT, call->problem);
 }
 
-/* The next argument or result, of any dtype and this rank; one of zeros if there is none. */
+/* The next argument or result, of any dtype and this rank; if there is none, a buffer of size 0. */
 static inline const Buffer *peek(Call *call, const char *name, const Buffer *buffer, long rank) {
   static int64_t zeros[4];
   static const Buffer none = {.dims = zeros};

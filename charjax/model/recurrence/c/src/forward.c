@@ -14,7 +14,7 @@ typedef struct Forward {
   long columns;               /* of igates */
   const float *initial[2];    /* the carry before the first step */
   float *carry[2];            /* after the step just done, reset where the next one resets */
-  float *outputs;             /* a sequence, as is: */
+  float *outputs;             /* [hidden, time, batch], as is: */
   void *previous;             /* h before each step, in the compute dtype; NULL without gradient */
   float *residuals;           /* NULL without gradient */
   Scratch scratch;

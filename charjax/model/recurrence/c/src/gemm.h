@@ -84,7 +84,7 @@ INLINE Bf16Vector to_bf16(Vector x) { return x; }
 INLINE Vector bf16_pairs(Vector first, Vector second) { return (void)second, first; }
 #endif
 
-/* Stores numbers of an array in the compute dtype, from `index` on. */
+/* Stores numbers, rounded to the compute dtype, into an array from `index` on. */
 INLINE void store_rounded(bool bf16, void *array, long index, Vector x, long count) {
   if (!bf16) {
     store((float *)array + index, x, count);

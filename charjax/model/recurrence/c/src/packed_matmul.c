@@ -11,7 +11,7 @@
 
 enum { VECTORS = 4, COLUMNS = VECTORS * LANES, ROWS = ACCUMULATORS / VECTORS };
 
-/* With fewer multiplications a worker, it costs more than it saves. */
+/* With fewer multiplications, a worker costs more than it saves. */
 enum { MIN_MULTIPLICATIONS_PER_WORKER = 1 << 18 };
 
 typedef struct Matmul {

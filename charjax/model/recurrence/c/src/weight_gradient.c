@@ -122,7 +122,7 @@ INLINE void reduce_columns(bool bf16, const Gradient *g, long first, long end) {
   }
 }
 
-/* Phase 0 packs `a`, phase 1 does the sums; the phase with fewer items has idle ones. */
+/* Phase 0 packs `a`, phase 1 sums. In the phase with less work, the last items do nothing. */
 INLINE void weight_gradient(bool bf16, const Gradient *g, long phase, long item) {
   const long first = item * g->panels_per_item;
   if (phase == 1)
@@ -161,7 +161,7 @@ XLA_FFI_Error *charjax_weight_gradient(XLA_FFI_CallFrame *frame) {
   }
   g.packed_a = RESULT(&call, "scratch", dtype, num_row_panels(&g) * MR * even(g.positions));
   if (call.problem[0]) return call_error(&call);
-  /* Some items a processor: one that starts late, or is slow, delays the end less. */
+  /* Several items per processor, so that a late or slow processor delays the end less. */
   const long even_count = num_column_panels(&g) / (4 * num_processors());
   g.panels_per_item = even_count < 1 ? 1 : min(even_count, MAX_PANELS);
   const long pieces = (num_column_panels(&g) + g.panels_per_item - 1) / g.panels_per_item;
