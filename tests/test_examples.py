@@ -11,13 +11,13 @@ import numpy as np
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def test_a_loop_of_ones_own_learns_on_public_pieces(capsys):
+def test_the_custom_training_loop_learns(capsys):
     loop = EXAMPLES / "custom_loop.py"
     lines = loop.read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 60
     assert not any("charjax." in line for line in lines if line.startswith(("from", "import")))
     loss = runpy.run_path(str(loop))["main"](60)
-    assert loss < 0.8 * math.log(100), "a uniform guess among about a hundred symbols"
+    assert loss < 0.8 * math.log(100), "a uniform guess among about a hundred characters"
     assert "step 50" in capsys.readouterr().out
 
 

@@ -1,4 +1,4 @@
-"""Signals that ask a process to end: noted while a run trains, an immediate exit otherwise.
+"""Signals that ask a process to end: recorded while a run trains, else an immediate exit.
 
 SIGINT and SIGTERM; SIGHUP, of a terminal that is closed; SIGUSR1, which a batch system sends before
 its time limit; SIGXCPU, of a limit on processor time.
@@ -20,7 +20,7 @@ _WORDS: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "termina
 
 
 class StopSignals:
-    """A context in which no such signal ends the process; it sets `received`.
+    """A context in which these signals do not end the process but set `received`.
 
     A second SIGINT exits at once with 130. Outside the main thread, where Python allows no
     handlers, nothing changes.
@@ -58,7 +58,7 @@ class StopSignals:
 
 @contextmanager
 def exit_on_signals(say: Callable[[str], None]) -> Iterator[None]:
-    """A context in which such a signal exits at once, with 128 plus its number.
+    """A context in which these signals end the process at once, with 128 plus the number.
 
     For a command with nothing to save; a `StopSignals` inside it takes its place. It never raises
     KeyboardInterrupt, which can leave imports and compilations half done.
@@ -84,8 +84,8 @@ def exit_on_signals(say: Callable[[str], None]) -> Iterator[None]:
 def _handle_signals(on_exit: ExitStack, handler: Callable[[int, FrameType | None], Any]) -> None:
     """Sets the handler of all these signals, except ignored ones, until the stack is closed.
 
-    Shells have background jobs ignore SIGINT, `nohup` has its command ignore SIGHUP, and that is
-    to stay so.
+    A shell makes its background jobs ignore SIGINT, and `nohup` its command SIGHUP; they must go
+    on ignoring them.
     """
     for number in _SIGNALS:
         before = signal.getsignal(number)

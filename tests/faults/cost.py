@@ -1,4 +1,4 @@
-"""Share of training time that digests and verification take in configs/shakespeare.py."""
+"""Fraction of training time that digests and verification take in configs/shakespeare.py."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def ignore(line: str) -> None:
 
 
 def run_in_full(fault: str, *flags: str) -> None:
-    """In a process of its own, on one device, as two of them fork or replace signal handlers."""
+    """In a new process on one device, since two of them fork or replace signal handlers."""
     command = [sys.executable, "-m", "tests.faults", fault, *flags]
     environment = os.environ | {"XLA_FLAGS": ""}
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

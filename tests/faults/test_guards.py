@@ -65,7 +65,7 @@ def test_another_text_is_refused_until_it_is_allowed(copy):
     train(changed, copy / "run", Silent(), allow=["corpus"])
 
 
-def test_another_vocabulary_is_named_symbol_by_symbol(copy):
+def test_a_changed_vocabulary_names_each_character(copy):
     changed = config_of(copy, steps=6)
     text = copy / "text.txt"
     text.write_text(text.read_text().replace("c", "日"))
@@ -128,10 +128,10 @@ def test_a_torn_record_is_cut_off_when_the_run_goes_on(trained, copy):
 
 
 @pytest.mark.parametrize("line", [b"{", b"\xff", b"[1]", b'{"epoch": 1}'])
-def test_a_record_that_is_none_is_named(tmp_path, line):
+def test_an_invalid_line_of_the_metrics_is_named(tmp_path, line):
     file = tmp_path / "metrics.jsonl"
     file.write_bytes(b'{"step": 1}\n' + line + b"\n")
-    with pytest.raises(InputError, match="line 2 is no record"):
+    with pytest.raises(InputError, match="line 2 is not a record"):
         read_metrics(file)
 
 
@@ -143,7 +143,7 @@ def test_arrays_larger_than_the_memory_are_refused_before_they_are_read(tmp_path
     opened.close()
 
 
-def test_a_text_of_one_symbol_warns_and_keeps_to_finite_numbers(tmp_path):
+def test_a_text_of_one_distinct_character_warns_and_gives_finite_numbers(tmp_path):
     config = config_of(tmp_path)
     (tmp_path / "text.txt").write_text("a" * 4000)
     display = Silent()
@@ -153,7 +153,7 @@ def test_a_text_of_one_symbol_warns_and_keeps_to_finite_numbers(tmp_path):
     assert losses == [0.0] * 4
 
 
-def test_a_run_that_leaves_the_finite_numbers_stops_with_a_good_checkpoint(tmp_path):
+def test_a_diverging_run_stops_with_a_good_checkpoint(tmp_path):
     config = config_of(tmp_path, steps=200, learning_rate=1e38, clip_norm=0.0, name="sgd")
     with pytest.raises(DivergedError, match="not finite"):
         train(config, tmp_path / "run", Silent())
@@ -206,7 +206,7 @@ def test_a_command_with_nothing_to_save_ends_at_once(number, code, said):
     assert ended.stdout.startswith(said)
 
 
-def test_the_handlers_are_put_back():
+def test_the_signal_handlers_are_restored():
     before = signal.getsignal(signal.SIGTERM)
     with exit_on_signals(pytest.fail):
         assert signal.getsignal(signal.SIGTERM) is not before

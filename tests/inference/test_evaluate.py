@@ -39,7 +39,7 @@ def one_pass():
 
 
 @pytest.mark.parametrize("chars", [2, 3, 129, 5000, LONGEST])
-def test_it_is_one_pass_over_the_text(chars):
+def test_chunks_equal_one_pass_over_the_text(chars):
     # The loss of a character does not depend on what follows: a shorter text's are the first.
     want = one_pass()[: chars - 1]
     nats = char_nats(CONFIG, PARAMS, IDS[:chars])
@@ -72,14 +72,14 @@ def test_a_model_that_knows_nothing_scores_the_log_of_the_vocabulary():
     assert result.bits_per_char == pytest.approx(math.log2(VOCAB), abs=1e-5)
 
 
-def test_each_character_is_charged_its_own_probability():
+def test_the_loss_of_a_character_is_its_negative_log_probability():
     probs = np.array([[0.5, 0.5], [0.1, 0.9]])
     ids = np.array([0, 1, 1, 0, 0], np.int32)
     want = -np.log([0.5, 0.9, 0.1, 0.5])
     np.testing.assert_allclose(char_nats(*chain(np.log(probs)), ids), want, rtol=1e-5)
 
 
-def test_a_sure_model_pays_nothing_until_it_is_wrong():
+def test_a_certain_model_has_no_loss_until_it_is_wrong():
     ids = np.tile(np.arange(3, dtype=np.int32), 2000)
     assert score(*cycle(3), ids).nats_per_char < 1e-6
     ids[4000] = (ids[4000] + 1) % 3
@@ -102,7 +102,7 @@ def test_a_text_too_short_to_predict_is_refused(chars):
         score(CONFIG, PARAMS, IDS[:chars])
 
 
-def test_the_three_measures_are_one():
+def test_nats_bits_and_perplexity_agree():
     result = Score(10, math.log(8))
     assert result.bits_per_char == pytest.approx(3)
     assert result.perplexity == pytest.approx(8)

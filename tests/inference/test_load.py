@@ -1,4 +1,4 @@
-"""What a run saved is what is put to work, and what is said of it."""
+"""`load_trained` returns what a run saved, and `charjax info` describes it."""
 
 from __future__ import annotations
 

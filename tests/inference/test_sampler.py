@@ -65,7 +65,7 @@ def test_greedy_text_is_what_the_network_finds_likeliest(length):
     assert len(set(written)) > 1
 
 
-def test_greedy_takes_the_first_of_equals():
+def test_greedy_takes_the_first_of_equal_logits():
     written = ids_of(memoryless([0, 3, 3, 1]), temperature=0.0)
     assert (written == 1).all()
 
@@ -149,7 +149,7 @@ def test_a_position_is_counted_from_the_end_of_the_prompt():
         np.testing.assert_array_equal(ids_of(model, prompt=np.zeros(length, np.int32)), once)
 
 
-def test_a_sampler_may_be_asked_again():
+def test_a_sampler_may_be_called_again():
     sampler = Sampler(*RANDOM, masked=3)
     wanted = ids_of(RANDOM, num_chars=30, num_samples=7, masked=3)
     for _ in range(2):
@@ -269,7 +269,7 @@ def test_top_k_of_everything_changes_nothing(k):
 
 
 @pytest.mark.parametrize("knobs", [{"top_k": 1}, {"top_p": 1e-6}, {"top_p": 1e-60}])
-def test_the_narrowest_choice_is_greedy(knobs):
+def test_the_smallest_top_k_and_top_p_are_greedy(knobs):
     greedy = ids_of(RANDOM, temperature=0.0)
     np.testing.assert_array_equal(ids_of(RANDOM, **knobs), greedy)
 
@@ -315,7 +315,7 @@ def test_an_empty_prompt_is_refused():
         ids_of(RANDOM, prompt=np.empty(0, np.int32))
 
 
-def test_knobs_do_not_compile_anew():
+def test_changed_options_do_not_recompile():
     ids_of(RANDOM, temperature=0.5, top_p=0.5, num_samples=9)
     compiled = module._compiled_loop()._cache_size()
     ids_of(RANDOM, temperature=0.0, top_p=0.9, seed=3, num_samples=9, num_chars=700)

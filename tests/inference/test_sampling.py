@@ -65,7 +65,7 @@ def test_each_sequence_is_sampled_by_its_key():
         ("seed", 2**32),
     ],
 )
-def test_a_bad_knob_is_refused_by_name(flag, value):
+def test_an_option_out_of_range_is_refused_by_name(flag, value):
     with pytest.raises(InputError) as caught:
         Sampling(**{flag: value})
     assert str(caught.value).startswith(f"--{flag}={value}: ")

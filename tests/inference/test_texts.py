@@ -1,4 +1,4 @@
-"""Texts are prompts encoded and samples decoded, a single one streamed."""
+"""Prompts are encoded and samples decoded; a single text is streamed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Code is cached only where nobody else can write; a cache never lies in the current folder."""
+"""Code is cached only where nobody else can write; no cache is in the current folder."""
 
 from __future__ import annotations
 

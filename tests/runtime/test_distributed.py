@@ -194,14 +194,14 @@ def test_one_process_agrees_with_itself():
     assert not distributed.is_multiprocess()
 
 
-def test_numbers_said_at_one_call_are_known_at_the_next():
+def test_exchange_returns_the_maximum_of_the_call_before():
     exchange = distributed.Exchange(2)
     assert exchange([15, 0]) == [0, 0]
     assert exchange([0, 1]) == [15, 0]
     assert exchange([0, 0]) == [0, 1]
 
 
-def test_nothing_is_joined_where_there_is_one_process(tmp_path):
+def test_a_single_process_joins_nothing_and_writes_no_log(tmp_path):
     with distributed.join_processes(None, native_log=tmp_path / "{}.log"):
         assert not list(tmp_path.iterdir())
     with (

@@ -1,4 +1,4 @@
-"""Generated text obeys nothing on a terminal, and is unchanged elsewhere."""
+"""Generated text cannot control a terminal, and is unchanged elsewhere."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def test_pauses_are_kept_out_of_laps_but_not_out_of_the_time(time_is):
     assert clock.lap() == 1
 
 
-def test_a_lap_that_ends_in_a_pause_ended_where_that_began(time_is):
+def test_a_lap_read_in_a_pause_ends_where_the_pause_started(time_is):
     clock = Clock(elapsed_s=0.0)
     time_is(1002.0)
     with clock.paused():

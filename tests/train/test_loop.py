@@ -207,7 +207,7 @@ def test_a_run_that_is_interrupted_and_resumed_is_the_run_that_was_not(
     assert second.progress.best == finished.progress.best
 
 
-def test_what_the_machine_decided_stays_on_another(config, tmp_path, monkeypatch):
+def test_a_dtype_resolved_on_one_machine_is_kept_on_another(config, tmp_path, monkeypatch):
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     run(changed(config, model={"dtype": "bfloat16"}), whole)
     auto = changed(config, model={"dtype": "auto"})
@@ -224,7 +224,7 @@ def test_what_the_machine_decided_stays_on_another(config, tmp_path, monkeypatch
         train(changed(config, model={"dtype": "float32"}), moved, Recorder())
 
 
-def test_many_interruptions_are_none(config, finished, tmp_path):
+def test_many_interruptions_change_nothing(config, finished, tmp_path):
     stops = 0
     while not stops or newest(tmp_path).step < STEPS:
         with pytest.raises(InterruptedRunError) as stopped:
@@ -436,7 +436,7 @@ def test_samples_are_written_as_often_as_asked_for(config, tmp_path):
     ],
     ids=["windows", "sliding"],
 )
-def test_windows_train_too(data, config, tmp_path):
+def test_a_run_on_windows_trains(data, config, tmp_path):
     run(changed(config, data=data), tmp_path)
     losses = [r["train_loss"] for r in read_metrics(Workdir(tmp_path).metrics)]
     assert len(losses) == 4

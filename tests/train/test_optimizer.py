@@ -128,7 +128,7 @@ def test_adam_with_the_other_epsilon_is_that_of_keras(name):
     assert not np.allclose(found, plain, rtol=1e-3)
 
 
-def test_every_name_acts_differently():
+def test_optimizers_of_different_names_differ():
     runs = [
         updates_of(config_of(name, weight_decay=0.1), gradients(3), np.ones((3, 2)))
         for name in RULES

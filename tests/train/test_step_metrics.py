@@ -62,7 +62,7 @@ def test_a_dispatch_is_read_after_the_next_one_is_sent():
         assert buffer.losses == ExactMean.of([6.0, 4.0, 3.0, 2.0, 1.0])
 
 
-def test_a_record_takes_the_losses_with_it():
+def test_a_record_clears_the_losses():
     buffer = buffer_of()
     assert losses_and_norm(buffer) == {}
     buffer.push(metrics_of([4.0, 3.0], [0, 0]), 2)
