@@ -108,7 +108,7 @@ class Worker:
 
 
 @dataclass
-class Figure:
+class Measurement:
     """Measurements of one peer.
 
     Attributes:
@@ -133,10 +133,10 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """The figures of a set of peers, and why some were skipped."""
+class Measurements:
+    """The measurements of several peers, and why others were skipped."""
 
-    figures: dict[str, Figure]
+    figures: dict[str, Measurement]
     skipped: dict[str, str]
 
     def to_json(self) -> dict[str, Any]:
@@ -147,7 +147,7 @@ class Measured:
         }
 
 
-def measure(peers: Sequence[Peer], *, rounds: int, turn_s: float, device: str) -> Measured:
+def measure(peers: Sequence[Peer], *, rounds: int, turn_s: float, device: str) -> Measurements:
     """Measures peers in turn.
 
     All start, compile and warm up at once. Then they run one at a time, in an order that
@@ -162,7 +162,7 @@ def measure(peers: Sequence[Peer], *, rounds: int, turn_s: float, device: str) -
     Raises:
       SystemExit: no peer can be measured here.
     """
-    figures: dict[str, Figure] = {}
+    figures: dict[str, Measurement] = {}
     skipped: dict[str, str] = {}
     with ExitStack() as stack:
         waiting = [stack.enter_context(Worker(peer, device)) for peer in peers]
@@ -175,7 +175,7 @@ def measure(peers: Sequence[Peer], *, rounds: int, turn_s: float, device: str) -
                 skipped[name] = str(error)
                 progress(f"{name}: skipped: {error}")
                 continue
-            figures[name] = Figure(about, worker.chars)
+            figures[name] = Measurement(about, worker.chars)
             workers.append(worker)
         if not workers:
             sys.exit(f"none of the peers can be measured on this {device}")
@@ -186,10 +186,10 @@ def measure(peers: Sequence[Peer], *, rounds: int, turn_s: float, device: str) -
                 time.sleep(_PAUSE_S)
                 _add_round(figures[workers[at].peer.name], units[at], workers[at].run(units[at]))
             progress(f"round {turn + 1} of {rounds}")
-    return Measured(figures, skipped)
+    return Measurements(figures, skipped)
 
 
-def _add_round(figure: Figure, units: int, answer: Mapping[str, Any]) -> None:
+def _add_round(figure: Measurement, units: int, answer: Mapping[str, Any]) -> None:
     figure.seconds.append(answer["seconds"] / units)
     figure.cpu_seconds.append(answer["cpu_seconds"] / units)
     figure.peak_bytes = max(figure.peak_bytes, answer["peak_bytes"])
@@ -275,7 +275,7 @@ def finish(name: str, args: argparse.Namespace, results: Mapping[str, Any]) -> N
         progress(f"wrote {path}")
 
 
-def show(title: str, measured: Measured, ours: Sequence[str]) -> None:
+def show(title: str, measured: Measurements, ours: Sequence[str]) -> None:
     """Prints every peer's speed, and how many times as fast each of `ours` is."""
     peers = measured.to_json()["peers"]
     progress(f"\n{title}")

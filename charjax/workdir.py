@@ -39,7 +39,7 @@ class Workdir:
 
     @property
     def metrics(self) -> Path:
-        """The log of metrics: one JSON object a line."""
+        """The log of metrics: one JSON object per line."""
         return self.path / "metrics.jsonl"
 
     @property
@@ -242,7 +242,7 @@ def replace(path: Path, content: bytes) -> None:
 
 
 def append(log: Path, text: str) -> None:
-    """Appends text to a log, newlines as they are.
+    """Appends text to a log, without changing its newlines.
 
     Raises:
       InputError: it is a link, or another kind of file.

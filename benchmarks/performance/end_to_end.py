@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 
-from benchmarks.common import Figure, Measured, Peer, finish, measure, parser, show
+from benchmarks.common import Measurement, Measurements, Peer, finish, measure, parser, show
 
 LAUNCH, TRAINING = "launch.py", "launch.py, training alone"
 LAUNCH_F32 = "launch.py, float32"  # --config.model.dtype=float32
@@ -38,13 +38,13 @@ def peers(steps: int, compiled: str, *, small: bool) -> list[Peer]:
     ]
 
 
-def with_training(measured: Measured) -> Measured:
+def with_training(measured: Measurements) -> Measurements:
     """Adds the training speed that launch.py logs, to compare with the bare step."""
     if LAUNCH not in measured.figures:
         return measured
     speeds = [n["training_chars_per_second"] for n in measured.figures[LAUNCH].notes]
-    training = Figure({}, 1, [1 / speed for speed in speeds])
-    return Measured(measured.figures | {TRAINING: training}, measured.skipped)
+    training = Measurement({}, 1, [1 / speed for speed in speeds])
+    return Measurements(measured.figures | {TRAINING: training}, measured.skipped)
 
 
 def main() -> None:

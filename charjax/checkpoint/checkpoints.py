@@ -76,7 +76,7 @@ class Checkpoints:
     ) -> None:
         """Saves a step atomically, then deletes the steps that are not kept. A collective.
 
-        A step that exists and verifies stays as it is; a damaged one is renamed.
+        A step that exists and verifies is not changed; a damaged one is renamed.
 
         Args:
           step: steps done.

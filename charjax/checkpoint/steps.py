@@ -1,4 +1,4 @@
-"""The folders of a run's checkpoints, one a step: names, renames and deletions."""
+"""The folders of a run's checkpoints, one per step: names, renames and deletions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _STEP = r"0|[1-9][0-9]*"
 
 
 class StepFolders:
-    """One folder a step, named by the step's number. The files in them are not read here."""
+    """One folder per step, named by its number. The files in them are not read here."""
 
     def __init__(self, directory: Path) -> None:
         """Does not touch the disk."""

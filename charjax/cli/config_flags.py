@@ -19,7 +19,7 @@ def split_config_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     `--config FILE` becomes `--config=FILE`; likewise for fields.
 
     Returns:
-      The config flags, and the others as they are.
+      The config flags, and the other arguments unchanged.
 
     Raises:
       InputError: the last flag has no value.

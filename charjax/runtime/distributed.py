@@ -154,7 +154,7 @@ class Exchange:
         return previous
 
     def _rows(self, values: Sequence[int]) -> jax.Array:
-        """The values int32 [devices, size], one row a device."""
+        """The values int32 [devices, size], one row per device."""
         local = np.tile(np.asarray(values, np.int32), (jax.local_device_count(), 1))
         rows: jax.Array = shard_local(local, self._sharding)
         return rows

@@ -68,7 +68,7 @@ def shard_local(tree: PyTree, sharding: NamedSharding) -> PyTree:
 
 
 def local_copy(tree: PyTree) -> PyTree:
-    """Replicated arrays as arrays of one device of this process; numpy arrays as they are."""
+    """Replicated arrays as arrays of one device of this process; numpy arrays unchanged."""
     return jax.tree.map(
         lambda leaf: leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf, tree
     )

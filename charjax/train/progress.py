@@ -14,7 +14,7 @@ class ExactMean:
     """The mean of a stream of numbers, equal to that of `math.fsum`, in a few floats of memory.
 
     Shewchuk (1997), Adaptive precision floating-point arithmetic: partial sums that do not overlap
-    hold the sum without a rounding error: one or two for losses, under a hundred for any numbers.
+    hold the sum without rounding. Losses need one or two of them, any numbers less than a hundred.
 
     Attributes:
       partials: numbers whose exact sum is that of the stream.

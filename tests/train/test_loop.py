@@ -43,7 +43,7 @@ KEYS = {
 
 @pytest.fixture(scope="module", autouse=True)
 def _compile_quickly() -> Iterator[None]:
-    """How quickly the programs run is not tested here."""
+    """Compiles without optimization: speed is not tested here."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)

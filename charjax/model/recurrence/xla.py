@@ -167,7 +167,7 @@ run.defvjp(_forward, _backward)
 def _zero_where(
     reset: Bool[Array, " batch"] | None, states: tuple[Float[Array, "units batch"], ...]
 ) -> tuple[Float[Array, "units batch"], ...]:
-    """The states with zeros for the sequences that reset; without resets, as they are."""
+    """The states with zeros for the sequences that reset; unchanged if `reset` is None."""
     return states if reset is None else tuple(jnp.where(reset, 0.0, state) for state in states)
 
 

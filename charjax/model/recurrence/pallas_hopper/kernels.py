@@ -214,7 +214,7 @@ def _load_keep(cta: Cta, keep: list[Any], t: Array | int) -> Array | None:
 
 
 def _keep_where(keep: Array | None, states: Gates) -> Gates:
-    """The states with zeros where `keep` is 0; without resets, as they are."""
+    """The states with zeros where `keep` is 0; unchanged if it is None."""
     return states if keep is None else tuple(jnp.where(keep > 0, x, 0.0) for x in states)
 
 

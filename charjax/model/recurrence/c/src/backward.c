@@ -13,7 +13,7 @@ typedef struct Backward {
   const float *kernel;              /* [hidden, gates] */
   const float *initial[2];          /* the carry before the first step */
   const float *outputs, *residuals; /* of the forward pass */
-  const float *d_outputs;           /* a sequence */
+  const float *d_outputs;           /* [hidden, time, batch] */
   const float *d_last[2];           /* of the last carry */
   void *d_hgates, *d_candidate;     /* sequences, in the compute dtype */
   float *d_bias;                    /* [hidden, state_panels * LANES]: still to be summed over lanes */

@@ -30,7 +30,7 @@ INLINE Layer new_layer(const int64_t sizes[3], long units, long k) {
                  .k = k};
 }
 
-/* The sequences of a state panel at one time step. */
+/* One state panel (its sequences) at one time step. */
 typedef struct Position {
   long t, panel;
   long sequence, count; /* the first sequence of the panel, and how many it has */

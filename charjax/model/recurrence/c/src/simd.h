@@ -67,7 +67,7 @@ INLINE Vector gather(const float *from, IntVector indices) {
 #endif
 }
 
-/* Transposes a LANES by LANES matrix, a row a vector. */
+/* Transposes a LANES by LANES matrix, each row of which is a vector. */
 INLINE void transpose(Vector square[LANES]) {
 #ifdef __AVX512F__
 #pragma GCC unroll 4
