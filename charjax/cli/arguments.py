@@ -94,7 +94,7 @@ def print_json(values: Mapping[str, Any]) -> None:
 def folder(value: str) -> Path:
     """The value of `--workdir` as a path."""
     if not value:
-        raise InputError("--workdir=: is empty; name a folder")
+        raise InputError("--workdir=: no folder is given; name one")
     return Path(value)
 
 
