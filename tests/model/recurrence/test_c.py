@@ -95,14 +95,17 @@ def test_a_cell_is_known_by_its_name():
         run("mgu", *random_layer("gru", Projected, Size(1, 1, 3)))
 
 
-def forward(cell="gru", igates=jnp.float32, rank=3, hidden=4):
+KEEP = jnp.zeros((3, 2), jnp.int32)
+
+
+def forward(cell="gru", igates=jnp.float32, rank=3, hidden=4, keep=KEEP):
     """A forward call of 2 sequences, 3 steps and 4 units, with one thing changed."""
     kernel, bias, state = jnp.zeros((4, 12)), jnp.zeros(hidden), jnp.zeros((4, 2))
     igates = jnp.zeros((12, 3, 2)[:rank], igates)
     scratch = LIBRARY.forward_scratch(LIBRARY.cell("gru"), 4, 2)
     shapes = [ops._shape(4, 3, 2), ops._shape(4, 2), ops._shape(scratch)]
     attributes = {"save_residuals": False} | ({"cell": cell} if cell else {})
-    return ops._call(build.FORWARD, shapes, kernel, bias, igates, state, **attributes)
+    return ops._call(build.FORWARD, shapes, kernel, bias, igates, state, keep, **attributes)
 
 
 @pytest.mark.parametrize(
@@ -114,6 +117,8 @@ def forward(cell="gru", igates=jnp.float32, rank=3, hidden=4):
         (partial(forward, rank=1), "igates has rank 1"),
         (partial(forward, rank=2), "tokens has dtype"),
         (partial(forward, hidden=5), "axis 0 of bias has size 5, not 4"),
+        (partial(forward, keep=KEEP.T), "axis 0 of keep has size 2, not 3"),
+        (partial(forward, keep=KEEP.astype(bool)), "keep has dtype"),
         (partial(forward, cell="rnn"), "axis 1 of kernel has size 12, not 4"),
     ],
 )

@@ -29,7 +29,7 @@ from charjax.model.recurrence.pallas_hopper.tiling import (
 )
 from charjax.types import LayerCarry
 
-# GRU and LSTM were checked on an H100, the vanilla RNN in interpret mode.
+# GRU and LSTM were checked on an H100, the vanilla RNN and resets in interpret mode alone.
 _CELLS = ("gru", "lstm", "rnn")
 _HOPPER = "9.0"  # compute capability; later GPUs have no wgmma
 
