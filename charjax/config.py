@@ -43,17 +43,26 @@ class DataConfig:
     """The text, and how it is cut into batches."""
 
     corpus: str = "shakespeare"  # a named corpus; unused if `path` is given
-    path: str = ""  # a file, a folder or a glob such as texts/**/*.txt
+    # A file, a folder (its *.txt), a glob such as texts/**/*.txt, a zip archive, or several of
+    # these with commas between them; files may be compressed (.gz, .bz2, .xz, .zst).
+    path: str = ""
     offline: str = ""  # a named corpus to fall back on, with a notice; "": stop with exit 4
     unit: str = choice("codepoint", "byte")  # what a token is
-    encoding: str = "utf-8"
+    encoding: str = "utf-8"  # utf-8 also reads UTF-16 and UTF-32 with a byte order mark
     newlines: str = choice("keep", "unix")  # unix: CR LF and CR become LF
     lowercase: bool = False
     start: str = ""  # keep the text from this marker on; "": from the beginning
     end: str = ""  # keep the text up to this marker; "": to the end
-    # What a document is; windows never cross documents. A row is a CSV row.
-    documents: str = choice("none", "lines", "files", "rows")
-    columns: tuple[int, ...] = ()  # with rows: the CSV columns to join by a space
+    # What a document is. A row is a CSV row; a delimiter is the text in `delimiter`.
+    documents: str = choice("none", "lines", "files", "rows", "delimiter")
+    delimiter: str = ""  # with documents=delimiter: the text between two documents
+    # Documents begin from a zero carry with a boundary token, and end with one. False: as in
+    # versions without it, with windows that never cross documents, so that short ones are lost.
+    boundary: bool = True
+    shuffle_documents: bool = False  # before the split; the order is a function of the seed
+    columns: tuple[int | str, ...] = ()  # with rows: columns to join by a space; none: all
+    header: bool = False  # with rows: the first row has names; implied by a name in `columns`
+    csv_delimiter: str = ""  # with rows: the character between columns; "": detected
     vocabulary: str = choice("sorted", "appearance")  # the order of the tokens
     unk: bool = False  # add a last token [UNK] for unknown characters
     split: tuple[float, ...] = (0.9, 0.1, 0.0)  # train, validation, test; contiguous
@@ -62,7 +71,8 @@ class DataConfig:
     seq_len: int = number(64, 1)  # tokens predicted per sequence and step
     stride: int = number(1, 1)  # with sliding: tokens between window starts
     targets: str = choice("all", "last")  # the loss is on all tokens or the last
-    keep_partial: bool = False  # with windows, sliding: keep an epoch's last, smaller batch
+    # With windows, sliding: keep an epoch's last, smaller batch. Always kept with a boundary.
+    keep_partial: bool = False
     # With windows, sliding: each batch row starts from the carry of the same row of the batch
     # before, though the text does not continue there, as with Keras' stateful layers.
     stateful: bool = False
@@ -195,6 +205,20 @@ def from_config_dict(values: Any) -> Config:
     return config
 
 
+def from_saved(values: Any) -> Config:
+    """The `Config` of a saved run; of an older version, with the reading rules it had then.
+
+    Raises:
+      InputError: as `from_config_dict`.
+    """
+    data = values["data"]
+    if "boundary" not in data and data["documents"] != "none":
+        data = data | {"boundary": False}
+        if data["documents"] == "rows":
+            data |= {"csv_delimiter": ","}
+    return from_config_dict(values | {"data": data})
+
+
 def pick_variant(variants: Mapping[str, Config], name: str) -> ConfigDict:
     """The variant of a config file that `--config=FILE:NAME` asks for; "" is the default one.
 
@@ -225,6 +249,16 @@ def _check_data(data: DataConfig) -> None:
         raise InputError("config.data.split: the train fraction is 0; make it larger")
     if data.columns and data.documents != "rows":
         raise InputError("config.data.columns: only CSV rows have columns; set data.documents=rows")
+    if len(data.csv_delimiter) > 1:
+        raise InputError(
+            f"config.data.csv_delimiter={data.csv_delimiter!r}: must be one character, or empty "
+            "to detect it"
+        )
+    if data.documents == "delimiter" and not data.delimiter:
+        raise InputError(
+            "config.data.documents=delimiter: set config.data.delimiter to the text that "
+            "separates documents"
+        )
 
 
 def _check_model(config: Config) -> None:
@@ -283,6 +317,11 @@ def _needs_by_choice(
 FIELD_NEEDS: tuple[Need, ...] = (
     *_needs_by_choice("data", "batching", BATCHING_FIELDS),
     *_needs_by_choice("optim", "name", OPTIMIZER_FIELDS),
+    Need("data.delimiter", lambda c: c.data.documents == "delimiter", "data.documents=delimiter"),
+    Need("data.boundary", lambda c: c.data.documents != "none", "data.documents"),
+    Need("data.shuffle_documents", lambda c: c.data.documents != "none", "data.documents"),
+    Need("data.header", lambda c: c.data.documents == "rows", "data.documents=rows"),
+    Need("data.csv_delimiter", lambda c: c.data.documents == "rows", "data.documents=rows"),
     Need("data.encoding", lambda c: c.data.unit == "codepoint", "data.unit=codepoint"),
     Need("model.dropout_between", lambda c: c.model.layers > 1, "two layers or more"),
     Need("optim.warmup", lambda c: c.train.max_steps + c.train.max_epochs > 0, "max_steps"),

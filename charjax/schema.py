@@ -59,13 +59,18 @@ def build(schema: type, values: Any, where: str) -> Any:
 
 
 def _coerce(value: Any, wanted: Any, path: str) -> Any:
-    """The value as type `wanted`: an int may become a float, a list a tuple; else InputError."""
+    """The value as type `wanted`: an int may become a float, a list a tuple; else InputError.
+
+    Where a tuple may hold text, a text such as "1,name" is a tuple of what its commas separate.
+    """
+    if isinstance(value, str) and wanted == tuple[int | str, ...]:
+        value = [int(v) if v.isdecimal() else v for v in value.split(",") if v]
     if typing.get_origin(wanted) is tuple and isinstance(value, list | tuple):
         item = typing.get_args(wanted)[0]
         return tuple(_coerce(v, item, path) for v in value)
     if wanted is float and type(value) is int and abs(value) <= 2**53:
         return float(value)
-    if type(value) is wanted:
+    if type(value) is wanted or (wanted == int | str and type(value) in (int, str)):
         return value
     name = getattr(wanted, "__name__", str(wanted))
     raise InputError(f"{path}={value!r}: must be of type {name}, not {type(value).__name__}")

@@ -101,7 +101,11 @@ def valid_values(draw: st.DrawFn) -> dict[str, Any]:
     data, train = values["data"], values["train"]
     data["split"] = draw(st.sampled_from([(0.9, 0.1, 0.0), (1.0, 0.0, 0.0), (0.5, 0.25, 0.25)]))
     rows = data["documents"] == "rows"
-    data["columns"] = draw(st.lists(st.integers(0, 9), max_size=3 * rows).map(tuple))
+    columns = st.integers(0, 9) | st.sampled_from(["title", "text"])
+    data["columns"] = draw(st.lists(columns, max_size=3 * rows).map(tuple))
+    data["csv_delimiter"] = data["csv_delimiter"][:1]
+    if data["documents"] == "delimiter":
+        data["delimiter"] = data["delimiter"] or "--"
     if values["model"]["dtype"] == "int8":
         values["model"]["dtype"] = "auto"
     values["model"]["remat"] = draw(st.sampled_from([0, 1, data["seq_len"]]))
@@ -249,8 +253,9 @@ def test_a_number_just_outside_its_limits_is_refused(leaf):
 def test_a_value_of_another_type_is_refused(leaf):
     wrong = [None, {}, {"a": 1}, b"x", True, 1, 1.5, "1", [True], ["x"], [None]]
     fits = {float: (int, float)}.get(leaf.type, (leaf.type,))
+    mixed = leaf.type == tuple[int | str, ...]  # of numbers and names, or one text
     for value in wrong:
-        if type(value) not in fits:
+        if type(value) not in fits and not (mixed and value in ("1", ["x"])):
             shown = value[0] if isinstance(value, list) and leaf.type not in (int, str) else value
             assert_refused(leaf.set(value), leaf.path, repr(shown).strip("[]"))
 

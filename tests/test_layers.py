@@ -39,8 +39,9 @@ LAYERS = read_layers()
 
 # Where the name to import differs from the name to install.
 DISTRIBUTIONS = {"absl": "absl-py", "orbax": "orbax-checkpoint"}
-# Named in pyproject.toml without an import: jax.export serialises with it.
-INDIRECT = {"flatbuffers"}
+# Named in pyproject.toml without an import: jax.export serialises with flatbuffers; files.py
+# imports zstd by the name that it has in this version of Python.
+INDIRECT = {"backports.zstd", "flatbuffers"}
 RUNTIME_EXTRAS = ("export", "tensorboard")
 
 

@@ -56,11 +56,22 @@ def load_config(config_flags: Sequence[str]) -> tuple[str, Config]:
     path, _, argument = files[0].removeprefix("--config=").partition(":")
     if not Path(path).is_file():
         raise InputError(f"--config={path}: no such file; the shipped ones are in configs/")
+    _check_text_is_named(config_flags)
     values = _read_config_file(files[0], path, config_flags)
     from charjax.config import from_config_dict
 
     stem = Path(path).stem
     return (f"{stem}-{argument}" if argument else stem), from_config_dict(values)
+
+
+def _check_text_is_named(config_flags: Sequence[str]) -> None:
+    """Refuses an empty `data.path`, as of an unset variable, without a corpus in its place."""
+    given = dict(flag.partition("=")[::2] for flag in config_flags)
+    if given.get("--config.data.path") == "" and not given.get("--config.data.corpus"):
+        raise InputError(
+            "--config.data.path=: is empty; name a file or a folder, or give --config.data.corpus "
+            "to train on a named corpus"
+        )
 
 
 def _read_config_file(file_flag: str, path: str, config_flags: Sequence[str]) -> Any:

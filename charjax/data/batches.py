@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -16,7 +16,7 @@ from charjax.errors import InputError
 _ALL = slice(None)
 
 # Random streams, derived from the seed. Renumbering them would change the data order of old runs.
-_ORDER, _OFFSET = 0, 1
+_ORDER, _OFFSET, _DOCUMENTS = 0, 1, 2
 
 
 class Batch(NamedTuple):
@@ -36,10 +36,23 @@ class Batch(NamedTuple):
 
 
 class TokenSplit(NamedTuple):
-    """A contiguous split of a text: its token ids, and the positions where documents start."""
+    """A contiguous split of a text: its token ids, and the positions where documents start.
+
+    Attributes:
+      ids: token ids.
+      document_starts: rising from 0.
+      boundary_id: the id of the token with which each document starts, and the last one ends.
+        None: there is none.
+    """
 
     ids: Int[np.ndarray, " tokens"]
     document_starts: Int[np.ndarray, " documents"]
+    boundary_id: int | None = None
+
+    @property
+    def num_targets(self) -> int:
+        """The tokens that can be predicted: all but the first, which nothing precedes."""
+        return max(0, len(self.ids) - 1)
 
 
 class Splits(NamedTuple):
@@ -57,11 +70,13 @@ class Batches(abc.ABC):
       steps_per_epoch: batches in an epoch.
       chars_per_epoch: targets that count in the loss, over an epoch.
       num_sequences: the windows of the text; the rows of a stream.
+      unused_chars: tokens of the text that could be predicted, and are not in the first epoch.
     """
 
     steps_per_epoch: int
     chars_per_epoch: int
     num_sequences: int
+    unused_chars: int
 
     @abc.abstractmethod
     def __call__(self, step: int, rows: slice = _ALL) -> Batch:
@@ -72,28 +87,35 @@ def split(
     ids: Int[np.ndarray, " tokens"],
     document_starts: Int[np.ndarray, " documents"],
     fractions: tuple[float, ...],
+    boundary_id: int | None = None,
 ) -> Splits:
     """Splits a text into train, validation and test: contiguous views that cover all of it.
 
     A single document is cut exactly at the fractions, several documents at the document
-    boundaries nearest to them.
+    boundaries nearest to them that leave no split empty, if there are enough.
 
     Args:
       ids: the token ids of the text.
       document_starts: where documents start, rising from 0.
       fractions: of train, validation and test; they add up to 1.
+      boundary_id: the id of the document boundary, with which the ids start and end; neighbouring
+        splits then have one in common. None: there is none.
 
     Raises:
       InputError: a split is empty although its fraction is not 0.
     """
-    n, (train, val, test) = len(ids), fractions
+    n, (train, val, test) = len(ids) - int(boundary_id is not None), fractions
     total = train + val + test  # not quite 1 in floating point
     cuts = np.array([int(n * (train / total)), int(n * ((train + val) / total))])
     if len(document_starts) > 1:
         boundaries = np.append(document_starts, n)
-        cuts = boundaries[[np.abs(boundaries - cut).argmin() for cut in cuts]]
+        train_end, val_end = (int(np.abs(boundaries - cut).argmin()) for cut in cuts)
+        last = len(document_starts) - (test > 0)
+        train_end = max(1, min(train_end, last - (val > 0)))
+        cuts = boundaries[[train_end, max(train_end + (val > 0), min(val_end, last))]]
     edges = [0, *cuts.tolist(), n]
-    splits = Splits(*(_cut(ids, document_starts, *edges[i : i + 2]) for i in range(3)))
+    cut = functools.partial(_cut, TokenSplit(ids, document_starts, boundary_id))
+    splits = Splits(*(cut(*edges[i : i + 2]) for i in range(3)))
     for name, part, fraction in zip(Splits._fields, splits, fractions, strict=True):
         if fraction and not part.ids.size:
             raise InputError(
@@ -103,44 +125,60 @@ def split(
     return splits
 
 
-def _cut(ids: np.ndarray, document_starts: np.ndarray, begin: int, end: int) -> TokenSplit:
-    """The tokens from `begin` to `end`; a document starts at the first one, if there is any."""
-    first = [0] if end > begin else []
-    inside = document_starts[(document_starts > begin) & (document_starts < end)] - begin
-    return TokenSplit(ids[begin:end], np.concatenate([first, inside]).astype(np.int64))
+def _cut(text: TokenSplit, begin: int, end: int) -> TokenSplit:
+    """The tokens from `begin` to `end`, with the boundary there; a document starts at the first."""
+    starts = text.document_starts
+    if begin == end:
+        return TokenSplit(text.ids[:0], starts[:0], text.boundary_id)
+    inside = starts[(starts > begin) & (starts < end)] - begin
+    starts = np.concatenate([[0], inside]).astype(np.int64)
+    ends_document = text.boundary_id is not None and text.ids[min(end, len(text.ids) - 1)] == (
+        text.boundary_id
+    )
+    return TokenSplit(text.ids[begin : end + int(ends_document)], starts, text.boundary_id)
+
+
+def random_order(count: int, seed: int) -> Int[np.ndarray, " count"]:
+    """The numbers from 0 to count - 1, shuffled: the order of documents before the split."""
+    return _rng(seed, _DOCUMENTS, 0).permutation(count)
 
 
 class StreamBatches(Batches):
     """Contiguous streams, one a row, that continue from batch to batch, so the carry can be kept.
 
-    The text is cut into `batch_size` rows of equal length, whatever the document boundaries.
-    The last tokens, at most batch_size * seq_len, fill no batch and are left out. So that
-    they are not the same ones in every epoch, each epoch after the first starts at a random
-    offset, drawn from (seed, epoch), and wraps around the end of the text.
+    The text is cut into `batch_size` rows of equal length, wherever documents start. With
+    boundaries the carry resets there. The last tokens, fewer than batch_size * seq_len, fill no
+    batch and are left out. So that they are not the same ones in every epoch, each epoch after
+    the first starts at a random offset, drawn from (seed, epoch), and wraps around the end.
     """
 
     def __init__(self, config: DataConfig, text: TokenSplit, seed: int) -> None:
         """See `make_batches`."""
-        self._ids, self._seed = text.ids, seed
-        self._batch_size, self._seq_len = config.batch_size, config.seq_len
+        self._config, self._seed = config, seed
+        # The end of the text and its beginning have one boundary in common.
+        ends_document = len(text.ids) > 1 and text.ids[-1] == text.boundary_id
+        self._ids = text.ids[:-1] if ends_document else text.ids
         batch_chars = config.batch_size * config.seq_len
-        self.steps_per_epoch = (len(text.ids) - 1) // batch_chars
+        self.steps_per_epoch = text.num_targets // batch_chars
         if self.steps_per_epoch < 1:
             raise InputError(
-                f"the text has {len(text.ids)} characters, but one batch takes {batch_chars + 1} "
-                f"(config.data.batch_size={config.batch_size} times seq_len={config.seq_len}, "
-                "plus 1); make these smaller or give more text"
+                f"the train split has {len(text.ids)} characters, but one batch takes "
+                f"{batch_chars + 1} (config.data.batch_size={config.batch_size} times "
+                f"seq_len={config.seq_len}, plus 1); make these smaller or give more text"
             )
         self.chars_per_epoch = self.steps_per_epoch * batch_chars
         self.num_sequences = config.batch_size
+        self.unused_chars = text.num_targets - self.chars_per_epoch
 
     def __call__(self, step: int, rows: slice = _ALL) -> Batch:
         """The next seq_len tokens of each row; the carry resets at an epoch's first step."""
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
-        row_starts = np.arange(self._batch_size)[rows] * (self.steps_per_epoch * self._seq_len)
-        first = self._offset(epoch) + row_starts + step_of_epoch * self._seq_len
-        tokens = _gather(self._ids, first, self._seq_len + 1)
-        mask = np.ones((len(first), self._seq_len), bool)
+        row_starts = np.arange(self._config.batch_size)[rows] * (
+            self.steps_per_epoch * self._config.seq_len
+        )
+        first = self._offset(epoch) + row_starts + step_of_epoch * self._config.seq_len
+        tokens = _gather(self._ids, first, self._config.seq_len + 1)
+        mask = np.ones((len(first), self._config.seq_len), bool)
         reset = np.full(len(first), step_of_epoch == 0)
         return Batch(tokens[:, :-1], tokens[:, 1:], mask, reset)
 
@@ -149,49 +187,64 @@ class StreamBatches(Batches):
 
 
 class WindowBatches(Batches):
-    """Disjoint windows of seq_len + 1 tokens within documents, reshuffled in every epoch."""
+    """Windows of the text, reshuffled in every epoch; see `Windows` for which windows these are."""
 
     def __init__(self, config: DataConfig, text: TokenSplit, seed: int) -> None:
         """See `make_batches`."""
         self._config, self._text, self._seed = config, text, seed
-        lengths = np.diff(np.append(text.document_starts, len(text.ids)))
-        # As many as range(0, length - seq_len, stride) of each document.
-        counts = np.maximum(0, -((config.seq_len - lengths) // self._stride))
-        self._window_ends = np.cumsum(counts)  # windows up to and with each document
-        self.num_sequences = int(counts.sum())
+        self._windows = self._make_windows(text)
+        self.num_sequences = self._windows.count
         num_full, rest = divmod(self.num_sequences, config.batch_size)
-        self.steps_per_epoch = num_full + int(config.keep_partial and rest > 0)
+        keeps_partial = config.keep_partial or text.boundary_id is not None
+        self.steps_per_epoch = num_full + int(keeps_partial and rest > 0)
         if self.steps_per_epoch < 1:
+            lengths = np.diff(np.append(text.document_starts, len(text.ids)))
             raise InputError(_too_few(config, self.num_sequences, lengths))
-        num_used = self.num_sequences if config.keep_partial else num_full * config.batch_size
-        self.chars_per_epoch = num_used * (1 if config.targets == "last" else config.seq_len)
+        if text.boundary_id is None:
+            targets_per_window = 1 if config.targets == "last" else config.seq_len
+            self.chars_per_epoch = self._num_used * targets_per_window
+        else:
+            self.chars_per_epoch = int(self._windows.spans(np.arange(self.num_sequences))[1].sum())
         self._order = functools.lru_cache(maxsize=1)(self._shuffled)
 
     @property
-    def _stride(self) -> int:
-        """Tokens between the starts of neighbouring windows of a document."""
-        return self._config.seq_len + 1
+    def _num_used(self) -> int:
+        """Windows in an epoch."""
+        return min(self.num_sequences, self.steps_per_epoch * self._config.batch_size)
+
+    def _make_windows(self, text: TokenSplit) -> Windows:
+        """The windows of this batching mode."""
+        if text.boundary_id is None:
+            return WindowsInDocuments(self._config, text, stride=self._config.seq_len + 1)
+        if self._config.targets == "last":
+            return WindowsAcrossDocuments(self._config, text, stride=self._config.seq_len)
+        return PackedWindows(self._config, text)
+
+    @functools.cached_property
+    def unused_chars(self) -> int:  # type: ignore[override]
+        """Counted in the first epoch, where windows may overlap or fill no batch."""
+        used = np.zeros(self.num_sequences, bool)
+        used[self._order(0)[: self._num_used]] = True
+        first, lengths = self._windows.spans(np.flatnonzero(used))  # of targets, in order
+        distinct = np.minimum(lengths, np.diff(first, append=first[-1] + lengths[-1])).sum()
+        return self._text.num_targets - int(distinct)
 
     def __call__(self, step: int, rows: slice = _ALL) -> Batch:
         """The step's windows; the missing rows of a partial batch are masked out."""
         size, length = self._config.batch_size, self._config.seq_len
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
         windows = self._order(epoch)[step_of_epoch * size : (step_of_epoch + 1) * size]
-        first = self._window_starts(np.pad(windows, (0, size - len(windows)))[rows])
-        tokens = _gather(self._text.ids, first, length + 1)
-        first_target = length - 1 if self._config.targets == "last" else 0
+        padded = np.pad(windows, (0, size - len(windows)))[rows]
+        first_target, num_targets = self._windows.spans(padded)
+        # With targets="last" a window ends at its target, else it starts before its first one.
+        last_only = self._config.targets == "last"
+        tokens = _gather(self._text.ids, first_target - (length if last_only else 1), length + 1)
         is_window = (np.arange(size) < len(windows))[rows]
-        mask = is_window[:, None] & (np.arange(length) >= first_target)
-        reset = np.full(len(first), not self._config.stateful)
+        column = np.arange(length)[None]
+        is_target = column == length - 1 if last_only else column < num_targets[:, None]
+        mask = is_window[:, None] & is_target
+        reset = np.full(len(tokens), not self._config.stateful)
         return Batch(tokens[:, :-1], tokens[:, 1:], mask, reset)
-
-    def _window_starts(self, windows: np.ndarray) -> np.ndarray:
-        """The positions in the text of windows, given by their numbers in the order of the text."""
-        document = np.searchsorted(self._window_ends, windows, side="right")
-        windows_before = np.append(0, self._window_ends)[document]
-        offsets = (windows - windows_before) * self._stride
-        starts: np.ndarray = self._text.document_starts[document] + offsets
-        return starts
 
     def _shuffled(self, epoch: int) -> np.ndarray:
         order = np.arange(self.num_sequences, dtype=np.int32)
@@ -200,11 +253,103 @@ class WindowBatches(Batches):
 
 
 class SlidingBatches(WindowBatches):
-    """Overlapping windows of seq_len + 1 tokens that start at every `stride` of a document."""
+    """Overlapping windows, at every `stride` of the text or of a document."""
 
-    @property
-    def _stride(self) -> int:
-        return self._config.stride
+    def _make_windows(self, text: TokenSplit) -> Windows:
+        """The windows of this batching mode."""
+        kind = WindowsInDocuments if text.boundary_id is None else WindowsAcrossDocuments
+        return kind(self._config, text, stride=self._config.stride)
+
+
+class Windows(Protocol):
+    """The windows of a text, numbered in the order of the text.
+
+    Attributes:
+      count: how many there are.
+    """
+
+    count: int
+
+    def spans(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The position of the first target of windows, and how many targets each has."""
+
+
+class WindowsInDocuments(Windows):
+    """Windows of seq_len + 1 tokens that start at every `stride` of a document.
+
+    None crosses documents, so documents that are shorter have none.
+    """
+
+    def __init__(self, config: DataConfig, text: TokenSplit, stride: int) -> None:
+        """See `make_batches`."""
+        self._config, self._document_starts, self._stride = config, text.document_starts, stride
+        lengths = np.diff(np.append(text.document_starts, len(text.ids)))
+        # As many as range(0, length - seq_len, stride) of each document.
+        counts = np.maximum(0, -((config.seq_len - lengths) // stride))
+        self._window_ends = np.cumsum(counts)  # windows up to and with each document
+        self.count = int(counts.sum())
+
+    def spans(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As `Windows.spans`."""
+        document = np.searchsorted(self._window_ends, windows, side="right")
+        windows_before = np.append(0, self._window_ends)[document]
+        starts = self._document_starts[document] + (windows - windows_before) * self._stride
+        if self._config.targets == "last":
+            return starts + self._config.seq_len, np.ones(len(windows), np.int64)
+        return starts + 1, np.full(len(windows), self._config.seq_len)
+
+
+class WindowsAcrossDocuments(Windows):
+    """Windows at every `stride` of a text, in which documents start; the last may be shorter."""
+
+    def __init__(self, config: DataConfig, text: TokenSplit, stride: int) -> None:
+        """See `make_batches`."""
+        self._stride, self._num_targets = stride, text.num_targets
+        self._length = 1 if config.targets == "last" else config.seq_len
+        beyond_first = max(0, text.num_targets - self._length)
+        self.count = min(-(-beyond_first // stride) + 1, -(-text.num_targets // stride))
+
+    def spans(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As `Windows.spans`."""
+        first = 1 + windows.astype(np.int64) * self._stride
+        return first, np.minimum(self._length, self._num_targets + 1 - first)
+
+
+class PackedWindows(Windows):
+    """As many whole documents as fit into each window, in the order of the text.
+
+    A document that is longer than a window takes several; more follow in its last one.
+    """
+
+    def __init__(self, config: DataConfig, text: TokenSplit) -> None:
+        """See `make_batches`."""
+        length, starts = config.seq_len, text.document_starts
+        ends = np.append(starts[1:], text.num_targets)
+        num_full, rest = np.divmod(ends - starts, length)
+        last_start = starts + num_full * length  # of the window that has a document's end
+        following = np.where(
+            rest > 0,
+            np.searchsorted(ends, last_start + length, side="right"),
+            np.arange(len(starts)) + 1,
+        )
+        # The documents that start a window.
+        heads, document, after = [], 0, following.tolist()
+        while document < len(after):
+            heads.append(document)
+            document = after[document]
+        head = np.array(heads, np.int64)
+        counts = num_full[head] + (rest[head] > 0)
+        windows_before = np.cumsum(counts) - counts
+        self.count = int(counts.sum())
+        number = np.arange(self.count) - np.repeat(windows_before, counts)  # in its document
+        head = np.repeat(head, counts)
+        self._first = starts[head] + number * length
+        room = ends[following[head] - 1] - self._first
+        self._lengths = np.where(number < num_full[head], length, room)
+
+    def spans(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As `Windows.spans`."""
+        return self._first[windows] + 1, self._lengths[windows]
 
 
 # The batching modes by name; `charjax.config.BATCHING_FIELDS` has the config fields of each.
@@ -220,8 +365,13 @@ def make_batches(
     ids: Int[np.ndarray, " tokens"],
     document_starts: Int[np.ndarray, " documents"],
     seed: int,
+    boundary_id: int | None = None,
 ) -> Batches:
     """The training batches that the config asks for.
+
+    With document boundaries every character is trained on, and the carry resets where a document
+    starts: a stream reads on across documents, windows have as many whole documents as fit, and
+    sliding windows are those of the whole text.
 
     Args:
       config: `batching`, `batch_size`, `seq_len`, `stride`, `targets`, `keep_partial`,
@@ -229,15 +379,17 @@ def make_batches(
       ids: the token ids of the train split.
       document_starts: where documents start, rising from 0.
       seed: of the order of windows, or of the offsets of a stream.
+      boundary_id: the id of the document boundary, with which the ids start and end. None: there
+        is none; then windows never cross documents, so that short documents have none.
 
     Raises:
       InputError: the text is too short for one batch.
     """
-    return BATCHINGS[config.batching](config, TokenSplit(ids, document_starts), seed)
+    return BATCHINGS[config.batching](config, TokenSplit(ids, document_starts, boundary_id), seed)
 
 
 def _gather(ids: np.ndarray, first: np.ndarray, length: int) -> np.ndarray:
-    """int32 [batch, length]: the tokens from each position on, wrapping around the end."""
+    """int32 [batch, length]: the tokens from each position on, wrapping around the ends."""
     tokens: np.ndarray = ids[(first[:, None] + np.arange(length)) % len(ids)]
     return tokens.astype(np.int32, copy=False)
 
@@ -250,12 +402,12 @@ def _too_few(config: DataConfig, num_windows: int, lengths: np.ndarray) -> str:
     """The message for a text with less than one batch of windows."""
     if num_windows == 0:
         return (
-            f"the longest document has {lengths.max(initial=0)} characters, but one window takes "
-            f"{config.seq_len + 1} (config.data.seq_len={config.seq_len}, plus 1); "
-            "make seq_len smaller or give more text"
+            f"the longest document of the train split has {lengths.max(initial=0)} characters, but "
+            f"one window takes {config.seq_len + 1} (config.data.seq_len={config.seq_len}, plus "
+            "1); make seq_len smaller or give more text"
         )
     return (
-        f"the text of {lengths.sum()} characters has {num_windows} windows of "
+        f"the train split of {lengths.sum()} characters has {num_windows} windows of "
         f"{config.seq_len + 1}, but one batch takes config.data.batch_size={config.batch_size}; "
         "make it smaller, set config.data.keep_partial=True or give more text"
     )

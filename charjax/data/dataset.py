@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+from jaxtyping import Int
 
 from charjax.config import Config
-from charjax.data.batches import Batches, Splits, make_batches, split
-from charjax.data.corpus import Corpus, load_corpus
+from charjax.data.batches import Batches, Splits, make_batches, random_order, split
+from charjax.data.corpus import Corpus, load_corpus, read_text
+from charjax.data.reading import ReadingRules, normalize_form
 from charjax.data.vocab import Vocab
+from charjax.errors import HostError
 from charjax.runtime.display import ProgressFn, no_progress
+
+_ORDINARY_CONTROLS = "\t\n\r\f"
+_MAX_SPLIT_ERROR = 0.05  # between the asked and the actual fraction, without a notice
+_MAX_LISTED = 8  # control characters that a message names
 
 _logger = logging.getLogger(__name__)
 
@@ -38,20 +49,149 @@ def load_dataset(config: Config, *, progress: ProgressFn = no_progress) -> Datas
     Downloads and notices about the text are logged to the logger `charjax`.
 
     Args:
-      config: `data`, and `seed` for the order of the batches.
+      config: `data`, and `seed` for the order of the batches and of shuffled documents.
       progress: called during a download with the bytes received and the bytes expected
         (0: unknown).
 
     Raises:
       InputError: the text is missing, malformed or too short.
-      HostError: the corpus can be neither found nor downloaded.
+      HostError: the corpus can be neither found nor downloaded, or memory does not suffice.
     """
+    try:
+        return _load(config, progress)
+    except MemoryError as error:
+        raise HostError(
+            f"{config.data.path or config.data.corpus}: memory does not suffice to read this text, "
+            "which takes about 9 bytes a character; give less text or more memory"
+        ) from error
+
+
+def read_tokens(
+    file: str, rules: ReadingRules, vocab: Vocab, *, unknown: str = "error"
+) -> Int[np.ndarray, " tokens"]:
+    """The token ids of a text, read as the run's own text was; see `charjax.data.corpus.read_text`.
+
+    Args:
+      file: a path as in `data.path`, or "-" for standard input.
+      rules: of the run, or with options for this file.
+      vocab: of the run. If it has a document boundary, so have the ids: before each document,
+        and after the last.
+      unknown: as for `Vocab.encode`.
+
+    Raises:
+      InputError: the file is missing, malformed, or has characters outside the vocabulary.
+      HostError: it cannot be read.
+    """
+    prepared = read_text(file, rules)
+    documents = list(_documents(prepared.text, prepared.document_starts))
+    if vocab.unit == "codepoint":
+        documents = [normalize_form(document, vocab) for document in documents]
+    text = "".join(documents)
+    starts = np.cumsum([0, *map(len, documents[:-1])], dtype=np.int64)
+    return _encode(text, starts, vocab, unknown=unknown)[0]
+
+
+def _load(config: Config, progress: ProgressFn) -> Dataset:
     data = config.data
     corpus = load_corpus(data, progress=progress)
-    vocab = Vocab.from_text(corpus.text, order=data.vocabulary, unit=data.unit, unk=data.unk)
+    if data.shuffle_documents:
+        corpus = _shuffle(corpus, config.seed)
+    boundary = corpus.rules.documents.boundary
+    vocab = Vocab.from_text(
+        corpus.text, order=data.vocabulary, unit=data.unit, unk=data.unk, boundary=boundary
+    )
+    _report_characters(corpus, vocab)
+    ids, starts = _encode(corpus.text, corpus.document_starts, vocab)
+    splits = split(ids, starts, data.split, boundary_id=vocab.boundary_id)
+    batches = make_batches(
+        data, splits.train.ids, splits.train.document_starts, config.seed, vocab.boundary_id
+    )
+    dataset = Dataset(corpus, vocab, splits, batches)
+    _report_splits(config, dataset)
+    return dataset
+
+
+def _encode(
+    text: str, document_starts: Int[np.ndarray, " documents"], vocab: Vocab, unknown: str = "error"
+) -> tuple[Int[np.ndarray, " tokens"], Int[np.ndarray, " documents"]]:
+    """The token ids, with the boundaries that the vocabulary has, and where documents start."""
+    ids = vocab.encode_corpus(text, unknown=unknown)
+    if vocab.boundary_id is None:
+        return ids, document_starts
+    ids = np.insert(ids, np.append(document_starts, len(ids)), np.int32(vocab.boundary_id))
+    return ids, document_starts + np.arange(len(document_starts))
+
+
+def _documents(text: str, document_starts: Int[np.ndarray, " documents"]) -> Iterator[str]:
+    return (text[a:b] for a, b in pairwise([*document_starts.tolist(), len(text)]))
+
+
+def _shuffle(corpus: Corpus, seed: int) -> Corpus:
+    """The corpus with its documents in the order of the seed."""
+    documents = list(_documents(corpus.text, corpus.document_starts))
+    documents = [documents[i] for i in random_order(len(documents), seed)]
+    starts = np.cumsum([0, *map(len, documents[:-1])], dtype=np.int64)
+    return replace(corpus, text="".join(documents), document_starts=starts)
+
+
+def _report_characters(corpus: Corpus, vocab: Vocab) -> None:
+    """Logs what is odd about the characters of a text."""
     if len(vocab.characters) == 1:
         _logger.warning(
             "NOTICE: %s has only one distinct character; there is nothing to learn", corpus.name
         )
-    splits = split(vocab.encode_corpus(corpus.text), corpus.document_starts, data.split)
-    return Dataset(corpus, vocab, splits, make_batches(data, *splits.train, config.seed))
+    limit = "\x20" if vocab.unit == "byte" else "\xa0"  # bytes from 0x80 on are parts of others
+    controls = [
+        c
+        for c in sorted(vocab.characters)
+        if c not in _ORDINARY_CONTROLS and (c < " " or "\x7f" <= c < limit)
+    ]
+    if controls:
+        listed = [f"U+{ord(c):04X} ({corpus.text.count(c):,}x)" for c in controls[:_MAX_LISTED]]
+        more = f" and {len(controls) - _MAX_LISTED} more" if len(controls) > _MAX_LISTED else ""
+        _logger.warning(
+            "NOTICE: %s has control characters: %s%s", corpus.name, ", ".join(listed), more
+        )
+
+
+def _report_splits(config: Config, dataset: Dataset) -> None:
+    """Logs what is odd about the splits."""
+    data, corpus, (train, val, _) = config.data, dataset.corpus, dataset.splits
+    if len(corpus.document_starts) > 1:
+        _report_duplicates(dataset)
+    if data.split[1] and val.num_targets < 1:
+        patience = config.train.patience
+        _logger.warning(
+            "NOTICE: the validation split of %s has %d characters, too few to predict one: there "
+            "is no validation loss%s; make its fraction in config.data.split larger",
+            corpus.name,
+            len(val.ids),
+            f", and train.patience={patience} never acts" if patience else "",
+        )
+    actual = train.num_targets / max(1, sum(split.num_targets for split in dataset.splits))
+    if abs(actual - data.split[0]) > _MAX_SPLIT_ERROR and len(corpus.document_starts) > 1:
+        _logger.warning(
+            "NOTICE: documents are not cut: the train split has %.2f of the text instead of %.2f",
+            actual,
+            data.split[0],
+        )
+
+
+def _report_duplicates(dataset: Dataset) -> None:
+    """Logs how many documents of the other splits the train split has too."""
+    corpus, splits = dataset.corpus, dataset.splits
+    hashes = [hash(document) for document in _documents(corpus.text, corpus.document_starts)]
+    num_train, num_val = (len(part.document_starts) for part in splits[:2])
+    train = set(hashes[:num_train])
+    parts = {
+        "validation": hashes[num_train : num_train + num_val],
+        "test": hashes[num_train + num_val :],
+    }
+    for name, part in parts.items():
+        if twice := sum(value in train for value in part):
+            _logger.warning(
+                "NOTICE: %s of the %s documents of the %s split are in the train split too",
+                f"{twice:,}",
+                f"{len(part):,}",
+                name,
+            )

@@ -59,7 +59,9 @@ class Vocab:
             raise InputError("vocabulary: a character is not a byte, though unit=byte")
 
     @classmethod
-    def from_text(cls, text: str, *, order: str, unit: str, unk: bool) -> Vocab:
+    def from_text(
+        cls, text: str, *, order: str, unit: str, unk: bool, boundary: bool = False
+    ) -> Vocab:
         """The vocabulary of a corpus.
 
         Args:
@@ -67,12 +69,13 @@ class Vocab:
           order: "sorted" by code point, or by first "appearance".
           unit: "codepoint" or "byte".
           unk: whether to reserve [UNK].
+          boundary: whether to reserve the document boundary.
 
         Raises:
           InputError: the text is empty, or has characters that the unit does not allow.
         """
         characters = sorted(set(text)) if order == "sorted" else dict.fromkeys(text)
-        return cls(tuple(characters), unit, unk)
+        return cls(tuple(characters), unit, unk, boundary)
 
     def __len__(self) -> int:
         """The number of token ids, the boundary and [UNK] included."""
@@ -165,7 +168,7 @@ class Vocab:
         types = {"symbols": str, "unit": str, "unk": bool}
         if not isinstance(values, Mapping) or values.keys() - {"boundary"} != types.keys():
             raise InputError(f"vocabulary: must be a JSON object with {', '.join(types)}")
-        boundary = values.get("boundary", False)
+        boundary = values["boundary"] if "boundary" in values else False  # noqa: SIM401
         for name, wanted in types.items():
             if type(values[name]) is not wanted:
                 raise InputError(f"vocabulary: {name} must be of type {wanted.__name__}")

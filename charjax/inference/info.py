@@ -33,6 +33,7 @@ def config_info(config: Config) -> dict[str, Any]:
         "train_chars": len(dataset.splits.train.ids),
         "val_chars": len(dataset.splits.val.ids),
         "test_chars": len(dataset.splits.test.ids),
+        "unused_chars": dataset.batches.unused_chars,
         "windows": dataset.batches.num_sequences,
         "steps_per_epoch": dataset.batches.steps_per_epoch,
     }

@@ -9,7 +9,8 @@ from typing import Any
 import jax
 
 from charjax.checkpoint import Checkpoints, Which
-from charjax.config import Config, from_config_dict
+from charjax.config import Config, from_saved
+from charjax.data.reading import ReadingRules
 from charjax.data.vocab import Vocab
 from charjax.model.network import init_params
 from charjax.runtime.keys import Stream, stream_key
@@ -37,6 +38,13 @@ class TrainedModel:
     val_loss: float | None
     meta: dict[str, Any]
 
+    @property
+    def reading(self) -> ReadingRules:
+        """How its text was read; of a run that did not record it, what its config says."""
+        if "reading" in self.meta:
+            return ReadingRules.from_json(self.meta["reading"])
+        return ReadingRules.from_config(self.config.data)
+
 
 def load_trained(workdir: Path, *, which: Which) -> TrainedModel:
     """The model of one verified checkpoint. Damaged ones are logged, one line each.
@@ -50,7 +58,7 @@ def load_trained(workdir: Path, *, which: Which) -> TrainedModel:
     """
     with Checkpoints(Workdir(workdir).checkpoints) as saved:
         record = saved.read_meta(which=which)
-        config = from_config_dict(record.meta["config"])
+        config = from_saved(record.meta["config"])
         vocab = Vocab.from_json(record.meta["vocabulary"])
         shapes = jax.eval_shape(
             lambda: init_params(config.model, len(vocab), stream_key(config.seed, Stream.INIT))

@@ -3,35 +3,46 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int
 
-from charjax.data.corpus import read_text
-from charjax.data.dataset import load_dataset
+from charjax.data.dataset import load_dataset, read_tokens
 from charjax.errors import DivergedError, InputError
 from charjax.inference.evaluate import Score, score
 from charjax.inference.load import TrainedModel
 from charjax.runtime.display import ProgressFn
 
 
-def score_file(trained: TrainedModel, file: str, *, unknown: str, progress: ProgressFn) -> Score:
+def score_file(
+    trained: TrainedModel,
+    file: str,
+    *,
+    unknown: str,
+    progress: ProgressFn,
+    options: Mapping[str, Any] | None = None,
+) -> Score:
     """The mean loss of a text file, which is read as the model's training text was.
 
     Args:
       trained: the model.
-      file: a path, or "-" for standard input.
+      file: a path, as `data.path` takes it, or "-" for standard input.
       unknown: "error", or "unk" to read characters outside the vocabulary as [UNK].
       progress: called with the number of chunks done and the total.
+      options: fields of `charjax.config.DataConfig` in which the file differs from the run's
+        own text, such as {"encoding": "latin-1"}.
 
     Raises:
       InputError: the file is missing, malformed, too short, or has characters outside the
         vocabulary.
       DivergedError: the loss is not finite.
     """
-    text = read_text(file, trained.config.data)
-    ids = trained.vocab.encode_corpus(text, unknown=unknown)
+    rules = trained.reading
+    if options:
+        rules = rules.with_options(trained.config.data, options)
+    ids = read_tokens(file, rules, trained.vocab, unknown=unknown)
     return _finite_score(trained, ids, progress)
 
 

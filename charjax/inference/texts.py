@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from charjax.config import ModelConfig
+from charjax.data.reading import prepare_prompt
 from charjax.data.vocab import Vocab
 from charjax.inference.load import TrainedModel
 from charjax.inference.sampler import Chunks, sample
@@ -62,6 +63,7 @@ def write_texts(
       InputError: the prompt has characters outside the vocabulary, or a number is out of range.
     """
     vocab = trained.vocab
+    prompt = prepare_prompt(prompt, trained.reading, vocab)
     ids = encode_prompt(vocab, prompt, unknown=unknown)
     shown = vocab.decode(ids) if prompt and show_prompt else ""
     groups = sample(

@@ -194,6 +194,7 @@ def _set_up(
 
     check_prompt(config, dataset.vocab)
     _log_all(messages.opening(meta, steps_per_epoch))
+    _log_all(messages.unused_chars(dataset))
     if saved:
         changes = check_same_run(workdir.path, saved, meta, allow=allow)
         _log_all(f"allowed: {change}" for change in changes)

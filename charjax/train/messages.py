@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from charjax.config import TrainConfig
+from charjax.data.dataset import Dataset
 from charjax.errors import InputError
 from charjax.train.intervals import Intervals, total_steps
 from charjax.train.progress import Progress
@@ -29,6 +30,16 @@ def opening(meta: RunMeta, steps_per_epoch: int) -> Iterator[str]:
     if meta.recurrence:
         yield f"recurrence: {meta.recurrence.implementation} ({meta.recurrence.reason})"
     yield f"steps: {f'{total:,}' if total else 'no limit'}, {steps_per_epoch:,} per epoch"
+
+
+def unused_chars(dataset: Dataset) -> Iterator[str]:
+    """One message where an epoch does not train on all of the text."""
+    unused, num_targets = dataset.batches.unused_chars, dataset.splits.train.num_targets
+    if unused:
+        yield (
+            f"batches: {unused:,} of the {num_targets:,} characters to train on are in none of an "
+            "epoch"
+        )
 
 
 def single_steps(config: TrainConfig, intervals: Intervals, start: int) -> Iterator[str]:

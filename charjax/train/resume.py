@@ -13,8 +13,9 @@ from typing import Any
 
 import jax
 
-from charjax.config import Config, ModelConfig, differences, from_config_dict, to_dict
+from charjax.config import Config, ModelConfig, differences, from_saved, to_dict
 from charjax.data.dataset import Dataset
+from charjax.data.reading import ReadingRules
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.model.recurrence.api import Resolution, resolve
@@ -66,6 +67,7 @@ class RunMeta:
       config: as it was asked for; only `model.dtype=auto` is resolved.
       vocab: of its corpus.
       corpus: its text.
+      reading: how the text was read.
       parameters: number of trained parameters.
       platform: the machine.
       recurrence: which implementation computes the recurrence; None in a run saved before this
@@ -75,6 +77,7 @@ class RunMeta:
     config: Config
     vocab: Vocab
     corpus: CorpusMeta
+    reading: ReadingRules
     parameters: int
     platform: Platform
     recurrence: Resolution | None
@@ -93,6 +96,7 @@ class RunMeta:
             "config": to_dict(self.config),
             "vocabulary": self.vocab.to_json(),
             "corpus": dataclasses.asdict(self.corpus),
+            "reading": self.reading.to_json(),
             "parameters": self.parameters,
             **dataclasses.asdict(self.platform),
             "recurrence": self.recurrence and self.recurrence._asdict(),
@@ -105,11 +109,14 @@ class RunMeta:
         Raises:
           InputError: this version has no such config or vocabulary.
         """
-        recurrence = values.get("recurrence")
+        recurrence, reading = values.get("recurrence"), values.get("reading")
+        config = from_saved(values["config"])
+        data = ReadingRules.from_config(config.data)
         return cls(
-            config=from_config_dict(values["config"]),
+            config=config,
             vocab=Vocab.from_json(values["vocabulary"]),
             corpus=CorpusMeta(**values["corpus"]),
+            reading=ReadingRules.from_json(reading) if reading else data,
             parameters=values["parameters"],
             platform=Platform(values["versions"], values["device"], values["devices"]),
             recurrence=Resolution(**recurrence) if recurrence else None,
@@ -151,6 +158,7 @@ def describe(
         config=config,
         vocab=dataset.vocab,
         corpus=CorpusMeta(corpus.name, corpus.sha256, len(corpus.text), corpus.notice),
+        reading=corpus.rules,
         parameters=parameters,
         platform=Platform(
             versions={name: importlib.metadata.version(name) for name in _PACKAGES},

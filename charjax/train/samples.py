@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from charjax.config import Config
+from charjax.data.reading import ReadingRules, prepare_prompt
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.inference.sampler import Sampler
@@ -25,7 +26,7 @@ def check_prompt(config: Config, vocab: Vocab) -> None:
     if not config.sample.num_chars:
         return
     try:
-        encode_prompt(vocab, config.sample.prompt)
+        encode_prompt(vocab, _prompt(config, vocab))
     except InputError as error:
         what = str(error).partition(";")[0]
         prompt = config.sample.prompt
@@ -58,13 +59,19 @@ def write_samples(
     if not wanted.num_chars:
         return
     sampler = Sampler(config.model, local_copy(params), masked=vocab.unk_id)  # on one device
-    prompt = encode_prompt(vocab, wanted.prompt)
+    text_before = _prompt(config, vocab)
+    prompt = encode_prompt(vocab, text_before)
     for temperature in wanted.temperatures:
         sampling = Sampling(temperature=temperature, seed=config.seed)
         groups = sampler(prompt, num_chars=wanted.num_chars, num_samples=1, sampling=sampling)
         (text,) = decode_groups(vocab, groups)
         title = f"=== step {step}, temperature {temperature:g} ==="
-        sample = f"{title}\n{wanted.prompt}{text}\n"
+        sample = f"{title}\n{text_before}{text}\n"
         append(file, f"{sample}\n")
     if sample:
         show(sample)
+
+
+def _prompt(config: Config, vocab: Vocab) -> str:
+    """The prompt of the samples, prepared as the text was."""
+    return prepare_prompt(config.sample.prompt, ReadingRules.from_config(config.data), vocab)

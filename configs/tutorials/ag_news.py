@@ -40,6 +40,9 @@ PLAIN = Config(
         corpus="ag_news",
         documents="rows",
         columns=(1, 2),
+        # As in the lesson: no start and end, and windows within a document.
+        boundary=False,
+        csv_delimiter=",",
         vocabulary="appearance",
         split=(1.0, 0.0, 0.0),
         batching="sliding",

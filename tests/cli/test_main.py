@@ -153,7 +153,7 @@ FAULTS = {
     "abbreviated flag": Fault(SAMPLE + "--num_char=1", 2, ("--num_char=1", "--num_chars")),
     "stray word": Fault(SAMPLE + "hello", 2, ("hello",)),
     "workdir without a name": Fault("info --workdir=", 2, ("--workdir=", "no folder")),
-    "score of a folder": Fault("score --workdir=@run --file=@run", 2, ("--file=", "is a folder")),
+    "score of a folder": Fault("score --workdir=@run --file=@run", 2, ("--file=", "no text file")),
     "no config": Fault("train", 2, ("--config", "configs/shakespeare.py")),
     "--config without a value": Fault("train --config", 2, ("--config", "--config=VALUE")),
     "field without a value": Fault(
@@ -206,7 +206,9 @@ FAULTS = {
         TRAIN + "--config.data.path=@short.txt", 2, ("characters", "seq_len=8", "batch_size=8")
     ),
     "text that is no UTF-8": Fault(
-        TRAIN + "--config.data.path=@latin.txt", 2, ("latin.txt", "0xE9", "offset 3", "latin-1")
+        TRAIN + "--config.data.path=@latin.txt",
+        2,
+        ("latin.txt", "0xE9", "offset 3", "data.encoding="),
     ),
     "unknown corpus": Fault(
         TRAIN + "--config.data.path= --config.data.corpus=shakespear",

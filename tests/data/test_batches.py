@@ -240,7 +240,8 @@ def test_positions_beyond_32_bits_do_not_overflow():
     config = config_of("windows", seq_len=2**20 - 1)
     batches = WindowBatches(config, TokenSplit(ids, ONE), 0)
     last = np.array([batches.num_sequences - 1], np.int32)
-    assert batches._window_starts(last) == [(5_000_000_000 // 2**20 - 1) * 2**20]
+    first_target, _ = batches._windows.spans(last)
+    assert first_target == [(5_000_000_000 // 2**20 - 1) * 2**20 + 1]
 
 
 def test_too_few_windows_for_a_batch_names_both_counts():
@@ -288,21 +289,27 @@ def test_sizes_of_the_splits_of_tiny_shakespeare(fractions, sizes):
 )
 def test_documents_are_never_cut_and_never_lost(lengths, fractions):
     ids, starts = counting(sum(lengths)), np.cumsum([0, *lengths[:-1]])
-    try:
-        splits = split(ids, starts, fractions)
-    except InputError:  # a fraction smaller than any document
+    num_splits = sum(fraction > 0 for fraction in fractions)
+    if len(lengths) < num_splits:
+        with pytest.raises(InputError, match="is empty"):
+            split(ids, starts, fractions)
         return
+    splits = split(ids, starts, fractions)
+    assert [part.ids.size > 0 for part in splits] == [fraction > 0 for fraction in fractions]
     np.testing.assert_array_equal(np.concatenate([part.ids for part in splits]), ids)
     begins = [part.ids[part.document_starts] for part in splits if part.ids.size]
     np.testing.assert_array_equal(np.concatenate(begins), starts)
     train = len(splits.train.ids)
     boundaries = np.append(starts, len(ids))
     wanted = int(len(ids) * fractions[0])
-    assert abs(train - wanted) == np.abs(boundaries - wanted).min()
+    leaves_no_split_empty = boundaries[1 : len(boundaries) - num_splits + 1]
+    assert abs(train - wanted) == np.abs(leaves_no_split_empty - wanted).min()
 
 
 def test_an_empty_split_is_refused():
-    with pytest.raises(InputError, match="the val split of 101 characters in 2 documents is empty"):
-        split(counting(101), np.array([0, 1]), (0.9, 0.1, 0.0))
+    with pytest.raises(
+        InputError, match="the test split of 101 characters in 2 documents is empty"
+    ):
+        split(counting(101), np.array([0, 1]), (0.8, 0.1, 0.1))
     with pytest.raises(InputError, match="the train split of 1 characters"):
         split(counting(1), ONE, (0.9, 0.1, 0.0))

@@ -123,9 +123,14 @@ def test_a_missing_marker_is_named(read, field, tmp_path):
 
 
 def test_lines_are_documents_with_their_newline(read):
-    corpus = read("a\n\nb\x85\u2028c\r\nd".encode(), documents="lines")
+    corpus = read("a\n\nb\x85\u2028c\r\nd".encode(), documents="lines", boundary=False)
     assert documents_of(corpus) == ["a\n", "\n", "b\x85\u2028c\r\n", "d"]
     assert corpus.document_starts.dtype == np.int64
+
+
+def test_lines_with_a_boundary_lack_their_line_ends(read):
+    corpus = read("a\n\nb\x85\u2028c\r\nd".encode(), documents="lines")
+    assert documents_of(corpus) == ["a", "b\x85\u2028c", "d"]
 
 
 def test_rows_are_documents_of_joined_columns(read):
@@ -142,7 +147,7 @@ def test_a_column_that_a_row_lacks_is_named(read, columns):
         read(b"a,b\n", documents="rows", columns=columns)
 
 
-@pytest.mark.parametrize("data", [b'a,"b\nc', b'"a"b,c', b"a" * 140_000])
+@pytest.mark.parametrize("data", [b'a,"b\nc', b'"a"b,c'])
 def test_invalid_csv_is_refused(read, data):
     with pytest.raises(InputError, match="is not valid CSV"):
         read(data, documents="rows")

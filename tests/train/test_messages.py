@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from charjax.config import TrainConfig
+from charjax.config import DataConfig, TrainConfig
+from charjax.data.reading import ReadingRules
 from charjax.data.vocab import Vocab
 from charjax.model.recurrence.api import Resolution
 from charjax.train import messages
@@ -21,6 +22,7 @@ META = RunMeta(
     config=config_of(),
     vocab=Vocab(("a", "b"), "codepoint", False),
     corpus=CorpusMeta("tea", "0" * 64, 1200, ""),
+    reading=ReadingRules.from_config(DataConfig()),
     parameters=3456,
     platform=Platform({}, "cpu", 8),
     recurrence=Resolution("xla", "c refuses: no C compiler (cc)"),

@@ -1,0 +1,169 @@
+"""Documents of a text: its lines, files, CSV rows, or what a delimiter separates."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from charjax.errors import InputError
+
+_SNIFFED_CHARS = 1 << 16  # of the first file, from which its delimiter is detected
+_SNIFFED_ROWS = 100
+_DELIMITERS = ",\t;|"  # the likeliest first
+_MAX_FIELD = 2**31 - 1  # characters; Python's own limit for a field is 131,072
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentRules:
+    """What a document is; the fields are those of `charjax.config.DataConfig`.
+
+    Attributes:
+      mode: "none" (one document), "lines", "files", "rows" or "delimiter".
+      delimiter: with "delimiter", the text between two documents.
+      boundary: whether a boundary token separates documents; then lines lack their line ends.
+      columns: with "rows", numbers or names of columns; none: all.
+      header: with "rows", whether the first row of a file has names.
+      csv_delimiter: with "rows", the character between columns; "": to detect.
+    """
+
+    mode: str
+    delimiter: str
+    boundary: bool
+    columns: tuple[int | str, ...]
+    header: bool
+    csv_delimiter: str
+
+    @property
+    def has_names(self) -> bool:
+        """Whether the first row of a file has the names of the columns."""
+        return self.header or any(isinstance(column, str) for column in self.columns)
+
+
+def split_documents(
+    texts: Sequence[tuple[str, str]], rules: DocumentRules
+) -> tuple[list[str], DocumentRules]:
+    """The documents of (origin, text) pairs, without empty ones; the rules with what was detected.
+
+    Raises:
+      InputError: there is no such delimiter or column, or a text is not valid CSV.
+    """
+    if rules.mode == "none":
+        documents = ["\n".join(text for _, text in texts)]
+    elif rules.mode == "files":
+        documents = [text for _, text in texts]
+    elif rules.mode == "lines":
+        documents = [line for origin, text in texts for line in _lines(text, origin, rules)]
+    elif rules.mode == "delimiter":
+        documents = _delimited(texts, rules.delimiter)
+    else:
+        if texts and not rules.csv_delimiter:
+            rules = replace(rules, csv_delimiter=_detect_delimiter(*texts[0]))
+        documents = [row for origin, text in texts for row in _rows(text, origin, rules)]
+    kept = [document for document in documents if document]
+    if len(kept) < len(documents) and rules.boundary:
+        _logger.info("left out %s empty documents", f"{len(documents) - len(kept):,}")
+    return kept, rules
+
+
+def _lines(text: str, origin: str, rules: DocumentRules) -> Iterator[str]:
+    if "\n" not in text and "\r" in text:
+        _logger.warning(
+            "NOTICE: %s has carriage returns and no newlines, so it is one document; "
+            "set config.data.newlines=unix",
+            origin,
+        )
+    for line in io.StringIO(
+        text, newline="\n"
+    ):  # splitlines() would also break at other characters
+        if not rules.boundary:
+            yield line
+        else:
+            yield line.removesuffix("\n").removesuffix("\r")
+
+
+def _delimited(texts: Sequence[tuple[str, str]], delimiter: str) -> list[str]:
+    parts = [text.split(delimiter) for _, text in texts]
+    if not any(len(part) > 1 for part in parts):
+        hint = ""
+        if "\\n" in delimiter:
+            hint = "; a backslash is taken as it is: write $'\\n' in the shell"
+        raise InputError(
+            f"config.data.delimiter={delimiter!r}: not in {', '.join(o for o, _ in texts[:3])}; "
+            f"copy the delimiter from the text{hint}"
+        )
+    return list(itertools.chain.from_iterable(parts))
+
+
+def _rows(text: str, origin: str, rules: DocumentRules) -> Iterator[str]:
+    """The wanted columns of each CSV row, joined by a space."""
+    reader = _reader(text, rules.csv_delimiter)
+    try:
+        header: list[str] = next(reader, []) if rules.has_names else []
+        columns = tuple(_column(column, header, origin) for column in rules.columns)
+        for row in reader:
+            wanted = columns or range(len(row))
+            if row and not all(0 <= column < len(row) for column in wanted):
+                raise InputError(
+                    f"config.data.columns={rules.columns}: line {reader.line_num} of {origin} has "
+                    f"{len(row)} columns, numbered from 0; name columns that every row has, or the "
+                    f"character between columns in config.data.csv_delimiter"
+                )
+            yield " ".join(row[column] for column in wanted) if row else ""
+    except csv.Error as error:
+        raise InputError(
+            f"{origin}: line {reader.line_num} is not valid CSV ({error}); correct the file, "
+            "or set config.data.documents=lines"
+        ) from error
+
+
+def _column(column: int | str, header: list[str], origin: str) -> int:
+    """The number of a column that is given by its number or its name."""
+    if isinstance(column, int):
+        return column
+    if column not in header:
+        raise InputError(
+            f"config.data.columns: {origin} has no column {column!r}; "
+            f"its first row has {', '.join(header)}"
+        )
+    return header.index(column)
+
+
+def _reader(text: str, delimiter: str) -> Any:
+    csv.field_size_limit(_MAX_FIELD)
+    return csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+
+
+def _detect_delimiter(origin: str, text: str) -> str:
+    """The likeliest character that splits the first rows into equally many columns, over 1."""
+    candidates = _DELIMITERS
+    if origin.lower().endswith((".tsv", ".tab")):
+        candidates = "\t" + candidates.replace("\t", "")
+    widths = {delimiter: _width(text, delimiter) for delimiter in candidates}
+    detected = next((d for d in candidates if widths[d] > 1), ",")
+    _logger.info(
+        "%s: columns are separated by %r, %d in a row (config.data.csv_delimiter)",
+        origin,
+        detected,
+        max(widths[detected], 1),
+    )
+    return detected
+
+
+def _width(text: str, delimiter: str) -> int:
+    """The number of columns that the first rows all have; 0 if they differ."""
+    reader, rows = _reader(text[:_SNIFFED_CHARS], delimiter), []
+    with contextlib.suppress(csv.Error):  # as where the text is cut within quotes
+        for row in itertools.islice(reader, _SNIFFED_ROWS):
+            rows.append(row)
+    if len(text) > _SNIFFED_CHARS and 1 < len(rows) < _SNIFFED_ROWS:
+        rows = rows[:-1]  # which is cut off
+    widths = {len(row) for row in rows if row}
+    return widths.pop() if len(widths) == 1 else 0

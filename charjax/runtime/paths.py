@@ -1,0 +1,41 @@
+"""Paths as a user writes them: `~` and environment variables mean the same in every option."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from charjax.errors import InputError
+
+_VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})", re.ASCII)
+
+
+def expand_path(given: str, option: str) -> str:
+    """The path with `~`, `~user`, `$NAME` and `${NAME}` replaced.
+
+    A name with a `$` that is no variable, but does exist, stays as it is.
+
+    Args:
+      given: the path.
+      option: the flag or config field that gave it, for the message.
+
+    Raises:
+      InputError: the path is empty, or names a variable or a user that there is not.
+    """
+    if not given:
+        raise InputError(f"{option}=: is empty; name a path, or leave the option out")
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1] or match[2]
+        if name not in os.environ and not os.path.lexists(given):
+            raise InputError(
+                f"{option}={given}: the environment variable {name} is not set; set it"
+            )
+        return os.environ.get(name, match[0])
+
+    path = os.path.expanduser(_VARIABLE.sub(value, given))
+    if not path:
+        raise InputError(f"{option}={given}: is empty; set the variable to a path")
+    if given.startswith("~") and path.startswith("~"):
+        raise InputError(f"{option}={given}: there is no such user; write ./{given} for a file")
+    return path

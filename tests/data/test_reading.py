@@ -1,0 +1,175 @@
+"""One reading of a text: for training, for `charjax score`, and for prompts."""
+
+from __future__ import annotations
+
+import itertools
+import unicodedata
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from charjax.config import BATCHING_FIELDS, Config, DataConfig
+from charjax.data.dataset import Dataset, load_dataset, read_tokens
+from charjax.data.reading import ReadingRules, prepare_prompt
+from charjax.data.vocab import Vocab
+from charjax.errors import InputError
+
+ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-32", "utf-16-le", "cp1252")
+CHARACTERS = "abcABC éÉßñ,;'\n\t\u0301"
+LAYOUTS = ("none", "lines", "files", "rows", "delimiter")
+DELIMITER = "<|end|>"
+
+
+def data_config(path: Path, **fields) -> DataConfig:
+    return DataConfig(path=str(path), split=(1.0, 0.0, 0.0), batch_size=2, seq_len=4, **fields)
+
+
+def write(folder: Path, layout: str, documents: list[str], encoding: str, newline: str) -> Path:
+    """Documents as text files of a layout: one file, but with "files" one for each document."""
+    separator = DELIMITER if layout == "delimiter" else "\n"
+    if layout == "rows":
+        documents = ['"' + text.replace('"', '""') + '"' for text in documents]
+    texts = documents if layout == "files" else [separator.join(documents)]
+    for number, text in enumerate(texts):
+        data = text.replace("\n", newline).encode(encoding)
+        (folder / f"{number:03}.txt").write_bytes(data)
+    return folder
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@given(
+    documents=st.lists(st.text(CHARACTERS, min_size=5, max_size=12), min_size=3, max_size=5),
+    encoding=st.sampled_from(ENCODINGS),
+    newline=st.sampled_from(["\n", "\r\n", "\r"]),
+    batching=st.sampled_from(sorted(BATCHING_FIELDS)),
+    lowercase=st.booleans(),
+)
+def test_training_score_and_prompts_see_the_same_tokens(
+    tmp_path_factory, layout, documents, encoding, newline, batching, lowercase
+):
+    if encoding == "cp1252":
+        documents = [text.replace("\u0301", "") + "." for text in documents]
+    folder = write(tmp_path_factory.mktemp("text"), layout, documents, encoding, newline)
+    data = data_config(
+        folder,
+        documents=layout,
+        delimiter=DELIMITER * (layout == "delimiter"),
+        encoding="utf-8"
+        if encoding.startswith("utf-8") or encoding in ("utf-16", "utf-32")
+        else encoding,
+        newlines="unix",
+        csv_delimiter="," * (layout == "rows"),
+        lowercase=lowercase,
+        batching=batching,
+        unk=True,
+    )
+    dataset = load_dataset(Config(data=data))
+    train = dataset.splits.train
+    scored = read_tokens(str(folder), dataset.corpus.rules, dataset.vocab)
+    np.testing.assert_array_equal(scored, train.ids)
+    edges = [*dataset.corpus.document_starts.tolist(), len(dataset.corpus.text)]
+    read = [dataset.corpus.text[a:b] for a, b in itertools.pairwise(edges)]
+    if layout not in ("none", "lines"):  # where a newline is no part of what was written
+        written = [text.lower() if lowercase else text for text in documents]
+        assert read == written
+        for original, text in zip(documents, read, strict=True):
+            given_prompt = original.replace("\n", newline)
+            prompt = prepare_prompt(given_prompt, dataset.corpus.rules, dataset.vocab)
+            np.testing.assert_array_equal(dataset.vocab.encode(prompt), dataset.vocab.encode(text))
+    assert_every_position_is_trained_on(dataset, batching, has_documents=layout != "none")
+
+
+def assert_every_position_is_trained_on(
+    dataset: Dataset, batching: str, *, has_documents: bool
+) -> None:
+    """The targets of an epoch are all of the train split's, but for the remainder that is said."""
+    batches, train = dataset.batches, dataset.splits.train
+    positions = replace_ids_by_positions(dataset)
+    steps = [positions(step) for step in range(batches.steps_per_epoch)]
+    seen = [int(i) % max(1, train.num_targets) for b in steps for i in b.targets[b.mask]]
+    assert len(set(seen)) == train.num_targets - batches.unused_chars
+    if has_documents and batching != "stream":
+        assert batches.unused_chars == 0
+    if batching == "stream":
+        assert 0 <= batches.unused_chars < 2 * 4
+
+
+def replace_ids_by_positions(dataset: Dataset):
+    """The same batches of a text whose token ids are their positions."""
+    from charjax.data import batches as module
+
+    batches, train = dataset.batches, dataset.splits.train
+    text = module.TokenSplit(np.arange(len(train.ids)), train.document_starts, train.boundary_id)
+    if train.boundary_id is not None:  # the last id must be the boundary's, the first one's
+        text = text._replace(boundary_id=len(train.ids) - 1)
+    return type(batches)(batches._config, text, 0)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_prompt_takes_the_normal_form_that_the_vocabulary_has(form):
+    text = unicodedata.normalize(form, "caf\u00e9 Stra\u00dfe \u1ea5 \u00fc")
+    for unit in ("codepoint", "byte"):
+        characters = text if unit == "codepoint" else text.encode().decode("latin-1")
+        vocab = Vocab(tuple(sorted(set(characters))), unit, False)
+        rules = ReadingRules.from_config(DataConfig(unit=unit))
+        for given_form in ("NFC", "NFD"):
+            prompt = prepare_prompt(unicodedata.normalize(given_form, text), rules, vocab)
+            assert prompt == text
+
+
+def test_a_text_whose_characters_are_known_keeps_its_form():
+    text = "e\u0301\u00e9"  # both forms
+    vocab = Vocab(tuple(sorted(set(text))), "codepoint", False)
+    assert prepare_prompt(text, ReadingRules.from_config(DataConfig()), vocab) == text
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32", "utf-32-be"])
+def test_a_byte_order_mark_names_the_encoding(tmp_path, encoding):
+    mark = "\ufeff" * encoding.endswith("be")
+    (tmp_path / "a.txt").write_bytes((mark + "once upon a time").encode(encoding))
+    assert (
+        load_dataset(Config(data=data_config(tmp_path / "a.txt"))).corpus.text == "once upon a time"
+    )
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("utf-16-le", "it was a dark and stormy night; the rain fell in torrents"),
+        ("utf-16-be", "it was a dark and stormy night; the rain fell in torrents"),
+        ("cp932", "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。"),
+        ("gb18030", "話說天下大勢。分久必合。合久必分。周末七國分爭。并入於秦。"),
+    ],
+)
+def test_another_encoding_is_named_and_never_guessed(tmp_path, encoding, text):
+    (tmp_path / "a.txt").write_bytes((text * 20).encode(encoding))
+    with pytest.raises(InputError, match=f"config.data.encoding={encoding} ") as caught:
+        load_dataset(Config(data=data_config(tmp_path / "a.txt")))
+    assert len(str(caught.value).splitlines()) == 1
+    data = data_config(tmp_path / "a.txt", encoding=encoding)
+    assert load_dataset(Config(data=data)).corpus.text == text * 20
+
+
+def test_rules_round_trip_and_refuse_what_is_none():
+    data = DataConfig(documents="rows", columns=(1, "text"), newlines="unix", csv_delimiter=";")
+    rules = ReadingRules.from_config(data)
+    assert ReadingRules.from_json(rules.to_json()) == rules
+    for wrong in ({}, {"unit": 1}, rules.to_json() | {"documents": {}}, [], None):
+        with pytest.raises(InputError, match="reading"):
+            ReadingRules.from_json(wrong)
+
+
+def test_a_file_that_differs_is_read_with_options():
+    data = DataConfig(documents="rows", columns=(1,))
+    rules = ReadingRules.from_config(replace(data, csv_delimiter=";"))  # as it was detected
+    latin = rules.with_options(data, {"encoding": "latin-1"})
+    assert latin == replace(rules, encoding="latin-1")
+    lines = rules.with_options(data, {"documents": "lines"})
+    assert (lines.documents.mode, lines.documents.boundary) == ("lines", True)
+    assert rules.with_options(data, {"delimiter": "--"}).documents.mode == "delimiter"
+    with pytest.raises(InputError, match=r"config\.data\.newlines"):
+        rules.with_options(data, {"newlines": "mac"})

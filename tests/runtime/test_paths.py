@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import pytest
+
+from charjax.errors import InputError
+from charjax.runtime.paths import expand_path
+
+
+def test_home_and_variables_are_replaced_everywhere(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("NAME", "x y")
+    assert expand_path("~/a", "--out") == "/home/me/a"
+    assert expand_path("a/$NAME/${NAME}b", "--out") == "a/x y/x yb"
+    assert expand_path("a~", "--out") == "a~"
+
+
+@pytest.mark.parametrize(
+    "given", ["", "$UNSET", "a/${UNSET}/b", "$EMPTY", "~nobody-of-this-name/x"]
+)
+def test_an_empty_path_and_an_unset_variable_are_refused(monkeypatch, given):
+    monkeypatch.delenv("UNSET", raising=False)
+    monkeypatch.setenv("EMPTY", "")
+    with pytest.raises(InputError, match=r"^--out="):
+        expand_path(given, "--out")
+
+
+def test_an_existing_name_with_a_dollar_stays(tmp_path):
+    (tmp_path / "a$b.txt").write_text("x")
+    assert expand_path(str(tmp_path / "a$b.txt"), "--out") == str(tmp_path / "a$b.txt")
