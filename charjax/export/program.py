@@ -6,12 +6,9 @@ so that it samples the same characters from the same keys.
 
 from __future__ import annotations
 
-import json
-import logging
+import io
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from types import ModuleType
 from typing import Any, TypeAlias
 
 import jax
@@ -19,17 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt32
 
-from charjax.config import ModelConfig, to_dict
+from charjax.config import ModelConfig
 from charjax.data.vocab import Vocab
-from charjax.errors import InputError
+from charjax.export.weights import required
 from charjax.inference.load import TrainedModel
 from charjax.inference.sampling import sample_token
 from charjax.model.decode import DecodeState, decode_state, decode_step, decode_weights, mask_token
 from charjax.model.network import initial_carry
 from charjax.runtime.keys import Stream
 from charjax.types import PyTree, Scalar
-
-_logger = logging.getLogger(__name__)
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -41,34 +36,22 @@ Generator: TypeAlias = Callable[
 ]
 
 
-def export_model(trained: TrainedModel, out: Path) -> None:
-    """Writes a model as a program, weights, vocabulary and README into a folder.
-
-    Args:
-      trained: the model.
-      out: the folder; created if missing. Existing files of these names are replaced.
+def program_files(trained: TrainedModel) -> dict[str, bytes]:
+    """`generator.jax`, `start.npz` and `README.md`.
 
     Raises:
-      InputError: the packages of `charjax[export]` are missing, or `out` is no folder.
+      InputError: the package flatbuffers is not installed.
     """
-    safetensors = _safetensors()
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out={out}: is a file; name a folder")
-    model, vocab = trained.config.model, trained.vocab
-    program = export_generator(model, trained.params, masked=vocab.unk_id)
-    start = start_rows(model, trained.params)
-
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "generator.jax").write_bytes(program)
-    np.savez(out / "start.npz", allow_pickle=False, **start)
-    metadata = {"format": "charjax", "config": json.dumps(to_dict(trained.config))}
-    weights = safetensors.numpy.save(named_weights(trained.params), metadata=metadata)
-    (out / "weights.safetensors").write_bytes(weights)
-    described = vocab.to_json() | {"start": vocab.start}
-    (out / "vocabulary.json").write_text(json.dumps(described), encoding="utf-8")
-    (out / "README.md").write_text(_readme(trained, start), encoding="utf-8")
-    size, platforms = f"{len(program):,}", ", ".join(PLATFORMS)
-    _logger.info("wrote %s: a generator of %s bytes for %s", out, size, platforms)
+    required("flatbuffers", extra="export")  # jax.export says so only at the end
+    model = trained.config.model
+    program = export_generator(model, trained.params, masked=trained.vocab.unk_id)
+    rows, start = start_rows(model, trained.params), io.BytesIO()
+    np.savez(start, allow_pickle=False, **rows)
+    return {
+        "generator.jax": program,
+        "start.npz": start.getvalue(),
+        "README.md": _readme(trained, rows).encode(),
+    }
 
 
 def export_generator(config: ModelConfig, params: PyTree, *, masked: int | None) -> bytes:
@@ -135,29 +118,9 @@ def start_rows(config: ModelConfig, params: PyTree) -> dict[str, Float[np.ndarra
     return {name: np.asarray(leaf[0]) for name, leaf in (states | hgates).items()}
 
 
-def named_weights(params: PyTree) -> dict[str, np.ndarray]:
-    """The parameters by dotted name, contiguous: safetensors saves a transposed view wrongly."""
-    return {
-        ".".join(key.key for key in path): np.ascontiguousarray(leaf)
-        for path, leaf in jax.tree.flatten_with_path(params)[0]
-    }
-
-
 @partial(jax.jit, static_argnums=0)
 def _start_state(config: ModelConfig, params: PyTree) -> DecodeState:
     return decode_state(decode_weights(config, params), initial_carry(config, 1))
-
-
-def _safetensors() -> ModuleType:
-    try:
-        import flatbuffers  # noqa: F401 - jax.export needs it, and says so only at the end
-        import safetensors.numpy
-    except ImportError as error:
-        package = (error.name or "safetensors").partition(".")[0]
-        raise InputError(
-            f"export: the package {package} is not installed; run: pip install 'charjax[export]'"
-        ) from error
-    return safetensors
 
 
 def _readme(trained: TrainedModel, start: dict[str, Any]) -> str:

@@ -20,14 +20,9 @@ import pytest
 from charjax.config import Config, ModelConfig, TrainConfig
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
-from charjax.export.program import (
-    PLATFORMS,
-    export_generator,
-    export_model,
-    make_generator,
-    named_weights,
-    start_rows,
-)
+from charjax.export.api import export_model
+from charjax.export.program import PLATFORMS, export_generator, make_generator, start_rows
+from charjax.export.weights import named_weights
 from charjax.inference.load import TrainedModel
 from charjax.inference.sampling import Sampling
 from charjax.inference.texts import sample_texts, write_texts
@@ -194,7 +189,7 @@ def test_the_folder_explains_itself(tmp_path):
     export_model(trained, out)
     files = {path.name for path in out.iterdir()}
     readme = (out / "README.md").read_text(encoding="utf-8")
-    assert all(f"`{name}`" in readme for name in files - {"README.md"})
+    assert all(f"`{name}`" in readme for name in files - {"README.md", "charjax-export.json"})
     vocabulary = json.loads((out / "vocabulary.json").read_text(encoding="utf-8"))
     start = vocabulary.pop("start")
     assert Vocab.from_json(vocabulary) == trained.vocab

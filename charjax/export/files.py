@@ -1,0 +1,98 @@
+"""Files of an export: written whole, and never over a file that charjax did not write."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from charjax.errors import HostError, InputError
+
+_MANIFEST = "charjax-export.json"  # lists the files that an export wrote into its folder
+SIGNATURE = "written by charjax export"  # near the start of each export of a single file
+_SIGNATURE_BYTES = 1024
+
+
+def write_folder(out: Path, files: Mapping[str, bytes]) -> None:
+    """Writes files into a folder; a later export into it may replace them.
+
+    Args:
+      out: the folder; made where there is none.
+      files: contents by name.
+
+    Raises:
+      InputError: `out` is a file, or one of the files exists and no export wrote it.
+      HostError: the disk refused.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out={out}: is a file; name a folder")
+    ours = _manifest(out)
+    for name in (*files, _MANIFEST):
+        path = out / name
+        if os.path.lexists(path) and name not in ours:
+            raise InputError(
+                f"{path}: exists and was not written by charjax export; name another --out"
+            )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            _replace(out / name, content)
+        _replace(out / _MANIFEST, json.dumps({"files": [*files, _MANIFEST]}).encode())
+    except OSError as error:
+        raise _refused(out, error) from error
+
+
+def write_file(out: Path, content: bytes) -> None:
+    """Writes a single file, which has `SIGNATURE` in its first kilobyte.
+
+    Raises:
+      InputError: `out` is a folder, or exists and no export wrote it.
+      HostError: the disk refused.
+    """
+    if out.is_dir():
+        raise InputError(f"--out={out}: is a folder; name a file in it")
+    if os.path.lexists(out) and not _is_signed(out):
+        raise InputError(f"{out}: exists and was not written by charjax export; name another --out")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _replace(out, content)
+    except OSError as error:
+        raise _refused(out, error) from error
+
+
+def _manifest(out: Path) -> set[str]:
+    """The names of the files that an earlier export wrote into a folder."""
+    path = out / _MANIFEST
+    if path.is_symlink() or not path.is_file():
+        return set()
+    try:
+        names = json.loads(path.read_text("utf-8"))["files"]
+        return {name for name in names if isinstance(name, str)}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
+def _is_signed(path: Path) -> bool:
+    if path.is_symlink() or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return SIGNATURE.encode() in file.read(_SIGNATURE_BYTES)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Writes a new file and renames it: no reader sees half of it, no link is followed."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("xb") as file:
+            file.write(content)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _refused(out: Path, error: OSError) -> HostError:
+    return HostError(
+        f"{error.filename or out}: {error.strerror or error}; make room or access there, or "
+        "name another --out"
+    )

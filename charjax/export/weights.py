@@ -1,0 +1,119 @@
+"""A model's weights under names of charjax, torch and Keras."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from charjax.config import ModelConfig
+from charjax.errors import InputError
+from charjax.types import PyTree
+
+Arrays = dict[str, np.ndarray]
+
+
+def safetensors(arrays: Arrays, metadata: dict[str, str]) -> bytes:
+    """Arrays in the safetensors format.
+
+    Raises:
+      InputError: the package is not installed.
+    """
+    package = required("safetensors.numpy", extra="export")
+    # Contiguous: safetensors saves a transposed view wrongly.
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    content: bytes = package.save(contiguous, metadata=metadata)
+    return content
+
+
+def required(package: str, *, extra: str) -> ModuleType:
+    """A package of an extra.
+
+    Raises:
+      InputError: it is not installed.
+    """
+    import importlib
+
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        missing = (error.name or package).partition(".")[0]
+        raise InputError(
+            f"export: the package {missing} is not installed; run: pip install 'charjax[{extra}]'"
+        ) from error
+
+
+def named_weights(params: PyTree) -> Arrays:
+    """The parameters by dotted name, such as `layer_0.recurrent.kernel`."""
+    return {
+        ".".join(key.key for key in path): np.asarray(leaf)
+        for path, leaf in jax.tree.flatten_with_path(params)[0]
+    }
+
+
+def embedding(config: ModelConfig, params: PyTree) -> Float[np.ndarray, "vocab embed"]:
+    """The embedding; the identity matrix for a model with one-hot input."""
+    if config.embed:
+        return np.asarray(params["embedding"])
+    return np.eye(params["output_bias"].shape[0], dtype=np.float32)
+
+
+def hidden_bias(layer: PyTree) -> Float[np.ndarray, " gates"]:
+    """The bias of the hidden gates: zero except for the candidate's, where the cell has one."""
+    hidden, gates = layer["recurrent"]["kernel"].shape
+    bias = np.zeros(gates, np.float32)
+    if "bias" in layer["recurrent"]:
+        bias[gates - hidden :] = layer["recurrent"]["bias"]
+    return bias
+
+
+def torch_weights(config: ModelConfig, params: PyTree) -> Arrays:
+    """The state dict of {embedding: nn.Embedding, rnn: nn.GRU, nn.LSTM or nn.RNN, head: nn.Linear}.
+
+    torch has charjax's order of gates: reset, update, candidate for GRU and input, forget,
+    candidate, output for LSTM. Its kernels are transposed.
+    """
+    arrays = {"embedding.weight": embedding(config, params)}
+    for i in range(config.layers):
+        layer = params[f"layer_{i}"]
+        arrays[f"rnn.weight_ih_l{i}"] = np.asarray(layer["kernel"]).T
+        arrays[f"rnn.weight_hh_l{i}"] = np.asarray(layer["recurrent"]["kernel"]).T
+        arrays[f"rnn.bias_ih_l{i}"] = np.asarray(layer["bias"])
+        arrays[f"rnn.bias_hh_l{i}"] = hidden_bias(layer)
+    arrays["head.weight"] = np.asarray(params["output_kernel"]).T
+    arrays["head.bias"] = np.asarray(params["output_bias"])
+    return arrays
+
+
+# Keras' GRU has update, reset, candidate.
+_KERAS_GATES = {"gru": (1, 0, 2), "lstm": (0, 1, 2, 3), "rnn": (0,)}
+_KERAS_LAYERS = {"gru": "gru", "lstm": "lstm", "rnn": "simple_rnn"}
+
+
+def keras_weights(config: ModelConfig, params: PyTree) -> Arrays:
+    """The variables of Sequential([Embedding, GRU, LSTM or SimpleRNN, ..., Dense]), by path."""
+    order = _KERAS_GATES[config.cell]
+    arrays = {"layers/embedding/vars/0": embedding(config, params)}
+    for i in range(config.layers):
+        layer = params[f"layer_{i}"]
+        name = _KERAS_LAYERS[config.cell] + (f"_{i}" if i else "")
+        bias = reorder(np.asarray(layer["bias"]), order)
+        if config.cell == "gru":  # reset_after: a bias of the input, one of the state
+            bias = np.stack([bias, reorder(hidden_bias(layer), order)])
+        path = f"layers/{name}/cell/vars"
+        arrays[f"{path}/0"] = reorder(np.asarray(layer["kernel"]), order)
+        arrays[f"{path}/1"] = reorder(np.asarray(layer["recurrent"]["kernel"]), order)
+        arrays[f"{path}/2"] = bias
+    arrays["layers/dense/vars/0"] = np.asarray(params["output_kernel"])
+    arrays["layers/dense/vars/1"] = np.asarray(params["output_bias"])
+    return arrays
+
+
+def reorder(
+    array: Float[np.ndarray, "*rows gates"], order: tuple[int, ...]
+) -> Float[np.ndarray, "*rows gates"]:
+    """The blocks of the last axis, one per gate, in another order."""
+    blocks = np.split(array, len(order), axis=-1)
+    return np.concatenate([blocks[gate] for gate in order], axis=-1)
