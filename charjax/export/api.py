@@ -46,8 +46,7 @@ def export_model(trained: TrainedModel, out: Path, *, format: str = "program") -
         files that no export wrote.
       HostError: the disk refused.
     """
-    if format not in FORMATS:
-        raise InputError(f"--format={format}: no such format; there are {', '.join(FORMATS)}")
+    check_format(format)
     content = FORMATS[format].files(trained)
     if isinstance(content, bytes):
         write_file(out, content)
@@ -56,6 +55,12 @@ def export_model(trained: TrainedModel, out: Path, *, format: str = "program") -
         write_folder(out, content)
         size = sum(map(len, content.values()))
     _logger.info("wrote %s: format %s, %s bytes", out, format, f"{size:,}")
+
+
+def check_format(format: str) -> None:
+    """Raises InputError for a name that is not in `FORMATS`."""
+    if format not in FORMATS:
+        raise InputError(f"--format={format}: no such format; there are {', '.join(FORMATS)}")
 
 
 def _program(trained: TrainedModel) -> dict[str, bytes]:

@@ -1,4 +1,4 @@
-"""Write a model as a program that runs without charjax."""
+"""Write a model in another form: a program, a numpy script, ONNX, torch or Keras weights."""
 
 from __future__ import annotations
 
@@ -9,13 +9,21 @@ from charjax.cli.arguments import add_model, load_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The model and the folder to write."""
+    """The model, the format, and where to write it."""
     add_model(parser)
-    parser.add_argument("--out", required=True, type=Path, help="the folder to write")
+    parser.add_argument("--out", required=True, type=Path, help="the folder or file to write")
+    parser.add_argument(
+        "--format",
+        default="program",
+        help="program (one step of sampling for jax.export), numpy (a folder with generate.py, "
+        "which needs numpy alone), onnx (a file), torch or keras (weights and a module that loads them); "
+        "default: %(default)s",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Writes the program, the weights, the vocabulary and a README."""
-    from charjax.export.program import export_model
+    """Writes the export; it overwrites only what an export wrote."""
+    from charjax.export.api import check_format, export_model
 
-    export_model(load_model(args), args.out)
+    check_format(args.format)
+    export_model(load_model(args), args.out, format=args.format)
