@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--format",
         default="program",
         help="program (one step of sampling for jax.export), numpy (a folder with generate.py, "
-        "which needs numpy alone), onnx (a file), torch or keras (weights and a module that loads them); "
+        "which needs numpy alone), onnx (a file), torch or keras (weights and a loader); "
         "default: %(default)s",
     )
 
