@@ -12,7 +12,8 @@ import jax.export
 import numpy as np
 
 folder, prompt, num_chars, temperature, seed = Path(sys.argv[1]), *sys.argv[2:]
-characters = json.loads((folder / "vocabulary.json").read_text("utf-8"))["symbols"]
+vocabulary = json.loads((folder / "vocabulary.json").read_text("utf-8"))
+characters, is_bytes = vocabulary["symbols"], vocabulary["unit"] == "byte"
 step = jax.jit(jax.export.deserialize((folder / "generator.jax").read_bytes()).call)
 carry = tuple(np.tile(row, (8, 1)) for row in np.load(folder / "start.npz").values())
 root = jax.random.fold_in(jax.random.key(int(seed)), 2)  # 2: the sampling stream
@@ -21,12 +22,17 @@ keys_at = jax.jit(
     lambda p: jax.random.key_data(jax.vmap(jax.random.fold_in, (0, None))(sequence_keys, p))
 )
 
-ids = [characters.index(c) for c in prompt]
-tokens, text = np.full(8, ids[0], np.int32), prompt
+text = prompt.encode().decode("latin-1") if is_bytes else prompt  # byte b is character U+00b
+ids = [characters.index(c) for c in text]
+if not ids or vocabulary.get("boundary"):
+    ids.insert(0, vocabulary["start"])
+tokens = np.full(8, ids[0], np.int32)
 for position in range(1 - len(ids), int(num_chars)):
     tokens, carry = step(tokens, carry, keys_at(max(position, 0)), np.float32(temperature))
     if position < 0:  # still reading the prompt: its characters take the place of the model's
         tokens = np.full(8, ids[position], np.int32)
+    elif int(tokens[0]) == len(characters):  # the document boundary
+        break
     else:
         text += characters[int(tokens[0])]
-sys.stdout.buffer.write(text.encode())
+sys.stdout.buffer.write(text.encode("latin-1" if is_bytes else "utf-8"))

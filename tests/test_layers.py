@@ -39,9 +39,10 @@ LAYERS = read_layers()
 
 # Where the name to import differs from the name to install.
 DISTRIBUTIONS = {"absl": "absl-py", "orbax": "orbax-checkpoint"}
-# Named in pyproject.toml without an import: jax.export serialises with flatbuffers; files.py
+# Named in pyproject.toml without an import: jax.export serialises with flatbuffers; exports import
+# the packages of their extra by name; files.py
 # imports zstd by the name that it has in this version of Python.
-INDIRECT = {"backports.zstd", "flatbuffers"}
+INDIRECT = {"flatbuffers", "h5py", "onnx", "safetensors"}
 RUNTIME_EXTRAS = ("export", "tensorboard")
 
 

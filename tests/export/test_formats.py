@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import io
 import json
@@ -134,6 +135,22 @@ def test_the_numpy_script_reads_and_writes_bytes(tmp_path):
     options = {"prompt": "é", "num_chars": 40, "seed": 3, "temperature": 1.0}
     assert trained.vocab.decode(np.array(prompt + ids)).encode() == sampled(trained, **options)
     assert run_script(tmp_path / "out", **options).stdout.startswith("é".encode())
+
+
+def test_the_numpy_script_ends_with_the_document(tmp_path):
+    trained = trained_like(MODELS["gru-1-embed"])
+    vocab = dataclasses.replace(
+        trained.vocab, characters=trained.vocab.characters[:-1], boundary=True
+    )
+    trained = dataclasses.replace(trained, vocab=vocab)
+    export_model(trained, tmp_path / "out", format="numpy")
+    lengths = set()
+    for seed in range(3):
+        options = {"prompt": "t", "num_chars": 200, "seed": seed, "temperature": 1.5}
+        text = sampled(trained, **options)
+        assert run_script(tmp_path / "out", **options).stdout == text
+        lengths.add(len(text))
+    assert min(lengths) < 200
 
 
 def test_the_numpy_script_names_an_unknown_character(tmp_path):

@@ -168,6 +168,23 @@ def test_the_example_writes_the_same_bytes_in_a_process_without_charjax(tmp_path
     assert done.stdout == "".join(wanted).encode()
 
 
+def test_the_example_reads_and_writes_bytes(tmp_path):
+    """F10: a model of bytes writes text, not its bytes as characters."""
+    text = "Une tasse de caf\u00e9, du th\u00e9".encode().decode("latin-1")
+    vocab = Vocab.from_text(text, order="sorted", unit="byte", unk=False)
+    trained = dataclasses.replace(trained_like(MODELS[0]), vocab=vocab)
+    params = init_params(MODELS[0], len(vocab), stream_key(1, Stream.INIT))
+    trained = dataclasses.replace(trained, params=jax.tree.map(np.asarray, params))
+    export_model(trained, tmp_path / "out")
+    options = {"num_chars": 20, "num_samples": 1, "separator": "", "unknown": "error"}
+    sampling = Sampling(temperature=0.0)
+    wanted = "".join(write_texts(trained, "caf\u00e9", sampling=sampling, **options))
+    arguments = [str(EXAMPLE), str(tmp_path / "out"), "caf\u00e9", "20", "0", "0"]
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
+    # Bytes that are no UTF-8 become U+FFFD in the command, and stay bytes in the example.
+    assert done.stdout.decode("utf-8", "replace") == wanted
+
+
 def test_the_example_imports_jax_and_not_charjax():
     tree = ast.parse(EXAMPLE.read_text(encoding="utf-8"))
     imported = {

@@ -111,13 +111,17 @@ def gumbel(key, size):
 def generate(prompt, num_chars, temperature, seed):
     """The ids of the sample. `prompt` has at least one id."""
     vocabulary, model = json.loads((FOLDER / "vocabulary.json").read_text("utf-8")), Model()
-    size = len(vocabulary["symbols"])  # without [UNK], which is never sampled
+    characters = len(vocabulary["symbols"])
+    boundary = characters if vocabulary.get("boundary") else None  # the end of a document
+    size = characters + (boundary is not None)  # without [UNK], which is never sampled
     key = fold_in(fold_in((np.uint32(0), np.uint32(seed)), SAMPLE_STREAM), 0)  # of sample 0
     for token in prompt:
         model.read(token)
     for position in range(num_chars):
         noise = gumbel(fold_in(key, position), len(model.logits))
         token = int(np.argmax((model.logits + np.float32(temperature) * noise)[:size]))
+        if token == boundary:
+            return
         yield token
         model.read(token)
 
@@ -138,7 +142,9 @@ def main():
     if unknown:
         parser.error("not in the vocabulary: " + ", ".join(f"U+{ord(c):04X}" for c in unknown))
     prompt = [symbols.index(c) for c in units]
-    ids = generate(prompt or [vocabulary["start"]], args.num_chars, args.temperature, args.seed)
+    if not prompt or vocabulary.get("boundary"):
+        prompt = [vocabulary["start"], *prompt]
+    ids = generate(prompt, args.num_chars, args.temperature, args.seed)
     text = units + "".join(symbols[i] for i in ids)
     sys.stdout.buffer.write(text.encode("latin-1" if is_bytes else "utf-8"))
 
