@@ -42,7 +42,7 @@ DISTRIBUTIONS = {"absl": "absl-py", "orbax": "orbax-checkpoint"}
 # Named in pyproject.toml without an import: jax.export serialises with flatbuffers; exports import
 # the packages of their extra by name; files.py
 # imports zstd by the name that it has in this version of Python.
-INDIRECT = {"flatbuffers", "h5py", "onnx", "safetensors"}
+INDIRECT = {"backports.zstd", "flatbuffers", "h5py", "onnx", "safetensors"}
 RUNTIME_EXTRAS = ("export", "tensorboard")
 
 
