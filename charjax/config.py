@@ -211,7 +211,9 @@ def from_saved(values: Any) -> Config:
     Raises:
       InputError: as `from_config_dict`.
     """
-    data = values["data"]
+    data = values.get("data")
+    if not isinstance(data, dict) or "documents" not in data:
+        raise InputError("config.data: is missing, or has no documents")
     if "boundary" not in data and data["documents"] != "none":
         data = data | {"boundary": False}
         if data["documents"] == "rows":

@@ -21,6 +21,8 @@ from typing import Any
 from charjax.errors import HostError, InputError
 from charjax.runtime.files import check_local, not_regular, open_regular
 
+LOGS = ("metrics.jsonl", "samples.txt")
+
 
 @dataclass(frozen=True)
 class Workdir:
@@ -40,12 +42,12 @@ class Workdir:
     @property
     def metrics(self) -> Path:
         """The log of metrics: one JSON object per line."""
-        return self.path / "metrics.jsonl"
+        return self.path / LOGS[0]
 
     @property
     def samples(self) -> Path:
         """The log of texts sampled during training."""
-        return self.path / "samples.txt"
+        return self.path / LOGS[1]
 
     @property
     def curves(self) -> Path:

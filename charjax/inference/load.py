@@ -8,8 +8,9 @@ from typing import Any
 
 import jax
 
-from charjax.checkpoint import Checkpoints, Which
-from charjax.config import Config, from_saved
+from charjax.checkpoint import Checkpoints, Record, Which
+from charjax.checkpoint.meta import CheckpointMeta, RunMeta
+from charjax.config import Config
 from charjax.data.reading import ReadingRules
 from charjax.data.vocab import Vocab
 from charjax.model.network import init_params
@@ -54,20 +55,24 @@ def load_trained(workdir: Path, *, which: Which) -> TrainedModel:
       which: "best", "newest" or a step. "best" is the newest where none was evaluated.
 
     Raises:
-      CheckpointError: the folder holds no usable checkpoint.
+      CheckpointError: the folder holds no usable checkpoint, or one of a version that this one
+        cannot read.
     """
-    with Checkpoints(Workdir(workdir).checkpoints) as saved:
-        record = saved.read_meta(which=which)
-        config = from_saved(record.meta["config"])
-        vocab = Vocab.from_json(record.meta["vocabulary"])
-        shapes = jax.eval_shape(
-            lambda: init_params(config.model, len(vocab), stream_key(config.seed, Stream.INIT))
-        )
-        leaf = "ema" if config.optim.ema else "params"
+    directory = Workdir(workdir).checkpoints
+    with Checkpoints(directory) as saved:
+        run = _read_run(directory, saved.read_meta(which=which))
+        key = stream_key(run.config.seed, Stream.INIT)
+        shapes = jax.eval_shape(lambda: init_params(run.config.model, len(run.vocab), key))
+        leaf = "ema" if run.config.optim.ema else "params"
         restored = saved.restore({leaf: shapes}, which=which)
+    run = _read_run(directory, restored)  # a run may have saved another step meanwhile
     return TrainedModel(
-        config, vocab, restored.state[leaf], restored.step, restored.val_loss, restored.meta
+        run.config, run.vocab, restored.state[leaf], restored.step, restored.val_loss, restored.meta
     )
+
+
+def _read_run(directory: Path, record: Record) -> RunMeta:
+    return CheckpointMeta.from_json(record.meta, f"{directory / str(record.step)}").run
 
 
 def with_dtype(trained: TrainedModel, dtype: str) -> TrainedModel:

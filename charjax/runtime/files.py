@@ -63,7 +63,8 @@ def check_local(path: Path, flag: str) -> None:
       InputError: the path begins with the scheme of an address.
     """
     if _REMOTE.fullmatch(str(path)):
+        address = str(path).replace(":/", "://", 1)
         raise InputError(
-            f"{flag}={path}: an address, not a folder of this machine; choose a local folder, and "
-            "copy it there afterwards"
+            f"{flag}={address}: an address, not a folder of this machine; choose a local folder, "
+            "and copy it there afterwards"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from charjax.checkpoint import Checkpoints
+from charjax.checkpoint import Checkpoints, Record
+from charjax.checkpoint.meta import CheckpointMeta, RunMeta
+from charjax.checkpoint.progress import Progress
 from charjax.config import Config, to_dict
 from charjax.data.batches import Batch
 from charjax.data.dataset import Dataset, load_dataset
@@ -31,15 +33,7 @@ from charjax.train.clock import Clock
 from charjax.train.intervals import Intervals, make_intervals, total_steps
 from charjax.train.metrics import Log, MetricsLog, NoLog, draw_curves, read_metrics
 from charjax.train.optimizer import make_optimizer, make_schedule
-from charjax.train.progress import Progress
-from charjax.train.resume import (
-    CheckpointMeta,
-    RunMeta,
-    check_allowed,
-    check_same_run,
-    describe,
-    resolve_recurrence,
-)
+from charjax.train.resume import check_allowed, check_same_run, describe, resolve_recurrence
 from charjax.train.samples import check_prompt, write_samples
 from charjax.train.step import StepMetrics, TrainState, init_state
 from charjax.train.step_metrics import StepMetricsBuffer
@@ -201,7 +195,8 @@ def _set_up(
         state = _restore(meta, workdir, checkpoints, backend, like)
         _log_all(messages.rescheduled(saved, meta, steps_per_epoch))
     else:
-        _truncate_logs(workdir, dict.fromkeys(workdir.log_sizes(), 0))
+        if distributed.is_primary():
+            workdir.start()
         state = _new_run_state(meta, workdir, backend, new_state(), Progress())
     intervals = make_intervals(config.train, steps_per_epoch, state.step)
     _log_all(messages.single_steps(config.train, intervals, state.step))
@@ -214,7 +209,11 @@ def _read_saved(workdir: Workdir, checkpoints: Checkpoints) -> RunMeta | None:
     workdir.check_lock()
     steps = checkpoints.steps()
     distributed.require_same(f"{workdir.checkpoints}", f"{steps}")
-    return CheckpointMeta.from_json(checkpoints.read_meta().meta).run if steps else None
+    return _saved_meta(workdir, checkpoints.read_meta()).run if steps else None
+
+
+def _saved_meta(workdir: Workdir, record: Record) -> CheckpointMeta:
+    return CheckpointMeta.from_json(record.meta, f"{workdir.checkpoints / str(record.step)}")
 
 
 def _restore(
@@ -223,8 +222,9 @@ def _restore(
     """The state in the newest checkpoint that verifies; cuts the logs to their length then."""
     restored = checkpoints.restore(like)
     distributed.require_same(f"{workdir.checkpoints}", f"restored {restored.step}")
-    saved = CheckpointMeta.from_json(restored.meta)
-    _truncate_logs(workdir, saved.log_sizes)
+    saved = _saved_meta(workdir, restored)
+    if distributed.is_primary():
+        workdir.truncate_logs(saved.log_sizes)
     _logger.info(f"resuming {workdir.path} at step {restored.step:,}")
     return _new_run_state(meta, workdir, backend, restored.state, saved.progress)
 
@@ -242,11 +242,6 @@ def _new_run_state(
         progress=progress,
         clock=Clock(progress.elapsed_s),
     )
-
-
-def _truncate_logs(workdir: Workdir, sizes: Mapping[str, int]) -> None:
-    if distributed.is_primary():
-        workdir.truncate_logs(sizes)
 
 
 def _open_log(workdir: Workdir, meta: RunMeta) -> Log:
@@ -351,6 +346,8 @@ def _checkpoint(run: Run, state: RunState, val_loss: float | None) -> None:
     meta = CheckpointMeta(run.meta, state.progress, run.workdir.log_sizes())
     train_state = run.backend.to_global(state.train_state)
     run.checkpoints.save(state.step, train_state, meta.to_json(), val_loss=val_loss)
+    if distributed.is_primary():
+        run.workdir.mark_saved()
 
 
 def _finish(run: Run, progress: Progress) -> None:

@@ -9,12 +9,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from charjax.checkpoint.meta import RunMeta
+from charjax.checkpoint.progress import Progress
 from charjax.config import TrainConfig
 from charjax.data.dataset import Dataset
 from charjax.errors import InputError
 from charjax.train.intervals import Intervals, total_steps
-from charjax.train.progress import Progress
-from charjax.train.resume import RunMeta
 from charjax.workdir import Workdir
 
 

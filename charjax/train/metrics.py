@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from charjax.errors import InputError
-from charjax.workdir import append, write_error
+from charjax.workdir import append, replace
 
 
 class MetricsLog:
@@ -79,6 +80,7 @@ def draw_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draws training and validation loss over steps as a PNG.
 
     Raises:
+      InputError: the path is a link, or another kind of file.
       HostError: the file cannot be written.
     """
     from matplotlib.figure import Figure  # takes half a second to import
@@ -105,10 +107,9 @@ def draw_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     axes.grid(alpha=0.3)
     if axes.get_lines():
         axes.legend()
-    try:
-        figure.savefig(path, dpi=120)
-    except OSError as error:
-        raise write_error(path, error) from None
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=120)
+    replace(path, image.getvalue())
 
 
 def _event_writer(folder: Path) -> Any:

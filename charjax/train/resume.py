@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import importlib.metadata
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 
-from charjax.config import Config, ModelConfig, differences, from_saved, to_dict
+from charjax.checkpoint.meta import CorpusMeta, Platform, RunMeta
+from charjax.config import Config, ModelConfig, differences, to_dict
 from charjax.data.dataset import Dataset
-from charjax.data.reading import ReadingRules
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.model.recurrence.api import Resolution, resolve
 from charjax.schema import leaves
-from charjax.train.progress import Progress
 
 _logger = logging.getLogger(__name__)
 
@@ -38,115 +34,6 @@ _MUST_STAY = ("train.scheduled",)  # exceptions to `_MAY_CHANGE`
 
 _MAX_LISTED = 8  # characters that a message lists
 _PACKAGES = ("charjax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
-
-
-@dataclass(frozen=True)
-class CorpusMeta:
-    """Which text a run was trained on; see `charjax.data.corpus.Corpus`."""
-
-    name: str
-    sha256: str
-    chars: int
-    notice: str
-
-
-@dataclass(frozen=True)
-class Platform:
-    """What a run was trained with: versions of packages, kind of device, number of devices."""
-
-    versions: Mapping[str, str]
-    device: str
-    devices: int
-
-
-@dataclass(frozen=True)
-class RunMeta:
-    """What identifies a run: the content of `run.json`, and a part of every checkpoint's metadata.
-
-    Attributes:
-      config: as it was asked for; only `model.dtype=auto` is resolved.
-      vocab: of its corpus.
-      corpus: its text.
-      reading: how the text was read.
-      parameters: number of trained parameters.
-      platform: the machine.
-      recurrence: which implementation computes the recurrence; None in a run saved before this
-        was recorded.
-    """
-
-    config: Config
-    vocab: Vocab
-    corpus: CorpusMeta
-    reading: ReadingRules
-    parameters: int
-    platform: Platform
-    recurrence: Resolution | None
-
-    @property
-    def resolved_config(self) -> Config:
-        """The config whose `model.recurrence` is the resolved implementation."""
-        if self.recurrence is None:
-            return self.config
-        model = replace(self.config.model, recurrence=self.recurrence.implementation)
-        return replace(self.config, model=model)
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values."""
-        return {
-            "config": to_dict(self.config),
-            "vocabulary": self.vocab.to_json(),
-            "corpus": dataclasses.asdict(self.corpus),
-            "reading": self.reading.to_json(),
-            "parameters": self.parameters,
-            **dataclasses.asdict(self.platform),
-            "recurrence": self.recurrence and self.recurrence._asdict(),
-        }
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> RunMeta:
-        """The metadata that `to_json` wrote.
-
-        Raises:
-          InputError: this version has no such config or vocabulary.
-        """
-        recurrence, reading = values.get("recurrence"), values.get("reading")
-        config = from_saved(values["config"])
-        data = ReadingRules.from_config(config.data)
-        return cls(
-            config=config,
-            vocab=Vocab.from_json(values["vocabulary"]),
-            corpus=CorpusMeta(**values["corpus"]),
-            reading=ReadingRules.from_json(reading) if reading else data,
-            parameters=values["parameters"],
-            platform=Platform(values["versions"], values["device"], values["devices"]),
-            recurrence=Resolution(**recurrence) if recurrence else None,
-        )
-
-
-@dataclass(frozen=True)
-class CheckpointMeta:
-    """The metadata of a checkpoint.
-
-    Attributes:
-      run: what identifies the run.
-      progress: how far it has come.
-      log_sizes: bytes of each log by file name; what a log has beyond is cut off on resumption.
-    """
-
-    run: RunMeta
-    progress: Progress
-    log_sizes: Mapping[str, int]
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values, those of the run beside the others."""
-        others = {"progress": self.progress.to_json(), "logs": dict(self.log_sizes)}
-        return self.run.to_json() | others
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> CheckpointMeta:
-        """The metadata that `to_json` wrote."""
-        progress = Progress.from_json(values["progress"])
-        return cls(RunMeta.from_json(values), progress, values["logs"])
 
 
 def describe(

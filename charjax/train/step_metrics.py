@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from charjax.checkpoint.progress import ExactMean
 from charjax.config import Config
 from charjax.data.batches import Batches
 from charjax.train.clock import Clock
-from charjax.train.progress import ExactMean
 from charjax.train.step import StepMetrics
 from charjax.train.stopping import diverged
 

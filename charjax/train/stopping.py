@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from charjax.checkpoint.progress import Progress
 from charjax.config import Config, TrainConfig
 from charjax.errors import DivergedError
 from charjax.runtime.distributed import Exchange, is_multiprocess
 from charjax.runtime.signals import StopSignals
 from charjax.train.intervals import Intervals
-from charjax.train.progress import Progress
 
 
 class StopFlags:

@@ -26,6 +26,9 @@ FAULTS = {
     "two-writers": ("two_writers", 100),
     "inputs": ("inputs", 2000),
     "resume": ("resume", 50),
+    "readers": ("readers", 200),
+    "shapes": ("shapes", 1000),
+    "caches": ("caches", 500),
     "cost": ("cost", 10),
 }
 _PACKAGES = ("charjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")

@@ -86,6 +86,27 @@ _COLUMNS: dict[str, tuple[Callable[[_Figures], str], Callable[[_Figures], str]]]
             f"peak memory {f['line_of_50_MB_peak_bytes_a_character']} bytes per character"
         ),
     ),
+    "readers": (
+        lambda f: (
+            f"{f['readings']} readings, {f['at_a_time']} at a time, beside a run that saves every "
+            f"{f['checkpoint_every_steps']} steps ({f['saves_meanwhile']} saves meanwhile)"
+        ),
+        lambda f: f"{f['wrong_verdicts']} wrong verdicts",
+    ),
+    "shapes": (
+        lambda f: f"{f['shapes']} shapes of records and of metadata of arrays",
+        lambda f: (
+            f"{f['tracebacks']} tracebacks; refused in one line: {f['refused_with_exit_3']}, "
+            f"harmless: {f['harmless']}; {f['memory_ratio']} times the memory of a healthy run"
+        ),
+    ),
+    "caches": (
+        lambda f: (
+            f"{f['caches']} damaged caches of compiled kernels, {f['with_the_real_compiler']} "
+            "with the real compiler"
+        ),
+        lambda f: f"{f['crashes']} crashes; compiled again: {f['compiled_again']}",
+    ),
     "cost": (
         lambda f: (
             f"`{f['config']}`: {f['checkpoint_every_steps']} steps of {f['step_ms']} ms "

@@ -64,8 +64,14 @@ def test_misbehaving_servers_are_refused(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("fault", "n"), [("kill", 3), ("signals", 6), ("two-writers", 2)])
-def test_processes_that_are_killed_stopped_or_doubled(fault, n):
+@pytest.mark.parametrize(
+    ("fault", "n"),
+    [
+        ("kill", 3), ("signals", 6), ("two-writers", 2),
+        ("readers", 8), ("shapes", 40), ("caches", 10),
+    ],
+)  # fmt: skip
+def test_faults_that_take_processes_of_their_own(fault, n):
     run_in_full(fault, f"--n={n}")
 
 

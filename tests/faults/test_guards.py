@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -9,12 +10,12 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from charjax.checkpoint import Checkpoints, store
-from charjax.checkpoint.record import Leaf
+from charjax.checkpoint import Checkpoints
 from charjax.cli.main import main
 from charjax.config import Config
 from charjax.errors import CheckpointError, DivergedError, HostError, InputError
@@ -135,12 +136,12 @@ def test_an_invalid_line_of_the_metrics_is_named(tmp_path, line):
         read_metrics(file)
 
 
-def test_arrays_larger_than_the_memory_are_refused_before_they_are_read(tmp_path):
-    terabytes = Leaf((1 << 22, 1 << 20), np.dtype("float32").name, "")
-    opened = store.Store()
-    with pytest.raises(HostError, match="have 17592186044416 bytes"):
-        opened.read_arrays(tmp_path, {"params": terabytes})
-    opened.close()
+def test_arrays_larger_than_the_memory_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path) as saved:
+        saved.save(1, {"params": np.ones(1000, np.float32)}, {}, val_loss=None)
+        monkeypatch.setattr(os, "sysconf", lambda name: 60)
+        with pytest.raises(HostError, match=r"1: arrays: have 4000 bytes, .* this machine 3600;"):
+            saved.verify()
 
 
 def test_a_text_of_one_distinct_character_warns_and_gives_finite_numbers(tmp_path):
@@ -179,9 +180,13 @@ def test_exhausted_memory_is_one_line_with_a_remedy(monkeypatch, capsys):
     assert "smaller config.data.batch_size" in error
 
 
-def test_a_full_disk_names_the_log(tmp_path):
-    with pytest.raises(HostError, match=f"{tmp_path}.*free disk space"):
-        append(tmp_path, "a line")
+def test_a_full_disk_names_the_log(tmp_path, monkeypatch):
+    def full(path: Path, flags: int, mode: int) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(os, "open", full)
+    with pytest.raises(HostError, match=f"{tmp_path}/log: No space left.*free disk space"):
+        append(tmp_path / "log", "a line")
 
 
 BUSY = """

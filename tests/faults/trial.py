@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
 import os
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from charjax.checkpoint import Checkpoints
+from charjax.cli.main import main
 from charjax.config import (
     Config,
     DataConfig,
@@ -29,10 +32,10 @@ from charjax.workdir import Workdir
 
 STEPS = 300
 CHECKPOINT_EVERY = 5
-_ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[2]
 _WORDS = "the cat sat on a mat while it rained over there and nobody came"
 
-_CONFIG_FILE = """
+CONFIG_FILE = """
 from charjax.config import from_config_dict, to_config_dict
 
 def get_config():
@@ -63,7 +66,7 @@ class Trial:
     def prepare(cls, folder: Path) -> Trial:
         """Writes the text and the config file to a folder."""
         values = to_dict(small_config(write_words(folder / "text.txt", 3000)))
-        (folder / "config.py").write_text(_CONFIG_FILE.format(values=values), encoding="utf-8")
+        (folder / "config.py").write_text(CONFIG_FILE.format(values=values), encoding="utf-8")
         return cls(folder)
 
     @property
@@ -74,7 +77,7 @@ class Trial:
     def command(self, workdir: Path, *flags: str) -> list[str]:
         """The command line that trains or resumes a run."""
         train = [f"--config={self.config}", f"--workdir={workdir}", *flags]
-        return [sys.executable, str(_ROOT / "launch.py"), *train]
+        return [sys.executable, str(ROOT / "launch.py"), *train]
 
     def environment(self) -> dict[str, str]:
         """The environment of every run: one CPU device, the cache, this checkout on the path."""
@@ -83,7 +86,7 @@ class Trial:
             "XLA_FLAGS": "",
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache"),
-            "PYTHONPATH": str(_ROOT),
+            "PYTHONPATH": str(ROOT),
         }
 
     def start(self, workdir: Path, *flags: str) -> subprocess.Popen[str]:
@@ -133,6 +136,16 @@ class Reference:
             elif leaf_digests(workdir, step) != self.leaves[step]:
                 found.append(f"checkpoint {step} differs")
         return found
+
+
+def call(arguments: list[str]) -> tuple[int, str, str]:
+    """(exit code, standard output, standard error) of a command run in this process."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(arguments)
+        out.flush()
+        err.flush()
+    return code, *(x.buffer.getvalue().decode() for x in (out, err))  # type: ignore[attr-defined]
 
 
 def write_words(file: Path, num_words: int) -> Path:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from charjax.checkpoint import Checkpoints
+from charjax.checkpoint.progress import Progress
 from charjax.config import (
     Config,
     DataConfig,
@@ -34,9 +35,12 @@ META = {
     "config": to_dict(CONFIG),
     "vocabulary": VOCAB.to_json(),
     "corpus": {"name": "a text", "sha256": "00", "chars": 9, "notice": ""},
-    "progress": {"elapsed_s": 1.5},
+    "progress": Progress(elapsed_s=1.5).to_json(),
+    "logs": {"metrics.jsonl": 0, "samples.txt": 0},
+    "parameters": 9,
     "versions": {"jax": "0"},
     "device": "cpu",
+    "devices": 1,
 }
 
 

@@ -15,13 +15,13 @@ import jax
 import numpy as np
 import pytest
 
+from charjax.checkpoint.meta import RunMeta
+from charjax.checkpoint.progress import Progress
 from charjax.config import Config
 from charjax.errors import CheckpointError, DivergedError, InputError, InterruptedRunError
 from charjax.inference.load import load_trained
 from charjax.train.loop import train
 from charjax.train.metrics import read_metrics
-from charjax.train.progress import Progress
-from charjax.train.resume import RunMeta
 from charjax.workdir import Workdir
 
 from .tiny import Recorder, config_of, newest, outcome, text_of

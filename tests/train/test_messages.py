@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from charjax.checkpoint.meta import CorpusMeta, Platform, RunMeta
 from charjax.config import DataConfig, TrainConfig
 from charjax.data.reading import ReadingRules
 from charjax.data.vocab import Vocab
 from charjax.model.recurrence.api import Resolution
 from charjax.train import messages
 from charjax.train.intervals import make_intervals
-from charjax.train.resume import CorpusMeta, Platform, RunMeta
 
 from .tiny import config_of, configs_of_intervals
 

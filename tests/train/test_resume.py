@@ -9,15 +9,18 @@ from types import SimpleNamespace
 
 import pytest
 
+from charjax.checkpoint.meta import CheckpointMeta, RunMeta
+from charjax.checkpoint.progress import ExactMean, Progress
 from charjax.config import ModelConfig
 from charjax.data.dataset import load_dataset
 from charjax.errors import InputError
 from charjax.model.recurrence import api
 from charjax.model.recurrence.api import Resolution
-from charjax.train.progress import Progress
-from charjax.train.resume import CheckpointMeta, RunMeta, describe, resolve_recurrence
+from charjax.train.resume import describe, resolve_recurrence
 
 from .tiny import config_of
+
+LOG_SIZES = {"metrics.jsonl": 7, "samples.txt": 0}
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +30,13 @@ def meta(text_file) -> RunMeta:
 
 
 def test_metadata_survives_json(meta):
-    saved = CheckpointMeta(meta, Progress(elapsed_s=3.0, losses=[1.5]), {"metrics.jsonl": 7})
+    saved = CheckpointMeta(meta, Progress(elapsed_s=3.0, losses=ExactMean.of([1.5])), LOG_SIZES)
     values = json.loads(json.dumps(saved.to_json(), allow_nan=False))
-    assert CheckpointMeta.from_json(values) == saved
+    assert CheckpointMeta.from_json(values, "it") == saved
     assert values["recurrence"] == {"implementation": "c", "reason": "the fastest here"}
     assert values.keys() == {
         *("config", "vocabulary", "corpus", "parameters", "versions", "device", "devices"),
-        *("recurrence", "progress", "logs"),
+        *("reading", "recurrence", "progress", "logs"),
     }
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
+from charjax.checkpoint.progress import ExactMean
 from charjax.data.batches import Batch, Batches
 from charjax.errors import DivergedError
 from charjax.train.clock import Clock
-from charjax.train.progress import ExactMean
 from charjax.train.step import StepMetrics
 from charjax.train.step_metrics import StepMetricsBuffer
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from charjax.checkpoint.progress import Progress
 from charjax.errors import DivergedError
 from charjax.runtime.signals import StopSignals
 from charjax.train.intervals import make_intervals
-from charjax.train.progress import Progress
 from charjax.train.stopping import StopFlags, diverged, end_reason
 
 from .tiny import config_of

@@ -6,13 +6,13 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from charjax.train.progress import ExactMean, Progress
+from charjax.checkpoint.progress import ExactMean, Progress
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 losses_of_steps = st.lists(st.floats(-1e30, 1e30) | st.floats(0, 20, width=32))
 
 
-@given(finite, losses_of_steps, finite | st.just(math.inf), st.integers(0), st.text())
+@given(finite, losses_of_steps, finite | st.just(math.inf), st.integers(0, 2**62), st.text())
 def test_progress_survives_json(elapsed_s, losses, best, since_best, ended):
     past = Progress(elapsed_s, ExactMean.of(losses), best, since_best, ended)
     assert Progress.from_json(json.loads(json.dumps(past.to_json(), allow_nan=False))) == past

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+
+from charjax import schema
+from charjax.errors import InputError
+
+_MAX_SUM = 1e300  # of losses, which are float32: the mean of larger numbers may overflow
 
 
 @dataclass
@@ -82,12 +87,30 @@ class Progress:
         }
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Progress:
-        """The progress that `to_json` wrote; older versions wrote every loss."""
-        others = dict(values)
-        losses, best = others.pop("losses"), others.pop("best")
-        if "num_losses" in others:
-            mean = ExactMean(losses, others.pop("num_losses"))
+    def from_json(cls, values: Any) -> Progress:
+        """The progress that `to_json` wrote; older versions wrote every loss.
+
+        Raises:
+          InputError: a field is missing, or has another type or an impossible value.
+        """
+        fields: _ProgressJson = schema.parse(_ProgressJson, values, "progress")
+        if fields.num_losses is None:
+            losses = ExactMean.of(fields.losses)
         else:
-            mean = ExactMean.of(losses)
-        return cls(losses=mean, best=math.inf if best is None else best, **others)
+            losses = ExactMean(fields.losses, fields.num_losses)
+        is_possible = losses.count >= 0 and bool(losses.count) == bool(losses.partials)
+        if not is_possible or max(map(abs, losses.partials), default=0) > _MAX_SUM:
+            raise InputError("progress: losses and num_losses contradict each other")
+        best = math.inf if fields.best is None else fields.best
+        return cls(fields.elapsed_s, losses, best, fields.since_best, fields.ended)
+
+
+class _ProgressJson(NamedTuple):
+    """The fields of a `Progress` as JSON has them."""
+
+    elapsed_s: float
+    losses: list[float]
+    best: float | None
+    since_best: int
+    ended: str
+    num_losses: int | None = None

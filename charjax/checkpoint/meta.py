@@ -1,0 +1,163 @@
+"""What a run puts into its checkpoints beside the arrays: what identifies it, and how far it is."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from charjax import schema
+from charjax.checkpoint.progress import Progress
+from charjax.config import Config, from_saved, to_dict
+from charjax.data.reading import ReadingRules
+from charjax.data.vocab import Vocab
+from charjax.errors import CheckpointError, InputError
+from charjax.model.recurrence.api import Resolution
+from charjax.workdir import LOGS
+
+
+@dataclass(frozen=True)
+class CorpusMeta:
+    """Which text a run was trained on; see `charjax.data.corpus.Corpus`."""
+
+    name: str
+    sha256: str
+    chars: int
+    notice: str
+
+
+@dataclass(frozen=True)
+class Platform:
+    """What a run was trained with: versions of packages, kind of device, number of devices."""
+
+    versions: Mapping[str, str]
+    device: str
+    devices: int
+
+
+@dataclass(frozen=True)
+class RunMeta:
+    """What identifies a run: the content of `run.json`, and a part of every checkpoint's metadata.
+
+    Attributes:
+      config: as it was asked for; only `model.dtype=auto` is resolved.
+      vocab: of its corpus.
+      corpus: its text.
+      reading: how the text was read.
+      parameters: number of trained parameters.
+      platform: the machine.
+      recurrence: which implementation computes the recurrence; None in a run saved before this
+        was recorded.
+    """
+
+    config: Config
+    vocab: Vocab
+    corpus: CorpusMeta
+    reading: ReadingRules
+    parameters: int
+    platform: Platform
+    recurrence: Resolution | None
+
+    @property
+    def resolved_config(self) -> Config:
+        """The config whose `model.recurrence` is the resolved implementation."""
+        if self.recurrence is None:
+            return self.config
+        model = replace(self.config.model, recurrence=self.recurrence.implementation)
+        return replace(self.config, model=model)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return {
+            "config": to_dict(self.config),
+            "vocabulary": self.vocab.to_json(),
+            "corpus": dataclasses.asdict(self.corpus),
+            "reading": self.reading.to_json(),
+            "parameters": self.parameters,
+            **dataclasses.asdict(self.platform),
+            "recurrence": self.recurrence and self.recurrence._asdict(),
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> RunMeta:
+        """The metadata that `to_json` wrote.
+
+        Raises:
+          InputError: a field is missing or has another type, or this version has no such config
+            or vocabulary.
+        """
+        known = {name: values[name] for name in _RunJson._fields if name in values}
+        fields: _RunJson = schema.parse(_RunJson, known, "run")
+        config = from_saved(fields.config)
+        if fields.reading is None:
+            reading = ReadingRules.from_config(config.data)
+        else:
+            reading = ReadingRules.from_json(fields.reading)
+        return cls(
+            config=config,
+            vocab=Vocab.from_json(fields.vocabulary),
+            corpus=fields.corpus,
+            reading=reading,
+            parameters=fields.parameters,
+            platform=Platform(fields.versions, fields.device, fields.devices),
+            recurrence=fields.recurrence,
+        )
+
+
+class _RunJson(NamedTuple):
+    """The fields of a `RunMeta` as JSON has them."""
+
+    config: Mapping[str, Any]
+    vocabulary: Mapping[str, Any]
+    corpus: CorpusMeta
+    parameters: int
+    versions: Mapping[str, str]
+    device: str
+    devices: int
+    reading: Mapping[str, Any] | None = None
+    recurrence: Resolution | None = None
+
+
+@dataclass(frozen=True)
+class CheckpointMeta:
+    """The metadata of a checkpoint.
+
+    Attributes:
+      run: what identifies the run.
+      progress: how far it has come.
+      log_sizes: bytes of each log by file name; what a log has beyond is cut off on resumption.
+    """
+
+    run: RunMeta
+    progress: Progress
+    log_sizes: Mapping[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values, those of the run beside the others."""
+        others = {"progress": self.progress.to_json(), "logs": dict(self.log_sizes)}
+        return self.run.to_json() | others
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], where: str) -> CheckpointMeta:
+        """The metadata that `to_json` wrote.
+
+        Args:
+          values: of the record of a checkpoint that verifies.
+          where: the checkpoint, for the message.
+
+        Raises:
+          CheckpointError: this version cannot read them.
+        """
+        try:
+            run = RunMeta.from_json(values)
+            progress = Progress.from_json(values.get("progress"))
+            log_sizes = schema.parse(Mapping[str, int], values.get("logs"), "logs")
+            if log_sizes.keys() != set(LOGS) or min(log_sizes.values()) < 0:
+                raise InputError(f"logs: must have the sizes of {' and '.join(LOGS)}")
+        except InputError as error:
+            raise CheckpointError(
+                f"{where}: this charjax cannot read what it says of its run ({error}); use the "
+                "version that wrote it, or start again in another --workdir"
+            ) from None
+        return cls(run, progress, log_sizes)

@@ -1,0 +1,313 @@
+"""Commands on folders that another user, another run or an accident may have changed."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from charjax.checkpoint import Checkpoints
+from charjax.checkpoint.record import _digest
+from charjax.cli.main import main
+from charjax.model.recurrence.c import build
+from charjax.workdir import Workdir
+
+# ml_collections loads config files by a function that Python deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+CONFIG = """
+from charjax.config import (
+    Config, DataConfig, ModelConfig, SampleConfig, TrainConfig, to_config_dict
+)
+
+def get_config():
+    return to_config_dict(Config(
+        data=DataConfig(path={path!r}, batch_size=8, seq_len=8),
+        model=ModelConfig(cell="rnn", hidden=8, embed=4),
+        train=TrainConfig(max_steps=20, eval_every=10, log_every=10),
+        sample=SampleConfig(num_chars=4),
+    ))
+"""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Path:
+    """A config file, whose text is beside it."""
+    folder = tmp_path_factory.mktemp("config")
+    (folder / "text.txt").write_text("the cat sat on a mat and saw some tea\n" * 60)
+    (folder / "tiny.py").write_text(CONFIG.format(path=str(folder / "text.txt")))
+    return folder / "tiny.py"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, config) -> Path:
+    run = tmp_path_factory.mktemp("trained") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(run.parent))
+        assert main(["train", f"--config={config}", f"--workdir={run}"]) == 0
+    return run
+
+
+@pytest.fixture
+def run(trained, tmp_path) -> Path:
+    """A trained run to change."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+@pytest.fixture
+def call(capsys) -> Callable[..., tuple[int, str]]:
+    """Runs a command: its exit code, and its last line on standard error."""
+
+    def call(*arguments: str) -> tuple[int, str]:
+        capsys.readouterr()
+        code = main(arguments)
+        errors = capsys.readouterr().err
+        assert "Traceback" not in errors
+        return code, (errors.splitlines() or [""])[-1]
+
+    return call
+
+
+@pytest.fixture
+def train(call, config) -> Callable[[Path], tuple[int, str]]:
+    return lambda workdir: call("train", f"--config={config}", f"--workdir={workdir}")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files of a folder, but for those whose names begin with a dot."""
+    files = (p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
+
+
+def test_a_users_own_file_is_not_emptied(tmp_path, train):
+    """A1."""
+    (tmp_path / "samples.txt").write_text("my own samples")
+    code, error = train(tmp_path)
+    assert code == 2
+    assert f"{tmp_path}: has samples.txt but no checkpoint" in error
+    assert contents(tmp_path) == {"samples.txt": b"my own samples"}
+
+
+def test_a_run_without_its_checkpoints_is_not_started_anew(run, train):
+    """A1."""
+    (run / "checkpoints").rename(run.parent / "moved")
+    before = contents(run)
+    code, error = train(run)
+    assert code == 2
+    assert "has run.json, metrics.jsonl, samples.txt, curves.png but no checkpoint" in error
+    assert contents(run) == before
+    (run.parent / "moved").rename(run / "checkpoints")
+    assert train(run)[0] == 0
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(tmp_path, train):
+    folder = Workdir(tmp_path)
+    folder.start()
+    folder.write_run({})
+    folder.metrics.write_text('{"step": 10}\n')
+    assert train(tmp_path)[0] == 0
+    assert [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()] == [
+        10,
+        20,
+    ]
+
+
+def test_the_lock_is_on_the_folder(run, train):
+    """A5."""
+    with Workdir(run).lock():
+        (run / ".lock").unlink()
+        code, error = train(run)
+    assert (code, "in use by another process" in error) == (4, True)
+
+
+LINKS = ("metrics.jsonl", "samples.txt", "run.json", "curves.png", ".lock", "checkpoints")
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_nothing_is_written_through_a_link(run, train, name):
+    """B3."""
+    path, target = run / name, run.parent / "target"
+    path.rename(target)
+    path.symlink_to(target)
+    before = contents(target.parent)
+    code, error = train(run)
+    assert code == 2
+    assert f"{path}: a link, which no run writes; remove it" in error
+    assert contents(target.parent) == before
+
+
+@pytest.fixture
+def no_hanging() -> Iterator[None]:
+    """Ends the tests where a command waits for a pipe that nobody writes to."""
+    timer = threading.Timer(60, os._exit, [1])
+    timer.start()
+    yield
+    timer.cancel()
+
+
+@pytest.mark.usefixtures("no_hanging")
+@pytest.mark.parametrize("command", ["info", "sample", "verify", "train"])
+def test_a_pipe_in_place_of_a_record_is_damage(run, call, config, command):
+    """B6."""
+    for record in run.glob("checkpoints/*/meta/record.json"):
+        record.unlink()
+        os.mkfifo(record)
+    flags = [f"--config={config}"] if command == "train" else []
+    code, error = call(command, f"--workdir={run}", *flags)
+    assert (code, "no checkpoint that verifies" in error) == (3, True)
+
+
+def change_record(run: Path, change: Callable[[dict], object]) -> None:
+    """Changes the record of every checkpoint, and its digest with it."""
+    for file in run.glob("checkpoints/*/meta/record.json"):
+        values = json.loads(file.read_bytes())
+        del values["sha256"]
+        change(values)
+        file.write_text(json.dumps(values | {"sha256": _digest(values)}))
+
+
+PLANTED = """
+#include <stdio.h>
+__attribute__((constructor)) static void run(void) { fclose(fopen("%s", "w")); }
+"""
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_a_planted_kernel_is_not_loaded(run, tmp_path):
+    """B1."""
+    cache = tmp_path / "cache" / "charjax" / "kernels"
+    cache.mkdir(parents=True)
+    (tmp_path / "planted.c").write_text(PLANTED % (tmp_path / "loaded"))
+    library = tmp_path / "planted.so"
+    subprocess.run(["cc", "-shared", "-fPIC", tmp_path / "planted.c", "-o", library], check=True)
+    planted = library.rename(cache / build._name(build._cache_key(), library.read_bytes()))
+    planted.chmod(0o666)
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "CC": "false"}
+    command = [sys.executable, "-m", "charjax", "sample", f"--workdir={run}", "--num_chars=4"]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    assert not planted.exists()
+    assert not (tmp_path / "loaded").exists()
+
+
+def test_without_a_home_nothing_is_written_to_the_current_folder(run, call, tmp_path, monkeypatch):
+    """B2."""
+
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in ("HOME", "XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    assert call("info", f"--workdir={run}")[0] == 0
+    folder = tmp_path / "tmp" / f"charjax-{os.getuid()}"
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(folder / "jax")
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert sorted(os.listdir(tmp_path)) == ["run", "tmp"]
+
+
+SHAPES: dict[str, Callable[[dict], object]] = {
+    "loss is text": lambda r: r.update(val_loss="low"),
+    "loss is nan": lambda r: r.update(val_loss=math.nan),
+    "meta is a list": lambda r: r.update(meta=[]),
+    "meta is empty": lambda r: r.update(meta={}),
+    "no progress": lambda r: r["meta"].pop("progress"),
+    "progress is null": lambda r: r["meta"].update(progress=None),
+    "progress without a field": lambda r: r["meta"]["progress"].pop("since_best"),
+    "progress with a new field": lambda r: r["meta"]["progress"].update(more=1),
+    "time is text": lambda r: r["meta"]["progress"].update(elapsed_s="long"),
+    "losses are null": lambda r: r["meta"]["progress"].update(losses=None),
+    "a loss is text": lambda r: r["meta"]["progress"].update(losses=["1"]),
+    "no config": lambda r: r["meta"].pop("config"),
+    "config is a list": lambda r: r["meta"].update(config=[]),
+    "config has an unknown field": lambda r: r["meta"]["config"].update(more=1),
+    "model is null": lambda r: r["meta"]["config"].update(model=None),
+    "hidden is text": lambda r: r["meta"]["config"]["model"].update(hidden="8"),
+    "hidden is another number": lambda r: r["meta"]["config"]["model"].update(hidden=2**30),
+    "no vocabulary": lambda r: r["meta"].pop("vocabulary"),
+    "vocabulary is empty": lambda r: r["meta"]["vocabulary"].update(symbols=""),
+    "vocabulary is a number": lambda r: r["meta"].update(vocabulary=7),
+    "vocabulary repeats": lambda r: r["meta"]["vocabulary"].update(symbols="aa"),
+    "vocabulary is another": lambda r: r["meta"]["vocabulary"].update(symbols="ab"),
+    "corpus is text": lambda r: r["meta"].update(corpus="tea"),
+    "corpus has no name": lambda r: r["meta"]["corpus"].pop("name"),
+    "versions is a list": lambda r: r["meta"].update(versions=[1]),
+    "device is a number": lambda r: r["meta"].update(device=1),
+    "logs is null": lambda r: r["meta"].update(logs=None),
+    "a log is below 0": lambda r: r["meta"]["logs"].update({"metrics.jsonl": -1}),
+    "a log is missing": lambda r: r["meta"]["logs"].pop("samples.txt"),
+    "recurrence is text": lambda r: r["meta"].update(recurrence="c"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_record_of_another_shape_is_one_line_and_exit_3(run, call, config, shape):
+    """D3."""
+    change_record(run, SHAPES[shape])
+    code, error = call("info", f"--workdir={run}")
+    assert code == 3, error
+    assert error.startswith("charjax: ")
+    if "another" not in shape:  # what the user's own config has is taken in place of it
+        code, error = call("train", f"--config={config}", f"--workdir={run}")
+        assert code == 3, error
+
+
+@pytest.mark.parametrize("address", ["gs://bucket/run", "s3://bucket/run", "hdfs:/run"])
+@pytest.mark.parametrize("command", ["train", "info", "sample", "verify"])
+def test_a_remote_workdir_is_refused_before_any_work(
+    tmp_path, call, config, monkeypatch, command, address
+):
+    """D2."""
+    monkeypatch.chdir(tmp_path)
+    flags = [f"--config={config}"] if command == "train" else []
+    code, error = call(command, f"--workdir={address}", *flags)
+    assert code == 2
+    assert "--workdir=" in error
+    assert "not a folder of this machine" in error
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_stray_file_does_not_block_saves(tmp_path, train):
+    """E4."""
+    for name in ("x", "10"):
+        (tmp_path / "checkpoints").mkdir(exist_ok=True)
+        (tmp_path / "checkpoints" / f"{name}.orbax-checkpoint-tmp").touch()
+    assert train(tmp_path)[0] == 0
+    assert Checkpoints(Workdir(tmp_path).checkpoints).steps() == [10, 20]
+
+
+def test_a_step_that_is_pruned_while_it_is_read_is_no_damage(run, call):
+    """C1."""
+    directory, stop = Workdir(run).checkpoints, threading.Event()
+    with Checkpoints(directory) as saved:
+        record = saved.read_meta()
+        arrays = saved._store.read_arrays(directory / str(record.step), record.leaves)
+
+    def write() -> None:
+        with Checkpoints(directory, keep=1) as saved:
+            for step in itertools.count(30, 10):
+                if stop.is_set():
+                    break
+                saved.save(step, arrays, record.meta, val_loss=1 / step)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        ends = [call("verify", f"--workdir={run}") for _ in range(20)]
+    finally:
+        stop.set()
+        writer.join()
+    assert all(code == 0 and error.endswith(": good") for code, error in ends), ends
