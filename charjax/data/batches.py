@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -14,6 +14,7 @@ from charjax.config import DataConfig
 from charjax.errors import InputError
 
 _ALL = slice(None)
+_CHUNK = 1 << 16  # windows whose positions are computed at once, to bound the memory
 
 # Random streams, derived from the seed. Renumbering them would change the data order of old runs.
 _ORDER, _OFFSET, _DOCUMENTS = 0, 1, 2
@@ -204,7 +205,8 @@ class WindowBatches(Batches):
             targets_per_window = 1 if config.targets == "last" else config.seq_len
             self.chars_per_epoch = self._num_used * targets_per_window
         else:
-            self.chars_per_epoch = int(self._windows.spans(np.arange(self.num_sequences))[1].sum())
+            spans = self._span_chunks(np.ones(self.num_sequences, bool))
+            self.chars_per_epoch = sum(int(lengths.sum()) for _, lengths in spans)
         self._order = functools.lru_cache(maxsize=1)(self._shuffled)
 
     @property
@@ -222,12 +224,20 @@ class WindowBatches(Batches):
 
     @functools.cached_property
     def unused_chars(self) -> int:  # type: ignore[override]
-        """Counted in the first epoch, where windows may overlap or fill no batch."""
+        """Counted in the first epoch: windows may overlap, and some may fill no batch."""
         used = np.zeros(self.num_sequences, bool)
         used[self._order(0)[: self._num_used]] = True
-        first, lengths = self._windows.spans(np.flatnonzero(used))  # of targets, in order
-        distinct = np.minimum(lengths, np.diff(first, append=first[-1] + lengths[-1])).sum()
-        return self._text.num_targets - int(distinct)
+        distinct, end = 0, 0
+        for first, lengths in self._span_chunks(used):
+            ends = np.maximum.accumulate(np.append(end, first + lengths))
+            distinct += int(np.maximum(0, ends[1:] - np.maximum(first, ends[:-1])).sum())
+            end = ends[-1]
+        return self._text.num_targets - distinct
+
+    def _span_chunks(self, used: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The spans of the windows that are used, in chunks, to bound the memory."""
+        for start in range(0, len(used), _CHUNK):
+            yield self._windows.spans(np.flatnonzero(used[start : start + _CHUNK]) + start)
 
     def __call__(self, step: int, rows: slice = _ALL) -> Batch:
         """The step's windows; the missing rows of a partial batch are masked out."""

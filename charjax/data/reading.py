@@ -156,6 +156,9 @@ def prepare_text(
     if marked:
         more = f" and {len(marked) - 1} more files" if len(marked) > 1 else ""
         notices.append(f"dropped the byte order mark of {marked[0]}{more}")
+    twice = len(texts) - len({text for _, text in texts})
+    if twice:
+        _logger.info("%d file%s the text of another", twice, " has" if twice == 1 else "s have")
     documents, used = split_documents(texts, rules.documents)
     starts = np.cumsum([0] + [len(document) for document in documents[:-1]], dtype=np.int64)
     return PreparedText("".join(documents), starts, replace(rules, documents=used), tuple(notices))

@@ -1,0 +1,328 @@
+"""What the commands read as text; the ids are those of the cases that users reported."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from charjax.cli import main
+
+# ml_collections loads config files by a function that Python deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+CONFIG = """
+from charjax.config import (
+    Config, DataConfig, ModelConfig, SampleConfig, TrainConfig, to_config_dict
+)
+
+def get_config():
+    return to_config_dict(Config(
+        data=DataConfig(corpus="python_docs", batch_size=8, seq_len=8),
+        model=ModelConfig(cell="rnn", hidden=8, embed=4),
+        train=TrainConfig(max_steps=10, eval_every=10, log_every=10),
+        sample=SampleConfig(num_chars=0),
+    ))
+"""
+
+
+class Outcome(NamedTuple):
+    """A command's exit code and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict:
+        return json.loads(self.out)
+
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture
+def charjax(tmp_path, capfd, monkeypatch) -> Command:
+    """Runs a command in a folder of its own, with `--config` where config fields are given."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.py").write_text(CONFIG)
+
+    def run(command: str, *flags: str) -> Outcome:
+        fields = [f"--config.{flag}" for flag in flags if not flag.startswith("--")]
+        options = [flag for flag in flags if flag.startswith("--")]
+        config = ["--config=tiny.py"] if fields else []
+        capfd.readouterr()
+        code = main.main([command, *config, *fields, *options])
+        return Outcome(code, *capfd.readouterr())
+
+    return run
+
+
+def names(count: int) -> list[str]:
+    """Short words, always the same."""
+    draw = random.Random(0)
+    return ["".join(draw.choices("abcdefgh", k=draw.randint(2, 9))) for _ in range(count)]
+
+
+def write_lines(path: str, lines: list[str], end: str = "\n") -> None:
+    Path(path).write_bytes((end.join(lines) + end).encode())
+
+
+# Which files are text.
+
+
+def test_a_run_does_not_read_what_it_wrote(charjax):
+    """F4: the second run reads the text of the first, though samples lie beside it."""
+    write_lines("a.txt", names(300))
+    fields = ("data.path=.", "train.max_steps=10", "sample.num_chars=20")
+    assert charjax("train", *fields, "--workdir=runs/w").code == 0
+    assert Path("runs/w/samples.txt").stat().st_size > 0
+    again = charjax("train", *fields, "--workdir=runs/w")
+    assert (again.code, again.err) == (0, "")
+    described = charjax("info", *fields)
+    assert described.json["chars"] == Path("a.txt").stat().st_size
+    assert "written by charjax" in described.err
+
+
+@pytest.mark.parametrize("path", ["leak", "leak/**/*.txt", "leak/**/*.TXT"])
+def test_hidden_copies_are_left_out_and_said(charjax, path):
+    """F5: a folder and its glob agree."""
+    Path("leak/.ipynb_checkpoints").mkdir(parents=True)
+    for name in ("leak/a.txt", "leak/.ipynb_checkpoints/a-checkpoint.txt"):
+        write_lines(name, names(300))
+    described = charjax("info", f"data.path={path}")
+    assert described.json["chars"] == Path("leak/a.txt").stat().st_size
+    assert described.err == f"{path}: left out 1 file: 1 hidden\n"
+
+
+def test_files_that_are_the_same_text_are_said(charjax):
+    write_lines("a.txt", names(300))
+    write_lines("b.txt", names(300))
+    assert "1 file has the text of another" in charjax("info", "data.path=.").err
+
+
+# Encodings and line ends.
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。", "cp932"),
+        ("話說天下大勢。分久必合。合久必分。周末七國分爭。并入於秦。", "gb18030"),
+    ],
+)
+def test_the_likeliest_encoding_is_named_with_its_flag(charjax, text, encoding):
+    """F15."""
+    Path("a.txt").write_bytes((text * 99).encode(encoding))
+    refused = charjax("info", "data.path=a.txt")
+    assert (refused.code, refused.out) == (2, "")
+    assert f"config.data.encoding={encoding} " in refused.err
+    read = charjax("info", "data.path=a.txt", f"data.encoding={encoding}")
+    assert read.json["chars"] == len(text) * 99
+
+
+def test_utf16_with_a_mark_and_gzip_are_read(charjax):
+    """F15."""
+    text = "\n".join(names(300))
+    Path("a.txt").write_text(text, encoding="utf-16")
+    Path("b.txt.gz").write_bytes(gzip.compress(text.encode()))
+    for path in ("a.txt", "b.txt.gz"):
+        assert charjax("info", f"data.path={path}").json["chars"] == len(text)
+
+
+def test_carriage_returns_alone_get_a_hint(charjax):
+    """F19."""
+    write_lines("a.txt", names(300), "\r")
+    described = charjax("info", "data.path=a.txt", "data.documents=lines")
+    assert described.json["documents"] == 1
+    assert "config.data.newlines=unix" in described.err
+    unix = charjax("info", "data.path=a.txt", "data.documents=lines", "data.newlines=unix")
+    assert unix.json["documents"] == 300
+
+
+def test_control_characters_are_counted(charjax):
+    write_lines("a.txt", [f"\x1b[1m{name}\0" for name in names(300)])
+    described = charjax("info", "data.path=a.txt")
+    assert "control characters: U+0000 (300x), U+001B (300x)" in described.err
+
+
+# Documents.
+
+
+@pytest.mark.parametrize("batching", ["stream", "windows", "sliding"])
+def test_every_character_of_short_documents_is_trained_on(charjax, batching):
+    """F2: or what is not is said in numbers."""
+    write_lines("names.txt", names(300))
+    fields = ("data.path=names.txt", "data.documents=lines", f"data.batching={batching}")
+    facts = charjax("info", *fields, "data.seq_len=16", "data.split=(1.0,0.0,0.0)").json
+    assert facts["train_chars"] - 1 == facts["chars"] + 300  # with the ends
+    assert facts["unused_chars"] == 0 or (batching == "stream" and facts["unused_chars"] < 8 * 16)
+    started = charjax(
+        "train", *fields, "data.seq_len=16", "data.split=(1.0,0.0,0.0)", "--workdir=w"
+    )
+    assert ("are in none of an epoch" in started.out) == (facts["unused_chars"] > 0)
+
+
+@pytest.fixture(scope="module")
+def lines_run(tmp_path_factory) -> Path:
+    """A run on lines that learns where they end, trained in a process of its own."""
+    folder = tmp_path_factory.mktemp("lines")
+    (folder / "tiny.py").write_text(CONFIG)
+    (folder / "lines.txt").write_text("".join(f"{word}\n" for word in ("one", "two", "six") * 200))
+    fields = {
+        "data.path": "lines.txt",
+        "data.documents": "lines",
+        "data.batching": "sliding",
+        "data.stride": 2,
+        "model.hidden": 32,
+        "train.max_steps": 250,
+        "train.eval_every": 250,
+        "optim.learning_rate": 0.02,
+    }
+    flags = [f"--config.{name}={value}" for name, value in fields.items()]
+    arguments = ["-m", "charjax", "train", "--config=tiny.py", "--workdir=w", *flags]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, check=True)
+    return folder
+
+
+def test_a_model_of_lines_begins_and_ends_lines(lines_run, charjax):
+    """F3, F14: texts begin where documents do, and end where the model ends them."""
+    sampled = charjax(
+        "sample",
+        f"--workdir={lines_run}/w",
+        "--num_samples=20",
+        "--num_chars=50",
+        "--separator=|",
+        "--temperature=0.5",
+    )
+    assert set(sampled.out.strip().split("|")) == {"one", "two", "six"}
+
+
+def test_duplicates_across_the_split_are_counted(lines_run, charjax):
+    fields = ("data.documents=lines", "data.shuffle_documents=True")
+    described = charjax("info", f"data.path={lines_run}/lines.txt", *fields)
+    assert "60 of the 60 documents of the validation split are in the train split" in described.err
+
+
+def test_documents_are_separated_by_a_delimiter(charjax):
+    Path("a.txt").write_text("<|end|>".join(names(300)))
+    fields = ("data.path=a.txt", "data.documents=delimiter")
+    described = charjax("info", *fields, "data.delimiter=<|end|>").json
+    assert described["documents"] == 300
+    assert described["chars"] == sum(map(len, names(300)))
+    assert "config.data.delimiter" in charjax("info", *fields).err
+    missing = charjax("info", *fields, r"data.delimiter=\n")
+    assert (missing.code, "backslash" in missing.err) == (2, True)
+
+
+def test_documents_are_shuffled_before_the_split(charjax):
+    write_lines("names.txt", sorted(names(300)))
+    fields = ("data.path=names.txt", "data.documents=lines", "data.shuffle_documents=True")
+    first, same = (charjax("info", *fields, "seed=1").json for _ in range(2))
+    other = charjax("info", *fields, "seed=2").json
+    assert first == same
+    assert first["sha256"] == other["sha256"]  # the same text
+    assert first["val_chars"] != other["val_chars"]
+
+
+# Tables.
+
+
+def test_cells_of_any_length_and_columns_by_name_are_read(charjax):
+    """F11."""
+    cells = [("A", "x" * 170_000), ("B", "y" * 170_000)]
+    for delimiter in (",", ";", "\t"):
+        rows = [("title", "text"), *cells]
+        write_lines("novels.csv", [delimiter.join(row) for row in rows])
+        fields = ("data.path=novels.csv", "data.documents=rows")
+        by_name = charjax("info", *fields, "data.columns=text")
+        assert by_name.json["chars"] == 340_000
+        assert f"separated by {delimiter!r}, 2 in a row" in by_name.err
+        assert charjax("info", *fields, "data.columns=1").json["chars"] == 340_004
+        assert charjax("info", *fields, "data.columns=1", "data.header=True").json["documents"] == 2
+    unknown = charjax("info", *fields, "data.columns=body")
+    assert (unknown.code, "title, text" in unknown.err) == (2, True)
+
+
+def test_score_reads_a_file_as_the_runs_own_text_was_read(charjax):
+    """F8, F13: a table with line ends of Windows, in lower case; a prompt in upper case."""
+    rows = [f'"{name}, {name.upper()}",1' for name in names(300)]
+    write_lines("tweets.csv", ["text,number", *rows], "\r\n")
+    fields = (
+        "data.path=tweets.csv",
+        "data.documents=rows",
+        "data.columns=text",
+        "data.lowercase=True",
+        "data.newlines=unix",
+        "data.split=(0.0001,0.9999,0.0)",  # nearly all of the file validates the run
+        "data.batching=windows",
+    )
+    assert charjax("train", *fields, "--workdir=w").code == 0
+    scored = charjax("score", "--workdir=w", "--file=tweets.csv").json
+    facts = charjax("info", *fields).json
+    assert scored["chars"] == facts["chars"] + facts["documents"]
+    best = charjax("info", "--workdir=w").json["val_loss"]
+    assert scored["nats_per_char"] == pytest.approx(best, rel=0.01)
+    prompted = charjax("sample", "--workdir=w", "--prompt=ABBA", "--num_chars=3")
+    assert prompted.out.startswith("abba")
+    assert charjax("sample", "--workdir=w", "--prompt=abc1").code == 2
+
+
+def test_a_prompt_of_the_config_is_prepared_as_the_text_was(charjax):
+    """F13, for live samples."""
+    write_lines("a.txt", names(300))
+    fields = ("data.path=a.txt", "data.lowercase=True", "sample.prompt=ABBA", "sample.num_chars=3")
+    assert charjax("train", *fields, "--workdir=w").code == 0
+    assert "\nabba" in Path("w/samples.txt").read_text()
+
+
+# What cannot act is said.
+
+
+def test_a_validation_split_too_small_to_be_read_is_said(charjax):
+    """F25."""
+    write_lines("a.txt", names(300))
+    size = Path("a.txt").stat().st_size
+    split = f"data.split=({1 - 1 / size},{1 / size},0.0)"
+    described = charjax("info", "data.path=a.txt", split, "train.patience=2")
+    assert "no validation loss, and train.patience=2 never acts" in described.err
+    small = charjax("info", "data.path=a.txt", "data.batch_size=500")
+    assert f"the train split has {int(size * 0.9)} characters" in small.err
+
+
+@pytest.mark.parametrize("path", ["", "$UNSET", "texts/${UNSET}"])
+def test_an_empty_path_that_was_given_is_refused(charjax, monkeypatch, path):
+    """F27."""
+    monkeypatch.delenv("UNSET", raising=False)
+    refused = charjax("train", f"data.path={path}", "--workdir=w")
+    assert (refused.code, refused.out) == (2, "")
+    assert f"config.data.path={path}" in refused.err
+    assert not Path("w/metrics.jsonl").exists()
+
+
+def test_memory_that_a_text_takes_is_no_fault_of_the_model(charjax, monkeypatch):
+    """C4."""
+
+    def exhausted(*args: object, **kwargs: object) -> None:
+        raise MemoryError
+
+    write_lines("a.txt", names(300))
+    monkeypatch.setattr("charjax.data.dataset.load_corpus", exhausted)
+    refused = charjax("info", "data.path=a.txt")
+    assert refused.code == 4
+    assert "a.txt: memory does not suffice to read this text" in refused.err
+    assert "batch_size" not in refused.err
+
+
+def test_standard_input_is_refused_for_training(charjax):
+    refused = charjax("train", "data.path=-", "--workdir=w")
+    assert (refused.code, "save the text to a file" in refused.err) == (2, True)
