@@ -74,7 +74,8 @@ class _Shapes:
         return [
             ["info", workdir],
             ["verify", workdir],
-            ["sample", workdir, "--num_chars=4"],
+            ["sample", workdir, "--num_chars=4", "--prompt=the cat"],
+            ["score", workdir, f"--file={self.config.with_name('text.txt')}"],
             ["train", f"--config={self.config}", workdir],
         ]
 
