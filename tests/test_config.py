@@ -23,6 +23,7 @@ from charjax.config import (
     TrainConfig,
     differences,
     from_config_dict,
+    from_saved,
     to_config_dict,
     to_dict,
 )
@@ -321,3 +322,14 @@ def test_a_contradiction_is_refused(path, shown, changed):
 def test_one_limit_is_enough_to_end_a_run(limit):
     config = from_config_dict({"train": {limit: 1}})
     assert getattr(config.train, limit) == 1
+
+
+def test_a_run_of_an_older_version_keeps_the_reading_that_it_had():
+    values = json.loads(json.dumps(to_dict(VALID)))
+    for field in ("boundary", "csv_delimiter", "delimiter", "header", "shuffle_documents"):
+        del values["data"][field]
+    assert from_saved(values).data == VALID.data
+    values["data"] |= {"documents": "rows", "columns": [1]}
+    old = from_saved(values).data
+    assert (old.boundary, old.csv_delimiter, old.columns) == (False, ",", (1,))
+    assert from_saved(to_dict(Config(data=old, train=VALID.train))).data == old

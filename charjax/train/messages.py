@@ -13,6 +13,7 @@ from charjax.checkpoint.meta import RunMeta
 from charjax.checkpoint.progress import Progress
 from charjax.config import TrainConfig
 from charjax.data.dataset import Dataset
+from charjax.data.reading import prepare_prompt
 from charjax.errors import InputError
 from charjax.train.intervals import Intervals, total_steps
 from charjax.workdir import Workdir
@@ -117,7 +118,7 @@ def _sample_command(meta: RunMeta, workdir: Workdir) -> str:
     words = [str(python), "-m", "charjax", "sample", f"--workdir={workdir.path}"]
     prompt = meta.config.sample.prompt or "The "
     try:
-        meta.vocab.encode(prompt)
+        meta.vocab.encode(prepare_prompt(prompt, meta.reading, meta.vocab))
         words.append(f"--prompt={prompt}")
     except InputError:
         pass  # characters that this model does not know

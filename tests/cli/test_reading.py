@@ -326,3 +326,42 @@ def test_memory_that_a_text_takes_is_no_fault_of_the_model(charjax, monkeypatch)
 def test_standard_input_is_refused_for_training(charjax):
     refused = charjax("train", "data.path=-", "--workdir=w")
     assert (refused.code, "save the text to a file" in refused.err) == (2, True)
+
+
+# A model of names, as a whole.
+
+
+def total_variation(one: list, other: list) -> float:
+    """Half the summed differences between two frequencies of values."""
+    values = {*one, *other}
+    return sum(abs(one.count(v) / len(one) - other.count(v) / len(other)) for v in values) / 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batching", ["stream", "windows", "sliding"])
+def test_sampled_names_are_as_long_and_begin_as_those_of_the_text(charjax, batching):
+    """F2, F3: whatever the batching, names begin and end as in the text."""
+    draw = random.Random(1)
+    text = [
+        "".join(draw.choices("abcdefgh", range(1, 9), k=draw.randint(2, 9))) for _ in range(5000)
+    ]
+    write_lines("names.txt", text)
+    fields = (
+        "data.path=names.txt",
+        "data.documents=lines",
+        f"data.batching={batching}",
+        "data.batch_size=32",
+        "data.seq_len=64",
+        *(["data.stride=16"] if batching == "sliding" else []),
+        "model.cell=gru",
+        "model.hidden=64",
+        "train.max_steps=600",
+        "train.eval_every=600",
+        "optim.learning_rate=0.005",
+    )
+    assert charjax("train", *fields, "--workdir=w").code == 0
+    flags = ("--num_samples=1000", "--num_chars=40", "--temperature=1", "--separator=|")
+    sampled = charjax("sample", "--workdir=w", *flags).out.rstrip("\n").split("|")
+    assert sum(len(name) <= 20 for name in sampled) >= 990
+    assert total_variation([n[:1] for n in text], [n[:1] for n in sampled]) < 0.1
+    assert total_variation([len(n) for n in text], [len(n) for n in sampled]) < 0.1

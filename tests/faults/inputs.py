@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import subprocess
 import sys
@@ -98,7 +99,9 @@ _TEXT_ROWS: dict[str, tuple[bytes, int]] = {
     "invalid_utf8": (b"abc\xff" * 500, 2),
     "cut_off_utf8": (("é" * 1000).encode()[:-1], 2),
     "encoded_surrogate": (b"abc \xed\xa0\x80 " * 200, 2),
-    "utf16": (_LETTERS.encode("utf-16"), 2),
+    "utf16": (_LETTERS.encode("utf-16"), 0),
+    "utf16_without_mark": (_LETTERS.encode("utf-16-le"), 2),
+    "compressed": (gzip.compress(_LETTERS.encode()), 2),
 }
 
 
