@@ -66,6 +66,9 @@ class DataConfig:
     vocabulary: str = choice("sorted", "appearance")  # the order of the tokens
     unk: bool = False  # add a last token [UNK] for unknown characters
     split: tuple[float, ...] = (0.9, 0.1, 0.0)  # train, validation, test; contiguous
+    # Validation characters that an evaluation in training reads, in parts spread evenly over the
+    # split. 0: all of them, but at most four million; see `charjax.inference.evaluate`.
+    eval_chars: int = number(0, 0)
     batching: str = key_of(BATCHING_FIELDS)
     batch_size: int = number(32, 1)  # sequences in the global batch
     seq_len: int = number(64, 1)  # tokens predicted per sequence and step
@@ -137,6 +140,7 @@ class TrainConfig:
     max_minutes: float = number(0.0, 0)  # of training, over all resumptions
     eval_every: int = number(0, 0)  # steps; 0: once an epoch
     checkpoint_every: int = number(0, 0)  # steps; 0: with every evaluation
+    checkpoint_minutes: float = number(10.0, 0)  # also this long after the last one; 0: never
     sample_every: int = number(0, 0)  # steps; 0: with every evaluation
     log_every: int = number(50, 0)  # steps; 0: with every evaluation
     steps_per_dispatch: int = number(10, 1)  # at most; divides every interval above
@@ -328,6 +332,7 @@ FIELD_NEEDS: tuple[Need, ...] = (
     Need("model.dropout_between", lambda c: c.model.layers > 1, "two layers or more"),
     Need("optim.warmup", lambda c: c.train.max_steps + c.train.max_epochs > 0, "max_steps"),
     Need("optim.final", lambda c: c.optim.schedule != "constant", "a schedule that decays"),
+    Need("data.eval_chars", lambda c: c.data.split[1] > 0, "a validation split in data.split"),
     Need("train.scheduled_sampling", lambda c: c.data.seq_len > 1, "data.seq_len of 2 or more"),
     Need("train.scheduled_ramp", lambda c: c.train.scheduled_sampling > 0, "scheduled_sampling"),
     Need("train.patience", lambda c: c.data.split[1] > 0, "a validation split in data.split"),

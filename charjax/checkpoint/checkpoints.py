@@ -11,7 +11,7 @@ import functools
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
@@ -102,6 +102,32 @@ class Checkpoints:
             self._damaged.discard(step)
             self._prune(step)
 
+    def update(self, step: int, meta: Mapping[str, Any], *, val_loss: float | None) -> bool:
+        """Replaces what was saved with the arrays of a step, atomically. A collective.
+
+        Args:
+          step: that was saved.
+          meta: as for `save`.
+          val_loss: as for `save`.
+
+        Returns:
+          Whether it was replaced; not where the record of the step is damaged.
+
+        Raises:
+          HostError: the disk is full or cannot be written to; nothing has changed.
+        """
+        is_sound = True
+        if distributed.is_primary():
+            try:
+                record = replace(self._record(step), meta=dict(meta), val_loss=val_loss)
+                with self._as_host_errors(step, 0):
+                    self._store.write_record(self._folders.path(step), record)
+                    self._prune(step)
+            except DamagedError:
+                is_sound = False
+        (is_damaged,) = distributed.all_max([not is_sound])
+        return not is_damaged
+
     def steps(self) -> list[int]:
         """The steps on disk, ascending, damaged ones included."""
         return self._folders.steps()
@@ -169,14 +195,25 @@ class Checkpoints:
         return newest_first if which == "newest" else sorted(newest_first, key=self._rank)
 
     def _rank(self, step: int) -> float:
-        """The val_loss to sort by; a damaged record comes first, so that it is reported."""
+        """The val_loss to sort by; a damaged record comes first, to be read and warned of.
+
+        One that was measured on another text than that of the newest step does not count.
+        """
         try:
-            val_loss = self._read(step, self._record).val_loss
+            record = self._read(step, self._record)
         except DamagedError:
             return -math.inf
         except _DeletedError:
             return math.inf
-        return math.inf if val_loss is None else val_loss
+        counts = record.val_loss is not None and record.val_text == self._val_text()
+        return record.val_loss if record.val_loss is not None and counts else math.inf
+
+    def _val_text(self) -> tuple[Any, Any] | None:
+        """The text that the newest sound step was evaluated on, or is going to be."""
+        for step in reversed(self.steps()):
+            with contextlib.suppress(DamagedError, _DeletedError):
+                return self._read(step, self._record).val_text
+        return None
 
     def _find(self, which: Which, read: Callable[[int], _T]) -> _T:
         """`_first_sound`, looked for again where a run deletes a step while it is read."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -63,6 +63,9 @@ class Progress:
       best: the lowest validation loss, in nats per character; infinite before the first.
       since_best: number of evaluations after the best one.
       ended: why the run has ended, or "".
+      pending: the record of the metrics of this step, if its evaluation is still to be done.
+      val_text: SHA-256 of the tokens that `best` was measured on; "" in older versions.
+      val_record: number of such texts before that one.
     """
 
     elapsed_s: float = 0.0
@@ -70,6 +73,14 @@ class Progress:
     best: float = math.inf
     since_best: int = 0
     ended: str = ""
+    pending: Mapping[str, Any] | None = None
+    val_text: str = ""
+    val_record: int = 0
+
+    def start_val_record(self, val_text: str) -> None:
+        """Starts anew with another text: no loss on it is known."""
+        self.val_text, self.val_record = val_text, self.val_record + 1
+        self.best, self.since_best = math.inf, 0
 
     def update_best(self, val_loss: float) -> bool:
         """Takes a validation loss into account; returns whether it is the best so far."""
@@ -101,8 +112,23 @@ class Progress:
         is_possible = losses.count >= 0 and bool(losses.count) == bool(losses.partials)
         if not is_possible or max(map(abs, losses.partials), default=0) > _MAX_SUM:
             raise InputError("progress: losses and num_losses contradict each other")
+        if fields.pending is not None and not _is_record(fields.pending):
+            raise InputError("progress: pending is no record of the metrics")
+        others = fields._asdict()
+        del others["num_losses"]
         best = math.inf if fields.best is None else fields.best
-        return cls(fields.elapsed_s, losses, best, fields.since_best, fields.ended)
+        return cls(**others | {"losses": losses, "best": best})
+
+
+def _is_record(values: Mapping[str, Any]) -> bool:
+    """Whether these are the numbers of one record of the metrics."""
+    numbers = [value for value in values.values() if type(value) in (int, float)]
+    is_finite = len(numbers) == len(values) and all(map(math.isfinite, numbers))
+    return (
+        is_finite
+        and {"epoch", "chars_per_second"} <= values.keys()
+        and type(values.get("step")) is int
+    )
 
 
 class _ProgressJson(NamedTuple):
@@ -114,3 +140,6 @@ class _ProgressJson(NamedTuple):
     since_best: int
     ended: str
     num_losses: int | None = None
+    pending: Mapping[str, Any] | None = None
+    val_text: str = ""
+    val_record: int = 0

@@ -76,6 +76,18 @@ class Record:
     meta: dict[str, Any]
     leaves: dict[str, Leaf]
 
+    @property
+    def val_text(self) -> tuple[Any, Any]:
+        """Identifies the text that `val_loss` was measured on, by what a run's metadata say."""
+        parts = (self.meta.get(part) for part in ("corpus", "progress"))
+        corpus, progress = (part if isinstance(part, dict) else {} for part in parts)
+        return corpus.get("sha256"), progress.get("val_record", 0)
+
+    def holds(self, like: Mapping[str, Any]) -> bool:
+        """Whether it has a leaf of the same shape and dtype at every path of `like`."""
+        found = {path: self.leaves.get(path) for path in like}
+        return all(leaf and leaf[:2] == Leaf.like(like[path])[:2] for path, leaf in found.items())
+
     def leaf(self, path: str, *, like: Any) -> Leaf:
         """The leaf at a path, which must have the shape and dtype of `like`.
 

@@ -28,7 +28,7 @@ from jax.experimental import multihost_utils
 
 from charjax.checkpoint.record import DamagedError, Leaf, Record, from_json, to_json
 from charjax.errors import HostError, InputError
-from charjax.runtime.files import read_regular
+from charjax.runtime.files import open_regular, read_regular
 
 # In the names of folders that an interrupted save leaves.
 UNFINISHED = ".orbax-checkpoint-tmp"
@@ -77,8 +77,10 @@ class Store:
           record: their record.
 
         Raises:
+          HostError: the record is too large.
           OSError: the disk is full or cannot be written to.
         """
+        _encode_record(path, record)
         stored = {
             name: leaf if _is_global(leaf) else arrays[name]
             for name, leaf in leaves.items()
@@ -90,9 +92,23 @@ class Store:
         with _orbax_silenced(), _as_os_errors():
             self._orbax.save(path, args=ocp.args.Composite(**items))
         for written in (path.parent, path, *path.rglob("*")):  # Orbax does not fsync
-            descriptor = os.open(written, os.O_RDONLY)
+            _sync(written)
+
+    def write_record(self, path: Path, record: Record) -> None:
+        """Replaces the record of a checkpoint atomically; the arrays stay.
+
+        Raises:
+          HostError, OSError: see `write`.
+        """
+        unfinished = path.with_name(f"{path.name}{UNFINISHED}.record")
+        unfinished.unlink(missing_ok=True)
+        descriptor = open_regular(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(_encode_record(path, record))
+            file.flush()
             os.fsync(descriptor)
-            os.close(descriptor)
+        unfinished.replace(path / _RECORD)
+        _sync((path / _RECORD).parent)
 
     def read_record(self, path: Path) -> Record:
         """The record of a checkpoint.
@@ -177,14 +193,40 @@ class _NumpyHandler(ocp.type_handlers.NumpyHandler):
         await _gather_all(write([value], [info], [arg]) for value, info, arg in items)
 
 
+def _encode_record(path: Path, record: Record) -> bytes:
+    """The record as JSON, which `_read_json` reads.
+
+    Raises:
+      HostError: it is too large to be read again.
+    """
+    data = json.dumps(to_json(record)).encode()
+    try:
+        _check_size(data)
+    except DamagedError as error:
+        raise HostError(f"{path}: cannot be saved: its record is {error}") from None
+    return data
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file or folder is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
 def _read_json(file: Path) -> Any:
     """The JSON of a file, if its size and its number of values are those of a record at most."""
     data = read_regular(file, _MAX_RECORD_BYTES + 1)
+    _check_size(data)
+    return json.loads(data.decode("ascii"))
+
+
+def _check_size(data: bytes) -> None:
+    """Raises DamagedError for JSON that would take too much memory."""
     if len(data) > _MAX_RECORD_BYTES:
         raise DamagedError(f"larger than {_MAX_RECORD_BYTES} bytes")
     if sum(map(data.count, (b",", b"[", b"{"))) > _MAX_RECORD_VALUES:
-        raise DamagedError(f"has more than {_MAX_RECORD_VALUES} values")
-    return json.loads(data.decode("ascii"))
+        raise DamagedError(f"made of more than {_MAX_RECORD_VALUES} values")
 
 
 def _check_memory(size: int) -> None:

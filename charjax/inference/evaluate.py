@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from optax.losses import softmax_cross_entropy_with_integer_labels
 
-from charjax.config import ModelConfig
+from charjax.config import DataConfig, ModelConfig
 from charjax.data.vocab import check_ids
 from charjax.errors import InputError
 from charjax.model.decode import decode_sequence
@@ -37,9 +37,14 @@ from charjax.runtime.sharding import (
 )
 from charjax.types import Carry, Logits, Nats, PyTree, Reset, Resets, Tokens
 
-_CHUNK = 128  # characters of each sequence in one dispatch
-_CONTEXT = 4 * _CHUNK  # characters read before the part that a sequence scores
+_CONTEXT = 512  # characters read before a sequence's own part
 _MAX_SEQUENCES = 64
+_MAX_EVAL_CHARS = 4_000_000  # in training, unless `data.eval_chars` says otherwise
+_MAX_CHUNK = 128  # characters of each sequence in one dispatch
+# Bounds of a dispatch, for large vocabularies and wide models: memory, and seconds without a
+# chance to stop.
+_MAX_LOGITS_BYTES = 2**28
+_MAX_FLOPS = 2**37
 
 
 @dataclass(frozen=True)
@@ -74,12 +79,18 @@ class Score:
         }
 
 
+def max_eval_chars(config: DataConfig) -> int:
+    """How many characters of the validation split an evaluation in training reads at most."""
+    return config.eval_chars or _MAX_EVAL_CHARS
+
+
 def score(
     config: ModelConfig,
     params: PyTree,
     ids: Int[np.ndarray, " chars"],
     *,
     boundary_id: int | None = None,
+    max_chars: int = 0,
     progress: ProgressFn = no_progress,
 ) -> Score:
     """The mean loss of a text; the arguments are those of `char_nats`.
@@ -87,7 +98,9 @@ def score(
     Raises:
       InputError: the text has fewer than two characters.
     """
-    nats = char_nats(config, params, ids, boundary_id=boundary_id, progress=progress)
+    nats = char_nats(
+        config, params, ids, boundary_id=boundary_id, max_chars=max_chars, progress=progress
+    )
     return Score(nats.size, float(np.mean(nats, dtype=np.float64)))
 
 
@@ -97,9 +110,12 @@ def char_nats(
     ids: Int[np.ndarray, " chars"],
     *,
     boundary_id: int | None = None,
+    max_chars: int = 0,
     progress: ProgressFn = no_progress,
 ) -> Float[np.ndarray, " predicted"]:
     """Cross entropy of every character but the first, float32, in nats.
+
+    Memory is bounded whatever the vocabulary and the length of the text, but for the result.
 
     Args:
       config: the architecture.
@@ -107,6 +123,8 @@ def char_nats(
       ids: token ids of the text.
       boundary_id: of the token that starts every document, which is predicted from a zero
         carry; None: the text is one document.
+      max_chars: characters predicted at most, in parts at equal distances over the text, always
+        the same ones; 0: all.
       progress: called with the number of chunks done and the total.
 
     Raises:
@@ -115,28 +133,60 @@ def char_nats(
     if ids.size < 2:
         raise InputError(f"the text has {ids.size} characters: a score needs at least 2")
     check_ids(ids, params["output_bias"].shape[0])
-    predicted = ids.size - 1
-    sequences = max(1, min(_MAX_SEQUENCES, predicted // (2 * _CONTEXT)))
-    on_all_devices = sequences >= jax.device_count()
+    parts = _cut(ids.size - 1, max_chars)
+    on_all_devices = len(parts.starts) >= jax.device_count()
     evaluator = _evaluator(config, boundary_id, on_all_devices=on_all_devices)
-    part_chars = math.ceil(predicted / sequences)
-    context = _CONTEXT if sequences > 1 else 0
-    chunks = math.ceil((context + part_chars) / _CHUNK)
 
     # Position p reads ids[p] and predicts ids[p + 1]. Positions outside the text read padding,
     # and rows are added so that the devices have equal parts; both predictions are dropped.
-    rows = math.ceil(sequences / evaluator.devices) * evaluator.devices
-    first = np.minimum(np.arange(rows), sequences - 1) * part_chars - context
+    rows = math.ceil(len(parts.starts) / evaluator.devices) * evaluator.devices
+    starts = np.pad(parts.starts, (0, rows - len(parts.starts)), mode="edge")
+    length = _chunk_length(params, rows)
+    chunks = math.ceil((parts.context + parts.length) / length)
     params, carry = evaluator.replicate(params), evaluator.shard(_zero_carry(config, rows))
-    nats = np.empty((rows, chunks * _CHUNK), np.float32)
+    nats = np.empty((rows, chunks * length), np.float32)
     for chunk in range(chunks):
-        at = first[:, None] + chunk * _CHUNK + np.arange(_CHUNK)
-        inputs, targets = (ids[np.clip(at + shift, 0, predicted)] for shift in (0, 1))
+        at = starts[:, None] - parts.context + chunk * length + np.arange(length)
+        inputs, targets = (ids[np.clip(at + shift, 0, ids.size - 1)] for shift in (0, 1))
         batch = evaluator.shard((at[:, 0] <= 0, inputs, targets))
         carry, chunk_nats = evaluator.chunk_nats(params, carry, *batch)
-        nats[:, chunk * _CHUNK : (chunk + 1) * _CHUNK] = chunk_nats
+        nats[:, chunk * length : (chunk + 1) * length] = chunk_nats
         progress(chunk + 1, chunks)
-    return nats[:sequences, context : context + part_chars].reshape(-1)[:predicted]
+    ends = np.clip(ids.size - 1 - parts.starts, 0, parts.length) + parts.context
+    return np.concatenate([row[parts.context : end] for row, end in zip(nats, ends, strict=False)])
+
+
+class _Parts(NamedTuple):
+    """How a text is cut into sequences.
+
+    Attributes:
+      starts: the first position that each sequence predicts from, ascending.
+      length: predictions of each sequence; those beyond the text do not count.
+      context: characters read before them.
+    """
+
+    starts: Int[np.ndarray, " sequences"]
+    length: int
+    context: int
+
+
+def _cut(predicted: int, max_chars: int) -> _Parts:
+    """The parts of a text with that many characters to predict."""
+    measured = min(predicted, max_chars or predicted)
+    sequences = max(1, min(_MAX_SEQUENCES, measured // (2 * _CONTEXT)))
+    starts = np.arange(sequences) * math.ceil(predicted / sequences)
+    return _Parts(starts, math.ceil(measured / sequences), _CONTEXT if sequences > 1 else 0)
+
+
+def _chunk_length(params: PyTree, rows: int) -> int:
+    """Characters of each of these rows in one dispatch: a power of two."""
+    vocab_size = params["output_bias"].shape[0]
+    weights = sum(leaf.size for leaf in jax.tree.leaves(params))
+    load = rows * max(4 * vocab_size / _MAX_LOGITS_BYTES, 2 * weights / _MAX_FLOPS)
+    length = _MAX_CHUNK
+    while length > 1 and length * load > 1:
+        length //= 2
+    return length
 
 
 class _Evaluator(NamedTuple):

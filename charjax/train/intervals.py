@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from charjax.config import TrainConfig
+from charjax.config import Config, TrainConfig
+
+_MAX_DISPATCH = 1000  # steps
+_MAX_DISPATCH_FLOPS = 2e12  # under a minute on two cores, under a second on a GPU
 
 
 @dataclass(frozen=True)
@@ -42,17 +45,31 @@ def total_steps(config: TrainConfig, steps_per_epoch: int) -> int:
     return min((limit for limit in (config.max_steps, epochs) if limit), default=0)
 
 
-def make_intervals(config: TrainConfig, steps_per_epoch: int, start: int = 0) -> Intervals:
+def longest_dispatch(config: Config, parameters: int) -> int:
+    """Steps that are sent to the devices at once at most.
+
+    `train.steps_per_dispatch`, but as a dispatch cannot be interrupted, not more than ten steps
+    (the default) that together take more than a fixed number of operations; a thousand at most.
+    """
+    step_flops = 6 * parameters * config.data.batch_size * config.data.seq_len
+    bound = min(_MAX_DISPATCH, int(_MAX_DISPATCH_FLOPS / step_flops))
+    return min(config.train.steps_per_dispatch, max(TrainConfig().steps_per_dispatch, bound))
+
+
+def make_intervals(
+    config: TrainConfig, steps_per_epoch: int, start: int = 0, longest: int = _MAX_DISPATCH
+) -> Intervals:
     """The intervals that a config asks for.
 
     `dispatch` is the largest divisor of all the others, and of `start`, up to
-    `config.steps_per_dispatch`. So a resumed run groups its steps as an uninterrupted one does,
-    and a run that was saved under other intervals still meets the new ones.
+    `config.steps_per_dispatch` and `longest`. So a resumed run groups its steps as an uninterrupted
+    one does, and a run that was saved under other intervals still meets the new ones.
 
     Args:
       config: the intervals; 0 stands for one epoch, or for `eval_every`.
       steps_per_epoch: of the dataset.
       start: the step that the run is resumed from.
+      longest: see `longest_dispatch`.
     """
     total = total_steps(config, steps_per_epoch)
     evaluate = config.eval_every or steps_per_epoch
@@ -60,6 +77,6 @@ def make_intervals(config: TrainConfig, steps_per_epoch: int, start: int = 0) ->
     sample = config.sample_every or evaluate
     log = config.log_every or evaluate
     common = math.gcd(start, total, log, evaluate, checkpoint, sample)
-    most = min(common, config.steps_per_dispatch)
-    dispatch = max(n for n in range(1, most + 1) if common % n == 0)
+    most = min(common, config.steps_per_dispatch, longest)
+    dispatch = next(n for n in range(most, 0, -1) if common % n == 0)
     return Intervals(total, log, evaluate, checkpoint, sample, dispatch)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,15 +14,17 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Int
 
 from charjax.checkpoint import Checkpoints, Record
 from charjax.checkpoint.meta import CheckpointMeta, RunMeta
 from charjax.checkpoint.progress import Progress
+from charjax.checkpoint.record import flatten
 from charjax.config import Config, to_dict
 from charjax.data.batches import Batch
 from charjax.data.dataset import Dataset, load_dataset
 from charjax.errors import InputError, InterruptedRunError
-from charjax.inference.evaluate import score
+from charjax.inference.evaluate import max_eval_chars, score
 from charjax.model.network import parameter_count
 from charjax.runtime import distributed
 from charjax.runtime.display import Display, show_messages
@@ -30,14 +33,22 @@ from charjax.runtime.signals import StopSignals
 from charjax.train import messages
 from charjax.train.backends import Backend, make_backend, microbatch_size
 from charjax.train.clock import Clock
-from charjax.train.intervals import Intervals, make_intervals, total_steps
+from charjax.train.intervals import Intervals, longest_dispatch, make_intervals, total_steps
 from charjax.train.metrics import Log, MetricsLog, NoLog, draw_curves, read_metrics
 from charjax.train.optimizer import make_optimizer, make_schedule
-from charjax.train.resume import check_allowed, check_same_run, describe, resolve_recurrence
+from charjax.train.resume import (
+    check_allowed,
+    check_same_run,
+    continue_validation,
+    describe,
+    resolve_recurrence,
+    val_text,
+)
 from charjax.train.samples import check_prompt, write_samples
 from charjax.train.step import StepMetrics, TrainState, init_state
 from charjax.train.step_metrics import StepMetricsBuffer
 from charjax.train.stopping import StopFlags, diverged, end_reason
+from charjax.train.tensorboard import Events
 from charjax.types import PyTree
 from charjax.workdir import Workdir
 
@@ -80,6 +91,8 @@ class RunState:
       progress: losses and time so far.
       clock: of the training time.
       record: the last record of the metrics.
+      saved_step: the step of the newest checkpoint.
+      saved_at: when it was saved, in seconds of `time.monotonic`.
     """
 
     step: int
@@ -88,6 +101,12 @@ class RunState:
     progress: Progress
     clock: Clock
     record: dict[str, Any] = field(default_factory=dict)
+    saved_step: int | None = None
+    saved_at: float = field(default_factory=time.monotonic)
+
+
+class _StoppedError(Exception):
+    """A signal has stopped an evaluation."""
 
 
 def train(
@@ -114,29 +133,34 @@ def train(
     with show_messages(display), _locked(files), checkpoints:
         run, state = _set_up(config, files, checkpoints, display, allow)
         signals, compiled = StopSignals(), False
-        stop = StopFlags(signals, partial(_time_is_up, run, state))
+        stop = StopFlags(
+            signals, partial(_time_is_up, run, state), partial(_checkpoint_is_due, run, state)
+        )
         with (
             contextlib.closing(run.log),
             display.task("training") as update,
             contextlib.ExitStack() as handlers,
         ):
+            show = partial(_show, run, state, update)
             over = _stops_here(run, state, stop)
+            if state.progress.pending:
+                with signals:
+                    over = _do_what_is_due(run, state, stop, show)
             while not over:
                 metrics = _dispatch(run, state)
-                if not compiled:  # before this there was nothing to save
+                if not compiled:  # and until now there was nothing to save
                     handlers.enter_context(signals)
                     compiled = True
                 stop.sync()
                 # While the devices compute these steps, the host reads the metrics before them.
                 state.metrics.push(metrics, state.step)
-                # Read once: a signal after this must not end the loop before a save.
+                # Asked once: a signal after this must not end the loop unsaved.
                 over = _stops_here(run, state, stop)
-                if over or run.intervals.any_due(state.step):
+                if over or stop.checkpoint_is_due or run.intervals.any_due(state.step):
                     state.metrics.flush()
                     with state.clock.paused():
-                        over = _do_what_is_due(run, state, stop)
-                note = messages.progress_note(state.record, state.progress)
-                update(state.step, run.intervals.total, note)
+                        over = _do_what_is_due(run, state, stop, show)
+                show()
         if stop.signal is not None:
             raise InterruptedRunError(
                 stop.signal,
@@ -167,7 +191,8 @@ def _set_up(
     """Reads the text and the newest checkpoint, says what is to be trained and how."""
     with display.task("reading the text") as update, distributed.primary_first():
         dataset = load_dataset(config, progress=update)
-    saved = _read_saved(workdir, checkpoints)
+    record = _read_saved(workdir, checkpoints)
+    saved = _saved_meta(workdir, record).run if record else None
     config = resolve_dtype(config, saved.config if saved else None)
     distributed.require_same("the config or the text", f"{to_dict(config)} {dataset.corpus.sha256}")
     recurrence = resolve_recurrence(config.model, microbatch_size(config), saved)
@@ -187,29 +212,34 @@ def _set_up(
     )
 
     check_prompt(config, dataset.vocab)
+    ids, max_chars = dataset.splits.val.ids, max_eval_chars(config.data)
     _log_all(messages.opening(meta, steps_per_epoch))
     _log_all(messages.unused_chars(dataset))
-    if saved:
-        changes = check_same_run(workdir.path, saved, meta, allow=allow)
+    _log_all(messages.validation(max_chars, ids.size))
+    if record and saved:
+        fits = record.holds(flatten(like)[0])
+        changes = check_same_run(workdir.path, saved, meta, allow=allow, fits=fits)
         _log_all(f"allowed: {change}" for change in changes)
-        state = _restore(meta, workdir, checkpoints, backend, like)
+        state = _restore(meta, workdir, checkpoints, backend, like, ids)
         _log_all(messages.rescheduled(saved, meta, steps_per_epoch))
     else:
         if distributed.is_primary():
             workdir.start()
-        state = _new_run_state(meta, workdir, backend, new_state(), Progress())
-    intervals = make_intervals(config.train, steps_per_epoch, state.step)
-    _log_all(messages.single_steps(config.train, intervals, state.step))
-    log = _open_log(workdir, meta)
+        progress = Progress(val_text=val_text(ids, max_chars))
+        state = _new_run_state(meta, workdir, backend, new_state(), progress)
+    longest = longest_dispatch(config, meta.parameters)
+    intervals = make_intervals(config.train, steps_per_epoch, state.step, longest)
+    _log_all(messages.dispatches(config.train, intervals, state.step, longest))
+    log = _open_log(workdir, meta, state)
     return Run(meta, workdir, dataset, intervals, backend, checkpoints, log, display), state
 
 
-def _read_saved(workdir: Workdir, checkpoints: Checkpoints) -> RunMeta | None:
-    """What identifies the run that the workdir holds; None where it holds none."""
+def _read_saved(workdir: Workdir, checkpoints: Checkpoints) -> Record | None:
+    """The newest record in the workdir; None where it holds no run."""
     workdir.check_lock()
     steps = checkpoints.steps()
     distributed.require_same(f"{workdir.checkpoints}", f"{steps}")
-    return _saved_meta(workdir, checkpoints.read_meta()).run if steps else None
+    return checkpoints.read_meta() if steps else None
 
 
 def _saved_meta(workdir: Workdir, record: Record) -> CheckpointMeta:
@@ -217,7 +247,12 @@ def _saved_meta(workdir: Workdir, record: Record) -> CheckpointMeta:
 
 
 def _restore(
-    meta: RunMeta, workdir: Workdir, checkpoints: Checkpoints, backend: Backend, like: PyTree
+    meta: RunMeta,
+    workdir: Workdir,
+    checkpoints: Checkpoints,
+    backend: Backend,
+    like: PyTree,
+    val_ids: Int[np.ndarray, " tokens"],
 ) -> RunState:
     """The state in the newest checkpoint that verifies; cuts the logs to their length then."""
     restored = checkpoints.restore(like)
@@ -226,7 +261,11 @@ def _restore(
     if distributed.is_primary():
         workdir.truncate_logs(saved.log_sizes)
     _logger.info(f"resuming {workdir.path} at step {restored.step:,}")
-    return _new_run_state(meta, workdir, backend, restored.state, saved.progress)
+    if not continue_validation(saved, meta, val_ids):
+        _logger.info("validation: another text; the best loss and train.patience start anew")
+    state = _new_run_state(meta, workdir, backend, restored.state, saved.progress)
+    state.saved_step = state.step
+    return state
 
 
 def _new_run_state(
@@ -244,13 +283,16 @@ def _new_run_state(
     )
 
 
-def _open_log(workdir: Workdir, meta: RunMeta) -> Log:
+def _open_log(workdir: Workdir, meta: RunMeta, state: RunState) -> Log:
     """The log of the metrics and `run.json`, which one process writes for all."""
     if not distributed.is_primary():
         return NoLog()
-    log = MetricsLog(workdir.metrics, tensorboard=meta.config.train.tensorboard)
+    events = None
+    if meta.config.train.tensorboard:
+        next_step = state.step if state.progress.pending else state.step + 1
+        events = Events(workdir.path, meta.config, first_step=next_step)
     workdir.write_run(meta.to_json())
-    return log
+    return MetricsLog(workdir.metrics, events)
 
 
 def _dispatch(run: Run, state: RunState) -> StepMetrics:
@@ -280,49 +322,91 @@ def _stops_here(run: Run, state: RunState, stop: StopFlags) -> bool:
     return bool(state.progress.ended) or stop.signal is not None
 
 
-def _do_what_is_due(run: Run, state: RunState, stop: StopFlags) -> bool:
+def _checkpoint_is_due(run: Run, state: RunState) -> bool:
+    interval_s = 60 * run.meta.config.train.checkpoint_minutes
+    return 0 < interval_s <= time.monotonic() - state.saved_at
+
+
+def _show(run: Run, state: RunState, update: Callable[..., None], doing: str = "") -> None:
+    """Shows how far the run is."""
+    note = doing or messages.progress_note(state.record, state.progress)
+    update(state.step, run.intervals.total, note)
+
+
+def _do_what_is_due(run: Run, state: RunState, stop: StopFlags, show: Callable[..., None]) -> bool:
     """Logs, evaluates, samples; then saves a checkpoint, which has the lengths of the logs.
+
+    An evaluation may take long. So a checkpoint that is due is saved before it, too, and a signal
+    stops it; the run resumed from there evaluates first.
 
     Returns:
       Whether the run stops at this step; then it is saved.
     """
     every, step, ended = run.intervals, state.step, bool(state.progress.ended)
+    save = ended or stop.checkpoint_is_due or step % every.checkpoint == 0
     val_loss, is_best = None, False
-    if step % every.evaluate == 0 or ended:
-        val_loss, is_best = _evaluate(run, state)
+    if ended or state.progress.pending or step % every.evaluate == 0:
+        state.progress.pending = state.progress.pending or _next_record(run, state)
+        if save:
+            _save(run, state)
+        try:
+            val_loss, is_best = _evaluate(run, state, stop, show)
+        except _StoppedError:
+            _save(run, state)
+            return True
     elif step % every.log == 0:
         run.log.write(_next_record(run, state))
     if step % every.sample == 0 or ended:
         _sample(run, state)
     over = _stops_here(run, state, stop)
-    if step % every.checkpoint == 0 or is_best or over:
-        _checkpoint(run, state, val_loss)
+    if save or is_best or over:
+        _save(run, state, val_loss)
     return over
 
 
 def _next_record(run: Run, state: RunState) -> dict[str, Any]:
     state.record = state.metrics.pop_record(state.step, run.dataset.batches, state.clock)
+    if state.progress.val_record:
+        state.record["val_record"] = state.progress.val_record
     return state.record
 
 
-def _evaluate(run: Run, state: RunState) -> tuple[float | None, bool]:
-    """Logs a record with the loss on the validation split.
+def _evaluate(
+    run: Run, state: RunState, stop: StopFlags, show: Callable[..., None]
+) -> tuple[float | None, bool]:
+    """Logs the pending record with the loss on the validation split.
 
     Returns:
       This loss in nats per character, None without a validation split; whether it is the best.
+
+    Raises:
+      _StoppedError: by a signal; nothing was logged.
     """
-    record, val_loss, is_best = _next_record(run, state), None, False
-    ids = run.dataset.splits.val.ids
+
+    def progress(done: int, total: int) -> None:
+        show(f"evaluating {done:,}/{total:,}" if total else "evaluating")
+        if stop.sync_signal() is not None:
+            raise _StoppedError
+
+    val_loss, is_best, ids = None, False, run.dataset.splits.val.ids
+    record = state.record = dict(state.progress.pending or {})
     if ids.size > 1:
-        params = run.backend.to_global(state.train_state).eval_params
-        model, boundary_id = run.meta.resolved_config.model, run.dataset.vocab.boundary_id
-        result = score(model, params, ids, boundary_id=boundary_id)
+        progress(0, 0)
+        result = score(
+            run.meta.resolved_config.model,
+            run.backend.to_global(state.train_state).eval_params,
+            ids,
+            boundary_id=run.dataset.vocab.boundary_id,
+            max_chars=max_eval_chars(run.meta.config.data),
+            progress=progress,
+        )
         val_loss = result.nats_per_char
         record |= {"val_loss": val_loss, "val_bpc": result.bits_per_char}
         if not math.isfinite(val_loss):
             what = f"the validation loss at step {state.step} is not finite"
             raise diverged(run.meta.config, run.workdir.path, what)
         is_best = state.progress.update_best(val_loss)
+    state.progress.pending = None
     run.log.write(record)
     _logger.info(messages.evaluation(record, is_best=is_best))
     return val_loss, is_best
@@ -336,18 +420,25 @@ def _sample(run: Run, state: RunState) -> None:
             run.dataset.vocab,
             step=state.step,
             file=run.workdir.samples,
+            log=run.log,
             show=run.display.text,
         )
 
 
-def _checkpoint(run: Run, state: RunState, val_loss: float | None) -> None:
+def _save(run: Run, state: RunState, val_loss: float | None = None) -> None:
+    """Saves a checkpoint, or what has changed since this step was saved, which is no array."""
     state.progress.elapsed_s = state.clock.seconds()
     state.progress.losses = state.metrics.losses
-    meta = CheckpointMeta(run.meta, state.progress, run.workdir.log_sizes())
-    train_state = run.backend.to_global(state.train_state)
-    run.checkpoints.save(state.step, train_state, meta.to_json(), val_loss=val_loss)
-    if distributed.is_primary():
-        run.workdir.mark_saved()
+    meta = CheckpointMeta(run.meta, state.progress, run.workdir.log_sizes()).to_json()
+    is_saved = state.saved_step == state.step and run.checkpoints.update(
+        state.step, meta, val_loss=val_loss
+    )
+    if not is_saved:
+        train_state = run.backend.to_global(state.train_state)
+        run.checkpoints.save(state.step, train_state, meta, val_loss=val_loss)
+        if distributed.is_primary():
+            run.workdir.mark_saved()
+    state.saved_step, state.saved_at = state.step, time.monotonic()
 
 
 def _finish(run: Run, progress: Progress) -> None:

@@ -31,6 +31,7 @@ def opening(meta: RunMeta, steps_per_epoch: int) -> Iterator[str]:
     if meta.recurrence:
         yield f"recurrence: {meta.recurrence.implementation} ({meta.recurrence.reason})"
     yield f"steps: {f'{total:,}' if total else 'no limit'}, {steps_per_epoch:,} per epoch"
+    yield from hidden_limits(meta.config.train, steps_per_epoch)
 
 
 def unused_chars(dataset: Dataset) -> Iterator[str]:
@@ -43,8 +44,45 @@ def unused_chars(dataset: Dataset) -> Iterator[str]:
         )
 
 
-def single_steps(config: TrainConfig, intervals: Intervals, start: int) -> Iterator[str]:
-    """One message where intervals force one step per dispatch, though more would be faster."""
+def hidden_limits(config: TrainConfig, steps_per_epoch: int) -> Iterator[str]:
+    """One message for each limit that was given, but that another one comes before."""
+    total, epochs = total_steps(config, steps_per_epoch), config.max_epochs * steps_per_epoch
+    steps_limit, epochs_limit = (
+        f"train.max_steps={config.max_steps:,} ({config.max_steps / steps_per_epoch:.4g} epochs)",
+        f"train.max_epochs={config.max_epochs:g} ({math.ceil(epochs):,} steps)",
+    )
+    if config.max_steps and epochs and config.max_steps != math.ceil(epochs):
+        first, second = sorted([(config.max_steps, steps_limit), (epochs, epochs_limit)])
+        yield f"limits: {first[1]} comes before {second[1]}, which has no effect"
+    evaluations = math.ceil(total / (config.eval_every or steps_per_epoch))
+    if total and evaluations <= config.patience:
+        yield (
+            f"limits: train.patience={config.patience} has no effect: the run ends after "
+            f"{evaluations} evaluations, at step {total:,}"
+        )
+
+
+def validation(max_chars: int, chars: int) -> Iterator[str]:
+    """One message where an evaluation reads a part of the validation split alone."""
+    if max_chars < chars - 1:
+        yield (
+            f"validation: {max_chars:,} of the {chars:,} characters of the split, in parts at "
+            "equal distances, the same at every evaluation; see config.data.eval_chars"
+        )
+
+
+def dispatches(
+    config: TrainConfig, intervals: Intervals, start: int, longest: int
+) -> Iterator[str]:
+    """One message where fewer steps are sent to the devices at once than the config says.
+
+    Because more would take too long, or because the intervals force single steps.
+    """
+    if longest < config.steps_per_dispatch:
+        yield (
+            f"dispatch: at most {longest:,} steps instead of "
+            f"train.steps_per_dispatch={config.steps_per_dispatch:,}, as none can be interrupted"
+        )
     if intervals.dispatch > 1 or intervals.total == 1:
         return
     steps = {

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from charjax.errors import InputError
+from charjax.train.tensorboard import Events
 from charjax.workdir import append, replace
 
 
@@ -17,17 +19,22 @@ class MetricsLog:
 
     Keys are among `step`, `epoch`, `time_s` (seconds of training), `train_loss` and
     `val_loss` (nats per character), `val_bpc` (bits per character), `chars_per_second`,
-    `learning_rate`, `grad_norm` and `skipped`.
+    `learning_rate`, `grad_norm`, `skipped` and, once the text was changed, `val_record`, the
+    number of texts before this one: losses on different texts do not compare.
     """
 
-    def __init__(self, path: Path, *, tensorboard: bool) -> None:
-        self._path = path
-        self._events = _event_writer(path.parent) if tensorboard else None
+    def __init__(self, path: Path, events: Events | None = None) -> None:
+        self._path, self._events = path, events
 
     def close(self) -> None:
         """Flushes the TensorBoard events."""
         if self._events is not None:
             self._events.close()
+
+    def add_text(self, title: str, text: str, step: int) -> None:
+        """Adds a text to the TensorBoard events."""
+        if self._events is not None:
+            self._events.add_text(title, text, step)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Appends one record, which the operating system has when this returns.
@@ -37,9 +44,7 @@ class MetricsLog:
         """
         append(self._path, json.dumps(record, allow_nan=False) + "\n")
         if self._events is not None:
-            for name, value in record.items():
-                if name != "step":
-                    self._events.add_scalar(name, value, record["step"])
+            self._events.add_record(record)
 
 
 class NoLog:
@@ -49,6 +54,9 @@ class NoLog:
         """Nothing."""
 
     def write(self, record: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def add_text(self, title: str, text: str, step: int) -> None:
         """Nothing."""
 
 
@@ -76,8 +84,30 @@ def _record(line: bytes, path: Path, number: int) -> dict[str, Any]:
     return record
 
 
+def _text_of(record: Mapping[str, Any]) -> Any:
+    return record.get("val_record", 0)
+
+
+def _plot_losses(axes: Any, texts: Sequence[Sequence[Mapping[str, Any]]]) -> None:
+    """Plots the losses of the records, which are grouped by text."""
+    lines = (("train_loss", "training", "", "C0"), ("val_loss", "validation", ".", "C1"))
+    for key, label, marker, color in lines:
+        name = label
+        for records in texts:
+            points = [(r["step"], r[key]) for r in records if key in r]
+            if points:
+                steps, losses = zip(*points, strict=True)
+                axes.plot(steps, losses, color=color, label=name, marker=marker, linewidth=1)
+                name = "_"  # one entry in the legend
+    for records in texts[1:]:
+        axes.axvline(records[0]["step"], color="gray", linewidth=0.5)
+
+
 def draw_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draws training and validation loss over steps as a PNG.
+
+    Where the text was changed there is a vertical line, and new curves begin. The best loss is that
+    on the last text.
 
     Raises:
       InputError: the path is a link, or another kind of file.
@@ -87,11 +117,9 @@ def draw_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for key, label, marker in (("train_loss", "training", ""), ("val_loss", "validation", ".")):
-        points = [(r["step"], r[key]) for r in records if key in r]
-        if points:
-            axes.plot(*zip(*points, strict=True), label=label, marker=marker, linewidth=1)
-    validated = [r for r in records if "val_loss" in r]
+    texts = [list(group) for _, group in itertools.groupby(records, _text_of)]
+    _plot_losses(axes, texts)
+    validated = [r for r in records if "val_loss" in r and _text_of(r) == _text_of(records[-1])]
     if validated:
         best = min(validated, key=lambda r: r["val_loss"])
         axes.axhline(best["val_loss"], color="gray", linewidth=0.5, linestyle=":")
@@ -100,7 +128,7 @@ def draw_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     axes.set_ylabel("loss (nats per character)")
     losses = [r["train_loss"] for r in records if "train_loss" in r]
     if losses:  # the loss of the first steps, log(vocabulary size), would flatten the rest
-        low = min(losses + [r["val_loss"] for r in validated])
+        low = min(losses + [r["val_loss"] for r in records if "val_loss" in r])
         high = sorted(losses)[-max(1, len(losses) // 20)]
         margin = 0.05 + 0.01 * high
         axes.set_ylim(low - margin, high + margin)
@@ -110,14 +138,3 @@ def draw_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=120)
     replace(path, image.getvalue())
-
-
-def _event_writer(folder: Path) -> Any:
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError as error:
-        raise InputError(
-            "config.train.tensorboard=True: tensorboardX is not installed; "
-            "run: pip install 'charjax[tensorboard]'"
-        ) from error
-    return SummaryWriter(str(folder / "tensorboard"), flush_secs=10)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib.metadata
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
+from jaxtyping import Int
 
-from charjax.checkpoint.meta import CorpusMeta, Platform, RunMeta
+from charjax.checkpoint.meta import CheckpointMeta, CorpusMeta, Platform, RunMeta
 from charjax.config import Config, ModelConfig, differences, to_dict
 from charjax.data.dataset import Dataset
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
+from charjax.inference.evaluate import max_eval_chars
 from charjax.model.recurrence.api import Resolution, resolve
 from charjax.schema import leaves
 
@@ -29,6 +33,7 @@ _MAY_CHANGE = (
     "model.remat",
     "data.path",
     "data.offline",
+    "data.eval_chars",
 )
 _MUST_STAY = ("train.scheduled",)  # exceptions to `_MAY_CHANGE`
 
@@ -73,7 +78,7 @@ def check_allowed(names: Sequence[str]) -> None:
 
 
 def check_same_run(
-    workdir: Path, saved: RunMeta, now: RunMeta, *, allow: Sequence[str]
+    workdir: Path, saved: RunMeta, now: RunMeta, *, allow: Sequence[str], fits: bool
 ) -> list[str]:
     """Refuses to continue a run with another model, optimizer, seed or text.
 
@@ -82,6 +87,8 @@ def check_same_run(
       saved: the run as it was saved.
       now: the run as it was asked for now.
       allow: what may differ, as `--allow` names it.
+      fits: whether the arrays that were saved have the shapes of the run now. If not, no
+        `--allow` helps.
 
     Returns:
       What differs and is allowed to, one message each.
@@ -90,12 +97,15 @@ def check_same_run(
       InputError: anything else differs; the message lists all of it, before and now.
     """
     changes = dict(_changes(saved, now))
-    refused = [name for name in changes if not _is_allowed(name, allow)]
+    refused = [name for name in changes if not (fits and _is_allowed(name, allow))]
     if refused:
-        raise InputError(
-            f"{workdir}: holds another run: {'; '.join(changes[name] for name in refused)}; change "
-            f"it back, go on with --allow={','.join(refused)}, or choose another --workdir"
+        remedy = (
+            f"change it back, go on with --allow={','.join(refused)}, or choose another --workdir"
+            if fits
+            else "its weights have other shapes; change it back, or choose another --workdir"
         )
+        what = "; ".join(changes[name] for name in refused)
+        raise InputError(f"{workdir}: holds another run: {what}; {remedy}")
     return list(changes.values())
 
 
@@ -161,3 +171,36 @@ def _listed(characters: set[str]) -> str:
     listed = ", ".join(f"U+{ord(c):04X}" for c in sorted(characters)[:_MAX_LISTED])
     more = len(characters) - _MAX_LISTED
     return listed + (f" and {more} more" if more > 0 else "")
+
+
+def val_text(ids: Int[np.ndarray, " tokens"], max_chars: int) -> str:
+    """Identifies the text that is evaluated: a digest of the split's tokens, and how many count."""
+    digest = hashlib.sha256(np.ascontiguousarray(ids).data)
+    digest.update(f" {min(max_chars, ids.size)}".encode())
+    return digest.hexdigest()
+
+
+def continue_validation(
+    saved: CheckpointMeta, now: RunMeta, ids: Int[np.ndarray, " tokens"]
+) -> bool:
+    """Starts a new record of the best validation loss where the text is another one.
+
+    Args:
+      saved: the run as it was saved, whose progress is updated.
+      now: the run as it was asked for now.
+      ids: the tokens of its validation split.
+
+    Returns:
+      Whether the text is the same.
+    """
+    progress, before = saved.progress, saved.run
+    max_chars = max_eval_chars(now.config.data)
+    text = val_text(ids, max_chars)
+    # Older versions did not record it, and evaluated the whole split.
+    was_same = before.config.data.split == now.config.data.split and ids.size <= max_chars
+    is_same = progress.val_text == text if progress.val_text else was_same
+    if is_same and before.corpus.sha256 == now.corpus.sha256:
+        progress.val_text = text
+        return True
+    progress.start_val_record(text)
+    return False

@@ -13,6 +13,7 @@ from charjax.inference.sampler import Sampler
 from charjax.inference.sampling import Sampling
 from charjax.inference.texts import decode_groups, encode_prompt
 from charjax.runtime.sharding import local_copy
+from charjax.train.metrics import Log
 from charjax.types import PyTree
 from charjax.workdir import append
 
@@ -40,6 +41,7 @@ def write_samples(
     *,
     step: int,
     file: Path,
+    log: Log,
     show: Callable[[str], None],
 ) -> None:
     """Appends one sample per temperature to a file, and shows the last one.
@@ -50,6 +52,7 @@ def write_samples(
       vocab: of the run.
       step: for the title of each sample.
       file: `samples.txt`.
+      log: gets the samples, too, for TensorBoard.
       show: is given the last sample with its title; not called without temperatures or length.
 
     Raises:
@@ -68,6 +71,7 @@ def write_samples(
         title = f"=== step {step}, temperature {temperature:g} ==="
         sample = f"{title}\n{text_before}{text}\n"
         append(file, f"{sample}\n")
+        log.add_text(f"sample, temperature {temperature:g}", f"{wanted.prompt}{text}", step)
     if sample:
         show(sample)
 

@@ -14,22 +14,22 @@ from charjax.train.intervals import Intervals
 
 
 class StopFlags:
-    """Stop flags (signal, time limit), agreed across processes at every `sync`.
+    """Flags (signal, time limit, checkpoint due), agreed across processes at every `sync`.
 
-    Between two calls of `sync` several processes see the same flags, so that all of them stop at
-    the same step. A single process sees a signal at once, and the time limit only at `sync`, so
-    that it does not end a run between the evaluation and the checkpoint of one step.
+    Between two calls of `sync` several processes see the same flags, so that all of them stop or
+    save at the same step. A single process sees a signal at once, and the others only at `sync`, so
+    that the time limit does not end a run between the evaluation and the checkpoint of one step.
     """
 
-    def __init__(self, signals: StopSignals, time_is_up: Callable[[], bool]) -> None:
+    def __init__(self, signals: StopSignals, *clocks: Callable[[], bool]) -> None:
         """Sets the flags.
 
         Args:
           signals: those that this process has received.
-          time_is_up: whether this process has reached the time limit.
+          clocks: whether this process has reached the time limit; whether it is due to save.
         """
-        self._signals, self._time_is_up = signals, time_is_up
-        self._exchange = Exchange(2) if is_multiprocess() else None
+        self._signals, self._clocks = signals, clocks
+        self._exchange = Exchange(1 + len(clocks)) if is_multiprocess() else None
         self._agreed = self._local()
 
     @property
@@ -43,20 +43,33 @@ class StopFlags:
         """Whether the time limit is reached."""
         return bool(self._agreed[1])
 
+    @property
+    def checkpoint_is_due(self) -> bool:
+        """Whether the last checkpoint was saved too long ago."""
+        return bool(self._agreed[2])
+
     def sync(self) -> None:
-        """Updates both flags. A collective: all processes call it after every dispatch."""
+        """Updates all flags. A collective: all processes call it after every dispatch."""
         local = self._local()
         self._agreed = local if self._exchange is None else self._exchange(local)
 
+    def sync_signal(self) -> int | None:
+        """Updates the signal alone, and returns it. A collective: between two parts of a task."""
+        if self._exchange is not None:
+            self._agreed = [self._exchange(self._local())[0], *self._agreed[1:]]
+        return self.signal
+
     def _local(self) -> Sequence[int]:
-        return self._signals.received or 0, int(self._time_is_up())
+        return self._signals.received or 0, *(int(clock()) for clock in self._clocks)
 
 
 def end_reason(
     config: TrainConfig, intervals: Intervals, step: int, progress: Progress, *, time_is_up: bool
 ) -> str:
     """Why a run ends at a step, signals aside; "" while it goes on."""
-    if intervals.total and step >= intervals.total:
+    if 0 < intervals.total < step:
+        return f"{step:,} steps are done, more than the {intervals.total:,} that are asked for"
+    if step == intervals.total > 0:
         return f"step {step:,} of {intervals.total:,} is done"
     if config.patience and progress.since_best >= config.patience:
         return f"no better validation loss in {progress.since_best} evaluations"

@@ -538,3 +538,72 @@ def test_damage_of_many_arrays_is_one_warning(tmp_path, capfd, log):
         assert checkpoints.restore(state).step == 1
     assert len(log.messages) == 1
     assert capfd.readouterr() == ("", "")
+
+
+def test_an_update_replaces_what_was_saved_with_the_arrays(tmp_path):
+    """Case A3: the loss of an evaluation that was done after the save."""
+    with open_(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(10, state_of(10), {"name": "before"}, val_loss=2.0)
+        checkpoints.save(20, state_of(20), {"name": "before"}, val_loss=None)
+        assert checkpoints.steps() == [10, 20]
+        assert checkpoints.update(20, {"name": "after"}, val_loss=1.0)
+        assert checkpoints.steps() == [20]  # the best, too
+        assert checkpoints.verify() == [(20, "")]
+        restored = checkpoints.restore(LIKE, which="best")
+    assert (restored.val_loss, restored.meta) == (1.0, {"name": "after"})
+    assert_same_bits(restored.state, state_of(20))
+    assert [path.name for path in tmp_path.iterdir()] == ["20"]
+
+
+def test_an_update_of_a_damaged_record_is_refused_and_a_failed_one_changes_nothing(
+    tmp_path, monkeypatch, log
+):
+    save_all(tmp_path, 10)
+    with open_(tmp_path) as checkpoints:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", lambda descriptor: no_space())
+            with pytest.raises(HostError, match="No space left"):
+                checkpoints.update(10, {}, val_loss=1.0)
+        assert checkpoints.read_meta().meta == {"name": "at 10"}
+        assert [path.name for path in tmp_path.iterdir()] == ["10"]
+        (tmp_path / "10" / "meta" / "record.json").write_bytes(b"{}")
+        assert not checkpoints.update(10, {}, val_loss=1.0)
+
+
+def no_space() -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_what_could_not_be_read_again_is_not_saved(tmp_path, monkeypatch):
+    """Case A2."""
+    save_all(tmp_path, 10)
+    with open_(tmp_path) as checkpoints:
+        with pytest.raises(HostError, match=r"cannot be saved: its record .* values"):
+            checkpoints.save(20, state_of(20), {"losses": [0] * 2_000_001}, val_loss=None)
+        with pytest.raises(HostError, match=r"cannot be saved: its record .* values"):
+            checkpoints.update(10, {"losses": [0] * 2_000_001}, val_loss=None)
+        assert checkpoints.verify() == [(10, "")]
+        monkeypatch.setattr(store, "_MAX_RECORD_BYTES", 1000)
+        with pytest.raises(HostError, match=r"cannot be saved: its record .* 1000 bytes"):
+            checkpoints.save(20, state_of(20), {"name": "x" * 1000}, val_loss=None)
+        assert checkpoints.steps() == [10]
+
+
+@pytest.mark.parametrize("other", [{"sha256": "b"}, {"val_record": 1}])
+def test_the_best_is_that_on_the_text_of_the_newest_step(tmp_path, other):
+    """Case F1."""
+
+    def meta(sha256: str = "a", val_record: int = 0) -> dict:
+        return {"corpus": {"sha256": sha256}, "progress": {"val_record": val_record}}
+
+    with open_(tmp_path, keep=2) as checkpoints:
+        checkpoints.save(10, state_of(10), {"corpus": {"sha256": "a"}}, val_loss=1.0)
+        checkpoints.save(20, state_of(20), meta(), val_loss=1.5)
+        assert checkpoints.read_meta(which="best").step == 10
+        checkpoints.save(30, state_of(30), meta(**other), val_loss=None)
+        assert checkpoints.steps() == [20, 30]
+        assert checkpoints.read_meta(which="best").step == 30  # the newest, as none is evaluated
+        for step, val_loss in ((40, 3.0), (50, 4.0), (60, None)):
+            checkpoints.save(step, state_of(step), meta(**other), val_loss=val_loss)
+        assert checkpoints.steps() == [40, 50, 60]
+        assert checkpoints.read_meta(which="best").step == 40

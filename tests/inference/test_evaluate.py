@@ -14,6 +14,7 @@ import pytest
 from optax.losses import softmax_cross_entropy_with_integer_labels
 
 from charjax.errors import InputError
+from charjax.inference import evaluate
 from charjax.inference.evaluate import Score, char_nats, score
 from charjax.model.network import CharRNN, initial_carry
 from tests.inference.scripted import chain, cycle, memoryless, random_model
@@ -87,6 +88,40 @@ def test_a_certain_model_has_no_loss_until_it_is_wrong():
     # Wrong about the changed character, and wrong about the one after it.
     np.testing.assert_array_equal(np.flatnonzero(nats > 1), [3999, 4000])
     np.testing.assert_allclose(nats[3999:4001], 50, rtol=1e-5)
+
+
+@pytest.mark.parametrize("max_chars", [1, 1000, 10_000, 65_537, LONGEST - 2, LONGEST])
+def test_a_bounded_evaluation_reads_the_same_parts_spread_over_the_text(max_chars):
+    """Case E1."""
+    want = one_pass()
+    nats = char_nats(CONFIG, PARAMS, IDS, max_chars=max_chars)
+    parts = max(1, min(64, min(max_chars, want.size) // 1024))
+    length = -(-min(max_chars, want.size) // parts)
+    assert nats.size <= min(want.size, parts * length)
+    assert nats.size >= min(want.size, max_chars) - parts
+    starts = [part * -(-want.size // parts) for part in range(parts)]
+    np.testing.assert_allclose(
+        nats, np.concatenate([want[start : start + length] for start in starts]), atol=1e-5
+    )
+
+
+def test_a_large_vocabulary_is_evaluated_in_smaller_chunks(monkeypatch):
+    """Case E3: the logits of a dispatch are bounded."""
+    want = char_nats(CONFIG, PARAMS, IDS[:5000])
+    monkeypatch.setattr(evaluate, "_MAX_LOGITS_BYTES", 4 * VOCAB * 4 * 4)  # 4 x 4 characters
+    seen = []
+    nats = char_nats(CONFIG, PARAMS, IDS[:5000], progress=lambda done, total: seen.append(total))
+    np.testing.assert_allclose(nats, want, atol=1e-6)
+    assert seen[0] > 256
+
+
+@pytest.mark.parametrize("vocab_size", [6, 8_192, 100_000, 1_114_112])
+def test_the_logits_of_a_dispatch_take_at_most_256_mib_or_one_character_each(vocab_size):
+    """Case E3."""
+    params = {"output_bias": jax.ShapeDtypeStruct((vocab_size,), jnp.float32)}
+    length = evaluate._chunk_length(params, 64)
+    assert length == 1 or 64 * length * vocab_size * 4 <= 2**28
+    assert (length == 128) == (vocab_size <= 8_192)
 
 
 def test_progress_ends_at_the_total():

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import math
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from charjax.config import TrainConfig
-from charjax.train.intervals import Intervals, make_intervals, total_steps
+from charjax.config import Config, TrainConfig
+from charjax.train.intervals import Intervals, longest_dispatch, make_intervals, total_steps
 
 from .tiny import configs_of_intervals
 
@@ -65,3 +66,23 @@ def test_golden_intervals():
         12,
     )
     assert intervals.dispatch == 3
+
+
+@pytest.mark.parametrize(
+    ("asked", "parameters", "longest"),
+    [
+        (10, 10**9, 10),  # the default stays
+        (3, 10**9, 3),
+        (2_000_000_000, 3000, 1000),
+        (2_000_000_000, 10**6, 162),
+        (20, 10**9, 10),
+    ],
+)
+def test_a_dispatch_is_bounded_by_its_work(asked, parameters, longest):
+    """Case E2."""
+    config = Config(train=TrainConfig(max_minutes=1.0, steps_per_dispatch=asked))
+    assert longest_dispatch(config, parameters) == longest
+    intervals = make_intervals(
+        TrainConfig(steps_per_dispatch=asked, log_every=2**30), 2**30, longest=longest
+    )
+    assert intervals.dispatch <= longest

@@ -47,22 +47,22 @@ def test_the_first_lines_name_text_model_devices_and_implementation():
 )
 def test_intervals_that_force_one_step_per_dispatch_are_named(intervals, named):
     config = TrainConfig(**{"log_every": 10, "steps_per_dispatch": 5, **intervals})
-    (line,) = messages.single_steps(config, make_intervals(config, 1000), 0)
+    (line,) = messages.dispatches(config, make_intervals(config, 1000), 0, 5)
     assert line.endswith(f"not multiples of it: {named}")
     assert "train.steps_per_dispatch=5" in line
 
 
 def test_the_step_to_resume_from_can_force_single_steps_too():
     config = TrainConfig(max_steps=60, eval_every=20, log_every=10, steps_per_dispatch=5)
-    assert not list(messages.single_steps(config, make_intervals(config, 1000, 40), 40))
-    (line,) = messages.single_steps(config, make_intervals(config, 1000, 41), 41)
+    assert not list(messages.dispatches(config, make_intervals(config, 1000, 40), 40, 5))
+    (line,) = messages.dispatches(config, make_intervals(config, 1000, 41), 41, 5)
     assert line.endswith("not multiples of it: the step to resume from=41")
 
 
 @given(configs_of_intervals(fewest=2), st.integers(1, 500), st.integers(0, 300))
 def test_single_steps_are_explained_wherever_more_were_asked_for(config, steps_per_epoch, start):
     intervals = make_intervals(config, steps_per_epoch, start)
-    lines = list(messages.single_steps(config, intervals, start))
+    lines = list(messages.dispatches(config, intervals, start, 40))
     assert len(lines) == (intervals.dispatch == 1 and intervals.total != 1)
 
 
@@ -77,3 +77,47 @@ def test_a_longer_run_with_a_schedule_says_so():
     (line,) = messages.rescheduled(before, now, 32)
     assert line == "optim.schedule=cosine is now over 80 steps instead of 40"
     assert not list(messages.rescheduled(now, now, 32))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (
+            {"max_steps": 1500, "max_epochs": 300.0},
+            "train.max_steps=1,500 (15 epochs) comes before train.max_epochs=300 (30,000 steps)",
+        ),
+        (
+            {"max_steps": 1500, "max_epochs": 2.5},
+            "train.max_epochs=2.5 (250 steps) comes before train.max_steps=1,500 (15 epochs)",
+        ),
+        (
+            {"max_steps": 1500, "patience": 15},
+            "train.patience=15 has no effect: the run ends after 15 evaluations, at step 1,500",
+        ),
+        ({"max_steps": 1500, "patience": 14}, ""),
+        ({"max_steps": 1500, "max_epochs": 15.0, "max_minutes": 1.0}, ""),
+        ({"max_minutes": 1.0, "patience": 3}, ""),
+    ],
+)
+def test_a_limit_that_another_hides_is_named(fields, said):
+    """Case F28."""
+    lines = list(messages.hidden_limits(TrainConfig(**fields), 100))
+    assert len(lines) == bool(said)
+    assert all(said in line for line in lines)
+
+
+def test_a_dispatch_that_would_take_too_long_is_said_to_be_shorter():
+    """Case E2."""
+    config = TrainConfig(
+        max_steps=10**6, log_every=10**5, eval_every=10**5, steps_per_dispatch=10**9
+    )
+    (line,) = messages.dispatches(config, make_intervals(config, 100), 0, 1000)
+    assert "at most 1,000 steps instead of train.steps_per_dispatch=1,000,000,000" in line
+
+
+def test_a_part_of_the_validation_split_is_said_to_be_one():
+    """Case E1."""
+    assert not list(messages.validation(100, 101))
+    (line,) = messages.validation(100, 102)
+    assert "100 of the 102 characters" in line
+    assert "config.data.eval_chars" in line

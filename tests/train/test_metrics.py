@@ -1,10 +1,7 @@
 from __future__ import annotations
 
-import sys
-
 import pytest
 
-from charjax.errors import InputError
 from charjax.train.metrics import MetricsLog, draw_curves, read_metrics
 
 RECORDS = [
@@ -21,7 +18,7 @@ def test_records_are_read_as_they_were_written(tmp_path):
     path = tmp_path / "metrics.jsonl"
     assert read_metrics(path) == []
     for record in RECORDS:
-        MetricsLog(path, tensorboard=False).write(record)  # each resumption opens its own
+        MetricsLog(path).write(record)  # each resumption opens its own
     assert read_metrics(path) == RECORDS
     assert path.read_bytes().count(b"\n") == 2
 
@@ -29,7 +26,7 @@ def test_records_are_read_as_they_were_written(tmp_path):
 def test_nan_is_not_written(tmp_path):
     path = tmp_path / "metrics.jsonl"
     with pytest.raises(ValueError, match="JSON"):
-        MetricsLog(path, tensorboard=False).write({"step": 1, "train_loss": float("nan")})
+        MetricsLog(path).write({"step": 1, "train_loss": float("nan")})
     assert read_metrics(path) == []
 
 
@@ -45,18 +42,11 @@ def test_curves_differ_where_losses_do(tmp_path):
     assert (tmp_path / "one.png").read_bytes() != (tmp_path / "other.png").read_bytes()
 
 
-def test_events_are_written_beside_the_records(tmp_path):
-    pytest.importorskip("tensorboardX")
-    log = MetricsLog(tmp_path / "metrics.jsonl", tensorboard=True)
-    log.write(RECORDS[1])
-    log.close()
-    (events,) = (tmp_path / "tensorboard").iterdir()
-    for name in ("train_loss", "val_loss", "val_bpc"):
-        assert name.encode() in events.read_bytes()
-    assert read_metrics(tmp_path / "metrics.jsonl") == [RECORDS[1]]
-
-
-def test_events_without_their_package_are_refused_with_the_remedy(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    with pytest.raises(InputError, match=r"config\.train\.tensorboard=True.*pip install"):
-        MetricsLog(tmp_path / "metrics.jsonl", tensorboard=True)
+def test_curves_begin_anew_where_the_text_was_changed(tmp_path):
+    """Case F1: the best loss is that on the last text."""
+    other = {"step": 30, "train_loss": 2.5, "val_loss": 3.0, "val_record": 1}
+    drawn = []
+    for name, last in {"other.png": other, "same.png": other | {"val_record": 0}}.items():
+        draw_curves([*RECORDS, last], tmp_path / name)
+        drawn.append((tmp_path / name).read_bytes())
+    assert drawn[0] != drawn[1]
