@@ -328,9 +328,9 @@ def _checkpoint_is_due(run: Run, state: RunState) -> bool:
 
 
 def _show(run: Run, state: RunState, update: Callable[..., None], doing: str = "") -> None:
-    """Shows how far the run is."""
+    """Shows how far the run is; no total, nor the time left, while it does something else."""
     note = doing or messages.progress_note(state.record, state.progress)
-    update(state.step, run.intervals.total, note)
+    update(state.step, 0 if doing else run.intervals.total, note)
 
 
 def _do_what_is_due(run: Run, state: RunState, stop: StopFlags, show: Callable[..., None]) -> bool:

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -568,6 +569,30 @@ def test_a_run_goes_on_when_its_output_is_read_no_more(workspace, tmp_path):
     assert process.returncode == 0
     assert_one_line(err, ("standard output", "goes on"))
     assert (tmp_path / "checkpoints" / "400").is_dir()
+
+
+def test_a_run_whose_terminal_is_closed_is_saved(workspace, tmp_path):
+    """Case A3."""
+    terminal, theirs = pty.openpty()
+    arguments = [*workspace.fill("--config=@tiny.py:1000000"), f"--workdir={tmp_path}"]
+    # It becomes the command, with the terminal that is its standard input as its own.
+    become = [sys.executable, "-m", "tests.faults.endings"]
+    with subprocess.Popen(
+        [*become, sys.executable, *PROGRAMS["launch"], *arguments],
+        env=workspace.environment,
+        cwd=ROOT,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    ) as process:
+        os.close(theirs)
+        while b"step 10 " not in os.read(terminal, 1 << 16):
+            assert process.poll() is None
+        os.close(terminal)
+    assert process.returncode == 129
+    last = read_metrics(tmp_path / "metrics.jsonl")[-1]["step"]
+    assert max(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) >= last
 
 
 def test_a_run_trains_without_a_standard_output(workspace, tmp_path):

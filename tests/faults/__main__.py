@@ -20,6 +20,7 @@ from typing import Any
 FAULTS = {
     "kill": ("kill", 200),
     "signals": ("signals", 100),
+    "endings": ("endings", 100),
     "corrupt": ("corrupt", 1000),
     "disk": ("disk", 50),
     "servers": ("servers", 12),

@@ -44,6 +44,12 @@ _COLUMNS: dict[str, tuple[Callable[[_Figures], str], Callable[[_Figures], str]]]
             f"SIGINT {f['second_interrupt_most_seconds']} s"
         ),
     ),
+    "endings": (
+        lambda f: (
+            f"{f['endings']} endings: " + ", ".join(f"{n} {w}" for w, n in f["by_way"].items())
+        ),
+        lambda f: f"{f['steps_lost']} steps lost; slowest {f['most_seconds_to_exit']} s",
+    ),
     "corrupt": (
         lambda f: (
             f"{f['corruptions']} corruptions of {f['files_that_were_hit']} files, "

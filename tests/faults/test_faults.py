@@ -67,7 +67,7 @@ def test_misbehaving_servers_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("fault", "n"),
     [
-        ("kill", 3), ("signals", 6), ("two-writers", 2),
+        ("kill", 3), ("signals", 6), ("endings", 5), ("two-writers", 2),
         ("readers", 8), ("shapes", 40), ("caches", 10),
     ],
 )  # fmt: skip
