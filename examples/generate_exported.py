@@ -13,18 +13,18 @@ import numpy as np
 
 folder, prompt, num_chars, temperature, seed = Path(sys.argv[1]), *sys.argv[2:]
 vocabulary = json.loads((folder / "vocabulary.json").read_text("utf-8"))
-characters, is_bytes = vocabulary["symbols"], vocabulary["unit"] == "byte"
+characters = vocabulary["symbols"]
+encoding = "latin-1" if vocabulary["unit"] == "byte" else "utf-8"  # byte b is character U+00b
 step = jax.jit(jax.export.deserialize((folder / "generator.jax").read_bytes()).call)
 carry = tuple(np.tile(row, (8, 1)) for row in np.load(folder / "start.npz").values())
 root = jax.random.fold_in(jax.random.key(int(seed)), 2)  # 2: the sampling stream
 sequence_keys = jax.vmap(jax.random.fold_in, (None, 0))(root, np.arange(8))
-keys_at = jax.jit(
-    lambda p: jax.random.key_data(jax.vmap(jax.random.fold_in, (0, None))(sequence_keys, p))
-)
+fold_in_all = jax.vmap(jax.random.fold_in, (0, None))
+keys_at = jax.jit(lambda p: jax.random.key_data(fold_in_all(sequence_keys, p)))
 
-text = prompt.encode().decode("latin-1") if is_bytes else prompt  # byte b is character U+00b
+text = prompt.encode().decode(encoding)
 ids = [characters.index(c) for c in text]
-if not ids or vocabulary.get("boundary"):
+if not ids or "boundary" in vocabulary:
     ids.insert(0, vocabulary["start"])
 tokens = np.full(8, ids[0], np.int32)
 for position in range(1 - len(ids), int(num_chars)):
@@ -35,4 +35,4 @@ for position in range(1 - len(ids), int(num_chars)):
         break
     else:
         text += characters[int(tokens[0])]
-sys.stdout.buffer.write(text.encode("latin-1" if is_bytes else "utf-8"))
+sys.stdout.buffer.write(text.encode(encoding))

@@ -186,8 +186,8 @@ def test_a_text_is_scored_on_all_devices_as_on_one(monkeypatch):
     params = first_state(config_of()).params
     ids = np.random.default_rng(0).integers(VOCAB, size=20_000).astype(np.int32)
     on_all = evaluate.char_nats(config, params, ids)
-    one_device = evaluate._evaluator(config, on_all_devices=False)
-    monkeypatch.setattr(evaluate, "_evaluator", lambda config, on_all_devices: one_device)
+    one_device = evaluate._evaluator(config, None, on_all_devices=False)
+    monkeypatch.setattr(evaluate, "_evaluator", lambda *config, **options: one_device)
     np.testing.assert_allclose(on_all, evaluate.char_nats(config, params, ids), rtol=1e-5)
 
 
