@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Int
 
 from charjax.checkpoint import Checkpoints, Record
 from charjax.checkpoint.meta import CheckpointMeta, RunMeta
@@ -132,42 +131,44 @@ def train(
     checkpoints = Checkpoints(files.checkpoints, keep=config.train.keep)
     with show_messages(display), _locked(files), checkpoints:
         run, state = _set_up(config, files, checkpoints, display, allow)
-        signals, compiled = StopSignals(), False
-        stop = StopFlags(
-            signals, partial(_time_is_up, run, state), partial(_checkpoint_is_due, run, state)
-        )
-        with (
-            contextlib.closing(run.log),
-            display.task("training") as update,
-            contextlib.ExitStack() as handlers,
-        ):
-            show = partial(_show, run, state, update)
-            over = _stops_here(run, state, stop)
-            if state.progress.pending:
-                with signals:
-                    over = _do_what_is_due(run, state, stop, show)
-            while not over:
-                metrics = _dispatch(run, state)
-                if not compiled:  # and until now there was nothing to save
-                    handlers.enter_context(signals)
-                    compiled = True
-                stop.sync()
-                # While the devices compute these steps, the host reads the metrics before them.
-                state.metrics.push(metrics, state.step)
-                # Asked once: a signal after this must not end the loop unsaved.
-                over = _stops_here(run, state, stop)
-                if over or stop.checkpoint_is_due or run.intervals.any_due(state.step):
-                    state.metrics.flush()
-                    with state.clock.paused():
-                        over = _do_what_is_due(run, state, stop, show)
-                show()
-        if stop.signal is not None:
+        with contextlib.closing(run.log), display.task("training") as update:
+            signal = _train(run, state, partial(_show, run, state, update))
+        if signal is not None:
             raise InterruptedRunError(
-                stop.signal,
+                signal,
                 f"{workdir}: stopped at step {state.step}; the same command goes on from there",
             )
         _finish(run, state.progress)
     return state.progress
+
+
+def _train(run: Run, state: RunState, show: Callable[..., None]) -> int | None:
+    """Trains until the run is over; returns the signal that stopped it, or None."""
+    signals, compiled = StopSignals(), False
+    stop = StopFlags(
+        signals, partial(_time_is_up, run, state), partial(_checkpoint_is_due, run, state)
+    )
+    over = _stops_here(run, state, stop)
+    if state.progress.pending:
+        with signals, state.clock.paused():
+            over = _do_what_is_due(run, state, stop, show)
+    with contextlib.ExitStack() as handlers:
+        while not over:
+            metrics = _dispatch(run, state)
+            if not compiled:  # and until now there was nothing to save
+                handlers.enter_context(signals)
+                compiled = True
+            stop.sync()
+            # While the devices compute these steps, the host reads the metrics before them.
+            state.metrics.push(metrics, state.step)
+            # Asked once: a signal after this must not end the loop unsaved.
+            over = _stops_here(run, state, stop)
+            if over or stop.checkpoint_is_due or run.intervals.any_due(state.step):
+                state.metrics.flush()
+                with state.clock.paused():
+                    over = _do_what_is_due(run, state, stop, show)
+            show()
+    return stop.signal
 
 
 @contextlib.contextmanager
@@ -203,33 +204,25 @@ def _set_up(
     new_state = partial(init_state, config, vocab_size, optimizer)
     like = jax.eval_shape(new_state)
     meta = describe(config, dataset, parameter_count(like.params), recurrence)
+    boundary = dataset.vocab.boundary_id
     backend = make_backend(
-        meta.resolved_config,
-        vocab_size,
-        optimizer,
-        schedule,
-        boundary_id=dataset.vocab.boundary_id,
+        meta.resolved_config, vocab_size, optimizer, schedule, boundary_id=boundary
     )
 
     check_prompt(config, dataset.vocab)
-    ids, max_chars = dataset.splits.val.ids, max_eval_chars(config.data)
-    _log_all(messages.opening(meta, steps_per_epoch))
-    _log_all(messages.unused_chars(dataset))
-    _log_all(messages.validation(max_chars, ids.size))
+    _log_all([*messages.opening(meta, steps_per_epoch), *messages.left_out(config, dataset)])
     if record and saved:
         fits = record.holds(flatten(like)[0])
         changes = check_same_run(workdir.path, saved, meta, allow=allow, fits=fits)
         _log_all(f"allowed: {change}" for change in changes)
-        state = _restore(meta, workdir, checkpoints, backend, like, ids)
+        state = _restore(meta, workdir, checkpoints, backend, like, dataset)
         _log_all(messages.rescheduled(saved, meta, steps_per_epoch))
     else:
         if distributed.is_primary():
             workdir.start()
-        progress = Progress(val_text=val_text(ids, max_chars))
+        progress = Progress(val_text=val_text(dataset.splits.val.ids, max_eval_chars(config.data)))
         state = _new_run_state(meta, workdir, backend, new_state(), progress)
-    longest = longest_dispatch(config, meta.parameters)
-    intervals = make_intervals(config.train, steps_per_epoch, state.step, longest)
-    _log_all(messages.dispatches(config.train, intervals, state.step, longest))
+    intervals = _plan(meta, steps_per_epoch, state.step)
     log = _open_log(workdir, meta, state)
     return Run(meta, workdir, dataset, intervals, backend, checkpoints, log, display), state
 
@@ -252,7 +245,7 @@ def _restore(
     checkpoints: Checkpoints,
     backend: Backend,
     like: PyTree,
-    val_ids: Int[np.ndarray, " tokens"],
+    dataset: Dataset,
 ) -> RunState:
     """The state in the newest checkpoint that verifies; cuts the logs to their length then."""
     restored = checkpoints.restore(like)
@@ -261,7 +254,7 @@ def _restore(
     if distributed.is_primary():
         workdir.truncate_logs(saved.log_sizes)
     _logger.info(f"resuming {workdir.path} at step {restored.step:,}")
-    if not continue_validation(saved, meta, val_ids):
+    if not continue_validation(saved, meta, dataset.splits.val.ids):
         _logger.info("validation: another text; the best loss and train.patience start anew")
     state = _new_run_state(meta, workdir, backend, restored.state, saved.progress)
     state.saved_step = state.step
@@ -281,6 +274,14 @@ def _new_run_state(
         progress=progress,
         clock=Clock(progress.elapsed_s),
     )
+
+
+def _plan(meta: RunMeta, steps_per_epoch: int, start: int) -> Intervals:
+    """The intervals of a run from a step on; says where its dispatches are shorter than asked."""
+    config, longest = meta.config.train, longest_dispatch(meta.config, meta.parameters)
+    intervals = make_intervals(config, steps_per_epoch, start, longest)
+    _log_all(messages.dispatches(config, intervals, start, longest))
+    return intervals
 
 
 def _open_log(workdir: Workdir, meta: RunMeta, state: RunState) -> Log:

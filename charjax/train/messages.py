@@ -11,10 +11,11 @@ from typing import Any
 
 from charjax.checkpoint.meta import RunMeta
 from charjax.checkpoint.progress import Progress
-from charjax.config import TrainConfig
+from charjax.config import Config, TrainConfig
 from charjax.data.dataset import Dataset
 from charjax.data.reading import prepare_prompt
 from charjax.errors import InputError
+from charjax.inference.evaluate import max_eval_chars
 from charjax.train.intervals import Intervals, total_steps
 from charjax.workdir import Workdir
 
@@ -34,14 +35,15 @@ def opening(meta: RunMeta, steps_per_epoch: int) -> Iterator[str]:
     yield from hidden_limits(meta.config.train, steps_per_epoch)
 
 
-def unused_chars(dataset: Dataset) -> Iterator[str]:
-    """One message where an epoch does not train on all of the text."""
+def left_out(config: Config, dataset: Dataset) -> Iterator[str]:
+    """One message each for characters that no epoch trains on, and that no evaluation reads."""
     unused, num_targets = dataset.batches.unused_chars, dataset.splits.train.num_targets
     if unused:
         yield (
             f"batches: {unused:,} of the {num_targets:,} characters to train on are in none of an "
             "epoch"
         )
+    yield from validation(max_eval_chars(config.data), dataset.splits.val.ids.size)
 
 
 def hidden_limits(config: TrainConfig, steps_per_epoch: int) -> Iterator[str]:
