@@ -39,6 +39,8 @@ _FLAGS = ("--config.train.checkpoint_every=1000", "--config.train.keep=1000")
 
 def check_endings(n: int, folder: Path, report: Callable[[str], None]) -> dict[str, Any]:
     """Ends a run n times, in turn in each way, and returns the figures of the page."""
+    # Under nohup it is ignored, which the processes would inherit.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     trial = Trial.prepare(folder)
     ender = _Ender(trial, trial.reference(checkpoint_every=1), report)
     ways = list(_CODES)
