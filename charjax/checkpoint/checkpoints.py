@@ -191,29 +191,29 @@ class Checkpoints:
                     f"{self._folders.path(which)}: no such step; there are {existing}"
                 )
             return [which]
-        newest_first = steps[::-1]
-        return newest_first if which == "newest" else sorted(newest_first, key=self._rank)
+        if which == "newest":
+            return steps[::-1]
+        ranks = self._ranks()
+        return sorted(ranks, key=ranks.__getitem__)
 
-    def _rank(self, step: int) -> float:
-        """The val_loss to sort by; a damaged record comes first, to be read and warned of.
+    def _ranks(self) -> dict[int, float]:
+        """{step: the val_loss to sort by}, from the newest step on.
 
-        One that was measured on another text than that of the newest step does not count.
+        A damaged record comes first, so that it is reported. A loss that was measured on another
+        text than that of the newest step does not count.
         """
-        try:
-            record = self._read(step, self._record)
-        except DamagedError:
-            return -math.inf
-        except _DeletedError:
-            return math.inf
-        counts = record.val_loss is not None and record.val_text == self._val_text()
-        return record.val_loss if record.val_loss is not None and counts else math.inf
-
-    def _val_text(self) -> tuple[Any, Any] | None:
-        """The text that the newest sound step was evaluated on, or is going to be."""
+        ranks: dict[int, float] = {}
+        text = None
         for step in reversed(self.steps()):
-            with contextlib.suppress(DamagedError, _DeletedError):
-                return self._read(step, self._record).val_text
-        return None
+            try:
+                record = self._read(step, self._record)
+            except (DamagedError, _DeletedError) as error:
+                ranks[step] = -math.inf if isinstance(error, DamagedError) else math.inf
+                continue
+            text = text or record.val_text
+            val_loss = record.val_loss if record.val_text == text else None
+            ranks[step] = math.inf if val_loss is None else val_loss
+        return ranks
 
     def _find(self, which: Which, read: Callable[[int], _T]) -> _T:
         """`_first_sound`, looked for again where a run deletes a step while it is read."""
@@ -310,7 +310,7 @@ class Checkpoints:
         """Deletes all steps but the newest, the best and the damaged, which are evidence."""
         if not distributed.is_primary():
             return
-        ranks = {step: self._rank(step) for step in reversed(self.steps())}
+        ranks = self._ranks()
         sound = [s for s, rank in ranks.items() if rank > -math.inf and s not in self._damaged]
         best = min(sound, key=ranks.__getitem__)
         for step in set(sound) - {saved, best, *sound[: self._keep]}:
