@@ -10,9 +10,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-# A shell's background jobs ignore SIGINT, and charjax leaves an ignored signal ignored.
+# Background jobs of a shell ignore SIGINT and nohup ignores SIGHUP, the commands that tests start
+# inherit that, and charjax leaves an ignored signal ignored.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Before jax is imported. On a machine with few cores, eight devices deadlock in XLA's thread pool
 # unless it believes in more cores.
