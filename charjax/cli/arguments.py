@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from charjax.errors import InputError
+from charjax.runtime.files import check_local
+from charjax.runtime.paths import expand_path
 
 if TYPE_CHECKING:
     from charjax.inference.load import TrainedModel
@@ -49,9 +51,14 @@ def add_config(parser: argparse.ArgumentParser, *, required: bool) -> None:
     )
 
 
+def add_workdir(parser: argparse.ArgumentParser, about: str, *, required: bool = False) -> None:
+    """`--workdir`."""
+    parser.add_argument("--workdir", required=required, type=local_path("--workdir"), help=about)
+
+
 def add_model(parser: argparse.ArgumentParser) -> None:
     """`--workdir` and `--checkpoint`, for `load_model`."""
-    parser.add_argument("--workdir", required=True, type=folder, help="a run's folder")
+    add_workdir(parser, "a run's folder", required=True)
     parser.add_argument(
         "--checkpoint",
         default="best",
@@ -91,11 +98,18 @@ def print_json(values: Mapping[str, Any]) -> None:
     print(json.dumps(values, allow_nan=False))  # noqa: T201
 
 
-def folder(value: str) -> Path:
-    """The value of `--workdir` as a path."""
-    if not value:
-        raise InputError("--workdir=: no folder is given; name one")
-    return Path(value)
+def local_path(flag: str) -> Callable[[str], Path]:
+    """The type of a flag whose value is a path: `~` and variables are replaced, no address taken.
+
+    Every flag with a path has this type, so that a path means the same in all of them.
+    """
+
+    def convert(value: str) -> Path:
+        path = Path(expand_path(value, flag))
+        check_local(path, flag)
+        return path
+
+    return convert
 
 
 def _which(value: str) -> str | int:

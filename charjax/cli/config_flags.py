@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from charjax.errors import CharjaxError, InputError
+from charjax.runtime.paths import expand_path
 
 if TYPE_CHECKING:
     from charjax.config import Config
@@ -53,11 +54,13 @@ def load_config(config_flags: Sequence[str]) -> tuple[str, Config]:
     files = [flag for flag in config_flags if flag.startswith("--config=")]
     if len(files) != 1:
         raise InputError("--config: give one config file, such as --config=configs/shakespeare.py")
-    path, _, argument = files[0].removeprefix("--config=").partition(":")
+    given, colon, argument = files[0].removeprefix("--config=").partition(":")
+    path = expand_path(given, "--config")
     if not Path(path).is_file():
         raise InputError(f"--config={path}: no such file; the shipped ones are in configs/")
     _check_text_is_named(config_flags)
-    values = _read_config_file(files[0], path, config_flags)
+    overrides = [flag for flag in config_flags if flag != files[0]]
+    values = _read_config_file(path, colon + argument, overrides)
     from charjax.config import from_config_dict
 
     stem = Path(path).stem
@@ -74,15 +77,15 @@ def _check_text_is_named(config_flags: Sequence[str]) -> None:
         )
 
 
-def _read_config_file(file_flag: str, path: str, config_flags: Sequence[str]) -> Any:
+def _read_config_file(path: str, argument: str, overrides: Sequence[str]) -> Any:
+    """What `get_config` of the file returns; the argument is "" or begins with a colon."""
     from absl import flags
     from ml_collections import config_flags as ml_flags
 
     # Not absl's global FLAGS. ml_collections reads the overrides from sys_argv when the flag is
     # defined, before absl parses it.
     flag_values = flags.FlagValues()
-    overrides = [flag for flag in config_flags if flag != file_flag]
-    argv = ["charjax", file_flag, *overrides]
+    argv = ["charjax", f"--config={path}{argument}", *overrides]
     ml_flags.DEFINE_config_file("config", flag_values=flag_values, sys_argv=argv)
     try:
         flag_values(argv)

@@ -57,7 +57,7 @@ def not_regular(path: Path) -> InputError:
 
 
 def check_local(path: Path, flag: str) -> None:
-    """Refuses an address such as gs://bucket/run where a folder of this machine is needed.
+    """Refuses an address such as gs://bucket/run where a path of this machine is needed.
 
     Raises:
       InputError: the path begins with the scheme of an address.
@@ -65,6 +65,6 @@ def check_local(path: Path, flag: str) -> None:
     if _REMOTE.fullmatch(str(path)):
         address = str(path).replace(":/", "://", 1)
         raise InputError(
-            f"{flag}={address}: an address, not a folder of this machine; choose a local folder, "
-            "and copy it there afterwards"
+            f"{flag}={address}: an address, not a path of this machine; choose a local path, and "
+            "copy from or to the address"
         )

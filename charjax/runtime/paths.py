@@ -23,7 +23,7 @@ def expand_path(given: str, option: str) -> str:
       InputError: the path is empty, or names a variable or a user that there is not.
     """
     if not given:
-        raise InputError(f"{option}=: is empty; name a path, or leave the option out")
+        raise InputError(f"{option}=: is empty; name a path")
 
     def value(match: re.Match[str]) -> str:
         name = match[1] or match[2]

@@ -18,6 +18,7 @@ from typing import IO, NamedTuple
 import pytest
 
 from charjax.cli import commands, main
+from charjax.cli.arguments import Parser
 from charjax.inference.evaluate import Score
 from charjax.train.metrics import read_metrics
 
@@ -153,7 +154,7 @@ FAULTS = {
     ),
     "abbreviated flag": Fault(SAMPLE + "--num_char=1", 2, ("--num_char=1", "--num_chars")),
     "stray word": Fault(SAMPLE + "hello", 2, ("hello",)),
-    "workdir without a name": Fault("info --workdir=", 2, ("--workdir=", "no folder")),
+    "workdir without a name": Fault("info --workdir=", 2, ("--workdir=", "is empty")),
     "score of a folder": Fault("score --workdir=@run --file=@run", 2, ("--file=", "no text file")),
     "no config": Fault("train", 2, ("--config", "configs/shakespeare.py")),
     "--config without a value": Fault("train --config", 2, ("--config", "--config=VALUE")),
@@ -490,6 +491,66 @@ def test_an_interrupt_while_modules_load_prints_no_traceback(program, workspace,
     command = [sys.executable, *PROGRAMS[program]]
     ended = subprocess.run(command, env=environment, stderr=PIPE, check=False)
     assert (ended.returncode, ended.stderr) == (-signal.SIGINT, b"")
+
+
+# Every flag of every command is in one of these sets: those whose values are paths, and the others.
+PATHS = {"--config", "--workdir", "--out", "--file", "--prompt_file"}
+OTHERS = {
+    *("--allow", "--coordinator", "--process_id", "--num_processes"),
+    *("--checkpoint", "--weights", "--unknown", "--part", "--format"),
+    *("--prompt", "--no_prompt", "--num_chars", "--num_samples", "--separator"),
+    *("--temperature", "--top_k", "--top_p", "--seed"),
+}
+FLAGS = [
+    (name, action.option_strings[-1] if action.option_strings else action.dest)
+    for name, module in commands.load_commands().items()
+    for parser in [Parser(add_help=False)]
+    if module.add_arguments(parser) is None
+    for action in parser._actions
+]
+PATH_FLAGS = [(command, flag) for command, flag in FLAGS if flag in PATHS]
+# With every path flag of each command.
+WITH_PATHS = (
+    "train --config=@tiny.py --workdir=@run",
+    "info --config=@tiny.py",
+    "info --workdir=@run",
+    "sample --workdir=@run --prompt_file=@prompt.txt --num_chars=3",
+    "score --workdir=@run --file=@prompt.txt",
+    "export --workdir=@run --out=@exported --format=numpy",
+    "verify --workdir=@run",
+)
+
+
+def test_every_flag_is_known_to_be_a_path_or_not():
+    assert {flag for _, flag in FLAGS} == PATHS | OTHERS
+    shown = " ".join(WITH_PATHS)
+    assert [(c, f) for c, f in PATH_FLAGS if not re.search(f"{c} [^@]*(@.* )?{f}=@", shown)] == []
+
+
+@pytest.mark.parametrize("line", WITH_PATHS)
+@pytest.mark.parametrize("written", ["~/", "${FOLDER}/"])
+def test_home_and_variables_mean_the_same_in_every_flag(
+    line, written, workspace, monkeypatch, capfd
+):
+    """F7."""
+    (workspace.folder / "prompt.txt").write_text("the cat", encoding="utf-8")
+    monkeypatch.setenv("HOME", str(workspace.folder))
+    monkeypatch.setenv("FOLDER", str(workspace.folder))
+    monkeypatch.chdir(workspace.folder / "nothing")
+    assert main.main(line.replace("@", written).split()) == 0, capfd.readouterr().err
+    assert os.listdir() == []
+
+
+@pytest.mark.parametrize(("command", "flag"), PATH_FLAGS)
+def test_a_path_of_nobody_and_an_unset_variable_are_refused(
+    command, flag, workspace, monkeypatch, capfd
+):
+    """F7, F27."""
+    monkeypatch.delenv("UNSET", raising=False)
+    run = ["--workdir=@run"] if flag == "--file" else []
+    for value, words in (("~nobody-of-this-name/x", "no such user"), ("$UNSET/x", "UNSET")):
+        assert main.main([command, *workspace.fill(run), f"{flag}={value}"]) == 2
+        assert_one_line(capfd.readouterr().err, (f"charjax: {flag}={value}: ", words))
 
 
 @pytest.mark.parametrize("command", COMMANDS)

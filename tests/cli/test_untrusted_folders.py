@@ -265,18 +265,31 @@ def test_a_record_of_another_shape_is_one_line_and_exit_3(run, call, config, sha
         assert code == 3, error
 
 
+def test_a_run_of_an_implementation_that_this_version_lacks_goes_on_with_another(run, call, train):
+    recorded = {"implementation": "later", "reason": "the fastest here"}
+    change_record(run, lambda r: r["meta"].update(recurrence=recorded))
+    for command in ("info", "sample", "verify"):
+        assert call(command, f"--workdir={run}")[0] == 0
+    (run / "run.json").write_text("damaged")
+    assert train(run)[0] == 0
+    written = json.loads((run / "run.json").read_text())["recurrence"]
+    assert written["implementation"] != "later"
+    assert "later refuses: this version has no such implementation" in written["reason"]
+
+
 @pytest.mark.parametrize("address", ["gs://bucket/run", "s3://bucket/run", "hdfs:/run"])
-@pytest.mark.parametrize("command", ["train", "info", "sample", "verify"])
-def test_a_remote_workdir_is_refused_before_any_work(
+@pytest.mark.parametrize("command", ["train", "info", "sample", "verify", "export"])
+def test_a_remote_folder_is_refused_before_any_work(
     tmp_path, call, config, monkeypatch, command, address
 ):
     """D2."""
     monkeypatch.chdir(tmp_path)
     flags = [f"--config={config}"] if command == "train" else []
-    code, error = call(command, f"--workdir={address}", *flags)
+    flag = "--out" if command == "export" else "--workdir"
+    code, error = call(command, f"{flag}={address}", *flags)
     assert code == 2
-    assert "--workdir=" in error
-    assert "not a folder of this machine" in error
+    assert f"{flag}=" in error
+    assert "not a path of this machine" in error
     assert os.listdir(tmp_path) == []
 
 

@@ -64,7 +64,7 @@ def test_a_regular_file_is_opened_below_a_linked_folder(tmp_path):
 
 @pytest.mark.parametrize("path", ["gs://bucket/run", "s3:/b", "hdfs://x", "file:///tmp/x"])
 def test_an_address_is_no_local_path(path):
-    with pytest.raises(InputError, match="an address, not a folder of this machine"):
+    with pytest.raises(InputError, match="an address, not a path of this machine"):
         check_local(Path(path), "--workdir")
 
 

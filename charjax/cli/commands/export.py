@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from charjax.cli.arguments import add_model, load_model
+from charjax.cli.arguments import add_model, load_model, local_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, the format, and where to write it."""
     add_model(parser)
-    parser.add_argument("--out", required=True, type=Path, help="the folder or file to write")
+    parser.add_argument(
+        "--out", required=True, type=local_path("--out"), help="the folder or file to write"
+    )
     parser.add_argument(
         "--format",
         default="program",

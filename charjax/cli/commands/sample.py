@@ -6,9 +6,8 @@ import argparse
 import logging
 import re
 import sys
-from pathlib import Path
 
-from charjax.cli.arguments import add_inference, add_model, load_model
+from charjax.cli.arguments import add_inference, add_model, load_model, local_path
 from charjax.errors import InputError
 
 _logger = logging.getLogger(__name__)
@@ -19,7 +18,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     for flag, default, about in (
         ("--prompt", "", "the text to continue; default: none"),
-        ("--prompt_file", "", "a file with the text to continue, or - for standard input"),
         ("--num_chars", 500, "characters to generate; default: %(default)s"),
         ("--temperature", 0.8, "divides the logits; 0: greedy decoding; default: %(default)s"),
         ("--top_k", 0, "sample from the k likeliest characters; 0, the default: from all"),
@@ -29,6 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--seed", 0, "the same seed gives the same texts; default: %(default)s"),
     ):
         parser.add_argument(flag, type=type(default), default=default, help=about)
+    parser.add_argument(
+        "--prompt_file",
+        type=local_path("--prompt_file"),
+        help="a file with the text to continue, or - for standard input",
+    )
     parser.add_argument(
         "--no_prompt", action="store_true", help="write the continuation without the prompt"
     )
@@ -77,9 +80,10 @@ def _prompt(args: argparse.Namespace) -> str:
     if args.prompt:
         raise InputError("--prompt_file: give it or --prompt, not both")
     try:
-        if args.prompt_file == "-":
+        if str(args.prompt_file) == "-":
             return sys.stdin.buffer.read().decode("utf-8")
-        return Path(args.prompt_file).expanduser().read_text("utf-8")
+        read: str = args.prompt_file.read_text("utf-8")
+        return read
     except UnicodeDecodeError as error:
         raise InputError(f"--prompt_file={args.prompt_file}: not valid UTF-8 ({error})") from error
     except OSError as error:

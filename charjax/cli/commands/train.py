@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from charjax.cli.arguments import add_config, folder
+from charjax.cli.arguments import add_config, add_workdir
 from charjax.cli.config_flags import load_config
 from charjax.errors import InputError
 
@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The config, the run's folder, and this process's place among several."""
     add_config(parser, required=True)
-    parser.add_argument(
-        "--workdir", type=folder, help="the run's folder; default: runs/<name of the config>"
-    )
+    add_workdir(parser, "the run's folder; default: runs/<name of the config>")
     parser.add_argument(
         "--allow",
         default="",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 
-from charjax.cli.arguments import folder, print_json
+from charjax.cli.arguments import add_workdir, print_json
 from charjax.errors import CheckpointError
 
 _logger = logging.getLogger(__name__)
@@ -13,7 +13,7 @@ _logger = logging.getLogger(__name__)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The run's folder."""
-    parser.add_argument("--workdir", required=True, type=folder, help="a run's folder")
+    add_workdir(parser, "a run's folder", required=True)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -44,7 +44,8 @@ def resolve(config: ModelConfig, batch: int, *, saved: str = "", strict: bool = 
       config: the model. A `recurrence` of "fast" stands for the first implementation that
         supports the model here; any other value names the implementation.
       batch: number of sequences on each device.
-      saved: the implementation that a saved run used; "fast" tries it first.
+      saved: the implementation that a saved run used, also one that only another version has;
+        "fast" tries it first.
       strict: if the named implementation does not support the model, raise; otherwise
         choose as "fast" does.
 
@@ -55,7 +56,7 @@ def resolve(config: ModelConfig, batch: int, *, saved: str = "", strict: bool = 
     preferred = saved if config.recurrence == "fast" else config.recurrence
     refusals: list[str] = []
     for name in dict.fromkeys([preferred, *_FAST] if preferred else _FAST):
-        refusal: str = _implementation(name).supports(layer)
+        refusal = _refusal(name, layer)
         if not refusal:
             return Resolution(name, _reason(config.recurrence, saved, name, refusals))
         if strict and name == config.recurrence:
@@ -107,6 +108,14 @@ def run(
         cell, dtype, inputs, weights, carry, resets
     )
     return result
+
+
+def _refusal(name: str, layer: Layer) -> str:
+    """Why an implementation cannot run a layer here; "" if it can."""
+    if name not in _MODULES:  # of a run of another version
+        return "this version has no such implementation"
+    refusal: str = _implementation(name).supports(layer)
+    return refusal
 
 
 def _implementation(name: str) -> ModuleType:

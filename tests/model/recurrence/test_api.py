@@ -57,6 +57,11 @@ def test_unless_strict_a_named_implementation_that_refuses_is_passed_over(refusa
     assert chosen == Resolution("xla", reason)
 
 
+def test_fast_passes_over_a_saved_implementation_that_this_version_lacks(refusals):
+    resolution = resolve(ModelConfig(recurrence="fast"), BATCH, saved="later")
+    assert resolution == Resolution("c", "later refuses: this version has no such implementation")
+
+
 def test_fast_keeps_the_saved_implementation_where_it_runs(refusals):
     model = ModelConfig(recurrence="fast")
     assert resolve(model, BATCH, saved="xla") == Resolution("xla", "as the saved run")
