@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -243,6 +243,20 @@ def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """Dotted field name -> (old, new) for every field that differs."""
     before, after = dict(leaves(to_dict(old))), dict(leaves(to_dict(new)))
     return {name: (before[name], after[name]) for name in before if before[name] != after[name]}
+
+
+def check_reading(data: DataConfig, given: Iterable[str]) -> None:
+    """Checks a `DataConfig` of which the fields in `given` were set for one file.
+
+    Raises:
+      InputError: a field contradicts another one, or has no effect.
+    """
+    _check_data(data)
+    config = Config(data=data)
+    for field, is_met, need in FIELD_NEEDS:
+        if field.removeprefix("data.") in given and not is_met(config):
+            needs = need.replace("data.", "config.data.")
+            raise InputError(f"config.{field}: has no effect here; needs {needs}")
 
 
 def _check_data(data: DataConfig) -> None:

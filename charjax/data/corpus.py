@@ -83,12 +83,15 @@ def load_corpus(config: DataConfig, *, progress: ProgressFn = no_progress) -> Co
     return _make_corpus(config.offline, [substitute], ReadingRules.from_config(plain), notice)
 
 
-def read_text(file: str, rules: ReadingRules) -> PreparedText:
+def read_text(
+    file: str, rules: ReadingRules, *, are_markers_required: bool = False
+) -> PreparedText:
     """Reads a text for `charjax score`, as the run's own text was read.
 
     Args:
       file: a path as in `data.path`, or "-" for standard input.
       rules: of the run, or with options for this file.
+      are_markers_required: see `prepare_text`.
 
     Raises:
       InputError: there is no such file, or it cannot be decoded or parsed.
@@ -98,7 +101,7 @@ def read_text(file: str, rules: ReadingRules) -> PreparedText:
         files: Iterable[RawText] = [RawText("standard input", sys.stdin.buffer.read())]
     else:
         files = read_files(find_files(file, "--file"), "--file", are_utf8=rules.is_utf8)
-    return prepare_text(files, rules, are_markers_required=False)
+    return prepare_text(files, rules, are_markers_required=are_markers_required, options="--")
 
 
 def _read_path(path: str, rules: ReadingRules) -> Iterable[RawText]:

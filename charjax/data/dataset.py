@@ -67,7 +67,12 @@ def load_dataset(config: Config, *, progress: ProgressFn = no_progress) -> Datas
 
 
 def read_tokens(
-    file: str, rules: ReadingRules, vocab: Vocab, *, unknown: str = "error"
+    file: str,
+    rules: ReadingRules,
+    vocab: Vocab,
+    *,
+    unknown: str = "error",
+    are_markers_required: bool = False,
 ) -> Int[np.ndarray, " tokens"]:
     """The token ids of a text, read as the run's own text was; see `charjax.data.corpus.read_text`.
 
@@ -77,12 +82,13 @@ def read_tokens(
       vocab: of the run. If it has a document boundary, so have the ids: before each document,
         and after the last.
       unknown: as for `Vocab.encode`.
+      are_markers_required: whether the file must have the markers in the rules.
 
     Raises:
       InputError: the file is missing, malformed, or has characters outside the vocabulary.
       HostError: it cannot be read.
     """
-    prepared = read_text(file, rules)
+    prepared = read_text(file, rules, are_markers_required=are_markers_required)
     documents = list(_documents(prepared.text, prepared.document_starts))
     if vocab.unit == "codepoint":
         documents = [normalize_form(document, vocab) for document in documents]

@@ -18,6 +18,8 @@ _SNIFFED_ROWS = 100
 _DELIMITERS = ",\t;|"  # the likeliest first
 _MAX_FIELD = 2**31 - 1  # characters; Python's own limit for a field is 131,072
 
+CONFIG = "config.data."  # what the names of options begin with in messages, unless told otherwise
+
 _logger = logging.getLogger(__name__)
 
 
@@ -48,9 +50,14 @@ class DocumentRules:
 
 
 def split_documents(
-    texts: Sequence[tuple[str, str]], rules: DocumentRules
+    texts: Sequence[tuple[str, str]], rules: DocumentRules, options: str = CONFIG
 ) -> tuple[list[str], DocumentRules]:
     """The documents of (origin, text) pairs, without empty ones; the rules with what was detected.
+
+    Args:
+      texts: of each file.
+      rules: what a document is.
+      options: what the names of options begin with in messages: "config.data." or "--".
 
     Raises:
       InputError: there is no such delimiter or column, or a text is not valid CSV.
@@ -60,25 +67,28 @@ def split_documents(
     elif rules.mode == "files":
         documents = [text for _, text in texts]
     elif rules.mode == "lines":
-        documents = [line for origin, text in texts for line in _lines(text, origin, rules)]
+        documents = [
+            line for origin, text in texts for line in _lines(text, origin, rules, options)
+        ]
     elif rules.mode == "delimiter":
-        documents = _delimited(texts, rules.delimiter)
+        documents = _delimited(texts, rules.delimiter, options)
     else:
         if texts and not rules.csv_delimiter:
-            rules = replace(rules, csv_delimiter=_detect_delimiter(*texts[0]))
-        documents = [row for origin, text in texts for row in _rows(text, origin, rules)]
+            rules = replace(rules, csv_delimiter=_detect_delimiter(*texts[0], options))
+        documents = [row for origin, text in texts for row in _rows(text, origin, rules, options)]
     kept = [document for document in documents if document]
     if len(kept) < len(documents) and rules.boundary:
         _logger.info("left out %s empty documents", f"{len(documents) - len(kept):,}")
     return kept, rules
 
 
-def _lines(text: str, origin: str, rules: DocumentRules) -> Iterator[str]:
+def _lines(text: str, origin: str, rules: DocumentRules, options: str) -> Iterator[str]:
     if "\n" not in text and "\r" in text:
         _logger.warning(
             "NOTICE: %s has carriage returns and no newlines, so it is one document; "
-            "set config.data.newlines=unix",
+            "set %snewlines=unix",
             origin,
+            options,
         )
     for line in io.StringIO(
         text, newline="\n"
@@ -89,50 +99,49 @@ def _lines(text: str, origin: str, rules: DocumentRules) -> Iterator[str]:
             yield line.removesuffix("\n").removesuffix("\r")
 
 
-def _delimited(texts: Sequence[tuple[str, str]], delimiter: str) -> list[str]:
+def _delimited(texts: Sequence[tuple[str, str]], delimiter: str, options: str) -> list[str]:
     parts = [text.split(delimiter) for _, text in texts]
     if not any(len(part) > 1 for part in parts):
         hint = ""
         if "\\n" in delimiter:
             hint = "; a backslash is taken as it is: write $'\\n' in the shell"
         raise InputError(
-            f"config.data.delimiter={delimiter!r}: not in {', '.join(o for o, _ in texts[:3])}; "
+            f"{options}delimiter={delimiter!r}: not in {', '.join(o for o, _ in texts[:3])}; "
             f"copy the delimiter from the text{hint}"
         )
     return list(itertools.chain.from_iterable(parts))
 
 
-def _rows(text: str, origin: str, rules: DocumentRules) -> Iterator[str]:
+def _rows(text: str, origin: str, rules: DocumentRules, options: str) -> Iterator[str]:
     """The wanted columns of each CSV row, joined by a space."""
     reader = _reader(text, rules.csv_delimiter)
     try:
         header: list[str] = next(reader, []) if rules.has_names else []
-        columns = tuple(_column(column, header, origin) for column in rules.columns)
+        columns = tuple(
+            _column(column, header, f"{options}columns: {origin}") for column in rules.columns
+        )
         for row in reader:
             wanted = columns or range(len(row))
             if row and not all(0 <= column < len(row) for column in wanted):
                 raise InputError(
-                    f"config.data.columns={rules.columns}: line {reader.line_num} of {origin} has "
+                    f"{options}columns={rules.columns}: line {reader.line_num} of {origin} has "
                     f"{len(row)} columns, numbered from 0; name columns that every row has, or the "
-                    f"character between columns in config.data.csv_delimiter"
+                    f"character between columns in {options}csv_delimiter"
                 )
             yield " ".join(row[column] for column in wanted) if row else ""
     except csv.Error as error:
         raise InputError(
             f"{origin}: line {reader.line_num} is not valid CSV ({error}); correct the file, "
-            "or set config.data.documents=lines"
+            f"or set {options}documents=lines"
         ) from error
 
 
-def _column(column: int | str, header: list[str], origin: str) -> int:
+def _column(column: int | str, header: list[str], where: str) -> int:
     """The number of a column that is given by its number or its name."""
     if isinstance(column, int):
         return column
     if column not in header:
-        raise InputError(
-            f"config.data.columns: {origin} has no column {column!r}; "
-            f"its first row has {', '.join(header)}"
-        )
+        raise InputError(f"{where} has no column {column!r}; its first row has {', '.join(header)}")
     return header.index(column)
 
 
@@ -141,7 +150,7 @@ def _reader(text: str, delimiter: str) -> Any:
     return csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
 
 
-def _detect_delimiter(origin: str, text: str) -> str:
+def _detect_delimiter(origin: str, text: str, options: str) -> str:
     """The likeliest character that splits the first rows into equally many columns, over 1."""
     candidates = _DELIMITERS
     if origin.lower().endswith((".tsv", ".tab")):
@@ -149,10 +158,11 @@ def _detect_delimiter(origin: str, text: str) -> str:
     widths = {delimiter: _width(text, delimiter) for delimiter in candidates}
     detected = next((d for d in candidates if widths[d] > 1), ",")
     _logger.info(
-        "%s: columns are separated by %r, %d in a row (config.data.csv_delimiter)",
+        "%s: columns are separated by %r, %d in a row (%scsv_delimiter)",
         origin,
         detected,
         max(widths[detected], 1),
+        options,
     )
     return detected
 

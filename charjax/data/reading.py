@@ -6,15 +6,16 @@ import codecs
 import dataclasses
 import logging
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
-from charjax.config import DataConfig
-from charjax.data.documents import DocumentRules, split_documents
+from charjax.config import DataConfig, check_reading
+from charjax.data.documents import CONFIG, DocumentRules, split_documents
 from charjax.data.named_corpora import RawText
 from charjax.data.vocab import Vocab, bytes_to_text
 from charjax.errors import InputError
@@ -81,14 +82,20 @@ class ReadingRules:
         Raises:
           InputError: there is no such field, or a value does not fit.
         """
+        mode = config.documents
         if "delimiter" in options:
-            options = {"documents": "delimiter"} | dict(options)
+            mode = "delimiter"
         elif options.keys() & {"columns", "header", "csv_delimiter"}:
-            options = {"documents": "rows"} | dict(options)
-        options = dict(options)
-        if not options.keys() & {"documents", "csv_delimiter"}:
-            options["csv_delimiter"] = self.documents.csv_delimiter
-        changed = build(DataConfig, dataclasses.asdict(config) | options, "config.data")
+            mode = "rows"
+        values = {"documents": mode} | dict(options)
+        if values["documents"] == config.documents:
+            values = {"csv_delimiter": self.documents.csv_delimiter} | values
+        else:  # what the run's own documents are says nothing about others
+            config = replace(config, delimiter="", columns=(), header=False, csv_delimiter="")
+        changed = build(DataConfig, dataclasses.asdict(config) | values, "config.data")
+        check_reading(changed, options)
+        if changed.unit != config.unit:
+            raise InputError(f"config.data.unit: a token of this model is a {config.unit}")
         rules = ReadingRules.from_config(changed)
         return replace(rules, documents=replace(rules.documents, boundary=self.documents.boundary))
 
@@ -127,7 +134,11 @@ class PreparedText(NamedTuple):
 
 
 def prepare_text(
-    files: Iterable[RawText], rules: ReadingRules, *, are_markers_required: bool = True
+    files: Iterable[RawText],
+    rules: ReadingRules,
+    *,
+    are_markers_required: bool = True,
+    options: str = CONFIG,
 ) -> PreparedText:
     """Decodes files, normalizes their line ends, cuts at the markers, splits into documents.
 
@@ -140,6 +151,7 @@ def prepare_text(
       rules: how to read them.
       are_markers_required: whether a file must have the markers; if not, one without them is
         read whole, which is logged.
+      options: what the names of options begin with in messages: "config.data." or "--".
 
     Raises:
       InputError: a file cannot be decoded or parsed, or lacks a marker.
@@ -149,17 +161,18 @@ def prepare_text(
     marked: list[str] = []
     for file in files:
         notices += file.notices
-        text = _decode(file, rules)
+        text = _decode(file, rules, options)
         if text.startswith(_BOM):
             marked.append(file.origin)
-        texts.append((file.origin, _normalize(text, file.origin, rules, are_markers_required)))
+        find = partial(_find_marker, file.origin, rules, are_markers_required, options)
+        texts.append((file.origin, _normalize(text, rules, find)))
     if marked:
         more = f" and {len(marked) - 1} more files" if len(marked) > 1 else ""
         notices.append(f"dropped the byte order mark of {marked[0]}{more}")
     twice = len(texts) - len({text for _, text in texts})
     if twice:
         _logger.info("%d file%s the text of another", twice, " has" if twice == 1 else "s have")
-    documents, used = split_documents(texts, rules.documents)
+    documents, used = split_documents(texts, rules.documents, options)
     starts = np.cumsum([0] + [len(document) for document in documents[:-1]], dtype=np.int64)
     return PreparedText("".join(documents), starts, replace(rules, documents=used), tuple(notices))
 
@@ -192,7 +205,7 @@ def _unknown(text: str, vocab: Vocab) -> set[str]:
     return characters.difference(vocab.characters)
 
 
-def _decode(file: RawText, rules: ReadingRules) -> str:
+def _decode(file: RawText, rules: ReadingRules, options: str) -> str:
     if rules.unit == "byte":
         return bytes_to_text(file.data)
     encoding = rules.encoding
@@ -206,32 +219,35 @@ def _decode(file: RawText, rules: ReadingRules) -> str:
     except UnicodeDecodeError as error:
         raise InputError(
             f"{file.origin}: byte 0x{file.data[error.start]:02X} at offset {error.start} is not "
-            f"valid {encoding}; {_encoding_remedy(file.data)}"
+            f"valid {encoding}; {_encoding_remedy(file.data, options)}"
         ) from error
     except (LookupError, ValueError) as error:
         raise InputError(
-            f"{file.origin}: cannot be decoded with config.data.encoding={encoding!r}; "
+            f"{file.origin}: cannot be decoded with {options}encoding={encoding!r}; "
             "name a text encoding that Python knows, such as utf-8"
         ) from error
     if "\0" in text and _guess_utf16(file.data):
-        raise InputError(f"{file.origin}: is not {encoding}; {_encoding_remedy(file.data)}")
+        raise InputError(
+            f"{file.origin}: is not {encoding}; {_encoding_remedy(file.data, options)}"
+        )
     return text
 
 
-def _encoding_remedy(data: bytes) -> str:
+def _encoding_remedy(data: bytes, options: str) -> str:
     """What to do about a file in another encoding: the likeliest, where it can be recognised."""
     for mark, suffix in ((b"\x1f\x8b", ".gz"), (b"\xfd7zXZ", ".xz"), (b"\x28\xb5\x2f\xfd", ".zst")):
         if data.startswith(mark):
             return f"it is compressed: rename it to end with {suffix}"
     if data.startswith(b"PK\x03\x04"):
         return "it is a zip archive: rename it to end with .zip, or unpack it"
-    guess = _guess_encoding(data)
-    if guess:
+    # The unit of a trained model stays as it is.
+    as_bytes = f", or {options}unit=byte" if options == CONFIG else ""
+    if guess := _guess_encoding(data):
         return (
-            f"it is likeliest {guess}: set config.data.encoding={guess} "
-            "and look at the result, or config.data.unit=byte"
+            f"it is likeliest {guess}: set {options}encoding={guess} and look at the result"
+            + as_bytes
         )
-    return "set config.data.encoding to what the file has, or config.data.unit=byte"
+    return f"set {options}encoding to what the file has{as_bytes}"
 
 
 def _guess_encoding(data: bytes) -> str:
@@ -253,13 +269,13 @@ def _guess_utf16(data: bytes) -> str:
     return "utf-16-be" if even else "utf-16-le"
 
 
-def _normalize(text: str, origin: str, rules: ReadingRules, are_markers_required: bool) -> str:
+def _normalize(text: str, rules: ReadingRules, find: Callable[[str, str], int | None]) -> str:
     """The text without byte order mark, with the rules' line ends, markers and case."""
     text = text.removeprefix(_BOM)
     if rules.newlines == "unix":
         text = _unix_newlines(text)
-    text = text[_find_marker(text, origin, "start", rules, are_markers_required) :]
-    text = text[: _find_marker(text, origin, "end", rules, are_markers_required)]
+    text = text[find("start", text) :]
+    text = text[: find("end", text)]
     return _lower(text, rules.unit) if rules.lowercase else text
 
 
@@ -274,7 +290,7 @@ def _lower(text: str, unit: str) -> str:
 
 
 def _find_marker(
-    text: str, origin: str, field: str, rules: ReadingRules, is_required: bool
+    origin: str, rules: ReadingRules, is_required: bool, options: str, field: str, text: str
 ) -> int | None:
     """The position of the marker in `data.start` or `data.end`; None if there is no marker."""
     marker: str = getattr(rules, field)
@@ -285,8 +301,8 @@ def _find_marker(
         return position
     if is_required:
         raise InputError(
-            f"config.data.{field}={marker!r}: not in {origin}; copy the marker from the text, "
+            f"{options}{field}={marker!r}: not in {origin}; copy the marker from the text, "
             "or leave it empty"
         )
-    _logger.info("config.data.%s=%r is not in %s, which is read whole", field, marker, origin)
+    _logger.info("%s%s=%r is not in %s, which is read whole", options, field, marker, origin)
     return None

@@ -41,8 +41,17 @@ def score_file(
     """
     rules = trained.reading
     if options:
-        rules = rules.with_options(trained.config.data, options)
-    ids = read_tokens(file, rules, trained.vocab, unknown=unknown)
+        try:
+            rules = rules.with_options(trained.config.data, options)
+        except InputError as error:
+            raise InputError(str(error).replace("config.data.", "--")) from None
+    ids = read_tokens(
+        file,
+        rules,
+        trained.vocab,
+        unknown=unknown,
+        are_markers_required=bool(options and options.keys() & {"start", "end"}),
+    )
     return _finite_score(trained, ids, progress)
 
 

@@ -500,6 +500,8 @@ OTHERS = {
     *("--checkpoint", "--weights", "--unknown", "--part", "--format"),
     *("--prompt", "--no_prompt", "--num_chars", "--num_samples", "--separator"),
     *("--temperature", "--top_k", "--top_p", "--seed"),
+    *("--encoding", "--newlines", "--lowercase", "--start", "--end", "--documents"),
+    *("--delimiter", "--columns", "--header", "--csv_delimiter"),
 }
 FLAGS = [
     (name, action.option_strings[-1] if action.option_strings else action.dest)

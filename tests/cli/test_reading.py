@@ -171,12 +171,15 @@ def test_every_character_of_short_documents_is_trained_on(charjax, batching):
     assert ("are in none of an epoch" in started.out) == (facts["unused_chars"] > 0)
 
 
+WORDS = ("öne", "two", "six")
+
+
 @pytest.fixture(scope="module")
 def lines_run(tmp_path_factory) -> Path:
     """A run on lines that learns where they end, trained in a process of its own."""
     folder = tmp_path_factory.mktemp("lines")
     (folder / "tiny.py").write_text(CONFIG)
-    (folder / "lines.txt").write_text("".join(f"{word}\n" for word in ("one", "two", "six") * 200))
+    (folder / "lines.txt").write_text("".join(f"{word}\n" for word in WORDS * 200))
     fields = {
         "data.path": "lines.txt",
         "data.documents": "lines",
@@ -204,7 +207,7 @@ def test_a_model_of_lines_begins_and_ends_lines(lines_run, charjax):
         "--separator=|",
         "--temperature=0.5",
     )
-    assert set(sampled.out.strip().split("|")) == {"one", "two", "six"}
+    assert set(sampled.out.strip().split("|")) == set(WORDS)
 
 
 def test_duplicates_across_the_split_are_counted(lines_run, charjax):
@@ -275,6 +278,66 @@ def test_score_reads_a_file_as_the_runs_own_text_was_read(charjax):
     prompted = charjax("sample", "--workdir=w", "--prompt=ABBA", "--num_chars=3")
     assert prompted.out.startswith("abba")
     assert charjax("sample", "--workdir=w", "--prompt=abc1").code == 2
+
+
+# The same documents in other files, and the flags of `score` that read them.
+SAME_LINES = {
+    "latin-1": (lambda lines: "\n".join(lines).encode("latin-1"), "--encoding=latin-1"),
+    "carriage returns": (lambda lines: "\r".join(lines).encode(), "--newlines=unix"),
+    "upper case": (lambda lines: "\n".join(lines).upper().encode(), "--lowercase"),
+    "a named column": (
+        lambda lines: "\n".join(["n;word", *(f"1;{line}" for line in lines)]).encode(),
+        "--columns=word --csv_delimiter=;",
+    ),
+    "a column after a header": (
+        lambda lines: "\n".join(["n,word", *(f"1,{line}" for line in lines)]).encode(),
+        "--columns=1 --header=true",
+    ),
+    "a delimiter": (lambda lines: "<>".join(lines).encode(), "--delimiter=<>"),
+    "markers": (
+        lambda lines: ("two thirds " + "\n".join([*lines, "the end"])).encode(),
+        f"--start={WORDS[0]} --end=the",
+    ),
+}  # fmt: skip
+
+
+def test_score_takes_the_reading_options_for_a_file_that_differs(lines_run, charjax):
+    """F8: the same documents have the same score, however the file has them."""
+    lines = list(WORDS * 9)
+    scores = []
+    for make, flags in ((lambda lines: "\n".join(lines).encode(), ""), *SAME_LINES.values()):
+        Path("file.txt").write_bytes(make(lines))
+        scored = charjax("score", f"--workdir={lines_run}/w", "--file=file.txt", *flags.split())
+        assert scored.code == 0, scored.err
+        scores.append(scored.json)
+    assert scores[0]["chars"] == len(lines) * (3 + 1)
+    assert scores == [scores[0]] * len(scores)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("", "set --encoding="),
+        ("--encoding=nonsense", "--encoding='nonsense'"),
+        ("--encoding=latin-1 --start=none", "--start='none': not in file.txt"),
+        ("--documents=words", "--documents: invalid choice: 'words'"),
+        ("--documents=delimiter", "set --delimiter to the text"),
+        ("--documents=lines --header", "--header: has no effect here; needs --documents=rows"),
+        ("--documents=lines --columns=1", "--columns: only CSV rows have columns"),
+        ("--csv_delimiter=ab", "--csv_delimiter='ab': must be one character"),
+        ("--encoding=latin-1 --columns=9", "--columns=(9,): line 1 of file.txt has 1 columns"),
+        ("--encoding=latin-1 --delimiter=<>", "--delimiter='<>': not in file.txt"),
+        ("--lowercase=maybe", "--lowercase: 'maybe' must be true or false"),
+    ],
+)
+def test_what_score_cannot_read_is_one_line_with_its_own_flags(lines_run, charjax, flags, words):
+    Path("file.txt").write_bytes("\n".join(WORDS * 9).encode("latin-1"))
+    refused = charjax("score", f"--workdir={lines_run}/w", "--file=file.txt", *flags.split())
+    assert (refused.code, refused.out) == (2, "")
+    assert words in refused.err.splitlines()[-1]
+    assert "config." not in refused.err
+    part = charjax("score", f"--workdir={lines_run}/w", "--part=val", "--encoding=latin-1")
+    assert (part.code, "--encoding: is for a --file" in part.err) == (2, True)
 
 
 def test_a_prompt_of_the_config_is_prepared_as_the_text_was(charjax):

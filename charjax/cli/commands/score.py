@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import sys
+from typing import Any
 
 from charjax.cli.arguments import add_inference, add_model, load_model, print_json
+from charjax.config import DataConfig
+from charjax.errors import InputError
+
+# Fields of `DataConfig` that may differ for one file.
+_READING = (
+    *("encoding", "newlines", "lowercase", "start", "end", "documents"),
+    *("delimiter", "columns", "header", "csv_delimiter"),
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -22,6 +32,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the validation or test part of the text that the run was trained on",
     )
     add_inference(parser)
+    reading = parser.add_argument_group(
+        "reading",
+        "how to read a --file that differs from the run's own text; values as in config.data",
+    )
+    for field in dataclasses.fields(DataConfig):
+        if field.name in _READING:
+            is_bool = isinstance(field.default, bool)
+            words: dict[str, Any] = {"nargs": "?", "const": True, "type": _bool} if is_bool else {}
+            choices = field.metadata.get("choices")
+            reading.add_argument(f"--{field.name}", choices=choices, **words)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -29,14 +49,25 @@ def run(args: argparse.Namespace) -> None:
     from charjax.inference.score import score_file, score_part
     from charjax.runtime.display import make_display, show_messages
 
+    options = {name: value for name in _READING if (value := getattr(args, name)) is not None}
+    if args.part and options:
+        raise InputError(f"--{next(iter(options))}: is for a --file; --part is read as in training")
     display = make_display(sys.stderr)
     with show_messages(display), display.task("scoring") as update:
         trained = load_model(args)
         if args.part:
             result = score_part(trained, args.part, update)
         else:
-            result = score_file(trained, args.file, unknown=args.unknown, progress=update)
+            result = score_file(
+                trained, args.file, unknown=args.unknown, progress=update, options=options
+            )
     values = result.to_json()
     if values["perplexity"] is None:
         _logger.warning("the perplexity exceeds the range of a float and is written as null")
     print_json(values)
+
+
+def _bool(value: str) -> bool:
+    if value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    raise argparse.ArgumentTypeError(f"{value!r} must be true or false")
