@@ -64,6 +64,7 @@ class Progress:
       since_best: number of evaluations after the best one.
       ended: why the run has ended, or "".
       pending: the record of the metrics of this step, if its evaluation is still to be done.
+      unsampled: whether its samples are still to be written, and nothing else.
       val_text: SHA-256 of the tokens that `best` was measured on; "" in older versions.
       val_record: number of such texts before that one.
     """
@@ -74,13 +75,14 @@ class Progress:
     since_best: int = 0
     ended: str = ""
     pending: Mapping[str, Any] | None = None
+    unsampled: bool = False
     val_text: str = ""
     val_record: int = 0
 
     def start_val_record(self, val_text: str) -> None:
         """Starts anew with another text: no loss on it is known."""
         self.val_text, self.val_record = val_text, self.val_record + 1
-        self.best, self.since_best = math.inf, 0
+        self.best, self.since_best, self.unsampled = math.inf, 0, False
 
     def update_best(self, val_loss: float) -> bool:
         """Takes a validation loss into account; returns whether it is the best so far."""
@@ -141,5 +143,6 @@ class _ProgressJson(NamedTuple):
     ended: str
     num_losses: int | None = None
     pending: Mapping[str, Any] | None = None
+    unsampled: bool = False
     val_text: str = ""
     val_record: int = 0

@@ -43,7 +43,7 @@ from charjax.train.resume import (
     resolve_recurrence,
     val_text,
 )
-from charjax.train.samples import check_prompt, write_samples
+from charjax.train.samples import check_prompt, generate_samples, write_samples
 from charjax.train.step import StepMetrics, TrainState, init_state
 from charjax.train.step_metrics import StepMetricsBuffer
 from charjax.train.stopping import StopFlags, diverged, end_reason
@@ -105,7 +105,7 @@ class RunState:
 
 
 class _StoppedError(Exception):
-    """A signal has stopped an evaluation."""
+    """A signal has stopped an evaluation, or the samples."""
 
 
 def train(
@@ -149,7 +149,7 @@ def _train(run: Run, state: RunState, show: Callable[..., None]) -> int | None:
         signals, partial(_time_is_up, run, state), partial(_checkpoint_is_due, run, state)
     )
     over = _stops_here(run, state, stop)
-    if state.progress.pending:
+    if state.progress.pending or state.progress.unsampled:
         with signals, state.clock.paused():
             over = _do_what_is_due(run, state, stop, show)
     with contextlib.ExitStack() as handlers:
@@ -338,27 +338,30 @@ def _do_what_is_due(run: Run, state: RunState, stop: StopFlags, show: Callable[.
     """Logs, evaluates, samples; then saves a checkpoint, which has the lengths of the logs.
 
     An evaluation may take long. So a checkpoint that is due is saved before it, too, and a signal
-    stops it; the run resumed from there evaluates first.
+    stops it, or the samples; the run resumed from there does first what it has not done.
 
     Returns:
       Whether the run stops at this step; then it is saved.
     """
-    every, step, ended = run.intervals, state.step, bool(state.progress.ended)
+    every, step, progress = run.intervals, state.step, state.progress
+    ended = bool(progress.ended)
     save = ended or stop.checkpoint_is_due or step % every.checkpoint == 0
     val_loss, is_best = None, False
-    if ended or state.progress.pending or step % every.evaluate == 0:
-        state.progress.pending = state.progress.pending or _next_record(run, state)
-        if save:
-            _save(run, state)
-        try:
+    try:
+        if progress.unsampled:
+            val_loss = run.checkpoints.read_meta(which=step).val_loss
+        elif ended or progress.pending or step % every.evaluate == 0:
+            progress.pending = progress.pending or _next_record(run, state)
+            if save:
+                _save(run, state)
             val_loss, is_best = _evaluate(run, state, stop, show)
-        except _StoppedError:
-            _save(run, state)
-            return True
-    elif step % every.log == 0:
-        run.log.write(_next_record(run, state))
-    if step % every.sample == 0 or ended:
-        _sample(run, state)
+        elif step % every.log == 0:
+            run.log.write(_next_record(run, state))
+        if progress.unsampled or ended or step % every.sample == 0:
+            _sample(run, state, stop)
+    except _StoppedError:
+        _save(run, state, val_loss)
+        return True
     over = _stops_here(run, state, stop)
     if save or is_best or over:
         _save(run, state, val_loss)
@@ -413,17 +416,27 @@ def _evaluate(
     return val_loss, is_best
 
 
-def _sample(run: Run, state: RunState) -> None:
+def _sample(run: Run, state: RunState, stop: StopFlags) -> None:
+    """Writes the samples of this step.
+
+    Raises:
+      _StoppedError: by a signal; nothing was written.
+    """
+
+    def check_stop() -> None:
+        # Several processes do not wait for the one that samples, so that it cannot ask them.
+        if stop.signal is not None and not distributed.is_multiprocess():
+            raise _StoppedError
+
+    state.progress.unsampled = True
     if distributed.is_primary():
-        write_samples(
-            run.meta.resolved_config,
-            state.train_state.eval_params,
-            run.dataset.vocab,
-            step=state.step,
-            file=run.workdir.samples,
-            log=run.log,
-            show=run.display.text,
+        samples = generate_samples(
+            run.meta.resolved_config, state.train_state.eval_params, run.dataset.vocab, check_stop
         )
+        write_samples(
+            samples, state.step, file=run.workdir.samples, log=run.log, show=run.display.text
+        )
+    state.progress.unsampled = False
 
 
 def _save(run: Run, state: RunState, val_loss: float | None = None) -> None:

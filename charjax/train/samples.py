@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from charjax.config import Config
 from charjax.data.reading import ReadingRules, prepare_prompt
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
-from charjax.inference.sampler import Sampler
+from charjax.inference.sampler import Chunks, Sampler
 from charjax.inference.sampling import Sampling
 from charjax.inference.texts import decode_groups, encode_prompt
 from charjax.runtime.sharding import local_copy
@@ -34,46 +34,69 @@ def check_prompt(config: Config, vocab: Vocab) -> None:
         raise InputError(f"config.sample.prompt={prompt!r}: {what}; choose another") from error
 
 
+def generate_samples(
+    config: Config, params: PyTree, vocab: Vocab, check_stop: Callable[[], None]
+) -> list[tuple[float, str]]:
+    """(temperature, text with the prompt) for each temperature; none without a length.
+
+    Args:
+      config: of the run.
+      params: on any devices.
+      vocab: of the run.
+      check_stop: is called after every dispatch, and may raise.
+    """
+    samples: list[tuple[float, str]] = []
+    if not config.sample.num_chars:
+        return samples
+    sampler = Sampler(config.model, local_copy(params), masked=vocab.unk_id)  # on one device
+
+    def checked(chunks: Chunks) -> Chunks:
+        for chunk in chunks:
+            check_stop()
+            yield chunk
+
+    text_before = _prompt(config, vocab)
+    prompt = encode_prompt(vocab, text_before)
+    for temperature in config.sample.temperatures:
+        sampling = Sampling(temperature=temperature, seed=config.seed)
+        groups = sampler(
+            prompt, num_chars=config.sample.num_chars, num_samples=1, sampling=sampling
+        )
+        (text,) = decode_groups(vocab, map(checked, groups))
+        samples.append((temperature, text_before + text))
+    return samples
+
+
 def write_samples(
-    config: Config,
-    params: PyTree,
-    vocab: Vocab,
-    *,
+    samples: Sequence[tuple[float, str]],
     step: int,
+    *,
     file: Path,
     log: Log,
     show: Callable[[str], None],
 ) -> None:
-    """Appends one sample per temperature to a file, and shows the last one.
+    """Appends the samples of a step to a file, and shows the last one.
 
     Args:
-      config: of the run.
-      params: at this step, on any devices.
-      vocab: of the run.
-      step: for the title of each sample.
+      samples: from `generate_samples`.
+      step: for their titles.
       file: `samples.txt`.
       log: gets the samples, too, for TensorBoard.
-      show: is given the last sample with its title; not called without temperatures or length.
+      show: is given the last sample with its title.
 
     Raises:
       HostError: the file cannot be written.
     """
-    wanted, sample = config.sample, ""
-    if not wanted.num_chars:
+    if not samples:
         return
-    sampler = Sampler(config.model, local_copy(params), masked=vocab.unk_id)  # on one device
-    text_before = _prompt(config, vocab)
-    prompt = encode_prompt(vocab, text_before)
-    for temperature in wanted.temperatures:
-        sampling = Sampling(temperature=temperature, seed=config.seed)
-        groups = sampler(prompt, num_chars=wanted.num_chars, num_samples=1, sampling=sampling)
-        (text,) = decode_groups(vocab, groups)
-        title = f"=== step {step}, temperature {temperature:g} ==="
-        sample = f"{title}\n{text_before}{text}\n"
-        append(file, f"{sample}\n")
-        log.add_text(f"sample, temperature {temperature:g}", f"{wanted.prompt}{text}", step)
-    if sample:
-        show(sample)
+    titled = [
+        f"=== step {step}, temperature {temperature:g} ===\n{text}\n"
+        for temperature, text in samples
+    ]
+    append(file, "".join(f"{sample}\n" for sample in titled))
+    for temperature, text in samples:
+        log.add_text(f"sample, temperature {temperature:g}", text, step)
+    show(titled[-1])
 
 
 def _prompt(config: Config, vocab: Vocab) -> str:

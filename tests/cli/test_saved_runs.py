@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
 from charjax.cli.main import main
+from charjax.config import Config, to_dict
+from charjax.schema import leaves
 from charjax.train.metrics import read_metrics
+from charjax.train.resume import _MAY_CHANGE, _MUST_STAY
 
 # ml_collections loads config files by a function that Python deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -40,7 +47,7 @@ def folder(tmp_path_factory) -> Path:
     (path / "config.py").write_text(CONFIG, encoding="utf-8")
     draw = random.Random(0)
     letters = "abcdefgh\n"
-    (path / "easy.txt").write_text(letters * 500, encoding="utf-8")
+    (path / "easy.txt").write_text(letters * 500 + "ag", encoding="utf-8")
     (path / "hard.txt").write_text(letters + "".join(draw.choices(letters, k=4491)), "utf-8")
     return path
 
@@ -97,6 +104,8 @@ def test_patience_counts_from_the_first_evaluation_on_another_text(folder, tmp_p
         ("data.unk=True", False),
         ("optim.learning_rate=0.5", True),
         ("data.seq_len=16", True),
+        ("data.documents=files", False),  # the boundary is one token more
+        ("data.documents=lines", True),  # it replaces the newline
     ],
 )
 @pytest.mark.parametrize("allowed", [False, True])
@@ -104,13 +113,83 @@ def test_a_remedy_is_offered_only_where_it_works(change, remedy, allowed, folder
     """Case F9."""
     assert main(flags(folder, tmp_path, "easy", "--config.train.max_steps=10")) == 0
     name = change.partition("=")[0]
-    allow = [f"--allow=config.{name},vocabulary"] if allowed else []
+    allow = [f"--allow=config.{name},corpus,vocabulary"] if allowed else []
     code = main(flags(folder, tmp_path, "easy", f"--config.{change}", *allow))
     assert code == (0 if remedy and allowed else 2)
     said = capfd.readouterr().err
     assert ("--allow" in said) == (remedy and not allowed)
     assert code == 0 or f"config.{name} was" in said
     assert said.count("\n") <= 1
+
+
+# What a change needs beside it, and values that are not made from the default.
+NEEDS = {
+    "data.delimiter": "data.documents=delimiter",
+    "data.boundary": "data.documents=lines",
+    "data.shuffle_documents": "data.documents=lines",
+    "data.columns": "data.documents=rows",
+    "data.header": "data.documents=rows",
+    "data.csv_delimiter": "data.documents=rows",
+    "data.stride": "data.batching=sliding",
+    "data.targets": "data.batching=windows",
+    "data.keep_partial": "data.batching=windows",
+    "data.stateful": "data.batching=windows",
+    "model.dropout_between": "model.layers=2",
+    "optim.final": "optim.schedule=cosine",
+    "train.scheduled_ramp": "train.scheduled_sampling=0.5",
+}
+VALUES = {
+    "data.corpus": "python_docs",
+    "data.encoding": "latin-1",
+    "data.start": "abc",
+    "data.batch_size": "16",
+    "data.end": "ag",  # the end of the text
+    "data.delimiter": "h",
+    "data.columns": "0",
+    "data.csv_delimiter": "d",
+    "data.split": "(0.8,0.2,0.0)",
+    "data.documents": "files",
+    "optim.eps": "1e-6",
+}
+
+
+def changed_fields() -> Iterator[tuple[str, str]]:
+    """(field, another value) of every field that a resumed run must keep."""
+    for name, default in leaves(to_dict(Config())):
+        if name.startswith(_MAY_CHANGE) and not name.startswith(_MUST_STAY):
+            continue
+        section, _, last = name.rpartition(".")
+        schema = getattr(Config(), section) if section else Config()
+        (field,) = (f for f in dataclasses.fields(schema) if f.name == last)
+        if name in VALUES:
+            value = VALUES[name]
+        elif "choices" in field.metadata:
+            value = next(choice for choice in field.metadata["choices"] if choice != default)
+        elif isinstance(default, bool):
+            value = str(not default)
+        else:
+            value = str(default + 1 if isinstance(default, int) else 0.5)
+        yield name, value
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "value"), list(changed_fields()))
+def test_for_every_field_the_remedy_that_is_offered_works(name, value, folder, tmp_path, capfd):
+    """Case F9."""
+    assert main(flags(folder, tmp_path, "easy", "--config.train.max_steps=10")) == 0
+    needs = [f"--config.{NEEDS[name]}"] if name in NEEDS else []
+    change = flags(folder, tmp_path, "easy", f"--config.{name}={value}", *needs)
+    capfd.readouterr()
+    assert main(change) == 2
+    refused = capfd.readouterr().err
+    assert f"{tmp_path}: holds another run: " in refused
+    offered = re.search(r"go on with --allow=(\S+),", refused)
+    assert bool(offered) != ("its weights have other shapes" in refused)
+    sections = ["seed", "data", "model", "optim", "train"]
+    everything = ",".join(["corpus", "vocabulary", *(f"config.{name}" for name in sections)])
+    assert main([*change, f"--allow={offered[1] if offered else everything}"]) == (
+        0 if offered else 2
+    ), refused + capfd.readouterr().err
 
 
 def test_a_run_that_has_more_steps_than_it_is_asked_for_says_so(folder, tmp_path, capfd):
@@ -143,27 +222,54 @@ def test_an_evaluation_reads_as_much_as_it_is_asked_to(folder, tmp_path, capfd):
     assert "start anew" in capfd.readouterr().out  # another part of the text
 
 
-def test_a_signal_stops_an_evaluation_and_the_run_is_saved(folder, tmp_path):
-    """Case E1: within two seconds on an idle machine."""
-    (tmp_path / "long.txt").write_text("the cat sat on the mat\n" * 200_000, encoding="utf-8")
-    more = ["--config.data.path=" + str(tmp_path / "long.txt"), "--config.model.cell=gru"]
-    more += ["--config.model.hidden=256", "--config.train.max_steps=10"]
-    command = [sys.executable, "-m", "charjax", *flags(folder, tmp_path / "run", "easy", *more)]
-    with subprocess.Popen(
-        [*command, "--config.data.split=(0.1,0.9,0)"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as process:
-        # The checkpoint before the evaluation.
-        while not (tmp_path / "run" / "checkpoints" / "10").exists():
+def stop_when(is_due: Callable[[], bool], command: list[str]) -> tuple[float, bytes]:
+    """Runs charjax, sends SIGTERM when it is due: seconds from there to the end, and stderr."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "charjax", *command], stdout=subprocess.DEVNULL, stderr=PIPE
+    )
+    with process:
+        while not is_due():
             assert process.poll() is None
             time.sleep(0.05)
-        time.sleep(1)
         sent_at = time.monotonic()
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate()
         seconds = time.monotonic() - sent_at
     assert process.returncode == 143, errors
+    return seconds, errors
+
+
+def test_a_signal_stops_samples_and_the_resumed_run_writes_them(folder, tmp_path, capfd):
+    """Case E1: within two seconds on an idle machine."""
+    command = flags(folder, tmp_path, "easy", "--config.train.max_steps=20")
+    logs = [tmp_path / name for name in ("metrics.jsonl", "samples.txt")]
+    long = ["--config.sample.num_chars=1000000", "--config.sample.temperatures=(1.0,)"]
+    seconds, errors = stop_when(
+        lambda: logs[0].exists() and logs[0].stat().st_size > 0, command + long
+    )
+    assert b"stopped at step 20" in errors
+    assert seconds < 10
+    assert not logs[1].exists()
+    val_loss, written = info(tmp_path, capfd)["val_loss"], logs[0].read_bytes()
+    assert val_loss is not None
+    short = ["--config.sample.num_chars=3", "--config.sample.temperatures=(1.0,)"]
+    for _ in range(2):  # the second time there is nothing left to do
+        assert main(command + short) == 0
+        assert logs[1].read_text().startswith("=== step 20, temperature 1 ===\n")
+        assert logs[1].read_text().count("===") == 2
+    assert info(tmp_path, capfd)["val_loss"] == val_loss
+    assert logs[0].read_bytes() == written
+
+
+def test_a_signal_stops_an_evaluation_and_the_run_is_saved(folder, tmp_path):
+    """Case E1: within two seconds on an idle machine."""
+    (tmp_path / "long.txt").write_text("the cat sat on the mat\n" * 200_000, encoding="utf-8")
+    more = ["--config.data.path=" + str(tmp_path / "long.txt"), "--config.model.cell=gru"]
+    more += ["--config.model.hidden=256", "--config.train.max_steps=10"]
+    command = [*flags(folder, tmp_path / "run", "easy", *more), "--config.data.split=(0.1,0.9,0)"]
+    # The checkpoint before the evaluation, whose first compilation follows.
+    saved = tmp_path / "run" / "checkpoints" / "10"
+    seconds, errors = stop_when(saved.exists, command)
     assert b"stopped at step 10" in errors
     assert seconds < 10
     assert not read_metrics(tmp_path / "run" / "metrics.jsonl")

@@ -30,6 +30,7 @@ FAULTS = {
     "readers": ("readers", 200),
     "shapes": ("shapes", 1000),
     "caches": ("caches", 500),
+    "sanitizers": ("sanitizers", 3000),
     "cost": ("cost", 10),
 }
 _PACKAGES = ("charjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")

@@ -113,6 +113,16 @@ _COLUMNS: dict[str, tuple[Callable[[_Figures], str], Callable[[_Figures], str]]]
         ),
         lambda f: f"{f['crashes']} crashes; compiled again: {f['compiled_again']}",
     ),
+    "sanitizers": (
+        lambda f: (
+            f"the C kernels in {len(f['programs'])} programs with sanitizers, of addresses and "
+            f"undefined behaviour or of threads; {f['shapes']} odd shapes in each"
+        ),
+        lambda f: (
+            f"{len(f['problems'])} findings in {f['calls']} calls; planted mistakes found: "
+            f"{f['planted_mistakes_found']}"
+        ),
+    ),
     "cost": (
         lambda f: (
             f"`{f['config']}`: {f['checkpoint_every_steps']} steps of {f['step_ms']} ms "

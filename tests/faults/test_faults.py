@@ -68,7 +68,7 @@ def test_misbehaving_servers_are_refused(tmp_path):
     ("fault", "n"),
     [
         ("kill", 3), ("signals", 6), ("endings", 5), ("two-writers", 2),
-        ("readers", 8), ("shapes", 40), ("caches", 10),
+        ("readers", 8), ("shapes", 40), ("caches", 10), ("sanitizers", 60),
     ],
 )  # fmt: skip
 def test_faults_that_take_processes_of_their_own(fault, n):

@@ -1,0 +1,394 @@
+/* Calls the handlers of the C kernels as XLA does, with odd shapes: run by sanitizers.py.
+ *
+ * Every buffer is an allocation of exactly its size, so that AddressSanitizer sees an access beside
+ * it. Every call is made on one thread and again on several, with results that held other bytes
+ * before: the results must have the same bits. The buffers are read, and freed, as soon as a call
+ * returns, though helpers of the pool may still be leaving it, as under XLA.
+ *
+ * Usage: sanitizers SHAPES SEED, or sanitizers plant, which makes a mistake for each sanitizer. */
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "xla/ffi/api/c_api.h"
+
+typedef XLA_FFI_Error *Handler(XLA_FFI_CallFrame *frame);
+extern Handler charjax_forward, charjax_backward, charjax_weight_gradient, charjax_pack,
+    charjax_multiply;
+extern const int charjax_lanes, charjax_panel_rows, charjax_packed_columns, charjax_has_bf16;
+
+enum { F32 = XLA_FFI_DataType_F32, BF16 = XLA_FFI_DataType_BF16, S32 = XLA_FFI_DataType_S32 };
+enum { THREADS = 4, MAX_BUFFERS = 16, MAX_RANK = 3 };
+
+static const struct Cell {
+  const char *name;
+  int gates, states, residuals;
+  bool reset_after;
+} CELLS[] = {{"rnn", 1, 1, 0, false}, {"gru", 3, 1, 4, true}, {"lstm", 4, 2, 5, false}};
+
+/* Random numbers: a linear congruential generator, of which the high bits are used. */
+
+static uint64_t state;
+
+static uint32_t random_bits(void) {
+  state = state * 6364136223846793005u + 1442695040888963407u;
+  return (uint32_t)(state >> 32);
+}
+
+static long random_below(long end) { return (long)(random_bits() % (uint64_t)end); }
+
+static float random_float(void) { return (float)(int32_t)random_bits() / 2147483648.0f; }
+
+/* XLA, as far as the handlers use it. */
+
+static long pool_size;
+static pthread_t helpers[1 << 10];
+static long num_helpers;
+
+typedef struct Task {
+  XLA_FFI_Task *run;
+  void *data;
+} Task;
+
+static void *run_task(void *argument) {
+  const Task task = *(Task *)argument;
+  free(argument);
+  task.run(task.data);
+  return NULL;
+}
+
+static XLA_FFI_Error *schedule(XLA_FFI_ThreadPool_Schedule_Args *args) {
+  Task *task = malloc(sizeof *task);
+  *task = (Task){args->task, args->data};
+  if (pthread_create(&helpers[num_helpers++], NULL, run_task, task) != 0) abort();
+  return NULL;
+}
+
+static XLA_FFI_Error *num_threads(XLA_FFI_ThreadPool_NumThreads_Args *args) {
+  *args->num_threads = pool_size;
+  return NULL;
+}
+
+static XLA_FFI_Error *refuse(XLA_FFI_Error_Create_Args *args) {
+  fprintf(stderr, "a handler refuses its call: %s\n", args->message);
+  exit(1);
+}
+
+static const XLA_FFI_Api API = {.XLA_FFI_Error_Create = refuse,
+                                .XLA_FFI_ThreadPool_Schedule = schedule,
+                                .XLA_FFI_ThreadPool_NumThreads = num_threads};
+
+/* The handlers start no more workers than there are processors. */
+int sched_getaffinity(pid_t process, size_t size, cpu_set_t *set) {
+  (void)process;
+  memset(set, 0, size);
+  for (int i = 0; i < THREADS; i++) CPU_SET_S(i, size, set);
+  return 0;
+}
+
+/* Buffers. */
+
+typedef struct Array {
+  XLA_FFI_Buffer buffer;
+  int64_t dims[MAX_RANK];
+  size_t bytes;
+  bool is_scratch, has_gaps; /* gaps: padding that is never read */
+} Array;
+
+static Array *new_array(int dtype, int rank, ...) {
+  Array *array = calloc(1, sizeof *array);
+  array->buffer = (XLA_FFI_Buffer){.dtype = dtype, .rank = rank, .dims = array->dims};
+  array->bytes = dtype == BF16 ? 2 : 4;
+  va_list sizes;
+  va_start(sizes, rank);
+  for (int axis = 0; axis < rank; axis++)
+    array->bytes *= (size_t)(array->dims[axis] = va_arg(sizes, long));
+  va_end(sizes);
+  if (posix_memalign(&array->buffer.data, 64, array->bytes) != 0) abort();
+  return array;
+}
+
+static Array *scratch(int dtype, long size) {
+  Array *array = new_array(dtype, 1, size);
+  array->is_scratch = true;
+  return array;
+}
+
+static Array *random_array(int rank, long first, long second, long third) {
+  Array *array = new_array(F32, rank, first, second, third);
+  for (size_t i = 0; i < array->bytes / 4; i++) ((float *)array->buffer.data)[i] = random_float();
+  return array;
+}
+
+/* Numbers from `low` to before `end`. */
+static Array *random_integers(int rank, long first, long second, long low, long end) {
+  Array *array = new_array(S32, rank, first, second);
+  for (size_t i = 0; i < array->bytes / 4; i++)
+    ((int32_t *)array->buffer.data)[i] = (int32_t)(low + random_below(end - low));
+  return array;
+}
+
+static void free_array(Array *array) {
+  free(array->buffer.data);
+  free(array);
+}
+
+/* Calls. */
+
+typedef struct Arrays {
+  Array *items[MAX_BUFFERS];
+  long count;
+} Arrays;
+
+static void add(Arrays *arrays, Array *array) { arrays->items[arrays->count++] = array; }
+
+static long num_calls;
+
+static void call_once(Handler *handler, const char *cell, bool save, const Arrays *arguments,
+                      const Arrays *results, int byte) {
+  void *args[MAX_BUFFERS], *rets[MAX_BUFFERS];
+  XLA_FFI_ArgType arg_types[MAX_BUFFERS];
+  XLA_FFI_RetType ret_types[MAX_BUFFERS];
+  for (long i = 0; i < arguments->count; i++) {
+    args[i] = &arguments->items[i]->buffer;
+    arg_types[i] = XLA_FFI_ArgType_BUFFER;
+  }
+  for (long i = 0; i < results->count; i++) {
+    rets[i] = &results->items[i]->buffer;
+    ret_types[i] = XLA_FFI_RetType_BUFFER;
+    memset(results->items[i]->buffer.data, byte, results->items[i]->bytes);
+  }
+  XLA_FFI_ByteSpan cell_name = {"cell", 4}, save_name = {"save_residuals", 14};
+  XLA_FFI_ByteSpan cell_value = {cell, cell ? strlen(cell) : 0};
+  XLA_FFI_Scalar save_value = {XLA_FFI_DataType_PRED, &save};
+  XLA_FFI_ByteSpan *names[] = {&cell_name, &save_name};
+  XLA_FFI_AttrType types[] = {XLA_FFI_AttrType_STRING, XLA_FFI_AttrType_SCALAR};
+  void *values[] = {&cell_value, &save_value};
+  XLA_FFI_CallFrame frame = {.api = &API, .stage = XLA_FFI_ExecutionStage_EXECUTE};
+  frame.args = (XLA_FFI_Args){.size = arguments->count, .types = arg_types, .args = args};
+  frame.rets = (XLA_FFI_Rets){.size = results->count, .types = ret_types, .rets = rets};
+  frame.attrs = (XLA_FFI_Attrs){.size = cell ? 2 : 0, .types = types, .names = names,
+                                .attrs = values};
+  if (handler(&frame) != NULL) abort();
+  num_calls++;
+}
+
+/* Calls twice, compares, and frees the scratch. */
+static void call(Handler *handler, const char *cell, bool save, const Arrays *arguments,
+                 Arrays *results) {
+  void *first[MAX_BUFFERS];
+  pool_size = 1;
+  call_once(handler, cell, save, arguments, results, 0xff); /* NaN */
+  for (long i = 0; i < results->count; i++) {
+    const Array *array = results->items[i];
+    first[i] = malloc(array->bytes);
+    memcpy(first[i], array->buffer.data, array->bytes);
+  }
+  pool_size = THREADS;
+  call_once(handler, cell, save, arguments, results, 0x3f);
+  for (long i = 0; i < results->count; i++) {
+    const Array *array = results->items[i];
+    if (!array->is_scratch && !array->has_gaps && memcmp(first[i], array->buffer.data, array->bytes) != 0) {
+      fprintf(stderr, "result %ld differs between one thread and several\n", i);
+      exit(1);
+    }
+    free(first[i]);
+  }
+  for (long i = 0; i < results->count; i++)
+    if (results->items[i]->is_scratch) free_array(results->items[i]);
+}
+
+/* One layer. */
+
+typedef struct Shape {
+  const struct Cell *cell;
+  int dtype;
+  bool has_resets, has_table;
+  long batch, time, hidden, vocab;
+} Shape;
+
+static long even(long count) { return count + count % 2; }
+static long ceil_div(long count, long by) { return (count + by - 1) / by; }
+static long padded(long count) { return ceil_div(count, charjax_lanes) * charjax_lanes; }
+
+static long layer_scratch(const Shape *s, long units, long k) {
+  return k * (ceil_div(s->hidden, units) * charjax_panel_rows + 2 * padded(s->batch));
+}
+
+static Shape random_shape(long number) {
+  static const long batches[] = {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 23, 31, 32, 33, 37, 48, 63, 64, 65};
+  Shape s = {.cell = &CELLS[number % 3]};
+  s.dtype = number / 3 % 2 && charjax_has_bf16 ? BF16 : F32;
+  s.has_resets = number / 6 % 2;
+  s.has_table = number / 12 % 2;
+  s.batch = batches[random_below(sizeof batches / sizeof *batches)];
+  s.time = 1 + random_below(7);
+  s.hidden = 1 + random_below(random_below(8) ? 60 : 200);
+  s.vocab = 1 + random_below(130);
+  return s;
+}
+
+static Array *input_gates(const Shape *s) {
+  const long rows = s->cell->gates * s->hidden;
+  return s->has_table ? random_array(2, rows, s->vocab, 0) : random_array(3, rows, s->time, s->batch);
+}
+
+/* The gradient of the recurrent kernel, and of a table where there are tokens. */
+static void call_weight_gradient(const Shape *s, long rows, Array *a, Array *b, Array *tokens) {
+  const long columns = b->dims[0], positions = s->time * s->batch;
+  Array flat_a = *a, flat_b = *b;
+  flat_a.buffer.rank = flat_b.buffer.rank = 2;
+  flat_a.buffer.dims = flat_a.dims;
+  flat_b.buffer.dims = flat_b.dims;
+  flat_a.dims[0] = rows;
+  flat_a.dims[1] = flat_b.dims[1] = positions;
+  Arrays arguments = {{&flat_a, &flat_b}, 2}, results = {0};
+  add(&results, new_array(F32, 2, rows, columns));
+  Array flat_tokens;
+  if (tokens != NULL) {
+    flat_tokens = *tokens;
+    flat_tokens.buffer.rank = 1;
+    flat_tokens.buffer.dims = flat_tokens.dims;
+    flat_tokens.dims[0] = positions;
+    add(&arguments, &flat_tokens);
+    add(&results, new_array(F32, 3, padded(columns) / charjax_lanes, s->vocab, (long)charjax_lanes));
+  }
+  const long panels = ceil_div(rows, charjax_panel_rows);
+  add(&results, scratch(s->dtype, panels * charjax_panel_rows * even(positions)));
+  call(charjax_weight_gradient, NULL, false, &arguments, &results);
+  for (long i = 0; i < results.count - 1; i++) free_array(results.items[i]);
+}
+
+/* The matmul of sampling: rows of states times the packed kernel. */
+static void call_packed(const Shape *s, Array *kernel) {
+  const long k = s->hidden, columns = s->cell->gates * s->hidden;
+  const long size = even(k) * ceil_div(columns, charjax_packed_columns) * charjax_packed_columns;
+  Arrays arguments = {{kernel}, 1}, results = {0};
+  Array *panels = new_array(s->dtype, 1, size);
+  panels->has_gaps = true;
+  add(&results, panels);
+  call(charjax_pack, NULL, false, &arguments, &results);
+  Array *states = random_array(2, s->batch, k, 0);
+  arguments = (Arrays){{states, panels}, 2};
+  results = (Arrays){{new_array(F32, 2, s->batch, columns)}, 1};
+  if (s->dtype == BF16) {
+    add(&results, new_array(BF16, 2, s->batch, even(k)));
+  }
+  call(charjax_multiply, NULL, false, &arguments, &results);
+  for (long i = 0; i < results.count; i++) free_array(results.items[i]);
+  free_array(panels);
+  free_array(states);
+}
+
+/* Forward without and with residuals, backward, the weights' gradients, the matmul of sampling. */
+static void check(const Shape *s) {
+  const struct Cell *cell = s->cell;
+  const long hidden = s->hidden, time = s->time, batch = s->batch, rows = cell->gates * hidden;
+  Array *kernel = random_array(2, hidden, rows, 0);
+  Array *tokens = s->has_table ? random_integers(2, time, batch, 0, s->vocab) : NULL;
+  Array *keep = s->has_resets ? random_integers(2, time, batch, -1, 1) : NULL;
+
+  Arrays arguments = {{kernel}, 1}, inputs = {0};
+  if (cell->reset_after) add(&inputs, random_array(1, hidden, 0, 0));
+  add(&inputs, input_gates(s));
+  if (tokens) add(&inputs, tokens);
+  Array *initial[2];
+  for (int i = 0; i < cell->states; i++)
+    add(&inputs, initial[i] = random_array(2, hidden, batch, 0));
+  if (keep) add(&inputs, keep);
+  for (long i = 0; i < inputs.count; i++) add(&arguments, inputs.items[i]);
+
+  const long forward_scratch =
+      layer_scratch(s, charjax_panel_rows / cell->gates, even(hidden));
+  Arrays plain = {{new_array(F32, 3, hidden, time, batch)}, 1}, saved = {0};
+  for (int i = 0; i < cell->states; i++) add(&plain, new_array(F32, 2, hidden, batch));
+  const long num_plain = plain.count;
+  add(&plain, scratch(s->dtype, forward_scratch));
+  call(charjax_forward, cell->name, false, &arguments, &plain);
+
+  add(&saved, new_array(F32, 3, hidden, time, batch));
+  for (int i = 0; i < cell->states; i++) add(&saved, new_array(F32, 2, hidden, batch));
+  Array *previous = new_array(s->dtype, 3, hidden, time, batch);
+  Array *residuals = new_array(F32, 3, time, cell->residuals * hidden, padded(batch));
+  add(&saved, previous);
+  add(&saved, residuals);
+  add(&saved, scratch(s->dtype, forward_scratch));
+  call(charjax_forward, cell->name, true, &arguments, &saved);
+  for (long i = 0; i < num_plain; i++)
+    if (memcmp(plain.items[i]->buffer.data, saved.items[i]->buffer.data, plain.items[i]->bytes)) {
+      fprintf(stderr, "result %ld differs with residuals\n", i);
+      exit(1);
+    }
+
+  Arrays backward = {{kernel}, 1}, gradients = {0};
+  for (int i = 0; i < cell->states; i++) add(&backward, initial[i]);
+  add(&backward, saved.items[0]);
+  add(&backward, residuals);
+  const long first_own = backward.count;
+  add(&backward, random_array(3, hidden, time, batch));
+  for (int i = 0; i < cell->states; i++) add(&backward, random_array(2, hidden, batch, 0));
+  const long end_own = backward.count;
+  if (keep) add(&backward, keep);
+  Array *d_hgates = new_array(s->dtype, 3, rows, time, batch), *d_candidate = NULL;
+  add(&gradients, d_hgates);
+  if (cell->reset_after) {
+    add(&gradients, d_candidate = new_array(s->dtype, 3, hidden, time, batch));
+    add(&gradients, new_array(F32, 2, hidden, padded(batch)));
+  }
+  for (int i = 0; i < cell->states; i++) add(&gradients, new_array(F32, 2, hidden, batch));
+  add(&gradients, scratch(s->dtype, layer_scratch(s, charjax_panel_rows, cell->gates * even(hidden))));
+  call(charjax_backward, cell->name, false, &backward, &gradients);
+
+  call_weight_gradient(s, hidden, previous, d_hgates, tokens);
+  if (tokens && d_candidate) call_weight_gradient(s, 0, previous, d_candidate, tokens);
+  call_packed(s, kernel);
+
+  for (long i = 0; i < num_plain; i++) free_array(plain.items[i]);
+  for (long i = 0; i < saved.count - 1; i++) free_array(saved.items[i]);
+  for (long i = first_own; i < end_own; i++) free_array(backward.items[i]);
+  for (long i = 0; i < gradients.count - 1; i++) free_array(gradients.items[i]);
+  for (long i = 0; i < inputs.count; i++) free_array(inputs.items[i]);
+  free_array(kernel);
+}
+
+static long raced;
+
+static void *race(void *unused) {
+  (void)unused;
+  raced++;
+  return NULL;
+}
+
+/* A race, and a buffer that is shorter than its shape says. */
+static void plant(void) {
+  pthread_t other;
+  if (pthread_create(&other, NULL, race, NULL) != 0) abort();
+  raced++;
+  pthread_join(other, NULL);
+  Array *kernel = random_array(2, 5, 5, 0);
+  Shape s = {.cell = &CELLS[0], .dtype = F32, .batch = 3, .time = 2, .hidden = 5};
+  kernel->buffer.data = realloc(kernel->buffer.data, kernel->bytes - 4);
+  call_packed(&s, kernel);
+}
+
+int main(int count, char **words) {
+  if (count == 2) {
+    plant();
+    return 0;
+  }
+  const long shapes = atol(words[1]);
+  state = (uint64_t)atol(words[2]);
+  for (long number = 0; number < shapes; number++) {
+    const Shape shape = random_shape(number);
+    check(&shape);
+    while (num_helpers > 0) pthread_join(helpers[--num_helpers], NULL);
+  }
+  printf("%ld\n", num_calls);
+  return 0;
+}
