@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -11,12 +12,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from charjax.config import to_dict
+from charjax.config import ModelConfig, to_dict
 from charjax.errors import InputError
-from charjax.export import keras, onnx_graph, program, torch
+from charjax.export import c, html, keras, onnx_graph, program, torch
 from charjax.export.files import write_file, write_folder
-from charjax.export.weights import named_weights, safetensors
+from charjax.export.weights import named_weights, safetensors, sampling_facts
 from charjax.inference.load import TrainedModel
+
+# The cells and parameters that all formats hold; the model's fields that these tell, and those
+# that have no effect on a trained model.
+_CELLS = ("gru", "lstm", "rnn")
+_PARAMETERS = r"embedding|layer_\d+\.(kernel|bias|recurrent\.(kernel|bias))|output_(kernel|bias)"
+_SIZES = ("cell", "hidden", "layers", "embed", "dtype")
+_TRAINING = ("dropout", "dropout_in", "dropout_between", "init", "recurrence", "remat")
 
 _logger = logging.getLogger(__name__)
 
@@ -27,10 +35,12 @@ class Format(NamedTuple):
     Attributes:
       description: one line, for `charjax export --help`.
       files: trained model -> contents by name, for a folder; or the content of a single file.
+      holds_all: whether it holds every model that charjax decodes, not only plain cells.
     """
 
     description: str
     files: Callable[[TrainedModel], dict[str, bytes] | bytes]
+    holds_all: bool = False
 
 
 def export_model(trained: TrainedModel, out: Path, *, format: str = "program") -> None:
@@ -42,11 +52,16 @@ def export_model(trained: TrainedModel, out: Path, *, format: str = "program") -
       format: a name in `FORMATS`.
 
     Raises:
-      InputError: there is no such format, a package that it needs is missing, or `out` holds
-        files that no export wrote.
+      InputError: there is no such format, it cannot hold the model, a package that it needs is
+        missing, or `out` holds files that no export wrote.
       HostError: the disk refused.
     """
     check_format(format)
+    parts = [] if FORMATS[format].holds_all else unusual_parts(trained)
+    if parts:
+        raise InputError(
+            f"--format={format}: has no place for {', '.join(parts)}; take --format=program"
+        )
     content = FORMATS[format].files(trained)
     if isinstance(content, bytes):
         write_file(out, content)
@@ -63,6 +78,16 @@ def check_format(format: str) -> None:
         raise InputError(f"--format={format}: no such format; there are {', '.join(FORMATS)}")
 
 
+def unusual_parts(trained: TrainedModel) -> list[str]:
+    """What a model has beyond the cells, parameters and fields that every format holds."""
+    default, given = to_dict(ModelConfig()), to_dict(trained.config.model)
+    fields = [f for f in given if f not in (*_SIZES, *_TRAINING) and given[f] != default[f]]
+    if given["cell"] not in _CELLS:
+        fields.insert(0, "cell")
+    parameters = [n for n in named_weights(trained.params) if not re.fullmatch(_PARAMETERS, n)]
+    return [f"model.{field}={given[field]}" for field in fields] + parameters
+
+
 def _program(trained: TrainedModel) -> dict[str, bytes]:
     return program.program_files(trained) | _shared_files(trained, "weights.safetensors")
 
@@ -77,11 +102,11 @@ def _onnx(trained: TrainedModel) -> bytes:
 
 
 def _torch(trained: TrainedModel) -> dict[str, bytes]:
-    return torch.torch_files(trained) | {"vocabulary.json": _vocabulary(trained)}
+    return torch.torch_files(trained) | _token_files(trained)
 
 
 def _keras(trained: TrainedModel) -> dict[str, bytes]:
-    return keras.keras_files(trained) | {"vocabulary.json": _vocabulary(trained)}
+    return keras.keras_files(trained) | _token_files(trained)
 
 
 def _shared_files(trained: TrainedModel, weights: str) -> dict[str, bytes]:
@@ -93,13 +118,23 @@ def _shared_files(trained: TrainedModel, weights: str) -> dict[str, bytes]:
     return {weights: safetensors(arrays, metadata), "vocabulary.json": _vocabulary(trained)}
 
 
+def _token_files(trained: TrainedModel) -> dict[str, bytes]:
+    """What tokens are, and how charjax samples them."""
+    facts = json.dumps(sampling_facts(trained.vocab)).encode()
+    return {"vocabulary.json": _vocabulary(trained), "sampling.json": facts}
+
+
 def _vocabulary(trained: TrainedModel) -> bytes:
     return json.dumps(trained.vocab.to_json() | {"start": trained.vocab.start}).encode()
 
 
 FORMATS = {
-    "program": Format("one step of sampling as a jax.export program, any batch size", _program),
+    "program": Format(
+        "one step of sampling as a jax.export program, any batch size", _program, True
+    ),
     "numpy": Format("a folder with generate.py, which needs numpy alone", _numpy),
+    "html": Format("one page that opens from disk in a browser, int8 weights", html.html_file),
+    "c": Format("one C99 file for microcontrollers, int8 weights", c.c_file),
     "onnx": Format("one ONNX file: tokens and state in, logits and state out", _onnx),
     "torch": Format("safetensors that a torch module loads by load_state_dict", _torch),
     "keras": Format("a .weights.h5 that a Keras 3 model loads", _keras),

@@ -13,9 +13,8 @@ import numpy as np
 
 from charjax.config import ModelConfig, to_dict
 from charjax.export.files import SIGNATURE
-from charjax.export.weights import embedding, hidden_bias, reorder, required
+from charjax.export.weights import embedding, hidden_bias, reorder, required, sampling_facts
 from charjax.inference.load import TrainedModel
-from charjax.runtime.keys import Stream
 from charjax.types import PyTree
 
 _OPSET, _IR_VERSION = 17, 10  # the IR version that onnxruntime 1.18 and later read
@@ -134,13 +133,8 @@ class _Graph:
 def _metadata(trained: TrainedModel) -> dict[str, str]:
     """What a program needs to sample as charjax does."""
     vocab = trained.vocab
-    sampling = {
-        "masked": [] if vocab.unk_id is None else [vocab.unk_id],
-        "noise": "argmax(logits + temperature * gumbel); the noise of character p of sample i "
-        f"has the threefry key fold_in(fold_in(fold_in(key(seed), {int(Stream.SAMPLE)}), i), p)",
-    }
     return {
         "config": json.dumps(to_dict(trained.config)),
         "vocabulary": json.dumps(vocab.to_json() | {"start": vocab.start}),
-        "sampling": json.dumps(sampling),
+        "sampling": json.dumps(sampling_facts(vocab)),
     }

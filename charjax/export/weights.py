@@ -9,7 +9,9 @@ import numpy as np
 from jaxtyping import Float
 
 from charjax.config import ModelConfig
+from charjax.data.vocab import Vocab
 from charjax.errors import InputError
+from charjax.runtime.keys import Stream
 from charjax.types import PyTree
 
 Arrays = dict[str, np.ndarray]
@@ -43,6 +45,16 @@ def required(package: str, *, extra: str) -> ModuleType:
         raise InputError(
             f"export: the package {missing} is not installed; run: pip install 'charjax[{extra}]'"
         ) from error
+
+
+def sampling_facts(vocab: Vocab) -> dict[str, object]:
+    """How charjax samples, as JSON values: what is never sampled, what ends a text, the noise."""
+    return {
+        "masked": [] if vocab.unk_id is None else [vocab.unk_id],
+        "end": vocab.boundary_id,
+        "noise": "argmax(logits + temperature * gumbel); the noise of character p of sample i "
+        f"has the threefry key fold_in(fold_in(fold_in(key(seed), {int(Stream.SAMPLE)}), i), p)",
+    }
 
 
 def named_weights(params: PyTree) -> Arrays:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import io
 import json
 import subprocess
@@ -11,83 +10,25 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from charjax.config import Config, ModelConfig, TrainConfig
+from charjax.config import ModelConfig
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
-from charjax.export.api import FORMATS, export_model
+from charjax.export.api import FORMATS, export_model, unusual_parts
 from charjax.export.weights import keras_weights, torch_weights
-from charjax.inference.load import TrainedModel
-from charjax.inference.sampling import Sampling
-from charjax.inference.texts import write_texts
-from charjax.model.network import CharRNN, init_params, initial_carry
-from charjax.runtime.keys import Stream, stream_key
-
-TEXT = "the cat sat on a mat.\nIt saw some tea, and drank it up: é€😀"
-MODELS = {
-    f"{cell}-{layers}-{'embed' if embed else 'one_hot'}": ModelConfig(
-        cell=cell, hidden=12, embed=embed, layers=layers
-    )
-    for cell in ("gru", "lstm", "rnn")
-    for layers, embed in ((1, 6), (3, 0))
-}
-any_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
-
-
-def trained_like(model: ModelConfig, *, unit: str = "codepoint", unk: bool = False) -> TrainedModel:
-    """An untrained model, far from uniform, without a zero bias.
-
-    Its recurrent kernels contract, so that rounding does not grow along a text.
-    """
-    text = TEXT.encode().decode("latin-1") if unit == "byte" else TEXT
-    vocab = Vocab.from_text(text, order="sorted", unit=unit, unk=unk)
-    params = init_params(model, len(vocab), stream_key(1, Stream.INIT))
-    leaves, tree = jax.tree.flatten(params)
-    rng = np.random.default_rng(2)
-    leaves = [np.asarray(p) * 0.8 + rng.normal(0, 0.02, p.shape).astype("f") for p in leaves]
-    config = Config(model=model, train=TrainConfig(max_steps=1))
-    params = jax.tree.unflatten(tree, leaves)
-    params["output_kernel"] = params["output_kernel"] * 6
-    return TrainedModel(config, vocab, params, 7, None, {"corpus": {"name": "tea"}})
-
-
-def tokens_of(trained: TrainedModel, *shape: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, len(trained.vocab), shape)
-
-
-def network_logits(trained: TrainedModel, tokens: np.ndarray) -> np.ndarray:
-    network = CharRNN(trained.config.model, len(trained.vocab))
-    params = jax.tree.map(jnp.asarray, trained.params)
-    carry = initial_carry(trained.config.model, len(tokens))
-    return np.asarray(network.run(params, jnp.asarray(tokens, jnp.int32), carry)[0])
-
-
-def module_of(path: Path):
-    spec = importlib.util.spec_from_file_location(f"exported_{path.parent.name}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
+from tests.export.tiny import (
+    MODELS,
+    any_model,
+    module_of,
+    network_logits,
+    sampled,
+    tokens_of,
+    trained_like,
+)
 
 # numpy
-
-
-def sampled(trained: TrainedModel, **options) -> bytes:
-    """What `charjax sample` writes."""
-    sampling = Sampling(temperature=options["temperature"], seed=options["seed"])
-    pieces = write_texts(
-        trained,
-        options["prompt"],
-        num_chars=options["num_chars"],
-        num_samples=1,
-        separator="",
-        sampling=sampling,
-        unknown="error",
-    )
-    return "".join(pieces).encode()
 
 
 def run_script(folder: Path, **options) -> subprocess.CompletedProcess:
@@ -153,6 +94,15 @@ def test_the_numpy_script_ends_with_the_document(tmp_path):
     assert min(lengths) < 200
 
 
+def test_the_numpy_script_reads_a_prompt_as_the_command_does(tmp_path):
+    trained = trained_like(MODELS["gru-1-embed"])
+    data = dataclasses.replace(trained.config.data, lowercase=True)
+    trained = dataclasses.replace(trained, config=dataclasses.replace(trained.config, data=data))
+    export_model(trained, tmp_path / "out", format="numpy")
+    options = {"prompt": "THE C", "num_chars": 60, "seed": 3, "temperature": 0.9}
+    assert run_script(tmp_path / "out", **options).stdout == sampled(trained, **options)
+
+
 def test_the_numpy_script_names_an_unknown_character(tmp_path):
     export_model(trained_like(MODELS["gru-1-embed"]), tmp_path / "out", format="numpy")
     done = run_script(tmp_path / "out", prompt="Z", num_chars=5, seed=0, temperature=1)
@@ -204,7 +154,8 @@ def test_the_onnx_graph_carries_its_vocabulary(tmp_path):
     vocabulary = json.loads(facts["vocabulary"])
     assert vocabulary.pop("start") == trained.vocab.start
     assert Vocab.from_json(vocabulary) == trained.vocab
-    assert json.loads(facts["sampling"])["masked"] == [trained.vocab.unk_id]
+    sampling = json.loads(facts["sampling"])
+    assert (sampling["masked"], sampling["end"]) == ([trained.vocab.unk_id], None)
 
 
 # torch and Keras
@@ -279,6 +230,50 @@ def test_the_keras_gru_has_keras_gate_order():
     kernel = keras_weights(model, params)["layers/gru/cell/vars/0"]
     reset, update, candidate = np.split(params["layer_0"]["kernel"], 3, axis=1)
     np.testing.assert_array_equal(kernel, np.concatenate([update, reset, candidate], axis=1))
+
+
+@pytest.mark.parametrize("format", ["torch", "keras"])
+def test_weights_come_with_their_tokens_and_how_to_sample_them(format, tmp_path):
+    trained = trained_like(MODELS["gru-1-embed"], unk=True)
+    vocab = dataclasses.replace(
+        trained.vocab, characters=trained.vocab.characters[:-1], boundary=True
+    )
+    trained = dataclasses.replace(trained, vocab=vocab)
+    export_model(trained, tmp_path / "out", format=format)
+    vocabulary, sampling = (
+        json.loads((tmp_path / "out" / f"{name}.json").read_text("utf-8"))
+        for name in ("vocabulary", "sampling")
+    )
+    assert vocabulary.pop("start") == vocab.start
+    assert Vocab.from_json(vocabulary) == vocab
+    assert (sampling["masked"], sampling["end"]) == ([vocab.unk_id], vocab.boundary_id)
+    assert "fold_in(key(seed), 2)" in sampling["noise"]
+
+
+# Models that a format cannot hold
+
+PLAIN_FORMATS = [name for name in FORMATS if not FORMATS[name].holds_all]
+
+
+@pytest.mark.parametrize("format", PLAIN_FORMATS)
+def test_a_model_with_a_part_that_the_format_lacks_is_refused(format, tmp_path):
+    """Layer normalization, another cell, another field of the model: by whatever name."""
+    trained = trained_like(MODELS["gru-1-embed"])
+    layer = trained.params["layer_0"] | {"norm": {"scale": np.ones(12, np.float32)}}
+    normalized = dataclasses.replace(trained, params=trained.params | {"layer_0": layer})
+    cell = dataclasses.replace(trained.config.model, cell="mingru")
+    other = dataclasses.replace(trained, config=dataclasses.replace(trained.config, model=cell))
+    for model, part in ((normalized, "layer_0.norm.scale"), (other, "model.cell=mingru")):
+        with pytest.raises(InputError, match=rf"^--format={format}: has no place for {part};"):
+            export_model(model, tmp_path / "out", format=format)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_field_that_no_format_knows_is_a_part_to_refuse(monkeypatch):
+    trained = trained_like(MODELS["gru-1-embed"])
+    assert unusual_parts(trained) == []
+    monkeypatch.setattr("charjax.export.api._SIZES", ("cell", "layers", "embed", "dtype"))
+    assert unusual_parts(trained) == ["model.hidden=12"]
 
 
 # Files

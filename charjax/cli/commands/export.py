@@ -1,4 +1,4 @@
-"""Write a model in another form: a program, a numpy script, ONNX, torch or Keras weights."""
+"""Write a model in another form: a program, a web page, C, ONNX, weights for torch or Keras."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--format",
         default="program",
         help="program (one step of sampling for jax.export), numpy (a folder with generate.py, "
-        "which needs numpy alone), onnx (a file), torch or keras (weights and a loader); "
+        "which needs numpy alone), html (a page that opens from disk), c (a C99 file), onnx (a "
+        "file), torch or keras (weights and a loader); "
         "default: %(default)s",
     )
 

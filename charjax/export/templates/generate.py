@@ -27,7 +27,7 @@ def read_safetensors(path):
     for name, entry in header.items():
         first, last = (start + offset for offset in entry["data_offsets"])
         arrays[name] = np.frombuffer(data[first:last], "<f4").reshape(entry["shape"])
-    return arrays, json.loads(metadata["config"])["model"]
+    return arrays, json.loads(metadata["config"])
 
 
 def sigmoid(x):
@@ -61,7 +61,8 @@ class Model:
     """Reads one token after the other; `logits` are those of the next one."""
 
     def __init__(self):
-        self.weights, self.config = read_safetensors(FOLDER / "model.safetensors")
+        self.weights, config = read_safetensors(FOLDER / "model.safetensors")
+        self.config = config["model"]
         self.cell, self.gates, states = CELLS[self.config["cell"]]
         zeros = np.zeros(self.config["hidden"], np.float32)
         self.carries = [(zeros,) * states for _ in range(self.config["layers"])]
@@ -137,7 +138,10 @@ def main():
         parser.error("--num_chars and --temperature must be 0 or more, --seed from 0 to 2**32 - 1")
     vocabulary = json.loads((FOLDER / "vocabulary.json").read_text("utf-8"))
     symbols, is_bytes = vocabulary["symbols"], vocabulary["unit"] == "byte"
-    units = args.prompt.encode().decode("latin-1") if is_bytes else args.prompt
+    data = args.prompt.encode() if is_bytes else args.prompt
+    if read_safetensors(FOLDER / "model.safetensors")[1]["data"]["lowercase"]:
+        data = data.lower()  # as the text that the model has read
+    units = data.decode("latin-1") if is_bytes else data
     unknown = sorted(set(units) - set(symbols))
     if unknown:
         parser.error("not in the vocabulary: " + ", ".join(f"U+{ord(c):04X}" for c in unknown))

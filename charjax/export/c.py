@@ -1,0 +1,131 @@
+"""Export as one C99 file with int8 weights, for microcontrollers; the code is `model.c`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from charjax.data.vocab import Vocab
+from charjax.export.html import template
+from charjax.export.quantized import QuantizedModel, quantized
+from charjax.inference.load import TrainedModel
+
+_GATES = {"gru": 3, "lstm": 4, "rnn": 1}
+_STATES = {"gru": 1, "lstm": 2, "rnn": 1}
+_WIDTH = 100  # columns of the file, about
+
+_logger = logging.getLogger(__name__)
+
+
+def c_file(trained: TrainedModel) -> bytes:
+    """The C file; what it takes of a machine is logged.
+
+    Raises:
+      InputError: a parameter is not finite.
+    """
+    model, vocab = quantized(trained), trained.vocab
+    parts = {
+        "title": f"{model.config.cell.upper()} {model.config.layers} x {model.config.hidden}, "
+        f"step {trained.step:,}",
+        "settings": "\n".join(_settings(model, vocab)),
+        "arrays": "\n".join(_arrays(model, vocab)),
+    }
+    text = template("model.c")
+    for name, part in parts.items():
+        text = text.replace(f"{{{{{name}}}}}", part)
+    _logger.info("%s", _resources(model, vocab))
+    return text.encode()
+
+
+def _settings(model: QuantizedModel, vocab: Vocab) -> Iterator[str]:
+    config = model.config
+    values = {
+        config.cell.upper(): None,
+        "LAYERS": config.layers,
+        "HIDDEN": config.hidden,
+        "GATES": _GATES[config.cell],
+        "TOKENS": len(vocab),
+        "SAMPLED": len(vocab) - vocab.unk,  # [UNK], the last token, is never sampled
+        "CHARACTERS": len(vocab.characters),
+        "START": vocab.start,
+    }
+    if config.embed:
+        values["EMBED"] = config.embed
+    if vocab.boundary_id is not None:
+        values["BOUNDARY"] = vocab.boundary_id
+    if vocab.unit == "byte":
+        values["BYTES"] = None
+    for name, value in values.items():
+        yield f"#define CHARJAX_{name}" + ("" if value is None else f" {value}")
+
+
+def _arrays(model: QuantizedModel, vocab: Vocab) -> Iterator[str]:
+    """The definitions of all arrays, and of the kernels and layers that point to them."""
+    yield _array("uint32_t characters", [str(ord(c)) for c in vocab.characters])
+    tables = {"embedding"} if model.config.embed else {"layer_0.kernel"}
+    for name, kernel in model.kernels.items():
+        integers = kernel.integers if name in tables else kernel.integers.T
+        yield _array(f"int8_t {_id(name)}_q", [str(q) for q in integers.ravel()])
+        yield _array(f"float {_id(name)}_scales", map(_power_of_two, kernel.scales))
+    for name, bias in model.biases.items():
+        yield _array(f"float {_id(name)}", map(_decimal, bias))
+    for name in model.kernels.keys() & {"embedding", "output_kernel"}:
+        yield f"static const kernel_t {name} = {_kernel(name)};"
+    yield "static const layer_t layers[CHARJAX_LAYERS] = {"
+    for i in range(model.config.layers):
+        layer = f"layer_{i}"
+        candidate = f"{layer}.recurrent.bias"
+        fields = (
+            _kernel(f"{layer}.kernel"),
+            _kernel(f"{layer}.recurrent.kernel"),
+            _id(f"{layer}.bias"),
+            _id(candidate) if candidate in model.biases else "NULL",
+        )
+        yield f"  {{{', '.join(fields)}}},"
+    yield "};"
+
+
+def _array(declaration: str, values: Iterable[str]) -> str:
+    """An array, its values on lines of at most `_WIDTH` columns."""
+    lines, line = [], ""
+    for value in values:
+        if len(line) + len(value) >= _WIDTH:
+            lines.append(line)
+            line = ""
+        line += value + ","
+    return f"static const {declaration}[] = {{\n" + "\n".join([*lines, line]) + "\n};"
+
+
+def _kernel(name: str) -> str:
+    return f"{{{_id(name)}_q, {_id(name)}_scales}}"
+
+
+def _id(name: str) -> str:
+    return name.replace(".", "_")
+
+
+def _power_of_two(scale: np.floating) -> str:
+    return f"0x1p{int(np.log2(scale))}f"
+
+
+def _decimal(value: np.floating) -> str:
+    """A float literal that reads back as the same float32."""
+    return f"{float(value):.9e}f"
+
+
+def _resources(model: QuantizedModel, vocab: Vocab) -> str:
+    """Bytes of flash and memory, and the arithmetic of one character."""
+    config = model.config
+    weights = sum(kernel.integers.size for kernel in model.kernels.values())
+    floats = sum(kernel.scales.size for kernel in model.kernels.values())
+    floats += sum(bias.size for bias in model.biases.values()) + len(vocab.characters)
+    gates = 2 * _GATES[config.cell] * config.hidden
+    state = _STATES[config.cell] * config.layers * config.hidden + gates + len(vocab) + 3
+    rows = model.kernels["embedding" if config.embed else "layer_0.kernel"].integers
+    multiplications = weights - rows.size + rows.shape[1]
+    return (
+        f"flash: {weights + 4 * floats:,} bytes of arrays, and about 4,000 of code; memory: "
+        f"{4 * state:,} bytes; {multiplications:,} multiply-adds a character"
+    )

@@ -1,0 +1,82 @@
+"""Export as one HTML file: a page, the int8 weights, and inference in plain JavaScript.
+
+The file opens from disk and makes no request. `page.html`, `page.css` and `page.js` know a model
+by the interface that `page.js` describes; `local.js` gives it the model of `model.js`.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from importlib import resources
+
+from charjax.config import to_dict
+from charjax.export.quantized import quantized
+from charjax.export.weights import Arrays, safetensors
+from charjax.inference.load import TrainedModel
+
+# Nothing from outside the file: the browser enforces it.
+_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; "
+    "base-uri 'none'; form-action 'none'"
+)
+
+
+def html_file(trained: TrainedModel) -> bytes:
+    """The page with the model in it.
+
+    Raises:
+      InputError: a parameter is not finite, or the package safetensors is not installed.
+    """
+    weights = base64.b64encode(_weights(trained)).decode()
+    scripts = [f'<script type="application/octet-stream" id="weights">\n{weights}\n</script>']
+    for name in ("model.js", "page.js", "local.js"):
+        scripts.append(f"<script>\n{template(name)}</script>")
+    return page(scripts, policy=_POLICY).encode()
+
+
+def page(scripts: list[str], *, policy: str) -> str:
+    """The page with its style.
+
+    Args:
+      scripts: elements; one of them calls `startPage` of `page.js` with a model.
+      policy: the Content-Security-Policy.
+    """
+    parts = {"policy": policy, "style": template("page.css"), "scripts": "\n".join(scripts)}
+    text = template("page.html")
+    for name, part in parts.items():
+        text = text.replace(f"{{{{{name}}}}}", part)
+    return text
+
+
+def template(name: str) -> str:
+    """A file of `templates/`."""
+    return (resources.files("charjax.export") / "templates" / name).read_text("utf-8")
+
+
+def _weights(trained: TrainedModel) -> bytes:
+    """safetensors: `NAME` int8 and `NAME.scales` of each kernel, `NAME` float32 of each bias."""
+    model = quantized(trained)
+    arrays: Arrays = dict(model.biases)
+    for name, kernel in model.kernels.items():
+        arrays |= {name: kernel.integers, f"{name}.scales": kernel.scales}
+    facts = {
+        "config": to_dict(model.config),
+        "vocabulary": trained.vocab.to_json() | {"start": trained.vocab.start},
+        "about": _about(trained),
+    }
+    return safetensors(arrays, {name: json.dumps(value) for name, value in facts.items()})
+
+
+def _about(trained: TrainedModel) -> dict[str, object]:
+    """What the page says of the model, and how a prompt is prepared."""
+    model, reading = trained.config.model, trained.reading
+    corpus = trained.meta["corpus"]["name"]
+    loss = f", {trained.val_loss:.3f} nats per character" if trained.val_loss else ""
+    return {
+        "title": f"Write with {corpus}",
+        "description": f"{model.cell.upper()}, {model.layers} x {model.hidden} units, trained on "
+        f"{corpus} for {trained.step:,} steps{loss}",
+        "lowercase": reading.lowercase,
+        "newlines": reading.newlines,
+    }

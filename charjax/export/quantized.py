@@ -1,0 +1,90 @@
+"""A model with int8 weights, as the formats `html` and `c` hold it; biases stay float32."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int8
+
+from charjax.config import ModelConfig
+from charjax.errors import InputError
+from charjax.export.weights import Arrays, named_weights
+from charjax.inference.load import TrainedModel
+from charjax.model.quantization import quantize
+from charjax.types import PyTree
+
+_quantize = jax.jit(quantize)
+
+
+class QuantizedKernel(NamedTuple):
+    """A kernel `integers * scales`, see `charjax.model.quantization`.
+
+    Attributes:
+      integers: from -127 to 127.
+      scales: powers of two, one for each column.
+    """
+
+    integers: Int8[np.ndarray, "inputs outputs"]
+    scales: Float[np.ndarray, " outputs"]
+
+
+class QuantizedModel(NamedTuple):
+    """The parameters by the names of `named_weights`.
+
+    Attributes:
+      config: of the model; without an embedding where its rows times the first kernel, which
+        is a one-hot model's kernel, are fewer numbers than both.
+      kernels: the matrices.
+      biases: the vectors, float32.
+    """
+
+    config: ModelConfig
+    kernels: dict[str, QuantizedKernel]
+    biases: Arrays
+
+
+def quantized(trained: TrainedModel) -> QuantizedModel:
+    """The model with int8 weights.
+
+    Raises:
+      InputError: a parameter is not finite.
+    """
+    config, weights = trained.config.model, dict(named_weights(trained.params))
+    for name, array in weights.items():
+        if not np.isfinite(array).all():
+            raise InputError(f"export: {name} is not finite, which int8 weights cannot be")
+    if config.embed:
+        embedding, kernel = weights["embedding"], weights["layer_0.kernel"]
+        if len(embedding) * kernel.shape[1] <= embedding.size + kernel.size:
+            del weights["embedding"]
+            weights["layer_0.kernel"] = embedding.astype(np.float32) @ kernel.astype(np.float32)
+            config = replace(config, embed=0)
+    kernels = {name: _kernel(array) for name, array in weights.items() if array.ndim == 2}
+    biases = {name: a.astype(np.float32) for name, a in weights.items() if a.ndim == 1}
+    return QuantizedModel(replace(config, dtype="float32"), kernels, biases)
+
+
+def dequantized(trained: TrainedModel) -> TrainedModel:
+    """The float32 model whose text the quantized one writes."""
+    model = quantized(trained)
+    arrays = {name: k.integers * k.scales for name, k in model.kernels.items()} | model.biases
+    params: PyTree = {}
+    for name, array in arrays.items():
+        *path, leaf = name.split(".")
+        node = params
+        for key in path:
+            node = node.setdefault(key, {})
+        node[leaf] = array
+    return replace(trained, config=replace(trained.config, model=model.config), params=params)
+
+
+def _kernel(array: Float[np.ndarray, "inputs outputs"]) -> QuantizedKernel:
+    integers, scales = _quantize(jnp.asarray(array, jnp.float32))
+    # A power of two over another: exact.
+    return QuantizedKernel(
+        np.asarray(integers).astype(np.int8), np.asarray(scales.result * scales.state)
+    )

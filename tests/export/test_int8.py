@@ -1,0 +1,376 @@
+"""The formats with int8 weights, html and c, against charjax with the dequantized weights."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import functools
+import json
+import logging
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from charjax.config import ModelConfig
+from charjax.errors import InputError
+from charjax.export.api import export_model
+from charjax.export.c import _GATES, _STATES
+from charjax.export.quantized import dequantized, quantized
+from charjax.inference.load import TrainedModel
+from tests.export.tiny import (
+    MODELS,
+    any_model,
+    module_of,
+    network_logits,
+    sampled,
+    tokens_of,
+    trained_like,
+)
+
+needs_node = pytest.mark.skipif(not shutil.which("node"), reason="there is no node")
+needs_cc = pytest.mark.skipif(not shutil.which("cc"), reason="there is no C compiler")
+STRICT = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-Os")
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+OPTIONS = [
+    {"prompt": "the c", "num_chars": 500, "seed": seed, "temperature": temperature}
+    for seed, temperature in ((0, 1.0), (2**32 - 1, 0.7), (5, 0.0))
+]
+
+
+@functools.cache
+def variants() -> dict[str, TrainedModel]:
+    """Each architecture, with each kind of vocabulary in turn."""
+    models = [trained_like(model, unk=model.cell == "lstm") for model in MODELS.values()]
+    models.append(trained_like(MODELS["gru-1-embed"], unit="byte", unk=True))
+    models.append(with_boundary(trained_like(MODELS["gru-1-embed"])))
+    models.append(trained_like(ModelConfig(hidden=12, embed=24)))
+    return dict(zip(VARIANTS, models, strict=True))
+
+
+def with_boundary(trained: TrainedModel) -> TrainedModel:
+    """The same model, whose last token is the end of a document."""
+    characters = trained.vocab.characters[:-1]
+    vocab = dataclasses.replace(trained.vocab, characters=characters, boundary=True)
+    return dataclasses.replace(trained, vocab=vocab)
+
+
+VARIANTS = (*MODELS, "bytes", "documents", "folded")
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def variant(request, tmp_path_factory) -> tuple[TrainedModel, list[bytes]]:
+    """A model, and the texts of its dequantized weights."""
+    trained = variants()[request.param]
+    return trained, numpy_texts(trained, tmp_path_factory.mktemp("numpy"))
+
+
+def numpy_texts(trained: TrainedModel, folder: Path) -> list[bytes]:
+    """What generate.py writes with the dequantized weights; that is charjax's text."""
+    export_model(dequantized(trained), folder, format="numpy")
+    script = module_of(folder / "generate.py")
+    texts = []
+    for o in OPTIONS:
+        prompt = trained.vocab.encode(o["prompt"]).tolist()
+        read = [trained.vocab.start, *prompt] if trained.vocab.boundary else prompt
+        with np.errstate(over="ignore"):
+            ids = list(script.generate(read, o["num_chars"], o["temperature"], o["seed"]))
+        texts.append(trained.vocab.decode(np.array([*prompt, *ids])).encode())
+    return texts
+
+
+# The weights
+
+
+def test_quantized_weights_are_within_half_a_step_and_exact_once_dequantized():
+    trained = trained_like(MODELS["lstm-3-one_hot"])
+    model, again = quantized(trained), quantized(dequantized(trained))
+    for name, kernel in model.kernels.items():
+        node = trained.params
+        for key in name.split("."):
+            node = node[key]
+        error = np.abs(kernel.integers * kernel.scales - node)
+        assert (error <= kernel.scales / 2).all()
+        np.testing.assert_array_equal(
+            again.kernels[name].integers * again.kernels[name].scales,
+            kernel.integers * kernel.scales,
+        )
+
+
+def test_an_embedding_is_folded_into_the_kernel_where_that_is_smaller():
+    small, large = variants()["gru-1-embed"], variants()["folded"]
+    assert quantized(small).config.embed == 6
+    folded = quantized(large)
+    assert folded.config.embed == 0
+    assert "embedding" not in folded.kernels
+    tokens = tokens_of(large, 1, 30)
+    got, want = network_logits(dequantized(large), tokens), network_logits(large, tokens)
+    assert np.abs(got - want).max() < 0.2 * np.abs(want).max()
+
+
+@pytest.mark.parametrize("format", ["html", "c"])
+def test_weights_that_are_not_finite_are_refused(format, tmp_path):
+    trained = trained_like(MODELS["gru-1-embed"])
+    kernel = trained.params["output_kernel"] * np.float32(np.nan)
+    trained = dataclasses.replace(trained, params=trained.params | {"output_kernel": kernel})
+    with pytest.raises(InputError, match="output_kernel is not finite"):
+        export_model(trained, tmp_path / "out", format=format)
+
+
+# html
+
+HARNESS = """
+const fs = require("fs"), vm = require("vm");
+const html = fs.readFileSync(process.argv[1], "utf8");
+for (const [, script] of html.matchAll(/<script>([^]*?)<\\/script>/g)) vm.runInThisContext(script);
+const weights = html.match(/id="weights">([^<]*)</)[1];
+globalThis.given = JSON.parse(fs.readFileSync(0, "utf8"));
+globalThis.bytes = new Uint8Array(Buffer.from(weights, "base64"));
+vm.runInThisContext(`(async () => {
+  const model = new CharModel(bytes), page = localModel(model), state = model.zeroState();
+  const result = { title: page.title, description: page.description, texts: [], nats: [] };
+  for (const { num_chars, top_k, top_p, ...given_ } of given.options) {
+    let text = given_.prompt;
+    const nats = [];
+    const settings = { count: num_chars, topK: top_k, topP: top_p, ...given_ };
+    for await (const pieces of page.write(settings)) {
+      for (const piece of pieces) { text += piece.text; nats.push(piece.nats); }
+    }
+    result.texts.push(text);
+    result.nats.push(nats);
+  }
+  result.logits = given.tokens.map((token) => Array.from(model.read(state, token)));
+  result.unknown = given.unknown.map((text) => page.unknown(text));
+  result.units = given.unknown.map((text) => model.units(text).length);
+  return JSON.stringify(result);
+})()`).then((result) => process.stdout.write(result));
+"""
+
+
+def run_page(path: Path, *, options=(), tokens=(), unknown=()) -> dict:
+    """What the scripts of an exported page compute, in node."""
+    given = {"options": list(options), "tokens": list(tokens), "unknown": list(unknown)}
+    done = subprocess.run(
+        ["node", "-e", HARNESS, str(path)],
+        input=json.dumps(given).encode(),
+        capture_output=True,
+        check=True,
+    )
+    assert not done.stderr
+    return json.loads(done.stdout)
+
+
+@needs_node
+def test_the_page_samples_the_same_text(variant, tmp_path):
+    trained, want = variant
+    export_model(trained, tmp_path / "page.html", format="html")
+    page = run_page(tmp_path / "page.html", options=OPTIONS)
+    assert [text.encode() for text in page["texts"]] == want
+
+
+@needs_node
+@any_model
+def test_the_page_has_the_networks_logits(model, tmp_path):
+    trained = trained_like(model)
+    export_model(trained, tmp_path / "page.html", format="html")
+    tokens = tokens_of(trained, 1, 50)
+    logits = np.array(run_page(tmp_path / "page.html", tokens=tokens[0].tolist())["logits"])
+    np.testing.assert_allclose(
+        logits[None], network_logits(dequantized(trained), tokens), atol=1e-5
+    )
+
+
+@needs_node
+def test_the_page_keeps_the_likeliest_as_the_command_does(tmp_path):
+    trained = trained_like(MODELS["gru-1-embed"], unk=True)
+    export_model(trained, tmp_path / "page.html", format="html")
+    options = [
+        OPTIONS[0] | {"num_chars": 200, "top_k": top_k, "top_p": top_p, "temperature": temperature}
+        for top_k, top_p, temperature in (
+            (3, 1.0, 1.5),
+            (0, 0.6, 1.2),
+            (10, 0.8, 0.9),
+            (5, 0.5, 0.0),
+        )
+    ]
+    texts = run_page(tmp_path / "page.html", options=options)["texts"]
+    assert [t.encode() for t in texts] == [sampled(dequantized(trained), **o) for o in options]
+
+
+@needs_node
+def test_the_page_colours_by_the_models_loss(tmp_path):
+    trained = trained_like(MODELS["gru-1-embed"])
+    export_model(trained, tmp_path / "page.html", format="html")
+    page = run_page(tmp_path / "page.html", options=[OPTIONS[1] | {"num_chars": 40}])
+    ids = trained.vocab.encode(page["texts"][0])
+    logits = network_logits(dequantized(trained), ids[None])[0]
+    nats = -jax.nn.log_softmax(logits)[np.arange(4, 44), ids[5:]]
+    np.testing.assert_allclose(page["nats"][0], nats, atol=1e-4)
+
+
+@needs_node
+def test_the_page_reads_a_prompt_as_the_command_does(tmp_path):
+    trained = trained_like(MODELS["gru-1-embed"])
+    data = dataclasses.replace(trained.config.data, lowercase=True, newlines="unix")
+    lower = dataclasses.replace(trained, config=dataclasses.replace(trained.config, data=data))
+    for model, format in ((trained, "plain"), (lower, "lower")):
+        export_model(model, tmp_path / format, format="html")
+    texts = ["THE\r\n", "😀", "Zß"]
+    plain = run_page(tmp_path / "plain", unknown=texts)
+    assert plain["unknown"][1:] == [[], ["“Z” (U+005A)", "“ß” (U+00DF)"]]
+    assert plain["units"] == [5, 1, 2]
+    assert run_page(tmp_path / "lower", unknown=texts)["unknown"][0] == []
+
+
+def test_the_page_is_one_file_that_may_load_nothing(tmp_path):
+    trained = trained_like(MODELS["gru-1-embed"])
+    trained = dataclasses.replace(trained, meta={"corpus": {"name": "</script><b>"}})
+    export_model(trained, tmp_path / "page.html", format="html")
+    page = (tmp_path / "page.html").read_text("utf-8")
+    assert "{{" not in page.replace("${{", "")
+    assert "default-src 'none'" in page
+    assert "</script><b>" not in page
+    assert not re.findall(r"""(?:src|href)=["'](?!data:,)""", page)
+
+
+# c
+
+
+class Model:
+    """An exported C file, compiled and loaded."""
+
+    def __init__(self, trained: TrainedModel, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        export_model(trained, folder / "model.c", format="c")
+        library = folder / "model.so"
+        compile_c(folder / "model.c", library, "-shared", "-fPIC")
+        config, self.vocab = trained.config.model, trained.vocab
+        hidden = config.hidden * config.layers * _STATES[config.cell]
+        gates = 2 * config.hidden * _GATES[config.cell]
+        fields = {"states": hidden, "gates": gates, "logits": len(self.vocab)}
+
+        class State(ctypes.Structure):
+            _fields_ = [
+                *((name, ctypes.c_float * size) for name, size in fields.items()),
+                ("key", ctypes.c_uint32 * 2),
+                ("position", ctypes.c_uint32),
+            ]
+
+        self.library, self.state = ctypes.CDLL(str(library)), State()
+        self.library.charjax_next.argtypes = [ctypes.c_void_p, ctypes.c_float]
+
+    def reset(self, seed: int) -> None:
+        self.library.charjax_reset(ctypes.byref(self.state), ctypes.c_uint32(seed))
+
+    def feed(self, token: int) -> int:
+        return self.library.charjax_feed(ctypes.byref(self.state), token)
+
+    def text(self, prompt: str, num_chars: int, temperature: float, seed: int) -> bytes:
+        self.reset(seed)
+        ids = self.vocab.encode(prompt).tolist()
+        if self.vocab.boundary:
+            self.feed(self.vocab.start)
+        for token in ids:
+            assert self.feed(token) == 0
+        for _ in range(num_chars):
+            token = self.library.charjax_next(ctypes.byref(self.state), temperature)
+            if token < 0:
+                break
+            ids.append(token)
+            self.feed(token)
+        return self.vocab.decode(np.array(ids)).encode()
+
+
+def compile_c(source: Path, out: Path, *flags: str) -> None:
+    command = ["cc", *STRICT, *flags, str(source), "-o", str(out), "-lm"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@needs_cc
+def test_the_c_file_samples_the_same_text(variant, tmp_path):
+    trained, want = variant
+    model = Model(trained, tmp_path / "c")
+    assert [model.text(**o) for o in OPTIONS] == want
+
+
+@needs_cc
+@any_model
+def test_the_c_file_has_the_networks_logits(model, tmp_path):
+    trained = trained_like(model)
+    compiled, tokens = Model(trained, tmp_path / "c"), tokens_of(trained, 1, 50)
+    compiled.reset(0)
+    logits = []
+    for token in tokens[0].tolist():
+        compiled.feed(token)
+        logits.append(np.array(compiled.state.logits))
+    want = network_logits(dequantized(trained), tokens)
+    np.testing.assert_allclose(np.array(logits)[None], want, atol=1e-5)
+    assert compiled.feed(len(trained.vocab)) == compiled.feed(-1) == -1
+
+
+@needs_cc
+@pytest.mark.parametrize("name", ["lstm-3-one_hot", "bytes", "documents"])
+def test_the_c_program_is_clean_under_the_sanitizers(name, tmp_path):
+    trained = variants()[name]
+    export_model(trained, tmp_path / "model.c", format="c")
+    program = tmp_path / "model"
+    (tmp_path / "empty.c").write_text("int main(void) { return 0; }")
+    probe = ["cc", *SANITIZERS, str(tmp_path / "empty.c"), "-o", str(tmp_path / "empty")]
+    if subprocess.run(probe, capture_output=True, check=False).returncode:
+        pytest.skip("the C compiler has no sanitizers")
+    compile_c(tmp_path / "model.c", program, "-DCHARJAX_MAIN", *SANITIZERS)
+    want = numpy_texts(trained, tmp_path / "numpy")
+    for options, text in zip(OPTIONS, want, strict=True):
+        values = (options[key] for key in ("prompt", "num_chars", "temperature", "seed"))
+        done = subprocess.run([program, *map(str, values)], capture_output=True, check=False)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert done.stdout.decode("utf-8", "replace").encode() == text
+    done = subprocess.run([program, "Z€", "5", "1", "0"], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (2, b"not in the vocabulary: U+005A\n")
+
+
+@needs_cc
+def test_the_c_file_needs_three_functions_and_the_flash_that_it_says(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "charjax")
+    trained = trained_like(ModelConfig(cell="gru", hidden=128, embed=64))
+    export_model(trained, tmp_path / "model.c", format="c")
+    numbers = [int(n.replace(",", "")) for n in re.findall(r"[\d,]{3,}", caplog.messages[0])]
+    arrays, _, memory, _ = numbers
+    compile_c(tmp_path / "model.c", tmp_path / "model.o", "-c")
+    names = subprocess.run(["nm", "-u", tmp_path / "model.o"], capture_output=True, check=True)
+    assert names.stdout.split()[1::2] == [b"expf", b"logf", b"tanhf"]
+    sizes = subprocess.run(["size", tmp_path / "model.o"], capture_output=True, check=True)
+    text, data, bss = map(int, sizes.stdout.splitlines()[1].split()[:3])
+    assert arrays < text + data < arrays + 4000
+    assert text + data < 200_000
+    assert bss == 0
+    assert ctypes.sizeof(Model(trained, tmp_path / "c").state) == memory < 8000
+
+
+# All of it at full length, against the command itself
+
+
+@pytest.mark.slow
+@needs_node
+@needs_cc
+@any_model
+def test_html_and_c_write_what_charjax_samples(model, tmp_path):
+    trained = trained_like(model)
+    export_model(trained, tmp_path / "page.html", format="html")
+    tokens = tokens_of(trained, 1, 1000)
+    page = run_page(tmp_path / "page.html", options=OPTIONS, tokens=tokens[0].tolist())
+    compiled = Model(trained, tmp_path / "c")
+    want = [sampled(dequantized(trained), **o) for o in OPTIONS]
+    assert [text.encode() for text in page["texts"]] == want
+    assert [compiled.text(**o) for o in OPTIONS] == want
+    logits = network_logits(dequantized(trained), tokens)
+    np.testing.assert_allclose(np.array(page["logits"])[None], logits, atol=1e-5)
+    compiled.reset(0)
+    for t, token in enumerate(tokens[0].tolist()):
+        compiled.feed(token)
+        np.testing.assert_allclose(np.array(compiled.state.logits), logits[0, t], atol=1e-5)

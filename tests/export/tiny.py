@@ -1,0 +1,79 @@
+"""Small models for the tests of exports, and what charjax computes with them."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from charjax.config import Config, ModelConfig, TrainConfig
+from charjax.data.vocab import Vocab
+from charjax.inference.load import TrainedModel
+from charjax.inference.sampling import Sampling
+from charjax.inference.texts import write_texts
+from charjax.model.network import CharRNN, init_params, initial_carry
+from charjax.runtime.keys import Stream, stream_key
+
+TEXT = "the cat sat on a mat.\nIt saw some tea, and drank it up: é€😀"
+MODELS = {
+    f"{cell}-{layers}-{'embed' if embed else 'one_hot'}": ModelConfig(
+        cell=cell, hidden=12, embed=embed, layers=layers
+    )
+    for cell in ("gru", "lstm", "rnn")
+    for layers, embed in ((1, 6), (3, 0))
+}
+any_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+
+
+def trained_like(model: ModelConfig, *, unit: str = "codepoint", unk: bool = False) -> TrainedModel:
+    """An untrained model, far from uniform, without a zero bias.
+
+    Its recurrent kernels contract, so that rounding does not grow along a text.
+    """
+    text = TEXT.encode().decode("latin-1") if unit == "byte" else TEXT
+    vocab = Vocab.from_text(text, order="sorted", unit=unit, unk=unk)
+    params = init_params(model, len(vocab), stream_key(1, Stream.INIT))
+    leaves, tree = jax.tree.flatten(params)
+    rng = np.random.default_rng(2)
+    leaves = [np.asarray(p) * 0.8 + rng.normal(0, 0.02, p.shape).astype("f") for p in leaves]
+    config = Config(model=model, train=TrainConfig(max_steps=1))
+    params = jax.tree.unflatten(tree, leaves)
+    params["output_kernel"] = params["output_kernel"] * 6
+    return TrainedModel(config, vocab, params, 7, None, {"corpus": {"name": "tea"}})
+
+
+def tokens_of(trained: TrainedModel, *shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, len(trained.vocab), shape)
+
+
+def network_logits(trained: TrainedModel, tokens: np.ndarray) -> np.ndarray:
+    network = CharRNN(trained.config.model, len(trained.vocab))
+    params = jax.tree.map(jnp.asarray, trained.params)
+    carry = initial_carry(trained.config.model, len(tokens))
+    return np.asarray(network.run(params, jnp.asarray(tokens, jnp.int32), carry)[0])
+
+
+def module_of(path: Path):
+    spec = importlib.util.spec_from_file_location(f"exported_{path.parent.name}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def sampled(trained: TrainedModel, **options) -> bytes:
+    """What `charjax sample` writes."""
+    chosen = {k: options[k] for k in ("temperature", "seed", "top_k", "top_p") if k in options}
+    pieces = write_texts(
+        trained,
+        options["prompt"],
+        num_chars=options["num_chars"],
+        num_samples=1,
+        separator="",
+        sampling=Sampling(**chosen),
+        unknown="error",
+    )
+    return "".join(pieces).encode()
