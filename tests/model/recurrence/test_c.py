@@ -104,8 +104,8 @@ def forward(cell="gru", igates=jnp.float32, rank=3, hidden=4, keep=KEEP):
     igates = jnp.zeros((12, 3, 2)[:rank], igates)
     scratch = LIBRARY.forward_scratch(LIBRARY.cell("gru"), 4, 2)
     shapes = [ops._shape(4, 3, 2), ops._shape(4, 2), ops._shape(scratch)]
-    attributes = {"save_residuals": False} | ({"cell": cell} if cell else {})
-    return ops._call(build.FORWARD, shapes, kernel, bias, igates, state, keep, **attributes)
+    name, attributes = build.target(build.FORWARD, "float32"), {"cell": cell} if cell else {}
+    return ops._call(name, shapes, kernel, bias, igates, state, keep, **attributes)
 
 
 @pytest.mark.parametrize(

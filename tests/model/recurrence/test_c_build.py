@@ -44,7 +44,7 @@ def cache(tmp_path, library, monkeypatch) -> Path:
 
 
 def opened() -> bool:
-    return hasattr(build.open_library(), build.FORWARD)
+    return hasattr(build.open_library(), build.target(build.FORWARD, "float32"))
 
 
 @needs_c

@@ -28,10 +28,11 @@ from charjax.runtime.cache import code_cache_folder, is_private
 from charjax.runtime.dtypes import cpu_flags
 from charjax.runtime.files import open_regular
 
-# The FFI targets: functions of the library, registered with XLA under the same names.
+# The FFI targets; `target` adds the dtype.
 FORWARD, BACKWARD = "charjax_forward", "charjax_backward"
 WEIGHT_GRADIENT = "charjax_weight_gradient"
 PACK, MULTIPLY = "charjax_pack", "charjax_multiply"
+_TARGETS = (FORWARD, BACKWARD, WEIGHT_GRADIENT, PACK, MULTIPLY)
 
 _SOURCES = Path(__file__).parent / "src"
 _FLAGS = ("-O3", "-std=gnu11", "-D_GNU_SOURCE", "-fno-math-errno", "-shared", "-fPIC")
@@ -117,6 +118,11 @@ class Unavailable:
     reason: str
 
 
+def target(name: str, dtype: DTypeLike) -> str:
+    """The FFI target for matmul operands of this dtype: a function of the library."""
+    return f"{name}_{jnp.dtype(dtype).name}"
+
+
 @functools.cache
 def load() -> Library | Unavailable:
     """Registers the library with XLA, once a process; compiles it if the cache has none."""
@@ -125,13 +131,16 @@ def load() -> Library | Unavailable:
     cdll = open_library()
     if isinstance(cdll, Unavailable):
         return cdll
-    for name in (FORWARD, BACKWARD, WEIGHT_GRADIENT, PACK, MULTIPLY):
-        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(cdll, name)), platform="cpu")
+    has_bfloat16 = hasattr(cdll, target(FORWARD, jnp.bfloat16))
+    for dtype in ("float32", "bfloat16") if has_bfloat16 else ("float32",):
+        for name in (target(name, dtype) for name in _TARGETS):
+            function = jax.ffi.pycapsule(getattr(cdll, name))
+            jax.ffi.register_ffi_target(name, function, platform="cpu")
     return Library(
         vector_width=_int_constant(cdll, "charjax_lanes"),
         panel_rows=_int_constant(cdll, "charjax_panel_rows"),
         packed_columns=_int_constant(cdll, "charjax_packed_columns"),
-        has_bfloat16=bool(_int_constant(cdll, "charjax_has_bf16")),
+        has_bfloat16=has_bfloat16,
         cells=_cells(cdll),
     )
 

@@ -39,6 +39,7 @@ from charjax.model.recurrence.c.build import (
     Library,
     Unavailable,
     load,
+    target,
 )
 from charjax.types import LayerCarry
 
@@ -171,7 +172,7 @@ def _call_forward(
         arguments.append(weights.bias)
     arguments += _in_range(inputs) if isinstance(inputs, Table) else inputs
     arguments += initial if keep is None else [*initial, keep]
-    outputs, *rest, _ = _call(FORWARD, shapes, *arguments, cell=cell.name, save_residuals=save)
+    outputs, *rest, _ = _call(target(FORWARD, static.dtype), shapes, *arguments, cell=cell.name)
     return outputs, tuple(rest[: len(initial)]), rest[len(initial) :]
 
 
@@ -189,11 +190,11 @@ def _call_backward(
     shapes += [_shape(hidden, batch)] * len(d_last)
     scratch = library.backward_scratch(cell, hidden, batch)
     shapes.append(_shape(scratch, dtype=static.dtype))
-    arguments = [res.weights.kernel, *res.initial, res.outputs, res.cell]
+    arguments = [res.outputs, res.weights.kernel, *res.initial, res.cell]
     arguments += [d_outputs, *_transposed(d_last)]
     if res.keep is not None:
         arguments.append(res.keep)
-    d_hgates, *rest, _ = _call(BACKWARD, shapes, *arguments, cell=cell.name)
+    d_hgates, *rest, _ = _call(target(BACKWARD, static.dtype), shapes, *arguments, cell=cell.name)
     if not CELLS[cell.name].reset_after:
         return d_hgates, None, None, tuple(rest)
     d_candidate, d_bias, *d_carry = rest
@@ -209,7 +210,7 @@ def _weight_grad(
     a, b = _flat(previous), _flat(d_hgates)
     scratch = library.gradient_scratch(*a.shape)
     shapes = [_shape(len(a), len(b)), _shape(scratch, dtype=a.dtype)]
-    d_kernel: Array = _call(WEIGHT_GRADIENT, shapes, a, b)[0]
+    d_kernel: Array = _call(target(WEIGHT_GRADIENT, a.dtype), shapes, a, b)[0]
     return d_kernel
 
 
@@ -227,7 +228,9 @@ def _weight_and_table_grad(
         _shape(panels, vocab, library.vector_width),
         _shape(library.gradient_scratch(*a.shape), dtype=a.dtype),
     ]
-    d_kernel, by_token, _ = _call(WEIGHT_GRADIENT, shapes, a, b, table.tokens.reshape(-1))
+    d_kernel, by_token, _ = _call(
+        target(WEIGHT_GRADIENT, a.dtype), shapes, a, b, table.tokens.reshape(-1)
+    )
     by_token = by_token.swapaxes(1, 2).reshape(panels * library.vector_width, vocab)
     return d_kernel, by_token[: len(b)]
 
@@ -251,5 +254,5 @@ def _shape(*sizes: int, dtype: DTypeLike = jnp.float32) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(sizes, dtype)
 
 
-def _call(target: str, shapes: _Shapes, *arguments: Array, **attributes: str | bool) -> Any:
-    return jax.ffi.ffi_call(target, shapes, vmap_method="sequential")(*arguments, **attributes)
+def _call(name: str, shapes: _Shapes, *arguments: Array, **attributes: str) -> Any:
+    return jax.ffi.ffi_call(name, shapes, vmap_method="sequential")(*arguments, **attributes)

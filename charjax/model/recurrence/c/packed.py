@@ -1,4 +1,4 @@
-"""A batch-invariant matmul with a packed kernel, in C: src/packed_matmul.c.
+"""A batch-invariant matmul with a packed kernel, in C: src/packed_matmul.h.
 
 A row's result has the same bits however many rows are multiplied in one call.
 """
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from charjax.model.recurrence.c.build import MULTIPLY, PACK, Library
+from charjax.model.recurrence.c.build import MULTIPLY, PACK, Library, target
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("panels",), meta_fields=("k", "columns"))
@@ -33,15 +33,17 @@ class Packed:
 
     def multiply(self, states: Float[Array, "batch k"]) -> Float[Array, "batch columns"]:
         """`states @ kernel`, float32."""
-        batch = len(states)
-        shapes = [jax.ShapeDtypeStruct((batch, self.columns), jnp.float32)]
-        if self.panels.dtype != jnp.float32:  # working memory for the rounded states
-            shapes.append(jax.ShapeDtypeStruct((batch, self.k + self.k % 2), self.panels.dtype))
-        return jax.ffi.ffi_call(MULTIPLY, shapes)(states, self.panels)[0]
+        dtype = self.panels.dtype
+        padding = self.k % 2 if dtype == jnp.bfloat16 else 0  # the library multiplies pairs
+        rounded = jnp.pad(states.astype(dtype), ((0, 0), (0, padding)))
+        shape = jax.ShapeDtypeStruct((len(states), self.columns), jnp.float32)
+        result: Array = jax.ffi.ffi_call(target(MULTIPLY, dtype), shape)(rounded, self.panels)
+        return result
 
 
 def pack(library: Library, kernel: Float[Array, "k columns"], dtype: DTypeLike) -> Packed:
     """Packs a kernel, rounded to `dtype`."""
     k, columns = kernel.shape
     shape = jax.ShapeDtypeStruct((library.packed_size(k, columns),), jnp.dtype(dtype))
-    return Packed(jax.ffi.ffi_call(PACK, shape)(kernel.astype(jnp.float32)), k, columns)
+    panels = jax.ffi.ffi_call(target(PACK, dtype), shape)(kernel.astype(jnp.float32))
+    return Packed(panels, k, columns)

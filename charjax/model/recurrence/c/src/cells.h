@@ -30,21 +30,25 @@ static const CellInfo CELLS[NUM_CELLS] = {
 /* Residuals of a unit: GRU r, z, n and the candidate's hidden gate; LSTM i, f, g, o and c. */
 enum { LSTM_C = 4 };
 
-/* The cell that a call's attribute names; RNN, with a problem noted, if it is unknown. */
+/* The cell that a call's only attribute names; RNN, with a problem noted, if it is unknown. */
 static inline Cell cell_attribute(Call *call) {
-  const XLA_FFI_ByteSpan name = string_attribute(call, "cell");
+  const XLA_FFI_Attrs *attrs = &call->frame->attrs;
+  if (attrs->size != 1 || attrs->types[0] != XLA_FFI_AttrType_STRING) {
+    PROBLEM(call, "charjax: attribute cell is missing");
+    return RNN;
+  }
+  const XLA_FFI_ByteSpan *name = attrs->attrs[0];
   for (int cell = 0; cell < NUM_CELLS; cell++)
-    if (name.len == strlen(CELLS[cell].name) && memcmp(name.ptr, CELLS[cell].name, name.len) == 0)
+    if (name->len == strlen(CELLS[cell].name) &&
+        memcmp(name->ptr, CELLS[cell].name, name->len) == 0)
       return cell;
-  PROBLEM(call, "charjax: no cell '%.*s' in C", (int)(name.len < 40 ? name.len : 40), name.ptr);
+  PROBLEM(call, "charjax: no cell '%.*s' in C", (int)min(name->len, 40), name->ptr);
   return RNN;
 }
 
-/* One unit's state of `count` sequences, in memory. A cell loads it where it needs it: loaded before
- * exp and tanh, it would take registers from them. */
+/* One unit's carry of LANES sequences, or its gradient. */
 typedef struct State {
-  const float *h, *c; /* c only of cells with two states */
-  long count;
+  Vector h, c; /* c only of cells with two states */
 } State;
 
 INLINE void save_residuals(float *residuals, int count, const Vector values[]) {
@@ -53,62 +57,60 @@ INLINE void save_residuals(float *residuals, int count, const Vector values[]) {
   for (int i = 0; i < count; i++) store(residuals + i * LANES, values[i], LANES);
 }
 
-/* h after a step, from the gates and the state before it; writes c after it to `c`. `bias` is added
- * to the candidate's hidden gate. Saves the unit's residuals, unless that is NULL. */
-INLINE Vector cell_forward(Cell cell, const Vector igates[], const Vector hgates[],
-                           const float *bias, State before, float *c_after, float *residuals) {
+/* The state after a step, from the gates and the state before it. `bias` is added to the
+ * candidate's hidden gate. Saves the unit's residuals, unless that is NULL. */
+INLINE State cell_forward(Cell cell, const Vector igates[], const Vector hgates[],
+                          const float *bias, State before, float *residuals) {
   if (cell == GRU) {
     const Vector r = vec_sigmoid(igates[0] + hgates[0]), z = vec_sigmoid(igates[1] + hgates[1]);
     const Vector hgate = hgates[2] + *bias;
     const Vector n = vec_tanh(igates[2] + r * hgate);
     save_residuals(residuals, 4, (Vector[]){r, z, n, hgate});
-    return n + z * (load(before.h, before.count) - n);
+    return (State){.h = n + z * (before.h - n)};
   }
   if (cell == LSTM) {
     const Vector i = vec_sigmoid(igates[0] + hgates[0]), f = vec_sigmoid(igates[1] + hgates[1]);
     const Vector g = vec_tanh(igates[2] + hgates[2]), o = vec_sigmoid(igates[3] + hgates[3]);
-    const Vector c = f * load(before.c, before.count) + i * g;
-    store(c_after, c, before.count);
+    const Vector c = f * before.c + i * g;
     save_residuals(residuals, 5, (Vector[]){i, f, g, o, c});
-    return o * vec_tanh(c);
+    return (State){o * vec_tanh(c), c};
   }
-  return vec_tanh(igates[0] + hgates[0]);
+  return (State){.h = vec_tanh(igates[0] + hgates[0])};
 }
 
-/* The gradients of a step, but for that of c. */
+/* The gradients of a step. */
 typedef struct CellGrads {
   Vector hgates[MAX_GATES];
   Vector candidate; /* of the candidate's input gate, of a cell with reset_after */
-  Vector h;         /* of h before the step, except what flows through the hidden gates */
+  State before;     /* of the state before it, except what flows through the hidden gates */
 } CellGrads;
 
-/* `dh` is the gradient of h after the step, and h_after that h. `dc` has the gradient of c after the
- * step, then that of c before it. */
-INLINE CellGrads cell_backward(Cell cell, const float *residuals, State before,
-                               const float *h_after, Vector dh, float *dc) {
-  CellGrads d = {.h = broadcast(0.0f)};
+/* `d_after` is the gradient of the state after the step, and h_after the h of that. */
+INLINE CellGrads cell_backward(Cell cell, const float *residuals, State before, Vector h_after,
+                               State d_after) {
+  const Vector dh = d_after.h;
+  CellGrads d = {.before = {broadcast(0.0f), broadcast(0.0f)}};
   if (cell == GRU) {
     const Vector r = load(residuals, LANES), z = load(residuals + LANES, LANES);
     const Vector n = load(residuals + 2 * LANES, LANES), hgate = load(residuals + 3 * LANES, LANES);
     const Vector dn = dh * (1.0f - z) * (1.0f - n * n);
     d.hgates[0] = dn * hgate * r * (1.0f - r);
-    d.hgates[1] = dh * (load(before.h, before.count) - n) * z * (1.0f - z);
+    d.hgates[1] = dh * (before.h - n) * z * (1.0f - z);
     d.hgates[2] = dn * r;
     d.candidate = dn;
-    d.h = dh * z;
+    d.before.h = dh * z;
   } else if (cell == LSTM) {
     const Vector i = load(residuals, LANES), f = load(residuals + LANES, LANES);
     const Vector g = load(residuals + 2 * LANES, LANES), o = load(residuals + 3 * LANES, LANES);
     const Vector tanh_c = vec_tanh(load(residuals + LSTM_C * LANES, LANES));
-    const Vector dc_after = load(dc, before.count) + dh * o * (1.0f - tanh_c * tanh_c);
+    const Vector dc_after = d_after.c + dh * o * (1.0f - tanh_c * tanh_c);
     d.hgates[0] = dc_after * g * i * (1.0f - i);
-    d.hgates[1] = dc_after * load(before.c, before.count) * f * (1.0f - f);
+    d.hgates[1] = dc_after * before.c * f * (1.0f - f);
     d.hgates[2] = dc_after * i * (1.0f - g * g);
     d.hgates[3] = dh * tanh_c * o * (1.0f - o);
-    store(dc, dc_after * f, before.count);
+    d.before.c = dc_after * f;
   } else {
-    const Vector h = load(h_after, before.count);
-    d.hgates[0] = dh * (1.0f - h * h);
+    d.hgates[0] = dh * (1.0f - h_after * h_after);
   }
   return d;
 }

@@ -1,4 +1,4 @@
-/* What the forward and the backward pass have in common: shapes, strides, and the division of work.
+/* What the forward and the backward pass have in common: shapes, indices, and the division of work.
  *
  * The hidden state is multiplied as weight panels times state panels (gemm.h). An item of work is
  * one weight panel by PANELS_PER_ITEM state panels at one time step, the gates included. A time step
@@ -14,20 +14,46 @@
 
 typedef struct Layer {
   long hidden, time, batch;
+  long units; /* of a weight panel */
   long state_panels, weight_panels;
-  long k; /* the length of a sum of the matmul */
+  long iterations; /* of the K loop */
   /* [time, batch]: 0 where the carry before a position is reset to zeros, else -1; NULL: no resets */
   const int32_t *keep;
+  float *weights;   /* packed */
+  float *states[2]; /* packed, of two steps: one is read while the other is written */
 } Layer;
 
-/* `units`: units of a weight panel. */
+/* `sizes` of a sequence [hidden, time, batch], `units` of a weight panel, and the length `k` of a
+ * sum of the matmul. */
 INLINE Layer new_layer(const int64_t sizes[3], long units, long k) {
   return (Layer){.hidden = sizes[0],
                  .time = sizes[1],
                  .batch = sizes[2],
-                 .state_panels = (sizes[2] + LANES - 1) / LANES,
-                 .weight_panels = (sizes[0] + units - 1) / units,
-                 .k = k};
+                 .units = units,
+                 .state_panels = num_blocks(sizes[2], LANES),
+                 .weight_panels = num_blocks(sizes[0], units),
+                 .iterations = k / NUMBERS_PER_WORD};
+}
+
+INLINE float *weight_panel_at(const Layer *l, long panel) {
+  return l->weights + panel * l->iterations * MR;
+}
+
+INLINE float *state_panel_at(const Layer *l, long step, long panel) {
+  return l->states[step % 2] + panel * l->iterations * LANES;
+}
+
+/* Takes a layer's last buffers: argument `keep`, which may be missing, and the result that is the
+ * working memory. States are zeroed: rows of padding and lanes without a sequence stay so. */
+INLINE void take_keep_and_scratch(Call *call, Layer *l) {
+  const long weights = l->weight_panels * l->iterations * MR;
+  const long states = l->state_panels * l->iterations * LANES;
+  if (num_left(&call->arguments) > 0) l->keep = ARGUMENT(call, "keep", S32, l->time, l->batch);
+  l->weights = RESULT(call, "scratch", DTYPE, (weights + 2 * states) * NUMBERS_PER_WORD);
+  if (call->problem[0]) return;
+  l->states[0] = l->weights + weights;
+  l->states[1] = l->states[0] + states;
+  memset(l->states[0], 0, 2 * states * sizeof(float));
 }
 
 /* One state panel (its sequences) at one time step. */
@@ -37,8 +63,8 @@ typedef struct Position {
 } Position;
 
 INLINE Position position(const Layer *l, long t, long panel) {
-  const long sequence = panel * LANES, left = l->batch - sequence;
-  return (Position){t, panel, sequence, left < LANES ? left : LANES};
+  const long sequence = panel * LANES;
+  return (Position){t, panel, sequence, min(l->batch - sequence, LANES)};
 }
 
 INLINE Position shifted(Position p, long steps) {
@@ -46,13 +72,9 @@ INLINE Position shifted(Position p, long steps) {
   return p;
 }
 
-/* Indices into a carry [hidden, batch], into a sequence [features, time, batch], into one number a
- * unit and lane [hidden, state_panels * LANES], and into the residuals of a unit
+/* Indices into a sequence [features, time, batch], into one number a unit and lane
+ * [hidden, state_panels * LANES], and into the residuals of a unit
  * [time, state_panels, hidden, residuals, LANES]. */
-INLINE long carry_index(const Layer *l, long unit, Position p) {
-  return unit * l->batch + p.sequence;
-}
-
 INLINE long sequence_index(const Layer *l, long feature, Position p) {
   return (feature * l->time + p.t) * l->batch + p.sequence;
 }
@@ -65,99 +87,56 @@ INLINE long residual_index(Cell cell, const Layer *l, long unit, Position p) {
   return ((p.t * l->state_panels + p.panel) * l->hidden + unit) * CELLS[cell].residuals * LANES;
 }
 
-INLINE bool may_reset(const Layer *l, Position p) { return l->keep != NULL && p.t < l->time; }
-
-/* x in the lanes whose carry before this position is kept, 0 in those where it is reset. */
-INLINE Vector reset_lanes(const Layer *l, Position p, Vector x) {
-  const int32_t *keep = l->keep + p.t * l->batch + p.sequence;
-  return (Vector)((IntVector)load((const float *)keep, p.count) & (IntVector)x);
+/* One unit of a carry, an array for each state. */
+INLINE State load_carry(Cell cell, const Layer *l, float *const carry[2], long unit, Position p) {
+  const long at = unit * l->batch + p.sequence;
+  return (State){load(carry[0] + at, p.count),
+                 CELLS[cell].states > 1 ? load(carry[1] + at, p.count) : broadcast(0.0f)};
 }
 
-/* Rows of a sequence are a page or more apart, where the hardware prefetcher does not help: what a
- * step is about to read and write is prefetched while its matmul runs. */
-INLINE void prefetch_read(const void *line) { __builtin_prefetch(line, 0); }
-INLINE void prefetch_write(const void *line) { __builtin_prefetch(line, 1); }
+INLINE void store_carry(Cell cell, const Layer *l, float *const carry[2], long unit, Position p,
+                        State state) {
+  const long at = unit * l->batch + p.sequence;
+  store(carry[0] + at, state.h, p.count);
+  if (CELLS[cell].states > 1) store(carry[1] + at, state.c, p.count);
+}
 
-INLINE const void *rounded_at(bool bf16, const void *array, long index) {
-  return (const char *)array + bytes_each(bf16) * index;
+/* A state before position p, or its gradient, with zeros in the lanes that are reset there. */
+INLINE State reset(const Layer *l, Position p, State state) {
+  if (l->keep == NULL || p.t >= l->time) return state;
+  const float *keep = (const float *)l->keep + p.t * l->batch + p.sequence;
+  const IntVector mask = (IntVector)load(keep, p.count);
+  return (State){(Vector)(mask & (IntVector)state.h), (Vector)(mask & (IntVector)state.c)};
 }
 
 /* Two neighbouring state panels share cache lines, of bf16 sequences too. In one item, no line moves
  * between processors. */
 enum { PANELS_PER_ITEM = 2 };
 
-typedef struct Item {
-  long weight_panel, first, end; /* state panels from `first` to before `end` */
-} Item;
-
 INLINE long items_per_weight_panel(const Layer *l) {
-  return (l->state_panels + PANELS_PER_ITEM - 1) / PANELS_PER_ITEM;
-}
-
-INLINE long num_items(const Layer *l) { return l->weight_panels * items_per_weight_panel(l); }
-
-INLINE Item item_at(const Layer *l, long index) {
-  const long pieces = items_per_weight_panel(l);
-  const long first = index % pieces * PANELS_PER_ITEM;
-  const long end = first + PANELS_PER_ITEM < l->state_panels ? first + PANELS_PER_ITEM
-                                                             : l->state_panels;
-  return (Item){index / pieces, first, end};
+  return num_blocks(l->state_panels, PANELS_PER_ITEM);
 }
 
 /* With fewer multiplications in a register tile, a barrier costs more than a thread saves. */
 enum { MIN_PARALLEL_MULTIPLICATIONS = 1 << 14 };
 
-INLINE XLA_FFI_Error *run_phases(const XLA_FFI_CallFrame *frame, const Layer *l, Body *body,
-                                 const void *data, long phases) {
-  const bool parallel = l->k * MR * LANES >= MIN_PARALLEL_MULTIPLICATIONS;
-  const Loop loop = {body, data, phases, num_items(l)};
-  return parallel_for(frame, loop, parallel ? num_items(l) - 1 : 0);
+INLINE XLA_FFI_Error *run_phases(const Call *call, const Layer *l, Body *body, const void *data,
+                                 long phases) {
+  if (call->problem[0]) return call_error(call);
+  const long items = l->weight_panels * items_per_weight_panel(l);
+  const long multiplications = l->iterations * NUMBERS_PER_WORD * MR * LANES;
+  const bool parallel = multiplications >= MIN_PARALLEL_MULTIPLICATIONS;
+  return parallel_for(call->frame, (Loop){body, data, phases, items}, parallel ? items - 1 : 0);
 }
 
-/* Working memory: the packed weights, and the packed states of two steps, one of which is read while
- * the other is written. */
-typedef struct Scratch {
-  char *weights, *states[2];
-} Scratch;
-
-INLINE long weight_panel_bytes(bool bf16, const Layer *l) { return l->k * MR * bytes_each(bf16); }
-INLINE long state_panel_bytes(bool bf16, const Layer *l) { return l->k * LANES * bytes_each(bf16); }
-
-/* How many numbers of the compute dtype it takes. */
-INLINE long scratch_size(const Layer *l) {
-  return l->k * (l->weight_panels * MR + 2 * l->state_panels * LANES);
-}
-
-/* States are zeroed: rows of padding and lanes without a sequence stay so. */
-INLINE Scratch divide_scratch(bool bf16, const Layer *l, char *scratch) {
-  const long bytes = l->state_panels * state_panel_bytes(bf16, l);
-  char *states = scratch + l->weight_panels * weight_panel_bytes(bf16, l);
-  memset(states, 0, 2 * bytes);
-  return (Scratch){scratch, {states, states + bytes}};
-}
-
-INLINE char *state_panel_at(bool bf16, const Layer *l, const Scratch *scratch, long step,
-                            long panel) {
-  return scratch->states[step % 2] + panel * state_panel_bytes(bf16, l);
-}
-
-INLINE char *weight_panel_at(bool bf16, const Layer *l, const Scratch *scratch, long panel) {
-  return scratch->weights + panel * weight_panel_bytes(bf16, l);
-}
-
-/* Compiles `pass` once for each cell and dtype, both constants; in a table PASS_variants. */
-#define VARIANT(pass, cell, bf16, name)                                     \
-  static void pass##_##name(const void *data, long phase, long item) {      \
-    pass(cell, bf16, data, phase, item);                                    \
+/* Compiles `pass` once for each cell, a constant; in a table PASS_variants. */
+#define VARIANT(pass, cell)                                                  \
+  static void pass##_##cell(const void *data, long phase, long item) {       \
+    pass(cell, data, phase, item);                                           \
   }
-#define VARIANTS(pass)                                                      \
-  VARIANT(pass, RNN, false, rnn)                                            \
-  VARIANT(pass, GRU, false, gru)                                            \
-  VARIANT(pass, LSTM, false, lstm)                                          \
-  VARIANT(pass, RNN, true, rnn_bf16)                                        \
-  VARIANT(pass, GRU, true, gru_bf16)                                        \
-  VARIANT(pass, LSTM, true, lstm_bf16)                                      \
-  static Body *const pass##_variants[NUM_CELLS][2] = {                      \
-      [RNN] = {pass##_rnn, pass##_rnn_bf16},                                \
-      [GRU] = {pass##_gru, pass##_gru_bf16},                                \
-      [LSTM] = {pass##_lstm, pass##_lstm_bf16}};
+#define VARIANTS(pass)                                                       \
+  VARIANT(pass, RNN)                                                         \
+  VARIANT(pass, GRU)                                                         \
+  VARIANT(pass, LSTM)                                                        \
+  static Body *const pass##_variants[NUM_CELLS] = {                          \
+      [RNN] = pass##_RNN, [GRU] = pass##_GRU, [LSTM] = pass##_LSTM};

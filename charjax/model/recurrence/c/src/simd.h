@@ -10,6 +10,7 @@
 #include <string.h>
 
 #ifdef __AVX512F__
+#include <immintrin.h>
 enum { LANES = 16, ACCUMULATORS = 24 }; /* of 32 vector registers */
 #elif defined(__AVX__)
 enum { LANES = 8, ACCUMULATORS = 12 }; /* of 16 */
@@ -24,24 +25,10 @@ enum { LANES = 4, ACCUMULATORS = 12 };
 typedef float Vector __attribute__((vector_size(4 * LANES)));
 typedef int32_t IntVector __attribute__((vector_size(4 * LANES)));
 
-/* Whether the processor has dot products of bf16 pairs with float32 sums (AVX512_BF16). */
-#ifdef __x86_64__
-#include <immintrin.h>
-#endif
-#if defined(__AVX512BF16__) && defined(__AVX512F__)
-enum { HAS_BF16 = 1 };
-typedef uint16_t Bf16Vector __attribute__((vector_size(2 * LANES)));
-#else
-enum { HAS_BF16 = 0 };
-#endif
+INLINE long min(long a, long b) { return a < b ? a : b; }
+INLINE long max(long a, long b) { return a > b ? a : b; }
 
-INLINE Vector broadcast(float x) {
-#ifdef __AVX512F__
-  return (Vector)_mm512_set1_ps(x);
-#else
-  return x - (Vector){0};
-#endif
-}
+INLINE Vector broadcast(float x) { return x - (Vector){0}; }
 
 /* `count` numbers in the first lanes, zeros in the others. */
 INLINE Vector load(const float *from, long count) {

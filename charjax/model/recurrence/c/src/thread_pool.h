@@ -59,12 +59,9 @@ static void run_worker(void *argument) {
 }
 
 /* An error of the pool is dropped: the caller then runs the items of helpers that did not start. */
-static inline bool succeeded(const XLA_FFI_Api *api, XLA_FFI_Error *error) {
-  if (error == NULL) return true;
-  XLA_FFI_Error_Destroy_Args args = {.struct_size = XLA_FFI_Error_Destroy_Args_STRUCT_SIZE};
-  args.error = error;
-  api->XLA_FFI_Error_Destroy(&args);
-  return false;
+static inline bool succeeded(const XLA_FFI_CallFrame *frame, XLA_FFI_Error *error) {
+  if (error != NULL) XLA_CALL(frame, Error_Destroy, .error = error);
+  return error == NULL;
 }
 
 /* Processors that this process may use. A pool may have more threads: they would spin for the
@@ -79,11 +76,9 @@ static inline long num_processors(void) {
 
 static inline long pool_threads(const XLA_FFI_CallFrame *frame) {
   int64_t threads = 1;
-  XLA_FFI_ThreadPool_NumThreads_Args args = {
-      .struct_size = XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE};
-  args.ctx = frame->ctx;
-  args.num_threads = &threads;
-  return succeeded(frame->api, frame->api->XLA_FFI_ThreadPool_NumThreads(&args)) ? threads : 1;
+  succeeded(frame, XLA_CALL(frame, ThreadPool_NumThreads, .ctx = frame->ctx,
+                            .num_threads = &threads));
+  return threads;
 }
 
 /* Runs a loop on this thread and up to `max_helpers` of the pool. */
@@ -91,23 +86,14 @@ static inline XLA_FFI_Error *parallel_for(const XLA_FFI_CallFrame *frame, Loop l
                                           long max_helpers) {
   SharedLoop *shared = aligned_alloc(64, sizeof(SharedLoop));
   if (shared == NULL)
-    return new_error(frame, XLA_FFI_Error_Code_RESOURCE_EXHAUSTED, "charjax: out of memory");
-  shared->loop = loop;
-  atomic_init(&shared->next_item, 0);
-  atomic_init(&shared->finished, 0);
-  atomic_init(&shared->workers, 1);
-
-  const long threads = pool_threads(frame), processors = num_processors();
-  const long others = (threads < processors ? threads : processors) - 1;
-  const long helpers = max_helpers < others ? max_helpers : others;
+    return XLA_CALL(frame, Error_Create, .message = "charjax: out of memory",
+                    .errc = XLA_FFI_Error_Code_RESOURCE_EXHAUSTED);
+  *shared = (SharedLoop){.loop = loop, .workers = 1};
+  const long helpers = min(max_helpers, min(pool_threads(frame), num_processors()) - 1);
   for (long i = 0; i < helpers; i++) {
-    XLA_FFI_ThreadPool_Schedule_Args args = {
-        .struct_size = XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE};
-    args.ctx = frame->ctx;
-    args.task = run_worker;
-    args.data = shared;
     atomic_fetch_add_explicit(&shared->workers, 1, memory_order_relaxed);
-    if (!succeeded(frame->api, frame->api->XLA_FFI_ThreadPool_Schedule(&args))) {
+    if (!succeeded(frame, XLA_CALL(frame, ThreadPool_Schedule, .ctx = frame->ctx,
+                                   .task = run_worker, .data = shared))) {
       atomic_fetch_sub_explicit(&shared->workers, 1, memory_order_relaxed);
       break;
     }

@@ -1,0 +1,176 @@
+/* The backward pass of one layer, from the last time step to the first: gradients of the gates at
+ * every step, and of the initial carry.
+ *
+ * The matmul is d_hgates times the kernel's transpose. A weight panel holds MR units; K runs over
+ * all gates of all units. So the micro-kernel gives the gradient of a unit's state, from which the
+ * cell computes those of its gates one step earlier, in the same register tile. Each time step is a
+ * phase; a barrier follows it. */
+
+#pragma once
+
+#include "layer.h"
+
+typedef struct Backward {
+  Layer layer;
+  const float *kernel;              /* [hidden, gates] */
+  float *initial[2];                /* the carry before the first step */
+  const float *outputs, *residuals; /* of the forward pass */
+  const float *d_outputs;           /* [hidden, time, batch] */
+  float *d_last[2];                 /* of the last carry */
+  Number *d_hgates, *d_candidate;   /* sequences */
+  float *d_bias;                    /* [hidden, state_panels * LANES]: to be summed over lanes */
+  float *d_carry[2];                /* of the carry before the step just done */
+} Backward;
+
+/* The first k of a gate: each is padded to an even number of units. */
+INLINE long gate_start(const Layer *l, long gate) { return gate * even(l->hidden); }
+
+INLINE void pack_transposed(Cell cell, const Backward *b, long panel) {
+  const Layer *l = &b->layer;
+  const Range units = block_range(panel, l->units, l->hidden);
+  const long gates = CELLS[cell].gates;
+  for (long gate = 0; gate < gates; gate++)
+    for (long k = 0; k < l->hidden; k += 2) {
+      float rows[2][MR] = {0};
+      for (long unit = units.first; unit < units.end; unit++)
+        for (long i = 0; i < min(2, l->hidden - k); i++)
+          rows[i][unit - units.first] = b->kernel[(unit * gates + gate) * l->hidden + k + i];
+      pack_rows(weight_panel_at(l, panel), MR, gate_start(l, gate) + k, rows[0], rows[1], MR);
+    }
+}
+
+INLINE void copy_last_gradient(Cell cell, const Backward *b, long weight_panel, Position p) {
+  const Layer *l = &b->layer;
+  const Range units = block_range(weight_panel, l->units, l->hidden);
+  for (long unit = units.first; unit < units.end; unit++) {
+    store_carry(cell, l, b->d_carry, unit, p, load_carry(cell, l, b->d_last, unit, p));
+    if (CELLS[cell].reset_after)
+      store(b->d_bias + lane_index(l, unit, p), broadcast(0.0f), LANES);
+  }
+}
+
+/* One unit's state before step p: the initial carry; later h is an output, and c a residual. */
+INLINE State load_before(Cell cell, const Backward *b, long unit, Position p) {
+  const Layer *l = &b->layer;
+  if (p.t == 0) return load_carry(cell, l, b->initial, unit, p);
+  const Position previous = shifted(p, -1);
+  State before = {.h = load(b->outputs + sequence_index(l, unit, previous), p.count)};
+  if (CELLS[cell].states > 1) {
+    const float *residuals = b->residuals + residual_index(cell, l, unit, previous);
+    before.c = load(residuals + LSTM_C * LANES, p.count);
+  }
+  return before;
+}
+
+/* Prefetches what step p reads and writes, while its matmul runs (see forward_step). */
+INLINE void prefetch_step(Cell cell, const Backward *b, Range units, Position p) {
+  const Layer *l = &b->layer;
+  for (long unit = units.first; unit < units.end; unit++) {
+    const long at = sequence_index(l, unit, p);
+    __builtin_prefetch(b->d_outputs + at, 0);
+    if (CELLS[cell].states == 1 && p.t > 0) /* h is read, and no c */
+      __builtin_prefetch(b->outputs + at - l->batch, 0);
+    for (long gate = 0; gate < CELLS[cell].gates; gate++)
+      __builtin_prefetch(b->d_hgates + sequence_index(l, gate * l->hidden + unit, p), 1);
+    if (CELLS[cell].reset_after) __builtin_prefetch(b->d_candidate + at, 1);
+  }
+}
+
+/* Stores one unit's gradients of step p. d_carry becomes the gradient of the carry before the step,
+ * except what flows through the hidden gates: the matmul of the next phase adds that. */
+INLINE void store_grads(Cell cell, const Backward *b, long unit, Position p, const CellGrads *d) {
+  const Layer *l = &b->layer;
+  const int gates = CELLS[cell].gates;
+  store_carry(cell, l, b->d_carry, unit, p, reset(l, p, d->before));
+  for (int gate = 0; gate < gates; gate++)
+    store_rounded(b->d_hgates + sequence_index(l, gate * l->hidden + unit, p), d->hgates[gate],
+                  p.count);
+  if (CELLS[cell].reset_after) {
+    store_rounded(b->d_candidate + sequence_index(l, unit, p), d->candidate, p.count);
+    float *d_bias = b->d_bias + lane_index(l, unit, p);
+    store(d_bias, load(d_bias, LANES) + d->hgates[gates - 1], LANES);
+  }
+}
+
+/* Step 0 computes the gates' gradients of the last character. A later step multiplies those of one
+ * character by the kernel, then computes those of the character before, at p; before the first
+ * (p.t < 0) only the gradient of the initial carry is left. */
+INLINE void backward_step(Cell cell, const Backward *b, long weight_panel, long step, Position p) {
+  const Layer *l = &b->layer;
+  const Range units = block_range(weight_panel, l->units, l->hidden);
+  Vector tile[MR], d_hgates[MAX_GATES][MR];
+  if (p.t >= 0) prefetch_step(cell, b, units, p);
+  if (step > 0)
+    micro_kernel(l->iterations, weight_panel_at(l, weight_panel),
+                 state_panel_at(l, step, p.panel), tile);
+  for (long unit = units.first; unit < units.end; unit++) {
+    const long i = unit - units.first;
+    State d_after = load_carry(cell, l, b->d_carry, unit, p);
+    if (step > 0) d_after.h += reset(l, shifted(p, 1), (State){.h = tile[i]}).h;
+    if (p.t < 0) {
+      store_carry(cell, l, b->d_carry, unit, p, d_after);
+      continue;
+    }
+    d_after.h += load(b->d_outputs + sequence_index(l, unit, p), p.count);
+    const CellGrads d = cell_backward(
+        cell, b->residuals + residual_index(cell, l, unit, p),
+        reset(l, p, load_before(cell, b, unit, p)),
+        load(b->outputs + sequence_index(l, unit, p), p.count), d_after);
+    store_grads(cell, b, unit, p, &d);
+    for (int gate = 0; gate < CELLS[cell].gates; gate++) d_hgates[gate][i] = d.hgates[gate];
+  }
+  if (p.t < 0) return;
+  for (int gate = 0; gate < CELLS[cell].gates; gate++)
+    pack_states(state_panel_at(l, step + 1, p.panel), gate_start(l, gate) + units.first,
+                d_hgates[gate], units.end - units.first);
+}
+
+/* Phase 0 packs weights and copies the last carry's gradient; each later phase is a step. */
+INLINE void backward(Cell cell, const Backward *b, long phase, long index) {
+  const Layer *l = &b->layer;
+  const long items = items_per_weight_panel(l), weight_panel = index / items;
+  const Range panels = block_range(index % items, PANELS_PER_ITEM, l->state_panels);
+  if (phase == 0 && panels.first == 0) pack_transposed(cell, b, weight_panel);
+  for (long panel = panels.first; panel < panels.end; panel++) {
+    const Position p = position(l, l->time - phase, panel);
+    if (phase == 0) copy_last_gradient(cell, b, weight_panel, p);
+    else backward_step(cell, b, weight_panel, phase - 1, p);
+  }
+}
+
+VARIANTS(backward)
+
+/* Attribute: cell.
+ * Arguments: outputs [hidden, time, batch]; kernel [hidden, gates]; the initial carry, [hidden,
+ *   batch] each; residuals; d_outputs, as outputs; the gradient of the last carry; keep [time,
+ *   batch] or none.
+ * Results: d_hgates [gates, time, batch] in the compute dtype; of a cell with reset_after
+ *   d_candidate [hidden, time, batch] likewise and d_bias [hidden, state_panels * LANES]; the
+ *   gradient of the initial carry; scratch, in the compute dtype. */
+XLA_FFI_Error *TARGET(backward)(XLA_FFI_CallFrame *frame) {
+  if (is_metadata_query(frame)) return NULL;
+  Call call = new_call(frame);
+  const Cell cell = cell_attribute(&call);
+  const CellInfo info = CELLS[cell];
+  const int64_t *sizes = sizes_of(&call, "outputs", next_buffer(&call.arguments), 3);
+  Backward b = {.layer = new_layer(sizes, MR, info.gates * even(sizes[0]))};
+  const long hidden = b.layer.hidden, time = b.layer.time, batch = b.layer.batch;
+  const long rows = info.gates * hidden, lanes = b.layer.state_panels * LANES;
+  b.outputs = ARGUMENT(&call, "outputs", F32, hidden, time, batch);
+  b.kernel = ARGUMENT(&call, "kernel", F32, hidden, rows);
+  for (int i = 0; i < info.states; i++)
+    b.initial[i] = ARGUMENT(&call, "initial carry", F32, hidden, batch);
+  b.residuals = ARGUMENT(&call, "residuals", F32, time, info.residuals * hidden, lanes);
+  b.d_outputs = ARGUMENT(&call, "d_outputs", F32, hidden, time, batch);
+  for (int i = 0; i < info.states; i++)
+    b.d_last[i] = ARGUMENT(&call, "gradient of the last carry", F32, hidden, batch);
+  b.d_hgates = RESULT(&call, "d_hgates", DTYPE, rows, time, batch);
+  if (info.reset_after) {
+    b.d_candidate = RESULT(&call, "d_candidate", DTYPE, hidden, time, batch);
+    b.d_bias = RESULT(&call, "d_bias", F32, hidden, lanes);
+  }
+  for (int i = 0; i < info.states; i++)
+    b.d_carry[i] = RESULT(&call, "gradient of the initial carry", F32, hidden, batch);
+  take_keep_and_scratch(&call, &b.layer);
+  return run_phases(&call, &b.layer, backward_variants[cell], &b, 2 + time);
+}

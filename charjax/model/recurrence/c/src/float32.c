@@ -1,0 +1,35 @@
+/* The FFI targets whose matmuls have float32 operands, and what Python reads of the library. */
+
+#include "ffi.h"
+
+#define TARGET(name) charjax_##name##_float32
+
+typedef float Number;
+enum { DTYPE = F32, NUMBERS_PER_WORD = 1 };
+
+INLINE Vector multiply_add(Vector sum, Vector a, Vector b) { return sum + a * b; }
+
+INLINE Vector broadcast_word(const float *word) { return broadcast(*word); }
+
+INLINE Vector number_of_words(Vector words, int i) { return (void)i, words; }
+
+INLINE void store_rounded(Number *to, Vector x, long count) { store(to, x, count); }
+
+INLINE void store_pair(float *panel, long width, long k, Vector first, Vector second, long count) {
+  store(panel + k * width, first, count);
+  store(panel + (k + 1) * width, second, count);
+}
+
+INLINE void pack_states(float *panel, long k, const Vector *states, long count) {
+  memcpy(panel + k * LANES, states, count * sizeof(Vector));
+}
+
+#include "backward.h"
+#include "forward.h"
+#include "packed_matmul.h"
+#include "weight_gradient.h"
+
+/* For Python: see charjax/model/recurrence/c/build.py. */
+const CellInfo *const charjax_cells = CELLS;
+const int charjax_num_cells = NUM_CELLS;
+const int charjax_lanes = LANES, charjax_panel_rows = MR, charjax_packed_columns = COLUMNS;

@@ -1,0 +1,154 @@
+/* The forward pass of one layer: the micro-kernel with the cell fused behind it.
+ *
+ * A weight panel holds all gates of some units (MR / gates of them), gate by gate. So the register
+ * tile that leaves the micro-kernel has all that those units' next state needs, and goes through the
+ * cell before it is stored. Each time step is a phase; a barrier follows it. */
+
+#pragma once
+
+#include "layer.h"
+
+typedef struct Forward {
+  Layer layer;
+  const float *kernel, *bias; /* [hidden, gates], [hidden] */
+  const float *igates;        /* [gates, vocab], or [gates, time * batch] */
+  const int32_t *tokens;      /* [time, batch]: columns of igates; or NULL */
+  long columns;               /* of igates */
+  float *initial[2];          /* the carry before the first step */
+  float *carry[2];            /* after the step just done, reset where the next one resets */
+  float *outputs;             /* [hidden, time, batch], as is: */
+  Number *previous;           /* h before each step; NULL without gradient */
+  float *residuals;           /* NULL without gradient */
+} Forward;
+
+INLINE void pack_gates(Cell cell, const Forward *f, long weight_panel) {
+  const Layer *l = &f->layer;
+  const Range units = block_range(weight_panel, l->units, l->hidden);
+  const long gates = CELLS[cell].gates;
+  for (long k = 0; k < l->hidden; k += 2) {
+    float rows[2][MR] = {0};
+    for (long i = 0; i < min(2, l->hidden - k); i++)
+      for (long gate = 0; gate < gates; gate++)
+        memcpy(rows[i] + gate * l->units,
+               f->kernel + ((k + i) * gates + gate) * l->hidden + units.first,
+               (units.end - units.first) * sizeof(float));
+    pack_rows(weight_panel_at(l, weight_panel), MR, k, rows[0], rows[1], MR);
+  }
+}
+
+/* Stores one unit's state before position p, zeroed where it is reset there; returns its h. */
+INLINE Vector store_state(Cell cell, const Forward *f, long unit, Position p, State state) {
+  const Layer *l = &f->layer;
+  state = reset(l, p, state);
+  store_carry(cell, l, f->carry, unit, p, state);
+  if (f->previous != NULL && p.t < l->time)
+    store_rounded(f->previous + sequence_index(l, unit, p), state.h, p.count);
+  return state.h;
+}
+
+INLINE void copy_initial_carry(Cell cell, const Forward *f, long weight_panel, Position p) {
+  const Layer *l = &f->layer;
+  const Range units = block_range(weight_panel, l->units, l->hidden);
+  Vector states[MR];
+  for (long unit = units.first; unit < units.end; unit++)
+    states[unit - units.first] =
+        store_state(cell, f, unit, p, load_carry(cell, l, f->initial, unit, p));
+  pack_states(state_panel_at(l, 0, p.panel), units.first, states, units.end - units.first);
+}
+
+/* One unit's state after step p, from the hidden gates that the micro-kernel computed. */
+INLINE State next_state(Cell cell, const Forward *f, long unit, Position p, IntVector tokens,
+                        const Vector hgates[]) {
+  const Layer *l = &f->layer;
+  Vector igates[MAX_GATES];
+  for (int gate = 0; gate < CELLS[cell].gates; gate++) {
+    const float *row = f->igates + (gate * l->hidden + unit) * f->columns;
+    igates[gate] = f->tokens != NULL ? gather(row, tokens)
+                                     : load(row + p.t * l->batch + p.sequence, p.count);
+  }
+  const float *bias = CELLS[cell].reset_after ? f->bias + unit : NULL;
+  float *residuals =
+      f->residuals == NULL ? NULL : f->residuals + residual_index(cell, l, unit, p);
+  const State before = load_carry(cell, l, f->carry, unit, p);
+  return cell_forward(cell, igates, hgates, bias, before, residuals);
+}
+
+INLINE void forward_step(Cell cell, const Forward *f, long weight_panel, Position p) {
+  const Layer *l = &f->layer;
+  const Range units = block_range(weight_panel, l->units, l->hidden);
+  const Position next = shifted(p, 1);
+  /* Rows of a sequence are a page or more apart, where the hardware prefetcher does not help: what
+   * the step is about to write is prefetched while its matmul runs. */
+  for (long unit = units.first; unit < units.end; unit++) {
+    __builtin_prefetch(f->outputs + sequence_index(l, unit, p), 1);
+    if (f->previous != NULL && next.t < l->time)
+      __builtin_prefetch(f->previous + sequence_index(l, unit, next), 1);
+  }
+  Vector tile[MR], states[MR];
+  micro_kernel(l->iterations, weight_panel_at(l, weight_panel), state_panel_at(l, p.t, p.panel),
+               tile);
+
+  IntVector tokens = {0};
+  if (f->tokens != NULL)
+    memcpy(&tokens, f->tokens + p.t * l->batch + p.sequence, p.count * sizeof(int32_t));
+  for (long unit = units.first; unit < units.end; unit++) {
+    const long i = unit - units.first;
+    Vector hgates[MAX_GATES];
+    for (int gate = 0; gate < CELLS[cell].gates; gate++)
+      hgates[gate] = tile[gate * l->units + i];
+    const State state = next_state(cell, f, unit, p, tokens, hgates);
+    store(f->outputs + sequence_index(l, unit, p), state.h, p.count);
+    states[i] = store_state(cell, f, unit, next, state);
+  }
+  pack_states(state_panel_at(l, next.t, p.panel), units.first, states, units.end - units.first);
+}
+
+/* Phase 0 packs weights and the initial state; phase t + 1 is time step t. */
+INLINE void forward(Cell cell, const Forward *f, long phase, long index) {
+  const Layer *l = &f->layer;
+  const long items = items_per_weight_panel(l), weight_panel = index / items;
+  const Range panels = block_range(index % items, PANELS_PER_ITEM, l->state_panels);
+  if (phase == 0 && panels.first == 0) pack_gates(cell, f, weight_panel);
+  for (long panel = panels.first; panel < panels.end; panel++)
+    if (phase == 0) copy_initial_carry(cell, f, weight_panel, position(l, 0, panel));
+    else forward_step(cell, f, weight_panel, position(l, phase - 1, panel));
+}
+
+VARIANTS(forward)
+
+/* Attribute: cell.
+ * Arguments: kernel [hidden, gates]; bias [hidden] of a cell with reset_after; igates
+ *   [gates, time, batch], or a table [gates, vocab] and tokens [time, batch]; the carry, [hidden,
+ *   batch] each; keep [time, batch] or none. Tokens must be in range.
+ * Results: outputs [hidden, time, batch]; the last carry; for a gradient h before each step
+ *   [hidden, time, batch] in the compute dtype and residuals [time, residuals * hidden,
+ *   state_panels * LANES]; scratch, in the compute dtype. */
+XLA_FFI_Error *TARGET(forward)(XLA_FFI_CallFrame *frame) {
+  if (is_metadata_query(frame)) return NULL;
+  Call call = new_call(frame);
+  const Cell cell = cell_attribute(&call);
+  const CellInfo info = CELLS[cell];
+  const int64_t *sizes = sizes_of(&call, "outputs", next_buffer(&call.results), 3);
+  Forward f = {.layer = new_layer(sizes, MR / info.gates, even(sizes[0]))};
+  const long hidden = f.layer.hidden, time = f.layer.time, batch = f.layer.batch;
+  f.kernel = ARGUMENT(&call, "kernel", F32, hidden, info.gates * hidden);
+  if (info.reset_after) f.bias = ARGUMENT(&call, "bias", F32, hidden);
+  const Buffer *igates = next_buffer(&call.arguments);
+  const bool is_table = igates != NULL && igates->rank == 2;
+  f.columns = is_table ? igates->dims[1] : time * batch;
+  f.igates = is_table ? ARGUMENT(&call, "igates", F32, info.gates * hidden, f.columns)
+                      : ARGUMENT(&call, "igates", F32, info.gates * hidden, time, batch);
+  if (is_table) f.tokens = ARGUMENT(&call, "tokens", S32, time, batch);
+  for (int i = 0; i < info.states; i++)
+    f.initial[i] = ARGUMENT(&call, "initial carry", F32, hidden, batch);
+  f.outputs = RESULT(&call, "outputs", F32, hidden, time, batch);
+  for (int i = 0; i < info.states; i++)
+    f.carry[i] = RESULT(&call, "last carry", F32, hidden, batch);
+  if (num_left(&call.results) > 1) {
+    f.previous = RESULT(&call, "previous", DTYPE, hidden, time, batch);
+    f.residuals = RESULT(&call, "residuals", F32, time, info.residuals * hidden,
+                         f.layer.state_panels * LANES);
+  }
+  take_keep_and_scratch(&call, &f.layer);
+  return run_phases(&call, &f.layer, forward_variants[cell], &f, 1 + time);
+}
