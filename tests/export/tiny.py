@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import string
 from pathlib import Path
 
 import jax
@@ -19,6 +20,7 @@ from charjax.model.network import CharRNN, init_params, initial_carry
 from charjax.runtime.keys import Stream, stream_key
 
 TEXT = "the cat sat on a mat.\nIt saw some tea, and drank it up: é€😀"
+CHARACTERS = "\n !$&',-.3:;?" + string.ascii_letters  # those of tiny Shakespeare
 MODELS = {
     f"{cell}-{layers}-{'embed' if embed else 'one_hot'}": ModelConfig(
         cell=cell, hidden=12, embed=embed, layers=layers
@@ -29,12 +31,15 @@ MODELS = {
 any_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 
 
-def trained_like(model: ModelConfig, *, unit: str = "codepoint", unk: bool = False) -> TrainedModel:
+def trained_like(
+    model: ModelConfig, *, unit: str = "codepoint", unk: bool = False, text: str = TEXT
+) -> TrainedModel:
     """An untrained model, far from uniform, without a zero bias.
 
     Its recurrent kernels contract, so that rounding does not grow along a text.
     """
-    text = TEXT.encode().decode("latin-1") if unit == "byte" else TEXT
+    if unit == "byte":
+        text = text.encode().decode("latin-1")
     vocab = Vocab.from_text(text, order="sorted", unit=unit, unk=unk)
     params = init_params(model, len(vocab), stream_key(1, Stream.INIT))
     leaves, tree = jax.tree.flatten(params)

@@ -1,0 +1,95 @@
+"""docs/export.md: its commands run, and show what the files have."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from charjax.cli.main import main
+from charjax.config import ModelConfig
+from charjax.export.api import FORMATS
+from tests.export.tiny import CHARACTERS, sampled, trained_like
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "export.md").read_text("utf-8")
+BLOCKS = re.findall(r"(?:<!-- needs (\w+) -->\n)?```(sh|python)\n(.*?)```", PAGE, re.DOTALL)
+EXAMPLES = {need or "nothing": code for need, kind, code in BLOCKS[:-1] if kind == "python"}
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """The model of the page's run, without training one; and an empty folder to work in."""
+    trained = trained_like(ModelConfig(cell="gru", hidden=12, embed=6), text=CHARACTERS)
+    for command in ("export", "sample"):
+        name = f"charjax.cli.commands.{command}.load_model"
+        monkeypatch.setattr(name, lambda args: trained)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    return trained
+
+
+def run(line: str, capfdbinary) -> bytes:
+    """The standard output of one command of the page."""
+    program, *arguments = shlex.split(line)
+    if program == "charjax":
+        assert main(arguments) == 0
+        return capfdbinary.readouterr().out
+    if program == "python":
+        program = sys.executable
+    done = subprocess.run([program, *arguments], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    return done.stdout
+
+
+def test_the_commands_run_and_all_texts_of_a_model_are_the_same(trained, capfdbinary):
+    texts: dict[str, set[bytes]] = {}
+    for _, kind, commands in BLOCKS:
+        for line in commands.splitlines() if kind == "sh" else ():
+            if line.startswith(("cc", "./")) and not shutil.which("cc"):
+                continue
+            if output := run(line, capfdbinary):
+                texts.setdefault(line.split()[0], set()).add(output)
+    options = {"prompt": "ROMEO:", "num_chars": 300, "temperature": 0.8, "seed": 1}
+    float32 = sampled(trained, **options)
+    assert texts["charjax"] == texts["python"] == {float32}
+    for text in texts.get("./model", ()):  # of int8 weights
+        assert text.startswith(b"ROMEO:")
+        assert len(text) == len(float32)
+
+
+@pytest.mark.parametrize(
+    "need",
+    [
+        "nothing",
+        pytest.param("torch", marks=pytest.mark.slow),
+        pytest.param("keras", marks=pytest.mark.slow),
+    ],
+)
+def test_the_examples_run(need, trained, monkeypatch, capfdbinary):
+    pytest.importorskip("onnxruntime" if need == "nothing" else need)
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    format, out = (
+        ("onnx", "shakespeare.onnx") if need == "nothing" else (need, f"shakespeare-{need}")
+    )
+    run(f"charjax export --workdir=runs/shakespeare --format={format} --out={out}", capfdbinary)
+    Path("example.py").write_text(EXAMPLES[need], encoding="utf-8")
+    output = run("python example.py", capfdbinary).decode()
+    length = 100 if need == "nothing" else 1
+    greedy = sampled(trained, prompt="ROMEO:", num_chars=length, temperature=0.0, seed=0)
+    assert output.rstrip("\n").startswith(greedy.decode()[6:].rstrip("\n"))
+
+
+def test_the_page_shows_the_script():
+    script = (ROOT / "charjax" / "export" / "templates" / "generate.py").read_text("utf-8")
+    name = "charjax/export/templates/generate.py"
+    assert f"<!-- begin: {name} -->\n```python\n{script}```\n<!-- end -->" in PAGE
+
+
+def test_the_page_has_a_section_for_every_format():
+    assert set(FORMATS) <= set(re.findall(r"^## (\w+)$", PAGE, re.MULTILINE))
