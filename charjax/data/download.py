@@ -34,8 +34,8 @@ class RemoteFile:
     Attributes:
       url: https; plain http only on loopback, or where `sha256` is known and the host is a
         publisher without TLS. "": there is none.
-      sha256: hexadecimal digest; "" for a file that its publisher changes now and then, of
-        which only the size is checked and that it is no web page.
+      sha256: hexadecimal digest; "" for a file of which none is known, as its publisher changes
+        it now and then: only the size is checked, and that it is no web page.
       min_bytes: the smallest size accepted.
       max_bytes: the largest size accepted; nothing beyond it is written.
     """

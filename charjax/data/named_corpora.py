@@ -6,9 +6,10 @@ import hashlib
 import io
 import logging
 import os
+import re
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,8 +74,8 @@ NAMED: dict[str, tuple[Source, ...]] = {
         Source(
             file="nietzsche.txt",
             url="https://s3.amazonaws.com/text-datasets/nietzsche.txt",
-            min_bytes=500_000,
-            max_bytes=1_000_000,
+            min_bytes=600_901,
+            max_bytes=600_901,
         ),
     ),
     "grimm": (
@@ -142,6 +143,9 @@ def check_name(name: str, field: str) -> None:
 def read_named(name: str, *, progress: ProgressFn = no_progress) -> RawText:
     """Reads a named corpus from `$CHARJAX_DATA_DIR` or the cache, or downloads it to the cache.
 
+    Where its publisher gives no digest, that of the first download is recorded beside the file,
+    and a later one must have the same.
+
     Raises:
       CorpusUnavailableError: it can be neither found nor downloaded.
       HostError: a file was found, but cannot be read.
@@ -153,9 +157,8 @@ def read_named(name: str, *, progress: ProgressFn = no_progress) -> RawText:
         path = _find(source)
         if path is None and source.url:
             path = _folders()[-1] / source.file
-            _logger.info("downloading %s to %s", source.url, path)
             try:
-                fetch(source, path, progress=progress)
+                _download(source, path, progress)
             except HostError as error:
                 errors.append(error)
                 continue
@@ -163,6 +166,38 @@ def read_named(name: str, *, progress: ProgressFn = no_progress) -> RawText:
             return _read(path, source)
     places = " or ".join(str(folder) for folder in _folders())
     raise CorpusUnavailableError(f"corpus {name!r} is not in {places}; {errors[0]}")
+
+
+def _download(source: Source, path: Path, progress: ProgressFn) -> None:
+    _logger.info("downloading %s to %s", source.url, path)
+    recorded = "" if source.sha256 else _recorded_digest(path)
+    try:
+        fetch(replace(source, sha256=source.sha256 or recorded), path, progress=progress)
+    except HostError as error:
+        if not recorded:
+            raise
+        raise HostError(
+            f"{error}; the expected digest is that of the first download: if the publisher has "
+            f"changed the file, delete {_record_of(path)}"
+        ) from error
+    if not source.sha256 and not recorded:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        _record_of(path).write_text(f"{digest}\n")
+        _logger.info("%s has no published digest; recorded its SHA-256, %s", path.name, digest)
+
+
+def _record_of(path: Path) -> Path:
+    """The file with the digest of the first download of a file."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _recorded_digest(path: Path) -> str:
+    """The digest of the first download of a file; "" without a record."""
+    try:
+        recorded = _record_of(path).read_text("ascii").strip()
+    except (OSError, ValueError):
+        return ""
+    return recorded if re.fullmatch("[0-9a-f]{64}", recorded) else ""
 
 
 def _folders() -> list[Path]:
@@ -185,8 +220,11 @@ def _read(path: Path, source: Source) -> RawText:
         raise HostError(f"{path}: cannot be read ({error.strerror}); check its rights") from error
     notices = [source.caveat] if source.caveat else []
     digest = hashlib.sha256(data).hexdigest()
+    recorded = "" if source.sha256 else _recorded_digest(path)
     if source.sha256 and digest != source.sha256:
         notices.append(f"{path} is not the published file: its SHA-256 is {digest}")
+    elif recorded and digest != recorded:
+        notices.append(f"{path} has changed since it was downloaded: its SHA-256 is {digest}")
     text = _member(path, data, source.member) if source.member else data
     return RawText(str(path), text, tuple(notices))
 

@@ -17,6 +17,7 @@ class Shelf:
         self.data, self.cache = tmp_path / "data", tmp_path / "cache"
         self.online = False
         self.fetched: list[str] = []
+        self.asked: list[Source] = []
         monkeypatch.setenv("CHARJAX_DATA_DIR", str(self.data))
         monkeypatch.setenv("XDG_CACHE_HOME", str(self.cache))
         monkeypatch.setattr(named_corpora, "fetch", self._fetch)
@@ -45,6 +46,7 @@ class Shelf:
 
     def _fetch(self, source, target, **_) -> None:
         self.fetched.append(source.url)
+        self.asked.append(source)
         if not self.online:
             raise named_corpora.HostError(
                 f"{source.url}: cannot be reached; put the file at {target}"

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import os
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -58,6 +60,42 @@ def test_a_file_that_is_not_the_published_one_is_used_with_a_notice(shelf):
     assert text.data == b"another story"
     assert len(text.notices) == 1
     assert text.notices[0].startswith(f"{path} is not the published file")
+
+
+def test_without_a_published_digest_that_of_the_first_download_must_stay(shelf, caplog):
+    """B7."""
+    shelf.online = True
+    shelf.holds(sha256="")
+    caplog.set_level(logging.INFO, logger="charjax")
+    path = Path(read_named("story").origin)
+    digest = hashlib.sha256(Shelf.TEXT).hexdigest()
+    assert caplog.messages[-1] == (
+        f"story.txt has no published digest; recorded its SHA-256, {digest}"
+    )
+    assert read_named("story").notices == ()
+    path.write_bytes(b"another story")
+    (notice,) = read_named("story").notices
+    assert notice.startswith(f"{path} has changed since it was downloaded")
+    path.unlink()
+    read_named("story")
+    assert [file.sha256 for file in shelf.asked] == ["", digest]
+
+
+def test_another_file_than_that_of_the_first_download_is_refused(shelf, serve, monkeypatch):
+    """B7."""
+    monkeypatch.setattr(named_corpora, "fetch", fetch)
+    texts = iter([Shelf.TEXT, *[b"another story"] * 9])
+    server = serve(lambda connection, path, n: answer(connection, next(texts)))
+    shelf.holds(url=server.url, sha256="")
+    path = Path(read_named("story").origin)
+    path.unlink()
+    with pytest.raises(CorpusUnavailableError, match="sent a file of SHA-256") as caught:
+        read_named("story")
+    record = path.with_name("story.txt.sha256")
+    assert f"if the publisher has changed the file, delete {record}" in str(caught.value)
+    assert not path.exists()
+    record.unlink()
+    assert read_named("story").data == b"another story"
 
 
 def test_a_corpus_that_is_nowhere_names_places_address_and_remedy(shelf):
