@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from charjax.errors import InputError
 from charjax.train.tensorboard import Events
@@ -79,9 +80,14 @@ def _record(line: bytes, path: Path, number: int) -> dict[str, Any]:
         record = json.loads(line)
     except ValueError:  # not JSON, or not UTF-8
         record = None
-    if not isinstance(record, dict) or type(record.get("step")) is not int:
+    is_record = isinstance(record, dict) and type(record.get("step")) is int
+    if not is_record or not all(map(_is_finite, record.values())):
         raise InputError(f"{path}: line {number} is not a record; correct or delete it")
-    return record
+    return cast(dict[str, Any], record)
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def _text_of(record: Mapping[str, Any]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import pty
 import random
 import subprocess
 import sys
@@ -152,6 +153,26 @@ def test_control_characters_are_counted(charjax):
     write_lines("a.txt", [f"\x1b[1m{name}\0" for name in names(300)])
     described = charjax("info", "data.path=a.txt")
     assert "control characters: U+0000 (300x), U+001B (300x)" in described.err
+
+
+def test_control_characters_are_shown_on_a_terminal_and_raw_elsewhere(charjax, monkeypatch):
+    """F23, B5: clear screen, and OSC 52, which sets the clipboard."""
+    attack = "\x1b[2J\x1b]52;c;cm0=\x07"
+    write_lines("a.txt", [attack + name for name in names(300)])
+    assert charjax("train", "data.path=a.txt", "--workdir=w").code == 0
+    command = ("sample", "--workdir=w", f"--prompt={attack}", "--num_chars=200")
+    raw = charjax(*command).out
+    assert raw.startswith(attack)
+    terminal, theirs = pty.openpty()
+    with open(terminal, "rb") as shown, open(theirs, "w") as stdout:
+        monkeypatch.setattr("sys.stdout", stdout)
+        code = main.main([*command])
+        monkeypatch.undo()
+        assert code == 0
+        text = os.read(shown.fileno(), 1 << 16)
+    assert text.startswith(rb"\x1b[2J\x1b]52;c;cm0=\x07")
+    assert b"\x1b" not in text
+    assert b"\x07" not in text
 
 
 # Documents.

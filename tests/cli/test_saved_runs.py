@@ -205,6 +205,17 @@ def test_a_limit_that_hides_another_is_said_to(folder, tmp_path, capfd):
     assert "train.max_steps=40" in capfd.readouterr().out.partition("comes before")[0]
 
 
+def test_what_is_saved_does_not_grow_between_two_records(folder, tmp_path):
+    """Case A2: losses of all steps since the last record of the metrics were saved."""
+    never = ["--config.train.log_every=1000000", "--config.train.eval_every=1000000"]
+    saves = ["--config.train.max_steps=1000", "--config.train.checkpoint_every=200"]
+    assert main(flags(folder, tmp_path, "hard", *never, *saves, "--config.train.keep=9")) == 0
+    records = tmp_path.glob("checkpoints/*/meta/record.json")
+    sizes = {int(path.parts[-3]): path.stat().st_size for path in records}
+    assert len(sizes) == 5
+    assert sizes[1000] < sizes[200] + 500
+
+
 def test_a_huge_dispatch_is_bounded(folder, tmp_path, capfd):
     """Case E2."""
     every = [f"--config.train.{name}=1000000" for name in ("eval_every", "log_every")]

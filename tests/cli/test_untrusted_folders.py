@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
 import os
 import pwd
+import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,6 +25,7 @@ from charjax.checkpoint.record import _digest
 from charjax.cli.main import main
 from charjax.model.recurrence.c import build
 from charjax.workdir import Workdir
+from tests.checkpoint.test_checkpoints import set_chunks
 
 # ml_collections loads config files by a function that Python deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -183,21 +187,112 @@ __attribute__((constructor)) static void run(void) { fclose(fopen("%s", "w")); }
 """
 
 
+def charjax_process(run: Path, **environment: str) -> list[str]:
+    """The arguments of a process that needs the compiled kernels, in `sh`."""
+    variables = [f"{name}={value}" for name, value in environment.items()]
+    command = [sys.executable, "-m", "charjax", "sample", f"--workdir={run}", "--num_chars=4"]
+    return ["env", *variables, *command]
+
+
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
-def test_a_planted_kernel_is_not_loaded(run, tmp_path):
-    """B1."""
+def test_a_planted_or_truncated_kernel_is_not_loaded_but_compiled_again(run, tmp_path):
+    """B1, C2."""
     cache = tmp_path / "cache" / "charjax" / "kernels"
-    cache.mkdir(parents=True)
+    cache.mkdir(parents=True, mode=0o700)
     (tmp_path / "planted.c").write_text(PLANTED % (tmp_path / "loaded"))
     library = tmp_path / "planted.so"
     subprocess.run(["cc", "-shared", "-fPIC", tmp_path / "planted.c", "-o", library], check=True)
     planted = library.rename(cache / build._name(build._cache_key(), library.read_bytes()))
     planted.chmod(0o666)
-    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "CC": "false"}
-    command = [sys.executable, "-m", "charjax", "sample", f"--workdir={run}", "--num_chars=4"]
-    subprocess.run(command, env=environment, check=True, capture_output=True)
-    assert not planted.exists()
+    truncated = cache / build._name(build._cache_key(), b"all of it")
+    truncated.write_bytes(planted.read_bytes()[:5000])
+    truncated.chmod(0o600)
+    quick = tmp_path / "quick"  # what it compiles is slow, and not looked at
+    quick.write_text('#!/bin/sh\nexec cc "$@" -O0\n')
+    quick.chmod(0o755)
+    command = charjax_process(run, XDG_CACHE_HOME=str(tmp_path / "cache"), CC=str(quick))
+    subprocess.run(command, check=True, capture_output=True)
+    (compiled,) = cache.iterdir()
+    assert compiled not in (planted, truncated)
     assert not (tmp_path / "loaded").exists()
+
+
+def processes_with(word: str) -> list[str]:
+    """The command lines of running processes that have this word."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            lines.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return [line for line in lines if word in line]
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="no /proc")
+def test_a_command_that_is_killed_while_it_compiles_leaves_nothing_running(run, tmp_path):
+    """E6."""
+    compiler = tmp_path / "compiler"
+    compiler.write_text("#!/bin/sh\nsleep 300 &\nwait\n")
+    compiler.chmod(0o755)
+    kernels = tmp_path / "charjax" / "kernels"
+    command = charjax_process(run, XDG_CACHE_HOME=str(tmp_path), CC=str(compiler))
+    with subprocess.Popen(command) as process:
+        try:
+            wait_for(lambda: any(kernels.glob("*/*")) and len(processes_with(str(compiler))) > 1)
+        finally:
+            process.kill()
+    wait_for(lambda: not processes_with(str(compiler)) and not list(kernels.iterdir()))
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+CHUNKS = ({"chunks": [2**30]}, {"chunks": [2**30, 2**20]}, {"shape": [2**40]}, {"dtype": "<f8"})
+
+
+@pytest.mark.parametrize("command", ["info", "sample", "verify"])
+def test_chunks_are_checked_before_memory_is_taken(run, call, command):
+    """B4."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)
+    for number, change in enumerate(CHUNKS):
+        copy = shutil.copytree(run, run.parent / str(number))
+        for step in (10, 20):
+            set_chunks(copy / "checkpoints" / str(step), "params/output_bias", change)
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, limit[1]))
+        try:
+            code, error = call(command, f"--workdir={copy}")
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, limit)
+        assert (code, "no checkpoint that verifies" in error) == (3, True)
+
+
+def test_a_record_of_the_metrics_without_numbers_is_one_line(run, call, config):
+    """D4."""
+    metrics = run / "metrics.jsonl"
+    first, *others = metrics.read_text().splitlines()
+    for value in (None, "low", math.nan, 10**400):
+        wrong = json.dumps(json.loads(first) | {"train_loss": value})
+        metrics.write_text("\n".join([wrong, *others]) + "\n")
+        code, error = call("train", f"--config={config}", f"--workdir={run}")
+        assert (code, error) == (0, "")
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_an_export_overwrites_no_file_of_the_user(run, call, tmp_path, monkeypatch, linked):
+    """F6, A4: also not through a link."""
+    mine = tmp_path / ("mine" if linked else "README.md")
+    mine.write_text("mine")
+    if linked:
+        (tmp_path / "README.md").symlink_to(mine)
+    monkeypatch.chdir(tmp_path)
+    code, error = call("export", f"--workdir={run}", "--out=.")
+    assert (code, mine.read_text()) == (2, "mine")
+    assert "README.md: exists and was not written by charjax export" in error
+    assert call("export", f"--workdir={run}", "--out=new", "--format=numpy")[0] == 0
+    assert call("export", f"--workdir={run}", "--out=new", "--format=numpy")[0] == 0
 
 
 def test_without_a_home_nothing_is_written_to_the_current_folder(run, call, tmp_path, monkeypatch):
