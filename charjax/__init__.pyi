@@ -1,6 +1,6 @@
 """The public names of charjax and the modules that they come from."""
 
-from .checkpoint import Checkpoints as Checkpoints
+from .checkpoint.checkpoints import Checkpoints as Checkpoints
 from .config import Config as Config
 from .config import DataConfig as DataConfig
 from .config import ModelConfig as ModelConfig
@@ -18,9 +18,9 @@ from .inference.sampler import Sampler as Sampler
 from .inference.sampler import sample as sample
 from .inference.sampling import Sampling as Sampling
 from .inference.texts import sample_texts as sample_texts
+from .model.carry import initial_carry as initial_carry
 from .model.network import CharRNN as CharRNN
 from .model.network import init_params as init_params
-from .model.network import initial_carry as initial_carry
 from .runtime.dtypes import resolve_dtype as resolve_dtype
 from .train.optimizer import make_optimizer as make_optimizer
 from .train.step import TrainState as TrainState

@@ -1,6 +1,4 @@
-"""Checkpoints: `record` (metadata and digests), `store` (one on disk), `steps`, `checkpoints`."""
+"""Checkpoints: `reader` reads those of a run, `checkpoints` saves them, too; `store` is Orbax's.
 
-from charjax.checkpoint.checkpoints import Checkpoints, Restored, Which
-from charjax.checkpoint.record import Record
-
-__all__ = ["Checkpoints", "Record", "Restored", "Which"]
+Importing `reader` and what it imports takes neither JAX nor Orbax.
+"""

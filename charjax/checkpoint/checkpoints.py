@@ -1,4 +1,4 @@
-"""The checkpoints of a run: the newest ones and the best, and a fallback where one is damaged.
+"""The checkpoints of a run that trains: saves steps, and keeps the newest ones and the best.
 
 Not Orbax's CheckpointManager: it takes any folder with a number for a step, does not save a step
 below the newest, and does not fall back on an older step.
@@ -7,35 +7,25 @@ below the newest, and does not fall back on an older step.
 from __future__ import annotations
 
 import contextlib
-import functools
-import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import urllib.parse
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from charjax.checkpoint.record import DamagedError, Leaf, Record, flatten
-from charjax.checkpoint.steps import StepFolders
+from charjax.checkpoint.reader import CheckpointReader, Which
+from charjax.checkpoint.record import DamagedError, Leaf, Record
 from charjax.checkpoint.store import Store, to_host
-from charjax.errors import CheckpointError, DivergedError, HostError
+from charjax.errors import DivergedError, HostError
 from charjax.runtime import distributed
 from charjax.types import PyTree
 
-_logger = logging.getLogger(__name__)
-_MAX_LOOKS = 100  # at a folder that a run changes
 _FINITE = ("params", "ema")  # never saved with a NaN or an infinity
-
-Which: TypeAlias = Literal["newest", "best"] | int
-_T = TypeVar("_T")
-
-
-class _DeletedError(Exception):
-    """A checkpoint that was deleted, or saved again, while it was read."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +39,7 @@ class Restored(Record):
     state: PyTree
 
 
-class Checkpoints:
+class Checkpoints(CheckpointReader):
     """The checkpoints in a folder, which must have one writer at a time: see `Workdir.lock`."""
 
     def __init__(self, directory: Path, *, keep: int = 1) -> None:
@@ -59,10 +49,8 @@ class Checkpoints:
           directory: the folder; made by the first `save`.
           keep: how many of the newest steps to keep, besides the one with the lowest val_loss.
         """
+        super().__init__(directory)
         self._keep = keep
-        self._warn_once = functools.cache(_logger.warning)
-        self._folders = StepFolders(directory)
-        self._damaged: set[int] = set()
         self._store = Store()
 
     def __enter__(self) -> Checkpoints:
@@ -128,156 +116,22 @@ class Checkpoints:
         (is_damaged,) = distributed.all_max([not is_sound])
         return not is_damaged
 
-    def steps(self) -> list[int]:
-        """The steps on disk, ascending, damaged ones included."""
-        return self._folders.steps()
-
     def restore(self, like: PyTree, *, which: Which = "newest") -> Restored:
         """Reads and verifies a checkpoint.
 
         Args:
           like: arrays or `ShapeDtypeStruct`s in the structure wanted, which may be a
             part of what was saved, such as {"params": ...}.
-          which: "newest", "best" (lowest val_loss) or the number of a step. Instead of a
-            damaged step, the first two read the next newest or best, and log a warning.
+          which: see `read_arrays`.
 
         Raises:
-          CheckpointError: there is no such step, none verifies, or a leaf of `like` was not
-            saved, or has another shape or dtype.
+          CheckpointError: see `read_arrays`.
         """
-        wanted, structure = flatten(like)
-
-        def read(step: int) -> Restored:
-            record = self._record(step)
-            leaves = {path: record.leaf(path, like=leaf) for path, leaf in wanted.items()}
-            arrays = self._store.read_arrays(self._folders.path(step), leaves)
-            state = jax.tree.unflatten(structure, [arrays[path] for path in wanted])
-            return Restored(**vars(record), state=state)
-
-        return self._find(which, read)
-
-    def read_meta(self, *, which: Which = "newest") -> Record:
-        """As `restore`, but reads and verifies only the record."""
-        return self._find(which, self._record)
-
-    def verify(self) -> list[tuple[int, str]]:
-        """Reads every checkpoint: (step, what is wrong with it or ""), ascending.
-
-        Those that a run deletes meanwhile are left out.
-        """
-        for _ in range(_MAX_LOOKS):
-            steps = self.steps()
-            problems = [(step, self._problem(step)) for step in steps]
-            verdicts = [(step, problem) for step, problem in problems if problem is not None]
-            if verdicts or not steps:
-                return verdicts
-        raise self._changes_too_fast()
-
-    def _candidates(self, which: Which) -> list[int]:
-        """The steps to try, in this order.
-
-        Raises:
-          CheckpointError: there is none, or not the one asked for.
-        """
-        steps = self.steps()
-        if not steps:
-            raise CheckpointError(
-                f"{self._folders.directory}: holds no checkpoint; train this run first"
-            )
-        if isinstance(which, int):
-            if which not in steps:
-                existing = ", ".join(map(str, steps))
-                raise CheckpointError(
-                    f"{self._folders.path(which)}: no such step; there are {existing}"
-                )
-            return [which]
-        if which == "newest":
-            return steps[::-1]
-        ranks = self._ranks()
-        return sorted(ranks, key=ranks.__getitem__)
-
-    def _ranks(self) -> dict[int, float]:
-        """{step: the val_loss to sort by}, from the newest step on.
-
-        A damaged record comes first, so that it is reported. A loss that was measured on another
-        text than that of the newest step does not count.
-        """
-        ranks: dict[int, float] = {}
-        text = None
-        for step in reversed(self.steps()):
-            try:
-                record = self._read(step, self._record)
-            except (DamagedError, _DeletedError) as error:
-                ranks[step] = -math.inf if isinstance(error, DamagedError) else math.inf
-                continue
-            text = text or record.val_text
-            val_loss = record.val_loss if record.val_text == text else None
-            ranks[step] = math.inf if val_loss is None else val_loss
-        return ranks
-
-    def _find(self, which: Which, read: Callable[[int], _T]) -> _T:
-        """`_first_sound`, looked for again where a run deletes a step while it is read."""
-        for _ in range(_MAX_LOOKS):
-            with contextlib.suppress(_DeletedError):
-                return self._first_sound(self._candidates(which), read)
-        raise self._changes_too_fast()
-
-    def _first_sound(self, candidates: Sequence[int], read: Callable[[int], _T]) -> _T:
-        for step, following in zip(candidates, [*candidates[1:], None], strict=True):
-            try:
-                return self._read(step, read)
-            except DamagedError as error:
-                self._damaged.add(step)
-                remedy = "no other to use" if following is None else f"trying step {following}"
-                self._warn_once(
-                    f"{self._folders.path(step)}: damaged checkpoint ({error}); {remedy}"
-                )
-        tried = ", ".join(map(str, candidates))
-        raise CheckpointError(
-            f"{self._folders.directory}: no checkpoint that verifies (tried {tried}); "
-            "restore a copy of this folder, or start again in another --workdir"
-        )
-
-    def _changes_too_fast(self) -> CheckpointError:
-        return CheckpointError(
-            f"{self._folders.directory}: a run deletes its checkpoints faster than they can be "
-            "read; try again, or have the run save less often"
-        )
-
-    def _problem(self, step: int) -> str | None:
-        """What is wrong with a step; "" if it verifies, None if it was deleted meanwhile."""
-
-        def read(step: int) -> None:
-            self._store.read_arrays(self._folders.path(step), self._record(step).leaves)
-
-        try:
-            self._read(step, read)
-        except DamagedError as error:
-            return str(error)
-        except _DeletedError:
-            return None
-        return ""
-
-    def _read(self, step: int, read: Callable[[int], _T]) -> _T:
-        """Calls `read`.
-
-        Raises:
-          DamagedError: the step is damaged.
-          _DeletedError: it is not, but was deleted, as a run deletes its older steps.
-        """
-        before = self._folders.identity(step)
-        try:
-            return read(step)
-        except DamagedError:
-            if before is None or self._folders.identity(step) != before:
-                raise _DeletedError from None
-            raise
-
-    def _record(self, step: int) -> Record:
-        record = self._store.read_record(self._folders.path(step))
-        if record.step != step:
-            raise DamagedError(f"its record is of step {record.step}")
-        return record
+        leaves, structure = flatten(like)
+        wanted = {path: Leaf.like(leaf) for path, leaf in leaves.items()}
+        record, arrays = self.read_arrays(lambda record: wanted, which=which)
+        state = jax.tree.unflatten(structure, [arrays[path] for path in wanted])
+        return Restored(**vars(record), state=state)
 
     @contextlib.contextmanager
     def _as_host_errors(self, step: int, size: int) -> Iterator[None]:
@@ -317,6 +171,18 @@ class Checkpoints:
             self._folders.delete(step)
 
 
+def flatten(tree: PyTree) -> tuple[dict[str, Any], Any]:
+    """Flattens a pytree to paths such as `params/dense/kernel`.
+
+    Dict keys, fields and indices are percent-encoded in it, so that paths are distinct.
+
+    Returns:
+      {path: leaf} in the order of `jax.tree.leaves`, the structure for `jax.tree.unflatten`.
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
+    return {"/".join(map(_encode, keys)): leaf for keys, leaf in leaves}, structure
+
+
 def _check_finite(step: int, arrays: Mapping[str, np.ndarray]) -> None:
     """Raises DivergedError where a parameter is not finite."""
     for path, array in arrays.items():
@@ -326,3 +192,7 @@ def _check_finite(step: int, arrays: Mapping[str, np.ndarray]) -> None:
                 f"step {step}: {path} is not finite and was not saved; resume from the step "
                 "before with a smaller config.optim.learning_rate"
             )
+
+
+def _encode(key: Any) -> str:
+    return urllib.parse.quote(jax.tree_util.keystr((key,), simple=True), safe="")

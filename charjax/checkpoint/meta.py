@@ -13,7 +13,7 @@ from charjax.config import Config, from_saved, to_dict
 from charjax.data.reading import ReadingRules
 from charjax.data.vocab import Vocab
 from charjax.errors import CheckpointError, InputError
-from charjax.model.recurrence.api import Resolution
+from charjax.model.recurrence.resolution import Resolution
 from charjax.workdir import LOGS
 
 

@@ -9,18 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 
 from charjax import schema
 from charjax.errors import CheckpointError, InputError
-from charjax.types import PyTree
 
 _FORMAT = 1
 
@@ -45,19 +42,29 @@ class Leaf(NamedTuple):
     @classmethod
     def like(cls, array: Any) -> Leaf:
         """The shape and dtype of an array, or of anything that has both, without a digest."""
-        return cls(tuple(array.shape), jnp.dtype(array.dtype).name, "")
+        return cls(tuple(array.shape), np.dtype(array.dtype).name, "")
 
     def is_valid(self) -> bool:
         """Whether it is the shape and dtype of an array of numbers or bools."""
         try:
-            dtype = jnp.dtype(self.dtype)
+            dtype = dtype_of(self.dtype)
         except TypeError:
             return False
-        is_numeric = jnp.issubdtype(dtype, jnp.number) or dtype == np.bool_
+        is_numeric = np.issubdtype(dtype, np.number) or dtype == np.bool_
+        is_numeric = is_numeric or dtype.type.__module__ == ml_dtypes.__name__
         return is_numeric and dtype.name == self.dtype and min(self.shape, default=0) >= 0
 
     def __str__(self) -> str:
         return f"{self.dtype}{[*self.shape]}"
+
+
+def dtype_of(name: str) -> np.dtype:
+    """The dtype of this name; those such as bfloat16 are of `ml_dtypes`.
+
+    Raises:
+      TypeError: there is none.
+    """
+    return np.dtype(name)
 
 
 @dataclass(frozen=True)
@@ -88,31 +95,19 @@ class Record:
         found = {path: self.leaves.get(path) for path in like}
         return all(leaf and leaf[:2] == Leaf.like(like[path])[:2] for path, leaf in found.items())
 
-    def leaf(self, path: str, *, like: Any) -> Leaf:
-        """The leaf at a path, which must have the shape and dtype of `like`.
+    def leaf(self, path: str, wanted: Leaf) -> Leaf:
+        """The leaf at a path, which must have the shape and dtype of the one wanted.
 
         Raises:
           CheckpointError: it has not, or there is none.
         """
-        saved, wanted = self.leaves.get(path), Leaf.like(like)
+        saved = self.leaves.get(path)
         if saved and saved[:2] == wanted[:2]:
             return saved
         raise CheckpointError(
             f"checkpoint of step {self.step}: {path} is {saved or 'not there'}, but {wanted} "
             "is wanted; use the config that this run was trained with"
         )
-
-
-def flatten(tree: PyTree) -> tuple[dict[str, Any], Any]:
-    """Flattens a pytree to paths such as `params/dense/kernel`.
-
-    Dict keys, fields and indices are percent-encoded in it, so that paths are distinct.
-
-    Returns:
-      {path: leaf} in the order of `jax.tree.leaves`, the structure for `jax.tree.unflatten`.
-    """
-    leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
-    return {"/".join(map(_encode, keys)): leaf for keys, leaf in leaves}, structure
 
 
 def to_json(record: Record) -> dict[str, Any]:
@@ -152,10 +147,6 @@ def from_json(values: Any) -> Record:
         if not leaf.is_valid():
             raise DamagedError(f"{path[:60]}: has no valid shape and dtype")
     return record
-
-
-def _encode(key: Any) -> str:
-    return urllib.parse.quote(jax.tree_util.keystr((key,), simple=True), safe="")
 
 
 def _digest(values: Mapping[str, Any]) -> str:

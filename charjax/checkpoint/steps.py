@@ -10,7 +10,7 @@ import re
 import shutil
 from pathlib import Path
 
-from charjax.checkpoint.store import UNFINISHED, is_checkpoint
+from charjax.checkpoint.read import UNFINISHED, is_checkpoint
 
 _logger = logging.getLogger(__name__)
 _STEP = r"0|[1-9][0-9]*"

@@ -100,7 +100,7 @@ def _set_jax_environment() -> None:
     """Has JAX cache compiled programs in the user's cache; keeps variables that are set."""
     if folder := code_cache_folder("jax"):
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         # On a machine with few cores, many forced devices deadlock in XLA's thread pool.
         os.environ.setdefault("NPROC", "16")

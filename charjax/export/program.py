@@ -21,8 +21,8 @@ from charjax.data.vocab import Vocab
 from charjax.export.weights import required
 from charjax.inference.load import TrainedModel
 from charjax.inference.sampling import sample_token
+from charjax.model.carry import initial_carry
 from charjax.model.decode import DecodeState, decode_state, decode_step, decode_weights, mask_token
-from charjax.model.network import initial_carry
 from charjax.runtime.keys import Stream
 from charjax.types import PyTree, Scalar
 

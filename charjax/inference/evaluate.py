@@ -23,8 +23,9 @@ from optax.losses import softmax_cross_entropy_with_integer_labels
 from charjax.config import DataConfig, ModelConfig
 from charjax.data.vocab import check_ids
 from charjax.errors import InputError
+from charjax.model.carry import document_resets, initial_carry, reset_carry
 from charjax.model.decode import decode_sequence
-from charjax.model.network import CharRNN, document_resets, initial_carry, reset_carry
+from charjax.model.network import CharRNN
 from charjax.model.recurrence.api import for_inference
 from charjax.runtime.display import ProgressFn, no_progress
 from charjax.runtime.sharding import (

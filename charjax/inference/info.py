@@ -1,17 +1,13 @@
-"""The facts about a config or a trained model that `charjax info` prints."""
+"""The facts about a config or a trained model that `charjax info` prints; of a run without JAX."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
-
-import jax
 
 from charjax.config import Config
 from charjax.data.dataset import load_dataset
 from charjax.inference.load import TrainedModel
-from charjax.model.network import init_params, parameter_count
-from charjax.runtime.dtypes import resolve_dtype
-from charjax.runtime.keys import Stream, stream_key
 
 
 def config_info(config: Config) -> dict[str, Any]:
@@ -20,12 +16,13 @@ def config_info(config: Config) -> dict[str, Any]:
     Raises:
       InputError, HostError: the text cannot be loaded; see `load_dataset`.
     """
+    from charjax.model.shapes import param_shapes
+    from charjax.runtime.dtypes import resolve_dtype
+
     config = resolve_dtype(config)
     dataset = load_dataset(config)
-    params = jax.eval_shape(
-        lambda: init_params(config.model, len(dataset.vocab), stream_key(config.seed, Stream.INIT))
-    )
-    return _model(config, parameter_count(params), len(dataset.vocab)) | {
+    shapes = param_shapes(config.model, len(dataset.vocab)).values()
+    return _model(config, sum(map(math.prod, shapes)), len(dataset.vocab)) | {
         "corpus": dataset.corpus.name,
         "chars": len(dataset.corpus.text),
         "sha256": dataset.corpus.sha256,
@@ -41,7 +38,7 @@ def config_info(config: Config) -> dict[str, Any]:
 
 def trained_info(trained: TrainedModel) -> dict[str, Any]:
     """The size and training state of a trained model, as JSON values."""
-    model = _model(trained.config, parameter_count(trained.params), len(trained.vocab))
+    model = _model(trained.config, _count(trained.params), len(trained.vocab))
     return model | {
         "corpus": trained.meta["corpus"]["name"],
         "sha256": trained.meta["corpus"]["sha256"],
@@ -53,6 +50,12 @@ def trained_info(trained: TrainedModel) -> dict[str, Any]:
         "device": trained.meta["device"],
         "recurrence": trained.meta.get("recurrence"),
     }
+
+
+def _count(params: dict[str, Any]) -> int:
+    """Number of scalars in nested dicts of arrays."""
+    parts = params.values()
+    return sum(_count(part) if isinstance(part, dict) else part.size for part in parts)
 
 
 def _model(config: Config, parameters: int, vocab_size: int) -> dict[str, Any]:

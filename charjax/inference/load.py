@@ -1,21 +1,21 @@
-"""A trained model, loaded from a run's checkpoints."""
+"""A trained model, loaded from a run's checkpoints. Importing it imports no JAX."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
-import jax
+import numpy as np
 
-from charjax.checkpoint import Checkpoints, Record, Which
 from charjax.checkpoint.meta import CheckpointMeta, RunMeta
+from charjax.checkpoint.reader import CheckpointReader, Which
+from charjax.checkpoint.record import Leaf, Record
 from charjax.config import Config
 from charjax.data.reading import ReadingRules
 from charjax.data.vocab import Vocab
-from charjax.model.network import init_params
-from charjax.runtime.keys import Stream, stream_key
-from charjax.types import PyTree
 from charjax.workdir import Workdir
 
 
@@ -34,7 +34,7 @@ class TrainedModel:
 
     config: Config
     vocab: Vocab
-    params: PyTree
+    params: dict[str, Any]
     step: int
     val_loss: float | None
     meta: dict[str, Any]
@@ -58,21 +58,55 @@ def load_trained(workdir: Path, *, which: Which) -> TrainedModel:
       CheckpointError: the folder holds no usable checkpoint, or one of a version that this one
         cannot read.
     """
+    from charjax.model.shapes import param_shapes
+
+    def wanted(record: Record) -> dict[str, Leaf]:
+        run = _read_run(directory, record)
+        shapes = param_shapes(run.config.model, len(run.vocab))
+        return {
+            f"{_weights(run)}/{path}": Leaf(shape, "float32", "") for path, shape in shapes.items()
+        }
+
     directory = Workdir(workdir).checkpoints
-    with Checkpoints(directory) as saved:
-        run = _read_run(directory, saved.read_meta(which=which))
-        key = stream_key(run.config.seed, Stream.INIT)
-        shapes = jax.eval_shape(lambda: init_params(run.config.model, len(run.vocab), key))
-        leaf = "ema" if run.config.optim.ema else "params"
-        restored = saved.restore({leaf: shapes}, which=which)
-    run = _read_run(directory, restored)  # a run may have saved another step meanwhile
-    return TrainedModel(
-        run.config, run.vocab, restored.state[leaf], restored.step, restored.val_loss, restored.meta
-    )
+    return _trained(directory, *CheckpointReader(directory).read_arrays(wanted, which=which))
+
+
+def load_recorded(workdir: Path, *, which: Which) -> TrainedModel:
+    """As `load_trained`, without JAX: does not check the weights against the architecture."""
+
+    def wanted(record: Record) -> dict[str, Leaf]:
+        prefix = f"{_weights(_read_run(directory, record))}/"
+        return {path: leaf for path, leaf in record.leaves.items() if path.startswith(prefix)}
+
+    directory = Workdir(workdir).checkpoints
+    return _trained(directory, *CheckpointReader(directory).read_arrays(wanted, which=which))
+
+
+def _trained(directory: Path, record: Record, arrays: Mapping[str, np.ndarray]) -> TrainedModel:
+    run = _read_run(directory, record)
+    params = _nest(arrays)[_weights(run)]
+    return TrainedModel(run.config, run.vocab, params, record.step, record.val_loss, record.meta)
 
 
 def _read_run(directory: Path, record: Record) -> RunMeta:
     return CheckpointMeta.from_json(record.meta, f"{directory / str(record.step)}").run
+
+
+def _weights(run: RunMeta) -> str:
+    """The part of a checkpoint that holds the weights to use: the average where there is one."""
+    return "ema" if run.config.optim.ema else "params"
+
+
+def _nest(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Arrays by path as nested dicts, sorted by key."""
+    tree: dict[str, Any] = {}
+    for path, array in sorted(arrays.items()):
+        *folders, name = map(unquote, path.split("/"))
+        node = tree
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[name] = array
+    return tree
 
 
 def with_dtype(trained: TrainedModel, dtype: str) -> TrainedModel:

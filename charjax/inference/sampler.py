@@ -19,7 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, UInt32
 
 from charjax.config import ModelConfig
 from charjax.data.vocab import check_ids
@@ -31,6 +31,7 @@ from charjax.inference.sampling import (
     mask_below_top_k,
     sample_with_noise,
 )
+from charjax.model.carry import initial_carry
 from charjax.model.decode import (
     DecodeState,
     DecodeWeights,
@@ -40,13 +41,12 @@ from charjax.model.decode import (
     decode_weights,
     mask_token,
 )
-from charjax.model.network import initial_carry
 from charjax.model.recurrence.api import resolve
 from charjax.model.recurrence.c.build import Library, load
 from charjax.runtime.compiler_options import loop_compiler_options
 from charjax.runtime.dtypes import fast_dtype
 from charjax.runtime.keys import Stream, indexed_key, stream_key
-from charjax.types import PRNGKey, PyTree, Scalar
+from charjax.types import PyTree, Scalar
 
 _MAX_CHARS = 10**9
 _MAX_SAMPLES = 10**6
@@ -254,10 +254,9 @@ def _sample_group(
     The same compiled loop reads the prompt, whose tokens are forced instead of sampled.
     """
     static = _Static(group.config, sampling.top_k, sampling.top_p < 1)
-    temperature = jnp.float32(min(sampling.temperature, MAX_TEMPERATURE))
-    top_p = jnp.float32(sampling.top_p)
-    root = stream_key(sampling.seed, Stream.SAMPLE)
-    keys, loop = _start(group.config, group.size, group.weights, root, (group.first, prompt[0]))
+    temperature = np.float32(min(sampling.temperature, MAX_TEMPERATURE))
+    top_p, seed = np.float32(sampling.top_p), np.uint32(sampling.seed)
+    keys, loop = _start(group.config, group.size, group.weights, seed, (group.first, prompt[0]))
     chunk = max(1, min(_CHUNK, _MAX_NOISE // (group.size * group.weights.vocab_size)))
     num_forced = prompt.size - 1
     yield np.empty((group.wanted, 0), np.int32)  # so that a text of no characters has a chunk, too
@@ -279,7 +278,7 @@ def _start(
     config: ModelConfig,
     size: int,
     weights: DecodeWeights,
-    root: PRNGKey,
+    seed: UInt32[Array, ""],
     first: tuple[Int[Array, ""], Int[Array, ""]],
 ) -> tuple[Key[Array, " batch"], _LoopCarry]:
     """Each sample's key, and the loop's carry before the first token.
@@ -288,10 +287,11 @@ def _start(
       config: the architecture.
       size: of the group.
       weights: of the model.
-      root: key of all samples.
+      seed: of all samples.
       first: (number of the first sample, first token).
     """
     number, token = first
+    root = stream_key(seed, Stream.SAMPLE)  # here, since each call outside is one more program
     keys = jax.vmap(indexed_key, (None, 0))(root, number + jnp.arange(size))
     state = decode_state(weights, initial_carry(config, size))
     return keys, _LoopCarry(weights.lookup(jnp.full((size,), token, jnp.int32)), state)

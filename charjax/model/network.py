@@ -17,12 +17,13 @@ from jaxtyping import Array, Float, Int, Key
 
 from charjax.config import ModelConfig
 from charjax.errors import InputError
+from charjax.model.carry import initial_carry
 from charjax.model.cells import CELLS
 from charjax.model.initializers import initializers
 from charjax.model.matmul import lookup, project
 from charjax.model.recurrence import api as recurrence
 from charjax.model.recurrence.base import Outputs, Projected, Table, Weights
-from charjax.types import Carry, LayerCarry, Logits, PRNGKey, PyTree, Reset, Resets, Tokens
+from charjax.types import Carry, LayerCarry, Logits, PRNGKey, PyTree, Resets, Tokens
 
 RowKeys = Key[Array, " batch"]
 Activations = Float[Array, "features time batch"]
@@ -206,33 +207,6 @@ class _Dropout:
 
 def _add_bias(x: Float[Array, " n *positions"], bias: Float[Array, " n"]) -> Array:
     return x + jnp.expand_dims(bias, tuple(range(1, x.ndim)))
-
-
-def initial_carry(config: ModelConfig, batch: int) -> Carry:
-    """The carry before any text: float32 zeros.
-
-    No two leaves share a buffer, so that all of them can be donated to a jitted step.
-    """
-    states = CELLS[config.cell].states
-    return tuple(
-        tuple(jnp.zeros((batch, config.hidden), jnp.float32) for _ in range(states))
-        for _ in range(config.layers)
-    )
-
-
-def reset_carry(carry: Carry, reset: Reset) -> Carry:
-    """The carry with zeros for the sequences where `reset` is true."""
-    result: Carry = jax.tree.map(lambda c: jnp.where(reset[:, None], 0.0, c), carry)
-    return result
-
-
-def document_resets(tokens: Tokens, boundary_id: int | None) -> Resets | None:
-    """Where documents start: the positions that read the boundary, see `Vocab.boundary_id`.
-
-    A document's first character is predicted from the boundary and a zero carry, in whichever
-    row and at whichever position it stands.
-    """
-    return None if boundary_id is None else tokens == boundary_id
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

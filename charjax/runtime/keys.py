@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 
 import jax
+from jaxtyping import Array, UInt32
 
 from charjax.types import Count, PRNGKey
 
@@ -22,7 +23,7 @@ class Stream(enum.IntEnum):
     SCHEDULED = 3
 
 
-def stream_key(seed: int, stream: Stream) -> PRNGKey:
+def stream_key(seed: int | UInt32[Array, ""], stream: Stream) -> PRNGKey:
     """The root key of a stream: threefry, so that it is the same on every platform."""
     return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), stream)
 

@@ -15,10 +15,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from charjax.checkpoint import Checkpoints, Record
+from charjax.checkpoint.checkpoints import Checkpoints, flatten
 from charjax.checkpoint.meta import CheckpointMeta, RunMeta
 from charjax.checkpoint.progress import Progress
-from charjax.checkpoint.record import flatten
+from charjax.checkpoint.record import Record
 from charjax.config import Config, to_dict
 from charjax.data.batches import Batch
 from charjax.data.dataset import Dataset, load_dataset

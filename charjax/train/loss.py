@@ -12,7 +12,8 @@ from optax.losses import softmax_cross_entropy_with_integer_labels
 
 from charjax.config import Config
 from charjax.data.batches import Batch
-from charjax.model.network import CharRNN, RowKeys, document_resets
+from charjax.model.carry import document_resets
+from charjax.model.network import CharRNN, RowKeys
 from charjax.types import Carry, Count, PyTree, Scalar
 
 # (params, carry, batch, dropout keys) -> (summed cross entropy in nats, final carry)

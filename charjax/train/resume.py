@@ -19,7 +19,8 @@ from charjax.data.dataset import Dataset
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.inference.evaluate import max_eval_chars
-from charjax.model.recurrence.api import Resolution, resolve
+from charjax.model.recurrence.api import resolve
+from charjax.model.recurrence.resolution import Resolution
 from charjax.schema import leaves
 
 _logger = logging.getLogger(__name__)

@@ -12,7 +12,8 @@ import optax
 
 from charjax.config import Config
 from charjax.data.batches import Batch
-from charjax.model.network import RowKeys, init_params, initial_carry, reset_carry
+from charjax.model.carry import initial_carry, reset_carry
+from charjax.model.network import RowKeys, init_params
 from charjax.runtime.keys import Stream, indexed_key, stream_key
 from charjax.train.loss import accumulate, make_loss_and_grad, make_total_nats
 from charjax.train.optimizer import Schedule
@@ -69,14 +70,20 @@ def init_state(
 ) -> TrainState:
     """The state before the first step, a function of `config.seed`."""
     params = init_params(config.model, vocab_size, stream_key(config.seed, Stream.INIT))
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        opt_state=optimizer.init(params),
-        ema=jax.tree.map(jnp.copy, params) if config.optim.ema else (),
-        carry=initial_carry(config.model, config.data.batch_size),
-        skipped=jnp.zeros((), jnp.int32),
-    )
+
+    @jax.jit  # one program to compile, or to take from the cache, instead of twenty
+    def with_others(params: PyTree) -> TrainState:
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=(),
+            opt_state=optimizer.init(params),
+            ema=jax.tree.map(jnp.copy, params) if config.optim.ema else (),
+            carry=initial_carry(config.model, config.data.batch_size),
+            skipped=jnp.zeros((), jnp.int32),
+        )
+
+    state: TrainState = with_others(params)
+    return state._replace(params=params)
 
 
 def make_step(

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from charjax.checkpoint import Checkpoints
+from charjax.checkpoint.checkpoints import Checkpoints
 from charjax.checkpoint.record import _digest
 from charjax.cli.main import main
 from charjax.model.recurrence.c import build

@@ -26,7 +26,8 @@ from charjax.export.weights import named_weights
 from charjax.inference.load import TrainedModel
 from charjax.inference.sampling import Sampling
 from charjax.inference.texts import sample_texts, write_texts
-from charjax.model.network import CharRNN, init_params, initial_carry
+from charjax.model.carry import initial_carry
+from charjax.model.network import CharRNN, init_params
 from charjax.runtime.keys import Stream, stream_key
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "generate_exported.py"

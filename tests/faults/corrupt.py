@@ -16,8 +16,8 @@ from typing import Any
 
 import jax
 
-from charjax.checkpoint import Checkpoints
-from charjax.checkpoint.record import Leaf, flatten
+from charjax.checkpoint.checkpoints import Checkpoints, flatten
+from charjax.checkpoint.record import Leaf
 from charjax.config import Config
 from charjax.errors import CheckpointError
 from charjax.runtime.display import show_messages

@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from charjax.checkpoint import Checkpoints
-from charjax.checkpoint.record import Leaf, flatten
+from charjax.checkpoint.checkpoints import Checkpoints, flatten
+from charjax.checkpoint.record import Leaf
 from charjax.checkpoint.store import to_host
 from charjax.config import from_config_dict
 from charjax.data.batches import Batch

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from charjax.checkpoint.store import UNFINISHED
+from charjax.checkpoint.read import UNFINISHED
 from tests.faults.trial import (
     CHECKPOINT_EVERY,
     STEPS,

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from charjax.checkpoint import Checkpoints
+from charjax.checkpoint.checkpoints import Checkpoints
 from charjax.cli.main import main
 from charjax.config import Config
 from charjax.errors import CheckpointError, DivergedError, HostError, InputError

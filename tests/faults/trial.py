@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from charjax.checkpoint import Checkpoints
+from charjax.checkpoint.checkpoints import Checkpoints
 from charjax.cli.main import main
 from charjax.config import (
     Config,

@@ -16,7 +16,8 @@ from optax.losses import softmax_cross_entropy_with_integer_labels
 from charjax.errors import InputError
 from charjax.inference import evaluate
 from charjax.inference.evaluate import Score, char_nats, score
-from charjax.model.network import CharRNN, initial_carry
+from charjax.model.carry import initial_carry
+from charjax.model.network import CharRNN
 from tests.inference.scripted import chain, cycle, memoryless, random_model
 
 VOCAB, LONGEST = 6, 70_000

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from charjax.checkpoint import Checkpoints
+from charjax.checkpoint.checkpoints import Checkpoints
 from charjax.checkpoint.progress import Progress
 from charjax.config import (
     Config,

@@ -14,7 +14,8 @@ from charjax.errors import InputError
 from charjax.inference import sampler as module
 from charjax.inference.sampler import Sampler, sample
 from charjax.inference.sampling import Sampling
-from charjax.model.network import CharRNN, initial_carry
+from charjax.model.carry import initial_carry
+from charjax.model.network import CharRNN
 from tests.inference.scripted import chain, memoryless, random_model
 
 START = np.array([0], np.int32)

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from charjax.config import ModelConfig
-from charjax.model.network import CharRNN, init_params, initial_carry
+from charjax.model.carry import initial_carry
+from charjax.model.network import CharRNN, init_params
 
 
 def normal(seed, *shape):

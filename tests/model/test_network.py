@@ -14,16 +14,12 @@ import numpy as np
 import pytest
 from optax.losses import softmax_cross_entropy_with_integer_labels
 
+from charjax.checkpoint.checkpoints import flatten
 from charjax.config import ModelConfig
+from charjax.model.carry import document_resets, initial_carry, reset_carry
 from charjax.model.cells import CELLS
-from charjax.model.network import (
-    CharRNN,
-    document_resets,
-    init_params,
-    initial_carry,
-    parameter_count,
-    reset_carry,
-)
+from charjax.model.network import CharRNN, init_params, parameter_count
+from charjax.model.shapes import param_shapes
 from tests.model import reference
 from tests.model.small import apply, carry_of, distance, float64, params_of, tokens_of
 
@@ -267,3 +263,13 @@ def test_nats_are_negative_log_probabilities():
     logits = jnp.asarray(np.log(probs) + 50, jnp.float32)  # a constant changes nothing
     nats = softmax_cross_entropy_with_integer_labels(logits, jnp.array([[0, 2]]))
     np.testing.assert_allclose(nats, -np.log([[0.5, 0.7]]), rtol=1e-4)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("embed", [0, 4])
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_shapes_are_known_without_the_network(cell, embed, layers):
+    config = ModelConfig(cell=cell, hidden=5, layers=layers, embed=embed)
+    params = jax.eval_shape(lambda: init_params(config, 7, jax.random.key(0)))
+    shapes = {path: leaf.shape for path, leaf in flatten(params)[0].items()}
+    assert param_shapes(config, 7) == shapes

@@ -12,7 +12,7 @@ from charjax.checkpoint.meta import CorpusMeta, Platform, RunMeta
 from charjax.config import DataConfig, TrainConfig
 from charjax.data.reading import ReadingRules
 from charjax.data.vocab import Vocab
-from charjax.model.recurrence.api import Resolution
+from charjax.model.recurrence.resolution import Resolution
 from charjax.train import messages
 from charjax.train.intervals import make_intervals
 

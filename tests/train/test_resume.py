@@ -15,7 +15,7 @@ from charjax.config import ModelConfig
 from charjax.data.dataset import load_dataset
 from charjax.errors import InputError
 from charjax.model.recurrence import api
-from charjax.model.recurrence.api import Resolution
+from charjax.model.recurrence.resolution import Resolution
 from charjax.train.resume import describe, resolve_recurrence
 
 from .tiny import config_of

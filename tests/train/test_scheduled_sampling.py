@@ -12,7 +12,8 @@ import pytest
 from charjax.config import ModelConfig, TrainConfig
 from charjax.data.dataset import load_dataset
 from charjax.errors import InputError
-from charjax.model.network import CharRNN, document_resets, init_params, initial_carry
+from charjax.model.carry import document_resets, initial_carry
+from charjax.model.network import CharRNN, init_params
 from charjax.runtime.keys import Stream, stream_key
 from charjax.train.resume import check_same_run, describe
 from charjax.train.scheduled_sampling import mix_inputs, sampling_rate

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from hypothesis import strategies as st
 
-from charjax.checkpoint import Checkpoints
+from charjax.checkpoint.checkpoints import Checkpoints
 from charjax.config import (
     Config,
     DataConfig,

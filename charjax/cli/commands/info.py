@@ -18,14 +18,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Prints the sizes of the model and of its text, and how far a run has come."""
     from charjax.inference.info import config_info, trained_info
-    from charjax.inference.load import load_trained
-    from charjax.runtime.sharding import all_devices
+    from charjax.inference.load import load_recorded
 
     if bool(args.workdir) == bool(args.config_flags):
         raise InputError("info: give either --config=FILE or --workdir=DIR")
-    all_devices()
     if args.workdir:
-        print_json(trained_info(load_trained(args.workdir, which="best")))
+        print_json(trained_info(load_recorded(args.workdir, which="best")))
     else:
+        from charjax.runtime.sharding import all_devices
+
+        all_devices()
         _, config = load_config(args.config_flags)
         print_json(config_info(config))

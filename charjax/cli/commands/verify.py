@@ -22,12 +22,12 @@ def run(args: argparse.Namespace) -> None:
     Raises:
       CheckpointError: none is good.
     """
-    from charjax.checkpoint import Checkpoints
+    from charjax.checkpoint.reader import CheckpointReader
     from charjax.workdir import Workdir
 
     directory = Workdir(args.workdir).checkpoints
-    with Checkpoints(directory) as checkpoints:
-        verdicts = {step: problem or "good" for step, problem in checkpoints.verify()}
+    problems = CheckpointReader(directory).verify()
+    verdicts = {step: problem or "good" for step, problem in problems}
     for step, verdict in verdicts.items():
         _logger.info(f"{directory / str(step)}: {verdict}")
     if "good" not in verdicts.values():

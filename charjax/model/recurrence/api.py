@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib
 from dataclasses import replace
 from types import ModuleType
-from typing import NamedTuple
 
 from jax.typing import DTypeLike
 
 from charjax.config import ModelConfig
 from charjax.errors import InputError
 from charjax.model.recurrence.base import Inputs, Layer, Outputs, Resets, Weights
+from charjax.model.recurrence.resolution import Resolution
 from charjax.types import LayerCarry
 
 # Values of `model.recurrence`. A module is imported on first use, since Pallas loads slowly.
@@ -23,18 +23,6 @@ _MODULES = {
 }
 # What "fast" tries in turn, the fastest first. The last one supports every layer.
 _FAST = ("c", "xla")
-
-
-class Resolution(NamedTuple):
-    """The implementation that runs the recurrence, and why.
-
-    Attributes:
-      implementation: "c", "persistent", "xla" or "scan".
-      reason: for messages: "as the config says", "c refuses: no C compiler (cc)", ...
-    """
-
-    implementation: str
-    reason: str
 
 
 def resolve(config: ModelConfig, batch: int, *, saved: str = "", strict: bool = True) -> Resolution:

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import pytest
 
 from charjax.config import ModelConfig
+from charjax.model.carry import initial_carry
 from charjax.model.cells import CELLS
-from charjax.model.network import CharRNN, initial_carry
+from charjax.model.network import CharRNN
 from charjax.model.recurrence.api import resolve
 from charjax.model.recurrence.c import build, ops
 from tests.model.small import UNOPTIMIZED, carry_of, distance, like, params_of, tokens_of

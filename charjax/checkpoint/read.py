@@ -1,0 +1,176 @@
+"""Reading a checkpoint from disk, by TensorStore: imports neither JAX nor Orbax.
+
+TensorStore returns flipped bits without an error, so every array is compared with its digest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+
+from charjax.checkpoint.record import DamagedError, Leaf, Record, dtype_of, from_json
+from charjax.errors import HostError, InputError
+from charjax.runtime.files import read_regular
+
+# In the names of folders that an interrupted save leaves.
+UNFINISHED = ".orbax-checkpoint-tmp"
+RECORD = Path("meta", "record.json")
+_MAX_RECORD_BYTES = 64 * 2**20  # a record of half a million losses, which old ones have, is 10
+_MAX_RECORD_VALUES = 2 * 10**6
+_INDEX_CACHE_BYTES = 100 * 2**20  # of the nodes of the array store's index
+_MAX_METADATA_BYTES = 4 * 2**20  # of the array store: 250 an array
+_LARGE = ("d", "meta")  # folders: the array store's data, and the record, which has its own limit
+_PARTS = ("_CHECKPOINT_METADATA", "meta", "state")
+
+
+def read_record(path: Path) -> Record:
+    """The record of a checkpoint.
+
+    Raises:
+      DamagedError: it differs from its digest or cannot be read.
+    """
+    with _as_damaged_errors(path, "record"):
+        return from_json(_read_json(path / RECORD))
+
+
+def read_arrays(path: Path, leaves: Mapping[str, Leaf]) -> dict[str, np.ndarray]:
+    """Reads the arrays of these leaves and compares them with their digests.
+
+    Raises:
+      DamagedError: an array differs from its digest or cannot be read.
+      HostError: together they are larger than this machine's memory.
+    """
+    with _as_damaged_errors(path, "arrays"), as_os_errors():
+        _check_files(path)
+        arrays = _read(path, leaves)
+        for name, leaf in leaves.items():
+            if Leaf.of(arrays[name]) != leaf:
+                raise DamagedError(f"{name} differs from its digest")
+    return arrays
+
+
+def _read(path: Path, leaves: Mapping[str, Leaf]) -> dict[str, np.ndarray]:
+    """Reads arrays without comparing digests. Allocates only shapes that are recorded."""
+    arrays = {
+        name: np.empty(leaf.shape, dtype_of(leaf.dtype))
+        for name, leaf in leaves.items()
+        if 0 in leaf.shape
+    }
+    stored = {name: leaf for name, leaf in leaves.items() if name not in arrays}
+    context = ts.Context({"cache_pool": {"total_bytes_limit": _INDEX_CACHE_BYTES}})
+    opened = [ts.open(_spec(path, name), open=True, read=True, context=context) for name in stored]
+    sources = [future.result() for future in opened]
+    for source, (name, leaf) in zip(sources, stored.items(), strict=True):
+        _check_source(name, source, leaf)
+    _check_memory(sum(math.prod(s.shape) * s.dtype.numpy_dtype.itemsize for s in sources))
+    futures = [source.read(order="C") for source in sources]
+    return arrays | {name: future.result() for name, future in zip(stored, futures, strict=True)}
+
+
+def _spec(path: Path, name: str) -> dict[str, Any]:
+    """Where TensorStore finds an array: Orbax's layout."""
+    folder = {"driver": "file", "path": f"{path.absolute().as_posix()}/state/"}
+    return {
+        "driver": "zarr",
+        "kvstore": {"driver": "ocdbt", "base": folder, "path": name},
+        "recheck_cached_data": False,
+    }
+
+
+def _check_source(name: str, source: ts.TensorStore, leaf: Leaf) -> None:
+    """Raises DamagedError where an array is not as recorded, or has larger chunks than it."""
+    stored = Leaf(tuple(source.shape), source.dtype.name, "")
+    if stored[:2] != leaf[:2]:
+        raise DamagedError(f"{name} is {stored}, not {leaf}")
+    chunks = source.chunk_layout.read_chunk.shape or ()  # of a scalar, None
+    if any(chunk is None or chunk > size for chunk, size in zip(chunks, leaf.shape, strict=True)):
+        raise DamagedError(f"{name} is {stored} in chunks of {[*chunks]}")
+
+
+def _read_json(file: Path) -> Any:
+    """The JSON of a file, if its size and its number of values are those of a record at most."""
+    data = read_regular(file, _MAX_RECORD_BYTES + 1)
+    check_size(data)
+    return json.loads(data.decode("ascii"))
+
+
+def check_size(data: bytes) -> None:
+    """Raises DamagedError for JSON that would take too much memory."""
+    if len(data) > _MAX_RECORD_BYTES:
+        raise DamagedError(f"larger than {_MAX_RECORD_BYTES} bytes")
+    if sum(map(data.count, (b",", b"[", b"{"))) > _MAX_RECORD_VALUES:
+        raise DamagedError(f"made of more than {_MAX_RECORD_VALUES} values")
+
+
+def _check_memory(size: int) -> None:
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > memory:
+        raise HostError(
+            f"have {size} bytes, the memory of this machine {memory}; use a larger machine"
+        )
+
+
+def _check_files(folder: Path) -> None:
+    """Checks what Orbax and TensorStore are going to open, before they do.
+
+    Raises:
+      DamagedError: a link, a pipe or the like is among it, or metadata are larger than any are.
+    """
+    with os.scandir(folder) as scanned:
+        entries = list(scanned)
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            _check_files(Path(entry))
+        elif not entry.is_file(follow_symlinks=False):
+            raise DamagedError(f"{entry.name} is not a regular file")
+        elif folder.name not in _LARGE and entry.stat().st_size > _MAX_METADATA_BYTES:
+            raise DamagedError(f"{entry.name} is larger than {_MAX_METADATA_BYTES} bytes")
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a folder is a checkpoint, complete or damaged: it has one of its parts."""
+    return any((path / part).exists() for part in _PARTS)
+
+
+@contextlib.contextmanager
+def as_os_errors() -> Iterator[None]:
+    """Raises TensorStore's ValueErrors about the disk as OSErrors."""
+    try:
+        yield
+    except ValueError as error:
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
+
+
+@contextlib.contextmanager
+def _as_damaged_errors(path: Path, part: str) -> Iterator[None]:
+    """Raises every error of reading as a DamagedError; damage has no common type in Orbax.
+
+    Not so a lack of memory or of permission, which says nothing about the file.
+    """
+    try:
+        yield
+    except (DamagedError, InputError) as error:
+        raise DamagedError(f"{part}: {error}") from error
+    except HostError as error:
+        raise HostError(f"{path}: {part}: {error}") from error
+    except MemoryError:
+        raise
+    except PermissionError as error:
+        raise HostError(
+            f"{path}: {part}: cannot be read ({error.strerror}); check its rights"
+        ) from error
+    except Exception as error:
+        first_line = f"{type(error).__name__} {error}".splitlines()[0]
+        raise DamagedError(f"{part}: cannot be read: {first_line[:200]}") from error

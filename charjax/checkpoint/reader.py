@@ -1,0 +1,191 @@
+"""The checkpoints of a run as a reader sees them: imports neither JAX nor Orbax."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, TypeAlias, TypeVar
+
+import numpy as np
+
+from charjax.checkpoint.read import read_arrays, read_record
+from charjax.checkpoint.record import DamagedError, Leaf, Record
+from charjax.checkpoint.steps import StepFolders
+from charjax.errors import CheckpointError
+
+_logger = logging.getLogger(__name__)
+_MAX_LOOKS = 100  # at a folder that a run changes
+
+Which: TypeAlias = Literal["newest", "best"] | int
+_T = TypeVar("_T")
+
+
+class _DeletedError(Exception):
+    """A checkpoint that was deleted, or saved again, while it was read."""
+
+
+class CheckpointReader:
+    """The checkpoints in a folder, which a run may be writing to."""
+
+    def __init__(self, directory: Path) -> None:
+        """Does not touch the disk."""
+        self._warn_once = functools.cache(_logger.warning)
+        self._folders = StepFolders(directory)
+        self._damaged: set[int] = set()
+
+    def steps(self) -> list[int]:
+        """The steps on disk, ascending, damaged ones included."""
+        return self._folders.steps()
+
+    def read_arrays(
+        self, wanted: Callable[[Record], Mapping[str, Leaf]], *, which: Which = "newest"
+    ) -> tuple[Record, dict[str, np.ndarray]]:
+        """Reads and verifies a part of a checkpoint.
+
+        Args:
+          wanted: the record of a step -> {path: shape and dtype} of the arrays to read, which
+            need no digest.
+          which: "newest", "best" (lowest val_loss) or the number of a step. Instead of a
+            damaged step, the first two read the next newest or best, and log a warning.
+
+        Returns:
+          The record, and the arrays by path.
+
+        Raises:
+          CheckpointError: there is no such step, none verifies, or an array was not saved, or
+            has another shape or dtype.
+        """
+
+        def read(step: int) -> tuple[Record, dict[str, np.ndarray]]:
+            record = self._record(step)
+            leaves = {path: record.leaf(path, leaf) for path, leaf in wanted(record).items()}
+            return record, read_arrays(self._folders.path(step), leaves)
+
+        return self._find(which, read)
+
+    def read_meta(self, *, which: Which = "newest") -> Record:
+        """Reads and verifies a record; `which` and the errors are those of `read_arrays`."""
+        return self._find(which, self._record)
+
+    def verify(self) -> list[tuple[int, str]]:
+        """Reads every checkpoint: (step, what is wrong with it or ""), ascending.
+
+        Those that a run deletes meanwhile are left out.
+        """
+        for _ in range(_MAX_LOOKS):
+            steps = self.steps()
+            problems = [(step, self._problem(step)) for step in steps]
+            verdicts = [(step, problem) for step, problem in problems if problem is not None]
+            if verdicts or not steps:
+                return verdicts
+        raise self._changes_too_fast()
+
+    def _candidates(self, which: Which) -> list[int]:
+        """The steps to try, in this order.
+
+        Raises:
+          CheckpointError: there is none, or not the one asked for.
+        """
+        steps = self.steps()
+        if not steps:
+            raise CheckpointError(
+                f"{self._folders.directory}: holds no checkpoint; train this run first"
+            )
+        if isinstance(which, int):
+            if which not in steps:
+                existing = ", ".join(map(str, steps))
+                raise CheckpointError(
+                    f"{self._folders.path(which)}: no such step; there are {existing}"
+                )
+            return [which]
+        if which == "newest":
+            return steps[::-1]
+        ranks = self._ranks()
+        return sorted(ranks, key=ranks.__getitem__)
+
+    def _ranks(self) -> dict[int, float]:
+        """{step: the val_loss to sort by}, from the newest step on.
+
+        A damaged record comes first, so that it is reported. A loss that was measured on another
+        text than that of the newest step does not count.
+        """
+        ranks: dict[int, float] = {}
+        text = None
+        for step in reversed(self.steps()):
+            try:
+                record = self._read(step, self._record)
+            except (DamagedError, _DeletedError) as error:
+                ranks[step] = -math.inf if isinstance(error, DamagedError) else math.inf
+                continue
+            text = text or record.val_text
+            val_loss = record.val_loss if record.val_text == text else None
+            ranks[step] = math.inf if val_loss is None else val_loss
+        return ranks
+
+    def _find(self, which: Which, read: Callable[[int], _T]) -> _T:
+        """`_first_sound`, looked for again where a run deletes a step while it is read."""
+        for _ in range(_MAX_LOOKS):
+            with contextlib.suppress(_DeletedError):
+                return self._first_sound(self._candidates(which), read)
+        raise self._changes_too_fast()
+
+    def _first_sound(self, candidates: Sequence[int], read: Callable[[int], _T]) -> _T:
+        for step, following in zip(candidates, [*candidates[1:], None], strict=True):
+            try:
+                return self._read(step, read)
+            except DamagedError as error:
+                self._damaged.add(step)
+                remedy = "no other to use" if following is None else f"trying step {following}"
+                self._warn_once(
+                    f"{self._folders.path(step)}: damaged checkpoint ({error}); {remedy}"
+                )
+        tried = ", ".join(map(str, candidates))
+        raise CheckpointError(
+            f"{self._folders.directory}: no checkpoint that verifies (tried {tried}); "
+            "restore a copy of this folder, or start again in another --workdir"
+        )
+
+    def _changes_too_fast(self) -> CheckpointError:
+        return CheckpointError(
+            f"{self._folders.directory}: a run deletes its checkpoints faster than they can be "
+            "read; try again, or have the run save less often"
+        )
+
+    def _problem(self, step: int) -> str | None:
+        """What is wrong with a step; "" if it verifies, None if it was deleted meanwhile."""
+
+        def read(step: int) -> None:
+            read_arrays(self._folders.path(step), self._record(step).leaves)
+
+        try:
+            self._read(step, read)
+        except DamagedError as error:
+            return str(error)
+        except _DeletedError:
+            return None
+        return ""
+
+    def _read(self, step: int, read: Callable[[int], _T]) -> _T:
+        """Calls `read`.
+
+        Raises:
+          DamagedError: the step is damaged.
+          _DeletedError: it is not, but was deleted, as a run deletes its older steps.
+        """
+        before = self._folders.identity(step)
+        try:
+            return read(step)
+        except DamagedError:
+            if before is None or self._folders.identity(step) != before:
+                raise _DeletedError from None
+            raise
+
+    def _record(self, step: int) -> Record:
+        record = read_record(self._folders.path(step))
+        if record.step != step:
+            raise DamagedError(f"its record is of step {record.step}")
+        return record

@@ -1,0 +1,53 @@
+"""Seconds that the commands take from their start, with a warm cache, on this machine.
+
+    python -m tests.cli.measure_start WORKDIR
+
+WORKDIR holds a run. Prints the least of several turns: what else runs on the machine only adds.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+TURNS = 5
+CHARJAX = (sys.executable, "-m", "charjax")
+
+
+def seconds_to_end(*command: str) -> float:
+    started = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    return time.perf_counter() - started
+
+
+def seconds_to_first_step(config: str) -> float:
+    """Seconds until a new run reports its first step."""
+    with tempfile.TemporaryDirectory() as workdir:
+        command = [*CHARJAX, "train", f"--config={config}", f"--workdir={workdir}/run"]
+        options = ["--config.train.max_steps=1", "--config.train.log_every=1"]
+        started = time.perf_counter()
+        with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True) as process:
+            next(line for line in process.stdout if line.startswith("step 1 "))
+            return time.perf_counter() - started
+
+
+def main(workdir: str) -> None:
+    run = f"--workdir={workdir}"
+    quickstart = str(Path(__file__).parents[2] / "configs" / "quickstart.py")
+    tasks = {
+        "import jax": lambda: seconds_to_end(sys.executable, "-c", "import jax"),
+        "info": lambda: seconds_to_end(*CHARJAX, "info", run),
+        "sample 40": lambda: seconds_to_end(*CHARJAX, "sample", run, "--num_chars=40"),
+        "first step": lambda: seconds_to_first_step(quickstart),
+    }
+    for name, measure in tasks.items():
+        turns = [measure() for _ in range(TURNS)]
+        print(json.dumps({"task": name, "best_s": round(min(turns), 2), "turns": len(turns)}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
