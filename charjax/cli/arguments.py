@@ -45,9 +45,9 @@ def add_config(parser: argparse.ArgumentParser, *, required: bool) -> None:
     # Here for --help alone: `main.parse` takes config flags out before argparse sees them.
     parser.add_argument(
         "--config",
-        metavar="FILE[:ARGUMENT]",
-        help="a config file, executed as Python; override fields with --config.model.hidden=512"
-        + ("" if required else "; or give --workdir"),
+        metavar="NAME[:ARGUMENT]",
+        help="a config of `charjax configs`, or a file, which is executed as Python; override "
+        "fields with --config.model.hidden=512" + ("" if required else "; or give --workdir"),
     )
 
 

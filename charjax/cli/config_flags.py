@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.machinery
+import os
 import re
+import sys
+import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from charjax.cli.named_configs import find_config
 from charjax.errors import CharjaxError, InputError
 from charjax.runtime.paths import expand_path
 
@@ -53,18 +58,22 @@ def load_config(config_flags: Sequence[str]) -> tuple[str, Config]:
     """
     files = [flag for flag in config_flags if flag.startswith("--config=")]
     if len(files) != 1:
-        raise InputError("--config: give one config file, such as --config=configs/shakespeare.py")
-    given, colon, argument = files[0].removeprefix("--config=").partition(":")
-    path = expand_path(given, "--config")
-    if not Path(path).is_file():
-        raise InputError(f"--config={path}: no such file; the shipped ones are in configs/")
+        raise InputError("--config: give one config, such as --config=shakespeare")
+    given, argument = _split_argument(files[0].removeprefix("--config="))
+    file = find_config(expand_path(given, "--config"), "--config=")
     _check_text_is_named(config_flags)
     overrides = [flag for flag in config_flags if flag != files[0]]
-    values = _read_config_file(path, colon + argument, overrides)
+    values = _read_config_file(file, argument, overrides)
     from charjax.config import from_config_dict
 
-    stem = Path(path).stem
-    return (f"{stem}-{argument}" if argument else stem), from_config_dict(values)
+    return "-".join(filter(None, (file.stem, argument))), from_config_dict(values)
+
+
+def _split_argument(given: str) -> tuple[str, str | None]:
+    """The file, and the argument after a colon; None: there is no colon."""
+    drive, path = os.path.splitdrive(given)
+    path, colon, argument = path.partition(":")
+    return drive + path, argument if colon else None
 
 
 def _check_text_is_named(config_flags: Sequence[str]) -> None:
@@ -77,25 +86,34 @@ def _check_text_is_named(config_flags: Sequence[str]) -> None:
         )
 
 
-def _read_config_file(path: str, argument: str, overrides: Sequence[str]) -> Any:
-    """What `get_config` of the file returns; the argument is "" or begins with a colon."""
+def _read_config_file(file: Path, argument: str | None, overrides: Sequence[str]) -> Any:
+    """What `get_config` of the file returns, called with the argument if there is one."""
     from absl import flags
     from ml_collections import config_flags as ml_flags
 
     # Not absl's global FLAGS. ml_collections reads the overrides from sys_argv when the flag is
     # defined, before absl parses it.
     flag_values = flags.FlagValues()
-    argv = ["charjax", f"--config={path}{argument}", *overrides]
-    ml_flags.DEFINE_config_file("config", flag_values=flag_values, sys_argv=argv)
+    argv = ["charjax", *overrides]
     try:
+        config = _execute(file).get_config(*([] if argument is None else [argument]))
+        ml_flags.DEFINE_config_dict("config", config, flag_values=flag_values, sys_argv=argv)
         flag_values(argv)
         return flag_values.config.to_dict()
     except CharjaxError:
         raise
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(_config_message(error, path, overrides)) from error
+        raise InputError(_config_message(error, str(file), overrides)) from error
     except Exception as error:
-        raise InputError(f"--config={path}: {type(error).__name__}: {error}") from error
+        raise InputError(f"--config={file}: {type(error).__name__}: {error}") from error
+
+
+def _execute(file: Path) -> Any:
+    """The module of a config file. ml_collections would split its path at the colon of a drive."""
+    loader = importlib.machinery.SourceFileLoader("charjax_config", str(file))
+    module = sys.modules[loader.name] = types.ModuleType(loader.name)
+    loader.exec_module(module)
+    return module
 
 
 def _config_message(error: Exception, path: str, overrides: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ from charjax.checkpoint.record import Leaf, Record
 from charjax.config import Config
 from charjax.data.reading import ReadingRules
 from charjax.data.vocab import Vocab
+from charjax.model.shapes import param_shapes
 from charjax.workdir import Workdir
 
 
@@ -58,28 +59,34 @@ def load_trained(workdir: Path, *, which: Which) -> TrainedModel:
       CheckpointError: the folder holds no usable checkpoint, or one of a version that this one
         cannot read.
     """
-    from charjax.model.shapes import param_shapes
+    from charjax.model.cells import CELLS
 
     def wanted(record: Record) -> dict[str, Leaf]:
         run = _read_run(directory, record)
-        shapes = param_shapes(run.config.model, len(run.vocab))
-        return {
-            f"{_weights(run)}/{path}": Leaf(shape, "float32", "") for path, shape in shapes.items()
-        }
+        cell = CELLS[run.config.model.cell]
+        return _leaves(run, cell.gates, cell.reset_after)
 
     directory = Workdir(workdir).checkpoints
     return _trained(directory, *CheckpointReader(directory).read_arrays(wanted, which=which))
 
 
 def load_recorded(workdir: Path, *, which: Which) -> TrainedModel:
-    """As `load_trained`, without JAX: does not check the weights against the architecture."""
+    """As `load_trained`, without JAX: takes the cell's number of gates from the checkpoint."""
 
     def wanted(record: Record) -> dict[str, Leaf]:
-        prefix = f"{_weights(_read_run(directory, record))}/"
-        return {path: leaf for path, leaf in record.leaves.items() if path.startswith(prefix)}
+        run = _read_run(directory, record)
+        bias = record.leaves.get(f"{_weights(run)}/layer_0/bias", Leaf((0,), "", ""))
+        reset_after = f"{_weights(run)}/layer_0/recurrent/bias" in record.leaves
+        return _leaves(run, sum(bias.shape) // run.config.model.hidden, reset_after)
 
     directory = Workdir(workdir).checkpoints
     return _trained(directory, *CheckpointReader(directory).read_arrays(wanted, which=which))
+
+
+def _leaves(run: RunMeta, gates: int, reset_after: bool) -> dict[str, Leaf]:
+    """The arrays of a run's weights by path, without digests."""
+    shapes = param_shapes(run.config.model, len(run.vocab), gates=gates, reset_after=reset_after)
+    return {f"{_weights(run)}/{path}": Leaf(shape, "float32", "") for path, shape in shapes.items()}
 
 
 def _trained(directory: Path, record: Record, arrays: Mapping[str, np.ndarray]) -> TrainedModel:

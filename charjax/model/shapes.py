@@ -1,15 +1,23 @@
-"""The shapes of a network's parameters, known without building it."""
+"""The shapes of a network's parameters, known without building it and without JAX."""
 
 from __future__ import annotations
 
 from charjax.config import ModelConfig
-from charjax.model.cells import CELLS
 
 
-def param_shapes(config: ModelConfig, vocab_size: int) -> dict[str, tuple[int, ...]]:
-    """The shape of every parameter of a `CharRNN`, by its path in a checkpoint."""
-    cell, hidden = CELLS[config.cell], config.hidden
-    gates, inputs = cell.gates * hidden, config.embed or vocab_size
+def param_shapes(
+    config: ModelConfig, vocab_size: int, *, gates: int, reset_after: bool
+) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter of a `CharRNN`, by its path in a checkpoint.
+
+    Args:
+      config: the architecture.
+      vocab_size: number of tokens.
+      gates: the cell's number of gates.
+      reset_after: whether the cell has `reset_after`, see `charjax.model.cells.Cell`.
+    """
+    hidden, inputs = config.hidden, config.embed or vocab_size
+    columns = gates * hidden
     shapes: dict[str, tuple[int, ...]] = {
         "output_kernel": (hidden, vocab_size),
         "output_bias": (vocab_size,),
@@ -18,9 +26,9 @@ def param_shapes(config: ModelConfig, vocab_size: int) -> dict[str, tuple[int, .
         shapes["embedding"] = (vocab_size, config.embed)
     for layer in range(config.layers):
         name = f"layer_{layer}"
-        shapes[f"{name}/kernel"] = (inputs if layer == 0 else hidden, gates)
-        shapes[f"{name}/bias"] = (gates,)
-        shapes[f"{name}/recurrent/kernel"] = (hidden, gates)
-        if cell.reset_after:
+        shapes[f"{name}/kernel"] = (inputs if layer == 0 else hidden, columns)
+        shapes[f"{name}/bias"] = (columns,)
+        shapes[f"{name}/recurrent/kernel"] = (hidden, columns)
+        if reset_after:
             shapes[f"{name}/recurrent/bias"] = (hidden,)
     return shapes

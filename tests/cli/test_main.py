@@ -107,7 +107,7 @@ def _surroundings(workspace, monkeypatch) -> None:
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 
-COMMANDS = ("train", "sample", "score", "export", "info", "verify")
+COMMANDS = ("train", "sample", "score", "export", "info", "verify", "configs")
 PROGRAMS = {"launch": [str(ROOT / "launch.py")], "charjax": ["-m", "charjax"]}
 
 
@@ -156,7 +156,7 @@ FAULTS = {
     "stray word": Fault(SAMPLE + "hello", 2, ("hello",)),
     "workdir without a name": Fault("info --workdir=", 2, ("--workdir=", "is empty")),
     "score of a folder": Fault("score --workdir=@run --file=@run", 2, ("--file=", "no text file")),
-    "no config": Fault("train", 2, ("--config", "configs/shakespeare.py")),
+    "no config": Fault("train", 2, ("--config", "--config=shakespeare")),
     "--config without a value": Fault("train --config", 2, ("--config", "--config=VALUE")),
     "field without a value": Fault(
         TRAIN + "--config.seed", 2, ("--config.seed", "--config.seed=VALUE")

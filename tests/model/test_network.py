@@ -272,4 +272,5 @@ def test_the_shapes_are_known_without_the_network(cell, embed, layers):
     config = ModelConfig(cell=cell, hidden=5, layers=layers, embed=embed)
     params = jax.eval_shape(lambda: init_params(config, 7, jax.random.key(0)))
     shapes = {path: leaf.shape for path, leaf in flatten(params)[0].items()}
-    assert param_shapes(config, 7) == shapes
+    gates, reset_after = CELLS[cell].gates, CELLS[cell].reset_after
+    assert param_shapes(config, 7, gates=gates, reset_after=reset_after) == shapes

@@ -1,0 +1,51 @@
+"""List the configs that come with charjax, show one, or copy one to edit."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from charjax.errors import HostError, InputError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which config, and whether to copy it."""
+    parser.add_argument("name", nargs="?", default="", help="a config; default: list all")
+    parser.add_argument(
+        "--copy",
+        action="store_true",
+        help="write NAME.py into this folder, to edit; it never overwrites a file",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prints the names with a line each, or the documentation of one; or copies one."""
+    from charjax.cli.named_configs import describe, find_config, named_configs
+
+    if args.name:
+        file = find_config(args.name)
+        text = _copied(file) if args.copy else describe(file)
+    elif args.copy:
+        raise InputError(
+            "--copy: name the config to copy, as in charjax configs shakespeare --copy"
+        )
+    else:
+        configs = named_configs()
+        width = max(map(len, configs), default=0)
+        lines = {name: describe(file).partition("\n")[0] for name, file in configs.items()}
+        text = "\n".join(f"{name:{width}}  {line}" for name, line in lines.items())
+    sys.stdout.write(f"{text}\n")
+
+
+def _copied(file: Path) -> str:
+    """Copies a config into the current folder; returns how to train with it."""
+    copy = Path(file.name)
+    try:
+        with copy.open("x", encoding="utf-8", newline="") as new:
+            new.write(file.read_text("utf-8"))
+    except FileExistsError:
+        raise InputError(f"{copy}: exists, and is not overwritten; rename it first") from None
+    except OSError as error:
+        raise HostError(f"{copy}: cannot be written: {error.strerror}") from None
+    return f"{copy}: edit it, then run: charjax train --config={copy}"

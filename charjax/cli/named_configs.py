@@ -1,0 +1,46 @@
+"""The configs that come with charjax, by name: `shakespeare` is `configs/shakespeare.py`."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from pathlib import Path
+
+from charjax.errors import InputError
+
+_PACKAGE = Path(__file__).parents[1]
+
+
+def named_configs() -> dict[str, Path]:
+    """The config files by name: of the installed package, or of the checkout that this is."""
+    folders = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
+    folder = next((folder for folder in folders if folder.is_dir()), _PACKAGE)
+    files = {file.relative_to(folder).with_suffix(""): file for file in folder.rglob("*.py")}
+    return {name.as_posix(): files[name] for name in sorted(files)} if folder != _PACKAGE else {}
+
+
+def find_config(given: str, flag: str = "") -> Path:
+    """The config file that a path or a name stands for; a file of that path wins over a name.
+
+    Args:
+      given: the path or the name.
+      flag: what precedes it in a message, such as "--config=".
+
+    Raises:
+      InputError: there is neither.
+    """
+    if Path(given).is_file():
+        return Path(given)
+    configs = named_configs()
+    if given in configs:
+        return configs[given]
+    name = Path(given).with_suffix("").as_posix().removeprefix("configs/")
+    by_last_part = {known.rpartition("/")[2]: known for known in configs}
+    nearest = difflib.get_close_matches(name.rpartition("/")[2], by_last_part, n=1)
+    hint = f"did you mean {flag}{by_last_part[nearest[0]]}?" if nearest else "see: charjax configs"
+    raise InputError(f"{flag}{given}: no such file, and no config of this name; {hint}")
+
+
+def describe(file: Path) -> str:
+    """The documentation of a config file; its first line says what it is for."""
+    return ast.get_docstring(ast.parse(file.read_text("utf-8"))) or ""

@@ -1,0 +1,90 @@
+"""Configs by name: `--config=NAME` and `charjax configs`, from any folder."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from charjax.cli.config_flags import load_config
+from charjax.cli.main import main
+from charjax.cli.named_configs import find_config, named_configs
+
+ROOT = Path(__file__).parents[2]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("given", ["shakespeare", "tutorials/grimm:better"])
+def test_a_name_is_the_config_of_that_file(given):
+    name, _, argument = given.partition(":")
+    file = f"--config={ROOT}/configs/{name}.py:{argument}".removesuffix(":")
+    override = "--config.model.hidden=7"
+    assert load_config([f"--config={given}", override]) == load_config([file, override])
+
+
+def test_a_file_of_that_path_wins_over_a_name(tmp_path):
+    lines = (
+        "from ml_collections import ConfigDict",
+        "get_config = lambda: ConfigDict({'seed': 77, 'train': {'max_steps': 1}})",
+    )
+    (tmp_path / "shakespeare").write_text("\n".join(lines))
+    name, config = load_config(["--config=shakespeare"])
+    assert (name, config.seed) == ("shakespeare", 77)
+    (tmp_path / "quickstart").mkdir()
+    assert find_config("quickstart") == ROOT / "configs" / "quickstart.py"
+
+
+def test_the_list_has_a_line_for_each_name(capsys):
+    assert main(["configs"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(named_configs())
+    assert all(len(line.split()) > 3 for line in lines)
+    assert main(["configs", "tutorials/grimm"]) == 0
+    assert "Variants:" in capsys.readouterr().out
+
+
+def test_a_copy_can_be_trained_with_and_is_never_overwritten(tmp_path, capsys):
+    assert main(["configs", "shakespeare", "--copy"]) == 0
+    assert "--config=shakespeare.py" in capsys.readouterr().out
+    copy = tmp_path / "shakespeare.py"
+    assert load_config(["--config=shakespeare.py"]) == load_config(["--config=shakespeare"])
+    copy.write_text("# edited")
+    assert main(["configs", "shakespeare", "--copy"]) == 2
+    assert copy.read_text() == "# edited"
+    assert "shakespeare.py" in capsys.readouterr().err
+    copy.unlink()
+    copy.symlink_to(tmp_path / "elsewhere")
+    assert main(["configs", "shakespeare", "--copy"]) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["shakespeare.py"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "--config=shakespear"], ["shakespear", "--config=shakespeare"]),
+        (["train", "--config=configs/shakespeare.py"], ["--config=shakespeare"]),
+        (["configs", "grimm"], ["did you mean tutorials/grimm"]),
+        (["configs", "zzz"], ["zzz", "see: charjax configs"]),
+        (["configs", "--copy"], ["--copy", "shakespeare"]),
+    ],
+)
+def test_a_wrong_name_is_one_line(arguments, words, capsys):
+    assert main(arguments) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert all(word in line for word in words)
+
+
+def test_the_wheel_has_every_folder_of_the_package_and_the_configs():
+    files = [*(ROOT / "charjax").rglob("*.*"), *(ROOT / "configs").rglob("*.py")]
+    folders = {file.parent.relative_to(ROOT).as_posix() for file in files if file.is_file()}
+    packages = {folder.replace("/", ".") for folder in folders if "__pycache__" not in folder}
+    names = {re.sub("^configs", "charjax.configs", package) for package in packages}
+    assert sorted(PYPROJECT["tool"]["setuptools"]["packages"]) == sorted(names)
