@@ -32,12 +32,14 @@ def test_the_workflow_runs_the_whole_check_on_every_python_that_is_promised():
     assert "- run: .ci/run\n" in workflow
 
 
-def test_the_workflow_pins_actions_and_has_no_more_rights_than_it_needs():
-    workflow = read(".github", "workflows", "ci.yml")
+@pytest.mark.parametrize("name", ["ci.yml", "publish.yml"])
+def test_the_workflow_pins_actions_and_has_no_more_rights_than_it_needs(name):
+    workflow = read(".github", "workflows", name)
     uses = re.findall(r"uses: (.*)", workflow)
     assert uses
     assert all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40} # v[\d.]+", action) for action in uses)
-    assert "\npermissions:\n  contents: read\n" in workflow
+    assert re.search(r"^permissions:(\n  contents: read| \{\})$", workflow, re.M)
+    assert "secrets." not in workflow
     assert workflow.count("persist-credentials: false") == workflow.count("actions/checkout@")
 
 

@@ -161,7 +161,7 @@ FAULTS = {
     "field without a value": Fault(
         TRAIN + "--config.seed", 2, ("--config.seed", "--config.seed=VALUE")
     ),
-    "two configs": Fault(TRAIN + "--config=@bare.py", 2, ("--config", "one config file")),
+    "two configs": Fault(TRAIN + "--config=@bare.py", 2, ("--config", "one config")),
     "config where none belongs": Fault(
         SAMPLE + "--config.sample.num_chars=3",
         2,
