@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import re
@@ -19,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from charjax.errors import HostError, InputError
-from charjax.runtime.files import check_local, not_regular, open_regular
+from charjax.runtime.files import check_local, not_regular, open_regular, replace_file
+from charjax.runtime.locks import has_flock, lock
 
 LOGS = ("metrics.jsonl", "samples.txt")
 
@@ -31,8 +31,16 @@ class Workdir:
     path: Path
 
     def __post_init__(self) -> None:
-        """Raises InputError for the address of a remote folder."""
+        """Raises InputError for the address of a remote folder, or a name that Orbax gets wrong.
+
+        TensorStore takes a backslash for a slash, and Orbax a bracket for a pattern.
+        """
         check_local(self.path, "--workdir")
+        if wrong := {"[", "\\"}.difference(os.sep).intersection(str(self.path.absolute())):
+            raise InputError(
+                f"--workdir={self.path}: checkpoints cannot be saved below a folder with "
+                f"{min(wrong)} in its name; choose another"
+            )
 
     @property
     def run_json(self) -> Path:
@@ -86,11 +94,13 @@ class Workdir:
         with contextlib.ExitStack() as descriptors:
             try:
                 # The folder itself: a file in it can be removed, and be another one after that.
-                folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-                descriptors.callback(os.close, folder)
-                file = self._open_lock()
-                descriptors.callback(os.close, file)
-                self._acquire(folder, file)
+                # Windows cannot lock it, but keeps an open file in it from being removed.
+                opened = [self._open_lock()]
+                descriptors.callback(os.close, opened[0])
+                if has_flock():
+                    opened.append(os.open(self.path, os.O_RDONLY | os.O_DIRECTORY))
+                    descriptors.callback(os.close, opened[1])
+                self._acquire(*opened)
             except OSError as error:
                 raise write_error(self.path, error) from None
             yield  # closing releases the locks; the file stays, as others may have it open
@@ -187,29 +197,31 @@ class Workdir:
     def _open_lock(self) -> int:
         return open_regular(self._lock, os.O_RDWR | os.O_CREAT)
 
-    def _acquire(self, folder: int, file: int) -> None:
-        """Locks the folder, and the file, which has the holder's name for a second process.
+    def _acquire(self, file: int, folder: int | None = None) -> None:
+        """Locks the file, which has the holder's name for a second process, and the folder.
 
         Raises:
           HostError: another process has a lock.
           InputError: the file has something else in it.
         """
-        found = os.pread(file, 200, 0).decode(errors="replace").strip()
+        found = os.read(file, 200).decode(errors="replace").strip()
         if found and not re.fullmatch(r"process \d+ on .*", found):
             raise InputError(
                 f"{self._lock}: not the lock of a run; remove it, or choose another --workdir"
             )
         try:
-            with _without_folder_locks():
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if folder is not None:
+                with _without_folder_locks():
+                    lock(folder)
+            lock(file)
         except BlockingIOError:
             raise HostError(
                 f"{self.path}: in use by {found or 'another process'}; "
                 "wait until it has ended, or choose another --workdir"
             ) from None
         os.ftruncate(file, 0)
-        os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        os.lseek(file, 0, os.SEEK_SET)
+        os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
 
 
 @contextlib.contextmanager
@@ -238,7 +250,7 @@ def replace(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(descriptor)
-        unfinished.replace(path)
+        replace_file(unfinished, path)
     except OSError as error:
         raise write_error(path, error) from None
 

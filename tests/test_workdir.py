@@ -194,3 +194,9 @@ def test_a_link_that_comes_later_is_not_written_through(tmp_path):
             append(folder.metrics, "text") if name == "metrics.jsonl" else folder.write_run({})
         (tmp_path / name).unlink()
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["a\\b", "a[b]"])
+def test_a_folder_that_the_store_of_arrays_gets_wrong_is_refused(tmp_path, name):
+    with pytest.raises(InputError, match="cannot be saved below a folder with"):
+        Workdir(tmp_path / name)

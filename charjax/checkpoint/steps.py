@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 from charjax.checkpoint.read import UNFINISHED, is_checkpoint
+from charjax.runtime.files import replace_file
 
 _logger = logging.getLogger(__name__)
 _STEP = r"0|[1-9][0-9]*"
@@ -61,13 +62,15 @@ class StepFolders:
         self.delete_unfinished()
         path = self.path(step)
         if is_checkpoint(path):
-            path.rename(self.damaged_path(step))
+            replace_file(path, self.damaged_path(step))
         elif path.exists():
             path.rmdir()  # fails unless it is empty: other files in it are not ours to delete
 
     def delete(self, step: int) -> None:
         """Renames a step, then deletes it: an interrupted deletion must not look like damage."""
-        shutil.rmtree(self.path(step).rename(self.directory / f"{step}{UNFINISHED}"))
+        renamed = self.directory / f"{step}{UNFINISHED}"
+        replace_file(self.path(step), renamed)
+        shutil.rmtree(renamed)
 
     def delete_unfinished(self) -> None:
         """Deletes what interrupted saves and deletions have left."""

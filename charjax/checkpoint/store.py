@@ -24,7 +24,7 @@ from jax.experimental import multihost_utils
 from charjax.checkpoint.read import RECORD, UNFINISHED, as_os_errors, check_size
 from charjax.checkpoint.record import DamagedError, Record, to_json
 from charjax.errors import HostError
-from charjax.runtime.files import open_regular
+from charjax.runtime.files import open_regular, replace_file
 
 _T = TypeVar("_T")
 
@@ -94,7 +94,7 @@ class Store:
             file.write(_encode_record(path, record))
             file.flush()
             os.fsync(descriptor)
-        unfinished.replace(path / RECORD)
+        replace_file(unfinished, path / RECORD)
         _sync((path / RECORD).parent)
 
 
@@ -125,8 +125,10 @@ def _encode_record(path: Path, record: Record) -> bytes:
 
 
 def _sync(path: Path) -> None:
-    """Waits until a file or folder is on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Waits until a file or folder is on disk; on Windows, a file."""
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)
 

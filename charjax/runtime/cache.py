@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 import tempfile
 from pathlib import Path
+
+import platformdirs
 
 from charjax.errors import HostError
 
@@ -13,10 +16,12 @@ _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 def cache_folder(name: str) -> Path:
-    """`charjax/NAME` below `$XDG_CACHE_HOME` or `~/.cache`; without a home, a temporary folder.
+    """`charjax/NAME` in the user's cache; without a home, in a temporary folder.
 
-    A relative `$XDG_CACHE_HOME` is ignored, as the XDG specification demands. A user has no home
-    if neither `$HOME` nor the system's list of users names one.
+    The cache is `$XDG_CACHE_HOME`, or where the system has it: `~/.cache` on Linux,
+    `~/Library/Caches` on macOS, `%LOCALAPPDATA%` on Windows. A relative `$XDG_CACHE_HOME` is
+    ignored, as the XDG specification demands. A user has no home if neither `$HOME` nor the
+    system's list of users names one.
 
     Raises:
       HostError: there is no home, and the temporary folder belongs to another user.
@@ -43,28 +48,43 @@ def code_cache_folder(name: str) -> Path | None:
 
 
 def is_private(status: os.stat_result) -> bool:
-    """Whether a file or folder is this user's, and nobody else can write to it."""
+    """Whether a file or folder is this user's, and nobody else can write to it.
+
+    Windows keeps that in access lists; there, what is in the user's cache is the user's.
+    """
+    if not hasattr(os, "getuid"):
+        return True
     return status.st_uid == os.getuid() and not status.st_mode & _WRITABLE_BY_OTHERS
 
 
 def _home_cache() -> Path | None:
-    folders = (os.environ.get("XDG_CACHE_HOME", ""), os.path.join("~", ".cache"))
-    absolute = filter(os.path.isabs, map(os.path.expanduser, folders))
-    return next((Path(folder) / "charjax" for folder in absolute), None)
+    given = os.path.expanduser(os.environ.get("XDG_CACHE_HOME", ""))
+    if os.path.isabs(given):
+        return Path(given) / "charjax"
+    if sys.platform in ("darwin", "win32"):
+        folder = platformdirs.user_cache_path("charjax", appauthor=False)
+    else:  # platformdirs would take a relative XDG_CACHE_HOME
+        folder = Path(os.path.expanduser(os.path.join("~", ".cache", "charjax")))
+    return folder if folder.is_absolute() else None
 
 
 def _temporary_cache() -> Path:
-    return Path(tempfile.gettempdir()) / f"charjax-{os.getuid()}"
+    return Path(tempfile.gettempdir()) / f"charjax-{_user_id()}"
+
+
+def _user_id() -> int:
+    """The user's number; 0 on Windows, where the temporary folder is of one user."""
+    return os.getuid() if hasattr(os, "getuid") else 0
 
 
 def _make_private(folder: Path) -> bool:
     """Creates the folder and makes it writable by this user alone; False: it is not this user's."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if folder.lstat().st_uid != os.getuid():  # it may be a link to a folder of this user
+        if folder.lstat().st_uid != _user_id():  # it may be a link to a folder of this user
             return False
         status = folder.stat()
-        if status.st_uid == os.getuid() and not is_private(status):  # made with umask 002
+        if status.st_uid == _user_id() and not is_private(status):  # made with umask 002
             folder.chmod(stat.S_IMODE(status.st_mode) & ~_WRITABLE_BY_OTHERS)
         return is_private(folder.stat())
     except OSError:

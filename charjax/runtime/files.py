@@ -10,10 +10,14 @@ import errno
 import os
 import re
 import stat
+import time
 from pathlib import Path
 
 from charjax.errors import InputError
 
+# What some systems lack. Windows would translate line ends without O_BINARY.
+_OPEN_FLAGS = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
+_PATIENCE_S = 3.0  # with a reader that holds a file open
 # Errors of `os.open` with O_NOFOLLOW for a link, and for a folder, pipe or socket.
 _NOT_REGULAR = (errno.ELOOP, errno.EMLINK, errno.EISDIR, errno.ENXIO)
 _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/.*")  # a Path has one slash of the two
@@ -26,8 +30,10 @@ def open_regular(path: Path, flags: int, mode: int = 0o644) -> int:
       InputError: the path is a link, a folder, a pipe, a socket or a device.
       OSError: the file cannot be opened.
     """
+    if not hasattr(os, "O_NOFOLLOW") and path.is_symlink():
+        raise not_regular(path)
     try:
-        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, mode)
+        descriptor = os.open(path, flags | _OPEN_FLAGS, mode)
     except OSError as error:
         if error.errno in _NOT_REGULAR:
             raise not_regular(path) from None
@@ -46,6 +52,30 @@ def read_regular(path: Path, limit: int) -> bytes:
     """
     with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as file:
         return file.read(limit)
+
+
+def replace_file(source: Path, target: Path) -> None:
+    """Renames a file or a folder, also to that of an existing file, atomically.
+
+    On Windows that fails while a reader has one of them open: then it tries again for a while.
+
+    Raises:
+      OSError: it cannot be renamed.
+    """
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            source.replace(target)
+            return
+        except PermissionError:
+            if not _readers_block() or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
+def _readers_block() -> bool:
+    """Whether the system refuses to rename what another process has open."""
+    return os.name == "nt"
 
 
 def not_regular(path: Path) -> InputError:

@@ -30,7 +30,9 @@ class AbortHandler:
         self.message, self.exit_code = message, exit_code
         self._stderr = _redirect_native_output(native_log)
         self._c_handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._exit)  # must not be freed
-        ctypes.CDLL(None).signal(signal.SIGABRT, self._c_handler)
+        ctypes.CDLL(None if os.name == "posix" else "ucrtbase").signal(
+            signal.SIGABRT, self._c_handler
+        )
 
     def _exit(self, number: int) -> None:
         os.write(self._stderr, f"charjax: {self.message}\n".encode())

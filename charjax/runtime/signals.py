@@ -1,7 +1,7 @@
 """Signals that ask a process to end: recorded while a run trains, else an immediate exit.
 
 SIGINT and SIGTERM; SIGHUP, of a terminal that is closed; SIGUSR1, which a batch system sends before
-its time limit; SIGXCPU, of a limit on processor time.
+its time limit; SIGXCPU, of a limit on processor time; SIGBREAK, of Ctrl-Break on Windows.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGXCPU")
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGXCPU", "SIGBREAK")
 _SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 _WORDS: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
@@ -98,7 +98,8 @@ def _handle_signals(on_exit: ExitStack, handler: Callable[[int, FrameType | None
 def _listener_thread(react: Callable[[int], None]) -> Iterator[None]:
     """A thread that calls `react` with each signal's number, even while the main thread is in C."""
     arrivals, wakeup = os.pipe()
-    os.set_blocking(wakeup, False)
+    if os.name == "posix":  # Windows neither can nor must
+        os.set_blocking(wakeup, False)
     before = signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
     threading.Thread(target=_listen, args=(arrivals, react), daemon=True).start()
     try:

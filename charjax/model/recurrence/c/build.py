@@ -128,6 +128,8 @@ def load() -> Library | Unavailable:
     """Registers the library with XLA, once a process; compiles it if the cache has none."""
     if jax.default_backend() != "cpu":
         return Unavailable("no CPU")
+    if os.name == "nt":
+        return Unavailable("not on Windows: the sources need GCC or Clang, and POSIX threads")
     cdll = open_library()
     if isinstance(cdll, Unavailable):
         return cdll

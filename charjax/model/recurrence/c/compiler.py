@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from charjax.runtime.cache import is_private
 
 _PREFIX = "charjax-build-"
 _STALE_S = 3600
@@ -73,5 +74,5 @@ def _delete_stale(parent: Path) -> None:
     for folder in parent.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):
             status = folder.stat()
-            if status.st_uid == os.getuid() and time.time() - status.st_mtime > _STALE_S:
+            if is_private(status) and time.time() - status.st_mtime > _STALE_S:
                 shutil.rmtree(folder, ignore_errors=True)
