@@ -196,7 +196,9 @@ FAULTS = {
     "field without effect": Fault(
         TRAIN + "--config.data.stride=3", 2, ("config.data.stride=3", "data.batching=sliding")
     ),
-    "missing config": Fault("train --config=@none.py", 2, ("none.py", "no such file", "charjax configs")),
+    "missing config": Fault(
+        "train --config=@none.py", 2, ("none.py", "no such file", "charjax configs")
+    ),
     "config that is no Python": Fault("train --config=@syntax.py", 2, ("syntax.py", "line 1")),
     "config that raises": Fault("train --config=@raises.py", 2, ("raises.py", "division by zero")),
     "config without get_config": Fault("train --config=@bare.py", 2, ("bare.py", "get_config")),

@@ -16,7 +16,8 @@ from charjax.data.vocab import Vocab
 from charjax.inference.load import TrainedModel
 from charjax.inference.sampling import Sampling
 from charjax.inference.texts import write_texts
-from charjax.model.network import CharRNN, init_params, initial_carry
+from charjax.model.carry import initial_carry
+from charjax.model.network import CharRNN, init_params
 from charjax.runtime.keys import Stream, stream_key
 
 TEXT = "the cat sat on a mat.\nIt saw some tea, and drank it up: é€😀"
