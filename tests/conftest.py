@@ -10,6 +10,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.environment import FAST_COMPILES
+
 # Background jobs of a shell ignore SIGINT and nohup ignores SIGHUP, the commands that tests start
 # inherit that, and charjax leaves an ignored signal ignored.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -20,7 +22,7 @@ if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_I
 # Before jax is imported. On a machine with few cores, eight devices deadlock in XLA's thread pool
 # unless it believes in more cores.
 os.environ.setdefault("NPROC", "16")
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {FAST_COMPILES}")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 # One compilation cache for the session: its workers and the commands that tests start inherit the
@@ -37,6 +39,7 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 import jax
 import pytest
 from hypothesis import settings
+from jax._src.compiler import get_compile_options
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 settings.register_profile("charjax", deadline=None, max_examples=50)
@@ -69,8 +72,14 @@ def pytest_collection_modifyitems(items: list) -> None:
 
 
 @pytest.fixture
-def optimized() -> Iterator[None]:
+def optimized(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Compiles as for users, for tests of equal bits between different programs."""
+
+    def options_for_users(*args, env_options_overrides, **kwargs):
+        options = {**(env_options_overrides or {}), "xla_cpu_use_fusion_emitters": True}
+        return get_compile_options(*args, env_options_overrides=options, **kwargs)
+
+    monkeypatch.setattr("jax._src.compiler.get_compile_options", options_for_users)
     jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()
     yield

@@ -21,6 +21,7 @@ from charjax.cli import commands, main
 from charjax.cli.arguments import Parser
 from charjax.inference.evaluate import Score
 from charjax.train.metrics import read_metrics
+from tests.environment import with_devices
 
 # ml_collections loads config files by a function that Python deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -79,10 +80,9 @@ def workspace(tmp_path_factory) -> Workspace:
     (folder / "text.txt").write_text(TEXT, encoding="utf-8")
     (folder / "tiny.py").write_text(CONFIG.format(path=str(folder / "text.txt")), encoding="utf-8")
     (folder / "nothing").mkdir()
-    kept = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC", "no_proxy")}
+    kept = {name: value for name, value in with_devices(1).items() if name != "no_proxy"}
     nowhere = "http://127.0.0.1:9"
     environment = kept | {
-        "JAX_PLATFORMS": "cpu",
         "XDG_CACHE_HOME": str(folder / "cache"),
         "JAX_COMPILATION_CACHE_DIR": str(folder / "cache" / "jax"),
         "CHARJAX_DATA_DIR": str(folder / "nothing"),

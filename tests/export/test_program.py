@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +28,7 @@ from charjax.inference.texts import sample_texts, write_texts
 from charjax.model.carry import initial_carry
 from charjax.model.network import CharRNN, init_params
 from charjax.runtime.keys import Stream, stream_key
+from tests.environment import with_devices
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "generate_exported.py"
 TEXT = "the cat sat on a mat.\nIt saw some tea, and drank it up."
@@ -153,7 +153,7 @@ def test_the_example_writes_the_same_bytes_in_a_process_without_charjax(tmp_path
     program = "import sys, runpy; sys.modules['charjax'] = None; runpy.run_path(sys.argv.pop(1))"
     done = subprocess.run(
         [sys.executable, "-c", program, str(EXAMPLE), *arguments],
-        env={**os.environ, "XLA_FLAGS": ""},
+        env=with_devices(1),
         capture_output=True,
         check=True,
     )

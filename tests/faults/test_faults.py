@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.environment import with_devices
+
 from . import disk, servers
 from .__main__ import FAULTS
 from .corrupt import check_corrupt
@@ -35,8 +37,7 @@ def ignore(line: str) -> None:
 def run_in_full(fault: str, *flags: str) -> None:
     """In a new process on one device, since two of them fork or replace signal handlers."""
     command = [sys.executable, "-m", "tests.faults", fault, *flags]
-    environment = os.environ | {"XLA_FLAGS": ""}
-    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    ended = subprocess.run(command, cwd=ROOT, env=with_devices(1), capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 

@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import math
-import os
 import random
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from charjax.config import (
     to_dict,
 )
 from charjax.workdir import Workdir
+from tests.environment import with_devices
 
 STEPS = 300
 CHECKPOINT_EVERY = 5
@@ -81,9 +81,7 @@ class Trial:
 
     def environment(self) -> dict[str, str]:
         """The environment of every run: one CPU device, the cache, this checkout on the path."""
-        return os.environ | {
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "",
+        return with_devices(1) | {
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache"),
             "PYTHONPATH": str(ROOT),

@@ -106,7 +106,7 @@ def test_batch_invariant_matmuls_need_no_fixed_groups(dtype, recurrence, top_p, 
     if top_p == 1.0:  # `top_p` only chooses among the same logits
         request.getfixturevalue("optimized")
     many = ids_of(model, num_samples=66, num_chars=100, top_p=top_p)
-    for fewer in (1, 2, 7, 8, 64):
+    for fewer in (1, 7, 64):
         written = ids_of(model, num_samples=fewer, num_chars=100, top_p=top_p)
         np.testing.assert_array_equal(written, many[:fewer])
     assert list(module.sample_groups(model[0], 66)) == [(0, 64), (64, 64)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import socket
@@ -23,6 +22,7 @@ from charjax.errors import InputError
 from charjax.runtime import distributed
 from charjax.train.loop import train
 from charjax.train.metrics import read_metrics
+from tests.environment import with_devices
 from tests.train.tiny import Recorder, config_of, text_of
 
 # Each test starts two processes that wait for each other: too slow for a busy machine.
@@ -73,12 +73,11 @@ def start(config, tmp_path) -> Iterator[Start]:
         command = [sys.executable, str(ROOT / "launch.py"), f"--config={config}", *flags]
         command += [f"--workdir={tmp_path / 'run'}", "--num_processes=2"]
         command += [f"--coordinator=127.0.0.1:{port}"]
-        environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
         for process_flags in (["--process_id=0"], ["--process_id=1", *second]):
             running.append(
                 subprocess.Popen(
                     [*command, *process_flags],
-                    env=environment,
+                    env=with_devices(2),
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     text=True,

@@ -24,6 +24,7 @@ from charjax.inference.load import load_trained
 from charjax.train.loop import train
 from charjax.train.metrics import read_metrics
 from charjax.workdir import Workdir
+from tests.environment import with_devices
 
 from .tiny import Recorder, config_of, newest, outcome, text_of
 
@@ -488,9 +489,7 @@ def test_a_killed_process_that_is_started_again_ends_as_if_it_had_not_been(text_
     file = tmp_path / "tiny.py"
     file.write_text(CONFIG_FILE.format(path=str(text_file)), encoding="utf-8")
     root = Path(__file__).parents[2]
-    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC")}
-    environment |= {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    environment["PYTHONPATH"] = str(root)
+    environment = with_devices(1) | {"PYTHONPATH": str(root)}
 
     def start(workdir: Path) -> subprocess.Popen[str]:
         command = [sys.executable, str(root / "launch.py"), f"--config={file}"]
