@@ -6,6 +6,7 @@ import dataclasses
 import json
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -93,6 +94,14 @@ def test_patience_counts_from_the_first_evaluation_on_another_text(folder, tmp_p
     assert read_metrics(tmp_path / "metrics.jsonl")[-1]["step"] == 120  # 60 is the best, not 40
 
 
+@pytest.fixture(scope="module")
+def ten_steps(folder, tmp_path_factory) -> Path:
+    """The folder of a run of ten steps on the easy text."""
+    workdir: Path = tmp_path_factory.mktemp("ten_steps")
+    assert main(flags(folder, workdir, "easy", "--config.train.max_steps=10")) == 0
+    return workdir
+
+
 @pytest.mark.parametrize(
     ("change", "remedy"),
     [
@@ -109,12 +118,15 @@ def test_patience_counts_from_the_first_evaluation_on_another_text(folder, tmp_p
     ],
 )
 @pytest.mark.parametrize("allowed", [False, True])
-def test_a_remedy_is_offered_only_where_it_works(change, remedy, allowed, folder, tmp_path, capfd):
+def test_a_remedy_is_offered_only_where_it_works(
+    change, remedy, allowed, folder, ten_steps, tmp_path, capfd
+):
     """Case F9."""
-    assert main(flags(folder, tmp_path, "easy", "--config.train.max_steps=10")) == 0
+    workdir = tmp_path / "run"
+    shutil.copytree(ten_steps, workdir)
     name = change.partition("=")[0]
     allow = [f"--allow=config.{name},corpus,vocabulary"] if allowed else []
-    code = main(flags(folder, tmp_path, "easy", f"--config.{change}", *allow))
+    code = main(flags(folder, workdir, "easy", f"--config.{change}", *allow))
     assert code == (0 if remedy and allowed else 2)
     said = capfd.readouterr().err
     assert ("--allow" in said) == (remedy and not allowed)
@@ -174,15 +186,18 @@ def changed_fields() -> Iterator[tuple[str, str]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "value"), list(changed_fields()))
-def test_for_every_field_the_remedy_that_is_offered_works(name, value, folder, tmp_path, capfd):
+def test_for_every_field_the_remedy_that_is_offered_works(
+    name, value, folder, ten_steps, tmp_path, capfd
+):
     """Case F9."""
-    assert main(flags(folder, tmp_path, "easy", "--config.train.max_steps=10")) == 0
+    workdir = tmp_path / "run"
+    shutil.copytree(ten_steps, workdir)
     needs = [f"--config.{NEEDS[name]}"] if name in NEEDS else []
-    change = flags(folder, tmp_path, "easy", f"--config.{name}={value}", *needs)
+    change = flags(folder, workdir, "easy", f"--config.{name}={value}", *needs)
     capfd.readouterr()
     assert main(change) == 2
     refused = capfd.readouterr().err
-    assert f"{tmp_path}: holds another run: " in refused
+    assert f"{workdir}: holds another run: " in refused
     offered = re.search(r"go on with --allow=(\S+),", refused)
     assert bool(offered) != ("its weights have other shapes" in refused)
     sections = ["seed", "data", "model", "optim", "train"]

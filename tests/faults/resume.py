@@ -24,7 +24,7 @@ from tests.faults.trial import (
     write_words,
 )
 
-_RESUMES = 5
+_MOST_RESUMES = 5
 
 
 def check_resume(n: int, folder: Path, report: Callable[[str], None]) -> dict[str, Any]:
@@ -42,7 +42,8 @@ def check_resume(n: int, folder: Path, report: Callable[[str], None]) -> dict[st
         problems = _resume_at(step, seldom, whole, folder / "resumed", reference)
         differing += [f"from step {step}: {problem}" for problem in problems]
         report(f"from step {step}: {len(problems)} differences")
-    in_a_row, chained = _resume_in_a_row(seldom, folder / "chained", reference)
+    resumes = min(_MOST_RESUMES, n // 2 - 1)  # two steps between stops, for each to be obeyed
+    in_a_row, chained = _resume_in_a_row(resumes, seldom, folder / "chained", reference)
     return {
         "steps": n,
         "restored_at": n - 1,
@@ -51,7 +52,7 @@ def check_resume(n: int, folder: Path, report: Callable[[str], None]) -> dict[st
         "differences_in_a_row": len(chained),
         "arrays_compared_a_step": len(leaves[n]),
         "problems": (differing + chained)[:20],
-        "passed": not differing and not chained and in_a_row == _RESUMES,
+        "passed": not differing and not chained and in_a_row == resumes,
     }
 
 
@@ -73,17 +74,19 @@ def _others(step: int, path: str, names: list[str]) -> list[str]:
     return [n for n in names if Path(path).name == "checkpoints" and n != str(step)]
 
 
-def _resume_in_a_row(config: Config, workdir: Path, reference: Reference) -> tuple[int, list[str]]:
+def _resume_in_a_row(
+    resumes: int, config: Config, workdir: Path, reference: Reference
+) -> tuple[int, list[str]]:
     """(number of resumes, differences) of one run that SIGTERM stops repeatedly."""
-    every = config.train.max_steps // (_RESUMES + 1)
-    for resumed in range(_RESUMES):
+    every = config.train.max_steps // (resumes + 1)
+    for resumed in range(resumes):
         try:
             train(config, workdir, Silent(partial(_stop, at=(resumed + 1) * every)))
         except InterruptedRunError:
             continue
         return resumed, ["a signal was not obeyed"]
     train(config, workdir, Silent())
-    return _RESUMES, reference.problems(workdir)
+    return resumes, reference.problems(workdir)
 
 
 def _stop(step: int, *, at: int) -> None:

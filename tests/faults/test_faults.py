@@ -42,9 +42,9 @@ def run_in_full(fault: str, *flags: str) -> None:
 
 
 def test_a_run_resumes_from_every_step_as_if_never_stopped(tmp_path):
-    figures = check_resume(12, tmp_path, ignore)
+    figures = check_resume(6, tmp_path, ignore)
     assert figures["passed"], figures
-    assert figures["restored_at"] == 11
+    assert figures["restored_at"] == 5
 
 
 def test_damage_is_found_and_an_older_step_taken(tmp_path):
