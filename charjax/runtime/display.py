@@ -138,7 +138,8 @@ class PlainDisplay:
 
     def report(self, message: str) -> None:
         """Prints a line."""
-        print(message, file=self._stream, flush=True)
+        shown = escape_controls(message) if self._stream.isatty() else message
+        print(shown, file=self._stream, flush=True)
 
     text = report
 

@@ -163,16 +163,23 @@ def test_control_characters_are_shown_on_a_terminal_and_raw_elsewhere(charjax, m
     command = ("sample", "--workdir=w", f"--prompt={attack}", "--num_chars=200")
     raw = charjax(*command).out
     assert raw.startswith(attack)
-    terminal, theirs = pty.openpty()
-    with open(terminal, "rb") as shown, open(theirs, "w") as stdout:
-        monkeypatch.setattr("sys.stdout", stdout)
-        code = main.main([*command])
-        monkeypatch.undo()
-        assert code == 0
-        text = os.read(shown.fileno(), 1 << 16)
+    text = on_a_terminal("stdout", monkeypatch, *command)
     assert text.startswith(rb"\x1b[2J\x1b]52;c;cm0=\x07")
     assert b"\x1b" not in text
     assert b"\x07" not in text
+    Path("w").rename("w\x1b[2J")
+    assert rb"w\x1b[2J/checkpoints/10: good" in on_a_terminal(
+        "stderr", monkeypatch, "verify", "--workdir=w\x1b[2J"
+    )
+
+
+def on_a_terminal(stream: str, monkeypatch, *command: str) -> bytes:
+    """What a terminal gets of one stream of a command."""
+    terminal, theirs = pty.openpty()
+    with open(terminal, "rb") as shown, open(theirs, "w") as file, monkeypatch.context() as patch:
+        patch.setattr(f"sys.{stream}", file)
+        assert main.main(command) == 0
+        return os.read(shown.fileno(), 1 << 16)
 
 
 # Documents.

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from charjax.runtime import display
-from charjax.runtime.display import LastingStream, make_display, show_messages
+from charjax.runtime.display import LastingStream, PlainDisplay, make_display, show_messages
 
 
 class Terminal(io.StringIO):
@@ -44,6 +44,12 @@ def test_on_a_pipe_messages_and_texts_are_plain_lines():
     shown.report("[bold]a message[/bold] :heart:")
     shown.text("a text\nof two lines")
     assert stream.getvalue() == "[bold]a message[/bold] :heart:\na text\nof two lines\n"
+
+
+def test_control_characters_of_messages_are_shown_on_a_terminal_alone(terminal):
+    for stream, shown in ((terminal, "w\\x1b[2J: good\n"), (io.StringIO(), "w\x1b[2J: good\n")):
+        PlainDisplay(stream).report("w\x1b[2J: good")
+        assert stream.getvalue() == shown
 
 
 def test_on_a_pipe_progress_is_a_line_every_ten_seconds(time_is):
