@@ -125,6 +125,10 @@ class OptimConfig:
     warmup: float = number(0.0, 0, 1)  # fraction of all steps, linear from 0
     final: float = number(0.0, 0, 1)  # last learning rate as a fraction of the peak
     clip_norm: float = number(1.0, 0)  # global norm of the gradient; 0: no clipping
+    # Parts that are not trained, with commas between: embedding, layer_0, layer_1, ..., output.
+    freeze: str = ""
+    # With train.init_from: a factor on the learning rate of the weights from there. 0: none.
+    imported_rate: float = number(0.0, 0, 1000)
     ema: float = number(0.0, 0, 0.999999)  # decay of the averaged weights; 0: none
 
 
@@ -150,6 +154,10 @@ class TrainConfig:
     scheduled_ramp: int = number(1000, 1)  # steps over which that fraction rises from 0
     max_skipped: int = number(10, 0)  # non-finite updates skipped before the run stops
     tensorboard: bool = False  # also write events for TensorBoard
+    # A run's folder, or one of a model hub, whose best weights the first step starts from; "": they
+    # are drawn at random. A resumed run does not read it again.
+    init_from: str = ""
+    init_characters: str = choice("keep", "drop")  # of that model, which the text lacks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -204,6 +212,7 @@ def from_config_dict(values: Any) -> Config:
     config: Config = build(Config, values, "config")
     _check_data(config.data)
     _check_model(config)
+    _check_frozen(config)
     _check_duration(config)
     _check_no_field_is_unused(config)
     return config
@@ -299,6 +308,20 @@ def _check_model(config: Config) -> None:
         )
 
 
+def _check_frozen(config: Config) -> None:
+    """Refuses parts that the model lacks, and to train none."""
+    parts = {f"layer_{i}" for i in range(config.model.layers)} | {"output"}
+    parts |= {"embedding"} if config.model.embed else set()
+    frozen = [part for part in config.optim.freeze.split(",") if part]
+    for part in frozen:
+        if part not in parts:
+            raise InputError(
+                f"config.optim.freeze={part}: no such part; there are {', '.join(sorted(parts))}"
+            )
+    if set(frozen) == parts:
+        raise InputError("config.optim.freeze: leaves nothing to train; leave a part out")
+
+
 def _check_duration(config: Config) -> None:
     train, schedule = config.train, config.optim.schedule
     if schedule != "constant" and not (train.max_steps or train.max_epochs):
@@ -349,6 +372,8 @@ FIELD_NEEDS: tuple[Need, ...] = (
     Need("data.eval_chars", lambda c: c.data.split[1] > 0, "a validation split in data.split"),
     Need("train.scheduled_sampling", lambda c: c.data.seq_len > 1, "data.seq_len of 2 or more"),
     Need("train.scheduled_ramp", lambda c: c.train.scheduled_sampling > 0, "scheduled_sampling"),
+    Need("train.init_characters", lambda c: bool(c.train.init_from), "train.init_from"),
+    Need("optim.imported_rate", lambda c: bool(c.train.init_from), "train.init_from"),
     Need("train.patience", lambda c: c.data.split[1] > 0, "a validation split in data.split"),
 )
 

@@ -22,6 +22,7 @@ from charjax.runtime.files import check_local, not_regular, open_regular, replac
 from charjax.runtime.locks import has_flock, lock
 
 LOGS = ("metrics.jsonl", "samples.txt")
+HUB_FILES = ("config.json", "model.safetensors", "vocabulary.json")
 
 
 @dataclass(frozen=True)
@@ -67,14 +68,25 @@ class Workdir:
         """The folder of `charjax.checkpoint.Checkpoints`."""
         return self.path / "checkpoints"
 
+    @property
+    def is_hub(self) -> bool:
+        """Whether the folder holds a model as `charjax export --format=hub` writes it, no run."""
+        exported = all((self.path / name).is_file() for name in HUB_FILES)
+        return exported and not self.checkpoints.exists()
+
     def create(self) -> None:
         """Makes the folder if it is missing, and checks that a run can write to it.
 
         Raises:
           InputError: the path, or a parent of it, is a file; or what a run writes is a link, or
-            no regular file or folder.
+            no regular file or folder; or the folder holds a model in the layout of the hub.
           HostError: the folder cannot be made or written to.
         """
+        if self.is_hub:
+            raise InputError(
+                f"{self.path}: holds an exported model, which is not trained in place; train on "
+                f"with --init_from={self.path} in another --workdir"
+            )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._check_entries()

@@ -109,6 +109,7 @@ def valid_values(draw: st.DrawFn) -> dict[str, Any]:
         data["delimiter"] = data["delimiter"] or "--"
     if values["model"]["dtype"] == "int8":
         values["model"]["dtype"] = "auto"
+    values["optim"]["freeze"] = draw(st.sampled_from(["", "layer_0", "output"]))
     values["model"]["remat"] = draw(st.sampled_from([0, 1, data["seq_len"]]))
     train["max_steps"] = max(train["max_steps"], 1)
     temperatures = st.lists(st.floats(0, 1e9), max_size=3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -15,6 +16,8 @@ from charjax.data.vocab import Vocab
 from charjax.errors import CheckpointError, InputError
 from charjax.model.recurrence.resolution import Resolution
 from charjax.workdir import LOGS
+
+_PACKAGES = ("charjax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,36 @@ class Platform:
     device: str
     devices: int
 
+    @classmethod
+    def current(cls) -> Platform:
+        """That of this process."""
+        import jax  # what a checkpoint says can be read without
+
+        return cls(
+            versions={name: importlib.metadata.version(name) for name in _PACKAGES},
+            device=jax.devices()[0].device_kind,
+            devices=jax.device_count(),
+        )
+
+
+@dataclass(frozen=True)
+class SourceMeta:
+    """The model whose weights a run starts with, or that it was converted from.
+
+    Attributes:
+      kind: "charjax", "torch" or "keras".
+      path: as it was given.
+      sha256: of the file that was converted; of all weights of a charjax model.
+      step: of the checkpoint; 0 of a file.
+      vocabulary: of a charjax model, as `Vocab.to_json` returns it.
+    """
+
+    kind: str
+    path: str
+    sha256: str
+    step: int = 0
+    vocabulary: Mapping[str, Any] | None = None
+
 
 @dataclass(frozen=True)
 class RunMeta:
@@ -49,6 +82,7 @@ class RunMeta:
       platform: the machine.
       recurrence: which implementation computes the recurrence; None in a run saved before this
         was recorded.
+      source: of its first weights; None: they were drawn at random.
     """
 
     config: Config
@@ -58,6 +92,7 @@ class RunMeta:
     parameters: int
     platform: Platform
     recurrence: Resolution | None
+    source: SourceMeta | None = None
 
     @property
     def resolved_config(self) -> Config:
@@ -68,8 +103,9 @@ class RunMeta:
         return replace(self.config, model=model)
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values."""
-        return {
+        """The fields as JSON values; `source` only where there is one."""
+        source = {"source": dataclasses.asdict(self.source)} if self.source else {}
+        return source | {
             "config": to_dict(self.config),
             "vocabulary": self.vocab.to_json(),
             "corpus": dataclasses.asdict(self.corpus),
@@ -102,6 +138,7 @@ class RunMeta:
             parameters=fields.parameters,
             platform=Platform(fields.versions, fields.device, fields.devices),
             recurrence=fields.recurrence,
+            source=fields.source,
         )
 
 
@@ -117,6 +154,7 @@ class _RunJson(NamedTuple):
     devices: int
     reading: Mapping[str, Any] | None = None
     recurrence: Resolution | None = None
+    source: SourceMeta | None = None
 
 
 @dataclass(frozen=True)

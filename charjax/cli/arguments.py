@@ -56,9 +56,12 @@ def add_workdir(parser: argparse.ArgumentParser, about: str, *, required: bool =
     parser.add_argument("--workdir", required=required, type=local_path("--workdir"), help=about)
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """`--workdir` and `--checkpoint`, for `load_model`."""
-    add_workdir(parser, "a run's folder", required=True)
+    about = "a run's folder, or one of a model hub"
+    if not required:
+        about += "; default: the built-in model"
+    add_workdir(parser, about, required=required)
     parser.add_argument(
         "--checkpoint",
         default="best",
@@ -85,11 +88,12 @@ def add_inference(parser: argparse.ArgumentParser) -> None:
 
 def load_model(args: argparse.Namespace) -> TrainedModel:
     """The model that the flags of `add_model`, and of `add_inference` if used, describe."""
-    from charjax.inference.load import load_trained, with_dtype
+    from charjax.inference.load import load_builtin, load_trained, with_dtype
     from charjax.runtime.sharding import all_devices
 
     all_devices()
-    trained = load_trained(args.workdir, which=args.checkpoint)
+    folder = args.workdir
+    trained = load_trained(folder, which=args.checkpoint) if folder else load_builtin()
     return with_dtype(trained, args.weights) if getattr(args, "weights", None) else trained
 
 

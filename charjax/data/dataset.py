@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -32,7 +32,7 @@ class Dataset:
     Attributes:
       corpus: the text.
       vocab: of the whole text, validation and test included: a character that occurs
-        only there is predicted badly, but can be encoded.
+        only there is predicted badly, but can be encoded. It may have characters beside.
       splits: the token ids of train, validation and test.
       batches: the training batch of every step.
     """
@@ -43,13 +43,16 @@ class Dataset:
     batches: Batches
 
 
-def load_dataset(config: Config, *, progress: ProgressFn = no_progress) -> Dataset:
+def load_dataset(
+    config: Config, *, known: Sequence[str] = (), progress: ProgressFn = no_progress
+) -> Dataset:
     """Reads and encodes the text, splits it, and defines the training batches.
 
     Downloads and notices about the text are logged to the logger `charjax`.
 
     Args:
       config: `data`, and `seed` for the order of the batches and of shuffled documents.
+      known: characters that the vocabulary has beside those of the text.
       progress: called during a download with the bytes received and the bytes expected
         (0: unknown).
 
@@ -58,7 +61,7 @@ def load_dataset(config: Config, *, progress: ProgressFn = no_progress) -> Datas
       HostError: the corpus can be neither found nor downloaded, or memory does not suffice.
     """
     try:
-        return _load(config, progress)
+        return _load(config, known, progress)
     except MemoryError as error:
         raise HostError(
             f"{config.data.path or config.data.corpus}: memory does not suffice to read this text, "
@@ -97,14 +100,19 @@ def read_tokens(
     return _encode(text, starts, vocab, unknown=unknown)[0]
 
 
-def _load(config: Config, progress: ProgressFn) -> Dataset:
+def _load(config: Config, known: Sequence[str], progress: ProgressFn) -> Dataset:
     data = config.data
     corpus = load_corpus(data, progress=progress)
     if data.shuffle_documents:
         corpus = _shuffle(corpus, config.seed)
     boundary = corpus.rules.documents.boundary
     vocab = Vocab.from_text(
-        corpus.text, order=data.vocabulary, unit=data.unit, unk=data.unk, boundary=boundary
+        corpus.text,
+        known=known,
+        order=data.vocabulary,
+        unit=data.unit,
+        unk=data.unk,
+        boundary=boundary,
     )
     _report_characters(corpus, vocab)
     ids, starts = _encode(corpus.text, corpus.document_starts, vocab)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import functools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +60,14 @@ class Vocab:
 
     @classmethod
     def from_text(
-        cls, text: str, *, order: str, unit: str, unk: bool, boundary: bool = False
+        cls,
+        text: str,
+        *,
+        order: str,
+        unit: str,
+        unk: bool,
+        boundary: bool = False,
+        known: Sequence[str] = (),
     ) -> Vocab:
         """The vocabulary of a corpus.
 
@@ -70,11 +77,13 @@ class Vocab:
           unit: "codepoint" or "byte".
           unk: whether to reserve [UNK].
           boundary: whether to reserve the document boundary.
+          known: further characters; by "appearance" they come last.
 
         Raises:
           InputError: the text is empty, or has characters that the unit does not allow.
         """
-        characters = sorted(set(text)) if order == "sorted" else dict.fromkeys(text)
+        found = dict.fromkeys(text) | dict.fromkeys(known)
+        characters = sorted(found) if order == "sorted" else found
         return cls(tuple(characters), unit, unk, boundary)
 
     def __len__(self) -> int:

@@ -6,15 +6,18 @@ import json
 import logging
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from charjax.config import ModelConfig, to_dict
 from charjax.errors import InputError
-from charjax.export import c, html, keras, onnx_graph, program, torch
+from charjax.export import c, html, hub, keras, onnx_graph, program, torch
 from charjax.export.files import write_file, write_folder
 from charjax.export.weights import named_weights, safetensors, sampling_facts
 from charjax.inference.load import TrainedModel
@@ -72,6 +75,13 @@ def export_model(trained: TrainedModel, out: Path, *, format: str = "program") -
     _logger.info("wrote %s: format %s, %s bytes", out, format, f"{size:,}")
 
 
+def rounded(trained: TrainedModel) -> TrainedModel:
+    """The model with every weight rounded to bfloat16, and held in float32 as before."""
+    bfloat16 = jnp.dtype("bfloat16")
+    params = jax.tree.map(lambda p: p.astype(bfloat16).astype(np.float32), trained.params)
+    return replace(trained, params=params)
+
+
 def check_format(format: str) -> None:
     """Raises InputError for a name that is not in `FORMATS`."""
     if format not in FORMATS:
@@ -109,6 +119,18 @@ def _keras(trained: TrainedModel) -> dict[str, bytes]:
     return keras.keras_files(trained) | _token_files(trained)
 
 
+def _hub(trained: TrainedModel) -> dict[str, bytes]:
+    files = hub.hub_files(trained)
+    if parts := unusual_parts(trained):
+        _logger.info("hub: without model.onnx, which has no place for %s", ", ".join(parts))
+        return files
+    try:
+        return files | {"model.onnx": onnx_graph.onnx_model(trained)}
+    except InputError as error:
+        _logger.info("hub: without model.onnx: %s", error)
+        return files
+
+
 def _shared_files(trained: TrainedModel, weights: str) -> dict[str, bytes]:
     """The weights under charjax's names, and the vocabulary."""
     metadata = {"format": "charjax", "config": json.dumps(to_dict(trained.config))}
@@ -138,4 +160,5 @@ FORMATS = {
     "onnx": Format("one ONNX file: tokens and state in, logits and state out", _onnx),
     "torch": Format("safetensors that a torch module loads by load_state_dict", _torch),
     "keras": Format("a .weights.h5 that a Keras 3 model loads", _keras),
+    "hub": Format("a repository of a model hub, which charjax reads back", _hub, True),
 }

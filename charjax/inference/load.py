@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,13 @@ from charjax.checkpoint.record import Leaf, Record
 from charjax.config import Config
 from charjax.data.reading import ReadingRules
 from charjax.data.vocab import Vocab
+from charjax.errors import CheckpointError
+from charjax.inference.hub import Shapes, read_hub
 from charjax.model.shapes import param_shapes
 from charjax.workdir import Workdir
+
+_BUILTIN = Path(__file__).parents[1] / "builtin"
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,19 +58,19 @@ def load_trained(workdir: Path, *, which: Which) -> TrainedModel:
     """The model of one verified checkpoint. Damaged ones are logged, one line each.
 
     Args:
-      workdir: the run's folder.
+      workdir: a run's folder, or one that `charjax export --format=hub` has written.
       which: "best", "newest" or a step. "best" is the newest where none was evaluated.
 
     Raises:
       CheckpointError: the folder holds no usable checkpoint, or one of a version that this one
         cannot read.
     """
-    from charjax.model.cells import CELLS
+    if Workdir(workdir).is_hub:
+        return _load_hub(workdir, which, _shapes)
 
     def wanted(record: Record) -> dict[str, Leaf]:
         run = _read_run(directory, record)
-        cell = CELLS[run.config.model.cell]
-        return _leaves(run, cell.gates, cell.reset_after)
+        return _leaves(run, _shapes(run))
 
     directory = Workdir(workdir).checkpoints
     return _trained(directory, *CheckpointReader(directory).read_arrays(wanted, which=which))
@@ -72,20 +78,61 @@ def load_trained(workdir: Path, *, which: Which) -> TrainedModel:
 
 def load_recorded(workdir: Path, *, which: Which) -> TrainedModel:
     """As `load_trained`, without JAX: takes the cell's number of gates from the checkpoint."""
+    if Workdir(workdir).is_hub:
+        return _load_hub(workdir, which, None)
 
     def wanted(record: Record) -> dict[str, Leaf]:
         run = _read_run(directory, record)
         bias = record.leaves.get(f"{_weights(run)}/layer_0/bias", Leaf((0,), "", ""))
         reset_after = f"{_weights(run)}/layer_0/recurrent/bias" in record.leaves
-        return _leaves(run, sum(bias.shape) // run.config.model.hidden, reset_after)
+        model = run.config.model
+        gates = sum(bias.shape) // model.hidden
+        return _leaves(
+            run, param_shapes(model, len(run.vocab), gates=gates, reset_after=reset_after)
+        )
 
     directory = Workdir(workdir).checkpoints
     return _trained(directory, *CheckpointReader(directory).read_arrays(wanted, which=which))
 
 
-def _leaves(run: RunMeta, gates: int, reset_after: bool) -> dict[str, Leaf]:
+def load_builtin() -> TrainedModel:
+    """The model that comes with charjax, of `configs/builtin.py`.
+
+    XLA runs its recurrence: a new installation has no compiled C loops, and need not wait for them.
+    """
+    trained = _load_hub(_BUILTIN, "best", _shapes)
+    model = replace(trained.config.model, recurrence="xla")
+    _logger.info(
+        "no --workdir is given: this is the built-in model, %s %d x %d, trained on %s",
+        model.cell,
+        model.layers,
+        model.hidden,
+        trained.meta["corpus"]["name"],
+    )
+    return replace(trained, config=replace(trained.config, model=model))
+
+
+def _load_hub(
+    folder: Path, which: Which, shapes: Callable[[RunMeta], Shapes] | None
+) -> TrainedModel:
+    run, arrays, saved = hub = read_hub(folder, shapes)
+    if which not in ("best", "newest", saved.step):
+        raise CheckpointError(f"{folder}: has no step {which}; its only one is {saved.step}")
+    return TrainedModel(run.config, run.vocab, _nest(arrays), saved.step, saved.val_loss, hub.meta)
+
+
+def _shapes(run: RunMeta) -> Shapes:
+    """The shapes of a run's weights, by path."""
+    from charjax.model.cells import CELLS
+
+    cell = CELLS[run.config.model.cell]
+    return param_shapes(
+        run.config.model, len(run.vocab), gates=cell.gates, reset_after=cell.reset_after
+    )
+
+
+def _leaves(run: RunMeta, shapes: Shapes) -> dict[str, Leaf]:
     """The arrays of a run's weights by path, without digests."""
-    shapes = param_shapes(run.config.model, len(run.vocab), gates=gates, reset_after=reset_after)
     return {f"{_weights(run)}/{path}": Leaf(shape, "float32", "") for path, shape in shapes.items()}
 
 

@@ -68,7 +68,7 @@ def score_part(trained: TrainedModel, part: Literal["val", "test"], progress: Pr
       HostError: the text can be neither found nor downloaded.
       DivergedError: the loss is not finite.
     """
-    dataset = load_dataset(trained.config)
+    dataset = load_dataset(trained.config, known=trained.vocab.characters)
     if dataset.corpus.sha256 != trained.meta["corpus"]["sha256"]:
         raise InputError(
             f"--part={part}: {dataset.corpus.name} is not the text that this run was trained on "

@@ -32,6 +32,7 @@ from charjax.runtime.signals import StopSignals
 from charjax.train import messages
 from charjax.train.backends import Backend, make_backend, microbatch_size
 from charjax.train.clock import Clock
+from charjax.train.initial import known_characters, read_initial, scale_imported, start_from
 from charjax.train.intervals import Intervals, longest_dispatch, make_intervals, total_steps
 from charjax.train.metrics import Log, MetricsLog, NoLog, draw_curves, read_metrics
 from charjax.train.optimizer import make_optimizer, make_schedule
@@ -191,19 +192,23 @@ def _set_up(
 ) -> tuple[Run, RunState]:
     """Reads the text and the newest checkpoint, says what is to be trained and how."""
     with display.task("reading the text") as update, distributed.primary_first():
-        dataset = load_dataset(config, progress=update)
+        initial = read_initial(config, checkpoints)
+        dataset = load_dataset(config, known=known_characters(initial, config), progress=update)
     record = _read_saved(workdir, checkpoints)
     saved = _saved_meta(workdir, record).run if record else None
     config = resolve_dtype(config, saved.config if saved else None)
-    distributed.require_same("the config or the text", f"{to_dict(config)} {dataset.corpus.sha256}")
+    source = initial.source if initial else None
+    identity = f"{to_dict(config)} {dataset.corpus.sha256} {source}"
+    distributed.require_same("the config or the text", identity)
     recurrence = resolve_recurrence(config.model, microbatch_size(config), saved)
 
     steps_per_epoch, vocab_size = dataset.batches.steps_per_epoch, len(dataset.vocab)
     total = total_steps(config.train, steps_per_epoch)
     optimizer, schedule = make_optimizer(config.optim, total), make_schedule(config.optim, total)
+    optimizer = scale_imported(optimizer, config, initial, dataset.vocab)
     new_state = partial(init_state, config, vocab_size, optimizer)
     like = jax.eval_shape(new_state)
-    meta = describe(config, dataset, parameter_count(like.params), recurrence)
+    meta = describe(config, dataset, parameter_count(like.params), recurrence, source)
     boundary = dataset.vocab.boundary_id
     backend = make_backend(
         meta.resolved_config, vocab_size, optimizer, schedule, boundary_id=boundary
@@ -218,13 +223,21 @@ def _set_up(
         state = _restore(meta, workdir, checkpoints, backend, like, dataset)
         _log_all(messages.rescheduled(saved, meta, steps_per_epoch))
     else:
-        if distributed.is_primary():
-            workdir.start()
-        progress = Progress(val_text=val_text(dataset.splits.val.ids, max_eval_chars(config.data)))
-        state = _new_run_state(meta, workdir, backend, new_state(), progress)
+        first = start_from(new_state(), config, initial, dataset)
+        state = _start(meta, workdir, backend, first, dataset)
     intervals = _plan(meta, steps_per_epoch, state.step)
     log = _open_log(workdir, meta, state)
     return Run(meta, workdir, dataset, intervals, backend, checkpoints, log, display), state
+
+
+def _start(
+    meta: RunMeta, workdir: Workdir, backend: Backend, first: TrainState, dataset: Dataset
+) -> RunState:
+    """The state of a run that has no checkpoint, with empty logs."""
+    if distributed.is_primary():
+        workdir.start()
+    text = val_text(dataset.splits.val.ids, max_eval_chars(meta.config.data))
+    return _new_run_state(meta, workdir, backend, first, Progress(val_text=text))
 
 
 def _read_saved(workdir: Workdir, checkpoints: Checkpoints) -> Record | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any, TypeAlias
 
 import jax
@@ -54,14 +55,25 @@ def make_schedule(config: OptimConfig, total_steps: int) -> Schedule:
 def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTransformation:
     """The optimizer that a config names, under its schedule, after clipping by global norm.
 
+    Parameters that are frozen do not count in this norm.
+
     Args:
       config: which optimizer and schedule, and their parameters.
       total_steps: as for `make_schedule`.
     """
     optimizer = OPTIMIZERS[config.name](config, make_schedule(config, total_steps))
-    if config.clip_norm == 0:
+    if config.clip_norm:
+        optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+    if not config.freeze:
         return optimizer
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+    parts = {"trained": optimizer, "frozen": optax.set_to_zero()}
+    return optax.partition(parts, partial(_freeze_labels, config.freeze.split(",")))
+
+
+def _freeze_labels(frozen: Collection[str], params: PyTree) -> dict[str, str]:
+    """Whether each top-level part of the parameters is frozen or trained."""
+    parts = {name: "output" if name.startswith("output") else name for name in params}
+    return {name: "frozen" if part in frozen else "trained" for name, part in parts.items()}
 
 
 def _adamw(config: OptimConfig, schedule: Schedule) -> optax.GradientTransformation:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import importlib.metadata
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 from jaxtyping import Int
 
-from charjax.checkpoint.meta import CheckpointMeta, CorpusMeta, Platform, RunMeta
+from charjax.checkpoint.meta import CheckpointMeta, CorpusMeta, Platform, RunMeta, SourceMeta
 from charjax.config import Config, ModelConfig, differences, to_dict
 from charjax.data.dataset import Dataset
 from charjax.data.vocab import Vocab
@@ -36,14 +34,17 @@ _MAY_CHANGE = (
     "data.offline",
     "data.eval_chars",
 )
-_MUST_STAY = ("train.scheduled",)  # exceptions to `_MAY_CHANGE`
+_MUST_STAY = ("train.scheduled", "train.init")  # exceptions to `_MAY_CHANGE`
 
 _MAX_LISTED = 8  # characters that a message lists
-_PACKAGES = ("charjax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def describe(
-    config: Config, dataset: Dataset, parameters: int, recurrence: Resolution | None
+    config: Config,
+    dataset: Dataset,
+    parameters: int,
+    recurrence: Resolution | None,
+    source: SourceMeta | None = None,
 ) -> RunMeta:
     """The metadata of a run of this process."""
     corpus = dataset.corpus
@@ -53,12 +54,9 @@ def describe(
         corpus=CorpusMeta(corpus.name, corpus.sha256, len(corpus.text), corpus.notice),
         reading=corpus.rules,
         parameters=parameters,
-        platform=Platform(
-            versions={name: importlib.metadata.version(name) for name in _PACKAGES},
-            device=jax.devices()[0].device_kind,
-            devices=jax.device_count(),
-        ),
+        platform=Platform.current(),
         recurrence=recurrence,
+        source=source,
     )
 
 
@@ -97,6 +95,11 @@ def check_same_run(
     Raises:
       InputError: anything else differs; the message lists all of it, before and now.
     """
+    if saved.source and saved.source.kind != "charjax":
+        raise InputError(
+            f"{workdir}: holds a converted model, not a run; train on with --init_from={workdir} "
+            "in another --workdir"
+        )
     changes = dict(_changes(saved, now))
     refused = [name for name in changes if not (fits and _is_allowed(name, allow))]
     if refused:

@@ -7,6 +7,7 @@ import math
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -238,7 +239,7 @@ FAULTS = {
     "top_k -1": Fault(SAMPLE + "--top_k=-1", 2, ("--top_k=-1", "0 (all")),
     "top_p 0": Fault(SAMPLE + "--top_p=0", 2, ("--top_p=0", "above 0")),
     "seed -1": Fault(SAMPLE + "--seed=-1", 2, ("--seed=-1", "from 0")),
-    "no workdir": Fault("sample", 2, ("--workdir", "--help")),
+    "no workdir": Fault("score --file=@text.txt", 2, ("--workdir", "--help")),
     "no such kind of checkpoint": Fault(
         SAMPLE + "--checkpoint=oldest", 2, ("'oldest'", "best, newest or the number")
     ),
@@ -496,7 +497,10 @@ def test_an_interrupt_while_modules_load_prints_no_traceback(program, workspace,
 
 
 # Every flag of every command is in one of these sets: those whose values are paths, and the others.
-PATHS = {"--config", "--workdir", "--out", "--file", "--prompt_file"}
+PATHS = {
+    *("--config", "--workdir", "--out", "--file", "--prompt_file"),
+    *("--init_from", "--vocabulary"),
+}
 OTHERS = {
     *("--allow", "--coordinator", "--process_id", "--num_processes"),
     *("--checkpoint", "--weights", "--unknown", "--part", "--format"),
@@ -505,6 +509,7 @@ OTHERS = {
     *("--encoding", "--newlines", "--lowercase", "--start", "--end", "--documents"),
     *("--delimiter", "--columns", "--header", "--csv_delimiter"),
     *("name", "--copy"),
+    *("--from", "file"),  # the file of `convert` has no flag; its path is in `WITH_PATHS`
 }
 FLAGS = [
     (name, action.option_strings[-1] if action.option_strings else action.dest)
@@ -521,7 +526,9 @@ WITH_PATHS = (
     "info --workdir=@run",
     "sample --workdir=@run --prompt_file=@prompt.txt --num_chars=3",
     "score --workdir=@run --file=@prompt.txt",
-    "export --workdir=@run --out=@exported --format=numpy",
+    "train --config=@tiny.py --workdir=@tuned --init_from=@run",
+    "export --workdir=@run --out=@torch --format=torch",
+    "convert @torch/model.safetensors --from=torch --vocabulary=@torch/vocabulary.json --out=@new",
     "verify --workdir=@run",
 )
 
@@ -542,6 +549,7 @@ def test_home_and_variables_mean_the_same_in_every_flag(
     monkeypatch.setenv("HOME", str(workspace.folder))
     monkeypatch.setenv("FOLDER", str(workspace.folder))
     monkeypatch.chdir(workspace.folder / "nothing")
+    shutil.rmtree(workspace.folder / "new", ignore_errors=True)
     assert main.main(line.replace("@", written).split()) == 0, capfd.readouterr().err
     assert os.listdir() == []
 
@@ -563,7 +571,8 @@ def test_every_command_has_a_help_text(command, capfd):
     with pytest.raises(SystemExit) as ended:
         main.main([command, "--help"])
     assert ended.value.code == 0
-    assert ("--copy" if command == "configs" else "--workdir") in capfd.readouterr().out
+    flags = {"configs": "--copy", "convert": "--out"}
+    assert flags.get(command, "--workdir") in capfd.readouterr().out
 
 
 def test_the_same_command_again_says_that_the_run_is_finished(workspace):

@@ -1,4 +1,4 @@
-"""Write a model in another form: a program, a web page, C, ONNX, weights for torch or Keras."""
+"""Write a model in another form: a page, C, a program, ONNX, a hub's, weights for torch, Keras."""
 
 from __future__ import annotations
 
@@ -18,14 +18,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="program",
         help="program (one step of sampling for jax.export), numpy (a folder with generate.py, "
         "which needs numpy alone), html (a page that opens from disk), c (a C99 file), onnx (a "
-        "file), torch or keras (weights and a loader); "
+        "file), torch or keras (weights and a loader), hub (a repository of a model hub); "
+        "default: %(default)s",
+    )
+    parser.add_argument(
+        "--weights",
+        dest="rounding",
+        default="float32",
+        choices=("float32", "bfloat16"),
+        help="bfloat16: round the weights, which then take half the space in a hub's folder; "
         "default: %(default)s",
     )
 
 
 def run(args: argparse.Namespace) -> None:
     """Writes the export; it overwrites only what an export wrote."""
-    from charjax.export.api import check_format, export_model
+    from charjax.export.api import check_format, export_model, rounded
 
     check_format(args.format)
-    export_model(load_model(args), args.out, format=args.format)
+    trained = load_model(args)
+    if args.rounding == "bfloat16":
+        trained = rounded(trained)
+    export_model(trained, args.out, format=args.format)

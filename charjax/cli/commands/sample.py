@@ -15,7 +15,7 @@ _logger = logging.getLogger(__name__)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, the prompt, and how characters are sampled."""
-    add_model(parser)
+    add_model(parser, required=False)
     for flag, default, about in (
         ("--prompt", "", "the text to continue; default: none"),
         ("--num_chars", 500, "characters to generate; default: %(default)s"),

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from charjax.cli.arguments import add_config, add_workdir
+from charjax.cli.arguments import add_config, add_workdir, local_path
 from charjax.cli.config_flags import load_config
 from charjax.errors import InputError
 
@@ -28,6 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what may differ from the saved run that is resumed: corpus, vocabulary, or config "
         "fields or sections such as config.optim.learning_rate",
     )
+    parser.add_argument(
+        "--init_from",
+        type=local_path("--init_from"),
+        help="a run's folder, or one of a model hub, whose best weights to start from; short for "
+        "--config.train.init_from",
+    )
     several = parser.add_argument_group(
         "several processes", "not needed under SLURM, Open MPI and others that JAX detects"
     )
@@ -42,7 +48,8 @@ def run(args: argparse.Namespace) -> None:
     from charjax.runtime.distributed import is_primary, join_processes
     from charjax.train.loop import train
 
-    name, config = load_config(args.config_flags)
+    flags = [f"--config.train.init_from={args.init_from}"] if args.init_from else []
+    name, config = load_config([*args.config_flags, *flags])
     workdir = args.workdir or Path("runs", name)
     allow = [name for name in args.allow.split(",") if name]
     with (

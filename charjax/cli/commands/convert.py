@@ -1,0 +1,38 @@
+"""Make a run of the weights of a torch or Keras model."""
+
+from __future__ import annotations
+
+import argparse
+
+from charjax.cli.arguments import local_path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The weights, what wrote them, their vocabulary, and where to put the run."""
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        type=local_path("FILE"),
+        help="a torch state dict (.safetensors, or .pt where torch is installed), or a model of "
+        "Keras 3 (.keras or .weights.h5)",
+    )
+    parser.add_argument("--from", dest="source", required=True, choices=("torch", "keras"))
+    parser.add_argument(
+        "--vocabulary",
+        required=True,
+        type=local_path("--vocabulary"),
+        help="a .json file with the characters in the order of their ids, or a text whose distinct "
+        "characters, sorted, are the vocabulary",
+    )
+    parser.add_argument(
+        "--out", required=True, type=local_path("--out"), help="the run's folder, which must be new"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Writes the run, to sample, score, export, or train on by `--init_from`."""
+    from charjax.export.convert import convert
+    from charjax.runtime.sharding import all_devices
+
+    all_devices()
+    convert(args.file, args.source, args.vocabulary, args.out)

@@ -1,0 +1,120 @@
+"""Conversion of a model of another framework to a run of charjax."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from charjax.checkpoint.checkpoints import Checkpoints
+from charjax.checkpoint.meta import CheckpointMeta, CorpusMeta, Platform, RunMeta, SourceMeta
+from charjax.checkpoint.progress import Progress
+from charjax.config import Config, DataConfig, ModelConfig, TrainConfig
+from charjax.data.reading import ReadingRules
+from charjax.data.vocab import Vocab
+from charjax.errors import HostError, InputError
+from charjax.export.foreign import ForeignModel, model_config, parameters
+from charjax.export.from_keras import read_keras
+from charjax.export.from_torch import read_torch
+from charjax.export.vocabulary import read_vocabulary
+from charjax.model.network import parameter_count
+from charjax.runtime.safetensors import read_file
+from charjax.types import PyTree
+from charjax.workdir import Workdir
+
+SOURCES = {"torch": read_torch, "keras": read_keras}
+_logger = logging.getLogger(__name__)
+
+
+def convert(file: Path, source: str, vocabulary: Path, out: Path) -> None:
+    """Writes a run whose only checkpoint, of step 0, has the weights in a file.
+
+    Args:
+      file: of weights; see `read_torch` and `read_keras`.
+      source: a key of `SOURCES`.
+      vocabulary: see `read_vocabulary`.
+      out: the folder of the run; it must not exist, or be empty.
+
+    Raises:
+      InputError: a file is missing or damaged, or charjax has no such model; or `out` is in use.
+      HostError: a file cannot be read or written.
+    """
+    workdir = Workdir(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"--out={out}: exists; name a new folder")
+    with _named_errors(file):
+        sha256 = hashlib.sha256(read_file(file)).hexdigest()
+        model = SOURCES[source](file)
+    with _named_errors(vocabulary):
+        found = read_vocabulary(vocabulary, model.output_bias.shape[0])
+    with _named_errors(file):
+        config = model_config(model, len(found.vocab))
+    params = parameters(model, found.order)
+    meta = _meta(config, found.vocab, params, SourceMeta(source, str(file), sha256))
+    _write(workdir, params, meta)
+    _logger.info(
+        "%s: %s %d x %d, %s, vocabulary of %d, %s parameters; not from the file: %s",
+        out,
+        config.cell,
+        config.layers,
+        config.hidden,
+        f"embedding of {config.embed}" if config.embed else "one-hot input",
+        len(found.vocab),
+        f"{parameter_count(params):,}",
+        _assumed(model, file),
+    )
+
+
+def _assumed(model: ForeignModel, file: Path) -> str:
+    """What the arrays of a file cannot say, and charjax has in one way alone."""
+    activation = {"rnn": "tanh", "gru": "reset_after with sigmoid and tanh"}
+    return activation.get(model.cell, "sigmoid and tanh") + (
+        " (checked against its layers)" if file.suffix == ".keras" else ""
+    )
+
+
+def _meta(model: ModelConfig, vocab: Vocab, params: PyTree, source: SourceMeta) -> RunMeta:
+    """The metadata of a run that read a text of which nothing is known."""
+    documents = "files" if vocab.boundary else "none"
+    config = Config(
+        data=DataConfig(unit=vocab.unit, unk=vocab.unk, documents=documents),
+        model=model,
+        train=TrainConfig(max_steps=1),
+    )
+    notice = f"converted from {source.kind}; the text that it was trained on is not known"
+    return RunMeta(
+        config=config,
+        vocab=vocab,
+        corpus=CorpusMeta(f"unknown text of {Path(source.path).name}", source.sha256, 0, notice),
+        reading=ReadingRules.from_config(config.data),
+        parameters=parameter_count(params),
+        platform=Platform.current(),
+        recurrence=None,
+        source=source,
+    )
+
+
+def _write(workdir: Workdir, params: PyTree, meta: RunMeta) -> None:
+    workdir.create()
+    with workdir.lock(), Checkpoints(workdir.checkpoints) as checkpoints:
+        workdir.start()
+        workdir.write_run(meta.to_json())
+        record = CheckpointMeta(meta, Progress(), workdir.log_sizes()).to_json()
+        checkpoints.save(0, {"params": params}, record, val_loss=None)
+        workdir.mark_saved()
+
+
+@contextlib.contextmanager
+def _named_errors(file: Path) -> Iterator[None]:
+    """Errors that name the file they are about."""
+    try:
+        yield
+    except InputError as error:
+        message = str(error)
+        raise InputError(message if str(file) in message else f"{file}: {message}") from None
+    except OSError as error:
+        if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError):
+            raise InputError(f"{file}: {error.strerror}; name a file") from None
+        raise HostError(f"{file}: {error.strerror or error}; give access to it") from error

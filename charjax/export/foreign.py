@@ -1,0 +1,186 @@
+"""A model of another framework, and its parameters as charjax has them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from charjax.config import ModelConfig
+from charjax.errors import InputError
+from charjax.export.weights import Arrays
+from charjax.model.cells import CELLS
+from charjax.types import PyTree
+
+_logger = logging.getLogger(__name__)
+
+
+class ForeignLayer(NamedTuple):
+    """A recurrent layer, its gates in charjax's order.
+
+    Attributes:
+      kernel: [features, gates].
+      recurrent_kernel: [hidden, gates].
+      bias: [gates], of the input gates.
+      hidden_bias: [gates], of the hidden gates.
+    """
+
+    kernel: np.ndarray
+    recurrent_kernel: np.ndarray
+    bias: np.ndarray
+    hidden_bias: np.ndarray
+
+
+class ForeignModel(NamedTuple):
+    """The arrays of a character model.
+
+    Attributes:
+      cell: "gru", "lstm" or "rnn".
+      layers: from the input to the output.
+      embedding: [vocab, embed]; None: the first layer reads one-hot vectors.
+      output_kernel: [hidden, vocab].
+      output_bias: [vocab].
+    """
+
+    cell: str
+    layers: tuple[ForeignLayer, ...]
+    embedding: np.ndarray | None
+    output_kernel: np.ndarray
+    output_bias: np.ndarray
+
+
+def cell_of(recurrent_kernel: Float[np.ndarray, "hidden gates"], where: str) -> str:
+    """The cell that has as many gates.
+
+    Raises:
+      InputError: none has.
+    """
+    hidden, gates = recurrent_kernel.shape
+    for name, cell in CELLS.items():
+        if gates == cell.gates * hidden:
+            return name
+    raise InputError(
+        f"{where}: [{hidden}, {gates}] is no recurrent kernel of a GRU, LSTM or RNN, whose gates "
+        "have as many units as its state"
+    )
+
+
+def as_float32(name: str, array: np.ndarray) -> np.ndarray:
+    """The array in float32.
+
+    Raises:
+      InputError: it holds no numbers with a fraction, or some that are not finite.
+    """
+    if array.dtype.kind != "f":
+        raise InputError(f"{name[:80]}: is {array.dtype}, not floating point")
+    if array.dtype.itemsize > 4:
+        _logger.info("%s: %s, rounded to float32", name[:80], array.dtype)
+    with np.errstate(over="ignore"):
+        array = np.ascontiguousarray(array, np.float32)
+    if not np.isfinite(array).all():
+        raise InputError(f"{name[:80]}: is not finite in float32; it cannot be used")
+    return array
+
+
+def embedding_and_head(has_bias: Mapping[str, bool]) -> tuple[str | None, str]:
+    """Which of the matrices that no recurrent layer has are the embedding and the projection.
+
+    Args:
+      has_bias: of each matrix, by name.
+
+    Raises:
+      InputError: it cannot be told.
+    """
+    names = list(has_bias)
+    if len(names) == 1:
+        return None, names[0]
+    heads = [name for name in names if has_bias[name]]
+    if len(names) == 2 and len(heads) != 1:
+        heads = [name for name in names if "emb" not in name.lower()]
+    if len(names) != 2 or len(heads) != 1:
+        shown = ", ".join(name[:60] for name in sorted(names)[:4]) or "none"
+        raise InputError(
+            f"there must be one embedding, or none, and one projection to the logits; beside the "
+            f"recurrent layers it has the matrices: {shown}"
+        )
+    (embedding,) = set(names) - set(heads)
+    return embedding, heads[0]
+
+
+def only_known(arrays: Arrays, known: set[str], what: str) -> None:
+    """Raises InputError for arrays that no part of charjax's model has."""
+    unknown = sorted(arrays.keys() - known)
+    if unknown:
+        shown = ", ".join(name[:60] for name in unknown[:4])
+        more = f" and {len(unknown) - 4} more" if len(unknown) > 4 else ""
+        raise InputError(
+            f"{what} {shown}{more}: charjax's model has nothing of the kind: it is an embedding or "
+            "one-hot input, layers of one GRU, LSTM or RNN cell, and one projection to the logits"
+        )
+
+
+def model_config(model: ForeignModel, vocab_size: int) -> ModelConfig:
+    """The architecture, after checking that the arrays fit each other and the vocabulary.
+
+    Raises:
+      InputError: they do not.
+    """
+    hidden = model.layers[0].recurrent_kernel.shape[0]
+    gates = CELLS[model.cell].gates * hidden
+    features = vocab_size if model.embedding is None else model.embedding.shape[1]
+    wanted: list[tuple[str, np.ndarray, tuple[int, ...]]] = []
+    if model.embedding is not None:
+        wanted.append(("the embedding", model.embedding, (vocab_size, features)))
+    for i, layer in enumerate(model.layers):
+        shapes = ((features, gates), (hidden, gates), (gates,), (gates,))
+        wanted += [
+            (f"layer {i}: {name.replace('_', ' ')}", array, shape)
+            for name, array, shape in zip(layer._fields, layer, shapes, strict=True)
+        ]
+        features = hidden
+    wanted.append(("the output kernel", model.output_kernel, (hidden, vocab_size)))
+    wanted.append(("the output bias", model.output_bias, (vocab_size,)))
+    for name, array, shape in wanted:
+        if array.shape != shape:
+            raise InputError(
+                f"{name} is {[*array.shape]}, not {[*shape]}: the model has {len(model.layers)} x "
+                f"{hidden} units and {vocab_size} tokens"
+            )
+    embed = 0 if _is_one_hot(model) else int(wanted[0][2][1])
+    return ModelConfig(cell=model.cell, hidden=hidden, layers=len(model.layers), embed=embed)
+
+
+def parameters(model: ForeignModel, order: list[int]) -> PyTree:
+    """The tree of a `CharRNN` of `model_config`.
+
+    Two biases that are added become their sum, rounded once. An embedding that is the identity
+    becomes one-hot input.
+
+    Args:
+      model: the arrays.
+      order: the id in `model` of each token of the vocabulary.
+    """
+    params: dict[str, PyTree] = {}
+    if model.embedding is not None and not _is_one_hot(model):
+        params["embedding"] = model.embedding[order]
+    for i, layer in enumerate(model.layers):
+        kernel = layer.kernel[order] if i == 0 and "embedding" not in params else layer.kernel
+        hidden, gates = layer.recurrent_kernel.shape
+        folded, recurrent = layer.hidden_bias.copy(), {"kernel": layer.recurrent_kernel}
+        if CELLS[model.cell].reset_after:
+            recurrent["bias"] = folded[gates - hidden :].copy()
+            folded[gates - hidden :] = 0
+        bias = (layer.bias.astype(np.float64) + folded).astype(np.float32)
+        params[f"layer_{i}"] = {"kernel": kernel, "bias": bias, "recurrent": recurrent}
+    params["output_kernel"] = np.ascontiguousarray(model.output_kernel[:, order])
+    return params | {"output_bias": model.output_bias[order]}
+
+
+def _is_one_hot(model: ForeignModel) -> bool:
+    table = model.embedding
+    if table is None:
+        return True
+    return table.shape[0] == table.shape[1] and np.array_equal(table, np.eye(len(table)))

@@ -1,0 +1,215 @@
+"""Reads the weights of a Keras 3 model, `.weights.h5` or `.keras`, without TensorFlow."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from charjax.errors import InputError
+from charjax.export.foreign import (
+    ForeignLayer,
+    ForeignModel,
+    as_float32,
+    cell_of,
+    embedding_and_head,
+    only_known,
+)
+from charjax.export.weights import Arrays, reorder, required
+from charjax.runtime.safetensors import read_file
+
+_MAX_CONFIG_BYTES = 16 * 2**20
+_MAX_ENTRIES = 10**4  # of an HDF5 file
+_MAX_DEPTH = 20  # of models in models
+_NOT_WEIGHTS = re.compile(
+    r"(optimizer|compile_metrics|metrics|loss_tracker)/.*|.*/seed_generator.*"
+)
+_CELL = re.compile(r"(?P<layer>.*)/cell/vars/[012]")
+# Keras' GRU has update, reset, candidate; its LSTM charjax's order.
+_GATES = {"gru": (1, 0, 2), "lstm": (0, 1, 2, 3), "rnn": (0,)}
+# Layers that change nothing when the model is used, and what the fields of others must be.
+_HARMLESS = ("InputLayer", "Dropout", "SpatialDropout1D", "Embedding", "TimeDistributed")
+_GATED = {"activation": "tanh", "recurrent_activation": "sigmoid", "go_backwards": False}
+_FIELDS: dict[str, dict[str, Any]] = {
+    "GRU": _GATED | {"reset_after": True},
+    "LSTM": _GATED,
+    "SimpleRNN": {"activation": "tanh", "go_backwards": False},
+    "Dense": {"activation": ("linear", "softmax")},
+    "Activation": {"activation": ("linear", "softmax")},
+    "Softmax": {},
+}
+
+
+def read_keras(file: Path) -> ForeignModel:
+    """The model in a file. A `.keras` file also says what its layers are, which is checked.
+
+    Raises:
+      InputError: the file is damaged, charjax has no such model, or h5py is not installed.
+      OSError: it cannot be read.
+    """
+    h5py = required("h5py", extra="export")
+    content = read_file(file)
+    if zipfile.is_zipfile(io.BytesIO(content)):
+        content = _unpack(content, file)
+    with _as_input_errors(file), h5py.File(io.BytesIO(content), "r") as opened:
+        arrays = _collect(h5py, opened, len(content))
+    arrays = {name: a for name, a in arrays.items() if not _NOT_WEIGHTS.fullmatch(name)}
+    return _model({name: as_float32(name, array) for name, array in arrays.items()})
+
+
+def _unpack(content: bytes, file: Path) -> bytes:
+    """The weights of a `.keras` archive, whose layers charjax must have."""
+    with _as_input_errors(file), zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = {info.filename: info for info in archive.infolist()}
+        if not {"config.json", "model.weights.h5"} <= members.keys():
+            raise InputError(
+                f"{file}: has no config.json and model.weights.h5; not a Keras 3 model"
+            )
+        for name in ("config.json", "model.weights.h5"):
+            limit = _MAX_CONFIG_BYTES if name == "config.json" else 20 * len(content)
+            if members[name].file_size > limit:
+                raise InputError(f"{file}: {name} is larger than any such file")
+        for kind, fields in _layer_configs(json.loads(archive.read("config.json")), 0):
+            _check_layer(kind, fields)
+        return archive.read("model.weights.h5")
+
+
+def _layer_configs(values: Any, depth: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(class, fields) of every layer in the config of a Sequential or functional model."""
+    if not isinstance(values, dict) or depth > _MAX_DEPTH:
+        return
+    fields = values.get("config")
+    if not isinstance(fields, dict):
+        return
+    inner = fields.get("layers")
+    if isinstance(inner, list):
+        for layer in inner:
+            yield from _layer_configs(layer, depth + 1)
+    elif depth:  # not a model of a class of its user, which says nothing of its layers
+        yield str(values.get("class_name")), fields
+        yield from _layer_configs(fields.get("layer"), depth + 1)
+
+
+def _check_layer(kind: str, fields: dict[str, Any]) -> None:
+    """Raises InputError for a layer that charjax computes differently, or not at all."""
+    if kind in _HARMLESS:
+        return
+    if kind not in _FIELDS:
+        raise InputError(f"a layer is a {kind[:40]}, which charjax's model does not have")
+    for name, wanted in _FIELDS[kind].items():
+        choices = wanted if isinstance(wanted, tuple) else (wanted,)
+        if fields.get(name, choices[0]) not in choices:
+            raise InputError(
+                f"a {kind} layer has {name}={fields[name]!r}; charjax has {choices[0]!r} alone"
+            )
+
+
+def _collect(h5py: Any, file: Any, limit: int) -> Arrays:
+    """All arrays by path, of at most `limit` bytes together. No link to a file is followed."""
+    arrays: Arrays = {}
+    ahead, num_entries = [("", file)], 0
+    while ahead:
+        path, group = ahead.pop()
+        for name in group:
+            num_entries += 1
+            if num_entries > _MAX_ENTRIES:
+                raise InputError("it has more groups and arrays than any model")
+            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                raise InputError(f"{path}{name[:60]}: is a link")
+            item = group[name]
+            if isinstance(item, h5py.Group):
+                ahead.append((f"{path}{name}/", item))
+                continue
+            limit -= item.nbytes
+            is_plain = not (item.external or item.is_virtual or item.compression)
+            if not is_plain or item.dtype.kind not in "fiu" or limit < 0:
+                raise InputError(f"{path}{name[:60]}: is not stored as Keras stores an array")
+            arrays[path + name] = np.asarray(item[()])
+    return arrays
+
+
+def _model(arrays: Arrays) -> ForeignModel:
+    """The model of arrays such as `layers/gru/cell/vars/0`, `layers/dense/vars/1`."""
+    names = {match["layer"] for match in map(_CELL.fullmatch, arrays) if match}
+    if not names:
+        raise InputError(
+            "no GRU, LSTM or SimpleRNN: the file has no .../cell/vars/0; save it with Keras 3 by "
+            "model.save_weights('NAME.weights.h5')"
+        )
+    for name in names:
+        if re.search(r"(forward|backward)_layer", name):
+            raise InputError(f"{name}: a bidirectional layer reads the text it is to predict")
+    cells = {_cell(arrays, name) for name in names}
+    if len(cells) > 1:
+        raise InputError(
+            f"has layers of {' and '.join(sorted(cells))}; charjax has one cell a model"
+        )
+    (cell,) = cells
+    layers = [_layer(arrays, name, cell) for name in sorted(names, key=_number)]
+    used = {f"{name}/cell/vars/{i}" for name in names for i in range(3)}
+    others = {name: array for name, array in arrays.items() if name not in used}
+    has_bias = {
+        name: f"{name[:-1]}1" in others
+        for name, array in others.items()
+        if name.endswith("vars/0") and array.ndim == 2
+    }
+    embedding, head = embedding_and_head(has_bias)
+    bias = f"{head[:-1]}1"
+    only_known(others, {head, bias} | ({embedding} if embedding else set()), "the file has")
+    zeros = np.zeros(others[head].shape[1], np.float32)
+    table = others[embedding] if embedding else None
+    return ForeignModel(cell, tuple(layers), table, others[head], others.get(bias, zeros))
+
+
+def _number(layer: str) -> tuple[int, str]:
+    """Sorts gru, gru_1, gru_2, ..., gru_10."""
+    number = re.search(r"(\d+)$", layer)
+    return (int(number[1]) if number else 0), layer
+
+
+def _cell(arrays: Arrays, layer: str) -> str:
+    kernels = [arrays.get(f"{layer}/cell/vars/{i}") for i in (0, 1)]
+    if any(kernel is None or kernel.ndim != 2 for kernel in kernels):
+        raise InputError(f"{layer}: has no two kernels")
+    assert kernels[1] is not None
+    return cell_of(kernels[1], layer)
+
+
+def _layer(arrays: Arrays, name: str, cell: str) -> ForeignLayer:
+    kernel, recurrent = (arrays[f"{name}/cell/vars/{i}"] for i in (0, 1))
+    gates = recurrent.shape[1]
+    biases = arrays.get(f"{name}/cell/vars/2", np.zeros((2, gates), np.float32))
+    if cell == "gru" and biases.ndim == 1:
+        raise InputError(
+            f"{name}: a GRU with reset_after=False, whose reset gate comes before the matmul; "
+            "charjax has reset_after=True alone"
+        )
+    if biases.ndim == 1:
+        biases = np.stack([biases, np.zeros_like(biases)])
+    if biases.shape != (2, gates):
+        raise InputError(f"{name}: its bias is {[*biases.shape]}, not {[2, gates]}")
+    parts = (reorder(part, _GATES[cell]) for part in (kernel, recurrent, *biases))
+    return ForeignLayer(*parts)
+
+
+@contextlib.contextmanager
+def _as_input_errors(file: Path) -> Iterator[None]:
+    """Raises the errors of a damaged file as InputErrors; they have no common type in h5py."""
+    try:
+        yield
+    except InputError:
+        raise
+    except MemoryError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:100]
+        raise InputError(
+            f"{file}: damaged, or not a file of Keras 3 ({type(error).__name__}: {reason})"
+        ) from None

@@ -1,0 +1,155 @@
+"""Export of a trained model in the layout of a repository of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import replace
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from charjax.config import to_dict
+from charjax.export.weights import named_weights, safetensors
+from charjax.inference.hub import FORMAT, HubConfig
+from charjax.inference.load import TrainedModel
+from charjax.model.network import parameter_count
+
+_NOT_COPIED = ("vocabulary", "logs", "progress")  # of a checkpoint's metadata
+
+
+def hub_files(trained: TrainedModel) -> dict[str, bytes]:
+    """`README.md`, `config.json`, `model.safetensors`, `vocabulary.json`.
+
+    Raises:
+      InputError: the package safetensors is not installed.
+    """
+    vocabulary = json.dumps(trained.vocab.to_json() | {"start": trained.vocab.start}).encode()
+    arrays = {name: _compact(array) for name, array in named_weights(trained.params).items()}
+    files = {
+        "model.safetensors": safetensors(arrays, {"format": "charjax"}),
+        "vocabulary.json": vocabulary,
+    }
+    files["config.json"] = json.dumps(_config(trained, files), indent=2).encode()
+    return files | {"README.md": _card(trained).encode()}
+
+
+def _compact(array: Any) -> np.ndarray:
+    """The array in bfloat16 if that holds its values exactly, else in float32."""
+    full: np.ndarray = np.asarray(array, np.float32)
+    half = full.astype(jnp.dtype("bfloat16"))
+    return half if np.array_equal(half.astype(np.float32), full) else full
+
+
+def _config(trained: TrainedModel, files: dict[str, bytes]) -> dict[str, Any]:
+    run = {name: value for name, value in trained.meta.items() if name not in _NOT_COPIED}
+    data = replace(trained.config.data, path=_file_names(trained.config.data.path))
+    run["config"] = to_dict(replace(trained.config, data=data))
+    run["corpus"] = run["corpus"] | {"name": _file_names(run["corpus"]["name"])}
+    if "source" in run:
+        run["source"] = run["source"] | {"path": _file_names(run["source"]["path"])}
+    config = HubConfig(
+        format=FORMAT,
+        run=run,
+        step=trained.step,
+        val_loss=trained.val_loss,
+        elapsed_s=trained.meta.get("progress", {}).get("elapsed_s", 0.0),
+        sha256={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+    )
+    return {"model_type": "charjax", "architectures": ["CharRNN"], **config._asdict()}
+
+
+def _file_names(paths: str) -> str:
+    """Paths without their folders, which are nobody's business but their user's."""
+    return ",".join(path.rpartition("/")[2] for path in paths.split(","))
+
+
+def _card(trained: TrainedModel) -> str:
+    """The model card, with the metadata that the hub reads at its top."""
+    model, corpus, loss = trained.config.model, trained.meta["corpus"], trained.val_loss
+    text = _file_names(corpus["name"])
+    name = f"{model.cell}-{model.layers}x{model.hidden}-{text}"
+    measured = "It was not evaluated on held-out text."
+    if loss is not None:
+        measured = (
+            f"On held-out text of the same corpus its loss is {loss:.4f} nats "
+            f"({loss / math.log(2):.4f} bits) per character."
+        )
+    return _CARD.format(
+        name=name,
+        metadata=_metadata(trained, name),
+        cell=model.cell.upper(),
+        layers=model.layers,
+        hidden=model.hidden,
+        parameters=parameter_count(trained.params),
+        corpus=text,
+        chars=corpus.get("chars", 0),
+        sha256=corpus.get("sha256", "unknown"),
+        notice=f"\n\nNotice: {corpus['notice']}" if corpus.get("notice") else "",
+        step=trained.step,
+        measured=measured,
+        symbols=len(trained.vocab.characters),
+        unit={"byte": "bytes", "codepoint": "characters"}[trained.vocab.unit],
+    )
+
+
+def _metadata(trained: TrainedModel, name: str) -> str:
+    """The card's metadata, as YAML of which every value is JSON."""
+    values: dict[str, Any] = {
+        "library_name": "charjax",
+        "pipeline_tag": "text-generation",
+        "tags": ["charjax", "jax", "character-level", "rnn", trained.config.model.cell],
+    }
+    if trained.val_loss is not None:
+        metric = {
+            "type": "bits_per_character",
+            "name": "bits per character, validation",
+            "value": round(trained.val_loss / math.log(2), 4),
+        }
+        corpus = _file_names(trained.meta["corpus"]["name"])
+        result = {
+            "task": {"type": "text-generation", "name": "character-level language modelling"},
+            "dataset": {"type": "text", "name": corpus},
+            "metrics": [metric],
+        }
+        values["model-index"] = [{"name": name, "results": [result]}]
+    return "\n".join(f"{key}: {json.dumps(value)}" for key, value in values.items())
+
+
+_CARD = """\
+---
+{metadata}
+---
+
+# {name}
+
+A character-level recurrent language model from charjax: {cell}, {layers} x {hidden}, {parameters:,}
+parameters.
+
+## Data and loss
+
+Trained for {step:,} steps on {corpus}, {chars:,} characters, SHA-256 `{sha256}`.
+{measured}{notice}
+
+## Use
+
+```sh
+pip install charjax
+charjax sample --workdir=FOLDER --num_chars=500     # FOLDER: where this file is
+charjax score --workdir=FOLDER --file=TEXT
+charjax train --config=CONFIG --init_from=FOLDER --config.data.path=TEXT   # fine-tune
+```
+
+- `model.safetensors`: the weights by name
+- `config.json`: what the model is, how it was trained, and the digests of the files
+- `vocabulary.json`: `symbols`, of which id i is character i
+- `model.onnx`, if it is here: the same model for onnxruntime; its metadata have the rest
+
+## Limits
+
+It continues text in the style of what it was trained on; what it says is not true but by accident,
+and it may repeat passages of that text. It knows {symbols} {unit}; others are refused, or read as
+[UNK] where it has one. It has no memory but its state, which fades over some hundred characters.
+"""

@@ -1,0 +1,102 @@
+"""Reads the vocabulary of a model of another framework."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from charjax.data.vocab import Vocab
+from charjax.errors import InputError
+from charjax.runtime.safetensors import read_file
+
+_logger = logging.getLogger(__name__)
+_UNK = "[UNK]"
+_MAX_TEXT_BYTES = 2**30
+
+
+class ForeignVocab(NamedTuple):
+    """A vocabulary, and where its tokens come from.
+
+    Attributes:
+      vocab: as charjax has it, with [UNK] last.
+      order: the id that each of its tokens had.
+    """
+
+    vocab: Vocab
+    order: list[int]
+
+
+def read_vocabulary(file: Path, vocab_size: int) -> ForeignVocab:
+    """The vocabulary in a file.
+
+    Args:
+      file: JSON: that of an export of charjax, a list of characters in the order of their ids (as
+        Keras' `StringLookup.get_vocabulary()`), or an object {character: id}, in which one entry
+        may be [UNK]; or a text, whose distinct characters in sorted order are the vocabulary.
+      vocab_size: of the model. If it has one token more than a text has characters, the first is
+        taken for [UNK], which is logged.
+
+    Raises:
+      InputError: it is none of these, or has another size.
+      OSError: it cannot be read.
+    """
+    try:
+        text = read_file(file, _MAX_TEXT_BYTES).decode("utf-8")
+    except UnicodeDecodeError:
+        raise InputError(f"--vocabulary={file}: not valid UTF-8") from None
+    is_json = file.suffix == ".json"
+    found = _from_json(text, file) if is_json else _from_text(text, vocab_size, file)
+    if len(found.vocab) != vocab_size:
+        raise InputError(
+            f"--vocabulary={file}: has {len(found.vocab)} tokens, the model {vocab_size}; give "
+            "the vocabulary that it was trained with"
+        )
+    return found
+
+
+def _from_text(text: str, vocab_size: int, file: Path) -> ForeignVocab:
+    tokens = sorted(set(text))
+    if len(tokens) == vocab_size - 1:
+        _logger.info(
+            "--vocabulary=%s: %d characters, the model has %d tokens; the first is taken for [UNK]",
+            file,
+            len(tokens),
+            vocab_size,
+        )
+        tokens = [_UNK, *tokens]
+    return _from_tokens(tokens, file)
+
+
+def _from_json(text: str, file: Path) -> ForeignVocab:
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        raise InputError(f"--vocabulary={file}: not JSON") from None
+    if isinstance(values, dict) and "symbols" in values:
+        vocab = Vocab.from_json({k: value for k, value in values.items() if k != "start"})
+        return ForeignVocab(vocab, list(range(len(vocab))))
+    if isinstance(values, dict):
+        if not all(type(v) is int for v in values.values()) or set(values.values()) != set(
+            range(len(values))
+        ):
+            raise InputError(f"--vocabulary={file}: its ids must be 0 to {len(values) - 1}")
+        values = sorted(values, key=values.__getitem__)
+    return _from_tokens(values, file)
+
+
+def _from_tokens(tokens: Any, file: Path) -> ForeignVocab:
+    """The vocabulary of tokens in the order of their ids; [UNK] becomes the last."""
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        raise InputError(f"--vocabulary={file}: must be a list of characters or {{character: id}}")
+    strange = [token for token in tokens if len(token) != 1 and token != _UNK]
+    if strange or tokens.count(_UNK) > 1:
+        shown = ", ".join(repr(token[:20]) for token in strange[:4]) or "two [UNK]"
+        raise InputError(
+            f"--vocabulary={file}: has {shown}: every token must be one character, or [UNK]"
+        )
+    unk = [i for i, token in enumerate(tokens) if token == _UNK]
+    order = [i for i in range(len(tokens)) if i not in unk]
+    vocab = Vocab(tuple(tokens[i] for i in order), "codepoint", bool(unk))
+    return ForeignVocab(vocab, order + unk)

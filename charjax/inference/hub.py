@@ -1,0 +1,129 @@
+"""Reads a model in the layout of a model hub, as `charjax export --format=hub` writes it.
+
+`config.json` says what the model is and has the digests of the other two files: the weights in
+`model.safetensors` and the vocabulary. Nothing in the folder is executed or unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from charjax import schema
+from charjax.checkpoint.meta import RunMeta
+from charjax.errors import CheckpointError, HostError, InputError
+from charjax.runtime.safetensors import Arrays, parse_safetensors, read_file
+from charjax.workdir import HUB_FILES
+
+FORMAT = 1
+Shapes = Mapping[str, tuple[int, ...]]
+_MAX_JSON_BYTES = 16 * 2**20
+
+
+class HubConfig(NamedTuple):
+    """What `config.json` says of the model.
+
+    Attributes:
+      format: of these fields.
+      run: the metadata of its checkpoint but for the vocabulary, the logs and the progress.
+      step: at which it was saved.
+      val_loss: nats per character at that step; None where it was not evaluated.
+      elapsed_s: seconds of training.
+      sha256: of the other files, by name.
+    """
+
+    format: int
+    run: Mapping[str, Any]
+    step: int
+    val_loss: float | None
+    elapsed_s: float
+    sha256: Mapping[str, str]
+
+
+class HubModel(NamedTuple):
+    """A model that was read from such a folder.
+
+    Attributes:
+      run: what identifies it.
+      arrays: float32, by path as `charjax.model.shapes.param_shapes` has it.
+      config: what else is known of it.
+    """
+
+    run: RunMeta
+    arrays: Arrays
+    config: HubConfig
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """The metadata as those of a checkpoint."""
+        return self.run.to_json() | {"progress": {"elapsed_s": self.config.elapsed_s}}
+
+
+def read_hub(folder: Path, shapes: Callable[[RunMeta], Shapes] | None) -> HubModel:
+    """The model in a folder.
+
+    Args:
+      folder: of the model.
+      shapes: what shapes the arrays of a model must have; None: they are not checked.
+
+    Raises:
+      CheckpointError: a file is missing, differs from its digest, or does not fit the others.
+      HostError: a file cannot be read.
+    """
+    with _as_checkpoint_errors(folder):
+        values = _json(read_file(folder / "config.json", _MAX_JSON_BYTES), "config.json")
+        fields = {name: values[name] for name in HubConfig._fields if name in values}
+        config: HubConfig = schema.parse(HubConfig, fields, "config.json")
+        if config.format != FORMAT:
+            raise InputError(f"config.json: format={config.format}, this version reads {FORMAT}")
+        content = {name: read_file(folder / name) for name in HUB_FILES[1:]}
+        for name, data in content.items():
+            if hashlib.sha256(data).hexdigest() != config.sha256.get(name):
+                raise InputError(f"{name} differs from its digest in config.json")
+        vocabulary = _json(content["vocabulary.json"], "vocabulary.json")
+        known = {name: value for name, value in vocabulary.items() if name != "start"}
+        run = RunMeta.from_json(dict(config.run) | {"vocabulary": known})
+        arrays, _ = parse_safetensors(content["model.safetensors"])
+        arrays = {name.replace(".", "/"): array for name, array in arrays.items()}
+        return HubModel(run, _checked(arrays, shapes(run)) if shapes else arrays, config)
+
+
+def _checked(arrays: Arrays, wanted: Shapes) -> Arrays:
+    """The arrays in float32, if they are those of this model."""
+    if arrays.keys() != wanted.keys():
+        raise InputError(f"model.safetensors: must have the arrays {', '.join(wanted)}")
+    for path, shape in wanted.items():
+        found = arrays[path]
+        if found.shape != shape or found.dtype.kind != "f":
+            raise InputError(f"{path} is {found.dtype}{[*found.shape]}, not {[*shape]}")
+        if not np.isfinite(found).all():
+            raise InputError(f"{path} is not finite")
+    return {path: array.astype(np.float32) for path, array in arrays.items()}
+
+
+def _json(data: bytes, name: str) -> dict[str, Any]:
+    try:
+        values = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError):
+        raise InputError(f"{name}: not JSON") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{name}: not a JSON object")
+    return values
+
+
+@contextlib.contextmanager
+def _as_checkpoint_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        raise CheckpointError(
+            f"{folder}: not a model that can be used: {error}; export or fetch it again"
+        ) from None
+    except OSError as error:
+        raise HostError(f"{error.filename or folder}: {error.strerror or error}") from error

@@ -1,0 +1,105 @@
+"""Reads the safetensors format: named arrays in one file, without running anything in it.
+
+The format is 8 bytes with the size of a JSON header, the header, and the arrays' bytes
+(https://github.com/huggingface/safetensors). The package of this name writes it; charjax reads it
+without, for its built-in model.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from charjax import schema
+from charjax.errors import InputError
+from charjax.runtime.files import read_regular
+
+Arrays = dict[str, np.ndarray]
+
+_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4"}
+_MAX_HEADER_BYTES = 16 * 2**20
+
+
+class _Entry(NamedTuple):
+    """One array in the header."""
+
+    dtype: str
+    shape: list[int]
+    data_offsets: list[int]
+
+    @property
+    def size(self) -> int:
+        """In bytes, as the shape and the dtype say."""
+        return math.prod(self.shape) * np.dtype(_DTYPES.get(self.dtype, "u1")).itemsize
+
+
+def read_safetensors(path: Path) -> tuple[Arrays, dict[str, str]]:
+    """The arrays of a file by name, and its metadata.
+
+    Arrays of bfloat16 become float32, which holds their values exactly.
+
+    Raises:
+      InputError: it is not such a file, or damaged.
+      OSError: it cannot be read.
+    """
+    data = read_file(path)
+    try:
+        return parse_safetensors(data)
+    except InputError as error:
+        raise InputError(f"{path}: not a sound safetensors file: {error}") from None
+
+
+def read_file(path: Path, limit: int = -1) -> bytes:
+    """The content of a regular file, to which links may lead, as in the cache of a model hub.
+
+    Raises:
+      InputError: it is a folder, a pipe or the like.
+      OSError: it cannot be read.
+    """
+    return read_regular(path.resolve(), limit)
+
+
+def parse_safetensors(data: bytes) -> tuple[Arrays, dict[str, str]]:
+    """The arrays and the metadata in the content of a file.
+
+    Raises:
+      InputError: the content is damaged.
+    """
+    if len(data) < 8:
+        raise InputError("it is shorter than 8 bytes")
+    (size,) = struct.unpack_from("<Q", data)
+    if size > min(_MAX_HEADER_BYTES, len(data) - 8):
+        raise InputError(f"its header has {size} bytes, which are more than there may be")
+    try:
+        header = json.loads(data[8 : 8 + size].decode("utf-8"))
+    except (ValueError, RecursionError):
+        raise InputError("its header is not JSON") from None
+    if not isinstance(header, dict):
+        raise InputError("its header is not a JSON object")
+    metadata = schema.parse(Mapping[str, str], header.pop("__metadata__", {}), "metadata")
+    body = memoryview(data)[8 + size :]
+    entries = {name: schema.parse(_Entry, v, f"array {name[:60]!r}") for name, v in header.items()}
+    if sum(entry.size for entry in entries.values()) > len(body):
+        raise InputError("its arrays have more bytes than it has")
+    return {name: _array(name, entry, body) for name, entry in entries.items()}, metadata
+
+
+def _array(name: str, entry: _Entry, body: memoryview) -> np.ndarray:
+    shown = f"array {name[:60]!r}"
+    if entry.dtype not in _DTYPES:
+        raise InputError(f"{shown}: its dtype {entry.dtype[:20]!r} is not read here")
+    if len(entry.data_offsets) != 2 or min(entry.shape, default=0) < 0:
+        raise InputError(f"{shown}: has no valid shape and place")
+    start, end = entry.data_offsets
+    if not 0 <= start <= end <= len(body) or end - start != entry.size:
+        raise InputError(f"{shown}: its shape does not fit its place in the file")
+    array = np.frombuffer(body[start:end], _DTYPES[entry.dtype]).reshape(entry.shape)
+    if entry.dtype == "BF16":
+        return (array.astype("<u4") << 16).view(np.float32)
+    return array

@@ -1,0 +1,234 @@
+"""Runs that continue from another model: `train.init_from`, by the public command."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from charjax.cli.main import main
+from charjax.config import OptimConfig
+from charjax.data.vocab import Vocab
+from charjax.export.weights import named_weights
+from charjax.inference.evaluate import char_nats
+from charjax.inference.load import TrainedModel, load_trained
+from charjax.inference.score import score_part
+from charjax.runtime.display import no_progress
+from charjax.train.initial import token_ids
+from charjax.train.optimizer import make_optimizer
+
+from .tiny import text_of
+
+# ml_collections loads config files by a function that Python deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+CONFIG = """
+from charjax.config import (
+    Config, DataConfig, ModelConfig, OptimConfig, SampleConfig, TrainConfig, to_config_dict
+)
+
+def get_config(embed=4):
+    return to_config_dict(Config(
+        data=DataConfig(batch_size=8, seq_len=8),
+        model=ModelConfig(cell="gru", hidden=8, embed=int(embed)),
+        optim=OptimConfig(learning_rate=0.02, ema=0.9),
+        train=TrainConfig(max_steps=60, eval_every=30, log_every=30),
+        sample=SampleConfig(num_chars=0),
+    ))
+"""
+OLD = text_of(600)
+NEW = OLD.replace("cat", "DOG") + "ÄÖ!" * 3  # "c" is gone and, of the base model, "k"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Two texts, and a base model of the first with an embedding and one without."""
+    path = tmp_path_factory.mktemp("initial")
+    (path / "config.py").write_text(CONFIG, encoding="utf-8")
+    (path / "old.txt").write_text(OLD + " k", encoding="utf-8")
+    (path / "new.txt").write_text(NEW, encoding="utf-8")
+    for embed in (4, 0):
+        assert main(flags(path, f"base{embed}", "old", f":{embed}")) == 0
+    return path
+
+
+def flags(folder: Path, name: str, text: str, variant: str = "", *more: str) -> list[str]:
+    config = f"--config={folder}/config.py{variant}"
+    workdir = name if name.startswith("/") else str(folder / name)
+    return [
+        *("train", config, f"--workdir={workdir}", f"--config.data.path={folder}/{text}.txt"),
+        *more,
+    ]
+
+
+ONE_STEP_OF_NONE = ("--config.train.max_steps=1", "--config.optim.learning_rate=0.0")
+
+
+def nats_of(trained: TrainedModel, text: str) -> np.ndarray:
+    return char_nats(trained.config.model, trained.params, trained.vocab.encode(text))
+
+
+@pytest.mark.parametrize("embed", [4, 0])
+def test_the_old_texts_loss_is_unchanged_though_the_vocabulary_has_grown(
+    embed, folder, tmp_path, capfd
+):
+    more = [f"--init_from={folder}/base{embed}", *ONE_STEP_OF_NONE]
+    assert main(flags(folder, str(tmp_path / "run"), "new", f":{embed}", *more)) == 0
+    said = capfd.readouterr().out
+    assert "tokens: 13 known; 6 new (U+0021, U+0044, U+0047, U+004F, U+00C4, U+00D6); " in said
+    assert "2 kept, though the text lacks them (U+0063, U+006B); the optimizer" in said
+    old, new = (load_trained(f, which="best") for f in (folder / f"base{embed}", tmp_path / "run"))
+    assert len(new.vocab) == len(old.vocab) + 6
+    change = nats_of(new, OLD) - nats_of(old, OLD)
+    assert abs(change.mean()) < 1e-6
+    assert np.abs(change).max() < 1e-5
+    is_new = [c in "DOG" for c in NEW[1:]]
+    assert nats_of(new, NEW)[is_new].min() > 16  # 1e-7 of the probability, all together
+    source = new.meta["source"]
+    assert (source["path"], source["step"]) == (f"{folder}/base{embed}", old.step)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["source"] == source
+
+
+def test_characters_that_the_text_lacks_are_dropped_by_choice(folder, tmp_path, capfd):
+    more = ["--config.train.init_characters=drop", *ONE_STEP_OF_NONE]
+    line = flags(folder, str(tmp_path / "run"), "new", "", f"--init_from={folder}/base4", *more)
+    assert main(line) == 0
+    assert "2 dropped, which the text lacks (U+0063, U+006B)" in capfd.readouterr().out
+    old, new = (load_trained(f, which="best") for f in (folder / "base4", tmp_path / "run"))
+    assert set(new.vocab.characters) == set(NEW)
+    ids, theirs = token_ids(new.vocab), token_ids(old.vocab)
+    for name, axis in (("embedding", 0), ("output_kernel", 1), ("output_bias", 0)):
+        for token in set(ids) & set(theirs):
+            one, other = (np.moveaxis(m.params[name], axis, 0) for m in (new, old))
+            # The moving average rounds.
+            np.testing.assert_allclose(one[ids[token]], other[theirs[token]], rtol=1e-5)
+
+
+def test_new_characters_are_learned(folder, tmp_path):
+    more = [f"--init_from={folder}/base4", "--config.train.max_steps=240"]
+    assert main(flags(folder, str(tmp_path / "run"), "new", "", *more)) == 0
+    nats = nats_of(load_trained(tmp_path / "run", which="best"), NEW)
+    assert nats[[c in "DOG" for c in NEW[1:]]].mean() < 3  # from over 16 before the first step
+
+
+def test_a_resumed_run_does_not_import_again_and_needs_the_source_no_more(folder, tmp_path, capfd):
+    """Interrupted and resumed equals uninterrupted, and `--part` reads the text as it did."""
+    source = tmp_path / "source"
+    assert main(flags(folder, str(source), "old")) == 0
+    more = [f"--init_from={source}", "--config.optim.imported_rate=0.5"]
+    whole, halves = str(tmp_path / "whole"), str(tmp_path / "halves")
+    assert main(flags(folder, whole, "new", "", *more)) == 0
+    assert main(flags(folder, halves, "new", "", *more, "--config.train.max_steps=30")) == 0
+    source.rename(tmp_path / "moved")
+    assert main(flags(folder, halves, "new", "", *more)) == 0
+    one, other = (load_trained(Path(f), which="newest") for f in (whole, halves))
+    assert one.step == other.step == 60
+    for name, array in named_weights(one.params).items():
+        np.testing.assert_array_equal(array, named_weights(other.params)[name], err_msg=name)
+    assert one.meta["source"] == other.meta["source"]
+    assert score_part(one, "val", no_progress).nats_per_char == pytest.approx(one.val_loss, 1e-4)
+    capfd.readouterr()
+    for changed in (f"--init_from={tmp_path}/moved", "--config.train.init_characters=drop"):
+        assert main(flags(folder, halves, "new", "", *more, changed)) == 2
+        assert "config.train.init_" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("--config.model.hidden=9", "that model has hidden=8, not this config's"),
+        ("--config.model.layers=2", "give --config.model.layers=1"),
+        ("--config.model.cell=lstm", "give --config.model.cell=gru"),
+        ("--config.model.embed=0", "give --config.model.embed=4"),
+        ("--config.data.unit=byte", "give --config.data.unit=codepoint"),
+        ("--init_from={}/none", "holds no checkpoint"),
+        ("--init_from=", "is empty"),
+    ],
+)
+def test_another_architecture_or_no_model_is_refused_in_one_line(
+    change, said, folder, tmp_path, capfd
+):
+    run = str(tmp_path / "run")
+    line = flags(folder, run, "new", "", f"--init_from={folder}/base4", change.format(folder))
+    capfd.readouterr()
+    assert main(line) == 2
+    message = capfd.readouterr().err
+    assert said in message
+    assert message.count("\n") == 1
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+@pytest.mark.parametrize(
+    "change", ["optim.imported_rate=0.5", "train.init_characters=drop"], ids=lambda c: c[:10]
+)
+def test_a_field_of_imported_weights_needs_them(change, folder, tmp_path, capfd):
+    assert main(flags(folder, str(tmp_path / "run"), "new", "", f"--config.{change}")) == 2
+    assert "has no effect here; needs train.init_from" in capfd.readouterr().err
+
+
+def test_frozen_parts_stay_and_imported_ones_learn_at_their_rate(folder, tmp_path):
+    base = load_trained(folder / "base4", which="best")
+    for rate, frozen in ((1e-9, ""), (0.0, "layer_0")):
+        more = [f"--config.optim.freeze={frozen}", f"--config.optim.imported_rate={rate}"]
+        name = str(tmp_path / f"run{rate}")
+        source = f"--init_from={folder}/base4"
+        assert main(flags(folder, name, "new", "", source, *more)) == 0
+        run = load_trained(Path(name), which="newest")
+        ids, theirs = token_ids(run.vocab), token_ids(base.vocab)
+        for path in (("kernel",), ("recurrent", "kernel"), ("recurrent", "bias")):
+            one, other = run.params["layer_0"], base.params["layer_0"]
+            for key in path:
+                one, other = one[key], other[key]
+            np.testing.assert_allclose(one, other, rtol=1e-5)  # rounded by the moving average
+        here = np.array([ids[token] for token in theirs])
+        there = np.array([theirs[token] for token in theirs])
+        moved = run.params["embedding"][here] - base.params["embedding"][there]
+        assert (np.abs(moved).max() > 1e-4) == bool(frozen)
+        assert np.abs(run.params["output_kernel"][:, ids["D"]]).max() > 1e-3  # new, so it learns
+
+
+def test_a_frozen_part_does_not_count_in_the_norm_of_the_gradient():
+    params = {"embedding": np.ones((2, 2), "f"), "output_bias": np.ones(2, "f")}
+    grads = jax.tree.map(lambda p: 100 * p, params)
+    config = OptimConfig(name="sgd", b1=0.0, learning_rate=1.0, freeze="embedding")
+    optimizer = make_optimizer(config, 1)
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    np.testing.assert_array_equal(updates["embedding"], 0)
+    assert float(optax.tree.norm(updates["output_bias"])) == pytest.approx(1, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("freeze", "said"),
+    [
+        ("layer_1", "no such part; there are embedding, layer_0, output"),
+        ("embedding,layer_0,output", "leaves nothing to train"),
+    ],
+)
+def test_freezing_too_much_or_what_is_not_there_is_refused(freeze, said, folder, tmp_path, capfd):
+    line = flags(folder, str(tmp_path / "run"), "new", "", f"--config.optim.freeze={freeze}")
+    assert main(line) == 2
+    assert said in capfd.readouterr().err
+
+
+def test_the_special_tokens_are_moved_by_their_meaning():
+    old = Vocab(("a", "b"), "codepoint", unk=True, boundary=True)
+    new = dataclasses.replace(old, characters=("a", "b", "c"), boundary=False)
+    assert token_ids(old) == {"a": 0, "b": 1, "the boundary": 2, "[UNK]": 3}
+    assert token_ids(new) == {"a": 0, "b": 1, "c": 2, "[UNK]": 3}
+
+
+def test_a_converted_run_is_not_trained_in_place(folder, tmp_path, capfd):
+    assert (
+        main(["export", f"--workdir={folder}/base4", f"--out={tmp_path}/t", "--format=torch"]) == 0
+    )
+    line = ["convert", f"{tmp_path}/t/model.safetensors", "--from=torch", f"--out={tmp_path}/run"]
+    assert main([*line, f"--vocabulary={tmp_path}/t/vocabulary.json"]) == 0
+    capfd.readouterr()
+    assert main(flags(folder, f"{tmp_path}/run", "old")) == 2
+    assert f"train on with --init_from={tmp_path}/run" in capfd.readouterr().err
+    assert main(flags(folder, f"{tmp_path}/on", "old", "", f"--init_from={tmp_path}/run")) == 0
