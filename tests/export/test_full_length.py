@@ -87,8 +87,7 @@ class Keras:
     def read(self, tokens: np.ndarray) -> np.ndarray:
         self.tokens[:, self.length] = tokens
         self.length += 1
-        with jax.numpy_rank_promotion("allow"):
-            return self.model.predict_on_batch(self.tokens)[:, self.length - 1]
+        return self.model.predict_on_batch(self.tokens)[:, self.length - 1]
 
 
 any_format = pytest.mark.parametrize("reader", [Numpy, Onnx, Torch, Keras])
@@ -97,6 +96,8 @@ any_format = pytest.mark.parametrize("reader", [Numpy, Onnx, Torch, Keras])
 @pytest.fixture(autouse=True)
 def keras_on_jax(monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "jax")
+    with jax.numpy_rank_promotion("allow"):  # Keras needs it
+        yield
 
 
 def expected_texts(trained: TrainedModel) -> list[bytes]:
@@ -113,9 +114,7 @@ def test_a_format_has_charjaxs_logits(reader, model, tmp_path):
     tokens = tokens_of(trained, 1, NUM_LOGITS)
     want = network_logits(trained, tokens)[0]
     if reader is Keras:
-        keras = Keras(trained, tmp_path, 1)
-        with jax.numpy_rank_promotion("allow"):
-            got = keras.model.predict_on_batch(tokens)[0]
+        got = Keras(trained, tmp_path, 1).model.predict_on_batch(tokens)[0]
     else:
         exported = reader(trained, tmp_path, 1)
         got = np.stack([exported.read(tokens[:, t])[0] for t in range(NUM_LOGITS)])

@@ -19,15 +19,17 @@ function localModel(model) {
       let pieces = [];
       let nats = 0;
       let started = performance.now();
-      for (const { token, logits } of sample(model, model.encode(prompt), count, sampling)) {
-        nats += surprise(logits, token);
-        const unit = model.characters[token];
-        const text = model.isBytes
-          ? decoder.decode(Uint8Array.of(unit.charCodeAt(0)), { stream: true })
-          : unit;
-        if (text) {
-          pieces.push({ text, nats });
-          nats = 0;
+      for (const step of sample(model, model.encode(prompt), count, sampling)) {
+        if (step) {
+          nats += surprise(step.logits, step.token);
+          const unit = model.characters[step.token];
+          const text = model.isBytes
+            ? decoder.decode(Uint8Array.of(unit.charCodeAt(0)), { stream: true })
+            : unit;
+          if (text) {
+            pieces.push({ text, nats });
+            nats = 0;
+          }
         }
         if (performance.now() - started > SLICE) {
           yield pieces;

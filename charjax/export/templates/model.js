@@ -138,13 +138,24 @@ class CharModel {
     if (this.about.lowercase) {
       text = this.isBytes ? text.replace(/[A-Z]/g, (c) => c.toLowerCase()) : text.toLowerCase();
     }
+    // Of equals the first: a text whose characters are all known stays as it is.
+    const forms = [text, text.normalize("NFC"), text.normalize("NFD")].map((form) => this._split(form));
+    const fewest = Math.min(...forms.map((form) => this._missing(form).length));
+    return forms.find((form) => this._missing(form).length === fewest);
+  }
+
+  _split(text) {
     if (!this.isBytes) return [...text];
     return Array.from(new TextEncoder().encode(text), (byte) => String.fromCharCode(byte));
   }
 
+  _missing(units) {
+    return [...new Set(units)].filter((unit) => !this.tokens.has(unit));
+  }
+
   /** The distinct characters or bytes of a text that the vocabulary lacks. */
   unknown(text) {
-    return [...new Set(this.units(text))].filter((unit) => !this.tokens.has(unit));
+    return this._missing(this.units(text));
   }
 
   /** The tokens to read before the first sampled one: at least one. */
@@ -207,16 +218,22 @@ function allowed(logits, temperature, topK, topP) {
 }
 
 /**
- * Samples tokens one after the other: yields {token, logits}, the logits it was sampled from.
+ * Samples tokens one after the other: yields {token, logits}, the logits it was sampled from; and
+ * null after each token of the prompt, since reading a long one takes as long as writing it.
  *
- * `sampling` has temperature (0: greedy), topK (0: off), topP (1: off), seed (0 to 2 ** 32 - 1).
- * Ends after `count` tokens, or where the model predicts the end of a document.
+ * `sampling` has temperature (0: greedy), topK (0: off), topP (1: off), seed (0 to 2 ** 32 - 1) and
+ * number (which sample of the seed). Ends after `count` tokens, or at the end of a document.
  */
-function* sample(model, prompt, count, { temperature, topK = 0, topP = 1, seed, number = 0 }) {
+function* sample(model, prompt, count, sampling) {
+  const { topK = 0, topP = 1, seed, number = 0 } = sampling;
+  const temperature = Math.fround(Math.min(sampling.temperature, 1e30));
   const key = foldIn(foldIn([0, seed | 0], SAMPLE_STREAM), number);
   const state = model.zeroState();
   let logits;
-  for (const token of prompt) logits = model.read(state, token);
+  for (const token of prompt) {
+    logits = model.read(state, token);
+    yield null;
+  }
   for (let position = 0; position < count; position++) {
     const positionKey = foldIn(key, position);
     const candidates = logits.subarray(0, model.sampled);
