@@ -64,6 +64,16 @@ class Workdir:
         return self.path / "curves.png"
 
     @property
+    def choice(self) -> Path:
+        """What was chosen for a text that came without a config; see `charjax.train.choice`."""
+        return self.path / "choice.json"
+
+    @property
+    def input(self) -> Path:
+        """The text that came from standard input."""
+        return self.path / "input.txt"
+
+    @property
     def checkpoints(self) -> Path:
         """The folder of `charjax.checkpoint.Checkpoints`."""
         return self.path / "checkpoints"
@@ -161,6 +171,10 @@ class Workdir:
         """
         replace(self.run_json, (json.dumps(values, indent=2) + "\n").encode())
 
+    def write_choice(self, values: Mapping[str, Any]) -> None:
+        """Replaces the record of what was chosen, atomically; as `write_run`."""
+        replace(self.choice, (json.dumps(values, indent=2) + "\n").encode())
+
     def log_sizes(self) -> dict[str, int]:
         """{file name: bytes} of both logs; 0 for a missing one."""
         return {
@@ -194,7 +208,10 @@ class Workdir:
     def _check_entries(self) -> None:
         """Raises InputError for a link, or another kind of file, where a run writes."""
         folders = (self.checkpoints, self.path / "tensorboard")
-        files = (self.run_json, self.metrics, self.samples, self.curves, self._lock, self._unsaved)
+        files = (
+            *(self.run_json, self.metrics, self.samples, self.curves, self._lock, self._unsaved),
+            *(self.choice, self.input),
+        )
         steps = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
         for path in (*folders, *files, *steps):
             if path.is_symlink():

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,10 +63,24 @@ def load_config(config_flags: Sequence[str]) -> tuple[str, Config]:
     file = find_config(expand_path(given, "--config"), "--config=")
     _check_text_is_named(config_flags)
     overrides = [flag for flag in config_flags if flag != files[0]]
-    values = _read_config_file(file, argument, overrides)
+    arguments = [] if argument is None else [argument]
+    where = f"--config={file}"
+    values = _overridden(lambda: _execute(file).get_config(*arguments), where, overrides)
     from charjax.config import from_config_dict
 
     return "-".join(filter(None, (file.stem, argument))), from_config_dict(values)
+
+
+def override(config: Config, config_flags: Sequence[str]) -> Config:
+    """A config with the overrides of the flags.
+
+    Raises:
+      InputError: an override does not fit.
+    """
+    from charjax.config import from_config_dict, to_config_dict
+
+    _check_text_is_named(config_flags)
+    return from_config_dict(_overridden(lambda: to_config_dict(config), "--config", config_flags))
 
 
 def _split_argument(given: str) -> tuple[str, str | None]:
@@ -86,8 +100,8 @@ def _check_text_is_named(config_flags: Sequence[str]) -> None:
         )
 
 
-def _read_config_file(file: Path, argument: str | None, overrides: Sequence[str]) -> Any:
-    """What `get_config` of the file returns, called with the argument if there is one."""
+def _overridden(get_config: Callable[[], Any], where: str, overrides: Sequence[str]) -> Any:
+    """What `get_config` returns, with the overrides; `where` is it from, for messages."""
     from absl import flags
     from ml_collections import config_flags as ml_flags
 
@@ -96,16 +110,16 @@ def _read_config_file(file: Path, argument: str | None, overrides: Sequence[str]
     flag_values = flags.FlagValues()
     argv = ["charjax", *overrides]
     try:
-        config = _execute(file).get_config(*([] if argument is None else [argument]))
+        config = get_config()
         ml_flags.DEFINE_config_dict("config", config, flag_values=flag_values, sys_argv=argv)
         flag_values(argv)
         return flag_values.config.to_dict()
     except CharjaxError:
         raise
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(_config_message(error, str(file), overrides)) from error
+        raise InputError(_config_message(error, where, overrides)) from error
     except Exception as error:
-        raise InputError(f"--config={file}: {type(error).__name__}: {error}") from error
+        raise InputError(f"{where}: {type(error).__name__}: {error}") from error
 
 
 def _execute(file: Path) -> Any:
@@ -116,13 +130,13 @@ def _execute(file: Path) -> Any:
     return module
 
 
-def _config_message(error: Exception, path: str, overrides: Sequence[str]) -> str:
+def _config_message(error: Exception, source: str, overrides: Sequence[str]) -> str:
     """One line that names the override or the file that caused the error."""
     text = " ".join(str(error).split())
     names = [(o, o.partition("=")[0].removeprefix("--config.")) for o in overrides]
     suspects = [o for o, name in names if name in text]
     suspects += [o for o, name in names if any(part in text for part in name.split("."))]
-    where = suspects[0] if suspects else f"--config={path}"
+    where = suspects[0] if suspects else source
     if isinstance(error, KeyError | AttributeError) and suspects:
         nearest = re.search(r'Did you mean "(\w+)"', text)
         return f"{where}: no such field; " + (

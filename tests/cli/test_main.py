@@ -508,7 +508,7 @@ OTHERS = {
     *("--temperature", "--top_k", "--top_p", "--seed"),
     *("--encoding", "--newlines", "--lowercase", "--start", "--end", "--documents"),
     *("--delimiter", "--columns", "--header", "--csv_delimiter"),
-    *("name", "--copy"),
+    *("name", "--copy", "text", "--minutes"),
     *("--from", "file"),  # the file of `convert` has no flag; its path is in `WITH_PATHS`
 }
 FLAGS = [

@@ -6,21 +6,33 @@ import argparse
 import os
 import re
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from charjax.cli.arguments import add_config, add_workdir, local_path
-from charjax.cli.config_flags import load_config
+from charjax.cli.config_flags import load_config, override
 from charjax.errors import InputError
 
 if TYPE_CHECKING:
+    from charjax.config import Config
+    from charjax.runtime.display import PlainDisplay
     from charjax.runtime.distributed import ProcessSpec
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The config, the run's folder, and this process's place among several."""
+    parser.add_argument(
+        "text",
+        nargs="*",
+        help="without --config: files, folders, globs, or - for standard input; the sizes are "
+        "chosen",
+    )
     add_config(parser, required=True)
-    add_workdir(parser, "the run's folder; default: runs/<name of the config>")
+    add_workdir(parser, "the run's folder; default: runs/<name of the config or the text>")
+    parser.add_argument(
+        "--minutes", type=float, help="with TEXT: that the command may take; default: 4"
+    )
     parser.add_argument(
         "--allow",
         default="",
@@ -44,20 +56,68 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Trains until a limit, a signal or an error ends the run."""
-    from charjax.runtime.display import LastingStream, make_display
+    from charjax.runtime.display import LastingStream, PlainDisplay, make_display, show_messages
     from charjax.runtime.distributed import is_primary, join_processes
     from charjax.train.loop import train
 
+    started = time.monotonic()
+    has_config = any(flag.startswith("--config=") for flag in args.config_flags)
+    if bool(args.text) == has_config:
+        raise InputError("train: give either a TEXT or --config, such as --config=shakespeare")
+    if args.text and args.init_from:
+        raise InputError("--init_from: has sizes of its own; give the --config of that run")
+    if not args.text and args.minutes is not None:
+        raise InputError("--minutes: is for a TEXT; with a config set --config.train.max_minutes")
     flags = [f"--config.train.init_from={args.init_from}"] if args.init_from else []
-    name, config = load_config([*args.config_flags, *flags])
-    workdir = args.workdir or Path("runs", name)
+    name, config = ("", None) if args.text else load_config([*args.config_flags, *flags])
+    workdir = args.workdir or Path("runs", name or _text_name(args.text[0]))
     allow = [name for name in args.allow.split(",") if name]
     with (
         join_processes(_process_spec(args), native_log=workdir / "process-{}.log"),
         open(os.devnull, "w") as nowhere,
     ):
         shown = LastingStream(sys.stdout if is_primary() else nowhere, _report_loss)
-        train(config, workdir, make_display(shown), allow=allow)
+        display = make_display(shown)
+        if config is None:
+            with show_messages(display):
+                config = _choose(args, workdir, started, PlainDisplay(nowhere))
+        train(config, workdir, display, allow=allow)
+
+
+def _choose(
+    args: argparse.Namespace, workdir: Path, started: float, silent: PlainDisplay
+) -> Config:
+    """The config for the texts of the command line; the command began at `started`."""
+    from charjax.runtime.display import show_messages
+    from charjax.runtime.sharding import all_devices
+    from charjax.train.choice import Speed, choose_config, keep_input
+    from charjax.train.warm_up import measure_speed
+
+    if args.minutes is not None and not 0.1 <= args.minutes <= 10**6:
+        raise InputError(f"--minutes={args.minutes:g}: must be from 0.1 to 1,000,000")
+
+    def measure(config: Config) -> tuple[Speed, float]:
+        with show_messages(silent):  # training reads the text again, and says the same
+            speed = measure_speed(config)
+        return speed, time.monotonic() - started
+
+    is_input = args.text == ["-"]
+    if not is_input and any(text == "-" or ("," in text and args.text[1:]) for text in args.text):
+        raise InputError("TEXT: neither - nor a name with a comma goes together with other texts")
+    devices = all_devices()
+    return choose_config(
+        keep_input(workdir, sys.stdin.buffer.read()) if is_input else ",".join(args.text),
+        workdir,
+        args.minutes,
+        lambda config: override(config, args.config_flags),
+        measure,
+        (devices[0].platform, len(devices)),
+    )
+
+
+def _text_name(text: str) -> str:
+    """The name of a run on a text: that of its file or folder."""
+    return re.sub(r"[^\w.-]+", "_", Path(text).stem).strip("_.-") or "text"
 
 
 def _report_loss(reason: str) -> None:

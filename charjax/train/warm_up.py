@@ -1,0 +1,54 @@
+"""The speed of a config on this machine, by a few steps and evaluations that nothing is kept of."""
+
+from __future__ import annotations
+
+import time
+
+import jax
+import numpy as np
+
+from charjax.config import Config
+from charjax.data.batches import Batch
+from charjax.data.dataset import load_dataset
+from charjax.inference.evaluate import max_eval_chars, score
+from charjax.runtime.dtypes import resolve_dtype
+from charjax.train.backends import make_backend
+from charjax.train.choice import Speed
+from charjax.train.optimizer import make_optimizer, make_schedule
+from charjax.train.step import init_state
+
+_MIN_S, _DISPATCH = 1.5, 10  # seconds that are timed, steps at a time
+
+
+def measure_speed(config: Config) -> Speed:
+    """Seconds of a training step, of compiling it, and of an evaluation."""
+    dataset, config = load_dataset(config), resolve_dtype(config)
+    vocab_size, boundary, total = len(dataset.vocab), dataset.vocab.boundary_id, 1000
+    optimizer, schedule = make_optimizer(config.optim, total), make_schedule(config.optim, total)
+    backend = make_backend(config, vocab_size, optimizer, schedule, boundary_id=boundary)
+    state = backend.place(init_state(config, vocab_size, optimizer))
+    batches = [dataset.batches(step, backend.rows) for step in range(_DISPATCH)]
+    stacked = Batch(*map(np.stack, zip(*batches, strict=True)))
+
+    started = time.monotonic()
+    state, _ = jax.block_until_ready(backend.run(state, stacked))
+    compiled = time.monotonic()
+    dispatches = 0
+    while (elapsed := time.monotonic() - compiled) < _MIN_S:
+        state, _ = jax.block_until_ready(backend.run(state, stacked))
+        dispatches += 1
+    step_s = elapsed / (dispatches * _DISPATCH)
+
+    def evaluate() -> float:
+        started = time.monotonic()
+        score(
+            config.model,
+            state.eval_params,
+            dataset.splits.val.ids,
+            boundary_id=boundary,
+            max_chars=max_eval_chars(config.data),
+        )
+        return time.monotonic() - started
+
+    evaluate()  # compiles
+    return Speed(step_s, max(0.0, compiled - started - _DISPATCH * step_s), evaluate())

@@ -1,0 +1,159 @@
+"""A text without a config: sizes by the table, steps by the speed, all recorded once."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from charjax.cli.main import main
+from charjax.config import Config, TrainConfig
+from charjax.errors import InputError
+from charjax.train import choice, warm_up
+from charjax.train.choice import Row, Speed, choose_config, find_row, has_items, with_steps
+
+PROSE = "It was a bright cold day in April, and the clocks were striking thirteen.\n" * 300
+TINY = Row("cpu", 5000, 1, "gru", 8, 4, 0.0, 8, 8, 1e-2, measured=False)
+
+
+def unchanged(config: Config) -> Config:
+    return config
+
+
+def test_every_row_is_found_by_its_own_length_and_minutes():
+    for device in ("cpu", "gpu"):
+        assert find_row(10_000, 1.0, device).chars == 10_000
+        assert find_row(30_000, 1.0, device).chars == 10_000
+        assert find_row(40_000, 1.0, device).chars == 100_000
+        assert find_row(10**9, 10.0, device).chars >= 10**7
+    assert find_row(1, 1e6, "tpu").device == "gpu"
+
+
+def test_names_are_items_and_prose_and_verse_are_not():
+    names = [f"{a}{b}{c}" for a in "abcdefgh" for b in "aeiou" for c in ("lla", "rt", "my")]
+    assert has_items("\n".join(names))
+    assert has_items("\r\n".join(f"{name} {name}son" for name in names))
+    assert not has_items("\n".join(names[:50]))
+    assert not has_items("yes\nno\n" * 500)
+    assert not has_items(PROSE)
+    assert not has_items("Two roads diverged in a yellow wood,\nAnd sorry I could not\n" * 200)
+
+
+@given(
+    st.floats(1e-4, 1), st.floats(0, 20), st.floats(1e-3, 5), st.floats(60, 36_000)
+)  # fmt: skip
+def test_the_steps_fill_the_time_and_evaluations_divide_them(step_s, compile_s, evaluation_s, left):
+    speed = Speed(step_s, compile_s, evaluation_s)
+    config = with_steps(Config(train=TrainConfig(max_steps=1)), speed, left)
+    steps, every = config.train.max_steps, config.train.eval_every
+    evaluations = steps // every
+    assert steps % every == 0
+    assert 2 <= evaluations <= 20
+    assert every % config.train.log_every == 0 or every < 50
+    needed = compile_s + steps * step_s + evaluations * evaluation_s
+    assert steps == 10 or needed <= left + evaluation_s * evaluations
+
+
+@pytest.fixture
+def chosen(tmp_path, monkeypatch):
+    """A function that chooses for a text, and the list of what it measured."""
+    text = tmp_path / "text.txt"
+    text.write_text(PROSE)
+    measured: list[Config] = []
+
+    def measure(config: Config) -> tuple[Speed, float]:
+        measured.append(config)
+        return Speed(0.01, 1.0, 0.1), 5.0
+
+    def choose(minutes=None, override=unchanged, workdir=tmp_path / "run"):
+        return choose_config(str(text), workdir, minutes, override, measure, ("cpu", 1))
+
+    return SimpleNamespace(choose=choose, measured=measured, workdir=tmp_path / "run")
+
+
+def test_a_choice_is_recorded_and_never_made_again(chosen):
+    first = chosen.choose(minutes=1.0)
+    assert first.train.max_steps > 1000
+    record = json.loads((chosen.workdir / "choice.json").read_text())
+    assert (record["minutes"], len(record["chosen"])) == (1, 3)
+    assert chosen.choose() == chosen.choose(minutes=1.0) == first
+    assert len(chosen.measured) == 1
+    with pytest.raises(InputError, match=r"--minutes=2: .* started with 1"):
+        chosen.choose(minutes=2.0)
+
+
+def test_a_demand_overrides_a_choice_before_and_after_the_warm_up(chosen):
+    def override(config: Config) -> Config:
+        return replace(config, model=replace(config.model, hidden=7))
+
+    assert chosen.choose(override=override).model.hidden == 7
+    assert chosen.measured[0].model.hidden == 7
+
+
+def test_the_run_of_a_config_is_not_taken_over(chosen):
+    chosen.workdir.mkdir()
+    (chosen.workdir / "run.json").write_text("{}")
+    with pytest.raises(InputError, match="resume it by the same --config"):
+        chosen.choose()
+
+
+def test_a_damaged_record_is_one_line(chosen):
+    chosen.choose()
+    (chosen.workdir / "choice.json").write_text('{"minutes": 1}')
+    with pytest.raises(InputError, match=r"choice\.json: cannot be read"):
+        chosen.choose()
+
+
+def test_a_short_text_has_smaller_batches():
+    config = choice.sized_config("x", "a b" * 100, TINY._replace(batch_size=32, seq_len=64), 1)
+    assert config.data.batch_size * (config.data.seq_len + 1) <= 270
+
+
+def test_the_command_trains_a_text_resumes_it_and_keeps_standard_input(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(choice, "find_row", lambda *_: TINY)
+    monkeypatch.setattr(warm_up, "_MIN_S", 0.01)
+    monkeypatch.chdir(tmp_path)
+    flags = ["--config.train.max_steps=10", "--config.train.eval_every=10"]
+    flags += ["--config.sample.num_chars=4", "--config.train.log_every=10"]
+    text = SimpleNamespace(buffer=io.BytesIO(PROSE.encode()))
+    monkeypatch.setattr(sys, "stdin", text)
+    assert main(["train", "-", "--workdir=run", *flags]) == 0
+    out = capsys.readouterr().out
+    assert out.count("chosen: ") == 3
+    assert "step 10 of 10 is done" in out
+    assert (tmp_path / "run" / "input.txt").read_bytes() == PROSE.encode()
+
+    assert main(["train", "-", "--workdir=run", *flags[1:], "--config.train.max_steps=20"]) == 0
+    out = capsys.readouterr().out
+    assert "chosen: as recorded in" in out
+    assert "resuming run at step 10" in out
+    text.buffer = io.BytesIO(b"another text")
+    assert main(["train", "-", "--workdir=run", *flags]) == 2
+    assert "input.txt: is another text" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train"], "give either a TEXT or --config"),
+        (["train", "a.txt", "--config=shakespeare"], "give either a TEXT or --config"),
+        (["train", "--config=shakespeare", "--minutes=3"], "config.train.max_minutes"),
+        (["train", "a.txt", "--minutes=0"], "--minutes=0: must be from 0.1"),
+        (["train", "a.txt", "-"], "TEXT: neither -"),
+        (["train", "none.txt"], "none.txt"),
+    ],
+)
+def test_a_wrong_call_is_one_line(arguments, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert words in error
