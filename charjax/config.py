@@ -154,8 +154,8 @@ class TrainConfig:
     scheduled_ramp: int = number(1000, 1)  # steps over which that fraction rises from 0
     max_skipped: int = number(10, 0)  # non-finite updates skipped before the run stops
     tensorboard: bool = False  # also write events for TensorBoard
-    # A run's folder, or one of a model hub, whose best weights the first step starts from; "": they
-    # are drawn at random. A resumed run does not read it again.
+    # A run's folder, or one of a model hub, or builtin, whose best weights the first step starts
+    # from; "": they are drawn at random. A resumed run does not read it again.
     init_from: str = ""
     init_characters: str = choice("keep", "drop")  # of that model, which the text lacks
 

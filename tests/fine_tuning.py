@@ -37,7 +37,7 @@ FLAGS = (
     *("--config.model.dropout=0.3", "--config.train.eval_every=20", "--config.sample.num_chars=0"),
     "--config.data.split=(0.7,0.15,0.15)",
 )
-STARTS = {"random weights": (), "the built-in model": ("--init_from=charjax/builtin",)}
+STARTS = {"random weights": (), "the built-in model": ("--init_from=builtin",)}
 
 
 def final_losses(text: Path, folder: Path, seed: int) -> list[float]:

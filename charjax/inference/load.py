@@ -22,7 +22,7 @@ from charjax.inference.hub import Shapes, read_hub
 from charjax.model.shapes import param_shapes
 from charjax.workdir import Workdir
 
-_BUILTIN = Path(__file__).parents[1] / "builtin"
+BUILTIN = Path(__file__).parents[1] / "builtin"
 _logger = logging.getLogger(__name__)
 
 
@@ -100,7 +100,7 @@ def load_builtin() -> TrainedModel:
 
     XLA runs its recurrence: a new installation has no compiled C loops, and need not wait for them.
     """
-    trained = _load_hub(_BUILTIN, "best", _shapes)
+    trained = _load_hub(BUILTIN, "best", _shapes)
     model = replace(trained.config.model, recurrence="xla")
     _logger.info(
         "no --workdir is given: this is the built-in model, %s %d x %d, trained on %s",

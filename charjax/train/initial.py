@@ -24,7 +24,7 @@ from charjax.data.dataset import Dataset
 from charjax.data.vocab import Vocab
 from charjax.errors import CheckpointError, InputError
 from charjax.export.weights import named_weights
-from charjax.inference.load import TrainedModel, load_trained
+from charjax.inference.load import BUILTIN, TrainedModel, load_trained
 from charjax.runtime.paths import expand_path
 from charjax.train.step import TrainState
 from charjax.types import PyTree
@@ -70,6 +70,8 @@ def read_initial(config: Config, checkpoints: Checkpoints) -> Initial | None:
     option = f"--init_from={config.train.init_from}"
     try:
         folder = Path(expand_path(config.train.init_from, "--init_from"))
+        if folder == Path("builtin") and not folder.exists():
+            folder = BUILTIN
         trained = load_trained(folder, which="best")
     except CheckpointError as error:
         raise InputError(f"{option}: {error}") from None

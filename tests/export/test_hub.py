@@ -60,6 +60,8 @@ def test_every_command_reads_it_as_the_run_itself(run, hub, tmp_path, capfd):
             assert main([*command.split(), f"--workdir={folder}"]) == 0
             said.append(capfd.readouterr().out)
         assert said[0] == said[1]
+    assert main(["verify", f"--workdir={hub}"]) == 0
+    assert json.loads(capfd.readouterr().out) == {"0": "good"}
     assert main(["export", f"--workdir={hub}", f"--out={tmp_path}/again", "--format=hub"]) == 0
     for name in ("model.safetensors", "vocabulary.json", "README.md", "config.json"):
         assert (tmp_path / "again" / name).read_bytes() == (hub / name).read_bytes()

@@ -22,6 +22,7 @@ from charjax.runtime.display import no_progress
 from charjax.train.initial import token_ids
 from charjax.train.optimizer import make_optimizer
 
+from ..fine_tuning import PAGE, RESULTS, table
 from .tiny import text_of
 
 # ml_collections loads config files by a function that Python deprecates.
@@ -213,6 +214,10 @@ def test_freezing_too_much_or_what_is_not_there_is_refused(freeze, said, folder,
     line = flags(folder, str(tmp_path / "run"), "new", "", f"--config.optim.freeze={freeze}")
     assert main(line) == 2
     assert said in capfd.readouterr().err
+
+
+def test_the_table_of_the_docs_is_that_of_its_result_file():
+    assert table(json.loads(RESULTS.read_text("utf-8"))) in PAGE.read_text("utf-8")
 
 
 def test_the_special_tokens_are_moved_by_their_meaning():

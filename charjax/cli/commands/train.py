@@ -43,8 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--init_from",
         type=local_path("--init_from"),
-        help="a run's folder, or one of a model hub, whose best weights to start from; short for "
-        "--config.train.init_from",
+        help="a run's folder, one of a model hub, or builtin, whose best weights to start from; "
+        "short for --config.train.init_from",
     )
     several = parser.add_argument_group(
         "several processes", "not needed under SLURM, Open MPI and others that JAX detects"

@@ -23,8 +23,12 @@ def run(args: argparse.Namespace) -> None:
       CheckpointError: none is good.
     """
     from charjax.checkpoint.reader import CheckpointReader
+    from charjax.inference.load import load_recorded
     from charjax.workdir import Workdir
 
+    if Workdir(args.workdir).is_hub:
+        print_json({str(load_recorded(args.workdir, which="best").step): "good"})
+        return
     directory = Workdir(args.workdir).checkpoints
     problems = CheckpointReader(directory).verify()
     verdicts = {step: problem or "good" for step, problem in problems}
