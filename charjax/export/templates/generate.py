@@ -144,7 +144,8 @@ def main():
     units = data.decode("latin-1") if is_bytes else data
     unknown = sorted(set(units) - set(symbols))
     if unknown:
-        parser.error("not in the vocabulary: " + ", ".join(f"U+{ord(c):04X}" for c in unknown))
+        name = "byte 0x{:02X}" if is_bytes else "U+{:04X}"
+        parser.error("not in the vocabulary: " + ", ".join(name.format(ord(c)) for c in unknown))
     prompt = [symbols.index(c) for c in units]
     if not prompt or vocabulary.get("boundary"):
         prompt = [vocabulary["start"], *prompt]

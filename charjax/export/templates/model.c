@@ -210,6 +210,12 @@ uint32_t charjax_character(int token) {
 #include <stdio.h>
 #include <stdlib.h>
 
+#ifdef CHARJAX_BYTES
+#define UNKNOWN "byte 0x%02lX"
+#else
+#define UNKNOWN "U+%04lX"
+#endif
+
 /* The next character of a valid UTF-8 text (with CHARJAX_BYTES: its next byte). */
 static uint32_t read_character(const char **text) {
   uint32_t c = (unsigned char)*(*text)++;
@@ -247,7 +253,7 @@ int main(int argc, char **argv) {
   for (const char *text = argv[1]; *text;) {
     uint32_t character = read_character(&text);
     if (charjax_feed(&state, charjax_token(character))) {
-      fprintf(stderr, "not in the vocabulary: U+%04lX\n", (unsigned long)character);
+      fprintf(stderr, "not in the vocabulary: " UNKNOWN "\n", (unsigned long)character);
       return 2;
     }
   }
