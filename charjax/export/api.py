@@ -7,7 +7,6 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +17,7 @@ import numpy as np
 from charjax.config import ModelConfig, to_dict
 from charjax.errors import InputError
 from charjax.export import c, html, hub, keras, onnx_graph, program, torch
-from charjax.export.files import write_file, write_folder
+from charjax.export.files import template, write_file, write_folder
 from charjax.export.weights import named_weights, safetensors, sampling_facts
 from charjax.inference.load import TrainedModel
 
@@ -103,8 +102,10 @@ def _program(trained: TrainedModel) -> dict[str, bytes]:
 
 
 def _numpy(trained: TrainedModel) -> dict[str, bytes]:
-    script = resources.files("charjax.export") / "templates" / "generate.py"
-    return {"generate.py": script.read_bytes(), **_shared_files(trained, "model.safetensors")}
+    return {
+        "generate.py": template("generate.py").encode(),
+        **_shared_files(trained, "model.safetensors"),
+    }
 
 
 def _onnx(trained: TrainedModel) -> bytes:

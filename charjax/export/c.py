@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from charjax.data.vocab import Vocab
-from charjax.export.html import template
+from charjax.export.files import template
 from charjax.export.quantized import QuantizedModel, quantized
 from charjax.inference.load import TrainedModel
 
@@ -26,17 +26,14 @@ def c_file(trained: TrainedModel) -> bytes:
       InputError: a parameter is not finite.
     """
     model, vocab = quantized(trained), trained.vocab
-    parts = {
-        "title": f"{model.config.cell.upper()} {model.config.layers} x {model.config.hidden}, "
-        f"step {trained.step:,}",
-        "settings": "\n".join(_settings(model, vocab)),
-        "arrays": "\n".join(_arrays(model, vocab)),
-    }
-    text = template("model.c")
-    for name, part in parts.items():
-        text = text.replace(f"{{{{{name}}}}}", part)
     _logger.info("%s", _resources(model, vocab))
-    return text.encode()
+    cell, layers, hidden = model.config.cell.upper(), model.config.layers, model.config.hidden
+    return template(
+        "model.c",
+        title=f"{cell} {layers} x {hidden}, step {trained.step:,}",
+        settings="\n".join(_settings(model, vocab)),
+        arrays="\n".join(_arrays(model, vocab)),
+    ).encode()
 
 
 def _settings(model: QuantizedModel, vocab: Vocab) -> Iterator[str]:
@@ -71,7 +68,7 @@ def _arrays(model: QuantizedModel, vocab: Vocab) -> Iterator[str]:
         yield _array(f"float {_id(name)}_scales", map(_power_of_two, kernel.scales))
     for name, bias in model.biases.items():
         yield _array(f"float {_id(name)}", map(_decimal, bias))
-    for name in model.kernels.keys() & {"embedding", "output_kernel"}:
+    for name in (name for name in model.kernels if not name.startswith("layer_")):
         yield f"static const kernel_t {name} = {_kernel(name)};"
     yield "static const layer_t layers[CHARJAX_LAYERS] = {"
     for i in range(model.config.layers):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 
 from charjax.errors import HostError, InputError
@@ -12,6 +13,14 @@ from charjax.errors import HostError, InputError
 _MANIFEST = "charjax-export.json"  # lists the files that an export wrote into its folder
 SIGNATURE = "written by charjax export"  # near the start of each export of a single file
 _SIGNATURE_BYTES = 1024
+
+
+def template(name: str, **parts: str) -> str:
+    """A file of `templates/`, with each `{{part}}` in it replaced."""
+    text = (resources.files("charjax.export") / "templates" / name).read_text("utf-8")
+    for part, value in parts.items():
+        text = text.replace(f"{{{{{part}}}}}", value)
+    return text
 
 
 def write_folder(out: Path, files: Mapping[str, bytes]) -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import base64
 import json
-from importlib import resources
 
 from charjax.config import to_dict
+from charjax.export.files import template
 from charjax.export.quantized import quantized
 from charjax.export.weights import Arrays, safetensors
 from charjax.inference.load import TrainedModel
@@ -42,16 +42,8 @@ def page(scripts: list[str], *, policy: str) -> str:
       scripts: elements; one of them calls `startPage` of `page.js` with a model.
       policy: the Content-Security-Policy.
     """
-    parts = {"policy": policy, "style": template("page.css"), "scripts": "\n".join(scripts)}
-    text = template("page.html")
-    for name, part in parts.items():
-        text = text.replace(f"{{{{{name}}}}}", part)
-    return text
-
-
-def template(name: str) -> str:
-    """A file of `templates/`."""
-    return (resources.files("charjax.export") / "templates" / name).read_text("utf-8")
+    style, elements = template("page.css"), "\n".join(scripts)
+    return template("page.html", policy=policy, style=style, scripts=elements)
 
 
 def _weights(trained: TrainedModel) -> bytes:
