@@ -89,6 +89,7 @@ def _choose(
 ) -> Config:
     """The config for the texts of the command line; the command began at `started`."""
     from charjax.runtime.display import show_messages
+    from charjax.runtime.distributed import is_multiprocess
     from charjax.runtime.sharding import all_devices
     from charjax.train.choice import Speed, choose_config, keep_input
     from charjax.train.warm_up import measure_speed
@@ -101,6 +102,8 @@ def _choose(
             speed = measure_speed(config)
         return speed, time.monotonic() - started
 
+    if is_multiprocess():
+        raise InputError("train: several processes cannot choose; give all of them one --config")
     is_input = args.text == ["-"]
     if not is_input and any(text == "-" or ("," in text and args.text[1:]) for text in args.text):
         raise InputError("TEXT: neither - nor a name with a comma goes together with other texts")

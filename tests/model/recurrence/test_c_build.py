@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -147,3 +149,16 @@ def test_without_a_compiler_there_is_a_reason(tmp_path, monkeypatch, compiler):
     assert isinstance(unavailable, build.Unavailable)
     assert "compiler" in unavailable.reason or compiler in unavailable.reason
     assert list((tmp_path / "charjax" / "kernels").iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processor", ["-march=native", "-march=x86-64-v3", "-march=x86-64"])
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_gcc_and_clang_compile_it_without_a_warning(compiler, processor, tmp_path):
+    if shutil.which(compiler) is None or platform.machine() != "x86_64":
+        pytest.skip(f"no {compiler} for x86-64")
+    (command, *_) = build._commands(compiler, tmp_path / "library.so")
+    strict = [processor if flag.startswith("-m") else flag for flag in command]
+    flags = ["-Wall", "-Wextra", "-Werror"]
+    ended = subprocess.run([*strict, *flags], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
