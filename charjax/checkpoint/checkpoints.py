@@ -120,7 +120,7 @@ class Checkpoints(CheckpointReader):
         """Reads and verifies a checkpoint.
 
         Args:
-          like: arrays or `ShapeDtypeStruct`s in the structure wanted, which may be a
+          like: arrays, or the `ShapeDtypeStruct` of each, in the structure wanted, which may be a
             part of what was saved, such as {"params": ...}.
           which: see `read_arrays`.
 

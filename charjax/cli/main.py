@@ -58,6 +58,17 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """
     _check_utf8(arguments)
     config_flags, others = split_config_flags(arguments)
+    args = make_parser().parse_args(others)
+    if config_flags and not hasattr(args, "config"):
+        raise InputError(
+            f"{config_flags[0]}: {args.command} takes no config; see: charjax {args.command} --help"
+        )
+    args.config_flags = config_flags
+    return args
+
+
+def make_parser() -> Parser:
+    """The parser of all commands, without their config flags."""
     parser = Parser(prog="charjax", description="Character-level recurrent language models.")
     subparsers = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
     for name, module in load_commands().items():
@@ -65,13 +76,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         subparser = subparsers.add_parser(name, help=about, description=about)
         module.add_arguments(subparser)
         subparser.set_defaults(run=module.run)
-    args = parser.parse_args(others)
-    if config_flags and not hasattr(args, "config"):
-        raise InputError(
-            f"{config_flags[0]}: {args.command} takes no config; see: charjax {args.command} --help"
-        )
-    args.config_flags = config_flags
-    return args
+    return parser
 
 
 def _run(arguments: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -121,6 +122,8 @@ def draw_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     """
     from matplotlib.figure import Figure  # takes half a second to import
 
+    # On a slow machine it warns of its font cache, which is no news of the run.
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     texts = [list(group) for _, group in itertools.groupby(records, _text_of)]
