@@ -19,9 +19,24 @@
 #include "xla/ffi/api/c_api.h"
 
 typedef XLA_FFI_Error *Handler(XLA_FFI_CallFrame *frame);
-extern Handler charjax_forward, charjax_backward, charjax_weight_gradient, charjax_pack,
-    charjax_multiply;
-extern const int charjax_lanes, charjax_panel_rows, charjax_packed_columns, charjax_has_bf16;
+extern const int charjax_lanes, charjax_panel_rows, charjax_packed_columns;
+
+#define HANDLERS(dtype, ...)                                                                     \
+  extern Handler charjax_forward_##dtype __VA_ARGS__, charjax_backward_##dtype __VA_ARGS__,      \
+      charjax_weight_gradient_##dtype __VA_ARGS__, charjax_pack_##dtype __VA_ARGS__,             \
+      charjax_multiply_##dtype __VA_ARGS__;                                                      \
+  static struct Handlers dtype##_handlers(void) {                                          \
+    return (struct Handlers){charjax_forward_##dtype, charjax_backward_##dtype,                  \
+                             charjax_weight_gradient_##dtype, charjax_pack_##dtype,              \
+                             charjax_multiply_##dtype};                                          \
+  }
+
+struct Handlers {
+  Handler *forward, *backward, *weight_gradient, *pack, *multiply;
+};
+
+HANDLERS(float32)
+HANDLERS(bfloat16, __attribute__((weak))) /* which not every processor has */
 
 enum { F32 = XLA_FFI_DataType_F32, BF16 = XLA_FFI_DataType_BF16, S32 = XLA_FFI_DataType_S32 };
 enum { THREADS = 4, MAX_BUFFERS = 16, MAX_RANK = 3 };
@@ -126,6 +141,17 @@ static Array *random_array(int rank, long first, long second, long third) {
   return array;
 }
 
+/* [rows, k] in the dtype of a matmul's operands; in bfloat16 k is padded by a zero to be even. */
+static Array *random_states(int dtype, long rows, long k) {
+  if (dtype == F32) return random_array(2, rows, k, 0);
+  Array *array = new_array(BF16, 2, rows, k + k % 2);
+  for (long i = 0; i < rows * (k + k % 2); i++) {
+    const float number = i % (k + k % 2) < k ? random_float() : 0.0f;
+    memcpy((uint16_t *)array->buffer.data + i, (const uint16_t *)&number + 1, 2);
+  }
+  return array;
+}
+
 /* Numbers from `low` to before `end`. */
 static Array *random_integers(int rank, long first, long second, long low, long end) {
   Array *array = new_array(S32, rank, first, second);
@@ -150,7 +176,7 @@ static void add(Arrays *arrays, Array *array) { arrays->items[arrays->count++] =
 
 static long num_calls;
 
-static void call_once(Handler *handler, const char *cell, bool save, const Arrays *arguments,
+static void call_once(Handler *handler, const char *cell, const Arrays *arguments,
                       const Arrays *results, int byte) {
   void *args[MAX_BUFFERS], *rets[MAX_BUFFERS];
   XLA_FFI_ArgType arg_types[MAX_BUFFERS];
@@ -164,37 +190,35 @@ static void call_once(Handler *handler, const char *cell, bool save, const Array
     ret_types[i] = XLA_FFI_RetType_BUFFER;
     memset(results->items[i]->buffer.data, byte, results->items[i]->bytes);
   }
-  XLA_FFI_ByteSpan cell_name = {"cell", 4}, save_name = {"save_residuals", 14};
-  XLA_FFI_ByteSpan cell_value = {cell, cell ? strlen(cell) : 0};
-  XLA_FFI_Scalar save_value = {XLA_FFI_DataType_PRED, &save};
-  XLA_FFI_ByteSpan *names[] = {&cell_name, &save_name};
-  XLA_FFI_AttrType types[] = {XLA_FFI_AttrType_STRING, XLA_FFI_AttrType_SCALAR};
-  void *values[] = {&cell_value, &save_value};
+  XLA_FFI_ByteSpan name = {"cell", 4}, value = {cell, cell ? strlen(cell) : 0};
+  XLA_FFI_ByteSpan *names[] = {&name};
+  XLA_FFI_AttrType types[] = {XLA_FFI_AttrType_STRING};
+  void *values[] = {&value};
   XLA_FFI_CallFrame frame = {.api = &API, .stage = XLA_FFI_ExecutionStage_EXECUTE};
   frame.args = (XLA_FFI_Args){.size = arguments->count, .types = arg_types, .args = args};
   frame.rets = (XLA_FFI_Rets){.size = results->count, .types = ret_types, .rets = rets};
-  frame.attrs = (XLA_FFI_Attrs){.size = cell ? 2 : 0, .types = types, .names = names,
+  frame.attrs = (XLA_FFI_Attrs){.size = cell ? 1 : 0, .types = types, .names = names,
                                 .attrs = values};
   if (handler(&frame) != NULL) abort();
   num_calls++;
 }
 
 /* Calls twice, compares, and frees the scratch. */
-static void call(Handler *handler, const char *cell, bool save, const Arrays *arguments,
-                 Arrays *results) {
+static void call(Handler *handler, const char *cell, const Arrays *arguments, Arrays *results) {
   void *first[MAX_BUFFERS];
   pool_size = 1;
-  call_once(handler, cell, save, arguments, results, 0xff); /* NaN */
+  call_once(handler, cell, arguments, results, 0xff); /* NaN */
   for (long i = 0; i < results->count; i++) {
     const Array *array = results->items[i];
     first[i] = malloc(array->bytes);
     memcpy(first[i], array->buffer.data, array->bytes);
   }
   pool_size = THREADS;
-  call_once(handler, cell, save, arguments, results, 0x3f);
+  call_once(handler, cell, arguments, results, 0x3f);
   for (long i = 0; i < results->count; i++) {
     const Array *array = results->items[i];
-    if (!array->is_scratch && !array->has_gaps && memcmp(first[i], array->buffer.data, array->bytes) != 0) {
+    const bool is_equal = memcmp(first[i], array->buffer.data, array->bytes) == 0;
+    if (!is_equal && !array->is_scratch && !array->has_gaps) {
       fprintf(stderr, "result %ld differs between one thread and several\n", i);
       exit(1);
     }
@@ -209,6 +233,7 @@ static void call(Handler *handler, const char *cell, bool save, const Arrays *ar
 typedef struct Shape {
   const struct Cell *cell;
   int dtype;
+  struct Handlers handlers;
   bool has_resets, has_table;
   long batch, time, hidden, vocab;
 } Shape;
@@ -222,9 +247,11 @@ static long layer_scratch(const Shape *s, long units, long k) {
 }
 
 static Shape random_shape(long number) {
-  static const long batches[] = {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 23, 31, 32, 33, 37, 48, 63, 64, 65};
+  static const long batches[] = {1,  2,  3,  4,  5,  7,  8,  9,  15, 16,
+                                 17, 23, 31, 32, 33, 37, 48, 63, 64, 65};
   Shape s = {.cell = &CELLS[number % 3]};
-  s.dtype = number / 3 % 2 && charjax_has_bf16 ? BF16 : F32;
+  s.dtype = number / 3 % 2 && bfloat16_handlers().forward != NULL ? BF16 : F32;
+  s.handlers = s.dtype == BF16 ? bfloat16_handlers() : float32_handlers();
   s.has_resets = number / 6 % 2;
   s.has_table = number / 12 % 2;
   s.batch = batches[random_below(sizeof batches / sizeof *batches)];
@@ -236,7 +263,8 @@ static Shape random_shape(long number) {
 
 static Array *input_gates(const Shape *s) {
   const long rows = s->cell->gates * s->hidden;
-  return s->has_table ? random_array(2, rows, s->vocab, 0) : random_array(3, rows, s->time, s->batch);
+  if (s->has_table) return random_array(2, rows, s->vocab, 0);
+  return random_array(3, rows, s->time, s->batch);
 }
 
 /* The gradient of the recurrent kernel, and of a table where there are tokens. */
@@ -257,11 +285,12 @@ static void call_weight_gradient(const Shape *s, long rows, Array *a, Array *b, 
     flat_tokens.buffer.dims = flat_tokens.dims;
     flat_tokens.dims[0] = positions;
     add(&arguments, &flat_tokens);
-    add(&results, new_array(F32, 3, padded(columns) / charjax_lanes, s->vocab, (long)charjax_lanes));
+    const long lanes = charjax_lanes;
+    add(&results, new_array(F32, 3, padded(columns) / lanes, s->vocab, lanes));
   }
   const long panels = ceil_div(rows, charjax_panel_rows);
   add(&results, scratch(s->dtype, panels * charjax_panel_rows * even(positions)));
-  call(charjax_weight_gradient, NULL, false, &arguments, &results);
+  call(s->handlers.weight_gradient, NULL, &arguments, &results);
   for (long i = 0; i < results.count - 1; i++) free_array(results.items[i]);
 }
 
@@ -273,15 +302,12 @@ static void call_packed(const Shape *s, Array *kernel) {
   Array *panels = new_array(s->dtype, 1, size);
   panels->has_gaps = true;
   add(&results, panels);
-  call(charjax_pack, NULL, false, &arguments, &results);
-  Array *states = random_array(2, s->batch, k, 0);
+  call(s->handlers.pack, NULL, &arguments, &results);
+  Array *states = random_states(s->dtype, s->batch, k);
   arguments = (Arrays){{states, panels}, 2};
   results = (Arrays){{new_array(F32, 2, s->batch, columns)}, 1};
-  if (s->dtype == BF16) {
-    add(&results, new_array(BF16, 2, s->batch, even(k)));
-  }
-  call(charjax_multiply, NULL, false, &arguments, &results);
-  for (long i = 0; i < results.count; i++) free_array(results.items[i]);
+  call(s->handlers.multiply, NULL, &arguments, &results);
+  free_array(results.items[0]);
   free_array(panels);
   free_array(states);
 }
@@ -310,7 +336,7 @@ static void check(const Shape *s) {
   for (int i = 0; i < cell->states; i++) add(&plain, new_array(F32, 2, hidden, batch));
   const long num_plain = plain.count;
   add(&plain, scratch(s->dtype, forward_scratch));
-  call(charjax_forward, cell->name, false, &arguments, &plain);
+  call(s->handlers.forward, cell->name, &arguments, &plain);
 
   add(&saved, new_array(F32, 3, hidden, time, batch));
   for (int i = 0; i < cell->states; i++) add(&saved, new_array(F32, 2, hidden, batch));
@@ -319,16 +345,15 @@ static void check(const Shape *s) {
   add(&saved, previous);
   add(&saved, residuals);
   add(&saved, scratch(s->dtype, forward_scratch));
-  call(charjax_forward, cell->name, true, &arguments, &saved);
+  call(s->handlers.forward, cell->name, &arguments, &saved);
   for (long i = 0; i < num_plain; i++)
     if (memcmp(plain.items[i]->buffer.data, saved.items[i]->buffer.data, plain.items[i]->bytes)) {
       fprintf(stderr, "result %ld differs with residuals\n", i);
       exit(1);
     }
 
-  Arrays backward = {{kernel}, 1}, gradients = {0};
+  Arrays backward = {{saved.items[0], kernel}, 2}, gradients = {0};
   for (int i = 0; i < cell->states; i++) add(&backward, initial[i]);
-  add(&backward, saved.items[0]);
   add(&backward, residuals);
   const long first_own = backward.count;
   add(&backward, random_array(3, hidden, time, batch));
@@ -342,8 +367,9 @@ static void check(const Shape *s) {
     add(&gradients, new_array(F32, 2, hidden, padded(batch)));
   }
   for (int i = 0; i < cell->states; i++) add(&gradients, new_array(F32, 2, hidden, batch));
-  add(&gradients, scratch(s->dtype, layer_scratch(s, charjax_panel_rows, cell->gates * even(hidden))));
-  call(charjax_backward, cell->name, false, &backward, &gradients);
+  const long backward_k = cell->gates * even(hidden);
+  add(&gradients, scratch(s->dtype, layer_scratch(s, charjax_panel_rows, backward_k)));
+  call(s->handlers.backward, cell->name, &backward, &gradients);
 
   call_weight_gradient(s, hidden, previous, d_hgates, tokens);
   if (tokens && d_candidate) call_weight_gradient(s, 0, previous, d_candidate, tokens);
@@ -373,6 +399,7 @@ static void plant(void) {
   pthread_join(other, NULL);
   Array *kernel = random_array(2, 5, 5, 0);
   Shape s = {.cell = &CELLS[0], .dtype = F32, .batch = 3, .time = 2, .hidden = 5};
+  s.handlers = float32_handlers();
   kernel->buffer.data = realloc(kernel->buffer.data, kernel->bytes - 4);
   call_packed(&s, kernel);
 }
