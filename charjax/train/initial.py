@@ -28,6 +28,7 @@ from charjax.inference.load import BUILTIN, TrainedModel, load_trained
 from charjax.runtime.paths import expand_path
 from charjax.train.step import TrainState
 from charjax.types import PyTree
+from charjax.workdir import Workdir
 
 _logger = logging.getLogger(__name__)
 _ARCHITECTURE = ("cell", "hidden", "layers", "embed")
@@ -52,21 +53,22 @@ class Initial(NamedTuple):
         return Vocab.from_json(self.source.vocabulary)
 
 
-def read_initial(config: Config, checkpoints: Checkpoints) -> Initial | None:
+def read_initial(config: Config, workdir: Workdir, checkpoints: Checkpoints) -> Initial | None:
     """The model that `train.init_from` names; None without one.
 
-    Of a run that has a checkpoint, only what that says of the model: it is not read again.
+    Of a run that has a checkpoint, what that says of the model, which is not read again.
 
     Raises:
       InputError: there is no such model, or it has another architecture or unit.
       CheckpointError: a checkpoint of the run cannot be read.
     """
+    if checkpoints.steps():
+        record = checkpoints.read_meta()
+        where = f"{workdir.checkpoints / str(record.step)}"
+        source = CheckpointMeta.from_json(record.meta, where).run.source
+        return Initial(source, None) if source and source.vocabulary else None
     if not config.train.init_from:
         return None
-    if checkpoints.steps():
-        saved = CheckpointMeta.from_json(checkpoints.read_meta().meta, "the run's checkpoint")
-        source = saved.run.source
-        return Initial(source, None) if source and source.vocabulary else None
     option = f"--init_from={config.train.init_from}"
     try:
         folder = Path(expand_path(config.train.init_from, "--init_from"))

@@ -192,7 +192,7 @@ def _set_up(
 ) -> tuple[Run, RunState]:
     """Reads the text and the newest checkpoint, says what is to be trained and how."""
     with display.task("reading the text") as update, distributed.primary_first():
-        initial = read_initial(config, checkpoints)
+        initial = read_initial(config, workdir, checkpoints)
         dataset = load_dataset(config, known=known_characters(initial, config), progress=update)
     record = _read_saved(workdir, checkpoints)
     saved = _saved_meta(workdir, record).run if record else None

@@ -148,6 +148,8 @@ NEEDS = {
     "data.stateful": "data.batching=windows",
     "model.dropout_between": "model.layers=2",
     "optim.final": "optim.schedule=cosine",
+    "optim.imported_rate": "train.init_from=moved",
+    "train.init_characters": "train.init_from=moved",
     "train.scheduled_ramp": "train.scheduled_sampling=0.5",
 }
 VALUES = {
@@ -162,6 +164,7 @@ VALUES = {
     "data.split": "(0.8,0.2,0.0)",
     "data.documents": "files",
     "optim.eps": "1e-6",
+    "optim.freeze": "output",
 }
 
 

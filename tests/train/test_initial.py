@@ -134,9 +134,14 @@ def test_a_resumed_run_does_not_import_again_and_needs_the_source_no_more(folder
     assert one.meta["source"] == other.meta["source"]
     assert score_part(one, "val", no_progress).nats_per_char == pytest.approx(one.val_loss, 1e-4)
     capfd.readouterr()
-    for changed in (f"--init_from={tmp_path}/moved", "--config.train.init_characters=drop"):
+    moved = f"--init_from={tmp_path}/moved"
+    for changed in (moved, "--config.train.init_characters=drop"):
         assert main(flags(folder, halves, "new", "", *more, changed)) == 2
         assert "config.train.init_" in capfd.readouterr().err
+    assert (
+        main(flags(folder, halves, "new", "", *more, moved, "--allow=config.train.init_from")) == 0
+    )
+    assert load_trained(Path(halves), which="newest").meta["source"] == one.meta["source"]
 
 
 @pytest.mark.parametrize(
