@@ -90,11 +90,11 @@ def check(params: Fields) -> Fields:
     import jax
     import jax.numpy as jnp
 
-    inputs = layer_inputs(params)
+    operands = layer_operands(params)
 
     def value_and_grads_of(implementation: str | int, dtype: str) -> Any:
         layer = make_layer(params, implementation, dtype)
-        return jax.device_get(jax.jit(value_and_grads(layer))(*inputs))
+        return jax.device_get(jax.jit(value_and_grads(layer))(operands))
 
     with jax.default_matmul_precision("highest"):
         want = value_and_grads_of("xla", "float32")
@@ -131,15 +131,15 @@ def times(params: Fields) -> Fields:
     from benchmarks.peers.with_charjax import train_step
     from charjax.config import TrainConfig
 
-    inputs, found = layer_inputs(params), {}
+    operands, found = layer_operands(params), {}
     names: dict[str, str | int] = {"xla": "xla"} | {f"cluster {c}": c for c in _CLUSTERS}
     for name, implementation in names.items():
         layer = make_layer(params, implementation, "bfloat16")
-        forward = jax.jit(lambda *inputs, layer=layer: layer(*inputs)[0])
+        forward = jax.jit(lambda operands, layer=layer: layer(operands)[0])
         with_gradient = jax.jit(value_and_grads(layer))
         found[name] = {
-            "forward_ms": 1e3 * seconds(partial(forward, *inputs), params["rounds"]),
-            "with_gradient_ms": 1e3 * seconds(partial(with_gradient, *inputs), params["rounds"]),
+            "forward_ms": 1e3 * seconds(partial(forward, operands), params["rounds"]),
+            "with_gradient_ms": 1e3 * seconds(partial(with_gradient, operands), params["rounds"]),
         }
     steps = TrainConfig().steps_per_dispatch
     for recurrence in ("xla", "persistent"):
@@ -149,12 +149,12 @@ def times(params: Fields) -> Fields:
     return found
 
 
-def layer_inputs(params: Fields) -> tuple[Any, ...]:
+def layer_operands(params: Fields) -> Any:
     """Random input gates, weights and carry."""
     import jax
 
     from charjax.model.cells import CELLS
-    from charjax.model.recurrence.base import Projected, Weights
+    from charjax.model.recurrence.base import Operands, Projected, Weights
 
     shape = Shape(**params["shape"])
     cell, hidden = CELLS[shape.cell], shape.hidden
@@ -165,7 +165,8 @@ def layer_inputs(params: Fields) -> tuple[Any, ...]:
     bias = normal(0, hidden) if cell.reset_after else None
     weights = Weights(normal(1, hidden, cell.gates * hidden) / hidden**0.5, bias)
     carry = tuple(normal(2, cell.states, shape.batch, hidden))
-    return Projected(normal(3, cell.gates * hidden, shape.length, shape.batch)), weights, carry
+    igates = normal(3, cell.gates * hidden, shape.length, shape.batch)
+    return Operands(Projected(igates), weights, carry)
 
 
 def make_layer(params: Fields, implementation: str | int, dtype: str) -> Callable[..., Any]:
@@ -184,8 +185,8 @@ def value_and_grads(layer: Callable[..., Any]) -> Callable[..., Any]:
     """A function that returns a layer's results, and the gradients of its inputs."""
     import jax
 
-    def run(*inputs: Any) -> Any:
-        value, vjp = jax.vjp(layer, *inputs)
+    def run(operands: Any) -> Any:
+        value, vjp = jax.vjp(layer, operands)
         return value, vjp(jax.tree.map(jax.numpy.cos, value))
 
     return run

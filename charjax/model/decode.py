@@ -12,8 +12,7 @@ take batch-major states of any batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -34,11 +33,7 @@ Layout: TypeAlias = Literal["batch_major", "feature_major", "vector"]
 Activations: TypeAlias = Float[Array, "_ _"]
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("table", "kernels", "biases", "scales"),
-    meta_fields=("layout",),
-)
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class DecodeWeights:
     """The parameters of a `CharRNN`, rearranged for decoding.
@@ -57,7 +52,7 @@ class DecodeWeights:
     kernels: tuple[Float[Array, "_ _"] | Packed, ...]
     biases: tuple[Float[Array, " _"], ...]
     scales: tuple[Scales | None, ...]
-    layout: Layout
+    layout: Layout = field(metadata={"static": True})
 
     @property
     def features_first(self) -> bool:

@@ -22,7 +22,7 @@ from charjax.model.cells import CELLS
 from charjax.model.initializers import initializers
 from charjax.model.matmul import lookup, project
 from charjax.model.recurrence import api as recurrence
-from charjax.model.recurrence.base import Outputs, Projected, Table, Weights
+from charjax.model.recurrence.base import Operands, Projected, Result, Table, Weights
 from charjax.types import Carry, LayerCarry, Logits, PRNGKey, PyTree, Resets, Tokens
 
 RowKeys = Key[Array, " batch"]
@@ -55,7 +55,7 @@ class RecurrentLayer(nn.Module):
         tokens: Array | None,
         carry: LayerCarry,
         resets: Array | None = None,
-    ) -> tuple[Outputs, LayerCarry]:
+    ) -> Result:
         """Runs the layer.
 
         Args:
@@ -75,15 +75,9 @@ class RecurrentLayer(nn.Module):
         igates = _add_bias(project(kernel, inputs, dtype), bias)
         weights = RecurrentWeights(c, name="recurrent")()
         chosen = recurrence.resolve(c, carry[0].shape[0], strict=not self.is_initializing())
-        return recurrence.run(
-            chosen.implementation,
-            c.cell,
-            dtype,
-            Projected(igates) if tokens is None else Table(igates, tokens),
-            weights,
-            carry,
-            resets,
-        )
+        gates_or_table = Projected(igates) if tokens is None else Table(igates, tokens)
+        operands = Operands(gates_or_table, weights, carry, resets)
+        return recurrence.run(chosen.implementation, c.cell, dtype, operands)
 
 
 class CharRNN(nn.Module):

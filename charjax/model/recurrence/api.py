@@ -10,9 +10,8 @@ from jax.typing import DTypeLike
 
 from charjax.config import ModelConfig
 from charjax.errors import InputError
-from charjax.model.recurrence.base import Inputs, Layer, Outputs, Resets, Weights
+from charjax.model.recurrence.base import Layer, Operands, Result
 from charjax.model.recurrence.resolution import Resolution
-from charjax.types import LayerCarry
 
 # Values of `model.recurrence`. A module is imported on first use, since Pallas loads slowly.
 _MODULES = {
@@ -68,33 +67,19 @@ def for_inference(config: ModelConfig, batch: int) -> ModelConfig:
     return replace(config, recurrence=resolve(config, batch, strict=False).implementation)
 
 
-def run(
-    implementation: str,
-    cell: str,
-    dtype: DTypeLike,
-    inputs: Inputs,
-    weights: Weights,
-    carry: LayerCarry,
-    resets: Resets | None = None,
-) -> tuple[Outputs, LayerCarry]:
+def run(implementation: str, cell: str, dtype: DTypeLike, operands: Operands) -> Result:
     """Runs one layer over a sequence.
 
     Args:
       implementation: from `resolve`.
       cell: a name in `charjax.model.cells.CELLS`.
       dtype: of the matmul operands; accumulation, gates and carry are float32.
-      inputs: the input gates.
-      weights: the recurrent parameters.
-      carry: the state before the first position, float32 [batch, hidden] each.
-      resets: bool [time, batch], the positions before which the carry is set to zero, as
-        where a document starts; None: nowhere.
+      operands: what the layer reads.
 
     Returns:
       The outputs, float32 [hidden, time, batch], and the carry after the last position.
     """
-    result: tuple[Outputs, LayerCarry] = _implementation(implementation).run(
-        cell, dtype, inputs, weights, carry, resets
-    )
+    result: Result = _implementation(implementation).run(cell, dtype, operands)
     return result
 
 

@@ -4,10 +4,10 @@ An implementation is a module with two functions:
 
     supports(layer: Layer) -> str
         Why it cannot run this layer on these devices, in a few words; "" if it can.
-    run(cell, dtype, inputs, weights, carry, resets=None) -> (outputs, last carry)
-        Runs the layer over a sequence; differentiable in inputs, weights and carry.
-        `charjax.model.recurrence.api.run` describes the arguments. Without resets it
-        compiles to the program of a layer that has none.
+    run(cell: str, dtype: DTypeLike, operands: Operands) -> Result
+        Runs the layer over a sequence; differentiable in the inputs, weights and carry of
+        the operands. `charjax.model.recurrence.api.run` describes the arguments. Without
+        resets it compiles to the program of a layer that has none.
 
 Inputs and outputs are feature-major, [features, time, batch]; a carry is batch-major,
 [batch, hidden].
@@ -22,8 +22,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from charjax.model.matmul import dot_trailing, int_cotangent, one_hot
+from charjax.types import LayerCarry
 
 Outputs: TypeAlias = Float[Array, "hidden time batch"]
+# The outputs and the carry after the last position.
+Result: TypeAlias = tuple[Outputs, LayerCarry]
 # Where the carry before a position is zero. No gradient flows through a reset.
 Resets: TypeAlias = Bool[Array, "time batch"]
 
@@ -80,6 +83,23 @@ class Weights(NamedTuple):
 
     kernel: Float[Array, "hidden gates"]
     bias: Float[Array, " hidden"] | None
+
+
+class Operands(NamedTuple):
+    """What a layer reads.
+
+    Attributes:
+      inputs: the input gates.
+      weights: the recurrent parameters.
+      carry: the state before the first position, float32 [batch, hidden] each.
+      resets: bool [time, batch], the positions before which the carry is set to zero, as
+        where a document starts; None: nowhere.
+    """
+
+    inputs: Inputs
+    weights: Weights
+    carry: LayerCarry
+    resets: Resets | None = None
 
 
 def input_grad(

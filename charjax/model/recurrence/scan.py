@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from charjax.model.cells import CELLS
 from charjax.model.matmul import dot
-from charjax.model.recurrence.base import Inputs, Layer, Outputs, Resets, Table, Weights
+from charjax.model.recurrence.base import Layer, Operands, Result, Table, Weights
 from charjax.types import LayerCarry
 
 
@@ -19,15 +19,9 @@ def supports(layer: Layer) -> str:
     return ""
 
 
-def run(
-    cell: str,
-    dtype: DTypeLike,
-    inputs: Inputs,
-    weights: Weights,
-    carry: LayerCarry,
-    resets: Resets | None = None,
-) -> tuple[Outputs, LayerCarry]:
+def run(cell: str, dtype: DTypeLike, operands: Operands) -> Result:
     """Runs one layer over a sequence; see `charjax.model.recurrence.api.run`."""
+    inputs, weights, carry, resets = operands
     igates = inputs.igates[:, inputs.tokens] if isinstance(inputs, Table) else inputs.igates
     scanned = nn.scan(_Step, in_axes=(0, nn.broadcast, 0), variable_broadcast=False)
     # It has no parameters, so it need not be a submodule of the calling layer.

@@ -28,19 +28,9 @@ from jaxtyping import Array, Bool, Float
 
 from charjax.model.cells import CELLS, Gates, Residuals
 from charjax.model.matmul import dot, dot_trailing, lookup, row_major
-from charjax.model.recurrence import xla_buffers
-from charjax.model.recurrence.base import (
-    Inputs,
-    Layer,
-    Outputs,
-    Projected,
-    Resets,
-    Table,
-    Weights,
-    input_grad,
-)
+from charjax.model.recurrence import base, xla_buffers
+from charjax.model.recurrence.base import Inputs, Layer, Operands, Projected, Result, Table, Weights
 from charjax.model.recurrence.xla_buffers import Buffer
-from charjax.types import LayerCarry
 
 # XLA:CPU gives a second thread work only where more than a few kernels are ready at once, or
 # where one is large. Eight blocks of units are enough kernels. In layers of fewer units than
@@ -56,34 +46,19 @@ def supports(layer: Layer) -> str:
 
 
 class _Residuals(NamedTuple):
-    inputs: Inputs
-    weights: Weights
-    resets: Resets | None
+    operands: Operands
     h_before: Buffer  # the state before each step, in the compute dtype
     cell: tuple[Residuals, ...]  # for each block of units, [time, units, batch]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def run(
-    cell: str,
-    dtype: DTypeLike,
-    inputs: Inputs,
-    weights: Weights,
-    carry: LayerCarry,
-    resets: Resets | None = None,
-) -> tuple[Outputs, LayerCarry]:
+def run(cell: str, dtype: DTypeLike, operands: Operands) -> Result:
     """Runs one layer over a sequence; see `charjax.model.recurrence.api.run`."""
-    return _forward(cell, dtype, inputs, weights, carry, resets)[0]
+    return _forward(cell, dtype, operands)[0]
 
 
-def _forward(
-    cell: str,
-    dtype: DTypeLike,
-    inputs: Inputs,
-    weights: Weights,
-    carry: LayerCarry,
-    resets: Resets | None,
-) -> tuple[tuple[Outputs, LayerCarry], _Residuals]:
+def _forward(cell: str, dtype: DTypeLike, operands: Operands) -> tuple[Result, _Residuals]:
+    inputs, weights, carry, resets = operands
     time, batch = _time_and_batch(inputs)
     hidden, gates = weights.kernel.shape[0], CELLS[cell].gates
     kernel, blocks = row_major(weights.kernel.astype(dtype).T), _blocks(hidden)
@@ -115,16 +90,14 @@ def _forward(
     xs = jnp.arange(time), igates, resets
     (last, h_before, outputs), residuals = jax.lax.scan(step, loop, xs)
     last_carry = _transpose(_join_units(last))
-    return (outputs, last_carry), _Residuals(inputs, weights, resets, h_before, residuals)
+    return (outputs, last_carry), _Residuals(operands, h_before, residuals)
 
 
-def _backward(
-    cell: str, dtype: DTypeLike, res: _Residuals, grads: tuple[Outputs, LayerCarry]
-) -> tuple[Inputs, Weights, LayerCarry, None]:
-    d_outputs, d_last = grads
-    time, batch = _time_and_batch(res.inputs)
-    hidden, gates = res.weights.kernel.shape
-    kernel, blocks = res.weights.kernel.astype(dtype), _blocks(hidden)
+def _backward(cell: str, dtype: DTypeLike, res: _Residuals, grads: Result) -> tuple[Operands]:
+    (inputs, weights, _, resets), (d_outputs, d_last) = res.operands, grads
+    time, batch = _time_and_batch(inputs)
+    hidden, gates = weights.kernel.shape
+    kernel, blocks = weights.kernel.astype(dtype), _blocks(hidden)
 
     def step(loop: Any, xs: tuple[Array, Array, Any, Array | None]) -> tuple[Any, None]:
         (d_carry, d_hgates, d_candidate, d_bias), (t, d_output, residuals, reset) = loop, xs
@@ -147,18 +120,18 @@ def _backward(
         return (tuple(d_carry), xla_buffers.put(d_hgates, t, now), d_candidate, d_bias), None
 
     d_hgates = xla_buffers.empty(gates, time, batch, dtype)
-    has_candidate, bias = CELLS[cell].reset_after, res.weights.bias
+    has_candidate, bias = CELLS[cell].reset_after, weights.bias
     d_candidate = xla_buffers.empty(hidden, time, batch, dtype) if has_candidate else None
     d_bias = None if bias is None else [jnp.zeros_like(bias[block]) for block in blocks]
-    xs = jnp.arange(time), _time_major(d_outputs), res.cell, res.resets
+    xs = jnp.arange(time), _time_major(d_outputs), res.cell, resets
     d_carry = tuple(_take_units(_transpose(d_last), block) for block in blocks)
     loop = (d_carry, d_hgates, d_candidate, d_bias)
     (d_carry, *buffers, d_bias), _ = jax.lax.scan(step, loop, xs, reverse=True)
     d_hgates, d_candidate = jax.tree.map(lambda b: xla_buffers.decode(b, dtype), buffers)
-    d_inputs = input_grad(res.inputs, d_hgates, d_candidate, dtype)
+    d_inputs = base.input_grad(inputs, d_hgates, d_candidate, dtype)
     d_kernel = dot_trailing(xla_buffers.decode(res.h_before, dtype), d_hgates, dtype)
     d_weights = Weights(d_kernel, None if d_bias is None else jnp.concatenate(d_bias))
-    return d_inputs, d_weights, _transpose(_join_units(d_carry)), None
+    return (Operands(d_inputs, d_weights, _transpose(_join_units(d_carry))),)
 
 
 run.defvjp(_forward, _backward)

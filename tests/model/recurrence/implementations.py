@@ -13,7 +13,7 @@ import pytest
 
 from charjax.model.cells import CELLS
 from charjax.model.recurrence import scan, xla
-from charjax.model.recurrence.base import Layer, Projected, Table, Weights
+from charjax.model.recurrence.base import Layer, Operands, Projected, Table, Weights
 from charjax.model.recurrence.c import ops
 from tests.model import reference
 from tests.model.small import UNOPTIMIZED, like, normal, tokens_of
@@ -93,7 +93,7 @@ def random_resets(size: Size) -> jax.Array:
 @partial(jax.jit, static_argnums=(0, 1, 2), compiler_options=UNOPTIMIZED)
 def run(name: str, cell: str, dtype: str, inputs: Any, weights: Any, carry: Any):
     """Outputs and last carry."""
-    return IMPLEMENTATIONS[name].run(cell, dtype, inputs, weights, carry)
+    return IMPLEMENTATIONS[name].run(cell, dtype, Operands(inputs, weights, carry))
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2), compiler_options=UNOPTIMIZED)
@@ -113,8 +113,8 @@ def value_and_gradient(
     """
 
     def layer(igates, weights, carry):
-        layer_inputs = inputs._replace(igates=igates)
-        return IMPLEMENTATIONS[name].run(cell, dtype, layer_inputs, weights, carry, resets)
+        operands = Operands(inputs._replace(igates=igates), weights, carry, resets)
+        return IMPLEMENTATIONS[name].run(cell, dtype, operands)
 
     value, vjp = jax.vjp(layer, inputs.igates, weights, carry)
     return value, vjp(like(value, 4) if cotangents is None else cotangents)

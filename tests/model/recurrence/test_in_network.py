@@ -34,7 +34,7 @@ def test_without_the_c_library_the_network_runs_all_the_same(monkeypatch):
     config = replace(SMALL, cell="lstm")
     at = params_of(config, VOCAB), tokens_of(VOCAB, BATCH, TIME), carry_of(config, BATCH)
     with_c = CharRNN(config, VOCAB).run(*at)
-    monkeypatch.setattr(ops, "load", lambda: build.Unavailable("none today"))
+    monkeypatch.setattr(ops.build, "load", lambda: build.Unavailable("none today"))
     assert resolve(config, BATCH) == ("xla", "c refuses: none today")
     assert distance(CharRNN(config, VOCAB).run(*at), with_c) < 1e-6
 

@@ -25,7 +25,7 @@ from charjax.model.cells import CELLS
 from charjax.model.network import CharRNN, init_params
 from charjax.model.recurrence import xla
 from charjax.model.recurrence.api import resolve
-from charjax.model.recurrence.base import Layer, Projected, Table, Weights
+from charjax.model.recurrence.base import Layer, Operands, Projected, Table, Weights
 from charjax.model.recurrence.pallas_hopper import ops
 from charjax.model.recurrence.pallas_hopper.ops import LaunchConfig
 from charjax.model.recurrence.pallas_hopper.tiling import BATCH_TILE, Tiling, choose_tilings
@@ -49,7 +49,7 @@ def value_and_grads(layer, inputs, weights, carry, resets=None):
     """Outputs and last carry, and their gradients in the input gates, weights and carry."""
 
     def run(igates, weights, carry):
-        return layer(inputs._replace(igates=igates), weights, carry, resets)
+        return layer(Operands(inputs._replace(igates=igates), weights, carry, resets))
 
     value, vjp = jax.vjp(run, inputs.igates, weights, carry)
     return value, vjp(like(value, 4))
@@ -182,4 +182,4 @@ def test_layers_that_the_kernels_cannot_run_are_refused(monkeypatch):
 def test_the_op_raises_for_a_layer_without_a_tiling():
     inputs = jax.eval_shape(partial(layer_inputs, "lstm", Projected, hidden=2048))
     with pytest.raises(ValueError, match="lstm with 2048 units"):
-        jax.eval_shape(partial(ops.recurrence, "lstm", LaunchConfig()), *inputs)
+        jax.eval_shape(partial(ops.recurrence, "lstm", LaunchConfig()), Operands(*inputs))

@@ -16,7 +16,6 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,65 +33,49 @@ WEIGHT_GRADIENT = "charjax_weight_gradient"
 PACK, MULTIPLY = "charjax_pack", "charjax_multiply"
 _TARGETS = (FORWARD, BACKWARD, WEIGHT_GRADIENT, PACK, MULTIPLY)
 
+# The cells of the library, and how many float32 numbers each unit saves at a step for the backward
+# pass, as src/cells.h has them.
+RESIDUALS = {"rnn": 0, "gru": 4, "lstm": 5}
+
 _SOURCES = Path(__file__).parent / "src"
 _FLAGS = ("-O3", "-std=gnu11", "-D_GNU_SOURCE", "-fno-math-errno", "-shared", "-fPIC")
 _PROCESSOR_FLAGS = (("-march=native",), ("-mcpu=native",), ())  # the first that works
 _TIMEOUT_S = 120.0
 
 
-class CellInfo(NamedTuple):
-    """A row of the library's table of cells, `CELLS` in src/cells.h.
-
-    Attributes:
-      name: of the cell in `charjax.model.cells.CELLS`.
-      gates: blocks of `hidden` columns that the kernel has.
-      residuals: float32 numbers that each unit saves at each step for the backward pass.
-    """
-
-    name: str
-    gates: int
-    residuals: int
-
-
 @dataclass(frozen=True)
 class Library:
-    """The compiled library: which cells and dtypes it has, and the buffers it needs.
+    """The compiled library: which dtypes it has, and the buffers it needs.
 
     Attributes:
       vector_width: float32 numbers of a SIMD vector.
       panel_rows: rows of a packed weight panel of the recurrence.
       packed_columns: columns of a panel of `PACK`.
       has_bfloat16: whether the processor has bfloat16 dot products.
-      cells: those that the library has.
     """
 
     vector_width: int
     panel_rows: int
     packed_columns: int
     has_bfloat16: bool
-    cells: tuple[CellInfo, ...]
 
     def supports_dtype(self, dtype: DTypeLike) -> bool:
         """Whether it multiplies operands of this dtype."""
         return self.has_bfloat16 or jnp.dtype(dtype) == jnp.float32
 
-    def cell(self, name: str) -> CellInfo | None:
-        """The cell of this name, or None."""
-        return next((cell for cell in self.cells if cell.name == name), None)
-
     def padded(self, count: int) -> int:
         """A batch, or a number of columns, padded to full vectors."""
         return _round_up(count, self.vector_width)
 
-    def forward_scratch(self, cell: CellInfo, hidden: int, batch: int) -> int:
+    def forward_scratch(self, gates: int, hidden: int, batch: int) -> int:
         """Length of the scratch of `FORWARD`; a weight panel has all gates of some units."""
-        panels = -(-hidden // (self.panel_rows // cell.gates))
+        panels = -(-hidden // (self.panel_rows // gates))
         return self._scratch(panels, _round_up(hidden, 2), batch)
 
-    def backward_scratch(self, cell: CellInfo, hidden: int, batch: int) -> int:
+    def backward_scratch(self, gates: int, hidden: int, batch: int) -> int:
         """Length of the scratch of `BACKWARD`; a weight panel has one row per unit."""
         panels = -(-hidden // self.panel_rows)
-        return self._scratch(panels, cell.gates * _round_up(hidden, 2), batch)
+        return self._scratch(panels, gates * _round_up(hidden, 2), batch)
 
     def gradient_scratch(self, rows: int, positions: int) -> int:
         """Length of the scratch of `WEIGHT_GRADIENT`: one operand, packed."""
@@ -143,7 +126,6 @@ def load() -> Library | Unavailable:
         panel_rows=_int_constant(cdll, "charjax_panel_rows"),
         packed_columns=_int_constant(cdll, "charjax_packed_columns"),
         has_bfloat16=has_bfloat16,
-        cells=_cells(cdll),
     )
 
 
@@ -220,24 +202,6 @@ def _open(path: Path) -> ctypes.CDLL | None:
         return ctypes.CDLL(str(path))
     except OSError:
         return None
-
-
-class _CellInfo(ctypes.Structure):
-    """CellInfo in src/cells.h."""
-
-    _fields_ = (
-        ("name", ctypes.c_char_p),
-        ("gates", ctypes.c_int),
-        ("states", ctypes.c_int),
-        ("residuals", ctypes.c_int),
-        ("reset_after", ctypes.c_int),
-    )
-
-
-def _cells(cdll: ctypes.CDLL) -> tuple[CellInfo, ...]:
-    table = ctypes.POINTER(_CellInfo).in_dll(cdll, "charjax_cells")
-    rows = table[: _int_constant(cdll, "charjax_num_cells")]
-    return tuple(CellInfo(row.name.decode(), row.gates, row.residuals) for row in rows)
 
 
 def _int_constant(cdll: ctypes.CDLL, name: str) -> int:

@@ -21,30 +21,13 @@ from jaxtyping import Array, Float
 from charjax.errors import InputError
 from charjax.model.cells import CELLS
 from charjax.model.matmul import int_cotangent
-from charjax.model.recurrence.base import (
-    Inputs,
-    Layer,
-    Outputs,
-    Resets,
-    Table,
-    Weights,
-    input_grad,
-    with_candidate,
-)
-from charjax.model.recurrence.c.build import (
-    BACKWARD,
-    FORWARD,
-    WEIGHT_GRADIENT,
-    CellInfo,
-    Library,
-    Unavailable,
-    load,
-    target,
-)
-from charjax.types import LayerCarry
+from charjax.model.recurrence import base
+from charjax.model.recurrence.base import Layer, Operands, Outputs, Result, Table, Weights
+from charjax.model.recurrence.c import build
+from charjax.model.recurrence.c.build import Library, Unavailable
 
-# A carry as the library has it, feature-major: (h,) or (h, c), [hidden, batch] each.
-_Carry: TypeAlias = tuple[Float[Array, "hidden batch"], ...]
+# A result whose carry is feature-major, as the library has it.
+_Result: TypeAlias = tuple[Outputs, tuple[Float[Array, "hidden batch"], ...]]
 # Shapes and dtypes of an FFI call's results.
 _Shapes: TypeAlias = list[jax.ShapeDtypeStruct]
 
@@ -52,16 +35,13 @@ _Shapes: TypeAlias = list[jax.ShapeDtypeStruct]
 class _Static(NamedTuple):
     """What a layer's compiled calls depend on besides the shapes."""
 
-    cell: CellInfo
+    cell: str
     dtype: DTypeLike
     library: Library
 
 
 class _Residuals(NamedTuple):
-    inputs: Inputs
-    weights: Weights
-    initial: _Carry
-    keep: Array | None
+    operands: Operands
     outputs: Outputs
     previous: Float[Array, "hidden time batch"]  # h before each step, in the compute dtype
     cell: Float[Array, "time residuals padded"]  # as src/cells.h has them
@@ -73,14 +53,7 @@ def supports(layer: Layer) -> str:
     return static.reason if isinstance(static, Unavailable) else ""
 
 
-def run(
-    cell: str,
-    dtype: DTypeLike,
-    inputs: Inputs,
-    weights: Weights,
-    carry: LayerCarry,
-    resets: Resets | None = None,
-) -> tuple[Outputs, LayerCarry]:
+def run(cell: str, dtype: DTypeLike, operands: Operands) -> Result:
     """One layer over a sequence; see `charjax.model.recurrence.api.run`.
 
     Raises:
@@ -89,113 +62,99 @@ def run(
     static = _static(cell, dtype)
     if isinstance(static, Unavailable):
         raise InputError(f"config.model.recurrence=c: {static.reason}")
+    inputs, weights, carry, resets = operands
+    if isinstance(inputs, Table):  # the library indexes with tokens unchecked
+        tokens = jnp.clip(inputs.tokens, 0, inputs.igates.shape[1] - 1)
+        inputs = inputs._replace(tokens=tokens)
     keep = None if resets is None else resets.astype(jnp.int32) - 1
-    result: tuple[Outputs, LayerCarry] = _run(static, inputs, weights, carry, keep)
-    return result
-
-
-def _static(cell: str, dtype: DTypeLike) -> _Static | Unavailable:
-    library = load()
-    if isinstance(library, Unavailable):
-        return library
-    info = library.cell(cell)
-    if info is None:
-        return Unavailable(f"it has no cell {cell}")
-    if not library.supports_dtype(dtype):
-        return Unavailable(f"the processor has no {jnp.dtype(dtype).name} dot products")
-    return _Static(info, dtype, library)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _run(
-    static: _Static, inputs: Inputs, weights: Weights, carry: LayerCarry, keep: Array | None
-) -> tuple[Outputs, LayerCarry]:
-    initial = _transposed(carry)
-    outputs, last, _ = _call_forward(static, inputs, weights, initial, keep, save=False)
+    outputs, last = _run(static, Operands(inputs, weights, _transposed(carry), keep))
     return outputs, _transposed(last)
 
 
-def _forward(
-    static: _Static, inputs: Inputs, weights: Weights, carry: LayerCarry, keep: Array | None
-) -> tuple[tuple[Outputs, LayerCarry], _Residuals]:
-    initial = _transposed(carry)
-    outputs, last, saved = _call_forward(static, inputs, weights, initial, keep, save=True)
-    residuals = _Residuals(inputs, weights, initial, keep, outputs, *saved)
-    return (outputs, _transposed(last)), residuals
+def _static(cell: str, dtype: DTypeLike) -> _Static | Unavailable:
+    library = build.load()
+    if isinstance(library, Unavailable):
+        return library
+    if cell not in build.RESIDUALS:
+        return Unavailable(f"it has no cell {cell}")
+    if not library.supports_dtype(dtype):
+        return Unavailable(f"the processor has no {jnp.dtype(dtype).name} dot products")
+    return _Static(cell, dtype, library)
 
 
-def _backward(
-    static: _Static, res: _Residuals, grads: tuple[Outputs, LayerCarry]
-) -> tuple[Inputs, Weights, LayerCarry, None]:
+# The operands of the functions below are the library's: their carry is feature-major, and `resets`
+# int32, 0 where the carry is reset, else -1.
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _run(static: _Static, operands: Operands) -> _Result:
+    return _call_forward(static, operands, save=False)[0]
+
+
+def _forward(static: _Static, operands: Operands) -> tuple[_Result, _Residuals]:
+    result, saved = _call_forward(static, operands, save=True)
+    return result, _Residuals(operands, result[0], *saved)
+
+
+def _backward(static: _Static, res: _Residuals, grads: _Result) -> tuple[Operands]:
     d_hgates, d_candidate, d_bias, d_carry = _call_backward(static, res, grads)
-    if isinstance(res.inputs, Table):
-        d_kernel, d_table = _weight_and_table_grad(
-            static.library, res.previous, d_hgates, _in_range(res.inputs)
-        )
+    inputs = res.operands.inputs
+    table = inputs if isinstance(inputs, Table) else None
+    d_kernel, d_table = _weight_grad(static.library, res.previous, d_hgates, table)
+    if table is None:
+        d_inputs = base.input_grad(inputs, d_hgates, d_candidate, static.dtype)
+    else:
         if d_candidate is not None:
             # `previous[:0]` has no rows, so that only the table's gradient is computed.
-            _, d_candidate = _weight_and_table_grad(
-                static.library, res.previous[:0], d_candidate, _in_range(res.inputs)
-            )
-        tokens = int_cotangent(res.inputs.tokens)
-        d_inputs: Inputs = Table(with_candidate(d_table, d_candidate), tokens)
-    else:
-        d_kernel = _weight_grad(static.library, res.previous, d_hgates)
-        d_inputs = input_grad(res.inputs, d_hgates, d_candidate, static.dtype)
-    return d_inputs, Weights(d_kernel, d_bias), _transposed(d_carry), None
+            _, d_candidate = _weight_grad(static.library, res.previous[:0], d_candidate, table)
+        d_inputs = Table(base.with_candidate(d_table, d_candidate), int_cotangent(table.tokens))
+    return (Operands(d_inputs, Weights(d_kernel, d_bias), d_carry),)
 
 
 _run.defvjp(_forward, _backward)
 
 
 def _call_forward(
-    static: _Static,
-    inputs: Inputs,
-    weights: Weights,
-    initial: _Carry,
-    keep: Array | None,
-    *,
-    save: bool,
-) -> tuple[Outputs, _Carry, list[Array]]:
-    """Outputs, the last carry and, if `save`, the previous h and the cell's residuals."""
+    static: _Static, operands: Operands, *, save: bool
+) -> tuple[_Result, list[Array]]:
+    """The result and, if `save`, the previous h and the cell's residuals."""
+    inputs, weights, initial, keep = operands
     hidden, batch = initial[0].shape
     time = (inputs.tokens if isinstance(inputs, Table) else inputs.igates).shape[-2]
     library, cell = static.library, static.cell
     shapes = [_shape(hidden, time, batch)] + [_shape(hidden, batch)] * len(initial)
     if save:
         shapes.append(_shape(hidden, time, batch, dtype=static.dtype))
-        shapes.append(_shape(time, cell.residuals * hidden, library.padded(batch)))
-    scratch = library.forward_scratch(cell, hidden, batch)
+        shapes.append(_shape(time, build.RESIDUALS[cell] * hidden, library.padded(batch)))
+    scratch = library.forward_scratch(CELLS[cell].gates, hidden, batch)
     shapes.append(_shape(scratch, dtype=static.dtype))
-    arguments = [weights.kernel]
-    if weights.bias is not None:
-        arguments.append(weights.bias)
-    arguments += _in_range(inputs) if isinstance(inputs, Table) else inputs
-    arguments += initial if keep is None else [*initial, keep]
-    outputs, *rest, _ = _call(target(FORWARD, static.dtype), shapes, *arguments, cell=cell.name)
-    return outputs, tuple(rest[: len(initial)]), rest[len(initial) :]
+    arguments = jax.tree.leaves((weights, inputs, initial, keep))  # without those that are None
+    outputs, *rest, _ = _call(
+        build.target(build.FORWARD, static.dtype), shapes, *arguments, cell=cell
+    )
+    return (outputs, tuple(rest[: len(initial)])), rest[len(initial) :]
 
 
 def _call_backward(
-    static: _Static, res: _Residuals, grads: tuple[Outputs, LayerCarry]
-) -> tuple[Array, Array | None, Array | None, _Carry]:
+    static: _Static, res: _Residuals, grads: _Result
+) -> tuple[Array, Array | None, Array | None, tuple[Array, ...]]:
     """Gradients of the hidden gates, the candidate's input gate, the bias, the initial carry."""
+    _, weights, initial, keep = res.operands
     d_outputs, d_last = grads
     hidden, time, batch = d_outputs.shape
     library, cell = static.library, static.cell
-    shapes = [_shape(cell.gates * hidden, time, batch, dtype=static.dtype)]
-    if CELLS[cell.name].reset_after:
+    gates, reset_after = CELLS[cell].gates, CELLS[cell].reset_after
+    shapes = [_shape(gates * hidden, time, batch, dtype=static.dtype)]
+    if reset_after:
         shapes.append(_shape(hidden, time, batch, dtype=static.dtype))
         shapes.append(_shape(hidden, library.padded(batch)))
     shapes += [_shape(hidden, batch)] * len(d_last)
-    scratch = library.backward_scratch(cell, hidden, batch)
+    scratch = library.backward_scratch(gates, hidden, batch)
     shapes.append(_shape(scratch, dtype=static.dtype))
-    arguments = [res.outputs, res.weights.kernel, *res.initial, res.cell]
-    arguments += [d_outputs, *_transposed(d_last)]
-    if res.keep is not None:
-        arguments.append(res.keep)
-    d_hgates, *rest, _ = _call(target(BACKWARD, static.dtype), shapes, *arguments, cell=cell.name)
-    if not CELLS[cell.name].reset_after:
+    saved = (res.outputs, weights.kernel, initial, res.cell)
+    arguments = jax.tree.leaves((saved, d_outputs, d_last, keep))
+    d_hgates, *rest, _ = _call(
+        build.target(build.BACKWARD, static.dtype), shapes, *arguments, cell=cell
+    )
+    if not reset_after:
         return d_hgates, None, None, tuple(rest)
     d_candidate, d_bias, *d_carry = rest
     return d_hgates, d_candidate, jnp.sum(d_bias, axis=1), tuple(d_carry)
@@ -205,39 +164,21 @@ def _weight_grad(
     library: Library,
     previous: Float[Array, "hidden time batch"],
     d_hgates: Float[Array, "gates time batch"],
-) -> Float[Array, "hidden gates"]:
-    """`previous @ d_hgates.T` over all positions."""
+    table: Table | None = None,
+) -> tuple[Float[Array, "hidden gates"], Any]:
+    """`previous @ d_hgates.T` over all positions; with a table, the sums of `d_hgates` by token."""
     a, b = _flat(previous), _flat(d_hgates)
-    scratch = library.gradient_scratch(*a.shape)
-    shapes = [_shape(len(a), len(b)), _shape(scratch, dtype=a.dtype)]
-    d_kernel: Array = _call(target(WEIGHT_GRADIENT, a.dtype), shapes, a, b)[0]
-    return d_kernel
-
-
-def _weight_and_table_grad(
-    library: Library,
-    previous: Float[Array, "hidden time batch"],
-    d_hgates: Float[Array, "gates time batch"],
-    table: Table,
-) -> tuple[Float[Array, "hidden gates"], Float[Array, "gates vocab"]]:
-    """`_weight_grad`, and the sums of `d_hgates` by token: a scatter-add."""
-    a, b, vocab = _flat(previous), _flat(d_hgates), table.igates.shape[1]
     panels = library.padded(len(b)) // library.vector_width
-    shapes = [
-        _shape(len(a), len(b)),
-        _shape(panels, vocab, library.vector_width),
-        _shape(library.gradient_scratch(*a.shape), dtype=a.dtype),
-    ]
-    d_kernel, by_token, _ = _call(
-        target(WEIGHT_GRADIENT, a.dtype), shapes, a, b, table.tokens.reshape(-1)
-    )
-    by_token = by_token.swapaxes(1, 2).reshape(panels * library.vector_width, vocab)
-    return d_kernel, by_token[: len(b)]
-
-
-def _in_range(table: Table) -> Table:
-    """The table with tokens clamped: the library indexes with them unchecked."""
-    return table._replace(tokens=jnp.clip(table.tokens, 0, table.igates.shape[1] - 1))
+    shapes, arguments = [_shape(len(a), len(b))], [a, b]
+    if table is not None:
+        shapes.append(_shape(panels, table.igates.shape[1], library.vector_width))
+        arguments.append(table.tokens.reshape(-1))
+    shapes.append(_shape(library.gradient_scratch(*a.shape), dtype=a.dtype))
+    d_kernel, *by_token, _ = _call(build.target(build.WEIGHT_GRADIENT, a.dtype), shapes, *arguments)
+    if table is None:
+        return d_kernel, None
+    rows = by_token[0].swapaxes(1, 2).reshape(library.padded(len(b)), -1)
+    return d_kernel, rows[: len(b)]
 
 
 def _flat(x: Float[Array, "features time batch"]) -> Float[Array, "features positions"]:

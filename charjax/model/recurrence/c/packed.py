@@ -5,8 +5,7 @@ A row's result has the same bits however many rows are multiplied in one call.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from jaxtyping import Array, Float
 from charjax.model.recurrence.c.build import MULTIPLY, PACK, Library, target
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=("panels",), meta_fields=("k", "columns"))
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Packed:
     """A kernel [k, columns], packed in panels of columns.
@@ -28,8 +27,8 @@ class Packed:
     """
 
     panels: Float[Array, " _"]
-    k: int
-    columns: int
+    k: int = field(metadata={"static": True})
+    columns: int = field(metadata={"static": True})
 
     def multiply(self, states: Float[Array, "batch k"]) -> Float[Array, "batch columns"]:
         """`states @ kernel`, float32."""

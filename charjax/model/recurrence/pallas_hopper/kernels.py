@@ -14,7 +14,7 @@ docs/kernels.md.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -28,36 +28,8 @@ from charjax.model.recurrence.pallas_hopper.tiling import BATCH_TILE, Tiling
 # Of the carry before each step, and 1 after the last: 0 where it is reset to zeros, else 1. The
 # same for all units, so that a CTA loads it as it loads a state.
 Keep: TypeAlias = Float[Array, "steps batch units"]
-
-
-class Forward(NamedTuple):
-    """Results of the forward kernel.
-
-    Attributes:
-      states: bfloat16 [time + 1, batch, hidden], before the first step and after each.
-      residuals: float32 [time, ctas, 1 + residuals, batch, units]: the output, then the
-        cell's residuals.
-      last: float32 [ctas, states, batch, units], the carry after the last step.
-    """
-
-    states: Array
-    residuals: Array
-    last: Array
-
-
-class Backward(NamedTuple):
-    """Results of the backward kernel.
-
-    Attributes:
-      d_hgates: bfloat16 [time, batch, gates * hidden], gradients of the hidden gates.
-      d_candidate: bfloat16 [time, batch, hidden], gradient of the candidate's input gate;
-        [1, 1, 1] for a cell without `reset_after`.
-      d_carry: float32 [ctas, states, batch, units], of the carry before the first step.
-    """
-
-    d_hgates: Array
-    d_candidate: Array
-    d_carry: Array
+# The results of a kernel.
+Arrays: TypeAlias = tuple[Array, ...]
 
 
 def forward(
@@ -69,7 +41,7 @@ def forward(
     weights: BFloat16[Array, "ctas n_per_cta k_per_cta"],
     keep: Keep | None = None,
     interpret: Any = None,
-) -> Forward:
+) -> Arrays:
     """One layer over a sequence, for `BATCH_TILE` batch rows.
 
     Args:
@@ -81,6 +53,12 @@ def forward(
       weights: `pack_weights` of the recurrent kernel.
       keep: where the carry is not reset; None: nowhere.
       interpret: parameters of Pallas' interpret mode for GPUs; None: run on a GPU.
+
+    Returns:
+      states: bfloat16 [time + 1, batch, hidden], before the first step and after each.
+      residuals: float32 [time, ctas, 1 + residuals, batch, units]: the output, then the
+        cell's residuals.
+      last: float32 [ctas, states, batch, units], the carry after the last step.
     """
     time, ctas, _, _, units = igates.shape
     residuals = (time, ctas, 1 + num_residuals(cell), BATCH_TILE, units)
@@ -91,19 +69,11 @@ def forward(
     )
     inputs = (igates, bias, carry) if keep is None else (igates, bias, carry, keep)
     body = partial(_forward_kernel, cell, time)
-    return Forward(*launch(body, tiling, weights, inputs, out_types, interpret))
+    return tuple(launch(body, tiling, weights, inputs, out_types, interpret))
 
 
-def _forward_kernel(
-    cell: Cell,
-    time: int,
-    cta: Cta,
-    igates: Any,
-    bias: Any,
-    carry: Any,
-    *refs: Any,
-) -> None:
-    *keep, states, residuals, last = refs  # `keep` is empty without resets
+def _forward_kernel(cell: Cell, time: int, cta: Cta, *refs: Any) -> None:
+    igates, bias, carry, *keep, states, residuals, last = refs  # `keep` is empty without resets
     index = cta.index
     last_gate_bias = cta.load(bias.at[index])
 
@@ -143,7 +113,7 @@ def backward(
     weights: BFloat16[Array, "ctas n_per_cta k_per_cta"],
     keep: Keep | None = None,
     interpret: Any = None,
-) -> Backward:
+) -> Arrays:
     """The vector-Jacobian product of `forward`, from the last time step to the first.
 
     Args:
@@ -155,6 +125,12 @@ def backward(
       weights: `pack_weights` of the transposed recurrent kernel.
       keep: as for `forward`.
       interpret: as for `forward`.
+
+    Returns:
+      d_hgates: bfloat16 [time, batch, gates * hidden], gradients of the hidden gates.
+      d_candidate: bfloat16 [time, batch, hidden], gradient of the candidate's input gate;
+        [1, 1, 1] for a cell without `reset_after`.
+      d_carry: float32 [ctas, states, batch, units], of the carry before the first step.
     """
     time, hidden = len(residuals), tiling.hidden
     d_candidate = (time, BATCH_TILE, hidden) if cell.reset_after else (1, 1, 1)
@@ -166,19 +142,12 @@ def backward(
     saved = (residuals, d_outputs, d_last)
     inputs = saved if keep is None else (*saved, keep)
     body = partial(_backward_kernel, cell, time)
-    return Backward(*launch(body, tiling, weights, inputs, out_types, interpret))
+    return tuple(launch(body, tiling, weights, inputs, out_types, interpret))
 
 
-def _backward_kernel(
-    cell: Cell,
-    time: int,
-    cta: Cta,
-    residuals: Any,
-    d_outputs: Any,
-    d_last: Any,
-    *refs: Any,
-) -> None:
-    *keep, d_hgates, d_candidate, d_carry = refs  # `keep` is empty without resets
+def _backward_kernel(cell: Cell, time: int, cta: Cta, *refs: Any) -> None:
+    # `keep` is empty without resets.
+    residuals, d_outputs, d_last, *keep, d_hgates, d_candidate, d_carry = refs
     index, saved_arrays = cta.index, num_residuals(cell)
 
     def load_step(t: Array | int) -> Gates:

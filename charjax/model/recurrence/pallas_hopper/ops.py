@@ -19,7 +19,15 @@ from jaxtyping import Array, BFloat16, Float
 
 from charjax.model.cells import CELLS
 from charjax.model.matmul import dot_trailing, lookup
-from charjax.model.recurrence.base import Inputs, Layer, Outputs, Resets, Table, Weights, input_grad
+from charjax.model.recurrence.base import (
+    Layer,
+    Operands,
+    Resets,
+    Result,
+    Table,
+    Weights,
+    input_grad,
+)
 from charjax.model.recurrence.pallas_hopper import kernels
 from charjax.model.recurrence.pallas_hopper.tiling import (
     BATCH_TILE,
@@ -50,9 +58,7 @@ class LaunchConfig:
 
 
 class _Residuals(NamedTuple):
-    inputs: Inputs
-    weights: Weights
-    resets: Resets | None
+    operands: Operands
     states: BFloat16[Array, "tiles steps rows hidden"]
     residuals: Float[Array, "tiles time ctas residuals rows units"]
 
@@ -79,18 +85,10 @@ def supports(layer: Layer) -> str:
     return ""
 
 
-def run(
-    cell: str,
-    dtype: DTypeLike,
-    inputs: Inputs,
-    weights: Weights,
-    carry: LayerCarry,
-    resets: Resets | None = None,
-) -> tuple[Outputs, LayerCarry]:
+def run(cell: str, dtype: DTypeLike, operands: Operands) -> Result:
     """One layer over a sequence; see `charjax.model.recurrence.api.run`."""
     del dtype  # bfloat16, see `supports`
-    launch = launch_config()
-    result: tuple[Outputs, LayerCarry] = recurrence(cell, launch, inputs, weights, carry, resets)
+    result: Result = recurrence(cell, launch_config(), operands)
     return result
 
 
@@ -100,24 +98,13 @@ def launch_config() -> LaunchConfig:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def recurrence(
-    cell: str,
-    launch: LaunchConfig,
-    inputs: Inputs,
-    weights: Weights,
-    carry: LayerCarry,
-    resets: Resets | None = None,
-) -> tuple[Outputs, LayerCarry]:
+def recurrence(cell: str, launch: LaunchConfig, operands: Operands) -> Result:
     """One layer over a sequence; matmul operands are bfloat16, all else is float32.
 
     Args:
       cell: a name in `CELLS`.
       launch: how the kernels are launched.
-      inputs: the input gates.
-      weights: the recurrent parameters.
-      carry: the state before the first character, [batch, hidden] each; the batch is a
-        multiple of `BATCH_TILE`.
-      resets: bool [time, batch], the positions before which the carry is set to zero.
+      operands: what the layer reads; the batch is a multiple of `BATCH_TILE`.
 
     Returns:
       The outputs [hidden, time, batch], and the carry after the last character.
@@ -125,7 +112,7 @@ def recurrence(
     Raises:
       ValueError: the layer does not fit the GPU.
     """
-    return _forward(cell, launch, inputs, weights, carry, resets)[0]
+    return _forward(cell, launch, operands)[0]
 
 
 def _tilings(cell: str, hidden: int, launch: LaunchConfig) -> tuple[Tiling, Tiling]:
@@ -135,14 +122,8 @@ def _tilings(cell: str, hidden: int, launch: LaunchConfig) -> tuple[Tiling, Tili
     return found
 
 
-def _forward(
-    cell: str,
-    launch: LaunchConfig,
-    inputs: Inputs,
-    weights: Weights,
-    carry: LayerCarry,
-    resets: Resets | None,
-) -> tuple[tuple[Outputs, LayerCarry], _Residuals]:
+def _forward(cell: str, launch: LaunchConfig, operands: Operands) -> tuple[Result, _Residuals]:
+    inputs, weights, carry, resets = operands
     hidden, gates = weights.kernel.shape[0], CELLS[cell].gates
     tiling, _ = _tilings(cell, hidden, launch)
     ctas, units = tiling.ctas, tiling.units
@@ -150,7 +131,7 @@ def _forward(
     bias = jnp.broadcast_to(bias.reshape(ctas, 1, units), (ctas, BATCH_TILE, units))
     packed = pack_weights(weights.kernel.reshape(hidden, gates, hidden), tiling)
 
-    def run(tile: tuple[Array, Array, Array | None]) -> kernels.Forward:
+    def run(tile: tuple[Array, Array, Array | None]) -> kernels.Arrays:
         igates, carry, keep = tile
         return kernels.forward(
             CELLS[cell], tiling, igates, bias, carry, packed, keep, launch.interpret
@@ -163,41 +144,30 @@ def _forward(
     tiles = _features_to_ctas(igates, tiling), _carry_to_ctas(carry, tiling), keep
     states, residuals, last = _map_batch_tiles(run, tiles)
     outputs = _features_from_ctas(residuals[:, :, :, 0])
-    saved = _Residuals(inputs, weights, resets, states, residuals)
-    return (outputs, _carry_from_ctas(last)), saved
+    return (outputs, _carry_from_ctas(last)), _Residuals(operands, states, residuals)
 
 
-def _backward(
-    cell: str, launch: LaunchConfig, res: _Residuals, grads: tuple[Outputs, LayerCarry]
-) -> tuple[Inputs, Weights, LayerCarry, None]:
-    d_outputs, d_last = grads
-    hidden, dtype = res.weights.kernel.shape[0], jnp.bfloat16
+def _backward(cell: str, launch: LaunchConfig, res: _Residuals, grads: Result) -> tuple[Operands]:
+    (inputs, weights, _, resets), (d_outputs, d_last) = res.operands, grads
+    hidden, dtype = weights.kernel.shape[0], jnp.bfloat16
     _, tiling = _tilings(cell, hidden, launch)
-    packed = pack_weights(res.weights.kernel.T[:, None], tiling)
+    packed = pack_weights(weights.kernel.T[:, None], tiling)
 
-    def run(tile: tuple[Array, Array, Array, Array | None]) -> kernels.Backward:
+    def run(tile: tuple[Array, Array, Array, Array | None]) -> kernels.Arrays:
         residuals, d_outputs, d_last, keep = tile
-        return kernels.backward(
-            CELLS[cell],
-            tiling,
-            residuals,
-            d_outputs[:, :, 0],
-            d_last,
-            packed,
-            keep,
-            launch.interpret,
-        )
+        saved = residuals, d_outputs[:, :, 0], d_last
+        return kernels.backward(CELLS[cell], tiling, *saved, packed, keep, launch.interpret)
 
-    d_outputs, keep = _features_to_ctas(d_outputs, tiling), _keep_by_tile(res.resets, tiling)
+    d_outputs, keep = _features_to_ctas(d_outputs, tiling), _keep_by_tile(resets, tiling)
     tiles = res.residuals, d_outputs, _carry_to_ctas(d_last, tiling), keep
     d_hgates, d_candidate, d_carry = _map_batch_tiles(run, tiles)
     d_hgates, before = _feature_major(d_hgates), _feature_major(res.states[:, :-1])
     d_candidate = _feature_major(d_candidate) if CELLS[cell].reset_after else None
     d_kernel, d_bias = dot_trailing(before, d_hgates, dtype), None
-    if res.weights.bias is not None:
+    if weights.bias is not None:
         d_bias = jnp.sum(d_hgates[-hidden:], axis=(1, 2), dtype=jnp.float32)
-    d_inputs = input_grad(res.inputs, d_hgates, d_candidate, dtype)
-    return d_inputs, Weights(d_kernel, d_bias), _carry_from_ctas(d_carry), None
+    d_inputs = input_grad(inputs, d_hgates, d_candidate, dtype)
+    return (Operands(d_inputs, Weights(d_kernel, d_bias), _carry_from_ctas(d_carry)),)
 
 
 recurrence.defvjp(_forward, _backward)

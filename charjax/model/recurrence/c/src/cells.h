@@ -2,7 +2,7 @@
  *
  * The formulas, the order of gates and the names are those of charjax/model/cells.py. `cell` is a
  * constant wherever these functions are inlined, so that no branch on it is left. A cell is added
- * here alone: a row of CELLS and a case of cell_forward and cell_backward. */
+ * here, as a row of CELLS and a case of cell_forward and cell_backward, and in build.py. */
 
 #pragma once
 
@@ -12,7 +12,7 @@ typedef enum Cell { RNN, GRU, LSTM, NUM_CELLS } Cell;
 
 enum { MAX_GATES = 4 };
 
-/* Python reads this table: charjax/model/recurrence/c/build.py has the same struct. */
+/* charjax/model/recurrence/c/build.py has the names and the numbers of residuals, too. */
 typedef struct CellInfo {
   const char *name;
   int gates;       /* blocks of `hidden` rows that the kernel has */

@@ -30,6 +30,4 @@ INLINE void pack_states(float *panel, long k, const Vector *states, long count) 
 #include "weight_gradient.h"
 
 /* For Python: see charjax/model/recurrence/c/build.py. */
-const CellInfo *const charjax_cells = CELLS;
-const int charjax_num_cells = NUM_CELLS;
 const int charjax_lanes = LANES, charjax_panel_rows = MR, charjax_packed_columns = COLUMNS;
