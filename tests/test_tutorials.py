@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from charjax.config import from_config_dict
-from charjax.data.batches import make_batches
+from charjax.data.batches import TokenSplit, make_batches
 from charjax.errors import InputError
 from charjax.model.network import init_params, parameter_count
 from charjax.runtime.keys import Stream, stream_key
@@ -44,7 +44,9 @@ def test_the_plain_config_has_the_sizes_of_the_tutorial(name):
     key = stream_key(0, Stream.INIT)
     params = jax.eval_shape(lambda: init_params(config.model, vocab_size, key))
     assert parameter_count(params) == parameters
-    batches = make_batches(config.data, np.zeros(chars, np.int32), np.array([0]), seed=0)
+    batches = make_batches(
+        config.data, TokenSplit(np.zeros(chars, np.int32), np.array([0])), seed=0
+    )
     assert batches.num_sequences == windows
     assert batches.steps_per_epoch == steps
 
@@ -56,7 +58,7 @@ def test_no_variant_takes_more_steps_than_the_tutorial(name):
     def steps(variant: str) -> int:
         config = config_of(name, variant)
         ids = np.zeros(int(chars * config.data.split[0]), np.int32)
-        batches = make_batches(config.data, ids, np.array([0]), seed=0)
+        batches = make_batches(config.data, TokenSplit(ids, np.array([0])), seed=0)
         return math.ceil(config.train.max_epochs * batches.steps_per_epoch)
 
     assert all(steps(variant) <= steps("") for variant in variants(name))
@@ -72,5 +74,7 @@ def test_every_variant_is_valid_and_has_a_validation_split(name):
 
 def test_a_grimm_epoch_ends_with_its_33_windows():
     config = config_of("grimm")
-    batches = make_batches(config.data, np.zeros(266_073, np.int32), np.array([0]), seed=0)
+    batches = make_batches(
+        config.data, TokenSplit(np.zeros(266_073, np.int32), np.array([0])), seed=0
+    )
     assert batches(81).mask.any(axis=1).sum() == 33

@@ -370,13 +370,7 @@ BATCHINGS: dict[str, Callable[[DataConfig, TokenSplit, int], Batches]] = {
 }
 
 
-def make_batches(
-    config: DataConfig,
-    ids: Int[np.ndarray, " tokens"],
-    document_starts: Int[np.ndarray, " documents"],
-    seed: int,
-    boundary_id: int | None = None,
-) -> Batches:
+def make_batches(config: DataConfig, text: TokenSplit, seed: int) -> Batches:
     """The training batches that the config asks for.
 
     With document boundaries every character is trained on, and the carry resets where a document
@@ -386,16 +380,14 @@ def make_batches(
     Args:
       config: `batching`, `batch_size`, `seq_len`, `stride`, `targets`, `keep_partial`,
         `stateful`.
-      ids: the token ids of the train split.
-      document_starts: where documents start, rising from 0.
+      text: the train split. Without a boundary windows never cross documents, so that short
+        documents have none.
       seed: of the order of windows, or of the offsets of a stream.
-      boundary_id: the id of the document boundary, with which the ids start and end. None: there
-        is none; then windows never cross documents, so that short documents have none.
 
     Raises:
       InputError: the text is too short for one batch.
     """
-    return BATCHINGS[config.batching](config, TokenSplit(ids, document_starts, boundary_id), seed)
+    return BATCHINGS[config.batching](config, text, seed)
 
 
 def _gather(ids: np.ndarray, first: np.ndarray, length: int) -> np.ndarray:

@@ -12,14 +12,9 @@ import numpy as np
 from jaxtyping import Int
 
 from charjax.config import DataConfig
+from charjax.data import named_corpora
 from charjax.data.files import find_files, read_files
-from charjax.data.named_corpora import (
-    BUILT_IN,
-    CorpusUnavailableError,
-    RawText,
-    check_name,
-    read_named,
-)
+from charjax.data.named_corpora import BUILT_IN, RawText
 from charjax.data.reading import PreparedText, ReadingRules, prepare_text
 from charjax.errors import HostError, InputError
 from charjax.runtime.display import ProgressFn, no_progress
@@ -66,18 +61,20 @@ def load_corpus(config: DataConfig, *, progress: ProgressFn = no_progress) -> Co
     rules = ReadingRules.from_config(config)
     if config.path:
         return _make_corpus(config.path, _read_path(config.path, rules), rules)
-    check_name(config.corpus, "config.data.corpus")
+    named_corpora.check_name(config.corpus, "config.data.corpus")
     if config.offline:
-        check_name(config.offline, "config.data.offline")
+        named_corpora.check_name(config.offline, "config.data.offline")
     try:
-        return _make_corpus(config.corpus, [read_named(config.corpus, progress=progress)], rules)
-    except CorpusUnavailableError as error:
+        return _make_corpus(
+            config.corpus, [named_corpora.read_named(config.corpus, progress=progress)], rules
+        )
+    except named_corpora.CorpusUnavailableError as error:
         if not config.offline:
             raise HostError(
                 f"{error}, or set config.data.path=FILE, or config.data.offline={BUILT_IN}"
             ) from error
         notice = f"{config.offline!r} REPLACES the corpus {config.corpus!r}: {error}"
-    substitute = read_named(config.offline, progress=progress)
+    substitute = named_corpora.read_named(config.offline, progress=progress)
     # Markers, columns and encoding describe the missing file.
     plain = replace(config, encoding="utf-8", start="", end="", documents="none", columns=())
     return _make_corpus(config.offline, [substitute], ReadingRules.from_config(plain), notice)

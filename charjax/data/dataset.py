@@ -16,11 +16,10 @@ from charjax.data.corpus import Corpus, load_corpus, read_text
 from charjax.data.reading import ReadingRules, normalize_form
 from charjax.data.vocab import Vocab
 from charjax.errors import HostError
-from charjax.runtime.display import ProgressFn, no_progress
+from charjax.runtime.display import ProgressFn, listed, no_progress
 
 _ORDINARY_CONTROLS = "\t\n\r\f"
 _MAX_SPLIT_ERROR = 0.05  # between the asked and the actual fraction, without a notice
-_MAX_LISTED = 8  # control characters that a message names
 
 _logger = logging.getLogger(__name__)
 
@@ -117,9 +116,7 @@ def _load(config: Config, known: Sequence[str], progress: ProgressFn) -> Dataset
     _report_characters(corpus, vocab)
     ids, starts = _encode(corpus.text, corpus.document_starts, vocab)
     splits = split(ids, starts, data.split, boundary_id=vocab.boundary_id)
-    batches = make_batches(
-        data, splits.train.ids, splits.train.document_starts, config.seed, vocab.boundary_id
-    )
+    batches = make_batches(data, splits.train, config.seed)
     dataset = Dataset(corpus, vocab, splits, batches)
     _report_splits(config, dataset)
     return dataset
@@ -152,7 +149,7 @@ def _report_characters(corpus: Corpus, vocab: Vocab) -> None:
     """Logs what is odd about the characters of a text."""
     if len(vocab.characters) == 1:
         _logger.warning(
-            "NOTICE: %s has only one distinct character; there is nothing to learn", corpus.name
+            f"NOTICE: {corpus.name} has only one distinct character; there is nothing to learn"
         )
     limit = "\x20" if vocab.unit == "byte" else "\xa0"  # bytes from 0x80 on are parts of others
     controls = [
@@ -161,11 +158,8 @@ def _report_characters(corpus: Corpus, vocab: Vocab) -> None:
         if c not in _ORDINARY_CONTROLS and (c < " " or "\x7f" <= c < limit)
     ]
     if controls:
-        listed = [f"U+{ord(c):04X} ({corpus.text.count(c):,}x)" for c in controls[:_MAX_LISTED]]
-        more = f" and {len(controls) - _MAX_LISTED} more" if len(controls) > _MAX_LISTED else ""
-        _logger.warning(
-            "NOTICE: %s has control characters: %s%s", corpus.name, ", ".join(listed), more
-        )
+        found = [f"U+{ord(c):04X} ({corpus.text.count(c):,}x)" for c in controls]
+        _logger.warning("NOTICE: %s has control characters: %s", corpus.name, listed(found))
 
 
 def _report_splits(config: Config, dataset: Dataset) -> None:
@@ -175,19 +169,17 @@ def _report_splits(config: Config, dataset: Dataset) -> None:
         _report_duplicates(dataset)
     if data.split[1] and val.num_targets < 1:
         patience = config.train.patience
+        idle = f", and train.patience={patience} never acts" if patience else ""
         _logger.warning(
-            "NOTICE: the validation split of %s has %d characters, too few to predict one: there "
-            "is no validation loss%s; make its fraction in config.data.split larger",
-            corpus.name,
-            len(val.ids),
-            f", and train.patience={patience} never acts" if patience else "",
+            f"NOTICE: the validation split of {corpus.name} has {len(val.ids)} characters, too few "
+            f"to predict one: there is no validation loss{idle}; make its fraction in "
+            "config.data.split larger"
         )
     actual = train.num_targets / max(1, sum(split.num_targets for split in dataset.splits))
     if abs(actual - data.split[0]) > _MAX_SPLIT_ERROR and len(corpus.document_starts) > 1:
         _logger.warning(
-            "NOTICE: documents are not cut: the train split has %.2f of the text instead of %.2f",
-            actual,
-            data.split[0],
+            f"NOTICE: documents are not cut: the train split has {actual:.2f} of the text instead "
+            f"of {data.split[0]:.2f}"
         )
 
 
@@ -204,8 +196,6 @@ def _report_duplicates(dataset: Dataset) -> None:
     for name, part in parts.items():
         if twice := sum(value in train for value in part):
             _logger.warning(
-                "NOTICE: %s of the %s documents of the %s split are in the train split too",
-                f"{twice:,}",
-                f"{len(part):,}",
-                name,
+                f"NOTICE: {twice:,} of the {len(part):,} documents of the {name} split are in the "
+                "train split too"
             )

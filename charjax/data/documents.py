@@ -85,18 +85,12 @@ def split_documents(
 def _lines(text: str, origin: str, rules: DocumentRules, options: str) -> Iterator[str]:
     if "\n" not in text and "\r" in text:
         _logger.warning(
-            "NOTICE: %s has carriage returns and no newlines, so it is one document; "
-            "set %snewlines=unix",
-            origin,
-            options,
+            f"NOTICE: {origin} has carriage returns and no newlines, so it is one document; "
+            f"set {options}newlines=unix"
         )
-    for line in io.StringIO(
-        text, newline="\n"
-    ):  # splitlines() would also break at other characters
-        if not rules.boundary:
-            yield line
-        else:
-            yield line.removesuffix("\n").removesuffix("\r")
+    # splitlines() would also break at other characters.
+    for line in io.StringIO(text, newline="\n"):
+        yield line.removesuffix("\n").removesuffix("\r") if rules.boundary else line
 
 
 def _delimited(texts: Sequence[tuple[str, str]], delimiter: str, options: str) -> list[str]:
@@ -158,11 +152,8 @@ def _detect_delimiter(origin: str, text: str, options: str) -> str:
     widths = {delimiter: _width(text, delimiter) for delimiter in candidates}
     detected = next((d for d in candidates if widths[d] > 1), ",")
     _logger.info(
-        "%s: columns are separated by %r, %d in a row (%scsv_delimiter)",
-        origin,
-        detected,
-        max(widths[detected], 1),
-        options,
+        f"{origin}: columns are separated by {detected!r}, {max(widths[detected], 1)} in a row "
+        f"({options}csv_delimiter)"
     )
     return detected
 

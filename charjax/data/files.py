@@ -21,14 +21,15 @@ from typing import IO, Any, NamedTuple
 
 from charjax.data.named_corpora import RawText
 from charjax.errors import HostError, InputError
+from charjax.runtime.display import listed
 from charjax.runtime.paths import expand_path
 
 _BINARY_SAMPLE = 8192  # bytes in which a binary file has a NUL
-_MAX_LISTED = 3  # files that a message names
 # What a run writes into its folder, which has a run.json; see `charjax.workdir.Workdir`.
 RUN_FILES = re.compile(
     r"(run\.json|metrics\.jsonl|samples\.txt|curves\.png|process-.*\.log|events\.out\..*)"
 )
+_DAMAGE = (zlib.error, lzma.LZMAError, zipfile.BadZipFile, EOFError, RuntimeError)
 RUN_FOLDERS = ("checkpoints",)
 
 _logger = logging.getLogger(__name__)
@@ -108,8 +109,7 @@ def read_files(files: TextFiles, option: str, *, are_utf8: bool) -> Iterator[Raw
             else:
                 yield text
     if binary:
-        more = f" and {len(binary) - _MAX_LISTED} more" if len(binary) > _MAX_LISTED else ""
-        _logger.info("left out %d binary files: %s", len(binary), _names(binary) + more)
+        _logger.info("left out %d binary files: %s", len(binary), listed(binary, most=3))
 
 
 def _search(pattern: str, left_out: Counter[str]) -> list[str]:
@@ -162,10 +162,6 @@ def _list(left_out: Counter[str], before: str = "") -> str:
     return f"{before} {total} file{'s' if total > 1 else ''}: {reasons}"
 
 
-def _names(paths: list[str]) -> str:
-    return ", ".join(paths[:_MAX_LISTED])
-
-
 def _read_path(path: str, option: str) -> Iterator[RawText]:
     """The texts in a file: one, or the members of a zip archive."""
     try:
@@ -211,21 +207,14 @@ def _refuse_damage(path: str) -> Iterator[None]:
     """Turns errors of decompression into an InputError that names the file."""
     try:
         yield
-    except (zlib.error, lzma.LZMAError, zipfile.BadZipFile, EOFError, RuntimeError) as error:
-        problem: Exception = error
-    except OSError as error:
-        if error.errno is not None:  # the file system's
-            raise
-        problem = error
     except Exception as error:
-        if type(error).__name__ != "ZstdError":
+        is_of_codec = isinstance(error, _DAMAGE) or type(error).__name__ == "ZstdError"
+        is_without_errno = isinstance(error, OSError) and error.errno is None
+        if not (is_of_codec or is_without_errno):  # the file system's
             raise
-        problem = error
-    else:
-        return
-    raise InputError(
-        f"{path}: cannot be decompressed ({problem}); the file is damaged, or its suffix is wrong"
-    ) from problem
+        raise InputError(
+            f"{path}: cannot be decompressed ({error}); the file is damaged, or its suffix is wrong"
+        ) from error
 
 
 def _open_zstd(file: IO[bytes]) -> IO[bytes]:

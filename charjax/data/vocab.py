@@ -13,10 +13,10 @@ import numpy as np
 from jaxtyping import Int
 
 from charjax.errors import InputError
+from charjax.runtime.display import listed
 
 _CHUNK = 1 << 20  # characters encoded at a time, to bound the memory of intermediate arrays
 _CODE_POINTS = 0x110000  # in Unicode
-_MAX_LISTED = 8  # unknown characters that an error message names
 
 
 def bytes_to_text(data: bytes) -> str:
@@ -193,13 +193,9 @@ class Vocab:
         return ids
 
     def _unknown_message(self, counts: Counter[str]) -> str:
-        listed = ", ".join(
-            f"{self._name(character)} ({count}x)"
-            for character, count in counts.most_common(_MAX_LISTED)
-        )
-        more = f" and {len(counts) - _MAX_LISTED} more" if len(counts) > _MAX_LISTED else ""
+        named = [f"{self._name(character)} ({count}x)" for character, count in counts.most_common()]
         remedy = "pass --unknown=unk" if self.unk else "train with config.data.unk=True"
-        return f"not in the vocabulary: {listed}{more}; remove them, or {remedy}"
+        return f"not in the vocabulary: {listed(named)}; remove them, or {remedy}"
 
     def _name(self, character: str) -> str:
         if self.unit == "byte":

@@ -12,7 +12,6 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -27,15 +26,8 @@ from charjax.model.carry import document_resets, initial_carry, reset_carry
 from charjax.model.decode import decode_sequence
 from charjax.model.network import CharRNN
 from charjax.model.recurrence.api import for_inference
+from charjax.runtime import sharding
 from charjax.runtime.display import ProgressFn, no_progress
-from charjax.runtime.sharding import (
-    all_devices,
-    batch_sharding,
-    data_mesh,
-    local_copy,
-    replicated,
-    shard,
-)
 from charjax.types import Carry, Logits, Nats, PyTree, Reset, Resets, Tokens
 
 _CONTEXT = 512  # characters read before a sequence's own part
@@ -144,7 +136,10 @@ def char_nats(
     starts = np.pad(parts.starts, (0, rows - len(parts.starts)), mode="edge")
     length = _chunk_length(params, rows)
     chunks = math.ceil((parts.context + parts.length) / length)
-    params, carry = evaluator.replicate(params), evaluator.shard(_zero_carry(config, rows))
+    params, carry = (
+        evaluator.replicate(params),
+        evaluator.shard(jax.device_get(initial_carry(config, rows))),
+    )
     nats = np.empty((rows, chunks * length), np.float32)
     for chunk in range(chunks):
         at = starts[:, None] - parts.context + chunk * length + np.arange(length)
@@ -209,40 +204,26 @@ class _Evaluator(NamedTuple):
 @functools.cache
 def _evaluator(config: ModelConfig, boundary_id: int | None, *, on_all_devices: bool) -> _Evaluator:
     """On all devices of all processes, or, for a short text, on one of this process."""
-    mesh = data_mesh(all_devices() if on_all_devices else jax.local_devices()[:1])
-    everywhere, by_row = replicated(mesh), batch_sharding(mesh, axis=0)
+
+    def chunk_nats(
+        params: PyTree, carry: Carry, reset: Reset, inputs: Tokens, targets: Tokens
+    ) -> tuple[Carry, Nats]:
+        # The network has no int8 weights; decoding has, one character at a time.
+        forward = decode_sequence if config.dtype == "int8" else _network_logits
+        resets = document_resets(inputs, boundary_id)
+        logits, carry = forward(config, params, inputs, reset_carry(carry, reset), resets=resets)
+        return carry, softmax_cross_entropy_with_integer_labels(logits, targets)
+
+    mesh = sharding.data_mesh(sharding.all_devices() if on_all_devices else jax.local_devices()[:1])
+    everywhere, by_row = sharding.replicated(mesh), sharding.batch_sharding(mesh, axis=0)
     return _Evaluator(
         mesh.size,
-        lambda params: jax.device_put(params if on_all_devices else local_copy(params), everywhere),
-        lambda tree: shard(tree, by_row),
-        jax.jit(
-            partial(_chunk_nats, config, boundary_id),
-            out_shardings=(by_row, everywhere),
-            donate_argnums=1,
+        lambda params: jax.device_put(
+            params if on_all_devices else sharding.local_copy(params), everywhere
         ),
+        lambda tree: sharding.shard(tree, by_row),
+        jax.jit(chunk_nats, out_shardings=(by_row, everywhere), donate_argnums=1),
     )
-
-
-def _zero_carry(config: ModelConfig, rows: int) -> PyTree:
-    """`initial_carry` as host arrays."""
-    shapes = jax.eval_shape(lambda: initial_carry(config, rows))
-    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-
-
-def _chunk_nats(
-    config: ModelConfig,
-    boundary_id: int | None,
-    params: PyTree,
-    carry: Carry,
-    reset: Reset,
-    inputs: Tokens,
-    targets: Tokens,
-) -> tuple[Carry, Nats]:
-    # The network has no int8 weights; decoding has, one character at a time.
-    forward = decode_sequence if config.dtype == "int8" else _network_logits
-    resets = document_resets(inputs, boundary_id)
-    logits, carry = forward(config, params, inputs, reset_carry(carry, reset), resets=resets)
-    return carry, softmax_cross_entropy_with_integer_labels(logits, targets)
 
 
 def _network_logits(

@@ -63,13 +63,6 @@ def _count(params: dict[str, Any]) -> int:
 
 
 def _model(config: Config, parameters: int, vocab_size: int) -> dict[str, Any]:
-    model = config.model
-    return {
-        "parameters": parameters,
-        "vocab_size": vocab_size,
-        "cell": model.cell,
-        "layers": model.layers,
-        "hidden": model.hidden,
-        "embed": model.embed,
-        "dtype": model.dtype,
-    }
+    shown = ("cell", "layers", "hidden", "embed", "dtype")
+    model = {name: getattr(config.model, name) for name in shown}
+    return {"parameters": parameters, "vocab_size": vocab_size} | model

@@ -117,13 +117,8 @@ class Sampler:
         if not 1 <= num_samples <= _MAX_SAMPLES:
             raise InputError(f"--num_samples={num_samples}: must be from 1 to {_MAX_SAMPLES:,}")
         for first, size in sample_groups(self._config, num_samples):
-            group = _Group(
-                config=self._config,
-                weights=self._weights(group_format(self._config, size)),
-                size=size,
-                first=first,
-                wanted=min(size, num_samples - first),
-            )
+            weights = self._weights(group_format(self._config, size))
+            group = _Group(self._config, weights, size, first, min(size, num_samples - first))
             yield _sample_group(group, prompt, num_chars, sampling)
 
 

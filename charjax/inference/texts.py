@@ -11,7 +11,7 @@ from charjax.config import ModelConfig
 from charjax.data.reading import prepare_prompt
 from charjax.data.vocab import Vocab
 from charjax.inference.load import TrainedModel
-from charjax.inference.sampler import Chunks, sample
+from charjax.inference.sampler import Chunks, Sampler
 from charjax.inference.sampling import Sampling
 from charjax.types import PyTree
 
@@ -31,15 +31,8 @@ def sample_texts(
     Raises:
       InputError: the prompt has characters outside the vocabulary.
     """
-    groups = sample(
-        config,
-        params,
-        encode_prompt(vocab, prompt),
-        num_chars=num_chars,
-        num_samples=num_samples,
-        sampling=sampling,
-        masked=vocab.unk_id,
-    )
+    ids, sampler = encode_prompt(vocab, prompt), Sampler(config, params, masked=vocab.unk_id)
+    groups = sampler(ids, num_chars=num_chars, num_samples=num_samples, sampling=sampling)
     return decode_groups(vocab, groups)
 
 
@@ -66,15 +59,8 @@ def write_texts(
     prompt = prepare_prompt(prompt, trained.reading, vocab)
     ids = encode_prompt(vocab, prompt, unknown=unknown)
     shown = vocab.decode(ids) if prompt and show_prompt else ""
-    groups = sample(
-        trained.config.model,
-        trained.params,
-        ids,
-        num_chars=num_chars,
-        num_samples=num_samples,
-        sampling=sampling,
-        masked=vocab.unk_id,
-    )
+    sampler = Sampler(trained.config.model, trained.params, masked=vocab.unk_id)
+    groups = sampler(ids, num_chars=num_chars, num_samples=num_samples, sampling=sampling)
     if num_samples == 1:
         yield shown
         yield from _stream(vocab, next(groups))

@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -24,6 +24,12 @@ _PLAIN_INTERVAL_S = 10.0  # between progress lines on a pipe
 
 def no_progress(done: int, total: int) -> None:
     """A `ProgressFn` that ignores its arguments."""
+
+
+def listed(items: Sequence[str], most: int = 8) -> str:
+    """The items with commas between them; of more than `most`, how many more there are."""
+    more = len(items) - most
+    return ", ".join(items[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 @runtime_checkable
@@ -178,23 +184,17 @@ class _RichDisplay:
 
     @contextmanager
     def task(self, name: str) -> Iterator[Callable[..., None]]:
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
+        from rich import progress as bars
 
         columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(),
+            bars.TextColumn("{task.description}"),
+            bars.BarColumn(bar_width=24),
+            bars.MofNCompleteColumn(),
+            bars.TextColumn("{task.fields[note]}"),
+            bars.TimeRemainingColumn(),
         )
         # redirect_stdout would send everything printed to stdout, such as samples, to the console.
-        with Progress(
+        with bars.Progress(
             *columns, console=self._console, transient=True, redirect_stdout=False
         ) as progress:
             task = progress.add_task(name, total=None, note="")

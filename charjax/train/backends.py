@@ -15,18 +15,9 @@ from jax.sharding import Mesh
 from charjax.config import Config
 from charjax.data.batches import Batch
 from charjax.errors import InputError
+from charjax.runtime import sharding
 from charjax.runtime.compiler_options import loop_compiler_options
 from charjax.runtime.distributed import is_multiprocess
-from charjax.runtime.sharding import (
-    DATA_AXIS,
-    all_devices,
-    batch_sharding,
-    data_mesh,
-    process_rows,
-    replicated,
-    shard,
-    shard_local,
-)
 from charjax.train.optimizer import Schedule
 from charjax.train.step import Step, StepMetrics, TrainState, make_step, repeat
 from charjax.types import PyTree
@@ -84,9 +75,11 @@ def make_backend(
       InputError: see `microbatch_size`.
     """
     microbatch_size(config)
-    step = make_step(config, vocab_size, optimizer, DATA_AXIS, schedule, boundary_id=boundary_id)
+    step = make_step(
+        config, vocab_size, optimizer, sharding.DATA_AXIS, schedule, boundary_id=boundary_id
+    )
     make = {"jit": _jit_backend, "pmap": _pmap_backend}[config.parallel.backend]
-    return make(repeat(step), process_rows(config.data.batch_size))
+    return make(repeat(step), sharding.process_rows(config.data.batch_size))
 
 
 def shard_steps(steps: Step, mesh: Mesh) -> Any:
@@ -96,14 +89,14 @@ def shard_steps(steps: Step, mesh: Mesh) -> Any:
     every character. So every device runs its own sequences, and the collectives are those of the
     step.
     """
-    everywhere, batches = replicated(mesh), batch_sharding(mesh, axis=1)
-    inputs = _state_prefix(everywhere, batch_sharding(mesh, axis=0)), batches
+    everywhere, batches = sharding.replicated(mesh), sharding.batch_sharding(mesh, axis=1)
+    inputs = _state_prefix(everywhere, sharding.batch_sharding(mesh, axis=0)), batches
     outputs = inputs[0], everywhere
     sharded = jax.shard_map(
         steps,
         mesh=mesh,
-        in_specs=jax.tree.map(lambda sharding: sharding.spec, inputs),
-        out_specs=jax.tree.map(lambda sharding: sharding.spec, outputs),
+        in_specs=jax.tree.map(lambda s: s.spec, inputs),
+        out_specs=jax.tree.map(lambda s: s.spec, outputs),
         check_vma=False,  # as under pmap, the step sums gradients itself
     )
     return jax.jit(
@@ -116,19 +109,19 @@ def shard_steps(steps: Step, mesh: Mesh) -> Any:
 
 
 def _jit_backend(steps: Step, rows: slice) -> Backend:
-    mesh = data_mesh(all_devices())
+    mesh = sharding.data_mesh(sharding.all_devices())
     run = shard_steps(steps, mesh)
-    shardings = _state_prefix(replicated(mesh), batch_sharding(mesh, axis=0))
-    batches = batch_sharding(mesh, axis=1)
+    shardings = _state_prefix(sharding.replicated(mesh), sharding.batch_sharding(mesh, axis=0))
+    batches = sharding.batch_sharding(mesh, axis=1)
 
     def place(state: TrainState) -> TrainState:
         copy = jax.tree.map(np.array, state)
-        return TrainState(*(shard(*part) for part in zip(copy, shardings, strict=True)))
+        return TrainState(*(sharding.shard(*part) for part in zip(copy, shardings, strict=True)))
 
     def run_local(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         # With one process jit shards the batch, which is faster.
         result: tuple[TrainState, StepMetrics] = run(
-            state, shard_local(batch, batches) if is_multiprocess() else batch
+            state, sharding.shard_local(batch, batches) if is_multiprocess() else batch
         )
         return result
 
@@ -139,10 +132,10 @@ def _pmap_backend(steps: Step, rows: slice) -> Backend:
     axes = _state_prefix(None, 0)
     run = jax.pmap(
         steps,
-        axis_name=DATA_AXIS,
+        axis_name=sharding.DATA_AXIS,
         in_axes=(axes, 1),
         out_axes=(axes, None),
-        devices=all_devices(),
+        devices=sharding.all_devices(),
         donate_argnums=0,
     )
 
@@ -161,22 +154,17 @@ def _pmap_backend(steps: Step, rows: slice) -> Backend:
 
     def to_global(state: TrainState) -> TrainState:
         # pmap returns arrays of this process; all processes together can save only global ones.
-        mesh = data_mesh(all_devices())
+        mesh = sharding.data_mesh(sharding.all_devices())
         local: TrainState = jax.tree.map(np.asarray, state)
         carry = jax.tree.map(lambda c: c.reshape(-1, c.shape[-1]), local.carry)
-        rest = shard({**local._asdict(), "carry": ()}, replicated(mesh))
-        return TrainState(**{**rest, "carry": shard_local(carry, batch_sharding(mesh, axis=0))})
+        rest = sharding.shard({**local._asdict(), "carry": ()}, sharding.replicated(mesh))
+        return TrainState(
+            **{**rest, "carry": sharding.shard_local(carry, sharding.batch_sharding(mesh, axis=0))}
+        )
 
     return Backend(rows, place, run_split, to_global)
 
 
 def _state_prefix(replicated: PyTree, sharded: PyTree) -> TrainState:
     """A prefix tree of the state: `sharded` for the carry, `replicated` for all else."""
-    return TrainState(
-        step=replicated,
-        params=replicated,
-        opt_state=replicated,
-        ema=replicated,
-        carry=sharded,
-        skipped=replicated,
-    )
+    return TrainState(*[replicated] * len(TrainState._fields))._replace(carry=sharded)

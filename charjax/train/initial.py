@@ -25,6 +25,7 @@ from charjax.data.vocab import Vocab
 from charjax.errors import CheckpointError, InputError
 from charjax.export.weights import named_weights
 from charjax.inference.load import BUILTIN, TrainedModel, load_trained
+from charjax.runtime.display import listed
 from charjax.runtime.paths import expand_path
 from charjax.train.step import TrainState
 from charjax.types import PyTree
@@ -33,7 +34,6 @@ from charjax.workdir import Workdir
 _logger = logging.getLogger(__name__)
 _ARCHITECTURE = ("cell", "hidden", "layers", "embed")
 _MAX_NEW_MASS = 1e-7  # of probability, that new tokens have at first, all together
-_MAX_LISTED = 8  # tokens that a message names
 
 
 class Initial(NamedTuple):
@@ -231,7 +231,7 @@ def report(initial: Initial, dataset: Dataset) -> str:
     }
     counts = [f"{len(tokens['known'])} known"]
     for what, some in list(tokens.items())[1:]:
-        counts += [f"{len(some)} {what} ({_listed(some)})"] if some else []
+        counts += [f"{len(some)} {what} ({_points(some)})"] if some else []
     source = initial.source
     return (
         f"init_from: {source.path}, step {source.step:,}, weights of SHA-256 "
@@ -239,7 +239,5 @@ def report(initial: Initial, dataset: Dataset) -> str:
     )
 
 
-def _listed(tokens: list[str]) -> str:
-    names = [f"U+{ord(t):04X}" if len(t) == 1 else t for t in tokens[:_MAX_LISTED]]
-    more = f" and {len(tokens) - _MAX_LISTED} more" if len(tokens) > _MAX_LISTED else ""
-    return f"{', '.join(names)}{more}"
+def _points(tokens: list[str]) -> str:
+    return listed([f"U+{ord(t):04X}" if len(t) == 1 else t for t in tokens])

@@ -33,10 +33,8 @@ class Intervals:
 
     def any_due(self, step: int) -> bool:
         """Whether the run does anything beside training at this step."""
-        return any(
-            step % interval == 0
-            for interval in (self.log, self.evaluate, self.checkpoint, self.sample)
-        )
+        intervals = (self.log, self.evaluate, self.checkpoint, self.sample)
+        return any(step % interval == 0 for interval in intervals)
 
 
 def total_steps(config: TrainConfig, steps_per_epoch: int) -> int:

@@ -29,21 +29,13 @@ from charjax.runtime import distributed
 from charjax.runtime.display import Display, show_messages
 from charjax.runtime.dtypes import resolve_dtype
 from charjax.runtime.signals import StopSignals
-from charjax.train import messages
+from charjax.train import messages, resume
 from charjax.train.backends import Backend, make_backend, microbatch_size
 from charjax.train.clock import Clock
 from charjax.train.initial import known_characters, read_initial, scale_imported, start_from
 from charjax.train.intervals import Intervals, longest_dispatch, make_intervals, total_steps
-from charjax.train.metrics import Log, MetricsLog, NoLog, draw_curves, read_metrics
+from charjax.train.metrics import MetricsLog, draw_curves, read_metrics
 from charjax.train.optimizer import make_optimizer, make_schedule
-from charjax.train.resume import (
-    check_allowed,
-    check_same_run,
-    continue_validation,
-    describe,
-    resolve_recurrence,
-    val_text,
-)
 from charjax.train.samples import check_prompt, generate_samples, write_samples
 from charjax.train.step import StepMetrics, TrainState, init_state
 from charjax.train.step_metrics import StepMetricsBuffer
@@ -76,7 +68,7 @@ class Run:
     intervals: Intervals
     backend: Backend
     checkpoints: Checkpoints
-    log: Log
+    log: MetricsLog
     display: Display
 
 
@@ -127,7 +119,7 @@ def train(
     Raises:
       CharjaxError: see `charjax.errors`; the checkpoints stay.
     """
-    check_allowed(allow)
+    resume.check_allowed(allow)
     files = Workdir(workdir)
     checkpoints = Checkpoints(files.checkpoints, keep=config.train.keep)
     with show_messages(display), _locked(files), checkpoints:
@@ -200,7 +192,7 @@ def _set_up(
     source = initial.source if initial else None
     identity = f"{to_dict(config)} {dataset.corpus.sha256} {source}"
     distributed.require_same("the config or the text", identity)
-    recurrence = resolve_recurrence(config.model, microbatch_size(config), saved)
+    recurrence = resume.resolve_recurrence(config.model, microbatch_size(config), saved)
 
     steps_per_epoch, vocab_size = dataset.batches.steps_per_epoch, len(dataset.vocab)
     total = total_steps(config.train, steps_per_epoch)
@@ -208,7 +200,7 @@ def _set_up(
     optimizer = scale_imported(optimizer, config, initial, dataset.vocab)
     new_state = partial(init_state, config, vocab_size, optimizer)
     like = jax.eval_shape(new_state)
-    meta = describe(config, dataset, parameter_count(like.params), recurrence, source)
+    meta = resume.describe(config, dataset, parameter_count(like.params), recurrence, source)
     boundary = dataset.vocab.boundary_id
     backend = make_backend(
         meta.resolved_config, vocab_size, optimizer, schedule, boundary_id=boundary
@@ -218,7 +210,7 @@ def _set_up(
     _log_all([*messages.opening(meta, steps_per_epoch), *messages.left_out(config, dataset)])
     if record and saved:
         fits = record.holds(flatten(like)[0])
-        changes = check_same_run(workdir.path, saved, meta, allow=allow, fits=fits)
+        changes = resume.check_same_run(workdir.path, saved, meta, allow=allow, fits=fits)
         _log_all(f"allowed: {change}" for change in changes)
         state = _restore(meta, workdir, checkpoints, backend, like, dataset)
         _log_all(messages.rescheduled(saved, meta, steps_per_epoch))
@@ -236,7 +228,7 @@ def _start(
     """The state of a run that has no checkpoint, with empty logs."""
     if distributed.is_primary():
         workdir.start()
-    text = val_text(dataset.splits.val.ids, max_eval_chars(meta.config.data))
+    text = resume.val_text(dataset.splits.val.ids, max_eval_chars(meta.config.data))
     return _new_run_state(meta, workdir, backend, first, Progress(val_text=text))
 
 
@@ -267,7 +259,7 @@ def _restore(
     if distributed.is_primary():
         workdir.truncate_logs(saved.log_sizes)
     _logger.info(f"resuming {workdir.path} at step {restored.step:,}")
-    if not continue_validation(saved, meta, dataset.splits.val.ids):
+    if not resume.continue_validation(saved, meta, dataset.splits.val.ids):
         _logger.info("validation: another text; the best loss and train.patience start anew")
     state = _new_run_state(meta, workdir, backend, restored.state, saved.progress)
     state.saved_step = state.step
@@ -297,10 +289,10 @@ def _plan(meta: RunMeta, steps_per_epoch: int, start: int) -> Intervals:
     return intervals
 
 
-def _open_log(workdir: Workdir, meta: RunMeta, state: RunState) -> Log:
+def _open_log(workdir: Workdir, meta: RunMeta, state: RunState) -> MetricsLog:
     """The log of the metrics and `run.json`, which one process writes for all."""
     if not distributed.is_primary():
-        return NoLog()
+        return MetricsLog(None)
     events = None
     if meta.config.train.tensorboard:
         next_step = state.step if state.progress.pending else state.step + 1
@@ -326,14 +318,11 @@ def _time_is_up(run: Run, state: RunState) -> bool:
 
 def _stops_here(run: Run, state: RunState, stop: StopFlags) -> bool:
     """Whether the run stops at this step; the progress gets the reason, if it is no signal."""
-    state.progress.ended = end_reason(
-        run.meta.config.train,
-        run.intervals,
-        state.step,
-        state.progress,
-        time_is_up=stop.time_is_up,
+    config, progress = run.meta.config.train, state.progress
+    progress.ended = end_reason(
+        config, run.intervals, state.step, progress, time_is_up=stop.time_is_up
     )
-    return bool(state.progress.ended) or stop.signal is not None
+    return bool(progress.ended) or stop.signal is not None
 
 
 def _checkpoint_is_due(run: Run, state: RunState) -> bool:

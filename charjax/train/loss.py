@@ -19,9 +19,9 @@ from charjax.types import Carry, Count, PyTree, Scalar
 # (params, carry, batch, dropout keys) -> (summed cross entropy in nats, final carry)
 TotalNats: TypeAlias = Callable[[PyTree, Carry, Batch, RowKeys], tuple[Scalar, Carry]]
 # (params, carry, batch, dropout keys, number of targets in the global batch) ->
-# (loss in nats per character, its gradient, final carry)
+# ((loss in nats per character, final carry), gradient of the loss)
 LossAndGrad: TypeAlias = Callable[
-    [PyTree, Carry, Batch, RowKeys, Count], tuple[Scalar, PyTree, Carry]
+    [PyTree, Carry, Batch, RowKeys, Count], tuple[tuple[Scalar, Carry], PyTree]
 ]
 
 
@@ -87,15 +87,7 @@ def make_loss_and_grad(total_nats: TotalNats) -> LossAndGrad:
         nats, carry = total_nats(params, carry, batch, keys)
         return nats / num_targets, carry
 
-    def loss_and_grad(
-        params: PyTree, carry: Carry, batch: Batch, keys: RowKeys, num_targets: Count
-    ) -> tuple[Scalar, PyTree, Carry]:
-        (value, carry), grads = jax.value_and_grad(loss, has_aux=True)(
-            params, carry, batch, keys, num_targets
-        )
-        return value, grads, carry
-
-    return loss_and_grad
+    return jax.value_and_grad(loss, has_aux=True)
 
 
 def accumulate(loss_and_grad: LossAndGrad, num_microbatches: int) -> LossAndGrad:
@@ -113,14 +105,14 @@ def accumulate(loss_and_grad: LossAndGrad, num_microbatches: int) -> LossAndGrad
 
     def accumulated(
         params: PyTree, carry: Carry, batch: Batch, keys: RowKeys, num_targets: Count
-    ) -> tuple[Scalar, PyTree, Carry]:
+    ) -> tuple[tuple[Scalar, Carry], PyTree]:
         def add(sums: PyTree, microbatch: Any) -> tuple[PyTree, Carry]:
             carry, rows, keys = microbatch
-            loss, grads, carry = loss_and_grad(params, carry, rows, keys, num_targets)
+            (loss, carry), grads = loss_and_grad(params, carry, rows, keys, num_targets)
             return jax.tree.map(jnp.add, sums, (loss, grads)), carry
 
         zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
         (loss, grads), carries = jax.lax.scan(add, zeros, jax.tree.map(split, (carry, batch, keys)))
-        return loss, grads, jax.tree.map(join, carries)
+        return (loss, jax.tree.map(join, carries)), grads
 
     return accumulated

@@ -9,7 +9,7 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 from charjax.errors import InputError
 from charjax.train.tensorboard import Events
@@ -17,7 +17,7 @@ from charjax.workdir import append, replace
 
 
 class MetricsLog:
-    """Appends records to `metrics.jsonl`, and to TensorBoard events if asked.
+    """Appends records to `metrics.jsonl`, if there is a path, and to TensorBoard events if asked.
 
     Keys are among `step`, `epoch`, `time_s` (seconds of training), `train_loss` and
     `val_loss` (nats per character), `val_bpc` (bits per character), `chars_per_second`,
@@ -25,7 +25,7 @@ class MetricsLog:
     number of texts before this one: losses on different texts do not compare.
     """
 
-    def __init__(self, path: Path, events: Events | None = None) -> None:
+    def __init__(self, path: Path | None, events: Events | None = None) -> None:
         self._path, self._events = path, events
 
     def close(self) -> None:
@@ -44,25 +44,10 @@ class MetricsLog:
         Raises:
           HostError: the file cannot be written.
         """
-        append(self._path, json.dumps(record, allow_nan=False) + "\n")
+        if self._path is not None:
+            append(self._path, json.dumps(record, allow_nan=False) + "\n")
         if self._events is not None:
             self._events.add_record(record)
-
-
-class NoLog:
-    """Drops all records: for the processes of a run that write no files."""
-
-    def close(self) -> None:
-        """Nothing."""
-
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Nothing."""
-
-    def add_text(self, title: str, text: str, step: int) -> None:
-        """Nothing."""
-
-
-Log: TypeAlias = MetricsLog | NoLog
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

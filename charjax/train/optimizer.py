@@ -84,24 +84,12 @@ def _adamw(config: OptimConfig, schedule: Schedule) -> optax.GradientTransformat
     )
 
 
-def _adam(config: OptimConfig, schedule: Schedule) -> optax.GradientTransformation:
-    return optax.chain(_scale_by_adam(config), optax.scale_by_learning_rate(schedule))
-
-
-def _rmsprop(config: OptimConfig, schedule: Schedule) -> optax.GradientTransformation:
-    return optax.rmsprop(schedule, decay=config.b2, eps=config.eps, eps_in_sqrt=False)
-
-
-def _sgd(config: OptimConfig, schedule: Schedule) -> optax.GradientTransformation:
-    return optax.sgd(schedule, momentum=config.b1)
-
-
 # One for each name in `charjax.config.OPTIMIZER_FIELDS`, which says what each of them reads.
 OPTIMIZERS: dict[str, Callable[[OptimConfig, Schedule], optax.GradientTransformation]] = {
     "adamw": _adamw,
-    "adam": _adam,
-    "rmsprop": _rmsprop,
-    "sgd": _sgd,
+    "adam": lambda c, rate: optax.chain(_scale_by_adam(c), optax.scale_by_learning_rate(rate)),
+    "rmsprop": lambda c, rate: optax.rmsprop(rate, decay=c.b2, eps=c.eps, eps_in_sqrt=False),
+    "sgd": lambda c, rate: optax.sgd(rate, momentum=c.b1),
 }
 
 

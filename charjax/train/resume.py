@@ -19,6 +19,7 @@ from charjax.errors import InputError
 from charjax.inference.evaluate import max_eval_chars
 from charjax.model.recurrence.api import resolve
 from charjax.model.recurrence.resolution import Resolution
+from charjax.runtime.display import listed
 from charjax.schema import leaves
 
 _logger = logging.getLogger(__name__)
@@ -35,8 +36,6 @@ _MAY_CHANGE = (
     "data.eval_chars",
 )
 _MUST_STAY = ("train.scheduled", "train.init")  # exceptions to `_MAY_CHANGE`
-
-_MAX_LISTED = 8  # characters that a message lists
 
 
 def describe(
@@ -163,18 +162,16 @@ def _changes(saved: RunMeta, now: RunMeta) -> Iterator[tuple[str, str]]:
 def _vocabulary_change(old: Vocab, new: Vocab) -> str:
     before, after = set(old.characters), set(new.characters)
     lost, gained = before - after, after - before
-    what = [f"lost {_listed(lost)}"] if lost else []
-    what += [f"gained {_listed(gained)}"] if gained else []
+    what = [f"lost {_points(lost)}"] if lost else []
+    what += [f"gained {_points(gained)}"] if gained else []
     return (
         f"the vocabulary had {len(old.characters)} characters, now {len(new.characters)} "
         f"({'; '.join(what) or 'the same in another order or meaning'})"
     )
 
 
-def _listed(characters: set[str]) -> str:
-    listed = ", ".join(f"U+{ord(c):04X}" for c in sorted(characters)[:_MAX_LISTED])
-    more = len(characters) - _MAX_LISTED
-    return listed + (f" and {more} more" if more > 0 else "")
+def _points(characters: set[str]) -> str:
+    return listed([f"U+{ord(c):04X}" for c in sorted(characters)])
 
 
 def val_text(ids: Int[np.ndarray, " tokens"], max_chars: int) -> str:

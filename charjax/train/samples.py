@@ -13,7 +13,7 @@ from charjax.inference.sampler import Chunks, Sampler
 from charjax.inference.sampling import Sampling
 from charjax.inference.texts import decode_groups, encode_prompt
 from charjax.runtime.sharding import local_copy
-from charjax.train.metrics import Log
+from charjax.train.metrics import MetricsLog
 from charjax.types import PyTree
 from charjax.workdir import append
 
@@ -72,7 +72,7 @@ def write_samples(
     step: int,
     *,
     file: Path,
-    log: Log,
+    log: MetricsLog,
     show: Callable[[str], None],
 ) -> None:
     """Appends the samples of a step to a file, and shows the last one.

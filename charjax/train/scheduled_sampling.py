@@ -22,7 +22,7 @@ from charjax.model.decode import (
     reset_state,
 )
 from charjax.runtime.keys import indexed_key
-from charjax.types import Carry, Count, PRNGKey, PyTree, Scalar, Tokens
+from charjax.types import Carry, Count, PyTree, Scalar, Tokens
 
 
 def sampling_rate(config: TrainConfig, at_step: Count) -> Scalar:
@@ -80,7 +80,4 @@ def mix_inputs(
 
 
 def _sample(keys: Key[Array, " batch"], logits: Array) -> Int[Array, " batch"]:
-    def sample_row(key: PRNGKey, logits: Array) -> Array:
-        return jax.random.categorical(key, logits).astype(jnp.int32)
-
-    return jax.vmap(sample_row)(keys, logits)
+    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)

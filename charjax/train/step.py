@@ -123,13 +123,17 @@ def make_step(
         carry = reset_carry(state.carry, jnp.asarray(batch.reset))
         if config.train.scheduled_sampling:
             keys = row_keys(Stream.SCHEDULED, state.step, batch.inputs.shape[0])
-            batch = _mix_batch(config, state, carry, batch, keys, boundary_id)
+            rate, inputs = sampling_rate(config.train, state.step), jnp.asarray(batch.inputs)
+            mixed: Any = mix_inputs(
+                config.model, state.params, inputs, carry, keys, rate, boundary_id
+            )
+            batch = batch._replace(inputs=mixed)
         if config.data.targets == "last":  # also for a batch that `make_batches` did not mask
             last: Any = jnp.asarray(batch.mask).at[:, :-1].set(False)
             batch = batch._replace(mask=last)
         keys = row_keys(Stream.DROPOUT, state.step, batch.inputs.shape[0])
         num_targets = jnp.maximum(psum(jnp.sum(batch.mask)), 1)
-        loss, grads, carry = loss_and_grad(state.params, carry, batch, keys, num_targets)
+        (loss, carry), grads = loss_and_grad(state.params, carry, batch, keys, num_targets)
         loss, grads = psum(loss), psum(grads)
         grad_norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -165,20 +169,6 @@ def _row_keys(
         rows += num_rows * jax.lax.axis_index(axis_name)
     key = indexed_key(stream_key(seed, stream), step)
     return jax.vmap(indexed_key, (None, 0))(key, rows)
-
-
-def _mix_batch(
-    config: Config,
-    state: TrainState,
-    carry: Carry,
-    batch: Batch,
-    keys: RowKeys,
-    boundary_id: int | None,
-) -> Batch:
-    """The batch with some inputs sampled from the model's own predictions."""
-    rate, inputs = sampling_rate(config.train, state.step), jnp.asarray(batch.inputs)
-    mixed: Any = mix_inputs(config.model, state.params, inputs, carry, keys, rate, boundary_id)
-    return batch._replace(inputs=mixed)
 
 
 def _update_ema(state: TrainState, params: PyTree, decay: float) -> PyTree:

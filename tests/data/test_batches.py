@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from charjax.config import BATCHING_FIELDS, DataConfig
-from charjax.data.batches import BATCHINGS, TokenSplit, WindowBatches, make_batches, split
+from charjax.data import batches
+from charjax.data.batches import BATCHINGS, Batches, TokenSplit, WindowBatches, split
 from charjax.errors import InputError
 
 ONE = np.array([0])
@@ -27,6 +28,10 @@ def mode_name(config: DataConfig) -> str:
 
 def config_of(batching: str, **fields) -> DataConfig:
     return dataclasses.replace(DataConfig(batching=batching, batch_size=3, seq_len=7), **fields)
+
+
+def make_batches(config: DataConfig, ids, starts, seed: int, boundary=None) -> Batches:
+    return batches.make_batches(config, TokenSplit(ids, starts, boundary), seed)
 
 
 def counting(n: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from charjax.config import Config, DataConfig, from_config_dict, to_dict
-from charjax.data.batches import make_batches
+from charjax.data.batches import TokenSplit, make_batches
 from charjax.errors import InputError
 from charjax.inference import evaluate
 from charjax.runtime.sharding import (
@@ -165,7 +165,7 @@ def test_the_rows_of_all_processes_are_the_batch(batching, partial, step, cut):
     keep_partial = partial and batching != "stream"
     config = DataConfig(batching=batching, batch_size=8, seq_len=4, keep_partial=keep_partial)
     ids = np.arange(300, dtype=np.int32)
-    batches = make_batches(config, ids, np.array([0]), seed=1)
+    batches = make_batches(config, TokenSplit(ids, np.array([0])), seed=1)
     whole = batches(step)
     halves = batches(step, slice(0, cut)), batches(step, slice(cut, 8))
     for wanted, one, other in zip(whole, *halves, strict=True):
