@@ -76,7 +76,8 @@ def optimized(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Compiles as for users, for tests of equal bits between different programs."""
 
     def options_for_users(*args, env_options_overrides, **kwargs):
-        options = {**(env_options_overrides or {}), "xla_cpu_use_fusion_emitters": True}
+        generator = {"xla_cpu_use_fusion_emitters": True} if FAST_COMPILES else {}
+        options = {**(env_options_overrides or {}), **generator}
         return get_compile_options(*args, env_options_overrides=options, **kwargs)
 
     monkeypatch.setattr("jax._src.compiler.get_compile_options", options_for_users)

@@ -29,7 +29,7 @@ def locking(descriptor, mode, size):
 
 sys.modules["msvcrt"] = types.SimpleNamespace(LK_NBLCK=2, locking=locking)
 sys.modules["fcntl"] = sys.modules["pwd"] = None
-for name in ("pread", "pwrite", "sysconf", "getuid", "O_NOFOLLOW", "O_NONBLOCK", "O_DIRECTORY"):
+for name in ("pread", "pwrite", "sysconf", "getuid", "O_NOFOLLOW", "O_DIRECTORY"):
     delattr(os, name)
 for name in ("SIGHUP", "SIGUSR1", "SIGXCPU"):
     delattr(signal, name)
