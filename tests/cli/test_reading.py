@@ -167,10 +167,9 @@ def test_control_characters_are_shown_on_a_terminal_and_raw_elsewhere(charjax, m
     assert text.startswith(rb"\x1b[2J\x1b]52;c;cm0=\x07")
     assert b"\x1b" not in text
     assert b"\x07" not in text
-    Path("w").rename("w\x1b[2J")
-    assert rb"w\x1b[2J/checkpoints/10: good" in on_a_terminal(
-        "stderr", monkeypatch, "verify", "--workdir=w\x1b[2J"
-    )
+    Path("w").rename("w\x1bc")  # reset
+    verified = on_a_terminal("stderr", monkeypatch, "verify", "--workdir=w\x1bc")
+    assert rb"w\x1bc/checkpoints/10: good" in verified
 
 
 def on_a_terminal(stream: str, monkeypatch, *command: str) -> bytes:
