@@ -74,10 +74,9 @@ def _read_pickle(file: Path) -> Arrays:
     except (OSError, InputError):
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:100]
         raise InputError(
-            f"{file}: not a state dict that torch can read without running code in the file "
-            f"({type(error).__name__}: {reason}); save model.state_dict()"
+            f"{file}: not a state dict that torch reads without running code in the file "
+            f"({type(error).__name__}); save model.state_dict()"
         ) from None
 
 

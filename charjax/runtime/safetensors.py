@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -62,7 +63,11 @@ def read_file(path: Path, limit: int = -1) -> bytes:
       InputError: it is a folder, a pipe or the like.
       OSError: it cannot be read.
     """
-    return read_regular(path.resolve(), limit)
+    try:
+        return read_regular(Path(os.path.realpath(path)), limit)
+    except InputError:
+        what = "a folder" if path.is_dir() else "not a regular file"
+        raise InputError(f"{path}: is {what}; name a file") from None
 
 
 def parse_safetensors(data: bytes) -> tuple[Arrays, dict[str, str]]:

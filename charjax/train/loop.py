@@ -32,7 +32,13 @@ from charjax.runtime.signals import StopSignals
 from charjax.train import messages, resume
 from charjax.train.backends import Backend, make_backend, microbatch_size
 from charjax.train.clock import Clock
-from charjax.train.initial import known_characters, read_initial, scale_imported, start_from
+from charjax.train.initial import (
+    Initial,
+    known_characters,
+    read_initial,
+    scale_imported,
+    start_from,
+)
 from charjax.train.intervals import Intervals, longest_dispatch, make_intervals, total_steps
 from charjax.train.metrics import MetricsLog, draw_curves, read_metrics
 from charjax.train.optimizer import make_optimizer, make_schedule
@@ -183,9 +189,7 @@ def _set_up(
     allow: Sequence[str],
 ) -> tuple[Run, RunState]:
     """Reads the text and the newest checkpoint, says what is to be trained and how."""
-    with display.task("reading the text") as update, distributed.primary_first():
-        initial = read_initial(config, workdir, checkpoints)
-        dataset = load_dataset(config, known=known_characters(initial, config), progress=update)
+    initial, dataset = _read_text(config, workdir, checkpoints, display)
     record = _read_saved(workdir, checkpoints)
     saved = _saved_meta(workdir, record).run if record else None
     config = resolve_dtype(config, saved.config if saved else None)
@@ -220,6 +224,16 @@ def _set_up(
     intervals = _plan(meta, steps_per_epoch, state.step)
     log = _open_log(workdir, meta, state)
     return Run(meta, workdir, dataset, intervals, backend, checkpoints, log, display), state
+
+
+def _read_text(
+    config: Config, workdir: Workdir, checkpoints: Checkpoints, display: Display
+) -> tuple[Initial | None, Dataset]:
+    """The model to start from, if there is one, and the text."""
+    with display.task("reading the text") as update, distributed.primary_first():
+        initial = read_initial(config, workdir, checkpoints)
+        known = known_characters(initial, config)
+        return initial, load_dataset(config, known=known, progress=update)
 
 
 def _start(
