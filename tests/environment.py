@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import os
 
-# XLA's newer code generator takes three times as long for the same values. jaxlib 0.10 has both; 0.12
-# ends the process at the unknown flag.
+# XLA's newer code generator takes three times as long for the same values. jaxlib 0.10 has both;
+# 0.12 ends the process at the unknown flag.
 _IS_OLD = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11)
 FAST_COMPILES = "--xla_cpu_use_fusion_emitters=false" if _IS_OLD else ""
 

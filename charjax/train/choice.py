@@ -217,11 +217,13 @@ def keep_input(workdir: Path, data: bytes) -> str:
     A resumed run reads the text that it has, and nothing needs to be given again.
 
     Raises:
-      InputError: the folder has another text of standard input.
+      InputError: the text is empty, or the run in the folder has another one.
     """
     files = Workdir(workdir)
     files.create()
-    if not files.input.exists():
+    if not files.choice.exists():
+        if not data:
+            raise InputError("TEXT: standard input is empty")
         replace_content(files.input, data)
     elif data and data != files.input.read_bytes():
         raise InputError(

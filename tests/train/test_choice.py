@@ -123,8 +123,11 @@ def test_the_command_trains_a_text_resumes_it_and_keeps_standard_input(
     monkeypatch.chdir(tmp_path)
     flags = ["--config.train.max_steps=10", "--config.train.eval_every=10"]
     flags += ["--config.sample.num_chars=4", "--config.train.log_every=10"]
-    text = SimpleNamespace(buffer=io.BytesIO(PROSE.encode()))
+    text = SimpleNamespace(buffer=io.BytesIO(b""), isatty=lambda: False)
     monkeypatch.setattr(sys, "stdin", text)
+    assert main(["train", "-", "--workdir=run", *flags]) == 2
+    assert "standard input is empty" in capsys.readouterr().err
+    text.buffer = io.BytesIO(PROSE.encode())
     assert main(["train", "-", "--workdir=run", *flags]) == 0
     out = capsys.readouterr().out
     assert out.count("chosen: ") == 3

@@ -109,13 +109,22 @@ def _choose(
         raise InputError("TEXT: neither - nor a name with a comma goes together with other texts")
     devices = all_devices()
     return choose_config(
-        keep_input(workdir, sys.stdin.buffer.read()) if is_input else ",".join(args.text),
+        keep_input(workdir, _standard_input(workdir)) if is_input else ",".join(args.text),
         workdir,
         args.minutes,
         lambda config: override(config, args.config_flags),
         measure,
         (devices[0].platform, len(devices)),
     )
+
+
+def _standard_input(workdir: Path) -> bytes:
+    """The text of standard input; none from a terminal where the run has kept one."""
+    from charjax.workdir import Workdir
+
+    if sys.stdin.isatty() and Workdir(workdir).choice.exists():
+        return b""
+    return sys.stdin.buffer.read()
 
 
 def _text_name(text: str) -> str:
