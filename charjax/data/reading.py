@@ -178,7 +178,11 @@ def prepare_text(
 
 
 def prepare_prompt(text: str, rules: ReadingRules, vocab: Vocab) -> str:
-    """A prompt as the run's own text was prepared: its line ends, case and Unicode normal form."""
+    """A prompt as the run's own text was prepared: its line ends, case and Unicode normal form.
+
+    A byte order mark at its start is dropped, as in a text.
+    """
+    text = text.removeprefix(_BOM)
     if rules.newlines == "unix":
         text = _unix_newlines(text)
     if rules.lowercase and rules.unit == "byte":

@@ -368,11 +368,16 @@ def test_what_score_cannot_read_is_one_line_with_its_own_flags(lines_run, charja
 
 
 def test_a_prompt_of_the_config_is_prepared_as_the_text_was(charjax):
-    """F13, for live samples."""
-    write_lines("a.txt", names(300))
+    """F13, for live samples; and a prompt in a file keeps its line ends, but no mark."""
+    write_lines("a.txt", names(300), "\r\n")
     fields = ("data.path=a.txt", "data.lowercase=True", "sample.prompt=ABBA", "sample.num_chars=3")
     assert charjax("train", *fields, "--workdir=w").code == 0
     assert "\nabba" in Path("w/samples.txt").read_text()
+    Path("prompt.txt").write_bytes(b"\xef\xbb\xbfabc\r\nDEF")
+    flags = ("--workdir=w", "--num_chars=1", "--temperature=0")
+    prompted = charjax("sample", "--prompt_file=prompt.txt", *flags).out
+    assert prompted.encode()[:8] == b"abc\r\ndef"
+    assert charjax("sample", "--prompt=\ufeffabc\r\ndef", *flags).out == prompted
 
 
 # What cannot act is said.

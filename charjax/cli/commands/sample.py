@@ -80,10 +80,9 @@ def _prompt(args: argparse.Namespace) -> str:
     if args.prompt:
         raise InputError("--prompt_file: give it or --prompt, not both")
     try:
-        if str(args.prompt_file) == "-":
-            return sys.stdin.buffer.read().decode("utf-8")
-        read: str = args.prompt_file.read_text("utf-8")
-        return read
+        is_input = str(args.prompt_file) == "-"
+        data: bytes = sys.stdin.buffer.read() if is_input else args.prompt_file.read_bytes()
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"--prompt_file={args.prompt_file}: not valid UTF-8 ({error})") from error
     except OSError as error:
