@@ -1,4 +1,5 @@
-"""Checkpoints: `reader` reads those of a run, `checkpoints` saves them, too; `store` is Orbax's.
+"""The checkpoints of a run.
 
-Importing `reader` and what it imports takes neither JAX nor Orbax.
+`checkpoints` saves and restores them, `reader` only reads them, without importing JAX or Orbax.
+`store` writes one checkpoint with Orbax, `files` reads one with TensorStore.
 """

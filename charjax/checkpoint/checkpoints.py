@@ -1,7 +1,7 @@
-"""The checkpoints of a run that trains: saves steps, and keeps the newest ones and the best.
+"""Checkpoint manager of a training run: saves and restores steps, deletes old ones.
 
-Not Orbax's CheckpointManager: it takes any folder with a number for a step, does not save a step
-below the newest, and does not fall back on an older step.
+Orbax's CheckpointManager does not fit: it treats every folder named by a number as a step, refuses
+to save a step below the newest, and does not fall back on an older step if the newest is damaged.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from charjax.errors import DivergedError, HostError
 from charjax.runtime import distributed
 from charjax.types import PyTree
 
-_FINITE = ("params", "ema")  # never saved with a NaN or an infinity
+_MUST_BE_FINITE = ("params", "ema")  # subtrees that are never saved with a NaN or an infinity
 
 
 @dataclass(frozen=True)
@@ -33,21 +33,21 @@ class Restored(Record):
     """A verified checkpoint.
 
     Attributes:
-      state: numpy arrays in the structure that `Checkpoints.restore` was asked for.
+      state: numpy arrays in the structure of the `like` that `Checkpoints.restore` was given.
     """
 
     state: PyTree
 
 
 class Checkpoints(CheckpointReader):
-    """The checkpoints in a folder, which must have one writer at a time: see `Workdir.lock`."""
+    """The checkpoints in a folder. Only one process group may write to it: see `Workdir.lock`."""
 
     def __init__(self, directory: Path, *, keep: int = 1) -> None:
         """Does not touch the disk.
 
         Args:
           directory: the folder; made by the first `save`.
-          keep: how many of the newest steps to keep, besides the one with the lowest val_loss.
+          keep: how many of the newest steps not to delete, besides the one of lowest val_loss.
         """
         super().__init__(directory)
         self._keep = keep
@@ -62,15 +62,15 @@ class Checkpoints(CheckpointReader):
     def save(
         self, step: int, state: PyTree, meta: Mapping[str, Any], *, val_loss: float | None
     ) -> None:
-        """Saves a step atomically, then deletes the steps that are not kept. A collective.
+        """Saves a step atomically, then deletes old steps. All processes must call it.
 
-        A step that exists and verifies is not changed; a damaged one is renamed.
+        A step that was saved before and verifies is left as it is; a damaged one is renamed.
 
         Args:
-          step: steps done.
+          step: number of training steps done.
           state: any pytree of jax or numpy arrays, on any devices.
           meta: JSON values.
-          val_loss: nats per character; None or not finite: never the best.
+          val_loss: in nats per character. A step without a finite one is never the best.
 
         Raises:
           DivergedError: a parameter is not finite; nothing was saved.
@@ -91,20 +91,22 @@ class Checkpoints(CheckpointReader):
             self._prune(step)
 
     def update(self, step: int, meta: Mapping[str, Any], *, val_loss: float | None) -> bool:
-        """Replaces what was saved with the arrays of a step, atomically. A collective.
+        """Replaces the metadata and val_loss of a saved step, atomically; its arrays stay.
+
+        All processes must call it.
 
         Args:
-          step: that was saved.
+          step: a step that was saved.
           meta: as for `save`.
           val_loss: as for `save`.
 
         Returns:
-          Whether it was replaced; not where the record of the step is damaged.
+          False if the record of the step is damaged, so that nothing was replaced.
 
         Raises:
           HostError: the disk is full or cannot be written to; nothing has changed.
         """
-        is_sound = True
+        is_intact = True
         if distributed.is_primary():
             try:
                 record = replace(self._record(step), meta=dict(meta), val_loss=val_loss)
@@ -112,16 +114,16 @@ class Checkpoints(CheckpointReader):
                     self._store.write_record(self._folders.path(step), record)
                     self._prune(step)
             except DamagedError:
-                is_sound = False
-        (is_damaged,) = distributed.all_max([not is_sound])
+                is_intact = False
+        (is_damaged,) = distributed.all_max([not is_intact])
         return not is_damaged
 
     def restore(self, like: PyTree, *, which: Which = "newest") -> Restored:
         """Reads and verifies a checkpoint.
 
         Args:
-          like: arrays, or the `ShapeDtypeStruct` of each, in the structure wanted, which may be a
-            part of what was saved, such as {"params": ...}.
+          like: a pytree of arrays or `ShapeDtypeStruct`s: the structure, shapes and dtypes to
+            restore. It may be a part of what was saved, such as {"params": ...}.
           which: see `read_arrays`.
 
         Raises:
@@ -135,7 +137,10 @@ class Checkpoints(CheckpointReader):
 
     @contextlib.contextmanager
     def _as_host_errors(self, step: int, size: int) -> Iterator[None]:
-        """Raises OSErrors of a save of `size` bytes as HostErrors, after deleting what it left."""
+        """Raises OSErrors of a save as HostErrors, after deleting its unfinished files.
+
+        `size` is the number of bytes to save, for the message.
+        """
         try:
             yield
         except OSError as error:
@@ -148,7 +153,7 @@ class Checkpoints(CheckpointReader):
             ) from error
 
     def _is_saved(self, step: int) -> bool:
-        """Whether a step exists and verifies; process 0 looks for all."""
+        """Whether a step exists and verifies; process 0 checks and tells the others."""
         problem: str | None = "missing"
         if distributed.is_primary() and step in self.steps():
             problem = self._problem(step)
@@ -161,23 +166,23 @@ class Checkpoints(CheckpointReader):
         return bool(is_saved)
 
     def _prune(self, saved: int) -> None:
-        """Deletes all steps but the newest, the best and the damaged, which are evidence."""
+        """Deletes old steps, except the best one, and damaged ones, which are evidence."""
         if not distributed.is_primary():
             return
         ranks = self._ranks()
-        sound = [s for s, rank in ranks.items() if rank > -math.inf and s not in self._damaged]
-        best = min(sound, key=ranks.__getitem__)
-        for step in set(sound) - {saved, best, *sound[: self._keep]}:
+        intact = [s for s, rank in ranks.items() if rank > -math.inf and s not in self._damaged]
+        best = min(intact, key=ranks.__getitem__)
+        for step in set(intact) - {saved, best, *intact[: self._keep]}:
             self._folders.delete(step)
 
 
 def flatten(tree: PyTree) -> tuple[dict[str, Any], Any]:
     """Flattens a pytree to paths such as `params/dense/kernel`.
 
-    Dict keys, fields and indices are percent-encoded in it, so that paths are distinct.
+    Dict keys, field names and indices are percent-encoded, so that no two paths are equal.
 
     Returns:
-      {path: leaf} in the order of `jax.tree.leaves`, the structure for `jax.tree.unflatten`.
+      {path: leaf} in the order of `jax.tree.leaves`, and the treedef for `jax.tree.unflatten`.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
     return {"/".join(map(_encode, keys)): leaf for keys, leaf in leaves}, structure
@@ -187,7 +192,7 @@ def _check_finite(step: int, arrays: Mapping[str, np.ndarray]) -> None:
     """Raises DivergedError where a parameter is not finite."""
     for path, array in arrays.items():
         inexact = jnp.issubdtype(array.dtype, np.inexact)
-        if path.startswith(_FINITE) and inexact and not np.isfinite(array).all():
+        if path.startswith(_MUST_BE_FINITE) and inexact and not np.isfinite(array).all():
             raise DivergedError(
                 f"step {step}: {path} is not finite and was not saved; resume from the step "
                 "before with a smaller config.optim.learning_rate"

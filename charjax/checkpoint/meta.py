@@ -1,4 +1,4 @@
-"""What a run puts into its checkpoints beside the arrays: what identifies it, and how far it is."""
+"""The metadata that a run saves with its arrays: what identifies the run, and its progress."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class CorpusMeta:
 
 @dataclass(frozen=True)
 class Platform:
-    """What a run was trained with: versions of packages, kind of device, number of devices."""
+    """Where a run was trained: versions of packages, kind of device, number of devices."""
 
     versions: Mapping[str, str]
     device: str
@@ -40,8 +40,8 @@ class Platform:
 
     @classmethod
     def current(cls) -> Platform:
-        """That of this process."""
-        import jax  # what a checkpoint says can be read without
+        """The platform of this process."""
+        import jax  # here, so that metadata can be read without importing jax
 
         return cls(
             versions={name: importlib.metadata.version(name) for name in _PACKAGES},
@@ -52,14 +52,14 @@ class Platform:
 
 @dataclass(frozen=True)
 class SourceMeta:
-    """The model whose weights a run starts with, or that it was converted from.
+    """The model that the first weights of a run come from, by `init_from` or by conversion.
 
     Attributes:
       kind: "charjax", "torch" or "keras".
-      path: as it was given.
-      sha256: of the file that was converted; of all weights of a charjax model.
-      step: of the checkpoint; 0 of a file.
-      vocabulary: of a charjax model, as `Vocab.to_json` returns it.
+      path: the path as the user gave it.
+      sha256: digest of the converted file, or of all weights of a charjax model.
+      step: the step of a charjax checkpoint; 0 for a converted file.
+      vocabulary: `Vocab.to_json` of a charjax model; None for a converted file.
     """
 
     kind: str
@@ -74,15 +74,15 @@ class RunMeta:
     """What identifies a run: the content of `run.json`, and a part of every checkpoint's metadata.
 
     Attributes:
-      config: as it was asked for; only `model.dtype=auto` is resolved.
-      vocab: of its corpus.
-      corpus: its text.
+      config: as the user gave it, except that `model.dtype=auto` is resolved.
+      vocab: the vocabulary of the corpus.
+      corpus: the name and digest of the text.
       reading: how the text was read.
       parameters: number of trained parameters.
-      platform: the machine.
+      platform: the machine and the versions of packages.
       recurrence: which implementation computes the recurrence; None in a run saved before this
         was recorded.
-      source: of its first weights; None: they were drawn at random.
+      source: the model that the first weights come from; None if they were drawn at random.
     """
 
     config: Config
@@ -96,14 +96,14 @@ class RunMeta:
 
     @property
     def resolved_config(self) -> Config:
-        """The config whose `model.recurrence` is the resolved implementation."""
+        """The config, with the resolved implementation as its `model.recurrence`."""
         if self.recurrence is None:
             return self.config
         model = replace(self.config.model, recurrence=self.recurrence.implementation)
         return replace(self.config, model=model)
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values; `source` only where there is one."""
+        """The fields as JSON values; no `source` if it is None, as in older versions."""
         source = {"source": dataclasses.asdict(self.source)} if self.source else {}
         return source | {
             "config": to_dict(self.config),
@@ -120,8 +120,8 @@ class RunMeta:
         """The metadata that `to_json` wrote.
 
         Raises:
-          InputError: a field is missing or has another type, or this version has no such config
-            or vocabulary.
+          InputError: a field is missing or has another type, or this version of charjax cannot read
+            the config or the vocabulary.
         """
         known = {name: values[name] for name in _RunJson._fields if name in values}
         fields: _RunJson = schema.parse(_RunJson, known, "run")
@@ -143,7 +143,7 @@ class RunMeta:
 
 
 class _RunJson(NamedTuple):
-    """The fields of a `RunMeta` as JSON has them."""
+    """The JSON of a `RunMeta`, for `schema.parse`."""
 
     config: Mapping[str, Any]
     vocabulary: Mapping[str, Any]
@@ -163,8 +163,8 @@ class CheckpointMeta:
 
     Attributes:
       run: what identifies the run.
-      progress: how far it has come.
-      log_sizes: bytes of each log by file name; what a log has beyond is cut off on resumption.
+      progress: how far the run has come.
+      log_sizes: bytes of each log by file name; a resumed run truncates its logs to these.
     """
 
     run: RunMeta
@@ -172,7 +172,7 @@ class CheckpointMeta:
     log_sizes: Mapping[str, int]
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values, those of the run beside the others."""
+        """The fields as JSON values; those of `run` are merged into the top level."""
         others = {"progress": self.progress.to_json(), "logs": dict(self.log_sizes)}
         return self.run.to_json() | others
 
@@ -181,8 +181,8 @@ class CheckpointMeta:
         """The metadata that `to_json` wrote.
 
         Args:
-          values: of the record of a checkpoint that verifies.
-          where: the checkpoint, for the message.
+          values: `Record.meta` of a checkpoint that verifies.
+          where: the path of the checkpoint, for the message.
 
         Raises:
           CheckpointError: this version cannot read them.
@@ -195,7 +195,7 @@ class CheckpointMeta:
                 raise InputError(f"logs: must have the sizes of {' and '.join(LOGS)}")
         except InputError as error:
             raise CheckpointError(
-                f"{where}: this charjax cannot read what it says of its run ({error}); use the "
-                "version that wrote it, or start again in another --workdir"
+                f"{where}: this version of charjax cannot read the run's metadata ({error}); use "
+                "the version that wrote them, or start again in another --workdir"
             ) from None
         return cls(run, progress, log_sizes)

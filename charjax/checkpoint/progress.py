@@ -1,4 +1,4 @@
-"""The progress of a run: time, losses and the best evaluation."""
+"""Progress of a run that is saved with it: time, pending losses and the best evaluation."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _MAX_SUM = 1e300  # of losses, which are float32: the mean of larger numbers may
 
 @dataclass
 class ExactMean:
-    """The mean of a stream of numbers, equal to that of `math.fsum`, in a few floats of memory.
+    """Streaming mean without rounding error of the sum: equal to `math.fsum(numbers) / count`.
 
-    Shewchuk (1997), Adaptive precision floating-point arithmetic: partial sums that do not overlap
-    hold the sum without rounding. Losses need one or two of them, any numbers less than a hundred.
+    Non-overlapping partial sums (Shewchuk 1997, Adaptive precision floating-point arithmetic) hold
+    the exact sum. Losses need one or two partials; no stream of numbers needs a hundred.
 
     Attributes:
-      partials: numbers whose exact sum is that of the stream.
-      count: numbers added.
+      partials: a few floats whose exact sum is the sum of the stream.
+      count: how many numbers were added.
     """
 
     partials: list[float] = field(default_factory=list)
@@ -49,24 +49,24 @@ class ExactMean:
         self.partials = [*kept, number]
 
     def value(self) -> float:
-        """The mean of the numbers, of which there is at least one."""
+        """The mean; at least one number must have been added."""
         return math.fsum(self.partials) / self.count
 
 
 @dataclass
 class Progress:
-    """The history of a run that its next steps depend on; part of every checkpoint.
+    """What a resumed run must know of its past, besides the arrays; part of every checkpoint.
 
     Attributes:
       elapsed_s: seconds of training, over all resumptions.
-      losses: those of the steps since the last record of the metrics, in nats per character.
+      losses: mean training loss since the last line of metrics.jsonl, in nats per character.
       best: the lowest validation loss, in nats per character; infinite before the first.
       since_best: number of evaluations after the best one.
-      ended: why the run has ended, or "".
-      pending: the record of the metrics of this step, if its evaluation is still to be done.
-      unsampled: whether its samples are still to be written, and nothing else.
+      ended: why the run has ended; "" while it has not.
+      pending: the metrics of this step, if it was saved before its evaluation was done.
+      unsampled: whether this step was saved after its evaluation, before its samples were done.
       val_text: SHA-256 of the tokens that `best` was measured on; "" in older versions.
-      val_record: number of such texts before that one.
+      val_record: how many times the validation text has changed in this run.
     """
 
     elapsed_s: float = 0.0
@@ -80,12 +80,16 @@ class Progress:
     val_record: int = 0
 
     def start_val_record(self, val_text: str) -> None:
-        """Starts anew with another text: no loss on it is known."""
+        """Forgets the losses measured on the previous validation text.
+
+        Args:
+          val_text: SHA-256 of the tokens of the new one.
+        """
         self.val_text, self.val_record = val_text, self.val_record + 1
         self.best, self.since_best, self.unsampled = math.inf, 0, False
 
     def update_best(self, val_loss: float) -> bool:
-        """Takes a validation loss into account; returns whether it is the best so far."""
+        """Updates `best` and `since_best`; returns whether this validation loss is the best."""
         is_best = val_loss < self.best
         self.since_best = 0 if is_best else self.since_best + 1
         self.best = min(val_loss, self.best)
@@ -101,7 +105,7 @@ class Progress:
 
     @classmethod
     def from_json(cls, values: Any) -> Progress:
-        """The progress that `to_json` wrote; older versions wrote every loss.
+        """The progress that `to_json` wrote; older versions saved every loss, not partial sums.
 
         Raises:
           InputError: a field is missing, or has another type or an impossible value.
@@ -113,9 +117,11 @@ class Progress:
             losses = ExactMean(fields.losses, fields.num_losses)
         is_possible = losses.count >= 0 and bool(losses.count) == bool(losses.partials)
         if not is_possible or max(map(abs, losses.partials), default=0) > _MAX_SUM:
-            raise InputError("progress: losses and num_losses contradict each other")
+            raise InputError(
+                "progress: losses and num_losses are not the sum and number of any losses"
+            )
         if fields.pending is not None and not _is_record(fields.pending):
-            raise InputError("progress: pending is no record of the metrics")
+            raise InputError("progress: pending is not a record of metrics")
         others = fields._asdict()
         del others["num_losses"]
         best = math.inf if fields.best is None else fields.best
@@ -123,7 +129,7 @@ class Progress:
 
 
 def _is_record(values: Mapping[str, Any]) -> bool:
-    """Whether these are the numbers of one record of the metrics."""
+    """Whether these are finite numbers with the keys of a line of metrics.jsonl."""
     numbers = [value for value in values.values() if type(value) in (int, float)]
     is_finite = len(numbers) == len(values) and all(map(math.isfinite, numbers))
     return (
@@ -134,7 +140,7 @@ def _is_record(values: Mapping[str, Any]) -> bool:
 
 
 class _ProgressJson(NamedTuple):
-    """The fields of a `Progress` as JSON has them."""
+    """The JSON of a `Progress`, for `schema.parse`."""
 
     elapsed_s: float
     losses: list[float]

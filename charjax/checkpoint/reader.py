@@ -1,4 +1,4 @@
-"""The checkpoints of a run as a reader sees them: imports neither JAX nor Orbax."""
+"""Reads the checkpoints of a run, which may be training meanwhile; imports no JAX, no Orbax."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from typing import Literal, TypeAlias, TypeVar
 
 import numpy as np
 
-from charjax.checkpoint.read import read_arrays, read_record
+from charjax.checkpoint.files import read_arrays, read_record
 from charjax.checkpoint.record import DamagedError, Leaf, Record
 from charjax.checkpoint.steps import StepFolders
 from charjax.errors import CheckpointError
 
 _logger = logging.getLogger(__name__)
-_MAX_LOOKS = 100  # at a folder that a run changes
+_MAX_TRIES = 100  # to read a checkpoint while a run deletes and saves
 
 Which: TypeAlias = Literal["newest", "best"] | int
 _T = TypeVar("_T")
 
 
 class _DeletedError(Exception):
-    """A checkpoint that was deleted, or saved again, while it was read."""
+    """A checkpoint was deleted or replaced while it was read."""
 
 
 class CheckpointReader:
-    """The checkpoints in a folder, which a run may be writing to."""
+    """The checkpoints in a folder, read only; a run may be writing to it."""
 
     def __init__(self, directory: Path) -> None:
         """Does not touch the disk."""
@@ -47,17 +47,17 @@ class CheckpointReader:
         """Reads and verifies a part of a checkpoint.
 
         Args:
-          wanted: the record of a step -> {path: shape and dtype} of the arrays to read, which
-            need no digest.
-          which: "newest", "best" (lowest val_loss) or the number of a step. Instead of a
-            damaged step, the first two read the next newest or best, and log a warning.
+          wanted: called with the record of a step; returns the arrays to read, as
+            {path: `Leaf` of the shape and dtype expected}, whose digests are ignored.
+          which: "newest", "best" (lowest val_loss) or the number of a step. "newest" and
+            "best" skip damaged steps, with a warning.
 
         Returns:
           The record, and the arrays by path.
 
         Raises:
-          CheckpointError: there is no such step, none verifies, or an array was not saved, or
-            has another shape or dtype.
+          CheckpointError: there is no such step, no step verifies, or a wanted array was not saved
+            or has another shape or dtype.
         """
 
         def read(step: int) -> tuple[Record, dict[str, np.ndarray]]:
@@ -72,11 +72,11 @@ class CheckpointReader:
         return self._find(which, self._record)
 
     def verify(self) -> list[tuple[int, str]]:
-        """Reads every checkpoint: (step, what is wrong with it or ""), ascending.
+        """Verifies all checkpoints: pairs (step, its damage or "" if it has none), ascending.
 
-        Those that a run deletes meanwhile are left out.
+        Leaves out steps that a run deletes meanwhile.
         """
-        for _ in range(_MAX_LOOKS):
+        for _ in range(_MAX_TRIES):
             steps = self.steps()
             problems = [(step, self._problem(step)) for step in steps]
             verdicts = [(step, problem) for step, problem in problems if problem is not None]
@@ -85,10 +85,10 @@ class CheckpointReader:
         raise self._changes_too_fast()
 
     def _candidates(self, which: Which) -> list[int]:
-        """The steps to try, in this order.
+        """The steps to try to read, in this order.
 
         Raises:
-          CheckpointError: there is none, or not the one asked for.
+          CheckpointError: there is no step, or not the one asked for.
         """
         steps = self.steps()
         if not steps:
@@ -108,32 +108,34 @@ class CheckpointReader:
         return sorted(ranks, key=ranks.__getitem__)
 
     def _ranks(self) -> dict[int, float]:
-        """{step: the val_loss to sort by}, from the newest step on.
+        """{step: sort key for "best"}, from the newest step to the oldest.
 
-        A damaged record comes first, so that it is reported. A loss that was measured on another
-        text than that of the newest step does not count.
+        The key is val_loss; infinity if there is none, or if it was measured on another validation
+        text than that of the newest step. A step with a damaged record has minus infinity: it is
+        tried first, so that its damage is reported.
         """
         ranks: dict[int, float] = {}
-        text = None
+        newest_id = None
         for step in reversed(self.steps()):
             try:
                 record = self._read(step, self._record)
             except (DamagedError, _DeletedError) as error:
                 ranks[step] = -math.inf if isinstance(error, DamagedError) else math.inf
                 continue
-            text = text or record.val_text
-            val_loss = record.val_loss if record.val_text == text else None
+            newest_id = newest_id or record.val_text_id
+            val_loss = record.val_loss if record.val_text_id == newest_id else None
             ranks[step] = math.inf if val_loss is None else val_loss
         return ranks
 
     def _find(self, which: Which, read: Callable[[int], _T]) -> _T:
-        """`_first_sound`, looked for again where a run deletes a step while it is read."""
-        for _ in range(_MAX_LOOKS):
+        """Like `_first_intact`, but starts again if a run deletes a step while it is read."""
+        for _ in range(_MAX_TRIES):
             with contextlib.suppress(_DeletedError):
-                return self._first_sound(self._candidates(which), read)
+                return self._first_intact(self._candidates(which), read)
         raise self._changes_too_fast()
 
-    def _first_sound(self, candidates: Sequence[int], read: Callable[[int], _T]) -> _T:
+    def _first_intact(self, candidates: Sequence[int], read: Callable[[int], _T]) -> _T:
+        """The result of `read` for the first step that is not damaged."""
         for step, following in zip(candidates, [*candidates[1:], None], strict=True):
             try:
                 return self._read(step, read)
@@ -156,7 +158,7 @@ class CheckpointReader:
         )
 
     def _problem(self, step: int) -> str | None:
-        """What is wrong with a step; "" if it verifies, None if it was deleted meanwhile."""
+        """The damage of a step; "" if it verifies, None if it was deleted meanwhile."""
 
         def read(step: int) -> None:
             read_arrays(self._folders.path(step), self._record(step).leaves)
@@ -170,11 +172,11 @@ class CheckpointReader:
         return ""
 
     def _read(self, step: int, read: Callable[[int], _T]) -> _T:
-        """Calls `read`.
+        """Calls `read`, and tells a damaged step from one that a run deleted meanwhile.
 
         Raises:
           DamagedError: the step is damaged.
-          _DeletedError: it is not, but was deleted, as a run deletes its older steps.
+          _DeletedError: the step was deleted or replaced while it was read.
         """
         before = self._folders.identity(step)
         try:
@@ -187,5 +189,5 @@ class CheckpointReader:
     def _record(self, step: int) -> Record:
         record = read_record(self._folders.path(step))
         if record.step != step:
-            raise DamagedError(f"its record is of step {record.step}")
+            raise DamagedError(f"the folder has the record of step {record.step}")
         return record

@@ -1,7 +1,7 @@
 """A checkpoint's metadata: shape, dtype and SHA-256 of every array, and the caller's JSON.
 
-The record's JSON has a digest of itself, so that a flipped bit is found in the arrays and in the
-record. The digests find accidents, not forgery.
+The record also has a digest of its JSON, so that a flipped bit is found in the arrays and in the
+record itself. The digests guard against accidents, not against forgery.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from charjax import schema
 from charjax.errors import CheckpointError, InputError
 
-_FORMAT = 1
+_FORMAT = 1  # version of the record's JSON
 
 
 class DamagedError(Exception):
@@ -41,11 +41,11 @@ class Leaf(NamedTuple):
 
     @classmethod
     def like(cls, array: Any) -> Leaf:
-        """The shape and dtype of an array, or of anything that has both, without a digest."""
+        """The shape and dtype of an array or `ShapeDtypeStruct`, without a digest."""
         return cls(tuple(array.shape), np.dtype(array.dtype).name, "")
 
     def is_valid(self) -> bool:
-        """Whether it is the shape and dtype of an array of numbers or bools."""
+        """Whether the shape is possible, and the dtype one of numbers or bools."""
         try:
             dtype = dtype_of(self.dtype)
         except TypeError:
@@ -59,10 +59,10 @@ class Leaf(NamedTuple):
 
 
 def dtype_of(name: str) -> np.dtype:
-    """The dtype of this name; those such as bfloat16 are of `ml_dtypes`.
+    """The dtype of this name; `ml_dtypes` adds bfloat16 and the like to numpy's.
 
     Raises:
-      TypeError: there is none.
+      TypeError: there is no such dtype.
     """
     return np.dtype(name)
 
@@ -72,10 +72,10 @@ class Record:
     """A checkpoint without its arrays.
 
     Attributes:
-      step: steps done.
-      val_loss: nats per character; None where it was not evaluated.
+      step: number of training steps done.
+      val_loss: in nats per character; None if this step was not evaluated.
       meta: the caller's JSON values.
-      leaves: {path: `Leaf`} of every array; paths as `flatten` makes them.
+      leaves: {path: `Leaf`} of every array, with the paths of `checkpoints.flatten`.
     """
 
     step: int
@@ -84,34 +84,34 @@ class Record:
     leaves: dict[str, Leaf]
 
     @property
-    def val_text(self) -> tuple[Any, Any]:
-        """Identifies the text that `val_loss` was measured on, by what a run's metadata say."""
+    def val_text_id(self) -> tuple[Any, Any]:
+        """Equal for steps whose `val_loss` was measured on the same text, within one run."""
         parts = (self.meta.get(part) for part in ("corpus", "progress"))
         corpus, progress = (part if isinstance(part, dict) else {} for part in parts)
         return corpus.get("sha256"), progress.get("val_record", 0)
 
     def holds(self, like: Mapping[str, Any]) -> bool:
-        """Whether it has a leaf of the same shape and dtype at every path of `like`."""
+        """Whether every array of `like` was saved under its path with its shape and dtype."""
         found = {path: self.leaves.get(path) for path in like}
         return all(leaf and leaf[:2] == Leaf.like(like[path])[:2] for path, leaf in found.items())
 
     def leaf(self, path: str, wanted: Leaf) -> Leaf:
-        """The leaf at a path, which must have the shape and dtype of the one wanted.
+        """The leaf at a path, after checking its shape and dtype.
 
         Raises:
-          CheckpointError: it has not, or there is none.
+          CheckpointError: no such array was saved, or it has another shape or dtype than `wanted`.
         """
         saved = self.leaves.get(path)
         if saved and saved[:2] == wanted[:2]:
             return saved
         raise CheckpointError(
-            f"checkpoint of step {self.step}: {path} is {saved or 'not there'}, but {wanted} "
-            "is wanted; use the config that this run was trained with"
+            f"checkpoint of step {self.step}: {path} is {saved or 'not there'}, but the config "
+            f"needs {wanted}; use the config that this run was trained with"
         )
 
 
 def to_json(record: Record) -> dict[str, Any]:
-    """The record as JSON values with their digest. A val_loss that is not finite becomes None."""
+    """The record as JSON values, with a digest of them. A val_loss that is not finite is None."""
     is_finite = record.val_loss is not None and math.isfinite(record.val_loss)
     values = {
         "format": _FORMAT,
@@ -125,27 +125,28 @@ def to_json(record: Record) -> dict[str, Any]:
 
 
 def from_json(values: Any) -> Record:
-    """The record that `to_json` was given.
+    """The record that `to_json` wrote.
 
     Raises:
-      DamagedError: the values differ from their digest, have an unknown format, or are no record.
+      DamagedError: the values differ from their digest, are of another version of the format, or
+        are not a record.
     """
     if not isinstance(values, dict) or not {"sha256", "format"} <= values.keys():
-        raise DamagedError("is no record")
+        raise DamagedError("not a record")
     fields = {name: value for name, value in values.items() if name != "sha256"}
     if values["sha256"] != _digest(fields):
-        raise DamagedError("differs from its digest")
+        raise DamagedError("it differs from its digest")
     if fields.pop("format") != _FORMAT:
-        raise DamagedError(f"has another format than {_FORMAT}, which this charjax reads")
+        raise DamagedError(f"not in format {_FORMAT}, the only one that this charjax reads")
     try:
         record: Record = schema.parse(Record, fields, "record")
     except InputError as error:
         raise DamagedError(str(error)) from None
     if record.step < 0:
-        raise DamagedError(f"has a step below 0, {record.step}")
+        raise DamagedError(f"its step is {record.step}, below 0")
     for path, leaf in record.leaves.items():
         if not leaf.is_valid():
-            raise DamagedError(f"{path[:60]}: has no valid shape and dtype")
+            raise DamagedError(f"{path[:60]}: the shape or the dtype is not valid")
     return record
 
 

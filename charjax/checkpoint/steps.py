@@ -10,7 +10,7 @@ import re
 import shutil
 from pathlib import Path
 
-from charjax.checkpoint.read import UNFINISHED, is_checkpoint
+from charjax.checkpoint.files import UNFINISHED, is_checkpoint
 from charjax.runtime.files import replace_file
 
 _logger = logging.getLogger(__name__)
@@ -18,7 +18,7 @@ _STEP = r"0|[1-9][0-9]*"
 
 
 class StepFolders:
-    """One folder per step, named by its number. The files in them are not read here."""
+    """A folder with one subfolder per step, named by its number. Reads no file in them."""
 
     def __init__(self, directory: Path) -> None:
         """Does not touch the disk."""
@@ -26,25 +26,25 @@ class StepFolders:
         self._warn_once = functools.cache(_logger.warning)
 
     def path(self, step: int) -> Path:
-        """The folder of a step, whether it exists or not."""
+        """The folder of a step, which need not exist."""
         return self.directory / str(step)
 
     def steps(self) -> list[int]:
-        """The steps on disk, ascending. A folder that is no checkpoint is logged, once."""
+        """The steps on disk, ascending. Warns once of a numbered folder that is no checkpoint."""
         while True:
             entries = self.directory.iterdir() if self.directory.is_dir() else ()
             named = [entry for entry in entries if re.fullmatch(_STEP, entry.name)]
             found = [int(e.name) for e in named if not e.is_symlink() and is_checkpoint(e)]
             others = [entry for entry in named if int(entry.name) not in found]
             if all(map(os.path.lexists, others)):
-                break  # or else a run has just deleted one, and saved another before that
+                break  # else a run deleted a step meanwhile, and may have saved another: look again
         for entry in others:
             if entry.is_dir():
                 self._warn_once(f"{entry}: not a checkpoint, ignored")
         return sorted(found)
 
     def identity(self, step: int) -> tuple[int, int] | None:
-        """Differs once a step was deleted, also if it was saved again; None: there is none."""
+        """Identifies the folder of a step: another one if it was replaced, None if it is gone."""
         try:
             status = self.path(step).stat()
         except OSError:
@@ -57,7 +57,7 @@ class StepFolders:
         return next(path for path in map(self.directory.__truediv__, names) if not path.exists())
 
     def prepare(self, step: int) -> None:
-        """Frees the path of a step: renames a checkpoint there to its `damaged_path`."""
+        """Makes the path of a step free to save to; a damaged checkpoint there is renamed."""
         self.directory.mkdir(parents=True, exist_ok=True)
         self.delete_unfinished()
         path = self.path(step)
@@ -67,22 +67,22 @@ class StepFolders:
             path.rmdir()  # fails unless it is empty: other files in it are not ours to delete
 
     def delete(self, step: int) -> None:
-        """Renames a step, then deletes it: an interrupted deletion must not look like damage."""
+        """Deletes a step, renamed first: an interrupted deletion must not look like damage."""
         renamed = self.directory / f"{step}{UNFINISHED}"
         replace_file(self.path(step), renamed)
         shutil.rmtree(renamed)
 
     def delete_unfinished(self) -> None:
-        """Deletes what interrupted saves and deletions have left."""
+        """Deletes the folders of interrupted saves and deletions."""
         for path in self.directory.glob(f"*{UNFINISHED}*"):
             if not re.fullmatch(f"({_STEP}){re.escape(UNFINISHED)}.*", path.name):
-                continue  # not ours, and in nobody's way
+                continue  # not written by charjax
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink()
 
     def free_bytes(self) -> int:
-        """The free space on the folder's disk, also before the folder is made."""
+        """The free space on the folder's disk; the folder need not exist."""
         folders = (self.directory, *self.directory.parents)
         return shutil.disk_usage(next(path for path in folders if path.exists())).free

@@ -1,8 +1,8 @@
-"""Writing a checkpoint to disk. The only module that imports Orbax.
+"""Writes a checkpoint to disk. The only module that imports Orbax.
 
 Orbax provides the array format, saves by several processes, and the atomic rename of a finished
-checkpoint. Arrays are saved as a flat {"params/dense/kernel": array}: each can be read alone, and
-the files name no class of optax or flax. `charjax.checkpoint.read` reads them.
+checkpoint. Arrays are saved as a flat {"params/dense/kernel": array}, so that each can be read
+alone and no class of optax or flax is named in the files. `charjax.checkpoint.files` reads them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from charjax.checkpoint.read import RECORD, UNFINISHED, as_os_errors, check_size
+from charjax.checkpoint.files import RECORD, UNFINISHED, as_os_errors, check_size
 from charjax.checkpoint.record import DamagedError, Record, to_json
 from charjax.errors import HostError
 from charjax.runtime.files import open_regular, replace_file
@@ -30,7 +30,7 @@ _T = TypeVar("_T")
 
 
 class Store:
-    """Writes checkpoints, each a folder."""
+    """Writes checkpoints, one folder each."""
 
     def __init__(self) -> None:
         handlers = ocp.type_handlers.create_type_handler_registry(
@@ -45,7 +45,7 @@ class Store:
         )
 
     def close(self) -> None:
-        """Ends Orbax's threads."""
+        """Stops Orbax's threads."""
         self._orbax.close()
 
     def write(
@@ -58,10 +58,10 @@ class Store:
         """Writes a checkpoint atomically; it is on disk when this returns.
 
         Args:
-          path: its folder, which must not exist.
+          path: the checkpoint's folder, which must not exist.
           leaves: {path: array}, on any devices.
           arrays: `to_host(leaves)`.
-          record: their record.
+          record: the record of these arrays.
 
         Raises:
           HostError: the record is too large.
@@ -111,10 +111,10 @@ class _NumpyHandler(ocp.type_handlers.NumpyHandler):
 
 
 def _encode_record(path: Path, record: Record) -> bytes:
-    """The record as JSON, which `read_record` reads.
+    """The record as JSON for `read_record`.
 
     Raises:
-      HostError: it is too large to be read again.
+      HostError: it is larger than `read_record` accepts.
     """
     data = json.dumps(to_json(record)).encode()
     try:
@@ -125,7 +125,7 @@ def _encode_record(path: Path, record: Record) -> bytes:
 
 
 def _sync(path: Path) -> None:
-    """Waits until a file or folder is on disk; on Windows, a file."""
+    """Calls fsync on a file or, except on Windows, a folder."""
     if os.name == "nt" and path.is_dir():
         return
     descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
@@ -134,7 +134,7 @@ def _sync(path: Path) -> None:
 
 
 async def _gather_all(calls: Iterable[Awaitable[_T]]) -> list[_T]:
-    """Awaits all calls, then returns their results or raises the first of their errors."""
+    """Awaits all calls; then returns their results, or raises the first error."""
     results: list[_T] = []
     for result in await asyncio.gather(*calls, return_exceptions=True):
         if isinstance(result, BaseException):
@@ -144,7 +144,7 @@ async def _gather_all(calls: Iterable[Awaitable[_T]]) -> list[_T]:
 
 
 def to_host(leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Every leaf in full as a numpy array, transferred in parallel. A collective."""
+    """Copies leaves to the host, whole, in parallel. All processes must call it."""
     local = {
         path: _gather_leaf(leaf) if _is_global(leaf) else leaf for path, leaf in leaves.items()
     }
@@ -152,7 +152,7 @@ def to_host(leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _is_global(leaf: Any) -> bool:
-    """Whether an array is on devices of other processes, too."""
+    """Whether parts of an array are on devices of other processes."""
     return isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
 
 
@@ -164,7 +164,7 @@ def _gather_leaf(leaf: jax.Array) -> Any:
 
 @contextlib.contextmanager
 def _orbax_silenced() -> Iterator[None]:
-    """Silences Orbax's log: what a user must know is raised or logged by charjax."""
+    """Silences Orbax's log; charjax itself raises or logs what a user must know."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

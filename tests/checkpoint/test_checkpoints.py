@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from charjax.checkpoint import read, record
+from charjax.checkpoint import files as checkpoint_files
+from charjax.checkpoint import record
 from charjax.checkpoint.checkpoints import Checkpoints, flatten
 from charjax.errors import CheckpointError, DivergedError, HostError
 
@@ -525,7 +526,7 @@ def test_the_record_is_json_that_names_every_leaf(two_steps):
     assert record["format"] == 1
     with open_(two_steps) as checkpoints:
         assert checkpoints.read_meta(which=1).leaves["step"].dtype == "int32"
-    assert read.is_checkpoint(two_steps / "1")
+    assert checkpoint_files.is_checkpoint(two_steps / "1")
 
 
 def test_damage_of_many_arrays_is_one_warning(tmp_path, capfd, log):
@@ -583,7 +584,7 @@ def test_what_could_not_be_read_again_is_not_saved(tmp_path, monkeypatch):
         with pytest.raises(HostError, match=r"cannot be saved: its record .* values"):
             checkpoints.update(10, {"losses": [0] * 2_000_001}, val_loss=None)
         assert checkpoints.verify() == [(10, "")]
-        monkeypatch.setattr(read, "_MAX_RECORD_BYTES", 1000)
+        monkeypatch.setattr(checkpoint_files, "_MAX_RECORD_BYTES", 1000)
         with pytest.raises(HostError, match=r"cannot be saved: its record .* 1000 bytes"):
             checkpoints.save(20, state_of(20), {"name": "x" * 1000}, val_loss=None)
         assert checkpoints.steps() == [10]

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from charjax.checkpoint.read import UNFINISHED
+from charjax.checkpoint.files import UNFINISHED
 from tests.faults.trial import (
     CHECKPOINT_EVERY,
     STEPS,

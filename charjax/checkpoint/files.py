@@ -1,6 +1,6 @@
-"""Reading a checkpoint from disk, by TensorStore: imports neither JAX nor Orbax.
+"""Reads the files of one checkpoint with TensorStore; imports neither JAX nor Orbax.
 
-TensorStore returns flipped bits without an error, so every array is compared with its digest.
+TensorStore does not notice a flipped bit, so every array is compared with its digest.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from charjax.checkpoint.record import DamagedError, Leaf, Record, dtype_of, from
 from charjax.errors import HostError, InputError
 from charjax.runtime.files import read_regular
 
-# In the names of folders that an interrupted save leaves.
+# Part of the name of a folder while a save or a deletion is not finished.
 UNFINISHED = ".orbax-checkpoint-tmp"
 RECORD = Path("meta", "record.json")
-_MAX_RECORD_BYTES = 64 * 2**20  # a record of half a million losses, which old ones have, is 10
+_MAX_RECORD_BYTES = 64 * 2**20  # older versions saved every loss: half a million take 10 MiB
 _MAX_RECORD_VALUES = 2 * 10**6
-_INDEX_CACHE_BYTES = 100 * 2**20  # of the nodes of the array store's index
-_MAX_METADATA_BYTES = 4 * 2**20  # of the array store: 250 an array
-_LARGE = ("d", "meta")  # folders: the array store's data, and the record, which has its own limit
+_INDEX_CACHE_BYTES = 100 * 2**20  # for the nodes of OCDBT's B-tree
+_MAX_METADATA_BYTES = 4 * 2**20  # of a file of OCDBT's metadata, which has 250 bytes per array
+# Folders without that limit: OCDBT's data, and the record, which has a limit of its own.
+_UNLIMITED_FOLDERS = ("d", "meta")
 _PARTS = ("_CHECKPOINT_METADATA", "meta", "state")
 
 
@@ -36,18 +37,18 @@ def read_record(path: Path) -> Record:
     """The record of a checkpoint.
 
     Raises:
-      DamagedError: it differs from its digest or cannot be read.
+      DamagedError: the record differs from its digest or cannot be read.
     """
     with _as_damaged_errors(path, "record"):
         return from_json(_read_json(path / RECORD))
 
 
 def read_arrays(path: Path, leaves: Mapping[str, Leaf]) -> dict[str, np.ndarray]:
-    """Reads the arrays of these leaves and compares them with their digests.
+    """Reads arrays by path and compares them with their digests.
 
     Raises:
       DamagedError: an array differs from its digest or cannot be read.
-      HostError: together they are larger than this machine's memory.
+      HostError: the arrays together are larger than this machine's memory.
     """
     with _as_damaged_errors(path, "arrays"), as_os_errors():
         _check_files(path)
@@ -59,7 +60,7 @@ def read_arrays(path: Path, leaves: Mapping[str, Leaf]) -> dict[str, np.ndarray]
 
 
 def _read(path: Path, leaves: Mapping[str, Leaf]) -> dict[str, np.ndarray]:
-    """Reads arrays without comparing digests. Allocates only shapes that are recorded."""
+    """Reads arrays without comparing digests. Checks their shapes before it allocates them."""
     arrays = {
         name: np.empty(leaf.shape, dtype_of(leaf.dtype))
         for name, leaf in leaves.items()
@@ -68,16 +69,16 @@ def _read(path: Path, leaves: Mapping[str, Leaf]) -> dict[str, np.ndarray]:
     stored = {name: leaf for name, leaf in leaves.items() if name not in arrays}
     context = ts.Context({"cache_pool": {"total_bytes_limit": _INDEX_CACHE_BYTES}})
     opened = [ts.open(_spec(path, name), open=True, read=True, context=context) for name in stored]
-    sources = [future.result() for future in opened]
-    for source, (name, leaf) in zip(sources, stored.items(), strict=True):
-        _check_source(name, source, leaf)
-    _check_memory(sum(math.prod(s.shape) * s.dtype.numpy_dtype.itemsize for s in sources))
-    futures = [source.read(order="C") for source in sources]
+    handles = [future.result() for future in opened]
+    for handle, (name, leaf) in zip(handles, stored.items(), strict=True):
+        _check_shape(name, handle, leaf)
+    _check_memory(sum(math.prod(h.shape) * h.dtype.numpy_dtype.itemsize for h in handles))
+    futures = [handle.read(order="C") for handle in handles]
     return arrays | {name: future.result() for name, future in zip(stored, futures, strict=True)}
 
 
 def _spec(path: Path, name: str) -> dict[str, Any]:
-    """Where TensorStore finds an array: Orbax's layout."""
+    """The TensorStore spec of an array in a checkpoint that Orbax wrote."""
     folder = {"driver": "file", "path": f"{path.absolute().as_posix()}/state/"}
     return {
         "driver": "zarr",
@@ -86,18 +87,18 @@ def _spec(path: Path, name: str) -> dict[str, Any]:
     }
 
 
-def _check_source(name: str, source: ts.TensorStore, leaf: Leaf) -> None:
-    """Raises DamagedError where an array is not as recorded, or has larger chunks than it."""
-    stored = Leaf(tuple(source.shape), source.dtype.name, "")
+def _check_shape(name: str, handle: ts.TensorStore, leaf: Leaf) -> None:
+    """Raises DamagedError if the shape or dtype is not the recorded one, or a chunk is larger."""
+    stored = Leaf(tuple(handle.shape), handle.dtype.name, "")
     if stored[:2] != leaf[:2]:
         raise DamagedError(f"{name} is {stored}, not {leaf}")
-    chunks = source.chunk_layout.read_chunk.shape or ()  # of a scalar, None
+    chunks = handle.chunk_layout.read_chunk.shape or ()  # None for a scalar
     if any(chunk is None or chunk > size for chunk, size in zip(chunks, leaf.shape, strict=True)):
         raise DamagedError(f"{name} is {stored} in chunks of {[*chunks]}")
 
 
 def _read_json(file: Path) -> Any:
-    """The JSON of a file, if its size and its number of values are those of a record at most."""
+    """Parses a JSON file, after checking that it is not larger than any record."""
     data = read_regular(file, _MAX_RECORD_BYTES + 1)
     check_size(data)
     return json.loads(data.decode("ascii"))
@@ -113,7 +114,7 @@ def check_size(data: bytes) -> None:
 
 def _check_memory(size: int) -> None:
     if not hasattr(os, "sysconf"):
-        return  # then the allocation itself fails
+        return  # on Windows: there the allocation itself fails
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if size > memory:
         raise HostError(
@@ -122,10 +123,10 @@ def _check_memory(size: int) -> None:
 
 
 def _check_files(folder: Path) -> None:
-    """Checks what Orbax and TensorStore are going to open, before they do.
+    """Checks the files of a checkpoint before TensorStore opens them.
 
     Raises:
-      DamagedError: a link, a pipe or the like is among it, or metadata are larger than any are.
+      DamagedError: one is a link or a pipe, or a file of metadata is larger than it can be.
     """
     with os.scandir(folder) as scanned:
         entries = list(scanned)
@@ -134,18 +135,18 @@ def _check_files(folder: Path) -> None:
             _check_files(Path(entry))
         elif not entry.is_file(follow_symlinks=False):
             raise DamagedError(f"{entry.name} is not a regular file")
-        elif folder.name not in _LARGE and entry.stat().st_size > _MAX_METADATA_BYTES:
+        elif folder.name not in _UNLIMITED_FOLDERS and entry.stat().st_size > _MAX_METADATA_BYTES:
             raise DamagedError(f"{entry.name} is larger than {_MAX_METADATA_BYTES} bytes")
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a folder is a checkpoint, complete or damaged: it has one of its parts."""
+    """Whether a folder is a checkpoint, even a damaged one: has any of a checkpoint's files."""
     return any((path / part).exists() for part in _PARTS)
 
 
 @contextlib.contextmanager
 def as_os_errors() -> Iterator[None]:
-    """Raises TensorStore's ValueErrors about the disk as OSErrors."""
+    """Turns a ValueError of TensorStore that has an OS error code into an OSError."""
     try:
         yield
     except ValueError as error:
@@ -157,9 +158,9 @@ def as_os_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _as_damaged_errors(path: Path, part: str) -> Iterator[None]:
-    """Raises every error of reading as a DamagedError; damage has no common type in Orbax.
+    """Turns errors of reading into DamagedErrors; TensorStore has no error type for damage.
 
-    Not so a lack of memory or of permission, which says nothing about the file.
+    A lack of memory or of permission says nothing about the file, so it is no damage.
     """
     try:
         yield
