@@ -55,6 +55,7 @@ class Row(NamedTuple):
       batch_size: of `DataConfig`, as is seq_len.
       seq_len: characters a sequence and step.
       learning_rate: the peak.
+      epochs: to train at most, since more would overfit; 0: no limit but the time.
       measured: whether it won on a grid; otherwise it is extrapolated.
     """
 
@@ -68,6 +69,7 @@ class Row(NamedTuple):
     batch_size: int
     seq_len: int
     learning_rate: float
+    epochs: int
     measured: bool
 
 
@@ -148,12 +150,20 @@ def sized_config(path: str, text: str, row: Row, devices: int) -> Config:
     )
 
 
-def with_steps(config: Config, speed: Speed, seconds_left: float) -> Config:
-    """The config whose training ends when the time is over, if the speed stays as measured."""
+def with_steps(config: Config, speed: Speed, seconds_left: float, most: int = 0) -> Config:
+    """The config whose training ends when the time is over, if the speed stays as measured.
+
+    Args:
+      config: the run.
+      speed: as measured.
+      seconds_left: to its end.
+      most: steps at most; 0: as many as the time allows.
+    """
     rest = seconds_left - speed.compile_s
     affordable = int(_EVALUATION_FRACTION * rest / speed.evaluation_s)
     evaluations = max(2, min(_EVALUATIONS, affordable))
     steps = max(10, int((rest - evaluations * speed.evaluation_s) / speed.step_s))
+    steps = min(steps, max(10, most)) if most else steps
     coarse = next(n for n in (50, 10, 5, 1) if n * evaluations <= steps)
     every = steps // evaluations // coarse * coarse
     steps = steps // every * every
@@ -202,7 +212,10 @@ def choose_config(
         row = find_row(len(text), minutes, devices[0])
         config = override(sized_config(path, text, row, devices[1]))
         speed, elapsed = measure(config)
-        config = override(with_steps(config, speed, 60 * minutes - elapsed))
+        epoch = len(text) * config.data.split[0] / (config.data.batch_size * config.data.seq_len)
+        config = override(
+            with_steps(config, speed, 60 * minutes - elapsed, math.ceil(row.epochs * epoch))
+        )
         chosen = describe_choice(config, row, len(text), minutes, speed)
         record = _Record(minutes, to_dict(config), chosen)
         files.write_choice(record._asdict())
@@ -241,12 +254,16 @@ def describe_choice(
     model, data, train = config.model, config.data, config.train
     by = "measured" if row.measured else "extrapolated, not measured"
     rate = data.batch_size * data.seq_len / speed.step_s
+    needed = (speed.compile_s + train.max_steps * speed.step_s) / 60
+    limit = "what they allow"
+    if row.epochs and needed < minutes / 2:
+        limit = f"{row.epochs} epochs, since more would overfit"
     return [
         f"chosen: {chars:,} characters, {kind}",
         f"chosen: {model.cell} {model.layers} x {model.hidden}, embedding {model.embed}, dropout "
         f"{model.dropout:g}, {data.batch_size} x {data.seq_len} characters a step; the table's row "
         f"for {row.chars:,} characters, {row.minutes} min, {row.device} ({by})",
-        f"chosen: {train.max_steps:,} steps, which take {minutes:g} minutes with all else at the "
+        f"chosen: {train.max_steps:,} steps in at most {minutes:g} minutes ({limit}), at the "
         f"{rate / 1000:.3g}k characters a second of a warm-up; --config.FIELD=VALUE overrides",
     ]
 

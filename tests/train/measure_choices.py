@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -33,11 +34,14 @@ def run(text: Path, minutes: int, cell: str, hidden: int, dropout: float) -> dic
         subprocess.run(
             [*command, *flags, f"--workdir={workdir}"], check=True, stdout=subprocess.DEVNULL
         )
-        records = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+        records = [*map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())]
         losses = [record["val_loss"] for record in records if "val_loss" in record]
         data = json.loads((workdir / "choice.json").read_text())["config"]
     sizes = {name: data["data"][name] for name in ("batch_size", "seq_len")}
-    return {**model, **sizes, "learning_rate": data["optim"]["learning_rate"], "val": min(losses)}
+    steps = [record["step"] for record in records if record.get("val_loss") == min(losses)]
+    epochs = math.ceil(1.5 * max(record["epoch"] for record in records if record["step"] in steps))
+    rate = data["optim"]["learning_rate"]
+    return {**model, **sizes, "learning_rate": rate, "epochs": epochs, "val": min(losses)}
 
 
 def measure(text: Path, chars: int, minutes: int) -> list[dict]:

@@ -19,7 +19,7 @@ from charjax.train import choice, warm_up
 from charjax.train.choice import Row, Speed, choose_config, find_row, has_items, with_steps
 
 PROSE = "It was a bright cold day in April, and the clocks were striking thirteen.\n" * 300
-TINY = Row("cpu", 5000, 1, "gru", 8, 4, 0.0, 8, 8, 1e-2, measured=False)
+TINY = Row("cpu", 5000, 1, "gru", 8, 4, 0.0, 8, 8, 1e-2, 0, measured=False)
 
 
 def unchanged(config: Config) -> Config:
@@ -160,3 +160,9 @@ def test_a_wrong_call_is_one_line(arguments, words, tmp_path, monkeypatch, capsy
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert words in error
+
+
+def test_a_small_text_is_not_trained_on_for_longer_than_helps():
+    config = Config(train=TrainConfig(max_steps=1))
+    capped = with_steps(config, Speed(0.01, 1.0, 0.1), 600.0, 700)
+    assert 600 < capped.train.max_steps <= 700
