@@ -14,7 +14,7 @@ from charjax.config import DataConfig
 from charjax.errors import InputError
 
 _ALL = slice(None)
-_CHUNK = 1 << 16  # windows whose positions are computed at once, to bound the memory
+_CHUNK = 1 << 16  # windows, whose positions are computed in chunks, to bound the memory
 
 # Random streams, derived from the seed. Renumbering them would change the data order of old runs.
 _ORDER, _OFFSET, _DOCUMENTS = 0, 1, 2
@@ -41,9 +41,9 @@ class TokenSplit(NamedTuple):
 
     Attributes:
       ids: token ids.
-      document_starts: rising from 0.
-      boundary_id: the id of the token with which each document starts, and the last one ends.
-        None: there is none.
+      document_starts: positions in `ids`, ascending from 0.
+      boundary_id: the id of the boundary token, which comes before each document and after the
+        last one; None without boundary tokens.
     """
 
     ids: Int[np.ndarray, " tokens"]
@@ -52,7 +52,7 @@ class TokenSplit(NamedTuple):
 
     @property
     def num_targets(self) -> int:
-        """The tokens that can be predicted: all but the first, which nothing precedes."""
+        """How many tokens can be predicted: all but the first, which no token precedes."""
         return max(0, len(self.ids) - 1)
 
 
@@ -69,9 +69,9 @@ class Batches(abc.ABC):
 
     Attributes:
       steps_per_epoch: batches in an epoch.
-      chars_per_epoch: targets that count in the loss, over an epoch.
-      num_sequences: the windows of the text; the rows of a stream.
-      unused_chars: tokens of the text that could be predicted, and are not in the first epoch.
+      chars_per_epoch: targets that count in the loss, in an epoch.
+      num_sequences: how many windows the text has, or rows the stream has.
+      unused_chars: targets of the text that are in no batch of the first epoch.
     """
 
     steps_per_epoch: int
@@ -92,21 +92,21 @@ def split(
 ) -> Splits:
     """Splits a text into train, validation and test: contiguous views that cover all of it.
 
-    A single document is cut exactly at the fractions, several documents at the document
-    boundaries nearest to them that leave no split empty, if there are enough.
+    A single document is cut exactly at the fractions. Several documents are not cut: the splits
+    end at the document boundaries that are nearest to the fractions and leave no split empty.
 
     Args:
       ids: the token ids of the text.
-      document_starts: where documents start, rising from 0.
+      document_starts: positions in `ids`, ascending from 0.
       fractions: of train, validation and test; they add up to 1.
-      boundary_id: the id of the document boundary, with which the ids start and end; neighbouring
-        splits then have one in common. None: there is none.
+      boundary_id: the id of the boundary token, which must be the first and the last of `ids`; the
+        one between two splits belongs to both. None without boundary tokens.
 
     Raises:
       InputError: a split is empty although its fraction is not 0.
     """
     n, (train, val, test) = len(ids) - int(boundary_id is not None), fractions
-    total = train + val + test  # not quite 1 in floating point
+    total = train + val + test  # 1 up to rounding
     cuts = np.array([int(n * (train / total)), int(n * ((train + val) / total))])
     if len(document_starts) > 1:
         boundaries = np.append(document_starts, n)
@@ -127,7 +127,7 @@ def split(
 
 
 def _cut(text: TokenSplit, begin: int, end: int) -> TokenSplit:
-    """The tokens from `begin` to `end`, with the boundary there; a document starts at the first."""
+    """The split from `begin` to `end`, and the boundary token at `end` if there is one."""
     starts = text.document_starts
     if begin == end:
         return TokenSplit(text.ids[:0], starts[:0], text.boundary_id)
@@ -140,23 +140,23 @@ def _cut(text: TokenSplit, begin: int, end: int) -> TokenSplit:
 
 
 def random_order(count: int, seed: int) -> Int[np.ndarray, " count"]:
-    """The numbers from 0 to count - 1, shuffled: the order of documents before the split."""
+    """A permutation of 0 to count - 1, in which documents are shuffled before the split."""
     return _rng(seed, _DOCUMENTS, 0).permutation(count)
 
 
 class StreamBatches(Batches):
     """Contiguous streams, one a row, that continue from batch to batch, so the carry can be kept.
 
-    The text is cut into `batch_size` rows of equal length, wherever documents start. With
-    boundaries the carry resets there. The last tokens, fewer than batch_size * seq_len, fill no
-    batch and are left out. So that they are not the same ones in every epoch, each epoch after
-    the first starts at a random offset, drawn from (seed, epoch), and wraps around the end.
+    The text is cut into `batch_size` rows of equal length, without regard to documents; the model
+    resets the carry at boundary tokens. The last tokens, fewer than batch_size * seq_len, fill no
+    batch and are left out. To leave out others in each epoch, all epochs but the first start at a
+    random offset, drawn from (seed, epoch), and wrap around the end of the text.
     """
 
     def __init__(self, config: DataConfig, text: TokenSplit, seed: int) -> None:
         """See `make_batches`."""
         self._config, self._seed = config, seed
-        # The end of the text and its beginning have one boundary in common.
+        # Where an epoch wraps around, one boundary token between end and beginning is enough.
         ends_document = len(text.ids) > 1 and text.ids[-1] == text.boundary_id
         self._ids = text.ids[:-1] if ends_document else text.ids
         batch_chars = config.batch_size * config.seq_len
@@ -188,7 +188,7 @@ class StreamBatches(Batches):
 
 
 class WindowBatches(Batches):
-    """Windows of the text, reshuffled in every epoch; see `Windows` for which windows these are."""
+    """Windows of the text, reshuffled in every epoch; `_make_windows` chooses how they are cut."""
 
     def __init__(self, config: DataConfig, text: TokenSplit, seed: int) -> None:
         """See `make_batches`."""
@@ -211,7 +211,7 @@ class WindowBatches(Batches):
 
     @property
     def _num_used(self) -> int:
-        """Windows in an epoch."""
+        """How many windows the batches of an epoch take."""
         return min(self.num_sequences, self.steps_per_epoch * self._config.batch_size)
 
     def _make_windows(self, text: TokenSplit) -> Windows:
@@ -224,7 +224,7 @@ class WindowBatches(Batches):
 
     @functools.cached_property
     def unused_chars(self) -> int:  # type: ignore[override]
-        """Counted in the first epoch: windows may overlap, and some may fill no batch."""
+        """Targets in no batch of the first epoch; a target of overlapping windows counts once."""
         used = np.zeros(self.num_sequences, bool)
         used[self._order(0)[: self._num_used]] = True
         distinct, end = 0, 0
@@ -235,12 +235,12 @@ class WindowBatches(Batches):
         return self._text.num_targets - distinct
 
     def _span_chunks(self, used: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The spans of the windows that are used, in chunks, to bound the memory."""
+        """The `Windows.spans` of the windows that are used, in chunks, to bound the memory."""
         for start in range(0, len(used), _CHUNK):
             yield self._windows.spans(np.flatnonzero(used[start : start + _CHUNK]) + start)
 
     def __call__(self, step: int, rows: slice = _ALL) -> Batch:
-        """The step's windows; the missing rows of a partial batch are masked out."""
+        """The windows of the step; rows that a partial batch lacks are masked out."""
         size, length = self._config.batch_size, self._config.seq_len
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
         windows = self._order(epoch)[step_of_epoch * size : (step_of_epoch + 1) * size]
@@ -263,7 +263,7 @@ class WindowBatches(Batches):
 
 
 class SlidingBatches(WindowBatches):
-    """Overlapping windows, at every `stride` of the text or of a document."""
+    """Windows that may overlap: one starts every `stride` tokens of the text or of a document."""
 
     def _make_windows(self, text: TokenSplit) -> Windows:
         """The windows of this batching mode."""
@@ -281,22 +281,22 @@ class Windows(Protocol):
     count: int
 
     def spans(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The position of the first target of windows, and how many targets each has."""
+        """For each window number: the position of its first target, and its number of targets."""
 
 
 class WindowsInDocuments(Windows):
-    """Windows of seq_len + 1 tokens that start at every `stride` of a document.
+    """Windows of seq_len + 1 tokens, one every `stride` tokens of each document.
 
-    None crosses documents, so documents that are shorter have none.
+    No window crosses documents, so documents shorter than a window have none.
     """
 
     def __init__(self, config: DataConfig, text: TokenSplit, stride: int) -> None:
         """See `make_batches`."""
         self._config, self._document_starts, self._stride = config, text.document_starts, stride
         lengths = np.diff(np.append(text.document_starts, len(text.ids)))
-        # As many as range(0, length - seq_len, stride) of each document.
+        # len(range(0, length - seq_len, stride)) for each document.
         counts = np.maximum(0, -((config.seq_len - lengths) // stride))
-        self._window_ends = np.cumsum(counts)  # windows up to and with each document
+        self._window_ends = np.cumsum(counts)  # windows in all documents up to this one, inclusive
         self.count = int(counts.sum())
 
     def spans(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -310,7 +310,7 @@ class WindowsInDocuments(Windows):
 
 
 class WindowsAcrossDocuments(Windows):
-    """Windows at every `stride` of a text, in which documents start; the last may be shorter."""
+    """Windows, one every `stride` tokens of a text, across documents; the last may be shorter."""
 
     def __init__(self, config: DataConfig, text: TokenSplit, stride: int) -> None:
         """See `make_batches`."""
@@ -326,9 +326,10 @@ class WindowsAcrossDocuments(Windows):
 
 
 class PackedWindows(Windows):
-    """As many whole documents as fit into each window, in the order of the text.
+    """Windows that hold as many complete documents as fit, in the order of the text.
 
-    A document that is longer than a window takes several; more follow in its last one.
+    A document longer than a window takes several windows, and the last of them is filled up with
+    the documents that follow.
     """
 
     def __init__(self, config: DataConfig, text: TokenSplit) -> None:
@@ -336,30 +337,32 @@ class PackedWindows(Windows):
         length, starts = config.seq_len, text.document_starts
         ends = np.append(starts[1:], text.num_targets)
         num_full, rest = np.divmod(ends - starts, length)
-        last_start = starts + num_full * length  # of the window that has a document's end
-        following = np.where(
+        last_start = starts + num_full * length  # of the window with the end of each document
+        # The document that starts the next window after each document's last one.
+        next_first = np.where(
             rest > 0,
             np.searchsorted(ends, last_start + length, side="right"),
             np.arange(len(starts)) + 1,
         )
         # The documents that start a window.
-        heads, document, after = [], 0, following.tolist()
-        while document < len(after):
-            heads.append(document)
-            document = after[document]
-        head = np.array(heads, np.int64)
-        counts = num_full[head] + (rest[head] > 0)
+        chain, document, successors = [], 0, next_first.tolist()
+        while document < len(successors):
+            chain.append(document)
+            document = successors[document]
+        first = np.array(chain, np.int64)
+        counts = num_full[first] + (rest[first] > 0)
         windows_before = np.cumsum(counts) - counts
         self.count = int(counts.sum())
-        number = np.arange(self.count) - np.repeat(windows_before, counts)  # in its document
-        head = np.repeat(head, counts)
-        self._first = starts[head] + number * length
-        room = ends[following[head] - 1] - self._first
-        self._lengths = np.where(number < num_full[head], length, room)
+        # For each window: its first document, and its number among the windows of that document.
+        first = np.repeat(first, counts)
+        number = np.arange(self.count) - np.repeat(windows_before, counts)
+        self._starts = starts[first] + number * length
+        last_length = ends[next_first[first] - 1] - self._starts
+        self._lengths = np.where(number < num_full[first], length, last_length)
 
     def spans(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """As `Windows.spans`."""
-        return self._first[windows] + 1, self._lengths[windows]
+        return self._starts[windows] + 1, self._lengths[windows]
 
 
 # The batching modes by name; `charjax.config.BATCHING_FIELDS` has the config fields of each.
@@ -373,16 +376,15 @@ BATCHINGS: dict[str, Callable[[DataConfig, TokenSplit, int], Batches]] = {
 def make_batches(config: DataConfig, text: TokenSplit, seed: int) -> Batches:
     """The training batches that the config asks for.
 
-    With document boundaries every character is trained on, and the carry resets where a document
-    starts: a stream reads on across documents, windows have as many whole documents as fit, and
-    sliding windows are those of the whole text.
+    Without boundary tokens no window crosses documents, so short documents are not trained on.
+    With boundary tokens every character is: streams and sliding windows run across documents,
+    other windows hold complete documents, and the model resets the carry at each boundary.
 
     Args:
       config: `batching`, `batch_size`, `seq_len`, `stride`, `targets`, `keep_partial`,
         `stateful`.
-      text: the train split. Without a boundary windows never cross documents, so that short
-        documents have none.
-      seed: of the order of windows, or of the offsets of a stream.
+      text: the train split.
+      seed: for the order of windows, or the offsets of a stream.
 
     Raises:
       InputError: the text is too short for one batch.
@@ -391,7 +393,7 @@ def make_batches(config: DataConfig, text: TokenSplit, seed: int) -> Batches:
 
 
 def _gather(ids: np.ndarray, first: np.ndarray, length: int) -> np.ndarray:
-    """int32 [batch, length]: the tokens from each position on, wrapping around the ends."""
+    """int32 [batch, length]: `length` tokens from each position on, wrapping around the end."""
     tokens: np.ndarray = ids[(first[:, None] + np.arange(length)) % len(ids)]
     return tokens.astype(np.int32, copy=False)
 

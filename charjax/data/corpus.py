@@ -1,4 +1,4 @@
-"""Corpus: the text of a run, read by name or path, and its documents."""
+"""The corpus of a run: a text, read by name or by path, and its documents."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Corpus:
     Attributes:
       name: the name of the corpus, or the path it was read from.
       text: one character a token; with `data.unit=byte`, as `bytes_to_text` returns it.
-      document_starts: int64 positions in the text, rising from 0.
+      document_starts: int64 positions in the text, ascending from 0.
       sha256: hexadecimal digest of the text's UTF-8, after all processing; with document
         boundaries, of the positions of the documents too.
-      notice: what the user must be told about the text, or "".
-      rules: by which it was read.
+      notice: a warning to the user about the text, or "".
+      rules: how it was read.
     """
 
     name: str
@@ -45,18 +45,18 @@ class Corpus:
 
 
 def load_corpus(config: DataConfig, *, progress: ProgressFn = no_progress) -> Corpus:
-    """Reads the corpus that the config names; `prepare_text` has how.
+    """Reads and prepares the corpus that the config names; see `prepare_text`.
 
     Downloads and `Corpus.notice` are logged to the logger `charjax`.
 
     Args:
-      config: which text, and how it is processed.
+      config: which text to read, and how.
       progress: called during a download with the bytes received and expected (0: unknown).
 
     Raises:
-      InputError: there is no such corpus, file or marker, the text cannot be decoded
-        or parsed, or it is empty.
-      HostError: the corpus can be neither found nor downloaded, or a file not read.
+      InputError: there is no such corpus, file or marker, or the text cannot be decoded or parsed,
+        or is empty.
+      HostError: the corpus can be neither found nor downloaded, or a file cannot be read.
     """
     rules = ReadingRules.from_config(config)
     if config.path:
@@ -75,7 +75,7 @@ def load_corpus(config: DataConfig, *, progress: ProgressFn = no_progress) -> Co
             ) from error
         notice = f"{config.offline!r} REPLACES the corpus {config.corpus!r}: {error}"
     substitute = named_corpora.read_named(config.offline, progress=progress)
-    # Markers, columns and encoding describe the missing file.
+    # Markers, columns and encoding are those of the missing text, not of its substitute.
     plain = replace(config, encoding="utf-8", start="", end="", documents="none", columns=())
     return _make_corpus(config.offline, [substitute], ReadingRules.from_config(plain), notice)
 
@@ -87,7 +87,7 @@ def read_text(
 
     Args:
       file: a path as in `data.path`, or "-" for standard input.
-      rules: of the run, or with options for this file.
+      rules: those of the run, changed by the options for this file.
       are_markers_required: see `prepare_text`.
 
     Raises:
@@ -112,7 +112,7 @@ def _read_path(path: str, rules: ReadingRules) -> Iterable[RawText]:
 
 
 def _make_corpus(name: str, files: Iterable[RawText], rules: ReadingRules, *notices: str) -> Corpus:
-    """The corpus made of these files."""
+    """The corpus of these files; logs its notices."""
     prepared = prepare_text(files, rules)
     if not prepared.text:
         raise InputError(f"{name}: the text is empty; give one with characters in it")

@@ -19,7 +19,7 @@ from charjax.errors import HostError
 from charjax.runtime.display import ProgressFn, listed, no_progress
 
 _ORDINARY_CONTROLS = "\t\n\r\f"
-_MAX_SPLIT_ERROR = 0.05  # between the asked and the actual fraction, without a notice
+_MAX_SPLIT_ERROR = 0.05  # of the train fraction; a larger one is logged
 
 _logger = logging.getLogger(__name__)
 
@@ -30,8 +30,8 @@ class Dataset:
 
     Attributes:
       corpus: the text.
-      vocab: of the whole text, validation and test included: a character that occurs
-        only there is predicted badly, but can be encoded. It may have characters beside.
+      vocab: the characters of the whole text, validation and test included, so that each can
+        be encoded; and the `known` ones of `load_dataset`.
       splits: the token ids of train, validation and test.
       batches: the training batch of every step.
     """
@@ -51,7 +51,7 @@ def load_dataset(
 
     Args:
       config: `data`, and `seed` for the order of the batches and of shuffled documents.
-      known: characters that the vocabulary has beside those of the text.
+      known: characters to add to the vocabulary, whether the text has them or not.
       progress: called during a download with the bytes received and the bytes expected
         (0: unknown).
 
@@ -80,11 +80,11 @@ def read_tokens(
 
     Args:
       file: a path as in `data.path`, or "-" for standard input.
-      rules: of the run, or with options for this file.
-      vocab: of the run. If it has a document boundary, so have the ids: before each document,
-        and after the last.
+      rules: those of the run, changed by the options for this file.
+      vocab: that of the run. If it has a boundary token, the ids have one before each document,
+        and one after the last.
       unknown: as for `Vocab.encode`.
-      are_markers_required: whether the file must have the markers in the rules.
+      are_markers_required: see `prepare_text`.
 
     Raises:
       InputError: the file is missing, malformed, or has characters outside the vocabulary.
@@ -125,7 +125,7 @@ def _load(config: Config, known: Sequence[str], progress: ProgressFn) -> Dataset
 def _encode(
     text: str, document_starts: Int[np.ndarray, " documents"], vocab: Vocab, unknown: str = "error"
 ) -> tuple[Int[np.ndarray, " tokens"], Int[np.ndarray, " documents"]]:
-    """The token ids, with the boundaries that the vocabulary has, and where documents start."""
+    """The token ids, with boundary tokens if the vocabulary has one, and the document starts."""
     ids = vocab.encode_corpus(text, unknown=unknown)
     if vocab.boundary_id is None:
         return ids, document_starts
@@ -138,7 +138,7 @@ def _documents(text: str, document_starts: Int[np.ndarray, " documents"]) -> Ite
 
 
 def _shuffle(corpus: Corpus, seed: int) -> Corpus:
-    """The corpus with its documents in the order of the seed."""
+    """The corpus with its documents in an order drawn from the seed."""
     documents = list(_documents(corpus.text, corpus.document_starts))
     documents = [documents[i] for i in random_order(len(documents), seed)]
     starts = np.cumsum([0, *map(len, documents[:-1])], dtype=np.int64)
@@ -146,12 +146,12 @@ def _shuffle(corpus: Corpus, seed: int) -> Corpus:
 
 
 def _report_characters(corpus: Corpus, vocab: Vocab) -> None:
-    """Logs what is odd about the characters of a text."""
+    """Warns of a text with a single character, and of control characters."""
     if len(vocab.characters) == 1:
         _logger.warning(
             f"NOTICE: {corpus.name} has only one distinct character; there is nothing to learn"
         )
-    limit = "\x20" if vocab.unit == "byte" else "\xa0"  # bytes from 0x80 on are parts of others
+    limit = "\x20" if vocab.unit == "byte" else "\xa0"  # byte 0x80 and above: part of a character
     controls = [
         c
         for c in sorted(vocab.characters)
@@ -163,16 +163,16 @@ def _report_characters(corpus: Corpus, vocab: Vocab) -> None:
 
 
 def _report_splits(config: Config, dataset: Dataset) -> None:
-    """Logs what is odd about the splits."""
+    """Warns of duplicate documents, of no validation loss, of splits far from the fractions."""
     data, corpus, (train, val, _) = config.data, dataset.corpus, dataset.splits
     if len(corpus.document_starts) > 1:
         _report_duplicates(dataset)
     if data.split[1] and val.num_targets < 1:
         patience = config.train.patience
-        idle = f", and train.patience={patience} never acts" if patience else ""
+        no_effect = f", and train.patience={patience} has no effect" if patience else ""
         _logger.warning(
             f"NOTICE: the validation split of {corpus.name} has {len(val.ids)} characters, too few "
-            f"to predict one: there is no validation loss{idle}; make its fraction in "
+            f"to predict one: there is no validation loss{no_effect}; make its fraction in "
             "config.data.split larger"
         )
     actual = train.num_targets / max(1, sum(split.num_targets for split in dataset.splits))
@@ -184,7 +184,7 @@ def _report_splits(config: Config, dataset: Dataset) -> None:
 
 
 def _report_duplicates(dataset: Dataset) -> None:
-    """Logs how many documents of the other splits the train split has too."""
+    """Warns of validation and test documents that are in the train split too."""
     corpus, splits = dataset.corpus, dataset.splits
     hashes = [hash(document) for document in _documents(corpus.text, corpus.document_starts)]
     num_train, num_val = (len(part.document_starts) for part in splits[:2])
@@ -194,8 +194,8 @@ def _report_duplicates(dataset: Dataset) -> None:
         "test": hashes[num_train + num_val :],
     }
     for name, part in parts.items():
-        if twice := sum(value in train for value in part):
+        if duplicates := sum(value in train for value in part):
             _logger.warning(
-                f"NOTICE: {twice:,} of the {len(part):,} documents of the {name} split are in the "
-                "train split too"
+                f"NOTICE: {duplicates:,} of the {len(part):,} documents of the {name} split are "
+                "in the train split too"
             )

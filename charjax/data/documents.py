@@ -1,4 +1,4 @@
-"""Documents of a text: its lines, files, CSV rows, or what a delimiter separates."""
+"""Splits a text into documents: lines, files, CSV rows, or the parts between delimiters."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from typing import Any
 
 from charjax.errors import InputError
 
-_SNIFFED_CHARS = 1 << 16  # of the first file, from which its delimiter is detected
+_SNIFFED_CHARS = 1 << 16  # of the first file, in which the delimiter is detected
 _SNIFFED_ROWS = 100
-_DELIMITERS = ",\t;|"  # the likeliest first
+_DELIMITERS = ",\t;|"  # candidates, the likeliest first
 _MAX_FIELD = 2**31 - 1  # characters; Python's own limit for a field is 131,072
 
-CONFIG = "config.data."  # what the names of options begin with in messages, unless told otherwise
+CONFIG_PREFIX = "config.data."  # of the names of options in messages about a config
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DocumentRules:
-    """What a document is; the fields are those of `charjax.config.DataConfig`.
+    """How a text is split into documents; the fields are those of `charjax.config.DataConfig`.
 
     Attributes:
       mode: "none" (one document), "lines", "files", "rows" or "delimiter".
       delimiter: with "delimiter", the text between two documents.
-      boundary: whether a boundary token separates documents; then lines lack their line ends.
-      columns: with "rows", numbers or names of columns; none: all.
-      header: with "rows", whether the first row of a file has names.
-      csv_delimiter: with "rows", the character between columns; "": to detect.
+      boundary: whether a boundary token separates documents; if so, lines lose their line ends.
+      columns: with "rows", numbers or names of columns; empty for all.
+      header: with "rows", whether the first row of a file has the names of its columns.
+      csv_delimiter: with "rows", the character between columns; "" to detect it.
     """
 
     mode: str
@@ -50,14 +50,17 @@ class DocumentRules:
 
 
 def split_documents(
-    texts: Sequence[tuple[str, str]], rules: DocumentRules, options: str = CONFIG
+    texts: Sequence[tuple[str, str]], rules: DocumentRules, options: str = CONFIG_PREFIX
 ) -> tuple[list[str], DocumentRules]:
-    """The documents of (origin, text) pairs, without empty ones; the rules with what was detected.
+    """Splits texts into documents, without the empty ones.
 
     Args:
-      texts: of each file.
+      texts: (origin, text) of each file.
       rules: what a document is.
-      options: what the names of options begin with in messages: "config.data." or "--".
+      options: prefix of the names of options in messages: "config.data." or "--".
+
+    Returns:
+      The documents; the rules, with the `csv_delimiter` that was detected.
 
     Raises:
       InputError: there is no such delimiter or column, or a text is not valid CSV.
@@ -98,7 +101,7 @@ def _delimited(texts: Sequence[tuple[str, str]], delimiter: str, options: str) -
     if not any(len(part) > 1 for part in parts):
         hint = ""
         if "\\n" in delimiter:
-            hint = "; a backslash is taken as it is: write $'\\n' in the shell"
+            hint = "; a backslash is not an escape here: write $'\\n' in the shell"
         raise InputError(
             f"{options}delimiter={delimiter!r}: not in {', '.join(o for o, _ in texts[:3])}; "
             f"copy the delimiter from the text{hint}"
@@ -145,26 +148,26 @@ def _reader(text: str, delimiter: str) -> Any:
 
 
 def _detect_delimiter(origin: str, text: str, options: str) -> str:
-    """The likeliest character that splits the first rows into equally many columns, over 1."""
+    """The likeliest character that gives the first rows the same number of columns, over 1."""
     candidates = _DELIMITERS
     if origin.lower().endswith((".tsv", ".tab")):
         candidates = "\t" + candidates.replace("\t", "")
-    widths = {delimiter: _width(text, delimiter) for delimiter in candidates}
-    detected = next((d for d in candidates if widths[d] > 1), ",")
+    counts = {delimiter: _num_columns(text, delimiter) for delimiter in candidates}
+    detected = next((d for d in candidates if counts[d] > 1), ",")
     _logger.info(
-        f"{origin}: columns are separated by {detected!r}, {max(widths[detected], 1)} in a row "
+        f"{origin}: columns are separated by {detected!r}, {max(counts[detected], 1)} in a row "
         f"({options}csv_delimiter)"
     )
     return detected
 
 
-def _width(text: str, delimiter: str) -> int:
-    """The number of columns that the first rows all have; 0 if they differ."""
+def _num_columns(text: str, delimiter: str) -> int:
+    """The number of columns of the first rows; 0 if rows have different numbers."""
     reader, rows = _reader(text[:_SNIFFED_CHARS], delimiter), []
-    with contextlib.suppress(csv.Error):  # as where the text is cut within quotes
+    with contextlib.suppress(csv.Error):  # such as for the last row, cut off within quotes
         for row in itertools.islice(reader, _SNIFFED_ROWS):
             rows.append(row)
     if len(text) > _SNIFFED_CHARS and 1 < len(rows) < _SNIFFED_ROWS:
-        rows = rows[:-1]  # which is cut off
-    widths = {len(row) for row in rows if row}
-    return widths.pop() if len(widths) == 1 else 0
+        rows = rows[:-1]  # the last one may be cut off
+    counts = {len(row) for row in rows if row}
+    return counts.pop() if len(counts) == 1 else 0

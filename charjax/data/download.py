@@ -1,4 +1,4 @@
-"""Download of one file over HTTP(S): bounded in time and size, verified, written atomically."""
+"""Downloads a file over HTTP(S): bounded in time and size, verified, written atomically."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class RemoteFile:
     """A file to download, and what it must be.
 
     Attributes:
-      url: https; plain http only on loopback, or where `sha256` is known and the host is a
-        publisher without TLS. "": there is none.
-      sha256: hexadecimal digest; "" for a file of which none is known, as its publisher changes
-        it now and then: only the size is checked, and that it is no web page.
+      url: https; plain http only on loopback, or from a publisher without TLS if `sha256` is
+        known. "" if the file cannot be downloaded.
+      sha256: hexadecimal digest; "" if none is known, since the publisher changes the file now
+        and then. Then only its size is checked, and that it is not a web page.
       min_bytes: the smallest size accepted.
-      max_bytes: the largest size accepted; nothing beyond it is written.
+      max_bytes: the largest size accepted; never is more written to disk.
     """
 
     url: str = ""
@@ -51,10 +51,10 @@ class Limits:
     """Time-outs and retries of a download."""
 
     timeout_s: float = 10.0  # to connect, and between two reads
-    grace_s: float = 30.0  # for everything but the transfer of the bytes
+    grace_s: float = 30.0  # added to the deadline, for all but the transfer of the bytes
     bytes_per_s: float = 50_000.0  # the slowest transfer that is accepted
-    tries: int = 3
-    pause_s: float = 0.5  # before the first retry; doubles with each
+    tries: int = 3  # the first one included
+    pause_s: float = 0.5  # before the first retry; doubles with each retry
 
 
 DEFAULT_LIMITS = Limits()
@@ -79,7 +79,7 @@ def fetch(
     progress: ProgressFn = no_progress,
     limits: Limits = DEFAULT_LIMITS,
 ) -> None:
-    """Downloads a file to `target`, which is written only if all checks pass.
+    """Downloads a file to `target`, which is replaced only if all checks pass.
 
     The bytes go to a temporary `.part` file beside the target. It is renamed to the target
     after the checks, and deleted on any failure.
@@ -132,13 +132,13 @@ class _Transfer:
             try:
                 return self.run()
             except TransferError as error:
-                late = time.monotonic() + pause_s >= self.deadline
-                if not error.transient or late or attempt == self.limits.tries - 1:
+                is_late = time.monotonic() + pause_s >= self.deadline
+                if not error.transient or is_late or attempt == self.limits.tries - 1:
                     raise
             time.sleep(pause_s)
 
     def run(self) -> None:
-        """One attempt; afterwards the verified bytes are on the disk."""
+        """One attempt; when it returns, the verified bytes are on disk."""
         digest, received = hashlib.sha256(), 0
         response = self._open()
         with response, open(self.part, "wb") as part:
@@ -154,7 +154,7 @@ class _Transfer:
             os.fsync(part.fileno())
 
     def _open(self) -> HTTPResponse:
-        """The response to a GET, its body unread."""
+        """Sends the request; the body of the response is not read yet."""
         pinned = self.file.sha256 != ""
         _check_address(self.file.url, pinned=pinned)
         opener = build_opener(_RedirectHandler(pinned=pinned))
@@ -165,7 +165,7 @@ class _Transfer:
             )
 
     def _read(self, response: HTTPResponse) -> Iterator[bytes]:
-        """The body in chunks as they arrive, complete and within size and deadline."""
+        """The body, in chunks as they arrive; checks its length and the deadline."""
         announced, received = response.length, 0
         while announced is None or received < announced:
             if time.monotonic() > self.deadline:
@@ -202,7 +202,10 @@ def _without_query(url: str) -> str:
 
 
 def _check_address(url: str, *, pinned: bool) -> None:
-    """Refuses plain http, unless on loopback or (`pinned`: the digest is known) where allowed."""
+    """Refuses plain http, except on loopback, and from `_PLAIN_HTTP_HOSTS` if `pinned`.
+
+    `pinned` means that the digest of the file is known.
+    """
     parts = urlsplit(url)
     plain = parts.hostname in _LOOPBACK or (pinned and parts.hostname in _PLAIN_HTTP_HOSTS)
     if parts.scheme != "https" and not (parts.scheme == "http" and plain):
@@ -238,13 +241,13 @@ def _close_late_response(future: Future[HTTPResponse]) -> None:
 
 @contextlib.contextmanager
 def _network_errors() -> Iterator[None]:
-    """Raises what urllib and http.client raise as a `TransferError`."""
+    """Turns errors of urllib and http.client into a `TransferError`."""
     try:
         yield
     except HTTPError as error:
         with error:  # it holds the connection
             if 300 <= error.code < 400:
-                raise TransferError("redirects without end") from None
+                raise TransferError("redirects too often") from None
             transient = error.code >= 500 or error.code in (408, 429)
             raise TransferError(f"the server answered {error.code}", transient=transient) from None
     except (OSError, HTTPException, ValueError) as error:
@@ -273,7 +276,7 @@ class _RedirectHandler(HTTPRedirectHandler):
         try:
             _check_address(newurl, pinned=self._pinned)
             if req.type == "https" and urlsplit(newurl).scheme != "https":
-                raise TransferError(f"leads down to {_without_query(newurl)}, which is not https")
+                raise TransferError(f"redirects to {_without_query(newurl)}, which is not https")
         except TransferError:
             fp.close()
             raise

@@ -1,4 +1,4 @@
-"""The files that a path names: which of them are texts, and their bytes."""
+"""Finds the text files that a path names, and reads their bytes."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from charjax.errors import HostError, InputError
 from charjax.runtime.display import listed
 from charjax.runtime.paths import expand_path
 
-_BINARY_SAMPLE = 8192  # bytes in which a binary file has a NUL
-# What a run writes into its folder, which has a run.json; see `charjax.workdir.Workdir`.
+_BINARY_SAMPLE = 8192  # a file with a NUL in its first bytes is taken for binary
+# Files and folders of a run, left out if a run.json is beside them; see `charjax.workdir.Workdir`.
 RUN_FILES = re.compile(
     r"(run\.json|metrics\.jsonl|samples\.txt|curves\.png|process-.*\.log|events\.out\..*)"
 )
-_DAMAGE = (zlib.error, lzma.LZMAError, zipfile.BadZipFile, EOFError, RuntimeError)
 RUN_FOLDERS = ("checkpoints",)
+_CODEC_ERRORS = (zlib.error, lzma.LZMAError, zipfile.BadZipFile, EOFError, RuntimeError)
 
 _logger = logging.getLogger(__name__)
 
@@ -40,33 +40,33 @@ class TextFiles(NamedTuple):
 
     Attributes:
       paths: in the order in which they are read.
-      are_searched: whether a folder or a glob found them; then binary files are left out.
+      from_search: whether some were found in a folder or by a glob, not named one by one; then
+        binary files are left out.
     """
 
     paths: tuple[str, ...]
-    are_searched: bool
+    from_search: bool
 
 
 def find_files(given: str, option: str) -> TextFiles:
-    """The files of a path: a file, a folder, a glob, or several of these with commas between.
+    """Finds the files of a path: a file, a folder, a glob, or several of these, comma-separated.
 
-    A folder is the glob `FOLDER/**/*.txt`. Suffixes match in upper and lower case. Hidden
-    files, files that a run of charjax wrote, and further names of the same file are left out,
-    which is logged.
+    A folder means the glob `FOLDER/**/*.txt`. Suffixes match in upper and lower case. Hidden
+    files, files that a run of charjax wrote, and links to a file that was found already are left
+    out; their number is logged.
 
     Args:
-      given: the path; the name of an existing file may have commas.
+      given: the path. If it exists as a whole, commas are part of its name.
       option: the flag or config field that gave it, for messages.
 
     Raises:
       InputError: there is no such file, or no text in the folder.
     """
-    whole = expand_path(given, option)
-    several = "," in given and not os.path.exists(whole)
+    is_list = "," in given and not os.path.exists(expand_path(given, option))
     paths: dict[str, None] = {}
     left_out: Counter[str] = Counter()
-    are_searched = False
-    for part in given.split(",") if several else [given]:
+    from_search = False
+    for part in given.split(",") if is_list else [given]:
         path = expand_path(part, option)
         if os.path.isdir(path):
             pattern = os.path.join(glob.escape(path), "**", "*.txt")
@@ -75,7 +75,7 @@ def find_files(given: str, option: str) -> TextFiles:
         else:
             paths[path] = None
             continue
-        are_searched = True
+        from_search = True
         found = _search(pattern, left_out)
         if not found:
             raise InputError(
@@ -85,17 +85,17 @@ def find_files(given: str, option: str) -> TextFiles:
         paths |= dict.fromkeys(found)
     if left_out.total():
         _logger.info("%s: left out%s", given, _list(left_out))
-    return TextFiles(tuple(paths), are_searched)
+    return TextFiles(tuple(paths), from_search)
 
 
 def read_files(files: TextFiles, option: str, *, are_utf8: bool) -> Iterator[RawText]:
-    """The undecoded texts of files, decompressed as their suffixes say, one at a time.
+    """Reads files one at a time, decompressed according to their suffixes, undecoded.
 
     Args:
       files: from `find_files`.
       option: the flag or config field that gave them, for messages.
-      are_utf8: whether texts are UTF-8; then a binary file in a folder is recognised, and left
-        out, which is logged.
+      are_utf8: whether texts are UTF-8. Only then a binary file can be recognised; if it was found
+        by a search, it is left out, which is logged.
 
     Raises:
       InputError: a file does not exist, or is damaged.
@@ -104,7 +104,7 @@ def read_files(files: TextFiles, option: str, *, are_utf8: bool) -> Iterator[Raw
     binary = []
     for path in files.paths:
         for text in _read_path(path, option):
-            if are_utf8 and files.are_searched and _is_binary(text.data):
+            if are_utf8 and files.from_search and _is_binary(text.data):
                 binary.append(text.origin)
             else:
                 yield text
@@ -113,12 +113,12 @@ def read_files(files: TextFiles, option: str, *, are_utf8: bool) -> Iterator[Raw
 
 
 def _search(pattern: str, left_out: Counter[str]) -> list[str]:
-    """The text files that a glob matches, sorted; counts the others by the reason."""
+    """The text files that a glob matches, sorted; counts in `left_out` the others by reason."""
     pattern = re.sub(r"\.[A-Za-z]+$", _in_any_case, pattern)
     visible = {p for p in glob.glob(pattern, recursive=True) if os.path.isfile(p)}
     matches = glob.glob(pattern, recursive=True, include_hidden=True)
     left_out["hidden"] += sum(p not in visible and os.path.isfile(p) for p in matches)
-    found: dict[str, str] = {}  # by the path without links
+    found: dict[str, str] = {}  # by the resolved path
     for path in sorted(visible):
         if _is_written_by_charjax(Path(path)):
             left_out["written by charjax"] += 1
@@ -142,7 +142,7 @@ def _is_written_by_charjax(path: Path) -> bool:
 
 
 def _is_binary(data: bytes) -> bool:
-    """Whether the bytes have a NUL early on, though they are no Unicode text."""
+    """Whether the bytes start with a NUL among them, and are not UTF-8, UTF-16 or UTF-32."""
     if b"\0" not in data[:_BINARY_SAMPLE] or data.startswith(
         (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe")
     ):
@@ -155,7 +155,7 @@ def _is_binary(data: bytes) -> bool:
 
 
 def _list(left_out: Counter[str], before: str = "") -> str:
-    """Such as " 3 files: 2 hidden, 1 written by charjax"; nothing if no file was left out."""
+    """`before` and " 3 files: 2 hidden, 1 written by charjax"; "" if no file was left out."""
     if not (total := left_out.total()):
         return ""
     reasons = ", ".join(f"{n} {reason}" for reason, n in left_out.items() if n)
@@ -188,7 +188,7 @@ def _read(path: str) -> bytes:
 
 
 def _zip_members(path: str) -> Iterator[RawText]:
-    """The *.txt of an archive that are not hidden, in the order of names; or its only file."""
+    """The visible *.txt members of an archive, sorted by name; or its only member."""
     with _refuse_damage(path), zipfile.ZipFile(path) as archive:
         names = sorted(name for name in archive.namelist() if not name.endswith("/"))
         texts = [n for n in names if n.lower().endswith(".txt") and not _is_hidden(n)]
@@ -208,9 +208,9 @@ def _refuse_damage(path: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        is_of_codec = isinstance(error, _DAMAGE) or type(error).__name__ == "ZstdError"
+        is_of_codec = isinstance(error, _CODEC_ERRORS) or type(error).__name__ == "ZstdError"
         is_without_errno = isinstance(error, OSError) and error.errno is None
-        if not (is_of_codec or is_without_errno):  # the file system's
+        if not (is_of_codec or is_without_errno):  # an error of the file system
             raise
         raise InputError(
             f"{path}: cannot be decompressed ({error}); the file is damaged, or its suffix is wrong"

@@ -1,4 +1,4 @@
-"""Named corpora: the files that hold them, found on this machine or downloaded."""
+"""Named corpora: finds their files on this machine, or downloads them."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class RawText(NamedTuple):
     """The undecoded bytes of a text.
 
     Attributes:
-      origin: the path, or what names the text in a message.
+      origin: the path, or another name of the text for messages.
       data: the bytes.
-      notices: what the user must be told about this file.
+      notices: warnings to the user about this file.
     """
 
     origin: str
@@ -46,12 +46,12 @@ class Source(RemoteFile):
     """A file that holds a named corpus; without a `url` it is never downloaded."""
 
     file: str  # its name in a data folder
-    member: str = ""  # the text's name inside, if the file is a zip archive
-    caveat: str = ""  # a notice that comes with this file
+    member: str = ""  # if the file is a zip archive: the name of the text in it
+    notice: str = ""  # a warning to the user if this file is used
 
 
 _AG_NEWS = "https://raw.githubusercontent.com/mhjabreel/CharCnn_Keras/master/data/ag_news_csv"
-_MEMBER_BYTES = 100_000_000  # enwik8 and text8 have exactly as many
+_MEMBER_BYTES = 100_000_000  # the exact size of enwik8 and of text8
 
 
 def _exactly(num_bytes: int, sha256: str, *, file: str, url: str = "", **rest: str) -> Source:
@@ -98,7 +98,7 @@ NAMED: dict[str, tuple[Source, ...]] = {
             "521465c2428ed7f02f8d6db6ffdd4b5447c1c701962353eb2c40d548c3c85699",
             file="ag_news_test.csv",
             url=f"{_AG_NEWS}/test.csv",
-            caveat="ag_news is its test part (ag_news_test.csv): the train part can be "
+            notice="ag_news is its test part (ag_news_test.csv): the train part can be "
             "neither found nor downloaded",
         ),
     ),
@@ -131,7 +131,7 @@ NAMED: dict[str, tuple[Source, ...]] = {
 
 
 def check_name(name: str, field: str) -> None:
-    """Raises InputError, naming the config field, if there is no corpus of this name."""
+    """Raises InputError if there is no corpus of this name, which `field` of the config gave."""
     if name != BUILT_IN and name not in NAMED:
         names = ", ".join((*NAMED, BUILT_IN))
         raise InputError(
@@ -143,8 +143,8 @@ def check_name(name: str, field: str) -> None:
 def read_named(name: str, *, progress: ProgressFn = no_progress) -> RawText:
     """Reads a named corpus from `$CHARJAX_DATA_DIR` or the cache, or downloads it to the cache.
 
-    Where its publisher gives no digest, that of the first download is recorded beside the file,
-    and a later one must have the same.
+    If no digest was published, that of the first download is recorded beside the file, and later
+    downloads must have the same one.
 
     Raises:
       CorpusUnavailableError: it can be neither found nor downloaded.
@@ -187,12 +187,12 @@ def _download(source: Source, path: Path, progress: ProgressFn) -> None:
 
 
 def _record_of(path: Path) -> Path:
-    """The file with the digest of the first download of a file."""
+    """The file that records the digest of the first download of `path`."""
     return path.with_name(f"{path.name}.sha256")
 
 
 def _recorded_digest(path: Path) -> str:
-    """The digest of the first download of a file; "" without a record."""
+    """The digest of the first download of `path`; "" if none is recorded."""
     try:
         recorded = _record_of(path).read_text("ascii").strip()
     except (OSError, ValueError):
@@ -218,7 +218,7 @@ def _read(path: Path, source: Source) -> RawText:
         data = path.read_bytes()
     except OSError as error:
         raise HostError(f"{path}: cannot be read ({error.strerror}); check its rights") from error
-    notices = [source.caveat] if source.caveat else []
+    notices = [source.notice] if source.notice else []
     digest = hashlib.sha256(data).hexdigest()
     recorded = "" if source.sha256 else _recorded_digest(path)
     if source.sha256 and digest != source.sha256:

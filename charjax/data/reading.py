@@ -1,4 +1,4 @@
-"""The one reading of a text: what training, `score`, prompts and samples see of it."""
+"""Decodes and normalizes text by one set of rules, for training, scoring and prompts alike."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int
 
 from charjax.config import DataConfig, check_reading
-from charjax.data.documents import CONFIG, DocumentRules, split_documents
+from charjax.data.documents import CONFIG_PREFIX, DocumentRules, split_documents
 from charjax.data.named_corpora import RawText
 from charjax.data.vocab import Vocab, bytes_to_text
 from charjax.errors import InputError
@@ -29,18 +29,18 @@ _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_GUESSED_BYTES = 1 << 16  # from which the encoding of a file is guessed, for a message
-_MIN_UTF16_BYTES = 16  # of a text without byte order mark
+_GUESSED_BYTES = 1 << 16  # the start of a file, from which its encoding is guessed for a message
+_MIN_UTF16_BYTES = 16  # a shorter text is never guessed to be UTF-16
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReadingRules:
-    """How a text is read; recorded with a run, so that it reads other texts in the same way.
+    """How a text is read; saved with a run, so that it reads other texts in the same way.
 
-    The fields are those of `charjax.config.DataConfig`. What a file's content decided, such as
-    the delimiter of a CSV file, is filled in.
+    The fields are those of `charjax.config.DataConfig`, except that detected values, such as the
+    delimiter of a CSV file, are filled in.
     """
 
     unit: str
@@ -53,13 +53,13 @@ class ReadingRules:
 
     @property
     def is_utf8(self) -> bool:
-        """Whether texts are UTF-8, or have a byte order mark that says what they are."""
+        """Whether texts are UTF-8, unless a byte order mark says otherwise."""
         name = self.encoding.lower().replace("_", "-")
         return self.unit == "codepoint" and name in ("utf-8", "utf8")
 
     @classmethod
     def from_config(cls, config: DataConfig) -> ReadingRules:
-        """The rules that a config asks for, or that a run of an older version had."""
+        """The rules that a config asks for; runs of older versions saved no others."""
         documents = DocumentRules(
             mode=config.documents,
             delimiter=config.delimiter,
@@ -75,9 +75,9 @@ class ReadingRules:
         """The rules for a file that differs from the run's own text.
 
         Args:
-          config: of the run.
-          options: fields of `DataConfig` and their values, such as {"encoding": "latin-1"}. One
-            that only some value of `documents` reads implies that value.
+          config: that of the run.
+          options: fields of `DataConfig` and their values, such as {"encoding": "latin-1"}.
+            Options of one `documents` mode, such as `columns`, select that mode.
 
         Raises:
           InputError: there is no such field, or a value does not fit.
@@ -90,7 +90,7 @@ class ReadingRules:
         values = {"documents": mode} | dict(options)
         if values["documents"] == config.documents:
             values = {"csv_delimiter": self.documents.csv_delimiter} | values
-        else:  # what the run's own documents are says nothing about others
+        else:  # the run's options of another mode do not apply
             config = replace(config, delimiter="", columns=(), header=False, csv_delimiter="")
         changed = build(DataConfig, dataclasses.asdict(config) | values, "config.data")
         check_reading(changed, options)
@@ -118,13 +118,13 @@ class ReadingRules:
 
 
 class PreparedText(NamedTuple):
-    """A text as it is read.
+    """A text, decoded, normalized and split into documents.
 
     Attributes:
       text: its documents, one after another; one character a token, see `bytes_to_text`.
-      document_starts: int64 positions in the text, rising from 0.
-      rules: by which it was read, with what was detected.
-      notices: what the user must be told about it.
+      document_starts: int64 positions in the text, ascending from 0.
+      rules: how it was read, with the detected values.
+      notices: warnings to the user about the text.
     """
 
     text: str
@@ -138,47 +138,47 @@ def prepare_text(
     rules: ReadingRules,
     *,
     are_markers_required: bool = True,
-    options: str = CONFIG,
+    options: str = CONFIG_PREFIX,
 ) -> PreparedText:
-    """Decodes files, normalizes their line ends, cuts at the markers, splits into documents.
+    """Decodes and normalizes files, and splits them into documents.
 
-    Each file is decoded, its line ends are normalized, it is cut at the markers and converted
-    to lower case, in this order, and then split into documents. With `documents=none`, several
-    files are joined by newlines.
+    Each file is decoded, its line ends are normalized, it is cut at the markers and converted to
+    lower case, in this order; then all are split into documents. With `documents=none`, several
+    files are joined by newlines to one document.
 
     Args:
-      files: undecoded.
+      files: the undecoded files.
       rules: how to read them.
-      are_markers_required: whether a file must have the markers; if not, one without them is
-        read whole, which is logged.
-      options: what the names of options begin with in messages: "config.data." or "--".
+      are_markers_required: whether a file without the markers is an error; otherwise it is read
+        from its beginning or to its end, which is logged.
+      options: prefix of the names of options in messages: "config.data." or "--".
 
     Raises:
       InputError: a file cannot be decoded or parsed, or lacks a marker.
     """
     texts: list[tuple[str, str]] = []
     notices: list[str] = []
-    marked: list[str] = []
+    files_with_bom: list[str] = []
     for file in files:
         notices += file.notices
         text = _decode(file, rules, options)
         if text.startswith(_BOM):
-            marked.append(file.origin)
+            files_with_bom.append(file.origin)
         find = partial(_find_marker, file.origin, rules, are_markers_required, options)
         texts.append((file.origin, _normalize(text, rules, find)))
-    if marked:
-        more = f" and {len(marked) - 1} more files" if len(marked) > 1 else ""
-        notices.append(f"dropped the byte order mark of {marked[0]}{more}")
-    twice = len(texts) - len({text for _, text in texts})
-    if twice:
-        _logger.info("%d file%s the text of another", twice, " has" if twice == 1 else "s have")
+    if files_with_bom:
+        more = f" and {len(files_with_bom) - 1} more files" if len(files_with_bom) > 1 else ""
+        notices.append(f"dropped the byte order mark of {files_with_bom[0]}{more}")
+    copies = len(texts) - len({text for _, text in texts})
+    if copies:
+        _logger.info("%d file%s the text of another", copies, " has" if copies == 1 else "s have")
     documents, used = split_documents(texts, rules.documents, options)
     starts = np.cumsum([0] + [len(document) for document in documents[:-1]], dtype=np.int64)
     return PreparedText("".join(documents), starts, replace(rules, documents=used), tuple(notices))
 
 
 def prepare_prompt(text: str, rules: ReadingRules, vocab: Vocab) -> str:
-    """A prompt as the run's own text was prepared: its line ends, case and Unicode normal form.
+    """Normalizes a prompt as the run's text: line ends, case, Unicode normal form.
 
     A byte order mark at its start is dropped, as in a text.
     """
@@ -193,9 +193,9 @@ def prepare_prompt(text: str, rules: ReadingRules, vocab: Vocab) -> str:
 
 
 def normalize_form(text: str, vocab: Vocab) -> str:
-    """A text in the Unicode normal form, NFC or NFD, of which the vocabulary knows more characters.
+    """Converts a text to NFC or NFD if the vocabulary has more of its characters then.
 
-    One whose characters it knows all stays as it is, and so does every text of the run itself.
+    A text that the vocabulary covers, such as the run's own, is returned unchanged.
     """
     if text.isascii() or not _unknown(text, vocab):
         return text
@@ -238,24 +238,24 @@ def _decode(file: RawText, rules: ReadingRules, options: str) -> str:
 
 
 def _encoding_remedy(data: bytes, options: str) -> str:
-    """What to do about a file in another encoding: the likeliest, where it can be recognised."""
+    """The advice of the message about a file in another encoding; names the likeliest one."""
     for mark, suffix in ((b"\x1f\x8b", ".gz"), (b"\xfd7zXZ", ".xz"), (b"\x28\xb5\x2f\xfd", ".zst")):
         if data.startswith(mark):
             return f"it is compressed: rename it to end with {suffix}"
     if data.startswith(b"PK\x03\x04"):
         return "it is a zip archive: rename it to end with .zip, or unpack it"
-    # The unit of a trained model stays as it is.
-    as_bytes = f", or {options}unit=byte" if options == CONFIG else ""
+    # The unit of a trained model cannot change.
+    as_bytes = f", or {options}unit=byte" if options == CONFIG_PREFIX else ""
     if guess := _guess_encoding(data):
         return (
             f"it is likeliest {guess}: set {options}encoding={guess} and look at the result"
             + as_bytes
         )
-    return f"set {options}encoding to what the file has{as_bytes}"
+    return f"set {options}encoding to the encoding of the file{as_bytes}"
 
 
 def _guess_encoding(data: bytes) -> str:
-    """The likeliest encoding of a text that is not UTF-8; "" if none is likely."""
+    """The likeliest encoding of bytes that are not UTF-8; "" if none is likely."""
     from charset_normalizer import from_bytes
 
     if utf16 := _guess_utf16(data):
@@ -265,7 +265,7 @@ def _guess_encoding(data: bytes) -> str:
 
 
 def _guess_utf16(data: bytes) -> str:
-    """Which UTF-16 without byte order mark the text is in, if it is Latin; else an empty text."""
+    """The UTF-16 of Latin text without byte order mark, recognised by its NULs; else ""."""
     sample = data[:_GUESSED_BYTES]
     even, odd = (sample[i::2].count(0) for i in (0, 1))
     if len(sample) < _MIN_UTF16_BYTES or min(even, odd) or max(even, odd) < len(sample) / 4:
@@ -274,7 +274,7 @@ def _guess_utf16(data: bytes) -> str:
 
 
 def _normalize(text: str, rules: ReadingRules, find: Callable[[str, str], int | None]) -> str:
-    """The text without byte order mark, with the rules' line ends, markers and case."""
+    """Drops the byte order mark, normalizes line ends, cuts at the markers, lowers the case."""
     text = text.removeprefix(_BOM)
     if rules.newlines == "unix":
         text = _unix_newlines(text)
@@ -296,7 +296,7 @@ def _lower(text: str, unit: str) -> str:
 def _find_marker(
     origin: str, rules: ReadingRules, is_required: bool, options: str, field: str, text: str
 ) -> int | None:
-    """The position of the marker in `data.start` or `data.end`; None if there is no marker."""
+    """The position of the marker of `data.start` or `data.end`; None if the text has none."""
     marker: str = getattr(rules, field)
     if not marker:
         return None
@@ -308,5 +308,5 @@ def _find_marker(
             f"{options}{field}={marker!r}: not in {origin}; copy the marker from the text, "
             "or leave it empty"
         )
-    _logger.info("%s%s=%r is not in %s, which is read whole", options, field, marker, origin)
+    _logger.info("%s%s=%r is not in %s, which is not cut there", options, field, marker, origin)
     return None

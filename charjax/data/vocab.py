@@ -1,4 +1,4 @@
-"""Vocabulary: characters to token ids and back."""
+"""The vocabulary: encodes text to token ids, and decodes them."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ _CODE_POINTS = 0x110000  # in Unicode
 
 
 def bytes_to_text(data: bytes) -> str:
-    """Bytes as characters: byte b becomes the character of code point b (latin-1).
+    """Represents bytes as a str: byte b becomes the character of code point b (latin-1).
 
-    With `data.unit=byte` a token is a byte. Texts and vocabularies then hold these
-    stand-in characters, so that both units share one code path.
+    With `data.unit=byte` a token is a byte, and texts and vocabularies hold these characters, so
+    that both units use the same code.
     """
     return data.decode("latin-1")
 
 
 @dataclass(frozen=True)
 class Vocab:
-    """The tokens of a model: a token's id is the position of its character.
+    """The tokens of a model: ids 0, 1, ... are the characters, then come the special tokens.
 
     Attributes:
-      characters: distinct characters; for bytes, their stand-ins by `bytes_to_text`.
-      unit: "codepoint" or "byte": what a token is.
-      unk: whether one more id, the last, is [UNK]: any character outside the vocabulary.
-      boundary: whether one more id, after the characters, is the document boundary: the
-        token read before a document's first character and predicted after its last.
+      characters: distinct characters by id; for bytes, those of `bytes_to_text`.
+      unit: what a character is, "codepoint" or "byte".
+      unk: whether there is [UNK], which stands for all other characters; it has the last id.
+      boundary: whether there is a document boundary, the token read before the first
+        character of a document and predicted after the last; its id follows the characters.
     """
 
     characters: tuple[str, ...]
@@ -72,12 +72,12 @@ class Vocab:
         """The vocabulary of a corpus.
 
         Args:
-          text: as `Corpus.text`.
-          order: "sorted" by code point, or by first "appearance".
+          text: as in `Corpus.text`.
+          order: "sorted" (by code point) or "appearance" (in the text).
           unit: "codepoint" or "byte".
           unk: whether to reserve [UNK].
           boundary: whether to reserve the document boundary.
-          known: further characters; by "appearance" they come last.
+          known: characters to add; with "appearance" they come last.
 
         Raises:
           InputError: the text is empty, or has characters that the unit does not allow.
@@ -102,14 +102,14 @@ class Vocab:
 
     @property
     def start(self) -> int:
-        """The id fed before an empty prompt: the boundary, else newline, else space, else 0."""
+        """The id to feed if there is no prompt: the boundary, else newline, else space, else 0."""
         if self.boundary_id is not None:
             return self.boundary_id
         known = (character for character in ("\n", " ") if character in self.characters)
         return self.characters.index(next(known, self.characters[0]))
 
     def encode(self, text: str, *, unknown: str = "error") -> Int[np.ndarray, " n"]:
-        """The int32 token ids of a text; if the unit is the byte, of its UTF-8.
+        """The int32 token ids of a text, one for each character, or each byte of its UTF-8.
 
         Args:
           text: any text.
@@ -117,7 +117,7 @@ class Vocab:
             encode them as [UNK].
 
         Raises:
-          InputError: characters are unknown, or half of a surrogate pair.
+          InputError: a character is unknown, or half of a surrogate pair.
         """
         if self.unit == "byte":
             _check_surrogates(text)
@@ -125,10 +125,10 @@ class Vocab:
         return self.encode_corpus(text, unknown=unknown)
 
     def encode_corpus(self, text: str, *, unknown: str = "error") -> Int[np.ndarray, " n"]:
-        """The int32 token ids of a `Corpus.text`, one for each character.
+        """The int32 token ids of a `Corpus.text`, in which bytes are characters already.
 
         Args:
-          text: as `Corpus.text`.
+          text: as in `Corpus.text`.
           unknown: as for `encode`.
 
         Raises:
@@ -147,7 +147,7 @@ class Vocab:
         return ids
 
     def decode(self, ids: Int[np.ndarray, " n"]) -> str:
-        """The text of token ids; [UNK] and invalid UTF-8 become U+FFFD, a boundary nothing.
+        """The text of token ids. [UNK] and invalid UTF-8 become U+FFFD; boundaries are left out.
 
         Raises:
           IndexError: an id is outside the vocabulary.
@@ -160,9 +160,9 @@ class Vocab:
         return Decoder(self)
 
     def to_json(self) -> dict[str, Any]:
-        """The vocabulary as a JSON object: `symbols` (all characters), `unit`, `unk`.
+        """A JSON object of `symbols` (all characters in one string), `unit`, `unk`, `boundary`.
 
-        `boundary` only where it is true: older runs have no such key.
+        `boundary` is written only if it is true: older runs have no such key.
         """
         values = {"symbols": "".join(self.characters), "unit": self.unit, "unk": self.unk}
         return values | ({"boundary": True} if self.boundary else {})
@@ -204,7 +204,7 @@ class Vocab:
 
 
 class Decoder:
-    """Incremental decoder: a character whose bytes are split waits for the rest."""
+    """Incremental decoder: bytes of an incomplete character wait for the rest."""
 
     def __init__(self, vocab: Vocab) -> None:
         self._boundary_id = vocab.boundary_id
@@ -219,7 +219,7 @@ class Decoder:
         self._decoder = codecs.getincrementaldecoder(codec)(errors="replace")
 
     def decode(self, ids: Int[np.ndarray, " n"]) -> str:
-        """The text that these ids complete.
+        """The text of these ids, without an incomplete character at the end.
 
         Raises:
           IndexError: an id is outside the vocabulary.
@@ -231,7 +231,7 @@ class Decoder:
         return self._decoder.decode(self._codes[ids].tobytes())
 
     def flush(self) -> str:
-        """U+FFFD if a character is left incomplete, else nothing."""
+        """U+FFFD if the last character is incomplete, else ""."""
         return self._decoder.decode(b"", final=True)
 
 

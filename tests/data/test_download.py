@@ -171,8 +171,8 @@ def redirects_nowhere(server, connection, path):
         (sends_other_bytes, f"{hashlib.sha256(BODY[::-1]).hexdigest()}, expected {DIGEST}", (1, 1)),
         (announces_too_much, "announces 1000000000000 bytes", (1, 1)),
         (never_ends, f"sends more than {len(BODY)} bytes", (1, 1)),
-        (redirects_to_itself, "redirects without end", (2, 2)),
-        (redirects_on_and_on, "redirects without end", (6, 6)),
+        (redirects_to_itself, "redirects too often", (2, 2)),
+        (redirects_on_and_on, "redirects too often", (6, 6)),
         (redirects_to_plain_http, "http://example.org/file, which is not https", (1, 1)),
         (redirects_to_a_file, "which is not https|answered|redirects", (1, 1)),
         (redirects_nowhere, "cannot be reached", (1, 1)),
@@ -224,7 +224,7 @@ def test_five_redirects_are_followed(serve, tmp_path):
 def test_no_redirect_leads_from_https_down_to_http():
     redirects = download._RedirectHandler(pinned=True)
     request, connection = Request("https://localhost/file"), io.BytesIO()
-    with pytest.raises(TransferError, match="leads down to http://localhost/other"):
+    with pytest.raises(TransferError, match="redirects to http://localhost/other"):
         redirects.redirect_request(request, connection, 302, "", {}, "http://localhost/other")
     assert connection.closed
 

@@ -108,7 +108,7 @@ def test_a_corpus_that_is_nowhere_names_places_address_and_remedy(shelf):
 
 
 def test_a_second_file_serves_where_the_first_is_nowhere(shelf):
-    second = shelf.source(file="test.csv", url="", caveat="only the test part")
+    second = shelf.source(file="test.csv", url="", notice="only the test part")
     shelf.holds_either(shelf.source(), second)
     shelf.put("data", name="test.csv")
     assert read_named("story").notices == ("only the test part",)
