@@ -30,7 +30,8 @@ def seconds_to_first_step(config: str) -> float:
         command = [*CHARJAX, "train", f"--config={config}", f"--workdir={workdir}/run"]
         options = ["--config.train.max_steps=1", "--config.train.log_every=1"]
         started = time.perf_counter()
-        with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True) as process:
+        pipes: dict = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+        with subprocess.Popen([*command, *options], **pipes) as process:
             next(line for line in process.stdout if line.startswith("step 1 "))
             return time.perf_counter() - started
 
