@@ -1,4 +1,4 @@
-"""The training step on all devices, by `jit` over a mesh or by `pmap`, with one result."""
+"""Runs the training step on all devices: `jit` over a mesh, or `pmap`, with equal results."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Backend:
 
     Attributes:
       rows: the rows of the global batch that this process feeds.
-      place: a state as initialized or restored, complete on every process -> the state on the
-        devices, copied, since `run` donates its buffers.
+      place: copies a state to the devices. Every process passes the whole state, as it was
+        initialized or restored.
       run: (state, `rows` of the batches [steps, batch, ...]) -> (state, metrics [steps]).
         Donates the state.
-      to_global: the state as global arrays, for checkpoints and evaluation.
+      to_global: returns the state as global arrays, for checkpoints and evaluation.
     """
 
     rows: slice
@@ -43,10 +43,10 @@ class Backend:
 
 
 def microbatch_size(config: Config) -> int:
-    """Sequences in a microbatch, which one device computes at once.
+    """How many sequences one device computes at once.
 
     Raises:
-      InputError: the batch does not divide by devices times `parallel.accumulate`.
+      InputError: the batch size is not a multiple of devices times `parallel.accumulate`.
     """
     devices, accumulate = jax.device_count(), config.parallel.accumulate
     microbatches = devices * accumulate
@@ -85,9 +85,8 @@ def make_backend(
 def shard_steps(steps: Step, mesh: Mesh) -> Any:
     """Compiles steps (state, batches [steps, batch, ...]) -> (state, metrics [steps]) for a mesh.
 
-    `shard_map`, not XLA's partitioner: that one exchanges states between the devices of a CPU at
-    every character. So every device runs its own sequences, and the collectives are those of the
-    step.
+    With `shard_map` each device runs its sequences alone, and the only collectives are the sums in
+    the step. XLA's partitioner would exchange carries between devices at every character.
     """
     everywhere, batches = sharding.replicated(mesh), sharding.batch_sharding(mesh, axis=1)
     inputs = _state_prefix(everywhere, sharding.batch_sharding(mesh, axis=0)), batches
@@ -97,7 +96,7 @@ def shard_steps(steps: Step, mesh: Mesh) -> Any:
         mesh=mesh,
         in_specs=jax.tree.map(lambda s: s.spec, inputs),
         out_specs=jax.tree.map(lambda s: s.spec, outputs),
-        check_vma=False,  # as under pmap, the step sums gradients itself
+        check_vma=False,  # the step sums the gradients itself, as under pmap
     )
     return jax.jit(
         sharded,
@@ -118,14 +117,14 @@ def _jit_backend(steps: Step, rows: slice) -> Backend:
         copy = jax.tree.map(np.array, state)
         return TrainState(*(sharding.shard(*part) for part in zip(copy, shardings, strict=True)))
 
-    def run_local(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+    def run_batches(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         # With one process jit shards the batch, which is faster.
         result: tuple[TrainState, StepMetrics] = run(
             state, sharding.shard_local(batch, batches) if is_multiprocess() else batch
         )
         return result
 
-    return Backend(rows, place, run_local, lambda state: state)
+    return Backend(rows, place, run_batches, lambda state: state)
 
 
 def _pmap_backend(steps: Step, rows: slice) -> Backend:
@@ -153,7 +152,7 @@ def _pmap_backend(steps: Step, rows: slice) -> Backend:
         return result
 
     def to_global(state: TrainState) -> TrainState:
-        # pmap returns arrays of this process; all processes together can save only global ones.
+        # pmap returns arrays of this process; several processes can save only global ones.
         mesh = sharding.data_mesh(sharding.all_devices())
         local: TrainState = jax.tree.map(np.asarray, state)
         carry = jax.tree.map(lambda c: c.reshape(-1, c.shape[-1]), local.carry)

@@ -8,31 +8,31 @@ from contextlib import contextmanager
 
 
 class Clock:
-    """A monotonic clock that continues over resumptions; its laps leave out pauses."""
+    """Measures the time of a run over all its processes, and laps without pauses."""
 
     def __init__(self, elapsed_s: float) -> None:
         """Starts the clock.
 
         Args:
-          elapsed_s: seconds of training before this process.
+          elapsed_s: seconds that the run took in earlier processes.
         """
         now = time.monotonic()
         self._start, self._lap_start = now - elapsed_s, now
         self._pause_start: float | None = None
 
     def seconds(self) -> float:
-        """Seconds of training since the first step of the run, pauses included."""
+        """Seconds that the run has taken, earlier processes and pauses included."""
         return time.monotonic() - self._start
 
     def lap(self) -> float:
-        """Seconds since the last lap without pauses, positive. In a pause, up to its start."""
+        """Seconds since the last lap, pauses excluded; always positive. Starts a new lap."""
         now = time.monotonic() if self._pause_start is None else self._pause_start
         seconds, self._lap_start = now - self._lap_start, now
         return max(seconds, 1e-9)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """A context whose duration does not count in the lap."""
+        """A context manager: its duration does not count in the lap."""
         self._pause_start = start = time.monotonic()
         yield
         self._lap_start += time.monotonic() - start

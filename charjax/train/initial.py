@@ -1,7 +1,7 @@
-"""The first weights of a run that continues from another model: `train.init_from`.
+"""Fine-tuning: the first weights of a run come from another model, `train.init_from`.
 
-Rows of the embedding and columns of the output projection are moved by token; the layers between
-are taken as they are. The optimizer starts anew.
+The rows of the embedding and the columns of the output projection are matched by token, as the
+vocabularies may differ; all other weights are copied. The optimizer starts without a state.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from charjax.workdir import Workdir
 
 _logger = logging.getLogger(__name__)
 _ARCHITECTURE = ("cell", "hidden", "layers", "embed")
-_MAX_NEW_MASS = 1e-7  # of probability, that new tokens have at first, all together
+_MAX_NEW_MASS = 1e-7  # the probability of all new tokens together, before training
 
 
 class Initial(NamedTuple):
-    """Where the first weights of a run come from.
+    """The model that `train.init_from` names.
 
     Attributes:
-      source: for the run's metadata.
-      trained: the model; None where the run has a checkpoint, which has its weights already.
+      source: its description, for the run's metadata.
+      trained: the model itself; None in a resumed run, whose checkpoint has the weights.
     """
 
     source: SourceMeta
@@ -49,14 +49,14 @@ class Initial(NamedTuple):
 
     @property
     def vocab(self) -> Vocab:
-        """The model's vocabulary."""
+        """The vocabulary of the model, not of the run."""
         return Vocab.from_json(self.source.vocabulary)
 
 
 def read_initial(config: Config, workdir: Workdir, checkpoints: Checkpoints) -> Initial | None:
-    """The model that `train.init_from` names; None without one.
+    """The model that `train.init_from` names; None if it names none.
 
-    Of a run that has a checkpoint, what that says of the model, which is not read again.
+    If the run has a checkpoint, the description is read from it, and the model is not read.
 
     Raises:
       InputError: there is no such model, or it has another architecture or unit.
@@ -92,7 +92,7 @@ def read_initial(config: Config, workdir: Workdir, checkpoints: Checkpoints) -> 
 
 
 def known_characters(initial: Initial | None, config: Config) -> tuple[str, ...]:
-    """The characters that the vocabulary has beside those of the text."""
+    """The characters of the model, if the run's vocabulary is to keep them all; else none."""
     is_kept = initial is not None and config.train.init_characters == "keep"
     return initial.vocab.characters if initial and is_kept else ()
 
@@ -101,9 +101,9 @@ def _check_same_architecture(config: Config, trained: TrainedModel, option: str)
     theirs, ours = trained.config.model, config.model
     wrong = [name for name in _ARCHITECTURE if getattr(theirs, name) != getattr(ours, name)]
     if wrong:
-        is_now = ", ".join(f"{name}={getattr(theirs, name)}" for name in wrong)
+        has = ", ".join(f"{name}={getattr(theirs, name)}" for name in wrong)
         flags = " ".join(f"--config.model.{name}={getattr(theirs, name)}" for name in wrong)
-        raise InputError(f"{option}: that model has {is_now}, not this config's; give {flags}")
+        raise InputError(f"{option}: that model has {has}, unlike this config; give {flags}")
     if trained.vocab.unit != config.data.unit:
         raise InputError(
             f"{option}: a token of that model is a {trained.vocab.unit}; give "
@@ -114,71 +114,74 @@ def _check_same_architecture(config: Config, trained: TrainedModel, option: str)
 def start_from(
     state: TrainState, config: Config, initial: Initial | None, dataset: Dataset
 ) -> TrainState:
-    """The state before the first step with the weights of another model, if there is one."""
+    """The state before the first step, with the weights of the initial model if there is one."""
     if initial is None:
         return state
-    _logger.info(report(initial, dataset))
+    _logger.info(describe_tokens(initial, dataset))
     params = initial_params(state.params, initial, dataset.vocab, config.model)
     return state._replace(
         params=params, ema=jax.tree.map(np.copy, params) if config.optim.ema else ()
     )
 
 
-def initial_params(drawn: PyTree, initial: Initial, vocab: Vocab, config: ModelConfig) -> PyTree:
-    """The model's weights, with the vocabulary of a run.
+def initial_params(
+    random_params: PyTree, initial: Initial, vocab: Vocab, config: ModelConfig
+) -> PyTree:
+    """The weights of the initial model, rearranged for the vocabulary of the run.
 
-    A token that the model does not know gets the embedding that was drawn, no weights of the
-    projection, and a bias so low that all such tokens together have less than `_MAX_NEW_MASS` of
-    the probability after any text: the known ones keep theirs. Where such a token is to be
-    predicted, its logit still has the gradient -1, as that of any token of probability near 0.
+    A new token, one that the model does not have, gets its embedding from `random_params`, zeros in
+    the output projection, and an output bias so low that all new tokens together have less than
+    `_MAX_NEW_MASS` of the probability after any text. So the known tokens keep their
+    probabilities. New tokens can be learned: where one is the target, its logit has the gradient
+    -1, like any target of probability near 0.
 
     Args:
-      drawn: parameters of the run, drawn at random; numpy arrays.
-      initial: where the weights come from.
-      vocab: of the run.
+      random_params: the randomly initialized parameters of the run; numpy arrays.
+      initial: the model that the weights come from.
+      vocab: that of the run.
       config: the architecture.
     """
     assert initial.trained is not None
-    theirs: PyTree = initial.trained.params
+    old_params: PyTree = initial.trained.params
     old = token_ids(initial.vocab)
-    known = [(new, old[token]) for token, new in token_ids(vocab).items() if token in old]
-    here, there = (list(ids) for ids in zip(*known, strict=True)) if known else ([], [])
-    params: PyTree = jax.tree.map(np.array, theirs)
+    known = [(i, old[token]) for token, i in token_ids(vocab).items() if token in old]
+    known_ids, old_ids = (list(ids) for ids in zip(*known, strict=True)) if known else ([], [])
+    params: PyTree = jax.tree.map(np.array, old_params)
     for path, axis in token_axes(config).items():
-        moved = np.moveaxis(np.array(_leaf(drawn, path)), axis, 0)
+        by_token = np.moveaxis(np.array(_leaf(random_params, path)), axis, 0)
         if path[0].startswith("output"):
-            moved[:] = 0
-        moved[here] = np.moveaxis(_leaf(theirs, path), axis, 0)[there]
-        _leaf(params, path[:-1])[path[-1]] = np.ascontiguousarray(np.moveaxis(moved, 0, axis))
-    new = np.setdiff1d(np.arange(len(vocab)), here)
-    if new.size and here:
-        kernel, bias = params["output_kernel"][:, here], params["output_bias"][here]
+            by_token[:] = 0
+        by_token[known_ids] = np.moveaxis(_leaf(old_params, path), axis, 0)[old_ids]
+        _leaf(params, path[:-1])[path[-1]] = np.ascontiguousarray(np.moveaxis(by_token, 0, axis))
+    new_ids = np.setdiff1d(np.arange(len(vocab)), known_ids)
+    if new_ids.size and known_ids:
+        kernel, bias = params["output_kernel"][:, known_ids], params["output_bias"][known_ids]
         lowest = _least_log_sum_exp(kernel, bias)
-        params["output_bias"][new] = lowest + math.log(_MAX_NEW_MASS / new.size)
+        params["output_bias"][new_ids] = lowest + math.log(_MAX_NEW_MASS / new_ids.size)
     return params
 
 
 def _least_log_sum_exp(
     kernel: Float[np.ndarray, "hidden k"], bias: Float[np.ndarray, " k"]
 ) -> float:
-    """A lower bound of the log-sum-exp of `h @ kernel + bias` for any h in [-1, 1].
+    """A lower bound of the log-sum-exp of the logits `h @ kernel + bias`, for any h in [-1, 1].
 
-    By Jensen's inequality it is at least log k plus the mean logit, which is an affine function
-    of h.
+    By Jensen's inequality it is at least log k plus the mean logit; that is affine in h, so its
+    minimum is known.
     """
     mean_kernel = kernel.mean(axis=1, dtype=np.float64)
     return float(math.log(bias.size) + bias.mean(dtype=np.float64) - np.abs(mean_kernel).sum())
 
 
 def token_ids(vocab: Vocab) -> dict[str, int]:
-    """{token: id}; the names of the boundary and of [UNK] are no characters."""
+    """{token: id}; the keys of the boundary and [UNK] are names longer than a character."""
     ids = {character: i for i, character in enumerate(vocab.characters)}
     special = {"the boundary": vocab.boundary_id, "[UNK]": vocab.unk_id}
     return ids | {name: i for name, i in special.items() if i is not None}
 
 
 def token_axes(config: ModelConfig) -> dict[tuple[str, ...], int]:
-    """{path of a parameter: the axis along which it has an entry for each token}."""
+    """{path of a parameter: its vocabulary axis}, for the parameters that have one."""
     table = ("embedding",) if config.embed else ("layer_0", "kernel")
     return {table: 0, ("output_kernel",): 1, ("output_bias",): 0}
 
@@ -192,9 +195,9 @@ def _leaf(params: PyTree, path: tuple[str, ...]) -> PyTree:
 def scale_imported(
     optimizer: optax.GradientTransformation, config: Config, initial: Initial | None, vocab: Vocab
 ) -> optax.GradientTransformation:
-    """The optimizer with smaller or larger updates of the weights that were imported.
+    """Multiplies the updates of the initial model's weights by `optim.imported_rate`.
 
-    The rows of tokens that the model did not know are updated as without it.
+    The weights of new tokens keep the full learning rate.
     """
     factor = config.optim.imported_rate
     if initial is None or factor in (0, 1):
@@ -217,8 +220,8 @@ def scale_imported(
     return optax.chain(optimizer, optax.stateless(rescale))
 
 
-def report(initial: Initial, dataset: Dataset) -> str:
-    """What became of the tokens, for the user."""
+def describe_tokens(initial: Initial, dataset: Dataset) -> str:
+    """The message about the initial model, and its known, new, kept and dropped tokens."""
     old, new = token_ids(initial.vocab), token_ids(dataset.vocab)
     in_text = set(dataset.corpus.text)
     tokens = {
@@ -230,12 +233,12 @@ def report(initial: Initial, dataset: Dataset) -> str:
         "dropped, which the text lacks": [token for token in old if token not in new],
     }
     counts = [f"{len(tokens['known'])} known"]
-    for what, some in list(tokens.items())[1:]:
-        counts += [f"{len(some)} {what} ({_points(some)})"] if some else []
+    for kind, group in list(tokens.items())[1:]:
+        counts += [f"{len(group)} {kind} ({_points(group)})"] if group else []
     source = initial.source
     return (
         f"init_from: {source.path}, step {source.step:,}, weights of SHA-256 "
-        f"{source.sha256[:12]}; tokens: {'; '.join(counts)}; the optimizer starts anew"
+        f"{source.sha256[:12]}; tokens: {'; '.join(counts)}; the optimizer starts without a state"
     )
 
 

@@ -16,12 +16,12 @@ class Intervals:
     """The intervals of a run, in steps.
 
     Attributes:
-      total: the last step; 0 where only the clock ends the run.
+      total: the last step of the run; 0 if the number of steps is not limited.
       log: between records of the training loss.
       evaluate: between evaluations.
       checkpoint: between checkpoints.
       sample: between samples.
-      dispatch: steps sent to the devices at once; divides all the others.
+      dispatch: how many steps one call runs on the devices; divides all the others.
     """
 
     total: int
@@ -32,22 +32,22 @@ class Intervals:
     dispatch: int
 
     def any_due(self, step: int) -> bool:
-        """Whether the run does anything beside training at this step."""
+        """Whether the run logs, evaluates, samples or saves at this step."""
         intervals = (self.log, self.evaluate, self.checkpoint, self.sample)
         return any(step % interval == 0 for interval in intervals)
 
 
 def total_steps(config: TrainConfig, steps_per_epoch: int) -> int:
-    """The last step of a run: the first of its limits in steps and epochs; 0 without one."""
+    """The last step of a run, the lower of its limits in steps and epochs; 0 if it has none."""
     epochs = math.ceil(config.max_epochs * steps_per_epoch)
     return min((limit for limit in (config.max_steps, epochs) if limit), default=0)
 
 
 def longest_dispatch(config: Config, parameters: int) -> int:
-    """Steps that are sent to the devices at once at most.
+    """The largest number of steps per dispatch: `train.steps_per_dispatch`, or less.
 
-    `train.steps_per_dispatch`, but as a dispatch cannot be interrupted, not more than ten steps
-    (the default) that together take more than a fixed number of operations; a thousand at most.
+    A dispatch cannot be interrupted. So it has at most 1000 steps and at most
+    `_MAX_DISPATCH_FLOPS` operations; but the default of ten steps is always allowed.
     """
     step_flops = 6 * parameters * config.data.batch_size * config.data.seq_len
     bound = min(_MAX_DISPATCH, int(_MAX_DISPATCH_FLOPS / step_flops))
@@ -59,12 +59,12 @@ def make_intervals(
 ) -> Intervals:
     """The intervals that a config asks for.
 
-    `dispatch` is the largest divisor of all the others, and of `start`, up to
-    `config.steps_per_dispatch` and `longest`. So a resumed run groups its steps as an uninterrupted
-    one does, and a run that was saved under other intervals still meets the new ones.
+    `dispatch` is the largest common divisor of all the others and of `start` that is at most
+    `config.steps_per_dispatch` and `longest`. So every dispatch ends at the steps of the other
+    intervals, also in a run resumed from a step that is no multiple of them.
 
     Args:
-      config: the intervals; 0 stands for one epoch, or for `eval_every`.
+      config: `eval_every=0` means one epoch; 0 for the other intervals means `eval_every`.
       steps_per_epoch: of the dataset.
       start: the step that the run is resumed from.
       longest: see `longest_dispatch`.

@@ -1,4 +1,4 @@
-"""The training loop: sets up a run, dispatches its steps; evaluates, samples, saves between."""
+"""The training loop: sets up a run, dispatches steps, and between them evaluates and saves."""
 
 from __future__ import annotations
 
@@ -55,16 +55,16 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Run:
-    """What a run consists of; nothing in here changes while it trains.
+    """The constant parts of a run.
 
     Attributes:
       meta: config, vocabulary and all else that identifies the run.
       workdir: its files.
-      dataset: its text.
-      intervals: when it does what.
+      dataset: its text and batches.
+      intervals: at which steps it logs, evaluates, samples and saves.
       backend: runs steps on the devices.
-      checkpoints: those in the workdir.
-      log: of the metrics.
+      checkpoints: the checkpoints in the workdir.
+      log: metrics.jsonl and TensorBoard events.
       display: shows progress and samples.
     """
 
@@ -80,17 +80,17 @@ class Run:
 
 @dataclass
 class RunState:
-    """All that changes while a run trains.
+    """The parts of a run that change while it trains.
 
     Attributes:
-      step: steps dispatched; `train_state.step` has the same value once it is computed.
-      train_state: on the devices.
-      metrics: of the steps since the last record.
-      progress: losses and time so far.
-      clock: of the training time.
-      record: the last record of the metrics.
+      step: steps dispatched; equals `train_state.step` once the devices are done.
+      train_state: the arrays, on the devices.
+      metrics: metrics of the steps since the last record.
+      progress: time, best validation loss, and what is left to do; saved in checkpoints.
+      clock: measures the training time.
+      record: the newest record of metrics.jsonl.
       saved_step: the step of the newest checkpoint.
-      saved_at: when it was saved, in seconds of `time.monotonic`.
+      saved_at: when it was saved, by `time.monotonic`.
     """
 
     step: int
@@ -104,13 +104,13 @@ class RunState:
 
 
 class _StoppedError(Exception):
-    """A signal has stopped an evaluation, or the samples."""
+    """A signal stopped an evaluation or the sampling."""
 
 
 def train(
     config: Config, workdir: Path, display: Display, *, allow: Sequence[str] = ()
 ) -> Progress:
-    """Trains the run in a workdir, from its newest good checkpoint or from the start.
+    """Trains the run in a workdir, from its newest checkpoint that verifies or from the start.
 
     Args:
       config: the run.
@@ -142,37 +142,37 @@ def train(
 
 
 def _train(run: Run, state: RunState, show: Callable[..., None]) -> int | None:
-    """Trains until the run is over; returns the signal that stopped it, or None."""
-    signals, compiled = StopSignals(), False
+    """Trains until the run ends; returns the signal that stopped it, or None."""
+    signals, is_compiled = StopSignals(), False
     stop = StopFlags(
         signals, partial(_time_is_up, run, state), partial(_checkpoint_is_due, run, state)
     )
-    over = _stops_here(run, state, stop)
+    is_done = _stops_here(run, state, stop)
     if state.progress.pending or state.progress.unsampled:
         with signals, state.clock.paused():
-            over = _do_what_is_due(run, state, stop, show)
+            is_done = _do_what_is_due(run, state, stop, show)
     with contextlib.ExitStack() as handlers:
-        while not over:
+        while not is_done:
             metrics = _dispatch(run, state)
-            if not compiled:  # and until now there was nothing to save
+            if not is_compiled:  # before, a signal may end the process: there is nothing to save
                 handlers.enter_context(signals)
-                compiled = True
+                is_compiled = True
             stop.sync()
-            # While the devices compute these steps, the host reads the metrics before them.
+            # While the devices compute these steps, the host reads metrics of the previous ones.
             state.metrics.push(metrics, state.step)
-            # Asked once: a signal after this must not end the loop unsaved.
-            over = _stops_here(run, state, stop)
-            if over or stop.checkpoint_is_due or run.intervals.any_due(state.step):
+            # Checked once: a signal after this line must not end the loop before a save.
+            is_done = _stops_here(run, state, stop)
+            if is_done or stop.checkpoint_is_due or run.intervals.any_due(state.step):
                 state.metrics.flush()
                 with state.clock.paused():
-                    over = _do_what_is_due(run, state, stop, show)
+                    is_done = _do_what_is_due(run, state, stop, show)
             show()
     return stop.signal
 
 
 @contextlib.contextmanager
 def _locked(workdir: Workdir) -> Iterator[None]:
-    """Creates and locks the workdir, in process 0 for all processes."""
+    """Creates and locks the workdir; process 0 does it for all."""
     if not distributed.is_primary():
         yield
         return
@@ -188,7 +188,7 @@ def _set_up(
     display: Display,
     allow: Sequence[str],
 ) -> tuple[Run, RunState]:
-    """Reads the text and the newest checkpoint, says what is to be trained and how."""
+    """Reads the text and the newest checkpoint, makes the backend, logs what will be trained."""
     initial, dataset = _read_text(config, workdir, checkpoints, display)
     record = _read_saved(workdir, checkpoints)
     saved = _saved_meta(workdir, record).run if record else None
@@ -219,8 +219,8 @@ def _set_up(
         state = _restore(meta, workdir, checkpoints, backend, like, dataset)
         _log_all(messages.rescheduled(saved, meta, steps_per_epoch))
     else:
-        first = start_from(new_state(), config, initial, dataset)
-        state = _start(meta, workdir, backend, first, dataset)
+        train_state = start_from(new_state(), config, initial, dataset)
+        state = _start(meta, workdir, backend, train_state, dataset)
     intervals = _plan(meta, steps_per_epoch, state.step)
     log = _open_log(workdir, meta, state)
     return Run(meta, workdir, dataset, intervals, backend, checkpoints, log, display), state
@@ -229,7 +229,7 @@ def _set_up(
 def _read_text(
     config: Config, workdir: Workdir, checkpoints: Checkpoints, display: Display
 ) -> tuple[Initial | None, Dataset]:
-    """The model to start from, if there is one, and the text."""
+    """The initial model, if there is one, and the dataset."""
     with display.task("reading the text") as update, distributed.primary_first():
         initial = read_initial(config, workdir, checkpoints)
         known = known_characters(initial, config)
@@ -237,17 +237,17 @@ def _read_text(
 
 
 def _start(
-    meta: RunMeta, workdir: Workdir, backend: Backend, first: TrainState, dataset: Dataset
+    meta: RunMeta, workdir: Workdir, backend: Backend, train_state: TrainState, dataset: Dataset
 ) -> RunState:
-    """The state of a run that has no checkpoint, with empty logs."""
+    """The state of a new run; empties its logs."""
     if distributed.is_primary():
         workdir.start()
-    text = resume.val_text(dataset.splits.val.ids, max_eval_chars(meta.config.data))
-    return _new_run_state(meta, workdir, backend, first, Progress(val_text=text))
+    digest = resume.val_text_digest(dataset.splits.val.ids, max_eval_chars(meta.config.data))
+    return _new_run_state(meta, workdir, backend, train_state, Progress(val_text=digest))
 
 
 def _read_saved(workdir: Workdir, checkpoints: Checkpoints) -> Record | None:
-    """The newest record in the workdir; None where it holds no run."""
+    """The record of the newest checkpoint; None if there is no checkpoint."""
     workdir.check_lock()
     steps = checkpoints.steps()
     distributed.require_same(f"{workdir.checkpoints}", f"{steps}")
@@ -266,15 +266,15 @@ def _restore(
     like: PyTree,
     dataset: Dataset,
 ) -> RunState:
-    """The state in the newest checkpoint that verifies; cuts the logs to their length then."""
+    """The state of the newest checkpoint that verifies; truncates the logs to that step."""
     restored = checkpoints.restore(like)
     distributed.require_same(f"{workdir.checkpoints}", f"restored {restored.step}")
     saved = _saved_meta(workdir, restored)
     if distributed.is_primary():
         workdir.truncate_logs(saved.log_sizes)
     _logger.info(f"resuming {workdir.path} at step {restored.step:,}")
-    if not resume.continue_validation(saved, meta, dataset.splits.val.ids):
-        _logger.info("validation: another text; the best loss and train.patience start anew")
+    if not resume.check_val_text(saved, meta, dataset.splits.val.ids):
+        _logger.info("validation: the text has changed; best loss and train.patience start again")
     state = _new_run_state(meta, workdir, backend, restored.state, saved.progress)
     state.saved_step = state.step
     return state
@@ -283,7 +283,7 @@ def _restore(
 def _new_run_state(
     meta: RunMeta, workdir: Workdir, backend: Backend, train_state: TrainState, progress: Progress
 ) -> RunState:
-    """A run's state around a training state, which is copied to the devices."""
+    """The state of a run before its next step; copies `train_state` to the devices."""
     return RunState(
         step=int(train_state.step),
         train_state=backend.place(train_state),
@@ -296,7 +296,7 @@ def _new_run_state(
 
 
 def _plan(meta: RunMeta, steps_per_epoch: int, start: int) -> Intervals:
-    """The intervals of a run from a step on; says where its dispatches are shorter than asked."""
+    """The intervals of a run that starts or resumes at a step; logs if dispatches are shorter."""
     config, longest = meta.config.train, longest_dispatch(meta.config, meta.parameters)
     intervals = make_intervals(config, steps_per_epoch, start, longest)
     _log_all(messages.dispatches(config, intervals, start, longest))
@@ -304,7 +304,7 @@ def _plan(meta: RunMeta, steps_per_epoch: int, start: int) -> Intervals:
 
 
 def _open_log(workdir: Workdir, meta: RunMeta, state: RunState) -> MetricsLog:
-    """The log of the metrics and `run.json`, which one process writes for all."""
+    """Opens the metrics log and writes `run.json`; process 0 does it for all."""
     if not distributed.is_primary():
         return MetricsLog(None)
     events = None
@@ -316,7 +316,7 @@ def _open_log(workdir: Workdir, meta: RunMeta, state: RunState) -> MetricsLog:
 
 
 def _dispatch(run: Run, state: RunState) -> StepMetrics:
-    """Sends the next steps to the devices; their metrics are still being computed."""
+    """Sends the next steps to the devices, and does not wait for them."""
     steps = range(state.step, state.step + run.intervals.dispatch)
     batches = [run.dataset.batches(step, run.backend.rows) for step in steps]
     stacked = Batch(*map(np.stack, zip(*batches, strict=True)))
@@ -331,7 +331,7 @@ def _time_is_up(run: Run, state: RunState) -> bool:
 
 
 def _stops_here(run: Run, state: RunState, stop: StopFlags) -> bool:
-    """Whether the run stops at this step; the progress gets the reason, if it is no signal."""
+    """Whether the run stops at this step; sets `progress.ended` unless a signal stops it."""
     config, progress = run.meta.config.train, state.progress
     progress.ended = end_reason(
         config, run.intervals, state.step, progress, time_is_up=stop.time_is_up
@@ -345,43 +345,43 @@ def _checkpoint_is_due(run: Run, state: RunState) -> bool:
 
 
 def _show(run: Run, state: RunState, update: Callable[..., None], doing: str = "") -> None:
-    """Shows how far the run is; no total, nor the time left, while it does something else."""
+    """Updates the progress bar; hides total and time left while an evaluation runs."""
     note = doing or messages.progress_note(state.record, state.progress)
     update(state.step, 0 if doing else run.intervals.total, note)
 
 
 def _do_what_is_due(run: Run, state: RunState, stop: StopFlags, show: Callable[..., None]) -> bool:
-    """Logs, evaluates, samples; then saves a checkpoint, which has the lengths of the logs.
+    """Logs, evaluates and samples if due; saves last, since a checkpoint has the logs' sizes.
 
-    An evaluation may take long. So a checkpoint that is due is saved before it, too, and a signal
-    stops it, or the samples; the run resumed from there does first what it has not done.
+    An evaluation may take long. So a checkpoint that is due is also saved before it, and a signal
+    stops evaluation and sampling; `progress` records what is left for the resumed run.
 
     Returns:
-      Whether the run stops at this step; then it is saved.
+      Whether the run stops at this step; if so, it is saved.
     """
-    every, step, progress = run.intervals, state.step, state.progress
+    intervals, step, progress = run.intervals, state.step, state.progress
     ended = bool(progress.ended)
-    save = ended or stop.checkpoint_is_due or step % every.checkpoint == 0
+    save = ended or stop.checkpoint_is_due or step % intervals.checkpoint == 0
     val_loss, is_best = None, False
     try:
         if progress.unsampled:
             val_loss = run.checkpoints.read_meta(which=step).val_loss
-        elif ended or progress.pending or step % every.evaluate == 0:
+        elif ended or progress.pending or step % intervals.evaluate == 0:
             progress.pending = progress.pending or _next_record(run, state)
             if save:
                 _save(run, state)
             val_loss, is_best = _evaluate(run, state, stop, show)
-        elif step % every.log == 0:
+        elif step % intervals.log == 0:
             run.log.write(_next_record(run, state))
-        if progress.unsampled or ended or step % every.sample == 0:
+        if progress.unsampled or ended or step % intervals.sample == 0:
             _sample(run, state, stop)
     except _StoppedError:
         _save(run, state, val_loss)
         return True
-    over = _stops_here(run, state, stop)
-    if save or is_best or over:
+    stops = _stops_here(run, state, stop)
+    if save or is_best or stops:
         _save(run, state, val_loss)
-    return over
+    return stops
 
 
 def _next_record(run: Run, state: RunState) -> dict[str, Any]:
@@ -394,13 +394,14 @@ def _next_record(run: Run, state: RunState) -> dict[str, Any]:
 def _evaluate(
     run: Run, state: RunState, stop: StopFlags, show: Callable[..., None]
 ) -> tuple[float | None, bool]:
-    """Logs the pending record with the loss on the validation split.
+    """Evaluates the model and logs the pending record.
 
     Returns:
-      This loss in nats per character, None without a validation split; whether it is the best.
+      The validation loss in nats per character, or None if the split is empty; whether it is the
+      best so far.
 
     Raises:
-      _StoppedError: by a signal; nothing was logged.
+      _StoppedError: a signal stopped the evaluation; nothing was logged.
     """
 
     def progress(done: int, total: int) -> None:
@@ -433,14 +434,14 @@ def _evaluate(
 
 
 def _sample(run: Run, state: RunState, stop: StopFlags) -> None:
-    """Writes the samples of this step.
+    """Generates and writes the samples of this step.
 
     Raises:
-      _StoppedError: by a signal; nothing was written.
+      _StoppedError: a signal stopped the sampling; nothing was written.
     """
 
     def check_stop() -> None:
-        # Several processes do not wait for the one that samples, so that it cannot ask them.
+        # The other processes do not wait for the one that samples, so they cannot agree to stop.
         if stop.signal is not None and not distributed.is_multiprocess():
             raise _StoppedError
 
@@ -456,7 +457,7 @@ def _sample(run: Run, state: RunState, stop: StopFlags) -> None:
 
 
 def _save(run: Run, state: RunState, val_loss: float | None = None) -> None:
-    """Saves a checkpoint, or what has changed since this step was saved, which is no array."""
+    """Saves a checkpoint; if this step has one already, replaces only its metadata."""
     state.progress.elapsed_s = state.clock.seconds()
     state.progress.losses = state.metrics.losses
     meta = CheckpointMeta(run.meta, state.progress, run.workdir.log_sizes()).to_json()
@@ -472,7 +473,7 @@ def _save(run: Run, state: RunState, val_loss: float | None = None) -> None:
 
 
 def _finish(run: Run, progress: Progress) -> None:
-    """Draws the curves and says how the run ended, and what to do next."""
+    """Draws the curves, and logs how the run ended and what to do next."""
     try:
         if distributed.is_primary():
             draw_curves(read_metrics(run.workdir.metrics), run.workdir.curves)

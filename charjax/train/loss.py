@@ -28,13 +28,13 @@ LossAndGrad: TypeAlias = Callable[
 def make_total_nats(config: Config, vocab_size: int, boundary_id: int | None = None) -> TotalNats:
     """The cross entropy of a batch, summed over its targets, in nats.
 
-    With `model.remat` the sequence is cut into blocks of so many characters. The backward pass
-    stores the carry between blocks and recomputes all else (`jax.checkpoint`).
+    With `model.remat` the sequence is cut into blocks of that many characters. Only the carries
+    between blocks are stored; the backward pass recomputes the rest (`jax.checkpoint`).
 
     Args:
       config: the run.
       vocab_size: number of tokens.
-      boundary_id: the input at which the carry resets, see `document_resets`; None: none.
+      boundary_id: the token at which the carry resets, see `document_resets`; None for no resets.
     """
     network = CharRNN(config.model, vocab_size)
     block_len = config.model.remat
@@ -50,8 +50,8 @@ def make_total_nats(config: Config, vocab_size: int, boundary_id: int | None = N
         targets, mask = (jnp.asarray(x)[:, predicted] for x in (batch.targets, batch.mask))
         nats = softmax_cross_entropy_with_integer_labels(logits, targets)
         nats = jnp.where(mask, nats, 0.0)
-        # Summed over each sequence first: one sum over all would round differently, by 1e-6, on
-        # another number of devices. As a matmul, since XLA would merge two sums into one.
+        # Summed over each sequence first: one sum over all would differ by 1e-6 with the number of
+        # devices. By a matmul, since XLA would merge two `jnp.sum` into one.
         rows = jnp.dot(nats, jnp.ones(nats.shape[1]), precision=jax.lax.Precision.HIGHEST)
         return jnp.sum(rows), carry
 
@@ -64,7 +64,7 @@ def make_total_nats(config: Config, vocab_size: int, boundary_id: int | None = N
             return carry, nats
 
         blocks = [_blocks(x, block_len) for x in (batch.inputs, batch.targets, batch.mask)]
-        # prevent_cse is not needed: in a scan there is nothing to merge the recomputation with.
+        # In a scan, XLA cannot merge the recomputation with the forward pass anyway.
         carry, nats = jax.lax.scan(
             jax.checkpoint(block_nats, prevent_cse=False), carry, tuple(blocks)
         )
@@ -93,8 +93,8 @@ def make_loss_and_grad(total_nats: TotalNats) -> LossAndGrad:
 def accumulate(loss_and_grad: LossAndGrad, num_microbatches: int) -> LossAndGrad:
     """Gradient accumulation: the same loss and gradient, summed over microbatches.
 
-    A microbatch takes every `num_microbatches`-th sequence, so that the carry of a sequence stays
-    on its device.
+    A microbatch has every `num_microbatches`-th sequence, so that the carry of a sequence stays on
+    the same device.
     """
 
     def split(x: Array) -> Array:

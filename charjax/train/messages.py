@@ -1,4 +1,4 @@
-"""The messages that a run shows its user."""
+"""The messages of a run to its user."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from charjax.workdir import Workdir
 
 
 def opening(meta: RunMeta, steps_per_epoch: int) -> Iterator[str]:
-    """The first messages: text, model, devices, implementation of the recurrence, steps."""
+    """The messages at the start: text, model, devices, recurrence implementation, steps."""
     corpus, model, platform = meta.corpus, meta.config.model, meta.platform
     total = total_steps(meta.config.train, steps_per_epoch)
     yield f"text: {corpus.name}, {corpus.chars:,} characters, vocabulary of {len(meta.vocab)}"
@@ -32,22 +32,22 @@ def opening(meta: RunMeta, steps_per_epoch: int) -> Iterator[str]:
     if meta.recurrence:
         yield f"recurrence: {meta.recurrence.implementation} ({meta.recurrence.reason})"
     yield f"steps: {f'{total:,}' if total else 'no limit'}, {steps_per_epoch:,} per epoch"
-    yield from hidden_limits(meta.config.train, steps_per_epoch)
+    yield from limits_without_effect(meta.config.train, steps_per_epoch)
 
 
 def left_out(config: Config, dataset: Dataset) -> Iterator[str]:
-    """One message each for characters that no epoch trains on, and that no evaluation reads."""
+    """Messages about characters left out: of the epochs, and of the evaluations."""
     unused, num_targets = dataset.batches.unused_chars, dataset.splits.train.num_targets
     if unused:
         yield (
-            f"batches: {unused:,} of the {num_targets:,} characters to train on are in none of an "
-            "epoch"
+            f"batches: {unused:,} of the {num_targets:,} characters of the train split are in no "
+            "batch of an epoch"
         )
     yield from validation(max_eval_chars(config.data), dataset.splits.val.ids.size)
 
 
-def hidden_limits(config: TrainConfig, steps_per_epoch: int) -> Iterator[str]:
-    """One message for each limit that was given, but that another one comes before."""
+def limits_without_effect(config: TrainConfig, steps_per_epoch: int) -> Iterator[str]:
+    """A message for each limit of the config that is never reached, as another one ends the run."""
     total, epochs = total_steps(config, steps_per_epoch), config.max_epochs * steps_per_epoch
     steps_limit, epochs_limit = (
         f"train.max_steps={config.max_steps:,} ({config.max_steps / steps_per_epoch:.4g} epochs)",
@@ -65,7 +65,7 @@ def hidden_limits(config: TrainConfig, steps_per_epoch: int) -> Iterator[str]:
 
 
 def validation(max_chars: int, chars: int) -> Iterator[str]:
-    """One message where an evaluation reads a part of the validation split alone."""
+    """A message if evaluations read only a part of the validation split."""
     if max_chars < chars - 1:
         yield (
             f"validation: {max_chars:,} of the {chars:,} characters of the split, in parts at "
@@ -76,14 +76,14 @@ def validation(max_chars: int, chars: int) -> Iterator[str]:
 def dispatches(
     config: TrainConfig, intervals: Intervals, start: int, longest: int
 ) -> Iterator[str]:
-    """One message where fewer steps are sent to the devices at once than the config says.
+    """Messages if a dispatch has fewer steps than the config asks for.
 
-    Because more would take too long, or because the intervals force single steps.
+    Reasons: more would take too long without a chance to stop, or an interval is no multiple.
     """
     if longest < config.steps_per_dispatch:
         yield (
             f"dispatch: at most {longest:,} steps instead of "
-            f"train.steps_per_dispatch={config.steps_per_dispatch:,}, as none can be interrupted"
+            f"train.steps_per_dispatch={config.steps_per_dispatch:,}: a dispatch cannot be stopped"
         )
     if intervals.dispatch > 1 or intervals.total == 1:
         return
@@ -105,7 +105,7 @@ def dispatches(
 
 
 def rescheduled(before: RunMeta, now: RunMeta, steps_per_epoch: int) -> Iterator[str]:
-    """One message if a resumed run has another length, which changes its learning rate."""
+    """A message if a resumed run has another length, which changes its learning rates."""
     old, new = (total_steps(meta.config.train, steps_per_epoch) for meta in (before, now))
     optim = now.config.optim
     if old != new and (optim.schedule != "constant" or optim.warmup):
@@ -152,7 +152,7 @@ def closing(meta: RunMeta, workdir: Workdir, progress: Progress) -> Iterator[str
 
 
 def _sample_command(meta: RunMeta, workdir: Workdir) -> str:
-    """The command for a sample, by this interpreter: its environment may not be activated."""
+    """A command that samples; it names this interpreter, in case no environment is activated."""
     here, python = Path.cwd(), Path(sys.executable)
     python = python.relative_to(here) if python.is_relative_to(here) else python
     words = [str(python), "-m", "charjax", "sample", f"--workdir={workdir.path}"]
@@ -161,7 +161,7 @@ def _sample_command(meta: RunMeta, workdir: Workdir) -> str:
         meta.vocab.encode(prepare_prompt(prompt, meta.reading, meta.vocab))
         words.append(f"--prompt={prompt}")
     except InputError:
-        pass  # characters that this model does not know
+        pass  # the prompt has characters outside the vocabulary
     return shlex.join([*words, "--num_chars=500"])
 
 

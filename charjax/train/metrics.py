@@ -17,12 +17,14 @@ from charjax.workdir import append, replace
 
 
 class MetricsLog:
-    """Appends records to `metrics.jsonl`, if there is a path, and to TensorBoard events if asked.
+    """Appends records to `metrics.jsonl` and, if there are any, to TensorBoard events.
 
     Keys are among `step`, `epoch`, `time_s` (seconds of training), `train_loss` and
     `val_loss` (nats per character), `val_bpc` (bits per character), `chars_per_second`,
-    `learning_rate`, `grad_norm`, `skipped` and, once the text was changed, `val_record`, the
-    number of texts before this one: losses on different texts do not compare.
+    `learning_rate`, `grad_norm`, `skipped` and `val_record`: how many times the validation text
+    has changed, if it has. Losses on different texts cannot be compared.
+
+    With path=None, as in all processes but the first, nothing is written.
     """
 
     def __init__(self, path: Path | None, events: Events | None = None) -> None:
@@ -39,7 +41,7 @@ class MetricsLog:
             self._events.add_text(title, text, step)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Appends one record, which the operating system has when this returns.
+        """Appends one record; on return it is flushed to the operating system.
 
         Raises:
           HostError: the file cannot be written.
@@ -51,7 +53,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a `metrics.jsonl`, or [] where there is no file.
+    """The records of a `metrics.jsonl`; [] if there is no file.
 
     Raises:
       InputError: a line is not a record.
@@ -76,30 +78,30 @@ def _is_finite(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
-def _text_of(record: Mapping[str, Any]) -> Any:
+def _val_text_number(record: Mapping[str, Any]) -> Any:
     return record.get("val_record", 0)
 
 
-def _plot_losses(axes: Any, texts: Sequence[Sequence[Mapping[str, Any]]]) -> None:
-    """Plots the losses of the records, which are grouped by text."""
+def _plot_losses(axes: Any, groups: Sequence[Sequence[Mapping[str, Any]]]) -> None:
+    """Plots the losses of records that are grouped by validation text."""
     lines = (("train_loss", "training", "", "C0"), ("val_loss", "validation", ".", "C1"))
     for key, label, marker, color in lines:
         name = label
-        for records in texts:
+        for records in groups:
             points = [(r["step"], r[key]) for r in records if key in r]
             if points:
                 steps, losses = zip(*points, strict=True)
                 axes.plot(steps, losses, color=color, label=name, marker=marker, linewidth=1)
                 name = "_"  # one entry in the legend
-    for records in texts[1:]:
+    for records in groups[1:]:
         axes.axvline(records[0]["step"], color="gray", linewidth=0.5)
 
 
 def draw_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draws training and validation loss over steps as a PNG.
 
-    Where the text was changed there is a vertical line, and new curves begin. The best loss is that
-    on the last text.
+    At a change of the validation text there is a vertical line, and new curves begin. The best
+    loss in the title is that on the last text.
 
     Raises:
       InputError: the path is a link, or another kind of file.
@@ -107,13 +109,17 @@ def draw_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     """
     from matplotlib.figure import Figure  # takes half a second to import
 
-    # On a slow machine it warns of its font cache, which is no news of the run.
+    # Silences its warning that it builds a font cache.
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    texts = [list(group) for _, group in itertools.groupby(records, _text_of)]
-    _plot_losses(axes, texts)
-    validated = [r for r in records if "val_loss" in r and _text_of(r) == _text_of(records[-1])]
+    groups = [list(group) for _, group in itertools.groupby(records, _val_text_number)]
+    _plot_losses(axes, groups)
+    validated = [
+        r
+        for r in records
+        if "val_loss" in r and _val_text_number(r) == _val_text_number(records[-1])
+    ]
     if validated:
         best = min(validated, key=lambda r: r["val_loss"])
         axes.axhline(best["val_loss"], color="gray", linewidth=0.5, linestyle=":")

@@ -13,7 +13,7 @@ import optax
 from charjax.config import OptimConfig
 from charjax.types import Count, PyTree, Scalar
 
-# Number of updates done -> learning rate of the next one.
+# Number of updates done -> learning rate of the next update.
 Schedule: TypeAlias = Callable[[int | Count], Scalar | float]
 
 # A one-cycle schedule starts at this fraction of its peak (Smith and Topin 2017).
@@ -21,15 +21,14 @@ _ONECYCLE_START = 1 / 25
 
 
 def make_schedule(config: OptimConfig, total_steps: int) -> Schedule:
-    """The learning rate as a function of the number of updates before.
+    """The learning-rate schedule: warm-up, then decay.
 
-    Warm-up over the first `warmup` fraction of `total_steps`, then the decay that `schedule`
-    names, down to `final` times the peak. The warm-up is linear from 1/(warm-up steps) of the
-    peak; that of `onecycle` is a half cosine.
+    The warm-up takes the fraction `warmup` of `total_steps`. It is linear from 1/(warm-up steps)
+    of the peak; that of `onecycle` is a half cosine. The decay goes down to `final` times the peak.
 
     Args:
-      config: peak and shape.
-      total_steps: where the decay ends; unused by `constant` without warm-up.
+      config: `schedule`, `learning_rate` (the peak), `warmup` and `final`.
+      total_steps: the step at which the decay ends; `constant` without warm-up ignores it.
     """
     peak, warmup = config.learning_rate, round(config.warmup * total_steps)
     decay_steps = max(total_steps - warmup, 1)
@@ -42,20 +41,20 @@ def make_schedule(config: OptimConfig, total_steps: int) -> Schedule:
     if warmup == 0:
         return decay
     if config.schedule == "onecycle":
-        rise = optax.schedules.piecewise_interpolate_schedule(
+        ramp = optax.schedules.piecewise_interpolate_schedule(
             "cosine", peak * _ONECYCLE_START, {warmup: 1 / _ONECYCLE_START}
         )
     else:
-        rise = optax.linear_schedule(0.0, peak, warmup)
-    # One step ahead, since the first update would have a learning rate of 0.
-    joined: Schedule = optax.join_schedules([lambda count: rise(count + 1), decay], [warmup])
+        ramp = optax.linear_schedule(0.0, peak, warmup)
+    # count + 1, since a ramp from 0 would give the first update a learning rate of 0.
+    joined: Schedule = optax.join_schedules([lambda count: ramp(count + 1), decay], [warmup])
     return joined
 
 
 def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTransformation:
-    """The optimizer that a config names, under its schedule, after clipping by global norm.
+    """The optimizer that a config names, with its schedule, after clipping by global norm.
 
-    Parameters that are frozen do not count in this norm.
+    Frozen parameters have no updates, and their gradients do not count in the norm.
 
     Args:
       config: which optimizer and schedule, and their parameters.
@@ -71,7 +70,7 @@ def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTrans
 
 
 def _freeze_labels(frozen: Collection[str], params: PyTree) -> dict[str, str]:
-    """Whether each top-level part of the parameters is frozen or trained."""
+    """Labels each top-level entry of the parameters as "frozen" or "trained"."""
     parts = {name: "output" if name.startswith("output") else name for name in params}
     return {name: "frozen" if part in frozen else "trained" for name, part in parts.items()}
 
@@ -84,7 +83,7 @@ def _adamw(config: OptimConfig, schedule: Schedule) -> optax.GradientTransformat
     )
 
 
-# One for each name in `charjax.config.OPTIMIZER_FIELDS`, which says what each of them reads.
+# By the names of `charjax.config.OPTIMIZER_FIELDS`, which lists the config fields of each.
 OPTIMIZERS: dict[str, Callable[[OptimConfig, Schedule], optax.GradientTransformation]] = {
     "adamw": _adamw,
     "adam": lambda c, rate: optax.chain(_scale_by_adam(c), optax.scale_by_learning_rate(rate)),
@@ -119,8 +118,8 @@ def _scale_by_adam(config: OptimConfig) -> optax.GradientTransformation:
 def _is_kernel(params: PyTree) -> PyTree:
     """The weight decay mask: True for weight matrices, False for biases and the embedding.
 
-    A row of the embedding has a gradient only where its character occurs, but would decay at
-    every step, so that rare characters would vanish.
+    The embedding of a token has a gradient only at steps where the token occurs, but would decay
+    at every step, so that rare tokens would vanish.
     """
 
     def is_kernel(path: tuple[Any, ...], param: jax.Array) -> bool:

@@ -1,4 +1,4 @@
-"""What identifies a run, so that a workdir is never resumed as another run by mistake."""
+"""Checks that a resumed run is the one that was saved in its workdir."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def describe(
     recurrence: Resolution | None,
     source: SourceMeta | None = None,
 ) -> RunMeta:
-    """The metadata of a run of this process."""
+    """The metadata of a run on this machine."""
     corpus = dataset.corpus
     return RunMeta(
         config=config,
@@ -63,7 +63,7 @@ def check_allowed(names: Sequence[str]) -> None:
     """Checks the names given to `--allow`.
 
     Raises:
-      InputError: nothing of such a name can change.
+      InputError: no field, section or part of a run has this name.
     """
     fields = {name for name, _ in leaves(to_dict(Config()))}
     known = {"corpus", "vocabulary", *(f"config.{name}" for name in fields)}
@@ -72,7 +72,7 @@ def check_allowed(names: Sequence[str]) -> None:
         if name not in known | sections:
             nearest = difflib.get_close_matches(name, sorted(known | sections), n=1)
             hint = f"did you mean {nearest[0]}?" if nearest else "name config.FIELD or corpus"
-            raise InputError(f"--allow={name}: nothing of this name can change; {hint}")
+            raise InputError(f"--allow={name}: no such field or section; {hint}")
 
 
 def check_same_run(
@@ -81,18 +81,18 @@ def check_same_run(
     """Refuses to continue a run with another model, optimizer, seed or text.
 
     Args:
-      workdir: of the run, for the message.
+      workdir: the run's folder, for the message.
       saved: the run as it was saved.
-      now: the run as it was asked for now.
-      allow: what may differ, as `--allow` names it.
-      fits: whether the arrays that were saved have the shapes of the run now. If not, no
-        `--allow` helps.
+      now: the run as it is now requested.
+      allow: the names given to `--allow`, of what may differ.
+      fits: whether the saved arrays have the shapes that the run now needs. If not, nothing can
+        be allowed.
 
     Returns:
-      What differs and is allowed to, one message each.
+      Messages about what differs and is allowed to differ.
 
     Raises:
-      InputError: anything else differs; the message lists all of it, before and now.
+      InputError: anything else differs; the message lists all differences, old and new values.
     """
     if saved.source and saved.source.kind != "charjax":
         raise InputError(
@@ -119,9 +119,9 @@ def resolve_recurrence(model: ModelConfig, batch: int, saved: RunMeta | None) ->
     or warns that it cannot.
 
     Args:
-      model: of the run.
+      model: the model config of the run.
       batch: sequences that one device computes at once.
-      saved: the run as it was saved; None: it starts anew.
+      saved: the run as it was saved; None for a new run.
 
     Raises:
       InputError: the implementation that the config names does not support this model here.
@@ -143,7 +143,7 @@ def _is_allowed(name: str, allow: Sequence[str]) -> bool:
 
 
 def _changes(saved: RunMeta, now: RunMeta) -> Iterator[tuple[str, str]]:
-    """(name for `--allow`, message) of everything that identifies a run and has changed."""
+    """(name for `--allow`, message) for every change that makes it another run."""
     for name, (old, new) in differences(saved.config, now.config).items():
         if name.startswith(_MUST_STAY) or not name.startswith(_MAY_CHANGE):
             yield f"config.{name}", f"config.{name} was {old!r}, now {new!r}"
@@ -174,34 +174,32 @@ def _points(characters: set[str]) -> str:
     return listed([f"U+{ord(c):04X}" for c in sorted(characters)])
 
 
-def val_text(ids: Int[np.ndarray, " tokens"], max_chars: int) -> str:
-    """Identifies the text that is evaluated: a digest of the split's tokens, and how many count."""
+def val_text_digest(ids: Int[np.ndarray, " tokens"], max_chars: int) -> str:
+    """SHA-256 of the validation tokens, and of how many of them an evaluation reads."""
     digest = hashlib.sha256(np.ascontiguousarray(ids).data)
     digest.update(f" {min(max_chars, ids.size)}".encode())
     return digest.hexdigest()
 
 
-def continue_validation(
-    saved: CheckpointMeta, now: RunMeta, ids: Int[np.ndarray, " tokens"]
-) -> bool:
-    """Starts a new record of the best validation loss where the text is another one.
+def check_val_text(saved: CheckpointMeta, now: RunMeta, ids: Int[np.ndarray, " tokens"]) -> bool:
+    """Forgets the best validation loss of a run whose validation text has changed.
 
     Args:
-      saved: the run as it was saved, whose progress is updated.
-      now: the run as it was asked for now.
+      saved: the run as it was saved; its progress is updated.
+      now: the run as it is now requested.
       ids: the tokens of its validation split.
 
     Returns:
-      Whether the text is the same.
+      Whether the validation text is the same as before.
     """
     progress, before = saved.progress, saved.run
     max_chars = max_eval_chars(now.config.data)
-    text = val_text(ids, max_chars)
-    # Older versions did not record it, and evaluated the whole split.
+    digest = val_text_digest(ids, max_chars)
+    # Older versions did not save the digest, and evaluated the whole split.
     was_same = before.config.data.split == now.config.data.split and ids.size <= max_chars
-    is_same = progress.val_text == text if progress.val_text else was_same
+    is_same = progress.val_text == digest if progress.val_text else was_same
     if is_same and before.corpus.sha256 == now.corpus.sha256:
-        progress.val_text = text
+        progress.val_text = digest
         return True
-    progress.start_val_record(text)
+    progress.start_val_record(digest)
     return False

@@ -1,4 +1,4 @@
-"""The samples of a run: text that the model generates while it is trained."""
+"""Samples of a run: texts that the model generates between training steps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from charjax.workdir import append
 
 
 def check_prompt(config: Config, vocab: Vocab) -> None:
-    """Checks the prompt of the samples.
+    """Checks `sample.prompt`.
 
     Raises:
       InputError: it has characters outside the vocabulary.
@@ -37,13 +37,15 @@ def check_prompt(config: Config, vocab: Vocab) -> None:
 def generate_samples(
     config: Config, params: PyTree, vocab: Vocab, check_stop: Callable[[], None]
 ) -> list[tuple[float, str]]:
-    """(temperature, text with the prompt) for each temperature; none without a length.
+    """(temperature, prompt and continuation) for each of `sample.temperatures`.
+
+    None if `sample.num_chars` is 0.
 
     Args:
       config: of the run.
       params: on any devices.
       vocab: of the run.
-      check_stop: is called after every dispatch, and may raise.
+      check_stop: called after every chunk of text; it may raise to stop.
     """
     samples: list[tuple[float, str]] = []
     if not config.sample.num_chars:
@@ -79,10 +81,10 @@ def write_samples(
 
     Args:
       samples: from `generate_samples`.
-      step: for their titles.
+      step: the training step, for the titles.
       file: `samples.txt`.
-      log: gets the samples, too, for TensorBoard.
-      show: is given the last sample with its title.
+      log: writes the samples to TensorBoard.
+      show: displays the last sample with its title.
 
     Raises:
       HostError: the file cannot be written.
@@ -100,5 +102,5 @@ def write_samples(
 
 
 def _prompt(config: Config, vocab: Vocab) -> str:
-    """The prompt of the samples, prepared as the text was."""
+    """`sample.prompt`, normalized as the run's text was."""
     return prepare_prompt(config.sample.prompt, ReadingRules.from_config(config.data), vocab)

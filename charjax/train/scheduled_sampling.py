@@ -1,8 +1,8 @@
 """Scheduled sampling: the model reads ever more of its own predictions (Bengio et al. 2015).
 
-With teacher forcing alone a model never reads its own errors, which is all that it reads when it
-generates text. No gradient flows through a sampled input. So all of them can be sampled first,
-one character after the other, and the training step then reads the mixed text as any other.
+With teacher forcing alone a model never reads its own errors in training, but it does when it
+generates text. No gradient flows through a sampled input. So the inputs are sampled first, one
+character after the other; then the training step reads the mixed text like any other.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ def mix_inputs(
     rate: Scalar,
     boundary_id: int | None = None,
 ) -> Tokens:
-    """The inputs, some of them replaced by samples from the model's own predictions.
+    """Replaces some inputs by samples from the model's own predictions.
 
     Args:
       config: the architecture.
       params: of a `CharRNN`; it predicts without dropout.
-      inputs: int32 [batch, time], the true characters. The first of each sequence stays.
-      carry: the state before them.
-      row_keys: one key per sequence, which then depends on no other.
-      rate: the probability that an input is sampled.
-      boundary_id: of the document boundary, which no sample replaces and which is never
-        sampled: documents start in the mixed inputs where they do in the true ones.
+      inputs: int32 [batch, time], the true tokens. The first of each sequence is kept.
+      carry: the recurrent state before the inputs.
+      row_keys: one key per sequence, so that its samples depend on no other sequence.
+      rate: the probability that an input is replaced.
+      boundary_id: the document boundary. It is neither replaced nor sampled, so documents start
+        at the same positions as in the true inputs.
     """
     weights = decode_weights(config, params, layout="feature_major")
     first, others = inputs[:, :1], inputs[:, 1:]
@@ -60,9 +60,9 @@ def mix_inputs(
         state = reset_state(weights, state, initial, first[:, 0] == boundary_id)
 
     def advance(
-        previous: tuple[Activations, DecodeState], given: tuple[Array, Array]
+        previous: tuple[Activations, DecodeState], scanned: tuple[Array, Array]
     ) -> tuple[tuple[Activations, DecodeState], Array]:
-        (x, state), (true_token, position) = previous, given
+        (x, state), (true_token, position) = previous, scanned
         keys = jax.vmap(indexed_key, (0, None))(row_keys, position)
         choice_keys, token_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
         logits, state = decode_step(config, weights, x, state)

@@ -25,12 +25,12 @@ class TrainState(NamedTuple):
     """All arrays that a training step changes; a checkpoint holds exactly these.
 
     Attributes:
-      step: int32, steps done; also the position in the data.
-      params: float32.
-      opt_state: optax's.
-      ema: exponential moving average of the parameters, or () where `optim.ema` is 0.
-      carry: the recurrent state of every sequence, float32 [batch, hidden] each.
-      skipped: int32, updates left out because the loss or the gradient was not finite.
+      step: int32, number of steps done; also the position in the data.
+      params: float32 parameters of `CharRNN`.
+      opt_state: the optimizer's state.
+      ema: exponential moving average of the parameters, or () if `optim.ema` is 0.
+      carry: the recurrent state of every sequence; its arrays are float32 [batch, hidden].
+      skipped: int32, number of updates skipped because the loss or gradient was not finite.
     """
 
     step: Count
@@ -42,7 +42,7 @@ class TrainState(NamedTuple):
 
     @property
     def eval_params(self) -> PyTree:
-        """The parameters for evaluation and sampling: the average where there is one."""
+        """The parameters for evaluation and sampling: the average if there is one."""
         return self.ema or self.params
 
 
@@ -50,10 +50,10 @@ class StepMetrics(NamedTuple):
     """The metrics of one step, or of several along a leading axis.
 
     Attributes:
-      loss: nats per character.
+      loss: in nats per character.
       grad_norm: global norm of the gradient, before clipping.
-      learning_rate: of the newest update that was not skipped; NaN without a schedule.
-      skipped: updates skipped so far.
+      learning_rate: that of the newest update that was not skipped; NaN without a schedule.
+      skipped: number of updates skipped so far in the run.
     """
 
     loss: Scalar
@@ -71,8 +71,8 @@ def init_state(
     """The state before the first step, a function of `config.seed`."""
     params = init_params(config.model, vocab_size, stream_key(config.seed, Stream.INIT))
 
-    @jax.jit  # one program to compile, or to take from the cache, instead of twenty
-    def with_others(params: PyTree) -> TrainState:
+    @jax.jit  # compiles one program instead of twenty
+    def init_others(params: PyTree) -> TrainState:
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=(),
@@ -82,7 +82,7 @@ def init_state(
             skipped=jnp.zeros((), jnp.int32),
         )
 
-    state: TrainState = with_others(params)
+    state: TrainState = init_others(params)
     return state._replace(params=params)
 
 
@@ -101,15 +101,14 @@ def make_step(
       config: the run.
       vocab_size: number of tokens.
       optimizer: from `make_optimizer`.
-      axis_name: under `shard_map` or `pmap`, the axis that batch and carry are split over, and
-        over which the step sums loss and gradients. None: it sees the whole batch.
-      schedule: the optimizer's, from `make_schedule`, for the metrics.
-      boundary_id: of the token that starts every document, at which the carry resets, see
-        `Vocab.boundary_id`; None: the vocabulary has none.
+      axis_name: the `shard_map` or `pmap` axis along which batch and carry are split; the step
+        sums loss and gradients over it. None if the step gets the whole batch.
+      schedule: that of the optimizer, from `make_schedule`, for the metrics.
+      boundary_id: `Vocab.boundary_id`, the token at which the carry resets, or None.
 
     Returns:
-      (state, batch) -> (state, metrics), pure. A step whose loss or gradient is not finite
-      changes `step` and `skipped` alone.
+      A pure function (state, batch) -> (state, metrics). If the loss or the gradient is not
+      finite, it changes nothing but `step` and `skipped`.
     """
     loss_and_grad = make_loss_and_grad(make_total_nats(config, vocab_size, boundary_id))
     if config.parallel.accumulate > 1:
@@ -128,7 +127,7 @@ def make_step(
                 config.model, state.params, inputs, carry, keys, rate, boundary_id
             )
             batch = batch._replace(inputs=mixed)
-        if config.data.targets == "last":  # also for a batch that `make_batches` did not mask
+        if config.data.targets == "last":  # a batch from elsewhere may not be masked
             last: Any = jnp.asarray(batch.mask).at[:, :-1].set(False)
             batch = batch._replace(mask=last)
         keys = row_keys(Stream.DROPOUT, state.step, batch.inputs.shape[0])
@@ -152,7 +151,7 @@ def make_step(
 
 
 def repeat(step: Step) -> Step:
-    """The step scanned over a leading axis of batches: several updates in one dispatch."""
+    """Scans a step over a leading axis of the batches: several updates in one dispatch."""
 
     def steps(state: TrainState, batches: Batch) -> tuple[TrainState, StepMetrics]:
         return jax.lax.scan(step, state, batches)
@@ -163,7 +162,7 @@ def repeat(step: Step) -> Step:
 def _row_keys(
     seed: int, axis_name: str | None, stream: Stream, step: Count, num_rows: int
 ) -> RowKeys:
-    """One key per sequence on this device, a function of its place in the global batch."""
+    """One key per sequence on this device, by its index in the global batch."""
     rows = jnp.arange(num_rows)
     if axis_name is not None:
         rows += num_rows * jax.lax.axis_index(axis_name)
@@ -180,7 +179,7 @@ def _update_ema(state: TrainState, params: PyTree, decay: float) -> PyTree:
 
 
 def _count_step(is_finite: Any, updated: TrainState, state: TrainState) -> TrainState:
-    """The updated state where it is finite, else the state before, with one more step counted."""
+    """The updated state if it is finite, else the old one; counts the step in both cases."""
     chosen: TrainState = jax.tree.map(
         lambda new, old: jnp.where(is_finite, new, old), updated, state
     )
@@ -189,7 +188,7 @@ def _count_step(is_finite: Any, updated: TrainState, state: TrainState) -> Train
 
 
 def _last_rate(schedule: Schedule | None, state: TrainState) -> Scalar:
-    """The learning rate of the newest update, whose number optax counts from 0."""
+    """The learning rate of the newest update; optax counts updates from 0."""
     if schedule is None:
         return jnp.full((), jnp.nan)
     return jnp.asarray(schedule(jnp.maximum(state.step - state.skipped, 1) - 1), jnp.float32)

@@ -1,4 +1,4 @@
-"""The metrics of the steps between two records."""
+"""Collects the metrics of training steps into the records of metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ class StepMetricsBuffer:
     """Reads the metrics of steps, one dispatch late, so that no device waits for the host.
 
     Attributes:
-      losses: the finite ones since the last record, in nats per character.
+      losses: mean of the finite losses since the last record, in nats per character.
     """
 
     def __init__(self, config: Config, workdir: Path, losses: ExactMean, skipped: int) -> None:
-        """Starts where the run is.
+        """Starts with the values of a new or resumed run.
 
         Args:
           config: of the run.
           workdir: of the run, for messages.
-          losses: of the steps between the last record and the checkpoint resumed from.
-          skipped: updates skipped so far because they were not finite.
+          losses: those of the steps after the last record, as the checkpoint saved them.
+          skipped: number of updates skipped so far in the run.
         """
         self.losses = losses
         self._config, self._workdir, self._skipped = config, workdir, skipped
         self._learning_rate = self._grad_norm = math.nan
-        self._num_steps = 0  # in this process, since the last record
+        self._num_steps = 0  # since the last record, in this process
         self._unread: tuple[StepMetrics, int] | None = None
 
     def push(self, metrics: StepMetrics, step: int) -> None:
-        """Takes the metrics of the dispatch that ends at `step`; reads those of the one before.
+        """Takes the metrics of the dispatch that ends at `step`; reads those of the previous one.
 
         Raises:
           DivergedError: see `flush`.
@@ -79,9 +79,9 @@ class StepMetricsBuffer:
         """The record of the steps since the last one; see `charjax.train.metrics.MetricsLog`.
 
         Args:
-          step: the last of them.
-          batches: what they read.
-          clock: of the run; a lap ends here.
+          step: the last step.
+          batches: the batches of the run.
+          clock: the clock of the run; starts a new lap.
         """
         losses, self.losses = self.losses, ExactMean()
         num_steps, self._num_steps = self._num_steps, 0

@@ -1,4 +1,4 @@
-"""Why a run stops: a signal, the time limit, its last step, or no better validation loss."""
+"""When a run stops: a signal, the time limit, the last step, or no better validation loss."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from charjax.train.intervals import Intervals
 class StopFlags:
     """Flags (signal, time limit, checkpoint due), agreed across processes at every `sync`.
 
-    Between two calls of `sync` several processes see the same flags, so that all of them stop or
-    save at the same step. A single process sees a signal at once, and the others only at `sync`, so
-    that the time limit does not end a run between the evaluation and the checkpoint of one step.
+    Several processes see flags change only at `sync`, so that all of them stop or save at the same
+    step. A single process sees a signal at once, but the other flags only at `sync`, too: the time
+    limit must not end a run between the evaluation and the checkpoint of a step.
     """
 
-    def __init__(self, signals: StopSignals, *clocks: Callable[[], bool]) -> None:
+    def __init__(self, signals: StopSignals, *checks: Callable[[], bool]) -> None:
         """Sets the flags.
 
         Args:
-          signals: those that this process has received.
-          clocks: whether this process has reached the time limit; whether it is due to save.
+          signals: the signals that this process receives.
+          checks: two functions: is the time limit reached, is a checkpoint due?
         """
-        self._signals, self._clocks = signals, clocks
-        self._exchange = Exchange(1 + len(clocks)) if is_multiprocess() else None
+        self._signals, self._checks = signals, checks
+        self._exchange = Exchange(1 + len(checks)) if is_multiprocess() else None
         self._agreed = self._local()
 
     @property
@@ -49,26 +49,26 @@ class StopFlags:
         return bool(self._agreed[2])
 
     def sync(self) -> None:
-        """Updates all flags. A collective: all processes call it after every dispatch."""
+        """Updates all flags. All processes must call it after every dispatch."""
         local = self._local()
         self._agreed = local if self._exchange is None else self._exchange(local)
 
     def sync_signal(self) -> int | None:
-        """Updates the signal alone, and returns it. A collective: between two parts of a task."""
+        """Updates and returns the signal, but no other flag. All processes must call it."""
         if self._exchange is not None:
             self._agreed = [self._exchange(self._local())[0], *self._agreed[1:]]
         return self.signal
 
     def _local(self) -> Sequence[int]:
-        return self._signals.received or 0, *(int(clock()) for clock in self._clocks)
+        return self._signals.received or 0, *(int(check()) for check in self._checks)
 
 
 def end_reason(
     config: TrainConfig, intervals: Intervals, step: int, progress: Progress, *, time_is_up: bool
 ) -> str:
-    """Why a run ends at a step, signals aside; "" while it goes on."""
+    """Why a run ends at a step, other than by a signal; "" if it continues."""
     if 0 < intervals.total < step:
-        return f"{step:,} steps are done, more than the {intervals.total:,} that are asked for"
+        return f"{step:,} steps are done, more than the limit of {intervals.total:,}"
     if step == intervals.total > 0:
         return f"step {step:,} of {intervals.total:,} is done"
     if config.patience and progress.since_best >= config.patience:
@@ -77,7 +77,7 @@ def end_reason(
 
 
 def diverged(config: Config, workdir: Path, what: str) -> DivergedError:
-    """The error of a run whose loss or gradients are not finite, with what to try instead."""
+    """The error for a run whose loss or gradients are not finite, with advice."""
     return DivergedError(
         f"{workdir}: diverged: {what}; what was saved is kept; in another --workdir, "
         f"try a smaller config.optim.learning_rate than {config.optim.learning_rate:g}"

@@ -1,4 +1,4 @@
-"""TensorBoard events of a run: scalars, samples and hyper-parameters."""
+"""TensorBoard events of a run: scalars, samples and hyperparameters."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class Events:
     """Writes events to the folder `tensorboard` of a run."""
 
     def __init__(self, workdir: Path, config: Config, *, first_step: int) -> None:
-        """Starts a file of events, with the config as hyper-parameters.
+        """Starts a file of events, with the config as hyperparameters.
 
         Args:
           workdir: of the run.
           config: of the run.
-          first_step: events of this step and later ones are to come. TensorBoard drops those that
-            an earlier process wrote, as the logs of a resumed run are truncated.
+          first_step: the first step that this process will log. TensorBoard drops earlier events
+            of this and later steps, as a resumed run truncates its other logs.
 
         Raises:
           InputError: tensorboardX is not installed.
@@ -56,6 +56,6 @@ class Events:
                 self._writer.add_scalar(name, value, record["step"])
 
     def add_text(self, title: str, text: str, step: int) -> None:
-        """Adds a text, which TensorBoard shows as it is: as a block of code in Markdown."""
+        """Adds a text as a Markdown code block, so that TensorBoard shows it verbatim."""
         block = "\n".join(f"    {line}" for line in text.split("\n"))
         self._writer.add_text(title, block, step)

@@ -1,4 +1,4 @@
-"""The speed of a config on this machine, by a few steps and evaluations that nothing is kept of."""
+"""Measures the speed of a config on this machine, by a few steps whose results are discarded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from charjax.train.choice import Speed
 from charjax.train.optimizer import make_optimizer, make_schedule
 from charjax.train.step import init_state
 
-_MIN_S, _DISPATCH = 1.5, 10  # seconds that are timed, steps at a time
+_MIN_S = 1.5  # seconds of training to time
+_STEPS_PER_DISPATCH = 10
 
 
 def measure_speed(config: Config) -> Speed:
@@ -27,7 +28,7 @@ def measure_speed(config: Config) -> Speed:
     optimizer, schedule = make_optimizer(config.optim, total), make_schedule(config.optim, total)
     backend = make_backend(config, vocab_size, optimizer, schedule, boundary_id=boundary)
     state = backend.place(init_state(config, vocab_size, optimizer))
-    batches = [dataset.batches(step, backend.rows) for step in range(_DISPATCH)]
+    batches = [dataset.batches(step, backend.rows) for step in range(_STEPS_PER_DISPATCH)]
     stacked = Batch(*map(np.stack, zip(*batches, strict=True)))
 
     started = time.monotonic()
@@ -37,7 +38,7 @@ def measure_speed(config: Config) -> Speed:
     while (elapsed := time.monotonic() - compiled) < _MIN_S:
         state, _ = jax.block_until_ready(backend.run(state, stacked))
         dispatches += 1
-    step_s = elapsed / (dispatches * _DISPATCH)
+    step_s = elapsed / (dispatches * _STEPS_PER_DISPATCH)
 
     def evaluate() -> float:
         started = time.monotonic()
@@ -50,5 +51,6 @@ def measure_speed(config: Config) -> Speed:
         )
         return time.monotonic() - started
 
-    evaluate()  # compiles
-    return Speed(step_s, max(0.0, compiled - started - _DISPATCH * step_s), evaluate())
+    evaluate()  # the first call compiles
+    compile_s = max(0.0, compiled - started - _STEPS_PER_DISPATCH * step_s)
+    return Speed(step_s, compile_s, evaluate())

@@ -195,7 +195,7 @@ def test_every_character_of_short_documents_is_trained_on(charjax, batching):
     started = charjax(
         "train", *fields, "data.seq_len=16", "data.split=(1.0,0.0,0.0)", "--workdir=w"
     )
-    assert ("are in none of an epoch" in started.out) == (facts["unused_chars"] > 0)
+    assert ("are in no batch of an epoch" in started.out) == (facts["unused_chars"] > 0)
 
 
 WORDS = ("öne", "two", "six")

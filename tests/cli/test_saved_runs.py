@@ -71,7 +71,9 @@ def test_another_text_starts_another_record_of_the_best(folder, tmp_path, capfd)
     easy = info(tmp_path, capfd)
     more = ["--config.train.max_steps=80", "--config.train.patience=2", "--allow=corpus"]
     assert main(flags(folder, tmp_path, "hard", *more)) == 0
-    assert "another text; the best loss and train.patience start anew" in capfd.readouterr().out
+    assert (
+        "the text has changed; best loss and train.patience start again" in capfd.readouterr().out
+    )
     hard = info(tmp_path, capfd)
     assert hard["val_loss"] > easy["val_loss"]  # and is the best all the same
     assert hard["step"] in (60, 80)
@@ -80,7 +82,7 @@ def test_another_text_starts_another_record_of_the_best(folder, tmp_path, capfd)
     # The same text again goes on with its record.
     more[0] = "--config.train.max_steps=100"
     assert main(flags(folder, tmp_path, "hard", *more)) == 0
-    assert "start anew" not in capfd.readouterr().out
+    assert "start again" not in capfd.readouterr().out
     assert read_metrics(tmp_path / "metrics.jsonl")[-1]["val_record"] == 1
 
 
@@ -214,7 +216,7 @@ def test_a_run_that_has_more_steps_than_it_is_asked_for_says_so(folder, tmp_path
     """Case F26."""
     assert main(flags(folder, tmp_path, "easy")) == 0
     assert main(flags(folder, tmp_path, "easy", "--config.train.max_steps=20")) == 0
-    assert "ended: 40 steps are done, more than the 20 that are asked for" in capfd.readouterr().out
+    assert "ended: 40 steps are done, more than the limit of 20" in capfd.readouterr().out
 
 
 def test_a_limit_that_hides_another_is_said_to(folder, tmp_path, capfd):
@@ -248,7 +250,7 @@ def test_an_evaluation_reads_as_much_as_it_is_asked_to(folder, tmp_path, capfd):
     assert main(flags(folder, tmp_path, "hard", "--config.data.eval_chars=100")) == 0
     assert "validation: 100 of the 450 characters" in capfd.readouterr().out
     assert main(flags(folder, tmp_path, "hard", "--config.train.max_steps=60")) == 0
-    assert "start anew" in capfd.readouterr().out  # another part of the text
+    assert "start again" in capfd.readouterr().out  # another part of the text
 
 
 def stop_when(is_due: Callable[[], bool], command: list[str]) -> tuple[float, bytes]:

@@ -147,7 +147,7 @@ def test_a_resumed_run_does_not_import_again_and_needs_the_source_no_more(folder
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("--config.model.hidden=9", "that model has hidden=8, not this config's"),
+        ("--config.model.hidden=9", "that model has hidden=8, unlike this config"),
         ("--config.model.layers=2", "give --config.model.layers=1"),
         ("--config.model.cell=lstm", "give --config.model.cell=gru"),
         ("--config.model.embed=0", "give --config.model.embed=4"),

@@ -101,7 +101,7 @@ def test_a_longer_run_with_a_schedule_says_so():
 )
 def test_a_limit_that_another_hides_is_named(fields, said):
     """Case F28."""
-    lines = list(messages.hidden_limits(TrainConfig(**fields), 100))
+    lines = list(messages.limits_without_effect(TrainConfig(**fields), 100))
     assert len(lines) == bool(said)
     assert all(said in line for line in lines)
 
