@@ -1,4 +1,4 @@
-"""Export of a trained model, in one of the formats of `FORMATS`."""
+"""Exports a trained model in one of the formats of `FORMATS`."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from charjax.export.files import template, write_file, write_folder
 from charjax.export.weights import named_weights, safetensors, sampling_facts
 from charjax.inference.load import TrainedModel
 
-# The cells and parameters that all formats hold; the model's fields that these tell, and those
-# that have no effect on a trained model.
+# What every format can hold: cells, parameters by name, and fields of `ModelConfig` that either
+# give the sizes or have no effect on a trained model.
 _CELLS = ("gru", "lstm", "rnn")
 _PARAMETERS = r"embedding|layer_\d+\.(kernel|bias|recurrent\.(kernel|bias))|output_(kernel|bias)"
 _SIZES = ("cell", "hidden", "layers", "embed", "dtype")
@@ -37,12 +37,12 @@ class Format(NamedTuple):
     Attributes:
       description: one line, for `charjax export --help`.
       files: trained model -> contents by name, for a folder; or the content of a single file.
-      holds_all: whether it holds every model that charjax decodes, not only plain cells.
+      any_model: whether it holds every model of charjax; if not, those without `unusual_parts`.
     """
 
     description: str
     files: Callable[[TrainedModel], dict[str, bytes] | bytes]
-    holds_all: bool = False
+    any_model: bool = False
 
 
 def export_model(trained: TrainedModel, out: Path, *, format: str = "program") -> None:
@@ -50,20 +50,18 @@ def export_model(trained: TrainedModel, out: Path, *, format: str = "program") -
 
     Args:
       trained: the model.
-      out: the folder or file; made where there is none.
+      out: the folder or file to write.
       format: a name in `FORMATS`.
 
     Raises:
-      InputError: there is no such format, it cannot hold the model, a package that it needs is
-        missing, or `out` holds files that no export wrote.
-      HostError: the disk refused.
+      InputError: there is no such format, it cannot hold the model, it needs a package that is not
+        installed, or `out` has files that no export wrote.
+      HostError: the disk is full or cannot be written to.
     """
     check_format(format)
-    parts = [] if FORMATS[format].holds_all else unusual_parts(trained)
+    parts = [] if FORMATS[format].any_model else unusual_parts(trained)
     if parts:
-        raise InputError(
-            f"--format={format}: has no place for {', '.join(parts)}; take --format=program"
-        )
+        raise InputError(f"--format={format}: cannot hold {', '.join(parts)}; use --format=program")
     content = FORMATS[format].files(trained)
     if isinstance(content, bytes):
         write_file(out, content)
@@ -74,8 +72,8 @@ def export_model(trained: TrainedModel, out: Path, *, format: str = "program") -
     _logger.info("wrote %s: format %s, %s bytes", out, format, f"{size:,}")
 
 
-def rounded(trained: TrainedModel) -> TrainedModel:
-    """The model with every weight rounded to bfloat16, and held in float32 as before."""
+def round_to_bfloat16(trained: TrainedModel) -> TrainedModel:
+    """The model with every weight rounded to a bfloat16 value, but stored in float32."""
     bfloat16 = jnp.dtype("bfloat16")
     params = jax.tree.map(lambda p: p.astype(bfloat16).astype(np.float32), trained.params)
     return replace(trained, params=params)
@@ -88,7 +86,7 @@ def check_format(format: str) -> None:
 
 
 def unusual_parts(trained: TrainedModel) -> list[str]:
-    """What a model has beyond the cells, parameters and fields that every format holds."""
+    """The cell, fields and parameters of a model that not every format can hold."""
     default, given = to_dict(ModelConfig()), to_dict(trained.config.model)
     fields = [f for f in given if f not in (*_SIZES, *_TRAINING) and given[f] != default[f]]
     if given["cell"] not in _CELLS:
@@ -123,7 +121,7 @@ def _keras(trained: TrainedModel) -> dict[str, bytes]:
 def _hub(trained: TrainedModel) -> dict[str, bytes]:
     files = hub.hub_files(trained)
     if parts := unusual_parts(trained):
-        _logger.info("hub: without model.onnx, which has no place for %s", ", ".join(parts))
+        _logger.info("hub: without model.onnx, which cannot hold %s", ", ".join(parts))
         return files
     try:
         return files | {"model.onnx": onnx_graph.onnx_model(trained)}
@@ -133,7 +131,7 @@ def _hub(trained: TrainedModel) -> dict[str, bytes]:
 
 
 def _shared_files(trained: TrainedModel, weights: str) -> dict[str, bytes]:
-    """The weights under charjax's names, and the vocabulary."""
+    """The weights by charjax's names, and the vocabulary."""
     metadata = {"format": "charjax", "config": json.dumps(to_dict(trained.config))}
     arrays = {
         name: array.astype(np.float32) for name, array in named_weights(trained.params).items()
@@ -142,7 +140,7 @@ def _shared_files(trained: TrainedModel, weights: str) -> dict[str, bytes]:
 
 
 def _token_files(trained: TrainedModel) -> dict[str, bytes]:
-    """What tokens are, and how charjax samples them."""
+    """The vocabulary, and how charjax samples tokens."""
     facts = json.dumps(sampling_facts(trained.vocab)).encode()
     return {"vocabulary.json": _vocabulary(trained), "sampling.json": facts}
 

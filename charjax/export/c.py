@@ -1,4 +1,4 @@
-"""Export as one C99 file with int8 weights, for microcontrollers; the code is `model.c`."""
+"""Export as one C99 file with int8 weights, made from the template `model.c`."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import numpy as np
 
 from charjax.data.vocab import Vocab
 from charjax.export.files import template
-from charjax.export.quantized import QuantizedModel, quantized
+from charjax.export.quantized import QuantizedModel, quantize_model
 from charjax.inference.load import TrainedModel
 
 _GATES = {"gru": 3, "lstm": 4, "rnn": 1}
 _STATES = {"gru": 1, "lstm": 2, "rnn": 1}
-_WIDTH = 100  # columns of the file, about
+_WIDTH = 100  # characters of a line, about
 
 _logger = logging.getLogger(__name__)
 
 
 def c_file(trained: TrainedModel) -> bytes:
-    """The C file; what it takes of a machine is logged.
+    """The C file. Logs the flash, memory and arithmetic that it needs.
 
     Raises:
       InputError: a parameter is not finite.
     """
-    model, vocab = quantized(trained), trained.vocab
+    model, vocab = quantize_model(trained), trained.vocab
     _logger.info("%s", _resources(model, vocab))
     cell, layers, hidden = model.config.cell.upper(), model.config.layers, model.config.hidden
     return template(
@@ -59,7 +59,7 @@ def _settings(model: QuantizedModel, vocab: Vocab) -> Iterator[str]:
 
 
 def _arrays(model: QuantizedModel, vocab: Vocab) -> Iterator[str]:
-    """The definitions of all arrays, and of the kernels and layers that point to them."""
+    """The C definitions of all arrays, and of the structs that point to them."""
     yield _array("uint32_t characters", [str(ord(c)) for c in vocab.characters])
     tables = {"embedding"} if model.config.embed else {"layer_0.kernel"}
     for name, kernel in model.kernels.items():
@@ -85,7 +85,7 @@ def _arrays(model: QuantizedModel, vocab: Vocab) -> Iterator[str]:
 
 
 def _array(declaration: str, values: Iterable[str]) -> str:
-    """An array, its values on lines of at most `_WIDTH` columns."""
+    """The C definition of an array, in lines of at most `_WIDTH` characters."""
     lines, line = [], ""
     for value in values:
         if len(line) + len(value) >= _WIDTH:
@@ -113,7 +113,7 @@ def _decimal(value: np.floating) -> str:
 
 
 def _resources(model: QuantizedModel, vocab: Vocab) -> str:
-    """Bytes of flash and memory, and the arithmetic of one character."""
+    """The message about bytes of flash and memory, and arithmetic per character."""
     config = model.config
     weights = sum(kernel.integers.size for kernel in model.kernels.values())
     floats = sum(kernel.scales.size for kernel in model.kernels.values())

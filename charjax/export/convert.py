@@ -1,4 +1,4 @@
-"""Conversion of a model of another framework to a run of charjax."""
+"""Converts a model of another framework to a run's folder."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ _logger = logging.getLogger(__name__)
 
 
 def convert(file: Path, source: str, vocabulary: Path, out: Path) -> None:
-    """Writes a run whose only checkpoint, of step 0, has the weights in a file.
+    """Writes a run's folder whose only checkpoint, of step 0, has the weights of a file.
 
     Args:
-      file: of weights; see `read_torch` and `read_keras`.
+      file: the weights; see `read_torch` and `read_keras`.
       source: a key of `SOURCES`.
-      vocabulary: see `read_vocabulary`.
-      out: the folder of the run; it must not exist, or be empty.
+      vocabulary: the file of the vocabulary; see `read_vocabulary`.
+      out: the folder to write, which must be empty or not exist.
 
     Raises:
-      InputError: a file is missing or damaged, or charjax has no such model; or `out` is in use.
+      InputError: a file is missing or damaged, charjax has no such model, or `out` is in use.
       HostError: a file cannot be read or written.
     """
     workdir = Workdir(out)
@@ -68,7 +68,7 @@ def convert(file: Path, source: str, vocabulary: Path, out: Path) -> None:
 
 
 def _assumed(model: ForeignModel, file: Path) -> str:
-    """What the arrays of a file cannot say, and charjax has in one way alone."""
+    """Properties of the model that its arrays do not show, and that charjax assumes."""
     activation = {"rnn": "tanh", "gru": "reset_after with sigmoid and tanh"}
     return activation.get(model.cell, "sigmoid and tanh") + (
         " (checked against its layers)" if file.suffix == ".keras" else ""
@@ -76,7 +76,7 @@ def _assumed(model: ForeignModel, file: Path) -> str:
 
 
 def _meta(model: ModelConfig, vocab: Vocab, params: PyTree, source: SourceMeta) -> RunMeta:
-    """The metadata of a run that read a text of which nothing is known."""
+    """The run's metadata, with a placeholder for the text, which is unknown."""
     documents = "files" if vocab.boundary else "none"
     config = Config(
         data=DataConfig(unit=vocab.unit, unk=vocab.unk, documents=documents),
@@ -108,7 +108,7 @@ def _write(workdir: Workdir, params: PyTree, meta: RunMeta) -> None:
 
 @contextlib.contextmanager
 def _named_errors(file: Path) -> Iterator[None]:
-    """Errors that name the file they are about."""
+    """A context manager that adds the file's name to the messages of errors."""
     try:
         yield
     except InputError as error:

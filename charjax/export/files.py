@@ -1,4 +1,4 @@
-"""Files of an export: written whole, and never over a file that charjax did not write."""
+"""Writes the files of an export atomically, and overwrites only files of earlier exports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SIGNATURE_BYTES = 1024
 
 
 def template(name: str, **parts: str) -> str:
-    """A file of `templates/`, with each `{{part}}` in it replaced."""
+    """A file of `templates/` in which each `{{part}}` is replaced."""
     text = (resources.files("charjax.export") / "templates" / name).read_text("utf-8")
     for part, value in parts.items():
         text = text.replace(f"{{{{{part}}}}}", value)
@@ -24,15 +24,15 @@ def template(name: str, **parts: str) -> str:
 
 
 def write_folder(out: Path, files: Mapping[str, bytes]) -> None:
-    """Writes files into a folder; a later export into it may replace them.
+    """Writes files into a folder, with a manifest that lets later exports replace them.
 
     Args:
-      out: the folder; made where there is none.
+      out: the folder, created if needed.
       files: contents by name.
 
     Raises:
       InputError: `out` is a file, or one of the files exists and no export wrote it.
-      HostError: the disk refused.
+      HostError: the disk is full or cannot be written to.
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"--out={out}: is a file; name a folder")
@@ -49,15 +49,15 @@ def write_folder(out: Path, files: Mapping[str, bytes]) -> None:
             _replace(out / name, content)
         _replace(out / _MANIFEST, json.dumps({"files": [*files, _MANIFEST]}).encode())
     except OSError as error:
-        raise _refused(out, error) from error
+        raise _host_error(out, error) from error
 
 
 def write_file(out: Path, content: bytes) -> None:
-    """Writes a single file, which has `SIGNATURE` in its first kilobyte.
+    """Writes a single file, which must have `SIGNATURE` in its first kilobyte.
 
     Raises:
-      InputError: `out` is a folder, or exists and no export wrote it.
-      HostError: the disk refused.
+      InputError: `out` is a folder, or a file that no export wrote.
+      HostError: the disk is full or cannot be written to.
     """
     if out.is_dir():
         raise InputError(f"--out={out}: is a folder; name a file in it")
@@ -67,7 +67,7 @@ def write_file(out: Path, content: bytes) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         _replace(out, content)
     except OSError as error:
-        raise _refused(out, error) from error
+        raise _host_error(out, error) from error
 
 
 def _manifest(out: Path) -> set[str]:
@@ -90,7 +90,7 @@ def _is_signed(path: Path) -> bool:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Writes a new file and renames it: no reader sees half of it, no link is followed."""
+    """Writes a temporary file and renames it, so that a link at `path` is not followed."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with part.open("xb") as file:
@@ -100,8 +100,8 @@ def _replace(path: Path, content: bytes) -> None:
         part.unlink(missing_ok=True)
 
 
-def _refused(out: Path, error: OSError) -> HostError:
+def _host_error(out: Path, error: OSError) -> HostError:
     return HostError(
-        f"{error.filename or out}: {error.strerror or error}; make room or access there, or "
-        "name another --out"
+        f"{error.filename or out}: {error.strerror or error}; free disk space or give "
+        "access, or name another --out"
     )

@@ -1,4 +1,4 @@
-"""A model of another framework, and its parameters as charjax has them."""
+"""A model of another framework, and its conversion to the parameters of `CharRNN`."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _logger = logging.getLogger(__name__)
 
 
 class ForeignLayer(NamedTuple):
-    """A recurrent layer, its gates in charjax's order.
+    """The arrays of a recurrent layer, with the gates in charjax's order.
 
     Attributes:
       kernel: [features, gates].
       recurrent_kernel: [hidden, gates].
-      bias: [gates], of the input gates.
-      hidden_bias: [gates], of the hidden gates.
+      bias: [gates], added to the input gates.
+      hidden_bias: [gates], added to the hidden gates.
     """
 
     kernel: np.ndarray
@@ -40,7 +40,7 @@ class ForeignModel(NamedTuple):
     Attributes:
       cell: "gru", "lstm" or "rnn".
       layers: from the input to the output.
-      embedding: [vocab, embed]; None: the first layer reads one-hot vectors.
+      embedding: [vocab, embed]; None if the first layer reads one-hot vectors.
       output_kernel: [hidden, vocab].
       output_bias: [vocab].
     """
@@ -53,10 +53,10 @@ class ForeignModel(NamedTuple):
 
 
 def cell_of(recurrent_kernel: Float[np.ndarray, "hidden gates"], where: str) -> str:
-    """The cell that has as many gates.
+    """The cell whose number of gates a recurrent kernel has.
 
     Raises:
-      InputError: none has.
+      InputError: there is no such cell.
     """
     hidden, gates = recurrent_kernel.shape
     for name, cell in CELLS.items():
@@ -72,7 +72,7 @@ def as_float32(name: str, array: np.ndarray) -> np.ndarray:
     """The array in float32.
 
     Raises:
-      InputError: it holds no numbers with a fraction, or some that are not finite.
+      InputError: its dtype is not floating point, or a value is not finite in float32.
     """
     if array.dtype.kind != "f":
         raise InputError(f"{name[:80]}: is {array.dtype}, not floating point")
@@ -86,13 +86,13 @@ def as_float32(name: str, array: np.ndarray) -> np.ndarray:
 
 
 def embedding_and_head(has_bias: Mapping[str, bool]) -> tuple[str | None, str]:
-    """Which of the matrices that no recurrent layer has are the embedding and the projection.
+    """The names of the embedding (None: one-hot input) and of the projection to the logits.
 
     Args:
-      has_bias: of each matrix, by name.
+      has_bias: whether a matrix has a bias, for each matrix outside the recurrent layers.
 
     Raises:
-      InputError: it cannot be told.
+      InputError: there are other matrices, or it is not clear which is which.
     """
     names = list(has_bias)
     if len(names) == 1:
@@ -110,23 +110,23 @@ def embedding_and_head(has_bias: Mapping[str, bool]) -> tuple[str | None, str]:
     return embedding, heads[0]
 
 
-def only_known(arrays: Arrays, known: set[str], what: str) -> None:
-    """Raises InputError for arrays that no part of charjax's model has."""
-    unknown = sorted(arrays.keys() - known)
+def check_all_used(arrays: Arrays, used: set[str], what: str) -> None:
+    """Raises InputError if the file has arrays for which charjax's model has no use."""
+    unknown = sorted(arrays.keys() - used)
     if unknown:
         shown = ", ".join(name[:60] for name in unknown[:4])
         more = f" and {len(unknown) - 4} more" if len(unknown) > 4 else ""
         raise InputError(
-            f"{what} {shown}{more}: charjax's model has nothing of the kind: it is an embedding or "
+            f"{what} {shown}{more}: charjax's model has no such part: it is an embedding or "
             "one-hot input, layers of one GRU, LSTM or RNN cell, and one projection to the logits"
         )
 
 
 def model_config(model: ForeignModel, vocab_size: int) -> ModelConfig:
-    """The architecture, after checking that the arrays fit each other and the vocabulary.
+    """The architecture of a model whose arrays have consistent shapes.
 
     Raises:
-      InputError: they do not.
+      InputError: the shapes do not fit each other or the vocabulary.
     """
     hidden = model.layers[0].recurrent_kernel.shape[0]
     gates = CELLS[model.cell].gates * hidden
@@ -154,14 +154,14 @@ def model_config(model: ForeignModel, vocab_size: int) -> ModelConfig:
 
 
 def parameters(model: ForeignModel, order: list[int]) -> PyTree:
-    """The tree of a `CharRNN` of `model_config`.
+    """The parameters of the `CharRNN` with the same logits.
 
-    Two biases that are added become their sum, rounded once. An embedding that is the identity
-    becomes one-hot input.
+    Its input gates have one bias: the sum of `bias` and `hidden_bias`, rounded once. An identity
+    embedding becomes one-hot input.
 
     Args:
       model: the arrays.
-      order: the id in `model` of each token of the vocabulary.
+      order: the id in `model` of each token of charjax's vocabulary.
     """
     params: dict[str, PyTree] = {}
     if model.embedding is not None and not _is_one_hot(model):
@@ -169,17 +169,18 @@ def parameters(model: ForeignModel, order: list[int]) -> PyTree:
     for i, layer in enumerate(model.layers):
         kernel = layer.kernel[order] if i == 0 and "embedding" not in params else layer.kernel
         hidden, gates = layer.recurrent_kernel.shape
-        folded, recurrent = layer.hidden_bias.copy(), {"kernel": layer.recurrent_kernel}
-        if CELLS[model.cell].reset_after:
-            recurrent["bias"] = folded[gates - hidden :].copy()
-            folded[gates - hidden :] = 0
-        bias = (layer.bias.astype(np.float64) + folded).astype(np.float32)
+        hidden_bias, recurrent = layer.hidden_bias.copy(), {"kernel": layer.recurrent_kernel}
+        if CELLS[model.cell].reset_after:  # the candidate keeps its hidden bias
+            recurrent["bias"] = hidden_bias[gates - hidden :].copy()
+            hidden_bias[gates - hidden :] = 0
+        bias = (layer.bias.astype(np.float64) + hidden_bias).astype(np.float32)
         params[f"layer_{i}"] = {"kernel": kernel, "bias": bias, "recurrent": recurrent}
     params["output_kernel"] = np.ascontiguousarray(model.output_kernel[:, order])
     return params | {"output_bias": model.output_bias[order]}
 
 
 def _is_one_hot(model: ForeignModel) -> bool:
+    """Whether the model has no embedding, or one that is the identity matrix."""
     table = model.embedding
     if table is None:
         return True

@@ -19,27 +19,27 @@ from charjax.export.foreign import (
     ForeignModel,
     as_float32,
     cell_of,
+    check_all_used,
     embedding_and_head,
-    only_known,
 )
-from charjax.export.weights import Arrays, reorder, required
+from charjax.export.weights import Arrays, import_extra, reorder
 from charjax.runtime.safetensors import read_file
 
 _MAX_CONFIG_BYTES = 16 * 2**20
-_MAX_ENTRIES = 10**4  # of an HDF5 file
-_MAX_DEPTH = 20  # of models in models
+_MAX_ENTRIES = 10**4  # groups and arrays of an HDF5 file
+_MAX_DEPTH = 20  # nesting of models
 _NOT_WEIGHTS = re.compile(
     r"(optimizer|compile_metrics|metrics|loss_tracker)/.*|.*/seed_generator.*"
 )
 _CELL = re.compile(r"(?P<layer>.*)/cell/vars/[012]")
-# Keras' GRU has update, reset, candidate; its LSTM charjax's order.
+# Order of gates: Keras' GRU has update, reset, candidate; its LSTM has charjax's order.
 _GATES = {"gru": (1, 0, 2), "lstm": (0, 1, 2, 3), "rnn": (0,)}
-# Layers that change nothing when the model is used, and what the fields of others must be.
-_HARMLESS = ("InputLayer", "Dropout", "SpatialDropout1D", "Embedding", "TimeDistributed")
-_GATED = {"activation": "tanh", "recurrent_activation": "sigmoid", "go_backwards": False}
-_FIELDS: dict[str, dict[str, Any]] = {
-    "GRU": _GATED | {"reset_after": True},
-    "LSTM": _GATED,
+# Layers whose fields do not matter here, and the values that the fields of other layers must have.
+_UNCHECKED_LAYERS = ("InputLayer", "Dropout", "SpatialDropout1D", "Embedding", "TimeDistributed")
+_GATED_FIELDS = {"activation": "tanh", "recurrent_activation": "sigmoid", "go_backwards": False}
+_LAYER_FIELDS: dict[str, dict[str, Any]] = {
+    "GRU": _GATED_FIELDS | {"reset_after": True},
+    "LSTM": _GATED_FIELDS,
     "SimpleRNN": {"activation": "tanh", "go_backwards": False},
     "Dense": {"activation": ("linear", "softmax")},
     "Activation": {"activation": ("linear", "softmax")},
@@ -48,13 +48,13 @@ _FIELDS: dict[str, dict[str, Any]] = {
 
 
 def read_keras(file: Path) -> ForeignModel:
-    """The model in a file. A `.keras` file also says what its layers are, which is checked.
+    """The model in a file. The layers that a `.keras` file also describes are checked.
 
     Raises:
       InputError: the file is damaged, charjax has no such model, or h5py is not installed.
       OSError: it cannot be read.
     """
-    h5py = required("h5py", extra="export")
+    h5py = import_extra("h5py", extra="export")
     content = read_file(file)
     if zipfile.is_zipfile(io.BytesIO(content)):
         content = _unpack(content, file)
@@ -65,7 +65,7 @@ def read_keras(file: Path) -> ForeignModel:
 
 
 def _unpack(content: bytes, file: Path) -> bytes:
-    """The weights of a `.keras` archive, whose layers charjax must have."""
+    """The weights in a `.keras` archive; checks the layers that it describes."""
     with _as_input_errors(file), zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = {info.filename: info for info in archive.infolist()}
         if not {"config.json", "model.weights.h5"} <= members.keys():
@@ -75,7 +75,7 @@ def _unpack(content: bytes, file: Path) -> bytes:
         for name in ("config.json", "model.weights.h5"):
             limit = _MAX_CONFIG_BYTES if name == "config.json" else 20 * len(content)
             if members[name].file_size > limit:
-                raise InputError(f"{file}: {name} is larger than any such file")
+                raise InputError(f"{file}: {name} is too large")
         for kind, fields in _layer_configs(json.loads(archive.read("config.json")), 0):
             _check_layer(kind, fields)
         return archive.read("model.weights.h5")
@@ -92,40 +92,40 @@ def _layer_configs(values: Any, depth: int) -> Iterator[tuple[str, dict[str, Any
     if isinstance(inner, list):
         for layer in inner:
             yield from _layer_configs(layer, depth + 1)
-    elif depth:  # not a model of a class of its user, which says nothing of its layers
+    elif depth:  # depth 0 is a model of the user's class, whose config does not list its layers
         yield str(values.get("class_name")), fields
         yield from _layer_configs(fields.get("layer"), depth + 1)
 
 
 def _check_layer(kind: str, fields: dict[str, Any]) -> None:
     """Raises InputError for a layer that charjax computes differently, or not at all."""
-    if kind in _HARMLESS:
+    if kind in _UNCHECKED_LAYERS:
         return
-    if kind not in _FIELDS:
+    if kind not in _LAYER_FIELDS:
         raise InputError(f"a layer is a {kind[:40]}, which charjax's model does not have")
-    for name, wanted in _FIELDS[kind].items():
+    for name, wanted in _LAYER_FIELDS[kind].items():
         choices = wanted if isinstance(wanted, tuple) else (wanted,)
         if fields.get(name, choices[0]) not in choices:
             raise InputError(
-                f"a {kind} layer has {name}={fields[name]!r}; charjax has {choices[0]!r} alone"
+                f"a {kind} layer has {name}={fields[name]!r}; charjax only has {choices[0]!r}"
             )
 
 
 def _collect(h5py: Any, file: Any, limit: int) -> Arrays:
-    """All arrays by path, of at most `limit` bytes together. No link to a file is followed."""
+    """All arrays by path. Links are refused, and more than `limit` bytes in total."""
     arrays: Arrays = {}
-    ahead, num_entries = [("", file)], 0
-    while ahead:
-        path, group = ahead.pop()
+    groups, num_entries = [("", file)], 0
+    while groups:
+        path, group = groups.pop()
         for name in group:
             num_entries += 1
             if num_entries > _MAX_ENTRIES:
-                raise InputError("it has more groups and arrays than any model")
+                raise InputError(f"it has more than {_MAX_ENTRIES} groups and arrays")
             if not isinstance(group.get(name, getlink=True), h5py.HardLink):
                 raise InputError(f"{path}{name[:60]}: is a link")
             item = group[name]
             if isinstance(item, h5py.Group):
-                ahead.append((f"{path}{name}/", item))
+                groups.append((f"{path}{name}/", item))
                 continue
             limit -= item.nbytes
             is_plain = not (item.external or item.is_virtual or item.compression)
@@ -162,14 +162,14 @@ def _model(arrays: Arrays) -> ForeignModel:
     }
     embedding, head = embedding_and_head(has_bias)
     bias = f"{head[:-1]}1"
-    only_known(others, {head, bias} | ({embedding} if embedding else set()), "the file has")
+    check_all_used(others, {head, bias} | ({embedding} if embedding else set()), "the file has")
     zeros = np.zeros(others[head].shape[1], np.float32)
     table = others[embedding] if embedding else None
     return ForeignModel(cell, tuple(layers), table, others[head], others.get(bias, zeros))
 
 
 def _number(layer: str) -> tuple[int, str]:
-    """Sorts gru, gru_1, gru_2, ..., gru_10."""
+    """Sort key for gru, gru_1, gru_2, ..., gru_10."""
     number = re.search(r"(\d+)$", layer)
     return (int(number[1]) if number else 0), layer
 
@@ -177,7 +177,7 @@ def _number(layer: str) -> tuple[int, str]:
 def _cell(arrays: Arrays, layer: str) -> str:
     kernels = [arrays.get(f"{layer}/cell/vars/{i}") for i in (0, 1)]
     if any(kernel is None or kernel.ndim != 2 for kernel in kernels):
-        raise InputError(f"{layer}: has no two kernels")
+        raise InputError(f"{layer}: does not have two kernels")
     assert kernels[1] is not None
     return cell_of(kernels[1], layer)
 
@@ -189,7 +189,7 @@ def _layer(arrays: Arrays, name: str, cell: str) -> ForeignLayer:
     if cell == "gru" and biases.ndim == 1:
         raise InputError(
             f"{name}: a GRU with reset_after=False, whose reset gate comes before the matmul; "
-            "charjax has reset_after=True alone"
+            "charjax only has reset_after=True"
         )
     if biases.ndim == 1:
         biases = np.stack([biases, np.zeros_like(biases)])
@@ -201,7 +201,7 @@ def _layer(arrays: Arrays, name: str, cell: str) -> ForeignLayer:
 
 @contextlib.contextmanager
 def _as_input_errors(file: Path) -> Iterator[None]:
-    """Raises the errors of a damaged file as InputErrors; they have no common type in h5py."""
+    """Turns errors of reading into InputErrors; h5py has no error type for damage."""
     try:
         yield
     except InputError:

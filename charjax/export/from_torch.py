@@ -17,8 +17,8 @@ from charjax.export.foreign import (
     ForeignModel,
     as_float32,
     cell_of,
+    check_all_used,
     embedding_and_head,
-    only_known,
 )
 from charjax.export.weights import Arrays
 from charjax.runtime.safetensors import read_safetensors
@@ -26,14 +26,14 @@ from charjax.runtime.safetensors import read_safetensors
 # weight_ih_l0 of nn.GRU, nn.LSTM and nn.RNN; weight_ih of nn.GRUCell and the like.
 _RECURRENT = re.compile(r"(?P<module>.*?)(?:weight|bias)_(?:ih|hh|hr)(?P<layer>_l\d+)?(_reverse)?")
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt")
-_STATE_DICTS = ("state_dict", "model_state_dict", "model")  # where checkpoints have them
+_STATE_DICTS = ("state_dict", "model_state_dict", "model")  # keys of checkpoints that hold one
 
 
 def read_torch(file: Path) -> ForeignModel:
     """The model in a file.
 
-    Its order of gates is charjax's: reset, update, candidate for GRU; input, forget, candidate,
-    output for LSTM. Its kernels are transposed.
+    torch's order of gates is charjax's: reset, update, candidate for GRU; input, forget,
+    candidate, output for LSTM. torch's kernels are transposed.
 
     Raises:
       InputError: the file is damaged, or charjax has no such model.
@@ -46,7 +46,7 @@ def read_torch(file: Path) -> ForeignModel:
     bias = head.removesuffix("weight") + "bias"
     used = {name for name in arrays if _RECURRENT.fullmatch(name)} | {head, bias}
     used |= {embedding} if embedding else set()
-    only_known(arrays, used, "the state dict has")
+    check_all_used(arrays, used, "the state dict has")
     vocab = arrays[head].shape[0]
     return ForeignModel(
         cell=cell_of(layers[0].recurrent_kernel, "the first layer"),
@@ -58,7 +58,7 @@ def read_torch(file: Path) -> ForeignModel:
 
 
 def _read_pickle(file: Path) -> Arrays:
-    """The tensors of a file of `torch.save`, of which torch reads the tensors alone."""
+    """The tensors of a file of `torch.save`; torch unpickles tensors only, no other objects."""
     try:
         torch = importlib.import_module("torch")
     except ImportError:
@@ -81,7 +81,7 @@ def _read_pickle(file: Path) -> Arrays:
 
 
 def _to_numpy(tensor: Any, torch: Any) -> np.ndarray:
-    """The tensor; bfloat16, which numpy does not have, as float32."""
+    """Converts a tensor to numpy; bfloat16 becomes float32."""
     tensor = tensor.detach()
     array: np.ndarray = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
     return array
@@ -115,7 +115,7 @@ def _layers(arrays: Arrays) -> list[ForeignLayer]:
 
 
 def _natural(name: tuple[str, str]) -> list[list[tuple[int, str]]]:
-    """Sorts 2 before 10."""
+    """Sort key that orders the numbers in names by value: 2 before 10."""
     return [[(int(p), "") if p.isdigit() else (-1, p) for p in re.split(r"(\d+)", n)] for n in name]
 
 

@@ -1,7 +1,8 @@
 """Export as one HTML file: a page, the int8 weights, and inference in plain JavaScript.
 
-The file opens from disk and makes no request. `page.html`, `page.css` and `page.js` know a model
-by the interface that `page.js` describes; `local.js` gives it the model of `model.js`.
+The file opens from disk and makes no request. `model.js` is the model. `page.html`, `page.css` and
+`page.js` are the page, which uses any model that has the interface described in `page.js`;
+`local.js` connects the two.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ import json
 
 from charjax.config import to_dict
 from charjax.export.files import template
-from charjax.export.quantized import quantized
+from charjax.export.quantized import quantize_model
 from charjax.export.weights import Arrays, safetensors
 from charjax.inference.load import TrainedModel
 
-# Nothing from outside the file: the browser enforces it.
+# The Content-Security-Policy: the browser loads nothing from outside the file.
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; "
     "base-uri 'none'; form-action 'none'"
@@ -36,10 +37,10 @@ def html_file(trained: TrainedModel) -> bytes:
 
 
 def page(scripts: list[str], *, policy: str) -> str:
-    """The page with its style.
+    """The HTML of the page.
 
     Args:
-      scripts: elements; one of them calls `startPage` of `page.js` with a model.
+      scripts: script elements; one of them calls `startPage` of `page.js` with a model.
       policy: the Content-Security-Policy.
     """
     style, elements = template("page.css"), "\n".join(scripts)
@@ -47,8 +48,8 @@ def page(scripts: list[str], *, policy: str) -> str:
 
 
 def _weights(trained: TrainedModel) -> bytes:
-    """safetensors: `NAME` int8 and `NAME.scales` of each kernel, `NAME` float32 of each bias."""
-    model = quantized(trained)
+    """The safetensors: `NAME` (int8) and `NAME.scales` per kernel, `NAME` (float32) per bias."""
+    model = quantize_model(trained)
     arrays: Arrays = dict(model.biases)
     for name, kernel in model.kernels.items():
         arrays |= {name: kernel.integers, f"{name}.scales": kernel.scales}
@@ -61,7 +62,7 @@ def _weights(trained: TrainedModel) -> bytes:
 
 
 def _about(trained: TrainedModel) -> dict[str, object]:
-    """What the page says of the model, and how a prompt is prepared."""
+    """The page's title and description of the model, and how it normalizes a prompt."""
     model, reading = trained.config.model, trained.reading
     corpus = trained.meta["corpus"]["name"]
     loss = f", {trained.val_loss:.3f} nats per character" if trained.val_loss else ""

@@ -1,4 +1,4 @@
-"""Export of a trained model in the layout of a repository of the Hugging Face hub."""
+"""Export as a repository of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from charjax.inference.hub import FORMAT, HubConfig
 from charjax.inference.load import TrainedModel
 from charjax.model.network import parameter_count
 
-_NOT_COPIED = ("vocabulary", "logs", "progress")  # of a checkpoint's metadata
+_NOT_COPIED = ("vocabulary", "logs", "progress")  # parts of a checkpoint's metadata
 
 
 def hub_files(trained: TrainedModel) -> dict[str, bytes]:
@@ -62,12 +62,12 @@ def _config(trained: TrainedModel, files: dict[str, bytes]) -> dict[str, Any]:
 
 
 def _file_names(paths: str) -> str:
-    """Paths without their folders, which are nobody's business but their user's."""
+    """Paths without their folders, which may be private."""
     return ",".join(path.rpartition("/")[2] for path in paths.split(","))
 
 
 def _card(trained: TrainedModel) -> str:
-    """The model card, with the metadata that the hub reads at its top."""
+    """The model card; at its top the metadata that the hub reads."""
     model, corpus, loss = trained.config.model, trained.meta["corpus"], trained.val_loss
     text = _file_names(corpus["name"])
     name = f"{model.cell}-{model.layers}x{model.hidden}-{text}"
@@ -96,7 +96,7 @@ def _card(trained: TrainedModel) -> str:
 
 
 def _metadata(trained: TrainedModel, name: str) -> str:
-    """The card's metadata, as YAML of which every value is JSON."""
+    """The card's metadata in YAML; each value is written as JSON."""
     values: dict[str, Any] = {
         "library_name": "charjax",
         "pipeline_tag": "text-generation",
@@ -143,13 +143,13 @@ charjax train --config=CONFIG --init_from=FOLDER --config.data.path=TEXT   # fin
 ```
 
 - `model.safetensors`: the weights by name
-- `config.json`: what the model is, how it was trained, and the digests of the files
+- `config.json`: the architecture, how it was trained, and the digests of the files
 - `vocabulary.json`: `symbols`, of which id i is character i
-- `model.onnx`, if it is here: the same model for onnxruntime; its metadata have the rest
+- `model.onnx`, if present: the same model for onnxruntime, with config and vocabulary as metadata
 
 ## Limits
 
-It continues text in the style of what it was trained on; what it says is not true but by accident,
-and it may repeat passages of that text. It knows {symbols} {unit}; others are refused, or read as
-[UNK] where it has one. It has no memory but its state, which fades over some hundred characters.
+It continues text in the style of its training text. What it writes is not factual, and it may
+repeat passages of that text. It knows {symbols} {unit}; others are refused, or read as [UNK] if it
+has that token. Its only memory is its recurrent state, which fades over some hundred characters.
 """

@@ -1,10 +1,10 @@
-"""Export of the weights for a Keras 3 model."""
+"""Export as weights of a Keras 3 model, and a script that builds the model."""
 
 from __future__ import annotations
 
 import io
 
-from charjax.export.weights import keras_weights, required
+from charjax.export.weights import import_extra, keras_weights
 from charjax.inference.load import TrainedModel
 
 _RNN = {"gru": "GRU", "lstm": "LSTM", "rnn": "SimpleRNN"}
@@ -17,7 +17,7 @@ def keras_files(trained: TrainedModel) -> dict[str, bytes]:
       InputError: the package h5py is not installed.
     """
     config = trained.config.model
-    h5py = required("h5py", extra="export")
+    h5py = import_extra("h5py", extra="export")
     arrays = keras_weights(config, trained.params)
     content = io.BytesIO()
     with h5py.File(content, "w") as file:

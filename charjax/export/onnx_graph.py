@@ -1,7 +1,7 @@
-"""A model as an ONNX graph: Gather, then GRU, LSTM or RNN nodes, then the projection to logits.
+"""Export as an ONNX graph: Gather, then GRU, LSTM or RNN nodes, then the projection to logits.
 
-The graph reads any number of tokens from any batch, from a given state: one token at a time
-for sampling, a whole sequence for scoring.
+The graph takes a carry and tokens of any batch size and length: one token at a time for sampling,
+a whole sequence for scoring.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import numpy as np
 
 from charjax.config import ModelConfig, to_dict
 from charjax.export.files import SIGNATURE
-from charjax.export.weights import embedding, hidden_bias, reorder, required, sampling_facts
+from charjax.export.weights import embedding, hidden_bias, import_extra, reorder, sampling_facts
 from charjax.inference.load import TrainedModel
 from charjax.types import PyTree
 
-_OPSET, _IR_VERSION = 17, 10  # the IR version that onnxruntime 1.18 and later read
-# ONNX's GRU has update, reset, candidate; its LSTM input, output, forget, candidate.
+_OPSET, _IR_VERSION = 17, 10  # onnxruntime reads IR version 10 from 1.18 on
+# Order of gates: GRU in ONNX has update, reset, candidate; LSTM input, output, forget, candidate.
 _GATES = {"gru": (1, 0, 2), "lstm": (0, 3, 1, 2), "rnn": (0,)}
 _ATTRIBUTES: dict[str, dict[str, Any]] = {"gru": {"linear_before_reset": 1}, "lstm": {}, "rnn": {}}
 
@@ -29,12 +29,12 @@ def onnx_model(trained: TrainedModel) -> bytes:
     Inputs: `tokens` int64 [batch, time] and the carry, float32 [1, batch, hidden] arrays
     `layer_0_h` (and `layer_0_c` for LSTM) and so on. Outputs: `logits` float32
     [batch, time, vocab] and the carry after the last token, `layer_0_h_out` and so on.
-    The vocabulary and all that sampling needs are in the metadata.
+    The metadata has the vocabulary and what sampling needs.
 
     Raises:
       InputError: the package onnx is not installed.
     """
-    onnx = required("onnx", extra="export")
+    onnx = import_extra("onnx", extra="export")
     config, params = trained.config.model, trained.params
     graph = _Graph(onnx.helper, onnx.numpy_helper)
     batch_time, vocab = ["batch", "time"], params["output_bias"].shape[0]
@@ -92,7 +92,7 @@ def _layer(graph: _Graph, config: ModelConfig, layer: PyTree, i: int, x: str) ->
 
 
 class _Graph:
-    """The parts of a graph, collected in order."""
+    """Builder of an ONNX graph: collects its inputs, nodes, constants and outputs."""
 
     FLOAT = 1  # onnx.TensorProto.FLOAT
 
@@ -131,7 +131,7 @@ class _Graph:
 
 
 def _metadata(trained: TrainedModel) -> dict[str, str]:
-    """What a program needs to sample as charjax does."""
+    """Config, vocabulary, and what a program needs to sample as charjax does."""
     vocab = trained.vocab
     return {
         "config": json.dumps(to_dict(trained.config)),

@@ -1,7 +1,7 @@
-"""Export of a trained model as a `jax.export` program that needs no charjax.
+"""Export as a serialized `jax.export` program, which runs without charjax.
 
-The program is one step of decoding and sampling. It computes what `charjax.inference.sampler` does,
-so that it samples the same characters from the same keys.
+The program is one step of decoding and sampling. It computes the same as
+`charjax.inference.sampler`, so that it samples the same characters from the same keys.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from charjax.config import ModelConfig
 from charjax.data.vocab import Vocab
-from charjax.export.weights import required
+from charjax.export.weights import import_extra
 from charjax.inference.load import TrainedModel
 from charjax.inference.sampling import sample_token
 from charjax.model.carry import initial_carry
@@ -42,7 +42,7 @@ def program_files(trained: TrainedModel) -> dict[str, bytes]:
     Raises:
       InputError: the package flatbuffers is not installed.
     """
-    required("flatbuffers", extra="export")  # jax.export says so only at the end
+    import_extra("flatbuffers", extra="export")  # jax.export would fail only after compiling
     model = trained.config.model
     program = export_generator(model, trained.params, masked=trained.vocab.unk_id)
     rows, start = start_rows(model, trained.params), io.BytesIO()
@@ -58,13 +58,13 @@ def export_generator(config: ModelConfig, params: PyTree, *, masked: int | None)
     """One step of generation as a serialized `jax.export` program, for any batch size.
 
     The program takes (tokens int32 [batch], carry, keys uint32 [batch, 2], temperature
-    float32 []) and returns the next tokens and the carry. The carry is the tuple of
-    float32 [batch, features] arrays whose first values `start_rows` gives.
+    float32 []) and returns the next tokens and the carry. The carry is a tuple of
+    float32 [batch, features] arrays; `start_rows` has their initial values.
 
     Args:
       config: the architecture.
       params: of a `CharRNN`; they become part of the program.
-      masked: a token never to sample; None: all may be.
+      masked: a token that is never sampled, or None.
     """
     generator = jax.jit(make_generator(config, params, masked=masked))
     (batch,) = jax.export.symbolic_shape("batch")
@@ -103,10 +103,10 @@ def make_generator(config: ModelConfig, params: PyTree, *, masked: int | None) -
 
 
 def start_rows(config: ModelConfig, params: PyTree) -> dict[str, Float[np.ndarray, " _"]]:
-    """The program's initial carry: one row for each of its arrays, to repeat over the batch.
+    """The program's initial carry, as one batch row per array, to be repeated over the batch.
 
-    In the carry's order: the states of each layer, then the hidden gates of each layer's next
-    step, see `charjax.model.decode.DecodeState`.
+    They are in the order of the program's carry: the states of each layer, then the hidden gates
+    of each layer for the next step; see `charjax.model.decode.DecodeState`.
     """
     state = _start_state(config, params)
     states = {
@@ -153,7 +153,7 @@ _README = """\
 | file | what it is |
 |---|---|
 | `generator.jax` | one step of generation as a `jax.export` program for {platforms} |
-| `start.npz` | the carry before any text, one row for each of its arrays, in order |
+| `start.npz` | the initial carry: one batch row for each of its arrays, in order |
 | `vocabulary.json` | `symbols`: id i is character i; `start`: the id to feed without a prompt |
 | `weights.safetensors` | the parameters by name, float32, and the config in the metadata |
 

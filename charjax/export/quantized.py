@@ -1,4 +1,4 @@
-"""A model with int8 weights, as the formats `html` and `c` hold it; biases stay float32."""
+"""int8 quantization of a model's kernels for the formats `html` and `c`; biases stay float32."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _quantize = jax.jit(quantize)
 
 
 class QuantizedKernel(NamedTuple):
-    """A kernel `integers * scales`, see `charjax.model.quantization`.
+    """A quantized kernel, `integers * scales`; see `charjax.model.quantization`.
 
     Attributes:
       integers: from -127 to 127.
@@ -33,12 +33,11 @@ class QuantizedKernel(NamedTuple):
 
 
 class QuantizedModel(NamedTuple):
-    """The parameters by the names of `named_weights`.
+    """The parameters of a model, quantized; names are those of `named_weights`.
 
     Attributes:
-      config: of the model; without an embedding where its rows times the first kernel, which
-        is a one-hot model's kernel, are fewer numbers than both.
-      kernels: the matrices.
+      config: the architecture. `embed` is 0 if the embedding was multiplied into the first kernel.
+      kernels: the matrices, the embedding included.
       biases: the vectors, float32.
     """
 
@@ -47,8 +46,11 @@ class QuantizedModel(NamedTuple):
     biases: Arrays
 
 
-def quantized(trained: TrainedModel) -> QuantizedModel:
-    """The model with int8 weights.
+def quantize_model(trained: TrainedModel) -> QuantizedModel:
+    """Quantizes the kernels of a model to int8.
+
+    An embedding is first multiplied into the first kernel, as if the input were one-hot, if the
+    result has no more numbers than the two together.
 
     Raises:
       InputError: a parameter is not finite.
@@ -68,9 +70,9 @@ def quantized(trained: TrainedModel) -> QuantizedModel:
     return QuantizedModel(replace(config, dtype="float32"), kernels, biases)
 
 
-def dequantized(trained: TrainedModel) -> TrainedModel:
-    """The float32 model whose text the quantized one writes."""
-    model = quantized(trained)
+def dequantize_model(trained: TrainedModel) -> TrainedModel:
+    """The float32 model with the weights `integers * scales`: it writes what the exports write."""
+    model = quantize_model(trained)
     arrays = {name: k.integers * k.scales for name, k in model.kernels.items()} | model.biases
     params: PyTree = {}
     for name, array in arrays.items():

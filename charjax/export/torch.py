@@ -1,4 +1,4 @@
-"""Export of the weights for a torch module."""
+"""Export as weights of a torch module, and a script with the module."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads the vocabulary of a model of another framework."""
+"""Reads the vocabulary file of a model of another framework."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _MAX_TEXT_BYTES = 2**30
 
 
 class ForeignVocab(NamedTuple):
-    """A vocabulary, and where its tokens come from.
+    """A vocabulary of another framework, converted.
 
     Attributes:
-      vocab: as charjax has it, with [UNK] last.
-      order: the id that each of its tokens had.
+      vocab: the vocabulary of charjax, with [UNK] last.
+      order: for each of its ids, the id of the same token in the other framework.
     """
 
     vocab: Vocab
@@ -32,14 +32,15 @@ def read_vocabulary(file: Path, vocab_size: int) -> ForeignVocab:
     """The vocabulary in a file.
 
     Args:
-      file: JSON: that of an export of charjax, a list of characters in the order of their ids (as
-        Keras' `StringLookup.get_vocabulary()`), or an object {character: id}, in which one entry
-        may be [UNK]; or a text, whose distinct characters in sorted order are the vocabulary.
-      vocab_size: of the model. If it has one token more than a text has characters, the first is
-        taken for [UNK], which is logged.
+      file: a .json file or a text. The JSON is the vocabulary.json of an export of charjax, a list
+        of characters in the order of their ids (such as Keras' `StringLookup.get_vocabulary()`),
+        or an object {character: id}; one entry may be [UNK]. The vocabulary of a text is its
+        distinct characters in sorted order.
+      vocab_size: that of the model. If it is one more than the characters of a text, id 0 is
+        taken to be [UNK], which is logged.
 
     Raises:
-      InputError: it is none of these, or has another size.
+      InputError: the file is none of these, or the vocabulary has another size.
       OSError: it cannot be read.
     """
     try:
@@ -60,7 +61,7 @@ def _from_text(text: str, vocab_size: int, file: Path) -> ForeignVocab:
     tokens = sorted(set(text))
     if len(tokens) == vocab_size - 1:
         _logger.info(
-            "--vocabulary=%s: %d characters, the model has %d tokens; the first is taken for [UNK]",
+            "--vocabulary=%s: %d characters, the model has %d tokens; id 0 is taken to be [UNK]",
             file,
             len(tokens),
             vocab_size,
@@ -87,7 +88,7 @@ def _from_json(text: str, file: Path) -> ForeignVocab:
 
 
 def _from_tokens(tokens: Any, file: Path) -> ForeignVocab:
-    """The vocabulary of tokens in the order of their ids; [UNK] becomes the last."""
+    """The vocabulary of a list of tokens, ordered by id; [UNK] is moved to the end."""
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
         raise InputError(f"--vocabulary={file}: must be a list of characters or {{character: id}}")
     strange = [token for token in tokens if len(token) != 1 and token != _UNK]

@@ -1,4 +1,4 @@
-"""A model's weights under names of charjax, torch and Keras."""
+"""A model's weights by the names and layouts of charjax, torch and Keras."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ Arrays = dict[str, np.ndarray]
 
 
 def safetensors(arrays: Arrays, metadata: dict[str, str]) -> bytes:
-    """Arrays in the safetensors format.
+    """Serializes arrays in the safetensors format.
 
     Raises:
-      InputError: the package is not installed.
+      InputError: the package safetensors is not installed.
     """
-    package = required("safetensors.numpy", extra="export")
-    # Contiguous: safetensors saves a transposed view wrongly.
+    package = import_extra("safetensors.numpy", extra="export")
+    # safetensors would save the buffer of a transposed view, in the wrong order.
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     content: bytes = package.save(contiguous, metadata=metadata)
     return content
 
 
-def required(package: str, *, extra: str) -> ModuleType:
-    """A package of an extra.
+def import_extra(package: str, *, extra: str) -> ModuleType:
+    """Imports a package that an extra of charjax installs.
 
     Raises:
       InputError: it is not installed.
@@ -48,7 +48,7 @@ def required(package: str, *, extra: str) -> ModuleType:
 
 
 def sampling_facts(vocab: Vocab) -> dict[str, object]:
-    """How charjax samples, as JSON values: what is never sampled, what ends a text, the noise."""
+    """How charjax samples, as JSON values: masked tokens, the token that ends a text, the noise."""
     return {
         "masked": [] if vocab.unk_id is None else [vocab.unk_id],
         "end": vocab.boundary_id,
@@ -66,14 +66,14 @@ def named_weights(params: PyTree) -> Arrays:
 
 
 def embedding(config: ModelConfig, params: PyTree) -> Float[np.ndarray, "vocab embed"]:
-    """The embedding; the identity matrix for a model with one-hot input."""
+    """The embedding; for one-hot input, the identity matrix."""
     if config.embed:
         return np.asarray(params["embedding"])
     return np.eye(params["output_bias"].shape[0], dtype=np.float32)
 
 
 def hidden_bias(layer: PyTree) -> Float[np.ndarray, " gates"]:
-    """The bias of the hidden gates: zero except for the candidate's, where the cell has one."""
+    """The bias of the hidden gates: zeros, except for the candidate of a cell with reset_after."""
     hidden, gates = layer["recurrent"]["kernel"].shape
     bias = np.zeros(gates, np.float32)
     if "bias" in layer["recurrent"]:
@@ -84,8 +84,8 @@ def hidden_bias(layer: PyTree) -> Float[np.ndarray, " gates"]:
 def torch_weights(config: ModelConfig, params: PyTree) -> Arrays:
     """The state dict of {embedding: nn.Embedding, rnn: nn.GRU, nn.LSTM or nn.RNN, head: nn.Linear}.
 
-    torch has charjax's order of gates: reset, update, candidate for GRU and input, forget,
-    candidate, output for LSTM. Its kernels are transposed.
+    torch's order of gates is charjax's: reset, update, candidate for GRU; input, forget,
+    candidate, output for LSTM. torch's kernels are transposed.
     """
     arrays = {"embedding.weight": embedding(config, params)}
     for i in range(config.layers):
@@ -112,7 +112,9 @@ def keras_weights(config: ModelConfig, params: PyTree) -> Arrays:
         layer = params[f"layer_{i}"]
         name = _KERAS_LAYERS[config.cell] + (f"_{i}" if i else "")
         bias = reorder(np.asarray(layer["bias"]), order)
-        if config.cell == "gru":  # reset_after: a bias of the input, one of the state
+        if (
+            config.cell == "gru"
+        ):  # Keras with reset_after: [bias of the input gates, bias of the hidden gates]
             bias = np.stack([bias, reorder(hidden_bias(layer), order)])
         path = f"layers/{name}/cell/vars"
         arrays[f"{path}/0"] = reorder(np.asarray(layer["kernel"]), order)
@@ -126,6 +128,6 @@ def keras_weights(config: ModelConfig, params: PyTree) -> Arrays:
 def reorder(
     array: Float[np.ndarray, "*rows gates"], order: tuple[int, ...]
 ) -> Float[np.ndarray, "*rows gates"]:
-    """The blocks of the last axis, one per gate, in another order."""
+    """Reorders the gates, which are equal blocks of the last axis."""
     blocks = np.split(array, len(order), axis=-1)
     return np.concatenate([blocks[gate] for gate in order], axis=-1)

@@ -17,7 +17,7 @@ import pytest
 
 from charjax.config import ModelConfig
 from charjax.export.api import export_model
-from charjax.export.quantized import dequantized
+from charjax.export.quantized import dequantize_model
 from charjax.inference.load import TrainedModel
 from tests.export.tiny import CHARACTERS, sampled, trained_like
 
@@ -87,7 +87,7 @@ def test_chromium_writes_the_text_from_disk_without_a_network(browser, large, tm
     for seed, temperature in ((0, 0.8), (1, 1.0), (2**32 - 1, 0.6)):
         options = {"prompt": "ROMEO:", "num_chars": 500, "temperature": temperature, "seed": seed}
         text, seconds = write(page, **options)
-        assert text.encode() == sampled(dequantized(large), **options)
+        assert text.encode() == sampled(dequantize_model(large), **options)
         rates.append(500 / seconds)
     assert seen == [path.as_uri()], "a request or a message beyond the page itself"
     print(f"{path.stat().st_size:,} bytes; characters/s: {[round(rate) for rate in rates]}")
@@ -111,7 +111,9 @@ def test_the_page_stops_goes_on_and_refuses_an_unknown_character(browser, large,
     page.get_by_role("button", name="Continue").click()
     page.get_by_role("status").filter(has_text="20 characters").wait_for()
     options = {"prompt": text, "num_chars": 20, "temperature": 0.8, "seed": 0}
-    assert page.locator("#text").text_content().encode() == sampled(dequantized(large), **options)
+    assert page.locator("#text").text_content().encode() == sampled(
+        dequantize_model(large), **options
+    )
     page.get_by_label("Prompt").fill("ROMÉO")
     page.get_by_role("button", name="Write").click()
     assert "U+00C9" in page.get_by_role("alert").text_content()
@@ -137,7 +139,7 @@ def test_a_cortex_m4_writes_the_text(tmp_path, caplog):
         machine += ["-serial", "none", "-kernel", "model.elf", "-semihosting-config"]
         text = run([*machine, f"enable=on,target=native,{semihosting}"], tmp_path)
         options = {"prompt": "ROMEO:", "num_chars": 500, "temperature": temperature, "seed": seed}
-        assert text == sampled(dequantized(trained), **options)
+        assert text == sampled(dequantize_model(trained), **options)
     text_size, data, bss = map(int, sizes)
     print(f"{text_size + data:,} bytes of flash by size; {caplog.messages[0]}")
     assert text_size + data < 200_000

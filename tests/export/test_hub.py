@@ -10,7 +10,7 @@ import pytest
 
 from charjax.cli.main import main
 from charjax.errors import CheckpointError, InputError
-from charjax.export.api import FORMATS, export_model, rounded
+from charjax.export.api import FORMATS, export_model, round_to_bfloat16
 from charjax.export.convert import convert
 from charjax.export.hub import hub_files
 from charjax.export.weights import named_weights
@@ -83,7 +83,7 @@ def test_the_card_has_metadata_that_a_hub_reads_and_no_folder_of_the_user(hub, r
 
 
 def test_rounded_weights_take_half_the_space_and_are_read_as_they_are(tmp_path):
-    trained = rounded(trained_like(MODELS["lstm-3-one_hot"]))
+    trained = round_to_bfloat16(trained_like(MODELS["lstm-3-one_hot"]))
     whole, half = hub_files(trained_like(MODELS["lstm-3-one_hot"])), hub_files(trained)
     assert len(half["model.safetensors"]) < 0.6 * len(whole["model.safetensors"])
 

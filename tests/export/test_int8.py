@@ -21,7 +21,7 @@ from charjax.config import ModelConfig
 from charjax.errors import InputError
 from charjax.export.api import export_model
 from charjax.export.c import _GATES, _STATES
-from charjax.export.quantized import dequantized, quantized
+from charjax.export.quantized import dequantize_model, quantize_model
 from charjax.inference.load import TrainedModel
 from tests.export.tiny import (
     MODELS,
@@ -76,7 +76,7 @@ class Expected(NamedTuple):
 def expected(name: str) -> Expected:
     trained = variants()[name]
     with tempfile.TemporaryDirectory() as folder, np.errstate(over="ignore"):
-        export_model(dequantized(trained), Path(folder, "numpy"), format="numpy")
+        export_model(dequantize_model(trained), Path(folder, "numpy"), format="numpy")
         script = module_of(Path(folder, "numpy", "generate.py"))
         texts = [numpy_text(script, trained.vocab, **o) for o in OPTIONS]
         reader, logits = script.Model(), []
@@ -100,7 +100,7 @@ def numpy_text(
 
 def test_quantized_weights_are_within_half_a_step_and_exact_once_dequantized():
     trained = trained_like(MODELS["lstm-3-one_hot"])
-    model, again = quantized(trained), quantized(dequantized(trained))
+    model, again = quantize_model(trained), quantize_model(dequantize_model(trained))
     for name, kernel in model.kernels.items():
         node = trained.params
         for key in name.split("."):
@@ -115,8 +115,8 @@ def test_quantized_weights_are_within_half_a_step_and_exact_once_dequantized():
 
 def test_an_embedding_is_folded_into_the_kernel_where_that_is_smaller():
     small, large = variants()["gru-1-embed"], variants()["folded"]
-    assert quantized(small).config.embed == 6
-    folded = quantized(large)
+    assert quantize_model(small).config.embed == 6
+    folded = quantize_model(large)
     assert folded.config.embed == 0
     assert "embedding" not in folded.kernels
     kernel, scales = folded.kernels["layer_0.kernel"]
@@ -199,7 +199,7 @@ def test_the_page_keeps_the_likeliest_as_the_command_does(tmp_path):
         )
     ]
     texts = run_page(tmp_path / "page.html", options=options)["texts"]
-    assert [t.encode() for t in texts] == [sampled(dequantized(trained), **o) for o in options]
+    assert [t.encode() for t in texts] == [sampled(dequantize_model(trained), **o) for o in options]
 
 
 @needs_node
@@ -357,10 +357,10 @@ def test_html_and_c_write_what_charjax_samples(model, tmp_path):
     tokens = tokens_of(trained, 1, 1000)
     page = run_page(tmp_path / "page.html", options=OPTIONS, tokens=tokens[0].tolist())
     compiled = Model(trained, tmp_path / "c")
-    want = [sampled(dequantized(trained), **o) for o in OPTIONS]
+    want = [sampled(dequantize_model(trained), **o) for o in OPTIONS]
     assert [text.encode() for text in page["texts"]] == want
     assert [compiled.text(**o) for o in OPTIONS] == want
-    logits = network_logits(dequantized(trained), tokens)
+    logits = network_logits(dequantize_model(trained), tokens)
     np.testing.assert_allclose(np.array(page["logits"])[None], logits, atol=1e-5)
     compiled.reset(0)
     for t, token in enumerate(tokens[0].tolist()):

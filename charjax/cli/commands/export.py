@@ -33,10 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Writes the export; it overwrites only what an export wrote."""
-    from charjax.export.api import check_format, export_model, rounded
+    from charjax.export.api import check_format, export_model, round_to_bfloat16
 
     check_format(args.format)
     trained = load_model(args)
     if args.rounding == "bfloat16":
-        trained = rounded(trained)
+        trained = round_to_bfloat16(trained)
     export_model(trained, args.out, format=args.format)
