@@ -1,4 +1,4 @@
-"""The argument parser, and what several commands share: flags, loading a model, JSON output."""
+"""The argument parser, and flags and helpers that several commands use."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WEIGHTS = ("float32", "bfloat16", "int8")
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse without abbreviations, whose errors are InputErrors of one line."""
+    """An `ArgumentParser` without abbreviated flags; its errors are InputErrors of one line."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; see: {self.prog} --help")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse's, but an unknown flag is an InputError that suggests the nearest one."""
+        """As in argparse, but an unknown flag is an InputError that suggests the nearest flag."""
         parsed, unknown = super().parse_known_args(args, namespace)
         if unknown:
             name = unknown[0].partition("=")[0]
@@ -41,13 +41,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_config(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    """`--config`, for commands that take a config; `args.config_flags` has it and its overrides."""
-    # Here for --help alone: `main.parse` takes config flags out before argparse sees them.
+    """`--config`. The flag and its overrides are in `args.config_flags`, unparsed."""
+    # Added for --help only: `main.parse` removes config flags before argparse sees them.
     parser.add_argument(
         "--config",
         metavar="NAME[:ARGUMENT]",
-        help="a config of `charjax configs`, or a file, which is executed as Python; override "
-        "fields with --config.model.hidden=512" + ("" if required else "; or give --workdir"),
+        help="a name listed by `charjax configs`, or a file, which is executed as Python; override "
+        "fields with flags such as --config.model.hidden=512"
+        + ("" if required else "; or give --workdir"),
     )
 
 
@@ -58,7 +59,7 @@ def add_workdir(parser: argparse.ArgumentParser, about: str, *, required: bool =
 
 def add_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """`--workdir` and `--checkpoint`, for `load_model`."""
-    about = "a run's folder, or one of a model hub"
+    about = "a run's folder, or a folder from a model hub"
     if not required:
         about += "; default: the built-in model"
     add_workdir(parser, about, required=required)
@@ -71,7 +72,7 @@ def add_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None
 
 
 def add_inference(parser: argparse.ArgumentParser) -> None:
-    """`--weights`, for `load_model`, and `--unknown`, for the user's text."""
+    """`--weights`, for `load_model`, and `--unknown`, for encoding the user's text."""
     parser.add_argument(
         "--weights",
         choices=WEIGHTS,
@@ -82,12 +83,12 @@ def add_inference(parser: argparse.ArgumentParser) -> None:
         "--unknown",
         default="error",
         choices=("error", "unk"),
-        help="characters that the vocabulary lacks: refuse them, or read them as [UNK]",
+        help="characters that are not in the vocabulary: refuse them, or read them as [UNK]",
     )
 
 
 def load_model(args: argparse.Namespace) -> TrainedModel:
-    """The model that the flags of `add_model`, and of `add_inference` if used, describe."""
+    """Loads the model that the flags of `add_model` and `add_inference` describe."""
     from charjax.inference.load import load_builtin, load_trained, with_dtype
     from charjax.runtime.sharding import all_devices
 
@@ -103,17 +104,17 @@ def print_json(values: Mapping[str, Any]) -> None:
 
 
 def local_path(flag: str) -> Callable[[str], Path]:
-    """The type of a flag whose value is a path: `~` and variables are replaced, no address taken.
+    """The argparse type of a local path: expands `~` and variables, refuses addresses.
 
-    Every flag with a path has this type, so that a path means the same in all of them.
+    Every flag that takes a path has this type, so that a path means the same in all of them.
     """
 
-    def convert(value: str) -> Path:
+    def parse(value: str) -> Path:
         path = Path(expand_path(value, flag))
         check_local(path, flag)
         return path
 
-    return convert
+    return parse
 
 
 def _which(value: str) -> str | int:

@@ -1,4 +1,4 @@
-"""Config flags, `--config=FILE` and `--config.FIELD=VALUE`, and the config that they describe."""
+"""Parses config flags, `--config=FILE` and `--config.FIELD=VALUE`, into a config."""
 
 from __future__ import annotations
 
@@ -48,20 +48,21 @@ def split_config_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def load_config(config_flags: Sequence[str]) -> tuple[str, Config]:
-    """The config that the flags describe.
+    """Executes the config file and applies the overrides.
 
     Returns:
-      The run's name ("shakespeare" or, with a file's argument, "shakespeare-ARGUMENT"), the config.
+      The run's name ("shakespeare", or "shakespeare-ARGUMENT" if the file is given an argument) and
+      the config.
 
     Raises:
-      InputError: there is no such file, it fails, or an override does not fit.
+      InputError: there is no such file, the file fails, or an override is not valid.
     """
     files = [flag for flag in config_flags if flag.startswith("--config=")]
     if len(files) != 1:
         raise InputError("--config: give one config, such as --config=shakespeare")
     given, argument = _split_argument(files[0].removeprefix("--config="))
     file = find_config(expand_path(given, "--config"), "--config=")
-    _check_text_is_named(config_flags)
+    _check_path_not_empty(config_flags)
     overrides = [flag for flag in config_flags if flag != files[0]]
     arguments = [] if argument is None else [argument]
     where = f"--config={file}"
@@ -72,26 +73,26 @@ def load_config(config_flags: Sequence[str]) -> tuple[str, Config]:
 
 
 def override(config: Config, config_flags: Sequence[str]) -> Config:
-    """A config with the overrides of the flags.
+    """Applies overrides to a config.
 
     Raises:
-      InputError: an override does not fit.
+      InputError: an override is not valid.
     """
     from charjax.config import from_config_dict, to_config_dict
 
-    _check_text_is_named(config_flags)
+    _check_path_not_empty(config_flags)
     return from_config_dict(_overridden(lambda: to_config_dict(config), "--config", config_flags))
 
 
 def _split_argument(given: str) -> tuple[str, str | None]:
-    """The file, and the argument after a colon; None: there is no colon."""
+    """Splits FILE:ARGUMENT; the argument is None if there is no colon."""
     drive, path = os.path.splitdrive(given)
     path, colon, argument = path.partition(":")
     return drive + path, argument if colon else None
 
 
-def _check_text_is_named(config_flags: Sequence[str]) -> None:
-    """Refuses an empty `data.path`, as of an unset variable, without a corpus in its place."""
+def _check_path_not_empty(config_flags: Sequence[str]) -> None:
+    """Refuses an empty `data.path`, as from an unset shell variable, unless a corpus is named."""
     given = dict(flag.partition("=")[::2] for flag in config_flags)
     if given.get("--config.data.path") == "" and not given.get("--config.data.corpus"):
         raise InputError(
@@ -101,7 +102,7 @@ def _check_text_is_named(config_flags: Sequence[str]) -> None:
 
 
 def _overridden(get_config: Callable[[], Any], where: str, overrides: Sequence[str]) -> Any:
-    """What `get_config` returns, with the overrides; `where` is it from, for messages."""
+    """The config of `get_config`, with overrides applied; `where` names its source in messages."""
     from absl import flags
     from ml_collections import config_flags as ml_flags
 
@@ -123,7 +124,10 @@ def _overridden(get_config: Callable[[], Any], where: str, overrides: Sequence[s
 
 
 def _execute(file: Path) -> Any:
-    """The module of a config file. ml_collections would split its path at the colon of a drive."""
+    """Executes a config file as a module.
+
+    Not by ml_collections, which would split a Windows path at the colon of the drive.
+    """
     loader = importlib.machinery.SourceFileLoader("charjax_config", str(file))
     module = sys.modules[loader.name] = types.ModuleType(loader.name)
     loader.exec_module(module)
@@ -131,7 +135,7 @@ def _execute(file: Path) -> Any:
 
 
 def _config_message(error: Exception, source: str, overrides: Sequence[str]) -> str:
-    """One line that names the override or the file that caused the error."""
+    """The message of an error, which names the override or the file that caused it."""
     text = " ".join(str(error).split())
     names = [(o, o.partition("=")[0].removeprefix("--config.")) for o in overrides]
     suspects = [o for o, name in names if name in text]

@@ -23,15 +23,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; see `charjax --help`.
 
     Args:
-      argv: the arguments after the program's name; None: those of this process.
+      argv: the arguments after the program's name; None for `sys.argv[1:]`.
 
     Returns:
-      The exit code; every error that a user can cause is one line on stderr.
+      The exit code. An error that a user can cause is printed as one line on stderr.
     """
     sys.stdout = sys.stdout or _closed_stream("standard output")
     sys.stderr = sys.stderr or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a message with "日" must not fail in Latin-1
+        if isinstance(stream, io.TextIOWrapper):  # so that printing "日" does not fail in Latin-1
             stream.reconfigure(errors="backslashreplace")
     try:
         with exit_on_signals(_print_before_exit):
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         discard_output(sys.stdout)
     except (MemoryError, OSError, RuntimeError) as error:
         message = _host_error_message(error)
@@ -51,10 +51,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The flags as attributes; the command's function in `run`, the config flags unparsed.
+    """Parses the arguments of the process.
+
+    Returns:
+      The flags as attributes, the command's function as `run`, and the config flags, unparsed, as
+      `config_flags`.
 
     Raises:
-      InputError: there is no such command or flag, or a value does not fit.
+      InputError: there is no such command or flag, or a value is not valid.
     """
     _check_utf8(arguments)
     config_flags, others = split_config_flags(arguments)
@@ -68,7 +72,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def make_parser() -> Parser:
-    """The parser of all commands, without their config flags."""
+    """The parser of all commands; it does not parse config flags."""
     parser = Parser(prog="charjax", description="Character-level recurrent language models.")
     subparsers = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
     for name, module in load_commands().items():
@@ -92,7 +96,7 @@ def _run(arguments: Sequence[str]) -> None:
 
 
 def _check_utf8(arguments: Sequence[str]) -> None:
-    """Raises InputError for an argument that was not UTF-8, whose bytes became surrogates."""
+    """Raises InputError for an argument that is not UTF-8, which Python decodes to surrogates."""
     for argument in arguments:
         try:
             argument.encode("utf-8")
@@ -102,7 +106,7 @@ def _check_utf8(arguments: Sequence[str]) -> None:
 
 
 def _set_jax_environment() -> None:
-    """Has JAX cache compiled programs in the user's cache; keeps variables that are set."""
+    """Sets variables of JAX and XLA that the user has not set, such as the compilation cache."""
     if folder := code_cache_folder("jax"):
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -112,7 +116,7 @@ def _set_jax_environment() -> None:
 
 
 def _host_error_message(error: BaseException) -> str | None:
-    """The message for an error of the disk or the memory; None: a defect of charjax."""
+    """The message for an error of disk or memory; None for other errors, which are bugs."""
     if isinstance(error, OSError):
         return f"{error.filename or 'the system'}: {error.strerror or error}"
     text = str(error)
@@ -127,7 +131,7 @@ def _host_error_message(error: BaseException) -> str | None:
 def _fail(message: str, exit_code: int) -> int:
     try:
         sys.stdout.flush()
-    except OSError:  # most likely what the message is about
+    except OSError:  # most likely the error that the message reports
         discard_output(sys.stdout)
     _print_error(message)
     return exit_code
@@ -147,7 +151,7 @@ def _print_before_exit(message: str) -> None:
 
 
 def _closed_stream(name: str) -> io.TextIOWrapper:
-    """A stream that was closed when the process started, as by `>&-`: a write is an OSError."""
+    """A stand-in for a stream that was closed at the start, as by `>&-`: writing raises OSError."""
 
     class Closed(io.RawIOBase):
         def writable(self) -> bool:

@@ -12,7 +12,7 @@ _PACKAGE = Path(__file__).parents[1]
 
 
 def named_configs() -> dict[str, Path]:
-    """The config files by name: of the installed package, or of the checkout that this is."""
+    """The config files by name, from the installed package or from the checkout."""
     folders = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
     folder = next((folder for folder in folders if folder.is_dir()), _PACKAGE)
     files = {file.relative_to(folder).with_suffix(""): file for file in folder.rglob("*.py")}
@@ -20,14 +20,14 @@ def named_configs() -> dict[str, Path]:
 
 
 def find_config(given: str, flag: str = "") -> Path:
-    """The config file that a path or a name stands for; a file of that path wins over a name.
+    """Finds a config file by its path or its name; an existing path wins over a name.
 
     Args:
       given: the path or the name.
-      flag: what precedes it in a message, such as "--config=".
+      flag: prefix of `given` in messages, such as "--config=".
 
     Raises:
-      InputError: there is neither.
+      InputError: there is no such file and no such name.
     """
     if Path(given).is_file():
         return Path(given)
@@ -42,5 +42,5 @@ def find_config(given: str, flag: str = "") -> Path:
 
 
 def describe(file: Path) -> str:
-    """The documentation of a config file; its first line says what it is for."""
+    """The docstring of a config file."""
     return ast.get_docstring(ast.parse(file.read_text("utf-8"))) or ""

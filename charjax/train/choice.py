@@ -1,7 +1,7 @@
-"""A config for a text that comes without one: sizes by a table, steps by a timed warm-up.
+"""Chooses the config for `charjax train TEXT`: sizes from a table, steps from a timed warm-up.
 
-The table is `choices.json` beside this file. What was chosen is recorded in the run's folder, and
-the same command resumes from that record and never chooses again.
+The table is `choices.json` beside this file. The chosen config is recorded in the run's folder;
+the same command reads it there when it resumes, and does not choose again.
 """
 
 from __future__ import annotations
@@ -35,28 +35,28 @@ from charjax.workdir import replace as replace_content
 _logger = logging.getLogger(__name__)
 
 DEFAULT_MINUTES = 4.0
-_EVALUATIONS, _EVALUATION_FRACTION = 10, 0.15  # at most; of the time
+_MAX_EVALUATIONS, _EVALUATION_FRACTION = 10, 0.15  # of a run; of its time, for all of them
 _MAX_RECORD_BYTES = 2**20
-# A text of one item a line, such as names: many short lines, of few words and mostly distinct.
+# A text is a list, one item a line, if its lines are many, short, of few words, mostly distinct.
 _MIN_ITEMS, _MAX_ITEM_CHARS, _MAX_ITEM_WORDS, _MIN_DISTINCT = 100, 40, 3, 0.5
 
 
 class Row(NamedTuple):
-    """A row of the table: the sizes for a device, a length of the text, and minutes.
+    """A row of the table: the sizes to use for a device, a length of text and a training time.
 
     Attributes:
-      device: "cpu" or "gpu"; others are as a gpu.
-      chars: characters of the text.
-      minutes: of training.
-      cell: of `ModelConfig`, as are hidden, embed and dropout.
-      hidden: units.
-      embed: size of the embedding.
-      dropout: on the outputs.
-      batch_size: of `DataConfig`, as is seq_len.
-      seq_len: characters a sequence and step.
-      learning_rate: the peak.
-      epochs: to train at most, since more would overfit; 0: no limit but the time.
-      measured: whether it won on a grid; otherwise it is extrapolated.
+      device: "cpu", or "gpu" for any accelerator.
+      chars: length of the text, in characters.
+      minutes: training time.
+      cell: `ModelConfig.cell`.
+      hidden: `ModelConfig.hidden`.
+      embed: `ModelConfig.embed`.
+      dropout: `ModelConfig.dropout`.
+      batch_size: `DataConfig.batch_size`.
+      seq_len: `DataConfig.seq_len`.
+      learning_rate: `OptimConfig.learning_rate`, the peak.
+      epochs: the most epochs to train for, since more would overfit; 0 for no such limit.
+      measured: whether these sizes were the best of some that were tried; else extrapolated.
     """
 
     device: str
@@ -74,12 +74,12 @@ class Row(NamedTuple):
 
 
 class Speed(NamedTuple):
-    """What a warm-up measures, in seconds.
+    """Durations measured in a warm-up, in seconds.
 
     Attributes:
-      step_s: a training step.
-      compile_s: compiling the training step.
-      evaluation_s: an evaluation.
+      step_s: of a training step.
+      compile_s: of compiling the training step.
+      evaluation_s: of an evaluation.
     """
 
     step_s: float
@@ -88,7 +88,7 @@ class Speed(NamedTuple):
 
 
 class _Record(NamedTuple):
-    """The content of the record in a run's folder."""
+    """The JSON of `choice.json` in a run's folder."""
 
     minutes: float
     config: Any
@@ -96,7 +96,7 @@ class _Record(NamedTuple):
 
 
 def find_row(chars: int, minutes: float, device: str) -> Row:
-    """The row of the table that is nearest, by the ratios of characters and minutes."""
+    """The nearest row of the table; the distance is in log characters and log minutes."""
     table = json.loads(resources.files("charjax.train").joinpath("choices.json").read_text("utf-8"))
     device = "cpu" if device == "cpu" else "gpu"
     rows = [Row(**values) for values in table["rows"] if values["device"] == device]
@@ -107,8 +107,8 @@ def find_row(chars: int, minutes: float, device: str) -> Row:
     return min(rows, key=distance)
 
 
-def has_items(text: str) -> bool:
-    """Whether a text has one item a line, such as names, rather than prose or verse."""
+def is_list(text: str) -> bool:
+    """Whether a text is a list with one item a line, such as names, not prose or verse."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) < _MIN_ITEMS:
         return False
@@ -119,8 +119,8 @@ def has_items(text: str) -> bool:
 
 
 def sized_config(path: str, text: str, row: Row, devices: int) -> Config:
-    """The config of a text by a row of the table, with a provisional number of steps."""
-    items = has_items(text)
+    """The config with the sizes of a row; `with_steps` replaces its number of steps."""
+    items = is_list(text)
     batch, length = -(-row.batch_size // devices) * devices, row.seq_len
     train_chars = int(DataConfig().split[0] * len(text))
     while batch * (length + 1) > train_chars // 2 and batch > devices:
@@ -150,25 +150,25 @@ def sized_config(path: str, text: str, row: Row, devices: int) -> Config:
     )
 
 
-def with_steps(config: Config, speed: Speed, seconds_left: float, most: int = 0) -> Config:
-    """The config whose training ends when the time is over, if the speed stays as measured.
+def with_steps(config: Config, speed: Speed, seconds_left: float, max_steps: int = 0) -> Config:
+    """The config with as many steps as the time allows at the measured speed.
 
     Args:
-      config: the run.
-      speed: as measured.
-      seconds_left: to its end.
-      most: steps at most; 0: as many as the time allows.
+      config: the config to change.
+      speed: the measured speed of this config.
+      seconds_left: the time that remains for training.
+      max_steps: a further limit of the steps; 0 for none.
     """
     rest = seconds_left - speed.compile_s
     affordable = int(_EVALUATION_FRACTION * rest / speed.evaluation_s)
-    evaluations = max(2, min(_EVALUATIONS, affordable))
+    evaluations = max(2, min(_MAX_EVALUATIONS, affordable))
     steps = max(10, int((rest - evaluations * speed.evaluation_s) / speed.step_s))
-    steps = min(steps, max(10, most)) if most else steps
-    coarse = next(n for n in (50, 10, 5, 1) if n * evaluations <= steps)
-    every = steps // evaluations // coarse * coarse
+    steps = min(steps, max(10, max_steps)) if max_steps else steps
+    multiple = next(n for n in (50, 10, 5, 1) if n * evaluations <= steps)
+    every = steps // evaluations // multiple * multiple
     steps = steps // every * every
     train = replace(config.train, max_steps=steps, eval_every=every, log_every=min(every, 50))
-    # The average is over a tenth of the run.
+    # So the average spans about a tenth of the run.
     ema = round(min(0.999, max(0.9, 1 - 10 / steps)), 6)
     return replace(config, train=train, optim=replace(config.optim, ema=ema))
 
@@ -181,20 +181,20 @@ def choose_config(
     measure: Callable[[Config], tuple[Speed, float]],
     devices: tuple[str, int],
 ) -> Config:
-    """The config of the run in a workdir: the one recorded there, or one that is chosen now.
+    """The config of the run in a workdir: the one recorded there, else a newly chosen one.
 
-    Logs three lines that say what was chosen and why.
+    Logs in three lines what was chosen and why.
 
     Args:
-      path: of the text, as `data.path` takes it.
+      path: the text, as in `data.path`.
       workdir: the run's folder.
-      minutes: that the command may take; None: as recorded, or `DEFAULT_MINUTES`.
-      override: what the user demands of a config.
-      measure: config -> (its speed here, seconds since the command began).
-      devices: the platform that JAX runs on, and the number of its devices.
+      minutes: how long the command may take; None for the recorded time or `DEFAULT_MINUTES`.
+      override: applies the user's `--config.FIELD=VALUE` flags to a config.
+      measure: config -> (its speed on this machine, seconds since the command began).
+      devices: the platform of JAX, and the number of its devices.
 
     Raises:
-      InputError: the folder holds a run with a config of its own, or one for other minutes.
+      InputError: the folder holds a run that was started with --config or other --minutes.
     """
     files = Workdir(workdir)
     files.create()
@@ -203,12 +203,12 @@ def choose_config(
             return override(_recorded(files, path, minutes))
         if files.run_json.exists():
             raise InputError(
-                f"{workdir}: holds a run that a config describes; resume it by the same --config, "
-                "or choose another --workdir"
+                f"{workdir}: holds a run that was started with --config; resume it with the same "
+                "--config, or choose another --workdir"
             )
         minutes = DEFAULT_MINUTES if minutes is None else minutes
-        plain = override(Config(data=DataConfig(path=path), train=TrainConfig(max_steps=1)))
-        text = load_corpus(plain.data).text
+        unsized = override(Config(data=DataConfig(path=path), train=TrainConfig(max_steps=1)))
+        text = load_corpus(unsized.data).text
         row = find_row(len(text), minutes, devices[0])
         config = override(sized_config(path, text, row, devices[1]))
         speed, elapsed = measure(config)
@@ -225,12 +225,12 @@ def choose_config(
 
 
 def keep_input(workdir: Path, data: bytes) -> str:
-    """Keeps the text of standard input in the run's folder; returns its path.
+    """Saves the text of standard input in the run's folder; returns the path of the copy.
 
-    A resumed run reads the text that it has, and nothing needs to be given again.
+    A resumed run reads this copy, so standard input may be empty then.
 
     Raises:
-      InputError: the text is empty, or the run in the folder has another one.
+      InputError: the text is empty, or the run in the folder has another text.
     """
     files = Workdir(workdir)
     files.create()
@@ -255,7 +255,7 @@ def describe_choice(
     by = "measured" if row.measured else "extrapolated, not measured"
     rate = data.batch_size * data.seq_len / speed.step_s
     needed = (speed.compile_s + train.max_steps * speed.step_s) / 60
-    limit = "what they allow"
+    limit = "as many as fit"
     if row.epochs and needed < minutes / 2:
         limit = f"{row.epochs} epochs, since more would overfit"
     return [
@@ -269,7 +269,7 @@ def describe_choice(
 
 
 def _recorded(files: Workdir, path: str, minutes: float | None) -> Config:
-    """The config that was chosen before, for the text at this path."""
+    """The recorded config, with `data.path` replaced by `path`."""
     try:
         values = json.loads(read_regular(files.choice, _MAX_RECORD_BYTES).decode("utf-8"))
         record: _Record = schema.parse(_Record, values, files.choice.name)

@@ -364,7 +364,7 @@ def test_what_score_cannot_read_is_one_line_with_its_own_flags(lines_run, charja
     assert words in refused.err.splitlines()[-1]
     assert "config." not in refused.err
     part = charjax("score", f"--workdir={lines_run}/w", "--part=val", "--encoding=latin-1")
-    assert (part.code, "--encoding: is for a --file" in part.err) == (2, True)
+    assert (part.code, "--encoding: needs --file" in part.err) == (2, True)
 
 
 def test_a_prompt_of_the_config_is_prepared_as_the_text_was(charjax):

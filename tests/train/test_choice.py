@@ -16,7 +16,7 @@ from charjax.cli.main import main
 from charjax.config import Config, TrainConfig
 from charjax.errors import InputError
 from charjax.train import choice, warm_up
-from charjax.train.choice import Row, Speed, choose_config, find_row, has_items, with_steps
+from charjax.train.choice import Row, Speed, choose_config, find_row, is_list, with_steps
 
 PROSE = "It was a bright cold day in April, and the clocks were striking thirteen.\n" * 300
 TINY = Row("cpu", 5000, 1, "gru", 8, 4, 0.0, 8, 8, 1e-2, 0, measured=False)
@@ -37,12 +37,12 @@ def test_every_row_is_found_by_its_own_length_and_minutes():
 
 def test_names_are_items_and_prose_and_verse_are_not():
     names = [f"{a}{b}{c}" for a in "abcdefgh" for b in "aeiou" for c in ("lla", "rt", "my")]
-    assert has_items("\n".join(names))
-    assert has_items("\r\n".join(f"{name} {name}son" for name in names))
-    assert not has_items("\n".join(names[:50]))
-    assert not has_items("yes\nno\n" * 500)
-    assert not has_items(PROSE)
-    assert not has_items("Two roads diverged in a yellow wood,\nAnd sorry I could not\n" * 200)
+    assert is_list("\n".join(names))
+    assert is_list("\r\n".join(f"{name} {name}son" for name in names))
+    assert not is_list("\n".join(names[:50]))
+    assert not is_list("yes\nno\n" * 500)
+    assert not is_list(PROSE)
+    assert not is_list("Two roads diverged in a yellow wood,\nAnd sorry I could not\n" * 200)
 
 
 @given(
@@ -99,7 +99,7 @@ def test_a_demand_overrides_a_choice_before_and_after_the_warm_up(chosen):
 def test_the_run_of_a_config_is_not_taken_over(chosen):
     chosen.workdir.mkdir()
     (chosen.workdir / "run.json").write_text("{}")
-    with pytest.raises(InputError, match="resume it by the same --config"):
+    with pytest.raises(InputError, match="resume it with the same --config"):
         chosen.choose()
 
 

@@ -1,7 +1,7 @@
 """The subcommands, one module each: `charjax NAME` is `commands/NAME.py`.
 
-A module has a docstring (its line in `--help`), `add_arguments(parser)` and `run(args)`. It imports
-what it runs inside `run`, so that `charjax --help` does not wait for JAX.
+A module has a docstring (its line in `--help`), `add_arguments(parser)` and `run(args)`. Imports
+that import JAX are inside `run`, so that `charjax --help` does not wait for them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,6 @@ from types import ModuleType
 
 
 def load_commands() -> dict[str, ModuleType]:
-    """Every subcommand's module by name."""
+    """The module of every subcommand, by name."""
     names = sorted(module.name for module in pkgutil.iter_modules(__path__))
     return {name: importlib.import_module(f"{__name__}.{name}") for name in names}

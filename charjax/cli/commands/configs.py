@@ -20,12 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Prints the names with a line each, or the documentation of one; or copies one."""
+    """Prints all names with their first lines, or the docstring of one config; or copies one."""
     from charjax.cli.named_configs import describe, find_config, named_configs
 
     if args.name:
         file = find_config(args.name)
-        text = _copied(file) if args.copy else describe(file)
+        text = _copy(file) if args.copy else describe(file)
     elif args.copy:
         raise InputError(
             "--copy: name the config to copy, as in charjax configs shakespeare --copy"
@@ -38,8 +38,8 @@ def run(args: argparse.Namespace) -> None:
     sys.stdout.write(f"{text}\n")
 
 
-def _copied(file: Path) -> str:
-    """Copies a config into the current folder; returns how to train with it."""
+def _copy(file: Path) -> str:
+    """Copies a config into the current folder; returns the message how to train with it."""
     copy = Path(file.name)
     try:
         with copy.open("x", encoding="utf-8", newline="") as new:

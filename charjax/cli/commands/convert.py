@@ -1,4 +1,4 @@
-"""Make a run of the weights of a torch or Keras model."""
+"""Convert the weights of a torch or Keras model to a run's folder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from charjax.cli.arguments import local_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The weights, what wrote them, their vocabulary, and where to put the run."""
+    """The weights, their framework, their vocabulary, and the run's folder."""
     parser.add_argument(
         "file",
         metavar="FILE",
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Writes the run, to sample, score, export, or train on by `--init_from`."""
+    """Writes the run's folder, to sample, score or export, or to train from with `--init_from`."""
     from charjax.export.convert import convert
     from charjax.runtime.sharding import all_devices
 

@@ -1,4 +1,4 @@
-"""Write a model in another form: a page, C, a program, ONNX, a hub's, weights for torch, Keras."""
+"""Export a model to a web page, C, ONNX, numpy, torch, Keras, a jax.export program or a hub."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         default="program",
-        help="program (one step of sampling for jax.export), numpy (a folder with generate.py, "
-        "which needs numpy alone), html (a page that opens from disk), c (a C99 file), onnx (a "
-        "file), torch or keras (weights and a loader), hub (a repository of a model hub); "
+        help="program (one step of sampling by jax.export), numpy (a folder with generate.py, "
+        "which needs only numpy), html (a page that opens from disk), c (a C99 file), onnx (an "
+        "ONNX file), torch or keras (weights and a loader), hub (a repository for a model hub); "
         "default: %(default)s",
     )
     parser.add_argument(
@@ -26,13 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="rounding",
         default="float32",
         choices=("float32", "bfloat16"),
-        help="bfloat16: round the weights, which then take half the space in a hub's folder; "
+        help="bfloat16: round the weights; the format hub then stores them in half the space; "
         "default: %(default)s",
     )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Writes the export; it overwrites only what an export wrote."""
+    """Writes the export; overwrites only files that an export wrote."""
     from charjax.export.api import check_format, export_model, round_to_bfloat16
 
     check_format(args.format)

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Prints the sizes of the model and of its text, and how far a run has come."""
+    """Prints the sizes of the model and the text, and the progress of a run."""
     from charjax.inference.info import config_info, trained_info
     from charjax.inference.load import load_recorded
 

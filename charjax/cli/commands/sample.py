@@ -14,7 +14,7 @@ _logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The model, the prompt, and how characters are sampled."""
+    """The model, the prompt, and how to sample."""
     add_model(parser, required=False)
     for flag, default, about in (
         ("--prompt", "", "the text to continue; default: none"),

@@ -12,7 +12,7 @@ from charjax.cli.arguments import add_inference, add_model, load_model, print_js
 from charjax.config import DataConfig
 from charjax.errors import InputError
 
-# Fields of `DataConfig` that may differ for one file.
+# Fields of `DataConfig` that are flags here, for a --file that differs from the run's text.
 _READING = (
     *("encoding", "newlines", "lowercase", "start", "end", "documents"),
     *("delimiter", "columns", "header", "csv_delimiter"),
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_inference(parser)
     reading = parser.add_argument_group(
         "reading",
-        "how to read a --file that differs from the run's own text; values as in config.data",
+        "how to read a --file that differs from the run's text; values as in config.data",
     )
     for field in dataclasses.fields(DataConfig):
         if field.name in _READING:
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
 
     options = {name: value for name in _READING if (value := getattr(args, name)) is not None}
     if args.part and options:
-        raise InputError(f"--{next(iter(options))}: is for a --file; --part is read as in training")
+        raise InputError(f"--{next(iter(options))}: needs --file; --part is read as in training")
     display = make_display(sys.stderr)
     with show_messages(display), display.task("scoring") as update:
         trained = load_model(args)

@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The config, the run's folder, and this process's place among several."""
+    """The text or config, the run's folder, and the flags of several processes."""
     parser.add_argument(
         "text",
         nargs="*",
-        help="without --config: files, folders, globs, or - for standard input; the sizes are "
-        "chosen",
+        help="instead of --config: files, folders, globs, or - for standard input; the config is "
+        "chosen for them",
     )
     add_config(parser, required=True)
     add_workdir(parser, "the run's folder; default: runs/<name of the config or the text>")
     parser.add_argument(
-        "--minutes", type=float, help="with TEXT: that the command may take; default: 4"
+        "--minutes", type=float, help="with TEXT: how long the command may take; default: 4"
     )
     parser.add_argument(
         "--allow",
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--init_from",
         type=local_path("--init_from"),
-        help="a run's folder, one of a model hub, or builtin, whose best weights to start from; "
+        help="start from the best weights of a model: a run's or a model hub's folder, or builtin; "
         "short for --config.train.init_from",
     )
     several = parser.add_argument_group(
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Trains until a limit, a signal or an error ends the run."""
+    """Trains until a limit, a signal or an error stops it."""
     from charjax.runtime.display import LastingStream, PlainDisplay, make_display, show_messages
     from charjax.runtime.distributed import is_primary, join_processes
     from charjax.train.loop import train
@@ -65,9 +65,9 @@ def run(args: argparse.Namespace) -> None:
     if bool(args.text) == has_config:
         raise InputError("train: give either a TEXT or --config, such as --config=shakespeare")
     if args.text and args.init_from:
-        raise InputError("--init_from: has sizes of its own; give the --config of that run")
+        raise InputError("--init_from: needs a --config with the sizes of that model, not a TEXT")
     if not args.text and args.minutes is not None:
-        raise InputError("--minutes: is for a TEXT; with a config set --config.train.max_minutes")
+        raise InputError("--minutes: needs a TEXT; with a config, set --config.train.max_minutes")
     flags = [f"--config.train.init_from={args.init_from}"] if args.init_from else []
     name, config = ("", None) if args.text else load_config([*args.config_flags, *flags])
     workdir = args.workdir or Path("runs", name or _text_name(args.text[0]))
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> None:
 def _choose(
     args: argparse.Namespace, workdir: Path, started: float, silent: PlainDisplay
 ) -> Config:
-    """The config for the texts of the command line; the command began at `started`."""
+    """Chooses the config for the texts; `started` is when the command began, `time.monotonic`."""
     from charjax.runtime.display import show_messages
     from charjax.runtime.distributed import is_multiprocess
     from charjax.runtime.sharding import all_devices
@@ -98,12 +98,12 @@ def _choose(
         raise InputError(f"--minutes={args.minutes:g}: must be from 0.1 to 1,000,000")
 
     def measure(config: Config) -> tuple[Speed, float]:
-        with show_messages(silent):  # training reads the text again, and says the same
+        with show_messages(silent):  # training will read the text again, and log the same
             speed = measure_speed(config)
         return speed, time.monotonic() - started
 
     if is_multiprocess():
-        raise InputError("train: several processes cannot choose; give all of them one --config")
+        raise InputError("train: several processes need the same --config, not a TEXT")
     is_input = args.text == ["-"]
     if not is_input and any(text == "-" or ("," in text and args.text[1:]) for text in args.text):
         raise InputError("TEXT: neither - nor a name with a comma goes together with other texts")
@@ -119,7 +119,7 @@ def _choose(
 
 
 def _standard_input(workdir: Path) -> bytes:
-    """The text of standard input; none from a terminal where the run has kept one."""
+    """The text of standard input; empty at a terminal if the run has saved its text already."""
     from charjax.workdir import Workdir
 
     if sys.stdin.isatty() and Workdir(workdir).choice.exists():
@@ -128,12 +128,12 @@ def _standard_input(workdir: Path) -> bytes:
 
 
 def _text_name(text: str) -> str:
-    """The name of a run on a text: that of its file or folder."""
+    """The default name of a run on a text: the name of the file or folder."""
     return re.sub(r"[^\w.-]+", "_", Path(text).stem).strip("_.-") or "text"
 
 
 def _report_loss(reason: str) -> None:
-    """Says that standard output is lost."""
+    """Prints to stderr that standard output cannot be written to."""
     from charjax.runtime.display import LastingStream
 
     line = f"charjax: standard output: {reason}; the run goes on without it"
@@ -141,7 +141,7 @@ def _report_loss(reason: str) -> None:
 
 
 def _process_spec(args: argparse.Namespace) -> ProcessSpec | None:
-    """This process's place among several, by the flags; None: JAX detects it."""
+    """The coordinator and this process's number, from the flags; None if JAX is to detect them."""
     from charjax.runtime.distributed import ProcessSpec
 
     coordinator, process_id, num_processes = args.coordinator, args.process_id, args.num_processes

@@ -17,10 +17,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Prints for each step "good" or what is wrong with it.
+    """Prints {step: "good", or its damage}.
 
     Raises:
-      CheckpointError: none is good.
+      CheckpointError: no step is good.
     """
     from charjax.checkpoint.reader import CheckpointReader
     from charjax.inference.load import load_recorded
