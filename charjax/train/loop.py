@@ -32,10 +32,10 @@ from charjax.runtime.signals import StopSignals
 from charjax.train import messages, resume
 from charjax.train.backends import Backend, make_backend, microbatch_size
 from charjax.train.clock import Clock
-from charjax.train.initial import (
-    Initial,
+from charjax.train.fine_tuning import (
+    InitialModel,
     known_characters,
-    read_initial,
+    read_initial_model,
     scale_imported,
     start_from,
 )
@@ -228,10 +228,10 @@ def _set_up(
 
 def _read_text(
     config: Config, workdir: Workdir, checkpoints: Checkpoints, display: Display
-) -> tuple[Initial | None, Dataset]:
+) -> tuple[InitialModel | None, Dataset]:
     """The initial model, if there is one, and the dataset."""
     with display.task("reading the text") as update, distributed.primary_first():
-        initial = read_initial(config, workdir, checkpoints)
+        initial = read_initial_model(config, workdir, checkpoints)
         known = known_characters(initial, config)
         return initial, load_dataset(config, known=known, progress=update)
 

@@ -1,9 +1,9 @@
-// The model of this page, as page.js knows one: weights in the page, inference by model.js.
+// Gives the page its model: weights from the page itself, inference by model.js.
 "use strict";
 
-const SLICE = 24; // milliseconds of inference before the page may draw
+const SLICE = 24; // milliseconds of inference between two updates of the page
 
-/** A `CharModel` with the interface that page.js describes. */
+/** Wraps a `CharModel` in the interface that page.js describes. */
 function localModel(model) {
   const name = (unit) => {
     const code = unit.codePointAt(0).toString(16).toUpperCase();
@@ -51,7 +51,7 @@ function surprise(logits, token) {
   return largest + Math.log(total) - logits[token];
 }
 
-/** Base64 from a script element, as bytes. */
+/** The bytes of a script element with base64 text. */
 function embeddedBytes(id) {
   const base64 = document.getElementById(id).textContent.trim();
   return Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));

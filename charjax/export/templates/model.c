@@ -1,7 +1,7 @@
 /* written by charjax export: {{title}}
  *
- * A character model with int8 weights in C99. It allocates nothing and needs expf, tanhf and logf
- * of the C library alone. As a program:
+ * A character model with int8 weights in C99. It allocates no memory and calls only expf, tanhf and
+ * logf of the C library. As a program:
  *
  *   cc -std=c99 -O2 -DCHARJAX_MAIN model.c -lm -o model && ./model 'ROMEO:' 300 0.8 1
  *
@@ -39,10 +39,10 @@ typedef struct {
 
 /* Starts a text: zero carry, position 0. */
 void charjax_reset(charjax_state *state, uint32_t seed);
-/* Reads a token; 0, or -1 if there is no such token. A text's first token is its prompt's, or
-   CHARJAX_START if the prompt is empty or CHARJAX_BOUNDARY is defined. */
+/* Reads a token; returns 0, or -1 if there is no such token. Feed CHARJAX_START first if the prompt
+   is empty or CHARJAX_BOUNDARY is defined; otherwise the prompt's first token. */
 int charjax_feed(charjax_state *state, int token);
-/* Samples the next token, which is then to be fed; -1 at the end of a document.
+/* Samples the next token, which must then be fed; returns -1 at the end of a document.
    Temperature 0 is greedy. */
 int charjax_next(charjax_state *state, float temperature);
 /* The token of a code point (with CHARJAX_BYTES: of a byte); -1 if there is none. */
@@ -50,8 +50,8 @@ int charjax_token(uint32_t character);
 /* The code point or byte of a token; 0xFFFD if it has none. */
 uint32_t charjax_character(int token);
 
-/* A kernel of integers times scales, one for each output. The integers of an output are
-   contiguous; in a table, from which a token's row is read, those of a token. */
+/* A quantized kernel: integers times scales, one scale per output. The integers of an output are
+   contiguous; in a table, whose rows are looked up by token, the integers of a row are. */
 typedef struct {
   const int8_t *integers;
   const float *scales;

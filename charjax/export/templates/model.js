@@ -125,20 +125,20 @@ class CharModel {
     return logits;
   }
 
-  /** A token's row of a matrix; undefined where the model has no such matrix. */
+  /** A token's row of a matrix; undefined if the model has no such matrix. */
   _row(name, token) {
     const matrix = this.weights[name];
     const columns = name === "embedding" ? this.config.embed : this.weights["layer_0.bias"].length;
     return matrix && matrix.subarray(token * columns, (token + 1) * columns);
   }
 
-  /** The characters of a text, or the stand-ins of its bytes, as the model's own text had them. */
+  /** The characters of a text (bytes as latin-1), normalized like the model's training text. */
   units(text) {
     if (this.about.newlines === "unix") text = text.replace(/\r\n?/g, "\n");
     if (this.about.lowercase) {
       text = this.isBytes ? text.replace(/[A-Z]/g, (c) => c.toLowerCase()) : text.toLowerCase();
     }
-    // Of equals the first: a text whose characters are all known stays as it is.
+    // Of equally good forms the first: a text of known characters stays as it is.
     const forms = [text, text.normalize("NFC"), text.normalize("NFD")].map((form) => this._split(form));
     const fewest = Math.min(...forms.map((form) => this._missing(form).length));
     return forms.find((form) => this._missing(form).length === fewest);
@@ -205,7 +205,7 @@ function allowed(logits, temperature, topK, topP) {
     const scale = 1 / Math.min(Math.max(temperature, 1e-30), 1e30);
     const weights = logits.map((logit, i) => (keep[i] ? Math.exp((logit - largest) * scale) : 0));
     const total = weights.reduce((a, b) => a + b);
-    let before = 0; // probability of the likelier tokens
+    let before = 0; // total probability of the likelier tokens
     let smallest = Infinity;
     for (const weight of Float64Array.from(weights).sort().reverse()) {
       if (before >= Math.max(topP, TINY) * total) break;

@@ -1,13 +1,13 @@
-// The page: prompt and settings in, text out, coloured by surprise. It knows the model by
-//   title, description: what it is
+// The page: reads prompt and settings, shows the text, coloured by surprise. A model must have
+//   title, description: texts about it
 //   unknown(text): names of the characters that the model cannot read
 //   write({prompt, count, temperature, topK, topP, seed}): an async iterator over lists of
 //     {text, nats}, nats the negative log-probability of the text at temperature 1
 "use strict";
 
-const SURPRISES = [1, 2, 3, 5]; // nats: the upper ends of the classes s1 to s4; s5 is above
+const SURPRISES = [1, 2, 3, 5]; // in nats: upper bounds of the CSS classes s1 to s4; s5 has none
 
-/** Connects the page's elements with a model. */
+/** Connects the elements of the page to a model. */
 function startPage(model) {
   const at = (id) => document.getElementById(id);
   const fields = {
@@ -38,7 +38,7 @@ function startPage(model) {
   };
   const surprise = (nats) => `s${1 + SURPRISES.filter((bound) => nats > bound).length}`;
 
-  /** Writes after a prompt, whose text is on the page already if it is a continuation. */
+  /** Writes after a prompt; in a continuation the page shows the prompt already. */
   async function write(prompt, isContinuation) {
     const unknown = model.unknown(prompt);
     at("problem").textContent = unknown.length

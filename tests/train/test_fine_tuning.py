@@ -19,7 +19,7 @@ from charjax.inference.evaluate import char_nats
 from charjax.inference.load import TrainedModel, load_trained
 from charjax.inference.score import score_part
 from charjax.runtime.display import no_progress
-from charjax.train.initial import token_ids
+from charjax.train.fine_tuning import token_ids
 from charjax.train.optimizer import make_optimizer
 
 from ..fine_tuning import PAGE, RESULTS, table

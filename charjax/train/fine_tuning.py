@@ -36,7 +36,7 @@ _ARCHITECTURE = ("cell", "hidden", "layers", "embed")
 _MAX_NEW_MASS = 1e-7  # the probability of all new tokens together, before training
 
 
-class Initial(NamedTuple):
+class InitialModel(NamedTuple):
     """The model that `train.init_from` names.
 
     Attributes:
@@ -53,7 +53,9 @@ class Initial(NamedTuple):
         return Vocab.from_json(self.source.vocabulary)
 
 
-def read_initial(config: Config, workdir: Workdir, checkpoints: Checkpoints) -> Initial | None:
+def read_initial_model(
+    config: Config, workdir: Workdir, checkpoints: Checkpoints
+) -> InitialModel | None:
     """The model that `train.init_from` names; None if it names none.
 
     If the run has a checkpoint, the description is read from it, and the model is not read.
@@ -66,7 +68,7 @@ def read_initial(config: Config, workdir: Workdir, checkpoints: Checkpoints) -> 
         record = checkpoints.read_meta()
         where = f"{workdir.checkpoints / str(record.step)}"
         source = CheckpointMeta.from_json(record.meta, where).run.source
-        return Initial(source, None) if source and source.vocabulary else None
+        return InitialModel(source, None) if source and source.vocabulary else None
     if not config.train.init_from:
         return None
     option = f"--init_from={config.train.init_from}"
@@ -88,10 +90,10 @@ def read_initial(config: Config, workdir: Workdir, checkpoints: Checkpoints) -> 
         step=trained.step,
         vocabulary=trained.vocab.to_json(),
     )
-    return Initial(source, trained)
+    return InitialModel(source, trained)
 
 
-def known_characters(initial: Initial | None, config: Config) -> tuple[str, ...]:
+def known_characters(initial: InitialModel | None, config: Config) -> tuple[str, ...]:
     """The characters of the model, if the run's vocabulary is to keep them all; else none."""
     is_kept = initial is not None and config.train.init_characters == "keep"
     return initial.vocab.characters if initial and is_kept else ()
@@ -112,7 +114,7 @@ def _check_same_architecture(config: Config, trained: TrainedModel, option: str)
 
 
 def start_from(
-    state: TrainState, config: Config, initial: Initial | None, dataset: Dataset
+    state: TrainState, config: Config, initial: InitialModel | None, dataset: Dataset
 ) -> TrainState:
     """The state before the first step, with the weights of the initial model if there is one."""
     if initial is None:
@@ -125,7 +127,7 @@ def start_from(
 
 
 def initial_params(
-    random_params: PyTree, initial: Initial, vocab: Vocab, config: ModelConfig
+    random_params: PyTree, initial: InitialModel, vocab: Vocab, config: ModelConfig
 ) -> PyTree:
     """The weights of the initial model, rearranged for the vocabulary of the run.
 
@@ -193,7 +195,10 @@ def _leaf(params: PyTree, path: tuple[str, ...]) -> PyTree:
 
 
 def scale_imported(
-    optimizer: optax.GradientTransformation, config: Config, initial: Initial | None, vocab: Vocab
+    optimizer: optax.GradientTransformation,
+    config: Config,
+    initial: InitialModel | None,
+    vocab: Vocab,
 ) -> optax.GradientTransformation:
     """Multiplies the updates of the initial model's weights by `optim.imported_rate`.
 
@@ -220,7 +225,7 @@ def scale_imported(
     return optax.chain(optimizer, optax.stateless(rescale))
 
 
-def describe_tokens(initial: Initial, dataset: Dataset) -> str:
+def describe_tokens(initial: InitialModel, dataset: Dataset) -> str:
     """The message about the initial model, and its known, new, kept and dropped tokens."""
     old, new = token_ids(initial.vocab), token_ids(dataset.vocab)
     in_text = set(dataset.corpus.text)
