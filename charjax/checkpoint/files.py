@@ -160,7 +160,7 @@ def as_os_errors() -> Iterator[None]:
 def _as_damaged_errors(path: Path, part: str) -> Iterator[None]:
     """Turns errors of reading into DamagedErrors; TensorStore has no error type for damage.
 
-    A lack of memory or of permission says nothing about the file, so it is no damage.
+    A lack of memory or of permission is not damage, so these errors stay what they are.
     """
     try:
         yield

@@ -30,7 +30,7 @@ class StepFolders:
         return self.directory / str(step)
 
     def steps(self) -> list[int]:
-        """The steps on disk, ascending. Warns once of a numbered folder that is no checkpoint."""
+        """The steps on disk, ascending. Warns once of other folders named by a number."""
         while True:
             entries = self.directory.iterdir() if self.directory.is_dir() else ()
             named = [entry for entry in entries if re.fullmatch(_STEP, entry.name)]

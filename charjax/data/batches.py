@@ -240,7 +240,7 @@ class WindowBatches(Batches):
             yield self._windows.spans(np.flatnonzero(used[start : start + _CHUNK]) + start)
 
     def __call__(self, step: int, rows: slice = _ALL) -> Batch:
-        """The windows of the step; rows that a partial batch lacks are masked out."""
+        """The windows of the step; a partial batch is filled up with rows that are masked out."""
         size, length = self._config.batch_size, self._config.seq_len
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
         windows = self._order(epoch)[step_of_epoch * size : (step_of_epoch + 1) * size]

@@ -154,7 +154,7 @@ def prepare_text(
       options: prefix of the names of options in messages: "config.data." or "--".
 
     Raises:
-      InputError: a file cannot be decoded or parsed, or lacks a marker.
+      InputError: a file cannot be decoded or parsed, or does not have a marker.
     """
     texts: list[tuple[str, str]] = []
     notices: list[str] = []
@@ -204,7 +204,7 @@ def normalize_form(text: str, vocab: Vocab) -> str:
 
 
 def _unknown(text: str, vocab: Vocab) -> set[str]:
-    """The distinct characters, or bytes, that the vocabulary lacks."""
+    """The distinct characters, or bytes, that are not in the vocabulary."""
     characters = set(bytes_to_text(text.encode()) if vocab.unit == "byte" else text)
     return characters.difference(vocab.characters)
 

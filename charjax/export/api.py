@@ -153,7 +153,7 @@ FORMATS = {
     "program": Format(
         "one step of sampling as a jax.export program, any batch size", _program, True
     ),
-    "numpy": Format("a folder with generate.py, which needs numpy alone", _numpy),
+    "numpy": Format("a folder with generate.py, which needs only numpy", _numpy),
     "html": Format("one page that opens from disk in a browser, int8 weights", html.html_file),
     "c": Format("one C99 file for microcontrollers, int8 weights", c.c_file),
     "onnx": Format("one ONNX file: tokens and state in, logits and state out", _onnx),

@@ -61,7 +61,7 @@ def make_intervals(
 
     `dispatch` is the largest common divisor of all the others and of `start` that is at most
     `config.steps_per_dispatch` and `longest`. So every dispatch ends at the steps of the other
-    intervals, also in a run resumed from a step that is no multiple of them.
+    intervals, even in a run resumed from a step that is not a multiple of them.
 
     Args:
       config: `eval_every=0` means one epoch; 0 for the other intervals means `eval_every`.

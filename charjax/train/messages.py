@@ -78,7 +78,8 @@ def dispatches(
 ) -> Iterator[str]:
     """Messages if a dispatch has fewer steps than the config asks for.
 
-    Reasons: more would take too long without a chance to stop, or an interval is no multiple.
+    Either more steps would take too long without a chance to stop, or an interval is not a
+    multiple of the number of steps.
     """
     if longest < config.steps_per_dispatch:
         yield (

@@ -1,4 +1,4 @@
-"""Scheduled sampling: the model reads ever more of its own predictions (Bengio et al. 2015).
+"""Scheduled sampling: inputs are gradually replaced by predictions (Bengio et al. 2015).
 
 With teacher forcing alone a model never reads its own errors in training, but it does when it
 generates text. No gradient flows through a sampled input. So the inputs are sampled first, one

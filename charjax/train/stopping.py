@@ -17,7 +17,7 @@ class StopFlags:
     """Flags (signal, time limit, checkpoint due), agreed across processes at every `sync`.
 
     Several processes see flags change only at `sync`, so that all of them stop or save at the same
-    step. A single process sees a signal at once, but the other flags only at `sync`, too: the time
+    step. A single process sees a signal at once. The other flags change only at `sync`, as the time
     limit must not end a run between the evaluation and the checkpoint of a step.
     """
 
