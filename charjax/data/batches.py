@@ -377,8 +377,9 @@ def make_batches(config: DataConfig, text: TokenSplit, seed: int) -> Batches:
     """The training batches that the config asks for.
 
     Without boundary tokens no window crosses documents, so short documents are not trained on.
-    With boundary tokens every character is: streams and sliding windows run across documents,
-    other windows hold complete documents, and the model resets the carry at each boundary.
+    With boundary tokens every character is: streams, sliding windows and windows with
+    `targets=last` run across documents, other windows hold complete documents, and the model
+    resets the carry at each boundary.
 
     Args:
       config: `batching`, `batch_size`, `seq_len`, `stride`, `targets`, `keep_partial`,

@@ -18,7 +18,7 @@ from charjax.config import ModelConfig, to_dict
 from charjax.errors import InputError
 from charjax.export import c, html, hub, keras, onnx_graph, program, torch
 from charjax.export.files import template, write_file, write_folder
-from charjax.export.weights import named_weights, safetensors, sampling_facts
+from charjax.export.weights import named_weights, safetensors, sampling_metadata
 from charjax.inference.load import TrainedModel
 
 # What every format can hold: cells, parameters by name, and fields of `ModelConfig` that either
@@ -141,7 +141,7 @@ def _shared_files(trained: TrainedModel, weights: str) -> dict[str, bytes]:
 
 def _token_files(trained: TrainedModel) -> dict[str, bytes]:
     """The vocabulary, and how charjax samples tokens."""
-    facts = json.dumps(sampling_facts(trained.vocab)).encode()
+    facts = json.dumps(sampling_metadata(trained.vocab)).encode()
     return {"vocabulary.json": _vocabulary(trained), "sampling.json": facts}
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from charjax.config import ModelConfig, to_dict
 from charjax.export.files import SIGNATURE
-from charjax.export.weights import embedding, hidden_bias, import_extra, reorder, sampling_facts
+from charjax.export.weights import embedding, hidden_bias, import_extra, reorder, sampling_metadata
 from charjax.inference.load import TrainedModel
 from charjax.types import PyTree
 
@@ -136,5 +136,5 @@ def _metadata(trained: TrainedModel) -> dict[str, str]:
     return {
         "config": json.dumps(to_dict(trained.config)),
         "vocabulary": json.dumps(vocab.to_json() | {"start": vocab.start}),
-        "sampling": json.dumps(sampling_facts(vocab)),
+        "sampling": json.dumps(sampling_metadata(vocab)),
     }

@@ -47,7 +47,7 @@ def import_extra(package: str, *, extra: str) -> ModuleType:
         ) from error
 
 
-def sampling_facts(vocab: Vocab) -> dict[str, object]:
+def sampling_metadata(vocab: Vocab) -> dict[str, object]:
     """How charjax samples, as JSON values: masked tokens, the token that ends a text, the noise."""
     return {
         "masked": [] if vocab.unk_id is None else [vocab.unk_id],
