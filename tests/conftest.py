@@ -71,6 +71,16 @@ def pytest_collection_modifyitems(items: list) -> None:
     items.sort(key=rank)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _curves_are_not_drawn() -> Iterator[None]:
+    """Runs in this process write an empty picture: to draw it takes a third of a tiny run."""
+    from charjax.workdir import replace
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("charjax.train.loop.draw_curves", lambda _, path: replace(path, b""))
+        yield
+
+
 @pytest.fixture
 def optimized(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Compiles as for users, for tests of equal bits between different programs."""

@@ -22,7 +22,7 @@ from charjax.config import Config
 from charjax.errors import CheckpointError, DivergedError, InputError, InterruptedRunError
 from charjax.inference.load import load_trained
 from charjax.train.loop import train
-from charjax.train.metrics import read_metrics
+from charjax.train.metrics import draw_curves, read_metrics
 from charjax.workdir import Workdir
 from tests.environment import with_devices
 
@@ -78,8 +78,10 @@ def changed(config: Config, **sections: dict[str, Any]) -> Config:
 
 @pytest.fixture(scope="module")
 def finished(config, tmp_path_factory) -> Run:
-    """A run that nothing disturbed."""
-    return run(config, tmp_path_factory.mktemp("finished"))
+    """A run that nothing disturbed, with its curves."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("charjax.train.loop.draw_curves", draw_curves)
+        return run(config, tmp_path_factory.mktemp("finished"))
 
 
 @pytest.fixture

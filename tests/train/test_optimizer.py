@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 
 import jax
@@ -148,12 +149,11 @@ def test_the_learning_rate_follows_the_schedule():
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 def test_weight_decay_shrinks_kernels_alone(cell):
     model = ModelConfig(cell=cell, hidden=4, embed=3, layers=2)
-    params = jax.tree.map(
-        lambda p: jnp.full(p.shape, 2.0), init_params(model, 5, jax.random.key(0))
-    )
+    shapes = jax.eval_shape(partial(init_params, model, 5), jax.random.key(0))
+    params = jax.tree.map(lambda p: np.full(p.shape, 2.0, np.float32), shapes)
     optimizer = make_optimizer(config_of("adamw", weight_decay=0.5), TOTAL)
-    still = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = optimizer.update(still, optimizer.init(params), params)
+    still = jax.tree.map(np.zeros_like, params)
+    updates, _ = jax.jit(optimizer.update)(still, jax.jit(optimizer.init)(params), params)
     for path, update in jax.tree_util.tree_leaves_with_path(updates):
         is_kernel = "kernel" in path[-1].key
         np.testing.assert_allclose(update, -LR * 0.5 * 2.0 * is_kernel, rtol=1e-6)
