@@ -32,9 +32,11 @@ INLINE void pack_transposed(Cell cell, const Backward *b, long panel) {
   for (long gate = 0; gate < gates; gate++)
     for (long k = 0; k < l->hidden; k += 2) {
       float rows[2][MR] = {0};
-      for (long unit = units.first; unit < units.end; unit++)
-        for (long i = 0; i < min(2, l->hidden - k); i++)
-          rows[i][unit - units.first] = b->kernel[(unit * gates + gate) * l->hidden + k + i];
+      for (long unit = units.first; unit < units.end; unit++) {
+        const float *from = b->kernel + (unit * gates + gate) * l->hidden + k;
+        rows[0][unit - units.first] = from[0];
+        if (k + 1 < l->hidden) rows[1][unit - units.first] = from[1];
+      }
       pack_rows(weight_panel_at(l, panel), MR, gate_start(l, gate) + k, rows[0], rows[1], MR);
     }
 }

@@ -24,14 +24,16 @@ typedef struct Forward {
 INLINE void pack_gates(Cell cell, const Forward *f, long weight_panel) {
   const Layer *l = &f->layer;
   const Range units = block_range(weight_panel, l->units, l->hidden);
-  const long gates = CELLS[cell].gates;
+  const long gates = CELLS[cell].gates, most = MR / gates, count = units.end - units.first;
   for (long k = 0; k < l->hidden; k += 2) {
     float rows[2][MR] = {0};
     for (long i = 0; i < min(2, l->hidden - k); i++)
-      for (long gate = 0; gate < gates; gate++)
-        memcpy(rows[i] + gate * l->units,
-               f->kernel + ((k + i) * gates + gate) * l->hidden + units.first,
-               (units.end - units.first) * sizeof(float));
+      for (long gate = 0; gate < gates; gate++) {
+        const float *from = f->kernel + ((k + i) * gates + gate) * l->hidden + units.first;
+        float *to = rows[i] + gate * most;
+        if (count == most) memcpy(to, from, most * sizeof *to); /* a constant size: no call */
+        else memcpy(to, from, count * sizeof *to);
+      }
     pack_rows(weight_panel_at(l, weight_panel), MR, k, rows[0], rows[1], MR);
   }
 }
