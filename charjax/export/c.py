@@ -11,9 +11,8 @@ from charjax.data.vocab import Vocab
 from charjax.export.files import template
 from charjax.export.quantized import QuantizedModel, quantize_model
 from charjax.inference.load import TrainedModel
+from charjax.model.cells import CELLS
 
-_GATES = {"gru": 3, "lstm": 4, "rnn": 1}
-_STATES = {"gru": 1, "lstm": 2, "rnn": 1}
 _WIDTH = 100  # characters of a line, about
 
 _logger = logging.getLogger(__name__)
@@ -42,7 +41,7 @@ def _settings(model: QuantizedModel, vocab: Vocab) -> Iterator[str]:
         config.cell.upper(): None,
         "LAYERS": config.layers,
         "HIDDEN": config.hidden,
-        "GATES": _GATES[config.cell],
+        "GATES": CELLS[config.cell].gates,
         "TOKENS": len(vocab),
         "SAMPLED": len(vocab) - vocab.unk,  # [UNK], the last token, is never sampled
         "CHARACTERS": len(vocab.characters),
@@ -118,8 +117,8 @@ def _resources(model: QuantizedModel, vocab: Vocab) -> str:
     weights = sum(kernel.integers.size for kernel in model.kernels.values())
     floats = sum(kernel.scales.size for kernel in model.kernels.values())
     floats += sum(bias.size for bias in model.biases.values()) + len(vocab.characters)
-    gates = 2 * _GATES[config.cell] * config.hidden
-    state = _STATES[config.cell] * config.layers * config.hidden + gates + len(vocab) + 3
+    gates = 2 * CELLS[config.cell].gates * config.hidden
+    state = CELLS[config.cell].states * config.layers * config.hidden + gates + len(vocab) + 3
     rows = model.kernels["embedding" if config.embed else "layer_0.kernel"].integers
     multiplications = weights - rows.size + rows.shape[1]
     return (

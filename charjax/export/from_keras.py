@@ -22,7 +22,7 @@ from charjax.export.foreign import (
     check_all_used,
     embedding_and_head,
 )
-from charjax.export.weights import Arrays, import_extra, reorder
+from charjax.export.weights import KERAS_GATES, Arrays, import_extra, reorder
 from charjax.runtime.safetensors import read_file
 
 _MAX_CONFIG_BYTES = 16 * 2**20
@@ -32,8 +32,6 @@ _NOT_WEIGHTS = re.compile(
     r"(optimizer|compile_metrics|metrics|loss_tracker)/.*|.*/seed_generator.*"
 )
 _CELL = re.compile(r"(?P<layer>.*)/cell/vars/[012]")
-# Order of gates: Keras' GRU has update, reset, candidate; its LSTM has charjax's order.
-_GATES = {"gru": (1, 0, 2), "lstm": (0, 1, 2, 3), "rnn": (0,)}
 # Layers whose fields do not matter here, and the values that the fields of other layers must have.
 _UNCHECKED_LAYERS = ("InputLayer", "Dropout", "SpatialDropout1D", "Embedding", "TimeDistributed")
 _GATED_FIELDS = {"activation": "tanh", "recurrent_activation": "sigmoid", "go_backwards": False}
@@ -195,7 +193,7 @@ def _layer(arrays: Arrays, name: str, cell: str) -> ForeignLayer:
         biases = np.stack([biases, np.zeros_like(biases)])
     if biases.shape != (2, gates):
         raise InputError(f"{name}: its bias is {[*biases.shape]}, not {[2, gates]}")
-    parts = (reorder(part, _GATES[cell]) for part in (kernel, recurrent, *biases))
+    parts = (reorder(part, KERAS_GATES[cell]) for part in (kernel, recurrent, *biases))
     return ForeignLayer(*parts)
 
 

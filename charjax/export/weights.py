@@ -99,22 +99,20 @@ def torch_weights(config: ModelConfig, params: PyTree) -> Arrays:
     return arrays
 
 
-# Keras' GRU has update, reset, candidate.
-_KERAS_GATES = {"gru": (1, 0, 2), "lstm": (0, 1, 2, 3), "rnn": (0,)}
+# Order of gates: Keras' GRU has update, reset, candidate; its LSTM has charjax's order.
+KERAS_GATES = {"gru": (1, 0, 2), "lstm": (0, 1, 2, 3), "rnn": (0,)}
 _KERAS_LAYERS = {"gru": "gru", "lstm": "lstm", "rnn": "simple_rnn"}
 
 
 def keras_weights(config: ModelConfig, params: PyTree) -> Arrays:
     """The variables of Sequential([Embedding, GRU, LSTM or SimpleRNN, ..., Dense]), by path."""
-    order = _KERAS_GATES[config.cell]
+    order = KERAS_GATES[config.cell]
     arrays = {"layers/embedding/vars/0": embedding(config, params)}
     for i in range(config.layers):
         layer = params[f"layer_{i}"]
         name = _KERAS_LAYERS[config.cell] + (f"_{i}" if i else "")
         bias = reorder(np.asarray(layer["bias"]), order)
-        if (
-            config.cell == "gru"
-        ):  # Keras with reset_after: [bias of the input gates, bias of the hidden gates]
+        if config.cell == "gru":  # with reset_after: biases of the input gates, the hidden gates
             bias = np.stack([bias, reorder(hidden_bias(layer), order)])
         path = f"layers/{name}/cell/vars"
         arrays[f"{path}/0"] = reorder(np.asarray(layer["kernel"]), order)

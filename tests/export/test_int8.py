@@ -20,9 +20,9 @@ import pytest
 from charjax.config import ModelConfig
 from charjax.errors import InputError
 from charjax.export.api import export_model
-from charjax.export.c import _GATES, _STATES
 from charjax.export.quantized import dequantize_model, quantize_model
 from charjax.inference.load import TrainedModel
+from charjax.model.cells import CELLS
 from tests.export.tiny import (
     MODELS,
     any_model,
@@ -250,8 +250,8 @@ class Model:
         library = folder / "model.so"
         compile_c(folder / "model.c", library, "-shared", "-fPIC")
         config, self.vocab = trained.config.model, trained.vocab
-        hidden = config.hidden * config.layers * _STATES[config.cell]
-        gates = 2 * config.hidden * _GATES[config.cell]
+        hidden = config.hidden * config.layers * CELLS[config.cell].states
+        gates = 2 * config.hidden * CELLS[config.cell].gates
         fields = {"states": hidden, "gates": gates, "logits": len(self.vocab)}
 
         class State(ctypes.Structure):
