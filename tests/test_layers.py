@@ -38,12 +38,12 @@ def read_layers() -> tuple[tuple[str, ...], ...]:
 LAYERS = read_layers()
 
 # Where the name to import differs from the name to install.
-DISTRIBUTIONS = {"absl": "absl-py", "orbax": "orbax-checkpoint"}
+DISTRIBUTIONS = {"absl": "absl-py", "IPython": "ipython", "orbax": "orbax-checkpoint"}
 # Named in pyproject.toml without an import: jax.export serialises with flatbuffers; exports import
-# the packages of their extra by name; files.py
-# imports zstd by the name that it has in this version of Python.
-INDIRECT = {"backports.zstd", "flatbuffers", "h5py", "onnx", "safetensors"}
-RUNTIME_EXTRAS = ("export", "tensorboard")
+# the packages of their extra by name; files.py imports zstd by the name that it has in this version
+# of Python; ipykernel is what runs the code of a notebook.
+INDIRECT = {"backports.zstd", "flatbuffers", "h5py", "ipykernel", "onnx", "safetensors"}
+RUNTIME_EXTRAS = ("export", "notebook", "tensorboard")
 
 
 class Import(NamedTuple):

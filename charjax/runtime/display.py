@@ -1,7 +1,7 @@
-"""Where messages and progress are shown: rich in a terminal, plain lines on a pipe.
+"""Where messages and progress are shown: a terminal, a notebook, or plain lines on a pipe.
 
 Messages go to loggers below `charjax`, by `logging.getLogger(__name__)`. Without a handler, as in a
-notebook, Python's `logging` shows the warnings and drops the rest; `show_messages` shows all.
+library, Python's `logging` shows the warnings and drops the rest; `show_messages` shows all.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
+from charjax.runtime.status import TrainingStatus, seconds_left
 from charjax.runtime.terminal import escape_controls
 
 # Called with the amount done, such as bytes received, and the total; 0: unknown.
@@ -40,13 +41,20 @@ class Display(Protocol):
         """Shows one message, as one line."""
 
     def text(self, text: str) -> None:
-        """Shows a text, such as a sample, unchanged."""
+        """Shows a text unchanged."""
+
+    def samples(self, samples: Sequence[tuple[str, str]]) -> None:
+        """Shows generated texts with their titles."""
+
+    def table(self, lines: Iterable[Mapping[str, str]]) -> None:
+        """Shows names with their values: a line or more for each mapping."""
 
     @contextmanager
     def task(self, name: str) -> Iterator[Callable[..., None]]:
-        """A context with a progress bar; yields `update(done, total=0, note="")`.
+        """A context with a progress bar; yields `update(done, total=0, note="", status=None)`.
 
-        A `total` of 0 is unknown; `note` is shown beside the bar, such as the loss.
+        A `total` of 0 is unknown; `note` is shown beside the bar, such as the loss. Where curves
+        are drawn of `status`, a `TrainingStatus`, they are shown instead of the note.
         """
 
 
@@ -104,8 +112,17 @@ def discard_output(stream: Any) -> None:
 
 
 def make_display(stream: Any) -> Display:
-    """The display for a text stream: rich if it is a terminal, else plain lines."""
-    return _RichDisplay(stream) if stream.isatty() else PlainDisplay(stream)
+    """The display for a text stream: by rich on a terminal, in the cell of a notebook, or plain."""
+    # The packages of each are imported only where it is used.
+    if stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
+        from charjax.runtime.panel import RichDisplay
+
+        return RichDisplay(stream)
+    if type(stream).__module__ == "ipykernel.iostream":
+        from charjax.runtime.notebook import NotebookDisplay
+
+        return NotebookDisplay()
+    return PlainDisplay(stream)
 
 
 @contextmanager
@@ -149,13 +166,25 @@ class PlainDisplay:
 
     text = report
 
+    def samples(self, samples: Sequence[tuple[str, str]]) -> None:
+        """Prints the last text with its title."""
+        for title, text in samples[-1:]:
+            self.text(f"=== {title} ===\n{text}\n")
+
+    def table(self, lines: Iterable[Mapping[str, str]]) -> None:
+        """Prints a line for each mapping."""
+        for line in lines:
+            self.report("  ".join(f"{name}: {value}" for name, value in line.items()))
+
     @contextmanager
     def task(self, name: str) -> Iterator[Callable[..., None]]:
         """As `Display.task`."""
         started = printed = time.monotonic()
         first: int | None = None  # a resumed task does not start at 0
 
-        def update(done: int, total: int = 0, note: str = "") -> None:
+        def update(
+            done: int, total: int = 0, note: str = "", status: TrainingStatus | None = None
+        ) -> None:
             nonlocal printed, first
             first = done if first is None else first
             now = time.monotonic()
@@ -163,50 +192,8 @@ class PlainDisplay:
                 return
             printed = now
             of_total = f"/{total}" if total else ""
-            seconds_left = (now - started) / max(done - first, 1) * (total - done)
-            eta = f"  {_clock(seconds_left)} left" if total and done > first else ""
+            left = seconds_left(now - started, done - first, total - done)
+            eta = f"  {left} left" if total and left else ""
             self.report(f"{name} {done}{of_total}  {note}{eta}".rstrip())
 
         yield update
-
-
-class _RichDisplay:
-    def __init__(self, stream: Any) -> None:
-        from rich.console import Console
-
-        self._console = Console(file=stream, highlight=False, emoji=False, soft_wrap=True)
-
-    def report(self, message: str) -> None:
-        self._console.print(escape_controls(message), markup=False)
-
-    def text(self, text: str) -> None:
-        self._console.print(escape_controls(text), markup=False, style="dim")
-
-    @contextmanager
-    def task(self, name: str) -> Iterator[Callable[..., None]]:
-        from rich import progress as bars
-
-        columns = (
-            bars.TextColumn("{task.description}"),
-            bars.BarColumn(bar_width=24),
-            bars.MofNCompleteColumn(),
-            bars.TextColumn("{task.fields[note]}"),
-            bars.TimeRemainingColumn(),
-        )
-        # redirect_stdout would send everything printed to stdout, such as samples, to the console.
-        with bars.Progress(
-            *columns, console=self._console, transient=True, redirect_stdout=False
-        ) as progress:
-            task = progress.add_task(name, total=None, note="")
-
-            def update(done: int, total: int = 0, note: str = "") -> None:
-                progress.update(task, completed=done, total=total or None, note=note)
-
-            yield update
-
-
-def _clock(seconds: float) -> str:
-    """H:MM:SS, or M:SS below an hour."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from charjax.errors import InputError, InterruptedRunError
 from charjax.inference.evaluate import max_eval_chars, score
 from charjax.model.network import parameter_count
 from charjax.runtime import distributed
-from charjax.runtime.display import Display, show_messages
+from charjax.runtime.display import Display, make_display, show_messages
 from charjax.runtime.dtypes import resolve_dtype
 from charjax.runtime.signals import StopSignals
 from charjax.train import messages, resume
@@ -108,14 +109,15 @@ class _StoppedError(Exception):
 
 
 def train(
-    config: Config, workdir: Path, display: Display, *, allow: Sequence[str] = ()
+    config: Config, workdir: Path, display: Display | None = None, *, allow: Sequence[str] = ()
 ) -> Progress:
     """Trains the run in a workdir, from its newest checkpoint that verifies or from the start.
 
     Args:
       config: the run.
       workdir: its folder; made if it does not exist.
-      display: shows progress, samples, and the messages of charjax's loggers.
+      display: shows progress, samples, and the messages of charjax's loggers; None: the one for
+        standard output, such as the cell of a notebook.
       allow: what may have changed since the run was saved, such as
         "config.optim.learning_rate" or "corpus".
 
@@ -126,6 +128,7 @@ def train(
       CharjaxError: see `charjax.errors`; the checkpoints stay.
     """
     resume.check_allowed(allow)
+    display = display or make_display(sys.stdout)
     files = Workdir(workdir)
     checkpoints = Checkpoints(files.checkpoints, keep=config.train.keep)
     with show_messages(display), _locked(files), checkpoints:
@@ -345,9 +348,12 @@ def _checkpoint_is_due(run: Run, state: RunState) -> bool:
 
 
 def _show(run: Run, state: RunState, update: Callable[..., None], doing: str = "") -> None:
-    """Updates the progress bar; hides total and time left while an evaluation runs."""
-    note = doing or messages.progress_note(state.record, state.progress)
-    update(state.step, 0 if doing else run.intervals.total, note)
+    """Updates the progress shown; hides total and time left while an evaluation runs."""
+    if doing:
+        update(state.step, 0, doing)
+        return
+    note = messages.progress_note(state.record, state.progress)
+    update(state.step, run.intervals.total, note, messages.status(state.record, state.progress))
 
 
 def _do_what_is_due(run: Run, state: RunState, stop: StopFlags, show: Callable[..., None]) -> bool:
@@ -451,7 +457,7 @@ def _sample(run: Run, state: RunState, stop: StopFlags) -> None:
             run.meta.resolved_config, state.train_state.eval_params, run.dataset.vocab, check_stop
         )
         write_samples(
-            samples, state.step, file=run.workdir.samples, log=run.log, show=run.display.text
+            samples, state.step, file=run.workdir.samples, log=run.log, show=run.display.samples
         )
     state.progress.unsampled = False
 
@@ -473,13 +479,14 @@ def _save(run: Run, state: RunState, val_loss: float | None = None) -> None:
 
 
 def _finish(run: Run, progress: Progress) -> None:
-    """Draws the curves, and logs how the run ended and what to do next."""
+    """Draws the curves, and shows how the run ended and what to do next."""
     try:
         if distributed.is_primary():
             draw_curves(read_metrics(run.workdir.metrics), run.workdir.curves)
     except InputError as error:
         _logger.warning(f"{run.workdir.curves}: not drawn: {error}")
-    _log_all(messages.closing(run.meta, run.workdir, progress))
+    run.display.table(messages.closing(run.meta, run.workdir, progress))
+    _logger.info(messages.next_command(run.meta, run.workdir))
 
 
 def _log_all(lines: Iterable[str]) -> None:

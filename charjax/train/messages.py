@@ -16,6 +16,7 @@ from charjax.data.dataset import Dataset
 from charjax.data.reading import prepare_prompt
 from charjax.errors import InputError
 from charjax.inference.evaluate import max_eval_chars
+from charjax.runtime.status import TrainingStatus
 from charjax.train.intervals import Intervals, total_steps
 from charjax.workdir import Workdir
 
@@ -138,22 +139,30 @@ def progress_note(record: Mapping[str, Any], progress: Progress) -> str:
     return "  ".join(parts)
 
 
-def closing(meta: RunMeta, workdir: Workdir, progress: Progress) -> Iterator[str]:
-    """The last messages: the result, where it is, and the next command."""
-    yield f"ended: {progress.ended}; {progress.elapsed_s:.0f} s of training"
+def status(record: Mapping[str, Any], progress: Progress) -> TrainingStatus:
+    """The numbers of a record, and the best loss, for a display that draws curves."""
+    best = progress.best if math.isfinite(progress.best) else None
+    speed = record.get("chars_per_second")
+    return TrainingStatus(record.get("train_loss"), record.get("val_loss"), best, speed)
+
+
+def closing(meta: RunMeta, workdir: Workdir, progress: Progress) -> Iterator[dict[str, str]]:
+    """The last table: the result and where it is, by name; one mapping for each line."""
+    yield {"ended": f"{progress.ended}; {progress.elapsed_s:.0f} s of training"}
     if math.isfinite(progress.best):
-        yield (
-            f"best validation loss: {progress.best:.4f} nats "
-            f"({progress.best / math.log(2):.4f} bits) per character"
-        )
+        bits = progress.best / math.log(2)
+        loss = f"{progress.best:.4f} nats ({bits:.4f} bits) per character"
+        yield {"best validation loss": loss}
     if meta.corpus.notice:
-        yield f"NOTICE: {meta.corpus.notice}"
-    yield f"checkpoints: {workdir.checkpoints}  curves: {workdir.curves}"
-    yield f"next: {_sample_command(meta, workdir)}"
+        yield {"NOTICE": meta.corpus.notice}
+    yield {"checkpoints": f"{workdir.checkpoints}", "curves": f"{workdir.curves}"}
 
 
-def _sample_command(meta: RunMeta, workdir: Workdir) -> str:
-    """A command that samples; it names this interpreter, in case no environment is activated."""
+def next_command(meta: RunMeta, workdir: Workdir) -> str:
+    """The last message: the next command, which samples.
+
+    It names this interpreter, in case no environment is activated.
+    """
     here, python = Path.cwd(), Path(sys.executable)
     python = python.relative_to(here) if python.is_relative_to(here) else python
     words = [str(python), "-m", "charjax", "sample", f"--workdir={workdir.path}"]
@@ -163,7 +172,7 @@ def _sample_command(meta: RunMeta, workdir: Workdir) -> str:
         words.append(f"--prompt={prompt}")
     except InputError:
         pass  # the prompt has characters outside the vocabulary
-    return shlex.join([*words, "--num_chars=500"])
+    return f"next: {shlex.join([*words, '--num_chars=500'])}"
 
 
 def _speed(record: Mapping[str, Any]) -> str:

@@ -75,30 +75,27 @@ def write_samples(
     *,
     file: Path,
     log: MetricsLog,
-    show: Callable[[str], None],
+    show: Callable[[Sequence[tuple[str, str]]], None],
 ) -> None:
-    """Appends the samples of a step to a file, and shows the last one.
+    """Appends the samples of a step to a file, and shows them.
 
     Args:
       samples: from `generate_samples`.
       step: the training step, for the titles.
       file: `samples.txt`.
       log: writes the samples to TensorBoard.
-      show: displays the last sample with its title.
+      show: displays the samples with their titles.
 
     Raises:
       HostError: the file cannot be written.
     """
     if not samples:
         return
-    titled = [
-        f"=== step {step}, temperature {temperature:g} ===\n{text}\n"
-        for temperature, text in samples
-    ]
-    append(file, "".join(f"{sample}\n" for sample in titled))
+    titled = [(f"step {step}, temperature {temperature:g}", text) for temperature, text in samples]
+    append(file, "".join(f"=== {title} ===\n{text}\n\n" for title, text in titled))
     for temperature, text in samples:
         log.add_text(f"sample, temperature {temperature:g}", text, step)
-    show(titled[-1])
+    show(titled)
 
 
 def _prompt(config: Config, vocab: Vocab) -> str:

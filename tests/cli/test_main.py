@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import termios
 from collections.abc import Sequence
 from pathlib import Path
 from subprocess import PIPE
@@ -662,8 +663,14 @@ def test_a_run_whose_terminal_is_closed_is_saved(workspace, tmp_path):
         start_new_session=True,
     ) as process:
         os.close(theirs)
-        while b"step 10 " not in os.read(terminal, 1 << 16):
-            assert process.poll() is None
+        seen = b""
+        for columns in (20, 1, 200, 100):  # a resize does not matter
+            termios.tcsetwinsize(terminal, (24, columns))
+            seen = b""
+            while seen.count(b"\n") < 20:
+                assert process.poll() is None
+                seen += os.read(terminal, 1 << 16)
+        assert b"val loss" in seen
         os.close(terminal)
     assert process.returncode == 129
     last = read_metrics(tmp_path / "metrics.jsonl")[-1]["step"]

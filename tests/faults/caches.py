@@ -108,6 +108,6 @@ def _load_in_a_process() -> int:
         return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
     code = 1
     try:
-        code = 0 if hasattr(build.open_library(), build.FORWARD) else 2
+        code = 0 if hasattr(build.open_library(), build.target(build.FORWARD, "float32")) else 2
     finally:
         os._exit(code)

@@ -27,6 +27,7 @@ from charjax.config import (
     TrainConfig,
     to_dict,
 )
+from charjax.runtime.display import PlainDisplay
 from charjax.workdir import Workdir
 from tests.environment import with_devices
 
@@ -154,7 +155,7 @@ def write_words(file: Path, num_words: int) -> Path:
     return file
 
 
-class Silent:
+class Silent(PlainDisplay):
     """A display that shows nothing and collects the messages."""
 
     def __init__(self, on_step: Callable[[int], None] = lambda step: None) -> None:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from charjax.runtime import display
+from charjax.runtime import display, status
 from charjax.runtime.display import LastingStream, PlainDisplay, make_display, show_messages
 
 
@@ -23,7 +23,8 @@ def time_is(monkeypatch):
     """Sets the monotonic time."""
 
     def is_(now: float) -> None:
-        monkeypatch.setattr(display, "time", SimpleNamespace(monotonic=lambda: now))
+        for module in (display, status):
+            monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
 
     is_(0.0)
     return is_
@@ -98,7 +99,7 @@ def test_on_a_pipe_a_task_of_unknown_total_has_no_time_left(time_is):
     ],
 )
 def test_times_are_formatted_as_hours_minutes_seconds(seconds, clock):
-    assert display._clock(seconds) == clock
+    assert status.clock(seconds) == clock
 
 
 def test_in_a_terminal_markup_in_messages_and_texts_is_not_interpreted(terminal):

@@ -24,6 +24,7 @@ from charjax.config import (
     TrainConfig,
 )
 from charjax.data.batches import Batch
+from charjax.runtime.display import PlainDisplay
 from charjax.train.metrics import read_metrics
 from charjax.train.optimizer import make_optimizer
 from charjax.train.step import Step, TrainState, init_state, make_step
@@ -92,7 +93,7 @@ def assert_close(one: Any, other: Any, rtol: float = 1e-4, atol: float = 1e-6) -
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), one, other)
 
 
-class Recorder:
+class Recorder(PlainDisplay):
     """A display that records all it is given, and calls `listen(kind, what)` for each of it."""
 
     def __init__(self, listen: Callable[[str, Any], None] = lambda kind, what: None) -> None:
@@ -110,7 +111,7 @@ class Recorder:
 
     @contextmanager
     def task(self, name: str) -> Iterator[Callable[..., None]]:
-        yield lambda done, total=0, note="": self._listen(name, done)
+        yield lambda done, *rest: self._listen(name, done)
 
 
 def outcome(folder: Path) -> tuple[list[dict[str, Any]], bytes, int, dict[str, Any]]:

@@ -1,0 +1,215 @@
+"""A terminal by rich: messages, texts in boxes, and a live panel of the task at work.
+
+The colours are those of the terminal's own palette, so that they can be read on light and dark.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from charjax.runtime.status import History, Refresh, TrainingStatus, seconds_left
+from charjax.runtime.terminal import escape_controls
+
+_MIN_PANEL_LINES = 10  # of the terminal; a lower one shows the bar alone
+_MIN_BAR_COLUMNS, _BAR_COLUMNS = 60, 24
+_MIN_SAMPLE_COLUMNS = 44  # of each of several samples side by side
+_LEVELS, _ASCII_LEVELS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
+_OUTLIERS = 0.05  # of the points may be above the top: the first losses would flatten the rest
+_ROWS = (
+    ("loss", "train_loss", "{:.4f}", "cyan"),
+    ("val loss", "val_loss", "{:.4f}", "yellow"),
+    ("best", "best", "{:.4f}", "green"),
+    ("chars/s", "chars_per_second", "{:,.0f}", "magenta"),
+)
+
+
+class RichDisplay:
+    """A display on a terminal; see `charjax.runtime.display.Display`."""
+
+    def __init__(self, stream: Any) -> None:
+        self._console = Console(file=stream, highlight=False, emoji=False)
+
+    def report(self, message: str) -> None:
+        """Prints a message, which the terminal wraps."""
+        self._console.print(escape_controls(message), markup=False, soft_wrap=True)
+
+    def text(self, text: str) -> None:
+        """Prints a text, dim."""
+        self._console.print(escape_controls(text), markup=False, soft_wrap=True, style="dim")
+
+    def samples(self, samples: Sequence[tuple[str, str]]) -> None:
+        """Prints titled texts in boxes: side by side where the terminal is wide enough."""
+        boxes: list[RenderableType] = [sample_box(title, text) for title, text in samples]
+        if self._console.width >= _MIN_SAMPLE_COLUMNS * len(boxes):
+            grid = Table.grid(expand=True)
+            for _ in boxes:
+                grid.add_column(ratio=1)
+            grid.add_row(*boxes)
+            boxes = [grid]
+        for each in boxes:
+            self._console.print(each)
+
+    def table(self, lines: Iterable[Mapping[str, str]]) -> None:
+        """Prints names and values as a table."""
+        self._console.print(closing_table(lines))
+
+    @contextmanager
+    def task(self, name: str) -> Iterator[Callable[..., None]]:
+        """A context with a live view of a task, which it clears at its end."""
+        view, refresh = TaskView(name), Refresh()
+        # redirect_stdout would send everything printed to stdout, such as samples, to the console.
+        with Live(
+            view, console=self._console, auto_refresh=False, transient=True, redirect_stdout=False
+        ) as live:
+
+            def update(
+                done: int, total: int = 0, note: str = "", status: TrainingStatus | None = None
+            ) -> None:
+                view.update(done, total, note, status)
+                if refresh.is_due():
+                    started = time.monotonic()
+                    live.refresh()
+                    refresh.drawn(started)
+
+            live.refresh()
+            yield update
+
+
+class TaskView:
+    """What is shown of a task: one line, or a panel once there is a training status."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self._note, self._history = name, "", History()
+        self._done, self._total, self._left = 0, 0, ""
+        self._first: tuple[int, float] | None = None  # a resumed task does not start at 0
+
+    def update(
+        self, done: int, total: int = 0, note: str = "", status: TrainingStatus | None = None
+    ) -> None:
+        """Takes over the newest values; see `charjax.runtime.display.Display.task`."""
+        first, started = self._first = self._first or (done, time.monotonic())
+        self._done, self._left, self._note = done, "", "" if status else note
+        if status:
+            self._history.add(done, status)
+        elif self._history.points:
+            return  # an evaluation between steps; the total stays
+        self._total = total
+        if total:
+            self._left = seconds_left(time.monotonic() - started, done - first, total - done)
+
+    def __rich_console__(
+        self, console: Console, options: ConsoleOptions
+    ) -> Iterator[RenderableType]:
+        if not self._history.points or console.height < _MIN_PANEL_LINES:
+            width = min(_BAR_COLUMNS, options.max_width - _MIN_BAR_COLUMNS + _BAR_COLUMNS)
+            yield _row(Text(self._name), *self._bar(width), self._numbers())
+            return
+        rows = Table.grid(expand=True)
+        rows.add_row(self._curves())
+        rows.add_row(_row(*self._bar(None), self._numbers(), widest=0))
+        yield Panel(rows, title=Text(self._name), title_align="left", border_style="dim")
+
+    def _curves(self) -> Table:
+        """A row for each kind of number: its name, its newest value, a sparkline."""
+        grid = Table.grid(padding=(0, 1), expand=True)
+        grid.add_column(no_wrap=True, style="dim")
+        grid.add_column(no_wrap=True, justify="right", style="bold")
+        grid.add_column(no_wrap=True, ratio=1)
+        for label, name, form, color in _ROWS:
+            values = self._history.filled(name)
+            if known := [value for value in values if value is not None]:
+                lowest = 0.0 if name == "chars_per_second" else min(known)
+                grid.add_row(label, form.format(known[-1]), _Sparkline(values, lowest, color))
+        return grid
+
+    def _bar(self, width: int | None) -> list[ProgressBar]:
+        """A bar, if the total is known and there is room; `width` None: as wide as there is."""
+        has_room = width is None or width == _BAR_COLUMNS
+        if not self._total or not has_room:
+            return []
+        bar = ProgressBar(self._total, self._done, width, complete_style="cyan", style="dim")
+        return [bar]
+
+    def _numbers(self) -> Text:
+        """How much is done, the time left, and the note."""
+        done = f"{self._done:,}/{f'{self._total:,}' if self._total else '?'}"
+        left = f"{self._left} left" if self._left else ""
+        parts = [done if self._first else "", left, self._note]
+        return Text("  ".join(filter(None, parts)))
+
+
+def _row(*cells: RenderableType, widest: int = -1) -> Table:
+    """Cells beside each other; that with the number `widest` takes what room is left."""
+    row = Table.grid(padding=(0, 1), expand=widest >= 0)
+    for number in range(len(cells)):
+        row.add_column(no_wrap=True, ratio=1 if number == widest else None)
+    row.add_row(*cells)
+    return row
+
+
+class _Sparkline:
+    """Values as a line of blocks of eight heights, as wide as there is room."""
+
+    def __init__(self, values: Sequence[float | None], lowest: float, color: str) -> None:
+        self._values, self._lowest, self._color = values, lowest, color
+
+    def __rich_console__(
+        self, console: Console, options: ConsoleOptions
+    ) -> Iterator[RenderableType]:
+        levels = _ASCII_LEVELS if options.ascii_only else _LEVELS
+        yield Text(sparkline(self._values, self._lowest, options.max_width, levels), self._color)
+
+
+def sparkline(
+    values: Sequence[float | None], lowest: float, width: int, levels: str = _LEVELS
+) -> str:
+    """A character for each value, or for the mean of neighbours where there are more than `width`.
+
+    Args:
+      values: in order; None: a blank.
+      lowest: the value of the lowest level.
+      width: the most characters.
+      levels: a character for each height.
+    """
+    known = sorted(value for value in values if value is not None)
+    top = known[math.ceil((1 - _OUTLIERS) * (len(known) - 1))]
+    scale = (len(levels) - 1) / (top - lowest) if top > lowest else 0.0
+    count = min(width, len(values))
+    edges = [len(values) * i // count for i in range(count + 1)] if count else []
+    characters = ""
+    for i, j in itertools.pairwise(edges):
+        group = [value for value in values[i:j] if value is not None]
+        height = min(statistics.fmean(group), top) - lowest if group else 0.0
+        characters += levels[round(height * scale)] if group else " "
+    return characters
+
+
+def sample_box(title: str, text: str) -> Panel:
+    """A text in a box with a title."""
+    shown = Text(escape_controls(text), overflow="fold")
+    return Panel(shown, title=Text(title), title_align="left", border_style="dim")
+
+
+def closing_table(lines: Iterable[Mapping[str, str]]) -> Table:
+    """Names and values, as a table of two columns."""
+    table = Table(box=box.ROUNDED, show_header=False, border_style="dim")
+    table.add_column(style="bold", overflow="fold")
+    table.add_column(overflow="fold")
+    for line in lines:
+        for name, value in line.items():
+            table.add_row(Text(name), Text(escape_controls(value)))
+    return table

@@ -1,0 +1,92 @@
+"""How far a task has come, as displays show it: numbers of a training run, their history, times."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import NamedTuple
+
+_MOST_POINTS = 600  # of a history: more than the columns of a terminal
+_MIN_REFRESH_S = 0.25
+_REFRESH_FRACTION = 0.004  # of the time, at most, is spent on drawing
+
+
+class TrainingStatus(NamedTuple):
+    """The newest numbers of a training run; None: not known at this step.
+
+    Attributes:
+      train_loss: nats per character.
+      val_loss: nats per character.
+      best: the best validation loss so far.
+      chars_per_second: training speed.
+    """
+
+    train_loss: float | None = None
+    val_loss: float | None = None
+    best: float | None = None
+    chars_per_second: float | None = None
+
+
+class History:
+    """The statuses of a run by step, thinned to a bounded number.
+
+    Attributes:
+      points: (step, status): every n-th that was added, and the last.
+    """
+
+    def __init__(self) -> None:
+        self.points: list[tuple[int, TrainingStatus]] = []
+        self._stride, self._added = 1, 0
+
+    def add(self, step: int, status: TrainingStatus) -> None:
+        """Adds a status, unless it is the last one again."""
+        if self.points and self.points[-1][1] == status:
+            return
+        if self._added and (self._added - 1) % self._stride:
+            self.points.pop()  # it was there only as the last
+        self.points.append((step, status))
+        self._added += 1
+        if len(self.points) == _MOST_POINTS:
+            self.points = [*self.points[:-1:2], self.points[-1]]
+            self._stride *= 2
+
+    def series(self, name: str) -> list[tuple[int, float]]:
+        """(step, value) of a field of the statuses, where it is known."""
+        points = ((step, getattr(status, name)) for step, status in self.points)
+        return [(step, value) for step, value in points if value is not None]
+
+    def filled(self, name: str) -> list[float | None]:
+        """The field of every status; where it is not known, its last known value."""
+        values: list[float | None] = [None]
+        for _, status in self.points:
+            value = getattr(status, name)
+            values.append(values[-1] if value is None else value)
+        return values[1:]
+
+
+class Refresh:
+    """Says when to draw again: so rarely that drawing takes next to no time from the task."""
+
+    def __init__(self, shortest_s: float = _MIN_REFRESH_S) -> None:
+        self._shortest_s, self._due = shortest_s, -math.inf
+
+    def is_due(self) -> bool:
+        """Whether to draw now."""
+        return time.monotonic() >= self._due
+
+    def drawn(self, started: float) -> None:
+        """Notes a drawing that started at a time, by `time.monotonic`, and ends now."""
+        now = time.monotonic()
+        self._due = now + max(self._shortest_s, (now - started) / _REFRESH_FRACTION)
+
+
+def seconds_left(elapsed_s: float, done: int, left: int) -> str:
+    """The time that what is left takes at the speed of what is done; "" if nothing is done."""
+    return clock(elapsed_s / done * left) if done > 0 else ""
+
+
+def clock(seconds: float) -> str:
+    """H:MM:SS, or M:SS below an hour."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
