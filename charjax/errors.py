@@ -25,6 +25,12 @@ class CheckpointError(CharjaxError):
     exit_code = 3
 
 
+class StoreError(CharjaxError):
+    """A packed text is damaged."""
+
+    exit_code = 3
+
+
 class HostError(CharjaxError):
     """The environment failed: disk, network, lock or memory."""
 

@@ -43,7 +43,7 @@ DISTRIBUTIONS = {"absl": "absl-py", "IPython": "ipython", "orbax": "orbax-checkp
 # the packages of their extra by name; files.py imports zstd by the name that it has in this version
 # of Python; ipykernel is what runs the code of a notebook.
 INDIRECT = {"backports.zstd", "flatbuffers", "h5py", "ipykernel", "onnx", "safetensors"}
-RUNTIME_EXTRAS = ("export", "notebook", "tensorboard")
+RUNTIME_EXTRAS = ("data", "export", "notebook", "tensorboard")
 
 
 class Import(NamedTuple):

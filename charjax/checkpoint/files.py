@@ -9,7 +9,6 @@ import contextlib
 import json
 import math
 import os
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import tensorstore as ts
 
 from charjax.checkpoint.record import DamagedError, Leaf, Record, dtype_of, from_json
 from charjax.errors import HostError, InputError
-from charjax.runtime.files import read_regular
+from charjax.runtime.files import as_os_errors, read_regular
 
 # Part of the name of a folder while a save or a deletion is not finished.
 UNFINISHED = ".orbax-checkpoint-tmp"
@@ -142,18 +141,6 @@ def _check_files(folder: Path) -> None:
 def is_checkpoint(path: Path) -> bool:
     """Whether a folder is a checkpoint, even a damaged one: has any of a checkpoint's files."""
     return any((path / part).exists() for part in _PARTS)
-
-
-@contextlib.contextmanager
-def as_os_errors() -> Iterator[None]:
-    """Turns a ValueError of TensorStore that has an OS error code into an OSError."""
-    try:
-        yield
-    except ValueError as error:
-        code = re.search(r"os_error_code='(\d+)'", str(error))
-        if code is None:
-            raise
-        raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
 
 
 @contextlib.contextmanager

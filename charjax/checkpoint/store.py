@@ -21,10 +21,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from charjax.checkpoint.files import RECORD, UNFINISHED, as_os_errors, check_size
+from charjax.checkpoint.files import RECORD, UNFINISHED, check_size
 from charjax.checkpoint.record import DamagedError, Record, to_json
 from charjax.errors import HostError
-from charjax.runtime.files import open_regular, replace_file
+from charjax.runtime.files import as_os_errors, open_regular, replace_file
 
 _T = TypeVar("_T")
 

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import difflib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from charjax.config import DataConfig
 from charjax.errors import InputError
 from charjax.runtime.files import check_local
-from charjax.runtime.paths import expand_path
+from charjax.runtime.paths import expand_path, is_address
 
 if TYPE_CHECKING:
     from charjax.inference.load import TrainedModel
 
+# Fields of `DataConfig` that are flags of commands that read other texts.
+_READING = (
+    *("encoding", "newlines", "lowercase", "start", "end", "documents"),
+    *("delimiter", "columns", "header", "csv_delimiter"),
+)
+_READING_OF_NEW = ("unit", "boundary")  # those of a text that no model was trained on
 WEIGHTS = ("float32", "bfloat16", "int8")
 
 
@@ -87,6 +95,29 @@ def add_inference(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_reading(parser: argparse.ArgumentParser, about: str, *, unit: bool = False) -> None:
+    """Flags for the fields of `DataConfig` that say how a text is read, for `reading_options`.
+
+    Args:
+      parser: the command's parser.
+      about: the help of this group of flags.
+      unit: whether the model is not trained yet, so that `unit` and `boundary` may be chosen.
+    """
+    group = parser.add_argument_group("reading", about)
+    for field in dataclasses.fields(DataConfig):
+        if field.name in _READING or (unit and field.name in _READING_OF_NEW):
+            is_bool = isinstance(field.default, bool)
+            words: dict[str, Any] = {"nargs": "?", "const": True, "type": _bool} if is_bool else {}
+            choices = field.metadata.get("choices")
+            group.add_argument(f"--{field.name}", choices=choices, **words)
+
+
+def reading_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of `DataConfig` that the flags of `add_reading` gave, and their values."""
+    names = (*_READING, *_READING_OF_NEW)
+    return {name: v for name in names if (v := getattr(args, name, None)) is not None}
+
+
 def load_model(args: argparse.Namespace) -> TrainedModel:
     """Loads the model that the flags of `add_model` and `add_inference` describe."""
     from charjax.inference.load import load_builtin, load_trained, with_dtype
@@ -117,9 +148,24 @@ def local_path(flag: str) -> Callable[[str], Path]:
     return parse
 
 
+def store_path(flag: str) -> Callable[[str], str]:
+    """The argparse type of a packed text: a local path, expanded, or an address."""
+
+    def parse(value: str) -> str:
+        return value if is_address(value) else expand_path(value, flag)
+
+    return parse
+
+
 def _which(value: str) -> str | int:
     if value in ("best", "newest"):
         return value
     if value.isdecimal():
         return int(value)
     raise argparse.ArgumentTypeError(f"{value!r} must be best, newest or the number of a step")
+
+
+def _bool(value: str) -> bool:
+    if value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    raise argparse.ArgumentTypeError(f"{value!r} must be true or false")

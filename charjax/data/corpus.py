@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from jaxtyping import Int
@@ -18,6 +19,8 @@ from charjax.data.named_corpora import BUILT_IN, RawText
 from charjax.data.reading import PreparedText, ReadingRules, prepare_text
 from charjax.errors import HostError, InputError
 from charjax.runtime.display import ProgressFn, no_progress
+
+_BLOCK = 1 << 20  # bytes
 
 _logger = logging.getLogger(__name__)
 
@@ -95,7 +98,9 @@ def read_text(
       HostError: it cannot be read.
     """
     if file == "-":
-        files: Iterable[RawText] = [RawText("standard input", sys.stdin.buffer.read())]
+        files: Iterable[RawText] = [
+            RawText("standard input", iter(partial(sys.stdin.buffer.read, _BLOCK), b""))
+        ]
     else:
         files = read_files(find_files(file, "--file"), "--file", are_utf8=rules.is_utf8)
     return prepare_text(files, rules, are_markers_required=are_markers_required, options="--")

@@ -7,9 +7,9 @@ import csv
 import io
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from charjax.errors import InputError
 
@@ -17,6 +17,8 @@ _SNIFFED_CHARS = 1 << 16  # of the first file, in which the delimiter is detecte
 _SNIFFED_ROWS = 100
 _DELIMITERS = ",\t;|"  # candidates, the likeliest first
 _MAX_FIELD = 2**31 - 1  # characters; Python's own limit for a field is 131,072
+_MAX_REST = 1 << 20  # characters of an unfinished document that wait for its end
+_ROWS_PER_PIECE = 4096
 
 CONFIG_PREFIX = "config.data."  # of the names of options in messages about a config
 
@@ -49,69 +51,164 @@ class DocumentRules:
         return self.header or any(isinstance(column, str) for column in self.columns)
 
 
-def split_documents(
-    texts: Sequence[tuple[str, str]], rules: DocumentRules, options: str = CONFIG_PREFIX
-) -> tuple[list[str], DocumentRules]:
-    """Splits texts into documents, without the empty ones.
+class Piece(NamedTuple):
+    """A part of a text, with the documents that start in it.
 
-    Args:
-      texts: (origin, text) of each file.
-      rules: what a document is.
-      options: prefix of the names of options in messages: "config.data." or "--".
-
-    Returns:
-      The documents; the rules, with the `csv_delimiter` that was detected.
-
-    Raises:
-      InputError: there is no such delimiter or column, or a text is not valid CSV.
+    Attributes:
+      text: its characters.
+      starts: positions in `text` where documents start, ascending.
     """
-    if rules.mode == "none":
-        documents = ["\n".join(text for _, text in texts)]
-    elif rules.mode == "files":
-        documents = [text for _, text in texts]
-    elif rules.mode == "lines":
-        documents = [
-            line for origin, text in texts for line in _lines(text, origin, rules, options)
-        ]
-    elif rules.mode == "delimiter":
-        documents = _delimited(texts, rules.delimiter, options)
-    else:
-        if texts and not rules.csv_delimiter:
-            rules = replace(rules, csv_delimiter=_detect_delimiter(*texts[0], options))
-        documents = [row for origin, text in texts for row in _rows(text, origin, rules, options)]
-    kept = [document for document in documents if document]
-    if len(kept) < len(documents) and rules.boundary:
-        _logger.info("left out %s empty documents", f"{len(documents) - len(kept):,}")
-    return kept, rules
+
+    text: str
+    starts: Sequence[int]
 
 
-def _lines(text: str, origin: str, rules: DocumentRules, options: str) -> Iterator[str]:
-    if "\n" not in text and "\r" in text:
-        _logger.warning(
-            f"NOTICE: {origin} has carriage returns and no newlines, so it is one document; "
-            f"set {options}newlines=unix"
-        )
-    # splitlines() would also break at other characters.
-    for line in io.StringIO(text, newline="\n"):
-        yield line.removesuffix("\n").removesuffix("\r") if rules.boundary else line
+class DocumentSplitter:
+    """Splits texts into documents, without the empty ones, piece by piece.
+
+    With `documents=none` no document starts: all texts are one, joined by newlines.
+
+    Attributes:
+      rules: what a document is; the `csv_delimiter` is detected in the first text.
+      num_empty: empty documents, which were left out.
+      has_delimiter: whether a delimiter of documents was found.
+    """
+
+    def __init__(
+        self, rules: DocumentRules, options: str = CONFIG_PREFIX, *, texts_before: bool = False
+    ) -> None:
+        """Reads no text.
+
+        Args:
+          rules: what a document is.
+          options: prefix of the names of options in messages: "config.data." or "--".
+          texts_before: whether others have split texts that come before these.
+        """
+        self.rules, self.num_empty = rules, 0
+        self._options, self._texts_before = options, texts_before
+        self.has_delimiter = False
+        self._origins: list[str] = []  # of the first texts, for a message
+
+    def split(
+        self, origin: str, chunks: Iterator[str], *, continues: bool = False
+    ) -> Iterator[Piece]:
+        """The pieces of a text.
+
+        Args:
+          origin: where the text comes from, for messages.
+          chunks: its characters.
+          continues: whether it goes on where the text before ended, perhaps in a document.
+
+        Raises:
+          InputError: there is no such column, or the text is not valid CSV.
+        """
+        mode = self.rules.mode
+        if mode == "none":
+            if self._texts_before and not continues:
+                yield Piece("\n", ())
+            yield from (Piece(chunk, ()) for chunk in chunks)
+        elif mode == "files":
+            yield from self._file(chunks, continues=continues)
+        elif mode == "lines":
+            yield from self._lines(origin, chunks)
+        elif mode == "delimiter":
+            yield from self._delimited(origin, chunks, continues=continues)
+        else:
+            yield from self._rows(origin, chunks)
+        self._texts_before = True
+
+    def check_delimiter(self) -> None:
+        """Raises InputError if documents end at a delimiter that is in none of the texts."""
+        if self.rules.mode == "delimiter" and not self.has_delimiter:
+            hint = ""
+            if "\\n" in self.rules.delimiter:
+                hint = "; a backslash is not an escape here: write $'\\n' in the shell"
+            raise InputError(
+                f"{self._options}delimiter={self.rules.delimiter!r}: not in "
+                f"{', '.join(self._origins)}; copy the delimiter from the text{hint}"
+            )
+
+    def _file(self, chunks: Iterator[str], *, continues: bool) -> Iterator[Piece]:
+        for chunk in filter(None, chunks):
+            yield Piece(chunk, () if continues else (0,))
+            continues = True
+        self.num_empty += not continues
+
+    def _lines(self, origin: str, chunks: Iterator[str]) -> Iterator[Piece]:
+        # splitlines() would also break at other characters.
+        rest, continues, has_newline, has_return = "", False, False, False
+        for chunk in chunks:
+            has_return = has_return or "\r" in chunk
+            *lines, rest = (rest + chunk).split("\n")
+            if lines:
+                has_newline = True
+                yield self._piece([self._line(f"{line}\n") for line in lines], continues)
+                continues = False
+            if len(rest) > _MAX_REST:  # but for its last character, perhaps a part of the line end
+                yield self._piece([rest[:-1]], continues)
+                rest, continues = rest[-1], True
+        if rest:
+            yield self._piece([self._line(rest)], continues)
+        if has_return and not has_newline:
+            _logger.warning(
+                f"NOTICE: {origin} has carriage returns and no newlines, so it is one document; "
+                f"set {self._options}newlines=unix"
+            )
+
+    def _line(self, line: str) -> str:
+        return line.removesuffix("\n").removesuffix("\r") if self.rules.boundary else line
+
+    def _delimited(self, origin: str, chunks: Iterator[str], *, continues: bool) -> Iterator[Piece]:
+        rest, delimiter = "", self.rules.delimiter
+        if len(self._origins) < 3:
+            self._origins.append(origin)
+        for chunk in chunks:
+            *parts, rest = (rest + chunk).split(delimiter)
+            if parts:
+                self.has_delimiter = True
+                yield self._piece(parts, continues)
+                continues = False
+            if len(rest) > _MAX_REST:  # but for what may be a part of a delimiter
+                cut = len(rest) - len(delimiter) + 1
+                yield self._piece([rest[:cut]], continues)
+                rest, continues = rest[cut:], True
+        yield self._piece([rest], continues)
+
+    def _rows(self, origin: str, chunks: Iterator[str]) -> Iterator[Piece]:
+        """The wanted columns of each CSV row, joined by a space."""
+        if not self.rules.csv_delimiter:
+            head = ""
+            while len(head) <= _SNIFFED_CHARS and (chunk := next(chunks, None)) is not None:
+                head += chunk
+            detected = _detect_delimiter(origin, head, self._options)
+            self.rules = replace(self.rules, csv_delimiter=detected)
+            chunks = itertools.chain([head], chunks)
+        rows = _rows(_physical_lines(chunks), origin, self.rules, self._options)
+        while batch := list(itertools.islice(rows, _ROWS_PER_PIECE)):
+            yield self._piece(batch, False)
+
+    def _piece(self, documents: list[str], continues: bool) -> Piece:
+        """The piece of several documents, of which the first may be a continuation."""
+        head = documents[0] if continues else ""
+        kept = [document for document in documents[int(continues) :] if document]
+        self.num_empty += len(documents) - int(continues) - len(kept)
+        starts = itertools.accumulate(map(len, kept[:-1]), initial=len(head))
+        return Piece(head + "".join(kept), list(starts) if kept else ())
 
 
-def _delimited(texts: Sequence[tuple[str, str]], delimiter: str, options: str) -> list[str]:
-    parts = [text.split(delimiter) for _, text in texts]
-    if not any(len(part) > 1 for part in parts):
-        hint = ""
-        if "\\n" in delimiter:
-            hint = "; a backslash is not an escape here: write $'\\n' in the shell"
-        raise InputError(
-            f"{options}delimiter={delimiter!r}: not in {', '.join(o for o, _ in texts[:3])}; "
-            f"copy the delimiter from the text{hint}"
-        )
-    return list(itertools.chain.from_iterable(parts))
+def _physical_lines(chunks: Iterator[str]) -> Iterator[str]:
+    """The lines of a text with their ends: LF, CR or CR LF."""
+    rest = ""
+    for chunk in chunks:
+        # The end of a block may part a line, or CR from LF.
+        *lines, rest = [*io.StringIO(rest + chunk, newline="")] or [""]
+        yield from lines
+    yield from io.StringIO(rest, newline="")
 
 
-def _rows(text: str, origin: str, rules: DocumentRules, options: str) -> Iterator[str]:
+def _rows(lines: Iterator[str], origin: str, rules: DocumentRules, options: str) -> Iterator[str]:
     """The wanted columns of each CSV row, joined by a space."""
-    reader = _reader(text, rules.csv_delimiter)
+    reader = _reader(lines, rules.csv_delimiter)
     try:
         header: list[str] = next(reader, []) if rules.has_names else []
         columns = tuple(
@@ -142,9 +239,9 @@ def _column(column: int | str, header: list[str], where: str) -> int:
     return header.index(column)
 
 
-def _reader(text: str, delimiter: str) -> Any:
+def _reader(lines: Iterable[str], delimiter: str) -> Any:
     csv.field_size_limit(_MAX_FIELD)
-    return csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    return csv.reader(lines, delimiter=delimiter, strict=True)
 
 
 def _detect_delimiter(origin: str, text: str, options: str) -> str:
@@ -163,7 +260,8 @@ def _detect_delimiter(origin: str, text: str, options: str) -> str:
 
 def _num_columns(text: str, delimiter: str) -> int:
     """The number of columns of the first rows; 0 if rows have different numbers."""
-    reader, rows = _reader(text[:_SNIFFED_CHARS], delimiter), []
+    sample = io.StringIO(text[:_SNIFFED_CHARS], newline="")
+    reader, rows = _reader(sample, delimiter), []
     with contextlib.suppress(csv.Error):  # such as for the last row, cut off within quotes
         for row in itertools.islice(reader, _SNIFFED_ROWS):
             rows.append(row)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import contextlib
 import glob
 import gzip
@@ -15,7 +16,9 @@ import sys
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -24,6 +27,7 @@ from charjax.errors import HostError, InputError
 from charjax.runtime.display import listed
 from charjax.runtime.paths import expand_path
 
+_BLOCK = 1 << 20  # bytes read at a time
 _BINARY_SAMPLE = 8192  # a file with a NUL in its first bytes is taken for binary
 # Files and folders of a run, left out if a run.json is beside them; see `charjax.workdir.Workdir`.
 RUN_FILES = re.compile(
@@ -88,8 +92,49 @@ def find_files(given: str, option: str) -> TextFiles:
     return TextFiles(tuple(paths), from_search)
 
 
+@dataclass(frozen=True)
+class _FileBlocks:
+    """The bytes of a file, or of a member of a zip archive, decompressed, in blocks.
+
+    Attributes:
+      path: the file.
+      option: the flag or config field that gave it, for messages.
+      member: the name of the member; "" for a file that is no zip archive.
+      begin: the first byte to read, of a file that is not compressed.
+      end: the byte after the last one to read; 0: to the end.
+    """
+
+    path: str
+    option: str
+    member: str = ""
+    begin: int = 0
+    end: int = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        with _as_charjax_errors(self.path, self.option), self._open() as file:
+            if not self.end:
+                yield from iter(partial(file.read, _BLOCK), b"")
+                return
+            file.seek(self.begin)
+            for begin in range(self.begin, self.end, _BLOCK):
+                yield file.read(min(_BLOCK, self.end - begin))
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[IO[bytes]]:
+        with _refuse_damage(self.path):
+            if self.member:
+                with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as file:
+                    yield file
+            elif opener := _OPENERS.get(Path(self.path).suffix.lower()):
+                with open(self.path, "rb") as compressed, opener(compressed) as file:
+                    yield file
+            else:
+                with open(self.path, "rb") as file:
+                    yield file
+
+
 def read_files(files: TextFiles, option: str, *, are_utf8: bool) -> Iterator[RawText]:
-    """Reads files one at a time, decompressed according to their suffixes, undecoded.
+    """The undecoded files, decompressed according to their suffixes; each is read when iterated.
 
     Args:
       files: from `find_files`.
@@ -103,13 +148,45 @@ def read_files(files: TextFiles, option: str, *, are_utf8: bool) -> Iterator[Raw
     """
     binary = []
     for path in files.paths:
-        for text in _read_path(path, option):
-            if are_utf8 and files.from_search and _is_binary(text.data):
+        for text in read_file(path, option):
+            if are_utf8 and files.from_search and _is_binary(text.blocks):
                 binary.append(text.origin)
             else:
                 yield text
     if binary:
         _logger.info("left out %d binary files: %s", len(binary), listed(binary, most=3))
+
+
+def text_paths(files: TextFiles, option: str) -> tuple[str, ...]:
+    """The paths without those of binary files that a search found, which are logged."""
+    if not files.from_search:
+        return files.paths
+    binary = [p for p in files.paths if all(_is_binary(t.blocks) for t in read_file(p, option))]
+    if binary:
+        _logger.info("left out %d binary files: %s", len(binary), listed(binary, most=3))
+    left_out = set(binary)
+    return tuple(path for path in files.paths if path not in left_out)
+
+
+def read_file(path: str, option: str) -> Iterator[RawText]:
+    """The texts in a file: one, or the members of a zip archive; the errors of `read_files`."""
+    if path.lower().endswith(".zip"):
+        with _as_charjax_errors(path, option):
+            members = _zip_members(path)
+        for member in members:
+            yield RawText(f"{path}/{member}", _FileBlocks(path, option, member))
+    else:
+        yield RawText(path, _FileBlocks(path, option))
+
+
+def read_range(path: str, option: str, begin: int, end: int) -> RawText:
+    """The bytes `begin` to `end` of a file that is not compressed; the errors of `read_files`."""
+    return RawText(path, _FileBlocks(path, option, begin=begin, end=end), offset=begin)
+
+
+def is_compressed(path: str) -> bool:
+    """Whether a file is decompressed when it is read, by its suffix."""
+    return Path(path).suffix.lower() in (*_OPENERS, ".zip")
 
 
 def _search(pattern: str, left_out: Counter[str]) -> list[str]:
@@ -141,14 +218,14 @@ def _is_written_by_charjax(path: Path) -> bool:
     )
 
 
-def _is_binary(data: bytes) -> bool:
+def _is_binary(blocks: Iterable[bytes]) -> bool:
     """Whether the bytes start with a NUL among them, and are not UTF-8, UTF-16 or UTF-32."""
-    if b"\0" not in data[:_BINARY_SAMPLE] or data.startswith(
-        (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe")
-    ):
+    head = next(iter(blocks), b"")[:_BINARY_SAMPLE]
+    if b"\0" not in head or head.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe")):
         return False
     try:
-        data.decode("utf-8")
+        for _ in codecs.iterdecode(blocks, "utf-8"):
+            pass
     except UnicodeDecodeError:
         return True
     return False
@@ -162,13 +239,11 @@ def _list(left_out: Counter[str], before: str = "") -> str:
     return f"{before} {total} file{'s' if total > 1 else ''}: {reasons}"
 
 
-def _read_path(path: str, option: str) -> Iterator[RawText]:
-    """The texts in a file: one, or the members of a zip archive."""
+@contextlib.contextmanager
+def _as_charjax_errors(path: str, option: str) -> Iterator[None]:
+    """Turns errors of the file system into InputErrors and HostErrors that name the file."""
     try:
-        if path.lower().endswith(".zip"):
-            yield from _zip_members(path)
-        else:
-            yield RawText(path, _read(path))
+        yield
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:
         raise InputError(f"{option}={path!r}: no such file; check the path") from error
     except IsADirectoryError as error:
@@ -177,25 +252,14 @@ def _read_path(path: str, option: str) -> Iterator[RawText]:
         raise HostError(f"{path}: cannot be read ({error.strerror}); check its rights") from error
 
 
-def _read(path: str) -> bytes:
-    """The bytes of a file, decompressed if its suffix says so."""
-    opener = _OPENERS.get(Path(path).suffix.lower())
-    if opener is None:
-        return Path(path).read_bytes()
-    with open(path, "rb") as file, _refuse_damage(path), opener(file) as decompressed:
-        data: bytes = decompressed.read()
-        return data
-
-
-def _zip_members(path: str) -> Iterator[RawText]:
+def _zip_members(path: str) -> list[str]:
     """The visible *.txt members of an archive, sorted by name; or its only member."""
     with _refuse_damage(path), zipfile.ZipFile(path) as archive:
         names = sorted(name for name in archive.namelist() if not name.endswith("/"))
-        texts = [n for n in names if n.lower().endswith(".txt") and not _is_hidden(n)]
-        if not texts and len(names) != 1:
-            raise InputError(f"{path}: has no *.txt among its {len(names)} files; unpack it")
-        for name in texts or names:
-            yield RawText(f"{path}/{name}", archive.read(name))
+    texts = [n for n in names if n.lower().endswith(".txt") and not _is_hidden(n)]
+    if not texts and len(names) != 1:
+        raise InputError(f"{path}: has no *.txt among its {len(names)} files; unpack it")
+    return texts or names
 
 
 def _is_hidden(name: str) -> bool:

@@ -9,6 +9,7 @@ import os
 import re
 import zipfile
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -28,13 +29,15 @@ class RawText(NamedTuple):
 
     Attributes:
       origin: the path, or another name of the text for messages.
-      data: the bytes.
+      blocks: the bytes, in blocks of any size.
       notices: warnings to the user about this file.
+      offset: the position in the file where the bytes begin.
     """
 
     origin: str
-    data: bytes
+    blocks: Iterable[bytes]
     notices: tuple[str, ...] = ()
+    offset: int = 0
 
 
 class CorpusUnavailableError(HostError):
@@ -226,7 +229,7 @@ def _read(path: Path, source: Source) -> RawText:
     elif recorded and digest != recorded:
         notices.append(f"{path} has changed since it was downloaded: its SHA-256 is {digest}")
     text = _member(path, data, source.member) if source.member else data
-    return RawText(str(path), text, tuple(notices))
+    return RawText(str(path), (text,), tuple(notices))
 
 
 def _member(path: Path, archive: bytes, member: str) -> bytes:
@@ -254,4 +257,5 @@ def _built_in() -> RawText:
         raise CorpusUnavailableError(
             f"corpus {BUILT_IN!r}: this Python has no module pydoc_data; set config.data.path=FILE"
         ) from error
-    return RawText(BUILT_IN, "\n".join(topics[name] for name in sorted(topics)).encode("utf-8"))
+    text = "\n".join(topics[name] for name in sorted(topics))
+    return RawText(BUILT_IN, (text.encode("utf-8"),))

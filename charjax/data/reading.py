@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-import codecs
 import dataclasses
 import logging
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
 from charjax.config import DataConfig, check_reading
-from charjax.data.documents import CONFIG_PREFIX, DocumentRules, split_documents
+from charjax.data.decoding import (
+    BOM,
+    decode,
+    from_marker,
+    is_utf8,
+    lower,
+    split_blocks,
+    unix_newlines,
+    until_marker,
+)
+from charjax.data.documents import CONFIG_PREFIX, DocumentRules, DocumentSplitter, Piece
 from charjax.data.named_corpora import RawText
 from charjax.data.vocab import Vocab, bytes_to_text
 from charjax.errors import InputError
 from charjax.schema import build
-
-_BOM = "\ufeff"
-# UTF-32 before UTF-16, whose little-endian mark it starts with.
-_BYTE_ORDER_MARKS = (
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
-_GUESSED_BYTES = 1 << 16  # the start of a file, from which its encoding is guessed for a message
-_MIN_UTF16_BYTES = 16  # a shorter text is never guessed to be UTF-16
 
 _logger = logging.getLogger(__name__)
 
@@ -54,8 +51,7 @@ class ReadingRules:
     @property
     def is_utf8(self) -> bool:
         """Whether texts are UTF-8, unless a byte order mark says otherwise."""
-        name = self.encoding.lower().replace("_", "-")
-        return self.unit == "codepoint" and name in ("utf-8", "utf8")
+        return self.unit == "codepoint" and is_utf8(self.encoding)
 
     @classmethod
     def from_config(cls, config: DataConfig) -> ReadingRules:
@@ -133,6 +129,131 @@ class PreparedText(NamedTuple):
     notices: tuple[str, ...]
 
 
+class TextReader:
+    """Decodes, normalizes and splits files into documents, piece by piece, in constant memory.
+
+    Each file is decoded, its line ends are normalized, it is cut at the markers and converted to
+    lower case, in this order; then it is split into documents. With `documents=none`, several
+    files are joined by newlines to one document.
+    """
+
+    def __init__(
+        self,
+        rules: ReadingRules,
+        *,
+        are_markers_required: bool = True,
+        options: str = CONFIG_PREFIX,
+        files_before: bool = False,
+    ) -> None:
+        """Reads nothing.
+
+        Args:
+          rules: how to read files.
+          are_markers_required: whether a file without the markers is an error; otherwise it is
+            read from its beginning or to its end, which is logged.
+          options: prefix of the names of options in messages: "config.data." or "--".
+          files_before: whether others have read files that come before these.
+        """
+        self._rules, self._options = rules, options
+        self._are_markers_required = are_markers_required
+        self._documents = DocumentSplitter(rules.documents, options, texts_before=files_before)
+        self._notices: list[str] = []
+        self._files_with_bom: list[str] = []
+        self._hashes: list[int] = []  # of the files' normalized texts
+
+    @property
+    def rules(self) -> ReadingRules:
+        """How files are read, with the values that were detected in the first one."""
+        return replace(self._rules, documents=self._documents.rules)
+
+    def pieces(self, files: Iterable[RawText], *, continues: bool = False) -> Iterator[Piece]:
+        """The pieces of the files' documents; with `documents=none` no document starts.
+
+        Args:
+          files: the undecoded files.
+          continues: whether the first file is the rest of one that was read before.
+
+        Raises:
+          InputError: a file cannot be decoded or parsed, or does not have a marker.
+        """
+        for file in files:
+            self._notices += file.notices
+            chunks = self._normalized(file)
+            yield from self._documents.split(file.origin, chunks, continues=continues)
+            continues = False
+
+    @property
+    def has_delimiter(self) -> bool:
+        """Whether a delimiter of documents was found."""
+        return self._documents.has_delimiter
+
+    def check_delimiter(self) -> None:
+        """Raises InputError if documents end at a delimiter that is in none of the files."""
+        self._documents.check_delimiter()
+
+    def finish(self) -> tuple[str, ...]:
+        """Logs what was left out; returns notices, warnings to the user about the text."""
+        notices = list(self._notices)
+        if self._files_with_bom:
+            others = len(self._files_with_bom) - 1
+            more = f" and {others} more files" if others else ""
+            notices.append(f"dropped the byte order mark of {self._files_with_bom[0]}{more}")
+        if copies := len(self._hashes) - len(set(self._hashes)):
+            files = "1 file has" if copies == 1 else f"{copies} files have"
+            _logger.info("%s the text of another", files)
+        if self._documents.num_empty and self._rules.documents.boundary:
+            _logger.info("left out %s empty documents", f"{self._documents.num_empty:,}")
+        return tuple(notices)
+
+    def _normalized(self, file: RawText) -> Iterator[str]:
+        """The characters of a file, normalized, in chunks."""
+        rules = self._rules
+        chunks: Iterator[str]
+        if rules.unit == "byte":
+            chunks = map(bytes_to_text, split_blocks(file.blocks))
+        else:
+            chunks = decode(file, rules.encoding, self._options)
+            chunks = chunks if file.offset else self._without_bom(file.origin, chunks)
+        if rules.newlines == "unix":
+            chunks = unix_newlines(chunks)
+        if rules.start:
+            chunks = from_marker(chunks, *self._marker("start", file.origin))
+        if rules.end:
+            chunks = until_marker(chunks, *self._marker("end", file.origin))
+        if rules.lowercase:
+            chunks = lower(chunks, rules.unit)
+        return self._hashed(chunks)
+
+    def _without_bom(self, origin: str, chunks: Iterator[str]) -> Iterator[str]:
+        first = next(filter(None, chunks), "")
+        if first.startswith(BOM):
+            self._files_with_bom.append(origin)
+        yield first.removeprefix(BOM)
+        yield from chunks
+
+    def _hashed(self, chunks: Iterator[str]) -> Iterator[str]:
+        digest = 0
+        for chunk in filter(None, chunks):
+            digest = hash((digest, chunk))
+            yield chunk
+        self._hashes.append(digest)
+
+    def _marker(self, field: str, origin: str) -> tuple[str, Callable[[], None]]:
+        """The marker of `data.start` or `data.end`, and what to do about a file without it."""
+        marker: str = getattr(self._rules, field)
+        option = f"{self._options}{field}={marker!r}"
+
+        def report_missing() -> None:
+            if self._are_markers_required:
+                raise InputError(
+                    f"{option}: not in {origin}; copy the marker from the text, or leave it empty"
+                )
+            _logger.info("%s is not in %s, which is not cut there", option, origin)
+
+        is_byte = self._rules.unit == "byte"
+        return bytes_to_text(marker.encode()) if is_byte else marker, report_missing
+
+
 def prepare_text(
     files: Iterable[RawText],
     rules: ReadingRules,
@@ -140,41 +261,22 @@ def prepare_text(
     are_markers_required: bool = True,
     options: str = CONFIG_PREFIX,
 ) -> PreparedText:
-    """Decodes and normalizes files, and splits them into documents.
+    """Decodes and normalizes files, and splits them into documents, in memory.
 
-    Each file is decoded, its line ends are normalized, it is cut at the markers and converted to
-    lower case, in this order; then all are split into documents. With `documents=none`, several
-    files are joined by newlines to one document.
-
-    Args:
-      files: the undecoded files.
-      rules: how to read them.
-      are_markers_required: whether a file without the markers is an error; otherwise it is read
-        from its beginning or to its end, which is logged.
-      options: prefix of the names of options in messages: "config.data." or "--".
-
-    Raises:
-      InputError: a file cannot be decoded or parsed, or does not have a marker.
+    The arguments and errors are those of `TextReader`.
     """
-    texts: list[tuple[str, str]] = []
-    notices: list[str] = []
-    files_with_bom: list[str] = []
-    for file in files:
-        notices += file.notices
-        text = _decode(file, rules, options)
-        if text.startswith(_BOM):
-            files_with_bom.append(file.origin)
-        find = partial(_find_marker, file.origin, rules, are_markers_required, options)
-        texts.append((file.origin, _normalize(text, rules, find)))
-    if files_with_bom:
-        more = f" and {len(files_with_bom) - 1} more files" if len(files_with_bom) > 1 else ""
-        notices.append(f"dropped the byte order mark of {files_with_bom[0]}{more}")
-    copies = len(texts) - len({text for _, text in texts})
-    if copies:
-        _logger.info("%d file%s the text of another", copies, " has" if copies == 1 else "s have")
-    documents, used = split_documents(texts, rules.documents, options)
-    starts = np.cumsum([0] + [len(document) for document in documents[:-1]], dtype=np.int64)
-    return PreparedText("".join(documents), starts, replace(rules, documents=used), tuple(notices))
+    reader = TextReader(rules, are_markers_required=are_markers_required, options=options)
+    texts: list[str] = []
+    starts: list[Int[np.ndarray, " documents"]] = []
+    chars = 0
+    for piece in reader.pieces(files):
+        texts.append(piece.text)
+        starts.append(chars + np.array(piece.starts, np.int64))
+        chars += len(piece.text)
+    reader.check_delimiter()
+    notices = reader.finish()
+    first = np.zeros(int(rules.documents.mode == "none" or not chars), np.int64)
+    return PreparedText("".join(texts), np.concatenate([first, *starts]), reader.rules, notices)
 
 
 def prepare_prompt(text: str, rules: ReadingRules, vocab: Vocab) -> str:
@@ -182,9 +284,9 @@ def prepare_prompt(text: str, rules: ReadingRules, vocab: Vocab) -> str:
 
     A byte order mark at its start is dropped, as in a text.
     """
-    text = text.removeprefix(_BOM)
+    text = text.removeprefix(BOM)
     if rules.newlines == "unix":
-        text = _unix_newlines(text)
+        text = "".join(unix_newlines([text]))
     if rules.lowercase and rules.unit == "byte":
         text = text.encode().lower().decode()
     elif rules.lowercase:
@@ -207,106 +309,3 @@ def _unknown(text: str, vocab: Vocab) -> set[str]:
     """The distinct characters, or bytes, that are not in the vocabulary."""
     characters = set(bytes_to_text(text.encode()) if vocab.unit == "byte" else text)
     return characters.difference(vocab.characters)
-
-
-def _decode(file: RawText, rules: ReadingRules, options: str) -> str:
-    if rules.unit == "byte":
-        return bytes_to_text(file.data)
-    encoding = rules.encoding
-    if rules.is_utf8:
-        marks = (name for mark, name in _BYTE_ORDER_MARKS if file.data.startswith(mark))
-        encoding = next(marks, encoding)
-        if encoding != rules.encoding:
-            _logger.info("%s: read as %s, by its byte order mark", file.origin, encoding)
-    try:
-        text = file.data.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{file.origin}: byte 0x{file.data[error.start]:02X} at offset {error.start} is not "
-            f"valid {encoding}; {_encoding_remedy(file.data, options)}"
-        ) from error
-    except (LookupError, ValueError) as error:
-        raise InputError(
-            f"{file.origin}: cannot be decoded with {options}encoding={encoding!r}; "
-            "name a text encoding that Python knows, such as utf-8"
-        ) from error
-    if "\0" in text and _guess_utf16(file.data):
-        raise InputError(
-            f"{file.origin}: is not {encoding}; {_encoding_remedy(file.data, options)}"
-        )
-    return text
-
-
-def _encoding_remedy(data: bytes, options: str) -> str:
-    """The advice of the message about a file in another encoding; names the likeliest one."""
-    for mark, suffix in ((b"\x1f\x8b", ".gz"), (b"\xfd7zXZ", ".xz"), (b"\x28\xb5\x2f\xfd", ".zst")):
-        if data.startswith(mark):
-            return f"it is compressed: rename it to end with {suffix}"
-    if data.startswith(b"PK\x03\x04"):
-        return "it is a zip archive: rename it to end with .zip, or unpack it"
-    # The unit of a trained model cannot change.
-    as_bytes = f", or {options}unit=byte" if options == CONFIG_PREFIX else ""
-    if guess := _guess_encoding(data):
-        return (
-            f"it is likeliest {guess}: set {options}encoding={guess} and look at the result"
-            + as_bytes
-        )
-    return f"set {options}encoding to the encoding of the file{as_bytes}"
-
-
-def _guess_encoding(data: bytes) -> str:
-    """The likeliest encoding of bytes that are not UTF-8; "" if none is likely."""
-    from charset_normalizer import from_bytes
-
-    if utf16 := _guess_utf16(data):
-        return utf16
-    best = from_bytes(data[:_GUESSED_BYTES]).best()
-    return best.encoding.replace("_", "-") if best else ""
-
-
-def _guess_utf16(data: bytes) -> str:
-    """The UTF-16 of Latin text without byte order mark, recognised by its NULs; else ""."""
-    sample = data[:_GUESSED_BYTES]
-    even, odd = (sample[i::2].count(0) for i in (0, 1))
-    if len(sample) < _MIN_UTF16_BYTES or min(even, odd) or max(even, odd) < len(sample) / 4:
-        return ""
-    return "utf-16-be" if even else "utf-16-le"
-
-
-def _normalize(text: str, rules: ReadingRules, find: Callable[[str, str], int | None]) -> str:
-    """Drops the byte order mark, normalizes line ends, cuts at the markers, lowers the case."""
-    text = text.removeprefix(_BOM)
-    if rules.newlines == "unix":
-        text = _unix_newlines(text)
-    text = text[find("start", text) :]
-    text = text[: find("end", text)]
-    return _lower(text, rules.unit) if rules.lowercase else text
-
-
-def _unix_newlines(text: str) -> str:
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _lower(text: str, unit: str) -> str:
-    if unit == "byte":  # ASCII letters only: the others take several bytes
-        return text.encode("latin-1").lower().decode("latin-1")
-    return text.lower()
-
-
-def _find_marker(
-    origin: str, rules: ReadingRules, is_required: bool, options: str, field: str, text: str
-) -> int | None:
-    """The position of the marker of `data.start` or `data.end`; None if the text has none."""
-    marker: str = getattr(rules, field)
-    if not marker:
-        return None
-    position = text.find(bytes_to_text(marker.encode()) if rules.unit == "byte" else marker)
-    if position >= 0:
-        return position
-    if is_required:
-        raise InputError(
-            f"{options}{field}={marker!r}: not in {origin}; copy the marker from the text, "
-            "or leave it empty"
-        )
-    _logger.info("%s%s=%r is not in %s, which is not cut there", options, field, marker, origin)
-    return None

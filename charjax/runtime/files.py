@@ -6,11 +6,13 @@ user, and a pipe in it could stop a command for ever.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
 import stat
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from charjax.errors import InputError
@@ -52,6 +54,18 @@ def read_regular(path: Path, limit: int) -> bytes:
     """
     with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as file:
         return file.read(limit)
+
+
+@contextlib.contextmanager
+def as_os_errors() -> Iterator[None]:
+    """Turns a ValueError of TensorStore that has an OS error code into an OSError."""
+    try:
+        yield
+    except ValueError as error:
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
 
 
 def replace_file(source: Path, target: Path) -> None:

@@ -8,6 +8,7 @@ import re
 from charjax.errors import InputError
 
 _VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})", re.ASCII)
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://.*")
 
 
 def expand_path(given: str, option: str) -> str:
@@ -39,3 +40,8 @@ def expand_path(given: str, option: str) -> str:
     if given.startswith("~") and path.startswith("~"):
         raise InputError(f"{option}={given}: there is no such user; write ./{given} for a file")
     return path
+
+
+def is_address(path: str) -> bool:
+    """Whether a path is an address such as gs://bucket/folder."""
+    return bool(_ADDRESS.fullmatch(path))

@@ -510,6 +510,7 @@ OTHERS = {
     *("--encoding", "--newlines", "--lowercase", "--start", "--end", "--documents"),
     *("--delimiter", "--columns", "--header", "--csv_delimiter"),
     *("name", "--copy", "text", "--minutes"),
+    *("paths", "store", "--field", "--unit", "--boundary"),
     *("--from", "file"),  # the file of `convert` has no flag; its path is in `WITH_PATHS`
 }
 FLAGS = [
@@ -531,6 +532,7 @@ WITH_PATHS = (
     "export --workdir=@run --out=@torch --format=torch",
     "convert @torch/model.safetensors --from=torch --vocabulary=@torch/vocabulary.json --out=@new",
     "verify --workdir=@run",
+    "pack @prompt.txt --out=@new/store",
 )
 
 
@@ -572,7 +574,7 @@ def test_every_command_has_a_help_text(command, capfd):
     with pytest.raises(SystemExit) as ended:
         main.main([command, "--help"])
     assert ended.value.code == 0
-    flags = {"configs": "--copy", "convert": "--out"}
+    flags = {"configs": "--copy", "convert": "--out", "pack": "--out"}
     assert flags.get(command, "--workdir") in capfd.readouterr().out
 
 

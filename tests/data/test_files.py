@@ -19,7 +19,7 @@ from charjax.workdir import Workdir
 def read(path: Path | str) -> dict[str, bytes]:
     """{path: bytes} of the texts at a path."""
     files = read_files(find_files(str(path), "--file"), "--file", are_utf8=True)
-    return {text.origin: text.data for text in files}
+    return {text.origin: b"".join(text.blocks) for text in files}
 
 
 @pytest.fixture

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import logging
 import sys
-from typing import Any
 
-from charjax.cli.arguments import add_inference, add_model, load_model, print_json
-from charjax.config import DataConfig
-from charjax.errors import InputError
-
-# Fields of `DataConfig` that are flags here, for a --file that differs from the run's text.
-_READING = (
-    *("encoding", "newlines", "lowercase", "start", "end", "documents"),
-    *("delimiter", "columns", "header", "csv_delimiter"),
+from charjax.cli.arguments import (
+    add_inference,
+    add_model,
+    add_reading,
+    load_model,
+    print_json,
+    reading_options,
 )
+from charjax.errors import InputError
 
 _logger = logging.getLogger(__name__)
 
@@ -32,16 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the validation or test part of the text that the run was trained on",
     )
     add_inference(parser)
-    reading = parser.add_argument_group(
-        "reading",
-        "how to read a --file that differs from the run's text; values as in config.data",
-    )
-    for field in dataclasses.fields(DataConfig):
-        if field.name in _READING:
-            is_bool = isinstance(field.default, bool)
-            words: dict[str, Any] = {"nargs": "?", "const": True, "type": _bool} if is_bool else {}
-            choices = field.metadata.get("choices")
-            reading.add_argument(f"--{field.name}", choices=choices, **words)
+    about = "how to read a --file that differs from the run's text; values as in config.data"
+    add_reading(parser, about)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -49,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
     from charjax.inference.score import score_file, score_part
     from charjax.runtime.display import make_display, show_messages
 
-    options = {name: value for name in _READING if (value := getattr(args, name)) is not None}
+    options = reading_options(args)
     if args.part and options:
         raise InputError(f"--{next(iter(options))}: needs --file; --part is read as in training")
     display = make_display(sys.stderr)
@@ -65,9 +55,3 @@ def run(args: argparse.Namespace) -> None:
     if values["perplexity"] is None:
         _logger.warning("the perplexity exceeds the range of a float and is written as null")
     print_json(values)
-
-
-def _bool(value: str) -> bool:
-    if value.lower() in ("true", "false"):
-        return value.lower() == "true"
-    raise argparse.ArgumentTypeError(f"{value!r} must be true or false")

@@ -1,0 +1,87 @@
+"""Pack texts of any size into a store, to train on with --config.data.path=STORE."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+
+from charjax.cli.arguments import add_reading, print_json, reading_options, store_path
+from charjax.errors import InputError
+
+_logger = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The texts, how to read them, the store, and this process's number."""
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="files, folders or globs, as in config.data.path; also JSON lines and Parquet",
+    )
+    parser.add_argument(
+        "--out",
+        required=True,
+        type=store_path("--out"),
+        help="the store: a folder, or an address such as gs://bucket/folder; the same command "
+        "goes on with one that is not complete",
+    )
+    parser.add_argument(
+        "--field",
+        default="",
+        help="the field of JSON lines or Parquet that has the text; each text counts as a file",
+    )
+    several = parser.add_argument_group("several processes", "each packs some shards of the store")
+    several.add_argument("--process_id", type=int, default=0, help="this one's number, from 0")
+    several.add_argument("--num_processes", type=int, default=1, help="how many there are")
+    add_reading(parser, "how to read the texts; values as in config.data", unit=True)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prints what the store holds, as JSON."""
+    from charjax.config import DataConfig, check_reading
+    from charjax.data.files import TextFiles, find_files
+    from charjax.data.pack import pack
+    from charjax.data.plan import make_plan
+    from charjax.data.reading import ReadingRules
+    from charjax.runtime.display import make_display, show_messages
+    from charjax.schema import build
+
+    if not 0 <= args.process_id < args.num_processes:
+        raise InputError(
+            f"--process_id={args.process_id}: must be from 0 to {args.num_processes - 1}, less "
+            "than --num_processes"
+        )
+    options = reading_options(args)
+    try:
+        config = build(DataConfig, options, "config.data")
+        check_reading(config, options)
+    except InputError as error:
+        raise InputError(str(error).replace("config.data.", "--")) from None
+    found = [find_files(path, "PATH") for path in args.paths]
+    paths = dict.fromkeys(path for files in found for path in files.paths)
+    files = TextFiles(tuple(paths), any(files.from_search for files in found))
+    plan = make_plan(files, ReadingRules.from_config(config), args.field)
+    display = make_display(sys.stderr)
+    with show_messages(display), display.task("packing") as update:
+        process = (args.process_id, args.num_processes)
+        index = pack(plan, args.out, process=process, progress=update)
+    if index is None:
+        _logger.info(
+            f"{args.out}: other processes have shards left to pack; the last one completes it"
+        )
+        return
+    for notice in index.notices:
+        _logger.warning("NOTICE: %s", notice)
+    flags = " ".join(f"--config.data.{name}={value}" for name, value in options.items())
+    _logger.info(f"train on it with --config.data.path={args.out} {flags}".rstrip())
+    print_json(
+        {
+            "chars": index.chars,
+            "characters": len(index.characters),
+            "documents": max(1, sum(shard.documents for shard in index.shards)),
+            "shards": len(index.shards),
+            "sha256": index.sha256,
+        }
+    )

@@ -1,0 +1,214 @@
+"""Decodes and normalizes the characters of a file, block by block, in constant memory."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from charjax.data.documents import CONFIG_PREFIX
+from charjax.data.named_corpora import RawText
+from charjax.errors import InputError
+
+BOM = "\ufeff"
+# UTF-32 before UTF-16, whose little-endian mark it starts with.
+_BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_BLOCK = 1 << 20  # bytes decoded at a time
+_HEAD = 1 << 16  # bytes at the start of a file, from which its encoding is guessed for a message
+_MIN_UTF16_BYTES = 16  # a shorter text is never guessed to be UTF-16
+_SIGMA = "\u03a3"  # the one letter whose lower case depends on its neighbours
+
+_logger = logging.getLogger(__name__)
+
+
+def is_utf8(encoding: str) -> bool:
+    """Whether a `data.encoding` is UTF-8; then a byte order mark may name another one."""
+    return encoding.lower().replace("_", "-") in ("utf-8", "utf8")
+
+
+def split_blocks(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes in blocks that are neither empty nor large."""
+    for block in blocks:
+        for begin in range(0, len(block), _BLOCK):
+            yield block[begin : begin + _BLOCK]
+
+
+def decode(file: RawText, encoding: str, options: str) -> Iterator[str]:
+    """The characters of a file, its byte order mark included.
+
+    Args:
+      file: the undecoded file.
+      encoding: as in `data.encoding`.
+      options: prefix of the names of options in messages: "config.data." or "--".
+
+    Raises:
+      InputError: the file is not in this encoding, or there is no such encoding.
+    """
+    blocks = split_blocks(file.blocks)
+    head = b""
+    while len(head) < _HEAD and (block := next(blocks, b"")):
+        head += block
+    name = encoding if file.offset else _actual_encoding(file.origin, head, encoding)
+    decoder = _make_decoder(file.origin, name, options)
+    num_bytes = file.offset
+
+    def decode_block(data: bytes) -> str:
+        nonlocal num_bytes
+        num_bytes += len(data)
+        try:
+            text: str = decoder.decode(data, final=not data)
+        except UnicodeDecodeError as error:
+            offset = num_bytes - len(error.object) + error.start
+            raise InputError(
+                f"{file.origin}: byte 0x{error.object[error.start]:02X} at offset {offset} is not "
+                f"valid {name}; {_encoding_remedy(head, options)}"
+            ) from error
+        if "\0" in text and _guess_utf16(head):
+            raise InputError(f"{file.origin}: is not {name}; {_encoding_remedy(head, options)}")
+        return text
+
+    if head:
+        yield decode_block(head)
+    yield from map(decode_block, blocks)
+    yield decode_block(b"")
+
+
+def unix_newlines(chunks: Iterable[str]) -> Iterator[str]:
+    """The text with CR LF and CR replaced by LF."""
+    rest = ""
+    for chunk in chunks:
+        text = rest + chunk
+        rest = "\r" if text.endswith("\r") else ""  # LF may follow
+        yield (text[:-1] if rest else text).replace("\r\n", "\n").replace("\r", "\n")
+    yield rest.replace("\r", "\n")
+
+
+def from_marker(
+    chunks: Iterable[str], marker: str, report_missing: Callable[[], None]
+) -> Iterator[str]:
+    """The text from a marker on; without it, after `report_missing`, all of the text."""
+    rest, seen, is_found = "", [], False
+    for chunk in chunks:
+        if is_found:
+            yield chunk
+            continue
+        text = rest + chunk
+        if (position := text.find(marker)) >= 0:
+            is_found = True
+            yield text[position:]
+            continue
+        cut = max(0, len(text) - len(marker) + 1)
+        rest = text[cut:]
+        seen.append(text[:cut])
+    if not is_found:
+        report_missing()
+        yield from (*seen, rest)
+
+
+def until_marker(
+    chunks: Iterator[str], marker: str, report_missing: Callable[[], None]
+) -> Iterator[str]:
+    """The text up to a marker; without it all of the text, and then `report_missing`."""
+    rest = ""
+    for chunk in chunks:
+        text = rest + chunk
+        if (position := text.find(marker)) >= 0:
+            yield text[:position]
+            for _ in chunks:  # an error after the marker is still an error
+                pass
+            return
+        cut = max(0, len(text) - len(marker) + 1)
+        rest = text[cut:]
+        yield text[:cut]
+    report_missing()
+    yield rest
+
+
+def lower(chunks: Iterable[str], unit: str) -> Iterator[str]:
+    """The text in lower case; of bytes, the ASCII letters only."""
+    if unit == "byte":
+        yield from (chunk.encode("latin-1").lower().decode("latin-1") for chunk in chunks)
+        return
+    rest = ""
+    for chunk in chunks:
+        text = rest + chunk
+        cut = next((i for i in range(len(text) - 1, 0, -1) if _ends_context(text[i])), 0)
+        # A sigma before the cut sees the character after it, a sigma after the cut sees it too.
+        yield (text[:cut] + text[cut]).lower().removesuffix(text[cut].lower()) if cut else ""
+        rest = text[cut:]
+    yield rest.lower()
+
+
+def _ends_context(character: str) -> bool:
+    """Whether the lower case of a sigma depends on nothing beyond this character."""
+    if character == _SIGMA:
+        return False
+    after_letter, after_digit = (
+        f"{before}{character}{_SIGMA}".lower()[-1] == "\u03c3" for before in "A1"
+    )
+    return after_letter or not after_digit  # else the rule skips the character
+
+
+def _actual_encoding(origin: str, head: bytes, encoding: str) -> str:
+    """The encoding that a byte order mark names, else the given one."""
+    if not is_utf8(encoding):
+        return encoding
+    name = next((name for mark, name in _BYTE_ORDER_MARKS if head.startswith(mark)), encoding)
+    if name != encoding:
+        _logger.info("%s: read as %s, by its byte order mark", origin, name)
+    return name
+
+
+def _make_decoder(origin: str, encoding: str, options: str) -> Any:
+    try:
+        with contextlib.suppress(UnicodeDecodeError):
+            b"\0".decode(encoding)  # refuses what encodes no text, such as base64
+        return codecs.getincrementaldecoder(encoding)()
+    except (LookupError, ValueError) as error:
+        raise InputError(
+            f"{origin}: cannot be decoded with {options}encoding={encoding!r}; "
+            "name a text encoding that Python knows, such as utf-8"
+        ) from error
+
+
+def _encoding_remedy(data: bytes, options: str) -> str:
+    """The advice of the message about a file in another encoding; names the likeliest one."""
+    for mark, suffix in ((b"\x1f\x8b", ".gz"), (b"\xfd7zXZ", ".xz"), (b"\x28\xb5\x2f\xfd", ".zst")):
+        if data.startswith(mark):
+            return f"it is compressed: rename it to end with {suffix}"
+    if data.startswith(b"PK\x03\x04"):
+        return "it is a zip archive: rename it to end with .zip, or unpack it"
+    # The unit of a trained model cannot change.
+    as_bytes = f", or {options}unit=byte" if options == CONFIG_PREFIX else ""
+    if guess := _guess_encoding(data):
+        return (
+            f"it is likeliest {guess}: set {options}encoding={guess} and look at the result"
+            + as_bytes
+        )
+    return f"set {options}encoding to the encoding of the file{as_bytes}"
+
+
+def _guess_encoding(data: bytes) -> str:
+    """The likeliest encoding of bytes that are not UTF-8; "" if none is likely."""
+    from charset_normalizer import from_bytes
+
+    if utf16 := _guess_utf16(data):
+        return utf16
+    best = from_bytes(data[:_HEAD]).best()
+    return best.encoding.replace("_", "-") if best else ""
+
+
+def _guess_utf16(data: bytes) -> str:
+    """The UTF-16 of Latin text without byte order mark, recognised by its NULs; else ""."""
+    sample = data[:_HEAD]
+    even, odd = (sample[i::2].count(0) for i in (0, 1))
+    if len(sample) < _MIN_UTF16_BYTES or min(even, odd) or max(even, odd) < len(sample) / 4:
+        return ""
+    return "utf-16-be" if even else "utf-16-le"

@@ -1,0 +1,340 @@
+"""Packs text of any size into a store, in constant memory; see `charjax.data.store`.
+
+A shard is done when its record is in the store. So a process that is killed goes on with the
+shards that have none, and several processes can each pack some of the shards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+
+from charjax.data.documents import Piece
+from charjax.data.named_corpora import RawText
+from charjax.data.plan import OPTIONS, Plan, Segment
+from charjax.data.reading import TextReader
+from charjax.data.store import (
+    FILE_TOKENS,
+    FORMAT,
+    INDEX,
+    LAYOUT,
+    PLAN,
+    Index,
+    Shard,
+    ShardRecord,
+    TextStore,
+    array_spec,
+    index_bytes,
+    open_files,
+    parse_record,
+    record_name,
+    to_bytes,
+)
+from charjax.data.tokens import BOUNDARY, TextEncoder, join_arrays
+from charjax.errors import HostError, InputError
+from charjax.runtime.display import ProgressFn, no_progress
+from charjax.runtime.files import as_os_errors
+from charjax.runtime.locks import lock
+from charjax.runtime.paths import is_address
+
+_SAME = ("format", "reading", "field", "inputs")  # of a plan and a finished store
+_LOCK = ".lock"
+_PIECE = 1 << 18  # characters encoded at a time, at least
+_MAX_LENGTH = 1 << 40  # tokens of an array, before its length is known
+
+
+def pack(
+    plan: Plan, out: str, *, process: tuple[int, int] = (0, 1), progress: ProgressFn = no_progress
+) -> Index | None:
+    """Packs files into a store, or goes on where an earlier call was stopped.
+
+    Args:
+      plan: from `make_plan`.
+      out: the store: a local folder, or an address such as gs://bucket/folder.
+      process: (p, n): pack the shards p, p + n, p + 2 n ... of n processes.
+      progress: called with the bytes of the inputs that were packed, and of all of them.
+
+    Returns:
+      The index of the complete store; None if other processes have shards left to pack.
+
+    Raises:
+      InputError: a file is missing or malformed, the text is empty, or the store holds another.
+      HostError: a file cannot be read or written.
+    """
+    store = open_files(out)
+    if (index := _check_same(store, out, plan)) is not None:
+        return index
+    _write(store, PLAN, _plan_bytes(plan))
+    with _locked(out, process[0]):
+        _pack_shards(store, plan, process, progress)
+    return _write_index(store, out, plan)
+
+
+def _pack_shards(
+    store: ts.KvStore, plan: Plan, process: tuple[int, int], progress: ProgressFn
+) -> None:
+    sizes = [sum(segment.size for segment in shard) for shard in plan.shards]
+    first, step = process
+    done = 0
+    for number in range(first, len(plan.shards), step):
+        if store.read(record_name(number)).result().state == "missing":
+            _ShardWriter(store, number, plan).write()
+        done += sizes[number]
+        progress(done, sum(sizes[first::step]))
+
+
+@contextlib.contextmanager
+def _locked(out: str, process: int) -> Iterator[None]:
+    """Locks the part of this process in a local store.
+
+    Raises:
+      HostError: another process has it.
+    """
+    if is_address(out):
+        yield
+        return
+    path = Path(out) / f"process-{process}{_LOCK}"
+    with open(path, "ab") as file:
+        try:
+            lock(file.fileno())
+        except BlockingIOError:
+            raise HostError(
+                f"{path}: locked: another process packs this part; wait for it, or give each its "
+                "--process_id"
+            ) from None
+        yield
+        path.unlink(missing_ok=True)
+
+
+class _ShardWriter:
+    """Reads, encodes and writes one shard, and last its record."""
+
+    def __init__(self, store: ts.KvStore, number: int, plan: Plan) -> None:
+        self._store, self._number, self._plan = store, number, plan
+        self._input, self._input_bytes = hashlib.sha256(), 0
+
+    def write(self) -> None:
+        """Writes tokens, document starts and the record.
+
+        Raises:
+          InputError, HostError: see `pack`.
+        """
+        dtype = "uint8"
+        while (record := self._write(dtype)) is None:
+            dtype = {"uint8": "uint16", "uint16": "uint32"}[dtype]
+        _write(self._store, record_name(self._number), to_bytes(record._asdict()))
+
+    def _write(self, dtype: str) -> ShardRecord | None:
+        """Writes the arrays; returns None if the dtype of the tokens is too small."""
+        self._input, self._input_bytes = hashlib.sha256(), 0
+        shard, rules = self._plan.shards[self._number], self._plan.reading
+        first = shard[0] if shard else Segment(0, 0, 0, 0)
+        origin = self._plan.inputs[first.file]["path"] if shard else "the text"
+        before = first.file > 0 or (first.begin > 0 and bool(self._plan.field))
+        reader = TextReader(rules, options=OPTIONS, files_before=before)
+        encoder = TextEncoder(origin, boundary=rules.documents.boundary)
+        tokens = _ArrayWriter(self._store, f"tokens/{self._number:05}", dtype)
+        starts: list[np.ndarray] = []
+        for piece in _merged(self._pieces(reader, shard)):
+            encoded, first_tokens = encoder.encode(piece)
+            starts.append(first_tokens)
+            if not tokens.append(encoded):
+                return None
+        if self._number == len(self._plan.shards) - 1:
+            tokens.append(encoder.end())
+        layouts = [tokens.finish()]
+        documents = _ArrayWriter(self._store, f"starts/{self._number:05}", "int64")
+        documents.append(np.concatenate([np.zeros(0, np.int64), *starts]))
+        if documents.size:
+            layouts.append(documents.finish())
+        return ShardRecord(
+            alphabet="".join(encoder.alphabet),
+            boundary=BOUNDARY in encoder.alphabet,
+            dtype=tokens.dtype,
+            tokens=tokens.size,
+            documents=documents.size,
+            chars=encoder.num_chars,
+            sha256=tokens.sha256.hexdigest(),
+            starts_sha256=documents.sha256.hexdigest(),
+            layout_sha256=hashlib.sha256(b"".join(layouts)).hexdigest(),
+            input_sha256=self._input.hexdigest(),
+            input_bytes=self._input_bytes,
+            has_delimiter=reader.has_delimiter,
+            notices=reader.finish(),
+        )
+
+    def _pieces(self, reader: TextReader, shard: Sequence[Segment]) -> Iterator[Piece]:
+        for segment in shard:
+            texts = map(self._hashed, self._plan.texts(segment))
+            yield from reader.pieces(texts, continues=segment.begin > 0 and not self._plan.field)
+
+    def _hashed(self, text: RawText) -> RawText:
+        def blocks() -> Iterator[bytes]:
+            for block in text.blocks:
+                self._input.update(block)
+                self._input_bytes += len(block)
+                yield block
+
+        return text._replace(blocks=blocks())
+
+
+class _ArrayWriter:
+    """Appends to an array in a store, which has its length in the end.
+
+    Attributes:
+      dtype: of the array.
+      size: elements appended.
+      sha256: of the elements, little-endian.
+    """
+
+    def __init__(self, store: ts.KvStore, name: str, dtype: str) -> None:
+        self.dtype, self.size, self.sha256 = dtype, 0, hashlib.sha256()
+        self._store, self._name = store, name
+        self._waiting: list[np.ndarray] = []
+        self._array: ts.TensorStore | None = None
+        self._write: Any = None  # of the last file that was full
+
+    def append(self, values: np.ndarray) -> bool:
+        """Appends values; False if their dtype does not fit into that of the array."""
+        if np.result_type(values.dtype, self.dtype) != np.dtype(self.dtype):
+            if self._array is not None:
+                return False
+            self.dtype = values.dtype.name
+        self._waiting.append(values)
+        self.size += len(values)
+        if sum(map(len, self._waiting)) >= FILE_TOKENS:
+            self._flush()
+        return True
+
+    def finish(self) -> bytes:
+        """Writes the rest; returns TensorStore's description of the array."""
+        self._flush(everything=True)
+        self._wait()
+        assert self._array is not None
+        with as_os_errors():
+            self._array.resize(exclusive_max=[self.size], resize_metadata_only=True).result()
+        written: bytes = self._store.read(f"{self._name}/{LAYOUT}").result().value
+        return written
+
+    def _flush(self, *, everything: bool = False) -> None:
+        """Writes the files that are full, or all values."""
+        values = join_arrays(self._waiting).astype(self.dtype, copy=False)
+        begin = self.size - len(values)
+        count = len(values) if everything else len(values) // FILE_TOKENS * FILE_TOKENS
+        if self._array is None:
+            spec = array_spec(self._store, self._name, self.dtype, _MAX_LENGTH)
+            with as_os_errors():
+                self._array = ts.open(spec, create=True, delete_existing=True).result()
+        for first in range(0, count, FILE_TOKENS):
+            part = values[first : min(count, first + FILE_TOKENS)]
+            self._wait()
+            at = slice(begin + first, begin + first + len(part))
+            self._write = self._array[at].write(part)
+            self.sha256.update(part.data)
+        self._waiting = [values[count:]]
+
+    def _wait(self) -> None:
+        if self._write is not None:
+            with as_os_errors():
+                self._write.result()
+
+
+def _merged(pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """The same text in pieces that are not small."""
+    texts: list[str] = []
+    starts: list[int] = []
+    size = 0
+    for piece in pieces:
+        texts.append(piece.text)
+        starts.extend(size + start for start in piece.starts)
+        size += len(piece.text)
+        if size >= _PIECE:
+            yield Piece("".join(texts), starts)
+            texts, starts, size = [], [], 0
+    yield Piece("".join(texts), starts)
+
+
+def _plan_bytes(plan: Plan) -> bytes:
+    """The content of `plan.json`."""
+    values = {"reading": plan.reading.to_json(), "field": plan.field}
+    return to_bytes(values | {"format": FORMAT, "inputs": plan.inputs, "shards": plan.shards})
+
+
+def _check_same(store: ts.KvStore, out: str, plan: Plan) -> Index | None:
+    """Refuses a store of another text; returns the index of one that is complete.
+
+    Raises:
+      InputError: the store holds another text, or the folder other files.
+      StoreError: its index is damaged.
+    """
+    wanted = json.loads(_plan_bytes(plan))
+    if store.read(INDEX).result().state != "missing":
+        index = TextStore(out).index
+        same = all(wanted[name] == json.loads(to_bytes(index._asdict()))[name] for name in _SAME)
+    else:
+        index, planned = None, store.read(PLAN).result()
+        is_empty = is_address(out) or not any(p.suffix != _LOCK for p in Path(out).glob("*"))
+        same = is_empty if planned.state == "missing" else planned.value == _plan_bytes(plan)
+    if not same:
+        raise InputError(
+            f"--out={out}: holds other files, or a text packed from other files or with other "
+            "options; choose another --out, or delete it"
+        )
+    return index
+
+
+def _write_index(store: ts.KvStore, out: str, plan: Plan) -> Index | None:
+    """Writes `store.json` if every shard is done.
+
+    Raises:
+      InputError: the text is empty, or no file has the delimiter of documents.
+    """
+    shards: list[Shard] = []
+    records: list[ShardRecord] = []
+    characters: dict[str, None] = {}
+    for number in range(len(plan.shards)):
+        found = store.read(record_name(number)).result()
+        if found.state == "missing":
+            return None
+        record = parse_record(found.value)
+        records.append(record)
+        digest = hashlib.sha256(found.value).hexdigest()
+        shards.append(Shard(record.tokens, record.documents, record.chars, digest))
+        characters |= dict.fromkeys(record.alphabet)
+    chars = sum(shard.chars for shard in shards)
+    if not chars:
+        raise InputError(f"--out={out}: the text is empty; give one with characters in it")
+    documents = plan.reading.documents
+    if documents.mode == "delimiter" and not any(record.has_delimiter for record in records):
+        raise InputError(
+            f"{OPTIONS}delimiter={documents.delimiter!r}: in none of the files; copy it from the "
+            f"text, delete {out}, and pack again"
+        )
+    identity = {"reading": plan.reading.to_json(), "shards": [shard.record for shard in shards]}
+    index = Index(
+        format=FORMAT,
+        reading=plan.reading.to_json(),
+        characters="".join(characters),
+        chars=chars,
+        notices=tuple(notice for record in records for notice in record.notices),
+        field=plan.field,
+        inputs=plan.inputs,
+        shards=tuple(shards),
+        sha256=hashlib.sha256(to_bytes(identity)).hexdigest(),
+    )
+    _write(store, INDEX, index_bytes(index))
+    store.write(PLAN, None).result()  # deletes it
+    return index
+
+
+def _write(store: ts.KvStore, name: str, content: bytes) -> None:
+    """Writes a file atomically."""
+    with as_os_errors():
+        store.write(name, content).result()

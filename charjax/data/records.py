@@ -1,0 +1,104 @@
+"""The texts in a field of JSON lines and of Parquet; each counts as a file of its own."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from charjax.data.named_corpora import RawText
+from charjax.errors import HostError, InputError
+
+_JSON_LINES = (".jsonl", ".ndjson")
+_PARQUET = ".parquet"
+
+
+def is_parquet(path: str) -> bool:
+    """Whether a file is Parquet, by its suffix."""
+    return path.lower().endswith(_PARQUET)
+
+
+def has_records(path: str) -> bool:
+    """Whether a file is JSON lines, perhaps compressed, or Parquet, by its suffixes."""
+    suffixes = [suffix.lower() for suffix in Path(path).suffixes[-2:]]
+    return is_parquet(path) or any(suffix in _JSON_LINES for suffix in suffixes)
+
+
+def json_lines(file: RawText, field: str) -> Iterator[RawText]:
+    """The texts of a field in the lines of a file.
+
+    Raises:
+      InputError: a line is not a JSON object, or has no text in that field.
+    """
+    for number, line in enumerate(_lines(file.blocks), 1):
+        if not line.strip():
+            continue
+        where = f"{file.origin}: line {number}"
+        if file.offset:
+            where += f" after byte {file.offset}"
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{where} is not JSON ({error}); correct the file") from error
+        yield _text(record, field, where)
+
+
+def parquet(path: str, field: str, begin: int, end: int) -> Iterator[RawText]:
+    """The texts of a column in the row groups `begin` to `end` of a file.
+
+    Raises:
+      InputError: the file has no such column of texts, or is damaged.
+      HostError: pyarrow is not installed.
+    """
+    opened = _open_parquet(path)
+    if field not in opened.schema_arrow.names:
+        names = ", ".join(opened.schema_arrow.names)
+        raise InputError(f"--field={field}: {path} has no such column; it has {names}")
+    number = 0
+    for batch in opened.iter_batches(columns=[field], row_groups=range(begin, end)):
+        for value in batch.column(0).to_pylist():
+            number += 1
+            yield _text({field: value}, field, f"{path}: row {number} after row group {begin}")
+
+
+def num_row_groups(path: str) -> int:
+    """How many row groups a Parquet file has; the errors are those of `parquet`."""
+    groups: int = _open_parquet(path).num_row_groups
+    return groups
+
+
+def _open_parquet(path: str) -> Any:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise HostError(
+            f"{path}: reading Parquet needs pyarrow: pip install charjax[data]"
+        ) from None
+    try:
+        return parquet.ParquetFile(path)
+    except (ArrowException, OSError) as error:
+        first_line = str(error).splitlines()[0]
+        raise InputError(f"{path}: is not a Parquet file ({first_line}); correct it") from error
+
+
+def _text(record: Any, field: str, where: str) -> RawText:
+    text = record.get(field) if isinstance(record, dict) else None
+    if not isinstance(text, str):
+        raise InputError(f"{where} has no text in the field {field!r}; choose another --field")
+    try:
+        return RawText(where, (text.encode(),))
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{where}: character {error.start} is half of a surrogate pair; correct the file"
+        ) from error
+
+
+def _lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    rest = b""
+    for number, block in enumerate(blocks):
+        block = block.removeprefix(codecs.BOM_UTF8) if not number else block
+        *lines, rest = (rest + block).split(b"\n")
+        yield from lines
+    yield rest

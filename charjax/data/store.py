@@ -1,0 +1,440 @@
+"""A packed text: a folder of zarr arrays of tokens, read through TensorStore as if it were one.
+
+`charjax.data.pack` writes it. A shard is the part of the text that one process packs at a time:
+its tokens, its documents' starts, and a record with its alphabet and their digests. `store.json`
+lists the shards, with the digest of each record.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorstore as ts
+
+from charjax import schema
+from charjax.data.reading import ReadingRules
+from charjax.errors import HostError, InputError, StoreError
+from charjax.runtime.display import ProgressFn, no_progress
+from charjax.runtime.files import as_os_errors
+from charjax.runtime.paths import is_address
+
+FORMAT = 1  # the version of the layout on disk
+INDEX, PLAN = "store.json", "plan.json"
+CHUNK = 1 << 14  # tokens compressed together: the least that is read
+FILE_TOKENS = 1 << 24  # tokens in a file
+LAYOUT = "zarr.json"  # TensorStore's description of an array, which reading does not need
+_CACHE_BYTES = 1 << 26  # of chunks in memory
+# How TensorStore's messages begin where the machine or the network is to blame.
+_HOST_ERRORS = ("PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
+_CRC = {"name": "crc32c"}
+_BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
+
+
+class Shard(NamedTuple):
+    """A shard, as `store.json` lists it.
+
+    Attributes:
+      tokens: how many it has, boundary tokens included.
+      documents: how many start in it.
+      chars: how many characters it has.
+      record: SHA-256 of its record.
+    """
+
+    tokens: int
+    documents: int
+    chars: int
+    record: str
+
+
+class ShardRecord(NamedTuple):
+    """What a shard holds.
+
+    Attributes:
+      alphabet: the character of each token, after the boundary if there is one.
+      boundary: whether token 0 is the document boundary.
+      dtype: of the tokens.
+      tokens: how many tokens it has.
+      documents: how many documents start in it.
+      chars: how many characters it has.
+      sha256: of the tokens, little-endian.
+      starts_sha256: of the positions of its documents in it, int64, little-endian.
+      layout_sha256: of TensorStore's descriptions of the arrays.
+      input_sha256: of the bytes that were read, decompressed.
+      input_bytes: how many they are.
+      has_delimiter: whether a delimiter of documents was found.
+      notices: warnings to the user about its text.
+    """
+
+    alphabet: str
+    boundary: bool
+    dtype: str
+    tokens: int
+    documents: int
+    chars: int
+    sha256: str
+    starts_sha256: str
+    layout_sha256: str
+    input_sha256: str
+    input_bytes: int
+    has_delimiter: bool
+    notices: tuple[str, ...]
+
+
+class Index(NamedTuple):
+    """The content of `store.json`.
+
+    Attributes:
+      format: the version of the layout.
+      reading: `ReadingRules` as JSON.
+      characters: all characters of the text, as they first appear.
+      chars: how many characters the text has.
+      notices: warnings to the user about the text.
+      field: the field of JSON lines or Parquet that has the text, or "".
+      inputs: path, size and mtime_ns of the files that were read.
+      shards: the parts of the text, in its order.
+      sha256: what identifies the text: of the reading rules and the records.
+    """
+
+    format: int
+    reading: Mapping[str, Any]
+    characters: str
+    chars: int
+    notices: tuple[str, ...]
+    field: str
+    inputs: tuple[Mapping[str, Any], ...]
+    shards: tuple[Shard, ...]
+    sha256: str
+
+
+def is_store(path: str) -> bool:
+    """Whether a path is an address, or a folder that holds a packed text, perhaps unfinished."""
+    return is_address(path) or any((Path(path) / name).is_file() for name in (INDEX, PLAN))
+
+
+def open_files(path: str) -> ts.KvStore:
+    """The files of a local folder or of an address, by their names.
+
+    Raises:
+      InputError: TensorStore cannot read such an address.
+    """
+    if not is_address(path):
+        folder = f"{Path(path).absolute().as_posix()}/"
+        return ts.KvStore.open({"driver": "file", "path": folder}).result()
+    try:
+        return ts.KvStore.open(f"{path.rstrip('/')}/").result()
+    except ValueError as error:
+        raise InputError(
+            f"{path}: cannot be read ({_first_line(error)}); give a folder, or an address such as "
+            "gs://bucket/folder, s3://bucket/folder or http://host/folder"
+        ) from error
+
+
+def array_spec(files: ts.KvStore, name: str, dtype: str, size: int) -> dict[str, Any]:
+    """The TensorStore spec of a one-dimensional array: zstd, with a crc32c for every chunk."""
+    codecs = [
+        _BYTES,
+        {"name": "zstd", "configuration": {"level": 1, "checksum": False}},
+        _CRC,
+    ]
+    sharding = {
+        "chunk_shape": [CHUNK],
+        "codecs": codecs,
+        "index_codecs": [_BYTES, _CRC],
+        "index_location": "end",
+    }
+    return {
+        "driver": "zarr3",
+        "kvstore": (files / f"{name}/").spec().to_json(),
+        "metadata": {
+            "shape": [size],
+            "data_type": dtype,
+            "fill_value": 0,
+            "chunk_grid": {
+                "name": "regular",
+                "configuration": {"chunk_shape": [FILE_TOKENS]},
+            },
+            "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+        },
+        # Otherwise a lost file would read as zeros, and a part of zeros would have no file.
+        "fill_missing_data_reads": False,
+        "store_data_equal_to_fill_value": True,
+        "recheck_cached_data": False,
+        "recheck_cached_metadata": False,
+    }
+
+
+class TextStore:
+    """A packed text, opened for reading."""
+
+    def __init__(self, path: str) -> None:
+        """Reads `store.json`.
+
+        Raises:
+          InputError: there is no packed text, or it is not complete.
+          StoreError: it is damaged.
+          HostError: it cannot be read.
+        """
+        self.path = path
+        self._files = open_files(path)
+        self._context = ts.Context({"cache_pool": {"total_bytes_limit": 1 << 20}})
+        data = self._read_file(INDEX)
+        if data is None:
+            remedy = (
+                "finish it by the same `charjax pack`"
+                if self._read_file(PLAN) is not None
+                else "make one by `charjax pack`"
+            )
+            raise InputError(f"{path}: holds no complete packed text; {remedy}")
+        self.index = self._parse_index(data)
+        self.shards = self.index.shards
+        self.rules = ReadingRules.from_json(self.index.reading)
+
+    def record(self, number: int) -> ShardRecord:
+        """The record of a shard.
+
+        Raises:
+          StoreError: it is missing or damaged.
+        """
+        name = record_name(number)
+        data = self._read_file(name)
+        if data is None or hashlib.sha256(data).hexdigest() != self.shards[number].record:
+            raise self._damaged(name, "missing" if data is None else "differs from its digest")
+        return parse_record(data)
+
+    def tokens(self, number: int, record: ShardRecord) -> ts.TensorStore:
+        """The array of a shard's tokens."""
+        return self._array(f"tokens/{number:05}", record.dtype, record.tokens)
+
+    def starts(self, number: int) -> ts.TensorStore:
+        """The array of the positions of a shard's documents in it."""
+        return self._array(f"starts/{number:05}", "int64", self.shards[number].documents)
+
+    def document_starts(self) -> np.ndarray:
+        """The positions in the text of all documents' first tokens, int64."""
+        if self.rules.documents.mode == "none":
+            return np.zeros(1, np.int64)
+        parts, begin = [], 0
+        for number, shard in enumerate(self.shards):
+            if shard.documents:
+                with self.as_store_errors(f"starts/{number:05}"):
+                    parts.append(self.starts(number).read().result() + begin)
+            begin += shard.tokens
+        return np.concatenate(parts) if parts else np.zeros(1, np.int64)
+
+    def verify(self, progress: ProgressFn = no_progress) -> Iterator[tuple[int, str]]:
+        """Reads everything; yields each shard's number, and its damage or ""."""
+        for number in range(len(self.shards)):
+            try:
+                self._verify(number)
+            except StoreError as error:
+                yield number, str(error)
+            else:
+                yield number, ""
+            progress(number + 1, len(self.shards))
+
+    def _verify(self, number: int) -> None:
+        record = self.record(number)
+        arrays = {"tokens": (self.tokens(number, record), record.sha256)}
+        if record.documents:
+            arrays["starts"] = (self.starts(number), record.starts_sha256)
+        layout = hashlib.sha256()
+        for name, (array, sha256) in arrays.items():
+            folder = f"{name}/{number:05}"
+            layout.update(self._read_file(f"{folder}/{LAYOUT}") or b"")
+            digest = hashlib.sha256()
+            with self.as_store_errors(folder):
+                for begin in range(0, array.shape[0], FILE_TOKENS):
+                    end = min(array.shape[0], begin + FILE_TOKENS)
+                    digest.update(array[begin:end].read().result().data)
+            if digest.hexdigest() != sha256:
+                raise self._damaged(folder, "differs from its digest")
+        if layout.hexdigest() != record.layout_sha256:
+            raise self._damaged(f"{number:05}/{LAYOUT}", "differs from its digest")
+
+    def _array(self, name: str, dtype: str, size: int) -> ts.TensorStore:
+        spec = array_spec(self._files, name, dtype, size)
+        opened = ts.open(spec, open=True, assume_metadata=True, read=True, context=self._context)
+        return opened.result()
+
+    def _parse_index(self, data: bytes) -> Index:
+        try:
+            values = json.loads(data)
+            checksum = values.pop("checksum")
+            if checksum != _checksum(values):
+                raise InputError("differs from its checksum")
+            if values["format"] != FORMAT:
+                raise InputError(f"format={values['format']}: this version reads {FORMAT}")
+            index: Index = schema.parse(Index, values, INDEX)
+        except (InputError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise self._damaged(INDEX, _first_line(error)) from error
+        return index
+
+    def _read_file(self, name: str) -> bytes | None:
+        """The content of a file; None if there is none."""
+        with self.as_store_errors(name):
+            found = self._files.read(name).result()
+        return None if found.state == "missing" else found.value
+
+    @contextlib.contextmanager
+    def as_store_errors(self, name: str) -> Iterator[None]:
+        """Turns errors of TensorStore, which has one type for all, into those of charjax."""
+        try:
+            with as_os_errors():
+                yield
+        except (ValueError, OSError) as error:
+            message = _first_line(error)
+            if message.startswith(_HOST_ERRORS) or isinstance(error, OSError):
+                raise HostError(
+                    f"{self.path}: {name}: cannot be read ({message}); check rights and network"
+                ) from error
+            raise self._damaged(name, message) from error
+
+    def _damaged(self, name: str, how: str) -> StoreError:
+        return StoreError(
+            f"{self.path}: {name}: damaged ({how[:200]}); bring back a copy, or delete the store "
+            "and pack the text again"
+        )
+
+
+class StoreTokens:
+    """The token ids of a part of a packed text, read from disk when they are indexed.
+
+    Chunks that were read are kept in memory up to a limit. Several threads may read.
+    """
+
+    def __init__(self, chunks: _Chunks, begin: int, end: int) -> None:
+        """Reads nothing.
+
+        Args:
+          chunks: the whole text.
+          begin: where the part begins.
+          end: where it ends.
+        """
+        self._chunks, self._begin, self.size = chunks, begin, end - begin
+
+    @classmethod
+    def open(cls, store: TextStore, translate: Callable[[ShardRecord], np.ndarray]) -> StoreTokens:
+        """All of a packed text; `translate` gives the id of each token of a shard."""
+        chunks = _Chunks(store, translate)
+        return cls(chunks, 0, int(chunks.ends[-1]))
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: Any) -> Any:
+        """A slice is another part, and reads nothing; positions are read, int32.
+
+        Raises:
+          StoreError: a chunk is damaged or missing.
+        """
+        if isinstance(index, slice):
+            begin, end, step = index.indices(self.size)
+            if step != 1:
+                raise IndexError("a packed text has no slices with steps")
+            return StoreTokens(self._chunks, self._begin + begin, self._begin + max(begin, end))
+        positions = np.asarray(index)
+        if positions.size and not -self.size <= positions.min() <= positions.max() < self.size:
+            raise IndexError(f"a position is outside the {self.size} tokens")
+        return self._chunks.read(
+            np.where(positions < 0, positions + self.size, positions) + self._begin
+        )
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """All ids; for short parts."""
+        return np.asarray(self[np.arange(self.size)], dtype)
+
+
+class _Chunks:
+    """The chunks of a packed text; the least recently used ones are forgotten.
+
+    Attributes:
+      ends: the position after each shard's last token.
+    """
+
+    def __init__(self, store: TextStore, translate: Callable[[ShardRecord], np.ndarray]) -> None:
+        """Reads nothing."""
+        sizes = np.array([shard.tokens for shard in store.shards], np.int64)
+        self._store, self._translate = store, translate
+        self.ends = np.cumsum(sizes)
+        self._ends_in_chunks = np.cumsum(-(-sizes // CHUNK))
+        self._shards: dict[int, tuple[ts.TensorStore, np.ndarray]] = {}
+        self._cache: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, positions: np.ndarray) -> np.ndarray:
+        """The ids at these positions, int32, of the same shape."""
+        flat = positions.ravel()
+        ids = np.empty(flat.size, np.int32)
+        shard = np.searchsorted(self.ends, flat, side="right")
+        in_shard = flat - np.append(0, self.ends)[shard]
+        chunk = np.append(0, self._ends_in_chunks)[shard] + in_shard // CHUNK
+        runs = np.flatnonzero(np.diff(chunk, prepend=-1))  # in each, all are in one chunk
+        with self._lock:
+            chunks = self._load(list(dict.fromkeys(chunk[runs].tolist())))
+        for begin, end in zip(runs, np.append(runs[1:], flat.size), strict=True):
+            ids[begin:end] = chunks[int(chunk[begin])][in_shard[begin:end] % CHUNK]
+        return ids.reshape(positions.shape)
+
+    def _load(self, wanted: list[int]) -> dict[int, np.ndarray]:
+        """Chunks by number, from the cache or from disk, all of which are read at once."""
+        loaded = {chunk: self._cache[chunk] for chunk in wanted if chunk in self._cache}
+        pending = [(chunk, *self._start_read(chunk)) for chunk in wanted if chunk not in loaded]
+        for chunk, shard, future, table in pending:
+            with self._store.as_store_errors(f"tokens/{shard:05}"):
+                loaded[chunk] = self._cache[chunk] = table[future.result()]
+        for chunk in wanted:
+            self._cache.move_to_end(chunk)
+        size = next(iter(loaded.values())).nbytes if loaded else 1
+        while len(self._cache) > max(len(wanted), _CACHE_BYTES // size):
+            self._cache.popitem(last=False)
+        return loaded
+
+    def _start_read(self, chunk: int) -> tuple[int, Any, np.ndarray]:
+        """Starts to read a chunk: its shard's number, the future, and the shard's translation."""
+        number = int(np.searchsorted(self._ends_in_chunks, chunk, side="right"))
+        if number not in self._shards:
+            record = self._store.record(number)
+            self._shards[number] = self._store.tokens(number, record), self._translate(record)
+        array, table = self._shards[number]
+        before = int(self._ends_in_chunks[number - 1]) if number else 0
+        begin = (chunk - before) * CHUNK
+        return number, array[begin : min(begin + CHUNK, array.shape[0])].read(), table
+
+
+def record_name(number: int) -> str:
+    """The name of the record of a shard."""
+    return f"shards/{number:05}.json"
+
+
+def parse_record(data: bytes) -> ShardRecord:
+    """The record that `to_bytes` wrote."""
+    record: ShardRecord = schema.parse(ShardRecord, json.loads(data), "record")
+    return record
+
+
+def to_bytes(values: Mapping[str, Any]) -> bytes:
+    """JSON values as they are stored."""
+    return json.dumps(values, sort_keys=True).encode("ascii")
+
+
+def index_bytes(index: Index) -> bytes:
+    """The content of `store.json`."""
+    shards = [shard._asdict() for shard in index.shards]
+    values = json.loads(to_bytes(index._asdict() | {"shards": shards}))
+    return to_bytes(values | {"checksum": _checksum(values)})
+
+
+def _checksum(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(to_bytes(values)).hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

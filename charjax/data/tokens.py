@@ -1,0 +1,127 @@
+"""Text as arrays of small integers, of which the first characters seen get the first ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64, UInt
+
+from charjax.data.documents import Piece
+from charjax.errors import InputError
+
+BOUNDARY = ""  # stands in an alphabet for the document boundary
+_CODE_POINTS = 0x110000  # in Unicode
+
+
+class TextEncoder:
+    """Encodes the pieces of a text, and numbers its characters as they first appear.
+
+    Attributes:
+      alphabet: the character of each token; `BOUNDARY`, the first one, if there are boundaries.
+      num_chars: characters encoded, without boundaries.
+      num_tokens: tokens encoded.
+    """
+
+    def __init__(self, origin: str, *, boundary: bool) -> None:
+        """Encodes nothing.
+
+        Args:
+          origin: where the text comes from, for messages.
+          boundary: whether a boundary token comes before each document.
+        """
+        self.alphabet: list[str] = [BOUNDARY] if boundary else []
+        self.num_chars = self.num_tokens = 0
+        self._origin, self._boundary = origin, boundary
+        self._tokens = np.full(_CODE_POINTS, -1, np.int32)  # of every code point
+        self._known = b""  # the characters below U+0100 with a token, as latin-1
+
+    def encode(
+        self, piece: Piece
+    ) -> tuple[UInt[np.ndarray, " tokens"], Int64[np.ndarray, " documents"]]:
+        """The tokens of a piece, and the positions in the text of its documents' first tokens.
+
+        Raises:
+          InputError: a character is half of a surrogate pair.
+        """
+        tokens = self._encode(piece.text)
+        starts = np.array(piece.starts, np.int64)
+        if self._boundary:
+            tokens = np.insert(tokens, starts, tokens.dtype.type(0))
+            starts += np.arange(len(starts))
+        starts += self.num_tokens
+        self.num_chars += len(piece.text)
+        self.num_tokens += len(tokens)
+        return tokens, starts
+
+    def end(self) -> UInt[np.ndarray, " tokens"]:
+        """The boundary token after the last document; nothing without boundaries."""
+        self.num_tokens += int(self._boundary)
+        return np.zeros(int(self._boundary), np.uint8)
+
+    def _encode(self, text: str) -> UInt[np.ndarray, " tokens"]:
+        try:
+            latin = text.encode("latin-1")  # the fast way: bytes.translate
+        except UnicodeEncodeError:
+            return self._encode_points(text)
+        if unknown := latin.translate(None, self._known):
+            self._learn(dict.fromkeys(unknown.decode("latin-1")))
+        dtype = token_dtype(len(self.alphabet))
+        if dtype != np.uint8:
+            return self._tokens[np.frombuffer(latin, np.uint8)].astype(dtype)
+        table = self._tokens[:256].astype(np.uint8).tobytes()
+        return np.frombuffer(latin.translate(table), np.uint8)
+
+    def _encode_points(self, text: str) -> UInt[np.ndarray, " tokens"]:
+        try:
+            points = np.frombuffer(text.encode("utf-32-le"), "<u4")
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"{self._origin}: character {self.num_chars + error.start} is half of a surrogate "
+                "pair, not a character; correct the file or config.data.encoding"
+            ) from error
+        tokens = self._tokens[points]
+        if (unknown := tokens < 0).any():
+            self._learn(dict.fromkeys(map(chr, points[unknown].tolist())))
+            tokens = self._tokens[points]
+        smallest: np.ndarray = tokens.astype(token_dtype(len(self.alphabet)))
+        return smallest
+
+    def _learn(self, characters: dict[str, None]) -> None:
+        """Gives characters the next tokens."""
+        for character in characters:
+            self._tokens[ord(character)] = len(self.alphabet)
+            self.alphabet.append(character)
+        self._known += "".join(c for c in characters if c < "\u0100").encode("latin-1")
+
+
+def token_dtype(num_tokens: int) -> np.dtype[Any]:
+    """The smallest unsigned dtype for that many different tokens."""
+    bits = 8 if num_tokens <= 1 << 8 else 16 if num_tokens <= 1 << 16 else 32
+    return np.dtype(f"uint{bits}")
+
+
+def join_arrays(parts: list[np.ndarray]) -> np.ndarray:
+    """Concatenates arrays and empties the list, so that nothing is in memory twice."""
+    dtype = np.result_type(np.uint8, *{part.dtype for part in parts})
+    joined = np.empty(sum(map(len, parts)), dtype)
+    begin = 0
+    parts.reverse()
+    while parts:
+        part = parts.pop()
+        joined[begin : begin + len(part)] = part
+        begin += len(part)
+    return joined
+
+
+def translation(alphabet: Sequence[str], characters: Sequence[str], num_ids: int) -> np.ndarray:
+    """For each token of an alphabet its id in a vocabulary.
+
+    Args:
+      alphabet: the character of each token.
+      characters: those of the vocabulary; the document boundary follows them.
+      num_ids: the ids of the vocabulary.
+    """
+    ids = {character: i for i, character in enumerate(characters)} | {BOUNDARY: len(characters)}
+    return np.array([ids[character] for character in alphabet], token_dtype(num_ids))

@@ -1,0 +1,307 @@
+"""Packed texts: what a store holds; `charjax pack` goes on after a kill; damage is found."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import itertools
+import json
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from charjax.cli.main import main
+from charjax.config import DataConfig
+from charjax.data import pack as pack_module
+from charjax.data import plan as plan_module
+from charjax.data import store as store_module
+from charjax.data.corpus import load_corpus
+from charjax.data.files import find_files
+from charjax.data.pack import pack
+from charjax.data.plan import make_plan
+from charjax.data.reading import ReadingRules
+from charjax.data.store import StoreTokens, TextStore
+from charjax.errors import CharjaxError, InputError
+
+CHARACTERS = "abcAΣ\u03c3ς é\u0307İ,;'\n\r\t日\u0301"
+LAYOUTS = ("none", "lines", "files", "rows", "delimiter")
+
+
+@contextlib.contextmanager
+def tiny_shards() -> Iterator[None]:
+    """Shards, files and blocks of few bytes, so that short texts have several."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan_module, "SHARD_BYTES", 64)
+        patch.setattr(pack_module, "FILE_TOKENS", 32)
+        patch.setattr(store_module, "FILE_TOKENS", 32)
+        patch.setattr(store_module, "CHUNK", 16)
+        patch.setattr("charjax.data.decoding._BLOCK", 7)
+        patch.setattr("charjax.data.decoding._HEAD", 5)
+        patch.setattr("charjax.data.documents._MAX_REST", 11)
+        yield
+
+
+def rules_of(**fields) -> ReadingRules:
+    return ReadingRules.from_config(DataConfig(**fields))
+
+
+def pack_files(path: Path, out: Path, **fields) -> TextStore:
+    plan = make_plan(find_files(str(path), "PATH"), rules_of(**fields), "")
+    assert pack(plan, str(out)) is not None
+    return TextStore(str(out))
+
+
+def read_store(store: TextStore) -> tuple[list[str], np.ndarray]:
+    """The characters of a store, "" for a boundary, and the starts of its documents."""
+    characters = ["", *store.index.characters]
+
+    def translate(record):
+        alphabet = ["", *record.alphabet] if record.boundary else record.alphabet
+        return np.array([characters.index(c) for c in alphabet], np.int32)
+
+    tokens = StoreTokens.open(store, translate)
+    return [characters[i] for i in np.asarray(tokens)], store.document_starts()
+
+
+def expected(path: Path, **fields) -> tuple[list[str], np.ndarray]:
+    corpus = load_corpus(DataConfig(path=str(path), **fields))
+    starts = corpus.document_starts
+    if not corpus.rules.documents.boundary:
+        return list(corpus.text), starts
+    edges = [*starts.tolist(), len(corpus.text)]
+    tokens = [c for a, b in itertools.pairwise(edges) for c in ("", *corpus.text[a:b])]
+    return [*tokens, ""], starts + np.arange(len(starts))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@settings(max_examples=25)
+@given(
+    texts=st.lists(st.text(CHARACTERS, max_size=150), min_size=1, max_size=3),
+    options=st.fixed_dictionaries(
+        {
+            "newlines": st.sampled_from(["keep", "unix"]),
+            "lowercase": st.booleans(),
+            "unit": st.sampled_from(["codepoint", "byte"]),
+            "boundary": st.booleans(),
+            "start": st.sampled_from(["", "", "a"]),
+        }
+    ),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+)
+def test_a_store_has_the_text_of_memory(tmp_path_factory, layout, texts, options, encoding):
+    folder = tmp_path_factory.mktemp("text")
+    for number, text in enumerate(texts):
+        (folder / f"{number}.txt").write_bytes(("a" + text).encode(encoding))
+    options = options | {"documents": layout, "columns": (0,) * (layout == "rows")}
+    options |= {"delimiter": "c"} if layout == "delimiter" else {}
+    options |= {"boundary": True} if layout == "none" else {}
+    try:
+        wanted = expected(folder, **options)
+    except InputError:
+        with tiny_shards(), pytest.raises(InputError):
+            pack_files(folder, folder / "store", **options)
+        return
+    with tiny_shards():
+        characters, starts = read_store(pack_files(folder, folder / "store", **options))
+    assert characters == wanted[0]
+    np.testing.assert_array_equal(starts, wanted[1])
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    """A text of 26 shards of 64 bytes."""
+    path = tmp_path_factory.mktemp("text") / "a.txt"
+    path.write_text("".join(f"line {i:03} of the text\n" for i in range(80)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def store(text) -> Path:
+    with tiny_shards():
+        pack_files(text, text.parent / "store", documents="lines")
+    return text.parent / "store"
+
+
+def digests(store: Path) -> dict[str, str]:
+    files = [path for path in store.rglob("*") if path.is_file()]
+    return {
+        path.relative_to(store).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("fatal_write", [1, 2, 3, 7, 20, 52])
+def test_a_killed_pack_goes_on_and_ends_in_the_same_store(
+    text, store, tmp_path, monkeypatch, fatal_write
+):
+    wanted, writes = digests(store), 0
+    real_write = pack_module._write
+
+    def write(files, name, content):
+        nonlocal writes
+        writes += 1
+        if writes == fatal_write:
+            raise Killed
+        real_write(files, name, content)
+
+    with tiny_shards(), monkeypatch.context() as patch:
+        patch.setattr(pack_module, "_write", write)
+        for _ in range(3):  # killed, goes on, finds the complete store
+            writes_before = writes
+            with contextlib.suppress(Killed):
+                pack_files(text, tmp_path / "store", documents="lines")
+    assert writes_before == writes, "the last call had something left to write"
+    assert digests(tmp_path / "store") == wanted
+
+
+def test_processes_pack_the_same_store_together(text, store, tmp_path):
+    out = tmp_path / "store"
+    with tiny_shards():
+        plan = make_plan(find_files(str(text), "PATH"), rules_of(documents="lines"), "")
+        assert pack(plan, str(out), process=(1, 3)) is None
+        assert pack(plan, str(out), process=(0, 3)) is None
+        assert pack(plan, str(out), process=(2, 3)) is not None
+    assert digests(out) == digests(store)
+
+
+def problems_of(store: Path) -> list[str]:
+    """What `verify` finds; each is one line."""
+    try:
+        problems = [problem for _, problem in TextStore(str(store)).verify() if problem]
+    except CharjaxError as error:  # of store.json
+        problems = [str(error)]
+    assert all(len(problem.splitlines()) == 1 for problem in problems)
+    return problems
+
+
+def damage(path: Path, kind: str, random: random.Random) -> None:
+    data = bytearray(path.read_bytes())
+    if kind == "deleted":
+        path.unlink()
+        return
+    if kind == "truncated":
+        data = data[: random.randrange(len(data))]
+    else:
+        data[random.randrange(len(data))] ^= 1 << random.randrange(8)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["flipped", "truncated", "deleted"])
+def test_every_damage_is_found_by_verify(store, tmp_path, kind):
+    generator = random.Random(kind)
+    files = sorted(digests(store))
+    copy = tmp_path / "store"
+    shutil.copytree(store, copy)
+    with tiny_shards():
+        assert not problems_of(copy)
+        for name in generator.choices(files, k=40):
+            kept = (copy / name).read_bytes()
+            damage(copy / name, kind, generator)
+            if (copy / name).exists() and (copy / name).read_bytes() == kept:
+                continue
+            assert problems_of(copy), (kind, name)
+            (copy / name).write_bytes(kept)
+
+
+def run(*arguments: str, capsys) -> tuple[int, dict, str]:
+    code = main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return code, json.loads(out or "{}"), err
+
+
+def test_pack_and_verify_of_the_command_line(text, tmp_path, capsys):
+    out = tmp_path / "store"
+    command = ("pack", text, f"--out={out}", "--documents=lines", "--boundary=False")
+    code, values, err = run(*command, capsys=capsys)
+    assert (code, values["chars"], values["documents"]) == (0, len(text.read_text()), 80)
+    assert "--config.data.documents=lines --config.data.boundary=False" in err
+    assert run("verify", out, capsys=capsys)[:2] == (0, {"0": "good"})
+    assert run(*command, capsys=capsys)[1] == values  # there is nothing left to do
+    code, _, err = run(*command[:-1], capsys=capsys)
+    assert code == 2
+    assert "packed from other files or with other options" in err
+    (out / "tokens/00000/c/0").unlink()
+    code, verdicts, err = run("verify", out, capsys=capsys)
+    assert code == 3
+    assert "damaged" in verdicts["0"]
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".parquet"])
+def test_texts_of_records_are_packed_as_files(tmp_path, suffix, capsys):
+    texts = [f"Record {i}:\nbodyé " for i in range(40)]
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".parquet":
+        pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pyarrow.table({"text": texts}), path, row_group_size=7)
+    else:
+        data = "".join(json.dumps({"id": i, "text": t}) + "\n" for i, t in enumerate(texts))
+        path.write_bytes(gzip.compress(data.encode()) if suffix.endswith("gz") else data.encode())
+    for number, text in enumerate(texts):
+        (tmp_path / f"{number:03}.txt").write_text(text)
+    for documents in ("files", "none", "lines"):
+        out = tmp_path / f"store-{documents}"
+        arguments = ("pack", path, f"--out={out}", f"--documents={documents}", "--field=text")
+        with tiny_shards():
+            assert run(*arguments, capsys=capsys)[0] == 0
+            characters, starts = read_store(TextStore(str(out)))
+        wanted = expected(tmp_path, documents=documents)
+        assert characters == wanted[0]
+        np.testing.assert_array_equal(starts, wanted[1])
+    for field, message in (("", "name the field"), ("body", "body")):
+        out = tmp_path / "refused"
+        code, _, err = run("pack", path, f"--out={out}", f"--field={field}", capsys=capsys)
+        assert (code, message in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        ("", (), "the text is empty"),
+        ("abc", ("--documents=delimiter", "--delimiter=x"), "in none of the files"),
+        ("abc", ("--start=x",), "not in"),
+        ("abc", ("--columns=1",), "only CSV rows have columns"),
+        ("abc", ("--process_id=1",), "must be from 0 to 0"),
+        ("abc", ("--field=text",), "neither JSON lines"),
+    ],
+)
+def test_what_cannot_be_packed_is_refused_in_a_line(tmp_path, capsys, content, options, message):
+    (tmp_path / "a.txt").write_text(content)
+    code, _, err = run(
+        "pack", tmp_path / "a.txt", f"--out={tmp_path / 'store'}", *options, capsys=capsys
+    )
+    assert (code, message in err) == (2, True), err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_pack_that_is_killed_five_times_ends_in_the_same_store(tmp_path):
+    text = tmp_path / "a.txt"
+    text.write_bytes(b"".join(b"line %d of the text\n" % i for i in range(15_000_000)))
+    one, other = tmp_path / "one", tmp_path / "other"
+
+    def start(out: Path) -> subprocess.Popen:
+        return subprocess.Popen([sys.executable, "-m", "charjax", "pack", text, f"--out={out}"])
+
+    assert start(one).wait() == 0
+    for number in range(5):
+        process = start(other)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=2 + 0.7 * number)
+        process.kill()
+        process.wait()
+    assert start(other).wait() == 0
+    assert digests(one) == digests(other)
