@@ -5,10 +5,12 @@ import io
 import logging
 import os
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from charjax.cli.main import main
 from charjax.data import named_corpora
 from charjax.data.download import fetch
 from charjax.data.named_corpora import BUILT_IN, NAMED, CorpusUnavailableError, RawText, read_named
@@ -100,6 +102,41 @@ def test_another_file_than_that_of_the_first_download_is_refused(shelf, serve, m
     assert not path.exists()
     record.unlink()
     assert content(read_named("story")) == b"another story"
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
+@pytest.mark.parametrize("name", ["nietzsche", "grimm"])
+def test_a_command_keeps_the_digest_of_the_first_download(
+    name, serve, tmp_path, monkeypatch, capsys
+):
+    """B7: neither publisher promises that the file stays as it is."""
+    (source,) = NAMED[name]
+    size = source.min_bytes
+    bodies = iter([b"a" * (size - 1) + b"b", *[b"b" * (size - 1) + b"a"] * 9])
+    server = serve(lambda connection, path, n: answer(connection, next(bodies)))
+    monkeypatch.setitem(NAMED, name, (replace(source, url=server.url),))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("CHARJAX_DATA_DIR", raising=False)
+    config = ["--config=quickstart", "--config.model.hidden=4", "--config.model.embed=4"]
+
+    def info() -> tuple[int, str]:
+        code = main(["info", *config, f"--config.data.corpus={name}"])
+        return code, capsys.readouterr().err
+
+    code, errors = info()
+    folder = tmp_path / "charjax" / "data"
+    record = folder / f"{name}.txt.sha256"
+    digest = hashlib.sha256((folder / f"{name}.txt").read_bytes()).hexdigest()
+    assert (code, record.read_text()) == (0, f"{digest}\n")
+    assert f"recorded its SHA-256, {digest}" in errors
+    (folder / f"{name}.txt").unlink()
+    code, errors = info()
+    assert code == 4
+    assert f"delete {record}" in errors.splitlines()[-1]
+    assert "Traceback" not in errors
+    assert os.listdir(folder) == [record.name]
+    record.unlink()
+    assert info()[0] == 0
 
 
 def test_a_corpus_that_is_nowhere_names_places_address_and_remedy(shelf):
