@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from charjax.checkpoint.progress import Progress
 from charjax.config import Config
 from charjax.errors import CheckpointError, DivergedError, InputError, InterruptedRunError
 from charjax.inference.load import load_trained
+from charjax.runtime.display import make_display
 from charjax.train.loop import train
 from charjax.train.metrics import draw_curves, read_metrics
 from charjax.workdir import Workdir
@@ -162,6 +164,20 @@ def test_a_finished_run_says_so_and_changes_nothing(config, finished, again):
     assert {p: p.read_bytes() for p in before} == before
     assert second.progress == replace(finished.progress, losses=second.progress.losses)
     assert outcome(again) == outcome(finished.folder)
+
+
+def test_in_a_terminal_a_run_ends_with_a_table_and_the_next_command(config, again, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = Terminal()
+    train(config, again, make_display(terminal))
+    written = terminal.getvalue()
+    for part in ("step 40 of 40 is done; ", "best validation loss", "nats (", "╰─", "next: "):
+        assert part in written
 
 
 Listener = Callable[[str, Any], None]
