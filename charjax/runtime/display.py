@@ -62,6 +62,9 @@ class LastingStream:
     """A text stream that drops what is written once its reader, or its terminal, is gone.
 
     So `charjax train | head` goes on, and a closed terminal leaves time to save.
+
+    Attributes:
+      stream: the stream itself.
     """
 
     def __init__(self, stream: Any, on_loss: Callable[[str], None] = lambda reason: None) -> None:
@@ -72,21 +75,21 @@ class LastingStream:
             that is still buffered fails again, not even when Python exits.
           on_loss: is told, once, why a write failed.
         """
-        self._stream, self._on_loss, self._is_lost = stream, on_loss, False
+        self.stream, self._on_loss, self._is_lost = stream, on_loss, False
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+        return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
         """Writes the text, if there is somewhere to write to."""
         with self._silenced():
-            self._stream.write(text)
+            self.stream.write(text)
         return len(text)
 
     def flush(self) -> None:
         """Flushes the stream."""
         with self._silenced():
-            self._stream.flush()
+            self.stream.flush()
 
     @contextmanager
     def _silenced(self) -> Iterator[None]:
@@ -95,7 +98,7 @@ class LastingStream:
         except OSError as error:
             if not self._is_lost:
                 self._is_lost = True
-                discard_output(self._stream)
+                discard_output(self.stream)
                 self._on_loss(error.strerror or str(error))
 
 
@@ -118,7 +121,7 @@ def make_display(stream: Any) -> Display:
         from charjax.runtime.panel import RichDisplay
 
         return RichDisplay(stream)
-    if type(stream).__module__ == "ipykernel.iostream":
+    if type(getattr(stream, "stream", stream)).__module__ == "ipykernel.iostream":
         from charjax.runtime.notebook import NotebookDisplay
 
         return NotebookDisplay()

@@ -59,7 +59,8 @@ class NotebookDisplay:
             if status:
                 history.add(done, status)
             started = time.monotonic()
-            left = seconds_left(started - first[1], done - first[0], total - done) if total else ""
+            rest = max(total - done, 0)
+            left = seconds_left(started - first[1], done - first[0], rest) if rest else ""
             of_total = f" of {total:,}" if total else ""
             parts = [f"{name}: {done:,}{of_total}", note, f"{left} left" if left else ""]
             caption = " · ".join(filter(None, parts))
@@ -103,6 +104,7 @@ def loss_picture(history: History, title: str) -> str:
     low, high = losses[0], losses[round((1 - _OUTLIERS) * (len(losses) - 1))]
     high = max(high, low + 0.01)
     first, last = history.points[0][0], max(history.points[-1][0], history.points[0][0] + 1)
+    first = 0 if 10 * first < last else first  # a resumed run may start far from 0
 
     def x(step: int) -> float:
         return _LEFT + (_RIGHT - _LEFT) * (step - first) / (last - first)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 _MOST_POINTS = 600  # of a history: more than the columns of a terminal
 _MIN_REFRESH_S = 0.25
-_REFRESH_FRACTION = 0.004  # of the time, at most, is spent on drawing
+_REFRESH_FRACTION = 0.0025  # of the time, at most, is spent on drawing
 
 
 class TrainingStatus(NamedTuple):
