@@ -155,6 +155,20 @@ class Vocab:
         decoder = self.decoder()
         return decoder.decode(ids) + decoder.flush()
 
+    def utf8_bytes(self, ids: Int[np.ndarray, " n"]) -> int | None:
+        """The bytes of the UTF-8 of token ids; None if [UNK] is among them.
+
+        A document boundary has none.
+
+        Raises:
+          IndexError: an id is outside the vocabulary.
+        """
+        if self.unk_id is not None and (ids == self.unk_id).any():
+            return None
+        is_byte = self.unit == "byte"
+        sizes = [1 if is_byte else len(character.encode()) for character in self.characters]
+        return int(np.array([*sizes, 0])[ids].sum())
+
     def decoder(self) -> Decoder:
         """An incremental decoder, for ids that arrive in chunks."""
         return Decoder(self)

@@ -1,26 +1,21 @@
 """Export as one HTML file: a page, the int8 weights, and inference in plain JavaScript.
 
-The file opens from disk and makes no request. `model.js` is the model. `page.html`, `page.css` and
-`page.js` are the page, which uses any model that has the interface described in `page.js`;
-`local.js` connects the two.
+The file opens from disk and makes no request. `model.js` is the model. `write.html` and `write.js`
+are the page, which uses any model that has the interface described in `write.js`; `local.js`
+connects the two.
 """
 
 from __future__ import annotations
 
-import base64
 import json
 
 from charjax.config import to_dict
-from charjax.export.files import template
+from charjax.export.page import Page, bytes_element
 from charjax.export.quantized import quantize_model
 from charjax.export.weights import Arrays, safetensors
 from charjax.inference.load import TrainedModel
 
-# The Content-Security-Policy: the browser loads nothing from outside the file.
-_POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; "
-    "base-uri 'none'; form-action 'none'"
-)
+_PAGE = Page("write.html", ("parts.js", "model.js", "write.js", "local.js"))
 
 
 def html_file(trained: TrainedModel) -> bytes:
@@ -29,22 +24,7 @@ def html_file(trained: TrainedModel) -> bytes:
     Raises:
       InputError: a parameter is not finite, or the package safetensors is not installed.
     """
-    weights = base64.b64encode(_weights(trained)).decode()
-    scripts = [f'<script type="application/octet-stream" id="weights">\n{weights}\n</script>']
-    for name in ("model.js", "page.js", "local.js"):
-        scripts.append(f"<script>\n{template(name)}</script>")
-    return page(scripts, policy=_POLICY).encode()
-
-
-def page(scripts: list[str], *, policy: str) -> str:
-    """The HTML of the page.
-
-    Args:
-      scripts: script elements; one of them calls `startPage` of `page.js` with a model.
-      policy: the Content-Security-Policy.
-    """
-    style, elements = template("page.css"), "\n".join(scripts)
-    return template("page.html", policy=policy, style=style, scripts=elements)
+    return _PAGE.html(bytes_element("weights", _weights(trained)))
 
 
 def _weights(trained: TrainedModel) -> bytes:

@@ -12,7 +12,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
@@ -28,7 +28,7 @@ from charjax.model.network import CharRNN
 from charjax.model.recurrence.api import for_inference
 from charjax.runtime import sharding
 from charjax.runtime.display import ProgressFn, no_progress
-from charjax.types import Carry, Logits, Nats, PyTree, Reset, Resets, Tokens
+from charjax.types import Carry, Logits, PyTree, Reset, Resets, Tokens
 
 _CONTEXT = 512  # characters read before a sequence's own part
 _MAX_SEQUENCES = 64
@@ -39,6 +39,9 @@ _MAX_CHUNK = 128  # characters of each sequence in one dispatch
 _MAX_LOGITS_BYTES = 2**28
 _MAX_FLOPS = 2**37
 
+# (logits, targets) -> a tree of arrays [batch, time, ...].
+Measure: TypeAlias = Callable[[Logits, Tokens], PyTree]
+
 
 @dataclass(frozen=True)
 class Score:
@@ -47,15 +50,22 @@ class Score:
     Attributes:
       chars: characters predicted: all but the first, which nothing precedes.
       nats_per_char: mean cross entropy in nats.
+      num_bytes: of the predicted characters in UTF-8; None where they are not known.
     """
 
     chars: int
     nats_per_char: float
+    num_bytes: int | None = None
 
     @property
     def bits_per_char(self) -> float:
         """Mean cross entropy in bits."""
         return self.nats_per_char / math.log(2)
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Bits of all characters by bytes of their UTF-8; None where those are not known."""
+        return self.bits_per_char * self.chars / self.num_bytes if self.num_bytes else None
 
     @property
     def perplexity(self) -> float:
@@ -68,6 +78,7 @@ class Score:
             "chars": self.chars,
             "nats_per_char": self.nats_per_char,
             "bits_per_char": self.bits_per_char,
+            "bits_per_byte": self.bits_per_byte,
             "perplexity": self.perplexity if math.isfinite(self.perplexity) else None,
         }
 
@@ -123,12 +134,52 @@ def char_nats(
     Raises:
       InputError: the text has fewer than two characters, or an id outside the vocabulary.
     """
+    nats: Float[np.ndarray, " predicted"] = map_predictions(
+        softmax_cross_entropy_with_integer_labels,
+        config,
+        params,
+        ids,
+        boundary_id=boundary_id,
+        max_chars=max_chars,
+        progress=progress,
+    )
+    return nats
+
+
+def map_predictions(
+    measure: Measure,
+    config: ModelConfig,
+    params: PyTree,
+    ids: Int[np.ndarray, " chars"],
+    *,
+    boundary_id: int | None = None,
+    max_chars: int = 0,
+    progress: ProgressFn = no_progress,
+) -> PyTree:
+    """What a function computes from the logits of every character but the first.
+
+    Args:
+      measure: (logits [batch, time, vocab], targets [batch, time]) -> a tree of arrays
+        [batch, time, ...]. It is compiled once for each function object.
+      config: the architecture.
+      params: of a `CharRNN`.
+      ids: token ids of the text.
+      boundary_id: as for `char_nats`.
+      max_chars: as for `char_nats`.
+      progress: called with the number of chunks done and the total.
+
+    Returns:
+      A tree of numpy arrays [predicted, ...].
+
+    Raises:
+      InputError: as `char_nats`.
+    """
     if ids.size < 2:
         raise InputError(f"the text has {ids.size} characters: a score needs at least 2")
     check_ids(ids, params["output_bias"].shape[0])
     parts = _cut(ids.size - 1, max_chars)
     on_all_devices = len(parts.starts) >= jax.device_count()
-    evaluator = _evaluator(config, boundary_id, on_all_devices=on_all_devices)
+    evaluator = _evaluator(config, boundary_id, measure, on_all_devices=on_all_devices)
 
     # Position p reads ids[p] and predicts ids[p + 1]. Positions outside the text read padding,
     # and rows are added so that the devices have equal parts; both predictions are dropped.
@@ -140,16 +191,22 @@ def char_nats(
         evaluator.replicate(params),
         evaluator.shard(jax.device_get(initial_carry(config, rows))),
     )
-    nats = np.empty((rows, chunks * length), np.float32)
+    measured = []
     for chunk in range(chunks):
         at = starts[:, None] - parts.context + chunk * length + np.arange(length)
         inputs, targets = (ids[np.clip(at + shift, 0, ids.size - 1)] for shift in (0, 1))
         batch = evaluator.shard((at[:, 0] <= 0, inputs, targets))
-        carry, chunk_nats = evaluator.chunk_nats(params, carry, *batch)
-        nats[:, chunk * length : (chunk + 1) * length] = chunk_nats
+        carry, of_chunk = evaluator.measure_chunk(params, carry, *batch)
+        measured.append(jax.device_get(of_chunk))
         progress(chunk + 1, chunks)
     ends = np.clip(ids.size - 1 - parts.starts, 0, parts.length) + parts.context
-    return np.concatenate([row[parts.context : end] for row, end in zip(nats, ends, strict=False)])
+
+    def in_order(*chunks: np.ndarray) -> np.ndarray:
+        whole = np.concatenate(chunks, axis=1)
+        rows = zip(whole, ends, strict=False)
+        return np.concatenate([row[parts.context : end] for row, end in rows])
+
+    return jax.tree.map(in_order, *measured)
 
 
 class _Parts(NamedTuple):
@@ -192,27 +249,30 @@ class _Evaluator(NamedTuple):
       devices: how many take part.
       replicate: parameters -> a copy on each device.
       shard: host arrays [rows, ...] -> the same, sharded by rows.
-      chunk_nats: (params, carry, reset, inputs, targets) -> (carry, nats on every device).
+      measure_chunk: (params, carry, reset, inputs, targets) -> (carry, what the measure gives,
+        on every device).
     """
 
     devices: int
     replicate: Callable[[PyTree], PyTree]
     shard: Callable[[PyTree], PyTree]
-    chunk_nats: Callable[..., tuple[Carry, Nats]]
+    measure_chunk: Callable[..., tuple[Carry, PyTree]]
 
 
 @functools.cache
-def _evaluator(config: ModelConfig, boundary_id: int | None, *, on_all_devices: bool) -> _Evaluator:
+def _evaluator(
+    config: ModelConfig, boundary_id: int | None, measure: Measure, *, on_all_devices: bool
+) -> _Evaluator:
     """On all devices of all processes, or, for a short text, on one of this process."""
 
-    def chunk_nats(
+    def measure_chunk(
         params: PyTree, carry: Carry, reset: Reset, inputs: Tokens, targets: Tokens
-    ) -> tuple[Carry, Nats]:
+    ) -> tuple[Carry, PyTree]:
         # The network has no int8 weights; decoding has, one character at a time.
         forward = decode_sequence if config.dtype == "int8" else _network_logits
         resets = document_resets(inputs, boundary_id)
         logits, carry = forward(config, params, inputs, reset_carry(carry, reset), resets=resets)
-        return carry, softmax_cross_entropy_with_integer_labels(logits, targets)
+        return carry, measure(logits, targets)
 
     mesh = sharding.data_mesh(sharding.all_devices() if on_all_devices else jax.local_devices()[:1])
     everywhere, by_row = sharding.replicated(mesh), sharding.batch_sharding(mesh, axis=0)
@@ -222,7 +282,7 @@ def _evaluator(config: ModelConfig, boundary_id: int | None, *, on_all_devices: 
             params if on_all_devices else sharding.local_copy(params), everywhere
         ),
         lambda tree: sharding.shard(tree, by_row),
-        jax.jit(chunk_nats, out_shardings=(by_row, everywhere), donate_argnums=1),
+        jax.jit(measure_chunk, out_shardings=(by_row, everywhere), donate_argnums=1),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -15,29 +16,27 @@ from charjax.inference.evaluate import Score, score
 from charjax.inference.load import TrainedModel
 from charjax.runtime.display import ProgressFn
 
+Ids = Int[np.ndarray, " chars"]
 
-def score_file(
+
+def read_file(
     trained: TrainedModel,
     file: str,
     *,
     unknown: str,
-    progress: ProgressFn,
     options: Mapping[str, Any] | None = None,
-) -> Score:
-    """The mean loss of a text file, which is read as the model's training text was.
+) -> Ids:
+    """The token ids of a text file, which is read as the model's training text was.
 
     Args:
       trained: the model.
       file: a path, as `data.path` takes it, or "-" for standard input.
       unknown: "error", or "unk" to read characters outside the vocabulary as [UNK].
-      progress: called with the number of chunks done and the total.
       options: fields of `charjax.config.DataConfig` in which the file differs from the run's
         own text, such as {"encoding": "latin-1"}.
 
     Raises:
-      InputError: the file is missing, malformed, too short, or has characters outside the
-        vocabulary.
-      DivergedError: the loss is not finite.
+      InputError: the file is missing, malformed, or has characters outside the vocabulary.
     """
     rules = trained.reading
     if options:
@@ -45,28 +44,25 @@ def score_file(
             rules = rules.with_options(trained.config.data, options)
         except InputError as error:
             raise InputError(str(error).replace("config.data.", "--")) from None
-    ids = read_tokens(
+    return read_tokens(
         file,
         rules,
         trained.vocab,
         unknown=unknown,
         are_markers_required=bool(options and options.keys() & {"start", "end"}),
     )
-    return _finite_score(trained, ids, progress)
 
 
-def score_part(trained: TrainedModel, part: Literal["val", "test"], progress: ProgressFn) -> Score:
-    """The mean loss of the validation or test part of the text that the run was trained on.
+def read_part(trained: TrainedModel, part: Literal["val", "test"]) -> Ids:
+    """The token ids of the validation or test part of the text that the run was trained on.
 
     Args:
       trained: the model.
       part: which part of `data.split`.
-      progress: called with the number of chunks done and the total.
 
     Raises:
       InputError: the run has no such part, or its text is not the one that it was trained on.
       HostError: the text can be neither found nor downloaded.
-      DivergedError: the loss is not finite.
     """
     dataset = load_dataset(trained.config, known=trained.vocab.characters)
     if dataset.corpus.sha256 != trained.meta["corpus"]["sha256"]:
@@ -75,18 +71,27 @@ def score_part(trained: TrainedModel, part: Literal["val", "test"], progress: Pr
             f"(SHA-256 {trained.meta['corpus']['sha256'][:12]}, now {dataset.corpus.sha256[:12]}); "
             "bring that text back, or give --file"
         )
-    ids = getattr(dataset.splits, part).ids
+    ids: Ids = getattr(dataset.splits, part).ids
     if ids.size < 2:
         raise InputError(
             f"--part={part}: config.data.split={trained.config.data.split} leaves "
             f"{ids.size} characters for it; give --file"
         )
-    return _finite_score(trained, ids, progress)
+    return ids
 
 
-def _finite_score(
-    trained: TrainedModel, ids: Int[np.ndarray, " chars"], progress: ProgressFn
-) -> Score:
+def score_text(trained: TrainedModel, ids: Ids, progress: ProgressFn) -> Score:
+    """The mean loss of a text.
+
+    Args:
+      trained: the model.
+      ids: of the text.
+      progress: called with the number of chunks done and the total.
+
+    Raises:
+      InputError: the text is too short.
+      DivergedError: the loss is not finite.
+    """
     result = score(
         trained.config.model,
         trained.params,
@@ -94,10 +99,15 @@ def _finite_score(
         boundary_id=trained.vocab.boundary_id,
         progress=progress,
     )
+    check_finite(trained, result.nats_per_char)
+    return replace(result, num_bytes=trained.vocab.utf8_bytes(ids[1:]))
+
+
+def check_finite(trained: TrainedModel, nats_per_char: float) -> None:
+    """Raises DivergedError if the mean loss of a text is not finite."""
     # Saved weights are finite, yet a logit can overflow.
-    if not math.isfinite(result.nats_per_char):
+    if not math.isfinite(nats_per_char):
         raise DivergedError(
             f"step {trained.step}: its weights are so large that the loss of this text is not "
             "finite; try another --checkpoint"
         )
-    return result

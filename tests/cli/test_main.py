@@ -397,7 +397,9 @@ def test_the_score_of_the_validation_text_is_the_validation_loss(workspace, capf
     validation = TEXT[int(len(TEXT) * 0.9) :]
     (workspace.folder / "val.txt").write_text(validation, encoding="utf-8")
     score = json.loads(output_of(workspace, "score --workdir=@run --file=@val.txt", capfd))
-    assert set(score) == {"chars", "nats_per_char", "bits_per_char", "perplexity"}
+    assert set(score) == {
+        *("chars", "nats_per_char", "bits_per_char", "bits_per_byte", "perplexity")
+    }
     assert score["chars"] == len(validation) - 1
     assert score["nats_per_char"] == pytest.approx(best, rel=1e-4)
     assert score["bits_per_char"] == pytest.approx(score["nats_per_char"] / math.log(2))
@@ -409,7 +411,7 @@ def test_the_score_of_the_validation_text_is_the_validation_loss(workspace, capf
 
 
 def test_an_infinite_perplexity_is_null_in_json(workspace, capfd, monkeypatch):
-    monkeypatch.setattr("charjax.inference.score.score_file", lambda *_, **__: Score(1, 1000.0))
+    monkeypatch.setattr("charjax.inference.score.score_text", lambda *_: Score(1, 1000.0))
     assert main.main(workspace.fill("score --workdir=@run --file=@text.txt")) == 0
     out, err = capfd.readouterr()
     assert json.loads(out)["perplexity"] is None

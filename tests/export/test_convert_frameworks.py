@@ -166,8 +166,9 @@ def test_the_gru_tutorial_is_trained_there_and_trained_on_here(embed, hidden, st
 
 
 def score_of(workdir: Path, file: Path) -> float:
-    from charjax.inference.score import score_file
+    from charjax.inference.score import read_file, score_text
     from charjax.runtime.display import no_progress
 
     trained = load_trained(workdir, which="best")
-    return score_file(trained, str(file), unknown="error", progress=no_progress).nats_per_char
+    ids = read_file(trained, str(file), unknown="error")
+    return score_text(trained, ids, no_progress).nats_per_char

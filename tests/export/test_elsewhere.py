@@ -41,19 +41,6 @@ def needs(*programs: str) -> None:
         pytest.skip(f"there is no {', '.join(missing)}")
 
 
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    needs("chromium")
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(
-            executable_path=shutil.which("chromium"),
-            args=["--no-sandbox", "--disable-background-networking"],
-        )
-        yield chromium
-        chromium.close()
-
-
 def open_page(browser, path: Path):
     """A page from disk without a network; and its requests and messages as they come."""
     context = browser.new_context(offline=True)

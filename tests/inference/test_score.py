@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 from charjax.errors import DivergedError, InputError
-from charjax.inference.score import score_file
+from charjax.inference.score import read_file, score_text
+from charjax.runtime.display import no_progress
 from tests.inference.scripted import chain, trained
 
 AB = trained(chain(np.log([[0.5, 0.5], [0.1, 0.9]])), "ab")
 
 
 def score_of(file, unknown="error"):
-    return score_file(AB, str(file), unknown=unknown, progress=lambda done, total: None)
+    return score_text(AB, read_file(AB, str(file), unknown=unknown), no_progress)
 
 
 def test_a_file_is_scored_with_the_models_vocabulary(tmp_path):
@@ -34,7 +35,7 @@ def test_a_model_too_large_for_a_finite_loss_is_named(bias, tmp_path):
     # With the bias the logits overflow, and without it their difference.
     huge = trained((config, params | {"output_bias": jnp.full(2, bias)}), "ab", step=7)
     with pytest.raises(DivergedError, match=r"^step 7: .* not finite; .*--checkpoint$"):
-        score_file(huge, str(file), unknown="error", progress=lambda done, total: None)
+        score_text(huge, read_file(huge, str(file), unknown="error"), no_progress)
 
 
 def test_a_dash_is_standard_input(monkeypatch):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optax.losses import softmax_cross_entropy_with_integer_labels
 
 from charjax.config import Config, DataConfig, from_config_dict, to_dict
 from charjax.data.batches import TokenSplit, make_batches
@@ -186,7 +187,9 @@ def test_a_text_is_scored_on_all_devices_as_on_one(monkeypatch):
     params = first_state(config_of()).params
     ids = np.random.default_rng(0).integers(VOCAB, size=20_000).astype(np.int32)
     on_all = evaluate.char_nats(config, params, ids)
-    one_device = evaluate._evaluator(config, None, on_all_devices=False)
+    one_device = evaluate._evaluator(
+        config, None, softmax_cross_entropy_with_integer_labels, on_all_devices=False
+    )
     monkeypatch.setattr(evaluate, "_evaluator", lambda *config, **options: one_device)
     np.testing.assert_allclose(on_all, evaluate.char_nats(config, params, ids), rtol=1e-5)
 

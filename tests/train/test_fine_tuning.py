@@ -17,7 +17,7 @@ from charjax.data.vocab import Vocab
 from charjax.export.weights import named_weights
 from charjax.inference.evaluate import char_nats
 from charjax.inference.load import TrainedModel, load_trained
-from charjax.inference.score import score_part
+from charjax.inference.score import read_part, score_text
 from charjax.runtime.display import no_progress
 from charjax.train.fine_tuning import token_ids
 from charjax.train.optimizer import make_optimizer
@@ -132,7 +132,8 @@ def test_a_resumed_run_does_not_import_again_and_needs_the_source_no_more(folder
     for name, array in named_weights(one.params).items():
         np.testing.assert_array_equal(array, named_weights(other.params)[name], err_msg=name)
     assert one.meta["source"] == other.meta["source"]
-    assert score_part(one, "val", no_progress).nats_per_char == pytest.approx(one.val_loss, 1e-4)
+    score = score_text(one, read_part(one, "val"), no_progress)
+    assert score.nats_per_char == pytest.approx(one.val_loss, 1e-4)
     capfd.readouterr()
     moved = f"--init_from={tmp_path}/moved"
     for changed in (moved, "--config.train.init_characters=drop"):

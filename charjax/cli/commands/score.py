@@ -1,4 +1,4 @@
-"""Measure a model's loss on a text, as JSON."""
+"""Measure a model's loss on a text, whole or character by character, as JSON."""
 
 from __future__ import annotations
 
@@ -29,14 +29,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("val", "test"),
         help="the validation or test part of the text that the run was trained on",
     )
+    parser.add_argument(
+        "--per_char",
+        action="store_true",
+        help="a JSON object for each character but the first, one per line: the character, its "
+        "loss in nats, its rank among all characters, and the five likeliest ones",
+    )
     add_inference(parser)
     about = "how to read a --file that differs from the run's text; values as in config.data"
     add_reading(parser, about)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Prints the cross entropy in nats and bits per character, and the perplexity."""
-    from charjax.inference.score import score_file, score_part
+    """Prints the cross entropy in nats and bits, and the perplexity; or a line per character."""
+    from charjax.inference.predictions import predict, prediction_records
+    from charjax.inference.score import read_file, read_part, score_text
     from charjax.runtime.display import make_display, show_messages
 
     options = reading_options(args)
@@ -46,12 +53,14 @@ def run(args: argparse.Namespace) -> None:
     with show_messages(display), display.task("scoring") as update:
         trained = load_model(args)
         if args.part:
-            result = score_part(trained, args.part, update)
+            ids = read_part(trained, args.part)
         else:
-            result = score_file(
-                trained, args.file, unknown=args.unknown, progress=update, options=options
-            )
-    values = result.to_json()
-    if values["perplexity"] is None:
-        _logger.warning("the perplexity exceeds the range of a float and is written as null")
-    print_json(values)
+            ids = read_file(trained, args.file, unknown=args.unknown, options=options)
+        if args.per_char:
+            records = prediction_records(trained.vocab, ids, predict(trained, ids, update))
+        else:
+            records = iter([score_text(trained, ids, update).to_json()])
+    for record in records:
+        if record.get("perplexity", 0) is None:
+            _logger.warning("the perplexity exceeds the range of a float and is written as null")
+        print_json(record)

@@ -3,7 +3,7 @@
 
 const SLICE = 24; // milliseconds of inference between two updates of the page
 
-/** Wraps a `CharModel` in the interface that page.js describes. */
+/** Wraps a `CharModel` in the interface that write.js describes. */
 function localModel(model) {
   const name = (unit) => {
     const code = unit.codePointAt(0).toString(16).toUpperCase();
@@ -49,12 +49,6 @@ function surprise(logits, token) {
   const largest = logits.reduce((a, b) => Math.max(a, b));
   const total = logits.reduce((sum, logit) => sum + Math.exp(logit - largest), 0);
   return largest + Math.log(total) - logits[token];
-}
-
-/** The bytes of a script element with base64 text. */
-function embeddedBytes(id) {
-  const base64 = document.getElementById(id).textContent.trim();
-  return Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
 }
 
 if (typeof document !== "undefined") {

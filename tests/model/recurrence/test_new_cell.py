@@ -18,12 +18,12 @@ from charjax.config import Config, DataConfig, ModelConfig, OptimConfig, SampleC
 from charjax.errors import InputError
 from charjax.inference.load import load_trained
 from charjax.inference.sampling import Sampling
-from charjax.inference.score import score_file
+from charjax.inference.score import read_file, score_text
 from charjax.inference.texts import sample_texts
 from charjax.model.cells import CELLS, Cell, CellGrads
 from charjax.model.recurrence.api import resolve
 from charjax.model.recurrence.base import Projected, Table
-from charjax.runtime.display import PlainDisplay
+from charjax.runtime.display import PlainDisplay, no_progress
 from charjax.train.loop import train
 from charjax.workdir import Workdir
 from tests.model.recurrence.implementations import Size, random_layer, value_and_gradient
@@ -136,7 +136,7 @@ def test_it_trains_samples_scores_and_resumes(tmp_path):
     assert (whole.step, resumed.step) == (20, 20)
     jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
 
-    score = score_file(whole, str(text), unknown="error", progress=lambda done, total: None)
+    score = score_text(whole, read_file(whole, str(text), unknown="error"), no_progress)
     assert score.nats_per_char < np.log(len(whole.vocab))
     texts = sample_texts(
         whole.config.model, whole.params, whole.vocab, "the ",

@@ -5,11 +5,8 @@
 //     {text, nats}, nats the negative log-probability of the text at temperature 1
 "use strict";
 
-const SURPRISES = [1, 2, 3, 5]; // in nats: upper bounds of the CSS classes s1 to s4; s5 has none
-
 /** Connects the elements of the page to a model. */
 function startPage(model) {
-  const at = (id) => document.getElementById(id);
   const fields = {
     temperature: at("temperature"), topP: at("top-p"), topK: at("top-k"), count: at("count"),
     seed: at("seed"),
@@ -36,7 +33,6 @@ function startPage(model) {
     if (className) element.className = className;
     at("text").append(element);
   };
-  const surprise = (nats) => `s${1 + SURPRISES.filter((bound) => nats > bound).length}`;
 
   /** Writes after a prompt; in a continuation the page shows the prompt already. */
   async function write(prompt, isContinuation) {
@@ -67,7 +63,7 @@ function startPage(model) {
     try {
       for await (const pieces of model.write(settings)) {
         for (const piece of pieces) {
-          append("span", piece.text, surprise(piece.nats));
+          append("span", piece.text, surpriseClass(piece.nats));
           text += piece.text;
           written += 1;
         }

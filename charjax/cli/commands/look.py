@@ -1,0 +1,52 @@
+"""Write a page that shows what a model predicts in a text, and what its units track."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+
+from charjax.cli.arguments import add_inference, add_model, load_model, local_path
+
+_MAX_CHARS = 20_000  # of the text; the page stays under 20 MB
+
+_logger = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The model, the text, and where to write the page."""
+    add_model(parser, required=False)
+    parser.add_argument(
+        "--file",
+        required=True,
+        help=f"a text file, or - for standard input; its first {_MAX_CHARS:,} characters are shown",
+    )
+    parser.add_argument(
+        "--out", required=True, type=local_path("--out"), help="the HTML file to write"
+    )
+    add_inference(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Writes the page; overwrites only files that charjax wrote."""
+    from charjax.export.files import write_file
+    from charjax.export.look import look_page
+    from charjax.inference.inspection import inspect
+    from charjax.inference.score import read_file
+    from charjax.runtime.display import make_display, show_messages
+
+    display = make_display(sys.stderr)
+    with show_messages(display), display.task("looking") as update:
+        trained = load_model(args)
+        ids = read_file(trained, args.file, unknown=args.unknown)
+        if ids.size > _MAX_CHARS:
+            _logger.info("%s: the first %d of %d characters", args.file, _MAX_CHARS, ids.size)
+        inspection = inspect(trained, ids[:_MAX_CHARS], update)
+        content = look_page(inspection)
+        write_file(args.out, content)
+        for feature, statistic, units in inspection.separations:
+            for unit in units[:1]:
+                _logger.info(
+                    "%s: unit %d, %s %.2f", feature.name, unit.number, statistic, unit.reported
+                )
+        _logger.info("wrote %s: %s bytes", args.out, f"{len(content):,}")

@@ -1,0 +1,123 @@
+"""The page of `charjax look`: a text, the model's predictions, and what its units track."""
+
+from __future__ import annotations
+
+import base64
+import logging
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from charjax.data.vocab import Vocab
+from charjax.export.page import Page, json_element
+from charjax.inference.inspection import Inspection
+from charjax.inference.predictions import Predictions
+from charjax.inference.units import Separation
+
+_PAGE = Page("look.html", ("parts.js", "look.js"))
+_MAX_ACTIVATIONS = 13_000_000  # bytes in the page; base64 adds a third
+# Arrays of the page by the names that JavaScript has for their types.
+_TYPES = {"u2": "Uint16Array", "u4": "Uint32Array"}
+_BLANKS = {"\n": "line end", " ": "space", "\t": "tab", "\r": "carriage return"}
+
+_logger = logging.getLogger(__name__)
+
+
+def look_page(inspection: Inspection) -> bytes:
+    """The page; it opens from disk and makes no request.
+
+    It has the activations of all units, in 8 bits, as far as they fit in 13 MB: then of those
+    that separate a feature, and of the first ones.
+    """
+    trained, ids = inspection.trained, inspection.ids
+    model = trained.config.model
+    units = _kept_units(inspection)
+    facts = {
+        "title": f"{trained.meta['corpus']['name']}: what the model sees",
+        "description": f"{model.cell.upper()}, {model.layers} x {model.hidden} units, step "
+        f"{trained.step:,}. {ids.size:,} characters, {inspection.predictions.nats.mean():.3f} nats "
+        "each.",
+        "method": _method(ids.size),
+        "units": len(inspection.activations),
+        "pieces": _pieces(trained.vocab, ids),
+        "names": token_names(trained.vocab),
+        "ids": ids.tolist(),
+        "separations": [_separation(separation) for separation in inspection.separations],
+        "arrays": _arrays(inspection.predictions),
+        "activations": {unit: _quantized(inspection.activations[unit]) for unit in units},
+    }
+    return _PAGE.html(json_element("look", facts))
+
+
+def token_names(vocab: Vocab) -> list[str]:
+    """Every token as a person reads it."""
+    if vocab.unit == "byte":
+        names = [
+            c if c.isascii() and c.isprintable() else f"byte 0x{ord(c):02X}"
+            for c in vocab.characters
+        ]
+    else:
+        names = [c if c.isprintable() else f"U+{ord(c):04X}" for c in vocab.characters]
+    blanks = [_BLANKS.get(c, name) for c, name in zip(vocab.characters, names, strict=True)]
+    return [*blanks, *["document end"] * vocab.boundary, *["[UNK]"] * vocab.unk]
+
+
+def _kept_units(inspection: Inspection) -> list[int]:
+    """The units whose activations the page holds."""
+    total, chars = inspection.activations.shape
+    best = [unit.number for s in inspection.separations for unit in s.units]
+    most = max(_MAX_ACTIVATIONS // chars, len(best))
+    if total > most:
+        _logger.info("the page holds the activations of %d of the %d units", most, total)
+    return sorted(list(dict.fromkeys([*best, *range(total)]))[:most])
+
+
+def _method(chars: int) -> str:
+    half = chars // 2
+    return (
+        f"Units were chosen on the first {half:,} characters; the figures are of the other "
+        f"{chars - half:,}. AUC: the probability that the unit is more active at a character "
+        "with the feature than at one without (0.5: no relation). Spearman: the rank correlation "
+        "with the number (0: none)."
+    )
+
+
+def _pieces(vocab: Vocab, ids: Int[np.ndarray, " chars"]) -> list[str]:
+    """The text that each token adds; all bytes of a character but the last add none."""
+    decoder = vocab.decoder()
+    pieces = [decoder.decode(ids[i : i + 1]) for i in range(ids.size)]
+    return ["\n" if i == vocab.boundary_id else p for i, p in zip(ids, pieces, strict=True)]
+
+
+def _separation(separation: Separation) -> dict[str, Any]:
+    name, description, _ = separation.feature
+    units = [unit._asdict() for unit in separation.units]
+    return {
+        "name": name,
+        "description": description,
+        "statistic": separation.statistic,
+        "units": units,
+    }
+
+
+def _arrays(predictions: Predictions) -> dict[str, dict[str, str]]:
+    """The predictions in integers: nats in thousandths, probabilities in 65535ths."""
+    arrays = {
+        "nats": np.clip(np.round(1000 * predictions.nats), 0, 65535).astype("<u2"),
+        "ranks": predictions.ranks.astype("<u4"),
+        "topIds": predictions.top_ids.astype("<u4"),
+        "topProbabilities": np.round(65535 * np.exp(-predictions.top_nats)).astype("<u2"),
+    }
+    return {
+        name: {"type": _TYPES[array.dtype.str[1:]], "data": _base64(array)}
+        for name, array in arrays.items()
+    }
+
+
+def _quantized(activations: Float[np.ndarray, " chars"]) -> str:
+    return _base64(np.round(127 * activations).astype(np.int8))
+
+
+def _base64(array: np.ndarray) -> str:
+    return base64.b64encode(array.tobytes()).decode()

@@ -1,0 +1,76 @@
+"""The activations of a model's units along a text."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from charjax.config import ModelConfig
+from charjax.inference.load import TrainedModel
+from charjax.model.carry import initial_carry
+from charjax.model.decode import (
+    DecodeState,
+    DecodeWeights,
+    decode_state,
+    decode_step,
+    decode_weights,
+    reset_state,
+)
+from charjax.runtime.display import ProgressFn
+
+_CHUNK = 1024  # characters in one dispatch
+
+
+def activations(
+    trained: TrainedModel, ids: Int[np.ndarray, " chars"], progress: ProgressFn
+) -> Float[np.ndarray, "units chars"]:
+    """The activation of every unit after each character of a text, from -1 to 1.
+
+    It is the output h; of an LSTM the tanh of the cell state c, which shows what the cell stores
+    even while its output gate is closed (Karpathy, Johnson and Fei-Fei 2015, arXiv:1506.02078).
+
+    Args:
+      trained: the model.
+      ids: of the text, at least one.
+      progress: called with the number of chunks done and the total.
+
+    Returns:
+      float32; the units of the first layer come first.
+    """
+    config = trained.config.model
+    weights = jax.jit(partial(decode_weights, config, layout="vector"))(trained.params)
+    state = initial = decode_state(weights, initial_carry(config, 1))
+    boundary_id = trained.vocab.boundary_id
+    chunks = math.ceil(ids.size / _CHUNK)
+    padded = np.pad(ids, (0, chunks * _CHUNK - ids.size), mode="edge")
+    rows = []
+    for chunk, tokens in enumerate(np.split(padded, chunks)):
+        resets = None if boundary_id is None else tokens == boundary_id
+        state, units = _chunk_activations(config, weights, initial, state, (tokens, resets))
+        rows.append(np.asarray(units))
+        progress(chunk + 1, chunks)
+    return np.concatenate(rows)[: ids.size].T
+
+
+@partial(jax.jit, static_argnums=0)
+def _chunk_activations(
+    config: ModelConfig,
+    weights: DecodeWeights,
+    initial: DecodeState,
+    state: DecodeState,
+    read: tuple[Int[Array, " time"], Bool[Array, " time"] | None],
+) -> tuple[DecodeState, Float[Array, "time units"]]:
+    def advance(state: DecodeState, read: tuple[Array, Array | None]) -> tuple[DecodeState, Array]:
+        token, reset = read
+        if reset is not None:
+            state = reset_state(weights, state, initial, reset[None])
+        _, state = decode_step(config, weights, weights.lookup(token[None]), state)
+        units = [jnp.tanh(layer[1]) if len(layer) == 2 else layer[0] for layer in state.carry]
+        return state, jnp.concatenate(units).ravel()
+
+    return jax.lax.scan(advance, state, read)
