@@ -11,42 +11,35 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, UInt32
+from jaxtyping import Int
 
 from charjax.config import ModelConfig
 from charjax.data.vocab import check_ids
 from charjax.errors import InputError
-from charjax.inference.sampling import (
-    MAX_TEMPERATURE,
-    Sampling,
-    gumbel_noise,
-    mask_below_top_k,
-    sample_with_noise,
+from charjax.inference.sampling import Sampling
+from charjax.inference.sampling_loop import (
+    Enabled,
+    Given,
+    Program,
+    RowControls,
+    Sampled,
+    Starts,
+    compiled_loop,
+    row_controls,
+    start_rows,
 )
-from charjax.model.carry import initial_carry
-from charjax.model.decode import (
-    DecodeState,
-    DecodeWeights,
-    Layout,
-    decode_state,
-    decode_step,
-    decode_weights,
-    mask_token,
-)
+from charjax.model.decode import DecodeWeights, Layout, decode_weights, mask_token
 from charjax.model.recurrence.api import resolve
 from charjax.model.recurrence.c.build import Library, load
-from charjax.runtime.compiler_options import loop_compiler_options
 from charjax.runtime.dtypes import fast_dtype
-from charjax.runtime.keys import Stream, indexed_key, stream_key
-from charjax.types import PyTree, Scalar
+from charjax.types import PyTree
 
 _MAX_CHARS = 10**9
 _MAX_SAMPLES = 10**6
@@ -71,19 +64,27 @@ class Sampler:
     """A model that can be sampled any number of times.
 
     Its weights are rearranged once for each `GroupFormat`.
+
+    Attributes:
+      config: the architecture.
+      vocab_size: tokens of the model.
     """
 
-    def __init__(self, config: ModelConfig, params: PyTree, *, masked: int | None) -> None:
+    def __init__(
+        self, config: ModelConfig, params: PyTree, *, masked: int | None, exempt: int | None = None
+    ) -> None:
         """Takes a model; its weights are rearranged when a group first needs them.
 
         Args:
           config: the architecture.
           params: of a `CharRNN`.
           masked: a token never to sample, the vocabulary's [UNK]; None: all may be.
+          exempt: a token without repetition penalty, the document boundary; None: all have it.
         """
-        self._config, self._vocab_size = config, params["output_bias"].shape[0]
-        self._weights: Callable[[GroupFormat], DecodeWeights] = functools.cache(
-            lambda group_format: sampler_weights(config, masked, group_format, params)
+        self.config, self.vocab_size = config, params["output_bias"].shape[0]
+        self._masked, self._exempt = masked, exempt
+        self._weights: Callable[[GroupFormat, int | None], DecodeWeights] = functools.cache(
+            lambda group_format, masked: sampler_weights(config, masked, group_format, params)
         )
 
     def __call__(
@@ -109,17 +110,55 @@ class Sampler:
         Raises:
           InputError: an empty prompt, an id outside the vocabulary, or a number out of range.
         """
+        groups = self.run(prompt, num_chars=num_chars, num_samples=num_samples, sampling=sampling)
+        return ((sampled.ids for sampled in group) for group in groups)
+
+    def run(
+        self,
+        prompt: Int[np.ndarray, " prompt"],
+        *,
+        num_chars: int,
+        num_samples: int,
+        sampling: Sampling,
+        num_top: int | None = None,
+    ) -> Iterator[Iterator[Sampled]]:
+        """As calling the sampler, with log-probabilities beside the ids.
+
+        Args:
+          prompt: as there, and so are the next three.
+          num_chars: characters of each sample.
+          num_samples: how many samples.
+          sampling: how tokens are chosen.
+          num_top: how many of the likeliest tokens to return with their log-probabilities, beside
+            the chosen one; None: no log-probabilities.
+        """
         if prompt.size == 0:
             raise InputError("the prompt is empty: the sampler needs a token to start from")
-        check_ids(prompt, self._vocab_size)
+        check_ids(prompt, self.vocab_size)
         if not 0 <= num_chars <= _MAX_CHARS:
             raise InputError(f"--num_chars={num_chars}: must be from 0 to {_MAX_CHARS:,}")
         if not 1 <= num_samples <= _MAX_SAMPLES:
             raise InputError(f"--num_samples={num_samples}: must be from 1 to {_MAX_SAMPLES:,}")
-        for first, size in sample_groups(self._config, num_samples):
-            weights = self._weights(group_format(self._config, size))
-            group = _Group(self._config, weights, size, first, min(size, num_samples - first))
-            yield _sample_group(group, prompt, num_chars, sampling)
+        program = Program(self.config, Enabled.for_rows([sampling], num_top))
+        for first, size in sample_groups(self.config, num_samples):
+            weights = self.weights(size, program.enabled)
+            controls = self.row_controls([sampling] * size)
+            starts = _group_starts(sampling.seed, first, size, prompt)
+            group = _Group(program, weights, controls, starts, min(size, num_samples - first))
+            yield _sample_group(group, prompt, num_chars)
+
+    def weights(self, size: int, enabled: Enabled) -> DecodeWeights:
+        """The weights for a batch of a size.
+
+        Where log-probabilities are wanted, or a bias is on, the masked token has its logit, and
+        is forbidden by `row_controls`.
+        """
+        masked = None if enabled.has_bias else self._masked
+        return self._weights(group_format(self.config, size), masked)
+
+    def row_controls(self, rows: Sequence[Sampling]) -> RowControls:
+        """The controls of the rows of a batch; see `sampling_loop.row_controls`."""
+        return row_controls(rows, self.vocab_size, masked=self._masked, exempt=self._exempt)
 
 
 def sample(
@@ -145,8 +184,7 @@ def sample_groups(config: ModelConfig, num_samples: int) -> Iterator[tuple[int, 
     machine.
     """
     sizes = _GROUP_SIZES.get(jax.default_backend(), _ACCELERATOR_GROUP_SIZES)
-    batch_invariant = config.dtype == "int8" or _packing_library(config) is not None
-    if batch_invariant and jax.default_backend() == "cpu":
+    if is_batch_invariant(config):
         sizes = (min(num_samples, sizes[-1]),)
     first = 0
     for size in itertools.chain(sizes, itertools.repeat(sizes[-1])):
@@ -154,6 +192,13 @@ def sample_groups(config: ModelConfig, num_samples: int) -> Iterator[tuple[int, 
             return
         yield first, size
         first += size
+
+
+def is_batch_invariant(config: ModelConfig) -> bool:
+    """Whether a sample has the same bits in a batch of any size, on this machine."""
+    if jax.default_backend() != "cpu":
+        return False
+    return config.dtype == "int8" or _packing_library(config) is not None
 
 
 class GroupFormat(NamedTuple):
@@ -212,131 +257,58 @@ class _Group(NamedTuple):
     """Samples that run side by side.
 
     Attributes:
-      config: the architecture.
+      program: what their loop is compiled for.
       weights: of the model, in the group's format.
-      size: sequences in the batch.
-      first: number of the first sample.
+      controls: of each of its rows.
+      starts: of each of its rows.
       wanted: how many of the samples were asked for.
     """
 
-    config: ModelConfig
+    program: Program
     weights: DecodeWeights
-    size: int
-    first: int
+    controls: RowControls
+    starts: Starts
     wanted: int
 
 
-class _Static(NamedTuple):
-    """What the sampling loop is compiled for."""
-
-    config: ModelConfig
-    top_k: int
-    use_top_p: bool
-
-
-class _LoopCarry(NamedTuple):
-    """What the sampling loop carries: the next step's input gates, and the state before it."""
-
-    igates: Float[Array, "_ _"]
-    state: DecodeState
+def _group_starts(seed: int, first: int, size: int, prompt: Int[np.ndarray, " prompt"]) -> Starts:
+    """The starts of samples `first`, `first` + 1, ... of a seed."""
+    numbers = np.arange(first, first + size, dtype=np.int32)
+    tokens, positions = (np.full(size, value, np.int32) for value in (prompt[0], -prompt.size))
+    return Starts(np.full(size, seed, np.uint32), numbers, tokens, positions)
 
 
 def _sample_group(
-    group: _Group, prompt: Int[np.ndarray, " prompt"], num_chars: int, sampling: Sampling
-) -> Chunks:
+    group: _Group, prompt: Int[np.ndarray, " prompt"], num_chars: int
+) -> Iterator[Sampled]:
     """The samples of one group, in chunks; the first chunk is empty.
 
     The same compiled loop reads the prompt, whose tokens are forced instead of sampled.
     """
-    static = _Static(group.config, sampling.top_k, sampling.top_p < 1)
-    temperature = np.float32(min(sampling.temperature, MAX_TEMPERATURE))
-    top_p, seed = np.float32(sampling.top_p), np.uint32(sampling.seed)
-    keys, loop = _start(group.config, group.size, group.weights, seed, (group.first, prompt[0]))
-    chunk = max(1, min(_CHUNK, _MAX_NOISE // (group.size * group.weights.vocab_size)))
+    size = len(group.starts.tokens)
+    keys, loop = start_rows(group.program, group.weights, group.starts)
+    chunk = max(1, min(_CHUNK, _MAX_NOISE // (size * group.weights.vocab_size)))
     num_forced = prompt.size - 1
-    yield np.empty((group.wanted, 0), np.int32)  # so that a text of no characters has a chunk, too
+    yield _empty(group)  # so that a text of no characters has a chunk, too
     for start in range(0, num_forced + num_chars, chunk):
         forced = np.full(chunk, -1, np.int32)  # -1: sample
-        given = prompt[1 + start : 1 + start + chunk]
-        forced[: given.size] = given
-        positions = start - num_forced + np.arange(chunk)
-        loop, tokens = _compiled_loop()(
-            static, group.weights, loop, (forced, positions), keys, temperature, top_p
+        read = prompt[1 + start : 1 + start + chunk]
+        forced[: read.size] = read
+        positions = start - num_forced + np.arange(chunk, dtype=np.int32)
+        given = Given(*(np.repeat(values[:, None], size, axis=1) for values in (forced, positions)))
+        loop, sampled = compiled_loop()(
+            group.program, group.weights, loop, given, keys, group.controls
         )
         kept = (positions >= 0) & (positions < num_chars)
         if kept.any():
-            yield np.asarray(tokens)[: group.wanted, kept]
+            yield sampled.on_host(np.s_[: group.wanted, kept])
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _start(
-    config: ModelConfig,
-    size: int,
-    weights: DecodeWeights,
-    seed: UInt32[Array, ""],
-    first: tuple[Int[Array, ""], Int[Array, ""]],
-) -> tuple[Key[Array, " batch"], _LoopCarry]:
-    """Each sample's key, and the loop's carry before the first token.
-
-    Args:
-      config: the architecture.
-      size: of the group.
-      weights: of the model.
-      seed: of all samples.
-      first: (number of the first sample, first token).
-    """
-    number, token = first
-    root = stream_key(seed, Stream.SAMPLE)  # here, since each call outside is one more program
-    keys = jax.vmap(indexed_key, (None, 0))(root, number + jnp.arange(size))
-    state = decode_state(weights, initial_carry(config, size))
-    return keys, _LoopCarry(weights.lookup(jnp.full((size,), token, jnp.int32)), state)
-
-
-@functools.cache
-def _compiled_loop() -> Callable[..., tuple[_LoopCarry, Int[Array, "batch time"]]]:
-    # Compiled when first used: the compiler options ask for the platform.
-    return jax.jit(
-        _sampling_loop,
-        static_argnums=0,
-        donate_argnums=2,
-        compiler_options=loop_compiler_options(),
+def _empty(group: _Group) -> Sampled:
+    ids, logprobs = (np.empty((group.wanted, 0), dtype) for dtype in (np.int32, np.float32))
+    num_top = group.program.enabled.num_top
+    if num_top is None:
+        return Sampled(ids)
+    return Sampled(
+        ids, logprobs, *(np.repeat(empty[..., None], num_top, axis=2) for empty in (ids, logprobs))
     )
-
-
-def _sampling_loop(
-    static: _Static,
-    weights: DecodeWeights,
-    loop: _LoopCarry,
-    given: tuple[Int[Array, " time"], Int[Array, " time"]],
-    keys: Key[Array, " batch"],
-    temperature: Scalar,
-    top_p: Scalar,
-) -> tuple[_LoopCarry, Int[Array, "batch time"]]:
-    """Reads a token and chooses the next one, at each position.
-
-    Args:
-      static: what it is compiled for.
-      weights: of the model.
-      loop: before the first position.
-      given: (the token to force or -1, the position in the sample) of each step.
-      keys: one per sample.
-      temperature: 0 is greedy.
-      top_p: unused without `static.use_top_p`.
-    """
-    forced, positions = given
-    # All noise before the loop: inside, each draw would be a dozen tiny operations.
-    position_keys = jax.vmap(jax.vmap(indexed_key, (0, None)), (None, 0))(keys, positions)
-    noise = jax.vmap(partial(gumbel_noise, vocab_size=weights.vocab_size))(position_keys)
-
-    def advance(loop: _LoopCarry, xs: tuple[Array, Array]) -> tuple[_LoopCarry, Array]:
-        forced_token, step_noise = xs
-        logits, state = decode_step(static.config, weights, loop.igates, loop.state)
-        if static.top_k:
-            logits = mask_below_top_k(logits, static.top_k)
-        nucleus = top_p if static.use_top_p else None
-        sampled = sample_with_noise(logits, step_noise, temperature, nucleus)
-        token = jnp.where(forced_token >= 0, forced_token, sampled)
-        return _LoopCarry(weights.lookup(token), state), token
-
-    loop, tokens = jax.lax.scan(advance, loop, (forced, noise))
-    return loop, tokens.T

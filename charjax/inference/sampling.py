@@ -4,28 +4,44 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from charjax.errors import InputError
 from charjax.types import Scalar
 
+# One value for all sequences, or one for each.
+PerRow: TypeAlias = Scalar | Float[Array, "batch 1"]
+
 # Beyond these, logits divided by the temperature leave float32 and a masked one becomes NaN.
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-30, 1e30
+_PENALTIES = 0.1, 10.0
+_MAX_WINDOW = 10**6
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How the next token is chosen.
 
+    The controls act in this order: `logit_bias`, `repetition_penalty`, `min_p` at the
+    temperature, `top_k`, `top_p` at the temperature.
+
     Attributes:
       temperature: divides the logits; 0 is greedy.
       top_k: keep the k likeliest tokens; 0 keeps all.
       top_p: keep the likeliest tokens that together have this probability; 1 keeps all.
+      min_p: keep the tokens with at least this fraction of the likeliest one's probability
+        (Nguyen et al. 2024); 0 keeps all.
+      repetition_penalty: the logits of tokens read in the last `repetition_window` positions, the
+        prompt's included, are divided by it where positive and multiplied where negative (Keskar
+        et al. 2019); 1 changes nothing.
+      repetition_window: in characters.
       seed: of the random numbers.
+      logit_bias: pairs of (token id, number added to its logit); minus infinity forbids it.
 
     Raises:
       InputError: a value is out of range.
@@ -34,7 +50,11 @@ class Sampling:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    repetition_window: int = 64
     seed: int = 0
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
@@ -45,8 +65,23 @@ class Sampling:
             raise InputError(f"--top_k={self.top_k}: must be 0 (all characters) or more")
         if not 0 < self.top_p <= 1:
             raise InputError(f"--top_p={self.top_p}: must be above 0 and at most 1")
+        if not 0 <= self.min_p <= 1:
+            raise InputError(f"--min_p={self.min_p}: must be from 0 (all characters) to 1")
+        low, high = _PENALTIES
+        if not low <= self.repetition_penalty <= high:
+            raise InputError(
+                f"--repetition_penalty={self.repetition_penalty}: must be from {low} to {high}; "
+                "1 is off"
+            )
+        if not 1 <= self.repetition_window <= _MAX_WINDOW:
+            raise InputError(
+                f"--repetition_window={self.repetition_window}: must be from 1 to {_MAX_WINDOW:,}"
+            )
         if not 0 <= self.seed < 2**32:
             raise InputError(f"--seed={self.seed}: must be from 0 to 2**32 - 1")
+        for token, bias in self.logit_bias:
+            if not (-math.inf <= bias < math.inf):
+                raise InputError(f"logit_bias of token {token}: {bias} must be finite, or -inf")
 
 
 def sample_token(
@@ -75,8 +110,8 @@ def gumbel_noise(keys: Key[Array, " batch"], vocab_size: int) -> Float[Array, "b
 def sample_with_noise(
     logits: Float[Array, "batch vocab"],
     noise: Float[Array, "batch vocab"],
-    temperature: Scalar,
-    top_p: Scalar | None,
+    temperature: PerRow,
+    top_p: PerRow | None,
 ) -> Int[Array, " batch"]:
     """`sample_token` with the Gumbel noise given."""
     if top_p is not None:
@@ -89,18 +124,55 @@ def sample_with_noise(
     return jnp.argmax(logits + temperature * noise, axis=-1).astype(jnp.int32)
 
 
-def mask_below_top_k(logits: Float[Array, "batch vocab"], k: int) -> Float[Array, "batch vocab"]:
-    """The logits with all but the `k` largest of each row at minus infinity; ties stay."""
+def mask_below_top_k(
+    logits: Float[Array, "batch vocab"], k: int, per_row: Int[Array, "batch 1"] | None = None
+) -> Float[Array, "batch vocab"]:
+    """The logits with all but the `k` largest of each row at minus infinity; ties stay.
+
+    Args:
+      logits: float32.
+      k: of all rows; where `per_row` is given, its largest.
+      per_row: of each row, 0 keeps all.
+    """
     k = min(k, logits.shape[-1])
-    smallest = jax.lax.top_k(logits, k)[0][:, -1:]
+    largest = jax.lax.top_k(logits, k)[0]
+    if per_row is None:
+        smallest = largest[:, -1:]
+    else:
+        smallest = jnp.take_along_axis(largest, jnp.clip(per_row, 1, k) - 1, axis=-1)
+        smallest = jnp.where(per_row > 0, smallest, -jnp.inf)
     return jnp.where(logits < smallest, -jnp.inf, logits)
 
 
-def mask_below_top_p(logits: Float[Array, "batch vocab"], p: Scalar) -> Float[Array, "batch vocab"]:
+def mask_below_top_p(logits: Float[Array, "batch vocab"], p: PerRow) -> Float[Array, "batch vocab"]:
     """The logits with all but the smallest set of total probability `p` at minus infinity."""
     ordered = jnp.sort(logits, axis=-1, descending=True)
     probs = jax.nn.softmax(ordered)
     # A token stays unless those before it already reach p; so the likeliest always stays.
     stays = jnp.cumsum(probs, axis=-1) - probs < jnp.maximum(p, np.finfo(np.float32).tiny)
     smallest = jnp.min(jnp.where(stays, ordered, jnp.inf), axis=-1, keepdims=True)
+    # Sums of probabilities can round to more than 1.
+    return jnp.where((logits < smallest) & (p < 1), -jnp.inf, logits)
+
+
+def mask_below_min_p(
+    logits: Float[Array, "batch vocab"], log_ratio: Float[Array, "batch 1"]
+) -> Float[Array, "batch vocab"]:
+    """The logits with those below the largest of the row plus `log_ratio` at minus infinity.
+
+    Args:
+      logits: float32.
+      log_ratio: at most 0; temperature times the logarithm of `Sampling.min_p`.
+    """
+    smallest = jnp.max(logits, axis=-1, keepdims=True) + log_ratio
     return jnp.where(logits < smallest, -jnp.inf, logits)
+
+
+def penalize_repetition(
+    logits: Float[Array, "batch vocab"],
+    penalty: Float[Array, "batch vocab"],
+    is_recent: Bool[Array, "batch vocab"],
+) -> Float[Array, "batch vocab"]:
+    """The logits of recent tokens divided by the penalty if positive, else multiplied by it."""
+    penalized = jnp.where(logits > 0, logits / penalty, logits * penalty)
+    return jnp.where(is_recent, penalized, logits)

@@ -14,6 +14,7 @@ from charjax.errors import InputError
 from charjax.inference import sampler as module
 from charjax.inference.sampler import Sampler, sample
 from charjax.inference.sampling import Sampling
+from charjax.inference.sampling_loop import compiled_loop
 from charjax.model.carry import initial_carry
 from charjax.model.network import CharRNN
 from tests.inference.scripted import chain, memoryless, random_model
@@ -323,7 +324,7 @@ def test_an_empty_prompt_is_refused():
 
 def test_changed_options_do_not_recompile():
     ids_of(RANDOM, temperature=0.5, top_p=0.5, num_samples=9)
-    compiled = module._compiled_loop()._cache_size()
+    compiled = compiled_loop()._cache_size()
     ids_of(RANDOM, temperature=0.0, top_p=0.9, seed=3, num_samples=9, num_chars=700)
     ids_of(RANDOM, temperature=3.0, top_p=0.1, prompt=np.zeros(500, np.int32))
-    assert module._compiled_loop()._cache_size() == compiled
+    assert compiled_loop()._cache_size() == compiled

@@ -1,0 +1,364 @@
+"""The sampling loop: one jitted `lax.scan` that reads a token and chooses the next one.
+
+The rows of its batch are independent: each has its key, its position, its forced tokens and its
+values of the controls. What a row gets depends on the others in no way but through the rounding of
+the matmuls, and batch-invariant matmuls round each row alike in any batch.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
+
+from charjax.config import ModelConfig
+from charjax.errors import InputError
+from charjax.inference.sampling import (
+    MAX_TEMPERATURE,
+    Sampling,
+    gumbel_noise,
+    mask_below_min_p,
+    mask_below_top_k,
+    penalize_repetition,
+    sample_with_noise,
+)
+from charjax.model.carry import initial_carry
+from charjax.model.decode import DecodeState, DecodeWeights, decode_state, decode_step, reset_state
+from charjax.runtime.compiler_options import loop_compiler_options
+from charjax.runtime.keys import Stream, indexed_key, stream_key
+
+# Before every position: of a token that was not read yet. Differences to it fit into int32.
+_NEVER = -(2**30)
+
+
+# An array of the host or of the device.
+AnyArray: TypeAlias = Any
+
+
+class Enabled(NamedTuple):
+    """The controls that a program has. Those that it lacks cost nothing.
+
+    Attributes:
+      top_k: the largest k of a row; 0: none has one.
+      top_p: whether a row has a nucleus below 1.
+      min_p: whether a row has a minimum above 0.
+      penalty: whether a row has a repetition penalty other than 1.
+      bias: whether a row has a logit bias.
+      num_top: how many of the likeliest tokens come with their log-probabilities, beside the
+        chosen one; None: no log-probabilities.
+    """
+
+    top_k: int = 0
+    top_p: bool = False
+    min_p: bool = False
+    penalty: bool = False
+    bias: bool = False
+    num_top: int | None = None
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether the loop adds `RowControls.bias`.
+
+        It does for log-probabilities, too: they need the logit of a token that is not sampled.
+        """
+        return self.bias or self.num_top is not None
+
+    @classmethod
+    def for_rows(cls, rows: Sequence[Sampling], num_top: int | None = None) -> Enabled:
+        """The controls that at least one of these rows uses."""
+        return cls(
+            max(row.top_k for row in rows),
+            any(row.top_p < 1 for row in rows),
+            any(row.min_p > 0 for row in rows),
+            any(row.repetition_penalty != 1 for row in rows),
+            any(row.logit_bias for row in rows),
+            num_top,
+        )
+
+
+class RowControls(NamedTuple):
+    """The values of the controls of each row, as the loop reads them; see `Sampling`.
+
+    Attributes:
+      temperature: 0 is greedy.
+      top_k: 0 keeps all tokens.
+      top_p: 1 keeps all tokens.
+      min_log_ratio: temperature times the logarithm of `min_p`.
+      penalty: 1 leaves a token alone.
+      window: of the penalty, in characters.
+      bias: added to the logits.
+    """
+
+    temperature: Float[AnyArray, "batch 1"]
+    top_k: Int[AnyArray, "batch 1"]
+    top_p: Float[AnyArray, "batch 1"]
+    min_log_ratio: Float[AnyArray, "batch 1"]
+    penalty: Float[AnyArray, "batch vocab"]
+    window: Int[AnyArray, "batch 1"]
+    bias: Float[AnyArray, "batch vocab"]
+
+
+class History(NamedTuple):
+    """What a row has read, as far as a control needs it.
+
+    Attributes:
+      last_read: the position at which each token was last read; None: no control needs it.
+    """
+
+    last_read: Int[Array, "batch vocab"] | None
+
+
+class LoopCarry(NamedTuple):
+    """What the loop carries: the next step's input gates, and the state before it."""
+
+    igates: Float[Array, "_ _"]
+    state: DecodeState
+    history: History
+
+
+class Given(NamedTuple):
+    """What each step of each row is given.
+
+    Attributes:
+      forced: the token to read next; -1: sample it.
+      positions: of that token in the sample; negative in the prompt.
+    """
+
+    forced: Int[AnyArray, "time batch"]
+    positions: Int[AnyArray, "time batch"]
+
+
+class Sampled(NamedTuple):
+    """Tokens that the rows have read, forced or sampled.
+
+    Attributes:
+      ids: int32.
+      logprobs: natural logarithms of their probabilities under the model at temperature 1, before
+        any control; None where not asked for.
+      top_ids: the likeliest tokens at each position, the likeliest first.
+      top_logprobs: of those.
+    """
+
+    ids: Int[AnyArray, "batch time"]
+    logprobs: Float[AnyArray, "batch time"] | None = None
+    top_ids: Int[AnyArray, "batch time top"] | None = None
+    top_logprobs: Float[AnyArray, "batch time top"] | None = None
+
+    def on_host(self, selected: Any) -> Sampled:
+        """The selected rows and steps as numpy arrays."""
+        first, *rest = (None if leaf is None else np.asarray(leaf)[selected] for leaf in self)
+        return Sampled(first, *rest)
+
+
+class Program(NamedTuple):
+    """What the loop is compiled for."""
+
+    config: ModelConfig
+    enabled: Enabled
+
+
+def row_controls(
+    rows: Sequence[Sampling], vocab_size: int, *, masked: int | None, exempt: int | None
+) -> RowControls:
+    """The controls of the rows of a batch.
+
+    Args:
+      rows: the options of each.
+      vocab_size: tokens of the model.
+      masked: a token that is never sampled, or None.
+      exempt: a token without repetition penalty, the document boundary; or None.
+
+    Raises:
+      InputError: a biased token is outside the vocabulary, or every token is forbidden.
+    """
+    bias = np.zeros((len(rows), vocab_size), np.float32)
+    penalty = np.ones((len(rows), vocab_size), np.float32)
+    for row, sampling in enumerate(rows):
+        penalty[row] = sampling.repetition_penalty
+        for token, value in sampling.logit_bias:
+            if not 0 <= token < vocab_size:
+                raise InputError(f"logit_bias of token {token}: the model has {vocab_size} tokens")
+            bias[row, token] += value
+    if masked is not None:
+        bias[:, masked] = -np.inf
+    if exempt is not None:
+        penalty[:, exempt] = 1
+    if np.isneginf(bias).all(axis=1).any():
+        raise InputError("logit_bias: every token is forbidden; leave one to sample")
+
+    def column(values: list[Any], dtype: Any = np.float32) -> Any:
+        return np.array(values, dtype)[:, None]
+
+    return RowControls(
+        column([min(row.temperature, MAX_TEMPERATURE) for row in rows]),
+        column([min(row.top_k, vocab_size) for row in rows], np.int32),
+        column([row.top_p for row in rows]),
+        column([_min_log_ratio(row) for row in rows]),
+        penalty,
+        column([row.repetition_window for row in rows], np.int32),
+        bias,
+    )
+
+
+def _min_log_ratio(sampling: Sampling) -> float:
+    if sampling.min_p == 0:
+        return -np.inf
+    return min(sampling.temperature, MAX_TEMPERATURE) * float(np.log(sampling.min_p))
+
+
+class Starts(NamedTuple):
+    """How rows start.
+
+    Attributes:
+      seeds: of their random numbers.
+      numbers: of their samples, of the seed.
+      tokens: the first of their prompts.
+      positions: of those tokens in the sample, negative.
+    """
+
+    seeds: UInt32[AnyArray, " batch"]
+    numbers: Int[AnyArray, " batch"]
+    tokens: Int[AnyArray, " batch"]
+    positions: Int[AnyArray, " batch"]
+
+
+@partial(jax.jit, static_argnums=0)
+def start_rows(
+    program: Program, weights: DecodeWeights, starts: Starts
+) -> tuple[Key[Array, " batch"], LoopCarry]:
+    """The key of each row, and the carry of rows that have read nothing yet."""
+    roots = jax.vmap(partial(stream_key, stream=Stream.SAMPLE))(starts.seeds)
+    keys = jax.vmap(indexed_key)(roots, starts.numbers)
+    size = len(starts.tokens)
+    state = decode_state(weights, initial_carry(program.config, size))
+    last_read = None
+    if program.enabled.penalty:
+        never = jnp.full((size, weights.vocab_size), _NEVER, jnp.int32)
+        last_read = _mark_read(never, starts.tokens, starts.positions)
+    return keys, LoopCarry(weights.lookup(starts.tokens), state, History(last_read))
+
+
+@partial(jax.jit, donate_argnums=1)
+def replace_rows(
+    weights: DecodeWeights,
+    running: tuple[Key[Array, " batch"], LoopCarry],
+    started: tuple[Key[Array, " batch"], LoopCarry],
+    replaced: Bool[Array, " batch"],
+) -> tuple[Key[Array, " batch"], LoopCarry]:
+    """The keys and the carry of a running batch with some of its rows replaced.
+
+    Args:
+      weights: of the model.
+      running: of the batch.
+      started: from `start_rows`, of a batch of the same size.
+      replaced: which rows to take from `started`.
+    """
+    (old_keys, old), (new_keys, new) = running, started
+    over_igates = replaced if weights.features_first else replaced[:, None]
+    history = jax.tree.map(
+        lambda started, running: jnp.where(replaced[:, None], started, running),
+        new.history,
+        old.history,
+    )
+    return jnp.where(replaced, new_keys, old_keys), LoopCarry(
+        jnp.where(over_igates, new.igates, old.igates),
+        reset_state(weights, old.state, new.state, replaced),
+        history,
+    )
+
+
+@functools.cache
+def compiled_loop() -> Callable[..., tuple[LoopCarry, Sampled]]:
+    """`_sampling_loop`, jitted."""
+    # Compiled when first used: the compiler options ask for the platform.
+    return jax.jit(
+        _sampling_loop,
+        static_argnums=0,
+        donate_argnums=2,
+        compiler_options=loop_compiler_options(),
+    )
+
+
+def _sampling_loop(
+    program: Program,
+    weights: DecodeWeights,
+    loop: LoopCarry,
+    given: Given,
+    keys: Key[Array, " batch"],
+    controls: RowControls,
+) -> tuple[LoopCarry, Sampled]:
+    """Reads a token and chooses the next one, at each step.
+
+    Args:
+      program: what it is compiled for.
+      weights: of the model.
+      loop: before the first step.
+      given: to each step.
+      keys: one per row.
+      controls: of the rows.
+    """
+    # All noise before the loop: inside, each draw would be a dozen tiny operations.
+    position_keys = jax.vmap(jax.vmap(indexed_key), (None, 0))(keys, given.positions)
+    noise = jax.vmap(partial(gumbel_noise, vocab_size=weights.vocab_size))(position_keys)
+
+    def advance(loop: LoopCarry, xs: tuple[Given, Array]) -> tuple[LoopCarry, Sampled]:
+        step, step_noise = xs
+        logits, state = decode_step(program.config, weights, loop.igates, loop.state)
+        allowed = _controlled(program.enabled, logits, controls, loop.history, step.positions)
+        nucleus = controls.top_p if program.enabled.top_p else None
+        sampled = sample_with_noise(allowed, step_noise, controls.temperature, nucleus)
+        token = jnp.where(step.forced >= 0, step.forced, sampled)
+        last_read = loop.history.last_read
+        if last_read is not None and program.enabled.penalty:
+            last_read = _mark_read(last_read, token, step.positions)
+        carry = LoopCarry(weights.lookup(token), state, History(last_read))
+        return carry, _with_logprobs(token, logits, program.enabled.num_top)
+
+    loop, sampled = jax.lax.scan(advance, loop, (given, noise))
+    return loop, jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), sampled)
+
+
+def _controlled(
+    enabled: Enabled,
+    logits: Float[Array, "batch vocab"],
+    controls: RowControls,
+    history: History,
+    positions: Int[Array, " batch"],
+) -> Float[Array, "batch vocab"]:
+    """The logits after all controls but the nucleus."""
+    if enabled.has_bias:
+        logits = logits + controls.bias
+    if enabled.penalty and history.last_read is not None:
+        is_recent = positions[:, None] - history.last_read <= controls.window
+        logits = penalize_repetition(logits, controls.penalty, is_recent)
+    if enabled.min_p:
+        logits = mask_below_min_p(logits, controls.min_log_ratio)
+    if enabled.top_k:
+        logits = mask_below_top_k(logits, enabled.top_k, controls.top_k)
+    return logits
+
+
+def _mark_read(
+    last_read: Int[Array, "batch vocab"],
+    tokens: Int[Array, " batch"],
+    positions: Int[Array, " batch"],
+) -> Int[Array, "batch vocab"]:
+    is_token = jnp.arange(last_read.shape[1])[None] == tokens[:, None]
+    return jnp.where(is_token, positions[:, None], last_read)
+
+
+def _with_logprobs(
+    tokens: Int[Array, " batch"], logits: Float[Array, "batch vocab"], num_top: int | None
+) -> Sampled:
+    if num_top is None:
+        return Sampled(tokens)
+    logprobs = jax.nn.log_softmax(logits)
+    chosen = jnp.take_along_axis(logprobs, tokens[:, None], axis=1)[:, 0]
+    top, ids = jax.lax.top_k(logprobs, min(num_top, logits.shape[1]))
+    return Sampled(tokens, chosen, ids.astype(jnp.int32), top)

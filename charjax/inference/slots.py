@@ -1,0 +1,183 @@
+"""A running batch of samples that start and end at different times."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Array, Int, Key
+
+from charjax.data.vocab import check_ids
+from charjax.errors import InputError
+from charjax.inference.sampler import Sampler
+from charjax.inference.sampling import Sampling
+from charjax.inference.sampling_loop import (
+    Enabled,
+    Given,
+    LoopCarry,
+    Program,
+    RowControls,
+    Sampled,
+    Starts,
+    compiled_loop,
+    replace_rows,
+    start_rows,
+)
+from charjax.model.decode import DecodeWeights
+
+# The position of a slot in which nothing runs.
+IDLE = -(2**29)
+_IDLE_SAMPLING = Sampling(temperature=0.0)
+
+
+class _Slot:
+    """What one slot runs.
+
+    Attributes:
+      sampling: how its tokens are chosen.
+      number: of its sample.
+      unread: tokens of its prompt that were not read yet.
+      position: of the next token in the sample; negative in the prompt.
+    """
+
+    def __init__(self, sampling: Sampling, number: int, prompt: Int[np.ndarray, " n"]) -> None:
+        self.sampling, self.number, self.unread = sampling, number, prompt
+        self.position = -prompt.size
+
+
+class SlotBatch:
+    """A batch of a fixed size, in whose slots samples start and end at any time.
+
+    Where `is_batch_invariant` holds, each is the sample that `Sampler` gives for the same prompt,
+    options and number. Elsewhere the matmuls of another batch size may round differently.
+
+    Two programs are compiled for each number of steps: one without controls, for when no slot has
+    any, and one with all of them.
+    """
+
+    def __init__(self, sampler: Sampler, size: int, *, num_top: int | None = None) -> None:
+        """Makes a batch of idle slots.
+
+        Args:
+          sampler: the model.
+          size: number of slots.
+          num_top: as for `Sampler.run`.
+        """
+        vocab_size = sampler.vocab_size
+        self._sampler, self._num_top = sampler, num_top
+        self._all = Enabled(vocab_size, True, True, True, True, num_top)
+        self._slots: list[_Slot | None] = [None] * size
+        self._started: set[int] = set()
+        self._controls: tuple[Enabled, RowControls] | None = None
+        idle = Starts(*np.zeros((4, size), np.int32))
+        idle = idle._replace(seeds=idle.seeds.astype(np.uint32), positions=idle.positions - 1)
+        self._keys, self._loop = self._start(idle)
+
+    def start(
+        self,
+        slot: int,
+        prompt: Int[np.ndarray, " prompt"],
+        sampling: Sampling,
+        *,
+        number: int = 0,
+    ) -> None:
+        """Starts a sample in a slot, instead of what runs there.
+
+        Args:
+          slot: from 0 to the size of the batch - 1.
+          prompt: ids to read first, at least one.
+          sampling: how tokens are chosen.
+          number: of the sample, of the seed.
+
+        Raises:
+          InputError: an id outside the vocabulary, or every token is forbidden.
+        """
+        if prompt.size == 0:
+            raise InputError("the prompt is empty: the sampler needs a token to start from")
+        check_ids(prompt, self._sampler.vocab_size)
+        self._sampler.row_controls([sampling])  # raises
+        self._slots[slot] = _Slot(sampling, number, prompt.astype(np.int32))
+        self._started.add(slot)
+        self._controls = None
+
+    def free(self, slot: int) -> None:
+        """Ends the sample of a slot."""
+        self._slots[slot] = None
+        self._started.discard(slot)
+        self._controls = None
+
+    def advance(self, steps: int) -> tuple[Sampled, Int[np.ndarray, "batch time"]]:
+        """Reads or samples the next tokens in all slots.
+
+        The first token of a prompt was read by `start`: it is not among them.
+
+        Args:
+          steps: how many tokens in each slot; few different numbers, as each is compiled for.
+
+        Returns:
+          The tokens, and the position of each in its sample: negative for those of the prompt,
+          `IDLE` in idle slots.
+        """
+        self._replace_started()
+        enabled, controls = self._enabled_controls()
+        forced = np.zeros((steps, len(self._slots)), np.int32)
+        positions = np.full((steps, len(self._slots)), IDLE, np.int32)
+        for column, slot in enumerate(self._slots):
+            if slot is not None:
+                forced[:, column], positions[:, column] = _next_steps(slot, steps)
+        self._loop, sampled = compiled_loop()(
+            Program(self._sampler.config, enabled),
+            self._weights,
+            self._loop,
+            Given(forced, positions),
+            self._keys,
+            controls,
+        )
+        return sampled.on_host(np.s_[:]), positions.T
+
+    def _replace_started(self) -> None:
+        """Gives the slots that were started since the last dispatch their carry and their key."""
+        if not self._started:
+            return
+        starts = Starts(*np.zeros((4, len(self._slots)), np.int32))
+        starts = starts._replace(seeds=starts.seeds.astype(np.uint32))
+        replaced = np.zeros(len(self._slots), bool)
+        for index in self._started:
+            slot = self._slots[index]
+            if slot is None:
+                continue
+            starts.seeds[index], starts.numbers[index] = slot.sampling.seed, slot.number
+            starts.tokens[index], starts.positions[index] = slot.unread[0], slot.position
+            slot.unread, slot.position = slot.unread[1:], slot.position + 1
+            replaced[index] = True
+        self._started.clear()
+        running = self._keys, self._loop
+        self._keys, self._loop = replace_rows(self._weights, running, self._start(starts), replaced)
+
+    def _start(self, starts: Starts) -> tuple[Key[Array, " batch"], LoopCarry]:
+        program = Program(self._sampler.config, self._all)
+        started: tuple[Key[Array, " batch"], LoopCarry] = start_rows(program, self._weights, starts)
+        return started
+
+    @property
+    def _weights(self) -> DecodeWeights:
+        return self._sampler.weights(len(self._slots), self._all)
+
+    def _enabled_controls(self) -> tuple[Enabled, RowControls]:
+        """The controls of the slots, made anew when what runs has changed."""
+        if self._controls is None:
+            rows = [_IDLE_SAMPLING if slot is None else slot.sampling for slot in self._slots]
+            has_any = Enabled.for_rows(rows) != Enabled()
+            # Without controls, the bias forbids the token that is never sampled.
+            enabled = self._all if has_any else Enabled(bias=True, num_top=self._num_top)
+            self._controls = enabled, self._sampler.row_controls(rows)
+        return self._controls
+
+
+def _next_steps(slot: _Slot, steps: int) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+    """The forced tokens (-1: sampled) and positions of a slot's next steps."""
+    forced = np.full(steps, -1, np.int32)
+    read = slot.unread[:steps]
+    forced[: read.size] = read
+    slot.unread = slot.unread[steps:]
+    positions = slot.position + np.arange(steps, dtype=np.int32)
+    slot.position += steps
+    return forced, positions
