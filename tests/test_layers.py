@@ -8,7 +8,7 @@ import importlib.util
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,7 +43,7 @@ DISTRIBUTIONS = {"absl": "absl-py", "IPython": "ipython", "orbax": "orbax-checkp
 # the packages of their extra by name; files.py imports zstd by the name that it has in this version
 # of Python; ipykernel is what runs the code of a notebook.
 INDIRECT = {"backports.zstd", "flatbuffers", "h5py", "ipykernel", "onnx", "safetensors"}
-RUNTIME_EXTRAS = ("data", "export", "notebook", "tensorboard")
+RUNTIME_EXTRAS = ("data", "export", "notebook", "serve", "tensorboard")
 
 
 class Import(NamedTuple):
@@ -212,8 +212,8 @@ def _distributions(requirements: list[str]) -> set[str]:
     return {name.lower().replace("_", "-") for name in names}
 
 
-def _imported_distributions(*, lazy: bool) -> set[str]:
-    names = set().union(*(third_party_imports(module, lazy=lazy) for module in IMPORTS))
+def _imported_distributions(*, lazy: bool, modules: Iterable[str] = IMPORTS) -> set[str]:
+    names = set().union(*(third_party_imports(module, lazy=lazy) for module in modules))
     return {DISTRIBUTIONS.get(name, name).lower().replace("_", "-") for name in names}
 
 
@@ -226,7 +226,16 @@ def test_imported_packages_are_the_declared_dependencies():
     used = _imported_distributions(lazy=True)
     assert used <= always | extras, "imported, but not named in pyproject.toml"
     assert always | extras <= used | INDIRECT, "named in pyproject.toml, but never imported"
-    assert _imported_distributions(lazy=False) <= always, "an extra must be imported lazily"
+    others = {module for module in IMPORTS if not module.startswith("charjax.serve.")}
+    assert _imported_distributions(lazy=False, modules=others) <= always, "import extras lazily"
+
+
+def test_only_the_command_imports_the_server_and_lazily():
+    at_once = {m for m in MODULES if "starlette" in third_party_imports(m, lazy=False)}
+    while more := {m for m in MODULES if internal_imports(m, lazy=False) & at_once} - at_once:
+        at_once |= more
+    assert at_once
+    assert all(module.startswith("charjax.serve.") for module in at_once)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.relative_to(ROOT / "configs").as_posix())

@@ -71,6 +71,11 @@ def add_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None
     if not required:
         about += "; default: the built-in model"
     add_workdir(parser, about, required=required)
+    add_checkpoint(parser)
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """`--checkpoint`, for `load_model`."""
     parser.add_argument(
         "--checkpoint",
         default="best",
@@ -81,17 +86,22 @@ def add_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None
 
 def add_inference(parser: argparse.ArgumentParser) -> None:
     """`--weights`, for `load_model`, and `--unknown`, for encoding the user's text."""
-    parser.add_argument(
-        "--weights",
-        choices=WEIGHTS,
-        help="weight precision (int8: quantized); default: as trained; `charjax score` measures "
-        "the loss",
-    )
+    add_weights(parser)
     parser.add_argument(
         "--unknown",
         default="error",
         choices=("error", "unk"),
         help="characters that are not in the vocabulary: refuse them, or read them as [UNK]",
+    )
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """`--weights`, for `load_model`."""
+    parser.add_argument(
+        "--weights",
+        choices=WEIGHTS,
+        help="weight precision (int8: quantized); default: as trained; `charjax score` measures "
+        "the loss",
     )
 
 
@@ -120,11 +130,15 @@ def reading_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def load_model(args: argparse.Namespace) -> TrainedModel:
     """Loads the model that the flags of `add_model` and `add_inference` describe."""
+    return load_folder(args, args.workdir)
+
+
+def load_folder(args: argparse.Namespace, folder: Path | None) -> TrainedModel:
+    """Loads the model of a folder, or the built-in one, as `--checkpoint` and `--weights` say."""
     from charjax.inference.load import load_builtin, load_trained, with_dtype
     from charjax.runtime.sharding import all_devices
 
     all_devices()
-    folder = args.workdir
     trained = load_trained(folder, which=args.checkpoint) if folder else load_builtin()
     return with_dtype(trained, args.weights) if getattr(args, "weights", None) else trained
 

@@ -1,0 +1,126 @@
+"""Serve models over HTTP, in the completions protocol of OpenAI's client."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import logging
+import os
+
+from charjax.cli.arguments import add_checkpoint, add_weights, load_folder, local_path
+from charjax.errors import InputError
+from charjax.serve.limits import Limits
+
+_KEY_VARIABLE = "CHARJAX_API_KEY"
+_LIMITS = {
+    "max_body": "bytes of a request's body",
+    "max_prompt": "characters of a prompt",
+    "max_tokens": "characters of a text",
+    "max_texts": "texts of a request: prompts times n",
+    "max_queue": "texts that wait for a free row of a model's batch",
+    "max_seconds": "seconds from a request to the end of its answer",
+}
+_logger = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The models, the address, who may ask, and the limits."""
+    parser.add_argument(
+        "--workdir",
+        nargs="+",
+        action="extend",
+        type=local_path("--workdir"),
+        help="runs' folders, or folders from a model hub; default: the built-in model",
+    )
+    add_checkpoint(parser)
+    add_weights(parser)
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="the address to listen on; default: %(default)s"
+    )
+    parser.add_argument(
+        "--port", default=8000, type=int, help="0: any free one; default: %(default)s"
+    )
+    parser.add_argument(
+        "--key_file",
+        type=local_path("--key_file"),
+        help=f"a file with the key that clients must send; or set {_KEY_VARIABLE}; default: none",
+    )
+    parser.add_argument(
+        "--allow_host",
+        action="append",
+        default=[],
+        help="a name of this server in the Host header, beside localhost and IP addresses",
+    )
+    parser.add_argument(
+        "--allow_origin",
+        action="append",
+        default=[],
+        help="a web site that may use this server (CORS), as https://example.org; default: none",
+    )
+    limits = parser.add_argument_group("limits", "at most")
+    for name, about in _LIMITS.items():
+        default = getattr(Limits(), name)
+        limits.add_argument(
+            f"--{name}", type=int, default=default, help=f"{about}; default: %(default)s"
+        )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Serves until SIGINT or SIGTERM."""
+    _check_packages()
+    limits = Limits(
+        **{field.name: getattr(args, field.name) for field in dataclasses.fields(Limits)}
+    )
+    key = _read_key(args)
+    from charjax.serve.app import make_app
+    from charjax.serve.models import Models
+    from charjax.serve.server import listen, run_server, serve_model
+
+    with listen(args.host, args.port) as listener:
+        trained = [(_name(folder), load_folder(args, folder)) for folder in args.workdir or [None]]
+        models = Models([serve_model(name, model, limits) for name, model in trained])
+        app = make_app(models, limits, key=key, hosts=args.allow_host, origins=args.allow_origin)
+        host, port = listener.getsockname()[:2]
+        _logger.info("serving on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+        if not key and not _is_loopback(host):
+            _logger.warning("anyone who reaches %s can use it; give --key_file=FILE", host)
+        run_server(app, listener)
+        models.close()
+
+
+def _name(folder: object) -> str:
+    return os.path.basename(os.path.abspath(str(folder))) if folder else "builtin"
+
+
+def _is_loopback(host: str) -> bool:
+    import ipaddress
+
+    return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+
+
+def _read_key(args: argparse.Namespace) -> str:
+    """The key that clients must send; "": none.
+
+    Raises:
+      InputError: the file cannot be read, or there is no key in it.
+    """
+    if not args.key_file:
+        return os.environ.get(_KEY_VARIABLE, "").strip()
+    try:
+        key: str = args.key_file.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not valid UTF-8"
+        raise InputError(f"--key_file={args.key_file}: {reason}") from None
+    if not key or len(key.split()) > 1:
+        raise InputError(f"--key_file={args.key_file}: must have one word, the key")
+    return key
+
+
+def _check_packages() -> None:
+    """Raises InputError if a package of the extra `serve` is not installed."""
+    for package in ("starlette", "uvicorn"):
+        if importlib.util.find_spec(package) is None:
+            raise InputError(
+                f"serve: the package {package} is not installed; run: pip install 'charjax[serve]'"
+            )

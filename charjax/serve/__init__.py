@@ -1,0 +1,1 @@
+"""An HTTP server of trained models, in the completions protocol of OpenAI's client."""

@@ -1,0 +1,197 @@
+"""POST /v1/completions: a request as values, and its answer as JSON."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from charjax.data.vocab import check_ids
+from charjax.inference.sampling import Sampling
+from charjax.serve.ending import Controls
+from charjax.serve.errors import as_field_errors, invalid
+from charjax.serve.jobs import Prompt, Sink, Text, Writing
+from charjax.serve.json_schema import Schema, check
+from charjax.serve.limits import Limits
+from charjax.serve.models import ServedModel
+from charjax.serve.text import Piece
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A request for texts.
+
+    Attributes:
+      model: that writes them.
+      prompts: that they continue.
+      n: texts of each prompt.
+      writing: how they are written.
+      stream: whether the answer comes in pieces.
+      include_usage: whether the stream ends with the numbers of tokens.
+    """
+
+    model: ServedModel
+    prompts: tuple[Prompt, ...]
+    n: int
+    writing: Writing
+    stream: bool
+    include_usage: bool
+
+    def texts(self, sink: Sink) -> list[Text]:
+        """The texts to write: choice p * n + i is sample i for prompt p."""
+        return [
+            Text(self.writing, prompt, number, p * self.n + number, sink)
+            for p, prompt in enumerate(self.prompts)
+            for number in range(self.n)
+        ]
+
+
+def fields_of(values: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
+    """The fields of a request, validated, with their defaults.
+
+    Raises:
+      ProtocolError: a field is not valid.
+    """
+    check(values, schema, "")
+    defaults = {name: part.get("default") for name, part in schema["properties"].items()}
+    given = {name: value for name, value in values.items() if value is not None}
+    integers = {name for name, part in schema["properties"].items() if "integer" in _types(part)}
+    return defaults | {
+        name: int(value) if name in integers else value for name, value in given.items()
+    }
+
+
+def _types(schema: Schema) -> Sequence[str]:
+    types: str | Sequence[str] = schema.get("type", ())
+    return (types,) if isinstance(types, str) else types
+
+
+def parse_completion(fields: Mapping[str, Any], model: ServedModel, limits: Limits) -> Completion:
+    """The request with these fields, see `fields_of`.
+
+    Raises:
+      ProtocolError: a field does not fit the model, or another field.
+    """
+    n = fields["n"]
+    if fields["best_of"] not in (1, n):
+        raise invalid("best_of", f"{fields['best_of']} must be n, which is {n}")
+    prompts = tuple(_prompts(fields["prompt"] or "", model, fields["unknown"] or "error"))
+    if n * len(prompts) > limits.max_texts:
+        raise invalid("n", f"{n} times {len(prompts)} prompts is above {limits.max_texts:,} texts")
+    options = fields["stream_options"] or {}
+    if options and not fields["stream"]:
+        raise invalid("stream_options", "needs stream=true")
+    return Completion(
+        model,
+        prompts,
+        n,
+        _writing(fields, model),
+        bool(fields["stream"]),
+        bool(options.get("include_usage")),
+    )
+
+
+def _writing(fields: Mapping[str, Any], model: ServedModel) -> Writing:
+    stop = fields["stop"] or ()
+    vocab = model.trained.vocab
+    bias = {int(token): float(value) for token, value in (fields["logit_bias"] or {}).items()}
+    with as_field_errors("logit_bias"):
+        check_ids(np.array([*bias], np.int64), len(vocab))
+    for name in ("forbid", "only"):
+        with as_field_errors(name):
+            vocab.encode(fields[name] or "")
+    with as_field_errors(None):
+        controls = Controls(
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            until_lines=fields["until_lines"],
+            forbid=fields["forbid"] or "",
+            only=fields["only"] or "",
+        )
+        sampling = Sampling(
+            seed=secrets.randbelow(2**32) if fields["seed"] is None else fields["seed"],
+            top_k=max(fields["top_k"], 0),
+            logit_bias=tuple(sorted(bias.items())),
+            **{name: float(fields[name]) for name in _FLOATS},
+            repetition_window=fields["repetition_window"],
+        )
+        sampling = controls.restrict(sampling, vocab)
+    return Writing(
+        vocab, sampling, controls, fields["max_tokens"], fields["logprobs"], bool(fields["echo"])
+    )
+
+
+_FLOATS = ("temperature", "top_p", "min_p", "repetition_penalty")
+
+
+def _prompts(prompt: Any, model: ServedModel, unknown: str) -> Iterable[Prompt]:
+    if isinstance(prompt, str) or not prompt or not isinstance(prompt[0], str | list):
+        prompt = [prompt]
+    for one in prompt:
+        with as_field_errors("prompt"):
+            yield model.encode(one, unknown) if isinstance(one, str) else model.prompt_of_ids(one)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The parts of one answer.
+
+    Attributes:
+      request: that it answers.
+      id: of the answer.
+      created: seconds since 1970.
+    """
+
+    request: Completion
+    id: str = field(default_factory=lambda: f"cmpl-{secrets.token_hex(12)}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def event(self, index: int, piece: Piece) -> dict[str, Any]:
+        """One piece of a stream."""
+        return self._object([self._choice(index, [piece])])
+
+    def usage_event(self, num_tokens: int) -> dict[str, Any]:
+        """The end of a stream with usage; `num_tokens` are those that were written."""
+        return self._object([]) | {"usage": self._usage(num_tokens)}
+
+    def whole(self, pieces: Mapping[int, Sequence[Piece]]) -> dict[str, Any]:
+        """The whole answer from the pieces of every choice."""
+        choices = [self._choice(index, pieces[index]) for index in sorted(pieces)]
+        num_tokens = sum(parts[-1].num_tokens for parts in pieces.values())
+        return self._object(choices) | {"usage": self._usage(num_tokens)}
+
+    def _object(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": "text_completion",
+            "created": self.created,
+            "model": self.request.model.name,
+            "seed": self.request.writing.sampling.seed,
+            "choices": choices,
+        }
+
+    def _choice(self, index: int, pieces: Sequence[Piece]) -> dict[str, Any]:
+        entries = [entry for piece in pieces for entry in piece.logprobs]
+        logprobs = {
+            "tokens": [entry.token for entry in entries],
+            "token_logprobs": [entry.logprob for entry in entries],
+            "top_logprobs": [entry.top for entry in entries],
+            "text_offset": [entry.offset for entry in entries],
+        }
+        return {
+            "index": index,
+            "text": "".join(piece.text for piece in pieces),
+            "logprobs": None if self.request.writing.num_top is None else logprobs,
+            "finish_reason": pieces[-1].finish_reason,
+        }
+
+    def _usage(self, num_tokens: int) -> dict[str, int]:
+        read = sum(prompt.ids.size for prompt in self.request.prompts)
+        return {
+            "prompt_tokens": read,
+            "completion_tokens": num_tokens,
+            "total_tokens": read + num_tokens,
+        }

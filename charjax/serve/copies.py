@@ -1,0 +1,104 @@
+"""Passages of a text that occur in the training text."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+
+import numpy as np
+from jaxtyping import UInt64
+
+from charjax.data.corpus import load_corpus
+from charjax.errors import CharjaxError
+from charjax.inference.load import TrainedModel
+from charjax.serve.errors import ProtocolError
+
+_logger = logging.getLogger(__name__)
+
+_BASE = 0x9E3779B97F4A7C15  # odd, so that its powers have inverses modulo 2**64
+Hashes = UInt64[np.ndarray, " windows"]
+
+
+def copied_passages(trained: TrainedModel, text: str, min_chars: int) -> list[tuple[int, int]]:
+    """Maximal passages that the training text has, too, as [start, end), ascending and disjoint.
+
+    Passages that overlap become one, even if the training text does not have them together.
+
+    Args:
+      trained: the model.
+      text: to search.
+      min_chars: length of the shortest passage.
+
+    Raises:
+      ProtocolError: the training text is gone, or has changed.
+    """
+    known = _known_windows(_Source(trained), min_chars)
+    if known is None:
+        raise ProtocolError(404, "the training text is not here, or has changed", code="no_text")
+    windows = _window_hashes(text, min_chars)
+    at = np.searchsorted(known, windows)
+    found = known[np.minimum(at, known.size - 1)] == windows if known.size else at < 0
+    passages: list[tuple[int, int]] = []
+    for start in np.flatnonzero(found).tolist():
+        end = start + min_chars
+        if passages and start < passages[-1][1]:
+            passages[-1] = (passages[-1][0], end)
+        else:
+            passages.append((start, end))
+    return passages
+
+
+class _Source:
+    """A model as a key of the cache: equal where the training text is."""
+
+    def __init__(self, trained: TrainedModel) -> None:
+        self.trained, self.sha256 = trained, trained.meta["corpus"]["sha256"]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Source) and self.sha256 == other.sha256
+
+    def __hash__(self) -> int:
+        return hash(self.sha256)
+
+
+@functools.lru_cache(maxsize=4)
+def _known_windows(source: _Source, length: int) -> Hashes | None:
+    """The sorted hashes of all passages of a length of the training text; None: it is not here."""
+    try:
+        corpus = load_corpus(source.trained.config.data)
+    except CharjaxError as error:
+        _logger.warning("no passages can be found: %s", error)
+        return None
+    if corpus.sha256 != source.sha256:
+        _logger.warning("no passages can be found: %s has changed", corpus.name)
+        return None
+    text = corpus.text
+    if source.trained.vocab.unit == "byte":
+        text = text.encode("latin-1").decode("utf-8", "replace")
+    hashes: Hashes = np.unique(_window_hashes(text, length))
+    return hashes
+
+
+def _window_hashes(text: str, length: int) -> Hashes:
+    """A 64-bit hash of the passage of a length at every position.
+
+    Two given passages have the same one with a probability of about length * 2**-63.
+    """
+    points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4").astype(np.uint64)
+    if points.size < length:
+        return np.empty(0, np.uint64)
+    # Points become random numbers first: polynomials modulo 2**64 alone are easy to make collide.
+    points = _scramble(points)
+    powers = np.cumprod(np.full(points.size, _BASE, np.uint64))
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(points * powers)])
+    inverse = np.uint64(pow(_BASE, -1, 2**64))
+    inverses = np.cumprod(np.full(points.size - length + 1, inverse, np.uint64))
+    hashes: Hashes = (sums[length:] - sums[:-length]) * inverses
+    return hashes
+
+
+def _scramble(points: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
+    distinct, at = np.unique(points, return_inverse=True)
+    numbers = [hashlib.blake2b(str(p).encode(), digest_size=8).digest() for p in distinct.tolist()]
+    return np.frombuffer(b"".join(numbers), "<u8")[at].astype(np.uint64)

@@ -1,0 +1,110 @@
+"""How the pieces of texts get to a client: as a stream of events, or as one answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from starlette.responses import StreamingResponse
+
+from charjax.serve.completions import Answer
+from charjax.serve.errors import ProtocolError
+from charjax.serve.jobs import Sink
+from charjax.serve.responses import event
+from charjax.serve.text import Piece
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.types import Receive, Scope, Send
+
+
+class Pieces:
+    """The pieces of a request's texts, until all texts have ended or the time is over.
+
+    Attributes:
+      sink: where the engine puts them.
+    """
+
+    def __init__(self, num_texts: int, seconds: float) -> None:
+        self.sink = Sink()
+        self._left = num_texts
+        self._seconds, self._deadline = seconds, self._now() + seconds
+
+    async def __aiter__(self) -> AsyncIterator[list[tuple[int, Piece]]]:
+        """All pieces that are there, each time; (index of the choice, piece).
+
+        Raises:
+          ProtocolError: the engine failed, or the time is over.
+        """
+        while self._left:
+            try:
+                pieces = await asyncio.wait_for(self.sink.take(), self._deadline - self._now())
+            except TimeoutError:
+                raise ProtocolError(
+                    504, f"not finished within {self._seconds:g} seconds", code="timeout"
+                ) from None
+            self._left -= sum(piece.finish_reason is not None for _, piece in pieces)
+            yield pieces
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+
+class EventStream(StreamingResponse):
+    """The answer as server-sent events, one for each piece, and `[DONE]`.
+
+    The texts are given up when the client has gone.
+    """
+
+    def __init__(self, answer: Answer, pieces: Pieces) -> None:
+        self._sink = pieces.sink
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        super().__init__(_events(answer, pieces), headers=headers, media_type="text/event-stream")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends the events."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._sink.closed = True
+
+
+async def _events(answer: Answer, pieces: Pieces) -> AsyncIterator[str]:
+    num_tokens = 0
+    try:
+        async for part in pieces:
+            yield "".join(event(answer.event(index, piece)) for index, piece in part)
+            num_tokens += sum(piece.num_tokens for _, piece in part if piece.finish_reason)
+    except ProtocolError as error:
+        yield event(error.body())
+        return
+    if answer.request.include_usage:
+        yield event(answer.usage_event(num_tokens))
+    yield event("[DONE]")
+
+
+async def whole_answer(answer: Answer, pieces: Pieces, request: Request) -> dict[str, Any]:
+    """The answer with all texts.
+
+    Raises:
+      ProtocolError: the engine failed, the time is over, or the client has gone.
+    """
+    watch = asyncio.create_task(_close_when_gone(request, pieces.sink))
+    choices: dict[int, list[Piece]] = {}
+    try:
+        async for part in pieces:
+            for index, piece in part:
+                choices.setdefault(index, []).append(piece)
+        return answer.whole(choices)
+    finally:
+        pieces.sink.closed = True
+        watch.cancel()
+
+
+async def _close_when_gone(request: Request, sink: Sink) -> None:
+    """Waits until the client has gone, which gives its texts up."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    sink.closed = True
+    sink.put(0, ProtocolError(499, "the client has closed the connection"))

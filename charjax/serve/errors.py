@@ -1,0 +1,61 @@
+"""Errors of the protocol: an HTTP status and `{"error": {...}}`."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from charjax.errors import InputError
+
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
+
+
+class ProtocolError(Exception):
+    """An answer other than the one that was asked for.
+
+    Attributes:
+      status: of HTTP.
+      param: the field of the request that is at fault; None: none is.
+      code: a word for programs; None: the status says enough.
+    """
+
+    def __init__(
+        self, status: int, message: str, *, param: str | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.param, self.code = status, param, code
+
+    def body(self) -> dict[str, Any]:
+        """The answer's JSON."""
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        error = {"message": str(self), "type": _TYPES.get(self.status, kind)}
+        return {"error": error | {"param": self.param, "code": self.code}}
+
+
+def invalid(param: str | None, message: str) -> ProtocolError:
+    """The error of a request whose field has a value that cannot be used."""
+    return ProtocolError(400, f"{param}: {message}" if param else message, param=param)
+
+
+@contextlib.contextmanager
+def as_field_errors(param: str | None) -> Iterator[None]:
+    """A context in which an `InputError` is that of a field; None: of the field that it names.
+
+    Its message is written for the command line: `--top_p=2: must be ...`.
+    """
+    try:
+        yield
+    except InputError as error:
+        message = str(error).replace("pass --unknown=unk", 'set "unknown": "unk"')
+        if param is None and (flag := re.match(r"--(\w+)=?", message)):
+            param = flag[1]
+            message = message.removeprefix(f"--{param}: ").removeprefix("--")
+            raise ProtocolError(400, message, param=param) from None
+        raise invalid(param, message.replace("--", "")) from None

@@ -1,0 +1,177 @@
+"""What the engine is asked to write, and the way of its pieces back to a client."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from jaxtyping import Int
+
+from charjax.data.vocab import Vocab
+from charjax.inference.sampling import Sampling
+from charjax.serve.ending import Controls, TextEnd
+from charjax.serve.errors import ProtocolError
+from charjax.serve.text import LogprobList, Piece, TextWriter, Tokens
+
+
+class Prompt(NamedTuple):
+    """What a text continues.
+
+    Attributes:
+      ids: at least one.
+      hidden: how many of the first ids were not in the request: the start token.
+    """
+
+    ids: Int[np.ndarray, " prompt"]
+    hidden: int
+
+
+class Writing(NamedTuple):
+    """How texts are written; the same for all texts of a request.
+
+    Attributes:
+      vocab: of the model.
+      sampling: how tokens are chosen.
+      controls: where a text ends, and what it may hold.
+      num_chars: tokens of a text at most.
+      num_top: how many of the likeliest tokens to report; None: no log-probabilities.
+      echo: whether the prompt is part of the text.
+    """
+
+    vocab: Vocab
+    sampling: Sampling
+    controls: Controls
+    num_chars: int
+    num_top: int | None
+    echo: bool
+
+
+class Sink:
+    """Brings pieces from the engine's thread to the event loop of one request.
+
+    Attributes:
+      closed: whether the client no longer wants them; its texts are then given up.
+    """
+
+    def __init__(self) -> None:
+        """For the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._pieces: deque[tuple[int, Piece | ProtocolError]] = deque()
+        self._arrived = asyncio.Event()
+        self.closed = False
+
+    def put(self, index: int, piece: Piece | ProtocolError) -> None:
+        """Adds the next piece of a choice; from any thread."""
+        self._pieces.append((index, piece))
+        with contextlib.suppress(RuntimeError):  # the loop has been closed: the server ends
+            self._loop.call_soon_threadsafe(self._arrived.set)
+
+    async def take(self) -> list[tuple[int, Piece]]:
+        """Waits for pieces; all that are there, in their order.
+
+        Raises:
+          ProtocolError: what went wrong in the engine.
+        """
+        await self._arrived.wait()
+        self._arrived.clear()
+        taken: list[tuple[int, Piece]] = []
+        while self._pieces:
+            index, piece = self._pieces.popleft()
+            if isinstance(piece, ProtocolError):
+                raise piece
+            taken.append((index, piece))
+        return taken
+
+
+@dataclass
+class Text:
+    """One text: the sample of a number of a prompt.
+
+    Attributes:
+      writing: how it is written.
+      prompt: what it continues.
+      number: of the sample, from 0.
+      index: of its choice in the answer.
+      sink: where its pieces go.
+      done: whether its last piece has been put there.
+    """
+
+    writing: Writing
+    prompt: Prompt
+    number: int
+    index: int
+    sink: Sink
+    done: bool = False
+    _echo: list[Tokens] = field(default_factory=list)
+    _writer: TextWriter | None = None
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether nobody waits for the text."""
+        return self.done or self.sink.closed
+
+    def needs_model(self) -> bool:
+        """False where the text is empty and no log-probability is asked for."""
+        echoes = self.writing.num_top is not None and self.writing.echo
+        return self.writing.num_chars > 0 or (echoes and self.prompt.ids.size > 1)
+
+    def begin(self) -> None:
+        """Puts the echo, as far as it needs no log-probabilities, and the end of an empty text."""
+        if self.writing.echo and self.writing.num_top is None:
+            self._put(Piece(self._shown()))
+        if not self.needs_model():
+            self._finish_prompt()
+
+    def read(self, forced: Tokens, sampled: Tokens) -> None:
+        """Takes the tokens of one chunk: those of the prompt that it read, and those it sampled."""
+        if self.writing.echo and self.writing.num_top is not None and forced.ids.size:
+            self._echo.append(forced)
+            if sum(part.ids.size for part in self._echo) == self.prompt.ids.size - 1:
+                self._finish_prompt()
+        if sampled.ids.size and not self.done:
+            if self._writer is None:
+                self._finish_prompt()
+            self._write(sampled)
+
+    def fail(self, error: ProtocolError) -> None:
+        """Gives the text up and tells the client why."""
+        self.done = True
+        self.sink.put(self.index, error)
+
+    def _finish_prompt(self) -> None:
+        """Puts the echo with its log-probabilities, if it has any, and starts the text."""
+        echo, (vocab, _, controls, num_chars, num_top, is_echo) = self._echo, self.writing
+        if self._writer is not None:
+            return
+        shown = self._shown() if is_echo else ""
+        if is_echo and num_top is not None:
+            entries = LogprobList(vocab)
+            first = Tokens(self.prompt.ids[:1])
+            for tokens in (first, *echo):
+                entries.extend(tokens)
+            self._put(Piece(shown, tuple(entries.entries[self.prompt.hidden :])))
+        self._echo = []
+        self._writer = TextWriter(vocab, TextEnd(vocab, controls, num_chars), len(shown))
+        if num_chars == 0:
+            self._put(Piece("", (), "length"))
+
+    def _write(self, tokens: Tokens) -> None:
+        assert self._writer is not None
+        piece = self._writer.write(tokens)
+        if piece.text or piece.logprobs or piece.finish_reason:
+            self._put(piece)
+
+    def _put(self, piece: Piece) -> None:
+        self.done = self.done or piece.finish_reason is not None
+        self.sink.put(self.index, piece)
+
+    def _shown(self) -> str:
+        return self.writing.vocab.decode(self.prompt.ids[self.prompt.hidden :])
+
+
+Job: TypeAlias = Sequence[Text]  # texts that start together

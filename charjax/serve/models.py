@@ -1,0 +1,140 @@
+"""The models that a server has: their names, vocabularies and engines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from charjax.data.reading import prepare_prompt
+from charjax.data.vocab import check_ids
+from charjax.errors import InputError
+from charjax.inference.load import TrainedModel
+from charjax.inference.texts import encode_prompt
+from charjax.serve.engine import Engine
+from charjax.serve.errors import ProtocolError
+from charjax.serve.jobs import Prompt
+from charjax.serve.text import BOUNDARY
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model by its name.
+
+    Attributes:
+      name: by which clients ask for it.
+      trained: the model.
+      engine: writes its texts.
+      created: when the server loaded it, seconds since 1970.
+    """
+
+    name: str
+    trained: TrainedModel
+    engine: Engine
+    created: int
+
+    def encode(self, text: str, unknown: str = "error") -> Prompt:
+        """The ids of a prompt, as `charjax sample` reads it.
+
+        Raises:
+          InputError: it has characters outside the vocabulary, unless `unknown` is "unk".
+        """
+        vocab = self.trained.vocab
+        text = prepare_prompt(text, self.trained.reading, vocab)
+        ids = encode_prompt(vocab, text, unknown=unknown)
+        return Prompt(ids, int(vocab.boundary or not text))
+
+    def prompt_of_ids(self, ids: Sequence[float]) -> Prompt:
+        """A prompt that is given as ids; none at all is the start token.
+
+        Raises:
+          InputError: an id is outside the vocabulary.
+        """
+        vocab = self.trained.vocab
+        given = np.array([int(i) for i in ids] or [vocab.start], np.int32)
+        check_ids(given, len(vocab))
+        return Prompt(given, int(not ids))
+
+    def tokenize(self, text: str, *, add_start: bool, unknown: str) -> list[int]:
+        """The ids of a text, with the start token that a prompt would have if `add_start`.
+
+        The string `BOUNDARY` alone is the document boundary.
+        """
+        vocab = self.trained.vocab
+        if text == BOUNDARY and vocab.boundary_id is not None:
+            return [vocab.boundary_id]
+        prompt = self.encode(text, unknown)
+        ids: list[int] = prompt.ids[0 if add_start else prompt.hidden :].tolist()
+        return ids
+
+    @property
+    def start_string(self) -> str:
+        """The string of which `tokenize` makes the start token."""
+        vocab = self.trained.vocab
+        return BOUNDARY if vocab.boundary else vocab.characters[vocab.start]
+
+    def to_json(self) -> dict[str, Any]:
+        """The model in the list of models."""
+        trained, vocab = self.trained, self.trained.vocab
+        model = trained.config.model
+        about = {
+            "cell": model.cell,
+            "layers": model.layers,
+            "hidden": model.hidden,
+            "vocab_size": len(vocab),
+            "step": trained.step,
+            "val_loss": trained.val_loss,
+            "corpus": trained.meta["corpus"]["name"],
+            "start": self.start_string,
+            "characters": "".join(vocab.characters),
+            "unit": vocab.unit,
+            "documents": vocab.boundary,
+        }
+        names = {"id": self.name, "object": "model", "created": self.created}
+        return names | {"owned_by": "charjax", "charjax": about}
+
+
+_CLOSE_SECONDS = 5
+
+
+class Models:
+    """The models of a server, the first one being the default."""
+
+    def __init__(self, models: Sequence[ServedModel]) -> None:
+        """Takes one model or more.
+
+        Raises:
+          InputError: two have the same name.
+        """
+        self._by_name = {model.name: model for model in models}
+        if len(self._by_name) < len(models):
+            names = [model.name for model in models]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise InputError(f"--workdir: two folders are named {twice}; rename one of them")
+
+    def __iter__(self) -> Iterator[ServedModel]:
+        return iter(self._by_name.values())
+
+    def get(self, name: str | None) -> ServedModel:
+        """The model of a name; None: the first.
+
+        Raises:
+          ProtocolError: there is no such model.
+        """
+        if name is None:
+            return next(iter(self))
+        if name not in self._by_name:
+            raise ProtocolError(
+                404,
+                f"model: there is no {name[:80]!r}; this server has {', '.join(self._by_name)}",
+                param="model",
+                code="model_not_found",
+            )
+        return self._by_name[name]
+
+    def close(self) -> None:
+        """Ends the engines after their next tokens."""
+        for model in self:
+            model.engine.close(_CLOSE_SECONDS)

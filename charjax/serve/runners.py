@@ -1,0 +1,284 @@
+"""How a model is run for several texts: in one batch, or one request after another."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import TypeAlias
+
+import numpy as np
+from jaxtyping import Int
+
+from charjax.errors import CharjaxError
+from charjax.inference.load import TrainedModel
+from charjax.inference.sampler import Sampler, is_batch_invariant
+from charjax.inference.sampling_loop import Sampled
+from charjax.inference.slots import SlotBatch
+from charjax.serve.errors import ProtocolError
+from charjax.serve.jobs import Job, Text
+from charjax.serve.schemas import MAX_LOGPROBS
+from charjax.serve.text import Tokens, TopTokens
+
+_SIZES = (8, 64)  # rows of the batches: a few texts need not wait for a step of many rows
+# Steps of a dispatch: before the first character of a text, later, and in long prompts.
+_SHORT, _LONG, _READING = 8, 32, 256
+_NOTHING = Tokens(np.empty(0, np.int32))
+_MAX_JOBS = 4  # requests that take turns, where they cannot run in one batch
+
+
+Positions: TypeAlias = Int[np.ndarray, " time"]
+
+
+class SlotRunner:
+    """Texts of any requests as rows of one batch; a row is free once its text is done.
+
+    It needs matmuls that give a row the same bits whatever is in the others
+    (`charjax.inference.sampler.is_batch_invariant`).
+    """
+
+    def __init__(self, sampler: Sampler, num_top: int | None) -> None:
+        """Takes a model.
+
+        Args:
+          sampler: of the model.
+          num_top: how many of the likeliest tokens to compute; None: no log-probabilities.
+        """
+        self._batches: list[tuple[SlotBatch, list[Text | None]]] = [
+            (SlotBatch(sampler, size, num_top=num_top), [None] * size) for size in _SIZES
+        ]
+        # By id() of a text without characters: tokens of the prompt that it has still to read.
+        self._unread: dict[int, int] = {}
+
+    @property
+    def num_texts(self) -> int:
+        """How many texts are written."""
+        return sum(text is not None for _, texts in self._batches for text in texts)
+
+    def has_place(self, job: Job) -> bool:
+        """Whether a row is free."""
+        return any(None in texts for _, texts in self._batches)
+
+    def start(self, job: Job) -> None:
+        """Puts the text into a free row, of the smallest batch that has one."""
+        (text,) = job
+        batch, texts = next((batch, texts) for batch, texts in self._batches if None in texts)
+        slot = texts.index(None)
+        batch.start(slot, text.prompt.ids, text.writing.sampling, number=text.number)
+        texts[slot] = text
+        self._unread[id(text)] = text.prompt.ids.size - 1
+
+    def advance(self) -> None:
+        """One dispatch of every batch that has texts."""
+        steps = self._steps()
+        for batch, texts in self._batches:
+            self._free(batch, texts)
+            if any(texts):
+                sampled, positions = batch.advance(steps)
+                for slot, text in enumerate(texts):
+                    if text:
+                        self._read_row(text, _row_tokens(sampled, slot, text), positions[slot])
+                self._free(batch, texts)
+
+    def stop(self) -> list[Text]:
+        """Frees all rows; returns the texts."""
+        stopped = [text for _, texts in self._batches for text in texts if text]
+        for text in stopped:
+            text.done = True
+        for batch, texts in self._batches:
+            self._free(batch, texts)
+        return stopped
+
+    def warm_up(self) -> None:
+        """Compiles what requests without controls need."""
+        for batch, _ in self._batches:
+            for steps in (_SHORT, _LONG, _READING):
+                batch.advance(steps)
+
+    def _steps(self) -> int:
+        """As many as do not delay the first character of a text."""
+        least = min(self._unread.values(), default=_LONG)
+        if least >= _READING and len(self._unread) == self.num_texts:
+            return _READING
+        return _LONG if least >= _LONG else _SHORT
+
+    def _read_row(self, text: Text, tokens: Tokens, positions: Positions) -> None:
+        left = self._unread.pop(id(text), 0) - positions.size
+        if left >= 0:
+            self._unread[id(text)] = left
+        _read(text, tokens, positions)
+
+    def _free(self, batch: SlotBatch, texts: list[Text | None]) -> None:
+        """Frees the rows of texts that are done or given up."""
+        for slot, text in enumerate(texts):
+            if text and text.is_given_up:
+                batch.free(slot)
+                texts[slot] = None
+                self._unread.pop(id(text), None)
+
+
+def _read(text: Text, tokens: Tokens, positions: Positions) -> None:
+    """Gives a text the next tokens of its row, first those of its prompt."""
+    forced, steps = int(np.searchsorted(positions, 0)), int(positions.size)
+    text.read(tokens.part(0, forced), tokens.part(forced, steps))
+
+
+def _row_tokens(sampled: Sampled, row: int, text: Text) -> Tokens:
+    """The tokens of one row, with the log-probabilities that its text wants."""
+    ids, num_top = np.asarray(sampled.ids[row]), text.writing.num_top
+    if num_top is None or sampled.logprobs is None:
+        return Tokens(ids)
+    assert sampled.top_ids is not None
+    assert sampled.top_logprobs is not None
+    top = (np.asarray(a[row, :, :num_top]) for a in (sampled.top_ids, sampled.top_logprobs))
+    return Tokens(ids, np.asarray(sampled.logprobs[row]), TopTokens(*top))
+
+
+class TurnRunner:
+    """Jobs that take turns: each runs alone, as `charjax sample` runs it, one chunk at a time."""
+
+    def __init__(self, trained: TrainedModel, sampler: Sampler) -> None:
+        """Takes a model and its sampler."""
+        self._trained, self._sampler = trained, sampler
+        self._jobs: list[tuple[Job, Iterator[None]]] = []
+
+    @property
+    def num_texts(self) -> int:
+        """How many texts are written."""
+        return sum(len(job) for job, _ in self._jobs)
+
+    def has_place(self, job: Job) -> bool:
+        """Whether another job may take turns."""
+        return len(self._jobs) < _MAX_JOBS
+
+    def start(self, job: Job) -> None:
+        """Adds a job to those that take turns."""
+        self._jobs.append((job, self._write(job)))
+
+    def advance(self) -> None:
+        """One chunk of every job."""
+        for entry in list(self._jobs):
+            job, chunks = entry
+            is_given_up = all(text.is_given_up for text in job)
+            try:
+                if is_given_up or next(chunks, _ENDED) is _ENDED:
+                    self._jobs.remove(entry)
+            except CharjaxError as error:
+                self._jobs.remove(entry)
+                for text in job:
+                    text.fail(ProtocolError(400, str(error)))
+
+    def stop(self) -> list[Text]:
+        """Drops all jobs; returns their texts."""
+        stopped = [text for job, _ in self._jobs for text in job]
+        self._jobs.clear()
+        return stopped
+
+    def _write(self, job: Job) -> Iterator[None]:
+        """Writes the samples of one prompt; one chunk at a step."""
+        writing, prompt = job[0].writing, job[0].prompt
+        yield from self._read_prompt(job)
+        groups = self._sampler.run(
+            prompt.ids,
+            num_chars=writing.num_chars,
+            num_samples=job[-1].number + 1,
+            sampling=writing.sampling,
+            num_top=writing.num_top,
+        )
+        first = 0
+        for chunks in groups:
+            texts: Sequence[Text] = ()
+            for sampled in chunks:
+                texts = job[first : first + sampled.ids.shape[0]]
+                for row, text in enumerate(texts):
+                    if not text.is_given_up:
+                        text.read(_NOTHING, _row_tokens(sampled, row, text))
+                yield
+                if all(text.is_given_up for text in texts):
+                    break
+            first += len(texts)
+
+    def _read_prompt(self, job: Job) -> Iterator[None]:
+        """Reads the prompt for its log-probabilities, if they are asked for."""
+        writing, prompt = job[0].writing, job[0].prompt
+        if not writing.echo or writing.num_top is None:
+            return
+        batch = SlotBatch(self._sampler, 1, num_top=writing.num_top)
+        batch.start(0, prompt.ids, writing.sampling)
+        for read in range(0, prompt.ids.size - 1, _READING):
+            sampled, _ = batch.advance(_READING)
+            tokens = _row_tokens(sampled, 0, job[0]).part(0, prompt.ids.size - 1 - read)
+            for text in job:
+                text.read(tokens, _NOTHING)
+            yield
+
+
+_ENDED = object()
+
+
+class ModelRunner:
+    """Runs one model for all requests.
+
+    Attributes:
+      is_shared: whether requests run in one batch.
+    """
+
+    def __init__(self, trained: TrainedModel) -> None:
+        """Takes a model; `warm_up` compiles its programs."""
+        vocab = trained.vocab
+        sampler = Sampler(
+            trained.config.model, trained.params, masked=vocab.unk_id, exempt=vocab.boundary_id
+        )
+        self.is_shared = is_batch_invariant(trained.config.model)
+        num_top = min(MAX_LOGPROBS, len(vocab))
+        self._turns = TurnRunner(trained, sampler)
+        self._slots = (
+            {wants: SlotRunner(sampler, num_top if wants else None) for wants in (False, True)}
+            if self.is_shared
+            else {}
+        )
+
+    @property
+    def capacity(self) -> int:
+        """How many texts can be written at the same time."""
+        return sum(_SIZES) if self.is_shared else _MAX_JOBS
+
+    @property
+    def num_texts(self) -> int:
+        """How many texts are written."""
+        return sum(runner.num_texts for runner in self._runners)
+
+    @property
+    def _runners(self) -> list[SlotRunner | TurnRunner]:
+        return [*self._slots.values(), self._turns]
+
+    def split(self, texts: Sequence[Text]) -> list[Job]:
+        """The texts of one request as jobs: each alone, or the samples of a prompt together."""
+        if texts and self._runner(texts[0]) is not self._turns:
+            return [[text] for text in texts]
+        groups = itertools.groupby(texts, key=lambda text: id(text.prompt))
+        return [list(group) for _, group in groups]
+
+    def has_place(self, job: Job) -> bool:
+        """Whether the job can start."""
+        return self._runner(job[0]).has_place(job)
+
+    def start(self, job: Job) -> None:
+        """Adds the texts to those that are written."""
+        self._runner(job[0]).start(job)
+
+    def advance(self) -> None:
+        """Writes some more tokens of every text, and drops those that are done or given up."""
+        for runner in self._runners:
+            runner.advance()
+
+    def stop(self) -> list[Text]:
+        """Drops all texts; returns them."""
+        return [text for runner in self._runners for text in runner.stop()]
+
+    def warm_up(self) -> None:
+        """Compiles the programs of requests without controls."""
+        for runner in self._slots.values():
+            runner.warm_up()
+
+    def _runner(self, text: Text) -> SlotRunner | TurnRunner:
+        return self._slots[text.writing.num_top is not None] if self._slots else self._turns

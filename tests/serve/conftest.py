@@ -1,0 +1,64 @@
+"""Servers with tiny models; their engines end with the session's module."""
+
+from __future__ import annotations
+
+import pytest
+
+from charjax.data.vocab import Vocab
+from charjax.serve import runners
+from charjax.serve.app import make_app
+from charjax.serve.limits import Limits
+from charjax.serve.models import Models
+from charjax.serve.server import serve_model
+from tests.inference.scripted import cycle, random_model, trained
+
+META = {"corpus": {"name": "a text", "sha256": "00"}}
+LIMITS = Limits(max_body=5000, max_prompt=60, max_tokens=5000, max_texts=12, max_queue=12)
+RANDOM = trained(random_model(11), "abcdefghij\n", meta=META)
+NAMES = trained(
+    cycle(4), "x", vocab=Vocab(("a", "b", "c"), "codepoint", False, boundary=True), meta=META
+)
+BYTES = trained(
+    cycle(9),
+    "x",
+    vocab=Vocab(tuple("é€😀".encode().decode("latin-1")), "byte", False),
+    meta=META,
+)
+
+
+class Server:
+    """An application, and the models behind it."""
+
+    def __init__(self, models, limits=LIMITS, **options):
+        self.models = Models([serve_model(name, model, limits) for name, model in models.items()])
+        self.limits, self.options = limits, options
+
+    @property
+    def app(self):
+        return make_app(self.models, self.limits, **self.options)
+
+    def with_options(self, limits=LIMITS, **options):
+        """The application with other options, before the same models."""
+        return make_app(self.models, limits, **options)
+
+
+@pytest.fixture(scope="session")
+def small_batches():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runners, "_SIZES", (2, 4))
+        patch.setattr(runners, "_SHORT", 2)
+        patch.setattr(runners, "_LONG", 4)
+        patch.setattr(runners, "_READING", 8)
+        yield
+
+
+@pytest.fixture(scope="module")
+def server(small_batches):
+    served = Server({"random": RANDOM, "names": NAMES, "bytes": BYTES})
+    yield served
+    served.models.close()
+
+
+@pytest.fixture
+def app(server):
+    return server.app

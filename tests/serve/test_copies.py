@@ -1,0 +1,50 @@
+"""Passages that the training text has, too."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+
+import pytest
+
+from charjax.config import Config, DataConfig
+from charjax.data.corpus import load_corpus
+from charjax.serve.copies import copied_passages
+from charjax.serve.errors import ProtocolError
+from tests.serve.conftest import RANDOM
+
+TEXT = "It was a dark and stormy night; the rain fell in torrents. " * 2
+
+
+@pytest.fixture
+def trained(tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text(TEXT, "utf-8")
+    config = Config(data=DataConfig(path=str(file)))
+    sha256 = load_corpus(config.data).sha256
+    return replace(RANDOM, config=config, meta={"corpus": {"name": "text", "sha256": sha256}})
+
+
+@pytest.mark.parametrize(
+    ("text", "passages"),
+    [
+        ("", []),
+        ("a dark", []),
+        ("a dark and stormy", [(0, 17)]),
+        ("He saw a dark and stormy sea; the rain fell hard", [(6, 25), (28, 44)]),
+        ("a dark anda dark and", [(0, 10), (10, 20)]),
+        (TEXT, [(0, len(TEXT))]),
+    ],
+)
+def test_the_passages_are_the_longest_ones(trained, text, passages):
+    assert copied_passages(trained, text, 10) == passages
+
+
+def test_a_text_that_is_gone_or_changed_is_said(trained):
+    changed = replace(trained, meta={"corpus": {"name": "text", "sha256": "00"}})
+    gone = replace(trained, config=Config(data=DataConfig(path="/no/such/file")))
+    gone = replace(gone, meta={"corpus": {"name": "text", "sha256": hashlib.sha256().hexdigest()}})
+    for model in (changed, gone):
+        with pytest.raises(ProtocolError) as error:
+            copied_passages(model, "a", 10)
+        assert (error.value.status, error.value.code) == (404, "no_text")

@@ -1,0 +1,182 @@
+"""The queue, the rows of the batch, and clients that leave."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+
+from charjax.inference.evaluate import char_nats
+from charjax.serve import runners
+from charjax.serve.errors import ProtocolError
+from charjax.serve.limits import Limits
+from charjax.serve.runners import ModelRunner
+from tests.serve.asgi import complete, post, request
+from tests.serve.conftest import RANDOM, Server
+from tests.serve.test_completions import samples
+
+ENDLESS = {"prompt": "a", "max_tokens": 10**6, "seed": 1}
+LIMITS = Limits(max_tokens=10**6, max_queue=3)
+
+
+@pytest.fixture(scope="module")
+def small(small_batches):
+    served = Server({"random": RANDOM}, LIMITS)
+    yield served
+    served.models.close()
+
+
+def rows(server):
+    """The texts in the rows of the batches."""
+    runner = server.models.get(None).engine._runner
+    return [t for s in runner._slots.values() for _, texts in s._batches for t in texts if t]
+
+
+def waits_for(condition):
+    async def wait():
+        for _ in range(2000):
+            if condition():
+                return
+            await asyncio.sleep(0.005)
+        raise TimeoutError
+
+    return wait()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_frees_its_row(small, stream):
+    app = small.app
+
+    async def leave():
+        body = ENDLESS | {"stream": stream}
+        leaving = asyncio.Event()
+        asked = asyncio.ensure_future(
+            request(
+                app, "POST", "/v1/completions", body, until=lambda sent: sent.count(b"\n\n") > 2
+            )
+            if stream
+            else _leave_before_the_answer(app, body, leaving)
+        )
+        await waits_for(lambda: len(rows(small)) == 1)
+        leaving.set()
+        await asked
+        await waits_for(lambda: not rows(small))
+
+    asyncio.run(leave())
+
+
+async def _leave_before_the_answer(app, body, leaving):
+    import json
+
+    messages = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
+
+    async def receive():
+        if messages:
+            return messages.pop()
+        await leaving.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        assert message["type"] != "http.response.start" or message["status"] == 499
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/completions",
+        "query_string": b"",
+        "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
+    }
+    await app(scope, receive, send)
+
+
+def test_requests_beyond_the_queue_are_refused(small):
+    """Six rows and three places: of twelve endless texts nine are taken, and three refused."""
+    app, refused = small.app, []
+
+    async def ask():
+        leave = asyncio.Event()
+        tasks = [
+            asyncio.ensure_future(_leave_before_the_answer(app, ENDLESS, leave)) for _ in range(6)
+        ]
+        await waits_for(lambda: len(rows(small)) == 6)
+        tasks += [
+            asyncio.ensure_future(_leave_before_the_answer(app, ENDLESS, leave)) for _ in range(3)
+        ]
+        await waits_for(lambda: len(small.models.get(None).engine._waiting) == 3)
+        refused.extend([await request(app, "POST", "/v1/completions", ENDLESS) for _ in range(3)])
+        leave.set()
+        await asyncio.gather(*tasks)
+        await waits_for(lambda: not rows(small))
+
+    asyncio.run(ask())
+    for response in refused:
+        assert (response.status, response.json["error"]["code"]) == (429, "queue_full")
+        assert response.json["error"]["type"] == "rate_limit_error"
+        assert int(response.headers["retry-after"]) >= 1
+    assert complete(app, max_tokens=3)["usage"]["completion_tokens"] == 3
+
+
+def test_a_text_that_waits_for_a_row_is_the_same(small):
+    alone = complete(small.app, prompt="ab", seed=4, max_tokens=30)
+
+    async def ask():
+        body = {"prompt": "ab", "seed": 4, "max_tokens": 30}
+        return await asyncio.gather(
+            *(request(small.app, "POST", "/v1/completions", body) for _ in range(9))
+        )
+
+    for response in asyncio.run(ask()):
+        assert response.json["choices"] == alone["choices"]
+
+
+def test_an_error_of_the_model_is_an_answer_and_the_server_goes_on(small, monkeypatch, caplog):
+    def fail(self):
+        raise RuntimeError("the model is broken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ModelRunner, "advance", fail)
+        response = post(small.app, "/v1/completions", {"prompt": "a"})
+    assert (response.status, response.json["error"]["type"]) == (500, "server_error")
+    assert "the model is broken" in caplog.text
+    assert "broken" not in response.body.decode()
+    assert complete(small.app, max_tokens=3)
+
+
+def test_a_closed_engine_takes_no_more(small_batches):
+    served = Server({"random": RANDOM}, LIMITS)
+    threads = threading.active_count()
+    served.models.close()
+    assert threading.active_count() == threads - 1
+    response = post(served.app, "/v1/completions", {"prompt": "a"})
+    assert response.status == 503
+    with pytest.raises(ProtocolError):
+        served.models.get(None).engine.submit([])
+
+
+def test_without_batch_invariant_matmuls_requests_take_turns(small_batches, monkeypatch):
+    """Each is run as `Sampler` runs it, so that its texts are the same there, too."""
+    monkeypatch.setattr(runners, "is_batch_invariant", lambda config: False)
+    served = Server({"random": RANDOM}, LIMITS)
+    bodies = [
+        {"prompt": "ab"[: i % 3], "n": 1 + i % 2, "seed": i, "max_tokens": 300, "temperature": 0.9}
+        for i in range(4)
+    ]
+
+    async def ask_all():
+        return await asyncio.gather(
+            *(request(served.app, "POST", "/v1/completions", body) for body in bodies)
+        )
+
+    for body, response in zip(bodies, asyncio.run(ask_all()), strict=True):
+        want = samples(body["prompt"], 300, body["n"], seed=body["seed"], temperature=0.9)
+        assert [choice["text"] for choice in response.json["choices"]] == want
+    echo = {"prompt": "abcabc", "echo": True, "logprobs": 2, "seed": 1, "max_tokens": 5}
+    (choice,) = complete(served.app, **echo)["choices"]
+    (text,) = samples("abcabc", 5, seed=1)
+    assert choice["text"] == "abcabc" + text
+    assert len(choice["logprobs"]["tokens"]) == 11
+    nats = char_nats(RANDOM.config.model, RANDOM.params, RANDOM.vocab.encode(choice["text"]))
+    np.testing.assert_allclose(choice["logprobs"]["token_logprobs"][1:], -nats, atol=1e-4)
+    served.models.close()
