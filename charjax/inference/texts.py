@@ -1,19 +1,48 @@
-"""Texts from a model: prompts encoded, samples decoded."""
+"""Texts from a model: prompts encoded, samples decoded up to where each ends."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from charjax.config import ModelConfig
 from charjax.data.reading import prepare_prompt
 from charjax.data.vocab import Vocab
+from charjax.errors import InputError
+from charjax.inference.controls import Controls
 from charjax.inference.load import TrainedModel
 from charjax.inference.sampler import Chunks, Sampler
 from charjax.inference.sampling import Sampling
+from charjax.inference.sampling_loop import Sampled
+from charjax.inference.text_end import LineFilter, TextEnd
+from charjax.inference.training_text import known_lines
 from charjax.types import PyTree
+
+_OFF = Controls()
+_MAX_CANDIDATES = 10**6
+_MAX_REJECTED = 10_000  # in a row
+
+# Makes the end of the next text.
+StartText = Callable[[], TextEnd]
+
+
+class Text(NamedTuple):
+    """One sample as a text.
+
+    Attributes:
+      text: without the prompt.
+      finished: see `TextEnd`.
+      ids: its tokens.
+      logprobs: of its tokens, see `Sampled`; None where not asked for.
+    """
+
+    text: str
+    finished: str
+    ids: Int[np.ndarray, " n"]
+    logprobs: Float[np.ndarray, " n"] | None = None
 
 
 def sample_texts(
@@ -25,15 +54,208 @@ def sample_texts(
     num_chars: int,
     num_samples: int,
     sampling: Sampling,
+    controls: Controls = _OFF,
 ) -> Iterator[str]:
     """The continuations of a prompt, without the prompt; see `charjax.inference.sampler`.
 
+    Args:
+      config: the architecture.
+      params: of a `CharRNN`.
+      vocab: of the model.
+      prompt: the text to continue.
+      num_chars: characters of each sample.
+      num_samples: how many samples.
+      sampling: how tokens are chosen.
+      controls: what the texts may hold and where they end; without `unique` and `new`.
+
     Raises:
-      InputError: the prompt has characters outside the vocabulary.
+      InputError: the prompt has characters outside the vocabulary, or the controls do not fit.
     """
-    ids, sampler = encode_prompt(vocab, prompt), Sampler(config, params, masked=vocab.unk_id)
-    groups = sampler(ids, num_chars=num_chars, num_samples=num_samples, sampling=sampling)
-    return decode_groups(vocab, groups)
+    if controls.selects_lines:
+        raise InputError("unique and new: are options of the command `charjax sample`")
+    sampler = Sampler(config, params, masked=vocab.unk_id, exempt=vocab.boundary_id)
+    groups = sampler.run(
+        encode_prompt(vocab, prompt),
+        num_chars=num_chars,
+        num_samples=num_samples,
+        sampling=controls.restrict(sampling, vocab),
+    )
+    texts = decode_texts(groups, lambda: TextEnd(vocab, controls, num_chars))
+    return (text.text for text in texts)
+
+
+class TextSampler:
+    """The texts that `charjax sample` writes for its prompts.
+
+    Attributes:
+      vocab: of the model.
+      sampling: how tokens are chosen, with what the controls forbid.
+      selects_documents: whether a text is one of several documents; see `texts`.
+    """
+
+    def __init__(self, trained: TrainedModel, sampling: Sampling, controls: Controls) -> None:
+        """Takes a model and how to sample it.
+
+        Raises:
+          InputError: the controls do not fit the model, or its training text is gone.
+          HostError: the training text can be neither found nor downloaded.
+        """
+        self._trained, self._controls = trained, controls
+        self.vocab = trained.vocab
+        self.sampling = controls.restrict(sampling, trained.vocab)
+        self._known = known_lines(trained) if controls.new else frozenset[str]()
+        vocab = trained.vocab
+        self._sampler = Sampler(
+            trained.config.model, trained.params, masked=vocab.unk_id, exempt=vocab.boundary_id
+        )
+        self.selects_documents = vocab.boundary and (
+            controls.selects_lines or bool(controls.until_lines)
+        )
+
+    def encode(self, prompt: str, unknown: str) -> tuple[Int[np.ndarray, " prompt"], str]:
+        """(ids, shown text) of a prompt.
+
+        Raises:
+          InputError: it has characters outside the vocabulary, unless `unknown` is "unk".
+        """
+        prompt = prepare_prompt(prompt, self._trained.reading, self.vocab)
+        ids = encode_prompt(self.vocab, prompt, unknown=unknown)
+        return ids, self.vocab.decode(ids) if prompt else ""
+
+    def texts(
+        self,
+        prompt: Int[np.ndarray, " prompt"],
+        shown: str,
+        *,
+        num_chars: int,
+        num_samples: int,
+        num_top: int | None = None,
+    ) -> Iterator[Text]:
+        """The texts that continue a prompt.
+
+        Of a model of documents, with `until_lines`, `unique` or `new`: documents are sampled in
+        the order of their numbers, and those that are not left out are the texts, so that the
+        first texts do not depend on how many are asked for.
+
+        Args:
+          prompt: its ids.
+          shown: its text, which a line may begin with.
+          num_chars: characters of each sample.
+          num_samples: how many texts; with documents, texts of `until_lines` documents.
+          num_top: as for `Sampler.run`.
+
+        Raises:
+          InputError: a number is out of range, or too few documents are left.
+        """
+        if not self.selects_documents:
+            groups = self._groups(prompt, num_chars, num_samples, num_top)
+            yield from decode_texts(groups, lambda: self._text_end(shown, num_chars))
+            return
+        wanted = num_samples * max(1, self._controls.until_lines)
+        groups = self._groups(prompt, num_chars, _MAX_CANDIDATES, num_top)
+        document = Controls(stop=self._controls.stop)
+        candidates = decode_texts(groups, lambda: TextEnd(self.vocab, document, num_chars))
+        accepts = LineFilter(self._controls, self._known).accepts
+        yield from _accepted(candidates, wanted, lambda text: accepts(shown + text.text))
+
+    def stream(
+        self, prompt: Int[np.ndarray, " prompt"], shown: str, *, num_chars: int
+    ) -> Iterator[str]:
+        """The text of a single sample, in pieces."""
+        end = self._text_end(shown, num_chars)
+        for sampled in self.sample_one(prompt, num_chars, self.sampling):
+            yield end.read(sampled.ids[0])
+            if end.finished:
+                break
+        yield end.flush()
+
+    def sample_one(
+        self,
+        prompt: Int[np.ndarray, " prompt"],
+        num_chars: int,
+        sampling: Sampling,
+        *,
+        num_top: int | None = None,
+    ) -> Iterator[Sampled]:
+        """The chunks of sample 0 of a prompt; see `Sampler.run`."""
+        return next(
+            self._sampler.run(
+                prompt, num_chars=num_chars, num_samples=1, sampling=sampling, num_top=num_top
+            )
+        )
+
+    def _groups(
+        self, prompt: Int[np.ndarray, " prompt"], num_chars: int, number: int, num_top: int | None
+    ) -> Iterator[Iterator[Sampled]]:
+        return self._sampler.run(
+            prompt,
+            num_chars=num_chars,
+            num_samples=number,
+            sampling=self.sampling,
+            num_top=num_top,
+        )
+
+    def _text_end(self, shown: str, num_chars: int) -> TextEnd:
+        accepts = None
+        if self._controls.selects_lines:
+            accepts = LineFilter(self._controls, self._known).accepts
+        line_start = shown[shown.rfind("\n") + 1 :]
+        return TextEnd(
+            self.vocab, self._controls, num_chars, accepts=accepts, line_start=line_start
+        )
+
+
+def _accepted(
+    candidates: Iterable[Text], wanted: int, accepts: Callable[[Text], bool]
+) -> Iterator[Text]:
+    """The first candidates that are accepted.
+
+    Raises:
+      InputError: too many in a row are not, or there are no more.
+    """
+    found = rejected = 0
+    for text in candidates:
+        if not accepts(text):
+            rejected += 1
+            if rejected == _MAX_REJECTED:
+                break
+            continue
+        yield text
+        found, rejected = found + 1, 0
+        if found == wanted:
+            return
+    raise InputError(
+        f"--unique, --new: {found} of {wanted} texts were found; the next {rejected:,} samples "
+        "were all left out; raise --temperature, or ask for fewer"
+    )
+
+
+def decode_texts(groups: Iterator[Iterator[Sampled]], start: StartText) -> Iterator[Text]:
+    """The samples of all groups of `Sampler.run` as texts; a group ends with its last text."""
+    for chunks in groups:
+        ends: list[TextEnd] = []
+        pieces: list[list[str]] = []
+        read: list[Sampled] = []
+        for sampled in chunks:
+            if not ends:
+                ends = [start() for _ in sampled.ids]
+                pieces = [[] for _ in ends]
+            read.append(sampled)
+            for row, end in enumerate(ends):
+                pieces[row].append(end.read(sampled.ids[row]))
+            if all(end.finished for end in ends):
+                break
+        for row, end in enumerate(ends):
+            pieces[row].append(end.flush())
+            ids = np.concatenate([sampled.ids[row] for sampled in read])[: end.num_tokens]
+            yield Text("".join(pieces[row]), end.finished, ids, _logprobs(read, row, end))
+
+
+def _logprobs(read: list[Sampled], row: int, end: TextEnd) -> Any:
+    if read[0].logprobs is None:
+        return None
+    parts = [part.logprobs[row] for part in read if part.logprobs is not None]
+    return np.concatenate(parts)[: end.num_tokens]
 
 
 def write_texts(
@@ -46,37 +268,30 @@ def write_texts(
     sampling: Sampling,
     unknown: str,
     show_prompt: bool = True,
+    controls: Controls = _OFF,
 ) -> Iterator[str]:
     """The output of `charjax sample` in pieces: prompts, continuations and separators.
 
     A single text is streamed as it is sampled; several are yielded one by one. A text ends
-    after `num_chars` characters, or where the model predicts the end of a document.
+    after `num_chars` characters, where the model predicts the end of a document, or where the
+    controls say.
 
     Raises:
       InputError: the prompt has characters outside the vocabulary, or a number is out of range.
     """
-    vocab = trained.vocab
-    prompt = prepare_prompt(prompt, trained.reading, vocab)
-    ids = encode_prompt(vocab, prompt, unknown=unknown)
-    shown = vocab.decode(ids) if prompt and show_prompt else ""
-    sampler = Sampler(trained.config.model, trained.params, masked=vocab.unk_id)
-    groups = sampler(ids, num_chars=num_chars, num_samples=num_samples, sampling=sampling)
-    if num_samples == 1:
-        yield shown
-        yield from _stream(vocab, next(groups))
+    writer = TextSampler(trained, sampling, controls)
+    ids, shown = writer.encode(prompt, unknown)
+    written = shown if show_prompt else ""
+    if num_samples == 1 and not writer.selects_documents:
+        yield written
+        yield from writer.stream(ids, shown, num_chars=num_chars)
         return
-    for number, text in enumerate(decode_groups(vocab, groups)):
-        yield (separator if number else "") + shown + text
-
-
-def _stream(vocab: Vocab, chunks: Chunks) -> Iterator[str]:
-    """The text of the only sample of a group, in pieces."""
-    decoder = vocab.decoder()
-    for (row,) in chunks:
-        yield decoder.decode(_document(vocab, row))
-        if vocab.boundary_id in row:
-            break
-    yield decoder.flush()
+    texts = writer.texts(ids, shown, num_chars=num_chars, num_samples=num_samples)
+    # With `until_lines` and documents, a text is so many of them, one a line.
+    documents = controls.until_lines if writer.selects_documents else 0
+    for number, text in enumerate(texts):
+        is_next = number and number % max(1, documents) == 0
+        yield (separator if is_next else "") + written + text.text + ("\n" if documents else "")
 
 
 def decode_groups(vocab: Vocab, groups: Iterator[Chunks]) -> Iterator[str]:
@@ -84,28 +299,12 @@ def decode_groups(vocab: Vocab, groups: Iterator[Chunks]) -> Iterator[str]:
 
     Each ends where the model predicts the end of a document.
     """
-    for chunks in groups:
-        rows = np.concatenate(list(_until_all_end(vocab, chunks)), axis=1)
-        yield from (vocab.decode(_document(vocab, row)) for row in rows)
+    sampled = ((Sampled(ids) for ids in chunks) for chunks in groups)
+    texts = decode_texts(sampled, lambda: TextEnd(vocab, _OFF, _MAX_TOKENS))
+    return (text.text for text in texts)
 
 
-def _until_all_end(vocab: Vocab, chunks: Chunks) -> Chunks:
-    """The chunks of a group up to the one in which the last of its documents ends."""
-    ended: np.bool_ | np.ndarray = np.False_
-    for chunk in chunks:
-        yield chunk
-        if vocab.boundary_id is not None:
-            ended = ended | (chunk == vocab.boundary_id).any(axis=1)
-            if np.all(ended):
-                return
-
-
-def _document(vocab: Vocab, ids: Int[np.ndarray, " n"]) -> Int[np.ndarray, " document"]:
-    """The ids before the first document boundary."""
-    if vocab.boundary_id is None:
-        return ids
-    ends = np.flatnonzero(ids == vocab.boundary_id)
-    return ids[: ends[0]] if ends.size else ids
+_MAX_TOKENS = 2**31
 
 
 def encode_prompt(

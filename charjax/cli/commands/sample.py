@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import re
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from charjax.cli.arguments import add_inference, add_model, load_model, local_path
 from charjax.errors import InputError
+
+if TYPE_CHECKING:
+    from charjax.inference.controls import Controls
+    from charjax.inference.load import TrainedModel
+    from charjax.inference.sampling import Sampling
+
+_NUM_CHARS = 500  # of a text; with --until_lines, of a line
 
 _logger = logging.getLogger(__name__)
 
@@ -18,49 +29,213 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser, required=False)
     for flag, default, about in (
         ("--prompt", "", "the text to continue; default: none"),
-        ("--num_chars", 500, "characters to generate; default: %(default)s"),
         ("--temperature", 0.8, "divides the logits; 0: greedy decoding; default: %(default)s"),
         ("--top_k", 0, "sample from the k likeliest characters; 0, the default: from all"),
         ("--top_p", 1.0, "nucleus sampling with this total probability; 1, the default: off"),
+        (
+            "--min_p",
+            0.0,
+            "leave out characters below this fraction of the likeliest one's "
+            "probability; 0, the default: none",
+        ),
+        ("--repetition_penalty", 1.0, "makes recent characters less likely; 1, the default: off"),
+        ("--repetition_window", 64, "how many characters are recent; default: %(default)s"),
         ("--num_samples", 1, "how many texts; default: %(default)s"),
         ("--separator", "\n=====\n", "printed between two texts; default: a line of ====="),
         ("--seed", 0, "the same seed gives the same texts; default: %(default)s"),
     ):
         parser.add_argument(flag, type=type(default), default=default, help=about)
     parser.add_argument(
-        "--prompt_file",
-        type=local_path("--prompt_file"),
-        help="a file with the text to continue, or - for standard input",
+        "--num_chars",
+        type=int,
+        help=f"characters to generate; default: {_NUM_CHARS}, with --until_lines for each line",
     )
+    files = parser.add_mutually_exclusive_group()
+    for flag, about in (
+        ("--prompt_file", "a file with the text to continue, or - for standard input"),
+        ("--prompts", "a file with a text to continue in each line, or - for standard input"),
+    ):
+        files.add_argument(flag, type=local_path(flag), help=about)
     parser.add_argument(
         "--no_prompt", action="store_true", help="write the continuation without the prompt"
     )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="write each text as a JSON object, with the log-probabilities of its characters",
+    )
+    parser.add_argument(
+        "--pick",
+        type=int,
+        default=0,
+        metavar="K",
+        help="choose each word among the K likeliest; interactive",
+    )
+    _add_controls(parser)
     add_inference(parser)
+
+
+def _add_controls(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("controls", "what the texts may hold, and where they end")
+    group.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end a text before this; may be given several times",
+    )
+    group.add_argument(
+        "--until_lines",
+        type=int,
+        default=0,
+        metavar="N",
+        help="end a text after N lines; of a model of documents: write N documents, one a line",
+    )
+    group.add_argument("--forbid", default="", metavar="CHARS", help="never sample these")
+    group.add_argument("--only", default="", metavar="CHARS", help="sample only these")
+    group.add_argument("--unique", action="store_true", help="leave out lines written before")
+    group.add_argument(
+        "--new", action="store_true", help="leave out lines that the training text has"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     """Writes the texts, and nothing else, to standard output."""
+    from charjax.inference.controls import Controls
     from charjax.inference.sampling import Sampling
-    from charjax.inference.texts import write_texts
     from charjax.runtime.terminal import TextWriter
 
     sampling = Sampling(
-        temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+        repetition_penalty=args.repetition_penalty,
+        repetition_window=args.repetition_window,
+        seed=args.seed,
     )
-    pieces = write_texts(
-        load_model(args),
-        _prompt(args),
-        num_chars=args.num_chars,
-        num_samples=args.num_samples,
-        separator=args.separator,
-        sampling=sampling,
-        unknown=args.unknown,
-        show_prompt=not args.no_prompt,
+    controls = Controls(
+        stop=tuple(args.stop),
+        until_lines=args.until_lines,
+        forbid=args.forbid,
+        only=args.only,
+        unique=args.unique,
+        new=args.new,
     )
+    prompts = _prompts(args)
+    trained = load_model(args)
+    if args.num_chars is None:
+        args.num_chars = _NUM_CHARS * (1 if trained.vocab.boundary else max(1, args.until_lines))
+    if args.pick:
+        pieces = _picked(args, trained, prompts, sampling, controls)
+    elif args.json:
+        pieces = _json_lines(args, trained, prompts, sampling, controls)
+    else:
+        pieces = _plain(args, trained, prompts, sampling, controls)
     writer = TextWriter(sys.stdout)
     for piece in pieces:
         writer.write(piece)
     writer.close()
+
+
+def _plain(
+    args: argparse.Namespace,
+    trained: TrainedModel,
+    prompts: list[str],
+    sampling: Sampling,
+    controls: Controls,
+) -> Iterator[str]:
+    """The texts of all prompts, with separators between them."""
+    from charjax.inference.texts import write_texts
+
+    for number, prompt in enumerate(prompts):
+        if number:
+            yield args.separator
+        yield from write_texts(
+            trained,
+            prompt,
+            num_chars=args.num_chars,
+            num_samples=args.num_samples,
+            separator=args.separator,
+            sampling=sampling,
+            unknown=args.unknown,
+            show_prompt=not args.no_prompt,
+            controls=controls,
+        )
+
+
+def _json_lines(
+    args: argparse.Namespace,
+    trained: TrainedModel,
+    prompts: list[str],
+    sampling: Sampling,
+    controls: Controls,
+) -> Iterator[str]:
+    """A JSON object for each text."""
+    import numpy as np
+
+    from charjax.inference.texts import TextSampler
+
+    vocab = trained.vocab
+    if controls.selects_lines and not vocab.boundary:
+        raise InputError("--json: needs whole texts, and --unique and --new leave out lines")
+    sampler = TextSampler(trained, sampling, controls)
+    for prompt in prompts:
+        ids, shown = sampler.encode(prompt, args.unknown)
+        texts = sampler.texts(
+            ids, shown, num_chars=args.num_chars, num_samples=args.num_samples, num_top=0
+        )
+        for number, text in enumerate(texts):
+            values = {
+                "prompt": shown,
+                "sample": number,
+                "text": text.text,
+                "finished": text.finished,
+                "tokens": [vocab.characters[token] for token in text.ids],
+                "logprobs": np.asarray(text.logprobs).tolist(),
+            }
+            yield json.dumps(values, allow_nan=False) + "\n"
+
+
+def _picked(
+    args: argparse.Namespace,
+    trained: TrainedModel,
+    prompts: list[str],
+    sampling: Sampling,
+    controls: Controls,
+) -> Iterator[str]:
+    """The text that a person chooses, word by word; the choices go to standard error."""
+    from charjax.inference.pick import likeliest_words
+    from charjax.inference.texts import TextSampler
+    from charjax.runtime.terminal import escape_controls
+
+    if len(prompts) > 1 or args.json:
+        raise InputError("--pick: continues one prompt; give no --prompts and no --json")
+    sampler = TextSampler(trained, sampling, controls)
+    text = start = sampler.encode(prompts[0], args.unknown)[1]
+    while True:
+        words = likeliest_words(sampler, text, args.pick, unknown=args.unknown)
+        for number, word in enumerate(words, 1):
+            sys.stderr.write(f"{number}: {escape_controls(repr(word)[1:-1])}\n")
+        sys.stderr.write("number, text to add, or nothing to end: ")
+        sys.stderr.flush()
+        answer = sys.stdin.readline()
+        if not answer.strip("\n"):
+            break
+        answer = answer.rstrip("\n")
+        chosen = answer.isdecimal() and 1 <= int(answer) <= len(words)
+        text += words[int(answer) - 1] if chosen else answer
+    yield text[len(start) :] if args.no_prompt else text
+
+
+def _prompts(args: argparse.Namespace) -> list[str]:
+    """The prompts that the flags give."""
+    if not args.prompts:
+        return [_prompt(args)]
+    if args.prompt:
+        raise InputError("--prompts: give it or --prompt, not both")
+    text = _read(args.prompts, "--prompts")
+    return text.removesuffix("\n").replace("\r\n", "\n").split("\n")
 
 
 def _prompt(args: argparse.Namespace) -> str:
@@ -79,11 +254,15 @@ def _prompt(args: argparse.Namespace) -> str:
         return prompt
     if args.prompt:
         raise InputError("--prompt_file: give it or --prompt, not both")
+    return _read(args.prompt_file, "--prompt_file")
+
+
+def _read(file: Path, flag: str) -> str:
+    """The text of a file, or of standard input."""
     try:
-        is_input = str(args.prompt_file) == "-"
-        data: bytes = sys.stdin.buffer.read() if is_input else args.prompt_file.read_bytes()
+        data: bytes = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(f"--prompt_file={args.prompt_file}: not valid UTF-8 ({error})") from error
+        raise InputError(f"{flag}={file}: not valid UTF-8 ({error})") from error
     except OSError as error:
-        raise InputError(f"--prompt_file={args.prompt_file}: {error.strerror}") from error
+        raise InputError(f"{flag}={file}: {error.strerror}") from error

@@ -1,0 +1,95 @@
+"""What a sampled text may hold, and where it ends."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from charjax.data.vocab import Vocab
+from charjax.errors import InputError
+from charjax.inference.sampling import Sampling
+
+_MAX_LINES = 10**6
+_MAX_STOPS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Controls:
+    """What a sampled text may hold, and where it ends; all off by default.
+
+    A line is what stands between two newlines; of a model of documents, it is a document.
+
+    Attributes:
+      stop: a text ends before the first of these that it comes to hold.
+      until_lines: a text ends after so many lines; 0: off.
+      forbid: characters that are never sampled.
+      only: the characters that may be sampled; "": all.
+      unique: a line that the text has already is left out.
+      new: a line of the training text is left out.
+
+    Raises:
+      InputError: a value is out of range, or they leave no character.
+    """
+
+    stop: tuple[str, ...] = ()
+    until_lines: int = 0
+    forbid: str = ""
+    only: str = ""
+    unique: bool = False
+    new: bool = False
+
+    def __post_init__(self) -> None:
+        if "" in self.stop:
+            raise InputError("--stop=: is empty; give the text to end before")
+        if len(self.stop) > _MAX_STOPS:
+            raise InputError(f"--stop: is given {len(self.stop)} times; at most {_MAX_STOPS}")
+        if not 0 <= self.until_lines <= _MAX_LINES:
+            raise InputError(
+                f"--until_lines={self.until_lines}: must be from 1 to {_MAX_LINES:,}; 0 is off"
+            )
+        if self.only and not set(self.only) - set(self.forbid):
+            raise InputError(
+                f"--forbid={self.forbid}: leaves none of --only={self.only}; leave one character"
+            )
+
+    @property
+    def selects_lines(self) -> bool:
+        """Whether lines are left out."""
+        return self.unique or self.new
+
+    def restrict(self, sampling: Sampling, vocab: Vocab) -> Sampling:
+        """The options with the characters of `forbid`, and those outside `only`, forbidden.
+
+        Raises:
+          InputError: a character is outside the vocabulary, or none is left.
+        """
+        forbidden = set(_ids(vocab, self.forbid, "--forbid"))
+        if self.only:
+            allowed = set(_ids(vocab, self.only, "--only"))
+            forbidden |= set(range(len(vocab.characters))) - allowed
+        if len(forbidden) == len(vocab.characters):
+            raise InputError(f"--forbid={self.forbid}: leaves no character; leave one")
+        if self.until_lines and not vocab.boundary:
+            newline = vocab.characters.index("\n") if "\n" in vocab.characters else None
+            if newline is None or newline in forbidden:
+                raise InputError(
+                    f"--until_lines={self.until_lines}: the newline is "
+                    + ("not in the vocabulary" if newline is None else "forbidden")
+                    + ", so that no line ends"
+                )
+        bias = tuple((token, -math.inf) for token in sorted(forbidden))
+        return replace(sampling, logit_bias=sampling.logit_bias + bias)
+
+
+def _ids(vocab: Vocab, characters: str, flag: str) -> list[int]:
+    """The ids of the characters of a flag."""
+    if vocab.unit == "byte" and not characters.isascii():
+        raise InputError(
+            f"{flag}={characters}: the tokens of this model are bytes; give ASCII characters"
+        )
+    for character in characters:
+        if character not in vocab.characters:
+            raise InputError(
+                f"{flag}={characters}: {character!r} is not in the vocabulary of the model"
+            )
+    return [vocab.characters.index(character) for character in characters]

@@ -1,0 +1,57 @@
+"""The likeliest next words of a text, for a person to choose from."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Int
+
+from charjax.errors import InputError
+from charjax.inference.controls import Controls
+from charjax.inference.sampling import Sampling
+from charjax.inference.text_end import TextEnd
+from charjax.inference.texts import TextSampler
+
+_MAX_WORD = 30  # characters
+_MAX_WORDS = 20
+
+
+def likeliest_words(sampler: TextSampler, text: str, k: int, *, unknown: str) -> list[str]:
+    """Words that may come next: each of the k likeliest characters, continued greedily.
+
+    A word ends with the first space or line end after its first character.
+
+    Args:
+      sampler: of the model.
+      text: so far.
+      k: how many words.
+      unknown: as for `encode_prompt`.
+
+    Raises:
+      InputError: `k` is out of range, or the text has characters outside the vocabulary.
+    """
+    if not 1 <= k <= _MAX_WORDS:
+        raise InputError(f"--pick={k}: must be from 1 to {_MAX_WORDS}")
+    vocab, greedy = sampler.vocab, replace(sampler.sampling, temperature=0.0)
+    ids, _ = sampler.encode(text, unknown)
+    *_, first = sampler.sample_one(ids, 1, greedy, num_top=len(vocab))
+    forbidden = {token for token, bias in greedy.logit_bias if bias == -np.inf}
+    characters = [
+        token
+        for token in np.asarray(first.top_ids)[0, 0].tolist()
+        if token < len(vocab.characters) and token not in forbidden
+    ]
+    return [_word(sampler, np.append(ids, np.int32(token)), greedy) for token in characters[:k]]
+
+
+def _word(sampler: TextSampler, ids: Int[np.ndarray, " n"], greedy: Sampling) -> str:
+    """The last token, and what follows it up to the end of the word."""
+    end = TextEnd(sampler.vocab, Controls(), _MAX_WORD + 1)
+    word = end.read(ids[-1:])
+    for sampled in sampler.sample_one(ids, _MAX_WORD, greedy):
+        word += end.read(sampled.ids[0])
+    word += end.flush()
+    found = re.search(r"\s", word[1:])
+    return word[: found.end() + 1] if found else word

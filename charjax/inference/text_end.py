@@ -1,0 +1,203 @@
+"""The text of one sample, decoded as its tokens arrive, up to where it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from charjax.data.vocab import Vocab
+from charjax.inference.controls import Controls
+
+
+class LineFilter:
+    """Decides which lines of a text stay, by `Controls.unique` and `Controls.new`."""
+
+    def __init__(self, controls: Controls, known: Container[str]) -> None:
+        """Starts a text.
+
+        Args:
+          controls: of the text.
+          known: the lines of the training text, for `new`.
+        """
+        self._controls, self._known = controls, known
+        self._written: set[str] = set()
+
+    def accepts(self, line: str) -> bool:
+        """Whether a line stays; if so, it counts as written."""
+        if self._controls.new and line in self._known:
+            return False
+        if self._controls.unique and line in self._written:
+            return False
+        self._written.add(line)
+        return True
+
+
+class TextEnd:
+    """The text of one sample, decoded incrementally, up to where it ends.
+
+    It is the same text however its tokens are cut into chunks.
+
+    Attributes:
+      finished: "" while it goes on; "stop" where it ended by itself, by a stop text or after its
+        lines; "length" after its last token.
+      num_tokens: how many tokens the text has, once it is finished.
+    """
+
+    def __init__(
+        self,
+        vocab: Vocab,
+        controls: Controls,
+        num_chars: int,
+        *,
+        accepts: Callable[[str], bool] | None = None,
+        line_start: str = "",
+    ) -> None:
+        """Starts a text.
+
+        Args:
+          vocab: of the model.
+          controls: where the text ends.
+          num_chars: tokens after which it ends.
+          accepts: whether a line stays; None: all do.
+          line_start: the beginning of the first line, in the prompt.
+        """
+        self.finished, self.num_tokens = "", 0
+        self._controls, self._left, self._held = controls, num_chars, ""
+        self._tokens = _Tokens(vocab)
+        self._lines = _Lines(controls.until_lines, accepts, line_start)
+
+    def read(self, ids: Int[np.ndarray, " n"]) -> str:
+        """Reads the next tokens; those after the end are ignored.
+
+        Returns:
+          The text that they add, without what may be the beginning of a stop text, and without
+          an unfinished line where lines may be left out.
+        """
+        if self.finished:
+            return ""
+        ids = ids[: self._left]
+        self._left -= ids.size
+        text, has_ended = self._tokens.decode(ids)
+        return self._add(self._held + text, "stop" if has_ended else "" if self._left else "length")
+
+    def flush(self) -> str:
+        """Ends the text where its tokens end, and returns what was held back."""
+        return "" if self.finished else self._add(self._held, "length")
+
+    def _add(self, text: str, reason: str) -> str:
+        """Adds a text, which is the last one if there is a reason to end."""
+        if reason:
+            text += self._tokens.flush()
+        if (end := _first_stop(text, self._controls.stop)) is not None:
+            text, reason = text[:end], "stop"
+        elif not reason:
+            end = len(text) - _num_held(text, self._controls.stop)
+            text, self._held = text[:end], text[end:]
+        shown, num_read = self._lines.read(text)
+        self.num_tokens += num_read
+        if self._lines.has_ended:
+            reason = "stop"
+        elif reason:
+            shown += self._lines.flush()
+        if reason:
+            self.finished = reason
+            self.num_tokens = self._tokens.count(self.num_tokens)
+        return shown
+
+
+class _Tokens:
+    """Decodes tokens, and counts how many of them a text has."""
+
+    def __init__(self, vocab: Vocab) -> None:
+        self._vocab, self._decoder = vocab, vocab.decoder()
+        self._ids: list[Int[np.ndarray, " n"]] = []
+
+    def decode(self, ids: Int[np.ndarray, " n"]) -> tuple[str, bool]:
+        """(text of the next tokens, whether the sample ends among them).
+
+        It ends at a document boundary, and where no token was left to sample.
+        """
+        is_end = ids < 0
+        if self._vocab.boundary_id is not None:
+            is_end |= ids == self._vocab.boundary_id
+        ends = np.flatnonzero(is_end)
+        ids = ids[: ends[0]] if ends.size else ids
+        if self._vocab.unit == "byte":
+            self._ids.append(ids)
+        return self._decoder.decode(ids), bool(ends.size)
+
+    def flush(self) -> str:
+        return self._decoder.flush()
+
+    def count(self, length: int) -> int:
+        """How many tokens the first `length` characters of the decoded text have."""
+        if self._vocab.unit == "codepoint":
+            return length
+        decoder, decoded = self._vocab.decoder(), 0
+        ids = np.concatenate([*self._ids, np.empty(0, np.int32)]).astype(np.int32)
+        for number in range(len(ids)):
+            if decoded >= length:
+                return number
+            decoded += len(decoder.decode(ids[number : number + 1]))
+        return len(ids)
+
+
+class _Lines:
+    """Counts the lines of a text, and leaves out those that are not accepted."""
+
+    def __init__(self, until: int, accepts: Callable[[str], bool] | None, line_start: str) -> None:
+        self.has_ended = False
+        self._until, self._accepts = until, accepts
+        self._start, self._line, self._num_lines = line_start, "", 0
+
+    def read(self, text: str) -> tuple[str, int]:
+        """(what stays of the text, how many of its characters were read)."""
+        if not self._until and self._accepts is None:
+            return text, len(text)
+        shown, num_read = "", 0
+        for line in _lines(text):
+            num_read += len(line)
+            if not line.endswith("\n"):
+                if self._accepts is None:
+                    shown += line
+                else:
+                    self._line += line
+                continue
+            if self._is_accepted(line[:-1]):
+                shown += self._line + line
+                self._num_lines += 1
+            self._line = ""
+            if self._until and self._num_lines == self._until:
+                self.has_ended = True
+                break
+        return shown, num_read
+
+    def flush(self) -> str:
+        """The last line, which has no newline, if it stays."""
+        line, self._line = self._line, ""
+        return line if line and self._accepts and self._accepts(self._start + line) else ""
+
+    def _is_accepted(self, end: str) -> bool:
+        start, self._start = self._start, ""
+        return self._accepts is None or self._accepts(start + self._line + end)
+
+
+def _lines(text: str) -> Sequence[str]:
+    """The lines of a text with their newlines; no other character ends a line."""
+    *lines, last = text.split("\n")
+    return [line + "\n" for line in lines] + ([last] if last else [])
+
+
+def _first_stop(text: str, stops: Sequence[str]) -> int | None:
+    """Where the stop text begins that is complete first, so that the chunks do not matter."""
+    found = [(at + len(stop), at) for stop in stops if (at := text.find(stop)) >= 0]
+    return min(found)[1] if found else None
+
+
+def _num_held(text: str, stops: Sequence[str]) -> int:
+    """The length of the longest end of the text with which a stop text may begin."""
+    longest = max((len(stop) for stop in stops), default=1) - 1
+    lengths = range(min(longest, len(text)), 0, -1)
+    return next((n for n in lengths if any(stop.startswith(text[-n:]) for stop in stops)), 0)

@@ -1,0 +1,53 @@
+"""The text that a run was trained on, read again to keep samples from repeating it."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from charjax.data.corpus import Corpus, load_corpus
+from charjax.errors import CharjaxError, InputError
+from charjax.inference.load import TrainedModel
+
+
+def training_text(trained: TrainedModel, flag: str) -> Corpus:
+    """The text of a model's run, validation and test included.
+
+    Args:
+      trained: the model.
+      flag: that needs the text, for messages.
+
+    Raises:
+      InputError: it is gone, or not the text that the run was trained on.
+      HostError: it can be neither found nor downloaded.
+    """
+    recorded = trained.meta["corpus"]["sha256"]
+    try:
+        corpus = load_corpus(trained.config.data)
+    except CharjaxError as error:
+        raise type(error)(f"{flag}: needs the text that this run was trained on: {error}") from None
+    if corpus.sha256 != recorded:
+        raise InputError(
+            f"{flag}: {corpus.name} is not the text that this run was trained on (SHA-256 "
+            f"{recorded[:12]}, now {corpus.sha256[:12]}); bring that text back"
+        )
+    return corpus
+
+
+def known_lines(trained: TrainedModel) -> frozenset[str]:
+    """The lines of the training text, for `Controls.new`; of a model of documents, the documents.
+
+    Raises:
+      InputError: the text is gone, or another one; so does HostError.
+    """
+    corpus = training_text(trained, "--new")
+    if not trained.vocab.boundary:
+        return frozenset(_decoded(trained, corpus.text).split("\n"))
+    starts = [*corpus.document_starts.tolist(), len(corpus.text)]
+    return frozenset(_decoded(trained, corpus.text[a:b]) for a, b in pairwise(starts))
+
+
+def _decoded(trained: TrainedModel, text: str) -> str:
+    """The text as samples are decoded: bytes are UTF-8."""
+    if trained.vocab.unit == "codepoint":
+        return text
+    return text.encode("latin-1").decode("utf-8", errors="replace")

@@ -1,0 +1,259 @@
+"""What texts may hold and where they end: the same text for any chunks and any number of texts."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from charjax.config import Config, DataConfig
+from charjax.data.corpus import load_corpus
+from charjax.data.vocab import Vocab
+from charjax.errors import InputError
+from charjax.inference import texts as module
+from charjax.inference.controls import Controls
+from charjax.inference.pick import likeliest_words
+from charjax.inference.sampling import Sampling
+from charjax.inference.text_end import TextEnd
+from charjax.inference.texts import TextSampler, sample_texts, write_texts
+from tests.inference.scripted import chain, memoryless, trained
+
+TEXT = "abc\n"
+VOCAB = Vocab(tuple(TEXT), "codepoint", False)
+RANDOM = trained(memoryless([1.0, 0.8, 0.6, 1.2]), TEXT)
+DOCUMENTS = Vocab(("a", "b"), "codepoint", False, boundary=True)
+
+
+def written(model, *, prompt="", num_chars=60, num_samples=1, separator="|", **options):
+    """What `charjax sample` writes; `options` of `Controls` and of `Sampling`."""
+    controls = {k: options.pop(k) for k in list(options) if k in Controls.__dataclass_fields__}
+    pieces = write_texts(
+        model,
+        prompt,
+        num_chars=num_chars,
+        num_samples=num_samples,
+        separator=separator,
+        sampling=Sampling(**options),
+        unknown="error",
+        controls=Controls(**controls),
+    )
+    return "".join(pieces)
+
+
+# Where a text ends
+
+
+@given(
+    text=st.text("ab\n", max_size=30),
+    stops=st.lists(st.text("ab\n", min_size=1, max_size=3), max_size=2),
+    until=st.integers(0, 3),
+    cuts=st.lists(st.integers(0, 30), max_size=5),
+)
+def test_a_text_ends_in_the_same_place_however_it_is_cut(text, stops, until, cuts):
+    controls = Controls(stop=tuple(stops), until_lines=until)
+    ids = VOCAB.encode(text)
+
+    def read(cuts):
+        end = TextEnd(VOCAB, controls, 30)
+        pieces = [end.read(part) for part in np.split(ids, cuts)]
+        return "".join([*pieces, end.flush()]), end.finished, end.num_tokens
+
+    whole = read([])
+    assert read(sorted(min(cut, len(ids)) for cut in cuts)) == whole
+    assert text.startswith(whole[0])
+    assert whole[2] == len(whole[0])
+    assert not any(stop in whole[0] for stop in stops)
+    assert not until or whole[0].count("\n") <= until
+    if whole[1] == "length":
+        assert whole[0] == text
+
+
+def test_tokens_of_bytes_are_counted_up_to_the_stop():
+    vocab = Vocab(tuple("é!".encode().decode("latin-1")), "byte", False)
+    end = TextEnd(vocab, Controls(stop=("!",)), 100)
+    assert end.read(vocab.encode("éé!é")) == "éé"
+    assert (end.finished, end.num_tokens) == ("stop", 4)
+
+
+def test_a_text_ends_before_its_stop_text_and_after_its_lines():
+    plain = written(RANDOM)
+    assert "ab" in plain
+    assert written(RANDOM, stop=("ab",)) == plain[: plain.index("ab")]
+    assert written(RANDOM, until_lines=2) == "\n".join(plain.split("\n")[:2]) + "\n"
+    many = written(RANDOM, stop=("ab",), num_samples=3).split("|")
+    assert many[0] == plain[: plain.index("ab")]
+
+
+# What it may hold
+
+
+def test_forbidden_characters_are_not_sampled():
+    assert set(written(RANDOM, forbid="ac")) == {"b", "\n"}
+    assert set(written(RANDOM, only="ac")) == {"a", "c"}
+    assert set(written(RANDOM, only="ac", forbid="a")) == {"c"}
+    options = {"num_chars": 30, "num_samples": 1, "sampling": Sampling()}
+    model = RANDOM.config.model, RANDOM.params, RANDOM.vocab
+    (text,) = sample_texts(*model, "a", controls=Controls(only="b"), **options)
+    assert text == "b" * 30
+
+
+def test_min_p_keeps_what_is_likely_enough():
+    model = trained(memoryless(np.log([0.5, 0.3, 0.15, 0.05])), TEXT)
+    assert set(written(model, min_p=0.5)) == {"a", "b"}
+    assert set(written(model, min_p=1.0)) == {"a"}
+    # At temperature 1/2 the squares count: 0.25, 0.09, 0.0225, 0.0025.
+    assert set(written(model, min_p=0.2, temperature=0.5)) == {"a", "b"}
+
+
+def test_a_repetition_penalty_acts_in_its_window():
+    model = trained(memoryless([2.0, 1.9, 1.8, -5.0]), TEXT)
+    greedy = {"temperature": 0.0, "num_chars": 6, "prompt": "\n"}
+    assert written(model, **greedy) == "\naaaaaa"
+    assert written(model, repetition_penalty=1.5, repetition_window=1, **greedy) == "\nababab"
+    assert written(model, repetition_penalty=1.5, repetition_window=2, **greedy) == "\nabcabc"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"min_p": 0.1},
+        {"repetition_penalty": 1.4, "repetition_window": 3},
+        {"forbid": "b"},
+        {"stop": ("ca",)},
+        {"until_lines": 3},
+        {"unique": True},
+    ],
+)
+def test_a_text_does_not_depend_on_how_many_are_asked_for(options):
+    many = written(RANDOM, num_samples=9, **options).split("|")
+    assert len(set(many)) > 1
+    assert written(RANDOM, num_samples=2, **options).split("|") == many[:2]
+    assert written(RANDOM, **options) == many[0]
+
+
+# Lines and documents that are left out
+
+
+def run_on(path, text, logits, *, documents):
+    """A model whose run was trained on a text, as a file."""
+    path.write_text(text, encoding="utf-8")
+    data = DataConfig(
+        path=str(path), documents="lines" if documents else "none", boundary=documents
+    )
+    config, params = memoryless(logits)
+    meta = {"corpus": {"name": "t", "sha256": load_corpus(data).sha256}}
+    model = trained((config, params), text)
+    return replace(
+        model,
+        config=Config(model=config, data=data),
+        vocab=DOCUMENTS if documents else model.vocab,
+        meta=meta,
+    )
+
+
+def test_a_line_is_not_written_twice_and_not_copied(tmp_path):
+    model = run_on(tmp_path / "t.txt", "ab\na\nb\n", [0.0, 0.0, 0.0], documents=False)
+    plain = written(model, num_chars=300).split("\n")
+    kept = written(model, num_chars=300, unique=True, new=True).split("\n")
+    expected = list(dict.fromkeys(line for line in plain if line not in ("ab", "a", "b", "")))
+    assert [line for line in kept if line] == expected
+
+
+def test_the_beginning_of_a_line_in_the_prompt_counts(tmp_path):
+    model = run_on(tmp_path / "t.txt", "ab\na\nb\n", [0.0, 0.0, 0.0], documents=False)
+    plain = written(model, prompt="a", num_chars=300).split("\n")
+    assert plain[0] != "ab"  # the seed's first line is not one of the text
+    assert written(model, prompt="a", num_chars=300, new=True).split("\n")[0] == plain[0]
+
+
+def test_documents_are_numbered_and_the_first_accepted_are_kept(tmp_path):
+    model = run_on(tmp_path / "t.txt", "ab\na\nb\n", [0.0, 0.0, 0.0], documents=True)
+    candidates = written(model, num_samples=200).split("|")
+    expected = dict.fromkeys(text for text in candidates if text not in ("ab", "a", "b"))
+    for n in (1, 5, 12):
+        lines = written(model, until_lines=n, unique=True, new=True)
+        assert lines == "".join(line + "\n" for line in list(expected)[:n])
+    assert written(model, num_samples=3, unique=True, new=True) == "|".join(list(expected)[:3])
+    assert written(model, until_lines=2, num_samples=2) == (
+        "".join(f"{line}\n" for line in candidates[:2])
+        + "|"
+        + "".join(f"{line}\n" for line in candidates[2:4])
+    )
+
+
+def test_too_few_documents_are_said(monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "_MAX_REJECTED", 20)
+    model = run_on(tmp_path / "t.txt", "a\nb\n", [-99.0, -99.0, 9.0], documents=True)
+    with pytest.raises(InputError, match=r"^--unique, --new: 1 of 3 texts were found; .*20"):
+        written(model, until_lines=3, unique=True)
+
+
+def test_another_training_text_or_none_is_refused(tmp_path):
+    path = tmp_path / "t.txt"
+    model = run_on(path, "ab\na\nb\n", [0.0, 0.0, 0.0], documents=False)
+    path.write_text("other\n")
+    with pytest.raises(InputError, match=r"^--new: .*t.txt is not the text .*bring that text back"):
+        written(model, new=True)
+    path.unlink()
+    with pytest.raises(InputError, match=r"^--new: needs the text that this run was trained on: "):
+        written(model, new=True)
+
+
+def test_bytes_of_the_training_text_are_compared_as_text(tmp_path):
+    path = tmp_path / "t.txt"
+    path.write_text("é\n", encoding="utf-8")
+    data = DataConfig(path=str(path), unit="byte")
+    digest = hashlib.sha256("é\n".encode().decode("latin-1").encode("utf-8")).hexdigest()
+    vocab = Vocab(tuple("é\n".encode().decode("latin-1")), "byte", False)
+    model = trained(chain(9 * np.roll(np.eye(3), 1, axis=1)), "x", vocab=vocab)
+    model = replace(
+        model,
+        config=replace(model.config, data=data),
+        meta={"corpus": {"name": "t", "sha256": digest}},
+    )
+    assert written(model, temperature=0.0, num_chars=9) == "é\né\né\n"
+    assert written(model, temperature=0.0, num_chars=9, new=True) == ""
+
+
+# Words to pick from
+
+
+def test_words_to_pick_from_begin_with_the_likeliest_characters():
+    model = trained(chain(np.log([[0.1, 0.6, 0.3], [0.5, 0.1, 0.4], [0.4, 0.3, 0.3]])), "ab ")
+    sampler = TextSampler(model, Sampling(), Controls())
+    words = likeliest_words(sampler, "a", 2, unknown="error")
+    assert [word[0] for word in words] == ["b", " "]
+    assert words[0].startswith("bababa")
+    forbidding = TextSampler(model, Sampling(), Controls(forbid="b"))
+    assert [w[0] for w in likeliest_words(forbidding, "a", 2, unknown="error")] == [" ", "a"]
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stop": ("",)}, "--stop=: "),
+        ({"until_lines": -1}, "--until_lines=-1: "),
+        ({"only": "ab", "forbid": "ba"}, "--forbid=ba: leaves none of --only=ab"),
+        ({"forbid": "z"}, "--forbid=z: 'z' is not in the vocabulary"),
+        ({"only": "az"}, "--only=az: 'z' is not in the vocabulary"),
+        ({"forbid": "abc\n"}, "--forbid=abc\n: leaves no character"),
+        ({"until_lines": 2, "only": "ab"}, "--until_lines=2: the newline is forbidden"),
+    ],
+)
+def test_controls_that_cannot_be_met_are_refused(options, message):
+    with pytest.raises(InputError) as caught:
+        written(RANDOM, **options)
+    assert str(caught.value).startswith(message)
+
+
+def test_characters_of_bytes_must_be_ascii():
+    vocab = Vocab(tuple("é\n".encode().decode("latin-1")), "byte", False)
+    with pytest.raises(InputError, match=r"^--forbid=é: the tokens of this model are bytes"):
+        Controls(forbid="é").restrict(Sampling(), vocab)
