@@ -501,7 +501,7 @@ def test_an_interrupt_while_modules_load_prints_no_traceback(program, workspace,
 
 # Every flag of every command is in one of these sets: those whose values are paths, and the others.
 PATHS = {
-    *("--config", "--workdir", "--out", "--file", "--prompt_file"),
+    *("--config", "--workdir", "--out", "--file", "--prompt_file", "--prompts"),
     *("--init_from", "--vocabulary"),
 }
 OTHERS = {
@@ -509,6 +509,8 @@ OTHERS = {
     *("--checkpoint", "--weights", "--unknown", "--part", "--format"),
     *("--prompt", "--no_prompt", "--num_chars", "--num_samples", "--separator"),
     *("--temperature", "--top_k", "--top_p", "--seed"),
+    *("--min_p", "--repetition_penalty", "--repetition_window", "--json", "--pick"),
+    *("--stop", "--until_lines", "--forbid", "--only", "--unique", "--new"),
     *("--encoding", "--newlines", "--lowercase", "--start", "--end", "--documents"),
     *("--delimiter", "--columns", "--header", "--csv_delimiter"),
     *("name", "--copy", "text", "--minutes"),
@@ -529,6 +531,7 @@ WITH_PATHS = (
     "info --config=@tiny.py",
     "info --workdir=@run",
     "sample --workdir=@run --prompt_file=@prompt.txt --num_chars=3",
+    "sample --workdir=@run --prompts=@prompt.txt --num_chars=3",
     "score --workdir=@run --file=@prompt.txt",
     "train --config=@tiny.py --workdir=@tuned --init_from=@run",
     "export --workdir=@run --out=@torch --format=torch",
