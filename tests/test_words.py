@@ -47,7 +47,7 @@ BANNED_PROSE = {
 }
 PROSE = [
     path
-    for folder in ("charjax", "configs", "examples", "benchmarks", "tests", "docs")
+    for folder in ("charjax", "configs", "examples", "benchmarks", "tests", "docs", "notebooks")
     for path in sorted((ROOT / folder).rglob("*"))
     if path.suffix in (".py", ".pyi", ".c", ".h", ".md")
     # The one replaces the words of older result files, the other has them to ban them.

@@ -1,0 +1,46 @@
+"""The notebooks: each .ipynb is made of the .py beside it, and runs from a new kernel."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+jupytext = pytest.importorskip("jupytext", reason="needs the extra dev")
+
+from tests.notebooks import ROOT, SOURCES, run, to_json  # noqa: E402
+
+NAMES = {"quickstart", "your_own_text", "from_the_tensorflow_tutorial"}
+
+
+def test_there_are_three_notebooks_with_a_picture_in_the_docs():
+    page = ROOT.joinpath("docs", "notebooks.md").read_text("utf-8")
+    assert {source.stem for source in SOURCES} == NAMES
+    for name in NAMES:
+        assert f"(img/notebook-{name}.png)" in page
+        assert 0 < (ROOT / "docs" / "img" / f"notebook-{name}.png").stat().st_size < 200_000
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_a_notebook_is_made_of_its_source_and_has_no_outputs(source):
+    made = source.with_suffix(".ipynb").read_text("utf-8")
+    assert made == to_json(source), "run python -m tests.notebooks"
+    code = [cell for cell in json.loads(made)["cells"] if cell["cell_type"] == "code"]
+    assert code
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in code)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_a_notebook_runs_from_a_new_kernel(source, tmp_path):
+    """Each in minutes, with the data at hand: `$CHARJAX_DATA_DIR`, else a text that comes along."""
+    pytest.importorskip("nbclient", reason="needs the extra dev")
+    cells = run(source, tmp_path).cells
+    outputs = [output for cell in cells for output in cell.get("outputs", ())]
+    printed = "".join(output.get("text", "") for output in outputs)
+    pictures = [html for o in outputs if "<svg" in (html := o.get("data", {}).get("text/html", ""))]
+    assert len(pictures) == 1, "one picture, replaced in place"
+    assert "<polyline" in pictures[0]
+    for shown in ("cpu: ", "temperature 1.0 ---", "bits per character", ".html: "):
+        assert shown in printed
+    assert (tmp_path / "runs" / f"{source.stem}.html").exists()
