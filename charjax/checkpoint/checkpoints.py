@@ -122,7 +122,7 @@ class Checkpoints(CheckpointReader):
         """Reads and verifies a checkpoint.
 
         Args:
-          like: a pytree of arrays or `ShapeDtypeStruct`s: the structure, shapes and dtypes to
+          like: a pytree of arrays or of `ShapeDtypeStruct`: structure, shapes and dtypes to
             restore. It may be a part of what was saved, such as {"params": ...}.
           which: see `read_arrays`.
 
