@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 # `charjax.data.batches.BATCHINGS` has the modes.
 BATCHING_FIELDS: dict[str, frozenset[str]] = {
     "stream": frozenset(),
-    "windows": frozenset({"targets", "keep_partial", "stateful"}),
-    "sliding": frozenset({"targets", "keep_partial", "stateful", "stride"}),
+    "windows": frozenset({"targets", "keep_partial", "stateful", "window_order"}),
+    "sliding": frozenset({"targets", "keep_partial", "stateful", "window_order", "stride"}),
 }
 # The fields that each optimizer reads, among those that not all optimizers read;
 # `charjax.train.optimizer` has the optimizers.
@@ -79,6 +79,10 @@ class DataConfig:
     # With windows, sliding: each batch row starts from the carry of the same row of the batch
     # before, though the text does not continue there, as with Keras' stateful layers.
     stateful: bool = False
+    # With windows, sliding: the random order of the windows. table: by a table of all of them, as
+    # in versions without this field. keyed: by a keyed permutation, for any number of windows.
+    # auto: a table up to four million windows; resolved when a run starts.
+    window_order: str = choice("auto", "table", "keyed")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -231,6 +235,8 @@ def from_saved(values: Any) -> Config:
         data = data | {"boundary": False}
         if data["documents"] == "rows":
             data |= {"csv_delimiter": ","}
+    if "window_order" not in data and data.get("batching") not in (None, "stream"):
+        data = data | {"window_order": "table"}
     return from_config_dict(values | {"data": data})
 
 

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import abc
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Bool, Int
 
 from charjax.config import DataConfig
+from charjax.data.shuffle import DOCUMENTS, OFFSET, make_order, random_generator
+from charjax.data.store import TokenIds
 from charjax.errors import InputError
 
 _ALL = slice(None)
-_CHUNK = 1 << 16  # windows, whose positions are computed in chunks, to bound the memory
-
-# Random streams, derived from the seed. Renumbering them would change the data order of old runs.
-_ORDER, _OFFSET, _DOCUMENTS = 0, 1, 2
 
 
 class Batch(NamedTuple):
@@ -40,13 +38,13 @@ class TokenSplit(NamedTuple):
     """A contiguous split of a text: its token ids, and the positions where documents start.
 
     Attributes:
-      ids: token ids.
+      ids: token ids, in memory or packed.
       document_starts: positions in `ids`, ascending from 0.
       boundary_id: the id of the boundary token, which comes before each document and after the
         last one; None without boundary tokens.
     """
 
-    ids: Int[np.ndarray, " tokens"]
+    ids: TokenIds
     document_starts: Int[np.ndarray, " documents"]
     boundary_id: int | None = None
 
@@ -85,7 +83,7 @@ class Batches(abc.ABC):
 
 
 def split(
-    ids: Int[np.ndarray, " tokens"],
+    ids: TokenIds,
     document_starts: Int[np.ndarray, " documents"],
     fractions: tuple[float, ...],
     boundary_id: int | None = None,
@@ -141,7 +139,7 @@ def _cut(text: TokenSplit, begin: int, end: int) -> TokenSplit:
 
 def random_order(count: int, seed: int) -> Int[np.ndarray, " count"]:
     """A permutation of 0 to count - 1, in which documents are shuffled before the split."""
-    return _rng(seed, _DOCUMENTS, 0).permutation(count)
+    return random_generator(seed, DOCUMENTS, 0).permutation(count)
 
 
 class StreamBatches(Batches):
@@ -184,7 +182,11 @@ class StreamBatches(Batches):
         return Batch(tokens[:, :-1], tokens[:, 1:], mask, reset)
 
     def _offset(self, epoch: int) -> int:
-        return int(_rng(self._seed, _OFFSET, epoch).integers(len(self._ids))) if epoch else 0
+        return (
+            int(random_generator(self._seed, OFFSET, epoch).integers(len(self._ids)))
+            if epoch
+            else 0
+        )
 
 
 class WindowBatches(Batches):
@@ -205,9 +207,8 @@ class WindowBatches(Batches):
             targets_per_window = 1 if config.targets == "last" else config.seq_len
             self.chars_per_epoch = self._num_used * targets_per_window
         else:
-            spans = self._span_chunks(np.ones(self.num_sequences, bool))
-            self.chars_per_epoch = sum(int(lengths.sum()) for _, lengths in spans)
-        self._order = functools.lru_cache(maxsize=1)(self._shuffled)
+            self.chars_per_epoch = self._windows.num_targets
+        self._order = make_order(config.window_order, self.num_sequences, seed)
 
     @property
     def _num_used(self) -> int:
@@ -225,25 +226,25 @@ class WindowBatches(Batches):
     @functools.cached_property
     def unused_chars(self) -> int:  # type: ignore[override]
         """Targets in no batch of the first epoch; a target of overlapping windows counts once."""
-        used = np.zeros(self.num_sequences, bool)
-        used[self._order(0)[: self._num_used]] = True
-        distinct, end = 0, 0
-        for first, lengths in self._span_chunks(used):
-            ends = np.maximum.accumulate(np.append(end, first + lengths))
-            distinct += int(np.maximum(0, ends[1:] - np.maximum(first, ends[:-1])).sum())
-            end = ends[-1]
-        return self._text.num_targets - distinct
+        unused = self._order(0, np.arange(self._num_used, self.num_sequences))
+        overlap = np.arange(-self._windows.overlap, self._windows.overlap + 1)
+        near = np.unique((unused[:, None] + overlap).clip(0, self.num_sequences - 1))
+        near_used = np.setdiff1d(near, unused)
+        covered = self._num_covered(near) - self._num_covered(near_used)
+        return self._text.num_targets - self._windows.num_distinct + covered
 
-    def _span_chunks(self, used: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The `Windows.spans` of the windows that are used, in chunks, to bound the memory."""
-        for start in range(0, len(used), _CHUNK):
-            yield self._windows.spans(np.flatnonzero(used[start : start + _CHUNK]) + start)
+    def _num_covered(self, windows: np.ndarray) -> int:
+        """How many targets some windows have, in ascending order; each target counts once."""
+        first, lengths = self._windows.spans(windows)
+        ends = np.maximum.accumulate(np.append(0, first + lengths))
+        return int(np.maximum(0, ends[1:] - np.maximum(first, ends[:-1])).sum())
 
     def __call__(self, step: int, rows: slice = _ALL) -> Batch:
         """The windows of the step; a partial batch is filled up with rows that are masked out."""
         size, length = self._config.batch_size, self._config.seq_len
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
-        windows = self._order(epoch)[step_of_epoch * size : (step_of_epoch + 1) * size]
+        end = min((step_of_epoch + 1) * size, self.num_sequences)
+        windows = self._order(epoch, np.arange(step_of_epoch * size, end))
         padded = np.pad(windows, (0, size - len(windows)))[rows]
         first_target, num_targets = self._windows.spans(padded)
         # With targets="last" a window ends at its target, else it starts before its first one.
@@ -255,11 +256,6 @@ class WindowBatches(Batches):
         mask = is_window[:, None] & is_target
         reset = np.full(len(tokens), not self._config.stateful)
         return Batch(tokens[:, :-1], tokens[:, 1:], mask, reset)
-
-    def _shuffled(self, epoch: int) -> np.ndarray:
-        order = np.arange(self.num_sequences, dtype=np.int32)
-        _rng(self._seed, _ORDER, epoch).shuffle(order)
-        return order
 
 
 class SlidingBatches(WindowBatches):
@@ -276,9 +272,15 @@ class Windows(Protocol):
 
     Attributes:
       count: how many there are.
+      num_targets: how many targets they have together.
+      num_distinct: the same where a target of overlapping windows counts once.
+      overlap: how many windows before, or after, one may have targets of it.
     """
 
     count: int
+    num_targets: int
+    num_distinct: int
+    overlap: int
 
     def spans(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """For each window number: the position of its first target, and its number of targets."""
@@ -298,6 +300,11 @@ class WindowsInDocuments(Windows):
         counts = np.maximum(0, -((config.seq_len - lengths) // stride))
         self._window_ends = np.cumsum(counts)  # windows in all documents up to this one, inclusive
         self.count = int(counts.sum())
+        num_targets = 1 if config.targets == "last" else config.seq_len
+        self.num_targets = self.count * num_targets
+        distinct = (counts - 1) * min(stride, num_targets) + num_targets
+        self.num_distinct = int(distinct[counts > 0].sum())
+        self.overlap = (num_targets - 1) // stride
 
     def spans(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """As `Windows.spans`."""
@@ -314,15 +321,20 @@ class WindowsAcrossDocuments(Windows):
 
     def __init__(self, config: DataConfig, text: TokenSplit, stride: int) -> None:
         """See `make_batches`."""
-        self._stride, self._num_targets = stride, text.num_targets
+        self._stride, self._end = stride, text.num_targets + 1
         self._length = 1 if config.targets == "last" else config.seq_len
         beyond_first = max(0, text.num_targets - self._length)
         self.count = min(-(-beyond_first // stride) + 1, -(-text.num_targets // stride))
+        last = min(self._length, text.num_targets - (self.count - 1) * stride)
+        others = max(0, self.count - 1)  # of full length
+        self.num_targets = others * self._length + last
+        self.num_distinct = others * min(stride, self._length) + last
+        self.overlap = (self._length - 1) // stride
 
     def spans(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """As `Windows.spans`."""
         first = 1 + windows.astype(np.int64) * self._stride
-        return first, np.minimum(self._length, self._num_targets + 1 - first)
+        return first, np.minimum(self._length, self._end - first)
 
 
 class PackedWindows(Windows):
@@ -359,6 +371,8 @@ class PackedWindows(Windows):
         self._starts = starts[first] + number * length
         last_length = ends[next_first[first] - 1] - self._starts
         self._lengths = np.where(number < num_full[first], length, last_length)
+        self.num_targets = self.num_distinct = int(self._lengths.sum())
+        self.overlap = 0
 
     def spans(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """As `Windows.spans`."""
@@ -393,14 +407,10 @@ def make_batches(config: DataConfig, text: TokenSplit, seed: int) -> Batches:
     return BATCHINGS[config.batching](config, text, seed)
 
 
-def _gather(ids: np.ndarray, first: np.ndarray, length: int) -> np.ndarray:
+def _gather(ids: TokenIds, first: np.ndarray, length: int) -> np.ndarray:
     """int32 [batch, length]: `length` tokens from each position on, wrapping around the end."""
     tokens: np.ndarray = ids[(first[:, None] + np.arange(length)) % len(ids)]
     return tokens.astype(np.int32, copy=False)
-
-
-def _rng(seed: int, stream: int, epoch: int) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, stream, epoch])))
 
 
 def _too_few(config: DataConfig, num_windows: int, lengths: np.ndarray) -> str:

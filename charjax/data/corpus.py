@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -16,9 +17,12 @@ from charjax.config import DataConfig
 from charjax.data import named_corpora
 from charjax.data.files import find_files, read_files
 from charjax.data.named_corpora import BUILT_IN, RawText
-from charjax.data.reading import PreparedText, ReadingRules, prepare_text
+from charjax.data.reading import PreparedText, ReadingRules, TextReader, prepare_text
+from charjax.data.store import TextStore, is_store
+from charjax.data.tokens import EncodedText, TextEncoder, join_arrays
 from charjax.errors import HostError, InputError
 from charjax.runtime.display import ProgressFn, no_progress
+from charjax.runtime.paths import expand_path, is_address
 
 _BLOCK = 1 << 20  # bytes
 
@@ -27,28 +31,60 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """A text and its documents.
+    """A text and its documents, in memory or packed.
 
     Attributes:
       name: the name of the corpus, or the path it was read from.
-      text: one character a token; with `data.unit=byte`, as `bytes_to_text` returns it.
-      document_starts: int64 positions in the text, ascending from 0.
+      content: the text.
+      characters: its distinct characters, as they first appear; with `data.unit=byte`, those of
+        `bytes_to_text`.
+      chars: how many characters it has.
       sha256: hexadecimal digest of the text's UTF-8, after all processing; with document
-        boundaries, of the positions of the documents too.
+        boundaries, of the positions of the documents too. Of a packed text, that of its shards.
       notice: a warning to the user about the text, or "".
       rules: how it was read.
     """
 
     name: str
-    text: str
-    document_starts: Int[np.ndarray, " documents"]
+    content: EncodedText | TextStore
+    characters: Sequence[str]
+    chars: int
     sha256: str
     notice: str
     rules: ReadingRules
 
+    @property
+    def text(self) -> str:
+        """The text in memory; one character a token, with `data.unit=byte` too.
+
+        Raises:
+          InputError: the text is packed.
+        """
+        return self._in_memory().text()
+
+    @property
+    def document_starts(self) -> Int[np.ndarray, " documents"]:
+        """The int64 positions in `text` where documents start, ascending from 0."""
+        return self._in_memory().document_starts()
+
+    @property
+    def num_documents(self) -> int:
+        """How many documents the text has."""
+        if isinstance(self.content, TextStore):
+            return max(1, sum(shard.documents for shard in self.content.shards))
+        return len(self.content.starts)
+
+    def _in_memory(self) -> EncodedText:
+        if isinstance(self.content, TextStore):
+            raise InputError(
+                f"{self.name}: is a packed text; train on it with --config and "
+                f"--config.data.path={self.name}"
+            )
+        return self.content
+
 
 def load_corpus(config: DataConfig, *, progress: ProgressFn = no_progress) -> Corpus:
-    """Reads and prepares the corpus that the config names; see `prepare_text`.
+    """Reads and prepares the corpus that the config names, or opens the packed text.
 
     Downloads and `Corpus.notice` are logged to the logger `charjax`.
 
@@ -59,9 +95,12 @@ def load_corpus(config: DataConfig, *, progress: ProgressFn = no_progress) -> Co
     Raises:
       InputError: there is no such corpus, file or marker, or the text cannot be decoded or parsed,
         or is empty.
+      StoreError: the packed text is damaged.
       HostError: the corpus can be neither found nor downloaded, or a file cannot be read.
     """
     rules = ReadingRules.from_config(config)
+    if config.path and is_store(config.path):
+        return _open_store(config)
     if config.path:
         return _make_corpus(config.path, _read_path(config.path, rules), rules)
     named_corpora.check_name(config.corpus, "config.data.corpus")
@@ -118,26 +157,83 @@ def _read_path(path: str, rules: ReadingRules) -> Iterable[RawText]:
 
 def _make_corpus(name: str, files: Iterable[RawText], rules: ReadingRules, *notices: str) -> Corpus:
     """The corpus of these files; logs its notices."""
-    prepared = prepare_text(files, rules)
-    if not prepared.text:
+    reader, digest = TextReader(rules), hashlib.sha256()
+    encoder = TextEncoder(name, boundary=rules.documents.boundary)
+    tokens: list[np.ndarray] = []
+    starts: list[np.ndarray] = []
+    for piece in reader.pieces(files):
+        encoded, first_tokens = encoder.encode(piece)
+        tokens.append(encoded)
+        starts.append(first_tokens)
+        digest.update(piece.text.encode("utf-8"))
+    if not encoder.num_chars:
         raise InputError(f"{name}: the text is empty; give one with characters in it")
-    notices += prepared.notices
-    for notice in notices:
-        _logger.warning("NOTICE: %s", notice)
-    sha256 = _digest(prepared, name)
-    return Corpus(
-        name, prepared.text, prepared.document_starts, sha256, "; ".join(notices), prepared.rules
+    reader.check_delimiter()
+    tokens.append(encoder.end())
+    if rules.documents.mode == "none":
+        starts.append(np.zeros(1, np.int64))
+    content = EncodedText(join_arrays(tokens), tuple(encoder.alphabet), np.concatenate(starts))
+    if rules.documents.boundary:
+        digest.update(content.document_starts().astype("<i8").tobytes())
+    notices += reader.finish()
+    characters = [character for character in encoder.alphabet if character]
+    return _reported(
+        Corpus(
+            name=name,
+            content=content,
+            characters=characters,
+            chars=encoder.num_chars,
+            sha256=digest.hexdigest(),
+            notice="; ".join(notices),
+            rules=reader.rules,
+        ),
+        notices,
     )
 
 
-def _digest(prepared: PreparedText, name: str) -> str:
-    try:
-        digest = hashlib.sha256(prepared.text.encode("utf-8"))
-    except UnicodeEncodeError as error:
+def _open_store(config: DataConfig) -> Corpus:
+    """The corpus of a packed text; logs its notices.
+
+    Raises:
+      InputError: the text is not complete, or was read in another way than the config says.
+      StoreError: it is damaged.
+      HostError: it cannot be read.
+    """
+    path = config.path if is_address(config.path) else expand_path(config.path, "config.data.path")
+    store = TextStore(path)
+    wanted, packed = (_flat(rules) for rules in (ReadingRules.from_config(config), store.rules))
+    for name, value in wanted.items():
+        if value != packed[name] and not (name == "csv_delimiter" and not value):
+            raise InputError(
+                f"config.data.{name}={value!r}: {config.path} was packed with {packed[name]!r}; "
+                f"set config.data.{name} to that, or pack the text again"
+            )
+    if config.shuffle_documents:
         raise InputError(
-            f"{name}: character {error.start} is half of a surrogate pair, not a character; "
-            "correct the file or config.data.encoding"
-        ) from error
-    if prepared.rules.documents.boundary:
-        digest.update(prepared.document_starts.astype("<i8").tobytes())
-    return digest.hexdigest()
+            "config.data.shuffle_documents=True: a packed text keeps its order; leave it out, or "
+            "shuffle the documents before they are packed"
+        )
+    index = store.index
+    corpus = Corpus(
+        name=config.path,
+        content=store,
+        characters=index.characters,
+        chars=index.chars,
+        sha256=index.sha256,
+        notice="; ".join(index.notices),
+        rules=store.rules,
+    )
+    return _reported(corpus, index.notices)
+
+
+def _reported(corpus: Corpus, notices: Iterable[str]) -> Corpus:
+    for notice in notices:
+        _logger.warning("NOTICE: %s", notice)
+    return corpus
+
+
+def _flat(rules: ReadingRules) -> dict[str, Any]:
+    """The rules by the names of their config fields."""
+    values = rules.to_json()
+    documents = values.pop("documents")
+    return {**values, "documents": documents.pop("mode"), **documents}

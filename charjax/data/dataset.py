@@ -13,7 +13,10 @@ from jaxtyping import Int
 from charjax.config import Config
 from charjax.data.batches import Batches, Splits, make_batches, random_order, split
 from charjax.data.corpus import Corpus, load_corpus, read_text
+from charjax.data.read_ahead import ReadAhead
 from charjax.data.reading import ReadingRules, normalize_form
+from charjax.data.store import ShardRecord, StoreTokens, TextStore, TokenIds
+from charjax.data.tokens import BOUNDARY, EncodedText, translation
 from charjax.data.vocab import Vocab
 from charjax.errors import HostError
 from charjax.runtime.display import ProgressFn, listed, no_progress
@@ -64,7 +67,7 @@ def load_dataset(
     except MemoryError as error:
         raise HostError(
             f"{config.data.path or config.data.corpus}: memory does not suffice to read this text, "
-            "which takes about 9 bytes a character; give less text or more memory"
+            "which takes about 2 bytes a character; pack it by `charjax pack`, or give more memory"
         ) from error
 
 
@@ -96,53 +99,56 @@ def read_tokens(
         documents = [normalize_form(document, vocab) for document in documents]
     text = "".join(documents)
     starts = np.cumsum([0, *map(len, documents[:-1])], dtype=np.int64)
-    return _encode(text, starts, vocab, unknown=unknown)[0]
+    ids = vocab.encode_corpus(text, unknown=unknown)
+    if vocab.boundary_id is None:
+        return ids
+    return np.insert(ids, np.append(starts, len(ids)), np.int32(vocab.boundary_id))
 
 
 def _load(config: Config, known: Sequence[str], progress: ProgressFn) -> Dataset:
     data = config.data
     corpus = load_corpus(data, progress=progress)
-    if data.shuffle_documents:
-        corpus = _shuffle(corpus, config.seed)
-    boundary = corpus.rules.documents.boundary
+    if data.shuffle_documents and isinstance(corpus.content, EncodedText):
+        order = random_order(len(corpus.content.starts), config.seed)
+        content = corpus.content.reordered(order.tolist())
+        corpus = replace(corpus, content=content, characters=content.first_characters())
     vocab = Vocab.from_text(
-        corpus.text,
+        "".join(corpus.characters),
         known=known,
         order=data.vocabulary,
         unit=data.unit,
         unk=data.unk,
-        boundary=boundary,
+        boundary=corpus.rules.documents.boundary,
     )
     _report_characters(corpus, vocab)
-    ids, starts = _encode(corpus.text, corpus.document_starts, vocab)
+    corpus, ids, starts = _token_ids(corpus, vocab)
     splits = split(ids, starts, data.split, boundary_id=vocab.boundary_id)
     batches = make_batches(data, splits.train, config.seed)
+    if isinstance(corpus.content, TextStore):
+        batches = ReadAhead(batches)
     dataset = Dataset(corpus, vocab, splits, batches)
     _report_splits(config, dataset)
     return dataset
 
 
-def _encode(
-    text: str, document_starts: Int[np.ndarray, " documents"], vocab: Vocab, unknown: str = "error"
-) -> tuple[Int[np.ndarray, " tokens"], Int[np.ndarray, " documents"]]:
-    """The token ids, with boundary tokens if the vocabulary has one, and the document starts."""
-    ids = vocab.encode_corpus(text, unknown=unknown)
-    if vocab.boundary_id is None:
-        return ids, document_starts
-    ids = np.insert(ids, np.append(document_starts, len(ids)), np.int32(vocab.boundary_id))
-    return ids, document_starts + np.arange(len(document_starts))
+def _token_ids(
+    corpus: Corpus, vocab: Vocab
+) -> tuple[Corpus, TokenIds, Int[np.ndarray, " documents"]]:
+    """The corpus with the ids of the vocabulary, its ids, and the positions of its documents."""
+    content = corpus.content
+    if isinstance(content, EncodedText):
+        content = content.recoded(vocab.characters, len(vocab))
+        return replace(corpus, content=content), content.tokens, content.starts
+
+    def table(record: ShardRecord) -> np.ndarray:
+        alphabet = (*((BOUNDARY,) * record.boundary), *record.alphabet)
+        return translation(alphabet, vocab.characters, len(vocab))
+
+    return corpus, StoreTokens.open(content, table), content.document_starts()
 
 
 def _documents(text: str, document_starts: Int[np.ndarray, " documents"]) -> Iterator[str]:
     return (text[a:b] for a, b in pairwise([*document_starts.tolist(), len(text)]))
-
-
-def _shuffle(corpus: Corpus, seed: int) -> Corpus:
-    """The corpus with its documents in an order drawn from the seed."""
-    documents = list(_documents(corpus.text, corpus.document_starts))
-    documents = [documents[i] for i in random_order(len(documents), seed)]
-    starts = np.cumsum([0, *map(len, documents[:-1])], dtype=np.int64)
-    return replace(corpus, text="".join(documents), document_starts=starts)
 
 
 def _report_characters(corpus: Corpus, vocab: Vocab) -> None:
@@ -158,15 +164,23 @@ def _report_characters(corpus: Corpus, vocab: Vocab) -> None:
         if c not in _ORDINARY_CONTROLS and (c < " " or "\x7f" <= c < limit)
     ]
     if controls:
-        found = [f"U+{ord(c):04X} ({corpus.text.count(c):,}x)" for c in controls]
+        found = [f"U+{ord(c):04X}{_occurrences(corpus, c)}" for c in controls]
         _logger.warning("NOTICE: %s has control characters: %s", corpus.name, listed(found))
+
+
+def _occurrences(corpus: Corpus, character: str) -> str:
+    """How often a character is in a text in memory, as " (3x)"."""
+    if isinstance(corpus.content, TextStore):
+        return ""
+    token = corpus.content.alphabet.index(character)
+    return f" ({np.count_nonzero(corpus.content.tokens == token):,}x)"
 
 
 def _report_splits(config: Config, dataset: Dataset) -> None:
     """Warns of duplicate documents, of no validation loss, of splits far from the fractions."""
     data, corpus, (train, val, _) = config.data, dataset.corpus, dataset.splits
-    if len(corpus.document_starts) > 1:
-        _report_duplicates(dataset)
+    if corpus.num_documents > 1 and isinstance(corpus.content, EncodedText):
+        _report_duplicates(corpus.content, dataset.splits)
     if data.split[1] and val.num_targets < 1:
         patience = config.train.patience
         no_effect = f", and train.patience={patience} has no effect" if patience else ""
@@ -176,17 +190,17 @@ def _report_splits(config: Config, dataset: Dataset) -> None:
             "config.data.split larger"
         )
     actual = train.num_targets / max(1, sum(split.num_targets for split in dataset.splits))
-    if abs(actual - data.split[0]) > _MAX_SPLIT_ERROR and len(corpus.document_starts) > 1:
+    if abs(actual - data.split[0]) > _MAX_SPLIT_ERROR and corpus.num_documents > 1:
         _logger.warning(
             f"NOTICE: documents are not cut: the train split has {actual:.2f} of the text instead "
             f"of {data.split[0]:.2f}"
         )
 
 
-def _report_duplicates(dataset: Dataset) -> None:
+def _report_duplicates(content: EncodedText, splits: Splits) -> None:
     """Warns of validation and test documents that are in the train split too."""
-    corpus, splits = dataset.corpus, dataset.splits
-    hashes = [hash(document) for document in _documents(corpus.text, corpus.document_starts)]
+    edges = [*content.starts.tolist(), len(content.tokens) - (BOUNDARY in content.alphabet)]
+    hashes = [hash(content.tokens[a:b].tobytes()) for a, b in pairwise(edges)]
     num_train, num_val = (len(part.document_starts) for part in splits[:2])
     train = set(hashes[:num_train])
     parts = {

@@ -10,14 +10,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import tensorstore as ts
+from jaxtyping import Integer
 
 from charjax import schema
 from charjax.data.reading import ReadingRules
@@ -116,7 +118,8 @@ class Index(NamedTuple):
 
 def is_store(path: str) -> bool:
     """Whether a path is an address, or a folder that holds a packed text, perhaps unfinished."""
-    return is_address(path) or any((Path(path) / name).is_file() for name in (INDEX, PLAN))
+    folder = Path(os.path.expandvars(os.path.expanduser(path)))
+    return is_address(path) or any((folder / name).is_file() for name in (INDEX, PLAN))
 
 
 def open_files(path: str) -> ts.KvStore:
@@ -329,6 +332,11 @@ class StoreTokens:
     def __len__(self) -> int:
         return self.size
 
+    @property
+    def identity(self) -> str:
+        """What tells the part from others, without reading it."""
+        return f"{self._chunks.sha256} {self._begin} {self.size}"
+
     def __getitem__(self, index: Any) -> Any:
         """A slice is another part, and reads nothing; positions are read, int32.
 
@@ -343,9 +351,8 @@ class StoreTokens:
         positions = np.asarray(index)
         if positions.size and not -self.size <= positions.min() <= positions.max() < self.size:
             raise IndexError(f"a position is outside the {self.size} tokens")
-        return self._chunks.read(
-            np.where(positions < 0, positions + self.size, positions) + self._begin
-        )
+        positions = np.where(positions < 0, positions + self.size, positions)
+        return self._chunks.read(np.asarray(positions + self._begin))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """All ids; for short parts."""
@@ -357,12 +364,13 @@ class _Chunks:
 
     Attributes:
       ends: the position after each shard's last token.
+      sha256: that of the packed text.
     """
 
     def __init__(self, store: TextStore, translate: Callable[[ShardRecord], np.ndarray]) -> None:
         """Reads nothing."""
         sizes = np.array([shard.tokens for shard in store.shards], np.int64)
-        self._store, self._translate = store, translate
+        self._store, self._translate, self.sha256 = store, translate, store.index.sha256
         self.ends = np.cumsum(sizes)
         self._ends_in_chunks = np.cumsum(-(-sizes // CHUNK))
         self._shards: dict[int, tuple[ts.TensorStore, np.ndarray]] = {}
@@ -407,6 +415,10 @@ class _Chunks:
         before = int(self._ends_in_chunks[number - 1]) if number else 0
         begin = (chunk - before) * CHUNK
         return number, array[begin : min(begin + CHUNK, array.shape[0])].read(), table
+
+
+# Token ids of a text, in memory or packed.
+TokenIds: TypeAlias = Integer[np.ndarray, " tokens"] | StoreTokens
 
 
 def record_name(number: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64, UInt
@@ -12,7 +12,62 @@ from charjax.data.documents import Piece
 from charjax.errors import InputError
 
 BOUNDARY = ""  # stands in an alphabet for the document boundary
+_CHUNK = 1 << 20  # tokens at a time, to bound the memory of intermediate arrays
 _CODE_POINTS = 0x110000  # in Unicode
+
+
+class EncodedText(NamedTuple):
+    """A text in memory, as tokens.
+
+    Attributes:
+      tokens: with boundary tokens before each document and after the last one, if there are any.
+      alphabet: the character of each token; `BOUNDARY` for the document boundary.
+      starts: the positions in `tokens` where documents start, ascending from 0.
+    """
+
+    tokens: UInt[np.ndarray, " tokens"]
+    alphabet: tuple[str, ...]
+    starts: Int64[np.ndarray, " documents"]
+
+    def text(self) -> str:
+        """The characters, without boundaries."""
+        points = np.array([ord(character or "\0") for character in self.alphabet], "<u4")
+        kept = np.array([bool(character) for character in self.alphabet])
+        parts = (self.tokens[i : i + _CHUNK] for i in range(0, len(self.tokens), _CHUNK))
+        return "".join(points[part[kept[part]]].tobytes().decode("utf-32-le") for part in parts)
+
+    def document_starts(self) -> Int64[np.ndarray, " documents"]:
+        """The positions in `text()` where documents start."""
+        has_boundaries = BOUNDARY in self.alphabet
+        return self.starts - has_boundaries * np.arange(len(self.starts))
+
+    def first_characters(self) -> list[str]:
+        """The distinct characters, in the order of their first appearance."""
+        found: dict[int, None] = {}
+        for begin in range(0, len(self.tokens), _CHUNK):
+            if len(found) == len(self.alphabet):
+                break
+            found |= dict.fromkeys(self.tokens[begin : begin + _CHUNK].tolist())
+        return [self.alphabet[token] for token in found if self.alphabet[token]]
+
+    def recoded(self, characters: Sequence[str], num_ids: int) -> EncodedText:
+        """The same text with the ids of a vocabulary; uses the memory of this one if it can."""
+        table = translation(self.alphabet, characters, num_ids)
+        reuse = table.dtype == self.tokens.dtype and self.tokens.flags.writeable
+        ids = self.tokens if reuse else np.empty(len(self.tokens), table.dtype)
+        for begin in range(0, len(ids), _CHUNK):
+            chunk = slice(begin, begin + _CHUNK)
+            ids[chunk] = table[self.tokens[chunk]]
+        boundary = (BOUNDARY,) * (BOUNDARY in self.alphabet)
+        return EncodedText(ids, (*characters, *boundary), self.starts)
+
+    def reordered(self, order: Sequence[int]) -> EncodedText:
+        """The same text with its documents in another order."""
+        end = len(self.tokens) - (BOUNDARY in self.alphabet)
+        edges = np.append(self.starts, end)
+        parts = [self.tokens[edges[i] : edges[i + 1]] for i in order]
+        starts = np.cumsum([0, *map(len, parts[:-1])], dtype=np.int64)
+        return EncodedText(np.concatenate([*parts, self.tokens[end:]]), self.alphabet, starts)
 
 
 class TextEncoder:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Integer
 
 from charjax.errors import InputError
 from charjax.runtime.display import listed
@@ -146,7 +146,7 @@ class Vocab:
             ids[missing] = self.unk_id
         return ids
 
-    def decode(self, ids: Int[np.ndarray, " n"]) -> str:
+    def decode(self, ids: Integer[np.ndarray, " n"]) -> str:
         """The text of token ids. [UNK] and invalid UTF-8 become U+FFFD; boundaries are left out.
 
         Raises:
@@ -155,7 +155,7 @@ class Vocab:
         decoder = self.decoder()
         return decoder.decode(ids) + decoder.flush()
 
-    def utf8_bytes(self, ids: Int[np.ndarray, " n"]) -> int | None:
+    def utf8_bytes(self, ids: Integer[np.ndarray, " n"]) -> int | None:
         """The bytes of the UTF-8 of token ids; None if [UNK] is among them.
 
         A document boundary has none.
@@ -232,7 +232,7 @@ class Decoder:
         self._codes = np.array(codes, dtype)
         self._decoder = codecs.getincrementaldecoder(codec)(errors="replace")
 
-    def decode(self, ids: Int[np.ndarray, " n"]) -> str:
+    def decode(self, ids: Integer[np.ndarray, " n"]) -> str:
         """The text of these ids, without an incomplete character at the end.
 
         Raises:
@@ -249,7 +249,7 @@ class Decoder:
         return self._decoder.decode(b"", final=True)
 
 
-def check_ids(ids: Int[np.ndarray, " n"], vocab_size: int) -> None:
+def check_ids(ids: Integer[np.ndarray, ...], vocab_size: int) -> None:
     """Raises InputError for an id outside the vocabulary, which XLA would silently clamp."""
     if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
         wrong = ids.min() if ids.min() < 0 else ids.max()

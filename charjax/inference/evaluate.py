@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from optax.losses import softmax_cross_entropy_with_integer_labels
 
 from charjax.config import DataConfig, ModelConfig
+from charjax.data.store import TokenIds
 from charjax.data.vocab import check_ids
 from charjax.errors import InputError
 from charjax.model.carry import document_resets, initial_carry, reset_carry
@@ -91,7 +92,7 @@ def max_eval_chars(config: DataConfig) -> int:
 def score(
     config: ModelConfig,
     params: PyTree,
-    ids: Int[np.ndarray, " chars"],
+    ids: TokenIds,
     *,
     boundary_id: int | None = None,
     max_chars: int = 0,
@@ -111,7 +112,7 @@ def score(
 def char_nats(
     config: ModelConfig,
     params: PyTree,
-    ids: Int[np.ndarray, " chars"],
+    ids: TokenIds,
     *,
     boundary_id: int | None = None,
     max_chars: int = 0,
@@ -150,7 +151,7 @@ def map_predictions(
     measure: Measure,
     config: ModelConfig,
     params: PyTree,
-    ids: Int[np.ndarray, " chars"],
+    ids: TokenIds,
     *,
     boundary_id: int | None = None,
     max_chars: int = 0,
@@ -176,7 +177,7 @@ def map_predictions(
     """
     if ids.size < 2:
         raise InputError(f"the text has {ids.size} characters: a score needs at least 2")
-    check_ids(ids, params["output_bias"].shape[0])
+    vocab_size = params["output_bias"].shape[0]
     parts = _cut(ids.size - 1, max_chars)
     on_all_devices = len(parts.starts) >= jax.device_count()
     evaluator = _evaluator(config, boundary_id, measure, on_all_devices=on_all_devices)
@@ -194,7 +195,10 @@ def map_predictions(
     measured = []
     for chunk in range(chunks):
         at = starts[:, None] - parts.context + chunk * length + np.arange(length)
-        inputs, targets = (ids[np.clip(at + shift, 0, ids.size - 1)] for shift in (0, 1))
+        read = (ids[np.clip(at + shift, 0, ids.size - 1)] for shift in (0, 1))
+        inputs, targets = (tokens.astype(np.int32, copy=False) for tokens in read)
+        check_ids(inputs, vocab_size)
+        check_ids(targets, vocab_size)
         batch = evaluator.shard((at[:, 0] <= 0, inputs, targets))
         carry, of_chunk = evaluator.measure_chunk(params, carry, *batch)
         measured.append(jax.device_get(of_chunk))

@@ -28,9 +28,9 @@ def config_info(config: Config) -> dict[str, Any]:
     ).values()
     return _model(config, sum(map(math.prod, shapes)), vocab_size) | {
         "corpus": dataset.corpus.name,
-        "chars": len(dataset.corpus.text),
+        "chars": dataset.corpus.chars,
         "sha256": dataset.corpus.sha256,
-        "documents": len(dataset.corpus.document_starts),
+        "documents": dataset.corpus.num_documents,
         "train_chars": len(dataset.splits.train.ids),
         "val_chars": len(dataset.splits.val.ids),
         "test_chars": len(dataset.splits.test.ids),

@@ -8,15 +8,16 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Int
 
 from charjax.data.dataset import load_dataset, read_tokens
+from charjax.data.store import TokenIds
+from charjax.data.vocab import Vocab
 from charjax.errors import DivergedError, InputError
 from charjax.inference.evaluate import Score, score
 from charjax.inference.load import TrainedModel
 from charjax.runtime.display import ProgressFn
 
-Ids = Int[np.ndarray, " chars"]
+_CHUNK = 1 << 20  # tokens counted at a time, to bound the memory
 
 
 def read_file(
@@ -25,7 +26,7 @@ def read_file(
     *,
     unknown: str,
     options: Mapping[str, Any] | None = None,
-) -> Ids:
+) -> TokenIds:
     """The token ids of a text file, which is read as the model's training text was.
 
     Args:
@@ -53,7 +54,7 @@ def read_file(
     )
 
 
-def read_part(trained: TrainedModel, part: Literal["val", "test"]) -> Ids:
+def read_part(trained: TrainedModel, part: Literal["val", "test"]) -> TokenIds:
     """The token ids of the validation or test part of the text that the run was trained on.
 
     Args:
@@ -71,7 +72,7 @@ def read_part(trained: TrainedModel, part: Literal["val", "test"]) -> Ids:
             f"(SHA-256 {trained.meta['corpus']['sha256'][:12]}, now {dataset.corpus.sha256[:12]}); "
             "bring that text back, or give --file"
         )
-    ids: Ids = getattr(dataset.splits, part).ids
+    ids: TokenIds = getattr(dataset.splits, part).ids
     if ids.size < 2:
         raise InputError(
             f"--part={part}: config.data.split={trained.config.data.split} leaves "
@@ -80,7 +81,7 @@ def read_part(trained: TrainedModel, part: Literal["val", "test"]) -> Ids:
     return ids
 
 
-def score_text(trained: TrainedModel, ids: Ids, progress: ProgressFn) -> Score:
+def score_text(trained: TrainedModel, ids: TokenIds, progress: ProgressFn) -> Score:
     """The mean loss of a text.
 
     Args:
@@ -100,7 +101,18 @@ def score_text(trained: TrainedModel, ids: Ids, progress: ProgressFn) -> Score:
         progress=progress,
     )
     check_finite(trained, result.nats_per_char)
-    return replace(result, num_bytes=trained.vocab.utf8_bytes(ids[1:]))
+    return replace(result, num_bytes=_utf8_bytes(trained.vocab, ids))
+
+
+def _utf8_bytes(vocab: Vocab, ids: TokenIds) -> int | None:
+    """The bytes of the UTF-8 of all tokens but the first; None if [UNK] is among them."""
+    total = 0
+    for begin in range(1, len(ids), _CHUNK):
+        size = vocab.utf8_bytes(np.asarray(ids[begin : begin + _CHUNK]))
+        if size is None:
+            return None
+        total += size
+    return total
 
 
 def check_finite(trained: TrainedModel, nats_per_char: float) -> None:

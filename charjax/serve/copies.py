@@ -67,13 +67,13 @@ def _known_windows(source: _Source, length: int) -> Hashes | None:
     """The sorted hashes of all passages of a length of the training text; None: it is not here."""
     try:
         corpus = load_corpus(source.trained.config.data)
+        text = corpus.text
     except CharjaxError as error:
         _logger.warning("no passages can be found: %s", error)
         return None
     if corpus.sha256 != source.sha256:
         _logger.warning("no passages can be found: %s has changed", corpus.name)
         return None
-    text = corpus.text
     if source.trained.vocab.unit == "byte":
         text = text.encode("latin-1").decode("utf-8", "replace")
     hashes: Hashes = np.unique(_window_hashes(text, length))

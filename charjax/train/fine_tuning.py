@@ -228,7 +228,7 @@ def scale_imported(
 def describe_tokens(initial: InitialModel, dataset: Dataset) -> str:
     """The message about the initial model, and its known, new, kept and dropped tokens."""
     old, new = token_ids(initial.vocab), token_ids(dataset.vocab)
-    in_text = set(dataset.corpus.text)
+    in_text = set(dataset.corpus.characters)
     tokens = {
         "known": [token for token in new if token in old],
         "new": [token for token in new if token not in old],

@@ -6,14 +6,16 @@ import difflib
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int
 
 from charjax.checkpoint.meta import CheckpointMeta, CorpusMeta, Platform, RunMeta, SourceMeta
 from charjax.config import Config, ModelConfig, differences, to_dict
 from charjax.data.dataset import Dataset
+from charjax.data.shuffle import resolve_order
+from charjax.data.store import StoreTokens, TokenIds
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.inference.evaluate import max_eval_chars
@@ -35,6 +37,7 @@ _MAY_CHANGE = (
     "data.offline",
     "data.eval_chars",
 )
+_CHUNK = 1 << 20  # tokens hashed at a time
 _MUST_STAY = ("train.scheduled", "train.init")  # exceptions to `_MAY_CHANGE`
 
 
@@ -45,12 +48,15 @@ def describe(
     recurrence: Resolution | None,
     source: SourceMeta | None = None,
 ) -> RunMeta:
-    """The metadata of a run on this machine."""
+    """The metadata of a run on this machine; resolves `data.window_order=auto`."""
     corpus = dataset.corpus
+    if config.data.batching != "stream":
+        order = resolve_order(config.data.window_order, dataset.batches.num_sequences)
+        config = replace(config, data=replace(config.data, window_order=order))
     return RunMeta(
         config=config,
         vocab=dataset.vocab,
-        corpus=CorpusMeta(corpus.name, corpus.sha256, len(corpus.text), corpus.notice),
+        corpus=CorpusMeta(corpus.name, corpus.sha256, corpus.chars, corpus.notice),
         reading=corpus.rules,
         parameters=parameters,
         platform=Platform.current(),
@@ -174,14 +180,19 @@ def _points(characters: set[str]) -> str:
     return listed([f"U+{ord(c):04X}" for c in sorted(characters)])
 
 
-def val_text_digest(ids: Int[np.ndarray, " tokens"], max_chars: int) -> str:
+def val_text_digest(ids: TokenIds, max_chars: int) -> str:
     """SHA-256 of the validation tokens, and of how many of them an evaluation reads."""
-    digest = hashlib.sha256(np.ascontiguousarray(ids).data)
+    if isinstance(ids, StoreTokens):
+        digest = hashlib.sha256(ids.identity.encode())
+    else:
+        digest = hashlib.sha256()
+        for begin in range(0, len(ids), _CHUNK):
+            digest.update(ids[begin : begin + _CHUNK].astype(np.int32).data)
     digest.update(f" {min(max_chars, ids.size)}".encode())
     return digest.hexdigest()
 
 
-def check_val_text(saved: CheckpointMeta, now: RunMeta, ids: Int[np.ndarray, " tokens"]) -> bool:
+def check_val_text(saved: CheckpointMeta, now: RunMeta, ids: TokenIds) -> bool:
     """Forgets the best validation loss of a run whose validation text has changed.
 
     Args:

@@ -148,6 +148,7 @@ NEEDS = {
     "data.targets": "data.batching=windows",
     "data.keep_partial": "data.batching=windows",
     "data.stateful": "data.batching=windows",
+    "data.window_order": "data.batching=windows",
     "model.dropout_between": "model.layers=2",
     "optim.final": "optim.schedule=cosine",
     "optim.imported_rate": "train.init_from=moved",
@@ -163,6 +164,7 @@ VALUES = {
     "data.delimiter": "h",
     "data.columns": "0",
     "data.csv_delimiter": "d",
+    "data.window_order": "keyed",  # auto is resolved to a table
     "data.split": "(0.8,0.2,0.0)",
     "data.documents": "files",
     "optim.eps": "1e-6",

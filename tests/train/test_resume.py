@@ -16,7 +16,7 @@ from charjax.data.dataset import load_dataset
 from charjax.errors import InputError
 from charjax.model.recurrence import api
 from charjax.model.recurrence.resolution import Resolution
-from charjax.train.resume import describe, resolve_recurrence
+from charjax.train.resume import check_same_run, describe, resolve_recurrence
 
 from .tiny import config_of
 
@@ -52,6 +52,19 @@ def test_the_saved_config_says_what_was_asked_for_and_the_resolved_one_what_runs
     assert meta.config.model.recurrence == "fast"
     assert meta.to_json()["config"]["model"]["recurrence"] == "fast"
     assert meta.resolved_config.model == replace(meta.config.model, recurrence="c")
+
+
+def test_an_old_run_of_windows_keeps_its_order_or_is_refused(text_file, monkeypatch):
+    config = config_of(data={"path": str(text_file), "batching": "windows"})
+    now = describe(config, load_dataset(config), 123, None)
+    values = json.loads(json.dumps(now.to_json()))
+    del values["config"]["data"]["window_order"]
+    old = RunMeta.from_json(values)
+    assert check_same_run(text_file, old, now, allow=[], fits=True) == []
+    monkeypatch.setattr("charjax.data.shuffle.MAX_TABLE", 2)
+    now = describe(config, load_dataset(config), 123, None)
+    with pytest.raises(InputError, match=r"window_order was 'table', now 'keyed'"):
+        check_same_run(text_file, old, now, allow=[], fits=True)
 
 
 @pytest.fixture

@@ -42,6 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Prints the cross entropy in nats and bits, and the perplexity; or a line per character."""
+    import numpy as np
+
     from charjax.inference.predictions import predict, prediction_records
     from charjax.inference.score import read_file, read_part, score_text
     from charjax.runtime.display import make_display, show_messages
@@ -57,6 +59,7 @@ def run(args: argparse.Namespace) -> None:
         else:
             ids = read_file(trained, args.file, unknown=args.unknown, options=options)
         if args.per_char:
+            ids = np.asarray(ids, np.int32)
             records = prediction_records(trained.vocab, ids, predict(trained, ids, update))
         else:
             records = iter([score_text(trained, ids, update).to_json()])

@@ -1,0 +1,43 @@
+"""Training batches that a thread makes before they are asked for."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from charjax.data.batches import Batch, Batches
+
+_STEPS = 24  # made ahead: two dispatches of the default length and some
+
+
+class ReadAhead(Batches):
+    """The same batches, of which the next ones are made by a thread, as for a text on disk.
+
+    An error of a batch is raised when this batch is asked for, not before.
+    """
+
+    def __init__(self, batches: Batches) -> None:
+        """Starts no thread."""
+        self._batches = batches
+        self.steps_per_epoch = batches.steps_per_epoch
+        self.chars_per_epoch = batches.chars_per_epoch
+        self.num_sequences = batches.num_sequences
+        self._thread: ThreadPoolExecutor | None = None
+        self._rows = slice(None)
+        self._ahead: dict[int, Future[Batch]] = {}
+
+    @property
+    def unused_chars(self) -> int:  # type: ignore[override]
+        """As in `Batches`."""
+        return self._batches.unused_chars
+
+    def __call__(self, step: int, rows: slice = slice(None)) -> Batch:
+        """The batch of a step; starts to make the steps after it."""
+        self._thread = self._thread or ThreadPoolExecutor(1, "charjax-read-ahead")
+        if step not in self._ahead or rows != self._rows:  # the first call, or one out of order
+            for future in self._ahead.values():
+                future.cancel()
+            self._ahead, self._rows = {}, rows
+        for following in range(step, step + _STEPS):
+            if following not in self._ahead:
+                self._ahead[following] = self._thread.submit(self._batches, following, rows)
+        return self._ahead.pop(step).result()
