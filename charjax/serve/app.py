@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from charjax.serve.access import AccessChecks
@@ -24,6 +24,7 @@ from charjax.serve.json_schema import Schema, parse_object
 from charjax.serve.limits import Limits
 from charjax.serve.models import Models
 from charjax.serve.openapi import openapi
+from charjax.serve.page import PAGE_HEADERS, page_html
 from charjax.serve.responses import error_response, json_response
 from charjax.serve.schemas import (
     completion_schema,
@@ -140,8 +141,8 @@ class Handlers:
         return bytes(body)
 
     async def page(self, request: Request) -> Response:
-        """The page to write with, where it is installed."""
-        return Response("charjax serves models here; see /openapi.json\n", media_type="text/plain")
+        """The page to write with."""
+        return HTMLResponse(page_html(), headers=PAGE_HEADERS)
 
     async def health(self, request: Request) -> Response:
         """Whether the server is up."""

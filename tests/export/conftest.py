@@ -1,21 +1,5 @@
-"""A browser for the tests of pages; skipped without playwright or Debian's chromium."""
+"""Fixtures of the tests of exports."""
 
-from __future__ import annotations
+from tests.browser import browser
 
-import shutil
-
-import pytest
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    path = shutil.which("chromium")
-    if not path:
-        pytest.skip("there is no chromium")
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(
-            executable_path=path, args=["--no-sandbox", "--disable-background-networking"]
-        )
-        yield chromium
-        chromium.close()
+__all__ = ["browser"]

@@ -10,27 +10,21 @@ function localModel(model) {
     return model.isBytes ? `byte 0x${code.padStart(2, "0")}` : `“${unit}” (U+${code.padStart(4, "0")})`;
   };
   return {
-    title: model.about.title,
-    description: model.about.description,
+    load: async () => ({ ...model.about, models: [] }),
     unknown: (text) => model.unknown(text).map(name),
 
-    async *write({ prompt, count, ...sampling }) {
-      const decoder = new TextDecoder(); // of bytes: a character may take several tokens
+    async *write({ prompt, count, samples, ...sampling }, signal) {
+      const tokens = model.encode(prompt);
+      let texts = Array.from({ length: samples }, (_, number) =>
+        samplePieces(model, tokens, count, { ...sampling, number }));
       let pieces = [];
-      let nats = 0;
       let started = performance.now();
-      for (const step of sample(model, model.encode(prompt), count, sampling)) {
-        if (step) {
-          nats += surprise(step.logits, step.token);
-          const unit = model.characters[step.token];
-          const text = model.isBytes
-            ? decoder.decode(Uint8Array.of(unit.charCodeAt(0)), { stream: true })
-            : unit;
-          if (text) {
-            pieces.push({ text, nats });
-            nats = 0;
-          }
-        }
+      while (texts.length && !signal.aborted) {
+        texts = texts.filter((text) => { // one step of each
+          const { done, value } = text.next();
+          if (value) pieces.push(value);
+          return !done;
+        });
         if (performance.now() - started > SLICE) {
           yield pieces;
           pieces = [];
@@ -38,17 +32,53 @@ function localModel(model) {
           started = performance.now();
         }
       }
-      const rest = decoder.decode();
-      yield rest ? [...pieces, { text: rest, nats }] : pieces;
+      yield pieces;
     },
   };
 }
 
-/** The negative log-probability of a token at temperature 1. */
-function surprise(logits, token) {
+/** The pieces of one text as write.js wants them; null where a token adds no text. */
+function* samplePieces(model, tokens, count, sampling) {
+  const decoder = new TextDecoder(); // of bytes: a character may take several tokens
+  const sampleNumber = sampling.number;
+  let nats = 0;
+  for (const step of sample(model, tokens, count, sampling)) {
+    if (!step) {
+      yield null;
+      continue;
+    }
+    const logTotal = logSumExp(step.logits);
+    nats += logTotal - step.logits[step.token];
+    const unit = model.characters[step.token];
+    const text = model.isBytes
+      ? decoder.decode(Uint8Array.of(unit.charCodeAt(0)), { stream: true })
+      : unit;
+    yield text ? { sample: sampleNumber, text, nats, top: likeliest(model, step.logits, logTotal) } : null;
+    if (text) nats = 0;
+  }
+  const rest = decoder.decode();
+  if (rest) yield { sample: sampleNumber, text: rest, nats };
+}
+
+/** The likeliest characters; of bytes those in ASCII, which are characters alone. */
+function likeliest(model, logits, logTotal) {
+  const found = [];
+  for (let k = 0; k <= OTHERS; k++) {
+    let best = -1;
+    logits.forEach((logit, i) => {
+      if (!found.includes(i) && (best < 0 || logit > logits[best])) best = i;
+    });
+    if (best >= 0) found.push(best);
+  }
+  return found
+    .map((i) => ({ text: model.characters[i], probability: Math.exp(logits[i] - logTotal) }))
+    .filter(({ text }) => text && (!model.isBytes || text < "\x80"));
+}
+
+/** The logarithm of the sum of exponentials. */
+function logSumExp(logits) {
   const largest = logits.reduce((a, b) => Math.max(a, b));
-  const total = logits.reduce((sum, logit) => sum + Math.exp(logit - largest), 0);
-  return largest + Math.log(total) - logits[token];
+  return largest + Math.log(logits.reduce((sum, logit) => sum + Math.exp(logit - largest), 0));
 }
 
 if (typeof document !== "undefined") {

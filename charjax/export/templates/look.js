@@ -94,20 +94,6 @@ function startLook(look) {
     if (absent.length) at("absent").textContent = `Too rare in this text: ${absent.join(", ")}.`;
   }
 
-  /** The character above or below, as the page is laid out. */
-  function vertical(direction) {
-    const from = spans[selected].getBoundingClientRect();
-    let best = selected;
-    for (let i = selected + direction; spans[i]; i += direction) {
-      const box = spans[i].getBoundingClientRect();
-      if (direction * (box.top - from.top) > 1.5 * from.height) break;
-      const isNearer = (a, b) => Math.abs(a.left - from.left) < Math.abs(b.left - from.left);
-      const isNext = direction * (box.top - from.top) > from.height / 2;
-      if (isNext && (best === selected || isNearer(box, spans[best].getBoundingClientRect()))) best = i;
-    }
-    return best;
-  }
-
   at("by-surprise").addEventListener("change", () => show(null));
   at("by-unit").addEventListener("change", () => show(Number(at("unit").value)));
   at("unit").addEventListener("input", () => {
@@ -117,16 +103,7 @@ function startLook(look) {
     const i = spans.indexOf(target);
     if (i >= 0) select(i);
   });
-  at("text").addEventListener("keydown", (event) => {
-    const moves = {
-      ArrowLeft: () => selected - 1, ArrowRight: () => selected + 1, ArrowUp: () => vertical(-1),
-      ArrowDown: () => vertical(1), Home: () => 0, End: () => spans.length - 1,
-    };
-    if (!moves[event.key] || event.ctrlKey || event.metaKey || event.altKey) return;
-    event.preventDefault();
-    select(moves[event.key]());
-    spans[selected].scrollIntoView({ block: "nearest" });
-  });
+  moveByKeys(at("text"), () => spans, () => selected, select);
   listFeatures();
   const [best] = look.separations.flatMap(({ units }) => units);
   show(best ? best.number : null);

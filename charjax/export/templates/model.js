@@ -193,12 +193,16 @@ function gumbel(key, i) {
   return -Math.fround(Math.log(-Math.fround(Math.log(uniform))));
 }
 
-/** Which tokens may be sampled, after top-k and top-p, as charjax masks them. */
-function allowed(logits, temperature, topK, topP) {
+/** Which tokens may be sampled, after min-p, top-k and top-p, as charjax masks them. */
+function allowed(logits, { temperature, topK = 0, topP = 1, minP = 0 }) {
   let keep = Array.from(logits, () => true);
+  if (minP > 0) {
+    const smallest = logits.reduce((a, b) => Math.max(a, b)) + temperature * Math.log(minP);
+    keep = Array.from(logits, (logit) => logit >= smallest);
+  }
   if (topK > 0 && topK < logits.length) {
     const smallest = Float64Array.from(logits).sort()[logits.length - topK];
-    keep = Array.from(logits, (logit) => logit >= smallest);
+    keep = keep.map((kept, i) => kept && logits[i] >= smallest);
   }
   if (topP < 1) {
     const largest = logits.reduce((a, b) => Math.max(a, b));
@@ -221,11 +225,11 @@ function allowed(logits, temperature, topK, topP) {
  * Samples tokens one after the other: yields {token, logits}, the logits it was sampled from; and
  * null after each token of the prompt, since reading a long one takes as long as writing it.
  *
- * `sampling` has temperature (0: greedy), topK (0: off), topP (1: off), seed (0 to 2 ** 32 - 1) and
+ * `sampling` has temperature (0: greedy), topK (0: off), topP (1: off), minP (0: off), seed (0 to 2 ** 32 - 1) and
  * number (which sample of the seed). Ends after `count` tokens, or at the end of a document.
  */
 function* sample(model, prompt, count, sampling) {
-  const { topK = 0, topP = 1, seed, number = 0 } = sampling;
+  const { seed, number = 0 } = sampling;
   const temperature = Math.fround(Math.min(sampling.temperature, 1e30));
   const key = foldIn(foldIn([0, seed | 0], SAMPLE_STREAM), number);
   const state = model.zeroState();
@@ -237,7 +241,7 @@ function* sample(model, prompt, count, sampling) {
   for (let position = 0; position < count; position++) {
     const positionKey = foldIn(key, position);
     const candidates = logits.subarray(0, model.sampled);
-    const keep = allowed(candidates, temperature, topK, topP);
+    const keep = allowed(candidates, { ...sampling, temperature });
     let token = -1;
     let best = -Infinity;
     candidates.forEach((logit, i) => {

@@ -56,3 +56,35 @@ function base64Bytes(base64) {
 function embeddedBytes(id) {
   return base64Bytes(at(id).textContent.trim());
 }
+
+/** The character above (direction -1) or below (1) number `from`, as the page is laid out. */
+function verticalNeighbour(spans, from, direction) {
+  const start = spans[from].getBoundingClientRect();
+  let best = from;
+  let distance = Infinity;
+  for (let i = from + direction; spans[i]; i += direction) {
+    const box = spans[i].getBoundingClientRect();
+    if (direction * (box.top - start.top) > 1.5 * start.height && best !== from) break;
+    const aside = Math.abs(box.left - start.left);
+    if (direction * (box.top - start.top) > start.height / 2 && aside < distance) {
+      [best, distance] = [i, aside];
+    }
+  }
+  return best;
+}
+
+/** Lets the arrow keys, Home and End move the selected character of a text. */
+function moveByKeys(element, getSpans, getSelected, select) {
+  element.addEventListener("keydown", (event) => {
+    const [spans, selected] = [getSpans(), getSelected()];
+    const above = (direction) => (spans[selected] ? verticalNeighbour(spans, selected, direction) : 0);
+    const moves = {
+      ArrowLeft: () => selected - 1, ArrowRight: () => selected + 1, ArrowUp: () => above(-1),
+      ArrowDown: () => above(1), Home: () => 0, End: () => spans.length - 1,
+    };
+    if (!spans.length || !moves[event.key] || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    select(Math.min(Math.max(moves[event.key](), 0), spans.length - 1));
+    spans[getSelected()].scrollIntoView({ block: "nearest" });
+  });
+}
