@@ -35,7 +35,13 @@ FILE_TOKENS = 1 << 24  # tokens in a file
 LAYOUT = "zarr.json"  # TensorStore's description of an array, which reading does not need
 _CACHE_BYTES = 1 << 26  # of chunks in memory
 # How TensorStore's messages begin where the machine or the network is to blame.
-_HOST_ERRORS = ("PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
+_HOST_ERRORS = (
+    "PERMISSION_DENIED",
+    "UNAUTHENTICATED",
+    "UNAVAILABLE",
+    "DEADLINE_EXCEEDED",
+    "RESOURCE_EXHAUSTED",
+)
 _CRC = {"name": "crc32c"}
 _BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
 
@@ -294,9 +300,11 @@ class TextStore:
                 yield
         except (ValueError, OSError) as error:
             message = _first_line(error)
-            if message.startswith(_HOST_ERRORS) or isinstance(error, OSError):
+            ignores_ranges = is_address(self.path) and "Requested byte range" in message
+            if message.startswith(_HOST_ERRORS) or ignores_ranges or isinstance(error, OSError):
                 raise HostError(
-                    f"{self.path}: {name}: cannot be read ({message}); check rights and network"
+                    f"{self.path}: {name}: cannot be read ({message[:300]}); check rights, the "
+                    "network, and that the server answers requests for ranges"
                 ) from error
             raise self._damaged(name, message) from error
 
