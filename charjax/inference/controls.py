@@ -11,6 +11,7 @@ from charjax.inference.sampling import Sampling
 
 _MAX_LINES = 10**6
 _MAX_STOPS = 64
+_MAX_COPY = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,8 @@ class Controls:
       only: the characters that may be sampled; "": all.
       unique: a line that the text has already is left out.
       new: a line of the training text is left out.
+      max_copy: no passage of more characters is copied from the training text; 0: off. A text
+        ends where every character would copy one.
 
     Raises:
       InputError: a value is out of range, or they leave no character.
@@ -37,6 +40,7 @@ class Controls:
     only: str = ""
     unique: bool = False
     new: bool = False
+    max_copy: int = 0
 
     def __post_init__(self) -> None:
         if "" in self.stop:
@@ -46,6 +50,10 @@ class Controls:
         if not 0 <= self.until_lines <= _MAX_LINES:
             raise InputError(
                 f"--until_lines={self.until_lines}: must be from 1 to {_MAX_LINES:,}; 0 is off"
+            )
+        if not 0 <= self.max_copy <= _MAX_COPY:
+            raise InputError(
+                f"--max_copy={self.max_copy}: must be from 1 to {_MAX_COPY:,}; 0 is off"
             )
         if self.only and not set(self.only) - set(self.forbid):
             raise InputError(

@@ -23,6 +23,7 @@ from jaxtyping import Int
 from charjax.config import ModelConfig
 from charjax.data.vocab import check_ids
 from charjax.errors import InputError
+from charjax.inference.copying import CopyTable
 from charjax.inference.sampling import Sampling
 from charjax.inference.sampling_loop import (
     Enabled,
@@ -121,6 +122,7 @@ class Sampler:
         num_samples: int,
         sampling: Sampling,
         num_top: int | None = None,
+        copies: CopyTable | None = None,
     ) -> Iterator[Iterator[Sampled]]:
         """As calling the sampler, with log-probabilities beside the ids.
 
@@ -131,6 +133,8 @@ class Sampler:
           sampling: how tokens are chosen.
           num_top: how many of the likeliest tokens to return with their log-probabilities, beside
             the chosen one; None: no log-probabilities.
+          copies: of the training text, no longer passages of which are copied; None: they may be.
+            Where no token is left, the id is -1, and those after it mean nothing.
         """
         if prompt.size == 0:
             raise InputError("the prompt is empty: the sampler needs a token to start from")
@@ -139,12 +143,14 @@ class Sampler:
             raise InputError(f"--num_chars={num_chars}: must be from 0 to {_MAX_CHARS:,}")
         if not 1 <= num_samples <= _MAX_SAMPLES:
             raise InputError(f"--num_samples={num_samples}: must be from 1 to {_MAX_SAMPLES:,}")
-        program = Program(self.config, Enabled.for_rows([sampling], num_top))
+        enabled = Enabled.for_rows([sampling], num_top)
+        program = Program(self.config, enabled, copies.length if copies else 0)
         for first, size in sample_groups(self.config, num_samples):
             weights = self.weights(size, program.enabled)
             controls = self.row_controls([sampling] * size)
             starts = _group_starts(sampling.seed, first, size, prompt)
-            group = _Group(program, weights, controls, starts, min(size, num_samples - first))
+            wanted = min(size, num_samples - first)
+            group = _Group(program, weights, controls, starts, wanted, copies)
             yield _sample_group(group, prompt, num_chars)
 
     def weights(self, size: int, enabled: Enabled) -> DecodeWeights:
@@ -262,6 +268,7 @@ class _Group(NamedTuple):
       controls: of each of its rows.
       starts: of each of its rows.
       wanted: how many of the samples were asked for.
+      copies: forbids to copy passages, or None.
     """
 
     program: Program
@@ -269,6 +276,7 @@ class _Group(NamedTuple):
     controls: RowControls
     starts: Starts
     wanted: int
+    copies: CopyTable | None
 
 
 def _group_starts(seed: int, first: int, size: int, prompt: Int[np.ndarray, " prompt"]) -> Starts:
@@ -297,7 +305,7 @@ def _sample_group(
         positions = start - num_forced + np.arange(chunk, dtype=np.int32)
         given = Given(*(np.repeat(values[:, None], size, axis=1) for values in (forced, positions)))
         loop, sampled = compiled_loop()(
-            group.program, group.weights, loop, given, keys, group.controls
+            group.program, group.weights, loop, given, keys, group.controls, group.copies
         )
         kept = (positions >= 0) & (positions < num_chars)
         if kept.any():

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from charjax.config import ModelConfig
 from charjax.errors import InputError
+from charjax.inference.copying import CopyTable
 from charjax.inference.sampling import (
     MAX_TEMPERATURE,
     Sampling,
@@ -109,9 +110,21 @@ class History(NamedTuple):
 
     Attributes:
       last_read: the position at which each token was last read; None: no control needs it.
+      recent: the last tokens, as many as a `CopyTable` hashes; -1 before the first. Or None.
     """
 
     last_read: Int[Array, "batch vocab"] | None
+    recent: Int[Array, "batch length"] | None
+
+    def after(self, tokens: Int[Array, " batch"], positions: Int[Array, " batch"]) -> History:
+        """The history when these tokens have been read."""
+        last_read, recent = self
+        if last_read is not None:
+            is_token = jnp.arange(last_read.shape[1])[None] == tokens[:, None]
+            last_read = jnp.where(is_token, positions[:, None], last_read)
+        if recent is not None:
+            recent = jnp.concatenate([recent[:, 1:], tokens[:, None]], axis=1)
+        return History(last_read, recent)
 
 
 class LoopCarry(NamedTuple):
@@ -157,10 +170,17 @@ class Sampled(NamedTuple):
 
 
 class Program(NamedTuple):
-    """What the loop is compiled for."""
+    """What the loop is compiled for.
+
+    Attributes:
+      config: the architecture.
+      enabled: the controls of its rows.
+      max_copy: characters of the passages of its `CopyTable`; 0: it has none.
+    """
 
     config: ModelConfig
     enabled: Enabled
+    max_copy: int = 0
 
 
 def row_controls(
@@ -237,11 +257,13 @@ def start_rows(
     keys = jax.vmap(indexed_key)(roots, starts.numbers)
     size = len(starts.tokens)
     state = decode_state(weights, initial_carry(program.config, size))
-    last_read = None
+    last_read = recent = None
     if program.enabled.penalty:
-        never = jnp.full((size, weights.vocab_size), _NEVER, jnp.int32)
-        last_read = _mark_read(never, starts.tokens, starts.positions)
-    return keys, LoopCarry(weights.lookup(starts.tokens), state, History(last_read))
+        last_read = jnp.full((size, weights.vocab_size), _NEVER, jnp.int32)
+    if program.max_copy:
+        recent = jnp.full((size, program.max_copy), -1, jnp.int32)
+    history = History(last_read, recent).after(starts.tokens, starts.positions)
+    return keys, LoopCarry(weights.lookup(starts.tokens), state, history)
 
 
 @partial(jax.jit, donate_argnums=1)
@@ -292,8 +314,9 @@ def _sampling_loop(
     given: Given,
     keys: Key[Array, " batch"],
     controls: RowControls,
+    copies: CopyTable | None,
 ) -> tuple[LoopCarry, Sampled]:
-    """Reads a token and chooses the next one, at each step.
+    """Reads a token and chooses the next one, at each step; -1 where no token is left.
 
     Args:
       program: what it is compiled for.
@@ -302,23 +325,32 @@ def _sampling_loop(
       given: to each step.
       keys: one per row.
       controls: of the rows.
+      copies: forbids to copy passages; None: they may be.
     """
     # All noise before the loop: inside, each draw would be a dozen tiny operations.
     position_keys = jax.vmap(jax.vmap(indexed_key), (None, 0))(keys, given.positions)
     noise = jax.vmap(partial(gumbel_noise, vocab_size=weights.vocab_size))(position_keys)
 
+    keeps_history = program.enabled.penalty or copies is not None
+
     def advance(loop: LoopCarry, xs: tuple[Given, Array]) -> tuple[LoopCarry, Sampled]:
         step, step_noise = xs
         logits, state = decode_step(program.config, weights, loop.igates, loop.state)
-        allowed = _controlled(program.enabled, logits, controls, loop.history, step.positions)
+        allowed = logits
+        if copies is not None and loop.history.recent is not None:
+            forbidden = copies.forbidden(loop.history.recent, weights.vocab_size)
+            allowed = jnp.where(forbidden, -jnp.inf, allowed)
+        allowed = _controlled(program.enabled, allowed, controls, loop.history, step.positions)
         nucleus = controls.top_p if program.enabled.top_p else None
         sampled = sample_with_noise(allowed, step_noise, controls.temperature, nucleus)
+        if copies is not None:
+            sampled = jnp.where(jnp.isneginf(jnp.max(allowed, axis=-1)), -1, sampled)
         token = jnp.where(step.forced >= 0, step.forced, sampled)
-        last_read = loop.history.last_read
-        if last_read is not None and program.enabled.penalty:
-            last_read = _mark_read(last_read, token, step.positions)
-        carry = LoopCarry(weights.lookup(token), state, History(last_read))
-        return carry, _with_logprobs(token, logits, program.enabled.num_top)
+        read = token if copies is None else jnp.maximum(token, 0)
+        history = loop.history.after(read, step.positions) if keeps_history else loop.history
+        carry = LoopCarry(weights.lookup(read), state, history)
+        logprobs = _logprobs(read, logits, program.enabled.num_top)
+        return carry, Sampled(token, *logprobs)
 
     loop, sampled = jax.lax.scan(advance, loop, (given, noise))
     return loop, jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), sampled)
@@ -344,21 +376,13 @@ def _controlled(
     return logits
 
 
-def _mark_read(
-    last_read: Int[Array, "batch vocab"],
-    tokens: Int[Array, " batch"],
-    positions: Int[Array, " batch"],
-) -> Int[Array, "batch vocab"]:
-    is_token = jnp.arange(last_read.shape[1])[None] == tokens[:, None]
-    return jnp.where(is_token, positions[:, None], last_read)
-
-
-def _with_logprobs(
+def _logprobs(
     tokens: Int[Array, " batch"], logits: Float[Array, "batch vocab"], num_top: int | None
-) -> Sampled:
+) -> tuple[Array, ...]:
+    """`Sampled` but for the ids."""
     if num_top is None:
-        return Sampled(tokens)
+        return ()
     logprobs = jax.nn.log_softmax(logits)
     chosen = jnp.take_along_axis(logprobs, tokens[:, None], axis=1)[:, 0]
     top, ids = jax.lax.top_k(logprobs, min(num_top, logits.shape[1]))
-    return Sampled(tokens, chosen, ids.astype(jnp.int32), top)
+    return chosen, ids.astype(jnp.int32), top

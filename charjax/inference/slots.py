@@ -130,6 +130,7 @@ class SlotBatch:
             Given(forced, positions),
             self._keys,
             controls,
+            None,
         )
         return sampled.on_host(np.s_[:]), positions.T
 

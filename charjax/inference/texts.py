@@ -13,12 +13,13 @@ from charjax.data.reading import prepare_prompt
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.inference.controls import Controls
+from charjax.inference.copying import copy_table
 from charjax.inference.load import TrainedModel
 from charjax.inference.sampler import Chunks, Sampler
 from charjax.inference.sampling import Sampling
 from charjax.inference.sampling_loop import Sampled
 from charjax.inference.text_end import LineFilter, TextEnd
-from charjax.inference.training_text import known_lines
+from charjax.inference.training_text import known_lines, training_text
 from charjax.types import PyTree
 
 _OFF = Controls()
@@ -66,13 +67,14 @@ def sample_texts(
       num_chars: characters of each sample.
       num_samples: how many samples.
       sampling: how tokens are chosen.
-      controls: what the texts may hold and where they end; without `unique` and `new`.
+      controls: what the texts may hold and where they end; without those that read the training
+        text, and `unique`.
 
     Raises:
       InputError: the prompt has characters outside the vocabulary, or the controls do not fit.
     """
-    if controls.selects_lines:
-        raise InputError("unique and new: are options of the command `charjax sample`")
+    if controls.selects_lines or controls.max_copy:
+        raise InputError("unique, new, max_copy: need a run's text; use `write_texts`")
     sampler = Sampler(config, params, masked=vocab.unk_id, exempt=vocab.boundary_id)
     groups = sampler.run(
         encode_prompt(vocab, prompt),
@@ -104,7 +106,10 @@ class TextSampler:
         self.vocab = trained.vocab
         self.sampling = controls.restrict(sampling, trained.vocab)
         self._known = known_lines(trained) if controls.new else frozenset[str]()
-        vocab = trained.vocab
+        vocab, self._copies = trained.vocab, None
+        if controls.max_copy:
+            corpus = training_text(trained, "--max_copy")
+            self._copies = copy_table(corpus, vocab, controls.max_copy)
         self._sampler = Sampler(
             trained.config.model, trained.params, masked=vocab.unk_id, exempt=vocab.boundary_id
         )
@@ -180,7 +185,12 @@ class TextSampler:
         """The chunks of sample 0 of a prompt; see `Sampler.run`."""
         return next(
             self._sampler.run(
-                prompt, num_chars=num_chars, num_samples=1, sampling=sampling, num_top=num_top
+                prompt,
+                num_chars=num_chars,
+                num_samples=1,
+                sampling=sampling,
+                num_top=num_top,
+                copies=self._copies,
             )
         )
 
@@ -193,6 +203,7 @@ class TextSampler:
             num_samples=number,
             sampling=self.sampling,
             num_top=num_top,
+            copies=self._copies,
         )
 
     def _text_end(self, shown: str, num_chars: int) -> TextEnd:

@@ -510,7 +510,7 @@ OTHERS = {
     *("--prompt", "--no_prompt", "--num_chars", "--num_samples", "--separator"),
     *("--temperature", "--top_k", "--top_p", "--seed"),
     *("--min_p", "--repetition_penalty", "--repetition_window", "--json", "--pick"),
-    *("--stop", "--until_lines", "--forbid", "--only", "--unique", "--new"),
+    *("--stop", "--until_lines", "--forbid", "--only", "--unique", "--new", "--max_copy"),
     *("--encoding", "--newlines", "--lowercase", "--start", "--end", "--documents"),
     *("--delimiter", "--columns", "--header", "--csv_delimiter"),
     *("name", "--copy", "text", "--minutes"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,6 +17,7 @@ from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.inference import texts as module
 from charjax.inference.controls import Controls
+from charjax.inference.copying import copy_table
 from charjax.inference.pick import likeliest_words
 from charjax.inference.sampling import Sampling
 from charjax.inference.text_end import TextEnd
@@ -219,6 +221,63 @@ def test_bytes_of_the_training_text_are_compared_as_text(tmp_path):
     assert written(model, temperature=0.0, num_chars=9, new=True) == ""
 
 
+# Passages that are not copied
+
+
+def copied(text, source, length):
+    """The passages of a text, one character longer than `length`, that the source has."""
+    passages = {source[i : i + length + 1] for i in range(len(source) - length)}
+    return [i for i in range(len(text) - length) if text[i : i + length + 1] in passages]
+
+
+@pytest.mark.parametrize("length", [1, 3, 40])
+def test_a_table_forbids_what_completes_a_copied_passage_and_nothing_else(tmp_path, length):
+    rng = np.random.default_rng(length)
+    text = "".join(rng.choice(list("abcd"), 500))
+    (tmp_path / "t.txt").write_text(text, encoding="utf-8")
+    corpus = load_corpus(DataConfig(path=str(tmp_path / "t.txt")))
+    vocab = Vocab(tuple("abcdefgh" + "".join(map(chr, range(1000, 1040)))), "codepoint", False)
+    table = copy_table(corpus, vocab, length)
+    contexts = [text[i : i + length] for i in range(500 - length)]
+    contexts += ["".join(rng.choice(list("abcde"), length)) for _ in range(300)]
+    recent = jnp.stack([jnp.asarray(vocab.encode(context)) for context in contexts])
+    forbidden = np.asarray(table.forbidden(recent, len(vocab)))
+    assert forbidden.any()
+    for context, row in zip(contexts, forbidden, strict=True):
+        expected = [bool(copied(context + c, text, length)) for c in vocab.characters]
+        assert row.tolist() == expected
+    unread = jnp.full((1, length), -1, jnp.int32)
+    assert not np.asarray(table.forbidden(unread, len(vocab))).any()
+
+
+def test_no_passage_is_longer_than_max_copy(tmp_path):
+    source = "ab\na\nb\nbba\n"
+    model = run_on(tmp_path / "t.txt", source, [1.0, 0.0, 0.5], documents=False)
+    prompt = "ab\na"  # part of the text itself, which counts
+    plain = written(model, prompt=prompt, num_chars=200)
+    text = written(model, prompt=prompt, num_chars=200, max_copy=4)
+    assert copied(plain, source, 4)
+    assert copied(text, source, 4) == []
+    assert len(text) == len(plain)
+    many = written(model, prompt=prompt, num_chars=200, max_copy=4, num_samples=7).split("|")
+    assert many[0] == text
+    assert written(model, num_chars=50, max_copy=500) == written(model, num_chars=50)
+
+
+def test_a_text_ends_where_every_character_would_copy(tmp_path):
+    model = run_on(tmp_path / "t.txt", "ab\nbb\naa\n\nba", [1.0, 0.0, 0.5], documents=False)
+    # All pairs of the three characters but "\nb" occur, and that one too.
+    assert written(model, prompt="b", max_copy=1) == "b"
+
+
+def test_passages_are_parts_of_one_document(tmp_path):
+    model = run_on(tmp_path / "t.txt", "ab\nba\n", [1.0, 1.0, -9.0], documents=True)
+    texts = written(model, max_copy=1, num_samples=20).split("|")
+    assert set("".join(texts)) == {"a", "b"}
+    assert not any("ab" in text or "ba" in text for text in texts)
+    assert any("bb" in text for text in texts)  # the end of one document and the next
+
+
 # Words to pick from
 
 
@@ -240,6 +299,7 @@ def test_words_to_pick_from_begin_with_the_likeliest_characters():
     [
         ({"stop": ("",)}, "--stop=: "),
         ({"until_lines": -1}, "--until_lines=-1: "),
+        ({"max_copy": -1}, "--max_copy=-1: "),
         ({"only": "ab", "forbid": "ba"}, "--forbid=ba: leaves none of --only=ab"),
         ({"forbid": "z"}, "--forbid=z: 'z' is not in the vocabulary"),
         ({"only": "az"}, "--only=az: 'z' is not in the vocabulary"),

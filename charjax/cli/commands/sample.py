@@ -97,6 +97,13 @@ def _add_controls(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--new", action="store_true", help="leave out lines that the training text has"
     )
+    group.add_argument(
+        "--max_copy",
+        type=int,
+        default=0,
+        metavar="N",
+        help="copy no passage of more than N characters from the training text",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -121,6 +128,7 @@ def run(args: argparse.Namespace) -> None:
         only=args.only,
         unique=args.unique,
         new=args.new,
+        max_copy=args.max_copy,
     )
     prompts = _prompts(args)
     trained = load_model(args)
