@@ -1,7 +1,7 @@
-"""Who may ask: the key, the Host header and the content type, checked before a request is read.
+"""Who may ask: the key and the Host header, checked before a request is read.
 
-A web page of another origin reaches no model: it cannot send JSON without being allowed to
-(CORS), and a name of its own that leads to this machine (DNS rebinding) is not an allowed host.
+A web page of another origin reaches no model: it cannot send JSON, which alone is read, without
+being allowed to (CORS), and a name that leads to this machine by its DNS is not an allowed host.
 """
 
 from __future__ import annotations
@@ -58,9 +58,6 @@ class AccessChecks:
                 raise ProtocolError(
                     401, "send the key as Authorization: Bearer KEY", code="invalid_api_key"
                 )
-        content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if method == "POST" and content_type != "application/json":
-            raise ProtocolError(415, "send the header Content-Type: application/json")
 
     def _is_allowed(self, host: str) -> bool:
         name = (

@@ -127,8 +127,11 @@ class Handlers:
         """The body.
 
         Raises:
-          ProtocolError: it is too large, or does not arrive in time.
+          ProtocolError: it is not called JSON, is too large, or does not arrive in time.
         """
+        content_type = request.headers.get("content-type", "").partition(";")[0]
+        if content_type.strip().lower() != "application/json":
+            raise ProtocolError(415, "send the header Content-Type: application/json")
         body = bytearray()
         try:
             async with asyncio.timeout(_BODY_SECONDS):

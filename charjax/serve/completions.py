@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from charjax.data.vocab import check_ids
+from charjax.inference.controls import Controls
 from charjax.inference.sampling import Sampling
-from charjax.serve.ending import Controls
 from charjax.serve.errors import as_field_errors, invalid
 from charjax.serve.jobs import Prompt, Sink, Text, Writing
 from charjax.serve.json_schema import Schema, check
@@ -101,9 +101,6 @@ def _writing(fields: Mapping[str, Any], model: ServedModel) -> Writing:
     bias = {int(token): float(value) for token, value in (fields["logit_bias"] or {}).items()}
     with as_field_errors("logit_bias"):
         check_ids(np.array([*bias], np.int64), len(vocab))
-    for name in ("forbid", "only"):
-        with as_field_errors(name):
-            vocab.encode(fields[name] or "")
     with as_field_errors(None):
         controls = Controls(
             stop=(stop,) if isinstance(stop, str) else tuple(stop),

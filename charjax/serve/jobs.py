@@ -13,8 +13,9 @@ import numpy as np
 from jaxtyping import Int
 
 from charjax.data.vocab import Vocab
+from charjax.inference.controls import Controls
 from charjax.inference.sampling import Sampling
-from charjax.serve.ending import Controls, TextEnd
+from charjax.inference.text_end import TextEnd
 from charjax.serve.errors import ProtocolError
 from charjax.serve.text import LogprobList, Piece, TextWriter, Tokens
 

@@ -77,7 +77,7 @@ def _completions(limits: Limits) -> dict[str, Any]:
     """The path of completions, whose answer is JSON or a stream of events."""
     path = _post("Texts that continue prompts.", completion_schema(limits), _COMPLETION)
     content = path["post"]["responses"]["200"]["content"]
-    content["text/event-stream"] = {"schema": {"type": "string"}}
+    content["text/event-stream"] = {}
     return path
 
 

@@ -21,7 +21,7 @@ from charjax.serve.text import Tokens, TopTokens
 
 _SIZES = (8, 64)  # rows of the batches: a few texts need not wait for a step of many rows
 # Steps of a dispatch: before the first character of a text, later, and in long prompts.
-_SHORT, _LONG, _READING = 8, 32, 256
+_SHORT, _LONG, _READING = 8, 64, 256
 _NOTHING = Tokens(np.empty(0, np.int32))
 _MAX_JOBS = 4  # requests that take turns, where they cannot run in one batch
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from charjax.data.vocab import Vocab
-from charjax.serve.ending import TextEnd
+from charjax.inference.text_end import TextEnd
 
 BOUNDARY = "<|endoftext|>"  # the document boundary as a string
 _LEAST_LOGPROB = -9999.0  # what the protocol has for minus infinity, which JSON cannot hold
@@ -71,7 +71,7 @@ class Piece(NamedTuple):
       text: its characters.
       logprobs: of its tokens; empty if they were not asked for.
       finish_reason: "stop" or "length" with the last piece; else None.
-      num_tokens: of the whole text, up to this piece.
+      num_tokens: of the whole text, with the last piece.
     """
 
     text: str

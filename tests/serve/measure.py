@@ -50,7 +50,7 @@ class Answer(NamedTuple):
     total_s: float
 
 
-async def complete(url: str, *, close_after: int = 0, **body) -> Answer:
+async def complete(url: str, *, close_after: int = 0, on_event=lambda: None, **body) -> Answer:
     """One request on a connection; `close_after` that many events the client leaves."""
     host, port = url.removeprefix("http://").split(":")
     start, first = time.perf_counter(), 0.0
@@ -68,6 +68,7 @@ async def complete(url: str, *, close_after: int = 0, **body) -> Answer:
                 received += line
                 continue
             events += 1
+            on_event()
             pieces.append(json.loads(line[6:])["choices"][0]["text"])
             first = first or time.perf_counter() - start
             if events == close_after:
@@ -219,9 +220,16 @@ class Bench:
         """Streams that finish after SIGTERM, and the seconds to the end of the process."""
 
         async def ask() -> tuple[list[Answer], float]:
-            body = {"prompt": "a", "max_tokens": 3000, "stream": True}
-            asked = [asyncio.ensure_future(complete(self.url, **body, seed=i)) for i in range(20)]
-            await asyncio.sleep(0.3)
+            body: dict = {"prompt": "a", "max_tokens": 3000, "stream": True}
+            started: set[int] = set()
+            asked = [
+                asyncio.ensure_future(
+                    complete(self.url, **body, seed=i, on_event=lambda i=i: started.add(i))
+                )
+                for i in range(20)
+            ]
+            while len(started) < len(asked):
+                await asyncio.sleep(0.01)
             start = time.perf_counter()
             os.kill(self.pid, signal.SIGTERM)
             answers = await asyncio.gather(*asked)

@@ -79,9 +79,9 @@ def test_the_openai_client_completes_streams_and_gets_logprobs(workdir, capsysbi
         )
     assert ended.returncode == 0, ended.stderr
     capsysbinary.readouterr()
-    arguments = ["--prompt=The ", "--num_chars=40", "--num_samples=2", "--separator=\t"]
+    arguments = ["--prompt=The ", "--num_chars=40", "--num_samples=2", "--separator=|=====|"]
     assert not main(["sample", f"--workdir={workdir}", "--seed=7", *arguments])
-    assert json.loads(ended.stdout) == capsysbinary.readouterr().out.decode().split("\t")
+    assert json.loads(ended.stdout) == capsysbinary.readouterr().out.decode().split("|=====|")
 
 
 def test_lm_eval_scores_a_text_as_charjax_does(workdir, tmp_path, capsys):
