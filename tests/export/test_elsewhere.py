@@ -108,6 +108,38 @@ def test_the_page_stops_goes_on_and_refuses_an_unknown_character(browser, large,
     assert len(seen) == 1
 
 
+def test_the_page_writes_alternatives_and_goes_on_from_another_character(browser, large, tmp_path):
+    export_model(large, tmp_path / "page.html", format="html")
+    page, seen = open_page(browser, tmp_path / "page.html")
+    options = {"prompt": "ROMEO:", "num_chars": 60, "temperature": 0.8, "seed": 4}
+    filters = {"min_p": 0.05, "top_p": 0.9, "top_k": 9}
+    for label, value in (("Min-p", 0.05), ("Top-p", 0.9), ("Top-k", 9), ("Alternatives", 3)):
+        page.get_by_label(label).fill(str(value))
+    write(page, **options)
+    columns = page.locator(".alternative").all_text_contents()
+    texts = sampled(dequantize_model(large), **options, **filters, num_samples=3).decode()
+    assert ["ROMEO:" + column for column in columns] == texts.split("\0")
+    page.get_by_role("button", name="Keep 2").click()
+    assert page.locator("#text").text_content() == "ROMEO:" + columns[1]
+    page.get_by_label("Alternatives").fill("1")
+    page.locator("#text span").nth(5).click()
+    other = page.locator(".likeliest button").first
+    name = other.text_content()
+    other.click()
+    page.get_by_role("status").filter(has_text="60 characters").wait_for()
+    text = page.locator("#text").text_content()
+    assert text.startswith("ROMEO:" + columns[1][:5])
+    assert len(name) > 1 or text[11] == name != columns[1][5]
+    assert len(text) == 6 + 6 + 60
+    page.get_by_role("button", name="Copy link").click()
+    again, _ = open_page(browser, tmp_path / "page.html")
+    again.goto(page.url)
+    again.reload()
+    again.get_by_role("status").filter(has_text="60 characters").wait_for()
+    assert again.locator("#text").text_content() == text
+    assert len(seen) == 1
+
+
 def test_a_cortex_m4_writes_the_text(tmp_path, caplog):
     needs("arm-none-eabi-gcc", "arm-none-eabi-size", "qemu-system-arm")
     caplog.set_level(logging.INFO, "charjax")

@@ -29,6 +29,7 @@ MODELS = {
     for cell in ("gru", "lstm", "rnn")
     for layers, embed in ((1, 6), (3, 0))
 }
+SAMPLING = ("temperature", "seed", "top_k", "top_p", "min_p")
 any_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 
 
@@ -79,13 +80,13 @@ def module_of(path: Path):
 
 def sampled(trained: TrainedModel, **options) -> bytes:
     """What `charjax sample` writes."""
-    chosen = {k: options[k] for k in ("temperature", "seed", "top_k", "top_p") if k in options}
+    chosen = {k: options[k] for k in SAMPLING if k in options}
     pieces = write_texts(
         trained,
         options["prompt"],
         num_chars=options["num_chars"],
-        num_samples=1,
-        separator="",
+        num_samples=options.get("num_samples", 1),
+        separator="\0",
         sampling=Sampling(**chosen),
         unknown="error",
     )
