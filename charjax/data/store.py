@@ -382,7 +382,7 @@ class _Chunks:
         self.ends = np.cumsum(sizes)
         self._ends_in_chunks = np.cumsum(-(-sizes // CHUNK))
         self._shards: dict[int, tuple[ts.TensorStore, np.ndarray]] = {}
-        self._cache: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._cache: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
         self._lock = threading.Lock()
 
     def read(self, positions: np.ndarray) -> np.ndarray:
@@ -396,19 +396,20 @@ class _Chunks:
         with self._lock:
             chunks = self._load(list(dict.fromkeys(chunk[runs].tolist())))
         for begin, end in zip(runs, np.append(runs[1:], flat.size), strict=True):
-            ids[begin:end] = chunks[int(chunk[begin])][in_shard[begin:end] % CHUNK]
+            tokens, table = chunks[int(chunk[begin])]
+            ids[begin:end] = table[tokens[in_shard[begin:end] % CHUNK]]
         return ids.reshape(positions.shape)
 
-    def _load(self, wanted: list[int]) -> dict[int, np.ndarray]:
-        """Chunks by number, from the cache or from disk, all of which are read at once."""
+    def _load(self, wanted: list[int]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """Chunks, each with the ids of its tokens: from the cache, else read, all at once."""
         loaded = {chunk: self._cache[chunk] for chunk in wanted if chunk in self._cache}
         pending = [(chunk, *self._start_read(chunk)) for chunk in wanted if chunk not in loaded]
         for chunk, shard, future, table in pending:
             with self._store.as_store_errors(f"tokens/{shard:05}"):
-                loaded[chunk] = self._cache[chunk] = table[future.result()]
+                loaded[chunk] = self._cache[chunk] = future.result(), table
         for chunk in wanted:
             self._cache.move_to_end(chunk)
-        size = next(iter(loaded.values())).nbytes if loaded else 1
+        size = next(iter(loaded.values()))[0].nbytes if loaded else 1
         while len(self._cache) > max(len(wanted), _CACHE_BYTES // size):
             self._cache.popitem(last=False)
         return loaded
