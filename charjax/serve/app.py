@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 from starlette.applications import Starlette
@@ -17,7 +18,7 @@ from starlette.routing import Route
 
 from charjax.serve.access import AccessChecks
 from charjax.serve.completions import Answer, fields_of, parse_completion
-from charjax.serve.copies import copied_passages
+from charjax.serve.copies import copied_passages, table_against_copying
 from charjax.serve.delivery import EventStream, Pieces, whole_answer
 from charjax.serve.errors import ProtocolError, as_field_errors
 from charjax.serve.json_schema import Schema, parse_object
@@ -224,6 +225,10 @@ class Handlers:
         fields = fields_of(parse_object(await self._body(request)), self._completion)
         model = self._models.get(fields["model"])
         completion = parse_completion(fields, model, self._limits)
+        writing = completion.writing
+        if max_copy := writing.controls.max_copy:
+            copies = await asyncio.to_thread(table_against_copying, model.trained, max_copy)
+            completion = replace(completion, writing=writing._replace(copies=copies))
         pieces = Pieces(completion.n * len(completion.prompts), self._limits.max_seconds)
         model.engine.submit(completion.texts(pieces.sink))
         answer = Answer(completion)

@@ -107,6 +107,7 @@ def _writing(fields: Mapping[str, Any], model: ServedModel) -> Writing:
             until_lines=fields["until_lines"],
             forbid=fields["forbid"] or "",
             only=fields["only"] or "",
+            max_copy=fields["max_copy"],
         )
         sampling = Sampling(
             seed=secrets.randbelow(2**32) if fields["seed"] is None else fields["seed"],

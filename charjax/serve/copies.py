@@ -11,7 +11,9 @@ from jaxtyping import UInt64
 
 from charjax.data.corpus import load_corpus
 from charjax.errors import CharjaxError
+from charjax.inference.copying import CopyTable, copy_table
 from charjax.inference.load import TrainedModel
+from charjax.inference.training_text import training_text
 from charjax.serve.errors import ProtocolError
 
 _logger = logging.getLogger(__name__)
@@ -49,6 +51,24 @@ def copied_passages(trained: TrainedModel, text: str, min_chars: int) -> list[tu
     return passages
 
 
+def table_against_copying(trained: TrainedModel, max_copy: int) -> CopyTable:
+    """What keeps the sampler from copying more than `max_copy` characters; takes seconds at first.
+
+    Raises:
+      ProtocolError: the training text is gone, or has changed.
+    """
+    try:
+        return _table(_Source(trained), max_copy)
+    except CharjaxError as error:
+        _logger.warning("%s", error)
+        raise ProtocolError(
+            400,
+            "max_copy: the training text is not here, or has changed",
+            param="max_copy",
+            code="no_text",
+        ) from None
+
+
 class _Source:
     """A model as a key of the cache: equal where the training text is."""
 
@@ -60,6 +80,12 @@ class _Source:
 
     def __hash__(self) -> int:
         return hash(self.sha256)
+
+
+@functools.lru_cache(maxsize=2)
+def _table(source: _Source, max_copy: int) -> CopyTable:
+    corpus = training_text(source.trained, "max_copy")
+    return copy_table(corpus, source.trained.vocab, max_copy)
 
 
 @functools.lru_cache(maxsize=4)

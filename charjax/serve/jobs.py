@@ -14,6 +14,7 @@ from jaxtyping import Int
 
 from charjax.data.vocab import Vocab
 from charjax.inference.controls import Controls
+from charjax.inference.copying import CopyTable
 from charjax.inference.sampling import Sampling
 from charjax.inference.text_end import TextEnd
 from charjax.serve.errors import ProtocolError
@@ -42,6 +43,7 @@ class Writing(NamedTuple):
       num_chars: tokens of a text at most.
       num_top: how many of the likeliest tokens to report; None: no log-probabilities.
       echo: whether the prompt is part of the text.
+      copies: of the training text, for `controls.max_copy`; None: off.
     """
 
     vocab: Vocab
@@ -50,6 +52,7 @@ class Writing(NamedTuple):
     num_chars: int
     num_top: int | None
     echo: bool
+    copies: CopyTable | None = None
 
 
 class Sink:
@@ -146,7 +149,7 @@ class Text:
 
     def _finish_prompt(self) -> None:
         """Puts the echo with its log-probabilities, if it has any, and starts the text."""
-        echo, (vocab, _, controls, num_chars, num_top, is_echo) = self._echo, self.writing
+        echo, (vocab, _, controls, num_chars, num_top, is_echo, _) = self._echo, self.writing
         if self._writer is not None:
             return
         shown = self._shown() if is_echo else ""

@@ -183,6 +183,7 @@ class TurnRunner:
             num_samples=job[-1].number + 1,
             sampling=writing.sampling,
             num_top=writing.num_top,
+            copies=writing.copies,
         )
         first = 0
         for chunks in groups:
@@ -281,4 +282,6 @@ class ModelRunner:
             runner.warm_up()
 
     def _runner(self, text: Text) -> SlotRunner | TurnRunner:
-        return self._slots[text.writing.num_top is not None] if self._slots else self._turns
+        if not self._slots or text.writing.copies:
+            return self._turns
+        return self._slots[text.writing.num_top is not None]

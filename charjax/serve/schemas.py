@@ -57,6 +57,7 @@ def _sampling_fields() -> dict[str, Any]:
             "maxProperties": 1024,
         },
         "forbid": characters | {"description": "Characters that are never sampled."},
+        "max_copy": _integer(0, 0, 1000, "No longer passage of the training text; 0: any."),
         "only": characters | {"description": "The only characters that are sampled."},
     }
 

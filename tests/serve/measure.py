@@ -1,7 +1,7 @@
-"""Measures `charjax serve` with a GRU of 512 units: `python -m tests.serve.measure [page]`.
+"""Measures `charjax serve` with a GRU of 512 units: `python -m tests.serve.measure [STEP...]`.
 
-Writes benchmarks/results/serve.json, and the table of docs/serve.md from it; with `page`, only the
-table. The client runs on the same machine. Every text is compared with that of `charjax.Sampler`.
+Writes benchmarks/results/serve.json, and the table of docs/serve.md from it; with `page` as the
+step, only the table. The client runs on the same machine. Texts are compared with `Sampler`'s.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +40,7 @@ START, END = "<!-- begin: python -m tests.serve.measure page -->\n", "<!-- end -
 CHARACTERS = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 CHARS = 1000  # of each text of the throughput
 CONCURRENT = 100
+ROWS, QUEUE = 72, 64  # texts that are written, and that wait
 
 
 class Answer(NamedTuple):
@@ -172,14 +174,14 @@ class Bench:
         best = max(served), max(alone)
         return {"served_chars_s": best[0], "sampler_chars_s": best[1], "ratio": best[0] / best[1]}
 
-    def refusals(self, places: int) -> dict:
+    def refusals(self) -> dict:
         """1,000 requests beyond the queue: how many are refused, and in which form."""
 
         async def ask() -> tuple[int, float]:
             body = {"prompt": "a", "max_tokens": 100_000, "stream": True}
             taken = [
                 asyncio.ensure_future(complete(self.url, close_after=200, **body, seed=i))
-                for i in range(places)
+                for i in range(ROWS + QUEUE)
             ]
             await asyncio.sleep(1)
             start = time.perf_counter()
@@ -222,13 +224,14 @@ class Bench:
         async def ask() -> tuple[list[Answer], float]:
             body: dict = {"prompt": "a", "max_tokens": 3000, "stream": True}
             started: set[int] = set()
+            await asyncio.sleep(3)  # until the texts of earlier steps are given up
             asked = [
                 asyncio.ensure_future(
                     complete(self.url, **body, seed=i, on_event=lambda i=i: started.add(i))
                 )
                 for i in range(20)
             ]
-            while len(started) < len(asked):
+            while len(started) < len(asked) and not any(task.done() for task in asked):
                 await asyncio.sleep(0.01)
             start = time.perf_counter()
             os.kill(self.pid, signal.SIGTERM)
@@ -240,22 +243,22 @@ class Bench:
         return {"finished": finished, "of": len(answers), "seconds": seconds}
 
 
-def measure() -> dict:
-    """All results."""
+STEPS = ("first_character", "equality", "throughput", "memory", "refusals", "shutdown")
+
+
+def measure(steps: Sequence[str]) -> None:
+    """Adds the results of these steps to the file, each as soon as it is there."""
+    results = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
+    results["cores"] = os.cpu_count()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "gru512"
         make_run(folder)
-        with serve(f"--workdir={folder}", "--max_queue=64", timeout=30) as served:
+        with serve(f"--workdir={folder}", f"--max_queue={QUEUE}", timeout=30) as served:
             bench = Bench(served, folder)
-            results = {"cores": os.cpu_count()}
-            for step in ("first_character", "equality", "throughput", "memory"):
+            for step in steps:
                 results[step] = getattr(bench, step)()
                 print(step, json.dumps(results[step]), flush=True)
-            results["refusals"] = bench.refusals(72 + 64)
-            print("refusals", json.dumps(results["refusals"]), flush=True)
-            results["shutdown"] = bench.shutdown()
-            print("shutdown", json.dumps(results["shutdown"]), flush=True)
-    return results
+                RESULTS.write_text(json.dumps(results, indent=2) + "\n", "utf-8")
 
 
 def write_page(results: dict) -> None:
@@ -296,5 +299,5 @@ def write_page(results: dict) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:] != ["page"]:
-        RESULTS.write_text(json.dumps(measure(), indent=2) + "\n", "utf-8")
+        measure(sys.argv[1:] or STEPS)
     write_page(json.loads(RESULTS.read_text("utf-8")))

@@ -9,9 +9,16 @@ import pytest
 
 from charjax.config import Config, DataConfig
 from charjax.data.corpus import load_corpus
+from charjax.inference.controls import Controls
+from charjax.inference.sampling import Sampling
+from charjax.inference.texts import write_texts
 from charjax.serve.copies import copied_passages
 from charjax.serve.errors import ProtocolError
-from tests.serve.conftest import RANDOM
+from tests.inference import scripted
+from tests.serve.asgi import complete
+from tests.serve.conftest import RANDOM, Server
+
+CYCLE = scripted.trained(scripted.cycle(11), "abcdefghij\n", meta={})
 
 TEXT = "It was a dark and stormy night; the rain fell in torrents. " * 2
 
@@ -48,3 +55,22 @@ def test_a_text_that_is_gone_or_changed_is_said(trained):
         with pytest.raises(ProtocolError) as error:
             copied_passages(model, "a", 10)
         assert (error.value.status, error.value.code) == (404, "no_text")
+
+
+def test_max_copy_is_that_of_the_command(small_batches, tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text("abcdefghij\n" * 9, "utf-8")
+    config = Config(model=CYCLE.config.model, data=DataConfig(path=str(file)))
+    sha256 = load_corpus(config.data).sha256
+    model = replace(CYCLE, config=config, meta={"corpus": {"name": "text", "sha256": sha256}})
+    served = Server({"cycle": model})
+    body = {"prompt": "a", "temperature": 0, "max_tokens": 40}
+    (free,) = complete(served.app, **body)["choices"]
+    (kept,) = complete(served.app, **body, max_copy=4)["choices"]
+    served.models.close()
+    options = {"num_chars": 40, "num_samples": 1, "separator": "", "unknown": "error"}
+    options |= {"sampling": Sampling(temperature=0.0), "controls": Controls(max_copy=4)}
+    want = "".join(write_texts(model, "a", **options, show_prompt=False))
+    assert copied_passages(model, free["text"], 30) == [(0, 40)]
+    assert kept["text"] == want
+    assert copied_passages(model, "a" + kept["text"], 5) == []

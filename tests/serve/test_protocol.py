@@ -48,6 +48,7 @@ WRONG = {
     "logit_bias": [{"a": 1}, {"0": 101}, {"0": "1"}, [], {"11": 1}],
     "forbid": [1, "abcdefghij\n", "z"],
     "only": [1, "z"],
+    "max_copy": [-1, 5],  # the text of this model is not here
     "echo": [1, "true"],
     "logprobs": [-1, 21, True],
     "stream": [1],
