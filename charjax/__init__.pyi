@@ -11,6 +11,7 @@ from .data.batches import make_batches as make_batches
 from .data.batches import split as split
 from .data.dataset import load_dataset as load_dataset
 from .data.vocab import Vocab as Vocab
+from .inference.controls import Controls as Controls
 from .inference.evaluate import char_nats as char_nats
 from .inference.evaluate import score as score
 from .inference.load import load_trained as load_trained

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 from charjax.data.corpus import Corpus, load_corpus
+from charjax.data.store import TextStore
 from charjax.errors import CharjaxError, InputError
 from charjax.inference.load import TrainedModel
 
@@ -29,6 +30,11 @@ def training_text(trained: TrainedModel, flag: str) -> Corpus:
         raise InputError(
             f"{flag}: {corpus.name} is not the text that this run was trained on (SHA-256 "
             f"{recorded[:12]}, now {corpus.sha256[:12]}); bring that text back"
+        )
+    if isinstance(corpus.content, TextStore):
+        raise InputError(
+            f"{flag}: {corpus.name} is a packed text, too large to compare samples with; sample "
+            f"without {flag}"
         )
     return corpus
 
