@@ -103,9 +103,10 @@ class ModelConfig:
     # int8: quantized weights, see `charjax.model.quantization`; to sample and score, not to train.
     dtype: str = choice("float32", "bfloat16", "auto", "int8")
     # The implementation of the recurrence, see `charjax.model.recurrence.api`. fast: the fastest
-    # that this machine has. c: C loops, compiled for this CPU when first needed. xla: jax.lax.scan
-    # with a hand-written gradient. scan: nn.scan over the cell, the reference. persistent: kernels
-    # for one NVIDIA Hopper GPU in bfloat16, which keep the recurrent weights on chip.
+    # that this machine has; a resumed run keeps what it was saved with. c: C loops, compiled for
+    # this CPU when first needed. xla: jax.lax.scan with a hand-written gradient. scan: nn.scan over
+    # the cell, the reference. persistent: kernels for one NVIDIA Hopper GPU in bfloat16, which keep
+    # the recurrent weights on chip.
     recurrence: str = choice("fast", "c", "xla", "scan", "persistent")
     # Rematerialization: keep only the carry at every so many tokens and recompute the rest in
     # the backward pass. Less memory, more time, the same result. 0: keep everything.

@@ -20,6 +20,14 @@ from charjax.workdir import LOGS
 _PACKAGES = ("charjax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
+def _version(package: str) -> str:
+    """The version of a package; "not installed" where it was found on PYTHONPATH."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
 @dataclass(frozen=True)
 class CorpusMeta:
     """Which text a run was trained on; see `charjax.data.corpus.Corpus`."""
@@ -44,7 +52,7 @@ class Platform:
         import jax  # here, so that metadata can be read without importing jax
 
         return cls(
-            versions={name: importlib.metadata.version(name) for name in _PACKAGES},
+            versions={name: _version(name) for name in _PACKAGES},
             device=jax.devices()[0].device_kind,
             devices=jax.device_count(),
         )

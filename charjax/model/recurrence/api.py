@@ -6,6 +6,7 @@ import importlib
 from dataclasses import replace
 from types import ModuleType
 
+import jax
 from jax.typing import DTypeLike
 
 from charjax.config import ModelConfig
@@ -20,8 +21,9 @@ _MODULES = {
     "xla": "charjax.model.recurrence.xla",
     "scan": "charjax.model.recurrence.scan",
 }
-# What "fast" tries in turn, the fastest first. The last one supports every layer.
-_FAST = ("c", "xla")
+# What "fast" tries in turn on a platform, the fastest first. The last one supports every layer.
+_FAST = {"cpu": ("c", "xla"), "gpu": ("persistent", "xla")}
+_FAST_ELSEWHERE = ("xla",)
 
 
 def resolve(config: ModelConfig, batch: int, *, saved: str = "", strict: bool = True) -> Resolution:
@@ -41,8 +43,9 @@ def resolve(config: ModelConfig, batch: int, *, saved: str = "", strict: bool = 
     """
     layer = Layer(config.cell, config.hidden, config.dtype, batch)
     preferred = saved if config.recurrence == "fast" else config.recurrence
+    fast = _FAST.get(jax.default_backend(), _FAST_ELSEWHERE)
     refusals: list[str] = []
-    for name in dict.fromkeys([preferred, *_FAST] if preferred else _FAST):
+    for name in dict.fromkeys([preferred, *fast] if preferred else fast):
         refusal = _refusal(name, layer)
         if not refusal:
             return Resolution(name, _reason(config.recurrence, saved, name, refusals))
@@ -51,7 +54,7 @@ def resolve(config: ModelConfig, batch: int, *, saved: str = "", strict: bool = 
                 f"config.model.recurrence={name}: {refusal}; take --config.model.recurrence=fast"
             )
         refusals.append(f"{name} refuses: {refusal}")
-    raise AssertionError("the last of _FAST supports every layer")
+    raise AssertionError('the last that "fast" tries supports every layer')
 
 
 def for_inference(config: ModelConfig, batch: int) -> ModelConfig:

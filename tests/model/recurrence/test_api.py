@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import jax
 import pytest
 
 from charjax.config import ModelConfig
@@ -31,6 +32,14 @@ def test_fast_is_the_first_that_supports_the_layer(refusals):
     assert resolve(model, BATCH) == Resolution("c", "the fastest here")
     refusals["c"] = "no C compiler"
     assert resolve(model, BATCH) == Resolution("xla", "c refuses: no C compiler")
+
+
+@pytest.mark.parametrize(("platform", "name"), [("gpu", "persistent"), ("tpu", "xla")])
+def test_fast_asks_only_what_the_platform_can_run(platform, name, refusals, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    assert resolve(ModelConfig(), BATCH) == Resolution(name, "the fastest here")
+    refusals["persistent"] = "no Hopper GPU"
+    assert resolve(ModelConfig(), BATCH).implementation == "xla"
 
 
 @pytest.mark.parametrize("name", api._MODULES)

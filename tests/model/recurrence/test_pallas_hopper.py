@@ -3,9 +3,9 @@
 They run in Pallas' interpret mode, all CTAs in parallel, with barriers in global memory, and
 are lowered for CUDA, which rejects layouts, copies and sizes that a GPU does not have. They
 are not in the suite of `test_invariants`, whose layers have a few units, mostly in float32:
-these kernels take multiples of 64 sequences and 128 units in bfloat16 only, and a case takes
-ten seconds to interpret. So each cell has one case here, against XLA's loop, which the suite
-holds to the reference.
+these kernels take multiples of 128 units in bfloat16 only, and a case takes ten seconds to
+interpret. So each cell has one case here, against XLA's loop, which the suite holds to the
+reference; `-m slow` runs every cell with every batch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import pytest
-from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 
 from charjax.config import ModelConfig
 from charjax.errors import InputError
@@ -31,8 +30,16 @@ from charjax.model.recurrence.pallas_hopper.ops import LaunchConfig
 from charjax.model.recurrence.pallas_hopper.tiling import BATCH_TILE, Tiling, choose_tilings
 from tests.model.small import carry_of, distance, like, normal, params_of, tokens_of
 
+try:
+    from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
+except ImportError:  # private to jax
+    InterpretGPUParams = None
+
 VOCAB, TIME, HIDDEN = 7, 3, 128
-TWO_CTAS = LaunchConfig(num_sms=2, interpret=InterpretGPUParams())
+TWO_CTAS = LaunchConfig(num_sms=2, interpret=InterpretGPUParams and InterpretGPUParams())
+needs_interpreter = pytest.mark.skipif(
+    InterpretGPUParams is None, reason="this jax has no jax._src...InterpretGPUParams"
+)
 
 
 def layer_inputs(cell, kind, batch=BATCH_TILE, hidden=HIDDEN, time=TIME):
@@ -56,13 +63,14 @@ def value_and_grads(layer, inputs, weights, carry, resets=None):
 
 
 def assert_equals_xla(cell, inputs):
-    got = value_and_grads(partial(ops.recurrence, cell, TWO_CTAS), *inputs)
+    got = value_and_grads(partial(ops.run_padded, cell, TWO_CTAS), *inputs)
     want = value_and_grads(partial(xla.run, cell, jnp.bfloat16), *inputs)
     # Another order of sums may round a state or a gradient to the neighbouring bfloat16.
     assert distance(got, want) < 0.01
     assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {jnp.dtype(jnp.float32)}
 
 
+@needs_interpreter
 def test_value_and_gradient_equal_those_of_xla():
     assert_equals_xla("gru", layer_inputs("gru", Table))
 
@@ -71,13 +79,27 @@ def random_resets(batch, time):
     return jax.random.bernoulli(jax.random.key(0), 0.3, (time, batch))
 
 
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
-def test_resets_are_those_of_xla(cell):
-    batch = 2 * BATCH_TILE if cell == "lstm" else BATCH_TILE
-    layer, resets = layer_inputs(cell, Projected, batch, time=2), random_resets(batch, 2)
+@needs_interpreter
+@pytest.mark.parametrize(
+    ("cell", "kind", "batch"), [("gru", Table, 40), ("lstm", Projected, 2 * BATCH_TILE)]
+)
+def test_resets_are_those_of_xla(cell, kind, batch):
+    layer, resets = layer_inputs(cell, kind, batch, time=2), random_resets(batch, 2)
     assert_equals_xla(cell, (*layer, resets))
 
 
+@needs_interpreter
+@pytest.mark.slow
+@pytest.mark.parametrize("with_resets", [False, True])
+@pytest.mark.parametrize("batch", [1, 40, 64, 100, 128, 256])
+@pytest.mark.parametrize("kind", [Table, Projected])
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
+def test_any_batch_equals_that_of_xla(cell, kind, batch, with_resets):
+    resets = random_resets(batch, TIME) if with_resets else None
+    assert_equals_xla(cell, (*layer_inputs(cell, kind, batch), resets))
+
+
+@needs_interpreter
 def test_split_k_computes_the_same_sums(monkeypatch):
     tilings = tuple(
         Tiling(HIDDEN, k, outputs, units=HIDDEN // 4, split_k=2)
@@ -88,17 +110,34 @@ def test_split_k_computes_the_same_sums(monkeypatch):
     assert_equals_xla("lstm", layer_inputs("lstm", Projected, time=2))
 
 
-def test_a_larger_batch_runs_tile_by_tile():
-    assert_equals_xla("rnn", layer_inputs("rnn", Projected, batch=2 * BATCH_TILE, time=2))
+@needs_interpreter
+def test_a_larger_batch_runs_tile_by_tile_and_the_last_tile_is_padded():
+    assert_equals_xla("rnn", layer_inputs("rnn", Projected, batch=100, time=2))
+
+
+@pytest.mark.parametrize("kind", [Table, Projected])
+def test_padded_rows_are_zeros_without_resets(kind):
+    layer = layer_inputs("gru", kind, batch=3)
+    operands = ops._pad_batch(Operands(*layer, resets=jnp.ones((TIME, 3), bool)), 2)
+    tokens_or_gates = operands.inputs.tokens if kind is Table else operands.inputs.igates
+    for array, axis in ((tokens_or_gates, -1), (operands.carry[0], 0), (operands.resets, -1)):
+        assert array.shape[axis] == 5
+        assert not jnp.moveaxis(array, axis, 0)[3:].any()
+
+
+def test_a_full_tile_is_not_padded():
+    shapes = jax.eval_shape(partial(layer_inputs, "gru", Projected, hidden=1024))
+    traced = jax.jit(partial(ops.run_padded, "gru", LaunchConfig())).trace(Operands(*shapes))
+    assert " pad[" not in str(traced.jaxpr)
 
 
 @pytest.mark.parametrize("with_resets", [False, True])
 @pytest.mark.parametrize(
     ("cell", "batch", "cluster"),
-    [("gru", 64, 1), ("lstm", 64, 1), ("rnn", 64, 1), ("gru", 128, 2), ("lstm", 64, 2)],
+    [("gru", 64, 1), ("lstm", 40, 1), ("rnn", 64, 1), ("gru", 100, 2), ("lstm", 64, 2)],
 )
 def test_it_lowers_for_cuda(cell, batch, cluster, with_resets):
-    layer = partial(ops.recurrence, cell, LaunchConfig(cluster=cluster))
+    layer = partial(ops.run_padded, cell, LaunchConfig(cluster=cluster))
     shapes = jax.eval_shape(partial(layer_inputs, cell, Projected, batch, hidden=1024, time=100))
     if with_resets:
         shapes = (*shapes, jax.ShapeDtypeStruct((100, batch), bool))
@@ -119,10 +158,20 @@ def test_every_multiple_of_128_up_to_1024_has_a_tiling(gates, num_sms):
 HOPPER = SimpleNamespace(
     platform="gpu", device_kind="NVIDIA H200", compute_capability="9.0", core_count=132
 )
+
+
+def gpu(kind, capability):
+    return SimpleNamespace(platform="gpu", device_kind=kind, compute_capability=capability)
+
+
 OTHERS = {
     "a CPU": [SimpleNamespace(platform="cpu", device_kind="cpu")],
-    "Blackwell": [SimpleNamespace(**vars(HOPPER) | {"compute_capability": "10.0"})],
-    "two GPUs": [HOPPER, HOPPER],
+    "Turing": [gpu("Tesla T4", "7.5")],
+    "Ampere": [gpu("NVIDIA A100-SXM4-40GB", "8.0")],
+    "Ada": [gpu("NVIDIA GeForce RTX 4090", "8.9")],
+    "Blackwell": [gpu("NVIDIA B200", "10.0")],
+    "AMD": [gpu("AMD Instinct MI300X", "gfx942")],
+    "two Hopper GPUs": [HOPPER, HOPPER],
 }
 
 CONFIG = ModelConfig(
@@ -130,15 +179,17 @@ CONFIG = ModelConfig(
 )
 
 
+ROWS = 40  # not a full tile
+
+
 def run_network(config):
     params = params_of(config, VOCAB)
-    return CharRNN(config, VOCAB).run(
-        params, tokens_of(VOCAB, BATCH_TILE, 2), carry_of(config, BATCH_TILE)
-    )
+    return CharRNN(config, VOCAB).run(params, tokens_of(VOCAB, ROWS, 2), carry_of(config, ROWS))
 
 
+@needs_interpreter
 def test_the_network_runs_on_it(monkeypatch):
-    layer, launched = Layer("gru", HIDDEN, "bfloat16", BATCH_TILE), []
+    layer, launched = Layer("gru", HIDDEN, "bfloat16", ROWS), []
 
     def launch_config():
         launched.append(TWO_CTAS)
@@ -168,12 +219,45 @@ def test_other_devices_are_refused(devices, monkeypatch):
     assert_refused(CONFIG, BATCH_TILE, named="Hopper")
 
 
+FAST = replace(CONFIG, recurrence="fast")
+
+
+@pytest.mark.parametrize("batch", [1, 40, 64, 100, 128, 256])
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
+def test_fast_is_persistent_on_one_hopper_gpu(cell, batch, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [HOPPER])
+    resolution = resolve(replace(FAST, cell=cell, layers=3), batch)
+    assert resolution == ("persistent", "the fastest here")
+    assert resolve(FAST, batch, saved="xla") == ("xla", "as the saved run")
+
+
+@pytest.mark.parametrize("devices", OTHERS.keys() - {"a CPU"})
+def test_fast_is_xla_on_other_gpus_and_says_why(devices, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: OTHERS[devices])
+    found = f"{len(OTHERS[devices])} x {OTHERS[devices][0].device_kind}"
+    why = f"persistent refuses: needs one NVIDIA Hopper GPU (H100, H200), found {found}"
+    assert resolve(FAST, BATCH_TILE) == ("xla", why)
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [({"dtype": "float32"}, "needs config.model.dtype=bfloat16"), ({"hidden": 200}, "hidden=200")],
+)
+def test_fast_is_xla_where_the_kernels_do_not_fit_the_model(fields, named, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [HOPPER])
+    chosen = resolve(replace(FAST, **fields), BATCH_TILE)
+    assert chosen.implementation == "xla"
+    assert named in chosen.reason
+
+
 def test_layers_that_the_kernels_cannot_run_are_refused(monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda: [HOPPER])
     assert ops.launch_config() == LaunchConfig(num_sms=132)
     assert resolve(CONFIG, 2 * BATCH_TILE).implementation == "persistent"
     assert_refused(replace(CONFIG, dtype="float32"), BATCH_TILE, named="float32")
-    assert_refused(CONFIG, 96, named="not 96")
     assert_refused(replace(CONFIG, cell="lstm", hidden=2048), BATCH_TILE, named="hidden=2048")
     monkeypatch.setitem(CELLS, "other", CELLS["gru"])
     assert "other" in ops.supports(Layer("other", HIDDEN, "bfloat16", BATCH_TILE))

@@ -74,8 +74,6 @@ def supports(layer: Layer) -> str:
         return f"has no kernels for config.model.cell={layer.cell}, only for {', '.join(_CELLS)}"
     if layer.dtype != "bfloat16":
         return f"needs config.model.dtype=bfloat16, not {layer.dtype}"
-    if layer.batch % BATCH_TILE:
-        return f"needs a multiple of {BATCH_TILE} sequences per batch, not {layer.batch}"
     num_sms = launch_config().num_sms
     if choose_tilings(layer.hidden, CELLS[layer.cell].gates, num_sms) is None:
         return (
@@ -88,8 +86,27 @@ def supports(layer: Layer) -> str:
 def run(cell: str, dtype: DTypeLike, operands: Operands) -> Result:
     """One layer over a sequence; see `charjax.model.recurrence.api.run`."""
     del dtype  # bfloat16, see `supports`
-    result: Result = recurrence(cell, launch_config(), operands)
-    return result
+    return run_padded(cell, launch_config(), operands)
+
+
+def run_padded(cell: str, launch: LaunchConfig, operands: Operands) -> Result:
+    """`recurrence` for any batch, padded to a multiple of `BATCH_TILE`.
+
+    Padded rows start from zeros and nothing reads what they compute. So their gradients are
+    zeros, which add nothing to those of the weights and of the table.
+
+    Args:
+      cell: a name in `CELLS`.
+      launch: how the kernels are launched.
+      operands: what the layer reads.
+    """
+    batch = operands.carry[0].shape[0]
+    padding = -batch % BATCH_TILE
+    if not padding:
+        unpadded: Result = recurrence(cell, launch, operands)
+        return unpadded
+    outputs, last = recurrence(cell, launch, _pad_batch(operands, padding))
+    return outputs[..., :batch], tuple(state[:batch] for state in last)
 
 
 def launch_config() -> LaunchConfig:
@@ -171,6 +188,21 @@ def _backward(cell: str, launch: LaunchConfig, res: _Residuals, grads: Result) -
 
 
 recurrence.defvjp(_forward, _backward)
+
+
+def _pad_batch(operands: Operands, rows: int) -> Operands:
+    """The operands with rows of zeros at the end of the batch, which are never reset."""
+
+    def padded(array: Array, axis: int) -> Array:
+        return jnp.pad(array, [(0, rows if i == axis else 0) for i in range(array.ndim)])
+
+    inputs, weights, carry, resets = operands
+    if isinstance(inputs, Table):
+        inputs = inputs._replace(tokens=padded(inputs.tokens, 1))
+    else:
+        inputs = inputs._replace(igates=padded(inputs.igates, 2))
+    carry = tuple(padded(state, 0) for state in carry)
+    return Operands(inputs, weights, carry, None if resets is None else padded(resets, 1))
 
 
 def _map_batch_tiles(run: Callable[[Any], Any], tiles: Any) -> Any:
