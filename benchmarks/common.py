@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.result_files import RESULTS, add_rounds, keep_other_groups, record
+from benchmarks.result_files import RESULTS, keep_other_groups, record
 
 ROOT = Path(__file__).parent.parent
 
@@ -233,45 +233,22 @@ def parser(about: str | None) -> argparse.ArgumentParser:
     flags.add_argument("--rounds", type=int, default=7, help="turns of each peer; default 7")
     flags.add_argument("--turn_s", type=float, default=0.5, help="seconds of a turn, at least")
     flags.add_argument("--small", action="store_true", help="tiny shapes, to try it out")
-    flags.add_argument("--json", action="store_true", help="print the result file's content")
-    flags.add_argument(
-        "--add", action="store_true", help="add the rounds to those of the result file"
-    )
     flags.add_argument("--out", type=Path, help="the result file; default in benchmarks/results")
     return flags
 
 
 def finish(name: str, args: argparse.Namespace, results: Mapping[str, Any]) -> None:
-    """Writes or prints the result file, combined with an existing one.
-
-    Args:
-      name: the benchmark's name; the file is `<name>_<device>.json`.
-      args: parsed flags of `parser`.
-      results: group -> measurements.
-
-    Raises:
-      SystemExit: the file's rounds are not of the same machine, versions and peers.
-    """
-    result = record() | {
-        "benchmark": name,
-        "device": args.device,
-        "small": args.small,
-        "groups": results,
-    }
+    """Writes groups of results to `<name>_<device>.json`, beside those that the file has."""
+    result = record() | {"benchmark": name, "device": args.device, "small": args.small}
+    result["groups"] = results
     path = args.out or RESULTS / f"{name}_{args.device}.json"
     if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        try:
-            result = (add_rounds if args.add else keep_other_groups)(before, result)
-        except ValueError as error:
-            print(json.dumps(result, indent=1))
-            sys.exit(f"{path}: nothing added, the new rounds are printed instead: {error}")
-    text = json.dumps(result, indent=1) + "\n"
-    if args.json:
-        print(text, end="")
-    if args.out or not (args.json or args.small):
+        result = keep_other_groups(json.loads(path.read_text(encoding="utf-8")), result)
+    if args.out or not args.small:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        unfinished = path.with_name(f"{path.name}.tmp")  # a killed process leaves the old file
+        unfinished.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        unfinished.replace(path)
         progress(f"wrote {path}")
 
 

@@ -1,4 +1,4 @@
-"""Result files: environment of a measurement, repeated measurements, and Markdown tables."""
+"""Result files: environment of a measurement, their groups, and Markdown tables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import shlex
-import statistics
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -116,25 +115,6 @@ def load(name: str) -> dict[str, Any]:
     return result
 
 
-def add_rounds(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """One result with the rounds of both, under the date and command of the later one.
-
-    A group that only one of them has keeps its rounds.
-
-    Raises:
-      ValueError: they differ in machine, versions, benchmark, peers or work.
-    """
-    for name in _SAME:
-        _require_equal(name, before[name], now[name])
-    groups = dict(before["groups"]) | dict(now["groups"])
-    for name in before["groups"].keys() & now["groups"].keys():
-        old, new = before["groups"][name], now["groups"][name]
-        _require_equal(f"{name}: what was measured", _work(old), _work(new))
-        peers = {peer: _join(old["peers"][peer], new["peers"][peer]) for peer in new["peers"]}
-        groups[name] = new | {"peers": peers}
-    return dict(now) | {"groups": groups}
-
-
 def keep_other_groups(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
     """The new result with those groups of the old one that were not measured again.
 
@@ -143,28 +123,6 @@ def keep_other_groups(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict
     if any(before.get(name) != now[name] for name in _SAME):
         return dict(now)
     return dict(now) | {"groups": dict(before["groups"]) | dict(now["groups"])}
-
-
-def _require_equal(name: str, before: Any, now: Any) -> None:
-    if before != now:
-        raise ValueError(f"{name} was {before} and is {now}")
-
-
-def _work(group: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a group, and the characters per unit of work of each peer."""
-    if "peers" not in group:
-        raise ValueError("this benchmark does not measure peers in rounds")
-    settings = {name: value for name, value in group.items() if name not in ("peers", "skipped")}
-    return settings | {peer: figure["chars"] for peer, figure in group["peers"].items()}
-
-
-def _join(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    both = {name: old[name] + new[name] for name in ("seconds", "cpu_seconds", "notes")}
-    derived = {
-        "chars_per_second": new["chars"] / statistics.median(both["seconds"]),
-        "peak_bytes": max(old["peak_bytes"], new["peak_bytes"]),
-    }
-    return dict(new) | both | derived
 
 
 def command(result: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from benchmarks import result_files
+from benchmarks import gpu, result_files
 from benchmarks.common import Peer, measure, ratio
 from benchmarks.performance import end_to_end, goals, page, persistent, readme, sample, train_step
 from benchmarks.scaling import page as scaling_page
@@ -83,23 +83,6 @@ def result(machine: str, **seconds: list[float]) -> dict:
     return head | {"device": "cpu", "small": False, "groups": {"gru": {"peers": figures}}}
 
 
-def test_added_rounds_count_as_if_run_at_once():
-    both = result_files.add_rounds(
-        result("a", our=[1.0, 1.0], peer=[2.0, 9.0]), result("a", our=[1.0], peer=[4.0])
-    )
-    peers = both["groups"]["gru"]["peers"]
-    assert ratio(peers["our"], peers["peer"]) == 4
-    assert peers["peer"]["chars_per_second"] == 10 / 4
-    assert peers["peer"]["peak_bytes"] == 2
-
-
-def test_rounds_of_another_machine_or_other_peers_are_not_added():
-    with pytest.raises(ValueError, match="machine was a and is b"):
-        result_files.add_rounds(result("a", our=[1.0]), result("b", our=[1.0]))
-    with pytest.raises(ValueError, match="what was measured"):
-        result_files.add_rounds(result("a", our=[1.0]), result("a", our=[1.0], peer=[1.0]))
-
-
 def test_what_was_not_measured_again_stays_if_machine_and_versions_are_the_same():
     new = result("a", our=[1.0])
     old = result("a", our=[5.0])
@@ -159,20 +142,48 @@ def test_every_goal_names_peers_that_its_benchmark_measures():
         p.name for cell in ("gru", "lstm") for p in train_step.peers(Shape(cell=cell), **where)
     }
     names |= {p.name for p in sample.peers(Shape(), 1, 1)}
-    names |= {p.name for p in end_to_end.peers(1, "", small=True)} | {end_to_end.TRAINING}
+    names |= {p.name for p in end_to_end.peers(1, "", small=True)} | {goals.TRAINING}
     for goal in (*goals.CPU, *goals.GPU):
         assert names.issuperset((*goal.ours, *goal.theirs)), goal
 
 
 def test_the_persistent_benchmark_says_in_a_line_that_there_is_no_gpu(monkeypatch):
-    monkeypatch.setattr(persistent, "run_part", lambda *_, **__: {"unavailable": "no GPU"})
     monkeypatch.setattr(sys, "argv", ["persistent"])
-    with pytest.raises(SystemExit, match=r"benchmarks\.performance\.persistent: no GPU"):
+    with pytest.raises(SystemExit, match=r"benchmarks\.performance\.persistent: needs one NVIDIA"):
         persistent.main()
 
 
-def test_a_part_that_does_not_end_is_killed():
-    assert "no end within 0.01 s" in persistent.run_part("find_gpu", limit_s=0.01)["failed"]
+def code(name, source, limit_s=60.0):
+    return gpu.Part(name, limit_s, ("-c", source))
+
+
+HANGS = code("hangs", "import time; print('half done', flush=True); time.sleep(60)", 0.5)
+FAILS = code("fails", "raise SystemExit('no such thing')")
+WRITES = code("writes", "import sys; open(sys.argv[-1].removeprefix('--out='), 'w').write('{}')")
+
+
+def test_a_part_that_hangs_or_fails_costs_no_other_part(tmp_path, capsys):
+    ended = gpu.run_all([HANGS, FAILS, WRITES], tmp_path, seconds=60, flags=())
+    assert list(ended.values()) == ["killed after 0.5 s", "exit code 1: no such thing", "ok"]
+    assert [path.name for path in tmp_path.glob("*.json")] == ["writes_gpu.json"]
+    assert "half done" in (tmp_path / "log.txt").read_text(encoding="utf-8")
+
+
+def test_parts_that_no_time_is_left_for_are_named(tmp_path):
+    assert gpu.run_all([WRITES], tmp_path, seconds=0, flags=()) == {"writes": "no time left"}
+
+
+@pytest.mark.slow
+def test_the_gpu_command_runs_on_a_cpu(tmp_path, monkeypatch, capsys):
+    flags = ["--small", "--device=cpu", "--rounds=1", "--minutes=20", f"--out={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", ["gpu", *flags])
+    gpu.main()
+    files = {path.name for path in tmp_path.glob("*.json")}
+    assert len(files) == 5  # and persistent_gpu.json
+    assert files == {f"{part.file}_cpu.json" for part in gpu.PARTS} - {"persistent_cpu.json"}
+    table = capsys.readouterr().out
+    assert "GRU over torch's best dtype" in table
+    assert "needs one NVIDIA Hopper GPU" in table
 
 
 def test_the_loss_of_an_epoch_is_the_mean_of_its_steps():

@@ -43,7 +43,8 @@ def shortened(steps: int, small: bool) -> Config:
     values["sample"]["num_chars"] = round(part * values["sample"]["num_chars"])
     values["data"]["split"] = (1 - val_fraction, val_fraction, 0.0)
     values["train"] |= {"max_steps": steps, "eval_every": min(steps, values["train"]["eval_every"])}
-    values["data"]["offline"] = ""  # no substitute text
+    # No substitute text, unless `benchmarks.gpu` says which.
+    values["data"]["offline"] = os.environ.get("BENCHMARK_OFFLINE", "")
     values["model"] |= {"hidden": 32, "embed": 8} if small else {}
     return resolve_dtype(from_config_dict(values))
 
@@ -71,7 +72,8 @@ def _launch(config: Config) -> Task:
             speeds += [json.loads(line)["chars_per_second"] for line in lines[1:]]
         return {"training_chars_per_second": statistics.median(speeds)}
 
-    return Task(_chars(config), run, {"dtype": config.model.dtype})
+    about = {"dtype": config.model.dtype, "corpus": _text(config).corpus.name}
+    return Task(_chars(config), run, about)
 
 
 def bare(steps: int, small: bool) -> Task:

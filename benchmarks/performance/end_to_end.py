@@ -9,10 +9,10 @@ from __future__ import annotations
 import tempfile
 
 from benchmarks.common import Measurement, Measurements, Peer, finish, measure, parser, show
+from benchmarks.performance.goals import BARE, TRAINING
 
-LAUNCH, TRAINING = "launch.py", "launch.py, training alone"
+LAUNCH, PLAIN = "launch.py", "plain flax loop"
 LAUNCH_F32 = "launch.py, float32"  # --config.model.dtype=float32
-PLAIN, BARE = "plain flax loop", "bare step"
 
 
 def peers(steps: int, compiled: str, *, small: bool) -> list[Peer]:

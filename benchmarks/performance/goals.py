@@ -36,6 +36,7 @@ class Goal:
         return f"python -m benchmarks.performance.{self.benchmark} --device={self.device}"
 
 
+TRAINING, BARE = "launch.py, training alone", "bare step"  # as in end_to_end
 F32, BF16, INT8 = "charjax float32", "charjax bfloat16", "charjax int8"
 KERAS = ("keras jax", "keras torch", "keras tensorflow")
 KERAS_MIXED = tuple(f"{name} bfloat16" for name in KERAS)
@@ -47,8 +48,8 @@ def _train(
     return Goal(title, device, "train_step", cell, (ours,), theirs, at)
 
 
-def _run(title: str, ours: str, theirs: str, at: float) -> Goal:
-    return Goal(title, "cpu", "end_to_end", "shakespeare", (ours,), (theirs,), at)
+def _run(title: str, ours: str, theirs: str, at: float, device: str = "cpu") -> Goal:
+    return Goal(title, device, "end_to_end", "shakespeare", (ours,), (theirs,), at)
 
 
 def _sample(device: str, streams: int, theirs: tuple[str, ...], at: float, ours: str = F32) -> Goal:
@@ -89,12 +90,7 @@ CPU = (
         "plain flax loop",
         2.0,
     ),
-    _run(
-        "`launch.py`'s characters per second over the bare step's",
-        "launch.py, training alone",
-        "bare step",
-        0.97,
-    ),
+    _run("`launch.py`'s characters per second over the bare step's", TRAINING, BARE, 0.97),
     *(_sample("cpu", 1, ("torch eager",), 5.0, ours) for ours in (F32, INT8)),
     *(_sample("cpu", 1, ("plain scan",), 2.0, ours) for ours in (F32, INT8)),
     *(_sample("cpu", 64, ("plain scan",), 2.0, ours) for ours in (F32, BF16, INT8)),
@@ -102,21 +98,16 @@ CPU = (
 
 _TORCH = ("torch float32", "torch bfloat16", "torch float16")
 GPU = (
-    _train("gpu", "gru", "GRU bf16 over torch's best dtype", BF16, _TORCH, 2.0),
-    _train("gpu", "lstm", "LSTM bf16 over torch fp16 (cuDNN)", BF16, ("torch float16",), 1.1),
-    _train("gpu", "gru", "GRU bf16 over flax `nn.RNN` in float32", BF16, ("flax gru",), 5.0),
-    _train("gpu", "lstm", "LSTM bf16 over flax `nn.RNN` in float32", BF16, ("flax lstm",), 5.0),
-    *(
-        Goal(
-            f"a train step of the {cell.upper()}, bf16",
-            "gpu",
-            "train_step",
-            cell,
-            (BF16,),
-            step_s=1.2e-3,
-        )
-        for cell in ("gru", "lstm")
-    ),
+    _train("gpu", "gru", "GRU over torch's best dtype", BF16, _TORCH, 5.5),
+    _train("gpu", "lstm", "LSTM over torch's best dtype", BF16, _TORCH, 2.8),
+    _train("gpu", "gru batch 256", "GRU, batch 256, over torch's best dtype", BF16, _TORCH, 2.0),
+    _train("gpu", "gru layers 2", "GRU, 2 layers, over torch's best dtype", BF16, _TORCH, 3.0),
+    _train("gpu", "gru", "GRU over flax `nn.RNN` in float32", BF16, ("flax gru",), 5.0),
+    _train("gpu", "lstm", "LSTM over flax `nn.RNN` in float32", BF16, ("flax lstm",), 5.0),
+    Goal("a training step, GRU", "gpu", "train_step", "gru", (BF16,), step_s=1.2e-3),
+    _run("`launch.py`'s characters per second over the bare step's", TRAINING, BARE, 0.97, "gpu"),
     _sample("gpu", 1, (), 100_000, BF16),
     _sample("gpu", 64, (), 5_000_000, BF16),
+    _sample("gpu", 1, ("plain scan",), 3.0, BF16),
+    _sample("gpu", 64, ("plain scan",), 1.8, BF16),
 )

@@ -30,25 +30,34 @@ def run(*command: str) -> str:
     ).stdout
 
 
-def measure(name: str, workdir: Path) -> dict[str, Any]:
-    """Trains, samples and scores."""
+def train(name: str, workdir: Path, *flags: str) -> dict[str, Any]:
+    """Trains a shipped config, with more flags; returns its times and losses."""
     started = time.monotonic()
-    run("launch.py", f"--config=configs/{name}.py", f"--workdir={workdir}", NO_OTHER_TEXT)
+    run("launch.py", f"--config=configs/{name}.py", f"--workdir={workdir}", *flags)
     wall_s = time.monotonic() - started
     lines = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
-    best = min((r for r in records if "val_loss" in r), key=lambda r: r["val_loss"])
-    flags = (f"--workdir={workdir}", f"--prompt={PROMPTS[name]}", "--num_chars=400", "--seed=1")
+    saved = json.loads((workdir / "run.json").read_text(encoding="utf-8"))
     speeds = sorted(r["chars_per_second"] for r in records)
     return {
         "config": f"configs/{name}.py",
-        "run": json.loads((workdir / "run.json").read_text(encoding="utf-8"))["config"],
-        "info": json.loads(run("-m", "charjax", "info", f"--workdir={workdir}")),
+        "run": saved["config"],
+        "recurrence": saved["recurrence"],
+        "corpus": saved["corpus"]["name"],
         "wall_s": round(wall_s, 1),
         "training_s": records[-1]["time_s"],
         "steps": records[-1]["step"],
         "chars_per_second": speeds[len(speeds) // 2],
-        "best": best,
+        "best": min((r for r in records if "val_loss" in r), key=lambda r: r["val_loss"]),
+        "last": records[-1],
+    }
+
+
+def measure(name: str, workdir: Path) -> dict[str, Any]:
+    """Trains, samples and describes the model."""
+    flags = (f"--workdir={workdir}", f"--prompt={PROMPTS[name]}", "--num_chars=400", "--seed=1")
+    return train(name, workdir, NO_OTHER_TEXT) | {
+        "info": json.loads(run("-m", "charjax", "info", f"--workdir={workdir}")),
         "sample": run("-m", "charjax", "sample", *flags, "--temperature=0.7"),
     }
 

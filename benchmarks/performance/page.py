@@ -32,9 +32,10 @@ def page(results: Results, template: str) -> str:
     """The whole page."""
     return string.Template(template).substitute(
         machine_cpu=_machines(results, "cpu"),
-        goals_cpu=_goals(results, CPU),
+        goals_cpu=goals_table(results, CPU),
         machine_gpu=_machines(results, "gpu"),
-        goals_gpu=_goals(results, GPU),
+        goals_gpu=goals_table(results, GPU),
+        persistent=_persistent(read("persistent_gpu") or {"groups": {}}),
         figures=_figures(results),
         sweep=_sweep(results),
         precision=table("precision"),
@@ -66,7 +67,8 @@ def _fastest(peers: Mapping[str, Any], names: Iterable[str]) -> str | None:
     return max(there, key=lambda name: peers[name]["chars_per_second"]) if there else None
 
 
-def _goals(results: Results, goals: Sequence[Goal]) -> str:
+def goals_table(results: Results, goals: Sequence[Goal]) -> str:
+    """A row for each goal: what was wanted, what was measured."""
     rows = []
     for goal in goals:
         found = reached(goal, results)
@@ -137,6 +139,25 @@ def _sweep(results: Results) -> str:
         parts.append(_table((*header, "characters per second", "memory, MiB", "fraction"), rows))
         parts.append(f"![fraction of the matmul's FLOP/s](img/sweep_{device}.png)")
     return "\n\n".join(parts)
+
+
+def _persistent(result: Mapping[str, Any]) -> str:
+    rows = []
+    for cell, part in itertools.product(
+        ("gru", "lstm"), ("forward", "with_gradient", "train_step")
+    ):
+        # Older files call XLA's loop fast, and the kernels without clusters "1 peers".
+        times = {"fast": {}, "1 peers": {}} | result["groups"].get(cell, {}).get("times", {})
+        xla = (times["fast"] | times.get("xla", {})).get(f"{part}_ms")
+        ours = (times["1 peers"] | times.get("persistent", {})).get(f"{part}_ms")
+        shown = (f"{xla:.2f} ms", f"{ours:.2f} ms", f"{xla / ours:.2f}") if xla and ours else ()
+        title = f"{cell.upper()}, {part.replace('_', ' ')}"
+        rows.append((title, *(shown or ("not measured", "", ""))))
+    table = _table(("", "XLA's loop", "persistent", "times as fast"), rows)
+    if result["groups"]:
+        gpu = result["groups"]["gpu"]["device"]
+        table += f"\n\n({command(result)}: {gpu}; {result['date']}.)"
+    return table
 
 
 def _sweep_row(point: Mapping[str, Any]) -> tuple[str, ...]:

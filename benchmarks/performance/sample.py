@@ -38,7 +38,6 @@ def main() -> None:
     flags.add_argument("--cells", nargs="+", default=["gru", "lstm"], choices=("gru", "lstm"))
     flags.add_argument("--chars", type=int, default=1024, help="characters per text and call")
     args = flags.parse_args()
-    results = {}
     for cell in args.cells:
         shape = make_shape(small=args.small, cell=cell)
         for streams in STREAMS:
@@ -49,11 +48,8 @@ def main() -> None:
                 device=args.device,
             )
             show(f"{cell}, {streams} streams of {args.chars}", measured, OURS)
-            results[f"{cell} {streams}"] = measured.to_json() | {
-                "shape": dataclasses.asdict(shape),
-                "streams": streams,
-            }
-    finish("sample", args, results)
+            figures = {"shape": dataclasses.asdict(shape), "streams": streams}
+            finish("sample", args, {f"{cell} {streams}": measured.to_json() | figures})
 
 
 if __name__ == "__main__":

@@ -31,20 +31,21 @@ _DISPATCH = TrainConfig().steps_per_dispatch
 _MATMUL = {"cpu": 2048, "gpu": 8192}
 
 
-def points(*, small: bool, quick: bool) -> list[tuple[Shape, str]]:
+def points(*, small: bool, quick: bool, device: str) -> list[tuple[Shape, str]]:
     """The shapes and dtypes: hidden size for both cells, the rest around the reference."""
-    cells = ("gru", "lstm")
+    cells, dtype_of_variants = ("gru", "lstm"), "bfloat16" if device == "gpu" else "float32"
     found = [
         (make_shape(small=small, cell=cell, hidden=hidden), dtype)
         for cell in cells
         for dtype in ("float32", "bfloat16")
         for hidden in (HIDDEN[:1] if small else HIDDEN)
+        if (device, dtype) != ("gpu", "float32")
         if not quick or (cell, dtype) == ("gru", "float32") or 512 <= hidden <= 1024
     ]
     variants = VARIANTS[:2] if small else VARIANTS
     fields = {} if small else {"hidden": 512}
     return found + [
-        (make_shape(small=small, **fields | variant), "float32") for variant in variants
+        (make_shape(small=small, **fields | variant), dtype_of_variants) for variant in variants
     ]
 
 
@@ -77,11 +78,11 @@ def main() -> None:
     flags.add_argument("--quick", action="store_true", help="fewer points; takes some minutes")
     args = flags.parse_args()
     found = []
-    for shape, dtype in points(small=args.small, quick=args.quick):
+    for shape, dtype in points(small=args.small, quick=args.quick, device=args.device):
         point = measure_point(shape, dtype, args)
         found.append(point)
         progress(f"{shape} {dtype}: {point['fraction_of_peak']:.2f} of the peak")
-    finish("sweep", args, {"points": found})
+        finish("sweep", args, {"points": found})
 
 
 if __name__ == "__main__":

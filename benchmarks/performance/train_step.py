@@ -2,6 +2,7 @@
 
 python -m benchmarks.performance.train_step
 python -m benchmarks.performance.train_step --cells=gru --keras_python=/path/to/bin/python
+python -m benchmarks.performance.train_step --cells=gru --batch=256 --device=gpu
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ def peers(shape: Shape, *, device: str, keras_python: str, dispatch: int) -> lis
     """The training step of charjax and of all others, at one shape."""
     where: dict[str, Any] = {"shape": dataclasses.asdict(shape)}
     half = ("bfloat16", "float16") if device == "gpu" else ("bfloat16",)
+    slower = (
+        (("xla", "bfloat16"),) if device == "gpu" else (("xla", "float32"), ("scan", "float32"))
+    )
     flax_cells = {"gru": ("gru",), "lstm": ("lstm", "optimized_lstm")}[shape.cell]
     return [
         *(ours(shape, dtype=dtype, dispatch=dispatch) for dtype in ("float32", "bfloat16")),
         *(
-            ours(shape, dtype="float32", dispatch=dispatch, recurrence=recurrence)
-            for recurrence in ("xla", "scan")
+            ours(shape, dtype=dtype, dispatch=dispatch, recurrence=recurrence)
+            for recurrence, dtype in slower
         ),
         *(
             Peer(
@@ -67,15 +71,18 @@ def main() -> None:
     """Writes `results/train_step_<device>.json`."""
     flags = parser(__doc__)
     flags.add_argument("--cells", nargs="+", default=["gru", "lstm"], choices=("gru", "lstm"))
+    flags.add_argument("--batch", type=int, help="sequences per step; default 64")
+    flags.add_argument("--layers", type=int, help="recurrent layers; default 1")
     flags.add_argument(
         "--keras_python",
         default=sys.executable,
         help="an interpreter that has keras, jax, torch and tensorflow",
     )
     args = flags.parse_args()
-    results = {}
+    changed = {name: n for name in ("batch", "layers") if (n := getattr(args, name))}
     for cell in args.cells:
-        shape = make_shape(small=args.small, cell=cell)
+        shape = make_shape(small=args.small, cell=cell, **changed)
+        group = " ".join((cell, *(f"{name} {n}" for name, n in changed.items())))
         found = peers(
             shape,
             device=args.device,
@@ -83,9 +90,9 @@ def main() -> None:
             dispatch=TrainConfig().steps_per_dispatch,
         )
         measured = measure(found, rounds=args.rounds, turn_s=args.turn_s, device=args.device)
-        show(f"{cell}, {shape}", measured, OURS)
-        results[cell] = measured.to_json() | {"shape": dataclasses.asdict(shape)}
-    finish("train_step", args, results)
+        show(f"{group}, {shape}", measured, OURS)
+        figures = measured.to_json() | {"shape": dataclasses.asdict(shape)}
+        finish("train_step", args, {group: figures})
 
 
 if __name__ == "__main__":

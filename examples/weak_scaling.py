@@ -1,4 +1,4 @@
-"""Weak scaling on your GPUs: `python -m benchmarks.scaling.weak 8 [flags of charjax train]`.
+"""Weak scaling on your GPUs: `python examples/weak_scaling.py 8 [flags of charjax train]`.
 
 Trains on 1, 2, 4, ... GPUs with the same batch size per GPU and prints the speed-ups.
 """

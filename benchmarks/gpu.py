@@ -1,0 +1,113 @@
+"""Everything worth knowing of one GPU, the most valuable first, in a few minutes.
+
+    python -m benchmarks.gpu --minutes=6 --out=FOLDER
+    python -m benchmarks.gpu --small --device=cpu --out=FOLDER
+
+Needs jax, torch and charjax's dependencies, and neither a network nor charjax installed. Each part
+runs in a process of its own with a time limit, and writes its result file in FOLDER after every
+group, so that a command that is cut off loses one group. FOLDER/log.txt has what the parts print.
+Whole runs read tiny Shakespeare from $CHARJAX_DATA_DIR, else the text that comes with Python. At
+the end it prints how each part ended, and the goals of docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.common import ROOT, parser, progress
+from benchmarks.performance import page, runs
+from benchmarks.performance.goals import GPU
+
+
+class Part(NamedTuple):
+    """A result file's name, a time limit in seconds, and the arguments to Python that write it."""
+
+    file: str
+    limit_s: float
+    command: tuple[str, ...]
+
+
+def _part(name: str, limit_s: float, *flags: str) -> Part:
+    return Part(name, limit_s, ("-m", f"benchmarks.performance.{name}", *flags))
+
+
+PARTS = (
+    *(_part("persistent", 100, f"--cells={cell}") for cell in ("gru", "lstm")),
+    *(_part("train_step", 75, f"--cells={cell}") for cell in ("gru", "lstm")),
+    _part("sample", 90, "--cells=gru"),
+    *(_part("train_step", 75, "--cells=gru", size) for size in ("--batch=256", "--layers=2")),
+    _part("runs", 60, runs.SHIPPED),
+    _part("end_to_end", 120),
+    _part("sweep", 150, "--quick"),
+    *(_part("runs", 60, name) for name in runs.RUNS if name != runs.SHIPPED),
+)
+
+
+def run_all(
+    parts: Iterable[Part], folder: Path, seconds: float, flags: Sequence[str], device: str = "gpu"
+) -> dict[str, str]:
+    """Runs parts one after another, all in so many seconds; returns how each of them ended."""
+    end, ended = time.monotonic() + seconds, {}
+    for part in parts:
+        name = " ".join((part.file, *part.command[2:]))
+        progress(name)
+        out = f"--out={folder / f'{part.file}_{device}.json'}"
+        limit_s = min(part.limit_s, end - time.monotonic())
+        ended[name] = _run([*part.command, *flags, out], folder / "log.txt", limit_s)
+        progress(f"  {ended[name]}")
+    return ended
+
+
+def _run(command: Sequence[str], log: Path, limit_s: float) -> str:
+    """Runs Python with a command, and ends it with all processes that it started."""
+    if limit_s <= 0:
+        return "no time left"
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    env = {"BENCHMARK_OFFLINE": "python_docs"} | os.environ | {"PYTHONPATH": path}
+    with log.open("a") as lines:
+        process = subprocess.Popen(
+            [sys.executable, *command], env=env, stdout=lines, stderr=lines, start_new_session=True
+        )
+        try:
+            code = process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            return f"killed after {limit_s:.3g} s"
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    last = log.read_text(encoding="utf-8").splitlines()[-1:]
+    return "ok" if code == 0 else f"exit code {code}: {''.join(last)}"
+
+
+def main() -> None:
+    """Writes the result files and prints the table."""
+    flags = parser(__doc__)
+    flags.set_defaults(device="gpu", rounds=3, out=Path("gpu_results"))
+    flags.add_argument("--minutes", type=float, default=6.0, help="for everything; default 6")
+    args = flags.parse_args()
+    folder = args.out.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    passed = [f"--device={args.device}", f"--rounds={args.rounds}", f"--turn_s={args.turn_s}"]
+    passed += ["--small"] * args.small
+    ended = run_all(PARTS, folder, 60 * args.minutes, passed, args.device)
+    results = {
+        (name, "gpu"): json.loads(file.read_text(encoding="utf-8"))
+        for name in page.BENCHMARKS
+        if (file := folder / f"{name}_{args.device}.json").exists()
+    }
+    print("\n".join(f"{part}: {end}" for part, end in ended.items()))
+    print(page.goals_table(results, GPU))
+
+
+if __name__ == "__main__":
+    main()
