@@ -97,7 +97,7 @@ class Bench:
     """The server, and a sampler of the same model in this process."""
 
     def __init__(self, served: Served, folder: Path) -> None:
-        self.url, self.pid = served.url, served.process.pid
+        self.process, self.url = served
         self.trained = load_trained(folder, which="best")
         self.sampler = Sampler(self.trained.config.model, self.trained.params, masked=None)
 
@@ -215,14 +215,14 @@ class Bench:
         return {"after_1000_mb": before, "growth_mb": self._rss_mb() - before}
 
     def _rss_mb(self) -> float:
-        pages = int(Path(f"/proc/{self.pid}/statm").read_text("utf-8").split()[1])
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text("utf-8").split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
     def shutdown(self) -> dict:
         """Streams that finish after SIGTERM, and the seconds to the end of the process."""
 
         async def ask() -> tuple[list[Answer], float]:
-            body: dict = {"prompt": "a", "max_tokens": 3000, "stream": True}
+            body: dict = {"prompt": "a", "max_tokens": 1000, "stream": True}
             started: set[int] = set()
             await asyncio.sleep(3)  # until the texts of earlier steps are given up
             asked = [
@@ -234,12 +234,13 @@ class Bench:
             while len(started) < len(asked) and not any(task.done() for task in asked):
                 await asyncio.sleep(0.01)
             start = time.perf_counter()
-            os.kill(self.pid, signal.SIGTERM)
+            self.process.send_signal(signal.SIGTERM)
             answers = await asyncio.gather(*asked)
+            await asyncio.to_thread(self.process.wait, 30)
             return answers, time.perf_counter() - start
 
         answers, seconds = asyncio.run(ask())
-        finished = sum(len(answer.text) == 3000 for answer in answers)
+        finished = sum(len(answer.text) == 1000 for answer in answers)
         return {"finished": finished, "of": len(answers), "seconds": seconds}
 
 
