@@ -2,8 +2,8 @@
 
 At every step the tokens are forbidden that would complete a passage of N + 1 characters of the
 text. A hash table has them for each passage of N characters: the loop hashes the last N characters
-of a row and looks them up once. No copy gets through. Two passages with the same hash, one in
-about 2**50, would forbid a token that need not be.
+of a row and looks them up once. No copy gets through. A passage that the text does not have can
+have the hash of one that it has, about once in 2**32 look-ups: it forbids tokens in vain.
 """
 
 from __future__ import annotations
