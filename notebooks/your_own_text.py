@@ -87,9 +87,10 @@ for temperature in (0.4, 0.7, 1.0):
 # character, a compressor that uses this model needs `b / 8` of the size.
 
 # %%
-from charjax.inference.score import score_part
+from charjax import score
+from charjax.inference.score import read_part
 
-result = score_part(trained, "val", progress=lambda done, total: None)
+result = score(trained.config.model, trained.params, read_part(trained, "val"))
 print(f"{result.nats_per_char:.4f} nats, {result.bits_per_char:.4f} bits per character")
 print(f"{result.chars:,} characters, compressed to {result.bits_per_char / 8:.0%} of their size")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import json
 
 import pytest
@@ -28,6 +30,15 @@ def test_a_notebook_is_made_of_its_source_and_has_no_outputs(source):
     code = [cell for cell in json.loads(made)["cells"] if cell["cell_type"] == "code"]
     assert code
     assert not any(cell["outputs"] or cell["execution_count"] for cell in code)
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_a_notebook_imports_names_that_there_are(source):
+    nodes = list(ast.walk(ast.parse(source.read_text("utf-8"))))
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("charjax"):
+            module = importlib.import_module(node.module)
+            assert not [name.name for name in node.names if not hasattr(module, name.name)]
 
 
 @pytest.mark.slow
