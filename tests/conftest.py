@@ -1,4 +1,8 @@
-"""Every test runs on eight CPU devices, with JAX at its strictest and one compilation cache."""
+"""Tests run on one CPU device, or on eight of them, with JAX at its strictest and one cache.
+
+A process has eight devices from its start or never. So each has them, and charjax sees one of
+them unless a test asks for `eight_devices`: programs for eight take a quarter more of the time.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.environment import FAST_COMPILES
+from tests.environment import FAST_COMPILES, with_devices
 
 # Background jobs of a shell ignore SIGINT and nohup ignores SIGHUP, the commands that tests start
 # inherit that, and charjax leaves an ignored signal ignored.
@@ -22,7 +26,7 @@ if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_I
 # Before jax is imported. On a machine with few cores, eight devices deadlock in XLA's thread pool
 # unless it believes in more cores.
 os.environ.setdefault("NPROC", "16")
-os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {FAST_COMPILES}")
+os.environ["XLA_FLAGS"] = with_devices(8)["XLA_FLAGS"]  # workers inherit those of commands, below
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 # One compilation cache for the session: its workers and the commands that tests start inherit the
@@ -42,6 +46,8 @@ from hypothesis import settings
 from jax._src.compiler import get_compile_options
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+_DEVICES = jax.devices()
+os.environ["XLA_FLAGS"] = with_devices(1)["XLA_FLAGS"]  # of the commands that tests start
 settings.register_profile("charjax", deadline=None, max_examples=50)
 settings.load_profile("charjax")
 
@@ -71,6 +77,30 @@ def pytest_collection_modifyitems(items: list) -> None:
     items.sort(key=rank)
 
 
+def _show_devices(count: int) -> None:
+    """Makes charjax see the first devices alone."""
+    for name in ("devices", "local_devices"):
+        setattr(jax, name, lambda *_, **__: _DEVICES[:count])
+    for name in ("device_count", "local_device_count"):
+        setattr(jax, name, lambda *_, **__: count)
+
+
+_show_devices(1)
+
+
+@pytest.fixture(scope="module")
+def eight_devices() -> Iterator[None]:
+    """Shows charjax eight devices, in the rest of a module."""
+    from charjax.inference.evaluate import _evaluator
+
+    assert len(_DEVICES) == 8
+    _show_devices(8)
+    _evaluator.cache_clear()
+    yield
+    _show_devices(1)
+    _evaluator.cache_clear()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _curves_are_not_drawn() -> Iterator[None]:
     """Runs in this process write an empty picture: to draw it takes a third of a tiny run."""
@@ -82,17 +112,23 @@ def _curves_are_not_drawn() -> Iterator[None]:
 
 
 @pytest.fixture
-def optimized(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Compiles as for users, for tests of equal bits between different programs."""
+def fused(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Compiles with XLA's newer code generator, as for users, for tests of equal bits."""
 
-    def options_for_users(*args, env_options_overrides, **kwargs):
+    def with_fusion_emitters(*args, env_options_overrides, **kwargs):
         generator = {"xla_cpu_use_fusion_emitters": True} if FAST_COMPILES else {}
         options = {**(env_options_overrides or {}), **generator}
         return get_compile_options(*args, env_options_overrides=options, **kwargs)
 
-    monkeypatch.setattr("jax._src.compiler.get_compile_options", options_for_users)
-    jax.config.update("jax_disable_most_optimizations", False)
+    monkeypatch.setattr("jax._src.compiler.get_compile_options", with_fusion_emitters)
     jax.clear_caches()
     yield
-    jax.config.update("jax_disable_most_optimizations", True)
     jax.clear_caches()
+
+
+@pytest.fixture
+def optimized(fused: None) -> Iterator[None]:
+    """Compiles just as for users: with the newer code generator and with all optimizations."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)

@@ -102,9 +102,11 @@ def sample_token(
     return sample_with_noise(logits, noise, temperature, top_p)
 
 
-def gumbel_noise(keys: Key[Array, " batch"], vocab_size: int) -> Float[Array, "batch vocab"]:
+def gumbel_noise(keys: Key[Array, "*batch"], vocab_size: int) -> Float[Array, "*batch vocab"]:
     """Standard Gumbel noise. The argmax of logits plus noise is a sample (Gumbel-max trick)."""
-    return jax.vmap(lambda key: jax.random.gumbel(key, (vocab_size,)))(keys)
+    # One batch axis for all keys: nested ones may take XLA twice as long to compile.
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, (vocab_size,)))(keys.reshape(-1))
+    return noise.reshape(*keys.shape, vocab_size)
 
 
 def sample_with_noise(

@@ -329,7 +329,7 @@ def _sampling_loop(
     """
     # All noise before the loop: inside, each draw would be a dozen tiny operations.
     position_keys = jax.vmap(jax.vmap(indexed_key), (None, 0))(keys, given.positions)
-    noise = jax.vmap(partial(gumbel_noise, vocab_size=weights.vocab_size))(position_keys)
+    noise = gumbel_noise(position_keys, weights.vocab_size)
 
     keeps_history = program.enabled.penalty or copies is not None
 

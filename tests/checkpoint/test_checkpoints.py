@@ -125,7 +125,7 @@ def test_optimizer_state_and_a_part_of_the_state(tmp_path):
         assert_same_bits(checkpoints.restore(part).state, {"params": state["params"]})
 
 
-def test_a_state_on_eight_devices_is_restored_on_one(tmp_path):
+def test_a_state_on_eight_devices_is_restored_on_one(eight_devices, tmp_path):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     array = np.arange(48, dtype=np.float32).reshape(16, 3)
     state = {

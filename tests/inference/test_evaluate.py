@@ -20,6 +20,8 @@ from charjax.model.carry import initial_carry
 from charjax.model.network import CharRNN
 from tests.inference.scripted import chain, cycle, memoryless, random_model
 
+pytestmark = pytest.mark.usefixtures("eight_devices")
+
 VOCAB, LONGEST = 6, 70_000
 IDS = np.random.default_rng(0).integers(0, VOCAB, LONGEST).astype(np.int32)
 # Halved weights forget within a line, as does any model that has learnt to write; evaluation

@@ -25,6 +25,8 @@ from .tiny import (
     step_of,
 )
 
+pytestmark = pytest.mark.usefixtures("eight_devices")
+
 DISPATCHES = [stacked(random_batch, range(begin, begin + 10)) for begin in (0, 10, 20)]
 CONFIG = config_of(
     model={"cell": "rnn", "dropout": 0.3, "dropout_in": 0.1},

@@ -29,6 +29,8 @@ from charjax.train.step import init_state, repeat
 
 from .tiny import VOCAB, config_of, first_state, random_batch, stacked, step_of
 
+pytestmark = pytest.mark.usefixtures("eight_devices")
+
 DROPOUT = {"dropout": 0.3, "dropout_in": 0.1}
 STEPS = range(10)
 

@@ -2,12 +2,11 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +27,7 @@ from charjax.train.metrics import draw_curves, read_metrics
 from charjax.workdir import Workdir
 from tests.environment import with_devices
 
-from .tiny import Recorder, config_of, newest, outcome, text_of
+from .tiny import Recorder, config_of, newest, outcome, stop_when, text_of
 
 STEPS, EVERY = 40, 20  # of a run; between its evaluations and checkpoints
 EPOCH = 32  # steps
@@ -43,14 +42,6 @@ KEYS = {
     "learning_rate",
     "grad_norm",
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_quickly() -> Iterator[None]:
-    """Compiles without optimization: speed is not tested here."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +137,7 @@ def test_losses_fall_and_the_best_is_noted(finished):
 
 def test_the_person_is_told_of_the_run_and_of_what_to_do_next(finished):
     lines = finished.shown.lines
-    assert any("rnn 1 x 8" in line and "8 x cpu" in line for line in lines)
+    assert any("rnn 1 x 8" in line and "1 x cpu" in line for line in lines)
     assert "recurrence: c (the fastest here)" in lines
     assert not any("one step at a time" in line for line in lines)
     assert sum(line.startswith("step ") and "nats" in line for line in lines) == 2
@@ -178,21 +169,6 @@ def test_in_a_terminal_a_run_ends_with_a_table_and_the_next_command(config, agai
     written = terminal.getvalue()
     for part in ("step 40 of 40 is done; ", "best validation loss", "nats (", "╰─", "next: "):
         assert part in written
-
-
-Listener = Callable[[str, Any], None]
-
-
-def stop_when(number: int, condition: Callable[[str, Any], bool]) -> Listener:
-    """Sends this process a signal, once, when the condition holds."""
-    sent = []
-
-    def listen(kind: str, what: Any) -> None:
-        if not sent and condition(kind, what):
-            sent.append(number)
-            os.kill(os.getpid(), number)
-
-    return listen
 
 
 MOMENTS: dict[str, Callable[[str, Any], bool]] = {
@@ -464,18 +440,6 @@ def test_a_run_on_windows_trains(data, config, tmp_path):
     losses = [r["train_loss"] for r in read_metrics(Workdir(tmp_path).metrics)]
     assert len(losses) == 4
     assert losses[-1] < losses[0]
-
-
-def test_pmap_trains_as_jit_does_and_goes_on_from_its_checkpoint(config, finished, tmp_path):
-    def then(kind: str, what: Any) -> bool:
-        return kind == "training" and what == 10
-
-    with pytest.raises(InterruptedRunError):
-        train(config, tmp_path, Recorder(stop_when(signal.SIGTERM, then)))
-    run(changed(config, parallel={"backend": "pmap"}), tmp_path)
-    found, wanted = (read_metrics(Workdir(f).metrics) for f in (tmp_path, finished.folder))
-    for key in ("train_loss", "grad_norm"):
-        np.testing.assert_allclose([r[key] for r in found], [r[key] for r in wanted], rtol=1e-4)
 
 
 def test_events_for_tensorboard_are_written_if_asked_for(config, finished, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -143,3 +144,15 @@ def configs_of_intervals(fewest: int) -> st.SearchStrategy[TrainConfig]:
         log_every=intervals,
         steps_per_dispatch=st.integers(fewest, 40),
     )
+
+
+def stop_when(number: int, condition: Callable[[str, Any], bool]) -> Callable[[str, Any], None]:
+    """Sends this process a signal, once, when the condition holds."""
+    sent = []
+
+    def listen(kind: str, what: Any) -> None:
+        if not sent and condition(kind, what):
+            sent.append(number)
+            os.kill(os.getpid(), number)
+
+    return listen

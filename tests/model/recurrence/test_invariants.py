@@ -5,7 +5,7 @@ To hold another implementation to it, add a row to `implementations.IMPLEMENTATI
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,13 @@ def _patched(name, monkeypatch):
         monkeypatch.setattr(*patch)
 
 
+@cache
+def random_value_and_gradient(name, cell, kind, dtype, size, with_resets=False):
+    """Of the layer of `random_layer`; computed once for the tests that compare it with others."""
+    resets = random_resets(size) if with_resets else None
+    return value_and_gradient(name, cell, dtype, *random_layer(cell, kind, size), resets=resets)
+
+
 @pytest.mark.parametrize("with_resets", [False, True])
 @each_kind
 def test_value_and_gradient_are_those_of_the_float64_cell(name, cell, kind, with_resets):
@@ -50,7 +57,7 @@ def test_value_and_gradient_are_those_of_the_float64_cell(name, cell, kind, with
     tokens = inputs.tokens if kind is Table else None
     resets = random_resets(size) if with_resets else None
     exact_layer = partial(float64_layer, cell, resets=resets)
-    value, grads = value_and_gradient(name, cell, "float32", inputs, weights, carry, resets=resets)
+    value, grads = random_value_and_gradient(name, cell, kind, "float32", size, with_resets)
     arguments = (inputs.igates, weights, carry)
     exact = float64(arguments)
     assert distance(value, exact_layer(exact[0], tokens, *exact[1:])) < 1e-6
@@ -79,9 +86,9 @@ def sum_of_products(a, b):
 def test_value_and_gradient_are_those_of_scan(name, cell, kind, dtype):
     for size in IMPLEMENTATIONS[name].sizes:
         supported(name, cell, dtype, size)
-        layer = random_layer(cell, kind, size)
-        got = value_and_gradient(name, cell, dtype, *layer)
-        assert distance(got, value_and_gradient("scan", cell, dtype, *layer)) < 5 * ROUNDING[dtype]
+        got = random_value_and_gradient(name, cell, kind, dtype, size)
+        want = random_value_and_gradient("scan", cell, kind, dtype, size)
+        assert distance(got, want) < 5 * ROUNDING[dtype]
         assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {jnp.dtype(jnp.float32)}
 
 
@@ -91,9 +98,8 @@ def test_with_resets_value_and_gradient_are_those_of_scan(name, cell, kind, dtyp
     sizes = IMPLEMENTATIONS[name].sizes
     for size in (sizes[0], sizes[-1]):
         supported(name, cell, dtype, size)
-        layer, resets = random_layer(cell, kind, size), random_resets(size)
-        got = value_and_gradient(name, cell, dtype, *layer, resets=resets)
-        want = value_and_gradient("scan", cell, dtype, *layer, resets=resets)
+        got = random_value_and_gradient(name, cell, kind, dtype, size, with_resets=True)
+        want = random_value_and_gradient("scan", cell, kind, dtype, size, with_resets=True)
         assert distance(got, want) < 5 * ROUNDING[dtype]
 
 

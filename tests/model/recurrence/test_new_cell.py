@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
@@ -103,14 +102,6 @@ def run(config, workdir) -> list[str]:
     return messages.lines
 
 
-@pytest.fixture
-def _compile_quickly() -> Iterator[None]:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.mark.usefixtures("_compile_quickly")
 def test_it_trains_samples_scores_and_resumes(tmp_path):
     draw = random.Random(0)
     text = tmp_path / "text.txt"

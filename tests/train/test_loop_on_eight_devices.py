@@ -1,0 +1,65 @@
+"""Invariant 4 on eight devices: a run that is stopped and resumed is the run that was not."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from charjax.config import Config
+from charjax.errors import InterruptedRunError
+from charjax.train.loop import train
+from charjax.train.metrics import read_metrics
+from charjax.workdir import Workdir
+
+from .tiny import Recorder, config_of, newest, outcome, stop_when
+
+pytestmark = pytest.mark.usefixtures("eight_devices")
+
+
+@pytest.fixture(scope="module")
+def config(text_file) -> Config:
+    return config_of(
+        data={"path": str(text_file)},
+        model={"cell": "rnn", "dropout": 0.2},
+        optim={"schedule": "linear", "warmup": 0.1, "ema": 0.5},
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(config, eight_devices, tmp_path_factory) -> Path:
+    """A run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    shown = Recorder()
+    train(config, folder, shown)
+    assert any("8 x cpu" in line for line in shown.lines)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stopped(config, eight_devices, tmp_path_factory) -> Path:
+    """The same run, stopped before its end."""
+    folder = tmp_path_factory.mktemp("stopped")
+    at_step_10 = stop_when(signal.SIGTERM, lambda kind, what: kind == "training" and what == 10)
+    with pytest.raises(InterruptedRunError):
+        train(config, folder, Recorder(at_step_10))
+    assert 10 <= newest(folder).step < 40
+    return folder
+
+
+def test_a_stopped_and_resumed_run_is_the_run_that_was_not(config, whole, stopped, tmp_path):
+    folder = shutil.copytree(stopped, tmp_path / "jit")
+    train(config, folder, Recorder())
+    assert outcome(folder) == outcome(whole)
+
+
+def test_pmap_trains_as_jit_does_and_goes_on_from_its_checkpoint(config, whole, stopped, tmp_path):
+    folder = shutil.copytree(stopped, tmp_path / "pmap")
+    train(replace(config, parallel=replace(config.parallel, backend="pmap")), folder, Recorder())
+    found, wanted = (read_metrics(Workdir(of).metrics) for of in (folder, whole))
+    for key in ("train_loss", "grad_norm"):
+        np.testing.assert_allclose([r[key] for r in found], [r[key] for r in wanted], rtol=1e-4)
