@@ -502,11 +502,11 @@ def test_an_interrupt_while_modules_load_prints_no_traceback(program, workspace,
 # Every flag of every command is in one of these sets: those whose values are paths, and the others.
 PATHS = {
     *("--config", "--workdir", "--out", "--file", "--prompt_file", "--prompts"),
-    *("--init_from", "--vocabulary"),
+    *("--init_from", "--vocabulary", "--key_file"),
 }
 OTHERS = {
     *("--allow", "--coordinator", "--process_id", "--num_processes"),
-    *("--checkpoint", "--weights", "--unknown", "--part", "--format"),
+    *("--checkpoint", "--weights", "--unknown", "--part", "--format", "--per_char"),
     *("--prompt", "--no_prompt", "--num_chars", "--num_samples", "--separator"),
     *("--temperature", "--top_k", "--top_p", "--seed"),
     *("--min_p", "--repetition_penalty", "--repetition_window", "--json", "--pick"),
@@ -515,6 +515,8 @@ OTHERS = {
     *("--delimiter", "--columns", "--header", "--csv_delimiter"),
     *("name", "--copy", "text", "--minutes"),
     *("paths", "store", "--field", "--unit", "--boundary"),
+    *("--host", "--port", "--allow_host", "--allow_origin"),
+    *("--max_body", "--max_prompt", "--max_tokens", "--max_texts", "--max_queue", "--max_seconds"),
     *("--from", "file"),  # the file of `convert` has no flag; its path is in `WITH_PATHS`
 }
 FLAGS = [
@@ -525,7 +527,7 @@ FLAGS = [
     for action in parser._actions
 ]
 PATH_FLAGS = [(command, flag) for command, flag in FLAGS if flag in PATHS]
-# With every path flag of each command.
+# With every path flag of each command but `serve`, which runs until it is stopped.
 WITH_PATHS = (
     "train --config=@tiny.py --workdir=@run",
     "info --config=@tiny.py",
@@ -533,6 +535,7 @@ WITH_PATHS = (
     "sample --workdir=@run --prompt_file=@prompt.txt --num_chars=3",
     "sample --workdir=@run --prompts=@prompt.txt --num_chars=3",
     "score --workdir=@run --file=@prompt.txt",
+    "look --workdir=@run --file=@prompt.txt --out=@new/page.html",
     "train --config=@tiny.py --workdir=@tuned --init_from=@run",
     "export --workdir=@run --out=@torch --format=torch",
     "convert @torch/model.safetensors --from=torch --vocabulary=@torch/vocabulary.json --out=@new",
@@ -543,8 +546,8 @@ WITH_PATHS = (
 
 def test_every_flag_is_known_to_be_a_path_or_not():
     assert {flag for _, flag in FLAGS} == PATHS | OTHERS
-    shown = " ".join(WITH_PATHS)
-    assert [(c, f) for c, f in PATH_FLAGS if not re.search(f"{c} [^@]*(@.* )?{f}=@", shown)] == []
+    shown, ending = " ".join(WITH_PATHS), [(c, f) for c, f in PATH_FLAGS if c != "serve"]
+    assert [(c, f) for c, f in ending if not re.search(f"{c} [^@]*(@.* )?{f}=@", shown)] == []
 
 
 @pytest.mark.parametrize("line", WITH_PATHS)
@@ -569,6 +572,7 @@ def test_a_path_of_nobody_and_an_unset_variable_are_refused(
     """F7, F27."""
     monkeypatch.delenv("UNSET", raising=False)
     run = ["--workdir=@run"] if flag == "--file" else []
+    run += ["--out=@page.html"] if (command, flag) == ("look", "--file") else []
     for value, words in (("~nobody-of-this-name/x", "no such user"), ("$UNSET/x", "UNSET")):
         assert main.main([command, *workspace.fill(run), f"{flag}={value}"]) == 2
         assert_one_line(capfd.readouterr().err, (f"charjax: {flag}={value}: ", words))

@@ -144,12 +144,13 @@ globalThis.given = JSON.parse(fs.readFileSync(0, "utf8"));
 globalThis.bytes = new Uint8Array(Buffer.from(weights, "base64"));
 vm.runInThisContext(`(async () => {
   const model = new CharModel(bytes), page = localModel(model), state = model.zeroState();
-  const result = { title: page.title, description: page.description, texts: [], nats: [] };
+  const { title, description } = await page.load();
+  const result = { title, description, texts: [], nats: [] };
   for (const { num_chars, top_k, top_p, ...given_ } of given.options) {
     let text = given_.prompt;
     const nats = [];
-    const settings = { count: num_chars, topK: top_k, topP: top_p, ...given_ };
-    for await (const pieces of page.write(settings)) {
+    const settings = { count: num_chars, samples: 1, topK: top_k, topP: top_p, ...given_ };
+    for await (const pieces of page.write(settings, { aborted: false })) {
       for (const piece of pieces) { text += piece.text; nats.push(piece.nats); }
     }
     result.texts.push(text);
