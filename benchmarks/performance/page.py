@@ -6,6 +6,7 @@ python -m benchmarks.performance.page
 from __future__ import annotations
 
 import itertools
+import re
 import string
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -94,8 +95,9 @@ def _machines(results: Results, device: str) -> str:
         if result is None:
             continue
         versions = ", ".join(f"{name} {v}" for name, v in result["versions"].items())
+        devices = sorted(set(re.findall(r"'(NVIDIA [^']+)'", str(result))))
         lines.append(
-            f"* {command(result)}: {result['machine']}; {result['date']}; "
+            f"* {command(result)}: {', '.join((result['machine'], *devices))}; {result['date']}; "
             f"Python {result['python']}, {versions}."
         )
     return "\n".join(lines) or "Not measured yet."
