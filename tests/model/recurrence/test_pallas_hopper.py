@@ -232,7 +232,7 @@ def test_fast_is_persistent_on_one_hopper_gpu(cell, batch, monkeypatch):
     assert resolve(FAST, batch, saved="xla") == ("xla", "as the saved run")
 
 
-@pytest.mark.parametrize("devices", OTHERS.keys() - {"a CPU"})
+@pytest.mark.parametrize("devices", sorted(OTHERS.keys() - {"a CPU"}))
 def test_fast_is_xla_on_other_gpus_and_says_why(devices, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "devices", lambda: OTHERS[devices])
