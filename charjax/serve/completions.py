@@ -101,6 +101,8 @@ def _writing(fields: Mapping[str, Any], model: ServedModel) -> Writing:
     bias = {int(token): float(value) for token, value in (fields["logit_bias"] or {}).items()}
     with as_field_errors("logit_bias"):
         check_ids(np.array([*bias], np.int64), len(vocab))
+    if fields["until_lines"] and vocab.boundary:
+        raise invalid("until_lines", "this model writes a document a text; ask for n texts")
     with as_field_errors(None):
         controls = Controls(
             stop=(stop,) if isinstance(stop, str) else tuple(stop),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 from collections import deque
@@ -27,7 +28,8 @@ class Engine:
         self._runner, self._max_queue = runner, max_queue
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
-        self._num_running, self._is_closed = 0, False
+        self._running: list[Text] = []  # and those that end just now
+        self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="charjax-engine", daemon=True)
         self._thread.start()
 
@@ -48,7 +50,9 @@ class Engine:
             self._changed.notify()
 
     def _check_queue(self, num_new: int) -> None:
-        pending = self._num_running + sum(map(len, self._waiting))
+        # Of the texts themselves: a client may have its answer before the thread goes on.
+        texts = itertools.chain(self._running, *self._waiting)
+        pending = sum(not text.is_given_up for text in texts)
         if pending and pending + num_new > self._runner.capacity + self._max_queue:
             raise ProtocolError(
                 429, f"{pending} texts are being written; try again later", code="queue_full"
@@ -87,7 +91,7 @@ class Engine:
         with self._changed:  # not held while jobs start: that would stop the event loop
             jobs = [job for job in self._waiting if not all(text.is_given_up for text in job)]
             self._waiting.clear()
-            self._num_running = self._runner.num_texts + sum(map(len, jobs))
+            self._running = [t for t in itertools.chain(self._running, *jobs) if not t.is_given_up]
         waiting = []
         for job in jobs:
             if not self._runner.has_place(job):
@@ -99,4 +103,5 @@ class Engine:
                 self._fail(job)
         with self._changed:
             self._waiting.extendleft(reversed(waiting))
-            self._num_running = self._runner.num_texts
+            still_waiting = set(map(id, itertools.chain(*waiting)))
+            self._running = [text for text in self._running if id(text) not in still_waiting]

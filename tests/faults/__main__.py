@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib
-import importlib.metadata
 import json
-import os
-import platform
-import shlex
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from tests.environment import provenance
 
 # name -> (module, number of repetitions in full)
 FAULTS = {
@@ -33,7 +30,6 @@ FAULTS = {
     "sanitizers": ("sanitizers", 3000),
     "cost": ("cost", 10),
 }
-_PACKAGES = ("charjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def run(name: str, repetitions: int = 0) -> dict[str, Any]:
@@ -47,24 +43,6 @@ def run(name: str, repetitions: int = 0) -> dict[str, Any]:
     return figures
 
 
-def environment(arguments: list[str]) -> dict[str, Any]:
-    """Where and when a result was measured: machine, versions, date and command."""
-    fields = {}
-    if (cpuinfo := Path("/proc/cpuinfo")).exists():
-        pairs = (line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line)
-        fields = {name.strip(): value.strip() for name, value in pairs}
-    family, model = fields.get("cpu family", "?"), fields.get("model", "?")
-    cpu = fields.get("model name", platform.machine())
-    lasting = [a for a in arguments if not a.startswith("--out=")]
-    return {
-        "machine": f"{cpu} (family {family}, model {model}), {os.cpu_count()} cores",
-        "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "command": shlex.join(["python", "-m", "tests.faults", *lasting]),
-    }
-
-
 def main(arguments: list[str]) -> int:
     """Prints the figures as JSON; exit code 1 where a promise was broken."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
@@ -76,7 +54,7 @@ def main(arguments: list[str]) -> int:
     figures = run(args.fault, args.n)
     if args.out:
         seconds = round(time.monotonic() - started, 1)
-        result = environment(arguments) | {"fault": args.fault, "seconds": seconds}
+        result = provenance("tests.faults", arguments) | {"fault": args.fault, "seconds": seconds}
         args.out.write_text(json.dumps(result | {"figures": figures}, indent=2) + "\n", "utf-8")
     print(json.dumps(figures))
     return 0 if figures["passed"] else 1

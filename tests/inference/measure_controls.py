@@ -26,6 +26,7 @@ from charjax.inference.sampler import Sampler
 from charjax.inference.sampling import Sampling
 from charjax.inference.text_end import LineFilter, TextEnd
 from charjax.inference.texts import decode_texts
+from tests.environment import provenance
 from tests.inference.scripted import random_model
 
 RESULTS = Path(__file__).with_name("controls_speed.json")
@@ -88,7 +89,8 @@ def main(path: str) -> None:
                 ratios.append(sample(size, *case) / plain)
             results[name][size] = round(statistics.median(ratios) - 1, 4)
         _logger.warning("%s %s", name, results[name])
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        found = provenance("tests.inference.measure_controls", ["TEXT"]) | {"costs": results}
+        RESULTS.write_text(json.dumps(found, indent=1) + "\n")
     write_page()
 
 
@@ -102,9 +104,11 @@ def _small(params: dict) -> dict:
 
 def write_page() -> None:
     """The table of docs/sampling.md, from the results."""
-    results = json.loads(RESULTS.read_text())
-    rows = [f"| `{name}` | {one['1']:+.1%} | {one['64']:+.1%} |" for name, one in results.items()]
-    table = "\n".join(["| control | 1 text | 64 texts |", "|---|---|---|", *rows])
+    found = json.loads(RESULTS.read_text())
+    costs = found["costs"].items()
+    rows = [f"| `{name}` | {one['1']:+.1%} | {one['64']:+.1%} |" for name, one in costs]
+    source = f"(`{found['command']}`: {found['machine']}; {found['date']}.)"
+    table = "\n".join(["| control | 1 text | 64 texts |", "|---|---|---|", *rows, "", source])
     page = PAGE.read_text("utf-8")
     pattern = r"(?s)(<!-- costs -->\n).*(\n<!-- end -->)"
     PAGE.write_text(re.sub(pattern, lambda m: m[1] + table + m[2], page), "utf-8")

@@ -29,6 +29,7 @@ from charjax.inference.sampler import Sampler
 from charjax.inference.sampling import Sampling
 from charjax.inference.texts import decode_groups, encode_prompt
 from charjax.workdir import Workdir
+from tests.environment import provenance
 from tests.inference.scripted import random_model
 from tests.inference.test_load import META
 from tests.serve.process import Served, serve
@@ -250,7 +251,7 @@ STEPS = ("first_character", "equality", "throughput", "memory", "refusals", "shu
 def measure(steps: Sequence[str]) -> None:
     """Adds the results of these steps to the file, each as soon as it is there."""
     results = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
-    results["cores"] = os.cpu_count()
+    results |= provenance("tests.serve.measure", steps)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "gru512"
         make_run(folder)
@@ -291,7 +292,8 @@ def write_page(results: dict) -> None:
         ),
     ]
     table = "".join(f"| {about} | {result} |\n" for about, result in rows)
-    table = f"| GRU 1 x 512, {results['cores']} cores | |\n|---|---|\n{table}"
+    table = f"| GRU 1 x 512 | |\n|---|---|\n{table}"
+    table += f"\n(`{results['command']}`: {results['machine']}; {results['date']}.)\n"
     text = PAGE.read_text("utf-8")
     before, _, rest = text.partition(START)
     _, end, after = rest.partition(END)

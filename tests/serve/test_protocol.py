@@ -240,3 +240,8 @@ def test_documents_start_with_their_boundary(app):
     assert post(app, "/tokenize", body).json["tokens"] == [3, 0, 1]
     plain = post(app, "/tokenize", body | {"add_special_tokens": False}).json
     assert plain["tokens"] == [0, 1]
+
+
+def test_documents_are_asked_for_one_by_one(app):
+    body = {"model": "names", "prompt": "", "until_lines": 2}
+    refused(post(app, "/v1/completions", body), 400, "until_lines")
