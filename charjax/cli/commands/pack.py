@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from typing import TYPE_CHECKING, Any
 
 from charjax.cli.arguments import add_reading, print_json, reading_options, store_path
 from charjax.errors import InputError
+
+if TYPE_CHECKING:
+    from charjax.data.reading import ReadingRules
 
 _logger = logging.getLogger(__name__)
 
@@ -40,13 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Prints what the store holds, as JSON."""
-    from charjax.config import DataConfig, check_reading
     from charjax.data.files import TextFiles, find_files
     from charjax.data.pack import pack
     from charjax.data.plan import make_plan
-    from charjax.data.reading import ReadingRules
     from charjax.runtime.display import make_display, show_messages
-    from charjax.schema import build
 
     if not 0 <= args.process_id < args.num_processes:
         raise InputError(
@@ -54,15 +55,11 @@ def run(args: argparse.Namespace) -> None:
             "than --num_processes"
         )
     options = reading_options(args)
-    try:
-        config = build(DataConfig, options, "config.data")
-        check_reading(config, options)
-    except InputError as error:
-        raise InputError(str(error).replace("config.data.", "--")) from None
+    rules = _rules(options)
     found = [find_files(path, "PATH") for path in args.paths]
     paths = dict.fromkeys(path for files in found for path in files.paths)
     files = TextFiles(tuple(paths), any(files.from_search for files in found))
-    plan = make_plan(files, ReadingRules.from_config(config), args.field)
+    plan = make_plan(files, rules, args.field)
     display = make_display(sys.stderr)
     with show_messages(display), display.task("packing") as update:
         process = (args.process_id, args.num_processes)
@@ -85,3 +82,17 @@ def run(args: argparse.Namespace) -> None:
             "sha256": index.sha256,
         }
     )
+
+
+def _rules(options: dict[str, Any]) -> ReadingRules:
+    """The rules that the reading options give."""
+    from charjax.config import DataConfig, check_reading
+    from charjax.data.reading import ReadingRules
+    from charjax.schema import build
+
+    try:
+        config = build(DataConfig, options, "config.data")
+        check_reading(config, options)
+    except InputError as error:
+        raise InputError(str(error).replace("config.data.", "--")) from None
+    return ReadingRules.from_config(config)

@@ -23,27 +23,30 @@ _NUM_CHARS = 500  # of a text; with --until_lines, of a line
 
 _logger = logging.getLogger(__name__)
 
+# Flag, default and help of the options with a value.
+_OPTIONS = (
+    ("--prompt", "", "the text to continue; default: none"),
+    ("--temperature", 0.8, "divides the logits; 0: greedy decoding; default: %(default)s"),
+    ("--top_k", 0, "sample from the k likeliest characters; 0, the default: from all"),
+    ("--top_p", 1.0, "nucleus sampling with this total probability; 1, the default: off"),
+    (
+        "--min_p",
+        0.0,
+        "leave out characters below this fraction of the likeliest one's "
+        "probability; 0, the default: none",
+    ),
+    ("--repetition_penalty", 1.0, "makes recent characters less likely; 1, the default: off"),
+    ("--repetition_window", 64, "how many characters are recent; default: %(default)s"),
+    ("--num_samples", 1, "how many texts; default: %(default)s"),
+    ("--separator", "\n=====\n", "printed between two texts; default: a line of ====="),
+    ("--seed", 0, "the same seed gives the same texts; default: %(default)s"),
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, the prompt, and how to sample."""
     add_model(parser, required=False)
-    for flag, default, about in (
-        ("--prompt", "", "the text to continue; default: none"),
-        ("--temperature", 0.8, "divides the logits; 0: greedy decoding; default: %(default)s"),
-        ("--top_k", 0, "sample from the k likeliest characters; 0, the default: from all"),
-        ("--top_p", 1.0, "nucleus sampling with this total probability; 1, the default: off"),
-        (
-            "--min_p",
-            0.0,
-            "leave out characters below this fraction of the likeliest one's "
-            "probability; 0, the default: none",
-        ),
-        ("--repetition_penalty", 1.0, "makes recent characters less likely; 1, the default: off"),
-        ("--repetition_window", 64, "how many characters are recent; default: %(default)s"),
-        ("--num_samples", 1, "how many texts; default: %(default)s"),
-        ("--separator", "\n=====\n", "printed between two texts; default: a line of ====="),
-        ("--seed", 0, "the same seed gives the same texts; default: %(default)s"),
-    ):
+    for flag, default, about in _OPTIONS:
         parser.add_argument(flag, type=type(default), default=default, help=about)
     parser.add_argument(
         "--num_chars",
