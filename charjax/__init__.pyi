@@ -18,6 +18,7 @@ from .inference.load import load_trained as load_trained
 from .inference.sampler import Sampler as Sampler
 from .inference.sampler import sample as sample
 from .inference.sampling import Sampling as Sampling
+from .inference.texts import TextSampler as TextSampler
 from .inference.texts import sample_texts as sample_texts
 from .model.carry import initial_carry as initial_carry
 from .model.network import CharRNN as CharRNN

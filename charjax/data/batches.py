@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int
 
 from charjax.config import DataConfig
 from charjax.data.shuffle import DOCUMENTS, OFFSET, make_order, random_generator
-from charjax.data.store import TokenIds
+from charjax.data.store_tokens import TokenIds
 from charjax.errors import InputError
 
 _ALL = slice(None)

@@ -15,7 +15,8 @@ from charjax.data.batches import Batches, Splits, make_batches, random_order, sp
 from charjax.data.corpus import Corpus, load_corpus, read_text
 from charjax.data.read_ahead import ReadAhead
 from charjax.data.reading import ReadingRules, normalize_form
-from charjax.data.store import ShardRecord, StoreTokens, TextStore, TokenIds
+from charjax.data.store import ShardRecord, TextStore
+from charjax.data.store_tokens import StoreTokens, TokenIds
 from charjax.data.tokens import BOUNDARY, EncodedText, translation
 from charjax.data.vocab import Vocab
 from charjax.errors import HostError

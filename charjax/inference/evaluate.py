@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from optax.losses import softmax_cross_entropy_with_integer_labels
 
 from charjax.config import DataConfig, ModelConfig
-from charjax.data.store import TokenIds
+from charjax.data.store_tokens import TokenIds
 from charjax.data.vocab import check_ids
 from charjax.errors import InputError
 from charjax.model.carry import document_resets, initial_carry, reset_carry
@@ -203,14 +203,15 @@ def map_predictions(
         carry, of_chunk = evaluator.measure_chunk(params, carry, *batch)
         measured.append(jax.device_get(of_chunk))
         progress(chunk + 1, chunks)
-    ends = np.clip(ids.size - 1 - parts.starts, 0, parts.length) + parts.context
+    return jax.tree.map(functools.partial(_in_order, parts, ids.size - 1), *measured)
 
-    def in_order(*chunks: np.ndarray) -> np.ndarray:
-        whole = np.concatenate(chunks, axis=1)
-        rows = zip(whole, ends, strict=False)
-        return np.concatenate([row[parts.context : end] for row, end in rows])
 
-    return jax.tree.map(in_order, *measured)
+def _in_order(parts: _Parts, predicted: int, *chunks: np.ndarray) -> np.ndarray:
+    """The predictions of all parts, one after another, from chunks [rows, time, ...]."""
+    whole = np.concatenate(chunks, axis=1)
+    ends = np.clip(predicted - parts.starts, 0, parts.length) + parts.context
+    rows = zip(whole, ends, strict=False)  # rows that only fill up the devices come last
+    return np.concatenate([row[parts.context : end] for row, end in rows])
 
 
 class _Parts(NamedTuple):

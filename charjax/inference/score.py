@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from charjax.data.dataset import load_dataset, read_tokens
-from charjax.data.store import TokenIds
+from charjax.data.store_tokens import TokenIds
 from charjax.data.vocab import Vocab
 from charjax.errors import DivergedError, InputError
 from charjax.inference.evaluate import Score, score

@@ -55,9 +55,8 @@ def sample_texts(
     num_chars: int,
     num_samples: int,
     sampling: Sampling,
-    controls: Controls = _OFF,
 ) -> Iterator[str]:
-    """The continuations of a prompt, without the prompt; see `charjax.inference.sampler`.
+    """The continuations of a prompt, without the prompt; see `TextSampler` for more control.
 
     Args:
       config: the architecture.
@@ -67,22 +66,18 @@ def sample_texts(
       num_chars: characters of each sample.
       num_samples: how many samples.
       sampling: how tokens are chosen.
-      controls: what the texts may hold and where they end; without those that read the training
-        text, and `unique`.
 
     Raises:
-      InputError: the prompt has characters outside the vocabulary, or the controls do not fit.
+      InputError: the prompt has characters outside the vocabulary, or a number is out of range.
     """
-    if controls.selects_lines or controls.max_copy:
-        raise InputError("unique, new, max_copy: need a run's text; use `write_texts`")
     sampler = Sampler(config, params, masked=vocab.unk_id, exempt=vocab.boundary_id)
     groups = sampler.run(
         encode_prompt(vocab, prompt),
         num_chars=num_chars,
         num_samples=num_samples,
-        sampling=controls.restrict(sampling, vocab),
+        sampling=sampling,
     )
-    texts = decode_texts(groups, lambda: TextEnd(vocab, controls, num_chars))
+    texts = decode_texts(groups, lambda: TextEnd(vocab, _OFF, num_chars))
     return (text.text for text in texts)
 
 
@@ -92,17 +87,25 @@ class TextSampler:
     Attributes:
       vocab: of the model.
       sampling: how tokens are chosen, with what the controls forbid.
+      controls: what the texts may hold, and where they end.
       selects_documents: whether a text is one of several documents; see `texts`.
     """
 
-    def __init__(self, trained: TrainedModel, sampling: Sampling, controls: Controls) -> None:
+    def __init__(
+        self, trained: TrainedModel, sampling: Sampling, controls: Controls = _OFF
+    ) -> None:
         """Takes a model and how to sample it.
+
+        Args:
+          trained: the model.
+          sampling: how tokens are chosen.
+          controls: what the texts may hold, and where they end.
 
         Raises:
           InputError: the controls do not fit the model, or its training text is gone.
           HostError: the training text can be neither found nor downloaded.
         """
-        self._trained, self._controls = trained, controls
+        self._trained, self.controls = trained, controls
         self.vocab = trained.vocab
         self.sampling = controls.restrict(sampling, trained.vocab)
         self._known = known_lines(trained) if controls.new else frozenset[str]()
@@ -153,14 +156,14 @@ class TextSampler:
           InputError: a number is out of range, or too few documents are left.
         """
         if not self.selects_documents:
-            groups = self._groups(prompt, num_chars, num_samples, num_top)
+            groups = self._run(prompt, num_chars, num_samples, self.sampling, num_top)
             yield from decode_texts(groups, lambda: self._text_end(shown, num_chars))
             return
-        wanted = num_samples * max(1, self._controls.until_lines)
-        groups = self._groups(prompt, num_chars, _MAX_CANDIDATES, num_top)
-        document = Controls(stop=self._controls.stop)
+        wanted = num_samples * max(1, self.controls.until_lines)
+        groups = self._run(prompt, num_chars, _MAX_CANDIDATES, self.sampling, num_top)
+        document = Controls(stop=self.controls.stop)
         candidates = decode_texts(groups, lambda: TextEnd(self.vocab, document, num_chars))
-        accepts = LineFilter(self._controls, self._known).accepts
+        accepts = LineFilter(self.controls, self._known).accepts
         yield from _accepted(candidates, wanted, lambda text: accepts(shown + text.text))
 
     def stream(
@@ -183,37 +186,31 @@ class TextSampler:
         num_top: int | None = None,
     ) -> Iterator[Sampled]:
         """The chunks of sample 0 of a prompt; see `Sampler.run`."""
-        return next(
-            self._sampler.run(
-                prompt,
-                num_chars=num_chars,
-                num_samples=1,
-                sampling=sampling,
-                num_top=num_top,
-                copies=self._copies,
-            )
-        )
+        return next(self._run(prompt, num_chars, 1, sampling, num_top))
 
-    def _groups(
-        self, prompt: Int[np.ndarray, " prompt"], num_chars: int, number: int, num_top: int | None
+    def _run(
+        self,
+        prompt: Int[np.ndarray, " prompt"],
+        num_chars: int,
+        num_samples: int,
+        sampling: Sampling,
+        num_top: int | None,
     ) -> Iterator[Iterator[Sampled]]:
         return self._sampler.run(
             prompt,
             num_chars=num_chars,
-            num_samples=number,
-            sampling=self.sampling,
+            num_samples=num_samples,
+            sampling=sampling,
             num_top=num_top,
             copies=self._copies,
         )
 
     def _text_end(self, shown: str, num_chars: int) -> TextEnd:
         accepts = None
-        if self._controls.selects_lines:
-            accepts = LineFilter(self._controls, self._known).accepts
+        if self.controls.selects_lines:
+            accepts = LineFilter(self.controls, self._known).accepts
         line_start = shown[shown.rfind("\n") + 1 :]
-        return TextEnd(
-            self.vocab, self._controls, num_chars, accepts=accepts, line_start=line_start
-        )
+        return TextEnd(self.vocab, self.controls, num_chars, accepts=accepts, line_start=line_start)
 
 
 def _accepted(
@@ -270,16 +267,14 @@ def _logprobs(read: list[Sampled], row: int, end: TextEnd) -> Any:
 
 
 def write_texts(
-    trained: TrainedModel,
+    sampler: TextSampler,
     prompt: str,
     *,
     num_chars: int,
     num_samples: int,
     separator: str,
-    sampling: Sampling,
     unknown: str,
     show_prompt: bool = True,
-    controls: Controls = _OFF,
 ) -> Iterator[str]:
     """The output of `charjax sample` in pieces: prompts, continuations and separators.
 
@@ -290,16 +285,15 @@ def write_texts(
     Raises:
       InputError: the prompt has characters outside the vocabulary, or a number is out of range.
     """
-    writer = TextSampler(trained, sampling, controls)
-    ids, shown = writer.encode(prompt, unknown)
+    ids, shown = sampler.encode(prompt, unknown)
     written = shown if show_prompt else ""
-    if num_samples == 1 and not writer.selects_documents:
+    if num_samples == 1 and not sampler.selects_documents:
         yield written
-        yield from writer.stream(ids, shown, num_chars=num_chars)
+        yield from sampler.stream(ids, shown, num_chars=num_chars)
         return
-    texts = writer.texts(ids, shown, num_chars=num_chars, num_samples=num_samples)
+    texts = sampler.texts(ids, shown, num_chars=num_chars, num_samples=num_samples)
     # With `until_lines` and documents, a text is so many of them, one a line.
-    documents = controls.until_lines if writer.selects_documents else 0
+    documents = sampler.controls.until_lines if sampler.selects_documents else 0
     for number, text in enumerate(texts):
         is_next = number and number % max(1, documents) == 0
         yield (separator if is_next else "") + written + text.text + ("\n" if documents else "")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from charjax.runtime.status import History, Refresh, TrainingStatus, seconds_left
+from charjax.runtime.status import Refresh, StatusHistory, TrainingStatus, seconds_left
 from charjax.runtime.terminal import escape_controls
 
 _MIN_REFRESH_S = 1.0
@@ -44,7 +44,7 @@ class NotebookDisplay:
     @contextmanager
     def task(self, name: str) -> Iterator[Callable[..., None]]:
         """A context with a line about a task, or a picture of the loss once there is one."""
-        history, refresh, output = History(), Refresh(_MIN_REFRESH_S), _Output()
+        history, refresh, output = StatusHistory(), Refresh(_MIN_REFRESH_S), _Output()
         first: tuple[int, float] | None = None  # a resumed task does not start at 0
         caption = name
 
@@ -90,7 +90,7 @@ class _Output:
             self._handle.update(data, raw=True)
 
 
-def loss_picture(history: History, title: str) -> str:
+def loss_picture(history: StatusHistory, title: str) -> str:
     """The training and validation loss over steps, as an SVG element in the colours of the page.
 
     Args:

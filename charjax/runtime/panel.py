@@ -21,7 +21,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from charjax.runtime.status import History, Refresh, TrainingStatus, seconds_left
+from charjax.runtime.status import Refresh, StatusHistory, TrainingStatus, seconds_left
 from charjax.runtime.terminal import escape_controls
 
 _MIN_PANEL_LINES = 10  # of the terminal; a lower one shows the bar alone
@@ -93,7 +93,7 @@ class TaskView:
     """What is shown of a task: one line, or a panel once there is a training status."""
 
     def __init__(self, name: str) -> None:
-        self._name, self._note, self._history = name, "", History()
+        self._name, self._note, self._history = name, "", StatusHistory()
         self._done, self._total, self._left = 0, 0, ""
         self._first: tuple[int, float] | None = None  # a resumed task does not start at 0
 

@@ -27,7 +27,7 @@ class TrainingStatus(NamedTuple):
     chars_per_second: float | None = None
 
 
-class History:
+class StatusHistory:
     """The statuses of a run by step, thinned to a bounded number.
 
     Attributes:

@@ -22,7 +22,7 @@ from charjax.serve.copies import copied_passages, table_against_copying
 from charjax.serve.delivery import EventStream, Pieces, whole_answer
 from charjax.serve.errors import ProtocolError, as_field_errors
 from charjax.serve.json_schema import Schema, parse_object
-from charjax.serve.limits import Limits
+from charjax.serve.limits import RequestLimits
 from charjax.serve.models import Models
 from charjax.serve.openapi import openapi
 from charjax.serve.page import PAGE_HEADERS, page_html
@@ -43,7 +43,7 @@ _BODY_SECONDS = 30  # for a client to send its request
 
 def make_app(
     models: Models,
-    limits: Limits,
+    limits: RequestLimits,
     *,
     key: str = "",
     hosts: Collection[str] = (),
@@ -93,7 +93,7 @@ def _http_error(error: HTTPException) -> Response:
 class Handlers:
     """What the server does for each path."""
 
-    def __init__(self, models: Models, limits: Limits, *, has_key: bool) -> None:
+    def __init__(self, models: Models, limits: RequestLimits, *, has_key: bool) -> None:
         self._models, self._limits = models, limits
         self._openapi = openapi(limits, has_key=has_key)
         self._completion = completion_schema(limits)

@@ -14,11 +14,11 @@ from charjax.data.vocab import check_ids
 from charjax.inference.controls import Controls
 from charjax.inference.sampling import Sampling
 from charjax.serve.errors import as_field_errors, invalid
-from charjax.serve.jobs import Prompt, Sink, Text, Writing
+from charjax.serve.jobs import Choice, Prompt, Sink, Writing
 from charjax.serve.json_schema import Schema, check
-from charjax.serve.limits import Limits
+from charjax.serve.limits import RequestLimits
 from charjax.serve.models import ServedModel
-from charjax.serve.text import Piece
+from charjax.serve.text import Delta
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class Completion:
     stream: bool
     include_usage: bool
 
-    def texts(self, sink: Sink) -> list[Text]:
+    def texts(self, sink: Sink) -> list[Choice]:
         """The texts to write: choice p * n + i is sample i for prompt p."""
         return [
-            Text(self.writing, prompt, number, p * self.n + number, sink)
+            Choice(self.writing, prompt, number, p * self.n + number, sink)
             for p, prompt in enumerate(self.prompts)
             for number in range(self.n)
         ]
@@ -70,7 +70,9 @@ def _types(schema: Schema) -> Sequence[str]:
     return (types,) if isinstance(types, str) else types
 
 
-def parse_completion(fields: Mapping[str, Any], model: ServedModel, limits: Limits) -> Completion:
+def parse_completion(
+    fields: Mapping[str, Any], model: ServedModel, limits: RequestLimits
+) -> Completion:
     """The request with these fields, see `fields_of`.
 
     Raises:
@@ -149,7 +151,7 @@ class Answer:
     id: str = field(default_factory=lambda: f"cmpl-{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def event(self, index: int, piece: Piece) -> dict[str, Any]:
+    def event(self, index: int, piece: Delta) -> dict[str, Any]:
         """One piece of a stream."""
         return self._object([self._choice(index, [piece])])
 
@@ -157,7 +159,7 @@ class Answer:
         """The end of a stream with usage; `num_tokens` are those that were written."""
         return self._object([]) | {"usage": self._usage(num_tokens)}
 
-    def whole(self, pieces: Mapping[int, Sequence[Piece]]) -> dict[str, Any]:
+    def whole(self, pieces: Mapping[int, Sequence[Delta]]) -> dict[str, Any]:
         """The whole answer from the pieces of every choice."""
         choices = [self._choice(index, pieces[index]) for index in sorted(pieces)]
         num_tokens = sum(parts[-1].num_tokens for parts in pieces.values())
@@ -173,7 +175,7 @@ class Answer:
             "choices": choices,
         }
 
-    def _choice(self, index: int, pieces: Sequence[Piece]) -> dict[str, Any]:
+    def _choice(self, index: int, pieces: Sequence[Delta]) -> dict[str, Any]:
         entries = [entry for piece in pieces for entry in piece.logprobs]
         logprobs = {
             "tokens": [entry.token for entry in entries],

@@ -12,7 +12,7 @@ from charjax.serve.completions import Answer
 from charjax.serve.errors import ProtocolError
 from charjax.serve.jobs import Sink
 from charjax.serve.responses import event
-from charjax.serve.text import Piece
+from charjax.serve.text import Delta
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -31,7 +31,7 @@ class Pieces:
         self._left = num_texts
         self._seconds, self._deadline = seconds, self._now() + seconds
 
-    async def __aiter__(self) -> AsyncIterator[list[tuple[int, Piece]]]:
+    async def __aiter__(self) -> AsyncIterator[list[tuple[int, Delta]]]:
         """All pieces that are there, each time; (index of the choice, piece).
 
         Raises:
@@ -91,7 +91,7 @@ async def whole_answer(answer: Answer, pieces: Pieces, request: Request) -> dict
       ProtocolError: the engine failed, the time is over, or the client has gone.
     """
     watch = asyncio.create_task(_close_when_gone(request, pieces.sink))
-    choices: dict[int, list[Piece]] = {}
+    choices: dict[int, list[Delta]] = {}
     try:
         async for part in pieces:
             for index, piece in part:

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from charjax.serve.errors import ProtocolError
-from charjax.serve.jobs import Job, Text
+from charjax.serve.jobs import Choice, Job
 from charjax.serve.runners import ModelRunner
 
 _logger = logging.getLogger(__name__)
@@ -28,12 +28,12 @@ class Engine:
         self._runner, self._max_queue = runner, max_queue
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
-        self._running: list[Text] = []  # and those that end just now
+        self._running: list[Choice] = []  # and those that end just now
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="charjax-engine", daemon=True)
         self._thread.start()
 
-    def submit(self, texts: Sequence[Text]) -> None:
+    def submit(self, texts: Sequence[Choice]) -> None:
         """Adds the texts of a request to the queue.
 
         Raises:
@@ -73,7 +73,7 @@ class Engine:
             except Exception:
                 self._fail(self._runner.stop())
 
-    def _fail(self, texts: Sequence[Text]) -> None:
+    def _fail(self, texts: Sequence[Choice]) -> None:
         """Gives texts up because of the error that is being handled."""
         _logger.exception("a text could not be written")
         for text in texts:

@@ -18,7 +18,7 @@ from charjax.inference.copying import CopyTable
 from charjax.inference.sampling import Sampling
 from charjax.inference.text_end import TextEnd
 from charjax.serve.errors import ProtocolError
-from charjax.serve.text import LogprobList, Piece, TextWriter, Tokens
+from charjax.serve.text import Delta, DeltaWriter, LogprobList, TokenChunk
 
 
 class Prompt(NamedTuple):
@@ -65,17 +65,17 @@ class Sink:
     def __init__(self) -> None:
         """For the running event loop."""
         self._loop = asyncio.get_running_loop()
-        self._pieces: deque[tuple[int, Piece | ProtocolError]] = deque()
+        self._pieces: deque[tuple[int, Delta | ProtocolError]] = deque()
         self._arrived = asyncio.Event()
         self.closed = False
 
-    def put(self, index: int, piece: Piece | ProtocolError) -> None:
+    def put(self, index: int, piece: Delta | ProtocolError) -> None:
         """Adds the next piece of a choice; from any thread."""
         self._pieces.append((index, piece))
         with contextlib.suppress(RuntimeError):  # the loop has been closed: the server ends
             self._loop.call_soon_threadsafe(self._arrived.set)
 
-    async def take(self) -> list[tuple[int, Piece]]:
+    async def take(self) -> list[tuple[int, Delta]]:
         """Waits for pieces; all that are there, in their order.
 
         Raises:
@@ -83,7 +83,7 @@ class Sink:
         """
         await self._arrived.wait()
         self._arrived.clear()
-        taken: list[tuple[int, Piece]] = []
+        taken: list[tuple[int, Delta]] = []
         while self._pieces:
             index, piece = self._pieces.popleft()
             if isinstance(piece, ProtocolError):
@@ -93,8 +93,8 @@ class Sink:
 
 
 @dataclass
-class Text:
-    """One text: the sample of a number of a prompt.
+class Choice:
+    """A choice of the protocol: one sample of a prompt, as it is written.
 
     Attributes:
       writing: how it is written.
@@ -111,8 +111,8 @@ class Text:
     index: int
     sink: Sink
     done: bool = False
-    _echo: list[Tokens] = field(default_factory=list)
-    _writer: TextWriter | None = None
+    _echo: list[TokenChunk] = field(default_factory=list)
+    _writer: DeltaWriter | None = None
 
     @property
     def is_given_up(self) -> bool:
@@ -127,11 +127,11 @@ class Text:
     def begin(self) -> None:
         """Puts the echo, as far as it needs no log-probabilities, and the end of an empty text."""
         if self.writing.echo and self.writing.num_top is None:
-            self._put(Piece(self._shown()))
+            self._put(Delta(self._shown()))
         if not self.needs_model():
             self._finish_prompt()
 
-    def read(self, forced: Tokens, sampled: Tokens) -> None:
+    def read(self, forced: TokenChunk, sampled: TokenChunk) -> None:
         """Takes the tokens of one chunk: those of the prompt that it read, and those it sampled."""
         if self.writing.echo and self.writing.num_top is not None and forced.ids.size:
             self._echo.append(forced)
@@ -155,22 +155,22 @@ class Text:
         shown = self._shown() if is_echo else ""
         if is_echo and num_top is not None:
             entries = LogprobList(vocab)
-            first = Tokens(self.prompt.ids[:1])
+            first = TokenChunk(self.prompt.ids[:1])
             for tokens in (first, *echo):
                 entries.extend(tokens)
-            self._put(Piece(shown, tuple(entries.entries[self.prompt.hidden :])))
+            self._put(Delta(shown, tuple(entries.entries[self.prompt.hidden :])))
         self._echo = []
-        self._writer = TextWriter(vocab, TextEnd(vocab, controls, num_chars), len(shown))
+        self._writer = DeltaWriter(vocab, TextEnd(vocab, controls, num_chars), len(shown))
         if num_chars == 0:
-            self._put(Piece("", (), "length"))
+            self._put(Delta("", (), "length"))
 
-    def _write(self, tokens: Tokens) -> None:
+    def _write(self, tokens: TokenChunk) -> None:
         assert self._writer is not None
         piece = self._writer.write(tokens)
         if piece.text or piece.logprobs or piece.finish_reason:
             self._put(piece)
 
-    def _put(self, piece: Piece) -> None:
+    def _put(self, piece: Delta) -> None:
         self.done = self.done or piece.finish_reason is not None
         self.sink.put(self.index, piece)
 
@@ -178,4 +178,4 @@ class Text:
         return self.writing.vocab.decode(self.prompt.ids[self.prompt.hidden :])
 
 
-Job: TypeAlias = Sequence[Text]  # texts that start together
+Job: TypeAlias = Sequence[Choice]  # texts that start together

@@ -8,7 +8,7 @@ from charjax.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class RequestLimits:
     """Bounds of requests; a flag of `charjax serve` each.
 
     Attributes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from charjax.serve.json_schema import Schema
-from charjax.serve.limits import Limits
+from charjax.serve.limits import RequestLimits
 from charjax.serve.schemas import (
     completion_schema,
     copied_schema,
@@ -28,7 +28,7 @@ _ERRORS = {
 }
 
 
-def openapi(limits: Limits, *, has_key: bool) -> dict[str, Any]:
+def openapi(limits: RequestLimits, *, has_key: bool) -> dict[str, Any]:
     """The document, of OpenAPI 3.1.
 
     Args:
@@ -73,7 +73,7 @@ def openapi(limits: Limits, *, has_key: bool) -> dict[str, Any]:
     return document
 
 
-def _completions(limits: Limits) -> dict[str, Any]:
+def _completions(limits: RequestLimits) -> dict[str, Any]:
     """The path of completions, whose answer is JSON or a stream of events."""
     path = _post("Texts that continue prompts.", completion_schema(limits), _COMPLETION)
     content = path["post"]["responses"]["200"]["content"]

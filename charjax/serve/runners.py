@@ -15,14 +15,14 @@ from charjax.inference.sampler import Sampler, is_batch_invariant
 from charjax.inference.sampling_loop import Sampled
 from charjax.inference.slots import SlotBatch
 from charjax.serve.errors import ProtocolError
-from charjax.serve.jobs import Job, Text
+from charjax.serve.jobs import Choice, Job
 from charjax.serve.schemas import MAX_LOGPROBS
-from charjax.serve.text import Tokens, TopTokens
+from charjax.serve.text import TokenChunk, TopTokens
 
 _SIZES = (8, 64)  # rows of the batches: a few texts need not wait for a step of many rows
 # Steps of a dispatch: before the first character of a text, later, and in long prompts.
 _SHORT, _LONG, _READING = 8, 64, 256
-_NOTHING = Tokens(np.empty(0, np.int32))
+_NOTHING = TokenChunk(np.empty(0, np.int32))
 _MAX_JOBS = 4  # requests that take turns, where they cannot run in one batch
 
 
@@ -43,7 +43,7 @@ class SlotRunner:
           sampler: of the model.
           num_top: how many of the likeliest tokens to compute; None: no log-probabilities.
         """
-        self._batches: list[tuple[SlotBatch, list[Text | None]]] = [
+        self._batches: list[tuple[SlotBatch, list[Choice | None]]] = [
             (SlotBatch(sampler, size, num_top=num_top), [None] * size) for size in _SIZES
         ]
         # By id() of a text without characters: tokens of the prompt that it has still to read.
@@ -79,7 +79,7 @@ class SlotRunner:
                         self._read_row(text, _row_tokens(sampled, slot, text), positions[slot])
                 self._free(batch, texts)
 
-    def stop(self) -> list[Text]:
+    def stop(self) -> list[Choice]:
         """Frees all rows; returns the texts."""
         stopped = [text for _, texts in self._batches for text in texts if text]
         for text in stopped:
@@ -101,13 +101,13 @@ class SlotRunner:
             return _READING
         return _LONG if least >= _LONG else _SHORT
 
-    def _read_row(self, text: Text, tokens: Tokens, positions: Positions) -> None:
+    def _read_row(self, text: Choice, tokens: TokenChunk, positions: Positions) -> None:
         left = self._unread.pop(id(text), 0) - positions.size
         if left >= 0:
             self._unread[id(text)] = left
         _read(text, tokens, positions)
 
-    def _free(self, batch: SlotBatch, texts: list[Text | None]) -> None:
+    def _free(self, batch: SlotBatch, texts: list[Choice | None]) -> None:
         """Frees the rows of texts that are done or given up."""
         for slot, text in enumerate(texts):
             if text and text.is_given_up:
@@ -116,21 +116,21 @@ class SlotRunner:
                 self._unread.pop(id(text), None)
 
 
-def _read(text: Text, tokens: Tokens, positions: Positions) -> None:
+def _read(text: Choice, tokens: TokenChunk, positions: Positions) -> None:
     """Gives a text the next tokens of its row, first those of its prompt."""
     forced, steps = int(np.searchsorted(positions, 0)), int(positions.size)
     text.read(tokens.part(0, forced), tokens.part(forced, steps))
 
 
-def _row_tokens(sampled: Sampled, row: int, text: Text) -> Tokens:
+def _row_tokens(sampled: Sampled, row: int, text: Choice) -> TokenChunk:
     """The tokens of one row, with the log-probabilities that its text wants."""
     ids, num_top = np.asarray(sampled.ids[row]), text.writing.num_top
     if num_top is None or sampled.logprobs is None:
-        return Tokens(ids)
+        return TokenChunk(ids)
     assert sampled.top_ids is not None
     assert sampled.top_logprobs is not None
     top = (np.asarray(a[row, :, :num_top]) for a in (sampled.top_ids, sampled.top_logprobs))
-    return Tokens(ids, np.asarray(sampled.logprobs[row]), TopTokens(*top))
+    return TokenChunk(ids, np.asarray(sampled.logprobs[row]), TopTokens(*top))
 
 
 class TurnRunner:
@@ -167,7 +167,7 @@ class TurnRunner:
                 for text in job:
                     text.fail(ProtocolError(400, str(error)))
 
-    def stop(self) -> list[Text]:
+    def stop(self) -> list[Choice]:
         """Drops all jobs; returns their texts."""
         stopped = [text for job, _ in self._jobs for text in job]
         self._jobs.clear()
@@ -187,7 +187,7 @@ class TurnRunner:
         )
         first = 0
         for chunks in groups:
-            texts: Sequence[Text] = ()
+            texts: Sequence[Choice] = ()
             for sampled in chunks:
                 texts = job[first : first + sampled.ids.shape[0]]
                 for row, text in enumerate(texts):
@@ -252,7 +252,7 @@ class ModelRunner:
     def _runners(self) -> list[SlotRunner | TurnRunner]:
         return [*self._slots.values(), self._turns]
 
-    def split(self, texts: Sequence[Text]) -> list[Job]:
+    def split(self, texts: Sequence[Choice]) -> list[Job]:
         """The texts of one request as jobs: each alone, or the samples of a prompt together."""
         if texts and self._runner(texts[0]) is not self._turns:
             return [[text] for text in texts]
@@ -272,7 +272,7 @@ class ModelRunner:
         for runner in self._runners:
             runner.advance()
 
-    def stop(self) -> list[Text]:
+    def stop(self) -> list[Choice]:
         """Drops all texts; returns them."""
         return [text for runner in self._runners for text in runner.stop()]
 
@@ -281,7 +281,7 @@ class ModelRunner:
         for runner in self._slots.values():
             runner.warm_up()
 
-    def _runner(self, text: Text) -> SlotRunner | TurnRunner:
+    def _runner(self, text: Choice) -> SlotRunner | TurnRunner:
         if not self._slots or text.writing.copies:
             return self._turns
         return self._slots[text.writing.num_top is not None]

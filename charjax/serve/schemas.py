@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from charjax.serve.limits import Limits
+from charjax.serve.limits import RequestLimits
 
 MAX_LOGPROBS = 20
 _MAX_WORDS = 100  # characters of a stop string, or of `forbid` or `only`
 
 
-def completion_schema(limits: Limits) -> dict[str, Any]:
+def completion_schema(limits: RequestLimits) -> dict[str, Any]:
     """The body of POST /v1/completions. A field that is null has its default."""
     ids = _ids(limits)
     text = {"title": "a string", "type": "string", "maxLength": limits.max_prompt}
@@ -74,7 +74,7 @@ def _answer_fields() -> dict[str, Any]:
     }
 
 
-def _neutral_fields(limits: Limits) -> dict[str, Any]:
+def _neutral_fields(limits: RequestLimits) -> dict[str, Any]:
     """Fields of the protocol that must have the value that changes nothing."""
     return {
         "best_of": _integer(1, 1, limits.max_texts, "Must be n."),
@@ -84,7 +84,7 @@ def _neutral_fields(limits: Limits) -> dict[str, Any]:
     }
 
 
-def tokenize_schema(limits: Limits) -> dict[str, Any]:
+def tokenize_schema(limits: RequestLimits) -> dict[str, Any]:
     """The body of POST /tokenize."""
     prompt = {"type": "string", "maxLength": limits.max_prompt}
     fields = {
@@ -97,12 +97,12 @@ def tokenize_schema(limits: Limits) -> dict[str, Any]:
     return _object(fields, "prompt")
 
 
-def detokenize_schema(limits: Limits) -> dict[str, Any]:
+def detokenize_schema(limits: RequestLimits) -> dict[str, Any]:
     """The body of POST /detokenize."""
     return _object({"model": {"type": ["string", "null"]}, "tokens": _ids(limits)}, "tokens")
 
 
-def copied_schema(limits: Limits) -> dict[str, Any]:
+def copied_schema(limits: RequestLimits) -> dict[str, Any]:
     """The body of POST /v1/copied."""
     fields = {
         "model": {"type": ["string", "null"]},
@@ -117,7 +117,7 @@ def _object(fields: dict[str, Any], *required: str) -> dict[str, Any]:
     return schema | ({"required": [*required]} if required else {})
 
 
-def _ids(limits: Limits) -> dict[str, Any]:
+def _ids(limits: RequestLimits) -> dict[str, Any]:
     token = {"type": "integer", "minimum": 0, "maximum": 2**21}
     return {"type": "array", "items": token, "maxItems": limits.max_prompt}
 

@@ -14,7 +14,7 @@ from charjax.errors import HostError, InputError
 from charjax.inference.load import TrainedModel
 from charjax.runtime.signals import StopSignals
 from charjax.serve.engine import Engine
-from charjax.serve.limits import Limits
+from charjax.serve.limits import RequestLimits
 from charjax.serve.models import ServedModel
 from charjax.serve.runners import ModelRunner
 
@@ -26,7 +26,7 @@ _logger = logging.getLogger(__name__)
 STOP_SECONDS = 10  # for the answers that are being written when the server is asked to stop
 
 
-def serve_model(name: str, trained: TrainedModel, limits: Limits) -> ServedModel:
+def serve_model(name: str, trained: TrainedModel, limits: RequestLimits) -> ServedModel:
     """A model with its engine, compiled for the requests to come."""
     runner = ModelRunner(trained)
     runner.warm_up()

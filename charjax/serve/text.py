@@ -26,7 +26,7 @@ class TopTokens(NamedTuple):
     logprobs: Float[np.ndarray, "time top"]
 
 
-class Tokens(NamedTuple):
+class TokenChunk(NamedTuple):
     """Consecutive tokens of one text.
 
     Attributes:
@@ -39,13 +39,13 @@ class Tokens(NamedTuple):
     logprobs: Float[np.ndarray, " time"] | None = None
     top: TopTokens | None = None
 
-    def part(self, start: int, stop: int) -> Tokens:
+    def part(self, start: int, stop: int) -> TokenChunk:
         """The tokens from position `start` up to `stop`."""
         at = slice(start, stop)
         if self.logprobs is None or self.top is None:
-            return Tokens(self.ids[at])
+            return TokenChunk(self.ids[at])
         top = TopTokens(self.top.ids[at], self.top.logprobs[at])
-        return Tokens(self.ids[at], self.logprobs[at], top)
+        return TokenChunk(self.ids[at], self.logprobs[at], top)
 
 
 class TokenLogprob(NamedTuple):
@@ -64,14 +64,14 @@ class TokenLogprob(NamedTuple):
     offset: int
 
 
-class Piece(NamedTuple):
+class Delta(NamedTuple):
     """The next part of a text.
 
     Attributes:
       text: its characters.
       logprobs: of its tokens; empty if they were not asked for.
-      finish_reason: "stop" or "length" with the last piece; else None.
-      num_tokens: of the whole text, with the last piece.
+      finish_reason: "stop" or "length" with the last part; else None.
+      num_tokens: of the whole text, with the last part.
     """
 
     text: str
@@ -80,21 +80,21 @@ class Piece(NamedTuple):
     num_tokens: int = 0
 
 
-class TextWriter:
-    """Turns the tokens of one text into pieces, up to its end."""
+class DeltaWriter:
+    """Turns the tokens of one text into deltas, up to its end."""
 
     def __init__(self, vocab: Vocab, end: TextEnd, offset: int = 0) -> None:
         """Takes the text's end, and the offset of its first character for the log-probabilities."""
         self._end, self._released, self._taken = end, offset, 0
         self._list = LogprobList(vocab, offset)
 
-    def write(self, tokens: Tokens) -> Piece:
+    def write(self, tokens: TokenChunk) -> Delta:
         """The next piece; with a `finish_reason`, later tokens are not part of the text."""
         text = self._end.read(tokens.ids)
         if tokens.logprobs is not None:
             self._list.extend(tokens)
         self._released += len(text)
-        return Piece(text, self._take(), self._end.finished or None, self._end.num_tokens)
+        return Delta(text, self._take(), self._end.finished or None, self._end.num_tokens)
 
     def _take(self) -> tuple[TokenLogprob, ...]:
         """The entries of the tokens whose text is released."""
@@ -119,7 +119,7 @@ class LogprobList:
         self._vocab, self._decoder, self._offset = vocab, vocab.decoder(), offset
         self.entries: list[TokenLogprob] = []
 
-    def extend(self, tokens: Tokens) -> None:
+    def extend(self, tokens: TokenChunk) -> None:
         """Adds the entries of tokens, of which those without log-probabilities follow nothing."""
         ids, logprobs, top = tokens
         for i, token in enumerate(ids.tolist()):

@@ -15,7 +15,7 @@ from charjax.checkpoint.meta import CheckpointMeta, CorpusMeta, Platform, RunMet
 from charjax.config import Config, ModelConfig, differences, to_dict
 from charjax.data.dataset import Dataset
 from charjax.data.shuffle import resolve_order
-from charjax.data.store import StoreTokens, TokenIds
+from charjax.data.store_tokens import StoreTokens, TokenIds
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.inference.evaluate import max_eval_chars

@@ -1,10 +1,11 @@
 """What a large text costs: packed, verified, trained on and resumed, beside the same in memory.
 
-    CHARJAX_DATA_DIR=... python -m tests.data.measure_scale FOLDER MEGABYTES RESULT.json
+    CHARJAX_DATA_DIR=... python -m tests.data.measure_scale FOLDER MEGABYTES
 
 Writes a text of that size to FOLDER from the built-in corpus and the *.txt of $CHARJAX_DATA_DIR,
 with their paragraphs in another order each time. Packs it, packs it again with five kills on the
-way, and compares the digests of the two stores. 10,000 megabytes take about 25 GB of disk.
+way, and compares the digests of the two stores. 10,000 megabytes take about 25 GB of disk. Writes
+benchmarks/results/scale.json, and the table of docs/scale.md from it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,12 @@ from typing import Any
 
 from charjax.data.named_corpora import read_named
 from charjax.data.store import TextStore
+from tests.environment import provenance
 
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results" / "scale.json"
+PAGE = ROOT / "docs" / "scale.md"
+START, END = "<!-- begin: python -m tests.data.measure_scale -->\n", "<!-- end -->"
 COMMAND = (sys.executable, "-m", "charjax")
 KILLS = 5
 MAX_IN_MEMORY_MB = 2000
@@ -96,32 +102,69 @@ def measure(folder: Path, megabytes: float) -> dict[str, Any]:
     packing, memory = run("pack", text, f"--out={store}")
     pack_with_kills(text, folder / "killed", packing)
     same = TextStore(str(store)).index.sha256 == TextStore(str(folder / "killed")).index.sha256
-    verifying, _ = run("verify", store)
+    verifying, verify_memory = run("verify", store)
     on_disk = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
     run(
         "train", "--config=quickstart", f"--workdir={folder / 'warm'}", "--config.train.max_steps=1"
     )
     runs = {"1 MB in memory": train(small, folder / "run-small")}
-    runs[f"{size:,.0f} MB packed"] = train(store, folder / "run-store")
+    runs["packed"] = train(store, folder / "run-store")
     if megabytes <= MAX_IN_MEMORY_MB:
-        runs[f"{size:,.0f} MB in memory"] = train(text, folder / "run-memory")
+        runs["in memory"] = train(text, folder / "run-memory")
     return {
         "megabytes": round(size),
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1),
         "pack_s": round(packing, 1),
         "pack_mb_per_s": round(size / packing, 1),
         "pack_peak_mb": round(memory),
         "same_after_kills": same,
         "verify_mb_per_s": round(size / verifying, 1),
+        "verify_peak_mb": round(verify_memory),
         "bytes_on_disk_per_char": round(on_disk / 1e6 / size, 3),
         "runs": runs,
     }
 
 
+def write_page(sizes: dict[str, dict[str, Any]]) -> None:
+    """The tables of docs/scale.md, from what was measured of each size."""
+    packing = [
+        "| text | pack, MB/s | its peak, MB | verify, MB/s | its peak, MB |",
+        "|---" * 5 + "|",
+    ]
+    running = ["| a run on | ten steps, s | ten more, resumed, s | peak, MB | characters/s |"]
+    running.append("|---" * 5 + "|")
+    sources = []
+    for values in sizes.values():
+        size = f"{values['megabytes'] / 1000:.0f} GB"
+        figures = ("pack_mb_per_s", "pack_peak_mb", "verify_mb_per_s", "verify_peak_mb")
+        packing.append(f"| {size} | {' | '.join(f'{values[name]:.0f}' for name in figures)} |")
+        for name, run in values["runs"].items():
+            about = name if name.startswith("1 MB") else f"{size} {name}"
+            seconds = f"{run['ten_steps_s']:.1f} | {run['resumed_s']:.1f}"
+            running.append(f"| {about} | {seconds} | {run['peak_mb']:,} | {run['chars_per_s']:,} |")
+        killed = "has the digest of one" if values["same_after_kills"] else "DIFFERS FROM ONE"
+        sources.append(
+            f"{size}: a store killed {KILLS} times {killed} that was not; on disk "
+            f"{values['bytes_on_disk_per_char']:.2f} bytes a character (`{values['command']}`: "
+            f"{values['machine']}; {values['date']})."
+        )
+    rate, disk = values["pack_mb_per_s"], values["bytes_on_disk_per_char"]
+    sources.append(
+        f"At the last of these rates, which assumes disks that keep up, 100 GB take "
+        f"{1e5 / rate / 60:.0f} minutes and {100 * disk:.0f} GB of disk on such a machine, 10 TB "
+        f"{1e7 / rate / 3600:.0f} hours and {10 * disk:.0f} TB; n machines an n-th of the time "
+        "(computed, not measured)."
+    )
+    tables = "\n".join([*packing, "", *running, "", "\n\n".join(sources), ""])
+    before, _, rest = PAGE.read_text("utf-8").partition(START)
+    _, end, after = rest.partition(END)
+    PAGE.write_text(before + START + tables + end + after, "utf-8")
+
+
 if __name__ == "__main__":
-    place, number, result = sys.argv[1:]
+    place, number = sys.argv[1:]
     Path(place).mkdir(parents=True, exist_ok=True)
-    values = measure(Path(place), float(number))
-    Path(result).write_text(json.dumps(values, indent=1) + "\n")
-    print(json.dumps(values, indent=1))
+    about = provenance("tests.data.measure_scale", ["FOLDER", number])
+    found = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
+    found[number] = about | measure(Path(place), float(number))
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    write_page(found)

@@ -29,7 +29,8 @@ from charjax.data.files import find_files
 from charjax.data.pack import pack
 from charjax.data.plan import make_plan
 from charjax.data.reading import ReadingRules
-from charjax.data.store import StoreTokens, TextStore
+from charjax.data.store import TextStore
+from charjax.data.store_tokens import StoreTokens
 from charjax.errors import CharjaxError, InputError
 
 CHARACTERS = "abcAΣ\u03c3ς é\u0307İ,;'\n\r\t日\u0301"

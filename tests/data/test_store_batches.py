@@ -15,7 +15,7 @@ from charjax.data.pack import pack
 from charjax.data.plan import make_plan
 from charjax.data.reading import ReadingRules
 from charjax.data.shuffle import KeyedOrder, make_order, resolve_order
-from charjax.data.store import StoreTokens
+from charjax.data.store_tokens import StoreTokens
 from charjax.errors import InputError, StoreError
 
 from .test_pack import tiny_shards

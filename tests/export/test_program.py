@@ -24,7 +24,7 @@ from charjax.export.program import PLATFORMS, export_generator, make_generator, 
 from charjax.export.weights import named_weights
 from charjax.inference.load import TrainedModel
 from charjax.inference.sampling import Sampling
-from charjax.inference.texts import sample_texts, write_texts
+from charjax.inference.texts import TextSampler, sample_texts, write_texts
 from charjax.model.carry import initial_carry
 from charjax.model.network import CharRNN, init_params
 from charjax.runtime.keys import Stream, stream_key
@@ -158,12 +158,11 @@ def test_the_example_writes_the_same_bytes_in_a_process_without_charjax(tmp_path
         check=True,
     )
     wanted = write_texts(
-        trained,
+        TextSampler(trained, Sampling(temperature=0.9, seed=5)),
         "the cat",
         num_chars=60,
         num_samples=1,
         separator="",
-        sampling=Sampling(temperature=0.9, seed=5),
         unknown="error",
     )
     assert done.stdout == "".join(wanted).encode()
@@ -178,8 +177,8 @@ def test_the_example_reads_and_writes_bytes(tmp_path):
     trained = dataclasses.replace(trained, params=jax.tree.map(np.asarray, params))
     export_model(trained, tmp_path / "out")
     options = {"num_chars": 20, "num_samples": 1, "separator": "", "unknown": "error"}
-    sampling = Sampling(temperature=0.0)
-    wanted = "".join(write_texts(trained, "caf\u00e9", sampling=sampling, **options))
+    sampler = TextSampler(trained, Sampling(temperature=0.0))
+    wanted = "".join(write_texts(sampler, "caf\u00e9", **options))
     arguments = [str(EXAMPLE), str(tmp_path / "out"), "caf\u00e9", "20", "0", "0"]
     done = subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
     # Bytes that are no UTF-8 become U+FFFD in the command, and stay bytes in the example.

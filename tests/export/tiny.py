@@ -15,7 +15,7 @@ from charjax.config import Config, ModelConfig, TrainConfig
 from charjax.data.vocab import Vocab
 from charjax.inference.load import TrainedModel
 from charjax.inference.sampling import Sampling
-from charjax.inference.texts import write_texts
+from charjax.inference.texts import TextSampler, write_texts
 from charjax.model.carry import initial_carry
 from charjax.model.network import CharRNN, init_params
 from charjax.runtime.keys import Stream, stream_key
@@ -82,12 +82,11 @@ def sampled(trained: TrainedModel, **options) -> bytes:
     """What `charjax sample` writes."""
     chosen = {k: options[k] for k in SAMPLING if k in options}
     pieces = write_texts(
-        trained,
+        TextSampler(trained, Sampling(**chosen)),
         options["prompt"],
         num_chars=options["num_chars"],
         num_samples=options.get("num_samples", 1),
         separator="\0",
-        sampling=Sampling(**chosen),
         unknown="error",
     )
     return "".join(pieces).encode()

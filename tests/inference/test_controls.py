@@ -21,7 +21,7 @@ from charjax.inference.copying import copy_table
 from charjax.inference.pick import likeliest_words
 from charjax.inference.sampling import Sampling
 from charjax.inference.text_end import TextEnd
-from charjax.inference.texts import TextSampler, sample_texts, write_texts
+from charjax.inference.texts import TextSampler, write_texts
 from tests.inference.scripted import chain, memoryless, trained
 
 TEXT = "abc\n"
@@ -34,14 +34,12 @@ def written(model, *, prompt="", num_chars=60, num_samples=1, separator="|", **o
     """What `charjax sample` writes; `options` of `Controls` and of `Sampling`."""
     controls = {k: options.pop(k) for k in list(options) if k in Controls.__dataclass_fields__}
     pieces = write_texts(
-        model,
+        TextSampler(model, Sampling(**options), Controls(**controls)),
         prompt,
         num_chars=num_chars,
         num_samples=num_samples,
         separator=separator,
-        sampling=Sampling(**options),
         unknown="error",
-        controls=Controls(**controls),
     )
     return "".join(pieces)
 
@@ -97,10 +95,9 @@ def test_forbidden_characters_are_not_sampled():
     assert set(written(RANDOM, forbid="ac")) == {"b", "\n"}
     assert set(written(RANDOM, only="ac")) == {"a", "c"}
     assert set(written(RANDOM, only="ac", forbid="a")) == {"c"}
-    options = {"num_chars": 30, "num_samples": 1, "sampling": Sampling()}
-    model = RANDOM.config.model, RANDOM.params, RANDOM.vocab
-    (text,) = sample_texts(*model, "a", controls=Controls(only="b"), **options)
-    assert text == "b" * 30
+    sampler = TextSampler(RANDOM, Sampling(), Controls(only="b"))
+    (text,) = sampler.texts(*sampler.encode("a", "error"), num_chars=30, num_samples=1)
+    assert text.text == "b" * 30
 
 
 def test_min_p_keeps_what_is_likely_enough():

@@ -9,7 +9,13 @@ from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.inference import sampler
 from charjax.inference.sampling import Sampling
-from charjax.inference.texts import decode_groups, encode_prompt, sample_texts, write_texts
+from charjax.inference.texts import (
+    TextSampler,
+    decode_groups,
+    encode_prompt,
+    sample_texts,
+    write_texts,
+)
 from tests.inference.scripted import cycle, random_model, trained
 
 RANDOM = random_model(11)
@@ -21,7 +27,8 @@ def texts(model, prompt, **changes):
     """The pieces that `charjax sample` would write."""
     options = {"num_chars": 5, "num_samples": 1, "separator": "|", "unknown": "error"}
     options |= {"sampling": Sampling(temperature=0.0)} | changes
-    return list(write_texts(model, prompt, **options))
+    sampler = TextSampler(model, options.pop("sampling"))
+    return list(write_texts(sampler, prompt, **options))
 
 
 def test_a_text_is_the_prompt_and_its_continuation():

@@ -11,7 +11,7 @@ import pytest
 from charjax.runtime import notebook, status
 from charjax.runtime.display import Display, make_display
 from charjax.runtime.notebook import NotebookDisplay, loss_picture
-from charjax.runtime.status import History, TrainingStatus
+from charjax.runtime.status import StatusHistory, TrainingStatus
 
 
 class Cell:
@@ -46,8 +46,8 @@ def cell(monkeypatch) -> Cell:
     return cell
 
 
-def history(*losses: float) -> History:
-    history = History()
+def history(*losses: float) -> StatusHistory:
+    history = StatusHistory()
     for number, loss in enumerate(losses):
         history.add(10 * number, TrainingStatus(loss, loss + 0.1 if number % 2 else None))
     return history
@@ -109,6 +109,6 @@ def test_a_picture_has_its_curves_within_the_axes(losses):
 
 
 def test_without_losses_there_is_no_picture():
-    unknown = History()
+    unknown = StatusHistory()
     unknown.add(0, TrainingStatus(best=1.0))
     assert loss_picture(unknown, "") == ""

@@ -7,13 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from charjax.runtime import status
-from charjax.runtime.status import History, Refresh, TrainingStatus
+from charjax.runtime.status import Refresh, StatusHistory, TrainingStatus
 
 
 @settings(max_examples=20)
 @given(st.integers(1, 4000))
 def test_a_history_is_bounded_and_has_the_first_and_the_last(count):
-    history = History()
+    history = StatusHistory()
     for step in range(count):
         history.add(step, TrainingStatus(train_loss=float(step)))
         history.add(step, TrainingStatus(train_loss=float(step)))  # the same again
@@ -26,7 +26,7 @@ def test_a_history_is_bounded_and_has_the_first_and_the_last(count):
 
 
 def test_unknown_values_are_left_out_or_filled():
-    history = History()
+    history = StatusHistory()
     for step, loss in enumerate((None, 2.0, None, 1.0)):
         history.add(step, TrainingStatus(train_loss=float(step), val_loss=loss))
     assert history.series("val_loss") == [(1, 2.0), (3, 1.0)]

@@ -7,13 +7,13 @@ import pytest
 from charjax.data.vocab import Vocab
 from charjax.serve import runners
 from charjax.serve.app import make_app
-from charjax.serve.limits import Limits
+from charjax.serve.limits import RequestLimits
 from charjax.serve.models import Models
 from charjax.serve.server import serve_model
 from tests.inference.scripted import cycle, random_model, trained
 
 META = {"corpus": {"name": "a text", "sha256": "00"}}
-LIMITS = Limits(max_body=5000, max_prompt=60, max_tokens=5000, max_texts=12, max_queue=12)
+LIMITS = RequestLimits(max_body=5000, max_prompt=60, max_tokens=5000, max_texts=12, max_queue=12)
 RANDOM = trained(random_model(11), "abcdefghij\n", meta=META)
 NAMES = trained(
     cycle(4), "x", vocab=Vocab(("a", "b", "c"), "codepoint", False, boundary=True), meta=META

@@ -11,7 +11,7 @@ from charjax.config import Config, DataConfig
 from charjax.data.corpus import load_corpus
 from charjax.inference.controls import Controls
 from charjax.inference.sampling import Sampling
-from charjax.inference.texts import write_texts
+from charjax.inference.texts import TextSampler, write_texts
 from charjax.serve.copies import copied_passages
 from charjax.serve.errors import ProtocolError
 from tests.inference import scripted
@@ -69,8 +69,8 @@ def test_max_copy_is_that_of_the_command(small_batches, tmp_path):
     (kept,) = complete(served.app, **body, max_copy=4)["choices"]
     served.models.close()
     options = {"num_chars": 40, "num_samples": 1, "separator": "", "unknown": "error"}
-    options |= {"sampling": Sampling(temperature=0.0), "controls": Controls(max_copy=4)}
-    want = "".join(write_texts(model, "a", **options, show_prompt=False))
+    sampler = TextSampler(model, Sampling(temperature=0.0), Controls(max_copy=4))
+    want = "".join(write_texts(sampler, "a", **options, show_prompt=False))
     assert copied_passages(model, free["text"], 30) == [(0, 40)]
     assert kept["text"] == want
     assert copied_passages(model, "a" + kept["text"], 5) == []

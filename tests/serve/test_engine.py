@@ -11,14 +11,14 @@ import pytest
 from charjax.inference.evaluate import char_nats
 from charjax.serve import runners
 from charjax.serve.errors import ProtocolError
-from charjax.serve.limits import Limits
+from charjax.serve.limits import RequestLimits
 from charjax.serve.runners import ModelRunner
 from tests.serve.asgi import complete, post, request
 from tests.serve.conftest import RANDOM, Server
 from tests.serve.test_completions import samples
 
 ENDLESS = {"prompt": "a", "max_tokens": 10**6, "seed": 1}
-LIMITS = Limits(max_tokens=10**6, max_queue=3)
+LIMITS = RequestLimits(max_tokens=10**6, max_queue=3)
 
 
 @pytest.fixture(scope="module")

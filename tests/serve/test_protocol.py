@@ -9,7 +9,7 @@ import pytest
 from charjax.errors import InputError
 from charjax.serve import schemas
 from charjax.serve.json_schema import is_valid
-from charjax.serve.limits import Limits
+from charjax.serve.limits import RequestLimits
 from charjax.serve.models import Models
 from tests.serve.asgi import JSON, complete, get, post
 from tests.serve.conftest import LIMITS
@@ -113,7 +113,7 @@ def test_the_limits_of_a_request(app):
 
 
 def test_the_time_limit(server):
-    app = server.with_options(Limits(max_seconds=1, max_tokens=10**8))
+    app = server.with_options(RequestLimits(max_seconds=1, max_tokens=10**8))
     body = {"max_tokens": 10**8, "prompt": "a"}
     response = post(app, "/v1/completions", body)
     assert "1 seconds" in refused(response, 504)
@@ -124,10 +124,10 @@ def test_the_time_limit(server):
     assert json.loads(last.removeprefix("data: ")) == response.json
 
 
-@pytest.mark.parametrize("field", Limits.__dataclass_fields__)
+@pytest.mark.parametrize("field", RequestLimits.__dataclass_fields__)
 def test_a_limit_below_one_is_refused(field):
     with pytest.raises(InputError, match=rf"^--{field}=0: "):
-        Limits(**{field: 0})
+        RequestLimits(**{field: 0})
 
 
 # Who may ask

@@ -27,7 +27,7 @@ from charjax.train.metrics import draw_curves, read_metrics
 from charjax.workdir import Workdir
 from tests.environment import with_devices
 
-from .tiny import Recorder, config_of, newest, outcome, stop_when, text_of
+from .tiny import Recorder, newest, outcome, stop_when, text_of
 
 STEPS, EVERY = 40, 20  # of a run; between its evaluations and checkpoints
 EPOCH = 32  # steps
@@ -42,15 +42,6 @@ KEYS = {
     "learning_rate",
     "grad_norm",
 }
-
-
-@pytest.fixture(scope="module")
-def config(text_file) -> Config:
-    return config_of(
-        data={"path": str(text_file)},
-        model={"cell": "rnn", "dropout": 0.2},
-        optim={"schedule": "linear", "warmup": 0.1, "ema": 0.5},
-    )
 
 
 @dataclass(frozen=True)

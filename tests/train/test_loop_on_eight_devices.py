@@ -10,24 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from charjax.config import Config
 from charjax.errors import InterruptedRunError
 from charjax.train.loop import train
 from charjax.train.metrics import read_metrics
 from charjax.workdir import Workdir
 
-from .tiny import Recorder, config_of, newest, outcome, stop_when
+from .tiny import Recorder, newest, outcome, stop_when
 
 pytestmark = pytest.mark.usefixtures("eight_devices")
-
-
-@pytest.fixture(scope="module")
-def config(text_file) -> Config:
-    return config_of(
-        data={"path": str(text_file)},
-        model={"cell": "rnn", "dropout": 0.2},
-        optim={"schedule": "linear", "warmup": 0.1, "ema": 0.5},
-    )
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,9 +15,7 @@ from charjax.cli.arguments import add_inference, add_model, load_model, local_pa
 from charjax.errors import InputError
 
 if TYPE_CHECKING:
-    from charjax.inference.controls import Controls
-    from charjax.inference.load import TrainedModel
-    from charjax.inference.sampling import Sampling
+    from charjax.inference.texts import TextSampler
 
 _NUM_CHARS = 500  # of a text; with --until_lines, of a line
 
@@ -113,6 +111,7 @@ def run(args: argparse.Namespace) -> None:
     """Writes the texts, and nothing else, to standard output."""
     from charjax.inference.controls import Controls
     from charjax.inference.sampling import Sampling
+    from charjax.inference.texts import TextSampler
     from charjax.runtime.terminal import TextWriter
 
     sampling = Sampling(
@@ -137,25 +136,15 @@ def run(args: argparse.Namespace) -> None:
     trained = load_model(args)
     if args.num_chars is None:
         args.num_chars = _NUM_CHARS * (1 if trained.vocab.boundary else max(1, args.until_lines))
-    if args.pick:
-        pieces = _picked(args, trained, prompts, sampling, controls)
-    elif args.json:
-        pieces = _json_lines(args, trained, prompts, sampling, controls)
-    else:
-        pieces = _plain(args, trained, prompts, sampling, controls)
+    form = _picked if args.pick else _json_lines if args.json else _plain
+    sampler = TextSampler(trained, sampling, controls)
     writer = TextWriter(sys.stdout)
-    for piece in pieces:
+    for piece in form(args, sampler, prompts):
         writer.write(piece)
     writer.close()
 
 
-def _plain(
-    args: argparse.Namespace,
-    trained: TrainedModel,
-    prompts: list[str],
-    sampling: Sampling,
-    controls: Controls,
-) -> Iterator[str]:
+def _plain(args: argparse.Namespace, sampler: TextSampler, prompts: Sequence[str]) -> Iterator[str]:
     """The texts of all prompts, with separators between them."""
     from charjax.inference.texts import write_texts
 
@@ -163,34 +152,25 @@ def _plain(
         if number:
             yield args.separator
         yield from write_texts(
-            trained,
+            sampler,
             prompt,
             num_chars=args.num_chars,
             num_samples=args.num_samples,
             separator=args.separator,
-            sampling=sampling,
             unknown=args.unknown,
             show_prompt=not args.no_prompt,
-            controls=controls,
         )
 
 
 def _json_lines(
-    args: argparse.Namespace,
-    trained: TrainedModel,
-    prompts: list[str],
-    sampling: Sampling,
-    controls: Controls,
+    args: argparse.Namespace, sampler: TextSampler, prompts: Sequence[str]
 ) -> Iterator[str]:
     """A JSON object for each text."""
     import numpy as np
 
-    from charjax.inference.texts import TextSampler
-
-    vocab = trained.vocab
-    if controls.selects_lines and not vocab.boundary:
+    vocab = sampler.vocab
+    if sampler.controls.selects_lines and not vocab.boundary:
         raise InputError("--json: needs whole texts, and --unique and --new leave out lines")
-    sampler = TextSampler(trained, sampling, controls)
     for prompt in prompts:
         ids, shown = sampler.encode(prompt, args.unknown)
         texts = sampler.texts(
@@ -209,20 +189,14 @@ def _json_lines(
 
 
 def _picked(
-    args: argparse.Namespace,
-    trained: TrainedModel,
-    prompts: list[str],
-    sampling: Sampling,
-    controls: Controls,
+    args: argparse.Namespace, sampler: TextSampler, prompts: Sequence[str]
 ) -> Iterator[str]:
     """The text that a person chooses, word by word; the choices go to standard error."""
     from charjax.inference.pick import likeliest_words
-    from charjax.inference.texts import TextSampler
     from charjax.runtime.terminal import escape_controls
 
     if len(prompts) > 1 or args.json:
         raise InputError("--pick: continues one prompt; give no --prompts and no --json")
-    sampler = TextSampler(trained, sampling, controls)
     text = start = sampler.encode(prompts[0], args.unknown)[1]
     while True:
         words = likeliest_words(sampler, text, args.pick, unknown=args.unknown)

@@ -10,7 +10,7 @@ import os
 
 from charjax.cli.arguments import add_checkpoint, add_weights, load_folder, local_path
 from charjax.errors import InputError
-from charjax.serve.limits import Limits
+from charjax.serve.limits import RequestLimits
 
 _KEY_VARIABLE = "CHARJAX_API_KEY"
 _LIMITS = {
@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     limits = parser.add_argument_group("limits", "at most")
     for name, about in _LIMITS.items():
-        default = getattr(Limits(), name)
+        default = getattr(RequestLimits(), name)
         limits.add_argument(
             f"--{name}", type=int, default=default, help=f"{about}; default: %(default)s"
         )
@@ -69,8 +69,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Serves until SIGINT or SIGTERM."""
     _check_packages()
-    limits = Limits(
-        **{field.name: getattr(args, field.name) for field in dataclasses.fields(Limits)}
+    limits = RequestLimits(
+        **{field.name: getattr(args, field.name) for field in dataclasses.fields(RequestLimits)}
     )
     key = _read_key(args)
     from charjax.serve.app import make_app
