@@ -26,6 +26,7 @@ from charjax.model.decode import DecodeWeights
 # The position of a slot in which nothing runs.
 IDLE = -(2**29)
 _IDLE_SAMPLING = Sampling(temperature=0.0)
+_NO_TOKENS = np.empty(0, np.int32)
 
 
 class _Slot:
@@ -34,13 +35,15 @@ class _Slot:
     Attributes:
       sampling: how its tokens are chosen.
       number: of its sample.
-      unread: tokens of its prompt that were not read yet.
+      unread: tokens that are given and were not read yet.
       position: of the next token in the sample; negative in the prompt.
     """
 
-    def __init__(self, sampling: Sampling, number: int, prompt: Int[np.ndarray, " n"]) -> None:
-        self.sampling, self.number, self.unread = sampling, number, prompt
-        self.position = -prompt.size
+    def __init__(
+        self, sampling: Sampling, number: int, unread: Int[np.ndarray, " n"], position: int
+    ) -> None:
+        self.sampling, self.number = sampling, number
+        self.unread, self.position = unread, position
 
 
 class SlotBatch:
@@ -78,6 +81,7 @@ class SlotBatch:
         sampling: Sampling,
         *,
         number: int = 0,
+        sampled: Int[np.ndarray, " sampled"] = _NO_TOKENS,
     ) -> None:
         """Starts a sample in a slot, instead of what runs there.
 
@@ -86,6 +90,8 @@ class SlotBatch:
           prompt: ids to read first, at least one.
           sampling: how tokens are chosen.
           number: of the sample, of the seed.
+          sampled: the sample's first tokens, where another batch has begun it; they are read
+            after the prompt, at their positions.
 
         Raises:
           InputError: an id outside the vocabulary, or every token is forbidden.
@@ -94,7 +100,8 @@ class SlotBatch:
             raise InputError("the prompt is empty: the sampler needs a token to start from")
         check_ids(prompt, self._sampler.vocab_size)
         self._sampler.row_controls([sampling])  # raises
-        self._slots[slot] = _Slot(sampling, number, prompt.astype(np.int32))
+        unread = np.concatenate([prompt, sampled]).astype(np.int32)
+        self._slots[slot] = _Slot(sampling, number, unread, -prompt.size)
         self._started.add(slot)
         self._controls = None
 

@@ -23,10 +23,12 @@ _SIZES = (8, 64)  # rows of the batches: a few texts need not wait for a step of
 # Steps of a dispatch: before the first character of a text, later, and in long prompts.
 _SHORT, _LONG, _READING = 8, 64, 256
 _NOTHING = TokenChunk(np.empty(0, np.int32))
+_YOUNG = 128  # tokens of a text that may still move to the large batch
 _MAX_JOBS = 4  # requests that take turns, where they cannot run in one batch
 
 
 Positions: TypeAlias = Int[np.ndarray, " time"]
+Ids: TypeAlias = Int[np.ndarray, " sampled"]
 
 
 class SlotRunner:
@@ -46,8 +48,11 @@ class SlotRunner:
         self._batches: list[tuple[SlotBatch, list[Choice | None]]] = [
             (SlotBatch(sampler, size, num_top=num_top), [None] * size) for size in _SIZES
         ]
-        # By id() of a text without characters: tokens of the prompt that it has still to read.
+        # By id() of a text: the tokens that it has still to read before its next one, of a text
+        # that waits for one; the position of its next token; its tokens, while they are few.
         self._unread: dict[int, int] = {}
+        self._position: dict[int, int] = {}
+        self._sampled: dict[int, Ids] = {}
 
     @property
     def num_texts(self) -> int:
@@ -56,19 +61,33 @@ class SlotRunner:
 
     def has_place(self, job: Job) -> bool:
         """Whether a row is free."""
-        return any(None in texts for _, texts in self._batches)
+        return self._with_place() is not None
 
     def start(self, job: Job) -> None:
-        """Puts the text into a free row, of the smallest batch that has one."""
+        """Puts the text into a free row; see `has_place`."""
         (text,) = job
-        batch, texts = next((batch, texts) for batch, texts in self._batches if None in texts)
+        place = self._with_place()
+        assert place is not None
+        batch, texts = place
         slot = texts.index(None)
         batch.start(slot, text.prompt.ids, text.writing.sampling, number=text.number)
         texts[slot] = text
         self._unread[id(text)] = text.prompt.ids.size - 1
+        self._position[id(text)] = 1 - text.prompt.ids.size
+        self._sampled[id(text)] = _NOTHING.ids
+
+    def _with_place(self) -> tuple[SlotBatch, list[Choice | None]] | None:
+        """The smallest batch with a free row, but none below the largest that has texts.
+
+        A step of both batches takes longer than one of the large batch, which has the rows.
+        """
+        in_use = [any(texts) for _, texts in self._batches]
+        largest = max((i for i, used in enumerate(in_use) if used), default=0)
+        return next((place for place in self._batches[largest:] if None in place[1]), None)
 
     def advance(self) -> None:
         """One dispatch of every batch that has texts."""
+        self._gather()
         steps = self._steps()
         for batch, texts in self._batches:
             self._free(batch, texts)
@@ -78,6 +97,26 @@ class SlotRunner:
                     if text:
                         self._read_row(text, _row_tokens(sampled, slot, text), positions[slot])
                 self._free(batch, texts)
+
+    def _gather(self) -> None:
+        """Moves young texts to the large batch if that has texts, so that one batch runs.
+
+        The large batch reads their tokens again, which is why old texts stay where they are.
+        """
+        *small, (large, rows) = self._batches
+        if not any(rows):
+            return
+        for batch, texts in small:
+            for slot, text in enumerate(texts):
+                if text is None or id(text) not in self._sampled or None not in rows:
+                    continue
+                batch.free(slot)
+                texts[slot] = None
+                slot, sampled = rows.index(None), self._sampled[id(text)]
+                ids, writing = text.prompt.ids, text.writing
+                large.start(slot, ids, writing.sampling, number=text.number, sampled=sampled)
+                rows[slot] = text
+                self._unread[id(text)] = ids.size - 1 + sampled.size
 
     def stop(self) -> list[Choice]:
         """Frees all rows; returns the texts."""
@@ -105,6 +144,13 @@ class SlotRunner:
         left = self._unread.pop(id(text), 0) - positions.size
         if left >= 0:
             self._unread[id(text)] = left
+        new = int(np.searchsorted(positions, self._position[id(text)]))  # others: read before
+        tokens, positions = tokens.part(new, positions.size), positions[new:]
+        self._position[id(text)] += positions.size
+        if id(text) in self._sampled:
+            sampled = np.append(self._sampled.pop(id(text)), tokens.ids[positions >= 0])
+            if sampled.size <= _YOUNG:
+                self._sampled[id(text)] = sampled
         _read(text, tokens, positions)
 
     def _free(self, batch: SlotBatch, texts: list[Choice | None]) -> None:
@@ -113,7 +159,8 @@ class SlotRunner:
             if text and text.is_given_up:
                 batch.free(slot)
                 texts[slot] = None
-                self._unread.pop(id(text), None)
+                for by_text in (self._unread, self._position, self._sampled):
+                    by_text.pop(id(text), None)
 
 
 def _read(text: Choice, tokens: TokenChunk, positions: Positions) -> None:

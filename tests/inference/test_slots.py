@@ -40,6 +40,14 @@ def sampled_ids(batch, slot, num_chars, steps=8):
     return ids[:num_chars]
 
 
+@pytest.mark.parametrize("sampling", [NEUTRAL, ALL_ON])
+def test_a_sample_that_another_batch_has_begun_goes_on(sampling):
+    whole = expected([1, 2, 3], sampling)
+    batch = SlotBatch(SAMPLER, 3)
+    batch.start(1, np.array([1, 2, 3], np.int32), sampling, sampled=whole[:7])
+    np.testing.assert_array_equal(sampled_ids(batch, 1, 30), whole)
+
+
 def test_rows_that_start_at_different_times_are_the_samplers_samples():
     batch = SlotBatch(SAMPLER, 3)
     requests = {

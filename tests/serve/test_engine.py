@@ -118,17 +118,27 @@ def test_requests_beyond_the_queue_are_refused(small):
     assert complete(app, max_tokens=3)["usage"]["completion_tokens"] == 3
 
 
-def test_a_text_that_waits_for_a_row_is_the_same(small):
-    alone = complete(small.app, prompt="ab", seed=4, max_tokens=30)
+@pytest.mark.parametrize("more", [{}, {"logprobs": 2, "echo": True}], ids=["plain", "logprobs"])
+def test_a_text_that_waits_or_moves_to_the_large_batch_is_the_same(small, more, monkeypatch):
+    moved, gather = [], runners.SlotRunner._gather
+
+    def watched(self):
+        before = sum(map(bool, self._batches[0][1]))
+        gather(self)
+        moved.append(before - sum(map(bool, self._batches[0][1])))
+
+    monkeypatch.setattr(runners.SlotRunner, "_gather", watched)
+    body = {"prompt": "ab", "seed": 4, "max_tokens": 30} | more
+    alone = complete(small.app, **body)
 
     async def ask():
-        body = {"prompt": "ab", "seed": 4, "max_tokens": 30}
         return await asyncio.gather(
             *(request(small.app, "POST", "/v1/completions", body) for _ in range(9))
         )
 
     for response in asyncio.run(ask()):
         assert response.json["choices"] == alone["choices"]
+    assert max(moved) > 0
 
 
 def test_an_error_of_the_model_is_an_answer_and_the_server_goes_on(small, monkeypatch, caplog):
