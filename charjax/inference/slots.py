@@ -90,7 +90,7 @@ class SlotBatch:
           prompt: ids to read first, at least one.
           sampling: how tokens are chosen.
           number: of the sample, of the seed.
-          sampled: the sample's first tokens, where another batch has begun it; they are read
+          sampled: the sample's first tokens, where another batch sampled them; they are read
             after the prompt, at their positions.
 
         Raises:

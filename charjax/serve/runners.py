@@ -287,8 +287,8 @@ class ModelRunner:
 
     @property
     def capacity(self) -> int:
-        """How many texts can be written at the same time."""
-        return sum(_SIZES) if self.is_shared else _MAX_JOBS
+        """How many texts can be written at the same time, whatever their age."""
+        return max(_SIZES) if self.is_shared else _MAX_JOBS
 
     @property
     def num_texts(self) -> int:

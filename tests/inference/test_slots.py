@@ -41,7 +41,7 @@ def sampled_ids(batch, slot, num_chars, steps=8):
 
 
 @pytest.mark.parametrize("sampling", [NEUTRAL, ALL_ON])
-def test_a_sample_that_another_batch_has_begun_goes_on(sampling):
+def test_a_sample_that_another_batch_started_goes_on(sampling):
     whole = expected([1, 2, 3], sampling)
     batch = SlotBatch(SAMPLER, 3)
     batch.start(1, np.array([1, 2, 3], np.int32), sampling, sampled=whole[:7])

@@ -91,16 +91,17 @@ async def _leave_before_the_answer(app, body, leaving):
     await app(scope, receive, send)
 
 
-def test_requests_beyond_the_queue_are_refused(small):
-    """Six rows and three places: of twelve endless texts nine are taken, and three refused."""
+def test_requests_beyond_the_queue_are_refused(small, monkeypatch):
+    """Four rows and three places: of ten endless texts seven are taken, and three refused."""
+    monkeypatch.setattr(runners, "_YOUNG", 10**9)  # so that all texts are in the large batch
     app, refused = small.app, []
 
     async def ask():
         leave = asyncio.Event()
         tasks = [
-            asyncio.ensure_future(_leave_before_the_answer(app, ENDLESS, leave)) for _ in range(6)
+            asyncio.ensure_future(_leave_before_the_answer(app, ENDLESS, leave)) for _ in range(4)
         ]
-        await waits_for(lambda: len(rows(small)) == 6)
+        await waits_for(lambda: len(rows(small)) == 4)
         tasks += [
             asyncio.ensure_future(_leave_before_the_answer(app, ENDLESS, leave)) for _ in range(3)
         ]
@@ -131,13 +132,14 @@ def test_a_text_that_waits_or_moves_to_the_large_batch_is_the_same(small, more, 
     body = {"prompt": "ab", "seed": 4, "max_tokens": 30} | more
     alone = complete(small.app, **body)
 
-    async def ask():
+    async def ask(number):
         return await asyncio.gather(
-            *(request(small.app, "POST", "/v1/completions", body) for _ in range(9))
+            *(request(small.app, "POST", "/v1/completions", body) for _ in range(number))
         )
 
-    for response in asyncio.run(ask()):
-        assert response.json["choices"] == alone["choices"]
+    for number in (4, 7):  # the rows of the large batch; and three that wait
+        for response in asyncio.run(ask(number)):
+            assert response.json["choices"] == alone["choices"]
     assert max(moved) > 0
 
 
