@@ -8,7 +8,11 @@ from contextlib import contextmanager
 
 
 class Clock:
-    """Measures the time of a run over all its processes, and laps without pauses."""
+    """Measures the time of a run over all its processes, and laps without pauses.
+
+    Attributes:
+      stalled_s: seconds of this lap in which the devices waited for batches.
+    """
 
     def __init__(self, elapsed_s: float) -> None:
         """Starts the clock.
@@ -19,6 +23,7 @@ class Clock:
         now = time.monotonic()
         self._start, self._lap_start = now - elapsed_s, now
         self._pause_start: float | None = None
+        self.stalled_s = 0.0
 
     def seconds(self) -> float:
         """Seconds that the run has taken, earlier processes and pauses included."""
@@ -27,7 +32,7 @@ class Clock:
     def lap(self) -> float:
         """Seconds since the last lap, pauses excluded; always positive. Starts a new lap."""
         now = time.monotonic() if self._pause_start is None else self._pause_start
-        seconds, self._lap_start = now - self._lap_start, now
+        seconds, self._lap_start, self.stalled_s = now - self._lap_start, now, 0.0
         return max(seconds, 1e-9)
 
     @contextmanager

@@ -45,7 +45,7 @@ from charjax.train.metrics import MetricsLog, draw_curves, read_metrics
 from charjax.train.optimizer import make_optimizer, make_schedule
 from charjax.train.samples import check_prompt, generate_samples, write_samples
 from charjax.train.step import StepMetrics, TrainState, init_state
-from charjax.train.step_metrics import StepMetricsBuffer
+from charjax.train.step_metrics import StepMetricsBuffer, step_flops
 from charjax.train.stopping import StopFlags, diverged, end_reason
 from charjax.train.tensorboard import Events
 from charjax.types import PyTree
@@ -320,9 +320,11 @@ def _open_log(workdir: Workdir, meta: RunMeta, state: RunState) -> MetricsLog:
 
 def _dispatch(run: Run, state: RunState) -> StepMetrics:
     """Sends the next steps to the devices, and does not wait for them."""
-    steps = range(state.step, state.step + run.intervals.dispatch)
+    steps, started = range(state.step, state.step + run.intervals.dispatch), time.monotonic()
     batches = [run.dataset.batches(step, run.backend.rows) for step in steps]
     stacked = Batch(*map(np.stack, zip(*batches, strict=True)))
+    if state.metrics.is_idle:
+        state.clock.stalled_s += time.monotonic() - started
     state.train_state, metrics = run.backend.run(state.train_state, stacked)
     state.step += run.intervals.dispatch
     return metrics
@@ -391,7 +393,8 @@ def _do_what_is_due(run: Run, state: RunState, stop: StopFlags, show: Callable[.
 
 
 def _next_record(run: Run, state: RunState) -> dict[str, Any]:
-    state.record = state.metrics.pop_record(state.step, run.dataset.batches, state.clock)
+    flops = step_flops(run.meta.config, len(run.dataset.vocab))
+    state.record = state.metrics.pop_record(state.step, run.dataset.batches, state.clock, flops)
     if state.progress.val_record:
         state.record["val_record"] = state.progress.val_record
     return state.record

@@ -20,9 +20,13 @@ class MetricsLog:
     """Appends records to `metrics.jsonl` and, if there are any, to TensorBoard events.
 
     Keys are among `step`, `epoch`, `time_s` (seconds of training), `train_loss` and
-    `val_loss` (nats per character), `val_bpc` (bits per character), `chars_per_second`,
-    `learning_rate`, `grad_norm`, `skipped` and `val_record`: how many times the validation text
-    has changed, if it has. Losses on different texts cannot be compared.
+    `val_loss` (nats per character), `val_bpc` (bits per character), `learning_rate`, `grad_norm`,
+    `skipped` and `val_record`: how many times the validation text has changed, if it has. Losses on
+    different texts cannot be compared. Of the time since the last record, without evaluations,
+    samples and checkpoints, there are `chars_per_second`, `flops_per_second` (see
+    `charjax.train.step_metrics.step_flops`) and `input_stall`: the fraction of it, at most, in
+    which the devices waited for batches. Time in which batches are made or read counts if the
+    devices have nothing left to compute at its end; that of process 0.
 
     With path=None, as in all processes but the first, nothing is written.
     """

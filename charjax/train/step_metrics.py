@@ -12,11 +12,32 @@ import numpy as np
 from charjax.checkpoint.progress import ExactMean
 from charjax.config import Config
 from charjax.data.batches import Batches
+from charjax.model.cells import CELLS
 from charjax.train.clock import Clock
 from charjax.train.step import StepMetrics
 from charjax.train.stopping import diverged
 
 _logger = logging.getLogger(__name__)
+
+
+def step_flops(config: Config, vocab_size: int) -> int:
+    """Model FLOPs of a training step: 6 for each token and each weight that it is multiplied by.
+
+    These are 2 in the forward pass and 4 in the backward pass, as in the model FLOPs utilization of
+    Chowdhery et al. 2022 (arXiv:2204.02311, appendix B). A lookup has none: neither the embedding
+    nor, with one-hot input, the kernel of the first layer. Elementwise operations, the optimizer,
+    and what `model.remat` computes again do not count.
+
+    Args:
+      config: the run.
+      vocab_size: number of tokens.
+    """
+    model, data = config.model, config.data
+    features = model.embed + (model.layers - 1) * model.hidden  # inputs of all layers
+    recurrent = CELLS[model.cell].gates * model.hidden * (features + model.layers * model.hidden)
+    num_predicted = 1 if data.targets == "last" and not model.remat else data.seq_len
+    output = model.hidden * vocab_size
+    return 6 * data.batch_size * (data.seq_len * recurrent + num_predicted * output)
 
 
 class StepMetricsBuffer:
@@ -75,22 +96,31 @@ class StepMetricsBuffer:
             what = f"{skipped} updates up to step {step} were not finite"
             raise diverged(self._config, self._workdir, what)
 
-    def pop_record(self, step: int, batches: Batches, clock: Clock) -> dict[str, Any]:
+    @property
+    def is_idle(self) -> bool:
+        """Whether the devices have finished the last dispatch."""
+        return self._unread is None or self._unread[0].loss.is_ready()  # type: ignore[attr-defined]
+
+    def pop_record(self, step: int, batches: Batches, clock: Clock, flops: int) -> dict[str, Any]:
         """The record of the steps since the last one; see `charjax.train.metrics.MetricsLog`.
 
         Args:
           step: the last step.
           batches: the batches of the run.
           clock: the clock of the run; starts a new lap.
+          flops: of a step, see `step_flops`.
         """
         losses, self.losses = self.losses, ExactMean()
         num_steps, self._num_steps = self._num_steps, 0
         chars = batches.chars_per_epoch / batches.steps_per_epoch * num_steps
+        stalled_s, lap_s = clock.stalled_s, clock.lap()
         record = {
             "step": step,
             "epoch": round(step / batches.steps_per_epoch, 4),
             "time_s": round(clock.seconds(), 3),
-            "chars_per_second": round(chars / clock.lap(), 1),
+            "chars_per_second": round(chars / lap_s, 1),
+            "flops_per_second": round(flops * num_steps / lap_s),
+            "input_stall": round(min(1.0, stalled_s / lap_s), 4),
             "learning_rate": self._learning_rate,
         }
         if losses.count:

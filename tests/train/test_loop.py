@@ -39,6 +39,8 @@ KEYS = {
     "val_loss",
     "val_bpc",
     "chars_per_second",
+    "flops_per_second",
+    "input_stall",
     "learning_rate",
     "grad_norm",
 }
@@ -107,6 +109,8 @@ def test_the_records_have_the_keys_that_are_promised(finished):
         )
         assert record["epoch"] == record["step"] / EPOCH
         assert record["chars_per_second"] > 0
+        assert record["flops_per_second"] > 0
+        assert 0 <= record["input_stall"] <= 1
         assert record["grad_norm"] > 0
     assert [r["learning_rate"] for r in records] == pytest.approx(
         [0.01 * (STEPS - (r["step"] - 1)) / (STEPS - 4) for r in records]

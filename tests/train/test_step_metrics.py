@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import pytest
+from flax.traverse_util import flatten_dict
 
 from charjax.checkpoint.progress import ExactMean
+from charjax.config import ModelConfig
 from charjax.data.batches import Batch, Batches
 from charjax.errors import DivergedError
+from charjax.model.cells import CELLS
+from charjax.model.network import init_params
 from charjax.train.clock import Clock
 from charjax.train.step import StepMetrics
-from charjax.train.step_metrics import StepMetricsBuffer
+from charjax.train.step_metrics import StepMetricsBuffer, step_flops
 
-from .tiny import config_of
+from .tiny import TIMES, config_of
 
 
 class Batches16(Batches):
@@ -32,6 +38,7 @@ class Batches16(Batches):
 
 
 BATCHES = Batches16()
+FLOPS = 900  # of a step
 CONFIG = config_of(train={"max_skipped": 2})
 
 
@@ -46,8 +53,8 @@ def buffer_of(*losses: float, skipped: int = 0) -> StepMetricsBuffer:
 
 def losses_and_norm(buffer: StepMetricsBuffer) -> dict[str, float]:
     """A record without step, time and learning rate."""
-    record = buffer.pop_record(40, BATCHES, Clock(0.0))
-    others = ("step", "epoch", "time_s", "chars_per_second", "learning_rate")
+    record = buffer.pop_record(40, BATCHES, Clock(0.0), FLOPS)
+    others = ("step", "epoch", "learning_rate", *TIMES)
     return {name: value for name, value in record.items() if name not in others}
 
 
@@ -80,16 +87,50 @@ def test_a_record_has_step_time_speed_and_the_last_learning_rate(monkeypatch):
     buffer.push(metrics_of([1.0, 2.0], [0, 0]), 40)
     buffer.flush()
     now[0] += 3
-    assert buffer.pop_record(40, BATCHES, clock) == {
+    clock.stalled_s += 0.75
+    assert buffer.pop_record(40, BATCHES, clock, FLOPS) == {
         "step": 40,
         "epoch": 2.5,
         "time_s": 53.0,
         "chars_per_second": 25.0,  # two steps of 37.5 characters in three seconds
+        "flops_per_second": 600,
+        "input_stall": 0.25,
         "learning_rate": pytest.approx(0.02),
         "train_loss": 1.0,
         "grad_norm": 1.0,
     }
-    assert buffer.pop_record(40, BATCHES, clock)["chars_per_second"] == 0
+    record = buffer.pop_record(40, BATCHES, clock, FLOPS)
+    assert [record[k] for k in TIMES[1:]] == [0, 0, 0]
+
+
+class Computing:
+    """The losses of a dispatch that is not done."""
+
+    def is_ready(self) -> bool:
+        return False
+
+
+def test_devices_that_compute_do_not_wait_for_a_batch():
+    buffer = buffer_of()
+    assert buffer.is_idle  # nothing was dispatched yet
+    buffer.push(metrics_of([4.0], [0])._replace(loss=Computing()), 1)
+    assert not buffer.is_idle
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(("layers", "embed"), [(1, 4), (2, 4), (3, 0)])
+def test_flops_are_six_for_each_token_and_weight_of_a_matmul(cell, layers, embed):
+    model = ModelConfig(cell=cell, hidden=8, layers=layers, embed=embed)
+    kernels = flatten_dict(jax.eval_shape(lambda: init_params(model, 12, jax.random.key(0))))
+    if not embed:
+        del kernels["layer_0", "kernel"]
+    sizes = {"/".join(k): v.size for k, v in kernels.items() if k[-1].endswith("kernel")}
+    data = {"batch_size": 2, "seq_len": 5}
+    config = replace(config_of(data=data), model=model)
+    assert step_flops(config, 12) == 6 * 10 * sum(sizes.values())
+    config = replace(config_of(data=data | {"targets": "last"}), model=model)
+    output = sizes.pop("output_kernel")
+    assert step_flops(config, 12) == 6 * (10 * sum(sizes.values()) + 2 * output)
 
 
 def test_a_loss_that_is_not_finite_is_counted_and_warned_of_and_left_out(caplog):

@@ -32,6 +32,7 @@ from charjax.train.step import Step, TrainState, init_state, make_step
 from charjax.workdir import Workdir
 
 VOCAB = 12
+TIMES = ("time_s", "chars_per_second", "flops_per_second", "input_stall")  # keys of a record
 BATCH, LENGTH = 8, 8
 _BASE = Config(
     data=DataConfig(batch_size=BATCH, seq_len=LENGTH),
@@ -119,8 +120,7 @@ def outcome(folder: Path) -> tuple[list[dict[str, Any]], bytes, int, dict[str, A
     """What interruptions must not change: records without times, samples, last step, digests."""
     run = Workdir(folder)
     timeless = [
-        {k: v for k, v in record.items() if k not in ("time_s", "chars_per_second")}
-        for record in read_metrics(run.metrics)
+        {k: v for k, v in record.items() if k not in TIMES} for record in read_metrics(run.metrics)
     ]
     last = newest(folder)
     return timeless, run.samples.read_bytes(), last.step, last.leaves
