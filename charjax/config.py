@@ -65,7 +65,11 @@ class DataConfig:
     csv_delimiter: str = ""  # with rows: the character between columns; "": detected
     vocabulary: str = choice("sorted", "appearance")  # the order of the tokens
     unk: bool = False  # add a last token [UNK] for unknown characters
-    split: tuple[float, ...] = (0.9, 0.1, 0.0)  # train, validation, test; contiguous
+    split: tuple[float, ...] = (0.9, 0.1, 0.0)  # train, validation, test
+    # What decides the split of a document. position: where it is in the text, so that splits are
+    # contiguous. hash: its text, so that it stays in its split when documents are added to the
+    # corpus, and equal documents are in one split; see `charjax.data.document_hash`.
+    split_by: str = choice("position", "hash")
     # Validation characters that an evaluation in training reads, in parts spread evenly over the
     # split. 0: all of them, but at most four million; see `charjax.inference.evaluate`.
     eval_chars: int = number(0, 0)
@@ -370,6 +374,7 @@ FIELD_NEEDS: tuple[Need, ...] = (
     Need("data.delimiter", lambda c: c.data.documents == "delimiter", "data.documents=delimiter"),
     Need("data.boundary", lambda c: c.data.documents != "none", "data.documents"),
     Need("data.shuffle_documents", lambda c: c.data.documents != "none", "data.documents"),
+    Need("data.split_by", lambda c: c.data.documents != "none", "data.documents"),
     Need("data.header", lambda c: c.data.documents == "rows", "data.documents=rows"),
     Need("data.csv_delimiter", lambda c: c.data.documents == "rows", "data.documents=rows"),
     Need("data.encoding", lambda c: c.data.unit == "codepoint", "data.unit=codepoint"),

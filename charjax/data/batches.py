@@ -87,11 +87,13 @@ def split(
     document_starts: Int[np.ndarray, " documents"],
     fractions: tuple[float, ...],
     boundary_id: int | None = None,
+    num_documents: Int[np.ndarray, " splits"] | None = None,
 ) -> Splits:
     """Splits a text into train, validation and test: contiguous views that cover all of it.
 
     A single document is cut exactly at the fractions. Several documents are not cut: the splits
-    end at the document boundaries that are nearest to the fractions and leave no split empty.
+    end at the document boundaries that are nearest to the fractions and leave no split empty, or
+    have the given numbers of documents.
 
     Args:
       ids: the token ids of the text.
@@ -99,6 +101,7 @@ def split(
       fractions: of train, validation and test; they add up to 1.
       boundary_id: the id of the boundary token, which must be the first and the last of `ids`; the
         one between two splits belongs to both. None without boundary tokens.
+      num_documents: how many documents each split has; None: as the fractions say.
 
     Raises:
       InputError: a split is empty although its fraction is not 0.
@@ -106,8 +109,10 @@ def split(
     n, (train, val, test) = len(ids) - int(boundary_id is not None), fractions
     total = train + val + test  # 1 up to rounding
     cuts = np.array([int(n * (train / total)), int(n * ((train + val) / total))])
-    if len(document_starts) > 1:
-        boundaries = np.append(document_starts, n)
+    boundaries = np.append(document_starts, n)
+    if num_documents is not None:
+        cuts = boundaries[np.cumsum(num_documents)[:2]]
+    elif len(document_starts) > 1:
         train_end, val_end = (int(np.abs(boundaries - cut).argmin()) for cut in cuts)
         last = len(document_starts) - (test > 0)
         train_end = max(1, min(train_end, last - (val > 0)))

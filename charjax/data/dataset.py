@@ -8,13 +8,15 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt32
 
 from charjax.config import Config
 from charjax.data.batches import Batches, Splits, make_batches, random_order, split
 from charjax.data.corpus import Corpus, load_corpus, read_text
+from charjax.data.document_hash import DocumentHasher, split_numbers
 from charjax.data.read_ahead import ReadAhead
 from charjax.data.reading import ReadingRules, normalize_form
+from charjax.data.runs import Runs
 from charjax.data.store import ShardRecord, TextStore
 from charjax.data.store_tokens import StoreTokens, TokenIds
 from charjax.data.tokens import BOUNDARY, EncodedText, translation
@@ -110,8 +112,7 @@ def _load(config: Config, known: Sequence[str], progress: ProgressFn) -> Dataset
     data = config.data
     corpus = load_corpus(data, progress=progress)
     if data.shuffle_documents and isinstance(corpus.content, EncodedText):
-        order = random_order(len(corpus.content.starts), config.seed)
-        content = corpus.content.reordered(order.tolist())
+        content = corpus.content.reordered(random_order(len(corpus.content.starts), config.seed))
         corpus = replace(corpus, content=content, characters=content.first_characters())
     vocab = Vocab.from_text(
         "".join(corpus.characters),
@@ -123,7 +124,13 @@ def _load(config: Config, known: Sequence[str], progress: ProgressFn) -> Dataset
     )
     _report_characters(corpus, vocab)
     corpus, ids, starts = _token_ids(corpus, vocab)
-    splits = split(ids, starts, data.split, boundary_id=vocab.boundary_id)
+    num_documents = None
+    if data.split_by == "hash":
+        numbers = split_numbers(_document_hashes(corpus), data.split)
+        num_documents = np.bincount(numbers, minlength=len(data.split))
+        order = np.argsort(numbers, kind="stable")
+        corpus, ids, starts = _reordered(corpus, ids, starts, order)
+    splits = split(ids, starts, data.split, vocab.boundary_id, num_documents)
     batches = make_batches(data, splits.train, config.seed)
     if isinstance(corpus.content, TextStore):
         batches = ReadAhead(batches)
@@ -146,6 +153,31 @@ def _token_ids(
         return translation(alphabet, vocab.characters, len(vocab))
 
     return corpus, StoreTokens.open(content, table), content.document_starts()
+
+
+def _document_hashes(corpus: Corpus) -> UInt32[np.ndarray, " documents"]:
+    if isinstance(corpus.content, TextStore):
+        hashes: np.ndarray = corpus.content.document_hashes()
+        return hashes
+    hasher = DocumentHasher()
+    for piece in corpus.content.pieces():
+        hasher.add(piece)
+    return hasher.finish()
+
+
+def _reordered(
+    corpus: Corpus,
+    ids: TokenIds,
+    starts: Int[np.ndarray, " documents"],
+    order: Int[np.ndarray, " documents"],
+) -> tuple[Corpus, TokenIds, Int[np.ndarray, " documents"]]:
+    """The corpus, its ids, and the positions of its documents, with these in another order."""
+    if isinstance(corpus.content, EncodedText):
+        content = corpus.content.reordered(order)
+        return replace(corpus, content=content), content.tokens, content.starts
+    assert isinstance(ids, StoreTokens)
+    runs = Runs.reordered(starts, len(ids) - corpus.rules.documents.boundary, order)
+    return corpus, ids.reordered(runs), runs.document_starts
 
 
 def _documents(text: str, document_starts: Int[np.ndarray, " documents"]) -> Iterator[str]:

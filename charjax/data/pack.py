@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
+from charjax.data.document_hash import DocumentHasher
 from charjax.data.documents import Piece
 from charjax.data.named_corpora import RawText
 from charjax.data.plan import OPTIONS, Plan, Segment
@@ -34,6 +36,7 @@ from charjax.data.store import (
     index_bytes,
     open_files,
     parse_record,
+    record_bytes,
     record_name,
     to_bytes,
 )
@@ -129,7 +132,7 @@ class _ShardWriter:
         dtype = "uint8"
         while (record := self._write(dtype)) is None:
             dtype = {"uint8": "uint16", "uint16": "uint32"}[dtype]
-        _write(self._store, record_name(self._number), to_bytes(record._asdict()))
+        _write(self._store, record_name(self._number), record_bytes(record))
 
     def _write(self, dtype: str) -> ShardRecord | None:
         """Writes the arrays; returns None if the dtype of the tokens is too small."""
@@ -141,19 +144,18 @@ class _ShardWriter:
         reader = TextReader(rules, options=OPTIONS, files_before=before)
         encoder = TextEncoder(origin, boundary=rules.documents.boundary)
         tokens = _ArrayWriter(self._store, f"tokens/{self._number:05}", dtype)
-        starts: list[np.ndarray] = []
+        starts, hasher = [np.zeros(0, np.int64)], DocumentHasher()
         for piece in _merged(self._pieces(reader, shard)):
             encoded, first_tokens = encoder.encode(piece)
             starts.append(first_tokens)
+            hasher.add(piece)
             if not tokens.append(encoded):
                 return None
         if self._number == len(self._plan.shards) - 1:
             tokens.append(encoder.end())
-        layouts = [tokens.finish()]
-        documents = _ArrayWriter(self._store, f"starts/{self._number:05}", "int64")
-        documents.append(np.concatenate([np.zeros(0, np.int64), *starts]))
-        if documents.size:
-            layouts.append(documents.finish())
+        documents = self._appended("starts", np.concatenate(starts))
+        hashes = self._appended("hashes", self._finish(hasher))
+        layouts = [array.finish() for array in (tokens, documents, hashes) if array.size]
         return ShardRecord(
             alphabet="".join(encoder.alphabet),
             boundary=BOUNDARY in encoder.alphabet,
@@ -168,7 +170,29 @@ class _ShardWriter:
             input_bytes=self._input_bytes,
             has_delimiter=reader.has_delimiter,
             notices=reader.finish(),
+            hashes_sha256=hashes.sha256.hexdigest() if hashes.size else "",
         )
+
+    def _appended(self, name: str, values: np.ndarray) -> _ArrayWriter:
+        array = _ArrayWriter(self._store, f"{name}/{self._number:05}", values.dtype.name)
+        array.append(values)
+        return array
+
+    def _finish(self, hasher: DocumentHasher) -> np.ndarray:
+        """The hashes of the shard's documents, of which the last one may end in another shard."""
+        for piece in self._following() if hasher.needs_more else ():
+            hasher.extend(piece.text[: piece.starts[0]] if piece.starts else piece.text)
+            if piece.starts or not hasher.needs_more:
+                break
+        return hasher.finish()
+
+    def _following(self) -> Iterator[Piece]:
+        """The text after the shard, as far as it is in the same file."""
+        reader = TextReader(self._plan.reading, options=OPTIONS)
+        for segment in itertools.chain(*self._plan.shards[self._number + 1 :]):
+            if self._plan.field or not segment.begin:
+                return
+            yield from reader.pieces(self._plan.texts(segment), continues=True)
 
     def _pieces(self, reader: TextReader, shard: Sequence[Segment]) -> Iterator[Piece]:
         for segment in shard:

@@ -60,7 +60,7 @@ class KeyedOrder:
         bits, mask = np.uint64(self._half_bits), np.uint64((1 << self._half_bits) - 1)
         left, right = numbers >> bits, numbers & mask
         for key in keys:
-            left, right = right, left ^ (_mix(right + key) & mask)
+            left, right = right, left ^ (mix(right + key) & mask)
         result: np.ndarray = (left << bits) | right
         return result
 
@@ -78,7 +78,7 @@ def resolve_order(name: str, count: int) -> str:
     return "table" if count <= MAX_TABLE else "keyed"
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
+def mix(x: np.ndarray) -> np.ndarray:
     """The finalizer of SplitMix64, a hash of 64 bits."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -75,6 +75,8 @@ class ShardRecord(NamedTuple):
       input_bytes: how many they are.
       has_delimiter: whether a delimiter of documents was found.
       notices: warnings to the user about its text.
+      hashes_sha256: of the hashes of the documents that start in it, uint32, little-endian; ""
+        where there are none, as in stores of older versions.
     """
 
     alphabet: str
@@ -90,6 +92,7 @@ class ShardRecord(NamedTuple):
     input_bytes: int
     has_delimiter: bool
     notices: tuple[str, ...]
+    hashes_sha256: str = ""
 
 
 class Index(NamedTuple):
@@ -222,6 +225,10 @@ class TextStore:
         """The array of the positions of a shard's documents in it."""
         return self._array(f"starts/{number:05}", "int64", self.shards[number].documents)
 
+    def hashes(self, number: int) -> ts.TensorStore:
+        """The array of the hashes of a shard's documents."""
+        return self._array(f"hashes/{number:05}", "uint32", self.shards[number].documents)
+
     def document_starts(self) -> np.ndarray:
         """The positions in the text of all documents' first tokens, int64."""
         if self.rules.documents.mode == "none":
@@ -233,6 +240,24 @@ class TextStore:
                     parts.append(self.starts(number).read().result() + begin)
             begin += shard.tokens
         return np.concatenate(parts) if parts else np.zeros(1, np.int64)
+
+    def document_hashes(self) -> np.ndarray:
+        """The hashes of all documents, see `charjax.data.document_hash`.
+
+        Raises:
+          InputError: an older version packed the text, without them.
+        """
+        parts = [np.zeros(0, np.uint32)]
+        for number, shard in enumerate(self.shards):
+            if shard.documents:
+                if not self.record(number).hashes_sha256:
+                    raise InputError(
+                        f"{self.path}: was packed by an older version, without the hashes that "
+                        "config.data.split_by=hash needs; pack the text again"
+                    )
+                with self.as_store_errors(f"hashes/{number:05}"):
+                    parts.append(self.hashes(number).read().result())
+        return np.concatenate(parts)
 
     def verify(self, progress: ProgressFn = no_progress) -> Iterator[tuple[int, str]]:
         """Reads everything; yields each shard's number, and its damage or ""."""
@@ -250,6 +275,8 @@ class TextStore:
         arrays = {"tokens": (self.tokens(number, record), record.sha256)}
         if record.documents:
             arrays["starts"] = (self.starts(number), record.starts_sha256)
+        if record.hashes_sha256:
+            arrays["hashes"] = (self.hashes(number), record.hashes_sha256)
         layout = hashlib.sha256()
         for name, (array, sha256) in arrays.items():
             folder = f"{name}/{number:05}"
@@ -317,9 +344,14 @@ def record_name(number: int) -> str:
 
 
 def parse_record(data: bytes) -> ShardRecord:
-    """The record that `to_bytes` wrote."""
+    """The record that `record_bytes` wrote."""
     record: ShardRecord = schema.parse(ShardRecord, json.loads(data), "record")
     return record
+
+
+def record_bytes(record: ShardRecord) -> bytes:
+    """The content of a record; no `hashes_sha256` if it is "", as in older versions."""
+    return to_bytes({k: v for k, v in record._asdict().items() if k != "hashes_sha256" or v})
 
 
 def to_bytes(values: Mapping[str, Any]) -> bytes:

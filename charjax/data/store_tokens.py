@@ -11,6 +11,7 @@ import numpy as np
 import tensorstore as ts
 from jaxtyping import Integer
 
+from charjax.data.runs import Runs
 from charjax.data.store import CHUNK, ShardRecord, TextStore
 
 _CACHE_BYTES = 1 << 26  # of chunks in memory
@@ -22,15 +23,16 @@ class StoreTokens:
     Chunks that were read are kept in memory up to a limit. Several threads may read.
     """
 
-    def __init__(self, chunks: _Chunks, begin: int, end: int) -> None:
+    def __init__(self, chunks: _Chunks, begin: int, end: int, runs: Runs | None = None) -> None:
         """Reads nothing.
 
         Args:
           chunks: the whole text.
           begin: where the part begins.
           end: where it ends.
+          runs: the order of the text, if it was changed; `begin` and `end` are positions in it.
         """
-        self._chunks, self._begin, self.size = chunks, begin, end - begin
+        self._chunks, self._begin, self.size, self._runs = chunks, begin, end - begin, runs
 
     @classmethod
     def open(cls, store: TextStore, translate: Callable[[ShardRecord], np.ndarray]) -> StoreTokens:
@@ -44,7 +46,12 @@ class StoreTokens:
     @property
     def identity(self) -> str:
         """What tells the part from others, without reading it."""
-        return f"{self._chunks.sha256} {self._begin} {self.size}"
+        name = f"{self._chunks.sha256} {self._begin} {self.size}"
+        return name if self._runs is None else f"{name} {self._runs.sha256()}"
+
+    def reordered(self, runs: Runs) -> StoreTokens:
+        """The same text in another order; reads nothing."""
+        return StoreTokens(self._chunks, 0, self.size, runs)
 
     def __getitem__(self, index: Any) -> Any:
         """A slice is another part, and reads nothing; positions are read, int32.
@@ -56,12 +63,14 @@ class StoreTokens:
             begin, end, step = index.indices(self.size)
             if step != 1:
                 raise IndexError("a packed text has no slices with steps")
-            return StoreTokens(self._chunks, self._begin + begin, self._begin + max(begin, end))
+            first, end = self._begin + begin, self._begin + max(begin, end)
+            return StoreTokens(self._chunks, first, end, self._runs)
         positions = np.asarray(index)
         if positions.size and not -self.size <= positions.min() <= positions.max() < self.size:
             raise IndexError(f"a position is outside the {self.size} tokens")
         positions = np.where(positions < 0, positions + self.size, positions)
-        return self._chunks.read(np.asarray(positions + self._begin))
+        positions = np.asarray(positions + self._begin)
+        return self._chunks.read(self._runs.positions(positions) if self._runs else positions)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """All ids; for short parts."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int64, UInt
+from jaxtyping import Int, Int64, UInt
 
 from charjax.data.documents import Piece
+from charjax.data.runs import Runs
 from charjax.errors import InputError
 
 BOUNDARY = ""  # stands in an alphabet for the document boundary
@@ -31,10 +33,21 @@ class EncodedText(NamedTuple):
 
     def text(self) -> str:
         """The characters, without boundaries."""
+        return "".join(self._texts())
+
+    def pieces(self) -> Iterator[Piece]:
+        """The characters in pieces, with the documents that start in each."""
+        starts, begin = self.document_starts(), 0
+        for text in self._texts():
+            first, last = np.searchsorted(starts, [begin, begin + len(text)])
+            yield Piece(text, (starts[first:last] - begin).tolist())
+            begin += len(text)
+
+    def _texts(self) -> Iterator[str]:
         points = np.array([ord(character or "\0") for character in self.alphabet], "<u4")
         kept = np.array([bool(character) for character in self.alphabet])
         parts = (self.tokens[i : i + _CHUNK] for i in range(0, len(self.tokens), _CHUNK))
-        return "".join(points[part[kept[part]]].tobytes().decode("utf-32-le") for part in parts)
+        return (points[part[kept[part]]].tobytes().decode("utf-32-le") for part in parts)
 
     def document_starts(self) -> Int64[np.ndarray, " documents"]:
         """The positions in `text()` where documents start."""
@@ -61,13 +74,14 @@ class EncodedText(NamedTuple):
         boundary = (BOUNDARY,) * (BOUNDARY in self.alphabet)
         return EncodedText(ids, (*characters, *boundary), self.starts)
 
-    def reordered(self, order: Sequence[int]) -> EncodedText:
+    def reordered(self, order: Int[np.ndarray, " documents"]) -> EncodedText:
         """The same text with its documents in another order."""
         end = len(self.tokens) - (BOUNDARY in self.alphabet)
-        edges = np.append(self.starts, end)
-        parts = [self.tokens[edges[i] : edges[i + 1]] for i in order]
-        starts = np.cumsum([0, *map(len, parts[:-1])], dtype=np.int64)
-        return EncodedText(np.concatenate([*parts, self.tokens[end:]]), self.alphabet, starts)
+        runs, tokens = Runs.reordered(self.starts, end, order), np.empty_like(self.tokens)
+        edges = pairwise([*runs.begins.tolist(), len(tokens)])
+        for (begin, run_end), source in zip(edges, runs.sources.tolist(), strict=True):
+            tokens[begin:run_end] = self.tokens[source : source + run_end - begin]
+        return EncodedText(tokens, self.alphabet, runs.document_starts)
 
 
 class TextEncoder:

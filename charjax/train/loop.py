@@ -214,7 +214,8 @@ def _set_up(
     )
 
     check_prompt(config, dataset.vocab)
-    _log_all([*messages.opening(meta, steps_per_epoch), *messages.left_out(config, dataset)])
+    _log_all(messages.opening(meta, steps_per_epoch))
+    _log_all([*messages.splits(config, dataset), *messages.left_out(config, dataset)])
     if record and saved:
         fits = record.holds(flatten(like)[0])
         changes = resume.check_same_run(workdir.path, saved, meta, allow=allow, fits=fits)

@@ -36,6 +36,13 @@ def opening(meta: RunMeta, steps_per_epoch: int) -> Iterator[str]:
     yield from limits_without_effect(meta.config.train, steps_per_epoch)
 
 
+def splits(config: Config, dataset: Dataset) -> Iterator[str]:
+    """A message about the splits if hashes decide them."""
+    if config.data.split_by == "hash":
+        sizes = (f"{len(s.document_starts):,} {n}" for n, s in dataset.splits._asdict().items())
+        yield f"split: by a hash of each document: {', '.join(sizes)}"
+
+
 def left_out(config: Config, dataset: Dataset) -> Iterator[str]:
     """Messages about characters left out: of the epochs, and of the evaluations."""
     unused, num_targets = dataset.batches.unused_chars, dataset.splits.train.num_targets

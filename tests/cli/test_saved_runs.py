@@ -141,6 +141,7 @@ NEEDS = {
     "data.delimiter": "data.documents=delimiter",
     "data.boundary": "data.documents=lines",
     "data.shuffle_documents": "data.documents=lines",
+    "data.split_by": "data.documents=lines",
     "data.columns": "data.documents=rows",
     "data.header": "data.documents=rows",
     "data.csv_delimiter": "data.documents=rows",

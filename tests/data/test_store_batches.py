@@ -15,6 +15,7 @@ from charjax.data.pack import pack
 from charjax.data.plan import make_plan
 from charjax.data.reading import ReadingRules
 from charjax.data.shuffle import KeyedOrder, make_order, resolve_order
+from charjax.data.store import record_bytes
 from charjax.data.store_tokens import StoreTokens
 from charjax.errors import InputError, StoreError
 
@@ -48,14 +49,15 @@ def assert_equal(one: Dataset, other: Dataset) -> None:
                 assert array.dtype == packed.dtype
 
 
-@pytest.fixture(scope="module", params=["none", "lines", "lines without boundary"])
+@pytest.fixture(scope="module", params=["none", "lines", "lines without boundary", "lines by hash"])
 def texts(request, tmp_path_factory) -> tuple[DataConfig, DataConfig]:
     """The configs of a text in memory and of the same text, packed."""
     folder = tmp_path_factory.mktemp("store")
     data = DataConfig(
         path=str(folder / "a.txt"),
         documents=request.param.split()[0],
-        boundary=len(request.param.split()) == 1,
+        boundary="without" not in request.param,
+        split_by="hash" if "hash" in request.param else "position",
         split=(0.7, 0.2, 0.1),
         batch_size=4,
         seq_len=8,
@@ -87,6 +89,35 @@ def test_a_config_that_contradicts_the_packed_text_is_refused(tmp_path, options,
     data = write_and_pack(tmp_path, DataConfig(path=str(tmp_path / "a.txt"), batch_size=2))
     with pytest.raises(InputError, match=message):
         load_dataset(Config(data=replace(data, **options)))
+
+
+def test_a_packed_text_of_an_older_version_has_no_hashes_to_split_by(tmp_path, monkeypatch):
+    data = DataConfig(path=str(tmp_path / "a.txt"), documents="lines", batch_size=2)
+    monkeypatch.setattr(
+        "charjax.data.pack.record_bytes", lambda r: record_bytes(r._replace(hashes_sha256=""))
+    )
+    data = write_and_pack(tmp_path, data)
+    assert load_dataset(Config(data=data)).splits.val.ids.size
+    with pytest.raises(InputError, match=r"without the hashes .* pack the text again"):
+        load_dataset(Config(data=replace(data, split_by="hash")))
+
+
+@pytest.mark.parametrize("batching", ["stream", "windows", "sliding"])
+def test_a_process_reads_the_tokens_of_its_rows_alone(texts, batching, monkeypatch):
+    asked: list[np.ndarray] = []
+    loaded: list[set[int]] = []
+    with tiny_shards():
+        dataset = load_dataset(Config(data=replace(texts[1], batching=batching)))
+        chunks = dataset.splits.train.ids._chunks
+        read, load = chunks.read, chunks._load
+        monkeypatch.setattr(chunks, "read", lambda p: asked.append(p) or read(p))
+        monkeypatch.setattr(chunks, "_load", lambda w: loaded.append(set(w)) or load(w))
+        for rows in (slice(0, 4), slice(0, 2), slice(2, 4)):
+            dataset.batches._batches(1, rows)  # without those that are read ahead
+    whole, *of_processes = asked
+    for rows, positions in zip((slice(0, 2), slice(2, 4)), of_processes, strict=True):
+        np.testing.assert_array_equal(positions, whole[rows])
+    assert loaded[1] | loaded[2] == loaded[0]
 
 
 def test_the_documents_of_a_packed_text_cannot_be_shuffled(tmp_path):
