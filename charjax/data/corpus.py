@@ -19,7 +19,7 @@ from charjax.data.files import find_files, read_files
 from charjax.data.named_corpora import BUILT_IN, RawText
 from charjax.data.reading import PreparedText, ReadingRules, TextReader, prepare_text
 from charjax.data.store import TextStore, is_store
-from charjax.data.tokens import EncodedText, TextEncoder, join_arrays
+from charjax.data.tokens import EncodedText, TextEncoder, TokenBuffer
 from charjax.errors import HostError, InputError
 from charjax.runtime.display import ProgressFn, no_progress
 from charjax.runtime.paths import expand_path, is_address
@@ -159,7 +159,7 @@ def _make_corpus(name: str, files: Iterable[RawText], rules: ReadingRules, *noti
     """The corpus of these files; logs its notices."""
     reader, digest = TextReader(rules), hashlib.sha256()
     encoder = TextEncoder(name, boundary=rules.documents.boundary)
-    tokens: list[np.ndarray] = []
+    tokens = TokenBuffer()
     starts: list[np.ndarray] = []
     for piece in reader.pieces(files):
         encoded, first_tokens = encoder.encode(piece)
@@ -172,7 +172,7 @@ def _make_corpus(name: str, files: Iterable[RawText], rules: ReadingRules, *noti
     tokens.append(encoder.end())
     if rules.documents.mode == "none":
         starts.append(np.zeros(1, np.int64))
-    content = EncodedText(join_arrays(tokens), tuple(encoder.alphabet), np.concatenate(starts))
+    content = EncodedText(tokens.array(), tuple(encoder.alphabet), np.concatenate(starts))
     if rules.documents.boundary:
         digest.update(content.document_starts().astype("<i8").tobytes())
     notices += reader.finish()

@@ -70,7 +70,7 @@ def load_dataset(
     except MemoryError as error:
         raise HostError(
             f"{config.data.path or config.data.corpus}: memory does not suffice to read this text, "
-            "which takes about 2 bytes a character; pack it by `charjax pack`, or give more memory"
+            "which takes about a byte a character; pack it by `charjax pack`, or give more memory"
         ) from error
 
 
@@ -203,7 +203,7 @@ def _report_characters(corpus: Corpus, vocab: Vocab) -> None:
 
 def _occurrences(corpus: Corpus, character: str) -> str:
     """How often a character is in a text in memory, as " (3x)"."""
-    if isinstance(corpus.content, TextStore):
+    if isinstance(corpus.content, TextStore) or character not in corpus.content.alphabet:
         return ""
     token = corpus.content.alphabet.index(character)
     return f" ({np.count_nonzero(corpus.content.tokens == token):,}x)"

@@ -14,7 +14,8 @@ from charjax.data.runs import Runs
 from charjax.errors import InputError
 
 BOUNDARY = ""  # stands in an alphabet for the document boundary
-_CHUNK = 1 << 20  # tokens at a time, to bound the memory of intermediate arrays
+_CHUNK = 1 << 18  # tokens at a time, to bound the memory of intermediate arrays
+_MAX_GROWTH = 1 << 24  # tokens for which a buffer makes room at a time
 _CODE_POINTS = 0x110000  # in Unicode
 
 
@@ -68,9 +69,11 @@ class EncodedText(NamedTuple):
         table = translation(self.alphabet, characters, num_ids)
         reuse = table.dtype == self.tokens.dtype and self.tokens.flags.writeable
         ids = self.tokens if reuse else np.empty(len(self.tokens), table.dtype)
-        for begin in range(0, len(ids), _CHUNK):
+        is_same = reuse and np.array_equal(table, np.arange(len(table)))
+        for begin in range(0, 0 if is_same else len(ids), _CHUNK):
             chunk = slice(begin, begin + _CHUNK)
-            ids[chunk] = table[self.tokens[chunk]]
+            # All tokens are in the table: "clip" only spares a pass over them.
+            np.take(table, self.tokens[chunk], out=ids[chunk], mode="clip")
         boundary = (BOUNDARY,) * (BOUNDARY in self.alphabet)
         return EncodedText(ids, (*characters, *boundary), self.starts)
 
@@ -103,8 +106,8 @@ class TextEncoder:
         self.alphabet: list[str] = [BOUNDARY] if boundary else []
         self.num_chars = self.num_tokens = 0
         self._origin, self._boundary = origin, boundary
-        self._tokens = np.full(_CODE_POINTS, -1, np.int32)  # of every code point
         self._known = b""  # the characters below U+0100 with a token, as latin-1
+        self._tokens = self._make_table()
 
     def encode(
         self, piece: Piece
@@ -136,33 +139,65 @@ class TextEncoder:
             return self._encode_points(text)
         if unknown := latin.translate(None, self._known):
             self._learn(dict.fromkeys(unknown.decode("latin-1")))
-        dtype = token_dtype(len(self.alphabet))
-        if dtype != np.uint8:
-            return self._tokens[np.frombuffer(latin, np.uint8)].astype(dtype)
+        if len(self.alphabet) > 1 << 8:
+            return self._tokens[np.frombuffer(latin, np.uint8)]
         table = self._tokens[:256].astype(np.uint8).tobytes()
         return np.frombuffer(latin.translate(table), np.uint8)
 
     def _encode_points(self, text: str) -> UInt[np.ndarray, " tokens"]:
         try:
-            points = np.frombuffer(text.encode("utf-32-le"), "<u4")
+            units = text.encode("utf-16-le")
         except UnicodeEncodeError as error:
             raise InputError(
                 f"{self._origin}: character {self.num_chars + error.start} is half of a surrogate "
                 "pair, not a character; correct the file or config.data.encoding"
             ) from error
-        tokens = self._tokens[points]
-        if (unknown := tokens < 0).any():
+        if len(units) == 2 * len(text):
+            points = np.frombuffer(units, "<u2")
+        else:  # some are beyond U+FFFF, pairs of units
+            points = np.frombuffer(text.encode("utf-32-le"), "<u4")
+        tokens = self._tokens.take(points)
+        if (unknown := tokens == len(self.alphabet)).any():
             self._learn(dict.fromkeys(map(chr, points[unknown].tolist())))
-            tokens = self._tokens[points]
-        smallest: np.ndarray = tokens.astype(token_dtype(len(self.alphabet)))
-        return smallest
+            tokens = self._tokens.take(points)
+        return tokens.astype(token_dtype(len(self.alphabet)), copy=False)
 
     def _learn(self, characters: dict[str, None]) -> None:
         """Gives characters the next tokens."""
-        for character in characters:
-            self._tokens[ord(character)] = len(self.alphabet)
-            self.alphabet.append(character)
+        self.alphabet.extend(characters)
         self._known += "".join(c for c in characters if c < "\u0100").encode("latin-1")
+        self._tokens = self._make_table()
+
+    def _make_table(self) -> UInt[np.ndarray, " points"]:
+        """The token of every code point; the number of tokens for one that has none."""
+        count = len(self.alphabet)
+        table = np.full(_CODE_POINTS, count, token_dtype(count + 1))
+        first = int(self._boundary)
+        table[[ord(character) for character in self.alphabet[first:]]] = np.arange(first, count)
+        return table
+
+
+class TokenBuffer:
+    """Tokens appended to an array that grows in place, so that none is in memory twice."""
+
+    def __init__(self) -> None:
+        """Has no tokens."""
+        self._array, self._size = np.empty(0, np.uint8), 0
+
+    def append(self, tokens: UInt[np.ndarray, " n"]) -> None:
+        """Adds tokens; changes the dtype if theirs is larger."""
+        end = self._size + len(tokens)
+        if tokens.itemsize > self._array.itemsize:
+            self._array = self._array.astype(tokens.dtype)
+        if end > len(self._array):  # the system moves the pages of a large array, and copies none
+            self._array.resize(end + min(end, _MAX_GROWTH), refcheck=False)
+        self._array[self._size : end] = tokens
+        self._size = end
+
+    def array(self) -> UInt[np.ndarray, " tokens"]:
+        """All tokens; none can be added then."""
+        self._array.resize(self._size, refcheck=False)
+        return self._array
 
 
 def token_dtype(num_tokens: int) -> np.dtype[Any]:
