@@ -100,6 +100,9 @@ class ModelConfig:
     dropout: float = number(0.0, 0, 0.99)  # on the last layer's output
     dropout_in: float = number(0.0, 0, 0.99)  # on the embedding
     dropout_between: float = number(0.0, 0, 0.99)  # between layers
+    # On parameters, one mask a step: see `charjax.model.weight_dropout`.
+    dropout_recurrent: float = number(0.0, 0, 0.99)  # on the recurrent kernels ("weight-drop")
+    dropout_embed: float = number(0.0, 0, 0.99)  # on the embedding of whole tokens
     # The initializers of the parameters, or whose defaults: see `charjax.model.initializers`.
     init: str = choice("orthogonal", "keras", "keras_glorot", "torch")
     # Of matmul inputs; the carry is float32. auto: the fastest on these devices, see
@@ -378,6 +381,7 @@ FIELD_NEEDS: tuple[Need, ...] = (
     Need("data.header", lambda c: c.data.documents == "rows", "data.documents=rows"),
     Need("data.csv_delimiter", lambda c: c.data.documents == "rows", "data.documents=rows"),
     Need("data.encoding", lambda c: c.data.unit == "codepoint", "data.unit=codepoint"),
+    Need("model.dropout_embed", lambda c: c.model.embed > 0, "model.embed"),
     Need("model.dropout_between", lambda c: c.model.layers > 1, "two layers or more"),
     Need("optim.warmup", lambda c: c.train.max_steps + c.train.max_epochs > 0, "max_steps"),
     Need("optim.final", lambda c: c.optim.schedule != "constant", "a schedule that decays"),

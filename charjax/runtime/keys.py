@@ -21,6 +21,7 @@ class Stream(enum.IntEnum):
     DROPOUT = 1
     SAMPLE = 2
     SCHEDULED = 3
+    WEIGHT_DROPOUT = 4
 
 
 def stream_key(seed: int | UInt32[Array, ""], stream: Stream) -> PRNGKey:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +14,28 @@ from charjax.config import Config
 from charjax.data.batches import Batch
 from charjax.model.carry import document_resets
 from charjax.model.network import CharRNN, RowKeys
-from charjax.types import Carry, Count, PyTree, Scalar
+from charjax.model.weight_dropout import drop_weights
+from charjax.types import Carry, Count, PRNGKey, PyTree, Scalar
+
+
+class DropoutKeys(NamedTuple):
+    """The keys of one step's dropout.
+
+    Attributes:
+      rows: one key per sequence, for its activations.
+      weights: for the parameters; the same on every device.
+    """
+
+    rows: RowKeys
+    weights: PRNGKey
+
 
 # (params, carry, batch, dropout keys) -> (summed cross entropy in nats, final carry)
-TotalNats: TypeAlias = Callable[[PyTree, Carry, Batch, RowKeys], tuple[Scalar, Carry]]
+TotalNats: TypeAlias = Callable[[PyTree, Carry, Batch, DropoutKeys], tuple[Scalar, Carry]]
 # (params, carry, batch, dropout keys, number of targets in the global batch) ->
 # ((loss in nats per character, final carry), gradient of the loss)
 LossAndGrad: TypeAlias = Callable[
-    [PyTree, Carry, Batch, RowKeys, Count], tuple[tuple[Scalar, Carry], PyTree]
+    [PyTree, Carry, Batch, DropoutKeys, Count], tuple[tuple[Scalar, Carry], PyTree]
 ]
 
 
@@ -41,11 +55,14 @@ def make_total_nats(config: Config, vocab_size: int, boundary_id: int | None = N
     last_only = config.data.targets == "last" and not block_len
 
     def total_nats(
-        params: PyTree, carry: Carry, batch: Batch, keys: RowKeys
+        params: PyTree, carry: Carry, batch: Batch, keys: DropoutKeys
     ) -> tuple[Scalar, Carry]:
         inputs = jnp.asarray(batch.inputs)
         resets = document_resets(inputs, boundary_id)
-        logits, carry = network.run(params, inputs, carry, keys, resets=resets, last_only=last_only)
+        params = drop_weights(config.model, params, keys.weights)
+        logits, carry = network.run(
+            params, inputs, carry, keys.rows, resets=resets, last_only=last_only
+        )
         predicted = slice(-logits.shape[1], None)
         targets, mask = (jnp.asarray(x)[:, predicted] for x in (batch.targets, batch.mask))
         nats = softmax_cross_entropy_with_integer_labels(logits, targets)
@@ -56,7 +73,7 @@ def make_total_nats(config: Config, vocab_size: int, boundary_id: int | None = N
         return jnp.sum(rows), carry
 
     def total_nats_in_blocks(
-        params: PyTree, carry: Carry, batch: Batch, keys: RowKeys
+        params: PyTree, carry: Carry, batch: Batch, keys: DropoutKeys
     ) -> tuple[Scalar, Carry]:
         def block_nats(carry: Carry, block: Any) -> tuple[Carry, Scalar]:
             inputs, targets, mask = block
@@ -82,7 +99,7 @@ def make_loss_and_grad(total_nats: TotalNats) -> LossAndGrad:
     """The mean cross entropy over the targets of the global batch, and its gradient."""
 
     def loss(
-        params: PyTree, carry: Carry, batch: Batch, keys: RowKeys, num_targets: Count
+        params: PyTree, carry: Carry, batch: Batch, keys: DropoutKeys, num_targets: Count
     ) -> tuple[Scalar, Carry]:
         nats, carry = total_nats(params, carry, batch, keys)
         return nats / num_targets, carry
@@ -104,15 +121,18 @@ def accumulate(loss_and_grad: LossAndGrad, num_microbatches: int) -> LossAndGrad
         return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
 
     def accumulated(
-        params: PyTree, carry: Carry, batch: Batch, keys: RowKeys, num_targets: Count
+        params: PyTree, carry: Carry, batch: Batch, keys: DropoutKeys, num_targets: Count
     ) -> tuple[tuple[Scalar, Carry], PyTree]:
         def add(sums: PyTree, microbatch: Any) -> tuple[PyTree, Carry]:
-            carry, rows, keys = microbatch
-            (loss, carry), grads = loss_and_grad(params, carry, rows, keys, num_targets)
+            carry, rows, row_keys = microbatch
+            row_keys = keys._replace(rows=row_keys)
+            (loss, carry), grads = loss_and_grad(params, carry, rows, row_keys, num_targets)
             return jax.tree.map(jnp.add, sums, (loss, grads)), carry
 
         zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-        (loss, grads), carries = jax.lax.scan(add, zeros, jax.tree.map(split, (carry, batch, keys)))
+        (loss, grads), carries = jax.lax.scan(
+            add, zeros, jax.tree.map(split, (carry, batch, keys.rows))
+        )
         return (loss, jax.tree.map(join, carries)), grads
 
     return accumulated

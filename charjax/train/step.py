@@ -15,7 +15,7 @@ from charjax.data.batches import Batch
 from charjax.model.carry import initial_carry, reset_carry
 from charjax.model.network import RowKeys, init_params
 from charjax.runtime.keys import Stream, indexed_key, stream_key
-from charjax.train.loss import accumulate, make_loss_and_grad, make_total_nats
+from charjax.train.loss import DropoutKeys, accumulate, make_loss_and_grad, make_total_nats
 from charjax.train.optimizer import Schedule
 from charjax.train.scheduled_sampling import mix_inputs, sampling_rate
 from charjax.types import Carry, Count, PyTree, Scalar
@@ -130,9 +130,12 @@ def make_step(
         if config.data.targets == "last":  # a batch from elsewhere may not be masked
             last: Any = jnp.asarray(batch.mask).at[:, :-1].set(False)
             batch = batch._replace(mask=last)
-        keys = row_keys(Stream.DROPOUT, state.step, batch.inputs.shape[0])
+        dropout_keys = DropoutKeys(
+            rows=row_keys(Stream.DROPOUT, state.step, batch.inputs.shape[0]),
+            weights=indexed_key(stream_key(config.seed, Stream.WEIGHT_DROPOUT), state.step),
+        )
         num_targets = jnp.maximum(psum(jnp.sum(batch.mask)), 1)
-        (loss, carry), grads = loss_and_grad(state.params, carry, batch, keys, num_targets)
+        (loss, carry), grads = loss_and_grad(state.params, carry, batch, dropout_keys, num_targets)
         loss, grads = psum(loss), psum(grads)
         grad_norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

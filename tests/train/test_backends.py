@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("eight_devices")
 
 DISPATCHES = [stacked(random_batch, range(begin, begin + 10)) for begin in (0, 10, 20)]
 CONFIG = config_of(
-    model={"cell": "rnn", "dropout": 0.3, "dropout_in": 0.1},
+    model={"cell": "rnn", "dropout": 0.3, "dropout_in": 0.1, "dropout_recurrent": 0.2},
     optim={"ema": 0.9, "weight_decay": 0.01},
 )
 BACKENDS = ("jit", "pmap")

@@ -23,7 +23,7 @@ from charjax.runtime.sharding import (
     shard_local,
 )
 from charjax.train.backends import make_backend
-from charjax.train.loss import accumulate, make_loss_and_grad, make_total_nats
+from charjax.train.loss import DropoutKeys, accumulate, make_loss_and_grad, make_total_nats
 from charjax.train.optimizer import make_optimizer
 from charjax.train.step import init_state, repeat
 
@@ -31,8 +31,12 @@ from .tiny import VOCAB, config_of, first_state, random_batch, stacked, step_of
 
 pytestmark = pytest.mark.usefixtures("eight_devices")
 
-DROPOUT = {"dropout": 0.3, "dropout_in": 0.1}
+DROPOUT = {"dropout": 0.3, "dropout_in": 0.1, "dropout_recurrent": 0.2, "dropout_embed": 0.1}
 STEPS = range(10)
+
+
+def some_keys() -> DropoutKeys:
+    return DropoutKeys(jax.random.split(jax.random.key(0), 8), jax.random.key(1))
 
 
 def losses_of(config: Config, boundary_id: int | None = None) -> np.ndarray:
@@ -110,7 +114,7 @@ def test_the_loss_of_last_targets_is_the_same_in_blocks():
         batch = random_batch(0)
         last = batch._replace(mask=batch.mask & (np.arange(8) == 7))
         state = first_state(config)
-        keys = jax.random.split(jax.random.key(0), 8)
+        keys = some_keys()
         total = jax.jit(make_total_nats(config, VOCAB))
         return float(total(state.params, state.carry, last, keys)[0])
 
@@ -123,7 +127,7 @@ def test_blocks_bound_the_memory_of_a_long_sequence():
         total = make_total_nats(config, VOCAB)
         state = first_state(config)
         long = jax.tree.map(lambda x: np.tile(x, (1, 64)) if x.ndim == 2 else x, random_batch(0))
-        keys = jax.random.split(jax.random.key(0), 8)
+        keys = some_keys()
         gradient = jax.jit(jax.grad(lambda *a: total(*a)[0]))
         program = gradient.lower(state.params, state.carry, long, keys).compile()
         return program.memory_analysis().temp_size_in_bytes
@@ -146,7 +150,7 @@ def test_blocks_must_divide_the_sequence():
 def test_every_sequence_is_in_one_microbatch():
     config = config_of()
     state = first_state(config)
-    batch, keys = random_batch(0), jax.random.split(jax.random.key(0), 8)
+    batch, keys = random_batch(0), some_keys()
     carry = jax.tree.map(
         lambda c: jax.random.normal(jax.random.key(1), c.shape), state.carry
     )  # so that the sequences differ
