@@ -159,7 +159,9 @@ class TrainConfig:
     checkpoint_minutes: float = number(10.0, 0)  # also this long after the last one; 0: never
     sample_every: int = number(0, 0)  # steps; 0: with every evaluation
     log_every: int = number(50, 0)  # steps; 0: with every evaluation
-    steps_per_dispatch: int = number(10, 1)  # at most; divides every interval above
+    # Steps that one call runs on the devices, at most; the number divides every interval above.
+    # 0: ten, or 50 where the devices slice their own batches, see `charjax.train.device_tokens`.
+    steps_per_dispatch: int = number(0, 0)
     patience: int = number(0, 0)  # evaluations without a new best; 0: never stop early
     keep: int = number(2, 1)  # newest checkpoints kept, beside the best
     scheduled_sampling: float = number(0.0, 0, 1)  # final fraction of inputs that the model samples

@@ -70,10 +70,10 @@ def times(params: Fields) -> Fields:
     import jax
 
     from benchmarks.peers.with_charjax import train_step
-    from charjax.config import TrainConfig
     from charjax.model.recurrence import api
+    from charjax.train.intervals import STEPS_PER_DISPATCH
 
-    operands, found, steps = layer_operands(params), {}, TrainConfig().steps_per_dispatch
+    operands, found, steps = layer_operands(params), {}, STEPS_PER_DISPATCH
     for name in ("xla", "persistent"):
         layer = partial(api.run, name, params["shape"]["cell"], "bfloat16")
         forward = jax.jit(lambda operands, layer=layer: layer(operands)[0])

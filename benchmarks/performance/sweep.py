@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.common import Peer, finish, measure, parser, progress, ratio
 from benchmarks.performance.train_step import ours
 from benchmarks.workload import Shape, make_shape
-from charjax.config import TrainConfig
+from charjax.train.intervals import STEPS_PER_DISPATCH
 
 HIDDEN = (128, 256, 512, 1024, 2048)
 VARIANTS: tuple[dict[str, int], ...] = (
@@ -27,7 +27,7 @@ VARIANTS: tuple[dict[str, int], ...] = (
     {"layers": 3},
 )
 PEAK = "peak"
-_DISPATCH = TrainConfig().steps_per_dispatch
+_DISPATCH = STEPS_PER_DISPATCH
 _MATMUL = {"cpu": 2048, "gpu": 8192}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.common import Peer, finish, measure, parser, show
 from benchmarks.workload import Shape, make_shape
-from charjax.config import TrainConfig
+from charjax.train.intervals import STEPS_PER_DISPATCH
 
 OURS = ("charjax float32", "charjax bfloat16")
 KERAS_BACKENDS = ("jax", "torch", "tensorflow")
@@ -87,7 +87,7 @@ def main() -> None:
             shape,
             device=args.device,
             keras_python=args.keras_python,
-            dispatch=TrainConfig().steps_per_dispatch,
+            dispatch=STEPS_PER_DISPATCH,
         )
         measured = measure(found, rounds=args.rounds, turn_s=args.turn_s, device=args.device)
         show(f"{group}, {shape}", measured, OURS)

@@ -64,7 +64,6 @@ def time_ours(name: str, seconds: float) -> dict[str, Any]:
     """Median seconds per step of the plain config, including batches and transfers."""
     import numpy as np
 
-    from charjax.data.batches import Batch
     from charjax.train.backends import make_backend
     from charjax.train.intervals import make_intervals
     from charjax.train.optimizer import make_optimizer
@@ -78,8 +77,7 @@ def time_ours(name: str, seconds: float) -> dict[str, Any]:
     marks, step, pending = [], 0, None
     while len(marks) < _WARM + 3 or marks[-1] - marks[_WARM] < seconds:
         steps = range(step, step + intervals.dispatch)
-        batches = Batch(*map(np.stack, zip(*map(text.batches, steps), strict=True)))
-        state, metrics = backend.run(state, batches)
+        state, metrics = backend.run(state, backend.inputs(text.batches, steps))
         # As the training loop does: waits for the dispatch before, not for this one.
         if pending is not None:
             np.asarray(pending.loss)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import functools
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -31,6 +31,22 @@ class Batch(NamedTuple):
     inputs: Int[np.ndarray, "batch time"]
     targets: Int[np.ndarray, "batch time"]
     mask: Bool[np.ndarray, "batch time"]
+    reset: Bool[np.ndarray, " batch"]
+
+
+class Slices(NamedTuple):
+    """Which slices of a text make up a batch: one for each of its rows.
+
+    Attributes:
+      starts: position of each first input; before the text's beginning it counts from its end.
+      first_targets: the first column whose target counts in the loss.
+      end_targets: the column after the last one that does.
+      reset: as in `Batch`.
+    """
+
+    starts: Int[np.ndarray, " batch"]
+    first_targets: Int[np.ndarray, " batch"]
+    end_targets: Int[np.ndarray, " batch"]
     reset: Bool[np.ndarray, " batch"]
 
 
@@ -66,20 +82,46 @@ class Batches(abc.ABC):
     """The training batch of every step, over any number of epochs.
 
     Attributes:
+      ids: the token ids that the batches are slices of.
+      config: how they are cut.
       steps_per_epoch: batches in an epoch.
       chars_per_epoch: targets that count in the loss, in an epoch.
       num_sequences: how many windows the text has, or rows the stream has.
       unused_chars: targets of the text that are in no batch of the first epoch.
     """
 
+    ids: TokenIds
+    config: DataConfig
     steps_per_epoch: int
     chars_per_epoch: int
     num_sequences: int
     unused_chars: int
 
     @abc.abstractmethod
+    def slices(self, step: int, rows: slice = _ALL) -> Slices:
+        """The slices that the batch of a step reads, or those of some of its rows."""
+
     def __call__(self, step: int, rows: slice = _ALL) -> Batch:
         """The batch of a step, counted from 0 over all epochs, or a slice of its rows."""
+        return read_slices(self.ids, self.slices(step, rows), self.config.seq_len)
+
+
+def read_slices(ids: Any, slices: Slices, length: int) -> Batch:
+    """The batch of these slices, around the end of the text where they cross it.
+
+    Host and devices call it alike: with numpy arrays or a packed text, or, in a compiled step, with
+    JAX arrays.
+
+    Args:
+      ids: all token ids.
+      slices: as `Batches.slices` gives them.
+      length: inputs of each slice.
+    """
+    columns = np.arange(length + 1, dtype=np.int32)[None]
+    tokens = ids[(slices.starts[:, None] + columns) % len(ids)].astype(np.int32, copy=False)
+    columns = columns[:, :-1]
+    is_target = (slices.first_targets[:, None] <= columns) & (columns < slices.end_targets[:, None])
+    return Batch(tokens[:, :-1], tokens[:, 1:], is_target, slices.reset)
 
 
 def split(
@@ -158,10 +200,10 @@ class StreamBatches(Batches):
 
     def __init__(self, config: DataConfig, text: TokenSplit, seed: int) -> None:
         """See `make_batches`."""
-        self._config, self._seed = config, seed
+        self.config, self._seed = config, seed
         # Where an epoch wraps around, one boundary token between end and beginning is enough.
         ends_document = len(text.ids) > 1 and text.ids[-1] == text.boundary_id
-        self._ids = text.ids[:-1] if ends_document else text.ids
+        self.ids = text.ids[:-1] if ends_document else text.ids
         batch_chars = config.batch_size * config.seq_len
         self.steps_per_epoch = text.num_targets // batch_chars
         if self.steps_per_epoch < 1:
@@ -174,23 +216,18 @@ class StreamBatches(Batches):
         self.num_sequences = config.batch_size
         self.unused_chars = text.num_targets - self.chars_per_epoch
 
-    def __call__(self, step: int, rows: slice = _ALL) -> Batch:
+    def slices(self, step: int, rows: slice = _ALL) -> Slices:
         """The next seq_len tokens of each row; the carry resets at an epoch's first step."""
+        length = self.config.seq_len
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
-        row_starts = np.arange(self._config.batch_size)[rows] * (
-            self.steps_per_epoch * self._config.seq_len
-        )
-        first = self._offset(epoch) + row_starts + step_of_epoch * self._config.seq_len
-        tokens = _gather(self._ids, first, self._config.seq_len + 1)
-        mask = np.ones((len(first), self._config.seq_len), bool)
-        reset = np.full(len(first), step_of_epoch == 0)
-        return Batch(tokens[:, :-1], tokens[:, 1:], mask, reset)
+        row_starts = np.arange(self.config.batch_size)[rows] * (self.steps_per_epoch * length)
+        starts = self._offset(epoch) + row_starts + step_of_epoch * length
+        zeros = np.zeros(len(starts), np.int64)
+        return Slices(starts, zeros, zeros + length, np.full(len(starts), step_of_epoch == 0))
 
     def _offset(self, epoch: int) -> int:
         return (
-            int(random_generator(self._seed, OFFSET, epoch).integers(len(self._ids)))
-            if epoch
-            else 0
+            int(random_generator(self._seed, OFFSET, epoch).integers(len(self.ids))) if epoch else 0
         )
 
 
@@ -199,7 +236,7 @@ class WindowBatches(Batches):
 
     def __init__(self, config: DataConfig, text: TokenSplit, seed: int) -> None:
         """See `make_batches`."""
-        self._config, self._text, self._seed = config, text, seed
+        self.config, self._text = config, text
         self._windows = self._make_windows(text)
         self.num_sequences = self._windows.count
         num_full, rest = divmod(self.num_sequences, config.batch_size)
@@ -216,17 +253,22 @@ class WindowBatches(Batches):
         self._order = make_order(config.window_order, self.num_sequences, seed)
 
     @property
+    def ids(self) -> TokenIds:  # type: ignore[override]
+        """As in `Batches`."""
+        return self._text.ids
+
+    @property
     def _num_used(self) -> int:
         """How many windows the batches of an epoch take."""
-        return min(self.num_sequences, self.steps_per_epoch * self._config.batch_size)
+        return min(self.num_sequences, self.steps_per_epoch * self.config.batch_size)
 
     def _make_windows(self, text: TokenSplit) -> Windows:
         """The windows of this batching mode."""
         if text.boundary_id is None:
-            return WindowsInDocuments(self._config, text, stride=self._config.seq_len + 1)
-        if self._config.targets == "last":
-            return WindowsAcrossDocuments(self._config, text, stride=self._config.seq_len)
-        return PackedWindows(self._config, text)
+            return WindowsInDocuments(self.config, text, stride=self.config.seq_len + 1)
+        if self.config.targets == "last":
+            return WindowsAcrossDocuments(self.config, text, stride=self.config.seq_len)
+        return PackedWindows(self.config, text)
 
     @functools.cached_property
     def unused_chars(self) -> int:  # type: ignore[override]
@@ -244,23 +286,22 @@ class WindowBatches(Batches):
         ends = np.maximum.accumulate(np.append(0, first + lengths))
         return int(np.maximum(0, ends[1:] - np.maximum(first, ends[:-1])).sum())
 
-    def __call__(self, step: int, rows: slice = _ALL) -> Batch:
+    def slices(self, step: int, rows: slice = _ALL) -> Slices:
         """The windows of the step; a partial batch is filled up with rows that are masked out."""
-        size, length = self._config.batch_size, self._config.seq_len
+        size, length = self.config.batch_size, self.config.seq_len
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
         end = min((step_of_epoch + 1) * size, self.num_sequences)
         windows = self._order(epoch, np.arange(step_of_epoch * size, end))
-        padded = np.pad(windows, (0, size - len(windows)))[rows]
-        first_target, num_targets = self._windows.spans(padded)
+        first_target, num_targets = self._windows.spans(
+            np.pad(windows, (0, size - len(windows)))[rows]
+        )
         # With targets="last" a window ends at its target, else it starts before its first one.
-        last_only = self._config.targets == "last"
-        tokens = _gather(self._text.ids, first_target - (length if last_only else 1), length + 1)
+        first = length - 1 if self.config.targets == "last" else 0
+        firsts = np.full(len(first_target), first)
         is_window = (np.arange(size) < len(windows))[rows]
-        column = np.arange(length)[None]
-        is_target = column == length - 1 if last_only else column < num_targets[:, None]
-        mask = is_window[:, None] & is_target
-        reset = np.full(len(tokens), not self._config.stateful)
-        return Batch(tokens[:, :-1], tokens[:, 1:], mask, reset)
+        ends = firsts + np.where(is_window, num_targets, 0)
+        reset = np.full(len(firsts), not self.config.stateful)
+        return Slices(first_target - 1 - firsts, firsts, ends, reset)
 
 
 class SlidingBatches(WindowBatches):
@@ -269,7 +310,7 @@ class SlidingBatches(WindowBatches):
     def _make_windows(self, text: TokenSplit) -> Windows:
         """The windows of this batching mode."""
         kind = WindowsInDocuments if text.boundary_id is None else WindowsAcrossDocuments
-        return kind(self._config, text, stride=self._config.stride)
+        return kind(self.config, text, stride=self.config.stride)
 
 
 class Windows(Protocol):
@@ -410,12 +451,6 @@ def make_batches(config: DataConfig, text: TokenSplit, seed: int) -> Batches:
       InputError: the text is too short for one batch.
     """
     return BATCHINGS[config.batching](config, text, seed)
-
-
-def _gather(ids: TokenIds, first: np.ndarray, length: int) -> np.ndarray:
-    """int32 [batch, length]: `length` tokens from each position on, wrapping around the end."""
-    tokens: np.ndarray = ids[(first[:, None] + np.arange(length)) % len(ids)]
-    return tokens.astype(np.int32, copy=False)
 
 
 def _too_few(config: DataConfig, num_windows: int, lengths: np.ndarray) -> str:

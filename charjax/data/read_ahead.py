@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from charjax.data.batches import Batch, Batches
+from charjax.data.batches import Batch, Batches, Slices
 
 _STEPS = 24  # made ahead: two dispatches of the default length and some
 
@@ -18,6 +18,7 @@ class ReadAhead(Batches):
     def __init__(self, batches: Batches) -> None:
         """Starts no thread."""
         self._batches = batches
+        self.ids, self.config = batches.ids, batches.config
         self.steps_per_epoch = batches.steps_per_epoch
         self.chars_per_epoch = batches.chars_per_epoch
         self.num_sequences = batches.num_sequences
@@ -29,6 +30,10 @@ class ReadAhead(Batches):
     def unused_chars(self) -> int:  # type: ignore[override]
         """As in `Batches`."""
         return self._batches.unused_chars
+
+    def slices(self, step: int, rows: slice = slice(None)) -> Slices:
+        """As in `Batches`."""
+        return self._batches.slices(step, rows)
 
     def __call__(self, step: int, rows: slice = slice(None)) -> Batch:
         """The batch of a step; starts to make the steps after it."""

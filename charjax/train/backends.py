@@ -13,13 +13,13 @@ import optax
 from jax.sharding import Mesh
 
 from charjax.config import Config
-from charjax.data.batches import Batch
+from charjax.data.batches import Batch, Batches, Slices
 from charjax.errors import InputError
 from charjax.runtime import sharding
 from charjax.runtime.compiler_options import loop_compiler_options
 from charjax.runtime.distributed import is_multiprocess
 from charjax.train.optimizer import Schedule
-from charjax.train.step import Step, StepMetrics, TrainState, make_step, repeat
+from charjax.train.step import Step, StepMetrics, TrainState, make_step, repeat, repeat_on_slices
 from charjax.types import PyTree
 
 
@@ -31,15 +31,23 @@ class Backend:
       rows: the rows of the global batch that this process feeds.
       place: copies a state to the devices. Every process passes the whole state, as it was
         initialized or restored.
-      run: (state, `rows` of the batches [steps, batch, ...]) -> (state, metrics [steps]).
-        Donates the state.
+      run: (state, what `inputs` gives) -> (state, metrics [steps]). Donates the state.
       to_global: returns the state as global arrays, for checkpoints and evaluation.
+      slices: whether the devices have the text, so that steps need to know only which slices of
+        it they read.
     """
 
     rows: slice
     place: Callable[[TrainState], TrainState]
-    run: Step
+    run: Callable[[TrainState, Any], tuple[TrainState, StepMetrics]]
     to_global: Callable[[TrainState], TrainState]
+    slices: bool = False
+
+    def inputs(self, batches: Batches, steps: range) -> Batch | Slices:
+        """The argument of `run` for these steps: arrays [steps, batch, ...] of numpy."""
+        make = batches.slices if self.slices else batches
+        parts = [make(step, self.rows) for step in steps]
+        return type(parts[0])(*map(np.stack, zip(*parts, strict=True)))
 
 
 def microbatch_size(config: Config) -> int:
@@ -68,8 +76,18 @@ def make_backend(
     schedule: Schedule | None = None,
     *,
     boundary_id: int | None = None,
+    tokens: np.ndarray | None = None,
 ) -> Backend:
-    """The backend that `parallel.backend` names; the arguments are those of `make_step`.
+    """The backend that `parallel.backend` names.
+
+    Args:
+      config: as for `make_step`, like the arguments not named here.
+      vocab_size: number of tokens.
+      optimizer: from `make_optimizer`.
+      schedule: of the optimizer.
+      boundary_id: of the token at which the carry resets.
+      tokens: `Batches.ids`, to copy them to the devices, which then slice their own batches; under
+        `jit` alone. None: `run` takes batches.
 
     Raises:
       InputError: see `microbatch_size`.
@@ -78,19 +96,25 @@ def make_backend(
     step = make_step(
         config, vocab_size, optimizer, sharding.DATA_AXIS, schedule, boundary_id=boundary_id
     )
-    make = {"jit": _jit_backend, "pmap": _pmap_backend}[config.parallel.backend]
-    return make(repeat(step), sharding.process_rows(config.data.batch_size))
+    rows = sharding.process_rows(config.data.batch_size)
+    if config.parallel.backend == "pmap":
+        return _pmap_backend(repeat(step), rows)
+    steps = repeat(step) if tokens is None else repeat_on_slices(step, config.data.seq_len)
+    return _jit_backend(steps, rows, tokens)
 
 
-def shard_steps(steps: Step, mesh: Mesh) -> Any:
+def shard_steps(steps: Any, mesh: Mesh, *, with_tokens: bool = False) -> Any:
     """Compiles steps (state, batches [steps, batch, ...]) -> (state, metrics [steps]) for a mesh.
+
+    With tokens, (token ids, slices) take the place of the batches; every device has all ids.
 
     With `shard_map` each device runs its sequences alone, and the only collectives are the sums in
     the step. XLA's partitioner would exchange carries between devices at every character.
     """
     everywhere, batches = sharding.replicated(mesh), sharding.batch_sharding(mesh, axis=1)
-    inputs = _state_prefix(everywhere, sharding.batch_sharding(mesh, axis=0)), batches
-    outputs = inputs[0], everywhere
+    state = _state_prefix(everywhere, sharding.batch_sharding(mesh, axis=0))
+    inputs = state, (everywhere, batches) if with_tokens else batches
+    outputs = state, everywhere
     sharded = jax.shard_map(
         steps,
         mesh=mesh,
@@ -107,9 +131,11 @@ def shard_steps(steps: Step, mesh: Mesh) -> Any:
     )
 
 
-def _jit_backend(steps: Step, rows: slice) -> Backend:
+def _jit_backend(steps: Any, rows: slice, tokens: np.ndarray | None) -> Backend:
     mesh = sharding.data_mesh(sharding.all_devices())
-    run = shard_steps(steps, mesh)
+    slices = tokens is not None
+    run = shard_steps(steps, mesh, with_tokens=slices)
+    ids = sharding.shard(tokens, sharding.replicated(mesh)) if slices else None
     shardings = _state_prefix(sharding.replicated(mesh), sharding.batch_sharding(mesh, axis=0))
     batches = sharding.batch_sharding(mesh, axis=1)
 
@@ -117,14 +143,13 @@ def _jit_backend(steps: Step, rows: slice) -> Backend:
         copy = jax.tree.map(np.array, state)
         return TrainState(*(sharding.shard(*part) for part in zip(copy, shardings, strict=True)))
 
-    def run_batches(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+    def run_batches(state: TrainState, batch: Any) -> tuple[TrainState, StepMetrics]:
         # With one process jit shards the batch, which is faster.
-        result: tuple[TrainState, StepMetrics] = run(
-            state, sharding.shard_local(batch, batches) if is_multiprocess() else batch
-        )
+        local = sharding.shard_local(batch, batches) if is_multiprocess() else batch
+        result: tuple[TrainState, StepMetrics] = run(state, (ids, local) if slices else local)
         return result
 
-    return Backend(rows, place, run_batches, lambda state: state)
+    return Backend(rows, place, run_batches, lambda state: state, slices)
 
 
 def _pmap_backend(steps: Step, rows: slice) -> Backend:

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 from charjax.config import Config, TrainConfig
 
+STEPS_PER_DISPATCH = 10  # where `train.steps_per_dispatch` is 0, and always allowed
+_STEPS_ON_SLICES = 50  # the same where the devices slice their own batches
 _MAX_DISPATCH = 1000  # steps
-_MAX_DISPATCH_FLOPS = 2e12  # under a minute on two cores, under a second on a GPU
+_MAX_DISPATCH_FLOPS = 2e12  # under a minute on two cores
+_MAX_FLOPS_ON_SLICES = 2e13  # about a second on a GPU
 
 
 @dataclass(frozen=True)
@@ -43,31 +46,38 @@ def total_steps(config: TrainConfig, steps_per_epoch: int) -> int:
     return min((limit for limit in (config.max_steps, epochs) if limit), default=0)
 
 
-def longest_dispatch(config: Config, parameters: int) -> int:
+def longest_dispatch(config: Config, parameters: int, *, slices: bool = False) -> int:
     """The largest number of steps per dispatch: `train.steps_per_dispatch`, or less.
 
-    A dispatch cannot be interrupted. So it has at most 1000 steps and at most
-    `_MAX_DISPATCH_FLOPS` operations; but the default of ten steps is always allowed.
+    A dispatch cannot be interrupted. So it has at most 1000 steps and a bounded number of
+    operations; but ten steps are always allowed.
+
+    Args:
+      config: the run.
+      parameters: of its model.
+      slices: whether the devices slice their own batches; only GPUs and TPUs do.
     """
     step_flops = 6 * parameters * config.data.batch_size * config.data.seq_len
-    bound = min(_MAX_DISPATCH, int(_MAX_DISPATCH_FLOPS / step_flops))
-    return min(config.train.steps_per_dispatch, max(TrainConfig().steps_per_dispatch, bound))
+    bound = int((_MAX_FLOPS_ON_SLICES if slices else _MAX_DISPATCH_FLOPS) / step_flops)
+    default = _STEPS_ON_SLICES if slices else STEPS_PER_DISPATCH
+    asked = config.train.steps_per_dispatch or default
+    return min(asked, max(STEPS_PER_DISPATCH, min(_MAX_DISPATCH, bound)))
 
 
 def make_intervals(
-    config: TrainConfig, steps_per_epoch: int, start: int = 0, longest: int = _MAX_DISPATCH
+    config: TrainConfig, steps_per_epoch: int, start: int = 0, longest: int = 0
 ) -> Intervals:
     """The intervals that a config asks for.
 
     `dispatch` is the largest common divisor of all the others and of `start` that is at most
-    `config.steps_per_dispatch` and `longest`. So every dispatch ends at the steps of the other
+    `longest`. So every dispatch ends at the steps of the other
     intervals, even in a run resumed from a step that is not a multiple of them.
 
     Args:
       config: `eval_every=0` means one epoch; 0 for the other intervals means `eval_every`.
       steps_per_epoch: of the dataset.
       start: the step that the run is resumed from.
-      longest: see `longest_dispatch`.
+      longest: from `longest_dispatch`; 0: what the config asks for.
     """
     total = total_steps(config, steps_per_epoch)
     evaluate = config.eval_every or steps_per_epoch
@@ -75,6 +85,6 @@ def make_intervals(
     sample = config.sample_every or evaluate
     log = config.log_every or evaluate
     common = math.gcd(start, total, log, evaluate, checkpoint, sample)
-    most = min(common, config.steps_per_dispatch, longest)
+    most = min(common, longest or config.steps_per_dispatch or STEPS_PER_DISPATCH)
     dispatch = next(n for n in range(most, 0, -1) if common % n == 0)
     return Intervals(total, log, evaluate, checkpoint, sample, dispatch)

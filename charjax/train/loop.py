@@ -14,14 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from charjax.checkpoint.checkpoints import Checkpoints, flatten
 from charjax.checkpoint.meta import CheckpointMeta, RunMeta
 from charjax.checkpoint.progress import Progress
 from charjax.checkpoint.record import Record
 from charjax.config import Config, to_dict
-from charjax.data.batches import Batch
 from charjax.data.dataset import Dataset, load_dataset
 from charjax.errors import InputError, InterruptedRunError
 from charjax.inference.evaluate import max_eval_chars, score
@@ -33,6 +31,7 @@ from charjax.runtime.signals import StopSignals
 from charjax.train import messages, resume
 from charjax.train.backends import Backend, make_backend, microbatch_size
 from charjax.train.clock import Clock
+from charjax.train.device_tokens import device_tokens
 from charjax.train.fine_tuning import (
     InitialModel,
     known_characters,
@@ -208,14 +207,20 @@ def _set_up(
     new_state = partial(init_state, config, vocab_size, optimizer)
     like = jax.eval_shape(new_state)
     meta = resume.describe(config, dataset, parameter_count(like.params), recurrence, source)
-    boundary = dataset.vocab.boundary_id
+    tokens = device_tokens(config, dataset.batches)
     backend = make_backend(
-        meta.resolved_config, vocab_size, optimizer, schedule, boundary_id=boundary
+        meta.resolved_config,
+        vocab_size,
+        optimizer,
+        schedule,
+        boundary_id=dataset.vocab.boundary_id,
+        tokens=tokens.ids,
     )
 
     check_prompt(config, dataset.vocab)
     _log_all(messages.opening(meta, steps_per_epoch))
-    _log_all([*messages.splits(config, dataset), *messages.left_out(config, dataset)])
+    about_data = [*messages.splits(config, dataset), *messages.left_out(config, dataset)]
+    _log_all(filter(None, [*about_data, tokens.message]))
     if record and saved:
         fits = record.holds(flatten(like)[0])
         changes = resume.check_same_run(workdir.path, saved, meta, allow=allow, fits=fits)
@@ -225,7 +230,7 @@ def _set_up(
     else:
         train_state = start_from(new_state(), config, initial, dataset)
         state = _start(meta, workdir, backend, train_state, dataset)
-    intervals = _plan(meta, steps_per_epoch, state.step)
+    intervals = _plan(meta, steps_per_epoch, state.step, backend)
     log = _open_log(workdir, meta, state)
     return Run(meta, workdir, dataset, intervals, backend, checkpoints, log, display), state
 
@@ -299,9 +304,10 @@ def _new_run_state(
     )
 
 
-def _plan(meta: RunMeta, steps_per_epoch: int, start: int) -> Intervals:
+def _plan(meta: RunMeta, steps_per_epoch: int, start: int, backend: Backend) -> Intervals:
     """The intervals of a run that starts or resumes at a step; logs if dispatches are shorter."""
-    config, longest = meta.config.train, longest_dispatch(meta.config, meta.parameters)
+    config = meta.config.train
+    longest = longest_dispatch(meta.config, meta.parameters, slices=backend.slices)
     intervals = make_intervals(config, steps_per_epoch, start, longest)
     _log_all(messages.dispatches(config, intervals, start, longest))
     return intervals
@@ -322,11 +328,10 @@ def _open_log(workdir: Workdir, meta: RunMeta, state: RunState) -> MetricsLog:
 def _dispatch(run: Run, state: RunState) -> StepMetrics:
     """Sends the next steps to the devices, and does not wait for them."""
     steps, started = range(state.step, state.step + run.intervals.dispatch), time.monotonic()
-    batches = [run.dataset.batches(step, run.backend.rows) for step in steps]
-    stacked = Batch(*map(np.stack, zip(*batches, strict=True)))
+    inputs = run.backend.inputs(run.dataset.batches, steps)
     if state.metrics.is_idle:
         state.clock.stalled_s += time.monotonic() - started
-    state.train_state, metrics = run.backend.run(state.train_state, stacked)
+    state.train_state, metrics = run.backend.run(state.train_state, inputs)
     state.step += run.intervals.dispatch
     return metrics
 

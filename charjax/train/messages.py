@@ -17,7 +17,7 @@ from charjax.data.reading import prepare_prompt
 from charjax.errors import InputError
 from charjax.inference.evaluate import max_eval_chars
 from charjax.runtime.status import TrainingStatus
-from charjax.train.intervals import Intervals, total_steps
+from charjax.train.intervals import STEPS_PER_DISPATCH, Intervals, total_steps
 from charjax.workdir import Workdir
 
 
@@ -104,7 +104,7 @@ def dispatches(
         "train.log_every": config.log_every,
         "the step to resume from": start,
     }
-    most = config.steps_per_dispatch
+    most = config.steps_per_dispatch or STEPS_PER_DISPATCH
     odd = [f"{name}={n}" for name, n in steps.items() if n % most]
     if odd:
         yield (

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from charjax.config import Config
-from charjax.data.batches import Batch
+from charjax.data.batches import Batch, Slices, read_slices
 from charjax.model.carry import initial_carry, reset_carry
 from charjax.model.network import RowKeys, init_params
 from charjax.runtime.keys import Stream, indexed_key, stream_key
@@ -158,6 +158,28 @@ def repeat(step: Step) -> Step:
 
     def steps(state: TrainState, batches: Batch) -> tuple[TrainState, StepMetrics]:
         return jax.lax.scan(step, state, batches)
+
+    return steps
+
+
+def repeat_on_slices(step: Step, length: int) -> Any:
+    """As `repeat`, but each step makes its batch of the token ids, which stay on the device.
+
+    Args:
+      step: from `make_step`.
+      length: inputs of each sequence.
+
+    Returns:
+      A function (state, (token ids, slices [steps, batch])) -> (state, metrics).
+    """
+
+    def steps(state: TrainState, text: Any) -> tuple[TrainState, StepMetrics]:
+        ids, slices = text
+
+        def step_on_slices(state: TrainState, of_step: Slices) -> tuple[TrainState, StepMetrics]:
+            return step(state, read_slices(ids, of_step, length))
+
+        return jax.lax.scan(step_on_slices, state, slices)
 
     return steps
 

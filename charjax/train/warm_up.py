@@ -5,20 +5,18 @@ from __future__ import annotations
 import time
 
 import jax
-import numpy as np
 
 from charjax.config import Config
-from charjax.data.batches import Batch
 from charjax.data.dataset import load_dataset
 from charjax.inference.evaluate import max_eval_chars, score
 from charjax.runtime.dtypes import resolve_dtype
 from charjax.train.backends import make_backend
 from charjax.train.choice import Speed
+from charjax.train.intervals import STEPS_PER_DISPATCH
 from charjax.train.optimizer import make_optimizer, make_schedule
 from charjax.train.step import init_state
 
 _MIN_S = 1.5  # seconds of training to time
-_STEPS_PER_DISPATCH = 10
 
 
 def measure_speed(config: Config) -> Speed:
@@ -28,8 +26,7 @@ def measure_speed(config: Config) -> Speed:
     optimizer, schedule = make_optimizer(config.optim, total), make_schedule(config.optim, total)
     backend = make_backend(config, vocab_size, optimizer, schedule, boundary_id=boundary)
     state = backend.place(init_state(config, vocab_size, optimizer))
-    batches = [dataset.batches(step, backend.rows) for step in range(_STEPS_PER_DISPATCH)]
-    stacked = Batch(*map(np.stack, zip(*batches, strict=True)))
+    stacked = backend.inputs(dataset.batches, range(STEPS_PER_DISPATCH))
 
     started = time.monotonic()
     state, _ = jax.block_until_ready(backend.run(state, stacked))
@@ -38,7 +35,7 @@ def measure_speed(config: Config) -> Speed:
     while (elapsed := time.monotonic() - compiled) < _MIN_S:
         state, _ = jax.block_until_ready(backend.run(state, stacked))
         dispatches += 1
-    step_s = elapsed / (dispatches * _STEPS_PER_DISPATCH)
+    step_s = elapsed / (dispatches * STEPS_PER_DISPATCH)
 
     def evaluate() -> float:
         started = time.monotonic()
@@ -52,5 +49,5 @@ def measure_speed(config: Config) -> Speed:
         return time.monotonic() - started
 
     evaluate()  # the first call compiles
-    compile_s = max(0.0, compiled - started - _STEPS_PER_DISPATCH * step_s)
+    compile_s = max(0.0, compiled - started - STEPS_PER_DISPATCH * step_s)
     return Speed(step_s, compile_s, evaluate())

@@ -106,7 +106,7 @@ def replace_ids_by_positions(dataset: Dataset):
     text = module.TokenSplit(np.arange(len(train.ids)), train.document_starts, train.boundary_id)
     if train.boundary_id is not None:  # the last id must be the boundary's, the first one's
         text = text._replace(boundary_id=len(train.ids) - 1)
-    return type(batches)(batches._config, text, 0)
+    return type(batches)(batches.config, text, 0)
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])

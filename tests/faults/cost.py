@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from charjax.checkpoint.checkpoints import Checkpoints, flatten
 from charjax.checkpoint.record import Leaf
 from charjax.checkpoint.store import to_host
 from charjax.config import from_config_dict
-from charjax.data.batches import Batch
 from charjax.data.dataset import load_dataset
 from charjax.runtime.dtypes import resolve_dtype
 from charjax.train.backends import make_backend
@@ -36,7 +34,7 @@ def check_cost(n: int, folder: Path, report: Callable[[str], None]) -> dict[str,
     optimizer = make_optimizer(config.optim, config.train.max_steps)
     backend = make_backend(config, len(text.vocab), optimizer)
     state = backend.place(init_state(config, len(text.vocab), optimizer))
-    batches = Batch(*map(np.stack, zip(*map(text.batches, range(_DISPATCH)), strict=True)))
+    batches = backend.inputs(text.batches, range(_DISPATCH))
     state, _ = jax.block_until_ready(backend.run(state, batches))
 
     steps_s, digests_s, saves_s, verify_s = [], [], [], []

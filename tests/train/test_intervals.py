@@ -76,6 +76,7 @@ def test_golden_intervals():
         (2_000_000_000, 3000, 1000),
         (2_000_000_000, 10**6, 162),
         (20, 10**9, 10),
+        (0, 3000, 10),
     ],
 )
 def test_a_dispatch_is_bounded_by_its_work(asked, parameters, longest):
@@ -86,3 +87,11 @@ def test_a_dispatch_is_bounded_by_its_work(asked, parameters, longest):
         TrainConfig(steps_per_dispatch=asked, log_every=2**30), 2**30, longest=longest
     )
     assert intervals.dispatch <= longest
+
+
+@pytest.mark.parametrize(
+    ("asked", "parameters", "longest"), [(0, 10**6, 50), (0, 10**9, 10), (7, 10**6, 7)]
+)
+def test_devices_that_slice_their_own_batches_run_longer_dispatches(asked, parameters, longest):
+    config = Config(train=TrainConfig(max_minutes=1.0, steps_per_dispatch=asked))
+    assert longest_dispatch(config, parameters, slices=True) == longest

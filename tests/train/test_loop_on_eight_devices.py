@@ -47,9 +47,29 @@ def test_a_stopped_and_resumed_run_is_the_run_that_was_not(config, whole, stoppe
     assert outcome(folder) == outcome(whole)
 
 
-def test_pmap_trains_as_jit_does_and_goes_on_from_its_checkpoint(config, whole, stopped, tmp_path):
-    folder = shutil.copytree(stopped, tmp_path / "pmap")
-    train(replace(config, parallel=replace(config.parallel, backend="pmap")), folder, Recorder())
+def assert_close_to(whole: Path, folder: Path) -> None:
     found, wanted = (read_metrics(Workdir(of).metrics) for of in (folder, whole))
     for key in ("train_loss", "grad_norm"):
         np.testing.assert_allclose([r[key] for r in found], [r[key] for r in wanted], rtol=1e-4)
+
+
+def test_devices_that_slice_their_own_batches_train_as_with_the_hosts(
+    config, whole, stopped, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("charjax.train.device_tokens._reason_for_host", lambda *_: "")
+    once, twice = (shutil.copytree(stopped, tmp_path / name) for name in ("once", "twice"))
+    shown = Recorder()
+    train(config, once, shown)
+    assert any("the devices slice them from 0.0 MB of tokens" in line for line in shown.lines)
+    assert_close_to(whole, once)  # another program of the same numbers
+    at_step_20 = stop_when(signal.SIGTERM, lambda kind, what: kind == "training" and what == 20)
+    with pytest.raises(InterruptedRunError):
+        train(config, twice, Recorder(at_step_20))
+    train(config, twice, Recorder())
+    assert outcome(twice) == outcome(once)
+
+
+def test_pmap_trains_as_jit_does_and_goes_on_from_its_checkpoint(config, whole, stopped, tmp_path):
+    folder = shutil.copytree(stopped, tmp_path / "pmap")
+    train(replace(config, parallel=replace(config.parallel, backend="pmap")), folder, Recorder())
+    assert_close_to(whole, folder)

@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 
 from charjax.checkpoint.progress import ExactMean
 from charjax.config import ModelConfig
-from charjax.data.batches import Batch, Batches
+from charjax.data.batches import Batches, Slices
 from charjax.errors import DivergedError
 from charjax.model.cells import CELLS
 from charjax.model.network import init_params
@@ -33,7 +33,7 @@ class Batches16(Batches):
     def __init__(self) -> None:
         pass
 
-    def __call__(self, step: int, rows: slice = slice(None)) -> Batch:
+    def slices(self, step: int, rows: slice = slice(None)) -> Slices:
         raise AssertionError("a record needs no batch")
 
 

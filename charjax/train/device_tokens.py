@@ -1,0 +1,75 @@
+"""Whether training steps slice their batches from token ids in the memory of the devices."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from charjax.config import Config
+from charjax.data.batches import Batches
+from charjax.runtime.distributed import all_max
+
+_MAX_TOKENS = 2**31  # positions are int32
+_MEMORY_FRACTION = 8  # one part in so many of a device's memory may hold tokens
+
+
+class DeviceTokens(NamedTuple):
+    """The token ids to copy to the devices, or why the host makes the batches.
+
+    Attributes:
+      ids: those that the batches are slices of; None: the host makes the batches.
+      reason: for the latter, or "".
+    """
+
+    ids: np.ndarray | None
+    reason: str = ""
+
+    @property
+    def message(self) -> str:
+        """For the first lines of a run; "" on a CPU, where nothing is to be gained."""
+        if self.ids is not None:
+            size = self.ids.nbytes / 1e6
+            return f"batches: the devices slice them from {size:,.1f} MB of tokens in their memory"
+        on_cpu = jax.default_backend() == "cpu"
+        return "" if on_cpu else f"batches: made by the host, as {self.reason}"
+
+
+def device_tokens(config: Config, batches: Batches) -> DeviceTokens:
+    """The token ids that training steps find on the devices, where that is faster and they fit.
+
+    A collective: every process must call it.
+
+    Args:
+      config: the run.
+      batches: of its training split.
+    """
+    reason = _reason_for_host(config, batches)
+    return DeviceTokens(None, reason) if reason else DeviceTokens(np.asarray(batches.ids))
+
+
+def _reason_for_host(config: Config, batches: Batches) -> str:
+    """Why the host makes the batches; "" if the devices can."""
+    ids = batches.ids
+    if jax.default_backend() == "cpu":
+        return "a CPU has one memory for both"
+    if config.parallel.backend != "jit":
+        return f"config.parallel.backend={config.parallel.backend}"
+    if not isinstance(ids, np.ndarray):
+        return "the text is packed on disk"
+    if len(ids) + config.data.seq_len >= _MAX_TOKENS:
+        return f"{len(ids):,} tokens are too many for positions of 32 bits"
+    limit = _memory_bytes() // _MEMORY_FRACTION
+    if all_max([int(ids.nbytes > limit)])[0]:  # processes may differ in memory, not in programs
+        return (
+            f"the tokens take {ids.nbytes / 1e9:,.1f} GB, more than 1/{_MEMORY_FRACTION} of a "
+            "device's memory"
+        )
+    return ""
+
+
+def _memory_bytes() -> int:
+    """The memory of the smallest device of this process; 0 where it is not known."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    return min(int(of_device.get("bytes_limit", 0)) for of_device in stats)
