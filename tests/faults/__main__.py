@@ -19,6 +19,7 @@ FAULTS = {
     "signals": ("signals", 100),
     "endings": ("endings", 100),
     "corrupt": ("corrupt", 1000),
+    "stores": ("stores", 200),
     "disk": ("disk", 50),
     "servers": ("servers", 12),
     "two-writers": ("two_writers", 100),

@@ -61,6 +61,19 @@ _COLUMNS: dict[str, tuple[Callable[[_Figures], str], Callable[[_Figures], str]]]
             f"{f['resumed_equal']} resumed equal, or refused without deleting anything"
         ),
     ),
+    "stores": (
+        lambda f: (
+            f"{f['stores']} packed texts with a flipped bit, a truncated or a deleted file among "
+            f"their {f['files']}"
+        ),
+        lambda f: (
+            f"found by `verify`: {f['found_by_verify']}; training ended with exit 3: "
+            f"{f['training_ended_with_exit_3']}, refused without `store.json`: "
+            f"{f['store_json_deleted_and_refused']}, did not read the damage: "
+            f"{f['damage_that_training_does_not_read']}; steps on damaged text: "
+            f"{f['steps_on_damaged_text']}"
+        ),
+    ),
     "disk": (
         lambda f: f"a {f['how']} at {f['positions']} positions",
         lambda f: (

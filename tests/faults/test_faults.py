@@ -26,6 +26,7 @@ from .corrupt import check_corrupt
 from .inputs import check_inputs
 from .page import PAGE, RESULTS, table, with_table
 from .resume import check_resume
+from .stores import check_stores
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,6 +52,12 @@ def test_damage_is_found_and_an_older_step_taken(tmp_path):
     figures = check_corrupt(24, tmp_path, ignore)
     assert figures["passed"], figures
     assert figures["fell_back_to_an_older_step"] > 0
+
+
+def test_damaged_packed_texts_are_found_and_not_trained_on(tmp_path):
+    figures = check_stores(3, tmp_path, ignore)
+    assert figures["passed"], figures
+    assert figures["found_by_verify"] == 3
 
 
 def test_a_full_disk_is_reported_and_costs_nothing_else(tmp_path, monkeypatch):
