@@ -16,14 +16,14 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from optax.losses import softmax_cross_entropy_with_integer_labels
 
 from charjax.config import DataConfig, ModelConfig
 from charjax.data.store_tokens import TokenIds
 from charjax.data.vocab import check_ids
 from charjax.errors import InputError
-from charjax.model.carry import document_resets, initial_carry, reset_carry
+from charjax.model.carry import initial_carry, reset_carry
 from charjax.model.decode import decode_sequence
 from charjax.model.network import CharRNN
 from charjax.model.recurrence.api import for_inference
@@ -106,6 +106,11 @@ def score(
     nats = char_nats(
         config, params, ids, boundary_id=boundary_id, max_chars=max_chars, progress=progress
     )
+    return mean_score(nats)
+
+
+def mean_score(nats: Float[np.ndarray, " predicted"]) -> Score:
+    """The score of a text with these losses of its characters."""
     return Score(nats.size, float(np.mean(nats, dtype=np.float64)))
 
 
@@ -140,11 +145,36 @@ def char_nats(
         config,
         params,
         ids,
-        boundary_id=boundary_id,
+        zero_carry=ZeroCarry(boundary_id),
         max_chars=max_chars,
         progress=progress,
     )
     return nats
+
+
+class ZeroCarry(NamedTuple):
+    """The positions of a text that are read from a zero carry; a text's first one always is.
+
+    Attributes:
+      boundary_id: of the token that starts every document; None: the text is one document.
+      window: characters between two zero carries, counted from the beginning of the text; 0: the
+        carry goes through the text.
+    """
+
+    boundary_id: int | None = None
+    window: int = 0
+
+    def at(
+        self, positions: Int[np.ndarray, "rows time"], inputs: Int[np.ndarray, "rows time"]
+    ) -> Bool[np.ndarray, "rows time"] | None:
+        """Whether each position is one; None if none of any text is."""
+        resets: Bool[np.ndarray, "rows time"] | None = None
+        if self.boundary_id is not None:
+            resets = inputs == self.boundary_id
+        if self.window:
+            starts = positions % self.window == 0
+            resets = starts if resets is None else resets | starts
+        return resets
 
 
 def map_predictions(
@@ -153,7 +183,7 @@ def map_predictions(
     params: PyTree,
     ids: TokenIds,
     *,
-    boundary_id: int | None = None,
+    zero_carry: ZeroCarry,
     max_chars: int = 0,
     progress: ProgressFn = no_progress,
 ) -> PyTree:
@@ -165,7 +195,7 @@ def map_predictions(
       config: the architecture.
       params: of a `CharRNN`.
       ids: token ids of the text.
-      boundary_id: as for `char_nats`.
+      zero_carry: where the carry is zero.
       max_chars: as for `char_nats`.
       progress: called with the number of chunks done and the total.
 
@@ -175,12 +205,11 @@ def map_predictions(
     Raises:
       InputError: as `char_nats`.
     """
-    if ids.size < 2:
-        raise InputError(f"the text has {ids.size} characters: a score needs at least 2")
+    check_length(ids)
     vocab_size = params["output_bias"].shape[0]
     parts = _cut(ids.size - 1, max_chars)
     on_all_devices = len(parts.starts) >= jax.device_count()
-    evaluator = _evaluator(config, boundary_id, measure, on_all_devices=on_all_devices)
+    evaluator = _evaluator(config, measure, on_all_devices=on_all_devices)
 
     # Position p reads ids[p] and predicts ids[p + 1]. Positions outside the text read padding,
     # and rows are added so that the devices have equal parts; both predictions are dropped.
@@ -199,11 +228,17 @@ def map_predictions(
         inputs, targets = (tokens.astype(np.int32, copy=False) for tokens in read)
         check_ids(inputs, vocab_size)
         check_ids(targets, vocab_size)
-        batch = evaluator.shard((at[:, 0] <= 0, inputs, targets))
+        batch = evaluator.shard((at[:, 0] <= 0, inputs, targets, zero_carry.at(at, inputs)))
         carry, of_chunk = evaluator.measure_chunk(params, carry, *batch)
         measured.append(jax.device_get(of_chunk))
         progress(chunk + 1, chunks)
     return jax.tree.map(functools.partial(_in_order, parts, ids.size - 1), *measured)
+
+
+def check_length(ids: TokenIds) -> None:
+    """Raises InputError for a text of which no character is predicted."""
+    if ids.size < 2:
+        raise InputError(f"the text has {ids.size} characters: a score needs at least 2")
 
 
 def _in_order(parts: _Parts, predicted: int, *chunks: np.ndarray) -> np.ndarray:
@@ -254,8 +289,8 @@ class _Evaluator(NamedTuple):
       devices: how many take part.
       replicate: parameters -> a copy on each device.
       shard: host arrays [rows, ...] -> the same, sharded by rows.
-      measure_chunk: (params, carry, reset, inputs, targets) -> (carry, what the measure gives,
-        on every device).
+      measure_chunk: (params, carry, reset, inputs, targets, resets) -> (carry, what the measure
+        gives, on every device).
     """
 
     devices: int
@@ -265,17 +300,19 @@ class _Evaluator(NamedTuple):
 
 
 @functools.cache
-def _evaluator(
-    config: ModelConfig, boundary_id: int | None, measure: Measure, *, on_all_devices: bool
-) -> _Evaluator:
+def _evaluator(config: ModelConfig, measure: Measure, *, on_all_devices: bool) -> _Evaluator:
     """On all devices of all processes, or, for a short text, on one of this process."""
 
     def measure_chunk(
-        params: PyTree, carry: Carry, reset: Reset, inputs: Tokens, targets: Tokens
+        params: PyTree,
+        carry: Carry,
+        reset: Reset,
+        inputs: Tokens,
+        targets: Tokens,
+        resets: Resets | None,
     ) -> tuple[Carry, PyTree]:
         # The network has no int8 weights; decoding has, one character at a time.
         forward = decode_sequence if config.dtype == "int8" else _network_logits
-        resets = document_resets(inputs, boundary_id)
         logits, carry = forward(config, params, inputs, reset_carry(carry, reset), resets=resets)
         return carry, measure(logits, targets)
 

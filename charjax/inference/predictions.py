@@ -12,9 +12,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from charjax.data.vocab import Vocab
-from charjax.inference.evaluate import map_predictions
 from charjax.inference.load import TrainedModel
-from charjax.inference.score import check_finite
+from charjax.inference.score import Method, check_finite, in_stream
 from charjax.runtime.display import ProgressFn
 from charjax.types import Logits, PyTree, Tokens
 
@@ -38,7 +37,10 @@ class Predictions(NamedTuple):
 
 
 def predict(
-    trained: TrainedModel, ids: Int[np.ndarray, " chars"], progress: ProgressFn
+    trained: TrainedModel,
+    ids: Int[np.ndarray, " chars"],
+    progress: ProgressFn,
+    method: Method = in_stream,
 ) -> Predictions:
     """The predictions of a model for a text.
 
@@ -46,20 +48,13 @@ def predict(
       trained: the model.
       ids: of the text.
       progress: called with the number of chunks done and the total.
+      method: how the text is read.
 
     Raises:
       InputError: the text has fewer than two characters.
       DivergedError: the loss is not finite.
     """
-    arrays = map_predictions(
-        _predictions,
-        trained.config.model,
-        trained.params,
-        ids,
-        boundary_id=trained.vocab.boundary_id,
-        progress=progress,
-    )
-    predictions = Predictions(*arrays)
+    predictions = Predictions(*method(_predictions, trained, ids, progress))
     check_finite(trained, float(np.mean(predictions.nats)))
     return predictions
 

@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
+import jax
 import numpy as np
+from optax.losses import softmax_cross_entropy_with_integer_labels
 
+from charjax.data.batches import Splits
 from charjax.data.dataset import load_dataset, read_tokens
 from charjax.data.store_tokens import TokenIds
 from charjax.data.vocab import Vocab
-from charjax.errors import DivergedError, InputError
-from charjax.inference.evaluate import Score, score
+from charjax.errors import CharjaxError, DivergedError, InputError
+from charjax.inference.dynamic import DynamicOptions, gradient_rms, map_dynamic, update_rule
+from charjax.inference.evaluate import (
+    Measure,
+    Score,
+    ZeroCarry,
+    check_length,
+    map_predictions,
+    mean_score,
+)
 from charjax.inference.load import TrainedModel
 from charjax.runtime.display import ProgressFn
+from charjax.types import PyTree
+
+# How a text is read: (measure, model, ids, progress) -> what `map_predictions` returns.
+Method: TypeAlias = Callable[[Measure, TrainedModel, TokenIds, ProgressFn], PyTree]
 
 _CHUNK = 1 << 20  # tokens counted at a time, to bound the memory
 
@@ -65,14 +80,7 @@ def read_part(trained: TrainedModel, part: Literal["val", "test"]) -> TokenIds:
       InputError: the run has no such part, or its text is not the one that it was trained on.
       HostError: the text can be neither found nor downloaded.
     """
-    dataset = load_dataset(trained.config, known=trained.vocab.characters)
-    if dataset.corpus.sha256 != trained.meta["corpus"]["sha256"]:
-        raise InputError(
-            f"--part={part}: {dataset.corpus.name} is not the text that this run was trained on "
-            f"(SHA-256 {trained.meta['corpus']['sha256'][:12]}, now {dataset.corpus.sha256[:12]}); "
-            "bring that text back, or give --file"
-        )
-    ids: TokenIds = getattr(dataset.splits, part).ids
+    ids: TokenIds = getattr(_read_splits(trained, f"--part={part}", "give --file"), part).ids
     if ids.size < 2:
         raise InputError(
             f"--part={part}: config.data.split={trained.config.data.split} leaves "
@@ -81,25 +89,110 @@ def read_part(trained: TrainedModel, part: Literal["val", "test"]) -> TokenIds:
     return ids
 
 
-def score_text(trained: TrainedModel, ids: TokenIds, progress: ProgressFn) -> Score:
+def _read_splits(trained: TrainedModel, flag: str, otherwise: str) -> Splits:
+    """The parts of the text that the run was trained on, for a flag; with another way out."""
+    try:
+        dataset = load_dataset(trained.config, known=trained.vocab.characters)
+    except CharjaxError as error:
+        raise type(error)(
+            f"{flag}: needs the text that this run was trained on: {error}; or {otherwise}"
+        ) from None
+    if dataset.corpus.sha256 != trained.meta["corpus"]["sha256"]:
+        raise InputError(
+            f"{flag}: {dataset.corpus.name} is not the text that this run was trained on "
+            f"(SHA-256 {trained.meta['corpus']['sha256'][:12]}, now {dataset.corpus.sha256[:12]}); "
+            f"bring that text back, or {otherwise}"
+        )
+    return dataset.splits
+
+
+def in_stream(
+    measure: Measure, trained: TrainedModel, ids: TokenIds, progress: ProgressFn
+) -> PyTree:
+    """The `Method` that keeps the carry from the first character to the last."""
+    return in_windows(0)(measure, trained, ids, progress)
+
+
+def in_windows(window: int) -> Method:
+    """The method that sets the carry to zero before each window of so many characters.
+
+    The windows follow one another from the first character on. A window reads its characters,
+    and predicts from each of them and those before it in the window the one after it. So every
+    character of the text but the first is predicted once, from 1 to `window` characters. This is
+    the context that a Transformer of this block size has.
+
+    Args:
+      window: characters; 0: the whole text is one window.
+
+    Raises:
+      InputError: the window is negative.
+    """
+    if window < 0:
+        raise InputError(f"--window={window}: must be at least 1 character")
+
+    def method(
+        measure: Measure, trained: TrainedModel, ids: TokenIds, progress: ProgressFn
+    ) -> PyTree:
+        return map_predictions(
+            measure,
+            trained.config.model,
+            trained.params,
+            ids,
+            zero_carry=ZeroCarry(trained.vocab.boundary_id, window),
+            progress=progress,
+        )
+
+    return method
+
+
+def dynamically(options: DynamicOptions) -> Method:
+    """The method of `charjax.inference.dynamic`, with the statistics of the run's training text.
+
+    Raises (when it is called):
+      InputError: the training text is gone, changed or too short; the weights are quantized.
+      DivergedError: the loss does not stay finite.
+      HostError: the training text can be neither found nor downloaded.
+    """
+
+    def method(
+        measure: Measure, trained: TrainedModel, ids: TokenIds, progress: ProgressFn
+    ) -> PyTree:
+        model, params = trained.config.model, trained.params
+        if model.dtype == "int8":
+            raise InputError("--dynamic: int8 weights do not learn; give --weights=float32")
+        check_length(ids)
+        train = _read_splits(trained, "--dynamic", "score without --dynamic").train.ids
+        zero_carry, segment = ZeroCarry(trained.vocab.boundary_id), options.segment
+        reading: Any = {"zero_carry": zero_carry, "segment": segment, "progress": progress}
+        rule = update_rule(params, gradient_rms(model, params, train, **reading), options)
+        values = map_dynamic(measure, model, rule, ids, **reading)
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(values)):
+            raise DivergedError(
+                f"--learning_rate={options.learning_rate}: with it the loss of this text does not "
+                "stay finite; give a smaller one"
+            )
+        return values
+
+    return method
+
+
+def score_text(
+    trained: TrainedModel, ids: TokenIds, progress: ProgressFn, method: Method = in_stream
+) -> Score:
     """The mean loss of a text.
 
     Args:
       trained: the model.
       ids: of the text.
       progress: called with the number of chunks done and the total.
+      method: how the text is read.
 
     Raises:
       InputError: the text is too short.
       DivergedError: the loss is not finite.
     """
-    result = score(
-        trained.config.model,
-        trained.params,
-        ids,
-        boundary_id=trained.vocab.boundary_id,
-        progress=progress,
-    )
+    nats = method(softmax_cross_entropy_with_integer_labels, trained, ids, progress)
+    result = mean_score(nats)
     check_finite(trained, result.nats_per_char)
     return replace(result, num_bytes=_utf8_bytes(trained.vocab, ids))
 

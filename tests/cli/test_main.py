@@ -256,6 +256,19 @@ FAULTS = {
     "score of what is no UTF-8": Fault(
         "score --workdir=@run --file=@latin.txt", 2, ("latin.txt", "0xE9", "offset 3")
     ),
+    "a negative window": Fault("score --workdir=@run --part=val --window=-1", 2, ("--window=-1",)),
+    "a window in dynamic evaluation": Fault(
+        "score --workdir=@run --part=val --window=8 --dynamic", 2, ("--dynamic", "--window")
+    ),
+    "an option without dynamic evaluation": Fault(
+        "score --workdir=@run --part=val --decay=0.1", 2, ("--decay", "--dynamic")
+    ),
+    "a segment of no character": Fault(
+        "score --workdir=@run --part=val --dynamic --segment=0", 2, ("--segment=0", "from 1 to")
+    ),
+    "dynamic evaluation of int8 weights": Fault(
+        "score --workdir=@run --part=val --dynamic --weights=int8", 2, ("--dynamic", "--weights")
+    ),
     "score without a text": Fault("score --workdir=@run", 2, ("--file", "--help")),
     "info on nothing": Fault("info", 2, ("--config=FILE", "--workdir=DIR")),
     "info on two things": Fault(
@@ -748,14 +761,38 @@ def test_the_parts_of_the_runs_own_text_are_scored(workspace, capfd):
     assert score["nats_per_char"] == pytest.approx(info["val_loss"], abs=1e-6)
 
 
-def test_a_part_of_another_text_is_not_scored(workspace, capfd):
+def test_a_score_says_how_the_text_was_read(workspace, capfd):
+    score = "score --workdir=@run --part=val"
+    stream = json.loads(output_of(workspace, score, capfd))
+    window = json.loads(output_of(workspace, f"{score} --window=8", capfd))
+    assert (window.pop("window"), window["chars"]) == (8, stream["chars"])
+    assert window["nats_per_char"] != stream["nats_per_char"]
+    assert window.keys() == stream.keys()
+    dynamic = json.loads(output_of(workspace, f"{score} --dynamic --learning_rate=0.001", capfd))
+    assert dynamic.pop("dynamic") == {
+        "learning_rate": 0.001, "decay": 2e-3, "epsilon": 2e-5, "segment": 20
+    }  # fmt: skip
+    assert dynamic.keys() == stream.keys()
+    lines = output_of(workspace, f"{score} --dynamic --learning_rate=0.001 --per_char", capfd)
+    nats = [json.loads(line)["nats"] for line in lines.splitlines()]
+    assert sum(nats) / len(nats) == pytest.approx(dynamic["nats_per_char"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--part=val", ("--part=val", "SHA-256", "--file")),
+        ("--file=@text.txt --dynamic", ("--dynamic", "SHA-256", "without --dynamic")),
+    ],
+)
+def test_a_part_of_another_text_is_not_scored(workspace, capfd, flags, words):
     text = workspace.folder / "text.txt"
     text.write_text(TEXT[::-1], encoding="utf-8")
     try:
-        assert main.main(workspace.fill("score --workdir=@run --part=val")) == 2
+        assert main.main(workspace.fill(f"score --workdir=@run {flags}")) == 2
     finally:
         text.write_text(TEXT, encoding="utf-8")
-    assert_one_line(capfd.readouterr().err, ("--part=val", "SHA-256", "--file"))
+    assert_one_line(capfd.readouterr().err, words)
 
 
 def test_a_defect_is_not_hidden(monkeypatch):

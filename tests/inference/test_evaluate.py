@@ -15,7 +15,7 @@ from optax.losses import softmax_cross_entropy_with_integer_labels
 
 from charjax.errors import InputError
 from charjax.inference import evaluate
-from charjax.inference.evaluate import Score, char_nats, score
+from charjax.inference.evaluate import Score, ZeroCarry, char_nats, map_predictions, score
 from charjax.model.carry import initial_carry
 from charjax.model.network import CharRNN
 from tests.inference.scripted import chain, cycle, memoryless, random_model
@@ -67,6 +67,23 @@ def test_a_document_is_scored_as_if_it_were_alone(dtype):
         want = char_nats(config, PARAMS, alone)
         np.testing.assert_allclose(nats[ends[i] - len(documents[i]) : ends[i]], want, atol=1e-5)
     assert np.abs(char_nats(config, PARAMS, together) - nats).max() > 1e-3
+
+
+@pytest.mark.parametrize("boundary_id", [None, 5])
+def test_a_window_is_scored_as_if_it_were_alone(boundary_id):
+    window, ids = 37, IDS[:5000]
+    nats = map_predictions(
+        softmax_cross_entropy_with_integer_labels,
+        CONFIG,
+        PARAMS,
+        ids,
+        zero_carry=ZeroCarry(boundary_id, window),
+    )
+    assert nats.shape == (4999,)
+    for start in (0, window, 60 * window, 135 * window):
+        alone = ids[start : start + window + 1]
+        want = char_nats(CONFIG, PARAMS, alone, boundary_id=boundary_id)
+        np.testing.assert_allclose(nats[start : start + window], want, atol=1e-5)
 
 
 def test_a_model_that_knows_nothing_scores_the_log_of_the_vocabulary():

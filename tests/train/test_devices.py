@@ -194,7 +194,7 @@ def test_a_text_is_scored_on_all_devices_as_on_one(monkeypatch):
     ids = np.random.default_rng(0).integers(VOCAB, size=20_000).astype(np.int32)
     on_all = evaluate.char_nats(config, params, ids)
     one_device = evaluate._evaluator(
-        config, None, softmax_cross_entropy_with_integer_labels, on_all_devices=False
+        config, softmax_cross_entropy_with_integer_labels, on_all_devices=False
     )
     monkeypatch.setattr(evaluate, "_evaluator", lambda *config, **options: one_device)
     np.testing.assert_allclose(on_all, evaluate.char_nats(config, params, ids), rtol=1e-5)

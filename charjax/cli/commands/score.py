@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import sys
+from typing import TYPE_CHECKING, Any
 
 from charjax.cli.arguments import (
     add_inference,
@@ -16,7 +18,19 @@ from charjax.cli.arguments import (
 )
 from charjax.errors import InputError
 
+if TYPE_CHECKING:
+    from charjax.inference.score import Method
+
 _logger = logging.getLogger(__name__)
+
+
+# Type and help of the flags that are fields of `charjax.inference.dynamic.DynamicOptions`.
+_DYNAMIC: dict[str, tuple[type, str]] = {
+    "learning_rate": (float, "of each update; default: 0.0001"),
+    "decay": (float, "towards the trained weights after each segment; default: 0.002"),
+    "epsilon": (float, "added to the root mean square of the gradients; default: 2e-05"),
+    "segment": (int, "characters between two updates; default: 20"),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,9 +49,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a JSON object for each character but the first, one per line: the character, its "
         "loss in nats, its rank among all characters, and the five likeliest ones",
     )
+    _add_methods(parser)
     add_inference(parser)
     about = "how to read a --file that differs from the run's text; values as in config.data"
     add_reading(parser, about)
+
+
+def _add_methods(parser: argparse.ArgumentParser) -> None:
+    """How the text is read."""
+    group = parser.add_argument_group("method", "default: one pass over the text with its carry")
+    methods = group.add_mutually_exclusive_group()
+    methods.add_argument(
+        "--window",
+        type=int,
+        default=0,
+        metavar="N",
+        help="set the carry to zero before each N characters, so that each character is predicted "
+        "from at most N; 0, the default: never",
+    )
+    methods.add_argument(
+        "--dynamic",
+        action="store_true",
+        help="dynamic evaluation (Krause et al. 2018): learn from each segment after its score",
+    )
+    for name, (kind, about) in _DYNAMIC.items():
+        group.add_argument(f"--{name}", type=kind, help=f"with --dynamic: {about}")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -51,6 +87,7 @@ def run(args: argparse.Namespace) -> None:
     options = reading_options(args)
     if args.part and options:
         raise InputError(f"--{next(iter(options))}: needs --file; --part is read as in training")
+    method, how = _method(args)
     display = make_display(sys.stderr)
     with show_messages(display), display.task("scoring") as update:
         trained = load_model(args)
@@ -60,10 +97,28 @@ def run(args: argparse.Namespace) -> None:
             ids = read_file(trained, args.file, unknown=args.unknown, options=options)
         if args.per_char:
             ids = np.asarray(ids, np.int32)
-            records = prediction_records(trained.vocab, ids, predict(trained, ids, update))
+            records = prediction_records(trained.vocab, ids, predict(trained, ids, update, method))
         else:
-            records = iter([score_text(trained, ids, update).to_json()])
+            records = iter([score_text(trained, ids, update, method).to_json() | how])
     for record in records:
         if record.get("perplexity", 0) is None:
             _logger.warning("the perplexity exceeds the range of a float and is written as null")
         print_json(record)
+
+
+def _method(args: argparse.Namespace) -> tuple[Method, dict[str, Any]]:
+    """How the flags say that the text is read, and what the result says about it."""
+    from charjax.inference.dynamic import DynamicOptions
+    from charjax.inference.score import dynamically, in_windows
+    from charjax.schema import build
+
+    given = {name: getattr(args, name) for name in _DYNAMIC if getattr(args, name) is not None}
+    if not args.dynamic:
+        if given:
+            raise InputError(f"--{next(iter(given))}: needs --dynamic")
+        return in_windows(args.window), {"window": args.window} if args.window else {}
+    try:
+        options = build(DynamicOptions, given, "dynamic")
+    except InputError as error:
+        raise InputError(str(error).replace("dynamic.", "--")) from None
+    return dynamically(options), {"dynamic": dataclasses.asdict(options)}
