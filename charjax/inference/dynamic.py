@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -51,7 +51,7 @@ class DynamicOptions:
       segment: characters between two updates. Gradients do not reach further back.
     """
 
-    learning_rate: float = number(1e-4, 0, 1)
+    learning_rate: float = number(3e-5, 0, 1)
     decay: float = number(2e-3, 0, 1)
     epsilon: float = number(2e-5, 1e-12, 1)
     segment: int = number(20, 1, 1024)
@@ -161,6 +161,8 @@ def map_dynamic(
       InputError: the text has fewer than two characters.
     """
     check_length(ids)
+    # For one sequence XLA's loop is nearly three times as fast as the C loops.
+    config = replace(config, recurrence="xla")
     length = max(1, _DISPATCH // segment) * segment
     dispatches = math.ceil((ids.size - 1) / length)
     carry, params = initial_carry(config, 1), jax.tree.map(jnp.copy, rule.trained)

@@ -26,7 +26,7 @@ _logger = logging.getLogger(__name__)
 
 # Type and help of the flags that are fields of `charjax.inference.dynamic.DynamicOptions`.
 _DYNAMIC: dict[str, tuple[type, str]] = {
-    "learning_rate": (float, "of each update; default: 0.0001"),
+    "learning_rate": (float, "of each update; default: 3e-05"),
     "decay": (float, "towards the trained weights after each segment; default: 0.002"),
     "epsilon": (float, "added to the root mean square of the gradients; default: 2e-05"),
     "segment": (int, "characters between two updates; default: 20"),
