@@ -202,6 +202,28 @@ def test_the_network_runs_on_it(monkeypatch):
     assert distance(got, run_network(replace(CONFIG, recurrence="xla"))) < 0.01
 
 
+def network_gradients(config, batch, time):
+    """Logits and last carry of a network, and their gradients in the parameters and the carry."""
+    tokens, network = tokens_of(VOCAB, batch, time), CharRNN(config, VOCAB)
+    inputs = params_of(config, VOCAB), carry_of(config, batch)
+    value, vjp = jax.vjp(lambda params, carry: network.run(params, tokens, carry), *inputs)
+    return value, vjp(like(value, 4))
+
+
+@needs_interpreter
+@pytest.mark.slow
+@pytest.mark.parametrize(("batch", "layers"), [(64, 1), (64, 2), (64, 3), (128, 2), (256, 3)])
+@pytest.mark.parametrize(("cell", "time"), [("gru", 5), ("lstm", 3)])
+def test_layers_of_any_batch_equal_the_reference(cell, time, batch, layers, monkeypatch):
+    """Values and gradients of `scan`, after odd numbers of steps."""
+    monkeypatch.setattr(ops, "supports", lambda _: "")
+    monkeypatch.setattr(ops, "launch_config", lambda: TWO_CTAS)
+    config = replace(CONFIG, cell=cell, layers=layers)
+    got = network_gradients(config, batch, time)
+    want = network_gradients(replace(config, recurrence="scan"), batch, time)
+    assert distance(got, want) < 0.02  # at most 0.009 was found
+
+
 def test_parameters_are_initialized_without_a_gpu():
     init_params(CONFIG, VOCAB, jax.random.key(0))
 
