@@ -8,6 +8,7 @@ import contextlib
 import glob
 import gzip
 import importlib
+import io
 import logging
 import lzma
 import os
@@ -22,10 +23,11 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from charjax.data import remote
 from charjax.data.named_corpora import RawText
 from charjax.errors import HostError, InputError
 from charjax.runtime.display import listed
-from charjax.runtime.paths import expand_path
+from charjax.runtime.paths import expand_path, is_address
 
 _BLOCK = 1 << 20  # bytes read at a time
 _BINARY_SAMPLE = 8192  # a file with a NUL in its first bytes is taken for binary
@@ -55,6 +57,8 @@ class TextFiles(NamedTuple):
 def find_files(given: str, option: str) -> TextFiles:
     """Finds the files of a path: a file, a folder, a glob, or several of these, comma-separated.
 
+    An address such as gs://bucket/texts/*.txt is found by `charjax.data.remote`.
+
     A folder means the glob `FOLDER/**/*.txt`. Suffixes match in upper and lower case. Hidden
     files, files that a run of charjax wrote, and links to a file that was found already are left
     out; their number is logged.
@@ -66,21 +70,24 @@ def find_files(given: str, option: str) -> TextFiles:
     Raises:
       InputError: there is no such file, or no text in the folder.
     """
-    is_list = "," in given and not os.path.exists(expand_path(given, option))
+    is_one = is_address(given) or os.path.exists(expand_path(given, option))
+    is_list = "," in given and not is_one
     paths: dict[str, None] = {}
     left_out: Counter[str] = Counter()
     from_search = False
     for part in given.split(",") if is_list else [given]:
-        path = expand_path(part, option)
-        if os.path.isdir(path):
+        path = part if is_address(part) else expand_path(part, option)
+        if is_address(part):
+            pattern = ""
+        elif os.path.isdir(path):
             pattern = os.path.join(glob.escape(path), "**", "*.txt")
         elif glob.has_magic(path) and not os.path.exists(path):
             pattern = path
         else:
             paths[path] = None
             continue
-        from_search = True
-        found = _search(pattern, left_out)
+        found = _search(pattern, left_out) if pattern else remote.find(part)
+        from_search = from_search or found != [path]
         if not found:
             raise InputError(
                 f"{option}={given!r}: no text file there{_list(left_out, ', but')}; give a file, "
@@ -123,13 +130,17 @@ class _FileBlocks:
     def _open(self) -> Iterator[IO[bytes]]:
         with _refuse_damage(self.path):
             if self.member:
-                with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as file:
+                with (
+                    open_binary(self.path, seekable=True) as opened,
+                    zipfile.ZipFile(opened) as archive,
+                    archive.open(self.member) as file,
+                ):
                     yield file
             elif opener := _OPENERS.get(Path(self.path).suffix.lower()):
-                with open(self.path, "rb") as compressed, opener(compressed) as file:
+                with open_binary(self.path) as compressed, opener(compressed) as file:
                     yield file
             else:
-                with open(self.path, "rb") as file:
+                with open_binary(self.path, seekable=bool(self.begin)) as file:
                     yield file
 
 
@@ -182,6 +193,11 @@ def read_file(path: str, option: str) -> Iterator[RawText]:
 def read_range(path: str, option: str, begin: int, end: int) -> RawText:
     """The bytes `begin` to `end` of a file that is not compressed; the errors of `read_files`."""
     return RawText(path, _FileBlocks(path, option, begin=begin, end=end), offset=begin)
+
+
+def open_binary(path: str, *, seekable: bool = False) -> io.BufferedReader:
+    """A file, or one at an address, opened for reading; see `charjax.data.remote`."""
+    return remote.open_address(path, seekable=seekable) if is_address(path) else open(path, "rb")
 
 
 def is_compressed(path: str) -> bool:
@@ -254,7 +270,11 @@ def _as_charjax_errors(path: str, option: str) -> Iterator[None]:
 
 def _zip_members(path: str) -> list[str]:
     """The visible *.txt members of an archive, sorted by name; or its only member."""
-    with _refuse_damage(path), zipfile.ZipFile(path) as archive:
+    with (
+        _refuse_damage(path),
+        open_binary(path, seekable=True) as file,
+        zipfile.ZipFile(file) as archive,
+    ):
         names = sorted(name for name in archive.namelist() if not name.endswith("/"))
     texts = [n for n in names if n.lower().endswith(".txt") and not _is_hidden(n)]
     if not texts and len(names) != 1:

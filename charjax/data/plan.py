@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import codecs
+import io
 import os
 from collections.abc import Iterator
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
-from charjax.data import records
-from charjax.data.files import TextFiles, is_compressed, read_files, read_range, text_paths
+from charjax.data import records, remote
+from charjax.data.files import (
+    TextFiles,
+    is_compressed,
+    open_binary,
+    read_files,
+    read_range,
+    text_paths,
+)
 from charjax.data.named_corpora import RawText
 from charjax.data.reading import ReadingRules, TextReader
 from charjax.errors import InputError
+from charjax.runtime.paths import is_address
 
 SHARD_BYTES = 1 << 26  # of the input of a shard, about
 OPTIONS = "--"  # prefix of the names of options in messages
@@ -42,7 +51,8 @@ class Plan(NamedTuple):
     Attributes:
       reading: how the files are read.
       field: the field of JSON lines or Parquet that has the text, or "".
-      inputs: path, size and mtime_ns of each file.
+      inputs: path, size and mtime_ns of each file; of one at an address, its version instead of
+        mtime_ns.
       shards: the parts of the files in each shard.
     """
 
@@ -88,8 +98,7 @@ def make_plan(files: TextFiles, rules: ReadingRules, field: str) -> Plan:
     shard: list[Segment] = []
     for path in text_paths(files, _OPTION) if rules.is_utf8 and not field else files.paths:
         _check_field(path, field)
-        stat = _stat(path)
-        inputs.append({"path": path, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns})
+        inputs.append(remote.describe(path) if is_address(path) else _describe(path))
         for segment in _segments(len(inputs) - 1, inputs[-1], rules, field):
             shard.append(segment)
             if sum(part.size for part in shard) >= SHARD_BYTES:
@@ -105,11 +114,12 @@ def make_plan(files: TextFiles, rules: ReadingRules, field: str) -> Plan:
     return plan
 
 
-def _stat(path: str) -> os.stat_result:
+def _describe(path: str) -> dict[str, Any]:
     try:
-        return os.stat(path)
+        stat = os.stat(path)
     except OSError as error:
         raise InputError(f"{_OPTION}={path!r}: no such file; check the path") from error
+    return {"path": path, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
 def _check_field(path: str, field: str) -> None:
@@ -133,7 +143,7 @@ def _segments(
             yield Segment(number, group, group + 1, size // groups)
     elif size > SHARD_BYTES and _is_cuttable(path, rules, field):
         begin = 0
-        with open(path, "rb") as file:
+        with open_binary(path, seekable=True) as file:
             while begin < size:
                 end = _line_end(file, begin + SHARD_BYTES, size)
                 yield Segment(number, begin, end, end - begin)
@@ -144,7 +154,7 @@ def _segments(
 
 def _is_cuttable(path: str, rules: ReadingRules, field: str) -> bool:
     """Whether a file that is cut after newlines reads as if it were whole."""
-    if is_compressed(path):
+    if is_compressed(path) or (is_address(path) and not remote.has_ranges(path)):
         return False
     if field:
         return True
@@ -154,7 +164,7 @@ def _is_cuttable(path: str, rules: ReadingRules, field: str) -> bool:
         return False
     if rules.unit == "byte":
         return True
-    with open(path, "rb") as file:
+    with open_binary(path) as file:
         if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
             return False
     try:
@@ -163,7 +173,7 @@ def _is_cuttable(path: str, rules: ReadingRules, field: str) -> bool:
         return False  # reading the file will say so
 
 
-def _line_end(file: BinaryIO, position: int, size: int) -> int:
+def _line_end(file: io.BufferedReader, position: int, size: int) -> int:
     """The position after the first newline at or after a position, or the end of the file."""
     file.seek(position)
     for block in iter(lambda: file.read(1 << 16), b""):

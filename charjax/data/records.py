@@ -8,8 +8,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from charjax.data.files import open_binary
 from charjax.data.named_corpora import RawText
 from charjax.errors import HostError, InputError
+from charjax.runtime.paths import is_address
 
 _JSON_LINES = (".jsonl", ".ndjson")
 _PARQUET = ".parquet"
@@ -77,7 +79,7 @@ def _open_parquet(path: str) -> Any:
             f"{path}: reading Parquet needs pyarrow: pip install charjax[data]"
         ) from None
     try:
-        return parquet.ParquetFile(path)
+        return parquet.ParquetFile(open_binary(path, seekable=True) if is_address(path) else path)
     except (ArrowException, OSError) as error:
         first_line = str(error).splitlines()[0]
         raise InputError(f"{path}: is not a Parquet file ({first_line}); correct it") from error

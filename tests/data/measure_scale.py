@@ -124,6 +124,36 @@ def measure(folder: Path, megabytes: float) -> dict[str, Any]:
     }
 
 
+def computed(values: dict[str, Any]) -> list[str]:
+    """What 1 GB, 100 GB and 10 TB cost at the rates that were measured of one text."""
+    rate, disk, packed = (
+        values[name] for name in ("pack_mb_per_s", "bytes_on_disk_per_char", "runs")
+    )
+    speed, memory = packed["packed"]["chars_per_s"], packed["packed"]["peak_mb"]
+    lines = [
+        "Computed from the last of these rates, for one such machine with disks that keep up:",
+        "",
+        "| text | pack | verify | disk for the store, GB | memory to pack, MB | "
+        "memory to train, MB | an epoch |",
+        "|---" * 7 + "|",
+    ]
+    for name, megabytes in (("1 GB", 1e3), ("100 GB", 1e5), ("10 TB", 1e7)):
+        seconds = (megabytes / rate, megabytes / values["verify_mb_per_s"], megabytes * 1e6 / speed)
+        pack_time, verify_time, epoch = map(duration, seconds)
+        lines.append(
+            f"| {name} | {pack_time} | {verify_time} | {megabytes / 1000 * disk:,.1f} | "
+            f"{values['pack_peak_mb']} | {memory} | {epoch} |"
+        )
+    return lines
+
+
+def duration(seconds: float) -> str:
+    for unit, length in (("years", 365 * 86400), ("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def write_page(sizes: dict[str, dict[str, Any]]) -> None:
     """The tables of docs/scale.md, from what was measured of each size."""
     packing = [
@@ -147,14 +177,9 @@ def write_page(sizes: dict[str, dict[str, Any]]) -> None:
             f"{values['bytes_on_disk_per_char']:.2f} bytes a character (`{values['command']}`: "
             f"{values['machine']}; {values['date']})."
         )
-    rate, disk = values["pack_mb_per_s"], values["bytes_on_disk_per_char"]
-    sources.append(
-        f"At the last of these rates, which assumes disks that keep up, 100 GB take "
-        f"{1e5 / rate / 60:.0f} minutes and {100 * disk:.0f} GB of disk on such a machine, 10 TB "
-        f"{1e7 / rate / 3600:.0f} hours and {10 * disk:.0f} TB; n machines an n-th of the time "
-        "(computed, not measured)."
+    tables = "\n".join(
+        [*packing, "", *running, "", "\n\n".join(sources), "", *computed(values), ""]
     )
-    tables = "\n".join([*packing, "", *running, "", "\n\n".join(sources), ""])
     before, _, rest = PAGE.read_text("utf-8").partition(START)
     _, end, after = rest.partition(END)
     PAGE.write_text(before + START + tables + end + after, "utf-8")

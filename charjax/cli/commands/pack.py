@@ -22,7 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "paths",
         nargs="+",
         metavar="PATH",
-        help="files, folders or globs, as in config.data.path; also JSON lines and Parquet",
+        help="files, folders or globs, as in config.data.path, or at addresses such as "
+        "gs://bucket/texts/*.txt; also JSON lines and Parquet",
     )
     parser.add_argument(
         "--out",
