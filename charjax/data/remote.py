@@ -96,8 +96,8 @@ class _Reader(io.RawIOBase):
 
     def seek(self, position: int, whence: int = 0) -> int:
         with _as_charjax_errors(self._address):
-            found: int = self._file.seek(position, whence)
-        return found
+            self._file.seek(position, whence)
+        return self.tell()
 
     def tell(self) -> int:
         position: int = self._file.tell()
