@@ -11,10 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# XLA's newer code generator takes three times as long for the same values. jaxlib 0.10 has both;
-# 0.12 ends the process at the unknown flag.
+# XLA's newer code generator takes three times as long for the same values, and a program in many
+# parts half as long again. jaxlib 0.10 has both; 0.12 ends the process at the unknown flag.
 _IS_OLD = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11)
-FAST_COMPILES = "--xla_cpu_use_fusion_emitters=false" if _IS_OLD else ""
+FAST_COMPILES = (
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    if _IS_OLD
+    else ""
+)
 
 
 def with_devices(count: int) -> dict[str, str]:
