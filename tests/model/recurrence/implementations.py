@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -61,6 +60,11 @@ IMPLEMENTATIONS = {
 }
 
 
+def sizes_of(name: str, kind: type, dtype: str) -> tuple[Size, ...]:
+    """Every other size: of two that follow each other, each has half of the kinds times dtypes."""
+    return IMPLEMENTATIONS[name].sizes[(kind is Projected) ^ (dtype == "bfloat16") :: 2]
+
+
 def supported(name: str, cell: str, dtype: str, size: Size | None = None) -> Implementation:
     """The implementation of this name; skips the test where it refuses the layer."""
     implementation = IMPLEMENTATIONS[name]
@@ -71,7 +75,7 @@ def supported(name: str, cell: str, dtype: str, size: Size | None = None) -> Imp
     return implementation
 
 
-def random_layer(cell: str, kind: type, size: Size) -> tuple[Any, Weights, tuple[jax.Array, ...]]:
+def random_layer(cell: str, kind: type, size: Size) -> tuple[Any, Weights, tuple[np.ndarray, ...]]:
     """Inputs of this kind (Projected or Table), weights and a carry."""
     batch, time, hidden = size
     gates = CELLS[cell].gates * hidden
@@ -83,20 +87,23 @@ def random_layer(cell: str, kind: type, size: Size) -> tuple[Any, Weights, tuple
     return Projected(normal(0, gates, time, batch)), weights, carry
 
 
-def random_resets(size: Size) -> jax.Array:
+def random_resets(size: Size) -> np.ndarray:
     """Resets at about a third of the positions, [time, batch], one of them at a first position."""
     resets = np.random.default_rng(13).random((size.time, size.batch)) < 0.3
     resets[0, -1] = True
-    return jnp.asarray(resets)
+    return resets
+
+
+def run(name: str, cell: str, dtype: str, *layer: Any):
+    """Outputs and last carry, of inputs, weights and carry."""
+    return jax.device_get(_run(name, cell, dtype, layer))
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2), compiler_options=UNOPTIMIZED)
-def run(name: str, cell: str, dtype: str, inputs: Any, weights: Any, carry: Any):
-    """Outputs and last carry."""
-    return IMPLEMENTATIONS[name].run(cell, dtype, Operands(inputs, weights, carry))
+def _run(name: str, cell: str, dtype: str, layer: Any):
+    return IMPLEMENTATIONS[name].run(cell, dtype, Operands(*layer))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2), compiler_options=UNOPTIMIZED)
 def value_and_gradient(
     name: str,
     cell: str,
@@ -111,13 +118,29 @@ def value_and_gradient(
 
     `cotangents`, in the structure of the value, are random if they are None.
     """
+    if cotangents is None:
+        cotangents = random_cotangents(inputs, carry)
+    layer = inputs, weights, carry
+    return jax.device_get(_value_and_gradient(name, cell, dtype, layer, cotangents, resets))
 
-    def layer(igates, weights, carry):
+
+def random_cotangents(inputs: Any, carry: Any) -> Any:
+    """Of outputs and last carry."""
+    time = (inputs.igates if isinstance(inputs, Projected) else inputs.tokens).shape[-2]
+    batch, hidden = carry[0].shape
+    return like((np.empty((hidden, time, batch)), carry), 4)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2), compiler_options=UNOPTIMIZED)
+def _value_and_gradient(name: str, cell: str, dtype: str, layer: Any, cotangents: Any, resets: Any):
+    inputs, weights, carry = layer
+
+    def outputs_and_last(igates, weights, carry):
         operands = Operands(inputs._replace(igates=igates), weights, carry, resets)
         return IMPLEMENTATIONS[name].run(cell, dtype, operands)
 
-    value, vjp = jax.vjp(layer, inputs.igates, weights, carry)
-    return value, vjp(like(value, 4) if cotangents is None else cotangents)
+    value, vjp = jax.vjp(outputs_and_last, inputs.igates, weights, carry)
+    return value, vjp(cotangents)
 
 
 def float64_layer(
