@@ -17,6 +17,7 @@ from charjax.config import DataConfig
 from charjax.data import named_corpora
 from charjax.data.files import find_files, read_files
 from charjax.data.named_corpora import BUILT_IN, RawText
+from charjax.data.packed_cache import CachedText, CacheEntry, recorded_messages
 from charjax.data.reading import PreparedText, ReadingRules, TextReader, prepare_text
 from charjax.data.store import TextStore, is_store
 from charjax.data.tokens import EncodedText, TextEncoder, TokenBuffer
@@ -83,7 +84,9 @@ class Corpus:
         return self.content
 
 
-def load_corpus(config: DataConfig, *, progress: ProgressFn = no_progress) -> Corpus:
+def load_corpus(
+    config: DataConfig, *, progress: ProgressFn = no_progress, use_cache: bool = True
+) -> Corpus:
     """Reads and prepares the corpus that the config names, or opens the packed text.
 
     Downloads and `Corpus.notice` are logged to the logger `charjax`.
@@ -91,6 +94,8 @@ def load_corpus(config: DataConfig, *, progress: ProgressFn = no_progress) -> Co
     Args:
       config: which text to read, and how.
       progress: called during a download with the bytes received and expected (0: unknown).
+      use_cache: whether a large text that was read before may come from the cache, see
+        `charjax.data.packed_cache`.
 
     Raises:
       InputError: there is no such corpus, file or marker, or the text cannot be decoded or parsed,
@@ -102,7 +107,7 @@ def load_corpus(config: DataConfig, *, progress: ProgressFn = no_progress) -> Co
     if config.path and is_store(config.path):
         return _open_store(config)
     if config.path:
-        return _make_corpus(config.path, _read_path(config.path, rules), rules)
+        return _load_files(config.path, rules, use_cache=use_cache)
     named_corpora.check_name(config.corpus, "config.data.corpus")
     if config.offline:
         named_corpora.check_name(config.offline, "config.data.offline")
@@ -145,14 +150,34 @@ def read_text(
     return prepare_text(files, rules, are_markers_required=are_markers_required, options="--")
 
 
-def _read_path(path: str, rules: ReadingRules) -> Iterable[RawText]:
+def _load_files(path: str, rules: ReadingRules, *, use_cache: bool) -> Corpus:
+    """The corpus of a path, from the cache if it has been read before."""
+    option = "config.data.path"
     if path == "-":
         raise InputError(
             "config.data.path=-: standard input cannot be read again when the run is resumed; "
             "save the text to a file"
         )
-    option = "config.data.path"
-    return read_files(find_files(path, option), option, are_utf8=rules.is_utf8)
+    files = find_files(path, option)
+    texts = read_files(files, option, are_utf8=rules.is_utf8)
+    entry = CacheEntry(files, rules) if use_cache else None
+    if entry is None or not entry.is_usable:
+        return _make_corpus(path, texts, rules)
+    if (cached := entry.read()) is not None:
+        for message in cached.messages:
+            is_warning = message.startswith("NOTICE")
+            _logger.log(logging.WARNING if is_warning else logging.INFO, "%s", message)
+        return Corpus(path, *cached[:-1])
+    with recorded_messages() as messages:
+        corpus = _make_corpus(path, texts, rules)
+    content = corpus.content
+    assert isinstance(content, EncodedText)
+    if not corpus.rules.documents.boundary:  # as most vocabularies have them: saves a translation
+        content = content.recoded(sorted(corpus.characters), len(corpus.characters))
+    corpus = replace(corpus, content=content)
+    found = (corpus.characters, corpus.chars, corpus.sha256, corpus.notice, corpus.rules)
+    entry.start_write(CachedText(content, *found, tuple(messages)))
+    return corpus
 
 
 def _make_corpus(name: str, files: Iterable[RawText], rules: ReadingRules, *notices: str) -> Corpus:

@@ -67,9 +67,9 @@ class EncodedText(NamedTuple):
     def recoded(self, characters: Sequence[str], num_ids: int) -> EncodedText:
         """The same text with the ids of a vocabulary; uses the memory of this one if it can."""
         table = translation(self.alphabet, characters, num_ids)
+        is_same = table.dtype == self.tokens.dtype and np.array_equal(table, np.arange(len(table)))
         reuse = table.dtype == self.tokens.dtype and self.tokens.flags.writeable
-        ids = self.tokens if reuse else np.empty(len(self.tokens), table.dtype)
-        is_same = reuse and np.array_equal(table, np.arange(len(table)))
+        ids = self.tokens if is_same or reuse else np.empty(len(self.tokens), table.dtype)
         for begin in range(0, 0 if is_same else len(ids), _CHUNK):
             chunk = slice(begin, begin + _CHUNK)
             # All tokens are in the table: "clip" only spares a pass over them.
