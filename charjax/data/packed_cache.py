@@ -180,7 +180,7 @@ def _key_of(files: TextFiles, rules: ReadingRules) -> tuple[str, int, int]:
     """
     try:
         stats = [os.stat(path) for path in files.paths]
-    except OSError:  # reading it will say why
+    except (OSError, ValueError):  # reading them will say why
         return "", 0, 0
     names = ("st_size", "st_mtime_ns", "st_ctime_ns", "st_ino", "st_dev")
     about = {
