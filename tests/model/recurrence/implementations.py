@@ -49,8 +49,12 @@ class Implementation(NamedTuple):
 
 # Three blocks of units, however few there are, not all of one size.
 _IN_BLOCKS = ((xla, "_BLOCKED_SIZES", range(1, 1024)), (xla, "_NUM_BLOCKS", 3))
-# Around the sizes of vectors, panels and bf16 pairs; the last is computed by several threads.
-_AROUND_PANELS = (Size(3, 6, 5), Size(1, 2, 2), Size(16, 2, 24), Size(37, 3, 51))
+# Around the sizes of vectors, panels and bf16 pairs; the last two are computed by several threads,
+# and the last has the backward panels of wide layers.
+_AROUND_PANELS = (
+    *(Size(3, 6, 5), Size(1, 2, 2), Size(16, 2, 24), Size(37, 3, 51)),
+    Size(2, 2, 257),
+)
 
 IMPLEMENTATIONS = {
     "scan": Implementation(scan.run, scan.supports),

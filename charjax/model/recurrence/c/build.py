@@ -69,13 +69,13 @@ class Library:
 
     def forward_scratch(self, gates: int, hidden: int, batch: int) -> int:
         """Length of the scratch of `FORWARD`; a weight panel has all gates of some units."""
-        panels = -(-hidden // (self.panel_rows // gates))
-        return self._scratch(panels, _round_up(hidden, 2), batch)
+        rows = -(-hidden // (self.panel_rows // gates)) * self.panel_rows
+        return self._scratch(rows, _round_up(hidden, 2), batch)
 
     def backward_scratch(self, gates: int, hidden: int, batch: int) -> int:
-        """Length of the scratch of `BACKWARD`; a weight panel has one row per unit."""
-        panels = -(-hidden // self.panel_rows)
-        return self._scratch(panels, gates * _round_up(hidden, 2), batch)
+        """Length of the scratch of `BACKWARD`, as src/backward.h divides the units into panels."""
+        units = self.panel_rows if hidden > 256 else self.panel_rows * 2 // 3
+        return self._scratch(_round_up(hidden, units), gates * _round_up(hidden, 2), batch)
 
     def gradient_scratch(self, rows: int, positions: int) -> int:
         """Length of the scratch of `WEIGHT_GRADIENT`: one operand, packed."""
@@ -85,9 +85,9 @@ class Library:
         """Length of what `PACK` makes of a kernel [k, columns]."""
         return _round_up(k, 2) * _round_up(columns, self.packed_columns)
 
-    def _scratch(self, panels: int, k: int, batch: int) -> int:
+    def _scratch(self, rows: int, k: int, batch: int) -> int:
         """Length of all packed weights and of the packed states of two steps."""
-        return k * (panels * self.panel_rows + 2 * self.padded(batch))
+        return k * (rows + 2 * self.padded(batch))
 
 
 @dataclass(frozen=True)

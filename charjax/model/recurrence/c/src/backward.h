@@ -1,8 +1,8 @@
 /* The backward pass of one layer, from the last time step to the first: gradients of the gates at
  * every step, and of the initial carry.
  *
- * The matmul is d_hgates times the kernel's transpose. A weight panel holds MR units; K runs over
- * all gates of all units. So the micro-kernel gives the gradient of a unit's state, from which the
+ * The matmul is d_hgates times the kernel's transpose. A weight panel holds some units; K runs
+ * over all gates of all units. So the micro-kernel gives the gradient of a unit's state, from which the
  * cell computes those of its gates one step earlier, in the same register tile. Each time step is a
  * phase; a barrier follows it. */
 
@@ -22,6 +22,12 @@ typedef struct Backward {
   float *d_carry[2];                /* of the carry before the step just done */
 } Backward;
 
+/* Units of a weight panel. Panels of MR units are too few, or too few of them full, for the threads of
+ * a layer that is not large: the three of 64 units would keep one of two threads waiting. */
+enum { SMALL_ROWS = MR * 2 / 3, MAX_SMALL_HIDDEN = 256 };
+
+INLINE int backward_rows(long hidden) { return hidden <= MAX_SMALL_HIDDEN ? SMALL_ROWS : MR; }
+
 /* The first k of a gate: each is padded to an even number of units. */
 INLINE long gate_start(const Layer *l, long gate) { return gate * even(l->hidden); }
 
@@ -37,7 +43,8 @@ INLINE void pack_transposed(Cell cell, const Backward *b, long panel) {
         rows[0][unit - units.first] = from[0];
         if (k + 1 < l->hidden) rows[1][unit - units.first] = from[1];
       }
-      pack_rows(weight_panel_at(l, panel), MR, gate_start(l, gate) + k, rows[0], rows[1], MR);
+      pack_rows(weight_panel_at(l, panel), l->units, gate_start(l, gate) + k, rows[0], rows[1],
+                l->units);
     }
 }
 
@@ -94,6 +101,12 @@ INLINE void store_grads(Cell cell, const Backward *b, long unit, Position p, con
   }
 }
 
+INLINE void backward_matmul(const Layer *l, const float *weights, const float *states,
+                            Vector tile[]) {
+  if (l->units == MR) micro_kernel(MR, l->iterations, weights, states, tile);
+  else micro_kernel(SMALL_ROWS, l->iterations, weights, states, tile);
+}
+
 /* Step 0 computes the gates' gradients of the last character. A later step multiplies those of one
  * character by the kernel, then computes those of the character before, at p; before the first
  * (p.t < 0) only the gradient of the initial carry is left. */
@@ -103,8 +116,7 @@ INLINE void backward_step(Cell cell, const Backward *b, long weight_panel, long 
   Vector tile[MR], d_hgates[MAX_GATES][MR];
   if (p.t >= 0) prefetch_step(cell, b, units, p);
   if (step > 0)
-    micro_kernel(l->iterations, weight_panel_at(l, weight_panel),
-                 state_panel_at(l, step, p.panel), tile);
+    backward_matmul(l, weight_panel_at(l, weight_panel), state_panel_at(l, step, p.panel), tile);
   for (long unit = units.first; unit < units.end; unit++) {
     const long i = unit - units.first;
     State d_after = load_carry(cell, l, b->d_carry, unit, p);
@@ -155,7 +167,8 @@ XLA_FFI_Error *TARGET(backward)(XLA_FFI_CallFrame *frame) {
   const Cell cell = cell_attribute(&call);
   const CellInfo info = CELLS[cell];
   const int64_t *sizes = sizes_of(&call, "outputs", next_buffer(&call.arguments), 3);
-  Backward b = {.layer = new_layer(sizes, MR, info.gates * even(sizes[0]))};
+  const long units = backward_rows(sizes[0]);
+  Backward b = {.layer = new_layer(sizes, units, units, info.gates * even(sizes[0]))};
   const long hidden = b.layer.hidden, time = b.layer.time, batch = b.layer.batch;
   const long rows = info.gates * hidden, lanes = b.layer.state_panels * LANES;
   b.outputs = ARGUMENT(&call, "outputs", F32, hidden, time, batch);

@@ -87,8 +87,8 @@ INLINE void forward_step(Cell cell, const Forward *f, long weight_panel, Positio
       __builtin_prefetch(f->previous + sequence_index(l, unit, next), 1);
   }
   Vector tile[MR], states[MR];
-  micro_kernel(l->iterations, weight_panel_at(l, weight_panel), state_panel_at(l, p.t, p.panel),
-               tile);
+  micro_kernel(MR, l->iterations, weight_panel_at(l, weight_panel),
+               state_panel_at(l, p.t, p.panel), tile);
 
   IntVector tokens = {0};
   if (f->tokens != NULL)
@@ -131,7 +131,7 @@ XLA_FFI_Error *TARGET(forward)(XLA_FFI_CallFrame *frame) {
   const Cell cell = cell_attribute(&call);
   const CellInfo info = CELLS[cell];
   const int64_t *sizes = sizes_of(&call, "outputs", next_buffer(&call.results), 3);
-  Forward f = {.layer = new_layer(sizes, MR / info.gates, even(sizes[0]))};
+  Forward f = {.layer = new_layer(sizes, MR, MR / info.gates, even(sizes[0]))};
   const long hidden = f.layer.hidden, time = f.layer.time, batch = f.layer.batch;
   f.kernel = ARGUMENT(&call, "kernel", F32, hidden, info.gates * hidden);
   if (info.reset_after) f.bias = ARGUMENT(&call, "bias", F32, hidden);

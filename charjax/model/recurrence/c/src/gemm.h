@@ -45,22 +45,22 @@ INLINE Range block_range(long block, long size, long count) {
  * reads up to two cache lines. Prefetching past the end is harmless. */
 enum { PREFETCH_DISTANCE = 32, LINE = 16 /* float32 */ };
 
-/* tile[row] = sum over k of weights[k][row] * states[k] */
-INLINE void micro_kernel(long iterations, const float *weights, const float *states,
-                         Vector tile[MR]) {
+/* tile[row] = sum over k of weights[k][row] * states[k]. `rows` is a constant. */
+INLINE void micro_kernel(const int rows, long iterations, const float *weights,
+                         const float *states, Vector tile[]) {
   Vector sums[MR]; /* in registers: every loop over it is unrolled */
 #pragma GCC unroll 24
-  for (int row = 0; row < MR; row++) sums[row] = broadcast(0.0f);
-  for (long left = iterations; left > 0; left--, weights += MR, states += LANES) {
-    __builtin_prefetch(weights + PREFETCH_DISTANCE * MR);
-    __builtin_prefetch(weights + PREFETCH_DISTANCE * MR + LINE);
+  for (int row = 0; row < rows; row++) sums[row] = broadcast(0.0f);
+  for (long left = iterations; left > 0; left--, weights += rows, states += LANES) {
+    __builtin_prefetch(weights + PREFETCH_DISTANCE * rows);
+    if (rows > LINE) __builtin_prefetch(weights + PREFETCH_DISTANCE * rows + LINE);
     const Vector state = load(states, LANES);
 #pragma GCC unroll 24
-    for (int row = 0; row < MR; row++)
+    for (int row = 0; row < rows; row++)
       sums[row] = multiply_add(sums[row], state, broadcast_word(weights + row));
   }
 #pragma GCC unroll 24
-  for (int row = 0; row < MR; row++) tile[row] = sums[row];
+  for (int row = 0; row < rows; row++) tile[row] = sums[row];
 }
 
 /* Writes rows k and k + 1 of a panel [K, width], of `present` numbers, padded with zeros. */

@@ -14,7 +14,7 @@
 
 typedef struct Layer {
   long hidden, time, batch;
-  long units; /* of a weight panel */
+  long rows, units; /* of a weight panel */
   long state_panels, weight_panels;
   long iterations; /* of the K loop */
   /* [time, batch]: 0 where the carry before a position is reset to zeros, else -1; NULL: no resets */
@@ -23,12 +23,13 @@ typedef struct Layer {
   float *states[2]; /* packed, of two steps: one is read while the other is written */
 } Layer;
 
-/* `sizes` of a sequence [hidden, time, batch], `units` of a weight panel, and the length `k` of a
- * sum of the matmul. */
-INLINE Layer new_layer(const int64_t sizes[3], long units, long k) {
+/* `sizes` of a sequence [hidden, time, batch], `rows` and `units` of a weight panel, and the length
+ * `k` of a sum of the matmul. */
+INLINE Layer new_layer(const int64_t sizes[3], long rows, long units, long k) {
   return (Layer){.hidden = sizes[0],
                  .time = sizes[1],
                  .batch = sizes[2],
+                 .rows = rows,
                  .units = units,
                  .state_panels = num_blocks(sizes[2], LANES),
                  .weight_panels = num_blocks(sizes[0], units),
@@ -36,7 +37,7 @@ INLINE Layer new_layer(const int64_t sizes[3], long units, long k) {
 }
 
 INLINE float *weight_panel_at(const Layer *l, long panel) {
-  return l->weights + panel * l->iterations * MR;
+  return l->weights + panel * l->iterations * l->rows;
 }
 
 INLINE float *state_panel_at(const Layer *l, long step, long panel) {
@@ -46,7 +47,7 @@ INLINE float *state_panel_at(const Layer *l, long step, long panel) {
 /* Takes a layer's last buffers: argument `keep`, which may be missing, and the result that is the
  * working memory. States are zeroed: rows of padding and lanes without a sequence stay so. */
 INLINE void take_keep_and_scratch(Call *call, Layer *l) {
-  const long weights = l->weight_panels * l->iterations * MR;
+  const long weights = l->weight_panels * l->iterations * l->rows;
   const long states = l->state_panels * l->iterations * LANES;
   if (num_left(&call->arguments) > 0) l->keep = ARGUMENT(call, "keep", S32, l->time, l->batch);
   l->weights = RESULT(call, "scratch", DTYPE, (weights + 2 * states) * NUMBERS_PER_WORD);
@@ -124,7 +125,7 @@ INLINE XLA_FFI_Error *run_phases(const Call *call, const Layer *l, Body *body, c
                                  long phases) {
   if (call->problem[0]) return call_error(call);
   const long items = l->weight_panels * items_per_weight_panel(l);
-  const long multiplications = l->iterations * NUMBERS_PER_WORD * MR * LANES;
+  const long multiplications = l->iterations * NUMBERS_PER_WORD * l->rows * LANES;
   const bool parallel = multiplications >= MIN_PARALLEL_MULTIPLICATIONS;
   return parallel_for(call->frame, (Loop){body, data, phases, items}, parallel ? items - 1 : 0);
 }

@@ -79,7 +79,7 @@ INLINE void multiply_panels(const Gradient *g, long row_panel, long column_panel
   float *to = g->matmul + row * g->columns + column;
   Vector tile[MR];
   for (long i = 0; i < rows; i++) __builtin_prefetch(to + i * g->columns, 1);
-  micro_kernel(count, g->packed_a + (row_panel * g->iterations + start) * MR, packed, tile);
+  micro_kernel(MR, count, g->packed_a + (row_panel * g->iterations + start) * MR, packed, tile);
   for (long i = 0; i < rows; i++, to += g->columns)
     store(to, start == 0 ? tile[i] : load(to, columns) + tile[i], columns);
 }
