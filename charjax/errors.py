@@ -26,7 +26,7 @@ class CheckpointError(CharjaxError):
 
 
 class StoreError(CharjaxError):
-    """A packed text is damaged."""
+    """A packed text is damaged, or the text of a run that is verified is another one."""
 
     exit_code = 3
 

@@ -143,6 +143,11 @@ def check_name(name: str, field: str) -> None:
         )
 
 
+def is_downloaded(name: str) -> bool:
+    """Whether `read_named` finds a file of the corpus, and downloads nothing."""
+    return name == BUILT_IN or any(_find(source) for source in NAMED[name])
+
+
 def read_named(name: str, *, progress: ProgressFn = no_progress) -> RawText:
     """Reads a named corpus from `$CHARJAX_DATA_DIR` or the cache, or downloads it to the cache.
 

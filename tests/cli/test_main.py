@@ -458,7 +458,30 @@ def test_verify_reads_every_checkpoint(workspace, capfd):
     assert main.main(workspace.fill("verify --workdir=@run")) == 0
     out, err = capfd.readouterr()
     assert json.loads(out) == {"10": "good", "20": "good"}
-    assert len(err.splitlines()) == 2
+    *steps, text = err.splitlines()
+    assert len(steps) == 2
+    assert text.endswith("text.txt: good")
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "said"),
+    [
+        (TEXT[:-2] + "!\n", 3, "is not the text that this run was trained on (SHA-256 "),
+        (None, 0, "the text is not compared: config.data.path="),
+    ],
+)
+def test_verify_reads_the_text_of_a_run_again(workspace, content, code, said, capfd):
+    text = workspace.folder / "text.txt"
+    try:
+        text.unlink()
+        if content:
+            text.write_text(content, encoding="utf-8")
+        assert main.main(workspace.fill("verify --workdir=@run")) == code
+    finally:
+        text.write_text(TEXT, encoding="utf-8")
+    out, err = capfd.readouterr()
+    assert json.loads(out) == {"10": "good", "20": "good"}
+    assert said in err.splitlines()[-1]
 
 
 def test_help_lists_the_commands(capfd):

@@ -1,4 +1,4 @@
-"""Verify every checkpoint of a run, or every shard of a packed text, as JSON."""
+"""Verify every checkpoint of a run and its text, or every shard of a packed text, as JSON."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import argparse
 import logging
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from charjax.cli.arguments import add_workdir, print_json, store_path
-from charjax.errors import CheckpointError, InputError, StoreError
+from charjax.errors import CharjaxError, CheckpointError, InputError, StoreError
+
+if TYPE_CHECKING:
+    from charjax.checkpoint.meta import RunMeta
 
 _logger = logging.getLogger(__name__)
 
@@ -29,7 +33,7 @@ def run(args: argparse.Namespace) -> None:
 
     Raises:
       CheckpointError: no step is good.
-      StoreError: a shard is not good.
+      StoreError: a shard is not good, or the text is not the one that the run was trained on.
     """
     if bool(args.store) == bool(args.workdir):
         raise InputError("verify: give either a STORE or --workdir")
@@ -53,6 +57,7 @@ def _verify_store(path: str) -> None:
 
 
 def _verify_run(workdir: Path) -> None:
+    from charjax.checkpoint.meta import CheckpointMeta
     from charjax.checkpoint.reader import CheckpointReader
     from charjax.inference.load import load_recorded
     from charjax.workdir import Workdir
@@ -61,10 +66,49 @@ def _verify_run(workdir: Path) -> None:
         print_json({str(load_recorded(workdir, which="best").step): "good"})
         return
     directory = Workdir(workdir).checkpoints
-    problems = CheckpointReader(directory).verify()
-    verdicts = {step: problem or "good" for step, problem in problems}
+    reader = CheckpointReader(directory)
+    verdicts = {step: problem or "good" for step, problem in reader.verify()}
     for step, verdict in verdicts.items():
         _logger.info(f"{directory / str(step)}: {verdict}")
     if "good" not in verdicts.values():
         raise CheckpointError(f"{directory}: holds no checkpoint that verifies")
     print_json({str(step): verdict for step, verdict in verdicts.items()})
+    record = reader.read_meta()
+    _verify_text(CheckpointMeta.from_json(record.meta, f"{directory / str(record.step)}").run)
+
+
+def _verify_text(run: RunMeta) -> None:
+    """Reads the text of a run again, not from the cache; says so if that cannot be done.
+
+    Downloads nothing. A packed text has digests of its own, which `charjax verify STORE` compares.
+
+    Raises:
+      StoreError: it is another text than the run was trained on.
+    """
+    from charjax.data.corpus import load_corpus
+    from charjax.data.named_corpora import is_downloaded
+    from charjax.data.store import is_store
+    from charjax.runtime.display import make_display, show_messages
+
+    data, name = run.config.data, run.corpus.name
+    if run.source and run.source.kind != "charjax":
+        return
+    if data.path and is_store(data.path):
+        _logger.info(f"{name}: is packed: `charjax verify {name}` reads it")
+        return
+    if not data.path and not is_downloaded(data.corpus):
+        _logger.warning(f"{name}: the text is not compared: it was not downloaded to this machine")
+        return
+    display = make_display(sys.stderr)
+    try:
+        with show_messages(display), display.task("reading the text"):
+            corpus = load_corpus(data, use_cache=False)
+    except CharjaxError as error:
+        _logger.warning(f"{name}: the text is not compared: {error}")
+        return
+    if corpus.sha256 != run.corpus.sha256:
+        raise StoreError(
+            f"{corpus.name}: is not the text that this run was trained on (SHA-256 "
+            f"{run.corpus.sha256[:12]}, now {corpus.sha256[:12]}); bring that text back"
+        )
+    _logger.info(f"{name}: good")
