@@ -52,7 +52,7 @@ _IN_BLOCKS = ((xla, "_BLOCKED_SIZES", range(1, 1024)), (xla, "_NUM_BLOCKS", 3))
 # Around the sizes of vectors, panels and bf16 pairs; 257 units have the backward panels of wide
 # layers, and the last is computed by several threads.
 _AROUND_PANELS = (
-    *(Size(3, 6, 5), Size(1, 2, 2), Size(16, 2, 24), Size(2, 2, 257)),
+    *(Size(3, 6, 5), Size(1, 2, 2), Size(16, 2, 24), Size(16, 2, 257)),
     Size(37, 3, 51),
 )
 
