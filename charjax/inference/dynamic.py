@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ from optax.losses import softmax_cross_entropy_with_integer_labels
 from charjax.config import ModelConfig
 from charjax.data.store_tokens import TokenIds
 from charjax.errors import InputError
-from charjax.inference.evaluate import Measure, ZeroCarry, check_length
+from charjax.inference.evaluate import Measure, Piece, ZeroCarry, check_length
 from charjax.model.carry import initial_carry
 from charjax.model.network import CharRNN
 from charjax.model.recurrence.api import for_inference
@@ -133,7 +134,7 @@ def gradient_rms(
     return jax.tree.map(lambda s: jnp.sqrt(s / (dispatches * per_dispatch)), sums)
 
 
-def map_dynamic(
+def iter_dynamic(
     measure: Measure,
     config: ModelConfig,
     rule: UpdateRule,
@@ -142,11 +143,11 @@ def map_dynamic(
     zero_carry: ZeroCarry,
     segment: int,
     progress: ProgressFn = no_progress,
-) -> PyTree:
-    """What a function computes from the logits of every character but the first.
+) -> Iterator[Piece]:
+    """What a function computes from the logits of every character but the first, piece by piece.
 
     Args:
-      measure: as for `charjax.inference.evaluate.map_predictions`.
+      measure: as for `charjax.inference.evaluate.iter_predictions`.
       config: the architecture.
       rule: how the weights change.
       ids: token ids of the text.
@@ -154,8 +155,8 @@ def map_dynamic(
       segment: characters between two updates.
       progress: called with the number of dispatches done and the total.
 
-    Returns:
-      A tree of numpy arrays [predicted, ...].
+    Yields:
+      Pieces, in the order of the text.
 
     Raises:
       InputError: the text has fewer than two characters.
@@ -166,14 +167,15 @@ def map_dynamic(
     length = max(1, _DISPATCH // segment) * segment
     dispatches = math.ceil((ids.size - 1) / length)
     carry, params = initial_carry(config, 1), jax.tree.map(jnp.copy, rule.trained)
-    measured = []
     for i in range(dispatches):
-        # The last positions are beyond the text; what they predict is cut off below.
+        # The last positions are beyond the text; what they predict is cut off.
         of_dispatch = _segments(ids, np.arange(length)[None] + i * length, zero_carry, segment)
         carry, params, values = _learn(config, measure, rule, carry, params, of_dispatch)
-        measured.append(jax.tree.map(lambda v: np.concatenate(v[:, 0]), jax.device_get(values)))
+        values = jax.device_get(values)
         progress(i + 1, dispatches)
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[: ids.size - 1], *measured)
+        start = i * length
+        inside = slice(ids.size - 1 - start)
+        yield Piece(start, jax.tree.map(lambda v, i=inside: np.concatenate(v[:, 0])[i], values))
 
 
 class _Segments(NamedTuple):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -39,6 +39,7 @@ _MAX_CHUNK = 128  # characters of each sequence in one dispatch
 # chance to stop.
 _MAX_LOGITS_BYTES = 2**28
 _MAX_FLOPS = 2**37
+_SUMMED = 8192  # float32 numbers that numpy's sum in float64 adds up at a time: its buffer
 
 # (logits, targets) -> a tree of arrays [batch, time, ...].
 Measure: TypeAlias = Callable[[Logits, Tokens], PyTree]
@@ -114,6 +115,31 @@ def mean_score(nats: Float[np.ndarray, " predicted"]) -> Score:
     return Score(nats.size, float(np.mean(nats, dtype=np.float64)))
 
 
+def streamed_score(pieces: Iterator[Piece], predicted: int) -> Score:
+    """`mean_score` of the losses in these pieces, digit for digit, in a thousandth of their memory.
+
+    numpy adds up blocks of `_SUMMED` losses, and then their sums one after another. So the blocks
+    are added up as they become complete.
+
+    Args:
+      pieces: the losses of all characters.
+      predicted: how many they are.
+    """
+    sums = np.zeros(math.ceil(predicted / _SUMMED))
+    missing = np.minimum(_SUMMED, predicted - _SUMMED * np.arange(len(sums)))
+    blocks: dict[int, np.ndarray] = {}
+    for start, nats in pieces:
+        for block in range(start // _SUMMED, (start + len(nats) - 1) // _SUMMED + 1):
+            offset = block * _SUMMED
+            begin, end = max(start, offset), min(start + len(nats), offset + _SUMMED)
+            losses = blocks.setdefault(block, np.empty(missing[block], np.float32))
+            losses[begin - offset : end - offset] = nats[begin - start : end - start]
+            missing[block] -= end - begin
+            if not missing[block]:
+                sums[block] = np.sum(blocks.pop(block), dtype=np.float64)
+    return Score(predicted, float(np.cumsum(sums)[-1]) / predicted)
+
+
 def char_nats(
     config: ModelConfig,
     params: PyTree,
@@ -140,7 +166,7 @@ def char_nats(
     Raises:
       InputError: the text has fewer than two characters, or an id outside the vocabulary.
     """
-    nats: Float[np.ndarray, " predicted"] = map_predictions(
+    pieces = iter_predictions(
         softmax_cross_entropy_with_integer_labels,
         config,
         params,
@@ -149,6 +175,7 @@ def char_nats(
         max_chars=max_chars,
         progress=progress,
     )
+    nats: Float[np.ndarray, " predicted"] = in_text_order(pieces)
     return nats
 
 
@@ -177,7 +204,25 @@ class ZeroCarry(NamedTuple):
         return resets
 
 
-def map_predictions(
+class Piece(NamedTuple):
+    """What was computed from the logits of consecutive characters.
+
+    Attributes:
+      start: the position of the first one among those that are predicted.
+      values: a tree of numpy arrays [characters, ...].
+    """
+
+    start: int
+    values: PyTree
+
+
+def in_text_order(pieces: Iterator[Piece]) -> PyTree:
+    """The values of all pieces, in the order of the text, as a tree of arrays [predicted, ...]."""
+    ordered = sorted(pieces, key=lambda piece: piece.start)
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *(piece.values for piece in ordered))
+
+
+def iter_predictions(
     measure: Measure,
     config: ModelConfig,
     params: PyTree,
@@ -186,8 +231,8 @@ def map_predictions(
     zero_carry: ZeroCarry,
     max_chars: int = 0,
     progress: ProgressFn = no_progress,
-) -> PyTree:
-    """What a function computes from the logits of every character but the first.
+) -> Iterator[Piece]:
+    """What a function computes from the logits of every character but the first, piece by piece.
 
     Args:
       measure: (logits [batch, time, vocab], targets [batch, time]) -> a tree of arrays
@@ -199,8 +244,8 @@ def map_predictions(
       max_chars: as for `char_nats`.
       progress: called with the number of chunks done and the total.
 
-    Returns:
-      A tree of numpy arrays [predicted, ...].
+    Yields:
+      Pieces, in the order in which they are computed.
 
     Raises:
       InputError: as `char_nats`.
@@ -221,7 +266,6 @@ def map_predictions(
         evaluator.replicate(params),
         evaluator.shard(jax.device_get(initial_carry(config, rows))),
     )
-    measured = []
     for chunk in range(chunks):
         at = starts[:, None] - parts.context + chunk * length + np.arange(length)
         read = (ids[np.clip(at + shift, 0, ids.size - 1)] for shift in (0, 1))
@@ -230,9 +274,9 @@ def map_predictions(
         check_ids(targets, vocab_size)
         batch = evaluator.shard((at[:, 0] <= 0, inputs, targets, zero_carry.at(at, inputs)))
         carry, of_chunk = evaluator.measure_chunk(params, carry, *batch)
-        measured.append(jax.device_get(of_chunk))
+        of_chunk = jax.device_get(of_chunk)
         progress(chunk + 1, chunks)
-    return jax.tree.map(functools.partial(_in_order, parts, ids.size - 1), *measured)
+        yield from _pieces(parts, ids.size - 1, at[:, 0], of_chunk)
 
 
 def check_length(ids: TokenIds) -> None:
@@ -241,12 +285,18 @@ def check_length(ids: TokenIds) -> None:
         raise InputError(f"the text has {ids.size} characters: a score needs at least 2")
 
 
-def _in_order(parts: _Parts, predicted: int, *chunks: np.ndarray) -> np.ndarray:
-    """The predictions of all parts, one after another, from chunks [rows, time, ...]."""
-    whole = np.concatenate(chunks, axis=1)
-    ends = np.clip(predicted - parts.starts, 0, parts.length) + parts.context
-    rows = zip(whole, ends, strict=False)  # rows that only fill up the devices come last
-    return np.concatenate([row[parts.context : end] for row, end in rows])
+def _pieces(
+    parts: _Parts, predicted: int, positions: Int[np.ndarray, " rows"], of_chunk: PyTree
+) -> Iterator[Piece]:
+    """What a chunk predicts of each part, from these positions on; without context and padding."""
+    time = jax.tree.leaves(of_chunk)[0].shape[1]
+    # Rows that only fill up the devices come last.
+    for row, (start, position) in enumerate(zip(parts.starts, positions, strict=False)):
+        begin = int(max(start, position))
+        end = int(min(position + time, start + parts.length, predicted))
+        if begin < end:
+            inside = slice(begin - position, end - position)
+            yield Piece(begin, jax.tree.map(lambda leaf, r=row, i=inside: leaf[r, i], of_chunk))
 
 
 class _Parts(NamedTuple):

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from charjax.data.vocab import Vocab
+from charjax.inference.evaluate import in_text_order
 from charjax.inference.load import TrainedModel
 from charjax.inference.score import Method, check_finite, in_stream
 from charjax.runtime.display import ProgressFn
@@ -54,7 +55,7 @@ def predict(
       InputError: the text has fewer than two characters.
       DivergedError: the loss is not finite.
     """
-    predictions = Predictions(*method(_predictions, trained, ids, progress))
+    predictions = Predictions(*in_text_order(method(_predictions, trained, ids, progress)))
     check_finite(trained, float(np.mean(predictions.nats)))
     return predictions
 

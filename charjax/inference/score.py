@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
@@ -16,21 +16,21 @@ from charjax.data.dataset import load_dataset, read_tokens
 from charjax.data.store_tokens import TokenIds
 from charjax.data.vocab import Vocab
 from charjax.errors import CharjaxError, DivergedError, InputError
-from charjax.inference.dynamic import DynamicOptions, gradient_rms, map_dynamic, update_rule
+from charjax.inference.dynamic import DynamicOptions, gradient_rms, iter_dynamic, update_rule
 from charjax.inference.evaluate import (
     Measure,
+    Piece,
     Score,
     ZeroCarry,
     check_length,
-    map_predictions,
-    mean_score,
+    iter_predictions,
+    streamed_score,
 )
 from charjax.inference.load import TrainedModel
 from charjax.runtime.display import ProgressFn
-from charjax.types import PyTree
 
-# How a text is read: (measure, model, ids, progress) -> what `map_predictions` returns.
-Method: TypeAlias = Callable[[Measure, TrainedModel, TokenIds, ProgressFn], PyTree]
+# How a text is read: (measure, model, ids, progress) -> what `iter_predictions` yields.
+Method: TypeAlias = Callable[[Measure, TrainedModel, TokenIds, ProgressFn], Iterator[Piece]]
 
 _CHUNK = 1 << 20  # tokens counted at a time, to bound the memory
 
@@ -108,7 +108,7 @@ def _read_splits(trained: TrainedModel, flag: str, otherwise: str) -> Splits:
 
 def in_stream(
     measure: Measure, trained: TrainedModel, ids: TokenIds, progress: ProgressFn
-) -> PyTree:
+) -> Iterator[Piece]:
     """The `Method` that keeps the carry from the first character to the last."""
     return in_windows(0)(measure, trained, ids, progress)
 
@@ -132,8 +132,8 @@ def in_windows(window: int) -> Method:
 
     def method(
         measure: Measure, trained: TrainedModel, ids: TokenIds, progress: ProgressFn
-    ) -> PyTree:
-        return map_predictions(
+    ) -> Iterator[Piece]:
+        return iter_predictions(
             measure,
             trained.config.model,
             trained.params,
@@ -148,7 +148,7 @@ def in_windows(window: int) -> Method:
 def dynamically(options: DynamicOptions) -> Method:
     """The method of `charjax.inference.dynamic`, with the statistics of the run's training text.
 
-    Raises (when it is called):
+    Raises (when it is iterated over):
       InputError: the training text is gone, changed or too short; the weights are quantized.
       DivergedError: the loss does not stay finite.
       HostError: the training text can be neither found nor downloaded.
@@ -156,7 +156,7 @@ def dynamically(options: DynamicOptions) -> Method:
 
     def method(
         measure: Measure, trained: TrainedModel, ids: TokenIds, progress: ProgressFn
-    ) -> PyTree:
+    ) -> Iterator[Piece]:
         model, params = trained.config.model, trained.params
         if model.dtype == "int8":
             raise InputError("--dynamic: int8 weights do not learn; give --weights=float32")
@@ -165,13 +165,13 @@ def dynamically(options: DynamicOptions) -> Method:
         zero_carry, segment = ZeroCarry(trained.vocab.boundary_id), options.segment
         reading: Any = {"zero_carry": zero_carry, "segment": segment, "progress": progress}
         rule = update_rule(params, gradient_rms(model, params, train, **reading), options)
-        values = map_dynamic(measure, model, rule, ids, **reading)
-        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(values)):
-            raise DivergedError(
-                f"--learning_rate={options.learning_rate}: with it the loss of this text does not "
-                "stay finite; give a smaller one"
-            )
-        return values
+        for piece in iter_dynamic(measure, model, rule, ids, **reading):
+            if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(piece.values)):
+                raise DivergedError(
+                    f"--learning_rate={options.learning_rate}: with it the loss of this text does "
+                    "not stay finite; give a smaller one"
+                )
+            yield piece
 
     return method
 
@@ -191,8 +191,8 @@ def score_text(
       InputError: the text is too short.
       DivergedError: the loss is not finite.
     """
-    nats = method(softmax_cross_entropy_with_integer_labels, trained, ids, progress)
-    result = mean_score(nats)
+    pieces = method(softmax_cross_entropy_with_integer_labels, trained, ids, progress)
+    result = streamed_score(pieces, ids.size - 1)
     check_finite(trained, result.nats_per_char)
     return replace(result, num_bytes=_utf8_bytes(trained.vocab, ids))
 

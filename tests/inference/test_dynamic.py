@@ -9,8 +9,8 @@ import pytest
 from optax.losses import softmax_cross_entropy_with_integer_labels
 
 from charjax.errors import InputError
-from charjax.inference.dynamic import DynamicOptions, gradient_rms, map_dynamic, update_rule
-from charjax.inference.evaluate import ZeroCarry, char_nats
+from charjax.inference.dynamic import DynamicOptions, gradient_rms, iter_dynamic, update_rule
+from charjax.inference.evaluate import ZeroCarry, char_nats, in_text_order
 from charjax.model.carry import initial_carry
 from charjax.model.network import CharRNN
 from tests.inference.scripted import random_model
@@ -26,7 +26,7 @@ def rms_of(ids=IDS, boundary_id=None):
 
 
 def nats_of(ids, options=OPTIONS, boundary_id=None):
-    return map_dynamic(
+    pieces = iter_dynamic(
         softmax_cross_entropy_with_integer_labels,
         CONFIG,
         update_rule(PARAMS, rms_of(), options),
@@ -34,6 +34,7 @@ def nats_of(ids, options=OPTIONS, boundary_id=None):
         zero_carry=ZeroCarry(boundary_id),
         segment=SEGMENT,
     )
+    return in_text_order(pieces)
 
 
 def loss(params, carry, inputs, targets):

@@ -15,7 +15,16 @@ from optax.losses import softmax_cross_entropy_with_integer_labels
 
 from charjax.errors import InputError
 from charjax.inference import evaluate
-from charjax.inference.evaluate import Score, ZeroCarry, char_nats, map_predictions, score
+from charjax.inference.evaluate import (
+    Score,
+    ZeroCarry,
+    char_nats,
+    in_text_order,
+    iter_predictions,
+    mean_score,
+    score,
+    streamed_score,
+)
 from charjax.model.carry import initial_carry
 from charjax.model.network import CharRNN
 from tests.inference.scripted import chain, cycle, memoryless, random_model
@@ -69,16 +78,24 @@ def test_a_document_is_scored_as_if_it_were_alone(dtype):
     assert np.abs(char_nats(config, PARAMS, together) - nats).max() > 1e-3
 
 
+@pytest.mark.parametrize("chars", [2, 8193, 8194, LONGEST])
+def test_a_score_in_constant_memory_has_the_digits_of_the_mean_of_all_losses(chars):
+    arguments = (softmax_cross_entropy_with_integer_labels, CONFIG, PARAMS, IDS[:chars])
+    pieces = iter_predictions(*arguments, zero_carry=ZeroCarry())
+    assert streamed_score(pieces, chars - 1) == mean_score(char_nats(*arguments[1:]))
+
+
 @pytest.mark.parametrize("boundary_id", [None, 5])
 def test_a_window_is_scored_as_if_it_were_alone(boundary_id):
     window, ids = 37, IDS[:5000]
-    nats = map_predictions(
+    pieces = iter_predictions(
         softmax_cross_entropy_with_integer_labels,
         CONFIG,
         PARAMS,
         ids,
         zero_carry=ZeroCarry(boundary_id, window),
     )
+    nats = in_text_order(pieces)
     assert nats.shape == (4999,)
     for start in (0, window, 60 * window, 135 * window):
         alone = ids[start : start + window + 1]
