@@ -23,18 +23,18 @@ def get_config() -> ConfigDict:
             ),
             # auto: bfloat16 matmuls if these devices run them faster, else float32; the loss
             # is the same within the noise between seeds (docs/performance.md).
-            model=ModelConfig(cell="gru", hidden=512, embed=128, dropout=0.3, dtype="auto"),
+            model=ModelConfig(cell="lstm", hidden=512, embed=128, dropout=0.3, dtype="auto"),
             optim=OptimConfig(
                 name="adamw",
-                learning_rate=4e-3,
+                learning_rate=8e-3,
                 b2=0.99,
-                weight_decay=0.05,
+                weight_decay=0.3,
                 schedule="linear",
                 warmup=0.1,
                 final=0.01,
                 clip_norm=1.0,
                 ema=0.999,
             ),
-            train=TrainConfig(max_steps=4500, eval_every=500, log_every=50),
+            train=TrainConfig(max_steps=3600, eval_every=600, log_every=50),
         )
     )

@@ -1,4 +1,4 @@
-"""`configs/shakespeare.py` as a whole: launch.py's loop, a plain Flax loop, the bare step."""
+"""`configs/shakespeare_gru.py` as a whole: launch.py's loop, a plain Flax loop, the bare step."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def shortened(steps: int, small: bool) -> Config:
     It evaluates and samples once, at its end, with validation text and sampled characters in
     the same proportion to the steps as in the whole run. `small` is for trying out.
     """
-    values = runpy.run_path(str(ROOT / "configs" / "shakespeare.py"))["get_config"]().to_dict()
+    values = runpy.run_path(str(ROOT / "configs" / "shakespeare_gru.py"))["get_config"]().to_dict()
     part = min(1.0, steps / values["train"]["eval_every"])
     val_fraction = values["data"]["split"][1] * part
     values["sample"]["num_chars"] = round(part * values["sample"]["num_chars"])

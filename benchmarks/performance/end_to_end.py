@@ -1,4 +1,4 @@
-"""A shortened run of configs/shakespeare.py, and a plain Flax loop of the same model.
+"""A shortened run of configs/shakespeare_gru.py, and a plain Flax loop of the same model.
 
 python -m benchmarks.performance.end_to_end
 python -m benchmarks.performance.end_to_end --steps=4500 --rounds=1     the whole of it
@@ -57,7 +57,7 @@ def main() -> None:
         found = peers(steps, compiled, small=args.small)
         measured = measure(found, rounds=args.rounds, turn_s=args.turn_s, device=args.device)
     measured = with_training(measured)
-    show(f"configs/shakespeare.py, {steps} steps", measured, (LAUNCH, LAUNCH_F32, TRAINING))
+    show(f"configs/shakespeare_gru.py, {steps} steps", measured, (LAUNCH, LAUNCH_F32, TRAINING))
     finish("end_to_end", args, {"shakespeare": measured.to_json() | {"steps": steps}})
 
 

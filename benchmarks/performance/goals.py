@@ -79,7 +79,7 @@ CPU = (
         for cell in ("gru", "lstm")
     ),
     _run(
-        "`configs/shakespeare.py`, whole run over a plain flax `nn.RNN` loop in float32",
+        "`configs/shakespeare_gru.py`, whole run over a plain flax `nn.RNN` loop in float32",
         "launch.py",
         "plain flax loop",
         2.0,

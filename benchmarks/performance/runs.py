@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks.common import finish, parser, progress
 from benchmarks.performance.headline import train
 
-SHIPPED = "shakespeare"  # configs/shakespeare.py as it is
+SHIPPED = "shakespeare"  # configs/shakespeare_gru.py as it is
 _WIDE = (
     "--config.data.batch_size=64 --config.data.seq_len=128 --config.model.hidden=1024 "
     "--config.model.dropout=0.6 --config.train.eval_every=200 --config.train.max_steps=1600 "
@@ -35,7 +35,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{scratch}/compiled"
         more += [*RUNS[args.name].split(), *(_SMALL.split() if args.small else ())]
-        figures = train("shakespeare", Path(scratch, "run"), *more)
+        figures = train("shakespeare_gru", Path(scratch, "run"), *more)
     progress(f"{args.name}: {figures['wall_s']} s, {figures['best']}")
     finish("runs", args, {args.name: figures})
 

@@ -29,7 +29,7 @@ CORTEX_M4 = ("-mcpu=cortex-m4", "-mthumb", "-mfloat-abi=hard", "-mfpu=fpv4-sp-d1
 
 @pytest.fixture(scope="module")
 def large() -> TrainedModel:
-    """An untrained model of the sizes of configs/shakespeare.py."""
+    """An untrained model of the sizes of configs/shakespeare_gru.py."""
     trained = trained_like(ModelConfig(cell="gru", hidden=512, embed=128), text=CHARACTERS)
     assert round(sum(leaf.size for leaf in jax.tree.leaves(trained.params)) / 1e6, 2) == 1.03
     return trained

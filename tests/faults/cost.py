@@ -1,4 +1,4 @@
-"""Fraction of training time that digests and verification take in configs/shakespeare.py."""
+"""Fraction of training time that digests and verification take in configs/shakespeare_gru.py."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from charjax.train.optimizer import make_optimizer
 from charjax.train.resume import describe as describe_run
 from charjax.train.step import init_state
 
-_CONFIG = Path(__file__).parents[2] / "configs" / "shakespeare.py"
+_CONFIG = Path(__file__).parents[2] / "configs" / "shakespeare_gru.py"
 _DISPATCH, _LIMIT_PERCENT = 10, 5.0
 
 
@@ -55,7 +55,7 @@ def check_cost(n: int, folder: Path, report: Callable[[str], None]) -> dict[str,
     step, digest, save, verify = map(statistics.median, (steps_s, digests_s, saves_s, verify_s))
     percent = 100 * (digest + verify) / (every * step)
     return {
-        "config": "configs/shakespeare.py",
+        "config": "configs/shakespeare_gru.py",
         "corpus": text.corpus.name,
         "checkpoint_every_steps": every,
         "bytes_of_a_state": sum(x.nbytes for x in arrays.values()),
