@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from charjax.config import BATCHING_FIELDS, DataConfig
 from charjax.data import batches
 from charjax.data.batches import BATCHINGS, Batches, TokenSplit, WindowBatches, split
+from charjax.data.store_tokens import StoreTokens
 from charjax.errors import InputError
 
 ONE = np.array([0])
@@ -247,6 +248,51 @@ def test_positions_beyond_32_bits_do_not_overflow():
     last = np.array([batches.num_sequences - 1], np.int32)
     first_target, _ = batches._windows.spans(last)
     assert first_target == [(5_000_000_000 // 2**20 - 1) * 2**20 + 1]
+
+
+class VirtualTokens(StoreTokens):
+    """As many tokens as one likes, in no memory: each is its position modulo 251."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __getitem__(self, positions):
+        return (np.asarray(positions) % 251).astype(np.int32)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        config_of("stream", seq_len=1),
+        config_of("windows", seq_len=1),
+        config_of("windows", seq_len=1, targets="last", keep_partial=True),
+        config_of("sliding", stride=1, targets="last"),
+        config_of("sliding", stride=2),
+    ],
+    ids=lambda config: f"{config.batching}-{config.targets}",
+)
+def test_more_windows_and_positions_than_32_bits_count(config):
+    size, length = 2**33 + 5, config.seq_len
+    stride = {"stream": 1, "windows": length + 1, "sliding": config.stride}[config.batching]
+    batches = make_batches(config, VirtualTokens(size), ONE, seed=0)
+    if config.batching == "stream":
+        assert batches.steps_per_epoch == (size - 1) // config.batch_size
+    else:
+        assert batches.num_sequences == -(-(size - length) // stride) > 2**31
+    steps = batches.steps_per_epoch
+    assert steps > 2**31 // 3
+    found = []
+    for step in (0, 1, steps // 2, steps - 2, 3 * steps + 1):
+        starts, batch = batches.slices(step).starts, batches(step)
+        want = (starts[:, None] + np.arange(length + 1)) % size % 251
+        np.testing.assert_array_equal(batch.inputs, want[:, :-1])
+        np.testing.assert_array_equal(batch.targets, want[:, 1:])
+        assert (starts % stride == 0).all()
+        assert (starts >= 0).all()
+        assert step >= steps or (starts + length < size).all()
+        found.extend((starts % size).tolist())
+    assert len(set(found)) == len(found)
+    assert max(found) > 2**32
 
 
 def test_too_few_windows_for_a_batch_names_both_counts():
