@@ -89,11 +89,15 @@ class DataConfig:
     window_order: str = choice("auto", "table", "keyed")
 
 
+CELLS_WITHOUT_RECURRENT_KERNEL = ("mingru", "minlstm")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
     """embedding -> dropout_in -> [cell, dropout_between] x layers -> dropout -> dense."""
 
-    cell: str = choice("gru", "lstm", "rnn")
+    # mingru, minlstm: without a recurrent kernel, see `charjax.model.cells`.
+    cell: str = choice("gru", "lstm", "rnn", *CELLS_WITHOUT_RECURRENT_KERNEL)
     hidden: int = number(512, 1, 1 << 16)
     layers: int = number(1, 1, 64)
     embed: int = number(128, 0, 1 << 16)  # 0: one-hot input
@@ -113,8 +117,8 @@ class ModelConfig:
     # that this machine has; a resumed run keeps what it was saved with. c: C loops, compiled for
     # this CPU when first needed. xla: jax.lax.scan with a hand-written gradient. scan: nn.scan over
     # the cell, the reference. persistent: kernels for one NVIDIA Hopper GPU in bfloat16, which keep
-    # the recurrent weights on chip.
-    recurrence: str = choice("fast", "c", "xla", "scan", "persistent")
+    # the recurrent weights on chip. parallel: for cells without a recurrent kernel.
+    recurrence: str = choice("fast", "c", "xla", "scan", "persistent", "parallel")
     # Rematerialization: keep only the carry at every so many tokens and recompute the rest in
     # the backward pass. Less memory, more time, the same result. 0: keep everything.
     remat: int = number(0, 0)
@@ -376,6 +380,11 @@ def _needs_by_choice(
 FIELD_NEEDS: tuple[Need, ...] = (
     *_needs_by_choice("data", "batching", BATCHING_FIELDS),
     *_needs_by_choice("optim", "name", OPTIMIZER_FIELDS),
+    Need(
+        "model.dropout_recurrent",
+        lambda c: c.model.cell not in CELLS_WITHOUT_RECURRENT_KERNEL,
+        "a model.cell with a recurrent kernel",
+    ),
     Need("data.delimiter", lambda c: c.data.documents == "delimiter", "data.documents=delimiter"),
     Need("data.boundary", lambda c: c.data.documents != "none", "data.documents"),
     Need("data.shuffle_documents", lambda c: c.data.documents != "none", "data.documents"),

@@ -8,7 +8,6 @@ from typing import Any
 from charjax.config import Config
 from charjax.data.dataset import load_dataset
 from charjax.inference.load import TrainedModel
-from charjax.model.shapes import param_shapes
 
 
 def config_info(config: Config) -> dict[str, Any]:
@@ -17,15 +16,13 @@ def config_info(config: Config) -> dict[str, Any]:
     Raises:
       InputError, HostError: the text cannot be loaded; see `load_dataset`.
     """
-    from charjax.model.cells import CELLS
+    from charjax.model.cells import shapes_of
     from charjax.runtime.dtypes import resolve_dtype
 
     config = resolve_dtype(config)
     dataset = load_dataset(config)
-    vocab_size, cell = len(dataset.vocab), CELLS[config.model.cell]
-    shapes = param_shapes(
-        config.model, vocab_size, gates=cell.gates, reset_after=cell.reset_after
-    ).values()
+    vocab_size = len(dataset.vocab)
+    shapes = shapes_of(config.model, vocab_size).values()
     return _model(config, sum(map(math.prod, shapes)), vocab_size) | {
         "corpus": dataset.corpus.name,
         "chars": dataset.corpus.chars,

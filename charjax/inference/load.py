@@ -14,10 +14,10 @@ import numpy as np
 from charjax.checkpoint.meta import CheckpointMeta, RunMeta
 from charjax.checkpoint.reader import CheckpointReader, Which
 from charjax.checkpoint.record import Leaf, Record
-from charjax.config import Config
+from charjax.config import CELLS_WITHOUT_RECURRENT_KERNEL, Config
 from charjax.data.reading import ReadingRules
 from charjax.data.vocab import Vocab
-from charjax.errors import CheckpointError
+from charjax.errors import CheckpointError, InputError
 from charjax.inference.hub import Shapes, read_hub
 from charjax.model.shapes import param_shapes
 from charjax.workdir import Workdir
@@ -84,12 +84,17 @@ def load_recorded(workdir: Path, *, which: Which) -> TrainedModel:
     def wanted(record: Record) -> dict[str, Leaf]:
         run = _read_run(directory, record)
         bias = record.leaves.get(f"{_weights(run)}/layer_0/bias", Leaf((0,), "", ""))
-        reset_after = f"{_weights(run)}/layer_0/recurrent/bias" in record.leaves
+        recurrent = f"{_weights(run)}/layer_0/recurrent"
         model = run.config.model
         gates = sum(bias.shape) // model.hidden
-        return _leaves(
-            run, param_shapes(model, len(run.vocab), gates=gates, reset_after=reset_after)
+        shapes = param_shapes(
+            model,
+            len(run.vocab),
+            gates=gates,
+            reset_after=f"{recurrent}/bias" in record.leaves,
+            has_recurrent_kernel=f"{recurrent}/kernel" in record.leaves,
         )
+        return _leaves(run, shapes)
 
     directory = Workdir(workdir).checkpoints
     return _trained(directory, *CheckpointReader(directory).read_arrays(wanted, which=which))
@@ -123,12 +128,9 @@ def _load_hub(
 
 def _shapes(run: RunMeta) -> Shapes:
     """The shapes of a run's weights, by path."""
-    from charjax.model.cells import CELLS
+    from charjax.model.cells import shapes_of
 
-    cell = CELLS[run.config.model.cell]
-    return param_shapes(
-        run.config.model, len(run.vocab), gates=cell.gates, reset_after=cell.reset_after
-    )
+    return shapes_of(run.config.model, len(run.vocab))
 
 
 def _leaves(run: RunMeta, shapes: Shapes) -> dict[str, Leaf]:
@@ -167,6 +169,14 @@ def with_dtype(trained: TrainedModel, dtype: str) -> TrainedModel:
     """The model with another dtype of its matmul operands: "float32", "bfloat16" or "int8".
 
     Its loss may differ a little; `charjax score --weights` measures by how much.
+
+    Raises:
+      InputError: int8, and a cell whose states are not bounded.
     """
+    if dtype == "int8" and trained.config.model.cell in CELLS_WITHOUT_RECURRENT_KERNEL:
+        raise InputError(
+            f"--weights=int8: the states of model.cell={trained.config.model.cell} are not "
+            "in [-1, 1], so that they cannot be quantized; give --weights=bfloat16"
+        )
     model = replace(trained.config.model, dtype=dtype)
     return replace(trained, config=replace(trained.config, model=model))

@@ -1,4 +1,4 @@
-"""GRU, LSTM and vanilla RNN cells: one time step, forward and backward.
+"""GRU, LSTM, vanilla RNN, minGRU and minLSTM cells: one time step, forward and backward.
 
 The pre-activations of a cell's gates have two terms: the input gates (`igates`, the input
 times its kernel, plus a bias) and the hidden gates (`hgates`, the previous state times the
@@ -6,7 +6,7 @@ recurrent kernel). Both are tuples of one array per gate, in the order that `for
 docstring names. Cells are elementwise: all arrays of a call have one shape, which may be
 batch-major, feature-major or a block of the units.
 
-`backward` is the hand-derived vector-Jacobian product of `forward`.
+`backward` is the vector-Jacobian product of `forward`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from charjax.config import ModelConfig
+from charjax.model.shapes import param_shapes
+
 # One array per gate.
 Gates: TypeAlias = tuple[Float[Array, "*units"], ...]
 # (h,) for GRU and RNN, (h, c) for LSTM.
 CellCarry: TypeAlias = tuple[Float[Array, "*units"], ...]
+# (a, b) of a state that is linear in the one before, h' = a * h + b.
+Coefficients: TypeAlias = tuple[Float[Array, "*units"], Float[Array, "*units"]]
 # What `forward` saves for `backward`.
 Residuals: TypeAlias = tuple[Float[Array, "*units"], ...]
 
@@ -31,7 +36,8 @@ class CellGrads(NamedTuple):
 
     Attributes:
       hgates: of the hidden gates. Those of the input gates are the same, except for the
-        candidate of a cell with `reset_after`.
+        candidate of a cell with `reset_after`. Of a cell without a recurrent kernel: those of
+        the input gates.
       candidate: of the candidate's input gate, for a cell with `reset_after`; else None.
       carry: of the carry before the step, without the part that flows through `hgates`.
     """
@@ -52,6 +58,8 @@ class Cell(NamedTuple):
         its own, and its input gate another gradient than its hidden gate.
       forward: (igates, hgates, carry) -> (next carry, residuals).
       backward: (residuals, gradient of the next carry) -> gradients.
+      coefficients: igates -> (a, b) of a cell without a recurrent kernel, whose next state is
+        a * h + b and whose hidden gates are empty; None for a cell with a recurrent kernel.
     """
 
     gates: int
@@ -59,6 +67,7 @@ class Cell(NamedTuple):
     reset_after: bool
     forward: Callable[[Gates, Gates, CellCarry], tuple[CellCarry, Residuals]]
     backward: Callable[[Residuals, CellCarry], CellGrads]
+    coefficients: Callable[[Gates], Coefficients] | None = None
 
 
 def gru_forward(igates: Gates, hgates: Gates, carry: CellCarry) -> tuple[CellCarry, Residuals]:
@@ -128,8 +137,67 @@ def rnn_backward(residuals: Residuals, d_carry: CellCarry) -> CellGrads:
     return CellGrads(hgates=(dh * (1 - h * h),), candidate=None, carry=(jnp.zeros_like(dh),))
 
 
+def mingru_coefficients(igates: Gates) -> Coefficients:
+    """minGRU, whose gates do not read the state; gates: update, candidate.
+
+        z = sigmoid(x_z),  h' = (1 - z) * h + z * x_n
+
+    Feng et al. 2024 (arXiv:2410.01201), the variant of their appendix that does not compute in
+    log space. So the candidate is linear, without the map to positive numbers. Nothing
+    overflows: 1 - z is in [0, 1], and products of such numbers only shrink.
+    """
+    x_z, x_n = igates
+    return jax.nn.sigmoid(-x_z), jax.nn.sigmoid(x_z) * x_n
+
+
+def minlstm_coefficients(igates: Gates) -> Coefficients:
+    """minLSTM, whose gates do not read the state; gates: input, forget, candidate.
+
+        i, f = sigmoid(x_i), sigmoid(x_f),  h' = f / (f + i) * h + i / (f + i) * x_g
+
+    Feng et al. 2024, in the variant of `mingru_coefficients`. f / (f + i) is computed as
+    sigmoid(log f - log i), which is finite where both gates are zero.
+    """
+    x_i, x_f, x_g = igates
+    log_ratio = jax.nn.softplus(-x_i) - jax.nn.softplus(-x_f)
+    return jax.nn.sigmoid(log_ratio), jax.nn.sigmoid(-log_ratio) * x_g
+
+
+def _without_recurrent_kernel(gates: int, coefficients: Callable[[Gates], Coefficients]) -> Cell:
+    """The cell whose next state is a * h + b, with these coefficients."""
+
+    def forward(
+        igates: Gates, hgates: tuple[Array, ...], carry: CellCarry
+    ) -> tuple[CellCarry, Residuals]:
+        del hgates  # empty
+        (a, b), (h,) = coefficients(igates), carry
+        return (a * h + b,), (*igates, h)
+
+    def backward(residuals: Residuals, d_carry: CellCarry) -> CellGrads:
+        (*igates, h), (dh,) = residuals, d_carry
+        (a, _), vjp = jax.vjp(coefficients, tuple(igates))
+        (d_igates,) = vjp((dh * h, dh))
+        return CellGrads(hgates=d_igates, candidate=None, carry=(dh * a,))
+
+    return Cell(gates, 1, False, forward, backward, coefficients)
+
+
 CELLS = {
     "gru": Cell(3, 1, True, gru_forward, gru_backward),
     "lstm": Cell(4, 2, False, lstm_forward, lstm_backward),
     "rnn": Cell(1, 1, False, rnn_forward, rnn_backward),
+    "mingru": _without_recurrent_kernel(2, mingru_coefficients),
+    "minlstm": _without_recurrent_kernel(3, minlstm_coefficients),
 }
+
+
+def shapes_of(config: ModelConfig, vocab_size: int) -> dict[str, tuple[int, ...]]:
+    """`param_shapes` of a `CharRNN` with the config's cell."""
+    cell = CELLS[config.cell]
+    return param_shapes(
+        config,
+        vocab_size,
+        gates=cell.gates,
+        reset_after=cell.reset_after,
+        has_recurrent_kernel=cell.coefficients is None,
+    )

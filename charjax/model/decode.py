@@ -66,8 +66,8 @@ class DecodeWeights:
 
     @property
     def gates(self) -> int:
-        """The cell's number of gates times hidden."""
-        return self.table.shape[0 if self.layout == "feature_major" else 1]
+        """Number of a layer's hidden gates, 0 for a cell without a recurrent kernel."""
+        return self.biases[-1].size - self.vocab_size
 
     def lookup(self, tokens: Int[Array, " batch"]) -> Activations:
         """The first layer's input gates of one token per sequence."""
@@ -140,14 +140,15 @@ def decode_weights(
     kernels: list[Float[Array, "_ _"] | Packed] = []
     biases, scales = [], []
     for layer, (kernel, bias) in zip(layers, projections, strict=True):
-        kernel = jnp.concatenate([layer["recurrent"]["kernel"], kernel], axis=1)
+        recurrent = layer.get("recurrent", {"kernel": jnp.zeros((config.hidden, 0))})
+        kernel = jnp.concatenate([recurrent["kernel"], kernel], axis=1)
         kernel, layer_scales = quantize(kernel) if int8 else (kernel, None)
         if packed:
             kernels.append(pack(packed, kernel, operands or dtype))
         else:
             kernel = kernel.astype(operands or dtype)
             kernels.append(kernel if layout == "batch_major" else row_major(kernel.T))
-        biases.append(jnp.concatenate([_hgates_bias(layer["recurrent"]), bias]))
+        biases.append(jnp.concatenate([_hgates_bias(recurrent), bias]))
         scales.append(layer_scales)
     if layout == "feature_major":
         table = row_major(table.T)
@@ -157,7 +158,7 @@ def decode_weights(
 def mask_token(weights: DecodeWeights, token: int) -> DecodeWeights:
     """The weights with the logit of one token at minus infinity."""
     *below, last = weights.biases
-    last = last.at[last.size - weights.vocab_size + token].set(-jnp.inf)
+    last = last.at[weights.gates + token].set(-jnp.inf)
     return replace(weights, biases=(*below, last))
 
 

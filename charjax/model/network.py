@@ -38,6 +38,8 @@ class RecurrentWeights(nn.Module):
     def __call__(self) -> Weights:
         """Declares and returns the parameters."""
         cell, hidden, init = CELLS[self.config.cell], self.config.hidden, initializers(self.config)
+        if cell.coefficients:
+            return Weights(jnp.zeros((hidden, 0)), None)
         kernel = self.param("kernel", init.recurrent_kernel, (hidden, cell.gates * hidden))
         bias = self.param("bias", init.recurrent_bias, (hidden,)) if cell.reset_after else None
         return Weights(kernel, bias)

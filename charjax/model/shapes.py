@@ -6,7 +6,12 @@ from charjax.config import ModelConfig
 
 
 def param_shapes(
-    config: ModelConfig, vocab_size: int, *, gates: int, reset_after: bool
+    config: ModelConfig,
+    vocab_size: int,
+    *,
+    gates: int,
+    reset_after: bool,
+    has_recurrent_kernel: bool,
 ) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter of a `CharRNN`, by its path in a checkpoint.
 
@@ -15,6 +20,7 @@ def param_shapes(
       vocab_size: number of tokens.
       gates: the cell's number of gates.
       reset_after: whether the cell has `reset_after`, see `charjax.model.cells.Cell`.
+      has_recurrent_kernel: false for a cell with `coefficients`.
     """
     hidden, inputs = config.hidden, config.embed or vocab_size
     columns = gates * hidden
@@ -28,7 +34,8 @@ def param_shapes(
         name = f"layer_{layer}"
         shapes[f"{name}/kernel"] = (inputs if layer == 0 else hidden, columns)
         shapes[f"{name}/bias"] = (columns,)
-        shapes[f"{name}/recurrent/kernel"] = (hidden, columns)
+        if has_recurrent_kernel:
+            shapes[f"{name}/recurrent/kernel"] = (hidden, columns)
         if reset_after:
             shapes[f"{name}/recurrent/bias"] = (hidden,)
     return shapes

@@ -34,7 +34,10 @@ def step_flops(config: Config, vocab_size: int) -> int:
     """
     model, data = config.model, config.data
     features = model.embed + (model.layers - 1) * model.hidden  # inputs of all layers
-    recurrent = CELLS[model.cell].gates * model.hidden * (features + model.layers * model.hidden)
+    cell = CELLS[model.cell]
+    if cell.coefficients is None:
+        features += model.layers * model.hidden  # the states before each step
+    recurrent = cell.gates * model.hidden * features
     num_predicted = 1 if data.targets == "last" and not model.remat else data.seq_len
     output = model.hidden * vocab_size
     return 6 * data.batch_size * (data.seq_len * recurrent + num_predicted * output)

@@ -29,7 +29,20 @@ def rnn(igates, hgates, carry):
     return (np.tanh(igates + hgates),)
 
 
-STEPS = {"gru": gru, "lstm": lstm, "rnn": rnn}
+def mingru(igates, hgates, carry):
+    (h,) = carry
+    z, candidate = igates.reshape(len(h), 2, -1).swapaxes(0, 1)
+    return ((1 - sigmoid(z)) * h + sigmoid(z) * candidate,)
+
+
+def minlstm(igates, hgates, carry):
+    (h,) = carry
+    i, f, candidate = igates.reshape(len(h), 3, -1).swapaxes(0, 1)
+    i, f = sigmoid(i), sigmoid(f)
+    return ((f * h + i * candidate) / (f + i),)
+
+
+STEPS = {"gru": gru, "lstm": lstm, "rnn": rnn, "mingru": mingru, "minlstm": minlstm}
 
 
 def layer(cell, igates, kernel, bias, carry, resets=None):
@@ -53,7 +66,7 @@ def network(config, params, tokens, carry, resets=None):
     resets = None if resets is None else resets.T
     for i in range(config.layers):
         p = params[f"layer_{i}"]
-        recurrent = p["recurrent"]
+        recurrent = p.get("recurrent", {"kernel": np.zeros((config.hidden, 0))})
         igates = inputs @ p["kernel"] + p["bias"]
         kernel, bias = recurrent["kernel"], recurrent.get("bias")
         inputs, state = layer(config.cell, igates, kernel, bias, carry[i], resets)

@@ -44,6 +44,8 @@ def decoded_and_network(config, layout):
 
 
 LAYOUTS = pytest.mark.parametrize("layout", ["batch_major", "feature_major", "vector"])
+# Whose states are in [-1, 1]; int8 refuses the others.
+BOUNDED_CELLS = [name for name in CELLS if not CELLS[name].coefficients]
 SHAPES = pytest.mark.parametrize(("layers", "embed"), [(1, 0), (3, 4)])
 
 
@@ -102,7 +104,7 @@ def int8_inputs(cell):
 
 
 @pytest.mark.usefixtures("optimized")
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", BOUNDED_CELLS)
 def test_int8_decoding_is_bit_for_bit_the_same_in_any_batch_layout_and_dtype(cell):
     config, params, *text = int8_inputs(cell)
     # Optimized, as in use: unoptimized, tanh differs by a bit between layouts.
@@ -119,7 +121,7 @@ def test_int8_decoding_is_bit_for_bit_the_same_in_any_batch_layout_and_dtype(cel
     assert distance(run(config, params, *first_text), first) == 0
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", BOUNDED_CELLS)
 def test_int8_logits_are_close_to_float32(cell):
     config, *inputs = int8_inputs(cell)
     (int8, _), (float32, _) = (

@@ -17,9 +17,8 @@ from optax.losses import softmax_cross_entropy_with_integer_labels
 from charjax.checkpoint.checkpoints import flatten
 from charjax.config import ModelConfig
 from charjax.model.carry import document_resets, initial_carry, reset_carry
-from charjax.model.cells import CELLS
+from charjax.model.cells import CELLS, shapes_of
 from charjax.model.network import CharRNN, init_params, parameter_count
-from charjax.model.shapes import param_shapes
 from tests.model import reference
 from tests.model.small import apply, carry_of, distance, float64, params_of, tokens_of
 
@@ -272,5 +271,4 @@ def test_the_shapes_are_known_without_the_network(cell, embed, layers):
     config = ModelConfig(cell=cell, hidden=5, layers=layers, embed=embed)
     params = jax.eval_shape(lambda: init_params(config, 7, jax.random.key(0)))
     shapes = {path: leaf.shape for path, leaf in flatten(params)[0].items()}
-    gates, reset_after = CELLS[cell].gates, CELLS[cell].reset_after
-    assert param_shapes(config, 7, gates=gates, reset_after=reset_after) == shapes
+    assert shapes_of(config, 7) == shapes

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 
 from charjax.config import ModelConfig
 from charjax.errors import InputError
+from charjax.model.cells import CELLS
 from charjax.model.recurrence.base import Layer, Operands, Result
 from charjax.model.recurrence.resolution import Resolution
 
@@ -19,11 +20,13 @@ _MODULES = {
     "c": "charjax.model.recurrence.c.ops",
     "persistent": "charjax.model.recurrence.pallas_hopper.ops",
     "xla": "charjax.model.recurrence.xla",
+    "parallel": "charjax.model.recurrence.parallel",
     "scan": "charjax.model.recurrence.scan",
 }
 # What "fast" tries in turn on a platform, the fastest first. The last one supports every layer.
 _FAST = {"cpu": ("c", "xla"), "gpu": ("persistent", "xla")}
 _FAST_ELSEWHERE = ("xla",)
+_FAST_WITHOUT_RECURRENT_KERNEL = ("parallel",)
 
 
 def resolve(config: ModelConfig, batch: int, *, saved: str = "", strict: bool = True) -> Resolution:
@@ -44,6 +47,8 @@ def resolve(config: ModelConfig, batch: int, *, saved: str = "", strict: bool = 
     layer = Layer(config.cell, config.hidden, config.dtype, batch)
     preferred = saved if config.recurrence == "fast" else config.recurrence
     fast = _FAST.get(jax.default_backend(), _FAST_ELSEWHERE)
+    if CELLS[config.cell].coefficients:
+        fast = _FAST_WITHOUT_RECURRENT_KERNEL
     refusals: list[str] = []
     for name in dict.fromkeys([preferred, *fast] if preferred else fast):
         refusal = _refusal(name, layer)

@@ -76,7 +76,7 @@ class Weights(NamedTuple):
     """One layer's recurrent parameters, float32.
 
     Attributes:
-      kernel: [hidden, gates].
+      kernel: [hidden, gates]; [hidden, 0] for a cell without a recurrent kernel.
       bias: [hidden], added to the candidate's hidden gate; None for a cell without
         `reset_after`.
     """

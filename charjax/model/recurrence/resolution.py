@@ -9,7 +9,7 @@ class Resolution(NamedTuple):
     """The implementation that runs the recurrence, and why.
 
     Attributes:
-      implementation: "c", "persistent", "xla" or "scan".
+      implementation: "c", "persistent", "xla", "parallel" or "scan".
       reason: for messages: "as the config says", "c refuses: no C compiler (cc)", ...
     """
 

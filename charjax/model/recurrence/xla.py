@@ -40,9 +40,9 @@ _BLOCKED_SIZES = range(256, 1024)
 
 
 def supports(layer: Layer) -> str:
-    """Always "": this implementation runs every layer on every device."""
-    del layer
-    return ""
+    """Why it cannot run a layer: only if its cell has no recurrent kernel."""
+    missing = CELLS[layer.cell].coefficients is not None
+    return f"config.model.cell={layer.cell} has no recurrent kernel" if missing else ""
 
 
 class _Residuals(NamedTuple):

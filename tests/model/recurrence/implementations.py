@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from charjax.model.cells import CELLS
-from charjax.model.recurrence import scan, xla
+from charjax.model.recurrence import parallel, scan, xla
 from charjax.model.recurrence.base import Layer, Operands, Projected, Table, Weights
 from charjax.model.recurrence.c import ops
 from tests.model import reference
@@ -49,6 +49,8 @@ class Implementation(NamedTuple):
 
 # Three blocks of units, however few there are, not all of one size.
 _IN_BLOCKS = ((xla, "_BLOCKED_SIZES", range(1, 1024)), (xla, "_NUM_BLOCKS", 3))
+# The scan of GPUs and TPUs.
+_ASSOCIATIVE = ((parallel, "_scan_in_turn", parallel._scan_associative),)
 # Around the sizes of vectors, panels and bf16 pairs; 257 units have the backward panels of wide
 # layers, and the last is computed by several threads.
 _AROUND_PANELS = (
@@ -60,6 +62,8 @@ IMPLEMENTATIONS = {
     "scan": Implementation(scan.run, scan.supports),
     "xla": Implementation(xla.run, xla.supports),
     "xla_in_blocks": Implementation(xla.run, xla.supports, patches=_IN_BLOCKS),
+    "parallel": Implementation(parallel.run, parallel.supports),
+    "associative": Implementation(parallel.run, parallel.supports, patches=_ASSOCIATIVE),
     "c": Implementation(ops.run, ops.supports, _AROUND_PANELS, batch_invariant=True),
 }
 
@@ -84,7 +88,8 @@ def random_layer(cell: str, kind: type, size: Size) -> tuple[Any, Weights, tuple
     batch, time, hidden = size
     gates = CELLS[cell].gates * hidden
     bias = normal(2, hidden) if CELLS[cell].reset_after else None
-    weights = Weights(normal(1, hidden, gates) / hidden**0.5, bias)
+    columns = 0 if CELLS[cell].coefficients else gates
+    weights = Weights(normal(1, hidden, columns) / hidden**0.5, bias)
     carry = tuple(normal(3, CELLS[cell].states, batch, hidden))
     if kind is Table:
         return Table(normal(0, gates, VOCAB), tokens_of(VOCAB, batch, time).T), weights, carry

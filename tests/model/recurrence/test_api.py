@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -93,6 +94,17 @@ def test_an_implementation_is_asked_about_the_layer(monkeypatch):
     monkeypatch.setattr(api, "_implementation", lambda name: module)
     resolve(ModelConfig(cell="lstm", hidden=9, dtype="bfloat16"), BATCH)
     assert asked == [Layer("lstm", 9, "bfloat16", BATCH)]
+
+
+@pytest.mark.parametrize("cell", ["mingru", "minlstm"])
+def test_cells_without_a_recurrent_kernel_run_in_parallel_and_others_refuse_them(cell):
+    model = ModelConfig(cell=cell, hidden=4)
+    assert resolve(model, BATCH).implementation == "parallel"
+    for name in ("c", "xla"):
+        with pytest.raises(InputError, match=rf"recurrence={name}: .*cell[ =]{cell}"):
+            resolve(replace(model, recurrence=name), BATCH)
+    with pytest.raises(InputError, match=r"recurrence=parallel: .*cell=gru has a recurrent kernel"):
+        resolve(ModelConfig(recurrence="parallel"), BATCH)
 
 
 @pytest.mark.parametrize("name", ["xla", "scan"])

@@ -15,7 +15,7 @@ import pytest
 
 from charjax.config import Config, DataConfig, ModelConfig, OptimConfig, SampleConfig, TrainConfig
 from charjax.errors import InputError
-from charjax.inference.load import load_trained
+from charjax.inference.load import load_trained, with_dtype
 from charjax.inference.sampling import Sampling
 from charjax.inference.score import read_file, score_text
 from charjax.inference.texts import sample_texts
@@ -102,22 +102,30 @@ def run(config, workdir) -> list[str]:
     return messages.lines
 
 
-def test_it_trains_samples_scores_and_resumes(tmp_path):
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (MGU, "recurrence: xla (c refuses: it has no cell mgu"),
+        (replace(MGU, cell="mingru"), "recurrence: parallel (the fastest here)"),
+    ],
+    ids=["mgu", "mingru"],
+)
+def test_it_trains_samples_scores_and_resumes(tmp_path, model, message):
     draw = random.Random(0)
     text = tmp_path / "text.txt"
     text.write_text(" ".join(draw.choice(["the", "cat", "sat", "on", "a"]) for _ in range(400)))
     config = Config(
         data=DataConfig(path=str(text), batch_size=8, seq_len=8),
-        model=MGU,
+        model=model,
         optim=OptimConfig(learning_rate=1e-2),
         train=TrainConfig(max_steps=20, eval_every=10, log_every=10, steps_per_dispatch=5),
         sample=SampleConfig(num_chars=4, temperatures=(0.5,)),
     )
     assert config.model.recurrence == "fast"
     lines = run(config, tmp_path / "whole")
-    assert any("recurrence: xla (c refuses: " in line and "cell mgu" in line for line in lines)
+    assert any(message in line for line in lines)
     recorded = Workdir(tmp_path / "whole").run_json.read_text()
-    assert json.loads(recorded)["config"]["model"]["cell"] == "mgu"
+    assert json.loads(recorded)["config"]["model"]["cell"] == model.cell
 
     run(replace(config, train=replace(config.train, max_steps=10)), tmp_path / "resumed")
     run(config, tmp_path / "resumed")
@@ -127,6 +135,9 @@ def test_it_trains_samples_scores_and_resumes(tmp_path):
     assert (whole.step, resumed.step) == (20, 20)
     jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
 
+    if model.cell == "mingru":
+        with pytest.raises(InputError, match=r"--weights=int8: .*model\.cell=mingru"):
+            with_dtype(whole, "int8")
     score = score_text(whole, read_file(whole, str(text), unknown="error"), no_progress)
     assert score.nats_per_char < np.log(len(whole.vocab))
     texts = sample_texts(
