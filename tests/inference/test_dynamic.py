@@ -43,6 +43,9 @@ def loss(params, carry, inputs, targets):
     return nats.mean(), (nats[0], carry)
 
 
+grad_of_loss = jax.jit(jax.grad(loss, has_aux=True))
+
+
 def test_the_losses_are_those_of_the_rule_written_out():
     rms = jax.tree.map(np.asarray, rms_of())
     mean = np.mean(np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(rms)]))
@@ -50,13 +53,14 @@ def test_the_losses_are_those_of_the_rule_written_out():
     def update(theta, trained, s, g):
         pull = np.minimum(1, OPTIONS.decay * s / mean)
         step = OPTIONS.learning_rate * np.asarray(g) / (s + OPTIONS.epsilon)
-        return jnp.asarray(theta + pull * (trained - theta) - step)
+        return theta + pull * (trained - theta) - step
 
-    params, carry, want = PARAMS, initial_carry(CONFIG, 1), []
+    params = trained = jax.device_get(PARAMS)
+    carry, want = initial_carry(CONFIG, 1), []
     for start in range(0, len(IDS) - 1, SEGMENT):
         text = IDS[None, start : start + SEGMENT + 1]
-        grad, (nats, carry) = jax.grad(loss, has_aux=True)(params, carry, text[:, :-1], text[:, 1:])
-        params = jax.tree.map(update, params, PARAMS, rms, grad)
+        grad, (nats, carry) = grad_of_loss(params, carry, text[:, :-1], text[:, 1:])
+        params = jax.tree.map(update, params, trained, rms, grad)
         want.extend(nats)
     np.testing.assert_allclose(nats_of(IDS), want, atol=1e-5)
     static = char_nats(CONFIG, PARAMS, IDS)
@@ -101,9 +105,9 @@ def test_the_statistics_are_root_mean_squares_of_gradients_of_batches():
     carry, squares = initial_carry(CONFIG, 100), []
     for first in (0, SEGMENT):
         at = 11 * np.arange(100)[:, None] + first + np.arange(SEGMENT)
-        grad, (_, carry) = jax.grad(loss, has_aux=True)(PARAMS, carry, ids[at], ids[at + 1])
-        squares.append(jax.tree.map(jnp.square, grad))
-    want = jax.tree.map(lambda a, b: jnp.sqrt((a + b) / 2), *squares)
+        grad, (_, carry) = grad_of_loss(PARAMS, carry, ids[at], ids[at + 1])
+        squares.append(jax.tree.map(np.square, jax.device_get(grad)))
+    want = jax.tree.map(lambda a, b: np.sqrt((a + b) / 2), *squares)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), rms_of(ids), want
     )
