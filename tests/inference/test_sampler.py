@@ -91,6 +91,8 @@ def test_a_sample_does_not_depend_on_how_many_are_asked_for(model, request):
 
 
 AS_FOR_USERS = {("int8", "xla"), ("float32", "fast")}
+# Each compiles a program for every size: not all cases have the size between 1 and a whole group.
+WITH_SEVEN = {("int8", "fast", 1.0), ("float32", "fast", 1.0), ("float32", "fast", 0.9)}
 
 
 @pytest.mark.parametrize(
@@ -117,7 +119,7 @@ def test_batch_invariant_matmuls_need_no_fixed_groups(dtype, recurrence, top_p, 
     if top_p == 1.0:
         request.getfixturevalue("optimized" if (dtype, recurrence) in AS_FOR_USERS else "fused")
     many = ids_of(model, num_samples=66, num_chars=100, top_p=top_p)
-    for fewer in (1, 7, 64):
+    for fewer in (1, 7, 64) if (dtype, recurrence, top_p) in WITH_SEVEN else (1, 64):
         written = ids_of(model, num_samples=fewer, num_chars=100, top_p=top_p)
         np.testing.assert_array_equal(written, many[:fewer])
     assert list(module.sample_groups(model[0], 66)) == [(0, 64), (64, 64)]
