@@ -539,6 +539,7 @@ PATHS = {
 OTHERS = {
     *("--allow", "--coordinator", "--process_id", "--num_processes"),
     *("--checkpoint", "--weights", "--unknown", "--part", "--format", "--per_char"),
+    *("--window", "--dynamic", "--learning_rate", "--decay", "--epsilon", "--segment"),
     *("--prompt", "--no_prompt", "--num_chars", "--num_samples", "--separator"),
     *("--temperature", "--top_k", "--top_p", "--seed"),
     *("--min_p", "--repetition_penalty", "--repetition_window", "--json", "--pick"),

@@ -37,6 +37,7 @@ def test_stream_numbers_never_change():
         "DROPOUT": 1,
         "SAMPLE": 2,
         "SCHEDULED": 3,
+        "WEIGHT_DROPOUT": 4,
     }
 
 
