@@ -13,7 +13,7 @@ from charjax.cli.arguments import Parser
 from charjax.cli.commands import load_commands
 from charjax.cli.config_flags import split_config_flags
 from charjax.errors import CharjaxError, HostError, InputError
-from charjax.runtime.cache import code_cache_folder
+from charjax.runtime.cache import private_cache_folder
 from charjax.runtime.display import LastingStream, PlainDisplay, discard_output, show_messages
 from charjax.runtime.signals import exit_on_signals
 from charjax.runtime.terminal import escape_controls
@@ -107,7 +107,7 @@ def _check_utf8(arguments: Sequence[str]) -> None:
 
 def _set_jax_environment() -> None:
     """Sets variables of JAX and XLA that the user has not set, such as the compilation cache."""
-    if folder := code_cache_folder("jax"):
+    if folder := private_cache_folder("jax"):
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):

@@ -46,7 +46,7 @@ from charjax.data.store import (
 )
 from charjax.data.tokens import BOUNDARY, EncodedText
 from charjax.errors import CharjaxError
-from charjax.runtime.cache import code_cache_folder
+from charjax.runtime.cache import private_cache_folder
 from charjax.runtime.files import as_os_errors
 
 MIN_BYTES = 1 << 24  # of the files of a text; smaller ones are not cached
@@ -115,7 +115,7 @@ class CacheEntry:
         self._files, self._rules = files, rules
         self._looked_ns = time.time_ns()
         self._key, self._newest_ns, self._size = _key_of(files, rules)
-        folder = code_cache_folder("packed") if self._size >= MIN_BYTES else None
+        folder = private_cache_folder("packed") if self._size >= MIN_BYTES else None
         self._folder = folder and folder / self._key
 
     @property
@@ -153,10 +153,8 @@ class CacheEntry:
             return
         unfinished = None
         try:
-            root, size = (
-                self._folder.parent,
-                text.content.tokens.nbytes + text.content.starts.nbytes,
-            )
+            root = self._folder.parent
+            size = text.content.tokens.nbytes + text.content.starts.nbytes
             _clean(root, size)
             if size > MAX_BYTES or shutil.disk_usage(root).free < 2 * size:
                 _logger.info("%s: the text is not cached: no room for it", root)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -27,35 +27,17 @@ from optax.losses import softmax_cross_entropy_with_integer_labels
 from charjax.config import ModelConfig
 from charjax.data.store_tokens import TokenIds
 from charjax.errors import InputError
+from charjax.inference.dynamic_options import DynamicOptions
 from charjax.inference.evaluate import Measure, Piece, ZeroCarry, check_length
 from charjax.model.carry import initial_carry
 from charjax.model.network import CharRNN
 from charjax.model.recurrence.api import for_inference
 from charjax.runtime.display import ProgressFn, no_progress
-from charjax.schema import number
 from charjax.types import Carry, PyTree, Resets, Scalar, Tokens
 
 _ROWS = 100  # sequences of a batch of the training text, as Krause et al. have it
 _MAX_BATCHES = 500  # of them at most
 _DISPATCH = 1024  # characters of a sequence in one dispatch, about
-
-
-@dataclass(frozen=True, kw_only=True)
-class DynamicOptions:
-    """How the weights follow the text.
-
-    Attributes:
-      learning_rate: of a weight whose gradients have a root mean square well above `epsilon`.
-      decay: the fraction of its difference to the trained value that a weight of average root
-        mean square loses after each segment.
-      epsilon: added to the root mean square.
-      segment: characters between two updates. Gradients do not reach further back.
-    """
-
-    learning_rate: float = number(3e-5, 0, 1)
-    decay: float = number(2e-3, 0, 1)
-    epsilon: float = number(2e-5, 1e-12, 1)
-    segment: int = number(20, 1, 1024)
 
 
 class UpdateRule(NamedTuple):

@@ -16,7 +16,8 @@ from charjax.data.dataset import load_dataset, read_tokens
 from charjax.data.store_tokens import TokenIds
 from charjax.data.vocab import Vocab
 from charjax.errors import CharjaxError, DivergedError, InputError
-from charjax.inference.dynamic import DynamicOptions, gradient_rms, iter_dynamic, update_rule
+from charjax.inference.dynamic import gradient_rms, iter_dynamic, update_rule
+from charjax.inference.dynamic_options import DynamicOptions
 from charjax.inference.evaluate import (
     Measure,
     Piece,

@@ -35,7 +35,7 @@ def cache_folder(name: str) -> Path:
     return temporary / name
 
 
-def code_cache_folder(name: str) -> Path | None:
+def private_cache_folder(name: str) -> Path | None:
     """A cache folder for files that are loaded as code: created, and writable by this user alone.
 
     Returns:

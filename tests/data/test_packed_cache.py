@@ -153,7 +153,7 @@ def test_a_disk_without_room_costs_only_the_saving(text, reads, monkeypatch):
     assert load(text).text == load(text).text == TEXT
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     assert load(text).text == TEXT
-    monkeypatch.setattr(packed_cache, "code_cache_folder", lambda _: None)
+    monkeypatch.setattr(packed_cache, "private_cache_folder", lambda _: None)
     assert load(text).text == TEXT
     assert (entries(text), len(reads)) == ([], 4)
 

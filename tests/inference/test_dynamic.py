@@ -9,7 +9,8 @@ import pytest
 from optax.losses import softmax_cross_entropy_with_integer_labels
 
 from charjax.errors import InputError
-from charjax.inference.dynamic import DynamicOptions, gradient_rms, iter_dynamic, update_rule
+from charjax.inference.dynamic import gradient_rms, iter_dynamic, update_rule
+from charjax.inference.dynamic_options import DynamicOptions
 from charjax.inference.evaluate import ZeroCarry, char_nats, in_text_order
 from charjax.model.carry import initial_carry
 from charjax.model.network import CharRNN

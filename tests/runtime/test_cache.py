@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from charjax.errors import HostError
-from charjax.runtime.cache import cache_folder, code_cache_folder
+from charjax.runtime.cache import cache_folder, private_cache_folder
 
 NOBODY = 65534
 
@@ -50,7 +50,7 @@ def mode(path: Path) -> str:
 
 def test_the_cache_of_the_user(home, monkeypatch, tmp_path):
     assert cache_folder("data") == home / ".cache" / "charjax" / "data"
-    assert code_cache_folder("jax") == home / ".cache" / "charjax" / "jax"
+    assert private_cache_folder("jax") == home / ".cache" / "charjax" / "jax"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert cache_folder("data") == tmp_path / "xdg" / "charjax" / "data"
 
@@ -60,14 +60,14 @@ def test_a_relative_cache_path_is_ignored(home, monkeypatch, path):
     """B1."""
     monkeypatch.setenv("XDG_CACHE_HOME", path)
     assert cache_folder("data") == home / ".cache" / "charjax" / "data"
-    assert code_cache_folder("jax") == home / ".cache" / "charjax" / "jax"
+    assert private_cache_folder("jax") == home / ".cache" / "charjax" / "jax"
 
 
 def test_without_a_home_the_cache_is_a_private_temporary_folder(no_home, monkeypatch, tmp_path):
     """B2."""
     monkeypatch.chdir(tmp_path)
     assert cache_folder("data") == no_home / "data"
-    assert code_cache_folder("kernels") == no_home / "kernels"
+    assert private_cache_folder("kernels") == no_home / "kernels"
     assert (mode(no_home), mode(no_home / "kernels")) == ("0o700", "0o700")
     assert sorted(os.listdir()) == ["tmp"]
 
@@ -76,7 +76,7 @@ def test_without_a_home_nor_a_private_temporary_folder_there_is_no_cache(no_home
     """B2."""
     no_home.mkdir()
     give_away(no_home)
-    assert code_cache_folder("kernels") is None
+    assert private_cache_folder("kernels") is None
     with pytest.raises(HostError, match="belongs to another user; set XDG_CACHE_HOME"):
         cache_folder("data")
 
@@ -87,7 +87,7 @@ def test_a_folder_of_another_user_is_not_used_for_code(home, name):
     folder = home / ".cache" / name
     folder.mkdir(parents=True)
     give_away(folder)
-    assert code_cache_folder("jax") == home.parent / "tmp" / f"charjax-{os.getuid()}" / "jax"
+    assert private_cache_folder("jax") == home.parent / "tmp" / f"charjax-{os.getuid()}" / "jax"
 
 
 def test_a_link_of_another_user_is_not_used_for_code(home):
@@ -96,10 +96,10 @@ def test_a_link_of_another_user_is_not_used_for_code(home):
     (home / "mine").mkdir()
     link = home / ".cache" / "charjax"
     link.symlink_to(home / "mine")
-    assert code_cache_folder("jax") == link / "jax"
+    assert private_cache_folder("jax") == link / "jax"
     if not os.getuid():
         os.chown(link, NOBODY, NOBODY, follow_symlinks=False)
-        assert home not in code_cache_folder("jax").parents
+        assert home not in private_cache_folder("jax").parents
 
 
 def test_the_rights_of_others_to_write_are_taken_back(home):
@@ -107,5 +107,5 @@ def test_the_rights_of_others_to_write_are_taken_back(home):
     folder = home / ".cache" / "charjax"
     folder.mkdir(parents=True)
     folder.chmod(0o777)
-    assert code_cache_folder("jax") == folder / "jax"
+    assert private_cache_folder("jax") == folder / "jax"
     assert (mode(folder), mode(folder / "jax")) == ("0o755", "0o700")

@@ -17,6 +17,7 @@ from charjax.cli.arguments import (
     reading_options,
 )
 from charjax.errors import InputError
+from charjax.inference.dynamic_options import DynamicOptions
 
 if TYPE_CHECKING:
     from charjax.inference.score import Method
@@ -24,12 +25,12 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 
-# Type and help of the flags that are fields of `charjax.inference.dynamic.DynamicOptions`.
-_DYNAMIC: dict[str, tuple[type, str]] = {
-    "learning_rate": (float, "of each update; default: 3e-05"),
-    "decay": (float, "towards the trained weights after each segment; default: 0.002"),
-    "epsilon": (float, "added to the root mean square of the gradients; default: 2e-05"),
-    "segment": (int, "characters between two updates; default: 20"),
+# Help of the flags that are fields of `DynamicOptions`.
+_DYNAMIC = {
+    "learning_rate": "of each update",
+    "decay": "towards the trained weights after each segment",
+    "epsilon": "added to the root mean square of the gradients",
+    "segment": "characters between two updates",
 }
 
 
@@ -72,8 +73,9 @@ def _add_methods(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="dynamic evaluation (Krause et al. 2018): learn from each segment after its score",
     )
-    for name, (kind, about) in _DYNAMIC.items():
-        group.add_argument(f"--{name}", type=kind, help=f"with --dynamic: {about}")
+    for name, default in dataclasses.asdict(DynamicOptions()).items():
+        about = f"with --dynamic: {_DYNAMIC[name]}; default: {default}"
+        group.add_argument(f"--{name}", type=type(default), help=about)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -108,7 +110,6 @@ def run(args: argparse.Namespace) -> None:
 
 def _method(args: argparse.Namespace) -> tuple[Method, dict[str, Any]]:
     """How the flags say that the text is read, and what the result says about it."""
-    from charjax.inference.dynamic import DynamicOptions
     from charjax.inference.score import dynamically, in_windows
     from charjax.schema import build
 

@@ -137,7 +137,7 @@ def test_a_cache_that_cannot_be_written_is_not_needed(cache, tmp_path, monkeypat
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     cache.parent.write_text("a file where a folder should be")
     assert opened()
-    monkeypatch.setattr(build, "code_cache_folder", lambda name: None)
+    monkeypatch.setattr(build, "private_cache_folder", lambda name: None)
     assert opened()
 
 

@@ -23,7 +23,7 @@ from jax.typing import DTypeLike
 
 from charjax.errors import InputError
 from charjax.model.recurrence.c.compiler import build_folder, run_compiler
-from charjax.runtime.cache import code_cache_folder, is_private
+from charjax.runtime.cache import is_private, private_cache_folder
 from charjax.runtime.dtypes import cpu_flags
 from charjax.runtime.files import open_regular
 
@@ -131,7 +131,7 @@ def load() -> Library | Unavailable:
 
 def open_library() -> ctypes.CDLL | Unavailable:
     """The compiled library from the cache, or compiled now and added to the cache."""
-    cache, key = code_cache_folder("kernels"), _cache_key()
+    cache, key = private_cache_folder("kernels"), _cache_key()
     cached = cache.glob(f"{key}.*.so") if cache else ()
     return next(filter(None, map(_open_verified, cached)), None) or _compile(cache, key)
 
