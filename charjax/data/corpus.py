@@ -17,9 +17,9 @@ from charjax.config import DataConfig
 from charjax.data import named_corpora
 from charjax.data.files import find_files, read_files
 from charjax.data.named_corpora import BUILT_IN, RawText
-from charjax.data.packed_cache import CachedText, CacheEntry, recorded_messages
 from charjax.data.reading import PreparedText, ReadingRules, TextReader, prepare_text
 from charjax.data.store import TextStore, is_store
+from charjax.data.text_cache import CachedText, CacheEntry, recorded_messages
 from charjax.data.tokens import EncodedText, TextEncoder, TokenBuffer
 from charjax.errors import HostError, InputError
 from charjax.runtime.display import ProgressFn, no_progress
@@ -95,7 +95,7 @@ def load_corpus(
       config: which text to read, and how.
       progress: called during a download with the bytes received and expected (0: unknown).
       use_cache: whether a large text that was read before may come from the cache, see
-        `charjax.data.packed_cache`.
+        `charjax.data.text_cache`.
 
     Raises:
       InputError: there is no such corpus, file or marker, or the text cannot be decoded or parsed,

@@ -1,4 +1,4 @@
-"""Large texts in memory are read and encoded once: later runs read their packed form."""
+"""Large texts in memory are read and encoded once: later runs read their tokens."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ import pytest
 
 from charjax.config import Config, DataConfig
 from charjax.data import corpus as corpus_module
-from charjax.data import packed_cache
+from charjax.data import text_cache
 from charjax.data.corpus import load_corpus
 from charjax.data.dataset import load_dataset
-from charjax.data.store import TextStore
 
 TEXT = "".join(f"Line {i}, {'o' * (i % 7)}λ\r\n" for i in range(300))
 
@@ -25,12 +24,10 @@ TEXT = "".join(f"Line {i}, {'o' * (i % 7)}λ\r\n" for i in range(300))
 def text(tmp_path, monkeypatch) -> Path:
     """A text that is large enough to be cached, written a while ago."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(packed_cache, "MIN_BYTES", 1000)
-    monkeypatch.setattr(packed_cache, "FILE_TOKENS", 1 << 10)
-    monkeypatch.setattr("charjax.data.store.FILE_TOKENS", 1 << 10)
-    monkeypatch.setattr("charjax.data.store.CHUNK", 1 << 8)
-    monkeypatch.setattr(packed_cache, "_RECENT_NS", 0)
-    monkeypatch.setattr(packed_cache, "start_thread", lambda write: write())
+    monkeypatch.setattr(text_cache, "MIN_BYTES", 1000)
+    monkeypatch.setattr(text_cache, "_PART", 1 << 10)
+    monkeypatch.setattr(text_cache, "_RECENT_NS", 0)
+    monkeypatch.setattr(text_cache, "start_thread", lambda write: write())
     path = tmp_path / "text.txt"
     path.write_bytes(TEXT.encode())
     return path
@@ -51,7 +48,7 @@ def reads(monkeypatch) -> list[str]:
 
 
 def entries(text: Path) -> list[Path]:
-    return sorted((text.parent / "cache" / "charjax" / "packed").glob("*"))
+    return sorted((text.parent / "cache" / "charjax" / "texts").glob("*"))
 
 
 def load(text: Path, **options):
@@ -92,8 +89,6 @@ def test_a_text_from_the_cache_is_the_text(text, reads, caplog, options):
         np.testing.assert_array_equal(one.ids, other.ids)
         assert one.ids.dtype == other.ids.dtype
     assert_equal(load(text, **options), wanted)
-    [(_, problem)] = TextStore(str(entries(text)[0])).verify()
-    assert problem == ""
 
 
 def test_a_text_of_more_than_256_characters(text, reads):
@@ -119,41 +114,43 @@ def test_other_reading_options_read_the_text_again(text, reads):
 
 
 def test_small_and_changing_texts_are_not_cached(text, reads, monkeypatch):
-    monkeypatch.setattr(packed_cache, "_RECENT_NS", 10**12)
+    monkeypatch.setattr(text_cache, "_RECENT_NS", 10**12)
     load(text)
-    monkeypatch.setattr(packed_cache, "MIN_BYTES", 1 << 24)
+    monkeypatch.setattr(text_cache, "MIN_BYTES", 1 << 24)
     load(text)
     assert (entries(text), len(reads)) == ([], 2)
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "delete"])
 def test_a_damaged_entry_is_made_again(text, reads, damage):
-    wanted = load(text)
+    text.write_bytes(TEXT.encode() + "".join(map(chr, range(0x4E00, 0x4F00))).encode())
+    wanted = load(text, documents="lines")
     [entry] = entries(text)
-    files = sorted(p for p in entry.rglob("*") if p.is_file() and p.name != "zarr.json")
-    assert len(files) > 4
-    for number, file in enumerate(files):
-        data = bytearray(file.read_bytes())
+    good = entry.read_bytes()
+    line = good.index(b"\n")
+    places = [0, 3, 8, 30, line // 2, line, line + 1, *range(line + 2, len(good), 2500), -1]
+    for number, place in enumerate(places if damage != "delete" else [0]):
+        data = bytearray(good)
+        data[place] ^= 4
+        entry.write_bytes(data if damage == "flip" else data[:place])
         if damage == "delete":
-            file.unlink()
-        else:
-            data[len(data) // 2] ^= 4
-            file.write_bytes(data if damage == "flip" else data[: len(data) // 2])
-        assert_equal(load(text), wanted)
+            entry.unlink()
+        assert_equal(load(text, documents="lines"), wanted)
         assert len(reads) == number + 2
-        assert_equal(load(text), wanted)
-    assert len(reads) == len(files) + 1
+        assert entry.read_bytes() == good
+    assert_equal(load(text, documents="lines"), wanted)
+    assert len(reads) == number + 2
 
 
 def test_a_disk_without_room_costs_only_the_saving(text, reads, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(packed_cache, "_write_array", full)
+    monkeypatch.setattr(text_cache, "_write", full)
     assert load(text).text == load(text).text == TEXT
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     assert load(text).text == TEXT
-    monkeypatch.setattr(packed_cache, "private_cache_folder", lambda _: None)
+    monkeypatch.setattr(text_cache, "private_cache_folder", lambda _: None)
     assert load(text).text == TEXT
     assert (entries(text), len(reads)) == ([], 4)
 
@@ -172,23 +169,23 @@ def test_old_and_surplus_entries_are_deleted(text, monkeypatch):
     assert found[0] not in entries(text)
     assert {found[1], found[2]} < set(entries(text))
     unfinished = found[0].with_name("x.part")
-    unfinished.mkdir()
-    one = sum(path.stat().st_size for path in found[2].rglob("*") if path.is_file())
-    monkeypatch.setattr(packed_cache, "MAX_BYTES", 2 * one + len(TEXT) + 100)
+    unfinished.touch()
+    one = found[2].stat().st_size
+    monkeypatch.setattr(text_cache, "MAX_BYTES", 2 * one + len(TEXT) + 100)
     load(text, lowercase=True)
     assert found[1] not in entries(text)
     assert unfinished in entries(text)
 
 
 def test_two_processes_may_write_one_entry(text, reads, monkeypatch):
-    real = packed_cache._write
+    real = text_cache._write
 
     def slow(folder, cached):
-        monkeypatch.setattr(packed_cache, "_write", real)
+        monkeypatch.setattr(text_cache, "_write", real)
         load(text)  # another process, which is quicker
         real(folder, cached)
 
-    monkeypatch.setattr(packed_cache, "_write", slow)
+    monkeypatch.setattr(text_cache, "_write", slow)
     assert load(text).text == load(text).text == TEXT
     assert len(reads) == 2
     assert len(entries(text)) == 1
