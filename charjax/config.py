@@ -35,6 +35,8 @@ OPTIMIZER_FIELDS: dict[str, frozenset[str]] = {
     "adam": frozenset({"b1", "b2", "eps", "eps_hat"}),
     "rmsprop": frozenset({"b2", "eps"}),
     "sgd": frozenset({"b1"}),
+    "muon": frozenset({"b1", "b2", "eps", "weight_decay"}),
+    "schedule_free": frozenset({"b1", "b2", "eps", "weight_decay"}),
 }
 
 
@@ -130,13 +132,15 @@ class OptimConfig:
 
     name: str = key_of(OPTIMIZER_FIELDS)
     learning_rate: float = number(2e-3, 0)  # the schedule's peak
-    b1: float = number(0.9, 0, 0.999999)  # adam, adamw: decay of the mean; sgd: momentum
-    b2: float = number(0.99, 0, 0.999999)  # adam, adamw, rmsprop: decay of the square
+    # adam, adamw: decay of the mean; sgd, muon: momentum; schedule_free: weight of the average
+    b1: float = number(0.9, 0, 0.999999)
+    b2: float = number(0.99, 0, 0.999999)  # all but sgd: decay of the square
     eps: float = number(1e-8, 0)
     # adam, adamw: add eps before the bias correction of the square, which damps the first steps:
     # the "epsilon hat" of Kingma and Ba (2015), and what Keras and TensorFlow do.
     eps_hat: bool = False
-    weight_decay: float = number(0.0, 0)  # adamw, on kernels, not on biases or the embedding
+    # adamw, muon, schedule_free: on kernels, not on biases or the embedding
+    weight_decay: float = number(0.0, 0)
     schedule: str = choice("constant", "cosine", "linear", "onecycle")
     warmup: float = number(0.0, 0, 1)  # fraction of all steps, linear from 0
     final: float = number(0.0, 0, 1)  # last learning rate as a fraction of the peak
@@ -146,6 +150,11 @@ class OptimConfig:
     # With train.init_from: a factor on the learning rate of the weights from there. 0: none.
     imported_rate: float = number(0.0, 0, 1000)
     ema: float = number(0.0, 0, 0.999999)  # decay of the averaged weights; 0: none
+
+    @property
+    def averages(self) -> bool:
+        """Whether evaluations, samples and exports use averaged weights."""
+        return self.ema > 0 or self.name == "schedule_free"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -376,10 +385,20 @@ def _needs_by_choice(
         yield Need(f"{section}.{field}", is_read, f"{section}.{choosing}={readers}")
 
 
+def _needs_of_schedule_free() -> Iterator[Need]:
+    """What contradicts schedule-free learning: other averages, and other learning rates."""
+    text = "an optim.name other than schedule_free, which averages weights at a constant rate"
+    for field in ("ema", "schedule", "imported_rate"):
+        yield Need(f"optim.{field}", lambda c: c.optim.name != "schedule_free", text)
+    text = "more than 0 with optim.name=schedule_free"
+    yield Need("optim.b1", lambda c: c.optim.name != "schedule_free" or c.optim.b1 > 0, text)
+
+
 # A field that needs another such field comes after it.
 FIELD_NEEDS: tuple[Need, ...] = (
     *_needs_by_choice("data", "batching", BATCHING_FIELDS),
     *_needs_by_choice("optim", "name", OPTIMIZER_FIELDS),
+    *_needs_of_schedule_free(),
     Need(
         "model.dropout_recurrent",
         lambda c: c.model.cell not in CELLS_WITHOUT_RECURRENT_KERNEL,

@@ -309,6 +309,13 @@ def test_a_config_must_be_a_mapping(value):
             {"optim": {"schedule": "cosine"}, "train": {"max_steps": 0, "max_minutes": 1.0}},
         ),
         ("config.train", "max_steps", {"train": {"max_steps": 0}}),
+        ("config.optim.ema", "schedule_free", {"optim": {"name": "schedule_free", "ema": 0.9}}),
+        (
+            "config.optim.schedule",
+            "schedule_free",
+            {"optim": {"name": "schedule_free", "schedule": "linear"}},
+        ),
+        ("config.optim.b1", "schedule_free", {"optim": {"name": "schedule_free", "b1": 0.0}}),
         ("config.model.dtype", "--weights=int8", {"model": {"dtype": "int8"}}),
     ],
 )

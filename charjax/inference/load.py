@@ -150,7 +150,7 @@ def _read_run(directory: Path, record: Record) -> RunMeta:
 
 def _weights(run: RunMeta) -> str:
     """The part of a checkpoint that holds the weights to use: the average where there is one."""
-    return "ema" if run.config.optim.ema else "params"
+    return "ema" if run.config.optim.averages else "params"
 
 
 def _nest(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -122,7 +122,7 @@ def start_from(
     _logger.info(describe_tokens(initial, dataset))
     params = initial_params(state.params, initial, dataset.vocab, config.model)
     return state._replace(
-        params=params, ema=jax.tree.map(np.copy, params) if config.optim.ema else ()
+        params=params, ema=jax.tree.map(np.copy, params) if config.optim.averages else ()
     )
 
 

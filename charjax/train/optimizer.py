@@ -83,13 +83,68 @@ def _adamw(config: OptimConfig, schedule: Schedule) -> optax.GradientTransformat
     )
 
 
+def _muon(config: OptimConfig, schedule: Schedule) -> optax.GradientTransformation:
+    """Muon (Jordan et al. 2024) on kernels, Adam with Nesterov momentum on all other parameters.
+
+    The updates of a kernel have the root mean square of those of Adam, 0.2 (Liu et al. 2025), so
+    that both take the same learning rate and weight decay.
+    """
+
+    def dimensions(params: PyTree) -> PyTree:
+        matrix = optax.contrib.MuonDimensionNumbers()
+        return jax.tree.map(lambda is_kernel: matrix if is_kernel else None, _is_kernel(params))
+
+    return optax.contrib.muon(
+        schedule,
+        beta=config.b1,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        adam_b1=config.b1,
+        adam_b2=config.b2,
+        muon_weight_dimension_numbers=dimensions,
+        consistent_rms=0.2,
+    )
+
+
+def _schedule_free(config: OptimConfig, schedule: Schedule) -> optax.GradientTransformation:
+    """Schedule-free AdamW (Defazio et al. 2024).
+
+    The parameters that it trains are `b1` parts the average, and 1 - `b1` parts the newest iterate.
+    """
+    adamw_without_momentum = optax.chain(
+        optax.scale_by_rms(config.b2, config.eps, eps_in_sqrt=False, bias_correction=True),
+        optax.add_decayed_weights(config.weight_decay, mask=_is_kernel),
+        optax.scale_by_learning_rate(schedule),
+    )
+    return optax.contrib.schedule_free(adamw_without_momentum, schedule, config.b1)
+
+
 # By the names of `charjax.config.OPTIMIZER_FIELDS`, which lists the config fields of each.
 OPTIMIZERS: dict[str, Callable[[OptimConfig, Schedule], optax.GradientTransformation]] = {
     "adamw": _adamw,
     "adam": lambda c, rate: optax.chain(_scale_by_adam(c), optax.scale_by_learning_rate(rate)),
     "rmsprop": lambda c, rate: optax.rmsprop(rate, decay=c.b2, eps=c.eps, eps_in_sqrt=False),
     "sgd": lambda c, rate: optax.sgd(rate, momentum=c.b1),
+    "muon": _muon,
+    "schedule_free": _schedule_free,
 }
+
+
+def schedule_free_average(opt_state: PyTree, params: PyTree) -> PyTree:
+    """The averaged weights of `schedule_free`, for evaluation.
+
+    As `optax.contrib.schedule_free_eval_params`, from the state of `make_optimizer`. Frozen
+    parameters are their own average.
+    """
+    state = optax.tree.get(opt_state, "ScheduleFreeState")
+
+    def is_frozen(iterate: PyTree) -> bool:
+        return isinstance(iterate, optax.MaskedNode)
+
+    def average(iterate: PyTree, param: PyTree) -> PyTree:
+        return param if is_frozen(iterate) else (param - (1 - state.b1) * iterate) / state.b1
+
+    return jax.tree.map(average, state.z, params, is_leaf=is_frozen)
 
 
 def _scale_by_adam(config: OptimConfig) -> optax.GradientTransformation:

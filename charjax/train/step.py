@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from charjax.config import Config
+from charjax.config import Config, OptimConfig
 from charjax.data.batches import Batch, Slices, read_slices
 from charjax.model.carry import initial_carry, reset_carry
 from charjax.model.network import RowKeys, init_params
 from charjax.runtime.keys import Stream, indexed_key, stream_key
 from charjax.train.loss import DropoutKeys, accumulate, make_loss_and_grad, make_total_nats
-from charjax.train.optimizer import Schedule
+from charjax.train.optimizer import Schedule, schedule_free_average
 from charjax.train.scheduled_sampling import mix_inputs, sampling_rate
 from charjax.types import Carry, Count, PyTree, Scalar
 
@@ -28,7 +28,8 @@ class TrainState(NamedTuple):
       step: int32, number of steps done; also the position in the data.
       params: float32 parameters of `CharRNN`.
       opt_state: the optimizer's state.
-      ema: exponential moving average of the parameters, or () if `optim.ema` is 0.
+      ema: averaged parameters, or () without `optim.averages`: an exponential moving average, or
+        that of `optim.name=schedule_free`.
       carry: the recurrent state of every sequence; its arrays are float32 [batch, hidden].
       skipped: int32, number of updates skipped because the loss or gradient was not finite.
     """
@@ -77,7 +78,7 @@ def init_state(
             step=jnp.zeros((), jnp.int32),
             params=(),
             opt_state=optimizer.init(params),
-            ema=jax.tree.map(jnp.copy, params) if config.optim.ema else (),
+            ema=jax.tree.map(jnp.copy, params) if config.optim.averages else (),
             carry=initial_carry(config.model, config.data.batch_size),
             skipped=jnp.zeros((), jnp.int32),
         )
@@ -143,7 +144,7 @@ def make_step(
         updated = state._replace(
             params=params,
             opt_state=opt_state,
-            ema=_update_ema(state, params, config.optim.ema),
+            ema=_update_average(config.optim, state, params, opt_state),
             carry=carry,
         )
         is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
@@ -195,11 +196,15 @@ def _row_keys(
     return jax.vmap(indexed_key, (None, 0))(key, rows)
 
 
-def _update_ema(state: TrainState, params: PyTree, decay: float) -> PyTree:
-    """The exponential moving average, whose decay rises to `decay` over the first steps."""
-    if not decay:
+def _update_average(
+    config: OptimConfig, state: TrainState, params: PyTree, opt_state: PyTree
+) -> PyTree:
+    """The averaged parameters; the decay of `ema` rises to its value over the first steps."""
+    if config.name == "schedule_free":
+        return schedule_free_average(opt_state, params)
+    if not config.ema:
         return ()
-    rate = 1 - jnp.minimum(decay, (state.step + 1) / (state.step + 10))
+    rate = 1 - jnp.minimum(config.ema, (state.step + 1) / (state.step + 10))
     return optax.incremental_update(params, state.ema, rate)
 
 

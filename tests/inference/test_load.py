@@ -52,7 +52,7 @@ def save(workdir, *, config=CONFIG, losses=(None,)):
         for step, loss in enumerate(losses, 1):
             params = jax.tree.map(lambda p, step=step: step * p, PARAMS)
             state = {"params": params}
-            if config.optim.ema:
+            if config.optim.averages:
                 state["ema"] = jax.tree.map(lambda p: 10 * p, params)
             saved.save(step, state, meta, val_loss=loss)
 
@@ -77,8 +77,9 @@ def test_a_model_comes_back_as_it_was_saved(tmp_path):
     assert (trained.step, trained.val_loss) == (1, 1.25)
 
 
-def test_the_averaged_weights_are_taken_where_there_are_any(tmp_path):
-    save(tmp_path, config=replace(CONFIG, optim=OptimConfig(ema=0.99)))
+@pytest.mark.parametrize("optim", [{"ema": 0.99}, {"name": "schedule_free"}])
+def test_the_averaged_weights_are_taken_where_there_are_any(optim, tmp_path):
+    save(tmp_path, config=replace(CONFIG, optim=OptimConfig(**optim)))
     assert_params(load(tmp_path), 10)
 
 

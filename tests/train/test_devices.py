@@ -81,6 +81,12 @@ def test_documents_in_blocks_microbatches_and_on_devices_change_nothing_but_roun
     np.testing.assert_allclose(losses_of(devices, boundary_id=3), want, rtol=1e-6)
 
 
+@pytest.mark.parametrize("optimizer", ["muon", "schedule_free"])
+def test_optimizers_on_eight_devices_are_those_on_one(optimizer):
+    config = config_of(model={"cell": "rnn"}, optim={"name": optimizer, "weight_decay": 0.1})
+    np.testing.assert_allclose(losses_of(config), losses_on_one_device(config), rtol=1e-6)
+
+
 @pytest.mark.parametrize("backend", ["jit", "pmap"])
 def test_microbatches_on_eight_devices_are_the_whole_batch(backend):
     def config(accumulate: int) -> Config:

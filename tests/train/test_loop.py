@@ -198,6 +198,22 @@ def test_a_run_that_is_interrupted_and_resumed_is_the_run_that_was_not(
     assert second.progress.best == finished.progress.best
 
 
+@pytest.mark.parametrize("optimizer", ["muon", "schedule_free"])
+def test_a_run_of_each_optimizer_is_resumed(optimizer, config, tmp_path):
+    optim = {"name": optimizer, "freeze": "embedding"}
+    if optimizer == "schedule_free":
+        optim |= {"schedule": "constant", "ema": 0.0}
+    short = {"data": {"split": (1.0, 0.0, 0.0)}, "train": {"max_steps": 15, "eval_every": 15}}
+    config = changed(config, optim=optim, sample={"num_chars": 0}, **short)
+    whole, twice = tmp_path / "whole", tmp_path / "twice"
+    run(config, whole)
+    with pytest.raises(InterruptedRunError):
+        train(config, twice, Recorder(stop_when(signal.SIGTERM, MOMENTS["between two steps"])))
+    assert newest(twice).step < 15
+    run(config, twice)
+    assert newest(twice).leaves == newest(whole).leaves
+
+
 def test_a_dtype_resolved_on_one_machine_is_kept_on_another(config, tmp_path, monkeypatch):
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     run(changed(config, model={"dtype": "bfloat16"}), whole)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from optax.losses import softmax_cross_entropy_with_integer_labels
 
@@ -160,6 +161,26 @@ def test_the_averaged_weights_are_an_exponential_moving_average():
         mean = decay * mean + (1 - decay) * np.asarray(state.params["output_kernel"], np.float64)
     np.testing.assert_allclose(state.ema["output_kernel"], mean, rtol=1e-5, atol=1e-7)
     assert state.eval_params is state.ema
+
+
+@pytest.mark.parametrize("freeze", ["", "layer_0"])
+def test_schedule_free_learning_evaluates_the_mean_of_its_iterates(freeze):
+    optim = {"name": "schedule_free", "learning_rate": 0.05, "freeze": freeze}
+    config = config_of(model={"cell": "rnn"}, optim=optim)
+    state, iterates = first_state(config), []
+    for number in range(4):
+        state, _ = jitted(config)(state, random_batch(number))
+        iterates.append(optax.tree.get(state.opt_state, "z")["output_kernel"])
+    assert state.eval_params is state.ema
+    np.testing.assert_allclose(
+        state.ema["output_kernel"], np.mean(iterates, axis=0), rtol=1e-4, atol=1e-6
+    )
+    assert not np.allclose(state.ema["output_kernel"], state.params["output_kernel"], atol=1e-4)
+    is_still = [
+        np.array_equal(after["layer_0"]["kernel"], first_state(config).params["layer_0"]["kernel"])
+        for after in (state.params, state.ema)
+    ]
+    assert is_still == [bool(freeze)] * 2
 
 
 def test_without_averaging_the_parameters_themselves_are_evaluated():
