@@ -149,7 +149,9 @@ class OptimConfig:
     freeze: str = ""
     # With train.init_from: a factor on the learning rate of the weights from there. 0: none.
     imported_rate: float = number(0.0, 0, 1000)
-    ema: float = number(0.0, 0, 0.999999)  # decay of the averaged weights; 0: none
+    # Decay of the averaged weights; 0: none. It is less in the first 9 / (1 - ema) steps, where the
+    # average is one over about the last tenth of the run so far: see `charjax.train.step`.
+    ema: float = number(0.0, 0, 0.999999)
 
     @property
     def averages(self) -> bool:

@@ -199,7 +199,12 @@ def _row_keys(
 def _update_average(
     config: OptimConfig, state: TrainState, params: PyTree, opt_state: PyTree
 ) -> PyTree:
-    """The averaged parameters; the decay of `ema` rises to its value over the first steps."""
+    """The averaged parameters: an exponential moving average, unless the optimizer has its own.
+
+    Its decay rises to `ema` as (step + 1) / (step + 10). Until then it is the polynomial-decay
+    average of Shamir and Zhang (2013): the parameters of step s weigh s^8, and their mean age is a
+    tenth of the run so far.
+    """
     if config.name == "schedule_free":
         return schedule_free_average(opt_state, params)
     if not config.ema:
