@@ -1,0 +1,257 @@
+"""A run of training: what is constant in it, what changes, and how both are set up."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+
+from charjax.checkpoint.checkpoints import Checkpoints, flatten
+from charjax.checkpoint.meta import CheckpointMeta, RunMeta
+from charjax.checkpoint.progress import Progress
+from charjax.checkpoint.record import Record
+from charjax.config import Config, to_dict
+from charjax.data.dataset import Dataset, load_dataset
+from charjax.inference.evaluate import max_eval_chars
+from charjax.model.network import parameter_count
+from charjax.runtime import distributed
+from charjax.runtime.display import Display
+from charjax.runtime.dtypes import resolve_dtype
+from charjax.train import messages, resume
+from charjax.train.backends import Backend, make_backend, microbatch_size
+from charjax.train.clock import Clock
+from charjax.train.device_tokens import device_tokens
+from charjax.train.fine_tuning import (
+    InitialModel,
+    known_characters,
+    read_initial_model,
+    scale_imported,
+    start_from,
+)
+from charjax.train.intervals import Intervals, longest_dispatch, make_intervals, total_steps
+from charjax.train.metrics import MetricsLog
+from charjax.train.optimizer import make_optimizer, make_schedule
+from charjax.train.samples import check_prompt
+from charjax.train.step import TrainState, init_state
+from charjax.train.step_metrics import StepMetricsBuffer
+from charjax.train.tensorboard import Events
+from charjax.types import PyTree
+from charjax.workdir import Workdir
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The constant parts of a run.
+
+    Attributes:
+      meta: config, vocabulary and all else that identifies the run.
+      workdir: its files.
+      dataset: its text and batches.
+      intervals: at which steps it logs, evaluates, samples and saves.
+      backend: runs steps on the devices.
+      checkpoints: the checkpoints in the workdir.
+      log: metrics.jsonl and TensorBoard events.
+      display: shows progress and samples.
+    """
+
+    meta: RunMeta
+    workdir: Workdir
+    dataset: Dataset
+    intervals: Intervals
+    backend: Backend
+    checkpoints: Checkpoints
+    log: MetricsLog
+    display: Display
+
+
+@dataclass
+class RunState:
+    """The parts of a run that change while it trains.
+
+    Attributes:
+      step: steps dispatched; equals `train_state.step` once the devices are done.
+      train_state: the arrays, on the devices.
+      metrics: metrics of the steps since the last record.
+      progress: time, best validation loss, and what is left to do; saved in checkpoints.
+      clock: measures the training time.
+      record: the newest record of metrics.jsonl.
+      saved_step: the step of the newest checkpoint.
+      saved_at: when it was saved, by `time.monotonic`.
+    """
+
+    step: int
+    train_state: TrainState
+    metrics: StepMetricsBuffer
+    progress: Progress
+    clock: Clock
+    record: dict[str, Any] = field(default_factory=dict)
+    saved_step: int | None = None
+    saved_at: float = field(default_factory=time.monotonic)
+
+
+def set_up(
+    config: Config,
+    workdir: Workdir,
+    checkpoints: Checkpoints,
+    display: Display,
+    allow: Sequence[str],
+) -> tuple[Run, RunState]:
+    """Reads the text and the newest checkpoint, makes the backend, logs what will be trained.
+
+    Args:
+      config: the run.
+      workdir: its files; the caller holds their lock.
+      checkpoints: in the workdir.
+      display: shows progress and samples.
+      allow: what may have changed since the run was saved, see `charjax.train.loop.train`.
+
+    Returns:
+      The run, and its state at its newest checkpoint that verifies, or at its start.
+
+    Raises:
+      CharjaxError: see `charjax.errors`.
+    """
+    initial, dataset = _read_text(config, workdir, checkpoints, display)
+    record = _read_saved(workdir, checkpoints)
+    saved = _saved_meta(workdir, record).run if record else None
+    config = resolve_dtype(config, saved.config if saved else None)
+    source = initial.source if initial else None
+    identity = f"{to_dict(config)} {dataset.corpus.sha256} {source}"
+    distributed.require_same("the config or the text", identity)
+    recurrence = resume.resolve_recurrence(config.model, microbatch_size(config), saved)
+
+    steps_per_epoch, vocab_size = dataset.batches.steps_per_epoch, len(dataset.vocab)
+    total = total_steps(config.train, steps_per_epoch)
+    optimizer, schedule = make_optimizer(config.optim, total), make_schedule(config.optim, total)
+    optimizer = scale_imported(optimizer, config, initial, dataset.vocab)
+    new_state = partial(init_state, config, vocab_size, optimizer)
+    like = jax.eval_shape(new_state)
+    meta = resume.describe(config, dataset, parameter_count(like.params), recurrence, source)
+    tokens = device_tokens(config, dataset.batches)
+    backend = make_backend(
+        meta.resolved_config,
+        vocab_size,
+        optimizer,
+        schedule,
+        boundary_id=dataset.vocab.boundary_id,
+        tokens=tokens.ids,
+    )
+
+    check_prompt(config, dataset.vocab)
+    _log_all(messages.opening(meta, steps_per_epoch))
+    about_data = [*messages.splits(config, dataset), *messages.left_out(config, dataset)]
+    _log_all(filter(None, [*about_data, tokens.message]))
+    if record and saved:
+        fits = record.holds(flatten(like)[0])
+        changes = resume.check_same_run(workdir.path, saved, meta, allow=allow, fits=fits)
+        _log_all(f"allowed: {change}" for change in changes)
+        state = _restore(meta, workdir, checkpoints, backend, like, dataset)
+        _log_all(messages.rescheduled(saved, meta, steps_per_epoch))
+    else:
+        train_state = start_from(new_state(), config, initial, dataset)
+        state = _start(meta, workdir, backend, train_state, dataset)
+    intervals = _plan(meta, steps_per_epoch, state.step, backend)
+    log = _open_log(workdir, meta, state)
+    return Run(meta, workdir, dataset, intervals, backend, checkpoints, log, display), state
+
+
+def _read_text(
+    config: Config, workdir: Workdir, checkpoints: Checkpoints, display: Display
+) -> tuple[InitialModel | None, Dataset]:
+    """The initial model, if there is one, and the dataset."""
+    with display.task("reading the text") as update, distributed.primary_first():
+        initial = read_initial_model(config, workdir, checkpoints)
+        known = known_characters(initial, config)
+        return initial, load_dataset(config, known=known, progress=update)
+
+
+def _start(
+    meta: RunMeta, workdir: Workdir, backend: Backend, train_state: TrainState, dataset: Dataset
+) -> RunState:
+    """The state of a new run; empties its logs."""
+    if distributed.is_primary():
+        workdir.start()
+    digest = resume.val_text_digest(dataset.splits.val.ids, max_eval_chars(meta.config.data))
+    return _new_run_state(meta, workdir, backend, train_state, Progress(val_text=digest))
+
+
+def _read_saved(workdir: Workdir, checkpoints: Checkpoints) -> Record | None:
+    """The record of the newest checkpoint; None if there is no checkpoint."""
+    workdir.check_lock()
+    steps = checkpoints.steps()
+    distributed.require_same(f"{workdir.checkpoints}", f"{steps}")
+    return checkpoints.read_meta() if steps else None
+
+
+def _saved_meta(workdir: Workdir, record: Record) -> CheckpointMeta:
+    return CheckpointMeta.from_json(record.meta, f"{workdir.checkpoints / str(record.step)}")
+
+
+def _restore(
+    meta: RunMeta,
+    workdir: Workdir,
+    checkpoints: Checkpoints,
+    backend: Backend,
+    like: PyTree,
+    dataset: Dataset,
+) -> RunState:
+    """The state of the newest checkpoint that verifies; truncates the logs to that step."""
+    restored = checkpoints.restore(like)
+    distributed.require_same(f"{workdir.checkpoints}", f"restored {restored.step}")
+    saved = _saved_meta(workdir, restored)
+    if distributed.is_primary():
+        workdir.truncate_logs(saved.log_sizes)
+    _logger.info(f"resuming {workdir.path} at step {restored.step:,}")
+    if not resume.check_val_text(saved, meta, dataset.splits.val.ids):
+        _logger.info("validation: the text has changed; best loss and train.patience start again")
+    state = _new_run_state(meta, workdir, backend, restored.state, saved.progress)
+    state.saved_step = state.step
+    return state
+
+
+def _new_run_state(
+    meta: RunMeta, workdir: Workdir, backend: Backend, train_state: TrainState, progress: Progress
+) -> RunState:
+    """The state of a run before its next step; copies `train_state` to the devices."""
+    return RunState(
+        step=int(train_state.step),
+        train_state=backend.place(train_state),
+        metrics=StepMetricsBuffer(
+            meta.config, workdir.path, progress.losses, int(train_state.skipped)
+        ),
+        progress=progress,
+        clock=Clock(progress.elapsed_s),
+    )
+
+
+def _plan(meta: RunMeta, steps_per_epoch: int, start: int, backend: Backend) -> Intervals:
+    """The intervals of a run that starts or resumes at a step; logs if dispatches are shorter."""
+    config = meta.config.train
+    longest = longest_dispatch(meta.config, meta.parameters, slices=backend.slices)
+    intervals = make_intervals(config, steps_per_epoch, start, longest)
+    _log_all(messages.dispatches(config, intervals, start, longest))
+    return intervals
+
+
+def _open_log(workdir: Workdir, meta: RunMeta, state: RunState) -> MetricsLog:
+    """Opens the metrics log and writes `run.json`; process 0 does it for all."""
+    if not distributed.is_primary():
+        return MetricsLog(None)
+    events = None
+    if meta.config.train.tensorboard:
+        next_step = state.step if state.progress.pending else state.step + 1
+        events = Events(workdir.path, meta.config, first_step=next_step)
+    workdir.write_run(meta.to_json())
+    return MetricsLog(workdir.metrics, events)
+
+
+def _log_all(lines: Iterable[str]) -> None:
+    for line in lines:
+        _logger.info(line)
