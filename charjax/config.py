@@ -92,14 +92,16 @@ class DataConfig:
 
 
 CELLS_WITHOUT_RECURRENT_KERNEL = ("mingru", "minlstm")
+CELLS_WITHOUT_INT8 = (*CELLS_WITHOUT_RECURRENT_KERNEL, "mogrifier")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
     """embedding -> dropout_in -> [cell, dropout_between] x layers -> dropout -> dense."""
 
-    # mingru, minlstm: without a recurrent kernel, see `charjax.model.cells`.
-    cell: str = choice("gru", "lstm", "rnn", *CELLS_WITHOUT_RECURRENT_KERNEL)
+    # mingru, minlstm: without a recurrent kernel, see `charjax.model.cells`. mogrifier: an LSTM
+    # whose input and state gate each other, see `charjax.model.mogrifier`; recurrence=scan runs it.
+    cell: str = choice("gru", "lstm", "rnn", *CELLS_WITHOUT_RECURRENT_KERNEL, "mogrifier")
     hidden: int = number(512, 1, 1 << 16)
     layers: int = number(1, 1, 64)
     embed: int = number(128, 0, 1 << 16)  # 0: one-hot input

@@ -14,7 +14,7 @@ import numpy as np
 from charjax.checkpoint.meta import CheckpointMeta, RunMeta
 from charjax.checkpoint.reader import CheckpointReader, Which
 from charjax.checkpoint.record import Leaf, Record
-from charjax.config import CELLS_WITHOUT_RECURRENT_KERNEL, Config
+from charjax.config import CELLS_WITHOUT_INT8, Config
 from charjax.data.reading import ReadingRules
 from charjax.data.vocab import Vocab
 from charjax.errors import CheckpointError, InputError
@@ -83,16 +83,17 @@ def load_recorded(workdir: Path, *, which: Which) -> TrainedModel:
 
     def wanted(record: Record) -> dict[str, Leaf]:
         run = _read_run(directory, record)
-        bias = record.leaves.get(f"{_weights(run)}/layer_0/bias", Leaf((0,), "", ""))
-        recurrent = f"{_weights(run)}/layer_0/recurrent"
+        layer = f"{_weights(run)}/layer_0"
+        bias = record.leaves.get(f"{layer}/bias", Leaf((0,), "", ""))
         model = run.config.model
         gates = sum(bias.shape) // model.hidden
         shapes = param_shapes(
             model,
             len(run.vocab),
             gates=gates,
-            reset_after=f"{recurrent}/bias" in record.leaves,
-            has_recurrent_kernel=f"{recurrent}/kernel" in record.leaves,
+            reset_after=f"{layer}/recurrent/bias" in record.leaves,
+            has_recurrent_kernel=f"{layer}/recurrent/kernel" in record.leaves,
+            rounds=sum(path.startswith(f"{layer}/round_") for path in record.leaves),
         )
         return _leaves(run, shapes)
 
@@ -171,12 +172,12 @@ def with_dtype(trained: TrainedModel, dtype: str) -> TrainedModel:
     Its loss may differ a little; `charjax score --weights` measures by how much.
 
     Raises:
-      InputError: int8, and a cell whose states are not bounded.
+      InputError: int8, and a cell whose kernels are multiplied by numbers outside [-1, 1].
     """
-    if dtype == "int8" and trained.config.model.cell in CELLS_WITHOUT_RECURRENT_KERNEL:
+    if dtype == "int8" and trained.config.model.cell in CELLS_WITHOUT_INT8:
         raise InputError(
-            f"--weights=int8: the states of model.cell={trained.config.model.cell} are not "
-            "in [-1, 1], so that they cannot be quantized; give --weights=bfloat16"
+            f"--weights=int8: kernels of model.cell={trained.config.model.cell} are multiplied by "
+            "numbers outside [-1, 1], which cannot be quantized; give --weights=bfloat16"
         )
     model = replace(trained.config.model, dtype=dtype)
     return replace(trained, config=replace(trained.config, model=model))

@@ -60,6 +60,8 @@ class Cell(NamedTuple):
       backward: (residuals, gradient of the next carry) -> gradients.
       coefficients: igates -> (a, b) of a cell without a recurrent kernel, whose next state is
         a * h + b and whose hidden gates are empty; None for a cell with a recurrent kernel.
+      rounds: in how many rounds input and state gate each other before the gates read them, see
+        `charjax.model.mogrifier`; 0: in none.
     """
 
     gates: int
@@ -68,6 +70,7 @@ class Cell(NamedTuple):
     forward: Callable[[Gates, Gates, CellCarry], tuple[CellCarry, Residuals]]
     backward: Callable[[Residuals, CellCarry], CellGrads]
     coefficients: Callable[[Gates], Coefficients] | None = None
+    rounds: int = 0
 
 
 def gru_forward(igates: Gates, hgates: Gates, carry: CellCarry) -> tuple[CellCarry, Residuals]:
@@ -188,6 +191,7 @@ CELLS = {
     "rnn": Cell(1, 1, False, rnn_forward, rnn_backward),
     "mingru": _without_recurrent_kernel(2, mingru_coefficients),
     "minlstm": _without_recurrent_kernel(3, minlstm_coefficients),
+    "mogrifier": Cell(4, 2, False, lstm_forward, lstm_backward, rounds=5),
 }
 
 
@@ -200,4 +204,5 @@ def shapes_of(config: ModelConfig, vocab_size: int) -> dict[str, tuple[int, ...]
         gates=cell.gates,
         reset_after=cell.reset_after,
         has_recurrent_kernel=cell.coefficients is None,
+        rounds=cell.rounds,
     )

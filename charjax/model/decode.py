@@ -7,6 +7,9 @@ next (the layer above, or the logits) side by side, and keeps the hidden gates f
 The layout of the states is the caller's choice. XLA:CPU multiplies batch-major states fastest
 for a few sequences, feature-major ones for many, and a vector for one. Kernels packed for C
 take batch-major states of any batch.
+
+The state of a mogrifier has to wait for the next character. So its layers compute their gates in
+the step that reads it, and only the last state is multiplied ahead, for the logits.
 """
 
 from __future__ import annotations
@@ -17,12 +20,15 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from charjax.config import ModelConfig
 from charjax.model.cells import CELLS
 from charjax.model.matmul import dot, lookup, round_to, row_major
+from charjax.model.mogrifier import Mogrifier
 from charjax.model.quantization import Scales, quantize
+from charjax.model.recurrence.base import Weights
 from charjax.model.recurrence.c.build import Library
 from charjax.model.recurrence.c.packed import Packed, pack
 from charjax.types import Carry, Logits, PyTree, Resets, Tokens
@@ -39,13 +45,15 @@ class DecodeWeights:
     """The parameters of a `CharRNN`, rearranged for decoding.
 
     Attributes:
-      table: float32 [vocab, gates], the first layer's input gates of every token;
-        [gates, vocab] in feature-major layout.
+      table: float32 [vocab, gates], the first layer's input gates of every token, or the input
+        itself of a mogrifier; [gates, vocab] in feature-major layout.
       kernels: for each layer, [hidden, gates + next] in the compute dtype, where next is the
         gates of the layer above or the vocabulary; transposed unless batch-major. Or packed.
       biases: for each layer, float32 [gates + next].
       scales: for each layer, of a quantized kernel; None for others.
       layout: of the states.
+      mogrifiers: for each layer of a mogrifier, what its step multiplies by; `kernels` and
+        `biases` then have no gates, and below the last layer nothing. Empty for other cells.
     """
 
     table: Float[Array, "_ _"]
@@ -53,6 +61,7 @@ class DecodeWeights:
     biases: tuple[Float[Array, " _"], ...]
     scales: tuple[Scales | None, ...]
     layout: Layout = field(metadata={"static": True})
+    mogrifiers: tuple[Weights, ...] = ()
 
     @property
     def features_first(self) -> bool:
@@ -66,7 +75,7 @@ class DecodeWeights:
 
     @property
     def gates(self) -> int:
-        """Number of a layer's hidden gates, 0 for a cell without a recurrent kernel."""
+        """Number of a layer's hidden gates in `kernels`."""
         return self.biases[-1].size - self.vocab_size
 
     def lookup(self, tokens: Int[Array, " batch"]) -> Activations:
@@ -89,6 +98,20 @@ class DecodeWeights:
         if scales is not None:
             result *= self._over_batch(scales.result)
         return result + self._over_batch(bias)
+
+    def mogrify(
+        self, layer: int, x: Activations, h: Activations
+    ) -> tuple[Activations, Activations]:
+        """The input gates and hidden gates of a mogrifier's layer, from its input and state."""
+        kernel, _, mogrifier = self.mogrifiers[layer]
+        assert mogrifier is not None
+        if self.features_first:
+            x, h = row_major(x.T), row_major(h.T)
+        igates, h = mogrifier.gate(x, h, kernel.dtype)
+        hgates = dot(h, kernel, kernel.dtype)
+        if self.features_first:
+            igates, hgates = row_major(igates).T, row_major(hgates).T
+        return igates, hgates
 
     def split(self, x: Activations, at: int | Sequence[int]) -> list[Activations]:
         """`jnp.split` along the features."""
@@ -130,6 +153,8 @@ def decode_weights(
     """
     int8 = config.dtype == "int8"
     dtype = jnp.dtype("float32" if int8 else config.dtype)
+    if CELLS[config.cell].rounds:
+        return _mogrifier_weights(config, params, layout, dtype)
     layers = [params[f"layer_{i}"] for i in range(config.layers)]
     kernel = layers[0]["kernel"]
     # Without an embedding the input is one-hot: its matmul is the kernel, rounded.
@@ -193,11 +218,14 @@ def decode_step(
     carry, hgates = [], []
     x = igates
     for layer in range(config.layers):
-        layer_igates, layer_hgates = (
-            tuple(weights.split(gates, cell.gates)) for gates in (x, state.hgates[layer])
-        )
+        both = x, state.hgates[layer]
+        if weights.mogrifiers:
+            both = weights.mogrify(layer, x, state.carry[layer][0])
+        layer_igates, layer_hgates = (tuple(weights.split(gates, cell.gates)) for gates in both)
         layer_carry, _ = cell.forward(layer_igates, layer_hgates, state.carry[layer])
         next_hgates, x = weights.split(weights.matmul(layer, layer_carry[0]), [weights.gates])
+        if weights.mogrifiers and layer < config.layers - 1:
+            x = layer_carry[0]
         hgates.append(next_hgates)
         carry.append(layer_carry)
     logits = x.T if weights.features_first else x
@@ -237,6 +265,27 @@ def decode_sequence(
     read = tokens.T, None if resets is None else resets.T
     last, logits = jax.lax.scan(advance, state, read)
     return logits.swapaxes(0, 1), jax.tree.map(jnp.transpose, last.carry)
+
+
+def _mogrifier_weights(
+    config: ModelConfig, params: PyTree, layout: Layout, dtype: DTypeLike
+) -> DecodeWeights:
+    """`decode_weights` of a mogrifier."""
+    layers = [params[f"layer_{i}"] for i in range(config.layers)]
+    mogrifiers = tuple(
+        Weights(layer["recurrent"]["kernel"].astype(dtype), None, Mogrifier.of(layer))
+        for layer in layers
+    )
+    output = params["output_kernel"].astype(dtype)
+    table = params["embedding"] if config.embed else jnp.eye(output.shape[1])
+    below = config.layers - 1  # layers whose next input is their state
+    kernels = (*[output[:, :0]] * below, output)
+    if layout != "batch_major":
+        kernels = tuple(row_major(kernel.T) for kernel in kernels)
+    biases = (*[jnp.zeros(0)] * below, params["output_bias"])
+    if layout == "feature_major":
+        table = row_major(table.T)
+    return DecodeWeights(table, kernels, biases, (None,) * config.layers, layout, mogrifiers)
 
 
 def _hgates_bias(recurrent: dict[str, Any]) -> Float[Array, " gates"]:

@@ -22,7 +22,8 @@ class Initializers(NamedTuple):
 
     Attributes:
       embedding: [vocab, embed].
-      kernel: [features, gates], the input projection of a layer.
+      kernel: [features, gates], the input projection of a layer; also those that gate input and
+        state of a mogrifier.
       bias: [gates], of the input projection.
       recurrent_kernel: [hidden, gates].
       recurrent_bias: [hidden], of the candidate's hidden gate (cells with `reset_after`).
@@ -63,7 +64,7 @@ def initializers(config: ModelConfig) -> Initializers:
     return Initializers(
         embedding=nn.initializers.normal(0.1) if config.init == "orthogonal" else _uniform(0.05),
         kernel=glorot,
-        bias=_unit_forget_bias if config.cell == "lstm" else zeros,
+        bias=_unit_forget_bias if config.cell in ("lstm", "mogrifier") else zeros,
         recurrent_kernel=recurrent_kernels[config.init],
         recurrent_bias=zeros,
         output_kernel=glorot,

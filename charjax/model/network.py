@@ -21,6 +21,7 @@ from charjax.model.carry import initial_carry
 from charjax.model.cells import CELLS
 from charjax.model.initializers import initializers
 from charjax.model.matmul import lookup, project
+from charjax.model.mogrifier import Mogrifier
 from charjax.model.recurrence import api as recurrence
 from charjax.model.recurrence.base import Operands, Projected, Result, Table, Weights
 from charjax.types import Carry, LayerCarry, Logits, PRNGKey, PyTree, Resets, Tokens
@@ -74,12 +75,24 @@ class RecurrentLayer(nn.Module):
         dtype, gates = jnp.dtype(c.dtype), CELLS[c.cell].gates * c.hidden
         kernel = self.param("kernel", initializers(c).kernel, (inputs.shape[0], gates))
         bias = self.param("bias", initializers(c).bias, (gates,))
-        igates = _add_bias(project(kernel, inputs, dtype), bias)
         weights = RecurrentWeights(c, name="recurrent")()
+        if CELLS[c.cell].rounds:  # the recurrence projects the input
+            igates = inputs
+            weights = weights._replace(mogrifier=Mogrifier(self._rounds(inputs), kernel, bias))
+        else:
+            igates = _add_bias(project(kernel, inputs, dtype), bias)
         chosen = recurrence.resolve(c, carry[0].shape[0], strict=not self.is_initializing())
         gates_or_table = Projected(igates) if tokens is None else Table(igates, tokens)
         operands = Operands(gates_or_table, weights, carry, resets)
         return recurrence.run(chosen.implementation, c.cell, dtype, operands)
+
+    def _rounds(self, inputs: Float[Array, " features *positions"]) -> tuple[Array, ...]:
+        """The kernels of a mogrifier's rounds."""
+        init, sizes = initializers(self.config).kernel, (self.config.hidden, inputs.shape[0])
+        return tuple(
+            self.param(f"round_{number}_kernel", init, sizes[:: -1 if number % 2 else 1])
+            for number in range(CELLS[self.config.cell].rounds)
+        )
 
 
 class CharRNN(nn.Module):

@@ -12,6 +12,7 @@ def param_shapes(
     gates: int,
     reset_after: bool,
     has_recurrent_kernel: bool,
+    rounds: int,
 ) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter of a `CharRNN`, by its path in a checkpoint.
 
@@ -21,6 +22,7 @@ def param_shapes(
       gates: the cell's number of gates.
       reset_after: whether the cell has `reset_after`, see `charjax.model.cells.Cell`.
       has_recurrent_kernel: false for a cell with `coefficients`.
+      rounds: the cell's number of rounds.
     """
     hidden, inputs = config.hidden, config.embed or vocab_size
     columns = gates * hidden
@@ -31,11 +33,14 @@ def param_shapes(
     if config.embed:
         shapes["embedding"] = (vocab_size, config.embed)
     for layer in range(config.layers):
-        name = f"layer_{layer}"
-        shapes[f"{name}/kernel"] = (inputs if layer == 0 else hidden, columns)
+        name, features = f"layer_{layer}", inputs if layer == 0 else hidden
+        shapes[f"{name}/kernel"] = (features, columns)
         shapes[f"{name}/bias"] = (columns,)
         if has_recurrent_kernel:
             shapes[f"{name}/recurrent/kernel"] = (hidden, columns)
         if reset_after:
             shapes[f"{name}/recurrent/bias"] = (hidden,)
+        for number in range(rounds):
+            gating_input, gating_state = (hidden, features), (features, hidden)
+            shapes[f"{name}/round_{number}_kernel"] = gating_state if number % 2 else gating_input
     return shapes

@@ -25,6 +25,7 @@ from charjax.data.vocab import Vocab
 from charjax.errors import CheckpointError, InputError
 from charjax.export.weights import named_weights
 from charjax.inference.load import BUILTIN, TrainedModel, load_trained
+from charjax.model.cells import CELLS
 from charjax.runtime.display import listed
 from charjax.runtime.paths import expand_path
 from charjax.train.step import TrainState
@@ -184,8 +185,12 @@ def token_ids(vocab: Vocab) -> dict[str, int]:
 
 def token_axes(config: ModelConfig) -> dict[tuple[str, ...], int]:
     """{path of a parameter: its vocabulary axis}, for the parameters that have one."""
-    table = ("embedding",) if config.embed else ("layer_0", "kernel")
-    return {table: 0, ("output_kernel",): 1, ("output_bias",): 0}
+    axes: dict[tuple[str, ...], int] = {("output_kernel",): 1, ("output_bias",): 0}
+    if config.embed:
+        return {("embedding",): 0, **axes}
+    for number in range(CELLS[config.cell].rounds):  # in turn [hidden, vocab] and [vocab, hidden]
+        axes["layer_0", f"round_{number}_kernel"] = 1 - number % 2
+    return {("layer_0", "kernel"): 0, **axes}
 
 
 def _leaf(params: PyTree, path: tuple[str, ...]) -> PyTree:

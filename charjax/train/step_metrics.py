@@ -25,19 +25,20 @@ def step_flops(config: Config, vocab_size: int) -> int:
 
     These are 2 in the forward pass and 4 in the backward pass, as in the model FLOPs utilization of
     Chowdhery et al. 2022 (arXiv:2204.02311, appendix B). A lookup has none: neither the embedding
-    nor, with one-hot input, the kernel of the first layer. Elementwise operations, the optimizer,
-    and what `model.remat` computes again do not count.
+    nor, with one-hot input, the kernel of the first layer, unless rounds gate that input.
+    Elementwise operations, the optimizer, and what `model.remat` computes again do not count.
 
     Args:
       config: the run.
       vocab_size: number of tokens.
     """
-    model, data = config.model, config.data
-    features = model.embed + (model.layers - 1) * model.hidden  # inputs of all layers
-    cell = CELLS[model.cell]
+    model, data, cell = config.model, config.data, CELLS[config.model.cell]
+    first = model.embed or (vocab_size if cell.rounds else 0)
+    features = first + (model.layers - 1) * model.hidden  # inputs of all layers
+    rounds = cell.rounds * model.hidden * features
     if cell.coefficients is None:
         features += model.layers * model.hidden  # the states before each step
-    recurrent = cell.gates * model.hidden * features
+    recurrent = cell.gates * model.hidden * features + rounds
     num_predicted = 1 if data.targets == "last" and not model.remat else data.seq_len
     output = model.hidden * vocab_size
     return 6 * data.batch_size * (data.seq_len * recurrent + num_predicted * output)

@@ -42,16 +42,36 @@ def minlstm(igates, hgates, carry):
     return ((f * h + i * candidate) / (f + i),)
 
 
-STEPS = {"gru": gru, "lstm": lstm, "rnn": rnn, "mingru": mingru, "minlstm": minlstm}
+STEPS = {
+    **{"gru": gru, "lstm": lstm, "rnn": rnn, "mingru": mingru, "minlstm": minlstm},
+    "mogrifier": lstm,
+}
 
 
-def layer(cell, igates, kernel, bias, carry, resets=None):
-    """Outputs [time, batch, hidden] and the last carry, from igates [time, batch, gates]."""
+def mogrify(x, h, rounds, kernel, bias):
+    """The input gates of a mogrifier's step, and the state that its hidden gates read."""
+    r1, r2, r3, r4, r5 = rounds
+    x = 2 * sigmoid(h @ r1) * x
+    h = 2 * sigmoid(x @ r2) * h
+    x = 2 * sigmoid(h @ r3) * x
+    h = 2 * sigmoid(x @ r4) * h
+    x = 2 * sigmoid(h @ r5) * x
+    return x @ kernel + bias, h
+
+
+def layer(cell, igates, kernel, bias, mogrifier, carry, resets=None):
+    """Outputs [time, batch, hidden] and the last carry, from igates [time, batch, gates].
+
+    With a mogrifier, (rounds, kernel, bias), `igates` are the inputs [time, batch, features].
+    """
     outputs = []
     for t, step in enumerate(igates):
         if resets is not None:
             carry = tuple(np.where(np.asarray(resets)[t, :, None], 0.0, part) for part in carry)
-        hgates = carry[0] @ kernel
+        h = carry[0]
+        if mogrifier is not None:
+            step, h = mogrify(step, h, *mogrifier)
+        hgates = h @ kernel
         if bias is not None:
             hgates[:, -len(bias) :] += bias
         carry = STEPS[cell](step, hgates, carry)
@@ -67,9 +87,12 @@ def network(config, params, tokens, carry, resets=None):
     for i in range(config.layers):
         p = params[f"layer_{i}"]
         recurrent = p.get("recurrent", {"kernel": np.zeros((config.hidden, 0))})
-        igates = inputs @ p["kernel"] + p["bias"]
+        igates, mogrifier = inputs @ p["kernel"] + p["bias"], None
+        if config.cell == "mogrifier":
+            rounds = [p[f"round_{number}_kernel"] for number in range(5)]
+            igates, mogrifier = inputs, (rounds, p["kernel"], p["bias"])
         kernel, bias = recurrent["kernel"], recurrent.get("bias")
-        inputs, state = layer(config.cell, igates, kernel, bias, carry[i], resets)
+        inputs, state = layer(config.cell, igates, kernel, bias, mogrifier, carry[i], resets)
         last.append(state)
     logits = inputs @ params["output_kernel"] + params["output_bias"]
     return logits.swapaxes(0, 1), tuple(last)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from charjax.config import ModelConfig
+from charjax.config import CELLS_WITHOUT_INT8, ModelConfig
 from charjax.errors import InputError
 from charjax.model import decode
 from charjax.model.carry import document_resets
@@ -44,8 +44,7 @@ def decoded_and_network(config, layout):
 
 
 LAYOUTS = pytest.mark.parametrize("layout", ["batch_major", "feature_major", "vector"])
-# Whose states are in [-1, 1]; int8 refuses the others.
-BOUNDED_CELLS = [name for name in CELLS if not CELLS[name].coefficients]
+INT8_CELLS = [name for name in CELLS if name not in CELLS_WITHOUT_INT8]
 SHAPES = pytest.mark.parametrize(("layers", "embed"), [(1, 0), (3, 4)])
 
 
@@ -104,7 +103,7 @@ def int8_inputs(cell, layers=2):
 
 
 @pytest.mark.usefixtures("optimized")
-@pytest.mark.parametrize("cell", BOUNDED_CELLS)
+@pytest.mark.parametrize("cell", INT8_CELLS)
 def test_int8_decoding_is_bit_for_bit_the_same_in_any_batch_layout_and_dtype(cell):
     # A second layer takes as long to compile as the first; that of one cell is enough.
     config, params, *text = int8_inputs(cell, layers=2 if cell == "gru" else 1)
@@ -122,7 +121,7 @@ def test_int8_decoding_is_bit_for_bit_the_same_in_any_batch_layout_and_dtype(cel
     assert distance(run(config, params, *first_text), first) == 0
 
 
-@pytest.mark.parametrize("cell", BOUNDED_CELLS)
+@pytest.mark.parametrize("cell", INT8_CELLS)
 def test_int8_logits_are_close_to_float32(cell):
     config, *inputs = int8_inputs(cell)
     (int8, _), (float32, _) = (

@@ -12,14 +12,15 @@ import optax
 import pytest
 
 from charjax.cli.main import main
-from charjax.config import OptimConfig
+from charjax.config import ModelConfig, OptimConfig
 from charjax.data.vocab import Vocab
 from charjax.export.weights import named_weights
 from charjax.inference.evaluate import char_nats
 from charjax.inference.load import TrainedModel, load_trained
 from charjax.inference.score import read_part, score_text
+from charjax.model.cells import CELLS, shapes_of
 from charjax.runtime.display import no_progress
-from charjax.train.fine_tuning import token_ids
+from charjax.train.fine_tuning import token_axes, token_ids
 from charjax.train.optimizer import make_optimizer
 
 from ..fine_tuning import PAGE, RESULTS, table
@@ -176,6 +177,19 @@ def test_another_architecture_or_no_model_is_refused_in_one_line(
 def test_a_field_of_imported_weights_needs_them(change, folder, tmp_path, capfd):
     assert main(flags(folder, str(tmp_path / "run"), "new", "", f"--config.{change}")) == 2
     assert "has no effect here; needs train.init_from" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("embed", [0, 4])
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_axes_of_tokens_are_those_that_grow_with_the_vocabulary(cell, embed):
+    config = ModelConfig(cell=cell, hidden=5, layers=2, embed=embed)
+    few, many = shapes_of(config, 7), shapes_of(config, 11)
+    axes = {
+        p: [a == b for a, b in zip(few[p], many[p], strict=True)].index(False)
+        for p in few
+        if few[p] != many[p]
+    }
+    assert {"/".join(path): axis for path, axis in token_axes(config).items()} == axes
 
 
 def test_frozen_parts_stay_and_imported_ones_learn_at_their_rate(folder, tmp_path):

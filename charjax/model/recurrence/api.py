@@ -27,6 +27,7 @@ _MODULES = {
 _FAST = {"cpu": ("c", "xla"), "gpu": ("persistent", "xla")}
 _FAST_ELSEWHERE = ("xla",)
 _FAST_WITHOUT_RECURRENT_KERNEL = ("parallel",)
+_FAST_MOGRIFIER = ("scan",)
 
 
 def resolve(config: ModelConfig, batch: int, *, saved: str = "", strict: bool = True) -> Resolution:
@@ -49,6 +50,8 @@ def resolve(config: ModelConfig, batch: int, *, saved: str = "", strict: bool = 
     fast = _FAST.get(jax.default_backend(), _FAST_ELSEWHERE)
     if CELLS[config.cell].coefficients:
         fast = _FAST_WITHOUT_RECURRENT_KERNEL
+    elif CELLS[config.cell].rounds:
+        fast = _FAST_MOGRIFIER
     refusals: list[str] = []
     for name in dict.fromkeys([preferred, *fast] if preferred else fast):
         refusal = _refusal(name, layer)

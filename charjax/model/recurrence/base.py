@@ -22,6 +22,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from charjax.model.matmul import dot_trailing, int_cotangent, one_hot
+from charjax.model.mogrifier import Mogrifier
 from charjax.types import LayerCarry
 
 Outputs: TypeAlias = Float[Array, "hidden time batch"]
@@ -51,7 +52,8 @@ class Projected(NamedTuple):
     """The input gates of every position.
 
     Attributes:
-      igates: float32 [gates, time, batch], the projected input plus its bias.
+      igates: float32 [gates, time, batch], the projected input plus its bias; with `Mogrifier`
+        weights the input itself.
     """
 
     igates: Float[Array, "gates time batch"]
@@ -61,7 +63,8 @@ class Table(NamedTuple):
     """The input gates of every token; those of a position are `igates[:, tokens]`.
 
     Attributes:
-      igates: float32 [gates, vocab], the projected tokens plus their bias.
+      igates: float32 [gates, vocab], the projected tokens plus their bias; with `Mogrifier`
+        weights the tokens themselves.
       tokens: int32 [time, batch].
     """
 
@@ -79,10 +82,12 @@ class Weights(NamedTuple):
       kernel: [hidden, gates]; [hidden, 0] for a cell without a recurrent kernel.
       bias: [hidden], added to the candidate's hidden gate; None for a cell without
         `reset_after`.
+      mogrifier: what the input needs inside the recurrence; None for other cells.
     """
 
     kernel: Float[Array, "hidden gates"]
     bias: Float[Array, " hidden"] | None
+    mogrifier: Mogrifier | None = None
 
 
 class Operands(NamedTuple):

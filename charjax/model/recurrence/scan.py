@@ -49,7 +49,10 @@ class _Step(nn.Module):
         cell = CELLS[self.cell]
         if reset is not None:
             carry = tuple(jnp.where(reset[:, None], 0.0, state) for state in carry)
-        hgates = jnp.split(dot(carry[0], weights.kernel, self.dtype), cell.gates, axis=1)
+        h = carry[0]
+        if weights.mogrifier is not None:
+            igates, h = weights.mogrifier.gate(igates, h, self.dtype)
+        hgates = jnp.split(dot(h, weights.kernel, self.dtype), cell.gates, axis=1)
         if weights.bias is not None:
             hgates[-1] += weights.bias[None]
         by_gate = tuple(jnp.split(igates, cell.gates, axis=1))

@@ -40,9 +40,11 @@ _BLOCKED_SIZES = range(256, 1024)
 
 
 def supports(layer: Layer) -> str:
-    """Why it cannot run a layer: only if its cell has no recurrent kernel."""
-    missing = CELLS[layer.cell].coefficients is not None
-    return f"config.model.cell={layer.cell} has no recurrent kernel" if missing else ""
+    """Why it cannot run a layer: no recurrent kernel, or an input that the state gates."""
+    if CELLS[layer.cell].coefficients is not None:
+        return f"config.model.cell={layer.cell} has no recurrent kernel"
+    gates_input = CELLS[layer.cell].rounds > 0
+    return f"config.model.cell={layer.cell} gates its input by the state" if gates_input else ""
 
 
 class _Residuals(NamedTuple):

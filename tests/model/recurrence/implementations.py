@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from charjax.model.cells import CELLS
+from charjax.model.mogrifier import Mogrifier
 from charjax.model.recurrence import parallel, scan, xla
 from charjax.model.recurrence.base import Layer, Operands, Projected, Table, Weights
 from charjax.model.recurrence.c import ops
@@ -90,6 +91,12 @@ def random_layer(cell: str, kind: type, size: Size) -> tuple[Any, Weights, tuple
     bias = normal(2, hidden) if CELLS[cell].reset_after else None
     columns = 0 if CELLS[cell].coefficients else gates
     weights = Weights(normal(1, hidden, columns) / hidden**0.5, bias)
+    if CELLS[cell].rounds:
+        features, columns = gates, gates  # as many inputs as gates
+        sizes = [(hidden, features), (features, hidden)]
+        rounds = [normal(30 + i, *sizes[i % 2]) for i in range(CELLS[cell].rounds)]
+        kernel = normal(28, features, columns) / features**0.5
+        weights = weights._replace(mogrifier=Mogrifier(tuple(rounds), kernel, normal(29, gates)))
     carry = tuple(normal(3, CELLS[cell].states, batch, hidden))
     if kind is Table:
         return Table(normal(0, gates, VOCAB), tokens_of(VOCAB, batch, time).T), weights, carry

@@ -107,6 +107,16 @@ def test_cells_without_a_recurrent_kernel_run_in_parallel_and_others_refuse_them
         resolve(ModelConfig(recurrence="parallel"), BATCH)
 
 
+def test_scan_alone_runs_a_mogrifier_and_others_refuse_it():
+    model = ModelConfig(cell="mogrifier", hidden=4)
+    assert resolve(model, BATCH) == ("scan", "the fastest here")
+    reasons = {"c": "no cell mogrifier", "xla": "gates its input", "parallel": "a recurrent kernel"}
+    for name, reason in reasons.items():
+        with pytest.raises(InputError, match=rf"recurrence={name}: .*mogrifier") as error:
+            resolve(replace(model, recurrence=name), BATCH)
+        assert reason in str(error.value)
+
+
 @pytest.mark.parametrize("name", ["xla", "scan"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_portable_implementations_support_every_layer(name, dtype):

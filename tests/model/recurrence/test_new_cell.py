@@ -15,7 +15,7 @@ import pytest
 
 from charjax.config import Config, DataConfig, ModelConfig, OptimConfig, SampleConfig, TrainConfig
 from charjax.errors import InputError
-from charjax.inference.load import load_trained, with_dtype
+from charjax.inference.load import load_recorded, load_trained, with_dtype
 from charjax.inference.sampling import Sampling
 from charjax.inference.score import read_file, score_text
 from charjax.inference.texts import sample_texts
@@ -107,8 +107,9 @@ def run(config, workdir) -> list[str]:
     [
         (MGU, "recurrence: xla (c refuses: it has no cell mgu"),
         (replace(MGU, cell="mingru"), "recurrence: parallel (the fastest here)"),
+        (replace(MGU, cell="mogrifier"), "recurrence: scan (the fastest here)"),
     ],
-    ids=["mgu", "mingru"],
+    ids=["mgu", "mingru", "mogrifier"],
 )
 def test_it_trains_samples_scores_and_resumes(tmp_path, model, message):
     draw = random.Random(0)
@@ -124,8 +125,8 @@ def test_it_trains_samples_scores_and_resumes(tmp_path, model, message):
     assert config.model.recurrence == "fast"
     lines = run(config, tmp_path / "whole")
     assert any(message in line for line in lines)
-    recorded = Workdir(tmp_path / "whole").run_json.read_text()
-    assert json.loads(recorded)["config"]["model"]["cell"] == model.cell
+    run_json = Workdir(tmp_path / "whole").run_json.read_text()
+    assert json.loads(run_json)["config"]["model"]["cell"] == model.cell
 
     run(replace(config, train=replace(config.train, max_steps=10)), tmp_path / "resumed")
     run(config, tmp_path / "resumed")
@@ -134,9 +135,11 @@ def test_it_trains_samples_scores_and_resumes(tmp_path, model, message):
     )
     assert (whole.step, resumed.step) == (20, 20)
     jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
+    recorded = load_recorded(tmp_path / "whole", which="newest")
+    jax.tree.map(np.testing.assert_array_equal, recorded.params, whole.params)
 
-    if model.cell == "mingru":
-        with pytest.raises(InputError, match=r"--weights=int8: .*model\.cell=mingru"):
+    if model.cell != "mgu":
+        with pytest.raises(InputError, match=rf"--weights=int8: .*model\.cell={model.cell}"):
             with_dtype(whole, "int8")
     score = score_text(whole, read_file(whole, str(text), unknown="error"), no_progress)
     assert score.nats_per_char < np.log(len(whole.vocab))
