@@ -27,15 +27,19 @@ BYTES = trained(
 
 
 class Server:
-    """An application, and the models behind it."""
+    """An application, and the models behind it, which compile what a test needs, when it does."""
 
-    def __init__(self, models, limits=LIMITS, **options):
-        self.models = Models([serve_model(name, model, limits) for name, model in models.items()])
-        self.limits, self.options = limits, options
+    def __init__(self, models, limits=LIMITS, *, warm_up=False):
+        self.limits = limits
+        with pytest.MonkeyPatch.context() as patch:
+            if not warm_up:
+                patch.setattr(runners.ModelRunner, "warm_up", lambda _: None)
+            served = [serve_model(name, model, limits) for name, model in models.items()]
+        self.models = Models(served)
 
     @property
     def app(self):
-        return make_app(self.models, self.limits, **self.options)
+        return make_app(self.models, self.limits)
 
     def with_options(self, limits=LIMITS, **options):
         """The application with other options, before the same models."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from itertools import product
 
 import numpy as np
 import pytest
 
 from charjax.inference.evaluate import char_nats
+from charjax.inference.slots import SlotBatch
 from charjax.serve import runners
 from charjax.serve.errors import ProtocolError
 from charjax.serve.limits import RequestLimits
@@ -154,6 +156,16 @@ def test_an_error_of_the_model_is_an_answer_and_the_server_goes_on(small, monkey
     assert "the model is broken" in caplog.text
     assert "broken" not in response.body.decode()
     assert complete(small.app, max_tokens=3)
+
+
+def test_what_requests_without_controls_need_is_compiled_before_them(small_batches, monkeypatch):
+    ran = []
+    monkeypatch.setattr(
+        SlotBatch, "advance", lambda batch, n: ran.append((len(batch._slots), batch._num_top, n))
+    )
+    Server({"random": RANDOM}, LIMITS, warm_up=True).models.close()
+    num_top = (None, len(RANDOM.vocab))
+    assert set(ran) == {*product(runners._SIZES, num_top, (2, 4, 8))}
 
 
 def test_a_closed_engine_takes_no_more(small_batches):
