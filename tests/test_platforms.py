@@ -54,11 +54,10 @@ def train(steps, **options):
     charjax("train", f"--config={config}", f"--config.train.max_steps={steps}", **options)
 
 train(10)
-train(20)
 with Workdir(Path(workdir)).lock():
-    train(30, exit_code=4)
+    train(20, exit_code=4)
     charjax("info")
-train(30)
+train(20)
 charjax("sample", "--num_chars=8", "--prompt=\u00e4")
 charjax("score", f"--file={workdir}/text \\ \u00e4.txt")
 charjax("verify")
@@ -86,7 +85,6 @@ def ended(tmp_path) -> subprocess.CompletedProcess[str]:
     config = tmp_path / "my cönfig.py"
     config.write_text(CONFIG.format(path=str(text)), encoding="utf-8")
     environment = os.environ | {"PYTHONIOENCODING": "cp1252", "PYTHONPATH": str(ROOT)}
-    environment.pop("XLA_FLAGS", None)
     return subprocess.run(
         [sys.executable, "-c", PROGRAM, str(workdir), str(config)],
         capture_output=True, encoding="cp1252", env=environment, timeout=300, check=False,
@@ -99,4 +97,4 @@ def test_a_run_needs_neither_fcntl_nor_posix_signals_nor_a_compiler(ended):
     assert "resuming" in ended.stdout
     (line,) = [line for line in ended.stderr.splitlines() if line.startswith("charjax: ")]
     assert "in use by process" in line
-    assert "step 30" in ended.stdout
+    assert "step 20" in ended.stdout
