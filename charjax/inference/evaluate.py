@@ -260,14 +260,15 @@ def iter_predictions(
     # and rows are added so that the devices have equal parts; both predictions are dropped.
     rows = math.ceil(len(parts.starts) / evaluator.devices) * evaluator.devices
     starts = np.pad(parts.starts, (0, rows - len(parts.starts)), mode="edge")
+    of_process = evaluator.process_rows(rows)
     length = _chunk_length(params, rows)
     chunks = math.ceil((parts.context + parts.length) / length)
-    params, carry = (
-        evaluator.replicate(params),
-        evaluator.shard(jax.device_get(initial_carry(config, rows))),
-    )
+    params = evaluator.replicate(params)
+    carry = jax.device_get(initial_carry(config, len(starts[of_process])))
+    carry = evaluator.shard(carry)
     for chunk in range(chunks):
-        at = starts[:, None] - parts.context + chunk * length + np.arange(length)
+        positions = starts - parts.context + chunk * length
+        at = positions[of_process, None] + np.arange(length)
         read = (ids[np.clip(at + shift, 0, ids.size - 1)] for shift in (0, 1))
         inputs, targets = (tokens.astype(np.int32, copy=False) for tokens in read)
         check_ids(inputs, vocab_size)
@@ -276,7 +277,7 @@ def iter_predictions(
         carry, of_chunk = evaluator.measure_chunk(params, carry, *batch)
         of_chunk = jax.device_get(of_chunk)
         progress(chunk + 1, chunks)
-        yield from _pieces(parts, ids.size - 1, at[:, 0], of_chunk)
+        yield from _pieces(parts, ids.size - 1, positions, of_chunk)
 
 
 def check_length(ids: TokenIds) -> None:
@@ -337,13 +338,15 @@ class _Evaluator(NamedTuple):
 
     Attributes:
       devices: how many take part.
+      process_rows: rows of all devices -> which of them this process reads.
       replicate: parameters -> a copy on each device.
-      shard: host arrays [rows, ...] -> the same, sharded by rows.
+      shard: host arrays [rows of this process, ...] -> arrays [rows, ...], sharded by rows.
       measure_chunk: (params, carry, reset, inputs, targets, resets) -> (carry, what the measure
         gives, on every device).
     """
 
     devices: int
+    process_rows: Callable[[int], slice]
     replicate: Callable[[PyTree], PyTree]
     shard: Callable[[PyTree], PyTree]
     measure_chunk: Callable[..., tuple[Carry, PyTree]]
@@ -370,10 +373,11 @@ def _evaluator(config: ModelConfig, measure: Measure, *, on_all_devices: bool) -
     everywhere, by_row = sharding.replicated(mesh), sharding.batch_sharding(mesh, axis=0)
     return _Evaluator(
         mesh.size,
+        sharding.process_rows if on_all_devices else slice,  # of which all are this process's
         lambda params: jax.device_put(
             params if on_all_devices else sharding.local_copy(params), everywhere
         ),
-        lambda tree: sharding.shard(tree, by_row),
+        lambda tree: sharding.shard_local(tree, by_row),
         jax.jit(measure_chunk, out_shardings=(by_row, everywhere), donate_argnums=1),
     )
 
