@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,12 +15,13 @@ from jaxtyping import Int
 
 from charjax.config import DataConfig
 from charjax.data import named_corpora
+from charjax.data.documents import Piece
 from charjax.data.files import find_files, read_files
 from charjax.data.named_corpora import BUILT_IN, RawText
-from charjax.data.reading import PreparedText, ReadingRules, TextReader, prepare_text
+from charjax.data.reading import ReadingRules, TextReader
 from charjax.data.store import TextStore, is_store
 from charjax.data.text_cache import CachedText, CacheEntry, recorded_messages
-from charjax.data.tokens import EncodedText, TextEncoder, TokenBuffer
+from charjax.data.tokens import EncodedText, encode_pieces
 from charjax.errors import HostError, InputError
 from charjax.runtime.display import ProgressFn, no_progress
 from charjax.runtime.paths import expand_path, is_address
@@ -128,14 +129,15 @@ def load_corpus(
 
 
 def read_text(
-    file: str, rules: ReadingRules, *, are_markers_required: bool = False
-) -> PreparedText:
+    file: str, rules: ReadingRules, *, boundary: bool, are_markers_required: bool = False
+) -> EncodedText:
     """Reads a text for `charjax score`, as the run's own text was read.
 
     Args:
       file: a path as in `data.path`, or "-" for standard input.
       rules: those of the run, changed by the options for this file.
-      are_markers_required: see `prepare_text`.
+      boundary: whether the vocabulary of the run has a boundary token.
+      are_markers_required: see `TextReader`.
 
     Raises:
       InputError: there is no such file, or it cannot be decoded or parsed.
@@ -147,7 +149,12 @@ def read_text(
         ]
     else:
         files = read_files(find_files(file, "--file"), "--file", are_utf8=rules.is_utf8)
-    return prepare_text(files, rules, are_markers_required=are_markers_required, options="--")
+    reader = TextReader(rules, are_markers_required=are_markers_required, options="--")
+    is_one = rules.documents.mode == "none"
+    content = encode_pieces(file, reader.pieces(files), boundary=boundary, is_one=is_one)
+    reader.check_delimiter()
+    reader.finish()
+    return content
 
 
 def _load_files(path: str, rules: ReadingRules, *, use_cache: bool) -> Corpus:
@@ -183,37 +190,38 @@ def _load_files(path: str, rules: ReadingRules, *, use_cache: bool) -> Corpus:
 def _make_corpus(name: str, files: Iterable[RawText], rules: ReadingRules, *notices: str) -> Corpus:
     """The corpus of these files; logs its notices."""
     reader, digest = TextReader(rules), hashlib.sha256()
-    encoder = TextEncoder(name, boundary=rules.documents.boundary)
-    tokens = TokenBuffer()
-    starts: list[np.ndarray] = []
-    for piece in reader.pieces(files):
-        encoded, first_tokens = encoder.encode(piece)
-        tokens.append(encoded)
-        starts.append(first_tokens)
-        digest.update(piece.text.encode("utf-8"))
-    if not encoder.num_chars:
+    content = encode_pieces(
+        name,
+        _hashed(reader.pieces(files), digest),
+        boundary=rules.documents.boundary,
+        is_one=rules.documents.mode == "none",
+    )
+    if not content.num_chars:
         raise InputError(f"{name}: the text is empty; give one with characters in it")
     reader.check_delimiter()
-    tokens.append(encoder.end())
-    if rules.documents.mode == "none":
-        starts.append(np.zeros(1, np.int64))
-    content = EncodedText(tokens.array(), tuple(encoder.alphabet), np.concatenate(starts))
     if rules.documents.boundary:
         digest.update(content.document_starts().astype("<i8").tobytes())
     notices += reader.finish()
-    characters = [character for character in encoder.alphabet if character]
+    characters = [character for character in content.alphabet if character]
     return _reported(
         Corpus(
             name=name,
             content=content,
             characters=characters,
-            chars=encoder.num_chars,
+            chars=content.num_chars,
             sha256=digest.hexdigest(),
             notice="; ".join(notices),
             rules=reader.rules,
         ),
         notices,
     )
+
+
+def _hashed(pieces: Iterator[Piece], digest: Any) -> Iterator[Piece]:
+    """The pieces; adds the UTF-8 of each to the digest after it was used, and so found valid."""
+    for piece in pieces:
+        yield piece
+        digest.update(piece.text.encode("utf-8"))
 
 
 def _open_store(config: DataConfig) -> Corpus:

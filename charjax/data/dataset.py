@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -14,14 +15,15 @@ from charjax.config import Config
 from charjax.data.batches import Batches, Splits, make_batches, random_order, split
 from charjax.data.corpus import Corpus, load_corpus, read_text
 from charjax.data.document_hash import DocumentHasher, split_numbers
+from charjax.data.documents import Piece
 from charjax.data.read_ahead import ReadAhead
 from charjax.data.reading import ReadingRules, normalize_form
 from charjax.data.runs import Runs
 from charjax.data.store import ShardRecord, TextStore
 from charjax.data.store_tokens import StoreTokens, TokenIds
-from charjax.data.tokens import BOUNDARY, EncodedText, translation
+from charjax.data.tokens import BOUNDARY, EncodedText, encode_pieces, translation
 from charjax.data.vocab import Vocab
-from charjax.errors import HostError
+from charjax.errors import HostError, InputError
 from charjax.runtime.display import ProgressFn, listed, no_progress
 
 _ORDINARY_CONTROLS = "\t\n\r\f"
@@ -81,8 +83,11 @@ def read_tokens(
     *,
     unknown: str = "error",
     are_markers_required: bool = False,
-) -> Int[np.ndarray, " tokens"]:
+) -> TokenIds:
     """The token ids of a text, read as the run's own text was; see `charjax.data.corpus.read_text`.
+
+    Each takes a byte with up to 256 tokens. The text itself is not kept in memory, but for a
+    document with characters outside the vocabulary.
 
     Args:
       file: a path as in `data.path`, or "-" for standard input.
@@ -90,22 +95,24 @@ def read_tokens(
       vocab: that of the run. If it has a boundary token, the ids have one before each document,
         and one after the last.
       unknown: as for `Vocab.encode`.
-      are_markers_required: see `prepare_text`.
+      are_markers_required: see `TextReader`.
 
     Raises:
       InputError: the file is missing, malformed, or has characters outside the vocabulary.
       HostError: it cannot be read.
     """
-    prepared = read_text(file, rules, are_markers_required=are_markers_required)
-    documents = list(_documents(prepared.text, prepared.document_starts))
-    if vocab.unit == "codepoint":
-        documents = [normalize_form(document, vocab) for document in documents]
-    text = "".join(documents)
-    starts = np.cumsum([0, *map(len, documents[:-1])], dtype=np.int64)
-    ids = vocab.encode_corpus(text, unknown=unknown)
-    if vocab.boundary_id is None:
-        return ids
-    return np.insert(ids, np.append(starts, len(ids)), np.int32(vocab.boundary_id))
+    content = read_text(
+        file, rules, boundary=vocab.boundary, are_markers_required=are_markers_required
+    )
+    known = {*vocab.characters, BOUNDARY}
+    if vocab.unit == "codepoint" and not known.issuperset(content.alphabet):
+        documents = (Piece(normalize_form(text, vocab), (0,)) for text in content.documents())
+        content = encode_pieces(file, documents, boundary=vocab.boundary)
+    if not known.issuperset(content.alphabet) and (unknown != "unk" or vocab.unk_id is None):
+        counts = zip(content.alphabet, content.counts().tolist(), strict=True)
+        missing = {character: count for character, count in counts if character not in known}
+        raise InputError(vocab.unknown_message(Counter(missing)))
+    return content.recoded(vocab.characters, len(vocab), vocab.unk_id).tokens
 
 
 def _load(config: Config, known: Sequence[str], progress: ProgressFn) -> Dataset:
@@ -178,10 +185,6 @@ def _reordered(
     assert isinstance(ids, StoreTokens)
     runs = Runs.reordered(starts, len(ids) - corpus.rules.documents.boundary, order)
     return corpus, ids.reordered(runs), runs.document_starts
-
-
-def _documents(text: str, document_starts: Int[np.ndarray, " documents"]) -> Iterator[str]:
-    return (text[a:b] for a, b in pairwise([*document_starts.tolist(), len(text)]))
 
 
 def _report_characters(corpus: Corpus, vocab: Vocab) -> None:

@@ -7,10 +7,7 @@ import logging
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
-
-import numpy as np
-from jaxtyping import Int
+from typing import Any
 
 from charjax.config import DataConfig, check_reading
 from charjax.data.decoding import (
@@ -111,22 +108,6 @@ class ReadingRules:
         except TypeError:  # a field is missing
             raise InputError("reading: not the reading rules of a run") from None
         return rules
-
-
-class PreparedText(NamedTuple):
-    """A text, decoded, normalized and split into documents.
-
-    Attributes:
-      text: its documents, one after another; one character a token, see `bytes_to_text`.
-      document_starts: int64 positions in the text, ascending from 0.
-      rules: how it was read, with the detected values.
-      notices: warnings to the user about the text.
-    """
-
-    text: str
-    document_starts: Int[np.ndarray, " documents"]
-    rules: ReadingRules
-    notices: tuple[str, ...]
 
 
 class TextReader:
@@ -252,31 +233,6 @@ class TextReader:
 
         is_byte = self._rules.unit == "byte"
         return bytes_to_text(marker.encode()) if is_byte else marker, report_missing
-
-
-def prepare_text(
-    files: Iterable[RawText],
-    rules: ReadingRules,
-    *,
-    are_markers_required: bool = True,
-    options: str = CONFIG_PREFIX,
-) -> PreparedText:
-    """Decodes and normalizes files, and splits them into documents, in memory.
-
-    The arguments and errors are those of `TextReader`.
-    """
-    reader = TextReader(rules, are_markers_required=are_markers_required, options=options)
-    texts: list[str] = []
-    starts: list[Int[np.ndarray, " documents"]] = []
-    chars = 0
-    for piece in reader.pieces(files):
-        texts.append(piece.text)
-        starts.append(chars + np.array(piece.starts, np.int64))
-        chars += len(piece.text)
-    reader.check_delimiter()
-    notices = reader.finish()
-    first = np.zeros(int(rules.documents.mode == "none" or not chars), np.int64)
-    return PreparedText("".join(texts), np.concatenate([first, *starts]), reader.rules, notices)
 
 
 def prepare_prompt(text: str, rules: ReadingRules, vocab: Vocab) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -32,6 +33,11 @@ class EncodedText(NamedTuple):
     alphabet: tuple[str, ...]
     starts: Int64[np.ndarray, " documents"]
 
+    @property
+    def num_chars(self) -> int:
+        """How many characters it has."""
+        return len(self.tokens) - (BOUNDARY in self.alphabet) * (len(self.starts) + 1)
+
     def text(self) -> str:
         """The characters, without boundaries."""
         return "".join(self._texts())
@@ -43,6 +49,17 @@ class EncodedText(NamedTuple):
             first, last = np.searchsorted(starts, [begin, begin + len(text)])
             yield Piece(text, (starts[first:last] - begin).tolist())
             begin += len(text)
+
+    def documents(self) -> Iterator[str]:
+        """The characters of each document."""
+        for begin, end in pairwise([*self.starts.tolist(), len(self.tokens)]):
+            yield self._replace(tokens=self.tokens[begin:end]).text()
+
+    def counts(self) -> Int64[np.ndarray, " alphabet"]:
+        """How often each token occurs."""
+        parts = (self.tokens[i : i + _CHUNK] for i in range(0, len(self.tokens), _CHUNK))
+        zeros = np.zeros(len(self.alphabet), np.int64)
+        return sum((np.bincount(part, minlength=len(zeros)) for part in parts), zeros)
 
     def _texts(self) -> Iterator[str]:
         points = np.array([ord(character or "\0") for character in self.alphabet], "<u4")
@@ -64,9 +81,14 @@ class EncodedText(NamedTuple):
             found |= dict.fromkeys(self.tokens[begin : begin + _CHUNK].tolist())
         return [self.alphabet[token] for token in found if self.alphabet[token]]
 
-    def recoded(self, characters: Sequence[str], num_ids: int) -> EncodedText:
-        """The same text with the ids of a vocabulary; uses the memory of this one if it can."""
-        table = translation(self.alphabet, characters, num_ids)
+    def recoded(
+        self, characters: Sequence[str], num_ids: int, unk_id: int | None = None
+    ) -> EncodedText:
+        """The same text with the ids of a vocabulary; uses the memory of this one if it can.
+
+        The arguments are those of `translation`.
+        """
+        table = translation(self.alphabet, characters, num_ids, unk_id)
         is_same = table.dtype == self.tokens.dtype and np.array_equal(table, np.arange(len(table)))
         reuse = table.dtype == self.tokens.dtype and self.tokens.flags.writeable
         ids = self.tokens if is_same or reuse else np.empty(len(self.tokens), table.dtype)
@@ -200,6 +222,27 @@ class TokenBuffer:
         return self._array
 
 
+def encode_pieces(
+    origin: str, pieces: Iterable[Piece], *, boundary: bool, is_one: bool = False
+) -> EncodedText:
+    """Encodes a text into memory.
+
+    Args:
+      origin: as for `TextEncoder`, like `boundary` and the errors.
+      pieces: of the text.
+      boundary: whether a boundary token comes before each document, and after the last one.
+      is_one: whether the text is one document, though no piece says that it starts there.
+    """
+    encoder, tokens = TextEncoder(origin, boundary=boundary), TokenBuffer()
+    starts = [np.zeros(0, np.int64)]
+    for piece in itertools.chain([Piece("", (0,))] * is_one, pieces):
+        encoded, first_tokens = encoder.encode(piece)
+        tokens.append(encoded)
+        starts.append(first_tokens)
+    tokens.append(encoder.end())
+    return EncodedText(tokens.array(), tuple(encoder.alphabet), np.concatenate(starts))
+
+
 def token_dtype(num_tokens: int) -> np.dtype[Any]:
     """The smallest unsigned dtype for that many different tokens."""
     bits = 8 if num_tokens <= 1 << 8 else 16 if num_tokens <= 1 << 16 else 32
@@ -219,13 +262,16 @@ def join_arrays(parts: list[np.ndarray]) -> np.ndarray:
     return joined
 
 
-def translation(alphabet: Sequence[str], characters: Sequence[str], num_ids: int) -> np.ndarray:
+def translation(
+    alphabet: Sequence[str], characters: Sequence[str], num_ids: int, unk_id: int | None = None
+) -> np.ndarray:
     """For each token of an alphabet its id in a vocabulary.
 
     Args:
       alphabet: the character of each token.
       characters: those of the vocabulary; the document boundary follows them.
       num_ids: the ids of the vocabulary.
+      unk_id: that of characters which the vocabulary does not have; None: it has all.
     """
     ids = {character: i for i, character in enumerate(characters)} | {BOUNDARY: len(characters)}
-    return np.array([ids[character] for character in alphabet], token_dtype(num_ids))
+    return np.array([ids.get(character, unk_id) for character in alphabet], token_dtype(num_ids))

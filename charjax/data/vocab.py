@@ -142,7 +142,7 @@ class Vocab:
         missing = np.flatnonzero(ids < 0)
         if missing.size:
             if unknown != "unk" or self.unk_id is None:
-                raise InputError(self._unknown_message(Counter(text[i] for i in missing)))
+                raise InputError(self.unknown_message(Counter(text[i] for i in missing)))
             ids[missing] = self.unk_id
         return ids
 
@@ -199,17 +199,18 @@ class Vocab:
             raise InputError("vocabulary: boundary must be of type bool")
         return cls(tuple(values["symbols"]), values["unit"], values["unk"], boundary)
 
+    def unknown_message(self, counts: Counter[str]) -> str:
+        """The message about characters that the vocabulary lacks, from how often each occurs."""
+        named = [f"{self._name(character)} ({count}x)" for character, count in counts.most_common()]
+        remedy = "pass --unknown=unk" if self.unk else "train with config.data.unk=True"
+        return f"not in the vocabulary: {listed(named)}; remove them, or {remedy}"
+
     @functools.cached_property
     def _ids(self) -> Int[np.ndarray, " points"]:
         """The id of every code point, or -1."""
         ids = np.full(_CODE_POINTS, -1, np.int32)
         ids[[ord(character) for character in self.characters]] = np.arange(len(self.characters))
         return ids
-
-    def _unknown_message(self, counts: Counter[str]) -> str:
-        named = [f"{self._name(character)} ({count}x)" for character, count in counts.most_common()]
-        remedy = "pass --unknown=unk" if self.unk else "train with config.data.unk=True"
-        return f"not in the vocabulary: {listed(named)}; remove them, or {remedy}"
 
     def _name(self, character: str) -> str:
         if self.unit == "byte":

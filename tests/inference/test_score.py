@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 
 import jax.numpy as jnp
 import numpy as np
@@ -36,6 +37,17 @@ def test_a_model_too_large_for_a_finite_loss_is_named(bias, tmp_path):
     huge = trained((config, params | {"output_bias": jnp.full(2, bias)}), "ab", step=7)
     with pytest.raises(DivergedError, match=r"^step 7: .* not finite; .*--checkpoint$"):
         score_text(huge, read_file(huge, str(file), unknown="error"), no_progress)
+
+
+def test_a_file_takes_a_byte_a_character_and_is_not_held_as_text(tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text("abba" * 3_000_000, encoding="utf-8")
+    tracemalloc.start()
+    ids = read_file(AB, str(file), unknown="error")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (ids.nbytes, ids[-3:].tolist()) == (12_000_000, [1, 1, 0])
+    assert peak < 30_000_000  # and blocks of the file, and the buffer's last growth
 
 
 def test_a_dash_is_standard_input(monkeypatch):
