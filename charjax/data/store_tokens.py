@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -100,14 +101,19 @@ class _Chunks:
         flat = positions.ravel()
         ids = np.empty(flat.size, np.int32)
         shard = np.searchsorted(self.ends, flat, side="right")
-        in_shard = flat - np.append(0, self.ends)[shard]
-        chunk = np.append(0, self._ends_in_chunks)[shard] + in_shard // CHUNK
-        runs = np.flatnonzero(np.diff(chunk, prepend=-1))  # in each, all are in one chunk
+        chunk, in_chunk = np.divmod(flat - np.append(0, self.ends)[shard], CHUNK)
+        chunk += np.append(0, self._ends_in_chunks)[shard]
+        # In each run, consecutive tokens of one chunk.
+        is_next = (np.diff(flat) == 1) & (np.diff(chunk) == 0)
+        runs = np.flatnonzero(np.append(flat.size > 0, ~is_next))
+        wanted = chunk[runs].tolist()
         with self._lock:
-            chunks = self._load(list(dict.fromkeys(chunk[runs].tolist())))
-        for begin, end in zip(runs, np.append(runs[1:], flat.size), strict=True):
-            tokens, table = chunks[int(chunk[begin])]
-            ids[begin:end] = table[tokens[in_shard[begin:end] % CHUNK]]
+            chunks = self._load(list(dict.fromkeys(wanted)))
+        edges = itertools.pairwise([*runs.tolist(), flat.size])
+        for (begin, end), of_run, first in zip(edges, wanted, in_chunk[runs].tolist(), strict=True):
+            tokens, table = chunks[of_run]
+            # All tokens are in the table: "clip" only spares a pass over them.
+            table.take(tokens[first : first + end - begin], out=ids[begin:end], mode="clip")
         return ids.reshape(positions.shape)
 
     def _load(self, wanted: list[int]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
@@ -129,7 +135,8 @@ class _Chunks:
         number = int(np.searchsorted(self._ends_in_chunks, chunk, side="right"))
         if number not in self._shards:
             record = self._store.record(number)
-            self._shards[number] = self._store.tokens(number, record), self._translate(record)
+            table = self._translate(record).astype(np.int32)
+            self._shards[number] = self._store.tokens(number, record), table
         array, table = self._shards[number]
         before = int(self._ends_in_chunks[number - 1]) if number else 0
         begin = (chunk - before) * CHUNK
