@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import errno
 import io
 import json
@@ -22,6 +23,7 @@ import pytest
 from charjax.cli import commands, main
 from charjax.cli.arguments import Parser
 from charjax.inference import evaluate
+from charjax.inference.dynamic import update_rule
 from charjax.inference.evaluate import Score
 from charjax.train.metrics import read_metrics
 from tests.environment import with_devices
@@ -810,6 +812,17 @@ def test_a_score_says_how_the_text_was_read(workspace, capfd):
     lines = output_of(workspace, f"{score} --dynamic --learning_rate=0.001 --per_char", capfd)
     nats = [json.loads(line)["nats"] for line in lines.splitlines()]
     assert sum(nats) / len(nats) == pytest.approx(dynamic["nats_per_char"], abs=1e-6)
+
+
+def test_dynamic_evaluation_that_diverges_ends_with_code_5(workspace, capfd, monkeypatch):
+    def diverging(params, rms, options):  # the flag's largest value, 1, keeps losses finite
+        return update_rule(params, rms, dataclasses.replace(options, learning_rate=1e38))
+
+    monkeypatch.setattr("charjax.inference.score.update_rule", diverging)
+    command = "score --workdir=@run --part=val --dynamic --learning_rate=0.5"
+    assert main.main(workspace.fill(command)) == 5
+    # A slow machine prints progress before.
+    assert_one_line(capfd.readouterr().err.splitlines()[-1], ("--learning_rate=0.5", "smaller"))
 
 
 @pytest.mark.parametrize(

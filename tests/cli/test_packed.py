@@ -55,12 +55,13 @@ def test_a_run_is_resumed_and_scored_on_the_packed_text(folder, tmp_path, capsys
     shutil.copytree(folder / "run-store", copy)
     assert train(folder / "store", copy, steps=15) == 0
     assert losses(copy)[:2] == losses(folder / "run-store")
-    scores = []
-    for name in ("run-store", "run-a.txt"):
-        capsys.readouterr()
-        assert main(["score", f"--workdir={folder / name}", "--part=val"]) == 0
-        scores.append(json.loads(capsys.readouterr().out))
-    assert scores[0] == scores[1]
+    for method in ("--window=0", "--window=7"):
+        scores = []
+        for name in ("run-store", "run-a.txt"):
+            capsys.readouterr()
+            assert main(["score", f"--workdir={folder / name}", "--part=val", method]) == 0
+            scores.append(json.loads(capsys.readouterr().out))
+        assert scores[0] == scores[1]
 
 
 def test_the_text_in_memory_is_another_text_than_its_packed_form(folder, tmp_path, capsys):
