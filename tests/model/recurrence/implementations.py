@@ -69,9 +69,43 @@ IMPLEMENTATIONS = {
 }
 
 
-def sizes_of(name: str, kind: type, dtype: str) -> tuple[Size, ...]:
-    """Every other size: of two that follow each other, each has half of the kinds times dtypes."""
-    return IMPLEMENTATIONS[name].sizes[(kind is Projected) ^ (dtype == "bfloat16") :: 2]
+class Case(NamedTuple):
+    """One way to run a layer.
+
+    Attributes:
+      size: index in the sizes of an implementation.
+    """
+
+    size: int
+    kind: type
+    dtype: str
+    with_resets: bool
+
+
+# Pairwise: every kind of input, dtype and size with each other, and with and without resets.
+CASES = (
+    Case(0, Table, "float32", False),
+    Case(0, Table, "float32", True),
+    Case(0, Projected, "float32", False),
+    Case(0, Projected, "bfloat16", False),
+    Case(1, Projected, "float32", True),
+    Case(1, Table, "bfloat16", True),
+    Case(2, Projected, "float32", False),
+    Case(2, Table, "bfloat16", True),
+    Case(3, Projected, "float32", True),
+    Case(3, Table, "bfloat16", False),
+    Case(4, Table, "float32", False),
+    Case(4, Table, "float32", True),
+    Case(4, Table, "bfloat16", False),
+    Case(4, Projected, "bfloat16", True),
+)
+
+
+def sizes_of(name: str, kind: type, dtype: str, with_resets: bool) -> list[Size]:
+    """The sizes of an implementation that are tested with a kind of input, a dtype and resets."""
+    numbers = [case.size for case in CASES if case[1:] == (kind, dtype, with_resets)]
+    sizes = IMPLEMENTATIONS[name].sizes
+    return [sizes[number] for number in numbers if number < len(sizes)]
 
 
 def supported(name: str, cell: str, dtype: str, size: Size | None = None) -> Implementation:

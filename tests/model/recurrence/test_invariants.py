@@ -36,6 +36,7 @@ pytestmark = [
 ]
 each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 each_kind = pytest.mark.parametrize("kind", [Projected, Table])
+with_and_without_resets = pytest.mark.parametrize("with_resets", [False, True])
 
 
 @pytest.fixture(autouse=True)
@@ -51,10 +52,11 @@ def random_value_and_gradient(name, cell, kind, dtype, size, with_resets=False):
     return value_and_gradient(name, cell, dtype, *random_layer(cell, kind, size), resets=resets)
 
 
-@pytest.mark.parametrize("with_resets", [False, True])
+@with_and_without_resets
 @each_kind
 def test_value_and_gradient_are_those_of_the_float64_cell(name, cell, kind, with_resets):
-    size = supported(name, cell, "float32").sizes[0]
+    supported(name, cell, "float32")
+    size = sizes_of(name, kind, "float32", with_resets)[0]
     inputs, weights, carry = random_layer(cell, kind, size)
     tokens = inputs.tokens if kind is Table else None
     resets = random_resets(size) if with_resets else None
@@ -83,25 +85,23 @@ def sum_of_products(a, b):
     return sum(jax.tree.leaves(jax.tree.map(lambda a, b: (a * b).sum(), a, b)))
 
 
+@with_and_without_resets
 @each_dtype
 @each_kind
-def test_value_and_gradient_are_those_of_scan(name, cell, kind, dtype):
-    for size in sizes_of(name, kind, dtype):
+def test_value_and_gradient_are_those_of_scan(name, cell, kind, dtype, with_resets):
+    skip_if_float32_is_the_same(cell, dtype)
+    for size in sizes_of(name, kind, dtype, with_resets):
         supported(name, cell, dtype, size)
-        got = random_value_and_gradient(name, cell, kind, dtype, size)
-        want = random_value_and_gradient("scan", cell, kind, dtype, size)
+        got = random_value_and_gradient(name, cell, kind, dtype, size, with_resets)
+        want = random_value_and_gradient("scan", cell, kind, dtype, size, with_resets)
         assert distance(got, want) < 5 * ROUNDING[dtype]
         assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {jnp.dtype(jnp.float32)}
 
 
-@each_dtype
-@each_kind
-def test_with_resets_value_and_gradient_are_those_of_scan(name, cell, kind, dtype):
-    size = sizes_of(name, kind, dtype)[-1]
-    supported(name, cell, dtype, size)
-    got = random_value_and_gradient(name, cell, kind, dtype, size, with_resets=True)
-    want = random_value_and_gradient("scan", cell, kind, dtype, size, with_resets=True)
-    assert distance(got, want) < 5 * ROUNDING[dtype]
+def skip_if_float32_is_the_same(cell, dtype):
+    """The test of what bfloat16 rounds finds not one bit that differs."""
+    if dtype == "bfloat16" and CELLS[cell].coefficients is not None:
+        pytest.skip(f"{cell} has no operands to round")
 
 
 def test_no_value_and_no_gradient_flows_through_a_reset(name, cell):
@@ -160,6 +160,7 @@ def test_bfloat16_rounds_operands_and_nothing_more(name, cell):
 
 @each_dtype
 def test_chunks_with_carry_are_the_whole(name, cell, dtype):
+    skip_if_float32_is_the_same(cell, dtype)
     implementation = supported(name, cell, dtype)
     inputs, weights, carry = random_layer(cell, Table, implementation.sizes[0])
     whole, last = run(name, cell, dtype, inputs, weights, carry)
@@ -174,29 +175,25 @@ def test_chunks_with_carry_are_the_whole(name, cell, dtype):
 
 @each_dtype
 def test_a_sequence_does_not_depend_on_the_others_of_its_batch(name, cell, dtype):
-    implementation = IMPLEMENTATIONS[name]
-    size = implementation.sizes[-1]
-    supported(name, cell, dtype, size)
+    invariant = supported(name, cell, dtype).batch_invariant
+    if not invariant and dtype == "bfloat16":
+        pytest.skip("rounding hides a small difference")
+    size = IMPLEMENTATIONS[name].sizes[-1 if invariant else 0]
     inputs, weights, carry = random_layer(cell, Table, size)
     cotangents = random_cotangents(inputs, carry)
-    (outputs, last), (_, _, d_carry) = value_and_gradient(name, cell, dtype, inputs, weights, carry)
+    (outputs, last), (_, _, d_carry) = random_value_and_gradient(name, cell, Table, dtype, size)
 
     def of(rows, outputs, *carries):
         return outputs[..., rows], *(tuple(part[rows] for part in carry) for carry in carries)
 
-    for rows in (slice(0, 1), slice(15, 17), slice(3, 37)):
-        if size.batch < rows.stop:
-            continue
+    for rows in (slice(0, 1), slice(15, 17), slice(3, 37))[: 3 if invariant else 1]:
         some = inputs._replace(tokens=inputs.tokens[:, rows])
         _, carry_of_some = of(rows, outputs, carry)
         value, grads = value_and_gradient(
             name, cell, dtype, some, weights, carry_of_some, of(rows, *cotangents)
         )
         got, want = (*value, grads[2]), of(rows, outputs, last, d_carry)
-        if implementation.batch_invariant:
-            assert same_bits(got, want)
-        else:
-            assert distance(got, want) < ROUNDING[dtype]
+        assert same_bits(got, want) if invariant else distance(got, want) < ROUNDING[dtype]
 
 
 def test_saving_residuals_changes_no_value(name, cell):
