@@ -112,8 +112,8 @@ def _curves_are_not_drawn() -> Iterator[None]:
 
 
 @pytest.fixture
-def fused(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Compiles with XLA's newer code generator, as for users, for tests of equal bits."""
+def optimized(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Compiles just as for users: with the newer code generator and with all optimizations."""
 
     def with_fusion_emitters(*args, env_options_overrides, **kwargs):
         generator = {"xla_cpu_use_fusion_emitters": True} if FAST_COMPILES else {}
@@ -122,13 +122,7 @@ def fused(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr("jax._src.compiler.get_compile_options", with_fusion_emitters)
     jax.clear_caches()
-    yield
-    jax.clear_caches()
-
-
-@pytest.fixture
-def optimized(fused: None) -> Iterator[None]:
-    """Compiles just as for users: with the newer code generator and with all optimizations."""
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
+    jax.clear_caches()
