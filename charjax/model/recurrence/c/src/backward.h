@@ -139,17 +139,20 @@ INLINE void backward_step(Cell cell, const Backward *b, long weight_panel, long 
                 d_hgates[gate], units.end - units.first);
 }
 
-/* Phase 0 packs weights and copies the last carry's gradient; each later phase is a step. */
+/* Step 0 packs weights and copies the last carry's gradient. */
 INLINE void backward(Cell cell, const Backward *b, long phase, long index) {
   const Layer *l = &b->layer;
-  const long items = items_per_weight_panel(l), weight_panel = index / items;
-  const Range panels = block_range(index % items, PANELS_PER_ITEM, l->state_panels);
-  if (phase == 0 && panels.first == 0) pack_transposed(cell, b, weight_panel);
-  for (long panel = panels.first; panel < panels.end; panel++) {
-    const Position p = position(l, l->time - phase, panel);
-    if (phase == 0) copy_last_gradient(cell, b, weight_panel, p);
-    else backward_step(cell, b, weight_panel, phase - 1, p);
-  }
+  const Item item = item_at(l, phase, index);
+  const Range w = item.weight_panels, s = item.state_panels;
+  for (long step = item.steps.first; step < item.steps.end; step++)
+    for (long weight_panel = w.first; weight_panel < w.end; weight_panel++) {
+      if (step == 0) pack_transposed(cell, b, weight_panel);
+      for (long panel = s.first; panel < s.end; panel++) {
+        const Position p = position(l, l->time - step, panel);
+        if (step == 0) copy_last_gradient(cell, b, weight_panel, p);
+        else backward_step(cell, b, weight_panel, step - 1, p);
+      }
+    }
 }
 
 VARIANTS(backward)
@@ -187,5 +190,9 @@ XLA_FFI_Error *TARGET(backward)(XLA_FFI_CallFrame *frame) {
   for (int i = 0; i < info.states; i++)
     b.d_carry[i] = RESULT(&call, "gradient of the initial carry", F32, hidden, batch);
   take_keep_and_scratch(&call, &b.layer);
-  return run_phases(&call, &b.layer, backward_variants[cell], &b, 2 + time);
+  plan_steps(&b.layer, 2 + time, num_workers(frame));
+  /* Two items would write halves of cache lines: the gates' gradients are four times the states. */
+  if (NUMBERS_PER_WORD > 1 && b.layer.panels_per_item % 2 == 1 && b.layer.state_panels > 1)
+    b.layer.panels_per_item = 0;
+  return run_steps(&call, &b.layer, backward_variants[cell], &b);
 }

@@ -105,15 +105,18 @@ INLINE void forward_step(Cell cell, const Forward *f, long weight_panel, Positio
   pack_states(state_panel_at(l, next.t, p.panel), units.first, states, units.end - units.first);
 }
 
-/* Phase 0 packs weights and the initial state; phase t + 1 is time step t. */
+/* Step 0 packs weights and the initial state; step t + 1 is time step t. */
 INLINE void forward(Cell cell, const Forward *f, long phase, long index) {
   const Layer *l = &f->layer;
-  const long items = items_per_weight_panel(l), weight_panel = index / items;
-  const Range panels = block_range(index % items, PANELS_PER_ITEM, l->state_panels);
-  if (phase == 0 && panels.first == 0) pack_gates(cell, f, weight_panel);
-  for (long panel = panels.first; panel < panels.end; panel++)
-    if (phase == 0) copy_initial_carry(cell, f, weight_panel, position(l, 0, panel));
-    else forward_step(cell, f, weight_panel, position(l, phase - 1, panel));
+  const Item item = item_at(l, phase, index);
+  const Range w = item.weight_panels, s = item.state_panels;
+  for (long step = item.steps.first; step < item.steps.end; step++)
+    for (long weight_panel = w.first; weight_panel < w.end; weight_panel++) {
+      if (step == 0) pack_gates(cell, f, weight_panel);
+      for (long panel = s.first; panel < s.end; panel++)
+        if (step == 0) copy_initial_carry(cell, f, weight_panel, position(l, 0, panel));
+        else forward_step(cell, f, weight_panel, position(l, step - 1, panel));
+    }
 }
 
 VARIANTS(forward)
@@ -152,5 +155,6 @@ XLA_FFI_Error *TARGET(forward)(XLA_FFI_CallFrame *frame) {
                          f.layer.state_panels * LANES);
   }
   take_keep_and_scratch(&call, &f.layer);
-  return run_phases(&call, &f.layer, forward_variants[cell], &f, 1 + time);
+  plan_steps(&f.layer, 1 + time, num_workers(frame));
+  return run_steps(&call, &f.layer, forward_variants[cell], &f);
 }

@@ -1,9 +1,11 @@
 /* What the forward and the backward pass have in common: shapes, indices, and the division of work.
  *
- * The hidden state is multiplied as weight panels times state panels (gemm.h). An item of work is
- * one weight panel by PANELS_PER_ITEM state panels at one time step, the gates included. A time step
- * is a phase of a parallel loop: a barrier separates it from the next, which needs all its states.
- * Phase 0 packs the weights. Sequences are [features, time, batch], a carry is [hidden, batch]. */
+ * The hidden state is multiplied as weight panels times state panels (gemm.h). Sequences do not depend
+ * on one another. So, where there are enough of them, an item of work is all time steps of some state
+ * panels, and no thread waits for another. Else it is one weight panel by PANELS_PER_ITEM state panels
+ * at one time step, the gates included; a time step is then a phase of a parallel loop: a barrier
+ * separates it from the next, which needs all its states. Phase 0 packs the weights. Sequences are
+ * [features, time, batch], a carry is [hidden, batch]. */
 
 #pragma once
 
@@ -17,6 +19,8 @@ typedef struct Layer {
   long rows, units; /* of a weight panel */
   long state_panels, weight_panels;
   long iterations; /* of the K loop */
+  long steps;
+  long panels_per_item; /* state panels of an item with all their steps; 0: a step is a phase */
   /* [time, batch]: 0 where the carry before a position is reset to zeros, else -1; NULL: no resets */
   const int32_t *keep;
   float *weights;   /* packed */
@@ -118,16 +122,48 @@ INLINE long items_per_weight_panel(const Layer *l) {
   return num_blocks(l->state_panels, PANELS_PER_ITEM);
 }
 
-/* With fewer multiplications in a register tile, a barrier costs more than a thread saves. */
+/* Plans a layer's work in `steps` steps, of which the first packs the weights. Items are independent
+ * where no worker gets more state panels than others, or hardly more. */
+INLINE void plan_steps(Layer *l, long steps, long workers) {
+  const bool are_many = l->state_panels >= 8 * workers;
+  const bool are_even = are_many || l->state_panels % workers == 0;
+  l->steps = steps;
+  l->panels_per_item = are_even ? num_blocks(l->state_panels, workers) : 0;
+}
+
+/* What an item of a phase does. */
+typedef struct Item {
+  Range steps, weight_panels, state_panels;
+} Item;
+
+INLINE Item item_at(const Layer *l, long phase, long index) {
+  if (phase == 0)
+    return (Item){{0, 1}, block_range(index, 1, l->weight_panels), {0, l->state_panels}};
+  if (l->panels_per_item > 0) {
+    const Range panels = block_range(index, l->panels_per_item, l->state_panels);
+    return (Item){{1, panels.first < panels.end ? l->steps : 1}, {0, l->weight_panels}, panels};
+  }
+  const long items = items_per_weight_panel(l);
+  return (Item){{phase, phase + 1},
+                block_range(index / items, 1, l->weight_panels),
+                block_range(index % items, PANELS_PER_ITEM, l->state_panels)};
+}
+
+/* With fewer multiplications between two barriers, one costs more than a thread saves. */
 enum { MIN_PARALLEL_MULTIPLICATIONS = 1 << 14 };
 
-INLINE XLA_FFI_Error *run_phases(const Call *call, const Layer *l, Body *body, const void *data,
-                                 long phases) {
+/* Runs all items. In a phase with fewer of them than others, the last do nothing. */
+INLINE XLA_FFI_Error *run_steps(const Call *call, const Layer *l, Body *body, const void *data) {
   if (call->problem[0]) return call_error(call);
-  const long items = l->weight_panels * items_per_weight_panel(l);
-  const long multiplications = l->iterations * NUMBERS_PER_WORD * l->rows * LANES;
+  const bool independent = l->panels_per_item > 0;
+  const long items = independent
+                         ? max(num_blocks(l->state_panels, l->panels_per_item), l->weight_panels)
+                         : l->weight_panels * items_per_weight_panel(l);
+  const long tiles = independent ? l->weight_panels * l->steps : 1; /* between two barriers */
+  const long multiplications = tiles * l->iterations * NUMBERS_PER_WORD * l->rows * LANES;
   const bool parallel = multiplications >= MIN_PARALLEL_MULTIPLICATIONS;
-  return parallel_for(call->frame, (Loop){body, data, phases, items}, parallel ? items - 1 : 0);
+  const Loop loop = {body, data, independent ? 2 : l->steps, items};
+  return parallel_for(call->frame, loop, parallel ? items - 1 : 0);
 }
 
 /* Compiles `pass` once for each cell, a constant; in a table PASS_variants. */

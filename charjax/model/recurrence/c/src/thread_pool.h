@@ -81,6 +81,11 @@ static inline long pool_threads(const XLA_FFI_CallFrame *frame) {
   return threads;
 }
 
+/* Threads that a loop may have. */
+static inline long num_workers(const XLA_FFI_CallFrame *frame) {
+  return min(pool_threads(frame), num_processors());
+}
+
 /* Runs a loop on this thread and up to `max_helpers` of the pool. */
 static inline XLA_FFI_Error *parallel_for(const XLA_FFI_CallFrame *frame, Loop loop,
                                           long max_helpers) {
@@ -89,7 +94,7 @@ static inline XLA_FFI_Error *parallel_for(const XLA_FFI_CallFrame *frame, Loop l
     return XLA_CALL(frame, Error_Create, .message = "charjax: out of memory",
                     .errc = XLA_FFI_Error_Code_RESOURCE_EXHAUSTED);
   *shared = (SharedLoop){.loop = loop, .workers = 1};
-  const long helpers = min(max_helpers, min(pool_threads(frame), num_processors()) - 1);
+  const long helpers = min(max_helpers, num_workers(frame) - 1);
   for (long i = 0; i < helpers; i++) {
     atomic_fetch_add_explicit(&shared->workers, 1, memory_order_relaxed);
     if (!succeeded(frame, XLA_CALL(frame, ThreadPool_Schedule, .ctx = frame->ctx,
