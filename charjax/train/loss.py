@@ -65,7 +65,8 @@ def make_total_nats(config: Config, vocab_size: int, boundary_id: int | None = N
         )
         predicted = slice(-logits.shape[1], None)
         targets, mask = (jnp.asarray(x)[:, predicted] for x in (batch.targets, batch.mask))
-        nats = softmax_cross_entropy_with_integer_labels(logits, targets)
+        # Over the first axis: the logits are feature-major in memory, see `CharRNN`.
+        nats = softmax_cross_entropy_with_integer_labels(logits.T, targets.T, axis=0).T
         nats = jnp.where(mask, nats, 0.0)
         # Summed over each sequence first: one sum over all would differ by 1e-6 with the number of
         # devices. By a matmul, since XLA would merge two `jnp.sum` into one.
