@@ -252,6 +252,15 @@ def finish(name: str, args: argparse.Namespace, results: Mapping[str, Any]) -> N
         progress(f"wrote {path}")
 
 
+def measure_group(
+    benchmark: str, group: str, peers: Sequence[Peer], args: Any, ours: Sequence[str], **more: Any
+) -> None:
+    """Measures peers as the flags say, shows them, and writes them as a group with more fields."""
+    measured = measure(peers, rounds=args.rounds, turn_s=args.turn_s, device=args.device)
+    show(group, measured, ours)
+    finish(benchmark, args, {group: measured.to_json() | more})
+
+
 def show(title: str, measured: Measurements, ours: Sequence[str]) -> None:
     """Prints every peer's speed, and how many times as fast each of `ours` is."""
     peers = measured.to_json()["peers"]

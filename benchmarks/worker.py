@@ -74,11 +74,8 @@ def timed(task: Task, units: int) -> dict[str, Any]:
     wall, cpu = time.perf_counter(), time.process_time()
     notes = task.run(units)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    peak = (
-        task.device_bytes()
-        if task.device_bytes
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
+    host_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = task.device_bytes() if task.device_bytes else host_bytes
     return {"seconds": wall, "cpu_seconds": cpu, "peak_bytes": peak, "notes": notes}
 
 

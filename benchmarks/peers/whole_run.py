@@ -23,7 +23,7 @@ from benchmarks.peers.with_flax import CharModel
 from benchmarks.worker import Task
 from charjax.config import Config, from_config_dict
 from charjax.data.batches import Batch
-from charjax.data.dataset import Dataset, load_dataset
+from charjax.data.dataset import load_dataset
 from charjax.runtime.display import make_display
 from charjax.runtime.dtypes import resolve_dtype
 from charjax.train.intervals import make_intervals
@@ -72,14 +72,14 @@ def _launch(config: Config) -> Task:
             speeds += [json.loads(line)["chars_per_second"] for line in lines[1:]]
         return {"training_chars_per_second": statistics.median(speeds)}
 
-    about = {"dtype": config.model.dtype, "corpus": _text(config).corpus.name}
+    about = {"dtype": config.model.dtype, "corpus": load_dataset(config).corpus.name}
     return Task(_chars(config), run, about)
 
 
 def bare(steps: int, small: bool) -> Task:
     """The same step repeated on the same batches, `steps` per unit, and nothing else."""
     config = shortened(steps, small)
-    text = _text(config)
+    text = load_dataset(config)
     intervals = make_intervals(config.train, text.batches.steps_per_epoch)
     first = (text.batches(i) for i in range(intervals.dispatch))
     return step_task(config, len(text.vocab), Batch(*map(np.stack, zip(*first, strict=True))))
@@ -98,7 +98,7 @@ def plain(steps: int, small: bool) -> Task:
 
 
 def _plain_run(config: Config) -> float:
-    text, model_config = _text(config), config.model
+    text, model_config = load_dataset(config), config.model
     model = CharModel(
         model_config.cell,
         model_config.hidden,
@@ -149,10 +149,6 @@ def _plain_run(config: Config) -> float:
         loss, carry = evaluate(params, carry, x, y, key)
         losses.append(loss)
     return float(np.mean(losses))
-
-
-def _text(config: Config) -> Dataset:
-    return load_dataset(config)
 
 
 def _chars(config: Config) -> int:

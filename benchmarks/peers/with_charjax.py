@@ -38,13 +38,8 @@ def train_step(shape: dict[str, Any], dtype: str, recurrence: str, dispatch: int
         train=TrainConfig(max_steps=1),
     )
     inputs, targets = batch(wanted, dispatch)
-    batches = Batch(
-        inputs,
-        targets,
-        np.ones(inputs.shape, bool),
-        np.zeros(inputs.shape[:2], bool),
-    )
-    return step_task(config, wanted.vocab, batches)
+    mask, reset = np.ones(inputs.shape, bool), np.zeros(inputs.shape[:2], bool)
+    return step_task(config, wanted.vocab, Batch(inputs, targets, mask, reset))
 
 
 def step_task(config: Config, vocab: int, batches: Batch) -> Task:

@@ -38,6 +38,13 @@ class Goal:
 
 TRAINING, BARE = "launch.py, training alone", "bare step"  # as in end_to_end
 F32, BF16, INT8 = "charjax float32", "charjax bfloat16", "charjax int8"
+TORCH = "torch float32"
+# Cell and hidden size of `sweep --over_torch` -> what float32 and bfloat16 are to reach over torch.
+SMALL_GOALS = {
+    **{"gru 64": (4.7, 6.2), "gru 128": (3.2, 4.7), "gru 256": (2.7, 4.3), "gru 512": (2.0, 3.5)},
+    **{f"lstm {hidden}": (1.7, 2.6) for hidden in (64, 128, 256)},
+    "lstm 512": (1.6, 2.6),
+}
 KERAS = ("keras jax", "keras torch", "keras tensorflow")
 KERAS_MIXED = tuple(f"{name} bfloat16" for name in KERAS)
 
@@ -58,38 +65,23 @@ def _sample(device: str, streams: int, theirs: tuple[str, ...], at: float, ours:
     return Goal(title, device, "sample", f"gru {streams}", (ours,), theirs, at)
 
 
+_MIXED = "bf16 over keras (best backend, float32 or mixed_bfloat16)"
+_WHOLE_RUN = "`configs/shakespeare_gru.py`, whole run over a plain flax `nn.RNN` loop in float32"
+_SAME_IN_FLOAT32 = "the same run with `--config.model.dtype=float32` over that loop"
+
 CPU = (
-    _train("cpu", "gru", "GRU float32 over torch float32", F32, ("torch float32",), 1.8),
+    _train("cpu", "gru", "GRU float32 over torch float32", F32, (TORCH,), 1.8),
     _train("cpu", "gru", "GRU float32 over flax `nn.RNN(GRUCell)`", F32, ("flax gru",), 1.5),
-    _train("cpu", "lstm", "LSTM float32 over torch float32", F32, ("torch float32",), 1.15),
+    _train("cpu", "lstm", "LSTM float32 over torch float32", F32, (TORCH,), 1.15),
     _train("cpu", "lstm", "LSTM float32 over flax `nn.RNN(LSTMCell)`", F32, ("flax lstm",), 1.5),
     _train("cpu", "lstm", "LSTM bf16 over torch bf16 autocast", BF16, ("torch bfloat16",), 1.1),
-    _train("cpu", "gru", "GRU bf16 over torch float32", BF16, ("torch float32",), 3.0),
+    _train("cpu", "gru", "GRU bf16 over torch float32", BF16, (TORCH,), 3.0),
     _train("cpu", "gru", "GRU float32 over keras (best backend)", F32, KERAS, 1.8),
     _train("cpu", "lstm", "LSTM float32 over keras (best backend)", F32, KERAS, 1.8),
-    *(
-        _train(
-            "cpu",
-            cell,
-            f"{cell.upper()} bf16 over keras (best backend, float32 or mixed_bfloat16)",
-            BF16,
-            (*KERAS, *KERAS_MIXED),
-            1.8,
-        )
-        for cell in ("gru", "lstm")
-    ),
-    _run(
-        "`configs/shakespeare_gru.py`, whole run over a plain flax `nn.RNN` loop in float32",
-        "launch.py",
-        "plain flax loop",
-        2.0,
-    ),
-    _run(
-        "the same run with `--config.model.dtype=float32` over that loop",
-        "launch.py, float32",
-        "plain flax loop",
-        2.0,
-    ),
+    _train("cpu", "gru", f"GRU {_MIXED}", BF16, (*KERAS, *KERAS_MIXED), 1.8),
+    _train("cpu", "lstm", f"LSTM {_MIXED}", BF16, (*KERAS, *KERAS_MIXED), 1.8),
+    _run(_WHOLE_RUN, "launch.py", "plain flax loop", 2.0),
+    _run(_SAME_IN_FLOAT32, "launch.py, float32", "plain flax loop", 2.0),
     _run("`launch.py`'s characters per second over the bare step's", TRAINING, BARE, 0.97),
     *(_sample("cpu", 1, ("torch eager",), 5.0, ours) for ours in (F32, INT8)),
     *(_sample("cpu", 1, ("plain scan",), 2.0, ours) for ours in (F32, INT8)),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import ROOT, progress, ratio
-from benchmarks.performance.goals import CPU, GPU, Goal
+from benchmarks.performance.goals import BF16, CPU, F32, GPU, SMALL_GOALS, TORCH, Goal
 from benchmarks.result_files import command, read, table
 
 TEMPLATE = Path(__file__).parent / "template.md"
@@ -25,7 +25,7 @@ Results = Mapping[tuple[str, str], Mapping[str, Any]]
 
 def load() -> dict[tuple[str, str], dict[str, Any]]:
     """(benchmark, device) -> the content of its result file, if there is one."""
-    wanted = itertools.product(BENCHMARKS, ("cpu", "gpu"))
+    wanted = itertools.product((*BENCHMARKS, "sweep_small"), ("cpu", "gpu"))
     return {key: result for key in wanted if (result := read("_".join(key)))}
 
 
@@ -39,6 +39,7 @@ def page(results: Results, template: str) -> str:
         persistent=_persistent(read("persistent_gpu") or {"groups": {}}),
         figures=_figures(results),
         sweep=_sweep(results),
+        sweep_small=_sweep_small(results.get(("sweep_small", "cpu"), {"groups": {}})),
         precision=table("precision"),
         weights=table("weights"),
         parts=table("parts"),
@@ -107,7 +108,7 @@ def _figures(results: Results) -> str:
     """Tables of all peers of all groups: characters per second, memory, parameters."""
     parts = []
     for (benchmark, device), result in results.items():
-        if benchmark == "sweep":
+        if benchmark.startswith("sweep"):
             continue
         for group, content in result["groups"].items():
             parts.append(f"### {benchmark}, {group}, {device.upper()}")
@@ -120,9 +121,8 @@ def _figures(results: Results) -> str:
                 )
                 for name, figure in content["peers"].items()
             ]
-            parts.append(
-                _table(("", "characters per second", "peak memory, MiB", "parameters"), rows)
-            )
+            header = ("", "characters per second", "peak memory, MiB", "parameters")
+            parts.append(_table(header, rows))
             parts += [f"* {name}: skipped, {why}" for name, why in content["skipped"].items()]
     return "\n\n".join(parts) or "Not measured yet."
 
@@ -131,16 +131,31 @@ def _sweep(results: Results) -> str:
     parts = []
     for device in ("cpu", "gpu"):
         if ("sweep", device) not in results:
-            parts.append(
-                f"{device.upper()}: not measured; "
-                f"`python -m benchmarks.performance.sweep --device={device}`"
-            )
+            command_line = f"python -m benchmarks.performance.sweep --device={device}"
+            parts.append(f"{device.upper()}: not measured; `{command_line}`")
             continue
         rows = [_sweep_row(point) for point in results["sweep", device]["groups"]["points"]]
         header = ("cell", "dtype", "hidden", "layers", "batch", "length", "step, ms")
         parts.append(_table((*header, "characters per second", "memory, MiB", "fraction"), rows))
         parts.append(f"![fraction of the matmul's FLOP/s](img/sweep_{device}.png)")
     return "\n\n".join(parts)
+
+
+def _sweep_small(result: Mapping[str, Any]) -> str:
+    rows = []
+    for name, (goal_f32, goal_bf16) in SMALL_GOALS.items():
+        peers = result["groups"].get(name, {"peers": {}})["peers"]
+        if not {F32, BF16, TORCH}.issubset(peers):
+            rows.append((name, "not measured", *[""] * 4))
+            continue
+        speeds = [f"{peers[peer]['chars_per_second']:,.0f}" for peer in (TORCH, F32, BF16)]
+        ratios = [ratio(peers[ours], peers[TORCH]) for ours in (F32, BF16)]
+        goals = zip(ratios, (goal_f32, goal_bf16), strict=True)
+        rows.append((name, *speeds, *(f"**{found:.2f}** (≥ {goal})" for found, goal in goals)))
+    found = _table(("", TORCH, F32, BF16, "float32 over torch", "bfloat16 over torch"), rows)
+    if not result["groups"]:
+        return f"{found}\n\n(`python -m benchmarks.performance.sweep --over_torch`)"
+    return f"{found}\n\n({command(result)}: {result['machine']}; {result['date']}.)"
 
 
 def _persistent(result: Mapping[str, Any]) -> str:

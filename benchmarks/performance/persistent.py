@@ -140,11 +140,8 @@ def check_and_time(shape: Shape, rounds: int, write: Callable[[Fields], None]) -
     """Checks, then times if they hold; writes what it has after each. Returns what is wrong."""
     params: Fields = {"shape": dataclasses.asdict(shape), "rounds": rounds}
     found: Fields = {"checks": {}, "shape": params["shape"]}
-    for length, batch, resets in (
-        (3, shape.batch, False),
-        (3, 100, True),
-        (shape.length, 40, True),
-    ):
+    short, padded = (3, shape.batch, False), (3, 100, True)
+    for length, batch, resets in (short, padded, (shape.length, 40, True)):
         at = {"shape": params["shape"] | {"length": length, "batch": batch}, "resets": resets}
         result = found["checks"][f"length {length}, batch {batch}, resets {resets}"] = check(at)
         write(found)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from benchmarks.common import Peer, finish, measure, parser, show
+from benchmarks.common import Peer, measure_group, parser
 from benchmarks.workload import Shape, make_shape
 
 OURS = ("charjax float32", "charjax bfloat16", "charjax int8")
@@ -41,15 +41,9 @@ def main() -> None:
     for cell in args.cells:
         shape = make_shape(small=args.small, cell=cell)
         for streams in STREAMS:
-            measured = measure(
-                peers(shape, streams, args.chars),
-                rounds=args.rounds,
-                turn_s=args.turn_s,
-                device=args.device,
-            )
-            show(f"{cell}, {streams} streams of {args.chars}", measured, OURS)
-            figures = {"shape": dataclasses.asdict(shape), "streams": streams}
-            finish("sample", args, {f"{cell} {streams}": measured.to_json() | figures})
+            found, fields = peers(shape, streams, args.chars), {"shape": dataclasses.asdict(shape)}
+            group = f"{cell} {streams}"
+            measure_group("sample", group, found, args, OURS, streams=streams, **fields)
 
 
 if __name__ == "__main__":

@@ -1,32 +1,32 @@
 """The training step over hidden size, batch, length and layers, beside the machine's peak.
 
     python -m benchmarks.performance.sweep --quick
+    python -m benchmarks.performance.sweep --over_torch --cells lstm --hidden 64 128
 
 Every point is measured in turn with a large matmul in the same dtype, so that a slow phase of the
-machine slows both.
+machine slows both; with --over_torch, layers as wide as people train on a CPU, in turn with torch.
+Each of these is a group of its file, so that a run that was cut off goes on with the others.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import statistics
 from typing import Any
 
-from benchmarks.common import Peer, finish, measure, parser, progress, ratio
-from benchmarks.performance.train_step import ours
+from benchmarks.common import Peer, finish, measure, measure_group, parser, progress, ratio
+from benchmarks.performance.goals import TORCH
+from benchmarks.performance.train_step import OURS, ours, peers
 from benchmarks.workload import Shape, make_shape
 from charjax.train.intervals import STEPS_PER_DISPATCH
 
 HIDDEN = (128, 256, 512, 1024, 2048)
-VARIANTS: tuple[dict[str, int], ...] = (
-    {"batch": 16},
-    {"batch": 256},
-    {"length": 25},
-    {"length": 400},
-    {"layers": 2},
-    {"layers": 3},
-)
+_CHANGES = {"batch": (16, 256), "length": (25, 400), "layers": (2, 3)}
+VARIANTS = [{name: size} for name, sizes in _CHANGES.items() for size in sizes]
 PEAK = "peak"
+# Hidden sizes of --over_torch, and the shape of configs/quickstart.py.
+SMALL_HIDDEN, QUICKSTART = (64, 128, 256, 512), {"embed": 64, "batch": 32, "length": 64}
 _DISPATCH = STEPS_PER_DISPATCH
 _MATMUL = {"cpu": 2048, "gpu": 8192}
 
@@ -72,11 +72,27 @@ def measure_point(shape: Shape, dtype: str, args: Any) -> dict[str, Any]:
     }
 
 
+def over_torch(args: Any) -> None:
+    """Writes `results/sweep_small_<device>.json`: both dtypes beside torch in float32."""
+    for cell, hidden in itertools.product(args.cells, args.hidden):
+        fields = {} if args.small else QUICKSTART | {"hidden": hidden}
+        shape = make_shape(small=args.small, cell=cell, **fields)
+        found = peers(shape, device=args.device, keras_python="", dispatch=_DISPATCH)
+        found = [peer for peer in found if peer.name in (*OURS, TORCH)]
+        fields = {"shape": dataclasses.asdict(shape)}
+        measure_group("sweep_small", f"{cell} {hidden}", found, args, OURS, **fields)
+
+
 def main() -> None:
     """Writes `results/sweep_<device>.json`."""
     flags = parser(__doc__)
     flags.add_argument("--quick", action="store_true", help="fewer points; takes some minutes")
+    flags.add_argument("--over_torch", action="store_true", help="small layers in turn with torch")
+    flags.add_argument("--cells", nargs="+", default=["gru", "lstm"], choices=("gru", "lstm"))
+    flags.add_argument("--hidden", nargs="+", type=int, default=SMALL_HIDDEN)
     args = flags.parse_args()
+    if args.over_torch:
+        return over_torch(args)
     found = []
     for shape, dtype in points(small=args.small, quick=args.quick, device=args.device):
         point = measure_point(shape, dtype, args)

@@ -11,7 +11,7 @@ import dataclasses
 import sys
 from typing import Any
 
-from benchmarks.common import Peer, finish, measure, parser, show
+from benchmarks.common import Peer, measure_group, parser
 from benchmarks.workload import Shape, make_shape
 from charjax.train.intervals import STEPS_PER_DISPATCH
 
@@ -89,10 +89,7 @@ def main() -> None:
             keras_python=args.keras_python,
             dispatch=STEPS_PER_DISPATCH,
         )
-        measured = measure(found, rounds=args.rounds, turn_s=args.turn_s, device=args.device)
-        show(f"{group}, {shape}", measured, OURS)
-        figures = measured.to_json() | {"shape": dataclasses.asdict(shape)}
-        finish("train_step", args, {group: figures})
+        measure_group("train_step", group, found, args, OURS, shape=dataclasses.asdict(shape))
 
 
 if __name__ == "__main__":

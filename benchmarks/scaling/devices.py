@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,12 +142,8 @@ def agree(scratch: Path) -> dict[str, Any]:
 def moved(scratch: Path) -> dict[str, Any]:
     """20 steps each on 8 devices, on 1, in 2 processes and on 8 by pmap; 80 steps on 1."""
     flags = (*FLAGS, *CONSTANT, "--config.train.eval_every=20")
-    legs = (
-        (Topology(1, 8), "jit"),
-        (ONE, "jit"),
-        (Topology(2, 2), "jit"),
-        (Topology(1, 8), "pmap"),
-    )
+    eight, two = Topology(1, 8), Topology(2, 2)
+    legs = ((eight, "jit"), (ONE, "jit"), (two, "jit"), (eight, "pmap"))
     for i, (topology, backend) in enumerate(legs, start=1):
         stop = (f"--config.train.max_steps={20 * i}", f"--config.parallel.backend={backend}")
         train(topology, scratch / "moves", (*flags, *stop))
@@ -203,11 +199,7 @@ def _free_port() -> int:
 
 def main() -> None:
     """Writes `results/devices_<name>.json`."""
-    measurements: dict[str, Callable[[Path], dict[str, Any]]] = {
-        "agree": agree,
-        "moved": moved,
-        "killed": killed,
-    }
+    measurements = {measure.__name__: measure for measure in (agree, moved, killed)}
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

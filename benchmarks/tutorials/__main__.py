@@ -123,9 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("name", choices=sorted(TUTORIALS))
     one.add_argument("--variant", default="", help="held_out, better, ...; default: plain")
     one.add_argument("--workdir", type=Path, help="keep the run here; default: discarded")
-    timed = commands.add_parser(
-        "timing", help="time a training step here and in the tutorial's framework"
-    )
+    timed = commands.add_parser("timing", help="time a training step here and in its framework")
     which = timed.add_mutually_exclusive_group(required=True)
     which.add_argument("--all", action="store_true", help="all five")
     which.add_argument("--name", choices=sorted(TUTORIALS))
