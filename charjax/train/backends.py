@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -93,16 +94,30 @@ def make_backend(
       InputError: see `microbatch_size`.
     """
     microbatch_size(config)
-    step = make_step(
-        config, vocab_size, optimizer, sharding.DATA_AXIS, schedule, boundary_id=boundary_id
-    )
     rows = sharding.process_rows(config.data.batch_size)
+    on_slices = tokens is not None
+    steps = _make_steps(config, vocab_size, optimizer, schedule, boundary_id, on_slices)
     if config.parallel.backend == "pmap":
-        return _pmap_backend(repeat(step), rows)
-    steps = repeat(step) if tokens is None else repeat_on_slices(step, config.data.seq_len)
+        return _pmap_backend(steps, rows)
     return _jit_backend(steps, rows, tokens)
 
 
+@functools.lru_cache(maxsize=16)  # so that a run resumed in the same process is not traced again
+def _make_steps(
+    config: Config,
+    vocab_size: int,
+    optimizer: optax.GradientTransformation,
+    schedule: Schedule | None,
+    boundary_id: int | None,
+    on_slices: bool,
+) -> Any:
+    step = make_step(
+        config, vocab_size, optimizer, sharding.DATA_AXIS, schedule, boundary_id=boundary_id
+    )
+    return repeat_on_slices(step, config.data.seq_len) if on_slices else repeat(step)
+
+
+@functools.lru_cache(maxsize=16)
 def shard_steps(steps: Any, mesh: Mesh, *, with_tokens: bool = False) -> Any:
     """Compiles steps (state, batches [steps, batch, ...]) -> (state, metrics [steps]) for a mesh.
 

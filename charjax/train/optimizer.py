@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, TypeAlias
@@ -20,11 +21,13 @@ Schedule: TypeAlias = Callable[[int | Count], Scalar | float]
 _ONECYCLE_START = 1 / 25
 
 
+@functools.cache
 def make_schedule(config: OptimConfig, total_steps: int) -> Schedule:
     """The learning-rate schedule: warm-up, then decay.
 
     The warm-up takes the fraction `warmup` of `total_steps`. It is linear from 1/(warm-up steps)
     of the peak; that of `onecycle` is a half cosine. The decay goes down to `final` times the peak.
+    Equal arguments give the same object, so that what was compiled with it is found again.
 
     Args:
       config: `schedule`, `learning_rate` (the peak), `warmup` and `final`.
@@ -51,10 +54,12 @@ def make_schedule(config: OptimConfig, total_steps: int) -> Schedule:
     return joined
 
 
+@functools.cache
 def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTransformation:
     """The optimizer that a config names, with its schedule, after clipping by global norm.
 
-    Frozen parameters have no updates, and their gradients do not count in the norm.
+    Frozen parameters have no updates, and their gradients do not count in the norm. Equal arguments
+    give the same object, as for `make_schedule`.
 
     Args:
       config: which optimizer and schedule, and their parameters.

@@ -71,20 +71,23 @@ def init_state(
 ) -> TrainState:
     """The state before the first step, a function of `config.seed`."""
     params = init_params(config.model, vocab_size, stream_key(config.seed, Stream.INIT))
-
-    @jax.jit  # compiles one program instead of twenty
-    def init_others(params: PyTree) -> TrainState:
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=(),
-            opt_state=optimizer.init(params),
-            ema=jax.tree.map(jnp.copy, params) if config.optim.averages else (),
-            carry=initial_carry(config.model, config.data.batch_size),
-            skipped=jnp.zeros((), jnp.int32),
-        )
-
-    state: TrainState = init_others(params)
+    state: TrainState = _init_others(config, optimizer, params)
     return state._replace(params=params)
+
+
+@partial(jax.jit, static_argnums=(0, 1))  # compiles one program instead of twenty
+def _init_others(
+    config: Config, optimizer: optax.GradientTransformation, params: PyTree
+) -> TrainState:
+    """The state before the first step, without the parameters."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=(),
+        opt_state=optimizer.init(params),
+        ema=jax.tree.map(jnp.copy, params) if config.optim.averages else (),
+        carry=initial_carry(config.model, config.data.batch_size),
+        skipped=jnp.zeros((), jnp.int32),
+    )
 
 
 def make_step(
