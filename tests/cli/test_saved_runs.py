@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
 import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from subprocess import PIPE
 
 import pytest
 
@@ -256,21 +256,27 @@ def test_an_evaluation_reads_as_much_as_it_is_asked_to(folder, tmp_path, capfd):
     assert "start again" in capfd.readouterr().out  # another part of the text
 
 
-def stop_when(is_due: Callable[[], bool], command: list[str]) -> tuple[float, bytes]:
-    """Runs charjax, sends SIGTERM when it is due: seconds from there to the end, and stderr."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "charjax", *command], stdout=subprocess.DEVNULL, stderr=PIPE
-    )
-    with process:
-        while not is_due():
-            assert process.poll() is None
-            time.sleep(0.05)
-        sent_at = time.monotonic()
-        process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate()
-        seconds = time.monotonic() - sent_at
-    assert process.returncode == 143, errors
-    return seconds, errors
+@contextlib.contextmanager
+def terminated(is_due: Callable[[], bool]) -> Iterator[Callable[[], float]]:
+    """Sends this process SIGTERM when it is due; gives the seconds since then."""
+    sent_at, ended = [], threading.Event()
+
+    def send() -> None:
+        while not ended.wait(0.05):
+            if is_due():
+                sent_at.append(time.monotonic())
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # fails the test alone
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        yield lambda: time.monotonic() - sent_at[0]
+    finally:
+        ended.set()
+        sender.join()
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_signal_stops_samples_and_the_resumed_run_writes_them(folder, tmp_path, capfd):
@@ -278,11 +284,10 @@ def test_a_signal_stops_samples_and_the_resumed_run_writes_them(folder, tmp_path
     command = flags(folder, tmp_path, "easy", "--config.train.max_steps=20")
     logs = [tmp_path / name for name in ("metrics.jsonl", "samples.txt")]
     long = ["--config.sample.num_chars=1000000", "--config.sample.temperatures=(1.0,)"]
-    seconds, errors = stop_when(
-        lambda: logs[0].exists() and logs[0].stat().st_size > 0, command + long
-    )
-    assert b"stopped at step 20" in errors
-    assert seconds < 10
+    with terminated(lambda: logs[0].exists() and logs[0].stat().st_size > 0) as seconds:
+        assert main(command + long) == 143
+        assert seconds() < 10
+    assert "stopped at step 20" in capfd.readouterr().err
     assert not logs[1].exists()
     val_loss, written = info(tmp_path, capfd)["val_loss"], logs[0].read_bytes()
     assert val_loss is not None
@@ -295,7 +300,7 @@ def test_a_signal_stops_samples_and_the_resumed_run_writes_them(folder, tmp_path
     assert logs[0].read_bytes() == written
 
 
-def test_a_signal_stops_an_evaluation_and_the_run_is_saved(folder, tmp_path):
+def test_a_signal_stops_an_evaluation_and_the_run_is_saved(folder, tmp_path, capfd):
     """Case E1: within two seconds on an idle machine."""
     (tmp_path / "long.txt").write_text("the cat sat on the mat\n" * 200_000, encoding="utf-8")
     more = ["--config.data.path=" + str(tmp_path / "long.txt"), "--config.model.cell=gru"]
@@ -303,7 +308,8 @@ def test_a_signal_stops_an_evaluation_and_the_run_is_saved(folder, tmp_path):
     command = [*flags(folder, tmp_path / "run", "easy", *more), "--config.data.split=(0.1,0.9,0)"]
     # The checkpoint before the evaluation, whose first compilation follows.
     saved = tmp_path / "run" / "checkpoints" / "10"
-    seconds, errors = stop_when(saved.exists, command)
-    assert b"stopped at step 10" in errors
-    assert seconds < 10
+    with terminated(saved.exists) as seconds:
+        assert main(command) == 143
+        assert seconds() < 10
+    assert "stopped at step 10" in capfd.readouterr().err
     assert not read_metrics(tmp_path / "run" / "metrics.jsonl")

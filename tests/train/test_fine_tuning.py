@@ -37,7 +37,7 @@ from charjax.config import (
 def get_config(embed=4):
     return to_config_dict(Config(
         data=DataConfig(batch_size=8, seq_len=8),
-        model=ModelConfig(cell="gru", hidden=8, embed=int(embed)),
+        model=ModelConfig(cell="rnn", hidden=8, embed=int(embed)),
         optim=OptimConfig(learning_rate=0.02, ema=0.9),
         train=TrainConfig(max_steps=60, eval_every=30, log_every=30),
         sample=SampleConfig(num_chars=0),
@@ -151,7 +151,7 @@ def test_a_resumed_run_does_not_import_again_and_needs_the_source_no_more(folder
     [
         ("--config.model.hidden=9", "that model has hidden=8, unlike this config"),
         ("--config.model.layers=2", "give --config.model.layers=1"),
-        ("--config.model.cell=lstm", "give --config.model.cell=gru"),
+        ("--config.model.cell=lstm", "give --config.model.cell=rnn"),
         ("--config.model.embed=0", "give --config.model.embed=4"),
         ("--config.data.unit=byte", "give --config.data.unit=codepoint"),
         ("--init_from={}/none", "holds no checkpoint"),
@@ -201,7 +201,7 @@ def test_frozen_parts_stay_and_imported_ones_learn_at_their_rate(folder, tmp_pat
         assert main(flags(folder, name, "new", "", source, *more)) == 0
         run = load_trained(Path(name), which="newest")
         ids, theirs = token_ids(run.vocab), token_ids(base.vocab)
-        for path in (("kernel",), ("recurrent", "kernel"), ("recurrent", "bias")):
+        for path in (("kernel",), ("bias",), ("recurrent", "kernel")):
             one, other = run.params["layer_0"], base.params["layer_0"]
             for key in path:
                 one, other = one[key], other[key]

@@ -18,6 +18,7 @@ import pytest
 
 from charjax.checkpoint.meta import RunMeta
 from charjax.checkpoint.progress import Progress
+from charjax.cli.main import main
 from charjax.config import Config
 from charjax.errors import CheckpointError, DivergedError, InputError, InterruptedRunError
 from charjax.inference.load import load_trained
@@ -478,31 +479,31 @@ def get_config():
 """
 
 
-def test_a_killed_process_that_is_started_again_ends_as_if_it_had_not_been(text_file, tmp_path):
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # by ml_collections
+def test_a_killed_process_that_is_started_again_ends_as_if_it_had_not_been(
+    text_file, tmp_path, capfd
+):
+    """Killed in a process of its own; resumed in this one, as is the run that was not killed."""
     file = tmp_path / "tiny.py"
     file.write_text(CONFIG_FILE.format(path=str(text_file)), encoding="utf-8")
+    killed, whole = (f"--workdir={tmp_path}/{name}" for name in ("killed", "whole"))
     root = Path(__file__).parents[2]
-    environment = with_devices(1) | {"PYTHONPATH": str(root)}
-
-    def start(workdir: Path) -> subprocess.Popen[str]:
-        command = [sys.executable, str(root / "launch.py"), f"--config={file}"]
-        return subprocess.Popen(
-            [*command, f"--workdir={workdir}"],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-
-    with start(tmp_path / "killed") as process:
+    with subprocess.Popen(
+        [sys.executable, str(root / "launch.py"), f"--config={file}", killed],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=with_devices(1) | {"PYTHONPATH": str(root)},
+    ) as process:
         assert process.stdout is not None
+        assert process.stderr is not None
         next(line for line in process.stdout if line.startswith("step 40 "))
         process.kill()  # its samples and its checkpoint are under way
+        assert process.stderr.read() == ""
     assert process.returncode == -signal.SIGKILL
-    for workdir in ("killed", "whole"):
-        with start(tmp_path / workdir) as process:
-            last_words = process.communicate()[0]
-        assert process.returncode == 0
-        assert "step 60 of 60 is done" in last_words
+    for workdir in (killed, whole):
+        assert main(["train", f"--config={file}", workdir]) == 0
+        assert "step 60 of 60 is done" in capfd.readouterr().out
     assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
     assert outcome(tmp_path / "killed")[2] == 60
 
