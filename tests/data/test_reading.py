@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from charjax.config import BATCHING_FIELDS, Config, DataConfig
@@ -41,6 +41,7 @@ def write(folder: Path, layout: str, documents: list[str], encoding: str, newlin
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+@settings(max_examples=25)
 @given(
     documents=st.lists(st.text(CHARACTERS, min_size=5, max_size=12), min_size=3, max_size=5),
     encoding=st.sampled_from(ENCODINGS),

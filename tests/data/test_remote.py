@@ -21,7 +21,7 @@ from .test_pack import read_store, tiny_shards
 
 fsspec = pytest.importorskip("fsspec")
 pytest.importorskip("aiohttp")
-TEXT = "".join(f"line {i:03} of the text, \u03bb\n" for i in range(60))
+TEXT = "".join(f"line {i:03} of the text, \u03bb\n" for i in range(40))
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def texts(tmp_path) -> Path:
     (folder / "d.jsonl").write_text(records)
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     table = pyarrow.table({"text": TEXT.splitlines()})
-    parquet.write_table(table, folder / "e.parquet", row_group_size=20)
+    parquet.write_table(table, folder / "e.parquet", row_group_size=16)
     return folder
 
 
