@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from charjax.model.matmul import dot
 from charjax.model.quantization import quantize
 from tests.model.small import normal
 
+run_quantize = jax.jit(quantize)
 KERNELS = pytest.mark.parametrize(
     "kernel",
     [normal(0, 300, 9), jnp.ones((3000, 4)), jnp.zeros((7, 3)), 1e-30 * normal(1, 5, 2)],
@@ -21,7 +23,7 @@ KERNELS = pytest.mark.parametrize(
 
 @KERNELS
 def test_a_weight_is_at_most_half_a_scale_off(kernel):
-    q, scales = quantize(kernel)
+    q, scales = jax.device_get(run_quantize(kernel))
     assert (q == np.round(q)).all()
     assert np.abs(q).max() <= 127
     scale = np.asarray(scales.result * scales.state)  # of a weight
@@ -33,7 +35,7 @@ def test_a_weight_is_at_most_half_a_scale_off(kernel):
 @KERNELS
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_operands_and_sums_are_integers_that_their_dtypes_hold(kernel, dtype):
-    q, scales = quantize(kernel)
+    q, scales = jax.device_get(run_quantize(kernel))
     assert (q.astype(dtype) == q).all()
     assert scales.state.astype(dtype) == scales.state
     assert 1 <= scales.state == np.round(scales.state)
@@ -44,9 +46,10 @@ def test_operands_and_sums_are_integers_that_their_dtypes_hold(kernel, dtype):
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["float32", "bfloat16"]))
 def test_matmuls_are_exact_in_any_order_of_summation(seed, dtype):
     rng = np.random.default_rng(seed)
-    q, scales = quantize(jnp.asarray(rng.standard_t(2, (200, 6)), jnp.float32))
+    kernel = jnp.asarray(rng.standard_t(2, (200, 6)), jnp.float32)
+    q, scales = jax.device_get(run_quantize(kernel))
     state = np.round(rng.uniform(-1, 1, (5, 200)) * float(scales.state))
     exact = state.astype(np.int64) @ np.asarray(q, np.int64)
     order = rng.permutation(200)
-    result = dot(jnp.asarray(state[:, order], jnp.float32), q[order], dtype)
+    result = dot(jnp.asarray(state[:, order], jnp.float32), jnp.asarray(q[order]), dtype)
     np.testing.assert_array_equal(result, exact)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -22,10 +23,11 @@ pytestmark = pytest.mark.skipif(
 def test_a_row_is_right_and_does_not_depend_on_the_others(dtype, k, columns):
     if not LIBRARY.supports_dtype(dtype):
         pytest.skip(f"this processor has no {dtype} dot products")
-    kernel, states = normal(1, k, columns), normal(2, 13, k)
+    kernel, states = normal(1, k, columns), np.asarray(normal(2, 13, k))
     packed = pack(LIBRARY, kernel, dtype)
-    results = np.asarray(packed.multiply(states))
-    exact = (np.asarray(a.astype(dtype), np.float64) for a in (states, kernel))
+    results = np.asarray(packed.multiply(jnp.asarray(states)))
+    exact = (np.asarray(a).astype(dtype).astype(np.float64) for a in (states, kernel))
     np.testing.assert_allclose(results, np.matmul(*exact), rtol=1e-5, atol=1e-5)
     for rows in (slice(0, 1), slice(1, 3), slice(3, 6), slice(6, 10), slice(5, 10), slice(7, 13)):
-        np.testing.assert_array_equal(packed.multiply(states[rows]), results[rows])
+        some = packed.multiply(jnp.asarray(states[rows]))
+        np.testing.assert_array_equal(some, results[rows])
