@@ -175,7 +175,7 @@ def test_parts_that_no_time_is_left_for_are_named(tmp_path):
 
 @pytest.mark.slow
 def test_the_gpu_command_runs_on_a_cpu(tmp_path, monkeypatch, capsys):
-    flags = ["--small", "--device=cpu", "--rounds=1", "--minutes=20", f"--out={tmp_path}"]
+    flags = ["--small", "--device=cpu", "--rounds=1", "--minutes=60", f"--out={tmp_path}"]
     monkeypatch.setattr(sys, "argv", ["gpu", *flags])
     gpu.main()
     files = {path.name for path in tmp_path.glob("*.json")}
