@@ -6,10 +6,9 @@ import sys
 
 import pytest
 
-from benchmarks import gpu, result_files
+from benchmarks import gpu, result_files, tables
 from benchmarks.common import Peer, measure, ratio
 from benchmarks.performance import end_to_end, goals, page, persistent, readme, sample, train_step
-from benchmarks.scaling import page as scaling_page
 from benchmarks.tutorials import page as tutorials_page
 from benchmarks.tutorials.__main__ import epochs
 from benchmarks.worker import Task
@@ -202,7 +201,7 @@ def test_the_pages_are_what_the_result_files_give():
     assert page.PAGE.read_text(encoding="utf-8") == performance
     assert tutorials_page.PAGE.read_text(encoding="utf-8") == tutorials_page.page()
     for file, fill in (
-        (scaling_page.PAGE, scaling_page.with_tables),
+        *((path, tables.with_tables) for path in tables.PAGES),
         (readme.README, readme.with_block),
     ):
         text = file.read_text(encoding="utf-8")

@@ -1,6 +1,6 @@
-"""Fills the tables of docs/scaling.md from the result files.
+"""Fills the tables of docs/scaling.md and docs/quality.md from the result files.
 
-python -m benchmarks.scaling.page
+python -m benchmarks.tables
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from benchmarks.common import ROOT
 from benchmarks.result_files import table
 
-PAGE = ROOT / "docs" / "scaling.md"
+PAGES = (ROOT / "docs" / "scaling.md", ROOT / "docs" / "quality.md")
 
 
 def with_tables(page: str) -> str:
@@ -24,4 +24,5 @@ def with_tables(page: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for path in PAGES:
+        path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")

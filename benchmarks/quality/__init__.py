@@ -1,0 +1,1 @@
+"""Losses on tiny Shakespeare: docs/quality.md."""

@@ -1,0 +1,133 @@
+"""Losses on tiny Shakespeare: arms on the development tenth, and recipes on the validation part.
+
+    python -m benchmarks.quality arms FOLDER [--only NAME ...] [--seeds 0 1 2]
+    python -m benchmarks.quality recipe FOLDER --config=shakespeare [--seeds 0 1 2]
+
+`arms` trains each arm of `benchmarks.quality.arms` and writes results/quality_arms.json. `recipe`
+trains a shipped config on the whole training part and reads its last weights once on the
+validation part, in three ways; it writes results/quality_NAME.json. FOLDER keeps the runs: one
+that was interrupted goes on, and one that has ended is not trained again. Rows of other arms and
+seeds stay in the file. `python -m benchmarks.tables` writes the tables of docs/quality.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import result_files
+from benchmarks.performance.headline import NO_OTHER_TEXT, run
+from benchmarks.quality.arms import ARMS, RECIPE
+
+Runs = Sequence[Mapping[str, Any]]
+# How the validation part is read -> flags of `charjax score`.
+READINGS = {"stream": (), "w256": ("--window=256",), "dynamic": ("--dynamic",)}
+
+
+def train(config: str, workdir: Path, seed: int, *flags: str) -> dict[str, Any]:
+    """Trains a shipped config; returns its size, time and the losses of its own evaluations."""
+    command = ("launch.py", f"--config=configs/{config}.py", f"--workdir={workdir}")
+    run(*command, NO_OTHER_TEXT, f"--config.seed={seed}", *flags)
+    lines = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    evaluations = [record for line in lines if "val_loss" in (record := json.loads(line))]
+    last = evaluations[-1]
+    info = json.loads(run("-m", "charjax", "info", f"--workdir={workdir}"))
+    return {
+        "seed": seed,
+        "parameters": info["parameters"],
+        "steps": last["step"],
+        "minutes": round(last["time_s"] / 60, 1),
+        "train": round(last["train_loss"], 4),
+        "best": round(min(record["val_loss"] for record in evaluations), 4),
+        "last": round(last["val_loss"], 4),
+    }
+
+
+def train_arm(name: str, folder: Path, seed: int) -> dict[str, Any]:
+    """One arm with one seed, evaluated on the development tenth."""
+    (arm,) = (arm for arm in ARMS if arm.name == name)
+    measured = train("shakespeare", folder / f"{name}-{seed}", seed, *RECIPE, *arm.flags)
+    return {"arm": name, "flags": list(arm.flags)} | measured
+
+
+def train_recipe(config: str, folder: Path, seed: int) -> dict[str, Any]:
+    """A shipped config with one seed; its last weights on the validation part."""
+    workdir = folder / f"{config}-{seed}"
+    measured = train(config, workdir, seed)
+    score = ("-m", "charjax", "score", f"--workdir={workdir}", "--checkpoint=newest", "--part=val")
+    losses = {name: json.loads(run(*score, *flags)) for name, flags in READINGS.items()}
+    return measured | {name: round(loss["nats_per_char"], 4) for name, loss in losses.items()}
+
+
+def keep(name: str, key: Sequence[str], runs: Runs, rows: Any) -> None:
+    """Writes a result file with these runs and those before that have another key."""
+    before = (result_files.read(name) or {"runs": []})["runs"]
+    new = {tuple(one[field] for field in key) for one in runs}
+    others = [one for one in before if tuple(one[field] for field in key) not in new]
+    together = [*others, *runs]
+    print(result_files.write(name, {"rows": rows(together), "runs": together}), flush=True)
+
+
+def mean(values: Iterable[float]) -> str:
+    """The mean, with the standard deviation of several seeds."""
+    found = list(values)
+    spread = f" ± {statistics.stdev(found):.4f}" if len(found) > 1 else ""
+    return f"{statistics.mean(found):.4f}{spread}"
+
+
+def arm_rows(runs: Runs) -> list[dict[str, Any]]:
+    """A row for each arm, in the order of `ARMS`, over its seeds."""
+    rows = []
+    for arm in ARMS:
+        if not (own := [one for one in runs if one["arm"] == arm.name]):
+            continue
+        rows.append(
+            {
+                "arm": arm.name,
+                "change": arm.change,
+                "expected": arm.expected,
+                "parameters": own[0]["parameters"],
+                "steps": own[0]["steps"],
+                "minutes": statistics.median(one["minutes"] for one in own),
+                "seeds": len(own),
+                "last": mean(one["last"] for one in own),
+                "best": mean(one["best"] for one in own),
+            }
+        )
+    return rows
+
+
+def recipe_rows(runs: Runs) -> list[dict[str, Any]]:
+    """A row for each seed, and their mean."""
+    fields = ("parameters", "steps", "minutes", *READINGS)
+    rows = [
+        {"seed": str(one["seed"])} | {field: one[field] for field in fields}
+        for one in sorted(runs, key=lambda one: int(one["seed"]))
+    ]
+    return [*rows, {"seed": "mean"} | {name: mean(one[name] for one in runs) for name in READINGS}]
+
+
+def main() -> None:
+    """Trains what is asked for, one run at a time, and writes the result after each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("arms", "recipe"))
+    parser.add_argument("folder", type=Path, help="where the runs are kept")
+    parser.add_argument("--only", nargs="+", choices=[arm.name for arm in ARMS], metavar="ARM")
+    parser.add_argument("--config", default="shakespeare", help="the name of a shipped config")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    args = parser.parse_args()
+    for seed in args.seeds:
+        if args.what == "recipe":
+            found = train_recipe(args.config, args.folder, seed)
+            keep(f"quality_{args.config}", ("seed",), [found], recipe_rows)
+            continue
+        for name in args.only or [arm.name for arm in ARMS]:
+            keep("quality_arms", ("arm", "seed"), [train_arm(name, args.folder, seed)], arm_rows)
+
+
+if __name__ == "__main__":
+    main()
