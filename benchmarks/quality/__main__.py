@@ -1,7 +1,7 @@
 """Losses on tiny Shakespeare: arms on the development tenth, and recipes on the validation part.
 
-    python -m benchmarks.quality arms FOLDER [--only NAME ...] [--seeds 0 1 2]
-    python -m benchmarks.quality recipe FOLDER --config=shakespeare [--seeds 0 1 2]
+    python -m benchmarks.quality arms --workdir=FOLDER [--only NAME ...] [--seeds 0 1 2]
+    python -m benchmarks.quality recipe --workdir=FOLDER --config=shakespeare [--seeds 0 1 2]
 
 `arms` trains each arm of `benchmarks.quality.arms` and writes results/quality_arms.json. `recipe`
 trains a shipped config on the whole training part and reads its last weights once on the
@@ -92,7 +92,6 @@ def arm_rows(runs: Runs) -> list[dict[str, Any]]:
                 "expected": arm.expected,
                 "parameters": own[0]["parameters"],
                 "steps": own[0]["steps"],
-                "minutes": statistics.median(one["minutes"] for one in own),
                 "seeds": len(own),
                 "last": mean(one["last"] for one in own),
                 "best": mean(one["best"] for one in own),
@@ -115,18 +114,18 @@ def main() -> None:
     """Trains what is asked for, one run at a time, and writes the result after each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("arms", "recipe"))
-    parser.add_argument("folder", type=Path, help="where the runs are kept")
+    parser.add_argument("--workdir", type=Path, required=True, help="where the runs are kept")
     parser.add_argument("--only", nargs="+", choices=[arm.name for arm in ARMS], metavar="ARM")
     parser.add_argument("--config", default="shakespeare", help="the name of a shipped config")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     args = parser.parse_args()
     for seed in args.seeds:
         if args.what == "recipe":
-            found = train_recipe(args.config, args.folder, seed)
+            found = train_recipe(args.config, args.workdir, seed)
             keep(f"quality_{args.config}", ("seed",), [found], recipe_rows)
             continue
         for name in args.only or [arm.name for arm in ARMS]:
-            keep("quality_arms", ("arm", "seed"), [train_arm(name, args.folder, seed)], arm_rows)
+            keep("quality_arms", ("arm", "seed"), [train_arm(name, args.workdir, seed)], arm_rows)
 
 
 if __name__ == "__main__":
