@@ -32,7 +32,7 @@ _SAME = ("machine", "python", "versions", "benchmark", "device", "small")
 _MOVED = {
     f"benchmarks.{name}": f"benchmarks.performance.{name}"
     for name in ("train_step", "sample", "end_to_end", "sweep", "headline", "persistent")
-} | {"benchmarks.devices": "benchmarks.scaling.devices"}
+} | {"benchmarks.devices": "tests.faults.devices"}
 # The last commit that has the removed scripts whose results the pages still show.
 _LAST_COMMIT = "c9abf59"
 _REMOVED = {

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import result_files
+from benchmarks.performance import headline
 from benchmarks.performance.headline import NO_OTHER_TEXT, run
 from benchmarks.quality.arms import ARMS, RECIPE
 
@@ -30,20 +31,16 @@ READINGS = {"stream": (), "w256": ("--window=256",), "dynamic": ("--dynamic",)}
 
 def train(config: str, workdir: Path, seed: int, *flags: str) -> dict[str, Any]:
     """Trains a shipped config; returns its size, time and the losses of its own evaluations."""
-    command = ("launch.py", f"--config=configs/{config}.py", f"--workdir={workdir}")
-    run(*command, NO_OTHER_TEXT, f"--config.seed={seed}", *flags)
-    lines = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    evaluations = [record for line in lines if "val_loss" in (record := json.loads(line))]
-    last = evaluations[-1]
+    figures = headline.train(config, workdir, NO_OTHER_TEXT, f"--config.seed={seed}", *flags)
     info = json.loads(run("-m", "charjax", "info", f"--workdir={workdir}"))
     return {
         "seed": seed,
         "parameters": info["parameters"],
-        "steps": last["step"],
-        "minutes": round(last["time_s"] / 60, 1),
-        "train": round(last["train_loss"], 4),
-        "best": round(min(record["val_loss"] for record in evaluations), 4),
-        "last": round(last["val_loss"], 4),
+        "steps": figures["steps"],
+        "minutes": round(figures["training_s"] / 60, 1),
+        "train": round(figures["last"]["train_loss"], 4),
+        "best": round(figures["best"]["val_loss"], 4),
+        "last": round(figures["last"]["val_loss"], 4),
     }
 
 
@@ -81,23 +78,21 @@ def mean(values: Iterable[float]) -> str:
 
 def arm_rows(runs: Runs) -> list[dict[str, Any]]:
     """A row for each arm, in the order of `ARMS`, over its seeds."""
-    rows = []
-    for arm in ARMS:
-        if not (own := [one for one in runs if one["arm"] == arm.name]):
-            continue
-        rows.append(
-            {
-                "arm": arm.name,
-                "change": arm.change,
-                "expected": arm.expected,
-                "parameters": own[0]["parameters"],
-                "steps": own[0]["steps"],
-                "seeds": len(own),
-                "last": mean(one["last"] for one in own),
-                "best": mean(one["best"] for one in own),
-            }
-        )
-    return rows
+    seeds_of = [(arm, [one for one in runs if one["arm"] == arm.name]) for arm in ARMS]
+    return [
+        {
+            "arm": arm.name,
+            "change": arm.change,
+            "expected": arm.expected,
+            "parameters": seeds[0]["parameters"],
+            "steps": seeds[0]["steps"],
+            "seeds": len(seeds),
+            "last": mean(one["last"] for one in seeds),
+            "best": mean(one["best"] for one in seeds),
+        }
+        for arm, seeds in seeds_of
+        if seeds
+    ]
 
 
 def recipe_rows(runs: Runs) -> list[dict[str, Any]]:

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# Split so that the validation part of the run is the last tenth of the training part.
-DEVELOPMENT = "--config.data.split=(0.81,0.09,0.1)"
 RECIPE = (
-    *(DEVELOPMENT, "--config.sample.num_chars=0", "--config.train.sample_every=100000"),
+    "--config.data.split=(0.81,0.09,0.1)",
+    *("--config.sample.num_chars=0", "--config.train.sample_every=100000"),
     *("--config.model.dtype=bfloat16", "--config.model.dropout=0.3"),
     "--config.optim.learning_rate=8e-3",
     *("--config.train.max_steps=3600", "--config.train.eval_every=600"),
@@ -62,16 +61,8 @@ ARMS = (
     ),
     Arm("lr-4e-3", "half the learning rate", "worse", _config(optim__learning_rate=4e-3)),
     Arm("lr-12e-3", "1.5 times the learning rate", "unknown", _config(optim__learning_rate=1.2e-2)),
-    Arm("decay-1", "weight decay 1.0", "better: long runs like it", _config(optim__weight_decay=1)),
-    Arm("dropout-0.5", "dropout 0.5", "worse in a short run", _config(model__dropout=0.5)),
     Arm("input-0.1", "dropout 0.1 on the embedding", "better", _config(model__dropout_in=0.1)),
-    Arm(
-        "weight-drop",
-        "weight-drop 0.3",
-        "worse in a short run, better in a long one",
-        _config(model__dropout_recurrent=0.3),
-    ),
-    Arm("width-768", "hidden 768", "better by step", _config(model__hidden=768)),
+    Arm("weight-drop", "weight-drop 0.3", "worse", _config(model__dropout_recurrent=0.3)),
     Arm(
         "steps-9000",
         "9,000 steps, dropout 0.4",

@@ -1,15 +1,14 @@
 """Equality and recovery over devices and processes, measured on forced CPU devices.
 
-python -m benchmarks.scaling.devices agree    equal losses and samples on any number of them
-python -m benchmarks.scaling.devices moved    a run that changes devices at its checkpoints
-python -m benchmarks.scaling.devices killed   kill -9 of one of two processes, then a restart
+python -m tests.faults.devices agree    equal losses and samples on any number of them
+python -m tests.faults.devices moved    a run that changes devices at its checkpoints
+python -m tests.faults.devices killed   kill -9 of one of two processes, then a restart
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -20,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import result_files
-from benchmarks.common import ROOT
+from tests.environment import provenance, with_devices
 
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
 FLAGS = (
     "--config=configs/quickstart.py",
     "--config.model.dropout=0.3",
@@ -54,12 +54,6 @@ OTHERS = {
 }
 
 
-def environment(devices: int) -> dict[str, str]:
-    """The environment of a process with that many host devices."""
-    flag = f"--xla_force_host_platform_device_count={devices}"
-    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flag}
-
-
 def start(topology: Topology, workdir: Path, flags: Sequence[str]) -> list[subprocess.Popen[str]]:
     """Starts the processes of one run; their standard error is a pipe."""
     command = [sys.executable, "launch.py", f"--workdir={workdir}", *flags]
@@ -71,7 +65,7 @@ def start(topology: Topology, workdir: Path, flags: Sequence[str]) -> list[subpr
         subprocess.Popen(
             [*command, *place],
             cwd=ROOT,
-            env=environment(topology.devices),
+            env=with_devices(topology.devices),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -97,7 +91,7 @@ def sample(workdir: Path) -> bytes:
     flags = (f"--workdir={workdir}", "--checkpoint=newest", "--prompt=The ", "--seed=1")
     command = [sys.executable, "-m", "charjax", "sample", *flags, "--num_chars=300"]
     return subprocess.run(
-        command, cwd=ROOT, env=environment(1), stdout=subprocess.PIPE, check=True
+        command, cwd=ROOT, env=with_devices(1), stdout=subprocess.PIPE, check=True
     ).stdout
 
 
@@ -132,7 +126,7 @@ def agree(scratch: Path) -> dict[str, Any]:
                     "processes_x_devices": str(topology),
                     "largest_relative_difference": difference,
                     "limit": LIMITS[backend],
-                    "kept": difference <= LIMITS[backend],
+                    "within_limit": difference <= LIMITS[backend],
                     "sample_equal": sample(workdir) == text,
                 }
             )
@@ -154,7 +148,7 @@ def moved(scratch: Path) -> dict[str, Any]:
         "processes_x_devices": ", ".join(f"{topology} {backend}" for topology, backend in legs),
         "largest_relative_difference": difference,
         "limit": 1e-5,
-        "kept": difference <= 1e-5,
+        "within_limit": difference <= 1e-5,
     }
     return {"rows": [row]}
 
@@ -208,7 +202,10 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as discarded:
         figures = measurements[args.name](args.scratch or Path(discarded))
-    print(result_files.write(f"devices_{args.name}", figures))
+    path = RESULTS / f"devices_{args.name}.json"
+    result = provenance("tests.faults.devices", [args.name]) | figures
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(path)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,0 @@
-"""Runs on several devices and processes: docs/scaling.md."""
