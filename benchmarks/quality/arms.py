@@ -11,10 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 RECIPE = (
-    "--config.data.split=(0.81,0.09,0.1)",
+    *("--config.data.split=(0.81,0.09,0.1)", "--config.optim.learning_rate=8e-3"),
     *("--config.sample.num_chars=0", "--config.train.sample_every=100000"),
     *("--config.model.dtype=bfloat16", "--config.model.dropout=0.3"),
-    "--config.optim.learning_rate=8e-3",
     *("--config.train.max_steps=3600", "--config.train.eval_every=600"),
 )
 
