@@ -25,7 +25,7 @@ class Arm:
     Attributes:
       name: its name in the table.
       change: what differs, in words.
-      expected: of the loss, before it was measured.
+      expected: a guess about the loss, from before its run ended.
       flags: config flags, which come after those of `RECIPE`.
     """
 

@@ -36,7 +36,9 @@ def cache_folder(name: str) -> Path:
 
 
 def private_cache_folder(name: str) -> Path | None:
-    """A cache folder for files that are loaded as code: created, and writable by this user alone.
+    """A cache folder for files that are trusted as they are, such as code and texts.
+
+    It is created, and writable by this user alone.
 
     Returns:
       None if there can be no such folder: then the caller caches nothing.

@@ -145,9 +145,7 @@ def set_up(
     )
 
     check_prompt(config, dataset.vocab)
-    _log_all(messages.opening(meta, steps_per_epoch))
-    about_data = [*messages.splits(config, dataset), *messages.left_out(config, dataset)]
-    _log_all(filter(None, [*about_data, tokens.message]))
+    _log_opening(meta, dataset, tokens.message)
     if record and saved:
         fits = record.holds(flatten(like)[0])
         changes = resume.check_same_run(workdir.path, saved, meta, allow=allow, fits=fits)
@@ -160,6 +158,14 @@ def set_up(
     intervals = _plan(meta, steps_per_epoch, state.step, backend)
     log = _open_log(workdir, meta, state)
     return Run(meta, workdir, dataset, intervals, backend, checkpoints, log, display), state
+
+
+def _log_opening(meta: RunMeta, dataset: Dataset, about_tokens: str) -> None:
+    """Logs what will be trained, and on what."""
+    _log_all(messages.opening(meta, dataset.batches.steps_per_epoch))
+    _log_all(messages.splits(meta.config, dataset))
+    _log_all(messages.left_out(meta.config, dataset))
+    _log_all(filter(None, [about_tokens]))
 
 
 def _read_text(
