@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -259,6 +259,15 @@ def measure_group(
     measured = measure(peers, rounds=args.rounds, turn_s=args.turn_s, device=args.device)
     show(group, measured, ours)
     finish(benchmark, args, {group: measured.to_json() | more})
+    check(measured, ours)
+
+
+def check(measured: Measurements, ours: Iterable[str]) -> None:
+    """Ends the process with an error if one of `ours` was skipped."""
+    if skipped := [
+        f"{name}: {measured.skipped[name]}" for name in ours if name in measured.skipped
+    ]:
+        sys.exit("; ".join(skipped))
 
 
 def show(title: str, measured: Measurements, ours: Sequence[str]) -> None:

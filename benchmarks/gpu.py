@@ -5,9 +5,10 @@
 
 Needs jax, torch and charjax's dependencies, and neither a network nor charjax installed. Each part
 runs in a process of its own with a time limit, and writes its result file in FOLDER after every
-group, so that a command that is cut off loses one group. FOLDER/log.txt has what the parts print.
-Whole runs read tiny Shakespeare from $CHARJAX_DATA_DIR, else the text that comes with Python. At
-the end it prints how each part ended, and the goals of docs/performance.md.
+group, so that a command that is cut off loses one group; --only=end_to_end measures it again.
+FOLDER/log.txt has what the parts print. Whole runs read tiny Shakespeare from $CHARJAX_DATA_DIR,
+else the text that comes with Python. At the end it prints how each part ended, and the goals of
+docs/performance.md; the exit code is 1 if a part failed, or had no time left.
 """
 
 from __future__ import annotations
@@ -35,18 +36,24 @@ class Part(NamedTuple):
     limit_s: float
     command: tuple[str, ...]
 
+    @property
+    def name(self) -> str:
+        """What it measures, with its flags."""
+        return " ".join((self.file, *self.command[2:]))
+
 
 def _part(name: str, limit_s: float, *flags: str) -> Part:
     return Part(name, limit_s, ("-m", f"benchmarks.performance.{name}", *flags))
 
 
+_STEP = ("train_step", 75, "--keras_python=")
 _TIMES_SLOWER = {"gpu": 1, "cpu": 10}  # so much longer may a part take
 
 PARTS = (
     *(_part("persistent", 100, f"--cells={cell}") for cell in ("gru", "lstm")),
-    *(_part("train_step", 75, f"--cells={cell}") for cell in ("gru", "lstm")),
+    *(_part(*_STEP, f"--cells={cell}") for cell in ("gru", "lstm")),
     _part("sample", 90, "--cells=gru"),
-    *(_part("train_step", 75, "--cells=gru", size) for size in ("--batch=256", "--layers=2")),
+    *(_part(*_STEP, "--cells=gru", size) for size in ("--batch=256", "--layers=2")),
     _part("runs", 60, runs.SHIPPED),
     _part("end_to_end", 120),
     _part("sweep", 150, "--quick"),
@@ -60,12 +67,14 @@ def run_all(
     """Runs parts one after another, all in so many seconds; returns how each of them ended."""
     end, ended = time.monotonic() + seconds, {}
     for part in parts:
-        name = " ".join((part.file, *part.command[2:]))
+        name, began = part.name, time.monotonic()
         progress(name)
-        out = f"--out={folder / f'{part.file}_{device}.json'}"
-        limit_s = min(_TIMES_SLOWER[device] * part.limit_s, end - time.monotonic())
-        ended[name] = _run([*part.command, *flags, out], folder / "log.txt", limit_s)
-        progress(f"  {ended[name]}")
+        out = folder / f"{part.file}_{device}.json"
+        limit_s = min(_TIMES_SLOWER[device] * part.limit_s, end - began)
+        ended[name] = _run([*part.command, *flags, f"--out={out}"], folder / "log.txt", limit_s)
+        if ended[name] == "ok" and not out.exists():
+            ended[name] = f"ok, without a result: {_last_line(folder / 'log.txt')}"
+        progress(f"  {ended[name]} ({time.monotonic() - began:.0f} s)")
     return ended
 
 
@@ -87,8 +96,11 @@ def _run(command: Sequence[str], log: Path, limit_s: float) -> str:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    last = log.read_text(encoding="utf-8").splitlines()[-1:]
-    return "ok" if code == 0 else f"exit code {code}: {''.join(last)}"
+    return "ok" if code == 0 else f"exit code {code}: {_last_line(log)}"
+
+
+def _last_line(file: Path) -> str:
+    return "".join(file.read_text(encoding="utf-8").splitlines()[-1:])
 
 
 def main() -> None:
@@ -96,12 +108,14 @@ def main() -> None:
     flags = parser(__doc__)
     flags.set_defaults(device="gpu", rounds=3, out=Path("gpu_results"))
     flags.add_argument("--minutes", type=float, default=6.0, help="for everything; default 6")
+    flags.add_argument("--only", default="", help="the parts with this in their names")
     args = flags.parse_args()
     folder = args.out.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     passed = [f"--device={args.device}", f"--rounds={args.rounds}", f"--turn_s={args.turn_s}"]
     passed += ["--small"] * args.small
-    ended = run_all(PARTS, folder, 60 * args.minutes, passed, args.device)
+    parts = [part for part in PARTS if args.only in part.name]
+    ended = run_all(parts, folder, 60 * args.minutes, passed, args.device)
     results = {
         (name, "gpu"): json.loads(file.read_text(encoding="utf-8"))
         for name in page.BENCHMARKS
@@ -109,6 +123,7 @@ def main() -> None:
     }
     print("\n".join(f"{part}: {end}" for part, end in ended.items()))
     print(page.goals_table(results, GPU))
+    sys.exit(int(not all(end.startswith("ok") for end in ended.values())))
 
 
 if __name__ == "__main__":

@@ -16,15 +16,8 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 
 _PACKAGES = (
-    "charjax",
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "numpy",
-    "torch",
-    "keras",
+    *("charjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"),
+    *("numpy", "torch", "keras"),
 )
 # Fields in which two results must be equal to be combined.
 _SAME = ("machine", "python", "versions", "benchmark", "device", "small")

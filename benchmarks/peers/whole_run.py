@@ -45,7 +45,9 @@ def shortened(steps: int, small: bool) -> Config:
     values["train"] |= {"max_steps": steps, "eval_every": min(steps, values["train"]["eval_every"])}
     # No substitute text, unless `benchmarks.gpu` says which.
     values["data"]["offline"] = os.environ.get("BENCHMARK_OFFLINE", "")
-    values["model"] |= {"hidden": 32, "embed": 8} if small else {}
+    if small:
+        values["model"] |= {"hidden": 32, "embed": 8}
+        values["train"]["log_every"] = steps // 4
     return resolve_dtype(from_config_dict(values))
 
 
@@ -80,7 +82,8 @@ def bare(steps: int, small: bool) -> Task:
     """The same step repeated on the same batches, `steps` per unit, and nothing else."""
     config = shortened(steps, small)
     text = load_dataset(config)
-    intervals = make_intervals(config.train, text.batches.steps_per_epoch)
+    longest = 0 if jax.default_backend() == "cpu" else 50  # as in a run; see `longest_dispatch`
+    intervals = make_intervals(config.train, text.batches.steps_per_epoch, longest=longest)
     first = (text.batches(i) for i in range(intervals.dispatch))
     return step_task(config, len(text.vocab), Batch(*map(np.stack, zip(*first, strict=True))))
 
@@ -98,20 +101,14 @@ def plain(steps: int, small: bool) -> Task:
 
 
 def _plain_run(config: Config) -> float:
-    text, model_config = load_dataset(config), config.model
-    model = CharModel(
-        model_config.cell,
-        model_config.hidden,
-        model_config.embed,
-        model_config.layers,
-        len(text.vocab),
-        model_config.dropout,
-    )
+    text, model = load_dataset(config), config.model
+    sizes = model.hidden, model.embed, model.layers, len(text.vocab)
+    network = CharModel(model.cell, *sizes, model.dropout)
     optimizer = make_optimizer(config.optim, config.train.max_steps)
 
     def loss_fn(params: Any, carry: Any, x: Any, y: Any, key: Any, train: bool) -> Any:
         rngs = {"dropout": key}
-        logits, carry = model.apply(params, x, carry, train=train, rngs=rngs)
+        logits, carry = network.apply(params, x, carry, train=train, rngs=rngs)
         return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), carry
 
     @partial(jax.jit, donate_argnums=(0, 1, 2))
@@ -124,9 +121,9 @@ def _plain_run(config: Config) -> float:
     evaluate = jax.jit(partial(loss_fn, train=False))
     x = jnp.asarray(text.batches(0).inputs)
     key = jax.random.key(config.seed)
-    params = jax.jit(model.init)(key, x, None)
+    params = jax.jit(network.init)(key, x, None)
     zeros = jax.tree.map(
-        jnp.zeros_like, jax.eval_shape(partial(model.apply, train=False), params, x, None)[1]
+        jnp.zeros_like, jax.eval_shape(partial(network.apply, train=False), params, x, None)[1]
     )
     # Copied, because the step donates its carry.
     carry, opt_state = jax.tree.map(jnp.copy, zeros), optimizer.init(params)

@@ -93,8 +93,6 @@ def _about(model: nn.Module, device: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
     }
     if device == "cuda":
-        about |= {
-            "device": torch.cuda.get_device_name(),
-            "cudnn": torch.backends.cudnn.version(),
-        }
+        cudnn = torch.backends.cudnn.version()
+        about |= {"device": torch.cuda.get_device_name(), "cudnn": cudnn}
     return about

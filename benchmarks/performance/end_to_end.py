@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import tempfile
 
-from benchmarks.common import Measurement, Measurements, Peer, finish, measure, parser, show
+from benchmarks.common import Measurement, Measurements, Peer, check, finish, measure, parser, show
 from benchmarks.performance.goals import BARE, TRAINING
 
 LAUNCH, PLAIN = "launch.py", "plain flax loop"
 LAUNCH_F32 = "launch.py, float32"  # --config.model.dtype=float32
+OURS = (LAUNCH, LAUNCH_F32, TRAINING)
 
 
 def peers(steps: int, compiled: str, *, small: bool) -> list[Peer]:
@@ -52,13 +53,14 @@ def main() -> None:
     flags = parser(__doc__)
     flags.add_argument("--steps", type=int, default=500, help="of the run's 4500; default 500")
     args = flags.parse_args()
-    steps = 100 if args.small else args.steps
+    steps = 20 if args.small else args.steps
     with tempfile.TemporaryDirectory() as compiled:
         found = peers(steps, compiled, small=args.small)
         measured = measure(found, rounds=args.rounds, turn_s=args.turn_s, device=args.device)
     measured = with_training(measured)
-    show(f"configs/shakespeare_gru.py, {steps} steps", measured, (LAUNCH, LAUNCH_F32, TRAINING))
+    show(f"configs/shakespeare_gru.py, {steps} steps", measured, OURS)
     finish("end_to_end", args, {"shakespeare": measured.to_json() | {"steps": steps}})
+    check(measured, (*OURS, BARE))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ class Goal:
       theirs: names of peers; the fastest counts. Empty: the goal is absolute.
       at_least: ratio of characters per second; with nothing in `theirs`, characters
         per second.
-      step_s: instead of `at_least`, seconds that a training step may take.
+      at_most_s: instead of `at_least`, seconds that a training step may take, or a whole command.
     """
 
     title: str
@@ -28,7 +28,7 @@ class Goal:
     ours: tuple[str, ...]
     theirs: tuple[str, ...] = ()
     at_least: float = 0.0
-    step_s: float = 0.0
+    at_most_s: float = 0.0
 
     @property
     def command(self) -> str:
@@ -66,7 +66,8 @@ def _sample(device: str, streams: int, theirs: tuple[str, ...], at: float, ours:
 
 
 _MIXED = "bf16 over keras (best backend, float32 or mixed_bfloat16)"
-_WHOLE_RUN = "`configs/shakespeare_gru.py`, whole run over a plain flax `nn.RNN` loop in float32"
+_WHOLE = "`configs/shakespeare_gru.py`"
+_WHOLE_RUN = f"{_WHOLE}, whole run over a plain flax `nn.RNN` loop in float32"
 _SAME_IN_FLOAT32 = "the same run with `--config.model.dtype=float32` over that loop"
 
 CPU = (
@@ -96,8 +97,9 @@ GPU = (
     _train("gpu", "gru layers 2", "GRU, 2 layers, over torch's best dtype", BF16, _TORCH, 3.0),
     _train("gpu", "gru", "GRU over flax `nn.RNN` in float32", BF16, ("flax gru",), 5.0),
     _train("gpu", "lstm", "LSTM over flax `nn.RNN` in float32", BF16, ("flax lstm",), 5.0),
-    Goal("a training step, GRU", "gpu", "train_step", "gru", (BF16,), step_s=1.2e-3),
+    Goal("a training step, GRU", "gpu", "train_step", "gru", (BF16,), at_most_s=1.2e-3),
     _run("`launch.py`'s characters per second over the bare step's", TRAINING, BARE, 0.97, "gpu"),
+    Goal(f"{_WHOLE}, whole command, cold cache", "gpu", "runs", "shakespeare", (), at_most_s=14),
     _sample("gpu", 1, (), 100_000, BF16),
     _sample("gpu", 64, (), 5_000_000, BF16),
     _sample("gpu", 1, ("plain scan",), 3.0, BF16),

@@ -42,7 +42,7 @@ def train(name: str, workdir: Path, *flags: str) -> dict[str, Any]:
     return {
         "config": f"configs/{name}.py",
         "run": saved["config"],
-        "recurrence": saved["recurrence"],
+        **{key: saved[key] for key in ("recurrence", "device")},
         "corpus": saved["corpus"]["name"],
         "wall_s": round(wall_s, 1),
         "training_s": records[-1]["time_s"],

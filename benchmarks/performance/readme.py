@@ -13,10 +13,8 @@ from benchmarks.performance.goals import KERAS
 from benchmarks.result_files import command, load
 
 README = ROOT / "README.md"
-START, END = (
-    "<!-- headline: written by python -m benchmarks.performance.readme -->",
-    "<!-- /headline -->",
-)
+START = "<!-- headline: written by python -m benchmarks.performance.readme -->"
+END = "<!-- /headline -->"
 
 
 def row(figures: dict[str, Any]) -> str:
@@ -37,10 +35,8 @@ def speeds() -> str:
     parts = []
     for cell in ("gru", "lstm"):
         peers = result["groups"][cell]["peers"]
-        keras = max(
-            (name for name in KERAS if name in peers),
-            key=lambda name: float(peers[name]["chars_per_second"]),
-        )
+        speed_of = {name: peers[name]["chars_per_second"] for name in KERAS if name in peers}
+        keras = max(speed_of, key=speed_of.__getitem__)
         names = {"torch float32": "torch", f"flax {cell}": "flax `nn.RNN`", keras: "Keras (best)"}
         over = [
             f"{ratio(peers['charjax float32'], peers[name]):.2f} times {label}"
@@ -60,6 +56,9 @@ def block() -> str:
     results = [load(name) for name in ("shakespeare", "quickstart")]
     shakespeare = results[0]
     evaluations = shakespeare["steps"] // shakespeare["run"]["train"]["eval_every"]
+    sources = "; ".join(
+        f"{command(r)}: {r['machine']}, jax {r['versions']['jax']}, {r['date']}" for r in results
+    )
     quoted = "\n".join(f"    {line}".rstrip() for line in shakespeare["sample"].splitlines())
     return "\n".join(
         [
@@ -68,11 +67,7 @@ def block() -> str:
             "|---|---|---|---|---|---|---|",
             *map(row, results),
             "",
-            "; ".join(
-                f"{command(r)}: {r['machine']}, jax {r['versions']['jax']}, {r['date']}"
-                for r in results
-            )
-            + ".",
+            f"{sources}.",
             "",
             "The first loss is over all of the last 111,540 characters of tiny Shakespeare, the "
             f"best of {evaluations} evaluations. nanoGPT publishes 1.4697 for a Transformer of "

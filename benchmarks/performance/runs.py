@@ -22,13 +22,16 @@ RUNS = {SHIPPED: ""} | {
     f"{cell} {decay}": f"{_WIDE}--config.model.cell={cell} --config.optim.weight_decay={decay}"
     for cell, decay in (("lstm", 0.5), ("lstm", 1.0), ("gru", 1.0))
 }
-_SMALL = "--config.train.max_steps=20 --config.train.eval_every=20 --config.model.hidden=16"
+_SMALL = (
+    "--config.train.max_steps=20 --config.train.eval_every=20 --config.sample.num_chars=20 "
+    "--config.model.hidden=16 --config.data.batch_size=8 --config.data.seq_len=16"
+)
 
 
 def main() -> None:
     """Writes `results/runs_<device>.json`."""
     flags = parser(__doc__)
-    flags.add_argument("name", choices=RUNS)
+    flags.add_argument("name", nargs="?", default=SHIPPED, choices=RUNS)
     args = flags.parse_args()
     # Without `benchmarks.gpu`, which says which: no substitute text.
     more = [f"--config.data.offline={os.environ.get('BENCHMARK_OFFLINE', '')}"]

@@ -18,13 +18,10 @@ STREAMS = (1, 64)
 def peers(shape: Shape, streams: int, chars: int) -> list[Peer]:
     """The sampler and the two loops that people write."""
     where: dict[str, Any] = {"shape": dataclasses.asdict(shape), "streams": streams, "chars": chars}
+    ours = "benchmarks.peers.with_charjax:sampler"
     return [
         *(
-            Peer(
-                f"charjax {dtype}",
-                "benchmarks.peers.with_charjax:sampler",
-                where | {"dtype": dtype},
-            )
+            Peer(f"charjax {dtype}", ours, where | {"dtype": dtype})
             for dtype in ("float32", "bfloat16", "int8")
         ),
         Peer("torch eager", "benchmarks.peers.with_torch:sample", where),
@@ -41,7 +38,8 @@ def main() -> None:
     for cell in args.cells:
         shape = make_shape(small=args.small, cell=cell)
         for streams in STREAMS:
-            found, fields = peers(shape, streams, args.chars), {"shape": dataclasses.asdict(shape)}
+            found = peers(shape, streams, 64 if args.small else args.chars)
+            fields = {"shape": dataclasses.asdict(shape)}
             group = f"{cell} {streams}"
             measure_group("sample", group, found, args, OURS, streams=streams, **fields)
 

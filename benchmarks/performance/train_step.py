@@ -8,8 +8,8 @@ python -m benchmarks.performance.train_step --cells=gru --batch=256 --device=gpu
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import sys
-from typing import Any
 
 from benchmarks.common import Peer, measure_group, parser
 from benchmarks.workload import Shape, make_shape
@@ -21,39 +21,28 @@ KERAS_BACKENDS = ("jax", "torch", "tensorflow")
 
 def peers(shape: Shape, *, device: str, keras_python: str, dispatch: int) -> list[Peer]:
     """The training step of charjax and of all others, at one shape."""
-    where: dict[str, Any] = {"shape": dataclasses.asdict(shape)}
     half = ("bfloat16", "float16") if device == "gpu" else ("bfloat16",)
     slower = (
         (("xla", "bfloat16"),) if device == "gpu" else (("xla", "float32"), ("scan", "float32"))
     )
     flax_cells = {"gru": ("gru",), "lstm": ("lstm", "optimized_lstm")}[shape.cell]
+
+    def other(name: str, library: str, **arguments: str) -> Peer:
+        where = {"shape": dataclasses.asdict(shape)} | arguments
+        return Peer(name, f"benchmarks.peers.with_{library}:train_step", where)
+
+    def keras(backend: str, dtype: str) -> Peer:
+        name = f"keras {backend}" if dtype == "float32" else f"keras {backend} {dtype}"
+        peer = other(name, "keras", dtype=dtype)
+        return dataclasses.replace(peer, python=keras_python, env={"KERAS_BACKEND": backend})
+
+    dtypes, backends = ("float32", *half), KERAS_BACKENDS if keras_python else ()
     return [
         *(ours(shape, dtype=dtype, dispatch=dispatch) for dtype in ("float32", "bfloat16")),
-        *(
-            ours(shape, dtype=dtype, dispatch=dispatch, recurrence=recurrence)
-            for recurrence, dtype in slower
-        ),
-        *(
-            Peer(
-                f"torch {dtype}", "benchmarks.peers.with_torch:train_step", where | {"dtype": dtype}
-            )
-            for dtype in ("float32", *half)
-        ),
-        *(
-            Peer(f"flax {cell}", "benchmarks.peers.with_flax:train_step", where | {"cell": cell})
-            for cell in flax_cells
-        ),
-        *(
-            Peer(
-                f"keras {backend}" if dtype == "float32" else f"keras {backend} {dtype}",
-                "benchmarks.peers.with_keras:train_step",
-                where | {"dtype": dtype},
-                python=keras_python,
-                env={"KERAS_BACKEND": backend},
-            )
-            for backend in KERAS_BACKENDS
-            for dtype in ("float32", *half)
-        ),
+        *(ours(shape, dtype=dtype, dispatch=dispatch, recurrence=name) for name, dtype in slower),
+        *(other(f"torch {dtype}", "torch", dtype=dtype) for dtype in dtypes),
+        *(other(f"flax {cell}", "flax", cell=cell) for cell in flax_cells),
+        *itertools.starmap(keras, itertools.product(backends, dtypes)),
     ]
 
 
@@ -76,19 +65,15 @@ def main() -> None:
     flags.add_argument(
         "--keras_python",
         default=sys.executable,
-        help="an interpreter that has keras, jax, torch and tensorflow",
+        help="an interpreter that has keras, jax, torch and tensorflow; empty: without keras",
     )
     args = flags.parse_args()
     changed = {name: n for name in ("batch", "layers") if (n := getattr(args, name))}
     for cell in args.cells:
         shape = make_shape(small=args.small, cell=cell, **changed)
         group = " ".join((cell, *(f"{name} {n}" for name, n in changed.items())))
-        found = peers(
-            shape,
-            device=args.device,
-            keras_python=args.keras_python,
-            dispatch=STEPS_PER_DISPATCH,
-        )
+        where = {"device": args.device, "keras_python": args.keras_python}
+        found = peers(shape, **where, dispatch=STEPS_PER_DISPATCH)
         measure_group("train_step", group, found, args, OURS, shape=dataclasses.asdict(shape))
 
 

@@ -84,11 +84,9 @@ def arm_rows(runs: Runs) -> list[dict[str, Any]]:
             "arm": arm.name,
             "change": arm.change,
             "expected": arm.expected,
-            "parameters": seeds[0]["parameters"],
-            "steps": seeds[0]["steps"],
+            **{field: seeds[0][field] for field in ("parameters", "steps")},
             "seeds": len(seeds),
-            "last": mean(one["last"] for one in seeds),
-            "best": mean(one["best"] for one in seeds),
+            **{loss: mean(one[loss] for one in seeds) for loss in ("last", "best")},
         }
         for arm, seeds in seeds_of
         if seeds

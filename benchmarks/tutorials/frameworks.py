@@ -57,12 +57,8 @@ def _keras_windows(name: str, text: str, seconds: float) -> dict[str, Any]:
     ids = np.array([number[c] for c in text], np.int32)
     vocab_size = len(characters) + (name == "tf_gru")  # [UNK]
     if name == "tf_lstm":
-        layer = keras.layers.LSTM(
-            units,
-            return_sequences=True,
-            stateful=True,
-            recurrent_initializer="glorot_uniform",
-        )
+        options = {"stateful": True, "recurrent_initializer": "glorot_uniform"}
+        layer = keras.layers.LSTM(units, return_sequences=True, **options)
     else:
         layer = {"lstm": keras.layers.LSTM, "gru": keras.layers.GRU}[cell](
             units, return_sequences=True
