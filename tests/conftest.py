@@ -7,6 +7,8 @@ them unless a test asks for `eight_devices`: programs for eight take a quarter m
 from __future__ import annotations
 
 import atexit
+import functools
+import gc
 import os
 import shutil
 import signal
@@ -22,6 +24,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+# What is imported and collected stays until the end: to look for garbage among it takes a sixth of
+# the CPU of imports and collection, and again as the process ends.
+if gc.isenabled():
+    gc.disable()
+    atexit.register(gc.freeze)
 
 # Before jax is imported. On a machine with few cores, eight devices deadlock in XLA's thread pool
 # unless it believes in more cores.
@@ -46,8 +54,11 @@ import jax
 import pytest
 from hypothesis import settings
 from jax._src.compiler import get_compile_options
+from jax._src.interpreters import mlir as lowering
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# To make a context with all dialects is a quarter of what it takes to compile one operation.
+lowering.make_ir_context = functools.cache(lowering.make_ir_context)
 _DEVICES = jax.devices()
 os.environ["XLA_FLAGS"] = with_devices(1)["XLA_FLAGS"]  # of the commands that tests start
 settings.register_profile("charjax", deadline=None, max_examples=50)
@@ -77,6 +88,13 @@ def pytest_collection_modifyitems(items: list) -> None:
         return next((ranks[p] for p in (item.path, *item.path.parents) if p in ranks), len(ranks))
 
     items.sort(key=rank)
+
+
+def pytest_collection_finish() -> None:
+    """Looks for garbage from now on, and only in what the tests make."""
+    gc.freeze()
+    gc.set_threshold(50_000, 10, 10)
+    gc.enable()
 
 
 def _show_devices(count: int) -> None:

@@ -26,9 +26,10 @@ from charjax.inference.load import TrainedModel
 from charjax.inference.sampling import Sampling
 from charjax.inference.texts import TextSampler, sample_texts, write_texts
 from charjax.model.carry import initial_carry
-from charjax.model.network import CharRNN, init_params
+from charjax.model.network import init_params
 from charjax.runtime.keys import Stream, stream_key
 from tests.environment import with_devices
+from tests.model.small import apply
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "generate_exported.py"
 TEXT = "the cat sat on a mat.\nIt saw some tea, and drank it up."
@@ -110,9 +111,8 @@ def test_greedy_steps_follow_the_network(model):
     call = jax.jit(make_generator(model, trained.params, masked=None))
     written = generate(call, trained, [2], 12, batch=2, seed=0, temp=0.0)
     read = np.concatenate([np.full((2, 1), 2, np.int32), written[:, :-1]], axis=1)
-    network = CharRNN(model, len(trained.vocab))
     params = jax.tree.map(jnp.asarray, trained.params)
-    logits, _ = network.run(params, jnp.asarray(read), initial_carry(model, 2))
+    logits, _ = apply(model, params, jnp.asarray(read), initial_carry(model, 2))
     np.testing.assert_array_equal(written, np.argmax(logits, axis=-1))
 
 

@@ -17,8 +17,9 @@ from charjax.inference.load import TrainedModel
 from charjax.inference.sampling import Sampling
 from charjax.inference.texts import TextSampler, write_texts
 from charjax.model.carry import initial_carry
-from charjax.model.network import CharRNN, init_params
+from charjax.model.network import init_params
 from charjax.runtime.keys import Stream, stream_key
+from tests.model.small import apply
 
 TEXT = "the cat sat on a mat.\nIt saw some tea, and drank it up: é€😀"
 CHARACTERS = "\n !$&',-.3:;?" + string.ascii_letters  # those of tiny Shakespeare
@@ -65,10 +66,9 @@ def tokens_of(trained: TrainedModel, *shape: int) -> np.ndarray:
 
 
 def network_logits(trained: TrainedModel, tokens: np.ndarray) -> np.ndarray:
-    network = CharRNN(trained.config.model, len(trained.vocab))
     params = jax.tree.map(jnp.asarray, trained.params)
     carry = initial_carry(trained.config.model, len(tokens))
-    return np.asarray(network.run(params, jnp.asarray(tokens, jnp.int32), carry)[0])
+    return np.asarray(apply(trained.config.model, params, jnp.asarray(tokens, jnp.int32), carry)[0])
 
 
 def module_of(path: Path):

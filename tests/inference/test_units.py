@@ -14,9 +14,9 @@ from charjax.inference.predictions import predict, prediction_records
 from charjax.inference.score import score_text
 from charjax.inference.units import auc, average_ranks, separations, spearman
 from charjax.model.carry import initial_carry
-from charjax.model.network import CharRNN
 from charjax.runtime.display import no_progress
 from tests.inference.scripted import chain, random_model, trained
+from tests.model.small import apply
 
 AB = trained(chain(np.log([[0.5, 0.4, 0.1], [0.1, 0.2, 0.7], [0.3, 0.3, 0.4]])), "abc")
 
@@ -49,9 +49,9 @@ def test_activations_are_the_networks_states(cell):
     ids = np.random.default_rng(0).integers(4, size=20).astype(np.int32)
     units = activations(model, ids, no_progress)
     assert units.shape == (16, 20)
-    network, carry = CharRNN(model.config.model, 4), initial_carry(model.config.model, 1)
+    config, carry = model.config.model, initial_carry(model.config.model, 1)
     for end in (1, 20):
-        _, states = network.run(model.params, jnp.asarray(ids[None, :end]), carry)
+        _, states = apply(config, model.params, jnp.asarray(ids[None, :end]), carry)
         want = [np.tanh(layer[1]) if cell == "lstm" else layer[0] for layer in states]
         np.testing.assert_allclose(units[:, end - 1], np.concatenate(want, axis=1)[0], atol=1e-5)
 

@@ -13,11 +13,12 @@ from charjax.config import ModelConfig, TrainConfig
 from charjax.data.dataset import load_dataset
 from charjax.errors import InputError
 from charjax.model.carry import document_resets, initial_carry
-from charjax.model.network import CharRNN, init_params
+from charjax.model.network import init_params
 from charjax.runtime.keys import Stream, stream_key
 from charjax.train.resume import check_same_run, describe
 from charjax.train.scheduled_sampling import mix_inputs, sampling_rate
 from charjax.types import PyTree
+from tests.model.small import apply
 
 from .tiny import BATCH, VOCAB, assert_same_bits, config_of, first_state, jitted, random_batch
 
@@ -54,7 +55,7 @@ def test_at_rate_1_every_input_but_the_first_is_sampled(cell):
     params = {**params, "output_kernel": 1e6 * params["output_kernel"]}
     inputs, out = mixed(model, 1.0, params=params)
     np.testing.assert_array_equal(out[:, 0], inputs[:, 0])
-    logits, _ = CharRNN(model, VOCAB).run(params, jnp.asarray(out), initial_carry(model, BATCH))
+    logits, _ = apply(model, params, jnp.asarray(out), initial_carry(model, BATCH))
     np.testing.assert_array_equal(out[:, 1:], np.argmax(logits, axis=-1)[:, :-1])
 
 
@@ -70,9 +71,7 @@ def test_documents_start_where_they_do_in_the_true_inputs(cell):
     keys = jax.random.split(stream_key(0, Stream.SCHEDULED), BATCH)
     out = _mix(model, params, inputs, carry, keys, jnp.float32(1), boundary_id)
     np.testing.assert_array_equal(out == boundary_id, inputs == boundary_id)
-    logits, _ = CharRNN(model, VOCAB).run(
-        params, out, carry, resets=document_resets(out, boundary_id)
-    )
+    logits, _ = apply(model, params, out, carry, resets=document_resets(out, boundary_id))
     sampled = np.argmax(logits.at[..., boundary_id].set(-np.inf), axis=-1)[:, :-1]
     is_sampled = np.asarray(out != boundary_id)[:, 1:]
     np.testing.assert_array_equal(out[:, 1:][is_sampled], sampled[is_sampled])

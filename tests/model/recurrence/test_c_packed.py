@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
+from functools import partial
+
+import jax
 import numpy as np
 import pytest
 
 from charjax.model.recurrence.c import build
 from charjax.model.recurrence.c.packed import pack
-from tests.model.small import normal
+from tests.model.small import UNOPTIMIZED, normal
 
 LIBRARY = build.load()
 
@@ -17,17 +19,25 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+ROWS = [slice(*ends) for ends in ((0, 13), (0, 1), (1, 3), (3, 6), (6, 10), (5, 10), (7, 13))]
+
+
+@partial(jax.jit, static_argnums=2, compiler_options=UNOPTIMIZED)
+def products(kernel, states, dtype):
+    """The products of the `ROWS` of the states, each of a call of its own."""
+    packed = pack(LIBRARY, kernel, dtype)
+    return [packed.multiply(states[rows]) for rows in ROWS]
+
+
 # Around the sizes of bf16 pairs, vectors and panels.
 @pytest.mark.parametrize(("k", "columns"), [(1, 1), (5, 7), (64, 64), (33, 130)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_row_is_right_and_does_not_depend_on_the_others(dtype, k, columns):
     if not LIBRARY.supports_dtype(dtype):
         pytest.skip(f"this processor has no {dtype} dot products")
-    kernel, states = normal(1, k, columns), np.asarray(normal(2, 13, k))
-    packed = pack(LIBRARY, kernel, dtype)
-    results = np.asarray(packed.multiply(jnp.asarray(states)))
+    kernel, states = normal(1, k, columns), normal(2, 13, k)
+    results, *some = map(np.asarray, products(kernel, states, dtype))
     exact = (np.asarray(a).astype(dtype).astype(np.float64) for a in (states, kernel))
     np.testing.assert_allclose(results, np.matmul(*exact), rtol=1e-5, atol=1e-5)
-    for rows in (slice(0, 1), slice(1, 3), slice(3, 6), slice(6, 10), slice(5, 10), slice(7, 13)):
-        some = packed.multiply(jnp.asarray(states[rows]))
-        np.testing.assert_array_equal(some, results[rows])
+    for rows, result in zip(ROWS[1:], some, strict=True):
+        np.testing.assert_array_equal(result, results[rows])

@@ -28,7 +28,7 @@ from charjax.model.recurrence.base import Layer, Operands, Projected, Table, Wei
 from charjax.model.recurrence.pallas_hopper import ops
 from charjax.model.recurrence.pallas_hopper.ops import LaunchConfig
 from charjax.model.recurrence.pallas_hopper.tiling import BATCH_TILE, Tiling, choose_tilings
-from tests.model.small import carry_of, distance, like, normal, params_of, tokens_of
+from tests.model.small import UNOPTIMIZED, carry_of, distance, like, normal, params_of, tokens_of
 
 try:
     from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
@@ -62,9 +62,14 @@ def value_and_grads(layer, inputs, weights, carry, resets=None):
     return value, vjp(like(value, 4))
 
 
+def compiled(function, *first):
+    """A function whose first arguments are given."""
+    return jax.jit(partial(function, *first), compiler_options=UNOPTIMIZED)
+
+
 def assert_equals_xla(cell, inputs):
-    got = value_and_grads(partial(ops.run_padded, cell, TWO_CTAS), *inputs)
-    want = value_and_grads(partial(xla.run, cell, jnp.bfloat16), *inputs)
+    got = compiled(value_and_grads, partial(ops.run_padded, cell, TWO_CTAS))(*inputs)
+    want = compiled(value_and_grads, partial(xla.run, cell, jnp.bfloat16))(*inputs)
     # Another order of sums may round a state or a gradient to the neighbouring bfloat16.
     assert distance(got, want) < 0.01
     assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {jnp.dtype(jnp.float32)}
