@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from charjax.config import Config, ModelConfig
 from charjax.data.vocab import Vocab
 from charjax.inference.load import TrainedModel
 from charjax.model.network import init_params
+from tests.model.small import array
 
 
 def chain(logits):
@@ -22,14 +22,14 @@ def chain(logits):
     size = len(logits)
     params = {
         "layer_0": {
-            "kernel": 20 * jnp.eye(size),
-            "bias": jnp.zeros(size),
-            "recurrent": {"kernel": jnp.zeros((size, size))},
+            "kernel": 20 * np.eye(size),
+            "bias": np.zeros(size),
+            "recurrent": {"kernel": np.zeros((size, size))},
         },
-        "output_kernel": jnp.asarray(logits, jnp.float32),
-        "output_bias": jnp.zeros(size),
+        "output_kernel": np.asarray(logits),
+        "output_bias": np.zeros(size),
     }
-    return ModelConfig(cell="rnn", hidden=size, embed=0), params
+    return ModelConfig(cell="rnn", hidden=size, embed=0), jax.tree.map(array, params)
 
 
 def memoryless(logits):
@@ -47,7 +47,7 @@ def random_model(vocab_size, **changes):
     config = replace(ModelConfig(cell="gru", hidden=8, embed=0), **changes)
     shapes = jax.eval_shape(lambda: init_params(config, vocab_size, jax.random.key(0)))
     rng = np.random.default_rng(5)
-    return config, jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape), a.dtype), shapes)
+    return config, jax.tree.map(lambda a: array(rng.normal(size=a.shape)), shapes)
 
 
 def trained(model, text, **changes):

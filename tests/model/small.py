@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from charjax.config import ModelConfig
@@ -13,14 +12,19 @@ from charjax.model.carry import initial_carry
 from charjax.model.network import CharRNN, init_params
 
 
+def array(values, dtype=np.float32):
+    """An array of a device; `jnp.asarray` compiles a program for each shape."""
+    return jax.device_put(np.asarray(values, dtype))
+
+
 def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+    return array(np.random.default_rng(seed).normal(size=shape))
 
 
 def like(tree, seed, scale=1.0):
     """A tree of random numbers, of the structure and shapes of `tree`."""
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda a: jnp.asarray(scale * rng.normal(size=a.shape), jnp.float32), tree)
+    return jax.tree.map(lambda a: array(scale * rng.normal(size=a.shape)), tree)
 
 
 def params_of(config: ModelConfig, vocab_size: int):
@@ -31,11 +35,11 @@ def params_of(config: ModelConfig, vocab_size: int):
 
 def carry_of(config: ModelConfig, batch: int):
     """A random carry, as after some text."""
-    return like(initial_carry(config, batch), 7, 0.5)
+    return like(jax.eval_shape(lambda: initial_carry(config, batch)), 7, 0.5)
 
 
 def tokens_of(vocab_size: int, batch: int, time: int):
-    return jnp.asarray(np.random.default_rng(11).integers(0, vocab_size, (batch, time)), jnp.int32)
+    return array(np.random.default_rng(11).integers(0, vocab_size, (batch, time)), np.int32)
 
 
 def float64(tree):
