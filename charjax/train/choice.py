@@ -42,35 +42,25 @@ _MIN_ITEMS, _MAX_ITEM_CHARS, _MAX_ITEM_WORDS, _MIN_DISTINCT = 100, 40, 3, 0.5
 
 
 class Row(NamedTuple):
-    """A row of the table: the sizes to use for a device, a length of text and a training time.
+    """A row of the table: what to use for a device, a length of text and a training time.
 
     Attributes:
       device: "cpu", or "gpu" for any accelerator.
       chars: length of the text, in characters.
       minutes: training time.
-      cell: `ModelConfig.cell`.
-      hidden: `ModelConfig.hidden`.
-      embed: `ModelConfig.embed`.
-      dropout: `ModelConfig.dropout`.
-      batch_size: `DataConfig.batch_size`.
-      seq_len: `DataConfig.seq_len`.
-      learning_rate: `OptimConfig.learning_rate`, the peak.
-      epochs: the most epochs to train for, since more would overfit; 0 for no such limit.
-      measured: whether these sizes were the best of some that were tried; else extrapolated.
+      measured: whether these values were the best of some that were tried; else extrapolated.
+      data: fields of `DataConfig`.
+      model: fields of `ModelConfig`.
+      optim: fields of `OptimConfig`.
     """
 
     device: str
     chars: int
     minutes: int
-    cell: str
-    hidden: int
-    embed: int
-    dropout: float
-    batch_size: int
-    seq_len: int
-    learning_rate: float
-    epochs: int
     measured: bool
+    data: dict[str, Any]
+    model: dict[str, Any]
+    optim: dict[str, Any]
 
 
 class Speed(NamedTuple):
@@ -95,11 +85,16 @@ class _Record(NamedTuple):
     chosen: list[str]
 
 
+def load_rows() -> list[Row]:
+    """The rows of the table."""
+    table = json.loads(resources.files("charjax.train").joinpath("choices.json").read_text("utf-8"))
+    return [Row(**values) for values in table["rows"]]
+
+
 def find_row(chars: int, minutes: float, device: str) -> Row:
     """The nearest row of the table; the distance is in log characters and log minutes."""
-    table = json.loads(resources.files("charjax.train").joinpath("choices.json").read_text("utf-8"))
     device = "cpu" if device == "cpu" else "gpu"
-    rows = [Row(**values) for values in table["rows"] if values["device"] == device]
+    rows = [row for row in load_rows() if row.device == device]
 
     def distance(row: Row) -> float:
         return abs(math.log(row.chars / chars)) + abs(math.log(row.minutes / minutes))
@@ -119,51 +114,43 @@ def is_list(text: str) -> bool:
 
 
 def sized_config(path: str, text: str, row: Row, devices: int) -> Config:
-    """The config with the sizes of a row; `with_steps` replaces its number of steps."""
+    """The config with the values of a row; `with_steps` replaces its number of steps."""
     items = is_list(text)
-    batch, length = -(-row.batch_size // devices) * devices, row.seq_len
-    train_chars = int(DataConfig().split[0] * len(text))
-    while batch * (length + 1) > train_chars // 2 and batch > devices:
+    table = DataConfig(**row.data)
+    batch = -(-table.batch_size // devices) * devices
+    train_chars = int(table.split[0] * len(text))
+    while batch * (table.seq_len + 1) > train_chars // 2 and batch > devices:
         batch = max(devices, batch // 2 // devices * devices)
-    length = max(1, min(length, train_chars // (2 * batch) - 1))
+    length = max(1, min(table.seq_len, train_chars // (2 * batch) - 1))
     return Config(
-        data=DataConfig(
+        data=replace(
+            table,
             path=path,
             batch_size=batch,
             seq_len=length,
             documents="lines" if items else "none",
             shuffle_documents=items,
         ),
-        model=ModelConfig(
-            cell=row.cell, hidden=row.hidden, embed=row.embed, dropout=row.dropout, dtype="auto"
-        ),
+        model=ModelConfig(dtype="auto", **row.model),
         optim=OptimConfig(
-            name="adamw",
-            learning_rate=row.learning_rate,
-            weight_decay=0.05,
-            schedule="linear",
-            warmup=0.1,
-            final=0.01,
-            ema=0.99,
+            name="adamw", schedule="linear", warmup=0.1, final=0.01, ema=0.99, **row.optim
         ),
         train=TrainConfig(max_steps=1000, eval_every=100, log_every=50),
     )
 
 
-def with_steps(config: Config, speed: Speed, seconds_left: float, max_steps: int = 0) -> Config:
+def with_steps(config: Config, speed: Speed, seconds_left: float) -> Config:
     """The config with as many steps as the time allows at the measured speed.
 
     Args:
       config: the config to change.
       speed: the measured speed of this config.
       seconds_left: the time that remains for training.
-      max_steps: a further limit of the steps; 0 for none.
     """
     rest = seconds_left - speed.compile_s
     affordable = int(_EVALUATION_FRACTION * rest / speed.evaluation_s)
     evaluations = max(2, min(_MAX_EVALUATIONS, affordable))
     steps = max(10, int((rest - evaluations * speed.evaluation_s) / speed.step_s))
-    steps = min(steps, max(10, max_steps)) if max_steps else steps
     multiple = next(n for n in (50, 10, 5, 1) if n * evaluations <= steps)
     every = steps // evaluations // multiple * multiple
     steps = steps // every * every
@@ -212,10 +199,7 @@ def choose_config(
         row = find_row(len(text), minutes, devices[0])
         config = override(sized_config(path, text, row, devices[1]))
         speed, elapsed = measure(config)
-        epoch = len(text) * config.data.split[0] / (config.data.batch_size * config.data.seq_len)
-        config = override(
-            with_steps(config, speed, 60 * minutes - elapsed, math.ceil(row.epochs * epoch))
-        )
+        config = override(with_steps(config, speed, 60 * minutes - elapsed))
         chosen = describe_choice(config, row, len(text), minutes, speed)
         record = _Record(minutes, to_dict(config), chosen)
         files.write_choice(record._asdict())
@@ -254,16 +238,13 @@ def describe_choice(
     model, data, train = config.model, config.data, config.train
     by = "measured" if row.measured else "extrapolated, not measured"
     rate = data.batch_size * data.seq_len / speed.step_s
-    needed = (speed.compile_s + train.max_steps * speed.step_s) / 60
-    limit = "as many as fit"
-    if row.epochs and needed < minutes / 2:
-        limit = f"{row.epochs} epochs, since more would overfit"
     return [
         f"chosen: {chars:,} characters, {kind}",
         f"chosen: {model.cell} {model.layers} x {model.hidden}, embedding {model.embed}, dropout "
-        f"{model.dropout:g}, {data.batch_size} x {data.seq_len} characters a step; the table's row "
-        f"for {row.chars:,} characters, {row.minutes} min, {row.device} ({by})",
-        f"chosen: {train.max_steps:,} steps in at most {minutes:g} minutes ({limit}), at the "
+        f"{model.dropout:g}, weight-drop {model.dropout_recurrent:g}, {data.batch_size} x "
+        f"{data.seq_len} characters a step; the table's row for {row.chars:,} characters, "
+        f"{row.minutes} min, {row.device} ({by})",
+        f"chosen: {train.max_steps:,} steps, as many as fit into {minutes:g} minutes at the "
         f"{rate / 1000:.3g}k characters a second of a warm-up; --config.FIELD=VALUE overrides",
     ]
 

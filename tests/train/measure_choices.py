@@ -1,11 +1,14 @@
-"""Measures the table by which a text without a config gets its sizes: `charjax/train/choices.json`.
+"""Measures `charjax/train/choices.json`, from which a text without a config gets its values.
 
-    python -m tests.train.measure_choices TEXT [--chars 10000 100000] [--minutes 1] [--out=FILE]
+    python -m tests.train.measure_choices FOLDER TEXT... [--minutes=2]
 
-For each length of the beginning of TEXT and each number of minutes, trains the grid of cells, units
-and dropout for that time, as `charjax train TEXT` would, and writes the row of the lowest
-validation loss with `"measured": true`. The whole table is 108 runs and 10 hours of two quiet
-cores; rows that are not measured stay as they are. `--out` gets every run of the grid.
+Trains the grid of cells, units and dropout on each text for that time, as `charjax train TEXT`
+would, with the other values of the table's row for the text. A run ends early after three
+evaluations without a lower validation loss. Writes the best cell into that row (of several texts,
+the one nearest to each one's best), with `"measured": true`, and all losses to
+benchmarks/results/choices.json, from which `python -m benchmarks.tables` fills docs/quality.md.
+Needs quiet cores: each run times its own warm-up. FOLDER keeps the runs: one that was interrupted
+goes on, and one that has ended is not trained again.
 """
 
 from __future__ import annotations
@@ -13,75 +16,99 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
 import subprocess
 import sys
-import tempfile
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
-CELLS, UNITS, DROPOUTS = ("gru", "lstm"), (128, 256, 512), (0.0, 0.3, 0.5)
-CHARS, MINUTES = (10_000, 100_000, 1_000_000), (1, 10)
+from charjax.train.choice import find_row
+from tests.environment import provenance
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results" / "choices.json"
+CELLS, UNITS, DROPOUTS = ("lstm", "gru"), (512, 256, 128), (0.0, 0.3, 0.5)
 
 
-def run(text: Path, minutes: int, cell: str, hidden: int, dropout: float) -> dict:
-    """Trains one cell of the grid; returns its sizes and its best validation loss."""
-    model = {"cell": cell, "hidden": hidden, "embed": hidden // 4, "dropout": dropout}
-    with tempfile.TemporaryDirectory() as folder:
-        workdir = Path(folder, "run")
+def train(workdir: Path, text: Path, minutes: int, model: dict[str, Any]) -> dict[str, Any]:
+    """One cell of the grid: its model, steps and best validation loss."""
+    done = workdir / "grid.json"
+    if not done.exists():
         command = [sys.executable, "-m", "charjax", "train", str(text), f"--minutes={minutes}"]
         flags = [f"--config.model.{name}={value}" for name, value in model.items()]
-        subprocess.run(
-            [*command, *flags, f"--workdir={workdir}"], check=True, stdout=subprocess.DEVNULL
-        )
+        flags += ["--config.train.patience=3", "--config.sample.num_chars=0"]
+        flags.append(f"--workdir={workdir}")
+        subprocess.run([*command, *flags], check=True, stdout=subprocess.DEVNULL)
         records = [*map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())]
-        losses = [record["val_loss"] for record in records if "val_loss" in record]
-        data = json.loads((workdir / "choice.json").read_text())["config"]
-    sizes = {name: data["data"][name] for name in ("batch_size", "seq_len")}
-    steps = [record["step"] for record in records if record.get("val_loss") == min(losses)]
-    epochs = math.ceil(1.5 * max(record["epoch"] for record in records if record["step"] in steps))
-    rate = data["optim"]["learning_rate"]
-    return {**model, **sizes, "learning_rate": rate, "epochs": epochs, "val": min(losses)}
+        evaluations = [record for record in records if "val_loss" in record]
+        best = min(evaluations, key=lambda record: record["val_loss"])
+        steps = json.loads((workdir / "choice.json").read_text())["config"]["train"]["max_steps"]
+        result = {"steps": steps, "best_step": best["step"], "loss": round(best["val_loss"], 4)}
+        done.write_text(json.dumps(model | result))
+    found: dict[str, Any] = json.loads(done.read_text())
+    return found
 
 
-def measure(text: Path, chars: int, minutes: int) -> list[dict]:
-    """Every run of the grid for the first characters of a text, the best one first."""
-    with tempfile.TemporaryDirectory() as folder:
-        part = Path(folder, "text.txt")
-        part.write_text(text.read_text("utf-8")[:chars], encoding="utf-8")
-        grid = itertools.product(CELLS, UNITS, DROPOUTS)
-        runs = [run(part, minutes, *cell) for cell in grid]
-    return sorted(runs, key=lambda result: result["val"])
+def measure(folder: Path, text: Path, minutes: int) -> list[dict[str, Any]]:
+    """Every cell of the grid for a text."""
+    about = {"text": text.name, "chars": len(text.read_text("utf-8"))}
+    runs = []
+    for cell, hidden, dropout in itertools.product(CELLS, UNITS, DROPOUTS):
+        model = {"cell": cell, "hidden": hidden, "embed": hidden // 4, "dropout": dropout}
+        workdir = folder / f"{text.stem}-{cell}-{hidden}-{dropout:g}"
+        runs.append(about | train(workdir, text, minutes, model))
+        print(runs[-1], flush=True)
+    return runs
 
 
-def write_row(result: dict, chars: int, minutes: int) -> None:
-    """Replaces or adds the row of the table for a CPU, this length and these minutes."""
+def best_cell(grids: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    """The cell whose loss is the nearest to the best one of each text, relative to it."""
+    lowest = [min(float(run["loss"]) for run in grid) for grid in grids]
+
+    def excess(cell: tuple[dict[str, Any], ...]) -> float:
+        return max(run["loss"] / best for run, best in zip(cell, lowest, strict=True))
+
+    return min(zip(*grids, strict=True), key=excess)[0]
+
+
+def write_rows(grids: list[list[dict[str, Any]]], minutes: int) -> None:
+    """Writes the best cell into each row of the table that one or more of the texts use."""
     file = Path(str(resources.files("charjax.train") / "choices.json"))
     table = json.loads(file.read_text("utf-8"))
-    sizes = {name: value for name, value in result.items() if name != "val"}
-    row = {"device": "cpu", "chars": chars, "minutes": minutes, **sizes, "measured": True}
-    key = [row[name] for name in ("device", "chars", "minutes")]
-    others = [r for r in table["rows"] if [r["device"], r["chars"], r["minutes"]] != key]
-    rows = sorted([*others, row], key=lambda r: (r["device"], r["chars"], r["minutes"]))
-    lines = ",\n".join(f"    {json.dumps(r)}" for r in rows)
+    for row in table["rows"]:
+        key = row["device"], row["chars"], row["minutes"]
+        if users := [g for g in grids if find_row(g[0]["chars"], minutes, "cpu")[:3] == key]:
+            best = best_cell(users)
+            row["model"] |= {name: best[name] for name in ("cell", "hidden", "embed", "dropout")}
+            row["measured"] = True
+    lines = ",\n".join(f"    {json.dumps(row)}" for row in table["rows"])
     about = json.dumps(table["about"])
     file.write_text(f'{{\n  "about": {about},\n  "rows": [\n{lines}\n  ]\n}}\n', encoding="utf-8")
 
 
+def result_rows(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each text, cell and width: the losses by dropout."""
+    rows: dict[tuple[str, str, int], dict[str, Any]] = {}
+    for run in runs:
+        key = run["text"], run["cell"], run["hidden"]
+        row = rows.setdefault(key, dict(zip(("text", "cell", "hidden"), key, strict=True)))
+        row |= {"steps": run["steps"], f"dropout {run['dropout']:g}": run["loss"]}
+    return [*rows.values()]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("text", type=Path)
-    parser.add_argument("--chars", type=int, nargs="+", default=CHARS)
-    parser.add_argument("--minutes", type=int, nargs="+", default=MINUTES)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    parser.add_argument("texts", type=Path, nargs="+", metavar="TEXT")
+    parser.add_argument("--minutes", type=int, default=2)
     args = parser.parse_args()
-    grids = []
-    for chars, minutes in itertools.product(args.chars, args.minutes):
-        runs = measure(args.text, chars, minutes)
-        grids.append({"chars": chars, "minutes": minutes, "runs": runs})
-        write_row(runs[0], chars, minutes)
-        if args.out:
-            args.out.write_text(json.dumps(grids, indent=1) + "\n", encoding="utf-8")
+    grids = [measure(args.folder, text, args.minutes) for text in args.texts]
+    write_rows(grids, args.minutes)
+    runs = [run for grid in grids for run in grid]
+    arguments = ["FOLDER", *(path.name for path in args.texts), f"--minutes={args.minutes}"]
+    record = provenance("tests.train.measure_choices", arguments)
+    result = record | {"rows": result_rows(runs), "runs": runs}
+    RESULTS.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

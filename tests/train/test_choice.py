@@ -13,13 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from charjax.cli.main import main
-from charjax.config import Config, TrainConfig
+from charjax.config import Config, TrainConfig, from_saved, to_dict
 from charjax.errors import InputError
 from charjax.train import choice, warm_up
-from charjax.train.choice import Row, Speed, choose_config, find_row, is_list, with_steps
+from charjax.train.choice import Row, Speed, choose_config, find_row, is_list, load_rows, with_steps
 
 PROSE = "It was a bright cold day in April, and the clocks were striking thirteen.\n" * 300
-TINY = Row("cpu", 5000, 1, "gru", 8, 4, 0.0, 8, 8, 1e-2, 0, measured=False)
+TINY = Row(
+    *("cpu", 5000, 1, False),
+    data={"batch_size": 8, "seq_len": 8},
+    model={"cell": "gru", "hidden": 8, "embed": 4},
+    optim={"learning_rate": 1e-2},
+)
 
 
 def unchanged(config: Config) -> Config:
@@ -33,6 +38,13 @@ def test_every_row_is_found_by_its_own_length_and_minutes():
         assert find_row(40_000, 1.0, device).chars == 100_000
         assert find_row(10**9, 10.0, device).chars >= 10**7
     assert find_row(1, 1e6, "tpu").device == "gpu"
+
+
+def test_every_row_makes_a_config_that_a_record_can_hold():
+    for row in load_rows():
+        config = choice.sized_config("x", PROSE, row, 1)
+        assert config.model.hidden == row.model["hidden"]
+        assert from_saved(json.loads(json.dumps(to_dict(config)))) == config
 
 
 def test_names_are_items_and_prose_and_verse_are_not():
@@ -111,7 +123,8 @@ def test_a_damaged_record_is_one_line(chosen):
 
 
 def test_a_short_text_has_smaller_batches():
-    config = choice.sized_config("x", "a b" * 100, TINY._replace(batch_size=32, seq_len=64), 1)
+    row = TINY._replace(data={"batch_size": 32, "seq_len": 64})
+    config = choice.sized_config("x", "a b" * 100, row, 1)
     assert config.data.batch_size * (config.data.seq_len + 1) <= 270
 
 
@@ -160,9 +173,3 @@ def test_a_wrong_call_is_one_line(arguments, words, tmp_path, monkeypatch, capsy
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert words in error
-
-
-def test_a_small_text_is_not_trained_on_for_longer_than_helps():
-    config = Config(train=TrainConfig(max_steps=1))
-    capped = with_steps(config, Speed(0.01, 1.0, 0.1), 600.0, 700)
-    assert 600 < capped.train.max_steps <= 700
