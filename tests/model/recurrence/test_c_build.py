@@ -141,6 +141,19 @@ def test_a_cache_that_cannot_be_written_is_not_needed(cache, tmp_path, monkeypat
     assert opened()
 
 
+def test_a_compiler_that_is_slow_once_leaves_no_slow_library(tmp_path, monkeypatch):
+    """Other flags, which an old compiler needs, would compile narrower vectors into the cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    waits = f'echo >>{tmp_path}/calls; case "$*" in *native*) sleep 60;; esac; exec cc "$@" -O0'
+    monkeypatch.setenv("CC", write_compiler(tmp_path / "cc", waits))
+    monkeypatch.setattr(build, "_TIMEOUT_S", 0.5)
+    unavailable = build.open_library()
+    assert isinstance(unavailable, build.Unavailable)
+    assert "no result after" in unavailable.reason
+    assert (tmp_path / "calls").read_text().count("\n") == 1
+    assert not list(tmp_path.rglob("*.so"))
+
+
 @pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
 def test_without_a_compiler_there_is_a_reason(tmp_path, monkeypatch, compiler):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

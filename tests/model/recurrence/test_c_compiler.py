@@ -68,7 +68,8 @@ def test_a_killed_process_leaves_no_compiler_and_no_folder(tmp_path, slow, numbe
 
 def test_a_compiler_that_takes_too_long_is_ended(tmp_path, slow):
     with build_folder(tmp_path) as folder:
-        assert run_compiler([str(slow)], folder, 0.5) == "no result after 0.5 s"
+        with pytest.raises(TimeoutError, match=r"no result after 0\.5 s"):
+            run_compiler([str(slow)], folder, 0.5)
         wait_for(lambda: not running(tmp_path))
         assert run_compiler(["/bin/sh", "-c", f"echo x > {folder}/output"], folder, 20.0) == ""
         assert (folder / "output").read_text() == "x\n"

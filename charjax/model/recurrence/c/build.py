@@ -173,7 +173,10 @@ def _compile(cache: Path | None, key: str) -> ctypes.CDLL | Unavailable:
     with build_folder(cache) as folder:
         output, failure = folder / "library.so", ""
         for command in _commands(compiler, output):
-            failure = run_compiler(command, folder, _TIMEOUT_S)
+            try:
+                failure = run_compiler(command, folder, _TIMEOUT_S)
+            except TimeoutError as error:  # of a busy machine: no other flags are tried and cached
+                return Unavailable(f"{compiler}: {error}")
             if not failure:
                 break
         else:

@@ -46,7 +46,11 @@ def build_folder(cache: Path | None) -> Iterator[Path]:
 
 
 def run_compiler(command: Sequence[str], folder: Path, timeout_s: float) -> str:
-    """Runs a command that writes into a `build_folder`; returns why it failed, or ""."""
+    """Runs a command that writes into a `build_folder`; returns why it failed, or "".
+
+    Raises:
+      TimeoutError: it did not end within `timeout_s` seconds, and was ended.
+    """
     folder.mkdir(exist_ok=True)
     with open(folder / "errors", "w+b") as errors:
         try:
@@ -63,7 +67,7 @@ def run_compiler(command: Sequence[str], folder: Path, timeout_s: float) -> str:
             try:
                 status = process.wait(timeout_s)
             except subprocess.TimeoutExpired:
-                return f"no result after {timeout_s} s"
+                raise TimeoutError(f"no result after {timeout_s} s") from None
         errors.seek(0)
         message = errors.read().decode(errors="replace").strip()
     return (message or f"exit status {status}") if status else ""
