@@ -34,6 +34,13 @@ def run(cell, *layer):
     return ops.run(cell, "float32", Operands(*layer))
 
 
+def tiles(x):
+    """[features, time, batch] as [time, panels, features, width], padded with zeros."""
+    width = LIBRARY.vector_width
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % width)))
+    return x.reshape(*x.shape[:2], -1, width).transpose(1, 2, 0, 3)
+
+
 # [rows, columns, time, batch]: around panels, bf16 pairs and blocks of the K loop.
 MATRICES = [(1, 1, 1, 1), (24, 16, 64, 16), (25, 33, 19, 27), (2, 130, 79, 13)]
 
@@ -46,13 +53,17 @@ def test_sums_over_all_positions_are_those_of_float64(rows, columns, time, batch
     a, b = (normal(i, n, time, batch).astype(dtype) for i, n in enumerate((rows, columns)))
     tokens = tokens_of(VOCAB, batch, time).T
     table = Table(jnp.zeros((columns, VOCAB)), tokens)
-    matmul, by_token = ops._weight_grad(LIBRARY, a, b, table)
+    matmul, by_token = ops._weight_grad(LIBRARY, tiles(a), b, table)
     exact_a, exact_b = (np.asarray(x, np.float64).reshape(len(x), time * batch) for x in (a, b))
     assert distance(matmul, exact_a @ exact_b.T) < 1e-6
     assert distance(by_token, exact_b @ np.eye(VOCAB)[tokens.reshape(-1)]) < 1e-6
     # A column's sums have the same bits whatever the others are, so whichever thread adds them.
-    some, _ = ops._weight_grad(LIBRARY, a, b[columns // 2 :])
+    some, _ = ops._weight_grad(LIBRARY, tiles(a), b[columns // 2 :])
     assert np.array_equal(some, matmul[:, columns // 2 :])
+    # And whatever the layout is.
+    again, by_token_again = ops._weight_grad(LIBRARY, tiles(a), tiles(b), table)
+    assert np.array_equal(again, matmul)
+    assert np.array_equal(by_token_again, by_token)
 
 
 def test_gates_saturate_and_nan_stays_nan():
@@ -100,7 +111,7 @@ def forward(cell="gru", igates=jnp.float32, rank=3, hidden=4, keep=KEEP):
     """A forward call of 2 sequences, 3 steps and 4 units, with one thing changed."""
     kernel, bias, state = jnp.zeros((4, 12)), jnp.zeros(hidden), jnp.zeros((4, 2))
     igates = jnp.zeros((12, 3, 2)[:rank], igates)
-    scratch = LIBRARY.forward_scratch(CELLS["gru"].gates, 4, 2)
+    scratch = LIBRARY.forward_scratch(CELLS["gru"].gates, 4, 2, "float32")
     shapes = [ops._shape(4, 3, 2), ops._shape(4, 2), ops._shape(scratch)]
     name, attributes = build.target(build.FORWARD, "float32"), {"cell": cell} if cell else {}
     return ops._call(name, shapes, kernel, bias, igates, state, keep, **attributes)

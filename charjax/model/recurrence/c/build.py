@@ -59,6 +59,11 @@ class Library:
     packed_columns: int
     has_bfloat16: bool
 
+    @property
+    def small_rows(self) -> int:
+        """Rows of a smaller weight panel, `SMALL_ROWS` of src/gemm.h."""
+        return self.panel_rows * 2 // 3
+
     def supports_dtype(self, dtype: DTypeLike) -> bool:
         """Whether it multiplies operands of this dtype."""
         return self.has_bfloat16 or jnp.dtype(dtype) == jnp.float32
@@ -67,19 +72,27 @@ class Library:
         """A batch, or a number of columns, padded to full vectors."""
         return _round_up(count, self.vector_width)
 
-    def forward_scratch(self, gates: int, hidden: int, batch: int) -> int:
-        """Length of the scratch of `FORWARD`; a weight panel has all gates of some units."""
-        rows = -(-hidden // (self.panel_rows // gates)) * self.panel_rows
-        return self._scratch(rows, _round_up(hidden, 2), batch)
+    def forward_scratch(
+        self, gates: int, hidden: int, batch: int, dtype: DTypeLike, vocab: int = 0
+    ) -> int:
+        """Length of the scratch of `FORWARD`, as src/forward.h divides the units into panels.
+
+        With a table of `vocab` tokens it has the table, too, in float32.
+        """
+        rows = self.panel_rows if self.small_rows % gates else self.small_rows
+        panels = -(-hidden // (rows // gates))
+        table = panels * vocab * self.padded(rows) * _numbers_per_word(dtype)
+        return self._scratch(panels * rows, _round_up(hidden, 2), batch) + table
 
     def backward_scratch(self, gates: int, hidden: int, batch: int) -> int:
         """Length of the scratch of `BACKWARD`, as src/backward.h divides the units into panels."""
-        units = self.panel_rows if hidden > 256 else self.panel_rows * 2 // 3
+        units = self.panel_rows if hidden > 256 else self.small_rows
         return self._scratch(_round_up(hidden, units), gates * _round_up(hidden, 2), batch)
 
-    def gradient_scratch(self, rows: int, positions: int) -> int:
+    def gradient_scratch(self, rows: int, tiles: int, dtype: DTypeLike) -> int:
         """Length of the scratch of `WEIGHT_GRADIENT`: one operand, packed."""
-        return _round_up(rows, self.panel_rows) * _round_up(positions, 2)
+        tiles = _round_up(tiles, _numbers_per_word(dtype))
+        return _round_up(rows, self.small_rows) * tiles * self.vector_width
 
     def packed_size(self, k: int, columns: int) -> int:
         """Length of what `PACK` makes of a kernel [k, columns]."""
@@ -209,6 +222,10 @@ def _open(path: Path) -> ctypes.CDLL | None:
 
 def _int_constant(cdll: ctypes.CDLL, name: str) -> int:
     return ctypes.c_int.in_dll(cdll, name).value
+
+
+def _numbers_per_word(dtype: DTypeLike) -> int:
+    return 4 // jnp.dtype(dtype).itemsize
 
 
 def _round_up(count: int, multiple: int) -> int:

@@ -28,6 +28,8 @@ from charjax.model.recurrence.c.build import Library, Unavailable
 
 # A result whose carry is feature-major, as the library has it.
 _Result: TypeAlias = tuple[Outputs, tuple[Float[Array, "hidden batch"], ...]]
+# Numbers of the compute dtype at every position, in tiles: see src/sequence.h.
+_Tiles: TypeAlias = Float[Array, "_ _ _ _"]  # [time, panels, features, vector width]
 # Shapes and dtypes of an FFI call's results.
 _Shapes: TypeAlias = list[jax.ShapeDtypeStruct]
 
@@ -43,7 +45,7 @@ class _Static(NamedTuple):
 class _Residuals(NamedTuple):
     operands: Operands
     outputs: Outputs
-    previous: Float[Array, "hidden time batch"]  # h before each step, in the compute dtype
+    previous: _Tiles  # h before each step
     cell: Float[Array, "time residuals padded"]  # as src/cells.h has them
 
 
@@ -103,8 +105,9 @@ def _backward(static: _Static, res: _Residuals, grads: _Result) -> tuple[Operand
         d_inputs = base.input_grad(inputs, d_hgates, d_candidate, static.dtype)
     else:
         if d_candidate is not None:
-            # `previous[:0]` has no rows, so that only the table's gradient is computed.
-            _, d_candidate = _weight_grad(static.library, res.previous[:0], d_candidate, table)
+            # Without rows, so that only the table's gradient is computed.
+            no_rows = res.previous[:, :, :0]
+            _, d_candidate = _weight_grad(static.library, no_rows, d_candidate, table)
         d_inputs = Table(base.with_candidate(d_table, d_candidate), int_cotangent(table.tokens))
     return (Operands(d_inputs, Weights(d_kernel, d_bias), d_carry),)
 
@@ -118,13 +121,16 @@ def _call_forward(
     """The result and, if `save`, the previous h and the cell's residuals."""
     inputs, weights, initial, keep = operands
     hidden, batch = initial[0].shape
-    time = (inputs.tokens if isinstance(inputs, Table) else inputs.igates).shape[-2]
+    time, vocab = inputs.igates.shape[-2], 0
+    if isinstance(inputs, Table):
+        time, vocab = len(inputs.tokens), inputs.igates.shape[1]
     library, cell = static.library, static.cell
     shapes = [_shape(hidden, time, batch)] + [_shape(hidden, batch)] * len(initial)
     if save:
-        shapes.append(_shape(hidden, time, batch, dtype=static.dtype))
+        shapes.append(_tiles(static, hidden, time, batch))
         shapes.append(_shape(time, build.RESIDUALS[cell] * hidden, library.padded(batch)))
-    scratch = library.forward_scratch(CELLS[cell].gates, hidden, batch)
+    gates = CELLS[cell].gates
+    scratch = library.forward_scratch(gates, hidden, batch, static.dtype, vocab)
     shapes.append(_shape(scratch, dtype=static.dtype))
     arguments = jax.tree.leaves((weights, inputs, initial, keep))  # without those that are None
     outputs, *rest, _ = _call(
@@ -136,15 +142,19 @@ def _call_forward(
 def _call_backward(
     static: _Static, res: _Residuals, grads: _Result
 ) -> tuple[Array, Array | None, Array | None, tuple[Array, ...]]:
-    """Gradients of the hidden gates, the candidate's input gate, the bias, the initial carry."""
-    _, weights, initial, keep = res.operands
+    """Gradients of the hidden gates, the candidate's input gate, the bias, the initial carry.
+
+    With a table the first two are in tiles, else [features, time, batch].
+    """
+    inputs, weights, initial, keep = res.operands
     d_outputs, d_last = grads
     hidden, time, batch = d_outputs.shape
     library, cell = static.library, static.cell
     gates, reset_after = CELLS[cell].gates, CELLS[cell].reset_after
-    shapes = [_shape(gates * hidden, time, batch, dtype=static.dtype)]
+    sequence = partial(_tiles if isinstance(inputs, Table) else _sequence, static)
+    shapes = [sequence(gates * hidden, time, batch)]
     if reset_after:
-        shapes.append(_shape(hidden, time, batch, dtype=static.dtype))
+        shapes.append(sequence(hidden, time, batch))
         shapes.append(_shape(hidden, library.padded(batch)))
     shapes += [_shape(hidden, batch)] * len(d_last)
     scratch = library.backward_scratch(gates, hidden, batch)
@@ -162,28 +172,32 @@ def _call_backward(
 
 def _weight_grad(
     library: Library,
-    previous: Float[Array, "hidden time batch"],
-    d_hgates: Float[Array, "gates time batch"],
+    previous: _Tiles,
+    d_hgates: Float[Array, "_ _ _"] | _Tiles,
     table: Table | None = None,
 ) -> tuple[Float[Array, "hidden gates"], Any]:
     """`previous @ d_hgates.T` over all positions; with a table, the sums of `d_hgates` by token."""
-    a, b = _flat(previous), _flat(d_hgates)
-    panels = library.padded(len(b)) // library.vector_width
-    shapes, arguments = [_shape(len(a), len(b))], [a, b]
+    time, panels, hidden, width = previous.shape
+    gates, dtype = d_hgates.shape[0 if d_hgates.ndim == 3 else 2], previous.dtype
+    shapes, arguments = [_shape(hidden, gates)], [previous, d_hgates]
     if table is not None:
-        shapes.append(_shape(panels, table.igates.shape[1], library.vector_width))
-        arguments.append(table.tokens.reshape(-1))
-    shapes.append(_shape(library.gradient_scratch(*a.shape), dtype=a.dtype))
-    d_kernel, *by_token, _ = _call(build.target(build.WEIGHT_GRADIENT, a.dtype), shapes, *arguments)
+        shapes.append(_shape(library.padded(gates) // width, table.igates.shape[1], width))
+        arguments.append(table.tokens)
+    scratch = library.gradient_scratch(hidden, time * panels, dtype)
+    shapes.append(_shape(scratch, dtype=dtype))
+    d_kernel, *by_token, _ = _call(build.target(build.WEIGHT_GRADIENT, dtype), shapes, *arguments)
     if table is None:
         return d_kernel, None
-    rows = by_token[0].swapaxes(1, 2).reshape(library.padded(len(b)), -1)
-    return d_kernel, rows[: len(b)]
+    return d_kernel, by_token[0].swapaxes(1, 2).reshape(library.padded(gates), -1)[:gates]
 
 
-def _flat(x: Float[Array, "features time batch"]) -> Float[Array, "features positions"]:
-    features, time, batch = x.shape
-    return x.reshape(features, time * batch)
+def _sequence(static: _Static, features: int, time: int, batch: int) -> jax.ShapeDtypeStruct:
+    return _shape(features, time, batch, dtype=static.dtype)
+
+
+def _tiles(static: _Static, features: int, time: int, batch: int) -> jax.ShapeDtypeStruct:
+    width = static.library.vector_width
+    return _shape(time, -(-batch // width), features, width, dtype=static.dtype)
 
 
 def _transposed(carry: tuple[Array, ...]) -> Any:

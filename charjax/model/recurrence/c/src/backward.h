@@ -17,14 +17,14 @@ typedef struct Backward {
   const float *outputs, *residuals; /* of the forward pass */
   const float *d_outputs;           /* [hidden, time, batch] */
   float *d_last[2];                 /* of the last carry */
-  Number *d_hgates, *d_candidate;   /* sequences */
+  Sequence d_hgates, d_candidate;
   float *d_bias;                    /* [hidden, state_panels * LANES]: to be summed over lanes */
   float *d_carry[2];                /* of the carry before the step just done */
 } Backward;
 
 /* Units of a weight panel. Panels of MR units are too few, or too few of them full, for the threads of
  * a layer that is not large: the three of 64 units would keep one of two threads waiting. */
-enum { SMALL_ROWS = MR * 2 / 3, MAX_SMALL_HIDDEN = 256 };
+enum { MAX_SMALL_HIDDEN = 256 };
 
 INLINE int backward_rows(long hidden) { return hidden <= MAX_SMALL_HIDDEN ? SMALL_ROWS : MR; }
 
@@ -71,20 +71,6 @@ INLINE State load_before(Cell cell, const Backward *b, long unit, Position p) {
   return before;
 }
 
-/* Prefetches what step p reads and writes, while its matmul runs (see forward_step). */
-INLINE void prefetch_step(Cell cell, const Backward *b, Range units, Position p) {
-  const Layer *l = &b->layer;
-  for (long unit = units.first; unit < units.end; unit++) {
-    const long at = sequence_index(l, unit, p);
-    __builtin_prefetch(b->d_outputs + at, 0);
-    if (CELLS[cell].states == 1 && p.t > 0) /* h is read, and no c */
-      __builtin_prefetch(b->outputs + at - l->batch, 0);
-    for (long gate = 0; gate < CELLS[cell].gates; gate++)
-      __builtin_prefetch(b->d_hgates + sequence_index(l, gate * l->hidden + unit, p), 1);
-    if (CELLS[cell].reset_after) __builtin_prefetch(b->d_candidate + at, 1);
-  }
-}
-
 /* Stores one unit's gradients of step p. d_carry becomes the gradient of the carry before the step,
  * except what flows through the hidden gates: the matmul of the next phase adds that. */
 INLINE void store_grads(Cell cell, const Backward *b, long unit, Position p, const CellGrads *d) {
@@ -92,10 +78,9 @@ INLINE void store_grads(Cell cell, const Backward *b, long unit, Position p, con
   const int gates = CELLS[cell].gates;
   store_carry(cell, l, b->d_carry, unit, p, reset(l, p, d->before));
   for (int gate = 0; gate < gates; gate++)
-    store_rounded(b->d_hgates + sequence_index(l, gate * l->hidden + unit, p), d->hgates[gate],
-                  p.count);
+    store_feature(&b->d_hgates, gate * l->hidden + unit, p.t, p.panel, d->hgates[gate]);
   if (CELLS[cell].reset_after) {
-    store_rounded(b->d_candidate + sequence_index(l, unit, p), d->candidate, p.count);
+    store_feature(&b->d_candidate, unit, p.t, p.panel, d->candidate);
     float *d_bias = b->d_bias + lane_index(l, unit, p);
     store(d_bias, load(d_bias, LANES) + d->hgates[gates - 1], LANES);
   }
@@ -114,7 +99,6 @@ INLINE void backward_step(Cell cell, const Backward *b, long weight_panel, long 
   const Layer *l = &b->layer;
   const Range units = block_range(weight_panel, l->units, l->hidden);
   Vector tile[MR], d_hgates[MAX_GATES][MR];
-  if (p.t >= 0) prefetch_step(cell, b, units, p);
   if (step > 0)
     backward_matmul(l, weight_panel_at(l, weight_panel), state_panel_at(l, step, p.panel), tile);
   for (long unit = units.first; unit < units.end; unit++) {
@@ -161,9 +145,9 @@ VARIANTS(backward)
  * Arguments: outputs [hidden, time, batch]; kernel [hidden, gates]; the initial carry, [hidden,
  *   batch] each; residuals; d_outputs, as outputs; the gradient of the last carry; keep [time,
  *   batch] or none.
- * Results: d_hgates [gates, time, batch] in the compute dtype; of a cell with reset_after
- *   d_candidate [hidden, time, batch] likewise and d_bias [hidden, state_panels * LANES]; the
- *   gradient of the initial carry; scratch, in the compute dtype. */
+ * Results: d_hgates, a Sequence of gates; of a cell with reset_after d_candidate, one of hidden, and
+ *   d_bias [hidden, state_panels * LANES]; the gradient of the initial carry; scratch, in the
+ *   compute dtype. */
 XLA_FFI_Error *TARGET(backward)(XLA_FFI_CallFrame *frame) {
   if (is_metadata_query(frame)) return NULL;
   Call call = new_call(frame);
@@ -182,14 +166,14 @@ XLA_FFI_Error *TARGET(backward)(XLA_FFI_CallFrame *frame) {
   b.d_outputs = ARGUMENT(&call, "d_outputs", F32, hidden, time, batch);
   for (int i = 0; i < info.states; i++)
     b.d_last[i] = ARGUMENT(&call, "gradient of the last carry", F32, hidden, batch);
-  b.d_hgates = RESULT(&call, "d_hgates", DTYPE, rows, time, batch);
+  b.d_hgates = take_sequence(&call, &call.results, "d_hgates", rows, time, batch);
   if (info.reset_after) {
-    b.d_candidate = RESULT(&call, "d_candidate", DTYPE, hidden, time, batch);
+    b.d_candidate = take_sequence(&call, &call.results, "d_candidate", hidden, time, batch);
     b.d_bias = RESULT(&call, "d_bias", F32, hidden, lanes);
   }
   for (int i = 0; i < info.states; i++)
     b.d_carry[i] = RESULT(&call, "gradient of the initial carry", F32, hidden, batch);
-  take_keep_and_scratch(&call, &b.layer);
+  take_keep_and_scratch(&call, &b.layer, 0);
   plan_steps(&b.layer, 2 + time, num_workers(frame));
   /* Two items would write halves of cache lines: the gates' gradients are four times the states. */
   if (NUMBERS_PER_WORD > 1 && b.layer.panels_per_item % 2 == 1 && b.layer.state_panels > 1)

@@ -47,6 +47,15 @@ INLINE void pack_states(float *panel, long k, const Vector *states, long count) 
   }
 }
 
+INLINE Vector load_tiles(const Number *const from[], const long counts[]) {
+  __m256i halves[2] = {0};
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; i++)
+    if (counts[i] == LANES) memcpy(&halves[i], from[i], sizeof halves[i]);
+    else memcpy(&halves[i], from[i], counts[i] * sizeof *from[i]);
+  return (Vector)_mm512_inserti64x4(_mm512_castsi256_si512(halves[0]), halves[1], 1);
+}
+
 #include "backward.h"
 #include "forward.h"
 #include "packed_matmul.h"

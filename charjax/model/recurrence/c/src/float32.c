@@ -24,6 +24,10 @@ INLINE void pack_states(float *panel, long k, const Vector *states, long count) 
   memcpy(panel + k * LANES, states, count * sizeof(Vector));
 }
 
+INLINE Vector load_tiles(const Number *const from[], const long counts[]) {
+  return load(from[0], counts[0]);
+}
+
 #include "backward.h"
 #include "forward.h"
 #include "packed_matmul.h"

@@ -1,8 +1,11 @@
 /* The forward pass of one layer: the micro-kernel with the cell fused behind it.
  *
- * A weight panel holds all gates of some units (MR / gates of them), gate by gate. So the register
- * tile that leaves the micro-kernel has all that those units' next state needs, and goes through the
- * cell before it is stored. Each time step is a phase; a barrier follows it. */
+ * A weight panel holds all gates of some units, gate by gate. So the register tile that leaves the
+ * micro-kernel has all that those units' next state needs, and goes through the cell before it is
+ * stored. Each time step is a phase; a barrier follows it.
+ *
+ * A table of input gates is packed likewise: for each weight panel a row a token. A step loads the rows
+ * of its tokens and transposes them in registers, which is faster than to gather each gate. */
 
 #pragma once
 
@@ -14,17 +17,60 @@ typedef struct Forward {
   const float *igates;        /* [gates, vocab], or [gates, time * batch] */
   const int32_t *tokens;      /* [time, batch]: columns of igates; or NULL */
   long columns;               /* of igates */
+  float *table;               /* packed igates [weight_panels, vocab, table_rows]; or NULL */
   float *initial[2];          /* the carry before the first step */
   float *carry[2];            /* after the step just done, reset where the next one resets */
   float *outputs;             /* [hidden, time, batch], as is: */
-  Number *previous;           /* h before each step; NULL without gradient */
+  Sequence previous;          /* h before each step; empty without gradient */
   float *residuals;           /* NULL without gradient */
 } Forward;
+
+/* Rows of a weight panel: a multiple of the gates. */
+INLINE int forward_rows(Cell cell) { return SMALL_ROWS % CELLS[cell].gates == 0 ? SMALL_ROWS : MR; }
+
+/* Numbers of a packed table's row: those of a weight panel, padded to vectors. */
+INLINE int table_rows(Cell cell) { return num_blocks(forward_rows(cell), LANES) * LANES; }
+
+INLINE float *table_row(Cell cell, const Forward *f, long weight_panel, long token) {
+  return f->table + (weight_panel * f->columns + token) * table_rows(cell);
+}
+
+INLINE void pack_table(Cell cell, const Forward *f, long weight_panel) {
+  const Layer *l = &f->layer;
+  const Range units = block_range(weight_panel, l->units, l->hidden);
+  for (long token = 0; token < f->columns; token += LANES)
+    for (long first = 0; first < table_rows(cell); first += LANES) {
+      Vector square[LANES] = {0};
+      for (long i = 0; i < LANES; i++) {
+        const long gate = (first + i) / l->units, unit = units.first + (first + i) % l->units;
+        if (gate < CELLS[cell].gates && unit < units.end)
+          square[i] = load(f->igates + (gate * l->hidden + unit) * f->columns + token,
+                           min(f->columns - token, LANES));
+      }
+      transpose(square);
+      for (long i = 0; i < min(f->columns - token, LANES); i++)
+        store(table_row(cell, f, weight_panel, token + i) + first, square[i], LANES);
+    }
+}
+
+/* The input gates of a weight panel at the tokens of p, row by row as its register tile. */
+INLINE void look_up(Cell cell, const Forward *f, long weight_panel, Position p, Vector igates[]) {
+  const int32_t *tokens = f->tokens + p.t * f->layer.batch + p.sequence;
+  for (long first = 0; first < table_rows(cell); first += LANES) {
+    Vector *square = igates + first;
+#pragma GCC unroll 16
+    for (long lane = 0; lane < LANES; lane++)
+      square[lane] = load(
+          table_row(cell, f, weight_panel, lane < p.count ? tokens[lane] : 0) + first, LANES);
+    transpose(square);
+  }
+}
 
 INLINE void pack_gates(Cell cell, const Forward *f, long weight_panel) {
   const Layer *l = &f->layer;
   const Range units = block_range(weight_panel, l->units, l->hidden);
-  const long gates = CELLS[cell].gates, most = MR / gates, count = units.end - units.first;
+  const long gates = CELLS[cell].gates, most = forward_rows(cell) / gates;
+  const long count = units.end - units.first;
   for (long k = 0; k < l->hidden; k += 2) {
     float rows[2][MR] = {0};
     for (long i = 0; i < min(2, l->hidden - k); i++)
@@ -34,7 +80,7 @@ INLINE void pack_gates(Cell cell, const Forward *f, long weight_panel) {
         if (count == most) memcpy(to, from, most * sizeof *to); /* a constant size: no call */
         else memcpy(to, from, count * sizeof *to);
       }
-    pack_rows(weight_panel_at(l, weight_panel), MR, k, rows[0], rows[1], MR);
+    pack_rows(weight_panel_at(l, weight_panel), l->rows, k, rows[0], rows[1], l->rows);
   }
 }
 
@@ -43,8 +89,7 @@ INLINE Vector store_state(Cell cell, const Forward *f, long unit, Position p, St
   const Layer *l = &f->layer;
   state = reset(l, p, state);
   store_carry(cell, l, f->carry, unit, p, state);
-  if (f->previous != NULL && p.t < l->time)
-    store_rounded(f->previous + sequence_index(l, unit, p), state.h, p.count);
+  if (p.t < f->previous.time) store_feature(&f->previous, unit, p.t, p.panel, state.h);
   return state.h;
 }
 
@@ -58,16 +103,10 @@ INLINE void copy_initial_carry(Cell cell, const Forward *f, long weight_panel, P
   pack_states(state_panel_at(l, 0, p.panel), units.first, states, units.end - units.first);
 }
 
-/* One unit's state after step p, from the hidden gates that the micro-kernel computed. */
-INLINE State next_state(Cell cell, const Forward *f, long unit, Position p, IntVector tokens,
+/* One unit's state after step p, from its gates. */
+INLINE State next_state(Cell cell, const Forward *f, long unit, Position p, const Vector igates[],
                         const Vector hgates[]) {
   const Layer *l = &f->layer;
-  Vector igates[MAX_GATES];
-  for (int gate = 0; gate < CELLS[cell].gates; gate++) {
-    const float *row = f->igates + (gate * l->hidden + unit) * f->columns;
-    igates[gate] = f->tokens != NULL ? gather(row, tokens)
-                                     : load(row + p.t * l->batch + p.sequence, p.count);
-  }
   const float *bias = CELLS[cell].reset_after ? f->bias + unit : NULL;
   float *residuals =
       f->residuals == NULL ? NULL : f->residuals + residual_index(cell, l, unit, p);
@@ -81,24 +120,22 @@ INLINE void forward_step(Cell cell, const Forward *f, long weight_panel, Positio
   const Position next = shifted(p, 1);
   /* Rows of a sequence are a page or more apart, where the hardware prefetcher does not help: what
    * the step is about to write is prefetched while its matmul runs. */
-  for (long unit = units.first; unit < units.end; unit++) {
+  for (long unit = units.first; unit < units.end; unit++)
     __builtin_prefetch(f->outputs + sequence_index(l, unit, p), 1);
-    if (f->previous != NULL && next.t < l->time)
-      __builtin_prefetch(f->previous + sequence_index(l, unit, next), 1);
-  }
-  Vector tile[MR], states[MR];
-  micro_kernel(MR, l->iterations, weight_panel_at(l, weight_panel),
+  Vector tile[MR], looked_up[MR + LANES], states[MR];
+  micro_kernel(forward_rows(cell), l->iterations, weight_panel_at(l, weight_panel),
                state_panel_at(l, p.t, p.panel), tile);
-
-  IntVector tokens = {0};
-  if (f->tokens != NULL)
-    memcpy(&tokens, f->tokens + p.t * l->batch + p.sequence, p.count * sizeof(int32_t));
+  if (f->table != NULL) look_up(cell, f, weight_panel, p, looked_up);
   for (long unit = units.first; unit < units.end; unit++) {
     const long i = unit - units.first;
-    Vector hgates[MAX_GATES];
-    for (int gate = 0; gate < CELLS[cell].gates; gate++)
+    Vector igates[MAX_GATES], hgates[MAX_GATES];
+    for (int gate = 0; gate < CELLS[cell].gates; gate++) {
       hgates[gate] = tile[gate * l->units + i];
-    const State state = next_state(cell, f, unit, p, tokens, hgates);
+      const float *row = f->igates + (gate * l->hidden + unit) * f->columns;
+      igates[gate] = f->table != NULL ? looked_up[gate * l->units + i]
+                                      : load(row + p.t * l->batch + p.sequence, p.count);
+    }
+    const State state = next_state(cell, f, unit, p, igates, hgates);
     store(f->outputs + sequence_index(l, unit, p), state.h, p.count);
     states[i] = store_state(cell, f, unit, next, state);
   }
@@ -113,6 +150,7 @@ INLINE void forward(Cell cell, const Forward *f, long phase, long index) {
   for (long step = item.steps.first; step < item.steps.end; step++)
     for (long weight_panel = w.first; weight_panel < w.end; weight_panel++) {
       if (step == 0) pack_gates(cell, f, weight_panel);
+      if (step == 0 && f->table != NULL) pack_table(cell, f, weight_panel);
       for (long panel = s.first; panel < s.end; panel++)
         if (step == 0) copy_initial_carry(cell, f, weight_panel, position(l, 0, panel));
         else forward_step(cell, f, weight_panel, position(l, step - 1, panel));
@@ -125,16 +163,17 @@ VARIANTS(forward)
  * Arguments: kernel [hidden, gates]; bias [hidden] of a cell with reset_after; igates
  *   [gates, time, batch], or a table [gates, vocab] and tokens [time, batch]; the carry, [hidden,
  *   batch] each; keep [time, batch] or none. Tokens must be in range.
- * Results: outputs [hidden, time, batch]; the last carry; for a gradient h before each step
- *   [hidden, time, batch] in the compute dtype and residuals [time, residuals * hidden,
- *   state_panels * LANES]; scratch, in the compute dtype. */
+ * Results: outputs [hidden, time, batch]; the last carry; for a gradient h before each step,
+ *   a Sequence of hidden, and residuals [time, residuals * hidden, state_panels * LANES]; scratch,
+ *   in the compute dtype. */
 XLA_FFI_Error *TARGET(forward)(XLA_FFI_CallFrame *frame) {
   if (is_metadata_query(frame)) return NULL;
   Call call = new_call(frame);
   const Cell cell = cell_attribute(&call);
   const CellInfo info = CELLS[cell];
   const int64_t *sizes = sizes_of(&call, "outputs", next_buffer(&call.results), 3);
-  Forward f = {.layer = new_layer(sizes, MR, MR / info.gates, even(sizes[0]))};
+  const long rows = forward_rows(cell);
+  Forward f = {.layer = new_layer(sizes, rows, rows / info.gates, even(sizes[0]))};
   const long hidden = f.layer.hidden, time = f.layer.time, batch = f.layer.batch;
   f.kernel = ARGUMENT(&call, "kernel", F32, hidden, info.gates * hidden);
   if (info.reset_after) f.bias = ARGUMENT(&call, "bias", F32, hidden);
@@ -150,11 +189,12 @@ XLA_FFI_Error *TARGET(forward)(XLA_FFI_CallFrame *frame) {
   for (int i = 0; i < info.states; i++)
     f.carry[i] = RESULT(&call, "last carry", F32, hidden, batch);
   if (num_left(&call.results) > 1) {
-    f.previous = RESULT(&call, "previous", DTYPE, hidden, time, batch);
+    f.previous = take_sequence(&call, &call.results, "previous", hidden, time, batch);
     f.residuals = RESULT(&call, "residuals", F32, time, info.residuals * hidden,
                          f.layer.state_panels * LANES);
   }
-  take_keep_and_scratch(&call, &f.layer);
+  const long table = is_table ? f.layer.weight_panels * f.columns * table_rows(cell) : 0;
+  f.table = take_keep_and_scratch(&call, &f.layer, table);
   plan_steps(&f.layer, 1 + time, num_workers(frame));
   return run_steps(&call, &f.layer, forward_variants[cell], &f);
 }

@@ -17,13 +17,17 @@
  *   number_of_words          number i of each word, as float32
  *   store_rounded            stores numbers, rounded to the dtype
  *   store_pair               stores numbers k and k + 1 of some columns of a panel [K, width]
- *   pack_states              writes rows k to k + count of a state panel */
+ *   pack_states              writes rows k to k + count of a state panel
+ *   load_tiles               words of NUMBERS_PER_WORD rows of up to LANES numbers */
 
 #pragma once
 
 #include "simd.h"
 
 enum { MR = ACCUMULATORS };
+
+/* Rows of panels of fewer rows, a multiple of LANES: they divide most sizes without a rest. */
+enum { SMALL_ROWS = MR * 2 / 3 };
 
 /* The length K of sums, padded to pairs. */
 INLINE long even(long k) { return k + (k & 1); }

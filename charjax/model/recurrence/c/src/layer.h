@@ -12,6 +12,7 @@
 #include "cells.h"
 #include "ffi.h"
 #include "gemm.h"
+#include "sequence.h"
 #include "thread_pool.h"
 
 typedef struct Layer {
@@ -49,16 +50,18 @@ INLINE float *state_panel_at(const Layer *l, long step, long panel) {
 }
 
 /* Takes a layer's last buffers: argument `keep`, which may be missing, and the result that is the
- * working memory. States are zeroed: rows of padding and lanes without a sequence stay so. */
-INLINE void take_keep_and_scratch(Call *call, Layer *l) {
+ * working memory. States are zeroed: rows of padding and lanes without a sequence stay so. Returns the
+ * working memory's last part, for a packed table of so many numbers; NULL for none. */
+INLINE float *take_keep_and_scratch(Call *call, Layer *l, long table) {
   const long weights = l->weight_panels * l->iterations * l->rows;
   const long states = l->state_panels * l->iterations * LANES;
   if (num_left(&call->arguments) > 0) l->keep = ARGUMENT(call, "keep", S32, l->time, l->batch);
-  l->weights = RESULT(call, "scratch", DTYPE, (weights + 2 * states) * NUMBERS_PER_WORD);
-  if (call->problem[0]) return;
+  l->weights = RESULT(call, "scratch", DTYPE, (weights + 2 * states + table) * NUMBERS_PER_WORD);
+  if (call->problem[0]) return NULL;
   l->states[0] = l->weights + weights;
   l->states[1] = l->states[0] + states;
   memset(l->states[0], 0, 2 * states * sizeof(float));
+  return table > 0 ? l->states[1] + states : NULL;
 }
 
 /* One state panel (its sequences) at one time step. */

@@ -43,17 +43,6 @@ INLINE void store(float *to, Vector x, long count) {
   else memcpy(to, &x, count * sizeof(float));
 }
 
-/* from[indices] */
-INLINE Vector gather(const float *from, IntVector indices) {
-#ifdef __AVX512F__
-  return (Vector)_mm512_i32gather_ps((__m512i)indices, from, sizeof(float));
-#else
-  Vector x;
-  for (int lane = 0; lane < LANES; lane++) x[lane] = from[indices[lane]];
-  return x;
-#endif
-}
-
 /* Transposes a LANES by LANES matrix, each row of which is a vector. */
 INLINE void transpose(Vector square[LANES]) {
 #ifdef __AVX512F__
