@@ -175,8 +175,9 @@ XLA_FFI_Error *TARGET(backward)(XLA_FFI_CallFrame *frame) {
     b.d_carry[i] = RESULT(&call, "gradient of the initial carry", F32, hidden, batch);
   take_keep_and_scratch(&call, &b.layer, 0);
   plan_steps(&b.layer, 2 + time, num_workers(frame));
-  /* Two items would write halves of cache lines: the gates' gradients are four times the states. */
-  if (NUMBERS_PER_WORD > 1 && b.layer.panels_per_item % 2 == 1 && b.layer.state_panels > 1)
+  /* Of rows [time, batch], two items would write halves of cache lines. */
+  const bool are_rows = NUMBERS_PER_WORD > 1 && b.d_hgates.feature_stride != LANES;
+  if (are_rows && b.layer.panels_per_item % 2 == 1 && b.layer.state_panels > 1)
     b.layer.panels_per_item = 0;
   return run_steps(&call, &b.layer, backward_variants[cell], &b);
 }
