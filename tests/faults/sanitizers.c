@@ -39,7 +39,7 @@ HANDLERS(float32)
 HANDLERS(bfloat16, __attribute__((weak))) /* which not every processor has */
 
 enum { F32 = XLA_FFI_DataType_F32, BF16 = XLA_FFI_DataType_BF16, S32 = XLA_FFI_DataType_S32 };
-enum { THREADS = 4, MAX_BUFFERS = 16, MAX_RANK = 3 };
+enum { THREADS = 4, MAX_BUFFERS = 16, MAX_RANK = 4 };
 
 static const struct Cell {
   const char *name;
@@ -242,8 +242,30 @@ static long even(long count) { return count + count % 2; }
 static long ceil_div(long count, long by) { return (count + by - 1) / by; }
 static long padded(long count) { return ceil_div(count, charjax_lanes) * charjax_lanes; }
 
+static long small_rows(void) { return charjax_panel_rows * 2 / 3; }
+static long numbers_per_word(const Shape *s) { return s->dtype == BF16 ? 2 : 1; }
+static long state_panels(const Shape *s) { return ceil_div(s->batch, charjax_lanes); }
+
+/* Numbers at every position, in tiles: see src/sequence.h. */
+static Array *tiles(const Shape *s, long features) {
+  return new_array(s->dtype, 4, s->time, state_panels(s), features, (long)charjax_lanes);
+}
+
+/* With a table, backward writes tiles, else [features, time, batch]. */
+static Array *sequence(const Shape *s, long features) {
+  return s->has_table ? tiles(s, features) : new_array(s->dtype, 3, features, s->time, s->batch);
+}
+
 static long layer_scratch(const Shape *s, long rows, long units, long k) {
   return k * (ceil_div(s->hidden, units) * rows + 2 * padded(s->batch));
+}
+
+static long forward_scratch(const Shape *s) {
+  const long gates = s->cell->gates;
+  const long rows = small_rows() % gates ? charjax_panel_rows : small_rows();
+  const long panels = ceil_div(s->hidden, rows / gates);
+  const long table = s->has_table ? panels * s->vocab * padded(rows) * numbers_per_word(s) : 0;
+  return layer_scratch(s, rows, rows / gates, even(s->hidden)) + table;
 }
 
 static Shape random_shape(long number) {
@@ -268,28 +290,22 @@ static Array *input_gates(const Shape *s) {
 }
 
 /* The gradient of the recurrent kernel, and of a table where there are tokens. */
-static void call_weight_gradient(const Shape *s, long rows, Array *a, Array *b, Array *tokens) {
-  const long columns = b->dims[0], positions = s->time * s->batch;
-  Array flat_a = *a, flat_b = *b;
-  flat_a.buffer.rank = flat_b.buffer.rank = 2;
-  flat_a.buffer.dims = flat_a.dims;
-  flat_b.buffer.dims = flat_b.dims;
-  flat_a.dims[0] = rows;
-  flat_a.dims[1] = flat_b.dims[1] = positions;
-  Arrays arguments = {{&flat_a, &flat_b}, 2}, results = {0};
+static void call_weight_gradient(const Shape *s, long rows, Array *previous, Array *d_hgates,
+                                 Array *tokens) {
+  const long columns = d_hgates->dims[s->has_table ? 2 : 0];
+  Array some_rows = *previous;
+  some_rows.buffer.dims = some_rows.dims;
+  some_rows.dims[2] = rows;
+  Arrays arguments = {{&some_rows, d_hgates}, 2}, results = {0};
   add(&results, new_array(F32, 2, rows, columns));
-  Array flat_tokens;
   if (tokens != NULL) {
-    flat_tokens = *tokens;
-    flat_tokens.buffer.rank = 1;
-    flat_tokens.buffer.dims = flat_tokens.dims;
-    flat_tokens.dims[0] = positions;
-    add(&arguments, &flat_tokens);
+    add(&arguments, tokens);
     const long lanes = charjax_lanes;
     add(&results, new_array(F32, 3, padded(columns) / lanes, s->vocab, lanes));
   }
-  const long panels = ceil_div(rows, charjax_panel_rows);
-  add(&results, scratch(s->dtype, panels * charjax_panel_rows * even(positions)));
+  const long word = numbers_per_word(s), tiles = ceil_div(s->time * state_panels(s), word) * word;
+  const long packed = ceil_div(rows, small_rows()) * small_rows() * tiles * charjax_lanes;
+  add(&results, scratch(s->dtype, packed));
   call(s->handlers.weight_gradient, NULL, &arguments, &results);
   for (long i = 0; i < results.count - 1; i++) free_array(results.items[i]);
 }
@@ -330,21 +346,19 @@ static void check(const Shape *s) {
   if (keep) add(&inputs, keep);
   for (long i = 0; i < inputs.count; i++) add(&arguments, inputs.items[i]);
 
-  const long forward_scratch =
-      layer_scratch(s, charjax_panel_rows, charjax_panel_rows / cell->gates, even(hidden));
   Arrays plain = {{new_array(F32, 3, hidden, time, batch)}, 1}, saved = {0};
   for (int i = 0; i < cell->states; i++) add(&plain, new_array(F32, 2, hidden, batch));
   const long num_plain = plain.count;
-  add(&plain, scratch(s->dtype, forward_scratch));
+  add(&plain, scratch(s->dtype, forward_scratch(s)));
   call(s->handlers.forward, cell->name, &arguments, &plain);
 
   add(&saved, new_array(F32, 3, hidden, time, batch));
   for (int i = 0; i < cell->states; i++) add(&saved, new_array(F32, 2, hidden, batch));
-  Array *previous = new_array(s->dtype, 3, hidden, time, batch);
+  Array *previous = tiles(s, hidden);
   Array *residuals = new_array(F32, 3, time, cell->residuals * hidden, padded(batch));
   add(&saved, previous);
   add(&saved, residuals);
-  add(&saved, scratch(s->dtype, forward_scratch));
+  add(&saved, scratch(s->dtype, forward_scratch(s)));
   call(s->handlers.forward, cell->name, &arguments, &saved);
   for (long i = 0; i < num_plain; i++)
     if (memcmp(plain.items[i]->buffer.data, saved.items[i]->buffer.data, plain.items[i]->bytes)) {
@@ -360,15 +374,15 @@ static void check(const Shape *s) {
   for (int i = 0; i < cell->states; i++) add(&backward, random_array(2, hidden, batch, 0));
   const long end_own = backward.count;
   if (keep) add(&backward, keep);
-  Array *d_hgates = new_array(s->dtype, 3, rows, time, batch), *d_candidate = NULL;
+  Array *d_hgates = sequence(s, rows), *d_candidate = NULL;
   add(&gradients, d_hgates);
   if (cell->reset_after) {
-    add(&gradients, d_candidate = new_array(s->dtype, 3, hidden, time, batch));
+    add(&gradients, d_candidate = sequence(s, hidden));
     add(&gradients, new_array(F32, 2, hidden, padded(batch)));
   }
   for (int i = 0; i < cell->states; i++) add(&gradients, new_array(F32, 2, hidden, batch));
   const long backward_k = cell->gates * even(hidden);
-  const long backward_rows = hidden > 256 ? charjax_panel_rows : charjax_panel_rows * 2 / 3;
+  const long backward_rows = hidden > 256 ? charjax_panel_rows : small_rows();
   add(&gradients,
       scratch(s->dtype, layer_scratch(s, backward_rows, backward_rows, backward_k)));
   call(s->handlers.backward, cell->name, &backward, &gradients);
