@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import statistics
 import time
 
 import jax
@@ -16,7 +18,7 @@ from charjax.train.intervals import STEPS_PER_DISPATCH
 from charjax.train.optimizer import make_optimizer, make_schedule
 from charjax.train.step import init_state
 
-_MIN_S = 1.5  # seconds of training to time
+_MIN_S = 4.0  # seconds of training to time: the first one or two are often slower
 
 
 def measure_speed(config: Config) -> Speed:
@@ -30,12 +32,12 @@ def measure_speed(config: Config) -> Speed:
 
     started = time.monotonic()
     state, _ = jax.block_until_ready(backend.run(state, stacked))
-    compiled = time.monotonic()
-    dispatches = 0
-    while (elapsed := time.monotonic() - compiled) < _MIN_S:
+    ends = [compiled := time.monotonic()]
+    while ends[-1] < compiled + _MIN_S:
         state, _ = jax.block_until_ready(backend.run(state, stacked))
-        dispatches += 1
-    step_s = elapsed / (dispatches * STEPS_PER_DISPATCH)
+        ends.append(time.monotonic())
+    dispatches = [end - start for start, end in itertools.pairwise(ends)]
+    step_s = statistics.median(dispatches) / STEPS_PER_DISPATCH
 
     def evaluate() -> float:
         started = time.monotonic()
