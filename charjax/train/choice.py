@@ -36,6 +36,7 @@ _logger = logging.getLogger(__name__)
 
 DEFAULT_MINUTES = 4.0
 _MAX_EVALUATIONS, _EVALUATION_FRACTION = 10, 0.15  # of a run; of its time, for all of them
+_SAVING_S = 1.0  # seconds of a checkpoint and samples, at every evaluation
 _STEPS_FRACTION = 0.94  # of the time: a run reads batches and writes records, a warm-up does not
 _MAX_RECORD_BYTES = 2**20
 # A text is a list, one item a line, if its lines are many, short, of few words, mostly distinct.
@@ -149,9 +150,10 @@ def with_steps(config: Config, speed: Speed, seconds_left: float) -> Config:
       seconds_left: the time that remains for training.
     """
     rest = _STEPS_FRACTION * seconds_left - speed.compile_s
-    affordable = int(_EVALUATION_FRACTION * rest / speed.evaluation_s)
+    evaluation_s = speed.evaluation_s + _SAVING_S
+    affordable = int(_EVALUATION_FRACTION * rest / evaluation_s)
     evaluations = max(2, min(_MAX_EVALUATIONS, affordable))
-    steps = max(10, int((rest - evaluations * speed.evaluation_s) / speed.step_s))
+    steps = max(10, int((rest - evaluations * evaluation_s) / speed.step_s))
     multiple = next(n for n in (50, 10, 5, 1) if n * evaluations <= steps)
     every = steps // evaluations // multiple * multiple
     steps = steps // every * every
