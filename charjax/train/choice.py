@@ -36,8 +36,9 @@ _logger = logging.getLogger(__name__)
 
 DEFAULT_MINUTES = 4.0
 _MAX_EVALUATIONS, _EVALUATION_FRACTION = 10, 0.15  # of a run; of its time, for all of them
+# What a warm-up does not measure, estimated from runs of two minutes on two cores.
 _SAVING_S = 1.0  # seconds of a checkpoint and samples, at every evaluation
-_STEPS_FRACTION = 0.94  # of the time: a run reads batches and writes records, a warm-up does not
+_STEPS_FRACTION = 0.94  # of the time: the rest reads batches and writes records
 _MAX_RECORD_BYTES = 2**20
 # A text is a list, one item a line, if its lines are many, short, of few words, mostly distinct.
 _MIN_ITEMS, _MAX_ITEM_CHARS, _MAX_ITEM_WORDS, _MIN_DISTINCT = 100, 40, 3, 0.5

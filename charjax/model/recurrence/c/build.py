@@ -188,7 +188,7 @@ def _compile(cache: Path | None, key: str) -> ctypes.CDLL | Unavailable:
         for command in _commands(compiler, output):
             try:
                 failure = run_compiler(command, folder, _TIMEOUT_S)
-            except TimeoutError as error:  # of a busy machine: no other flags are tried and cached
+            except TimeoutError as error:  # the machine is busy; the flags may be right
                 return Unavailable(f"{compiler}: {error}")
             if not failure:
                 break
