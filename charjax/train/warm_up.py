@@ -18,7 +18,7 @@ from charjax.train.intervals import STEPS_PER_DISPATCH
 from charjax.train.optimizer import make_optimizer, make_schedule
 from charjax.train.step import init_state
 
-_MIN_S = 4.0  # seconds of training to time: the first one or two are often slower
+_MIN_S = 6.0  # seconds of training to time: the first one or two are often slower
 
 
 def measure_speed(config: Config) -> Speed:
