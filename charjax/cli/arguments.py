@@ -171,6 +171,21 @@ def store_path(flag: str) -> Callable[[str], str]:
     return parse
 
 
+def check_process(process_id: int, num_processes: int) -> None:
+    """Checks the number of this process among several.
+
+    Raises:
+      InputError: there can be no process of this number.
+    """
+    if num_processes < 1:
+        raise InputError(f"--num_processes={num_processes}: must be 1 or more")
+    if not 0 <= process_id < num_processes:
+        raise InputError(
+            f"--process_id={process_id}: must be from 0 to {num_processes - 1}, one below "
+            f"--num_processes={num_processes}"
+        )
+
+
 def _which(value: str) -> str | int:
     if value in ("best", "newest"):
         return value

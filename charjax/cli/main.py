@@ -28,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
       The exit code. An error that a user can cause is printed as one line on stderr.
     """
-    sys.stdout = sys.stdout or _closed_stream("standard output")
+    sys.stdin = sys.stdin or _as_text(io.BufferedReader(_ClosedStream("standard input")))
+    sys.stdout = sys.stdout or _as_text(io.BufferedWriter(_ClosedStream("standard output")))
     sys.stderr = sys.stderr or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # so that printing "日" does not fail in Latin-1
@@ -150,14 +151,24 @@ def _print_before_exit(message: str) -> None:
     _print_error(message)
 
 
-def _closed_stream(name: str) -> io.TextIOWrapper:
-    """A stand-in for a stream that was closed at the start, as by `>&-`: writing raises OSError."""
+class _ClosedStream(io.RawIOBase):
+    """Stands in for a stream that was closed at the start, as by `>&-`: its use raises OSError."""
 
-    class Closed(io.RawIOBase):
-        def writable(self) -> bool:
-            return True
+    def __init__(self, name: str) -> None:
+        self._error = OSError(errno.EBADF, os.strerror(errno.EBADF), name)
 
-        def write(self, data: object) -> int:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF), name)
+    def readable(self) -> bool:
+        return True
 
-    return io.TextIOWrapper(io.BufferedWriter(Closed()), encoding="utf-8")
+    def writable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: object) -> int:
+        raise self._error
+
+    def write(self, data: object) -> int:
+        raise self._error
+
+
+def _as_text(stream: io.BufferedReader | io.BufferedWriter) -> io.TextIOWrapper:
+    return io.TextIOWrapper(stream, encoding="utf-8")

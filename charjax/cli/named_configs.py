@@ -34,13 +34,19 @@ def find_config(given: str, flag: str = "") -> Path:
     configs = named_configs()
     if given in configs:
         return configs[given]
-    name = Path(given).with_suffix("").as_posix().removeprefix("configs/")
     by_last_part = {known.rpartition("/")[2]: known for known in configs}
-    nearest = difflib.get_close_matches(name.rpartition("/")[2], by_last_part, n=1)
+    nearest = difflib.get_close_matches(Path(given).stem, by_last_part, n=1)
     hint = f"did you mean {flag}{by_last_part[nearest[0]]}?" if nearest else "see: charjax configs"
     raise InputError(f"{flag}{given}: no such file, and no config of this name; {hint}")
 
 
 def describe(file: Path) -> str:
-    """The docstring of a config file."""
-    return ast.get_docstring(ast.parse(file.read_text("utf-8"))) or ""
+    """The docstring of a config file.
+
+    Raises:
+      InputError: it is not a Python file.
+    """
+    try:
+        return ast.get_docstring(ast.parse(file.read_bytes())) or ""
+    except (SyntaxError, ValueError) as error:
+        raise InputError(f"{file}: is not a Python file ({error}); name a config file") from None

@@ -71,6 +71,7 @@ def test_a_copy_can_be_trained_with_and_is_never_overwritten(tmp_path, capsys):
     [
         (["train", "--config=shakespear"], ["shakespear", "--config=shakespeare"]),
         (["train", "--config=configs/shakespeare.py"], ["--config=shakespeare"]),
+        (["train", "--config=."], ["--config=.: no such file", "see: charjax configs"]),
         (["configs", "grimm"], ["did you mean tutorials/grimm"]),
         (["configs", "zzz"], ["zzz", "see: charjax configs"]),
         (["configs", "--copy"], ["--copy", "shakespeare"]),
@@ -81,6 +82,18 @@ def test_a_wrong_name_is_one_line(arguments, words, capsys):
     line = capsys.readouterr().err
     assert line.count("\n") == 1
     assert all(word in line for word in words)
+
+
+@pytest.mark.parametrize("content", [b"# A page.\n\nIt has words.\n", b'x = "caf\xe9"\n', b"\0"])
+@pytest.mark.parametrize("folder", ["", "elsewhere/"])
+@pytest.mark.parametrize("flags", [(), ("--copy",)])
+def test_a_file_that_is_no_config_is_refused_and_not_copied(content, folder, flags, capsys):
+    Path("elsewhere").mkdir()
+    file = Path(f"{folder}page.md")
+    file.write_bytes(content)
+    assert main(["configs", str(file), *flags]) == 2
+    assert f"{file}: is not a Python file" in capsys.readouterr().err
+    assert [path for path in Path().rglob("*") if path.is_file()] == [file]
 
 
 def test_the_wheel_has_every_folder_of_the_package_and_the_configs():

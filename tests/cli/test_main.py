@@ -384,6 +384,18 @@ def test_a_prompt_may_come_from_a_file_or_standard_input(workspace, capfd, monke
     assert output_of(workspace, without, capfd) == text.removeprefix(prompt)
 
 
+def test_prompts_in_a_file_of_windows_have_no_carriage_returns(workspace, capfd):
+    (workspace.folder / "prompts.txt").write_bytes(b"the cat\r\nsat\r\n")
+    text = output_of(workspace, f"{SAMPLE} --prompts=@prompts.txt --num_chars=0", capfd)
+    assert text == "the cat\n=====\nsat"
+
+
+def test_choices_that_are_not_utf_8_are_refused(workspace, capfd, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff\n"), encoding="utf-8"))
+    assert main.main(workspace.fill(f"{SAMPLE} --pick=2")) == 2
+    assert "standard input: not valid UTF-8" in capfd.readouterr().err.splitlines()[-1]
+
+
 def test_a_backslash_in_a_prompt_is_pointed_out(workspace, capfd):
     """F20: a shell passes a backslash and an n as two characters."""
     words = workspace.fill([*SAMPLE.split(), "--prompt=a\\nb", "--unknown=unk"])
@@ -785,6 +797,17 @@ def test_a_closed_standard_output_is_one_line(arguments, workspace):
     assert done.returncode == 4
     assert done.stderr.splitlines()[-1].startswith(b"charjax: standard output: ")
     assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["train - --workdir=@closed", f"{SAMPLE} --prompt_file=-", "score --file=- --workdir=@run"],
+)
+def test_a_closed_standard_input_is_one_line(arguments, workspace, capfd, monkeypatch):
+    """`charjax ... <&-`: Python then has no `sys.stdin`."""
+    monkeypatch.setattr("sys.stdin", None)
+    assert main.main(workspace.fill(arguments)) in (2, 4)
+    assert "Bad file descriptor" in capfd.readouterr().err.splitlines()[-1]
 
 
 def test_the_parts_of_the_runs_own_text_are_scored(workspace, capfd):

@@ -276,6 +276,7 @@ def test_texts_of_records_are_packed_as_files(tmp_path, suffix, capsys):
         ("abc", ("--start=x",), "not in"),
         ("abc", ("--columns=1",), "only CSV rows have columns"),
         ("abc", ("--process_id=1",), "must be from 0 to 0"),
+        ("abc", ("--num_processes=0",), "--num_processes=0: must be 1 or more"),
         ("abc", ("--field=text",), "neither JSON lines"),
     ],
 )

@@ -25,7 +25,9 @@ def run(args: argparse.Namespace) -> None:
 
     if args.name:
         file = find_config(args.name)
-        text = _copy(file) if args.copy else describe(file)
+        text = describe(file)
+        if args.copy:
+            text = _copy(file)
     elif args.copy:
         raise InputError(
             "--copy: name the config to copy, as in charjax configs shakespeare --copy"
@@ -40,10 +42,10 @@ def run(args: argparse.Namespace) -> None:
 
 def _copy(file: Path) -> str:
     """Copies a config into the current folder; returns the message how to train with it."""
-    copy = Path(file.name)
+    copy, content = Path(file.name), file.read_bytes()
     try:
-        with copy.open("x", encoding="utf-8", newline="") as new:
-            new.write(file.read_text("utf-8"))
+        with copy.open("xb") as new:
+            new.write(content)
     except FileExistsError:
         raise InputError(f"{copy}: exists, and is not overwritten; rename it first") from None
     except OSError as error:

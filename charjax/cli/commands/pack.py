@@ -7,7 +7,13 @@ import logging
 import sys
 from typing import TYPE_CHECKING, Any
 
-from charjax.cli.arguments import add_reading, print_json, reading_options, store_path
+from charjax.cli.arguments import (
+    add_reading,
+    check_process,
+    print_json,
+    reading_options,
+    store_path,
+)
 from charjax.errors import InputError
 
 if TYPE_CHECKING:
@@ -50,11 +56,7 @@ def run(args: argparse.Namespace) -> None:
     from charjax.data.plan import make_plan
     from charjax.runtime.display import make_display, show_messages
 
-    if not 0 <= args.process_id < args.num_processes:
-        raise InputError(
-            f"--process_id={args.process_id}: must be from 0 to {args.num_processes - 1}, less "
-            "than --num_processes"
-        )
+    check_process(args.process_id, args.num_processes)
     options = reading_options(args)
     rules = _rules(options)
     found = [find_files(path, "PATH") for path in args.paths]

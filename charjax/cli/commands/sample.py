@@ -204,7 +204,10 @@ def _picked(
             sys.stderr.write(f"{number}: {escape_controls(repr(word)[1:-1])}\n")
         sys.stderr.write("number, text to add, or nothing to end: ")
         sys.stderr.flush()
-        answer = sys.stdin.readline()
+        try:
+            answer = sys.stdin.readline()
+        except UnicodeDecodeError as error:
+            raise InputError(f"standard input: not valid UTF-8 ({error})") from error
         if not answer.strip("\n"):
             break
         answer = answer.rstrip("\n")
@@ -220,7 +223,7 @@ def _prompts(args: argparse.Namespace) -> list[str]:
     if args.prompt:
         raise InputError("--prompts: give it or --prompt, not both")
     text = _read(args.prompts, "--prompts")
-    return text.removesuffix("\n").replace("\r\n", "\n").split("\n")
+    return text.replace("\r\n", "\n").removesuffix("\n").split("\n")
 
 
 def _prompt(args: argparse.Namespace) -> str:

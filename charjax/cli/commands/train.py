@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from charjax.cli.arguments import add_config, add_workdir, local_path
+from charjax.cli.arguments import add_config, add_workdir, check_process, local_path
 from charjax.cli.config_flags import load_config, override
 from charjax.errors import InputError
 
@@ -153,9 +153,5 @@ def _process_spec(args: argparse.Namespace) -> ProcessSpec | None:
         raise InputError("give --coordinator, --process_id and --num_processes together, or none")
     if not re.fullmatch(r".+:\d{1,5}", coordinator):
         raise InputError(f"--coordinator={coordinator}: must be HOST:PORT, such as node1:12345")
-    if not 0 <= process_id < num_processes:
-        raise InputError(
-            f"--process_id={process_id}: must be from 0 to {num_processes - 1}, one below "
-            f"--num_processes={num_processes}"
-        )
+    check_process(process_id, num_processes)
     return ProcessSpec(coordinator, process_id, num_processes)
