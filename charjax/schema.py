@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -145,6 +146,11 @@ def _required(wanted: Any) -> dict[str, bool] | None:
     if hasattr(wanted, "_field_defaults"):
         return {name: name not in wanted._field_defaults for name in wanted._fields}
     return None
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a value of JSON is a number that a float can hold, not NaN and not infinite."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def _shortened(value: Any) -> str:

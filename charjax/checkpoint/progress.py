@@ -130,10 +130,8 @@ class Progress:
 
 def _is_record(values: Mapping[str, Any]) -> bool:
     """Whether these are finite numbers with the keys of a line of metrics.jsonl."""
-    numbers = [value for value in values.values() if type(value) in (int, float)]
-    is_finite = len(numbers) == len(values) and all(map(math.isfinite, numbers))
     return (
-        is_finite
+        all(map(schema.is_finite, values.values()))
         and {"epoch", "chars_per_second"} <= values.keys()
         and type(values.get("step")) is int
     )

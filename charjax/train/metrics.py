@@ -6,12 +6,12 @@ import io
 import itertools
 import json
 import logging
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from charjax.errors import InputError
+from charjax.schema import is_finite
 from charjax.train.tensorboard import Events
 from charjax.workdir import append, replace
 
@@ -70,16 +70,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def _record(line: bytes, path: Path, number: int) -> dict[str, Any]:
     try:
         record = json.loads(line)
-    except ValueError:  # not JSON, or not UTF-8
+    except (ValueError, RecursionError):  # not JSON, or not UTF-8, or deeply nested
         record = None
     is_record = isinstance(record, dict) and type(record.get("step")) is int
-    if not is_record or not all(map(_is_finite, record.values())):
+    if not is_record or not all(map(is_finite, record.values())):
         raise InputError(f"{path}: line {number} is not a record; correct or delete it")
     return cast(dict[str, Any], record)
-
-
-def _is_finite(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def _val_text_number(record: Mapping[str, Any]) -> Any:

@@ -3,10 +3,12 @@ from __future__ import annotations
 import json
 import math
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from charjax.checkpoint.progress import ExactMean, Progress
+from charjax.errors import InputError
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 losses_of_steps = st.lists(st.floats(-1e30, 1e30) | st.floats(0, 20, width=32))
@@ -34,6 +36,15 @@ def test_the_losses_of_a_run_of_an_older_version_are_read(losses):
     old = Progress().to_json() | {"losses": losses}
     del old["num_losses"]
     assert Progress.from_json(old) == Progress(losses=ExactMean.of(losses))
+
+
+@pytest.mark.parametrize("number", [10**400, math.inf, True, "1"])
+def test_a_pending_record_has_numbers_that_a_float_can_hold(number):
+    record = {"step": 1, "epoch": 0.5, "chars_per_second": 1.0}
+    values = Progress(pending=record).to_json()
+    assert Progress.from_json(values).pending == record
+    with pytest.raises(InputError, match="pending is not a record"):
+        Progress.from_json(values | {"pending": record | {"epoch": number}})
 
 
 def test_a_million_losses_take_a_few_floats():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from charjax.errors import InputError
 from charjax.train.metrics import MetricsLog, draw_curves, read_metrics
 
 RECORDS = [
@@ -21,6 +22,13 @@ def test_records_are_read_as_they_were_written(tmp_path):
         MetricsLog(path).write(record)  # each resumption opens its own
     assert read_metrics(path) == RECORDS
     assert path.read_bytes().count(b"\n") == 2
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"step": 1, "loss": 1e999}', '{"step": true}'])
+def test_a_line_that_is_no_record_is_named(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_text(line)
+    with pytest.raises(InputError, match="line 1 is not a record"):
+        read_metrics(tmp_path / "metrics.jsonl")
 
 
 def test_nan_is_not_written(tmp_path):
