@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -80,11 +80,11 @@ class Speed(NamedTuple):
     evaluation_s: float
 
 
-class _Record(NamedTuple):
+class _ChoiceJson(NamedTuple):
     """The JSON of `choice.json` in a run's folder."""
 
     minutes: float
-    config: Any
+    config: Mapping[str, Any]
     chosen: list[str]
 
 
@@ -205,8 +205,7 @@ def choose_config(
         speed, elapsed = measure(config)
         config = override(with_steps(config, speed, 60 * minutes - elapsed))
         chosen = describe_choice(config, row, len(text), minutes, speed)
-        record = _Record(minutes, to_dict(config), chosen)
-        files.write_choice(record._asdict())
+        files.write_choice(_ChoiceJson(minutes, to_dict(config), chosen)._asdict())
     for line in chosen:
         _logger.info(line)
     return config
@@ -226,7 +225,7 @@ def keep_input(workdir: Path, data: bytes) -> str:
         if not data:
             raise InputError("TEXT: standard input is empty")
         replace_content(files.input, data)
-    elif data and data != files.input.read_bytes():
+    elif data and not (files.input.exists() and data == files.input.read_bytes()):
         raise InputError(
             f"{files.input}: is another text than that of standard input; choose another --workdir"
         )
@@ -257,9 +256,9 @@ def _recorded(files: Workdir, path: str, minutes: float | None) -> Config:
     """The recorded config, with `data.path` replaced by `path`."""
     try:
         values = json.loads(read_regular(files.choice, _MAX_RECORD_BYTES).decode("utf-8"))
-        record: _Record = schema.parse(_Record, values, files.choice.name)
+        record: _ChoiceJson = schema.parse(_ChoiceJson, values, files.choice.name)
         config = from_saved(record.config)
-    except (ValueError, InputError) as error:
+    except (ValueError, RecursionError, InputError) as error:
         raise InputError(
             f"{files.choice}: cannot be read ({error}); choose another --workdir"
         ) from None

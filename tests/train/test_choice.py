@@ -115,9 +115,12 @@ def test_the_run_of_a_config_is_not_taken_over(chosen):
         chosen.choose()
 
 
-def test_a_damaged_record_is_one_line(chosen):
+@pytest.mark.parametrize(
+    "record", ['{"minutes": 1}', '{"minutes": 1, "config": [], "chosen": []}', "[" * 100_000]
+)
+def test_a_damaged_record_is_one_line(chosen, record):
     chosen.choose()
-    (chosen.workdir / "choice.json").write_text('{"minutes": 1}')
+    (chosen.workdir / "choice.json").write_text(record)
     with pytest.raises(InputError, match=r"choice\.json: cannot be read"):
         chosen.choose()
 
@@ -151,9 +154,21 @@ def test_the_command_trains_a_text_resumes_it_and_keeps_standard_input(
     out = capsys.readouterr().out
     assert "chosen: as recorded in" in out
     assert "resuming run at step 10" in out
-    text.buffer = io.BytesIO(b"another text")
-    assert main(["train", "-", "--workdir=run", *flags]) == 2
-    assert "input.txt: is another text" in capsys.readouterr().err
+    for _ in range(2):
+        text.buffer = io.BytesIO(b"another text")
+        assert main(["train", "-", "--workdir=run", *flags]) == 2
+        assert "input.txt: is another text" in capsys.readouterr().err
+        (tmp_path / "run" / "input.txt").unlink(missing_ok=True)  # as of a run that had a file
+
+
+def test_a_text_without_a_validation_split_is_trained(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(choice, "find_row", lambda *_: TINY)
+    monkeypatch.setattr(warm_up, "_MIN_S", 0.01)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text(PROSE)
+    flags = ["--config.data.split=(1.0, 0.0, 0.0)", "--config.train.max_steps=10"]
+    assert main(["train", "text.txt", *flags, "--config.train.eval_every=10"]) == 0
+    assert "step 10 of 10 is done" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
