@@ -49,6 +49,6 @@ def _redirect_native_output(log: Path) -> int:
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.close(file)
-    sys.stdout = os.fdopen(stdout, "w", encoding=sys.stdout.encoding, buffering=1)
-    sys.stderr = os.fdopen(stderr, "w", encoding=sys.stderr.encoding, buffering=1)
+    sys.stdout = os.fdopen(stdout, "w", 1, sys.stdout.encoding, sys.stdout.errors)
+    sys.stderr = os.fdopen(stderr, "w", 1, sys.stderr.encoding, sys.stderr.errors)
     return stderr
