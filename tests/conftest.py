@@ -47,8 +47,8 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["CHARJAX_TEST_CACHE"]
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 # Processes share bytecode, too, also where the environment of a container turns it off.
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-sys.dont_write_bytecode = False
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+    sys.dont_write_bytecode = False
 # The tests are about values: compiling quickly matters more than running quickly.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
