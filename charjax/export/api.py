@@ -18,8 +18,14 @@ from charjax.config import ModelConfig, to_dict
 from charjax.errors import InputError
 from charjax.export import c, html, hub, keras, onnx_graph, program, torch
 from charjax.export.files import template, write_file, write_folder
-from charjax.export.weights import named_weights, safetensors, sampling_metadata
+from charjax.export.weights import (
+    named_weights,
+    safetensors,
+    sampling_metadata,
+    vocabulary_metadata,
+)
 from charjax.inference.load import TrainedModel
+from charjax.runtime.paths import without_folders
 
 # What every format can hold: cells, parameters by name, and fields of `ModelConfig` that either
 # give the sizes or have no effect on a trained model.
@@ -35,18 +41,16 @@ class Format(NamedTuple):
     """A format of exports.
 
     Attributes:
-      description: one line, for `charjax export --help`.
       files: trained model -> contents by name, for a folder; or the content of a single file.
       any_model: whether it holds every model of charjax; if not, those without `unusual_parts`.
     """
 
-    description: str
     files: Callable[[TrainedModel], dict[str, bytes] | bytes]
     any_model: bool = False
 
 
 def export_model(trained: TrainedModel, out: Path, *, format: str = "program") -> None:
-    """Writes a model in one of the formats.
+    """Writes a model in one of the formats, without the folders of paths, which may be private.
 
     Args:
       trained: the model.
@@ -62,7 +66,7 @@ def export_model(trained: TrainedModel, out: Path, *, format: str = "program") -
     parts = [] if FORMATS[format].any_model else unusual_parts(trained)
     if parts:
         raise InputError(f"--format={format}: cannot hold {', '.join(parts)}; use --format=program")
-    content = FORMATS[format].files(trained)
+    content = FORMATS[format].files(_without_folders(trained))
     if isinstance(content, bytes):
         write_file(out, content)
         size = len(content)
@@ -95,6 +99,20 @@ def unusual_parts(trained: TrainedModel) -> list[str]:
     return [f"model.{field}={given[field]}" for field in fields] + parameters
 
 
+def _without_folders(trained: TrainedModel) -> TrainedModel:
+    """The model with no folder in what it says of its text and of the source of its weights."""
+    config, meta = trained.config, trained.meta
+    config = replace(
+        config,
+        data=replace(config.data, path=without_folders(config.data.path)),
+        train=replace(config.train, init_from=without_folders(config.train.init_from)),
+    )
+    meta = meta | {"corpus": meta["corpus"] | {"name": without_folders(meta["corpus"]["name"])}}
+    if "source" in meta:
+        meta |= {"source": meta["source"] | {"path": without_folders(meta["source"]["path"])}}
+    return replace(trained, config=config, meta=meta)
+
+
 def _program(trained: TrainedModel) -> dict[str, bytes]:
     return program.program_files(trained) | _shared_files(trained, "weights.safetensors")
 
@@ -104,10 +122,6 @@ def _numpy(trained: TrainedModel) -> dict[str, bytes]:
         "generate.py": template("generate.py").encode(),
         **_shared_files(trained, "model.safetensors"),
     }
-
-
-def _onnx(trained: TrainedModel) -> bytes:
-    return onnx_graph.onnx_model(trained)
 
 
 def _torch(trained: TrainedModel) -> dict[str, bytes]:
@@ -146,18 +160,16 @@ def _token_files(trained: TrainedModel) -> dict[str, bytes]:
 
 
 def _vocabulary(trained: TrainedModel) -> bytes:
-    return json.dumps(trained.vocab.to_json() | {"start": trained.vocab.start}).encode()
+    return json.dumps(vocabulary_metadata(trained.vocab)).encode()
 
 
 FORMATS = {
-    "program": Format(
-        "one step of sampling as a jax.export program, any batch size", _program, True
-    ),
-    "numpy": Format("a folder with generate.py, which needs only numpy", _numpy),
-    "html": Format("one page that opens from disk in a browser, int8 weights", html.html_file),
-    "c": Format("one C99 file for microcontrollers, int8 weights", c.c_file),
-    "onnx": Format("one ONNX file: tokens and state in, logits and state out", _onnx),
-    "torch": Format("safetensors that a torch module loads by load_state_dict", _torch),
-    "keras": Format("a .weights.h5 that a Keras 3 model loads", _keras),
-    "hub": Format("a repository of a model hub, which charjax reads back", _hub, True),
+    "program": Format(_program, any_model=True),
+    "numpy": Format(_numpy),
+    "html": Format(html.html_file),
+    "c": Format(c.c_file),
+    "onnx": Format(onnx_graph.onnx_model),
+    "torch": Format(_torch),
+    "keras": Format(_keras),
+    "hub": Format(_hub, any_model=True),
 }

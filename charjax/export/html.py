@@ -12,7 +12,7 @@ import json
 from charjax.config import to_dict
 from charjax.export.page import Page, bytes_element
 from charjax.export.quantized import quantize_model
-from charjax.export.weights import Arrays, safetensors
+from charjax.export.weights import Arrays, safetensors, vocabulary_metadata
 from charjax.inference.load import TrainedModel
 
 _PAGE = Page("write.html", ("parts.js", "model.js", "write.js", "local.js"))
@@ -35,7 +35,7 @@ def _weights(trained: TrainedModel) -> bytes:
         arrays |= {name: kernel.integers, f"{name}.scales": kernel.scales}
     facts = {
         "config": to_dict(model.config),
-        "vocabulary": trained.vocab.to_json() | {"start": trained.vocab.start},
+        "vocabulary": vocabulary_metadata(trained.vocab),
         "about": _about(trained),
     }
     return safetensors(arrays, {name: json.dumps(value) for name, value in facts.items()})

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from charjax.config import to_dict
-from charjax.export.weights import named_weights, safetensors
+from charjax.export.weights import named_weights, safetensors, vocabulary_metadata
 from charjax.inference.hub import FORMAT, HubConfig
 from charjax.inference.load import TrainedModel
 from charjax.model.network import parameter_count
@@ -26,11 +25,10 @@ def hub_files(trained: TrainedModel) -> dict[str, bytes]:
     Raises:
       InputError: the package safetensors is not installed.
     """
-    vocabulary = json.dumps(trained.vocab.to_json() | {"start": trained.vocab.start}).encode()
     arrays = {name: _compact(array) for name, array in named_weights(trained.params).items()}
     files = {
         "model.safetensors": safetensors(arrays, {"format": "charjax"}),
-        "vocabulary.json": vocabulary,
+        "vocabulary.json": json.dumps(vocabulary_metadata(trained.vocab)).encode(),
     }
     files["config.json"] = json.dumps(_config(trained, files), indent=2).encode()
     return files | {"README.md": _card(trained).encode()}
@@ -45,11 +43,7 @@ def _compact(array: Any) -> np.ndarray:
 
 def _config(trained: TrainedModel, files: dict[str, bytes]) -> dict[str, Any]:
     run = {name: value for name, value in trained.meta.items() if name not in _NOT_COPIED}
-    data = replace(trained.config.data, path=_file_names(trained.config.data.path))
-    run["config"] = to_dict(replace(trained.config, data=data))
-    run["corpus"] = run["corpus"] | {"name": _file_names(run["corpus"]["name"])}
-    if "source" in run:
-        run["source"] = run["source"] | {"path": _file_names(run["source"]["path"])}
+    run["config"] = to_dict(trained.config)
     config = HubConfig(
         format=FORMAT,
         run=run,
@@ -61,16 +55,10 @@ def _config(trained: TrainedModel, files: dict[str, bytes]) -> dict[str, Any]:
     return {"model_type": "charjax", "architectures": ["CharRNN"], **config._asdict()}
 
 
-def _file_names(paths: str) -> str:
-    """Paths without their folders, which may be private."""
-    return ",".join(path.rpartition("/")[2] for path in paths.split(","))
-
-
 def _card(trained: TrainedModel) -> str:
     """The model card; at its top the metadata that the hub reads."""
     model, corpus, loss = trained.config.model, trained.meta["corpus"], trained.val_loss
-    text = _file_names(corpus["name"])
-    name = f"{model.cell}-{model.layers}x{model.hidden}-{text}"
+    name = f"{model.cell}-{model.layers}x{model.hidden}-{corpus['name']}"
     measured = "It was not evaluated on held-out text."
     if loss is not None:
         measured = (
@@ -84,7 +72,7 @@ def _card(trained: TrainedModel) -> str:
         layers=model.layers,
         hidden=model.hidden,
         parameters=parameter_count(trained.params),
-        corpus=text,
+        corpus=corpus["name"],
         chars=corpus.get("chars", 0),
         sha256=corpus.get("sha256", "unknown"),
         notice=f"\n\nNotice: {corpus['notice']}" if corpus.get("notice") else "",
@@ -108,10 +96,9 @@ def _metadata(trained: TrainedModel, name: str) -> str:
             "name": "bits per character, validation",
             "value": round(trained.val_loss / math.log(2), 4),
         }
-        corpus = _file_names(trained.meta["corpus"]["name"])
         result = {
             "task": {"type": "text-generation", "name": "character-level language modelling"},
-            "dataset": {"type": "text", "name": corpus},
+            "dataset": {"type": "text", "name": trained.meta["corpus"]["name"]},
             "metrics": [metric],
         }
         values["model-index"] = [{"name": name, "results": [result]}]

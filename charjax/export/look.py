@@ -14,6 +14,7 @@ from charjax.export.page import Page, json_element
 from charjax.inference.inspection import Inspection
 from charjax.inference.predictions import Predictions
 from charjax.inference.units import Separation
+from charjax.runtime.paths import without_folders
 
 _PAGE = Page("look.html", ("parts.js", "look.js"))
 _MAX_ACTIVATIONS = 13_000_000  # bytes in the page; base64 adds a third
@@ -34,7 +35,7 @@ def look_page(inspection: Inspection) -> bytes:
     model = trained.config.model
     units = _kept_units(inspection)
     facts = {
-        "title": f"{trained.meta['corpus']['name']}: what the model sees",
+        "title": f"{without_folders(trained.meta['corpus']['name'])}: what the model sees",
         "description": f"{model.cell.upper()}, {model.layers} x {model.hidden} units, step "
         f"{trained.step:,}. {ids.size:,} characters, {inspection.predictions.nats.mean():.3f} nats "
         "each.",

@@ -13,7 +13,14 @@ import numpy as np
 
 from charjax.config import ModelConfig, to_dict
 from charjax.export.files import SIGNATURE
-from charjax.export.weights import embedding, hidden_bias, import_extra, reorder, sampling_metadata
+from charjax.export.weights import (
+    embedding,
+    hidden_bias,
+    import_extra,
+    reorder,
+    sampling_metadata,
+    vocabulary_metadata,
+)
 from charjax.inference.load import TrainedModel
 from charjax.types import PyTree
 
@@ -132,9 +139,8 @@ class _Graph:
 
 def _metadata(trained: TrainedModel) -> dict[str, str]:
     """Config, vocabulary, and what a program needs to sample as charjax does."""
-    vocab = trained.vocab
     return {
         "config": json.dumps(to_dict(trained.config)),
-        "vocabulary": json.dumps(vocab.to_json() | {"start": vocab.start}),
-        "sampling": json.dumps(sampling_metadata(vocab)),
+        "vocabulary": json.dumps(vocabulary_metadata(trained.vocab)),
+        "sampling": json.dumps(sampling_metadata(trained.vocab)),
     }

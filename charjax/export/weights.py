@@ -47,6 +47,11 @@ def import_extra(package: str, *, extra: str) -> ModuleType:
         ) from error
 
 
+def vocabulary_metadata(vocab: Vocab) -> dict[str, object]:
+    """The vocabulary, and the token to read where there is no prompt, as JSON values."""
+    return vocab.to_json() | {"start": vocab.start}
+
+
 def sampling_metadata(vocab: Vocab) -> dict[str, object]:
     """How charjax samples, as JSON values: masked tokens, the token that ends a text, the noise."""
     return {

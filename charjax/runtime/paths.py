@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import PureWindowsPath
 
 from charjax.errors import InputError
 
@@ -40,6 +41,11 @@ def expand_path(given: str, option: str) -> str:
     if given.startswith("~") and path.startswith("~"):
         raise InputError(f"{option}={given}: there is no such user; write ./{given} for a file")
     return path
+
+
+def without_folders(paths: str) -> str:
+    """The names at the end of paths with commas between them, for texts that others read."""
+    return ",".join(PureWindowsPath(path).name for path in paths.split(","))  # splits at / and \
 
 
 def is_address(path: str) -> bool:

@@ -13,6 +13,7 @@ from charjax.data.vocab import check_ids
 from charjax.errors import InputError
 from charjax.inference.load import TrainedModel
 from charjax.inference.texts import encode_prompt
+from charjax.runtime.paths import without_folders
 from charjax.serve.engine import Engine
 from charjax.serve.errors import ProtocolError
 from charjax.serve.jobs import Prompt
@@ -86,7 +87,7 @@ class ServedModel:
             "vocab_size": len(vocab),
             "step": trained.step,
             "val_loss": trained.val_loss,
-            "corpus": trained.meta["corpus"]["name"],
+            "corpus": without_folders(trained.meta["corpus"]["name"]),
             "start": self.start_string,
             "characters": "".join(vocab.characters),
             "unit": vocab.unit,

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from charjax.config import ModelConfig
+from charjax.config import DataConfig, ModelConfig, TrainConfig
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.export.api import FORMATS, export_model, unusual_parts
@@ -300,6 +300,24 @@ def test_an_export_may_be_repeated_and_overwrites_nothing_else(format, tmp_path)
             export_model(trained, target, format=format)
         assert foreign.read_text() == "mine"
         foreign.unlink()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_an_export_names_no_folder_of_the_user(format, tmp_path):
+    trained, out = trained_like(MODELS["gru-1-embed"]), tmp_path / "out"
+    paths = r"/home/secret/tea.txt,C:\secret\cup.txt"  # of any system
+    config = dataclasses.replace(
+        trained.config,
+        data=DataConfig(path=paths),
+        train=TrainConfig(max_steps=1, init_from="/home/secret/run"),
+    )
+    source = {"kind": "charjax", "path": "/home/secret/run", "sha256": "00"}
+    meta = {"corpus": {"name": paths}, "source": source}
+    export_model(dataclasses.replace(trained, config=config, meta=meta), out, format=format)
+    for file in out.iterdir() if out.is_dir() else [out]:
+        assert b"secret" not in file.read_bytes()
+    if format == "numpy":
+        assert b"tea.txt,cup.txt" in (out / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("format", ["program", "onnx"])
