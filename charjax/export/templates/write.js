@@ -225,12 +225,15 @@ function startPage(model) {
   }
 
   /** Writes what the page's address asks for, if it asks for anything. */
-  function openLink() {
+  async function openLink() {
     const values = new URLSearchParams(location.hash.slice(1));
     if (!values.has("seed")) return;
     at("prompt").value = values.get("prompt") ?? "";
     const names = [...at("model").options].map((option) => option.value);
-    if (names.includes(values.get("model"))) at("model").value = values.get("model");
+    if (names.includes(values.get("model"))) {
+      at("model").value = values.get("model");
+      await load();
+    }
     for (const [name, field] of Object.entries(fields)) {
       if (values.has(name)) field.value = values.get(name);
     }
