@@ -55,7 +55,7 @@ def convert(file: Path, source: str, vocabulary: Path, out: Path) -> None:
     meta = _meta(config, found.vocab, params, SourceMeta(source, str(file), sha256))
     _write(workdir, params, meta)
     _logger.info(
-        "%s: %s %d x %d, %s, vocabulary of %d, %s parameters; not from the file: %s",
+        "%s: %s %d x %d, %s, vocabulary of %d, %s parameters; %s",
         out,
         config.cell,
         config.layers,
@@ -63,16 +63,17 @@ def convert(file: Path, source: str, vocabulary: Path, out: Path) -> None:
         f"embedding of {config.embed}" if config.embed else "one-hot input",
         len(found.vocab),
         f"{parameter_count(params):,}",
-        _assumed(model, file),
+        _activations(model),
     )
 
 
-def _assumed(model: ForeignModel, file: Path) -> str:
-    """Properties of the model that its arrays do not show, and that charjax assumes."""
-    activation = {"rnn": "tanh", "gru": "reset_after with sigmoid and tanh"}
-    return activation.get(model.cell, "sigmoid and tanh") + (
-        " (checked against its layers)" if file.suffix == ".keras" else ""
-    )
+def _activations(model: ForeignModel) -> str:
+    """What a model's arrays do not show, and whether its file said it."""
+    named = {"rnn": "tanh", "gru": "reset_after with sigmoid and tanh"}
+    words = named.get(model.cell, "sigmoid and tanh")
+    if model.are_layers_checked:
+        return f"its layers have {words}"
+    return f"assumed, as the file does not say it: {words}"
 
 
 def _meta(model: ModelConfig, vocab: Vocab, params: PyTree, source: SourceMeta) -> RunMeta:

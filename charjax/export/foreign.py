@@ -43,6 +43,7 @@ class ForeignModel(NamedTuple):
       embedding: [vocab, embed]; None if the first layer reads one-hot vectors.
       output_kernel: [hidden, vocab].
       output_bias: [vocab].
+      are_layers_checked: whether the file also said how each layer computes, and that was checked.
     """
 
     cell: str
@@ -50,6 +51,7 @@ class ForeignModel(NamedTuple):
     embedding: np.ndarray | None
     output_kernel: np.ndarray
     output_bias: np.ndarray
+    are_layers_checked: bool = False
 
 
 def cell_of(recurrent_kernel: Float[np.ndarray, "hidden gates"], where: str) -> str:

@@ -53,17 +53,18 @@ def read_keras(file: Path) -> ForeignModel:
       OSError: it cannot be read.
     """
     h5py = import_extra("h5py", extra="export")
-    content = read_file(file)
+    content, are_layers_checked = read_file(file), False
     if zipfile.is_zipfile(io.BytesIO(content)):
-        content = _unpack(content, file)
+        content, are_layers_checked = _unpack(content, file)
     with _as_input_errors(file), h5py.File(io.BytesIO(content), "r") as opened:
         arrays = _collect(h5py, opened, len(content))
     arrays = {name: a for name, a in arrays.items() if not _NOT_WEIGHTS.fullmatch(name)}
-    return _model({name: as_float32(name, array) for name, array in arrays.items()})
+    model = _model({name: as_float32(name, array) for name, array in arrays.items()})
+    return model._replace(are_layers_checked=are_layers_checked)
 
 
-def _unpack(content: bytes, file: Path) -> bytes:
-    """The weights in a `.keras` archive; checks the layers that it describes."""
+def _unpack(content: bytes, file: Path) -> tuple[bytes, bool]:
+    """(the weights in a `.keras` archive, whether it describes its layers, which are checked)."""
     with _as_input_errors(file), zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = {info.filename: info for info in archive.infolist()}
         if not {"config.json", "model.weights.h5"} <= members.keys():
@@ -74,9 +75,10 @@ def _unpack(content: bytes, file: Path) -> bytes:
             limit = _MAX_CONFIG_BYTES if name == "config.json" else 20 * len(content)
             if members[name].file_size > limit:
                 raise InputError(f"{file}: {name} is too large")
-        for kind, fields in _layer_configs(json.loads(archive.read("config.json")), 0):
+        layers = list(_layer_configs(json.loads(archive.read("config.json")), 0))
+        for kind, fields in layers:
             _check_layer(kind, fields)
-        return archive.read("model.weights.h5")
+        return archive.read("model.weights.h5"), bool(layers)
 
 
 def _layer_configs(values: Any, depth: int) -> Iterator[tuple[str, dict[str, Any]]]:

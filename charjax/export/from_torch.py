@@ -130,7 +130,7 @@ def _layer(arrays: Arrays, module: str, number: str) -> ForeignLayer:
 
     kernel, recurrent = part("weight_ih").T, part("weight_hh").T
     biases = [np.zeros(recurrent.shape[1], np.float32)] * 2
-    if f"{module}bias_ih{number}" in arrays:
+    if {f"{module}bias_ih{number}", f"{module}bias_hh{number}"} & arrays.keys():
         biases = [part("bias_ih"), part("bias_hh")]
     return ForeignLayer(kernel, recurrent, *biases)
 

@@ -202,6 +202,7 @@ def state_dict(gates: int = 3, hidden: int = 4, **changes: object) -> dict[str, 
         (state_dict(gates=2), r"no recurrent kernel of a GRU, LSTM or RNN"),
         (state_dict(**{"rnn.weight_hh_l0": None}), "rnn.weight_hh_l0 is missing"),
         (state_dict(**{"rnn.bias_hh_l0": None}), "rnn.bias_hh_l0 is missing"),
+        (state_dict(**{"rnn.bias_ih_l0": None}), "rnn.bias_ih_l0 is missing"),
         (state_dict(**{"head.weight": None, "head.bias": None}), "is [2, 5], not [4, 5]"),
         ({"head.weight": np.zeros((5, 4), "f")}, "no GRU, LSTM or RNN"),
         (state_dict(**{"head.bias": np.array([np.nan] * 5, "f")}), "head.bias: is not finite"),
@@ -265,10 +266,13 @@ def keras_zip(arrays: dict[str, np.ndarray], **fields: object) -> bytes:
         {"class_name": gru.pop("kind", "GRU"), "config": gru},
         {"class_name": "Dense", "config": {"activation": "softmax"}},
     ]
+    return keras_archive(arrays, {"layers": layers})
+
+
+def keras_archive(arrays: dict[str, np.ndarray], config: dict[str, object]) -> bytes:
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
-        config = {"class_name": "Sequential", "config": {"layers": layers}}
-        archive.writestr("config.json", json.dumps(config))
+        archive.writestr("config.json", json.dumps({"class_name": "Model", "config": config}))
         archive.writestr("model.weights.h5", h5(arrays))
     return content.getvalue()
 
@@ -320,6 +324,25 @@ def test_a_keras_file_with_an_optimizer_is_read(archived, tmp_path):
     assert load_trained(tmp_path / "run", which="best").config.model == ModelConfig(
         cell="gru", hidden=4, embed=2
     )
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (keras_zip(keras_arrays()), "its layers have reset_after"),
+        (h5(keras_arrays()), "assumed, as the file does not say it: reset_after"),
+        (keras_archive(keras_arrays(), {"name": "mine"}), "assumed, as the file does not say it"),
+    ],
+    ids=["sequential", "weights alone", "a class of the user"],
+)
+def test_layers_are_said_to_be_checked_only_where_the_file_describes_them(
+    content, said, tmp_path, capfd
+):
+    (tmp_path / "m.keras").write_bytes(content)
+    (tmp_path / "v.txt").write_text("abcde")
+    flags = ["--from=keras", f"--vocabulary={tmp_path}/v.txt", f"--out={tmp_path}/run"]
+    assert main(["convert", str(tmp_path / "m.keras"), *flags]) == 0
+    assert said in capfd.readouterr().err
 
 
 def test_a_link_in_an_hdf5_file_is_not_followed(tmp_path, capfd):
