@@ -47,13 +47,13 @@ def known_lines(trained: TrainedModel) -> frozenset[str]:
     """
     corpus = training_text(trained, "--new")
     if not trained.vocab.boundary:
-        return frozenset(_decoded(trained, corpus.text).split("\n"))
+        return frozenset(decoded(trained, corpus.text).split("\n"))
     starts = [*corpus.document_starts.tolist(), len(corpus.text)]
-    return frozenset(_decoded(trained, corpus.text[a:b]) for a, b in pairwise(starts))
+    return frozenset(decoded(trained, corpus.text[a:b]) for a, b in pairwise(starts))
 
 
-def _decoded(trained: TrainedModel, text: str) -> str:
-    """The text as samples are decoded: bytes are UTF-8."""
+def decoded(trained: TrainedModel, text: str) -> str:
+    """A `Corpus.text` as samples are decoded: bytes are UTF-8."""
     if trained.vocab.unit == "codepoint":
         return text
     return text.encode("latin-1").decode("utf-8", errors="replace")

@@ -9,16 +9,17 @@ import logging
 import numpy as np
 from jaxtyping import UInt64
 
-from charjax.data.corpus import load_corpus
-from charjax.errors import CharjaxError
+from charjax.errors import CharjaxError, InputError
 from charjax.inference.copying import CopyTable, copy_table
 from charjax.inference.load import TrainedModel
-from charjax.inference.training_text import training_text
+from charjax.inference.training_text import decoded, training_text
 from charjax.serve.errors import ProtocolError
 
 _logger = logging.getLogger(__name__)
 
 _BASE = 0x9E3779B97F4A7C15  # odd, so that its powers have inverses modulo 2**64
+_MAX_CHARS = 50_000_000  # of a training text: the hashes take 50 bytes a character at the peak
+_NO_TEXT = "the training text is not here, has changed, or is too large"
 Hashes = UInt64[np.ndarray, " windows"]
 
 
@@ -33,11 +34,11 @@ def copied_passages(trained: TrainedModel, text: str, min_chars: int) -> list[tu
       min_chars: length of the shortest passage.
 
     Raises:
-      ProtocolError: the training text is gone, or has changed.
+      ProtocolError: the training text is gone, has changed, or is too large.
     """
     known = _known_windows(_Source(trained), min_chars)
     if known is None:
-        raise ProtocolError(404, "the training text is not here, or has changed", code="no_text")
+        raise ProtocolError(404, _NO_TEXT, code="no_text")
     windows = _window_hashes(text, min_chars)
     at = np.searchsorted(known, windows)
     found = known[np.minimum(at, known.size - 1)] == windows if known.size else at < 0
@@ -55,17 +56,14 @@ def table_against_copying(trained: TrainedModel, max_copy: int) -> CopyTable:
     """What keeps the sampler from copying more than `max_copy` characters; takes seconds at first.
 
     Raises:
-      ProtocolError: the training text is gone, or has changed.
+      ProtocolError: the training text is gone, has changed, or is too large.
     """
     try:
         return _table(_Source(trained), max_copy)
     except CharjaxError as error:
         _logger.warning("%s", error)
         raise ProtocolError(
-            400,
-            "max_copy: the training text is not here, or has changed",
-            param="max_copy",
-            code="no_text",
+            400, f"max_copy: {_NO_TEXT}", param="max_copy", code="no_text"
         ) from None
 
 
@@ -92,17 +90,15 @@ def _table(source: _Source, max_copy: int) -> CopyTable:
 def _known_windows(source: _Source, length: int) -> Hashes | None:
     """The sorted hashes of all passages of a length of the training text; None: it is not here."""
     try:
-        corpus = load_corpus(source.trained.config.data)
-        text = corpus.text
+        corpus = training_text(source.trained, "copied passages")
+        if corpus.chars > _MAX_CHARS:
+            raise InputError(
+                f"copied passages: {corpus.name} has more than {_MAX_CHARS:,} characters"
+            )
     except CharjaxError as error:
-        _logger.warning("no passages can be found: %s", error)
+        _logger.warning("%s", error)
         return None
-    if corpus.sha256 != source.sha256:
-        _logger.warning("no passages can be found: %s has changed", corpus.name)
-        return None
-    if source.trained.vocab.unit == "byte":
-        text = text.encode("latin-1").decode("utf-8", "replace")
-    hashes: Hashes = np.unique(_window_hashes(text, length))
+    hashes: Hashes = np.unique(_window_hashes(decoded(source.trained, corpus.text), length))
     return hashes
 
 

@@ -45,9 +45,10 @@ class Engine:
         with self._changed:
             if self._is_closed:
                 raise ProtocolError(503, "the server is shutting down")
-            self._check_queue(len(jobs and texts))
-            self._waiting.extend(jobs)
-            self._changed.notify()
+            if jobs:
+                self._check_queue(len(texts))
+                self._waiting.extend(jobs)
+                self._changed.notify()
 
     def _check_queue(self, num_new: int) -> None:
         # Of the texts themselves: a client may have its answer before the thread goes on.

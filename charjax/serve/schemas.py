@@ -27,7 +27,7 @@ def completion_schema(limits: RequestLimits) -> dict[str, Any]:
         "model": {"type": ["string", "null"], "description": "Default: the first model."},
         "prompt": {"anyOf": [*prompts, null], "description": "Default: an empty string."},
         "n": _integer(1, 1, limits.max_texts),
-        "max_tokens": _integer(16, 0, limits.max_tokens),
+        "max_tokens": _integer(min(16, limits.max_tokens), 0, limits.max_tokens),
         "stop": {"anyOf": [stop, stops, null]},
         "until_lines": _integer(0, 0, limits.max_tokens, "The text ends after this many lines."),
         "seed": {"type": ["integer", "null"], "minimum": 0, "maximum": 2**32 - 1},

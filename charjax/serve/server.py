@@ -80,7 +80,7 @@ def listen(host: str, port: int) -> socket.socket:
     """A listening socket.
 
     Raises:
-      InputError: there is no such port.
+      InputError: there is no such port, or the name of the host is malformed.
       HostError: the address cannot be used.
     """
     if not 0 <= port < 2**16:
@@ -88,6 +88,8 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
+    except UnicodeError:  # of the encoding of names: an empty label, or one of 64 characters
+        raise InputError(f"--host={host}: must be an IP address or the name of a host") from None
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
         raise HostError(f"--host={host} --port={port}: {reason}; give another one") from error

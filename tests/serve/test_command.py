@@ -42,7 +42,19 @@ def test_a_port_that_is_taken_is_an_error_of_the_host(capsys):
     )
 
 
-@pytest.mark.parametrize("content", [b"", b"two words", b"\xff", None])
+def test_a_malformed_host_is_refused(capsys):
+    for host in ("a..b", "a" * 64):
+        code, line = fails(capsys, f"--host={host}", "--port=0")
+        assert (code, line.startswith(f"charjax: --host={host}: must be an IP")) == (2, True)
+
+
+def test_a_key_that_clients_cannot_send_is_refused(capsys, monkeypatch):
+    monkeypatch.setenv("CHARJAX_API_KEY", "schlüssel")
+    code, line = fails(capsys, "--port=0")
+    assert (code, line.startswith("charjax: CHARJAX_API_KEY: must have one word")) == (2, True)
+
+
+@pytest.mark.parametrize("content", [b"", b"two words", b"\xff", "schlüssel".encode(), None])
 def test_a_key_file_without_a_key_is_refused(tmp_path, capsys, content):
     file = tmp_path / "key"
     if content is not None:

@@ -11,6 +11,7 @@ import pytest
 from charjax.inference.evaluate import char_nats
 from charjax.inference.sampling import Sampling
 from charjax.inference.texts import sample_texts
+from charjax.serve.limits import RequestLimits
 from tests.serve.asgi import complete, post, request
 from tests.serve.conftest import RANDOM
 
@@ -49,6 +50,11 @@ def test_the_defaults_are_those_of_the_protocol(app):
     assert answer["choices"][0]["logprobs"] is None
     nulls = dict.fromkeys(("prompt", "n", "max_tokens", "temperature", "top_p", "stop", "stream"))
     assert texts(complete(app, seed=1, **nulls)) == texts(answer)
+
+
+def test_the_default_length_is_within_the_limit_of_the_server(server):
+    app = server.with_options(RequestLimits(max_tokens=8))
+    assert complete(app, prompt="a")["usage"]["completion_tokens"] == 8
 
 
 def test_without_a_seed_one_is_drawn_and_returned(app):

@@ -57,6 +57,12 @@ def test_a_text_that_is_gone_or_changed_is_said(trained):
         assert (error.value.status, error.value.code) == (404, "no_text")
 
 
+def test_a_text_too_large_for_the_memory_of_a_server_is_said(trained, monkeypatch):
+    monkeypatch.setattr("charjax.serve.copies._MAX_CHARS", len(TEXT) - 1)
+    with pytest.raises(ProtocolError, match="too large"):
+        copied_passages(trained, "a dark and stormy", 11)
+
+
 def test_max_copy_is_that_of_the_command(small_batches, tmp_path):
     file = tmp_path / "text.txt"
     file.write_text("abcdefghij\n" * 9, "utf-8")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import importlib.util
 import logging
 import os
+import re
 
 from charjax.cli.arguments import add_checkpoint, add_weights, load_folder, local_path
 from charjax.errors import InputError
@@ -69,9 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Serves until SIGINT or SIGTERM."""
     _check_packages()
-    limits = RequestLimits(
-        **{field.name: getattr(args, field.name) for field in dataclasses.fields(RequestLimits)}
-    )
+    limits = RequestLimits(**{name: getattr(args, name) for name in _LIMITS})
     key = _read_key(args)
     from charjax.serve.app import make_app
     from charjax.serve.models import Models
@@ -103,17 +101,20 @@ def _read_key(args: argparse.Namespace) -> str:
     """The key that clients must send; "": none.
 
     Raises:
-      InputError: the file cannot be read, or there is no key in it.
+      InputError: the file cannot be read, or the key is not one word of ASCII characters.
     """
-    if not args.key_file:
-        return os.environ.get(_KEY_VARIABLE, "").strip()
-    try:
-        key: str = args.key_file.read_text("utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not valid UTF-8"
-        raise InputError(f"--key_file={args.key_file}: {reason}") from None
-    if not key or len(key.split()) > 1:
-        raise InputError(f"--key_file={args.key_file}: must have one word, the key")
+    source, key = _KEY_VARIABLE, os.environ.get(_KEY_VARIABLE, "").strip()
+    if args.key_file:
+        source = f"--key_file={args.key_file}"
+        try:
+            key = args.key_file.read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not valid UTF-8"
+            raise InputError(f"{source}: {reason}") from None
+    elif not key:
+        return ""
+    if not re.fullmatch(r"[!-~]+", key):  # clients encode other characters in different ways
+        raise InputError(f"{source}: must have one word of ASCII characters, the key")
     return key
 
 
