@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from charjax.cli.main import main
+from charjax.inference.load import BUILTIN
 from charjax.serve.page import PAGE_HEADERS, page_html
 from tests.browser import browser, watched_page
 from tests.serve.process import serve
@@ -211,6 +212,16 @@ def test_a_link_opens_the_same_text_in_a_new_window_and_the_text_is_saved(opened
         opened.button("Save text").click()
     download.value.save_as(tmp_path / "saved.txt")
     assert (tmp_path / "saved.txt").read_bytes() == text.encode()
+
+
+@pytest.mark.slow
+def test_a_link_to_another_model_opens_with_the_description_of_that_model(browser, run_folder):
+    with serve(f"--workdir={run_folder}", f"--workdir={BUILTIN}", timeout=30) as served:
+        opened = Opened(*watched_page(browser.new_context()))
+        opened.page.goto(f"{served.url}/#prompt=the&model=builtin&count=20&seed=1")
+        opened.wait("20 characters")
+        assert opened.page.title() == "Write with builtin"
+        opened.page.context.close()
 
 
 @pytest.mark.slow
