@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from charjax.checkpoint.checkpoints import Checkpoints, flatten
-from charjax.checkpoint.meta import CheckpointMeta, RunMeta
+from charjax.checkpoint.meta import CheckpointMeta, RunMeta, SourceMeta
 from charjax.checkpoint.progress import Progress
 from charjax.checkpoint.record import Record
 from charjax.config import Config, to_dict
@@ -123,8 +123,7 @@ def set_up(
     saved = _saved_meta(workdir, record).run if record else None
     config = resolve_dtype(config, saved.config if saved else None)
     source = initial.source if initial else None
-    identity = f"{to_dict(config)} {dataset.corpus.sha256} {source}"
-    distributed.require_same("the config or the text", identity)
+    _require_same(config, dataset, source)
     recurrence = resume.resolve_recurrence(config.model, microbatch_size(config), saved)
 
     steps_per_epoch, vocab_size = dataset.batches.steps_per_epoch, len(dataset.vocab)
@@ -134,22 +133,16 @@ def set_up(
     new_state = partial(init_state, config, vocab_size, optimizer)
     like = jax.eval_shape(new_state)
     meta = resume.describe(config, dataset, parameter_count(like.params), recurrence, source)
-    tokens = device_tokens(config, dataset.batches)
+    text, boundary = device_tokens(config, dataset.batches), dataset.vocab.boundary_id
     backend = make_backend(
-        meta.resolved_config,
-        vocab_size,
-        optimizer,
-        schedule,
-        boundary_id=dataset.vocab.boundary_id,
-        tokens=tokens.ids,
+        meta.resolved_config, vocab_size, optimizer, schedule, boundary_id=boundary, tokens=text.ids
     )
 
     check_prompt(config, dataset.vocab)
-    _log_opening(meta, dataset, tokens.message)
+    _log_opening(meta, dataset, text.message)
     if record and saved:
         fits = record.holds(flatten(like)[0])
-        changes = resume.check_same_run(workdir.path, saved, meta, allow=allow, fits=fits)
-        _log_all(f"allowed: {change}" for change in changes)
+        _check_same_run(workdir, saved, meta, allow, fits=fits)
         state = _restore(meta, workdir, checkpoints, backend, like, dataset)
         _log_all(messages.rescheduled(saved, meta, steps_per_epoch))
     else:
@@ -158,6 +151,20 @@ def set_up(
     intervals = _plan(meta, steps_per_epoch, state.step, backend)
     log = _open_log(workdir, meta, state)
     return Run(meta, workdir, dataset, intervals, backend, checkpoints, log, display), state
+
+
+def _require_same(config: Config, dataset: Dataset, source: SourceMeta | None) -> None:
+    """Checks that all processes have the same config, text and initial model."""
+    identity = f"{to_dict(config)} {dataset.corpus.sha256} {source}"
+    distributed.require_same("the config or the text", identity)
+
+
+def _check_same_run(
+    workdir: Workdir, saved: RunMeta, now: RunMeta, allow: Sequence[str], *, fits: bool
+) -> None:
+    """Refuses to resume another run; logs what differs and is allowed to."""
+    changes = resume.check_same_run(workdir.path, saved, now, allow=allow, fits=fits)
+    _log_all(f"allowed: {change}" for change in changes)
 
 
 def _log_opening(meta: RunMeta, dataset: Dataset, about_tokens: str) -> None:

@@ -117,20 +117,13 @@ def make_step(
     loss_and_grad = make_loss_and_grad(make_total_nats(config, vocab_size, boundary_id))
     if config.parallel.accumulate > 1:
         loss_and_grad = accumulate(loss_and_grad, config.parallel.accumulate)
-    row_keys = partial(_row_keys, config.seed, axis_name)
-
-    def psum(x: Any) -> Any:
-        return x if axis_name is None else jax.lax.psum(x, axis_name)
+    row_keys, psum = partial(_row_keys, config.seed, axis_name), partial(_psum, axis_name)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         carry = reset_carry(state.carry, jnp.asarray(batch.reset))
         if config.train.scheduled_sampling:
             keys = row_keys(Stream.SCHEDULED, state.step, batch.inputs.shape[0])
-            rate, inputs = sampling_rate(config.train, state.step), jnp.asarray(batch.inputs)
-            mixed: Any = mix_inputs(
-                config.model, state.params, inputs, carry, keys, rate, boundary_id
-            )
-            batch = batch._replace(inputs=mixed)
+            batch = _mix_inputs(config, state, batch, carry, keys, boundary_id)
         if config.data.targets == "last":  # a batch from elsewhere may not be masked
             last: Any = jnp.asarray(batch.mask).at[:, :-1].set(False)
             batch = batch._replace(mask=last)
@@ -150,8 +143,7 @@ def make_step(
             ema=_update_average(config.optim, state, params, opt_state),
             carry=carry,
         )
-        is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        state = _count_step(is_finite, updated, state)
+        state = _count_step(jnp.isfinite(loss) & jnp.isfinite(grad_norm), updated, state)
         return state, StepMetrics(loss, grad_norm, _last_rate(schedule, state), state.skipped)
 
     return train_step
@@ -186,6 +178,25 @@ def repeat_on_slices(step: Step, length: int) -> Any:
         return jax.lax.scan(step_on_slices, state, slices)
 
     return steps
+
+
+def _psum(axis_name: str | None, x: Any) -> Any:
+    """The sum over an axis of devices; without one, the argument."""
+    return x if axis_name is None else jax.lax.psum(x, axis_name)
+
+
+def _mix_inputs(
+    config: Config,
+    state: TrainState,
+    batch: Batch,
+    carry: Carry,
+    keys: RowKeys,
+    boundary_id: int | None,
+) -> Batch:
+    """The batch with some inputs sampled from the model, at the rate of this step."""
+    rate, inputs = sampling_rate(config.train, state.step), jnp.asarray(batch.inputs)
+    mixed: Any = mix_inputs(config.model, state.params, inputs, carry, keys, rate, boundary_id)
+    return batch._replace(inputs=mixed)
 
 
 def _row_keys(
