@@ -58,8 +58,9 @@ class DataConfig:
     # What a document is. A row is a CSV row; a delimiter is the text in `delimiter`.
     documents: str = choice("none", "lines", "files", "rows", "delimiter")
     delimiter: str = ""  # with documents=delimiter: the text between two documents
-    # Documents begin from a zero carry with a boundary token, and end with one. False: as in
-    # versions without it, with windows that never cross documents, so that short ones are lost.
+    # A boundary token stands before the first document and after each one; the carry is reset at
+    # it. False, as in older versions: no such token, and windows never cross documents, so that
+    # documents shorter than a window are left out.
     boundary: bool = True
     shuffle_documents: bool = False  # before the split; the order is a function of the seed
     columns: tuple[int | str, ...] = ()  # with rows: columns to join by a space; none: all
@@ -188,7 +189,7 @@ class TrainConfig:
     # A run's folder, or one of a model hub, or builtin, whose best weights the first step starts
     # from; "": they are drawn at random. A resumed run does not read it again.
     init_from: str = ""
-    init_characters: str = choice("keep", "drop")  # of that model, which the text lacks
+    init_characters: str = choice("keep", "drop")  # characters of that model that the text lacks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -417,11 +418,13 @@ FIELD_NEEDS: tuple[Need, ...] = (
     Need("data.encoding", lambda c: c.data.unit == "codepoint", "data.unit=codepoint"),
     Need("model.dropout_embed", lambda c: c.model.embed > 0, "model.embed"),
     Need("model.dropout_between", lambda c: c.model.layers > 1, "two layers or more"),
-    Need("optim.warmup", lambda c: c.train.max_steps + c.train.max_epochs > 0, "max_steps"),
+    Need("optim.warmup", lambda c: c.train.max_steps + c.train.max_epochs > 0, "train.max_steps"),
     Need("optim.final", lambda c: c.optim.schedule != "constant", "a schedule that decays"),
     Need("data.eval_chars", lambda c: c.data.split[1] > 0, "a validation split in data.split"),
     Need("train.scheduled_sampling", lambda c: c.data.seq_len > 1, "data.seq_len of 2 or more"),
-    Need("train.scheduled_ramp", lambda c: c.train.scheduled_sampling > 0, "scheduled_sampling"),
+    Need(
+        "train.scheduled_ramp", lambda c: c.train.scheduled_sampling > 0, "train.scheduled_sampling"
+    ),
     Need("train.init_characters", lambda c: bool(c.train.init_from), "train.init_from"),
     Need("optim.imported_rate", lambda c: bool(c.train.init_from), "train.init_from"),
     Need("train.patience", lambda c: c.data.split[1] > 0, "a validation split in data.split"),

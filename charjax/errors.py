@@ -26,7 +26,7 @@ class CheckpointError(CharjaxError):
 
 
 class StoreError(CharjaxError):
-    """A packed text is damaged, or the text of a run that is verified is another one."""
+    """A packed text is damaged, or a run's text is not the one that it was trained on."""
 
     exit_code = 3
 

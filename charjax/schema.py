@@ -62,7 +62,7 @@ def build(schema: type, values: Any, where: str) -> Any:
 def _coerce(value: Any, wanted: Any, path: str) -> Any:
     """The value as type `wanted`: an int may become a float, a list a tuple; else InputError.
 
-    Where a tuple may hold text, a text such as "1,name" is a tuple of what its commas separate.
+    A text such as "1,name" becomes (1, "name") where the tuple may hold text.
     """
     if isinstance(value, str) and wanted == tuple[int | str, ...]:
         value = [int(v) if v.isdecimal() else v for v in value.split(",") if v]

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 PyTree: TypeAlias = Any
 
 Tokens: TypeAlias = Int[Array, "batch time"]
-Reset: TypeAlias = Bool[Array, " batch"]  # whose carry restarts from zeros
+Reset: TypeAlias = Bool[Array, " batch"]  # sequences whose carry is set to zero
 Resets: TypeAlias = Bool[Array, "batch time"]  # positions before which the carry is set to zero
 Logits: TypeAlias = Float[Array, "batch time vocab"]
 Nats: TypeAlias = Float[Array, "batch time"]

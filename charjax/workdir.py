@@ -115,8 +115,8 @@ class Workdir:
         """
         with contextlib.ExitStack() as descriptors:
             try:
-                # The folder itself: a file in it can be removed, and be another one after that.
-                # Windows cannot lock it, but keeps an open file in it from being removed.
+                # The folder, too: if the file is removed, a second process makes and locks a new
+                # one. Windows cannot lock folders, but lets nobody remove an open file.
                 opened = [self._open_lock()]
                 descriptors.callback(os.close, opened[0])
                 if has_flock():
@@ -255,7 +255,7 @@ class Workdir:
 
 @contextlib.contextmanager
 def _without_folder_locks() -> Iterator[None]:
-    """Goes on where a folder cannot be locked, as on NFS: the file's lock has to do there."""
+    """Ignores that a folder cannot be locked, as on NFS; only the file is locked then."""
     try:
         yield
     except OSError as error:

@@ -106,7 +106,7 @@ class Checkpoints(CheckpointReader):
         Raises:
           HostError: the disk is full or cannot be written to; nothing has changed.
         """
-        is_intact = True
+        is_damaged = False
         if distributed.is_primary():
             try:
                 record = replace(self._record(step), meta=dict(meta), val_loss=val_loss)
@@ -114,9 +114,8 @@ class Checkpoints(CheckpointReader):
                     self._store.write_record(self._folders.path(step), record)
                     self._prune(step)
             except DamagedError:
-                is_intact = False
-        (is_damaged,) = distributed.all_max([not is_intact])
-        return not is_damaged
+                is_damaged = True
+        return distributed.all_max([is_damaged]) == [0]
 
     def restore(self, like: PyTree, *, which: Which = "newest") -> Restored:
         """Reads and verifies a checkpoint.
@@ -162,8 +161,7 @@ class Checkpoints(CheckpointReader):
                     f"{self._folders.path(step)}: damaged checkpoint ({problem}); saving it again, "
                     f"the damaged one becomes {self._folders.damaged_path(step).name}"
                 )
-        (is_saved,) = distributed.all_max([not problem])
-        return bool(is_saved)
+        return distributed.all_max([not problem]) == [1]
 
     def _prune(self, saved: int) -> None:
         """Deletes old steps, except the best one, and damaged ones, which are evidence."""

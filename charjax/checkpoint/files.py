@@ -117,7 +117,7 @@ def _check_memory(size: int) -> None:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if size > memory:
         raise HostError(
-            f"have {size} bytes, the memory of this machine {memory}; use a larger machine"
+            f"take {size} bytes, and this machine has {memory} of memory; use a larger machine"
         )
 
 

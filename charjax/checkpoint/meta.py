@@ -6,10 +6,12 @@ import dataclasses
 import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from charjax import schema
 from charjax.checkpoint.progress import Progress
+from charjax.checkpoint.record import Record
 from charjax.config import Config, from_saved, to_dict
 from charjax.data.reading import ReadingRules
 from charjax.data.vocab import Vocab
@@ -183,6 +185,11 @@ class CheckpointMeta:
         """The fields as JSON values; those of `run` are merged into the top level."""
         others = {"progress": self.progress.to_json(), "logs": dict(self.log_sizes)}
         return self.run.to_json() | others
+
+    @classmethod
+    def of(cls, record: Record, directory: Path) -> CheckpointMeta:
+        """The metadata in the record of a checkpoint below `directory`; raises as `from_json`."""
+        return cls.from_json(record.meta, f"{directory / str(record.step)}")
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], where: str) -> CheckpointMeta:

@@ -23,7 +23,7 @@ _READING = (
     *("encoding", "newlines", "lowercase", "start", "end", "documents"),
     *("delimiter", "columns", "header", "csv_delimiter"),
 )
-_READING_OF_NEW = ("unit", "boundary")  # those of a text that no model was trained on
+_READING_OF_NEW = ("unit", "boundary")  # a trained model determines these
 WEIGHTS = ("float32", "bfloat16", "int8")
 
 
@@ -151,7 +151,7 @@ def print_json(values: Mapping[str, Any]) -> None:
 def local_path(flag: str) -> Callable[[str], Path]:
     """The argparse type of a local path: expands `~` and variables, refuses addresses.
 
-    Every flag that takes a path has this type, so that a path means the same in all of them.
+    Every flag that takes a local path has this type, so that it means the same in all of them.
     """
 
     def parse(value: str) -> Path:

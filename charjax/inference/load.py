@@ -146,7 +146,7 @@ def _trained(directory: Path, record: Record, arrays: Mapping[str, np.ndarray]) 
 
 
 def _read_run(directory: Path, record: Record) -> RunMeta:
-    return CheckpointMeta.from_json(record.meta, f"{directory / str(record.step)}").run
+    return CheckpointMeta.of(record, directory).run
 
 
 def _weights(run: RunMeta) -> str:

@@ -33,6 +33,11 @@ def listed(items: Sequence[str], most: int = 8) -> str:
     return ", ".join(items[:most]) + (f" and {more} more" if more > 0 else "")
 
 
+def code_points(tokens: Sequence[str]) -> str:
+    """Characters as U+XXXX, and tokens with longer names as they are, with commas between them."""
+    return listed([f"U+{ord(token):04X}" if len(token) == 1 else token for token in tokens])
+
+
 @runtime_checkable
 class Display(Protocol):
     """Shows messages, texts and progress."""
@@ -53,8 +58,8 @@ class Display(Protocol):
     def task(self, name: str) -> Iterator[Callable[..., None]]:
         """A context with a progress bar; yields `update(done, total=0, note="", status=None)`.
 
-        A `total` of 0 is unknown; `note` is shown beside the bar, such as the loss. Where curves
-        are drawn of `status`, a `TrainingStatus`, they are shown instead of the note.
+        A `total` of 0 is unknown; `note` is shown beside the bar, such as the loss. A display that
+        can draw curves draws those of `status`, a `TrainingStatus`, and leaves out the note.
         """
 
 

@@ -1,6 +1,6 @@
-"""The cell of a notebook: messages as lines, and a picture of the loss that is drawn anew in place.
+"""The cell of a notebook: messages as lines, and a picture of the loss that is redrawn in place.
 
-The picture is SVG that is written here, since to draw one by matplotlib takes a tenth of a second.
+The SVG is written by hand: matplotlib takes a tenth of a second for a picture.
 """
 
 from __future__ import annotations

@@ -115,8 +115,8 @@ class TaskView:
         self, console: Console, options: ConsoleOptions
     ) -> Iterator[RenderableType]:
         if not self._history.points or console.height < _MIN_PANEL_LINES:
-            width = min(_BAR_COLUMNS, options.max_width - _MIN_BAR_COLUMNS + _BAR_COLUMNS)
-            yield _row(Text(self._name), *self._bar(width), self._numbers())
+            bar = self._bar(_BAR_COLUMNS) if options.max_width >= _MIN_BAR_COLUMNS else []
+            yield _row(Text(self._name), *bar, self._numbers())
             return
         rows = Table.grid(expand=True)
         rows.add_row(self._curves())
@@ -137,12 +137,10 @@ class TaskView:
         return grid
 
     def _bar(self, width: int | None) -> list[ProgressBar]:
-        """A bar, if the total is known and there is room; `width` None: as wide as there is."""
-        has_room = width is None or width == _BAR_COLUMNS
-        if not self._total or not has_room:
+        """A bar of so many columns, None: of all there are; [] if the total is not known."""
+        if not self._total:
             return []
-        bar = ProgressBar(self._total, self._done, width, complete_style="cyan", style="dim")
-        return [bar]
+        return [ProgressBar(self._total, self._done, width, complete_style="cyan", style="dim")]
 
     def _numbers(self) -> Text:
         """How much is done, the time left, and the note."""
@@ -153,7 +151,7 @@ class TaskView:
 
 
 def _row(*cells: RenderableType, widest: int = -1) -> Table:
-    """Cells beside each other; that with the number `widest` takes what room is left."""
+    """Cells side by side; the cell at index `widest` takes the width that the others leave."""
     row = Table.grid(padding=(0, 1), expand=widest >= 0)
     for number in range(len(cells)):
         row.add_column(no_wrap=True, ratio=1 if number == widest else None)
@@ -162,7 +160,7 @@ def _row(*cells: RenderableType, widest: int = -1) -> Table:
 
 
 class _Sparkline:
-    """Values as a line of blocks of eight heights, as wide as there is room."""
+    """Values as a line of blocks of eight heights, as wide as its cell."""
 
     def __init__(self, values: Sequence[float | None], lowest: float, color: str) -> None:
         self._values, self._lowest, self._color = values, lowest, color

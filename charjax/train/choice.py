@@ -35,7 +35,8 @@ from charjax.workdir import replace as replace_content
 _logger = logging.getLogger(__name__)
 
 DEFAULT_MINUTES = 4.0
-_MAX_EVALUATIONS, _EVALUATION_FRACTION = 10, 0.15  # of a run; of its time, for all of them
+_MAX_EVALUATIONS = 10  # in a run
+_EVALUATION_FRACTION = 0.15  # of a run's time, at most, for all of its evaluations
 # What a warm-up does not measure, estimated from runs of two minutes on two cores.
 _SAVING_S = 1.0  # seconds of a checkpoint and samples, at every evaluation
 _STEPS_FRACTION = 0.94  # of the time: the rest reads batches and writes records

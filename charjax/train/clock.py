@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 class Clock:
-    """Measures the time of a run over all its processes, and laps without pauses.
+    """Measures the time of a run over all its resumptions, and laps from which pauses are excluded.
 
     Attributes:
       stalled_s: seconds of this lap in which the devices waited for batches.

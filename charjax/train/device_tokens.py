@@ -20,7 +20,7 @@ class DeviceTokens(NamedTuple):
 
     Attributes:
       ids: those that the batches are slices of; None: the host makes the batches.
-      reason: for the latter, or "".
+      reason: why the host does, in words; "" if the devices do, and on a CPU.
     """
 
     ids: np.ndarray | None
@@ -28,12 +28,11 @@ class DeviceTokens(NamedTuple):
 
     @property
     def message(self) -> str:
-        """For the first lines of a run; "" on a CPU, where nothing is to be gained."""
+        """For the first lines of a run; "" on a CPU."""
         if self.ids is not None:
             size = self.ids.nbytes / 1e6
             return f"batches: the devices slice them from {size:,.1f} MB of tokens in their memory"
-        on_cpu = jax.default_backend() == "cpu"
-        return "" if on_cpu else f"batches: made by the host, as {self.reason}"
+        return f"batches: made by the host, as {self.reason}" if self.reason else ""
 
 
 def device_tokens(config: Config, batches: Batches) -> DeviceTokens:
@@ -45,6 +44,8 @@ def device_tokens(config: Config, batches: Batches) -> DeviceTokens:
       config: the run.
       batches: of its training split.
     """
+    if jax.default_backend() == "cpu":  # it has one memory for both, so there is nothing to gain
+        return DeviceTokens(None)
     reason = _reason_for_host(config, batches)
     return DeviceTokens(None, reason) if reason else DeviceTokens(np.asarray(batches.ids))
 
@@ -52,8 +53,6 @@ def device_tokens(config: Config, batches: Batches) -> DeviceTokens:
 def _reason_for_host(config: Config, batches: Batches) -> str:
     """Why the host makes the batches; "" if the devices can."""
     ids = batches.ids
-    if jax.default_backend() == "cpu":
-        return "a CPU has one memory for both"
     if config.parallel.backend != "jit":
         return f"config.parallel.backend={config.parallel.backend}"
     if not isinstance(ids, np.ndarray):

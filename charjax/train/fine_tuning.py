@@ -26,7 +26,7 @@ from charjax.errors import CheckpointError, InputError
 from charjax.export.weights import named_weights
 from charjax.inference.load import BUILTIN, TrainedModel, load_trained
 from charjax.model.cells import CELLS
-from charjax.runtime.display import listed
+from charjax.runtime.display import code_points
 from charjax.runtime.paths import expand_path
 from charjax.train.step import TrainState
 from charjax.types import PyTree
@@ -66,9 +66,7 @@ def read_initial_model(
       CheckpointError: a checkpoint of the run cannot be read.
     """
     if checkpoints.steps():
-        record = checkpoints.read_meta()
-        where = f"{workdir.checkpoints / str(record.step)}"
-        source = CheckpointMeta.from_json(record.meta, where).run.source
+        source = CheckpointMeta.of(checkpoints.read_meta(), workdir.checkpoints).run.source
         return InitialModel(source, None) if source and source.vocabulary else None
     if not config.train.init_from:
         return None
@@ -244,13 +242,9 @@ def describe_tokens(initial: InitialModel, dataset: Dataset) -> str:
     }
     counts = [f"{len(tokens['known'])} known"]
     for kind, group in list(tokens.items())[1:]:
-        counts += [f"{len(group)} {kind} ({_points(group)})"] if group else []
+        counts += [f"{len(group)} {kind} ({code_points(group)})"] if group else []
     source = initial.source
     return (
         f"init_from: {source.path}, step {source.step:,}, weights of SHA-256 "
         f"{source.sha256[:12]}; tokens: {'; '.join(counts)}; the optimizer starts without a state"
     )
-
-
-def _points(tokens: list[str]) -> str:
-    return listed([f"U+{ord(t):04X}" if len(t) == 1 else t for t in tokens])

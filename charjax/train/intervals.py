@@ -57,8 +57,8 @@ def longest_dispatch(config: Config, parameters: int, *, slices: bool = False) -
       parameters: of its model.
       slices: whether the devices slice their own batches; only GPUs and TPUs do.
     """
-    step_flops = 6 * parameters * config.data.batch_size * config.data.seq_len
-    bound = int((_MAX_FLOPS_ON_SLICES if slices else _MAX_DISPATCH_FLOPS) / step_flops)
+    flops = 6 * parameters * config.data.batch_size * config.data.seq_len  # of a step, about
+    bound = int((_MAX_FLOPS_ON_SLICES if slices else _MAX_DISPATCH_FLOPS) / flops)
     default = _STEPS_ON_SLICES if slices else STEPS_PER_DISPATCH
     asked = config.train.steps_per_dispatch or default
     return min(asked, max(STEPS_PER_DISPATCH, min(_MAX_DISPATCH, bound)))
@@ -70,8 +70,8 @@ def make_intervals(
     """The intervals that a config asks for.
 
     `dispatch` is the largest common divisor of all the others and of `start` that is at most
-    `longest`. So every dispatch ends at the steps of the other
-    intervals, even in a run resumed from a step that is not a multiple of them.
+    `longest`. So no dispatch runs past a step at which something is due, even in a run resumed from
+    a step that is not a multiple of the intervals.
 
     Args:
       config: `eval_every=0` means one epoch; 0 for the other intervals means `eval_every`.

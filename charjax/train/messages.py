@@ -84,10 +84,10 @@ def validation(max_chars: int, chars: int) -> Iterator[str]:
 def dispatches(
     config: TrainConfig, intervals: Intervals, start: int, longest: int
 ) -> Iterator[str]:
-    """Messages if a dispatch has fewer steps than the config asks for.
+    """Messages if a dispatch has fewer steps than the config asks for, or only one.
 
-    Either more steps would take too long without a chance to stop, or an interval is not a
-    multiple of the number of steps.
+    It has fewer if more would take too long without a chance to stop, and one if that is the only
+    common divisor of the intervals.
     """
     if longest < config.steps_per_dispatch:
         yield (

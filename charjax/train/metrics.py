@@ -19,14 +19,17 @@ from charjax.workdir import append, replace
 class MetricsLog:
     """Appends records to `metrics.jsonl` and, if there are any, to TensorBoard events.
 
-    Keys are among `step`, `epoch`, `time_s` (seconds of training), `train_loss` and
-    `val_loss` (nats per character), `val_bpc` (bits per character), `learning_rate`, `grad_norm`,
-    `skipped` and `val_record`: how many times the validation text has changed, if it has. Losses on
-    different texts cannot be compared. Of the time since the last record, without evaluations,
-    samples and checkpoints, there are `chars_per_second`, `flops_per_second` (see
-    `charjax.train.step_metrics.step_flops`) and `input_stall`: the fraction of it, at most, in
-    which the devices waited for batches. Time in which batches are made or read counts if the
-    devices have nothing left to compute at its end; that of process 0.
+    The keys of a record are among
+
+    * `step`, `epoch`, `time_s` (seconds of training), `learning_rate`, `grad_norm`, `skipped`
+    * `train_loss` and `val_loss` (nats per character), `val_bpc` (bits per character)
+    * `val_record`: how many times the validation text has changed, if it has; losses on different
+      texts cannot be compared
+    * `chars_per_second`, `flops_per_second` (see `charjax.train.step_metrics.step_flops`) and
+      `input_stall`, since the last record, without evaluations, samples and checkpoints
+
+    `input_stall` is the fraction of that time in which the devices of process 0 waited for batches,
+    at most: the time to make or read a batch counts if the devices are idle once it is made.
 
     With path=None, as in all processes but the first, nothing is written.
     """
@@ -78,10 +81,6 @@ def _record(line: bytes, path: Path, number: int) -> dict[str, Any]:
     return cast(dict[str, Any], record)
 
 
-def _val_text_number(record: Mapping[str, Any]) -> Any:
-    return record.get("val_record", 0)
-
-
 def _plot_losses(axes: Any, groups: Sequence[Sequence[Mapping[str, Any]]]) -> None:
     """Plots the losses of records that are grouped by validation text."""
     lines = (("train_loss", "training", "", "C0"), ("val_loss", "validation", ".", "C1"))
@@ -113,14 +112,10 @@ def draw_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    groups = [list(group) for _, group in itertools.groupby(records, _val_text_number)]
+    by_val_text = itertools.groupby(records, lambda record: record.get("val_record", 0))
+    groups = [list(group) for _, group in by_val_text]
     _plot_losses(axes, groups)
-    validated = [
-        r
-        for r in records
-        if "val_loss" in r and _val_text_number(r) == _val_text_number(records[-1])
-    ]
-    if validated:
+    if validated := [r for group in groups[-1:] for r in group if "val_loss" in r]:
         best = min(validated, key=lambda r: r["val_loss"])
         axes.axhline(best["val_loss"], color="gray", linewidth=0.5, linestyle=":")
         axes.set_title(f"best validation loss {best['val_loss']:.4f} at step {best['step']}")

@@ -21,7 +21,7 @@ from charjax.errors import InputError
 from charjax.inference.evaluate import max_eval_chars
 from charjax.model.recurrence.api import resolve
 from charjax.model.recurrence.resolution import Resolution
-from charjax.runtime.display import listed
+from charjax.runtime.display import code_points
 from charjax.schema import leaves
 
 _logger = logging.getLogger(__name__)
@@ -37,8 +37,8 @@ _MAY_CHANGE = (
     "data.offline",
     "data.eval_chars",
 )
-_CHUNK = 1 << 20  # tokens hashed at a time
 _MUST_STAY = ("train.scheduled", "train.init")  # exceptions to `_MAY_CHANGE`
+_CHUNK = 1 << 20  # tokens hashed at a time
 
 
 def describe(
@@ -168,16 +168,12 @@ def _changes(saved: RunMeta, now: RunMeta) -> Iterator[tuple[str, str]]:
 def _vocabulary_change(old: Vocab, new: Vocab) -> str:
     before, after = set(old.characters), set(new.characters)
     lost, gained = before - after, after - before
-    what = [f"lost {_points(lost)}"] if lost else []
-    what += [f"gained {_points(gained)}"] if gained else []
+    what = [f"lost {code_points(sorted(lost))}"] if lost else []
+    what += [f"gained {code_points(sorted(gained))}"] if gained else []
     return (
         f"the vocabulary had {len(old.characters)} characters, now {len(new.characters)} "
         f"({'; '.join(what) or 'the same in another order or meaning'})"
     )
-
-
-def _points(characters: set[str]) -> str:
-    return listed([f"U+{ord(c):04X}" for c in sorted(characters)])
 
 
 def val_text_digest(ids: TokenIds, max_chars: int) -> str:

@@ -120,7 +120,7 @@ def set_up(
     """
     initial, dataset = _read_text(config, workdir, checkpoints, display)
     record = _read_saved(workdir, checkpoints)
-    saved = _saved_meta(workdir, record).run if record else None
+    saved = CheckpointMeta.of(record, workdir.checkpoints).run if record else None
     config = resolve_dtype(config, saved.config if saved else None)
     source = initial.source if initial else None
     _require_same(config, dataset, source)
@@ -197,14 +197,10 @@ def _start(
 
 def _read_saved(workdir: Workdir, checkpoints: Checkpoints) -> Record | None:
     """The record of the newest checkpoint; None if there is no checkpoint."""
-    workdir.check_lock()
+    workdir.check_lock()  # process 0 has made it, since it read the text first
     steps = checkpoints.steps()
     distributed.require_same(f"{workdir.checkpoints}", f"{steps}")
     return checkpoints.read_meta() if steps else None
-
-
-def _saved_meta(workdir: Workdir, record: Record) -> CheckpointMeta:
-    return CheckpointMeta.from_json(record.meta, f"{workdir.checkpoints / str(record.step)}")
 
 
 def _restore(
@@ -218,7 +214,7 @@ def _restore(
     """The state of the newest checkpoint that verifies; truncates the logs to that step."""
     restored = checkpoints.restore(like)
     distributed.require_same(f"{workdir.checkpoints}", f"restored {restored.step}")
-    saved = _saved_meta(workdir, restored)
+    saved = CheckpointMeta.of(restored, workdir.checkpoints)
     if distributed.is_primary():
         workdir.truncate_logs(saved.log_sizes)
     _logger.info(f"resuming {workdir.path} at step {restored.step:,}")

@@ -39,7 +39,7 @@ def generate_samples(
 ) -> list[tuple[float, str]]:
     """(temperature, prompt and continuation) for each of `sample.temperatures`.
 
-    None if `sample.num_chars` is 0.
+    [] if `sample.num_chars` is 0.
 
     Args:
       config: of the run.

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
-
 # Help of the flags that are fields of `DynamicOptions`.
 _DYNAMIC = {
     "learning_rate": "of each update",

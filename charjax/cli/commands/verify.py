@@ -73,8 +73,7 @@ def _verify_run(workdir: Path) -> None:
     if "good" not in verdicts.values():
         raise CheckpointError(f"{directory}: holds no checkpoint that verifies")
     print_json({str(step): verdict for step, verdict in verdicts.items()})
-    record = reader.read_meta()
-    _verify_text(CheckpointMeta.from_json(record.meta, f"{directory / str(record.step)}").run)
+    _verify_text(CheckpointMeta.of(reader.read_meta(), directory).run)
 
 
 def _verify_text(run: RunMeta) -> None:
