@@ -14,7 +14,7 @@ from charjax.errors import InputError
 
 BOM = "\ufeff"
 # UTF-32 before UTF-16, whose little-endian mark it starts with.
-_BYTE_ORDER_MARKS = (
+BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -69,6 +69,10 @@ def decode(file: RawText, encoding: str, options: str) -> Iterator[str]:
             raise InputError(
                 f"{file.origin}: byte 0x{error.object[error.start]:02X} at offset {offset} is not "
                 f"valid {name}; {_encoding_remedy(head, options)}"
+            ) from error
+        except UnicodeError as error:  # of UTF-16 without a byte order mark
+            raise InputError(
+                f"{file.origin}: is not {name} ({error}); {_encoding_remedy(head, options)}"
             ) from error
         if b"\0" in data and "\0" in text and _guess_utf16(head):
             raise InputError(f"{file.origin}: is not {name}; {_encoding_remedy(head, options)}")
@@ -160,7 +164,7 @@ def _actual_encoding(origin: str, head: bytes, encoding: str) -> str:
     """The encoding that a byte order mark names, else the given one."""
     if not is_utf8(encoding):
         return encoding
-    name = next((name for mark, name in _BYTE_ORDER_MARKS if head.startswith(mark)), encoding)
+    name = next((name for mark, name in BYTE_ORDER_MARKS if head.startswith(mark)), encoding)
     if name != encoding:
         _logger.info("%s: read as %s, by its byte order mark", origin, name)
     return name

@@ -22,7 +22,7 @@ from charjax.data.decoding import (
 )
 from charjax.data.documents import CONFIG_PREFIX, DocumentRules, DocumentSplitter, Piece
 from charjax.data.named_corpora import RawText
-from charjax.data.vocab import Vocab, bytes_to_text
+from charjax.data.vocab import Vocab, bytes_to_text, check_surrogates
 from charjax.errors import InputError
 from charjax.schema import build
 
@@ -239,7 +239,11 @@ def prepare_prompt(text: str, rules: ReadingRules, vocab: Vocab) -> str:
     """Normalizes a prompt as the run's text: line ends, case, Unicode normal form.
 
     A byte order mark at its start is dropped, as in a text.
+
+    Raises:
+      InputError: a character is half of a surrogate pair.
     """
+    check_surrogates(text)
     text = text.removeprefix(BOM)
     if rules.newlines == "unix":
         text = "".join(unix_newlines([text]))

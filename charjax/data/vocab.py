@@ -54,7 +54,7 @@ class Vocab:
             raise InputError("vocabulary: every entry must be one character")
         if len(set(self.characters)) != len(self.characters):
             raise InputError("vocabulary: a character occurs twice")
-        _check_surrogates("".join(self.characters))
+        check_surrogates("".join(self.characters))
         if self.unit == "byte" and max(self.characters) > "\xff":
             raise InputError("vocabulary: a character is not a byte, though unit=byte")
 
@@ -120,7 +120,7 @@ class Vocab:
           InputError: a character is unknown, or half of a surrogate pair.
         """
         if self.unit == "byte":
-            _check_surrogates(text)
+            check_surrogates(text)
             text = bytes_to_text(text.encode("utf-8"))
         return self.encode_corpus(text, unknown=unknown)
 
@@ -134,7 +134,7 @@ class Vocab:
         Raises:
           InputError: characters are unknown, or half of a surrogate pair.
         """
-        _check_surrogates(text)
+        check_surrogates(text)
         ids = np.empty(len(text), np.int32)
         for begin in range(0, len(text), _CHUNK):
             code_points = text[begin : begin + _CHUNK].encode("utf-32-le")
@@ -257,7 +257,8 @@ def check_ids(ids: Integer[np.ndarray, ...], vocab_size: int) -> None:
         raise InputError(f"id {wrong}: the model has {vocab_size} tokens, 0 to {vocab_size - 1}")
 
 
-def _check_surrogates(text: str) -> None:
+def check_surrogates(text: str) -> None:
+    """Raises InputError for half of a surrogate pair, which no encoding has."""
     try:
         for begin in range(0, len(text), _CHUNK):
             text[begin : begin + _CHUNK].encode("utf-8")

@@ -155,6 +155,21 @@ def test_another_encoding_is_named_and_never_guessed(tmp_path, encoding, text):
     assert load_dataset(Config(data=data)).corpus.text == text * 20
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+def test_a_file_without_its_byte_order_mark_is_refused(tmp_path, encoding):
+    (tmp_path / "a.txt").write_bytes(("it was a dark night; " * 20).encode(f"{encoding}-le"))
+    with pytest.raises(InputError, match=f"is not {encoding} .*BOM.*config.data.encoding"):
+        load_dataset(Config(data=data_config(tmp_path / "a.txt", encoding=encoding)))
+
+
+@pytest.mark.parametrize("unit", ["codepoint", "byte"])
+@pytest.mark.parametrize("lowercase", [False, True])
+def test_a_prompt_with_half_of_a_surrogate_pair_is_refused(unit, lowercase):
+    rules = ReadingRules.from_config(DataConfig(unit=unit, lowercase=lowercase))
+    with pytest.raises(InputError, match="surrogate"):
+        prepare_prompt("a\ud800", rules, Vocab(("a",), unit, unk=False))
+
+
 def test_rules_round_trip_and_refuse_what_is_none():
     data = DataConfig(documents="rows", columns=(1, "text"), newlines="unix", csv_delimiter=";")
     rules = ReadingRules.from_config(data)
