@@ -144,8 +144,9 @@ def check_name(name: str, field: str) -> None:
 
 
 def is_downloaded(name: str) -> bool:
-    """Whether `read_named` finds a file of the corpus, and downloads nothing."""
-    return name == BUILT_IN or any(_find(source) for source in NAMED[name])
+    """Whether `read_named` would download nothing, since it finds the file that it tries first."""
+    tried = (_find(source) for source in NAMED.get(name, ()) if source.url or _find(source))
+    return name == BUILT_IN or next(tried, None) is not None
 
 
 def read_named(name: str, *, progress: ProgressFn = no_progress) -> RawText:

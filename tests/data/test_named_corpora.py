@@ -13,7 +13,14 @@ import pytest
 from charjax.cli.main import main
 from charjax.data import named_corpora
 from charjax.data.download import fetch
-from charjax.data.named_corpora import BUILT_IN, NAMED, CorpusUnavailableError, RawText, read_named
+from charjax.data.named_corpora import (
+    BUILT_IN,
+    NAMED,
+    CorpusUnavailableError,
+    RawText,
+    is_downloaded,
+    read_named,
+)
 from charjax.errors import HostError
 
 from .loopback import answer
@@ -154,8 +161,11 @@ def test_a_second_file_serves_where_the_first_is_nowhere(shelf):
     shelf.put("data", name="test.csv")
     assert read_named("story").notices == ("only the test part",)
     assert shelf.fetched == ["https://example.org/story"]
+    assert not is_downloaded("story")
     shelf.put("cache")
     assert read_named("story").notices == ()
+    assert is_downloaded("story")
+    assert not is_downloaded("of another version")
 
 
 def test_an_archive_gives_its_one_member_and_writes_nothing(shelf):
