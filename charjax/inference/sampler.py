@@ -43,7 +43,7 @@ from charjax.runtime.dtypes import fast_dtype
 from charjax.types import PyTree
 
 _MAX_CHARS = 10**9
-_MAX_SAMPLES = 10**6
+MAX_SAMPLES = 10**6
 
 # Sizes of the first groups, by platform, where XLA multiplies; the last one repeats. On a CPU
 # five sequences take about as long as one, and each further one adds its arithmetic; on
@@ -141,8 +141,7 @@ class Sampler:
         check_ids(prompt, self.vocab_size)
         if not 0 <= num_chars <= _MAX_CHARS:
             raise InputError(f"--num_chars={num_chars}: must be from 0 to {_MAX_CHARS:,}")
-        if not 1 <= num_samples <= _MAX_SAMPLES:
-            raise InputError(f"--num_samples={num_samples}: must be from 1 to {_MAX_SAMPLES:,}")
+        check_num_samples(num_samples)
         enabled = Enabled.for_rows([sampling], num_top)
         program = Program(self.config, enabled, copies.length if copies else 0)
         for first, size in sample_groups(self.config, num_samples):
@@ -181,6 +180,12 @@ def sample(
     return Sampler(config, params, masked=masked)(
         prompt, num_chars=num_chars, num_samples=num_samples, sampling=sampling
     )
+
+
+def check_num_samples(num_samples: int) -> None:
+    """Raises InputError for a number of samples that is out of range."""
+    if not 1 <= num_samples <= MAX_SAMPLES:
+        raise InputError(f"--num_samples={num_samples}: must be from 1 to {MAX_SAMPLES:,}")
 
 
 def sample_groups(config: ModelConfig, num_samples: int) -> Iterator[tuple[int, int]]:

@@ -15,7 +15,7 @@ from charjax.errors import InputError
 from charjax.inference.controls import Controls
 from charjax.inference.copying import copy_table
 from charjax.inference.load import TrainedModel
-from charjax.inference.sampler import Chunks, Sampler
+from charjax.inference.sampler import MAX_SAMPLES, Chunks, Sampler, check_num_samples
 from charjax.inference.sampling import Sampling
 from charjax.inference.sampling_loop import Sampled
 from charjax.inference.text_end import LineFilter, TextEnd
@@ -23,7 +23,6 @@ from charjax.inference.training_text import known_lines, training_text
 from charjax.types import PyTree
 
 _OFF = Controls()
-_MAX_CANDIDATES = 10**6
 _MAX_REJECTED = 10_000  # in a row
 
 # Makes the end of the next text.
@@ -159,8 +158,9 @@ class TextSampler:
             groups = self._run(prompt, num_chars, num_samples, self.sampling, num_top)
             yield from decode_texts(groups, lambda: self._text_end(shown, num_chars))
             return
+        check_num_samples(num_samples)
         wanted = num_samples * max(1, self.controls.until_lines)
-        groups = self._run(prompt, num_chars, _MAX_CANDIDATES, self.sampling, num_top)
+        groups = self._run(prompt, num_chars, MAX_SAMPLES, self.sampling, num_top)
         document = Controls(stop=self.controls.stop)
         candidates = decode_texts(groups, lambda: TextEnd(self.vocab, document, num_chars))
         accepts = LineFilter(self.controls, self._known).accepts

@@ -186,6 +186,15 @@ def test_documents_are_numbered_and_the_first_accepted_are_kept(tmp_path):
     )
 
 
+@pytest.mark.parametrize("num_samples", [0, -1, 10**6 + 1])
+def test_a_number_of_documents_out_of_range_is_refused(tmp_path, num_samples):
+    model = run_on(tmp_path / "t.txt", "ab\na\nb\n", [0.0, 0.0, 0.0], documents=True)
+    sampler = TextSampler(model, Sampling(), Controls(until_lines=1))
+    ids, shown = sampler.encode("", "error")
+    with pytest.raises(InputError, match="--num_samples"):
+        next(sampler.texts(ids, shown, num_chars=3, num_samples=num_samples))
+
+
 def test_too_few_documents_are_said(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "_MAX_REJECTED", 20)
     model = run_on(tmp_path / "t.txt", "a\nb\n", [-99.0, -99.0, 9.0], documents=True)
