@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from charjax.data import remote
+from charjax.data.decoding import BYTE_ORDER_MARKS
 from charjax.data.named_corpora import RawText
 from charjax.errors import HostError, InputError
 from charjax.runtime.display import listed
@@ -237,7 +238,7 @@ def _is_written_by_charjax(path: Path) -> bool:
 def _is_binary(blocks: Iterable[bytes]) -> bool:
     """Whether the bytes start with a NUL among them, and are not UTF-8, UTF-16 or UTF-32."""
     head = next(iter(blocks), b"")[:_BINARY_SAMPLE]
-    if b"\0" not in head or head.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe")):
+    if b"\0" not in head or head.startswith(tuple(mark for mark, _ in BYTE_ORDER_MARKS)):
         return False
     try:
         for _ in codecs.iterdecode(blocks, "utf-8"):

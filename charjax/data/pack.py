@@ -25,6 +25,7 @@ from charjax.data.reading import TextReader
 from charjax.data.store import (
     FILE_TOKENS,
     FORMAT,
+    HOST_ERRORS,
     INDEX,
     LAYOUT,
     PLAN,
@@ -33,6 +34,7 @@ from charjax.data.store import (
     ShardRecord,
     TextStore,
     array_spec,
+    first_line,
     index_bytes,
     open_files,
     parse_record,
@@ -71,13 +73,35 @@ def pack(
       InputError: a file is missing or malformed, the text is empty, or the store holds another.
       HostError: a file cannot be read or written.
     """
-    store = open_files(out)
-    if (index := _check_same(store, out, plan)) is not None:
-        return index
-    _write(store, PLAN, _plan_bytes(plan))
-    with _locked(out, process[0]):
-        _pack_shards(store, plan, process, progress)
-    return _write_index(store, out, plan)
+    with _as_charjax_errors(out):
+        store = open_files(out)
+        if (index := _check_same(store, out, plan)) is not None:
+            return index
+        _write(store, PLAN, _plan_bytes(plan))
+        with _locked(out, process[0]):
+            _pack_shards(store, plan, process, progress)
+        return _write_index(store, out, plan)
+
+
+@contextlib.contextmanager
+def _as_charjax_errors(out: str) -> Iterator[None]:
+    """Turns errors of TensorStore and of the file system into those of charjax; they name `out`."""
+    try:
+        with as_os_errors():
+            yield
+    except NotImplementedError as error:
+        raise InputError(
+            f"--out={out}: cannot be written to ({error}); choose a folder, or an address such as "
+            "gs://bucket/folder"
+        ) from error
+    except (OSError, ValueError) as error:
+        if isinstance(error, ValueError) and not str(error).startswith(HOST_ERRORS):
+            raise
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise HostError(
+            f"--out={out}: cannot be written ({reason[:300]}); check rights, space and the "
+            "network, then start the same command again"
+        ) from error
 
 
 def _pack_shards(
@@ -113,7 +137,8 @@ def _locked(out: str, process: int) -> Iterator[None]:
                 "--process_id"
             ) from None
         yield
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(PermissionError):  # Windows deletes no file that is open
+            path.unlink(missing_ok=True)
 
 
 class _ShardWriter:
@@ -242,8 +267,7 @@ class _ArrayWriter:
         self._flush(everything=True)
         self._wait()
         assert self._array is not None
-        with as_os_errors():
-            self._array.resize(exclusive_max=[self.size], resize_metadata_only=True).result()
+        self._array.resize(exclusive_max=[self.size], resize_metadata_only=True).result()
         written: bytes = self._store.read(f"{self._name}/{LAYOUT}").result().value
         return written
 
@@ -254,8 +278,7 @@ class _ArrayWriter:
         count = len(values) if everything else len(values) // FILE_TOKENS * FILE_TOKENS
         if self._array is None:
             spec = array_spec(self._store, self._name, self.dtype, _MAX_LENGTH)
-            with as_os_errors():
-                self._array = ts.open(spec, create=True, delete_existing=True).result()
+            self._array = ts.open(spec, create=True, delete_existing=True).result()
         for first in range(0, count, FILE_TOKENS):
             part = values[first : min(count, first + FILE_TOKENS)]
             self._wait()
@@ -266,8 +289,7 @@ class _ArrayWriter:
 
     def _wait(self) -> None:
         if self._write is not None:
-            with as_os_errors():
-                self._write.result()
+            self._write.result()
 
 
 def _merged(pieces: Iterator[Piece]) -> Iterator[Piece]:
@@ -360,5 +382,4 @@ def _write_index(store: ts.KvStore, out: str, plan: Plan) -> Index | None:
 
 def _write(store: ts.KvStore, name: str, content: bytes) -> None:
     """Writes a file atomically."""
-    with as_os_errors():
-        store.write(name, content).result()
+    store.write(name, content).result()

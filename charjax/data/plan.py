@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from charjax.data import records, remote
+from charjax.data.decoding import BYTE_ORDER_MARKS
 from charjax.data.files import (
     TextFiles,
     is_compressed,
@@ -96,14 +97,16 @@ def make_plan(files: TextFiles, rules: ReadingRules, field: str) -> Plan:
     inputs: list[dict[str, Any]] = []
     shards: list[tuple[Segment, ...]] = []
     shard: list[Segment] = []
+    shard_bytes = 0
     for path in text_paths(files, _OPTION) if rules.is_utf8 and not field else files.paths:
         _check_field(path, field)
         inputs.append(remote.describe(path) if is_address(path) else _describe(path))
         for segment in _segments(len(inputs) - 1, inputs[-1], rules, field):
             shard.append(segment)
-            if sum(part.size for part in shard) >= SHARD_BYTES:
+            shard_bytes += segment.size
+            if shard_bytes >= SHARD_BYTES:
                 shards.append(tuple(shard))
-                shard = []
+                shard, shard_bytes = [], 0
     if shard or not shards:
         shards.append(tuple(shard))
     plan = Plan(rules, field, tuple(inputs), tuple(shards))
@@ -165,7 +168,7 @@ def _is_cuttable(path: str, rules: ReadingRules, field: str) -> bool:
     if rules.unit == "byte":
         return True
     with open_binary(path) as file:
-        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        if file.read(4).startswith(tuple(mark for mark, _ in BYTE_ORDER_MARKS)):
             return False
     try:
         return codecs.lookup(rules.encoding).name in _CUTTABLE

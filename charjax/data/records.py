@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -42,7 +43,7 @@ def json_lines(file: RawText, field: str) -> Iterator[RawText]:
             where += f" after byte {file.offset}"
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{where} is not JSON ({error}); correct the file") from error
         yield _text(record, field, where)
 
@@ -54,35 +55,46 @@ def parquet(path: str, field: str, begin: int, end: int) -> Iterator[RawText]:
       InputError: the file has no such column of texts, or is damaged.
       HostError: pyarrow is not installed.
     """
-    opened = _open_parquet(path)
+    with _refuse_damage(path):
+        opened = _open_parquet(path)
     if field not in opened.schema_arrow.names:
         names = ", ".join(opened.schema_arrow.names)
         raise InputError(f"--field={field}: {path} has no such column; it has {names}")
     number = 0
-    for batch in opened.iter_batches(columns=[field], row_groups=range(begin, end)):
-        for value in batch.column(0).to_pylist():
-            number += 1
-            yield _text({field: value}, field, f"{path}: row {number} after row group {begin}")
+    with _refuse_damage(path):
+        for batch in opened.iter_batches(columns=[field], row_groups=range(begin, end)):
+            for value in batch.column(0).to_pylist():
+                number += 1
+                yield _text({field: value}, field, f"{path}: row {number} after row group {begin}")
 
 
 def num_row_groups(path: str) -> int:
     """How many row groups a Parquet file has; the errors are those of `parquet`."""
-    groups: int = _open_parquet(path).num_row_groups
+    with _refuse_damage(path):
+        groups: int = _open_parquet(path).num_row_groups
     return groups
 
 
 def _open_parquet(path: str) -> Any:
     try:
-        from pyarrow import ArrowException, parquet
+        from pyarrow import parquet
     except ImportError:
         raise HostError(
             f"{path}: reading Parquet needs pyarrow: pip install charjax[data]"
         ) from None
+    return parquet.ParquetFile(open_binary(path, seekable=True) if is_address(path) else path)
+
+
+@contextlib.contextmanager
+def _refuse_damage(path: str) -> Iterator[None]:
+    """Turns errors of pyarrow, which are ValueErrors and OSErrors, into an InputError."""
     try:
-        return parquet.ParquetFile(open_binary(path, seekable=True) if is_address(path) else path)
-    except (ArrowException, OSError) as error:
-        first_line = str(error).splitlines()[0]
-        raise InputError(f"{path}: is not a Parquet file ({first_line}); correct it") from error
+        yield
+    except (ValueError, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"{path}: is not a Parquet file, or damaged ({reason}); correct it"
+        ) from error
 
 
 def _text(record: Any, field: str, where: str) -> RawText:

@@ -31,7 +31,7 @@ CHUNK = 1 << 14  # tokens compressed together: the least that is read
 FILE_TOKENS = 1 << 24  # tokens in a file
 LAYOUT = "zarr.json"  # TensorStore's description of an array, which reading does not need
 # How TensorStore's messages begin where the machine or the network is to blame.
-_HOST_ERRORS = (
+HOST_ERRORS = (
     "PERMISSION_DENIED",
     "UNAUTHENTICATED",
     "UNAVAILABLE",
@@ -140,7 +140,7 @@ def open_files(path: str) -> ts.KvStore:
         return ts.KvStore.open(f"{path.rstrip('/')}/").result()
     except ValueError as error:
         raise InputError(
-            f"{path}: cannot be read ({_first_line(error)}); give a folder, or an address such as "
+            f"{path}: cannot be read ({first_line(error)}); give a folder, or an address such as "
             "gs://bucket/folder, s3://bucket/folder or http://host/folder"
         ) from error
 
@@ -306,7 +306,7 @@ class TextStore:
                 raise InputError(f"format={values['format']}: this version reads {FORMAT}")
             index: Index = schema.parse(Index, values, INDEX)
         except (InputError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise self._damaged(INDEX, _first_line(error)) from error
+            raise self._damaged(INDEX, first_line(error)) from error
         return index
 
     def _read_file(self, name: str) -> bytes | None:
@@ -322,9 +322,9 @@ class TextStore:
             with as_os_errors():
                 yield
         except (ValueError, OSError) as error:
-            message = _first_line(error)
+            message = first_line(error)
             ignores_ranges = is_address(self.path) and "Requested byte range" in message
-            if message.startswith(_HOST_ERRORS) or ignores_ranges or isinstance(error, OSError):
+            if message.startswith(HOST_ERRORS) or ignores_ranges or isinstance(error, OSError):
                 raise HostError(
                     f"{self.path}: {name}: cannot be read ({message[:300]}); check rights, the "
                     "network, and that the server answers requests for ranges"
@@ -370,5 +370,6 @@ def _checksum(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(to_bytes(values)).hexdigest()
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of an error's message."""
     return (str(error) or type(error).__name__).splitlines()[0]

@@ -289,6 +289,58 @@ def test_what_cannot_be_packed_is_refused_in_a_line(tmp_path, capsys, content, o
     assert len(err.splitlines()) == 1
 
 
+def test_records_that_cannot_be_read_are_refused_in_a_line(tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_bytes(b"[" * 100_000)
+    code, _, err = run(
+        "pack", tmp_path / "a.jsonl", "--field=text", f"--out={tmp_path / 's'}", capsys=capsys
+    )
+    assert (code, "line 1 is not JSON" in err, len(err.splitlines())) == (2, True, 1), err
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"text": ["a text"]}), path, compression="none")
+    path.write_bytes(path.read_bytes().replace(b"a text", b"\xff text"))
+    code, _, err = run("pack", path, "--field=text", f"--out={tmp_path / 't'}", capsys=capsys)
+    assert (code, "a.parquet: is not a Parquet file, or damaged" in err) == (2, True), err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (NotImplementedError("KeyValueStore does not support writing"), 2, "choose a folder"),
+        (ValueError("PERMISSION_DENIED: no rights"), 4, "no rights"),
+        (ValueError("INTERNAL: full [os_error_code='28']"), 4, "No space left"),
+    ],
+)
+def test_a_store_that_cannot_be_written_is_named(
+    text, tmp_path, capsys, monkeypatch, error, code, message
+):
+    def write(*_):
+        raise error
+
+    monkeypatch.setattr(pack_module, "_write", write)
+    got, _, err = run("pack", text, f"--out={tmp_path / 'out'}", capsys=capsys)
+    assert (got, f"--out={tmp_path / 'out'}: " in err, message in err) == (code, True, True), err
+
+
+def test_where_an_open_file_cannot_be_deleted_its_lock_stays(text, tmp_path, monkeypatch):
+    def unlink(path, missing_ok=False):
+        raise PermissionError(13, "used by another process", str(path))
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    store = pack_files(text, tmp_path / "out")
+    assert store.index.chars == len(text.read_text())
+
+
+def test_a_byte_order_mark_keeps_a_file_in_one_piece(tmp_path):
+    text = "".join(f"line {i}\n" for i in range(40))
+    for encoding, mark in (("utf-16-le", b"\xff\xfe"), ("utf-32-be", b"\0\0\xfe\xff")):
+        path = tmp_path / f"{encoding}.txt"
+        path.write_bytes(mark + text.encode(encoding))
+        with tiny_shards():
+            characters, _ = read_store(pack_files(path, tmp_path / encoding))
+        assert "".join(characters) == text
+
+
 @pytest.mark.slow
 def test_a_pack_that_is_killed_five_times_ends_in_the_same_store(tmp_path):
     text = tmp_path / "a.txt"
