@@ -172,8 +172,8 @@ temperature float32 []; 0 is greedy
 
 To read a prompt, feed its characters one after the other, and keep only the carry that is
 returned. `charjax sample --seed=S --top_k=0 --top_p=1` writes, as character p of sample i, what
-the key fold_in(fold_in(fold_in(key(S), {stream}), i), p) gives in a batch of 5; another batch size
-may round the last bit of a logit differently.
+the key fold_in(fold_in(fold_in(key(S), {stream}), i), p) gives. Another batch size, or device, may
+round the last bit of a logit differently.
 
 Written with jax {jax}. jax loads programs of versions up to six months older; the weights have
 no such limit.
