@@ -67,8 +67,9 @@ def _arrays(model: QuantizedModel, vocab: Vocab) -> Iterator[str]:
         yield _array(f"float {_id(name)}_scales", map(_power_of_two, kernel.scales))
     for name, bias in model.biases.items():
         yield _array(f"float {_id(name)}", map(_decimal, bias))
-    for name in (name for name in model.kernels if not name.startswith("layer_")):
-        yield f"static const kernel_t {name} = {_kernel(name)};"
+    for name in model.kernels:
+        if not name.startswith("layer_"):
+            yield f"static const kernel_t {name} = {_kernel(name)};"
     yield "static const layer_t layers[CHARJAX_LAYERS] = {"
     for i in range(model.config.layers):
         layer = f"layer_{i}"
