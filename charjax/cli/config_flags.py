@@ -146,4 +146,4 @@ def _config_message(error: Exception, source: str, overrides: Sequence[str]) -> 
         return f"{where}: no such field; " + (
             f"did you mean {nearest[1]}?" if nearest else "charjax/config.py lists them"
         )
-    return f"{where}: {text}"
+    return f"{where}: {text.removeprefix(f'flag {where}: ')}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import os
 from pathlib import Path
 
 from charjax.errors import InputError
@@ -29,7 +30,7 @@ def find_config(given: str, flag: str = "") -> Path:
     Raises:
       InputError: there is no such file and no such name.
     """
-    if Path(given).is_file():
+    if os.path.isfile(given):
         return Path(given)
     configs = named_configs()
     if given in configs:

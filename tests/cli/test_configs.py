@@ -72,6 +72,7 @@ def test_a_copy_can_be_trained_with_and_is_never_overwritten(tmp_path, capsys):
         (["train", "--config=shakespear"], ["shakespear", "--config=shakespeare"]),
         (["train", "--config=configs/shakespeare.py"], ["--config=shakespeare"]),
         (["train", "--config=."], ["--config=.: no such file", "see: charjax configs"]),
+        (["train", f"--config={'x' * 300}"], ["no such file"]),
         (["configs", "grimm"], ["did you mean tutorials/grimm"]),
         (["configs", "zzz"], ["zzz", "see: charjax configs"]),
         (["configs", "--copy"], ["--copy", "shakespeare"]),

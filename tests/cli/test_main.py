@@ -390,6 +390,14 @@ def test_prompts_in_a_file_of_windows_have_no_carriage_returns(workspace, capfd)
     assert text == "the cat\n=====\nsat"
 
 
+@pytest.mark.parametrize(
+    "flag", ["--json", "--num_chars=3", "--stop=x", "--until_lines=1", "--new", "--num_samples=2"]
+)
+def test_an_option_without_effect_on_picking_is_refused(flag, workspace, capfd):
+    assert main.main(workspace.fill(f"{SAMPLE} --pick=2 {flag}")) == 2
+    assert_one_line(capfd.readouterr().err, (flag.partition("=")[0], "--pick"))
+
+
 def test_choices_that_are_not_utf_8_are_refused(workspace, capfd, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff\n"), encoding="utf-8"))
     assert main.main(workspace.fill(f"{SAMPLE} --pick=2")) == 2

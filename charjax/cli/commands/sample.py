@@ -133,6 +133,8 @@ def run(args: argparse.Namespace) -> None:
         max_copy=args.max_copy,
     )
     prompts = _prompts(args)
+    if args.pick:
+        _check_pick(args, prompts)
     trained = load_model(args)
     if args.num_chars is None:
         args.num_chars = _NUM_CHARS * (1 if trained.vocab.boundary else max(1, args.until_lines))
@@ -188,6 +190,18 @@ def _json_lines(
             yield json.dumps(values, allow_nan=False) + "\n"
 
 
+def _check_pick(args: argparse.Namespace, prompts: Sequence[str]) -> None:
+    """Refuses options that have no effect with `--pick`."""
+    flags = ("json", "num_chars", "stop", "until_lines", "unique", "new")
+    given = [flag for flag in flags if getattr(args, flag)]
+    if args.num_samples != 1:
+        given.append("num_samples")
+    if len(prompts) > 1:
+        given.append("prompts")
+    if given:
+        raise InputError(f"--{given[0]}: has no effect with --pick, which continues one prompt")
+
+
 def _picked(
     args: argparse.Namespace, sampler: TextSampler, prompts: Sequence[str]
 ) -> Iterator[str]:
@@ -195,8 +209,6 @@ def _picked(
     from charjax.inference.pick import likeliest_words
     from charjax.runtime.terminal import escape_controls
 
-    if len(prompts) > 1 or args.json:
-        raise InputError("--pick: continues one prompt; give no --prompts and no --json")
     text = start = sampler.encode(prompts[0], args.unknown)[1]
     while True:
         words = likeliest_words(sampler, text, args.pick, unknown=args.unknown)
