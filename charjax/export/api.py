@@ -32,7 +32,8 @@ from charjax.runtime.paths import without_folders
 _CELLS = ("gru", "lstm", "rnn")
 _PARAMETERS = r"embedding|layer_\d+\.(kernel|bias|recurrent\.(kernel|bias))|output_(kernel|bias)"
 _SIZES = ("cell", "hidden", "layers", "embed", "dtype")
-_TRAINING = ("dropout", "dropout_in", "dropout_between", "init", "recurrence", "remat")
+_DROPOUTS = tuple(field for field in to_dict(ModelConfig()) if field.startswith("dropout"))
+_TRAINING = (*_DROPOUTS, "init", "recurrence", "remat")
 
 _logger = logging.getLogger(__name__)
 

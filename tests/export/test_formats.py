@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from charjax.config import DataConfig, ModelConfig, TrainConfig
+from charjax.config import DataConfig, ModelConfig, TrainConfig, to_dict
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.export.api import FORMATS, export_model, unusual_parts
@@ -273,6 +273,15 @@ def test_a_model_with_a_part_that_the_format_lacks_is_refused(format, tmp_path):
         with pytest.raises(InputError, match=rf"^--format={format}: cannot hold {part};"):
             export_model(model, tmp_path / "out", format=format)
     assert not (tmp_path / "out").exists()
+
+
+def test_every_format_holds_a_model_that_was_trained_with_any_dropout():
+    trained = trained_like(MODELS["gru-1-embed"])
+    model = trained.config.model
+    rates = dict.fromkeys((f for f in to_dict(model) if "dropout" in f), 0.5)
+    assert len(rates) >= 5
+    config = dataclasses.replace(trained.config, model=dataclasses.replace(model, **rates))
+    assert unusual_parts(dataclasses.replace(trained, config=config)) == []
 
 
 def test_a_field_that_no_format_knows_is_a_part_to_refuse(monkeypatch):
