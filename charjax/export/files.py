@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
-from charjax.errors import HostError, InputError
+from charjax.errors import CharjaxError, HostError, InputError
 
 _MANIFEST = "charjax-export.json"  # lists the files that an export wrote into its folder
 SIGNATURE = "written by charjax export"  # near the start of each export of a single file
@@ -31,7 +31,7 @@ def write_folder(out: Path, files: Mapping[str, bytes]) -> None:
       files: contents by name.
 
     Raises:
-      InputError: `out` is a file, or one of the files exists and no export wrote it.
+      InputError: `out` is a file or below one, or one of the files exists and no export wrote it.
       HostError: the disk is full or cannot be written to.
     """
     if out.exists() and not out.is_dir():
@@ -49,14 +49,14 @@ def write_folder(out: Path, files: Mapping[str, bytes]) -> None:
             _replace(out / name, content)
         _replace(out / _MANIFEST, json.dumps({"files": [*files, _MANIFEST]}).encode())
     except OSError as error:
-        raise _host_error(out, error) from error
+        raise _write_error(out, error) from error
 
 
 def write_file(out: Path, content: bytes) -> None:
     """Writes a single file, which must have `SIGNATURE` in its first kilobyte.
 
     Raises:
-      InputError: `out` is a folder, or a file that no export wrote.
+      InputError: `out` is a folder, below a file, or a file that no export wrote.
       HostError: the disk is full or cannot be written to.
     """
     if out.is_dir():
@@ -67,7 +67,7 @@ def write_file(out: Path, content: bytes) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         _replace(out, content)
     except OSError as error:
-        raise _host_error(out, error) from error
+        raise _write_error(out, error) from error
 
 
 def _manifest(out: Path) -> set[str]:
@@ -100,7 +100,9 @@ def _replace(path: Path, content: bytes) -> None:
         part.unlink(missing_ok=True)
 
 
-def _host_error(out: Path, error: OSError) -> HostError:
+def _write_error(out: Path, error: OSError) -> CharjaxError:
+    if isinstance(error, NotADirectoryError | FileExistsError):
+        return InputError(f"--out={out}: a folder above it is a file; name another --out")
     return HostError(
         f"{error.filename or out}: {error.strerror or error}; free disk space or give "
         "access, or name another --out"

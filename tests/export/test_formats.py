@@ -63,6 +63,13 @@ def test_the_numpy_script_samples_the_same_text(model, tmp_path):
         )
 
 
+def test_the_numpy_script_names_a_byte_that_is_not_utf8(tmp_path):
+    trained = trained_like(MODELS["gru-1-embed"], unit="byte")
+    export_model(trained, tmp_path / "out", format="numpy")
+    done = run_script(tmp_path / "out", prompt="the \udcff")  # how Python decodes the byte 0xFF
+    assert (done.returncode, b"not in the vocabulary: byte 0xFF" in done.stderr) == (2, True)
+
+
 def test_the_numpy_script_runs_without_jax(tmp_path):
     trained = trained_like(MODELS["gru-1-embed"])
     export_model(trained, tmp_path / "out", format="numpy")
@@ -342,6 +349,14 @@ def test_an_export_does_not_write_through_a_link(format, tmp_path):
     with pytest.raises(InputError, match="was not written by charjax export"):
         export_model(trained, out, format=format)
     assert mine.read_text() == "mine"
+
+
+@pytest.mark.parametrize("format", ["numpy", "c"])
+def test_an_export_below_a_file_is_refused(format, tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    out = tmp_path / "mine" / "out"
+    with pytest.raises(InputError, match=r"^--out=.*out: a folder above it is a file"):
+        export_model(trained_like(MODELS["gru-1-embed"]), out, format=format)
 
 
 def test_an_unknown_format_is_named(tmp_path):

@@ -138,7 +138,7 @@ def main():
         parser.error("--num_chars and --temperature must be 0 or more, --seed from 0 to 2**32 - 1")
     vocabulary = json.loads((FOLDER / "vocabulary.json").read_text("utf-8"))
     symbols, is_bytes = vocabulary["symbols"], vocabulary["unit"] == "byte"
-    data = args.prompt.encode() if is_bytes else args.prompt
+    data = args.prompt.encode("utf-8", "surrogateescape") if is_bytes else args.prompt
     if read_safetensors(FOLDER / "model.safetensors")[1]["data"]["lowercase"]:
         data = data.lower()  # as the text that the model has read
     units = data.decode("latin-1") if is_bytes else data
