@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Int
 
-from charjax.errors import CharjaxError
 from charjax.inference.load import TrainedModel
 from charjax.inference.sampler import Sampler, is_batch_invariant
-from charjax.inference.sampling_loop import Sampled
 from charjax.inference.slots import SlotBatch
-from charjax.serve.errors import ProtocolError
 from charjax.serve.jobs import Choice, Job
 from charjax.serve.schemas import MAX_LOGPROBS
-from charjax.serve.text import TokenChunk, TopTokens
+from charjax.serve.text import TokenChunk
+from charjax.serve.turns import MAX_JOBS, TurnRunner, row_tokens
 
 _SIZES = (8, 64)  # rows of the batches: a few texts need not wait for a step of many rows
 # Steps of a dispatch: before the first character of a text, later, and in long prompts.
 _SHORT, _LONG, _READING = 8, 64, 256
-_NOTHING = TokenChunk(np.empty(0, np.int32))
 _YOUNG = 128  # tokens of a text that may still move to the large batch
-_MAX_JOBS = 4  # requests that take turns, where they cannot run in one batch
 
 
 Positions: TypeAlias = Int[np.ndarray, " time"]
@@ -59,7 +55,7 @@ class SlotRunner:
         """How many texts are written."""
         return sum(text is not None for _, texts in self._batches for text in texts)
 
-    def has_place(self, job: Job) -> bool:
+    def has_place(self) -> bool:
         """Whether a row is free."""
         return self._with_place() is not None
 
@@ -74,7 +70,7 @@ class SlotRunner:
         texts[slot] = text
         self._unread[id(text)] = text.prompt.ids.size - 1
         self._position[id(text)] = 1 - text.prompt.ids.size
-        self._sampled[id(text)] = _NOTHING.ids
+        self._sampled[id(text)] = np.empty(0, np.int32)
 
     def _with_place(self) -> tuple[SlotBatch, list[Choice | None]] | None:
         """The smallest batch with a free row, but none below the largest that has texts.
@@ -95,7 +91,7 @@ class SlotRunner:
                 sampled, positions = batch.advance(steps)
                 for slot, text in enumerate(texts):
                     if text:
-                        self._read_row(text, _row_tokens(sampled, slot, text), positions[slot])
+                        self._read_row(text, row_tokens(sampled, slot, text), positions[slot])
                 self._free(batch, texts)
 
     def _gather(self) -> None:
@@ -151,7 +147,8 @@ class SlotRunner:
             sampled = np.append(self._sampled.pop(id(text)), tokens.ids[positions >= 0])
             if sampled.size <= _YOUNG:
                 self._sampled[id(text)] = sampled
-        _read(text, tokens, positions)
+        forced = int(np.searchsorted(positions, 0))  # tokens of the prompt
+        text.read(tokens.part(0, forced), tokens.part(forced, positions.size))
 
     def _free(self, batch: SlotBatch, texts: list[Choice | None]) -> None:
         """Frees the rows of texts that are done or given up."""
@@ -161,106 +158,6 @@ class SlotRunner:
                 texts[slot] = None
                 for by_text in (self._unread, self._position, self._sampled):
                     by_text.pop(id(text), None)
-
-
-def _read(text: Choice, tokens: TokenChunk, positions: Positions) -> None:
-    """Gives a text the next tokens of its row, first those of its prompt."""
-    forced, steps = int(np.searchsorted(positions, 0)), int(positions.size)
-    text.read(tokens.part(0, forced), tokens.part(forced, steps))
-
-
-def _row_tokens(sampled: Sampled, row: int, text: Choice) -> TokenChunk:
-    """The tokens of one row, with the log-probabilities that its text wants."""
-    ids, num_top = np.asarray(sampled.ids[row]), text.writing.num_top
-    if num_top is None or sampled.logprobs is None:
-        return TokenChunk(ids)
-    assert sampled.top_ids is not None
-    assert sampled.top_logprobs is not None
-    top = (np.asarray(a[row, :, :num_top]) for a in (sampled.top_ids, sampled.top_logprobs))
-    return TokenChunk(ids, np.asarray(sampled.logprobs[row]), TopTokens(*top))
-
-
-class TurnRunner:
-    """Jobs that take turns: each runs alone, as `charjax sample` runs it, one chunk at a time."""
-
-    def __init__(self, trained: TrainedModel, sampler: Sampler) -> None:
-        """Takes a model and its sampler."""
-        self._trained, self._sampler = trained, sampler
-        self._jobs: list[tuple[Job, Iterator[None]]] = []
-
-    @property
-    def num_texts(self) -> int:
-        """How many texts are written."""
-        return sum(len(job) for job, _ in self._jobs)
-
-    def has_place(self, job: Job) -> bool:
-        """Whether another job may take turns."""
-        return len(self._jobs) < _MAX_JOBS
-
-    def start(self, job: Job) -> None:
-        """Adds a job to those that take turns."""
-        self._jobs.append((job, self._write(job)))
-
-    def advance(self) -> None:
-        """One chunk of every job."""
-        for entry in list(self._jobs):
-            job, chunks = entry
-            is_given_up = all(text.is_given_up for text in job)
-            try:
-                if is_given_up or next(chunks, _ENDED) is _ENDED:
-                    self._jobs.remove(entry)
-            except CharjaxError as error:
-                self._jobs.remove(entry)
-                for text in job:
-                    text.fail(ProtocolError(400, str(error)))
-
-    def stop(self) -> list[Choice]:
-        """Drops all jobs; returns their texts."""
-        stopped = [text for job, _ in self._jobs for text in job]
-        self._jobs.clear()
-        return stopped
-
-    def _write(self, job: Job) -> Iterator[None]:
-        """Writes the samples of one prompt; one chunk at a step."""
-        writing, prompt = job[0].writing, job[0].prompt
-        yield from self._read_prompt(job)
-        groups = self._sampler.run(
-            prompt.ids,
-            num_chars=writing.num_chars,
-            num_samples=job[-1].number + 1,
-            sampling=writing.sampling,
-            num_top=writing.num_top,
-            copies=writing.copies,
-        )
-        first = 0
-        for chunks in groups:
-            texts: Sequence[Choice] = ()
-            for sampled in chunks:
-                texts = job[first : first + sampled.ids.shape[0]]
-                for row, text in enumerate(texts):
-                    if not text.is_given_up:
-                        text.read(_NOTHING, _row_tokens(sampled, row, text))
-                yield
-                if all(text.is_given_up for text in texts):
-                    break
-            first += len(texts)
-
-    def _read_prompt(self, job: Job) -> Iterator[None]:
-        """Reads the prompt for its log-probabilities, if they are asked for."""
-        writing, prompt = job[0].writing, job[0].prompt
-        if not writing.echo or writing.num_top is None:
-            return
-        batch = SlotBatch(self._sampler, 1, num_top=writing.num_top)
-        batch.start(0, prompt.ids, writing.sampling)
-        for read in range(0, prompt.ids.size - 1, _READING):
-            sampled, _ = batch.advance(_READING)
-            tokens = _row_tokens(sampled, 0, job[0]).part(0, prompt.ids.size - 1 - read)
-            for text in job:
-                text.read(tokens, _NOTHING)
-            yield
-
-
-_ENDED = object()
 
 
 class ModelRunner:
@@ -278,7 +175,7 @@ class ModelRunner:
         )
         self.is_shared = is_batch_invariant(trained.config.model)
         num_top = min(MAX_LOGPROBS, len(vocab))
-        self._turns = TurnRunner(trained, sampler)
+        self._turns = TurnRunner(sampler)
         self._slots = (
             {wants: SlotRunner(sampler, num_top if wants else None) for wants in (False, True)}
             if self.is_shared
@@ -288,7 +185,7 @@ class ModelRunner:
     @property
     def capacity(self) -> int:
         """How many texts can be written at the same time, whatever their age."""
-        return max(_SIZES) if self.is_shared else _MAX_JOBS
+        return max(_SIZES) if self.is_shared else MAX_JOBS
 
     @property
     def num_texts(self) -> int:
@@ -308,7 +205,7 @@ class ModelRunner:
 
     def has_place(self, job: Job) -> bool:
         """Whether the job can start."""
-        return self._runner(job[0]).has_place(job)
+        return self._runner(job[0]).has_place()
 
     def start(self, job: Job) -> None:
         """Adds the texts to those that are written."""
