@@ -28,8 +28,8 @@ _logger = logging.getLogger(__name__)
 def look_page(inspection: Inspection) -> bytes:
     """The page; it opens from disk and makes no request.
 
-    It has the activations of all units, in 8 bits, as far as they fit in 13 MB: then of those
-    that separate a feature, and of the first ones.
+    It has the activations of all units, in 8 bits, if they fit into 13 MB; else those of the units
+    that separate a feature, and of as many of the first ones as fit.
     """
     trained, ids = inspection.trained, inspection.ids
     model = trained.config.model

@@ -71,7 +71,7 @@ def quantize_model(trained: TrainedModel) -> QuantizedModel:
 
 
 def dequantize_model(trained: TrainedModel) -> TrainedModel:
-    """The float32 model with the weights `integers * scales`: it writes what the exports write."""
+    """The float32 model with the weights `integers * scales`, which samples the exports' texts."""
     model = quantize_model(trained)
     arrays = {name: k.integers * k.scales for name, k in model.kernels.items()} | model.biases
     params: PyTree = {}

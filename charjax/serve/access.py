@@ -1,7 +1,8 @@
 """Who may ask: the key and the Host header, checked before a request is read.
 
-A web page of another origin reaches no model: it cannot send JSON, which alone is read, without
-being allowed to (CORS), and a name that leads to this machine by its DNS is not an allowed host.
+A web page of another origin reaches no model. The server reads JSON alone, which a browser sends to
+another origin only if that allows it (CORS). A page whose domain resolves to this machine (DNS
+rebinding) has the same origin, but its Host header names no allowed host.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _LOCAL_NAMES = ("localhost",)
 
 
 class AccessChecks:
-    """ASGI middleware that answers requests that may not be made."""
+    """ASGI middleware that refuses requests without the key or with another Host header."""
 
     def __init__(self, app: ASGIApp, *, key: str, hosts: Collection[str]) -> None:
         """Wraps an application.

@@ -24,7 +24,7 @@ Hashes = UInt64[np.ndarray, " windows"]
 
 
 def copied_passages(trained: TrainedModel, text: str, min_chars: int) -> list[tuple[int, int]]:
-    """Maximal passages that the training text has, too, as [start, end), ascending and disjoint.
+    """The [start, end) of the passages that the training text has, too, ascending and disjoint.
 
     Passages that overlap become one, even if the training text does not have them together.
 
@@ -53,7 +53,7 @@ def copied_passages(trained: TrainedModel, text: str, min_chars: int) -> list[tu
 
 
 def table_against_copying(trained: TrainedModel, max_copy: int) -> CopyTable:
-    """What keeps the sampler from copying more than `max_copy` characters; takes seconds at first.
+    """The table by which a sampler copies at most `max_copy` characters; made once, in seconds.
 
     Raises:
       ProtocolError: the training text is gone, has changed, or is too large.

@@ -18,7 +18,7 @@ _TYPES = {
 
 
 class ProtocolError(Exception):
-    """An answer other than the one that was asked for.
+    """An error response of the protocol.
 
     Attributes:
       status: of HTTP.

@@ -1,4 +1,4 @@
-"""What the engine is asked to write, and the way of its pieces back to a client."""
+"""The texts that an engine is asked to write, and the queue of their pieces to a client."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def _refuse_constant(name: str) -> None:
 
 
 def check(value: Any, schema: Schema, name: str) -> None:
-    """Returns if a value is valid.
+    """Raises ProtocolError for a value that is not valid.
 
     Args:
       value: of JSON.

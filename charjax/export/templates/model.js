@@ -225,8 +225,9 @@ function allowed(logits, { temperature, topK = 0, topP = 1, minP = 0 }) {
  * Samples tokens one after the other: yields {token, logits}, the logits it was sampled from; and
  * null after each token of the prompt, since reading a long one takes as long as writing it.
  *
- * `sampling` has temperature (0: greedy), topK (0: off), topP (1: off), minP (0: off), seed (0 to 2 ** 32 - 1) and
- * number (which sample of the seed). Ends after `count` tokens, or at the end of a document.
+ * `sampling` has temperature (0: greedy), topK (0: off), topP (1: off), minP (0: off), seed (0 to
+ * 2 ** 32 - 1) and number (which sample of the seed). Ends after `count` tokens, or at the end of a
+ * document.
  */
 function* sample(model, prompt, count, sampling) {
   const { seed, number = 0 } = sampling;

@@ -1,14 +1,16 @@
 // The page to write with a model: reads prompt and settings, shows the text, coloured by surprise.
 // A model must have
-//   load(): a promise of {title, description, models}, the names of models to choose from
+//   load(name): a promise of {title, description, models}: of the model of that name ("": the first),
+//     and the names of all models
 //   unknown(text): names of the characters that the model cannot read
 //   write(settings, signal): an async iterator over lists of {sample, text, nats, top}: the number
 //     of the sample, the text it adds, its negative log-probability at temperature 1, and the
 //     likeliest characters as {text, probability}. `settings` has prompt, model, count,
 //     temperature, topK, topP, minP, seed and samples, how many texts to write.
 // and may have
-//   copied(text): a promise of the [start, end] of passages of the text, in characters, that are
-//     in the training text; null if it is not known
+//   copied(text, name): a promise of the [start, end] of passages of the text, in characters, that are
+//     in the training text of the model of that name; null if it is not known
+//   minCopied: characters of the shortest passage that `copied` finds
 //   key: to be set to what the user gives when a promise is rejected with an error of status 401
 "use strict";
 
