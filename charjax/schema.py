@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from charjax.errors import InputError
+
+_MAX_FLOAT32 = 3.4028234663852886e38
 
 
 def number(default: int | float, low: int | float = 0, high: int | float = 2**31 - 1) -> Any:
@@ -149,8 +150,8 @@ def _required(wanted: Any) -> dict[str, bool] | None:
 
 
 def is_finite(value: Any) -> bool:
-    """Whether a value of JSON is a number that a float can hold, not NaN and not infinite."""
-    return type(value) in (int, float) and abs(value) <= sys.float_info.max
+    """Whether a value of JSON is a number that is finite in float32, as all metrics are."""
+    return type(value) in (int, float) and abs(value) <= _MAX_FLOAT32
 
 
 def _shortened(value: Any) -> str:

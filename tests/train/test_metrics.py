@@ -24,7 +24,10 @@ def test_records_are_read_as_they_were_written(tmp_path):
     assert path.read_bytes().count(b"\n") == 2
 
 
-@pytest.mark.parametrize("line", ["[" * 100_000, '{"step": 1, "loss": 1e999}', '{"step": true}'])
+@pytest.mark.parametrize(
+    "line",
+    ["[" * 100_000, '{"step": 1, "x": 1e999}', '{"step": true}', '{"step": 1, "val_loss": 1e308}'],
+)
 def test_a_line_that_is_no_record_is_named(tmp_path, line):
     (tmp_path / "metrics.jsonl").write_text(line)
     with pytest.raises(InputError, match="line 1 is not a record"):
