@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
-import re
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from charjax.cli.arguments import add_inference, add_model, load_model, local_path
+from charjax.cli.prompts import read_prompts
 from charjax.errors import InputError
 
 if TYPE_CHECKING:
     from charjax.inference.texts import TextSampler
 
 _NUM_CHARS = 500  # of a text; with --until_lines, of a line
-
-_logger = logging.getLogger(__name__)
 
 # Flag, default and help of the options with a value.
 _OPTIONS = (
@@ -132,7 +128,7 @@ def run(args: argparse.Namespace) -> None:
         new=args.new,
         max_copy=args.max_copy,
     )
-    prompts = _prompts(args)
+    prompts = read_prompts(args)
     if args.pick:
         _check_pick(args, prompts)
     trained = load_model(args)
@@ -226,43 +222,3 @@ def _picked(
         chosen = answer.isdecimal() and 1 <= int(answer) <= len(words)
         text += words[int(answer) - 1] if chosen else answer
     yield text[len(start) :] if args.no_prompt else text
-
-
-def _prompts(args: argparse.Namespace) -> list[str]:
-    """The prompts that the flags give."""
-    if not args.prompts:
-        return [_prompt(args)]
-    if args.prompt:
-        raise InputError("--prompts: give it or --prompt, not both")
-    text = _read(args.prompts, "--prompts")
-    return text.replace("\r\n", "\n").removesuffix("\n").split("\n")
-
-
-def _prompt(args: argparse.Namespace) -> str:
-    """The prompt that the flags give.
-
-    Raises:
-      InputError: both flags give one, or the file cannot be read as UTF-8.
-    """
-    if not args.prompt_file:
-        if re.search(r"\\[ntr]", args.prompt):
-            _logger.warning(
-                "--prompt: a backslash has no special meaning; for line ends give "
-                "--prompt_file=FILE (or - for standard input), or write $'...' in the shell"
-            )
-        prompt: str = args.prompt
-        return prompt
-    if args.prompt:
-        raise InputError("--prompt_file: give it or --prompt, not both")
-    return _read(args.prompt_file, "--prompt_file")
-
-
-def _read(file: Path, flag: str) -> str:
-    """The text of a file, or of standard input."""
-    try:
-        data: bytes = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{flag}={file}: not valid UTF-8 ({error})") from error
-    except OSError as error:
-        raise InputError(f"{flag}={file}: {error.strerror}") from error
