@@ -325,6 +325,8 @@ def test_the_c_program_is_clean_under_the_sanitizers(name, tmp_path):
     done = subprocess.run([program, "Z€", "5", "1", "0"], capture_output=True, check=False)
     unknown = b"byte 0x5A" if name == "bytes" else b"U+005A"
     assert (done.returncode, done.stderr) == (2, b"not in the vocabulary: %s\n" % unknown)
+    done = subprocess.run([program, "a", "5", "0,8", "1"], capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr[:6]) == (2, b"", b"usage:")
 
 
 @needs_cc

@@ -239,13 +239,20 @@ static void write_character(uint32_t c) {
   putchar((int)c);
 }
 
+static int usage(void) {
+  fputs("usage: model PROMPT CHARACTERS TEMPERATURE SEED\n", stderr);
+  return 2;
+}
+
 int main(int argc, char **argv) {
   static charjax_state state;
-  if (argc != 5) {
-    fputs("usage: model PROMPT CHARACTERS TEMPERATURE SEED\n", stderr);
-    return 2;
-  }
-  charjax_reset(&state, (uint32_t)strtoul(argv[4], NULL, 10));
+  char *ends[3]; /* of the numbers */
+  if (argc != 5) return usage();
+  long left = strtol(argv[2], &ends[0], 10);
+  float temperature = strtof(argv[3], &ends[1]);
+  unsigned long seed = strtoul(argv[4], &ends[2], 10);
+  if (*ends[0] || *ends[1] || *ends[2]) return usage();
+  charjax_reset(&state, (uint32_t)seed);
 #ifndef CHARJAX_BOUNDARY
   if (!*argv[1])
 #endif
@@ -258,8 +265,8 @@ int main(int argc, char **argv) {
     }
   }
   fputs(argv[1], stdout);
-  for (long left = strtol(argv[2], NULL, 10); left > 0; left--) {
-    int token = charjax_next(&state, strtof(argv[3], NULL));
+  for (; left > 0; left--) {
+    int token = charjax_next(&state, temperature);
     if (token < 0) break;
     write_character(charjax_character(token));
     charjax_feed(&state, token);
