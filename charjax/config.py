@@ -312,10 +312,11 @@ def _check_data(data: DataConfig) -> None:
         raise InputError("config.data.split: the train fraction is 0; make it larger")
     if data.columns and data.documents != "rows":
         raise InputError("config.data.columns: only CSV rows have columns; set data.documents=rows")
-    if len(data.csv_delimiter) > 1:
+    is_one_byte = data.csv_delimiter.isascii() or data.unit != "byte"
+    if len(data.csv_delimiter) > 1 or not is_one_byte:
         raise InputError(
-            f"config.data.csv_delimiter={data.csv_delimiter!r}: must be one character, or empty "
-            "to detect it"
+            f"config.data.csv_delimiter={data.csv_delimiter!r}: must be one character, with "
+            "config.data.unit=byte an ASCII one, or empty to detect it"
         )
     if data.documents == "delimiter" and not data.delimiter:
         raise InputError(

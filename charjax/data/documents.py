@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from charjax.data.vocab import text_of_unit
 from charjax.errors import InputError
 
 _SNIFFED_CHARS = 1 << 16  # of the first file, in which the delimiter is detected
@@ -75,17 +76,18 @@ class DocumentSplitter:
     """
 
     def __init__(
-        self, rules: DocumentRules, options: str = CONFIG_PREFIX, *, texts_before: bool = False
+        self, rules: DocumentRules, unit: str, options: str, *, texts_before: bool
     ) -> None:
         """Reads no text.
 
         Args:
           rules: what a document is.
+          unit: what a character of the texts is, see `charjax.data.vocab.Vocab`.
           options: prefix of the names of options in messages: "config.data." or "--".
           texts_before: whether others have split texts that come before these.
         """
         self.rules, self.num_empty = rules, 0
-        self._options, self._texts_before = options, texts_before
+        self._unit, self._options, self._texts_before = unit, options, texts_before
         self.has_delimiter = False
         self._origins: list[str] = []  # of the first texts, for a message
 
@@ -159,7 +161,7 @@ class DocumentSplitter:
         return line.removesuffix("\n").removesuffix("\r") if self.rules.boundary else line
 
     def _delimited(self, origin: str, chunks: Iterator[str], *, continues: bool) -> Iterator[Piece]:
-        rest, delimiter = "", self.rules.delimiter
+        rest, delimiter = "", text_of_unit(self.rules.delimiter, self._unit)
         if len(self._origins) < 3:
             self._origins.append(origin)
         for chunk in chunks:
@@ -183,7 +185,7 @@ class DocumentSplitter:
             detected = _detect_delimiter(origin, head, self._options)
             self.rules = replace(self.rules, csv_delimiter=detected)
             chunks = itertools.chain([head], chunks)
-        rows = _rows(_physical_lines(chunks), origin, self.rules, self._options)
+        rows = _rows(_physical_lines(chunks), origin, self.rules, self._unit, self._options)
         while batch := list(itertools.islice(rows, _ROWS_PER_PIECE)):
             yield self._piece(batch, False)
 
@@ -206,11 +208,15 @@ def _physical_lines(chunks: Iterator[str]) -> Iterator[str]:
     yield from io.StringIO(rest, newline="")
 
 
-def _rows(lines: Iterator[str], origin: str, rules: DocumentRules, options: str) -> Iterator[str]:
+def _rows(
+    lines: Iterator[str], origin: str, rules: DocumentRules, unit: str, options: str
+) -> Iterator[str]:
     """The wanted columns of each CSV row, joined by a space."""
     reader = _reader(lines, rules.csv_delimiter)
     try:
         header: list[str] = next(reader, []) if rules.has_names else []
+        if unit == "byte":  # the names in the config are not bytes
+            header = [name.encode("latin-1").decode("utf-8", "replace") for name in header]
         columns = tuple(
             _column(column, header, f"{options}columns: {origin}") for column in rules.columns
         )

@@ -22,7 +22,7 @@ from charjax.data.decoding import (
 )
 from charjax.data.documents import CONFIG_PREFIX, DocumentRules, DocumentSplitter, Piece
 from charjax.data.named_corpora import RawText
-from charjax.data.vocab import Vocab, bytes_to_text, check_surrogates
+from charjax.data.vocab import Vocab, bytes_to_text, check_surrogates, text_of_unit
 from charjax.errors import InputError
 from charjax.schema import build
 
@@ -137,7 +137,9 @@ class TextReader:
         """
         self._rules, self._options = rules, options
         self._are_markers_required = are_markers_required
-        self._documents = DocumentSplitter(rules.documents, options, texts_before=files_before)
+        self._documents = DocumentSplitter(
+            rules.documents, rules.unit, options, texts_before=files_before
+        )
         self._notices: list[str] = []
         self._files_with_bom: list[str] = []
         self._hashes: list[int] = []  # of the files' normalized texts
@@ -231,8 +233,7 @@ class TextReader:
                 )
             _logger.info("%s is not in %s, which is not cut there", option, origin)
 
-        is_byte = self._rules.unit == "byte"
-        return bytes_to_text(marker.encode()) if is_byte else marker, report_missing
+        return text_of_unit(marker, self._rules.unit), report_missing
 
 
 def prepare_prompt(text: str, rules: ReadingRules, vocab: Vocab) -> str:
@@ -267,5 +268,4 @@ def normalize_form(text: str, vocab: Vocab) -> str:
 
 def _unknown(text: str, vocab: Vocab) -> set[str]:
     """The distinct characters, or bytes, that are not in the vocabulary."""
-    characters = set(bytes_to_text(text.encode()) if vocab.unit == "byte" else text)
-    return characters.difference(vocab.characters)
+    return set(text_of_unit(text, vocab.unit)).difference(vocab.characters)

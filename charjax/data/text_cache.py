@@ -38,7 +38,7 @@ from charjax.runtime.files import replace_file
 MIN_BYTES = 1 << 24  # of the files of a text; smaller ones are not cached
 MAX_BYTES = 10 << 30  # of all entries
 MAX_AGE_S = 30 * 24 * 3600.0  # since an entry was used
-_VERSION = 1  # of the encoding: raise it when a text is read or encoded in another way
+_VERSION = 2  # of the encoding: raise it when a text is read or encoded in another way
 _PART = 1 << 22  # bytes that have one CRC-32
 _THREADS = 4  # that compare parts
 _ALIGNMENT = 8  # bytes, of the arrays in the file

@@ -28,6 +28,11 @@ def bytes_to_text(data: bytes) -> str:
     return data.decode("latin-1")
 
 
+def text_of_unit(text: str, unit: str) -> str:
+    """The text with one character a token: with unit "byte", `bytes_to_text` of its UTF-8."""
+    return bytes_to_text(text.encode("utf-8")) if unit == "byte" else text
+
+
 @dataclass(frozen=True)
 class Vocab:
     """The tokens of a model: ids 0, 1, ... are the characters, then come the special tokens.
@@ -119,10 +124,8 @@ class Vocab:
         Raises:
           InputError: a character is unknown, or half of a surrogate pair.
         """
-        if self.unit == "byte":
-            check_surrogates(text)
-            text = bytes_to_text(text.encode("utf-8"))
-        return self.encode_corpus(text, unknown=unknown)
+        check_surrogates(text)
+        return self.encode_corpus(text_of_unit(text, self.unit), unknown=unknown)
 
     def encode_corpus(self, text: str, *, unknown: str = "error") -> Int[np.ndarray, " n"]:
         """The int32 token ids of a `Corpus.text`, in which bytes are characters already.

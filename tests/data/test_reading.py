@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from charjax.config import BATCHING_FIELDS, Config, DataConfig
+from charjax.config import BATCHING_FIELDS, Config, DataConfig, check_reading
+from charjax.data.corpus import load_corpus
 from charjax.data.dataset import Dataset, load_dataset, read_tokens
 from charjax.data.reading import ReadingRules, prepare_prompt
 from charjax.data.vocab import Vocab
@@ -168,6 +169,24 @@ def test_a_prompt_with_half_of_a_surrogate_pair_is_refused(unit, lowercase):
     rules = ReadingRules.from_config(DataConfig(unit=unit, lowercase=lowercase))
     with pytest.raises(InputError, match="surrogate"):
         prepare_prompt("a\ud800", rules, Vocab(("a",), unit, unk=False))
+
+
+@pytest.mark.parametrize("unit", ["codepoint", "byte"])
+def test_delimiters_and_columns_beyond_ascii_are_those_of_the_text(tmp_path, unit):
+    (tmp_path / "a.txt").write_text("first§second§thïrd", encoding="utf-8")
+    (tmp_path / "b.csv").write_text("größe,text\n1é,a\n2é,b\n", encoding="utf-8")
+    texts = {}
+    for name, layout in (
+        ("a.txt", {"documents": "delimiter", "delimiter": "§"}),
+        ("b.csv", {"documents": "rows", "columns": ("größe",)}),
+    ):
+        data = data_config(tmp_path / name, unit=unit, **layout)
+        texts[name] = [*load_corpus(data).content.documents()]
+    if unit == "byte":
+        texts = {name: [t.encode("latin-1").decode() for t in ts] for name, ts in texts.items()}
+    assert texts == {"a.txt": ["first", "second", "thïrd"], "b.csv": ["1é", "2é"]}
+    with pytest.raises(InputError, match=r"csv_delimiter='ä': must be .* ASCII"):
+        check_reading(DataConfig(unit="byte", documents="rows", csv_delimiter="ä"), ())
 
 
 def test_rules_round_trip_and_refuse_what_is_none():
