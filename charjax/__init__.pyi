@@ -8,8 +8,8 @@ from .config import OptimConfig as OptimConfig
 from .config import TrainConfig as TrainConfig
 from .data.batches import Batch as Batch
 from .data.batches import make_batches as make_batches
-from .data.batches import split as split
 from .data.dataset import load_dataset as load_dataset
+from .data.splits import split as split
 from .data.vocab import Vocab as Vocab
 from .inference.controls import Controls as Controls
 from .inference.evaluate import char_nats as char_nats

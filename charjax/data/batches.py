@@ -5,14 +5,16 @@ from __future__ import annotations
 import abc
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
 
 from charjax.config import DataConfig
-from charjax.data.shuffle import DOCUMENTS, OFFSET, make_order, random_generator
+from charjax.data.shuffle import OFFSET, make_order, random_generator
+from charjax.data.splits import TokenSplit
 from charjax.data.store_tokens import TokenIds
+from charjax.data.windows import PackedWindows, Windows, WindowsAcrossDocuments, WindowsInDocuments
 from charjax.errors import InputError
 
 _ALL = slice(None)
@@ -48,34 +50,6 @@ class Slices(NamedTuple):
     first_targets: Int[np.ndarray, " batch"]
     end_targets: Int[np.ndarray, " batch"]
     reset: Bool[np.ndarray, " batch"]
-
-
-class TokenSplit(NamedTuple):
-    """A contiguous split of a text: its token ids, and the positions where documents start.
-
-    Attributes:
-      ids: token ids, in memory or packed.
-      document_starts: positions in `ids`, ascending from 0.
-      boundary_id: the id of the boundary token, which comes before each document and after the
-        last one; None without boundary tokens.
-    """
-
-    ids: TokenIds
-    document_starts: Int[np.ndarray, " documents"]
-    boundary_id: int | None = None
-
-    @property
-    def num_targets(self) -> int:
-        """How many tokens can be predicted: all but the first, which no token precedes."""
-        return max(0, len(self.ids) - 1)
-
-
-class Splits(NamedTuple):
-    """The splits of a text, in the order of the text."""
-
-    train: TokenSplit
-    val: TokenSplit
-    test: TokenSplit
 
 
 class Batches(abc.ABC):
@@ -122,71 +96,6 @@ def read_slices(ids: Any, slices: Slices, length: int) -> Batch:
     columns = columns[:, :-1]
     is_target = (slices.first_targets[:, None] <= columns) & (columns < slices.end_targets[:, None])
     return Batch(tokens[:, :-1], tokens[:, 1:], is_target, slices.reset)
-
-
-def split(
-    ids: TokenIds,
-    document_starts: Int[np.ndarray, " documents"],
-    fractions: tuple[float, ...],
-    boundary_id: int | None = None,
-    num_documents: Int[np.ndarray, " splits"] | None = None,
-) -> Splits:
-    """Splits a text into train, validation and test: contiguous views that cover all of it.
-
-    A single document is cut exactly at the fractions. Several documents are not cut: the splits
-    end at the document boundaries that are nearest to the fractions and leave no split empty, or
-    have the given numbers of documents.
-
-    Args:
-      ids: the token ids of the text.
-      document_starts: positions in `ids`, ascending from 0.
-      fractions: of train, validation and test; they add up to 1.
-      boundary_id: the id of the boundary token, which must be the first and the last of `ids`; the
-        one between two splits belongs to both. None without boundary tokens.
-      num_documents: how many documents each split has; None: as the fractions say.
-
-    Raises:
-      InputError: a split is empty although its fraction is not 0.
-    """
-    n, (train, val, test) = len(ids) - int(boundary_id is not None), fractions
-    total = train + val + test  # 1 up to rounding
-    cuts = np.array([int(n * (train / total)), int(n * ((train + val) / total))])
-    boundaries = np.append(document_starts, n)
-    if num_documents is not None:
-        cuts = boundaries[np.cumsum(num_documents)[:2]]
-    elif len(document_starts) > 1:
-        train_end, val_end = (int(np.abs(boundaries - cut).argmin()) for cut in cuts)
-        last = len(document_starts) - (test > 0)
-        train_end = max(1, min(train_end, last - (val > 0)))
-        cuts = boundaries[[train_end, max(train_end + (val > 0), min(val_end, last))]]
-    edges = [0, *cuts.tolist(), n]
-    cut = functools.partial(_cut, TokenSplit(ids, document_starts, boundary_id))
-    splits = Splits(*(cut(*edges[i : i + 2]) for i in range(3)))
-    for name, part, fraction in zip(Splits._fields, splits, fractions, strict=True):
-        if fraction and not part.ids.size:
-            raise InputError(
-                f"config.data.split={fractions}: the {name} split of {n} characters in "
-                f"{len(document_starts)} documents is empty; give more text or a larger fraction"
-            )
-    return splits
-
-
-def _cut(text: TokenSplit, begin: int, end: int) -> TokenSplit:
-    """The split from `begin` to `end`, and the boundary token at `end` if there is one."""
-    starts = text.document_starts
-    if begin == end:
-        return TokenSplit(text.ids[:0], starts[:0], text.boundary_id)
-    inside = starts[(starts > begin) & (starts < end)] - begin
-    starts = np.concatenate([[0], inside]).astype(np.int64)
-    ends_document = text.boundary_id is not None and text.ids[min(end, len(text.ids) - 1)] == (
-        text.boundary_id
-    )
-    return TokenSplit(text.ids[begin : end + int(ends_document)], starts, text.boundary_id)
-
-
-def random_order(count: int, seed: int) -> Int[np.ndarray, " count"]:
-    """A permutation of 0 to count - 1, in which documents are shuffled before the split."""
-    return random_generator(seed, DOCUMENTS, 0).permutation(count)
 
 
 class StreamBatches(Batches):
@@ -311,118 +220,6 @@ class SlidingBatches(WindowBatches):
         """The windows of this batching mode."""
         kind = WindowsInDocuments if text.boundary_id is None else WindowsAcrossDocuments
         return kind(self.config, text, stride=self.config.stride)
-
-
-class Windows(Protocol):
-    """The windows of a text, numbered in the order of the text.
-
-    Attributes:
-      count: how many there are.
-      num_targets: how many targets they have together.
-      num_distinct: the same where a target of overlapping windows counts once.
-      overlap: how many windows before, or after, one may have targets of it.
-    """
-
-    count: int
-    num_targets: int
-    num_distinct: int
-    overlap: int
-
-    def spans(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """For each window number: the position of its first target, and its number of targets."""
-
-
-class WindowsInDocuments(Windows):
-    """Windows of seq_len + 1 tokens, one every `stride` tokens of each document.
-
-    No window crosses documents, so documents shorter than a window have none.
-    """
-
-    def __init__(self, config: DataConfig, text: TokenSplit, stride: int) -> None:
-        """See `make_batches`."""
-        self._config, self._document_starts, self._stride = config, text.document_starts, stride
-        lengths = np.diff(np.append(text.document_starts, len(text.ids)))
-        # len(range(0, length - seq_len, stride)) for each document.
-        counts = np.maximum(0, -((config.seq_len - lengths) // stride))
-        self._window_ends = np.cumsum(counts)  # windows in all documents up to this one, inclusive
-        self.count = int(counts.sum())
-        num_targets = 1 if config.targets == "last" else config.seq_len
-        self.num_targets = self.count * num_targets
-        distinct = (counts - 1) * min(stride, num_targets) + num_targets
-        self.num_distinct = int(distinct[counts > 0].sum())
-        self.overlap = (num_targets - 1) // stride
-
-    def spans(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As `Windows.spans`."""
-        document = np.searchsorted(self._window_ends, windows, side="right")
-        windows_before = np.append(0, self._window_ends)[document]
-        starts = self._document_starts[document] + (windows - windows_before) * self._stride
-        if self._config.targets == "last":
-            return starts + self._config.seq_len, np.ones(len(windows), np.int64)
-        return starts + 1, np.full(len(windows), self._config.seq_len)
-
-
-class WindowsAcrossDocuments(Windows):
-    """Windows, one every `stride` tokens of a text, across documents; the last may be shorter."""
-
-    def __init__(self, config: DataConfig, text: TokenSplit, stride: int) -> None:
-        """See `make_batches`."""
-        self._stride, self._end = stride, text.num_targets + 1
-        self._length = 1 if config.targets == "last" else config.seq_len
-        beyond_first = max(0, text.num_targets - self._length)
-        self.count = min(-(-beyond_first // stride) + 1, -(-text.num_targets // stride))
-        last = min(self._length, text.num_targets - (self.count - 1) * stride)
-        others = max(0, self.count - 1)  # of full length
-        self.num_targets = others * self._length + last
-        self.num_distinct = others * min(stride, self._length) + last
-        self.overlap = (self._length - 1) // stride
-
-    def spans(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As `Windows.spans`."""
-        first = 1 + windows.astype(np.int64) * self._stride
-        return first, np.minimum(self._length, self._end - first)
-
-
-class PackedWindows(Windows):
-    """Windows that hold as many complete documents as fit, in the order of the text.
-
-    A document longer than a window takes several windows, and the last of them is filled up with
-    the documents that follow.
-    """
-
-    def __init__(self, config: DataConfig, text: TokenSplit) -> None:
-        """See `make_batches`."""
-        length, starts = config.seq_len, text.document_starts
-        ends = np.append(starts[1:], text.num_targets)
-        num_full, rest = np.divmod(ends - starts, length)
-        last_start = starts + num_full * length  # of the window with the end of each document
-        # The document that starts the next window after each document's last one.
-        next_first = np.where(
-            rest > 0,
-            np.searchsorted(ends, last_start + length, side="right"),
-            np.arange(len(starts)) + 1,
-        )
-        # The documents that start a window.
-        chain, document, successors = [], 0, next_first.tolist()
-        while document < len(successors):
-            chain.append(document)
-            document = successors[document]
-        first = np.array(chain, np.int64)
-        counts = num_full[first] + (rest[first] > 0)
-        windows_before = np.cumsum(counts) - counts
-        self.count = int(counts.sum())
-        # For each window: its first document, and its number among the windows of that document.
-        first = np.repeat(first, counts)
-        number = np.arange(self.count) - np.repeat(windows_before, counts)
-        self._starts = starts[first] + number * length
-        last_length = ends[next_first[first] - 1] - self._starts
-        self._lengths = np.where(number < num_full[first], length, last_length)
-        self.num_targets = self.num_distinct = int(self._lengths.sum())
-        self.overlap = 0
-
-    def spans(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As `Windows.spans`."""
-        return self._starts[windows] + 1, self._lengths[windows]
 
 
 # The batching modes by name; `charjax.config.BATCHING_FIELDS` has the config fields of each.

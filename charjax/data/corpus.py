@@ -15,9 +15,10 @@ from jaxtyping import Int
 
 from charjax.config import DataConfig
 from charjax.data import named_corpora
+from charjax.data.decoding import RawText
 from charjax.data.documents import Piece
 from charjax.data.files import find_files, read_files
-from charjax.data.named_corpora import BUILT_IN, RawText
+from charjax.data.named_corpora import BUILT_IN
 from charjax.data.reading import ReadingRules, TextReader
 from charjax.data.store import TextStore, is_store
 from charjax.data.text_cache import CachedText, CacheEntry, recorded_messages
@@ -203,17 +204,15 @@ def _make_corpus(name: str, files: Iterable[RawText], rules: ReadingRules, *noti
         digest.update(content.document_starts().astype("<i8").tobytes())
     notices += reader.finish()
     characters = [character for character in content.alphabet if character]
-    return _reported(
-        Corpus(
-            name=name,
-            content=content,
-            characters=characters,
-            chars=content.num_chars,
-            sha256=digest.hexdigest(),
-            notice="; ".join(notices),
-            rules=reader.rules,
-        ),
-        notices,
+    _log_notices(notices)
+    return Corpus(
+        name=name,
+        content=content,
+        characters=characters,
+        chars=content.num_chars,
+        sha256=digest.hexdigest(),
+        notice="; ".join(notices),
+        rules=reader.rules,
     )
 
 
@@ -247,7 +246,8 @@ def _open_store(config: DataConfig) -> Corpus:
             "shuffle the documents before they are packed"
         )
     index = store.index
-    corpus = Corpus(
+    _log_notices(index.notices)
+    return Corpus(
         name=config.path,
         content=store,
         characters=index.characters,
@@ -256,13 +256,11 @@ def _open_store(config: DataConfig) -> Corpus:
         notice="; ".join(index.notices),
         rules=store.rules,
     )
-    return _reported(corpus, index.notices)
 
 
-def _reported(corpus: Corpus, notices: Iterable[str]) -> Corpus:
+def _log_notices(notices: Iterable[str]) -> None:
     for notice in notices:
         _logger.warning("NOTICE: %s", notice)
-    return corpus
 
 
 def _flat(rules: ReadingRules) -> dict[str, Any]:

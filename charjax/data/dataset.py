@@ -12,13 +12,15 @@ import numpy as np
 from jaxtyping import Int, UInt32
 
 from charjax.config import Config
-from charjax.data.batches import Batches, Splits, make_batches, random_order, split
+from charjax.data.batches import Batches, make_batches
 from charjax.data.corpus import Corpus, load_corpus, read_text
 from charjax.data.document_hash import DocumentHasher, split_numbers
 from charjax.data.documents import Piece
 from charjax.data.read_ahead import ReadAhead
 from charjax.data.reading import ReadingRules, normalize_form
 from charjax.data.runs import Runs
+from charjax.data.shuffle import random_order
+from charjax.data.splits import Splits, split
 from charjax.data.store import ShardRecord, TextStore
 from charjax.data.store_tokens import StoreTokens, TokenIds
 from charjax.data.tokens import BOUNDARY, EncodedText, encode_pieces, translation

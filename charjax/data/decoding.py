@@ -6,10 +6,9 @@ import codecs
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from charjax.data.documents import CONFIG_PREFIX
-from charjax.data.named_corpora import RawText
 from charjax.errors import InputError
 
 BOM = "\ufeff"
@@ -26,6 +25,22 @@ _MIN_UTF16_BYTES = 16  # a shorter text is never guessed to be UTF-16
 _SIGMA = "\u03a3"  # the one letter whose lower case depends on its neighbours
 
 _logger = logging.getLogger(__name__)
+
+
+class RawText(NamedTuple):
+    """The undecoded bytes of a text.
+
+    Attributes:
+      origin: the path, or another name of the text for messages.
+      blocks: the bytes, in blocks of any size.
+      notices: warnings to the user about this file.
+      offset: the position in the file where the bytes begin.
+    """
+
+    origin: str
+    blocks: Iterable[bytes]
+    notices: tuple[str, ...] = ()
+    offset: int = 0
 
 
 def is_utf8(encoding: str) -> bool:

@@ -24,8 +24,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from charjax.data import remote
-from charjax.data.decoding import BYTE_ORDER_MARKS
-from charjax.data.named_corpora import RawText
+from charjax.data.decoding import BYTE_ORDER_MARKS, RawText
 from charjax.errors import HostError, InputError
 from charjax.runtime.display import listed
 from charjax.runtime.paths import expand_path, is_address
@@ -90,13 +89,14 @@ def find_files(given: str, option: str) -> TextFiles:
         found = _search(pattern, left_out) if pattern else remote.find(part)
         from_search = from_search or found != [path]
         if not found:
+            but = f", but {_counted(left_out)}" if left_out.total() else ""
             raise InputError(
-                f"{option}={given!r}: no text file there{_list(left_out, ', but')}; give a file, "
+                f"{option}={given!r}: no text file there{but}; give a file, "
                 "a folder with *.txt, or a glob such as 'texts/**/*.txt'"
             )
         paths |= dict.fromkeys(found)
     if left_out.total():
-        _logger.info("%s: left out%s", given, _list(left_out))
+        _logger.info("%s: left out %s", given, _counted(left_out))
     return TextFiles(tuple(paths), from_search)
 
 
@@ -165,8 +165,7 @@ def read_files(files: TextFiles, option: str, *, are_utf8: bool) -> Iterator[Raw
                 binary.append(text.origin)
             else:
                 yield text
-    if binary:
-        _logger.info("left out %d binary files: %s", len(binary), listed(binary, most=3))
+    _log_binary(binary)
 
 
 def text_paths(files: TextFiles, option: str) -> tuple[str, ...]:
@@ -174,8 +173,7 @@ def text_paths(files: TextFiles, option: str) -> tuple[str, ...]:
     if not files.from_search:
         return files.paths
     binary = [p for p in files.paths if all(_is_binary(t.blocks) for t in read_file(p, option))]
-    if binary:
-        _logger.info("left out %d binary files: %s", len(binary), listed(binary, most=3))
+    _log_binary(binary)
     left_out = set(binary)
     return tuple(path for path in files.paths if path not in left_out)
 
@@ -235,8 +233,13 @@ def _is_written_by_charjax(path: Path) -> bool:
     )
 
 
+def _log_binary(names: list[str]) -> None:
+    if names:
+        _logger.info("left out %d binary files: %s", len(names), listed(names, most=3))
+
+
 def _is_binary(blocks: Iterable[bytes]) -> bool:
-    """Whether the bytes start with a NUL among them, and are not UTF-8, UTF-16 or UTF-32."""
+    """Whether a NUL is among the first bytes, and they are not UTF-8, UTF-16 or UTF-32."""
     head = next(iter(blocks), b"")[:_BINARY_SAMPLE]
     if b"\0" not in head or head.startswith(tuple(mark for mark, _ in BYTE_ORDER_MARKS)):
         return False
@@ -248,12 +251,11 @@ def _is_binary(blocks: Iterable[bytes]) -> bool:
     return False
 
 
-def _list(left_out: Counter[str], before: str = "") -> str:
-    """`before` and " 3 files: 2 hidden, 1 written by charjax"; "" if no file was left out."""
-    if not (total := left_out.total()):
-        return ""
+def _counted(left_out: Counter[str]) -> str:
+    """Such as "3 files: 2 hidden, 1 written by charjax", from the number of files by reason."""
+    total = left_out.total()
     reasons = ", ".join(f"{n} {reason}" for reason, n in left_out.items() if n)
-    return f"{before} {total} file{'s' if total > 1 else ''}: {reasons}"
+    return f"{total} file{'s' if total > 1 else ''}: {reasons}"
 
 
 @contextlib.contextmanager

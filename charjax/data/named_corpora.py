@@ -9,11 +9,10 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
+from charjax.data.decoding import RawText
 from charjax.data.download import RemoteFile, fetch
 from charjax.errors import HostError, InputError
 from charjax.runtime.cache import cache_folder
@@ -22,22 +21,6 @@ from charjax.runtime.display import ProgressFn, no_progress
 BUILT_IN = "python_docs"  # the language reference that comes with CPython
 
 _logger = logging.getLogger(__name__)
-
-
-class RawText(NamedTuple):
-    """The undecoded bytes of a text.
-
-    Attributes:
-      origin: the path, or another name of the text for messages.
-      blocks: the bytes, in blocks of any size.
-      notices: warnings to the user about this file.
-      offset: the position in the file where the bytes begin.
-    """
-
-    origin: str
-    blocks: Iterable[bytes]
-    notices: tuple[str, ...] = ()
-    offset: int = 0
 
 
 class CorpusUnavailableError(HostError):

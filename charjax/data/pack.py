@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
+from charjax.data.decoding import RawText
 from charjax.data.document_hash import DocumentHasher
 from charjax.data.documents import Piece
-from charjax.data.named_corpora import RawText
 from charjax.data.plan import OPTIONS, Plan, Segment
 from charjax.data.reading import TextReader
 from charjax.data.store import (

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from charjax.data import records, remote
-from charjax.data.decoding import BYTE_ORDER_MARKS
+from charjax.data.decoding import BYTE_ORDER_MARKS, RawText
 from charjax.data.files import (
     TextFiles,
     is_compressed,
@@ -18,7 +18,6 @@ from charjax.data.files import (
     read_range,
     text_paths,
 )
-from charjax.data.named_corpora import RawText
 from charjax.data.reading import ReadingRules, TextReader
 from charjax.errors import InputError
 from charjax.runtime.paths import is_address

@@ -12,6 +12,7 @@ from typing import Any
 from charjax.config import DataConfig, check_reading
 from charjax.data.decoding import (
     BOM,
+    RawText,
     decode,
     from_marker,
     is_utf8,
@@ -21,7 +22,6 @@ from charjax.data.decoding import (
     until_marker,
 )
 from charjax.data.documents import CONFIG_PREFIX, DocumentRules, DocumentSplitter, Piece
-from charjax.data.named_corpora import RawText
 from charjax.data.vocab import Vocab, bytes_to_text, check_surrogates, text_of_unit
 from charjax.errors import InputError
 from charjax.schema import build

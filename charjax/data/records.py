@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from charjax.data.decoding import RawText
 from charjax.data.files import open_binary
-from charjax.data.named_corpora import RawText
 from charjax.errors import HostError, InputError
 from charjax.runtime.paths import is_address
 

@@ -1,11 +1,11 @@
-"""Random permutations of window numbers, each a function of (count, seed, epoch)."""
+"""Random permutations of windows and of documents, functions of count, seed and epoch."""
 
 from __future__ import annotations
 
 import functools
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int, Int64
 
 # Random streams, derived from the seed. Renumbering them would change the data order of old runs.
 ORDER, OFFSET, DOCUMENTS = 0, 1, 2
@@ -76,6 +76,11 @@ def resolve_order(name: str, count: int) -> str:
     if name != "auto":
         return name
     return "table" if count <= MAX_TABLE else "keyed"
+
+
+def random_order(count: int, seed: int) -> Int[np.ndarray, " count"]:
+    """A permutation of 0 to count - 1, in which documents are shuffled before the split."""
+    return random_generator(seed, DOCUMENTS, 0).permutation(count)
 
 
 def mix(x: np.ndarray) -> np.ndarray:

@@ -44,7 +44,7 @@ _THREADS = 4  # that compare parts
 _ALIGNMENT = 8  # bytes, of the arrays in the file
 _UNFINISHED = ".part"
 _MAX_UNFINISHED_S = 24 * 3600.0
-# A file changed so recently may change again at the same time, as its file system tells it.
+# A file system rounds times: a file changed so recently may change again without a later time.
 _RECENT_NS = 2_000_000_000
 
 _logger = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def start_thread(write: Callable[[], None]) -> None:
 
 
 class CacheEntry:
-    """The place of a text in the cache, where it may be or not."""
+    """A text's entry in the cache, which need not exist yet."""
 
     def __init__(self, files: TextFiles, rules: ReadingRules) -> None:
         """Looks at the files, and reads none.
@@ -108,7 +108,7 @@ class CacheEntry:
 
     @property
     def is_usable(self) -> bool:
-        """Whether a text of this size is cached, and there is a folder for it."""
+        """Whether the text is large enough to be cached, and there is a folder for it."""
         return self._path is not None
 
     def read(self) -> CachedText | None:
@@ -161,7 +161,7 @@ class CacheEntry:
 def _key_of(files: TextFiles, rules: ReadingRules) -> tuple[str, int, int]:
     """The digest of what decides a text; the time of its newest file, and the size of all.
 
-    The time of the last change of a file's inode is one that no program sets.
+    The time of a file is the later one of its content's and its inode's, which no program can set.
     """
     try:
         stats = [os.stat(path) for path in files.paths]

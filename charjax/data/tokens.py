@@ -1,4 +1,4 @@
-"""Text as arrays of small integers, of which the first characters seen get the first ones."""
+"""Text as arrays of tokens: small integers that number its characters as they first appear."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class Controls:
     A line is what stands between two newlines; of a model of documents, it is a document.
 
     Attributes:
-      stop: a text ends before the first of these that it comes to hold.
+      stop: a text ends before the first of these that occurs in it.
       until_lines: a text ends after so many lines; 0: off.
       forbid: characters that are never sampled.
       only: the characters that may be sampled; "": all.

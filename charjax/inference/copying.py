@@ -2,8 +2,8 @@
 
 At every step the tokens are forbidden that would complete a passage of N + 1 characters of the
 text. A hash table has them for each passage of N characters: the loop hashes the last N characters
-of a row and looks them up once. No copy gets through. A passage that the text does not have can
-have the hash of one that it has, about once in 2**32 look-ups: it forbids tokens in vain.
+of a row and looks them up once. No copy is missed. About once in 2**32 look-ups, a passage that is
+not in the text has the hash of one that is, and tokens are forbidden in vain.
 """
 
 from __future__ import annotations

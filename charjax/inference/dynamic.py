@@ -45,8 +45,8 @@ class UpdateRule(NamedTuple):
 
     Attributes:
       trained: the trained parameters.
-      pull: of the difference to the trained parameters.
-      rate: of the gradient.
+      pull: the factor of the difference to the trained parameters.
+      rate: the factor of the gradient.
     """
 
     trained: PyTree

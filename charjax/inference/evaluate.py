@@ -373,7 +373,7 @@ def _evaluator(config: ModelConfig, measure: Measure, *, on_all_devices: bool) -
     everywhere, by_row = sharding.replicated(mesh), sharding.batch_sharding(mesh, axis=0)
     return _Evaluator(
         mesh.size,
-        sharding.process_rows if on_all_devices else slice,  # of which all are this process's
+        sharding.process_rows if on_all_devices else slice,  # slice(rows) is all of them
         lambda params: jax.device_put(
             params if on_all_devices else sharding.local_copy(params), everywhere
         ),

@@ -38,7 +38,7 @@ class Feature(NamedTuple):
 
 
 def line_position(text: str) -> Values:
-    """The number of characters between the line's begin and each character."""
+    """The number of characters between the start of the line and each character."""
     positions = np.arange(len(text))
     line_starts = np.zeros(len(text), np.int64)
     line_starts[1:] = np.maximum.accumulate(np.where(_equal(text, "\n"), positions + 1, 0))[:-1]
@@ -74,7 +74,7 @@ def digits(text: str) -> Values:
 
 
 def indentation(text: str) -> Values:
-    """The number of blanks at the line's begin, up to each character."""
+    """The number of blanks at the start of the line, up to each character."""
     columns, blanks = line_position(text), _inside(_INDENTATION, text)
     counts = np.where(blanks, columns + 1, 0)
     # After its blanks a line keeps their number: that of the last blank.

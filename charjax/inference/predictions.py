@@ -25,8 +25,8 @@ class Predictions(NamedTuple):
     """What a model predicts for every character of a text but the first.
 
     Attributes:
-      nats: cross entropy of the character that comes, in nats.
-      ranks: of the character that comes, among all tokens; 1: the likeliest.
+      nats: cross entropy of the text's next character, in nats.
+      ranks: of that character among all tokens; 1: the likeliest.
       top_ids: the likeliest tokens, the likeliest first.
       top_nats: their negative log-probabilities.
     """

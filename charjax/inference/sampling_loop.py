@@ -34,9 +34,9 @@ from charjax.model.decode import DecodeState, DecodeWeights, decode_state, decod
 from charjax.runtime.compiler_options import loop_compiler_options
 from charjax.runtime.keys import Stream, indexed_key, stream_key
 
-# Before every position: of a token that was not read yet. Differences to it fit into int32.
+# The position of a token that was not read yet: before all others, and at a distance from each that
+# fits into int32.
 _NEVER = -(2**30)
-
 
 # An array of the host or of the device.
 AnyArray: TypeAlias = Any
@@ -236,9 +236,9 @@ class Starts(NamedTuple):
     """How rows start.
 
     Attributes:
-      seeds: of their random numbers.
-      numbers: of their samples, of the seed.
-      tokens: the first of their prompts.
+      seeds: of each row's random numbers.
+      numbers: which sample of its seed each row is, from 0.
+      tokens: the first one of each row's prompt.
       positions: of those tokens in the sample, negative.
     """
 

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 from optax.losses import softmax_cross_entropy_with_integer_labels
 
-from charjax.data.batches import Splits
 from charjax.data.dataset import load_dataset, read_tokens
+from charjax.data.splits import Splits
 from charjax.data.store_tokens import TokenIds
 from charjax.data.vocab import Vocab
 from charjax.errors import CharjaxError, DivergedError, InputError

@@ -70,9 +70,7 @@ class SlotBatch:
         self._slots: list[_Slot | None] = [None] * size
         self._started: set[int] = set()
         self._controls: tuple[Enabled, RowControls] | None = None
-        idle = Starts(*np.zeros((4, size), np.int32))
-        idle = idle._replace(seeds=idle.seeds.astype(np.uint32), positions=idle.positions - 1)
-        self._keys, self._loop = self._start(idle)
+        self._keys, self._loop = self._start(_idle_starts(size))
 
     def start(
         self,
@@ -145,8 +143,7 @@ class SlotBatch:
         """Gives the slots that were started since the last dispatch their carry and their key."""
         if not self._started:
             return
-        starts = Starts(*np.zeros((4, len(self._slots)), np.int32))
-        starts = starts._replace(seeds=starts.seeds.astype(np.uint32))
+        starts = _idle_starts(len(self._slots))
         replaced = np.zeros(len(self._slots), bool)
         for index in self._started:
             slot = self._slots[index]
@@ -178,6 +175,11 @@ class SlotBatch:
             enabled = self._all if has_any else Enabled(bias=True, num_top=self._num_top)
             self._controls = enabled, self._sampler.row_controls(rows)
         return self._controls
+
+
+def _idle_starts(size: int) -> Starts:
+    seeds, *others = np.zeros((4, size), np.int32)
+    return Starts(seeds.astype(np.uint32), *others)
 
 
 def _next_steps(slot: _Slot, steps: int) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:

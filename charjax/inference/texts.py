@@ -24,8 +24,9 @@ from charjax.types import PyTree
 
 _OFF = Controls()
 _MAX_REJECTED = 10_000  # in a row
+_MAX_TOKENS = 2**31  # of a text that ends with its document
 
-# Makes the end of the next text.
+# Makes the `TextEnd` of the next text.
 StartText = Callable[[], TextEnd]
 
 
@@ -307,9 +308,6 @@ def decode_groups(vocab: Vocab, groups: Iterator[Chunks]) -> Iterator[str]:
     sampled = ((Sampled(ids) for ids in chunks) for chunks in groups)
     texts = decode_texts(sampled, lambda: TextEnd(vocab, _OFF, _MAX_TOKENS))
     return (text.text for text in texts)
-
-
-_MAX_TOKENS = 2**31
 
 
 def encode_prompt(

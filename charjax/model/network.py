@@ -88,9 +88,10 @@ class RecurrentLayer(nn.Module):
 
     def _rounds(self, inputs: Float[Array, " features *positions"]) -> tuple[Array, ...]:
         """The kernels of a mogrifier's rounds."""
-        init, sizes = initializers(self.config).kernel, (self.config.hidden, inputs.shape[0])
+        init, hidden, features = initializers(self.config).kernel, self.config.hidden, len(inputs)
+        shapes = (hidden, features), (features, hidden)  # gating the input, gating the state
         return tuple(
-            self.param(f"round_{number}_kernel", init, sizes[:: -1 if number % 2 else 1])
+            self.param(f"round_{number}_kernel", init, shapes[number % 2])
             for number in range(CELLS[self.config.cell].rounds)
         )
 

@@ -66,10 +66,9 @@ def resolve(config: ModelConfig, batch: int, *, saved: str = "", strict: bool = 
 
 
 def for_inference(config: ModelConfig, batch: int) -> ModelConfig:
-    """The config of a trained model with the implementation for inference on this machine.
+    """The config of a trained model with an implementation of the recurrence that runs here.
 
-    The one that the config names, if it runs on this machine; else what
-    "fast" chooses.
+    It is the one that the config names if that supports the model here, else what "fast" chooses.
 
     Args:
       config: the trained model.

@@ -25,8 +25,8 @@ from charjax.model.cells import Cell, Gates
 from charjax.model.recurrence.pallas_hopper.cta import Cta, launch
 from charjax.model.recurrence.pallas_hopper.tiling import BATCH_TILE, Tiling
 
-# Of the carry before each step, and 1 after the last: 0 where it is reset to zeros, else 1. The
-# same for all units, so that a CTA loads it as it loads a state.
+# 0 where the carry before a step is reset to zeros, else 1; after the last step always 1. The same
+# for all units, so that a CTA loads it as it loads a state.
 Keep: TypeAlias = Float[Array, "steps batch units"]
 # The results of a kernel.
 Arrays: TypeAlias = tuple[Array, ...]
