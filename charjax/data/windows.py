@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import abc
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from charjax.config import DataConfig
 from charjax.data.splits import TokenSplit
 
 
-class Windows(Protocol):
+class Windows(abc.ABC):
     """The windows of a text, numbered in the order of the text.
 
     Attributes:
@@ -25,6 +25,7 @@ class Windows(Protocol):
     num_distinct: int
     overlap: int
 
+    @abc.abstractmethod
     def spans(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """For each window number: the position of its first target, and its number of targets."""
 

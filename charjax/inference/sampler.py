@@ -24,16 +24,14 @@ from charjax.config import ModelConfig
 from charjax.data.vocab import check_ids
 from charjax.errors import InputError
 from charjax.inference.copying import CopyTable
+from charjax.inference.row_controls import Enabled, RowControls, row_controls
 from charjax.inference.sampling import Sampling
 from charjax.inference.sampling_loop import (
-    Enabled,
     Given,
     Program,
-    RowControls,
     Sampled,
     Starts,
     compiled_loop,
-    row_controls,
     start_rows,
 )
 from charjax.model.decode import DecodeWeights, Layout, decode_weights, mask_token
@@ -162,7 +160,7 @@ class Sampler:
         return self._weights(group_format(self.config, size), masked)
 
     def row_controls(self, rows: Sequence[Sampling]) -> RowControls:
-        """The controls of the rows of a batch; see `sampling_loop.row_controls`."""
+        """The controls of the rows of a batch; see `charjax.inference.row_controls`."""
         return row_controls(rows, self.vocab_size, masked=self._masked, exempt=self._exempt)
 
 

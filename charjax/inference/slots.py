@@ -7,14 +7,13 @@ from jaxtyping import Array, Int, Key
 
 from charjax.data.vocab import check_ids
 from charjax.errors import InputError
+from charjax.inference.row_controls import Enabled, RowControls
 from charjax.inference.sampler import Sampler
 from charjax.inference.sampling import Sampling
 from charjax.inference.sampling_loop import (
-    Enabled,
     Given,
     LoopCarry,
     Program,
-    RowControls,
     Sampled,
     Starts,
     compiled_loop,

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from charjax.config import BATCHING_FIELDS, DataConfig
 from charjax.data import batches
-from charjax.data.batches import BATCHINGS, Batches, TokenSplit, WindowBatches, split
+from charjax.data.batches import BATCHINGS, Batches, WindowBatches
+from charjax.data.splits import TokenSplit, split
 from charjax.data.store_tokens import StoreTokens
 from charjax.errors import InputError
 
