@@ -158,7 +158,7 @@ def _token_ids(
         return replace(corpus, content=content), content.tokens, content.starts
 
     def table(record: ShardRecord) -> np.ndarray:
-        alphabet = (*((BOUNDARY,) * record.boundary), *record.alphabet)
+        alphabet = (BOUNDARY, *record.alphabet) if record.boundary else record.alphabet
         return translation(alphabet, vocab.characters, len(vocab))
 
     return corpus, StoreTokens.open(content, table), content.document_starts()

@@ -96,7 +96,7 @@ class EncodedText(NamedTuple):
             chunk = slice(begin, begin + _CHUNK)
             # All tokens are in the table: "clip" only spares a pass over them.
             np.take(table, self.tokens[chunk], out=ids[chunk], mode="clip")
-        boundary = (BOUNDARY,) * (BOUNDARY in self.alphabet)
+        boundary = (BOUNDARY,) if BOUNDARY in self.alphabet else ()
         return EncodedText(ids, (*characters, *boundary), self.starts)
 
     def reordered(self, order: Int[np.ndarray, " documents"]) -> EncodedText:
@@ -235,7 +235,8 @@ def encode_pieces(
     """
     encoder, tokens = TextEncoder(origin, boundary=boundary), TokenBuffer()
     starts = [np.zeros(0, np.int64)]
-    for piece in itertools.chain([Piece("", (0,))] * is_one, pieces):
+    start = [Piece("", (0,))] if is_one else []
+    for piece in itertools.chain(start, pieces):
         encoded, first_tokens = encoder.encode(piece)
         tokens.append(encoded)
         starts.append(first_tokens)

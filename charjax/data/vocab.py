@@ -5,9 +5,9 @@ from __future__ import annotations
 import codecs
 import functools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Int, Integer
@@ -17,6 +17,8 @@ from charjax.runtime.display import listed
 
 _CHUNK = 1 << 20  # characters encoded at a time, to bound the memory of intermediate arrays
 _CODE_POINTS = 0x110000  # in Unicode
+
+T = TypeVar("T")
 
 
 def bytes_to_text(data: bytes) -> str:
@@ -113,6 +115,15 @@ class Vocab:
         known = (character for character in ("\n", " ") if character in self.characters)
         return self.characters.index(next(known, self.characters[0]))
 
+    def by_id(self, of_characters: Iterable[T], *, boundary: T, unk: T) -> list[T]:
+        """One value for each id: those of the characters, then of the special tokens there are."""
+        values = list(of_characters)
+        if self.boundary:
+            values.append(boundary)
+        if self.unk:
+            values.append(unk)
+        return values
+
     def encode(self, text: str, *, unknown: str = "error") -> Int[np.ndarray, " n"]:
         """The int32 token ids of a text, one for each character, or each byte of its UTF-8.
 
@@ -164,13 +175,13 @@ class Vocab:
         A document boundary has none.
 
         Raises:
-          IndexError: an id is outside the vocabulary.
+          IndexError: an id is too large.
         """
         if self.unk_id is not None and (ids == self.unk_id).any():
             return None
         is_byte = self.unit == "byte"
         sizes = [1 if is_byte else len(character.encode()) for character in self.characters]
-        return int(np.array([*sizes, 0])[ids].sum())
+        return int(np.array(self.by_id(sizes, boundary=0, unk=0))[ids].sum())
 
     def decoder(self) -> Decoder:
         """An incremental decoder, for ids that arrive in chunks."""
@@ -226,13 +237,11 @@ class Decoder:
 
     def __init__(self, vocab: Vocab) -> None:
         self._boundary_id = vocab.boundary_id
-        codes = [ord(character) for character in vocab.characters] + ([0] if vocab.boundary else [])
         if vocab.unit == "byte":
             codec, unknown, dtype = "utf-8", 0xFF, "u1"  # 0xFF is never part of UTF-8
         else:
             codec, unknown, dtype = "utf-32-le", 0xFFFD, "<u4"
-        if vocab.unk:
-            codes.append(unknown)
+        codes = vocab.by_id(map(ord, vocab.characters), boundary=0, unk=unknown)
         self._codes = np.array(codes, dtype)
         self._decoder = codecs.getincrementaldecoder(codec)(errors="replace")
 

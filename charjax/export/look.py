@@ -61,7 +61,7 @@ def token_names(vocab: Vocab) -> list[str]:
     else:
         names = [c if c.isprintable() else f"U+{ord(c):04X}" for c in vocab.characters]
     blanks = [_BLANKS.get(c, name) for c, name in zip(vocab.characters, names, strict=True)]
-    return [*blanks, *["document end"] * vocab.boundary, *["[UNK]"] * vocab.unk]
+    return vocab.by_id(blanks, boundary="document end", unk="[UNK]")
 
 
 def _kept_units(inspection: Inspection) -> list[int]:

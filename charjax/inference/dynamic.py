@@ -28,7 +28,13 @@ from charjax.config import ModelConfig
 from charjax.data.store_tokens import TokenIds
 from charjax.errors import InputError
 from charjax.inference.dynamic_options import DynamicOptions
-from charjax.inference.evaluate import Measure, Piece, ZeroCarry, check_length
+from charjax.inference.evaluate import (
+    Measure,
+    Piece,
+    ZeroCarry,
+    check_length,
+    inputs_and_targets,
+)
 from charjax.model.carry import initial_carry
 from charjax.model.network import CharRNN
 from charjax.model.recurrence.api import for_inference
@@ -170,9 +176,7 @@ class _Segments(NamedTuple):
 
 def _segments(ids: TokenIds, at: np.ndarray, zero_carry: ZeroCarry, segment: int) -> _Segments:
     """The segments at these positions, [rows, segments * time]."""
-    inputs, targets = (
-        np.asarray(ids[np.clip(at + shift, 0, ids.size - 1)], np.int32) for shift in (0, 1)
-    )
+    inputs, targets = inputs_and_targets(ids, at)
 
     def cut(x: np.ndarray) -> Array:
         return jnp.asarray(x.reshape(len(at), -1, segment).swapaxes(0, 1))

@@ -269,8 +269,7 @@ def iter_predictions(
     for chunk in range(chunks):
         positions = starts - parts.context + chunk * length
         at = positions[of_process, None] + np.arange(length)
-        read = (ids[np.clip(at + shift, 0, ids.size - 1)] for shift in (0, 1))
-        inputs, targets = (tokens.astype(np.int32, copy=False) for tokens in read)
+        inputs, targets = inputs_and_targets(ids, at)
         check_ids(inputs, vocab_size)
         check_ids(targets, vocab_size)
         batch = evaluator.shard((at[:, 0] <= 0, inputs, targets, zero_carry.at(at, inputs)))
@@ -278,6 +277,15 @@ def iter_predictions(
         of_chunk = jax.device_get(of_chunk)
         progress(chunk + 1, chunks)
         yield from _pieces(parts, ids.size - 1, positions, of_chunk)
+
+
+def inputs_and_targets(
+    ids: TokenIds, positions: Int[np.ndarray, "rows time"]
+) -> tuple[Int[np.ndarray, "rows time"], Int[np.ndarray, "rows time"]]:
+    """The int32 tokens at these positions and those after them; outside the text, any of it."""
+    read = (ids[np.clip(positions + shift, 0, ids.size - 1)] for shift in (0, 1))
+    inputs, targets = (tokens.astype(np.int32, copy=False) for tokens in read)
+    return inputs, targets
 
 
 def check_length(ids: TokenIds) -> None:

@@ -61,5 +61,5 @@ def feature_text(vocab: Vocab, ids: Int[np.ndarray, " chars"]) -> str:
     """
     unknown = "\ufffd"
     characters = [c if vocab.unit != "byte" or c.isascii() else unknown for c in vocab.characters]
-    table = [*characters, *["\n"] * vocab.boundary, *[unknown] * vocab.unk]
+    table = vocab.by_id(characters, boundary="\n", unk=unknown)
     return "".join(table[i] for i in ids)

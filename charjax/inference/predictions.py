@@ -69,7 +69,7 @@ def prediction_records(
     probabilities. A byte is the character of its number, a document boundary is null, and [UNK]
     is "[UNK]".
     """
-    names = [*vocab.characters, *[None] * vocab.boundary, *["[UNK]"] * vocab.unk]
+    names: list[str | None] = vocab.by_id(vocab.characters, boundary=None, unk="[UNK]")
     for token, nats, rank, top_ids, top_nats in zip(ids[1:], *predictions, strict=True):
         top = zip(top_ids.tolist(), top_nats.tolist(), strict=True)
         yield {
