@@ -161,6 +161,11 @@ class TextSampler:
             return
         check_num_samples(num_samples)
         wanted = num_samples * max(1, self.controls.until_lines)
+        if wanted > MAX_SAMPLES:
+            raise InputError(
+                f"--until_lines={self.controls.until_lines}: {num_samples:,} times as many "
+                f"documents are asked for; together they may be {MAX_SAMPLES:,}"
+            )
         groups = self._run(prompt, num_chars, MAX_SAMPLES, self.sampling, num_top)
         document = Controls(stop=self.controls.stop)
         candidates = decode_texts(groups, lambda: TextEnd(self.vocab, document, num_chars))

@@ -186,12 +186,15 @@ def test_documents_are_numbered_and_the_first_accepted_are_kept(tmp_path):
     )
 
 
-@pytest.mark.parametrize("num_samples", [0, -1, 10**6 + 1])
-def test_a_number_of_documents_out_of_range_is_refused(tmp_path, num_samples):
+@pytest.mark.parametrize(
+    ("num_samples", "until_lines", "flag"),
+    [(0, 1, "--num_samples"), (-1, 1, "--num_samples"), (1001, 1000, "--until_lines")],
+)
+def test_a_number_of_documents_out_of_range_is_refused(tmp_path, num_samples, until_lines, flag):
     model = run_on(tmp_path / "t.txt", "ab\na\nb\n", [0.0, 0.0, 0.0], documents=True)
-    sampler = TextSampler(model, Sampling(), Controls(until_lines=1))
+    sampler = TextSampler(model, Sampling(), Controls(until_lines=until_lines))
     ids, shown = sampler.encode("", "error")
-    with pytest.raises(InputError, match="--num_samples"):
+    with pytest.raises(InputError, match=flag):
         next(sampler.texts(ids, shown, num_chars=3, num_samples=num_samples))
 
 
