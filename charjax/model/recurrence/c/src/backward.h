@@ -22,8 +22,8 @@ typedef struct Backward {
   float *d_carry[2];                /* of the carry before the step just done */
 } Backward;
 
-/* Units of a weight panel. Panels of MR units are too few, or too few of them full, for the threads of
- * a layer that is not large: the three of 64 units would keep one of two threads waiting. */
+/* Up to this many units, weight panels have SMALL_ROWS rows, not MR: a small layer has too few panels of
+ * MR rows for its threads. 64 units make three, so that one of two threads would wait. */
 enum { MAX_SMALL_HIDDEN = 256 };
 
 INLINE int backward_rows(long hidden) { return hidden <= MAX_SMALL_HIDDEN ? SMALL_ROWS : MR; }

@@ -20,7 +20,7 @@ typedef struct Forward {
   float *table;               /* packed igates [weight_panels, vocab, table_rows]; or NULL */
   float *initial[2];          /* the carry before the first step */
   float *carry[2];            /* after the step just done, reset where the next one resets */
-  float *outputs;             /* [hidden, time, batch], as is: */
+  float *outputs;             /* [hidden, time, batch], not packed */
   Sequence previous;          /* h before each step; empty without gradient */
   float *residuals;           /* NULL without gradient */
 } Forward;
