@@ -33,7 +33,7 @@ def run(*command: str) -> str:
 def train(name: str, workdir: Path, *flags: str) -> dict[str, Any]:
     """Trains a shipped config, with more flags; returns its times and losses."""
     started = time.monotonic()
-    run("launch.py", f"--config=configs/{name}.py", f"--workdir={workdir}", *flags)
+    run("launch.py", f"--config={name}", f"--workdir={workdir}", *flags)
     wall_s = time.monotonic() - started
     lines = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any
 from benchmarks import result_files
 from benchmarks.performance import headline
 from benchmarks.performance.headline import NO_OTHER_TEXT, run
-from benchmarks.quality.arms import ARMS, RECIPE
+from benchmarks.quality.arms import ARMS, RECIPE, flags
 
 Runs = Sequence[Mapping[str, Any]]
 # How the validation part is read -> flags of `charjax score`.
@@ -47,17 +48,23 @@ def train(config: str, workdir: Path, seed: int, *flags: str) -> dict[str, Any]:
 def train_arm(name: str, folder: Path, seed: int) -> dict[str, Any]:
     """One arm with one seed, evaluated on the development tenth."""
     (arm,) = (arm for arm in ARMS if arm.name == name)
-    measured = train("shakespeare", folder / f"{name}-{seed}", seed, *RECIPE, *arm.flags)
-    return {"arm": name, "flags": list(arm.flags)} | measured
+    changes = flags(arm.fields)
+    measured = train("shakespeare", folder / f"{name}-{seed}", seed, *flags(RECIPE), *changes)
+    return {"arm": name, "flags": changes} | measured
 
 
 def train_recipe(config: str, folder: Path, seed: int) -> dict[str, Any]:
     """A shipped config with one seed; its last weights on the validation part."""
-    workdir = folder / f"{config}-{seed}"
+    workdir = folder / f"{file_name(config)}-{seed}"
     measured = train(config, workdir, seed)
     score = ("-m", "charjax", "score", f"--workdir={workdir}", "--checkpoint=newest", "--part=val")
     losses = {name: json.loads(run(*score, *flags)) for name, flags in READINGS.items()}
     return measured | {name: round(loss["nats_per_char"], 4) for name, loss in losses.items()}
+
+
+def file_name(config: str) -> str:
+    """A file name for a shipped config or its variant, such as `tutorials/grimm:better`."""
+    return re.sub(r"\W", "_", config)
 
 
 def keep(name: str, key: Sequence[str], runs: Runs, rows: Any) -> None:
@@ -115,7 +122,7 @@ def main() -> None:
     for seed in args.seeds:
         if args.what == "recipe":
             found = train_recipe(args.config, args.workdir, seed)
-            keep(f"quality_{args.config}", ("seed",), [found], recipe_rows)
+            keep(f"quality_{file_name(args.config)}", ("seed",), [found], recipe_rows)
             continue
         for name in args.only or [arm.name for arm in ARMS]:
             keep("quality_arms", ("arm", "seed"), [train_arm(name, args.workdir, seed)], arm_rows)

@@ -11,10 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 RECIPE = (
-    *("--config.data.split=(0.81,0.09,0.1)", "--config.optim.learning_rate=8e-3"),
-    *("--config.sample.num_chars=0", "--config.train.sample_every=100000"),
-    *("--config.model.dtype=bfloat16", "--config.model.dropout=0.3"),
-    *("--config.train.max_steps=3600", "--config.train.eval_every=600"),
+    "data.split=(0.81,0.09,0.1) sample.num_chars=0 train.sample_every=100000 model.dtype=bfloat16 "
+    "optim.learning_rate=8e-3 model.dropout=0.3 train.max_steps=3600 train.eval_every=600"
 )
 
 
@@ -26,65 +24,60 @@ class Arm:
       name: its name in the table.
       change: what differs, in words.
       expected: a guess about the loss, from before its run ended.
-      flags: config flags, which come after those of `RECIPE`.
+      fields: values of config fields that replace those of `RECIPE`.
     """
 
     name: str
     change: str
     expected: str
-    flags: tuple[str, ...] = ()
+    fields: str = ""
 
 
-def _config(**fields: object) -> tuple[str, ...]:
-    """Flags from names such as `model__dropout`."""
-    return tuple(f"--config.{name.replace('__', '.')}={value}" for name, value in fields.items())
+def flags(fields: str) -> list[str]:
+    """The flags of `launch.py` for values of config fields."""
+    return [f"--config.{value}" for value in fields.split()]
 
 
 ARMS = (
     Arm("lstm", "the recipe", "the reference"),
-    Arm("gru", "GRU instead of LSTM", "equal within 0.01", _config(model__cell="gru")),
-    Arm("mingru", "minGRU", "worse: 1.548 is published", _config(model__cell="mingru")),
-    Arm("minlstm", "minLSTM", "worse: 1.555 is published", _config(model__cell="minlstm")),
-    Arm("mogrifier", "Mogrifier LSTM", "better by step", _config(model__cell="mogrifier")),
-    Arm("muon", "Muon", "better by step, worse by minute", _config(optim__name="muon")),
+    Arm("gru", "GRU instead of LSTM", "equal within 0.01", "model.cell=gru"),
+    Arm("mingru", "minGRU", "worse: 1.548 is published", "model.cell=mingru"),
+    Arm("minlstm", "minLSTM", "worse: 1.555 is published", "model.cell=minlstm"),
+    Arm("mogrifier", "Mogrifier LSTM", "better by step", "model.cell=mogrifier"),
+    Arm("muon", "Muon", "better by step, worse by minute", "optim.name=muon"),
     Arm(
         "schedule-free",
         "schedule-free AdamW",
         "equal",
-        _config(
-            optim__name="schedule_free",
-            optim__schedule="constant",
-            optim__final=0.0,
-            optim__ema=0.0,
-        ),
+        "optim.name=schedule_free optim.schedule=constant optim.final=0 optim.ema=0",
     ),
-    Arm("lr-4e-3", "half the learning rate", "worse", _config(optim__learning_rate=4e-3)),
-    Arm("lr-12e-3", "1.5 times the learning rate", "unknown", _config(optim__learning_rate=1.2e-2)),
-    Arm("input-0.1", "dropout 0.1 on the embedding", "better", _config(model__dropout_in=0.1)),
-    Arm("weight-drop", "weight-drop 0.3", "worse", _config(model__dropout_recurrent=0.3)),
+    Arm("lr-4e-3", "half the learning rate", "worse", "optim.learning_rate=4e-3"),
+    Arm("lr-12e-3", "1.5 times the learning rate", "unknown", "optim.learning_rate=1.2e-2"),
+    Arm("input-0.1", "dropout 0.1 on the embedding", "better", "model.dropout_in=0.1"),
+    Arm("weight-drop", "weight-drop 0.3", "worse", "model.dropout_recurrent=0.3"),
     Arm(
         "steps-9000",
         "9,000 steps, dropout 0.4",
         "better: 2.5 times as long",
-        _config(train__max_steps=9000, train__eval_every=900, model__dropout=0.4),
+        "train.max_steps=9000 train.eval_every=900 model.dropout=0.4",
     ),
     Arm(
         "steps-10000",
         "10,000 steps, dropout 0.4, 1.5 times the learning rate",
         "better than steps-9000",
-        _config(
-            train__max_steps=10000,
-            train__eval_every=1000,
-            model__dropout=0.4,
-            optim__learning_rate=1.2e-2,
-        ),
+        "train.max_steps=10000 train.eval_every=1000 model.dropout=0.4 optim.learning_rate=1.2e-2",
     ),
     Arm(
         "width-640",
         "hidden 640, 6,600 steps, dropout 0.5",
         "better: as long as steps-9000",
-        _config(
-            model__hidden=640, train__max_steps=6600, train__eval_every=660, model__dropout=0.5
-        ),
+        "model.hidden=640 train.max_steps=6600 train.eval_every=660 model.dropout=0.5",
+    ),
+    Arm(
+        "width-768",
+        "hidden 768, 10,000 steps, dropout 0.5, 1.25 times the learning rate",
+        "better: 1.325",
+        "model.hidden=768 train.max_steps=10000 train.eval_every=1000 model.dropout=0.5 "
+        "optim.learning_rate=1e-2",
     ),
 )
