@@ -104,7 +104,8 @@ def valid_values(draw: st.DrawFn) -> dict[str, Any]:
     rows = data["documents"] == "rows"
     columns = st.integers(0, 9) | st.sampled_from(["title", "text"])
     data["columns"] = draw(st.lists(columns, max_size=3 * rows).map(tuple))
-    data["csv_delimiter"] = data["csv_delimiter"][:1]
+    delimiter = data["csv_delimiter"][:1]
+    data["csv_delimiter"] = delimiter if delimiter.isascii() or data["unit"] != "byte" else ""
     if data["documents"] == "delimiter":
         data["delimiter"] = data["delimiter"] or "--"
     if values["model"]["dtype"] == "int8":
