@@ -141,7 +141,7 @@ def test_arrays_larger_than_the_memory_are_refused_before_they_are_read(tmp_path
     with Checkpoints(tmp_path) as saved:
         saved.save(1, {"params": np.ones(1000, np.float32)}, {}, val_loss=None)
         monkeypatch.setattr(os, "sysconf", lambda name: 60)
-        with pytest.raises(HostError, match=r"1: arrays: have 4000 bytes, .* this machine 3600;"):
+        with pytest.raises(HostError, match=r"1: arrays: take 4000 bytes, .* has 3600 of memory;"):
             saved.verify()
 
 

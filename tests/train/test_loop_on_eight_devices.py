@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from charjax.errors import InterruptedRunError
+from charjax.train.device_tokens import DeviceTokens
 from charjax.train.loop import train
 from charjax.train.metrics import read_metrics
 from charjax.workdir import Workdir
@@ -56,7 +57,8 @@ def assert_close_to(whole: Path, folder: Path) -> None:
 def test_devices_that_slice_their_own_batches_train_as_with_the_hosts(
     config, whole, stopped, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("charjax.train.device_tokens._reason_for_host", lambda *_: "")
+    # As on a GPU: on a CPU the host makes the batches.
+    monkeypatch.setattr("charjax.train.run.device_tokens", lambda _, text: DeviceTokens(text.ids))
     once, twice = (shutil.copytree(stopped, tmp_path / name) for name in ("once", "twice"))
     shown = Recorder()
     train(config, once, shown)
