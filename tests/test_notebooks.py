@@ -45,7 +45,7 @@ def test_a_notebook_imports_names_that_there_are(source):
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 def test_a_notebook_runs_from_a_new_kernel(source, tmp_path):
     """Each in minutes, with the data at hand: `$CHARJAX_DATA_DIR`, else a text that comes along."""
-    pytest.importorskip("nbclient", reason="needs the extra dev")
+    pytest.importorskip("nbclient", reason="needs the extra run-notebooks")
     cells = run(source, tmp_path).cells
     outputs = [output for cell in cells for output in cell.get("outputs", ())]
     printed = "".join(output.get("text", "") for output in outputs)
