@@ -2,8 +2,9 @@
 
     python launch.py --config=configs/shakespeare_record.py
 
-Variants: `nietzsche` and `grimm` are the same recipe on the texts of those tutorials, prepared and
-split as there. docs/quality.md has the losses and times, and how the recipe was chosen.
+docs/quality.md has the losses of three seeds, and how the recipe was chosen. Variants: `nietzsche`
+and `grimm` are the same recipe on the texts of those tutorials, prepared and split as there; not
+measured yet.
 """
 
 from dataclasses import replace
