@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from charjax.errors import InputError
@@ -125,6 +125,27 @@ def parse(wanted: Any, value: Any, where: str) -> Any:
         name = getattr(wanted, "__name__", str(wanted))
         raise InputError(f"{where}: must be {name}, not {_shortened(value)}")
     return value
+
+
+def parse_parts(wanted: Sequence[type], values: Any, where: str) -> list[Any]:
+    """A JSON object as several dataclasses or NamedTuples, which divide its fields among them.
+
+    Args:
+      wanted: the types; no two have a field of the same name.
+      values: as `json.loads` returns it.
+      where: what messages call it.
+
+    Raises:
+      InputError: it is no object, no type has one of its fields, or `parse` refuses a part.
+    """
+    names: list[set[str]] = [set(typing.get_type_hints(one)) for one in wanted]
+    fields = parse(Mapping[str, Any], values, where)
+    # A field that no type has goes to the first, which names it in its message.
+    rest = fields.keys() - set[str]().union(*names[1:])
+    return [
+        parse(one, {name: fields[name] for name in fields if name in mine}, where)
+        for one, mine in zip(wanted, [rest, *names[1:]], strict=True)
+    ]
 
 
 def _parse_fields(wanted: Any, values: Mapping[str, Any], where: str) -> Any:

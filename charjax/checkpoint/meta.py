@@ -133,8 +133,10 @@ class RunMeta:
           InputError: a field is missing or has another type, or this version of charjax cannot read
             the config or the vocabulary.
         """
-        known = {name: values[name] for name in _RunJson._fields if name in values}
-        fields: _RunJson = schema.parse(_RunJson, known, "run")
+        names = (*_RunJson._fields, *(field.name for field in dataclasses.fields(Platform)))
+        known = {name: values[name] for name in names if name in values}
+        fields: _RunJson
+        fields, platform = schema.parse_parts((_RunJson, Platform), known, "run")
         config = from_saved(fields.config)
         if fields.reading is None:
             reading = ReadingRules.from_config(config.data)
@@ -146,22 +148,19 @@ class RunMeta:
             corpus=fields.corpus,
             reading=reading,
             parameters=fields.parameters,
-            platform=Platform(fields.versions, fields.device, fields.devices),
+            platform=platform,
             recurrence=fields.recurrence,
             source=fields.source,
         )
 
 
 class _RunJson(NamedTuple):
-    """The JSON of a `RunMeta`, for `schema.parse`."""
+    """The JSON of a `RunMeta` without its `platform`, for `schema.parse_parts`."""
 
     config: Mapping[str, Any]
     vocabulary: Mapping[str, Any]
     corpus: CorpusMeta
     parameters: int
-    versions: Mapping[str, str]
-    device: str
-    devices: int
     reading: Mapping[str, Any] | None = None
     recurrence: Resolution | None = None
     source: SourceMeta | None = None

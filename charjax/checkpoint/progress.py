@@ -1,4 +1,4 @@
-"""Progress of a run that is saved with it: time, pending losses and the best evaluation."""
+"""Progress of a run that is saved with it: time, pending losses and the best validation loss."""
 
 from __future__ import annotations
 
@@ -54,30 +54,47 @@ class ExactMean:
 
 
 @dataclass
+class Validation:
+    """The best validation loss of a run, and the text that it was measured on.
+
+    Attributes:
+      best: the lowest validation loss, in nats per character; None before the first.
+      since_best: number of evaluations after the best one.
+      val_text: SHA-256 of the tokens that `best` was measured on; "" in older versions.
+      val_record: how many times the validation text has changed in this run.
+    """
+
+    best: float | None
+    since_best: int
+    val_text: str = ""
+    val_record: int = 0
+
+    def update_best(self, val_loss: float) -> bool:
+        """Updates `best` and `since_best`; returns whether this validation loss is the best."""
+        is_best = val_loss < (math.inf if self.best is None else self.best)
+        self.best, self.since_best = (val_loss, 0) if is_best else (self.best, self.since_best + 1)
+        return is_best
+
+
+@dataclass
 class Progress:
     """What a resumed run must know of its past, besides the arrays; part of every checkpoint.
 
     Attributes:
       elapsed_s: seconds of training, over all resumptions.
       losses: mean training loss since the last line of metrics.jsonl, in nats per character.
-      best: the lowest validation loss, in nats per character; infinite before the first.
-      since_best: number of evaluations after the best one.
+      validation: the best validation loss.
       ended: why the run has ended; "" while it has not.
       pending: the metrics of this step, if it was saved before its evaluation was done.
       unsampled: whether this step was saved after its evaluation, before its samples were done.
-      val_text: SHA-256 of the tokens that `best` was measured on; "" in older versions.
-      val_record: how many times the validation text has changed in this run.
     """
 
     elapsed_s: float = 0.0
     losses: ExactMean = field(default_factory=ExactMean)
-    best: float = math.inf
-    since_best: int = 0
+    validation: Validation = field(default_factory=lambda: Validation(None, 0))
     ended: str = ""
     pending: Mapping[str, Any] | None = None
     unsampled: bool = False
-    val_text: str = ""
-    val_record: int = 0
 
     def start_val_record(self, val_text: str) -> None:
         """Forgets the losses measured on the previous validation text.
@@ -85,23 +102,15 @@ class Progress:
         Args:
           val_text: SHA-256 of the tokens of the new one.
         """
-        self.val_text, self.val_record = val_text, self.val_record + 1
-        self.best, self.since_best, self.unsampled = math.inf, 0, False
-
-    def update_best(self, val_loss: float) -> bool:
-        """Updates `best` and `since_best`; returns whether this validation loss is the best."""
-        is_best = val_loss < self.best
-        self.since_best = 0 if is_best else self.since_best + 1
-        self.best = min(val_loss, self.best)
-        return is_best
+        self.validation = Validation(None, 0, val_text, self.validation.val_record + 1)
+        self.unsampled = False
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values; an infinite `best` becomes None."""
-        return dataclasses.asdict(self) | {
-            "losses": self.losses.partials,
-            "num_losses": self.losses.count,
-            "best": self.best if math.isfinite(self.best) else None,
-        }
+        """The fields as JSON values; those of `validation` are merged into the top level."""
+        values = dataclasses.asdict(self)
+        validation: dict[str, Any] = values.pop("validation")
+        losses = {"losses": self.losses.partials, "num_losses": self.losses.count}
+        return values | losses | validation
 
     @classmethod
     def from_json(cls, values: Any) -> Progress:
@@ -110,7 +119,8 @@ class Progress:
         Raises:
           InputError: a field is missing, or has another type or an impossible value.
         """
-        fields: _ProgressJson = schema.parse(_ProgressJson, values, "progress")
+        fields: _ProgressJson
+        fields, validation = schema.parse_parts((_ProgressJson, Validation), values, "progress")
         if fields.num_losses is None:
             losses = ExactMean.of(fields.losses)
         else:
@@ -122,10 +132,9 @@ class Progress:
             )
         if fields.pending is not None and not _is_record(fields.pending):
             raise InputError("progress: pending is not a record of metrics")
-        others = fields._asdict()
-        del others["num_losses"]
-        best = math.inf if fields.best is None else fields.best
-        return cls(**others | {"losses": losses, "best": best})
+        return cls(
+            fields.elapsed_s, losses, validation, fields.ended, fields.pending, fields.unsampled
+        )
 
 
 def _is_record(values: Mapping[str, Any]) -> bool:
@@ -138,15 +147,11 @@ def _is_record(values: Mapping[str, Any]) -> bool:
 
 
 class _ProgressJson(NamedTuple):
-    """The JSON of a `Progress`, for `schema.parse`."""
+    """The JSON of a `Progress` without its `validation`, for `schema.parse_parts`."""
 
     elapsed_s: float
     losses: list[float]
-    best: float | None
-    since_best: int
     ended: str
     num_losses: int | None = None
     pending: Mapping[str, Any] | None = None
     unsampled: bool = False
-    val_text: str = ""
-    val_record: int = 0

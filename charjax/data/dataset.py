@@ -158,7 +158,8 @@ def _token_ids(
         return replace(corpus, content=content), content.tokens, content.starts
 
     def table(record: ShardRecord) -> np.ndarray:
-        alphabet = (BOUNDARY, *record.alphabet) if record.boundary else record.alphabet
+        text = record.text
+        alphabet = (BOUNDARY, *text.alphabet) if text.boundary else text.alphabet
         return translation(alphabet, vocab.characters, len(vocab))
 
     return corpus, StoreTokens.open(content, table), content.document_starts()

@@ -31,7 +31,9 @@ from charjax.data.store import (
     PLAN,
     Index,
     Shard,
+    ShardDigests,
     ShardRecord,
+    ShardText,
     TextStore,
     array_spec,
     first_line,
@@ -49,7 +51,7 @@ from charjax.runtime.files import as_os_errors
 from charjax.runtime.locks import lock
 from charjax.runtime.paths import is_address
 
-_SAME = ("format", "reading", "field", "inputs")  # of a plan and a finished store
+_SAME = ("reading", "field", "inputs")  # of a plan and a finished store
 _LOCK = ".lock"
 _PIECE = 1 << 18  # characters encoded at a time, at least
 _MAX_LENGTH = 1 << 40  # tokens of an array, before its length is known
@@ -181,22 +183,25 @@ class _ShardWriter:
         documents = self._appended("starts", np.concatenate(starts))
         hashes = self._appended("hashes", self._finish(hasher))
         layouts = [array.finish() for array in (tokens, documents, hashes) if array.size]
-        return ShardRecord(
+        text = ShardText(
             alphabet="".join(encoder.alphabet),
             boundary=BOUNDARY in encoder.alphabet,
             dtype=tokens.dtype,
             tokens=tokens.size,
             documents=documents.size,
             chars=encoder.num_chars,
+            has_delimiter=reader.has_delimiter,
+            notices=reader.finish(),
+        )
+        digests = ShardDigests(
             sha256=tokens.sha256.hexdigest(),
             starts_sha256=documents.sha256.hexdigest(),
             layout_sha256=hashlib.sha256(b"".join(layouts)).hexdigest(),
             input_sha256=self._input.hexdigest(),
             input_bytes=self._input_bytes,
-            has_delimiter=reader.has_delimiter,
-            notices=reader.finish(),
             hashes_sha256=hashes.sha256.hexdigest() if hashes.size else "",
         )
+        return ShardRecord(text, digests)
 
     def _appended(self, name: str, values: np.ndarray) -> _ArrayWriter:
         array = _ArrayWriter(self._store, f"{name}/{self._number:05}", values.dtype.name)
@@ -343,33 +348,32 @@ def _write_index(store: ts.KvStore, out: str, plan: Plan) -> Index | None:
       InputError: the text is empty, or no file has the delimiter of documents.
     """
     shards: list[Shard] = []
-    records: list[ShardRecord] = []
+    texts: list[ShardText] = []
     characters: dict[str, None] = {}
     for number in range(len(plan.shards)):
         found = store.read(record_name(number)).result()
         if found.state == "missing":
             return None
-        record = parse_record(found.value)
-        records.append(record)
+        text = parse_record(found.value).text
+        texts.append(text)
         digest = hashlib.sha256(found.value).hexdigest()
-        shards.append(Shard(record.tokens, record.documents, record.chars, digest))
-        characters |= dict.fromkeys(record.alphabet)
+        shards.append(Shard(text.tokens, text.documents, text.chars, digest))
+        characters |= dict.fromkeys(text.alphabet)
     chars = sum(shard.chars for shard in shards)
     if not chars:
         raise InputError(f"--out={out}: the text is empty; give one with characters in it")
     documents = plan.reading.documents
-    if documents.mode == "delimiter" and not any(record.has_delimiter for record in records):
+    if documents.mode == "delimiter" and not any(text.has_delimiter for text in texts):
         raise InputError(
             f"{OPTIONS}delimiter={documents.delimiter!r}: in none of the files; copy it from the "
             f"text, delete {out}, and pack again"
         )
     identity = {"reading": plan.reading.to_json(), "shards": [shard.record for shard in shards]}
     index = Index(
-        format=FORMAT,
         reading=plan.reading.to_json(),
         characters="".join(characters),
         chars=chars,
-        notices=tuple(notice for record in records for notice in record.notices),
+        notices=tuple(notice for text in texts for notice in text.notices),
         field=plan.field,
         inputs=plan.inputs,
         shards=tuple(shards),

@@ -23,8 +23,7 @@ class ReadAhead(Batches):
         self.chars_per_epoch = batches.chars_per_epoch
         self.num_sequences = batches.num_sequences
         self._thread: ThreadPoolExecutor | None = None
-        self._rows = slice(None)
-        self._ahead: dict[int, Future[Batch]] = {}
+        self._ahead: dict[tuple[int | None, ...], Future[Batch]] = {}  # by step and rows
 
     @property
     def unused_chars(self) -> int:  # type: ignore[override]
@@ -38,11 +37,13 @@ class ReadAhead(Batches):
     def __call__(self, step: int, rows: slice = slice(None)) -> Batch:
         """The batch of a step; starts to make the steps after it."""
         self._thread = self._thread or ThreadPoolExecutor(1, "charjax-read-ahead")
-        if step not in self._ahead or rows != self._rows:  # the first call, or one out of order
+        which = (rows.start, rows.stop, rows.step)
+        if (step, *which) not in self._ahead:  # the first call, or one out of order
             for future in self._ahead.values():
                 future.cancel()
-            self._ahead, self._rows = {}, rows
+            self._ahead = {}
         for following in range(step, step + _STEPS):
-            if following not in self._ahead:
-                self._ahead[following] = self._thread.submit(self._batches, following, rows)
-        return self._ahead.pop(step).result()
+            if (following, *which) not in self._ahead:
+                made = self._thread.submit(self._batches, following, rows)
+                self._ahead[following, *which] = made
+        return self._ahead.pop((step, *which)).result()

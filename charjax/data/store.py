@@ -58,8 +58,8 @@ class Shard(NamedTuple):
     record: str
 
 
-class ShardRecord(NamedTuple):
-    """What a shard holds.
+class ShardText(NamedTuple):
+    """The text of a shard.
 
     Attributes:
       alphabet: the character of each token, after the boundary if there is one.
@@ -68,15 +68,8 @@ class ShardRecord(NamedTuple):
       tokens: how many tokens it has.
       documents: how many documents start in it.
       chars: how many characters it has.
-      sha256: of the tokens, little-endian.
-      starts_sha256: of the positions of its documents in it, int64, little-endian.
-      layout_sha256: of TensorStore's descriptions of the arrays.
-      input_sha256: of the bytes that were read, decompressed.
-      input_bytes: how many they are.
       has_delimiter: whether a delimiter of documents was found.
-      notices: warnings to the user about its text.
-      hashes_sha256: of the hashes of the documents that start in it, uint32, little-endian; ""
-        where there are none, as in stores of older versions.
+      notices: warnings to the user about it.
     """
 
     alphabet: str
@@ -85,21 +78,42 @@ class ShardRecord(NamedTuple):
     tokens: int
     documents: int
     chars: int
+    has_delimiter: bool
+    notices: tuple[str, ...]
+
+
+class ShardDigests(NamedTuple):
+    """What a shard was packed from, and its content, as SHA-256.
+
+    Attributes:
+      sha256: of the tokens, little-endian.
+      starts_sha256: of the positions of its documents in it, int64, little-endian.
+      layout_sha256: of TensorStore's descriptions of the arrays.
+      input_sha256: of the bytes that were read, decompressed.
+      input_bytes: how many they are.
+      hashes_sha256: of the hashes of the documents that start in it, uint32, little-endian; ""
+        where there are none, as in stores of older versions.
+    """
+
     sha256: str
     starts_sha256: str
     layout_sha256: str
     input_sha256: str
     input_bytes: int
-    has_delimiter: bool
-    notices: tuple[str, ...]
     hashes_sha256: str = ""
+
+
+class ShardRecord(NamedTuple):
+    """What a shard holds."""
+
+    text: ShardText
+    digests: ShardDigests
 
 
 class Index(NamedTuple):
     """The content of `store.json`.
 
     Attributes:
-      format: the version of the layout.
       reading: `ReadingRules` as JSON.
       characters: all characters of the text, as they first appear.
       chars: how many characters the text has.
@@ -110,7 +124,6 @@ class Index(NamedTuple):
       sha256: what identifies the text: of the reading rules and the records.
     """
 
-    format: int
     reading: Mapping[str, Any]
     characters: str
     chars: int
@@ -219,7 +232,7 @@ class TextStore:
 
     def tokens(self, number: int, record: ShardRecord) -> ts.TensorStore:
         """The array of a shard's tokens."""
-        return self._array(f"tokens/{number:05}", record.dtype, record.tokens)
+        return self._array(f"tokens/{number:05}", record.text.dtype, record.text.tokens)
 
     def starts(self, number: int) -> ts.TensorStore:
         """The array of the positions of a shard's documents in it."""
@@ -250,7 +263,7 @@ class TextStore:
         parts = [np.zeros(0, np.uint32)]
         for number, shard in enumerate(self.shards):
             if shard.documents:
-                if not self.record(number).hashes_sha256:
+                if not self.record(number).digests.hashes_sha256:
                     raise InputError(
                         f"{self.path}: was packed by an older version, without the hashes that "
                         "config.data.split_by=hash needs; pack the text again"
@@ -272,11 +285,12 @@ class TextStore:
 
     def _verify(self, number: int) -> None:
         record = self.record(number)
-        arrays = {"tokens": (self.tokens(number, record), record.sha256)}
-        if record.documents:
-            arrays["starts"] = (self.starts(number), record.starts_sha256)
-        if record.hashes_sha256:
-            arrays["hashes"] = (self.hashes(number), record.hashes_sha256)
+        text, digests = record
+        arrays = {"tokens": (self.tokens(number, record), digests.sha256)}
+        if text.documents:
+            arrays["starts"] = (self.starts(number), digests.starts_sha256)
+        if digests.hashes_sha256:
+            arrays["hashes"] = (self.hashes(number), digests.hashes_sha256)
         layout = hashlib.sha256()
         for name, (array, sha256) in arrays.items():
             folder = f"{name}/{number:05}"
@@ -288,7 +302,7 @@ class TextStore:
                     digest.update(array[begin:end].read().result().data)
             if digest.hexdigest() != sha256:
                 raise self._damaged(folder, "differs from its digest")
-        if layout.hexdigest() != record.layout_sha256:
+        if layout.hexdigest() != digests.layout_sha256:
             raise self._damaged(f"{number:05}/{LAYOUT}", "differs from its digest")
 
     def _array(self, name: str, dtype: str, size: int) -> ts.TensorStore:
@@ -302,8 +316,8 @@ class TextStore:
             checksum = values.pop("checksum")
             if checksum != _checksum(values):
                 raise InputError("differs from its checksum")
-            if values["format"] != FORMAT:
-                raise InputError(f"format={values['format']}: this version reads {FORMAT}")
+            if (version := values.pop("format")) != FORMAT:
+                raise InputError(f"format={version}: this version reads {FORMAT}")
             index: Index = schema.parse(Index, values, INDEX)
         except (InputError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise self._damaged(INDEX, first_line(error)) from error
@@ -345,13 +359,13 @@ def record_name(number: int) -> str:
 
 def parse_record(data: bytes) -> ShardRecord:
     """The record that `record_bytes` wrote."""
-    record: ShardRecord = schema.parse(ShardRecord, json.loads(data), "record")
-    return record
+    return ShardRecord(*schema.parse_parts((ShardText, ShardDigests), json.loads(data), "record"))
 
 
 def record_bytes(record: ShardRecord) -> bytes:
     """The content of a record; no `hashes_sha256` if it is "", as in older versions."""
-    return to_bytes({k: v for k, v in record._asdict().items() if k != "hashes_sha256" or v})
+    values = record.text._asdict() | record.digests._asdict()
+    return to_bytes({k: v for k, v in values.items() if k != "hashes_sha256" or v})
 
 
 def to_bytes(values: Mapping[str, Any]) -> bytes:
@@ -362,7 +376,7 @@ def to_bytes(values: Mapping[str, Any]) -> bytes:
 def index_bytes(index: Index) -> bytes:
     """The content of `store.json`."""
     shards = [shard._asdict() for shard in index.shards]
-    values = json.loads(to_bytes(index._asdict() | {"shards": shards}))
+    values = json.loads(to_bytes(index._asdict() | {"format": FORMAT, "shards": shards}))
     return to_bytes(values | {"checksum": _checksum(values)})
 
 

@@ -189,8 +189,8 @@ def _do_what_is_due(run: Run, state: RunState, stop: StopFlags, show: Callable[.
 def _next_record(run: Run, state: RunState) -> dict[str, Any]:
     flops = step_flops(run.meta.config, len(run.dataset.vocab))
     state.record = state.metrics.pop_record(state.step, run.dataset.batches, state.clock, flops)
-    if state.progress.val_record:
-        state.record["val_record"] = state.progress.val_record
+    if val_record := state.progress.validation.val_record:
+        state.record["val_record"] = val_record
     return state.record
 
 
@@ -229,7 +229,7 @@ def _evaluate(
         if not math.isfinite(val_loss):
             what = f"the validation loss at step {state.step} is not finite"
             raise diverged(run.meta.config, run.workdir.path, what)
-        is_best = state.progress.update_best(val_loss)
+        is_best = state.progress.validation.update_best(val_loss)
     state.progress.pending = None
     run.log.write(record)
     _logger.info(messages.evaluation(record, is_best=is_best))

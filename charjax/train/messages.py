@@ -139,8 +139,8 @@ def evaluation(record: Mapping[str, Any], *, is_best: bool) -> str:
 def progress_note(record: Mapping[str, Any], progress: Progress) -> str:
     """The numbers beside the progress bar."""
     parts = [f"loss {record['train_loss']:.4f}"] if "train_loss" in record else []
-    if math.isfinite(progress.best):
-        parts.append(f"best val {progress.best:.4f}")
+    if progress.validation.best is not None:
+        parts.append(f"best val {progress.validation.best:.4f}")
     if record:
         parts.append(_speed(record))
     return "  ".join(parts)
@@ -148,17 +148,15 @@ def progress_note(record: Mapping[str, Any], progress: Progress) -> str:
 
 def status(record: Mapping[str, Any], progress: Progress) -> TrainingStatus:
     """The numbers of a record, and the best loss, for a display that draws curves."""
-    best = progress.best if math.isfinite(progress.best) else None
-    speed = record.get("chars_per_second")
+    best, speed = progress.validation.best, record.get("chars_per_second")
     return TrainingStatus(record.get("train_loss"), record.get("val_loss"), best, speed)
 
 
 def closing(meta: RunMeta, workdir: Workdir, progress: Progress) -> Iterator[dict[str, str]]:
     """The last table: the result and where it is, by name; one mapping for each line."""
     yield {"ended": f"{progress.ended}; {progress.elapsed_s:.0f} s of training"}
-    if math.isfinite(progress.best):
-        bits = progress.best / math.log(2)
-        loss = f"{progress.best:.4f} nats ({bits:.4f} bits) per character"
+    if (best := progress.validation.best) is not None:
+        loss = f"{best:.4f} nats ({best / math.log(2):.4f} bits) per character"
         yield {"best validation loss": loss}
     if meta.corpus.notice:
         yield {"NOTICE": meta.corpus.notice}

@@ -199,14 +199,14 @@ def check_val_text(saved: CheckpointMeta, now: RunMeta, ids: TokenIds) -> bool:
     Returns:
       Whether the validation text is the same as before.
     """
-    progress, before = saved.progress, saved.run
+    validation, before = saved.progress.validation, saved.run
     max_chars = max_eval_chars(now.config.data)
     digest = val_text_digest(ids, max_chars)
     # Older versions did not save the digest, and evaluated the whole split.
     was_same = before.config.data.split == now.config.data.split and ids.size <= max_chars
-    is_same = progress.val_text == digest if progress.val_text else was_same
+    is_same = validation.val_text == digest if validation.val_text else was_same
     if is_same and before.corpus.sha256 == now.corpus.sha256:
-        progress.val_text = digest
+        validation.val_text = digest
         return True
-    progress.start_val_record(digest)
+    saved.progress.start_val_record(digest)
     return False

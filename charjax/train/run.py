@@ -13,7 +13,7 @@ import jax
 
 from charjax.checkpoint.checkpoints import Checkpoints, flatten
 from charjax.checkpoint.meta import CheckpointMeta, RunMeta, SourceMeta
-from charjax.checkpoint.progress import Progress
+from charjax.checkpoint.progress import Progress, Validation
 from charjax.checkpoint.record import Record
 from charjax.config import Config, to_dict
 from charjax.data.dataset import Dataset, load_dataset
@@ -192,7 +192,8 @@ def _start(
     if distributed.is_primary():
         workdir.start()
     digest = resume.val_text_digest(dataset.splits.val.ids, max_eval_chars(meta.config.data))
-    return _new_run_state(meta, workdir, backend, train_state, Progress(val_text=digest))
+    progress = Progress(validation=Validation(None, 0, val_text=digest))
+    return _new_run_state(meta, workdir, backend, train_state, progress)
 
 
 def _read_saved(workdir: Workdir, checkpoints: Checkpoints) -> Record | None:

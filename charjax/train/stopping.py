@@ -71,8 +71,9 @@ def end_reason(
         return f"{step:,} steps are done, more than the limit of {intervals.total:,}"
     if step == intervals.total > 0:
         return f"step {step:,} of {intervals.total:,} is done"
-    if config.patience and progress.since_best >= config.patience:
-        return f"no better validation loss in {progress.since_best} evaluations"
+    since_best = progress.validation.since_best
+    if config.patience and since_best >= config.patience:
+        return f"no better validation loss in {since_best} evaluations"
     return f"train.max_minutes={config.max_minutes:g} have passed" if time_is_up else ""
 
 

@@ -66,7 +66,8 @@ def read_store(store: TextStore) -> tuple[list[str], np.ndarray]:
     characters = ["", *store.index.characters]
 
     def translate(record):
-        alphabet = ["", *record.alphabet] if record.boundary else record.alphabet
+        text = record.text
+        alphabet = ["", *text.alphabet] if text.boundary else text.alphabet
         return np.array([characters.index(c) for c in alphabet], np.int32)
 
     tokens = StoreTokens.open(store, translate)

@@ -93,9 +93,11 @@ def test_a_config_that_contradicts_the_packed_text_is_refused(tmp_path, options,
 
 def test_a_packed_text_of_an_older_version_has_no_hashes_to_split_by(tmp_path, monkeypatch):
     data = DataConfig(path=str(tmp_path / "a.txt"), documents="lines", batch_size=2)
-    monkeypatch.setattr(
-        "charjax.data.pack.record_bytes", lambda r: record_bytes(r._replace(hashes_sha256=""))
-    )
+
+    def without_hashes(record):
+        return record_bytes(record._replace(digests=record.digests._replace(hashes_sha256="")))
+
+    monkeypatch.setattr("charjax.data.pack.record_bytes", without_hashes)
     data = write_and_pack(tmp_path, data)
     assert load_dataset(Config(data=data)).splits.val.ids.size
     with pytest.raises(InputError, match=r"without the hashes .* pack the text again"):

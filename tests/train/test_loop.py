@@ -126,9 +126,9 @@ def test_losses_fall_and_the_best_is_noted(finished):
     losses = [r["train_loss"] for r in records]
     assert losses[-1] < losses[0] - 0.2
     validated = [r["val_loss"] for r in records if "val_loss" in r]
-    assert finished.progress.best == min(validated) == validated[-1]
-    assert finished.progress.since_best == 0
-    assert newest(finished.folder).val_loss == finished.progress.best
+    assert finished.progress.validation.best == min(validated) == validated[-1]
+    assert finished.progress.validation.since_best == 0
+    assert newest(finished.folder).val_loss == finished.progress.validation.best
 
 
 def test_the_person_is_told_of_the_run_and_of_what_to_do_next(finished):
@@ -196,7 +196,7 @@ def test_a_run_that_is_interrupted_and_resumed_is_the_run_that_was_not(
 
     second = run(config, tmp_path)
     assert outcome(tmp_path) == outcome(finished.folder)
-    assert second.progress.best == finished.progress.best
+    assert second.progress.validation.best == finished.progress.validation.best
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "schedule_free"])
@@ -367,7 +367,7 @@ def test_the_clock_ends_a_run_with_an_evaluation_and_a_checkpoint(config, tmp_pa
     assert "train.max_minutes=0.01 have passed" in ended.progress.ended
     last = read_metrics(Workdir(tmp_path).metrics)[-1]
     assert last["step"] > 0
-    assert last["val_loss"] >= ended.progress.best
+    assert last["val_loss"] >= ended.progress.validation.best
     assert newest(tmp_path).step == last["step"]
     run(short, tmp_path)  # does not go on
     assert newest(tmp_path).step == last["step"]
@@ -424,7 +424,7 @@ def test_skipped_updates_are_counted_in_the_records(config, tmp_path):
 def test_without_a_validation_part_the_newest_is_the_best(config, tmp_path):
     no_val = changed(config, data={"split": (1.0, 0.0, 0.0)})
     ended = run(no_val, tmp_path)
-    assert ended.progress.best == np.inf
+    assert ended.progress.validation.best is None
     records = read_metrics(Workdir(tmp_path).metrics)
     assert not any("val_loss" in r for r in records)
     assert records[-1]["train_loss"] < records[0]["train_loss"]

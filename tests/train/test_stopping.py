@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import math
 import signal
 from pathlib import Path
 
 import pytest
 
-from charjax.checkpoint.progress import Progress
+from charjax.checkpoint.progress import Progress, Validation
 from charjax.errors import DivergedError
 from charjax.runtime.signals import StopSignals
 from charjax.train.intervals import make_intervals
@@ -47,7 +46,7 @@ def test_one_process_sees_a_signal_at_once_and_several_agree_at_the_next_sync(mo
 )
 def test_the_reason_for_the_end_is_named(step, since_best, time_is_up, reason):
     train = config_of(train={"patience": 3, "max_minutes": 2.0}).train
-    progress = Progress(best=1.0 if since_best else math.inf, since_best=since_best)
+    progress = Progress(validation=Validation(1.0 if since_best else None, since_best))
     intervals = make_intervals(train, 32)
     assert end_reason(train, intervals, step, progress, time_is_up=time_is_up) == reason
 
