@@ -67,8 +67,12 @@ def compiled(function, *first):
     return jax.jit(partial(function, *first), compiler_options=UNOPTIMIZED)
 
 
-def assert_equals_xla(cell, inputs):
-    got = compiled(value_and_grads, partial(ops.run_padded, cell, TWO_CTAS))(*inputs)
+def run_compiled(cell, launch, inputs):
+    return compiled(value_and_grads, partial(ops.run_padded, cell, launch))(*inputs)
+
+
+def assert_equals_xla(cell, inputs, launch=TWO_CTAS):
+    got = run_compiled(cell, launch, inputs)
     want = compiled(value_and_grads, partial(xla.run, cell, jnp.bfloat16))(*inputs)
     # Another order of sums may round a state or a gradient to the neighbouring bfloat16.
     assert distance(got, want) < 0.01
@@ -100,14 +104,18 @@ def test_any_batch_equals_that_of_xla(cell, kind, batch, with_resets):
     assert_equals_xla(cell, (*layer_inputs(cell, kind, batch), resets))
 
 
-@needs_interpreter
-def test_split_k_computes_the_same_sums(monkeypatch):
+def choose_split_k(monkeypatch, gates):
     tilings = tuple(
         Tiling(HIDDEN, k, outputs, units=HIDDEN // 4, split_k=2)
-        for k, outputs in ((HIDDEN, 4), (4 * HIDDEN, 1))
+        for k, outputs in ((HIDDEN, gates), (gates * HIDDEN, 1))
     )
     assert all(tiling.fits(num_sms=4) for tiling in tilings)
     monkeypatch.setattr(ops, "choose_tilings", lambda *_: tilings)
+
+
+@needs_interpreter
+def test_split_k_computes_the_same_sums(monkeypatch):
+    choose_split_k(monkeypatch, gates=4)
     layer = layer_inputs("lstm", Projected, time=2)
     assert_equals_xla("lstm", (*layer, random_resets(BATCH_TILE, 2)))
 
@@ -116,6 +124,53 @@ def test_split_k_computes_the_same_sums(monkeypatch):
 def test_a_larger_batch_runs_tile_by_tile_and_the_last_tile_is_padded():
     layer = layer_inputs("rnn", Projected, batch=100, time=2)
     assert_equals_xla("rnn", (*layer, random_resets(100, 2)))
+
+
+@needs_interpreter
+def test_the_tiles_of_a_launch_take_turns(monkeypatch):
+    choose_split_k(monkeypatch, gates=1)
+    layer = layer_inputs("rnn", Projected, batch=100, time=3)
+    assert_equals_xla("rnn", (*layer, random_resets(100, 3)), replace(TWO_CTAS, batch_tiles=2))
+
+
+@needs_interpreter
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("batch", "batch_tiles", "with_resets", "split_k"),
+    [
+        (100, 4, True, False),
+        (128, 2, False, True),
+        (192, 2, False, False),
+        (192, 4, True, True),
+        (256, 4, False, False),
+    ],
+)
+@pytest.mark.parametrize(("cell", "time"), [("gru", 5), ("lstm", 3)])
+def test_tiles_in_one_launch_have_the_bits_of_tiles_in_their_own(
+    cell, time, batch, batch_tiles, with_resets, split_k, monkeypatch
+):
+    """192 rows in launches of two tiles are padded to 256."""
+    if split_k:
+        choose_split_k(monkeypatch, CELLS[cell].gates)
+    resets = random_resets(batch, time) if with_resets else None
+    inputs = (*layer_inputs(cell, Projected, batch, time=time), resets)
+    together = run_compiled(cell, replace(TWO_CTAS, batch_tiles=batch_tiles), inputs)
+    apart = run_compiled(cell, TWO_CTAS, inputs)
+    assert distance(together[0], apart[0]) == 0
+    # XLA's weight gradients add the padded rows of 192, too, in another order.
+    assert distance(together[1], apart[1]) < 1e-5
+
+
+def test_the_tiles_are_spread_evenly_over_the_fewest_launches():
+    launch = LaunchConfig(batch_tiles=4)
+    batches = (1, 64, 65, 256, 257, 320, 512, 600)
+    assert [launch.batch_tiles_for(batch) for batch in batches] == [1, 1, 2, 4, 3, 3, 4, 4]
+    assert {LaunchConfig().batch_tiles_for(batch) for batch in batches} == {1}
+
+
+def test_clusters_with_several_batch_tiles_are_refused():
+    with pytest.raises(ValueError, match="one batch tile"):
+        LaunchConfig(cluster=2, batch_tiles=2)
 
 
 @pytest.mark.parametrize("kind", [Table, Projected])
@@ -134,25 +189,28 @@ def test_a_full_tile_is_not_padded():
     assert " pad[" not in str(traced.jaxpr)
 
 
-LOWERED = {  # (cell, batch, cluster): with resets, in the suite; the other one is slow
-    ("gru", 64, 1): False,
-    ("lstm", 40, 1): True,
-    ("rnn", 64, 1): True,
-    ("gru", 100, 2): True,
-    ("lstm", 64, 2): False,
+LOWERED = {  # (cell, batch, launch): with resets, in the suite; the others are slow
+    ("gru", 64, LaunchConfig()): False,
+    ("lstm", 40, LaunchConfig()): True,
+    ("rnn", 64, LaunchConfig()): True,
+    ("gru", 100, LaunchConfig(cluster=2)): True,
+    ("lstm", 64, LaunchConfig(cluster=2)): False,
+    ("rnn", 128, LaunchConfig(batch_tiles=2)): True,
+    ("gru", 256, LaunchConfig(batch_tiles=4)): None,
+    ("lstm", 256, LaunchConfig(batch_tiles=4)): None,
 }
 
 
 @pytest.mark.parametrize(
-    ("cell", "batch", "cluster", "with_resets"),
+    ("cell", "batch", "launch", "with_resets"),
     [
-        pytest.param(*layer, resets, marks=[] if resets == quick else pytest.mark.slow)
+        pytest.param(*layer, resets, marks=[] if resets is quick else pytest.mark.slow)
         for layer, quick in LOWERED.items()
         for resets in (False, True)
     ],
 )
-def test_it_lowers_for_cuda(cell, batch, cluster, with_resets):
-    layer = partial(ops.run_padded, cell, LaunchConfig(cluster=cluster))
+def test_it_lowers_for_cuda(cell, batch, launch, with_resets):
+    layer = partial(ops.run_padded, cell, launch)
     shapes = jax.eval_shape(partial(layer_inputs, cell, Projected, batch, hidden=1024, time=100))
     if with_resets:
         shapes = (*shapes, jax.ShapeDtypeStruct((100, batch), bool))
@@ -227,12 +285,18 @@ def network_gradients(config, batch, time):
 
 @needs_interpreter
 @pytest.mark.slow
-@pytest.mark.parametrize(("batch", "layers"), [(64, 1), (64, 2), (64, 3), (128, 2), (256, 3)])
+@pytest.mark.parametrize(
+    ("batch", "layers", "batch_tiles"),
+    [(64, 1, 1), (64, 2, 1), (64, 3, 1), (128, 2, 1), (128, 2, 2), (256, 3, 1), (256, 2, 4)],
+)
 @pytest.mark.parametrize(("cell", "time"), [("gru", 5), ("lstm", 3)])
-def test_layers_of_any_batch_equal_the_reference(cell, time, batch, layers, monkeypatch):
+def test_layers_of_any_batch_equal_the_reference(
+    cell, time, batch, layers, batch_tiles, monkeypatch
+):
     """Values and gradients of `scan`, after odd numbers of steps."""
+    launch = replace(TWO_CTAS, batch_tiles=batch_tiles)
     monkeypatch.setattr(ops, "supports", lambda _: "")
-    monkeypatch.setattr(ops, "launch_config", lambda: TWO_CTAS)
+    monkeypatch.setattr(ops, "launch_config", lambda: launch)
     config = replace(CONFIG, cell=cell, layers=layers)
     got = network_gradients(config, batch, time)
     want = network_gradients(replace(config, recurrence="scan"), batch, time)

@@ -7,12 +7,16 @@ writes it to a slot of its own in global memory, so that nothing is overwritten 
 CTA may still read, and one barrier over the grid per step is enough. (A tiling with split-K
 adds one over each group.) The rest of the carry stays in registers.
 
+A launch may have several batch tiles of `BATCH_TILE` rows. At each time step a CTA works on one
+after another, so that the work on the others hides the barriers and the exchange of each.
+
 Written in Pallas for Mosaic GPU: matmuls are wgmma, copies to shared memory are TMA. See
 docs/kernels.md.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -22,8 +26,9 @@ from jax import lax
 from jaxtyping import Array, BFloat16, Float
 
 from charjax.model.cells import Cell, Gates
-from charjax.model.recurrence.pallas_hopper.cta import Cta, launch
-from charjax.model.recurrence.pallas_hopper.tiling import BATCH_TILE, Tiling
+from charjax.model.recurrence.pallas_hopper.cta import Cta, T, TileWork
+from charjax.model.recurrence.pallas_hopper.launch import launch
+from charjax.model.recurrence.pallas_hopper.tiling import Tiling
 
 # 0 where the carry before a step is reset to zeros, else 1; after the last step always 1. The same
 # for all units, so that a CTA loads it as it loads a state.
@@ -36,13 +41,13 @@ def forward(
     cell: Cell,
     tiling: Tiling,
     igates: Float[Array, "time ctas gates batch units"],
-    bias: Float[Array, "ctas batch units"],
+    bias: Float[Array, "ctas tile units"],
     carry: Float[Array, "ctas states batch units"],
     weights: BFloat16[Array, "ctas n_per_cta k_per_cta"],
     keep: Keep | None = None,
     interpret: Any = None,
 ) -> Arrays:
-    """One layer over a sequence, for `BATCH_TILE` batch rows.
+    """One layer over a sequence, for the batch rows of a launch.
 
     Args:
       cell: the cell.
@@ -61,9 +66,9 @@ def forward(
       last: float32 [ctas, states, batch, units], the carry after the last step.
     """
     time, ctas, _, _, units = igates.shape
-    residuals = (time, ctas, 1 + num_residuals(cell), BATCH_TILE, units)
+    residuals = (time, ctas, 1 + num_residuals(cell), tiling.rows, units)
     out_types = (
-        jax.ShapeDtypeStruct((time + 1, BATCH_TILE, tiling.hidden), jnp.bfloat16),
+        jax.ShapeDtypeStruct((time + 1, tiling.rows, tiling.hidden), jnp.bfloat16),
         jax.ShapeDtypeStruct(residuals, jnp.float32),
         jax.ShapeDtypeStruct(carry.shape, jnp.float32),
     )
@@ -72,36 +77,42 @@ def forward(
     return tuple(launch(body, tiling, weights, inputs, out_types, interpret))
 
 
-def _forward_kernel(cell: Cell, time: int, cta: Cta, *refs: Any) -> None:
+def _forward_kernel(cell: Cell, time: int, tiles: list[Cta], *refs: Any) -> None:
     igates, bias, carry, *keep, states, residuals, last = refs  # `keep` is empty without resets
-    index = cta.index
-    last_gate_bias = cta.load(bias.at[index])
+    index = tiles[0].index
+    last_gate_bias = tiles[0].load(bias.at[index])
 
-    def publish(slot: Array | int, state: Array) -> None:
-        cta.store(states.at[slot, :, cta.columns()], state.astype(jnp.bfloat16))
+    def publish(cta: Cta, slot: Array | int, state: Array) -> None:
+        cta.store(states.at[slot, cta.rows, cta.columns()], state.astype(jnp.bfloat16))
         cta.fence_async_proxy()
         cta.arrive(slot + 1)
 
-    def step(t: Array, carry: Gates) -> Gates:
+    def begin(cta: Cta) -> Gates:
+        initial = tuple(cta.load(carry.at[index, s, cta.rows]) for s in range(cell.states))
+        initial = _keep_where(_load_keep(cta, keep, 0), initial)
+        publish(cta, 0, initial[0])
+        return initial
+
+    def step(cta: Cta, t: Array, carry: Gates) -> TileWork[Gates]:
         # Issued before the wait, so that they overlap with it.
-        igates_t = tuple(cta.load(igates.at[t, index, gate]) for gate in range(cell.gates))
+        gates = range(cell.gates)
+        igates_t = tuple(cta.load(igates.at[t, index, gate, cta.rows]) for gate in gates)
         keep_next = _load_keep(cta, keep, t + 1)
-        cta.wait(t + 1)
+        cta.wait(t + 1)  # for what all CTAs published before they went on to other tiles
         cta.fence_async_proxy()
-        hgates = cta.matmul(states.at[t], t + 1)
+        hgates = yield from cta.matmul(states.at[t], t + 1)
         hgates = (*hgates[:-1], hgates[-1] + last_gate_bias)
         carry, saved = cell.forward(igates_t, hgates, carry)
         output, carry = carry[0], _keep_where(keep_next, carry)
-        publish(t + 1, carry[0])
+        publish(cta, t + 1, carry[0])
         for i, value in enumerate((output, *saved)):  # after the arrival, off the critical path
-            cta.store(residuals.at[t, index, i], value)
+            cta.store(residuals.at[t, index, i, cta.rows], value)
         return carry
 
-    initial = tuple(cta.load(carry.at[index, s]) for s in range(cell.states))
-    initial = _keep_where(_load_keep(cta, keep, 0), initial)
-    publish(0, initial[0])
-    for s, value in enumerate(lax.fori_loop(0, time, step, initial)):
-        cta.store(last.at[index, s], value)
+    ends = _loop_over_time(time, step, tiles, map(begin, tiles))
+    for cta, final in zip(tiles, ends, strict=True):
+        for s, value in enumerate(final):
+            cta.store(last.at[index, s, cta.rows], value)
 
 
 def backward(
@@ -133,9 +144,9 @@ def backward(
       d_carry: float32 [ctas, states, batch, units], of the carry before the first step.
     """
     time, hidden = len(residuals), tiling.hidden
-    d_candidate = (time, BATCH_TILE, hidden) if cell.reset_after else (1, 1, 1)
+    d_candidate = (time, tiling.rows, hidden) if cell.reset_after else (1, 1, 1)
     out_types = (
-        jax.ShapeDtypeStruct((time, BATCH_TILE, cell.gates * hidden), jnp.bfloat16),
+        jax.ShapeDtypeStruct((time, tiling.rows, cell.gates * hidden), jnp.bfloat16),
         jax.ShapeDtypeStruct(d_candidate, jnp.bfloat16),
         jax.ShapeDtypeStruct(d_last.shape, jnp.float32),
     )
@@ -145,41 +156,67 @@ def backward(
     return tuple(launch(body, tiling, weights, inputs, out_types, interpret))
 
 
-def _backward_kernel(cell: Cell, time: int, cta: Cta, *refs: Any) -> None:
+def _backward_kernel(cell: Cell, time: int, tiles: list[Cta], *refs: Any) -> None:
     # `keep` is empty without resets.
     residuals, d_outputs, d_last, *keep, d_hgates, d_candidate, d_carry = refs
-    index, saved_arrays = cta.index, num_residuals(cell)
+    index, saved_arrays = tiles[0].index, range(1, 1 + num_residuals(cell))
 
-    def load_step(t: Array | int) -> Gates:
-        saved = (cta.load(residuals.at[t, index, 1 + i]) for i in range(saved_arrays))
-        return cta.load(d_outputs.at[t, index]), *saved
+    def load_step(cta: Cta, t: Array | int) -> Gates:
+        saved = (cta.load(residuals.at[t, index, i, cta.rows]) for i in saved_arrays)
+        return cta.load(d_outputs.at[t, index, cta.rows]), *saved
 
-    def step(i: Array, loop: tuple[Gates, Gates]) -> tuple[Gates, Gates]:
+    def begin(cta: Cta) -> tuple[Gates, Gates]:
+        d_final = tuple(cta.load(d_last.at[index, s, cta.rows]) for s in range(cell.states))
+        return d_final, load_step(cta, time - 1)
+
+    def step(cta: Cta, i: Array, loop: tuple[Gates, Gates]) -> TileWork[tuple[Gates, Gates]]:
         d_next, (d_output, *saved) = loop
         t = time - 1 - i
         grads = cell.backward(tuple(saved), (d_next[0] + d_output, *d_next[1:]))
         for gate, value in enumerate(grads.hgates):
-            cta.store(d_hgates.at[t, :, cta.columns(gate)], value.astype(jnp.bfloat16))
+            cta.store(d_hgates.at[t, cta.rows, cta.columns(gate)], value.astype(jnp.bfloat16))
         cta.fence_async_proxy()
         cta.arrive(i + 1)
         if grads.candidate is not None:
-            cta.store(d_candidate.at[t, :, cta.columns()], grads.candidate.astype(jnp.bfloat16))
-        prefetched = load_step(jnp.maximum(t - 1, 0))  # overlaps with the wait
+            slot = d_candidate.at[t, cta.rows, cta.columns()]
+            cta.store(slot, grads.candidate.astype(jnp.bfloat16))
+        prefetched = load_step(cta, jnp.maximum(t - 1, 0))  # overlaps with the wait
         keep_now = _load_keep(cta, keep, t)
+        yield
         cta.wait(i + 1)
         cta.fence_async_proxy()
-        (through_hgates,) = cta.matmul(d_hgates.at[t], i + 1)
+        (through_hgates,) = yield from cta.matmul(d_hgates.at[t], i + 1)
         d_before = (grads.carry[0] + through_hgates, *grads.carry[1:])
         return _keep_where(keep_now, d_before), prefetched
 
-    d_final = tuple(cta.load(d_last.at[index, s]) for s in range(cell.states))
-    d_initial, _ = lax.fori_loop(0, time, step, (d_final, load_step(time - 1)))
-    for s, value in enumerate(d_initial):
-        cta.store(d_carry.at[index, s], value)
+    ends = _loop_over_time(time, step, tiles, map(begin, tiles))
+    for cta, (d_initial, _) in zip(tiles, ends, strict=True):
+        for s, value in enumerate(d_initial):
+            cta.store(d_carry.at[index, s, cta.rows], value)
+
+
+def _loop_over_time(
+    time: int, step: Callable[[Cta, Array, T], TileWork[T]], tiles: list[Cta], initial: Iterable[T]
+) -> list[T]:
+    """The carry of each tile after so many steps, at each of which the tiles take turns."""
+
+    def step_all(t: Array, carries: list[T]) -> list[T]:
+        steps = [step(cta, t, carry) for cta, carry in zip(tiles, carries, strict=True)]
+        results: list[T] = []
+        while len(results) < len(steps):
+            for work in steps:  # all yield equally often, so that they end in this order
+                try:
+                    next(work)
+                except StopIteration as end:
+                    results.append(end.value)
+        return results
+
+    carries: list[T] = lax.fori_loop(0, time, step_all, list(initial))
+    return carries
 
 
 def _load_keep(cta: Cta, keep: list[Any], t: Array | int) -> Array | None:
-    return cta.load(keep[0].at[t]) if keep else None
+    return cta.load(keep[0].at[t, cta.rows]) if keep else None
 
 
 def _keep_where(keep: Array | None, states: Gates) -> Gates:

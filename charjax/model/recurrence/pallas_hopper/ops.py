@@ -8,7 +8,7 @@ weight gradient, as one matmul over all time steps.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -49,18 +49,36 @@ class LaunchConfig:
     Attributes:
       num_sms: SMs of the GPU; by default those of an H100 SXM or H200.
       cluster: CTAs per thread block cluster, 1 or 2; see `Tiling.cluster`.
+      batch_tiles: most batch tiles of `BATCH_TILE` rows per launch, in turn at each time step; 1,
+        the default: one launch after another. Not measured on a GPU yet.
       interpret: parameters of Pallas' interpret mode for GPUs, with which tests run on a CPU.
+
+    Raises:
+      ValueError: `cluster` and `batch_tiles` are both above 1.
     """
 
     num_sms: int = 132
     cluster: int = 1
+    batch_tiles: int = 1
     interpret: Any = None
+
+    def __post_init__(self) -> None:
+        # A CTA would multicast a tile's operand into shared memory from which another CTA of the
+        # cluster still multiplies the tile before.
+        if self.cluster > 1 and self.batch_tiles > 1:
+            raise ValueError("clusters run one batch tile per launch")
+
+    def batch_tiles_for(self, batch: int) -> int:
+        """Batch tiles per launch: those of the fewest launches, with the least padding."""
+        tiles = -(-batch // BATCH_TILE)
+        launches = -(-tiles // self.batch_tiles)
+        return -(-tiles // launches)
 
 
 class _Residuals(NamedTuple):
     operands: Operands
-    states: BFloat16[Array, "tiles steps rows hidden"]
-    residuals: Float[Array, "tiles time ctas residuals rows units"]
+    states: BFloat16[Array, "launches steps rows hidden"]
+    residuals: Float[Array, "launches time ctas residuals rows units"]
 
 
 def supports(layer: Layer) -> str:
@@ -90,7 +108,7 @@ def run(cell: str, dtype: DTypeLike, operands: Operands) -> Result:
 
 
 def run_padded(cell: str, launch: LaunchConfig, operands: Operands) -> Result:
-    """`recurrence` for any batch, padded to a multiple of `BATCH_TILE`.
+    """`recurrence` for any batch, padded to a multiple of a launch's rows.
 
     Padded rows start from zeros and nothing reads what they compute. So their gradients are
     zeros, which add nothing to those of the weights and of the table.
@@ -101,7 +119,7 @@ def run_padded(cell: str, launch: LaunchConfig, operands: Operands) -> Result:
       operands: what the layer reads.
     """
     batch = operands.carry[0].shape[0]
-    padding = -batch % BATCH_TILE
+    padding = -batch % (BATCH_TILE * launch.batch_tiles_for(batch))
     if not padding:
         unpadded: Result = recurrence(cell, launch, operands)
         return unpadded
@@ -121,7 +139,7 @@ def recurrence(cell: str, launch: LaunchConfig, operands: Operands) -> Result:
     Args:
       cell: a name in `CELLS`.
       launch: how the kernels are launched.
-      operands: what the layer reads; the batch is a multiple of `BATCH_TILE`.
+      operands: what the layer reads; the batch is a multiple of a launch's rows.
 
     Returns:
       The outputs [hidden, time, batch], and the carry after the last character.
@@ -132,24 +150,26 @@ def recurrence(cell: str, launch: LaunchConfig, operands: Operands) -> Result:
     return _forward(cell, launch, operands)[0]
 
 
-def _tilings(cell: str, hidden: int, launch: LaunchConfig) -> tuple[Tiling, Tiling]:
+def _tilings(cell: str, launch: LaunchConfig, operands: Operands) -> tuple[Tiling, Tiling]:
+    batch, hidden = operands.carry[0].shape
     found = choose_tilings(hidden, CELLS[cell].gates, launch.num_sms, launch.cluster)
     if found is None:
         raise ValueError(f"no tiling of a {cell} with {hidden} units for {launch.num_sms} SMs")
-    return found
+    forward, backward = (replace(t, batch_tiles=launch.batch_tiles_for(batch)) for t in found)
+    return forward, backward
 
 
 def _forward(cell: str, launch: LaunchConfig, operands: Operands) -> tuple[Result, _Residuals]:
     inputs, weights, carry, resets = operands
     hidden, gates = weights.kernel.shape[0], CELLS[cell].gates
-    tiling, _ = _tilings(cell, hidden, launch)
+    tiling, _ = _tilings(cell, launch, operands)
     ctas, units = tiling.ctas, tiling.units
     bias = jnp.zeros(hidden, jnp.float32) if weights.bias is None else weights.bias
     bias = jnp.broadcast_to(bias.reshape(ctas, 1, units), (ctas, BATCH_TILE, units))
     packed = pack_weights(weights.kernel.reshape(hidden, gates, hidden), tiling)
 
-    def run(tile: tuple[Array, Array, Array | None]) -> kernels.Arrays:
-        igates, carry, keep = tile
+    def run(rows: tuple[Array, Array, Array | None]) -> kernels.Arrays:
+        igates, carry, keep = rows
         return kernels.forward(
             CELLS[cell], tiling, igates, bias, carry, packed, keep, launch.interpret
         )
@@ -157,9 +177,9 @@ def _forward(cell: str, launch: LaunchConfig, operands: Operands) -> tuple[Resul
     igates = inputs.igates
     if isinstance(inputs, Table):
         igates = lookup(inputs.igates, inputs.tokens)
-    keep = _keep_by_tile(resets, tiling)
-    tiles = _features_to_ctas(igates, tiling), _carry_to_ctas(carry, tiling), keep
-    states, residuals, last = _map_batch_tiles(run, tiles)
+    keep = _keep_by_launch(resets, tiling)
+    launches = _features_to_ctas(igates, tiling), _carry_to_ctas(carry, tiling), keep
+    states, residuals, last = _map_launches(run, launches)
     outputs = _features_from_ctas(residuals[:, :, :, 0])
     return (outputs, _carry_from_ctas(last)), _Residuals(operands, states, residuals)
 
@@ -167,17 +187,17 @@ def _forward(cell: str, launch: LaunchConfig, operands: Operands) -> tuple[Resul
 def _backward(cell: str, launch: LaunchConfig, res: _Residuals, grads: Result) -> tuple[Operands]:
     (inputs, weights, _, resets), (d_outputs, d_last) = res.operands, grads
     hidden, dtype = weights.kernel.shape[0], jnp.bfloat16
-    _, tiling = _tilings(cell, hidden, launch)
+    _, tiling = _tilings(cell, launch, res.operands)
     packed = pack_weights(weights.kernel.T[:, None], tiling)
 
-    def run(tile: tuple[Array, Array, Array, Array | None]) -> kernels.Arrays:
-        residuals, d_outputs, d_last, keep = tile
+    def run(rows: tuple[Array, Array, Array, Array | None]) -> kernels.Arrays:
+        residuals, d_outputs, d_last, keep = rows
         saved = residuals, d_outputs[:, :, 0], d_last
         return kernels.backward(CELLS[cell], tiling, *saved, packed, keep, launch.interpret)
 
-    d_outputs, keep = _features_to_ctas(d_outputs, tiling), _keep_by_tile(resets, tiling)
-    tiles = res.residuals, d_outputs, _carry_to_ctas(d_last, tiling), keep
-    d_hgates, d_candidate, d_carry = _map_batch_tiles(run, tiles)
+    d_outputs, keep = _features_to_ctas(d_outputs, tiling), _keep_by_launch(resets, tiling)
+    launches = res.residuals, d_outputs, _carry_to_ctas(d_last, tiling), keep
+    d_hgates, d_candidate, d_carry = _map_launches(run, launches)
     d_hgates, before = _feature_major(d_hgates), _feature_major(res.states[:, :-1])
     d_candidate = _feature_major(d_candidate) if CELLS[cell].reset_after else None
     d_kernel, d_bias = dot_trailing(before, d_hgates, dtype), None
@@ -205,61 +225,62 @@ def _pad_batch(operands: Operands, rows: int) -> Operands:
     return Operands(inputs, weights, carry, None if resets is None else padded(resets, 1))
 
 
-def _map_batch_tiles(run: Callable[[Any], Any], tiles: Any) -> Any:
-    """`run` on each batch tile, one after another.
+def _map_launches(run: Callable[[Any], Any], launches: Any) -> Any:
+    """`run` on the rows of each launch, one after another.
 
     Two launches at once would deadlock: each waits until all its CTAs are resident, and the
     SMs hold the CTAs of only one.
     """
-    if jax.tree.leaves(tiles)[0].shape[0] == 1:
-        only = run(jax.tree.map(lambda a: a[0], tiles))
+    if jax.tree.leaves(launches)[0].shape[0] == 1:
+        only = run(jax.tree.map(lambda a: a[0], launches))
         return jax.tree.map(lambda a: a[None], only)
-    return jax.lax.map(run, tiles)
+    return jax.lax.map(run, launches)
 
 
 def _features_to_ctas(
     features: Float[Array, "features time batch"], tiling: Tiling
-) -> Float[Array, "tiles time ctas gates rows units"]:
-    """Feature-major to one contiguous [rows, units] block per tile, step, CTA and gate."""
+) -> Float[Array, "launches time ctas gates rows units"]:
+    """Feature-major to one contiguous [rows, units] block per launch, step, CTA and gate."""
     _, time, batch = features.shape
-    split = features.reshape(-1, tiling.ctas, tiling.units, time, batch // BATCH_TILE, BATCH_TILE)
+    launches = batch // tiling.rows
+    split = features.reshape(-1, tiling.ctas, tiling.units, time, launches, tiling.rows)
     return split.transpose(4, 3, 1, 0, 5, 2)
 
 
 def _features_from_ctas(
-    blocks: Float[Array, "tiles time ctas rows units"],
+    blocks: Float[Array, "launches time ctas rows units"],
 ) -> Float[Array, "hidden time batch"]:
     _, time, *_ = blocks.shape
     features = blocks.transpose(2, 4, 1, 0, 3)
     return features.reshape(features.shape[0] * features.shape[1], time, -1)
 
 
-def _keep_by_tile(
+def _keep_by_launch(
     resets: Resets | None, tiling: Tiling
-) -> Float[Array, "tiles steps rows units"] | None:
-    """`kernels.Keep` of each batch tile."""
+) -> Float[Array, "launches steps rows units"] | None:
+    """`kernels.Keep` of each launch."""
     if resets is None:
         return None
     keep = jnp.pad(1 - resets.astype(jnp.float32), ((0, 1), (0, 0)), constant_values=1)
-    keep = keep.reshape(len(keep), -1, BATCH_TILE).swapaxes(0, 1)
+    keep = keep.reshape(len(keep), -1, tiling.rows).swapaxes(0, 1)
     return jnp.broadcast_to(keep[..., None], (*keep.shape, tiling.units))
 
 
 def _carry_to_ctas(
     carry: LayerCarry, tiling: Tiling
-) -> Float[Array, "tiles ctas states rows units"]:
-    split = jnp.stack(carry).reshape(len(carry), -1, BATCH_TILE, tiling.ctas, tiling.units)
+) -> Float[Array, "launches ctas states rows units"]:
+    split = jnp.stack(carry).reshape(len(carry), -1, tiling.rows, tiling.ctas, tiling.units)
     return split.transpose(1, 3, 0, 2, 4)
 
 
-def _carry_from_ctas(blocks: Float[Array, "tiles ctas states rows units"]) -> LayerCarry:
-    tiles, ctas, states, rows, units = blocks.shape
-    carry = blocks.transpose(2, 0, 3, 1, 4).reshape(states, tiles * rows, ctas * units)
+def _carry_from_ctas(blocks: Float[Array, "launches ctas states rows units"]) -> LayerCarry:
+    launches, ctas, states, rows, units = blocks.shape
+    carry = blocks.transpose(2, 0, 3, 1, 4).reshape(states, launches * rows, ctas * units)
     return tuple(carry)
 
 
 def _feature_major(
-    batch_major: BFloat16[Array, "tiles time rows features"],
+    batch_major: BFloat16[Array, "launches time rows features"],
 ) -> BFloat16[Array, "features time batch"]:
     _, time, _, features = batch_major.shape
     return batch_major.transpose(3, 1, 0, 2).reshape(features, time, -1)

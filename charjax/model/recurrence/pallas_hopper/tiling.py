@@ -9,7 +9,7 @@ from operator import attrgetter
 import jax.numpy as jnp
 from jaxtyping import Array, BFloat16, Float
 
-BATCH_TILE = 64  # batch rows of a kernel: M of a Hopper warpgroup matmul (wgmma)
+BATCH_TILE = 64  # batch rows of a matmul: M of a Hopper warpgroup matmul (wgmma)
 SWIZZLE = 64  # bfloat16 elements of a 128-byte swizzled row of shared memory
 _WGMMA_N = (8, 256)  # N of a wgmma: its granularity, and the largest
 _SPLITS = (1, 2, 4, 8)
@@ -38,6 +38,7 @@ class Tiling:
       split_k: CTAs per split-K group.
       cluster: CTAs per thread block cluster, each of another group. They read the same part
         of the left operand, and TMA multicasts what each of them loads to all.
+      batch_tiles: matmuls of a time step, each of `BATCH_TILE` other batch rows.
     """
 
     hidden: int
@@ -46,6 +47,12 @@ class Tiling:
     units: int
     split_k: int = 1
     cluster: int = 1
+    batch_tiles: int = 1
+
+    @property
+    def rows(self) -> int:
+        """Batch rows of a launch."""
+        return self.batch_tiles * BATCH_TILE
 
     @property
     def ctas(self) -> int:

@@ -1,0 +1,106 @@
+"""Launch of a persistent kernel: one CTA per SM, with its shared memory and its semaphores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array
+
+from charjax.model.recurrence.pallas_hopper.cta import Cta, InterpretedCta, Scratch
+from charjax.model.recurrence.pallas_hopper.tiling import BATCH_TILE, SWIZZLE, Tiling
+
+# The layout in shared memory from which wgmma reads its operands.
+_TRANSFORMS = (plgpu.TilingTransform((8, SWIZZLE)), plgpu.SwizzleTransform(2 * SWIZZLE))
+
+
+def launch(
+    body: Callable[..., None],
+    tiling: Tiling,
+    weights: Array,
+    inputs: tuple[Array, ...],
+    out_types: tuple[jax.ShapeDtypeStruct, ...],
+    interpret: Any,
+) -> list[Array]:
+    """Runs a kernel with one CTA per SM.
+
+    Args:
+      body: called with one `Cta` per batch tile, then with references to the inputs and outputs.
+      tiling: of the matmul over the grid.
+      weights: `pack_weights` of the matmul's right operand.
+      inputs: in global memory.
+      out_types: of the outputs.
+      interpret: parameters of Pallas' interpret mode for GPUs; None: run on a GPU.
+    """
+    workspace = _workspace(tiling, interpret)
+
+    def kernel(packed: Any, *refs: Any) -> None:
+        scratch_size = len(Scratch._fields)
+        arrays, scratch = refs[:-scratch_size], Scratch(*refs[-scratch_size:])
+        ctas = _ctas(tiling, scratch, arrays[-len(workspace) :], interpret)
+        ctas[0].load_weights(packed)
+        body(ctas, *arrays[: -len(workspace)])
+
+    run = plgpu.kernel(
+        kernel,
+        out_type=(*out_types, *workspace),
+        scratch_types=_scratch(tiling),
+        compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Lane),
+        **_grid(tiling, interpret),
+    )
+    return list(run(weights, *inputs))[: len(out_types)]
+
+
+def _workspace(tiling: Tiling, interpret: Any) -> list[jax.ShapeDtypeStruct]:
+    """Global memory for partial sums, and in interpret mode for what stands for semaphores."""
+    sums = (tiling.ctas, tiling.rows, tiling.n_per_cta) if tiling.split_k > 1 else (1, 1, 1)
+    arrivals = jax.ShapeDtypeStruct((tiling.batch_tiles, 2, tiling.ctas), jnp.int32)
+    return [jax.ShapeDtypeStruct(sums, jnp.float32), *[arrivals] * (interpret is not None)]
+
+
+def _ctas(
+    tiling: Tiling, scratch: Scratch, workspace: tuple[Any, ...], interpret: Any
+) -> list[Cta]:
+    """This CTA, once for each batch tile."""
+    sums, *counts = workspace
+    if interpret is None:
+        semaphores = plgpu.SemaphoreType.REGULAR((1 + tiling.groups,))
+        arrivals = [pl.get_global(semaphores) for _ in range(tiling.batch_tiles)]
+    else:
+        arrivals = counts * tiling.batch_tiles
+    kind = Cta if interpret is None else InterpretedCta
+    position = _group_and_member(tiling, interpret)
+    return [kind(tiling, *position, i, scratch, sums, a) for i, a in enumerate(arrivals)]
+
+
+def _scratch(tiling: Tiling) -> tuple[Any, ...]:
+    """Shared memory for the two operands, and the barriers of the copies to them."""
+    weights = tiling.n_per_cta, tiling.k_per_cta
+    operand = tiling.k_chunks, BATCH_TILE, tiling.k_per_chunk
+    return (
+        *(plgpu.SMEM(shape, jnp.bfloat16, transforms=_TRANSFORMS) for shape in (weights, operand)),
+        plgpu.Barrier(num_barriers=tiling.k_chunks),
+        plgpu.Barrier(num_barriers=1),
+    )
+
+
+def _grid(tiling: Tiling, interpret: Any) -> dict[str, Any]:
+    if interpret is not None:  # which runs in parallel only the CTAs of one cluster
+        return {"cluster": (tiling.ctas,), "cluster_names": ("cta",), "interpret": interpret}
+    grid = (tiling.groups // tiling.cluster, tiling.split_k)
+    names = {"grid_names": ("clusters", "member"), "cluster_names": ("cluster",)}
+    return {"grid": grid, "cluster": (tiling.cluster,), **names}
+
+
+def _group_and_member(tiling: Tiling, interpret: Any) -> tuple[Array, Array]:
+    """The split-K group of this CTA, and its index in the group."""
+    if interpret is not None:
+        cta = lax.axis_index("cta")
+        return cta // tiling.split_k, cta % tiling.split_k
+    group = lax.axis_index("clusters") * tiling.cluster + lax.axis_index("cluster")
+    return group, lax.axis_index("member")
