@@ -47,6 +47,7 @@ def _part(name: str, limit_s: float, *flags: str) -> Part:
 
 
 _STEP = ("train_step", 75, "--keras_python=")
+_BATCHES = ("--batches", "128", "256")  # the persistent kernels with several batch tiles
 _TIMES_SLOWER = {"gpu": 1, "cpu": 10}  # so much longer may a part take
 
 PARTS = (
@@ -56,6 +57,7 @@ PARTS = (
     *(_part(*_STEP, "--cells=gru", size) for size in ("--batch=256", "--layers=2")),
     _part("runs", 60, runs.SHIPPED),
     _part("end_to_end", 120),
+    *(_part("persistent", 150, f"--cells={cell}", *_BATCHES) for cell in ("gru", "lstm")),
     _part("sweep", 150, "--quick"),
     *(_part("runs", 60, name) for name in runs.RUNS if name != runs.SHIPPED),
 )

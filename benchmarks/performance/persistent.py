@@ -1,26 +1,37 @@
 """Checks and times the persistent kernels (`charjax/model/recurrence/pallas_hopper`) on a GPU.
 
-    python -m benchmarks.performance.persistent --cells=gru
+    python -m benchmarks.performance.persistent --cells gru --batches 64 128 256
 
 For each cell: values and gradients compared with XLA's, of a short sequence first, without and
 with resets, of full and padded batches; where they agree, the time of a layer and of a training
-step. CTAs that deadlock spin for ever: `benchmarks.gpu` runs it under a time limit. Writes
-`results/persistent_gpu.json` after each of them. Ends with one line and a nonzero exit code if a
-check fails, or if there is no Hopper GPU; `--small --device=cpu` needs none, and measures nothing.
+step. Batches above 64 also run with all batch tiles in one launch ("persistent 4": four), and have
+no training step. CTAs that deadlock spin for ever: `benchmarks.gpu` runs it under a time limit.
+Writes `results/persistent_gpu.json` after each of them. Ends with one line and a nonzero exit code
+if a check fails, or if there is no Hopper GPU; `--small --device=cpu` needs none, measures nothing.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
+import jax
+import numpy as np
+
 from benchmarks.common import finish, parser, progress
+from benchmarks.peers.with_charjax import train_step
 from benchmarks.workload import Shape, make_shape
+from charjax.model.cells import CELLS
+from charjax.model.recurrence import api
+from charjax.model.recurrence.base import Layer, Operands, Projected, Weights
+from charjax.model.recurrence.pallas_hopper import ops
+from charjax.train.intervals import STEPS_PER_DISPATCH
 
 _CALLS = 20  # timed calls between two readings of the clock
 _TOLERANCE = 1.5  # allowed error over the error of XLA's loops in bfloat16
@@ -28,36 +39,36 @@ _TOLERANCE = 1.5  # allowed error over the error of XLA's loops in bfloat16
 Fields = dict[str, Any]
 
 
+@cache
+def layers(cell: str, batch_tiles: int) -> dict[str, Callable[..., Any]]:
+    """The layer in bfloat16 with XLA's loops, with the kernels, and with several tiles a launch."""
+    found = {name: partial(api.run, name, cell, "bfloat16") for name in ("xla", "persistent")}
+    launch = dataclasses.replace(ops.launch_config(), batch_tiles=batch_tiles)
+    several = {f"persistent {batch_tiles}": partial(ops.run_padded, cell, launch)}
+    return found | (several if batch_tiles > 1 else {})
+
+
 def check(params: Fields) -> Fields:
     """Relative errors of values and gradients against float32, beside those of XLA's loops."""
-    import jax
-    import jax.numpy as jnp
-
-    from charjax.model.recurrence import api
-
-    operands = layer_operands(params)
-
-    def value_and_grads_of(implementation: str, dtype: str) -> Any:
-        layer = partial(api.run, implementation, params["shape"]["cell"], dtype)
-        return jax.device_get(jax.jit(value_and_grads(layer))(operands))
-
+    operands, cell = layer_operands(params), params["shape"]["cell"]
     with jax.default_matmul_precision("highest"):
-        want = value_and_grads_of("xla", "float32")
-    xla = relative_errors(value_and_grads_of("xla", "bfloat16"), want)
-    errors = relative_errors(value_and_grads_of("persistent", "bfloat16"), want)
+        layer = partial(api.run, "xla", cell, "float32")
+        want = jax.device_get(value_and_grads(layer)(operands))
+    errors = {
+        name: relative_errors(jax.device_get(value_and_grads(layer)(operands)), want)
+        for name, layer in layers(cell, params["batch_tiles"]).items()
+    }
     wrong = [
-        f"{leaf}: error {error:.2g}, xla {xla[leaf]:.2g}"
-        for leaf, error in errors.items()
-        if not error <= _TOLERANCE * xla[leaf] + jnp.finfo(jnp.bfloat16).eps
+        f"{name} {leaf}: error {error:.2g}, xla {errors['xla'][leaf]:.2g}"
+        for name, error_of in errors.items()
+        for leaf, error in error_of.items()
+        if not error <= _TOLERANCE * errors["xla"][leaf] + jax.numpy.finfo("bfloat16").eps
     ]
-    return {"off_float32": {"xla": xla, "persistent": errors}, "wrong": wrong}
+    return {"off_float32": errors, "wrong": wrong}
 
 
 def relative_errors(got: Any, want: Any) -> dict[str, float]:
     """The largest error of each leaf, over the leaf's largest entry."""
-    import jax
-    import numpy as np
-
     pairs = zip(*(jax.tree.leaves_with_path(tree) for tree in (got, want)), strict=True)
     return {
         jax.tree_util.keystr(path): float(np.abs(a - b).max() / (np.abs(b).max() + 1e-30))
@@ -67,21 +78,15 @@ def relative_errors(got: Any, want: Any) -> dict[str, float]:
 
 def times(params: Fields) -> Fields:
     """Milliseconds of a layer, forward and with its gradient, and of a whole training step."""
-    import jax
-
-    from benchmarks.peers.with_charjax import train_step
-    from charjax.model.recurrence import api
-    from charjax.train.intervals import STEPS_PER_DISPATCH
-
     operands, found, steps = layer_operands(params), {}, STEPS_PER_DISPATCH
-    for name in ("xla", "persistent"):
-        layer = partial(api.run, name, params["shape"]["cell"], "bfloat16")
+    for name, layer in layers(params["shape"]["cell"], params["batch_tiles"]).items():
         forward = jax.jit(lambda operands, layer=layer: layer(operands)[0])
-        with_gradient = jax.jit(value_and_grads(layer))
         found[name] = {
-            "forward_ms": 1e3 * seconds(partial(forward, operands), params["rounds"]),
-            "with_gradient_ms": 1e3 * seconds(partial(with_gradient, operands), params["rounds"]),
+            f"{part}_ms": 1e3 * seconds(partial(run, operands), params["rounds"])
+            for part, run in (("forward", forward), ("with_gradient", value_and_grads(layer)))
         }
+        if params["batch_tiles"] > 1:
+            continue
         task = train_step(params["shape"], "bfloat16", name, steps)
         dispatch_s = seconds(partial(task.run, 1), params["rounds"], calls=1)
         found[name]["train_step_ms"] = 1e3 * dispatch_s / steps
@@ -90,11 +95,6 @@ def times(params: Fields) -> Fields:
 
 def layer_operands(params: Fields) -> Any:
     """Random input gates, weights, carry and resets."""
-    import jax
-
-    from charjax.model.cells import CELLS
-    from charjax.model.recurrence.base import Operands, Projected, Weights
-
     shape = Shape(**params["shape"])
     cell, hidden = CELLS[shape.cell], shape.hidden
 
@@ -109,22 +109,20 @@ def layer_operands(params: Fields) -> Any:
     return Operands(Projected(igates), weights, carry, resets if params.get("resets") else None)
 
 
+@cache
 def value_and_grads(layer: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that returns a layer's results, and the gradients of its inputs."""
-    import jax
+    """A jitted function that returns a layer's results, and the gradients of its inputs."""
 
     def run(operands: Any) -> Any:
         differentiated = operands._replace(resets=None)
         value, vjp = jax.vjp(lambda o: layer(o._replace(resets=operands.resets)), differentiated)
         return value, vjp(jax.tree.map(jax.numpy.cos, value))
 
-    return run
+    return jax.jit(run)
 
 
 def seconds(work: Callable[[], Any], rounds: int, calls: int = _CALLS) -> float:
     """Median seconds of a call, after one that compiles."""
-    import jax
-
     jax.block_until_ready(work())
     found = []
     for _ in range(rounds):
@@ -138,35 +136,32 @@ def seconds(work: Callable[[], Any], rounds: int, calls: int = _CALLS) -> float:
 
 def check_and_time(shape: Shape, rounds: int, write: Callable[[Fields], None]) -> list[str]:
     """Checks, then times if they hold; writes what it has after each. Returns what is wrong."""
-    params: Fields = {"shape": dataclasses.asdict(shape), "rounds": rounds}
+    params: Fields = {"shape": dataclasses.asdict(shape), "batch_tiles": shape.batch // 64}
     found: Fields = {"checks": {}, "shape": params["shape"]}
-    short, padded = (3, shape.batch, False), (3, 100, True)
-    for length, batch, resets in (short, padded, (shape.length, 40, True)):
-        at = {"shape": params["shape"] | {"length": length, "batch": batch}, "resets": resets}
-        result = found["checks"][f"length {length}, batch {batch}, resets {resets}"] = check(at)
+    short, padded, long = (3, shape.batch, False), (3, 100, True), (shape.length, 40, True)
+    for length, batch, resets in (short, padded, long) if shape.batch == 64 else (padded,):
+        sizes = {"length": length, "batch": batch}
+        result = check(params | {"shape": params["shape"] | sizes, "resets": resets})
+        found["checks"][f"length {length}, batch {batch}, resets {resets}"] = result
         write(found)
         if result["wrong"]:
             return list(result["wrong"])
-    found["check"] = check(params | {"resets": False})
+    found["check"] = check(params)
     if not found["check"]["wrong"]:
-        found["times"] = times(params)
-        progress(f"{shape.cell}: {found['times']}")
+        found["times"] = times(params | {"rounds": rounds})
+        progress(f"{shape.cell}, batch {shape.batch}: {found['times']}")
     write(found)
     return list(found["check"]["wrong"])
 
 
 def main() -> None:
     """Writes `results/persistent_gpu.json`."""
-    import jax
-
-    from charjax.model.recurrence.base import Layer
-    from charjax.model.recurrence.pallas_hopper import ops
-
     flags = parser(__doc__)
     flags.set_defaults(device="gpu")
     flags.add_argument(
         "--cells", nargs="+", default=["gru", "lstm"], choices=("gru", "lstm", "rnn")
     )
+    flags.add_argument("--batches", nargs="+", type=int, default=[64], choices=(64, 128, 192, 256))
     args = flags.parse_args()
     if refusal := ops.supports(Layer("gru", 1024, "bfloat16", 64)):
         refusal = f"benchmarks.performance.persistent: {refusal}"
@@ -175,10 +170,11 @@ def main() -> None:
     gpu = {"device": jax.devices()[0].device_kind, "multiprocessors": num_sms}
     finish("persistent", args, {"gpu": gpu})
     sizes, wrong = {"hidden": 256, "length": 10} if args.small else {}, []
-    for cell in args.cells:
-        shape = dataclasses.replace(make_shape(small=False, cell=cell), **sizes)
+    for cell, batch in itertools.product(args.cells, args.batches):
+        shape = make_shape(small=False, cell=cell, batch=batch, **sizes)
+        group = cell if batch == 64 else f"{cell} {batch}"
         wrong += check_and_time(
-            shape, args.rounds, lambda found, cell=cell: finish("persistent", args, {cell: found})
+            shape, args.rounds, lambda found, at=group: finish("persistent", args, {at: found})
         )
     if wrong:
         sys.exit("benchmarks.performance.persistent: " + "; ".join(wrong))
