@@ -113,7 +113,7 @@ _show_devices(1)
 @pytest.fixture(scope="module")
 def eight_devices() -> Iterator[None]:
     """Shows charjax eight devices, in the rest of a module."""
-    from charjax.inference.evaluate import _evaluator
+    from charjax.inference.forward_pass import _evaluator
 
     assert len(_DEVICES) == 8
     _show_devices(8)

@@ -21,7 +21,8 @@ from charjax.data.reading import ReadingRules, normalize_form
 from charjax.data.runs import Runs
 from charjax.data.shuffle import random_order
 from charjax.data.splits import Splits, split
-from charjax.data.store import ShardRecord, TextStore
+from charjax.data.store import TextStore
+from charjax.data.store_index import ShardRecord
 from charjax.data.store_tokens import StoreTokens, TokenIds
 from charjax.data.tokens import BOUNDARY, EncodedText, encode_pieces, translation
 from charjax.data.vocab import Vocab

@@ -2,31 +2,35 @@
 
 `charjax.data.pack` writes it. A shard is the part of the text that one process packs at a time:
 its tokens, its documents' starts, and a record with its alphabet and their digests. `store.json`
-lists the shards, with the digest of each record.
+lists the shards, with the digest of each record; `charjax.data.store_index` has both.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorstore as ts
 
-from charjax import schema
 from charjax.data.reading import ReadingRules
+from charjax.data.store_index import (
+    INDEX,
+    PLAN,
+    ShardRecord,
+    parse_index,
+    parse_record,
+    record_name,
+)
 from charjax.errors import HostError, InputError, StoreError
 from charjax.runtime.display import ProgressFn, no_progress
 from charjax.runtime.files import as_os_errors
 from charjax.runtime.paths import is_address
 
-FORMAT = 1  # the version of the layout on disk
-INDEX, PLAN = "store.json", "plan.json"
 CHUNK = 1 << 14  # tokens compressed together: the least that is read
 FILE_TOKENS = 1 << 24  # tokens in a file
 LAYOUT = "zarr.json"  # TensorStore's description of an array, which reading does not need
@@ -40,98 +44,6 @@ HOST_ERRORS = (
 )
 _CRC = {"name": "crc32c"}
 _BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
-
-
-class Shard(NamedTuple):
-    """A shard, as `store.json` lists it.
-
-    Attributes:
-      tokens: how many it has, boundary tokens included.
-      documents: how many start in it.
-      chars: how many characters it has.
-      record: SHA-256 of its record.
-    """
-
-    tokens: int
-    documents: int
-    chars: int
-    record: str
-
-
-class ShardText(NamedTuple):
-    """The text of a shard.
-
-    Attributes:
-      alphabet: the character of each token, after the boundary if there is one.
-      boundary: whether token 0 is the document boundary.
-      dtype: of the tokens.
-      tokens: how many tokens it has.
-      documents: how many documents start in it.
-      chars: how many characters it has.
-      has_delimiter: whether a delimiter of documents was found.
-      notices: warnings to the user about it.
-    """
-
-    alphabet: str
-    boundary: bool
-    dtype: str
-    tokens: int
-    documents: int
-    chars: int
-    has_delimiter: bool
-    notices: tuple[str, ...]
-
-
-class ShardDigests(NamedTuple):
-    """What a shard was packed from, and its content, as SHA-256.
-
-    Attributes:
-      sha256: of the tokens, little-endian.
-      starts_sha256: of the positions of its documents in it, int64, little-endian.
-      layout_sha256: of TensorStore's descriptions of the arrays.
-      input_sha256: of the bytes that were read, decompressed.
-      input_bytes: how many they are.
-      hashes_sha256: of the hashes of the documents that start in it, uint32, little-endian; ""
-        where there are none, as in stores of older versions.
-    """
-
-    sha256: str
-    starts_sha256: str
-    layout_sha256: str
-    input_sha256: str
-    input_bytes: int
-    hashes_sha256: str = ""
-
-
-class ShardRecord(NamedTuple):
-    """What a shard holds."""
-
-    text: ShardText
-    digests: ShardDigests
-
-
-class Index(NamedTuple):
-    """The content of `store.json`.
-
-    Attributes:
-      reading: `ReadingRules` as JSON.
-      characters: all characters of the text, as they first appear.
-      chars: how many characters the text has.
-      notices: warnings to the user about the text.
-      field: the field of JSON lines or Parquet that has the text, or "".
-      inputs: path, size and mtime_ns of the files that were read.
-      shards: the parts of the text, in its order.
-      sha256: what identifies the text: of the reading rules and the records.
-    """
-
-    reading: Mapping[str, Any]
-    characters: str
-    chars: int
-    notices: tuple[str, ...]
-    field: str
-    inputs: tuple[Mapping[str, Any], ...]
-    shards: tuple[Shard, ...]
-    sha256: str
 
 
 def is_store(path: str) -> bool:
@@ -156,6 +68,11 @@ def open_files(path: str) -> ts.KvStore:
             f"{path}: cannot be read ({first_line(error)}); give a folder, or an address such as "
             "gs://bucket/folder, s3://bucket/folder or http://host/folder"
         ) from error
+
+
+def write_file(files: ts.KvStore, name: str, content: bytes) -> None:
+    """Writes a file atomically."""
+    files.write(name, content).result()
 
 
 def array_spec(files: ts.KvStore, name: str, dtype: str, size: int) -> dict[str, Any]:
@@ -214,7 +131,10 @@ class TextStore:
                 else "make one by `charjax pack`"
             )
             raise InputError(f"{path}: holds no complete packed text; {remedy}")
-        self.index = self._parse_index(data)
+        try:
+            self.index = parse_index(data)
+        except InputError as error:
+            raise self._damaged(INDEX, str(error)) from error
         self.shards = self.index.shards
         self.rules = ReadingRules.from_json(self.index.reading)
 
@@ -310,19 +230,6 @@ class TextStore:
         opened = ts.open(spec, open=True, assume_metadata=True, read=True, context=self._context)
         return opened.result()
 
-    def _parse_index(self, data: bytes) -> Index:
-        try:
-            values = json.loads(data)
-            checksum = values.pop("checksum")
-            if checksum != _checksum(values):
-                raise InputError("differs from its checksum")
-            if (version := values.pop("format")) != FORMAT:
-                raise InputError(f"format={version}: this version reads {FORMAT}")
-            index: Index = schema.parse(Index, values, INDEX)
-        except (InputError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise self._damaged(INDEX, first_line(error)) from error
-        return index
-
     def _read_file(self, name: str) -> bytes | None:
         """The content of a file; None if there is none."""
         with self.as_store_errors(name):
@@ -350,38 +257,6 @@ class TextStore:
             f"{self.path}: {name}: damaged ({how[:200]}); bring back a copy, or delete the store "
             "and pack the text again"
         )
-
-
-def record_name(number: int) -> str:
-    """The name of the record of a shard."""
-    return f"shards/{number:05}.json"
-
-
-def parse_record(data: bytes) -> ShardRecord:
-    """The record that `record_bytes` wrote."""
-    return ShardRecord(*schema.parse_parts((ShardText, ShardDigests), json.loads(data), "record"))
-
-
-def record_bytes(record: ShardRecord) -> bytes:
-    """The content of a record; no `hashes_sha256` if it is "", as in older versions."""
-    values = record.text._asdict() | record.digests._asdict()
-    return to_bytes({k: v for k, v in values.items() if k != "hashes_sha256" or v})
-
-
-def to_bytes(values: Mapping[str, Any]) -> bytes:
-    """JSON values as they are stored."""
-    return json.dumps(values, sort_keys=True).encode("ascii")
-
-
-def index_bytes(index: Index) -> bytes:
-    """The content of `store.json`."""
-    shards = [shard._asdict() for shard in index.shards]
-    values = json.loads(to_bytes(index._asdict() | {"format": FORMAT, "shards": shards}))
-    return to_bytes(values | {"checksum": _checksum(values)})
-
-
-def _checksum(values: Mapping[str, Any]) -> str:
-    return hashlib.sha256(to_bytes(values)).hexdigest()
 
 
 def first_line(error: Exception) -> str:

@@ -13,7 +13,8 @@ import tensorstore as ts
 from jaxtyping import Integer
 
 from charjax.data.runs import Runs
-from charjax.data.store import CHUNK, ShardRecord, TextStore
+from charjax.data.store import CHUNK, TextStore
+from charjax.data.store_index import ShardRecord
 
 _CACHE_BYTES = 1 << 26  # of chunks in memory
 

@@ -28,7 +28,7 @@ from charjax.config import ModelConfig
 from charjax.data.store_tokens import TokenIds
 from charjax.errors import InputError
 from charjax.inference.dynamic_options import DynamicOptions
-from charjax.inference.evaluate import (
+from charjax.inference.forward_pass import (
     Measure,
     Piece,
     ZeroCarry,
@@ -135,7 +135,7 @@ def iter_dynamic(
     """What a function computes from the logits of every character but the first, piece by piece.
 
     Args:
-      measure: as for `charjax.inference.evaluate.iter_predictions`.
+      measure: as for `charjax.inference.forward_pass.iter_predictions`.
       config: the architecture.
       rule: how the weights change.
       ids: token ids of the text.

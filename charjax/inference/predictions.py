@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from charjax.data.vocab import Vocab
-from charjax.inference.evaluate import in_text_order
+from charjax.inference.forward_pass import in_text_order
 from charjax.inference.load import TrainedModel
 from charjax.inference.score import Method, check_finite, in_stream
 from charjax.runtime.display import ProgressFn

@@ -18,14 +18,13 @@ from charjax.data.vocab import Vocab
 from charjax.errors import CharjaxError, DivergedError, InputError
 from charjax.inference.dynamic import gradient_rms, iter_dynamic, update_rule
 from charjax.inference.dynamic_options import DynamicOptions
-from charjax.inference.evaluate import (
+from charjax.inference.evaluate import Score, streamed_score
+from charjax.inference.forward_pass import (
     Measure,
     Piece,
-    Score,
     ZeroCarry,
     check_length,
     iter_predictions,
-    streamed_score,
 )
 from charjax.inference.load import TrainedModel
 from charjax.runtime.display import ProgressFn

@@ -23,6 +23,7 @@ from charjax.cli.main import main
 from charjax.config import DataConfig
 from charjax.data import pack as pack_module
 from charjax.data import plan as plan_module
+from charjax.data import shard_writer
 from charjax.data import store as store_module
 from charjax.data.corpus import load_corpus
 from charjax.data.files import find_files
@@ -42,13 +43,19 @@ def tiny_shards() -> Iterator[None]:
     """Shards, files and blocks of few bytes, so that short texts have several."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan_module, "SHARD_BYTES", 64)
-        patch.setattr(pack_module, "FILE_TOKENS", 32)
+        patch.setattr(shard_writer, "FILE_TOKENS", 32)
         patch.setattr(store_module, "FILE_TOKENS", 32)
         patch.setattr(store_module, "CHUNK", 16)
         patch.setattr("charjax.data.decoding._BLOCK", 7)
         patch.setattr("charjax.data.decoding._HEAD", 5)
         patch.setattr("charjax.data.documents._MAX_REST", 11)
         yield
+
+
+def patch_writes(patch: pytest.MonkeyPatch, write) -> None:
+    """Replaces the function that writes plans, records and indexes."""
+    for module in (pack_module, shard_writer):
+        patch.setattr(module, "write_file", write)
 
 
 def rules_of(**fields) -> ReadingRules:
@@ -150,7 +157,7 @@ def test_a_killed_pack_goes_on_and_ends_in_the_same_store(
     text, store, tmp_path, monkeypatch, fatal_write
 ):
     wanted, writes = digests(store), 0
-    real_write = pack_module._write
+    real_write = store_module.write_file
 
     def write(files, name, content):
         nonlocal writes
@@ -160,7 +167,7 @@ def test_a_killed_pack_goes_on_and_ends_in_the_same_store(
         real_write(files, name, content)
 
     with tiny_shards(), monkeypatch.context() as patch:
-        patch.setattr(pack_module, "_write", write)
+        patch_writes(patch, write)
         for _ in range(3):  # killed, goes on, finds the complete store
             writes_before = writes
             with contextlib.suppress(Killed):
@@ -318,7 +325,7 @@ def test_a_store_that_cannot_be_written_is_named(
     def write(*_):
         raise error
 
-    monkeypatch.setattr(pack_module, "_write", write)
+    patch_writes(monkeypatch, write)
     got, _, err = run("pack", text, f"--out={tmp_path / 'out'}", capsys=capsys)
     assert (got, f"--out={tmp_path / 'out'}: " in err, message in err) == (code, True, True), err
 

@@ -15,7 +15,7 @@ from charjax.data.pack import pack
 from charjax.data.plan import make_plan
 from charjax.data.reading import ReadingRules
 from charjax.data.shuffle import KeyedOrder, make_order, resolve_order
-from charjax.data.store import record_bytes
+from charjax.data.store_index import record_bytes
 from charjax.data.store_tokens import StoreTokens
 from charjax.errors import InputError, StoreError
 
@@ -97,7 +97,7 @@ def test_a_packed_text_of_an_older_version_has_no_hashes_to_split_by(tmp_path, m
     def without_hashes(record):
         return record_bytes(record._replace(digests=record.digests._replace(hashes_sha256="")))
 
-    monkeypatch.setattr("charjax.data.pack.record_bytes", without_hashes)
+    monkeypatch.setattr("charjax.data.shard_writer.record_bytes", without_hashes)
     data = write_and_pack(tmp_path, data)
     assert load_dataset(Config(data=data)).splits.val.ids.size
     with pytest.raises(InputError, match=r"without the hashes .* pack the text again"):

@@ -11,7 +11,8 @@ from optax.losses import softmax_cross_entropy_with_integer_labels
 from charjax.errors import InputError
 from charjax.inference.dynamic import gradient_rms, iter_dynamic, update_rule
 from charjax.inference.dynamic_options import DynamicOptions
-from charjax.inference.evaluate import ZeroCarry, char_nats, in_text_order
+from charjax.inference.evaluate import char_nats
+from charjax.inference.forward_pass import ZeroCarry, in_text_order
 from charjax.model.carry import initial_carry
 from charjax.model.network import CharRNN
 from tests.inference.scripted import random_model

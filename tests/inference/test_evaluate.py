@@ -14,17 +14,9 @@ import pytest
 from optax.losses import softmax_cross_entropy_with_integer_labels
 
 from charjax.errors import InputError
-from charjax.inference import evaluate
-from charjax.inference.evaluate import (
-    Score,
-    ZeroCarry,
-    char_nats,
-    in_text_order,
-    iter_predictions,
-    mean_score,
-    score,
-    streamed_score,
-)
+from charjax.inference import forward_pass
+from charjax.inference.evaluate import Score, char_nats, mean_score, score, streamed_score
+from charjax.inference.forward_pass import ZeroCarry, in_text_order, iter_predictions
 from charjax.model.carry import initial_carry
 from charjax.model.network import CharRNN
 from tests.inference.scripted import chain, cycle, memoryless, random_model
@@ -145,7 +137,7 @@ def test_a_bounded_evaluation_reads_the_same_parts_spread_over_the_text(max_char
 def test_a_large_vocabulary_is_evaluated_in_smaller_chunks(monkeypatch):
     """Case E3: the logits of a dispatch are bounded."""
     want = char_nats(CONFIG, PARAMS, IDS[:5000])
-    monkeypatch.setattr(evaluate, "_MAX_LOGITS_BYTES", 4 * VOCAB * 4 * 4)  # 4 x 4 characters
+    monkeypatch.setattr(forward_pass, "_MAX_LOGITS_BYTES", 4 * VOCAB * 4 * 4)  # 4 x 4 characters
     seen = []
     nats = char_nats(CONFIG, PARAMS, IDS[:5000], progress=lambda done, total: seen.append(total))
     np.testing.assert_allclose(nats, want, atol=1e-6)
@@ -156,7 +148,7 @@ def test_a_large_vocabulary_is_evaluated_in_smaller_chunks(monkeypatch):
 def test_the_logits_of_a_dispatch_take_at_most_256_mib_or_one_character_each(vocab_size):
     """Case E3."""
     params = {"output_bias": jax.ShapeDtypeStruct((vocab_size,), jnp.float32)}
-    length = evaluate._chunk_length(params, 64)
+    length = forward_pass._chunk_length(params, 64)
     assert length == 1 or 64 * length * vocab_size * 4 <= 2**28
     assert (length == 128) == (vocab_size <= 8_192)
 

@@ -14,7 +14,7 @@ from optax.losses import softmax_cross_entropy_with_integer_labels
 from charjax.config import Config, DataConfig, from_config_dict, to_dict
 from charjax.data.batches import TokenSplit, make_batches
 from charjax.errors import InputError
-from charjax.inference import evaluate
+from charjax.inference import evaluate, forward_pass
 from charjax.runtime.sharding import (
     all_devices,
     batch_sharding,
@@ -204,7 +204,7 @@ def test_a_text_is_scored_on_all_devices_as_on_one(monkeypatch):
     params = first_state(config_of()).params
     ids = np.random.default_rng(0).integers(VOCAB, size=20_000).astype(np.int32)
     on_all = evaluate.char_nats(config, params, ids)
-    one_device = evaluate._evaluator(
+    one_device = forward_pass._evaluator(
         config, softmax_cross_entropy_with_integer_labels, on_all_devices=False
     )
     monkeypatch.setattr(evaluate, "_evaluator", lambda *config, **options: one_device)

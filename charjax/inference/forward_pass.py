@@ -1,0 +1,260 @@
+"""The forward pass of a model over a text of any length, in parts side by side.
+
+The text is cut into parts that are read as the sequences of a batch. Each part but the first is
+preceded by `_CONTEXT` characters of the text, whose logits are dropped. So every character is
+predicted from at least that much context, and the result is that of one pass over the whole text,
+up to rounding, in a fraction of the time.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeAlias
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Int
+
+from charjax.config import ModelConfig
+from charjax.data.store_tokens import TokenIds
+from charjax.data.vocab import check_ids
+from charjax.errors import InputError
+from charjax.model.carry import initial_carry, reset_carry
+from charjax.model.decode import decode_sequence
+from charjax.model.network import CharRNN
+from charjax.model.recurrence.api import for_inference
+from charjax.runtime import sharding
+from charjax.runtime.display import ProgressFn, no_progress
+from charjax.types import Carry, Logits, PyTree, Reset, Resets, Tokens
+
+_CONTEXT = 512  # characters read before a sequence's own part
+_MAX_SEQUENCES = 64
+_MAX_CHUNK = 128  # characters of each sequence in one dispatch
+# Bounds of a dispatch, for large vocabularies and wide models: memory, and seconds without a
+# chance to stop.
+_MAX_LOGITS_BYTES = 2**28
+_MAX_FLOPS = 2**37
+
+# (logits, targets) -> a tree of arrays [batch, time, ...].
+Measure: TypeAlias = Callable[[Logits, Tokens], PyTree]
+
+
+class ZeroCarry(NamedTuple):
+    """The positions of a text that are read from a zero carry; a text's first one always is.
+
+    Attributes:
+      boundary_id: of the token that starts every document; None: the text is one document.
+      window: characters between two zero carries, counted from the beginning of the text; 0: the
+        carry goes through the text.
+    """
+
+    boundary_id: int | None = None
+    window: int = 0
+
+    def at(
+        self, positions: Int[np.ndarray, "rows time"], inputs: Int[np.ndarray, "rows time"]
+    ) -> Bool[np.ndarray, "rows time"] | None:
+        """Whether each position is one; None if none of any text is."""
+        resets: Bool[np.ndarray, "rows time"] | None = None
+        if self.boundary_id is not None:
+            resets = inputs == self.boundary_id
+        if self.window:
+            starts = positions % self.window == 0
+            resets = starts if resets is None else resets | starts
+        return resets
+
+
+class Piece(NamedTuple):
+    """What was computed from the logits of consecutive characters.
+
+    Attributes:
+      start: the position of the first one among those that are predicted.
+      values: a tree of numpy arrays [characters, ...].
+    """
+
+    start: int
+    values: PyTree
+
+
+def in_text_order(pieces: Iterator[Piece]) -> PyTree:
+    """The values of all pieces, in the order of the text, as a tree of arrays [predicted, ...]."""
+    ordered = sorted(pieces, key=lambda piece: piece.start)
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *(piece.values for piece in ordered))
+
+
+def iter_predictions(
+    measure: Measure,
+    config: ModelConfig,
+    params: PyTree,
+    ids: TokenIds,
+    *,
+    zero_carry: ZeroCarry,
+    max_chars: int = 0,
+    progress: ProgressFn = no_progress,
+) -> Iterator[Piece]:
+    """What a function computes from the logits of every character but the first, piece by piece.
+
+    Args:
+      measure: (logits [batch, time, vocab], targets [batch, time]) -> a tree of arrays
+        [batch, time, ...]. It is compiled once for each function object.
+      config: the architecture.
+      params: of a `CharRNN`.
+      ids: token ids of the text.
+      zero_carry: where the carry is zero.
+      max_chars: characters predicted at most, in parts at equal distances over the text, always
+        the same ones; 0: all.
+      progress: called with the number of chunks done and the total.
+
+    Yields:
+      Pieces, in the order in which they are computed.
+
+    Raises:
+      InputError: the text has fewer than two characters, or an id outside the vocabulary.
+    """
+    check_length(ids)
+    vocab_size = params["output_bias"].shape[0]
+    parts = _cut(ids.size - 1, max_chars)
+    on_all_devices = len(parts.starts) >= jax.device_count()
+    evaluator = _evaluator(config, measure, on_all_devices=on_all_devices)
+
+    # Position p reads ids[p] and predicts ids[p + 1]. Positions outside the text read padding,
+    # and rows are added so that the devices have equal parts; both predictions are dropped.
+    rows = math.ceil(len(parts.starts) / evaluator.devices) * evaluator.devices
+    starts = np.pad(parts.starts, (0, rows - len(parts.starts)), mode="edge")
+    of_process = evaluator.process_rows(rows)
+    length = _chunk_length(params, rows)
+    chunks = math.ceil((parts.context + parts.length) / length)
+    params = evaluator.replicate(params)
+    carry = jax.device_get(initial_carry(config, len(starts[of_process])))
+    carry = evaluator.shard(carry)
+    for chunk in range(chunks):
+        positions = starts - parts.context + chunk * length
+        at = positions[of_process, None] + np.arange(length)
+        inputs, targets = inputs_and_targets(ids, at)
+        check_ids(inputs, vocab_size)
+        check_ids(targets, vocab_size)
+        batch = evaluator.shard((at[:, 0] <= 0, inputs, targets, zero_carry.at(at, inputs)))
+        carry, of_chunk = evaluator.measure_chunk(params, carry, *batch)
+        of_chunk = jax.device_get(of_chunk)
+        progress(chunk + 1, chunks)
+        yield from _pieces(parts, ids.size - 1, positions, of_chunk)
+
+
+def inputs_and_targets(
+    ids: TokenIds, positions: Int[np.ndarray, "rows time"]
+) -> tuple[Int[np.ndarray, "rows time"], Int[np.ndarray, "rows time"]]:
+    """The int32 tokens at these positions and those after them; outside the text, any of it."""
+    read = (ids[np.clip(positions + shift, 0, ids.size - 1)] for shift in (0, 1))
+    inputs, targets = (tokens.astype(np.int32, copy=False) for tokens in read)
+    return inputs, targets
+
+
+def check_length(ids: TokenIds) -> None:
+    """Raises InputError for a text of which no character is predicted."""
+    if ids.size < 2:
+        raise InputError(f"the text has {ids.size} characters: a score needs at least 2")
+
+
+def _pieces(
+    parts: _Parts, predicted: int, positions: Int[np.ndarray, " rows"], of_chunk: PyTree
+) -> Iterator[Piece]:
+    """What a chunk predicts of each part, from these positions on; without context and padding."""
+    time = jax.tree.leaves(of_chunk)[0].shape[1]
+    # Rows that only fill up the devices come last.
+    for row, (start, position) in enumerate(zip(parts.starts, positions, strict=False)):
+        begin = int(max(start, position))
+        end = int(min(position + time, start + parts.length, predicted))
+        if begin < end:
+            inside = slice(begin - position, end - position)
+            yield Piece(begin, jax.tree.map(lambda leaf, r=row, i=inside: leaf[r, i], of_chunk))
+
+
+class _Parts(NamedTuple):
+    """How a text is cut into sequences.
+
+    Attributes:
+      starts: the first position that each sequence predicts from, ascending.
+      length: predictions of each sequence; those beyond the text do not count.
+      context: characters read before them.
+    """
+
+    starts: Int[np.ndarray, " sequences"]
+    length: int
+    context: int
+
+
+def _cut(predicted: int, max_chars: int) -> _Parts:
+    """The parts of a text with that many characters to predict."""
+    measured = min(predicted, max_chars or predicted)
+    sequences = max(1, min(_MAX_SEQUENCES, measured // (2 * _CONTEXT)))
+    starts = np.arange(sequences) * math.ceil(predicted / sequences)
+    return _Parts(starts, math.ceil(measured / sequences), _CONTEXT if sequences > 1 else 0)
+
+
+def _chunk_length(params: PyTree, rows: int) -> int:
+    """Characters of each of these rows in one dispatch: a power of two."""
+    vocab_size = params["output_bias"].shape[0]
+    weights = sum(leaf.size for leaf in jax.tree.leaves(params))
+    load = rows * max(4 * vocab_size / _MAX_LOGITS_BYTES, 2 * weights / _MAX_FLOPS)
+    length = _MAX_CHUNK
+    while length > 1 and length * load > 1:
+        length //= 2
+    return length
+
+
+class _Evaluator(NamedTuple):
+    """The compiled evaluation of one chunk, and how its arguments get to the devices.
+
+    Attributes:
+      devices: how many take part.
+      process_rows: rows of all devices -> which of them this process reads.
+      replicate: parameters -> a copy on each device.
+      shard: host arrays [rows of this process, ...] -> arrays [rows, ...], sharded by rows.
+      measure_chunk: (params, carry, reset, inputs, targets, resets) -> (carry, what the measure
+        gives, on every device).
+    """
+
+    devices: int
+    process_rows: Callable[[int], slice]
+    replicate: Callable[[PyTree], PyTree]
+    shard: Callable[[PyTree], PyTree]
+    measure_chunk: Callable[..., tuple[Carry, PyTree]]
+
+
+@functools.cache
+def _evaluator(config: ModelConfig, measure: Measure, *, on_all_devices: bool) -> _Evaluator:
+    """On all devices of all processes, or, for a short text, on one of this process."""
+
+    def measure_chunk(
+        params: PyTree,
+        carry: Carry,
+        reset: Reset,
+        inputs: Tokens,
+        targets: Tokens,
+        resets: Resets | None,
+    ) -> tuple[Carry, PyTree]:
+        # The network has no int8 weights; decoding has, one character at a time.
+        forward = decode_sequence if config.dtype == "int8" else _network_logits
+        logits, carry = forward(config, params, inputs, reset_carry(carry, reset), resets=resets)
+        return carry, measure(logits, targets)
+
+    mesh = sharding.data_mesh(sharding.all_devices() if on_all_devices else jax.local_devices()[:1])
+    everywhere, by_row = sharding.replicated(mesh), sharding.batch_sharding(mesh, axis=0)
+    return _Evaluator(
+        mesh.size,
+        sharding.process_rows if on_all_devices else slice,  # slice(rows) is all of them
+        lambda params: jax.device_put(
+            params if on_all_devices else sharding.local_copy(params), everywhere
+        ),
+        lambda tree: sharding.shard_local(tree, by_row),
+        jax.jit(measure_chunk, out_shardings=(by_row, everywhere), donate_argnums=1),
+    )
+
+
+def _network_logits(
+    config: ModelConfig, params: PyTree, tokens: Tokens, carry: Carry, *, resets: Resets | None
+) -> tuple[Logits, Carry]:
+    network = CharRNN(for_inference(config, tokens.shape[0]), params["output_bias"].shape[0])
+    return network.run(params, tokens, carry, resets=resets)
