@@ -10,7 +10,6 @@ import numpy as np
 
 from charjax.data.reading import prepare_prompt
 from charjax.data.vocab import check_ids
-from charjax.errors import InputError
 from charjax.inference.load import TrainedModel
 from charjax.inference.texts import encode_prompt
 from charjax.runtime.paths import without_folders
@@ -104,16 +103,8 @@ class Models:
     """The models of a server, the first one being the default."""
 
     def __init__(self, models: Sequence[ServedModel]) -> None:
-        """Takes one model or more.
-
-        Raises:
-          InputError: two have the same name.
-        """
+        """Takes one model or more, of different names."""
         self._by_name = {model.name: model for model in models}
-        if len(self._by_name) < len(models):
-            names = [model.name for model in models]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise InputError(f"--workdir: two folders are named {twice}; rename one of them")
 
     def __iter__(self) -> Iterator[ServedModel]:
         return iter(self._by_name.values())

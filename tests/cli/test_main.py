@@ -279,6 +279,9 @@ FAULTS = {
     "info on two things": Fault(
         "info --config=@tiny.py --workdir=@run", 2, ("--config=FILE", "--workdir=DIR")
     ),
+    "serve two folders of one name": Fault(
+        "serve --workdir @run @nothing/run", 2, ("two folders are named run",)
+    ),
     "verify where nothing is": Fault("verify --workdir=@nothing", 3, ("nothing/checkpoints",)),
     "no network": Fault(
         [
@@ -476,6 +479,18 @@ def test_verify_reads_every_checkpoint(workspace, capfd):
     *steps, text = err.splitlines()
     assert len(steps) == 2
     assert text.endswith("text.txt: good")
+
+
+def test_verify_names_every_damage_where_no_checkpoint_is_good(workspace, tmp_path, capfd):
+    shutil.copytree(workspace.folder / "run", tmp_path / "run")
+    for step in (tmp_path / "run" / "checkpoints").iterdir():
+        shutil.rmtree(step / "state")
+    assert main.main(["verify", f"--workdir={tmp_path / 'run'}"]) == 3
+    out, err = capfd.readouterr()
+    verdicts = json.loads(out)
+    assert list(verdicts) == ["10", "20"]
+    assert "good" not in verdicts.values()
+    assert "holds no checkpoint that verifies" in err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

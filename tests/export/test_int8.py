@@ -325,8 +325,10 @@ def test_the_c_program_is_clean_under_the_sanitizers(name, tmp_path):
     done = subprocess.run([program, "Z€", "5", "1", "0"], capture_output=True, check=False)
     unknown = b"byte 0x5A" if name == "bytes" else b"U+005A"
     assert (done.returncode, done.stderr) == (2, b"not in the vocabulary: %s\n" % unknown)
-    done = subprocess.run([program, "a", "5", "0,8", "1"], capture_output=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr[:6]) == (2, b"", b"usage:")
+    for temperature, seed in (("0,8", "1"), ("1", str(2**32)), ("1", "-1")):
+        wrong = [program, "a", "5", temperature, seed]
+        done = subprocess.run(wrong, capture_output=True, check=False)
+        assert (done.returncode, done.stdout, done.stderr[:6]) == (2, b"", b"usage:")
 
 
 @needs_cc

@@ -10,7 +10,6 @@ from charjax.errors import InputError
 from charjax.serve import schemas
 from charjax.serve.json_schema import is_valid
 from charjax.serve.limits import RequestLimits
-from charjax.serve.models import Models
 from tests.serve.asgi import JSON, complete, get, post
 from tests.serve.conftest import LIMITS
 
@@ -213,8 +212,6 @@ def test_the_models_are_listed(app):
     assert [model["id"] for model in models] == ["random", "names", "bytes"]
     assert models[0]["charjax"]["characters"] == "abcdefghij\n"
     assert get(app, "/v1/models/names").json == models[1]
-    with pytest.raises(InputError, match="two folders are named"):
-        Models([*Models([])._by_name.values(), *[type("M", (), {"name": "a"})] * 2])
 
 
 def test_a_text_and_its_ids(app):

@@ -156,6 +156,7 @@ def test_a_resumed_run_does_not_import_again_and_needs_the_source_no_more(folder
         ("--config.data.unit=byte", "give --config.data.unit=codepoint"),
         ("--init_from={}/none", "holds no checkpoint"),
         ("--init_from=", "is empty"),
+        ("--config.train.init_from={}/base4", "is short for --config.train.init_from"),
     ],
 )
 def test_another_architecture_or_no_model_is_refused_in_one_line(

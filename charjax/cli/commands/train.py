@@ -68,7 +68,10 @@ def run(args: argparse.Namespace) -> None:
         raise InputError("--init_from: needs a --config with the sizes of that model, not a TEXT")
     if not args.text and args.minutes is not None:
         raise InputError("--minutes: needs a TEXT; with a config, set --config.train.max_minutes")
-    flags = [f"--config.train.init_from={args.init_from}"] if args.init_from else []
+    field = "--config.train.init_from="
+    if args.init_from and any(flag.startswith(field) for flag in args.config_flags):
+        raise InputError(f"--init_from: is short for {field[:-1]}; give one of them")
+    flags = [f"{field}{args.init_from}"] if args.init_from else []
     name, config = ("", None) if args.text else load_config([*args.config_flags, *flags])
     workdir = args.workdir or Path("runs", name or _text_name(args.text[0]))
     allow = [name for name in args.allow.split(",") if name]

@@ -70,9 +70,9 @@ def _verify_run(workdir: Path) -> None:
     verdicts = {step: problem or "good" for step, problem in reader.verify()}
     for step, verdict in verdicts.items():
         _logger.info(f"{directory / str(step)}: {verdict}")
+    print_json({str(step): verdict for step, verdict in verdicts.items()})
     if "good" not in verdicts.values():
         raise CheckpointError(f"{directory}: holds no checkpoint that verifies")
-    print_json({str(step): verdict for step, verdict in verdicts.items()})
     _verify_text(CheckpointMeta.of(reader.read_meta(), directory).run)
 
 

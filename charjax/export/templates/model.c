@@ -250,8 +250,8 @@ int main(int argc, char **argv) {
   if (argc != 5) return usage();
   long left = strtol(argv[2], &ends[0], 10);
   float temperature = strtof(argv[3], &ends[1]);
-  unsigned long seed = strtoul(argv[4], &ends[2], 10);
-  if (*ends[0] || *ends[1] || *ends[2]) return usage();
+  unsigned long long seed = strtoull(argv[4], &ends[2], 10);
+  if (*ends[0] || *ends[1] || *ends[2] || seed > UINT32_MAX) return usage();
   charjax_reset(&state, (uint32_t)seed);
 #ifndef CHARJAX_BOUNDARY
   if (!*argv[1])
