@@ -42,6 +42,7 @@ ARMS = (
     Arm("lstm", "the recipe", "the reference"),
     Arm("gru", "GRU instead of LSTM", "equal within 0.01", "model.cell=gru"),
     Arm("mingru", "minGRU", "worse: 1.548 is published", "model.cell=mingru"),
+    Arm("mingru-3", "minGRU, three layers", "about 1.55", "model.cell=mingru model.layers=3"),
     Arm("minlstm", "minLSTM", "worse: 1.555 is published", "model.cell=minlstm"),
     Arm("mogrifier", "Mogrifier LSTM", "better by step", "model.cell=mogrifier"),
     Arm("muon", "Muon", "better by step, worse by minute", "optim.name=muon"),

@@ -38,7 +38,7 @@ DEFAULT_MINUTES = 4.0
 _MAX_EVALUATIONS = 10  # in a run
 _EVALUATION_FRACTION = 0.15  # of a run's time, at most, for all of its evaluations
 # What a warm-up does not measure, estimated from runs of two minutes on two cores.
-_SAVING_S = 1.0  # seconds of a checkpoint and samples, at every evaluation
+_SAVING_S = 0.6  # seconds of a checkpoint and samples, at every evaluation
 _STEPS_FRACTION = 0.98  # of the time: the rest reads batches and writes records
 _MAX_RECORD_BYTES = 2**20
 # A text is a list, one item a line, if its lines are many, short, of few words, mostly distinct.
