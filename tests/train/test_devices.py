@@ -207,7 +207,7 @@ def test_a_text_is_scored_on_all_devices_as_on_one(monkeypatch):
     one_device = forward_pass._evaluator(
         config, softmax_cross_entropy_with_integer_labels, on_all_devices=False
     )
-    monkeypatch.setattr(evaluate, "_evaluator", lambda *config, **options: one_device)
+    monkeypatch.setattr(forward_pass, "_evaluator", lambda *config, **options: one_device)
     np.testing.assert_allclose(on_all, evaluate.char_nats(config, params, ids), rtol=1e-5)
 
 
