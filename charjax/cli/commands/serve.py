@@ -71,9 +71,9 @@ def run(args: argparse.Namespace) -> None:
     _check_packages()
     limits = RequestLimits(**{name: getattr(args, name) for name in _LIMITS})
     key = _read_key(args)
-    folders = {_name(folder): folder for folder in args.workdir or [None]}
-    if len(folders) < len(args.workdir or [None]):
-        names = [_name(folder) for folder in args.workdir]
+    folders = args.workdir or [None]  # None: the built-in model
+    names = [_name(folder) for folder in folders]
+    if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise InputError(f"--workdir: two folders are named {twice}; rename one of them")
     from charjax.serve.app import make_app
@@ -81,8 +81,8 @@ def run(args: argparse.Namespace) -> None:
     from charjax.serve.server import listen, run_server, serve_model
 
     with listen(args.host, args.port) as listener:
-        trained = {name: load_folder(args, folder) for name, folder in folders.items()}
-        models = Models([serve_model(name, model, limits) for name, model in trained.items()])
+        trained = [load_folder(args, folder) for folder in folders]
+        models = Models([serve_model(*pair, limits) for pair in zip(names, trained, strict=True)])
         app = make_app(models, limits, key=key, hosts=args.allow_host, origins=args.allow_origin)
         host, port = listener.getsockname()[:2]
         _logger.info("serving on http://%s:%d", f"[{host}]" if ":" in host else host, port)
