@@ -57,7 +57,7 @@ PARTS = (
     *(_part(*_STEP, "--cells=gru", size) for size in ("--batch=256", "--layers=2")),
     _part("runs", 60, runs.SHIPPED),
     _part("end_to_end", 120),
-    *(_part("persistent", 150, f"--cells={cell}", *_BATCHES) for cell in ("gru", "lstm")),
+    *(_part("persistent", 200, f"--cells={cell}", *_BATCHES) for cell in ("gru", "lstm")),
     _part("sweep", 150, "--quick"),
     *(_part("runs", 60, name) for name in runs.RUNS if name != runs.SHIPPED),
 )

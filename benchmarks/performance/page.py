@@ -165,10 +165,8 @@ def _sweep_small(result: Mapping[str, Any]) -> str:
 
 
 def _persistent(result: Mapping[str, Any]) -> str:
-    rows = []
-    for cell, part in itertools.product(
-        ("gru", "lstm"), ("forward", "with_gradient", "train_step")
-    ):
+    rows, parts = [], ("forward", "with_gradient", "train_step")
+    for cell, part in itertools.product(("gru", "lstm"), parts):
         # Older files call XLA's loop fast, and the kernels without clusters "1 peers".
         times = {"fast": {}, "1 peers": {}} | result["groups"].get(cell, {}).get("times", {})
         xla = (times["fast"] | times.get("xla", {})).get(f"{part}_ms")

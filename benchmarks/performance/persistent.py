@@ -4,10 +4,10 @@
 
 For each cell: values and gradients compared with XLA's, of a short sequence first, without and
 with resets, of full and padded batches; where they agree, the time of a layer and of a training
-step. Batches above 64 also run with all batch tiles in one launch ("persistent 4": four), and have
-no training step. CTAs that deadlock spin for ever: `benchmarks.gpu` runs it under a time limit.
-Writes `results/persistent_gpu.json` after each of them. Ends with one line and a nonzero exit code
-if a check fails, or if there is no Hopper GPU; `--small --device=cpu` needs none, measures nothing.
+step. Batches above 64 run in several ways, see `layers`, and have no training step. CTAs that
+deadlock spin for ever: `benchmarks.gpu` runs it under a time limit. Writes
+`results/persistent_gpu.json` after each of them. Ends with one line and a nonzero exit code if a
+check fails, or if there is no Hopper GPU; `--small --device=cpu` needs none, measures nothing.
 """
 
 from __future__ import annotations
@@ -41,11 +41,16 @@ Fields = dict[str, Any]
 
 @cache
 def layers(cell: str, batch_tiles: int) -> dict[str, Callable[..., Any]]:
-    """The layer in bfloat16 with XLA's loops, with the kernels, and with several tiles a launch."""
-    found = {name: partial(api.run, name, cell, "bfloat16") for name in ("xla", "persistent")}
-    launch = dataclasses.replace(ops.launch_config(), batch_tiles=batch_tiles)
-    several = {f"persistent {batch_tiles}": partial(ops.run_padded, cell, launch)}
-    return found | (several if batch_tiles > 1 else {})
+    """The layer in bfloat16 with XLA's loops, and with the kernels; several tiles in many ways."""
+    ways: dict[str, Fields] = {"persistent": {}}
+    if batch_tiles > 1:
+        ways = {"persistent": {"batch_groups": 1}, "persistent groups": {}}  # a launch a tile
+        ways[f"persistent {batch_tiles}"] = {"batch_groups": 1, "batch_tiles": batch_tiles}
+    if batch_tiles > 2:
+        ways["persistent groups, 2 tiles"] = {"batch_tiles": 2}
+    launches = {name: dataclasses.replace(ops.launch_config(), **way) for name, way in ways.items()}
+    found = {name: partial(ops.run_padded, cell, launch) for name, launch in launches.items()}
+    return {"xla": partial(api.run, "xla", cell, "bfloat16")} | found
 
 
 def check(params: Fields) -> Fields:
@@ -78,18 +83,17 @@ def relative_errors(got: Any, want: Any) -> dict[str, float]:
 
 def times(params: Fields) -> Fields:
     """Milliseconds of a layer, forward and with its gradient, and of a whole training step."""
-    operands, found, steps = layer_operands(params), {}, STEPS_PER_DISPATCH
+    operands, found, rounds = layer_operands(params), {}, params["rounds"]
     for name, layer in layers(params["shape"]["cell"], params["batch_tiles"]).items():
         forward = jax.jit(lambda operands, layer=layer: layer(operands)[0])
         found[name] = {
-            f"{part}_ms": 1e3 * seconds(partial(run, operands), params["rounds"])
+            f"{part}_ms": 1e3 * seconds(partial(run, operands), rounds)
             for part, run in (("forward", forward), ("with_gradient", value_and_grads(layer)))
         }
-        if params["batch_tiles"] > 1:
-            continue
-        task = train_step(params["shape"], "bfloat16", name, steps)
-        dispatch_s = seconds(partial(task.run, 1), params["rounds"], calls=1)
-        found[name]["train_step_ms"] = 1e3 * dispatch_s / steps
+        if params["batch_tiles"] == 1:
+            task = train_step(params["shape"], "bfloat16", name, STEPS_PER_DISPATCH)
+            dispatch_ms = 1e3 * seconds(partial(task.run, 1), rounds, calls=1)
+            found[name]["train_step_ms"] = dispatch_ms / STEPS_PER_DISPATCH
     return found
 
 
@@ -158,16 +162,14 @@ def main() -> None:
     """Writes `results/persistent_gpu.json`."""
     flags = parser(__doc__)
     flags.set_defaults(device="gpu")
-    flags.add_argument(
-        "--cells", nargs="+", default=["gru", "lstm"], choices=("gru", "lstm", "rnn")
-    )
+    cells = ["gru", "lstm", "rnn"]
+    flags.add_argument("--cells", nargs="+", default=cells[:2], choices=cells)
     flags.add_argument("--batches", nargs="+", type=int, default=[64], choices=(64, 128, 192, 256))
     args = flags.parse_args()
     if refusal := ops.supports(Layer("gru", 1024, "bfloat16", 64)):
         refusal = f"benchmarks.performance.persistent: {refusal}"
         return progress(refusal) if args.small and args.device == "cpu" else sys.exit(refusal)
-    num_sms = ops.launch_config().num_sms
-    gpu = {"device": jax.devices()[0].device_kind, "multiprocessors": num_sms}
+    gpu = {"device": jax.devices()[0].device_kind, "multiprocessors": ops.launch_config().num_sms}
     finish("persistent", args, {"gpu": gpu})
     sizes, wrong = {"hidden": 256, "length": 10} if args.small else {}, []
     for cell, batch in itertools.product(args.cells, args.batches):

@@ -25,8 +25,8 @@ from charjax.model.network import CharRNN, init_params
 from charjax.model.recurrence import xla
 from charjax.model.recurrence.api import resolve
 from charjax.model.recurrence.base import Layer, Operands, Projected, Table, Weights
-from charjax.model.recurrence.pallas_hopper import ops
-from charjax.model.recurrence.pallas_hopper.ops import LaunchConfig
+from charjax.model.recurrence.pallas_hopper import ops, plan
+from charjax.model.recurrence.pallas_hopper.plan import LaunchConfig, make_plan
 from charjax.model.recurrence.pallas_hopper.tiling import BATCH_TILE, Tiling, choose_tilings
 from tests.model.small import UNOPTIMIZED, carry_of, distance, like, normal, params_of, tokens_of
 
@@ -37,6 +37,8 @@ except ImportError:  # private to jax
 
 VOCAB, TIME, HIDDEN = 7, 3, 128
 TWO_CTAS = LaunchConfig(num_sms=2, interpret=InterpretGPUParams and InterpretGPUParams())
+# Two batch groups, each with the tiling of TWO_CTAS.
+TWO_GROUPS = replace(TWO_CTAS, num_sms=4, batch_groups=2)
 needs_interpreter = pytest.mark.skipif(
     InterpretGPUParams is None, reason="this jax has no jax._src...InterpretGPUParams"
 )
@@ -110,7 +112,7 @@ def choose_split_k(monkeypatch, gates):
         for k, outputs in ((HIDDEN, gates), (gates * HIDDEN, 1))
     )
     assert all(tiling.fits(num_sms=4) for tiling in tilings)
-    monkeypatch.setattr(ops, "choose_tilings", lambda *_: tilings)
+    monkeypatch.setattr(plan, "choose_tilings", lambda *_: tilings)
 
 
 @needs_interpreter
@@ -133,44 +135,92 @@ def test_the_tiles_of_a_launch_take_turns(monkeypatch):
     assert_equals_xla("rnn", (*layer, random_resets(100, 3)), replace(TWO_CTAS, batch_tiles=2))
 
 
+def assert_has_the_bits_of_tiles_apart(cell, launch, inputs):
+    together, apart = (run_compiled(cell, how, inputs) for how in (launch, TWO_CTAS))
+    assert distance(together[0], apart[0]) == 0
+    # XLA's weight gradients add the rows of padding, too, in another order.
+    assert distance(together[1], apart[1]) < 1e-5
+
+
+@needs_interpreter
+def test_batch_groups_have_the_bits_of_launches_one_after_another(monkeypatch):
+    choose_split_k(monkeypatch, gates=1)
+    layer = layer_inputs("rnn", Projected, batch=100, time=2)
+    resets = random_resets(100, 2)
+    assert_has_the_bits_of_tiles_apart("rnn", TWO_GROUPS, (*layer, resets))
+
+
 @needs_interpreter
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("batch", "batch_tiles", "with_resets", "split_k"),
+    ("batch", "batch_tiles", "batch_groups", "with_resets", "split_k"),
     [
-        (100, 4, True, False),
-        (128, 2, False, True),
-        (192, 2, False, False),
-        (192, 4, True, True),
-        (256, 4, False, False),
+        (100, 4, 1, True, False),
+        (128, 2, 1, False, True),
+        (192, 2, 1, False, False),
+        (192, 4, 1, True, True),
+        (256, 4, 1, False, False),
+        (100, 1, 2, True, False),
+        (128, 1, 2, False, True),
+        (192, 1, 2, True, False),
+        (192, 1, 3, False, False),
+        (256, 2, 2, False, True),
     ],
 )
 @pytest.mark.parametrize(("cell", "time"), [("gru", 5), ("lstm", 3)])
 def test_tiles_in_one_launch_have_the_bits_of_tiles_in_their_own(
-    cell, time, batch, batch_tiles, with_resets, split_k, monkeypatch
+    cell, time, batch, batch_tiles, batch_groups, with_resets, split_k, monkeypatch
 ):
     """192 rows in launches of two tiles are padded to 256."""
     if split_k:
         choose_split_k(monkeypatch, CELLS[cell].gates)
     resets = random_resets(batch, time) if with_resets else None
     inputs = (*layer_inputs(cell, Projected, batch, time=time), resets)
-    together = run_compiled(cell, replace(TWO_CTAS, batch_tiles=batch_tiles), inputs)
-    apart = run_compiled(cell, TWO_CTAS, inputs)
-    assert distance(together[0], apart[0]) == 0
-    # XLA's weight gradients add the padded rows of 192, too, in another order.
-    assert distance(together[1], apart[1]) < 1e-5
+    launch = LaunchConfig(2 * batch_groups, 1, batch_tiles, batch_groups, TWO_CTAS.interpret)
+    assert_has_the_bits_of_tiles_apart(cell, launch, inputs)
+
+
+def plan_at_1024_units(batch, **fields):
+    return make_plan(1024, 3, batch, LaunchConfig(**fields))
+
+
+BATCHES = (1, 64, 65, 256, 257, 320, 512, 600)
 
 
 def test_the_tiles_are_spread_evenly_over_the_fewest_launches():
-    launch = LaunchConfig(batch_tiles=4)
-    batches = (1, 64, 65, 256, 257, 320, 512, 600)
-    assert [launch.batch_tiles_for(batch) for batch in batches] == [1, 1, 2, 4, 3, 3, 4, 4]
-    assert {LaunchConfig().batch_tiles_for(batch) for batch in batches} == {1}
+    plans = [plan_at_1024_units(batch, batch_tiles=4, batch_groups=1) for batch in BATCHES]
+    assert [found.forward.batch_tiles for found in plans] == [1, 1, 2, 4, 3, 3, 4, 4]
+    plans = [plan_at_1024_units(batch, batch_tiles=2) for batch in BATCHES]
+    assert [found.rows // BATCH_TILE for found in plans] == [1, 1, 2, 4, 8, 8, 8, 12]
 
 
-def test_clusters_with_several_batch_tiles_are_refused():
+def test_batch_groups_are_those_of_the_least_estimated_time():
+    plans = [plan_at_1024_units(batch) for batch in BATCHES]
+    assert [found.forward.batch_groups for found in plans] == [1, 1, 2, 2, 2, 2, 2, 2]
+    assert [found.launches for found in plans] == [1, 1, 1, 2, 3, 3, 4, 5]
+    assert plan_at_1024_units(256, num_sms=114).forward.batch_groups == 1  # of 32 units: no
+    assert plan_at_1024_units(256, cluster=2).forward.batch_groups == 1
+
+
+@pytest.mark.parametrize("gates", [1, 3, 4])
+@pytest.mark.parametrize("num_sms", [114, 132])
+def test_all_ctas_of_a_plan_are_resident_and_its_padding_needs_no_other_plan(gates, num_sms):
+    for hidden in range(128, 1025, 128):
+        for batch in (1, 100, 192, 300, 512, 2048):
+            found = make_plan(hidden, gates, batch, LaunchConfig(num_sms))
+            forward, backward = found.forward, found.backward
+            assert forward.fits(num_sms)
+            assert backward.fits(num_sms)
+            assert (forward.units, forward.rows) == (backward.units, backward.rows)
+            assert found.rows - forward.rows < batch <= found.rows
+            forced = LaunchConfig(num_sms, batch_groups=forward.batch_groups)
+            assert make_plan(hidden, gates, found.rows, forced) == found
+
+
+@pytest.mark.parametrize("fields", [{"batch_tiles": 2}, {"batch_groups": 2}])
+def test_clusters_with_several_batch_tiles_are_refused(fields):
     with pytest.raises(ValueError, match="one batch tile"):
-        LaunchConfig(cluster=2, batch_tiles=2)
+        LaunchConfig(cluster=2, **fields)
 
 
 @pytest.mark.parametrize("kind", [Table, Projected])
@@ -195,9 +245,15 @@ LOWERED = {  # (cell, batch, launch): with resets, in the suite; the others are 
     ("rnn", 64, LaunchConfig()): True,
     ("gru", 100, LaunchConfig(cluster=2)): True,
     ("lstm", 64, LaunchConfig(cluster=2)): False,
-    ("rnn", 128, LaunchConfig(batch_tiles=2)): True,
-    ("gru", 256, LaunchConfig(batch_tiles=4)): None,
-    ("lstm", 256, LaunchConfig(batch_tiles=4)): None,
+    ("rnn", 128, LaunchConfig(batch_tiles=2, batch_groups=1)): True,
+    ("gru", 256, LaunchConfig(batch_tiles=4, batch_groups=1)): None,
+    ("lstm", 256, LaunchConfig(batch_tiles=4, batch_groups=1)): None,
+    ("gru", 128, LaunchConfig()): False,
+    ("lstm", 128, LaunchConfig()): True,
+    ("gru", 256, LaunchConfig()): None,
+    ("lstm", 256, LaunchConfig()): None,
+    ("gru", 256, LaunchConfig(batch_tiles=2)): None,
+    ("lstm", 256, LaunchConfig(batch_tiles=2)): None,
 }
 
 

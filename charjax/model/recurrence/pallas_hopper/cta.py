@@ -1,12 +1,14 @@
 """One CTA of a persistent kernel: its part of a batch tile's matmul and barriers.
 
 A CTA copies its tile of the weights into shared memory once. What CTAs exchange at a time step
-goes through global memory (in practice the L2 cache), behind a barrier over the whole grid: a
+goes through global memory (in practice the L2 cache), behind a barrier over the grid: a
 semaphore on which every CTA releases an increment and which every CTA acquires. So all CTAs must
 be resident at once, and no other kernel may occupy their SMs while it waits for anything.
 
-A launch may have several batch tiles, each with barriers of its own, so that a CTA can work on
-one tile while another tile's barrier completes. The tiles share the CTA's shared memory.
+A launch may have several batch groups. Each has a grid of its own, which is what the grid means
+here, and other batch rows; nothing passes between groups. A batch group may have several batch
+tiles, each with barriers of its own, so that a CTA can work on one tile while another tile's
+barrier completes. The tiles share the CTA's shared memory.
 """
 
 from __future__ import annotations
@@ -58,15 +60,17 @@ class Cta:
 
     Attributes:
       tiling: of the matmul over the grid.
+      batch_group: index of this CTA's batch group.
       group: index of this CTA's split-K group.
       member: index within the group.
-      tile: index of the batch tile in the launch.
+      tile: index of the batch tile in the batch group.
       scratch: shared memory.
       partial_sums: global memory, float32 [ctas, rows, n].
-      arrivals: semaphores of the tile, of the grid and then of each group.
+      arrivals: semaphores of the tile, of each batch group: of the grid, then of each group.
     """
 
     tiling: Tiling
+    batch_group: Array | int
     group: Array
     member: Array
     tile: int
@@ -80,9 +84,14 @@ class Cta:
         return self.group * self.tiling.split_k + self.member
 
     @property
+    def tile_of_launch(self) -> Array | int:
+        """Index of the batch tile in the launch."""
+        return self.batch_group * self.tiling.batch_tiles + self.tile
+
+    @property
     def rows(self) -> Any:
         """Slice of the tile's rows in an axis [rows]."""
-        return pl.ds(self.tile * BATCH_TILE, BATCH_TILE)
+        return pl.ds(self.tile_of_launch * BATCH_TILE, BATCH_TILE)
 
     def columns(self, gate: int = 0) -> Any:
         """Slice of this CTA's units of a gate in an axis [gates * hidden]."""
@@ -111,15 +120,18 @@ class Cta:
         del turn
         # The signal is a release by one thread after a barrier of the CTA's threads, so it
         # covers the stores of all of them.
-        semaphore = self.arrivals.at[0 if group is None else group + 1]
-        plgpu.semaphore_signal(semaphore, memory_scope="gpu")
+        plgpu.semaphore_signal(self._semaphore(group), memory_scope="gpu")
 
     def wait(self, turn: Array | int, group: Array | None = None) -> None:
         """Waits until all CTAs of the grid, or of a group, have arrived `turn` times."""
         # An acquire. The count never decreases, so no CTA can miss it, and nothing resets it.
-        semaphore = self.arrivals.at[0 if group is None else group + 1]
         count = turn * (self.tiling.ctas if group is None else self.tiling.split_k)
+        semaphore = self._semaphore(group)
         plgpu.semaphore_wait(semaphore, count, decrement=False, memory_scope="gpu")
+
+    def _semaphore(self, group: Array | None) -> Any:
+        first = self.batch_group * self.tiling.semaphores
+        return self.arrivals.at[first + (0 if group is None else group + 1)]
 
     def fence_async_proxy(self) -> None:
         """Orders this CTA's loads and stores with TMA copies, of any CTA.
@@ -191,9 +203,9 @@ class Cta:
 class InterpretedCta(Cta):
     """A CTA in Pallas' interpret mode, which has no semaphores, layouts or multicast.
 
-    `arrivals` is global memory, int32 [batch_tiles, 2, ctas]: how often each CTA has arrived at
-    a tile's barrier of the grid and of its group, negative since it starts with the largest
-    integer.
+    `arrivals` is global memory, int32 [batch tiles of the launch, 2, ctas]: how often each CTA has
+    arrived at a tile's barrier of the grid and of its group, negative since it starts with the
+    largest integer.
     """
 
     def load(self, ref: Any) -> Array:
@@ -207,7 +219,8 @@ class InterpretedCta(Cta):
 
     def arrive(self, turn: Array | int, group: Array | None = None) -> None:
         """Writes this CTA's count."""
-        self.arrivals[self.tile, 0 if group is None else 1, self.index] = -jnp.int32(turn)
+        kind = 0 if group is None else 1
+        self.arrivals[self.tile_of_launch, kind, self.index] = -jnp.int32(turn)
 
     def wait(self, turn: Array | int, group: Array | None = None) -> None:
         """Polls the counts of all members."""
@@ -215,7 +228,8 @@ class InterpretedCta(Cta):
         members = pl.ds(0, self.tiling.ctas) if group is None else pl.ds(group * split_k, split_k)
 
         def is_behind(spins: Array) -> Array:
-            latest = jnp.max(self.arrivals[self.tile, 0 if group is None else 1, members])
+            kind = 0 if group is None else 1
+            latest = jnp.max(self.arrivals[self.tile_of_launch, kind, members])
             return jnp.logical_and(latest > -jnp.int32(turn), spins < _MAX_SPINS)
 
         lax.while_loop(is_behind, lambda spins: spins + 1, jnp.int32(0))

@@ -7,8 +7,10 @@ writes it to a slot of its own in global memory, so that nothing is overwritten 
 CTA may still read, and one barrier over the grid per step is enough. (A tiling with split-K
 adds one over each group.) The rest of the carry stays in registers.
 
-A launch may have several batch tiles of `BATCH_TILE` rows. At each time step a CTA works on one
-after another, so that the work on the others hides the barriers and the exchange of each.
+A launch may have several batch groups: disjoint sets of CTAs, which run all this at the same time
+for other batch rows. A batch group may have several batch tiles of `BATCH_TILE` rows. At each time
+step a CTA works on one after another, so that the work on the others hides the barriers and the
+exchange of each.
 
 Written in Pallas for Mosaic GPU: matmuls are wgmma, copies to shared memory are TMA. See
 docs/kernels.md.

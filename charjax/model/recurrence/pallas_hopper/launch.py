@@ -59,22 +59,23 @@ def launch(
 def _workspace(tiling: Tiling, interpret: Any) -> list[jax.ShapeDtypeStruct]:
     """Global memory for partial sums, and in interpret mode for what stands for semaphores."""
     sums = (tiling.ctas, tiling.rows, tiling.n_per_cta) if tiling.split_k > 1 else (1, 1, 1)
-    arrivals = jax.ShapeDtypeStruct((tiling.batch_tiles, 2, tiling.ctas), jnp.int32)
+    tiles = tiling.batch_groups * tiling.batch_tiles
+    arrivals = jax.ShapeDtypeStruct((tiles, 2, tiling.ctas), jnp.int32)
     return [jax.ShapeDtypeStruct(sums, jnp.float32), *[arrivals] * (interpret is not None)]
 
 
 def _ctas(
     tiling: Tiling, scratch: Scratch, workspace: tuple[Any, ...], interpret: Any
 ) -> list[Cta]:
-    """This CTA, once for each batch tile."""
+    """This CTA, once for each batch tile of its batch group."""
     sums, *counts = workspace
     if interpret is None:
-        semaphores = plgpu.SemaphoreType.REGULAR((1 + tiling.groups,))
+        semaphores = plgpu.SemaphoreType.REGULAR((tiling.batch_groups * tiling.semaphores,))
         arrivals = [pl.get_global(semaphores) for _ in range(tiling.batch_tiles)]
     else:
         arrivals = counts * tiling.batch_tiles
     kind = Cta if interpret is None else InterpretedCta
-    position = _group_and_member(tiling, interpret)
+    position = _position(tiling, interpret)
     return [kind(tiling, *position, i, scratch, sums, a) for i, a in enumerate(arrivals)]
 
 
@@ -91,16 +92,20 @@ def _scratch(tiling: Tiling) -> tuple[Any, ...]:
 
 def _grid(tiling: Tiling, interpret: Any) -> dict[str, Any]:
     if interpret is not None:  # which runs in parallel only the CTAs of one cluster
-        return {"cluster": (tiling.ctas,), "cluster_names": ("cta",), "interpret": interpret}
-    grid = (tiling.groups // tiling.cluster, tiling.split_k)
-    names = {"grid_names": ("clusters", "member"), "cluster_names": ("cluster",)}
+        ctas = tiling.batch_groups * tiling.ctas
+        return {"cluster": (ctas,), "cluster_names": ("cta",), "interpret": interpret}
+    grid = (tiling.batch_groups, tiling.groups // tiling.cluster, tiling.split_k)
+    names = {"grid_names": ("batch_group", "clusters", "member"), "cluster_names": ("cluster",)}
     return {"grid": grid, "cluster": (tiling.cluster,), **names}
 
 
-def _group_and_member(tiling: Tiling, interpret: Any) -> tuple[Array, Array]:
-    """The split-K group of this CTA, and its index in the group."""
+def _position(tiling: Tiling, interpret: Any) -> tuple[Array | int, Array, Array]:
+    """The batch group of this CTA, its split-K group, and its index in the latter."""
     if interpret is not None:
         cta = lax.axis_index("cta")
-        return cta // tiling.split_k, cta % tiling.split_k
+        batch_group, cta = cta // tiling.ctas, cta % tiling.ctas
+        return batch_group, cta // tiling.split_k, cta % tiling.split_k
     group = lax.axis_index("clusters") * tiling.cluster + lax.axis_index("cluster")
-    return group, lax.axis_index("member")
+    # A constant where there is one, so that offsets of rows are constants, too.
+    only = tiling.batch_groups == 1
+    return 0 if only else lax.axis_index("batch_group"), group, lax.axis_index("member")

@@ -8,7 +8,7 @@ weight gradient, as one matmul over all time steps.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -29,50 +29,13 @@ from charjax.model.recurrence.base import (
     input_grad,
 )
 from charjax.model.recurrence.pallas_hopper import kernels
-from charjax.model.recurrence.pallas_hopper.tiling import (
-    BATCH_TILE,
-    Tiling,
-    choose_tilings,
-    pack_weights,
-)
+from charjax.model.recurrence.pallas_hopper.plan import LaunchConfig, Plan, make_plan
+from charjax.model.recurrence.pallas_hopper.tiling import BATCH_TILE, Tiling, pack_weights
 from charjax.types import LayerCarry
 
 # GRU and LSTM were checked on an H100, the vanilla RNN and resets in interpret mode alone.
 _CELLS = ("gru", "lstm", "rnn")
 _HOPPER = "9.0"  # compute capability; later GPUs have no wgmma
-
-
-@dataclass(frozen=True)
-class LaunchConfig:
-    """How the kernels are launched.
-
-    Attributes:
-      num_sms: SMs of the GPU; by default those of an H100 SXM or H200.
-      cluster: CTAs per thread block cluster, 1 or 2; see `Tiling.cluster`.
-      batch_tiles: most batch tiles of `BATCH_TILE` rows per launch, in turn at each time step; 1,
-        the default: one launch after another. Not measured on a GPU yet.
-      interpret: parameters of Pallas' interpret mode for GPUs, with which tests run on a CPU.
-
-    Raises:
-      ValueError: `cluster` and `batch_tiles` are both above 1.
-    """
-
-    num_sms: int = 132
-    cluster: int = 1
-    batch_tiles: int = 1
-    interpret: Any = None
-
-    def __post_init__(self) -> None:
-        # A CTA would multicast a tile's operand into shared memory from which another CTA of the
-        # cluster still multiplies the tile before.
-        if self.cluster > 1 and self.batch_tiles > 1:
-            raise ValueError("clusters run one batch tile per launch")
-
-    def batch_tiles_for(self, batch: int) -> int:
-        """Batch tiles per launch: those of the fewest launches, with the least padding."""
-        tiles = -(-batch // BATCH_TILE)
-        launches = -(-tiles // self.batch_tiles)
-        return -(-tiles // launches)
 
 
 class _Residuals(NamedTuple):
@@ -92,11 +55,11 @@ def supports(layer: Layer) -> str:
         return f"has no kernels for config.model.cell={layer.cell}, only for {', '.join(_CELLS)}"
     if layer.dtype != "bfloat16":
         return f"needs config.model.dtype=bfloat16, not {layer.dtype}"
-    num_sms = launch_config().num_sms
-    if choose_tilings(layer.hidden, CELLS[layer.cell].gates, num_sms) is None:
+    launch = launch_config()
+    if make_plan(layer.hidden, CELLS[layer.cell].gates, layer.batch, launch) is None:
         return (
             f"config.model.hidden={layer.hidden} does not fit into the shared memory of "
-            f"{num_sms} SMs; multiples of 128 up to 1024 do"
+            f"{launch.num_sms} SMs; multiples of 128 up to 1024 do"
         )
     return ""
 
@@ -118,8 +81,11 @@ def run_padded(cell: str, launch: LaunchConfig, operands: Operands) -> Result:
       launch: how the kernels are launched.
       operands: what the layer reads.
     """
+    plan = _plan(cell, launch, operands)
+    # Of the padded batch, another number of groups might be the best.
+    launch = replace(launch, batch_groups=plan.forward.batch_groups)
     batch = operands.carry[0].shape[0]
-    padding = -batch % (BATCH_TILE * launch.batch_tiles_for(batch))
+    padding = plan.rows - batch
     if not padding:
         unpadded: Result = recurrence(cell, launch, operands)
         return unpadded
@@ -150,19 +116,18 @@ def recurrence(cell: str, launch: LaunchConfig, operands: Operands) -> Result:
     return _forward(cell, launch, operands)[0]
 
 
-def _tilings(cell: str, launch: LaunchConfig, operands: Operands) -> tuple[Tiling, Tiling]:
+def _plan(cell: str, launch: LaunchConfig, operands: Operands) -> Plan:
     batch, hidden = operands.carry[0].shape
-    found = choose_tilings(hidden, CELLS[cell].gates, launch.num_sms, launch.cluster)
-    if found is None:
+    plan = make_plan(hidden, CELLS[cell].gates, batch, launch)
+    if plan is None:
         raise ValueError(f"no tiling of a {cell} with {hidden} units for {launch.num_sms} SMs")
-    forward, backward = (replace(t, batch_tiles=launch.batch_tiles_for(batch)) for t in found)
-    return forward, backward
+    return plan
 
 
 def _forward(cell: str, launch: LaunchConfig, operands: Operands) -> tuple[Result, _Residuals]:
     inputs, weights, carry, resets = operands
     hidden, gates = weights.kernel.shape[0], CELLS[cell].gates
-    tiling, _ = _tilings(cell, launch, operands)
+    tiling = _plan(cell, launch, operands).forward
     ctas, units = tiling.ctas, tiling.units
     bias = jnp.zeros(hidden, jnp.float32) if weights.bias is None else weights.bias
     bias = jnp.broadcast_to(bias.reshape(ctas, 1, units), (ctas, BATCH_TILE, units))
@@ -187,7 +152,7 @@ def _forward(cell: str, launch: LaunchConfig, operands: Operands) -> tuple[Resul
 def _backward(cell: str, launch: LaunchConfig, res: _Residuals, grads: Result) -> tuple[Operands]:
     (inputs, weights, _, resets), (d_outputs, d_last) = res.operands, grads
     hidden, dtype = weights.kernel.shape[0], jnp.bfloat16
-    _, tiling = _tilings(cell, launch, res.operands)
+    tiling = _plan(cell, launch, res.operands).backward
     packed = pack_weights(weights.kernel.T[:, None], tiling)
 
     def run(rows: tuple[Array, Array, Array, Array | None]) -> kernels.Arrays:

@@ -14,11 +14,14 @@ SWIZZLE = 64  # bfloat16 elements of a 128-byte swizzled row of shared memory
 _WGMMA_N = (8, 256)  # N of a wgmma: its granularity, and the largest
 _SPLITS = (1, 2, 4, 8)
 _MAX_K_CHUNKS = 4
+_SEMAPHORES_PER_LINE = 32  # of 4 bytes, in a cache line of 128
 
 # A CTA of Hopper has 227 KiB; the rest is for barriers and alignment.
 _SMEM_BYTES = 226 * 1024
 # What an SM could load from the L2 cache during a barrier; an estimate.
 _BARRIER_BYTES = 50_000
+# A time step takes so long, and its bytes at this bandwidth of L2; see docs/kernels.md.
+_EXCHANGE_US, _BYTES_PER_US = 1.85, 5.5e6
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class Tiling:
     Each CTA runs on an SM of its own. N is `outputs_per_unit * hidden`, and a CTA computes
     the final sums of `units` hidden units. With split-K, `split_k` CTAs form a group: each
     multiplies another part of K, for the units of the whole group, and then reduces the
-    partial sums of its own units.
+    partial sums of its own units. Batch groups are independent of one another: each has CTAs for
+    all of this, which work on other batch rows.
 
     Attributes:
       hidden: units of the layer.
@@ -38,7 +42,8 @@ class Tiling:
       split_k: CTAs per split-K group.
       cluster: CTAs per thread block cluster, each of another group. They read the same part
         of the left operand, and TMA multicasts what each of them loads to all.
-      batch_tiles: matmuls of a time step, each of `BATCH_TILE` other batch rows.
+      batch_tiles: matmuls of a batch group in a time step, each of `BATCH_TILE` other batch rows.
+      batch_groups: batch groups of a launch.
     """
 
     hidden: int
@@ -48,21 +53,30 @@ class Tiling:
     split_k: int = 1
     cluster: int = 1
     batch_tiles: int = 1
+    batch_groups: int = 1
 
     @property
     def rows(self) -> int:
         """Batch rows of a launch."""
-        return self.batch_tiles * BATCH_TILE
+        return self.batch_groups * self.batch_tiles * BATCH_TILE
 
     @property
     def ctas(self) -> int:
-        """CTAs in the grid."""
+        """CTAs of a batch group."""
         return self.hidden // self.units
 
     @property
     def groups(self) -> int:
-        """Split-K groups in the grid."""
+        """Split-K groups of a batch group."""
         return self.ctas // self.split_k
+
+    @property
+    def semaphores(self) -> int:
+        """Semaphores of a batch group's tile: its grid's and its split-K groups'.
+
+        Rounded up to cache lines, so that batch groups do not wait for one another's atomics.
+        """
+        return -(-(1 + self.groups) // _SEMAPHORES_PER_LINE) * _SEMAPHORES_PER_LINE
 
     @property
     def k_per_cta(self) -> int:
@@ -96,13 +110,19 @@ class Tiling:
         partial_sums = 2 * 4 * BATCH_TILE * self.n_per_cta  # written, and read
         return operand + (partial_sums + _BARRIER_BYTES if self.split_k > 1 else 0)
 
+    @property
+    def step_us(self) -> float:
+        """Estimated microseconds of a time step of a launch."""
+        matmuls = self.batch_groups * self.batch_tiles
+        return _EXCHANGE_US + matmuls * self.ctas * self.bytes_per_step / _BYTES_PER_US
+
     def fits(self, num_sms: int) -> bool:
         """Whether a GPU with this many SMs can run it, with all CTAs resident at once."""
         granularity, largest = _WGMMA_N
         return (
             self.units % granularity == 0
             and self.hidden % (self.units * self.split_k * self.cluster) == 0
-            and self.ctas <= num_sms
+            and self.batch_groups * self.ctas <= num_sms
             and self.k % (self.split_k * SWIZZLE) == 0
             and self.n_per_cta <= largest
             and self.smem_bytes <= _SMEM_BYTES
