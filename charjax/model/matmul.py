@@ -48,6 +48,14 @@ def dot_trailing(
     return result
 
 
+def dot_leading(
+    a: Float[Array, "*positions m"], b: Float[Array, "*positions n"], dtype: DTypeLike
+) -> Float[Array, "m n"]:
+    """`dot_trailing` of operands whose positions come first, [*positions, features]."""
+    a, b = (x.reshape(-1, x.shape[-1]) for x in (a, b))
+    return _contract(a, b, (0,), (0,), dtype)
+
+
 def round_to(x: Float[Array, "*shape"], dtype: DTypeLike) -> Float[Array, "*shape"]:
     """`x` rounded to the values of `dtype`, in the dtype of `x`.
 

@@ -18,15 +18,17 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, BFloat16, Float
 
 from charjax.model.cells import CELLS
-from charjax.model.matmul import dot_trailing, lookup
+from charjax.model.matmul import dot_leading, int_cotangent
 from charjax.model.recurrence.base import (
+    Inputs,
     Layer,
     Operands,
+    Projected,
     Resets,
     Result,
     Table,
     Weights,
-    input_grad,
+    with_candidate,
 )
 from charjax.model.recurrence.pallas_hopper import kernels
 from charjax.model.recurrence.pallas_hopper.plan import LaunchConfig, Plan, make_plan
@@ -139,11 +141,8 @@ def _forward(cell: str, launch: LaunchConfig, operands: Operands) -> tuple[Resul
             CELLS[cell], tiling, igates, bias, carry, packed, keep, launch.interpret
         )
 
-    igates = inputs.igates
-    if isinstance(inputs, Table):
-        igates = lookup(inputs.igates, inputs.tokens)
     keep = _keep_by_launch(resets, tiling)
-    launches = _features_to_ctas(igates, tiling), _carry_to_ctas(carry, tiling), keep
+    launches = _igates_to_ctas(inputs, tiling), _carry_to_ctas(carry, tiling), keep
     states, residuals, last = _map_launches(run, launches)
     outputs = _features_from_ctas(residuals[:, :, :, 0])
     return (outputs, _carry_from_ctas(last)), _Residuals(operands, states, residuals)
@@ -163,12 +162,12 @@ def _backward(cell: str, launch: LaunchConfig, res: _Residuals, grads: Result) -
     d_outputs, keep = _features_to_ctas(d_outputs, tiling), _keep_by_launch(resets, tiling)
     launches = res.residuals, d_outputs, _carry_to_ctas(d_last, tiling), keep
     d_hgates, d_candidate, d_carry = _map_launches(run, launches)
-    d_hgates, before = _feature_major(d_hgates), _feature_major(res.states[:, :-1])
-    d_candidate = _feature_major(d_candidate) if CELLS[cell].reset_after else None
-    d_kernel, d_bias = dot_trailing(before, d_hgates, dtype), None
+    # As the kernels wrote it: a transposed copy would take longer than what reads it.
+    d_kernel, d_bias = dot_leading(res.states[:, :-1], d_hgates, dtype), None
     if weights.bias is not None:
-        d_bias = jnp.sum(d_hgates[-hidden:], axis=(1, 2), dtype=jnp.float32)
-    d_inputs = input_grad(inputs, d_hgates, d_candidate, dtype)
+        d_bias = jnp.sum(d_hgates[..., -hidden:], axis=(0, 1, 2), dtype=jnp.float32)
+    d_candidate = d_candidate if CELLS[cell].reset_after else None
+    d_inputs = _input_grad(inputs, tiling, d_hgates, d_candidate)
     return (Operands(d_inputs, Weights(d_kernel, d_bias), _carry_from_ctas(d_carry)),)
 
 
@@ -202,6 +201,39 @@ def _map_launches(run: Callable[[Any], Any], launches: Any) -> Any:
     return jax.lax.map(run, launches)
 
 
+def _igates_to_ctas(
+    inputs: Inputs, tiling: Tiling
+) -> Float[Array, "launches time ctas gates rows units"]:
+    """The input gates of every position, as the kernels read them."""
+    if isinstance(inputs, Projected):
+        return _features_to_ctas(inputs.igates, tiling)
+    # Columns of the table in the order of the kernels, so that XLA looks up and writes at once.
+    table = inputs.igates.reshape(-1, tiling.ctas, tiling.units, inputs.igates.shape[1])
+    tokens = _by_launch(inputs.tokens, tiling)
+    igates = jnp.take(table.transpose(3, 1, 0, 2), tokens, axis=0, mode="clip")
+    return igates.transpose(0, 1, 3, 4, 2, 5)
+
+
+def _input_grad(
+    inputs: Inputs,
+    tiling: Tiling,
+    d_hgates: BFloat16[Array, "launches time rows gates"],
+    d_candidate: BFloat16[Array, "launches time rows hidden"] | None,
+) -> Inputs:
+    """`charjax.model.recurrence.base.input_grad` of what the backward kernel returns."""
+    if isinstance(inputs, Projected):
+        features = None if d_candidate is None else _feature_major(d_candidate)
+        d_igates = with_candidate(_feature_major(d_hgates), features)
+        return Projected(d_igates.astype(jnp.float32))
+    ones = jax.nn.one_hot(
+        _by_launch(inputs.tokens, tiling), inputs.igates.shape[1], dtype=jnp.bfloat16
+    )
+    d_table = dot_leading(d_hgates, ones, jnp.bfloat16)
+    if d_candidate is not None:
+        d_table = with_candidate(d_table, dot_leading(d_candidate, ones, jnp.bfloat16))
+    return Table(d_table, int_cotangent(inputs.tokens))
+
+
 def _features_to_ctas(
     features: Float[Array, "features time batch"], tiling: Tiling
 ) -> Float[Array, "launches time ctas gates rows units"]:
@@ -227,8 +259,13 @@ def _keep_by_launch(
     if resets is None:
         return None
     keep = jnp.pad(1 - resets.astype(jnp.float32), ((0, 1), (0, 0)), constant_values=1)
-    keep = keep.reshape(len(keep), -1, tiling.rows).swapaxes(0, 1)
+    keep = _by_launch(keep, tiling)
     return jnp.broadcast_to(keep[..., None], (*keep.shape, tiling.units))
+
+
+def _by_launch(positions: Array, tiling: Tiling) -> Array:
+    """[time, batch] to [launches, time, rows]."""
+    return positions.reshape(len(positions), -1, tiling.rows).swapaxes(0, 1)
 
 
 def _carry_to_ctas(
