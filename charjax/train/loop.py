@@ -21,7 +21,7 @@ from charjax.inference.evaluate import max_eval_chars, score
 from charjax.runtime import distributed
 from charjax.runtime.display import Display, make_display, show_messages
 from charjax.runtime.signals import StopSignals
-from charjax.train import messages, resume
+from charjax.train import compile_ahead, messages, resume
 from charjax.train.metrics import draw_curves, read_metrics
 from charjax.train.run import Run, RunState, set_up
 from charjax.train.samples import generate_samples, write_samples
@@ -80,8 +80,11 @@ def _train(run: Run, state: RunState, show: Callable[..., None]) -> int | None:
         signals, partial(_time_is_up, run, state), partial(_checkpoint_is_due, run, state)
     )
     is_done = _stops_here(run, state, stop)
+    params = state.train_state.eval_params
+    wait = compile_ahead.start(run.meta.resolved_config, params, run.dataset)
     if state.progress.pending or state.progress.unsampled:
         with signals, state.clock.paused():
+            wait()
             is_done = _do_what_is_due(run, state, stop, show)
     with contextlib.ExitStack() as handlers:
         while not is_done:
@@ -97,6 +100,7 @@ def _train(run: Run, state: RunState, show: Callable[..., None]) -> int | None:
             if is_done or stop.checkpoint_is_due or run.intervals.any_due(state.step):
                 state.metrics.flush()
                 with state.clock.paused():
+                    wait()
                     is_done = _do_what_is_due(run, state, stop, show)
             show()
     return stop.signal

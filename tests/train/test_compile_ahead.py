@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import pytest
+
+from charjax.data.dataset import load_dataset
+from charjax.train import compile_ahead, loop
+
+from .tiny import outcome
+
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+@pytest.fixture
+def compiled():
+    """How often XLA has compiled anything, counted up in a list of one."""
+    count = [0]
+
+    def listen(event: str, _: float, **__: object) -> None:
+        count[0] += event == _COMPILED
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield count
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_evaluation_and_sampling_compile_nothing_after_it(config, compiled, tmp_path, monkeypatch):
+    """A number that is not 0: `compile_all` runs a program of other shapes than the run does."""
+    config = replace(config, model=replace(config.model, hidden=11))  # of no other test
+    later = {"evaluating": 0}
+
+    def start(config, params, dataset):
+        like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+        compile_ahead.compile_all(config, like, dataset)
+        return lambda: None
+
+    def counted(run, *args):
+        before = compiled[0]
+        result = run(*args)
+        later["evaluating"] += compiled[0] - before
+        return result
+
+    monkeypatch.setattr(compile_ahead, "start", start)
+    for name in ("_evaluate", "_sample"):
+        monkeypatch.setattr(loop, name, partial(counted, getattr(loop, name)))
+    loop.train(config, tmp_path / "with")
+    assert later["evaluating"] == 0
+    monkeypatch.undo()
+    loop.train(config, tmp_path / "without")
+    assert outcome(tmp_path / "with") == outcome(tmp_path / "without")
+
+
+def test_a_failure_is_left_to_the_run(config, monkeypatch):
+    """The thread must not print a traceback beside the run's own message."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("RESOURCE_EXHAUSTED")
+
+    monkeypatch.setattr(compile_ahead, "compile_all", fail)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    wait = compile_ahead.start(config, {}, load_dataset(config))
+    wait()
