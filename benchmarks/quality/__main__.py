@@ -4,10 +4,9 @@
     python -m benchmarks.quality recipe --workdir=FOLDER --config=shakespeare [--seeds 0 1 2]
 
 `arms` trains each arm of `benchmarks.quality.arms` and writes results/quality_arms.json. `recipe`
-trains a shipped config on the whole training part and reads its last weights once on the
-validation part, in three ways; it writes results/quality_NAME.json. FOLDER keeps the runs: one
-that was interrupted goes on, and one that has ended is not trained again. Rows of other arms and
-seeds stay in the file. `python -m benchmarks.tables` writes the tables of docs/quality.md.
+trains a shipped config on the whole training part and reads its last weights once on the validation
+part, in three ways; it writes results/quality_NAME.json. FOLDER keeps the runs, which go on where
+they were interrupted. Other arms and seeds stay in the file. `benchmarks.tables` writes the tables.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import json
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ def train(config: str, workdir: Path, seed: int, *flags: str) -> dict[str, Any]:
     info = json.loads(run("-m", "charjax", "info", f"--workdir={workdir}"))
     return {
         "seed": seed,
+        "device": figures["device"],
         "parameters": info["parameters"],
         "steps": figures["steps"],
         "minutes": round(figures["training_s"] / 60, 1),
@@ -55,8 +56,7 @@ def train_arm(name: str, folder: Path, seed: int) -> dict[str, Any]:
 
 def train_recipe(config: str, folder: Path, seed: int) -> dict[str, Any]:
     """A shipped config with one seed; its last weights on the validation part."""
-    workdir = folder / f"{file_name(config)}-{seed}"
-    measured = train(config, workdir, seed)
+    measured = train(config, workdir := folder / f"{file_name(config)}-{seed}", seed)
     score = ("-m", "charjax", "score", f"--workdir={workdir}", "--checkpoint=newest", "--part=val")
     losses = {name: json.loads(run(*score, *flags)) for name, flags in READINGS.items()}
     return measured | {name: round(loss["nats_per_char"], 4) for name, loss in losses.items()}
@@ -67,12 +67,11 @@ def file_name(config: str) -> str:
     return re.sub(r"\W", "_", config)
 
 
-def keep(name: str, key: Sequence[str], runs: Runs, rows: Any) -> None:
-    """Writes a result file with these runs and those before that have another key."""
+def keep(name: str, new: Mapping[str, Any], rows: Any) -> None:
+    """Writes a result file with this run and those before of other arms or seeds."""
     before = (result_files.read(name) or {"runs": []})["runs"]
-    new = {tuple(one[field] for field in key) for one in runs}
-    others = [one for one in before if tuple(one[field] for field in key) not in new]
-    together = [*others, *runs]
+    key = [field for field in ("arm", "seed") if field in new]
+    together = [*(one for one in before if any(one[f] != new[f] for f in key)), new]
     print(result_files.write(name, {"rows": rows(together), "runs": together}), flush=True)
 
 
@@ -102,30 +101,32 @@ def arm_rows(runs: Runs) -> list[dict[str, Any]]:
 
 def recipe_rows(runs: Runs) -> list[dict[str, Any]]:
     """A row for each seed, and their mean."""
-    fields = ("parameters", "steps", "minutes", *READINGS)
+    fields = ("device", "parameters", "steps", "minutes", *READINGS)
     rows = [
-        {"seed": str(one["seed"])} | {field: one[field] for field in fields}
+        {"seed": str(one["seed"])} | {field: one[field] for field in fields if field in one}
         for one in sorted(runs, key=lambda one: int(one["seed"]))
     ]
     return [*rows, {"seed": "mean"} | {name: mean(one[name] for one in runs) for name in READINGS}]
 
 
 def main() -> None:
-    """Trains what is asked for, one run at a time, and writes the result after each."""
+    """Trains what is asked for, and writes the result after each run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("arms", "recipe"))
     parser.add_argument("--workdir", type=Path, required=True, help="where the runs are kept")
     parser.add_argument("--only", nargs="+", choices=[arm.name for arm in ARMS], metavar="ARM")
     parser.add_argument("--config", default="shakespeare", help="the name of a shipped config")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, as on a GPU")
     args = parser.parse_args()
-    for seed in args.seeds:
-        if args.what == "recipe":
-            found = train_recipe(args.config, args.workdir, seed)
-            keep(f"quality_{file_name(args.config)}", ("seed",), [found], recipe_rows)
-            continue
-        for name in args.only or [arm.name for arm in ARMS]:
-            keep("quality_arms", ("arm", "seed"), [train_arm(name, args.workdir, seed)], arm_rows)
+    arms = [arm.name for arm in ARMS] if args.what == "arms" else []
+    wanted = (args.only or arms) if arms else [args.config]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        train_one = train_arm if arms else train_recipe
+        runs = [pool.submit(train_one, one, args.workdir, s) for s in args.seeds for one in wanted]
+        for run in as_completed(runs):
+            name = "arms" if arms else file_name(args.config)
+            keep(f"quality_{name}", run.result(), arm_rows if arms else recipe_rows)
 
 
 if __name__ == "__main__":
