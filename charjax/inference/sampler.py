@@ -3,8 +3,9 @@
 Sample i of a seed is the same text whatever the number of samples, and however the text is cut
 into chunks: its random numbers are a function of (seed, sample, position), and samples run in
 groups whose sizes are fixed in advance, so that the rounding of the matmuls does not depend on
-how many samples are asked for. Packed and int8 matmuls are batch-invariant: they give each
-sequence the same bits in a batch of any size. With them, a group has any size.
+how many samples are asked for. Packed and int8 matmuls are batch-invariant, and so is the
+persistent kernel: they give each sequence the same bits in a batch of any size. With them, a group
+has any size.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -32,6 +33,7 @@ from charjax.inference.sampling_loop import (
     Sampled,
     Starts,
     compiled_loop,
+    has_persistent_loop,
     start_rows,
 )
 from charjax.model.decode import DecodeWeights, Layout, decode_weights, mask_token
@@ -52,8 +54,9 @@ _ACCELERATOR_GROUP_SIZES = (64, 256)
 # held in bfloat16.
 _MIN_FEATURE_MAJOR = 64
 _MIN_BFLOAT16 = 8
-_CHUNK = 256  # characters in one dispatch, unless their noise exceeds
+_CHUNK, _PERSISTENT_CHUNK = 256, 1024  # characters in one dispatch, unless their noise exceeds
 _MAX_NOISE = 1 << 23  # numbers drawn ahead of the scan
+_MAX_PERSISTENT_GROUP = 64  # rows of the persistent kernel
 
 # Token ids of the samples of one group, chunk by chunk.
 Chunks = Iterator[Int[np.ndarray, "samples chunk"]]
@@ -142,7 +145,9 @@ class Sampler:
         check_num_samples(num_samples)
         enabled = Enabled.for_rows([sampling], num_top)
         program = Program(self.config, enabled, copies.length if copies else 0)
-        for first, size in sample_groups(self.config, num_samples):
+        largest = min(num_samples, _MAX_PERSISTENT_GROUP)
+        is_persistent = program.is_persistent(self.vocab_size, largest)
+        for first, size in sample_groups(self.config, num_samples, persistent=is_persistent):
             weights = self.weights(size, program.enabled)
             controls = self.row_controls([sampling] * size)
             starts = _group_starts(sampling.seed, first, size, prompt)
@@ -157,7 +162,7 @@ class Sampler:
         is forbidden by `row_controls`.
         """
         masked = None if enabled.has_bias else self._masked
-        return self._weights(group_format(self.config, size), masked)
+        return self._weights(group_format(self.config, self.vocab_size, size), masked)
 
     def row_controls(self, rows: Sequence[Sampling]) -> RowControls:
         """The controls of the rows of a batch; see `charjax.inference.row_controls`."""
@@ -186,14 +191,23 @@ def check_num_samples(num_samples: int) -> None:
         raise InputError(f"--num_samples={num_samples}: must be from 1 to {MAX_SAMPLES:,}")
 
 
-def sample_groups(config: ModelConfig, num_samples: int) -> Iterator[tuple[int, int]]:
+def sample_groups(
+    config: ModelConfig, num_samples: int, *, persistent: bool = False
+) -> Iterator[tuple[int, int]]:
     """(first sample, size) of each group.
 
     Sizes grow, so that the first samples are ready soon and many of them use the whole
     machine.
+
+    Args:
+      config: the architecture.
+      num_samples: of all groups.
+      persistent: whether the groups run in the persistent kernel, which is batch-invariant.
     """
     sizes = _GROUP_SIZES.get(jax.default_backend(), _ACCELERATOR_GROUP_SIZES)
-    if is_batch_invariant(config):
+    if persistent:
+        sizes = (min(num_samples, _MAX_PERSISTENT_GROUP),)
+    elif is_batch_invariant(config):
         sizes = (min(num_samples, sizes[-1]),)
     first = 0
     for size in itertools.chain(sizes, itertools.repeat(sizes[-1])):
@@ -204,7 +218,7 @@ def sample_groups(config: ModelConfig, num_samples: int) -> Iterator[tuple[int, 
 
 
 def is_batch_invariant(config: ModelConfig) -> bool:
-    """Whether a sample has the same bits in a batch of any size, on this machine."""
+    """Whether a sample has the same bits in a batch of any size, whatever its controls, here."""
     if jax.default_backend() != "cpu":
         return False
     return config.dtype == "int8" or _packing_library(config) is not None
@@ -224,11 +238,13 @@ class GroupFormat(NamedTuple):
     library: Library | None
 
 
-def group_format(config: ModelConfig, size: int) -> GroupFormat:
+def group_format(config: ModelConfig, vocab_size: int, size: int) -> GroupFormat:
     """The fastest format for groups of a size."""
     int8, library = config.dtype == "int8", _packing_library(config)
     if library:
         return GroupFormat("batch_major", fast_dtype() if int8 else "", library)
+    if size <= _MAX_PERSISTENT_GROUP and has_persistent_loop(config, vocab_size, size):
+        return GroupFormat("batch_major", "", None)
     layout: Layout = "vector" if size == 1 else "batch_major"
     if size >= _MIN_FEATURE_MAJOR:
         layout = "feature_major"
@@ -296,9 +312,13 @@ def _sample_group(
 
     The same compiled loop reads the prompt, whose tokens are forced instead of sampled.
     """
-    size = len(group.starts.tokens)
+    size, vocab_size = len(group.starts.tokens), group.weights.vocab_size
     keys, loop = start_rows(group.program, group.weights, group.starts)
-    chunk = max(1, min(_CHUNK, _MAX_NOISE // (size * group.weights.vocab_size)))
+    is_persistent = group.program.is_persistent(vocab_size, size)
+    chunk = _PERSISTENT_CHUNK if is_persistent else _CHUNK
+    chunk = max(1, min(chunk, _MAX_NOISE // (size * vocab_size)))
+    ahead = int(is_persistent)  # chunks that the GPU runs while an earlier one is read
+    running: list[tuple[Sampled, Any]] = []
     num_forced = prompt.size - 1
     yield _empty(group)  # so that a text of no characters has a chunk, too
     for start in range(0, num_forced + num_chars, chunk):
@@ -312,7 +332,15 @@ def _sample_group(
         )
         kept = (positions >= 0) & (positions < num_chars)
         if kept.any():
-            yield sampled.on_host(np.s_[: group.wanted, kept])
+            running.append((sampled, np.s_[: group.wanted, kept]))
+        if len(running) > ahead:
+            yield _read(running.pop(0))
+    yield from map(_read, running)
+
+
+def _read(chunk: tuple[Sampled, Any]) -> Sampled:
+    sampled, selected = chunk
+    return sampled.on_host(selected)
 
 
 def _empty(group: _Group) -> Sampled:

@@ -8,8 +8,10 @@ matmuls, and batch-invariant matmuls round each row alike in any batch.
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable
 from functools import partial
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +31,7 @@ from charjax.inference.sampling import (
 )
 from charjax.model.carry import initial_carry
 from charjax.model.decode import DecodeState, DecodeWeights, decode_state, decode_step, reset_state
+from charjax.model.recurrence.api import resolve
 from charjax.runtime.compiler_options import loop_compiler_options
 from charjax.runtime.keys import Stream, indexed_key, stream_key
 
@@ -113,6 +116,23 @@ class Program(NamedTuple):
     config: ModelConfig
     enabled: Enabled
     max_copy: int = 0
+
+    def is_persistent(self, vocab_size: int, batch: int) -> bool:
+        """Whether the loop over a batch of a size is one persistent kernel on this GPU."""
+        enabled = Enabled(bias=self.enabled.bias)  # what the kernel knows
+        return (
+            self.enabled == enabled
+            and not self.max_copy
+            and has_persistent_loop(self.config, vocab_size, batch)
+        )
+
+
+def has_persistent_loop(config: ModelConfig, vocab_size: int, batch: int) -> bool:
+    """Whether the loop of programs with few controls is a persistent kernel on this GPU."""
+    if resolve(config, batch, strict=False).implementation != "persistent":
+        return False
+    fits: bool = _persistent_kernel().fits(config, vocab_size, batch)
+    return fits
 
 
 class Starts(NamedTuple):
@@ -214,6 +234,8 @@ def _sampling_loop(
     position_keys = jax.vmap(jax.vmap(indexed_key), (None, 0))(keys, given.positions)
     noise = gumbel_noise(position_keys, weights.vocab_size)
 
+    if program.is_persistent(weights.vocab_size, len(keys)):
+        return _persistent_loop(program, weights, loop, given, noise, controls)
     keeps_history = program.enabled.penalty or copies is not None
 
     def advance(loop: LoopCarry, xs: tuple[Given, Array]) -> tuple[LoopCarry, Sampled]:
@@ -237,6 +259,29 @@ def _sampling_loop(
 
     loop, sampled = jax.lax.scan(advance, loop, (given, noise))
     return loop, jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), sampled)
+
+
+def _persistent_loop(
+    program: Program,
+    weights: DecodeWeights,
+    loop: LoopCarry,
+    given: Given,
+    noise: Float[Array, "time batch vocab"],
+    controls: RowControls,
+) -> tuple[LoopCarry, Sampled]:
+    """`_sampling_loop` as one kernel."""
+    noise = jnp.expand_dims(controls.temperature, 0) * noise
+    if program.enabled.has_bias:
+        noise = noise + jnp.expand_dims(controls.bias, 0)
+    tokens, state = _persistent_kernel().decode(
+        program.config.cell, weights, loop.state, loop.igates, given.forced, noise
+    )
+    return LoopCarry(weights.lookup(tokens[-1]), state, loop.history), Sampled(tokens.T)
+
+
+def _persistent_kernel() -> ModuleType:
+    # Imported on first use, since Pallas loads slowly.
+    return importlib.import_module("charjax.model.recurrence.pallas_hopper.decode")
 
 
 def _controlled(

@@ -99,9 +99,7 @@ class Cta:
 
     def load(self, ref: Any) -> Array:
         """Global memory [BATCH_TILE, columns] into registers, in the layout of accumulators."""
-        # Unoptimized: only loads from shared memory have a way around bank conflicts.
-        value: Array = plgpu.load(ref, *_LOAD_INDEX, layout=plgpu.Layout.WGMMA, optimized=False)
-        return value
+        return load_registers(ref, plgpu.Layout.WGMMA)
 
     def store(self, ref: Any, value: Array) -> None:
         """Registers in the layout of accumulators into global memory."""
@@ -124,8 +122,24 @@ class Cta:
 
     def wait(self, turn: Array | int, group: Array | None = None) -> None:
         """Waits until all CTAs of the grid, or of a group, have arrived `turn` times."""
+        members = self.tiling.ctas if group is None else self.tiling.split_k
+        self._wait_for(turn * members, group)
+
+    def arrive_first(self, turn: Array | int) -> None:
+        """Arrives at the barrier of `wait_first`, in a kernel without split-K."""
+        self.arrive(turn, self._first)
+
+    def wait_first(self, turn: Array | int, ctas: int) -> None:
+        """Waits until the first CTAs of the grid, so many, have arrived `turn` times."""
+        self._wait_for(turn * ctas, self._first)
+
+    @property
+    def _first(self) -> Array:
+        # The last semaphore, as if it were a group's: in another cache line than the grid's.
+        return jnp.asarray(self.tiling.semaphores - 2, jnp.int32)
+
+    def _wait_for(self, count: Array | int, group: Array | None) -> None:
         # An acquire. The count never decreases, so no CTA can miss it, and nothing resets it.
-        count = turn * (self.tiling.ctas if group is None else self.tiling.split_k)
         semaphore = self._semaphore(group)
         plgpu.semaphore_wait(semaphore, count, decrement=False, memory_scope="gpu")
 
@@ -148,19 +162,24 @@ class Cta:
         plgpu.copy_gmem_to_smem(packed.at[self.index], weights, copied.at[0])
         plgpu.barrier_wait(copied.at[0])
 
-    def matmul(self, operand: Any, turn: Array | int) -> TileWork[Gates]:
+    def matmul(self, operand: Any, turn: Array | int, rows: int = BATCH_TILE) -> TileWork[Gates]:
         """The tile's matmul of a time step: float32 [BATCH_TILE, units] per output of a unit.
 
         Args:
           operand: global memory, bfloat16 [rows, K], written by all CTAs.
           turn: how many matmuls of the tile the kernel has done, this one included.
+          rows: of the tile, the first ones, a multiple of 8: the others are not copied, and mean
+            nothing in the result.
         """
-        tiling = self.tiling
+        tiling, operands = self.tiling, self.scratch.operand
+        if rows < BATCH_TILE:
+            operands = operands.at[:, pl.ds(0, rows)]
+        copied = pl.ds(self.tile_of_launch * BATCH_TILE, rows)
         for chunk in range(tiling.k_chunks):
             start = self.member * tiling.k_per_cta + chunk * tiling.k_per_chunk
             plgpu.copy_gmem_to_smem(
-                operand.at[self.rows, pl.ds(start, tiling.k_per_chunk)],
-                self.scratch.operand.at[chunk],
+                operand.at[copied, pl.ds(start, tiling.k_per_chunk)],
+                operands.at[chunk],
                 self.scratch.copied.at[chunk],
                 collective_axes="cluster" if tiling.cluster > 1 else None,
             )
@@ -226,10 +245,15 @@ class InterpretedCta(Cta):
         """Polls the counts of all members."""
         split_k = self.tiling.split_k
         members = pl.ds(0, self.tiling.ctas) if group is None else pl.ds(group * split_k, split_k)
+        self._poll(turn, 0 if group is None else 1, members)
 
+    def wait_first(self, turn: Array | int, ctas: int) -> None:
+        """Polls the counts of the first CTAs."""
+        self._poll(turn, 1, pl.ds(0, ctas))
+
+    def _poll(self, turn: Array | int, barrier: int, members: Any) -> None:
         def is_behind(spins: Array) -> Array:
-            kind = 0 if group is None else 1
-            latest = jnp.max(self.arrivals[self.tile_of_launch, kind, members])
+            latest = jnp.max(self.arrivals[self.tile_of_launch, barrier, members])
             return jnp.logical_and(latest > -jnp.int32(turn), spins < _MAX_SPINS)
 
         lax.while_loop(is_behind, lambda spins: spins + 1, jnp.int32(0))
@@ -245,6 +269,13 @@ class InterpretedCta(Cta):
         operand, weights = lax.concatenate(chunks, 1), self.scratch.weights[...]
         contract_k = (((1,), (1,)), ((), ()))
         return lax.dot_general(operand, weights, contract_k, preferred_element_type=jnp.float32)
+
+
+def load_registers(ref: Any, layout: Any) -> Array:
+    """Global memory into registers in a layout."""
+    # Unoptimized: only loads from shared memory have a way around bank conflicts.
+    value: Array = plgpu.load(ref, *_LOAD_INDEX, layout=layout, optimized=False)
+    return value
 
 
 def _emit_proxy_fence(_: Any) -> None:

@@ -26,30 +26,35 @@ def launch(
     inputs: tuple[Array, ...],
     out_types: tuple[jax.ShapeDtypeStruct, ...],
     interpret: Any,
+    extra_scratch: tuple[Any, ...] = (),
 ) -> list[Array]:
     """Runs a kernel with one CTA per SM.
 
     Args:
-      body: called with one `Cta` per batch tile, then with references to the inputs and outputs.
+      body: called with one `Cta` per batch tile, then with references to the inputs, the outputs
+        and `extra_scratch`.
       tiling: of the matmul over the grid.
       weights: `pack_weights` of the matmul's right operand.
       inputs: in global memory.
       out_types: of the outputs.
       interpret: parameters of Pallas' interpret mode for GPUs; None: run on a GPU.
+      extra_scratch: shared memory of the kernel, beside that of its matmul.
     """
     workspace = _workspace(tiling, interpret)
 
     def kernel(packed: Any, *refs: Any) -> None:
-        scratch_size = len(Scratch._fields)
-        arrays, scratch = refs[:-scratch_size], Scratch(*refs[-scratch_size:])
-        ctas = _ctas(tiling, scratch, arrays[-len(workspace) :], interpret)
+        num_arrays = len(inputs) + len(out_types)
+        arrays, refs = refs[:num_arrays], refs[num_arrays:]
+        workspace_refs, refs = refs[: len(workspace)], refs[len(workspace) :]
+        scratch, extra = Scratch(*refs[: len(Scratch._fields)]), refs[len(Scratch._fields) :]
+        ctas = _ctas(tiling, scratch, workspace_refs, interpret)
         ctas[0].load_weights(packed)
-        body(ctas, *arrays[: -len(workspace)])
+        body(ctas, *arrays, *extra)
 
     run = plgpu.kernel(
         kernel,
         out_type=(*out_types, *workspace),
-        scratch_types=_scratch(tiling),
+        scratch_types=(*_scratch(tiling), *extra_scratch),
         compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Lane),
         **_grid(tiling, interpret),
     )

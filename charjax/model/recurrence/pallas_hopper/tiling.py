@@ -15,6 +15,7 @@ _WGMMA_N = (8, 256)  # N of a wgmma: its granularity, and the largest
 _SPLITS = (1, 2, 4, 8)
 _MAX_K_CHUNKS = 4
 _SEMAPHORES_PER_LINE = 32  # of 4 bytes, in a cache line of 128
+_MAX_BOX = 256  # of a TMA copy, along each axis
 
 # A CTA of Hopper has 227 KiB; the rest is for barriers and alignment.
 _SMEM_BYTES = 226 * 1024
@@ -149,6 +150,35 @@ def choose_tilings(
             least_traffic = partial(min, key=attrgetter("bytes_per_step"))
             return least_traffic(forward), least_traffic(backward)
     return None
+
+
+def choose_decode_tiling(hidden: int, gates: int, vocab_size: int, num_sms: int) -> Tiling | None:
+    """The tiling of a decoding step's matmul; None if no tiling fits the GPU.
+
+    The state [batch, hidden] meets the recurrent kernel and, as if it were one more gate, the
+    kernel of the logits: a CTA computes the logits of `units` tokens, where there are so many.
+    Beside both operands, a CTA holds its columns of the table of input gates.
+
+    Args:
+      hidden: units of the layer.
+      gates: of its cell.
+      vocab_size: number of tokens.
+      num_sms: of the GPU.
+    """
+    granularity, largest = _WGMMA_N
+    if vocab_size > min(hidden, _MAX_BOX):
+        return None
+    for units in range(granularity, largest + 1, granularity):
+        tiling = Tiling(hidden, hidden, gates + 1, units)
+        table = 4 * padded_vocab(vocab_size) * gates * units
+        if tiling.fits(num_sms) and tiling.smem_bytes + table <= _SMEM_BYTES:
+            return tiling
+    return None
+
+
+def padded_vocab(vocab_size: int) -> int:
+    """Rows of the table of input gates in shared memory: TMA copies a multiple of 128 bytes."""
+    return -(-vocab_size // 8) * 8
 
 
 def pack_weights(
