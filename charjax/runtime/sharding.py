@@ -31,6 +31,14 @@ def all_devices() -> list[jax.Device]:
     return sorted(devices, key=lambda device: (device.process_index, device.id))
 
 
+def host_device() -> jax.Device | None:
+    """This process's CPU as a device of JAX; None where `JAX_PLATFORMS` leaves it out."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None
+
+
 def data_mesh(devices: list[jax.Device]) -> Mesh:
     """The 1-D mesh of these devices, its axis named `DATA_AXIS`."""
     # With explicit axes, the default of jax.make_mesh, the embedding's lookup fails.

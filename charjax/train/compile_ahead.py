@@ -14,6 +14,7 @@ from charjax.config import Config
 from charjax.data.dataset import Dataset
 from charjax.inference.evaluate import max_eval_chars, score
 from charjax.runtime import distributed, sharding
+from charjax.train.metrics import figure_class
 from charjax.train.samples import generate_samples
 from charjax.types import PyTree
 
@@ -84,5 +85,6 @@ def compile_all(config: Config, like: PyTree, dataset: Dataset) -> None:
 def _try_compile(config: Config, like: PyTree, dataset: Dataset) -> None:
     try:
         compile_all(config, like, dataset)
+        figure_class()  # imports what draws the curves when the run ends
     except Exception as error:  # such as too little memory: the run itself reports what fails
         _logger.debug(f"not compiled ahead: {error}")

@@ -96,6 +96,15 @@ def _plot_losses(axes: Any, groups: Sequence[Sequence[Mapping[str, Any]]]) -> No
         axes.axvline(records[0]["step"], color="gray", linewidth=0.5)
 
 
+def figure_class() -> Any:
+    """`matplotlib.figure.Figure`, which takes half a second to import."""
+    # Silences its warning that it builds a font cache.
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+    from matplotlib.figure import Figure
+
+    return Figure
+
+
 def draw_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draws training and validation loss over steps as a PNG.
 
@@ -106,11 +115,7 @@ def draw_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
       InputError: the path is a link, or another kind of file.
       HostError: the file cannot be written.
     """
-    from matplotlib.figure import Figure  # takes half a second to import
-
-    # Silences its warning that it builds a font cache.
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = figure_class()(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     by_val_text = itertools.groupby(records, lambda record: record.get("val_record", 0))
     groups = [list(group) for _, group in by_val_text]

@@ -15,6 +15,7 @@ from charjax.data.batches import Batch, Slices, read_slices
 from charjax.model.carry import initial_carry, reset_carry
 from charjax.model.network import RowKeys, init_params
 from charjax.runtime.keys import Stream, indexed_key, stream_key
+from charjax.runtime.sharding import host_device
 from charjax.train.loss import DropoutKeys, accumulate, make_loss_and_grad, make_total_nats
 from charjax.train.optimizer import Schedule, schedule_free_average
 from charjax.train.scheduled_sampling import mix_inputs, sampling_rate
@@ -69,9 +70,13 @@ Step: TypeAlias = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
 def init_state(
     config: Config, vocab_size: int, optimizer: optax.GradientTransformation
 ) -> TrainState:
-    """The state before the first step, a function of `config.seed`."""
-    params = init_params(config.model, vocab_size, stream_key(config.seed, Stream.INIT))
-    state: TrainState = _init_others(config, optimizer, params)
+    """The state before the first step, a function of `config.seed`, on the host.
+
+    So a seed has the same parameters on any device, and they compile in less time than on a GPU.
+    """
+    with jax.default_device(host_device()):
+        params = init_params(config.model, vocab_size, stream_key(config.seed, Stream.INIT))
+        state: TrainState = _init_others(config, optimizer, params)
     return state._replace(params=params)
 
 

@@ -230,6 +230,8 @@ def _input_grad(
     )
     d_table = dot_leading(d_hgates, ones, jnp.bfloat16)
     if d_candidate is not None:
+        # Of matmuls with a common operand XLA makes one, and copies their other operands for it.
+        ones = jax.lax.optimization_barrier(ones)
         d_table = with_candidate(d_table, dot_leading(d_candidate, ones, jnp.bfloat16))
     return Table(d_table, int_cotangent(inputs.tokens))
 
