@@ -34,9 +34,9 @@ class Intervals:
     sample: int
     dispatch: int
 
-    def any_due(self, step: int) -> bool:
-        """Whether the run logs, evaluates, samples or saves at this step."""
-        intervals = (self.log, self.evaluate, self.checkpoint, self.sample)
+    def needs_state(self, step: int) -> bool:
+        """Whether the run evaluates, samples or saves the state of this step."""
+        intervals = (self.evaluate, self.checkpoint, self.sample)
         return any(step % interval == 0 for interval in intervals)
 
 

@@ -93,11 +93,14 @@ def _train(run: Run, state: RunState, show: Callable[..., None]) -> int | None:
                 handlers.enter_context(signals)
                 is_compiled = True
             stop.sync()
-            # While the devices compute these steps, the host reads metrics of the previous ones.
-            state.metrics.push(metrics, state.step)
+            # While the devices compute these steps, the host reads metrics of the previous ones,
+            # and logs them: no device waits for a record.
+            read = state.metrics.push(metrics, state.step)
+            if read is not None and read % run.intervals.log == 0:
+                run.log.write(_next_record(run, state, read))
             # Checked once: a signal after this line must not end the loop before a save.
             is_done = _stops_here(run, state, stop)
-            if is_done or stop.checkpoint_is_due or run.intervals.any_due(state.step):
+            if is_done or stop.checkpoint_is_due or run.intervals.needs_state(state.step):
                 state.metrics.flush()
                 with state.clock.paused():
                     wait()
@@ -173,12 +176,12 @@ def _do_what_is_due(run: Run, state: RunState, stop: StopFlags, show: Callable[.
         if progress.unsampled:
             val_loss = run.checkpoints.read_meta(which=step).val_loss
         elif ended or progress.pending or step % intervals.evaluate == 0:
-            progress.pending = progress.pending or _next_record(run, state)
+            progress.pending = progress.pending or _next_record(run, state, step)
             if save:
                 _save(run, state)
             val_loss, is_best = _evaluate(run, state, stop, show)
         elif step % intervals.log == 0:
-            run.log.write(_next_record(run, state))
+            run.log.write(_next_record(run, state, step))
         if progress.unsampled or ended or step % intervals.sample == 0:
             _sample(run, state, stop)
     except _StoppedError:
@@ -190,9 +193,9 @@ def _do_what_is_due(run: Run, state: RunState, stop: StopFlags, show: Callable[.
     return stops
 
 
-def _next_record(run: Run, state: RunState) -> dict[str, Any]:
+def _next_record(run: Run, state: RunState, step: int) -> dict[str, Any]:
     flops = step_flops(run.meta.config, len(run.dataset.vocab))
-    state.record = state.metrics.pop_record(state.step, run.dataset.batches, state.clock, flops)
+    state.record = state.metrics.pop_record(step, run.dataset.batches, state.clock, flops)
     if val_record := state.progress.validation.val_record:
         state.record["val_record"] = val_record
     return state.record

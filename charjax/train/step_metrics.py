@@ -66,14 +66,19 @@ class StepMetricsBuffer:
         self._num_steps = 0  # since the last record, in this process
         self._unread: tuple[StepMetrics, int] | None = None
 
-    def push(self, metrics: StepMetrics, step: int) -> None:
+    def push(self, metrics: StepMetrics, step: int) -> int | None:
         """Takes the metrics of the dispatch that ends at `step`; reads those of the previous one.
+
+        Returns:
+          The step at which the previous one ended; None if it was read before.
 
         Raises:
           DivergedError: see `flush`.
         """
+        previous = self._unread[1] if self._unread else None
         self.flush()
         self._unread = metrics, step
+        return previous
 
     def flush(self) -> None:
         """Waits for the last dispatch and reads its metrics.

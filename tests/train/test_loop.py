@@ -25,6 +25,7 @@ from charjax.inference.load import load_trained
 from charjax.runtime.display import make_display
 from charjax.train.loop import train
 from charjax.train.metrics import draw_curves, read_metrics
+from charjax.train.step_metrics import StepMetricsBuffer
 from charjax.workdir import Workdir
 from tests.environment import with_devices
 
@@ -119,6 +120,22 @@ def test_the_records_have_the_keys_that_are_promised(finished):
     assert records[1]["val_bpc"] == pytest.approx(records[1]["val_loss"] / np.log(2))
     times = [r["time_s"] for r in records]
     assert times == sorted(times)
+
+
+def test_no_device_waits_for_a_record(config, tmp_path, monkeypatch):
+    """The loop waits for the last dispatch where it evaluates, and reads others one late."""
+    waits, flush = [0], StepMetricsBuffer.flush
+
+    def counted(buffer):
+        waits[0] += sys._getframe(1).f_code.co_name != "push"
+        flush(buffer)
+
+    monkeypatch.setattr(StepMetricsBuffer, "flush", counted)
+    train(config, tmp_path)
+    steps = [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")]
+    assert steps == list(range(config.train.log_every, STEPS + 1, config.train.log_every))
+    assert config.train.log_every < EVERY
+    assert waits[0] == STEPS // EVERY
 
 
 def test_losses_fall_and_the_best_is_noted(finished):
