@@ -26,6 +26,7 @@ from charjax.model.decode import decode_sequence
 from charjax.model.network import CharRNN
 from charjax.model.recurrence.api import for_inference
 from charjax.runtime import sharding
+from charjax.runtime.compiler_options import cublas_options
 from charjax.runtime.display import ProgressFn, no_progress
 from charjax.types import Carry, Logits, PyTree, Reset, Resets, Tokens
 
@@ -249,7 +250,12 @@ def _evaluator(config: ModelConfig, measure: Measure, *, on_all_devices: bool) -
             params if on_all_devices else sharding.local_copy(params), everywhere
         ),
         lambda tree: sharding.shard_local(tree, by_row),
-        jax.jit(measure_chunk, out_shardings=(by_row, everywhere), donate_argnums=1),
+        jax.jit(
+            measure_chunk,
+            out_shardings=(by_row, everywhere),
+            donate_argnums=1,
+            compiler_options=cublas_options(),
+        ),
     )
 
 

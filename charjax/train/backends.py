@@ -17,7 +17,7 @@ from charjax.config import Config
 from charjax.data.batches import Batch, Batches, Slices
 from charjax.errors import InputError
 from charjax.runtime import sharding
-from charjax.runtime.compiler_options import step_compiler_options
+from charjax.runtime.compiler_options import cublas_options, loop_compiler_options
 from charjax.runtime.distributed import is_multiprocess
 from charjax.train.optimizer import Schedule
 from charjax.train.step import Step, StepMetrics, TrainState, make_step, repeat, repeat_on_slices
@@ -142,7 +142,7 @@ def shard_steps(steps: Any, mesh: Mesh, *, with_tokens: bool = False) -> Any:
         in_shardings=inputs,
         out_shardings=outputs,
         donate_argnums=0,
-        compiler_options=step_compiler_options(),
+        compiler_options=cublas_options() or loop_compiler_options(),
     )
 
 

@@ -1,4 +1,4 @@
-"""Compilation ahead: evaluation and sampling are compiled while the first steps are."""
+"""Compilation ahead: evaluation and sampling are compiled while the first step is."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,7 +27,7 @@ class _CompiledError(Exception):
 
 
 def start(config: Config, params: PyTree, dataset: Dataset) -> Callable[[], None]:
-    """Compiles a run's evaluation and sampling in a thread, where that takes seconds.
+    """Compiles a run's evaluation and sampling in threads, where that takes seconds.
 
     On a CPU it would take cores from the compilation of the step. Several processes could enter
     collectives in different orders.
@@ -41,50 +42,66 @@ def start(config: Config, params: PyTree, dataset: Dataset) -> Callable[[], None
     """
     if jax.default_backend() == "cpu" or distributed.is_multiprocess():
         return lambda: None
-    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
-    thread = threading.Thread(target=_try_compile, args=(config, like, dataset), daemon=True)
-    thread.start()
-    return thread.join
+    arguments = config, zeros_like(params), dataset
+    tasks = (evaluate_chunk, sample_chunk, _import_matplotlib)
+    threads = [
+        threading.Thread(target=_try, args=(task, *arguments), daemon=True) for task in tasks
+    ]
+    for thread in threads:
+        thread.start()
+
+    def wait() -> None:
+        for thread in threads:
+            thread.join()
+
+    return wait
 
 
-def compile_all(config: Config, like: PyTree, dataset: Dataset) -> None:
-    """Compiles by evaluating and sampling a chunk of text with a model of zeros.
+def zeros_like(params: PyTree) -> PyTree:
+    """Parameters of the same shapes and dtypes, a copy on every device."""
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), params)
+    return sharding.shard(zeros, sharding.replicated(sharding.data_mesh(sharding.all_devices())))
 
-    Args:
-      config: as for `start`.
-      like: `jax.ShapeDtypeStruct`s of the parameters.
-      dataset: as for `start`.
-    """
-    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
-    params = sharding.shard(zeros, sharding.replicated(sharding.data_mesh(sharding.all_devices())))
-    ids, chunks = dataset.splits.val.ids, 0
 
-    def after_evaluating(done: int, total: int) -> None:
+def evaluate_chunk(config: Config, params: PyTree, dataset: Dataset) -> None:
+    """Evaluates a chunk of the validation text, if there is one."""
+
+    def after_chunk(done: int, total: int) -> None:
         raise _CompiledError
 
-    def after_sampling() -> None:
+    if dataset.splits.val.ids.size > 1:
+        with suppress(_CompiledError):
+            score(
+                config.model,
+                params,
+                dataset.splits.val.ids,
+                boundary_id=dataset.vocab.boundary_id,
+                max_chars=max_eval_chars(config.data),
+                progress=after_chunk,
+            )
+
+
+def sample_chunk(config: Config, params: PyTree, dataset: Dataset) -> None:
+    """Samples a chunk of text."""
+    chunks = 0
+
+    def after_chunk() -> None:
         nonlocal chunks
         chunks += 1
         if chunks > 1:  # the first one is empty
             raise _CompiledError
 
-    if ids.size > 1:
-        with suppress(_CompiledError):
-            score(
-                config.model,
-                params,
-                ids,
-                boundary_id=dataset.vocab.boundary_id,
-                max_chars=max_eval_chars(config.data),
-                progress=after_evaluating,
-            )
     with suppress(_CompiledError):
-        generate_samples(config, params, dataset.vocab, after_sampling)
+        generate_samples(config, params, dataset.vocab, after_chunk)
 
 
-def _try_compile(config: Config, like: PyTree, dataset: Dataset) -> None:
+def _import_matplotlib(*_: Any) -> None:
+    """Imports what draws the curves when the run ends."""
+    figure_class()
+
+
+def _try(task: Callable[..., None], *arguments: Any) -> None:
     try:
-        compile_all(config, like, dataset)
-        figure_class()  # imports what draws the curves when the run ends
+        task(*arguments)
     except Exception as error:  # such as too little memory: the run itself reports what fails
         _logger.debug(f"not compiled ahead: {error}")

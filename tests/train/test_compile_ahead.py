@@ -28,13 +28,14 @@ def compiled():
 
 
 def test_evaluation_and_sampling_compile_nothing_after_it(config, compiled, tmp_path, monkeypatch):
-    """A number that is not 0: `compile_all` runs a program of other shapes than the run does."""
+    """A number that is not 0: what ran ahead was a program of other shapes than the run does."""
     config = replace(config, model=replace(config.model, hidden=11))  # of no other test
     later = {"evaluating": 0}
 
     def start(config, params, dataset):
-        like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
-        compile_ahead.compile_all(config, like, dataset)
+        zeros = compile_ahead.zeros_like(params)
+        compile_ahead.evaluate_chunk(config, zeros, dataset)
+        compile_ahead.sample_chunk(config, zeros, dataset)
         return lambda: None
 
     def counted(run, *args):
@@ -59,7 +60,7 @@ def test_a_failure_is_left_to_the_run(config, monkeypatch):
     def fail(*_: object) -> None:
         raise RuntimeError("RESOURCE_EXHAUSTED")
 
-    monkeypatch.setattr(compile_ahead, "compile_all", fail)
+    monkeypatch.setattr(compile_ahead, "evaluate_chunk", fail)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     wait = compile_ahead.start(config, {}, load_dataset(config))
     wait()
