@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from charjax.checkpoint.progress import ExactMean
@@ -88,8 +89,10 @@ class StepMetricsBuffer:
         """
         if self._unread is None:
             return
-        (metrics, step), self._unread = self._unread, None
-        losses, skipped = np.asarray(metrics.loss), int(metrics.skipped[-1])
+        (unread, step), self._unread = self._unread, None
+        # Copied whole: an index would be a program on the device, behind the next dispatch.
+        metrics = jax.device_get(unread)
+        losses, skipped = metrics.loss, int(metrics.skipped[-1])
         self._num_steps += losses.size
         for loss in losses[np.isfinite(losses)].tolist():
             self.losses.add(loss)

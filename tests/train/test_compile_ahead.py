@@ -4,27 +4,11 @@ from dataclasses import replace
 from functools import partial
 
 import jax
-import pytest
 
 from charjax.data.dataset import load_dataset
 from charjax.train import compile_ahead, loop
 
 from .tiny import outcome
-
-_COMPILED = "/jax/core/compile/backend_compile_duration"
-
-
-@pytest.fixture
-def compiled():
-    """How often XLA has compiled anything, counted up in a list of one."""
-    count = [0]
-
-    def listen(event: str, _: float, **__: object) -> None:
-        count[0] += event == _COMPILED
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield count
-    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def test_evaluation_and_sampling_compile_nothing_after_it(config, compiled, tmp_path, monkeypatch):

@@ -117,6 +117,15 @@ def test_devices_that_compute_do_not_wait_for_a_batch():
     assert not buffer.is_idle
 
 
+def test_reading_metrics_runs_no_program_on_the_device(compiled):
+    """It would run after the next dispatch, which is in the queue already."""
+    buffer = buffer_of()
+    buffer.push(metrics_of([4.0] * 23, [0] * 23), 23)  # a length of no other test
+    before = compiled[0]
+    buffer.flush()
+    assert compiled[0] == before
+
+
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize(("layers", "embed"), [(1, 4), (2, 4), (3, 0)])
 def test_flops_are_six_for_each_token_and_weight_of_a_matmul(cell, layers, embed):
