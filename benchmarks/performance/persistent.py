@@ -44,10 +44,10 @@ def layers(cell: str, batch_tiles: int) -> dict[str, Callable[..., Any]]:
     """The layer in bfloat16 with XLA's loops, and with the kernels; several tiles in many ways."""
     ways: dict[str, Fields] = {"persistent": {}}
     if batch_tiles > 1:
-        ways = {"persistent": {"batch_groups": 1}, "persistent groups": {}}  # a launch a tile
+        ways["persistent passes"] = {"batch_groups": 1, "batch_tiles": 1}  # of a tile each
         ways[f"persistent {batch_tiles}"] = {"batch_groups": 1, "batch_tiles": batch_tiles}
     if batch_tiles > 2:
-        ways["persistent groups, 2 tiles"] = {"batch_tiles": 2}
+        ways["persistent groups"] = {"batch_tiles": 1}  # passes of a tile in each group
     launches = {name: dataclasses.replace(ops.launch_config(), **way) for name, way in ways.items()}
     found = {name: partial(ops.run_padded, cell, launch) for name, launch in launches.items()}
     return {"xla": partial(api.run, "xla", cell, "bfloat16")} | found

@@ -3,9 +3,10 @@
 They run in Pallas' interpret mode, all CTAs in parallel, with barriers in global memory, and
 are lowered for CUDA, which rejects layouts, copies and sizes that a GPU does not have. They
 are not in the suite of `test_invariants`, whose layers have a few units, mostly in float32:
-these kernels take multiples of 128 units in bfloat16 only, and a case takes ten seconds to
-interpret. So each cell has one case here, against XLA's loop, which the suite holds to the
-reference; `-m slow` runs every cell with every batch.
+these kernels take multiples of 128 units in bfloat16 only, and a case takes seconds to interpret:
+for each CTA and tile in turn, while more passes cost little. So there is a case of a GRU and one of
+an LSTM against XLA's loop, which the suite holds to the reference, and one for each way to divide a
+batch, of a vanilla RNN; `-m slow` runs every cell with every batch.
 """
 
 from __future__ import annotations
@@ -37,8 +38,6 @@ except ImportError:  # private to jax
 
 VOCAB, TIME, HIDDEN = 7, 3, 128
 TWO_CTAS = LaunchConfig(num_sms=2, interpret=InterpretGPUParams and InterpretGPUParams())
-# Two batch groups, each with the tiling of TWO_CTAS.
-TWO_GROUPS = replace(TWO_CTAS, num_sms=4, batch_groups=2)
 needs_interpreter = pytest.mark.skipif(
     InterpretGPUParams is None, reason="this jax has no jax._src...InterpretGPUParams"
 )
@@ -54,14 +53,14 @@ def layer_inputs(cell, kind, batch=BATCH_TILE, hidden=HIDDEN, time=TIME):
     return Projected(normal(0, gates, time, batch)), weights, carry
 
 
-def value_and_grads(layer, inputs, weights, carry, resets=None):
+def value_and_grads(layer, inputs, weights, carry, resets=None, cotangents=None):
     """Outputs and last carry, and their gradients in the input gates, weights and carry."""
 
     def run(igates, weights, carry):
         return layer(Operands(inputs._replace(igates=igates), weights, carry, resets))
 
     value, vjp = jax.vjp(run, inputs.igates, weights, carry)
-    return value, vjp(like(value, 4))
+    return value, vjp(like(value, 4) if cotangents is None else cotangents)
 
 
 def compiled(function, *first):
@@ -83,16 +82,11 @@ def assert_equals_xla(cell, inputs, launch=TWO_CTAS):
 
 @needs_interpreter
 def test_value_and_gradient_equal_those_of_xla():
-    assert_equals_xla("gru", layer_inputs("gru", Table))
+    assert_equals_xla("gru", layer_inputs("gru", Table, batch=40))  # padded
 
 
 def random_resets(batch, time):
     return jax.random.bernoulli(jax.random.key(0), 0.3, (time, batch))
-
-
-@needs_interpreter
-def test_resets_are_those_of_xla():
-    assert_equals_xla("gru", (*layer_inputs("gru", Table, 40, time=2), random_resets(40, 2)))
 
 
 @needs_interpreter
@@ -107,8 +101,9 @@ def test_any_batch_equals_that_of_xla(cell, kind, batch, with_resets):
 
 
 def choose_split_k(monkeypatch, gates):
+    units = HIDDEN // (2 if gates == 1 else 4)  # of as few CTAs as can be
     tilings = tuple(
-        Tiling(HIDDEN, k, outputs, units=HIDDEN // 4, split_k=2)
+        Tiling(HIDDEN, k, outputs, units, split_k=2)
         for k, outputs in ((HIDDEN, gates), (gates * HIDDEN, 1))
     )
     assert all(tiling.fits(num_sms=4) for tiling in tilings)
@@ -116,68 +111,99 @@ def choose_split_k(monkeypatch, gates):
 
 
 @needs_interpreter
-def test_split_k_computes_the_same_sums(monkeypatch):
+def test_split_k_and_resets_are_those_of_xla(monkeypatch):
     choose_split_k(monkeypatch, gates=4)
     layer = layer_inputs("lstm", Projected, time=2)
     assert_equals_xla("lstm", (*layer, random_resets(BATCH_TILE, 2)))
 
 
-@needs_interpreter
-def test_a_larger_batch_runs_tile_by_tile_and_the_last_tile_is_padded():
-    layer = layer_inputs("rnn", Projected, batch=100, time=2)
-    assert_equals_xla("rnn", (*layer, random_resets(100, 2)))
+def assert_has_bits(got, want):
+    """Of values and gradients; XLA's weight gradients may add the rows in another order."""
+    (d_igates, d_weights, d_carry), (d_igates_want, d_weights_want, d_carry_want) = got[1], want[1]
+    assert distance((got[0], d_igates, d_carry), (want[0], d_igates_want, d_carry_want)) == 0
+    assert distance(d_weights, d_weights_want) < 1e-5
+
+
+def rows_of(arguments, first, last):
+    """Some batch rows of `layer_inputs`, resets and cotangents."""
+    inputs, weights, carry, resets, (d_outputs, d_last) = arguments
+    carry, d_last = (tuple(state[first:last] for state in states) for states in (carry, d_last))
+    inputs = Projected(inputs.igates[..., first:last])
+    return inputs, weights, carry, resets[:, first:last], (d_outputs[..., first:last], d_last)
+
+
+def joined(results):
+    """Values and gradients of all rows; those of the weights are sums."""
+    values, grads = zip(*results, strict=True)
+    outputs, lasts = zip(*values, strict=True)
+    igates, weights, carries = zip(*grads, strict=True)
+
+    def join(states):
+        return jax.tree.map(lambda *rows: jnp.concatenate(rows), *states)
+
+    d_weights = jax.tree.map(lambda *parts: sum(parts), *weights)
+    value = jnp.concatenate(outputs, -1), join(lasts)
+    return value, (jnp.concatenate(igates, -1), d_weights, join(carries))
+
+
+def quick_first(cases):
+    """The first of these cases is in the suite, the others are slow."""
+    first, *others = cases
+    return [first, *(pytest.param(*case, marks=pytest.mark.slow) for case in others)]
 
 
 @needs_interpreter
-def test_the_tiles_of_a_launch_take_turns(monkeypatch):
-    choose_split_k(monkeypatch, gates=1)
-    layer = layer_inputs("rnn", Projected, batch=100, time=3)
-    assert_equals_xla("rnn", (*layer, random_resets(100, 3)), replace(TWO_CTAS, batch_tiles=2))
-
-
-def assert_has_the_bits_of_tiles_apart(cell, launch, inputs):
-    together, apart = (run_compiled(cell, how, inputs) for how in (launch, TWO_CTAS))
-    assert distance(together[0], apart[0]) == 0
-    # XLA's weight gradients add the rows of padding, too, in another order.
-    assert distance(together[1], apart[1]) < 1e-5
-
-
-@needs_interpreter
-def test_batch_groups_have_the_bits_of_launches_one_after_another(monkeypatch):
-    choose_split_k(monkeypatch, gates=1)
-    layer = layer_inputs("rnn", Projected, batch=100, time=2)
-    resets = random_resets(100, 2)
-    assert_has_the_bits_of_tiles_apart("rnn", TWO_GROUPS, (*layer, resets))
-
-
-@needs_interpreter
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("batch", "batch_tiles", "batch_groups", "with_resets", "split_k"),
-    [
-        (100, 4, 1, True, False),
-        (128, 2, 1, False, True),
-        (192, 2, 1, False, False),
-        (192, 4, 1, True, True),
-        (256, 4, 1, False, False),
-        (100, 1, 2, True, False),
-        (128, 1, 2, False, True),
-        (192, 1, 2, True, False),
-        (192, 1, 3, False, False),
-        (256, 2, 2, False, True),
-    ],
+    ("cell", "time", "batch", "split_k"),
+    quick_first(
+        (*layer, batch, split_k)
+        for layer in (("rnn", 2), ("gru", 5), ("lstm", 3))
+        for batch in (2 * BATCH_TILE, 200)
+        for split_k in (False, True)
+    ),
 )
-@pytest.mark.parametrize(("cell", "time"), [("gru", 5), ("lstm", 3)])
-def test_tiles_in_one_launch_have_the_bits_of_tiles_in_their_own(
-    cell, time, batch, batch_tiles, batch_groups, with_resets, split_k, monkeypatch
+def test_passes_have_the_bits_of_one_tile_alone(cell, time, batch, split_k, monkeypatch):
+    if split_k:
+        choose_split_k(monkeypatch, CELLS[cell].gates)
+    cotangents = normal(5, HIDDEN, time, batch), tuple(normal(6, CELLS[cell].states, batch, HIDDEN))
+    layer = layer_inputs(cell, Projected, batch, time=time)
+    rows = partial(rows_of, (*layer, random_resets(batch, time), cotangents))
+    run = compiled(value_and_grads, partial(ops.run_padded, cell, TWO_CTAS))
+    tiles = [rows(first, first + BATCH_TILE) for first in range(0, batch, BATCH_TILE)]
+    assert_has_bits(run(*rows(0, batch)), joined([run(*tile) for tile in tiles]))
+
+
+DIVISIONS = [  # batch tiles in turn, batch groups, batch
+    (2, 2, 300),  # two passes; the last three tiles are padding
+    (1, 2, 100),
+    (1, 3, 192),
+    (1, 2, 200),
+    (2, 1, 128),
+    (2, 1, 200),
+    (4, 1, 100),
+]
+
+
+@needs_interpreter
+@pytest.mark.parametrize(
+    ("cell", "time", "batch_tiles", "batch_groups", "batch", "split_k", "with_resets"),
+    quick_first(
+        (*layer, *division, split_k, with_resets)
+        for layer in (("rnn", 2), ("gru", 5), ("lstm", 3))
+        for division in DIVISIONS
+        for split_k in (True, False)
+        for with_resets in (True, False)
+    ),
+)
+def test_batch_groups_and_tiles_in_turn_have_the_bits_of_passes(
+    cell, time, batch_tiles, batch_groups, batch, split_k, with_resets, monkeypatch
 ):
-    """192 rows in launches of two tiles are padded to 256."""
     if split_k:
         choose_split_k(monkeypatch, CELLS[cell].gates)
     resets = random_resets(batch, time) if with_resets else None
     inputs = (*layer_inputs(cell, Projected, batch, time=time), resets)
     launch = LaunchConfig(2 * batch_groups, 1, batch_tiles, batch_groups, TWO_CTAS.interpret)
-    assert_has_the_bits_of_tiles_apart(cell, launch, inputs)
+    assert_has_bits(run_compiled(cell, launch, inputs), run_compiled(cell, TWO_CTAS, inputs))
 
 
 def plan_at_1024_units(batch, **fields):
@@ -187,7 +213,7 @@ def plan_at_1024_units(batch, **fields):
 BATCHES = (1, 64, 65, 256, 257, 320, 512, 600)
 
 
-def test_the_tiles_are_spread_evenly_over_the_fewest_launches():
+def test_the_tiles_are_spread_evenly_over_the_fewest_passes():
     plans = [plan_at_1024_units(batch, batch_tiles=4, batch_groups=1) for batch in BATCHES]
     assert [found.forward.batch_tiles for found in plans] == [1, 1, 2, 4, 3, 3, 4, 4]
     plans = [plan_at_1024_units(batch, batch_tiles=2) for batch in BATCHES]
@@ -197,9 +223,18 @@ def test_the_tiles_are_spread_evenly_over_the_fewest_launches():
 def test_batch_groups_are_those_of_the_least_estimated_time():
     plans = [plan_at_1024_units(batch) for batch in BATCHES]
     assert [found.forward.batch_groups for found in plans] == [1, 1, 2, 2, 2, 2, 2, 2]
-    assert [found.launches for found in plans] == [1, 1, 1, 2, 3, 3, 4, 5]
     assert plan_at_1024_units(256, num_sms=114).forward.batch_groups == 1  # of 32 units: no
     assert plan_at_1024_units(256, cluster=2).forward.batch_groups == 1
+
+
+def test_two_tiles_in_turn_save_passes_where_they_need_no_more_padding():
+    plans = [plan_at_1024_units(batch) for batch in BATCHES]
+    assert [found.forward.batch_tiles for found in plans] == [1, 1, 1, 2, 1, 1, 2, 1]
+    assert [found.passes for found in plans] == [1, 1, 1, 1, 3, 3, 2, 5]
+    assert plan_at_1024_units(256, cluster=2).forward.batch_tiles == 1
+    assert plan_at_1024_units(256, num_sms=64).forward.batch_tiles == 2  # of 16 units
+    of_32_units = make_plan(512, 3, 256, LaunchConfig(num_sms=16))
+    assert (of_32_units.forward.units, of_32_units.forward.batch_tiles) == (32, 1)
 
 
 @pytest.mark.parametrize("gates", [1, 3, 4])
@@ -213,7 +248,7 @@ def test_all_ctas_of_a_plan_are_resident_and_its_padding_needs_no_other_plan(gat
             assert backward.fits(num_sms)
             assert (forward.units, forward.rows) == (backward.units, backward.rows)
             assert found.rows - forward.rows < batch <= found.rows
-            forced = LaunchConfig(num_sms, batch_groups=forward.batch_groups)
+            forced = LaunchConfig(num_sms, 1, forward.batch_tiles, forward.batch_groups)
             assert make_plan(hidden, gates, found.rows, forced) == found
 
 
@@ -241,19 +276,20 @@ def test_a_full_tile_is_not_padded():
 
 LOWERED = {  # (cell, batch, launch): with resets, in the suite; the others are slow
     ("gru", 64, LaunchConfig()): False,
-    ("lstm", 40, LaunchConfig()): True,
-    ("rnn", 64, LaunchConfig()): True,
-    ("gru", 100, LaunchConfig(cluster=2)): True,
-    ("lstm", 64, LaunchConfig(cluster=2)): False,
-    ("rnn", 128, LaunchConfig(batch_tiles=2, batch_groups=1)): True,
+    ("lstm", 40, LaunchConfig()): None,
+    ("rnn", 64, LaunchConfig(cluster=2)): True,
+    ("gru", 100, LaunchConfig(cluster=2)): None,
+    ("lstm", 64, LaunchConfig(cluster=2)): None,
     ("gru", 256, LaunchConfig(batch_tiles=4, batch_groups=1)): None,
     ("lstm", 256, LaunchConfig(batch_tiles=4, batch_groups=1)): None,
-    ("gru", 128, LaunchConfig()): False,
+    ("gru", 256, LaunchConfig(batch_tiles=1)): None,
+    ("lstm", 256, LaunchConfig(batch_tiles=1)): None,
+    ("gru", 128, LaunchConfig()): None,
     ("lstm", 128, LaunchConfig()): True,
     ("gru", 256, LaunchConfig()): None,
     ("lstm", 256, LaunchConfig()): None,
-    ("gru", 256, LaunchConfig(batch_tiles=2)): None,
-    ("lstm", 256, LaunchConfig(batch_tiles=2)): None,
+    ("gru", 1024, LaunchConfig()): False,
+    ("lstm", 1024, LaunchConfig()): True,
 }
 
 
@@ -267,9 +303,9 @@ LOWERED = {  # (cell, batch, launch): with resets, in the suite; the others are 
 )
 def test_it_lowers_for_cuda(cell, batch, launch, with_resets):
     layer = partial(ops.run_padded, cell, launch)
-    shapes = jax.eval_shape(partial(layer_inputs, cell, Projected, batch, hidden=1024, time=100))
+    shapes = jax.eval_shape(partial(layer_inputs, cell, Projected, batch, hidden=1024))
     if with_resets:
-        shapes = (*shapes, jax.ShapeDtypeStruct((100, batch), bool))
+        shapes = (*shapes, jax.ShapeDtypeStruct((TIME, batch), bool))
     program = jax.jit(partial(value_and_grads, layer)).trace(*shapes)
     lowered = program.lower(lowering_platforms=("cuda",)).as_text()
     assert lowered.count("custom_call @mosaic_gpu") == 2  # forward and backward
@@ -318,6 +354,7 @@ def run_network(config):
 
 @needs_interpreter
 def test_the_network_runs_on_it(monkeypatch):
+    config = replace(CONFIG, layers=1)
     layer, launched = Layer("gru", HIDDEN, "bfloat16", ROWS), []
 
     def launch_config():
@@ -326,9 +363,9 @@ def test_the_network_runs_on_it(monkeypatch):
 
     monkeypatch.setattr(ops, "supports", lambda asked: "" if asked == layer else "another layer")
     monkeypatch.setattr(ops, "launch_config", launch_config)
-    got = run_network(CONFIG)
-    assert len(launched) == CONFIG.layers
-    assert distance(got, run_network(replace(CONFIG, recurrence="xla"))) < 0.01
+    got = run_network(config)
+    assert len(launched) == config.layers
+    assert distance(got, run_network(replace(config, recurrence="xla"))) < 0.01
 
 
 def network_gradients(config, batch, time):
@@ -421,6 +458,6 @@ def test_layers_that_the_kernels_cannot_run_are_refused(monkeypatch):
 
 
 def test_the_op_raises_for_a_layer_without_a_tiling():
-    inputs = jax.eval_shape(partial(layer_inputs, "lstm", Projected, hidden=2048))
-    with pytest.raises(ValueError, match="lstm with 2048 units"):
+    inputs = jax.eval_shape(partial(layer_inputs, "lstm", Projected, hidden=200))
+    with pytest.raises(ValueError, match="lstm with 200 units"):
         jax.eval_shape(partial(ops.recurrence, "lstm", LaunchConfig()), Operands(*inputs))

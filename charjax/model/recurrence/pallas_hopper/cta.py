@@ -6,9 +6,14 @@ semaphore on which every CTA releases an increment and which every CTA acquires.
 be resident at once, and no other kernel may occupy their SMs while it waits for anything.
 
 A launch may have several batch groups. Each has a grid of its own, which is what the grid means
-here, and other batch rows; nothing passes between groups. A batch group may have several batch
-tiles, each with barriers of its own, so that a CTA can work on one tile while another tile's
+here, and other batch rows; nothing goes from one group to another. A batch group may have several
+batch tiles, each with barriers of its own, so that a CTA can work on one tile while another tile's
 barrier completes. The tiles share the CTA's shared memory.
+
+All rows of a batch may need several passes: a CTA has as many batch tiles in each, with the same
+shared memory, barriers and place for partial sums, but other rows. A barrier counts on from pass to
+pass. Before a CTA passes the wait for turn n it has arrived at most n times; so the count is n
+times the CTAs only when each has arrived n times, those of the slowest in an earlier pass included.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -31,6 +37,8 @@ from charjax.model.recurrence.pallas_hopper.tiling import BATCH_TILE, Tiling
 _STORE: Callable[..., None] | None = getattr(plgpu, "store", None)
 _LOAD_INDEX = ((),) if _STORE is None else ()
 _MAX_SPINS = 1_000_000  # of a wait in interpret mode: a deadlock fails a test, not hangs it
+
+_OPEN = -(2**31)  # a count there for which no CTA waits
 
 T = TypeVar("T")
 # Work on a batch tile. It yields where it has arrived at a barrier and is about to wait for it:
@@ -54,44 +62,61 @@ class Scratch(NamedTuple):
     weights_copied: Any
 
 
+class Position(NamedTuple):
+    """Which CTA of a launch.
+
+    Attributes:
+      batch_group: index of its batch group.
+      group: index of its split-K group in the batch group.
+      member: index within the split-K group.
+    """
+
+    batch_group: Array | int
+    group: Array
+    member: Array
+
+
 @dataclass(frozen=True)
 class Cta:
     """One CTA and one of its batch tiles, as a kernel's body sees them.
 
     Attributes:
       tiling: of the matmul over the grid.
-      batch_group: index of this CTA's batch group.
-      group: index of this CTA's split-K group.
-      member: index within the group.
+      position: of this CTA.
       tile: index of the batch tile in the batch group.
       scratch: shared memory.
-      partial_sums: global memory, float32 [ctas, rows, n].
+      partial_sums: global memory, float32 [ctas, rows of a pass, n].
       arrivals: semaphores of the tile, of each batch group: of the grid, then of each group.
+      batch_pass: index of the pass.
     """
 
     tiling: Tiling
-    batch_group: Array | int
-    group: Array
-    member: Array
+    position: Position
     tile: int
     scratch: Scratch
     partial_sums: Any
     arrivals: Any
+    batch_pass: Array | int = 0
 
     @property
     def index(self) -> Array:
         """Index of this CTA in the grid."""
-        return self.group * self.tiling.split_k + self.member
+        return self.position.group * self.tiling.split_k + self.position.member
 
     @property
-    def tile_of_launch(self) -> Array | int:
-        """Index of the batch tile in the launch."""
-        return self.batch_group * self.tiling.batch_tiles + self.tile
+    def tile_of_pass(self) -> Array | int:
+        """Index of the batch tile among those of all batch groups in a pass."""
+        return self.position.batch_group * self.tiling.batch_tiles + self.tile
+
+    @property
+    def first_row(self) -> Array | int:
+        """The tile's first row in an axis [batch]."""
+        return self.batch_pass * self.tiling.rows + self.tile_of_pass * BATCH_TILE
 
     @property
     def rows(self) -> Any:
-        """Slice of the tile's rows in an axis [rows]."""
-        return pl.ds(self.tile_of_launch * BATCH_TILE, BATCH_TILE)
+        """Slice of the tile's rows in an axis [batch]."""
+        return pl.ds(self.first_row, BATCH_TILE)
 
     def columns(self, gate: int = 0) -> Any:
         """Slice of this CTA's units of a gate in an axis [gates * hidden]."""
@@ -108,11 +133,16 @@ class Cta:
         else:
             _STORE(ref, value, optimized=False)
 
+    def first_turn(self, turns: int) -> Array | int:
+        """The first `turn` of this pass at a barrier that has so many turns in a pass."""
+        return self.batch_pass * turns + 1
+
     def arrive(self, turn: Array | int, group: Array | None = None) -> None:
         """Arrives at a barrier of the tile; CTAs that `wait` for it see the stores before it.
 
         Args:
-          turn: how many times this CTA has arrived at the barrier, this time included.
+          turn: how many times this CTA has arrived at the barrier, in all passes, this time
+            included.
           group: of the barrier; None: the grid.
         """
         del turn
@@ -144,7 +174,7 @@ class Cta:
         plgpu.semaphore_wait(semaphore, count, decrement=False, memory_scope="gpu")
 
     def _semaphore(self, group: Array | None) -> Any:
-        first = self.batch_group * self.tiling.semaphores
+        first = self.position.batch_group * self.tiling.semaphores
         return self.arrivals.at[first + (0 if group is None else group + 1)]
 
     def fence_async_proxy(self) -> None:
@@ -167,16 +197,16 @@ class Cta:
 
         Args:
           operand: global memory, bfloat16 [rows, K], written by all CTAs.
-          turn: how many matmuls of the tile the kernel has done, this one included.
+          turn: how many matmuls the CTA has done of its tiles of this index, this one included.
           rows: of the tile, the first ones, a multiple of 8: the others are not copied, and mean
             nothing in the result.
         """
         tiling, operands = self.tiling, self.scratch.operand
         if rows < BATCH_TILE:
             operands = operands.at[:, pl.ds(0, rows)]
-        copied = pl.ds(self.tile_of_launch * BATCH_TILE, rows)
+        copied = pl.ds(self.first_row, rows)
         for chunk in range(tiling.k_chunks):
-            start = self.member * tiling.k_per_cta + chunk * tiling.k_per_chunk
+            start = self.position.member * tiling.k_per_cta + chunk * tiling.k_per_chunk
             plgpu.copy_gmem_to_smem(
                 operand.at[copied, pl.ds(start, tiling.k_per_chunk)],
                 operands.at[chunk],
@@ -207,22 +237,27 @@ class Cta:
         return value
 
     def _reduce_split_k(self, sums: Array, turn: Array | int) -> TileWork[Array]:
-        """Sums the group's partial sums of this CTA's units, always in the same order."""
-        split_k = self.tiling.split_k
+        """Sums the group's partial sums of this CTA's units, always in the same order.
+
+        A CTA overwrites its partial sums when it has passed the tile's next barrier of the grid,
+        where each CTA arrives, in this pass or in the next, after it has read those of its group.
+        """
+        split_k, (_, group, member) = self.tiling.split_k, self.position
         n = self.tiling.outputs_per_unit * self.tiling.units
-        self.store(self.partial_sums.at[self.index, self.rows], sums)
-        self.arrive(turn, self.group)
+        rows = pl.ds(self.tile_of_pass * BATCH_TILE, BATCH_TILE)
+        self.store(self.partial_sums.at[self.index, rows], sums)
+        self.arrive(turn, group)
         yield
-        self.wait(turn, self.group)
-        rows = [self.partial_sums.at[self.group * split_k + m] for m in range(split_k)]
-        parts = [self.load(row.at[self.rows, pl.ds(self.member * n, n)]) for row in rows]
+        self.wait(turn, group)
+        of_members = [self.partial_sums.at[group * split_k + m] for m in range(split_k)]
+        parts = [self.load(of.at[rows, pl.ds(member * n, n)]) for of in of_members]
         return sum(parts[1:], start=parts[0])
 
 
 class InterpretedCta(Cta):
     """A CTA in Pallas' interpret mode, which has no semaphores, layouts or multicast.
 
-    `arrivals` is global memory, int32 [batch tiles of the launch, 2, ctas]: how often each CTA has
+    `arrivals` is global memory, int32 [batch tiles of a pass, 2, ctas]: how often each CTA has
     arrived at a tile's barrier of the grid and of its group, negative since it starts with the
     largest integer.
     """
@@ -238,8 +273,12 @@ class InterpretedCta(Cta):
 
     def arrive(self, turn: Array | int, group: Array | None = None) -> None:
         """Writes this CTA's count."""
-        kind = 0 if group is None else 1
-        self.arrivals[self.tile_of_launch, kind, self.index] = -jnp.int32(turn)
+        at, count = (self.tile_of_pass, 0 if group is None else 1, self.index), -jnp.int32(turn)
+        before = self.arrivals[at]
+        is_next = jnp.where(count == -1, before > 0, before == count + 1)
+        # A GPU counts by itself. So here a wrong turn is an error, and no other CTA waits for it.
+        self.arrivals[at] = jnp.where(is_next, count, _OPEN)
+        jax.debug.callback(_check_turn, is_next)
 
     def wait(self, turn: Array | int, group: Array | None = None) -> None:
         """Polls the counts of all members."""
@@ -253,7 +292,7 @@ class InterpretedCta(Cta):
 
     def _poll(self, turn: Array | int, barrier: int, members: Any) -> None:
         def is_behind(spins: Array) -> Array:
-            latest = jnp.max(self.arrivals[self.tile_of_launch, barrier, members])
+            latest = jnp.max(self.arrivals[self.tile_of_pass, barrier, members])
             return jnp.logical_and(latest > -jnp.int32(turn), spins < _MAX_SPINS)
 
         lax.while_loop(is_behind, lambda spins: spins + 1, jnp.int32(0))
@@ -269,6 +308,10 @@ class InterpretedCta(Cta):
         operand, weights = lax.concatenate(chunks, 1), self.scratch.weights[...]
         contract_k = (((1,), (1,)), ((), ()))
         return lax.dot_general(operand, weights, contract_k, preferred_element_type=jnp.float32)
+
+
+def _check_turn(is_next: Any) -> None:
+    assert is_next, "a CTA's turn at a barrier is not the one after its last"
 
 
 def load_registers(ref: Any, layout: Any) -> Array:

@@ -10,7 +10,8 @@ adds one over each group.) The rest of the carry stays in registers.
 A launch may have several batch groups: disjoint sets of CTAs, which run all this at the same time
 for other batch rows. A batch group may have several batch tiles of `BATCH_TILE` rows. At each time
 step a CTA works on one after another, so that the work on the others hides the barriers and the
-exchange of each.
+exchange of each. If there are more rows, there are several passes: all time steps of the first
+tiles, then all of the next ones, with the recurrent kernel still in shared memory.
 
 Written in Pallas for Mosaic GPU: matmuls are wgmma, copies to shared memory are TMA. See
 docs/kernels.md.
@@ -19,6 +20,7 @@ docs/kernels.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -49,11 +51,11 @@ def forward(
     keep: Keep | None = None,
     interpret: Any = None,
 ) -> Arrays:
-    """One layer over a sequence, for the batch rows of a launch.
+    """One layer over a sequence.
 
     Args:
       cell: the cell.
-      tiling: of a time step's matmul.
+      tiling: of a time step's matmul; the batch is a multiple of its rows.
       igates: the input gates.
       bias: added to the last hidden gate.
       carry: before the first step.
@@ -67,27 +69,28 @@ def forward(
         cell's residuals.
       last: float32 [ctas, states, batch, units], the carry after the last step.
     """
-    time, ctas, _, _, units = igates.shape
-    residuals = (time, ctas, 1 + num_residuals(cell), tiling.rows, units)
+    time, ctas, _, batch, units = igates.shape
+    residuals = (time, ctas, 1 + num_residuals(cell), batch, units)
     out_types = (
-        jax.ShapeDtypeStruct((time + 1, tiling.rows, tiling.hidden), jnp.bfloat16),
+        jax.ShapeDtypeStruct((time + 1, batch, tiling.hidden), jnp.bfloat16),
         jax.ShapeDtypeStruct(residuals, jnp.float32),
         jax.ShapeDtypeStruct(carry.shape, jnp.float32),
     )
     inputs = (igates, bias, carry) if keep is None else (igates, bias, carry, keep)
-    body = partial(_forward_kernel, cell, time)
+    body = partial(_in_passes, batch // tiling.rows, partial(_forward_kernel, cell, time))
     return tuple(launch(body, tiling, weights, inputs, out_types, interpret))
 
 
 def _forward_kernel(cell: Cell, time: int, tiles: list[Cta], *refs: Any) -> None:
     igates, bias, carry, *keep, states, residuals, last = refs  # `keep` is empty without resets
     index = tiles[0].index
+    first_turn, first_matmul = tiles[0].first_turn(time + 1), tiles[0].first_turn(time)
     last_gate_bias = tiles[0].load(bias.at[index])
 
     def publish(cta: Cta, slot: Array | int, state: Array) -> None:
         cta.store(states.at[slot, cta.rows, cta.columns()], state.astype(jnp.bfloat16))
         cta.fence_async_proxy()
-        cta.arrive(slot + 1)
+        cta.arrive(slot + first_turn)
 
     def begin(cta: Cta) -> Gates:
         initial = tuple(cta.load(carry.at[index, s, cta.rows]) for s in range(cell.states))
@@ -100,9 +103,9 @@ def _forward_kernel(cell: Cell, time: int, tiles: list[Cta], *refs: Any) -> None
         gates = range(cell.gates)
         igates_t = tuple(cta.load(igates.at[t, index, gate, cta.rows]) for gate in gates)
         keep_next = _load_keep(cta, keep, t + 1)
-        cta.wait(t + 1)  # for what all CTAs published before they went on to other tiles
+        cta.wait(t + first_turn)  # for what all published before they went on to other tiles
         cta.fence_async_proxy()
-        hgates = yield from cta.matmul(states.at[t], t + 1)
+        hgates = yield from cta.matmul(states.at[t], t + first_matmul)
         hgates = (*hgates[:-1], hgates[-1] + last_gate_bias)
         carry, saved = cell.forward(igates_t, hgates, carry)
         output, carry = carry[0], _keep_where(keep_next, carry)
@@ -145,16 +148,16 @@ def backward(
         [1, 1, 1] for a cell without `reset_after`.
       d_carry: float32 [ctas, states, batch, units], of the carry before the first step.
     """
-    time, hidden = len(residuals), tiling.hidden
-    d_candidate = (time, tiling.rows, hidden) if cell.reset_after else (1, 1, 1)
+    (time, _, batch, _), hidden = d_outputs.shape, tiling.hidden
+    d_candidate = (time, batch, hidden) if cell.reset_after else (1, 1, 1)
     out_types = (
-        jax.ShapeDtypeStruct((time, tiling.rows, cell.gates * hidden), jnp.bfloat16),
+        jax.ShapeDtypeStruct((time, batch, cell.gates * hidden), jnp.bfloat16),
         jax.ShapeDtypeStruct(d_candidate, jnp.bfloat16),
         jax.ShapeDtypeStruct(d_last.shape, jnp.float32),
     )
     saved = (residuals, d_outputs, d_last)
     inputs = saved if keep is None else (*saved, keep)
-    body = partial(_backward_kernel, cell, time)
+    body = partial(_in_passes, batch // tiling.rows, partial(_backward_kernel, cell, time))
     return tuple(launch(body, tiling, weights, inputs, out_types, interpret))
 
 
@@ -162,6 +165,7 @@ def _backward_kernel(cell: Cell, time: int, tiles: list[Cta], *refs: Any) -> Non
     # `keep` is empty without resets.
     residuals, d_outputs, d_last, *keep, d_hgates, d_candidate, d_carry = refs
     index, saved_arrays = tiles[0].index, range(1, 1 + num_residuals(cell))
+    first_turn = tiles[0].first_turn(time)
 
     def load_step(cta: Cta, t: Array | int) -> Gates:
         saved = (cta.load(residuals.at[t, index, i, cta.rows]) for i in saved_arrays)
@@ -178,16 +182,16 @@ def _backward_kernel(cell: Cell, time: int, tiles: list[Cta], *refs: Any) -> Non
         for gate, value in enumerate(grads.hgates):
             cta.store(d_hgates.at[t, cta.rows, cta.columns(gate)], value.astype(jnp.bfloat16))
         cta.fence_async_proxy()
-        cta.arrive(i + 1)
+        cta.arrive(i + first_turn)
         if grads.candidate is not None:
             slot = d_candidate.at[t, cta.rows, cta.columns()]
             cta.store(slot, grads.candidate.astype(jnp.bfloat16))
         prefetched = load_step(cta, jnp.maximum(t - 1, 0))  # overlaps with the wait
         keep_now = _load_keep(cta, keep, t)
         yield
-        cta.wait(i + 1)
+        cta.wait(i + first_turn)
         cta.fence_async_proxy()
-        (through_hgates,) = yield from cta.matmul(d_hgates.at[t], i + 1)
+        (through_hgates,) = yield from cta.matmul(d_hgates.at[t], i + first_turn)
         d_before = (grads.carry[0] + through_hgates, *grads.carry[1:])
         return _keep_where(keep_now, d_before), prefetched
 
@@ -195,6 +199,18 @@ def _backward_kernel(cell: Cell, time: int, tiles: list[Cta], *refs: Any) -> Non
     for cta, (d_initial, _) in zip(tiles, ends, strict=True):
         for s, value in enumerate(d_initial):
             cta.store(d_carry.at[index, s, cta.rows], value)
+
+
+def _in_passes(passes: int, body: Callable[..., None], tiles: list[Cta], *refs: Any) -> None:
+    """Runs the kernel's body for the tiles of each pass."""
+    if passes == 1:  # without a loop, offsets of rows are constants
+        body(tiles, *refs)
+    else:
+
+        def run_pass(batch_pass: Array, _: None) -> None:
+            body([replace(cta, batch_pass=batch_pass) for cta in tiles], *refs)
+
+        lax.fori_loop(0, passes, run_pass, None)
 
 
 def _loop_over_time(

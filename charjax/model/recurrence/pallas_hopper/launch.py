@@ -12,7 +12,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
-from charjax.model.recurrence.pallas_hopper.cta import Cta, InterpretedCta, Scratch
+from charjax.model.recurrence.pallas_hopper.cta import Cta, InterpretedCta, Position, Scratch
 from charjax.model.recurrence.pallas_hopper.tiling import BATCH_TILE, SWIZZLE, Tiling
 
 # The layout in shared memory from which wgmma reads its operands.
@@ -81,7 +81,7 @@ def _ctas(
         arrivals = counts * tiling.batch_tiles
     kind = Cta if interpret is None else InterpretedCta
     position = _position(tiling, interpret)
-    return [kind(tiling, *position, i, scratch, sums, a) for i, a in enumerate(arrivals)]
+    return [kind(tiling, position, i, scratch, sums, a) for i, a in enumerate(arrivals)]
 
 
 def _scratch(tiling: Tiling) -> tuple[Any, ...]:
@@ -104,13 +104,14 @@ def _grid(tiling: Tiling, interpret: Any) -> dict[str, Any]:
     return {"grid": grid, "cluster": (tiling.cluster,), **names}
 
 
-def _position(tiling: Tiling, interpret: Any) -> tuple[Array | int, Array, Array]:
-    """The batch group of this CTA, its split-K group, and its index in the latter."""
+def _position(tiling: Tiling, interpret: Any) -> Position:
     if interpret is not None:
         cta = lax.axis_index("cta")
-        batch_group, cta = cta // tiling.ctas, cta % tiling.ctas
-        return batch_group, cta // tiling.split_k, cta % tiling.split_k
+        of_group = cta % tiling.ctas
+        member = of_group % tiling.split_k
+        return Position(cta // tiling.ctas, of_group // tiling.split_k, member)
     group = lax.axis_index("clusters") * tiling.cluster + lax.axis_index("cluster")
     # A constant where there is one, so that offsets of rows are constants, too.
     only = tiling.batch_groups == 1
-    return 0 if only else lax.axis_index("batch_group"), group, lax.axis_index("member")
+    batch_group = 0 if only else lax.axis_index("batch_group")
+    return Position(batch_group, group, lax.axis_index("member"))

@@ -7,10 +7,9 @@ weight gradient, as one matmul over all time steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,8 +41,8 @@ _HOPPER = "9.0"  # compute capability; later GPUs have no wgmma
 
 class _Residuals(NamedTuple):
     operands: Operands
-    states: BFloat16[Array, "launches steps rows hidden"]
-    residuals: Float[Array, "launches time ctas residuals rows units"]
+    states: BFloat16[Array, "steps batch hidden"]
+    residuals: Float[Array, "time ctas residuals batch units"]
 
 
 def supports(layer: Layer) -> str:
@@ -73,7 +72,7 @@ def run(cell: str, dtype: DTypeLike, operands: Operands) -> Result:
 
 
 def run_padded(cell: str, launch: LaunchConfig, operands: Operands) -> Result:
-    """`recurrence` for any batch, padded to a multiple of a launch's rows.
+    """`recurrence` for any batch, padded to a multiple of a pass's rows.
 
     Padded rows start from zeros and nothing reads what they compute. So their gradients are
     zeros, which add nothing to those of the weights and of the table.
@@ -84,8 +83,9 @@ def run_padded(cell: str, launch: LaunchConfig, operands: Operands) -> Result:
       operands: what the layer reads.
     """
     plan = _plan(cell, launch, operands)
-    # Of the padded batch, another number of groups might be the best.
-    launch = replace(launch, batch_groups=plan.forward.batch_groups)
+    # Of the padded batch, other numbers might be the best.
+    groups, tiles = plan.forward.batch_groups, plan.forward.batch_tiles
+    launch = replace(launch, batch_groups=groups, batch_tiles=tiles)
     batch = operands.carry[0].shape[0]
     padding = plan.rows - batch
     if not padding:
@@ -107,7 +107,7 @@ def recurrence(cell: str, launch: LaunchConfig, operands: Operands) -> Result:
     Args:
       cell: a name in `CELLS`.
       launch: how the kernels are launched.
-      operands: what the layer reads; the batch is a multiple of a launch's rows.
+      operands: what the layer reads; the batch is a multiple of a pass's rows.
 
     Returns:
       The outputs [hidden, time, batch], and the carry after the last character.
@@ -134,17 +134,10 @@ def _forward(cell: str, launch: LaunchConfig, operands: Operands) -> tuple[Resul
     bias = jnp.zeros(hidden, jnp.float32) if weights.bias is None else weights.bias
     bias = jnp.broadcast_to(bias.reshape(ctas, 1, units), (ctas, BATCH_TILE, units))
     packed = pack_weights(weights.kernel.reshape(hidden, gates, hidden), tiling)
-
-    def run(rows: tuple[Array, Array, Array | None]) -> kernels.Arrays:
-        igates, carry, keep = rows
-        return kernels.forward(
-            CELLS[cell], tiling, igates, bias, carry, packed, keep, launch.interpret
-        )
-
-    keep = _keep_by_launch(resets, tiling)
-    launches = _igates_to_ctas(inputs, tiling), _carry_to_ctas(carry, tiling), keep
-    states, residuals, last = _map_launches(run, launches)
-    outputs = _features_from_ctas(residuals[:, :, :, 0])
+    arrays = _igates_to_ctas(inputs, tiling), bias, _carry_to_ctas(carry, tiling), packed
+    keep = _keep_units(resets, tiling)
+    states, residuals, last = kernels.forward(CELLS[cell], tiling, *arrays, keep, launch.interpret)
+    outputs = _features_from_ctas(residuals[:, :, 0])
     return (outputs, _carry_from_ctas(last)), _Residuals(operands, states, residuals)
 
 
@@ -153,21 +146,15 @@ def _backward(cell: str, launch: LaunchConfig, res: _Residuals, grads: Result) -
     hidden, dtype = weights.kernel.shape[0], jnp.bfloat16
     tiling = _plan(cell, launch, res.operands).backward
     packed = pack_weights(weights.kernel.T[:, None], tiling)
-
-    def run(rows: tuple[Array, Array, Array, Array | None]) -> kernels.Arrays:
-        residuals, d_outputs, d_last, keep = rows
-        saved = residuals, d_outputs[:, :, 0], d_last
-        return kernels.backward(CELLS[cell], tiling, *saved, packed, keep, launch.interpret)
-
-    d_outputs, keep = _features_to_ctas(d_outputs, tiling), _keep_by_launch(resets, tiling)
-    launches = res.residuals, d_outputs, _carry_to_ctas(d_last, tiling), keep
-    d_hgates, d_candidate, d_carry = _map_launches(run, launches)
+    d_outputs, keep = _features_to_ctas(d_outputs, tiling)[:, :, 0], _keep_units(resets, tiling)
+    arrays = res.residuals, d_outputs, _carry_to_ctas(d_last, tiling), packed, keep
+    found = kernels.backward(CELLS[cell], tiling, *arrays, launch.interpret)
+    d_hgates, d_candidate, d_carry = found
     # As the kernels wrote it: a transposed copy would take longer than what reads it.
-    d_kernel, d_bias = dot_leading(res.states[:, :-1], d_hgates, dtype), None
+    d_kernel, d_bias = dot_leading(res.states[:-1], d_hgates, dtype), None
     if weights.bias is not None:
-        d_bias = jnp.sum(d_hgates[..., -hidden:], axis=(0, 1, 2), dtype=jnp.float32)
-    d_candidate = d_candidate if CELLS[cell].reset_after else None
-    d_inputs = _input_grad(inputs, tiling, d_hgates, d_candidate)
+        d_bias = jnp.sum(d_hgates[..., -hidden:], axis=(0, 1), dtype=jnp.float32)
+    d_inputs = _input_grad(inputs, d_hgates, d_candidate if CELLS[cell].reset_after else None)
     return (Operands(d_inputs, Weights(d_kernel, d_bias), _carry_from_ctas(d_carry)),)
 
 
@@ -189,45 +176,27 @@ def _pad_batch(operands: Operands, rows: int) -> Operands:
     return Operands(inputs, weights, carry, None if resets is None else padded(resets, 1))
 
 
-def _map_launches(run: Callable[[Any], Any], launches: Any) -> Any:
-    """`run` on the rows of each launch, one after another.
-
-    Two launches at once would deadlock: each waits until all its CTAs are resident, and the
-    SMs hold the CTAs of only one.
-    """
-    if jax.tree.leaves(launches)[0].shape[0] == 1:
-        only = run(jax.tree.map(lambda a: a[0], launches))
-        return jax.tree.map(lambda a: a[None], only)
-    return jax.lax.map(run, launches)
-
-
-def _igates_to_ctas(
-    inputs: Inputs, tiling: Tiling
-) -> Float[Array, "launches time ctas gates rows units"]:
+def _igates_to_ctas(inputs: Inputs, tiling: Tiling) -> Float[Array, "time ctas gates batch units"]:
     """The input gates of every position, as the kernels read them."""
     if isinstance(inputs, Projected):
         return _features_to_ctas(inputs.igates, tiling)
     # Columns of the table in the order of the kernels, so that XLA looks up and writes at once.
     table = inputs.igates.reshape(-1, tiling.ctas, tiling.units, inputs.igates.shape[1])
-    tokens = _by_launch(inputs.tokens, tiling)
-    igates = jnp.take(table.transpose(3, 1, 0, 2), tokens, axis=0, mode="clip")
-    return igates.transpose(0, 1, 3, 4, 2, 5)
+    igates = jnp.take(table.transpose(3, 1, 0, 2), inputs.tokens, axis=0, mode="clip")
+    return igates.transpose(0, 2, 3, 1, 4)
 
 
 def _input_grad(
     inputs: Inputs,
-    tiling: Tiling,
-    d_hgates: BFloat16[Array, "launches time rows gates"],
-    d_candidate: BFloat16[Array, "launches time rows hidden"] | None,
+    d_hgates: BFloat16[Array, "time batch gates"],
+    d_candidate: BFloat16[Array, "time batch hidden"] | None,
 ) -> Inputs:
     """`charjax.model.recurrence.base.input_grad` of what the backward kernel returns."""
     if isinstance(inputs, Projected):
         features = None if d_candidate is None else _feature_major(d_candidate)
         d_igates = with_candidate(_feature_major(d_hgates), features)
         return Projected(d_igates.astype(jnp.float32))
-    ones = jax.nn.one_hot(
-        _by_launch(inputs.tokens, tiling), inputs.igates.shape[1], dtype=jnp.bfloat16
-    )
+    ones = jax.nn.one_hot(inputs.tokens, inputs.igates.shape[1], dtype=jnp.bfloat16)
     d_table = dot_leading(d_hgates, ones, jnp.bfloat16)
     if d_candidate is not None:
         # Of matmuls with a common operand XLA makes one, and copies their other operands for it.
@@ -238,53 +207,37 @@ def _input_grad(
 
 def _features_to_ctas(
     features: Float[Array, "features time batch"], tiling: Tiling
-) -> Float[Array, "launches time ctas gates rows units"]:
-    """Feature-major to one contiguous [rows, units] block per launch, step, CTA and gate."""
-    _, time, batch = features.shape
-    launches = batch // tiling.rows
-    split = features.reshape(-1, tiling.ctas, tiling.units, time, launches, tiling.rows)
-    return split.transpose(4, 3, 1, 0, 5, 2)
+) -> Float[Array, "time ctas gates batch units"]:
+    """Feature-major to one contiguous [batch, units] block per step, CTA and gate."""
+    split = features.reshape(-1, tiling.ctas, tiling.units, *features.shape[1:])
+    return split.transpose(3, 1, 0, 4, 2)
 
 
 def _features_from_ctas(
-    blocks: Float[Array, "launches time ctas rows units"],
+    blocks: Float[Array, "time ctas batch units"],
 ) -> Float[Array, "hidden time batch"]:
-    _, time, *_ = blocks.shape
-    features = blocks.transpose(2, 4, 1, 0, 3)
-    return features.reshape(features.shape[0] * features.shape[1], time, -1)
+    time, _, batch, _ = blocks.shape
+    return blocks.transpose(1, 3, 0, 2).reshape(-1, time, batch)
 
 
-def _keep_by_launch(
-    resets: Resets | None, tiling: Tiling
-) -> Float[Array, "launches steps rows units"] | None:
-    """`kernels.Keep` of each launch."""
+def _keep_units(resets: Resets | None, tiling: Tiling) -> kernels.Keep | None:
     if resets is None:
         return None
     keep = jnp.pad(1 - resets.astype(jnp.float32), ((0, 1), (0, 0)), constant_values=1)
-    keep = _by_launch(keep, tiling)
     return jnp.broadcast_to(keep[..., None], (*keep.shape, tiling.units))
 
 
-def _by_launch(positions: Array, tiling: Tiling) -> Array:
-    """[time, batch] to [launches, time, rows]."""
-    return positions.reshape(len(positions), -1, tiling.rows).swapaxes(0, 1)
+def _carry_to_ctas(carry: LayerCarry, tiling: Tiling) -> Float[Array, "ctas states batch units"]:
+    split = jnp.stack(carry).reshape(len(carry), -1, tiling.ctas, tiling.units)
+    return split.transpose(2, 0, 1, 3)
 
 
-def _carry_to_ctas(
-    carry: LayerCarry, tiling: Tiling
-) -> Float[Array, "launches ctas states rows units"]:
-    split = jnp.stack(carry).reshape(len(carry), -1, tiling.rows, tiling.ctas, tiling.units)
-    return split.transpose(1, 3, 0, 2, 4)
-
-
-def _carry_from_ctas(blocks: Float[Array, "launches ctas states rows units"]) -> LayerCarry:
-    launches, ctas, states, rows, units = blocks.shape
-    carry = blocks.transpose(2, 0, 3, 1, 4).reshape(states, launches * rows, ctas * units)
-    return tuple(carry)
+def _carry_from_ctas(blocks: Float[Array, "ctas states batch units"]) -> LayerCarry:
+    ctas, states, batch, units = blocks.shape
+    return tuple(blocks.transpose(1, 2, 0, 3).reshape(states, batch, ctas * units))
 
 
 def _feature_major(
-    batch_major: BFloat16[Array, "launches time rows features"],
+    batch_major: BFloat16[Array, "time batch features"],
 ) -> BFloat16[Array, "features time batch"]:
-    _, time, _, features = batch_major.shape
-    return batch_major.transpose(3, 1, 0, 2).reshape(features, time, -1)
+    return batch_major.transpose(2, 0, 1)

@@ -1,4 +1,4 @@
-"""Plan of a layer's launches: how many rows each has, and the tilings of its two kernels."""
+"""Plan of a layer's kernels: their tilings, and in how many passes they take the batch."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 from charjax.model.recurrence.pallas_hopper.tiling import BATCH_TILE, Tiling, choose_tilings
 
-# Units per CTA up to which batch groups are taken unasked. An array of a tile is a register of
-# each thread for every two units; with 32 units the residuals of a GRU fill half of the 255.
+# Units per CTA up to which batch groups and tiles in turn are taken unasked. An array of a tile is
+# a register of each thread for every two units; with 32 units the residuals of a GRU fill half of
+# the 255.
 _MAX_UNITS = 16
+_TILES_IN_TURN = 2  # at most, unasked
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class LaunchConfig:
       num_sms: SMs of the GPU; by default those of an H100 SXM or H200.
       cluster: CTAs per thread block cluster, 1 or 2; see `Tiling.cluster`.
       batch_tiles: most batch tiles of `BATCH_TILE` rows per batch group, in turn at each time
-        step; 1, the default: one launch after another. Not measured on a GPU yet.
+        step; None: two, where that saves a pass and needs no more padding.
       batch_groups: see `Tiling.batch_groups`; None: the number with the shortest estimated time.
       interpret: parameters of Pallas' interpret mode for GPUs, with which tests run on a CPU.
 
@@ -31,39 +33,39 @@ class LaunchConfig:
 
     num_sms: int = 132
     cluster: int = 1
-    batch_tiles: int = 1
+    batch_tiles: int | None = None
     batch_groups: int | None = None
     interpret: Any = None
 
     def __post_init__(self) -> None:
         # A CTA would multicast a tile's operand into shared memory from which another CTA of the
         # cluster still multiplies the tile before. Batch groups could have them, but they are slow.
-        if self.cluster > 1 and max(self.batch_tiles, self.batch_groups or 1) > 1:
-            raise ValueError("clusters run one batch tile per launch")
+        if self.cluster > 1 and max(self.batch_tiles or 1, self.batch_groups or 1) > 1:
+            raise ValueError("clusters run one batch tile per pass")
 
 
 class Plan(NamedTuple):
-    """The launches of a layer, one after another.
+    """How the kernels of a layer take a batch.
 
     Attributes:
-      launches: how many; the last may have rows of padding.
+      passes: how many, one after another in a launch; the last may have rows of padding.
       forward: tiling of a forward step's matmul.
       backward: of a backward step's, with the same rows and units.
     """
 
-    launches: int
+    passes: int
     forward: Tiling
     backward: Tiling
 
     @property
     def rows(self) -> int:
-        """Batch rows of all launches, padding included."""
-        return self.launches * self.forward.rows
+        """Batch rows of all passes, padding included."""
+        return self.passes * self.forward.rows
 
     @property
     def step_us(self) -> float:
-        """Estimated microseconds of a time step of all launches, forward and backward."""
-        return self.launches * (self.forward.step_us + self.backward.step_us)
+        """Estimated microseconds of a time step of all passes, forward and backward."""
+        return self.passes * (self.forward.step_us + self.backward.step_us)
 
 
 def make_plan(hidden: int, gates: int, batch: int, launch: LaunchConfig) -> Plan | None:
@@ -88,13 +90,18 @@ def make_plan(hidden: int, gates: int, batch: int, launch: LaunchConfig) -> Plan
 
 
 def _plan(hidden: int, gates: int, batch: int, launch: LaunchConfig, groups: int) -> Plan | None:
-    """The fewest launches of so many batch groups, with the least padding."""
+    """The fewest passes of so many batch groups, with the least padding."""
     tilings = choose_tilings(hidden, gates, launch.num_sms // groups, launch.cluster)
     if tilings is None:
         return None
-    tiles = -(-batch // BATCH_TILE)
-    launches = -(-tiles // (groups * launch.batch_tiles))
-    tiles_of_group = -(-tiles // (groups * launches))
-    return Plan(
-        launches, *(replace(t, batch_groups=groups, batch_tiles=tiles_of_group) for t in tilings)
-    )
+    tiles_of_group = -(-batch // (BATCH_TILE * groups))
+    most = launch.batch_tiles or _most_in_turn(tilings[0], tiles_of_group)
+    passes = -(-tiles_of_group // most)
+    in_turn = -(-tiles_of_group // passes)
+    return Plan(passes, *(replace(t, batch_groups=groups, batch_tiles=in_turn) for t in tilings))
+
+
+def _most_in_turn(tiling: Tiling, tiles_of_group: int) -> int:
+    """How many tiles a batch group takes in turn, if nothing else is asked for."""
+    has_registers = tiling.units <= _MAX_UNITS and tiling.cluster == 1
+    return _TILES_IN_TURN if has_registers and tiles_of_group % _TILES_IN_TURN == 0 else 1

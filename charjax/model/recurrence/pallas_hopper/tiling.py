@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from operator import attrgetter
 
 import jax.numpy as jnp
@@ -58,7 +57,7 @@ class Tiling:
 
     @property
     def rows(self) -> int:
-        """Batch rows of a launch."""
+        """Batch rows of a pass."""
         return self.batch_groups * self.batch_tiles * BATCH_TILE
 
     @property
@@ -113,7 +112,7 @@ class Tiling:
 
     @property
     def step_us(self) -> float:
-        """Estimated microseconds of a time step of a launch."""
+        """Estimated microseconds of a time step of a pass."""
         matmuls = self.batch_groups * self.batch_tiles
         return _EXCHANGE_US + matmuls * self.ctas * self.bytes_per_step / _BYTES_PER_US
 
@@ -137,7 +136,8 @@ def choose_tilings(
 
     Forward, the state [batch, hidden] meets the recurrent kernel; backward, the gradients of
     the hidden gates [batch, gates * hidden] meet its transpose. Takes the fewest units per
-    CTA (so the most SMs) that fit both, then the split with the least traffic.
+    CTA (so the most SMs) that fit both, then backward the split with the least traffic. Forward it
+    takes the smallest split, for each larger one was slower on an H200, see docs/kernels.md.
     """
     granularity, largest = _WGMMA_N
     for units in range(granularity, largest + 1, granularity):
@@ -147,8 +147,7 @@ def choose_tilings(
         ]
         forward, backward = ([t for t in tilings if t.fits(num_sms)] for tilings in candidates)
         if forward and backward:
-            least_traffic = partial(min, key=attrgetter("bytes_per_step"))
-            return least_traffic(forward), least_traffic(backward)
+            return forward[0], min(backward, key=attrgetter("bytes_per_step"))
     return None
 
 
