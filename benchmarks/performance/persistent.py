@@ -45,7 +45,6 @@ def layers(cell: str, batch_tiles: int) -> dict[str, Callable[..., Any]]:
     ways: dict[str, Fields] = {"persistent": {}}
     if batch_tiles > 1:
         ways["persistent passes"] = {"batch_groups": 1, "batch_tiles": 1}  # of a tile each
-        ways[f"persistent {batch_tiles}"] = {"batch_groups": 1, "batch_tiles": batch_tiles}
     if batch_tiles > 2:
         ways["persistent groups"] = {"batch_tiles": 1}  # passes of a tile in each group
     launches = {name: dataclasses.replace(ops.launch_config(), **way) for name, way in ways.items()}

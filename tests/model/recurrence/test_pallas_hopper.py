@@ -280,8 +280,6 @@ LOWERED = {  # (cell, batch, launch): with resets, in the suite; the others are 
     ("rnn", 64, LaunchConfig(cluster=2)): True,
     ("gru", 100, LaunchConfig(cluster=2)): None,
     ("lstm", 64, LaunchConfig(cluster=2)): None,
-    ("gru", 256, LaunchConfig(batch_tiles=4, batch_groups=1)): None,
-    ("lstm", 256, LaunchConfig(batch_tiles=4, batch_groups=1)): None,
     ("gru", 256, LaunchConfig(batch_tiles=1)): None,
     ("lstm", 256, LaunchConfig(batch_tiles=1)): None,
     ("gru", 128, LaunchConfig()): None,
