@@ -22,36 +22,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, BFloat16, Float, Int
+from jaxtyping import Array, BFloat16, Float
 
 from charjax.model.cells import Cell, Gates
 from charjax.model.recurrence.pallas_hopper.cta import Cta, T, TileWork
 from charjax.model.recurrence.pallas_hopper.launch import launch
-from charjax.model.recurrence.pallas_hopper.rows import InterpretedRowOps, RowOps
 from charjax.model.recurrence.pallas_hopper.tiling import Tiling
 
 # 0 where the carry before a step is reset to zeros, else 1; after the last step always 1. The same
 # for all units, so that a CTA loads it as it loads a state.
 Keep: TypeAlias = Float[Array, "steps batch units"]
-
-
-class Lookup(NamedTuple):
-    """Input gates that the kernel looks up.
-
-    Attributes:
-      tables: float32, those of every token, a CTA's units of each gate side by side.
-      tokens: int32.
-    """
-
-    tables: Float[Array, "ctas vocab columns"]
-    tokens: Int[Array, "time batch"]
-
-
 # The results of a kernel.
 Arrays: TypeAlias = tuple[Array, ...]
 
@@ -59,7 +44,7 @@ Arrays: TypeAlias = tuple[Array, ...]
 def forward(
     cell: Cell,
     tiling: Tiling,
-    igates: Float[Array, "time ctas gates batch units"] | Lookup,
+    igates: Float[Array, "time ctas gates batch units"],
     bias: Float[Array, "ctas tile units"],
     carry: Float[Array, "ctas states batch units"],
     weights: BFloat16[Array, "ctas n_per_cta k_per_cta"],
@@ -71,7 +56,7 @@ def forward(
     Args:
       cell: the cell.
       tiling: of a time step's matmul; the batch is a multiple of its rows.
-      igates: the input gates, or how to look them up.
+      igates: the input gates.
       bias: added to the last hidden gate.
       carry: before the first step.
       weights: `pack_weights` of the recurrent kernel.
@@ -84,26 +69,20 @@ def forward(
         cell's residuals.
       last: float32 [ctas, states, batch, units], the carry after the last step.
     """
-    igates_arrays = igates if isinstance(igates, Lookup) else (igates,)
-    time, batch = len(igates_arrays[-1]), carry.shape[2]
-    residuals = (time, tiling.ctas, 1 + num_residuals(cell), batch, tiling.units)
+    time, ctas, _, batch, units = igates.shape
+    residuals = (time, ctas, 1 + num_residuals(cell), batch, units)
     out_types = (
         jax.ShapeDtypeStruct((time + 1, batch, tiling.hidden), jnp.bfloat16),
         jax.ShapeDtypeStruct(residuals, jnp.float32),
         jax.ShapeDtypeStruct(carry.shape, jnp.float32),
     )
-    inputs = (*igates_arrays, bias, carry, *([] if keep is None else [keep]))
-    ops = RowOps() if interpret is None else InterpretedRowOps()
-    kernel = partial(_forward_kernel, cell, time, len(igates_arrays), ops)
-    body = partial(_in_passes, batch // tiling.rows, kernel)
+    inputs = (igates, bias, carry) if keep is None else (igates, bias, carry, keep)
+    body = partial(_in_passes, batch // tiling.rows, partial(_forward_kernel, cell, time))
     return tuple(launch(body, tiling, weights, inputs, out_types, interpret))
 
 
-def _forward_kernel(
-    cell: Cell, time: int, num_igates: int, ops: RowOps, tiles: list[Cta], *refs: Any
-) -> None:
-    igates, refs = refs[:num_igates], refs[num_igates:]
-    bias, carry, *keep, states, residuals, last = refs  # `keep` is empty without resets
+def _forward_kernel(cell: Cell, time: int, tiles: list[Cta], *refs: Any) -> None:
+    igates, bias, carry, *keep, states, residuals, last = refs  # `keep` is empty without resets
     index = tiles[0].index
     first_turn, first_matmul = tiles[0].first_turn(time + 1), tiles[0].first_turn(time)
     last_gate_bias = tiles[0].load(bias.at[index])
@@ -121,7 +100,8 @@ def _forward_kernel(
 
     def step(cta: Cta, t: Array, carry: Gates) -> TileWork[Gates]:
         # Issued before the wait, so that they overlap with it.
-        igates_t = _load_igates(cell, cta, ops, igates, t)
+        gates = range(cell.gates)
+        igates_t = tuple(cta.load(igates.at[t, index, gate, cta.rows]) for gate in gates)
         keep_next = _load_keep(cta, keep, t + 1)
         cta.wait(t + first_turn)  # for what all published before they went on to other tiles
         cta.fence_async_proxy()
@@ -251,17 +231,6 @@ def _loop_over_time(
 
     carries: list[T] = lax.fori_loop(0, time, step_all, list(initial))
     return carries
-
-
-def _load_igates(cell: Cell, cta: Cta, ops: RowOps, igates: Any, t: Array) -> Gates:
-    """The input gates of a step, from an array of them or by a look-up."""
-    if len(igates) == 1:
-        blocks = igates[0].at[t, cta.index]
-        return tuple(cta.load(blocks.at[gate, cta.rows]) for gate in range(cell.gates))
-    tables, tokens = igates
-    of_rows, units = ops.load(tokens.at[t, cta.rows]), cta.tiling.units
-    starts = range(0, cell.gates * units, units)
-    return tuple(ops.look_up(tables.at[cta.index], of_rows, start, units) for start in starts)
 
 
 def _load_keep(cta: Cta, keep: list[Any], t: Array | int) -> Array | None:

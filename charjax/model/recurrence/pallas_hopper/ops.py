@@ -176,16 +176,14 @@ def _pad_batch(operands: Operands, rows: int) -> Operands:
     return Operands(inputs, weights, carry, None if resets is None else padded(resets, 1))
 
 
-def _igates_to_ctas(
-    inputs: Inputs, tiling: Tiling
-) -> Float[Array, "time ctas gates batch units"] | kernels.Lookup:
-    """The input gates of every position, as the kernel reads them."""
+def _igates_to_ctas(inputs: Inputs, tiling: Tiling) -> Float[Array, "time ctas gates batch units"]:
+    """The input gates of every position, as the kernels read them."""
     if isinstance(inputs, Projected):
         return _features_to_ctas(inputs.igates, tiling)
-    vocab_size = inputs.igates.shape[1]
-    columns = inputs.igates.T.reshape(vocab_size, -1, tiling.ctas, tiling.units)
-    tables = columns.transpose(2, 0, 1, 3).reshape(tiling.ctas, vocab_size, -1)
-    return kernels.Lookup(tables, inputs.tokens)
+    # Columns of the table in the order of the kernels, so that XLA looks up and writes at once.
+    table = inputs.igates.reshape(-1, tiling.ctas, tiling.units, inputs.igates.shape[1])
+    igates = jnp.take(table.transpose(3, 1, 0, 2), inputs.tokens, axis=0, mode="clip")
+    return igates.transpose(0, 2, 3, 1, 4)
 
 
 def _input_grad(
