@@ -26,7 +26,7 @@ from charjax.model.decode import decode_sequence
 from charjax.model.network import CharRNN
 from charjax.model.recurrence.api import for_inference
 from charjax.runtime import sharding
-from charjax.runtime.compiler_options import cublas_options
+from charjax.runtime.compiler_options import network_compiler_options
 from charjax.runtime.display import ProgressFn, no_progress
 from charjax.types import Carry, Logits, PyTree, Reset, Resets, Tokens
 
@@ -243,6 +243,7 @@ def _evaluator(config: ModelConfig, measure: Measure, *, on_all_devices: bool) -
 
     mesh = sharding.data_mesh(sharding.all_devices() if on_all_devices else jax.local_devices()[:1])
     everywhere, by_row = sharding.replicated(mesh), sharding.batch_sharding(mesh, axis=0)
+    implementation = for_inference(config, _MAX_SEQUENCES).recurrence
     return _Evaluator(
         mesh.size,
         sharding.process_rows if on_all_devices else slice,  # slice(rows) is all of them
@@ -254,7 +255,7 @@ def _evaluator(config: ModelConfig, measure: Measure, *, on_all_devices: bool) -
             measure_chunk,
             out_shardings=(by_row, everywhere),
             donate_argnums=1,
-            compiler_options=cublas_options(),
+            compiler_options=network_compiler_options(implementation),
         ),
     )
 

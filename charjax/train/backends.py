@@ -16,8 +16,9 @@ from jax.sharding import Mesh
 from charjax.config import Config
 from charjax.data.batches import Batch, Batches, Slices
 from charjax.errors import InputError
+from charjax.model.recurrence.api import resolve
 from charjax.runtime import sharding
-from charjax.runtime.compiler_options import cublas_options, loop_compiler_options
+from charjax.runtime.compiler_options import network_compiler_options
 from charjax.runtime.distributed import is_multiprocess
 from charjax.train.optimizer import Schedule
 from charjax.train.step import Step, StepMetrics, TrainState, make_step, repeat, repeat_on_slices
@@ -93,13 +94,14 @@ def make_backend(
     Raises:
       InputError: see `microbatch_size`.
     """
-    microbatch_size(config)
+    microbatch = microbatch_size(config)
     rows = sharding.process_rows(config.data.batch_size)
     on_slices = tokens is not None
     steps = _make_steps(config, vocab_size, optimizer, schedule, boundary_id, on_slices)
     if config.parallel.backend == "pmap":
         return _pmap_backend(steps, rows)
-    return _jit_backend(steps, rows, tokens)
+    implementation = resolve(config.model, microbatch, strict=False).implementation
+    return _jit_backend(steps, rows, tokens, implementation)
 
 
 @functools.lru_cache(maxsize=16)  # so that a run resumed in the same process is not traced again
@@ -118,7 +120,9 @@ def _make_steps(
 
 
 @functools.lru_cache(maxsize=16)
-def shard_steps(steps: Any, mesh: Mesh, *, with_tokens: bool = False) -> Any:
+def shard_steps(
+    steps: Any, mesh: Mesh, *, with_tokens: bool = False, implementation: str = ""
+) -> Any:
     """Compiles steps (state, batches [steps, batch, ...]) -> (state, metrics [steps]) for a mesh.
 
     With tokens, (token ids, slices) take the place of the batches; every device has all ids.
@@ -142,14 +146,16 @@ def shard_steps(steps: Any, mesh: Mesh, *, with_tokens: bool = False) -> Any:
         in_shardings=inputs,
         out_shardings=outputs,
         donate_argnums=0,
-        compiler_options=cublas_options() or loop_compiler_options(),
+        compiler_options=network_compiler_options(implementation),
     )
 
 
-def _jit_backend(steps: Any, rows: slice, tokens: np.ndarray | None) -> Backend:
+def _jit_backend(
+    steps: Any, rows: slice, tokens: np.ndarray | None, implementation: str
+) -> Backend:
     mesh = sharding.data_mesh(sharding.all_devices())
     slices = tokens is not None
-    run = shard_steps(steps, mesh, with_tokens=slices)
+    run = shard_steps(steps, mesh, with_tokens=slices, implementation=implementation)
     ids = sharding.shard(tokens, sharding.replicated(mesh)) if slices else None
     shardings = _state_prefix(sharding.replicated(mesh), sharding.batch_sharding(mesh, axis=0))
     batches = sharding.batch_sharding(mesh, axis=1)
