@@ -156,9 +156,10 @@ def with_steps(config: Config, speed: Speed, seconds_left: float) -> Config:
     affordable = int(_EVALUATION_FRACTION * rest / evaluation_s)
     evaluations = max(2, min(_MAX_EVALUATIONS, affordable))
     steps = max(10, int((rest - evaluations * evaluation_s) / speed.step_s))
-    multiple = next(n for n in (50, 10, 5, 1) if n * evaluations <= steps)
-    every = steps // evaluations // multiple * multiple
-    steps = steps // every * every
+    multiple = next(n for n in (10, 5, 1) if n * evaluations <= steps)
+    steps = steps // multiple * multiple
+    # Rounded up, so that the last evaluation, at the end, may follow sooner than the others.
+    every = math.ceil(steps / evaluations / multiple) * multiple
     train = replace(config.train, max_steps=steps, eval_every=every, log_every=min(every, 50))
     # So the average spans about a tenth of the run.
     ema = round(min(0.999, max(0.9, 1 - 10 / steps)), 6)

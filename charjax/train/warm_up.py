@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
+from collections.abc import Callable
 
 import jax
 
@@ -16,7 +17,7 @@ from charjax.train.backends import make_backend
 from charjax.train.choice import Speed
 from charjax.train.intervals import STEPS_PER_DISPATCH
 from charjax.train.optimizer import make_optimizer, make_schedule
-from charjax.train.step import init_state
+from charjax.train.step import StepMetrics, init_state
 
 _MIN_S = 6.0  # seconds of training to time: the first one or two are often slower
 
@@ -28,16 +29,16 @@ def measure_speed(config: Config) -> Speed:
     optimizer, schedule = make_optimizer(config.optim, total), make_schedule(config.optim, total)
     backend = make_backend(config, vocab_size, optimizer, schedule, boundary_id=boundary)
     state = backend.place(init_state(config, vocab_size, optimizer))
-    stacked = backend.inputs(dataset.batches, range(STEPS_PER_DISPATCH))
+    dispatches = itertools.count(step=STEPS_PER_DISPATCH)
 
-    started = time.monotonic()
-    state, _ = jax.block_until_ready(backend.run(state, stacked))
-    ends = [compiled := time.monotonic()]
-    while ends[-1] < compiled + _MIN_S:
-        state, _ = jax.block_until_ready(backend.run(state, stacked))
-        ends.append(time.monotonic())
-    dispatches = [end - start for start, end in itertools.pairwise(ends)]
-    step_s = statistics.median(dispatches) / STEPS_PER_DISPATCH
+    def dispatch() -> StepMetrics:
+        nonlocal state
+        start = next(dispatches)
+        inputs = backend.inputs(dataset.batches, range(start, start + STEPS_PER_DISPATCH))
+        state, metrics = backend.run(state, inputs)
+        return metrics
+
+    first_s, dispatch_s = _time_dispatches(dispatch)
 
     def evaluate() -> float:
         if dataset.splits.val.ids.size < 2:  # a run does not evaluate then
@@ -53,5 +54,21 @@ def measure_speed(config: Config) -> Speed:
         return time.monotonic() - started
 
     evaluate()  # the first call compiles
-    compile_s = max(0.0, compiled - started - STEPS_PER_DISPATCH * step_s)
-    return Speed(step_s, compile_s, evaluate())
+    compile_s = max(0.0, first_s - dispatch_s)
+    return Speed(dispatch_s / STEPS_PER_DISPATCH, compile_s, evaluate())
+
+
+def _time_dispatches(dispatch: Callable[[], StepMetrics]) -> tuple[float, float]:
+    """Seconds of the first dispatch, which compiles, and the median of those after it."""
+    started = time.monotonic()
+    jax.block_until_ready(dispatch())
+    ends = [compiled := time.monotonic()]
+    running = dispatch()
+    while ends[-1] < compiled + _MIN_S:
+        # As the training loop does, which waits for a dispatch when it has sent the next one.
+        running, ended = dispatch(), running
+        jax.block_until_ready(ended)
+        ends.append(time.monotonic())
+    jax.block_until_ready(running)
+    durations = [end - start for start, end in itertools.pairwise(ends)]
+    return compiled - started, statistics.median(durations)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -60,16 +61,18 @@ def test_names_are_items_and_prose_and_verse_are_not():
 @given(
     st.floats(1e-4, 1), st.floats(0, 20), st.floats(1e-3, 5), st.floats(60, 36_000)
 )  # fmt: skip
-def test_the_steps_fill_the_time_and_evaluations_divide_them(step_s, compile_s, evaluation_s, left):
+def test_the_steps_fill_the_time(step_s, compile_s, evaluation_s, left):
+    """All but ten of the steps that fit are taken, and none that does not."""
     speed = Speed(step_s, compile_s, evaluation_s)
     config = with_steps(Config(train=TrainConfig(max_steps=1)), speed, left)
     steps, every = config.train.max_steps, config.train.eval_every
-    evaluations = steps // every
-    assert steps % every == 0
-    assert 2 <= evaluations <= 20
-    assert every % config.train.log_every == 0 or every < 50
-    needed = compile_s + steps * step_s + evaluations * evaluation_s
-    assert steps == 10 or needed <= left + evaluation_s * evaluations
+    evaluations = math.ceil(steps / every)
+    assert 1 <= evaluations <= 10
+    if steps == 10:  # as few as there may be
+        return
+    used = compile_s + steps * step_s + evaluations * evaluation_s
+    assert used <= left
+    assert used + 10 * step_s >= 0.95 * left - 10 * (evaluation_s + 1)
 
 
 @pytest.fixture
