@@ -51,9 +51,9 @@ _BATCHES = ("--batches", "128", "256")  # the persistent kernels with several ba
 _TIMES_SLOWER = {"gpu": 1, "cpu": 10}  # so much longer may a part take
 
 PARTS = (
+    _part("sample", 90, "--cells=gru"),
     *(_part("persistent", 100, f"--cells={cell}") for cell in ("gru", "lstm")),
     *(_part(*_STEP, f"--cells={cell}") for cell in ("gru", "lstm")),
-    _part("sample", 90, "--cells=gru"),
     *(_part(*_STEP, "--cells=gru", size) for size in ("--batch=256", "--layers=2")),
     _part("runs", 60, runs.SHIPPED),
     _part("end_to_end", 120),
