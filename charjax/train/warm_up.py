@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import statistics
 import time
 from collections.abc import Callable
 
@@ -19,7 +18,7 @@ from charjax.train.intervals import STEPS_PER_DISPATCH
 from charjax.train.optimizer import make_optimizer, make_schedule
 from charjax.train.step import StepMetrics, init_state
 
-_MIN_S = 6.0  # seconds of training to time: the first one or two are often slower
+_MIN_S = 10.0  # seconds of training to time: a machine with other work changes its speed
 
 
 def measure_speed(config: Config) -> Speed:
@@ -59,16 +58,15 @@ def measure_speed(config: Config) -> Speed:
 
 
 def _time_dispatches(dispatch: Callable[[], StepMetrics]) -> tuple[float, float]:
-    """Seconds of the first dispatch, which compiles, and the median of those after it."""
+    """Seconds of the first dispatch, which compiles, and the mean of those after it."""
     started = time.monotonic()
     jax.block_until_ready(dispatch())
-    ends = [compiled := time.monotonic()]
-    running = dispatch()
-    while ends[-1] < compiled + _MIN_S:
+    compiled = now = time.monotonic()
+    running, ended = dispatch(), 0
+    while now < compiled + _MIN_S:
         # As the training loop does, which waits for a dispatch when it has sent the next one.
-        running, ended = dispatch(), running
-        jax.block_until_ready(ended)
-        ends.append(time.monotonic())
+        running, waited_for = dispatch(), running
+        jax.block_until_ready(waited_for)
+        ended, now = ended + 1, time.monotonic()
     jax.block_until_ready(running)
-    durations = [end - start for start, end in itertools.pairwise(ends)]
-    return compiled - started, statistics.median(durations)
+    return compiled - started, (now - compiled) / ended
