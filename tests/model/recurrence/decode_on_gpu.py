@@ -21,24 +21,12 @@ from charjax.config import ModelConfig
 from charjax.inference.sampler import Sampler
 from charjax.inference.sampling import Sampling
 from charjax.model.carry import initial_carry
-from charjax.model.decode import decode_state, decode_step, decode_weights
+from charjax.model.decode import decode_state, decode_weights
 from charjax.model.network import init_params
 from charjax.model.recurrence.pallas_hopper import decode as kernel
+from tests.model.recurrence.decode_scan import scan
 
 VOCAB, ROWS, TIME = 65, 64, 200
-
-
-def scan(config, weights, state, igates, forced, noise):
-    """What the kernel computes, by `decode_step`."""
-
-    def advance(loop, xs):
-        (igates, state), (given, added) = loop, xs
-        logits, state = decode_step(config, weights, igates, state)
-        token = jnp.where(given >= 0, given, jnp.argmax(logits + added, axis=1))
-        return (weights.lookup(token), state), token
-
-    (_, state), tokens = jax.lax.scan(advance, (igates, state), (forced, noise))
-    return tokens, state
 
 
 def distance(got, want):

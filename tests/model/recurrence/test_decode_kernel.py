@@ -19,10 +19,11 @@ from charjax.inference.row_controls import Enabled
 from charjax.inference.sampler import Sampler
 from charjax.inference.sampling import Sampling
 from charjax.inference.sampling_loop import Program
-from charjax.model.decode import decode_state, decode_step, decode_weights, mask_token
+from charjax.model.decode import decode_state, decode_weights, mask_token
 from charjax.model.recurrence.pallas_hopper import decode as kernel
 from charjax.model.recurrence.pallas_hopper.plan import LaunchConfig
 from charjax.model.recurrence.pallas_hopper.tiling import choose_decode_tiling
+from tests.model.recurrence.decode_scan import scan
 from tests.model.recurrence.test_pallas_hopper import (
     HOPPER,
     InterpretGPUParams,
@@ -49,19 +50,6 @@ def operands(config, batch, time=TIME, vocab_size=VOCAB, noise=0.5):
     forced[1], forced[-1, 0] = MASKED, 5
     igates = weights.lookup(tokens_of(vocab_size, batch, 1)[:, 0])
     return weights, state, igates, jnp.asarray(forced), noise * normal(3, time, batch, vocab_size)
-
-
-def scan(config, weights, state, igates, forced, noise):
-    """What `decode` returns, by `decode_step`."""
-
-    def advance(loop, xs):
-        (igates, state), (given, added) = loop, xs
-        logits, state = decode_step(config, weights, igates, state)
-        token = jnp.where(given >= 0, given, jnp.argmax(logits + added, axis=1))
-        return (weights.lookup(token), state), token
-
-    (_, state), tokens = jax.lax.scan(advance, (igates, state), (forced, noise))
-    return tokens, state
 
 
 def run(function, *args):
@@ -155,7 +143,15 @@ def test_the_sampler_writes_the_same_text_with_it(monkeypatch):
     np.testing.assert_array_equal(written["scan", 1], written["scan", 3][:1])
 
 
-@pytest.mark.parametrize(("cell", "batch"), [("gru", 1), ("gru", 64), ("lstm", 64), ("rnn", 9)])
+@pytest.mark.parametrize(
+    ("cell", "batch"),
+    [
+        ("gru", 1),
+        ("lstm", 64),
+        pytest.param("gru", 64, marks=pytest.mark.slow),
+        pytest.param("rnn", 9, marks=pytest.mark.slow),
+    ],
+)
 def test_it_lowers_for_cuda(cell, batch):
     leaves, structure = jax.tree.flatten(operands(config_of(cell, 1024), batch, 32, 65))
 
