@@ -80,8 +80,7 @@ def _train(run: Run, state: RunState, show: Callable[..., None]) -> int | None:
         signals, partial(_time_is_up, run, state), partial(_checkpoint_is_due, run, state)
     )
     is_done = _stops_here(run, state, stop)
-    params = state.train_state.eval_params
-    wait = compile_ahead.start(run.meta.resolved_config, params, run.dataset)
+    wait = compile_ahead.start(run.meta.resolved_config, state.train_state.eval_params, run.dataset)
     if state.progress.pending or state.progress.unsampled:
         with signals, state.clock.paused():
             wait()
