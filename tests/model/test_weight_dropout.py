@@ -66,6 +66,12 @@ def test_each_layer_and_each_key_has_other_masks():
     assert (first == other_key).mean() < 0.65
 
 
+def test_the_two_entries_of_a_random_word_are_independent():
+    upper, lower = np.split(dropped(BOTH)[KERNELS[0]] != 0, 2)
+    # Two masks that keep 70 % agree on 58 % of the entries.
+    assert abs((upper == lower).mean() - 0.58) < 4 * np.sqrt(0.58 * 0.42 / upper.size)
+
+
 def test_no_gradient_reaches_a_dropped_weight():
     params = init_params(NONE, VOCAB, jax.random.key(0))
 
