@@ -30,29 +30,15 @@ _MOVED = {
 _LAST_COMMIT = "c9abf59"
 _REMOVED = {
     f"benchmarks.{name}"
-    for name in ("blocks", "limits", "memory", "parts", "precision", "tutorial_parity", "weights")
+    for name in ("blocks", "limits", "memory", "precision", "tutorial_parity", "weights")
 } | {"benchmarks.devices starts", "benchmarks.devices dispatch"}
-# Words of older result files that the pages replace: in column names, and in cells.
+# Words of older result files that the pages replace in column names.
 _COLUMNS = {
     "lanes": "batch",
     "lanes axis": "data axis",
     "lanes a device": "batch per device",
     "gflops a step": "gflops per step",
     "kept": "within limit",
-}
-_CELLS = {
-    "forward, keeping what backward reads": "forward, storing residuals",
-    "backward, its loop alone": "loop of backward",
-    "kernel times states in columns, every character,": "forward matmuls, feature-major,",
-    "states in rows times kernel, every character,": "forward matmuls, batch-major,",
-    "kernel times gradients in columns, every character,": "backward matmuls, feature-major,",
-    "gradients in rows times kernel, every character,": "backward matmuls, batch-major,",
-    "weight gradient of columns": "weight gradient, feature-major",
-    "weight gradient of rows": "weight gradient, batch-major",
-    "100 characters of 1 lanes, their product": "forward matmuls of 1 sequence,",
-    "100 characters of": "forward matmuls of",
-    "lanes, their product": "sequences,",
-    "product": "matmul",
 }
 
 
@@ -149,7 +135,4 @@ def _cell(value: Any) -> str:
         return f"{value:.1e}"
     if isinstance(value, int | float):
         return f"{value:,}"
-    text = str(value)
-    for old, new in _CELLS.items():
-        text = text.replace(old, new)
-    return text
+    return str(value)

@@ -23,11 +23,17 @@ NO_OTHER_TEXT = "--config.data.offline="  # no substitute text: its figures woul
 PROMPTS = {"shakespeare": "ROMEO:", "quickstart": "The "}
 
 
-def run(*command: str) -> str:
+def run(*command: str, python: str = sys.executable) -> str:
     """Runs a Python command and returns its standard output."""
-    return subprocess.run(
-        [sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
-    ).stdout
+    done = subprocess.run(
+        [python, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return done.stdout
+
+
+def answer(*command: str, python: str = sys.executable) -> Any:
+    """Runs a Python command and returns the JSON in the last line of its standard output."""
+    return json.loads(run(*command, python=python).splitlines()[-1])
 
 
 def train(name: str, workdir: Path, *flags: str) -> dict[str, Any]:
@@ -57,7 +63,7 @@ def measure(name: str, workdir: Path) -> dict[str, Any]:
     """Trains, samples and describes the model."""
     flags = (f"--workdir={workdir}", f"--prompt={PROMPTS[name]}", "--num_chars=400", "--seed=1")
     return train(name, workdir, NO_OTHER_TEXT) | {
-        "info": json.loads(run("-m", "charjax", "info", f"--workdir={workdir}")),
+        "info": answer("-m", "charjax", "info", f"--workdir={workdir}"),
         "sample": run("-m", "charjax", "sample", *flags, "--temperature=0.7"),
     }
 

@@ -42,7 +42,6 @@ def page(results: Results, template: str) -> str:
         sweep_small=_sweep_small(results.get(("sweep_small", "cpu"), {"groups": {}})),
         precision=table("precision"),
         weights=table("weights"),
-        parts=table("parts"),
         blocks=table("blocks"),
     )
 

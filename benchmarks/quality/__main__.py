@@ -1,29 +1,29 @@
-"""Losses on tiny Shakespeare: arms on the development tenth, and recipes on the validation part.
+"""Losses of studies on a development tenth, and of recipes on the validation part.
 
-    python -m benchmarks.quality arms --workdir=FOLDER [--only NAME ...] [--seeds 0 1 2]
+    python -m benchmarks.quality {arms,ablation} --workdir=FOLDER [--only ARM ...] [--seeds 0 1 2]
     python -m benchmarks.quality recipe --workdir=FOLDER --config=shakespeare [--seeds 0 1 2]
 
-`arms` trains each arm of `benchmarks.quality.arms` and writes results/quality_arms.json. `recipe`
-trains a shipped config on the whole training part and reads its last weights once on the validation
-part, in three ways; it writes results/quality_NAME.json. FOLDER keeps the runs, which go on where
-they were interrupted. Other arms and seeds stay in the file. `benchmarks.tables` writes the tables.
+`arms` and `ablation` train a study of `benchmarks.quality.arms`. `recipe` trains a shipped config
+on the whole training part and reads its last weights once on the validation part, in three ways.
+Each writes results/quality_NAME.json, where other arms and seeds stay; `benchmarks.tables` writes
+the tables. FOLDER keeps the runs, which go on where they were interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks import result_files
 from benchmarks.performance import headline
-from benchmarks.performance.headline import NO_OTHER_TEXT, run
-from benchmarks.quality.arms import ARMS, RECIPE, flags
+from benchmarks.performance.headline import NO_OTHER_TEXT, answer
+from benchmarks.quality.arms import STUDIES
 
 Runs = Sequence[Mapping[str, Any]]
 # How the validation part is read -> flags of `charjax score`.
@@ -31,34 +31,32 @@ READINGS = {"stream": (), "w256": ("--window=256",), "dynamic": ("--dynamic",)}
 
 
 def train(config: str, workdir: Path, seed: int, *flags: str) -> dict[str, Any]:
-    """Trains a shipped config; returns its size, time and the losses of its own evaluations."""
+    """Trains a shipped config; returns its size, its time and the loss of its last weights."""
     figures = headline.train(config, workdir, NO_OTHER_TEXT, f"--config.seed={seed}", *flags)
-    info = json.loads(run("-m", "charjax", "info", f"--workdir={workdir}"))
+    info = answer("-m", "charjax", "info", f"--workdir={workdir}")
     return {
         "seed": seed,
         "device": figures["device"],
         "parameters": info["parameters"],
         "steps": figures["steps"],
         "minutes": round(figures["training_s"] / 60, 1),
-        "train": round(figures["last"]["train_loss"], 4),
-        "best": round(figures["best"]["val_loss"], 4),
         "last": round(figures["last"]["val_loss"], 4),
     }
 
 
-def train_arm(name: str, folder: Path, seed: int) -> dict[str, Any]:
-    """One arm with one seed, evaluated on the development tenth."""
-    (arm,) = (arm for arm in ARMS if arm.name == name)
-    changes = flags(arm.fields)
-    measured = train("shakespeare", folder / f"{name}-{seed}", seed, *flags(RECIPE), *changes)
-    return {"arm": name, "flags": changes} | measured
+def train_arm(study: str, name: str, folder: Path, seed: int) -> dict[str, Any]:
+    """One arm of a study with one seed, evaluated on the development tenth."""
+    (arm,) = (arm for arm in STUDIES[study].arms if arm.name == name)
+    flags = STUDIES[study].flags(arm)
+    measured = train(STUDIES[study].config, folder / f"{name}-{seed}", seed, *flags)
+    return {"arm": name, "flags": flags} | measured
 
 
 def train_recipe(config: str, folder: Path, seed: int) -> dict[str, Any]:
     """A shipped config with one seed; its last weights on the validation part."""
     measured = train(config, workdir := folder / f"{file_name(config)}-{seed}", seed)
     score = ("-m", "charjax", "score", f"--workdir={workdir}", "--checkpoint=newest", "--part=val")
-    losses = {name: json.loads(run(*score, *flags)) for name, flags in READINGS.items()}
+    losses = {name: answer(*score, *flags) for name, flags in READINGS.items()}
     return measured | {name: round(loss["nats_per_char"], 4) for name, loss in losses.items()}
 
 
@@ -82,20 +80,31 @@ def mean(values: Iterable[float]) -> str:
     return f"{statistics.mean(found):.4f}{spread}"
 
 
-def arm_rows(runs: Runs) -> list[dict[str, Any]]:
-    """A row for each arm, in the order of `ARMS`, over its seeds."""
-    seeds_of = [(arm, [one for one in runs if one["arm"] == arm.name]) for arm in ARMS]
+def over(recipe: Runs, runs: Runs) -> str:
+    """The mean difference to the recipe's runs of the same seeds, with its standard error."""
+    base = {one["seed"]: one["last"] for one in recipe}
+    found = [one["last"] - base[one["seed"]] for one in runs if one["seed"] in base]
+    error = f" ± {statistics.stdev(found) / len(found) ** 0.5:.4f}" if len(found) > 1 else ""
+    return f"{statistics.mean(found):+.4f}{error}" if found else ""
+
+
+def arm_rows(study: str, runs: Runs) -> list[dict[str, Any]]:
+    """A row for each arm of a study, in its order, over the arm's seeds."""
+    arms = STUDIES[study].arms
+    runs_of = {arm: [one for one in runs if one["arm"] == arm.name] for arm in arms}
     return [
         {
             "arm": arm.name,
             "change": arm.change,
             "expected": arm.expected,
-            **{field: seeds[0][field] for field in ("parameters", "steps")},
-            "seeds": len(seeds),
-            **{loss: mean(one[loss] for one in seeds) for loss in ("last", "best")},
+            **{field: found[0][field] for field in ("parameters", "steps")},
+            "minutes": round(statistics.mean(one["minutes"] for one in found), 1),
+            "seeds": len(found),
+            "loss": mean(one["last"] for one in found),
+            "over the recipe": over(runs_of[arms[0]], found) if arm != arms[0] else "",
         }
-        for arm, seeds in seeds_of
-        if seeds
+        for arm, found in runs_of.items()
+        if found
     ]
 
 
@@ -112,21 +121,23 @@ def recipe_rows(runs: Runs) -> list[dict[str, Any]]:
 def main() -> None:
     """Trains what is asked for, and writes the result after each run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("arms", "recipe"))
+    parser.add_argument("what", choices=(*STUDIES, "recipe"))
     parser.add_argument("--workdir", type=Path, required=True, help="where the runs are kept")
-    parser.add_argument("--only", nargs="+", choices=[arm.name for arm in ARMS], metavar="ARM")
+    parser.add_argument("--only", nargs="+", metavar="ARM", help="default: all arms of the study")
     parser.add_argument("--config", default="shakespeare", help="the name of a shipped config")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side, as on a GPU")
     args = parser.parse_args()
-    arms = [arm.name for arm in ARMS] if args.what == "arms" else []
-    wanted = (args.only or arms) if arms else [args.config]
+    if args.what in STUDIES:
+        name, wanted = args.what, args.only or [arm.name for arm in STUDIES[args.what].arms]
+        rows, train_one = partial(arm_rows, name), partial(train_arm, name)
+    else:
+        name, wanted = file_name(args.config), [args.config]
+        rows, train_one = recipe_rows, train_recipe
     with ThreadPoolExecutor(args.jobs) as pool:
-        train_one = train_arm if arms else train_recipe
         runs = [pool.submit(train_one, one, args.workdir, s) for s in args.seeds for one in wanted]
         for run in as_completed(runs):
-            name = "arms" if arms else file_name(args.config)
-            keep(f"quality_{name}", run.result(), arm_rows if arms else recipe_rows)
+            keep(f"quality_{name}", run.result(), rows)
 
 
 if __name__ == "__main__":

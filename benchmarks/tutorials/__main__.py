@@ -3,7 +3,7 @@
 python -m benchmarks.tutorials train grimm --variant=better
 python -m benchmarks.tutorials train tf_gru --config.train.max_epochs=3
 python -m benchmarks.tutorials counts
-python -m benchmarks.tutorials timing --all --json
+python -m benchmarks.tutorials timing
 python -m benchmarks.tutorials page
 
 `train` runs `launch.py`, which gets all --config.field=value flags, and writes
@@ -23,18 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import result_files
-from benchmarks.performance.headline import run
+from benchmarks.performance.headline import answer, run
 from benchmarks.tutorials import page, timing
 from benchmarks.tutorials.published import TUTORIALS
 
 _SAMPLE_CHARS = 300
 _JUDGED_CHARS = 20_000  # sampled at temperature 1 to count real words
 _WORD = re.compile(r"[A-Za-z']+")
-
-
-def result_name(name: str, variant: str) -> str:
-    """Name of the result file of a variant, without folder and suffix."""
-    return "_".join(filter(None, ("tutorial", name, variant)))
 
 
 def epochs(records: Sequence[dict[str, Any]], steps_per_epoch: int) -> list[dict[str, Any]]:
@@ -54,11 +49,10 @@ def epochs(records: Sequence[dict[str, Any]], steps_per_epoch: int) -> list[dict
     return rows
 
 
-def info_of(name: str, variant: str, *overrides: str) -> dict[str, Any]:
+def info_of(name: str, variant: str, *overrides: str) -> Any:
     """The output of `charjax info` for a config."""
     config = f"--config=configs/tutorials/{name}.py" + (f":{variant}" if variant else "")
-    info: dict[str, Any] = json.loads(run("-m", "charjax", "info", config, *overrides))
-    return info
+    return answer("-m", "charjax", "info", config, *overrides)
 
 
 def train(name: str, variant: str, workdir: Path, overrides: Sequence[str]) -> dict[str, Any]:
@@ -124,11 +118,8 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--variant", default="", help="held_out, better, ...; default: plain")
     one.add_argument("--workdir", type=Path, help="keep the run here; default: discarded")
     timed = commands.add_parser("timing", help="time a training step here and in its framework")
-    which = timed.add_mutually_exclusive_group(required=True)
-    which.add_argument("--all", action="store_true", help="all five")
-    which.add_argument("--name", choices=sorted(TUTORIALS))
+    timed.add_argument("names", nargs="*", default=list(TUTORIALS), help="default: all five")
     timed.add_argument("--seconds", type=float, default=15.0, help="for each system; default 15")
-    timed.add_argument("--json", action="store_true", help="also print the results")
     commands.add_parser("counts", help="write the output of `charjax info` for the plain configs")
     commands.add_parser("page", help="write docs/tutorials.md")
     return parser
@@ -143,14 +134,12 @@ def main() -> None:
     elif args.command == "page":
         print(page.write())
     elif args.command == "timing":
-        names = list(TUTORIALS) if args.all else [args.name]
-        path = timing.measure(names, seconds=args.seconds)
-        print(path.read_text(encoding="utf-8") if args.json else path)
+        print(timing.measure(args.names, seconds=args.seconds))
     else:
         with tempfile.TemporaryDirectory() as scratch:
             workdir = args.workdir or Path(scratch) / "run"
             figures = train(args.name, args.variant, workdir, overrides)
-        print(result_files.write(result_name(args.name, args.variant), figures))
+        print(result_files.write(f"tutorial_{args.name}_{args.variant}".rstrip("_"), figures))
 
 
 if __name__ == "__main__":

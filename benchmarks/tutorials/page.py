@@ -11,7 +11,6 @@ from benchmarks.tutorials.published import TUTORIALS, Tutorial
 
 PAGE = ROOT / "docs" / "tutorials.md"
 _VARIANTS = ("held_out", "better", "deep", "scheduled")
-_MORE = {("ag_news", "deep"), ("grimm", "scheduled")}
 _SHOWN_CHARS = 220
 _TRAIN = "python -m benchmarks.tutorials train"
 
@@ -121,17 +120,13 @@ def _variants(name: str) -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     for variant in _VARIANTS:
-        result = read(f"tutorial_{name}_{variant}")
-        if result is not None:
+        if result := read(f"tutorial_{name}_{variant}"):
             best = result["best"]
             rows.append(
                 f"| `{variant}` | {best['val_loss']:.4f} | {best['step']:,} | "
                 f"{result['steps']:,} | {100 * result['real_words']:.1f} % | "
                 f"{' '.join(result['overrides'])} |"
             )
-        elif (name, variant) in _MORE:
-            run = f"{_TRAIN} {name} --variant={variant}"
-            rows.append(f"| `{variant}` | not measured; `{run}` | | | | |")
     note = "Real words: the fraction of sampled words (temperature 1) that occur in the text."
     return [*rows, "", note, ""]
 

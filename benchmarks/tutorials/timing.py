@@ -7,7 +7,6 @@ import json
 import os
 import runpy
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -16,6 +15,7 @@ from typing import Any
 
 from benchmarks import result_files
 from benchmarks.common import ROOT
+from benchmarks.performance.headline import answer
 from benchmarks.tutorials.published import TUTORIALS
 
 _WARM = 2  # dispatches before the clock starts
@@ -47,7 +47,7 @@ def ours_in_subprocess(name: str, seconds: float) -> dict[str, Any]:
         "import json, sys; from benchmarks.tutorials import timing as t; "
         "print(json.dumps(t.time_ours(sys.argv[1], float(sys.argv[2]))))"
     )
-    return _json_of([sys.executable, "-c", code, name, str(seconds)])
+    return answer("-c", code, name, str(seconds))
 
 
 def theirs_in_subprocess(name: str, seconds: float) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def theirs_in_subprocess(name: str, seconds: float) -> dict[str, Any]:
         text = Path(folder) / "text.json"
         text.write_text(json.dumps(documents(name)), encoding="utf-8")
         script = Path(__file__).with_name("frameworks.py")
-        return _json_of([python, str(script), name, str(text), str(seconds)])
+        return answer(str(script), name, str(text), str(seconds), python=python)
 
 
 def time_ours(name: str, seconds: float) -> dict[str, Any]:
@@ -106,9 +106,3 @@ def documents(name: str) -> list[str]:
     _, text = prepared(name)
     edges = [*text.corpus.document_starts, len(text.corpus.text)]
     return [text.corpus.text[a:b] for a, b in itertools.pairwise(edges)]
-
-
-def _json_of(command: list[str]) -> dict[str, Any]:
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
