@@ -15,7 +15,10 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 
-_PACKAGES = "charjax jax jaxlib flax optax orbax-checkpoint numpy torch keras".split()
+_PACKAGES = (
+    *("charjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"),
+    *("numpy", "torch", "keras"),
+)
 # Fields in which two results must be equal to be combined.
 _SAME = ("machine", "python", "versions", "benchmark", "device", "small")
 # Result files keep the command that made them. Modules that have moved since: old name -> new name.

@@ -1,7 +1,6 @@
 """Trains the five tutorials and times them against their own frameworks.
 
 python -m benchmarks.tutorials train grimm --variant=better --config.train.max_epochs=3
-python -m benchmarks.tutorials counts
 python -m benchmarks.tutorials timing
 python -m benchmarks.tutorials page
 

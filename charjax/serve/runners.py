@@ -9,8 +9,9 @@ from typing import TypeAlias
 import numpy as np
 from jaxtyping import Int
 
+from charjax.inference.groups import is_batch_invariant
 from charjax.inference.load import TrainedModel
-from charjax.inference.sampler import Sampler, is_batch_invariant
+from charjax.inference.sampler import Sampler
 from charjax.inference.slots import SlotBatch
 from charjax.serve.jobs import Choice, Job
 from charjax.serve.schemas import MAX_LOGPROBS
@@ -31,7 +32,7 @@ class SlotRunner:
     """Texts of any requests as rows of one batch; a row is free once its text is done.
 
     It needs matmuls that give a row the same bits whatever is in the others
-    (`charjax.inference.sampler.is_batch_invariant`).
+    (`charjax.inference.groups.is_batch_invariant`).
     """
 
     def __init__(self, sampler: Sampler, num_top: int | None) -> None:

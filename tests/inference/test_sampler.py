@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from charjax.errors import InputError
+from charjax.inference import groups
 from charjax.inference import sampler as module
+from charjax.inference.groups import packing_library, sample_groups
 from charjax.inference.sampler import Sampler, sample
 from charjax.inference.sampling import Sampling
 from charjax.inference.sampling_loop import compiled_loop
@@ -109,7 +111,7 @@ def test_batch_invariant_matmuls_need_no_fixed_groups(dtype, recurrence, top_p, 
     """
     config, params = random_model(11, hidden=50)
     model = replace(config, dtype=dtype, recurrence=recurrence), params
-    if recurrence == "fast" and module._packing_library(model[0]) is None:
+    if recurrence == "fast" and packing_library(model[0]) is None:
         pytest.skip("no C kernels here")
     # As for users with XLA's matmul and with the C kernels; the other cases differ in the matmul's
     # dtype, which test_c_packed.py and test_decode.py hold to the same bits.
@@ -121,9 +123,9 @@ def test_batch_invariant_matmuls_need_no_fixed_groups(dtype, recurrence, top_p, 
     for fewer in sizes:
         written = ids_of(model, num_samples=fewer, num_chars=100, top_p=top_p)
         np.testing.assert_array_equal(written, many[:fewer])
-    assert list(module.sample_groups(model[0], 66)) == [(0, 64), (64, 64)]
-    assert list(module.sample_groups(model[0], 7)) == [(0, 7)]
-    assert list(module.sample_groups(WITH_XLA[0], 7)) == [(0, 5), (5, 11)]
+    assert list(sample_groups(model[0], 66)) == [(0, 64), (64, 64)]
+    assert list(sample_groups(model[0], 7)) == [(0, 7)]
+    assert list(sample_groups(WITH_XLA[0], 7)) == [(0, 5), (5, 11)]
 
 
 def test_packed_matmuls_sample_what_xla_does():
@@ -135,9 +137,9 @@ def test_packed_matmuls_sample_what_xla_does():
 
 def test_feature_major_samples_what_batch_major_does(monkeypatch):
     # Not guaranteed, since matmuls may round differently; but nearly always, and here.
-    monkeypatch.setattr(module, "_MIN_FEATURE_MAJOR", 1)
+    monkeypatch.setattr(groups, "_MIN_FEATURE_MAJOR", 1)
     feature_major = ids_of(WITH_XLA, num_samples=6, num_chars=40)
-    monkeypatch.setattr(module, "_MIN_FEATURE_MAJOR", 1000)
+    monkeypatch.setattr(groups, "_MIN_FEATURE_MAJOR", 1000)
     np.testing.assert_array_equal(ids_of(WITH_XLA, num_samples=6, num_chars=40), feature_major)
 
 
@@ -172,13 +174,13 @@ def test_a_sampler_may_be_called_again():
 
 
 def test_weights_are_rearranged_once_for_each_format(monkeypatch):
-    formats, sampler_weights = [], module.sampler_weights
+    formats, weights_in_format = [], module.weights_in_format
 
     def rearrange(config, masked, group_format, params):
         formats.append(group_format)
-        return sampler_weights(config, masked, group_format, params)
+        return weights_in_format(config, masked, group_format, params)
 
-    monkeypatch.setattr(module, "sampler_weights", rearrange)
+    monkeypatch.setattr(module, "weights_in_format", rearrange)
     sampler = Sampler(*WITH_XLA, masked=None)
     for _ in range(2):
         list(sampler(START, num_chars=1, num_samples=70, sampling=Sampling()))
@@ -202,15 +204,15 @@ def test_groups_may_be_read_in_any_order():
 
 @pytest.mark.parametrize("sizes", [(5, 11, 48, 64), (64, 256), (1,), (3, 5)])
 def test_groups_follow_each_other_and_do_not_depend_on_the_number(monkeypatch, sizes):
-    monkeypatch.setattr(module, "_GROUP_SIZES", {"cpu": sizes})
-    many = list(module.sample_groups(WITH_XLA[0], 1000))
+    monkeypatch.setattr(groups, "_GROUP_SIZES", {"cpu": sizes})
+    many = list(sample_groups(WITH_XLA[0], 1000))
     ends = [first + size for first, size in many]
     assert [first for first, _ in many] == [0, *ends[:-1]]
     assert max(size for _, size in many) == max(sizes)
     for fewer in (1, 2, 64, 65, 999):
-        groups = list(module.sample_groups(WITH_XLA[0], fewer))
-        assert groups == many[: len(groups)]
-        assert sum(size for _, size in groups[:-1]) < fewer <= sum(size for _, size in groups)
+        found = list(sample_groups(WITH_XLA[0], fewer))
+        assert found == many[: len(found)]
+        assert sum(size for _, size in found[:-1]) < fewer <= sum(size for _, size in found)
 
 
 def test_much_noise_is_drawn_in_smaller_chunks(monkeypatch):

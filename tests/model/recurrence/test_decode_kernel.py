@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from charjax.config import ModelConfig
-from charjax.inference import sampler, sampling_loop
+from charjax.inference import groups, sampler, sampling_loop
 from charjax.inference.row_controls import Enabled
 from charjax.inference.sampler import Sampler
 from charjax.inference.sampling import Sampling
@@ -127,7 +127,7 @@ def test_the_sampler_writes_the_same_text_with_it(monkeypatch):
     monkeypatch.setattr(sampler, "_PERSISTENT_CHUNK", 4)
     written = {}
     for recurrence in ("xla", "scan"):  # programs of two configs, so that both are compiled
-        for module in (sampler, sampling_loop):
+        for module in (groups, sampling_loop):
             with_kernel = recurrence == "scan"
             monkeypatch.setattr(module, "has_persistent_loop", lambda *_, it=with_kernel: it)
         config = replace(CONFIG, recurrence=recurrence)
@@ -202,8 +202,8 @@ def test_it_runs_on_no_cpu():
 def test_groups_have_a_format_that_it_reads(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "devices", lambda: [HOPPER])
-    assert {sampler.group_format(CONFIG, VOCAB, size).layout for size in (1, 64)} == {"batch_major"}
-    assert sampler.group_format(CONFIG, VOCAB, 256).layout == "feature_major"
-    assert list(sampler.sample_groups(CONFIG, 66, persistent=True)) == [(0, 64), (64, 64)]
-    assert list(sampler.sample_groups(CONFIG, 7, persistent=True)) == [(0, 7)]
-    assert list(sampler.sample_groups(CONFIG, 66)) == [(0, 64), (64, 256)]
+    assert {groups.group_format(CONFIG, VOCAB, size).layout for size in (1, 64)} == {"batch_major"}
+    assert groups.group_format(CONFIG, VOCAB, 256).layout == "feature_major"
+    assert list(groups.sample_groups(CONFIG, 66, persistent=True)) == [(0, 64), (64, 64)]
+    assert list(groups.sample_groups(CONFIG, 7, persistent=True)) == [(0, 7)]
+    assert list(groups.sample_groups(CONFIG, 66)) == [(0, 64), (64, 256)]
