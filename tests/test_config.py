@@ -265,9 +265,9 @@ def test_a_value_of_another_type_is_refused(leaf):
 
 @pytest.mark.parametrize("leaf", [x for x in LEAVES if x.type is float], **by_path)
 def test_an_integer_widens_to_a_float(leaf):
-    built = to_dict(from_config_dict(leaf.set(0)))
-    value = built[leaf.section][leaf.name]
-    assert (value, type(value)) == (0.0, float)
+    given = math.ceil(leaf.limits["low"])
+    value = to_dict(from_config_dict(leaf.set(given)))[leaf.section][leaf.name]
+    assert (value, type(value)) == (float(given), float)
 
 
 @pytest.mark.parametrize("section", ["", *SECTIONS])

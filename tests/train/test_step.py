@@ -55,6 +55,18 @@ def test_with_zero_output_weights_the_loss_is_log_vocabulary_size():
     assert metrics.loss == pytest.approx(math.log(VOCAB), rel=1e-6)
 
 
+def test_the_softmax_temperature_divides_the_logits_of_a_step():
+    state, output = first_state(CONFIG), ("output_kernel", "output_bias")
+    divided = {name: state.params[name] / 0.5 for name in output}
+    half = replace(CONFIG, train=replace(CONFIG.train, softmax_temperature=0.5))
+    _, at_half = jitted(half)(state, random_batch(0))
+    sharper = state._replace(params={**state.params, **divided})
+    _, at_one = jitted(CONFIG)(sharper, random_batch(0))
+    assert at_half.loss == pytest.approx(at_one.loss, rel=1e-6)
+    _, plain = jitted(CONFIG)(state, random_batch(0))
+    assert at_half.loss != pytest.approx(plain.loss, rel=1e-6)
+
+
 def test_the_loss_is_the_mean_of_every_next_character_in_nats():
     state = first_state(CONFIG)
     _, metrics = jitted(CONFIG)(state, random_batch(0))
