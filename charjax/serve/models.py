@@ -11,7 +11,7 @@ import numpy as np
 from charjax.data.reading import prepare_prompt
 from charjax.data.vocab import check_ids
 from charjax.inference.load import TrainedModel
-from charjax.inference.texts import encode_prompt
+from charjax.inference.text_codec import encode_prompt
 from charjax.runtime.paths import without_folders
 from charjax.serve.engine import Engine
 from charjax.serve.errors import ProtocolError

@@ -63,8 +63,7 @@ def make_total_nats(config: Config, vocab_size: int, boundary_id: int | None = N
         logits, carry = network.run(
             params, inputs, carry, keys.rows, resets=resets, last_only=last_only
         )
-        if config.train.softmax_temperature != 1:
-            logits = logits / config.train.softmax_temperature
+        logits = logits / config.train.softmax_temperature
         predicted = slice(-logits.shape[1], None)
         targets, mask = (jnp.asarray(x)[:, predicted] for x in (batch.targets, batch.mask))
         # Over the first axis: the logits are feature-major in memory, see `CharRNN`.

@@ -11,7 +11,7 @@ from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.inference.sampler import Chunks, Sampler
 from charjax.inference.sampling import Sampling
-from charjax.inference.texts import decode_groups, encode_prompt
+from charjax.inference.text_codec import decode_groups, encode_prompt
 from charjax.runtime.sharding import local_copy
 from charjax.train.metrics import MetricsLog
 from charjax.types import PyTree

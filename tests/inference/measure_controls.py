@@ -24,8 +24,8 @@ from charjax.inference.controls import Controls
 from charjax.inference.copying import copy_table
 from charjax.inference.sampler import Sampler
 from charjax.inference.sampling import Sampling
+from charjax.inference.text_codec import decode_texts
 from charjax.inference.text_end import LineFilter, TextEnd
-from charjax.inference.texts import decode_texts
 from tests.environment import provenance
 from tests.inference.scripted import random_model
 

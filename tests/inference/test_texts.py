@@ -9,13 +9,8 @@ from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.inference import sampler
 from charjax.inference.sampling import Sampling
-from charjax.inference.texts import (
-    TextSampler,
-    decode_groups,
-    encode_prompt,
-    sample_texts,
-    write_texts,
-)
+from charjax.inference.text_codec import decode_groups, encode_prompt
+from charjax.inference.texts import TextSampler, sample_texts, write_texts
 from tests.inference.scripted import cycle, random_model, trained
 
 RANDOM = random_model(11)

@@ -27,7 +27,7 @@ from charjax.data.vocab import Vocab
 from charjax.inference.load import load_trained
 from charjax.inference.sampler import Sampler
 from charjax.inference.sampling import Sampling
-from charjax.inference.texts import decode_groups, encode_prompt
+from charjax.inference.text_codec import decode_groups, encode_prompt
 from charjax.workdir import Workdir
 from tests.environment import provenance
 from tests.inference.scripted import random_model

@@ -12,7 +12,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
-from charjax.model.recurrence.pallas_hopper.cta import Cta, InterpretedCta, Position, Scratch
+from charjax.model.recurrence.pallas_hopper.cta import Cta, Position, Scratch
+from charjax.model.recurrence.pallas_hopper.interpreted_cta import InterpretedCta
 from charjax.model.recurrence.pallas_hopper.tiling import BATCH_TILE, SWIZZLE, Tiling
 
 # The layout in shared memory from which wgmma reads its operands.
