@@ -32,6 +32,7 @@ SHAKESPEARE = Config(
         warmup=0.1,
         final=0.01,
         clip_norm=1.0,
+        ema=0.999,
     ),
     train=TrainConfig(max_steps=10000, eval_every=1000, log_every=50, softmax_temperature=0.9),
 )
@@ -50,7 +51,7 @@ GRIMM = replace(
         start="THE GOOSE-GIRL",
         end="END OF THE PROJECT GUTENBERG",
     ),
-    train=replace(SHAKESPEARE.train, max_steps=0, max_epochs=8.0, eval_every=200),
+    train=replace(SHAKESPEARE.train, max_steps=0, max_epochs=10.0, eval_every=200),
 )
 
 
