@@ -160,7 +160,7 @@ def test_without_a_compiler_there_is_a_reason(tmp_path, monkeypatch, compiler):
     monkeypatch.setenv("CC", compiler)
     unavailable = build.open_library()
     assert isinstance(unavailable, build.Unavailable)
-    assert "compiler" in unavailable.reason or compiler in unavailable.reason
+    assert compiler in unavailable.reason
     assert list((tmp_path / "charjax" / "kernels").iterdir()) == []
 
 

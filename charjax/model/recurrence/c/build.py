@@ -180,9 +180,10 @@ def _name(key: str, library: bytes) -> str:
 
 def _compile(cache: Path | None, key: str) -> ctypes.CDLL | Unavailable:
     """Compiles in a temporary folder, then moves the library into the cache."""
-    compiler = shutil.which(os.environ.get("CC") or "cc")
+    name = os.environ.get("CC") or "cc"
+    compiler = shutil.which(name)
     if compiler is None:
-        return Unavailable("no C compiler (cc)")
+        return Unavailable(f"no C compiler ({name})")
     with build_folder(cache) as folder:
         output, failure = folder / "library.so", ""
         for command in _commands(compiler, output):
