@@ -15,7 +15,7 @@ Inputs and outputs are feature-major, [features, time, batch]; a carry is batch-
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -136,3 +136,8 @@ def with_candidate(d_hgates: Array, d_candidate: Array | None) -> Array:
     if d_candidate is None:
         return d_hgates
     return jnp.concatenate([d_hgates[: -d_candidate.shape[0]], d_candidate])
+
+
+def transposed(carry: tuple[Array, ...]) -> Any:
+    """A carry in the other of its two layouts, batch-major and feature-major."""
+    return tuple(state.T for state in carry)

@@ -87,11 +87,11 @@ def _forward(cell: str, dtype: DTypeLike, operands: Operands) -> tuple[Result, _
 
     buffers = (xla_buffers.empty(hidden, time, batch, d) for d in (dtype, jnp.float32))
     igates = inputs.tokens if isinstance(inputs, Table) else _time_major(inputs.igates)
-    first = tuple(_take_units(_transpose(carry), block) for block in blocks)
+    first = tuple(_take_units(base.transposed(carry), block) for block in blocks)
     loop: Any = (first, *buffers)
     xs = jnp.arange(time), igates, resets
     (last, h_before, outputs), residuals = jax.lax.scan(step, loop, xs)
-    last_carry = _transpose(_join_units(last))
+    last_carry = base.transposed(_join_units(last))
     return (outputs, last_carry), _Residuals(operands, h_before, residuals)
 
 
@@ -126,14 +126,14 @@ def _backward(cell: str, dtype: DTypeLike, res: _Residuals, grads: Result) -> tu
     d_candidate = xla_buffers.empty(hidden, time, batch, dtype) if has_candidate else None
     d_bias = None if bias is None else [jnp.zeros_like(bias[block]) for block in blocks]
     xs = jnp.arange(time), _time_major(d_outputs), res.cell, resets
-    d_carry = tuple(_take_units(_transpose(d_last), block) for block in blocks)
+    d_carry = tuple(_take_units(base.transposed(d_last), block) for block in blocks)
     loop = (d_carry, d_hgates, d_candidate, d_bias)
     (d_carry, *buffers, d_bias), _ = jax.lax.scan(step, loop, xs, reverse=True)
     d_hgates, d_candidate = jax.tree.map(lambda b: xla_buffers.decode(b, dtype), buffers)
     d_inputs = base.input_grad(inputs, d_hgates, d_candidate, dtype)
     d_kernel = dot_trailing(xla_buffers.decode(res.h_before, dtype), d_hgates, dtype)
     d_weights = Weights(d_kernel, None if d_bias is None else jnp.concatenate(d_bias))
-    return (Operands(d_inputs, d_weights, _transpose(_join_units(d_carry))),)
+    return (Operands(d_inputs, d_weights, base.transposed(_join_units(d_carry))),)
 
 
 run.defvjp(_forward, _backward)
@@ -190,8 +190,3 @@ def _time_major(
 def _time_and_batch(inputs: Inputs) -> tuple[int, int]:
     time, batch = (inputs.tokens if isinstance(inputs, Table) else inputs.igates).shape[-2:]
     return time, batch
-
-
-def _transpose(carry: tuple[Array, ...]) -> Any:
-    """Swaps a carry between batch-major and feature-major."""
-    return tuple(c.T for c in carry)

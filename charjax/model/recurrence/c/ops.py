@@ -69,8 +69,8 @@ def run(cell: str, dtype: DTypeLike, operands: Operands) -> Result:
         tokens = jnp.clip(inputs.tokens, 0, inputs.igates.shape[1] - 1)
         inputs = inputs._replace(tokens=tokens)
     keep = None if resets is None else resets.astype(jnp.int32) - 1
-    outputs, last = _run(static, Operands(inputs, weights, _transposed(carry), keep))
-    return outputs, _transposed(last)
+    outputs, last = _run(static, Operands(inputs, weights, base.transposed(carry), keep))
+    return outputs, base.transposed(last)
 
 
 def _static(cell: str, dtype: DTypeLike) -> _Static | Unavailable:
@@ -198,11 +198,6 @@ def _sequence(static: _Static, features: int, time: int, batch: int) -> jax.Shap
 def _tiles(static: _Static, features: int, time: int, batch: int) -> jax.ShapeDtypeStruct:
     width = static.library.vector_width
     return _shape(time, -(-batch // width), features, width, dtype=static.dtype)
-
-
-def _transposed(carry: tuple[Array, ...]) -> Any:
-    """Swaps a carry between batch-major and feature-major."""
-    return tuple(part.T for part in carry)
 
 
 def _shape(*sizes: int, dtype: DTypeLike = jnp.float32) -> jax.ShapeDtypeStruct:
