@@ -3,8 +3,8 @@
  *
  * The matmul is d_hgates times the kernel's transpose. A weight panel holds some units; K runs
  * over all gates of all units. So the micro-kernel gives the gradient of a unit's state, from which the
- * cell computes those of its gates one step earlier, in the same register tile. Each time step is a
- * phase; a barrier follows it. */
+ * cell computes those of its gates one step earlier, in the same register tile. layer.h divides the
+ * work. */
 
 #pragma once
 
@@ -72,7 +72,7 @@ INLINE State load_before(Cell cell, const Backward *b, long unit, Position p) {
 }
 
 /* Stores one unit's gradients of step p. d_carry becomes the gradient of the carry before the step,
- * except what flows through the hidden gates: the matmul of the next phase adds that. */
+ * except what flows through the hidden gates: the matmul of the next step adds that. */
 INLINE void store_grads(Cell cell, const Backward *b, long unit, Position p, const CellGrads *d) {
   const Layer *l = &b->layer;
   const int gates = CELLS[cell].gates;

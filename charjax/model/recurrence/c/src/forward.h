@@ -2,7 +2,7 @@
  *
  * A weight panel holds all gates of some units, gate by gate. So the register tile that leaves the
  * micro-kernel has all that those units' next state needs, and goes through the cell before it is
- * stored. Each time step is a phase; a barrier follows it.
+ * stored. layer.h divides the work.
  *
  * A table of input gates is packed likewise: for each weight panel a row a token. A step loads the rows
  * of its tokens and transposes them in registers, which is faster than to gather each gate. */

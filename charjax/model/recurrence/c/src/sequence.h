@@ -11,7 +11,7 @@
 typedef struct Sequence {
   Number *numbers;
   long time, panels;
-  long batch; /* lanes of a tile without a sequence count, and are stored and read */
+  long batch; /* of tiles all lanes: those without a sequence are stored and read, too */
   long feature_stride, time_stride, panel_stride;
 } Sequence;
 
