@@ -13,7 +13,8 @@ barrier completes. The tiles share the CTA's shared memory.
 All rows of a batch may need several passes: a CTA has as many batch tiles in each, with the same
 shared memory, barriers and place for partial sums, but other rows. A barrier counts on from pass to
 pass. Before a CTA passes the wait for turn n it has arrived at most n times; so the count is n
-times the CTAs only when each has arrived n times, those of the slowest in an earlier pass included.
+times the CTAs only when each has arrived n times: a fast CTA cannot stand in for one that is still
+in the pass before.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Scratch(NamedTuple):
     """Shared memory of a CTA, for all its batch tiles.
 
     Attributes:
-      weights: bfloat16 [n, k], the CTA's tile of the right operand.
+      weights: bfloat16 [n_per_cta, k_per_cta], the CTA's tile of the right operand.
       operand: bfloat16 [k_chunks, BATCH_TILE, k_per_chunk].
       copied: barriers of the TMA copies into `operand`, one per chunk.
       weights_copied: barrier of the copy into `weights`.
@@ -80,8 +81,9 @@ class Cta:
       position: of this CTA.
       tile: index of the batch tile in the batch group.
       scratch: shared memory.
-      partial_sums: global memory, float32 [ctas, rows of a pass, n].
-      arrivals: semaphores of the tile, of each batch group: of the grid, then of each group.
+      partial_sums: global memory, float32 [ctas, rows of a pass, n_per_cta].
+      arrivals: the tile's semaphores of all batch groups, each with `Tiling.semaphores` of them:
+        first that of the grid, then one for each split-K group.
       batch_pass: index of the pass.
     """
 
@@ -191,10 +193,11 @@ class Cta:
         """The tile's matmul of a time step: float32 [BATCH_TILE, units] per output of a unit.
 
         Args:
-          operand: global memory, bfloat16 [rows, K], written by all CTAs.
-          turn: how many matmuls the CTA has done of its tiles of this index, this one included.
-          rows: of the tile, the first ones, a multiple of 8: the others are not copied, and mean
-            nothing in the result.
+          operand: global memory, bfloat16 [batch, K], written by all CTAs.
+          turn: how many matmuls the CTA has done for tiles of this index, in all passes, this one
+            included.
+          rows: how many of the tile's rows are copied, a multiple of 8: the first ones. The others
+            mean nothing in the result.
         """
         tiling, operands = self.tiling, self.scratch.operand
         if rows < BATCH_TILE:

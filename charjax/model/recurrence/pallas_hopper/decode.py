@@ -56,6 +56,9 @@ def decode(
 
     Returns:
       The tokens, and the state after the last step, which has not read the last token.
+
+    Raises:
+      ValueError: the model does not fit the GPU.
     """
     batch, hidden = state.carry[0][0].shape
     gates, vocab_size, config = CELLS[cell].gates, weights.vocab_size, config or launch_config()

@@ -32,10 +32,10 @@ class Inputs(NamedTuple):
 
     Attributes:
       igates: input gates of the token that the first step reads.
-      hgates: before the first step, and so is the carry.
-      carry: of the layer.
+      hgates: hidden gates of the first step.
+      carry: before the first step.
       bias: added to the last hidden gate.
-      addends: to the logits of each step.
+      addends: what is added to the logits of each step.
       tables: input gates of all tokens.
     """
 
@@ -52,8 +52,8 @@ class _Outputs(NamedTuple):
 
     Attributes:
       tokens: int32 [time, rows], chosen.
-      hgates: `Blocks`, after the last step, and so is the carry.
-      carry: `Blocks`.
+      hgates: `Blocks`, hidden gates of the step after the last.
+      carry: `Blocks`, after the last step.
       states: bfloat16 [2, rows, hidden], of even and odd steps.
       best: [CTAs with logits, rows], the largest sums of logit and addend of a step.
       best_tokens: int32 [CTAs with logits, rows], the tokens that have them.
@@ -68,7 +68,12 @@ class _Outputs(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Numbers of rows that mean something, a multiple of 8, and of tokens."""
+    """Sizes of a batch and a vocabulary.
+
+    Attributes:
+      rows: number of sequences, rounded up to a multiple of 8.
+      vocab: number of tokens.
+    """
 
     rows: int
     vocab: int

@@ -21,8 +21,8 @@ class InterpretedCta(Cta):
     """A CTA without semaphores, layouts and multicast, which interpret mode does not have.
 
     `arrivals` is global memory, int32 [batch tiles of a pass, 2, ctas]: how often each CTA has
-    arrived at a tile's barrier of the grid and of its group, negative since it starts with the
-    largest integer.
+    arrived at a tile's barrier of the grid and of its group. Counts are negative, since interpret
+    mode fills new memory with the largest integer.
     """
 
     def load(self, ref: Any) -> Array:

@@ -34,7 +34,8 @@ from charjax.model.recurrence.pallas_hopper.plan import LaunchConfig, Plan, make
 from charjax.model.recurrence.pallas_hopper.tiling import BATCH_TILE, Tiling, pack_weights
 from charjax.types import LayerCarry
 
-# GRU and LSTM were checked on an H100, the vanilla RNN and resets in interpret mode alone.
+# GRU and LSTM, with and without resets, were checked on an H100 and an H200, the vanilla RNN in
+# interpret mode alone.
 _CELLS = ("gru", "lstm", "rnn")
 _HOPPER = "9.0"  # compute capability; later GPUs have no wgmma
 
@@ -83,7 +84,7 @@ def run_padded(cell: str, launch: LaunchConfig, operands: Operands) -> Result:
       operands: what the layer reads.
     """
     plan = _plan(cell, launch, operands)
-    # Of the padded batch, other numbers might be the best.
+    # Kept: for the padded batch another plan might have the shortest estimate.
     groups, tiles = plan.forward.batch_groups, plan.forward.batch_tiles
     launch = replace(launch, batch_groups=groups, batch_tiles=tiles)
     batch = operands.carry[0].shape[0]
@@ -180,7 +181,8 @@ def _igates_to_ctas(inputs: Inputs, tiling: Tiling) -> Float[Array, "time ctas g
     """The input gates of every position, as the kernels read them."""
     if isinstance(inputs, Projected):
         return _features_to_ctas(inputs.igates, tiling)
-    # Columns of the table in the order of the kernels, so that XLA looks up and writes at once.
+    # The table has its columns in the order in which the kernels read input gates, so that XLA
+    # looks them up and writes them in one pass.
     table = inputs.igates.reshape(-1, tiling.ctas, tiling.units, inputs.igates.shape[1])
     igates = jnp.take(table.transpose(3, 1, 0, 2), inputs.tokens, axis=0, mode="clip")
     return igates.transpose(0, 2, 3, 1, 4)

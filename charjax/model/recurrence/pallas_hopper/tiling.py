@@ -20,7 +20,7 @@ _MAX_BOX = 256  # of a TMA copy, along each axis
 _SMEM_BYTES = 226 * 1024
 # What an SM could load from the L2 cache during a barrier; an estimate.
 _BARRIER_BYTES = 50_000
-# A time step takes so long, and its bytes at this bandwidth of L2; see docs/kernels.md.
+# A time step takes this time, plus its bytes over this bandwidth of L2; see docs/kernels.md.
 _EXCHANGE_US, _BYTES_PER_US = 1.85, 5.5e6
 
 
