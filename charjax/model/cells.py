@@ -23,7 +23,7 @@ from charjax.model.shapes import param_shapes
 
 # One array per gate.
 Gates: TypeAlias = tuple[Float[Array, "*units"], ...]
-# (h,) for GRU and RNN, (h, c) for LSTM.
+# (h, c) for LSTM and mogrifier, (h,) for the others.
 CellCarry: TypeAlias = tuple[Float[Array, "*units"], ...]
 # (a, b) of a state that is linear in the one before, h' = a * h + b.
 Coefficients: TypeAlias = tuple[Float[Array, "*units"], Float[Array, "*units"]]

@@ -147,8 +147,8 @@ def decode_weights(
       config: the architecture; dtype "int8" quantizes the kernels.
       params: float32.
       layout: of the states.
-      operands: "float32" or "bfloat16", the dtype that holds quantized kernels (both hold
-        them exactly); "" is float32. Other kernels have the config's dtype.
+      operands: of quantized kernels, the dtype that holds them, "float32" or "bfloat16" (both
+        hold them exactly); "" is float32. For other kernels "": they have the config's dtype.
       packed: the C library to pack the weights for, in batch-major layout; None: XLA multiplies.
     """
     int8 = config.dtype == "int8"
@@ -218,10 +218,10 @@ def decode_step(
     carry, hgates = [], []
     x = igates
     for layer in range(config.layers):
-        both = x, state.hgates[layer]
+        gates = x, state.hgates[layer]  # input gates, hidden gates
         if weights.mogrifiers:
-            both = weights.mogrify(layer, x, state.carry[layer][0])
-        layer_igates, layer_hgates = (tuple(weights.split(gates, cell.gates)) for gates in both)
+            gates = weights.mogrify(layer, x, state.carry[layer][0])
+        layer_igates, layer_hgates = (tuple(weights.split(g, cell.gates)) for g in gates)
         layer_carry, _ = cell.forward(layer_igates, layer_hgates, state.carry[layer])
         next_hgates, x = weights.split(weights.matmul(layer, layer_carry[0]), [weights.gates])
         if weights.mogrifiers and layer < config.layers - 1:

@@ -20,7 +20,7 @@ from charjax.types import PyTree
 
 
 class Mogrifier(NamedTuple):
-    """The parameters of one layer that its input needs in each step, float32.
+    """The parameters of a mogrifier layer but for its recurrent kernel, float32.
 
     Attributes:
       rounds: the kernels of the rounds in turn: [hidden, features], which gates the input, then
@@ -35,7 +35,7 @@ class Mogrifier(NamedTuple):
 
     @classmethod
     def of(cls, layer: PyTree) -> Mogrifier:
-        """Those of a layer's parameters."""
+        """Takes them from the parameters of one layer."""
         names = sorted(name for name in layer if name.startswith("round_"))
         return cls(tuple(layer[name] for name in names), layer["kernel"], layer["bias"])
 

@@ -177,7 +177,7 @@ class CharRNN(nn.Module):
     def _embed(
         self, tokens: Int[Array, "time batch"], dropout: _Dropout
     ) -> tuple[Float[Array, " features *positions"], Array | None]:
-        """The `inputs` and `tokens` of the first layer."""
+        """The first layer's arguments `inputs` and `tokens`, see `RecurrentLayer`."""
         c = self.config
         if c.embed == 0:
             table = jnp.eye(self.vocab_size, dtype=jnp.float32)

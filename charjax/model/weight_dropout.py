@@ -46,7 +46,7 @@ def drop_weights(config: ModelConfig, params: PyTree, key: PRNGKey) -> PyTree:
 
 
 def _keep_mask(key: PRNGKey, probability: float, shape: tuple[int, ...]) -> Bool[Array, "*shape"]:
-    """A mask whose entries are true with a probability, rounded to a multiple of 2^-16.
+    """A mask whose entries are true with this probability, rounded to a multiple of 2^-16.
 
     A random word of 32 bits serves two entries: for a kernel of 768 units the random words are
     most of what weight-drop costs on a CPU, and `jax.random.bernoulli` takes one for each entry.

@@ -37,10 +37,10 @@ def resolve(config: ModelConfig, batch: int, *, saved: str = "", strict: bool = 
       config: the model. A `recurrence` of "fast" stands for the first implementation that
         supports the model here; any other value names the implementation.
       batch: number of sequences on each device.
-      saved: the implementation that a saved run used, also one that only another version has;
-        "fast" tries it first.
-      strict: if the named implementation does not support the model, raise; otherwise
-        choose as "fast" does.
+      saved: the implementation that a saved run used, which this version may lack; "fast" tries
+        it first. "": none.
+      strict: whether to raise if the named implementation does not support the model; without
+        it the choice is then that of "fast".
 
     Raises:
       InputError: with `strict`, the named implementation does not support the model here.

@@ -33,7 +33,7 @@ Resets: TypeAlias = Bool[Array, "time batch"]
 
 
 class Layer(NamedTuple):
-    """What `supports` is asked about.
+    """What decides whether an implementation supports a layer.
 
     Attributes:
       cell: a name in `charjax.model.cells.CELLS`.
@@ -82,7 +82,7 @@ class Weights(NamedTuple):
       kernel: [hidden, gates]; [hidden, 0] for a cell without a recurrent kernel.
       bias: [hidden], added to the candidate's hidden gate; None for a cell without
         `reset_after`.
-      mogrifier: what the input needs inside the recurrence; None for other cells.
+      mogrifier: what gates and projects the input inside the recurrence; None for other cells.
     """
 
     kernel: Float[Array, "hidden gates"]

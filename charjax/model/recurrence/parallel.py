@@ -1,8 +1,9 @@
 """The recurrence of cells without a recurrent kernel: h' = a * h + b, with a hand-written VJP.
 
-Coefficients of all positions are computed at once, of a table once for each token. What is left
-is a scan over elementwise steps: on a CPU one after the other, elsewhere `associative_scan`, whose
-depth is the logarithm of the length. The gradient is the same scan in reverse.
+The coefficients a and b of all positions are computed at once; with a table, once for each token.
+What is left is a scan over elementwise steps: on a CPU one after the other, elsewhere
+`associative_scan`, whose depth is the logarithm of the length. The gradient is the same scan in
+reverse.
 
 The scan multiplies plainly, not in log space: a is in [0, 1], so that products only shrink.
 """
@@ -33,8 +34,8 @@ from charjax.model.recurrence.base import (
 
 def supports(layer: Layer) -> str:
     """Why it cannot run a layer: only if its cell has a recurrent kernel."""
-    missing = CELLS[layer.cell].coefficients is None
-    return f"config.model.cell={layer.cell} has a recurrent kernel" if missing else ""
+    has_kernel = CELLS[layer.cell].coefficients is None
+    return f"config.model.cell={layer.cell} has a recurrent kernel" if has_kernel else ""
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -64,6 +65,7 @@ def _backward(
     h_before = jnp.concatenate([carry.T[:, None], outputs[:, :-1]], axis=1)
     if resets is not None:
         a, h_before = (jnp.where(resets, 0.0, x) for x in (a, h_before))
+    # A state's gradient is d_output + a_after * that of the next state; after the last, d_last.
     a_after = jnp.concatenate([a[:, 1:], jnp.ones_like(a[:, :1])], axis=1)
     db = _scan(a_after, d_outputs, d_last.T, reverse=True)
     da = db * h_before

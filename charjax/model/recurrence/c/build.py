@@ -65,7 +65,7 @@ class Library:
         return self.panel_rows * 2 // 3
 
     def supports_dtype(self, dtype: DTypeLike) -> bool:
-        """Whether it multiplies operands of this dtype."""
+        """Whether it multiplies operands of this dtype, float32 or bfloat16."""
         return self.has_bfloat16 or jnp.dtype(dtype) == jnp.float32
 
     def padded(self, count: int) -> int:
@@ -105,10 +105,10 @@ class Library:
 
 @dataclass(frozen=True)
 class Unavailable:
-    """There is no library on this machine.
+    """The library is missing here, or cannot run a layer.
 
     Attributes:
-      reason: for people, such as "no C compiler (cc)".
+      reason: for messages, such as "no C compiler (cc)".
     """
 
     reason: str

@@ -1,8 +1,8 @@
 """The recurrence in C: a custom VJP over XLA's FFI, whose sources are in `src/`.
 
-The loops over time run in C, forward and backward. So do, after the backward loop, the gradients
-of the recurrent kernel and of a table, as sums over all positions. The input gates before the loop
-and their gradient after it are XLA's.
+C runs the loops over time, forward and backward, and after the backward loop sums the gradients of
+the recurrent kernel and of a table of input gates over all positions. XLA computes the input gates
+before the loop, and after it the gradients of what they were computed from.
 
 Values and gradients equal those of `charjax.model.recurrence.scan` except for the order of sums. A
 sequence's bits do not depend on the others of its batch.
