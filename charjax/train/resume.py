@@ -37,7 +37,8 @@ _MAY_CHANGE = (
     "data.offline",
     "data.eval_chars",
 )
-_MUST_STAY = ("train.scheduled", "train.init")  # exceptions to `_MAY_CHANGE`
+# Fields among these that must stay: what the loss is, and which weights the run started from.
+_MUST_STAY = ("train.scheduled", "train.softmax_temperature", "train.init")
 _CHUNK = 1 << 20  # tokens hashed at a time
 
 

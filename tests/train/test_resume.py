@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -65,6 +66,22 @@ def test_an_old_run_of_windows_keeps_its_order_or_is_refused(text_file, monkeypa
     now = describe(config, load_dataset(config), 123, None)
     with pytest.raises(InputError, match=r"window_order was 'table', now 'keyed'"):
         check_same_run(text_file, old, now, allow=[], fits=True)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("softmax_temperature", 0.9), ("scheduled_sampling", 0.5), ("init_from", "builtin")],
+)
+def test_a_resumed_run_keeps_its_loss_and_its_first_weights(meta, field, value):
+    train = replace(meta.config.train, **{field: value})
+    now = replace(meta, config=replace(meta.config, train=train))
+    with pytest.raises(InputError, match=rf"config\.train\.{field} was .*, now {value!r}"):
+        check_same_run(Path("run"), meta, now, allow=[], fits=True)
+
+
+def test_a_resumed_run_may_keep_more_checkpoints(meta):
+    now = replace(meta, config=replace(meta.config, train=replace(meta.config.train, keep=7)))
+    assert check_same_run(Path("run"), meta, now, allow=[], fits=True) == []
 
 
 @pytest.fixture
