@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
-from charjax.runtime.status import TrainingStatus, seconds_left
+from charjax.runtime.status import TimeLeft, TrainingStatus
 from charjax.runtime.terminal import escape_controls
 
 # Called with the amount done, such as bytes received, and the total; 0: unknown.
@@ -187,21 +187,17 @@ class PlainDisplay:
     @contextmanager
     def task(self, name: str) -> Iterator[Callable[..., None]]:
         """As `Display.task`."""
-        started = printed = time.monotonic()
-        first: int | None = None  # a resumed task does not start at 0
+        printed, time_left = time.monotonic(), TimeLeft()
 
         def update(
             done: int, total: int = 0, note: str = "", status: TrainingStatus | None = None
         ) -> None:
-            nonlocal printed, first
-            first = done if first is None else first
-            now = time.monotonic()
+            nonlocal printed
+            left, now = time_left.update(done, total), time.monotonic()
             if now - printed < _PLAIN_INTERVAL_S:
                 return
             printed = now
             of_total = f"/{total}" if total else ""
-            left = seconds_left(now - started, done - first, total - done)
-            eta = f"  {left} left" if total and left else ""
-            self.report(f"{name} {done}{of_total}  {note}{eta}".rstrip())
+            self.report(f"{name} {done}{of_total}  {note}  {left}".rstrip())
 
         yield update

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from charjax.runtime.status import Refresh, StatusHistory, TrainingStatus, seconds_left
+from charjax.runtime.status import Refresh, StatusHistory, TimeLeft, TrainingStatus
 from charjax.runtime.terminal import escape_controls
 
 _MIN_REFRESH_S = 1.0
@@ -45,8 +45,7 @@ class NotebookDisplay:
     def task(self, name: str) -> Iterator[Callable[..., None]]:
         """A context with a line about a task, or a picture of the loss once there is one."""
         history, refresh, output = StatusHistory(), Refresh(_MIN_REFRESH_S), _Output()
-        first: tuple[int, float] | None = None  # a resumed task does not start at 0
-        caption = name
+        time_left, caption = TimeLeft(), name
 
         def draw() -> None:
             output.show(loss_picture(history, caption) if history.points else "", caption)
@@ -54,15 +53,12 @@ class NotebookDisplay:
         def update(
             done: int, total: int = 0, note: str = "", status: TrainingStatus | None = None
         ) -> None:
-            nonlocal first, caption
-            first = first or (done, time.monotonic())
+            nonlocal caption
             if status:
                 history.add(done, status)
             started = time.monotonic()
-            rest = max(total - done, 0)
-            left = seconds_left(started - first[1], done - first[0], rest) if rest else ""
             of_total = f" of {total:,}" if total else ""
-            parts = [f"{name}: {done:,}{of_total}", note, f"{left} left" if left else ""]
+            parts = [f"{name}: {done:,}{of_total}", note, time_left.update(done, total)]
             caption = " · ".join(filter(None, parts))
             if refresh.is_due():
                 draw()

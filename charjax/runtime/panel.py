@@ -21,7 +21,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from charjax.runtime.status import Refresh, StatusHistory, TrainingStatus, seconds_left
+from charjax.runtime.status import Refresh, StatusHistory, TimeLeft, TrainingStatus
 from charjax.runtime.terminal import escape_controls
 
 _MIN_PANEL_LINES = 10  # of the terminal; a lower one shows the bar alone
@@ -94,22 +94,21 @@ class TaskView:
 
     def __init__(self, name: str) -> None:
         self._name, self._note, self._history = name, "", StatusHistory()
-        self._done, self._total, self._left = 0, 0, ""
-        self._first: tuple[int, float] | None = None  # a resumed task does not start at 0
+        self._time_left, self._left = TimeLeft(), ""
+        self._done: int | None = None  # before the first update
+        self._total = 0
 
     def update(
         self, done: int, total: int = 0, note: str = "", status: TrainingStatus | None = None
     ) -> None:
         """Takes over the newest values; see `charjax.runtime.display.Display.task`."""
-        first, started = self._first = self._first or (done, time.monotonic())
-        self._done, self._left, self._note = done, "", "" if status else note
+        self._done, self._note = done, "" if status else note
+        self._left = self._time_left.update(done, total)
         if status:
             self._history.add(done, status)
         elif self._history.points:
             return  # an evaluation between steps; the total stays
         self._total = total
-        if total:
-            self._left = seconds_left(time.monotonic() - started, done - first, total - done)
 
     def __rich_console__(
         self, console: Console, options: ConsoleOptions
@@ -137,16 +136,18 @@ class TaskView:
         return grid
 
     def _bar(self, width: int | None) -> list[ProgressBar]:
-        """A bar of so many columns, None: of all there are; [] if the total is not known."""
+        """A progress bar of `width` columns (None: as wide as its cell); none without a total."""
         if not self._total:
             return []
-        return [ProgressBar(self._total, self._done, width, complete_style="cyan", style="dim")]
+        return [
+            ProgressBar(self._total, self._done or 0, width, complete_style="cyan", style="dim")
+        ]
 
     def _numbers(self) -> Text:
         """How much is done, the time left, and the note."""
-        done = f"{self._done:,}/{f'{self._total:,}' if self._total else '?'}"
-        left = f"{self._left} left" if self._left else ""
-        parts = [done if self._first else "", left, self._note]
+        total = f"{self._total:,}" if self._total else "?"
+        done = "" if self._done is None else f"{self._done:,}/{total}"
+        parts = [done, self._left, self._note]
         return Text("  ".join(filter(None, parts)))
 
 

@@ -80,9 +80,19 @@ class Refresh:
         self._due = now + max(self._shortest_s, (now - started) / _REFRESH_FRACTION)
 
 
-def seconds_left(elapsed_s: float, done: int, left: int) -> str:
-    """The time that what is left takes at the speed of what is done; "" if nothing is done."""
-    return clock(elapsed_s / done * left) if done > 0 else ""
+class TimeLeft:
+    """Estimates when a task ends, from its speed since its first update."""
+
+    def __init__(self) -> None:
+        self._first: tuple[int, float] | None = None  # a resumed task does not start at 0
+
+    def update(self, done: int, total: int) -> str:
+        """Such as "1:05 left"; "" at the first update, at the end, and if the total is unknown."""
+        now = time.monotonic()
+        first, started = self._first = self._first or (done, now)
+        if not first < done < total:
+            return ""
+        return f"{clock((now - started) / (done - first) * (total - done))} left"
 
 
 def clock(seconds: float) -> str:

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.terminal_theme import DIMMED_MONOKAI, TerminalTheme
 
-from charjax.runtime import panel
+from charjax.runtime import status
 from charjax.runtime.panel import TaskView, sample_box
 from charjax.runtime.status import TrainingStatus
 from charjax.train.metrics import read_metrics
@@ -44,7 +44,7 @@ def replay(workdir: Path, fraction: float) -> list[object]:
             best = min(filter(None, (best, val_loss)), default=None)
             loss, speed = record["train_loss"], record["chars_per_second"]
             clock = SimpleNamespace(monotonic=lambda record=record: record["time_s"])
-            with mock.patch.object(panel, "time", clock):
+            with mock.patch.object(status, "time", clock):
                 view.update(record["step"], total, "", TrainingStatus(loss, val_loss, best, speed))
     return [samples(files, fraction * total), view]
 

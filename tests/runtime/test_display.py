@@ -66,8 +66,8 @@ def test_on_a_pipe_progress_is_a_line_every_ten_seconds(time_is):
         "training 30/100",
     ]
     assert all("  loss 2.0  " in line for line in lines)
-    # The first update is the start; 9 steps in 10 s, so 90 more take 100 s.
-    assert lines[0].endswith("  1:40 left")
+    # The first update is the start: 9 steps take 9 s, so 90 more take 90 s.
+    assert lines[0].endswith("  1:30 left")
 
 
 def test_on_a_pipe_the_time_left_of_a_resumed_task_counts_its_own_steps_alone(time_is):
