@@ -16,7 +16,7 @@ from jaxtyping import Int
 from charjax.config import DataConfig
 from charjax.data import named_corpora
 from charjax.data.decoding import RawText
-from charjax.data.documents import Piece
+from charjax.data.documents import FLAG_PREFIX, Piece
 from charjax.data.files import find_files, read_files
 from charjax.data.named_corpora import BUILT_IN
 from charjax.data.reading import ReadingRules, TextReader
@@ -150,7 +150,7 @@ def read_text(
         ]
     else:
         files = read_files(find_files(file, "--file"), "--file", are_utf8=rules.is_utf8)
-    reader = TextReader(rules, are_markers_required=are_markers_required, options="--")
+    reader = TextReader(rules, are_markers_required=are_markers_required, prefix=FLAG_PREFIX)
     is_one = rules.documents.mode == "none"
     content = encode_pieces(file, reader.pieces(files), boundary=boundary, is_one=is_one)
     reader.check_delimiter()

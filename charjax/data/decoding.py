@@ -55,13 +55,13 @@ def split_blocks(blocks: Iterable[bytes]) -> Iterator[bytes]:
             yield block[begin : begin + _BLOCK]
 
 
-def decode(file: RawText, encoding: str, options: str) -> Iterator[str]:
+def decode(file: RawText, encoding: str, prefix: str) -> Iterator[str]:
     """The characters of a file, its byte order mark included.
 
     Args:
       file: the undecoded file.
       encoding: as in `data.encoding`.
-      options: prefix of the names of options in messages: "config.data." or "--".
+      prefix: before the names of options in messages, `CONFIG_PREFIX` or `FLAG_PREFIX`.
 
     Raises:
       InputError: the file is not in this encoding, or there is no such encoding.
@@ -71,7 +71,7 @@ def decode(file: RawText, encoding: str, options: str) -> Iterator[str]:
     while len(head) < _HEAD and (block := next(blocks, b"")):
         head += block
     name = encoding if file.offset else _actual_encoding(file.origin, head, encoding)
-    decoder = _make_decoder(file.origin, name, options)
+    decoder = _make_decoder(file.origin, name, prefix)
     num_bytes = file.offset
 
     def decode_block(data: bytes) -> str:
@@ -83,14 +83,14 @@ def decode(file: RawText, encoding: str, options: str) -> Iterator[str]:
             offset = num_bytes - len(error.object) + error.start
             raise InputError(
                 f"{file.origin}: byte 0x{error.object[error.start]:02X} at offset {offset} is not "
-                f"valid {name}; {_encoding_remedy(head, options)}"
+                f"valid {name}; {_encoding_remedy(head, prefix)}"
             ) from error
         except UnicodeError as error:  # of UTF-16 without a byte order mark
             raise InputError(
-                f"{file.origin}: is not {name} ({error}); {_encoding_remedy(head, options)}"
+                f"{file.origin}: is not {name} ({error}); {_encoding_remedy(head, prefix)}"
             ) from error
         if b"\0" in data and "\0" in text and _guess_utf16(head):
-            raise InputError(f"{file.origin}: is not {name}; {_encoding_remedy(head, options)}")
+            raise InputError(f"{file.origin}: is not {name}; {_encoding_remedy(head, prefix)}")
         return text
 
     if head:
@@ -185,19 +185,19 @@ def _actual_encoding(origin: str, head: bytes, encoding: str) -> str:
     return name
 
 
-def _make_decoder(origin: str, encoding: str, options: str) -> Any:
+def _make_decoder(origin: str, encoding: str, prefix: str) -> Any:
     try:
         with contextlib.suppress(UnicodeDecodeError):
             b"\0".decode(encoding)  # refuses what encodes no text, such as base64
         return codecs.getincrementaldecoder(encoding)()
     except (LookupError, ValueError) as error:
         raise InputError(
-            f"{origin}: cannot be decoded with {options}encoding={encoding!r}; "
+            f"{origin}: cannot be decoded with {prefix}encoding={encoding!r}; "
             "name a text encoding that Python knows, such as utf-8"
         ) from error
 
 
-def _encoding_remedy(data: bytes, options: str) -> str:
+def _encoding_remedy(data: bytes, prefix: str) -> str:
     """The advice of the message about a file in another encoding; names the likeliest one."""
     for mark, suffix in ((b"\x1f\x8b", ".gz"), (b"\xfd7zXZ", ".xz"), (b"\x28\xb5\x2f\xfd", ".zst")):
         if data.startswith(mark):
@@ -205,13 +205,13 @@ def _encoding_remedy(data: bytes, options: str) -> str:
     if data.startswith(b"PK\x03\x04"):
         return "it is a zip archive: rename it to end with .zip, or unpack it"
     # The unit of a trained model cannot change.
-    as_bytes = f", or {options}unit=byte" if options == CONFIG_PREFIX else ""
+    as_bytes = f", or {prefix}unit=byte" if prefix == CONFIG_PREFIX else ""
     if guess := _guess_encoding(data):
         return (
-            f"it is likeliest {guess}: set {options}encoding={guess} and look at the result"
+            f"it is likeliest {guess}: set {prefix}encoding={guess} and look at the result"
             + as_bytes
         )
-    return f"set {options}encoding to the encoding of the file{as_bytes}"
+    return f"set {prefix}encoding to the encoding of the file{as_bytes}"
 
 
 def _guess_encoding(data: bytes) -> str:

@@ -21,7 +21,8 @@ _MAX_FIELD = 2**31 - 1  # characters; Python's own limit for a field is 131,072
 _MAX_REST = 1 << 20  # characters of an unfinished document that wait for its end
 _ROWS_PER_PIECE = 4096
 
-CONFIG_PREFIX = "config.data."  # of the names of options in messages about a config
+# What messages put before the names of options, which come from a config or from flags.
+CONFIG_PREFIX, FLAG_PREFIX = "config.data.", "--"
 
 _logger = logging.getLogger(__name__)
 
@@ -75,19 +76,17 @@ class DocumentSplitter:
       has_delimiter: whether a delimiter of documents was found.
     """
 
-    def __init__(
-        self, rules: DocumentRules, unit: str, options: str, *, texts_before: bool
-    ) -> None:
+    def __init__(self, rules: DocumentRules, unit: str, prefix: str, *, texts_before: bool) -> None:
         """Reads no text.
 
         Args:
           rules: what a document is.
           unit: what a character of the texts is, see `charjax.data.vocab.Vocab`.
-          options: prefix of the names of options in messages: "config.data." or "--".
+          prefix: before the names of options in messages, `CONFIG_PREFIX` or `FLAG_PREFIX`.
           texts_before: whether others have split texts that come before these.
         """
         self.rules, self.num_empty = rules, 0
-        self._unit, self._options, self._texts_before = unit, options, texts_before
+        self._unit, self._prefix, self._texts_before = unit, prefix, texts_before
         self.has_delimiter = False
         self._origins: list[str] = []  # of the first texts, for a message
 
@@ -126,7 +125,7 @@ class DocumentSplitter:
             if "\\n" in self.rules.delimiter:
                 hint = "; a backslash is not an escape here: write $'\\n' in the shell"
             raise InputError(
-                f"{self._options}delimiter={self.rules.delimiter!r}: not in "
+                f"{self._prefix}delimiter={self.rules.delimiter!r}: not in "
                 f"{', '.join(self._origins)}; copy the delimiter from the text{hint}"
             )
 
@@ -154,7 +153,7 @@ class DocumentSplitter:
         if has_return and not has_newline:
             _logger.warning(
                 f"NOTICE: {origin} has carriage returns and no newlines, so it is one document; "
-                f"set {self._options}newlines=unix"
+                f"set {self._prefix}newlines=unix"
             )
 
     def _line(self, line: str) -> str:
@@ -182,10 +181,10 @@ class DocumentSplitter:
             head = ""
             while len(head) <= _SNIFFED_CHARS and (chunk := next(chunks, None)) is not None:
                 head += chunk
-            detected = _detect_delimiter(origin, head, self._options)
+            detected = _detect_delimiter(origin, head, self._prefix)
             self.rules = replace(self.rules, csv_delimiter=detected)
             chunks = itertools.chain([head], chunks)
-        rows = _rows(_physical_lines(chunks), origin, self.rules, self._unit, self._options)
+        rows = _rows(_physical_lines(chunks), origin, self.rules, self._unit, self._prefix)
         while batch := list(itertools.islice(rows, _ROWS_PER_PIECE)):
             yield self._piece(batch, False)
 
@@ -209,7 +208,7 @@ def _physical_lines(chunks: Iterator[str]) -> Iterator[str]:
 
 
 def _rows(
-    lines: Iterator[str], origin: str, rules: DocumentRules, unit: str, options: str
+    lines: Iterator[str], origin: str, rules: DocumentRules, unit: str, prefix: str
 ) -> Iterator[str]:
     """The wanted columns of each CSV row, joined by a space."""
     reader = _reader(lines, rules.csv_delimiter)
@@ -218,21 +217,21 @@ def _rows(
         if unit == "byte":  # the names in the config are not bytes
             header = [name.encode("latin-1").decode("utf-8", "replace") for name in header]
         columns = tuple(
-            _column(column, header, f"{options}columns: {origin}") for column in rules.columns
+            _column(column, header, f"{prefix}columns: {origin}") for column in rules.columns
         )
         for row in reader:
             wanted = columns or range(len(row))
             if row and not all(0 <= column < len(row) for column in wanted):
                 raise InputError(
-                    f"{options}columns={rules.columns}: line {reader.line_num} of {origin} has "
+                    f"{prefix}columns={rules.columns}: line {reader.line_num} of {origin} has "
                     f"{len(row)} columns, numbered from 0; name columns that every row has, or the "
-                    f"character between columns in {options}csv_delimiter"
+                    f"character between columns in {prefix}csv_delimiter"
                 )
             yield " ".join(row[column] for column in wanted) if row else ""
     except csv.Error as error:
         raise InputError(
             f"{origin}: line {reader.line_num} is not valid CSV ({error}); correct the file, "
-            f"or set {options}documents=lines"
+            f"or set {prefix}documents=lines"
         ) from error
 
 
@@ -250,7 +249,7 @@ def _reader(lines: Iterable[str], delimiter: str) -> Any:
     return csv.reader(lines, delimiter=delimiter, strict=True)
 
 
-def _detect_delimiter(origin: str, text: str, options: str) -> str:
+def _detect_delimiter(origin: str, text: str, prefix: str) -> str:
     """The likeliest character that gives the first rows the same number of columns, over 1."""
     candidates = _DELIMITERS
     if origin.lower().endswith((".tsv", ".tab")):
@@ -259,7 +258,7 @@ def _detect_delimiter(origin: str, text: str, options: str) -> str:
     detected = next((d for d in candidates if counts[d] > 1), ",")
     _logger.info(
         f"{origin}: columns are separated by {detected!r}, {max(counts[detected], 1)} in a row "
-        f"({options}csv_delimiter)"
+        f"({prefix}csv_delimiter)"
     )
     return detected
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import tensorstore as ts
 
-from charjax.data.plan import OPTIONS, Plan
+from charjax.data.documents import FLAG_PREFIX
+from charjax.data.plan import Plan
 from charjax.data.shard_writer import ShardWriter
 from charjax.data.store import HOST_ERRORS, TextStore, first_line, open_files, write_file
 from charjax.data.store_index import (
@@ -178,8 +179,8 @@ def _write_index(store: ts.KvStore, out: str, plan: Plan) -> Index | None:
     documents = plan.reading.documents
     if documents.mode == "delimiter" and not any(text.has_delimiter for text in texts):
         raise InputError(
-            f"{OPTIONS}delimiter={documents.delimiter!r}: in none of the files; copy it from the "
-            f"text, delete {out}, and pack again"
+            f"{FLAG_PREFIX}delimiter={documents.delimiter!r}: in none of the files; copy it from "
+            f"the text, delete {out}, and pack again"
         )
     identity = {"reading": plan.reading.to_json(), "shards": [shard.record for shard in shards]}
     index = Index(

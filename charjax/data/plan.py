@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from charjax.data import records, remote
 from charjax.data.decoding import BYTE_ORDER_MARKS, RawText
+from charjax.data.documents import FLAG_PREFIX
 from charjax.data.files import (
     TextFiles,
     is_compressed,
@@ -23,8 +24,7 @@ from charjax.errors import InputError
 from charjax.runtime.paths import is_address
 
 SHARD_BYTES = 1 << 26  # of the input of a shard, about
-OPTIONS = "--"  # prefix of the names of options in messages
-_OPTION = "PATH"
+_OPTION = "PATH"  # of the command, in messages
 # Encodings in which the byte 0x0A is a newline and nothing else.
 _CUTTABLE = ("utf-8", "ascii", "iso8859-1", "iso8859-15", "cp1252")
 
@@ -97,7 +97,8 @@ def make_plan(files: TextFiles, rules: ReadingRules, field: str) -> Plan:
     shards: list[tuple[Segment, ...]] = []
     shard: list[Segment] = []
     shard_bytes = 0
-    for path in text_paths(files, _OPTION) if rules.is_utf8 and not field else files.paths:
+    may_be_binary = rules.is_utf8 and not field
+    for path in text_paths(files, _OPTION) if may_be_binary else files.paths:
         _check_field(path, field)
         inputs.append(remote.describe(path) if is_address(path) else _describe(path))
         for segment in _segments(len(inputs) - 1, inputs[-1], rules, field):
@@ -110,7 +111,7 @@ def make_plan(files: TextFiles, rules: ReadingRules, field: str) -> Plan:
         shards.append(tuple(shard))
     plan = Plan(rules, field, tuple(inputs), tuple(shards))
     if rules.documents.mode == "rows" and not rules.documents.csv_delimiter and shards[0]:
-        reader = TextReader(rules, options=OPTIONS)
+        reader = TextReader(rules, prefix=FLAG_PREFIX)
         next(reader.pieces(plan.texts(shards[0][0])), None)  # detects the delimiter
         plan = plan._replace(reading=reader.rules)
     return plan

@@ -123,7 +123,7 @@ class TextReader:
         rules: ReadingRules,
         *,
         are_markers_required: bool = True,
-        options: str = CONFIG_PREFIX,
+        prefix: str = CONFIG_PREFIX,
         files_before: bool = False,
     ) -> None:
         """Reads nothing.
@@ -132,13 +132,13 @@ class TextReader:
           rules: how to read files.
           are_markers_required: whether a file without the markers is an error; otherwise it is
             read from its beginning or to its end, which is logged.
-          options: prefix of the names of options in messages: "config.data." or "--".
+          prefix: before the names of options in messages, `CONFIG_PREFIX` or `FLAG_PREFIX`.
           files_before: whether others have read files that come before these.
         """
-        self._rules, self._options = rules, options
+        self._rules, self._prefix = rules, prefix
         self._are_markers_required = are_markers_required
         self._documents = DocumentSplitter(
-            rules.documents, rules.unit, options, texts_before=files_before
+            rules.documents, rules.unit, prefix, texts_before=files_before
         )
         self._notices: list[str] = []
         self._files_with_bom: list[str] = []
@@ -195,7 +195,7 @@ class TextReader:
         if rules.unit == "byte":
             chunks = map(bytes_to_text, split_blocks(file.blocks))
         else:
-            chunks = decode(file, rules.encoding, self._options)
+            chunks = decode(file, rules.encoding, self._prefix)
             chunks = chunks if file.offset else self._without_bom(file.origin, chunks)
         if rules.newlines == "unix":
             chunks = unix_newlines(chunks)
@@ -224,7 +224,7 @@ class TextReader:
     def _marker(self, field: str, origin: str) -> tuple[str, Callable[[], None]]:
         """The marker of `data.start` or `data.end`, and what to do about a file without it."""
         marker: str = getattr(self._rules, field)
-        option = f"{self._options}{field}={marker!r}"
+        option = f"{self._prefix}{field}={marker!r}"
 
         def report_missing() -> None:
             if self._are_markers_required:

@@ -12,8 +12,8 @@ import tensorstore as ts
 
 from charjax.data.decoding import RawText
 from charjax.data.document_hash import DocumentHasher
-from charjax.data.documents import Piece
-from charjax.data.plan import OPTIONS, Plan, Segment
+from charjax.data.documents import FLAG_PREFIX, Piece
+from charjax.data.plan import Plan, Segment
 from charjax.data.reading import TextReader
 from charjax.data.store import FILE_TOKENS, LAYOUT, array_spec, write_file
 from charjax.data.store_index import (
@@ -54,7 +54,7 @@ class ShardWriter:
         first = shard[0] if shard else Segment(0, 0, 0, 0)
         origin = self._plan.inputs[first.file]["path"] if shard else "the text"
         before = first.file > 0 or (first.begin > 0 and bool(self._plan.field))
-        reader = TextReader(rules, options=OPTIONS, files_before=before)
+        reader = TextReader(rules, prefix=FLAG_PREFIX, files_before=before)
         encoder = TextEncoder(origin, boundary=rules.documents.boundary)
         tokens = _ArrayWriter(self._store, f"tokens/{self._number:05}", dtype)
         starts, hasher = [np.zeros(0, np.int64)], DocumentHasher()
@@ -104,7 +104,7 @@ class ShardWriter:
 
     def _following(self) -> Iterator[Piece]:
         """The text after the shard, as far as it is in the same file."""
-        reader = TextReader(self._plan.reading, options=OPTIONS)
+        reader = TextReader(self._plan.reading, prefix=FLAG_PREFIX)
         for segment in itertools.chain(*self._plan.shards[self._number + 1 :]):
             if self._plan.field or not segment.begin:
                 return
