@@ -201,16 +201,16 @@ class WindowBatches(Batches):
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
         end = min((step_of_epoch + 1) * size, self.num_sequences)
         windows = self._order(epoch, np.arange(step_of_epoch * size, end))
-        first_target, num_targets = self._windows.spans(
+        positions, num_targets = self._windows.spans(
             np.pad(windows, (0, size - len(windows)))[rows]
         )
         # With targets="last" a window ends at its target, else it starts before its first one.
-        first = length - 1 if self.config.targets == "last" else 0
-        firsts = np.full(len(first_target), first)
+        first_target = length - 1 if self.config.targets == "last" else 0
+        first_targets = np.full(len(positions), first_target)
         is_window = (np.arange(size) < len(windows))[rows]
-        ends = firsts + np.where(is_window, num_targets, 0)
-        reset = np.full(len(firsts), not self.config.stateful)
-        return Slices(first_target - 1 - firsts, firsts, ends, reset)
+        end_targets = first_targets + np.where(is_window, num_targets, 0)
+        reset = np.full(len(positions), not self.config.stateful)
+        return Slices(positions - 1 - first_targets, first_targets, end_targets, reset)
 
 
 class SlidingBatches(WindowBatches):
@@ -240,7 +240,7 @@ def make_batches(config: DataConfig, text: TokenSplit, seed: int) -> Batches:
 
     Args:
       config: `batching`, `batch_size`, `seq_len`, `stride`, `targets`, `keep_partial`,
-        `stateful`.
+        `stateful`, `window_order`.
       text: the train split.
       seed: for the order of windows, or the offsets of a stream.
 

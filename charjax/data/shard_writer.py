@@ -20,6 +20,7 @@ from charjax.data.store_index import (
     ShardDigests,
     ShardRecord,
     ShardText,
+    array_name,
     record_bytes,
     record_name,
 )
@@ -56,7 +57,7 @@ class ShardWriter:
         before = first.file > 0 or (first.begin > 0 and bool(self._plan.field))
         reader = TextReader(rules, prefix=FLAG_PREFIX, files_before=before)
         encoder = TextEncoder(origin, boundary=rules.documents.boundary)
-        tokens = _ArrayWriter(self._store, f"tokens/{self._number:05}", dtype)
+        tokens = _ArrayWriter(self._store, array_name("tokens", self._number), dtype)
         starts, hasher = [np.zeros(0, np.int64)], DocumentHasher()
         for piece in _merged(self._pieces(reader, shard)):
             encoded, first_tokens = encoder.encode(piece)
@@ -89,8 +90,9 @@ class ShardWriter:
         )
         return ShardRecord(text, digests)
 
-    def _appended(self, name: str, values: np.ndarray) -> _ArrayWriter:
-        array = _ArrayWriter(self._store, f"{name}/{self._number:05}", values.dtype.name)
+    def _appended(self, kind: str, values: np.ndarray) -> _ArrayWriter:
+        """An array of the shard with these values, not yet finished."""
+        array = _ArrayWriter(self._store, array_name(kind, self._number), values.dtype.name)
         array.append(values)
         return array
 

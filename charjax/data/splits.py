@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -75,9 +75,8 @@ def split(
         last = len(document_starts) - (test > 0)
         train_end = max(1, min(train_end, last - (val > 0)))
         cuts = boundaries[[train_end, max(train_end + (val > 0), min(val_end, last))]]
-    edges = [0, *cuts.tolist(), n]
-    cut = functools.partial(_cut, TokenSplit(ids, document_starts, boundary_id))
-    splits = Splits(*(cut(*edges[i : i + 2]) for i in range(3)))
+    text = TokenSplit(ids, document_starts, boundary_id)
+    splits = Splits(*(_cut(text, *edges) for edges in pairwise([0, *cuts.tolist(), n])))
     for name, part, fraction in zip(Splits._fields, splits, fractions, strict=True):
         if fraction and not part.ids.size:
             raise InputError(
@@ -94,7 +93,5 @@ def _cut(text: TokenSplit, begin: int, end: int) -> TokenSplit:
         return TokenSplit(text.ids[:0], starts[:0], text.boundary_id)
     inside = starts[(starts > begin) & (starts < end)] - begin
     starts = np.concatenate([[0], inside]).astype(np.int64)
-    ends_document = text.boundary_id is not None and text.ids[min(end, len(text.ids) - 1)] == (
-        text.boundary_id
-    )
+    ends_document = text.boundary_id is not None and text.ids[end] == text.boundary_id
     return TokenSplit(text.ids[begin : end + int(ends_document)], starts, text.boundary_id)

@@ -22,6 +22,7 @@ from charjax.data.store_index import (
     INDEX,
     PLAN,
     ShardRecord,
+    array_name,
     parse_index,
     parse_record,
     record_name,
@@ -152,15 +153,15 @@ class TextStore:
 
     def tokens(self, number: int, record: ShardRecord) -> ts.TensorStore:
         """The array of a shard's tokens."""
-        return self._array(f"tokens/{number:05}", record.text.dtype, record.text.tokens)
+        return self._array(array_name("tokens", number), record.text.dtype, record.text.tokens)
 
     def starts(self, number: int) -> ts.TensorStore:
         """The array of the positions of a shard's documents in it."""
-        return self._array(f"starts/{number:05}", "int64", self.shards[number].documents)
+        return self._array(array_name("starts", number), "int64", self.shards[number].documents)
 
     def hashes(self, number: int) -> ts.TensorStore:
         """The array of the hashes of a shard's documents."""
-        return self._array(f"hashes/{number:05}", "uint32", self.shards[number].documents)
+        return self._array(array_name("hashes", number), "uint32", self.shards[number].documents)
 
     def document_starts(self) -> np.ndarray:
         """The positions in the text of all documents' first tokens, int64."""
@@ -169,7 +170,7 @@ class TextStore:
         parts, begin = [], 0
         for number, shard in enumerate(self.shards):
             if shard.documents:
-                with self.as_store_errors(f"starts/{number:05}"):
+                with self.as_store_errors(array_name("starts", number)):
                     parts.append(self.starts(number).read().result() + begin)
             begin += shard.tokens
         return np.concatenate(parts) if parts else np.zeros(1, np.int64)
@@ -188,7 +189,7 @@ class TextStore:
                         f"{self.path}: was packed by an older version, without the hashes that "
                         "config.data.split_by=hash needs; pack the text again"
                     )
-                with self.as_store_errors(f"hashes/{number:05}"):
+                with self.as_store_errors(array_name("hashes", number)):
                     parts.append(self.hashes(number).read().result())
         return np.concatenate(parts)
 
@@ -212,8 +213,8 @@ class TextStore:
         if digests.hashes_sha256:
             arrays["hashes"] = (self.hashes(number), digests.hashes_sha256)
         layout = hashlib.sha256()
-        for name, (array, sha256) in arrays.items():
-            folder = f"{name}/{number:05}"
+        for kind, (array, sha256) in arrays.items():
+            folder = array_name(kind, number)
             layout.update(self._read_file(f"{folder}/{LAYOUT}") or b"")
             digest = hashlib.sha256()
             with self.as_store_errors(folder):

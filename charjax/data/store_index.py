@@ -94,7 +94,7 @@ class Index(NamedTuple):
       chars: how many characters the text has.
       notices: warnings to the user about the text.
       field: the field of JSON lines or Parquet that has the text, or "".
-      inputs: path, size and mtime_ns of the files that were read.
+      inputs: the files that were read, as in `charjax.data.plan.Plan`.
       shards: the parts of the text, in its order.
       sha256: what identifies the text: of the reading rules and the records.
     """
@@ -112,6 +112,11 @@ class Index(NamedTuple):
 def record_name(number: int) -> str:
     """The name of the record of a shard."""
     return f"shards/{number:05}.json"
+
+
+def array_name(kind: str, number: int) -> str:
+    """The name of an array of a shard; its kind is "tokens", "starts" or "hashes"."""
+    return f"{kind}/{number:05}"
 
 
 def parse_record(data: bytes) -> ShardRecord:

@@ -14,7 +14,7 @@ from jaxtyping import Integer
 
 from charjax.data.runs import Runs
 from charjax.data.store import CHUNK, TextStore
-from charjax.data.store_index import ShardRecord
+from charjax.data.store_index import ShardRecord, array_name
 
 _CACHE_BYTES = 1 << 26  # of chunks in memory
 
@@ -122,7 +122,7 @@ class _Chunks:
         loaded = {chunk: self._cache[chunk] for chunk in wanted if chunk in self._cache}
         pending = [(chunk, *self._start_read(chunk)) for chunk in wanted if chunk not in loaded]
         for chunk, shard, future, table in pending:
-            with self._store.as_store_errors(f"tokens/{shard:05}"):
+            with self._store.as_store_errors(array_name("tokens", shard)):
                 loaded[chunk] = self._cache[chunk] = future.result(), table
         for chunk in wanted:
             self._cache.move_to_end(chunk)

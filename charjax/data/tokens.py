@@ -57,15 +57,17 @@ class EncodedText(NamedTuple):
 
     def counts(self) -> Int64[np.ndarray, " alphabet"]:
         """How often each token occurs."""
-        parts = (self.tokens[i : i + _CHUNK] for i in range(0, len(self.tokens), _CHUNK))
         zeros = np.zeros(len(self.alphabet), np.int64)
-        return sum((np.bincount(part, minlength=len(zeros)) for part in parts), zeros)
+        return sum((np.bincount(chunk, minlength=len(zeros)) for chunk in self._chunks()), zeros)
+
+    def _chunks(self) -> Iterator[UInt[np.ndarray, " n"]]:
+        return (self.tokens[i : i + _CHUNK] for i in range(0, len(self.tokens), _CHUNK))
 
     def _texts(self) -> Iterator[str]:
         points = np.array([ord(character or "\0") for character in self.alphabet], "<u4")
         kept = np.array([bool(character) for character in self.alphabet])
-        parts = (self.tokens[i : i + _CHUNK] for i in range(0, len(self.tokens), _CHUNK))
-        return (points[part[kept[part]]].tobytes().decode("utf-32-le") for part in parts)
+        chunks = (chunk[kept[chunk]] for chunk in self._chunks())
+        return (points[chunk].tobytes().decode("utf-32-le") for chunk in chunks)
 
     def document_starts(self) -> Int64[np.ndarray, " documents"]:
         """The positions in `text()` where documents start."""
@@ -75,10 +77,10 @@ class EncodedText(NamedTuple):
     def first_characters(self) -> list[str]:
         """The distinct characters, in the order of their first appearance."""
         found: dict[int, None] = {}
-        for begin in range(0, len(self.tokens), _CHUNK):
+        for chunk in self._chunks():
             if len(found) == len(self.alphabet):
                 break
-            found |= dict.fromkeys(self.tokens[begin : begin + _CHUNK].tolist())
+            found |= dict.fromkeys(chunk.tolist())
         return [self.alphabet[token] for token in found if self.alphabet[token]]
 
     def recoded(

@@ -202,16 +202,16 @@ class Vocab:
         Raises:
           InputError: the object is not a vocabulary.
         """
-        types = {"symbols": str, "unit": str, "unk": bool}
-        if not isinstance(values, Mapping) or values.keys() - {"boundary"} != types.keys():
-            raise InputError(f"vocabulary: must be a JSON object with {', '.join(types)}")
-        boundary = values["boundary"] if "boundary" in values else False  # noqa: SIM401
+        types = {"symbols": str, "unit": str, "unk": bool, "boundary": bool}
+        given = {"boundary": False, **values} if isinstance(values, Mapping) else {}
+        if given.keys() != types.keys():
+            raise InputError(
+                "vocabulary: must be a JSON object with symbols, unit, unk, and perhaps boundary"
+            )
         for name, wanted in types.items():
-            if type(values[name]) is not wanted:
+            if type(given[name]) is not wanted:
                 raise InputError(f"vocabulary: {name} must be of type {wanted.__name__}")
-        if type(boundary) is not bool:
-            raise InputError("vocabulary: boundary must be of type bool")
-        return cls(tuple(values["symbols"]), values["unit"], values["unk"], boundary)
+        return cls(tuple(given["symbols"]), given["unit"], given["unk"], given["boundary"])
 
     def unknown_message(self, counts: Counter[str]) -> str:
         """The message about characters that the vocabulary lacks, from how often each occurs."""
