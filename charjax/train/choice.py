@@ -119,7 +119,7 @@ def is_list(text: str) -> bool:
 
 def sized_config(path: str, text: str, row: Row, devices: int) -> Config:
     """The config with the values of a row; `with_steps` replaces its number of steps."""
-    items = is_list(text)
+    documents = "lines" if is_list(text) else "none"
     table = DataConfig(**row.data)
     batch = -(-table.batch_size // devices) * devices
     train_chars = int(table.split[0] * len(text))
@@ -132,8 +132,8 @@ def sized_config(path: str, text: str, row: Row, devices: int) -> Config:
             path=path,
             batch_size=batch,
             seq_len=length,
-            documents="lines" if items else "none",
-            shuffle_documents=items,
+            documents=documents,
+            shuffle_documents=documents == "lines",
         ),
         model=ModelConfig(dtype="auto", **row.model),
         optim=OptimConfig(
@@ -238,8 +238,9 @@ def describe_choice(
     config: Config, row: Row, chars: int, minutes: float, speed: Speed
 ) -> list[str]:
     """What was chosen and why, in three lines."""
-    items = config.data.documents == "lines"
-    kind = "one item a line: each is a document, shuffled before the split" if items else "one text"
+    kind = "one text"
+    if config.data.documents == "lines":
+        kind = "one item a line: each is a document, shuffled before the split"
     model, data, train = config.model, config.data, config.train
     by = "measured" if row.measured else "extrapolated, not measured"
     rate = data.batch_size * data.seq_len / speed.step_s

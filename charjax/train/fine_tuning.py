@@ -94,8 +94,9 @@ def read_initial_model(
 
 def known_characters(initial: InitialModel | None, config: Config) -> tuple[str, ...]:
     """The characters of the model, if the run's vocabulary is to keep them all; else none."""
-    is_kept = initial is not None and config.train.init_characters == "keep"
-    return initial.vocab.characters if initial and is_kept else ()
+    if initial is None or config.train.init_characters == "drop":
+        return ()
+    return initial.vocab.characters
 
 
 def _check_same_architecture(config: Config, trained: TrainedModel, option: str) -> None:

@@ -126,9 +126,9 @@ def accumulate(loss_and_grad: LossAndGrad, num_microbatches: int) -> LossAndGrad
         params: PyTree, carry: Carry, batch: Batch, keys: DropoutKeys, num_targets: Count
     ) -> tuple[tuple[Scalar, Carry], PyTree]:
         def add(sums: PyTree, microbatch: Any) -> tuple[PyTree, Carry]:
-            carry, rows, row_keys = microbatch
-            row_keys = keys._replace(rows=row_keys)
-            (loss, carry), grads = loss_and_grad(params, carry, rows, row_keys, num_targets)
+            carry, part, row_keys = microbatch
+            part_keys = keys._replace(rows=row_keys)
+            (loss, carry), grads = loss_and_grad(params, carry, part, part_keys, num_targets)
             return jax.tree.map(jnp.add, sums, (loss, grads)), carry
 
         zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))

@@ -83,7 +83,7 @@ def _freeze_labels(frozen: Collection[str], params: PyTree) -> dict[str, str]:
 def _adamw(config: OptimConfig, schedule: Schedule) -> optax.GradientTransformation:
     return optax.chain(
         _scale_by_adam(config),
-        optax.add_decayed_weights(config.weight_decay, mask=_is_kernel),
+        optax.add_decayed_weights(config.weight_decay, mask=_kernel_mask),
         optax.scale_by_learning_rate(schedule),
     )
 
@@ -97,7 +97,7 @@ def _muon(config: OptimConfig, schedule: Schedule) -> optax.GradientTransformati
 
     def dimensions(params: PyTree) -> PyTree:
         matrix = optax.contrib.MuonDimensionNumbers()
-        return jax.tree.map(lambda is_kernel: matrix if is_kernel else None, _is_kernel(params))
+        return jax.tree.map(lambda is_kernel: matrix if is_kernel else None, _kernel_mask(params))
 
     return optax.contrib.muon(
         schedule,
@@ -118,7 +118,7 @@ def _schedule_free(config: OptimConfig, schedule: Schedule) -> optax.GradientTra
     """
     adamw_without_momentum = optax.chain(
         optax.scale_by_rms(config.b2, config.eps, eps_in_sqrt=False, bias_correction=True),
-        optax.add_decayed_weights(config.weight_decay, mask=_is_kernel),
+        optax.add_decayed_weights(config.weight_decay, mask=_kernel_mask),
         optax.scale_by_learning_rate(schedule),
     )
     return optax.contrib.schedule_free(adamw_without_momentum, schedule, config.b1)
@@ -175,11 +175,11 @@ def _scale_by_adam(config: OptimConfig) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-def _is_kernel(params: PyTree) -> PyTree:
-    """The weight decay mask: True for weight matrices, False for biases and the embedding.
+def _kernel_mask(params: PyTree) -> PyTree:
+    """A mask of the parameters: True for kernels, False for biases and the embedding.
 
-    The embedding of a token has a gradient only at steps where the token occurs, but would decay
-    at every step, so that rare tokens would vanish.
+    Weight decay is for kernels alone. The embedding of a token has a gradient only at steps where
+    the token occurs, but would decay at every step, so that rare tokens would vanish.
     """
 
     def is_kernel(path: tuple[Any, ...], param: jax.Array) -> bool:

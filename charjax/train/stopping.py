@@ -21,15 +21,21 @@ class StopFlags:
     limit must not end a run between the evaluation and the checkpoint of a step.
     """
 
-    def __init__(self, signals: StopSignals, *checks: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        signals: StopSignals,
+        time_is_up: Callable[[], bool],
+        checkpoint_is_due: Callable[[], bool],
+    ) -> None:
         """Sets the flags.
 
         Args:
           signals: the signals that this process receives.
-          checks: two functions: is the time limit reached, is a checkpoint due?
+          time_is_up: says whether the time limit is reached.
+          checkpoint_is_due: says whether the last checkpoint was saved too long ago.
         """
-        self._signals, self._checks = signals, checks
-        self._exchange = Exchange(1 + len(checks)) if is_multiprocess() else None
+        self._signals, self._checks = signals, (time_is_up, checkpoint_is_due)
+        self._exchange = Exchange(1 + len(self._checks)) if is_multiprocess() else None
         self._agreed = self._local()
 
     @property

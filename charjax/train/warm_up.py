@@ -19,13 +19,15 @@ from charjax.train.optimizer import make_optimizer, make_schedule
 from charjax.train.step import StepMetrics, init_state
 
 _MIN_S = 10.0  # seconds of training to time: a machine with other work changes its speed
+_TOTAL_STEPS = 1000  # of the schedule; the speed does not depend on it
 
 
 def measure_speed(config: Config) -> Speed:
     """Seconds of a training step, of compiling it, and of an evaluation (0 if there is none)."""
     dataset, config = load_dataset(config), resolve_dtype(config)
-    vocab_size, boundary, total = len(dataset.vocab), dataset.vocab.boundary_id, 1000
-    optimizer, schedule = make_optimizer(config.optim, total), make_schedule(config.optim, total)
+    vocab_size, boundary = len(dataset.vocab), dataset.vocab.boundary_id
+    schedule = make_schedule(config.optim, _TOTAL_STEPS)
+    optimizer = make_optimizer(config.optim, _TOTAL_STEPS)
     backend = make_backend(config, vocab_size, optimizer, schedule, boundary_id=boundary)
     state = backend.place(init_state(config, vocab_size, optimizer))
     dispatches = itertools.count(step=STEPS_PER_DISPATCH)

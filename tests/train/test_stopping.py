@@ -16,9 +16,9 @@ from .tiny import config_of
 
 def test_one_process_sees_a_signal_at_once_and_several_agree_at_the_next_sync(monkeypatch):
     signals, late = StopSignals(), []
-    alone = StopFlags(signals, lambda: bool(late))
+    alone = StopFlags(signals, lambda: bool(late), lambda: False)
     monkeypatch.setattr("charjax.train.stopping.is_multiprocess", lambda: True)
-    among_others = StopFlags(signals, lambda: bool(late))
+    among_others = StopFlags(signals, lambda: bool(late), lambda: False)
 
     def flags(stop: StopFlags) -> tuple[int | None, bool]:
         stop.sync()
