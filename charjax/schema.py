@@ -162,9 +162,8 @@ def _parse_fields(wanted: Any, values: Mapping[str, Any], where: str) -> Any:
 def _required(wanted: Any) -> dict[str, bool] | None:
     """{field: whether it must be given} of a dataclass or NamedTuple; None for other types."""
     if dataclasses.is_dataclass(wanted):
-        none = dataclasses.MISSING
-        fields = dataclasses.fields(wanted)
-        return {f.name: f.default is none and f.default_factory is none for f in fields}
+        missing, fields = dataclasses.MISSING, dataclasses.fields(wanted)
+        return {f.name: f.default is missing and f.default_factory is missing for f in fields}
     if hasattr(wanted, "_field_defaults"):
         return {name: name not in wanted._field_defaults for name in wanted._fields}
     return None

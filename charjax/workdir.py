@@ -140,7 +140,7 @@ class Workdir:
             )
 
     def start(self) -> None:
-        """Empties the logs for a run that has no checkpoint, and starts at step 0.
+        """Empties the logs of a run that starts at step 0, as it has no checkpoint.
 
         Raises:
           InputError: there are logs or other files that no such run has written.
@@ -186,6 +186,7 @@ class Workdir:
         """Truncates both logs to the sizes that `log_sizes` returned; a shorter one stays.
 
         Raises:
+          InputError: a log is a link, or another kind of file.
           HostError: a log cannot be written to.
         """
         try:

@@ -180,7 +180,8 @@ def _load_files(path: str, rules: ReadingRules, *, use_cache: bool) -> Corpus:
         corpus = _make_corpus(path, texts, rules)
     content = corpus.content
     assert isinstance(content, EncodedText)
-    if not corpus.rules.documents.boundary:  # as most vocabularies have them: saves a translation
+    if not corpus.rules.documents.boundary:
+        # With the ids of a sorted vocabulary, the default, a run need not translate the tokens.
         content = content.recoded(sorted(corpus.characters), len(corpus.characters))
     corpus = replace(corpus, content=content)
     found = (corpus.characters, corpus.chars, corpus.sha256, corpus.notice, corpus.rules)

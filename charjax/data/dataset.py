@@ -68,6 +68,7 @@ def load_dataset(
 
     Raises:
       InputError: the text is missing, malformed or too short.
+      StoreError: the packed text is damaged.
       HostError: the corpus can be neither found nor downloaded, or memory does not suffice.
     """
     try:

@@ -37,7 +37,7 @@ class RemoteFile:
       sha256: hexadecimal digest; "" if none is known, since the publisher changes the file now
         and then. Then only its size is checked, and that it is not a web page.
       min_bytes: the smallest size accepted.
-      max_bytes: the largest size accepted; never is more written to disk.
+      max_bytes: the largest size accepted; more is never written to disk.
     """
 
     url: str = ""

@@ -263,7 +263,7 @@ def _as_charjax_errors(path: str, option: str) -> Iterator[None]:
     """Turns errors of the file system into InputErrors and HostErrors that name the file."""
     try:
         yield
-    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: it has a NUL
         raise InputError(f"{option}={path!r}: no such file; check the path") from error
     except IsADirectoryError as error:
         raise InputError(f"{option}={path!r}: is a folder; name a file in it") from error

@@ -11,7 +11,7 @@ from jaxtyping import Int, Int64
 ORDER, OFFSET, DOCUMENTS = 0, 1, 2
 # Up to so many windows `data.window_order=auto` takes a table of all of them, 16 MiB.
 MAX_TABLE = 1 << 22
-_ROUNDS = 6
+_ROUNDS = 6  # of the Feistel network
 
 
 class TableOrder:

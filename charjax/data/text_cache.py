@@ -55,11 +55,7 @@ class CachedText(NamedTuple):
 
     Attributes:
       content: its tokens.
-      characters: as the other attributes up to `rules`, see `charjax.data.corpus.Corpus`.
-      chars: how many characters it has.
-      sha256: of its UTF-8, as it was read.
-      notice: a warning to the user about it, or "".
-      rules: how it was read.
+      characters, chars, sha256, notice, rules: those of `charjax.data.corpus.Corpus`.
       messages: what was logged while it was read.
     """
 
@@ -255,6 +251,7 @@ def _map_array(path: Path, begin: int, about: Mapping[str, Any]) -> np.ndarray:
 
 
 def _parts(size: int) -> list[slice]:
+    """The slices of that many bytes which have a CRC-32 each."""
     return [slice(begin, min(begin + _PART, size)) for begin in range(0, size, _PART)]
 
 

@@ -1,4 +1,4 @@
 """What depends on the machine: devices, processes, signals, dtypes, random keys, cache, display.
 
-Importing this package imports no JAX; neither do `cache`, `display` and `signals`.
+Only `compiler_options`, `distributed`, `dtypes`, `keys` and `sharding` import JAX.
 """

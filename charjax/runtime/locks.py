@@ -41,4 +41,5 @@ def has_flock() -> bool:
 
 
 def _module(name: str) -> Any:
+    """Imports by name: no system has both modules, and type checkers refuse the missing one."""
     return importlib.import_module(name)
