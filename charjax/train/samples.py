@@ -29,7 +29,7 @@ def check_prompt(config: Config, vocab: Vocab) -> None:
     try:
         encode_prompt(vocab, _prompt(config, vocab))
     except InputError as error:
-        what = str(error).partition(";")[0]
+        what = str(error).rpartition("; ")[0]  # without the remedy
         prompt = config.sample.prompt
         raise InputError(f"config.sample.prompt={prompt!r}: {what}; choose another") from error
 
