@@ -184,7 +184,8 @@ class TrainConfig:
     keep: int = number(2, 1)  # newest checkpoints kept, beside the best
     scheduled_sampling: float = number(0.0, 0, 1)  # final fraction of inputs that the model samples
     scheduled_ramp: int = number(1000, 1)  # steps over which that fraction rises from 0
-    # The logits of a training step are divided by it; evaluations, samples and exports have none.
+    # The logits of a training step are divided by it; those of evaluations, samples and exports
+    # are not.
     # Below 1, the model is less sure of itself than the loss of a training text asks for. This is
     # temperature scaling (Guo et al. 2017, arXiv:1706.04599), folded into the output's weights.
     softmax_temperature: float = number(1.0, 0.1, 10)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from charjax.errors import HostError, InputError
-from charjax.runtime.files import check_local, not_regular, open_regular, replace_file
+from charjax.runtime.files import check_local, not_regular, open_regular, write_atomically
 from charjax.runtime.locks import has_flock, lock
 
 LOGS = ("metrics.jsonl", "samples.txt")
@@ -275,12 +275,7 @@ def replace(path: Path, content: bytes) -> None:
         raise not_regular(path)
     unfinished = path.with_name(f".{path.name.removeprefix('.')}.tmp")
     try:
-        descriptor = open_regular(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(descriptor)
-        replace_file(unfinished, path)
+        write_atomically(path, content, unfinished=unfinished)
     except OSError as error:
         raise write_error(path, error) from None
 

@@ -24,7 +24,7 @@ from jax.experimental import multihost_utils
 from charjax.checkpoint.files import RECORD, UNFINISHED, check_size
 from charjax.checkpoint.record import DamagedError, Record, to_json
 from charjax.errors import HostError
-from charjax.runtime.files import as_os_errors, open_regular, replace_file
+from charjax.runtime.files import as_os_errors, write_atomically
 
 _T = TypeVar("_T")
 
@@ -89,12 +89,7 @@ class Store:
         """
         unfinished = path.with_name(f"{path.name}{UNFINISHED}.record")
         unfinished.unlink(missing_ok=True)
-        descriptor = open_regular(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(_encode_record(path, record))
-            file.flush()
-            os.fsync(descriptor)
-        replace_file(unfinished, path / RECORD)
+        write_atomically(path / RECORD, _encode_record(path, record), unfinished=unfinished)
         _sync((path / RECORD).parent)
 
 

@@ -90,8 +90,8 @@ def read_tokens(
 ) -> TokenIds:
     """The token ids of a text, read as the run's own text was; see `charjax.data.corpus.read_text`.
 
-    Each takes a byte with up to 256 tokens. The text itself is not kept in memory, but for a
-    document with characters outside the vocabulary.
+    An id takes a byte if there are at most 256 tokens. The text itself is not kept in memory, but
+    for a document with characters outside the vocabulary.
 
     Args:
       file: a path as in `data.path`, or "-" for standard input.

@@ -36,7 +36,7 @@ from charjax.runtime.files import as_os_errors
 from charjax.runtime.locks import lock
 from charjax.runtime.paths import is_address
 
-_SAME = ("reading", "field", "inputs")  # of a plan and a finished store
+_SAME = ("reading", "field", "inputs")  # what a plan and a store of the same text have in common
 _LOCK = ".lock"
 
 

@@ -10,7 +10,7 @@ _STEPS = 24  # made ahead: two dispatches of the default length and some
 
 
 class ReadAhead(Batches):
-    """The same batches, of which the next ones are made by a thread, as for a text on disk.
+    """Batches of which a thread makes the next ones ahead, since a text on disk is slow to read.
 
     An error of a batch is raised when this batch is asked for, not before.
     """

@@ -2,9 +2,9 @@
 
 An entry is a file in the user's cache folder. Its name is a digest of all that decides what a text
 becomes: the files' paths, sizes, times and inodes, the reading rules, and the versions of what
-reads. Its first line describes the text, as JSON after its CRC-32; then come the arrays, byte for
-byte, whose parts have a CRC-32 each in that line. All are compared before the arrays are mapped to
-memory, which takes no copy. An entry with any damage is deleted and made again.
+reads. Its first line is a CRC-32 and JSON, which describes the text and has a CRC-32 of each part
+of the arrays; then come the bytes of the arrays. A reader compares every CRC-32, and maps the
+arrays to memory without a copy. An entry with any damage is deleted and made again.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ class Vocab:
         return self.characters.index(next(known, self.characters[0]))
 
     def by_id(self, of_characters: Iterable[T], *, boundary: T, unk: T) -> list[T]:
-        """One value for each id: those of the characters, then of the special tokens there are."""
+        """A value for each id: of the characters, then of the boundary and [UNK] if present."""
         values = list(of_characters)
         if self.boundary:
             values.append(boundary)

@@ -25,7 +25,7 @@ _NOT_REGULAR = (errno.ELOOP, errno.EMLINK, errno.EISDIR, errno.ENXIO)
 _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/.*")  # a Path has one slash of the two
 
 
-def open_regular(path: Path, flags: int, mode: int = 0o644) -> int:
+def open_regular(path: Path, flags: int) -> int:
     """As `os.open`, but refuses all but regular files; does not follow a link to one.
 
     Raises:
@@ -35,7 +35,7 @@ def open_regular(path: Path, flags: int, mode: int = 0o644) -> int:
     if not hasattr(os, "O_NOFOLLOW") and path.is_symlink():
         raise not_regular(path)
     try:
-        descriptor = os.open(path, flags | _OPEN_FLAGS, mode)
+        descriptor = os.open(path, flags | _OPEN_FLAGS, 0o644)
     except OSError as error:
         if error.errno in _NOT_REGULAR:
             raise not_regular(path) from None
@@ -54,6 +54,25 @@ def read_regular(path: Path, limit: int) -> bytes:
     """
     with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as file:
         return file.read(limit)
+
+
+def write_atomically(path: Path, content: bytes, *, unfinished: Path) -> None:
+    """Writes a file in full, or not at all.
+
+    Args:
+      path: the file, which is replaced if it exists.
+      content: what to write.
+      unfinished: a path in the same file system, where the file is before it is complete.
+
+    Raises:
+      InputError, OSError: see `open_regular`.
+    """
+    descriptor = open_regular(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(descriptor)
+    replace_file(unfinished, path)
 
 
 @contextlib.contextmanager

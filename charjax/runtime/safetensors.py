@@ -2,7 +2,7 @@
 
 The format is 8 bytes with the size of a JSON header, the header, and the arrays' bytes
 (https://github.com/huggingface/safetensors). The package of this name writes it; charjax reads it
-without, for its built-in model.
+without that package, for its built-in model.
 """
 
 from __future__ import annotations
