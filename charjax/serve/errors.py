@@ -46,16 +46,16 @@ def invalid(param: str | None, message: str) -> ProtocolError:
 
 @contextlib.contextmanager
 def as_field_errors(param: str | None) -> Iterator[None]:
-    """A context in which an `InputError` is that of a field; None: of the field that it names.
+    """Turns an `InputError` into the error of a field; None: of the field that its message names.
 
-    Its message is written for the command line: `--top_p=2: must be ...`.
+    The message is written for the command line, `--top_p=2: must be ...`: flags become fields.
     """
     try:
         yield
     except InputError as error:
         message = str(error).replace("pass --unknown=unk", 'set "unknown": "unk"')
-        if param is None and (flag := re.match(r"--(\w+)=?", message)):
-            param = flag[1]
-            message = message.removeprefix(f"--{param}: ").removeprefix("--")
-            raise ProtocolError(400, message, param=param) from None
-        raise invalid(param, message.replace("--", "")) from None
+        flag = re.match(r"--(\w+)", message)
+        message = re.sub(r"(?<!\S)--(?=\w)", "", message)
+        if param is None and flag:
+            raise ProtocolError(400, message, param=flag[1]) from None
+        raise invalid(param, message) from None

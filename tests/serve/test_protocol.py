@@ -79,6 +79,13 @@ def test_unknown_characters_are_named_or_read_as_unk(app):
     assert "id 11" in refused(post(app, "/v1/completions", {"prompt": [11]}), 400, "prompt")
 
 
+def test_a_message_names_fields_and_not_flags(app):
+    body = {"forbid": "--a", "only": "a"}
+    assert refused(post(app, "/v1/completions", body), 400, "forbid").startswith(
+        "forbid=--a: leaves none of only=a"
+    )
+
+
 @pytest.mark.parametrize(
     "body",
     [b"", b"{", b"[]", b"\xff", b'{"n": NaN}', b"[" * 4000, b'{"n": ' + b"1" * 4900 + b"}"],
