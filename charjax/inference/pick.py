@@ -37,7 +37,7 @@ def likeliest_words(sampler: TextSampler, text: str, k: int, *, unknown: str) ->
     vocab, greedy = sampler.vocab, replace(sampler.sampling, temperature=0.0)
     ids, _ = sampler.encode(text, unknown)
     *_, first = sampler.sample_one(ids, 1, greedy, num_top=len(vocab))
-    forbidden = {token for token, bias in greedy.logit_bias if bias == -np.inf}
+    forbidden = sampler.forbidden_after(ids)
     characters = [
         token
         for token in np.asarray(first.top_ids)[0, 0].tolist()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
@@ -109,6 +111,16 @@ class TextSampler:
         prompt = prepare_prompt(prompt, self._trained.reading, self.vocab)
         ids = encode_prompt(self.vocab, prompt, unknown=unknown)
         return ids, self.vocab.decode(ids) if prompt else ""
+
+    def forbidden_after(self, ids: Int[np.ndarray, " n"]) -> set[int]:
+        """The tokens that the controls forbid after these."""
+        forbidden = {token for token, bias in self.sampling.logit_bias if bias == -math.inf}
+        if self._copies is not None:
+            recent = np.pad(ids, (self._copies.length, 0), constant_values=-1)
+            recent = recent[None, -self._copies.length :]
+            copied = self._copies.forbidden(jnp.asarray(recent), len(self.vocab))
+            forbidden.update(np.flatnonzero(copied).tolist())
+        return forbidden
 
     def texts(
         self,

@@ -303,6 +303,13 @@ def test_words_to_pick_from_begin_with_the_likeliest_characters():
     assert [w[0] for w in likeliest_words(forbidding, "a", 2, unknown="error")] == [" ", "a"]
 
 
+def test_words_to_pick_from_copy_no_passage(tmp_path):
+    model = run_on(tmp_path / "t.txt", "ab\n", [1.0, 3.0, 2.0], documents=False)
+    sampler = TextSampler(model, Sampling(), Controls(max_copy=1))
+    words = likeliest_words(sampler, "a", 3, unknown="error")
+    assert [word[0] for word in words] == ["\n", "a"]  # the likeliest, b, would copy "ab"
+
+
 # Errors
 
 
