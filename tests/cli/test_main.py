@@ -394,7 +394,11 @@ def test_prompts_in_a_file_of_windows_have_no_carriage_returns(workspace, capfd)
 
 
 @pytest.mark.parametrize(
-    "flag", ["--json", "--num_chars=3", "--stop=x", "--until_lines=1", "--new", "--num_samples=2"]
+    "flag",
+    [
+        *("--json", "--num_chars=3", "--stop=x", "--until_lines=1", "--new", "--num_samples=2"),
+        *("--separator=x", "--seed=1", "--temperature=0", "--top_k=2", "--top_p=0.5", "--min_p=1"),
+    ],
 )
 def test_an_option_without_effect_on_picking_is_refused(flag, workspace, capfd):
     assert main.main(workspace.fill(f"{SAMPLE} --pick=2 {flag}")) == 2

@@ -190,12 +190,15 @@ def _check_pick(args: argparse.Namespace, prompts: Sequence[str]) -> None:
     """Refuses options that have no effect with `--pick`."""
     flags = ("json", "num_chars", "stop", "until_lines", "unique", "new")
     given = [flag for flag in flags if getattr(args, flag)]
-    if args.num_samples != 1:
-        given.append("num_samples")
+    defaults = {flag.removeprefix("--"): default for flag, default, _ in _OPTIONS}
+    valued = ("num_samples", "separator", "seed", "temperature", "top_k", "top_p", "min_p")
+    given += [flag for flag in valued if getattr(args, flag) != defaults[flag]]
     if len(prompts) > 1:
         given.append("prompts")
     if given:
-        raise InputError(f"--{given[0]}: has no effect with --pick, which continues one prompt")
+        raise InputError(
+            f"--{given[0]}: has no effect with --pick, which shows the likeliest words of one text"
+        )
 
 
 def _picked(
