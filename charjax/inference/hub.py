@@ -100,8 +100,10 @@ def _checked(arrays: Arrays, wanted: Shapes) -> Arrays:
         raise InputError(f"model.safetensors: must have the arrays {', '.join(wanted)}")
     for path, shape in wanted.items():
         found = arrays[path]
-        if found.shape != shape or found.dtype.kind != "f":
-            raise InputError(f"{path} is {found.dtype}{[*found.shape]}, not {[*shape]}")
+        if found.dtype.kind != "f":
+            raise InputError(f"{path} is {found.dtype}, not floating point")
+        if found.shape != shape:
+            raise InputError(f"{path} is {[*found.shape]}, not {[*shape]}")
         if not np.isfinite(found).all():
             raise InputError(f"{path} is not finite")
     return {path: array.astype(np.float32) for path, array in arrays.items()}

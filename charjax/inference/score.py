@@ -128,7 +128,7 @@ def in_windows(window: int) -> Method:
       InputError: the window is negative.
     """
     if window < 0:
-        raise InputError(f"--window={window}: must be at least 1 character")
+        raise InputError(f"--window={window}: must be 1 character or more; 0 is off")
 
     def method(
         measure: Measure, trained: TrainedModel, ids: TokenIds, progress: ProgressFn

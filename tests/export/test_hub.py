@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from charjax.errors import CheckpointError, InputError
 from charjax.export.api import FORMATS, export_model, round_to_bfloat16
 from charjax.export.convert import convert
 from charjax.export.hub import hub_files
-from charjax.export.weights import named_weights
+from charjax.export.weights import named_weights, safetensors
 from charjax.inference.load import load_trained
+from charjax.runtime.safetensors import read_safetensors
 
 from .test_formats import MODELS, trained_like
 
@@ -118,6 +120,16 @@ def test_a_damaged_one_is_refused_in_one_line(name, change, said, hub, capfd):
     message = capfd.readouterr().err
     assert said in message
     assert message.count("\n") == 1
+
+
+def test_weights_of_integers_are_refused_by_their_dtype(hub, capfd):
+    file, config = hub / "model.safetensors", json.loads((hub / "config.json").read_text())
+    integers = {name: array.astype(np.int32) for name, array in read_safetensors(file)[0].items()}
+    file.write_bytes(safetensors(integers, {}))
+    config["sha256"][file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
+    (hub / "config.json").write_text(json.dumps(config))
+    assert main(["sample", f"--workdir={hub}"]) == 3
+    assert "is int32, not floating point" in capfd.readouterr().err
 
 
 def test_it_has_one_step(hub):
