@@ -48,13 +48,13 @@ def activations(
     boundary_id = trained.vocab.boundary_id
     chunks = math.ceil(ids.size / _CHUNK)
     padded = np.pad(ids, (0, chunks * _CHUNK - ids.size), mode="edge")
-    rows = []
+    parts = []
     for chunk, tokens in enumerate(np.split(padded, chunks)):
         resets = None if boundary_id is None else tokens == boundary_id
         state, units = _chunk_activations(config, weights, initial, state, (tokens, resets))
-        rows.append(np.asarray(units))
+        parts.append(np.asarray(units))
         progress(chunk + 1, chunks)
-    return np.concatenate(rows)[: ids.size].T
+    return np.concatenate(parts)[: ids.size].T
 
 
 @partial(jax.jit, static_argnums=0)

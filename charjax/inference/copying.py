@@ -84,7 +84,7 @@ def copy_table(corpus: Corpus, vocab: Vocab, length: int) -> CopyTable:
     ids = vocab.encode_corpus(corpus.text, unknown="unk" if vocab.unk else "error")
     factors = np.random.default_rng(0).integers(0, 2**32, (2, length), np.uint32) | np.uint32(1)
     num_passages = max(0, len(ids) - length)
-    bits = max(1, int(np.ceil(np.log2(max(2, 2 * num_passages)))))
+    bits = max(1, (2 * num_passages - 1).bit_length())
     hashes = _passage_hashes(ids, factors, num_passages)
     keys = (hashes[0] >> np.uint32(32 - bits)).astype(np.uint64) << np.uint64(32) | hashes[1]
     following = ids[length:].astype(np.int64)

@@ -34,15 +34,14 @@ from charjax.inference.forward_pass import (
     ZeroCarry,
     check_length,
     inputs_and_targets,
+    network_logits,
 )
 from charjax.model.carry import initial_carry
-from charjax.model.network import CharRNN
-from charjax.model.recurrence.api import for_inference
 from charjax.runtime.display import ProgressFn, no_progress
 from charjax.types import Carry, PyTree, Resets, Scalar, Tokens
 
 _ROWS = 100  # sequences of a batch of the training text, as Krause et al. have it
-_MAX_BATCHES = 500  # of them at most
+_MAX_BATCHES = 500  # of the training text
 _DISPATCH = 1024  # characters of a sequence in one dispatch, about
 
 
@@ -92,8 +91,8 @@ def gradient_rms(
     Args:
       config: the architecture.
       params: of a `CharRNN`.
-      ids: token ids of the training text. Up to 100 sequences are read side by side, from equal
-        distances over it, each up to 500 segments of them.
+      ids: token ids of the training text. Up to 100 sequences, which begin at equal distances in
+        it, are read side by side, each for up to 500 segments.
       zero_carry: where the carry is zero.
       segment: characters of each sequence in a batch.
       progress: called with the number of dispatches done and the total.
@@ -107,17 +106,17 @@ def gradient_rms(
             f"--segment={segment}: the text that this run was trained on has {ids.size} "
             "characters, fewer than a segment and one"
         )
-    apart = (ids.size - 1) // rows
-    segments = min(_MAX_BATCHES, apart // segment)
-    per_dispatch = min(segments, max(1, _DISPATCH // segment))
-    dispatches = segments // per_dispatch
+    stride = (ids.size - 1) // rows
+    batches = min(_MAX_BATCHES, stride // segment)
+    per_dispatch = min(batches, max(1, _DISPATCH // segment))
+    dispatches = batches // per_dispatch
     carry, sums = initial_carry(config, rows), jax.tree.map(jnp.zeros_like, params)
     params = jax.tree.map(jnp.asarray, params)
     read = np.arange(per_dispatch * segment)
     for i in range(dispatches):
-        at = apart * np.arange(rows)[:, None] + i * len(read) + read
-        of_dispatch = _segments(ids, at, zero_carry, segment)
-        carry, sums = _add_squares(config, params, carry, sums, of_dispatch)
+        at = stride * np.arange(rows)[:, None] + i * len(read) + read
+        segments = _segments(ids, at, zero_carry, segment)
+        carry, sums = _add_squares(config, params, carry, sums, segments)
         progress(i + 1, dispatches)
     return jax.tree.map(lambda s: jnp.sqrt(s / (dispatches * per_dispatch)), sums)
 
@@ -157,8 +156,8 @@ def iter_dynamic(
     carry, params = initial_carry(config, 1), jax.tree.map(jnp.copy, rule.trained)
     for i in range(dispatches):
         # The last positions are beyond the text; what they predict is cut off.
-        of_dispatch = _segments(ids, np.arange(length)[None] + i * length, zero_carry, segment)
-        carry, params, values = _learn(config, measure, rule, carry, params, of_dispatch)
+        segments = _segments(ids, np.arange(length)[None] + i * length, zero_carry, segment)
+        carry, params, values = _learn(config, measure, rule, carry, params, segments)
         values = jax.device_get(values)
         progress(i + 1, dispatches)
         start = i * length
@@ -228,12 +227,11 @@ def _grad(
 ) -> tuple[PyTree, tuple[PyTree, Carry]]:
     """The gradient of a segment's mean loss, what is measured on it, and the carry after it."""
     inputs, targets, resets = segment
-    network = CharRNN(for_inference(config, inputs.shape[0]), params["output_bias"].shape[0])
 
     def loss(params: PyTree) -> tuple[Scalar, Any]:
-        logits, after = network.run(params, inputs, carry, resets=resets)
+        logits, after = network_logits(config, params, inputs, carry, resets=resets)
         nats = softmax_cross_entropy_with_integer_labels(logits, targets)
         return jnp.mean(nats), (measure(logits, targets), after)
 
-    grads: tuple[PyTree, tuple[PyTree, Carry]] = jax.grad(loss, has_aux=True)(params)
-    return grads
+    result: tuple[PyTree, tuple[PyTree, Carry]] = jax.grad(loss, has_aux=True)(params)
+    return result

@@ -41,7 +41,8 @@ def line_position(text: str) -> Values:
     """The number of characters between the start of the line and each character."""
     positions = np.arange(len(text))
     line_starts = np.zeros(len(text), np.int64)
-    line_starts[1:] = np.maximum.accumulate(np.where(_equal(text, "\n"), positions + 1, 0))[:-1]
+    is_line_end = np.array([character == "\n" for character in text], bool)
+    line_starts[1:] = np.maximum.accumulate(np.where(is_line_end, positions + 1, 0))[:-1]
     return positions - line_starts
 
 
@@ -89,12 +90,8 @@ FEATURES = (
     Feature("speaker names", "whether the line is a name and a colon", speakers),
     Feature("capitals", "whether the character is an upper-case letter", capitals),
     Feature("digits", "whether the character is a digit", digits),
-    Feature("indentation", "the number of blanks at the line's begin", indentation),
+    Feature("indentation", "the number of blanks at the start of the line", indentation),
 )
-
-
-def _equal(text: str, character: str) -> Bool[np.ndarray, " chars"]:
-    return np.array([c == character for c in text], bool)
 
 
 def _inside(pattern: re.Pattern[str], text: str) -> Bool[np.ndarray, " chars"]:

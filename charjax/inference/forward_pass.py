@@ -57,7 +57,7 @@ class ZeroCarry(NamedTuple):
     def at(
         self, positions: Int[np.ndarray, "rows time"], inputs: Int[np.ndarray, "rows time"]
     ) -> Bool[np.ndarray, "rows time"] | None:
-        """Whether each position is one; None if none of any text is."""
+        """Whether each of these positions is one; None without a boundary and a window."""
         resets: Bool[np.ndarray, "rows time"] | None = None
         if self.boundary_id is not None:
             resets = inputs == self.boundary_id
@@ -120,33 +120,33 @@ def iter_predictions(
     on_all_devices = len(parts.starts) >= jax.device_count()
     evaluator = _evaluator(config, measure, on_all_devices=on_all_devices)
 
-    # Position p reads ids[p] and predicts ids[p + 1]. Positions outside the text read padding,
-    # and rows are added so that the devices have equal parts; both predictions are dropped.
+    # Position p reads ids[p] and predicts ids[p + 1]. Rows are added so that the devices have equal
+    # parts. What these rows and the positions outside the text predict is dropped.
     rows = math.ceil(len(parts.starts) / evaluator.devices) * evaluator.devices
     starts = np.pad(parts.starts, (0, rows - len(parts.starts)), mode="edge")
-    of_process = evaluator.process_rows(rows)
+    process_rows = evaluator.process_rows(rows)
     length = _chunk_length(params, rows)
     chunks = math.ceil((parts.context + parts.length) / length)
     params = evaluator.replicate(params)
-    carry = jax.device_get(initial_carry(config, len(starts[of_process])))
+    carry = jax.device_get(initial_carry(config, len(starts[process_rows])))
     carry = evaluator.shard(carry)
     for chunk in range(chunks):
         positions = starts - parts.context + chunk * length
-        at = positions[of_process, None] + np.arange(length)
+        at = positions[process_rows, None] + np.arange(length)
         inputs, targets = inputs_and_targets(ids, at)
         check_ids(inputs, vocab_size)
         check_ids(targets, vocab_size)
         batch = evaluator.shard((at[:, 0] <= 0, inputs, targets, zero_carry.at(at, inputs)))
-        carry, of_chunk = evaluator.measure_chunk(params, carry, *batch)
-        of_chunk = jax.device_get(of_chunk)
+        carry, values = evaluator.measure_chunk(params, carry, *batch)
+        values = jax.device_get(values)
         progress(chunk + 1, chunks)
-        yield from _pieces(parts, ids.size - 1, positions, of_chunk)
+        yield from _pieces(parts, ids.size - 1, positions, values)
 
 
 def inputs_and_targets(
     ids: TokenIds, positions: Int[np.ndarray, "rows time"]
 ) -> tuple[Int[np.ndarray, "rows time"], Int[np.ndarray, "rows time"]]:
-    """The int32 tokens at these positions and those after them; outside the text, any of it."""
+    """The int32 tokens at these positions, and the next ones; outside the text, its nearest."""
     read = (ids[np.clip(positions + shift, 0, ids.size - 1)] for shift in (0, 1))
     inputs, targets = (tokens.astype(np.int32, copy=False) for tokens in read)
     return inputs, targets
@@ -159,17 +159,20 @@ def check_length(ids: TokenIds) -> None:
 
 
 def _pieces(
-    parts: _Parts, predicted: int, positions: Int[np.ndarray, " rows"], of_chunk: PyTree
+    parts: _Parts, predicted: int, positions: Int[np.ndarray, " rows"], values: PyTree
 ) -> Iterator[Piece]:
-    """What a chunk predicts of each part, from these positions on; without context and padding."""
-    time = jax.tree.leaves(of_chunk)[0].shape[1]
+    """The values of a chunk [rows, time] as pieces; those of context and padding are dropped.
+
+    Row r of the chunk begins at `positions[r]`.
+    """
+    time = jax.tree.leaves(values)[0].shape[1]
     # Rows that only fill up the devices come last.
     for row, (start, position) in enumerate(zip(parts.starts, positions, strict=False)):
         begin = int(max(start, position))
         end = int(min(position + time, start + parts.length, predicted))
         if begin < end:
             inside = slice(begin - position, end - position)
-            yield Piece(begin, jax.tree.map(lambda leaf, r=row, i=inside: leaf[r, i], of_chunk))
+            yield Piece(begin, jax.tree.map(lambda leaf, r=row, i=inside: leaf[r, i], values))
 
 
 class _Parts(NamedTuple):
@@ -237,7 +240,7 @@ def _evaluator(config: ModelConfig, measure: Measure, *, on_all_devices: bool) -
         resets: Resets | None,
     ) -> tuple[Carry, PyTree]:
         # The network has no int8 weights; decoding has, one character at a time.
-        forward = decode_sequence if config.dtype == "int8" else _network_logits
+        forward = decode_sequence if config.dtype == "int8" else network_logits
         logits, carry = forward(config, params, inputs, reset_carry(carry, reset), resets=resets)
         return carry, measure(logits, targets)
 
@@ -260,8 +263,9 @@ def _evaluator(config: ModelConfig, measure: Measure, *, on_all_devices: bool) -
     )
 
 
-def _network_logits(
+def network_logits(
     config: ModelConfig, params: PyTree, tokens: Tokens, carry: Carry, *, resets: Resets | None
 ) -> tuple[Logits, Carry]:
+    """The logits of a trained network, and its carry after the tokens."""
     network = CharRNN(for_inference(config, tokens.shape[0]), params["output_bias"].shape[0])
     return network.run(params, tokens, carry, resets=resets)

@@ -23,10 +23,10 @@ from charjax.runtime.dtypes import fast_dtype
 from charjax.types import PyTree
 
 MAX_PERSISTENT_GROUP = 64  # rows of the persistent kernel
-# Sizes of the first groups, by platform, where XLA multiplies; the last one repeats. On a CPU
-# five sequences take about as long as one, and each further one adds its arithmetic; on
-# accelerators further sequences are nearly free.
-_GROUP_SIZES: dict[str, tuple[int, ...]] = {"cpu": (5, 11, 48, 64)}
+# Sizes of the first groups where XLA multiplies; the last one repeats. On a CPU five sequences
+# take about as long as one, and each further one adds its arithmetic; on accelerators further
+# sequences are nearly free.
+_CPU_GROUP_SIZES: tuple[int, ...] = (5, 11, 48, 64)
 _ACCELERATOR_GROUP_SIZES = (64, 256)
 # From these group sizes on, XLA:CPU is faster with feature-major states, and with int8 weights
 # held in bfloat16.
@@ -47,7 +47,7 @@ def sample_groups(
       num_samples: of all groups.
       persistent: whether the groups run in the persistent kernel, which is batch-invariant.
     """
-    sizes = _GROUP_SIZES.get(jax.default_backend(), _ACCELERATOR_GROUP_SIZES)
+    sizes = _CPU_GROUP_SIZES if jax.default_backend() == "cpu" else _ACCELERATOR_GROUP_SIZES
     if persistent:
         sizes = (min(num_samples, MAX_PERSISTENT_GROUP),)
     elif is_batch_invariant(config):

@@ -61,7 +61,7 @@ class HubModel(NamedTuple):
 
     @property
     def meta(self) -> dict[str, Any]:
-        """The metadata as those of a checkpoint."""
+        """The metadata as a checkpoint has them."""
         return self.run.to_json() | {"progress": {"elapsed_s": self.config.elapsed_s}}
 
 

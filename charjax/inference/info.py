@@ -1,4 +1,7 @@
-"""The facts about a config or a trained model that `charjax info` prints; of a run without JAX."""
+"""The facts about a config or a trained model that `charjax info` prints.
+
+Those of a trained model need no JAX.
+"""
 
 from __future__ import annotations
 

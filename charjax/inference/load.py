@@ -67,38 +67,14 @@ def load_trained(workdir: Path, *, which: Which) -> TrainedModel:
     """
     if Workdir(workdir).is_hub:
         return _load_hub(workdir, which, _shapes)
-
-    def wanted(record: Record) -> dict[str, Leaf]:
-        run = _read_run(directory, record)
-        return _leaves(run, _shapes(run))
-
-    directory = Workdir(workdir).checkpoints
-    return _trained(directory, *CheckpointReader(directory).read_arrays(wanted, which=which))
+    return _load_run(workdir, which, lambda run, _: _shapes(run))
 
 
 def load_recorded(workdir: Path, *, which: Which) -> TrainedModel:
-    """As `load_trained`, without JAX: takes the cell's number of gates from the checkpoint."""
+    """As `load_trained`, without JAX: takes the shapes of the cell from the checkpoint."""
     if Workdir(workdir).is_hub:
         return _load_hub(workdir, which, None)
-
-    def wanted(record: Record) -> dict[str, Leaf]:
-        run = _read_run(directory, record)
-        layer = f"{_weights(run)}/layer_0"
-        bias = record.leaves.get(f"{layer}/bias", Leaf((0,), "", ""))
-        model = run.config.model
-        gates = sum(bias.shape) // model.hidden
-        shapes = param_shapes(
-            model,
-            len(run.vocab),
-            gates=gates,
-            reset_after=f"{layer}/recurrent/bias" in record.leaves,
-            has_recurrent_kernel=f"{layer}/recurrent/kernel" in record.leaves,
-            rounds=sum(path.startswith(f"{layer}/round_") for path in record.leaves),
-        )
-        return _leaves(run, shapes)
-
-    directory = Workdir(workdir).checkpoints
-    return _trained(directory, *CheckpointReader(directory).read_arrays(wanted, which=which))
+    return _load_run(workdir, which, _recorded_shapes)
 
 
 def load_builtin() -> TrainedModel:
@@ -118,6 +94,24 @@ def load_builtin() -> TrainedModel:
     return replace(trained, config=replace(trained.config, model=model))
 
 
+def _load_run(
+    workdir: Path, which: Which, shapes: Callable[[RunMeta, Record], Shapes]
+) -> TrainedModel:
+    directory = Workdir(workdir).checkpoints
+
+    def wanted(record: Record) -> dict[str, Leaf]:
+        run = _read_run(directory, record)
+        return {
+            f"{_weights_key(run)}/{path}": Leaf(shape, "float32", "")  # its digest is ignored
+            for path, shape in shapes(run, record).items()
+        }
+
+    record, arrays = CheckpointReader(directory).read_arrays(wanted, which=which)
+    run = _read_run(directory, record)
+    params = _nest(arrays)[_weights_key(run)]
+    return TrainedModel(run.config, run.vocab, params, record.step, record.val_loss, record.meta)
+
+
 def _load_hub(
     folder: Path, which: Which, shapes: Callable[[RunMeta], Shapes] | None
 ) -> TrainedModel:
@@ -134,22 +128,26 @@ def _shapes(run: RunMeta) -> Shapes:
     return shapes_of(run.config.model, len(run.vocab))
 
 
-def _leaves(run: RunMeta, shapes: Shapes) -> dict[str, Leaf]:
-    """The arrays of a run's weights by path, without digests."""
-    return {f"{_weights(run)}/{path}": Leaf(shape, "float32", "") for path, shape in shapes.items()}
-
-
-def _trained(directory: Path, record: Record, arrays: Mapping[str, np.ndarray]) -> TrainedModel:
-    run = _read_run(directory, record)
-    params = _nest(arrays)[_weights(run)]
-    return TrainedModel(run.config, run.vocab, params, record.step, record.val_loss, record.meta)
+def _recorded_shapes(run: RunMeta, record: Record) -> Shapes:
+    """As `_shapes`, without JAX: what the cell has is read off the first layer's arrays."""
+    layer = f"{_weights_key(run)}/layer_0"
+    bias = record.leaves.get(f"{layer}/bias", Leaf((0,), "", ""))
+    model = run.config.model
+    return param_shapes(
+        model,
+        len(run.vocab),
+        gates=sum(bias.shape) // model.hidden,
+        reset_after=f"{layer}/recurrent/bias" in record.leaves,
+        has_recurrent_kernel=f"{layer}/recurrent/kernel" in record.leaves,
+        rounds=sum(path.startswith(f"{layer}/round_") for path in record.leaves),
+    )
 
 
 def _read_run(directory: Path, record: Record) -> RunMeta:
     return CheckpointMeta.of(record, directory).run
 
 
-def _weights(run: RunMeta) -> str:
+def _weights_key(run: RunMeta) -> str:
     """The part of a checkpoint that holds the weights to use: the average where there is one."""
     return "ema" if run.config.optim.averages else "params"
 

@@ -113,17 +113,17 @@ class Sampler:
         num_top: int | None = None,
         copies: CopyTable | None = None,
     ) -> Iterator[Iterator[Sampled]]:
-        """As calling the sampler, with log-probabilities beside the ids.
+        """Continues a prompt, as a call does, with log-probabilities beside the ids.
 
         Args:
-          prompt: as there, and so are the next three.
+          prompt: ids to read first, at least one; not part of the result.
           num_chars: characters of each sample.
           num_samples: how many samples.
           sampling: how tokens are chosen.
           num_top: how many of the likeliest tokens to return with their log-probabilities, beside
             the chosen one; None: no log-probabilities.
-          copies: of the training text, no longer passages of which are copied; None: they may be.
-            Where no token is left, the id is -1, and those after it mean nothing.
+          copies: forbids tokens that would complete a copied passage; None: off. Where it leaves no
+            token, the id is -1, and those after it mean nothing.
         """
         if prompt.size == 0:
             raise InputError("the prompt is empty: the sampler needs a token to start from")
@@ -188,7 +188,7 @@ class _Group(NamedTuple):
       controls: of each of its rows.
       starts: of each of its rows.
       wanted: how many of the samples were asked for.
-      copies: forbids to copy passages, or None.
+      copies: as for `Sampler.run`.
     """
 
     program: Program

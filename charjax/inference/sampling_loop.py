@@ -228,7 +228,7 @@ def _sampling_loop(
       given: to each step.
       keys: one per row.
       controls: of the rows.
-      copies: forbids to copy passages; None: they may be.
+      copies: forbids tokens that would complete a copied passage; None: off.
     """
     # All noise before the loop: inside, each draw would be a dozen tiny operations.
     position_keys = jax.vmap(jax.vmap(indexed_key), (None, 0))(keys, given.positions)

@@ -65,7 +65,9 @@ class SlotBatch:
         """
         vocab_size = sampler.vocab_size
         self._sampler, self._num_top = sampler, num_top
-        self._all = Enabled(vocab_size, True, True, True, True, num_top)
+        self._all = Enabled(
+            top_k=vocab_size, top_p=True, min_p=True, penalty=True, bias=True, num_top=num_top
+        )
         self._slots: list[_Slot | None] = [None] * size
         self._started: set[int] = set()
         self._controls: tuple[Enabled, RowControls] | None = None
@@ -86,7 +88,7 @@ class SlotBatch:
           slot: from 0 to the size of the batch - 1.
           prompt: ids to read first, at least one.
           sampling: how tokens are chosen.
-          number: of the sample, of the seed.
+          number: which sample of its seed, from 0.
           sampled: the sample's first tokens, where another batch sampled them; they are read
             after the prompt, at their positions.
 
@@ -146,8 +148,7 @@ class SlotBatch:
         replaced = np.zeros(len(self._slots), bool)
         for index in self._started:
             slot = self._slots[index]
-            if slot is None:
-                continue
+            assert slot is not None
             starts.seeds[index], starts.numbers[index] = slot.sampling.seed, slot.number
             starts.tokens[index], starts.positions[index] = slot.unread[0], slot.position
             slot.unread, slot.position = slot.unread[1:], slot.position + 1

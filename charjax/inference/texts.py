@@ -91,7 +91,8 @@ class TextSampler:
         self.vocab = trained.vocab
         self.sampling = controls.restrict(sampling, trained.vocab)
         self._known = known_lines(trained) if controls.new else frozenset[str]()
-        vocab, self._copies = trained.vocab, None
+        self._copies = None
+        vocab = trained.vocab
         if controls.max_copy:
             corpus = training_text(trained, "--max_copy")
             self._copies = copy_table(corpus, vocab, controls.max_copy)

@@ -204,7 +204,7 @@ def test_groups_may_be_read_in_any_order():
 
 @pytest.mark.parametrize("sizes", [(5, 11, 48, 64), (64, 256), (1,), (3, 5)])
 def test_groups_follow_each_other_and_do_not_depend_on_the_number(monkeypatch, sizes):
-    monkeypatch.setattr(groups, "_GROUP_SIZES", {"cpu": sizes})
+    monkeypatch.setattr(groups, "_CPU_GROUP_SIZES", sizes)
     many = list(sample_groups(WITH_XLA[0], 1000))
     ends = [first + size for first, size in many]
     assert [first for first, _ in many] == [0, *ends[:-1]]
