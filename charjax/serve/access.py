@@ -20,7 +20,7 @@ from charjax.serve.responses import error_response
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-OPEN_PATHS = ("/", "/health")  # need no key
+_OPEN_PATHS = ("/", "/health")  # need no key
 _LOCAL_NAMES = ("localhost",)
 
 
@@ -52,7 +52,7 @@ class AccessChecks:
             raise ProtocolError(
                 403, "the Host header names another host; see --allow_host", code="host"
             )
-        if self._key and path not in OPEN_PATHS and method != "OPTIONS":
+        if self._key and path not in _OPEN_PATHS and method != "OPTIONS":
             kind, _, key = headers.get("authorization", "").partition(" ")
             is_right = hmac.compare_digest(key.strip().encode("utf-8", "replace"), self._key)
             if kind.lower() != "bearer" or not is_right:

@@ -24,7 +24,7 @@ Hashes = UInt64[np.ndarray, " windows"]
 
 
 def copied_passages(trained: TrainedModel, text: str, min_chars: int) -> list[tuple[int, int]]:
-    """The [start, end) of the passages that the training text has, too, ascending and disjoint.
+    """The (start, end) of each passage that the training text has, too, ascending and disjoint.
 
     Passages that overlap become one, even if the training text does not have them together.
 
@@ -40,8 +40,7 @@ def copied_passages(trained: TrainedModel, text: str, min_chars: int) -> list[tu
     if known is None:
         raise ProtocolError(404, _NO_TEXT, code="no_text")
     windows = _window_hashes(text, min_chars)
-    at = np.searchsorted(known, windows)
-    found = known[np.minimum(at, known.size - 1)] == windows if known.size else at < 0
+    found = np.searchsorted(known, windows, side="right") > np.searchsorted(known, windows)
     passages: list[tuple[int, int]] = []
     for start in np.flatnonzero(found).tolist():
         end = start + min_chars
@@ -53,7 +52,7 @@ def copied_passages(trained: TrainedModel, text: str, min_chars: int) -> list[tu
 
 
 def table_against_copying(trained: TrainedModel, max_copy: int) -> CopyTable:
-    """The table by which a sampler copies at most `max_copy` characters; made once, in seconds.
+    """The `copy_table` of a model's training text; made once, in seconds.
 
     Raises:
       ProtocolError: the training text is gone, has changed, or is too large.

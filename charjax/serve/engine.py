@@ -28,7 +28,7 @@ class Engine:
         self._runner, self._max_queue = runner, max_queue
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
-        self._running: list[Choice] = []  # and those that end just now
+        self._running: list[Choice] = []  # those of the runner, and of the jobs about to start
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="charjax-engine", daemon=True)
         self._thread.start()
@@ -51,7 +51,7 @@ class Engine:
                 self._changed.notify()
 
     def _check_queue(self, num_new: int) -> None:
-        # Of the texts themselves: a client may have its answer before the thread goes on.
+        # Each text says whether it is done: its client may know that before this thread's runner.
         texts = itertools.chain(self._running, *self._waiting)
         pending = sum(not text.is_given_up for text in texts)
         if pending and pending + num_new > self._runner.capacity + self._max_queue:

@@ -119,8 +119,8 @@ class Choice:
         """Whether nobody waits for the text."""
         return self.done or self.sink.closed
 
-    def needs_model(self) -> bool:
-        """False where the text is empty and no log-probability is asked for."""
+    def _needs_model(self) -> bool:
+        """False where the text is empty and no log-probability of the prompt is asked for."""
         echoes = self.writing.num_top is not None and self.writing.echo
         return self.writing.num_chars > 0 or (echoes and self.prompt.ids.size > 1)
 
@@ -128,7 +128,7 @@ class Choice:
         """Puts the echo, as far as it needs no log-probabilities, and the end of an empty text."""
         if self.writing.echo and self.writing.num_top is None:
             self._put(Delta(self._shown()))
-        if not self.needs_model():
+        if not self._needs_model():
             self._finish_prompt()
 
     def read(self, forced: TokenChunk, sampled: TokenChunk) -> None:
@@ -149,20 +149,18 @@ class Choice:
 
     def _finish_prompt(self) -> None:
         """Puts the echo with its log-probabilities, if it has any, and starts the text."""
-        echo, (vocab, _, controls, num_chars, num_top, is_echo, _) = self._echo, self.writing
-        if self._writer is not None:
-            return
-        shown = self._shown() if is_echo else ""
-        if is_echo and num_top is not None:
+        writing, vocab = self.writing, self.writing.vocab
+        shown = self._shown() if writing.echo else ""
+        if writing.echo and writing.num_top is not None:
             entries = LogprobList(vocab)
-            first = TokenChunk(self.prompt.ids[:1])
-            for tokens in (first, *echo):
+            for tokens in (TokenChunk(self.prompt.ids[:1]), *self._echo):
                 entries.extend(tokens)
             self._put(Delta(shown, tuple(entries.entries[self.prompt.hidden :])))
         self._echo = []
-        self._writer = DeltaWriter(vocab, TextEnd(vocab, controls, num_chars), len(shown))
-        if num_chars == 0:
-            self._put(Delta("", (), "length"))
+        end = TextEnd(vocab, writing.controls, writing.num_chars)
+        self._writer = DeltaWriter(vocab, end, len(shown))
+        if writing.num_chars == 0:
+            self._put(Delta("", finish_reason="length"))
 
     def _write(self, tokens: TokenChunk) -> None:
         assert self._writer is not None

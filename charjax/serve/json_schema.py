@@ -38,7 +38,7 @@ def _refuse_constant(name: str) -> None:
 
 
 def check(value: Any, schema: Schema, name: str) -> None:
-    """Raises ProtocolError for a value that is not valid.
+    """Checks that a value is valid.
 
     Args:
       value: of JSON.
@@ -46,7 +46,7 @@ def check(value: Any, schema: Schema, name: str) -> None:
       name: of the field, for messages; "" for the whole body.
 
     Raises:
-      ProtocolError: it is not; names the field, the value and what is allowed.
+      ProtocolError: it is not; the message names the field, the value and what is allowed.
     """
     if problem := _problem(value, schema, name):
         raise problem
@@ -80,23 +80,23 @@ def _show(value: Any) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
-def is_number(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
     """Whether it is a finite JSON number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return isinstance(value, int) or math.isfinite(value)
 
 
-def is_integer(value: Any) -> bool:
+def _is_integer(value: Any) -> bool:
     """Whether it is a JSON number without a fraction, such as 1 or 1.0."""
-    return is_number(value) and (isinstance(value, int) or value.is_integer())
+    return _is_number(value) and (isinstance(value, int) or value.is_integer())
 
 
 _TYPES: dict[str, Callable[[Any], bool]] = {
     "null": lambda value: value is None,
     "boolean": lambda value: isinstance(value, bool),
-    "integer": is_integer,
-    "number": is_number,
+    "integer": _is_integer,
+    "number": _is_number,
     "string": lambda value: isinstance(value, str),
     "array": lambda value: isinstance(value, list),
     "object": lambda value: isinstance(value, dict),
@@ -123,9 +123,9 @@ _RULES: dict[str, Callable[[Any, Any], str]] = {
     "enum": lambda value, allowed: (
         "" if value in allowed else f"must be one of {', '.join(map(_show, allowed))}"
     ),
-    "minimum": _bounds(is_number, "must be at least {:,}", lambda value, bound: value >= bound),
-    "maximum": _bounds(is_number, "must be at most {:,}", lambda value, bound: value <= bound),
-    "exclusiveMinimum": _bounds(is_number, "must be above {}", lambda value, low: value > low),
+    "minimum": _bounds(_is_number, "must be at least {:,}", lambda value, bound: value >= bound),
+    "maximum": _bounds(_is_number, "must be at most {:,}", lambda value, bound: value <= bound),
+    "exclusiveMinimum": _bounds(_is_number, "must be above {}", lambda value, low: value > low),
     "minLength": _bounds(
         _TYPES["string"], "must have {:,} or more characters", lambda value, low: len(value) >= low
     ),
@@ -176,8 +176,10 @@ def _additional(
     return None
 
 
-def _required(value: Any, names: list[str], _: Schema, prefix: str) -> ProtocolError | None:
-    missing = [] if not isinstance(value, dict) else [name for name in names if name not in value]
+def _required(value: Any, fields: list[str], _: Schema, name: str) -> ProtocolError | None:
+    if not isinstance(value, dict):
+        return None
+    missing = [f"{name}.{field}" if name else field for field in fields if field not in value]
     return invalid(missing[0], "is missing") if missing else None
 
 

@@ -45,8 +45,8 @@ class SlotRunner:
         self._batches: list[tuple[SlotBatch, list[Choice | None]]] = [
             (SlotBatch(sampler, size, num_top=num_top), [None] * size) for size in _SIZES
         ]
-        # By id() of a text: the tokens that it has still to read before its next one, of a text
-        # that waits for one; the position of its next token; its tokens, while they are few.
+        # By id() of a text: how many tokens it must read before it samples, until it does; the
+        # position of its next token; the tokens that it has sampled, while they are few.
         self._unread: dict[int, int] = {}
         self._position: dict[int, int] = {}
         self._sampled: dict[int, Ids] = {}

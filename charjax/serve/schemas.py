@@ -7,7 +7,7 @@ from typing import Any
 from charjax.serve.limits import RequestLimits
 
 MAX_LOGPROBS = 20
-_MAX_WORDS = 100  # characters of a stop string, or of `forbid` or `only`
+_MAX_STRING = 100  # characters of a stop string, or of `forbid` or `only`
 
 
 def completion_schema(limits: RequestLimits) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def completion_schema(limits: RequestLimits) -> dict[str, Any]:
         {"title": "a list of ids"} | ids,
         {"title": "a list of lists of ids"} | _list(ids, limits.max_texts),
     ]
-    stop = {"title": "a string", "type": "string", "minLength": 1, "maxLength": _MAX_WORDS}
+    stop = {"title": "a string", "type": "string", "minLength": 1, "maxLength": _MAX_STRING}
     stops = {"title": "a list of strings"} | _list(stop, 16, least=0)
     null = {"title": "null", "type": "null"}
     fields = {
@@ -42,7 +42,7 @@ def completion_schema(limits: RequestLimits) -> dict[str, Any]:
 
 def _sampling_fields() -> dict[str, Any]:
     """How tokens are chosen."""
-    characters = {"type": ["string", "null"], "maxLength": _MAX_WORDS}
+    characters = {"type": ["string", "null"], "maxLength": _MAX_STRING}
     return {
         "temperature": _number(1, minimum=0, maximum=100),
         "top_p": _number(1, exclusiveMinimum=0, maximum=1),
@@ -57,8 +57,8 @@ def _sampling_fields() -> dict[str, Any]:
             "maxProperties": 1024,
         },
         "forbid": characters | {"description": "Characters that are never sampled."},
-        "max_copy": _integer(0, 0, 1000, "No longer passage of the training text; 0: any."),
         "only": characters | {"description": "The only characters that are sampled."},
+        "max_copy": _integer(0, 0, 1000, "Longest passage copied from the training text; 0: any."),
     }
 
 

@@ -120,7 +120,7 @@ class LogprobList:
         self.entries: list[TokenLogprob] = []
 
     def extend(self, tokens: TokenChunk) -> None:
-        """Adds the entries of tokens, of which those without log-probabilities follow nothing."""
+        """Adds the entries of tokens; one without log-probabilities is the first of a text."""
         ids, logprobs, top = tokens
         for i, token in enumerate(ids.tolist()):
             string, offset = token_string(self._vocab, token), self._offset
