@@ -51,7 +51,9 @@ class Format(NamedTuple):
 
 
 def export_model(trained: TrainedModel, out: Path, *, format: str = "program") -> None:
-    """Writes a model in one of the formats, without the folders of paths, which may be private.
+    """Writes a model in one of the formats.
+
+    Paths of the text and of the first weights lose their folders, which may be private.
 
     Args:
       trained: the model.

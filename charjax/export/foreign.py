@@ -151,7 +151,8 @@ def model_config(model: ForeignModel, vocab_size: int) -> ModelConfig:
                 f"{name} is {[*array.shape]}, not {[*shape]}: the model has {len(model.layers)} x "
                 f"{hidden} units and {vocab_size} tokens"
             )
-    embed = 0 if _is_one_hot(model) else int(wanted[0][2][1])
+    table = _lookup_table(model)
+    embed = 0 if table is None else table.shape[1]
     return ModelConfig(cell=model.cell, hidden=hidden, layers=len(model.layers), embed=embed)
 
 
@@ -166,10 +167,11 @@ def parameters(model: ForeignModel, order: list[int]) -> PyTree:
       order: the id in `model` of each token of charjax's vocabulary.
     """
     params: dict[str, PyTree] = {}
-    if model.embedding is not None and not _is_one_hot(model):
-        params["embedding"] = model.embedding[order]
+    table = _lookup_table(model)
+    if table is not None:
+        params["embedding"] = table[order]
     for i, layer in enumerate(model.layers):
-        kernel = layer.kernel[order] if i == 0 and "embedding" not in params else layer.kernel
+        kernel = layer.kernel[order] if i == 0 and table is None else layer.kernel
         hidden, gates = layer.recurrent_kernel.shape
         hidden_bias, recurrent = layer.hidden_bias.copy(), {"kernel": layer.recurrent_kernel}
         if CELLS[model.cell].reset_after:  # the candidate keeps its hidden bias
@@ -181,9 +183,9 @@ def parameters(model: ForeignModel, order: list[int]) -> PyTree:
     return params | {"output_bias": model.output_bias[order]}
 
 
-def _is_one_hot(model: ForeignModel) -> bool:
-    """Whether the model has no embedding, or one that is the identity matrix."""
+def _lookup_table(model: ForeignModel) -> np.ndarray | None:
+    """The embedding; None for one-hot input, which an identity matrix is, too."""
     table = model.embedding
-    if table is None:
-        return True
-    return table.shape[0] == table.shape[1] and np.array_equal(table, np.eye(len(table)))
+    if table is None or table.shape[0] != table.shape[1]:
+        return table
+    return None if np.array_equal(table, np.eye(len(table))) else table

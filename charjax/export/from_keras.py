@@ -204,9 +204,7 @@ def _as_input_errors(file: Path) -> Iterator[None]:
     """Turns errors of reading into InputErrors; h5py has no error type for damage."""
     try:
         yield
-    except InputError:
-        raise
-    except MemoryError:
+    except (InputError, MemoryError):
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:100]

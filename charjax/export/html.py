@@ -45,7 +45,7 @@ def _about(trained: TrainedModel) -> dict[str, object]:
     """The page's title and description of the model, and how it normalizes a prompt."""
     model, reading = trained.config.model, trained.reading
     corpus = trained.meta["corpus"]["name"]
-    loss = f", {trained.val_loss:.3f} nats per character" if trained.val_loss else ""
+    loss = "" if trained.val_loss is None else f", {trained.val_loss:.3f} nats per character"
     return {
         "title": f"Write with {corpus}",
         "description": f"{model.cell.upper()}, {model.layers} x {model.hidden} units, trained on "

@@ -43,10 +43,10 @@ def onnx_model(trained: TrainedModel) -> bytes:
     """
     onnx = import_extra("onnx", extra="export")
     config, params = trained.config.model, trained.params
-    graph = _Graph(onnx.helper, onnx.numpy_helper)
-    batch_time, vocab = ["batch", "time"], params["output_bias"].shape[0]
-    graph.input("tokens", onnx.TensorProto.INT64, batch_time)
-    graph.output("logits", onnx.TensorProto.FLOAT, [*batch_time, vocab])
+    graph = _Graph(onnx)
+    vocab = params["output_bias"].shape[0]
+    graph.input("tokens", np.int64, ["batch", "time"])
+    graph.output("logits", ["batch", "time", vocab])
     x = graph.node("Transpose", ["tokens"], "time_major", perm=[1, 0])
     x = graph.node("Gather", [graph.constant("embedding", embedding(config, params)), x], "embed")
     for i in range(config.layers):
@@ -74,67 +74,68 @@ def _layer(graph: _Graph, config: ModelConfig, layer: PyTree, i: int, x: str) ->
     bias = [reorder(b, order) for b in (np.asarray(layer["bias"]), hidden_bias(layer))]
     states = [f"layer_{i}_h", f"layer_{i}_c"][: 2 if config.cell == "lstm" else 1]
     for state in states:
-        graph.input(state, graph.FLOAT, [1, "batch", hidden])
-    outputs = [f"layer_{i}_outputs", *(f"{state}_out" for state in states)]
-    graph.nodes.append(
-        graph.helper.make_node(
-            config.cell.upper(),
-            [
-                x,
-                constant("kernel", np.asarray(layer["kernel"])),
-                constant("recurrent_kernel", np.asarray(layer["recurrent"]["kernel"])),
-                graph.constant(f"layer_{i}_bias", np.concatenate(bias)[None]),
-                "",  # all sequences have the same length
-                *states,
-            ],
-            outputs,
-            hidden_size=hidden,
-            **_ATTRIBUTES[config.cell],
-        )
+        graph.input(state, np.float32, [1, "batch", hidden])
+    outputs = graph.node(
+        config.cell.upper(),
+        [
+            x,
+            constant("kernel", np.asarray(layer["kernel"])),
+            constant("recurrent_kernel", np.asarray(layer["recurrent"]["kernel"])),
+            graph.constant(f"layer_{i}_bias", np.concatenate(bias)[None]),
+            "",  # all sequences have the same length
+            *states,
+        ],
+        f"layer_{i}_outputs",
+        *(f"{state}_out" for state in states),
+        hidden_size=hidden,
+        **_ATTRIBUTES[config.cell],
     )
     for state in states:
-        graph.output(f"{state}_out", graph.FLOAT, [1, "batch", hidden])
+        graph.output(f"{state}_out", [1, "batch", hidden])
     axis = graph.constant(f"layer_{i}_direction", np.array([1], np.int64))
-    return graph.node("Squeeze", [outputs[0], axis], f"layer_{i}_sequence")
+    return graph.node("Squeeze", [outputs, axis], f"layer_{i}_sequence")
 
 
 class _Graph:
     """Builder of an ONNX graph: collects its inputs, nodes, constants and outputs."""
 
-    FLOAT = 1  # onnx.TensorProto.FLOAT
-
-    def __init__(self, helper: Any, numpy_helper: Any) -> None:
-        self.helper, self._numpy_helper = helper, numpy_helper
-        self.nodes: list[Any] = []
+    def __init__(self, onnx: Any) -> None:
+        self._onnx = onnx
+        self._nodes: list[Any] = []
         self._inputs: list[Any] = []
         self._outputs: list[Any] = []
         self._constants: list[Any] = []
 
-    def input(self, name: str, dtype: int, shape: list[Any]) -> None:
-        self._inputs.append(self.helper.make_tensor_value_info(name, dtype, shape))
+    def input(self, name: str, dtype: type[np.generic], shape: list[Any]) -> None:
+        self._inputs.append(self._value_info(name, dtype, shape))
 
-    def output(self, name: str, dtype: int, shape: list[Any]) -> None:
-        self._outputs.append(self.helper.make_tensor_value_info(name, dtype, shape))
+    def output(self, name: str, shape: list[Any]) -> None:
+        self._outputs.append(self._value_info(name, np.float32, shape))
 
     def constant(self, name: str, array: np.ndarray) -> str:
         contiguous = np.ascontiguousarray(array)
-        self._constants.append(self._numpy_helper.from_array(contiguous, name))
+        self._constants.append(self._onnx.numpy_helper.from_array(contiguous, name))
         return name
 
-    def node(self, op: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        self.nodes.append(self.helper.make_node(op, inputs, [output], **attributes))
-        return output
+    def node(self, op: str, inputs: list[str], *outputs: str, **attributes: Any) -> str:
+        """Adds a node; returns its first output."""
+        self._nodes.append(self._onnx.helper.make_node(op, inputs, outputs, **attributes))
+        return outputs[0]
 
     def model(self, name: str) -> Any:
-        graph = self.helper.make_graph(
-            self.nodes, name, self._inputs, self._outputs, self._constants
-        )
-        return self.helper.make_model(
+        helper = self._onnx.helper
+        graph = helper.make_graph(self._nodes, name, self._inputs, self._outputs, self._constants)
+        return helper.make_model(
             graph,
-            opset_imports=[self.helper.make_opsetid("", _OPSET)],
+            opset_imports=[helper.make_opsetid("", _OPSET)],
             ir_version=_IR_VERSION,
             producer_name=SIGNATURE,
         )
+
+    def _value_info(self, name: str, dtype: type[np.generic], shape: list[Any]) -> Any:
+        helper = self._onnx.helper
+        element = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        return helper.make_tensor_value_info(name, element, shape)
 
 
 def _metadata(trained: TrainedModel) -> dict[str, str]:

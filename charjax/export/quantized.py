@@ -86,7 +86,7 @@ def dequantize_model(trained: TrainedModel) -> TrainedModel:
 
 def _kernel(array: Float[np.ndarray, "inputs outputs"]) -> QuantizedKernel:
     integers, scales = _quantize(jnp.asarray(array, jnp.float32))
-    # A power of two over another: exact.
+    # `result` is the kernel's scale over the state's. All are powers of two, so this is exact.
     return QuantizedKernel(
         np.asarray(integers).astype(np.int8), np.asarray(scales.result * scales.state)
     )

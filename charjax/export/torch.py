@@ -5,8 +5,6 @@ from __future__ import annotations
 from charjax.export.weights import safetensors, torch_weights
 from charjax.inference.load import TrainedModel
 
-_RNN = {"gru": "GRU", "lstm": "LSTM", "rnn": "RNN"}
-
 
 def torch_files(trained: TrainedModel) -> dict[str, bytes]:
     """`model.safetensors` and `model.py`, the module that loads it."""
@@ -18,7 +16,7 @@ def torch_files(trained: TrainedModel) -> dict[str, bytes]:
         embed=embed,
         hidden=config.hidden,
         layers=config.layers,
-        rnn=_RNN[config.cell],
+        rnn=config.cell.upper(),
     )
     return {
         "model.safetensors": safetensors(arrays, {"format": "pt"}),

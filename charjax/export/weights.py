@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from types import ModuleType
 
 import jax
@@ -36,8 +37,6 @@ def import_extra(package: str, *, extra: str) -> ModuleType:
     Raises:
       InputError: it is not installed.
     """
-    import importlib
-
     try:
         return importlib.import_module(package)
     except ImportError as error:
