@@ -24,7 +24,6 @@ _READING = (
     *("delimiter", "columns", "header", "csv_delimiter"),
 )
 _READING_OF_NEW = ("unit", "boundary")  # a trained model determines these
-WEIGHTS = ("float32", "bfloat16", "int8")
 
 
 class Parser(argparse.ArgumentParser):
@@ -99,7 +98,7 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
     """`--weights`, for `load_model`."""
     parser.add_argument(
         "--weights",
-        choices=WEIGHTS,
+        choices=("float32", "bfloat16", "int8"),
         help="weight precision (int8: quantized); default: as trained; `charjax score` measures "
         "the loss",
     )
@@ -138,7 +137,7 @@ def load_folder(args: argparse.Namespace, folder: Path | None) -> TrainedModel:
     from charjax.inference.load import load_builtin, load_trained, with_dtype
     from charjax.runtime.sharding import all_devices
 
-    all_devices()
+    all_devices()  # so that a platform without a device is an error of one line
     trained = load_trained(folder, which=args.checkpoint) if folder else load_builtin()
     return with_dtype(trained, args.weights) if getattr(args, "weights", None) else trained
 

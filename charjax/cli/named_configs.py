@@ -15,9 +15,11 @@ _PACKAGE = Path(__file__).parents[1]
 def named_configs() -> dict[str, Path]:
     """The config files by name, from the installed package or from the checkout."""
     folders = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
-    folder = next((folder for folder in folders if folder.is_dir()), _PACKAGE)
+    folder = next(filter(Path.is_dir, folders), None)
+    if folder is None:
+        return {}
     files = {file.relative_to(folder).with_suffix(""): file for file in folder.rglob("*.py")}
-    return {name.as_posix(): files[name] for name in sorted(files)} if folder != _PACKAGE else {}
+    return {name.as_posix(): files[name] for name in sorted(files)}
 
 
 def find_config(given: str, flag: str = "") -> Path:

@@ -16,7 +16,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a torch state dict (.safetensors, or .pt where torch is installed), or a model of "
         "Keras 3 (.keras or .weights.h5)",
     )
-    parser.add_argument("--from", dest="source", required=True, choices=("torch", "keras"))
+    parser.add_argument(
+        "--from",
+        dest="source",
+        required=True,
+        choices=("torch", "keras"),
+        help="the framework that wrote FILE",
+    )
     parser.add_argument(
         "--vocabulary",
         required=True,
@@ -34,5 +40,5 @@ def run(args: argparse.Namespace) -> None:
     from charjax.export.convert import convert
     from charjax.runtime.sharding import all_devices
 
-    all_devices()
+    all_devices()  # so that a platform without a device is an error of one line
     convert(args.file, args.source, args.vocabulary, args.out)

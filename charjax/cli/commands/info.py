@@ -27,6 +27,6 @@ def run(args: argparse.Namespace) -> None:
     else:
         from charjax.runtime.sharding import all_devices
 
-        all_devices()
+        all_devices()  # so that a platform without a device is an error of one line
         _, config = load_config(args.config_flags)
         print_json(config_info(config))
