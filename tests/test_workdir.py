@@ -110,7 +110,6 @@ def test_logs_are_truncated_and_never_extended(tmp_path):
 
 
 def test_removing_the_lock_file_changes_nothing(tmp_path):
-    """A5."""
     folder = Workdir(tmp_path)
     with folder.lock():
         (tmp_path / ".lock").unlink()
@@ -144,7 +143,6 @@ def test_another_file_than_a_lock_is_not_overwritten(tmp_path):
 
 
 def test_logs_are_emptied_only_for_a_run_that_was_never_saved(tmp_path):
-    """A1."""
     folder = Workdir(tmp_path)
     folder.start()
     folder.metrics.write_text("killed before the first checkpoint\n")
@@ -160,7 +158,6 @@ def test_logs_are_emptied_only_for_a_run_that_was_never_saved(tmp_path):
 
 @pytest.mark.parametrize("name", ["run.json", "metrics.jsonl", "samples.txt", "curves.png"])
 def test_a_new_run_overwrites_no_file(tmp_path, name):
-    """A1."""
     (tmp_path / name).write_text("mine")
     with pytest.raises(InputError, match=f"has {name} but no checkpoint"):
         Workdir(tmp_path).start()
@@ -176,7 +173,6 @@ WRITTEN = (
 
 @pytest.mark.parametrize("name", WRITTEN)
 def test_a_link_where_a_run_writes_is_refused(tmp_path, name):
-    """B3."""
     path = tmp_path / "run" / name
     path.parent.mkdir(parents=True)
     path.symlink_to(tmp_path / "target")
@@ -186,7 +182,6 @@ def test_a_link_where_a_run_writes_is_refused(tmp_path, name):
 
 
 def test_a_link_that_comes_later_is_not_written_through(tmp_path):
-    """B3."""
     folder = Workdir(tmp_path)
     for name in ("run.json", ".run.json.tmp", "metrics.jsonl"):
         (tmp_path / name).symlink_to(tmp_path / "target")

@@ -275,7 +275,6 @@ def test_other_folders_are_not_steps_and_only_unfinished_saves_are_deleted(tmp_p
 @pytest.mark.parametrize("make", [Path.touch, Path.mkdir, lambda p: p.symlink_to("/")])
 @pytest.mark.parametrize("name", ["x", "2", "7.damaged-1"])
 def test_what_has_the_name_of_an_unfinished_save_blocks_none(tmp_path, name, make):
-    """E4."""
     make(tmp_path / f"{name}.orbax-checkpoint-tmp")
     save_all(tmp_path, 1, 2)
     with open_(tmp_path) as checkpoints:
@@ -318,7 +317,6 @@ RECORDS: dict[str, Callable[[dict], object]] = {
 def test_a_record_with_a_correct_digest_and_another_shape_is_damaged(
     two_steps, tmp_path, shape, log
 ):
-    """D3."""
     copy = shutil.copytree(two_steps, tmp_path / "copy")
     rewrite_record(copy / "2", RECORDS[shape])
     with open_(copy) as checkpoints:
@@ -332,7 +330,6 @@ def test_a_record_with_a_correct_digest_and_another_shape_is_damaged(
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"7", b"{}", b'{"sha256": 1}', b"[" * 10**5])
 def test_other_json_is_no_record(two_steps, tmp_path, text, log):
-    """D3."""
     copy = shutil.copytree(two_steps, tmp_path / "copy")
     (copy / "2" / "meta" / "record.json").write_bytes(text)
     with open_(copy) as checkpoints:
@@ -343,7 +340,6 @@ def test_other_json_is_no_record(two_steps, tmp_path, text, log):
 @pytest.mark.parametrize("file", ["meta/record.json", "state/_METADATA", "state/manifest.ocdbt"])
 @pytest.mark.parametrize("make", [os.mkfifo, lambda p: p.symlink_to("/dev/zero")])
 def test_only_regular_files_are_read(two_steps, tmp_path, file, make, log):
-    """B6."""
     copy = shutil.copytree(two_steps, tmp_path / "copy")
     (copy / "2" / file).unlink()
     make(copy / "2" / file)
@@ -376,7 +372,6 @@ def set_chunks(checkpoint: Path, leaf: str, changes: Mapping[str, object]) -> No
     ids=str,
 )
 def test_chunks_are_checked_before_they_are_read(two_steps, tmp_path, changes, log):
-    """B4."""
     copy = shutil.copytree(two_steps, tmp_path / "copy")
     set_chunks(copy / "2", "params/dense/kernel", changes)
     with open_(copy) as checkpoints:
@@ -385,7 +380,6 @@ def test_chunks_are_checked_before_they_are_read(two_steps, tmp_path, changes, l
 
 
 def test_a_reader_beside_a_run_that_deletes_steps_sees_no_damage(tmp_path):
-    """C1."""
     save_all(tmp_path, 1)
     stop = threading.Event()
 
@@ -542,7 +536,7 @@ def test_damage_of_many_arrays_is_one_warning(tmp_path, capfd, log):
 
 
 def test_an_update_replaces_what_was_saved_with_the_arrays(tmp_path):
-    """Case A3: the loss of an evaluation that was done after the save."""
+    """The loss of an evaluation that was done after the save."""
     with open_(tmp_path, keep=1) as checkpoints:
         checkpoints.save(10, state_of(10), {"name": "before"}, val_loss=2.0)
         checkpoints.save(20, state_of(20), {"name": "before"}, val_loss=None)
@@ -576,7 +570,6 @@ def no_space() -> None:
 
 
 def test_what_could_not_be_read_again_is_not_saved(tmp_path, monkeypatch):
-    """Case A2."""
     save_all(tmp_path, 10)
     with open_(tmp_path) as checkpoints:
         with pytest.raises(HostError, match=r"cannot be saved: its record .* values"):
@@ -592,7 +585,6 @@ def test_what_could_not_be_read_again_is_not_saved(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("other", [{"sha256": "b"}, {"val_record": 1}])
 def test_the_best_is_that_on_the_text_of_the_newest_step(tmp_path, other):
-    """Case F1."""
 
     def meta(sha256: str = "a", val_record: int = 0) -> dict:
         return {"corpus": {"sha256": sha256}, "progress": {"val_record": val_record}}

@@ -22,7 +22,6 @@ def test_progress_survives_json(elapsed_s, losses, best, since_best, ended):
 
 @given(losses_of_steps)
 def test_a_mean_is_that_of_all_losses_digit_for_digit_and_takes_a_few_floats(losses):
-    """Case A2."""
     mean = ExactMean.of(losses)
     assert mean.count == len(losses)
     assert len(mean.partials) < 100
@@ -32,7 +31,7 @@ def test_a_mean_is_that_of_all_losses_digit_for_digit_and_takes_a_few_floats(los
 
 @given(losses_of_steps)
 def test_the_losses_of_a_run_of_an_older_version_are_read(losses):
-    """Case A2: it wrote all of them."""
+    """It wrote all of them."""
     old = Progress().to_json() | {"losses": losses}
     del old["num_losses"]
     assert Progress.from_json(old) == Progress(losses=ExactMean.of(losses))
@@ -48,7 +47,6 @@ def test_a_pending_record_has_numbers_that_a_float_can_hold(number):
 
 
 def test_a_million_losses_take_a_few_floats():
-    """Case A2."""
     mean = ExactMean.of(x / 4096 for x in range(1_000_000))
     assert len(json.dumps(Progress(losses=mean).to_json())) < 300
     assert mean.value() == 499_999.5 / 4096

@@ -376,7 +376,7 @@ def test_zero_characters_give_the_prompt_alone(workspace, capfd):
 
 
 def test_a_prompt_may_come_from_a_file_or_standard_input(workspace, capfd, monkeypatch):
-    """F20: a prompt with line ends."""
+    """A prompt with line ends."""
     prompt, rest = "the cat\nsat", "--num_chars=9 --seed=3"
     (workspace.folder / "prompt.txt").write_text(prompt, encoding="utf-8")
     text = output_of(workspace, f"{SAMPLE} --prompt_file=@prompt.txt {rest}", capfd)
@@ -412,7 +412,7 @@ def test_choices_that_are_not_utf_8_are_refused(workspace, capfd, monkeypatch):
 
 
 def test_a_backslash_in_a_prompt_is_pointed_out(workspace, capfd):
-    """F20: a shell passes a backslash and an n as two characters."""
+    """A shell passes a backslash and an n as two characters."""
     words = workspace.fill([*SAMPLE.split(), "--prompt=a\\nb", "--unknown=unk"])
     assert main.main(words) == 2
     stderr = capfd.readouterr().err
@@ -626,7 +626,6 @@ def test_every_flag_is_known_to_be_a_path_or_not():
 def test_home_and_variables_mean_the_same_in_every_flag(
     line, written, workspace, monkeypatch, capfd
 ):
-    """F7."""
     (workspace.folder / "prompt.txt").write_text("the cat", encoding="utf-8")
     monkeypatch.setenv("HOME", str(workspace.folder))
     monkeypatch.setenv("FOLDER", str(workspace.folder))
@@ -640,7 +639,6 @@ def test_home_and_variables_mean_the_same_in_every_flag(
 def test_a_path_of_nobody_and_an_unset_variable_are_refused(
     command, flag, workspace, monkeypatch, capfd
 ):
-    """F7, F27."""
     monkeypatch.delenv("UNSET", raising=False)
     run = ["--workdir=@run"] if flag == "--file" else []
     run += ["--out=@page.html"] if (command, flag) == ("look", "--file") else []
@@ -703,7 +701,6 @@ def assert_saved(stderr: str, workdir: Path) -> None:
 
 
 def test_a_stopped_run_is_saved_and_ends_with_one_line_and_an_exit_code(workspace, tmp_path):
-    """Case A3."""
     with start_training(workspace, tmp_path, 1_000_000, until="step ") as process:
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate()
@@ -717,7 +714,7 @@ def test_a_stopped_run_is_saved_and_ends_with_one_line_and_an_exit_code(workspac
 def test_every_signal_that_stops_a_run_saves_it(
     number, code, workspace, tmp_path, capfd, monkeypatch
 ):
-    """Case A3, in this process, which signals itself after the first evaluation."""
+    """In this process, which signals itself after the first evaluation."""
 
     def score_and_signal(*args: object, **options: object) -> Score:
         result = evaluate.score(*args, **options)
@@ -731,7 +728,7 @@ def test_every_signal_that_stops_a_run_saves_it(
 
 
 def test_a_run_goes_on_when_its_output_is_read_no_more(workspace, tmp_path):
-    """Case A3: `charjax train ... | head -4`."""
+    """`charjax train ... | head -4`."""
     with start_training(workspace, tmp_path, 20, until="") as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -743,7 +740,6 @@ def test_a_run_goes_on_when_its_output_is_read_no_more(workspace, tmp_path):
 
 
 def test_a_run_whose_terminal_is_closed_is_saved(workspace, tmp_path):
-    """Case A3."""
     terminal, theirs = pty.openpty()
     arguments = [*workspace.fill("--config=@tiny.py:1000000"), f"--workdir={tmp_path}"]
     # It becomes the command, with the terminal that is its standard input as its own.
@@ -773,7 +769,7 @@ def test_a_run_whose_terminal_is_closed_is_saved(workspace, tmp_path):
 
 
 def test_a_run_trains_without_a_standard_output(workspace, tmp_path):
-    """Cases A3, D1: `charjax train ... >&-`."""
+    """`charjax train ... >&-`."""
     arguments = workspace.fill("train --config=@tiny.py")
     command = [sys.executable, *PROGRAMS["charjax"], *arguments, f"--workdir={tmp_path}"]
     shell = ["sh", "-c", '"$@" >&-', "sh", *command]
@@ -817,7 +813,7 @@ def test_a_full_disk_behind_standard_output_is_no_traceback(workspace):
 
 @pytest.mark.parametrize("arguments", ["--help", "verify --workdir=@run"])
 def test_a_closed_standard_output_is_one_line(arguments, workspace):
-    """D1: `charjax ... >&-`."""
+    """`charjax ... >&-`."""
     command = [sys.executable, "-m", "charjax", *workspace.fill(arguments)]
     shell = ["sh", "-c", '"$@" >&-', "sh", *command]
     done = subprocess.run(shell, stderr=PIPE, env=workspace.environment, timeout=100, check=False)

@@ -79,7 +79,7 @@ def write_lines(path: str, lines: list[str], end: str = "\n") -> None:
 
 
 def test_a_run_does_not_read_what_it_wrote(charjax):
-    """F4: the second run reads the text of the first, though samples lie beside it."""
+    """The second run reads the text of the first, though samples lie beside it."""
     write_lines("a.txt", names(300))
     fields = ("data.path=.", "train.max_steps=10", "sample.num_chars=20")
     assert charjax("train", *fields, "--workdir=runs/w").code == 0
@@ -93,7 +93,7 @@ def test_a_run_does_not_read_what_it_wrote(charjax):
 
 @pytest.mark.parametrize("path", ["leak", "leak/**/*.txt", "leak/**/*.TXT"])
 def test_hidden_copies_are_left_out_and_said(charjax, path):
-    """F5: a folder and its glob agree."""
+    """A folder and its glob agree."""
     Path("leak/.ipynb_checkpoints").mkdir(parents=True)
     for name in ("leak/a.txt", "leak/.ipynb_checkpoints/a-checkpoint.txt"):
         write_lines(name, names(300))
@@ -119,7 +119,6 @@ def test_files_that_are_the_same_text_are_said(charjax):
     ],
 )
 def test_the_likeliest_encoding_is_named_with_its_flag(charjax, text, encoding):
-    """F15."""
     Path("a.txt").write_bytes((text * 99).encode(encoding))
     refused = charjax("info", "data.path=a.txt")
     assert (refused.code, refused.out) == (2, "")
@@ -129,7 +128,6 @@ def test_the_likeliest_encoding_is_named_with_its_flag(charjax, text, encoding):
 
 
 def test_utf16_with_a_mark_and_gzip_are_read(charjax):
-    """F15."""
     text = "\n".join(names(300))
     Path("a.txt").write_text(text, encoding="utf-16")
     Path("b.txt.gz").write_bytes(gzip.compress(text.encode()))
@@ -138,7 +136,6 @@ def test_utf16_with_a_mark_and_gzip_are_read(charjax):
 
 
 def test_carriage_returns_alone_get_a_hint(charjax):
-    """F19."""
     write_lines("a.txt", names(300), "\r")
     described = charjax("info", "data.path=a.txt", "data.documents=lines")
     assert described.json["documents"] == 1
@@ -154,7 +151,7 @@ def test_control_characters_are_counted(charjax):
 
 
 def test_control_characters_are_shown_on_a_terminal_and_raw_elsewhere(charjax, monkeypatch):
-    """F23, B5: clear screen, and OSC 52, which sets the clipboard."""
+    """Clear screen, and OSC 52, which sets the clipboard."""
     attack = "\x1b[2J\x1b]52;c;cm0=\x07"
     write_lines("a.txt", [attack + name for name in names(300)])
     assert charjax("train", "data.path=a.txt", "--workdir=w").code == 0
@@ -184,7 +181,7 @@ def on_a_terminal(stream: str, monkeypatch, *command: str) -> bytes:
 
 @pytest.mark.parametrize("batching", ["stream", "windows", "sliding"])
 def test_every_character_of_short_documents_is_trained_on(charjax, batching):
-    """F2: or what is not is said in numbers."""
+    """Or what is not is said in numbers."""
     write_lines("names.txt", names(300))
     fields = ("data.path=names.txt", "data.documents=lines", f"data.batching={batching}")
     facts = charjax("info", *fields, "data.seq_len=16", "data.split=(1.0,0.0,0.0)").json
@@ -221,7 +218,7 @@ def lines_run(tmp_path_factory) -> Path:
 
 
 def test_a_model_of_lines_begins_and_ends_lines(lines_run, charjax):
-    """F3, F14: texts begin where documents do, and end where the model ends them."""
+    """Texts begin where documents do, and end where the model ends them."""
     sampled = charjax(
         "sample",
         f"--workdir={lines_run}/w",
@@ -264,7 +261,6 @@ def test_documents_are_shuffled_before_the_split(charjax):
 
 
 def test_cells_of_any_length_and_columns_by_name_are_read(charjax):
-    """F11."""
     cells = [("A", "x" * 170_000), ("B", "y" * 170_000)]
     for delimiter in (",", ";", "\t"):
         rows = [("title", "text"), *cells]
@@ -280,7 +276,7 @@ def test_cells_of_any_length_and_columns_by_name_are_read(charjax):
 
 
 def test_score_reads_a_file_as_the_runs_own_text_was_read(charjax):
-    """F8, F13: a table with line ends of Windows, in lower case; a prompt in upper case."""
+    """A table with line ends of Windows, in lower case; a prompt in upper case."""
     rows = [f'"{name}, {name.upper()}",1' for name in names(300)]
     write_lines("tweets.csv", ["text,number", *rows], "\r\n")
     fields = (
@@ -325,7 +321,7 @@ SAME_LINES = {
 
 
 def test_score_takes_the_reading_options_for_a_file_that_differs(lines_run, charjax):
-    """F8: the same documents have the same score, however the file has them."""
+    """The same documents have the same score, however the file has them."""
     lines = list(WORDS * 9)
     scores = []
     for make, flags in ((lambda lines: "\n".join(lines).encode(), ""), *SAME_LINES.values()):
@@ -380,7 +376,6 @@ def test_a_prompt_of_the_config_is_prepared_as_the_text_was(charjax):
 
 
 def test_a_validation_split_too_small_to_be_read_is_said(charjax):
-    """F25."""
     write_lines("a.txt", names(300))
     size = Path("a.txt").stat().st_size
     split = f"data.split=({1 - 1 / size},{1 / size},0.0)"
@@ -392,7 +387,6 @@ def test_a_validation_split_too_small_to_be_read_is_said(charjax):
 
 @pytest.mark.parametrize("path", ["", "$UNSET", "texts/${UNSET}"])
 def test_an_empty_path_that_was_given_is_refused(charjax, monkeypatch, path):
-    """F27."""
     monkeypatch.delenv("UNSET", raising=False)
     refused = charjax("train", f"data.path={path}", "--workdir=w")
     assert (refused.code, refused.out) == (2, "")
@@ -401,7 +395,6 @@ def test_an_empty_path_that_was_given_is_refused(charjax, monkeypatch, path):
 
 
 def test_memory_that_a_text_takes_is_no_fault_of_the_model(charjax, monkeypatch):
-    """C4."""
 
     def exhausted(*args: object, **kwargs: object) -> None:
         raise MemoryError
@@ -431,7 +424,7 @@ def total_variation(one: list, other: list) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("batching", ["stream", "windows", "sliding"])
 def test_sampled_names_are_as_long_and_begin_as_those_of_the_text(charjax, batching):
-    """F2, F3: whatever the batching, names begin and end as in the text."""
+    """Whatever the batching, names begin and end as in the text."""
     draw = random.Random(1)
     text = [
         "".join(draw.choices("abcdefgh", range(1, 9), k=draw.randint(2, 9))) for _ in range(5000)

@@ -66,7 +66,6 @@ def info(workdir: Path, capfd) -> dict[str, object]:
 
 
 def test_another_text_starts_another_record_of_the_best(folder, tmp_path, capfd):
-    """Case F1."""
     assert main(flags(folder, tmp_path, "easy")) == 0
     easy = info(tmp_path, capfd)
     more = ["--config.train.max_steps=80", "--config.train.patience=2", "--allow=corpus"]
@@ -87,7 +86,6 @@ def test_another_text_starts_another_record_of_the_best(folder, tmp_path, capfd)
 
 
 def test_patience_counts_from_the_first_evaluation_on_another_text(folder, tmp_path, capfd):
-    """Case F1."""
     assert main(flags(folder, tmp_path, "easy")) == 0
     more = ["--config.train.max_steps=200", "--config.train.patience=3"]
     frozen = ["--config.optim.learning_rate=0.0", "--allow=corpus,config.optim.learning_rate"]
@@ -123,7 +121,6 @@ def ten_steps(folder, tmp_path_factory) -> Path:
 def test_a_remedy_is_offered_only_where_it_works(
     change, remedy, allowed, folder, ten_steps, tmp_path, capfd
 ):
-    """Case F9."""
     workdir = tmp_path / "run"
     shutil.copytree(ten_steps, workdir)
     name = change.partition("=")[0]
@@ -197,7 +194,6 @@ def changed_fields() -> Iterator[tuple[str, str]]:
 def test_for_every_field_the_remedy_that_is_offered_works(
     name, value, folder, ten_steps, tmp_path, capfd
 ):
-    """Case F9."""
     workdir = tmp_path / "run"
     shutil.copytree(ten_steps, workdir)
     needs = [f"--config.{NEEDS[name]}"] if name in NEEDS else []
@@ -216,20 +212,18 @@ def test_for_every_field_the_remedy_that_is_offered_works(
 
 
 def test_a_run_that_has_more_steps_than_it_is_asked_for_says_so(folder, tmp_path, capfd):
-    """Case F26."""
     assert main(flags(folder, tmp_path, "easy")) == 0
     assert main(flags(folder, tmp_path, "easy", "--config.train.max_steps=20")) == 0
     assert "ended: 40 steps are done, more than the limit of 20" in capfd.readouterr().out
 
 
 def test_a_limit_that_hides_another_is_said_to(folder, tmp_path, capfd):
-    """Case F28."""
     assert main(flags(folder, tmp_path, "easy", "--config.train.max_epochs=300")) == 0
     assert "train.max_steps=40" in capfd.readouterr().out.partition("comes before")[0]
 
 
 def test_what_is_saved_does_not_grow_between_two_records(folder, tmp_path):
-    """Case A2: losses of all steps since the last record of the metrics were saved."""
+    """Losses of all steps since the last record of the metrics were saved."""
     never = ["--config.train.log_every=1000000", "--config.train.eval_every=1000000"]
     saves = ["--config.train.max_steps=1000", "--config.train.checkpoint_every=200"]
     assert main(flags(folder, tmp_path, "hard", *never, *saves, "--config.train.keep=9")) == 0
@@ -240,7 +234,6 @@ def test_what_is_saved_does_not_grow_between_two_records(folder, tmp_path):
 
 
 def test_a_huge_dispatch_is_bounded(folder, tmp_path, capfd):
-    """Case E2."""
     every = [f"--config.train.{name}=1000000" for name in ("eval_every", "log_every")]
     limits = ["--config.train.max_steps=0", "--config.train.max_minutes=0.01"]
     dispatch = "--config.train.steps_per_dispatch=2000000000"
@@ -249,7 +242,6 @@ def test_a_huge_dispatch_is_bounded(folder, tmp_path, capfd):
 
 
 def test_an_evaluation_reads_as_much_as_it_is_asked_to(folder, tmp_path, capfd):
-    """Case E1."""
     assert main(flags(folder, tmp_path, "hard", "--config.data.eval_chars=100")) == 0
     assert "validation: 100 of the 450 characters" in capfd.readouterr().out
     assert main(flags(folder, tmp_path, "hard", "--config.train.max_steps=60")) == 0
@@ -280,7 +272,7 @@ def terminated(is_due: Callable[[], bool]) -> Iterator[Callable[[], float]]:
 
 
 def test_a_signal_stops_samples_and_the_resumed_run_writes_them(folder, tmp_path, capfd):
-    """Case E1: within two seconds on an idle machine."""
+    """Within two seconds on an idle machine."""
     command = flags(folder, tmp_path, "easy", "--config.train.max_steps=20")
     logs = [tmp_path / name for name in ("metrics.jsonl", "samples.txt")]
     long = ["--config.sample.num_chars=1000000", "--config.sample.temperatures=(1.0,)"]
@@ -301,7 +293,7 @@ def test_a_signal_stops_samples_and_the_resumed_run_writes_them(folder, tmp_path
 
 
 def test_a_signal_stops_an_evaluation_and_the_run_is_saved(folder, tmp_path, capfd):
-    """Case E1: within two seconds on an idle machine."""
+    """Within two seconds on an idle machine."""
     (tmp_path / "long.txt").write_text("the cat sat on the mat\n" * 200_000, encoding="utf-8")
     more = ["--config.data.path=" + str(tmp_path / "long.txt"), "--config.model.cell=gru"]
     more += ["--config.model.hidden=256", "--config.train.max_steps=10"]

@@ -98,7 +98,6 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_users_own_file_is_not_emptied(tmp_path, train):
-    """A1."""
     (tmp_path / "samples.txt").write_text("my own samples")
     code, error = train(tmp_path)
     assert code == 2
@@ -107,7 +106,6 @@ def test_a_users_own_file_is_not_emptied(tmp_path, train):
 
 
 def test_a_run_without_its_checkpoints_is_not_started_anew(run, train):
-    """A1."""
     (run / "checkpoints").rename(run.parent / "moved")
     before = contents(run)
     code, error = train(run)
@@ -131,7 +129,6 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(tmp_path
 
 
 def test_the_lock_is_on_the_folder(run, train):
-    """A5."""
     with Workdir(run).lock():
         (run / ".lock").unlink()
         code, error = train(run)
@@ -143,7 +140,6 @@ LINKS = ("metrics.jsonl", "samples.txt", "run.json", "curves.png", ".lock", "che
 
 @pytest.mark.parametrize("name", LINKS)
 def test_nothing_is_written_through_a_link(run, train, name):
-    """B3."""
     path, target = run / name, run.parent / "target"
     path.rename(target)
     path.symlink_to(target)
@@ -166,7 +162,6 @@ def no_hanging() -> Iterator[None]:
 @pytest.mark.usefixtures("no_hanging")
 @pytest.mark.parametrize("command", ["info", "sample", "verify", "train"])
 def test_a_pipe_in_place_of_a_record_is_damage(run, call, config, command):
-    """B6."""
     for record in run.glob("checkpoints/*/meta/record.json"):
         record.unlink()
         os.mkfifo(record)
@@ -199,7 +194,6 @@ def charjax_process(run: Path, **environment: str) -> list[str]:
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 def test_a_planted_or_truncated_kernel_is_not_loaded_but_compiled_again(run, tmp_path):
-    """B1, C2."""
     cache = tmp_path / "cache" / "charjax" / "kernels"
     cache.mkdir(parents=True, mode=0o700)
     (tmp_path / "planted.c").write_text(PLANTED % (tmp_path / "loaded"))
@@ -231,7 +225,6 @@ def processes_with(word: str) -> list[str]:
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="no /proc")
 def test_a_command_that_is_killed_while_it_compiles_leaves_nothing_running(run, tmp_path):
-    """E6."""
     compiler = tmp_path / "compiler"
     compiler.write_text("#!/bin/sh\nsleep 300 &\nwait\n")
     compiler.chmod(0o755)
@@ -257,7 +250,6 @@ CHUNKS = ({"chunks": [2**30]}, {"chunks": [2**30, 2**20]}, {"shape": [2**40]}, {
 
 @pytest.mark.parametrize("command", ["info", "sample", "verify"])
 def test_chunks_are_checked_before_memory_is_taken(run, call, command):
-    """B4."""
     limit = resource.getrlimit(resource.RLIMIT_AS)
     for number, change in enumerate(CHUNKS):
         copy = shutil.copytree(run, run.parent / str(number))
@@ -273,7 +265,6 @@ def test_chunks_are_checked_before_memory_is_taken(run, call, command):
 
 
 def test_a_record_of_the_metrics_without_numbers_is_one_line(run, call, config):
-    """D4."""
     metrics = run / "metrics.jsonl"
     first, *others = metrics.read_text().splitlines()
     for value in (None, "low", math.nan, 10**400):
@@ -285,7 +276,7 @@ def test_a_record_of_the_metrics_without_numbers_is_one_line(run, call, config):
 
 @pytest.mark.parametrize("linked", [False, True])
 def test_an_export_overwrites_no_file_of_the_user(run, call, tmp_path, monkeypatch, linked):
-    """F6, A4: also not through a link."""
+    """Also not through a link."""
     mine = tmp_path / ("mine" if linked else "README.md")
     mine.write_text("mine")
     if linked:
@@ -299,7 +290,6 @@ def test_an_export_overwrites_no_file_of_the_user(run, call, tmp_path, monkeypat
 
 
 def test_without_a_home_nothing_is_written_to_the_current_folder(run, call, tmp_path, monkeypatch):
-    """B2."""
 
     def unknown(uid: int) -> None:
         raise KeyError(uid)
@@ -318,7 +308,7 @@ def test_without_a_home_nothing_is_written_to_the_current_folder(run, call, tmp_
 
 
 def test_a_user_whom_the_system_does_not_know_has_a_private_cache(run, tmp_path):
-    """B2: a user id without an entry in the list of users, as in many containers."""
+    """A user id without an entry in the list of users, as in many containers."""
     (tmp_path / "tmp").mkdir()
     become = ["unshare", "--user", "--map-user=54321", "--map-group=54321"]
     if not shutil.which("unshare") or subprocess.run([*become, "true"], stderr=DEVNULL).returncode:
@@ -372,7 +362,6 @@ SHAPES: dict[str, Callable[[dict], object]] = {
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_record_of_another_shape_is_one_line_and_exit_3(run, call, config, shape):
-    """D3."""
     change_record(run, SHAPES[shape])
     code, error = call("info", f"--workdir={run}")
     assert code == 3, error
@@ -399,7 +388,6 @@ def test_a_run_of_an_implementation_that_this_version_lacks_goes_on_with_another
 def test_a_remote_folder_is_refused_before_any_work(
     tmp_path, call, config, monkeypatch, command, address
 ):
-    """D2."""
     monkeypatch.chdir(tmp_path)
     flags = [f"--config={config}"] if command == "train" else []
     flag = "--out" if command == "export" else "--workdir"
@@ -411,7 +399,6 @@ def test_a_remote_folder_is_refused_before_any_work(
 
 
 def test_a_stray_file_does_not_block_saves(tmp_path, train):
-    """E4."""
     for name in ("x", "10"):
         (tmp_path / "checkpoints").mkdir(exist_ok=True)
         (tmp_path / "checkpoints" / f"{name}.orbax-checkpoint-tmp").touch()
@@ -420,7 +407,6 @@ def test_a_stray_file_does_not_block_saves(tmp_path, train):
 
 
 def test_a_step_that_is_pruned_while_it_is_read_is_no_damage(run, call):
-    """C1."""
     directory, stop = Workdir(run).checkpoints, threading.Event()
     record, arrays = CheckpointReader(directory).read_arrays(lambda record: record.leaves)
 

@@ -76,7 +76,6 @@ def test_a_file_that_is_not_the_published_one_is_used_with_a_notice(shelf):
 
 
 def test_without_a_published_digest_that_of_the_first_download_must_stay(shelf, caplog):
-    """B7."""
     shelf.online = True
     shelf.holds(sha256="")
     caplog.set_level(logging.INFO, logger="charjax")
@@ -95,7 +94,6 @@ def test_without_a_published_digest_that_of_the_first_download_must_stay(shelf, 
 
 
 def test_another_file_than_that_of_the_first_download_is_refused(shelf, serve, monkeypatch):
-    """B7."""
     monkeypatch.setattr(named_corpora, "fetch", fetch)
     texts = iter([Shelf.TEXT, *[b"another story"] * 9])
     server = serve(lambda connection, path, n: answer(connection, next(texts)))
@@ -116,7 +114,7 @@ def test_another_file_than_that_of_the_first_download_is_refused(shelf, serve, m
 def test_a_command_keeps_the_digest_of_the_first_download(
     name, serve, tmp_path, monkeypatch, capsys
 ):
-    """B7: neither publisher promises that the file stays as it is."""
+    """Neither publisher promises that the file stays as it is."""
     (source,) = NAMED[name]
     size = source.min_bytes
     bodies = iter([b"a" * (size - 1) + b"b", *[b"b" * (size - 1) + b"a"] * 9])

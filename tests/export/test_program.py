@@ -169,7 +169,7 @@ def test_the_example_writes_the_same_bytes_in_a_process_without_charjax(tmp_path
 
 
 def test_the_example_reads_and_writes_bytes(tmp_path):
-    """F10: a model of bytes writes text, not its bytes as characters."""
+    """A model of bytes writes text, not its bytes as characters."""
     text = "Une tasse de caf\u00e9, du th\u00e9".encode().decode("latin-1")
     vocab = Vocab.from_text(text, order="sorted", unit="byte", unk=False)
     trained = dataclasses.replace(trained_like(MODELS[0]), vocab=vocab)

@@ -121,7 +121,6 @@ def test_a_certain_model_has_no_loss_until_it_is_wrong():
 
 @pytest.mark.parametrize("max_chars", [1, 1000, 10_000, 65_537, LONGEST - 2, LONGEST])
 def test_a_bounded_evaluation_reads_the_same_parts_spread_over_the_text(max_chars):
-    """Case E1."""
     want = one_pass()
     nats = char_nats(CONFIG, PARAMS, IDS, max_chars=max_chars)
     parts = max(1, min(64, min(max_chars, want.size) // 1024))
@@ -135,7 +134,7 @@ def test_a_bounded_evaluation_reads_the_same_parts_spread_over_the_text(max_char
 
 
 def test_a_large_vocabulary_is_evaluated_in_smaller_chunks(monkeypatch):
-    """Case E3: the logits of a dispatch are bounded."""
+    """The logits of a dispatch are bounded."""
     want = char_nats(CONFIG, PARAMS, IDS[:5000])
     monkeypatch.setattr(forward_pass, "_MAX_LOGITS_BYTES", 4 * VOCAB * 4 * 4)  # 4 x 4 characters
     seen = []
@@ -146,7 +145,6 @@ def test_a_large_vocabulary_is_evaluated_in_smaller_chunks(monkeypatch):
 
 @pytest.mark.parametrize("vocab_size", [6, 8_192, 100_000, 1_114_112])
 def test_the_logits_of_a_dispatch_take_at_most_256_mib_or_one_character_each(vocab_size):
-    """Case E3."""
     params = {"output_bias": jax.ShapeDtypeStruct((vocab_size,), jnp.float32)}
     length = forward_pass._chunk_length(params, 64)
     assert length == 1 or 64 * length * vocab_size * 4 <= 2**28

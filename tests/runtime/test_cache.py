@@ -57,14 +57,12 @@ def test_the_cache_of_the_user(home, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("path", ["", ".", "cache", "./cache"])
 def test_a_relative_cache_path_is_ignored(home, monkeypatch, path):
-    """B1."""
     monkeypatch.setenv("XDG_CACHE_HOME", path)
     assert cache_folder("data") == home / ".cache" / "charjax" / "data"
     assert private_cache_folder("jax") == home / ".cache" / "charjax" / "jax"
 
 
 def test_without_a_home_the_cache_is_a_private_temporary_folder(no_home, monkeypatch, tmp_path):
-    """B2."""
     monkeypatch.chdir(tmp_path)
     assert cache_folder("data") == no_home / "data"
     assert private_cache_folder("kernels") == no_home / "kernels"
@@ -73,7 +71,6 @@ def test_without_a_home_the_cache_is_a_private_temporary_folder(no_home, monkeyp
 
 
 def test_without_a_home_nor_a_private_temporary_folder_there_is_no_cache(no_home):
-    """B2."""
     no_home.mkdir()
     give_away(no_home)
     assert private_cache_folder("kernels") is None
@@ -83,7 +80,6 @@ def test_without_a_home_nor_a_private_temporary_folder_there_is_no_cache(no_home
 
 @pytest.mark.parametrize("name", ["charjax", "charjax/jax"])
 def test_a_folder_of_another_user_is_not_used_for_code(home, name):
-    """B1."""
     folder = home / ".cache" / name
     folder.mkdir(parents=True)
     give_away(folder)
@@ -91,7 +87,6 @@ def test_a_folder_of_another_user_is_not_used_for_code(home, name):
 
 
 def test_a_link_of_another_user_is_not_used_for_code(home):
-    """B1."""
     (home / ".cache").mkdir(parents=True)
     (home / "mine").mkdir()
     link = home / ".cache" / "charjax"
@@ -103,7 +98,6 @@ def test_a_link_of_another_user_is_not_used_for_code(home):
 
 
 def test_the_rights_of_others_to_write_are_taken_back(home):
-    """B1."""
     folder = home / ".cache" / "charjax"
     folder.mkdir(parents=True)
     folder.chmod(0o777)

@@ -161,7 +161,7 @@ def test_a_closed_pipe_raises_where_the_message_is_logged():
 
 
 def test_a_stream_that_is_lost_is_told_of_once_and_silent_from_then_on():
-    """Case A3: a reader such as `head` ends, or the terminal is closed."""
+    """A reader such as `head` ends, or the terminal is closed."""
     reader, writer = os.pipe()
     reasons = []
     with os.fdopen(writer, "w") as stream:

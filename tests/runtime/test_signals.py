@@ -15,7 +15,6 @@ ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGX
 
 @pytest.mark.parametrize("number", ALL)
 def test_a_signal_is_noted_and_the_handlers_are_restored(number):
-    """Case A3."""
     before = [signal.getsignal(s) for s in ALL]
     with StopSignals() as signals:
         assert signals.received is None
@@ -48,7 +47,7 @@ with StopSignals() as signals:
 
 @pytest.mark.parametrize("number", ALL)
 def test_an_ignored_signal_stays_ignored(number):
-    """Case A3: as a shell has background jobs ignore SIGINT, and nohup SIGHUP."""
+    """As a shell has background jobs ignore SIGINT, and nohup SIGHUP."""
     before = signal.signal(number, signal.SIG_IGN)
     try:
         with exit_on_signals(pytest.fail), StopSignals() as signals:
@@ -61,7 +60,7 @@ def test_an_ignored_signal_stays_ignored(number):
 
 @pytest.mark.parametrize("number", ALL[2:])
 def test_the_exit_code_is_that_of_the_signal_though_the_terminal_is_gone(number):
-    """Case A3: before there is something to save."""
+    """Before there is something to save."""
     program = f"""
 import os
 from charjax.runtime.signals import exit_on_signals

@@ -83,7 +83,6 @@ def test_golden_intervals():
     ],
 )
 def test_a_dispatch_is_bounded_by_its_work(asked, parameters, longest):
-    """Case E2."""
     config = Config(train=TrainConfig(max_minutes=1.0, steps_per_dispatch=asked))
     assert longest_dispatch(config, parameters) == longest
     intervals = make_intervals(

@@ -100,14 +100,12 @@ def test_a_longer_run_with_a_schedule_says_so():
     ],
 )
 def test_a_limit_that_another_hides_is_named(fields, said):
-    """Case F28."""
     lines = list(messages.limits_without_effect(TrainConfig(**fields), 100))
     assert len(lines) == bool(said)
     assert all(said in line for line in lines)
 
 
 def test_a_dispatch_that_would_take_too_long_is_said_to_be_shorter():
-    """Case E2."""
     config = TrainConfig(
         max_steps=10**6, log_every=10**5, eval_every=10**5, steps_per_dispatch=10**9
     )
@@ -116,7 +114,6 @@ def test_a_dispatch_that_would_take_too_long_is_said_to_be_shorter():
 
 
 def test_a_part_of_the_validation_split_is_said_to_be_one():
-    """Case E1."""
     assert not list(messages.validation(100, 101))
     (line,) = messages.validation(100, 102)
     assert "100 of the 102 characters" in line

@@ -54,7 +54,7 @@ def test_curves_differ_where_losses_do(tmp_path):
 
 
 def test_curves_begin_anew_where_the_text_was_changed(tmp_path):
-    """Case F1: the best loss is that on the last text."""
+    """The best loss is that on the last text."""
     other = {"step": 30, "train_loss": 2.5, "val_loss": 3.0, "val_record": 1}
     drawn = []
     for name, last in {"other.png": other, "same.png": other | {"val_record": 0}}.items():

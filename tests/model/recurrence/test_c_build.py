@@ -74,7 +74,6 @@ def flipped(content: bytes) -> bytes:
 @needs_c
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_compiled_again(cache, damage):
-    """C2."""
     assert opened()
     (damaged,) = cache.iterdir()
     good = damaged.read_bytes()
@@ -107,7 +106,6 @@ def planted(cache, tmp_path) -> Iterator[Path]:
 @needs_c
 @pytest.mark.parametrize("mode", [0o666, 0o620])
 def test_a_file_that_others_can_write_is_not_loaded(planted, mode):
-    """B1."""
     planted.chmod(mode)
     assert opened()
     assert not planted.exists()
@@ -115,7 +113,6 @@ def test_a_file_that_others_can_write_is_not_loaded(planted, mode):
 
 @needs_c
 def test_a_link_is_not_loaded(planted, tmp_path):
-    """B1."""
     planted.symlink_to(planted.rename(tmp_path / "elsewhere.so"))
     assert opened()
 
@@ -124,7 +121,6 @@ def test_a_link_is_not_loaded(planted, tmp_path):
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file away")
 @pytest.mark.parametrize("name", ["file", "folder"])
 def test_what_another_user_owns_is_not_loaded(planted, tmp_path, monkeypatch, name):
-    """B1."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     os.chown(planted if name == "file" else planted.parent, 65534, 65534)
     assert opened()

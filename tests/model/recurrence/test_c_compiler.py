@@ -55,7 +55,6 @@ def wait_for(condition) -> None:
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_process_leaves_no_compiler_and_no_folder(tmp_path, slow, number):
-    """E6."""
     cache = tmp_path / "cache"
     cache.mkdir()
     command = [sys.executable, "-c", BUILD, str(cache), str(slow)]
