@@ -185,9 +185,8 @@ class TrainConfig:
     scheduled_sampling: float = number(0.0, 0, 1)  # final fraction of inputs that the model samples
     scheduled_ramp: int = number(1000, 1)  # steps over which that fraction rises from 0
     # The logits of a training step are divided by it; those of evaluations, samples and exports
-    # are not.
-    # Below 1, the model is less sure of itself than the loss of a training text asks for. This is
-    # temperature scaling (Guo et al. 2017, arXiv:1706.04599), folded into the output's weights.
+    # are not. Below 1, the trained model is less sure of itself: temperature scaling (Guo et al.
+    # 2017, arXiv:1706.04599), folded into the weights of the output.
     softmax_temperature: float = number(1.0, 0.1, 10)
     max_skipped: int = number(10, 0)  # non-finite updates skipped before the run stops
     tensorboard: bool = False  # also write events for TensorBoard

@@ -123,7 +123,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=(*STUDIES, "recipe"))
     parser.add_argument("--workdir", type=Path, required=True, help="where the runs are kept")
-    parser.add_argument("--only", nargs="+", metavar="ARM", help="default: all arms of the study")
+    arms = [arm.name for study in STUDIES.values() for arm in study.arms]
+    parser.add_argument("--only", nargs="+", choices=arms, metavar="ARM", help="default: all arms")
     parser.add_argument("--config", default="shakespeare", help="the name of a shipped config")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side, as on a GPU")

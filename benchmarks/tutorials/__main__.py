@@ -2,7 +2,6 @@
 
 python -m benchmarks.tutorials train grimm --variant=better --config.train.max_epochs=3
 python -m benchmarks.tutorials timing
-python -m benchmarks.tutorials page
 
 `train` runs `launch.py`, which gets all --config.field=value flags, and writes
 `results/tutorial_<name>.json`. `counts` writes `results/tutorial_counts.json`, `timing` writes
