@@ -30,22 +30,22 @@ def row(figures: dict[str, Any]) -> str:
 
 
 def speeds() -> str:
-    """A sentence: how many times as fast a training step is as the peers'."""
+    """How many times as fast as its peers a training step is."""
     result = load("train_step_cpu")
     parts = []
     for cell in ("gru", "lstm"):
         peers = result["groups"][cell]["peers"]
         speed_of = {name: peers[name]["chars_per_second"] for name in KERAS if name in peers}
         keras = max(speed_of, key=speed_of.__getitem__)
-        names = {"torch float32": "torch", f"flax {cell}": "flax `nn.RNN`", keras: "Keras (best)"}
+        names = {"torch float32": "torch", f"flax {cell}": "flax `nn.RNN`", keras: "best Keras"}
         over = [
-            f"{ratio(peers['charjax float32'], peers[name]):.2f} times {label}"
+            f"{ratio(peers['charjax float32'], peers[name]):.2f} ({label})"
             for name, label in names.items()
         ]
         parts.append(f"{cell.upper()} {', '.join(over)}")
     return (
-        "Speed of a float32 training step with hidden 1024, in characters per second, measured "
-        f"in turn on the same two cores: {'; '.join(parts)}. "
+        "How many times as fast as others a float32 training step with 1,024 units is, measured in "
+        f"turn on the same two cores: {'; '.join(parts)}. "
         "[docs/performance.md](docs/performance.md) has bfloat16, sampling, the goals that are "
         "not reached, and the commands."
     )
@@ -78,7 +78,7 @@ def block() -> str:
             "",
             "![training and validation loss](docs/img/shakespeare.png)",
             "",
-            "It writes (`--prompt=ROMEO: --temperature=0.7 --seed=1`):",
+            "A sample of the first model (`--prompt=ROMEO: --temperature=0.7 --seed=1`):",
             "",
             quoted,
         ]
