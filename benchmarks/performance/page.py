@@ -75,13 +75,15 @@ def goals_table(results: Results, goals: Sequence[Goal]) -> str:
     rows = []
     for goal in goals:
         found = reached(goal, results)
-        wanted = f"≤ {_seconds(goal.at_most_s)}" if goal.at_most_s else f"≥ {goal.at_least:,g}"
+        wanted = f"≤ {_seconds(goal.at_most_s)}" if goal.at_most_s else f"≥ {goal.at_least:,.7g}"
         if found is None:
             rows.append((goal.title, wanted, "not measured", f"`{goal.command}`"))
             continue
         figure, over = found
         good = figure <= goal.at_most_s if goal.at_most_s else figure >= goal.at_least
-        shown = _seconds(figure) if goal.at_most_s else f"{figure:,.2f}"
+        shown = f"{figure:,.0f}" if figure >= 1000 else f"{figure:.2f}"
+        if goal.at_most_s:
+            shown = _seconds(figure)
         note = "reached" if good else "not reached"
         if len(goal.theirs) > 1:
             note += f", over {over}"
@@ -122,14 +124,20 @@ def _figures(results: Results) -> str:
                     name,
                     f"{figure['chars_per_second']:,.0f}",
                     f"{figure['peak_bytes'] / 2**20:,.0f}" if figure["peak_bytes"] else "",
-                    f"{figure['about'].get('parameters', '')}",
+                    f"{figure['about']['parameters']:,}" if "parameters" in figure["about"] else "",
                 )
                 for name, figure in content["peers"].items()
             ]
             header = ("", "characters per second", "peak memory, MiB", "parameters")
             parts.append(_table(header, rows))
-            parts += [f"* {name}: skipped, {why}" for name, why in content["skipped"].items()]
+            parts += _skipped(content["skipped"])
     return "\n\n".join(parts) or "Not measured yet."
+
+
+def _skipped(reasons: Mapping[str, str]) -> list[str]:
+    """A line for each reason, with the peers that were skipped for it."""
+    peers = {why: [name for name in reasons if reasons[name] == why] for why in reasons.values()}
+    return [f"Skipped: {', '.join(names)} ({why})." for why, names in peers.items()]
 
 
 def _sweep(results: Results) -> str:

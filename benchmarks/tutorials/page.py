@@ -17,12 +17,14 @@ _TRAIN = "python -m benchmarks.tutorials train"
 _HEAD = """\
 # The five tutorials
 
-Five tutorials on character models, each of which is a config here. This page is written by
+Five tutorials on character models are configs here: `python launch.py --config=tutorials/grimm`.
+This page compares each with the figures that its authors print ("theirs"). It is written by
 `python -m benchmarks.tutorials page` from the files in `benchmarks/results/`. Losses are nats per
 character.
 
-Every config has variants: `held_out` is the tutorial with a tenth of its text kept for validation;
-`better` is charjax's recipe for the same task in no more steps.
+Every config has variants, such as `tutorials/grimm:better`. `held_out` is the tutorial with a tenth
+of its text kept for validation; `better` is charjax's recipe on the same text in no more steps than
+the tutorial's. `scheduled`, of `grimm`, is `better` with scheduled sampling.
 """
 
 
@@ -50,15 +52,17 @@ def page() -> str:
 
 def _summary(timed: dict[str, Any]) -> str:
     rows = [
-        "| config | final training loss, theirs | ours | best validation, held out | better "
-        "| time per epoch, ours / theirs |",
+        "| config | final training loss, theirs | ours | best validation loss, `held_out` "
+        "| `better` | time per epoch, ours / theirs |",
         "|---|---|---|---|---|---|",
     ]
     for name, tutorial in TUTORIALS.items():
         epochs = load(f"tutorial_{name}")["epochs"]
         cells = [
             f"[`{name}`](#{name.replace('_', '-')})",
-            f"{tutorial.losses[-1]:.4f} ({len(tutorial.losses)})" if tutorial.losses else "none",
+            f"{tutorial.losses[-1]:.4f} ({len(tutorial.losses)})"
+            if tutorial.losses
+            else "not printed",
             f"{epochs[-1]['train_loss']:.4f} ({len(epochs)})",
             *(_best(load(f"tutorial_{name}_{variant}")) for variant in ("held_out", "better")),
             f"{timed[name]['ratio']:.2f}",
