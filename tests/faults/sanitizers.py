@@ -17,6 +17,7 @@ from typing import Any
 import jax
 
 from charjax.model.recurrence.c import build
+from charjax.model.recurrence.c.compiler import compiler_command
 
 _DRIVER = Path(__file__).with_suffix(".c")
 _SANITIZERS = ("address,undefined", "thread")
@@ -58,7 +59,7 @@ def _compile(program: Path, sanitizer: str, processor: str) -> None:
     flags = [flag for flag in build._FLAGS if flag not in ("-shared", "-fPIC")]
     flags += ["-g", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", processor]
     sources = [*sorted(build._SOURCES.glob("*.c")), _DRIVER]
-    command = [os.environ.get("CC") or "cc", *flags, f"-I{jax.ffi.include_dir()}", *sources]
+    command = [*compiler_command(), *flags, f"-I{jax.ffi.include_dir()}", *sources]
     subprocess.run([*command, "-o", program, "-lpthread"], check=True)
 
 

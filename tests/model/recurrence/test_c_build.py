@@ -150,7 +150,18 @@ def test_a_compiler_that_is_slow_once_leaves_no_slow_library(tmp_path, monkeypat
     assert not list(tmp_path.rglob("*.so"))
 
 
-@pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
+@needs_c
+def test_a_compiler_may_have_a_wrapper_and_arguments(cache, library, tmp_path, monkeypatch):
+    """CC is split into words as a shell does it."""
+    script = f'test "$1" = "-DX=a b" && for output; do :; done && cp {library} "$output"'
+    compiler = write_compiler(tmp_path / "another cc", script)
+    monkeypatch.setenv("CC", f"env '{compiler}' '-DX=a b'")
+    assert opened()
+
+
+@pytest.mark.parametrize(
+    "compiler", ["no-such-compiler", "no-such-wrapper cc", "false", "false -g", "cc 'unclosed"]
+)
 def test_without_a_compiler_there_is_a_reason(tmp_path, monkeypatch, compiler):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CC", compiler)
@@ -166,7 +177,7 @@ def test_without_a_compiler_there_is_a_reason(tmp_path, monkeypatch, compiler):
 def test_gcc_and_clang_compile_it_without_a_warning(compiler, processor, tmp_path):
     if shutil.which(compiler) is None or platform.machine() != "x86_64":
         pytest.skip(f"no {compiler} for x86-64")
-    (command, *_) = build._commands(compiler, tmp_path / "library.so")
+    (command, *_) = build._commands([compiler], tmp_path / "library.so")
     strict = [processor if flag.startswith("-m") else flag for flag in command]
     flags = ["-Wall", "-Wextra", "-Werror"]
     ended = subprocess.run([*strict, *flags], capture_output=True, text=True, check=False)

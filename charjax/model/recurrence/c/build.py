@@ -12,8 +12,9 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from charjax.errors import InputError
-from charjax.model.recurrence.c.compiler import build_folder, run_compiler
+from charjax.model.recurrence.c.compiler import build_folder, compiler_command, run_compiler
 from charjax.runtime.cache import is_private, private_cache_folder
 from charjax.runtime.dtypes import cpu_flags
 from charjax.runtime.files import open_regular
@@ -180,9 +181,12 @@ def _name(key: str, library: bytes) -> str:
 
 def _compile(cache: Path | None, key: str) -> ctypes.CDLL | Unavailable:
     """Compiles in a temporary folder, then moves the library into the cache."""
-    name = os.environ.get("CC") or "cc"
-    compiler = shutil.which(name)
-    if compiler is None:
+    try:
+        compiler = compiler_command()
+    except ValueError as error:
+        return Unavailable(f"CC={os.environ['CC']}: {error}")
+    name = shlex.join(compiler)
+    if shutil.which(compiler[0]) is None:
         return Unavailable(f"no C compiler ({name})")
     with build_folder(cache) as folder:
         output, failure = folder / "library.so", ""
@@ -190,20 +194,20 @@ def _compile(cache: Path | None, key: str) -> ctypes.CDLL | Unavailable:
             try:
                 failure = run_compiler(command, folder, _TIMEOUT_S)
             except TimeoutError as error:  # the machine is busy; the flags may be right
-                return Unavailable(f"{compiler}: {error}")
+                return Unavailable(f"{name}: {error}")
             if not failure:
                 break
         else:
-            return Unavailable(f"{compiler} fails: {failure.splitlines()[0]}")
+            return Unavailable(f"{name} fails: {failure.splitlines()[0]}")
         library = _open(_move_to_cache(output, cache, key))
-        return library or Unavailable(f"the library that {compiler} compiled cannot be loaded")
+        return library or Unavailable(f"the library that {name} compiled cannot be loaded")
 
 
-def _commands(compiler: str, output: Path) -> Iterator[list[str]]:
+def _commands(compiler: Sequence[str], output: Path) -> Iterator[list[str]]:
     sources = [str(path) for path in sorted(_SOURCES.glob("*.c"))]
     for processor in _PROCESSOR_FLAGS:
         include = f"-I{jax.ffi.include_dir()}"
-        yield [compiler, *_FLAGS, *processor, include, *sources, "-o", str(output)]
+        yield [*compiler, *_FLAGS, *processor, include, *sources, "-o", str(output)]
 
 
 def _move_to_cache(output: Path, cache: Path | None, key: str) -> Path:

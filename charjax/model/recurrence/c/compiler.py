@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -29,6 +31,15 @@ kill -KILL $watcher
 wait $watcher 2>/dev/null
 exit $status
 """
+
+
+def compiler_command() -> list[str]:
+    """The words of the environment variable CC, such as "ccache gcc -m64"; ["cc"] if it has none.
+
+    Raises:
+      ValueError: a quote in CC is not closed.
+    """
+    return shlex.split(os.environ.get("CC", "")) or ["cc"]
 
 
 @contextlib.contextmanager
