@@ -393,16 +393,21 @@ def test_prompts_in_a_file_of_windows_have_no_carriage_returns(workspace, capfd)
     assert text == "the cat\n=====\nsat"
 
 
-@pytest.mark.parametrize(
-    "flag",
-    [
-        *("--json", "--num_chars=3", "--stop=x", "--until_lines=1", "--new", "--num_samples=2"),
+WITHOUT_EFFECT = {
+    "--pick=2": (
+        *("--json", "--num_chars=0", "--stop=x", "--until_lines=1", "--new", "--num_samples=2"),
         *("--separator=x", "--seed=1", "--temperature=0", "--top_k=2", "--top_p=0.5", "--min_p=1"),
-    ],
+    ),
+    "--json": ("--no_prompt", "--separator=x"),
+}
+
+
+@pytest.mark.parametrize(
+    ("mode", "flag"), [(mode, flag) for mode, flags in WITHOUT_EFFECT.items() for flag in flags]
 )
-def test_an_option_without_effect_on_picking_is_refused(flag, workspace, capfd):
-    assert main.main(workspace.fill(f"{SAMPLE} --pick=2 {flag}")) == 2
-    assert_one_line(capfd.readouterr().err, (flag.partition("=")[0], "--pick"))
+def test_an_option_without_effect_beside_another_is_refused(mode, flag, workspace, capfd):
+    assert main.main(workspace.fill(f"{SAMPLE} {mode} {flag}")) == 2
+    assert_one_line(capfd.readouterr().err, (flag.partition("=")[0], mode.partition("=")[0]))
 
 
 def test_choices_that_are_not_utf_8_are_refused(workspace, capfd, monkeypatch):

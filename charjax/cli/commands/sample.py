@@ -36,6 +36,15 @@ _OPTIONS = (
     ("--seed", 0, "the same seed gives the same texts; default: %(default)s"),
 )
 
+# The options that have no effect beside another one.
+_WITHOUT_EFFECT = {
+    "pick": (
+        *("json", "num_chars", "stop", "until_lines", "unique", "new", "num_samples"),
+        *("separator", "seed", "temperature", "top_k", "top_p", "min_p"),
+    ),
+    "json": ("no_prompt", "separator"),
+}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, the prompt, and how to sample."""
@@ -129,8 +138,7 @@ def run(args: argparse.Namespace) -> None:
         max_copy=args.max_copy,
     )
     prompts = read_prompts(args)
-    if args.pick:
-        _check_pick(args, prompts)
+    _check_effects(args, prompts)
     trained = load_model(args)
     if args.num_chars is None:
         args.num_chars = _NUM_CHARS * (1 if trained.vocab.boundary else max(1, args.until_lines))
@@ -186,19 +194,16 @@ def _json_lines(
             yield json.dumps(values, allow_nan=False) + "\n"
 
 
-def _check_pick(args: argparse.Namespace, prompts: Sequence[str]) -> None:
-    """Refuses options that have no effect with `--pick`."""
-    flags = ("json", "num_chars", "stop", "until_lines", "unique", "new")
-    given = [flag for flag in flags if getattr(args, flag)]
-    defaults = {flag.removeprefix("--"): default for flag, default, _ in _OPTIONS}
-    valued = ("num_samples", "separator", "seed", "temperature", "top_k", "top_p", "min_p")
-    given += [flag for flag in valued if getattr(args, flag) != defaults[flag]]
-    if len(prompts) > 1:
-        given.append("prompts")
-    if given:
-        raise InputError(
-            f"--{given[0]}: has no effect with --pick, which shows the likeliest words of one text"
-        )
+def _check_effects(args: argparse.Namespace, prompts: Sequence[str]) -> None:
+    """Refuses options that have no effect beside `--pick` or `--json`."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    for mode, flags in _WITHOUT_EFFECT.items():
+        given = [flag for flag in flags if getattr(args, flag) != parser.get_default(flag)]
+        if mode == "pick" and len(prompts) > 1:
+            given.append("prompts")
+        if given and getattr(args, mode):
+            raise InputError(f"--{given[0]}: has no effect with --{mode}; leave it out")
 
 
 def _picked(
