@@ -167,7 +167,7 @@ def with_steps(config: Config, speed: Speed, seconds_left: float) -> Config:
 
 
 def choose_config(
-    path: str,
+    source: str | bytes,
     workdir: Path,
     minutes: float | None,
     override: Callable[[Config], Config],
@@ -179,7 +179,8 @@ def choose_config(
     Logs in three lines what was chosen and why.
 
     Args:
-      path: the text, as in `data.path`.
+      source: the text, as in `data.path`; or what standard input had, which is kept in the workdir.
+        A resumed run reads what was kept, so that standard input may be empty then.
       workdir: the run's folder.
       minutes: how long the command may take; None for the recorded time or `DEFAULT_MINUTES`.
       override: applies the user's `--config.FIELD=VALUE` flags to a config.
@@ -187,12 +188,18 @@ def choose_config(
       devices: the platform of JAX, and the number of its devices.
 
     Raises:
-      InputError: the folder holds a run that was started with --config or other --minutes.
+      InputError: standard input is empty, or the folder holds a run that was started with --config,
+        other --minutes or another text on standard input; none of its files is written then.
     """
     files = Workdir(workdir)
+    if source == b"" and not files.choice.exists():
+        raise InputError("TEXT: standard input is empty")
+    path = str(files.input) if isinstance(source, bytes) else source
     files.create()
     with files.lock():
         if files.choice.exists():
+            if isinstance(source, bytes):
+                _check_input(files.input, source)
             return override(_recorded(files, path, minutes))
         if files.run_json.exists():
             raise InputError(
@@ -201,6 +208,8 @@ def choose_config(
             )
         minutes = DEFAULT_MINUTES if minutes is None else minutes
         unsized = override(Config(data=DataConfig(path=path), train=TrainConfig(max_steps=1)))
+        if isinstance(source, bytes):
+            replace_content(files.input, source)
         text = load_corpus(unsized.data).text
         row = find_row(len(text), minutes, devices[0])
         config = override(sized_config(path, text, row, devices[1]))
@@ -213,25 +222,12 @@ def choose_config(
     return config
 
 
-def keep_input(workdir: Path, data: bytes) -> str:
-    """Saves the text of standard input in the run's folder; returns the path of the copy.
-
-    A resumed run reads this copy, so standard input may be empty then.
-
-    Raises:
-      InputError: the text is empty, or the run in the folder has another text.
-    """
-    files = Workdir(workdir)
-    files.create()
-    if not files.choice.exists():
-        if not data:
-            raise InputError("TEXT: standard input is empty")
-        replace_content(files.input, data)
-    elif data and not (files.input.exists() and data == files.input.read_bytes()):
+def _check_input(kept: Path, data: bytes) -> None:
+    """Raises InputError if standard input had a text other than the one that the run has kept."""
+    if data and not (kept.exists() and data == kept.read_bytes()):
         raise InputError(
-            f"{files.input}: is another text than that of standard input; choose another --workdir"
+            f"{kept}: is another text than that of standard input; choose another --workdir"
         )
-    return str(files.input)
 
 
 def describe_choice(

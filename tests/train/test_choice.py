@@ -86,8 +86,8 @@ def chosen(tmp_path, monkeypatch):
         measured.append(config)
         return Speed(0.01, 1.0, 0.1), 5.0
 
-    def choose(minutes=None, override=unchanged, workdir=tmp_path / "run"):
-        return choose_config(str(text), workdir, minutes, override, measure, ("cpu", 1))
+    def choose(minutes=None, override=unchanged, workdir=tmp_path / "run", source=str(text)):
+        return choose_config(source, workdir, minutes, override, measure, ("cpu", 1))
 
     return SimpleNamespace(choose=choose, measured=measured, workdir=tmp_path / "run")
 
@@ -111,11 +111,24 @@ def test_a_demand_overrides_a_choice_before_and_after_the_warm_up(chosen):
     assert chosen.measured[0].model.hidden == 7
 
 
-def test_the_run_of_a_config_is_not_taken_over(chosen):
+@pytest.mark.parametrize("source", ["text.txt", PROSE.encode()])
+def test_the_run_of_a_config_is_not_taken_over(chosen, source):
+    """Nothing of it is written, and standard input is not kept there."""
     chosen.workdir.mkdir()
     (chosen.workdir / "run.json").write_text("{}")
     with pytest.raises(InputError, match="resume it with the same --config"):
-        chosen.choose()
+        chosen.choose(source=source)
+    written = {path.name for path in chosen.workdir.iterdir()}
+    assert written == {".lock", "run.json"}
+
+
+def test_standard_input_is_not_kept_for_a_config_that_is_refused(chosen):
+    def refuse(config: Config) -> Config:
+        raise InputError("no such field")
+
+    with pytest.raises(InputError, match="no such field"):
+        chosen.choose(source=PROSE.encode(), override=refuse)
+    assert not (chosen.workdir / "input.txt").exists()
 
 
 @pytest.mark.parametrize(
@@ -146,6 +159,7 @@ def test_the_command_trains_a_text_resumes_it_and_keeps_standard_input(
     monkeypatch.setattr(sys, "stdin", text)
     assert main(["train", "-", "--workdir=run", *flags]) == 2
     assert "standard input is empty" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
     text.buffer = io.BytesIO(PROSE.encode())
     assert main(["train", "-", "--workdir=run", *flags]) == 0
     out = capsys.readouterr().out

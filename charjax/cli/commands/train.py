@@ -94,7 +94,7 @@ def _choose(
     from charjax.runtime.display import show_messages
     from charjax.runtime.distributed import is_multiprocess
     from charjax.runtime.sharding import all_devices
-    from charjax.train.choice import Speed, choose_config, keep_input
+    from charjax.train.choice import Speed, choose_config
     from charjax.train.warm_up import measure_speed
 
     if args.minutes is not None and not 0.1 <= args.minutes <= 10**6:
@@ -112,7 +112,7 @@ def _choose(
         raise InputError("TEXT: neither - nor a name with a comma goes together with other texts")
     devices = all_devices()
     return choose_config(
-        keep_input(workdir, _standard_input(workdir)) if is_input else ",".join(args.text),
+        _standard_input(workdir) if is_input else ",".join(args.text),
         workdir,
         args.minutes,
         lambda config: override(config, args.config_flags),
