@@ -14,6 +14,15 @@ from typing import Any
 from charjax.errors import InputError
 
 _MAX_FLOAT32 = 3.4028234663852886e38
+# What messages of `parse` call a type; the others are JSON objects.
+_NAMES: dict[Any, str] = {
+    str: "a string",
+    bool: "true or false",
+    int: "an integer of 64 bits",
+    float: "a finite number",
+    list: "a list",
+    tuple: "a list",
+}
 
 
 def number(default: int | float, low: int | float = 0, high: int | float = 2**31 - 1) -> Any:
@@ -122,7 +131,7 @@ def parse(wanted: Any, value: Any, where: str) -> Any:
         return float(value)
     is_valid = type(value) is wanted and (wanted is not float or math.isfinite(value))
     if not is_valid or (wanted is int and abs(value) >= 2**63):
-        name = getattr(wanted, "__name__", str(wanted))
+        name = _NAMES.get(origin or wanted, "a JSON object")
         raise InputError(f"{where}: must be {name}, not {_shortened(value)}")
     return value
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import codecs
 import functools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Int, Integer
 
+from charjax import schema
 from charjax.errors import InputError
 from charjax.runtime.display import listed
 
@@ -202,16 +203,8 @@ class Vocab:
         Raises:
           InputError: the object is not a vocabulary.
         """
-        types = {"symbols": str, "unit": str, "unk": bool, "boundary": bool}
-        given = {"boundary": False, **values} if isinstance(values, Mapping) else {}
-        if given.keys() != types.keys():
-            raise InputError(
-                "vocabulary: must be a JSON object with symbols, unit, unk, and perhaps boundary"
-            )
-        for name, wanted in types.items():
-            if type(given[name]) is not wanted:
-                raise InputError(f"vocabulary: {name} must be of type {wanted.__name__}")
-        return cls(tuple(given["symbols"]), given["unit"], given["unk"], given["boundary"])
+        fields: _VocabJson = schema.parse(_VocabJson, values, "vocabulary")
+        return cls(tuple(fields.symbols), fields.unit, fields.unk, fields.boundary)
 
     def unknown_message(self, counts: Counter[str]) -> str:
         """The message about characters that the vocabulary lacks, from how often each occurs."""
@@ -230,6 +223,15 @@ class Vocab:
         if self.unit == "byte":
             return f"byte 0x{ord(character):02X}"
         return f"U+{ord(character):04X} {character!r}"
+
+
+class _VocabJson(NamedTuple):
+    """The JSON of a `Vocab`."""
+
+    symbols: str
+    unit: str
+    unk: bool
+    boundary: bool = False
 
 
 class Decoder:
