@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from charjax.errors import HostError, InputError
-from charjax.runtime.files import check_local, not_regular, open_regular, write_atomically
+from charjax.runtime.files import not_regular, open_regular, write_atomically
 from charjax.runtime.locks import has_flock, lock
+from charjax.runtime.paths import check_local
 
 LOGS = ("metrics.jsonl", "samples.txt")
 HUB_FILES = ("config.json", "model.safetensors", "vocabulary.json")

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from charjax.config import DataConfig
 from charjax.errors import InputError
-from charjax.runtime.files import check_local
-from charjax.runtime.paths import expand_path, is_address
+from charjax.runtime.paths import check_local, expand_path, is_address
 
 if TYPE_CHECKING:
     from charjax.inference.load import TrainedModel

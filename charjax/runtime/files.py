@@ -22,7 +22,6 @@ _OPEN_FLAGS = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", 
 _PATIENCE_S = 3.0  # with a reader that holds a file open
 # Errors of `os.open` with O_NOFOLLOW for a link, and for a folder, pipe or socket.
 _NOT_REGULAR = (errno.ELOOP, errno.EMLINK, errno.EISDIR, errno.ENXIO)
-_REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/.*")  # a Path has one slash of the two
 
 
 def open_regular(path: Path, flags: int) -> int:
@@ -117,17 +116,3 @@ def not_regular(path: Path) -> InputError:
     return InputError(
         f"{path}: {what}, which no run writes; remove it, or choose another --workdir"
     )
-
-
-def check_local(path: Path, flag: str) -> None:
-    """Refuses an address such as gs://bucket/run where a path of this machine is needed.
-
-    Raises:
-      InputError: the path begins with the scheme of an address.
-    """
-    if _REMOTE.fullmatch(str(path)):
-        address = str(path).replace(":/", "://", 1)
-        raise InputError(
-            f"{flag}={address}: an address, not a path of this machine; choose a local path, and "
-            "copy from or to the address"
-        )

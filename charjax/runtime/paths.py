@@ -1,15 +1,16 @@
-"""Paths as a user writes them: `~` and environment variables mean the same in every option."""
+"""Paths as a user writes them: `~`, environment variables and addresses, alike in every option."""
 
 from __future__ import annotations
 
 import os
 import re
-from pathlib import PureWindowsPath
+from pathlib import Path, PureWindowsPath
 
 from charjax.errors import InputError
 
 _VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})", re.ASCII)
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://.*")
+_ADDRESS_IN_PATH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/.*")  # a Path has one slash of the two
 
 
 def expand_path(given: str, option: str) -> str:
@@ -51,3 +52,17 @@ def without_folders(paths: str) -> str:
 def is_address(path: str) -> bool:
     """Whether a path is an address such as gs://bucket/folder."""
     return bool(_ADDRESS.fullmatch(path))
+
+
+def check_local(path: Path, flag: str) -> None:
+    """Refuses an address such as gs://bucket/run where a path of this machine is needed.
+
+    Raises:
+      InputError: the path begins with the scheme of an address.
+    """
+    if _ADDRESS_IN_PATH.fullmatch(str(path)):
+        address = str(path).replace(":/", "://", 1)
+        raise InputError(
+            f"{flag}={address}: an address, not a path of this machine; choose a local path, and "
+            "copy from or to the address"
+        )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from charjax.errors import InputError
-from charjax.runtime.files import check_local, open_regular, read_regular
+from charjax.runtime.files import open_regular, read_regular
 
 WRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
 
@@ -60,14 +60,3 @@ def test_a_regular_file_is_opened_below_a_linked_folder(tmp_path):
     assert read_regular(tmp_path / "link" / "x", 3) == b"123"
     with pytest.raises(FileNotFoundError):
         open_regular(tmp_path / "missing", os.O_RDONLY)
-
-
-@pytest.mark.parametrize("path", ["gs://bucket/run", "s3:/b", "hdfs://x", "file:///tmp/x"])
-def test_an_address_is_no_local_path(path):
-    with pytest.raises(InputError, match="an address, not a path of this machine"):
-        check_local(Path(path), "--workdir")
-
-
-@pytest.mark.parametrize("path", ["runs/x", "/a:/b", "a/b:/c", "C:x", ".", "~/x"])
-def test_other_paths_are_local(path):
-    check_local(Path(path), "--workdir")

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from charjax.errors import InputError
-from charjax.runtime.paths import expand_path
+from charjax.runtime.paths import check_local, expand_path
 
 
 def test_home_and_variables_are_replaced_everywhere(monkeypatch):
@@ -27,3 +29,14 @@ def test_an_empty_path_and_an_unset_variable_are_refused(monkeypatch, given):
 def test_an_existing_name_with_a_dollar_stays(tmp_path):
     (tmp_path / "a$b.txt").write_text("x")
     assert expand_path(str(tmp_path / "a$b.txt"), "--out") == str(tmp_path / "a$b.txt")
+
+
+@pytest.mark.parametrize("path", ["gs://bucket/run", "s3:/b", "hdfs://x", "file:///tmp/x"])
+def test_an_address_is_no_local_path(path):
+    with pytest.raises(InputError, match="an address, not a path of this machine"):
+        check_local(Path(path), "--workdir")
+
+
+@pytest.mark.parametrize("path", ["runs/x", "/a:/b", "a/b:/c", "C:x", ".", "~/x"])
+def test_other_paths_are_local(path):
+    check_local(Path(path), "--workdir")
