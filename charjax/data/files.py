@@ -33,7 +33,8 @@ _BLOCK = 1 << 20  # bytes read at a time
 _BINARY_SAMPLE = 8192  # a file with a NUL in its first bytes is taken for binary
 # Files and folders of a run, left out if a run.json is beside them; see `charjax.workdir.Workdir`.
 RUN_FILES = re.compile(
-    r"(run\.json|metrics\.jsonl|samples\.txt|curves\.png|process-.*\.log|events\.out\..*)"
+    r"(run\.json|choice\.json|input\.txt|metrics\.jsonl|samples\.txt|curves\.png|"
+    r"process-.*\.log|events\.out\..*)"
 )
 RUN_FOLDERS = ("checkpoints",)
 _CODEC_ERRORS = (zlib.error, lzma.LZMAError, zipfile.BadZipFile, EOFError, RuntimeError)

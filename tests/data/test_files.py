@@ -50,13 +50,14 @@ def test_what_a_run_wrote_is_no_text(folder, caplog):
     caplog.set_level("INFO")
     run = Workdir(folder / "run")
     run.checkpoints.mkdir(parents=True)
-    for path in (run.run_json, run.samples, run.checkpoints / "x.txt", run.path / "mine.txt"):
+    texts = (run.samples, run.input, run.checkpoints / "x.txt")
+    for path in (run.run_json, *texts, run.path / "mine.txt"):
         path.write_text("x")
     assert names(folder, read(folder)) == ["a/c.TXT", "b.txt", "run/mine.txt"]
-    assert "2 written by charjax" in caplog.text
+    assert "3 written by charjax" in caplog.text
     assert all(
         RUN_FILES.fullmatch(path.name)
-        for path in (run.run_json, run.metrics, run.samples, run.curves)
+        for path in (run.run_json, run.choice, run.input, run.metrics, run.samples, run.curves)
     )
 
 
