@@ -17,7 +17,8 @@ from charjax.config import DataConfig
 from charjax.data import named_corpora
 from charjax.data.decoding import RawText
 from charjax.data.documents import FLAG_PREFIX, Piece
-from charjax.data.files import find_files, read_files
+from charjax.data.file_search import find_files
+from charjax.data.files import read_files
 from charjax.data.named_corpora import BUILT_IN
 from charjax.data.reading import ReadingRules, TextReader
 from charjax.data.store import TextStore, is_store

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from charjax.data import records, remote
 from charjax.data.decoding import BYTE_ORDER_MARKS, RawText
 from charjax.data.documents import FLAG_PREFIX
+from charjax.data.file_search import TextFiles
 from charjax.data.files import (
-    TextFiles,
     is_compressed,
     open_binary,
     read_files,

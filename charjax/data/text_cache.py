@@ -28,7 +28,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from charjax.data.files import TextFiles
+from charjax.data.file_search import TextFiles
 from charjax.data.reading import ReadingRules
 from charjax.data.tokens import EncodedText
 from charjax.errors import CharjaxError

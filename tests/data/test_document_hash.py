@@ -17,7 +17,7 @@ from charjax.data.batches import TokenSplit
 from charjax.data.dataset import Dataset, load_dataset
 from charjax.data.document_hash import HASHED, DocumentHasher, split_numbers
 from charjax.data.documents import Piece
-from charjax.data.files import find_files
+from charjax.data.file_search import find_files
 from charjax.data.pack import pack
 from charjax.data.plan import make_plan
 from charjax.data.reading import ReadingRules

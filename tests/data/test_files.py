@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from backports import zstd
 
-from charjax.data.files import RUN_FILES, find_files, read_files
+from charjax.data.file_search import RUN_FILES, find_files
+from charjax.data.files import read_files
 from charjax.errors import InputError
 from charjax.workdir import Workdir
 

@@ -26,7 +26,7 @@ from charjax.data import plan as plan_module
 from charjax.data import shard_writer
 from charjax.data import store as store_module
 from charjax.data.corpus import load_corpus
-from charjax.data.files import find_files
+from charjax.data.file_search import find_files
 from charjax.data.pack import pack
 from charjax.data.plan import make_plan
 from charjax.data.reading import ReadingRules

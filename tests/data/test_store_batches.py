@@ -10,7 +10,7 @@ import pytest
 
 from charjax.config import Config, DataConfig
 from charjax.data.dataset import Dataset, load_dataset
-from charjax.data.files import find_files
+from charjax.data.file_search import find_files
 from charjax.data.pack import pack
 from charjax.data.plan import make_plan
 from charjax.data.reading import ReadingRules

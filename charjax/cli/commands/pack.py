@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Prints what the store holds, as JSON."""
-    from charjax.data.files import TextFiles, find_files
+    from charjax.data.file_search import TextFiles, find_files
     from charjax.data.pack import pack
     from charjax.data.plan import make_plan
     from charjax.runtime.display import make_display, show_messages
