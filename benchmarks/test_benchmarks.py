@@ -9,6 +9,7 @@ import pytest
 from benchmarks import gpu, result_files, tables
 from benchmarks.common import Peer, measure, ratio
 from benchmarks.performance import end_to_end, goals, page, readme, sample, train_step
+from benchmarks.quality.__main__ import arguments as quality_arguments
 from benchmarks.tutorials import page as tutorials_page
 from benchmarks.tutorials.__main__ import epochs
 from benchmarks.worker import Task
@@ -187,6 +188,20 @@ def test_the_gpu_command_runs_on_a_cpu(tmp_path, monkeypatch, capsys):
     table = capsys.readouterr().out
     assert "not measured" not in table
     assert "ok, without a result: benchmarks.performance.persistent: needs one NVIDIA" in table
+
+
+@pytest.mark.parametrize(
+    ("command", "refused"),
+    [
+        ("recipe --only gru", "unrecognized arguments: --only gru"),
+        ("arms --config=shakespeare", "unrecognized arguments: --config=shakespeare"),
+        ("arms --only no-decay", "invalid choice: 'no-decay'"),
+    ],
+)
+def test_quality_refuses_what_its_command_would_not_read(command, refused, capsys):
+    with pytest.raises(SystemExit):
+        quality_arguments().parse_args([*command.split(), "--workdir=runs"])
+    assert refused in capsys.readouterr().err
 
 
 def test_the_loss_of_an_epoch_is_the_mean_of_its_steps():

@@ -118,19 +118,31 @@ def recipe_rows(runs: Runs) -> list[dict[str, Any]]:
     return [*rows, {"seed": "mean"} | {name: mean(one[name] for one in runs) for name in READINGS}]
 
 
+def arguments() -> argparse.ArgumentParser:
+    """The parser: a command for each study, and `recipe`."""
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--workdir", type=Path, required=True, help="where the runs are kept")
+    shared.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
+    shared.add_argument("--jobs", type=int, default=1, help="runs side by side, as on a GPU")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="what", required=True)
+    for name, study in STUDIES.items():
+        arms = [arm.name for arm in study.arms]
+        command = commands.add_parser(name, parents=[shared], help=f"arms of {study.config}")
+        only = command.add_argument("--only", nargs="+", choices=arms, default=arms, metavar="ARM")
+        only.help = f"default: all of {', '.join(arms)}"
+    command = commands.add_parser("recipe", parents=[shared], help="a shipped config, unchanged")
+    command.add_argument("--config", default="shakespeare", help="its name; default: shakespeare")
+    return parser
+
+
 def main() -> None:
     """Trains what is asked for, and writes the result after each run."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=(*STUDIES, "recipe"))
-    parser.add_argument("--workdir", type=Path, required=True, help="where the runs are kept")
-    arms = [arm.name for study in STUDIES.values() for arm in study.arms]
-    parser.add_argument("--only", nargs="+", choices=arms, metavar="ARM", help="default: all arms")
-    parser.add_argument("--config", default="shakespeare", help="the name of a shipped config")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, as on a GPU")
-    args = parser.parse_args()
+    args = arguments().parse_args()
     if args.what in STUDIES:
-        name, wanted = args.what, args.only or [arm.name for arm in STUDIES[args.what].arms]
+        name, wanted = args.what, args.only
         rows, train_one = partial(arm_rows, name), partial(train_arm, name)
     else:
         name, wanted = file_name(args.config), [args.config]
