@@ -11,6 +11,7 @@ from benchmarks.common import Peer, measure, ratio
 from benchmarks.performance import end_to_end, goals, page, readme, sample, train_step
 from benchmarks.quality.__main__ import arguments as quality_arguments
 from benchmarks.tutorials import page as tutorials_page
+from benchmarks.tutorials.__main__ import arguments as tutorials_arguments
 from benchmarks.tutorials.__main__ import epochs
 from benchmarks.worker import Task
 from benchmarks.workload import Shape
@@ -202,6 +203,14 @@ def test_quality_refuses_what_its_command_would_not_read(command, refused, capsy
     with pytest.raises(SystemExit):
         quality_arguments().parse_args([*command.split(), "--workdir=runs"])
     assert refused in capsys.readouterr().err
+
+
+def test_only_the_training_of_a_tutorial_takes_flags_for_launch_py(capsys):
+    flag = "--config.train.max_epochs=3"
+    assert tutorials_arguments(["train", "grimm", flag])[1] == [flag]
+    with pytest.raises(SystemExit):
+        tutorials_arguments(["timing", "grimm", flag])
+    assert f"unrecognized arguments: {flag}" in capsys.readouterr().err
 
 
 def test_the_loss_of_an_epoch_is_the_mean_of_its_steps():

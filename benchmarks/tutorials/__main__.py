@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -105,7 +106,8 @@ def _sample(
     return run("-m", "charjax", "sample", *flags, f"--num_chars={num_chars}", "--seed=1")
 
 
-def _parser() -> argparse.ArgumentParser:
+def arguments(given: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The parsed arguments, and the flags of `train` that are for `launch.py`."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -119,12 +121,15 @@ def _parser() -> argparse.ArgumentParser:
     timed.add_argument("--seconds", type=float, default=15.0, help="for each system; default 15")
     commands.add_parser("counts", help="write the output of `charjax info` for the plain configs")
     commands.add_parser("page", help="write docs/tutorials.md")
-    return parser
+    args, overrides = parser.parse_known_args(given)
+    if overrides and args.command != "train":
+        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+    return args, overrides
 
 
 def main() -> None:
     """Runs one command."""
-    args, overrides = _parser().parse_known_args()
+    args, overrides = arguments(sys.argv[1:])
     if args.command == "counts":
         infos = {name: info_of(name, "") for name in TUTORIALS}
         print(result_files.write("tutorial_counts", {"tutorials": infos}))
