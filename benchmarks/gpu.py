@@ -112,11 +112,12 @@ def main() -> None:
     flags.add_argument("--minutes", type=float, default=6.0, help="for everything; default 6")
     flags.add_argument("--only", default="", help="the parts with this in their names")
     args = flags.parse_args()
+    if not (parts := [part for part in PARTS if args.only in part.name]):
+        flags.error(f"--only={args.only}: is in no name of {[part.name for part in PARTS]}")
     folder = args.out.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     passed = [f"--device={args.device}", f"--rounds={args.rounds}", f"--turn_s={args.turn_s}"]
     passed += ["--small"] * args.small
-    parts = [part for part in PARTS if args.only in part.name]
     ended = run_all(parts, folder, 60 * args.minutes, passed, args.device)
     results = {
         (name, "gpu"): json.loads(file.read_text(encoding="utf-8"))

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import gpu, result_files, tables
 from benchmarks.common import Peer, measure, ratio
-from benchmarks.performance import end_to_end, goals, page, readme, sample, train_step
+from benchmarks.performance import end_to_end, goals, page, readme, sample, sweep, train_step
 from benchmarks.quality.__main__ import arguments as quality_arguments
 from benchmarks.tutorials import page as tutorials_page
 from benchmarks.tutorials.__main__ import arguments as tutorials_arguments
@@ -174,6 +174,21 @@ def test_a_part_that_hangs_or_fails_costs_no_other_part(tmp_path, capsys):
 
 def test_parts_that_no_time_is_left_for_are_named(tmp_path):
     assert gpu.run_all([WRITES], tmp_path, seconds=0, flags=()) == {"writes": "no time left"}
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "flags", "refused"),
+    [
+        (sweep, "--cells gru", "--cells and --hidden are read with --over_torch alone"),
+        (sweep, "--over_torch --quick", "--quick: not allowed with argument --over_torch"),
+        (gpu, "--only=no_such_part", "--only=no_such_part: is in no name of ['sample --cells=gru'"),
+    ],
+)
+def test_flags_without_effect_are_refused(benchmark, flags, refused, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmark", *flags.split()])
+    with pytest.raises(SystemExit):
+        benchmark.main()
+    assert refused in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -51,9 +51,9 @@ def with_training(measured: Measurements) -> Measurements:
 def main() -> None:
     """Writes `results/end_to_end_<device>.json`."""
     flags = parser(__doc__)
-    flags.add_argument("--steps", type=int, default=500, help="of the run's 4500; default 500")
+    flags.add_argument("--steps", type=int, help="of the run's 4500; default 500, if small 20")
     args = flags.parse_args()
-    steps = 20 if args.small else args.steps
+    steps = args.steps or (20 if args.small else 500)
     with tempfile.TemporaryDirectory() as compiled:
         found = peers(steps, compiled, small=args.small)
         measured = measure(found, rounds=args.rounds, turn_s=args.turn_s, device=args.device)

@@ -33,12 +33,12 @@ def main() -> None:
     """Writes `results/sample_<device>.json`."""
     flags = parser(__doc__)
     flags.add_argument("--cells", nargs="+", default=["gru", "lstm"], choices=("gru", "lstm"))
-    flags.add_argument("--chars", type=int, default=1024, help="characters per text and call")
+    flags.add_argument("--chars", type=int, help="per text and call; default 1024, if small 64")
     args = flags.parse_args()
     for cell in args.cells:
         shape = make_shape(small=args.small, cell=cell)
         for streams in STREAMS:
-            found = peers(shape, streams, 64 if args.small else args.chars)
+            found = peers(shape, streams, args.chars or (64 if args.small else 1024))
             fields = {"shape": dataclasses.asdict(shape)}
             group = f"{cell} {streams}"
             measure_group("sample", group, found, args, OURS, streams=streams, **fields)

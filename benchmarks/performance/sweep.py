@@ -21,6 +21,7 @@ from benchmarks.performance.train_step import OURS, ours, peers
 from benchmarks.workload import Shape, make_shape
 from charjax.train.intervals import STEPS_PER_DISPATCH
 
+CELLS = ("gru", "lstm")
 HIDDEN = (128, 256, 512, 1024, 2048)
 _CHANGES = {"batch": (16, 256), "length": (25, 400), "layers": (2, 3)}
 VARIANTS = [{name: size} for name, sizes in _CHANGES.items() for size in sizes]
@@ -33,10 +34,10 @@ _MATMUL = {"cpu": 2048, "gpu": 8192}
 
 def points(*, small: bool, quick: bool, device: str) -> list[tuple[Shape, str]]:
     """The shapes and dtypes: hidden size for both cells, the rest around the reference."""
-    cells, dtype_of_variants = ("gru", "lstm"), "bfloat16" if device == "gpu" else "float32"
+    dtype_of_variants = "bfloat16" if device == "gpu" else "float32"
     found = [
         (make_shape(small=small, cell=cell, hidden=hidden), dtype)
-        for cell in cells
+        for cell in CELLS
         for dtype in ("float32", "bfloat16")
         for hidden in (HIDDEN[:1] if small else HIDDEN)
         if (device, dtype) != ("gpu", "float32")
@@ -74,7 +75,7 @@ def measure_point(shape: Shape, dtype: str, args: Any) -> dict[str, Any]:
 
 def over_torch(args: Any) -> None:
     """Writes `results/sweep_small_<device>.json`: both dtypes beside torch in float32."""
-    for cell, hidden in itertools.product(args.cells, args.hidden):
+    for cell, hidden in itertools.product(args.cells or CELLS, args.hidden or SMALL_HIDDEN):
         fields = {} if args.small else QUICKSTART | {"hidden": hidden}
         shape = make_shape(small=args.small, cell=cell, **fields)
         found = peers(shape, device=args.device, keras_python="", dispatch=_DISPATCH)
@@ -86,13 +87,16 @@ def over_torch(args: Any) -> None:
 def main() -> None:
     """Writes `results/sweep_<device>.json`."""
     flags = parser(__doc__)
-    flags.add_argument("--quick", action="store_true", help="fewer points; takes some minutes")
-    flags.add_argument("--over_torch", action="store_true", help="small layers in turn with torch")
-    flags.add_argument("--cells", nargs="+", default=["gru", "lstm"], choices=("gru", "lstm"))
-    flags.add_argument("--hidden", nargs="+", type=int, default=SMALL_HIDDEN)
+    what = flags.add_mutually_exclusive_group()
+    what.add_argument("--quick", action="store_true", help="fewer points; takes some minutes")
+    what.add_argument("--over_torch", action="store_true", help="small layers in turn with torch")
+    flags.add_argument("--cells", nargs="+", choices=CELLS, help="with --over_torch; default both")
+    flags.add_argument("--hidden", nargs="+", type=int, help="with --over_torch; default 64 to 512")
     args = flags.parse_args()
     if args.over_torch:
         return over_torch(args)
+    if args.cells or args.hidden:
+        flags.error("--cells and --hidden are read with --over_torch alone")
     found = []
     for shape, dtype in points(small=args.small, quick=args.quick, device=args.device):
         point = measure_point(shape, dtype, args)
