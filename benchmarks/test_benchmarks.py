@@ -231,10 +231,10 @@ def test_only_the_training_of_a_tutorial_takes_flags_for_launch_py(capsys):
 def test_the_loss_of_an_epoch_is_the_mean_of_its_steps():
     losses = [4.0, 3.0, 2.0, 2.0, 1.0, 1.0]  # three steps an epoch, records at 2, 3, 6
     records = [
-        {"step": step, "train_loss": sum(losses[a:step]) / (step - a), "steps_per_second": 2.0}
+        {"step": step, "train_loss": sum(losses[a:step]) / (step - a), "chars_per_second": 20.0}
         for a, step in ((0, 2), (2, 3), (3, 6))
     ]
-    rows = epochs(records, steps_per_epoch=3)
+    rows = epochs(records, steps_per_epoch=3, chars_per_step=10)
     assert [row["train_loss"] for row in rows] == pytest.approx([3.0, 4 / 3])
     assert [row["seconds"] for row in rows] == [1.5, 1.5]
 

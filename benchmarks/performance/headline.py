@@ -13,11 +13,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from benchmarks import result_files
 from benchmarks.common import ROOT
+from charjax.train.metrics import read_metrics
+from charjax.workdir import Workdir
 
 NO_OTHER_TEXT = "--config.data.offline="  # no substitute text: its figures would look the same
 PROMPTS = {"shakespeare": "ROMEO:", "quickstart": "The "}
@@ -36,14 +39,24 @@ def answer(*command: str, python: str = sys.executable) -> Any:
     return json.loads(run(*command, python=python).splitlines()[-1])
 
 
+def launch(config: str, workdir: Path, *flags: str) -> tuple[Any, list[dict[str, Any]]]:
+    """Trains, or resumes the run in `workdir`; returns its run.json and its metrics' records."""
+    run("launch.py", f"--config={config}", f"--workdir={workdir}", *flags)
+    files = Workdir(workdir)
+    return json.loads(files.run_json.read_text(encoding="utf-8")), read_metrics(files.metrics)
+
+
+def best(records: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
+    """The record with the lowest validation loss; None without validation."""
+    validated = (record for record in records if "val_loss" in record)
+    return min(validated, key=lambda record: record["val_loss"], default=None)
+
+
 def train(name: str, workdir: Path, *flags: str) -> dict[str, Any]:
     """Trains a shipped config, with more flags; returns its times and losses."""
     started = time.monotonic()
-    run("launch.py", f"--config={name}", f"--workdir={workdir}", *flags)
+    saved, records = launch(name, workdir, *flags)
     wall_s = time.monotonic() - started
-    lines = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    records = [json.loads(line) for line in lines]
-    saved = json.loads((workdir / "run.json").read_text(encoding="utf-8"))
     speeds = sorted(r["chars_per_second"] for r in records)
     return {
         "config": f"configs/{name}.py",
@@ -54,7 +67,7 @@ def train(name: str, workdir: Path, *flags: str) -> dict[str, Any]:
         "training_s": records[-1]["time_s"],
         "steps": records[-1]["step"],
         "chars_per_second": speeds[len(speeds) // 2],
-        "best": min((r for r in records if "val_loss" in r), key=lambda r: r["val_loss"]),
+        "best": best(records),
         "last": records[-1],
     }
 

@@ -12,7 +12,6 @@ environments, KERAS_PYTHON and TORCH_PYTHON name the interpreters. `page` writes
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 import tempfile
@@ -21,67 +20,59 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import result_files
-from benchmarks.performance.headline import answer, run
+from benchmarks.performance.headline import answer, best, launch, run
 from benchmarks.tutorials import page, timing
 from benchmarks.tutorials.published import TUTORIALS
 
-_SAMPLE_CHARS = 300
 _JUDGED_CHARS = 20_000  # sampled at temperature 1 to count real words
+CONFIGS = "configs/tutorials"
 _WORD = re.compile(r"[A-Za-z']+")
 
 
-def epochs(records: Sequence[dict[str, Any]], steps_per_epoch: int) -> list[dict[str, Any]]:
+def epochs(
+    records: Sequence[dict[str, Any]], steps_per_epoch: int, chars_per_step: float
+) -> list[dict[str, Any]]:
     """Metrics by epoch: mean training loss, seconds of training steps, validation loss."""
     rows: list[dict[str, Any]] = []
     before, loss_sum, seconds = 0, 0.0, 0.0
     for record in records:
         steps, before = record["step"] - before, record["step"]
         loss_sum += record["train_loss"] * steps
-        seconds += steps / record["steps_per_second"]
+        seconds += steps * chars_per_step / record["chars_per_second"]
         if record["step"] % steps_per_epoch == 0:
             row = {"epoch": len(rows) + 1, "train_loss": loss_sum / steps_per_epoch}
-            row |= {"seconds": round(seconds, 2)}
-            row |= {key: record[key] for key in ("val_loss",) if key in record}
-            rows.append(row)
+            val_loss = {"val_loss": record["val_loss"]} if "val_loss" in record else {}
+            rows.append(row | {"seconds": round(seconds, 2)} | val_loss)
             loss_sum = seconds = 0.0
     return rows
 
 
-def info_of(name: str, variant: str, *overrides: str) -> Any:
+def info_of(config: str, *overrides: str) -> Any:
     """The output of `charjax info` for a config."""
-    config = f"--config=configs/tutorials/{name}.py" + (f":{variant}" if variant else "")
-    return answer("-m", "charjax", "info", config, *overrides)
+    return answer("-m", "charjax", "info", f"--config={config}", *overrides)
 
 
 def train(name: str, variant: str, workdir: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """Trains, or resumes the run in `workdir`, and returns its figures."""
-    config = f"--config=configs/tutorials/{name}.py" + (f":{variant}" if variant else "")
-    run("launch.py", config, f"--workdir={workdir}", *overrides)
-    info = info_of(name, variant, *overrides)
-    lines = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    record = json.loads((workdir / "run.json").read_text(encoding="utf-8"))
-    records = [json.loads(line) for line in lines]
-    chars = _chars_per_step(record["config"]["data"], info)
-    for metrics in records:
-        metrics["steps_per_second"] = metrics["chars_per_second"] / chars
-    validated = [r for r in records if "val_loss" in r]
-    best = min(validated, key=lambda r: r["val_loss"]) if validated else None
-    written = _sample(record["config"]["sample"], workdir, 1.0, _JUDGED_CHARS)
-    texts = {
-        f"{t:g}": _sample(record["config"]["sample"], workdir, t)
-        for t in record["config"]["sample"]["temperatures"]
-    }
+    config = f"{CONFIGS}/{name}.py" + (f":{variant}" if variant else "")
+    saved, records = launch(config, workdir, *overrides)
+    info, record, sample = info_of(config, *overrides), best(records), saved["config"]["sample"]
+    written = _sample(sample["prompt"], workdir, 1.0, _JUDGED_CHARS)
     return {
-        "config": config.removeprefix("--config="),
+        "config": config,
         "overrides": list(overrides),
-        "run": record["config"],
+        "run": saved["config"],
         "info": info,
-        "notice": record["corpus"]["notice"],
+        "notice": saved["corpus"]["notice"],
         "steps": records[-1]["step"],
-        "epochs": epochs(records, info["steps_per_epoch"]),
-        "best": best and {"step": best["step"], "val_loss": best["val_loss"]},
+        "epochs": epochs(
+            records, info["steps_per_epoch"], _chars_per_step(saved["config"]["data"], info)
+        ),
+        "best": record and {key: record[key] for key in ("step", "val_loss")},
         "real_words": real_words(written, "\n".join(timing.documents(name))),
-        "samples": texts,
+        "samples": {
+            f"{t:g}": _sample(sample["prompt"], workdir, t) for t in sample["temperatures"]
+        },
     }
 
 
@@ -99,10 +90,8 @@ def real_words(written: str, text: str) -> float:
     return sum(word in known for word in words) / max(len(words), 1)
 
 
-def _sample(
-    sample: dict[str, Any], workdir: Path, temperature: float, num_chars: int = _SAMPLE_CHARS
-) -> str:
-    flags = (f"--workdir={workdir}", f"--prompt={sample['prompt']}", f"--temperature={temperature}")
+def _sample(prompt: str, workdir: Path, temperature: float, num_chars: int = 300) -> str:
+    flags = (f"--workdir={workdir}", f"--prompt={prompt}", f"--temperature={temperature}")
     return run("-m", "charjax", "sample", *flags, f"--num_chars={num_chars}", "--seed=1")
 
 
@@ -131,7 +120,7 @@ def main() -> None:
     """Runs one command."""
     args, overrides = arguments(sys.argv[1:])
     if args.command == "counts":
-        infos = {name: info_of(name, "") for name in TUTORIALS}
+        infos = {name: info_of(f"{CONFIGS}/{name}.py") for name in TUTORIALS}
         print(result_files.write("tutorial_counts", {"tutorials": infos}))
     elif args.command == "page":
         print(page.write())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import runpy
 import statistics
 import sys
 import tempfile
@@ -93,11 +92,10 @@ def time_ours(name: str, seconds: float) -> dict[str, Any]:
 
 def prepared(name: str) -> tuple[Any, Any]:
     """The plain config of a tutorial, and its text."""
-    from charjax.config import from_config_dict
+    from charjax.cli.config_flags import load_config
     from charjax.data.dataset import load_dataset
 
-    file = runpy.run_path(str(ROOT / "configs" / "tutorials" / f"{name}.py"))
-    config = from_config_dict(file["get_config"]())
+    _, config = load_config([f"--config={ROOT}/configs/tutorials/{name}.py"])
     return config, load_dataset(config)
 
 
