@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class Peer:
     Attributes:
       name: its name in the tables.
       task: `module:function` that returns its `benchmarks.worker.Task`.
-      arguments: keyword arguments of that function.
+      arguments: keyword arguments of that function; a dataclass is passed as its fields.
       python: the interpreter to run it with.
       env: variables added to its environment.
     """
@@ -55,8 +55,9 @@ class Worker:
     def __init__(self, peer: Peer, device: str) -> None:
         self.peer = peer
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
+        arguments = json.dumps(dict(peer.arguments), default=asdict)
         self._process = subprocess.Popen(
-            [peer.python, "-m", "benchmarks.worker", peer.task, json.dumps(dict(peer.arguments))],
+            [peer.python, "-m", "benchmarks.worker", peer.task, arguments],
             cwd=ROOT,
             env=_environment(device) | dict(peer.env),
             stdin=subprocess.PIPE,
@@ -247,7 +248,7 @@ def finish(name: str, args: argparse.Namespace, results: Mapping[str, Any]) -> N
     if args.out or not args.small:
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f"{path.name}.tmp")  # a killed process leaves the old file
-        unfinished.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        unfinished.write_text(json.dumps(result, indent=1, default=asdict) + "\n", encoding="utf-8")
         unfinished.replace(path)
         progress(f"wrote {path}")
 

@@ -138,10 +138,9 @@ def test_a_row_says_whether_its_goal_is_reached():
 
 
 def test_every_goal_names_peers_that_its_benchmark_measures():
-    where = {"device": "gpu", "keras_python": "python", "dispatch": 1}
-    names = {
-        p.name for cell in ("gru", "lstm") for p in train_step.peers(Shape(cell=cell), **where)
-    }
+    where = {"device": "gpu", "keras_python": "python"}
+    shapes = [Shape(cell=cell) for cell in ("gru", "lstm")]
+    names = {p.name for shape in shapes for p in train_step.peers(shape, **where)}
     names |= {p.name for p in sample.peers(Shape(), 1, 1)}
     names |= {p.name for p in end_to_end.peers(1, "", small=True)} | {goals.TRAINING}
     for goal in (*goals.CPU, *goals.GPU):

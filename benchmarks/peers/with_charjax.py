@@ -17,6 +17,7 @@ from charjax.inference.sampling import Sampling
 from charjax.model.network import init_params
 from charjax.runtime.keys import Stream, stream_key
 from charjax.train.backends import make_backend
+from charjax.train.intervals import STEPS_PER_DISPATCH
 from charjax.train.optimizer import make_optimizer
 from charjax.train.step import init_state
 
@@ -28,8 +29,8 @@ def model_config(shape: Shape, **fields: Any) -> ModelConfig:
     )
 
 
-def train_step(shape: dict[str, Any], dtype: str, recurrence: str, dispatch: int) -> Task:
-    """One dispatch of the training loop per unit: `dispatch` steps, state donated."""
+def train_step(shape: dict[str, Any], dtype: str, recurrence: str) -> Task:
+    """One dispatch of the training loop per unit: `STEPS_PER_DISPATCH` steps, state donated."""
     wanted = Shape(**shape)
     config = Config(
         data=DataConfig(batch_size=wanted.batch, seq_len=wanted.length),
@@ -37,7 +38,7 @@ def train_step(shape: dict[str, Any], dtype: str, recurrence: str, dispatch: int
         optim=OptimConfig(name="adam", learning_rate=1e-3, clip_norm=1.0),
         train=TrainConfig(max_steps=1),
     )
-    inputs, targets = batch(wanted, dispatch)
+    inputs, targets = batch(wanted, STEPS_PER_DISPATCH)
     mask, reset = np.ones(inputs.shape, bool), np.zeros(inputs.shape[:2], bool)
     return step_task(config, wanted.vocab, Batch(inputs, targets, mask, reset))
 

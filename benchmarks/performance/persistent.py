@@ -90,7 +90,7 @@ def times(params: Fields) -> Fields:
             for part, run in (("forward", forward), ("with_gradient", value_and_grads(layer)))
         }
         if params["batch_tiles"] == 1:
-            task = train_step(params["shape"], "bfloat16", name, STEPS_PER_DISPATCH)
+            task = train_step(params["shape"], "bfloat16", name)
             dispatch_ms = 1e3 * seconds(partial(task.run, 1), rounds, calls=1)
             found[name]["train_step_ms"] = dispatch_ms / STEPS_PER_DISPATCH
     return found

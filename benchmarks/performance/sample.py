@@ -5,25 +5,22 @@ python -m benchmarks.performance.sample
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from benchmarks.common import Peer, measure_group, parser
+from benchmarks.performance.goals import BF16, F32, INT8
 from benchmarks.workload import Shape, make_shape
 
-OURS = ("charjax float32", "charjax bfloat16", "charjax int8")
+OURS = (F32, BF16, INT8)
 STREAMS = (1, 64)
 
 
 def peers(shape: Shape, streams: int, chars: int) -> list[Peer]:
     """The sampler and the two loops that people write."""
-    where: dict[str, Any] = {"shape": dataclasses.asdict(shape), "streams": streams, "chars": chars}
+    where: dict[str, Any] = {"shape": shape, "streams": streams, "chars": chars}
     ours = "benchmarks.peers.with_charjax:sampler"
     return [
-        *(
-            Peer(f"charjax {dtype}", ours, where | {"dtype": dtype})
-            for dtype in ("float32", "bfloat16", "int8")
-        ),
+        *(Peer(name, ours, where | {"dtype": name.removeprefix("charjax ")}) for name in OURS),
         Peer("torch eager", "benchmarks.peers.with_torch:sample", where),
         Peer("plain scan", "benchmarks.peers.with_flax:sample", where),
     ]
@@ -39,9 +36,8 @@ def main() -> None:
         shape = make_shape(small=args.small, cell=cell)
         for streams in STREAMS:
             found = peers(shape, streams, args.chars or (64 if args.small else 1024))
-            fields = {"shape": dataclasses.asdict(shape)}
-            group = f"{cell} {streams}"
-            measure_group("sample", group, found, args, OURS, streams=streams, **fields)
+            group, fields = f"{cell} {streams}", {"streams": streams, "shape": shape}
+            measure_group("sample", group, found, args, OURS, **fields)
 
 
 if __name__ == "__main__":

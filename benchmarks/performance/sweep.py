@@ -10,7 +10,6 @@ Each of these is a group of its file, so that a run that was cut off goes on wit
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import statistics
 from typing import Any
@@ -28,7 +27,6 @@ VARIANTS = [{name: size} for name, sizes in _CHANGES.items() for size in sizes]
 PEAK = "peak"
 # Hidden sizes of --over_torch, and the shape of configs/quickstart.py.
 SMALL_HIDDEN, QUICKSTART = (64, 128, 256, 512), {"embed": 64, "batch": 32, "length": 64}
-_DISPATCH = STEPS_PER_DISPATCH
 _MATMUL = {"cpu": 2048, "gpu": 8192}
 
 
@@ -54,18 +52,18 @@ def measure_point(shape: Shape, dtype: str, args: Any) -> dict[str, Any]:
     """One point: time, peak memory, and the fraction of the large matmul's FLOP/s."""
     size = 256 if args.small else _MATMUL[args.device]
     peak = Peer(PEAK, "benchmarks.peers.with_charjax:matmul", {"size": size, "dtype": dtype})
-    step = ours(shape, dtype=dtype, dispatch=_DISPATCH)
+    step = ours(shape, dtype)
     measured = measure([peak, step], rounds=args.rounds, turn_s=args.turn_s, device=args.device)
     found = measured.to_json()
     if found["skipped"]:
         raise SystemExit(f"{shape}: {found['skipped']}")
     # The matmul counts operations as its `chars`, so `ratio` divides FLOP/s by FLOP/s.
     figure = found["peers"][step.name]
-    rates = ratio(figure | {"chars": _DISPATCH * shape.flops}, found["peers"][PEAK])
+    rates = ratio(figure | {"chars": STEPS_PER_DISPATCH * shape.flops}, found["peers"][PEAK])
     return {
-        "shape": dataclasses.asdict(shape),
+        "shape": shape,
         "dtype": dtype,
-        "step_s": statistics.median(figure["seconds"]) / _DISPATCH,
+        "step_s": statistics.median(figure["seconds"]) / STEPS_PER_DISPATCH,
         "chars_per_second": figure["chars_per_second"],
         "peak_bytes": figure["peak_bytes"],
         "peak_flops_per_second": found["peers"][PEAK]["chars_per_second"],
@@ -78,10 +76,9 @@ def over_torch(args: Any) -> None:
     for cell, hidden in itertools.product(args.cells or CELLS, args.hidden or SMALL_HIDDEN):
         fields = {} if args.small else QUICKSTART | {"hidden": hidden}
         shape = make_shape(small=args.small, cell=cell, **fields)
-        found = peers(shape, device=args.device, keras_python="", dispatch=_DISPATCH)
-        found = [peer for peer in found if peer.name in (*OURS, TORCH)]
-        fields = {"shape": dataclasses.asdict(shape)}
-        measure_group("sweep_small", f"{cell} {hidden}", found, args, OURS, **fields)
+        every = peers(shape, device=args.device, keras_python="")
+        found = [peer for peer in every if peer.name in (*OURS, TORCH)]
+        measure_group("sweep_small", f"{cell} {hidden}", found, args, OURS, shape=shape)
 
 
 def main() -> None:

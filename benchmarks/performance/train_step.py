@@ -13,13 +13,12 @@ import sys
 
 from benchmarks.common import Peer, measure_group, parser
 from benchmarks.workload import Shape, make_shape
-from charjax.train.intervals import STEPS_PER_DISPATCH
 
 OURS = ("charjax float32", "charjax bfloat16")
 KERAS_BACKENDS = ("jax", "torch", "tensorflow")
 
 
-def peers(shape: Shape, *, device: str, keras_python: str, dispatch: int) -> list[Peer]:
+def peers(shape: Shape, *, device: str, keras_python: str) -> list[Peer]:
     """The training step of charjax and of all others, at one shape."""
     half = ("bfloat16", "float16") if device == "gpu" else ("bfloat16",)
     slower = (
@@ -28,7 +27,7 @@ def peers(shape: Shape, *, device: str, keras_python: str, dispatch: int) -> lis
     flax_cells = {"gru": ("gru",), "lstm": ("lstm", "optimized_lstm")}[shape.cell]
 
     def other(name: str, library: str, **arguments: str) -> Peer:
-        where = {"shape": dataclasses.asdict(shape)} | arguments
+        where = {"shape": shape} | arguments
         return Peer(name, f"benchmarks.peers.with_{library}:train_step", where)
 
     def keras(backend: str, dtype: str) -> Peer:
@@ -38,21 +37,20 @@ def peers(shape: Shape, *, device: str, keras_python: str, dispatch: int) -> lis
 
     dtypes, backends = ("float32", *half), KERAS_BACKENDS if keras_python else ()
     return [
-        *(ours(shape, dtype=dtype, dispatch=dispatch) for dtype in ("float32", "bfloat16")),
-        *(ours(shape, dtype=dtype, dispatch=dispatch, recurrence=name) for name, dtype in slower),
+        *(ours(shape, dtype) for dtype in ("float32", "bfloat16")),
+        *(ours(shape, dtype, recurrence) for recurrence, dtype in slower),
         *(other(f"torch {dtype}", "torch", dtype=dtype) for dtype in dtypes),
         *(other(f"flax {cell}", "flax", cell=cell) for cell in flax_cells),
         *itertools.starmap(keras, itertools.product(backends, dtypes)),
     ]
 
 
-def ours(shape: Shape, *, dtype: str, dispatch: int, recurrence: str = "fast") -> Peer:
+def ours(shape: Shape, dtype: str, recurrence: str = "fast") -> Peer:
     """The training step of charjax."""
     return Peer(
-        f"charjax {dtype}" if recurrence == "fast" else f"charjax {recurrence}",
+        f"charjax {dtype if recurrence == 'fast' else recurrence}",
         "benchmarks.peers.with_charjax:train_step",
-        {"shape": dataclasses.asdict(shape), "dtype": dtype}
-        | {"recurrence": recurrence, "dispatch": dispatch},
+        {"shape": shape, "dtype": dtype, "recurrence": recurrence},
     )
 
 
@@ -72,9 +70,8 @@ def main() -> None:
     for cell in args.cells:
         shape = make_shape(small=args.small, cell=cell, **changed)
         group = " ".join((cell, *(f"{name} {n}" for name, n in changed.items())))
-        where = {"device": args.device, "keras_python": args.keras_python}
-        found = peers(shape, **where, dispatch=STEPS_PER_DISPATCH)
-        measure_group("train_step", group, found, args, OURS, shape=dataclasses.asdict(shape))
+        found = peers(shape, device=args.device, keras_python=args.keras_python)
+        measure_group("train_step", group, found, args, OURS, shape=shape)
 
 
 if __name__ == "__main__":
