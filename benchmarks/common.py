@@ -133,22 +133,9 @@ class Measurement:
         return {"chars_per_second": self.chars / statistics.median(self.seconds)} | vars(self)
 
 
-@dataclass(frozen=True)
-class Measurements:
-    """The measurements of several peers, and why others were skipped."""
-
-    figures: dict[str, Measurement]
-    skipped: dict[str, str]
-
-    def to_json(self) -> dict[str, Any]:
-        """The object that goes into a result file."""
-        return {
-            "peers": {name: figure.to_json() for name, figure in self.figures.items()},
-            "skipped": self.skipped,
-        }
-
-
-def measure(peers: Sequence[Peer], *, rounds: int, turn_s: float, device: str) -> Measurements:
+def measure(
+    peers: Sequence[Peer], *, rounds: int, turn_s: float, device: str
+) -> dict[str, dict[str, Any]]:
     """Measures peers in turn.
 
     All start, compile and warm up at once. Then they run one at a time, in an order that
@@ -159,6 +146,9 @@ def measure(peers: Sequence[Peer], *, rounds: int, turn_s: float, device: str) -
       rounds: number of turns of each peer.
       turn_s: about how many seconds a turn takes; the work is repeated for that long.
       device: cpu or gpu.
+
+    Returns:
+      `peers`: the figures of each peer, see `Measurement`; `skipped`: why others have none.
 
     Raises:
       SystemExit: no peer can be measured here.
@@ -187,7 +177,8 @@ def measure(peers: Sequence[Peer], *, rounds: int, turn_s: float, device: str) -
                 time.sleep(_PAUSE_S)
                 _add_round(figures[workers[at].peer.name], units[at], workers[at].run(units[at]))
             progress(f"round {turn + 1} of {rounds}")
-    return Measurements(figures, skipped)
+    found = {name: figure.to_json() for name, figure in figures.items()}
+    return {"peers": found, "skipped": skipped}
 
 
 def _add_round(figure: Measurement, units: int, answer: Mapping[str, Any]) -> None:
@@ -259,21 +250,20 @@ def measure_group(
     """Measures peers as the flags say, shows them, and writes them as a group with more fields."""
     measured = measure(peers, rounds=args.rounds, turn_s=args.turn_s, device=args.device)
     show(group, measured, ours)
-    finish(benchmark, args, {group: measured.to_json() | more})
+    finish(benchmark, args, {group: measured | more})
     check(measured, ours)
 
 
-def check(measured: Measurements, ours: Iterable[str]) -> None:
+def check(measured: Mapping[str, Any], ours: Iterable[str]) -> None:
     """Ends the process with an error if one of `ours` was skipped."""
-    if skipped := [
-        f"{name}: {measured.skipped[name]}" for name in ours if name in measured.skipped
-    ]:
+    reasons = measured["skipped"]
+    if skipped := [f"{name}: {reasons[name]}" for name in ours if name in reasons]:
         sys.exit("; ".join(skipped))
 
 
-def show(title: str, measured: Measurements, ours: Sequence[str]) -> None:
+def show(title: str, measured: Mapping[str, Any], ours: Sequence[str]) -> None:
     """Prints every peer's speed, and how many times as fast each of `ours` is."""
-    peers = measured.to_json()["peers"]
+    peers = measured["peers"]
     progress(f"\n{title}")
     for name, figure in peers.items():
         ratios = "".join(

@@ -9,10 +9,9 @@ import pytest
 from benchmarks import gpu, result_files, tables
 from benchmarks.common import Peer, measure, ratio
 from benchmarks.performance import end_to_end, goals, page, readme, sample, sweep, train_step
-from benchmarks.quality.__main__ import arguments as quality_arguments
+from benchmarks.quality import __main__ as quality
+from benchmarks.tutorials import __main__ as tutorials
 from benchmarks.tutorials import page as tutorials_page
-from benchmarks.tutorials.__main__ import arguments as tutorials_arguments
-from benchmarks.tutorials.__main__ import epochs
 from benchmarks.worker import Task
 from benchmarks.workload import Shape
 
@@ -51,7 +50,7 @@ def test_peers_take_turns_and_the_faster_one_wins():
         peer("lacking", "lacking"),
         peer("broken", "broken"),
     ]
-    measured = measure(peers, rounds=3, turn_s=0.02, device="cpu").to_json()
+    measured = measure(peers, rounds=3, turn_s=0.02, device="cpu")
     slow, fast = (measured["peers"][name] for name in ("slow", "fast"))
     assert [len(figure["seconds"]) for figure in (slow, fast)] == [3, 3]
     assert fast["notes"][0]["units"] > 1  # repeated until the turn is long enough
@@ -68,29 +67,11 @@ def test_a_ratio_is_the_median_of_the_rounds():
     assert ratio(ours, theirs) == 1.0  # of 1, 0.5 and 4: half the characters a unit
 
 
-def result(machine: str, **seconds: list[float]) -> dict:
-    figures = {
-        name: {
-            "chars": 10,
-            "chars_per_second": 0.0,
-            "seconds": turns,
-            "cpu_seconds": turns,
-            "notes": [{}] * len(turns),
-            "peak_bytes": len(turns),
-        }
-        for name, turns in seconds.items()
-    }
-    head = {"machine": machine, "python": "3", "versions": {}, "benchmark": "steps"}
-    return head | {"device": "cpu", "small": False, "groups": {"gru": {"peers": figures}}}
-
-
 def test_what_was_not_measured_again_stays_if_machine_and_versions_are_the_same():
-    new = result("a", our=[1.0])
-    old = result("a", our=[5.0])
-    old["groups"]["lstm"] = old["groups"]["gru"]
-    groups = result_files.keep_other_groups(old, new)["groups"]
-    assert groups["gru"] == new["groups"]["gru"]
-    assert groups["lstm"] == old["groups"]["lstm"]
+    new = dict.fromkeys(("python", "versions", "benchmark", "device", "small"), "same")
+    new |= {"machine": "a", "groups": {"gru": 1}}
+    old = new | {"groups": {"gru": 5, "lstm": 5}}
+    assert result_files.keep_other_groups(old, new) == new | {"groups": {"gru": 1, "lstm": 5}}
     assert result_files.keep_other_groups(old | {"machine": "b"}, new) == new
 
 
@@ -175,18 +156,26 @@ def test_parts_that_no_time_is_left_for_are_named(tmp_path):
     assert gpu.run_all([WRITES], tmp_path, seconds=0, flags=()) == {"writes": "no time left"}
 
 
+FLAG = "--config.train.max_epochs=3"
+
+
 @pytest.mark.parametrize(
-    ("benchmark", "flags", "refused"),
+    ("module", "flags", "refused"),
     [
+        (quality, "recipe --workdir=w --only gru", "unrecognized arguments: --only gru"),
+        (quality, "arms --workdir=w --config=x", "unrecognized arguments: --config=x"),
+        (quality, "arms --workdir=w --only no-decay", "invalid choice: 'no-decay'"),
+        (tutorials, f"timing grimm {FLAG}", f"unrecognized arguments: {FLAG}"),
         (sweep, "--cells gru", "--cells and --hidden are read with --over_torch alone"),
         (sweep, "--over_torch --quick", "--quick: not allowed with argument --over_torch"),
         (gpu, "--only=no_such_part", "--only=no_such_part: is in no name of ['sample --cells=gru'"),
     ],
 )
-def test_flags_without_effect_are_refused(benchmark, flags, refused, monkeypatch, capsys):
+def test_flags_without_effect_are_refused(module, flags, refused, monkeypatch, capsys):
+    monkeypatch.setattr("subprocess.Popen", None)  # nothing is measured before the refusal
     monkeypatch.setattr(sys, "argv", ["benchmark", *flags.split()])
     with pytest.raises(SystemExit):
-        benchmark.main()
+        module.main()
     assert refused in capsys.readouterr().err
 
 
@@ -205,35 +194,13 @@ def test_the_gpu_command_runs_on_a_cpu(tmp_path, monkeypatch, capsys):
     assert "ok, without a result: benchmarks.performance.persistent: needs one NVIDIA" in table
 
 
-@pytest.mark.parametrize(
-    ("command", "refused"),
-    [
-        ("recipe --only gru", "unrecognized arguments: --only gru"),
-        ("arms --config=shakespeare", "unrecognized arguments: --config=shakespeare"),
-        ("arms --only no-decay", "invalid choice: 'no-decay'"),
-    ],
-)
-def test_quality_refuses_what_its_command_would_not_read(command, refused, capsys):
-    with pytest.raises(SystemExit):
-        quality_arguments().parse_args([*command.split(), "--workdir=runs"])
-    assert refused in capsys.readouterr().err
-
-
-def test_only_the_training_of_a_tutorial_takes_flags_for_launch_py(capsys):
-    flag = "--config.train.max_epochs=3"
-    assert tutorials_arguments(["train", "grimm", flag])[1] == [flag]
-    with pytest.raises(SystemExit):
-        tutorials_arguments(["timing", "grimm", flag])
-    assert f"unrecognized arguments: {flag}" in capsys.readouterr().err
-
-
 def test_the_loss_of_an_epoch_is_the_mean_of_its_steps():
     losses = [4.0, 3.0, 2.0, 2.0, 1.0, 1.0]  # three steps an epoch, records at 2, 3, 6
     records = [
         {"step": step, "train_loss": sum(losses[a:step]) / (step - a), "chars_per_second": 20.0}
         for a, step in ((0, 2), (2, 3), (3, 6))
     ]
-    rows = epochs(records, steps_per_epoch=3, chars_per_step=10)
+    rows = tutorials.epochs(records, steps_per_epoch=3, chars_per_step=10)
     assert [row["train_loss"] for row in rows] == pytest.approx([3.0, 4 / 3])
     assert [row["seconds"] for row in rows] == [1.5, 1.5]
 

@@ -53,8 +53,7 @@ def measure_point(shape: Shape, dtype: str, args: Any) -> dict[str, Any]:
     size = 256 if args.small else _MATMUL[args.device]
     peak = Peer(PEAK, "benchmarks.peers.with_charjax:matmul", {"size": size, "dtype": dtype})
     step = ours(shape, dtype)
-    measured = measure([peak, step], rounds=args.rounds, turn_s=args.turn_s, device=args.device)
-    found = measured.to_json()
+    found = measure([peak, step], rounds=args.rounds, turn_s=args.turn_s, device=args.device)
     if found["skipped"]:
         raise SystemExit(f"{shape}: {found['skipped']}")
     # The matmul counts operations as its `chars`, so `ratio` divides FLOP/s by FLOP/s.

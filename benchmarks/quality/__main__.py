@@ -118,8 +118,8 @@ def recipe_rows(runs: Runs) -> list[dict[str, Any]]:
     return [*rows, {"seed": "mean"} | {name: mean(one[name] for one in runs) for name in READINGS}]
 
 
-def arguments() -> argparse.ArgumentParser:
-    """The parser: a command for each study, and `recipe`."""
+def _parser() -> argparse.ArgumentParser:
+    """A command for each study, and `recipe`."""
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--workdir", type=Path, required=True, help="where the runs are kept")
     shared.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
@@ -140,7 +140,7 @@ def arguments() -> argparse.ArgumentParser:
 
 def main() -> None:
     """Trains what is asked for, and writes the result after each run."""
-    args = arguments().parse_args()
+    args = _parser().parse_args()
     if args.what in STUDIES:
         name, wanted = args.what, args.only
         rows, train_one = partial(arm_rows, name), partial(train_arm, name)

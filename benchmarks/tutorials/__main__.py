@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -95,8 +94,7 @@ def _sample(prompt: str, workdir: Path, temperature: float, num_chars: int = 300
     return run("-m", "charjax", "sample", *flags, f"--num_chars={num_chars}", "--seed=1")
 
 
-def arguments(given: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The parsed arguments, and the flags of `train` that are for `launch.py`."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -110,15 +108,15 @@ def arguments(given: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     timed.add_argument("--seconds", type=float, default=15.0, help="for each system; default 15")
     commands.add_parser("counts", help="write the output of `charjax info` for the plain configs")
     commands.add_parser("page", help="write docs/tutorials.md")
-    args, overrides = parser.parse_known_args(given)
-    if overrides and args.command != "train":
-        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
-    return args, overrides
+    return parser
 
 
 def main() -> None:
     """Runs one command."""
-    args, overrides = arguments(sys.argv[1:])
+    parser = _parser()
+    args, overrides = parser.parse_known_args()
+    if overrides and args.command != "train":
+        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
     if args.command == "counts":
         infos = {name: info_of(f"{CONFIGS}/{name}.py") for name in TUTORIALS}
         print(result_files.write("tutorial_counts", {"tutorials": infos}))
