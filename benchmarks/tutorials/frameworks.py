@@ -23,9 +23,9 @@ _WARM = 3  # steps before the clock starts
 
 # embedding, cell, units, sequence length, whether the last batch may be partial
 _WINDOWED = {
-    "tf_lstm": (256, "lstm", 1024, 100, False),
-    "tf_gru": (256, "gru", 1024, 100, False),
-    "grimm": (256, "lstm", 512, 50, True),
+    "tf_lstm": (256, "LSTM", 1024, 100, False),
+    "tf_gru": (256, "GRU", 1024, 100, False),
+    "grimm": (256, "LSTM", 512, 50, True),
 }
 
 
@@ -52,29 +52,24 @@ def _keras_windows(name: str, text: str, seconds: float) -> dict[str, Any]:
     import tensorflow as tf
 
     embed, cell, units, length, partial = _WINDOWED[name]
-    characters = sorted(set(text))
-    number = {character: i for i, character in enumerate(characters)}
-    ids = np.array([number[c] for c in text], np.int32)
+    characters, ids = np.unique([*text], return_inverse=True)
     vocab_size = len(characters) + (name == "tf_gru")  # [UNK]
-    if name == "tf_lstm":
-        options = {"stateful": True, "recurrent_initializer": "glorot_uniform"}
-        layer = keras.layers.LSTM(units, return_sequences=True, **options)
-    else:
-        layer = {"lstm": keras.layers.LSTM, "gru": keras.layers.GRU}[cell](
-            units, return_sequences=True
-        )
+    stateful = {"stateful": True, "recurrent_initializer": "glorot_uniform"}
+    options = stateful if name == "tf_lstm" else {}
     model = keras.Sequential(
         [
             keras.Input(batch_shape=(None if partial else 64, None)),
             keras.layers.Embedding(vocab_size, embed),
-            layer,
+            getattr(keras.layers, cell)(units, return_sequences=True, **options),
             keras.layers.Dense(vocab_size),
         ]
     )
     model.compile(
         optimizer="adam", loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     )
-    windows = tf.data.Dataset.from_tensor_slices(ids).batch(length + 1, drop_remainder=True)
+    windows = tf.data.Dataset.from_tensor_slices(ids.astype(np.int32)).batch(
+        length + 1, drop_remainder=True
+    )
     pairs = windows.map(lambda window: (window[:-1], window[1:]))
     dataset = pairs.shuffle(10_000).batch(64, drop_remainder=not partial)
     return _fit(model, (dataset.repeat(),), {"steps_per_epoch": 10**6}, seconds)
@@ -86,9 +81,7 @@ def _keras_sliding(text: str, seconds: float) -> dict[str, Any]:
     import numpy as np
 
     length, stride = 60, 3
-    characters = sorted(set(text))
-    number = {character: i for i, character in enumerate(characters)}
-    ids = np.array([number[c] for c in text], np.int32)
+    characters, ids = np.unique([*text], return_inverse=True)
     starts = np.arange(0, len(text) - length, stride)
     one_hot = np.eye(len(characters), dtype=bool)
     x, y = one_hot[ids[starts[:, None] + np.arange(length)]], one_hot[ids[starts + length]]
@@ -166,9 +159,8 @@ def _torch_documents(documents: list[str], seconds: float) -> dict[str, Any]:
         windows.append(count)
         if len(marks) > _WARM + 3 and marks[-1] - marks[_WARM] > seconds:
             break
-    result = _result(
-        marks, losses, sum(p.numel() for p in parameters), {"torch": torch.__version__}
-    )
+    size = sum(p.numel() for p in parameters)
+    result = _result(marks, losses, size, {"torch": torch.__version__})
     per_window = (marks[-1] - marks[_WARM]) / sum(windows[_WARM:])
     return result | {"step_s": 128 * per_window}
 
