@@ -4,7 +4,7 @@
 
 For each cell: values and gradients compared with XLA's, of a short sequence first, without and
 with resets, of full and padded batches; where they agree, the time of a layer and of a training
-step. Batches above 64 run in several ways, see `layers`, and have no training step. CTAs that
+step. Batches above 64 run in several ways, see `make_layers`, and have no training step. CTAs that
 deadlock spin for ever: `benchmarks.gpu` runs it under a time limit. Writes
 `results/persistent_gpu.json` after each of them. Ends with one line and a nonzero exit code if a
 check fails, or if there is no Hopper GPU; `--small --device=cpu` needs none, measures nothing.
@@ -37,10 +37,10 @@ _CALLS = 20  # timed calls between two readings of the clock
 _TOLERANCE = 1.5  # allowed error over the error of XLA's loops in bfloat16
 
 Fields = dict[str, Any]
+Layers = dict[str, Callable[..., Any]]
 
 
-@cache
-def layers(cell: str, batch_tiles: int) -> dict[str, Callable[..., Any]]:
+def make_layers(cell: str, batch_tiles: int) -> Layers:
     """The layer in bfloat16 with XLA's loops, and with the kernels; several tiles in many ways."""
     ways: dict[str, Fields] = {"persistent": {}}
     if batch_tiles > 1:
@@ -52,15 +52,15 @@ def layers(cell: str, batch_tiles: int) -> dict[str, Callable[..., Any]]:
     return {"xla": partial(api.run, "xla", cell, "bfloat16")} | found
 
 
-def check(params: Fields) -> Fields:
+def check(shape: Shape, layers: Layers, *, resets: bool = False) -> Fields:
     """Relative errors of values and gradients against float32, beside those of XLA's loops."""
-    operands, cell = layer_operands(params), params["shape"]["cell"]
+    operands = layer_operands(shape, resets=resets)
     with jax.default_matmul_precision("highest"):
-        layer = partial(api.run, "xla", cell, "float32")
+        layer = partial(api.run, "xla", shape.cell, "float32")
         want = jax.device_get(value_and_grads(layer)(operands))
     errors = {
         name: relative_errors(jax.device_get(value_and_grads(layer)(operands)), want)
-        for name, layer in layers(cell, params["batch_tiles"]).items()
+        for name, layer in layers.items()
     }
     wrong = [
         f"{name} {leaf}: error {error:.2g}, xla {errors['xla'][leaf]:.2g}"
@@ -80,25 +80,24 @@ def relative_errors(got: Any, want: Any) -> dict[str, float]:
     }
 
 
-def times(params: Fields) -> Fields:
+def times(shape: Shape, layers: Layers, rounds: int) -> Fields:
     """Milliseconds of a layer, forward and with its gradient, and of a whole training step."""
-    operands, found, rounds = layer_operands(params), {}, params["rounds"]
-    for name, layer in layers(params["shape"]["cell"], params["batch_tiles"]).items():
+    operands, found = layer_operands(shape), {}
+    for name, layer in layers.items():
         forward = jax.jit(lambda operands, layer=layer: layer(operands)[0])
         found[name] = {
             f"{part}_ms": 1e3 * seconds(partial(run, operands), rounds)
             for part, run in (("forward", forward), ("with_gradient", value_and_grads(layer)))
         }
-        if params["batch_tiles"] == 1:
-            task = train_step(params["shape"], "bfloat16", name)
+        if shape.batch == 64:
+            task = train_step(dataclasses.asdict(shape), "bfloat16", name)
             dispatch_ms = 1e3 * seconds(partial(task.run, 1), rounds, calls=1)
             found[name]["train_step_ms"] = dispatch_ms / STEPS_PER_DISPATCH
     return found
 
 
-def layer_operands(params: Fields) -> Any:
-    """Random input gates, weights, carry and resets."""
-    shape = Shape(**params["shape"])
+def layer_operands(shape: Shape, *, resets: bool = False) -> Operands:
+    """Random input gates, weights, carry and, if asked for, resets."""
     cell, hidden = CELLS[shape.cell], shape.hidden
 
     def normal(seed: int, *sizes: int) -> Any:
@@ -108,8 +107,8 @@ def layer_operands(params: Fields) -> Any:
     weights = Weights(normal(1, hidden, cell.gates * hidden) / hidden**0.5, bias)
     carry = tuple(normal(2, cell.states, shape.batch, hidden))
     igates = normal(3, cell.gates * hidden, shape.length, shape.batch)
-    resets = jax.random.bernoulli(jax.random.key(4), 0.1, (shape.length, shape.batch))
-    return Operands(Projected(igates), weights, carry, resets if params.get("resets") else None)
+    drawn = jax.random.bernoulli(jax.random.key(4), 0.1, (shape.length, shape.batch))
+    return Operands(Projected(igates), weights, carry, drawn if resets else None)
 
 
 @cache
@@ -139,19 +138,18 @@ def seconds(work: Callable[[], Any], rounds: int, calls: int = _CALLS) -> float:
 
 def check_and_time(shape: Shape, rounds: int, write: Callable[[Fields], None]) -> list[str]:
     """Checks, then times if they hold; writes what it has after each. Returns what is wrong."""
-    params: Fields = {"shape": dataclasses.asdict(shape), "batch_tiles": shape.batch // 64}
-    found: Fields = {"checks": {}, "shape": params["shape"]}
+    both = make_layers(shape.cell, shape.batch // 64)
+    found: Fields = {"checks": {}, "shape": shape}
     short, padded, long = (3, shape.batch, False), (3, 100, True), (shape.length, 40, True)
     for length, batch, resets in (short, padded, long) if shape.batch == 64 else (padded,):
-        sizes = {"length": length, "batch": batch}
-        result = check(params | {"shape": params["shape"] | sizes, "resets": resets})
+        result = check(dataclasses.replace(shape, length=length, batch=batch), both, resets=resets)
         found["checks"][f"length {length}, batch {batch}, resets {resets}"] = result
         write(found)
         if result["wrong"]:
             return list(result["wrong"])
-    found["check"] = check(params)
+    found["check"] = check(shape, both)
     if not found["check"]["wrong"]:
-        found["times"] = times(params | {"rounds": rounds})
+        found["times"] = times(shape, both, rounds)
         progress(f"{shape.cell}, batch {shape.batch}: {found['times']}")
     write(found)
     return list(found["check"]["wrong"])
