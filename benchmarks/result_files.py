@@ -9,7 +9,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,12 +120,17 @@ def table(name: str) -> str:
     rows = result["rows"]
     keys = list(dict.fromkeys(key for row in rows for key in row))
     columns = [key.replace("_", " ") for key in keys]
-    lines = ["| " + " | ".join(_COLUMNS.get(column, column) for column in columns) + " |"]
-    lines.append("|---" * len(columns) + "|")
-    lines += ["| " + " | ".join(_cell(row.get(key, "")) for key in keys) + " |" for row in rows]
+    header = [_COLUMNS.get(column, column) for column in columns]
+    found = markdown(header, ([_cell(row.get(key, "")) for key in keys] for row in rows))
     source = f"{command(result)}, {result['machine']}, jax {result['versions']['jax']}"
     link = f"[{name}.json](../benchmarks/results/{name}.json)"
-    return "\n".join([*lines, "", f"({source}, {result['date']}: {link}.)", ""])
+    return f"{found}\n\n({source}, {result['date']}: {link}.)\n"
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table of cells."""
+    lines = ["| " + " | ".join(line) + " |" for line in (header, *rows)]
+    return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:]])
 
 
 def _cell(value: Any) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.common import ROOT, progress, ratio
 from benchmarks.performance.goals import BF16, CPU, F32, GPU, SMALL_GOALS, TORCH, Goal
-from benchmarks.result_files import command, read, table
+from benchmarks.result_files import command, markdown, read, table
 
 TEMPLATE = Path(__file__).parent / "template.md"
 PAGE, IMAGES = ROOT / "docs" / "performance.md", ROOT / "docs" / "img"
@@ -88,7 +88,7 @@ def goals_table(results: Results, goals: Sequence[Goal]) -> str:
         if len(goal.theirs) > 1:
             note += f", over {over}"
         rows.append((goal.title, wanted, f"**{shown}**", note))
-    return _table(("", "goal", "measured", ""), rows)
+    return markdown(("", "goal", "measured", ""), rows)
 
 
 def _seconds(figure: float) -> str:
@@ -129,7 +129,7 @@ def _figures(results: Results) -> str:
                 for name, figure in content["peers"].items()
             ]
             header = ("", "characters per second", "peak memory, MiB", "parameters")
-            parts.append(_table(header, rows))
+            parts.append(markdown(header, rows))
             parts += _skipped(content["skipped"])
     return "\n\n".join(parts) or "Not measured yet."
 
@@ -149,7 +149,7 @@ def _sweep(results: Results) -> str:
             continue
         rows = [_sweep_row(point) for point in results["sweep", device]["groups"]["points"]]
         header = ("cell", "dtype", "hidden", "layers", "batch", "length", "step, ms")
-        parts.append(_table((*header, "characters per second", "memory, MiB", "fraction"), rows))
+        parts.append(markdown((*header, "characters per second", "memory, MiB", "fraction"), rows))
         parts.append(f"![fraction of the matmul's FLOP/s](img/sweep_{device}.png)")
     return "\n\n".join(parts)
 
@@ -165,7 +165,7 @@ def _sweep_small(result: Mapping[str, Any]) -> str:
         ratios = [ratio(peers[ours], peers[TORCH]) for ours in (F32, BF16)]
         goals = zip(ratios, (goal_f32, goal_bf16), strict=True)
         rows.append((name, *speeds, *(f"**{found:.2f}** (≥ {goal})" for found, goal in goals)))
-    found = _table(("", TORCH, F32, BF16, "float32 over torch", "bfloat16 over torch"), rows)
+    found = markdown(("", TORCH, F32, BF16, "float32 over torch", "bfloat16 over torch"), rows)
     if not result["groups"]:
         return f"{found}\n\n(`python -m benchmarks.performance.sweep --over_torch`)"
     return f"{found}\n\n({command(result)}: {result['machine']}; {result['date']}.)"
@@ -181,7 +181,7 @@ def _persistent(result: Mapping[str, Any]) -> str:
         shown = (f"{xla:.2f} ms", f"{ours:.2f} ms", f"{xla / ours:.2f}") if xla and ours else ()
         title = f"{cell.upper()}, {part.replace('_', ' ')}"
         rows.append((title, *(shown or ("not measured", "", ""))))
-    table = _table(("", "XLA's loop", "persistent", "times as fast"), rows)
+    table = markdown(("", "XLA's loop", "persistent", "times as fast"), rows)
     if result["groups"]:
         gpu = result["groups"]["gpu"]["device"]
         table += f"\n\n({command(result)}: {gpu}; {result['date']}.)"
@@ -199,11 +199,6 @@ def _sweep_row(point: Mapping[str, Any]) -> tuple[str, ...]:
         f"{point['peak_bytes'] / 2**20:,.0f}",
         f"{point['fraction_of_peak']:.2f}",
     )
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def plot_sweep(points: Iterable[Mapping[str, Any]], path: Path) -> None:

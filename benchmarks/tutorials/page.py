@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import ROOT
-from benchmarks.result_files import command, load, read
+from benchmarks.result_files import command, load, markdown, read
 from benchmarks.tutorials.published import TUTORIALS, Tutorial
 
 PAGE = ROOT / "docs" / "tutorials.md"
@@ -51,14 +51,10 @@ def page() -> str:
 
 
 def _summary(timed: dict[str, Any]) -> str:
-    rows = [
-        "| config | final training loss, theirs | ours | best validation loss, `held_out` "
-        "| `better` | time per epoch, ours / theirs |",
-        "|---|---|---|---|---|---|",
-    ]
+    rows = []
     for name, tutorial in TUTORIALS.items():
         epochs = load(f"tutorial_{name}")["epochs"]
-        cells = [
+        cells = (
             f"[`{name}`](#{name.replace('_', '-')})",
             f"{tutorial.losses[-1]:.4f} ({len(tutorial.losses)})"
             if tutorial.losses
@@ -66,9 +62,17 @@ def _summary(timed: dict[str, Any]) -> str:
             f"{epochs[-1]['train_loss']:.4f} ({len(epochs)})",
             *(_best(load(f"tutorial_{name}_{variant}")) for variant in ("held_out", "better")),
             f"{timed[name]['ratio']:.2f}",
-        ]
-        rows.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*rows, "", "In brackets: the number of epochs.", ""])
+        )
+        rows.append(cells)
+    header = (
+        "config",
+        "final training loss, theirs",
+        "ours",
+        "best validation, held out",
+        "better",
+    )
+    table = markdown((*header, "time per epoch, ours / theirs"), rows)
+    return f"{table}\n\nIn brackets: the number of epochs.\n"
 
 
 def _best(result: dict[str, Any]) -> str:
@@ -77,7 +81,7 @@ def _best(result: dict[str, Any]) -> str:
 
 def _section(name: str, timed: dict[str, Any]) -> str:
     tutorial, plain = TUTORIALS[name], load(f"tutorial_{name}")
-    lines = [f"## {name.replace('_', '-')}", "", f"{tutorial.title}.", "", *_counts(name)]
+    lines = [f"## {name.replace('_', '-')}", "", f"{tutorial.title}.", "", _counts(name)]
     lines += ["", f"Differences in training: {tutorial.differences}", ""]
     lines += [*_losses(name, tutorial, plain), *_variants(name), *_timed(tutorial, timed)]
     lines += ["Theirs:", "", "```text", tutorial.sample, "```", ""]
@@ -87,27 +91,25 @@ def _section(name: str, timed: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _counts(name: str) -> list[str]:
+def _counts(name: str) -> str:
     tutorial, info = TUTORIALS[name], load("tutorial_counts")["tutorials"][name]
-    rows = ["| | theirs | ours |", "|---|---|---|"]
-    for title, theirs, ours in (
-        ("parameters", tutorial.parameters, info["parameters"]),
-        ("vocabulary size", tutorial.vocab_size, info["vocab_size"]),
-        ("windows", tutorial.windows, info["windows"]),
-    ):
-        rows.append(f"| {title} | {f'{theirs:,}' if theirs else 'not printed'} | {ours:,} |")
-    return rows
+    rows = []
+    for field in ("parameters", "vocab_size", "windows"):
+        theirs = getattr(tutorial, field)
+        title = field.replace("vocab_size", "vocabulary size")
+        rows.append((title, f"{theirs:,}" if theirs else "not printed", f"{info[field]:,}"))
+    return markdown(("", "theirs", "ours"), rows)
 
 
 def _losses(name: str, tutorial: Tutorial, plain: dict[str, Any]) -> list[str]:
-    rows = ["| epoch | theirs | ours | difference |", "|---|---|---|---|"]
+    rows = []
     measured = {row["epoch"]: row["train_loss"] for row in plain["epochs"]}
     for epoch in range(1, max(len(tutorial.losses), len(measured)) + 1):
         theirs = tutorial.losses[epoch - 1] if epoch <= len(tutorial.losses) else None
         ours = measured.get(epoch)
         difference = f"{100 * (ours / theirs - 1):+.1f} %" if ours and theirs else ""
         shown = ("" if x is None else f"{x:.4f}" for x in (theirs, ours))
-        rows.append(f"| {epoch} | {' | '.join(shown)} | {difference} |")
+        rows.append((f"{epoch}", *shown, difference))
     notes = [f"Measured by {command(plain)} on {plain['machine']}, {plain['date']}."]
     if plain["run"]["model"]["dtype"] != "float32":
         notes.append(f"Matmuls ran in {plain['run']['model']['dtype']}.")
@@ -115,24 +117,21 @@ def _losses(name: str, tutorial: Tutorial, plain: dict[str, Any]) -> list[str]:
         notes.append(f"Later epochs are not measured: `{_TRAIN} {name}`.")
     if plain["notice"]:
         notes.append(f"{plain['notice']}.")
-    return [*rows, "", " ".join(notes), ""]
+    table = markdown(("epoch", "theirs", "ours", "difference"), rows)
+    return [table, "", " ".join(notes), ""]
 
 
 def _variants(name: str) -> list[str]:
-    rows = [
-        "| variant | best validation loss | at step | steps | real words | overrides |",
-        "|---|---|---|---|---|---|",
-    ]
+    rows = []
     for variant in _VARIANTS:
         if result := read(f"tutorial_{name}_{variant}"):
             best = result["best"]
-            rows.append(
-                f"| `{variant}` | {best['val_loss']:.4f} | {best['step']:,} | "
-                f"{result['steps']:,} | {100 * result['real_words']:.1f} % | "
-                f"{' '.join(result['overrides'])} |"
-            )
+            numbers = f"{best['val_loss']:.4f}", f"{best['step']:,}", f"{result['steps']:,}"
+            words = f"{100 * result['real_words']:.1f} %"
+            rows.append((f"`{variant}`", *numbers, words, " ".join(result["overrides"])))
+    header = ("variant", "best validation loss", "at step", "steps", "real words", "overrides")
     note = "Real words: the fraction of sampled words (temperature 1) that occur in the text."
-    return [*rows, "", note, ""]
+    return [markdown(header, rows), "", note, ""]
 
 
 def _timed(tutorial: Tutorial, timed: dict[str, Any]) -> list[str]:
