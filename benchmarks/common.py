@@ -218,9 +218,7 @@ def _environment(device: str) -> dict[str, str]:
 
 def parser(about: str | None) -> argparse.ArgumentParser:
     """A parser with the flags that all benchmarks have."""
-    flags = argparse.ArgumentParser(
-        description=(about or "").splitlines()[0], formatter_class=argparse.RawTextHelpFormatter
-    )
+    flags = argparse.ArgumentParser(description=(about or "").splitlines()[0])
     flags.add_argument("--device", default="cpu", choices=("cpu", "gpu"))
     flags.add_argument("--rounds", type=int, default=7, help="turns of each peer; default 7")
     flags.add_argument("--turn_s", type=float, default=0.5, help="seconds of a turn, at least")

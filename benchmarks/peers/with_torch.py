@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -40,7 +39,7 @@ def train_step(shape: dict[str, Any], dtype: str) -> Task:
     def run(units: int) -> dict[str, Any]:
         for _ in range(units):
             optimizer.zero_grad(set_to_none=True)
-            with _cast(device, dtype):
+            with torch.autocast(device, getattr(torch, dtype), enabled=dtype != "float32"):
                 logits, _state = model(inputs)
                 loss = loss_fn(logits.reshape(-1, wanted.vocab), targets.reshape(-1))
             scaler.scale(loss).backward()
@@ -76,10 +75,6 @@ def _device() -> str:
     found = torch.cuda.is_available()
     check_gpu("torch", found=found)
     return "cuda" if found else "cpu"
-
-
-def _cast(device: str, dtype: str) -> AbstractContextManager[Any]:
-    return nullcontext() if dtype == "float32" else torch.autocast(device, getattr(torch, dtype))
 
 
 def _device_bytes(device: str) -> Any:

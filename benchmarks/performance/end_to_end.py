@@ -7,8 +7,6 @@ python -m benchmarks.performance.end_to_end --steps=4500 --rounds=1     the whol
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
-from typing import Any
 
 from benchmarks.common import Measurement, Peer, check, finish, measure, parser, show
 from benchmarks.performance.goals import BARE, TRAINING
@@ -41,12 +39,6 @@ def peers(steps: int, compiled: str, *, small: bool) -> list[Peer]:
     ]
 
 
-def training_figures(launched: Mapping[str, Any]) -> dict[str, Any]:
-    """The training speed that launch.py logs, to compare with the bare step."""
-    speeds = [notes["training_chars_per_second"] for notes in launched["notes"]]
-    return Measurement({}, 1, [1 / speed for speed in speeds]).to_json()
-
-
 def main() -> None:
     """Writes `results/end_to_end_<device>.json`."""
     flags = parser(__doc__)
@@ -56,8 +48,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as compiled:
         found = peers(steps, compiled, small=args.small)
         measured = measure(found, rounds=args.rounds, turn_s=args.turn_s, device=args.device)
-    if LAUNCH in measured["peers"]:
-        measured["peers"][TRAINING] = training_figures(measured["peers"][LAUNCH])
+    if LAUNCH in measured["peers"]:  # the training speed that it logs, beside the bare step's
+        notes = measured["peers"][LAUNCH]["notes"]
+        seconds = [1 / note["training_chars_per_second"] for note in notes]
+        measured["peers"][TRAINING] = Measurement({}, 1, seconds).to_json()
     show(f"configs/shakespeare_gru.py, {steps} steps", measured, OURS)
     finish("end_to_end", args, {"shakespeare": measured | {"steps": steps}})
     check(measured, (*OURS, BARE))

@@ -10,7 +10,6 @@ object: `step_s` (the median), `steps`, `losses` (the first three steps'), `para
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import statistics
@@ -27,10 +26,6 @@ _WINDOWED = {
     "tf_gru": (256, "GRU", 1024, 100, False),
     "grimm": (256, "LSTM", 512, 50, True),
 }
-
-
-class _EnoughError(Exception):
-    """Ends a `fit` in the middle of an epoch."""
 
 
 def main(name: str, text_file: str, seconds: str) -> None:
@@ -105,26 +100,18 @@ def _fit(
     import keras
     import tensorflow as tf
 
-    class Clock(keras.callbacks.Callback):  # type: ignore[misc]
-        """Notes when each step ended, and its loss."""
+    marks: list[float] = []
+    losses: list[float] = []
 
-        def __init__(self) -> None:
-            super().__init__()
-            self.marks: list[float] = []
-            self.losses: list[float] = []
+    def note(_batch: int, logs: Any) -> None:
+        losses.append(float(logs["loss"]))
+        marks.append(time.perf_counter())
+        model.stop_training = len(marks) > _WARM + 3 and marks[-1] - marks[_WARM] > seconds
 
-        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-            """Stops once the seconds are over."""
-            self.losses.append(float(logs["loss"]))
-            self.marks.append(time.perf_counter())
-            if len(self.marks) > _WARM + 3 and self.marks[-1] - self.marks[_WARM] > seconds:
-                raise _EnoughError
-
-    clock = Clock()
-    with contextlib.suppress(_EnoughError):
-        model.fit(*data, epochs=10**6, verbose=0, callbacks=[clock], **options)
+    clock = keras.callbacks.LambdaCallback(on_train_batch_end=note)
+    model.fit(*data, epochs=10**6, verbose=0, callbacks=[clock], **options)
     versions = {"keras": keras.__version__, "tensorflow": tf.__version__}
-    return _result(clock.marks, clock.losses, model.count_params(), versions)
+    return _result(marks, losses, model.count_params(), versions)
 
 
 def _torch_documents(documents: list[str], seconds: float) -> dict[str, Any]:
