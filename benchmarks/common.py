@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -58,7 +59,7 @@ class Worker:
         arguments = json.dumps(dict(peer.arguments), default=asdict)
         self._process = subprocess.Popen(
             [peer.python, "-m", "benchmarks.worker", peer.task, arguments],
-            cwd=ROOT,
+            cwd=ROOT,  # the checkout that has this file, not an installed charjax
             env=_environment(device) | dict(peer.env),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -84,15 +85,11 @@ class Worker:
         if "unavailable" in answer:
             raise PeerUnavailableError(answer["unavailable"])
         self.chars = answer["chars"]
-        about: dict[str, Any] = answer["about"]
-        return about
+        return dict(answer["about"])
 
     def run(self, units: int) -> dict[str, Any]:
         """Runs some units of work; see `benchmarks.worker.timed`."""
-        stdin = self._process.stdin
-        assert stdin is not None
-        stdin.write(json.dumps({"units": units}) + "\n")
-        stdin.flush()
+        print(json.dumps({"units": units}), file=self._process.stdin, flush=True)
         return self._read()
 
     def _read(self) -> dict[str, Any]:
@@ -104,8 +101,7 @@ class Worker:
             errors = self._errors.read().strip().splitlines()
             last = errors[-1] if errors else "no message"
             raise PeerUnavailableError(f"its process died ({code}): {last}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        return dict(json.loads(line))
 
 
 @dataclass
@@ -170,12 +166,12 @@ def measure(
             workers.append(worker)
         if not workers:
             sys.exit(f"none of the peers can be measured on this {device}")
-        units = [max(1, round(turn_s / worker.run(1)["seconds"])) for worker in workers]
+        turns = deque((one, max(1, round(turn_s / one.run(1)["seconds"]))) for one in workers)
         for turn in range(rounds):
-            for i in range(len(workers)):
-                at = (i + turn) % len(workers)
+            for worker, units in turns:
                 time.sleep(_PAUSE_S)
-                _add_round(figures[workers[at].peer.name], units[at], workers[at].run(units[at]))
+                _add_round(figures[worker.peer.name], units, worker.run(units))
+            turns.rotate(-1)
             progress(f"round {turn + 1} of {rounds}")
     found = {name: figure.to_json() for name, figure in figures.items()}
     return {"peers": found, "skipped": skipped}
@@ -201,10 +197,7 @@ def ratio(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> float:
 
 
 def _environment(device: str) -> dict[str, str]:
-    # Measure the checkout that has this file, not an installed charjax.
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
     env = os.environ | {
-        "PYTHONPATH": path,
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         "JAX_TRACEBACK_FILTERING": "off",  # so that the last line is the error
         "TF_CPP_MIN_LOG_LEVEL": "2",
@@ -229,8 +222,8 @@ def parser(about: str | None) -> argparse.ArgumentParser:
 
 def finish(name: str, args: argparse.Namespace, results: Mapping[str, Any]) -> None:
     """Writes groups of results to `<name>_<device>.json`, beside those that the file has."""
-    result = record() | {"benchmark": name, "device": args.device, "small": args.small}
-    result["groups"] = results
+    about = {"benchmark": name, "device": args.device, "small": args.small}
+    result = record() | about | {"groups": results}
     path = args.out or RESULTS / f"{name}_{args.device}.json"
     if path.exists():
         result = keep_other_groups(json.loads(path.read_text(encoding="utf-8")), result)

@@ -84,11 +84,11 @@ def _run(command: Sequence[str], log: Path, limit_s: float) -> str:
     """Runs Python with a command, and ends it with all processes that it started."""
     if limit_s <= 0:
         return "no time left"
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    env = {"BENCHMARK_OFFLINE": "python_docs"} | os.environ | {"PYTHONPATH": path}
+    env = {"BENCHMARK_OFFLINE": "python_docs"} | os.environ
     with log.open("a") as lines:
+        output = {"stdout": lines, "stderr": lines}
         process = subprocess.Popen(
-            [sys.executable, *command], env=env, stdout=lines, stderr=lines, start_new_session=True
+            [sys.executable, *command], cwd=ROOT, env=env, start_new_session=True, **output
         )
         try:
             code = process.wait(limit_s)

@@ -10,6 +10,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +50,11 @@ def record() -> dict[str, Any]:
     """
     versions = {}
     for name in _PACKAGES:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     module = getattr(sys.modules["__main__"], "__spec__", None)
     program = ["python", "-m", module.name.removesuffix(".__main__")] if module else sys.argv[:1]
-    places = ("--scratch=", "--workdir=", "--out=", "--keras_python=")
+    places = ("--workdir=", "--out=", "--keras_python=")
     flags = [argument for argument in sys.argv[1:] if not argument.startswith(places)]
     return {
         "machine": f"{_cpu()}, {os.cpu_count()} cores",
@@ -90,8 +89,7 @@ def read(name: str) -> dict[str, Any] | None:
 
 def load(name: str) -> dict[str, Any]:
     """The content of `results/<name>.json`, which must exist."""
-    result: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    return result
+    return dict(json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))
 
 
 def keep_other_groups(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:

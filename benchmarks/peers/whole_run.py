@@ -130,20 +130,18 @@ def _plain_run(config: Config) -> float:
     for i in range(config.train.max_steps):
         batch = text.batches(i)
         key, step_key = jax.random.split(key)
-        params, opt_state, carry, loss = step(
-            params, opt_state, carry, batch.inputs, batch.targets, step_key
-        )
+        data = batch.inputs, batch.targets, step_key
+        params, opt_state, carry, loss = step(params, opt_state, carry, *data)
         if i % config.train.log_every == 0:
             float(loss)
 
     batch_size, length = config.data.batch_size, config.data.seq_len
     val = text.splits.val.ids
     size = (val.size - 1) // batch_size
-    rows = np.stack([val[i * size : (i + 1) * size + 1] for i in range(batch_size)])
+    x, y = (val[i : i + batch_size * size].reshape(batch_size, size) for i in (0, 1))
     carry, losses = zeros, []
-    for at in range(0, size - length + 1, length):
-        x, y = rows[:, at : at + length], rows[:, at + 1 : at + length + 1]
-        loss, carry = evaluate(params, carry, x, y, key)
+    for part in (np.s_[:, i : i + length] for i in range(0, size - length + 1, length)):
+        loss, carry = evaluate(params, carry, x[part], y[part], key)
         losses.append(loss)
     return float(np.mean(losses))
 

@@ -14,11 +14,8 @@ import optax
 from benchmarks.worker import Task
 from benchmarks.workload import Shape, batch
 
-
-def cell(name: str, hidden: int) -> nn.RNNCellBase:
-    """Flax's cell of that name; `optimized_lstm` fuses the gates' kernels in the step."""
-    kinds = {"gru": nn.GRUCell, "lstm": nn.LSTMCell, "optimized_lstm": nn.OptimizedLSTMCell}
-    return kinds[name](hidden)
+# `OptimizedLSTMCell` fuses the gates' kernels in the step.
+CELLS = {"gru": nn.GRUCell, "lstm": nn.LSTMCell, "optimized_lstm": nn.OptimizedLSTMCell}
 
 
 class CharModel(nn.Module):
@@ -36,7 +33,7 @@ class CharModel(nn.Module):
         """Logits and carry after tokens [batch, time]; carry None starts from zeros."""
         x, carries = nn.Embed(self.vocab, self.embed)(tokens), []
         for layer in range(self.layers):
-            rnn = nn.RNN(cell(self.cell, self.hidden), return_carry=True)
+            rnn = nn.RNN(CELLS[self.cell](self.hidden), return_carry=True)
             after, x = rnn(x, initial_carry=None if carry is None else carry[layer])
             carries.append(after)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
@@ -75,7 +72,7 @@ def train_step(shape: dict[str, Any], cell: str) -> Task:
 def sample(shape: dict[str, Any], streams: int, chars: int) -> Task:
     """A jitted `lax.scan` over the cell; each character splits the key and draws once."""
     wanted = Shape(**shape)
-    rnn = cell(wanted.cell, wanted.hidden)
+    rnn = CELLS[wanted.cell](wanted.hidden)
     embed, dense = nn.Embed(wanted.vocab, wanted.embed), nn.Dense(wanted.vocab)
     key = jax.random.key(0)
     x = jnp.zeros((streams, wanted.embed))

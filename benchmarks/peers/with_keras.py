@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import keras
@@ -44,7 +43,7 @@ def train_step(shape: dict[str, Any], dtype: str) -> Task:
     about = {
         "parameters": model.count_params(),
         "keras": keras.__version__,
-        "backend": os.environ["KERAS_BACKEND"],
+        "backend": keras.backend.backend(),
     }
     return Task(wanted.chars, run, about)
 

@@ -53,7 +53,7 @@ def reached(goal: Goal, results: Results) -> tuple[float, str] | None:
     if "wall_s" in group:
         return group["wall_s"], ""
     peers = group["peers"]
-    ours = _fastest(peers, goal.ours)
+    ours = fastest(peers, goal.ours)
     if ours is None:
         return None
     if goal.at_most_s:
@@ -61,11 +61,12 @@ def reached(goal: Goal, results: Results) -> tuple[float, str] | None:
         return chars / peers[ours]["chars_per_second"], ours
     if not goal.theirs:
         return peers[ours]["chars_per_second"], ours
-    theirs = _fastest(peers, goal.theirs)
+    theirs = fastest(peers, goal.theirs)
     return None if theirs is None else (ratio(peers[ours], peers[theirs]), theirs)
 
 
-def _fastest(peers: Mapping[str, Any], names: Iterable[str]) -> str | None:
+def fastest(peers: Mapping[str, Any], names: Iterable[str]) -> str | None:
+    """The name of the fastest of the peers that were measured; None: none was."""
     there = [name for name in names if name in peers]
     return max(there, key=lambda name: peers[name]["chars_per_second"]) if there else None
 
@@ -74,9 +75,8 @@ def goals_table(results: Results, goals: Sequence[Goal]) -> str:
     """A row for each goal: what was wanted, what was measured."""
     rows = []
     for goal in goals:
-        found = reached(goal, results)
         wanted = f"≤ {_seconds(goal.at_most_s)}" if goal.at_most_s else f"≥ {goal.at_least:,.7g}"
-        if found is None:
+        if not (found := reached(goal, results)):
             rows.append((goal.title, wanted, "not measured", f"`{goal.command}`"))
             continue
         figure, over = found
@@ -99,8 +99,7 @@ def _machines(results: Results, device: str) -> str:
     """One line per benchmark: command, machine, date and versions."""
     lines = []
     for benchmark in BENCHMARKS:
-        result = results.get((benchmark, device))
-        if result is None:
+        if not (result := results.get((benchmark, device))):
             continue
         versions = ", ".join(f"{name} {v}" for name, v in result["versions"].items())
         devices = sorted(set(re.findall(r"'(NVIDIA [^']+)'", str(result))))

@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks.common import ROOT, ratio
 from benchmarks.performance.goals import KERAS
+from benchmarks.performance.page import fastest
 from benchmarks.result_files import command, load
 
 README = ROOT / "README.md"
@@ -35,8 +36,7 @@ def speeds() -> str:
     parts = []
     for cell in ("gru", "lstm"):
         peers = result["groups"][cell]["peers"]
-        speed_of = {name: peers[name]["chars_per_second"] for name in KERAS if name in peers}
-        keras = max(speed_of, key=speed_of.__getitem__)
+        keras = fastest(peers, KERAS)
         names = {"torch float32": "torch", f"flax {cell}": "flax `nn.RNN`", keras: "best Keras"}
         over = [
             f"{ratio(peers['charjax float32'], peers[name]):.2f} ({label})"

@@ -33,12 +33,12 @@ def main() -> None:
     flags = parser(__doc__)
     flags.add_argument("name", nargs="?", default=SHIPPED, choices=RUNS)
     args = flags.parse_args()
-    # Without `benchmarks.gpu`, which says which: no substitute text.
-    more = [f"--config.data.offline={os.environ.get('BENCHMARK_OFFLINE', '')}"]
+    # No substitute text, unless `benchmarks.gpu` says which.
+    offline = f"--config.data.offline={os.environ.get('BENCHMARK_OFFLINE', '')}"
+    more = f"{RUNS[args.name]} {_SMALL if args.small else ''}".split()
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{scratch}/compiled"
-        more += [*RUNS[args.name].split(), *(_SMALL.split() if args.small else ())]
-        figures = train("shakespeare_gru", Path(scratch, "run"), *more)
+        figures = train("shakespeare_gru", Path(scratch, "run"), offline, *more)
     progress(f"{args.name}: {figures['wall_s']} s, {figures['best']}")
     finish("runs", args, {args.name: figures})
 

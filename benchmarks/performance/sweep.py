@@ -41,11 +41,8 @@ def points(*, small: bool, quick: bool, device: str) -> list[tuple[Shape, str]]:
         if (device, dtype) != ("gpu", "float32")
         if not quick or (cell, dtype) == ("gru", "float32") or 512 <= hidden <= 1024
     ]
-    variants = VARIANTS[:2] if small else VARIANTS
-    fields = {} if small else {"hidden": 512}
-    return found + [
-        (make_shape(small=small, **fields | variant), dtype_of_variants) for variant in variants
-    ]
+    variants = VARIANTS[:2] if small else [{"hidden": 512} | variant for variant in VARIANTS]
+    return found + [(make_shape(small=small, **fields), dtype_of_variants) for fields in variants]
 
 
 def measure_point(shape: Shape, dtype: str, args: Any) -> dict[str, Any]:

@@ -8,40 +8,38 @@ python -m benchmarks.performance.train_step --cells=gru --batch=256 --device=gpu
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import sys
 
 from benchmarks.common import Peer, measure_group, parser
+from benchmarks.performance.goals import BF16, F32
 from benchmarks.workload import Shape, make_shape
 
-OURS = ("charjax float32", "charjax bfloat16")
-KERAS_BACKENDS = ("jax", "torch", "tensorflow")
+OURS = (F32, BF16)
 
 
 def peers(shape: Shape, *, device: str, keras_python: str) -> list[Peer]:
     """The training step of charjax and of all others, at one shape."""
-    half = ("bfloat16", "float16") if device == "gpu" else ("bfloat16",)
-    slower = (
-        (("xla", "bfloat16"),) if device == "gpu" else (("xla", "float32"), ("scan", "float32"))
-    )
+    dtypes, slower = ["float32", "bfloat16"], {"xla": "float32", "scan": "float32"}
+    if device == "gpu":
+        dtypes, slower = [*dtypes, "float16"], {"xla": "bfloat16"}
     flax_cells = {"gru": ("gru",), "lstm": ("lstm", "optimized_lstm")}[shape.cell]
 
     def other(name: str, library: str, **arguments: str) -> Peer:
-        where = {"shape": shape} | arguments
-        return Peer(name, f"benchmarks.peers.with_{library}:train_step", where)
+        task = f"benchmarks.peers.with_{library}:train_step"
+        return Peer(name, task, {"shape": shape} | arguments)
 
     def keras(backend: str, dtype: str) -> Peer:
         name = f"keras {backend}" if dtype == "float32" else f"keras {backend} {dtype}"
         peer = other(name, "keras", dtype=dtype)
         return dataclasses.replace(peer, python=keras_python, env={"KERAS_BACKEND": backend})
 
-    dtypes, backends = ("float32", *half), KERAS_BACKENDS if keras_python else ()
+    backends = ("jax", "torch", "tensorflow") if keras_python else ()
     return [
         *(ours(shape, dtype) for dtype in ("float32", "bfloat16")),
-        *(ours(shape, dtype, recurrence) for recurrence, dtype in slower),
+        *(ours(shape, dtype, recurrence) for recurrence, dtype in slower.items()),
         *(other(f"torch {dtype}", "torch", dtype=dtype) for dtype in dtypes),
         *(other(f"flax {cell}", "flax", cell=cell) for cell in flax_cells),
-        *itertools.starmap(keras, itertools.product(backends, dtypes)),
+        *(keras(backend, dtype) for backend in backends for dtype in dtypes),
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -54,24 +55,17 @@ def _summary(timed: dict[str, Any]) -> str:
     rows = []
     for name, tutorial in TUTORIALS.items():
         epochs = load(f"tutorial_{name}")["epochs"]
+        printed = tutorial.losses
         cells = (
             f"[`{name}`](#{name.replace('_', '-')})",
-            f"{tutorial.losses[-1]:.4f} ({len(tutorial.losses)})"
-            if tutorial.losses
-            else "not printed",
+            f"{printed[-1]:.4f} ({len(printed)})" if printed else "not printed",
             f"{epochs[-1]['train_loss']:.4f} ({len(epochs)})",
             *(_best(load(f"tutorial_{name}_{variant}")) for variant in ("held_out", "better")),
             f"{timed[name]['ratio']:.2f}",
         )
         rows.append(cells)
-    header = (
-        "config",
-        "final training loss, theirs",
-        "ours",
-        "best validation, held out",
-        "better",
-    )
-    table = markdown((*header, "time per epoch, ours / theirs"), rows)
+    header = ("config", "final training loss, theirs", "ours", "best validation loss, `held_out`")
+    table = markdown((*header, "`better`", "time per epoch, ours / theirs"), rows)
     return f"{table}\n\nIn brackets: the number of epochs.\n"
 
 
@@ -103,10 +97,9 @@ def _counts(name: str) -> str:
 
 def _losses(name: str, tutorial: Tutorial, plain: dict[str, Any]) -> list[str]:
     rows = []
-    measured = {row["epoch"]: row["train_loss"] for row in plain["epochs"]}
-    for epoch in range(1, max(len(tutorial.losses), len(measured)) + 1):
-        theirs = tutorial.losses[epoch - 1] if epoch <= len(tutorial.losses) else None
-        ours = measured.get(epoch)
+    measured = [row["train_loss"] for row in plain["epochs"]]
+    both = itertools.zip_longest(tutorial.losses, measured)
+    for epoch, (theirs, ours) in enumerate(both, start=1):
         difference = f"{100 * (ours / theirs - 1):+.1f} %" if ours and theirs else ""
         shown = ("" if x is None else f"{x:.4f}" for x in (theirs, ours))
         rows.append((f"{epoch}", *shown, difference))

@@ -31,26 +31,17 @@ def measure(names: list[str], *, seconds: float) -> Path:
     timed = {}
     for name in names:
         print(name, file=sys.stderr)
-        ours = ours_in_subprocess(name, seconds)
-        theirs = theirs_in_subprocess(name, seconds)
-        epoch = {"ours_s": ours["step_s"], "theirs_s": theirs["step_s"]}
-        epoch = {key: round(step * ours["steps_per_epoch"], 3) for key, step in epoch.items()}
+        ours = answer("-m", "benchmarks.tutorials.timing", name, str(seconds))
+        theirs = time_theirs(name, seconds)
+        both = (("ours_s", ours), ("theirs_s", theirs))
+        epoch = {key: round(one["step_s"] * ours["steps_per_epoch"], 3) for key, one in both}
         ratio = round(ours["step_s"] / theirs["step_s"], 3)
         timed[name] = {"epoch": epoch, "ratio": ratio, "ours": ours, "theirs": theirs}
     return result_files.write("tutorial_timing", {"load_before": load, "tutorials": timed})
 
 
-def ours_in_subprocess(name: str, seconds: float) -> dict[str, Any]:
-    """`time_ours` in its own process."""
-    code = (
-        "import json, sys; from benchmarks.tutorials import timing as t; "
-        "print(json.dumps(t.time_ours(sys.argv[1], float(sys.argv[2]))))"
-    )
-    return answer("-c", code, name, str(seconds))
-
-
-def theirs_in_subprocess(name: str, seconds: float) -> dict[str, Any]:
-    """The tutorial in its own framework, on the same text."""
+def time_theirs(name: str, seconds: float) -> dict[str, Any]:
+    """Median seconds per step of the tutorial's framework, in its own process, on the same text."""
     python = os.environ.get(f"{TUTORIALS[name].framework.upper()}_PYTHON", sys.executable)
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder) / "text.json"
@@ -104,3 +95,7 @@ def documents(name: str) -> list[str]:
     _, text = prepared(name)
     edges = [*text.corpus.document_starts, len(text.corpus.text)]
     return [text.corpus.text[a:b] for a, b in itertools.pairwise(edges)]
+
+
+if __name__ == "__main__":
+    print(json.dumps(time_ours(sys.argv[1], float(sys.argv[2]))))
