@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -53,7 +54,7 @@ def build(schema: type, values: Any, where: str) -> Any:
     """
     if not hasattr(values, "items"):  # a ConfigDict has it, yet is no Mapping
         raise InputError(f"{where}={values!r}: must be a mapping of fields to values")
-    types = typing.get_type_hints(schema)
+    types = _type_hints(schema)
     fields = {f.name: f for f in dataclasses.fields(schema)}
     unknown = [name for name in values if name not in fields]
     if unknown:
@@ -147,7 +148,7 @@ def parse_parts(wanted: Sequence[type], values: Any, where: str) -> list[Any]:
     Raises:
       InputError: it is no object, no type has one of its fields, or `parse` refuses a part.
     """
-    names: list[set[str]] = [set(typing.get_type_hints(one)) for one in wanted]
+    names: list[set[str]] = [set(_type_hints(one)) for one in wanted]
     fields = parse(Mapping[str, Any], values, where)
     # A field that no type has goes to the first, which names it in its message.
     rest = fields.keys() - set[str]().union(*names[1:])
@@ -158,7 +159,7 @@ def parse_parts(wanted: Sequence[type], values: Any, where: str) -> list[Any]:
 
 
 def _parse_fields(wanted: Any, values: Mapping[str, Any], where: str) -> Any:
-    types, required = typing.get_type_hints(wanted), _required(wanted) or {}
+    types, required = _type_hints(wanted), _required(wanted) or {}
     unknown = next((name for name in values if name not in required), None)
     if unknown is not None:
         raise InputError(f"{where}: has an unknown field {_shortened(unknown)}")
@@ -168,6 +169,12 @@ def _parse_fields(wanted: Any, values: Mapping[str, Any], where: str) -> Any:
     return wanted(**{name: parse(types[name], v, f"{where}.{name}") for name, v in values.items()})
 
 
+@functools.cache  # a record has hundreds of leaves of one type
+def _type_hints(wanted: Any) -> dict[str, Any]:
+    return typing.get_type_hints(wanted)
+
+
+@functools.cache
 def _required(wanted: Any) -> dict[str, bool] | None:
     """{field: whether it must be given} of a dataclass or NamedTuple; None for other types."""
     if dataclasses.is_dataclass(wanted):
