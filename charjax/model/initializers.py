@@ -79,9 +79,9 @@ def _uniform(bound: float) -> Initializer:
 def _orthogonal_gates(key: PRNGKey, shape: tuple[int, int], dtype: Any = jnp.float32) -> Array:
     """[hidden, gates]: side by side, an independent orthogonal matrix for each gate."""
     hidden, gates = shape
-    blocks = jax.random.split(key, gates // hidden)
-    init = nn.initializers.orthogonal()
-    return jnp.concatenate([init(k, (hidden, hidden), dtype) for k in blocks], axis=1)
+    draw = partial(nn.initializers.orthogonal(), shape=(hidden, hidden), dtype=dtype)
+    blocks = jax.vmap(draw)(jax.random.split(key, gates // hidden))
+    return blocks.transpose(1, 0, 2).reshape(shape)
 
 
 def _unit_forget_bias(key: PRNGKey, shape: tuple[int], dtype: Any = jnp.float32) -> Array:

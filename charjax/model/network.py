@@ -219,9 +219,23 @@ def _add_bias(x: Float[Array, " n *positions"], bias: Float[Array, " n"]) -> Arr
     return x + jnp.expand_dims(bias, tuple(range(1, x.ndim)))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+def architecture(config: ModelConfig) -> ModelConfig:
+    """The fields that parameters and carries depend on, the others at their defaults.
+
+    What is compiled for it serves all configs that differ in dropout and the like.
+    """
+    fields = ("cell", "hidden", "layers", "embed", "init", "dtype")
+    return ModelConfig(**{name: getattr(config, name) for name in fields})
+
+
 def init_params(config: ModelConfig, vocab_size: int, key: PRNGKey) -> PyTree:
     """Initial parameters, float32, drawn by `charjax.model.initializers`."""
+    params: PyTree = _init_params(architecture(config), vocab_size, key)
+    return params
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _init_params(config: ModelConfig, vocab_size: int, key: PRNGKey) -> PyTree:
     tokens = jnp.zeros((1, 1), jnp.int32)
     return CharRNN(config, vocab_size).init(key, tokens, initial_carry(config, 1))["params"]
 

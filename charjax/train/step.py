@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from charjax.config import Config, OptimConfig
+from charjax.config import Config, ModelConfig, OptimConfig
 from charjax.data.batches import Batch, Slices, read_slices
 from charjax.model.carry import initial_carry, reset_carry
-from charjax.model.network import RowKeys, init_params
+from charjax.model.network import RowKeys, architecture, init_params
 from charjax.runtime.keys import Stream, indexed_key, stream_key
 from charjax.runtime.sharding import host_device
 from charjax.train.loss import DropoutKeys, accumulate, make_loss_and_grad, make_total_nats
@@ -76,21 +76,31 @@ def init_state(
     """
     with jax.default_device(host_device()):
         params = init_params(config.model, vocab_size, stream_key(config.seed, Stream.INIT))
-        state: TrainState = _init_others(config, optimizer, params)
+        state: TrainState = _init_others(
+            architecture(config.model),
+            config.data.batch_size,
+            optimizer,
+            config.optim.averages,
+            params,
+        )
     return state._replace(params=params)
 
 
-@partial(jax.jit, static_argnums=(0, 1))  # compiles one program instead of twenty
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))  # compiles one program instead of twenty
 def _init_others(
-    config: Config, optimizer: optax.GradientTransformation, params: PyTree
+    model: ModelConfig,
+    batch_size: int,
+    optimizer: optax.GradientTransformation,
+    averages: bool,
+    params: PyTree,
 ) -> TrainState:
     """The state before the first step, without the parameters."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=(),
         opt_state=optimizer.init(params),
-        ema=jax.tree.map(jnp.copy, params) if config.optim.averages else (),
-        carry=initial_carry(config.model, config.data.batch_size),
+        ema=jax.tree.map(jnp.copy, params) if averages else (),
+        carry=initial_carry(model, batch_size),
         skipped=jnp.zeros((), jnp.int32),
     )
 

@@ -10,8 +10,7 @@ import numpy as np
 from charjax.config import Config, ModelConfig
 from charjax.data.vocab import Vocab
 from charjax.inference.load import TrainedModel
-from charjax.model.network import init_params
-from tests.model.small import array
+from tests.model.small import array, like, param_shapes
 
 
 def chain(logits):
@@ -45,9 +44,7 @@ def cycle(size):
 def random_model(vocab_size, **changes):
     """An untrained model, far from uniform."""
     config = replace(ModelConfig(cell="gru", hidden=8, embed=0), **changes)
-    shapes = jax.eval_shape(lambda: init_params(config, vocab_size, jax.random.key(0)))
-    rng = np.random.default_rng(5)
-    return config, jax.tree.map(lambda a: array(rng.normal(size=a.shape)), shapes)
+    return config, like(param_shapes(config, vocab_size), 5)
 
 
 def trained(model, text, **changes):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import numpy as np
@@ -29,8 +29,13 @@ def like(tree, seed, scale=1.0):
 
 def params_of(config: ModelConfig, vocab_size: int):
     """Random parameters; unlike initial ones they have no biases that are all zero."""
-    shapes = jax.eval_shape(lambda: init_params(config, vocab_size, jax.random.key(0)))
-    return like(shapes, 5, 0.5)
+    return like(param_shapes(config, vocab_size), 5, 0.5)
+
+
+@cache
+def param_shapes(config: ModelConfig, vocab_size: int):
+    """The parameters' shapes; a trace of the initializers takes longer than most tests here."""
+    return jax.eval_shape(lambda: init_params(config, vocab_size, jax.random.key(0)))
 
 
 def carry_of(config: ModelConfig, batch: int):

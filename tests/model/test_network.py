@@ -20,7 +20,7 @@ from charjax.model.carry import document_resets, initial_carry, reset_carry
 from charjax.model.cells import CELLS, shapes_of
 from charjax.model.network import CharRNN, init_params, parameter_count
 from tests.model import reference
-from tests.model.small import apply, carry_of, distance, float64, params_of, tokens_of
+from tests.model.small import apply, carry_of, distance, float64, param_shapes, params_of, tokens_of
 
 VOCAB, BATCH, TIME, BOUNDARY = 7, 3, 8, 2
 CONFIGS = {cell: ModelConfig(cell=cell, hidden=5, layers=2, embed=4) for cell in CELLS}
@@ -114,7 +114,7 @@ def test_last_only_returns_the_last_position():
 @pytest.mark.parametrize("recurrence", ["fast", "scan"])
 def test_bfloat16_parameters_and_results_are_float32(cell, recurrence):
     config = replace(CONFIGS[cell], dtype="bfloat16", recurrence=recurrence)
-    params = jax.eval_shape(lambda: init_params(config, VOCAB, jax.random.key(0)))
+    params = param_shapes(config, VOCAB)
     out = jax.eval_shape(
         CharRNN(config, VOCAB).run,
         params,
@@ -227,10 +227,13 @@ def test_initial_parameters_are_a_function_of_the_key():
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_all_implementations_have_the_same_parameters(cell):
+    config = CONFIGS[cell]
     fast, scan = (
         jax.eval_shape(
-            functools.partial(init_params, replace(CONFIGS[cell], recurrence=r), VOCAB),
+            CharRNN(replace(config, recurrence=r), VOCAB).init,
             jax.random.key(0),
+            jnp.zeros((1, 1), int),
+            initial_carry(config, 1),
         )
         for r in ("fast", "scan")
     )
