@@ -66,11 +66,18 @@ def texts(request, tmp_path_factory) -> tuple[DataConfig, DataConfig]:
         return data, write_and_pack(folder, data)
 
 
-@pytest.mark.parametrize("order", ["table", "keyed"])
-@pytest.mark.parametrize("batching", ["stream", "windows", "sliding"])
-def test_batches_of_a_packed_text_are_those_of_memory(texts, batching, order):
-    options = {"batching": batching, "stride": 3 if batching == "sliding" else 1}
-    options |= {} if batching == "stream" else {"window_order": order}
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batching": "stream"},
+        {"batching": "windows", "window_order": "table"},
+        {"batching": "windows", "window_order": "keyed"},
+        {"batching": "sliding", "window_order": "table", "stride": 3},
+        {"batching": "sliding", "window_order": "keyed", "stride": 3},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
+def test_batches_of_a_packed_text_are_those_of_memory(texts, options):
     with tiny_shards():
         in_memory, packed = (load_dataset(Config(data=replace(d, **options))) for d in texts)
         assert isinstance(packed.splits.train.ids, StoreTokens)
