@@ -7,6 +7,7 @@ import os
 import runpy
 import statistics
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -135,13 +136,17 @@ def _plain_run(config: Config) -> float:
         if i % config.train.log_every == 0:
             float(loss)
 
+    return _val_loss(config, text.splits.val.ids, partial(evaluate, params, key=key), zeros)
+
+
+def _val_loss(config: Config, ids: Any, evaluate: Callable[..., Any], carry: Any) -> float:
+    """The mean loss of the validation split, read as one batch of streams."""
     batch_size, length = config.data.batch_size, config.data.seq_len
-    val = text.splits.val.ids
-    size = (val.size - 1) // batch_size
-    x, y = (val[i : i + batch_size * size].reshape(batch_size, size) for i in (0, 1))
-    carry, losses = zeros, []
+    size = (ids.size - 1) // batch_size
+    x, y = (ids[i : i + batch_size * size].reshape(batch_size, size) for i in (0, 1))
+    losses = []
     for part in (np.s_[:, i : i + length] for i in range(0, size - length + 1, length)):
-        loss, carry = evaluate(params, carry, x[part], y[part], key)
+        loss, carry = evaluate(carry, x[part], y[part])
         losses.append(loss)
     return float(np.mean(losses))
 
