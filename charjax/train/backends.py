@@ -113,9 +113,9 @@ def _make_steps(
     boundary_id: int | None,
     on_slices: bool,
 ) -> Any:
-    step = make_step(
-        config, vocab_size, optimizer, sharding.DATA_AXIS, schedule, boundary_id=boundary_id
-    )
+    # XLA copies the operands of a sum over one device.
+    axis_name = sharding.DATA_AXIS if jax.device_count() > 1 else None
+    step = make_step(config, vocab_size, optimizer, axis_name, schedule, boundary_id=boundary_id)
     return repeat_on_slices(step, config.data.seq_len) if on_slices else repeat(step)
 
 

@@ -31,21 +31,25 @@ INLINE int backward_rows(long hidden) { return hidden <= MAX_SMALL_HIDDEN ? SMAL
 /* The first k of a gate: each is padded to an even number of units. */
 INLINE long gate_start(const Layer *l, long gate) { return gate * even(l->hidden); }
 
-INLINE void pack_transposed(Cell cell, const Backward *b, long panel) {
+/* In squares of LANES units and LANES columns, so that whole cache lines are read. */
+INLINE void pack_transposed(Cell cell, const Backward *b, long weight_panel) {
   const Layer *l = &b->layer;
-  const Range units = block_range(panel, l->units, l->hidden);
+  const Range units = block_range(weight_panel, l->units, l->hidden);
   const long gates = CELLS[cell].gates;
   for (long gate = 0; gate < gates; gate++)
-    for (long k = 0; k < l->hidden; k += 2) {
-      float rows[2][MR] = {0};
-      for (long unit = units.first; unit < units.end; unit++) {
-        const float *from = b->kernel + (unit * gates + gate) * l->hidden + k;
-        rows[0][unit - units.first] = from[0];
-        if (k + 1 < l->hidden) rows[1][unit - units.first] = from[1];
+    for (long k = 0; k < l->hidden; k += LANES)
+      for (long row = 0; row < l->units; row += LANES) {
+        Vector square[LANES] = {0};
+        const long count = min(l->hidden - k, LANES);
+        for (long i = 0; i < min(units.end - units.first - row, LANES); i++) {
+          const long kernel_row = (units.first + row + i) * gates + gate;
+          square[i] = load(b->kernel + kernel_row * l->hidden + k, count);
+        }
+        transpose(square);
+        for (long i = 0; i < count; i += 2)
+          store_pair(weight_panel_at(l, weight_panel) + row, l->units, gate_start(l, gate) + k + i,
+                     square[i], square[i + 1], min(l->units - row, LANES));
       }
-      pack_rows(weight_panel_at(l, panel), l->units, gate_start(l, gate) + k, rows[0], rows[1],
-                l->units);
-    }
 }
 
 INLINE void copy_last_gradient(Cell cell, const Backward *b, long weight_panel, Position p) {
