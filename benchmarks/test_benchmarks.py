@@ -166,6 +166,7 @@ FLAG = "--config.train.max_epochs=3"
         (quality, "arms --workdir=w --config=x", "unrecognized arguments: --config=x"),
         (quality, "arms --workdir=w --only no-decay", "invalid choice: 'no-decay'"),
         (tutorials, f"timing grimm {FLAG}", f"unrecognized arguments: {FLAG}"),
+        (tutorials, "timing nobody", "nobody: must be one of"),
         (sweep, "--cells gru", "--cells and --hidden are read with --over_torch alone"),
         (sweep, "--over_torch --quick", "--quick: not allowed with argument --over_torch"),
         (gpu, "--only=no_such_part", "--only=no_such_part: is in no name of ['sample --cells=gru'"),

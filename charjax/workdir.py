@@ -140,12 +140,11 @@ class Workdir:
                 "choose a --workdir on a file system that all hosts share"
             )
 
-    def start(self) -> None:
-        """Empties the logs of a run that starts at step 0, as it has no checkpoint.
+    def check_start(self) -> None:
+        """Checks that a run may start here at step 0.
 
         Raises:
-          InputError: there are logs or other files that no such run has written.
-          HostError: the folder cannot be written to.
+          InputError: there are logs or other files that no run without a checkpoint has written.
         """
         written = (self.run_json, self.metrics, self.samples, self.curves)
         existing = [path.name for path in written if path.exists()]
@@ -154,6 +153,15 @@ class Workdir:
                 f"{self.path}: has {', '.join(existing)} but no checkpoint: they are not a run's, "
                 "or its checkpoints were moved away; put those back, or choose another --workdir"
             )
+
+    def start(self) -> None:
+        """Empties the logs of a run that starts at step 0, as it has no checkpoint.
+
+        Raises:
+          InputError: as `check_start`.
+          HostError: the folder cannot be written to.
+        """
+        self.check_start()
         replace(self._unsaved, b"this run has no checkpoint yet\n")
         self.truncate_logs(dict.fromkeys(self.log_sizes(), 0))
 

@@ -30,7 +30,7 @@ _SMALL = (
 
 def main() -> None:
     """Writes `results/runs_<device>.json`."""
-    flags = parser(__doc__)
+    flags = parser(__doc__, turns=False)
     flags.add_argument("name", nargs="?", default=SHIPPED, choices=RUNS)
     args = flags.parse_args()
     # No substitute text, unless `benchmarks.gpu` says which.

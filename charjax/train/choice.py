@@ -188,8 +188,9 @@ def choose_config(
       devices: the platform of JAX, and the number of its devices.
 
     Raises:
-      InputError: standard input is empty, or the folder holds a run that was started with --config,
-        other --minutes or another text on standard input; none of its files is written then.
+      InputError: standard input is empty; or the folder holds a run that was started with --config,
+        other --minutes or another text on standard input, or files that are not a run's; none of
+        its files is written then.
     """
     files = Workdir(workdir)
     if source == b"" and not files.choice.exists():
@@ -206,9 +207,12 @@ def choose_config(
                 f"{workdir}: holds a run that was started with --config; resume it with the same "
                 "--config, or choose another --workdir"
             )
+        files.check_start()
         minutes = DEFAULT_MINUTES if minutes is None else minutes
         unsized = override(Config(data=DataConfig(path=path), train=TrainConfig(max_steps=1)))
         if isinstance(source, bytes):
+            if files.input.exists():
+                _check_input(files.input, source)
             replace_content(files.input, source)
         text = load_corpus(unsized.data).text
         row = find_row(len(text), minutes, devices[0])

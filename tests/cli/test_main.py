@@ -399,6 +399,7 @@ WITHOUT_EFFECT = {
         *("--separator=x", "--seed=1", "--temperature=0", "--top_k=2", "--top_p=0.5", "--min_p=1"),
     ),
     "--json": ("--no_prompt", "--separator=x"),
+    "--repetition_penalty=1": ("--repetition_window=9",),
 }
 
 

@@ -178,6 +178,26 @@ def test_the_command_trains_a_text_resumes_it_and_keeps_standard_input(
         (tmp_path / "run" / "input.txt").unlink(missing_ok=True)  # as of a run that had a file
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("input.txt", "input.txt: is another text"),
+        ("samples.txt", "has samples.txt but no checkpoint"),
+    ],
+)
+def test_a_users_own_file_stops_the_run_before_the_warm_up(
+    name, words, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(warm_up, "measure_speed", lambda config: pytest.fail("warmed up"))
+    text = SimpleNamespace(buffer=io.BytesIO(PROSE.encode()), isatty=lambda: False)
+    monkeypatch.setattr(sys, "stdin", text)
+    (tmp_path / name).write_text("my own")
+    assert main(["train", "-", f"--workdir={tmp_path}"]) == 2
+    assert words in capsys.readouterr().err
+    assert (tmp_path / name).read_text() == "my own"
+    assert {path.name for path in tmp_path.iterdir()} <= {name, ".lock"}
+
+
 def test_a_text_without_a_validation_split_is_trained(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(choice, "find_row", lambda *_: TINY)
     monkeypatch.setattr(warm_up, "_MIN_S", 0.01)

@@ -195,7 +195,7 @@ def _json_lines(
 
 
 def _check_effects(args: argparse.Namespace, prompts: Sequence[str]) -> None:
-    """Refuses options that have no effect beside `--pick` or `--json`."""
+    """Refuses options that have no effect beside the others."""
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     for mode, flags in _WITHOUT_EFFECT.items():
@@ -204,6 +204,9 @@ def _check_effects(args: argparse.Namespace, prompts: Sequence[str]) -> None:
             given.append("prompts")
         if given and getattr(args, mode):
             raise InputError(f"--{given[0]}: has no effect with --{mode}; leave it out")
+    default = parser.get_default("repetition_window")
+    if args.repetition_penalty == 1 and args.repetition_window != default:
+        raise InputError("--repetition_window: has no effect without --repetition_penalty")
 
 
 def _picked(
