@@ -156,15 +156,19 @@ def _sweep(results: Results) -> str:
 def _sweep_small(result: Mapping[str, Any]) -> str:
     rows = []
     for name, (goal_f32, goal_bf16) in SMALL_GOALS.items():
-        peers = result["groups"].get(name, {"peers": {}})["peers"]
+        group = {"peers": {}, "fraction_of_matmul": {}} | result["groups"].get(name, {})
+        peers, fractions = group["peers"], group["fraction_of_matmul"]
         if not {F32, BF16, TORCH}.issubset(peers):
-            rows.append((name, "not measured", *[""] * 4))
+            rows.append((name, "not measured", *[""] * 5))
             continue
         speeds = [f"{peers[peer]['chars_per_second']:,.0f}" for peer in (TORCH, F32, BF16)]
         ratios = [ratio(peers[ours], peers[TORCH]) for ours in (F32, BF16)]
         goals = zip(ratios, (goal_f32, goal_bf16), strict=True)
-        rows.append((name, *speeds, *(f"**{found:.2f}** (≥ {goal})" for found, goal in goals)))
-    found = markdown(("", TORCH, F32, BF16, "float32 over torch", "bfloat16 over torch"), rows)
+        over_torch = (f"**{found:.2f}** (≥ {goal})" for found, goal in goals)
+        over_matmul = ", ".join(f"{fractions[peer]:.2f}" for peer in fractions)
+        rows.append((name, *speeds, *over_torch, over_matmul))
+    header = ("", TORCH, F32, BF16, "float32 over torch", "bfloat16 over torch", "over a matmul")
+    found = markdown(header, rows)
     if not result["groups"]:
         return f"{found}\n\n(`python -m benchmarks.performance.sweep --over_torch`)"
     return f"{found}\n\n({command(result)}: {result['machine']}; {result['date']}.)"

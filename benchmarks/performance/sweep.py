@@ -14,17 +14,16 @@ import itertools
 import statistics
 from typing import Any
 
-from benchmarks.common import Peer, finish, measure, measure_group, parser, progress, ratio
+from benchmarks.common import Peer, check, finish, measure, parser, progress, ratio, show
 from benchmarks.performance.goals import TORCH
 from benchmarks.performance.train_step import OURS, ours, peers
 from benchmarks.workload import Shape, make_shape
 from charjax.train.intervals import STEPS_PER_DISPATCH
 
-CELLS = ("gru", "lstm")
+CELLS, DTYPES = ("gru", "lstm"), ("float32", "bfloat16")
 HIDDEN = (128, 256, 512, 1024, 2048)
 _CHANGES = {"batch": (16, 256), "length": (25, 400), "layers": (2, 3)}
 VARIANTS = [{name: size} for name, sizes in _CHANGES.items() for size in sizes]
-PEAK = "peak"
 # Hidden sizes of --over_torch, and the shape of configs/quickstart.py.
 SMALL_HIDDEN, QUICKSTART = (64, 128, 256, 512), {"embed": 64, "batch": 32, "length": 64}
 _MATMUL = {"cpu": 2048, "gpu": 8192}
@@ -36,7 +35,7 @@ def points(*, small: bool, quick: bool, device: str) -> list[tuple[Shape, str]]:
     found = [
         (make_shape(small=small, cell=cell, hidden=hidden), dtype)
         for cell in CELLS
-        for dtype in ("float32", "bfloat16")
+        for dtype in DTYPES
         for hidden in (HIDDEN[:1] if small else HIDDEN)
         if (device, dtype) != ("gpu", "float32")
         if not quick or (cell, dtype) == ("gru", "float32") or 512 <= hidden <= 1024
@@ -47,34 +46,52 @@ def points(*, small: bool, quick: bool, device: str) -> list[tuple[Shape, str]]:
 
 def measure_point(shape: Shape, dtype: str, args: Any) -> dict[str, Any]:
     """One point: time, peak memory, and the fraction of the large matmul's FLOP/s."""
-    size = 256 if args.small else _MATMUL[args.device]
-    peak = Peer(PEAK, "benchmarks.peers.with_charjax:matmul", {"size": size, "dtype": dtype})
-    step = ours(shape, dtype)
-    found = measure([peak, step], rounds=args.rounds, turn_s=args.turn_s, device=args.device)
+    matmul, step = matmul_peer(dtype, args), ours(shape, dtype)
+    found = measure([matmul, step], rounds=args.rounds, turn_s=args.turn_s, device=args.device)
     if found["skipped"]:
         raise SystemExit(f"{shape}: {found['skipped']}")
-    # The matmul counts operations as its `chars`, so `ratio` divides FLOP/s by FLOP/s.
-    figure = found["peers"][step.name]
-    rates = ratio(figure | {"chars": STEPS_PER_DISPATCH * shape.flops}, found["peers"][PEAK])
+    figure, matmul_figure = (found["peers"][peer.name] for peer in (step, matmul))
     return {
         "shape": shape,
         "dtype": dtype,
         "step_s": statistics.median(figure["seconds"]) / STEPS_PER_DISPATCH,
         "chars_per_second": figure["chars_per_second"],
         "peak_bytes": figure["peak_bytes"],
-        "peak_flops_per_second": found["peers"][PEAK]["chars_per_second"],
-        "fraction_of_peak": rates,
+        "peak_flops_per_second": matmul_figure["chars_per_second"],
+        "fraction_of_peak": fraction(figure, matmul_figure, shape),
     }
 
 
+def matmul_peer(dtype: str, args: Any) -> Peer:
+    """The large matmul, which counts its floating-point operations as `chars`."""
+    size = 256 if args.small else _MATMUL[args.device]
+    arguments = {"size": size, "dtype": dtype}
+    return Peer(f"matmul {dtype}", "benchmarks.peers.with_charjax:matmul", arguments)
+
+
+def fraction(step: dict[str, Any], matmul: dict[str, Any], shape: Shape) -> float:
+    """The FLOP/s of a training step over those of the large matmul in the same rounds."""
+    return ratio(step | {"chars": STEPS_PER_DISPATCH * shape.flops}, matmul)
+
+
 def over_torch(args: Any) -> None:
-    """Writes `results/sweep_small_<device>.json`: both dtypes beside torch in float32."""
+    """Writes `results/sweep_small_<device>.json`: both dtypes beside torch and a large matmul."""
     for cell, hidden in itertools.product(args.cells or CELLS, args.hidden or SMALL_HIDDEN):
         fields = {} if args.small else QUICKSTART | {"hidden": hidden}
         shape = make_shape(small=args.small, cell=cell, **fields)
         every = peers(shape, device=args.device, keras_python="")
         found = [peer for peer in every if peer.name in (*OURS, TORCH)]
-        measure_group("sweep_small", f"{cell} {hidden}", found, args, OURS, shape=shape)
+        matmuls = {f"charjax {dtype}": matmul_peer(dtype, args) for dtype in DTYPES}
+        found += matmuls.values()
+        measured = measure(found, rounds=args.rounds, turn_s=args.turn_s, device=args.device)
+        check(measured, OURS)
+        figures = measured["peers"]
+        rates = {name: figures.pop(matmul.name) for name, matmul in matmuls.items()}
+        fractions = {name: fraction(figures[name], rates[name], shape) for name in OURS}
+        group = f"{cell} {hidden}"
+        show(group, measured, OURS)
+        content = {"shape": shape, "fraction_of_matmul": fractions}
+        finish("sweep_small", args, {group: measured | content})
 
 
 def main() -> None:
