@@ -21,7 +21,15 @@ from charjax.runtime import sharding
 from charjax.runtime.compiler_options import network_compiler_options
 from charjax.runtime.distributed import is_multiprocess
 from charjax.train.optimizer import Schedule
-from charjax.train.step import Step, StepMetrics, TrainState, make_step, repeat, repeat_on_slices
+from charjax.train.step import (
+    Step,
+    StepMetrics,
+    TrainState,
+    fields_of_step,
+    make_step,
+    repeat,
+    repeat_on_slices,
+)
 from charjax.types import PyTree
 
 
@@ -97,14 +105,18 @@ def make_backend(
     microbatch = microbatch_size(config)
     rows = sharding.process_rows(config.data.batch_size)
     on_slices = tokens is not None
-    steps = _make_steps(config, vocab_size, optimizer, schedule, boundary_id, on_slices)
+    # XLA copies the operands of a sum over one device.
+    axis_name = sharding.DATA_AXIS if jax.device_count() > 1 else None
+    others = optimizer, schedule, boundary_id, on_slices, axis_name
+    steps = _make_steps(fields_of_step(config), vocab_size, *others)
     if config.parallel.backend == "pmap":
         return _pmap_backend(steps, rows)
     implementation = resolve(config.model, microbatch, strict=False).implementation
     return _jit_backend(steps, rows, tokens, implementation)
 
 
-@functools.lru_cache(maxsize=16)  # so that a run resumed in the same process is not traced again
+# So that a run resumed in the same process, and one like it, are not traced and compiled again.
+@functools.lru_cache(maxsize=16)
 def _make_steps(
     config: Config,
     vocab_size: int,
@@ -112,9 +124,8 @@ def _make_steps(
     schedule: Schedule | None,
     boundary_id: int | None,
     on_slices: bool,
+    axis_name: str | None,
 ) -> Any:
-    # XLA copies the operands of a sum over one device.
-    axis_name = sharding.DATA_AXIS if jax.device_count() > 1 else None
     step = make_step(config, vocab_size, optimizer, axis_name, schedule, boundary_id=boundary_id)
     return repeat_on_slices(step, config.data.seq_len) if on_slices else repeat(step)
 

@@ -21,7 +21,6 @@ Schedule: TypeAlias = Callable[[int | Count], Scalar | float]
 _ONECYCLE_START = 1 / 25
 
 
-@functools.cache
 def make_schedule(config: OptimConfig, total_steps: int) -> Schedule:
     """The learning-rate schedule: warm-up, then decay.
 
@@ -33,6 +32,16 @@ def make_schedule(config: OptimConfig, total_steps: int) -> Schedule:
       config: `schedule`, `learning_rate` (the peak), `warmup` and `final`.
       total_steps: the step at which the decay ends; `constant` without warm-up ignores it.
     """
+    return _make_schedule(config, _steps_that_count(config, total_steps))
+
+
+def _steps_that_count(config: OptimConfig, total_steps: int) -> int:
+    """The total of a schedule; one number for all runs if the learning rate is always the same."""
+    return total_steps if config.warmup or config.schedule != "constant" else 0
+
+
+@functools.cache
+def _make_schedule(config: OptimConfig, total_steps: int) -> Schedule:
     peak, warmup = config.learning_rate, round(config.warmup * total_steps)
     decay_steps = max(total_steps - warmup, 1)
     decay: Schedule = {
@@ -54,7 +63,6 @@ def make_schedule(config: OptimConfig, total_steps: int) -> Schedule:
     return joined
 
 
-@functools.cache
 def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTransformation:
     """The optimizer that a config names, with its schedule, after clipping by global norm.
 
@@ -65,6 +73,11 @@ def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTrans
       config: which optimizer and schedule, and their parameters.
       total_steps: as for `make_schedule`.
     """
+    return _make_optimizer(config, _steps_that_count(config, total_steps))
+
+
+@functools.cache
+def _make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTransformation:
     optimizer = OPTIMIZERS[config.name](config, make_schedule(config, total_steps))
     if config.clip_norm:
         optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)

@@ -10,7 +10,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from charjax.config import Config, ModelConfig, OptimConfig
+from charjax.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    ParallelConfig,
+    TrainConfig,
+)
 from charjax.data.batches import Batch, Slices, read_slices
 from charjax.model.carry import initial_carry, reset_carry
 from charjax.model.network import RowKeys, architecture, init_params
@@ -102,6 +109,27 @@ def _init_others(
         ema=jax.tree.map(jnp.copy, params) if averages else (),
         carry=initial_carry(model, batch_size),
         skipped=jnp.zeros((), jnp.int32),
+    )
+
+
+def fields_of_step(config: Config) -> Config:
+    """The fields that a step depends on, the others at their defaults.
+
+    What is compiled for it serves all runs that differ in when they evaluate, save and end, in
+    their samples, and in how their text is read.
+    """
+    data, train = config.data, config.train
+    return Config(
+        seed=config.seed,
+        data=DataConfig(batch_size=data.batch_size, seq_len=data.seq_len, targets=data.targets),
+        model=config.model,
+        optim=config.optim,
+        train=TrainConfig(
+            scheduled_sampling=train.scheduled_sampling,
+            scheduled_ramp=train.scheduled_ramp,
+            softmax_temperature=train.softmax_temperature,
+        ),
+        parallel=ParallelConfig(accumulate=config.parallel.accumulate),
     )
 
 

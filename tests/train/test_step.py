@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from charjax.config import Config, OptimConfig
 from charjax.data.batches import Batch
 from charjax.model.network import CharRNN
 from charjax.train.optimizer import make_optimizer, make_schedule
-from charjax.train.step import make_step, repeat
+from charjax.train.step import fields_of_step, make_step, repeat
 from charjax.types import Carry, Nats, PyTree
 
 from .tiny import (
@@ -45,6 +46,40 @@ def network(params: PyTree, carry: Carry, batch: Batch) -> tuple[Nats, Carry]:
     """The cross entropy of every target and the final carry, by the network alone."""
     logits, carry = CharRNN(CONFIG.model, VOCAB).apply({"params": params}, batch.inputs, carry)
     return softmax_cross_entropy_with_integer_labels(logits, batch.targets), carry
+
+
+def with_other_values(section: Any) -> Any:
+    """The section of a config with another value of every field, though not always a legal one."""
+
+    def another(value: Any, choices: Any) -> Any:
+        if choices:
+            return next(choice for choice in choices if choice != value)
+        if isinstance(value, bool):
+            return not value
+        return (*value, 1) if isinstance(value, tuple) else value + type(value)(1)
+
+    values = {
+        f.name: another(getattr(section, f.name), f.metadata.get("choices"))
+        for f in fields(section)
+    }
+    return replace(section, **values)
+
+
+def test_a_step_reads_no_field_but_those_of_step():
+    other = {
+        s: with_other_values(getattr(DROPOUT, s)) for s in ("data", "train", "sample", "parallel")
+    }
+    config = replace(DROPOUT, **other)
+
+    def program(config: Config) -> str:
+        step = make_step(config, VOCAB, make_optimizer(config.optim, 40))
+        return jax.jit(step).lower(first_state(DROPOUT), random_batch(0)).as_text()
+
+    kept = fields_of_step(config)
+    assert program(kept) == program(config)
+    assert kept.train != config.train
+    assert kept.data != config.data
+    assert kept.sample != config.sample
 
 
 def test_with_zero_output_weights_the_loss_is_log_vocabulary_size():
