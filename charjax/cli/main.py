@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import io
 import os
@@ -172,5 +173,13 @@ class _ClosedStream(io.RawIOBase):
         raise self._error
 
 
+class _ClosedText(io.TextIOWrapper):
+    """The text of a closed stream, which cannot be flushed: Python closes it when it exits."""
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 def _as_text(stream: io.BufferedReader | io.BufferedWriter) -> io.TextIOWrapper:
-    return io.TextIOWrapper(stream, encoding="utf-8")
+    return _ClosedText(stream, encoding="utf-8")

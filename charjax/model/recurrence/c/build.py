@@ -198,7 +198,9 @@ def _compile(cache: Path | None, key: str) -> ctypes.CDLL | Unavailable:
             if not failure:
                 break
         else:
-            return Unavailable(f"{name} fails: {failure.splitlines()[0]}")
+            lines = failure.splitlines()
+            reason = next((line for line in lines if "error:" in line), lines[0])
+            return Unavailable(f"{name} fails: {reason}")
         library = _open(_move_to_cache(output, cache, key))
         return library or Unavailable(f"the library that {name} compiled cannot be loaded")
 

@@ -43,7 +43,7 @@ static inline Call new_call(const XLA_FFI_CallFrame *frame) {
 
 /* XLA asks each handler once for its API version, by a call with a metadata extension. */
 static inline bool is_metadata_query(const XLA_FFI_CallFrame *frame) {
-  const XLA_FFI_Extension_Base *extension = frame->extension_start;
+  __auto_type extension = frame->extension_start; /* a type that jax 0.12 has renamed */
   if (extension == NULL || extension->type != XLA_FFI_Extension_Metadata) return false;
   XLA_FFI_Metadata *metadata = ((XLA_FFI_Metadata_Extension *)extension)->metadata;
   metadata->api_version.major_version = XLA_FFI_API_MAJOR;
