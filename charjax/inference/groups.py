@@ -62,9 +62,7 @@ def sample_groups(
 
 def is_batch_invariant(config: ModelConfig) -> bool:
     """Whether a sample has the same bits in a batch of any size, whatever its controls, here."""
-    if jax.default_backend() != "cpu":
-        return False
-    return config.dtype == "int8" or packing_library(config) is not None
+    return jax.default_backend() == "cpu" and packing_library(config) is not None
 
 
 class GroupFormat(NamedTuple):

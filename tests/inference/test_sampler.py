@@ -107,7 +107,8 @@ AS_FOR_USERS = {("int8", "xla", 1.0), ("float32", "fast", 1.0)}
 def test_batch_invariant_matmuls_need_no_fixed_groups(dtype, recurrence, top_p, request):
     """A text depends neither on the size of its group nor on the format of the weights.
 
-    int8 matmuls are exact; packed matmuls give each sequence the same bits in any batch.
+    Packed matmuls give each sequence the same bits in any batch. int8 matmuls are exact, but with
+    XLA's loop the format may change a bit of the cell.
     """
     config, params = random_model(11, hidden=50)
     model = replace(config, dtype=dtype, recurrence=recurrence), params
@@ -123,9 +124,10 @@ def test_batch_invariant_matmuls_need_no_fixed_groups(dtype, recurrence, top_p, 
     for fewer in sizes:
         written = ids_of(model, num_samples=fewer, num_chars=100, top_p=top_p)
         np.testing.assert_array_equal(written, many[:fewer])
-    assert list(sample_groups(model[0], 66)) == [(0, 64), (64, 64)]
-    assert list(sample_groups(model[0], 7)) == [(0, 7)]
     assert list(sample_groups(WITH_XLA[0], 7)) == [(0, 5), (5, 11)]
+    if recurrence == "fast":
+        assert list(sample_groups(model[0], 66)) == [(0, 64), (64, 64)]
+        assert list(sample_groups(model[0], 7)) == [(0, 7)]
 
 
 def test_packed_matmuls_sample_what_xla_does():
