@@ -79,15 +79,15 @@ def decode(file: RawText, encoding: str, prefix: str) -> Iterator[str]:
         num_bytes += len(data)
         try:
             text: str = decoder.decode(data, final=not data)
-        except UnicodeDecodeError as error:
+        except UnicodeError as error:
+            remedy = _encoding_remedy(head, prefix)
+            if not isinstance(error, UnicodeDecodeError) or "BOM" in error.reason:
+                # UTF-16 without a byte order mark; Python 3.13 gives this error a position.
+                raise InputError(f"{file.origin}: is not {name} ({error}); {remedy}") from error
             offset = num_bytes - len(error.object) + error.start
             raise InputError(
                 f"{file.origin}: byte 0x{error.object[error.start]:02X} at offset {offset} is not "
-                f"valid {name}; {_encoding_remedy(head, prefix)}"
-            ) from error
-        except UnicodeError as error:  # of UTF-16 without a byte order mark
-            raise InputError(
-                f"{file.origin}: is not {name} ({error}); {_encoding_remedy(head, prefix)}"
+                f"valid {name}; {remedy}"
             ) from error
         if b"\0" in data and "\0" in text and _guess_utf16(head):
             raise InputError(f"{file.origin}: is not {name}; {_encoding_remedy(head, prefix)}")
