@@ -81,7 +81,7 @@ def over_torch(args: Any) -> None:
         shape = make_shape(small=args.small, cell=cell, **fields)
         every = peers(shape, device=args.device, keras_python="")
         found = [peer for peer in every if peer.name in (*OURS, TORCH)]
-        matmuls = {f"charjax {dtype}": matmul_peer(dtype, args) for dtype in DTYPES}
+        matmuls = {name: matmul_peer(dtype, args) for name, dtype in zip(OURS, DTYPES, strict=True)}
         found += matmuls.values()
         measured = measure(found, rounds=args.rounds, turn_s=args.turn_s, device=args.device)
         check(measured, OURS)
