@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 from jaxtyping import Int
@@ -21,7 +22,8 @@ _MAX_WORDS = 20
 def likeliest_words(sampler: TextSampler, text: str, k: int, *, unknown: str) -> list[str]:
     """Words that may come next: each of the k likeliest characters, continued greedily.
 
-    A word ends with the first space or line end after its first character.
+    A word ends with the first space or line end after its first character. Bytes that are not
+    valid UTF-8 begin no word.
 
     Args:
       sampler: of the model.
@@ -43,15 +45,21 @@ def likeliest_words(sampler: TextSampler, text: str, k: int, *, unknown: str) ->
         for token in np.asarray(first.top_ids)[0, 0].tolist()
         if token < len(vocab.characters) and token not in forbidden
     ]
-    return [_word(sampler, np.append(ids, np.int32(token)), greedy) for token in characters[:k]]
+    words = (_word(sampler, np.append(ids, np.int32(token)), greedy) for token in characters)
+    return list(islice(filter(None, words), k))
 
 
 def _word(sampler: TextSampler, ids: Int[np.ndarray, " n"], greedy: Sampling) -> str:
-    """The last token, and what follows it up to the end of the word."""
+    """The last token, and what follows it up to the end of the word.
+
+    Of a model of bytes it ends before the first invalid UTF-8, which cannot be read again.
+    """
     end = TextEnd(sampler.vocab, Controls(), _MAX_WORD + 1)
     word = end.read(ids[-1:])
     for sampled in sampler.sample_one(ids, _MAX_WORD, greedy):
         word += end.read(sampled.ids[0])
     word += end.flush()
+    if sampler.vocab.unit == "byte":
+        word = word.partition("\ufffd")[0]
     found = re.search(r"\s", word[1:])
     return word[: found.end() + 1] if found else word

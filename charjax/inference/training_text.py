@@ -48,8 +48,9 @@ def known_lines(trained: TrainedModel) -> frozenset[str]:
     corpus = training_text(trained, "--new")
     if not trained.vocab.boundary:
         return frozenset(decoded(trained, corpus.text).split("\n"))
-    starts = [*corpus.document_starts.tolist(), len(corpus.text)]
-    return frozenset(decoded(trained, corpus.text[a:b]) for a, b in pairwise(starts))
+    text = corpus.text  # decoded by each access
+    starts = [*corpus.document_starts.tolist(), len(text)]
+    return frozenset(decoded(trained, text[a:b]) for a, b in pairwise(starts))
 
 
 def decoded(trained: TrainedModel, text: str) -> str:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from charjax.config import Config, DataConfig
 from charjax.data.corpus import load_corpus
+from charjax.data.tokens import EncodedText
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.inference import texts as module
@@ -24,6 +25,7 @@ from charjax.inference.pick import likeliest_words
 from charjax.inference.sampling import Sampling
 from charjax.inference.text_end import TextEnd
 from charjax.inference.texts import TextSampler, write_texts
+from charjax.inference.training_text import known_lines
 from tests.inference.scripted import chain, memoryless, trained
 
 TEXT = "abc\n"
@@ -198,6 +200,14 @@ def test_a_number_of_documents_out_of_range_is_refused(tmp_path, num_samples, un
         next(sampler.texts(ids, shown, num_chars=3, num_samples=num_samples))
 
 
+def test_the_training_text_is_decoded_once_for_all_its_documents(tmp_path, monkeypatch):
+    model = run_on(tmp_path / "t.txt", "ab\na\nb\n", [0.0, 0.0, 0.0], documents=True)
+    decode, decoded = EncodedText.text, []
+    monkeypatch.setattr(EncodedText, "text", lambda self: decoded.append(1) or decode(self))
+    assert known_lines(model) == {"ab", "a", "b"}
+    assert len(decoded) == 1
+
+
 def test_too_few_documents_are_said(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "_MAX_REJECTED", 20)
     model = run_on(tmp_path / "t.txt", "a\nb\n", [-99.0, -99.0, 9.0], documents=True)
@@ -301,6 +311,15 @@ def test_words_to_pick_from_begin_with_the_likeliest_characters():
     assert words[0].startswith("bababa")
     forbidding = TextSampler(model, Sampling(), Controls(forbid="b"))
     assert [w[0] for w in likeliest_words(forbidding, "a", 2, unknown="error")] == [" ", "a"]
+
+
+def test_words_to_pick_from_are_valid_utf_8():
+    vocab = Vocab(tuple("é ".encode().decode("latin-1")), "byte", False)  # C3, A9, a space
+    to_first, to_last = [3.0, 2.0, 1.0], [1.0, 2.0, 3.0]
+    model = trained(chain([to_last, to_first, to_first]), "x", vocab=vocab)
+    sampler = TextSampler(model, Sampling(), Controls())
+    # After the space C3 is the likeliest, which a space follows, then A9; neither is a character.
+    assert likeliest_words(sampler, " ", 3, unknown="error") == [" "]
 
 
 def test_words_to_pick_from_copy_no_passage(tmp_path):
