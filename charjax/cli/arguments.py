@@ -42,7 +42,8 @@ class Parser(argparse.ArgumentParser):
             name = unknown[0].partition("=")[0]
             nearest = difflib.get_close_matches(name, self._option_string_actions, n=1)
             hint = f"did you mean {nearest[0]}?" if nearest else f"see: {self.prog} --help"
-            raise InputError(f"{unknown[0]}: no such flag; {hint}")
+            problem = "no such flag" if name.startswith("-") else "belongs to no flag"
+            raise InputError(f"{unknown[0]}: {problem}; {hint}")
         return parsed, unknown
 
 
@@ -132,7 +133,13 @@ def load_model(args: argparse.Namespace) -> TrainedModel:
 
 
 def load_folder(args: argparse.Namespace, folder: Path | None) -> TrainedModel:
-    """Loads the model of a folder, or the built-in one, as `--checkpoint` and `--weights` say."""
+    """Loads the model of a folder, or the built-in one, as `--checkpoint` and `--weights` say.
+
+    Raises:
+      InputError: a checkpoint of the built-in model is chosen: it has only one.
+    """
+    if not folder and args.checkpoint != "best":
+        raise InputError(f"--checkpoint={args.checkpoint}: needs --workdir, the folder of a run")
     from charjax.inference.load import load_builtin, load_trained, with_dtype
     from charjax.runtime.sharding import all_devices
 

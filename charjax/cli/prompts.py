@@ -17,13 +17,15 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
     """The prompts that `--prompt`, `--prompt_file` or `--prompts` give.
 
     Raises:
-      InputError: several of them are given, or a file cannot be read as UTF-8.
+      InputError: several of them are given, or a file has no line or cannot be read as UTF-8.
     """
     if not args.prompts:
         return [_prompt(args)]
     if args.prompt:
         raise InputError("--prompts: give it or --prompt, not both")
     text = _read(args.prompts, "--prompts")
+    if not text:
+        raise InputError(f"--prompts={args.prompts}: is empty; write a prompt in each line")
     return text.replace("\r\n", "\n").removesuffix("\n").split("\n")
 
 

@@ -160,7 +160,16 @@ FAULTS = {
         SAMPLE + "--temprature=1", 2, ("--temprature=1", "did you mean --temperature?")
     ),
     "abbreviated flag": Fault(SAMPLE + "--num_char=1", 2, ("--num_char=1", "--num_chars")),
-    "stray word": Fault(SAMPLE + "hello", 2, ("hello",)),
+    "stray word": Fault(SAMPLE + "hello", 2, ("hello: belongs to no flag", "--help")),
+    "a checkpoint of the built-in model": Fault(
+        "sample --checkpoint=newest", 2, ("--checkpoint=newest", "--workdir")
+    ),
+    "prompts without a line": Fault(
+        SAMPLE + "--prompts=@empty.txt", 2, ("--prompts=", "empty.txt: is empty")
+    ),
+    "unknown characters of a part": Fault(
+        "score --workdir=@run --part=val --unknown=unk", 2, ("--unknown", "--file")
+    ),
     "workdir without a name": Fault("info --workdir=", 2, ("--workdir=", "is empty")),
     "score of a folder": Fault("score --workdir=@run --file=@run", 2, ("--file=", "no text file")),
     "no config": Fault("train", 2, ("--config", "--config=shakespeare")),
@@ -415,6 +424,15 @@ def test_choices_that_are_not_utf_8_are_refused(workspace, capfd, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff\n"), encoding="utf-8"))
     assert main.main(workspace.fill(f"{SAMPLE} --pick=2")) == 2
     assert "standard input: not valid UTF-8" in capfd.readouterr().err.splitlines()[-1]
+
+
+def test_text_that_the_model_cannot_read_does_not_end_picking(workspace, capfd, monkeypatch):
+    typed = "cat\n日\ns\n\n".encode()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(typed), encoding="utf-8"))
+    assert main.main(workspace.fill(f"{SAMPLE} --pick=2 --prompt=a")) == 0
+    stdout, stderr = capfd.readouterr()
+    assert stdout == "acats"
+    assert "not in the vocabulary: U+65E5" in stderr
 
 
 def test_a_backslash_in_a_prompt_is_pointed_out(workspace, capfd):

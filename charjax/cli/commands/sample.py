@@ -231,5 +231,11 @@ def _picked(
             break
         answer = answer.rstrip("\n")
         chosen = answer.isdecimal() and 1 <= int(answer) <= len(words)
-        text += words[int(answer) - 1] if chosen else answer
+        longer = text + (words[int(answer) - 1] if chosen else answer)
+        try:
+            sampler.encode(longer, args.unknown)
+        except InputError as error:  # does not lose the text so far
+            sys.stderr.write(f"{error}\n")
+            continue
+        text = longer
     yield text[len(start) :] if args.no_prompt else text

@@ -86,8 +86,9 @@ def run(args: argparse.Namespace) -> None:
     from charjax.runtime.display import make_display, show_messages
 
     options = reading_options(args)
-    if args.part and options:
-        raise InputError(f"--{next(iter(options))}: needs --file; --part is read as in training")
+    unused = [*options, *(["unknown"] if args.unknown != "error" else [])]
+    if args.part and unused:
+        raise InputError(f"--{unused[0]}: needs --file; --part is read as in training")
     method, how = _method(args)
     display = make_display(sys.stderr)
     with show_messages(display), display.task("scoring") as update:
