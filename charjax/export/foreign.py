@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -68,6 +69,23 @@ def cell_of(recurrent_kernel: Float[np.ndarray, "hidden gates"], where: str) -> 
         f"{where}: [{hidden}, {gates}] is no recurrent kernel of a GRU, LSTM or RNN, whose gates "
         "have as many units as its state"
     )
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """The names of layers in natural order: gru, gru_2, gru_10.
+
+    Where they differ in more than numbers, the order is a guess, which is logged.
+    """
+    ordered = sorted(names, key=_natural)
+    if len({re.sub(r"_?\d+", "", name) for name in ordered}) > 1:
+        _logger.info("the order of the layers is that of their names: %s", ", ".join(ordered))
+    return ordered
+
+
+def _natural(name: str) -> list[list[int | str]]:
+    """Sort key: the parts of a path, in each of which numbers are compared by value."""
+    parts = [re.split(r"(\d+)", part) for part in re.split(r"[./]", name)]
+    return [[int(p) if i % 2 else p for i, p in enumerate(part)] for part in parts]
 
 
 def as_float32(name: str, array: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ from charjax.export.foreign import (
     cell_of,
     check_all_used,
     embedding_and_head,
+    in_order,
 )
 from charjax.export.weights import KERAS_GATES, Arrays, import_extra, reorder
 from charjax.runtime.safetensors import read_file
@@ -152,7 +153,7 @@ def _model(arrays: Arrays) -> ForeignModel:
             f"has layers of {' and '.join(sorted(cells))}; charjax has one cell a model"
         )
     (cell,) = cells
-    layers = [_layer(arrays, name, cell) for name in sorted(names, key=_number)]
+    layers = [_layer(arrays, name, cell) for name in in_order(names)]
     used = {f"{name}/cell/vars/{i}" for name in names for i in range(3)}
     others = {name: array for name, array in arrays.items() if name not in used}
     has_bias = {
@@ -166,12 +167,6 @@ def _model(arrays: Arrays) -> ForeignModel:
     zeros = np.zeros(others[head].shape[1], np.float32)
     table = others[embedding] if embedding else None
     return ForeignModel(cell, tuple(layers), table, others[head], others.get(bias, zeros))
-
-
-def _number(layer: str) -> tuple[int, str]:
-    """Sort key for gru, gru_1, gru_2, ..., gru_10."""
-    number = re.search(r"(\d+)$", layer)
-    return (int(number[1]) if number else 0), layer
 
 
 def _cell(arrays: Arrays, layer: str) -> str:

@@ -19,6 +19,7 @@ from charjax.export.foreign import (
     cell_of,
     check_all_used,
     embedding_and_head,
+    in_order,
 )
 from charjax.export.weights import Arrays
 from charjax.runtime.safetensors import read_safetensors
@@ -39,7 +40,7 @@ def read_torch(file: Path) -> ForeignModel:
       InputError: the file is damaged, or charjax has no such model.
       OSError: it cannot be read.
     """
-    arrays = _read_pickle(file) if file.suffix in _PICKLES else read_safetensors(file)[0]
+    arrays = _read_pickle(file) if file.suffix.lower() in _PICKLES else read_safetensors(file)[0]
     arrays = {name: as_float32(name, array) for name, array in arrays.items()}
     layers = _layers(arrays)
     embedding, head = _matrices(arrays, layers[0].kernel.shape[0])
@@ -70,20 +71,26 @@ def _read_pickle(file: Path) -> Arrays:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = torch.load(file, map_location="cpu", weights_only=True)
-            return {name: _to_numpy(t, torch) for name, t in _tensors(found, file).items()}
-    except (OSError, InputError):
+    except OSError:
         raise
     except Exception as error:
         raise InputError(
             f"{file}: not a state dict that torch reads without running code in the file "
             f"({type(error).__name__}); save model.state_dict()"
         ) from None
+    return {name: _to_numpy(name, t, torch) for name, t in _tensors(found, file).items()}
 
 
-def _to_numpy(tensor: Any, torch: Any) -> np.ndarray:
+def _to_numpy(name: str, tensor: Any, torch: Any) -> np.ndarray:
     """Converts a tensor to numpy; bfloat16 becomes float32."""
     tensor = tensor.detach()
-    array: np.ndarray = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    try:
+        array: np.ndarray = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    except (TypeError, RuntimeError):
+        raise InputError(
+            f"{name[:80]}: is {tensor.dtype}, {tensor.layout}, on {tensor.device}; save dense "
+            "tensors of float32"
+        ) from None
     return array
 
 
@@ -110,13 +117,11 @@ def _layers(arrays: Arrays) -> list[ForeignLayer]:
             raise InputError(f"{match[0]}: a bidirectional layer reads the text it is to predict")
         if "_hr" in match[0]:
             raise InputError(f"{match[0]}: charjax has no LSTM with proj_size")
-    names = {(match["module"], match["layer"] or "") for match in found}
-    return [_layer(arrays, *name) for name in sorted(names, key=_natural)]
-
-
-def _natural(name: tuple[str, str]) -> list[list[tuple[int, str]]]:
-    """Sort key that orders the numbers in names by value: 2 before 10."""
-    return [[(int(p), "") if p.isdigit() else (-1, p) for p in re.split(r"(\d+)", n)] for n in name]
+    names = {
+        f"{match['module']}{match['layer'] or ''}": (match["module"], match["layer"] or "")
+        for match in found
+    }
+    return [_layer(arrays, *names[name]) for name in in_order(names)]
 
 
 def _layer(arrays: Arrays, module: str, number: str) -> ForeignLayer:

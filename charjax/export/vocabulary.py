@@ -47,7 +47,7 @@ def read_vocabulary(file: Path, vocab_size: int) -> ForeignVocab:
         text = read_file(file, _MAX_TEXT_BYTES).decode("utf-8")
     except UnicodeDecodeError:
         raise InputError(f"--vocabulary={file}: not valid UTF-8") from None
-    is_json = file.suffix == ".json"
+    is_json = file.suffix.lower() == ".json"
     found = _from_json(text, file) if is_json else _from_text(text, vocab_size, file)
     if len(found.vocab) != vocab_size:
         raise InputError(

@@ -6,6 +6,7 @@ import io
 import json
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,14 @@ from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.export.api import export_model
 from charjax.export.convert import SOURCES, convert
-from charjax.export.foreign import ForeignLayer, ForeignModel, model_config, parameters
+from charjax.export.foreign import (
+    ForeignLayer,
+    ForeignModel,
+    in_order,
+    model_config,
+    parameters,
+)
+from charjax.export.from_torch import _to_numpy
 from charjax.export.vocabulary import read_vocabulary
 from charjax.export.weights import named_weights, safetensors
 from charjax.inference.load import load_trained
@@ -118,7 +126,7 @@ def test_arrays_that_do_not_fit_each_other_are_named():
     ("name", "content", "tokens", "order"),
     [
         ("v.json", '["[UNK]", "b", "a"]', "ba?", [1, 2, 0]),
-        ("v.json", '["b", "[UNK]", "a"]', "ba?", [0, 2, 1]),
+        ("v.JSON", '["b", "[UNK]", "a"]', "ba?", [0, 2, 1]),
         ("v.json", '{"b": 1, "c": 0, "a": 2}', "cba", [0, 1, 2]),
         ("v.json", '{"symbols": "ba", "unit": "byte", "unk": true, "start": 0}', "ba?", [0, 1, 2]),
         ("text.txt", "cabcab", "abc", [0, 1, 2]),
@@ -217,19 +225,58 @@ def test_a_torch_model_of_another_kind_is_refused(arrays, said, tmp_path, capfd)
     assert said in refused(*line, f"--out={tmp_path}/run", capfd=capfd)
 
 
-@pytest.mark.parametrize("names", ["lstm.cell{}", "layers.{}.rnn", "net.lstm{}"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("lstm.cell1", "lstm.cell2", "lstm.cell10"),
+        ("layers.1.rnn", "layers.2.rnn", "layers.10.rnn"),
+        ("rnn", "rnn2", "rnn10"),
+    ],
+)
 def test_cells_in_modules_of_any_name_are_found_in_order(names, tmp_path):
     arrays = {}
-    for i in (1, 2, 10):
-        inner = state_dict(gates=4, **{"rnn.weight_ih_l0": (16, 4 if i > 1 else 2)})
+    for i, name in enumerate(names):
+        inner = state_dict(gates=4, **{"rnn.weight_ih_l0": (16, 4 if i else 2)})
         for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
-            arrays[f"{names.format(i)}.{part}"] = inner[f"rnn.{part}_l0"] + i
+            arrays[f"{name}.{part}"] = inner[f"rnn.{part}_l0"] + i
     arrays |= {n: a for n, a in state_dict().items() if not n.startswith("rnn")}
     (tmp_path / "m.safetensors").write_bytes(safetensors(arrays, {}))
     (tmp_path / "v.txt").write_text("abcde")
     convert(tmp_path / "m.safetensors", "torch", tmp_path / "v.txt", tmp_path / "run")
     model = load_trained(tmp_path / "run", which="best").config.model
     assert (model.cell, model.layers, model.embed) == ("lstm", 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["layers/gru", "layers/gru_1", "layers/gru_2", "layers/gru_10"], ""),
+        (["block2/gru", "block10/gru"], ""),
+        (["rnn._l0", "rnn._l1", "rnn2._l0"], ""),
+        (["lower.rnn", "upper.rnn"], "the order of the layers is that of their names: lower.rnn, "),
+    ],
+)
+def test_an_order_of_layers_that_no_number_gives_is_said(names, said, caplog):
+    caplog.set_level("INFO", "charjax")
+    assert in_order(reversed(names)) == names
+    assert caplog.text.count("the order of the layers") == bool(said)
+    assert said in caplog.text
+
+
+def test_a_tensor_that_numpy_cannot_hold_is_named():
+    class Tensor:
+        dtype, layout, device = "torch.float32", "torch.sparse_coo", "cpu"
+
+        def detach(self):
+            return self
+
+        def numpy(self):
+            raise TypeError("can't convert")
+
+    with pytest.raises(
+        InputError, match=r"^head\.weight: is torch\.float32, torch\.sparse_coo, on"
+    ):
+        _to_numpy("head.weight", Tensor(), SimpleNamespace(bfloat16="bfloat16"))
 
 
 def keras_arrays(**changes: object) -> dict[str, np.ndarray]:
