@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 
@@ -26,6 +26,8 @@ def template(name: str, **parts: str) -> str:
 def write_folder(out: Path, files: Mapping[str, bytes]) -> None:
     """Writes files into a folder, with a manifest that lets later exports replace them.
 
+    Files of an earlier export that are not among them are removed.
+
     Args:
       out: the folder, created if needed.
       files: contents by name.
@@ -45,9 +47,12 @@ def write_folder(out: Path, files: Mapping[str, bytes]) -> None:
             )
     try:
         out.mkdir(parents=True, exist_ok=True)
+        _write_manifest(out, {*ours, *files})  # first: an interrupted export can be repeated
         for name, content in files.items():
             _replace(out / name, content)
-        _replace(out / _MANIFEST, json.dumps({"files": [*files, _MANIFEST]}).encode())
+        for name in ours - {*files, _MANIFEST}:
+            (out / name).unlink()
+        _write_manifest(out, files)
     except OSError as error:
         raise _write_error(out, error) from error
 
@@ -71,15 +76,19 @@ def write_file(out: Path, content: bytes) -> None:
 
 
 def _manifest(out: Path) -> set[str]:
-    """The names of the files that an earlier export wrote into a folder."""
+    """The files in a folder that an earlier export wrote."""
     path = out / _MANIFEST
     if path.is_symlink() or not path.is_file():
         return set()
     try:
         names = json.loads(path.read_text("utf-8"))["files"]
-        return {name for name in names if isinstance(name, str)}
+        return set(os.listdir(out)).intersection(names)
     except (OSError, ValueError, KeyError, TypeError):
         return set()
+
+
+def _write_manifest(out: Path, names: Iterable[str]) -> None:
+    _replace(out / _MANIFEST, json.dumps({"files": sorted({*names, _MANIFEST})}).encode())
 
 
 def _is_signed(path: Path) -> bool:

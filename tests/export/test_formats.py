@@ -15,7 +15,8 @@ import pytest
 
 from charjax.config import DataConfig, ModelConfig, TrainConfig, to_dict
 from charjax.data.vocab import Vocab
-from charjax.errors import InputError
+from charjax.errors import HostError, InputError
+from charjax.export import files
 from charjax.export.api import FORMATS, export_model, unusual_parts
 from charjax.export.weights import keras_weights, torch_weights
 from tests.export.tiny import (
@@ -316,6 +317,36 @@ def test_an_export_may_be_repeated_and_overwrites_nothing_else(format, tmp_path)
             export_model(trained, target, format=format)
         assert foreign.read_text() == "mine"
         foreign.unlink()
+
+
+def test_a_folder_holds_the_last_export_and_no_file_of_an_earlier_one(tmp_path):
+    trained, out = trained_like(MODELS["gru-1-embed"]), tmp_path / "out"
+    export_model(trained, out, format="numpy")
+    (out / "notes").write_text("mine")
+    manifest = json.loads((out / "charjax-export.json").read_text())
+    manifest["files"] += ["../mine", "", ".."]  # damaged
+    (out / "charjax-export.json").write_text(json.dumps(manifest))
+    (tmp_path / "mine").write_text("mine")
+    for format, script in (("torch", "model.py"), ("numpy", "generate.py")):
+        export_model(trained, out, format=format)
+        assert [p.name for p in out.glob("*.py")] == [script]
+    assert (out / "notes").read_text() == (tmp_path / "mine").read_text() == "mine"
+
+
+def test_an_interrupted_export_can_be_repeated(tmp_path, monkeypatch):
+    trained, replace = trained_like(MODELS["gru-1-embed"]), files._replace
+
+    def full(path: Path, content: bytes) -> None:
+        if path.name == "vocabulary.json":
+            raise OSError(28, "No space left on device")
+        replace(path, content)
+
+    monkeypatch.setattr(files, "_replace", full)
+    with pytest.raises(HostError, match="No space left"):
+        export_model(trained, tmp_path / "out", format="numpy")
+    monkeypatch.undo()
+    export_model(trained, tmp_path / "out", format="numpy")
+    assert (tmp_path / "out" / "vocabulary.json").exists()
 
 
 @pytest.mark.parametrize("format", FORMATS)
