@@ -104,7 +104,7 @@ def _id(name: str) -> str:
 
 
 def _power_of_two(scale: np.floating) -> str:
-    return f"0x1p{int(np.log2(scale))}f"
+    return f"0x1p{int(np.log2(scale))}f" if scale else "0"  # 0: below the smallest float32
 
 
 def _decimal(value: np.floating) -> str:

@@ -141,8 +141,15 @@ def _readme(trained: TrainedModel, start: dict[str, Any]) -> str:
 
 
 def _characters(vocab: Vocab) -> str:
-    unk = " and [UNK], the last id, which is never sampled" if vocab.unk else ""
-    return f"{len(vocab.characters)} tokens, each a {vocab.unit}{unk}"
+    parts = [f"{len(vocab.characters)} tokens, each a {vocab.unit}"]
+    if vocab.boundary:
+        parts.append(
+            f"the document boundary, id {vocab.boundary_id}, which is fed before the prompt and, "
+            "where it is sampled, ends the text"
+        )
+    if vocab.unk:
+        parts.append("[UNK], the last id, which is never sampled")
+    return "; ".join(parts)
 
 
 _README = """\

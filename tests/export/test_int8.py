@@ -20,6 +20,7 @@ import pytest
 from charjax.config import ModelConfig
 from charjax.errors import InputError
 from charjax.export.api import export_model
+from charjax.export.c import c_file
 from charjax.export.quantized import dequantize_model, quantize_model
 from charjax.inference.load import TrainedModel
 from charjax.model.cells import CELLS
@@ -131,6 +132,15 @@ def test_weights_that_are_not_finite_are_refused(format, tmp_path):
     trained = dataclasses.replace(trained, params=trained.params | {"output_kernel": kernel})
     with pytest.raises(InputError, match="output_kernel is not finite"):
         export_model(trained, tmp_path / "out", format=format)
+
+
+def test_a_scale_below_the_smallest_float32_is_zero_in_c():
+    trained = trained_like(MODELS["gru-1-embed"])
+    kernel = trained.params["output_kernel"].copy()
+    kernel[:, 3] *= np.float32(1e-36)
+    trained = dataclasses.replace(trained, params=trained.params | {"output_kernel": kernel})
+    scales = re.search(rb"output_kernel_scales\[\] = \{\n(.*)", c_file(trained))[1].split(b",")
+    assert [i for i, scale in enumerate(scales) if scale == b"0"] == [3]
 
 
 # html
@@ -325,8 +335,8 @@ def test_the_c_program_is_clean_under_the_sanitizers(name, tmp_path):
     done = subprocess.run([program, "Z€", "5", "1", "0"], capture_output=True, check=False)
     unknown = b"byte 0x5A" if name == "bytes" else b"U+005A"
     assert (done.returncode, done.stderr) == (2, b"not in the vocabulary: %s\n" % unknown)
-    for temperature, seed in (("0,8", "1"), ("1", str(2**32)), ("1", "-1")):
-        wrong = [program, "a", "5", temperature, seed]
+    for numbers in ("5 0,8 1", f"5 1 {2**32}", "5 1 -1", "5 -1 1", "5 nan 1", "5 inf 1", "-5 1 1"):
+        wrong = [program, "a", *numbers.split()]
         done = subprocess.run(wrong, capture_output=True, check=False)
         assert (done.returncode, done.stdout, done.stderr[:6]) == (2, b"", b"usage:")
 

@@ -20,7 +20,13 @@ from charjax.config import Config, ModelConfig, TrainConfig
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.export.api import export_model
-from charjax.export.program import PLATFORMS, export_generator, make_generator, start_rows
+from charjax.export.program import (
+    PLATFORMS,
+    _characters,
+    export_generator,
+    make_generator,
+    start_rows,
+)
 from charjax.export.weights import named_weights
 from charjax.inference.load import TrainedModel
 from charjax.inference.sampling import Sampling
@@ -213,6 +219,12 @@ def test_the_folder_explains_itself(tmp_path):
     assert start == trained.vocab.start
     with np.load(out / "start.npz") as rows:
         assert all(f"{name} float32 [batch, {rows[name].size}]" in readme for name in rows)
+
+
+def test_the_folder_says_which_token_ends_a_document():
+    vocab = Vocab.from_text("abc", order="sorted", unit="codepoint", unk=True, boundary=True)
+    assert "; the document boundary, id 3, which is fed before the prompt" in _characters(vocab)
+    assert _characters(vocab).endswith("; [UNK], the last id, which is never sampled")
 
 
 @pytest.mark.parametrize("package", ["safetensors", "flatbuffers"])

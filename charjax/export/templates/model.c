@@ -252,6 +252,7 @@ int main(int argc, char **argv) {
   float temperature = strtof(argv[3], &ends[1]);
   unsigned long long seed = strtoull(argv[4], &ends[2], 10);
   if (*ends[0] || *ends[1] || *ends[2] || seed > UINT32_MAX) return usage();
+  if (left < 0 || !(temperature >= 0 && temperature < INFINITY)) return usage();
   charjax_reset(&state, (uint32_t)seed);
 #ifndef CHARJAX_BOUNDARY
   if (!*argv[1])
