@@ -59,6 +59,12 @@ def _card(trained: TrainedModel) -> str:
     """The model card; at its top the metadata that the hub reads."""
     model, corpus, loss = trained.config.model, trained.meta["corpus"], trained.val_loss
     name = f"{model.cell}-{model.layers}x{model.hidden}-{corpus['name']}"
+    data = (
+        f"Trained for {trained.step:,} steps on {corpus['name']}, {corpus.get('chars', 0):,} "
+        f"characters, SHA-256 `{corpus.get('sha256', 'unknown')}`."
+    )
+    if trained.is_converted:
+        data = "Not trained by charjax."  # and the notice says where it is from
     measured = "It was not evaluated on held-out text."
     if loss is not None:
         measured = (
@@ -72,11 +78,8 @@ def _card(trained: TrainedModel) -> str:
         layers=model.layers,
         hidden=model.hidden,
         parameters=parameter_count(trained.params),
-        corpus=corpus["name"],
-        chars=corpus.get("chars", 0),
-        sha256=corpus.get("sha256", "unknown"),
+        data=data,
         notice=f"\n\nNotice: {corpus['notice']}" if corpus.get("notice") else "",
-        step=trained.step,
         measured=measured,
         symbols=len(trained.vocab.characters),
         unit={"byte": "bytes", "codepoint": "characters"}[trained.vocab.unit],
@@ -117,7 +120,7 @@ parameters.
 
 ## Data and loss
 
-Trained for {step:,} steps on {corpus}, {chars:,} characters, SHA-256 `{sha256}`.
+{data}
 {measured}{notice}
 
 ## Use

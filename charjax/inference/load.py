@@ -53,6 +53,12 @@ class TrainedModel:
             return ReadingRules.from_json(self.meta["reading"])
         return ReadingRules.from_config(self.config.data)
 
+    @property
+    def is_converted(self) -> bool:
+        """Whether it comes from a file of torch or Keras, which does not name its text."""
+        source = self.meta.get("source")
+        return source is not None and source["kind"] != "charjax"
+
 
 def load_trained(workdir: Path, *, which: Which) -> TrainedModel:
     """The model of one verified checkpoint. Damaged ones are logged, one line each.

@@ -27,6 +27,7 @@ from charjax.inference.forward_pass import (
     iter_predictions,
 )
 from charjax.inference.load import TrainedModel
+from charjax.inference.training_text import require_known_text
 from charjax.runtime.display import ProgressFn
 
 # How a text is read: (measure, model, ids, progress) -> what `iter_predictions` yields.
@@ -91,6 +92,7 @@ def read_part(trained: TrainedModel, part: Literal["val", "test"]) -> TokenIds:
 
 def _read_splits(trained: TrainedModel, flag: str, otherwise: str) -> Splits:
     """The parts of the text that the run was trained on, for a flag; with another way out."""
+    require_known_text(trained, flag, otherwise)
     try:
         dataset = load_dataset(trained.config, known=trained.vocab.characters)
     except CharjaxError as error:

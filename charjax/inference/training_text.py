@@ -18,9 +18,10 @@ def training_text(trained: TrainedModel, flag: str) -> Corpus:
       flag: that needs the text, for messages.
 
     Raises:
-      InputError: it is gone, or not the text that the run was trained on.
+      InputError: it is gone, not the text that the run was trained on, or not known.
       HostError: it can be neither found nor downloaded.
     """
+    require_known_text(trained, flag)
     recorded = trained.meta["corpus"]["sha256"]
     try:
         corpus = load_corpus(trained.config.data)
@@ -37,6 +38,16 @@ def training_text(trained: TrainedModel, flag: str) -> Corpus:
             f"without {flag}"
         )
     return corpus
+
+
+def require_known_text(trained: TrainedModel, flag: str, otherwise: str = "") -> None:
+    """Raises InputError, which names another way out, for a model whose text is not known."""
+    if trained.is_converted:
+        kind = trained.meta["source"]["kind"]
+        raise InputError(
+            f"{flag}: needs the text that this model was trained on, which is not known, as it "
+            f"was converted from {kind}" + (f"; {otherwise}" if otherwise else "")
+        )
 
 
 def known_lines(trained: TrainedModel) -> frozenset[str]:

@@ -81,6 +81,16 @@ def test_a_converted_model_can_be_sampled_scored_exported_and_described(tmp_path
     assert main(["export", run, f"--out={tmp_path}/again", "--format=torch"]) == 0
     again = (tmp_path / "again" / "model.safetensors").read_bytes()
     assert again == (tmp_path / "torch" / "model.safetensors").read_bytes()
+    # Its text is not known: no corpus is read in its place, and the model card names none.
+    for command in (["score", "--part=val"], ["sample", "--new"]):
+        assert main([*command, run]) == 2
+        assert "not known, as it was converted from torch" in capfd.readouterr().err
+    assert main(["export", run, f"--out={tmp_path}/hub", "--format=hub"]) == 0
+    card = (tmp_path / "hub" / "README.md").read_text("utf-8")
+    assert "\nNot trained by charjax.\n" in card
+    assert "Notice: converted from torch" in card
+    assert "SHA-256" not in card
+    capfd.readouterr()
     # And a folder in use is never written to.
     assert main(["convert", *map(str, files)]) == 2
     assert "exists; name a new folder" in capfd.readouterr().err
