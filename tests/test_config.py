@@ -104,7 +104,7 @@ def valid_values(draw: st.DrawFn) -> dict[str, Any]:
     rows = data["documents"] == "rows"
     columns = st.integers(0, 9) | st.sampled_from(["title", "text"])
     data["columns"] = draw(st.lists(columns, max_size=3 * rows).map(tuple))
-    delimiter = data["csv_delimiter"][:1]
+    delimiter = data["csv_delimiter"][:1].strip('"\r\n')
     data["csv_delimiter"] = delimiter if delimiter.isascii() or data["unit"] != "byte" else ""
     if data["documents"] == "delimiter":
         data["delimiter"] = data["delimiter"] or "--"
