@@ -216,6 +216,8 @@ def test_a_text_without_a_validation_split_is_trained(tmp_path, monkeypatch, cap
         (["train", "--config=shakespeare", "--minutes=3"], "config.train.max_minutes"),
         (["train", "a.txt", "--minutes=0"], "--minutes=0: must be from 0.1"),
         (["train", "a.txt", "-"], "TEXT: neither -"),
+        (["train", ""], "TEXT: is empty"),
+        (["train", "a.txt", ""], "TEXT: is empty"),
         (["train", "none.txt"], "none.txt"),
     ],
 )

@@ -107,6 +107,8 @@ def _choose(
 
     if is_multiprocess():
         raise InputError("train: several processes need the same --config, not a TEXT")
+    if "" in args.text:
+        raise InputError("TEXT: is empty, as from a variable that is not set; name a file")
     is_input = args.text == ["-"]
     if not is_input and any(text == "-" or ("," in text and args.text[1:]) for text in args.text):
         raise InputError("TEXT: neither - nor a name with a comma goes together with other texts")
