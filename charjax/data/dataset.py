@@ -136,7 +136,8 @@ def _load(config: Config, known: Sequence[str], progress: ProgressFn) -> Dataset
     _report_characters(corpus, vocab)
     corpus, ids, starts = _token_ids(corpus, vocab)
     num_documents = None
-    if data.split_by == "hash":
+    has_documents = corpus.rules.documents.mode != "none"  # the substitute of a corpus has none
+    if data.split_by == "hash" and has_documents:
         numbers = split_numbers(_document_hashes(corpus), data.split)
         num_documents = np.bincount(numbers, minlength=len(data.split))
         order = np.argsort(numbers, kind="stable")

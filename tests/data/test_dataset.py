@@ -58,3 +58,11 @@ def test_progress_of_a_download_reaches_the_caller(shelf, monkeypatch):
     data = DataConfig(corpus="story", batch_size=1, seq_len=4)
     load_dataset(Config(data=data), progress=lambda received, expected: seen.append(received))
     assert seen == [3]
+
+
+def test_a_substitute_without_documents_is_split_by_position(shelf):
+    data = DataConfig(
+        corpus="story", offline="python_docs", documents="lines", split_by="hash", batch_size=2
+    )
+    splits = load_dataset(Config(data=data)).splits
+    assert len(splits.val.ids) == pytest.approx(0.1 * len(splits.train.ids) / 0.9, abs=1)
