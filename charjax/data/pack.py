@@ -79,6 +79,8 @@ def _as_charjax_errors(out: str) -> Iterator[None]:
             f"--out={out}: cannot be written to ({error}); choose a folder, or an address such as "
             "gs://bucket/folder"
         ) from error
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(f"--out={out}: not a folder; choose another --out") from error
     except (OSError, ValueError) as error:
         if isinstance(error, ValueError) and not str(error).startswith(HOST_ERRORS):
             raise

@@ -90,7 +90,7 @@ def make_plan(files: TextFiles, rules: ReadingRules, field: str) -> Plan:
 
     Raises:
       InputError: a file is missing, or a field is given for a file without fields, or none for
-        one with them.
+        one with them, or a field and an encoding.
       HostError: a file cannot be read.
     """
     inputs: list[dict[str, Any]] = []
@@ -98,6 +98,11 @@ def make_plan(files: TextFiles, rules: ReadingRules, field: str) -> Plan:
     shard: list[Segment] = []
     shard_bytes = 0
     may_be_binary = rules.is_utf8 and not field
+    if field and rules.unit == "codepoint" and not rules.is_utf8:
+        raise InputError(
+            f"{FLAG_PREFIX}encoding={rules.encoding}: has no effect with --field: JSON lines and "
+            "Parquet are UTF-8; leave it out"
+        )
     for path in text_paths(files, _OPTION) if may_be_binary else files.paths:
         _check_field(path, field)
         inputs.append(remote.describe(path) if is_address(path) else _describe(path))

@@ -53,7 +53,7 @@ def parquet(path: str, field: str, begin: int, end: int) -> Iterator[RawText]:
 
     Raises:
       InputError: the file has no such column of texts, or is damaged.
-      HostError: pyarrow is not installed.
+      HostError: pyarrow is not installed, or the file cannot be read.
     """
     with _refuse_damage(path):
         opened = _open_parquet(path)
@@ -65,7 +65,9 @@ def parquet(path: str, field: str, begin: int, end: int) -> Iterator[RawText]:
         for batch in opened.iter_batches(columns=[field], row_groups=range(begin, end)):
             for value in batch.column(0).to_pylist():
                 number += 1
-                yield _text({field: value}, field, f"{path}: row {number} after row group {begin}")
+                yield _text(
+                    {field: value}, field, f"{path}: row {number} from row group {begin} on"
+                )
 
 
 def num_row_groups(path: str) -> int:
@@ -87,11 +89,13 @@ def _open_parquet(path: str) -> Any:
 
 @contextlib.contextmanager
 def _refuse_damage(path: str) -> Iterator[None]:
-    """Turns errors of pyarrow, which are ValueErrors and OSErrors, into an InputError."""
+    """Turns errors of pyarrow into those of charjax; only the system's OSErrors have a number."""
     try:
         yield
     except (ValueError, OSError) as error:
         reason = str(error).partition("\n")[0]
+        if isinstance(error, OSError) and error.errno:
+            raise HostError(f"{path}: cannot be read ({reason}); check its rights") from error
         raise InputError(
             f"{path}: is not a Parquet file, or damaged ({reason}); correct it"
         ) from error

@@ -37,12 +37,15 @@ FILE_TOKENS = 1 << 24  # tokens in a file
 LAYOUT = "zarr.json"  # TensorStore's description of an array, which reading does not need
 # How TensorStore's messages begin where the machine or the network is to blame.
 HOST_ERRORS = (
+    "ABORTED",  # all attempts to reach a server failed
     "PERMISSION_DENIED",
     "UNAUTHENTICATED",
     "UNAVAILABLE",
     "DEADLINE_EXCEEDED",
     "RESOURCE_EXHAUSTED",
 )
+# For the first file of a store at an address: about 20 s. Later ones have TensorStore's, minutes.
+_RETRIES = {"max_retries": 4}
 _CRC = {"name": "crc32c"}
 _BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
 
@@ -53,8 +56,12 @@ def is_store(path: str) -> bool:
     return is_address(path) or any((folder / name).is_file() for name in (INDEX, PLAN))
 
 
-def open_files(path: str) -> ts.KvStore:
+def open_files(path: str, context: ts.Context | None = None) -> ts.KvStore:
     """The files of a local folder or of an address, by their names.
+
+    Args:
+      path: the folder or the address.
+      context: the settings of TensorStore; None for its own.
 
     Raises:
       InputError: TensorStore cannot read such an address.
@@ -63,7 +70,7 @@ def open_files(path: str) -> ts.KvStore:
         folder = f"{Path(path).absolute().as_posix()}/"
         return ts.KvStore.open({"driver": "file", "path": folder}).result()
     try:
-        return ts.KvStore.open(f"{path.rstrip('/')}/").result()
+        return ts.KvStore.open(f"{path.rstrip('/')}/", context=context).result()
     except ValueError as error:
         raise InputError(
             f"{path}: cannot be read ({first_line(error)}); give a folder, or an address such as "
@@ -122,7 +129,8 @@ class TextStore:
           HostError: it cannot be read.
         """
         self.path = path
-        self._files = open_files(path)
+        retries = [f"{server}_request_retries" for server in ("http", "gcs", "s3")]
+        self._files = open_files(path, ts.Context(dict.fromkeys(retries, _RETRIES)))
         self._context = ts.Context({"cache_pool": {"total_bytes_limit": 1 << 20}})
         data = self._read_file(INDEX)
         if data is None:
@@ -136,6 +144,7 @@ class TextStore:
             self.index = parse_index(data)
         except InputError as error:
             raise self._damaged(INDEX, str(error)) from error
+        self._files = open_files(path)
         self.shards = self.index.shards
         self.rules = ReadingRules.from_json(self.index.reading)
 

@@ -174,7 +174,7 @@ class TextEncoder:
         except UnicodeEncodeError as error:
             raise InputError(
                 f"{self._origin}: character {self.num_chars + error.start} is half of a surrogate "
-                "pair, not a character; correct the file or config.data.encoding"
+                "pair, not a character; correct the file or its encoding"
             ) from error
         if len(units) == 2 * len(text):
             points = np.frombuffer(units, "<u2")

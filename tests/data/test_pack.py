@@ -32,7 +32,7 @@ from charjax.data.plan import make_plan
 from charjax.data.reading import ReadingRules
 from charjax.data.store import TextStore
 from charjax.data.store_tokens import StoreTokens
-from charjax.errors import CharjaxError, InputError
+from charjax.errors import CharjaxError, HostError, InputError
 
 CHARACTERS = "abcAΣ\u03c3ς é\u0307İ,;'\n\r\t日\u0301"
 LAYOUTS = ("none", "lines", "files", "rows", "delimiter")
@@ -237,6 +237,8 @@ def test_pack_and_verify_of_the_command_line(text, tmp_path, capsys):
     code, values, err = run(*command, capsys=capsys)
     assert (code, values["chars"], values["documents"]) == (0, len(text.read_text()), 32)
     assert "--config.data.documents=lines --config.data.boundary=False" in err
+    delimited = ("pack", text, f"--out={tmp_path / 'b'}", "--delimiter=e ", "--documents=delimiter")
+    assert "'--config.data.delimiter=e '" in run(*delimited, capsys=capsys)[2]  # for a shell
     assert run("verify", out, capsys=capsys)[:2] == (0, {"0": "good"})
     assert run(*command, capsys=capsys)[1] == values  # there is nothing left to do
     code, _, err = run(*command[:-1], capsys=capsys)
@@ -286,6 +288,7 @@ def test_texts_of_records_are_packed_as_files(tmp_path, suffix, capsys):
         ("abc", ("--process_id=1",), "must be from 0 to 0"),
         ("abc", ("--num_processes=0",), "--num_processes=0: must be 1 or more"),
         ("abc", ("--field=text",), "neither JSON lines"),
+        ("abc", ("--field=text", "--encoding=cp1252"), "JSON lines and Parquet are UTF-8"),
     ],
 )
 def test_what_cannot_be_packed_is_refused_in_a_line(tmp_path, capsys, content, options, message):
@@ -297,7 +300,7 @@ def test_what_cannot_be_packed_is_refused_in_a_line(tmp_path, capsys, content, o
     assert len(err.splitlines()) == 1
 
 
-def test_records_that_cannot_be_read_are_refused_in_a_line(tmp_path, capsys):
+def test_records_that_cannot_be_read_are_refused_in_a_line(tmp_path, capsys, monkeypatch):
     (tmp_path / "a.jsonl").write_bytes(b"[" * 100_000)
     code, _, err = run(
         "pack", tmp_path / "a.jsonl", "--field=text", f"--out={tmp_path / 's'}", capsys=capsys
@@ -310,11 +313,19 @@ def test_records_that_cannot_be_read_are_refused_in_a_line(tmp_path, capsys):
     code, _, err = run("pack", path, "--field=text", f"--out={tmp_path / 't'}", capsys=capsys)
     assert (code, "a.parquet: is not a Parquet file, or damaged" in err) == (2, True), err
 
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(parquet, "ParquetFile", refuse)
+    code, _, err = run("pack", path, "--field=text", f"--out={tmp_path / 't'}", capsys=capsys)
+    assert (code, "a.parquet: cannot be read" in err) == (4, True), err
+
 
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
         (NotImplementedError("KeyValueStore does not support writing"), 2, "choose a folder"),
+        (NotADirectoryError(20, "Not a directory"), 2, "not a folder"),
         (ValueError("PERMISSION_DENIED: no rights"), 4, "no rights"),
         (ValueError("INTERNAL: full [os_error_code='28']"), 4, "No space left"),
     ],
@@ -328,6 +339,14 @@ def test_a_store_that_cannot_be_written_is_named(
     patch_writes(monkeypatch, write)
     got, _, err = run("pack", text, f"--out={tmp_path / 'out'}", capsys=capsys)
     assert (got, f"--out={tmp_path / 'out'}: " in err, message in err) == (code, True, True), err
+
+
+def test_a_server_that_cannot_be_reached_is_not_a_damaged_store(monkeypatch):
+    retries = {"max_retries": 1, "initial_delay": "1ms", "max_delay": "1ms"}
+    monkeypatch.setattr("charjax.data.store._RETRIES", retries)
+    monkeypatch.setenv("no_proxy", "*")
+    with pytest.raises(HostError, match=r"store\.json: cannot be read .*check rights, the network"):
+        TextStore("http://127.0.0.1:1/store")
 
 
 def test_where_an_open_file_cannot_be_deleted_its_lock_stays(text, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -74,8 +75,9 @@ def run(args: argparse.Namespace) -> None:
         return
     for notice in index.notices:
         _logger.warning("NOTICE: %s", notice)
-    flags = " ".join(f"--config.data.{name}={value}" for name, value in options.items())
-    _logger.info(f"train on it with --config.data.path={args.out} {flags}".rstrip())
+    fields = {"path": args.out} | options
+    flags = shlex.join(f"--config.data.{name}={value}" for name, value in fields.items())
+    _logger.info(f"train on it with {flags}")
     print_json(
         {
             "chars": index.chars,
