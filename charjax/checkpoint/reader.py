@@ -15,7 +15,7 @@ import numpy as np
 from charjax.checkpoint.files import read_arrays, read_record
 from charjax.checkpoint.record import DamagedError, Leaf, Record
 from charjax.checkpoint.steps import StepFolders
-from charjax.errors import CheckpointError
+from charjax.errors import CheckpointError, InputError
 
 _logger = logging.getLogger(__name__)
 _MAX_TRIES = 100  # to read a checkpoint while a run deletes and saves
@@ -88,14 +88,17 @@ class CheckpointReader:
         """The steps to try to read, in this order.
 
         Raises:
+          InputError: `which` is none of its values.
           CheckpointError: there is no step, or not the one asked for.
         """
+        if which not in ("newest", "best") and not isinstance(which, int | np.integer):
+            raise InputError(f"which={which!r}: must be best, newest or the number of a step")
         steps = self.steps()
         if not steps:
             raise CheckpointError(
                 f"{self._folders.directory}: holds no checkpoint; train this run first"
             )
-        if isinstance(which, int):
+        if not isinstance(which, str):
             if which not in steps:
                 existing = ", ".join(map(str, steps))
                 raise CheckpointError(

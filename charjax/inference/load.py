@@ -60,7 +60,7 @@ class TrainedModel:
         return source is not None and source["kind"] != "charjax"
 
 
-def load_trained(workdir: Path, *, which: Which) -> TrainedModel:
+def load_trained(workdir: str | Path, *, which: Which) -> TrainedModel:
     """The model of one verified checkpoint. Damaged ones are logged, one line each.
 
     Args:
@@ -71,9 +71,10 @@ def load_trained(workdir: Path, *, which: Which) -> TrainedModel:
       CheckpointError: the folder holds no usable checkpoint, or one of a version that this one
         cannot read.
     """
-    if Workdir(workdir).is_hub:
-        return _load_hub(workdir, which, _shapes)
-    return _load_run(workdir, which, lambda run, _: _shapes(run))
+    folder = Path(workdir)
+    if Workdir(folder).is_hub:
+        return _load_hub(folder, which, _shapes)
+    return _load_run(folder, which, lambda run, _: _shapes(run))
 
 
 def load_recorded(workdir: Path, *, which: Which) -> TrainedModel:

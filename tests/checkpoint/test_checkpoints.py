@@ -26,7 +26,7 @@ from jax.sharding import PartitionSpec as P
 from charjax.checkpoint import files as checkpoint_files
 from charjax.checkpoint import record
 from charjax.checkpoint.checkpoints import Checkpoints, flatten
-from charjax.errors import CheckpointError, DivergedError, HostError
+from charjax.errors import CheckpointError, DivergedError, HostError, InputError
 
 STATE = {
     "params": {"dense": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3) / 7}},
@@ -220,6 +220,14 @@ def test_every_flipped_byte_of_the_record_is_found(two_steps, tmp_path, log):
         file.write_bytes(good[:position] + bytes([good[position] ^ 1]) + good[position + 1 :])
         with open_(copy) as checkpoints:
             assert checkpoints.read_meta().step == 1, position
+
+
+def test_only_a_number_is_a_step(two_steps):
+    with open_(two_steps) as checkpoints:
+        assert checkpoints.read_meta(which=np.int64(1)).step == 1
+        for which in ("1", "latest", None, 1.0):
+            with pytest.raises(InputError, match=rf"^which={which!r}: must be best, newest or"):
+                checkpoints.read_meta(which=which)
 
 
 def test_a_record_of_another_step_is_damage(two_steps, tmp_path, log):

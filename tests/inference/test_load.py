@@ -91,6 +91,11 @@ def test_which_step_is_said(tmp_path, which, step):
     assert_params(trained, step)
 
 
+def test_a_folder_may_be_named_by_a_string(tmp_path):
+    save(tmp_path)
+    assert load(str(tmp_path)).step == 1
+
+
 def test_the_best_is_the_newest_where_none_was_evaluated(tmp_path):
     save(tmp_path, losses=(None, None))
     assert load(tmp_path).step == 2
