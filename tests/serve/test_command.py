@@ -48,6 +48,22 @@ def test_a_malformed_host_is_refused(capsys):
         assert (code, line.startswith(f"charjax: --host={host}: must be an IP")) == (2, True)
 
 
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        *(
+            ("--allow_host", value)
+            for value in ("", "*", "example.org:80", "http://x", "bücher.de")
+        ),
+        *(("--allow_origin", value) for value in ("", "example.org", "https://example.org/")),
+        ("--allow_origin", "https://Example.org"),
+    ],
+)
+def test_a_host_or_origin_that_no_client_sends_is_refused(capsys, flag, value):
+    code, line = fails(capsys, f"{flag}={value}", "--port=0")
+    assert (code, line.startswith(f"charjax: argument {flag}: {value!r} must be")) == (2, True)
+
+
 def test_a_key_that_clients_cannot_send_is_refused(capsys, monkeypatch):
     monkeypatch.setenv("CHARJAX_API_KEY", "schlüssel")
     code, line = fails(capsys, "--port=0")

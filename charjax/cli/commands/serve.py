@@ -50,12 +50,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--allow_host",
         action="append",
         default=[],
+        type=_host,
         help="a name of this server in the Host header, beside localhost and IP addresses",
     )
     parser.add_argument(
         "--allow_origin",
         action="append",
         default=[],
+        type=_origin,
         help="a web site that may use this server (CORS), as https://example.org; default: none",
     )
     limits = parser.add_argument_group("limits", "at most")
@@ -90,6 +92,22 @@ def run(args: argparse.Namespace) -> None:
             _logger.warning("anyone who reaches %s can use it; give --key_file=FILE", host)
         run_server(app, listener)
         models.close()
+
+
+def _host(value: str) -> str:
+    """A name as a Host header has it, but for the port."""
+    if re.fullmatch(r"[\w.-]+", value, re.ASCII):
+        return value
+    raise argparse.ArgumentTypeError(f"{value!r} must be a name alone, as example.org")
+
+
+def _origin(value: str) -> str:
+    """An origin as browsers send it, in lower case and without a path; or *."""
+    if re.fullmatch(r"\*|null|[a-z][a-z0-9+.-]*://[a-z0-9._:\[\]-]+", value):
+        return value
+    raise argparse.ArgumentTypeError(
+        f"{value!r} must be as https://example.org, in lower case and without a path"
+    )
 
 
 def _name(folder: object) -> str:
