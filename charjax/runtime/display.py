@@ -137,6 +137,7 @@ def make_display(stream: Any) -> Display:
 def show_messages(display: Display) -> Iterator[None]:
     """A context in which a display shows the messages of charjax's loggers, one line each.
 
+    A message of an error that is a bug has its traceback.
     Where contexts nest, only the innermost display shows them.
     """
     logger = logging.getLogger("charjax")
@@ -158,7 +159,7 @@ class _DisplayHandler(logging.Handler):
         self._display = display
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._display.report(record.getMessage())
+        self._display.report(self.format(record))
 
 
 class PlainDisplay:

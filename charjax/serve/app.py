@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
@@ -20,7 +20,7 @@ from charjax.serve.access import AccessChecks
 from charjax.serve.completions import Answer, fields_of, parse_completion
 from charjax.serve.copies import copied_passages, table_against_copying
 from charjax.serve.delivery import EventStream, Pieces, whole_answer
-from charjax.serve.errors import ProtocolError, as_field_errors
+from charjax.serve.errors import ProtocolError, as_field_errors, client_gone
 from charjax.serve.json_schema import Schema, parse_object
 from charjax.serve.limits import RequestLimits
 from charjax.serve.models import Models
@@ -128,7 +128,7 @@ class Handlers:
         """The body.
 
         Raises:
-          ProtocolError: it is not called JSON, is too large, or does not arrive in time.
+          ProtocolError: it is not called JSON, is too large, or does not arrive in time or in full.
         """
         content_type = request.headers.get("content-type", "").partition(";")[0]
         if content_type.strip().lower() != "application/json":
@@ -142,6 +142,8 @@ class Handlers:
                         raise ProtocolError(413, f"body: above {self._limits.max_body:,} bytes")
         except TimeoutError:
             raise ProtocolError(408, "the body did not arrive in time") from None
+        except ClientDisconnect:
+            raise client_gone() from None
         return bytes(body)
 
     async def page(self, request: Request) -> Response:

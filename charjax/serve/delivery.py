@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.responses import StreamingResponse
 
 from charjax.serve.completions import Answer
-from charjax.serve.errors import ProtocolError
+from charjax.serve.errors import ProtocolError, client_gone
 from charjax.serve.jobs import Sink
 from charjax.serve.responses import event
 from charjax.serve.text import Delta
@@ -107,4 +107,4 @@ async def _close_when_gone(request: Request, sink: Sink) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
     sink.closed = True
-    sink.put(0, ProtocolError(499, "the client has closed the connection"))
+    sink.put(0, client_gone())

@@ -44,6 +44,11 @@ def invalid(param: str | None, message: str) -> ProtocolError:
     return ProtocolError(400, f"{param}: {message}" if param else message, param=param)
 
 
+def client_gone() -> ProtocolError:
+    """The error of a request whose client has closed the connection."""
+    return ProtocolError(499, "the client has closed the connection")
+
+
 @contextlib.contextmanager
 def as_field_errors(param: str | None) -> Iterator[None]:
     """Turns an `InputError` into the error of a field; None: of the field that its message names.

@@ -140,6 +140,19 @@ def test_messages_of_charjax_are_shown_by_the_innermost_display_alone(caplog):
     assert caplog.messages == ["not ours"]
 
 
+def test_the_log_has_the_traceback_of_a_bug():
+    shown = io.StringIO()
+    with show_messages(PlainDisplay(shown)):
+        try:
+            raise RuntimeError("broken")
+        except RuntimeError:
+            logging.getLogger("charjax.test").exception("a text could not be written")
+    message, heading, *_, error = shown.getvalue().splitlines()
+    assert message == "a text could not be written"
+    assert heading.startswith("Traceback")
+    assert error == "RuntimeError: broken"
+
+
 def test_without_a_display_python_shows_the_warnings_alone():
     program = """
 import logging

@@ -30,11 +30,18 @@ class Disconnect(Exception):  # noqa: N818
     """Raised by `until` to close the connection."""
 
 
-async def request(app, method, path, body=None, *, headers=JSON, until=lambda sent: None):
-    """One request. `until` is called with what was sent so far; a true result disconnects."""
+async def request(
+    app, method, path, body=None, *, headers=JSON, until=lambda sent: None, cut=False
+):
+    """One request. `until` is called with what was sent so far; a true result disconnects.
+
+    With `cut`, the client disconnects before the end of its body.
+    """
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     gone, start, sent = asyncio.Event(), {}, bytearray()
-    messages = [{"type": "http.request", "body": content, "more_body": False}]
+    messages = [{"type": "http.request", "body": content, "more_body": cut}]
+    if cut:
+        gone.set()
 
     async def receive():
         if messages:

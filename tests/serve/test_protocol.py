@@ -94,6 +94,11 @@ def test_a_body_that_is_not_a_json_object_is_refused(app, body):
     refused(post(app, "/v1/completions", body), 400)
 
 
+def test_a_client_that_leaves_within_its_body_is_no_internal_error(app, caplog):
+    assert post(app, "/v1/completions", b'{"prompt"', cut=True).status == 499
+    assert not caplog.records
+
+
 def test_half_of_a_surrogate_pair_is_refused(app):
     body = b'{"prompt": "a\\ud800", "x\\ud800": 1}'
     refused(post(app, "/v1/completions", body), 400, "x\ud800")
