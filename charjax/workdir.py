@@ -1,4 +1,4 @@
-"""A run's folder: its files, and the lock that gives it one writer.
+"""A run's folder: its files; `charjax.workdir_lock` has the lock that gives it one writer.
 
 Nothing in it is ever executed or unpickled: `run.json` and the logs are text, the checkpoints
 arrays and JSON. No file in it is written through a link: the folder may come from someone else.
@@ -7,11 +7,8 @@ arrays and JSON. No file in it is written through a link: the folder may come fr
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
-import re
-import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +16,8 @@ from typing import Any
 
 from charjax.errors import HostError, InputError
 from charjax.runtime.files import not_regular, open_regular, write_atomically
-from charjax.runtime.locks import has_flock, lock
 from charjax.runtime.paths import check_local
+from charjax.workdir_lock import lock_file, lock_folder, open_lock_file
 
 LOGS = ("metrics.jsonl", "samples.txt")
 HUB_FILES = ("config.json", "model.safetensors", "vocabulary.json")
@@ -101,7 +98,7 @@ class Workdir:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._check_entries()
-            os.close(self._open_lock())
+            os.close(open_lock_file(self.path))
         except (FileExistsError, NotADirectoryError):
             raise InputError(f"{self.path}: not a folder; choose another --workdir") from None
         except OSError as error:
@@ -113,20 +110,14 @@ class Workdir:
 
         Raises:
           HostError: another process has the lock, or the folder cannot be written to.
+          InputError: its lock file is not one of a run.
         """
-        with contextlib.ExitStack() as descriptors:
-            try:
-                # The folder, too: if the file is removed, a second process makes and locks a new
-                # one. Windows cannot lock folders, but lets nobody remove an open file.
-                opened = [self._open_lock()]
-                descriptors.callback(os.close, opened[0])
-                if has_flock():
-                    opened.append(os.open(self.path, os.O_RDONLY | os.O_DIRECTORY))
-                    descriptors.callback(os.close, opened[1])
-                self._acquire(*opened)
-            except OSError as error:
-                raise write_error(self.path, error) from None
-            yield  # closing releases the locks; the file stays, as others may have it open
+        try:
+            locks = lock_folder(self.path)
+        except OSError as error:
+            raise write_error(self.path, error) from None
+        with locks:
+            yield
 
     def check_lock(self) -> None:
         """Checks that this is the folder that process 0 has locked.
@@ -134,7 +125,7 @@ class Workdir:
         Raises:
           HostError: it is another one, on a host that does not share process 0's file system.
         """
-        if not self._lock.exists():
+        if not lock_file(self.path).exists():
             raise HostError(
                 f"{self.path}: not the folder that process 0 of this run has on its host; "
                 "choose a --workdir on a file system that all hosts share"
@@ -207,10 +198,6 @@ class Workdir:
             raise write_error(self.path, error) from None
 
     @property
-    def _lock(self) -> Path:
-        return self.path / ".lock"
-
-    @property
     def _unsaved(self) -> Path:
         """Exists from the start of a run until its first checkpoint."""
         return self.path / ".unsaved"
@@ -219,8 +206,8 @@ class Workdir:
         """Raises InputError for a link, or another kind of file, where a run writes."""
         folders = (self.checkpoints, self.path / "tensorboard")
         files = (
-            *(self.run_json, self.metrics, self.samples, self.curves, self._lock, self._unsaved),
-            *(self.choice, self.input),
+            *(self.run_json, self.metrics, self.samples, self.curves, self.choice, self.input),
+            *(lock_file(self.path), self._unsaved),
         )
         steps = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
         for path in (*folders, *files, *steps):
@@ -232,45 +219,6 @@ class Workdir:
         for path in folders:
             if path.exists() and not path.is_dir():
                 raise InputError(f"{path}: not a folder; choose another --workdir")
-
-    def _open_lock(self) -> int:
-        return open_regular(self._lock, os.O_RDWR | os.O_CREAT)
-
-    def _acquire(self, file: int, folder: int | None = None) -> None:
-        """Locks the file, which has the holder's name for a second process, and the folder.
-
-        Raises:
-          HostError: another process has a lock.
-          InputError: the file has something else in it.
-        """
-        found = os.read(file, 200).decode(errors="replace").strip()
-        if found and not re.fullmatch(r"process \d+ on .*", found):
-            raise InputError(
-                f"{self._lock}: not the lock of a run; remove it, or choose another --workdir"
-            )
-        try:
-            if folder is not None:
-                with _without_folder_locks():
-                    lock(folder)
-            lock(file)
-        except BlockingIOError:
-            raise HostError(
-                f"{self.path}: in use by {found or 'another process'}; "
-                "wait until it has ended, or choose another --workdir"
-            ) from None
-        os.ftruncate(file, 0)
-        os.lseek(file, 0, os.SEEK_SET)
-        os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-
-
-@contextlib.contextmanager
-def _without_folder_locks() -> Iterator[None]:
-    """Ignores that a folder cannot be locked, as on NFS; only the file is locked then."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.EBADF, errno.EINVAL, errno.ENOTSUP):
-            raise
 
 
 def replace(path: Path, content: bytes) -> None:

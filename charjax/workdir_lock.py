@@ -1,0 +1,84 @@
+"""The lock of a run's folder, on a file in it and on the folder; it ends with the process."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from charjax.errors import HostError, InputError
+from charjax.runtime.files import open_regular
+from charjax.runtime.locks import has_flock, lock
+
+
+def lock_file(folder: Path) -> Path:
+    """The file that a writer of the folder locks; it has the name of the last one."""
+    return folder / ".lock"
+
+
+def open_lock_file(folder: Path) -> int:
+    """Opens the lock file, which is made if it is missing; the errors are those of `open_regular`.
+
+    Returns:
+      The descriptor.
+    """
+    return open_regular(lock_file(folder), os.O_RDWR | os.O_CREAT)
+
+
+def lock_folder(folder: Path) -> contextlib.ExitStack:
+    """Locks a folder for this process alone, without waiting.
+
+    Returns:
+      The locks, as a context that releases them; the file stays, as others may have it open.
+
+    Raises:
+      HostError: another process has locked it.
+      InputError: the lock file has something else in it, or is no regular file.
+      OSError: the folder cannot be written to.
+    """
+    with contextlib.ExitStack() as locks:
+        file = open_lock_file(folder)
+        locks.callback(os.close, file)
+        holder = _read_holder(folder, file)
+        try:
+            # The folder, too: if the file is removed, a second process makes and locks a new one.
+            # Windows cannot lock folders, but lets nobody remove an open file.
+            if has_flock():
+                descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+                locks.callback(os.close, descriptor)
+                with _without_folder_locks():
+                    lock(descriptor)
+            lock(file)
+        except BlockingIOError:
+            raise HostError(
+                f"{folder}: in use by {holder or 'another process'}; "
+                "wait until it has ended, or choose another --workdir"
+            ) from None
+        os.ftruncate(file, 0)
+        os.lseek(file, 0, os.SEEK_SET)
+        os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        return locks.pop_all()
+
+
+def _read_holder(folder: Path, file: int) -> str:
+    """The name of the last process that locked the folder; "" if there was none."""
+    holder = os.read(file, 200).decode(errors="replace").strip()
+    if holder and not re.fullmatch(r"process \d+ on .*", holder):
+        raise InputError(
+            f"{lock_file(folder)}: not the lock of a run; remove it, or choose another --workdir"
+        )
+    return holder
+
+
+@contextlib.contextmanager
+def _without_folder_locks() -> Iterator[None]:
+    """Ignores that a folder cannot be locked, as on NFS; only the file is locked then."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EBADF, errno.EINVAL, errno.ENOTSUP):
+            raise
