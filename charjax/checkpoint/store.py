@@ -38,7 +38,7 @@ class Store:
             (jax.Array, ocp.type_handlers.ArrayHandler()),
         )
         self._orbax = ocp.Checkpointer(
-            ocp.CompositeCheckpointHandler(
+            _ItemsHandler(
                 state=ocp.PyTreeCheckpointHandler(type_handler_registry=handlers),
                 meta=ocp.JsonCheckpointHandler(filename=RECORD.name),
             )
@@ -77,7 +77,7 @@ class Store:
         if stored:  # Orbax rejects an empty tree, too
             items["state"] = ocp.args.PyTreeSave(stored)
         with _orbax_silenced(), as_os_errors():
-            self._orbax.save(path, args=ocp.args.Composite(**items))
+            self._orbax.save(path, args=_Items(**items))
         for written in (path.parent, path, *path.rglob("*")):  # Orbax does not fsync
             _sync(written)
 
@@ -91,6 +91,24 @@ class Store:
         unfinished.unlink(missing_ok=True)
         write_atomically(path / RECORD, _encode_record(path, record), unfinished=unfinished)
         _sync((path / RECORD).parent)
+
+
+class _ItemsHandler(ocp.CompositeCheckpointHandler):
+    """Awaits the arrays and the record before raising.
+
+    Orbax raises at the first error, while its threads write the rest: beside the deletion of the
+    unfinished files, and with a traceback for every further error.
+    """
+
+    async def async_save(self, directory: Any, args: Any) -> list[Any]:
+        futures = await super().async_save(directory, args)
+        await _gather_all(asyncio.to_thread(future.result) for future in futures or ())
+        return []
+
+
+@ocp.args.register_with_handler(_ItemsHandler, for_save=True, for_restore=True)
+class _Items(ocp.args.Composite):
+    """What an `_ItemsHandler` saves."""
 
 
 class _NumpyHandler(ocp.type_handlers.NumpyHandler):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import itertools
 import json
@@ -22,10 +23,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from orbax.checkpoint import JsonCheckpointHandler
 
 from charjax.checkpoint import files as checkpoint_files
 from charjax.checkpoint import record
 from charjax.checkpoint.checkpoints import Checkpoints, flatten
+from charjax.checkpoint.store import _NumpyHandler
 from charjax.errors import CheckpointError, DivergedError, HostError, InputError
 
 STATE = {
@@ -502,6 +505,29 @@ def test_a_disk_error_leaves_the_older_steps_and_no_unfinished_files(tmp_path, m
         assert [path.name for path in tmp_path.iterdir()] == ["1"]
         checkpoints.save(2, state_of(2), {}, val_loss=None)
         assert checkpoints.verify() == [(1, ""), (2, "")]
+
+
+def test_a_record_that_cannot_be_written_waits_for_the_arrays(tmp_path, monkeypatch):
+    """Else they are written beside the deletion of the files, and their errors are printed."""
+    background, written = _NumpyHandler._background_serialize, []
+
+    async def slowly(*args):
+        await asyncio.sleep(0.2)
+        await background(*args)
+        written.append(args)
+
+    monkeypatch.setattr(_NumpyHandler, "_background_serialize", slowly)
+    with open_(tmp_path) as checkpoints:
+        with monkeypatch.context() as patch:
+            patch.setattr(JsonCheckpointHandler, "_save_fn", no_space_later)
+            with pytest.raises(HostError, match="No space left"):
+                checkpoints.save(1, STATE, {}, val_loss=None)
+            assert written
+        assert [*tmp_path.iterdir()] == []
+
+
+async def no_space_later(*_: object) -> None:
+    no_space()
 
 
 def raise_(error: Exception) -> None:
