@@ -187,14 +187,11 @@ def flatten(tree: PyTree) -> tuple[dict[str, Any], Any]:
 
 
 def _check_finite(step: int, arrays: Mapping[str, np.ndarray]) -> None:
-    """Raises DivergedError where a parameter is not finite."""
+    """Raises DivergedError where a parameter is not finite; the run adds its remedy."""
     for path, array in arrays.items():
         inexact = jnp.issubdtype(array.dtype, np.inexact)
         if path.startswith(_MUST_BE_FINITE) and inexact and not np.isfinite(array).all():
-            raise DivergedError(
-                f"step {step}: {path} is not finite and was not saved; resume from the step "
-                "before with a smaller config.optim.learning_rate"
-            )
+            raise DivergedError(f"{path} at step {step} is not finite and was not saved")
 
 
 def _encode(key: Any) -> str:

@@ -16,7 +16,7 @@ from charjax.checkpoint.checkpoints import Checkpoints
 from charjax.checkpoint.meta import CheckpointMeta
 from charjax.checkpoint.progress import Progress
 from charjax.config import Config
-from charjax.errors import InputError, InterruptedRunError
+from charjax.errors import DivergedError, InputError, InterruptedRunError
 from charjax.inference.evaluate import max_eval_chars, score
 from charjax.runtime import distributed
 from charjax.runtime.display import Display, make_display, show_messages
@@ -275,7 +275,10 @@ def _save(run: Run, state: RunState, val_loss: float | None = None) -> None:
     )
     if not is_saved:
         train_state = run.backend.to_global(state.train_state)
-        run.checkpoints.save(state.step, train_state, meta, val_loss=val_loss)
+        try:
+            run.checkpoints.save(state.step, train_state, meta, val_loss=val_loss)
+        except DivergedError as error:
+            raise diverged(run.meta.config, run.workdir.path, str(error)) from None
         if distributed.is_primary():
             run.workdir.mark_saved()
     state.saved_step, state.saved_at = state.step, time.monotonic()

@@ -84,7 +84,7 @@ def end_reason(
 
 
 def diverged(config: Config, workdir: Path, what: str) -> DivergedError:
-    """The error for a run whose loss or gradients are not finite, with advice."""
+    """The error for a run whose loss, gradients or weights are not finite, with advice."""
     return DivergedError(
         f"{workdir}: diverged: {what}; what was saved is kept; in another --workdir, "
         f"try a smaller config.optim.learning_rate than {config.optim.learning_rate:g}"

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import jax
 import numpy as np
@@ -26,6 +27,7 @@ from charjax.runtime.display import make_display
 from charjax.train.loop import train
 from charjax.train.metrics import draw_curves, read_metrics
 from charjax.train.step_metrics import StepMetricsBuffer
+from charjax.train.stopping import diverged
 from charjax.workdir import Workdir
 from tests.environment import with_devices
 
@@ -418,15 +420,27 @@ def test_a_run_that_diverges_ends_and_what_it_saved_is_finite(eval_every, config
     )
     shown = Recorder()
     for _ in range(2):  # nor does a second attempt get any further
-        with pytest.raises(DivergedError) as diverged:
+        with pytest.raises(DivergedError) as raised:
             train(wild, tmp_path, shown)
-        assert str(tmp_path) in str(diverged.value)
-        assert "config.optim.learning_rate" in str(diverged.value)
-        assert "--workdir" in str(diverged.value)  # this one is bound to its learning rate
+        assert str(tmp_path) in str(raised.value)
+        assert "config.optim.learning_rate" in str(raised.value)
+        assert "--workdir" in str(raised.value)  # this one is bound to its learning rate
     trained = load_trained(tmp_path, which="newest")
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trained.params))
     if eval_every == 1000:
         assert any("1 updates were not finite" in line for line in shown.lines)
+
+
+def test_weights_that_are_not_finite_end_the_run_with_its_folder_and_the_remedy(
+    config, tmp_path, monkeypatch
+):
+    what = "params/output_bias at step 20 is not finite and was not saved"
+    monkeypatch.setattr(
+        "charjax.train.loop.Checkpoints.save", Mock(side_effect=DivergedError(what))
+    )
+    with pytest.raises(DivergedError) as raised:
+        run(config, tmp_path)
+    assert str(raised.value) == str(diverged(config, tmp_path, what))
 
 
 def test_skipped_updates_are_counted_in_the_records(config, tmp_path):
