@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 from charjax.config import Config, TrainConfig
 
@@ -42,8 +43,13 @@ class Intervals:
 
 def total_steps(config: TrainConfig, steps_per_epoch: int) -> int:
     """The last step of a run, the lower of its limits in steps and epochs; 0 if it has none."""
-    epochs = math.ceil(config.max_epochs * steps_per_epoch)
-    return min((limit for limit in (config.max_steps, epochs) if limit), default=0)
+    limits = config.max_steps, epoch_limit(config, steps_per_epoch)
+    return min(filter(None, limits), default=0)
+
+
+def epoch_limit(config: TrainConfig, steps_per_epoch: int) -> int:
+    """The steps of `train.max_epochs`, rounded up; 1.1 epochs of 100 steps are 110."""
+    return math.ceil(Fraction(str(config.max_epochs)) * steps_per_epoch)  # 1.1 * 100 > 110
 
 
 def longest_dispatch(config: Config, parameters: int, *, slices: bool = False) -> int:

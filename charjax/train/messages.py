@@ -17,7 +17,7 @@ from charjax.data.reading import prepare_prompt
 from charjax.errors import InputError
 from charjax.inference.evaluate import max_eval_chars
 from charjax.runtime.status import TrainingStatus
-from charjax.train.intervals import STEPS_PER_DISPATCH, Intervals, total_steps
+from charjax.train.intervals import STEPS_PER_DISPATCH, Intervals, epoch_limit, total_steps
 from charjax.workdir import Workdir
 
 
@@ -56,12 +56,12 @@ def left_out(config: Config, dataset: Dataset) -> Iterator[str]:
 
 def limits_without_effect(config: TrainConfig, steps_per_epoch: int) -> Iterator[str]:
     """A message for each limit of the config that is never reached, as another one ends the run."""
-    total, epochs = total_steps(config, steps_per_epoch), config.max_epochs * steps_per_epoch
+    total, epochs = total_steps(config, steps_per_epoch), epoch_limit(config, steps_per_epoch)
     steps_limit, epochs_limit = (
         f"train.max_steps={config.max_steps:,} ({config.max_steps / steps_per_epoch:.4g} epochs)",
-        f"train.max_epochs={config.max_epochs:g} ({math.ceil(epochs):,} steps)",
+        f"train.max_epochs={config.max_epochs:g} ({epochs:,} steps)",
     )
-    if config.max_steps and epochs and config.max_steps != math.ceil(epochs):
+    if config.max_steps and epochs and config.max_steps != epochs:
         first, second = sorted([(config.max_steps, steps_limit), (epochs, epochs_limit)])
         yield f"limits: {first[1]} comes before {second[1]}, which has no effect"
     evaluations = math.ceil(total / (config.eval_every or steps_per_epoch))

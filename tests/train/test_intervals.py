@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import pytest
 from hypothesis import given
@@ -51,13 +52,18 @@ def test_the_first_limit_ends_the_run(max_steps, max_epochs, steps_per_epoch):
     config = TrainConfig(max_steps=max_steps, max_epochs=max_epochs)
     total = total_steps(config, steps_per_epoch)
     assert make_intervals(config, steps_per_epoch).total == total
-    epochs_done = (total - 1) / steps_per_epoch  # one step before the end
+    epochs = Fraction(str(max_epochs))
     if not max_steps and not max_epochs:
         assert total == 0
     else:
         assert total <= (max_steps or math.inf)
-        assert not max_epochs or epochs_done < max_epochs
-        assert total == max_steps or total >= max_epochs * steps_per_epoch
+        assert not max_epochs or total - 1 < epochs * steps_per_epoch  # one step before the end
+        assert total == max_steps or total >= epochs * steps_per_epoch
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1.1, 110), (0.07, 7), (2.2, 220), (1.101, 111)])
+def test_a_decimal_fraction_of_epochs_has_no_step_too_many(epochs, steps):
+    assert total_steps(TrainConfig(max_epochs=epochs), 100) == steps
 
 
 def test_golden_intervals():
