@@ -112,7 +112,7 @@ def check_same_run(
         remedy = (
             f"change it back, go on with --allow={','.join(refused)}, or choose another --workdir"
             if fits
-            else "its weights have other shapes; change it back, or choose another --workdir"
+            else "the saved arrays have other shapes; change it back, or choose another --workdir"
         )
         what = "; ".join(changes[name] for name in refused)
         raise InputError(f"{workdir}: holds another run: {what}; {remedy}")
