@@ -48,7 +48,7 @@ def convert(file: Path, source: str, vocabulary: Path, out: Path) -> None:
         sha256 = hashlib.sha256(read_file(file)).hexdigest()
         model = SOURCES[source](file)
     with _named_errors(vocabulary):
-        found = read_vocabulary(vocabulary, model.output_bias.shape[0])
+        found = read_vocabulary(vocabulary, model.output_kernel.shape[1])
     with _named_errors(file):
         config = model_config(model, len(found.vocab))
     params = parameters(model, found.order)

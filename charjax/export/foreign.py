@@ -14,6 +14,7 @@ from charjax.config import ModelConfig
 from charjax.errors import InputError
 from charjax.export.weights import Arrays
 from charjax.model.cells import CELLS
+from charjax.schema import build
 from charjax.types import PyTree
 
 _logger = logging.getLogger(__name__)
@@ -146,7 +147,7 @@ def model_config(model: ForeignModel, vocab_size: int) -> ModelConfig:
     """The architecture of a model whose arrays have consistent shapes.
 
     Raises:
-      InputError: the shapes do not fit each other or the vocabulary.
+      InputError: the shapes do not fit each other or the vocabulary, or exceed charjax's limits.
     """
     hidden = model.layers[0].recurrent_kernel.shape[0]
     gates = CELLS[model.cell].gates * hidden
@@ -171,7 +172,9 @@ def model_config(model: ForeignModel, vocab_size: int) -> ModelConfig:
             )
     table = _lookup_table(model)
     embed = 0 if table is None else table.shape[1]
-    return ModelConfig(cell=model.cell, hidden=hidden, layers=len(model.layers), embed=embed)
+    sizes = {"cell": model.cell, "hidden": hidden, "layers": len(model.layers), "embed": embed}
+    config: ModelConfig = build(ModelConfig, sizes, "model")
+    return config
 
 
 def parameters(model: ForeignModel, order: list[int]) -> PyTree:

@@ -226,6 +226,8 @@ def state_dict(gates: int = 3, hidden: int = 4, **changes: object) -> dict[str, 
         (state_dict(**{"head.bias": np.array([np.nan] * 5, "f")}), "head.bias: is not finite"),
         (state_dict(**{"head.bias": np.zeros(5, "i4")}), "head.bias: is int32"),
         (state_dict(**{"rnn.bias_ih_l0": (3, 4)}), "rnn.bias_ih_l0 has the shape [3, 4]"),
+        (state_dict(**{"head.bias": (7,)}), "the output bias is [7], not [5]"),
+        (state_dict(hidden=0), "model.hidden=0: must be from 1 to"),
     ],
 )
 def test_a_torch_model_of_another_kind_is_refused(arrays, said, tmp_path, capfd):

@@ -14,6 +14,8 @@ import pytest
 from charjax.cli.main import main
 from charjax.config import ModelConfig
 from charjax.export.api import FORMATS
+from charjax.export.html import html_file
+from charjax.model.network import parameter_count
 from tests.export.tiny import CHARACTERS, sampled, trained_like
 
 ROOT = Path(__file__).parents[2]
@@ -83,6 +85,15 @@ def test_the_examples_run(need, trained, monkeypatch, capfdbinary):
     length = 100 if need == "nothing" else 1
     greedy = sampled(trained, prompt="ROMEO:", num_chars=length, temperature=0.0, seed=0)
     assert output.rstrip("\n").startswith(greedy.decode()[6:].rstrip("\n"))
+
+
+def test_the_page_says_how_large_a_page_is():
+    trained = trained_like(ModelConfig(cell="gru", hidden=512, embed=128), text=CHARACTERS)
+    parameters, megabytes = re.search(
+        r"([\d.]+) M parameters, is a page of ([\d.]+) MB", PAGE
+    ).groups()
+    assert f"{parameter_count(trained.params) / 1e6:.2f}" == parameters
+    assert f"{len(html_file(trained)) / 1e6:.2f}" == megabytes
 
 
 def test_the_page_shows_the_script():
