@@ -315,7 +315,9 @@ def _check_data(data: DataConfig) -> None:
     if data.split[0] == 0:
         raise InputError("config.data.split: the train fraction is 0; make it larger")
     if data.columns and data.documents != "rows":
-        raise InputError("config.data.columns: only CSV rows have columns; set data.documents=rows")
+        raise InputError(
+            "config.data.columns: only CSV rows have columns; set config.data.documents=rows"
+        )
     is_one_byte = data.csv_delimiter.isascii() or data.unit != "byte"
     if len(data.csv_delimiter) > 1 or not is_one_byte or data.csv_delimiter in ('"', "\n", "\r"):
         raise InputError(

@@ -342,7 +342,7 @@ def test_score_takes_the_reading_options_for_a_file_that_differs(lines_run, char
         ("--documents=words", "--documents: invalid choice: 'words'"),
         ("--documents=delimiter", "set --delimiter to the text"),
         ("--documents=lines --header", "--header: has no effect here; needs --documents=rows"),
-        ("--documents=lines --columns=1", "--columns: only CSV rows have columns"),
+        ("--documents=lines --columns=1", "--columns: only CSV rows have columns; set --documents"),
         ("--csv_delimiter=ab", "--csv_delimiter='ab': must be one character"),
         ('--csv_delimiter="', "--csv_delimiter='\"': must be one character"),
         ("--encoding=latin-1 --columns=9", "--columns=(9,): line 1 of file.txt has 1 columns"),
