@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Int
@@ -14,15 +14,18 @@ from charjax.inference.controls import Controls
 class LineFilter:
     """Decides which lines of a text stay, by `Controls.unique` and `Controls.new`."""
 
-    def __init__(self, controls: Controls, known: Container[str]) -> None:
+    def __init__(
+        self, controls: Controls, known: Container[str], written: Iterable[str] = ()
+    ) -> None:
         """Starts a text.
 
         Args:
           controls: of the text.
           known: the lines of the training text, for `new`.
+          written: the lines of the prompt, for `unique`.
         """
         self._controls, self._known = controls, known
-        self._written: set[str] = set()
+        self._written = set(written)
 
     def accepts(self, line: str) -> bool:
         """Whether a line stays; if so, it counts as written."""

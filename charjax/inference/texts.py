@@ -205,10 +205,10 @@ class TextSampler:
         )
 
     def _text_end(self, shown: str, num_chars: int) -> TextEnd:
+        *lines, line_start = shown.split("\n")
         accepts = None
         if self.controls.selects_lines:
-            accepts = LineFilter(self.controls, self._known).accepts
-        line_start = shown[shown.rfind("\n") + 1 :]
+            accepts = LineFilter(self.controls, self._known, lines).accepts
         return TextEnd(self.vocab, self.controls, num_chars, accepts=accepts, line_start=line_start)
 
 

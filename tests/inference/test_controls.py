@@ -173,6 +173,14 @@ def test_the_beginning_of_a_line_in_the_prompt_counts(tmp_path):
     assert written(model, prompt="a", num_chars=300, new=True).split("\n")[0] == plain[0]
 
 
+def test_the_lines_of_the_prompt_are_not_written_again():
+    plain = written(RANDOM, num_chars=300).split("\n")
+    *kept, _ = written(RANDOM, prompt="a\nb\n\n", num_chars=300, unique=True).split("\n")
+    assert {"a", "b"} <= set(plain)
+    assert kept[:3] == ["a", "b", ""]
+    assert len(set(kept)) == len(kept) > 3
+
+
 def test_documents_are_numbered_and_the_first_accepted_are_kept(tmp_path):
     model = run_on(tmp_path / "t.txt", "ab\na\nb\n", [0.0, 0.0, 0.0], documents=True)
     candidates = written(model, num_samples=200).split("|")
