@@ -15,7 +15,6 @@ from charjax.errors import InputError
 from charjax.export.weights import Arrays, named_weights
 from charjax.inference.load import TrainedModel
 from charjax.model.quantization import quantize
-from charjax.types import PyTree
 
 _quantize = jax.jit(quantize)
 
@@ -68,20 +67,6 @@ def quantize_model(trained: TrainedModel) -> QuantizedModel:
     kernels = {name: _kernel(array) for name, array in weights.items() if array.ndim == 2}
     biases = {name: a.astype(np.float32) for name, a in weights.items() if a.ndim == 1}
     return QuantizedModel(replace(config, dtype="float32"), kernels, biases)
-
-
-def dequantize_model(trained: TrainedModel) -> TrainedModel:
-    """The float32 model with the weights `integers * scales`, which samples the exports' texts."""
-    model = quantize_model(trained)
-    arrays = {name: k.integers * k.scales for name, k in model.kernels.items()} | model.biases
-    params: PyTree = {}
-    for name, array in arrays.items():
-        *path, leaf = name.split(".")
-        node = params
-        for key in path:
-            node = node.setdefault(key, {})
-        node[leaf] = array
-    return replace(trained, config=replace(trained.config, model=model.config), params=params)
 
 
 def _kernel(array: Float[np.ndarray, "inputs outputs"]) -> QuantizedKernel:

@@ -17,9 +17,8 @@ import pytest
 
 from charjax.config import ModelConfig
 from charjax.export.api import export_model
-from charjax.export.quantized import dequantize_model
 from charjax.inference.load import TrainedModel
-from tests.export.tiny import CHARACTERS, sampled, trained_like
+from tests.export.tiny import CHARACTERS, dequantize_model, sampled, trained_like
 
 pytestmark = pytest.mark.slow
 

@@ -21,12 +21,13 @@ from charjax.config import ModelConfig
 from charjax.errors import InputError
 from charjax.export.api import export_model
 from charjax.export.c import c_file
-from charjax.export.quantized import dequantize_model, quantize_model
+from charjax.export.quantized import quantize_model
 from charjax.inference.load import TrainedModel
 from charjax.model.cells import CELLS
 from tests.export.tiny import (
     MODELS,
     any_model,
+    dequantize_model,
     module_of,
     network_logits,
     sampled,

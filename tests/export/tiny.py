@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import string
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ import pytest
 
 from charjax.config import Config, ModelConfig, TrainConfig
 from charjax.data.vocab import Vocab
+from charjax.export.quantized import quantize_model
 from charjax.inference.load import TrainedModel
 from charjax.inference.sampling import Sampling
 from charjax.inference.texts import TextSampler, write_texts
@@ -90,3 +92,17 @@ def sampled(trained: TrainedModel, **options) -> bytes:
         unknown="error",
     )
     return "".join(pieces).encode()
+
+
+def dequantize_model(trained: TrainedModel) -> TrainedModel:
+    """The float32 model with the weights `integers * scales`, which samples the exports' texts."""
+    model = quantize_model(trained)
+    arrays = {name: k.integers * k.scales for name, k in model.kernels.items()} | model.biases
+    params: dict = {}
+    for name, array in arrays.items():
+        *path, leaf = name.split(".")
+        node = params
+        for key in path:
+            node = node.setdefault(key, {})
+        node[leaf] = array
+    return replace(trained, config=replace(trained.config, model=model.config), params=params)
