@@ -17,7 +17,7 @@ from charjax.config import DataConfig
 from charjax.data import named_corpora
 from charjax.data.decoding import RawText
 from charjax.data.documents import FLAG_PREFIX, Piece
-from charjax.data.file_search import find_files
+from charjax.data.file_search import check_no_pipe, find_files
 from charjax.data.files import read_files
 from charjax.data.named_corpora import BUILT_IN
 from charjax.data.reading import ReadingRules, TextReader
@@ -168,6 +168,7 @@ def _load_files(path: str, rules: ReadingRules, *, use_cache: bool) -> Corpus:
             "save the text to a file"
         )
     files = find_files(path, option)
+    check_no_pipe(files, option)
     texts = read_files(files, option, are_utf8=rules.is_utf8)
     entry = CacheEntry(files, rules) if use_cache else None
     if entry is None or not entry.is_usable:

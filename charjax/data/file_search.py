@@ -74,6 +74,19 @@ def find_files(given: str, option: str) -> TextFiles:
     return TextFiles(tuple(paths), from_search)
 
 
+def check_no_pipe(files: TextFiles, option: str) -> None:
+    """Refuses what can be read only once, where a text is read again.
+
+    Raises:
+      InputError: a path is a pipe, as of <(COMMAND) in a shell.
+    """
+    for path in files.paths:
+        if not is_address(path) and Path(path).is_fifo():
+            raise InputError(
+                f"{option}={path!r}: a pipe, which cannot be read again; save the text to a file"
+            )
+
+
 def _find(path: str, left_out: Counter[str]) -> list[str]:
     """The path itself, or the text files of a folder or a glob; see `_search`."""
     if os.path.isdir(path):

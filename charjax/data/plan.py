@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from charjax.data import records, remote
 from charjax.data.decoding import BYTE_ORDER_MARKS, RawText
 from charjax.data.documents import FLAG_PREFIX
-from charjax.data.file_search import TextFiles
+from charjax.data.file_search import TextFiles, check_no_pipe
 from charjax.data.files import (
     is_compressed,
     open_binary,
@@ -89,8 +89,8 @@ def make_plan(files: TextFiles, rules: ReadingRules, field: str) -> Plan:
       field: the field of JSON lines or Parquet that has the text, or "".
 
     Raises:
-      InputError: a file is missing, or a field is given for a file without fields, or none for
-        one with them, or a field and an encoding.
+      InputError: a file is missing or a pipe, or a field is given for a file without fields, or
+        none for one with them, or a field and an encoding.
       HostError: a file cannot be read.
     """
     inputs: list[dict[str, Any]] = []
@@ -103,6 +103,7 @@ def make_plan(files: TextFiles, rules: ReadingRules, field: str) -> Plan:
             f"{FLAG_PREFIX}encoding={rules.encoding}: has no effect with --field: JSON lines and "
             "Parquet are UTF-8; leave it out"
         )
+    check_no_pipe(files, _OPTION)
     for path in text_paths(files, _OPTION) if may_be_binary else files.paths:
         _check_field(path, field)
         inputs.append(remote.describe(path) if is_address(path) else _describe(path))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
+import os
 
 import numpy as np
 import pytest
@@ -11,6 +12,9 @@ from hypothesis import strategies as st
 
 from charjax.config import DataConfig
 from charjax.data.corpus import Corpus, load_corpus
+from charjax.data.file_search import find_files
+from charjax.data.plan import make_plan
+from charjax.data.reading import ReadingRules
 from charjax.errors import HostError, InputError
 
 from .shelf import Shelf
@@ -206,6 +210,17 @@ def test_a_file_that_cannot_be_read_is_the_machines_fault(tmp_path):
 def test_an_empty_text_is_refused(read, fields):
     with pytest.raises(InputError, match=r"text\.txt: the text is empty"):
         read(b"", **fields)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_a_pipe_is_refused_as_a_run_reads_its_text_again(tmp_path):
+    pipe = str(tmp_path / "pipe")
+    os.mkfifo(pipe)
+    with pytest.raises(InputError, match=r"config\.data\.path='.*': a pipe, .* save the text"):
+        load(path=pipe)
+    files, rules = find_files(pipe, "PATH"), ReadingRules.from_config(DataConfig())
+    with pytest.raises(InputError, match=r"PATH='.*': a pipe"):
+        make_plan(files, rules, "")
 
 
 # Names, and the substitute of a missing corpus.
