@@ -6,11 +6,12 @@ the same command reads it there when it resumes, and does not choose again.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -27,7 +28,7 @@ from charjax.config import (
     to_dict,
 )
 from charjax.data.corpus import load_corpus
-from charjax.errors import InputError
+from charjax.errors import CharjaxError, InputError
 from charjax.runtime.files import read_regular
 from charjax.workdir import Workdir
 from charjax.workdir import replace as replace_content
@@ -210,20 +211,34 @@ def choose_config(
         files.check_start()
         minutes = DEFAULT_MINUTES if minutes is None else minutes
         unsized = override(Config(data=DataConfig(path=path), train=TrainConfig(max_steps=1)))
-        if isinstance(source, bytes):
-            if files.input.exists():
-                _check_input(files.input, source)
-            replace_content(files.input, source)
-        text = load_corpus(unsized.data).text
-        row = find_row(len(text), minutes, devices[0])
-        config = override(sized_config(path, text, row, devices[1]))
-        speed, elapsed = measure(config)
-        config = override(with_steps(config, speed, 60 * minutes - elapsed))
-        chosen = describe_choice(config, row, len(text), minutes, speed)
-        files.write_choice(_ChoiceJson(minutes, to_dict(config), chosen)._asdict())
+        with _kept_input(files.input, source):
+            text = load_corpus(unsized.data).text
+            row = find_row(len(text), minutes, devices[0])
+            config = override(sized_config(path, text, row, devices[1]))
+            speed, elapsed = measure(config)
+            config = override(with_steps(config, speed, 60 * minutes - elapsed))
+            chosen = describe_choice(config, row, len(text), minutes, speed)
+            files.write_choice(_ChoiceJson(minutes, to_dict(config), chosen)._asdict())
     for line in chosen:
         _logger.info(line)
     return config
+
+
+@contextlib.contextmanager
+def _kept_input(kept: Path, source: str | bytes) -> Iterator[None]:
+    """Keeps what standard input had, unless no config can be chosen for it."""
+    is_new = isinstance(source, bytes) and not kept.exists()
+    if isinstance(source, bytes):
+        if is_new:
+            replace_content(kept, source)
+        else:
+            _check_input(kept, source)
+    try:
+        yield
+    except CharjaxError:
+        if is_new:  # so that the folder may have another text
+            kept.unlink()
+        raise
 
 
 def _check_input(kept: Path, data: bytes) -> None:

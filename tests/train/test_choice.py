@@ -160,6 +160,9 @@ def test_the_command_trains_a_text_resumes_it_and_keeps_standard_input(
     assert main(["train", "-", "--workdir=run", *flags]) == 2
     assert "standard input is empty" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+    text.buffer = io.BytesIO(b"not UTF-8: \xe9")
+    assert main(["train", "-", "--workdir=run", *flags]) == 2
+    assert not (tmp_path / "run" / "input.txt").exists()
     text.buffer = io.BytesIO(PROSE.encode())
     assert main(["train", "-", "--workdir=run", *flags]) == 0
     out = capsys.readouterr().out
