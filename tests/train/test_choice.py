@@ -220,6 +220,8 @@ def test_a_text_without_a_validation_split_is_trained(tmp_path, monkeypatch, cap
         (["train", "a.txt", "--minutes=0"], "--minutes=0: must be from 0.1"),
         (["train", "a.txt", "-"], "TEXT: neither -"),
         (["train", ""], "TEXT: is empty"),
+        (["train", "a.txt", "--config.data.path=b.txt"], "--config.data.path: TEXT is what"),
+        (["train", "a.txt", "--config.data.corpus=grimm"], "--config.data.corpus: TEXT is what"),
         (["train", "a.txt", ""], "TEXT: is empty"),
         (["train", "none.txt"], "none.txt"),
     ],

@@ -109,6 +109,9 @@ def _choose(
         raise InputError("train: several processes need the same --config, not a TEXT")
     if "" in args.text:
         raise InputError("TEXT: is empty, as from a variable that is not set; name a file")
+    for field in ("--config.data.path", "--config.data.corpus"):
+        if any(flag.startswith(f"{field}=") for flag in args.config_flags):
+            raise InputError(f"{field}: TEXT is what is trained on; give one of them")
     is_input = args.text == ["-"]
     if not is_input and any(text == "-" or ("," in text and args.text[1:]) for text in args.text):
         raise InputError("TEXT: neither - nor a name with a comma goes together with other texts")
