@@ -9,6 +9,7 @@ import logging
 import numpy as np
 from jaxtyping import UInt64
 
+from charjax.data.vocab import Vocab
 from charjax.errors import CharjaxError, InputError
 from charjax.inference.copying import CopyTable, copy_table
 from charjax.inference.load import TrainedModel
@@ -58,7 +59,7 @@ def table_against_copying(trained: TrainedModel, max_copy: int) -> CopyTable:
       ProtocolError: the training text is gone, has changed, or is too large.
     """
     try:
-        return _table(_Source(trained), max_copy)
+        return _table(_Source(trained), trained.vocab, max_copy)
     except CharjaxError as error:
         _logger.warning("%s", error)
         raise ProtocolError(
@@ -80,9 +81,8 @@ class _Source:
 
 
 @functools.lru_cache(maxsize=2)
-def _table(source: _Source, max_copy: int) -> CopyTable:
-    corpus = training_text(source.trained, "max_copy")
-    return copy_table(corpus, source.trained.vocab, max_copy)
+def _table(source: _Source, vocab: Vocab, max_copy: int) -> CopyTable:
+    return copy_table(training_text(source.trained, "max_copy"), vocab, max_copy)
 
 
 @functools.lru_cache(maxsize=4)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from charjax.config import Config, DataConfig
 from charjax.data.corpus import load_corpus
+from charjax.data.vocab import Vocab
 from charjax.inference.controls import Controls
 from charjax.inference.sampling import Sampling
 from charjax.inference.texts import TextSampler, write_texts
-from charjax.serve.copies import copied_passages
+from charjax.serve.copies import copied_passages, table_against_copying
 from charjax.serve.errors import ProtocolError
 from tests.inference import scripted
 from tests.serve.asgi import complete
@@ -63,12 +66,25 @@ def test_a_text_too_large_for_the_memory_of_a_server_is_said(trained, monkeypatc
         copied_passages(trained, "a dark and stormy", 11)
 
 
-def test_max_copy_is_that_of_the_command(small_batches, tmp_path):
+def cycle_of(tmp_path, vocab=CYCLE.vocab):
+    """A model whose run was trained on a text with these characters."""
     file = tmp_path / "text.txt"
     file.write_text("abcdefghij\n" * 9, "utf-8")
     config = Config(model=CYCLE.config.model, data=DataConfig(path=str(file)))
-    sha256 = load_corpus(config.data).sha256
-    model = replace(CYCLE, config=config, meta={"corpus": {"name": "text", "sha256": sha256}})
+    meta = {"corpus": {"name": "text", "sha256": load_corpus(config.data).sha256}}
+    return replace(CYCLE, config=config, vocab=vocab, meta=meta)
+
+
+def test_models_of_one_text_may_have_different_vocabularies(tmp_path):
+    for characters in ("abcdefghij\n", "jihgfedcba\n"):
+        vocab = Vocab(tuple(characters), "codepoint", False)
+        table = table_against_copying(cycle_of(tmp_path, vocab), 4)
+        (forbidden,) = table.forbidden(jnp.asarray(vocab.encode("abcd")[None]), len(vocab))
+        assert vocab.decode(np.flatnonzero(forbidden)) == "e"
+
+
+def test_max_copy_is_that_of_the_command(small_batches, tmp_path):
+    model = cycle_of(tmp_path)
     served = Server({"cycle": model})
     body = {"prompt": "a", "temperature": 0, "max_tokens": 40}
     (free,) = complete(served.app, **body)["choices"]
