@@ -114,13 +114,24 @@ def _overridden(get_config: Callable[[], Any], where: str, overrides: Sequence[s
         config = get_config()
         ml_flags.DEFINE_config_dict("config", config, flag_values=flag_values, sys_argv=argv)
         flag_values(argv)
-        return flag_values.config.to_dict()
+        return _with_columns(flag_values.config.to_dict(), overrides)
     except CharjaxError:
         raise
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(_config_message(error, where, overrides)) from error
     except Exception as error:
         raise InputError(f"{where}: {type(error).__name__}: {error}") from error
+
+
+def _with_columns(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The values with `data.columns=title,text` as this text, which `charjax.schema` splits.
+
+    ml_collections takes it for one name.
+    """
+    for name, _, text in (override.partition("=") for override in overrides):
+        if name == "--config.data.columns" and values["data"]["columns"] == (text,):
+            values["data"]["columns"] = text
+    return values
 
 
 def _execute(file: Path) -> Any:

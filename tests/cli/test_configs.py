@@ -103,3 +103,20 @@ def test_the_wheel_has_every_folder_of_the_package_and_the_configs():
     packages = {folder.replace("/", ".") for folder in folders if "__pycache__" not in folder}
     names = {re.sub("^configs", "charjax.configs", package) for package in packages}
     assert sorted(PYPROJECT["tool"]["setuptools"]["packages"]) == sorted(names)
+
+
+@pytest.mark.parametrize(
+    ("flag", "columns"),
+    [
+        ("title,text", ("title", "text")),
+        ("1,text", (1, "text")),
+        ("1,2", (1, 2)),
+        ("text", ("text",)),
+        ("'a,b'", ("a,b",)),
+        ("('a,b','c')", ("a,b", "c")),
+    ],
+)
+def test_columns_are_separated_by_commas_as_in_other_flags(flag, columns):
+    fields = ("--config.data.documents=rows", f"--config.data.columns={flag}")
+    _, config = load_config(["--config=quickstart", *fields])
+    assert config.data.columns == columns
