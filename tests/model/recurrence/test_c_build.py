@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -166,7 +168,8 @@ def test_a_compiler_may_have_a_wrapper_and_arguments(cache, library, tmp_path, m
 
 
 @pytest.mark.parametrize(
-    "compiler", ["no-such-compiler", "no-such-wrapper cc", "false", "false -g", "cc 'unclosed"]
+    "compiler",
+    ["no-such-compiler", "no-such-wrapper cc", "false", "false -g", "true", "cc 'unclosed"],
 )
 def test_without_a_compiler_there_is_a_reason(tmp_path, monkeypatch, compiler):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -175,6 +178,14 @@ def test_without_a_compiler_there_is_a_reason(tmp_path, monkeypatch, compiler):
     assert isinstance(unavailable, build.Unavailable)
     assert compiler in unavailable.reason
     assert list((tmp_path / "charjax" / "kernels").iterdir()) == []
+
+
+def test_without_a_folder_to_compile_in_there_is_a_reason(cache, monkeypatch):
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(tempfile, "mkdtemp", Mock(side_effect=full))
+    unavailable = build.open_library()
+    assert isinstance(unavailable, build.Unavailable)
+    assert "No space left" in unavailable.reason
 
 
 @pytest.mark.slow

@@ -188,21 +188,21 @@ def _compile(cache: Path | None, key: str) -> ctypes.CDLL | Unavailable:
     name = shlex.join(compiler)
     if shutil.which(compiler[0]) is None:
         return Unavailable(f"no C compiler ({name})")
-    with build_folder(cache) as folder:
-        output, failure = folder / "library.so", ""
-        for command in _commands(compiler, output):
-            try:
+    try:
+        with build_folder(cache) as folder:
+            output, failure = folder / "library.so", ""
+            for command in _commands(compiler, output):
                 failure = run_compiler(command, folder, _TIMEOUT_S)
-            except TimeoutError as error:  # the machine is busy; the flags may be right
-                return Unavailable(f"{name}: {error}")
-            if not failure:
-                break
-        else:
-            lines = failure.splitlines()
-            reason = next((line for line in lines if "error:" in line), lines[0])
-            return Unavailable(f"{name} fails: {reason}")
-        library = _open(_move_to_cache(output, cache, key))
-        return library or Unavailable(f"the library that {name} compiled cannot be loaded")
+                if not failure:
+                    break
+            else:
+                lines = failure.splitlines()
+                reason = next((line for line in lines if "error:" in line), lines[0])
+                return Unavailable(f"{name} fails: {reason}")
+            library = _open(_move_to_cache(output, cache, key))
+            return library or Unavailable(f"the library that {name} compiled cannot be loaded")
+    except OSError as error:  # the machine is busy, or a disk full; the flags may be right
+        return Unavailable(f"{name}: {error}")
 
 
 def _commands(compiler: Sequence[str], output: Path) -> Iterator[list[str]]:

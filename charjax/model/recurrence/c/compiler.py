@@ -61,19 +61,17 @@ def run_compiler(command: Sequence[str], folder: Path, timeout_s: float) -> str:
 
     Raises:
       TimeoutError: it did not end within `timeout_s` seconds, and was ended.
+      OSError: it could not be started, as on a full disk.
     """
     folder.mkdir(exist_ok=True)
     with open(folder / "errors", "w+b") as errors:
-        try:
-            process = subprocess.Popen(
-                ["/bin/sh", "-c", _SHELL, str(folder), *command],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=errors,
-                start_new_session=True,
-            )
-        except OSError as error:
-            return str(error)
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", _SHELL, str(folder), *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            start_new_session=True,
+        )
         with process:
             try:
                 status = process.wait(timeout_s)
