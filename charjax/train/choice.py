@@ -266,7 +266,7 @@ def describe_choice(
         f"{data.seq_len} characters a step; the table's row for {row.chars:,} characters, "
         f"{row.minutes} min, {row.device} ({by})",
         f"chosen: {train.max_steps:,} steps, as many as fit into {minutes:g} minutes at the "
-        f"{rate / 1000:.3g}k characters a second of a warm-up; --config.FIELD=VALUE overrides",
+        f"{rate:,.0f} characters a second of a warm-up; --config.FIELD=VALUE overrides",
     ]
 
 

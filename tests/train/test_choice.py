@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from charjax.cli.main import main
-from charjax.config import Config, TrainConfig, from_saved, to_dict
+from charjax.config import Config, DataConfig, TrainConfig, from_saved, to_dict
 from charjax.errors import InputError
 from charjax.train import choice, warm_up
 from charjax.train.choice import Row, Speed, choose_config, find_row, is_list, load_rows, with_steps
@@ -139,6 +139,12 @@ def test_a_damaged_record_is_one_line(chosen, record):
     (chosen.workdir / "choice.json").write_text(record)
     with pytest.raises(InputError, match=r"choice\.json: cannot be read"):
         chosen.choose()
+
+
+def test_the_speed_of_a_fast_machine_is_not_shown_as_a_power_of_ten():
+    config = Config(data=DataConfig(batch_size=32, seq_len=64), train=TrainConfig(max_steps=10))
+    *_, steps = choice.describe_choice(config, TINY, 1000, 4.0, Speed(0.001, 1.0, 1.0))
+    assert "at the 2,048,000 characters a second of a warm-up" in steps
 
 
 def test_a_short_text_has_smaller_batches():
