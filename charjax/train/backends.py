@@ -70,10 +70,11 @@ def microbatch_size(config: Config) -> int:
     microbatches = devices * accumulate
     size, rest = divmod(config.data.batch_size, microbatches)
     if rest:
-        times = f" times config.parallel.accumulate={accumulate}" if accumulate > 1 else ""
+        factors = [f"the {devices} devices"] if devices > 1 else []
+        factors += [f"config.parallel.accumulate={accumulate}"] if accumulate > 1 else []
         raise InputError(
-            f"config.data.batch_size={config.data.batch_size}: must be a multiple of the "
-            f"{devices} devices{times}; the nearest is "
+            f"config.data.batch_size={config.data.batch_size}: must be a multiple of "
+            f"{' times '.join(factors)}; the nearest is "
             f"{max(1, round(config.data.batch_size / microbatches)) * microbatches}"
         )
     return size

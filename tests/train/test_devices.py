@@ -24,7 +24,7 @@ from charjax.runtime.sharding import (
     shard,
     shard_local,
 )
-from charjax.train.backends import make_backend
+from charjax.train.backends import make_backend, microbatch_size
 from charjax.train.loss import DropoutKeys, accumulate, make_loss_and_grad, make_total_nats
 from charjax.train.optimizer import make_optimizer
 from charjax.train.step import init_state, repeat
@@ -154,6 +154,12 @@ def test_microbatches_need_a_batch_that_divides():
     config = config_of(parallel={"accumulate": 3})
     with pytest.raises(InputError, match=r"batch_size=8.*8 devices.*accumulate=3.*is 24"):
         make_backend(config, VOCAB, make_optimizer(config.optim, 1))
+
+
+def test_of_one_device_a_batch_that_does_not_fit_names_the_accumulation_alone(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    with pytest.raises(InputError, match=r"a multiple of config\.parallel\.accumulate=3; .*is 9$"):
+        microbatch_size(config_of(parallel={"accumulate": 3}))
 
 
 def test_blocks_must_divide_the_sequence():
