@@ -215,8 +215,9 @@ def test_the_page_keeps_the_likeliest_as_the_command_does(tmp_path):
 
 
 @needs_node
-def test_the_page_colours_by_the_models_loss(tmp_path):
-    trained = trained_like(MODELS["gru-1-embed"])
+@pytest.mark.parametrize("unk", [False, True])
+def test_the_page_colours_by_the_models_loss(unk, tmp_path):
+    trained = trained_like(MODELS["gru-1-embed"], unk=unk)
     export_model(trained, tmp_path / "page.html", format="html")
     page = run_page(tmp_path / "page.html", options=[OPTIONS[1] | {"num_chars": 40}])
     ids = trained.vocab.encode(page["texts"][0]).tolist()

@@ -250,7 +250,7 @@ function* sample(model, prompt, count, sampling) {
       if (value > best) [token, best] = [i, value];
     });
     if (token === model.boundary) return;
-    yield { token, logits: candidates };
+    yield { token, logits };
     logits = model.read(state, token);
   }
 }
