@@ -147,12 +147,15 @@ def _check_same(store: ts.KvStore, out: str, plan: Plan) -> Index | None:
         same = all(wanted[name] == json.loads(to_bytes(index._asdict()))[name] for name in _SAME)
     else:
         index, planned = None, store.read(PLAN).result()
+        is_new = planned.state == "missing"
         is_empty = is_address(out) or not any(p.suffix != _LOCK for p in Path(out).glob("*"))
-        same = is_empty if planned.state == "missing" else planned.value == _plan_bytes(plan)
+        if is_new and not is_empty:
+            raise InputError(f"--out={out}: holds other files; choose another --out")
+        same = is_new or planned.value == _plan_bytes(plan)
     if not same:
         raise InputError(
-            f"--out={out}: holds other files, or a text packed from other files or with other "
-            "options; choose another --out, or delete it"
+            f"--out={out}: holds a text packed from other files or with other options; choose "
+            "another --out, or delete it"
         )
     return index
 

@@ -341,6 +341,12 @@ def test_a_store_that_cannot_be_written_is_named(
     assert (got, f"--out={tmp_path / 'out'}: " in err, message in err) == (code, True, True), err
 
 
+def test_nobody_is_told_to_delete_the_folder_of_the_texts(text, capsys):
+    code, _, err = run("pack", text, f"--out={text.parent}", capsys=capsys)
+    assert (code, "holds other files; choose another --out\n" in err) == (2, True), err
+    assert text.exists()
+
+
 def test_a_server_that_cannot_be_reached_is_not_a_damaged_store(monkeypatch):
     retries = {"max_retries": 1, "initial_delay": "1ms", "max_delay": "1ms"}
     monkeypatch.setattr("charjax.data.store._RETRIES", retries)
