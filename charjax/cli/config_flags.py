@@ -149,7 +149,8 @@ def _config_message(error: Exception, source: str, overrides: Sequence[str]) -> 
     """The message of an error, which names the override or the file that caused it."""
     text = " ".join(str(error).split())
     names = [(o, o.partition("=")[0].removeprefix("--config.")) for o in overrides]
-    suspects = [o for o, name in names if name in text]
+    suspects = [o for o in overrides if f"{o}:" in text]  # of a field given twice, the wrong one
+    suspects += [o for o, name in names if name in text]
     suspects += [o for o, name in names if any(part in text for part in name.split("."))]
     where = suspects[0] if suspects else source
     if isinstance(error, KeyError | AttributeError) and suspects:

@@ -11,6 +11,7 @@ import pytest
 from charjax.cli.config_flags import load_config
 from charjax.cli.main import main
 from charjax.cli.named_configs import find_config, named_configs
+from charjax.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
@@ -120,3 +121,9 @@ def test_columns_are_separated_by_commas_as_in_other_flags(flag, columns):
     fields = ("--config.data.documents=rows", f"--config.data.columns={flag}")
     _, config = load_config(["--config=quickstart", *fields])
     assert config.data.columns == columns
+
+
+def test_of_a_field_that_is_given_twice_the_wrong_value_is_named():
+    field = "--config.train.max_steps"
+    with pytest.raises(InputError, match=f"^{field}=1.5: invalid literal"):
+        load_config(["--config=quickstart", f"{field}=1", f"{field}=1.5"])
