@@ -329,6 +329,12 @@ def _check_data(data: DataConfig) -> None:
             "config.data.documents=delimiter: set config.data.delimiter to the text that "
             "separates documents"
         )
+    letters = "".join(c for c in data.delimiter if data.unit != "byte" or c.isascii())
+    if data.documents == "delimiter" and data.lowercase and letters != letters.lower():
+        raise InputError(
+            f"config.data.delimiter={data.delimiter!r}: config.data.lowercase=True leaves no "
+            "capitals in the text; write it in lower case"
+        )
 
 
 def _check_model(config: Config) -> None:

@@ -108,6 +108,8 @@ def valid_values(draw: st.DrawFn) -> dict[str, Any]:
     data["csv_delimiter"] = delimiter if delimiter.isascii() or data["unit"] != "byte" else ""
     if data["documents"] == "delimiter":
         data["delimiter"] = data["delimiter"] or "--"
+        if data["lowercase"]:
+            data["delimiter"] = data["delimiter"].lower()
     if values["model"]["dtype"] == "int8":
         values["model"]["dtype"] = "auto"
     values["optim"]["freeze"] = draw(st.sampled_from(["", "layer_0", "output"]))
