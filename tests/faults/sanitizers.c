@@ -257,7 +257,8 @@ static Array *sequence(const Shape *s, long features) {
 }
 
 static long layer_scratch(const Shape *s, long rows, long units, long k) {
-  return k * (ceil_div(s->hidden, units) * rows + 2 * padded(s->batch));
+  const long carry = 2 * s->hidden * padded(s->batch) * numbers_per_word(s);
+  return k * (ceil_div(s->hidden, units) * rows + 2 * padded(s->batch)) + carry;
 }
 
 static long forward_scratch(const Shape *s) {

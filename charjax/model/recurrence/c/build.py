@@ -38,6 +38,8 @@ _TARGETS = (FORWARD, BACKWARD, WEIGHT_GRADIENT, PACK, MULTIPLY)
 # pass, as src/cells.h has them.
 RESIDUALS = {"rnn": 0, "gru": 4, "lstm": 5}
 
+_MAX_STATES = 2  # of src/cells.h
+
 _SOURCES = Path(__file__).parent / "src"
 _FLAGS = ("-O3", "-std=gnu11", "-D_GNU_SOURCE", "-fno-math-errno", "-shared", "-fPIC")
 _PROCESSOR_FLAGS = (("-march=native",), ("-mcpu=native",), ())  # the first that works
@@ -83,12 +85,13 @@ class Library:
         rows = self.panel_rows if self.small_rows % gates else self.small_rows
         panels = -(-hidden // (rows // gates))
         table = panels * vocab * self.padded(rows) * _numbers_per_word(dtype)
-        return self._scratch(panels * rows, _round_up(hidden, 2), batch) + table
+        return self._scratch(panels * rows, _round_up(hidden, 2), hidden, batch, dtype) + table
 
-    def backward_scratch(self, gates: int, hidden: int, batch: int) -> int:
+    def backward_scratch(self, gates: int, hidden: int, batch: int, dtype: DTypeLike) -> int:
         """Length of the scratch of `BACKWARD`, as src/backward.h divides the units into panels."""
         units = self.panel_rows if hidden > 256 else self.small_rows
-        return self._scratch(_round_up(hidden, units), gates * _round_up(hidden, 2), batch)
+        k = gates * _round_up(hidden, 2)
+        return self._scratch(_round_up(hidden, units), k, hidden, batch, dtype)
 
     def gradient_scratch(self, rows: int, tiles: int, dtype: DTypeLike) -> int:
         """Length of the scratch of `WEIGHT_GRADIENT`: one operand, packed."""
@@ -99,9 +102,10 @@ class Library:
         """Length of what `PACK` makes of a kernel [k, columns]."""
         return _round_up(k, 2) * _round_up(columns, self.packed_columns)
 
-    def _scratch(self, rows: int, k: int, batch: int) -> int:
-        """Length of all packed weights and of the packed states of two steps."""
-        return k * (rows + 2 * self.padded(batch))
+    def _scratch(self, rows: int, k: int, hidden: int, batch: int, dtype: DTypeLike) -> int:
+        """Length of all packed weights, of the packed states of two steps, and of the carry."""
+        carry = _MAX_STATES * hidden * self.padded(batch) * _numbers_per_word(dtype)
+        return k * (rows + 2 * self.padded(batch)) + carry
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,7 @@ def _call_backward(
         shapes.append(sequence(hidden, time, batch))
         shapes.append(_shape(hidden, library.padded(batch)))
     shapes += [_shape(hidden, batch)] * len(d_last)
-    scratch = library.backward_scratch(gates, hidden, batch)
+    scratch = library.backward_scratch(gates, hidden, batch, static.dtype)
     shapes.append(_shape(scratch, dtype=static.dtype))
     saved = (res.outputs, weights.kernel, initial, res.cell)
     arguments = jax.tree.leaves((saved, d_outputs, d_last, keep))

@@ -19,7 +19,7 @@ typedef struct Backward {
   float *d_last[2];                 /* of the last carry */
   Sequence d_hgates, d_candidate;
   float *d_bias;                    /* [hidden, state_panels * LANES]: to be summed over lanes */
-  float *d_carry[2];                /* of the carry before the step just done */
+  float *d_carry[2];                /* of the initial carry */
 } Backward;
 
 /* Up to this many units, weight panels have SMALL_ROWS rows, not MR: a small layer has too few panels of
@@ -56,7 +56,7 @@ INLINE void copy_last_gradient(Cell cell, const Backward *b, long weight_panel, 
   const Layer *l = &b->layer;
   const Range units = block_range(weight_panel, l->units, l->hidden);
   for (long unit = units.first; unit < units.end; unit++) {
-    store_carry(cell, l, b->d_carry, unit, p, load_carry(cell, l, b->d_last, unit, p));
+    store_carry(cell, l, unit, p, load_rows(cell, l, b->d_last, unit, p));
     if (CELLS[cell].reset_after)
       store(b->d_bias + lane_index(l, unit, p), broadcast(0.0f), LANES);
   }
@@ -65,7 +65,7 @@ INLINE void copy_last_gradient(Cell cell, const Backward *b, long weight_panel, 
 /* One unit's state before step p: the initial carry; later h is an output, and c a residual. */
 INLINE State load_before(Cell cell, const Backward *b, long unit, Position p) {
   const Layer *l = &b->layer;
-  if (p.t == 0) return load_carry(cell, l, b->initial, unit, p);
+  if (p.t == 0) return load_rows(cell, l, b->initial, unit, p);
   const Position previous = shifted(p, -1);
   State before = {.h = load(b->outputs + sequence_index(l, unit, previous), p.count)};
   if (CELLS[cell].states > 1) {
@@ -75,12 +75,12 @@ INLINE State load_before(Cell cell, const Backward *b, long unit, Position p) {
   return before;
 }
 
-/* Stores one unit's gradients of step p. d_carry becomes the gradient of the carry before the step,
+/* Stores one unit's gradients of step p. The carry becomes the gradient of that before the step,
  * except what flows through the hidden gates: the matmul of the next step adds that. */
 INLINE void store_grads(Cell cell, const Backward *b, long unit, Position p, const CellGrads *d) {
   const Layer *l = &b->layer;
   const int gates = CELLS[cell].gates;
-  store_carry(cell, l, b->d_carry, unit, p, reset(l, p, d->before));
+  store_carry(cell, l, unit, p, reset(l, p, d->before));
   for (int gate = 0; gate < gates; gate++)
     store_feature(&b->d_hgates, gate * l->hidden + unit, p.t, p.panel, d->hgates[gate]);
   if (CELLS[cell].reset_after) {
@@ -107,10 +107,10 @@ INLINE void backward_step(Cell cell, const Backward *b, long weight_panel, long 
     backward_matmul(l, weight_panel_at(l, weight_panel), state_panel_at(l, step, p.panel), tile);
   for (long unit = units.first; unit < units.end; unit++) {
     const long i = unit - units.first;
-    State d_after = load_carry(cell, l, b->d_carry, unit, p);
+    State d_after = load_carry(cell, l, unit, p);
     if (step > 0) d_after.h += reset(l, shifted(p, 1), (State){.h = tile[i]}).h;
     if (p.t < 0) {
-      store_carry(cell, l, b->d_carry, unit, p, d_after);
+      store_rows(cell, l, b->d_carry, unit, p, d_after);
       continue;
     }
     d_after.h += load(b->d_outputs + sequence_index(l, unit, p), p.count);

@@ -10,7 +10,7 @@
 
 typedef enum Cell { RNN, GRU, LSTM, NUM_CELLS } Cell;
 
-enum { MAX_GATES = 4 };
+enum { MAX_GATES = 4, MAX_STATES = 2 };
 
 /* charjax/model/recurrence/c/build.py has the names and the numbers of residuals, too. */
 typedef struct CellInfo {

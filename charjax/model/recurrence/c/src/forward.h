@@ -18,8 +18,7 @@ typedef struct Forward {
   const int32_t *tokens;      /* [time, batch]: columns of igates; or NULL */
   long columns;               /* of igates */
   float *table;               /* packed igates [weight_panels, vocab, table_rows]; or NULL */
-  float *initial[2];          /* the carry before the first step */
-  float *carry[2];            /* after the step just done, reset where the next one resets */
+  float *initial[2], *last[2]; /* the carry before the first step, and after the last */
   float *outputs;             /* [hidden, time, batch], not packed */
   Sequence previous;          /* h before each step; empty without gradient */
   float *residuals;           /* NULL without gradient */
@@ -88,7 +87,8 @@ INLINE void pack_gates(Cell cell, const Forward *f, long weight_panel) {
 INLINE Vector store_state(Cell cell, const Forward *f, long unit, Position p, State state) {
   const Layer *l = &f->layer;
   state = reset(l, p, state);
-  store_carry(cell, l, f->carry, unit, p, state);
+  if (p.t == l->time) store_rows(cell, l, f->last, unit, p, state);
+  else store_carry(cell, l, unit, p, state);
   if (p.t < f->previous.time) store_feature(&f->previous, unit, p.t, p.panel, state.h);
   return state.h;
 }
@@ -99,7 +99,7 @@ INLINE void copy_initial_carry(Cell cell, const Forward *f, long weight_panel, P
   Vector states[MR];
   for (long unit = units.first; unit < units.end; unit++)
     states[unit - units.first] =
-        store_state(cell, f, unit, p, load_carry(cell, l, f->initial, unit, p));
+        store_state(cell, f, unit, p, load_rows(cell, l, f->initial, unit, p));
   pack_states(state_panel_at(l, 0, p.panel), units.first, states, units.end - units.first);
 }
 
@@ -110,7 +110,7 @@ INLINE State next_state(Cell cell, const Forward *f, long unit, Position p, cons
   const float *bias = CELLS[cell].reset_after ? f->bias + unit : NULL;
   float *residuals =
       f->residuals == NULL ? NULL : f->residuals + residual_index(cell, l, unit, p);
-  const State before = load_carry(cell, l, f->carry, unit, p);
+  const State before = load_carry(cell, l, unit, p);
   return cell_forward(cell, igates, hgates, bias, before, residuals);
 }
 
@@ -187,7 +187,7 @@ XLA_FFI_Error *TARGET(forward)(XLA_FFI_CallFrame *frame) {
     f.initial[i] = ARGUMENT(&call, "initial carry", F32, hidden, batch);
   f.outputs = RESULT(&call, "outputs", F32, hidden, time, batch);
   for (int i = 0; i < info.states; i++)
-    f.carry[i] = RESULT(&call, "last carry", F32, hidden, batch);
+    f.last[i] = RESULT(&call, "last carry", F32, hidden, batch);
   if (num_left(&call.results) > 1) {
     f.previous = take_sequence(&call, &call.results, "previous", hidden, time, batch);
     f.residuals = RESULT(&call, "residuals", F32, time, info.residuals * hidden,

@@ -26,6 +26,7 @@ typedef struct Layer {
   const int32_t *keep;
   float *weights;   /* packed */
   float *states[2]; /* packed, of two steps: one is read while the other is written */
+  float *carry; /* between two steps, or its gradient: [state_panels, hidden, MAX_STATES, LANES] */
 } Layer;
 
 /* `sizes` of a sequence [hidden, time, batch], `rows` and `units` of a weight panel, and the length
@@ -55,13 +56,16 @@ INLINE float *state_panel_at(const Layer *l, long step, long panel) {
 INLINE float *take_keep_and_scratch(Call *call, Layer *l, long table) {
   const long weights = l->weight_panels * l->iterations * l->rows;
   const long states = l->state_panels * l->iterations * LANES;
+  const long carry = l->state_panels * l->hidden * MAX_STATES * LANES;
   if (num_left(&call->arguments) > 0) l->keep = ARGUMENT(call, "keep", S32, l->time, l->batch);
-  l->weights = RESULT(call, "scratch", DTYPE, (weights + 2 * states + table) * NUMBERS_PER_WORD);
+  l->weights = RESULT(call, "scratch", DTYPE,
+                      (weights + 2 * states + carry + table) * NUMBERS_PER_WORD);
   if (call->problem[0]) return NULL;
   l->states[0] = l->weights + weights;
   l->states[1] = l->states[0] + states;
   memset(l->states[0], 0, 2 * states * sizeof(float));
-  return table > 0 ? l->states[1] + states : NULL;
+  l->carry = l->states[1] + states;
+  return table > 0 ? l->carry + carry : NULL;
 }
 
 /* One state panel (its sequences) at one time step. */
@@ -95,15 +99,33 @@ INLINE long residual_index(Cell cell, const Layer *l, long unit, Position p) {
   return ((p.t * l->state_panels + p.panel) * l->hidden + unit) * CELLS[cell].residuals * LANES;
 }
 
-/* One unit of a carry, an array for each state. */
-INLINE State load_carry(Cell cell, const Layer *l, float *const carry[2], long unit, Position p) {
+/* One unit of the carry between two steps. Of rows [hidden, batch] a thread with 16 of 32 sequences
+ * would use every second cache line, so half of the sets of its L1 cache. */
+INLINE float *carry_at(const Layer *l, long unit, Position p) {
+  return l->carry + (p.panel * l->hidden + unit) * MAX_STATES * LANES;
+}
+
+INLINE State load_carry(Cell cell, const Layer *l, long unit, Position p) {
+  const float *carry = carry_at(l, unit, p);
+  return (State){load(carry, LANES),
+                 CELLS[cell].states > 1 ? load(carry + LANES, LANES) : broadcast(0.0f)};
+}
+
+INLINE void store_carry(Cell cell, const Layer *l, long unit, Position p, State state) {
+  float *carry = carry_at(l, unit, p);
+  store(carry, state.h, LANES);
+  if (CELLS[cell].states > 1) store(carry + LANES, state.c, LANES);
+}
+
+/* One unit of a carry that is an argument or a result, [hidden, batch] each. */
+INLINE State load_rows(Cell cell, const Layer *l, float *const carry[2], long unit, Position p) {
   const long at = unit * l->batch + p.sequence;
   return (State){load(carry[0] + at, p.count),
                  CELLS[cell].states > 1 ? load(carry[1] + at, p.count) : broadcast(0.0f)};
 }
 
-INLINE void store_carry(Cell cell, const Layer *l, float *const carry[2], long unit, Position p,
-                        State state) {
+INLINE void store_rows(Cell cell, const Layer *l, float *const carry[2], long unit, Position p,
+                       State state) {
   const long at = unit * l->batch + p.sequence;
   store(carry[0] + at, state.h, p.count);
   if (CELLS[cell].states > 1) store(carry[1] + at, state.c, p.count);
