@@ -1,4 +1,4 @@
-"""A run's folder: its files; `charjax.workdir_lock` has the lock that gives it one writer.
+"""A run's folder: its files; `charjax.runtime.folder_lock` has the lock that gives it one writer.
 
 Nothing in it is ever executed or unpickled: `run.json` and the logs are text, the checkpoints
 arrays and JSON. No file in it is written through a link: the folder may come from someone else.
@@ -16,8 +16,8 @@ from typing import Any
 
 from charjax.errors import HostError, InputError
 from charjax.runtime.files import not_regular, open_regular, write_atomically
+from charjax.runtime.folder_lock import lock_file, lock_folder, open_lock_file
 from charjax.runtime.paths import check_local
-from charjax.workdir_lock import lock_file, lock_folder, open_lock_file
 
 LOGS = ("metrics.jsonl", "samples.txt")
 HUB_FILES = ("config.json", "model.safetensors", "vocabulary.json")
