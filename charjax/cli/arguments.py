@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import difflib
 import json
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -34,6 +35,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raises InputError instead of exiting."""
         raise InputError(f"{message}; see: {self.prog} --help")
+
+    def print_help(self, file: Any = None) -> None:
+        """As in argparse, which ignores that the help cannot be written."""
+        (file or sys.stdout).write(self.format_help())
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As in argparse, but an unknown flag is an InputError that suggests the nearest flag."""
