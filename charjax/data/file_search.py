@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from charjax.data import remote
 from charjax.errors import InputError
-from charjax.runtime.paths import expand_path, is_address
+from charjax.runtime.paths import expand_path, is_address, starting_folder
 
 # Files and folders of a run, left out if a run.json is beside them; see `charjax.workdir.Workdir`.
 RUN_FILES = re.compile(
@@ -65,8 +65,8 @@ def find_files(given: str, option: str) -> TextFiles:
         if not found:
             but = f", but {_counted(left_out)}" if left_out.total() else ""
             raise InputError(
-                f"{option}={given!r}: no text file there{but}; give a file, "
-                "a folder with *.txt, or a glob such as 'texts/**/*.txt'"
+                f"{option}={given!r}: no text file there{starting_folder(path)}{but}; "
+                "give a file, a folder with *.txt, or a glob such as 'texts/**/*.txt'"
             )
         paths |= dict.fromkeys(found)
     if left_out.total():

@@ -24,7 +24,7 @@ from charjax.data.decoding import BYTE_ORDER_MARKS, RawText
 from charjax.data.file_search import TextFiles
 from charjax.errors import HostError, InputError
 from charjax.runtime.display import listed
-from charjax.runtime.paths import is_address
+from charjax.runtime.paths import is_address, starting_folder
 
 _BLOCK = 1 << 20  # bytes read at a time
 _BINARY_SAMPLE = 8192  # a file with a NUL in its first bytes is taken for binary
@@ -161,7 +161,9 @@ def _as_charjax_errors(path: str, option: str) -> Iterator[None]:
     try:
         yield
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: it has a NUL
-        raise InputError(f"{option}={path!r}: no such file; check the path") from error
+        raise InputError(
+            f"{option}={path!r}: no such file{starting_folder(path)}; check the path"
+        ) from error
     except IsADirectoryError as error:
         raise InputError(f"{option}={path!r}: is a folder; name a file in it") from error
     except OSError as error:

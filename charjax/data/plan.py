@@ -21,7 +21,7 @@ from charjax.data.files import (
 )
 from charjax.data.reading import ReadingRules, TextReader
 from charjax.errors import InputError
-from charjax.runtime.paths import is_address
+from charjax.runtime.paths import is_address, starting_folder
 
 SHARD_BYTES = 1 << 26  # of the input of a shard, about
 _OPTION = "PATH"  # of the command, in messages
@@ -127,7 +127,9 @@ def _describe(path: str) -> dict[str, Any]:
     try:
         stat = os.stat(path)
     except OSError as error:
-        raise InputError(f"{_OPTION}={path!r}: no such file; check the path") from error
+        raise InputError(
+            f"{_OPTION}={path!r}: no such file{starting_folder(path)}; check the path"
+        ) from error
     return {"path": path, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 

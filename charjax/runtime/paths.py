@@ -49,6 +49,13 @@ def without_folders(paths: str) -> str:
     return ",".join(PureWindowsPath(path).name for path in paths.split(","))  # splits at / and \
 
 
+def starting_folder(path: str) -> str:
+    """For a message about a missing file: where a relative path starts; "" for another path."""
+    if is_address(path) or os.path.isabs(path):
+        return ""
+    return f" (a relative path, from the current folder {Path.cwd()})"
+
+
 def is_address(path: str) -> bool:
     """Whether a path is an address such as gs://bucket/folder."""
     return bool(_ADDRESS.fullmatch(path))

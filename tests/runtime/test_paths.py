@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from charjax.errors import InputError
-from charjax.runtime.paths import check_local, expand_path
+from charjax.runtime.paths import check_local, expand_path, starting_folder
 
 
 def test_home_and_variables_are_replaced_everywhere(monkeypatch):
@@ -14,6 +14,12 @@ def test_home_and_variables_are_replaced_everywhere(monkeypatch):
     assert expand_path("~/a", "--out") == "/home/me/a"
     assert expand_path("a/$NAME/${NAME}b", "--out") == "a/x y/x yb"
     assert expand_path("a~", "--out") == "a~"
+
+
+def test_only_a_relative_path_starts_in_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert f"{tmp_path}" in starting_folder("a.txt")
+    assert starting_folder(f"{tmp_path}/a.txt") == starting_folder("gs://bucket/a.txt") == ""
 
 
 @pytest.mark.parametrize(
