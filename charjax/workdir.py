@@ -119,6 +119,29 @@ class Workdir:
         with locks:
             yield
 
+    @contextlib.contextmanager
+    def claim(self) -> Iterator[None]:
+        """A context in which the folder exists and this process alone may write, for a run.
+
+        After an error, a folder that it has made and that nothing was written to is removed; not
+        on Windows, where an open file, such as the lock, cannot be.
+
+        Raises:
+          CharjaxError: as `create` and `lock`.
+        """
+        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        self.create()
+        with self.lock():
+            try:
+                yield
+            except BaseException:
+                if made and [*self.path.iterdir()] == [lock_file(self.path)]:
+                    with contextlib.suppress(OSError):
+                        lock_file(self.path).unlink()
+                        for folder in made:
+                            folder.rmdir()
+                raise
+
     def check_lock(self) -> None:
         """Checks that this is the folder that process 0 has locked.
 

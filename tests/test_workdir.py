@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -57,6 +58,21 @@ def test_create_makes_the_folder_and_may_be_called_again(tmp_path):
     folder.write_run({"x": 1})
     folder.create()
     assert json.loads(folder.run_json.read_bytes()) == {"x": 1}
+
+
+def test_a_folder_that_nothing_was_written_to_is_removed_after_an_error(tmp_path):
+    folder, kept = Workdir(tmp_path / "a" / "b"), Workdir(tmp_path / "kept")
+    with pytest.raises(ZeroDivisionError), folder.claim():
+        raise ZeroDivisionError
+    assert not list(tmp_path.iterdir())
+    kept.path.mkdir()
+    with pytest.raises(ZeroDivisionError), kept.claim():  # it was there before
+        raise ZeroDivisionError
+    with contextlib.suppress(ZeroDivisionError), folder.claim():
+        folder.write_run({})
+        raise ZeroDivisionError
+    assert folder.run_json.exists()
+    assert kept.path.exists()
 
 
 @pytest.mark.parametrize("name", ["file", "file/below"])

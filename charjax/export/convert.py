@@ -100,8 +100,7 @@ def _meta(model: ModelConfig, vocab: Vocab, params: PyTree, source: SourceMeta) 
 
 
 def _write(workdir: Workdir, params: PyTree, meta: RunMeta) -> None:
-    workdir.create()
-    with workdir.lock(), Checkpoints(workdir.checkpoints) as checkpoints:
+    with workdir.claim(), Checkpoints(workdir.checkpoints) as checkpoints:
         workdir.start()
         workdir.write_run(meta.to_json())
         record = CheckpointMeta(meta, Progress(), workdir.log_sizes()).to_json()

@@ -197,8 +197,7 @@ def choose_config(
     if source == b"" and not files.choice.exists():
         raise InputError("TEXT: standard input is empty")
     path = str(files.input) if isinstance(source, bytes) else source
-    files.create()
-    with files.lock():
+    with files.claim():
         if files.choice.exists():
             if isinstance(source, bytes):
                 _check_input(files.input, source)

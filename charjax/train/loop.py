@@ -114,8 +114,7 @@ def _locked(workdir: Workdir) -> Iterator[None]:
     if not distributed.is_primary():
         yield
         return
-    workdir.create()
-    with workdir.lock():
+    with workdir.claim():
         yield
 
 

@@ -340,6 +340,14 @@ def test_an_invalid_config_leaves_no_folder(workspace, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("text", ["none.txt", "--config=@tiny.py --config.data.path=none.txt"])
+def test_a_missing_text_leaves_no_folder(text, workspace, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert main.main(workspace.fill(f"train {text} --workdir=runs/none")) == 2
+    assert_one_line(capfd.readouterr().err, ("'none.txt'", f"current folder {tmp_path}"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def output_of(workspace: Workspace, arguments: str | Sequence[str], capfd) -> str:
     capfd.readouterr()
     assert main.main(workspace.fill(arguments)) == 0
@@ -835,6 +843,18 @@ def test_a_full_disk_behind_standard_output_is_no_traceback(workspace):
     assert_one_line(ended.stderr.decode(), ("No space left",))
 
 
+@pytest.mark.parametrize("command", ["", *commands.load_commands()])
+def test_a_help_that_cannot_be_written_is_one_line(command, capfd, monkeypatch):
+    """As with `charjax --help >/dev/full` where PYTHONUNBUFFERED is set."""
+
+    def fail(text: str) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(sys.stdout, "write", fail)
+    assert main.main([*command.split(), "--help"]) == 4
+    assert_one_line(capfd.readouterr().err, ("No space left",))
+
+
 @pytest.mark.parametrize("arguments", ["--help", "verify --workdir=@run"])
 def test_a_closed_standard_output_is_one_line(arguments, workspace):
     """`charjax ... >&-`."""
@@ -861,6 +881,20 @@ def test_the_parts_of_the_runs_own_text_are_scored(workspace, capfd):
     score = json.loads(output_of(workspace, "score --workdir=@run --part=val", capfd))
     info = json.loads(output_of(workspace, "info --workdir=@run", capfd))
     assert score["nats_per_char"] == pytest.approx(info["val_loss"], abs=1e-6)
+
+
+@pytest.mark.parametrize("command", ["score --part=val", "sample --new --num_chars=5"])
+def test_a_relative_path_of_the_runs_text_is_said_to_be_one(
+    command, workspace, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.chdir(workspace.folder)
+    run = tmp_path / "run"
+    config = f"--config=tiny.py --config.data.path=text.txt --workdir={run}"
+    assert main.main(f"train {config} --config.train.max_steps=1".split()) == 0
+    capfd.readouterr()
+    monkeypatch.chdir(tmp_path)
+    assert main.main([*command.split(), f"--workdir={run}"]) == 2
+    assert_one_line(capfd.readouterr().err, ("'text.txt'", f"current folder {tmp_path}"))
 
 
 def test_a_score_says_how_the_text_was_read(workspace, capfd):
