@@ -103,21 +103,11 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("name", choices=sorted(TUTORIALS))
     one.add_argument("--variant", default="", help="held_out, better, ...; default: plain")
     one.add_argument("--workdir", type=Path, help="keep the run here; default: discarded")
-    timed = commands.add_parser("timing", help="time a training step here and in its framework")
-    timed.add_argument(
-        "names", nargs="*", type=_tutorial, default=list(TUTORIALS), help="default: all five"
-    )
+    timed = commands.add_parser("timing", help="time training steps here and in the frameworks")
     timed.add_argument("--seconds", type=float, default=15.0, help="for each system; default 15")
     commands.add_parser("counts", help="write the output of `charjax info` for the plain configs")
     commands.add_parser("page", help="write docs/tutorials.md")
     return parser
-
-
-def _tutorial(name: str) -> str:
-    """A tutorial's name, checked."""
-    if name not in TUTORIALS:
-        raise argparse.ArgumentTypeError(f"{name}: must be one of {', '.join(sorted(TUTORIALS))}")
-    return name
 
 
 def main() -> None:
@@ -132,7 +122,7 @@ def main() -> None:
     elif args.command == "page":
         print(page.write())
     elif args.command == "timing":
-        print(timing.measure(args.names, seconds=args.seconds))
+        print(timing.measure(args.seconds))
     else:
         with tempfile.TemporaryDirectory() as scratch:
             workdir = args.workdir or Path(scratch) / "run"

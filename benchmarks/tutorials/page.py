@@ -135,11 +135,6 @@ def _timed(tutorial: Tutorial, timed: dict[str, Any]) -> list[str]:
         f"{timed['epoch']['theirs_s']:.1f} with {versions}: a ratio of {timed['ratio']:.2f}.",
         f"Parameters, counted by that framework: {timed['theirs']['parameters']:,}.",
     ]
-    if made := timed["ours"].get("generation"):
-        lines.append(
-            f"A text of {made['chars']:,} characters takes {made['one_s']:.2f} s, five at once "
-            f"{made['five_s']:.2f} s: {made['ratio']:.2f} times as long."
-        )
     return [" ".join(lines), ""]
 
 

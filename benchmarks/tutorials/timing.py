@@ -20,16 +20,11 @@ from benchmarks.tutorials.published import TUTORIALS
 _WARM = 2  # dispatches before the clock starts
 
 
-def measure(names: list[str], *, seconds: float) -> Path:
-    """Times the named tutorials and writes `results/tutorial_timing.json`.
-
-    Args:
-      names: keys of `TUTORIALS`.
-      seconds: of steps for each system, once it is warm.
-    """
+def measure(seconds: float) -> Path:
+    """Times each system for so many seconds and writes `results/tutorial_timing.json`."""
     load = os.getloadavg()[0]
     timed = {}
-    for name in names:
+    for name in TUTORIALS:
         print(name, file=sys.stderr)
         ours = answer("-m", "benchmarks.tutorials.timing", name, str(seconds))
         theirs = time_theirs(name, seconds)
