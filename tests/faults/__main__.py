@@ -13,33 +13,33 @@ from typing import Any
 
 from tests.environment import provenance
 
-# name -> (module, number of repetitions in full)
+# name, which is also that of its module -> number of repetitions in full
 FAULTS = {
-    "kill": ("kill", 200),
-    "signals": ("signals", 100),
-    "endings": ("endings", 100),
-    "corrupt": ("corrupt", 1000),
-    "stores": ("stores", 200),
-    "disk": ("disk", 50),
-    "servers": ("servers", 12),
-    "two-writers": ("two_writers", 100),
-    "inputs": ("inputs", 2000),
-    "resume": ("resume", 50),
-    "readers": ("readers", 200),
-    "shapes": ("shapes", 1000),
-    "caches": ("caches", 500),
-    "sanitizers": ("sanitizers", 3000),
-    "cost": ("cost", 10),
+    "kill": 200,
+    "signals": 100,
+    "endings": 100,
+    "corrupt": 1000,
+    "stores": 200,
+    "disk": 50,
+    "servers": 12,
+    "two-writers": 100,
+    "inputs": 2000,
+    "resume": 50,
+    "readers": 200,
+    "shapes": 1000,
+    "caches": 500,
+    "sanitizers": 3000,
+    "cost": 10,
 }
 
 
 def run(name: str, repetitions: int = 0) -> dict[str, Any]:
     """The figures of one fault injection; `repetitions` 0: as many as in full."""
-    module, in_full = FAULTS[name]
+    module = name.replace("-", "_")
     check = getattr(importlib.import_module(f"tests.faults.{module}"), f"check_{module}")
     with tempfile.TemporaryDirectory(prefix="charjax-faults-") as folder:
         figures: dict[str, Any] = check(
-            repetitions or in_full, Path(folder), lambda line: print(line, file=sys.stderr)
+            repetitions or FAULTS[name], Path(folder), lambda line: print(line, file=sys.stderr)
         )
     return figures
 
@@ -51,6 +51,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--n", type=int, default=0, help="repetitions; 0: as many as in full")
     parser.add_argument("--out", type=Path, help="write the result with its environment here")
     args = parser.parse_args(arguments)
+    if args.n < 0:
+        parser.error(f"--n={args.n}: must be at least 0")
+    if args.out:  # rather now than after an hour
+        args.out.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     figures = run(args.fault, args.n)
     if args.out:

@@ -21,7 +21,7 @@ import pytest
 from tests.environment import with_devices
 
 from . import disk, servers
-from .__main__ import FAULTS
+from .__main__ import FAULTS, main
 from .corrupt import check_corrupt
 from .inputs import check_inputs
 from .page import PAGE, RESULTS, table, with_table
@@ -95,6 +95,19 @@ def test_in_full(fault):
     folder = os.environ.get("CHARJAX_FAULT_RESULTS")
     file = f"reliability_{fault.replace('-', '_')}.json"
     run_in_full(fault, *([f"--out={Path(folder).resolve() / file}"] if folder else []))
+
+
+def test_a_result_may_go_into_a_new_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.faults.__main__.run", lambda *_: {"passed": True})
+    file = tmp_path / "new" / "result.json"
+    assert main(["cost", f"--out={file}"]) == 0
+    assert json.loads(file.read_text())["figures"] == {"passed": True}
+
+
+def test_less_than_no_repetition_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["kill", "--n=-1"])
+    assert "--n=-1: must be at least 0" in capsys.readouterr().err
 
 
 def test_the_page_has_the_table_of_the_results():
