@@ -209,12 +209,19 @@ def _environment(device: str) -> dict[str, str]:
     return env | {"JAX_PLATFORMS": "cuda"}
 
 
+def count(text: str) -> int:
+    """The value of a flag that counts something: at least 1."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
+    return number
+
+
 def parser(about: str | None, *, turns: bool = True) -> argparse.ArgumentParser:
     """A parser with the flags that all benchmarks have; with turns, those of `measure`, too."""
     flags = argparse.ArgumentParser(description=(about or "").splitlines()[0])
     flags.add_argument("--device", default="cpu", choices=("cpu", "gpu"))
     if turns:
-        flags.add_argument("--rounds", type=int, default=7, help="turns of each peer; default 7")
+        flags.add_argument("--rounds", type=count, default=7, help="turns of each peer; default 7")
         flags.add_argument("--turn_s", type=float, default=0.5, help="seconds of a turn, at least")
     flags.add_argument("--small", action="store_true", help="tiny shapes, to try it out")
     flags.add_argument("--out", type=Path, help="the result file; default in benchmarks/results")

@@ -8,7 +8,16 @@ import pytest
 
 from benchmarks import gpu, result_files, tables
 from benchmarks.common import Peer, measure, ratio
-from benchmarks.performance import end_to_end, goals, page, readme, sample, sweep, train_step
+from benchmarks.performance import (
+    end_to_end,
+    goals,
+    headline,
+    page,
+    readme,
+    sample,
+    sweep,
+    train_step,
+)
 from benchmarks.quality import __main__ as quality
 from benchmarks.tutorials import __main__ as tutorials
 from benchmarks.tutorials import page as tutorials_page
@@ -165,19 +174,29 @@ FLAG = "--config.train.max_epochs=3"
         (quality, "recipe --workdir=w --only gru", "unrecognized arguments: --only gru"),
         (quality, "arms --workdir=w --config=x", "unrecognized arguments: --config=x"),
         (quality, "arms --workdir=w --only no-decay", "invalid choice: 'no-decay'"),
-        (tutorials, f"timing grimm {FLAG}", f"unrecognized arguments: {FLAG}"),
-        (tutorials, "timing nobody", "nobody: must be one of"),
+        (quality, "arms --workdir=w --jobs=0", "argument --jobs: 0: must be at least 1"),
+        (tutorials, f"timing {FLAG}", f"unrecognized arguments: {FLAG}"),
+        (train_step, "--batch=0", "argument --batch: 0: must be at least 1"),
+        (sample, "--rounds=0", "argument --rounds: 0: must be at least 1"),
+        (end_to_end, "--steps=0", "argument --steps: 0: must be at least 1"),
         (sweep, "--cells gru", "--cells and --hidden are read with --over_torch alone"),
         (sweep, "--over_torch --quick", "--quick: not allowed with argument --over_torch"),
         (gpu, "--only=no_such_part", "--only=no_such_part: is in no name of ['sample --cells=gru'"),
     ],
 )
-def test_flags_without_effect_are_refused(module, flags, refused, monkeypatch, capsys):
+def test_flags_that_are_wrong_or_have_no_effect_are_refused(
+    module, flags, refused, monkeypatch, capsys
+):
     monkeypatch.setattr("subprocess.Popen", None)  # nothing is measured before the refusal
     monkeypatch.setattr(sys, "argv", ["benchmark", *flags.split()])
     with pytest.raises(SystemExit):
         module.main()
     assert refused in capsys.readouterr().err
+
+
+def test_a_command_that_fails_ends_the_benchmark_with_its_exit_code():
+    with pytest.raises(SystemExit, match=r"^3$"):
+        headline.run("-c", "raise SystemExit(3)")
 
 
 @pytest.mark.slow

@@ -44,11 +44,11 @@ def shortened(steps: int, small: bool) -> Config:
     values["sample"]["num_chars"] = round(part * values["sample"]["num_chars"])
     values["data"]["split"] = (1 - val_fraction, val_fraction, 0.0)
     values["train"] |= {"max_steps": steps, "eval_every": min(steps, values["train"]["eval_every"])}
+    values["train"]["log_every"] = max(1, min(values["train"]["log_every"], steps // 4))
     # No substitute text, unless `benchmarks.gpu` says which.
     values["data"]["offline"] = os.environ.get("BENCHMARK_OFFLINE", "")
     if small:
         values["model"] |= {"hidden": 32, "embed": 8}
-        values["train"]["log_every"] = steps // 4
     return resolve_dtype(from_config_dict(values))
 
 
@@ -72,7 +72,7 @@ def _launch(config: Config) -> Task:
                 train(config, workdir, make_display(nowhere))
                 lines = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
             # The first record's time is mostly that of compiling.
-            speeds += [json.loads(line)["chars_per_second"] for line in lines[1:]]
+            speeds += [json.loads(line)["chars_per_second"] for line in lines[1:] or lines]
         return {"training_chars_per_second": statistics.median(speeds)}
 
     about = {"dtype": config.model.dtype, "corpus": load_dataset(config).corpus.name}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 
-from benchmarks.common import Measurement, Peer, check, finish, measure, parser, show
+from benchmarks.common import Measurement, Peer, check, count, finish, measure, parser, show
 from benchmarks.performance.goals import BARE, TRAINING
 
 LAUNCH, PLAIN = "launch.py", "plain flax loop"
@@ -42,7 +42,7 @@ def peers(steps: int, compiled: str, *, small: bool) -> list[Peer]:
 def main() -> None:
     """Writes `results/end_to_end_<device>.json`."""
     flags = parser(__doc__)
-    flags.add_argument("--steps", type=int, help="of the run's 4500; default 500, if small 20")
+    flags.add_argument("--steps", type=count, help="of the run's 4500; default 500, if small 20")
     args = flags.parse_args()
     steps = args.steps or (20 if args.small else 500)
     with tempfile.TemporaryDirectory() as compiled:

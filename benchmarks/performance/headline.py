@@ -27,10 +27,14 @@ PROMPTS = {"shakespeare": "ROMEO:", "quickstart": "The "}
 
 
 def run(*command: str, python: str = sys.executable) -> str:
-    """Runs a Python command and returns its standard output."""
-    done = subprocess.run(
-        [python, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
-    )
+    """Runs a Python command and returns its standard output.
+
+    Raises:
+      SystemExit: the command failed, and has said why on standard error.
+    """
+    done = subprocess.run([python, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        sys.exit(done.returncode)
     return done.stdout
 
 

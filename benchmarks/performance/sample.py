@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.common import Peer, measure_group, parser
+from benchmarks.common import Peer, count, measure_group, parser
 from benchmarks.performance.goals import BF16, F32, INT8
 from benchmarks.workload import Shape, make_shape
 
@@ -30,7 +30,7 @@ def main() -> None:
     """Writes `results/sample_<device>.json`."""
     flags = parser(__doc__)
     flags.add_argument("--cells", nargs="+", default=["gru", "lstm"], choices=("gru", "lstm"))
-    flags.add_argument("--chars", type=int, help="per text and call; default 1024, if small 64")
+    flags.add_argument("--chars", type=count, help="per text and call; default 1024, if small 64")
     args = flags.parse_args()
     for cell in args.cells:
         shape = make_shape(small=args.small, cell=cell)

@@ -14,7 +14,7 @@ import itertools
 import statistics
 from typing import Any
 
-from benchmarks.common import Peer, check, finish, measure, parser, progress, ratio, show
+from benchmarks.common import Peer, check, count, finish, measure, parser, progress, ratio, show
 from benchmarks.performance.goals import TORCH
 from benchmarks.performance.train_step import OURS, ours, peers
 from benchmarks.workload import Shape, make_shape
@@ -77,7 +77,7 @@ def fraction(step: dict[str, Any], matmul: dict[str, Any], shape: Shape) -> floa
 def over_torch(args: Any) -> None:
     """Writes `results/sweep_small_<device>.json`: both dtypes beside torch and a large matmul."""
     for cell, hidden in itertools.product(args.cells or CELLS, args.hidden or SMALL_HIDDEN):
-        fields = {} if args.small else QUICKSTART | {"hidden": hidden}
+        fields = {"hidden": hidden} | ({} if args.small else QUICKSTART)
         shape = make_shape(small=args.small, cell=cell, **fields)
         every = peers(shape, device=args.device, keras_python="")
         found = [peer for peer in every if peer.name in (*OURS, TORCH)]
@@ -101,7 +101,9 @@ def main() -> None:
     what.add_argument("--quick", action="store_true", help="fewer points; takes some minutes")
     what.add_argument("--over_torch", action="store_true", help="small layers in turn with torch")
     flags.add_argument("--cells", nargs="+", choices=CELLS, help="with --over_torch; default both")
-    flags.add_argument("--hidden", nargs="+", type=int, help="with --over_torch; default 64 to 512")
+    flags.add_argument(
+        "--hidden", nargs="+", type=count, help="with --over_torch; default 64 to 512"
+    )
     args = flags.parse_args()
     if args.over_torch:
         return over_torch(args)

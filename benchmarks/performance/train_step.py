@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 
-from benchmarks.common import Peer, measure_group, parser
+from benchmarks.common import Peer, count, measure_group, parser
 from benchmarks.performance.goals import BF16, F32
 from benchmarks.workload import Shape, make_shape
 
@@ -56,8 +56,8 @@ def main() -> None:
     """Writes `results/train_step_<device>.json`."""
     flags = parser(__doc__)
     flags.add_argument("--cells", nargs="+", default=["gru", "lstm"], choices=("gru", "lstm"))
-    flags.add_argument("--batch", type=int, help="sequences per step; default 64")
-    flags.add_argument("--layers", type=int, help="recurrent layers; default 1")
+    flags.add_argument("--batch", type=count, help="sequences per step; default 64")
+    flags.add_argument("--layers", type=count, help="recurrent layers; default 1")
     flags.add_argument(
         "--keras_python",
         default=sys.executable,

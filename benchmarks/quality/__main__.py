@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import result_files
+from benchmarks.common import count
 from benchmarks.performance import headline
 from benchmarks.performance.headline import NO_OTHER_TEXT, answer
 from benchmarks.quality.arms import STUDIES
@@ -123,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--workdir", type=Path, required=True, help="where the runs are kept")
     shared.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
-    shared.add_argument("--jobs", type=int, default=1, help="runs side by side, as on a GPU")
+    shared.add_argument("--jobs", type=count, default=1, help="runs side by side, as on a GPU")
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
