@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from charjax.config import ModelConfig
 from charjax.inference.load import TrainedModel
 from charjax.model.carry import initial_carry
+from charjax.model.cells import CELLS
 from charjax.model.decode import (
     DecodeState,
     DecodeWeights,
@@ -32,7 +33,8 @@ def activations(
     """The activation of every unit after each character of a text, from -1 to 1.
 
     It is the output h; of an LSTM the tanh of the cell state c, which shows what the cell stores
-    even while its output gate is closed (Karpathy, Johnson and Fei-Fei 2015, arXiv:1506.02078).
+    even while its output gate is closed (Karpathy, Johnson and Fei-Fei 2015, arXiv:1506.02078); of
+    a cell without a recurrent kernel, whose h has no bounds, the tanh of h.
 
     Args:
       trained: the model.
@@ -65,12 +67,15 @@ def _chunk_activations(
     state: DecodeState,
     read: tuple[Int[Array, " time"], Bool[Array, " time"] | None],
 ) -> tuple[DecodeState, Float[Array, "time units"]]:
+    cell = CELLS[config.cell]
+    is_bounded = cell.states == 1 and cell.coefficients is None  # the last array of its carry
+
     def advance(state: DecodeState, read: tuple[Array, Array | None]) -> tuple[DecodeState, Array]:
         token, reset = read
         if reset is not None:
             state = reset_state(weights, state, initial, reset[None])
         _, state = decode_step(config, weights, weights.lookup(token[None]), state)
-        units = [jnp.tanh(layer[1]) if len(layer) == 2 else layer[0] for layer in state.carry]
-        return state, jnp.concatenate(units).ravel()
+        units = jnp.concatenate([layer[-1] for layer in state.carry]).ravel()
+        return state, units if is_bounded else jnp.tanh(units)
 
     return jax.lax.scan(advance, state, read)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -43,17 +44,20 @@ def test_a_document_boundary_is_null_and_an_unknown_character_is_named():
     assert feature_text(vocab, ids) == "\na\ufffd\n"
 
 
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
-def test_activations_are_the_networks_states(cell):
-    model = trained(random_model(4, cell=cell, layers=2), "abcd")
+@pytest.mark.parametrize("cell", ["gru", "lstm", "mingru"])
+def test_activations_are_the_networks_states_from_minus_one_to_one(cell):
+    config, params = random_model(4, cell=cell, layers=2)
+    model = trained((config, jax.tree.map(lambda p: 4 * p, params)), "abcd")
     ids = np.random.default_rng(0).integers(4, size=20).astype(np.int32)
     units = activations(model, ids, no_progress)
     assert units.shape == (16, 20)
     config, carry = model.config.model, initial_carry(model.config.model, 1)
     for end in (1, 20):
         _, states = apply(config, model.params, jnp.asarray(ids[None, :end]), carry)
-        want = [np.tanh(layer[1]) if cell == "lstm" else layer[0] for layer in states]
-        np.testing.assert_allclose(units[:, end - 1], np.concatenate(want, axis=1)[0], atol=1e-5)
+        want = np.concatenate([layer[-1] for layer in states], axis=1)[0]
+        want = want if cell == "gru" else np.tanh(want)
+        np.testing.assert_allclose(units[:, end - 1], want, atol=1e-5)
+    assert 0.5 < np.abs(units).max() <= 1
 
 
 def test_every_document_starts_from_a_zero_state():
