@@ -7,12 +7,13 @@ from dataclasses import replace
 from types import ModuleType
 
 import jax
+import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from charjax.config import ModelConfig
 from charjax.errors import InputError
 from charjax.model.cells import CELLS
-from charjax.model.recurrence.base import Layer, Operands, Result
+from charjax.model.recurrence.base import Layer, Operands, Result, Table
 from charjax.model.recurrence.resolution import Resolution
 
 # Values of `model.recurrence`. A module is imported on first use, since Pallas loads slowly.
@@ -87,8 +88,13 @@ def run(implementation: str, cell: str, dtype: DTypeLike, operands: Operands) ->
       operands: what the layer reads.
 
     Returns:
-      The outputs, float32 [hidden, time, batch], and the carry after the last position.
+      The outputs, float32 [hidden, time, batch], and the carry after the last position. Without
+      positions they are empty, and the carry is the one before them.
     """
+    inputs, carry = operands.inputs, operands.carry
+    positions = (inputs.tokens if isinstance(inputs, Table) else inputs.igates).shape[-2:]
+    if 0 in positions:
+        return jnp.zeros((carry[0].shape[1], *positions)), carry
     result: Result = _implementation(implementation).run(cell, dtype, operands)
     return result
 

@@ -6,8 +6,9 @@ An implementation is a module with two functions:
         Why it cannot run this layer on these devices, in a few words; "" if it can.
     run(cell: str, dtype: DTypeLike, operands: Operands) -> Result
         Runs the layer over a sequence; differentiable in the inputs, weights and carry of
-        the operands. `charjax.model.recurrence.api.run` describes the arguments. Without
-        resets it compiles to the program of a layer that has none.
+        the operands. `charjax.model.recurrence.api.run` describes the arguments, and calls it
+        only for at least one position. Without resets it compiles to the program of a layer that
+        has none.
 
 Inputs and outputs are feature-major, [features, time, batch]; a carry is batch-major,
 [batch, hidden].

@@ -7,6 +7,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from charjax.config import ModelConfig
@@ -37,6 +38,20 @@ def test_without_the_c_library_the_network_runs_all_the_same(monkeypatch):
     monkeypatch.setattr(ops.build, "load", lambda: build.Unavailable("none today"))
     assert resolve(config, BATCH) == ("xla", "c refuses: none today")
     assert distance(CharRNN(config, VOCAB).run(*at), with_c) < 1e-6
+
+
+@pytest.mark.parametrize(("batch", "time"), [(BATCH, 0), (0, TIME)])
+@pytest.mark.parametrize("cell", ["lstm", "minlstm"])
+def test_an_empty_text_has_no_logits_and_no_gradient(cell, batch, time):
+    config = replace(SMALL, cell=cell)
+    params, carry = params_of(config, VOCAB), carry_of(config, batch)
+    tokens = tokens_of(VOCAB, batch, time)
+    (logits, last), (d_params, d_carry) = value_and_grads(config, params, carry, tokens, None)
+    assert logits.shape == (batch, time, VOCAB)
+    assert not any(np.any(d) for d in jax.tree.leaves(d_params))
+    assert jax.tree.all(jax.tree.map(np.array_equal, last, carry))
+    # `value_and_grads` weighs the last carry by these numbers.
+    assert jax.tree.all(jax.tree.map(np.array_equal, d_carry, like((logits, last), 4)[1]))
 
 
 @needs_c
