@@ -2,8 +2,9 @@
 
 The text is cut into parts that are read as the sequences of a batch. Each part but the first is
 preceded by `_CONTEXT` characters of the text, whose logits are dropped. So every character is
-predicted from at least that much context, and the result is that of one pass over the whole text,
-up to rounding, in a fraction of the time.
+predicted from at least that much context, or from all that precedes it. For a model that has
+forgotten what is further back, the result is that of one pass over the whole text, up to rounding,
+in a fraction of the time.
 """
 
 from __future__ import annotations

@@ -162,7 +162,8 @@ class Cta:
 
     @property
     def _first(self) -> Array:
-        # The last semaphore, as if it were a group's: in another cache line than the grid's.
+        # The last semaphore, as if it were a group's: from 32 CTAs on in another cache line than
+        # the grid's.
         return jnp.asarray(self.tiling.semaphores - 2, jnp.int32)
 
     def _wait_for(self, count: Array | int, group: Array | None) -> None:

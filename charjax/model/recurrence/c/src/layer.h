@@ -51,8 +51,9 @@ INLINE float *state_panel_at(const Layer *l, long step, long panel) {
 }
 
 /* Takes a layer's last buffers: argument `keep`, which may be missing, and the result that is the
- * working memory. States are zeroed: rows of padding and lanes without a sequence stay so. Returns the
- * working memory's last part, for a packed table of so many numbers; NULL for none. */
+ * working memory. States are zeroed: rows of padding stay so. Lanes without a sequence have any states,
+ * but zeros as gradients, so that they add nothing to a sum over positions. Returns the working memory's
+ * last part, for a packed table of so many numbers; NULL for none. */
 INLINE float *take_keep_and_scratch(Call *call, Layer *l, long table) {
   const long weights = l->weight_panels * l->iterations * l->rows;
   const long states = l->state_panels * l->iterations * LANES;
