@@ -30,14 +30,9 @@ from charjax.inference.groups import (
 )
 from charjax.inference.row_controls import Enabled, RowControls, row_controls
 from charjax.inference.sampling import Sampling
-from charjax.inference.sampling_loop import (
-    Given,
-    Program,
-    Sampled,
-    Starts,
-    compiled_loop,
-    start_rows,
-)
+from charjax.inference.sampling_loop import compiled_loop
+from charjax.inference.sampling_program import Program
+from charjax.inference.sampling_rows import Given, Sampled, Starts, start_rows
 from charjax.model.decode import DecodeWeights
 from charjax.types import PyTree
 

@@ -10,13 +10,13 @@ from charjax.errors import InputError
 from charjax.inference.row_controls import Enabled, RowControls
 from charjax.inference.sampler import Sampler
 from charjax.inference.sampling import Sampling
-from charjax.inference.sampling_loop import (
+from charjax.inference.sampling_loop import compiled_loop
+from charjax.inference.sampling_program import Program
+from charjax.inference.sampling_rows import (
     Given,
     LoopCarry,
-    Program,
     Sampled,
     Starts,
-    compiled_loop,
     replace_rows,
     start_rows,
 )

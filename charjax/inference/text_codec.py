@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from charjax.data.vocab import Vocab
 from charjax.inference.controls import Controls
 from charjax.inference.sampler import Chunks
-from charjax.inference.sampling_loop import Sampled
+from charjax.inference.sampling_rows import Sampled
 from charjax.inference.text_end import TextEnd
 
 _MAX_TOKENS = 2**31  # of a text that ends with its document

@@ -18,7 +18,7 @@ from charjax.inference.copying import copy_table
 from charjax.inference.load import TrainedModel
 from charjax.inference.sampler import MAX_SAMPLES, Sampler, check_num_samples
 from charjax.inference.sampling import Sampling
-from charjax.inference.sampling_loop import Sampled
+from charjax.inference.sampling_rows import Sampled
 from charjax.inference.text_codec import Text, decode_texts, encode_prompt
 from charjax.inference.text_end import LineFilter, TextEnd
 from charjax.inference.training_text import known_lines, training_text

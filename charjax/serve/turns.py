@@ -8,7 +8,7 @@ import numpy as np
 
 from charjax.errors import CharjaxError
 from charjax.inference.sampler import Sampler
-from charjax.inference.sampling_loop import Sampled
+from charjax.inference.sampling_rows import Sampled
 from charjax.inference.slots import SlotBatch
 from charjax.serve.errors import ProtocolError
 from charjax.serve.jobs import Choice, Job

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from charjax.config import ModelConfig
-from charjax.inference import groups, sampler, sampling_loop
+from charjax.inference import groups, sampler, sampling_program
 from charjax.inference.row_controls import Enabled
 from charjax.inference.sampler import Sampler
 from charjax.inference.sampling import Sampling
-from charjax.inference.sampling_loop import Program
+from charjax.inference.sampling_program import Program
 from charjax.model.decode import decode_state, decode_weights, mask_token
 from charjax.model.recurrence.pallas_hopper import decode as kernel
 from charjax.model.recurrence.pallas_hopper.plan import LaunchConfig
@@ -127,7 +127,7 @@ def test_the_sampler_writes_the_same_text_with_it(monkeypatch):
     monkeypatch.setattr(sampler, "_PERSISTENT_CHUNK", 4)
     written = {}
     for recurrence in ("xla", "scan"):  # programs of two configs, so that both are compiled
-        for module in (groups, sampling_loop):
+        for module in (groups, sampling_program):
             with_kernel = recurrence == "scan"
             monkeypatch.setattr(module, "has_persistent_loop", lambda *_, it=with_kernel: it)
         config = replace(CONFIG, recurrence=recurrence)
