@@ -321,8 +321,8 @@ def _check_data(data: DataConfig) -> None:
     is_one_byte = data.csv_delimiter.isascii() or data.unit != "byte"
     if len(data.csv_delimiter) > 1 or not is_one_byte or data.csv_delimiter in ('"', "\n", "\r"):
         raise InputError(
-            f"config.data.csv_delimiter={data.csv_delimiter!r}: must be one character, with "
-            "config.data.unit=byte an ASCII one, no quote or line end, or empty to detect it"
+            f"config.data.csv_delimiter={data.csv_delimiter!r}: must be one character, in "
+            "bytes an ASCII one, no quote or line end, or empty to detect it"
         )
     if data.documents == "delimiter" and not data.delimiter:
         raise InputError(

@@ -86,6 +86,8 @@ class ReadingRules:
         else:  # the run's options of another mode do not apply
             config = replace(config, delimiter="", columns=(), header=False, csv_delimiter="")
         changed = build(DataConfig, dataclasses.asdict(config) | values, "config.data")
+        if "encoding" in options and changed.unit == "byte":
+            raise InputError("config.data.encoding: has no effect: a token of this model is a byte")
         check_reading(changed, options)
         if changed.unit != config.unit:
             raise InputError(f"config.data.unit: a token of this model is a {config.unit}")

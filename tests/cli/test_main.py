@@ -270,6 +270,11 @@ FAULTS = {
     "score of what is no UTF-8": Fault(
         "score --workdir=@run --file=@latin.txt", 2, ("latin.txt", "0xE9", "offset 3")
     ),
+    "look at what is no UTF-8": Fault(
+        "look --workdir=@run --file=@latin.txt --out=@page.html",
+        2,
+        ("latin.txt", "0xE9", "offset 3", "the form of the text of the run"),
+    ),
     "a negative window": Fault("score --workdir=@run --part=val --window=-1", 2, ("--window=-1",)),
     "a window in dynamic evaluation": Fault(
         "score --workdir=@run --part=val --window=8 --dynamic", 2, ("--dynamic", "--window")
@@ -317,11 +322,23 @@ def assert_one_line(stderr: str, words: Sequence[str]) -> None:
         assert word in line
 
 
+def flags_of(command: str = "") -> list[str]:
+    """The flags of a command."""
+    parser = Parser()
+    if command in commands.load_commands():
+        commands.load_commands()[command].add_arguments(parser)
+    return re.findall(r"--\w+", parser.format_help())
+
+
 @pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault not in NOT_IN_PROCESS])
 def test_a_fault_is_one_line_that_names_it_and_the_remedy(fault, workspace, capfd):
     arguments, exit_code, words = FAULTS[fault]
-    assert main.main(workspace.fill(arguments)) == exit_code
-    assert_one_line(capfd.readouterr().err, words)
+    filled = workspace.fill(arguments)
+    assert main.main(filled) == exit_code
+    line = capfd.readouterr().err
+    assert_one_line(line, words)
+    given = re.findall(r"--\w+", " ".join(filled))
+    assert {*re.findall(r"--\w+", line)} <= {"--help", *given, *flags_of(*filled[:1])}
 
 
 @pytest.mark.parametrize("fault", IN_A_PROCESS)
