@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
+from charjax.runtime.display import counted
 from charjax.runtime.safetensors import read_file
 
 _logger = logging.getLogger(__name__)
@@ -51,8 +52,8 @@ def read_vocabulary(file: Path, vocab_size: int) -> ForeignVocab:
     found = _from_json(text, file) if is_json else _from_text(text, vocab_size, file)
     if len(found.vocab) != vocab_size:
         raise InputError(
-            f"--vocabulary={file}: has {len(found.vocab)} tokens, the model {vocab_size}; give "
-            "the vocabulary that it was trained with"
+            f"--vocabulary={file}: has {counted(len(found.vocab), 'token')}, the model "
+            f"{vocab_size}; give the vocabulary that it was trained with"
         )
     return found
 
@@ -61,9 +62,9 @@ def _from_text(text: str, vocab_size: int, file: Path) -> ForeignVocab:
     tokens = sorted(set(text))
     if len(tokens) == vocab_size - 1:
         _logger.info(
-            "--vocabulary=%s: %d characters, the model has %d tokens; id 0 is taken to be [UNK]",
+            "--vocabulary=%s: %s, the model has %d tokens; id 0 is taken to be [UNK]",
             file,
-            len(tokens),
+            counted(len(tokens), "character"),
             vocab_size,
         )
         tokens = [_UNK, *tokens]
@@ -72,7 +73,7 @@ def _from_text(text: str, vocab_size: int, file: Path) -> ForeignVocab:
 
 def _from_json(text: str, file: Path) -> ForeignVocab:
     try:
-        values = json.loads(text)
+        values = json.loads(text.removeprefix("\ufeff"))  # a byte order mark
     except (ValueError, RecursionError):
         raise InputError(f"--vocabulary={file}: not JSON") from None
     if isinstance(values, dict) and "symbols" in values:

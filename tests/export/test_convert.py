@@ -470,5 +470,6 @@ def test_a_pickle_is_not_run(tmp_path, capfd, monkeypatch):
 
 def test_the_vocabulary_is_that_of_charjax(tmp_path):
     vocab = Vocab.from_text("abc", order="sorted", unit="byte", unk=True, boundary=True)
-    (tmp_path / "v.json").write_text(json.dumps(vocab.to_json() | {"start": 3}))
+    content = json.dumps(vocab.to_json() | {"start": 3})
+    (tmp_path / "v.json").write_text(content, encoding="utf-8-sig")  # with a byte order mark
     assert read_vocabulary(tmp_path / "v.json", 5).vocab == vocab
