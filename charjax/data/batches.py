@@ -16,6 +16,7 @@ from charjax.data.splits import TokenSplit
 from charjax.data.store_tokens import TokenIds
 from charjax.data.windows import PackedWindows, Windows, WindowsAcrossDocuments, WindowsInDocuments
 from charjax.errors import InputError
+from charjax.runtime.display import counted
 
 _ALL = slice(None)
 
@@ -117,8 +118,8 @@ class StreamBatches(Batches):
         self.steps_per_epoch = text.num_targets // batch_chars
         if self.steps_per_epoch < 1:
             raise InputError(
-                f"the train split has {len(text.ids)} characters, but one batch takes "
-                f"{batch_chars + 1} (config.data.batch_size={config.batch_size} times "
+                f"the train split has {counted(len(text.ids), 'character')}, but one batch takes "
+                f"{batch_chars + 1:,} (config.data.batch_size={config.batch_size} times "
                 f"seq_len={config.seq_len}, plus 1); make these smaller or give more text"
             )
         self.chars_per_epoch = self.steps_per_epoch * batch_chars
@@ -254,12 +255,14 @@ def _too_few(config: DataConfig, num_windows: int, lengths: np.ndarray) -> str:
     """The message for a text with less than one batch of windows."""
     if num_windows == 0:
         return (
-            f"the longest document of the train split has {lengths.max(initial=0)} characters, but "
+            f"the longest document of the train split has "
+            f"{counted(int(lengths.max(initial=0)), 'character')}, but "
             f"one window takes {config.seq_len + 1} (config.data.seq_len={config.seq_len}, plus "
             "1); make seq_len smaller or give more text"
         )
     return (
-        f"the train split of {lengths.sum()} characters has {num_windows} windows of "
+        f"the train split of {counted(int(lengths.sum()), 'character')} has "
+        f"{counted(num_windows, 'window')} of "
         f"{config.seq_len + 1}, but one batch takes config.data.batch_size={config.batch_size}; "
         "make it smaller, set config.data.keep_partial=True or give more text"
     )

@@ -27,7 +27,7 @@ from charjax.data.store_tokens import StoreTokens, TokenIds
 from charjax.data.tokens import BOUNDARY, EncodedText, encode_pieces, translation
 from charjax.data.vocab import Vocab
 from charjax.errors import HostError, InputError
-from charjax.runtime.display import ProgressFn, listed, no_progress
+from charjax.runtime.display import ProgressFn, counted, listed, no_progress
 
 _ORDINARY_CONTROLS = "\t\n\r\f"
 _MAX_SPLIT_ERROR = 0.05  # of the train fraction; a larger one is logged
@@ -227,9 +227,9 @@ def _report_splits(config: Config, dataset: Dataset) -> None:
         patience = config.train.patience
         no_effect = f", and train.patience={patience} has no effect" if patience else ""
         _logger.warning(
-            f"NOTICE: the validation split of {corpus.name} has {len(val.ids)} characters, too few "
-            f"to predict one: there is no validation loss{no_effect}; make its fraction in "
-            "config.data.split larger"
+            f"NOTICE: the validation split of {corpus.name} has "
+            f"{counted(len(val.ids), 'character')}, too few to predict one: there is no "
+            f"validation loss{no_effect}; make its fraction in config.data.split larger"
         )
     actual = train.num_targets / max(1, sum(split.num_targets for split in dataset.splits))
     if abs(actual - data.split[0]) > _MAX_SPLIT_ERROR and corpus.num_documents > 1:
@@ -252,6 +252,6 @@ def _report_duplicates(content: EncodedText, splits: Splits) -> None:
     for name, part in parts.items():
         if duplicates := sum(value in train for value in part):
             _logger.warning(
-                f"NOTICE: {duplicates:,} of the {len(part):,} documents of the {name} split are "
-                "in the train split too"
+                f"NOTICE: documents of the {name} split that are in the train split too: "
+                f"{duplicates:,} of {len(part):,}"
             )

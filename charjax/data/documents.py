@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from charjax.data.vocab import text_of_unit
 from charjax.errors import InputError
+from charjax.runtime.display import counted
 
 _SNIFFED_CHARS = 1 << 16  # of the first file, in which the delimiter is detected
 _SNIFFED_ROWS = 100
@@ -224,8 +225,8 @@ def _rows(
             if row and not all(0 <= column < len(row) for column in wanted):
                 raise InputError(
                     f"{prefix}columns={rules.columns}: line {reader.line_num} of {origin} has "
-                    f"{len(row)} columns, numbered from 0; name columns that every row has, or the "
-                    f"character between columns in {prefix}csv_delimiter"
+                    f"{counted(len(row), 'column')}, numbered from 0; name columns that every "
+                    f"row has, or the character between columns in {prefix}csv_delimiter"
                 )
             yield " ".join(row[column] for column in wanted) if row else ""
     except csv.Error as error:

@@ -23,7 +23,7 @@ from charjax.data import remote
 from charjax.data.decoding import BYTE_ORDER_MARKS, RawText
 from charjax.data.file_search import TextFiles
 from charjax.errors import HostError, InputError
-from charjax.runtime.display import listed
+from charjax.runtime.display import counted, listed
 from charjax.runtime.paths import is_address, starting_folder
 
 _BLOCK = 1 << 20  # bytes read at a time
@@ -139,7 +139,7 @@ def is_compressed(path: str) -> bool:
 
 def _log_binary(names: list[str]) -> None:
     if names:
-        _logger.info("left out %d binary files: %s", len(names), listed(names, most=3))
+        _logger.info("left out %s: %s", counted(len(names), "binary file"), listed(names, most=3))
 
 
 def _is_binary(blocks: Iterable[bytes]) -> bool:

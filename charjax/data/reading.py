@@ -24,6 +24,7 @@ from charjax.data.decoding import (
 from charjax.data.documents import CONFIG_PREFIX, DocumentRules, DocumentSplitter, Piece
 from charjax.data.vocab import Vocab, bytes_to_text, check_surrogates, text_of_unit
 from charjax.errors import InputError
+from charjax.runtime.display import counted
 from charjax.schema import build
 
 _logger = logging.getLogger(__name__)
@@ -181,13 +182,13 @@ class TextReader:
         notices = list(self._notices)
         if self._files_with_bom:
             others = len(self._files_with_bom) - 1
-            more = f" and {others} more files" if others else ""
+            more = f" and {counted(others, 'more file')}" if others else ""
             notices.append(f"dropped the byte order mark of {self._files_with_bom[0]}{more}")
         if copies := len(self._hashes) - len(set(self._hashes)):
             files = "1 file has" if copies == 1 else f"{copies} files have"
             _logger.info("%s the text of another", files)
         if self._documents.num_empty and self._rules.documents.boundary:
-            _logger.info("left out %s empty documents", f"{self._documents.num_empty:,}")
+            _logger.info("left out %s", counted(self._documents.num_empty, "empty document"))
         return tuple(notices)
 
     def _normalized(self, file: RawText) -> Iterator[str]:

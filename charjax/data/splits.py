@@ -10,6 +10,7 @@ from jaxtyping import Int
 
 from charjax.data.store_tokens import TokenIds
 from charjax.errors import InputError
+from charjax.runtime.display import counted
 
 
 class TokenSplit(NamedTuple):
@@ -80,8 +81,9 @@ def split(
     for name, part, fraction in zip(Splits._fields, splits, fractions, strict=True):
         if fraction and not part.ids.size:
             raise InputError(
-                f"config.data.split={fractions}: the {name} split of {n} characters in "
-                f"{len(document_starts)} documents is empty; give more text or a larger fraction"
+                f"config.data.split={fractions}: the {name} split of {counted(n, 'character')} in "
+                f"{counted(len(document_starts), 'document')} is empty; give more text or a "
+                "larger fraction"
             )
     return splits
 

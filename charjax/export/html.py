@@ -14,6 +14,7 @@ from charjax.export.page import Page, bytes_element
 from charjax.export.quantized import quantize_model
 from charjax.export.weights import Arrays, safetensors, vocabulary_metadata
 from charjax.inference.load import TrainedModel
+from charjax.runtime.display import counted
 
 _PAGE = Page("write.html", ("parts.js", "model.js", "write.js", "local.js"))
 
@@ -49,7 +50,7 @@ def _about(trained: TrainedModel) -> dict[str, object]:
     return {
         "title": f"Write with {corpus}",
         "description": f"{model.cell.upper()}, {model.layers} x {model.hidden} units, trained on "
-        f"{corpus} for {trained.step:,} steps{loss}",
+        f"{corpus} for {counted(trained.step, 'step')}{loss}",
         "lowercase": reading.lowercase,
         "newlines": reading.newlines,
     }

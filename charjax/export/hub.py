@@ -15,6 +15,7 @@ from charjax.export.weights import named_weights, safetensors, vocabulary_metada
 from charjax.inference.hub import FORMAT, HubConfig
 from charjax.inference.load import TrainedModel
 from charjax.model.network import parameter_count
+from charjax.runtime.display import counted
 
 _NOT_COPIED = ("vocabulary", "logs", "progress")  # parts of a checkpoint's metadata
 
@@ -60,8 +61,9 @@ def _card(trained: TrainedModel) -> str:
     model, corpus, loss = trained.config.model, trained.meta["corpus"], trained.val_loss
     name = f"{model.cell}-{model.layers}x{model.hidden}-{corpus['name']}"
     data = (
-        f"Trained for {trained.step:,} steps on {corpus['name']}, {corpus.get('chars', 0):,} "
-        f"characters, SHA-256 `{corpus.get('sha256', 'unknown')}`."
+        f"Trained for {counted(trained.step, 'step')} on {corpus['name']}, "
+        f"{counted(corpus.get('chars', 0), 'character')}, SHA-256 "
+        f"`{corpus.get('sha256', 'unknown')}`."
     )
     if trained.is_converted:
         data = "Not trained by charjax."  # and the notice says where it is from

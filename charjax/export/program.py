@@ -23,6 +23,7 @@ from charjax.inference.load import TrainedModel
 from charjax.inference.sampling import sample_token
 from charjax.model.carry import initial_carry
 from charjax.model.decode import DecodeState, decode_state, decode_step, decode_weights, mask_token
+from charjax.runtime.display import counted
 from charjax.runtime.keys import Stream
 from charjax.types import PyTree, Scalar
 
@@ -131,7 +132,7 @@ def _readme(trained: TrainedModel, start: dict[str, Any]) -> str:
         layers=model.layers,
         hidden=model.hidden,
         corpus=trained.meta["corpus"]["name"],
-        step=trained.step,
+        steps=counted(trained.step, "step"),
         carry=carry,
         characters=_characters(vocab),
         platforms=", ".join(PLATFORMS),
@@ -141,7 +142,7 @@ def _readme(trained: TrainedModel, start: dict[str, Any]) -> str:
 
 
 def _characters(vocab: Vocab) -> str:
-    parts = [f"{len(vocab.characters)} tokens, each a {vocab.unit}"]
+    parts = [f"{counted(len(vocab.characters), 'token')}, each a {vocab.unit}"]
     if vocab.boundary:
         parts.append(
             f"the document boundary, id {vocab.boundary_id}, which is fed before the prompt and, "
@@ -155,7 +156,7 @@ def _characters(vocab: Vocab) -> str:
 _README = """\
 # A character model from charjax
 
-{cell}, {layers} x {hidden}, trained on {corpus} for {step:,} steps.
+{cell}, {layers} x {hidden}, trained on {corpus} for {steps}.
 
 | file | what it is |
 |---|---|

@@ -37,7 +37,7 @@ from charjax.inference.forward_pass import (
     network_logits,
 )
 from charjax.model.carry import initial_carry
-from charjax.runtime.display import ProgressFn, no_progress
+from charjax.runtime.display import ProgressFn, counted, no_progress
 from charjax.types import Carry, PyTree, Resets, Scalar, Tokens
 
 _ROWS = 100  # sequences of a batch of the training text, as Krause et al. have it
@@ -103,8 +103,8 @@ def gradient_rms(
     rows = min(_ROWS, (ids.size - 1) // segment)
     if rows < 1:
         raise InputError(
-            f"--segment={segment}: the text that this run was trained on has {ids.size} "
-            "characters, fewer than a segment and one"
+            f"--segment={segment}: the text that this run was trained on has "
+            f"{counted(ids.size, 'character')}, fewer than a segment and one"
         )
     stride = (ids.size - 1) // rows
     batches = min(_MAX_BATCHES, stride // segment)

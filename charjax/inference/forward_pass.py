@@ -28,7 +28,7 @@ from charjax.model.network import CharRNN
 from charjax.model.recurrence.api import for_inference
 from charjax.runtime import sharding
 from charjax.runtime.compiler_options import network_compiler_options
-from charjax.runtime.display import ProgressFn, no_progress
+from charjax.runtime.display import ProgressFn, counted, no_progress
 from charjax.types import Carry, Logits, PyTree, Reset, Resets, Tokens
 
 _CONTEXT = 512  # characters read before a sequence's own part
@@ -156,7 +156,7 @@ def inputs_and_targets(
 def check_length(ids: TokenIds) -> None:
     """Raises InputError for a text of which no character is predicted."""
     if ids.size < 2:
-        raise InputError(f"the text has {ids.size} characters: a score needs at least 2")
+        raise InputError(f"the text has {counted(ids.size, 'character')}: a score needs at least 2")
 
 
 def _pieces(

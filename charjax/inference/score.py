@@ -28,7 +28,7 @@ from charjax.inference.forward_pass import (
 )
 from charjax.inference.load import TrainedModel
 from charjax.inference.training_text import require_known_text
-from charjax.runtime.display import ProgressFn
+from charjax.runtime.display import ProgressFn, counted
 
 # How a text is read: (measure, model, ids, progress) -> what `iter_predictions` yields.
 Method: TypeAlias = Callable[[Measure, TrainedModel, TokenIds, ProgressFn], Iterator[Piece]]
@@ -85,7 +85,7 @@ def read_part(trained: TrainedModel, part: Literal["val", "test"]) -> TokenIds:
     if ids.size < 2:
         raise InputError(
             f"--part={part}: config.data.split={trained.config.data.split} leaves "
-            f"{ids.size} characters for it; give --file"
+            f"{counted(ids.size, 'character')} for it; give --file"
         )
     return ids
 

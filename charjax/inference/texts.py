@@ -22,6 +22,7 @@ from charjax.inference.sampling_rows import Sampled
 from charjax.inference.text_codec import Text, decode_texts, encode_prompt
 from charjax.inference.text_end import LineFilter, TextEnd
 from charjax.inference.training_text import known_lines, training_text
+from charjax.runtime.display import counted
 from charjax.types import PyTree
 
 _OFF = Controls()
@@ -232,8 +233,8 @@ def _accepted(
         if found == wanted:
             return
     raise InputError(
-        f"--unique, --new: {found} of {wanted} texts were found; the next {rejected:,} samples "
-        "were all left out; raise --temperature, or ask for fewer"
+        f"--unique, --new: found {found} of {counted(wanted, 'text')}; the next {rejected:,} "
+        "samples were all left out; raise --temperature, or ask for fewer"
     )
 
 

@@ -33,6 +33,11 @@ def listed(items: Sequence[str], most: int = 8) -> str:
     return ", ".join(items[:most]) + (f" and {more} more" if more > 0 else "")
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, such as "1 character" or "2,000 characters"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def code_points(tokens: Sequence[str]) -> str:
     """Characters as U+XXXX, and tokens with longer names as they are, with commas between them."""
     return listed([f"U+{ord(token):04X}" if len(token) == 1 else token for token in tokens])

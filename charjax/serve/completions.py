@@ -13,6 +13,7 @@ import numpy as np
 from charjax.data.vocab import check_ids
 from charjax.inference.controls import Controls
 from charjax.inference.sampling import Sampling
+from charjax.runtime.display import counted
 from charjax.serve.errors import as_field_errors, invalid
 from charjax.serve.jobs import Choice, Prompt, Sink, Writing
 from charjax.serve.json_schema import Schema, check
@@ -83,7 +84,9 @@ def parse_completion(
         raise invalid("best_of", f"{fields['best_of']} must be n, which is {n}")
     prompts = tuple(_prompts(fields["prompt"] or "", model, fields["unknown"] or "error"))
     if n * len(prompts) > limits.max_texts:
-        raise invalid("n", f"{n} times {len(prompts)} prompts is above {limits.max_texts:,} texts")
+        raise invalid(
+            "n", f"{n} times {counted(len(prompts), 'prompt')} is above {limits.max_texts:,} texts"
+        )
     options = fields["stream_options"] or {}
     if options and not fields["stream"]:
         raise invalid("stream_options", "needs stream=true")

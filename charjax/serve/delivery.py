@@ -42,7 +42,7 @@ class Pieces:
                 pieces = await asyncio.wait_for(self.sink.take(), self._deadline - self._now())
             except TimeoutError:
                 raise ProtocolError(
-                    504, f"not finished within {self._seconds:g} seconds", code="timeout"
+                    504, f"not finished within {self._seconds:g} s", code="timeout"
                 ) from None
             self._left -= sum(piece.finish_reason is not None for _, piece in pieces)
             yield pieces

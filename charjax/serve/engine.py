@@ -8,6 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 
+from charjax.runtime.display import counted
 from charjax.serve.errors import ProtocolError
 from charjax.serve.jobs import Choice, Job
 from charjax.serve.runners import ModelRunner
@@ -56,7 +57,7 @@ class Engine:
         pending = sum(not text.is_given_up for text in texts)
         if pending and pending + num_new > self._runner.capacity + self._max_queue:
             raise ProtocolError(
-                429, f"{pending} texts are being written; try again later", code="queue_full"
+                429, f"busy with {counted(pending, 'text')}; try again later", code="queue_full"
             )
 
     def close(self, timeout: float) -> None:

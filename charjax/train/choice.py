@@ -29,6 +29,7 @@ from charjax.config import (
 )
 from charjax.data.corpus import load_corpus
 from charjax.errors import CharjaxError, InputError
+from charjax.runtime.display import counted
 from charjax.runtime.files import read_regular
 from charjax.workdir import Workdir
 from charjax.workdir import replace as replace_content
@@ -259,12 +260,12 @@ def describe_choice(
     by = "measured" if row.measured else "extrapolated, not measured"
     rate = data.batch_size * data.seq_len / speed.step_s
     return [
-        f"chosen: {chars:,} characters, {kind}",
+        f"chosen: {counted(chars, 'character')}, {kind}",
         f"chosen: {model.cell} {model.layers} x {model.hidden}, embedding {model.embed}, dropout "
         f"{model.dropout:g}, weight-drop {model.dropout_recurrent:g}, {data.batch_size} x "
         f"{data.seq_len} characters a step; the table's row for {row.chars:,} characters, "
         f"{row.minutes} min, {row.device} ({by})",
-        f"chosen: {train.max_steps:,} steps, as many as fit into {minutes:g} minutes at the "
+        f"chosen: {train.max_steps:,} steps, as many as fit into --minutes={minutes:g} at the "
         f"{rate:,.0f} characters a second of a warm-up; --config.FIELD=VALUE overrides",
     ]
 

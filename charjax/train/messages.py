@@ -16,6 +16,7 @@ from charjax.data.dataset import Dataset
 from charjax.data.reading import prepare_prompt
 from charjax.errors import InputError
 from charjax.inference.evaluate import max_eval_chars
+from charjax.runtime.display import counted
 from charjax.runtime.status import TrainingStatus
 from charjax.train.intervals import STEPS_PER_DISPATCH, Intervals, epoch_limit, total_steps
 from charjax.workdir import Workdir
@@ -25,7 +26,8 @@ def opening(meta: RunMeta, steps_per_epoch: int) -> Iterator[str]:
     """The messages at the start: text, model, devices, recurrence implementation, steps."""
     corpus, model, platform = meta.corpus, meta.config.model, meta.platform
     total = total_steps(meta.config.train, steps_per_epoch)
-    yield f"text: {corpus.name}, {corpus.chars:,} characters, vocabulary of {len(meta.vocab)}"
+    chars = counted(corpus.chars, "character")
+    yield f"text: {corpus.name}, {chars}, vocabulary of {len(meta.vocab)}"
     yield (
         f"model: {model.cell} {model.layers} x {model.hidden}, {meta.parameters:,} parameters, "
         f"{model.dtype} matmuls, on {platform.devices} x {platform.device}"
@@ -57,9 +59,11 @@ def left_out(config: Config, dataset: Dataset) -> Iterator[str]:
 def limits_without_effect(config: TrainConfig, steps_per_epoch: int) -> Iterator[str]:
     """A message for each limit of the config that is never reached, as another one ends the run."""
     total, epochs = total_steps(config, steps_per_epoch), epoch_limit(config, steps_per_epoch)
+    passes = config.max_steps / steps_per_epoch
+    shown = f"{passes:,.0f}" if passes >= 1000 else f"{passes:.4g}"  # g: 1e+04 from 10,000 on
     steps_limit, epochs_limit = (
-        f"train.max_steps={config.max_steps:,} ({config.max_steps / steps_per_epoch:.4g} epochs)",
-        f"train.max_epochs={config.max_epochs:g} ({epochs:,} steps)",
+        f"train.max_steps={config.max_steps:,} ({shown} epochs)",
+        f"train.max_epochs={config.max_epochs:g} ({counted(epochs, 'step')})",
     )
     if config.max_steps and epochs and config.max_steps != epochs:
         first, second = sorted([(config.max_steps, steps_limit), (epochs, epochs_limit)])
@@ -68,7 +72,7 @@ def limits_without_effect(config: TrainConfig, steps_per_epoch: int) -> Iterator
     if total and evaluations <= config.patience:
         yield (
             f"limits: train.patience={config.patience} has no effect: the run ends after "
-            f"{evaluations} evaluations, at step {total:,}"
+            f"{counted(evaluations, 'evaluation')}, at step {total:,}"
         )
 
 
@@ -91,7 +95,7 @@ def dispatches(
     """
     if longest < config.steps_per_dispatch:
         yield (
-            f"dispatch: at most {longest:,} steps instead of "
+            f"dispatch: at most {counted(longest, 'step')} instead of "
             f"train.steps_per_dispatch={config.steps_per_dispatch:,}: a dispatch cannot be stopped"
         )
     if intervals.dispatch > 1 or intervals.total == 1:
@@ -118,7 +122,8 @@ def rescheduled(before: RunMeta, now: RunMeta, steps_per_epoch: int) -> Iterator
     old, new = (total_steps(meta.config.train, steps_per_epoch) for meta in (before, now))
     optim = now.config.optim
     if old != new and (optim.schedule != "constant" or optim.warmup):
-        yield f"optim.schedule={optim.schedule} is now over {new:,} steps instead of {old:,}"
+        steps = counted(new, "step")
+        yield f"optim.schedule={optim.schedule} is now over {steps} instead of {old:,}"
 
 
 def evaluation(record: Mapping[str, Any], *, is_best: bool) -> str:

@@ -21,7 +21,7 @@ from charjax.errors import InputError
 from charjax.inference.evaluate import max_eval_chars
 from charjax.model.recurrence.api import resolve
 from charjax.model.recurrence.resolution import Resolution
-from charjax.runtime.display import code_points
+from charjax.runtime.display import code_points, counted
 from charjax.schema import leaves
 
 _logger = logging.getLogger(__name__)
@@ -158,8 +158,8 @@ def _changes(saved: RunMeta, now: RunMeta) -> Iterator[tuple[str, str]]:
     if before.sha256 != after.sha256:
         yield (
             "corpus",
-            f"it was trained on another text: {before.name}, {before.chars:,} characters, "
-            f"SHA-256 {before.sha256[:12]}; now {after.name}, {after.chars:,} characters, "
+            f"it was trained on another text: {before.name}, {counted(before.chars, 'character')}, "
+            f"SHA-256 {before.sha256[:12]}; now {after.name}, {counted(after.chars, 'character')}, "
             f"{after.sha256[:12]}",
         )
     if saved.vocab != now.vocab:
@@ -172,8 +172,8 @@ def _vocabulary_change(old: Vocab, new: Vocab) -> str:
     what = [f"lost {code_points(sorted(lost))}"] if lost else []
     what += [f"gained {code_points(sorted(gained))}"] if gained else []
     return (
-        f"the vocabulary had {len(old.characters)} characters, now {len(new.characters)} "
-        f"({'; '.join(what) or 'the same in another order or meaning'})"
+        f"the vocabulary had {counted(len(old.characters), 'character')}, now "
+        f"{len(new.characters)} ({'; '.join(what) or 'the same in another order or meaning'})"
     )
 
 

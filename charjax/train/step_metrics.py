@@ -14,6 +14,7 @@ from charjax.checkpoint.progress import ExactMean
 from charjax.config import Config
 from charjax.data.batches import Batches
 from charjax.model.cells import CELLS
+from charjax.runtime.display import counted
 from charjax.train.clock import Clock
 from charjax.train.step import StepMetrics
 from charjax.train.stopping import diverged
@@ -100,12 +101,12 @@ class StepMetricsBuffer:
         self._grad_norm = float(metrics.grad_norm[-1])
         if skipped > self._skipped:
             _logger.warning(
-                f"step {step:,}: {skipped - self._skipped} updates were not finite and "
-                f"were skipped, {skipped} in all"
+                f"step {step:,}: skipped "
+                f"{counted(skipped - self._skipped, 'non-finite update')}, {skipped:,} in all"
             )
         self._skipped = skipped
         if skipped > self._config.train.max_skipped:
-            what = f"{skipped} updates up to step {step} were not finite"
+            what = f"{counted(skipped, 'non-finite update')} up to step {step}"
             raise diverged(self._config, self._workdir, what)
 
     @property

@@ -8,6 +8,7 @@ from pathlib import Path
 from charjax.checkpoint.progress import Progress
 from charjax.config import Config, TrainConfig
 from charjax.errors import DivergedError
+from charjax.runtime.display import counted
 from charjax.runtime.distributed import Exchange, is_multiprocess
 from charjax.runtime.signals import StopSignals
 from charjax.train.intervals import Intervals
@@ -79,7 +80,7 @@ def end_reason(
         return f"step {step:,} of {intervals.total:,} is done"
     since_best = progress.validation.since_best
     if config.patience and since_best >= config.patience:
-        return f"no better validation loss in {since_best} evaluations"
+        return f"no better validation loss in {counted(since_best, 'evaluation')}"
     return f"train.max_minutes={config.max_minutes:g} have passed" if time_is_up else ""
 
 

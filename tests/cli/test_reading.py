@@ -233,7 +233,7 @@ def test_a_model_of_lines_begins_and_ends_lines(lines_run, charjax):
 def test_duplicates_across_the_split_are_counted(lines_run, charjax):
     fields = ("data.documents=lines", "data.shuffle_documents=True")
     described = charjax("info", f"data.path={lines_run}/lines.txt", *fields)
-    assert "60 of the 60 documents of the validation split are in the train split" in described.err
+    assert "of the validation split that are in the train split too: 60 of 60" in described.err
 
 
 def test_documents_are_separated_by_a_delimiter(charjax):
@@ -345,7 +345,7 @@ def test_score_takes_the_reading_options_for_a_file_that_differs(lines_run, char
         ("--documents=lines --columns=1", "--columns: only CSV rows have columns; set --documents"),
         ("--csv_delimiter=ab", "--csv_delimiter='ab': must be one character"),
         ('--csv_delimiter="', "--csv_delimiter='\"': must be one character"),
-        ("--encoding=latin-1 --columns=9", "--columns=(9,): line 1 of file.txt has 1 columns"),
+        ("--encoding=latin-1 --columns=9", "--columns=(9,): line 1 of file.txt has 1 column,"),
         ("--encoding=latin-1 --delimiter=<>", "--delimiter='<>': not in file.txt"),
         ("--lowercase=maybe", "--lowercase: 'maybe' must be true or false"),
     ],
@@ -383,7 +383,7 @@ def test_a_validation_split_too_small_to_be_read_is_said(charjax):
     described = charjax("info", "data.path=a.txt", split, "train.patience=2")
     assert "no validation loss, and train.patience=2 has no effect" in described.err
     small = charjax("info", "data.path=a.txt", "data.batch_size=500")
-    assert f"the train split has {int(size * 0.9)} characters" in small.err
+    assert f"the train split has {int(size * 0.9):,} characters" in small.err
 
 
 @pytest.mark.parametrize("path", ["", "$UNSET", "texts/${UNSET}"])

@@ -363,5 +363,5 @@ def test_an_empty_split_is_refused():
         InputError, match="the test split of 101 characters in 2 documents is empty"
     ):
         split(counting(101), np.array([0, 1]), (0.8, 0.1, 0.1))
-    with pytest.raises(InputError, match="the train split of 1 characters"):
+    with pytest.raises(InputError, match="the train split of 1 character "):
         split(counting(1), ONE, (0.9, 0.1, 0.0))

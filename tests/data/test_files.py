@@ -80,7 +80,7 @@ def test_binary_files_of_a_folder_are_left_out_and_named(folder, caplog):
     (folder / "utf16.txt").write_text("text", "utf-16")
     found = names(folder, read(folder))
     assert found == ["a/c.TXT", "b.txt", "nul.txt", "utf16.txt"]
-    assert "left out 1 binary files" in caplog.text
+    assert "left out 1 binary file:" in caplog.text
     assert "binary.txt" in caplog.text
     assert read(folder / "binary.txt")  # where it is named, the user is asked what it is
 

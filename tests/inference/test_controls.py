@@ -219,7 +219,7 @@ def test_the_training_text_is_decoded_once_for_all_its_documents(tmp_path, monke
 def test_too_few_documents_are_said(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "_MAX_REJECTED", 20)
     model = run_on(tmp_path / "t.txt", "a\nb\n", [-99.0, -99.0, 9.0], documents=True)
-    with pytest.raises(InputError, match=r"^--unique, --new: 1 of 3 texts were found; .*20"):
+    with pytest.raises(InputError, match=r"^--unique, --new: found 1 of 3 texts; .*20"):
         written(model, until_lines=3, unique=True)
 
 

@@ -10,7 +10,13 @@ from types import SimpleNamespace
 import pytest
 
 from charjax.runtime import display, status
-from charjax.runtime.display import LastingStream, PlainDisplay, make_display, show_messages
+from charjax.runtime.display import (
+    LastingStream,
+    PlainDisplay,
+    counted,
+    make_display,
+    show_messages,
+)
 
 
 class Terminal(io.StringIO):
@@ -37,6 +43,11 @@ def terminal(monkeypatch) -> Terminal:
     for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
         monkeypatch.delenv(name, raising=False)
     return Terminal()
+
+
+def test_a_noun_agrees_with_its_number():
+    shown = [counted(number, "line") for number in (0, 1, 2, 1000)]
+    assert shown == ["0 lines", "1 line", "2 lines", "1,000 lines"]
 
 
 def test_on_a_pipe_messages_and_texts_are_plain_lines():

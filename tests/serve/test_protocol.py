@@ -127,7 +127,7 @@ def test_the_time_limit(server):
     app = server.with_options(RequestLimits(max_seconds=1, max_tokens=10**8))
     body = {"max_tokens": 10**8, "prompt": "a"}
     response = post(app, "/v1/completions", body)
-    assert "1 seconds" in refused(response, 504)
+    assert "within 1 s" in refused(response, 504)
     assert response.json["error"]["code"] == "timeout"
     streamed = post(app, "/v1/completions", body | {"stream": True})
     *_, last, end = streamed.body.decode().split("\n\n")

@@ -91,6 +91,14 @@ def test_a_longer_run_with_a_schedule_says_so():
             "train.max_epochs=2.5 (250 steps) comes before train.max_steps=1,500 (15 epochs)",
         ),
         (
+            {"max_steps": 1_000_000, "max_epochs": 0.01},
+            "train.max_epochs=0.01 (1 step) comes before train.max_steps=1,000,000 (10,000 epochs)",
+        ),
+        (
+            {"max_steps": 100, "patience": 1},
+            "train.patience=1 has no effect: the run ends after 1 evaluation, at step 100",
+        ),
+        (
             {"max_steps": 1500, "patience": 15},
             "train.patience=15 has no effect: the run ends after 15 evaluations, at step 1,500",
         ),

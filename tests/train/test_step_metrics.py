@@ -150,12 +150,14 @@ def test_a_loss_that_is_not_finite_is_counted_and_warned_of_and_left_out(caplog)
         buffer.flush()
     assert losses_and_norm(buffer) == {"train_loss": 3.0, "grad_norm": 1.0, "skipped": 2}
     (line,) = caplog.messages
-    assert line.startswith("step 1,200: 1 updates were not finite")
+    assert line.startswith("step 1,200: skipped 1 non-finite update,")
     assert line.endswith("2 in all")
 
 
 def test_too_many_skipped_updates_end_the_run():
     buffer = buffer_of()
     buffer.push(metrics_of([math.inf], [3]), 3)
-    with pytest.raises(DivergedError, match=r"^run: diverged: 3 updates up to step 3 .*0\.01$"):
+    with pytest.raises(
+        DivergedError, match=r"^run: diverged: 3 non-finite updates up to step 3; .*0\.01$"
+    ):
         buffer.flush()

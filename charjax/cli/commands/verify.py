@@ -53,7 +53,7 @@ def _verify_store(path: str) -> None:
         verdicts = {str(shard): problem or "good" for shard, problem in store.verify(update)}
     print_json(verdicts)
     if damaged := [verdict for verdict in verdicts.values() if verdict != "good"]:
-        raise StoreError(f"{damaged[0]} ({len(damaged)} of {len(verdicts)} shards are damaged)")
+        raise StoreError(f"{damaged[0]} (damaged shards: {len(damaged)} of {len(verdicts)})")
 
 
 def _verify_run(workdir: Path) -> None:
