@@ -144,6 +144,8 @@ class _Tokens:
             if decoded >= length:
                 return number
             decoded += len(decoder.decode(ids[number : number + 1]))
+            if decoded > length:  # it also showed that the bytes before it are invalid
+                return number
         return len(ids)
 
 

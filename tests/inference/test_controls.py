@@ -83,6 +83,14 @@ def test_tokens_of_bytes_are_counted_up_to_the_stop():
     assert (end.finished, end.num_tokens) == ("stop", 4)
 
 
+def test_a_byte_that_shows_that_those_before_it_are_invalid_is_not_counted_with_them():
+    vocab = Vocab(tuple("é!".encode().decode("latin-1")), "byte", False)
+    end = TextEnd(vocab, Controls(stop=("!",)), 100)
+    torn = np.array([0, 2], np.int32)  # the first of two bytes, then the stop
+    assert end.read(torn) == "\ufffd"
+    assert (end.finished, end.num_tokens) == ("stop", 1)
+
+
 def test_a_text_ends_before_its_stop_text_and_after_its_lines():
     plain = written(RANDOM)
     assert "ab" in plain
