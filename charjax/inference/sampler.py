@@ -244,6 +244,7 @@ def _empty(group: _Group) -> Sampled:
     num_top = group.program.enabled.num_top
     if num_top is None:
         return Sampled(ids)
+    num_top = min(num_top, group.weights.vocab_size)
     return Sampled(
         ids, logprobs, *(np.repeat(empty[..., None], num_top, axis=2) for empty in (ids, logprobs))
     )

@@ -339,3 +339,10 @@ def test_changed_options_do_not_recompile():
     ids_of(RANDOM, temperature=0.0, top_p=0.9, seed=3, num_samples=9, num_chars=700)
     ids_of(RANDOM, temperature=3.0, top_p=0.1, prompt=np.zeros(500, np.int32))
     assert compiled_loop()._cache_size() == compiled
+
+
+def test_no_more_of_the_likeliest_tokens_are_returned_than_the_model_has():
+    sampler = Sampler(*memoryless([1.0, 0.0]), masked=None)
+    options = {"num_chars": 3, "num_samples": 1, "sampling": Sampling(), "num_top": 5}
+    chunks = list(next(sampler.run(START, **options)))
+    assert np.concatenate([chunk.top_ids for chunk in chunks], axis=1).tolist() == [[[0, 1]] * 3]
