@@ -19,6 +19,7 @@ PerRow: TypeAlias = Scalar | Float[Array, "batch 1"]
 
 # Beyond these, logits divided by the temperature leave float32 and a masked one becomes NaN.
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-30, 1e30
+_MAX_BIAS = 1e30  # beyond it, sums of biases and penalized logits could leave float32
 _PENALTIES = 0.1, 10.0
 _MAX_WINDOW = 10**6
 
@@ -80,8 +81,11 @@ class Sampling:
         if not 0 <= self.seed < 2**32:
             raise InputError(f"--seed={self.seed}: must be from 0 to 2**32 - 1")
         for token, bias in self.logit_bias:
-            if not (-math.inf <= bias < math.inf):
-                raise InputError(f"logit_bias of token {token}: {bias} must be finite, or -inf")
+            if not (abs(bias) <= _MAX_BIAS or bias == -math.inf):
+                raise InputError(
+                    f"logit_bias of token {token}: {bias} must be from {-_MAX_BIAS} to "
+                    f"{_MAX_BIAS}, or -inf"
+                )
 
 
 def sample_token(

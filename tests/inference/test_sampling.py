@@ -70,3 +70,10 @@ def test_an_option_out_of_range_is_refused_by_name(flag, value):
         Sampling(**{flag: value})
     assert str(caught.value).startswith(f"--{flag}={value}: ")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("bias", [math.inf, math.nan, 1e31, -1e300])
+def test_a_bias_that_could_leave_float32_is_refused(bias):
+    with pytest.raises(InputError, match=r"^logit_bias of token 3: .* must be from -1e\+30 to"):
+        Sampling(logit_bias=((3, bias),))
+    assert Sampling(logit_bias=((3, -math.inf), (4, 1e30)))
