@@ -46,7 +46,9 @@ def _about(trained: TrainedModel) -> dict[str, object]:
     """The page's title and description of the model, and how it normalizes a prompt."""
     model, reading = trained.config.model, trained.reading
     corpus = trained.meta["corpus"]["name"]
-    loss = "" if trained.val_loss is None else f", {trained.val_loss:.3f} nats per character"
+    loss = ""
+    if trained.val_loss is not None:
+        loss = f", {trained.val_loss:.3f} nats per character before its weights were quantized"
     return {
         "title": f"Write with {corpus}",
         "description": f"{model.cell.upper()}, {model.layers} x {model.hidden} units, trained on "

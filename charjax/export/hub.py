@@ -32,7 +32,8 @@ def hub_files(trained: TrainedModel) -> dict[str, bytes]:
         "vocabulary.json": json.dumps(vocabulary_metadata(trained.vocab)).encode(),
     }
     files["config.json"] = json.dumps(_config(trained, files), indent=2).encode()
-    return files | {"README.md": _card(trained).encode()}
+    is_rounded = all(array.dtype != np.float32 for array in arrays.values())
+    return files | {"README.md": _card(trained, is_rounded=is_rounded).encode()}
 
 
 def _compact(array: Any) -> np.ndarray:
@@ -56,8 +57,14 @@ def _config(trained: TrainedModel, files: dict[str, bytes]) -> dict[str, Any]:
     return {"model_type": "charjax", "architectures": ["CharRNN"], **config._asdict()}
 
 
-def _card(trained: TrainedModel) -> str:
-    """The model card; at its top the metadata that the hub reads."""
+def _card(trained: TrainedModel, *, is_rounded: bool) -> str:
+    """The model card; at its top the metadata that the hub reads.
+
+    Args:
+      trained: the model.
+      is_rounded: whether its weights were rounded to bfloat16, which its loss does not know.
+    """
+    before = " before its weights were rounded to bfloat16" if is_rounded else ""
     model, corpus, loss = trained.config.model, trained.meta["corpus"], trained.val_loss
     name = f"{model.cell}-{model.layers}x{model.hidden}-{corpus['name']}"
     data = (
@@ -70,12 +77,12 @@ def _card(trained: TrainedModel) -> str:
     measured = "It was not evaluated on held-out text."
     if loss is not None:
         measured = (
-            f"On held-out text of the same corpus its loss is {loss:.4f} nats "
-            f"({loss / math.log(2):.4f} bits) per character."
+            f"On held-out text of the same corpus its loss {'was' if is_rounded else 'is'} "
+            f"{loss:.4f} nats ({loss / math.log(2):.4f} bits) per character{before}."
         )
     return _CARD.format(
         name=name,
-        metadata=_metadata(trained, name),
+        metadata=_metadata(trained, name, before),
         cell=model.cell.upper(),
         layers=model.layers,
         hidden=model.hidden,
@@ -88,7 +95,7 @@ def _card(trained: TrainedModel) -> str:
     )
 
 
-def _metadata(trained: TrainedModel, name: str) -> str:
+def _metadata(trained: TrainedModel, name: str, before: str) -> str:
     """The card's metadata in YAML; each value is written as JSON."""
     values: dict[str, Any] = {
         "library_name": "charjax",
@@ -98,7 +105,7 @@ def _metadata(trained: TrainedModel, name: str) -> str:
     if trained.val_loss is not None:
         metric = {
             "type": "bits_per_character",
-            "name": "bits per character, validation",
+            "name": f"bits per character, validation{before}",
             "value": round(trained.val_loss / math.log(2), 4),
         }
         result = {

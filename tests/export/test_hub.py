@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -85,9 +86,11 @@ def test_the_card_has_metadata_that_a_hub_reads_and_no_folder_of_the_user(hub, r
 
 
 def test_rounded_weights_take_half_the_space_and_are_read_as_they_are(tmp_path):
-    trained = round_to_bfloat16(trained_like(MODELS["lstm-3-one_hot"]))
-    whole, half = hub_files(trained_like(MODELS["lstm-3-one_hot"])), hub_files(trained)
+    trained = replace(trained_like(MODELS["lstm-3-one_hot"]), val_loss=1.0)
+    whole, half = hub_files(trained), hub_files(round_to_bfloat16(trained))
     assert len(half["model.safetensors"]) < 0.6 * len(whole["model.safetensors"])
+    said = b"bits) per character before its weights were rounded to bfloat16."
+    assert (said in half["README.md"], said in whole["README.md"]) == (True, False)
 
 
 def test_training_into_it_is_refused(hub, tmp_path, capfd):
