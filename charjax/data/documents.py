@@ -200,12 +200,14 @@ class DocumentSplitter:
 
 def _physical_lines(chunks: Iterator[str]) -> Iterator[str]:
     """The lines of a text with their ends: LF, CR or CR LF."""
-    rest = ""
+    parts: list[str] = []  # of the last line: the end of a chunk may part it, or CR from LF
     for chunk in chunks:
-        # The end of a block may part a line, or CR from LF.
-        *lines, rest = [*io.StringIO(rest + chunk, newline="")] or [""]
-        yield from lines
-    yield from io.StringIO(rest, newline="")
+        parts.append(chunk)
+        if "\n" in chunk or "\r" in chunk:
+            *lines, rest = io.StringIO("".join(parts), newline="")
+            yield from lines
+            parts = [rest]
+    yield from io.StringIO("".join(parts), newline="")
 
 
 def _rows(

@@ -114,9 +114,13 @@ def _text(record: Any, field: str, where: str) -> RawText:
 
 
 def _lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    rest = b""
+    parts: list[bytes] = []  # of the last line, which the end of a block may part
     for number, block in enumerate(blocks):
         block = block.removeprefix(codecs.BOM_UTF8) if not number else block
-        *lines, rest = (rest + block).split(b"\n")
-        yield from lines
-    yield rest
+        end, *lines = block.split(b"\n")
+        parts.append(end)
+        if lines:
+            yield b"".join(parts)
+            yield from lines[:-1]
+            parts = lines[-1:]
+    yield b"".join(parts)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import unicodedata
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from charjax.config import BATCHING_FIELDS, Config, DataConfig, check_reading
+from charjax.data import documents, records
 from charjax.data.corpus import load_corpus
 from charjax.data.dataset import Dataset, load_dataset, read_tokens
 from charjax.data.reading import ReadingRules, prepare_prompt
@@ -211,3 +214,24 @@ def test_a_file_that_differs_is_read_with_options():
     in_bytes = DataConfig(unit="byte")
     with pytest.raises(InputError, match=r"data\.encoding: .* a token of this model is a byte"):
         ReadingRules.from_config(in_bytes).with_options(in_bytes, {"encoding": "latin-1"})
+
+
+@given(st.lists(st.text("a\r\n", max_size=5)))
+def test_lines_are_the_same_however_a_text_is_cut(chunks):
+    text = "".join(chunks)
+    assert [*documents._physical_lines(iter(chunks))] == [*io.StringIO(text, newline="")]
+    blocks = [chunk.encode() for chunk in chunks]
+    assert [*records._lines(blocks)] == text.encode().split(b"\n")
+
+
+def test_a_table_without_line_ends_is_split_once(monkeypatch):
+    num_split = 0
+
+    def split(text: str, newline: str) -> io.StringIO:
+        nonlocal num_split
+        num_split += len(text)
+        return io.StringIO(text, newline)
+
+    monkeypatch.setattr(documents, "io", SimpleNamespace(StringIO=split))
+    (line,) = documents._physical_lines(itertools.repeat("a,b,", 1000))
+    assert num_split == len(line) == 4000
