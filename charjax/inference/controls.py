@@ -43,6 +43,8 @@ class Controls:
     max_copy: int = 0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.stop, tuple | list):  # such as one text
+            raise InputError(f"--stop={self.stop!r}: must be a tuple of texts")
         if "" in self.stop:
             raise InputError("--stop=: is empty; give the text to end before")
         if len(self.stop) > _MAX_STOPS:

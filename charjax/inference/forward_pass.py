@@ -113,9 +113,12 @@ def iter_predictions(
       Pieces, in the order in which they are computed.
 
     Raises:
-      InputError: the text has fewer than two characters, or an id outside the vocabulary.
+      InputError: the text has fewer than two characters, or an id outside the vocabulary; or
+        `max_chars` is negative.
     """
     check_length(ids)
+    if max_chars < 0:
+        raise InputError(f"max_chars={max_chars}: must be 0 (all characters) or more")
     vocab_size = params["output_bias"].shape[0]
     parts = _cut(ids.size - 1, max_chars)
     on_all_devices = len(parts.starts) >= jax.device_count()

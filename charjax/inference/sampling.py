@@ -45,7 +45,7 @@ class Sampling:
       logit_bias: pairs of (token id, number added to its logit); minus infinity forbids it.
 
     Raises:
-      InputError: a value is out of range.
+      InputError: a value is out of range, or no integer where one is needed.
     """
 
     temperature: float = 1.0
@@ -58,6 +58,9 @@ class Sampling:
     logit_bias: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("top_k", "repetition_window", "seed"):
+            if not isinstance(value := getattr(self, name), int | np.integer):
+                raise InputError(f"--{name}={value!r}: must be an integer")
         if not 0 <= self.temperature < math.inf:
             raise InputError(
                 f"--temperature={self.temperature}: must be 0 (greedy) or a positive number"

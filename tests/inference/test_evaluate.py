@@ -165,7 +165,7 @@ def test_a_text_too_short_to_predict_is_refused(chars):
 
 
 def test_a_negative_number_of_characters_is_refused():
-    with pytest.raises(InputError, match="^max_chars=-3: "):
+    with pytest.raises(InputError, match=r"^max_chars=-3: "):
         char_nats(CONFIG, PARAMS, IDS[:50], max_chars=-3)
 
 

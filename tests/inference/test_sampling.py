@@ -6,12 +6,14 @@ import math
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from charjax.errors import InputError
+from charjax.inference.controls import Controls
 from charjax.inference.sampling import (
     Sampling,
     mask_below_top_k,
@@ -49,6 +51,15 @@ def test_each_sequence_is_sampled_by_its_key():
     ]
     np.testing.assert_array_equal(together, np.array(one_by_one))
     assert len(set(together.tolist())) > 1
+
+
+def test_options_of_another_type_are_refused_by_name(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as it is without tests
+    assert Sampling(seed=np.int64(3)) == Sampling(seed=3)
+    with pytest.raises(InputError, match=r"^--seed=1\.5: must be an integer"):
+        Sampling(seed=1.5)
+    with pytest.raises(InputError, match=r"^--stop='ab': must be a tuple of texts"):
+        Controls(stop="ab")
 
 
 @pytest.mark.parametrize(
