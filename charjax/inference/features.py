@@ -16,7 +16,7 @@ from jaxtyping import Bool, Int
 # Of every character of a text: true or false, or a number.
 Values: TypeAlias = Bool[np.ndarray, " chars"] | Int[np.ndarray, " chars"]
 
-_MAX_NAME = 40  # characters of a speaker's name
+_MAX_NAME = 40  # characters of a speaker's name after its first
 _SPEAKER = re.compile(rf"^[^\W\d_][^:\n]{{0,{_MAX_NAME}}}:$", re.MULTILINE)
 _INDENTATION = re.compile(r"^[ \t]+", re.MULTILINE)
 # What opens a quotation, and what ends it. Single quotes may be apostrophes.

@@ -93,7 +93,7 @@ class SlotBatch:
             after the prompt, at their positions.
 
         Raises:
-          InputError: an id outside the vocabulary, or every token is forbidden.
+          InputError: an empty prompt, an id outside the vocabulary, or every token is forbidden.
         """
         if prompt.size == 0:
             raise InputError("the prompt is empty: the sampler needs a token to start from")
