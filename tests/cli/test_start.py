@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
+from dataclasses import replace
 
-from tests.inference.test_load import save
+from charjax.config import DataConfig
+from tests.inference.test_load import CONFIG, save
 
 PROGRAM = """
 import sys
@@ -26,10 +27,8 @@ check(["sample", workdir, "--num_chars=1"], *heavy)
 
 
 def test_commands_load_only_what_they_need(tmp_path):
-    save(tmp_path)
+    # A text that `verify` cannot read again, rather than one of this machine.
+    save(tmp_path, config=replace(CONFIG, data=DataConfig(path=str(tmp_path / "none.txt"))))
     command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
-    # `verify` would compare the text that the run names with one of that name on this machine.
-    nowhere = dict.fromkeys(("CHARJAX_DATA_DIR", "XDG_CACHE_HOME"), str(tmp_path / "nowhere"))
-    environment = os.environ | nowhere
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
