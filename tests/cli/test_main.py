@@ -90,7 +90,6 @@ def workspace(tmp_path_factory) -> Workspace:
     nowhere = "http://127.0.0.1:9"
     environment = kept | {
         "XDG_CACHE_HOME": str(folder / "cache"),
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache" / "jax"),
         "CHARJAX_DATA_DIR": str(folder / "nothing"),
         "PYTHONPATH": str(ROOT),
         "http_proxy": nowhere,
@@ -106,15 +105,14 @@ def workspace(tmp_path_factory) -> Workspace:
 
 @pytest.fixture(autouse=True)
 def _surroundings(workspace, monkeypatch) -> None:
-    for name in ("XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR", "CHARJAX_DATA_DIR"):
+    for name in ("XDG_CACHE_HOME", "CHARJAX_DATA_DIR"):
         monkeypatch.setenv(name, workspace.environment[name])
     for name in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(name, workspace.environment[name])
     monkeypatch.delenv("no_proxy", raising=False)
-    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 
-COMMANDS = ("train", "sample", "score", "export", "info", "verify", "configs")
+COMMANDS = commands.load_commands()
 PROGRAMS = {"launch": [str(ROOT / "launch.py")], "charjax": ["-m", "charjax"]}
 
 
@@ -641,7 +639,7 @@ OTHERS = {
 }
 FLAGS = [
     (name, action.option_strings[-1] if action.option_strings else action.dest)
-    for name, module in commands.load_commands().items()
+    for name, module in COMMANDS.items()
     for parser in [Parser(add_help=False)]
     if module.add_arguments(parser) is None
     for action in parser._actions
@@ -832,7 +830,10 @@ def test_a_run_trains_without_a_standard_output(workspace, tmp_path):
     ("error", "words"),
     [
         (MemoryError(), ("out of memory", "config.data.batch_size")),
-        (RuntimeError("RESOURCE_EXHAUSTED: 9 GiB\nmore"), ("out of memory", "9 GiB")),
+        (
+            RuntimeError("RESOURCE_EXHAUSTED: 9 GiB\nmore"),
+            ("out of memory", "9 GiB", "smaller config.data.batch_size"),
+        ),
         (OSError(errno.ENOSPC, "No space left on device", "/x"), ("/x", "No space left")),
     ],
 )

@@ -170,17 +170,6 @@ def test_an_argument_that_is_no_utf8_is_bad_input(capsys):
     )
 
 
-def test_exhausted_memory_is_one_line_with_a_remedy(monkeypatch, capsys):
-    def exhausted(arguments):
-        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 12 bytes.\nmore")
-
-    monkeypatch.setattr("charjax.cli.main._run", exhausted)
-    assert main(["info"]) == 4
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert "smaller config.data.batch_size" in error
-
-
 def test_a_full_disk_names_the_log(tmp_path, monkeypatch):
     def full(path: Path, flags: int, mode: int) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
