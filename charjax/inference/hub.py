@@ -98,15 +98,18 @@ def _checked(arrays: Arrays, wanted: Shapes) -> Arrays:
     """The arrays in float32, if they are those of this model."""
     if arrays.keys() != wanted.keys():
         raise InputError(f"model.safetensors: must have the arrays {', '.join(wanted)}")
+    result: Arrays = {}
     for path, shape in wanted.items():
         found = arrays[path]
         if found.dtype.kind != "f":
             raise InputError(f"{path} is {found.dtype}, not floating point")
         if found.shape != shape:
             raise InputError(f"{path} is {[*found.shape]}, not {[*shape]}")
-        if not np.isfinite(found).all():
-            raise InputError(f"{path} is not finite")
-    return {path: array.astype(np.float32) for path, array in arrays.items()}
+        with np.errstate(over="ignore"):
+            result[path] = found.astype(np.float32)
+        if not np.isfinite(result[path]).all():
+            raise InputError(f"{path} is not finite in float32")
+    return result
 
 
 def _json(data: bytes, name: str) -> dict[str, Any]:

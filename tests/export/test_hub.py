@@ -125,14 +125,21 @@ def test_a_damaged_one_is_refused_in_one_line(name, change, said, hub, capfd):
     assert message.count("\n") == 1
 
 
-def test_weights_of_integers_are_refused_by_their_dtype(hub, capfd):
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda array: array.astype(np.int32), "is int32, not floating point"),
+        (lambda array: array.astype(np.float64) * 1e300, "is not finite in float32"),
+    ],
+)
+def test_weights_that_are_no_float32_are_refused(change, said, hub, capfd):
     file, config = hub / "model.safetensors", json.loads((hub / "config.json").read_text())
-    integers = {name: array.astype(np.int32) for name, array in read_safetensors(file)[0].items()}
-    file.write_bytes(safetensors(integers, {}))
+    changed = {name: change(array) for name, array in read_safetensors(file)[0].items()}
+    file.write_bytes(safetensors(changed, {}))
     config["sha256"][file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
     (hub / "config.json").write_text(json.dumps(config))
     assert main(["sample", f"--workdir={hub}"]) == 3
-    assert "is int32, not floating point" in capfd.readouterr().err
+    assert said in capfd.readouterr().err
 
 
 def test_it_has_one_step(hub):
