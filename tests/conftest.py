@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import functools
 import gc
+import math
 import os
 import shutil
 import signal
@@ -130,6 +131,14 @@ def _curves_are_not_drawn() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("charjax.train.loop.draw_curves", lambda _, path: replace(path, b""))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _progress_is_not_printed() -> Iterator[None]:
+    """Commands in this process print no line of progress, which only slow machines would see."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("charjax.runtime.display._PLAIN_INTERVAL_S", math.inf)
         yield
 
 

@@ -11,7 +11,6 @@ import re
 import shutil
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -249,14 +248,13 @@ def test_an_evaluation_reads_as_much_as_it_is_asked_to(folder, tmp_path, capfd):
 
 
 @contextlib.contextmanager
-def terminated(is_due: Callable[[], bool]) -> Iterator[Callable[[], float]]:
-    """Sends this process SIGTERM when it is due; gives the seconds since then."""
-    sent_at, ended = [], threading.Event()
+def terminated(is_due: Callable[[], bool]) -> Iterator[None]:
+    """Sends this process SIGTERM when it is due."""
+    ended = threading.Event()
 
     def send() -> None:
         while not ended.wait(0.05):
             if is_due():
-                sent_at.append(time.monotonic())
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
 
@@ -264,7 +262,7 @@ def terminated(is_due: Callable[[], bool]) -> Iterator[Callable[[], float]]:
     sender = threading.Thread(target=send)
     sender.start()
     try:
-        yield lambda: time.monotonic() - sent_at[0]
+        yield
     finally:
         ended.set()
         sender.join()
@@ -272,13 +270,11 @@ def terminated(is_due: Callable[[], bool]) -> Iterator[Callable[[], float]]:
 
 
 def test_a_signal_stops_samples_and_the_resumed_run_writes_them(folder, tmp_path, capfd):
-    """Within two seconds on an idle machine."""
     command = flags(folder, tmp_path, "easy", "--config.train.max_steps=20")
     logs = [tmp_path / name for name in ("metrics.jsonl", "samples.txt")]
     long = ["--config.sample.num_chars=1000000", "--config.sample.temperatures=(1.0,)"]
-    with terminated(lambda: logs[0].exists() and logs[0].stat().st_size > 0) as seconds:
+    with terminated(lambda: logs[0].exists() and logs[0].stat().st_size > 0):
         assert main(command + long) == 143
-        assert seconds() < 10
     assert "stopped at step 20" in capfd.readouterr().err
     assert not logs[1].exists()
     val_loss, written = info(tmp_path, capfd)["val_loss"], logs[0].read_bytes()
@@ -293,15 +289,13 @@ def test_a_signal_stops_samples_and_the_resumed_run_writes_them(folder, tmp_path
 
 
 def test_a_signal_stops_an_evaluation_and_the_run_is_saved(folder, tmp_path, capfd):
-    """Within two seconds on an idle machine."""
     (tmp_path / "long.txt").write_text("the cat sat on the mat\n" * 200_000, encoding="utf-8")
     more = ["--config.data.path=" + str(tmp_path / "long.txt"), "--config.model.cell=gru"]
     more += ["--config.model.hidden=256", "--config.train.max_steps=10"]
     command = [*flags(folder, tmp_path / "run", "easy", *more), "--config.data.split=(0.1,0.9,0)"]
     # The checkpoint before the evaluation, whose first compilation follows.
     saved = tmp_path / "run" / "checkpoints" / "10"
-    with terminated(saved.exists) as seconds:
+    with terminated(saved.exists):
         assert main(command) == 143
-        assert seconds() < 10
     assert "stopped at step 10" in capfd.readouterr().err
     assert not read_metrics(tmp_path / "run" / "metrics.jsonl")

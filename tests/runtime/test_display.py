@@ -33,6 +33,7 @@ def time_is(monkeypatch):
             monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
 
     is_(0.0)
+    monkeypatch.setattr(display, "_PLAIN_INTERVAL_S", 10.0)
     return is_
 
 
