@@ -79,9 +79,13 @@ def _train(run: Run, state: RunState, show: Callable[..., None]) -> int | None:
     stop = StopFlags(
         signals, partial(_time_is_up, run, state), partial(_checkpoint_is_due, run, state)
     )
-    is_done = _stops_here(run, state, stop)
+    is_done, is_due = (
+        _stops_here(run, state, stop),
+        state.progress.pending or state.progress.unsampled,
+    )
+    _write_run(run, state, is_finished=is_done and not is_due)
     wait = compile_ahead.start(run.meta.resolved_config, state.train_state.eval_params, run.dataset)
-    if state.progress.pending or state.progress.unsampled:
+    if is_due:
         with signals, state.clock.paused():
             wait()
             is_done = _do_what_is_due(run, state, stop, show)
@@ -118,6 +122,16 @@ def _locked(workdir: Workdir) -> Iterator[None]:
         yield
 
 
+def _write_run(run: Run, state: RunState, *, is_finished: bool) -> None:
+    """Writes `run.json`; process 0 does it for all. That of a finished run is as it was saved."""
+    if distributed.is_primary():
+        meta = run.meta
+        if is_finished:
+            record = run.checkpoints.read_meta(which=state.step)
+            meta = CheckpointMeta.of(record, run.workdir.checkpoints).run
+        run.workdir.write_run(meta.to_json())
+
+
 def _dispatch(run: Run, state: RunState) -> StepMetrics:
     """Sends the next steps to the devices, and does not wait for them."""
     steps, started = range(state.step, state.step + run.intervals.dispatch), time.monotonic()
@@ -130,8 +144,9 @@ def _dispatch(run: Run, state: RunState) -> StepMetrics:
 
 
 def _time_is_up(run: Run, state: RunState) -> bool:
+    """Whether the time limit is reached; never before the first step, which is then saved."""
     limit_s = 60 * run.meta.config.train.max_minutes
-    return 0 < limit_s <= state.clock.seconds()
+    return state.step > 0 and 0 < limit_s <= state.clock.seconds()
 
 
 def _stops_here(run: Run, state: RunState, stop: StopFlags) -> bool:

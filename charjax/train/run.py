@@ -251,14 +251,13 @@ def _plan(meta: RunMeta, steps_per_epoch: int, start: int, backend: Backend) -> 
 
 
 def _open_log(workdir: Workdir, meta: RunMeta, state: RunState) -> MetricsLog:
-    """Opens the metrics log and writes `run.json`; process 0 does it for all."""
+    """Opens the metrics log; process 0 does it for all."""
     if not distributed.is_primary():
         return MetricsLog(None)
     events = None
     if meta.config.train.tensorboard:
         next_step = state.step if state.progress.pending else state.step + 1
         events = Events(workdir.path, meta.config, first_step=next_step)
-    workdir.write_run(meta.to_json())
     return MetricsLog(workdir.metrics, events)
 
 

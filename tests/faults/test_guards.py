@@ -117,7 +117,6 @@ def test_a_damaged_run_json_is_written_anew(trained, copy):
     good = json.loads(folder.run_json.read_bytes())
     folder.run_json.write_bytes(b"{\xff")
     train(config_of(trained), folder.path, Silent())
-    good["recurrence"]["reason"] = "as the saved run"  # the checkpoint does not record it
     assert json.loads(folder.run_json.read_bytes()) == good
 
 
@@ -157,7 +156,7 @@ def test_a_text_of_one_distinct_character_warns_and_gives_finite_numbers(tmp_pat
 
 def test_a_diverging_run_stops_with_a_good_checkpoint(tmp_path):
     config = config_of(tmp_path, steps=200, learning_rate=1e38, clip_norm=0.0, name="sgd")
-    with pytest.raises(DivergedError, match="not finite"):
+    with pytest.raises(DivergedError, match="non-finite"):
         train(config, tmp_path / "run", Silent())
     with Checkpoints(Workdir(tmp_path / "run").checkpoints) as saved:
         assert all(problem == "" for _, problem in saved.verify())

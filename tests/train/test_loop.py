@@ -164,7 +164,8 @@ def test_the_person_is_told_of_the_run_and_of_what_to_do_next(finished):
 
 def test_a_finished_run_says_so_and_changes_nothing(config, finished, again):
     before = {p: p.read_bytes() for p in (Workdir(again).metrics, Workdir(again).samples)}
-    second = run(config, again)
+    before[Workdir(again).run_json] = Workdir(again).run_json.read_bytes()
+    second = run(changed(config, train={"keep": 7, "log_every": 5}), again)
     assert any("step 40 of 40 is done" in line for line in second.shown.lines)
     assert second.shown.texts == []
     assert {p: p.read_bytes() for p in before} == before
@@ -390,6 +391,12 @@ def test_the_clock_ends_a_run_with_an_evaluation_and_a_checkpoint(config, tmp_pa
     assert newest(tmp_path).step == last["step"]
     run(short, tmp_path)  # does not go on
     assert newest(tmp_path).step == last["step"]
+
+
+def test_a_time_limit_leaves_time_for_a_first_dispatch(config, tmp_path):
+    ended = run(changed(config, train={"max_minutes": 1e-9}), tmp_path)
+    assert "train.max_minutes=1e-09 have passed" in ended.progress.ended
+    assert newest(tmp_path).step > 0
 
 
 def test_epochs_end_a_run(config, tmp_path):
