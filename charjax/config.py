@@ -215,7 +215,11 @@ class ParallelConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
-    """Everything that defines a run."""
+    """Everything that defines a run.
+
+    Making one checks nothing; `from_config_dict`, and with it the commands and
+    `charjax.train.loop.train`, check the limits of each field and the conditions between them.
+    """
 
     seed: int = number(0, 0, 2**32 - 1)
     data: DataConfig = DataConfig()

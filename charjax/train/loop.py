@@ -15,7 +15,7 @@ from typing import Any
 from charjax.checkpoint.checkpoints import Checkpoints
 from charjax.checkpoint.meta import CheckpointMeta
 from charjax.checkpoint.progress import Progress
-from charjax.config import Config
+from charjax.config import Config, from_config_dict, to_dict
 from charjax.errors import DivergedError, InputError, InterruptedRunError
 from charjax.inference.evaluate import max_eval_chars, score
 from charjax.runtime import distributed
@@ -38,7 +38,11 @@ class _StoppedError(Exception):
 
 
 def train(
-    config: Config, workdir: Path, display: Display | None = None, *, allow: Sequence[str] = ()
+    config: Config,
+    workdir: str | Path,
+    display: Display | None = None,
+    *,
+    allow: Sequence[str] = (),
 ) -> Progress:
     """Trains the run in a workdir, from its newest checkpoint that verifies or from the start.
 
@@ -54,11 +58,13 @@ def train(
       How far the run has come.
 
     Raises:
+      InputError: a field of the config is outside its limits, or contradicts another.
       CharjaxError: see `charjax.errors`; the checkpoints stay.
     """
+    config = from_config_dict(to_dict(config))  # checks a config that Python code has made
     resume.check_allowed(allow)
     display = display or make_display(sys.stdout)
-    files = Workdir(workdir)
+    files = Workdir(Path(workdir))
     checkpoints = Checkpoints(files.checkpoints, keep=config.train.keep)
     with show_messages(display), _locked(files), checkpoints:
         run, state = set_up(config, files, checkpoints, display, allow)

@@ -20,7 +20,7 @@ import pytest
 from charjax.checkpoint.meta import RunMeta
 from charjax.checkpoint.progress import Progress
 from charjax.cli.main import main
-from charjax.config import Config
+from charjax.config import Config, DataConfig, OptimConfig
 from charjax.errors import CheckpointError, DivergedError, InputError, InterruptedRunError
 from charjax.inference.load import load_trained
 from charjax.runtime.display import make_display
@@ -102,6 +102,21 @@ def test_every_file_is_there_and_says_what_it_should(config, finished):
 
 def vars_of(section: Any) -> dict[str, Any]:
     return {name: getattr(section, name) for name in section.__slots__}
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"seed": -1}, "config.seed=-1: must be from 0 to"),
+        ({"optim": OptimConfig(learning_rate="0.1")}, "config.optim.learning_rate='0.1': must be"),
+        ({"data": DataConfig(stateful=True)}, "config.data.stateful=True: "),
+    ],
+)
+def test_a_config_that_python_code_got_wrong_is_refused(config, tmp_path, section, message):
+    with pytest.raises(InputError) as caught:
+        train(replace(config, **section), str(tmp_path / "run"))
+    assert str(caught.value).startswith(message)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_records_have_the_keys_that_are_promised(finished):
