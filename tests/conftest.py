@@ -54,6 +54,7 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import jax
+import jaxtyping
 import pytest
 from hypothesis import settings
 from jax._src.compiler import get_compile_options
@@ -140,6 +141,14 @@ def _progress_is_not_printed() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("charjax.runtime.display._PLAIN_INTERVAL_S", math.inf)
         yield
+
+
+@pytest.fixture
+def unchecked_types() -> Iterator[None]:
+    """Does not check the annotations of charjax, as for users, who may give another type."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

@@ -88,8 +88,11 @@ class Vocab:
           known: characters to add; with "appearance" they come last.
 
         Raises:
-          InputError: the text is empty, or has characters that the unit does not allow.
+          InputError: the text is empty, or has characters that the unit does not allow; or there
+            is no such order or unit.
         """
+        if order not in ("sorted", "appearance"):
+            raise InputError(f"vocabulary: order={order!r} must be sorted or appearance")
         found = dict.fromkeys(text) | dict.fromkeys(known)
         characters = sorted(found) if order == "sorted" else found
         return cls(tuple(characters), unit, unk, boundary)
@@ -266,6 +269,8 @@ class Decoder:
 
 def check_ids(ids: Integer[np.ndarray, ...], vocab_size: int) -> None:
     """Raises InputError for an id outside the vocabulary, which XLA would silently clamp."""
+    if not np.issubdtype(ids.dtype, np.integer):
+        raise InputError(f"token ids of dtype {ids.dtype}: must be integers")
     if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
         wrong = ids.min() if ids.min() < 0 else ids.max()
         raise InputError(f"id {wrong}: the model has {vocab_size} tokens, 0 to {vocab_size - 1}")

@@ -75,11 +75,7 @@ def score(
     max_chars: int = 0,
     progress: ProgressFn = no_progress,
 ) -> Score:
-    """The mean loss of a text; the arguments are those of `char_nats`.
-
-    Raises:
-      InputError: the text has fewer than two characters.
-    """
+    """The mean loss of a text; the arguments and the errors are those of `char_nats`."""
     nats = char_nats(
         config, params, ids, boundary_id=boundary_id, max_chars=max_chars, progress=progress
     )
@@ -127,7 +123,8 @@ def char_nats(
 ) -> Float[np.ndarray, " predicted"]:
     """Cross entropy of every character but the first, float32, in nats.
 
-    Memory is bounded whatever the vocabulary and the length of the text, but for the result.
+    Memory is bounded whatever the vocabulary and the length of the text, but for the result. It
+    runs compiled programs: within `jax.jit` or `jax.grad` call `CharRNN.run`.
 
     Args:
       config: the architecture.
@@ -139,7 +136,8 @@ def char_nats(
       progress: called with the number of chunks done and the total.
 
     Raises:
-      InputError: the text has fewer than two characters, or an id outside the vocabulary.
+      InputError: the text has fewer than two characters, an id is outside the vocabulary, or the
+        parameters are those of a traced function.
     """
     pieces = iter_predictions(
         softmax_cross_entropy_with_integer_labels,

@@ -24,7 +24,7 @@ from charjax.data.vocab import check_ids
 from charjax.errors import InputError
 from charjax.model.carry import initial_carry, reset_carry
 from charjax.model.decode import decode_sequence
-from charjax.model.network import CharRNN
+from charjax.model.network import CharRNN, check_concrete
 from charjax.model.recurrence.api import for_inference
 from charjax.runtime import sharding
 from charjax.runtime.compiler_options import network_compiler_options
@@ -114,9 +114,10 @@ def iter_predictions(
 
     Raises:
       InputError: the text has fewer than two characters, or an id outside the vocabulary; or
-        `max_chars` is negative.
+        `max_chars` is negative; or the parameters are those of a traced function.
     """
     check_length(ids)
+    check_concrete(params)
     if max_chars < 0:
         raise InputError(f"max_chars={max_chars}: must be 0 (all characters) or more")
     vocab_size = params["output_bias"].shape[0]
@@ -152,7 +153,10 @@ def inputs_and_targets(
 ) -> tuple[Int[np.ndarray, "rows time"], Int[np.ndarray, "rows time"]]:
     """The int32 tokens at these positions, and the next ones; outside the text, its nearest."""
     read = (ids[np.clip(positions + shift, 0, ids.size - 1)] for shift in (0, 1))
-    inputs, targets = (tokens.astype(np.int32, copy=False) for tokens in read)
+    # Of the same kind, so that floating-point ids are refused instead of rounded.
+    inputs, targets = (
+        np.asarray(tokens).astype(np.int32, casting="same_kind", copy=False) for tokens in read
+    )
     return inputs, targets
 
 

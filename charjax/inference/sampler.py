@@ -34,6 +34,7 @@ from charjax.inference.sampling_loop import compiled_loop
 from charjax.inference.sampling_program import Program
 from charjax.inference.sampling_rows import Given, Sampled, Starts, start_rows
 from charjax.model.decode import DecodeWeights
+from charjax.model.network import check_concrete, check_resolved
 from charjax.types import PyTree
 
 _MAX_CHARS = 10**9
@@ -65,7 +66,12 @@ class Sampler:
           params: of a `CharRNN`.
           masked: a token never to sample, the vocabulary's [UNK]; None: all may be.
           exempt: a token without repetition penalty, the document boundary; None: all have it.
+
+        Raises:
+          InputError: config.dtype is "auto", or this is called within `jax.jit`.
         """
+        check_resolved(config)
+        check_concrete(params)
         self.config, self.vocab_size = config, params["output_bias"].shape[0]
         self._masked, self._exempt = masked, exempt
         self._weights: Callable[[GroupFormat, int | None], DecodeWeights] = functools.cache(

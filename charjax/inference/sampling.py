@@ -112,7 +112,9 @@ def sample_token(
 def gumbel_noise(keys: Key[Array, "*batch"], vocab_size: int) -> Float[Array, "*batch vocab"]:
     """Standard Gumbel noise. The argmax of logits plus noise is a sample (Gumbel-max trick)."""
     # One batch axis for all keys: nested ones may take XLA twice as long to compile.
-    noise = jax.vmap(lambda key: jax.random.gumbel(key, (vocab_size,)))(keys.reshape(-1))
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, (vocab_size,), jnp.float32))(
+        keys.reshape(-1)
+    )
     return noise.reshape(*keys.shape, vocab_size)
 
 

@@ -165,7 +165,7 @@ def decode_weights(
     kernels: list[Float[Array, "_ _"] | Packed] = []
     biases, scales = [], []
     for layer, (kernel, bias) in zip(layers, projections, strict=True):
-        recurrent = layer.get("recurrent", {"kernel": jnp.zeros((config.hidden, 0))})
+        recurrent = layer.get("recurrent", {"kernel": jnp.zeros((config.hidden, 0), jnp.float32)})
         kernel = jnp.concatenate([recurrent["kernel"], kernel], axis=1)
         kernel, layer_scales = quantize(kernel) if int8 else (kernel, None)
         if packed:
@@ -277,12 +277,12 @@ def _mogrifier_weights(
         for layer in layers
     )
     output = params["output_kernel"].astype(dtype)
-    table = params["embedding"] if config.embed else jnp.eye(output.shape[1])
+    table = params["embedding"] if config.embed else jnp.eye(output.shape[1], dtype=jnp.float32)
     below = config.layers - 1  # layers whose next input is their state
     kernels = (*[output[:, :0]] * below, output)
     if layout != "batch_major":
         kernels = tuple(row_major(kernel.T) for kernel in kernels)
-    biases = (*[jnp.zeros(0)] * below, params["output_bias"])
+    biases = (*[jnp.zeros(0, jnp.float32)] * below, params["output_bias"])
     if layout == "feature_major":
         table = row_major(table.T)
     return DecodeWeights(table, kernels, biases, (None,) * config.layers, layout, mogrifiers)
@@ -292,5 +292,5 @@ def _hgates_bias(recurrent: dict[str, Any]) -> Float[Array, " gates"]:
     """The bias of the hidden gates: zeros, except for the candidate with `reset_after`."""
     hidden, gates = recurrent["kernel"].shape
     if "bias" not in recurrent:
-        return jnp.zeros(gates)
-    return jnp.concatenate([jnp.zeros(gates - hidden), recurrent["bias"]])
+        return jnp.zeros(gates, jnp.float32)
+    return jnp.concatenate([jnp.zeros(gates - hidden, jnp.float32), recurrent["bias"]])

@@ -51,7 +51,14 @@ def initializers(config: ModelConfig) -> Initializers:
     * "keras_glorot": the same with a Glorot-uniform recurrent kernel.
     * "torch": everything uniform within 1 / sqrt(hidden), except embeddings from N(0, 1).
       Where torch adds two biases, charjax has one.
+
+    All are float32, also with `jax_enable_x64`.
     """
+    return Initializers(*(partial(init, dtype=jnp.float32) for init in _named(config)))
+
+
+def _named(config: ModelConfig) -> Initializers:
+    """Those of `initializers`, whose default dtype is JAX's."""
     if config.init == "torch":
         uniform = _uniform(config.hidden**-0.5)
         return Initializers(nn.initializers.normal(1.0), *[uniform] * 6)
@@ -76,7 +83,7 @@ def _uniform(bound: float) -> Initializer:
     return partial(jax.random.uniform, minval=-bound, maxval=bound)
 
 
-def _orthogonal_gates(key: PRNGKey, shape: tuple[int, int], dtype: Any = jnp.float32) -> Array:
+def _orthogonal_gates(key: PRNGKey, shape: tuple[int, int], dtype: Any) -> Array:
     """[hidden, gates]: side by side, an independent orthogonal matrix for each gate."""
     hidden, gates = shape
     draw = partial(nn.initializers.orthogonal(), shape=(hidden, hidden), dtype=dtype)
@@ -84,7 +91,7 @@ def _orthogonal_gates(key: PRNGKey, shape: tuple[int, int], dtype: Any = jnp.flo
     return blocks.transpose(1, 0, 2).reshape(shape)
 
 
-def _unit_forget_bias(key: PRNGKey, shape: tuple[int], dtype: Any = jnp.float32) -> Array:
+def _unit_forget_bias(key: PRNGKey, shape: tuple[int], dtype: Any) -> Array:
     """Zeros, but 1 for the LSTM's forget gate (Jozefowicz et al. 2015; Keras)."""
     del key
     quarter = shape[0] // 4

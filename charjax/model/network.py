@@ -9,6 +9,7 @@ activations are feature-major, [features, time, batch], in which matmuls run fas
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -120,7 +121,8 @@ class CharRNN(nn.Module):
         """Runs the network over a chunk of text.
 
         Args:
-          tokens: token ids, integer [batch, time].
+          tokens: token ids, integer [batch, time], from 0 to `vocab_size` - 1, which is not
+            checked: XLA and the C loops take the nearest one for others.
           carry: the state before the first token, see `initial_carry`.
           dropout_keys: one key per sequence, which alone determines its masks; None: no
             dropout.
@@ -132,12 +134,16 @@ class CharRNN(nn.Module):
           Float32 logits [batch, time, vocab] and the carry after the last token.
 
         Raises:
-          InputError: config.dtype is "int8", which only `charjax.model.decode` runs, or "auto",
-            which `charjax.runtime.dtypes.resolve_dtype` resolves.
+          InputError: the tokens are not integers; config.dtype is "int8", which only
+            `charjax.model.decode` runs, or "auto", which `charjax.resolve_dtype` resolves.
         """
         c = self.config
-        if c.dtype not in ("float32", "bfloat16"):
-            raise InputError(f"dtype={c.dtype}: not a dtype to train in; take float32 or bfloat16")
+        check_resolved(c)
+        if c.dtype == "int8":
+            raise InputError("dtype=int8: not a dtype to train in; take float32 or bfloat16")
+        if not jnp.issubdtype(tokens.dtype, jnp.integer):
+            raise InputError(f"tokens of dtype {tokens.dtype}: must be integers")
+        tokens = jnp.asarray(tokens, jnp.int32)
         dtype = jnp.dtype(c.dtype)
         dropout = _Dropout(dropout_keys)
         inputs, table_tokens = self._embed(tokens.T, dropout)
@@ -168,7 +174,13 @@ class CharRNN(nn.Module):
         resets: Resets | None = None,
         last_only: bool = False,
     ) -> tuple[Float[Array, "batch predicted vocab"], Carry]:
-        """`__call__` as a pure function of the parameters."""
+        """`__call__` as a pure function of the parameters.
+
+        Parameters and carry may be numpy arrays, and of another floating dtype: they are cast to
+        float32. Derivatives are those of reverse mode (`jax.grad`, `jax.vjp`); those of second
+        order need `config.recurrence="scan"`.
+        """
+        params, carry = jax.tree.map(_as_float32, (params, carry))
         outputs: tuple[Logits, Carry] = self.apply(  # type: ignore[assignment]
             {"params": params}, tokens, carry, dropout_keys, resets=resets, last_only=last_only
         )
@@ -213,6 +225,27 @@ class _Dropout:
             return jax.random.bernoulli(jax.random.fold_in(key, site), 1 - rate, (features,))
 
         return jnp.where(jax.vmap(mask, out_axes=1)(self._keys)[:, None], x / (1 - rate), 0.0)
+
+
+def check_resolved(config: ModelConfig) -> None:
+    """Raises InputError for `dtype="auto"`, which stands for a dtype of these devices."""
+    if config.dtype == "auto":
+        raise InputError(
+            "dtype=auto: is not resolved yet; take the config that charjax.resolve_dtype returns"
+        )
+
+
+def check_concrete(params: PyTree) -> None:
+    """Raises InputError for the parameters of a traced function, which have no values."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params)):
+        raise InputError(
+            "parameters within jax.jit, jax.grad or jax.vmap: scores and samples run compiled "
+            "programs of their own; call them outside, or CharRNN.run inside"
+        )
+
+
+def _as_float32(x: Any) -> Array:
+    return jnp.asarray(x, jnp.float32)
 
 
 def _add_bias(x: Float[Array, " n *positions"], bias: Float[Array, " n"]) -> Array:

@@ -147,7 +147,8 @@ def make_step(
     Args:
       config: the run.
       vocab_size: number of tokens.
-      optimizer: from `make_optimizer`.
+      optimizer: from `make_optimizer`, or another one of optax whose update needs only gradients,
+        its state and parameters. `optim.name=schedule_free` needs that of `make_optimizer`.
       axis_name: the `shard_map` or `pmap` axis along which batch and carry are split; the step
         sums loss and gradients over it. None if the step gets the whole batch.
       schedule: that of the optimizer, from `make_schedule`, for the metrics.

@@ -68,6 +68,11 @@ def test_the_order_of_characters():
     np.testing.assert_array_equal(vocab_of("hello").encode("hole"), [1, 3, 2, 0])
 
 
+def test_an_order_that_there_is_not_is_refused():
+    with pytest.raises(InputError, match=r"^vocabulary: order='size' must be sorted or appearance"):
+        vocab_of("hello", order="size")
+
+
 def test_encoding_does_not_depend_on_internal_chunks():
     vocab = vocab_of("ab")
     text = "ab" * (1 << 20) + "a"

@@ -169,6 +169,17 @@ def test_a_negative_number_of_characters_is_refused():
         char_nats(CONFIG, PARAMS, IDS[:50], max_chars=-3)
 
 
+@pytest.mark.usefixtures("unchecked_types")
+def test_ids_are_not_rounded():
+    with pytest.raises(TypeError, match=r"dtype\('float32'\) to dtype\('int32'\)"):
+        score(CONFIG, PARAMS, IDS.astype(np.float32))
+
+
+def test_a_traced_model_is_refused_with_what_to_call():
+    with pytest.raises(InputError, match=r"jax.jit.*CharRNN.run"):
+        jax.eval_shape(lambda params: score(CONFIG, params, IDS).nats_per_char, PARAMS)
+
+
 def test_nats_bits_and_perplexity_agree():
     result = Score(10, math.log(8))
     assert result.bits_per_char == pytest.approx(3)

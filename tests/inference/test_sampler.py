@@ -328,6 +328,23 @@ def test_an_id_outside_the_vocabulary_is_refused(wrong):
         ids_of(RANDOM, prompt=np.array([0, wrong], np.int32))
 
 
+@pytest.mark.usefixtures("unchecked_types")
+def test_ids_that_are_no_integers_are_refused():
+    with pytest.raises(InputError, match=r"^token ids of dtype float32: must be integers$"):
+        ids_of(RANDOM, prompt=np.array([0, 1.5], np.float32))
+
+
+def test_samples_are_the_same_where_jax_has_float64():
+    with jax.enable_x64(True):
+        samples = ids_of(RANDOM, num_chars=20)
+    np.testing.assert_array_equal(samples, ids_of(RANDOM, num_chars=20))
+
+
+def test_a_dtype_that_is_not_resolved_is_refused():
+    with pytest.raises(InputError, match=r"^dtype=auto: .*charjax.resolve_dtype"):
+        ids_of((replace(RANDOM[0], dtype="auto"), RANDOM[1]))
+
+
 def test_an_empty_prompt_is_refused():
     with pytest.raises(InputError, match=r"^the prompt is empty: .*$"):
         ids_of(RANDOM, prompt=np.empty(0, np.int32))

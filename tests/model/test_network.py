@@ -16,6 +16,7 @@ from optax.losses import softmax_cross_entropy_with_integer_labels
 
 from charjax.checkpoint.checkpoints import flatten
 from charjax.config import ModelConfig
+from charjax.errors import InputError
 from charjax.model.carry import document_resets, initial_carry, reset_carry
 from charjax.model.cells import CELLS, shapes_of
 from charjax.model.network import CharRNN, init_params, parameter_count
@@ -122,6 +123,32 @@ def test_bfloat16_parameters_and_results_are_float32(cell, recurrence):
         initial_carry(config, BATCH),
     )
     assert {leaf.dtype for leaf in jax.tree.leaves((params, out))} == {jnp.dtype(jnp.float32)}
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize("recurrence", ["fast", "xla"])
+def test_arrays_of_numpy_and_of_other_dtypes_are_cast(recurrence):
+    config = replace(CONFIGS["gru"], recurrence=recurrence)
+    params, tokens, carry = jax.tree.map(np.asarray, inputs(config))
+    halves = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), (params, carry))
+    rounded = jax.tree.map(lambda leaf: leaf.astype(np.float32), halves)
+    network = CharRNN(config, VOCAB)
+    got = network.run(halves[0], tokens.astype(np.uint8), halves[1])  # not compiled as a whole
+    assert distance(got, apply(config, rounded[0], tokens, rounded[1])) < 1e-6
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_tokens_that_are_no_integers_are_refused():
+    params, tokens, carry = inputs(CONFIGS["gru"])
+    with pytest.raises(InputError, match=r"^tokens of dtype float32: must be integers"):
+        apply(CONFIGS["gru"], params, tokens.astype(jnp.float32), carry)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_parameters_are_float32_where_jax_has_float64(cell):
+    with jax.enable_x64(True):
+        shapes = jax.eval_shape(lambda: init_params(CONFIGS[cell], VOCAB, jax.random.key(0)))
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype(jnp.float32)}
 
 
 UNITS, SEQUENCES, RATE = 64, 32, 0.4
