@@ -42,14 +42,14 @@ class Restored(Record):
 class Checkpoints(CheckpointReader):
     """The checkpoints in a folder. Only one process group may write to it: see `Workdir.lock`."""
 
-    def __init__(self, directory: Path, *, keep: int = 1) -> None:
+    def __init__(self, directory: str | Path, *, keep: int = 1) -> None:
         """Does not touch the disk.
 
         Args:
           directory: the folder; made by the first `save`.
           keep: how many of the newest steps not to delete, besides the one of lowest val_loss.
         """
-        super().__init__(directory)
+        super().__init__(Path(directory))
         self._keep = keep
         self._store = Store()
 

@@ -24,6 +24,12 @@ Which: TypeAlias = Literal["newest", "best"] | int
 _T = TypeVar("_T")
 
 
+def check_which(which: Which) -> None:
+    """Raises InputError for what is neither "newest", "best" nor a number."""
+    if which not in ("newest", "best") and not isinstance(which, int | np.integer):
+        raise InputError(f"which={which!r}: must be best, newest or the number of a step")
+
+
 class _DeletedError(Exception):
     """A checkpoint was deleted or replaced while it was read."""
 
@@ -91,8 +97,7 @@ class CheckpointReader:
           InputError: `which` is none of its values.
           CheckpointError: there is no step, or not the one asked for.
         """
-        if which not in ("newest", "best") and not isinstance(which, int | np.integer):
-            raise InputError(f"which={which!r}: must be best, newest or the number of a step")
+        check_which(which)
         steps = self.steps()
         if not steps:
             raise CheckpointError(

@@ -50,7 +50,7 @@ class Format(NamedTuple):
     any_model: bool = False
 
 
-def export_model(trained: TrainedModel, out: Path, *, format: str = "program") -> None:
+def export_model(trained: TrainedModel, out: str | Path, *, format: str = "program") -> None:
     """Writes a model in one of the formats.
 
     Paths of the text and of the first weights lose their folders, which may be private.
@@ -66,6 +66,7 @@ def export_model(trained: TrainedModel, out: Path, *, format: str = "program") -
       HostError: the disk is full or cannot be written to.
     """
     check_format(format)
+    out = Path(out)
     parts = [] if FORMATS[format].any_model else unusual_parts(trained)
     if parts:
         raise InputError(f"--format={format}: cannot hold {', '.join(parts)}; use --format=program")

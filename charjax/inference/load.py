@@ -12,7 +12,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from charjax.checkpoint.meta import CheckpointMeta, RunMeta
-from charjax.checkpoint.reader import CheckpointReader, Which
+from charjax.checkpoint.reader import CheckpointReader, Which, check_which
 from charjax.checkpoint.record import Leaf, Record
 from charjax.config import CELLS_WITHOUT_INT8, Config
 from charjax.data.reading import ReadingRules
@@ -68,6 +68,7 @@ def load_trained(workdir: str | Path, *, which: Which) -> TrainedModel:
       which: "best", "newest" or a step. "best" is the newest where none was evaluated.
 
     Raises:
+      InputError: `which` is none of its values.
       CheckpointError: the folder holds no usable checkpoint, or one of a version that this one
         cannot read.
     """
@@ -123,6 +124,7 @@ def _load_hub(
     folder: Path, which: Which, shapes: Callable[[RunMeta], Shapes] | None
 ) -> TrainedModel:
     run, arrays, saved = hub = read_hub(folder, shapes)
+    check_which(which)
     if which not in ("best", "newest", saved.step):
         raise CheckpointError(f"{folder}: has no step {which}; its only one is {saved.step}")
     return TrainedModel(run.config, run.vocab, _nest(arrays), saved.step, saved.val_loss, hub.meta)

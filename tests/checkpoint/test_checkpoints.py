@@ -226,7 +226,7 @@ def test_every_flipped_byte_of_the_record_is_found(two_steps, tmp_path, log):
 
 
 def test_only_a_number_is_a_step(two_steps):
-    with open_(two_steps) as checkpoints:
+    with Checkpoints(str(two_steps)) as checkpoints:
         assert checkpoints.read_meta(which=np.int64(1)).step == 1
         for which in ("1", "latest", None, 1.0):
             with pytest.raises(InputError, match=rf"^which={which!r}: must be best, newest or"):

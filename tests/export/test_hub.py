@@ -142,10 +142,13 @@ def test_weights_that_are_no_float32_are_refused(change, said, hub, capfd):
     assert said in capfd.readouterr().err
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_it_has_one_step(hub):
     assert load_trained(hub, which=0).step == 0
     with pytest.raises(CheckpointError, match="has no step 7; its only one is 0"):
         load_trained(hub, which=7)
+    with pytest.raises(InputError, match=r"^which='0': must be best, newest or the number"):
+        load_trained(hub, which="0")
 
 
 def test_without_onnx_the_folder_has_no_graph(monkeypatch, caplog):
