@@ -27,6 +27,11 @@ _MOVED = {
     f"benchmarks.{name}": f"benchmarks.performance.{name}"
     for name in ("train_step", "sample", "end_to_end", "sweep", "headline", "persistent")
 } | {"benchmarks.devices": "tests.faults.devices"}
+# Flags that a module, by its name now, has had; they change nothing of what it measures.
+_FORMER_FLAGS = {
+    "benchmarks.tutorials": "--all",
+    "benchmarks.performance.persistent": "--limit_s",
+}
 # The last commit that has the removed scripts whose results the pages still show.
 _LAST_COMMIT = "c9abf59"
 _REMOVED = {
@@ -103,12 +108,16 @@ def keep_other_groups(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict
 
 
 def command(result: Mapping[str, Any]) -> str:
-    """The command that made a result, in backquotes, and the module's name now if it changed."""
+    """The command that made a result, in backquotes, and what of it has changed since."""
     words = result["command"].split()
     module = words[2]
     if module in _REMOVED or " ".join(words[2:4]) in _REMOVED:
         return f"`{result['command']}` (removed since; in commit {_LAST_COMMIT})"
-    now = f" (now `{_MOVED[module]}`)" if module in _MOVED else ""
+    name = _MOVED.get(module, module)
+    changes = [f"`{name}`"] if name != module else []
+    former = _FORMER_FLAGS.get(name)
+    changes += [f"without `{word}`" for word in words[3:] if word.partition("=")[0] == former]
+    now = f" (now {' '.join(changes)})" if changes else ""
     return f"`{result['command']}`{now}"
 
 

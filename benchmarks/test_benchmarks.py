@@ -107,6 +107,23 @@ def results_of(peers):
     return {("train_step", "cpu"): record | {"groups": groups}}
 
 
+@pytest.mark.parametrize(
+    ("recorded", "change"),
+    [
+        ("benchmarks.tutorials timing --seconds=8", ""),
+        ("benchmarks.tutorials timing --all --seconds=8", " (now without `--all`)"),
+        ("benchmarks.sweep --quick", " (now `benchmarks.performance.sweep`)"),
+        (
+            "benchmarks.persistent --limit_s=70",
+            " (now `benchmarks.performance.persistent` without `--limit_s=70`)",
+        ),
+    ],
+)
+def test_a_recorded_command_says_what_of_it_has_changed(recorded, change):
+    shown = result_files.command({"command": f"python -m {recorded}"})
+    assert shown == f"`python -m {recorded}`{change}"
+
+
 def test_the_best_of_several_peers_counts():
     peers = {goals.F32: figure(600), "keras jax": figure(100), "keras torch": figure(200)}
     (row,) = (g for g in goals.CPU if g.theirs == goals.KERAS and g.group == "gru")
