@@ -361,7 +361,7 @@ def test_what_score_cannot_read_is_one_line_with_its_own_flags(lines_run, charja
 
 
 def test_a_prompt_of_the_config_is_prepared_as_the_text_was(charjax):
-    """F13, for live samples; and a prompt in a file keeps its line ends, but no mark."""
+    """In the samples of a run, too. A prompt in a file keeps its line ends, but no mark."""
     write_lines("a.txt", names(300), "\r\n")
     fields = ("data.path=a.txt", "data.lowercase=True", "sample.prompt=ABBA", "sample.num_chars=3")
     assert charjax("train", *fields, "--workdir=w").code == 0

@@ -26,12 +26,16 @@ def test_records_are_read_as_they_were_written(tmp_path):
 
 @pytest.mark.parametrize(
     "line",
-    ["[" * 100_000, '{"step": 1, "x": 1e999}', '{"step": true}', '{"step": 1, "val_loss": 1e308}'],
+    [
+        *(b"{", b"\xff", b"[1]", b"[" * 100_000, b'{"epoch": 1}', b'{"step": true}'),
+        *(b'{"step": 1, "x": 1e999}', b'{"step": 1, "val_loss": 1e308}'),
+    ],
 )
 def test_a_line_that_is_no_record_is_named(tmp_path, line):
-    (tmp_path / "metrics.jsonl").write_text(line)
-    with pytest.raises(InputError, match="line 1 is not a record"):
-        read_metrics(tmp_path / "metrics.jsonl")
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(b'{"step": 1}\n' + line + b"\n")
+    with pytest.raises(InputError, match="line 2 is not a record"):
+        read_metrics(file)
 
 
 def test_nan_is_not_written(tmp_path):

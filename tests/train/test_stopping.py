@@ -39,7 +39,7 @@ def test_one_process_sees_a_signal_at_once_and_several_agree_at_the_next_sync(mo
     [
         (10, 0, False, ""),
         (40, 0, False, "step 40 of 40 is done"),
-        (80, 0, False, "80 steps are done, more than the limit of 40"),  # case F26
+        (80, 0, False, "80 steps are done, more than the limit of 40"),
         (10, 3, False, "no better validation loss in 3 evaluations"),
         (10, 0, True, "train.max_minutes=2 have passed"),
     ],
