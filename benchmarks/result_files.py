@@ -48,10 +48,12 @@ _COLUMNS = {
 }
 
 
-def record() -> dict[str, Any]:
-    """The machine, package versions, date and command of this process.
+def record(*command: str) -> dict[str, Any]:
+    """The machine, package versions, date and command of a result.
 
-    Flags that only name a place on this machine are left out of the command.
+    Args:
+      command: the module and its arguments; none: those of this process. Flags that only name a
+        place on this machine are left out.
     """
     versions = {}
     for name in _PACKAGES:
@@ -60,13 +62,13 @@ def record() -> dict[str, Any]:
     module = getattr(sys.modules["__main__"], "__spec__", None)
     program = ["python", "-m", module.name.removesuffix(".__main__")] if module else sys.argv[:1]
     places = ("--workdir=", "--out=", "--keras_python=")
-    flags = [argument for argument in sys.argv[1:] if not argument.startswith(places)]
+    words = ["python", "-m", *command] if command else [*program, *sys.argv[1:]]
     return {
         "machine": f"{_cpu()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
         "versions": versions,
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "command": shlex.join([*program, *flags]),
+        "command": shlex.join(word for word in words if not word.startswith(places)),
     }
 
 

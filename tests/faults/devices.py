@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.environment import provenance, with_devices
+from benchmarks.result_files import record
+from tests.environment import with_devices
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -203,7 +204,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as discarded:
         figures = measurements[args.name](args.scratch or Path(discarded))
     path = RESULTS / f"devices_{args.name}.json"
-    result = provenance("tests.faults.devices", [args.name]) | figures
+    result = record("tests.faults.devices", args.name) | figures
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(path)
 
