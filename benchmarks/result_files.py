@@ -83,7 +83,6 @@ def _cpu() -> str:
 
 def write(name: str, figures: Mapping[str, Any]) -> Path:
     """Writes the record of this process and the figures to `results/<name>.json`."""
-    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(record() | dict(figures), indent=2) + "\n", encoding="utf-8")
     return path

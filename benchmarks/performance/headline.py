@@ -27,11 +27,7 @@ PROMPTS = {"shakespeare": "ROMEO:", "quickstart": "The "}
 
 
 def run(*command: str, python: str = sys.executable) -> str:
-    """Runs a Python command and returns its standard output.
-
-    Raises:
-      SystemExit: the command failed, and has said why on standard error.
-    """
+    """Runs a Python command and returns its standard output; exits with its code if it fails."""
     done = subprocess.run([python, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         sys.exit(done.returncode)

@@ -101,9 +101,7 @@ def main() -> None:
     what.add_argument("--quick", action="store_true", help="fewer points; takes some minutes")
     what.add_argument("--over_torch", action="store_true", help="small layers in turn with torch")
     flags.add_argument("--cells", nargs="+", choices=CELLS, help="with --over_torch; default both")
-    flags.add_argument(
-        "--hidden", nargs="+", type=count, help="with --over_torch; default 64 to 512"
-    )
+    flags.add_argument("--hidden", nargs="+", type=count, help="with --over_torch; 64 to 512")
     args = flags.parse_args()
     if args.over_torch:
         return over_torch(args)

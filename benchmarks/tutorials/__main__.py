@@ -120,7 +120,7 @@ def main() -> None:
         infos = {name: info_of(f"{CONFIGS}/{name}.py") for name in TUTORIALS}
         print(result_files.write("tutorial_counts", {"tutorials": infos}))
     elif args.command == "page":
-        print(page.write())
+        page.PAGE.write_text(page.page(), encoding="utf-8")
     elif args.command == "timing":
         print(timing.measure(args.seconds))
     else:

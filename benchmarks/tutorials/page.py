@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 from typing import Any
 
 from benchmarks.common import ROOT
@@ -27,12 +26,6 @@ Every config has variants, such as `tutorials/grimm:better`. `held_out` is the t
 of its text kept for validation; `better` is charjax's recipe on the same text in no more steps than
 the tutorial's. `scheduled`, of `grimm`, is `better` with scheduled sampling.
 """
-
-
-def write() -> Path:
-    """Writes the page and returns its path."""
-    PAGE.write_text(page(), encoding="utf-8")
-    return PAGE
 
 
 def page() -> str:
