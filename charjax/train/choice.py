@@ -28,6 +28,7 @@ from charjax.config import (
     to_dict,
 )
 from charjax.data.corpus import load_corpus
+from charjax.data.records import has_records
 from charjax.errors import CharjaxError, InputError
 from charjax.runtime.display import counted
 from charjax.runtime.files import read_regular
@@ -253,14 +254,11 @@ def describe_choice(
     config: Config, row: Row, chars: int, minutes: float, speed: Speed
 ) -> list[str]:
     """What was chosen and why, in three lines."""
-    kind = "one text"
-    if config.data.documents == "lines":
-        kind = "one item a line: each is a document, shuffled before the split"
     model, data, train = config.model, config.data, config.train
     by = "measured" if row.measured else "extrapolated, not measured"
     rate = data.batch_size * data.seq_len / speed.step_s
     return [
-        f"chosen: {counted(chars, 'character')}, {kind}",
+        f"chosen: {counted(chars, 'character')}, {_kind_of_text(data)}",
         f"chosen: {model.cell} {model.layers} x {model.hidden}, embedding {model.embed}, dropout "
         f"{model.dropout:g}, weight-drop {model.dropout_recurrent:g}, {data.batch_size} x "
         f"{data.seq_len} characters a step; the table's row for {row.chars:,} characters, "
@@ -268,6 +266,23 @@ def describe_choice(
         f"chosen: {train.max_steps:,} steps, as many as fit into --minutes={minutes:g} at the "
         f"{rate:,.0f} characters a second of a warm-up; --config.FIELD=VALUE overrides",
     ]
+
+
+def _kind_of_text(data: DataConfig) -> str:
+    """What the documents are; of a file of records, how to read its texts alone."""
+    if data.documents == "lines":
+        return "one item a line: each is a document, shuffled before the split"
+    if data.documents == "none" and has_records(data.path):
+        return (
+            "one text, with the syntax of its JSON lines; `charjax pack --field=NAME` packs the "
+            "texts of a field"
+        )
+    if data.documents == "none" and data.path.lower().endswith((".csv", ".tsv")):
+        return (
+            "one text, with its commas and quotes; --config.data.documents=rows reads each row as "
+            "a document, --config.data.columns=NAME columns of it"
+        )
+    return "one text"
 
 
 def _recorded(files: Workdir, path: str, minutes: float | None) -> Config:

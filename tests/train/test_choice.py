@@ -147,6 +147,21 @@ def test_the_speed_of_a_fast_machine_is_not_shown_as_a_power_of_ten():
     assert "at the 2,048,000 characters a second of a warm-up" in steps
 
 
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("a.jsonl", "`charjax pack --field=NAME` packs"),
+        ("a.ndjson.gz", "`charjax pack --field=NAME` packs"),
+        ("A.CSV", "--config.data.documents=rows reads"),
+        ("a.txt", None),
+    ],
+)
+def test_records_that_are_read_as_one_text_are_said(path, hint):
+    config = Config(data=DataConfig(path=path))
+    chosen, *_ = choice.describe_choice(config, TINY, 1000, 4.0, Speed(0.001, 1.0, 1.0))
+    assert hint in chosen if hint else chosen.endswith("one text")
+
+
 def test_a_short_text_has_smaller_batches():
     row = TINY._replace(data={"batch_size": 32, "seq_len": 64})
     config = choice.sized_config("x", "a b" * 100, row, 1)
