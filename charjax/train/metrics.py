@@ -98,8 +98,8 @@ def _plot_losses(axes: Any, groups: Sequence[Sequence[Mapping[str, Any]]]) -> No
 
 def figure_class() -> Any:
     """`matplotlib.figure.Figure`, which takes half a second to import."""
-    # Silences its warning that it builds a font cache.
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+    # Silences its warnings about its cache: that it builds one, or has no folder to write it to.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     from matplotlib.figure import Figure
 
     return Figure

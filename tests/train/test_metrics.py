@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from charjax.errors import InputError
@@ -65,3 +69,13 @@ def test_curves_begin_anew_where_the_text_was_changed(tmp_path):
         draw_curves([*RECORDS, last], tmp_path / name)
         drawn.append((tmp_path / name).read_bytes())
     assert drawn[0] != drawn[1]
+
+
+def test_a_cache_that_cannot_be_written_is_no_warning(tmp_path):
+    (tmp_path / "file").touch()
+    code = "from charjax.train.metrics import figure_class; figure_class()"
+    environment = os.environ | {"MPLCONFIGDIR": str(tmp_path / "file" / "folder")}
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, check=True
+    )
+    assert run.stderr == b""
