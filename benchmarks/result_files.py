@@ -48,12 +48,10 @@ _COLUMNS = {
 }
 
 
-def record(*command: str) -> dict[str, Any]:
-    """The machine, package versions, date and command of a result.
+def record() -> dict[str, Any]:
+    """The machine, package versions, date and command of this process.
 
-    Args:
-      command: the module and its arguments; none: those of this process. Flags that only name a
-        place on this machine are left out.
+    Flags that only name a place on this machine are left out of the command.
     """
     versions = {}
     for name in _PACKAGES:
@@ -62,13 +60,13 @@ def record(*command: str) -> dict[str, Any]:
     module = getattr(sys.modules["__main__"], "__spec__", None)
     program = ["python", "-m", module.name.removesuffix(".__main__")] if module else sys.argv[:1]
     places = ("--workdir=", "--out=", "--keras_python=")
-    words = ["python", "-m", *command] if command else [*program, *sys.argv[1:]]
+    flags = [argument for argument in sys.argv[1:] if not argument.startswith(places)]
     return {
         "machine": f"{_cpu()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
         "versions": versions,
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "command": shlex.join(word for word in words if not word.startswith(places)),
+        "command": shlex.join([*program, *flags]),
     }
 
 

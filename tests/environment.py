@@ -1,9 +1,15 @@
-"""The environment of the processes that tests start."""
+"""The environment of the processes that tests start, and of what they measure."""
 
 from __future__ import annotations
 
+import datetime
 import importlib.metadata
 import os
+import platform
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 # XLA's newer code generator takes three times as long for the same values, and a program in many
 # parts half as long again. jaxlib 0.10 has both; 0.12 ends the process at the unknown flag.
@@ -20,3 +26,24 @@ def with_devices(count: int) -> dict[str, str]:
     environment = {name: value for name, value in os.environ.items() if name != "NPROC"}
     devices = f"--xla_force_host_platform_device_count={count} " if count > 1 else ""
     return environment | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": devices + FAST_COMPILES}
+
+
+_PACKAGES = ("charjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def provenance(module: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """Where and when a result was measured: machine, versions, date and command."""
+    fields = {}
+    if (cpuinfo := Path("/proc/cpuinfo")).exists():
+        pairs = (line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line)
+        fields = {name.strip(): value.strip() for name, value in pairs}
+    family, model = fields.get("cpu family", "?"), fields.get("model", "?")
+    cpu = fields.get("model name", platform.machine())
+    lasting = [a for a in arguments if not a.startswith("--out=")]
+    return {
+        "machine": f"{cpu} (family {family}, model {model}), {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "command": shlex.join(["python", "-m", module, *lasting]),
+    }

@@ -24,9 +24,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.result_files import record
 from charjax.data.named_corpora import read_named
 from charjax.data.store import TextStore
+from tests.environment import provenance
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "scale.json"
@@ -298,7 +298,7 @@ def write_page(sizes: dict[str, dict[str, Any]]) -> None:
 if __name__ == "__main__":
     place, number = sys.argv[1:]
     Path(place).mkdir(parents=True, exist_ok=True)
-    about = record("tests.data.measure_scale", "FOLDER", number)
+    about = provenance("tests.data.measure_scale", ["FOLDER", number])
     found = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
     with tempfile.TemporaryDirectory(dir=place) as inside:
         found[number] = about | measure(Path(inside), float(number))

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.result_files import record
+from tests.environment import provenance
 
 # name, which is also that of its module -> number of repetitions in full
 FAULTS = {
@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
     figures = run(args.fault, args.n)
     if args.out:
         seconds = round(time.monotonic() - started, 1)
-        result = record("tests.faults", *arguments) | {"fault": args.fault, "seconds": seconds}
+        result = provenance("tests.faults", arguments) | {"fault": args.fault, "seconds": seconds}
         args.out.write_text(json.dumps(result | {"figures": figures}, indent=2) + "\n", "utf-8")
     print(json.dumps(figures))
     return 0 if figures["passed"] else 1

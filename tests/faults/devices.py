@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.result_files import record
-from tests.environment import with_devices
+from tests.environment import provenance, with_devices
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -204,7 +203,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as discarded:
         figures = measurements[args.name](args.scratch or Path(discarded))
     path = RESULTS / f"devices_{args.name}.json"
-    result = record("tests.faults.devices", args.name) | figures
+    result = provenance("tests.faults.devices", [args.name]) | figures
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(path)
 

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.result_files import record
 from charjax.config import DataConfig, ModelConfig
 from charjax.data.corpus import load_corpus
 from charjax.data.vocab import Vocab
@@ -27,6 +26,7 @@ from charjax.inference.sampler import Sampler
 from charjax.inference.sampling import Sampling
 from charjax.inference.text_codec import decode_texts
 from charjax.inference.text_end import LineFilter, TextEnd
+from tests.environment import provenance
 from tests.inference.scripted import random_model
 
 RESULTS = Path(__file__).with_name("controls_speed.json")
@@ -89,7 +89,7 @@ def main(path: str) -> None:
                 ratios.append(sample(size, *case) / plain)
             results[name][size] = round(statistics.median(ratios) - 1, 4)
         _logger.warning("%s %s", name, results[name])
-        found = record("tests.inference.measure_controls", "TEXT") | {"costs": results}
+        found = provenance("tests.inference.measure_controls", ["TEXT"]) | {"costs": results}
         RESULTS.write_text(json.dumps(found, indent=1) + "\n")
     write_page()
 

@@ -21,7 +21,6 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from benchmarks.result_files import record
 from charjax.checkpoint.checkpoints import Checkpoints
 from charjax.config import Config, TrainConfig, to_dict
 from charjax.data.vocab import Vocab
@@ -30,6 +29,7 @@ from charjax.inference.sampler import Sampler
 from charjax.inference.sampling import Sampling
 from charjax.inference.text_codec import decode_groups, encode_prompt
 from charjax.workdir import Workdir
+from tests.environment import provenance
 from tests.inference.scripted import random_model
 from tests.inference.test_load import META
 from tests.serve.process import Served, serve
@@ -256,7 +256,7 @@ STEPS = ("first_character", "equality", "throughput", "memory", "refusals", "shu
 def measure(steps: Sequence[str]) -> None:
     """Adds the results of these steps to the file, each as soon as it is there."""
     results = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
-    results |= record("tests.serve.measure", *steps)
+    results |= provenance("tests.serve.measure", steps)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "gru512"
         make_run(folder)
@@ -306,8 +306,6 @@ def write_page(results: dict) -> None:
 
 
 if __name__ == "__main__":
-    if wrong := set(sys.argv[1:]) - {*STEPS, "page"}:
-        sys.exit(f"{', '.join(wrong)}: must be page, or one or more of {', '.join(STEPS)}")
     if sys.argv[1:] != ["page"]:
         measure(sys.argv[1:] or STEPS)
     write_page(json.loads(RESULTS.read_text("utf-8")))

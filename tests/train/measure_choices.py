@@ -22,8 +22,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from benchmarks.result_files import record
 from charjax.train.choice import find_row
+from tests.environment import provenance
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "choices.json"
@@ -106,10 +106,8 @@ def main() -> None:
     write_rows(grids, args.minutes)
     runs = [run for grid in grids for run in grid]
     arguments = ["FOLDER", *(path.name for path in args.texts), f"--minutes={args.minutes}"]
-    result = record("tests.train.measure_choices", *arguments) | {
-        "rows": result_rows(runs),
-        "runs": runs,
-    }
+    record = provenance("tests.train.measure_choices", arguments)
+    result = record | {"rows": result_rows(runs), "runs": runs}
     RESULTS.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
