@@ -26,10 +26,6 @@ class Response(NamedTuple):
         return [json.loads(event.removeprefix("data: ")) for event in events]
 
 
-class Disconnect(Exception):  # noqa: N818
-    """Raised by `until` to close the connection."""
-
-
 async def request(
     app, method, path, body=None, *, headers=JSON, until=lambda sent: None, cut=False
 ):
