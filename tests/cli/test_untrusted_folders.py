@@ -371,13 +371,16 @@ def test_a_record_of_another_shape_is_one_line_and_exit_3(run, call, config, sha
         assert code == 3, error
 
 
-def test_a_run_of_an_implementation_that_this_version_lacks_goes_on_with_another(run, call, train):
+def test_a_run_of_an_implementation_that_this_version_lacks_goes_on_with_another(run, call, config):
     recorded = {"implementation": "later", "reason": "the fastest here"}
     change_record(run, lambda r: r["meta"].update(recurrence=recorded))
     for command in ("info", "sample", "verify"):
         assert call(command, f"--workdir={run}")[0] == 0
     (run / "run.json").write_text("damaged")
-    assert train(run)[0] == 0
+    command = ("train", f"--config={config}", f"--workdir={run}")
+    assert call(*command)[0] == 0  # it has ended, and is as it was saved
+    assert json.loads((run / "run.json").read_text())["recurrence"] == recorded
+    assert call(*command, "--config.train.max_steps=30")[0] == 0
     written = json.loads((run / "run.json").read_text())["recurrence"]
     assert written["implementation"] != "later"
     assert "later refuses: this version has no such implementation" in written["reason"]
