@@ -65,4 +65,4 @@ def _without_reading_flags(error: InputError) -> InputError:
     if not re.search(r"--(?!file\b|unknown\b)\w", message):
         return error
     problem = re.sub(r"^--", "config.data.", message.partition("; ")[0])
-    return InputError(f"{problem}; the file must have the form of the text of the run; convert it")
+    return InputError(f"{problem}; convert the file to the form of the text of the run")
