@@ -24,10 +24,10 @@ from charjax.data.vocab import check_ids
 from charjax.errors import InputError
 from charjax.model.carry import initial_carry, reset_carry
 from charjax.model.decode import decode_sequence
-from charjax.model.network import CharRNN, check_concrete
+from charjax.model.network import CharRNN
 from charjax.model.recurrence.api import for_inference
 from charjax.runtime import sharding
-from charjax.runtime.compiler_options import network_compiler_options
+from charjax.runtime.compiler_options import check_concrete, network_compiler_options
 from charjax.runtime.display import ProgressFn, counted, no_progress
 from charjax.types import Carry, Logits, PyTree, Reset, Resets, Tokens
 

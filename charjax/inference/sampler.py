@@ -34,7 +34,8 @@ from charjax.inference.sampling_loop import compiled_loop
 from charjax.inference.sampling_program import Program
 from charjax.inference.sampling_rows import Given, Sampled, Starts, start_rows
 from charjax.model.decode import DecodeWeights
-from charjax.model.network import check_concrete, check_resolved
+from charjax.runtime.compiler_options import check_concrete
+from charjax.runtime.dtypes import check_resolved
 from charjax.types import PyTree
 
 _MAX_CHARS = 10**9

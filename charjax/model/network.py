@@ -25,6 +25,7 @@ from charjax.model.matmul import lookup, project
 from charjax.model.mogrifier import Mogrifier
 from charjax.model.recurrence import api as recurrence
 from charjax.model.recurrence.base import Operands, Projected, Result, Table, Weights
+from charjax.runtime.dtypes import check_resolved
 from charjax.types import Carry, LayerCarry, Logits, PRNGKey, PyTree, Resets, Tokens
 
 RowKeys = Key[Array, " batch"]
@@ -225,23 +226,6 @@ class _Dropout:
             return jax.random.bernoulli(jax.random.fold_in(key, site), 1 - rate, (features,))
 
         return jnp.where(jax.vmap(mask, out_axes=1)(self._keys)[:, None], x / (1 - rate), 0.0)
-
-
-def check_resolved(config: ModelConfig) -> None:
-    """Raises InputError for `dtype="auto"`, which stands for a dtype of these devices."""
-    if config.dtype == "auto":
-        raise InputError(
-            "dtype=auto: is not resolved yet; take the config that charjax.resolve_dtype returns"
-        )
-
-
-def check_concrete(params: PyTree) -> None:
-    """Raises InputError for the parameters of a traced function, which have no values."""
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params)):
-        raise InputError(
-            "parameters within jax.jit, jax.grad or jax.vmap: scores and samples run compiled "
-            "programs of their own; call them outside, or CharRNN.run inside"
-        )
 
 
 def _as_float32(x: Any) -> Array:

@@ -1,8 +1,11 @@
-"""Options that `jax.jit` passes to XLA."""
+"""Options that `jax.jit` passes to XLA: only a program that is no part of another has them."""
 
 from __future__ import annotations
 
 import jax
+
+from charjax.errors import InputError
+from charjax.types import PyTree
 
 
 def loop_compiler_options() -> dict[str, bool] | None:
@@ -28,3 +31,12 @@ def network_compiler_options(implementation: str) -> dict[str, bool] | None:
     if implementation == "persistent":
         return {"xla_gpu_enable_triton_gemm": False}
     return loop_compiler_options()
+
+
+def check_concrete(params: PyTree) -> None:
+    """Raises InputError for the parameters of a traced function, which have no values."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params)):
+        raise InputError(
+            "parameters within jax.jit, jax.grad or jax.vmap: scores and samples run compiled "
+            "programs of their own; call them outside, or CharRNN.run inside"
+        )

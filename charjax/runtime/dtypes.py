@@ -7,7 +7,8 @@ from pathlib import Path
 
 import jax
 
-from charjax.config import Config
+from charjax.config import Config, ModelConfig
+from charjax.errors import InputError
 
 _CPU_INFO = Path("/proc/cpuinfo")
 _BFLOAT16_CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
@@ -26,6 +27,14 @@ def resolve_dtype(config: Config, saved: Config | None = None) -> Config:
         return config
     dtype = saved.model.dtype if saved else fast_dtype()
     return replace(config, model=replace(config.model, dtype=dtype))
+
+
+def check_resolved(config: ModelConfig) -> None:
+    """Raises InputError for `dtype="auto"`, which stands for a dtype of these devices."""
+    if config.dtype == "auto":
+        raise InputError(
+            "dtype=auto: is not resolved yet; take the config that charjax.resolve_dtype returns"
+        )
 
 
 def fast_dtype() -> str:
