@@ -15,7 +15,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.environment import FAST_COMPILES, with_devices
@@ -59,10 +59,29 @@ import pytest
 from hypothesis import settings
 from jax._src.compiler import get_compile_options
 from jax._src.interpreters import mlir as lowering
+from jaxtyping import _decorator as checks
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # To make a context with all dialects is a quarter of what it takes to compile one operation.
 lowering.make_ir_context = functools.cache(lowering.make_ir_context)
+
+
+def _cached(function: Callable) -> Callable:
+    """The function, whose result for arguments that can be hashed is computed once."""
+    remembered = functools.cache(function)
+
+    def call(*args, **kwargs):
+        try:
+            return remembered(*args, **kwargs)
+        except TypeError:  # an argument cannot be hashed
+            return function(*args, **kwargs)
+
+    return call
+
+
+# jaxtyping makes the checks of a function within a function anew each time that the outer one runs.
+for _name in ("_make_fn_with_signature", "_apply_typechecker"):
+    setattr(checks, _name, _cached(getattr(checks, _name)))
 _DEVICES = jax.devices()
 os.environ["XLA_FLAGS"] = with_devices(1)["XLA_FLAGS"]  # of the commands that tests start
 settings.register_profile("charjax", deadline=None, max_examples=50)
