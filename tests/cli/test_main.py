@@ -234,7 +234,9 @@ FAULTS = {
         ("config.data.corpus='shakespear'", "shakespeare", "config.data.path"),
     ),
     "workdir that is a file": Fault(
-        "train --config=@tiny.py --workdir=@text.txt", 2, ("text.txt", "not a folder", "--workdir")
+        "train --config=@tiny.py --workdir=@text.txt",
+        2,
+        ("text.txt", "not a folder", "choose another"),
     ),
     "workdir in use by another config": Fault(
         "train --config=@tiny.py --workdir=@run --config.model.hidden=9",
@@ -271,7 +273,7 @@ FAULTS = {
     "look at what is no UTF-8": Fault(
         "look --workdir=@run --file=@latin.txt --out=@page.html",
         2,
-        ("latin.txt", "0xE9", "offset 3", "the form of the text of the run"),
+        ("latin.txt", "0xE9", "offset 3", "--encoding="),
     ),
     "a negative window": Fault("score --workdir=@run --part=val --window=-1", 2, ("--window=-1",)),
     "a window in dynamic evaluation": Fault(
