@@ -73,7 +73,7 @@ def _activations(model: ForeignModel) -> str:
     words = named.get(model.cell, "sigmoid and tanh")
     if model.are_layers_checked:
         return f"its layers have {words}"
-    return f"assumed, as the file does not say it: {words}"
+    return f"assumed, as the file does not say it: {words}, and nothing between the layers"
 
 
 def _meta(model: ModelConfig, vocab: Vocab, params: PyTree, source: SourceMeta) -> RunMeta:

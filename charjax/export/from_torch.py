@@ -27,6 +27,7 @@ from charjax.runtime.safetensors import read_safetensors
 # weight_ih_l0 of nn.GRU, nn.LSTM and nn.RNN; weight_ih of nn.GRUCell and the like.
 _RECURRENT = re.compile(r"(?P<module>.*?)(?:weight|bias)_(?:ih|hh|hr)(?P<layer>_l\d+)?(_reverse)?")
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+_STARTS_OF_PICKLES = (b"PK\x03\x04", b"\x80\x02\x8a\n")  # a ZIP archive; before torch 1.6
 _STATE_DICTS = ("state_dict", "model_state_dict", "model")  # keys of checkpoints that hold one
 
 
@@ -40,7 +41,7 @@ def read_torch(file: Path) -> ForeignModel:
       InputError: the file is damaged, or charjax has no such model.
       OSError: it cannot be read.
     """
-    arrays = _read_pickle(file) if file.suffix.lower() in _PICKLES else read_safetensors(file)[0]
+    arrays = _read_pickle(file) if _is_pickle(file) else _read_safetensors(file)
     arrays = {name: as_float32(name, array) for name, array in arrays.items()}
     layers = _layers(arrays)
     embedding, head = _matrices(arrays, layers[0].kernel.shape[0])
@@ -58,6 +59,20 @@ def read_torch(file: Path) -> ForeignModel:
     )
 
 
+def _is_pickle(file: Path) -> bool:
+    if file.suffix.lower() in _PICKLES:
+        return True
+    with file.open("rb") as opened:
+        return opened.read(4) in _STARTS_OF_PICKLES
+
+
+def _read_safetensors(file: Path) -> Arrays:
+    """The arrays, with those that `safetensors.torch.save_model` left out as equal to others."""
+    arrays, metadata = read_safetensors(file)
+    same = {name: arrays[kept] for name, kept in metadata.items() if kept in arrays}
+    return same | arrays
+
+
 def _read_pickle(file: Path) -> Arrays:
     """The tensors of a file of `torch.save`; torch unpickles tensors only, no other objects."""
     try:
@@ -65,7 +80,7 @@ def _read_pickle(file: Path) -> Arrays:
     except ImportError:
         raise InputError(
             f"{file}: only torch reads this format; run: pip install torch, or save the weights "
-            "with safetensors.torch.save_file"
+            "with safetensors.torch.save_model"
         ) from None
     try:
         with warnings.catch_warnings():
@@ -100,7 +115,10 @@ def _tensors(found: Any, file: Path) -> dict[str, Any]:
         items = values.items() if isinstance(values, Mapping) else ()
         if items and all(isinstance(k, str) and hasattr(v, "detach") for k, v in items):
             return dict(items)
-    raise InputError(f"{file}: holds no state dict; save model.state_dict()")
+    raise InputError(
+        f"{file}: holds no state dict, alone or under {', '.join(_STATE_DICTS)}; save "
+        "model.state_dict()"
+    )
 
 
 def _is_mapping(found: Any, name: str) -> bool:

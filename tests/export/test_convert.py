@@ -189,6 +189,18 @@ def test_rows_and_columns_move_with_their_tokens():
     np.testing.assert_array_equal(params["output_bias"], model.output_bias[[1, 2, 0]])
 
 
+def test_a_tied_projection_that_safetensors_left_out_is_read(tmp_path):
+    """safetensors.torch.save_model keeps one of two names of an array; the header has both."""
+    arrays = state_dict(**{"embedding.weight": (5, 4), "rnn.weight_ih_l0": (12, 4)})
+    del arrays["head.weight"]
+    content = safetensors(arrays, {"head.weight": "embedding.weight", "format": "pt"})
+    (tmp_path / "m.safetensors").write_bytes(content)
+    model = SOURCES["torch"](tmp_path / "m.safetensors")
+    np.testing.assert_array_equal(model.embedding, arrays["embedding.weight"])
+    np.testing.assert_array_equal(model.output_kernel, arrays["embedding.weight"].T)
+    np.testing.assert_array_equal(model.output_bias, arrays["head.bias"])
+
+
 # What charjax has no model for
 
 
@@ -363,13 +375,72 @@ NO_CELL = {f"layers/gru/cell/vars/{i}": None for i in range(3)}
         (keras_zip(keras_arrays(), reset_after=False), "reset_after=False"),
         (keras_zip(keras_arrays(), activation="relu"), "activation='relu'"),
         (keras_zip(keras_arrays(), go_backwards=True), "go_backwards=True"),
-        (keras_zip(keras_arrays(), kind="ConvLSTM1D"), "a layer is a ConvLSTM1D"),
+        (keras_zip(keras_arrays(), kind="ConvLSTM1D"), "has a layer of class ConvLSTM1D"),
         (b"PK\x03\x04 and more", "damaged, or not a file of Keras 3"),
         (b"\x89HDF\r\n\x1a\n and more", "damaged, or not a file of Keras 3"),
     ],
 )
 def test_a_keras_model_of_another_kind_is_refused(content, said, tmp_path, capfd):
     (tmp_path / "m.keras").write_bytes(content)
+    (tmp_path / "v.txt").write_text("abcde")
+    line = [tmp_path / "m.keras", "--from=keras", f"--vocabulary={tmp_path}/v.txt"]
+    assert said in refused(*line, f"--out={tmp_path}/run", capfd=capfd)
+
+
+def layer_of(kind: str, *reads: str, calls: int = 1, name: str = "", **fields: object) -> dict:
+    """A layer in the config of a functional model; it reads outputs `LAYER` or `LAYER:NUMBER`."""
+    tensors = [tensor.partition(":") for tensor in reads]
+    history = [{"config": {"keras_history": [n, 0, int(i or 0)]}} for n, _, i in tensors]
+    call = {"args": history[:1], "kwargs": {"mask": None, "initial_state": history[1:]}}
+    nodes = [call] * (calls if reads else 0)
+    return {"class_name": kind, "name": name or kind, "config": fields, "inbound_nodes": nodes}
+
+
+def functional(*layers: dict) -> dict:
+    return {"layers": [layer_of("InputLayer"), layer_of("InputLayer", name="state"), *layers]}
+
+
+CHAIN = (
+    layer_of("Embedding", "InputLayer"),
+    layer_of("GRU", "Embedding", "state"),
+    layer_of("Dense", "GRU", activation="softmax"),
+)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_functional_model_whose_layers_are_a_chain_is_checked(nested, tmp_path, capfd):
+    config = functional(*CHAIN)
+    if nested:
+        config = {"layers": [{"class_name": "Functional", "config": config}]}
+    (tmp_path / "m.keras").write_bytes(keras_archive(keras_arrays(), config))
+    (tmp_path / "v.txt").write_text("abcde")
+    flags = ["--from=keras", f"--vocabulary={tmp_path}/v.txt", f"--out={tmp_path}/run"]
+    assert main(["convert", str(tmp_path / "m.keras"), *flags]) == 0
+    assert "its layers have reset_after" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        (
+            (CHAIN[0], layer_of("GRU", "Embedding", calls=2), CHAIN[2]),
+            "the layer GRU must read the layer before it",
+        ),
+        ((*CHAIN[:2], layer_of("Dense", "Embedding")), "the layer Dense must read"),
+        ((*CHAIN[:2], layer_of("Dense", "GRU:1")), "the layer Dense must read"),
+        (
+            (*CHAIN[:2], layer_of("GRU", "Embedding", "GRU:1", name="decoder"), CHAIN[2]),
+            "the layer decoder must read the layer before it",
+        ),
+        ((layer_of("Embedding", "InputLayer", mask_zero=True), *CHAIN[1:]), "mask_zero=True"),
+        ((*CHAIN, layer_of("Softmax", "Dense")), "a softmax, of the class Dense, comes before"),
+        ((*CHAIN[:2], layer_of("Softmax", "GRU"), layer_of("Dense", "Softmax")), "class Softmax"),
+        ((*CHAIN[:2], layer_of("Dense", "GRU"), layer_of("Softmax", "Dense", axis=1)), "axis=1"),
+    ],
+    ids=["shared", "branch", "state", "decoder", "mask", "twice", "between", "over time"],
+)
+def test_a_functional_model_of_another_kind_is_refused(layers, said, tmp_path, capfd):
+    (tmp_path / "m.keras").write_bytes(keras_archive(keras_arrays(), functional(*layers)))
     (tmp_path / "v.txt").write_text("abcde")
     line = [tmp_path / "m.keras", "--from=keras", f"--vocabulary={tmp_path}/v.txt"]
     assert said in refused(*line, f"--out={tmp_path}/run", capfd=capfd)
@@ -453,6 +524,15 @@ def test_an_error_about_the_folder_to_write_names_no_flag_of_other_commands(name
     said = refused(*line, f"--out={tmp_path}/{name}", capfd=capfd)
     assert name.partition("/")[0] in said
     assert "--workdir" not in said
+
+
+@pytest.mark.parametrize("start", [b"PK\x03\x04", b"\x80\x02\x8a\n"], ids=["zip", "pickle"])
+def test_a_file_of_torch_save_is_known_by_its_content(start, tmp_path, capfd):
+    (tmp_path / "best.pth.tar").write_bytes(start + b" and more")
+    (tmp_path / "v.txt").write_text("abcde")
+    line = [tmp_path / "best.pth.tar", "--from=torch", f"--vocabulary={tmp_path}/v.txt"]
+    said = refused(*line, f"--out={tmp_path}/run", capfd=capfd)
+    assert "only torch reads this format" in said or "not a state dict" in said
 
 
 def test_a_pickle_is_not_run(tmp_path, capfd, monkeypatch):
