@@ -31,6 +31,7 @@ from charjax.model.quantization import Scales, quantize
 from charjax.model.recurrence.base import Weights
 from charjax.model.recurrence.c.build import Library
 from charjax.model.recurrence.c.packed import Packed, pack
+from charjax.runtime.dtypes import as_float32
 from charjax.types import Carry, Logits, PyTree, Resets, Tokens
 
 # Layout of states and gates: [batch, features]; [features, batch]; [features, 1], for one sequence.
@@ -145,13 +146,13 @@ def decode_weights(
 
     Args:
       config: the architecture; dtype "int8" quantizes the kernels.
-      params: float32.
+      params: of the model; cast to float32, as by `CharRNN.run`.
       layout: of the states.
       operands: of quantized kernels, the dtype that holds them, "float32" or "bfloat16" (both
         hold them exactly); "" is float32. For other kernels "": they have the config's dtype.
       packed: the C library to pack the weights for, in batch-major layout; None: XLA multiplies.
     """
-    int8 = config.dtype == "int8"
+    params, int8 = as_float32(params), config.dtype == "int8"
     dtype = jnp.dtype("float32" if int8 else config.dtype)
     if CELLS[config.cell].rounds:
         return _mogrifier_weights(config, params, layout, dtype)

@@ -9,7 +9,6 @@ activations are feature-major, [features, time, batch], in which matmuls run fas
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -25,7 +24,7 @@ from charjax.model.matmul import lookup, project
 from charjax.model.mogrifier import Mogrifier
 from charjax.model.recurrence import api as recurrence
 from charjax.model.recurrence.base import Operands, Projected, Result, Table, Weights
-from charjax.runtime.dtypes import check_resolved
+from charjax.runtime.dtypes import as_float32, check_resolved
 from charjax.types import Carry, LayerCarry, Logits, PRNGKey, PyTree, Resets, Tokens
 
 RowKeys = Key[Array, " batch"]
@@ -135,8 +134,9 @@ class CharRNN(nn.Module):
           Float32 logits [batch, time, vocab] and the carry after the last token.
 
         Raises:
-          InputError: the tokens are not integers; config.dtype is "int8", which only
-            `charjax.model.decode` runs, or "auto", which `charjax.resolve_dtype` resolves.
+          InputError: the tokens are not integers; shapes do not fit together; config.dtype is
+            "int8", which only `charjax.model.decode` runs, or "auto", which
+            `charjax.resolve_dtype` resolves.
         """
         c = self.config
         check_resolved(c)
@@ -144,6 +144,7 @@ class CharRNN(nn.Module):
             raise InputError("dtype=int8: not a dtype to train in; take float32 or bfloat16")
         if not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise InputError(f"tokens of dtype {tokens.dtype}: must be integers")
+        _check_shapes(c, tokens, carry, dropout_keys, resets)
         tokens = jnp.asarray(tokens, jnp.int32)
         dtype = jnp.dtype(c.dtype)
         dropout = _Dropout(dropout_keys)
@@ -181,7 +182,7 @@ class CharRNN(nn.Module):
         float32. Derivatives are those of reverse mode (`jax.grad`, `jax.vjp`); those of second
         order need `config.recurrence="scan"`.
         """
-        params, carry = jax.tree.map(_as_float32, (params, carry))
+        params, carry = as_float32((params, carry))
         outputs: tuple[Logits, Carry] = self.apply(  # type: ignore[assignment]
             {"params": params}, tokens, carry, dropout_keys, resets=resets, last_only=last_only
         )
@@ -228,8 +229,32 @@ class _Dropout:
         return jnp.where(jax.vmap(mask, out_axes=1)(self._keys)[:, None], x / (1 - rate), 0.0)
 
 
-def _as_float32(x: Any) -> Array:
-    return jnp.asarray(x, jnp.float32)
+def _check_shapes(
+    config: ModelConfig,
+    tokens: Tokens,
+    carry: Carry,
+    dropout_keys: RowKeys | None,
+    resets: Resets | None,
+) -> None:
+    """Raises InputError for arguments of `CharRNN` whose shapes do not fit together.
+
+    XLA would broadcast some of them, and nothing would read a carry's further layers.
+    """
+    if tokens.ndim != 2:
+        raise InputError(f"tokens of shape {tokens.shape}: must be [batch, time]")
+    batch, states = tokens.shape[0], CELLS[config.cell].states * config.layers
+    shapes = [leaf.shape for leaf in jax.tree.leaves(carry)]
+    if shapes != [(batch, config.hidden)] * states:
+        raise InputError(
+            f"carry of shapes {shapes}: must be {states} x {(batch, config.hidden)}, as from "
+            f"initial_carry(config, {batch})"
+        )
+    if resets is not None and resets.shape != tokens.shape:
+        raise InputError(f"resets of shape {resets.shape}: must be {tokens.shape}, as the tokens")
+    if dropout_keys is not None and dropout_keys.shape[:1] != (batch,):
+        raise InputError(
+            f"dropout_keys of shape {dropout_keys.shape}: must be {batch}, one for each sequence"
+        )
 
 
 def _add_bias(x: Float[Array, " n *positions"], bias: Float[Array, " n"]) -> Array:

@@ -6,9 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 
 from charjax.config import Config, ModelConfig
 from charjax.errors import InputError
+from charjax.types import PyTree
 
 _CPU_INFO = Path("/proc/cpuinfo")
 _BFLOAT16_CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
@@ -53,6 +55,11 @@ def fast_dtype() -> str:
     else:
         has_bfloat16 = device.platform == "tpu"
     return "bfloat16" if has_bfloat16 else "float32"
+
+
+def as_float32(tree: PyTree) -> PyTree:
+    """A tree of arrays, of JAX or numpy and of any floating dtype, as float32 arrays of JAX."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), tree)
 
 
 def cpu_flags() -> set[str]:

@@ -90,6 +90,20 @@ def test_decoding_continues_from_its_carry():
     assert distance(second, (whole[:, TIME // 2 :], last)) < 1e-5
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+@pytest.mark.parametrize("wide", [False, True], ids=["float16", "float64"])
+def test_parameters_of_other_dtypes_are_cast_as_by_the_network(dtype, wide):
+    config = ModelConfig(cell="gru", hidden=5)  # without an embedding, the table is a kernel
+    params, config = params_of(config, VOCAB), replace(config, dtype=dtype)
+    with jax.enable_x64(wide):
+        other = jax.tree.map(lambda x: x.astype("float64" if wide else "float16"), params)
+        got = decode_weights(config, other)
+    rounded = jax.tree.map(lambda x: x.astype("float32"), other)
+    got, want = jax.tree.leaves(got), jax.tree.leaves(decode_weights(config, rounded))
+    assert distance(got, want) == 0
+    assert {leaf.dtype for leaf in got} == {jnp.dtype("float32")}
+
+
 def mask_token_1(weights):
     return mask_token(weights, 1)
 

@@ -144,6 +144,24 @@ def test_tokens_that_are_no_integers_are_refused():
         apply(CONFIGS["gru"], params, tokens.astype(jnp.float32), carry)
 
 
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize("name", ["tokens", "carry", "resets", "dropout_keys"])
+def test_shapes_that_do_not_fit_together_are_refused(name):
+    config = CONFIGS["gru"]
+    params, tokens, carry = inputs(config)
+    keys = jax.random.split(jax.random.key(0), BATCH)
+    wrong = {
+        "tokens": [tokens[0]],
+        "carry": [carry[:1], (*carry, carry[0]), carry_of(config, 1), carry_of(CONFIGS["lstm"], 3)],
+        "resets": [tokens[:1] == 0],
+        "dropout_keys": [keys[:1], keys[0]],
+    }
+    fitting = {"tokens": tokens, "carry": carry, "resets": tokens == 0, "dropout_keys": keys}
+    for value in wrong[name]:
+        with pytest.raises(InputError, match=f"^{name} of shapes? "):
+            CharRNN(config, VOCAB).run(params, **fitting | {name: value})
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_parameters_are_float32_where_jax_has_float64(cell):
     with jax.enable_x64(True):
