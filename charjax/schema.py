@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import numbers
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -183,6 +184,12 @@ def _required(wanted: Any) -> dict[str, bool] | None:
     if hasattr(wanted, "_field_defaults"):
         return {name: name not in wanted._field_defaults for name in wanted._fields}
     return None
+
+
+def check_integer(name: str, value: object) -> None:
+    """Raises InputError, which calls it `name`, for a value that is no integer."""
+    if not isinstance(value, numbers.Integral):  # numpy's are, too
+        raise InputError(f"{name}={value!r}: must be an integer")
 
 
 def is_finite(value: Any) -> bool:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.machinery
-import operator
 import os
+import re
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +16,6 @@ from charjax.errors import CharjaxError, InputError
 from charjax.runtime.paths import expand_path
 
 if TYPE_CHECKING:
-    from ml_collections import ConfigDict
-
     from charjax.config import Config
 
 
@@ -66,9 +63,10 @@ def load_config(config_flags: Sequence[str]) -> tuple[str, Config]:
     given, argument = _split_argument(files[0].removeprefix("--config="))
     file = find_config(expand_path(given, "--config"), "--config=")
     _check_path_not_empty(config_flags)
-    arguments = [] if argument is None else [argument]
     overrides = [flag for flag in config_flags if flag != files[0]]
-    values = _overridden(_from_file(file, arguments), overrides)
+    arguments = [] if argument is None else [argument]
+    where = f"--config={file}"
+    values = _overridden(lambda: _execute(file).get_config(*arguments), where, overrides)
     from charjax.config import from_config_dict
 
     return "-".join(filter(None, (file.stem, argument))), from_config_dict(values)
@@ -83,7 +81,7 @@ def override(config: Config, config_flags: Sequence[str]) -> Config:
     from charjax.config import from_config_dict, to_config_dict
 
     _check_path_not_empty(config_flags)
-    return from_config_dict(_overridden(to_config_dict(config), config_flags))
+    return from_config_dict(_overridden(lambda: to_config_dict(config), "--config", config_flags))
 
 
 def _split_argument(given: str) -> tuple[str, str | None]:
@@ -103,83 +101,26 @@ def _check_path_not_empty(config_flags: Sequence[str]) -> None:
         )
 
 
-def _from_file(file: Path, arguments: Sequence[str]) -> ConfigDict:
-    """The config that a file returns; fields that it leaves out have their defaults.
-
-    Raises:
-      InputError: the file fails, or returns no `ConfigDict`.
-    """
-    from ml_collections import ConfigDict
-
-    from charjax.config import Config, to_dict
-
-    try:
-        config = _execute(file).get_config(*arguments)
-    except CharjaxError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise InputError(f"--config={file}: {type(error).__name__}: {error}") from error
-    if not isinstance(config, ConfigDict):
-        raise InputError(
-            f"--config={file}: get_config() returns {type(config).__name__}, no ConfigDict; have "
-            "it return to_config_dict(Config(...)) of charjax.config"
-        )
-    values = config.to_dict(preserve_field_references=True)
-    return ConfigDict(_filled_up(values, to_dict(Config())))
-
-
-def _filled_up(values: Any, defaults: Any) -> Any:
-    """The values, as the types of the defaults if they can be; missing ones are the defaults."""
-    if isinstance(values, dict) and isinstance(defaults, dict):
-        filled = {name: _filled_up(values.get(name, d), d) for name, d in defaults.items()}
-        return {str(name): value for name, value in values.items()} | filled
-    if isinstance(defaults, float) and type(values) is int:
-        return float(values)
-    return tuple(values) if isinstance(defaults, tuple) and isinstance(values, list) else values
-
-
-def _overridden(config: ConfigDict, overrides: Sequence[str]) -> dict[str, Any]:
-    """The values of a config with overrides applied, one after the other."""
+def _overridden(get_config: Callable[[], Any], where: str, overrides: Sequence[str]) -> Any:
+    """The config of `get_config`, with overrides applied; `where` names its source in messages."""
     from absl import flags
     from ml_collections import config_flags as ml_flags
 
-    for override in overrides:
-        _check_field(config, override)
-        # Not absl's global FLAGS. ml_collections reads the override from sys_argv when the flag is
-        # defined, before absl parses it.
-        flag_values, argv = flags.FlagValues(), ["charjax", override]
-        try:
-            ml_flags.DEFINE_config_dict("config", config, flag_values=flag_values, sys_argv=argv)
-            flag_values(argv)
-        except (flags.Error, LookupError, AttributeError, TypeError, ValueError) as error:
-            raise InputError(f"{override}: {_remedy(config, override, error)}") from error
-    return _with_columns(config.to_dict(), overrides)
-
-
-def _check_field(config: ConfigDict, override: str) -> None:
-    """Raises InputError for an override of a field or section that the config does not have."""
-    from charjax.schema import leaves
-
-    name = _field_of(override)
-    fields = [field for field, _ in leaves(config.to_dict())]
-    if name not in fields and name not in config:
-        nearest = difflib.get_close_matches(name, fields, n=1)
-        hint = f"did you mean {nearest[0]}?" if nearest else "charjax/config.py lists them"
-        raise InputError(f"{override}: no such field; {hint}")
-
-
-def _field_of(override: str) -> str:
-    return override.partition("=")[0].removeprefix("--config.")
-
-
-def _remedy(config: ConfigDict, override: str, error: Exception) -> str:
-    """What the value of an override must be, by the type of its field."""
-    before = operator.attrgetter(_field_of(override))(config)
-    if isinstance(before, tuple):
-        return f"must be values with commas between them, such as {before or (1, 2)}"
-    kinds: dict[type, str] = {bool: "True or False", int: "an integer", float: "a number"}
-    kind = kinds.get(type(before))
-    return f"must be {kind}" if kind else " ".join(str(error).split())
+    # Not absl's global FLAGS. ml_collections reads the overrides from sys_argv when the flag is
+    # defined, before absl parses it.
+    flag_values = flags.FlagValues()
+    argv = ["charjax", *overrides]
+    try:
+        config = get_config()
+        ml_flags.DEFINE_config_dict("config", config, flag_values=flag_values, sys_argv=argv)
+        flag_values(argv)
+        return _with_columns(flag_values.config.to_dict(), overrides)
+    except CharjaxError:
+        raise
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(_config_message(error, where, overrides)) from error
+    except Exception as error:
+        raise InputError(f"{where}: {type(error).__name__}: {error}") from error
 
 
 def _with_columns(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -202,3 +143,19 @@ def _execute(file: Path) -> Any:
     module = sys.modules[loader.name] = types.ModuleType(loader.name)
     loader.exec_module(module)
     return module
+
+
+def _config_message(error: Exception, source: str, overrides: Sequence[str]) -> str:
+    """The message of an error, which names the override or the file that caused it."""
+    text = " ".join(str(error).split())
+    names = [(o, o.partition("=")[0].removeprefix("--config.")) for o in overrides]
+    suspects = [o for o in overrides if f"{o}:" in text]  # of a field given twice, the wrong one
+    suspects += [o for o, name in names if name in text]
+    suspects += [o for o, name in names if any(part in text for part in name.split("."))]
+    where = suspects[0] if suspects else source
+    if isinstance(error, KeyError | AttributeError) and suspects:
+        nearest = re.search(r'Did you mean "(\w+)"', text)
+        return f"{where}: no such field; " + (
+            f"did you mean {nearest[1]}?" if nearest else "charjax/config.py lists them"
+        )
+    return f"{where}: {text.removeprefix(f'flag {where}: ')}"

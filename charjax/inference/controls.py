@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from charjax.data.vocab import Vocab
+from charjax.data.vocab import Vocab, check_surrogates, text_of_unit
 from charjax.errors import InputError
 from charjax.inference.sampling import Sampling
+from charjax.schema import check_integer
 
 _MAX_LINES = 10**6
 _MAX_STOPS = 64
@@ -43,12 +44,15 @@ class Controls:
     max_copy: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.stop, tuple | list):  # such as one text
+        is_tuple = isinstance(self.stop, tuple | list)  # and not one text
+        if not is_tuple or not all(isinstance(text, str) for text in self.stop):
             raise InputError(f"--stop={self.stop!r}: must be a tuple of texts")
         if "" in self.stop:
             raise InputError("--stop=: is empty; give the text to end before")
         if len(self.stop) > _MAX_STOPS:
             raise InputError(f"--stop: is given {len(self.stop)} times; at most {_MAX_STOPS}")
+        for name in ("until_lines", "max_copy"):
+            check_integer(f"--{name}", getattr(self, name))
         if not 0 <= self.until_lines <= _MAX_LINES:
             raise InputError(
                 f"--until_lines={self.until_lines}: must be from 1 to {_MAX_LINES:,}; 0 is off"
@@ -89,6 +93,27 @@ class Controls:
                 )
         bias = tuple((token, -math.inf) for token in sorted(forbidden))
         return replace(sampling, logit_bias=sampling.logit_bias + bias)
+
+    def check_stops(self, sampling: Sampling, vocab: Vocab) -> None:
+        """Raises InputError for a stop text with a character that is never sampled.
+
+        Args:
+          sampling: with what is forbidden, as from `restrict`.
+          vocab: of the model.
+        """
+        known = set(vocab.characters)
+        sampled = {c for i, c in enumerate(vocab.characters) if i not in sampling.forbidden}
+        for stop in self.stop:
+            check_surrogates(stop)
+            for character in stop:
+                if vocab.unit == "byte" and character == "\ufffd":  # as invalid bytes are decoded
+                    continue
+                tokens = set(text_of_unit(character, vocab.unit))
+                if not tokens <= sampled:
+                    why = "forbidden" if tokens <= known else "not in the vocabulary of the model"
+                    raise InputError(
+                        f"--stop={stop}: {character!r} is {why}, so that no text ends there"
+                    )
 
 
 def _ids(vocab: Vocab, characters: str, flag: str) -> list[int]:

@@ -29,6 +29,7 @@ from charjax.model.recurrence.api import for_inference
 from charjax.runtime import sharding
 from charjax.runtime.compiler_options import check_concrete, network_compiler_options
 from charjax.runtime.display import ProgressFn, counted, no_progress
+from charjax.schema import check_integer
 from charjax.types import Carry, Logits, PyTree, Reset, Resets, Tokens
 
 _CONTEXT = 512  # characters read before a sequence's own part
@@ -114,10 +115,11 @@ def iter_predictions(
 
     Raises:
       InputError: the text has fewer than two characters, or an id outside the vocabulary; or
-        `max_chars` is negative; or the parameters are those of a traced function.
+        `max_chars` is negative or no integer; or the parameters are those of a traced function.
     """
     check_length(ids)
     check_concrete(params)
+    check_integer("max_chars", max_chars)
     if max_chars < 0:
         raise InputError(f"max_chars={max_chars}: must be 0 (all characters) or more")
     vocab_size = params["output_bias"].shape[0]

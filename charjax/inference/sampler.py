@@ -36,6 +36,7 @@ from charjax.inference.sampling_rows import Given, Sampled, Starts, start_rows
 from charjax.model.decode import DecodeWeights
 from charjax.runtime.compiler_options import check_concrete
 from charjax.runtime.dtypes import check_resolved
+from charjax.schema import check_integer
 from charjax.types import PyTree
 
 _MAX_CHARS = 10**9
@@ -69,12 +70,15 @@ class Sampler:
           exempt: a token without repetition penalty, the document boundary; None: all have it.
 
         Raises:
-          InputError: config.dtype is "auto", or this is called within `jax.jit`.
+          InputError: config.dtype is "auto", this is called within `jax.jit`, or a token is outside
+            the vocabulary.
         """
         check_resolved(config)
         check_concrete(params)
         self.config, self.vocab_size = config, params["output_bias"].shape[0]
         self._masked, self._exempt = masked, exempt
+        given = [token for token in (masked, exempt) if token is not None]
+        check_ids(np.array(given or [0]), self.vocab_size)
         self._weights: Callable[[GroupFormat, int | None], DecodeWeights] = functools.cache(
             lambda group_format, masked: weights_in_format(config, masked, group_format, params)
         )
@@ -127,9 +131,8 @@ class Sampler:
           copies: forbids tokens that would complete a copied passage; None: off. Where it leaves no
             token, the id is -1, and those after it mean nothing.
         """
-        if prompt.size == 0:
-            raise InputError("the prompt is empty: the sampler needs a token to start from")
-        check_ids(prompt, self.vocab_size)
+        check_prompt(prompt, self.vocab_size)
+        check_integer("--num_chars", num_chars)
         if not 0 <= num_chars <= _MAX_CHARS:
             raise InputError(f"--num_chars={num_chars}: must be from 0 to {_MAX_CHARS:,}")
         check_num_samples(num_samples)
@@ -175,8 +178,18 @@ def sample(
     )
 
 
+def check_prompt(prompt: Int[np.ndarray, " prompt"], vocab_size: int) -> None:
+    """Raises InputError for ids that cannot be continued."""
+    if prompt.ndim != 1:
+        raise InputError(f"a prompt of shape {prompt.shape}: give the ids of one text, [prompt]")
+    if prompt.size == 0:
+        raise InputError("the prompt is empty: the sampler needs a token to start from")
+    check_ids(prompt, vocab_size)
+
+
 def check_num_samples(num_samples: int) -> None:
-    """Raises InputError for a number of samples that is out of range."""
+    """Raises InputError for a number of samples that is out of range, or no integer."""
+    check_integer("--num_samples", num_samples)
     if not 1 <= num_samples <= MAX_SAMPLES:
         raise InputError(f"--num_samples={num_samples}: must be from 1 to {MAX_SAMPLES:,}")
 

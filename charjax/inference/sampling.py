@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from charjax.errors import InputError
+from charjax.schema import check_integer
 from charjax.types import Scalar
 
 # One value for all sequences, or one for each.
@@ -59,8 +60,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for name in ("top_k", "repetition_window", "seed"):
-            if not isinstance(value := getattr(self, name), int | np.integer):
-                raise InputError(f"--{name}={value!r}: must be an integer")
+            check_integer(f"--{name}", getattr(self, name))
         if not 0 <= self.temperature < math.inf:
             raise InputError(
                 f"--temperature={self.temperature}: must be 0 (greedy) or a positive number"
@@ -84,11 +84,17 @@ class Sampling:
         if not 0 <= self.seed < 2**32:
             raise InputError(f"--seed={self.seed}: must be from 0 to 2**32 - 1")
         for token, bias in self.logit_bias:
+            check_integer("logit_bias: token", token)
             if not (abs(bias) <= _MAX_BIAS or bias == -math.inf):
                 raise InputError(
                     f"logit_bias of token {token}: {bias} must be from {-_MAX_BIAS} to "
                     f"{_MAX_BIAS}, or -inf"
                 )
+
+    @property
+    def forbidden(self) -> frozenset[int]:
+        """The tokens that `logit_bias` forbids."""
+        return frozenset(token for token, bias in self.logit_bias if bias == -math.inf)
 
 
 def sample_token(

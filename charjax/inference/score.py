@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, Literal, TypeAlias
 
 import jax
@@ -29,6 +29,7 @@ from charjax.inference.forward_pass import (
 from charjax.inference.load import TrainedModel
 from charjax.inference.training_text import require_known_text
 from charjax.runtime.display import ProgressFn, counted
+from charjax.schema import build, check_integer
 
 # How a text is read: (measure, model, ids, progress) -> what `iter_predictions` yields.
 Method: TypeAlias = Callable[[Measure, TrainedModel, TokenIds, ProgressFn], Iterator[Piece]]
@@ -127,8 +128,9 @@ def in_windows(window: int) -> Method:
       window: characters; 0: the whole text is one window.
 
     Raises:
-      InputError: the window is negative.
+      InputError: the window is negative, or no integer.
     """
+    check_integer("--window", window)
     if window < 0:
         raise InputError(f"--window={window}: must be 1 character or more; 0 is off")
 
@@ -150,11 +152,18 @@ def in_windows(window: int) -> Method:
 def dynamically(options: DynamicOptions) -> Method:
     """The method of `charjax.inference.dynamic`, with the statistics of the run's training text.
 
+    Raises:
+      InputError: an option is out of range.
+
     Raises (when it is iterated over):
       InputError: the training text is gone, changed or too short; the weights are quantized.
       DivergedError: the loss does not stay finite.
       HostError: the training text can be neither found nor downloaded.
     """
+    try:
+        options = build(DynamicOptions, asdict(options), "dynamic")
+    except InputError as error:
+        raise InputError(str(error).replace("dynamic.", "--")) from None
 
     def method(
         measure: Measure, trained: TrainedModel, ids: TokenIds, progress: ProgressFn

@@ -5,10 +5,8 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Array, Int, Key
 
-from charjax.data.vocab import check_ids
-from charjax.errors import InputError
 from charjax.inference.row_controls import Enabled, RowControls
-from charjax.inference.sampler import Sampler
+from charjax.inference.sampler import Sampler, check_prompt
 from charjax.inference.sampling import Sampling
 from charjax.inference.sampling_loop import compiled_loop
 from charjax.inference.sampling_program import Program
@@ -95,9 +93,7 @@ class SlotBatch:
         Raises:
           InputError: an empty prompt, an id outside the vocabulary, or every token is forbidden.
         """
-        if prompt.size == 0:
-            raise InputError("the prompt is empty: the sampler needs a token to start from")
-        check_ids(prompt, self._sampler.vocab_size)
+        check_prompt(prompt, self._sampler.vocab_size)
         self._sampler.row_controls([sampling])  # raises
         unread = np.concatenate([prompt, sampled]).astype(np.int32)
         self._slots[slot] = _Slot(sampling, number, unread, -prompt.size)

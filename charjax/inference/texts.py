@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 
 import jax.numpy as jnp
@@ -91,6 +90,7 @@ class TextSampler:
         self._trained, self.controls = trained, controls
         self.vocab = trained.vocab
         self.sampling = controls.restrict(sampling, trained.vocab)
+        controls.check_stops(self.sampling, trained.vocab)
         self._known = known_lines(trained) if controls.new else frozenset[str]()
         self._copies = None
         vocab = trained.vocab
@@ -116,7 +116,7 @@ class TextSampler:
 
     def forbidden_after(self, ids: Int[np.ndarray, " n"]) -> set[int]:
         """The tokens that the controls forbid after these."""
-        forbidden = {token for token, bias in self.sampling.logit_bias if bias == -math.inf}
+        forbidden = set(self.sampling.forbidden)
         if self._copies is not None:
             recent = np.pad(ids, (self._copies.length, 0), constant_values=-1)
             recent = recent[None, -self._copies.length :]

@@ -8,7 +8,6 @@ only adds.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -16,8 +15,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-
-from tests.environment import existing
 
 TURNS = 10
 CHARJAX = (sys.executable, "-m", "charjax")
@@ -41,10 +38,8 @@ def seconds_to_first_step(config: str) -> float:
             return time.perf_counter() - started
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("workdir", type=existing, metavar="WORKDIR")
-    run = f"--workdir={parser.parse_args().workdir}"
+def main(workdir: str) -> None:
+    run = f"--workdir={workdir}"
     quickstart = str(Path(__file__).parents[2] / "configs" / "quickstart.py")
     tasks = {
         "import jax": lambda: seconds_to_end(sys.executable, "-c", "import jax"),
@@ -59,4 +54,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

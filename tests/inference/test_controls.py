@@ -359,12 +359,24 @@ def test_words_to_pick_from_copy_no_passage(tmp_path):
         ({"only": "az"}, "--only=az: 'z' is not in the vocabulary"),
         ({"forbid": "abc\n"}, "--forbid=abc\n: leaves no character"),
         ({"until_lines": 2, "only": "ab"}, "--until_lines=2: the newline is forbidden"),
+        ({"stop": ("b", "a.")}, "--stop=a.: '.' is not in the vocabulary"),
+        ({"stop": ("ab",), "only": "ac"}, "--stop=ab: 'b' is forbidden, so that no text ends"),
+        ({"stop": ("a",), "logit_bias": ((0, -np.inf),)}, "--stop=a: 'a' is forbidden"),
     ],
 )
 def test_controls_that_cannot_be_met_are_refused(options, message):
     with pytest.raises(InputError) as caught:
         written(RANDOM, **options)
     assert str(caught.value).startswith(message)
+
+
+def test_a_stop_text_of_bytes_may_be_any_that_they_write():
+    vocab = Vocab(tuple("é\n".encode().decode("latin-1")), "byte", False)
+    for stop in ("é\n", "\ufffd"):  # invalid bytes are decoded as U+FFFD
+        Controls(stop=(stop,)).check_stops(Sampling(), vocab)
+    for stop in ("è", "a"):
+        with pytest.raises(InputError, match=rf"^--stop={stop}: '{stop}' is not in the vocabulary"):
+            Controls(stop=(stop,)).check_stops(Sampling(), vocab)
 
 
 def test_characters_of_bytes_must_be_ascii():

@@ -13,6 +13,7 @@ from charjax.inference.dynamic import gradient_rms, iter_dynamic, update_rule
 from charjax.inference.dynamic_options import DynamicOptions
 from charjax.inference.evaluate import char_nats
 from charjax.inference.forward_pass import ZeroCarry, in_text_order
+from charjax.inference.score import dynamically
 from charjax.model.carry import initial_carry
 from charjax.model.network import CharRNN
 from tests.inference.scripted import random_model
@@ -113,6 +114,21 @@ def test_the_statistics_are_root_mean_squares_of_gradients_of_batches():
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), rms_of(ids), want
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"segment": 0}, "--segment=0: must be from 1 to 1024"),
+        ({"segment": 2.5}, "--segment=2.5: must be of type int"),
+        ({"learning_rate": -1.0}, "--learning_rate=-1.0: must be from 0 to 1"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked_types")
+def test_options_out_of_range_are_refused(options, message):
+    with pytest.raises(InputError) as caught:
+        dynamically(DynamicOptions(**options))
+    assert str(caught.value).startswith(message)
 
 
 def test_a_training_text_without_a_segment_is_refused():

@@ -17,6 +17,7 @@ from charjax.errors import InputError
 from charjax.inference import forward_pass
 from charjax.inference.evaluate import Score, char_nats, mean_score, score, streamed_score
 from charjax.inference.forward_pass import ZeroCarry, in_text_order, iter_predictions
+from charjax.inference.score import in_windows
 from charjax.model.carry import initial_carry
 from charjax.model.network import CharRNN
 from tests.inference.scripted import chain, cycle, memoryless, random_model
@@ -164,9 +165,13 @@ def test_a_text_too_short_to_predict_is_refused(chars):
         score(CONFIG, PARAMS, IDS[:chars])
 
 
-def test_a_negative_number_of_characters_is_refused():
-    with pytest.raises(InputError, match=r"^max_chars=-3: "):
-        char_nats(CONFIG, PARAMS, IDS[:50], max_chars=-3)
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize("number", [-3, 2.5])
+def test_a_bad_number_of_characters_is_refused(number):
+    with pytest.raises(InputError, match=rf"^max_chars={number}: "):
+        char_nats(CONFIG, PARAMS, IDS[:50], max_chars=number)
+    with pytest.raises(InputError, match=rf"^--window={number}: "):
+        in_windows(number)
 
 
 @pytest.mark.usefixtures("unchecked_types")

@@ -315,8 +315,12 @@ def test_top_p_of_one_changes_nothing():
 
 @pytest.mark.parametrize(
     ("flag", "value"),
-    [("num_chars", -1), ("num_chars", 10**10), ("num_samples", 0), ("num_samples", 10**7)],
+    [
+        *[("num_chars", -1), ("num_chars", 10**10), ("num_chars", 2.5)],
+        *[("num_samples", 0), ("num_samples", 10**7), ("num_samples", 1.0)],
+    ],
 )
+@pytest.mark.usefixtures("unchecked_types")
 def test_a_bad_number_is_refused_by_name(flag, value):
     with pytest.raises(InputError, match=f"^--{flag}={value}: .*$"):
         ids_of(RANDOM, **{flag: value})
@@ -326,6 +330,18 @@ def test_a_bad_number_is_refused_by_name(flag, value):
 def test_an_id_outside_the_vocabulary_is_refused(wrong):
     with pytest.raises(InputError, match=f"^id {wrong}: the model has"):
         ids_of(RANDOM, prompt=np.array([0, wrong], np.int32))
+
+
+@pytest.mark.parametrize("masked", [-1, 11])
+def test_a_masked_token_outside_the_vocabulary_is_refused(masked):
+    with pytest.raises(InputError, match=f"^id {masked}: the model has 11 tokens"):
+        ids_of(RANDOM, masked=masked)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_several_prompts_are_refused():
+    with pytest.raises(InputError, match=r"^a prompt of shape \(2, 1\): "):
+        ids_of(RANDOM, prompt=np.array([[0], [1]], np.int32))
 
 
 @pytest.mark.usefixtures("unchecked_types")

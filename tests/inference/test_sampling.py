@@ -56,10 +56,15 @@ def test_each_sequence_is_sampled_by_its_key():
 def test_options_of_another_type_are_refused_by_name(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as it is without tests
     assert Sampling(seed=np.int64(3)) == Sampling(seed=3)
-    with pytest.raises(InputError, match=r"^--seed=1\.5: must be an integer"):
-        Sampling(seed=1.5)
+    for options, name in ((Sampling, "seed"), (Controls, "until_lines"), (Controls, "max_copy")):
+        with pytest.raises(InputError, match=rf"^--{name}=1\.5: must be an integer"):
+            options(**{name: 1.5})
+    with pytest.raises(InputError, match=r"^logit_bias: token=1\.5: must be an integer"):
+        Sampling(logit_bias=((1.5, 0.0),))
     with pytest.raises(InputError, match=r"^--stop='ab': must be a tuple of texts"):
         Controls(stop="ab")
+    with pytest.raises(InputError, match=r"^--stop=\(3,\): must be a tuple of texts"):
+        Controls(stop=(3,))
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_methods(parser)
     add_inference(parser)
-    add_reading(parser)
+    about = "how to read a --file that differs from the run's text; values as in config.data"
+    add_reading(parser, about)
 
 
 def _add_methods(parser: argparse.ArgumentParser) -> None:
@@ -110,15 +111,11 @@ def run(args: argparse.Namespace) -> None:
 def _method(args: argparse.Namespace) -> tuple[Method, dict[str, Any]]:
     """How the flags say that the text is read, and what the result says about it."""
     from charjax.inference.score import dynamically, in_windows
-    from charjax.schema import build
 
     given = {name: getattr(args, name) for name in _DYNAMIC if getattr(args, name) is not None}
     if not args.dynamic:
         if given:
             raise InputError(f"--{next(iter(given))}: needs --dynamic")
         return in_windows(args.window), {"window": args.window} if args.window else {}
-    try:
-        options = build(DynamicOptions, given, "dynamic")
-    except InputError as error:
-        raise InputError(str(error).replace("dynamic.", "--")) from None
+    options = DynamicOptions(**given)
     return dynamically(options), {"dynamic": dataclasses.asdict(options)}
