@@ -284,8 +284,8 @@ def pick_variant(variants: Mapping[str, Config], name: str) -> ConfigDict:
     """
     if name not in variants:
         raise InputError(
-            f"--config=...:{name}: no such variant; leave it out, "
-            f"or take one of {', '.join(filter(None, variants))}"
+            f"--config: there is no variant {name!r}; leave it out, or take one of "
+            f"{', '.join(filter(None, variants))}"
         )
     return to_config_dict(variants[name])
 

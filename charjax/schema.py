@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import math
 import numbers
@@ -16,9 +17,10 @@ from typing import Any
 from charjax.errors import InputError
 
 _MAX_FLOAT32 = 3.4028234663852886e38
-# What messages of `parse` call a type; the others are JSON objects.
+# What messages call a type.
 _NAMES: dict[Any, str] = {
     str: "a string",
+    int | str: "an integer or a string",
     bool: "true or false",
     int: "an integer of 64 bits",
     float: "a finite number",
@@ -85,8 +87,29 @@ def _coerce(value: Any, wanted: Any, path: str) -> Any:
         return float(value)
     if type(value) is wanted or (wanted == int | str and type(value) in (int, str)):
         return value
-    name = getattr(wanted, "__name__", str(wanted))
-    raise InputError(f"{path}={value!r}: must be of type {name}, not {type(value).__name__}")
+    raise InputError(f"{path}={value!r}: must be {name_of_type(wanted)}")
+
+
+def name_of_type(wanted: Any) -> str:
+    """The type in words, such as "a finite number"; one that has none here is a JSON object."""
+    return _NAMES.get(typing.get_origin(wanted) or wanted) or _NAMES.get(wanted, "a JSON object")
+
+
+def field_type(schema: Any, name: str) -> Any:
+    """The type of a field in nested dataclasses, by a dotted name such as "model.hidden".
+
+    Raises:
+      InputError: there is no such field.
+    """
+    for part in name.split("."):
+        is_section = isinstance(schema, type) and dataclasses.is_dataclass(schema)
+        types = _type_hints(schema) if is_section else {}
+        if part not in types:
+            nearest = difflib.get_close_matches(part, types, n=1)
+            hint = f"did you mean {nearest[0]}?" if nearest else "charjax/config.py lists them"
+            raise InputError(f"no such field; {hint}")
+        schema = types[part]
+    return schema
 
 
 def _check_limits(value: Any, limits: Mapping[str, Any], path: str) -> None:
@@ -133,8 +156,7 @@ def parse(wanted: Any, value: Any, where: str) -> Any:
         return float(value)
     is_valid = type(value) is wanted and (wanted is not float or math.isfinite(value))
     if not is_valid or (wanted is int and abs(value) >= 2**63):
-        name = _NAMES.get(origin or wanted, "a JSON object")
-        raise InputError(f"{where}: must be {name}, not {_shortened(value)}")
+        raise InputError(f"{where}: must be {name_of_type(wanted)}, not {_shortened(value)}")
     return value
 
 

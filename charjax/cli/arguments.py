@@ -45,7 +45,9 @@ class Parser(argparse.ArgumentParser):
         parsed, unknown = super().parse_known_args(args, namespace)
         if unknown:
             name = unknown[0].partition("=")[0]
-            nearest = difflib.get_close_matches(name, self._option_string_actions, n=1)
+            flags = [*self._option_string_actions]
+            nearest = [flag for flag in flags if flag.startswith(name) and name.strip("-")]
+            nearest = nearest or difflib.get_close_matches(name, flags, n=1)
             hint = f"did you mean {nearest[0]}?" if nearest else f"see: {self.prog} --help"
             problem = "no such flag" if name.startswith("-") else "belongs to no flag"
             raise InputError(f"{unknown[0]}: {problem}; {hint}")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.machinery
+import inspect
 import os
-import re
 import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,14 +63,9 @@ def load_config(config_flags: Sequence[str]) -> tuple[str, Config]:
         raise InputError("--config: give one config, such as --config=shakespeare")
     given, argument = _split_argument(files[0].removeprefix("--config="))
     file = find_config(expand_path(given, "--config"), "--config=")
-    _check_path_not_empty(config_flags)
-    overrides = [flag for flag in config_flags if flag != files[0]]
-    arguments = [] if argument is None else [argument]
-    where = f"--config={file}"
-    values = _overridden(lambda: _execute(file).get_config(*arguments), where, overrides)
-    from charjax.config import from_config_dict
-
-    return "-".join(filter(None, (file.stem, argument))), from_config_dict(values)
+    config = _config_of(file, argument)
+    name = "-".join(filter(None, (file.stem, argument)))
+    return name, override(config, [flag for flag in config_flags if flag != files[0]])
 
 
 def override(config: Config, config_flags: Sequence[str]) -> Config:
@@ -78,10 +74,22 @@ def override(config: Config, config_flags: Sequence[str]) -> Config:
     Raises:
       InputError: an override is not valid.
     """
+    from absl import flags
+    from ml_collections import config_flags as ml_flags
+
     from charjax.config import from_config_dict, to_config_dict
 
-    _check_path_not_empty(config_flags)
-    return from_config_dict(_overridden(lambda: to_config_dict(config), "--config", config_flags))
+    _check_overrides(config_flags)
+    # Not absl's global FLAGS. ml_collections reads the overrides from sys_argv when the flag is
+    # defined, before absl parses it.
+    flag_values = flags.FlagValues()
+    argv, values = ["charjax", *config_flags], to_config_dict(config)
+    try:
+        ml_flags.DEFINE_config_dict("config", values, flag_values=flag_values, sys_argv=argv)
+        flag_values(argv)
+    except flags.IllegalFlagValueError as error:
+        raise InputError(_refusal(error, config_flags)) from error
+    return from_config_dict(_with_columns(flag_values.config.to_dict(), config_flags))
 
 
 def _split_argument(given: str) -> tuple[str, str | None]:
@@ -91,36 +99,29 @@ def _split_argument(given: str) -> tuple[str, str | None]:
     return drive + path, argument if colon else None
 
 
-def _check_path_not_empty(config_flags: Sequence[str]) -> None:
-    """Refuses an empty `data.path`, as from an unset shell variable, unless a corpus is named."""
-    given = dict(flag.partition("=")[::2] for flag in config_flags)
+def _check_overrides(overrides: Sequence[str]) -> None:
+    """Refuses a field that there is not, a section, and an empty path.
+
+    `data.path` is empty if it is from an unset shell variable, unless a corpus is named.
+    """
+    from charjax.config import Config
+    from charjax.schema import field_type
+
+    given = dict(flag.partition("=")[::2] for flag in overrides)
+    for flag in overrides:
+        name = flag.partition("=")[0].removeprefix("--config.")
+        try:
+            section = field_type(Config, name)
+        except InputError as error:
+            raise InputError(f"{flag}: {error}") from None
+        if dataclasses.is_dataclass(section):
+            first = dataclasses.fields(section)[0].name
+            raise InputError(f"{flag}: is a section; set its fields, as --config.{name}.{first}")
     if given.get("--config.data.path") == "" and not given.get("--config.data.corpus"):
         raise InputError(
             "--config.data.path=: is empty; name a file or a folder, or give --config.data.corpus "
             "to train on a named corpus"
         )
-
-
-def _overridden(get_config: Callable[[], Any], where: str, overrides: Sequence[str]) -> Any:
-    """The config of `get_config`, with overrides applied; `where` names its source in messages."""
-    from absl import flags
-    from ml_collections import config_flags as ml_flags
-
-    # Not absl's global FLAGS. ml_collections reads the overrides from sys_argv when the flag is
-    # defined, before absl parses it.
-    flag_values = flags.FlagValues()
-    argv = ["charjax", *overrides]
-    try:
-        config = get_config()
-        ml_flags.DEFINE_config_dict("config", config, flag_values=flag_values, sys_argv=argv)
-        flag_values(argv)
-        return _with_columns(flag_values.config.to_dict(), overrides)
-    except CharjaxError:
-        raise
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(_config_message(error, where, overrides)) from error
-    except Exception as error:
-        raise InputError(f"{where}: {type(error).__name__}: {error}") from error
 
 
 def _with_columns(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -134,28 +135,45 @@ def _with_columns(values: dict[str, Any], overrides: Sequence[str]) -> dict[str,
     return values
 
 
-def _execute(file: Path) -> Any:
-    """Executes a config file as a module.
+def _config_of(file: Path, argument: str | None) -> Config:
+    """The config that a config file, executed as a module, has for an argument.
 
     Not by ml_collections, which would split a Windows path at the colon of the drive.
+
+    Raises:
+      InputError: the file fails, or what it returns is no config.
     """
+    from charjax.config import Config
+    from charjax.schema import build
+
+    where = f"--config={file}"
     loader = importlib.machinery.SourceFileLoader("charjax_config", str(file))
     module = sys.modules[loader.name] = types.ModuleType(loader.name)
-    loader.exec_module(module)
-    return module
-
-
-def _config_message(error: Exception, source: str, overrides: Sequence[str]) -> str:
-    """The message of an error, which names the override or the file that caused it."""
-    text = " ".join(str(error).split())
-    names = [(o, o.partition("=")[0].removeprefix("--config.")) for o in overrides]
-    suspects = [o for o in overrides if f"{o}:" in text]  # of a field given twice, the wrong one
-    suspects += [o for o, name in names if name in text]
-    suspects += [o for o, name in names if any(part in text for part in name.split("."))]
-    where = suspects[0] if suspects else source
-    if isinstance(error, KeyError | AttributeError) and suspects:
-        nearest = re.search(r'Did you mean "(\w+)"', text)
-        return f"{where}: no such field; " + (
-            f"did you mean {nearest[1]}?" if nearest else "charjax/config.py lists them"
+    try:
+        loader.exec_module(module)
+        takes_argument = bool(inspect.signature(module.get_config).parameters)
+        if argument is not None and not takes_argument:
+            raise InputError(f"{where}:{argument}: takes no argument; leave it out")
+        values = module.get_config(*([] if argument is None else [argument]))
+    except CharjaxError:
+        raise
+    except Exception as error:
+        raise InputError(f"{where}: {type(error).__name__}: {error}") from error
+    if not hasattr(values, "items"):
+        raise InputError(
+            f"{where}: get_config() must return a ConfigDict, as charjax.config.to_config_dict does"
         )
-    return f"{where}: {text.removeprefix(f'flag {where}: ')}"
+    config: Config = build(Config, values, "config")
+    return config
+
+
+def _refusal(error: Exception, overrides: Sequence[str]) -> str:
+    """What ml_collections cannot parse, and what it must be."""
+    from charjax.config import Config
+    from charjax.schema import field_type, name_of_type
+
+    for flag in overrides:
+        if f"flag {flag}:" in str(error):
+            wanted = field_type(Config, flag.partition("=")[0].removeprefix("--config."))
+            return f"{flag}: must be {name_of_type(wanted)}"
+    return f"--config: {error}"

@@ -42,6 +42,54 @@ def test_a_file_of_that_path_wins_over_a_name(tmp_path):
     assert find_config("quickstart") == ROOT / "configs" / "quickstart.py"
 
 
+PARTIAL = "def get_config(): return ConfigDict({'model': {'hidden': 16}})"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model.hidden=big", "model.hidden=big: must be an integer"),
+        ("model.dropout=[1]", "model.dropout=[1]: must be a finite number"),
+        ("data.lowercase=yes", "data.lowercase=yes: must be true or false"),
+        ("data.split=(0.8,0.2", "data.split=(0.8,0.2: must be a list"),
+        ("model=3", "model=3: is a section; set its fields, as --config.model.cell"),
+        ("model.=3", "model.=3: no such field"),
+        ("model[0]=3", "model[0]=3: no such field"),
+        ("train.max_step=3", "train.max_step=3: no such field; did you mean max_steps?"),
+        ("seed.x=3", "seed.x=3: no such field"),
+    ],
+)
+@pytest.mark.parametrize("config", ["shakespeare", "partial.py"])
+def test_an_override_is_refused_with_what_it_must_be(config, override, words, tmp_path):
+    (tmp_path / "partial.py").write_text(f"from ml_collections import ConfigDict\n{PARTIAL}")
+    with pytest.raises(InputError, match=f"^{re.escape(f'--config.{words}')}"):
+        load_config([f"--config={config}", f"--config.{override}"])
+
+
+def test_a_field_that_a_config_file_leaves_out_can_be_overridden(tmp_path):
+    (tmp_path / "partial.py").write_text(f"from ml_collections import ConfigDict\n{PARTIAL}")
+    flags = ["--config.train.max_steps=3", "--config.model.layers=2"]
+    _, config = load_config(["--config=partial.py", *flags])
+    assert (config.train.max_steps, config.model.layers, config.model.hidden) == (3, 2, 16)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("return None", "--config=mine.py: get_config() must return a ConfigDict"),
+        ("return 1 / 0", "--config=mine.py: ZeroDivisionError: division by zero"),
+        ("return {'seed': '1'}", "config.seed='1': must be an integer"),
+        ("return {'sed': 1}", "config: no field 'sed'; there are seed, "),
+    ],
+)
+def test_a_config_file_that_returns_no_config_is_refused(code, words, tmp_path):
+    (tmp_path / "mine.py").write_text(f"def get_config(): {code}")
+    with pytest.raises(InputError, match=f"^{re.escape(words)}"):
+        load_config(["--config=mine.py"])
+    with pytest.raises(InputError, match=r"mine\.py:better: takes no argument; leave it out$"):
+        load_config(["--config=mine.py:better"])
+
+
 def test_the_list_has_a_line_for_each_name(capsys):
     assert main(["configs"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -125,5 +173,5 @@ def test_columns_are_separated_by_commas_as_in_other_flags(flag, columns):
 
 def test_of_a_field_that_is_given_twice_the_wrong_value_is_named():
     field = "--config.train.max_steps"
-    with pytest.raises(InputError, match=f"^{field}=1.5: invalid literal"):
+    with pytest.raises(InputError, match=f"^{field}=1.5: must be an integer"):
         load_config(["--config=quickstart", f"{field}=1", f"{field}=1.5"])

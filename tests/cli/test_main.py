@@ -158,6 +158,7 @@ FAULTS = {
         SAMPLE + "--temprature=1", 2, ("--temprature=1", "did you mean --temperature?")
     ),
     "abbreviated flag": Fault(SAMPLE + "--num_char=1", 2, ("--num_char=1", "--num_chars")),
+    "beginning of a flag": Fault(SAMPLE + "--temp=1", 2, ("--temp=1", "--temperature")),
     "stray word": Fault(SAMPLE + "hello", 2, ("hello: belongs to no flag", "--help")),
     "a checkpoint of the built-in model": Fault(
         "sample --checkpoint=newest", 2, ("--checkpoint=newest", "--workdir")

@@ -235,8 +235,8 @@ def test_a_text_without_a_validation_split_is_trained(tmp_path, monkeypatch, cap
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["train"], "give either a TEXT or --config"),
-        (["train", "a.txt", "--config=shakespeare"], "give either a TEXT or --config"),
+        (["train"], "give a TEXT, or --config"),
+        (["train", "a.txt", "--config=shakespeare"], "a.txt: a TEXT stands in place of --config"),
         (["train", "--config=shakespeare", "--minutes=3"], "config.train.max_minutes"),
         (["train", "a.txt", "--minutes=0"], "--minutes=0: must be from 0.1"),
         (["train", "a.txt", "-"], "TEXT: neither -"),

@@ -11,7 +11,9 @@ from charjax.errors import HostError, InputError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which config, and whether to copy it."""
-    parser.add_argument("name", nargs="?", default="", help="a config; default: list all")
+    parser.add_argument(
+        "name", nargs="?", metavar="NAME", default="", help="a config; default: list all"
+    )
     parser.add_argument(
         "--copy",
         action="store_true",

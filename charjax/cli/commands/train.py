@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "text",
         nargs="*",
+        metavar="TEXT",
         help="instead of --config: files, folders, globs, or - for standard input; the config is "
         "chosen for them",
     )
@@ -62,8 +63,10 @@ def run(args: argparse.Namespace) -> None:
 
     started = time.monotonic()
     has_config = any(flag.startswith("--config=") for flag in args.config_flags)
-    if bool(args.text) == has_config:
-        raise InputError("train: give either a TEXT or --config, such as --config=shakespeare")
+    if args.text and has_config:
+        raise InputError(f"{args.text[0]}: a TEXT stands in place of --config; give one of them")
+    if not args.text and not has_config:
+        raise InputError("train: give a TEXT, or --config, such as --config=shakespeare")
     if args.text and args.init_from:
         raise InputError("--init_from: needs a --config with the sizes of that model, not a TEXT")
     if not args.text and args.minutes is not None:

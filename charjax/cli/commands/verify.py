@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "store",
         nargs="?",
+        metavar="STORE",
         type=store_path("STORE"),
         help="a packed text: a folder, or an address such as gs://bucket/folder",
     )
