@@ -228,11 +228,16 @@ def parser(about: str | None, *, turns: bool = True) -> argparse.ArgumentParser:
     return flags
 
 
+def result_file(name: str, args: argparse.Namespace) -> Path:
+    """The file that `finish` writes to."""
+    return Path(args.out or RESULTS / f"{name}_{args.device}.json")
+
+
 def finish(name: str, args: argparse.Namespace, results: Mapping[str, Any]) -> None:
     """Writes groups of results to `<name>_<device>.json`, beside those that the file has."""
     about = {"benchmark": name, "device": args.device, "small": args.small}
     result = record() | about | {"groups": results}
-    path = args.out or RESULTS / f"{name}_{args.device}.json"
+    path = result_file(name, args)
     if path.exists():
         result = keep_other_groups(json.loads(path.read_text(encoding="utf-8")), result)
     if args.out or not args.small:

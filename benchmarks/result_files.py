@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +21,8 @@ _PACKAGES = (
     *("charjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"),
     *("numpy", "torch", "keras"),
 )
+# A flag in a command that only names a place on this machine.
+_PLACE = r" --(workdir|out|keras_python)[ =]('[^']*'|\S*)"
 # Fields in which two results must be equal to be combined.
 _SAME = ("machine", "python", "versions", "benchmark", "device", "small")
 # Result files keep the command that made them. Modules that have moved since: old name -> new name.
@@ -59,14 +62,13 @@ def record() -> dict[str, Any]:
             versions[name] = importlib.metadata.version(name)
     module = getattr(sys.modules["__main__"], "__spec__", None)
     program = ["python", "-m", module.name.removesuffix(".__main__")] if module else sys.argv[:1]
-    places = ("--workdir=", "--out=", "--keras_python=")
-    flags = [argument for argument in sys.argv[1:] if not argument.startswith(places)]
+    words = shlex.join([*program, *sys.argv[1:]])
     return {
         "machine": f"{_cpu()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
         "versions": versions,
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "command": shlex.join([*program, *flags]),
+        "command": re.sub(_PLACE, "", words),
     }
 
 

@@ -5,6 +5,7 @@ python -m benchmarks.tables
 
 from __future__ import annotations
 
+import argparse
 import re
 
 from benchmarks.common import ROOT
@@ -24,5 +25,6 @@ def with_tables(page: str) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     for path in PAGES:
         path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import runpy
+import shlex
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +19,7 @@ from benchmarks.tutorials import __main__ as tutorials
 from benchmarks.tutorials import page as tutorials_page
 from benchmarks.worker import Task
 from benchmarks.workload import Shape
+from tests.environment import provenance
 
 
 def busy(seconds: float, chars: int) -> Task:
@@ -115,6 +121,15 @@ def test_a_recorded_command_says_what_of_it_has_changed(recorded, change):
     assert shown == f"`python -m {recorded}`{change}"
 
 
+@pytest.mark.parametrize("place", ["--out=/home/me/x.json", "--out '/home/my data/x.json'", ""])
+def test_a_recorded_command_names_no_place_of_this_machine(place, monkeypatch):
+    flags = ["--cells", "gru", *shlex.split(place), "--rounds=3"]
+    monkeypatch.setattr(sys, "argv", ["sample", *flags])
+    assert result_files.record()["command"].endswith(" --cells gru --rounds=3")
+    command = provenance("tests.faults", flags)["command"]
+    assert command == "python -m tests.faults --cells gru --rounds=3"
+
+
 def test_the_best_of_several_peers_counts():
     peers = {goals.F32: figure(600), "keras jax": figure(100), "keras torch": figure(200)}
     (row,) = (g for g in goals.CPU if g.theirs == goals.KERAS and g.group == "gru")
@@ -202,6 +217,48 @@ def test_a_command_that_fails_ends_the_benchmark_with_its_exit_code():
         tutorials.run("-c", "raise SystemExit(3)")
 
 
+INTERNAL = {"frameworks", "timing", "worker"}  # other modules of benchmarks/ alone start these
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".".join(path.relative_to(tables.ROOT).with_suffix("").parts)
+        for path in sorted(Path(__file__).parent.rglob("*.py"))
+        if '\nif __name__ == "__main__":' in path.read_text(encoding="utf-8")
+        and path.stem not in INTERNAL
+    ],
+)
+def test_every_script_refuses_a_flag_that_it_lacks(name, monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(sys, "argv", [name, "--no_such_flag"])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_module(name, run_name="__main__")
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_a_sweep_that_was_cut_off_keeps_the_points_of_the_one_before(tmp_path, monkeypatch):
+    def sweep_until(last):
+        def measure_point(shape, dtype, args):
+            measured.append(dtype)
+            if len(measured) > last:
+                raise KeyboardInterrupt
+            return {"fraction_of_peak": 0.5, "last": last}
+
+        measured = []
+        monkeypatch.setattr(sweep, "measure_point", measure_point)
+        with contextlib.suppress(KeyboardInterrupt):
+            sweep.main()
+        return [point["last"] for point in json.loads(file.read_text())["groups"]["points"]]
+
+    file = tmp_path / "sweep.json"
+    monkeypatch.setattr(sys, "argv", ["sweep", "--small", f"--out={file}"])
+    points = len(sweep.points(small=True, quick=False, device="cpu"))
+    assert sweep_until(2) == [2, 2]
+    assert sweep_until(3) == [2, 2]
+    assert sweep_until(points) == [points] * points
+
+
 @pytest.mark.slow
 def test_the_gpu_command_runs_on_a_cpu(tmp_path, monkeypatch, capsys):
     flags = ["--small", "--device=cpu", "--rounds=1", "--minutes=60", f"--out={tmp_path}"]
@@ -226,6 +283,21 @@ def test_the_loss_of_an_epoch_is_the_mean_of_its_steps():
     rows = tutorials.epochs(records, steps_per_epoch=3, chars_per_step=10)
     assert [row["train_loss"] for row in rows] == pytest.approx([3.0, 4 / 3])
     assert [row["seconds"] for row in rows] == [1.5, 1.5]
+
+
+def test_every_result_file_is_read_by_a_page(monkeypatch):
+    """By one of the pages here, or by a page or a script of tests/ that names it."""
+    read, read_text = set(), Path.read_text
+    monkeypatch.setattr(
+        Path, "read_text", lambda path, *args, **kw: read.add(path) or read_text(path, *args, **kw)
+    )
+    test_the_pages_are_what_the_result_files_give()
+    monkeypatch.undo()
+    others = [*tables.ROOT.glob("docs/*.md"), *tables.ROOT.glob("tests/**/*.py")]
+    named = "".join(path.read_text(encoding="utf-8") for path in others)
+    for file in {*result_files.RESULTS.iterdir()} - read:
+        fault = file.stem.removeprefix("reliability_").replace("_", "-")
+        assert file.name in named or f"| `{fault}` |" in named, file
 
 
 def test_the_pages_are_what_the_result_files_give():

@@ -37,8 +37,8 @@ class Workdir:
         check_local(self.path, "--workdir")
         if wrong := {"[", "\\"}.difference(os.sep).intersection(str(self.path.absolute())):
             raise InputError(
-                f"--workdir={self.path}: checkpoints cannot be saved below a folder with "
-                f"{min(wrong)} in its name; choose another"
+                f"{self.path}: checkpoints cannot be saved below a folder with {min(wrong)} in its "
+                "name; choose another folder"
             )
 
     @property
@@ -100,7 +100,7 @@ class Workdir:
             self._check_entries()
             os.close(open_lock_file(self.path))
         except (FileExistsError, NotADirectoryError):
-            raise InputError(f"{self.path}: not a folder; choose another --workdir") from None
+            raise InputError(f"{self.path}: not a folder; choose another") from None
         except OSError as error:
             raise write_error(self.path, error) from None
 
@@ -241,7 +241,7 @@ class Workdir:
                 raise not_regular(path)
         for path in folders:
             if path.exists() and not path.is_dir():
-                raise InputError(f"{path}: not a folder; choose another --workdir")
+                raise InputError(f"{path}: not a folder; choose another")
 
 
 def replace(path: Path, content: bytes) -> None:
@@ -279,5 +279,5 @@ def write_error(path: Path, error: OSError) -> HostError:
     """The HostError for a file or a folder that cannot be made or written to."""
     return HostError(
         f"{error.filename or path}: {error.strerror or error}; "
-        "free disk space or give access, or choose another --workdir"
+        "free disk space or give access, or choose another folder"
     )

@@ -27,7 +27,8 @@ def chars_per_second(gpus: int, flags: list[str]) -> float:
     with tempfile.TemporaryDirectory() as folder:
         run = [sys.executable, "launch.py", "--config=configs/shakespeare.py", *FLAGS.split()]
         run += [f"--workdir={folder}", batch, *flags]
-        subprocess.run(run, env=env, stdout=subprocess.DEVNULL, check=True)
+        if code := subprocess.run(run, env=env, stdout=subprocess.DEVNULL).returncode:
+            sys.exit(code)  # it has said why
         speeds = sorted(r["chars_per_second"] for r in read_metrics(Path(folder, "metrics.jsonl")))
     return speeds[len(speeds) // 2]
 
@@ -43,6 +44,6 @@ def main(most: str, *flags: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
+    if not sys.argv[1:] or not sys.argv[1].isdecimal():
         sys.exit(__doc__)
     main(*sys.argv[1:])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import importlib.metadata
 import os
 import platform
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +30,13 @@ def with_devices(count: int) -> dict[str, str]:
     return environment | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": devices + FAST_COMPILES}
 
 
+def existing(path: str) -> Path:
+    """The argparse type of a file or folder that there is."""
+    if not (found := Path(path)).exists():
+        raise argparse.ArgumentTypeError(f"{path}: no such file or folder")
+    return found
+
+
 _PACKAGES = ("charjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -39,11 +48,11 @@ def provenance(module: str, arguments: Sequence[str]) -> dict[str, Any]:
         fields = {name.strip(): value.strip() for name, value in pairs}
     family, model = fields.get("cpu family", "?"), fields.get("model", "?")
     cpu = fields.get("model name", platform.machine())
-    lasting = [a for a in arguments if not a.startswith("--out=")]
+    command = shlex.join(["python", "-m", module, *arguments])
     return {
         "machine": f"{cpu} (family {family}, model {model}), {os.cpu_count()} cores",
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "command": shlex.join(["python", "-m", module, *lasting]),
+        "command": re.sub(r" --out[ =]('[^']*'|\S*)", "", command),
     }

@@ -1,14 +1,16 @@
 """What a base model is worth on a small text in another style: the table in docs/models.md.
 
-    python -m tests.fine_tuning
+    python -m tests.fine_tuning [page]
 
 trains on 20,000 characters of Nietzsche for a minute each, for three seeds, from random weights and
-from the built-in model, which has read Shakespeare; then writes the result file and the table. The
-two runs of a seed are side by side, so that they have the same minute of the same machine.
+from the built-in model, which has read Shakespeare; then writes the result file and the table; with
+`page`, only the table. The two runs of a seed are side by side, so that they have the same minute
+of the same machine.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import subprocess
@@ -106,6 +108,8 @@ def write_page(result: dict) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] != ["page"]:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("page", nargs="?", choices=["page"], help="write the table alone")
+    if not parser.parse_args().page:
         RESULTS.write_text(json.dumps(measure(), indent=1) + "\n", encoding="utf-8")
     write_page(json.loads(RESULTS.read_text(encoding="utf-8")))

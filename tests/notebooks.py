@@ -6,6 +6,7 @@ docs/img/notebook-*.png: needs `.[dev]`, `pip install nbconvert playwright`, and
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import sys
@@ -76,15 +77,18 @@ def picture(notebook: Any, file: Path) -> None:
         chromium.close()
 
 
-def main(arguments: list[str]) -> None:
+def main() -> None:
     """Writes all notebooks, and their pictures if asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("pictures", nargs="?", choices=["pictures"], help="draw them, too")
+    args = parser.parse_args()
     for source in SOURCES:
         source.with_suffix(".ipynb").write_text(to_json(source), encoding="utf-8")
-        if arguments == ["pictures"]:
+        if args.pictures:
             with tempfile.TemporaryDirectory() as folder:
                 notebook = run(source, Path(folder))
             picture(notebook, ROOT / "docs" / "img" / f"notebook-{source.stem}.png")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -5,6 +5,7 @@ python -m benchmarks.performance.page
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import re
 import string
@@ -229,6 +230,7 @@ def plot_sweep(points: Iterable[Mapping[str, Any]], path: Path) -> None:
 
 def main() -> None:
     """Writes the page and its plot."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     results = load()
     PAGE.write_text(page(results, TEMPLATE.read_text(encoding="utf-8")), encoding="utf-8")
     for device in ("cpu", "gpu"):

@@ -5,6 +5,7 @@ python -m benchmarks.performance.readme
 
 from __future__ import annotations
 
+import argparse
 import math
 from typing import Any
 
@@ -93,4 +94,5 @@ def with_block(text: str) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     README.write_text(with_block(README.read_text(encoding="utf-8")), encoding="utf-8")

@@ -4,8 +4,9 @@
     python -m benchmarks.performance.sweep --over_torch --cells lstm --hidden 64 128
 
 Every point is measured in turn with a large matmul in the same dtype, so that a slow phase of the
-machine slows both; with --over_torch, layers as wide as people train on a CPU, in turn with torch.
-Each of these is a group of its file, so that a run that was cut off goes on with the others.
+machine slows both. Points that were measured before stay in the file until all are measured again.
+With --over_torch, layers as wide as people train on a CPU, in turn with torch. Each of these is a
+group of its file, so that a run that was cut off goes on with the others.
 """
 
 from __future__ import annotations
@@ -14,7 +15,18 @@ import itertools
 import statistics
 from typing import Any
 
-from benchmarks.common import Peer, check, count, finish, measure, parser, progress, ratio, show
+from benchmarks.common import (
+    Peer,
+    check,
+    count,
+    finish,
+    measure,
+    parser,
+    progress,
+    ratio,
+    result_file,
+    show,
+)
 from benchmarks.performance.goals import TORCH
 from benchmarks.performance.train_step import OURS, ours, peers
 from benchmarks.workload import Shape, make_shape
@@ -107,12 +119,14 @@ def main() -> None:
         return over_torch(args)
     if args.cells or args.hidden:
         flags.error("--cells and --hidden are read with --over_torch alone")
-    found = []
-    for shape, dtype in points(small=args.small, quick=args.quick, device=args.device):
+    is_first = not result_file("sweep", args).exists()
+    wanted, found = points(small=args.small, quick=args.quick, device=args.device), []
+    for shape, dtype in wanted:
         point = measure_point(shape, dtype, args)
         found.append(point)
         progress(f"{shape} {dtype}: {point['fraction_of_peak']:.2f} of the peak")
-        finish("sweep", args, {"points": found})
+        if is_first or len(found) == len(wanted):
+            finish("sweep", args, {"points": found})
 
 
 if __name__ == "__main__":

@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from charjax.checkpoint.reader import CheckpointReader, Which
+from charjax.checkpoint.reader import CheckpointReader, Which, integer
 from charjax.checkpoint.record import DamagedError, Leaf, Record
 from charjax.checkpoint.store import Store, to_host
-from charjax.errors import DivergedError, HostError
+from charjax.errors import DivergedError, HostError, InputError
 from charjax.runtime import distributed
 from charjax.types import PyTree
 
@@ -67,15 +67,17 @@ class Checkpoints(CheckpointReader):
         A step that was saved before and verifies is left as it is; a damaged one is renamed.
 
         Args:
-          step: number of training steps done.
+          step: number of training steps done; an integer of Python, numpy or JAX.
           state: any pytree of jax or numpy arrays, on any devices.
           meta: JSON values.
           val_loss: in nats per character. A step without a finite one is never the best.
 
         Raises:
+          InputError: the step is no integer, or below 0.
           DivergedError: a parameter is not finite; nothing was saved.
           HostError: the disk is full or cannot be written to; the other steps are unchanged.
         """
+        step = _checked(step)
         leaves, _ = flatten(state)
         arrays = to_host(leaves)
         _check_finite(step, arrays)
@@ -104,9 +106,10 @@ class Checkpoints(CheckpointReader):
           False if the record of the step is damaged, so that nothing was replaced.
 
         Raises:
+          InputError: the step is no integer, or below 0.
           HostError: the disk is full or cannot be written to; nothing has changed.
         """
-        is_damaged = False
+        step, is_damaged = _checked(step), False
         if distributed.is_primary():
             try:
                 record = replace(self._record(step), meta=dict(meta), val_loss=val_loss)
@@ -184,6 +187,13 @@ def flatten(tree: PyTree) -> tuple[dict[str, Any], Any]:
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
     return {"/".join(map(_encode, keys)): leaf for keys, leaf in leaves}, structure
+
+
+def _checked(step: int) -> int:
+    number = integer(step)
+    if number is None or number < 0:
+        raise InputError(f"step={step!r}: must be an integer of at least 0")
+    return number
 
 
 def _check_finite(step: int, arrays: Mapping[str, np.ndarray]) -> None:

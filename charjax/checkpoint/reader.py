@@ -6,9 +6,10 @@ import contextlib
 import functools
 import logging
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -25,9 +26,17 @@ _T = TypeVar("_T")
 
 
 def check_which(which: Which) -> None:
-    """Raises InputError for what is neither "newest", "best" nor a number."""
-    if which not in ("newest", "best") and not isinstance(which, int | np.integer):
+    """Raises InputError for what is neither "newest", "best" nor an integer."""
+    if which not in ("newest", "best") if isinstance(which, str) else integer(which) is None:
         raise InputError(f"which={which!r}: must be best, newest or the number of a step")
+
+
+def integer(number: Any) -> int | None:
+    """An integer of Python, numpy or JAX as one of Python; None for anything else."""
+    try:
+        return operator.index(number)
+    except TypeError:
+        return None
 
 
 class _DeletedError(Exception):

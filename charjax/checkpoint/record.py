@@ -112,11 +112,11 @@ class Record:
 
 def to_json(record: Record) -> dict[str, Any]:
     """The record as JSON values, with a digest of them. A val_loss that is not finite is None."""
-    is_finite = record.val_loss is not None and math.isfinite(record.val_loss)
+    val_loss = None if record.val_loss is None else float(record.val_loss)  # of numpy or JAX
     values = {
         "format": _FORMAT,
         "step": record.step,
-        "val_loss": record.val_loss if is_finite else None,
+        "val_loss": val_loss if val_loss is not None and math.isfinite(val_loss) else None,
         "meta": record.meta,
         "leaves": {path: leaf._asdict() for path, leaf in record.leaves.items()},
     }

@@ -111,17 +111,18 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_reading(parser: argparse.ArgumentParser, about: str, *, unit: bool = False) -> None:
+def add_reading(parser: argparse.ArgumentParser, *, is_new: bool = False) -> None:
     """Flags for the fields of `DataConfig` that say how a text is read, for `reading_options`.
 
     Args:
       parser: the command's parser.
-      about: the help of this group of flags.
-      unit: whether the model is not trained yet, so that `unit` and `boundary` may be chosen.
+      is_new: whether no model was trained on the text yet, so that `unit` and `boundary` may be
+        chosen; otherwise it is a `--file` for a trained model.
     """
-    group = parser.add_argument_group("reading", about)
+    what = "the texts" if is_new else "a --file that differs from the run's text"
+    group = parser.add_argument_group("reading", f"how to read {what}; values as in config.data")
     for field in dataclasses.fields(DataConfig):
-        if field.name in _READING or (unit and field.name in _READING_OF_NEW):
+        if field.name in _READING or (is_new and field.name in _READING_OF_NEW):
             is_bool = isinstance(field.default, bool)
             words: dict[str, Any] = {"nargs": "?", "const": True, "type": _bool} if is_bool else {}
             choices = field.metadata.get("choices")

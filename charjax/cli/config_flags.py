@@ -83,7 +83,8 @@ def override(config: Config, config_flags: Sequence[str]) -> Config:
     # Not absl's global FLAGS. ml_collections reads the overrides from sys_argv when the flag is
     # defined, before absl parses it.
     flag_values = flags.FlagValues()
-    argv, values = ["charjax", *config_flags], to_config_dict(config)
+    last = {flag.partition("=")[0]: flag for flag in config_flags}  # tuples would be joined
+    argv, values = ["charjax", *last.values()], to_config_dict(config)
     try:
         ml_flags.DEFINE_config_dict("config", values, flag_values=flag_values, sys_argv=argv)
         flag_values(argv)
@@ -157,7 +158,7 @@ def _config_of(file: Path, argument: str | None) -> Config:
         values = module.get_config(*([] if argument is None else [argument]))
     except CharjaxError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"{where}: {type(error).__name__}: {error}") from error
     if not hasattr(values, "items"):
         raise InputError(

@@ -14,7 +14,7 @@ from charjax.checkpoint.progress import Progress
 from charjax.config import Config, DataConfig, ModelConfig, TrainConfig
 from charjax.data.reading import ReadingRules
 from charjax.data.vocab import Vocab
-from charjax.errors import CharjaxError, HostError, InputError
+from charjax.errors import HostError, InputError
 from charjax.export.foreign import ForeignModel, model_config, parameters
 from charjax.export.from_keras import read_keras
 from charjax.export.from_torch import read_torch
@@ -41,8 +41,7 @@ def convert(file: Path, source: str, vocabulary: Path, out: Path) -> None:
       InputError: a file is missing or damaged, charjax has no such model, or `out` is in use.
       HostError: a file cannot be read or written.
     """
-    with _errors_about_out():
-        workdir = Workdir(out)
+    workdir = Workdir(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out={out}: exists; name a new folder")
     with _named_errors(file):
@@ -54,8 +53,7 @@ def convert(file: Path, source: str, vocabulary: Path, out: Path) -> None:
         config = model_config(model, len(found.vocab))
     params = parameters(model, found.order)
     meta = _meta(config, found.vocab, params, SourceMeta(source, str(file), sha256))
-    with _errors_about_out():
-        _write(workdir, params, meta)
+    _write(workdir, params, meta)
     _logger.info(
         "%s: %s %d x %d, %s, vocabulary of %d, %s parameters; %s",
         out,
@@ -106,15 +104,6 @@ def _write(workdir: Workdir, params: PyTree, meta: RunMeta) -> None:
         record = CheckpointMeta(meta, Progress(), workdir.log_sizes()).to_json()
         checkpoints.save(0, {"params": params}, record, val_loss=None)
         workdir.mark_saved()
-
-
-@contextlib.contextmanager
-def _errors_about_out() -> Iterator[None]:
-    """A context manager in whose errors the flag of a run's folder is --out."""
-    try:
-        yield
-    except CharjaxError as error:
-        raise type(error)(str(error).replace("--workdir", "--out")) from None
 
 
 @contextlib.contextmanager

@@ -113,6 +113,4 @@ def _readers_block() -> bool:
 def not_regular(path: Path) -> InputError:
     """The error for a link, or anything else that is not a regular file, in a run's folder."""
     what = "a link" if path.is_symlink() else "a folder" if path.is_dir() else "not a regular file"
-    return InputError(
-        f"{path}: {what}, which no run writes; remove it, or choose another --workdir"
-    )
+    return InputError(f"{path}: {what}, which no run writes; remove it, or choose another folder")

@@ -56,7 +56,7 @@ def lock_folder(folder: Path) -> contextlib.ExitStack:
         except BlockingIOError:
             raise HostError(
                 f"{folder}: in use by {holder or 'another process'}; "
-                "wait until it has ended, or choose another --workdir"
+                "wait until it has ended, or choose another folder"
             ) from None
         os.ftruncate(file, 0)
         os.lseek(file, 0, os.SEEK_SET)
@@ -69,7 +69,7 @@ def _read_holder(folder: Path, file: int) -> str:
     holder = os.read(file, 200).decode(errors="replace").strip()
     if holder and not re.fullmatch(r"process \d+ on .*", holder):
         raise InputError(
-            f"{lock_file(folder)}: not the lock of a run; remove it, or choose another --workdir"
+            f"{lock_file(folder)}: not the lock of a run; remove it, or choose another folder"
         )
     return holder
 

@@ -11,6 +11,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -228,9 +229,29 @@ def test_every_flipped_byte_of_the_record_is_found(two_steps, tmp_path, log):
 def test_only_a_number_is_a_step(two_steps):
     with Checkpoints(str(two_steps)) as checkpoints:
         assert checkpoints.read_meta(which=np.int64(1)).step == 1
+        assert checkpoints.read_meta(which=jnp.int32(1)).step == 1
         for which in ("1", "latest", None, 1.0):
             with pytest.raises(InputError, match=rf"^which={which!r}: must be best, newest or"):
                 checkpoints.read_meta(which=which)
+
+
+@pytest.mark.parametrize("number", [np.int64, jnp.int32])
+def test_a_step_and_a_loss_may_be_of_numpy_or_jax(number, tmp_path):
+    step, loss = number(3), jnp.float32(0.5)
+    with open_(tmp_path) as checkpoints:
+        checkpoints.save(step, STATE, {}, val_loss=loss)
+        assert checkpoints.update(step, {"name": "new"}, val_loss=np.float32(0.25))
+        record = checkpoints.restore(LIKE, which=step)
+    assert (record.step, record.val_loss, record.meta) == (3, 0.25, {"name": "new"})
+
+
+@pytest.mark.parametrize("step", [-1, 1.0, "1", None, np.array([1]), jnp.float32(1)])
+def test_what_is_no_step_is_not_saved(step, tmp_path):
+    with open_(tmp_path / "new") as checkpoints:
+        for call in (partial(checkpoints.save, step, STATE), partial(checkpoints.update, step)):
+            with pytest.raises(InputError, match=r"^step=.*: must be an integer of at least 0$"):
+                call({}, val_loss=None)
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_record_of_another_step_is_damage(two_steps, tmp_path, log):

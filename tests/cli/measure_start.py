@@ -8,6 +8,7 @@ only adds.
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import subprocess
@@ -15,6 +16,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from tests.environment import existing
 
 TURNS = 10
 CHARJAX = (sys.executable, "-m", "charjax")
@@ -38,8 +41,10 @@ def seconds_to_first_step(config: str) -> float:
             return time.perf_counter() - started
 
 
-def main(workdir: str) -> None:
-    run = f"--workdir={workdir}"
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("workdir", type=existing, metavar="WORKDIR")
+    run = f"--workdir={parser.parse_args().workdir}"
     quickstart = str(Path(__file__).parents[2] / "configs" / "quickstart.py")
     tasks = {
         "import jax": lambda: seconds_to_end(sys.executable, "-c", "import jax"),
@@ -54,4 +59,4 @@ def main(workdir: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

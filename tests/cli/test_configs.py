@@ -171,7 +171,39 @@ def test_columns_are_separated_by_commas_as_in_other_flags(flag, columns):
     assert config.data.columns == columns
 
 
-def test_of_a_field_that_is_given_twice_the_wrong_value_is_named():
-    field = "--config.train.max_steps"
-    with pytest.raises(InputError, match=f"^{field}=1.5: must be an integer"):
-        load_config(["--config=quickstart", f"{field}=1", f"{field}=1.5"])
+def test_of_a_field_that_is_given_twice_the_last_value_counts_and_a_wrong_one_is_named():
+    steps, split = "--config.train.max_steps", "--config.data.split"
+    given = [f"{steps}=1", f"{split}=0.9,0.1,0", f"{steps}=2", f"{split}=0.8,0.1,0.1"]
+    _, config = load_config(["--config=quickstart", *given])
+    assert (config.train.max_steps, config.data.split) == (2, (0.8, 0.1, 0.1))
+    with pytest.raises(InputError, match=f"^{steps}=1.5: must be an integer"):
+        load_config(["--config=quickstart", f"{steps}=1", f"{steps}=1.5"])
+
+
+def test_a_file_may_write_integers_and_lists(tmp_path):
+    (tmp_path / "partial.py").write_text(
+        "from ml_collections import ConfigDict\n"
+        "values = {'train': {'max_minutes': 10}, 'data': {'split': [0.9, 0.1, 0.0]}}\n"
+        "get_config = lambda: ConfigDict(values)\n"
+    )
+    given = ("model.hidden=5", "train.max_minutes=0.5", "data.split=0.8,0.1,0.1")
+    _, config = load_config(["--config=partial.py", *(f"--config.{field}" for field in given)])
+    expected = (5, 0.5, (0.8, 0.1, 0.1))
+    assert (config.model.hidden, config.train.max_minutes, config.data.split) == expected
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ("{}['lr']", "--config=wrong.py: KeyError: 'lr'"),
+        ("exit(3)", "--config=wrong.py: SystemExit: 3"),
+        ("Config()", "--config=wrong.py: get_config() must return a ConfigDict"),
+        ("None", "--config=wrong.py: get_config() must return a ConfigDict"),
+        ("ConfigDict({1: 2})", "config: no field "),
+    ],
+)
+def test_a_file_that_fails_or_returns_no_config_is_named(tmp_path, returned, message):
+    imports = "from ml_collections import ConfigDict\nfrom charjax.config import Config\n"
+    (tmp_path / "wrong.py").write_text(f"{imports}get_config = lambda: {returned}\n")
+    with pytest.raises(InputError, match=f"^{re.escape(message)}"):
+        load_config(["--config=wrong.py"])

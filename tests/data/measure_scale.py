@@ -12,6 +12,7 @@ the tables of docs/scale.md from it.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import random
@@ -296,11 +297,17 @@ def write_page(sizes: dict[str, dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    place, number = sys.argv[1:]
-    Path(place).mkdir(parents=True, exist_ok=True)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    parser.add_argument("megabytes", type=int, metavar="MEGABYTES")
+    args = parser.parse_args()
+    if args.megabytes < 1:
+        parser.error(f"{args.megabytes}: must be at least 1")
+    args.folder.mkdir(parents=True, exist_ok=True)
+    number = str(args.megabytes)
     about = provenance("tests.data.measure_scale", ["FOLDER", number])
     found = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
-    with tempfile.TemporaryDirectory(dir=place) as inside:
-        found[number] = about | measure(Path(inside), float(number))
+    with tempfile.TemporaryDirectory(dir=args.folder) as inside:
+        found[number] = about | measure(Path(inside), args.megabytes)
     RESULTS.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     write_page(found)

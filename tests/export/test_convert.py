@@ -516,13 +516,13 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path, capfd):
 
 
 @pytest.mark.parametrize("name", ["file/run", "a[b"])
-def test_an_error_about_the_folder_to_write_names_its_flag(name, tmp_path, capfd):
+def test_an_error_about_the_folder_to_write_names_no_flag_of_other_commands(name, tmp_path, capfd):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "m.safetensors").write_bytes(safetensors(state_dict(), {}))
     (tmp_path / "v.txt").write_text("abcde")
     line = [tmp_path / "m.safetensors", "--from=torch", f"--vocabulary={tmp_path}/v.txt"]
     said = refused(*line, f"--out={tmp_path}/{name}", capfd=capfd)
-    assert "--out" in said
+    assert name.partition("/")[0] in said
     assert "--workdir" not in said
 
 

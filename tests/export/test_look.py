@@ -99,6 +99,14 @@ def test_what_look_cannot_read_or_write_is_one_line(folder, capfd):
     assert not Path("page.html").exists()
 
 
+def test_a_file_in_another_encoding_is_read_with_the_flags_of_score(folder, capfd):
+    Path("wide.txt").write_text(TEXT, encoding="utf-16-le")
+    command = ["look", "--workdir=run", "--file=wide.txt", "--out=page.html"]
+    assert main(command) == 2
+    assert main([*command, "--encoding=utf-16-le"]) == 0
+    assert "".join(data_of(Path("page.html").read_text("utf-8"))["pieces"]) == TEXT
+
+
 @pytest.mark.slow
 def test_a_unit_of_the_built_in_model_tells_the_line_position(tmp_path, capfd):
     """On the validation part of tiny Shakespeare, as `CHARJAX_DATA_DIR` has it."""

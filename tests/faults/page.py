@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -173,12 +173,7 @@ def with_table(page: str, new: str) -> str:
     return f"{head}{_BEGIN}\n{new}\n{_END}{tail}"
 
 
-def main() -> int:
-    """Rewrites the page."""
+if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     page = PAGE.read_text(encoding="utf-8")
     PAGE.write_text(with_table(page, table(RESULTS)), encoding="utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,11 +7,11 @@ the median of the ratios of CPU time, so that what else runs on the machine matt
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import re
 import statistics
-import sys
 import time
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from charjax.inference.sampler import Sampler
 from charjax.inference.sampling import Sampling
 from charjax.inference.text_codec import decode_texts
 from charjax.inference.text_end import LineFilter, TextEnd
-from tests.environment import provenance
+from tests.environment import existing, provenance
 from tests.inference.scripted import random_model
 
 RESULTS = Path(__file__).with_name("controls_speed.json")
@@ -37,9 +37,11 @@ CHARS = {1: 512, 64: 256}
 _logger = logging.getLogger(__name__)
 
 
-def main(path: str) -> None:
+def main() -> None:
     """Measures, writes the results and the table."""
-    corpus = load_corpus(DataConfig(path=path))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("text", type=existing, metavar="TEXT")
+    corpus = load_corpus(DataConfig(path=str(parser.parse_args().text)))
     vocab = Vocab.from_text(corpus.text, order="sorted", unit="codepoint", unk=False)
     config, params = random_model(len(vocab), hidden=512)
     sampler = Sampler(
@@ -115,4 +117,4 @@ def write_page() -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

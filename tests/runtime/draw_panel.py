@@ -7,10 +7,10 @@ the reader's fonts instead.
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import re
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -24,6 +24,7 @@ from charjax.runtime.panel import TaskView, sample_box
 from charjax.runtime.status import TrainingStatus
 from charjax.train.metrics import read_metrics
 from charjax.workdir import Workdir
+from tests.environment import existing
 
 IMAGES = Path(__file__).parents[2] / "docs" / "img"
 WIDTH, SHOWN_CHARS = 100, 260
@@ -83,12 +84,14 @@ def draw(parts: list[object], theme: TerminalTheme) -> str:
     return svg.replace("Fira Code, monospace", "ui-monospace, Menlo, Consolas, monospace") + "\n"
 
 
-def main(workdir: Path) -> None:
+def main() -> None:
     """Writes both pictures."""
-    parts = replay(workdir, 0.7)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("workdir", type=existing, metavar="WORKDIR")
+    parts = replay(parser.parse_args().workdir, 0.7)
     for name, theme in (("light", LIGHT), ("dark", DIMMED_MONOKAI)):
         (IMAGES / f"panel-{name}.svg").write_text(draw(parts, theme), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

@@ -6,12 +6,12 @@ step, only the table. The client runs on the same machine. Texts are compared wi
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import os
 import signal
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -306,6 +306,11 @@ def write_page(results: dict) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] != ["page"]:
-        measure(sys.argv[1:] or STEPS)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("steps", nargs="*", metavar="STEP", help=f"page, or of {', '.join(STEPS)}")
+    steps = parser.parse_args().steps or list(STEPS)
+    if steps != ["page"]:
+        if unknown := {*steps} - {*STEPS}:
+            parser.error(f"{min(unknown)}: no such step")
+        measure(steps)
     write_page(json.loads(RESULTS.read_text("utf-8")))

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from charjax.train.choice import find_row
-from tests.environment import provenance
+from tests.environment import existing, provenance
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "choices.json"
@@ -99,7 +99,7 @@ def result_rows(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER")
-    parser.add_argument("texts", type=Path, nargs="+", metavar="TEXT")
+    parser.add_argument("texts", type=existing, nargs="+", metavar="TEXT")
     parser.add_argument("--minutes", type=int, default=2)
     args = parser.parse_args()
     grids = [measure(args.folder, text, args.minutes) for text in args.texts]

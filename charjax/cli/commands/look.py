@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import argparse
 import logging
-import re
 import sys
 
-from charjax.cli.arguments import add_inference, add_model, load_model, local_path
-from charjax.errors import InputError
+from charjax.cli.arguments import (
+    add_inference,
+    add_model,
+    add_reading,
+    load_model,
+    local_path,
+    reading_options,
+)
 
 _MAX_CHARS = 20_000  # of the text; the page stays under 20 MB
 
@@ -27,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", required=True, type=local_path("--out"), help="the HTML file to write"
     )
     add_inference(parser)
+    add_reading(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -39,13 +45,11 @@ def run(args: argparse.Namespace) -> None:
     from charjax.inference.score import read_file
     from charjax.runtime.display import make_display, show_messages
 
+    options = reading_options(args)
     display = make_display(sys.stderr)
     with show_messages(display), display.task("looking") as update:
         trained = load_model(args)
-        try:
-            ids = read_file(trained, args.file, unknown=args.unknown)
-        except InputError as error:
-            raise _without_reading_flags(error) from None
+        ids = read_file(trained, args.file, unknown=args.unknown, options=options)
         if ids.size > _MAX_CHARS:
             _logger.info("%s: the first %d of %d characters", args.file, _MAX_CHARS, ids.size)
         inspection = inspect(trained, np.asarray(ids[:_MAX_CHARS], np.int32), update)
@@ -57,12 +61,3 @@ def run(args: argparse.Namespace) -> None:
                     "%s: unit %d, %s %.2f", feature.name, unit.number, statistic, unit.reported
                 )
         _logger.info("wrote %s: %s bytes", args.out, f"{len(content):,}")
-
-
-def _without_reading_flags(error: InputError) -> InputError:
-    """The error, without a flag that says how to read the file: `charjax score` has those alone."""
-    message = str(error)
-    if not re.search(r"--(?!file\b|unknown\b)\w", message):
-        return error
-    problem = re.sub(r"^--", "config.data.", message.partition("; ")[0])
-    return InputError(f"{problem}; convert the file to the form of the text of the run")

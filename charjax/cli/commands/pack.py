@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     several = parser.add_argument_group("several processes", "each packs some shards of the store")
     several.add_argument("--process_id", type=int, default=0, help="this one's number, from 0")
     several.add_argument("--num_processes", type=int, default=1, help="how many there are")
-    add_reading(parser, "how to read the texts; values as in config.data", unit=True)
+    add_reading(parser, is_new=True)
 
 
 def run(args: argparse.Namespace) -> None:

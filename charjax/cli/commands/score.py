@@ -51,8 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_methods(parser)
     add_inference(parser)
-    about = "how to read a --file that differs from the run's text; values as in config.data"
-    add_reading(parser, about)
+    add_reading(parser)
 
 
 def _add_methods(parser: argparse.ArgumentParser) -> None:

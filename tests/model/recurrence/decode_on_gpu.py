@@ -10,6 +10,7 @@ and chunks have those of the whole. The exit code is 1 if a check fails.
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from functools import partial
@@ -131,6 +132,7 @@ def time_sampler(config, params):
 
 
 def main():
+    argparse.ArgumentParser(description=__doc__).parse_args()
     for cell in ("gru", "lstm"):
         config = ModelConfig(cell=cell, hidden=1024, embed=256, dtype="bfloat16")
         params = init_params(config, VOCAB, jax.random.key(0))
