@@ -19,6 +19,7 @@ import tensorstore as ts
 from charjax.checkpoint.record import DamagedError, Leaf, Record, dtype_of, from_json
 from charjax.errors import HostError, InputError
 from charjax.runtime.files import as_os_errors, read_regular
+from charjax.runtime.paths import kvstore_folder
 
 # Part of the name of a folder while a save or a deletion is not finished.
 UNFINISHED = ".orbax-checkpoint-tmp"
@@ -78,7 +79,7 @@ def _read(path: Path, leaves: Mapping[str, Leaf]) -> dict[str, np.ndarray]:
 
 def _spec(path: Path, name: str) -> dict[str, Any]:
     """The TensorStore spec of an array in a checkpoint that Orbax wrote."""
-    folder = {"driver": "file", "path": f"{path.absolute().as_posix()}/state/"}
+    folder = {"driver": "file", "path": kvstore_folder(path / "state")}
     return {
         "driver": "zarr",
         "kvstore": {"driver": "ocdbt", "base": folder, "path": name},

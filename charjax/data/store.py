@@ -30,7 +30,7 @@ from charjax.data.store_index import (
 from charjax.errors import HostError, InputError, StoreError
 from charjax.runtime.display import ProgressFn, no_progress
 from charjax.runtime.files import as_os_errors
-from charjax.runtime.paths import is_address
+from charjax.runtime.paths import is_address, kvstore_folder
 
 CHUNK = 1 << 14  # tokens compressed together: the least that is read
 FILE_TOKENS = 1 << 24  # tokens in a file
@@ -67,8 +67,7 @@ def open_files(path: str, context: ts.Context | None = None) -> ts.KvStore:
       InputError: TensorStore cannot read such an address.
     """
     if not is_address(path):
-        folder = f"{Path(path).absolute().as_posix()}/"
-        return ts.KvStore.open({"driver": "file", "path": folder}).result()
+        return ts.KvStore.open({"driver": "file", "path": kvstore_folder(path)}).result()
     try:
         return ts.KvStore.open(f"{path.rstrip('/')}/", context=context).result()
     except ValueError as error:

@@ -61,6 +61,14 @@ def is_address(path: str) -> bool:
     return bool(_ADDRESS.fullmatch(path))
 
 
+def kvstore_folder(path: str | Path) -> str:
+    """A folder as TensorStore's driver of files takes it: absolute, without ".."."""
+    folder = Path(path).absolute()
+    if ".." in folder.parts:
+        folder = folder.resolve()
+    return f"{folder.as_posix()}/"
+
+
 def check_local(path: Path, flag: str) -> None:
     """Refuses an address such as gs://bucket/run where a path of this machine is needed.
 

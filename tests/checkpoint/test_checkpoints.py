@@ -116,6 +116,14 @@ def test_any_names_are_saved_and_restored(tmp_path_factory, tree):
         assert_same_bits(checkpoints.restore(tree).state, tree)
 
 
+def test_a_path_may_lead_through_the_folder_above(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with open_(Path("../run")) as checkpoints:
+        checkpoints.save(1, STATE, {}, val_loss=None)
+        assert_same_bits(checkpoints.restore(LIKE).state, STATE)
+
+
 def test_optimizer_state_and_a_part_of_the_state(tmp_path):
     params = {"kernel": jnp.linspace(0, 1, 6).reshape(2, 3)}
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))

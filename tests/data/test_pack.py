@@ -365,6 +365,13 @@ def test_where_an_open_file_cannot_be_deleted_its_lock_stays(text, tmp_path, mon
     assert store.index.chars == len(text.read_text())
 
 
+def test_a_path_may_lead_through_the_folder_above(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "text.txt").write_text("A text.\n")
+    monkeypatch.chdir(tmp_path / "here")
+    assert read_store(pack_files(Path("../text.txt"), Path("../store")))[0] == [*"A text.\n"]
+
+
 def test_a_byte_order_mark_keeps_a_file_in_one_piece(tmp_path):
     text = "".join(f"line {i}\n" for i in range(40))
     for encoding, mark in (("utf-16-le", b"\xff\xfe"), ("utf-32-be", b"\0\0\xfe\xff")):
