@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from charjax.errors import HostError, InputError
-from charjax.runtime.files import not_regular, open_regular, write_atomically
+from charjax.runtime.files import not_regular, open_regular, replace_content, write_error
 from charjax.runtime.folder_lock import lock_file, lock_folder, open_lock_file
 from charjax.runtime.paths import check_local
 
@@ -90,12 +90,12 @@ class Workdir:
             no regular file or folder; or the folder holds a model in the layout of the hub.
           HostError: the folder cannot be made or written to.
         """
-        if self.is_hub:
-            raise InputError(
-                f"{self.path}: holds an exported model, which is not trained in place; train on "
-                f"with --init_from={self.path} in another --workdir"
-            )
         try:
+            if self.is_hub:
+                raise InputError(
+                    f"{self.path}: holds an exported model, which is not trained in place; train "
+                    f"on with --init_from={self.path} in another --workdir"
+                )
             self.path.mkdir(parents=True, exist_ok=True)
             self._check_entries()
             os.close(open_lock_file(self.path))
@@ -129,7 +129,8 @@ class Workdir:
         Raises:
           CharjaxError: as `create` and `lock`.
         """
-        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        folders = (self.path, *self.path.parents)
+        made = [folder for folder in folders if not os.path.exists(folder)]  # of no name too long
         self.create()
         with self.lock():
             try:
@@ -176,7 +177,7 @@ class Workdir:
           HostError: the folder cannot be written to.
         """
         self.check_start()
-        replace(self._unsaved, b"this run has no checkpoint yet\n")
+        replace_content(self._unsaved, b"this run has no checkpoint yet\n")
         self.truncate_logs(dict.fromkeys(self.log_sizes(), 0))
 
     def mark_saved(self) -> None:
@@ -192,11 +193,11 @@ class Workdir:
         Raises:
           HostError: the folder cannot be written to.
         """
-        replace(self.run_json, (json.dumps(values, indent=2) + "\n").encode())
+        replace_content(self.run_json, (json.dumps(values, indent=2) + "\n").encode())
 
     def write_choice(self, values: Mapping[str, Any]) -> None:
         """Replaces the record of what was chosen, atomically; as `write_run`."""
-        replace(self.choice, (json.dumps(values, indent=2) + "\n").encode())
+        replace_content(self.choice, (json.dumps(values, indent=2) + "\n").encode())
 
     def log_sizes(self) -> dict[str, int]:
         """{file name: bytes} of both logs; 0 for a missing one."""
@@ -242,42 +243,3 @@ class Workdir:
         for path in folders:
             if path.exists() and not path.is_dir():
                 raise InputError(f"{path}: not a folder; choose another")
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Writes a file of a run, atomically.
-
-    Raises:
-      InputError: it is a link, or another kind of file.
-      HostError: the folder cannot be written to.
-    """
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise not_regular(path)
-    unfinished = path.with_name(f".{path.name.removeprefix('.')}.tmp")
-    try:
-        write_atomically(path, content, unfinished=unfinished)
-    except OSError as error:
-        raise write_error(path, error) from None
-
-
-def append(log: Path, text: str) -> None:
-    """Appends text to a log, without changing its newlines.
-
-    Raises:
-      InputError: it is a link, or another kind of file.
-      HostError: the log cannot be written to.
-    """
-    try:
-        descriptor = open_regular(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        with os.fdopen(descriptor, "a", encoding="utf-8", newline="") as file:
-            file.write(text)
-    except OSError as error:
-        raise write_error(log, error) from None
-
-
-def write_error(path: Path, error: OSError) -> HostError:
-    """The HostError for a file or a folder that cannot be made or written to."""
-    return HostError(
-        f"{error.filename or path}: {error.strerror or error}; "
-        "free disk space or give access, or choose another folder"
-    )

@@ -147,10 +147,10 @@ def eight_devices() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def _curves_are_not_drawn() -> Iterator[None]:
     """Runs in this process write an empty picture: to draw it takes a third of a tiny run."""
-    from charjax.workdir import replace
+    from charjax.runtime.files import replace_content
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("charjax.train.loop.draw_curves", lambda _, path: replace(path, b""))
+        patch.setattr("charjax.train.loop.draw_curves", lambda _, path: replace_content(path, b""))
         yield
 
 

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from charjax.errors import HostError, InputError
-from charjax.workdir import Workdir, append
+from charjax.runtime.files import append_text
+from charjax.workdir import Workdir
 
 HOLD_LOCK = """
 import sys, time
@@ -202,9 +203,15 @@ def test_a_link_that_comes_later_is_not_written_through(tmp_path):
     for name in ("run.json", ".run.json.tmp", "metrics.jsonl"):
         (tmp_path / name).symlink_to(tmp_path / "target")
         with pytest.raises(InputError, match="a link"):
-            append(folder.metrics, "text") if name == "metrics.jsonl" else folder.write_run({})
+            append_text(folder.metrics, "text") if name == "metrics.jsonl" else folder.write_run({})
         (tmp_path / name).unlink()
     assert os.listdir(tmp_path) == []
+
+
+def test_a_name_that_is_too_long_is_an_error_of_the_host(tmp_path):
+    folder = Workdir(tmp_path / ("a" * 300))
+    with pytest.raises(HostError, match=r"File name too long; .*choose another"), folder.claim():
+        pass
 
 
 @pytest.mark.parametrize("name", ["a\\b", "a[b]"])

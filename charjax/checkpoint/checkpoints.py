@@ -73,7 +73,7 @@ class Checkpoints(CheckpointReader):
           val_loss: in nats per character. A step without a finite one is never the best.
 
         Raises:
-          InputError: the step is no integer, or below 0.
+          InputError: the step is no integer, or below 0; or its folder has other files.
           DivergedError: a parameter is not finite; nothing was saved.
           HostError: the disk is full or cannot be written to; the other steps are unchanged.
         """

@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 from charjax.checkpoint.files import UNFINISHED, is_checkpoint
+from charjax.errors import InputError
 from charjax.runtime.files import replace_file
 
 _logger = logging.getLogger(__name__)
@@ -57,14 +58,23 @@ class StepFolders:
         return next(path for path in map(self.directory.__truediv__, names) if not path.exists())
 
     def prepare(self, step: int) -> None:
-        """Makes the path of a step free to save to; a damaged checkpoint there is renamed."""
+        """Makes the path of a step free to save to; a damaged checkpoint there is renamed.
+
+        Raises:
+          InputError: there are other files.
+        """
         self.directory.mkdir(parents=True, exist_ok=True)
         self.delete_unfinished()
         path = self.path(step)
         if is_checkpoint(path):
             replace_file(path, self.damaged_path(step))
-        elif path.exists():
-            path.rmdir()  # fails unless it is empty: other files in it are not ours to delete
+        elif os.path.lexists(path):
+            if path.is_symlink() or not path.is_dir() or any(path.iterdir()):
+                raise InputError(
+                    f"{path}: not a checkpoint, where the run is to save one; move it away, then "
+                    "run again to resume from the step before"
+                )
+            path.rmdir()
 
     def delete(self, step: int) -> None:
         """Deletes a step, renamed first: an interrupted deletion must not look like damage."""

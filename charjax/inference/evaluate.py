@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Float
 from optax.losses import softmax_cross_entropy_with_integer_labels
 
-from charjax.config import DataConfig, ModelConfig
+from charjax.config import Config, DataConfig, ModelConfig
+from charjax.data.dataset import Dataset
 from charjax.data.store_tokens import TokenIds
 from charjax.inference.forward_pass import Piece, ZeroCarry, in_text_order, iter_predictions
 from charjax.runtime.display import ProgressFn, no_progress
@@ -80,6 +81,32 @@ def score(
         config, params, ids, boundary_id=boundary_id, max_chars=max_chars, progress=progress
     )
     return mean_score(nats)
+
+
+def validate(
+    config: Config, params: PyTree, dataset: Dataset, progress: ProgressFn = no_progress
+) -> Score | None:
+    """The score of a run on its validation split, or on `max_eval_chars` of its characters.
+
+    None if there is nothing to predict: the split has fewer than two tokens.
+
+    Args:
+      config: of the run, with dtype and recurrence resolved.
+      params: of a `CharRNN`.
+      dataset: of the run.
+      progress: as for `char_nats`.
+    """
+    ids = dataset.splits.val.ids
+    if ids.size < 2:
+        return None
+    return score(
+        config.model,
+        params,
+        ids,
+        boundary_id=dataset.vocab.boundary_id,
+        max_chars=max_eval_chars(config.data),
+        progress=progress,
+    )
 
 
 def mean_score(nats: Float[np.ndarray, " predicted"]) -> Score:

@@ -1,4 +1,4 @@
-"""Opens files in folders that others can write to: only regular files, never through a link.
+"""Files in folders that others can write to: only regular files, never through a link.
 
 A run's folder may come from someone else. A link in it could have a run overwrite a file of its
 user, and a pipe in it could stop a command for ever.
@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from charjax.errors import InputError
+from charjax.errors import HostError, InputError
 
 # What some systems lack. Windows would translate line ends without O_BINARY.
 _OPEN_FLAGS = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
@@ -72,6 +72,45 @@ def write_atomically(path: Path, content: bytes, *, unfinished: Path) -> None:
         file.flush()
         os.fsync(descriptor)
     replace_file(unfinished, path)
+
+
+def replace_content(path: Path, content: bytes) -> None:
+    """Writes a file atomically, or replaces it.
+
+    Raises:
+      InputError: it is a link, or another kind of file.
+      HostError: the folder cannot be written to.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise not_regular(path)
+    unfinished = path.with_name(f".{path.name.removeprefix('.')}.tmp")
+    try:
+        write_atomically(path, content, unfinished=unfinished)
+    except OSError as error:
+        raise write_error(path, error) from None
+
+
+def append_text(log: Path, text: str) -> None:
+    """Appends text to a log, without changing its newlines.
+
+    Raises:
+      InputError: it is a link, or another kind of file.
+      HostError: the log cannot be written to.
+    """
+    try:
+        descriptor = open_regular(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        with os.fdopen(descriptor, "a", encoding="utf-8", newline="") as file:
+            file.write(text)
+    except OSError as error:
+        raise write_error(log, error) from None
+
+
+def write_error(path: Path, error: OSError) -> HostError:
+    """The HostError for a file or a folder that cannot be made or written to."""
+    return HostError(
+        f"{error.filename or path}: {error.strerror or error}; "
+        "free disk space or give access, or choose another folder"
+    )
 
 
 @contextlib.contextmanager

@@ -31,9 +31,8 @@ from charjax.data.corpus import load_corpus
 from charjax.data.records import has_records
 from charjax.errors import CharjaxError, InputError
 from charjax.runtime.display import counted
-from charjax.runtime.files import read_regular
+from charjax.runtime.files import read_regular, replace_content
 from charjax.workdir import Workdir
-from charjax.workdir import replace as replace_content
 
 _logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from charjax.config import Config
 from charjax.data.dataset import Dataset
-from charjax.inference.evaluate import max_eval_chars, score
+from charjax.inference.evaluate import validate
 from charjax.runtime import distributed, sharding
 from charjax.train.metrics import figure_class
 from charjax.train.samples import generate_samples
@@ -69,16 +69,8 @@ def evaluate_chunk(config: Config, params: PyTree, dataset: Dataset) -> None:
     def after_chunk(done: int, total: int) -> None:
         raise _CompiledError
 
-    if dataset.splits.val.ids.size > 1:
-        with suppress(_CompiledError):
-            score(
-                config.model,
-                params,
-                dataset.splits.val.ids,
-                boundary_id=dataset.vocab.boundary_id,
-                max_chars=max_eval_chars(config.data),
-                progress=after_chunk,
-            )
+    with suppress(_CompiledError):
+        validate(config, params, dataset, after_chunk)
 
 
 def sample_chunk(config: Config, params: PyTree, dataset: Dataset) -> None:

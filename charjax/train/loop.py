@@ -17,7 +17,7 @@ from charjax.checkpoint.meta import CheckpointMeta
 from charjax.checkpoint.progress import Progress
 from charjax.config import Config, from_config_dict, to_dict
 from charjax.errors import DivergedError, InputError, InterruptedRunError
-from charjax.inference.evaluate import max_eval_chars, score
+from charjax.inference.evaluate import validate
 from charjax.runtime import distributed
 from charjax.runtime.display import Display, make_display, show_messages
 from charjax.runtime.signals import StopSignals
@@ -85,10 +85,8 @@ def _train(run: Run, state: RunState, show: Callable[..., None]) -> int | None:
     stop = StopFlags(
         signals, partial(_time_is_up, run, state), partial(_checkpoint_is_due, run, state)
     )
-    is_done, is_due = (
-        _stops_here(run, state, stop),
-        state.progress.pending or state.progress.unsampled,
-    )
+    is_done = _stops_here(run, state, stop)
+    is_due = bool(state.progress.pending or state.progress.unsampled)
     _write_run(run, state, is_finished=is_done and not is_due)
     wait = compile_ahead.start(run.meta.resolved_config, state.train_state.eval_params, run.dataset)
     if is_due:
@@ -233,23 +231,16 @@ def _evaluate(
       _StoppedError: a signal stopped the evaluation; nothing was logged.
     """
 
-    def progress(done: int, total: int) -> None:
+    def after_chunk(done: int, total: int) -> None:
         show(f"evaluating {done:,}/{total:,}" if total else "evaluating")
         if stop.sync_signal() is not None:
             raise _StoppedError
 
-    val_loss, is_best, ids = None, False, run.dataset.splits.val.ids
+    after_chunk(0, 0)
+    val_loss, is_best = None, False
     record = state.record = dict(state.progress.pending or {})
-    if ids.size > 1:
-        progress(0, 0)
-        result = score(
-            run.meta.resolved_config.model,
-            run.backend.to_global(state.train_state).eval_params,
-            ids,
-            boundary_id=run.dataset.vocab.boundary_id,
-            max_chars=max_eval_chars(run.meta.config.data),
-            progress=progress,
-        )
+    params = run.backend.to_global(state.train_state).eval_params
+    if result := validate(run.meta.resolved_config, params, run.dataset, after_chunk):
         val_loss = result.nats_per_char
         record |= {"val_loss": val_loss, "val_bpc": result.bits_per_char}
         if not math.isfinite(val_loss):

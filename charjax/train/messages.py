@@ -77,7 +77,9 @@ def limits_without_effect(config: TrainConfig, steps_per_epoch: int) -> Iterator
 
 
 def validation(max_chars: int, chars: int) -> Iterator[str]:
-    """A message if evaluations read only a part of the validation split."""
+    """A message if evaluations read only a part of the validation split, or nothing."""
+    if chars == 1:
+        yield "validation: none: the split has one character, which nothing precedes"
     if max_chars < chars - 1:
         yield (
             f"validation: {max_chars:,} of the {chars:,} characters of the split, in parts at "

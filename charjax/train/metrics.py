@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from charjax.errors import InputError
+from charjax.runtime.files import append_text, replace_content
 from charjax.schema import is_finite
 from charjax.train.tensorboard import Events
-from charjax.workdir import append, replace
 
 
 class MetricsLog:
@@ -54,7 +54,7 @@ class MetricsLog:
           HostError: the file cannot be written.
         """
         if self._path is not None:
-            append(self._path, json.dumps(record, allow_nan=False) + "\n")
+            append_text(self._path, json.dumps(record, allow_nan=False) + "\n")
         if self._events is not None:
             self._events.add_record(record)
 
@@ -137,4 +137,4 @@ def draw_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes.legend()
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=120)
-    replace(path, image.getvalue())
+    replace_content(path, image.getvalue())

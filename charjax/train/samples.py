@@ -12,10 +12,10 @@ from charjax.errors import InputError
 from charjax.inference.sampler import Chunks, Sampler
 from charjax.inference.sampling import Sampling
 from charjax.inference.text_codec import decode_groups, encode_prompt
+from charjax.runtime.files import append_text
 from charjax.runtime.sharding import local_copy
 from charjax.train.metrics import MetricsLog
 from charjax.types import PyTree
-from charjax.workdir import append
 
 
 def check_prompt(config: Config, vocab: Vocab) -> None:
@@ -92,7 +92,7 @@ def write_samples(
     if not samples:
         return
     titled = [(f"step {step}, temperature {temperature:g}", text) for temperature, text in samples]
-    append(file, "".join(f"=== {title} ===\n{text}\n\n" for title, text in titled))
+    append_text(file, "".join(f"=== {title} ===\n{text}\n\n" for title, text in titled))
     for temperature, text in samples:
         log.add_text(f"sample, temperature {temperature:g}", text, step)
     show(titled)

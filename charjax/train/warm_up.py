@@ -10,7 +10,7 @@ import jax
 
 from charjax.config import Config
 from charjax.data.dataset import load_dataset
-from charjax.inference.evaluate import max_eval_chars, score
+from charjax.inference.evaluate import validate
 from charjax.runtime.dtypes import resolve_dtype
 from charjax.train.backends import make_backend
 from charjax.train.choice import Speed
@@ -23,7 +23,7 @@ _TOTAL_STEPS = 1000  # of the schedule; the speed does not depend on it
 
 
 def measure_speed(config: Config) -> Speed:
-    """Seconds of a training step, of compiling it, and of an evaluation (0 if there is none)."""
+    """Seconds of a training step, of compiling it, and of an evaluation: about 0 without one."""
     dataset, config = load_dataset(config), resolve_dtype(config)
     vocab_size, boundary = len(dataset.vocab), dataset.vocab.boundary_id
     schedule = make_schedule(config.optim, _TOTAL_STEPS)
@@ -42,16 +42,8 @@ def measure_speed(config: Config) -> Speed:
     first_s, dispatch_s = _time_dispatches(dispatch)
 
     def evaluate() -> float:
-        if dataset.splits.val.ids.size < 2:  # a run does not evaluate then
-            return 0.0
         started = time.monotonic()
-        score(
-            config.model,
-            state.eval_params,
-            dataset.splits.val.ids,
-            boundary_id=boundary,
-            max_chars=max_eval_chars(config.data),
-        )
+        validate(config, state.eval_params, dataset)
         return time.monotonic() - started
 
     evaluate()  # the first call compiles

@@ -307,8 +307,10 @@ def test_other_folders_are_not_steps_and_only_unfinished_saves_are_deleted(tmp_p
         assert checkpoints.restore(LIKE).step == 900
         (tmp_path / "1000").mkdir()
         (tmp_path / "1000" / "thesis.txt").write_text("not charjax's")
-        with pytest.raises(HostError, match="not empty"):
-            checkpoints.save(1000, state_of(1000), {}, val_loss=None)
+        (tmp_path / "9").symlink_to(tmp_path / "notes")
+        for step in (1000, 8, 9):
+            with pytest.raises(InputError, match=f"/{step}: not a checkpoint, where .* move it"):
+                checkpoints.save(step, state_of(step), {}, val_loss=None)
         assert (tmp_path / "1000" / "thesis.txt").exists()
 
 

@@ -761,12 +761,12 @@ def test_every_signal_that_stops_a_run_saves_it(
 ):
     """In this process, which signals itself after the first evaluation."""
 
-    def score_and_signal(*args: object, **options: object) -> Score:
-        result = evaluate.score(*args, **options)
+    def validate_and_signal(*args: object) -> Score | None:
+        result = evaluate.validate(*args)
         os.kill(os.getpid(), number)
         return result
 
-    monkeypatch.setattr("charjax.train.loop.score", score_and_signal)
+    monkeypatch.setattr("charjax.train.loop.validate", validate_and_signal)
     arguments = workspace.fill("train --config=@tiny.py:1000")
     assert main.main([*arguments, f"--workdir={tmp_path}"]) == code
     assert_saved(capfd.readouterr().err, tmp_path)

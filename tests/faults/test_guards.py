@@ -19,11 +19,12 @@ from charjax.checkpoint.checkpoints import Checkpoints
 from charjax.cli.main import main
 from charjax.config import Config
 from charjax.errors import CheckpointError, HostError, InputError
+from charjax.runtime.files import append_text
 from charjax.runtime.signals import exit_on_signals
 from charjax.train.loop import train
 from charjax.train.metrics import read_metrics
 from charjax.train.resume import check_allowed
-from charjax.workdir import Workdir, append
+from charjax.workdir import Workdir
 
 from .trial import Silent, leaf_digests, small_config, write_words
 
@@ -116,7 +117,7 @@ def test_a_damaged_run_json_is_written_anew(trained, copy):
 def test_a_torn_record_is_cut_off_when_the_run_goes_on(trained, copy):
     folder = Workdir(copy / "run")
     whole = read_metrics(folder.metrics)
-    append(folder.metrics, '{"step": 5, "train_lo')
+    append_text(folder.metrics, '{"step": 5, "train_lo')
     train(config_of(copy), folder.path, Silent())
     assert read_metrics(folder.metrics) == whole
 
@@ -152,7 +153,7 @@ def test_a_full_disk_names_the_log(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "open", full)
     with pytest.raises(HostError, match=f"{tmp_path}/log: No space left.*free disk space"):
-        append(tmp_path / "log", "a line")
+        append_text(tmp_path / "log", "a line")
 
 
 BUSY = """

@@ -123,6 +123,10 @@ def test_a_dispatch_that_would_take_too_long_is_said_to_be_shorter():
 
 def test_a_part_of_the_validation_split_is_said_to_be_one():
     assert not list(messages.validation(100, 101))
+    assert not list(messages.validation(100, 0))  # as the config says
+    assert list(messages.validation(100, 1)) == [
+        "validation: none: the split has one character, which nothing precedes"
+    ]
     (line,) = messages.validation(100, 102)
     assert "100 of the 102 characters" in line
     assert "config.data.eval_chars" in line
