@@ -120,7 +120,15 @@ class TaskView:
         rows = Table.grid(expand=True)
         rows.add_row(self._curves())
         rows.add_row(_row(*self._bar(None), self._numbers(), widest=0))
-        yield Panel(rows, title=Text(self._name), title_align="left", border_style="dim")
+        # A terminal writes ^C where the cursor is. If that began a line, one would stay undeleted.
+        room = len("^C") if options.max_width >= _MIN_BAR_COLUMNS else 0
+        yield Panel(
+            rows,
+            title=Text(self._name),
+            title_align="left",
+            border_style="dim",
+            width=options.max_width - room,
+        )
 
     def _curves(self) -> Table:
         """A row for each kind of number: its name, its newest value, a sparkline."""

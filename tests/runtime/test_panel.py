@@ -49,7 +49,8 @@ TRAINING = [
 @pytest.mark.parametrize("width", WIDTHS)
 def test_a_panel_shows_the_newest_numbers_within_the_width(width):
     lines = shown(view(*TRAINING), width=width).splitlines()
-    assert [cell_len(line) for line in lines] == [width] * 7
+    room = 2 if width > 20 else 0  # for the ^C of a terminal, which may not begin a line
+    assert [cell_len(line) for line in lines] == [width - room] * 7
     for line, number in zip(
         lines[1:], ("0.1026", "0.1367", "0.1367", "50,039", "2,900"), strict=False
     ):
