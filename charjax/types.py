@@ -16,7 +16,6 @@ Tokens: TypeAlias = Int[Array, "batch time"]
 Reset: TypeAlias = Bool[Array, " batch"]  # sequences whose carry is set to zero
 Resets: TypeAlias = Bool[Array, "batch time"]  # positions before which the carry is set to zero
 Logits: TypeAlias = Float[Array, "batch time vocab"]
-Nats: TypeAlias = Float[Array, "batch time"]
 Scalar: TypeAlias = Float[Array, ""]
 Count: TypeAlias = Int[Array, ""]
 PRNGKey: TypeAlias = Key[Array, ""]

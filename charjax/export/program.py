@@ -22,7 +22,8 @@ from charjax.export.weights import import_extra
 from charjax.inference.load import TrainedModel
 from charjax.inference.sampling import sample_token
 from charjax.model.carry import initial_carry
-from charjax.model.decode import DecodeState, decode_state, decode_step, decode_weights, mask_token
+from charjax.model.decode import DecodeState, decode_state, decode_step
+from charjax.model.decode_weights import decode_weights, mask_token
 from charjax.runtime.display import counted
 from charjax.runtime.keys import Stream
 from charjax.types import PyTree, Scalar

@@ -14,14 +14,8 @@ from charjax.config import ModelConfig
 from charjax.inference.load import TrainedModel
 from charjax.model.carry import initial_carry
 from charjax.model.cells import CELLS
-from charjax.model.decode import (
-    DecodeState,
-    DecodeWeights,
-    decode_state,
-    decode_step,
-    decode_weights,
-    reset_state,
-)
+from charjax.model.decode import DecodeState, decode_state, decode_step, reset_state
+from charjax.model.decode_weights import DecodeWeights, decode_weights
 from charjax.runtime.display import ProgressFn
 
 _CHUNK = 1024  # characters in one dispatch

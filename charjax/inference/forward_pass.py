@@ -106,8 +106,8 @@ def iter_predictions(
       params: of a `CharRNN`.
       ids: token ids of the text.
       zero_carry: where the carry is zero.
-      max_chars: characters predicted at most, in parts at equal distances over the text, always
-        the same ones; 0: all.
+      max_chars: how many characters are predicted, to within 64, in parts at equal distances over
+        the text, always the same ones; 0: all.
       progress: called with the number of chunks done and the total.
 
     Yields:
@@ -163,7 +163,9 @@ def inputs_and_targets(
 
 
 def check_length(ids: TokenIds) -> None:
-    """Raises InputError for a text of which no character is predicted."""
+    """Raises InputError for ids that are no text of two characters or more."""
+    if len(ids) != ids.size:
+        raise InputError(f"token ids of shape {np.shape(ids)}: give those of one text, [chars]")
     if ids.size < 2:
         raise InputError(f"the text has {counted(ids.size, 'character')}: a score needs at least 2")
 

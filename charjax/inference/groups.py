@@ -16,7 +16,7 @@ import jax
 
 from charjax.config import ModelConfig
 from charjax.inference.sampling_program import has_persistent_loop
-from charjax.model.decode import DecodeWeights, Layout, decode_weights, mask_token
+from charjax.model.decode_weights import DecodeWeights, Layout, decode_weights, mask_token
 from charjax.model.recurrence.api import resolve
 from charjax.model.recurrence.c.build import Library, load
 from charjax.runtime.dtypes import fast_dtype

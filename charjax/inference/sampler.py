@@ -33,7 +33,7 @@ from charjax.inference.sampling import Sampling
 from charjax.inference.sampling_loop import compiled_loop
 from charjax.inference.sampling_program import Program
 from charjax.inference.sampling_rows import Given, Sampled, Starts, start_rows
-from charjax.model.decode import DecodeWeights
+from charjax.model.decode_weights import DecodeWeights
 from charjax.runtime.compiler_options import check_concrete
 from charjax.runtime.dtypes import check_resolved
 from charjax.schema import check_integer

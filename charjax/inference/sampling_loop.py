@@ -25,7 +25,8 @@ from charjax.inference.sampling import (
 )
 from charjax.inference.sampling_program import Program, persistent_kernel
 from charjax.inference.sampling_rows import Given, History, LoopCarry, Sampled
-from charjax.model.decode import DecodeWeights, decode_step
+from charjax.model.decode import decode_step
+from charjax.model.decode_weights import DecodeWeights
 from charjax.runtime.compiler_options import loop_compiler_options
 from charjax.runtime.keys import indexed_key
 

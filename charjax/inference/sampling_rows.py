@@ -13,7 +13,8 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 from charjax.inference.row_controls import AnyArray
 from charjax.inference.sampling_program import Program
 from charjax.model.carry import initial_carry
-from charjax.model.decode import DecodeState, DecodeWeights, decode_state, reset_state
+from charjax.model.decode import DecodeState, decode_state, reset_state
+from charjax.model.decode_weights import DecodeWeights
 from charjax.runtime.keys import Stream, indexed_key, stream_key
 
 # The position of a token that was not read yet: before all others, and at a distance from each that

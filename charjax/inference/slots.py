@@ -18,7 +18,7 @@ from charjax.inference.sampling_rows import (
     replace_rows,
     start_rows,
 )
-from charjax.model.decode import DecodeWeights
+from charjax.model.decode_weights import DecodeWeights
 
 # The position of a slot in which nothing runs.
 IDLE = -(2**29)

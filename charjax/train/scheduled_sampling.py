@@ -12,15 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
 from charjax.config import ModelConfig, TrainConfig
-from charjax.model.decode import (
-    Activations,
-    DecodeState,
-    decode_state,
-    decode_step,
-    decode_weights,
-    mask_token,
-    reset_state,
-)
+from charjax.model.decode import DecodeState, decode_state, decode_step, reset_state
+from charjax.model.decode_weights import Activations, decode_weights, mask_token
 from charjax.runtime.keys import indexed_key
 from charjax.types import Carry, Count, PyTree, Scalar, Tokens
 

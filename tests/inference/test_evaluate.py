@@ -175,6 +175,12 @@ def test_a_bad_number_of_characters_is_refused(number):
 
 
 @pytest.mark.usefixtures("unchecked_types")
+def test_several_texts_are_refused():
+    with pytest.raises(InputError, match=r"^token ids of shape \(1, 50\): "):
+        score(CONFIG, PARAMS, IDS[None, :50])
+
+
+@pytest.mark.usefixtures("unchecked_types")
 def test_ids_are_not_rounded():
     with pytest.raises(TypeError, match=r"dtype\('float32'\) to dtype\('int32'\)"):
         score(CONFIG, PARAMS, IDS.astype(np.float32))

@@ -14,7 +14,8 @@ from charjax.errors import InputError
 from charjax.model import decode
 from charjax.model.carry import document_resets
 from charjax.model.cells import CELLS
-from charjax.model.decode import decode_state, decode_step, decode_weights, mask_token
+from charjax.model.decode import decode_state, decode_step
+from charjax.model.decode_weights import decode_weights, mask_token
 from tests.model.small import UNOPTIMIZED, apply, carry_of, distance, params_of, tokens_of
 
 VOCAB, BATCH, TIME = 7, 3, 8

@@ -23,7 +23,8 @@ from charjax.config import ModelConfig
 from charjax.inference.sampler import Sampler
 from charjax.inference.sampling import Sampling
 from charjax.model.carry import initial_carry
-from charjax.model.decode import decode_state, decode_weights
+from charjax.model.decode import decode_state
+from charjax.model.decode_weights import decode_weights
 from charjax.model.network import init_params
 from charjax.model.recurrence.pallas_hopper import decode as kernel
 from tests.model.recurrence.decode_scan import scan

@@ -19,7 +19,8 @@ from charjax.inference.row_controls import Enabled
 from charjax.inference.sampler import Sampler
 from charjax.inference.sampling import Sampling
 from charjax.inference.sampling_program import Program
-from charjax.model.decode import decode_state, decode_weights, mask_token
+from charjax.model.decode import decode_state
+from charjax.model.decode_weights import decode_weights, mask_token
 from charjax.model.recurrence.pallas_hopper import decode as kernel
 from charjax.model.recurrence.pallas_hopper.plan import LaunchConfig
 from charjax.model.recurrence.pallas_hopper.tiling import choose_decode_tiling

@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Int
 
 from charjax.config import ModelConfig
 from charjax.model.cells import CELLS
-from charjax.model.decode import DecodeState, DecodeWeights
+from charjax.model.decode import DecodeState
+from charjax.model.decode_weights import DecodeWeights
 from charjax.model.recurrence.pallas_hopper.decode_kernel import Blocks, Inputs, Sizes, run
 from charjax.model.recurrence.pallas_hopper.ops import launch_config
 from charjax.model.recurrence.pallas_hopper.plan import LaunchConfig
