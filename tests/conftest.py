@@ -134,14 +134,14 @@ _show_devices(1)
 @pytest.fixture(scope="module")
 def eight_devices() -> Iterator[None]:
     """Shows charjax eight devices, in the rest of a module."""
-    from charjax.inference.forward_pass import _evaluator
+    from charjax.inference.forward_program import forward_program
 
     assert len(_DEVICES) == 8
     _show_devices(8)
-    _evaluator.cache_clear()
+    forward_program.cache_clear()
     yield
     _show_devices(1)
-    _evaluator.cache_clear()
+    forward_program.cache_clear()
 
 
 @pytest.fixture(scope="session", autouse=True)

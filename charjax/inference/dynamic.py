@@ -28,14 +28,8 @@ from charjax.config import ModelConfig
 from charjax.data.store_tokens import TokenIds
 from charjax.errors import InputError
 from charjax.inference.dynamic_options import DynamicOptions
-from charjax.inference.forward_pass import (
-    Measure,
-    Piece,
-    ZeroCarry,
-    check_length,
-    inputs_and_targets,
-    network_logits,
-)
+from charjax.inference.forward_pass import Piece, ZeroCarry, check_length, inputs_and_targets
+from charjax.inference.forward_program import Measure, network_logits
 from charjax.model.carry import initial_carry
 from charjax.runtime.display import ProgressFn, counted, no_progress
 from charjax.types import Carry, PyTree, Resets, Scalar, Tokens

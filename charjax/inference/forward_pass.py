@@ -9,10 +9,9 @@ in a fraction of the time.
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Iterator
-from typing import NamedTuple, TypeAlias
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -22,26 +21,19 @@ from charjax.config import ModelConfig
 from charjax.data.store_tokens import TokenIds
 from charjax.data.vocab import check_ids
 from charjax.errors import InputError
-from charjax.model.carry import initial_carry, reset_carry
-from charjax.model.decode import decode_sequence
-from charjax.model.network import CharRNN
-from charjax.model.recurrence.api import for_inference
-from charjax.runtime import sharding
-from charjax.runtime.compiler_options import check_concrete, network_compiler_options
+from charjax.inference.forward_program import MAX_SEQUENCES, Measure, forward_program
+from charjax.model.carry import initial_carry
+from charjax.runtime.compiler_options import check_concrete
 from charjax.runtime.display import ProgressFn, counted, no_progress
 from charjax.schema import check_integer
-from charjax.types import Carry, Logits, PyTree, Reset, Resets, Tokens
+from charjax.types import PyTree
 
 _CONTEXT = 512  # characters read before a sequence's own part
-_MAX_SEQUENCES = 64
 _MAX_CHUNK = 128  # characters of each sequence in one dispatch
 # Bounds of a dispatch, for large vocabularies and wide models: memory, and seconds without a
 # chance to stop.
 _MAX_LOGITS_BYTES = 2**28
 _MAX_FLOPS = 2**37
-
-# (logits, targets) -> a tree of arrays [batch, time, ...].
-Measure: TypeAlias = Callable[[Logits, Tokens], PyTree]
 
 
 class ZeroCarry(NamedTuple):
@@ -125,26 +117,26 @@ def iter_predictions(
     vocab_size = params["output_bias"].shape[0]
     parts = _cut(ids.size - 1, max_chars)
     on_all_devices = len(parts.starts) >= jax.device_count()
-    evaluator = _evaluator(config, measure, on_all_devices=on_all_devices)
+    program = forward_program(config, measure, on_all_devices=on_all_devices)
 
     # Position p reads ids[p] and predicts ids[p + 1]. Rows are added so that the devices have equal
     # parts. What these rows and the positions outside the text predict is dropped.
-    rows = math.ceil(len(parts.starts) / evaluator.devices) * evaluator.devices
+    rows = math.ceil(len(parts.starts) / program.devices) * program.devices
     starts = np.pad(parts.starts, (0, rows - len(parts.starts)), mode="edge")
-    process_rows = evaluator.process_rows(rows)
+    process_rows = program.process_rows(rows)
     length = _chunk_length(params, rows)
     chunks = math.ceil((parts.context + parts.length) / length)
-    params = evaluator.replicate(params)
+    params = program.replicate(params)
     carry = jax.device_get(initial_carry(config, len(starts[process_rows])))
-    carry = evaluator.shard(carry)
+    carry = program.shard(carry)
     for chunk in range(chunks):
         positions = starts - parts.context + chunk * length
         at = positions[process_rows, None] + np.arange(length)
         inputs, targets = inputs_and_targets(ids, at)
         check_ids(inputs, vocab_size)
         check_ids(targets, vocab_size)
-        batch = evaluator.shard((at[:, 0] <= 0, inputs, targets, zero_carry.at(at, inputs)))
-        carry, values = evaluator.measure_chunk(params, carry, *batch)
+        batch = program.shard((at[:, 0] <= 0, inputs, targets, zero_carry.at(at, inputs)))
+        carry, values = program.measure_chunk(params, carry, *batch)
         values = jax.device_get(values)
         progress(chunk + 1, chunks)
         yield from _pieces(parts, ids.size - 1, positions, values)
@@ -204,7 +196,7 @@ class _Parts(NamedTuple):
 def _cut(predicted: int, max_chars: int) -> _Parts:
     """The parts of a text with that many characters to predict."""
     measured = min(predicted, max_chars or predicted)
-    sequences = max(1, min(_MAX_SEQUENCES, measured // (2 * _CONTEXT)))
+    sequences = max(1, min(MAX_SEQUENCES, measured // (2 * _CONTEXT)))
     starts = np.arange(sequences) * math.ceil(predicted / sequences)
     return _Parts(starts, math.ceil(measured / sequences), _CONTEXT if sequences > 1 else 0)
 
@@ -218,66 +210,3 @@ def _chunk_length(params: PyTree, rows: int) -> int:
     while length > 1 and length * load > 1:
         length //= 2
     return length
-
-
-class _Evaluator(NamedTuple):
-    """The compiled evaluation of one chunk, and how its arguments get to the devices.
-
-    Attributes:
-      devices: how many take part.
-      process_rows: rows of all devices -> which of them this process reads.
-      replicate: parameters -> a copy on each device.
-      shard: host arrays [rows of this process, ...] -> arrays [rows, ...], sharded by rows.
-      measure_chunk: (params, carry, reset, inputs, targets, resets) -> (carry, what the measure
-        gives, on every device).
-    """
-
-    devices: int
-    process_rows: Callable[[int], slice]
-    replicate: Callable[[PyTree], PyTree]
-    shard: Callable[[PyTree], PyTree]
-    measure_chunk: Callable[..., tuple[Carry, PyTree]]
-
-
-@functools.cache
-def _evaluator(config: ModelConfig, measure: Measure, *, on_all_devices: bool) -> _Evaluator:
-    """On all devices of all processes, or, for a short text, on one of this process."""
-
-    def measure_chunk(
-        params: PyTree,
-        carry: Carry,
-        reset: Reset,
-        inputs: Tokens,
-        targets: Tokens,
-        resets: Resets | None,
-    ) -> tuple[Carry, PyTree]:
-        # The network has no int8 weights; decoding has, one character at a time.
-        forward = decode_sequence if config.dtype == "int8" else network_logits
-        logits, carry = forward(config, params, inputs, reset_carry(carry, reset), resets=resets)
-        return carry, measure(logits, targets)
-
-    mesh = sharding.data_mesh(sharding.all_devices() if on_all_devices else jax.local_devices()[:1])
-    everywhere, by_row = sharding.replicated(mesh), sharding.batch_sharding(mesh, axis=0)
-    implementation = for_inference(config, _MAX_SEQUENCES).recurrence
-    return _Evaluator(
-        mesh.size,
-        sharding.process_rows if on_all_devices else slice,  # slice(rows) is all of them
-        lambda params: jax.device_put(
-            params if on_all_devices else sharding.local_copy(params), everywhere
-        ),
-        lambda tree: sharding.shard_local(tree, by_row),
-        jax.jit(
-            measure_chunk,
-            out_shardings=(by_row, everywhere),
-            donate_argnums=1,
-            compiler_options=network_compiler_options(implementation),
-        ),
-    )
-
-
-def network_logits(
-    config: ModelConfig, params: PyTree, tokens: Tokens, carry: Carry, *, resets: Resets | None
-) -> tuple[Logits, Carry]:
-    """The logits of a trained network, and its carry after the tokens."""
-    network = CharRNN(for_inference(config, tokens.shape[0]), params["output_bias"].shape[0])
-    return network.run(params, tokens, carry, resets=resets)

@@ -19,13 +19,8 @@ from charjax.errors import CharjaxError, DivergedError, InputError
 from charjax.inference.dynamic import gradient_rms, iter_dynamic, update_rule
 from charjax.inference.dynamic_options import DynamicOptions
 from charjax.inference.evaluate import Score, streamed_score
-from charjax.inference.forward_pass import (
-    Measure,
-    Piece,
-    ZeroCarry,
-    check_length,
-    iter_predictions,
-)
+from charjax.inference.forward_pass import Piece, ZeroCarry, check_length, iter_predictions
+from charjax.inference.forward_program import Measure
 from charjax.inference.load import TrainedModel
 from charjax.inference.training_text import require_known_text
 from charjax.runtime.display import ProgressFn, counted

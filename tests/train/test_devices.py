@@ -214,10 +214,10 @@ def test_a_text_is_scored_on_all_devices_as_on_one(monkeypatch):
     params = first_state(config_of()).params
     ids = np.random.default_rng(0).integers(VOCAB, size=20_000).astype(np.int32)
     on_all = evaluate.char_nats(config, params, ids)
-    one_device = forward_pass._evaluator(
+    one_device = forward_pass.forward_program(
         config, softmax_cross_entropy_with_integer_labels, on_all_devices=False
     )
-    monkeypatch.setattr(forward_pass, "_evaluator", lambda *config, **options: one_device)
+    monkeypatch.setattr(forward_pass, "forward_program", lambda *config, **options: one_device)
     np.testing.assert_allclose(on_all, evaluate.char_nats(config, params, ids), rtol=1e-5)
 
 
