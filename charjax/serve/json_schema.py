@@ -63,16 +63,31 @@ def _problem(value: Any, schema: Schema, name: str) -> ProtocolError | None:
         if keyword in _ANNOTATIONS:
             continue
         if keyword == "anyOf":
-            if any(is_valid(value, option) for option in allowed):
-                continue
-            names = [option.get("title") or option.get("type") for option in allowed]
-            return invalid(name, f"{_show(value)} must be {' or '.join(names)}")
+            if not any(is_valid(value, option) for option in allowed):
+                return _problem_of_all(value, allowed, name)
+            continue
         if keyword in _NESTED:
             if problem := _NESTED[keyword](value, allowed, schema, name):
                 return problem
         elif words := _RULES[keyword](value, allowed):
             return invalid(name, f"{_show(value)} {words}")
     return None
+
+
+def _problem_of_all(value: Any, options: list[Schema], name: str) -> ProtocolError | None:
+    """The error of a value that is valid under no option: that of the only one of its type."""
+    of_its_type = [option for option in options if _has_type(value, option)]
+    if len(of_its_type) == 1:
+        return _problem(value, of_its_type[0], name)
+    titles = " or ".join(option["title"] for option in options)
+    return invalid(name, f"{_show(value)} must be {titles}")
+
+
+def _has_type(value: Any, schema: Schema) -> bool:
+    """Whether a value has the type of a schema, as far as its first item tells."""
+    if _type(value, schema["type"]):
+        return False
+    return not isinstance(value, list) or not value or _has_type(value[0], schema["items"])
 
 
 def _show(value: Any) -> str:

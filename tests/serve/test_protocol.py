@@ -74,6 +74,19 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_field(app, field):
         assert field in message
 
 
+def test_a_value_of_the_type_of_one_alternative_is_refused_by_its_limit(app):
+    for body, param, words in (
+        ({"prompt": "a" * 61}, "prompt", "must have at most 60 characters"),
+        ({"prompt": ["a", "a" * 61]}, "prompt[1]", "must have at most 60 characters"),
+        ({"prompt": [0, "a"]}, "prompt[1]", "must be of type integer"),
+        ({"prompt": [[0], [0.5]]}, "prompt[1][0]", "must be of type integer"),
+        ({"stop": ""}, "stop", "must have 1 or more characters"),
+        ({"stop": ["a"] * 17}, "stop", "must have at most 16 items"),
+        ({"stop": 5}, "stop", "must be a string or a list of strings or null"),
+    ):
+        assert words in refused(post(app, "/v1/completions", body), 400, param)
+
+
 def test_unknown_characters_are_named_or_read_as_unk(app):
     assert "U+007A 'z'" in refused(post(app, "/v1/completions", {"prompt": "az"}), 400, "prompt")
     assert "id 11" in refused(post(app, "/v1/completions", {"prompt": [11]}), 400, "prompt")
