@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from charjax.config import ModelConfig
+from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.export.api import export_model
 from charjax.export.c import c_file
@@ -34,6 +35,7 @@ from tests.export.tiny import (
     tokens_of,
     trained_like,
 )
+from tests.inference import scripted
 
 needs_node = pytest.mark.skipif(not shutil.which("node"), reason="there is no node")
 needs_cc = pytest.mark.skipif(not shutil.which("cc"), reason="there is no C compiler")
@@ -156,16 +158,21 @@ globalThis.bytes = new Uint8Array(Buffer.from(weights, "base64"));
 vm.runInThisContext(`(async () => {
   const model = new CharModel(bytes), page = localModel(model), state = model.zeroState();
   const { title, description } = await page.load();
-  const result = { title, description, texts: [], nats: [] };
+  const result = { title, description, texts: [], nats: [], tops: [] };
   for (const { num_chars, top_k, top_p, ...given_ } of given.options) {
     let text = given_.prompt;
-    const nats = [];
+    const nats = [], tops = [];
     const settings = { count: num_chars, samples: 1, topK: top_k, topP: top_p, ...given_ };
     for await (const pieces of page.write(settings, { aborted: false })) {
-      for (const piece of pieces) { text += piece.text; nats.push(piece.nats); }
+      for (const piece of pieces) {
+        text += piece.text;
+        nats.push(piece.nats);
+        tops.push([piece.text, piece.top]);
+      }
     }
     result.texts.push(text);
     result.nats.push(nats);
+    result.tops.push(tops);
   }
   result.logits = given.tokens.map((token) => Array.from(model.read(state, token)));
   result.unknown = given.unknown.map((text) => page.unknown(text));
@@ -224,6 +231,24 @@ def test_the_page_colours_by_the_models_loss(unk, tmp_path):
     logits = np.array(run_page(tmp_path / "page.html", tokens=ids)["logits"])
     losses = np.log(np.exp(logits).sum(axis=1))[4:-1] - logits[np.arange(4, 44), ids[5:]]
     np.testing.assert_allclose(page["nats"][0], losses, atol=1e-6)
+
+
+@needs_node
+def test_the_page_shows_what_else_a_character_of_several_bytes_could_have_been(tmp_path):
+    either = [1, 2, -50]  # a, or the first byte of é
+    model = scripted.trained(
+        scripted.chain([either, [-50, -50, 50], either]),
+        "x",
+        vocab=Vocab(("a", "\xc3", "\xa9"), "byte", False),
+        meta={"corpus": {"name": "tea"}},
+    )
+    export_model(model, tmp_path / "page.html", format="html")
+    options = {"prompt": "a", "num_chars": 40, "seed": 0, "temperature": 1.0}
+    page = run_page(tmp_path / "page.html", options=[options])
+    tops = dict(page["tops"][0])
+    assert tops.keys() == {"a", "é"}
+    for top in tops.values():
+        assert top == [{"text": "a", "probability": pytest.approx(1 / (1 + np.e), abs=1e-6)}]
 
 
 @needs_node

@@ -42,6 +42,7 @@ function* samplePieces(model, tokens, count, sampling) {
   const decoder = new TextDecoder(); // of bytes: a character may take several tokens
   const sampleNumber = sampling.number;
   let nats = 0;
+  let top; // at the first token of a character
   for (const step of sample(model, tokens, count, sampling)) {
     if (!step) {
       yield null;
@@ -49,15 +50,16 @@ function* samplePieces(model, tokens, count, sampling) {
     }
     const logTotal = logSumExp(step.logits);
     nats += logTotal - step.logits[step.token];
+    top ??= likeliest(model, step.logits, logTotal);
     const unit = model.characters[step.token];
     const text = model.isBytes
       ? decoder.decode(Uint8Array.of(unit.charCodeAt(0)), { stream: true })
       : unit;
-    yield text ? { sample: sampleNumber, text, nats, top: likeliest(model, step.logits, logTotal) } : null;
-    if (text) nats = 0;
+    yield text ? { sample: sampleNumber, text, nats, top } : null;
+    if (text) [nats, top] = [0, undefined];
   }
   const rest = decoder.decode();
-  if (rest) yield { sample: sampleNumber, text: rest, nats };
+  if (rest) yield { sample: sampleNumber, text: rest, nats, top };
 }
 
 /** The likeliest characters; of bytes those in ASCII, which are characters alone. */
