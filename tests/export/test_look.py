@@ -138,6 +138,11 @@ def test_chromium_colours_the_text_by_surprise_and_by_unit(folder, browser):
     assert page.locator("#text span.s5").count() > 0
     page.get_by_label("Unit", exact=True).fill("3")
     assert page.locator("#text").locator("span[class^=p], span[class^=n]").count() > 100
+    page.get_by_label("Surprise").check()
+    page.get_by_label("Unit", exact=True).fill("999")
+    page.get_by_label("Activation of unit").click()
+    assert page.get_by_label("Surprise").is_checked(), "there is no unit 999"
+    page.get_by_label("Unit", exact=True).fill("3")
     page.locator("#text").focus()
     for key in ("Home", "ArrowRight", "ArrowRight", "ArrowDown"):
         page.keyboard.press(key)

@@ -95,7 +95,9 @@ function startLook(look) {
   }
 
   at("by-surprise").addEventListener("change", () => show(null));
-  at("by-unit").addEventListener("change", () => show(Number(at("unit").value)));
+  at("by-unit").addEventListener("change", () => {
+    show(at("unit").reportValidity() ? Number(at("unit").value) : null);
+  });
   at("unit").addEventListener("input", () => {
     if (at("unit").checkValidity()) show(Number(at("unit").value));
   });
