@@ -5,23 +5,28 @@ The slow tests need `pip install playwright axe-playwright-python`, and Debian's
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
+import subprocess
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import pytest
 
 from charjax.cli.main import main
+from charjax.export.files import template
 from charjax.inference.load import BUILTIN
 from charjax.serve.page import PAGE_HEADERS, page_html
 from tests.browser import browser, watched_page
+from tests.serve.asgi import post
 from tests.serve.process import serve
 
 __all__ = ["browser"]
 
 LINE = "the cat sat on a mat and saw some tea, and drank it up at once\n"
 HOSTILE = "<script>alert(1)</script> & \x1b[31m"
-TEXT = LINE * 80 + f"{HOSTILE}\n" * 2
+TEXT = LINE * 80 + f"{HOSTILE}\r\n" * 2
 CONFIG = """
 from charjax.config import (
     Config, DataConfig, ModelConfig, OptimConfig, SampleConfig, TrainConfig, to_config_dict
@@ -45,6 +50,35 @@ def test_the_page_is_one_document_that_asks_this_server_alone():
     assert "unsafe" not in policy
     for part in ("default-src 'none'", "connect-src 'self'", "frame-ancestors 'none'"):
         assert part in policy
+
+
+PIECES = """
+const choices = JSON.parse(require("fs").readFileSync(0, "utf8"));
+process.stdout.write(JSON.stringify(choices.flatMap(choicePieces)));
+"""
+
+
+def pieces_on_the_page(choices: list[dict]) -> list[dict]:
+    """What the page makes of choices of the protocol, in node."""
+    scripts = [template(name) for name in ("parts.js", "write.js", "remote.js")]
+    command = ["node", "-e", "\n".join([*scripts, PIECES])]
+    done = subprocess.run(command, input=json.dumps(choices), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="there is no node")
+@pytest.mark.parametrize("length", [31, 33, 34])
+def test_the_page_shows_a_text_of_bytes_character_by_character(app, length):
+    body = {"model": "bytes", "prompt": "é", "max_tokens": length, "logprobs": 6, "stream": True}
+    body |= {"logit_bias": {"0": 45}, "temperature": 3, "seed": 1}  # not all bytes are characters
+    events = post(app, "/v1/completions", body).events
+    choices = [choice for event in events for choice in event["choices"]]
+    pieces = pieces_on_the_page(choices)
+    text = "".join(choice["text"] for choice in choices)
+    assert [piece["text"] for piece in pieces] == [*text]
+    nats = -sum(sum(choice["logprobs"]["token_logprobs"]) for choice in choices)
+    assert sum(piece["nats"] for piece in pieces) == pytest.approx(nats)
 
 
 class Opened(NamedTuple):
@@ -225,6 +259,78 @@ def test_a_link_to_another_model_opens_with_the_description_of_that_model(browse
 
 
 @pytest.mark.slow
+def test_a_link_that_cannot_be_followed_says_so(opened, url):
+    for wrong in ("model=gone", "temperature=7"):
+        opened.page.goto(f"{url}/#prompt=the&count=20&seed=1&{wrong}")
+        opened.page.reload()
+        opened.page.get_by_role("alert").filter(has_text=wrong).wait_for()
+        assert opened.text() == ""
+
+
+@pytest.mark.slow
+def test_a_link_that_is_opened_while_a_text_is_written_is_followed(opened, url):
+    opened.page.goto(f"{url}/#prompt=the&count=100000&seed=1")
+    opened.page.locator("#text span").nth(50).wait_for()
+    opened.page.goto(f"{url}/#prompt=a%0D%0Acat&count=20&seed=1")
+    opened.wait("20 characters")
+    assert opened.text().startswith("a\r\ncat")
+
+
+@pytest.mark.slow
+def test_settings_that_are_not_valid_write_nothing(opened):
+    text = opened.write(prompt="the cat", temperature=1.2, characters=20, seed=1)
+    opened.page.locator("#text span").nth(3).click()
+    opened.fill(characters="")
+    for button in (opened.page.locator(".likeliest button").first, opened.button("Continue")):
+        button.click()
+        assert opened.text() == text
+    assert opened.page.evaluate_handle("document.activeElement").get_attribute("id") == "count"
+
+
+@pytest.mark.slow
+def test_the_page_shows_the_settings_that_the_browser_restores(opened):
+    opened.fill(temperature=1.5)
+    opened.page.get_by_label("Colour by surprise").uncheck()
+    opened.page.goto("about:blank")
+    opened.page.go_back()
+    opened.page.get_by_text("nats per character").wait_for()
+    value = opened.page.get_by_label("Temperature").input_value()
+    assert float(opened.page.locator("#temperature-value").text_content()) == float(value)
+    is_checked = opened.page.get_by_label("Colour by surprise").is_checked()
+    assert opened.page.locator("#text.coloured").count() == is_checked
+
+
+@pytest.mark.slow
+def test_nothing_covers_the_text_or_a_button_in_a_small_window(opened):
+    opened.page.set_viewport_size({"width": 320, "height": 450})
+    opened.write(prompt="the cat", temperature=2, characters=300, seed=1)
+    widths = "all => all.map(b => b.scrollWidth - b.clientWidth)"
+    assert max(opened.page.get_by_role("button").evaluate_all(widths)) <= 0
+    opened.page.locator("#text").focus()
+    for key in ("Home", "End"):
+        opened.page.keyboard.press(key)
+        box = opened.page.locator("#text span.selected").bounding_box()
+        aside = opened.page.locator("aside").bounding_box()
+        assert 0 <= box["y"] < box["y"] + box["height"] <= aside["y"], (key, box, aside)
+
+
+@pytest.mark.slow
+def test_a_server_that_ends_is_told_from_one_that_is_gone(browser, run_folder):
+    with serve(f"--workdir={run_folder}", timeout=30) as served:
+        opened = Opened(*watched_page(browser.new_context()))
+        opened.page.goto(served.url)
+        opened.page.get_by_text("nats per character").wait_for()
+        opened.fill(prompt="the", characters=100_000, alternatives=8, seed=1)
+        opened.button("Write").click()
+        opened.page.locator(".alternative span").nth(50).wait_for()
+        served.process.terminate()
+        opened.wait("The server ended before the text did.")
+    opened.button("Write").click()
+    opened.wait("The server does not answer.")
+    opened.page.context.close()
+
+
+@pytest.mark.slow
 def test_script_and_terminal_escapes_are_plain_text(opened):
     text = opened.write(prompt=HOSTILE, temperature=0.8, characters=30, seed=0)
     assert text.startswith(HOSTILE)
@@ -253,13 +359,13 @@ def test_a_server_with_a_key_is_asked_with_the_key(browser, run_folder, tmp_path
     arguments = (f"--workdir={run_folder}", f"--key_file={tmp_path / 'key'}")
     with serve(*arguments, timeout=30) as served:
         opened = Opened(*watched_page(browser.new_context()))
-        opened.page.goto(served.url)
+        opened.page.goto(f"{served.url}/#prompt=the&count=20&seed=0")
         key = opened.page.get_by_label("Key of the server")
         key.wait_for()
         key.fill("secret")
-        key.press("Tab")
-        opened.page.get_by_text("nats per character").wait_for()
-        assert len(opened.write(prompt="the", characters=20, seed=0)) == 23
+        key.press("Enter")
+        opened.wait("20 characters")
+        assert len(opened.write(prompt="the", characters=20, seed=1)) == 23
         opened.page.context.close()
 
 

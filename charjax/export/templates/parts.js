@@ -26,6 +26,11 @@ function charName(character) {
   return `U+${character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
 }
 
+/** A number with its noun: 1 character, 2,000 characters. */
+function counted(number, noun) {
+  return `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
+}
+
 /** A probability in percent. */
 function percent(probability) {
   const value = 100 * probability;

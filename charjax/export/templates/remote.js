@@ -2,6 +2,7 @@
 "use strict";
 
 const MIN_COPIED = 40; // characters of the shortest passage that is marked as copied
+const LABELS = { max_tokens: "Characters", n: "Alternatives" }; // on the page, of fields with limits
 
 /** Wraps the server in the interface that write.js describes. */
 function remoteModel() {
@@ -11,10 +12,13 @@ function remoteModel() {
   async function ask(path, options = {}) {
     const headers = self.key ? { Authorization: `Bearer ${self.key}` } : {};
     if (options.body) headers["Content-Type"] = "application/json";
-    const response = await fetch(path, { ...options, headers });
+    const response = await fetch(path, { ...options, headers }).catch((cause) => {
+      throw new Error("The server does not answer.", { cause });
+    });
     if (response.ok) return response;
     const body = await response.json().catch(() => ({}));
-    const message = body.error?.message ?? `the server answered ${response.status}`;
+    const { param, message: text = `the server answered ${response.status}` } = body.error ?? {};
+    const message = text.replace(`${param}:`, `${LABELS[param] ?? param}:`);
     throw Object.assign(new Error(message), { status: response.status, ...body.error, message });
   }
 
@@ -28,15 +32,15 @@ function remoteModel() {
     return {
       title: `Write with ${id}`,
       description: `${charjax.cell.toUpperCase()}, ${charjax.layers} x ${charjax.hidden} units, trained on `
-        + `${charjax.corpus} for ${charjax.step.toLocaleString("en")} steps${loss}`,
+        + `${charjax.corpus} for ${counted(charjax.step, "step")}${loss}`,
       models: data.map((model) => model.id),
     };
   }
 
   async function* write({ prompt, model, count, temperature, topK, topP, minP, seed, samples }, signal) {
     const response = await post("v1/completions", {
-      model, prompt, temperature, seed, max_tokens: count, top_k: topK, top_p: topP, min_p: minP,
-      n: samples, logprobs: OTHERS + 1, stream: true,
+      model: model || null, prompt, temperature, seed, max_tokens: count, top_k: topK, top_p: topP,
+      min_p: minP, n: samples, logprobs: OTHERS + 1, stream: true,
     }, signal);
     for await (const event of serverSentEvents(response.body)) {
       if (event === "[DONE]") return;
@@ -44,11 +48,12 @@ function remoteModel() {
       if (error) throw Object.assign(new Error(error.message), { param: error.param });
       yield choices.flatMap(choicePieces);
     }
+    throw new Error("The server ended before the text did.");
   }
 
   async function copied(text, model) {
     try {
-      const response = await post("v1/copied", { model, text, min_chars: MIN_COPIED });
+      const response = await post("v1/copied", { model: model || null, text, min_chars: MIN_COPIED });
       return (await response.json()).passages.map(({ start, end }) => [start, end]);
     } catch (error) {
       if (error.code === "no_text") return null;
@@ -59,31 +64,31 @@ function remoteModel() {
   return self;
 }
 
-/** The pieces of a choice: one for each token, or one for all where a character has several. */
+/** The pieces of a choice: one for each character, which has several tokens if those are bytes. */
 function choicePieces({ index, text, logprobs }) {
-  const tokens = logprobs?.tokens ?? [];
-  if (tokens.join("") !== text) {
-    const nats = -(logprobs?.token_logprobs ?? []).reduce((a, b) => a + b, 0);
-    return text ? [{ sample: index, text, nats }] : [];
-  }
-  return tokens.map((token, i) => ({
+  const { token_logprobs: all, top_logprobs: tops, text_offset: offsets } = logprobs;
+  const characters = [...text];
+  const firsts = [...offsets.keys()].filter((i) => offsets[i] !== offsets[i - 1]); // tokens
+  const ends = [...firsts.slice(1), offsets.length];
+  const place = (i) => (i < offsets.length ? offsets[i] - offsets[0] : characters.length);
+  return firsts.map((first, k) => ({
     sample: index,
-    text: token,
-    nats: -logprobs.token_logprobs[i],
-    top: Object.entries(logprobs.top_logprobs[i])
-      .filter(([other]) => [...other].length === 1)
+    text: characters.slice(place(first), place(ends[k])).join(""),
+    nats: -all.slice(first, ends[k]).reduce((a, b) => a + b, 0),
+    top: Object.entries(tops[first])
+      .filter(([other]) => [...other].length === 1 && other !== "\ufffd") // [UNK]
       .map(([other, logprob]) => ({ text: other, probability: Math.exp(logprob) }))
       .sort((a, b) => b.probability - a.probability),
   }));
 }
 
-/** The data of each event of a text/event-stream. */
+/** The data of each event of a text/event-stream; it may end early. */
 async function* serverSentEvents(stream) {
   const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   try {
     for (;;) {
-      const { done, value } = await reader.read();
+      const { done, value } = await reader.read().catch(() => ({ done: true }));
       if (done) return;
       const lines = (rest + value).split(/\r?\n/);
       rest = lines.pop();
@@ -94,4 +99,4 @@ async function* serverSentEvents(stream) {
   }
 }
 
-startPage(remoteModel());
+if (typeof document !== "undefined") startPage(remoteModel());

@@ -27,6 +27,7 @@ function startPage(model) {
   let spans = []; // one for each piece
   let selected = -1;
   let stopper = null; // of the continuation that is being written
+  let writing = Promise.resolve(); // until the newest continuation has ended
 
   const textOf = ({ prompt, pieces }) => prompt + pieces.map((piece) => piece.text).join("");
   const spanOf = (piece) => make("span", { class: surpriseClass(piece.nats) }, piece.text);
@@ -46,6 +47,10 @@ function startPage(model) {
     }
   }
 
+  async function loadAndOpen() {
+    if (await load()) openLink();
+  }
+
   function fail(error) {
     if (error.status === 401) {
       at("key-field").hidden = false;
@@ -58,6 +63,9 @@ function startPage(model) {
   function showValues() {
     for (const name of ["temperature", "top-p", "min-p"]) {
       at(`${name}-value`).textContent = Number(at(name).value).toFixed(2);
+    }
+    for (const id of ["text", "alternatives"]) {
+      at(id).classList.toggle("coloured", at("coloured").checked);
     }
   }
 
@@ -112,7 +120,11 @@ function startPage(model) {
   }
 
   /** Writes after a text: the prompt and the pieces that the page shows before it. */
-  async function write(before) {
+  function write(before) {
+    if (at("stop").disabled && at("form").reportValidity()) writing = writeAfter(before);
+  }
+
+  async function writeAfter(before) {
     const prompt = textOf(before);
     const unknown = model.unknown(prompt);
     fail({ message: unknown.length ? `The model does not know ${unknown.join(", ")}.` : "",
@@ -130,7 +142,7 @@ function startPage(model) {
     const goesBack = document.activeElement === at("stop");
     setBusy(false);
     if (goesBack) (pressed.isConnected ? pressed : at("text")).focus();
-    if (settings.samples === 1) await markCopied();
+    if (settings.samples === 1) markCopied();
   }
 
   /** Shows what the model writes; returns what to say at its end. */
@@ -151,7 +163,8 @@ function startPage(model) {
       }
     }
     const seconds = ((performance.now() - started) / 1000).toFixed(1);
-    return `${signal.aborted ? "Stopped: " : ""}${written} characters in ${seconds} s, seed ${settings.seed}`;
+    const what = `${counted(written, "character")} in ${seconds} s, seed ${settings.seed}`;
+    return signal.aborted ? `Stopped: ${what}` : what;
   }
 
   /** Underlines the passages that are in the training text. */
@@ -172,9 +185,8 @@ function startPage(model) {
       spans[i].classList.toggle("copied", passages.some(([a, b]) => place < b && end > a));
       place = end;
     });
-    const found = passages.length === 1 ? "1 passage" : `${passages.length} passages`;
-    at("copied").textContent = `${found} of at least ${model.minCopied} characters in the training text`
-      + `${passages.length ? ", underlined" : ""}.`;
+    at("copied").textContent = `${counted(passages.length, "passage")} of at least ${model.minCopied} `
+      + `characters in the training text${passages.length ? ", underlined" : ""}.`;
   }
 
   /** Chooses a piece of the text and shows what else the model could have written there. */
@@ -196,14 +208,13 @@ function startPage(model) {
     }));
     const chance = percent(Math.exp(-piece.nats));
     at("character").replaceChildren(
-      make("p", {}, `${charName(piece.text)}: ${chance}, ${piece.nats.toFixed(2)} nats`),
+      make("p", {}, make("bdi", {}, charName(piece.text)), `: ${chance}, ${piece.nats.toFixed(2)} nats`),
       make("p", {}, others.length ? "Likeliest others; choose one to write on from there:" : ""),
       likeliestList(entries),
     );
   }
 
   function writeFrom(place, other) {
-    if (stopper && !at("stop").disabled) return;
     const piece = { ...text.pieces[place], text: other.text, nats: -Math.log(other.probability) };
     write({ prompt: text.prompt, pieces: [...text.pieces.slice(0, place), piece] });
   }
@@ -230,43 +241,46 @@ function startPage(model) {
   async function openLink() {
     const values = new URLSearchParams(location.hash.slice(1));
     if (!values.has("seed")) return;
-    at("prompt").value = values.get("prompt") ?? "";
+    stopper?.abort();
+    await writing;
+    const prompt = values.get("prompt") ?? "";
+    at("prompt").value = prompt;
     const names = [...at("model").options].map((option) => option.value);
     if (names.includes(values.get("model"))) {
       at("model").value = values.get("model");
       await load();
+      values.delete("model");
     }
     for (const [name, field] of Object.entries(fields)) {
-      if (values.has(name)) field.value = values.get(name);
+      if (!values.has(name)) continue;
+      field.value = values.get(name);
+      if (Number(field.value) === Number(values.get(name))) values.delete(name);
     }
     showValues();
-    at("form").requestSubmit();
+    const refused = ["model", ...Object.keys(fields)].filter((name) => values.get(name));
+    if (!refused.length) return write({ prompt, pieces: [] });
+    const list = refused.map((name) => `${name}=${values.get(name)}`).join(", ");
+    fail({ message: `The link asks for what this page does not have: ${list}.` });
   }
 
   at("form").addEventListener("input", showValues);
   at("form").addEventListener("submit", (event) => {
     event.preventDefault();
-    if (!at("write").disabled) write({ prompt: at("prompt").value, pieces: [] });
+    write({ prompt: at("prompt").value, pieces: [] });
   });
-  at("continue").addEventListener("click", () => {
-    if (at("form").reportValidity()) write({ ...text });
-  });
-  at("again").addEventListener("click", () => {
-    if (at("form").reportValidity()) write(start.before);
-  });
+  at("continue").addEventListener("click", () => write({ ...text }));
+  at("again").addEventListener("click", () => write(start.before));
   at("stop").addEventListener("click", () => stopper?.abort());
   at("save").addEventListener("click", save);
   at("link").addEventListener("click", copyLink);
   at("draw").addEventListener("click", () => {
     fields.seed.value = crypto.getRandomValues(new Uint32Array(1))[0];
   });
-  at("coloured").addEventListener("change", (event) => {
-    for (const id of ["text", "alternatives"]) at(id).classList.toggle("coloured", event.target.checked);
-  });
+  at("coloured").addEventListener("change", showValues);
   at("model").addEventListener("change", load);
   at("key").addEventListener("change", () => {
     model.key = at("key").value;
-    load();
+    loadAndOpen();
   });
   at("text").addEventListener("click", ({ target }) => select(spans.indexOf(target)));
   moveByKeys(at("text"), () => spans, () => selected, select);
@@ -275,8 +289,8 @@ function startPage(model) {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) at("form").requestSubmit();
   });
   addEventListener("hashchange", openLink);
-  showValues();
+  addEventListener("pageshow", showValues); // the browser may have filled the fields in
   setBusy(false);
   select(-1);
-  load().then((isLoaded) => isLoaded && openLink());
+  loadAndOpen();
 }
