@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -22,8 +23,9 @@ _WORDS: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "termina
 class StopSignals:
     """A context in which these signals do not end the process but set `received`.
 
-    A second SIGINT exits at once with 130. Outside the main thread, where Python allows no
-    handlers, nothing changes.
+    A second SIGINT exits at once with 130; in the kernel of a notebook, which must live on, it
+    raises KeyboardInterrupt. Outside the main thread, where Python allows no handlers, nothing
+    changes.
 
     Attributes:
       received: the last signal's number; None: there was none.
@@ -37,7 +39,8 @@ class StopSignals:
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
             _handle_signals(self._on_exit, self._note)
-            self._on_exit.enter_context(_listener_thread(self._exit_if_second))
+            if not _is_kernel():
+                self._on_exit.enter_context(_listener_thread(self._exit_if_second))
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -45,6 +48,8 @@ class StopSignals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received == signal.SIGINT:
+            if _is_kernel():
+                raise KeyboardInterrupt
             os._exit(128 + number)
         self.received = number
 
@@ -61,12 +66,13 @@ def exit_on_signals(say: Callable[[str], None]) -> Iterator[None]:
     """A context in which these signals end the process at once, with 128 plus the number.
 
     For a command with nothing to save; a `StopSignals` inside it takes its place. It never raises
-    KeyboardInterrupt, which can leave imports and compilations half done.
+    KeyboardInterrupt, which can leave imports and compilations half done. In the kernel of a
+    notebook, which must live on, and outside the main thread nothing changes.
 
     Args:
       say: is called with one line before the exit.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if _is_kernel() or threading.current_thread() is not threading.main_thread():
         yield
         return
 
@@ -79,6 +85,12 @@ def exit_on_signals(say: Callable[[str], None]) -> Iterator[None]:
         _handle_signals(stack, lambda number, frame: None)  # the listener thread reacts
         stack.enter_context(_listener_thread(exit_now))
         yield
+
+
+def _is_kernel() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    module = sys.modules.get("ipykernel.kernelapp")
+    return module is not None and bool(module.IPKernelApp.initialized())
 
 
 def _handle_signals(on_exit: ExitStack, handler: Callable[[int, FrameType | None], Any]) -> None:
