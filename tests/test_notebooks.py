@@ -10,7 +10,7 @@ import pytest
 
 jupytext = pytest.importorskip("jupytext", reason="needs the extra dev")
 
-from tests.notebooks import ROOT, SOURCES, run, to_json  # noqa: E402
+from tests.notebooks import ROOT, SOURCES, make, run, to_json  # noqa: E402
 
 NAMES = {"quickstart", "your_own_text", "from_the_tensorflow_tutorial"}
 
@@ -39,6 +39,19 @@ def test_a_notebook_imports_names_that_there_are(source):
         if isinstance(node, ast.ImportFrom) and node.module.startswith("charjax"):
             module = importlib.import_module(node.module)
             assert not [name.name for name in node.names if not hasattr(module, name.name)]
+
+
+@pytest.mark.parametrize("text", ["runs/story.txt", "runs/typo.txt", "texts/**/*.txt"])
+def test_a_text_is_written_only_if_the_learner_names_none(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (cell,) = [
+        cell.source
+        for cell in make(ROOT / "notebooks" / "your_own_text.py").cells
+        if "TEXT = " in cell.source
+    ]
+    exec(cell.replace('TEXT = "runs/story.txt"', f"TEXT = {text!r}"), {})
+    written = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.txt")]
+    assert written == ["runs/story.txt"] * (text == "runs/story.txt")
 
 
 @pytest.mark.slow
