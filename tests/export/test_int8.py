@@ -362,8 +362,21 @@ def test_the_c_program_is_clean_under_the_sanitizers(name, tmp_path):
     done = subprocess.run([program, "Z€", "5", "1", "0"], capture_output=True, check=False)
     unknown = b"byte 0x5A" if name == "bytes" else b"U+005A"
     assert (done.returncode, done.stderr) == (2, b"not in the vocabulary: %s\n" % unknown)
-    for numbers in ("5 0,8 1", f"5 1 {2**32}", "5 1 -1", "5 -1 1", "5 nan 1", "5 inf 1", "-5 1 1"):
-        wrong = [program, "a", *numbers.split()]
+    if name != "bytes":
+        for invalid in (b"\xe9te", b"\xa0", b"t\xc3"):  # Latin-1, no first byte, cut
+            done = subprocess.run([program, invalid, "5", "1", "0"], capture_output=True)
+            assert (done.returncode, done.stderr) == (2, b"not in the vocabulary: U+FFFD\n")
+    for numbers in (
+        "5 0,8 1",
+        f"5 1 {2**32}",
+        "5 1 -1",
+        "5 -1 1",
+        "5 nan 1",
+        "5 inf 1",
+        "-5 1 1",
+        "5  1",
+    ):
+        wrong = [program, "a", *numbers.split(" ")]
         done = subprocess.run(wrong, capture_output=True, check=False)
         assert (done.returncode, done.stdout, done.stderr[:6]) == (2, b"", b"usage:")
 

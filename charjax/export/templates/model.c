@@ -216,13 +216,17 @@ uint32_t charjax_character(int token) {
 #define UNKNOWN "U+%04lX"
 #endif
 
-/* The next character of a valid UTF-8 text (with CHARJAX_BYTES: its next byte). */
+/* The next character of a UTF-8 text, 0xFFFD where it is not UTF-8 (with CHARJAX_BYTES: its next
+   byte). */
 static uint32_t read_character(const char **text) {
   uint32_t c = (unsigned char)*(*text)++;
 #ifndef CHARJAX_BYTES
   int more = c >= 0xF0 ? 3 : c >= 0xE0 ? 2 : c >= 0xC0 ? 1 : 0;
-  if (more) c &= 0x3Fu >> more;
-  for (; more > 0 && **text; more--) c = c << 6 | ((unsigned char)*(*text)++ & 0x3Fu);
+  if (c >= 0x80) c = more ? c & (0x3Fu >> more) : 0xFFFD;
+  for (; more > 0; more--) {
+    if ((**text & 0xC0) != 0x80) return 0xFFFD;
+    c = c << 6 | ((unsigned char)*(*text)++ & 0x3Fu);
+  }
 #endif
   return c;
 }
@@ -247,7 +251,7 @@ static int usage(void) {
 int main(int argc, char **argv) {
   static charjax_state state;
   char *ends[3]; /* of the numbers */
-  if (argc != 5) return usage();
+  if (argc != 5 || !*argv[2] || !*argv[3] || !*argv[4]) return usage();
   long left = strtol(argv[2], &ends[0], 10);
   float temperature = strtof(argv[3], &ends[1]);
   unsigned long long seed = strtoull(argv[4], &ends[2], 10);
