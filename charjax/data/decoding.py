@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -155,16 +156,20 @@ def lower(chunks: Iterable[str], unit: str) -> Iterator[str]:
     if unit == "byte":
         yield from (chunk.encode("latin-1").lower().decode("latin-1") for chunk in chunks)
         return
-    rest = ""
+    parts: list[str] = []  # from the last character on that ends the context of a sigma
     for chunk in chunks:
-        text = rest + chunk
-        cut = next((i for i in range(len(text) - 1, 0, -1) if _ends_context(text[i])), 0)
+        cut = next((i for i in range(len(chunk) - 1, -1, -1) if _ends_context(chunk[i])), None)
+        if cut is None:
+            parts.append(chunk)
+            continue
         # A sigma before the cut sees the character after it, a sigma after the cut sees it too.
-        yield (text[:cut] + text[cut]).lower().removesuffix(text[cut].lower()) if cut else ""
-        rest = text[cut:]
-    yield rest.lower()
+        text = "".join((*parts, chunk[: cut + 1]))
+        yield text.lower().removesuffix(chunk[cut].lower())
+        parts = [chunk[cut:]]
+    yield "".join(parts).lower()
 
 
+@functools.cache
 def _ends_context(character: str) -> bool:
     """Whether the lower case of a sigma depends on nothing beyond this character."""
     if character == _SIGMA:
