@@ -24,6 +24,7 @@ _PACKAGES = {
 _VERSIONS = ("ETag", "etag", "md5Hash", "generation", "mtime", "LastModified", "updated", "created")
 _MISSING = (404, 410)  # HTTP status codes
 _BUFFER = 1 << 20  # bytes
+_TIMEOUT_S = 60.0  # of a web server, to connect and between two reads
 
 
 def find(address: str) -> list[str]:
@@ -112,10 +113,10 @@ class _Reader(io.RawIOBase):
 def _filesystem(address: str) -> tuple[Any, str]:
     """The file system of an address, and the path in it."""
     scheme = address.partition("://")[0].lower()
-    options = {"client_kwargs": {"trust_env": True}} if scheme in ("http", "https") else {}
     try:
         import fsspec
 
+        options = {"client_kwargs": _web_options()} if scheme in ("http", "https") else {}
         files, path = fsspec.url_to_fs(address, **options)
     except ImportError as error:
         package = _PACKAGES.get(scheme, "the package that it names")
@@ -129,6 +130,16 @@ def _filesystem(address: str) -> tuple[Any, str]:
             "gs://bucket/file, s3://bucket/file or http://host/file"
         ) from None
     return files, path
+
+
+def _web_options() -> dict[str, Any]:
+    """The options of aiohttp: a limit for each read, where aiohttp has one for the whole file."""
+    import aiohttp
+
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=_TIMEOUT_S, sock_read=_TIMEOUT_S)
+    # A file that the server compresses on the way could not be read in ranges.
+    headers = {"Accept-Encoding": "identity"}
+    return {"trust_env": True, "timeout": timeout, "headers": headers}
 
 
 def _info(address: str) -> dict[str, Any]:
@@ -149,7 +160,7 @@ def _as_charjax_errors(address: str) -> Iterator[None]:
         cause = error.__cause__ or error  # fsspec says "not found" of other failures, too
         if isinstance(cause, FileNotFoundError) or getattr(cause, "status", 0) in _MISSING:
             raise InputError(f"{address}: no such file; check the address") from error
-        reason = (str(cause) or type(cause).__name__).splitlines()[0][:300]
+        reason = " ".join(f"{type(cause).__name__}: {cause}".split()).rstrip(":")[:300]
         raise HostError(
             f"{address}: cannot be read ({reason}); check rights and the network, then start the "
             "same command again"

@@ -8,19 +8,22 @@ import http.server
 import json
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from charjax.cli.main import main
+from charjax.data import remote
 from charjax.data.store import TextStore
 from tests.cli.test_packed import Ranges
 
+from .loopback import answer
 from .test_pack import read_store, tiny_shards
 
 fsspec = pytest.importorskip("fsspec")
-pytest.importorskip("aiohttp")
+aiohttp = pytest.importorskip("aiohttp")
 TEXT = "".join(f"line {i:03} of the text, \u03bb\n" for i in range(40))
 
 
@@ -129,3 +132,27 @@ def test_a_file_that_changes_is_another_text(texts, web, tmp_path, capsys):
     (texts / "a.txt").write_text(TEXT * 2)
     code, error = refusal(capsys, f"{web}/a.txt", out)
     assert (code, "packed from other files" in error) == (2, True)
+
+
+def slowly(connection, path: str, number: int) -> None:
+    """Sends a byte every tenth of a second; of "/stops.txt" four, of "/short.txt" half."""
+    answer(connection, Content_Length="8")
+    if path == "/short.txt":
+        connection.sendall(b"half")
+        return
+    for _ in range(4 if path == "/stops.txt" else 8):
+        connection.sendall(b"a")
+        time.sleep(0.1)
+    if path == "/stops.txt":
+        time.sleep(0.6)
+
+
+def test_a_slow_server_has_time_and_a_silent_one_has_not(serve, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(remote, "_TIMEOUT_S", 0.4)
+    # That of all requests for which no other is set; it bounds the whole transfer.
+    monkeypatch.setattr("aiohttp.client.DEFAULT_TIMEOUT", aiohttp.ClientTimeout(total=0.6))
+    server = serve(slowly)
+    assert main(["pack", f"{server.url}/a.txt", f"--out={tmp_path / 'a'}"]) == 0
+    for path, words in (("stops.txt", "Timeout"), ("short.txt", "Error: 400, message: ")):
+        code, error = refusal(capsys, f"{server.url}/{path}", f"--out={tmp_path / path}")
+        assert (code, words in error) == (4, True), error
