@@ -72,9 +72,10 @@ class DocumentSplitter:
     With `documents=none` no document starts: all texts are one, joined by newlines.
 
     Attributes:
-      rules: what a document is; the `csv_delimiter` is detected in the first text.
+      rules: what a document is; the `csv_delimiter` is detected in the first text that has rows.
       num_empty: empty documents, which were left out.
       has_delimiter: whether a delimiter of documents was found.
+      without_newlines: with "lines", the origins of texts whose line ends are carriage returns.
     """
 
     def __init__(self, rules: DocumentRules, unit: str, prefix: str, *, texts_before: bool) -> None:
@@ -89,6 +90,7 @@ class DocumentSplitter:
         self.rules, self.num_empty = rules, 0
         self._unit, self._prefix, self._texts_before = unit, prefix, texts_before
         self.has_delimiter = False
+        self.without_newlines: list[str] = []
         self._origins: list[str] = []  # of the first texts, for a message
 
     def split(
@@ -112,7 +114,7 @@ class DocumentSplitter:
         elif mode == "files":
             yield from self._file(chunks, continues=continues)
         elif mode == "lines":
-            yield from self._lines(origin, chunks)
+            yield from self._lines(origin, chunks, is_new=not continues)
         elif mode == "delimiter":
             yield from self._delimited(origin, chunks, continues=continues)
         else:
@@ -136,7 +138,7 @@ class DocumentSplitter:
             continues = True
         self.num_empty += not continues
 
-    def _lines(self, origin: str, chunks: Iterator[str]) -> Iterator[Piece]:
+    def _lines(self, origin: str, chunks: Iterator[str], *, is_new: bool) -> Iterator[Piece]:
         # splitlines() would also break at other characters.
         rest, continues, has_newline, has_return = "", False, False, False
         for chunk in chunks:
@@ -151,11 +153,8 @@ class DocumentSplitter:
                 rest, continues = rest[-1], True
         if rest:
             yield self._piece([self._line(rest)], continues)
-        if has_return and not has_newline:
-            _logger.warning(
-                f"NOTICE: {origin} has carriage returns and no newlines, so it is one document; "
-                f"set {self._prefix}newlines=unix"
-            )
+        if has_return and not has_newline and is_new:
+            self.without_newlines.append(origin)
 
     def _line(self, line: str) -> str:
         return line.removesuffix("\n").removesuffix("\r") if self.rules.boundary else line
@@ -182,8 +181,9 @@ class DocumentSplitter:
             head = ""
             while len(head) <= _SNIFFED_CHARS and (chunk := next(chunks, None)) is not None:
                 head += chunk
-            detected = _detect_delimiter(origin, head, self._prefix)
-            self.rules = replace(self.rules, csv_delimiter=detected)
+            if head.strip():
+                detected = _detect_delimiter(origin, head, self._prefix)
+                self.rules = replace(self.rules, csv_delimiter=detected)
             chunks = itertools.chain([head], chunks)
         rows = _rows(_physical_lines(chunks), origin, self.rules, self._unit, self._prefix)
         while batch := list(itertools.islice(rows, _ROWS_PER_PIECE)):
@@ -214,9 +214,11 @@ def _rows(
     lines: Iterator[str], origin: str, rules: DocumentRules, unit: str, prefix: str
 ) -> Iterator[str]:
     """The wanted columns of each CSV row, joined by a space."""
-    reader = _reader(lines, rules.csv_delimiter)
+    reader = _reader(lines, rules.csv_delimiter or ",")
     try:
-        header: list[str] = next(reader, []) if rules.has_names else []
+        header: list[str] | None = next(filter(None, reader), None) if rules.has_names else []
+        if header is None:  # there are only blank lines
+            return
         if unit == "byte":  # the names in the config are not bytes
             header = [name.encode("latin-1").decode("utf-8", "replace") for name in header]
         columns = tuple(
@@ -225,8 +227,9 @@ def _rows(
         for row in reader:
             wanted = columns or range(len(row))
             if row and not all(0 <= column < len(row) for column in wanted):
+                given = ",".join(map(str, rules.columns))
                 raise InputError(
-                    f"{prefix}columns={rules.columns}: line {reader.line_num} of {origin} has "
+                    f"{prefix}columns={given}: line {reader.line_num} of {origin} has "
                     f"{counted(len(row), 'column')}, numbered from 0; name columns that every "
                     f"row has, or the character between columns in {prefix}csv_delimiter"
                 )

@@ -181,9 +181,12 @@ class TextReader:
         """Logs what was left out; returns notices, warnings to the user about the text."""
         notices = list(self._notices)
         if self._files_with_bom:
-            others = len(self._files_with_bom) - 1
-            more = f" and {counted(others, 'more file')}" if others else ""
-            notices.append(f"dropped the byte order mark of {self._files_with_bom[0]}{more}")
+            notices.append(f"dropped the byte order mark of {_named(self._files_with_bom)}")
+        if without_newlines := self._documents.without_newlines:
+            _logger.warning(
+                f"NOTICE: {_named(without_newlines)}: carriage returns and no newlines, so that a "
+                f"file is one document; set {self._prefix}newlines=unix"
+            )
         if copies := len(self._hashes) - len(set(self._hashes)):
             files = "1 file has" if copies == 1 else f"{copies} files have"
             _logger.info("%s the text of another", files)
@@ -267,6 +270,12 @@ def normalize_form(text: str, vocab: Vocab) -> str:
         return text
     forms = [text, *(unicodedata.normalize(form, text) for form in ("NFC", "NFD"))]
     return min(forms, key=lambda form: len(_unknown(form, vocab)))  # the first of equals
+
+
+def _named(files: list[str]) -> str:
+    """The first of some files, and how many more they are."""
+    others = len(files) - 1
+    return files[0] + (f" and {counted(others, 'more file')}" if others else "")
 
 
 def _unknown(text: str, vocab: Vocab) -> set[str]:

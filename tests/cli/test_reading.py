@@ -345,7 +345,7 @@ def test_score_takes_the_reading_options_for_a_file_that_differs(lines_run, char
         ("--documents=lines --columns=1", "--columns: only CSV rows have columns; set --documents"),
         ("--csv_delimiter=ab", "--csv_delimiter='ab': must be one character"),
         ('--csv_delimiter="', "--csv_delimiter='\"': must be one character"),
-        ("--encoding=latin-1 --columns=9", "--columns=(9,): line 1 of file.txt has 1 column,"),
+        ("--encoding=latin-1 --columns=9", "--columns=9: line 1 of file.txt has 1 column,"),
         ("--encoding=latin-1 --delimiter=<>", "--delimiter='<>': not in file.txt"),
         ("--lowercase=maybe", "--lowercase: 'maybe' must be true or false"),
     ],

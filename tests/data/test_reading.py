@@ -15,9 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from charjax.config import BATCHING_FIELDS, Config, DataConfig, check_reading
-from charjax.data import documents, records
+from charjax.data import decoding, documents, records
 from charjax.data.corpus import load_corpus
 from charjax.data.dataset import Dataset, load_dataset, read_tokens
+from charjax.data.file_search import find_files
+from charjax.data.plan import make_plan
 from charjax.data.reading import ReadingRules, prepare_prompt
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
@@ -222,6 +224,37 @@ def test_lines_are_the_same_however_a_text_is_cut(chunks):
     assert [*documents._physical_lines(iter(chunks))] == [*io.StringIO(text, newline="")]
     blocks = [chunk.encode() for chunk in chunks]
     assert [*records._lines(blocks)] == text.encode().split(b"\n")
+
+
+@given(st.lists(st.text("aA1\u03a3\u0301\u0130.' \n", max_size=5)))
+def test_lower_case_is_the_same_however_a_text_is_cut(chunks):
+    assert "".join(decoding.lower(chunks, "codepoint")) == "".join(chunks).lower()
+
+
+def test_a_text_without_letters_is_looked_at_once_for_its_lower_case(monkeypatch):
+    num_seen = itertools.count()
+    monkeypatch.setattr(decoding, "_ends_context", lambda _: next(num_seen) < 0)
+    assert len("".join(decoding.lower(["." * 9] * 100, "codepoint"))) == next(num_seen) == 900
+
+
+def test_files_without_newlines_are_named_once(tmp_path, caplog):
+    for number in range(3):
+        (tmp_path / f"{number}.txt").write_bytes(b"a\rb")
+    load_corpus(DataConfig(path=str(tmp_path), documents="lines"))
+    (notice,) = [m for m in caplog.messages if "carriage returns" in m]
+    assert notice.startswith(f"NOTICE: {tmp_path / '0.txt'} and 2 more files: ")
+
+
+@pytest.mark.parametrize("blank", ["", "\n", "\r\n\r\n"])
+@pytest.mark.parametrize("columns", [("text",), (1,)])
+def test_a_table_without_rows_does_not_decide_how_others_are_read(tmp_path, blank, columns):
+    (tmp_path / "a.csv").write_text(blank, newline="")
+    (tmp_path / "b.csv").write_text("id;text\n1;a, b\n")
+    data = data_config(tmp_path / "*.csv", documents="rows", columns=columns, header=True)
+    corpus = load_corpus(data)
+    assert (corpus.text, corpus.rules.documents.csv_delimiter) == ("a, b", ";")
+    files, rules = find_files(data.path, "PATH"), ReadingRules.from_config(data)
+    assert make_plan(files, rules, "").reading.documents.csv_delimiter == ";"
 
 
 def test_a_table_without_line_ends_is_split_once(monkeypatch):
