@@ -150,12 +150,11 @@ class Vocab:
           unknown: as for `encode`.
 
         Raises:
-          InputError: characters are unknown, or half of a surrogate pair.
+          InputError: characters are unknown.
         """
-        check_surrogates(text)
         ids = np.empty(len(text), np.int32)
         for begin in range(0, len(text), _CHUNK):
-            code_points = text[begin : begin + _CHUNK].encode("utf-32-le")
+            code_points = text[begin : begin + _CHUNK].encode("utf-32-le", "surrogatepass")
             ids[begin : begin + _CHUNK] = self._ids[np.frombuffer(code_points, "<u4")]
         missing = np.flatnonzero(ids < 0)
         if missing.size:
