@@ -17,7 +17,14 @@ import tensorstore as ts
 from charjax.data.documents import FLAG_PREFIX
 from charjax.data.plan import Plan
 from charjax.data.shard_writer import ShardWriter
-from charjax.data.store import HOST_ERRORS, TextStore, first_line, open_files, write_file
+from charjax.data.store import (
+    HOST_ERRORS,
+    TextStore,
+    few_retries,
+    first_line,
+    open_files,
+    write_file,
+)
 from charjax.data.store_index import (
     FORMAT,
     INDEX,
@@ -30,7 +37,7 @@ from charjax.data.store_index import (
     record_name,
     to_bytes,
 )
-from charjax.errors import HostError, InputError
+from charjax.errors import HostError, InputError, StoreError
 from charjax.runtime.display import ProgressFn, no_progress
 from charjax.runtime.files import as_os_errors
 from charjax.runtime.locks import lock
@@ -59,9 +66,9 @@ def pack(
       HostError: a file cannot be read or written.
     """
     with _as_charjax_errors(out):
-        store = open_files(out)
-        if (index := _check_same(store, out, plan)) is not None:
+        if (index := _check_same(open_files(out, few_retries()), out, plan)) is not None:
             return index
+        store = open_files(out)
         write_file(store, PLAN, _plan_bytes(plan))
         with _locked(out, process[0]):
             _pack_shards(store, plan, process, progress)
@@ -165,6 +172,7 @@ def _write_index(store: ts.KvStore, out: str, plan: Plan) -> Index | None:
 
     Raises:
       InputError: the text is empty, or no file has the delimiter of documents.
+      StoreError: a record is damaged.
     """
     shards: list[Shard] = []
     texts: list[ShardText] = []
@@ -173,7 +181,7 @@ def _write_index(store: ts.KvStore, out: str, plan: Plan) -> Index | None:
         found = store.read(record_name(number)).result()
         if found.state == "missing":
             return None
-        text = parse_record(found.value).text
+        text = _parse_text(found.value, f"--out={out}: {record_name(number)}")
         texts.append(text)
         digest = hashlib.sha256(found.value).hexdigest()
         shards.append(Shard(text.tokens, text.documents, text.chars, digest))
@@ -201,3 +209,12 @@ def _write_index(store: ts.KvStore, out: str, plan: Plan) -> Index | None:
     write_file(store, INDEX, index_bytes(index))
     store.write(PLAN, None).result()  # deletes it
     return index
+
+
+def _parse_text(record: bytes, where: str) -> ShardText:
+    try:
+        return parse_record(record).text
+    except InputError as error:
+        raise StoreError(
+            f"{where}: damaged ({error}); delete this file, then start the same command again"
+        ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import itertools
 import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -79,6 +80,20 @@ class Plan(NamedTuple):
             return files
         return (text for file in files for text in records.json_lines(file, self.field))
 
+    def check_unchanged(self, shard: int) -> None:
+        """Refuses a shard with a part of a file that has changed since the plan was made.
+
+        Raises:
+          InputError: such a file has changed, so that its parts are of different texts.
+          HostError: it cannot be read.
+        """
+        for number in {segment.file for segment in self.shards[shard] if segment.end}:
+            path = self.inputs[number]["path"]
+            if _describe(path) != self.inputs[number]:
+                raise InputError(
+                    f"{path}: has changed while it was packed; delete the store and pack it again"
+                )
+
 
 def make_plan(files: TextFiles, rules: ReadingRules, field: str) -> Plan:
     """Divides files among shards of about `SHARD_BYTES` of input.
@@ -106,7 +121,7 @@ def make_plan(files: TextFiles, rules: ReadingRules, field: str) -> Plan:
     check_no_pipe(files, _OPTION)
     for path in text_paths(files, _OPTION) if may_be_binary else files.paths:
         _check_field(path, field)
-        inputs.append(remote.describe(path) if is_address(path) else _describe(path))
+        inputs.append(_describe(path))
         for segment in _segments(len(inputs) - 1, inputs[-1], rules, field):
             shard.append(segment)
             shard_bytes += segment.size
@@ -116,14 +131,18 @@ def make_plan(files: TextFiles, rules: ReadingRules, field: str) -> Plan:
     if shard or not shards:
         shards.append(tuple(shard))
     plan = Plan(rules, field, tuple(inputs), tuple(shards))
-    if rules.documents.mode == "rows" and not rules.documents.csv_delimiter and shards[0]:
+    if rules.documents.mode == "rows" and not rules.documents.csv_delimiter:
         reader = TextReader(rules, prefix=FLAG_PREFIX)
-        next(reader.pieces(plan.texts(shards[0][0])), None)  # detects the delimiter
+        texts = (text for part in itertools.chain(*shards) for text in plan.texts(part))
+        next(reader.pieces(texts), None)  # detects the delimiter
         plan = plan._replace(reading=reader.rules)
     return plan
 
 
 def _describe(path: str) -> dict[str, Any]:
+    """An input of a plan; see `Plan.inputs`."""
+    if is_address(path):
+        return remote.describe(path)
     try:
         stat = os.stat(path)
     except OSError as error:

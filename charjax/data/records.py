@@ -104,7 +104,10 @@ def _refuse_damage(path: str) -> Iterator[None]:
 def _text(record: Any, field: str, where: str) -> RawText:
     text = record.get(field) if isinstance(record, dict) else None
     if not isinstance(text, str):
-        raise InputError(f"{where} has no text in the field {field!r}; choose another --field")
+        raise InputError(
+            f"{where} has no text in the field {field!r}; choose another --field, or correct the "
+            "file"
+        )
     try:
         return RawText(where, (text.encode(),))
     except UnicodeEncodeError as error:

@@ -46,6 +46,7 @@ class ShardWriter:
         dtype = "uint8"
         while (record := self._write(dtype)) is None:
             dtype = {"uint8": "uint16", "uint16": "uint32"}[dtype]
+        self._plan.check_unchanged(self._number)
         write_file(self._store, record_name(self._number), record_bytes(record))
 
     def _write(self, dtype: str) -> ShardRecord | None:

@@ -44,7 +44,7 @@ HOST_ERRORS = (
     "DEADLINE_EXCEEDED",
     "RESOURCE_EXHAUSTED",
 )
-# For the first file of a store at an address: about 20 s. Later ones have TensorStore's, minutes.
+# Of `few_retries`: about 20 s. TensorStore's own take minutes.
 _RETRIES = {"max_retries": 4}
 _CRC = {"name": "crc32c"}
 _BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
@@ -54,6 +54,12 @@ def is_store(path: str) -> bool:
     """Whether a path is an address, or a folder that holds a packed text, perhaps unfinished."""
     folder = Path(os.path.expandvars(os.path.expanduser(path)))
     return is_address(path) or any((folder / name).is_file() for name in (INDEX, PLAN))
+
+
+def few_retries() -> ts.Context:
+    """The settings for a first look at an address, which nobody may serve."""
+    retries = [f"{server}_request_retries" for server in ("http", "gcs", "s3")]
+    return ts.Context(dict.fromkeys(retries, _RETRIES))
 
 
 def open_files(path: str, context: ts.Context | None = None) -> ts.KvStore:
@@ -128,8 +134,7 @@ class TextStore:
           HostError: it cannot be read.
         """
         self.path = path
-        retries = [f"{server}_request_retries" for server in ("http", "gcs", "s3")]
-        self._files = open_files(path, ts.Context(dict.fromkeys(retries, _RETRIES)))
+        self._files = open_files(path, few_retries())
         self._context = ts.Context({"cache_pool": {"total_bytes_limit": 1 << 20}})
         data = self._read_file(INDEX)
         if data is None:

@@ -120,8 +120,16 @@ def array_name(kind: str, number: int) -> str:
 
 
 def parse_record(data: bytes) -> ShardRecord:
-    """The record that `record_bytes` wrote."""
-    return ShardRecord(*schema.parse_parts((ShardText, ShardDigests), json.loads(data), "record"))
+    """The record that `record_bytes` wrote.
+
+    Raises:
+      InputError: it is damaged.
+    """
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"record: not JSON: {error}") from error
+    return ShardRecord(*schema.parse_parts((ShardText, ShardDigests), values, "record"))
 
 
 def record_bytes(record: ShardRecord) -> bytes:

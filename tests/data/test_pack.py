@@ -32,7 +32,7 @@ from charjax.data.plan import make_plan
 from charjax.data.reading import ReadingRules
 from charjax.data.store import TextStore
 from charjax.data.store_tokens import StoreTokens
-from charjax.errors import CharjaxError, HostError, InputError
+from charjax.errors import CharjaxError, HostError, InputError, StoreError
 
 CHARACTERS = "abcAΣ\u03c3ς é\u0307İ,;'\n\r\t日\u0301"
 LAYOUTS = ("none", "lines", "files", "rows", "delimiter")
@@ -62,7 +62,7 @@ def rules_of(**fields) -> ReadingRules:
     return ReadingRules.from_config(DataConfig(**fields))
 
 
-def pack_files(path: Path, out: Path, **fields) -> TextStore:
+def pack_files(path: Path, out: Path | str, **fields) -> TextStore:
     plan = make_plan(find_files(str(path), "PATH"), rules_of(**fields), "")
     assert pack(plan, str(out)) is not None
     return TextStore(str(out))
@@ -354,6 +354,44 @@ def test_a_server_that_cannot_be_reached_is_not_a_damaged_store(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     with pytest.raises(HostError, match=r"store\.json: cannot be read .*check rights, the network"):
         TextStore("http://127.0.0.1:1/store")
+
+
+def test_a_server_that_cannot_be_reached_is_not_written_to_for_minutes(text, monkeypatch):
+    monkeypatch.setattr("charjax.data.store._RETRIES", {"max_retries": 1, "initial_delay": "1ms"})
+    monkeypatch.setenv("no_proxy", "*")
+    with pytest.raises(HostError, match=r"--out=http://127.0.0.1:1/store: cannot be written"):
+        pack_files(text, "http://127.0.0.1:1/store")
+
+
+@pytest.mark.parametrize("record", [b"", b"{", b"[]", b"{}", b"\xff"])
+def test_a_damaged_record_of_an_unfinished_store_is_named(text, tmp_path, record):
+    with tiny_shards():
+        plan = make_plan(find_files(str(text), "PATH"), rules_of(), "")
+        pack(plan, str(tmp_path), process=(1, 2))
+        path = tmp_path / "shards" / "00001.json"
+        path.write_bytes(record)
+        with pytest.raises(StoreError, match=r"shards/00001.json: damaged .*delete this file"):
+            pack(plan, str(tmp_path))
+        path.unlink()
+        assert pack(plan, str(tmp_path)) is not None
+
+
+def test_a_file_that_changes_while_it_is_packed_is_refused(tmp_path):
+    text = tmp_path / "a.txt"
+    text.write_text("line of the text\n" * 32)
+    with tiny_shards():
+        plan = make_plan(find_files(str(text), "PATH"), rules_of(), "")
+        pack(plan, str(tmp_path / "store"), process=(1, 2))
+        text.write_text("another text\n" * 32)
+        with pytest.raises(InputError, match=r"a\.txt: has changed while it was packed"):
+            pack(plan, str(tmp_path / "store"))
+
+
+def test_the_last_line_of_a_text_in_parts_needs_no_newline(tmp_path, caplog):
+    (tmp_path / "a.txt").write_bytes(b"a line of the text\n" * 4 + b"the last\r")
+    with tiny_shards():
+        assert len(pack_files(tmp_path / "a.txt", tmp_path / "store", documents="lines").shards) > 1
+    assert "carriage returns" not in caplog.text
 
 
 def test_where_an_open_file_cannot_be_deleted_its_lock_stays(text, tmp_path, monkeypatch):
