@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from charjax.errors import InputError
-from charjax.schema import build, choice, key_of, leaves, number
+from charjax.schema import build, check_limits, choice, key_of, leaves, number
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -218,7 +218,8 @@ class Config:
     """Everything that defines a run.
 
     Making one checks nothing; `from_config_dict`, and with it the commands and
-    `charjax.train.loop.train`, check the limits of each field and the conditions between them.
+    `charjax.train.loop.train`, check the limits of each field and the conditions between them, and
+    models the limits of their own.
     """
 
     seed: int = number(0, 0, 2**32 - 1)
@@ -308,6 +309,17 @@ def check_reading(data: DataConfig, given: Iterable[str]) -> None:
         if field.removeprefix("data.") in given and not is_met(config):
             needs = need.replace("data.", "config.data.")
             raise InputError(f"config.{field}: has no effect here; needs {needs}")
+
+
+def check_model_limits(model: ModelConfig) -> None:
+    """Raises InputError for a field outside its limits, of a model that Python code has made.
+
+    Of another version's run, `recurrence` may have another value.
+    """
+    for field in dataclasses.fields(model):
+        if field.name != "recurrence":
+            value, path = getattr(model, field.name), f"config.model.{field.name}"
+            check_limits(value, field.metadata, path)
 
 
 def _check_data(data: DataConfig) -> None:

@@ -69,7 +69,7 @@ def build(schema: type, values: Any, where: str) -> Any:
             built[name] = build(typing.cast(type, wanted), value, path)
         else:
             built[name] = _coerce(value, wanted, path)
-            _check_limits(built[name], fields[name].metadata, path)
+            check_limits(built[name], fields[name].metadata, path)
     return schema(**built)
 
 
@@ -112,7 +112,8 @@ def field_type(schema: Any, name: str) -> Any:
     return schema
 
 
-def _check_limits(value: Any, limits: Mapping[str, Any], path: str) -> None:
+def check_limits(value: Any, limits: Mapping[str, Any], path: str) -> None:
+    """Raises InputError for a value outside the limits in a field's metadata."""
     if "choices" in limits and value not in limits["choices"]:
         raise InputError(f"{path}={value!r}: must be one of {', '.join(limits['choices'])}")
     if "low" in limits and not limits["low"] <= value <= limits["high"]:

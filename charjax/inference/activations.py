@@ -11,6 +11,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from charjax.config import ModelConfig
+from charjax.data.vocab import check_ids
+from charjax.errors import InputError
 from charjax.inference.load import TrainedModel
 from charjax.model.carry import initial_carry
 from charjax.model.cells import CELLS
@@ -37,7 +39,13 @@ def activations(
 
     Returns:
       float32; the units of the first layer come first.
+
+    Raises:
+      InputError: the text is empty, or has an id outside the vocabulary.
     """
+    if ids.size == 0:
+        raise InputError("the text is empty: there is no activation after a character")
+    check_ids(ids, len(trained.vocab))
     config = trained.config.model
     weights = jax.jit(partial(decode_weights, config, layout="vector"))(trained.params)
     state = initial = decode_state(weights, initial_carry(config, 1))

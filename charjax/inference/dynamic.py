@@ -92,7 +92,7 @@ def gradient_rms(
       progress: called with the number of dispatches done and the total.
 
     Raises:
-      InputError: the text has no whole segment.
+      InputError: the text has no whole segment, or an id outside the vocabulary.
     """
     rows = min(_ROWS, (ids.size - 1) // segment)
     if rows < 1:
@@ -109,7 +109,7 @@ def gradient_rms(
     read = np.arange(per_dispatch * segment)
     for i in range(dispatches):
         at = stride * np.arange(rows)[:, None] + i * len(read) + read
-        segments = _segments(ids, at, zero_carry, segment)
+        segments = _segments(params, ids, at, zero_carry, segment)
         carry, sums = _add_squares(config, params, carry, sums, segments)
         progress(i + 1, dispatches)
     return jax.tree.map(lambda s: jnp.sqrt(s / (dispatches * per_dispatch)), sums)
@@ -140,7 +140,7 @@ def iter_dynamic(
       Pieces, in the order of the text.
 
     Raises:
-      InputError: the text has fewer than two characters.
+      InputError: the text has fewer than two characters, or an id outside the vocabulary.
     """
     check_length(ids)
     # For one sequence XLA's loop is nearly three times as fast as the C loops.
@@ -150,7 +150,8 @@ def iter_dynamic(
     carry, params = initial_carry(config, 1), jax.tree.map(jnp.copy, rule.trained)
     for i in range(dispatches):
         # The last positions are beyond the text; what they predict is cut off.
-        segments = _segments(ids, np.arange(length)[None] + i * length, zero_carry, segment)
+        at = np.arange(length)[None] + i * length
+        segments = _segments(rule.trained, ids, at, zero_carry, segment)
         carry, params, values = _learn(config, measure, rule, carry, params, segments)
         values = jax.device_get(values)
         progress(i + 1, dispatches)
@@ -167,9 +168,11 @@ class _Segments(NamedTuple):
     resets: Resets | None
 
 
-def _segments(ids: TokenIds, at: np.ndarray, zero_carry: ZeroCarry, segment: int) -> _Segments:
-    """The segments at these positions, [rows, segments * time]."""
-    inputs, targets = inputs_and_targets(ids, at)
+def _segments(
+    params: PyTree, ids: TokenIds, at: np.ndarray, zero_carry: ZeroCarry, segment: int
+) -> _Segments:
+    """The segments at these positions, [rows, segments * time], for a model."""
+    inputs, targets = inputs_and_targets(ids, at, params["output_bias"].shape[0])
 
     def cut(x: np.ndarray) -> Array:
         return jnp.asarray(x.reshape(len(at), -1, segment).swapaxes(0, 1))

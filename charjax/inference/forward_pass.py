@@ -132,9 +132,7 @@ def iter_predictions(
     for chunk in range(chunks):
         positions = starts - parts.context + chunk * length
         at = positions[process_rows, None] + np.arange(length)
-        inputs, targets = inputs_and_targets(ids, at)
-        check_ids(inputs, vocab_size)
-        check_ids(targets, vocab_size)
+        inputs, targets = inputs_and_targets(ids, at, vocab_size)
         batch = program.shard((at[:, 0] <= 0, inputs, targets, zero_carry.at(at, inputs)))
         carry, values = program.measure_chunk(params, carry, *batch)
         values = jax.device_get(values)
@@ -143,14 +141,20 @@ def iter_predictions(
 
 
 def inputs_and_targets(
-    ids: TokenIds, positions: Int[np.ndarray, "rows time"]
+    ids: TokenIds, positions: Int[np.ndarray, "rows time"], vocab_size: int
 ) -> tuple[Int[np.ndarray, "rows time"], Int[np.ndarray, "rows time"]]:
-    """The int32 tokens at these positions, and the next ones; outside the text, its nearest."""
+    """The int32 tokens at these positions, and the next ones; outside the text, its nearest.
+
+    Raises:
+      InputError: one is outside the vocabulary.
+    """
     read = (ids[np.clip(positions + shift, 0, ids.size - 1)] for shift in (0, 1))
     # Of the same kind, so that floating-point ids are refused instead of rounded.
     inputs, targets = (
         np.asarray(tokens).astype(np.int32, casting="same_kind", copy=False) for tokens in read
     )
+    check_ids(inputs, vocab_size)
+    check_ids(targets, vocab_size)
     return inputs, targets
 
 

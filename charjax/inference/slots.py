@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Array, Int, Key
 
+from charjax.data.vocab import check_ids
 from charjax.inference.row_controls import Enabled, RowControls
 from charjax.inference.sampler import Sampler, check_prompt
 from charjax.inference.sampling import Sampling
@@ -94,6 +95,7 @@ class SlotBatch:
           InputError: an empty prompt, an id outside the vocabulary, or every token is forbidden.
         """
         check_prompt(prompt, self._sampler.vocab_size)
+        check_ids(sampled, self._sampler.vocab_size)
         self._sampler.row_controls([sampling])  # raises
         unread = np.concatenate([prompt, sampled]).astype(np.int32)
         self._slots[slot] = _Slot(sampling, number, unread, -prompt.size)

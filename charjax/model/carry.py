@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from charjax.config import ModelConfig
+from charjax.config import ModelConfig, check_model_limits
 from charjax.model.cells import CELLS
 from charjax.types import Carry, Reset, Resets, Tokens
 
@@ -14,7 +14,11 @@ def initial_carry(config: ModelConfig, batch: int) -> Carry:
     """The carry before any text: float32 zeros.
 
     No two leaves share a buffer, so that all of them can be donated to a jitted step.
+
+    Raises:
+      InputError: a field of the config is outside its limits.
     """
+    check_model_limits(config)
     states = CELLS[config.cell].states
     return tuple(
         tuple(jnp.zeros((batch, config.hidden), jnp.float32) for _ in range(states))

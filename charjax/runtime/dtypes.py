@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from charjax.config import Config, ModelConfig
+from charjax.config import Config, ModelConfig, check_model_limits
 from charjax.errors import InputError
 from charjax.types import PyTree
 
@@ -32,7 +32,11 @@ def resolve_dtype(config: Config, saved: Config | None = None) -> Config:
 
 
 def check_resolved(config: ModelConfig) -> None:
-    """Raises InputError for `dtype="auto"`, which stands for a dtype of these devices."""
+    """Raises InputError for a model that no device runs as it is.
+
+    A field is outside its limits; or the dtype is "auto", which stands for one of these devices.
+    """
+    check_model_limits(config)
     if config.dtype == "auto":
         raise InputError(
             "dtype=auto: is not resolved yet; take the config that charjax.resolve_dtype returns"

@@ -116,11 +116,20 @@ def test_the_statistics_are_root_mean_squares_of_gradients_of_batches():
     )
 
 
+@pytest.mark.parametrize("wrong", [-1, VOCAB])
+def test_an_id_outside_the_vocabulary_is_refused(wrong):
+    ids = IDS.copy()
+    ids[20] = wrong
+    for run in (nats_of, rms_of):
+        with pytest.raises(InputError, match=f"^id {wrong}: the model has {VOCAB} tokens"):
+            run(ids)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"segment": 0}, "--segment=0: must be from 1 to 1024"),
-        ({"segment": 2.5}, "--segment=2.5: must be of type int"),
+        ({"segment": 2.5}, "--segment=2.5: must be an integer"),
         ({"learning_rate": -1.0}, "--learning_rate=-1.0: must be from 0 to 1"),
     ],
 )

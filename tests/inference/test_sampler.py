@@ -356,9 +356,11 @@ def test_samples_are_the_same_where_jax_has_float64():
     np.testing.assert_array_equal(samples, ids_of(RANDOM, num_chars=20))
 
 
-def test_a_dtype_that_is_not_resolved_is_refused():
+def test_a_dtype_that_no_device_runs_is_refused():
     with pytest.raises(InputError, match=r"^dtype=auto: .*charjax.resolve_dtype"):
         ids_of((replace(RANDOM[0], dtype="auto"), RANDOM[1]))
+    with pytest.raises(InputError, match=r"^config.model.dtype='float16': must be one of float32"):
+        ids_of((replace(RANDOM[0], dtype="float16"), RANDOM[1]))
 
 
 def test_an_empty_prompt_is_refused():

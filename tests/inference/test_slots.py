@@ -118,3 +118,9 @@ def test_log_probabilities_are_the_models_and_change_no_text():
 def test_what_cannot_be_sampled_is_refused(prompt, bias, message):
     with pytest.raises(InputError, match=message):
         SlotBatch(SAMPLER, 1).start(0, np.array(prompt, np.int32), Sampling(logit_bias=bias))
+
+
+def test_tokens_of_another_batch_outside_the_vocabulary_are_refused():
+    start, ids = SlotBatch(SAMPLER, 1).start, np.array([1], np.int32)
+    with pytest.raises(InputError, match=r"^id 11: "):
+        start(0, ids, Sampling(), sampled=np.array([11], np.int32))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from charjax.data.vocab import Vocab
+from charjax.errors import InputError
 from charjax.inference import features
 from charjax.inference.activations import activations
 from charjax.inference.inspection import feature_text
@@ -20,6 +21,14 @@ from tests.inference.scripted import chain, random_model, trained
 from tests.model.small import apply
 
 AB = trained(chain(np.log([[0.5, 0.4, 0.1], [0.1, 0.2, 0.7], [0.3, 0.3, 0.4]])), "abc")
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"), [([], "the text is empty"), ([0, 3], "id 3: "), ([-1], "id -1: ")]
+)
+def test_ids_without_activations_are_refused(ids, message):
+    with pytest.raises(InputError, match=f"^{message}"):
+        activations(AB, np.array(ids, np.int32), no_progress)
 
 
 def test_predictions_are_the_models_probabilities():

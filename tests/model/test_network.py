@@ -162,6 +162,21 @@ def test_shapes_that_do_not_fit_together_are_refused(name):
             CharRNN(config, VOCAB).run(params, **fitting | {name: value})
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("cell", "LSTM"), ("dtype", "float16"), ("init", "zeros"), ("hidden", 0), ("dropout", 1.5)],
+)
+def test_a_field_outside_its_limits_is_refused_by_name(field, value):
+    params, tokens, carry = inputs(CONFIGS["gru"])
+    wrong = replace(CONFIGS["gru"], **{field: value})
+    for make in (
+        lambda: initial_carry(wrong, BATCH),
+        lambda: CharRNN(wrong, VOCAB).run(params, tokens, carry),
+    ):
+        with pytest.raises(InputError, match=f"^config.model.{field}={value!r}: must be "):
+            make()
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_parameters_are_float32_where_jax_has_float64(cell):
     with jax.enable_x64(True):
