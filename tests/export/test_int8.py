@@ -252,6 +252,16 @@ def test_the_page_shows_what_else_a_character_of_several_bytes_could_have_been(t
 
 
 @needs_node
+def test_the_page_writes_a_byte_order_mark_as_it_does_other_characters(tmp_path):
+    vocab = Vocab(tuple("\ufeff".encode().decode("latin-1")), "byte", False)
+    meta = {"corpus": {"name": "tea"}}
+    model = scripted.trained(scripted.cycle(3), "x", vocab=vocab, meta=meta)
+    export_model(model, tmp_path / "page.html", format="html")
+    options = {"prompt": "\ufeff", "num_chars": 6, "seed": 0, "temperature": 0}
+    assert run_page(tmp_path / "page.html", options=[options])["texts"] == ["\ufeff" * 3]
+
+
+@needs_node
 def test_the_page_reads_a_prompt_as_the_command_does(tmp_path):
     trained = trained_like(MODELS["gru-1-embed"])
     data = dataclasses.replace(trained.config.data, lowercase=True, newlines="unix")

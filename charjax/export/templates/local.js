@@ -39,7 +39,8 @@ function localModel(model) {
 
 /** The pieces of one text as write.js wants them; null where a token adds no text. */
 function* samplePieces(model, tokens, count, sampling) {
-  const decoder = new TextDecoder(); // of bytes: a character may take several tokens
+  // Of bytes: a character may take several tokens. U+FEFF is one, also at the start.
+  const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
   const sampleNumber = sampling.number;
   let nats = 0;
   let top; // at the first token of a character
