@@ -150,4 +150,10 @@ def test_chromium_colours_the_text_by_surprise_and_by_unit(folder, browser):
     assert re.match(r"3\d: .*unit 3: .* nats, rank \d+Likeliest here", shown), shown
     page.get_by_role("button", name=re.compile("falls|rises")).first.click()
     assert seen == [(folder / "page.html").as_uri()], "a request or a message beyond the page"
+    page.get_by_label("Surprise").check()
+    page.goto("about:blank")
+    page.go_back()
+    page.locator("#text span.selected").wait_for()
+    is_shown = page.locator("#surprise-legend").is_visible()
+    assert page.get_by_label("Surprise").is_checked() == is_shown
     context.close()

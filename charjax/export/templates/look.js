@@ -108,7 +108,8 @@ function startLook(look) {
   moveByKeys(at("text"), () => spans, () => selected, select);
   listFeatures();
   const [best] = look.separations.flatMap(({ units }) => units);
-  show(best ? best.number : null);
+  // After the browser has filled the fields in, as it does on the way back to a page.
+  addEventListener("pageshow", () => show(best ? best.number : null), { once: true });
 }
 
 startLook(JSON.parse(at("look").textContent));
