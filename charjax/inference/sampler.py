@@ -3,9 +3,9 @@
 Sample i of a seed is the same text whatever the number of samples, and however the text is cut
 into chunks: its random numbers are a function of (seed, sample, position), and samples run in
 groups whose sizes are fixed in advance, so that the rounding of the matmuls does not depend on
-how many samples are asked for. Packed and int8 matmuls are batch-invariant, and so is the
-persistent kernel: they give each sequence the same bits in a batch of any size. With them, a group
-has any size.
+how many samples are asked for. Packed matmuls are batch-invariant, and so is the persistent
+kernel: they give each sequence the same bits in a batch of any size. With them, a group has any
+size.
 """
 
 from __future__ import annotations

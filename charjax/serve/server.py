@@ -33,7 +33,7 @@ def serve_model(name: str, trained: TrainedModel, limits: RequestLimits) -> Serv
     how = (
         "requests run in one batch"
         if runner.is_shared
-        else "requests take turns: without the C kernels, texts would depend on the batch"
+        else "requests take turns: the C kernels do not run it, and texts would depend on the batch"
     )
     model = trained.config.model
     _logger.info("%s: %s %d x %d; %s", name, model.cell, model.layers, model.hidden, how)
