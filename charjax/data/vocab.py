@@ -261,6 +261,11 @@ class Decoder:
             ids = ids[ids != self._boundary_id]
         return self._decoder.decode(self._codes[ids].tobytes())
 
+    @property
+    def has_part(self) -> bool:
+        """Whether the last character is incomplete."""
+        return bool(self._decoder.getstate()[0])
+
     def flush(self) -> str:
         """U+FFFD if the last character is incomplete, else ""."""
         return self._decoder.decode(b"", final=True)

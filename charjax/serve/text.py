@@ -55,7 +55,7 @@ class TokenLogprob(NamedTuple):
       token: as a string, see `token_string`.
       logprob: in nats; None: nothing precedes the token.
       top: log-probabilities of the likeliest tokens and of this one, by string; None as above.
-      offset: characters of the text before it.
+      offset: characters of the text before the one that it is part of.
     """
 
     token: str
@@ -123,8 +123,10 @@ class LogprobList:
         """Adds the entries of tokens; one without log-probabilities is the first of a text."""
         ids, logprobs, top = tokens
         for i, token in enumerate(ids.tolist()):
-            string, offset = token_string(self._vocab, token), self._offset
-            self._offset += len(self._decoder.decode(ids[i : i + 1]))
+            string, text = token_string(self._vocab, token), self._decoder.decode(ids[i : i + 1])
+            self._offset += len(text)
+            is_last = text and not self._decoder.has_part  # token of a character
+            offset = self._offset - 1 if is_last else self._offset
             if logprobs is None or top is None:
                 self.entries.append(TokenLogprob(string, None, None, offset))
                 continue

@@ -13,7 +13,7 @@ from charjax.inference.sampling import Sampling
 from charjax.inference.texts import sample_texts
 from charjax.serve.limits import RequestLimits
 from tests.serve.asgi import complete, post, request
-from tests.serve.conftest import RANDOM
+from tests.serve.conftest import BYTES, RANDOM
 
 
 def samples(prompt, num_chars, num_samples=1, model=RANDOM, **options):
@@ -173,6 +173,14 @@ def test_a_character_of_several_bytes_is_never_torn(app):
     assert (len(tokens), tokens[0]) == (17, "bytes:\\xe2")
     offsets = [offset for part in logprobs for offset in part["text_offset"]]
     assert offsets == [0, 0, 0, 1, 1, 1, 1, 2, 2, 3, 3, 3, 4, 4, 4, 4, 5]
+
+
+def test_a_byte_after_an_incomplete_character_is_part_of_the_next_one(app):
+    ids = BYTES.vocab.encode_corpus("\xe2\xe2\xc3\xa9\xc3").tolist()
+    answer = complete(app, model="bytes", prompt=ids, max_tokens=0, echo=True, logprobs=0)
+    (choice,) = answer["choices"]
+    assert choice["text"] == "\ufffd\ufffdé\ufffd"
+    assert choice["logprobs"]["text_offset"] == [0, 1, 2, 2, 3]
 
 
 # Log-probabilities
