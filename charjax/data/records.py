@@ -16,6 +16,7 @@ from charjax.runtime.paths import is_address
 
 _JSON_LINES = (".jsonl", ".ndjson")
 _PARQUET = ".parquet"
+_ROWS = 256  # of Parquet that are texts in memory at a time
 
 
 def is_parquet(path: str) -> bool:
@@ -62,7 +63,7 @@ def parquet(path: str, field: str, begin: int, end: int) -> Iterator[RawText]:
         raise InputError(f"--field={field}: {path} has no such column; it has {names}")
     number = 0
     with _refuse_damage(path):
-        for batch in opened.iter_batches(columns=[field], row_groups=range(begin, end)):
+        for batch in opened.iter_batches(_ROWS, row_groups=range(begin, end), columns=[field]):
             for value in batch.column(0).to_pylist():
                 number += 1
                 yield _text(

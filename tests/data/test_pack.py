@@ -11,6 +11,7 @@ import random
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from charjax.cli.main import main
 from charjax.config import DataConfig
 from charjax.data import pack as pack_module
 from charjax.data import plan as plan_module
-from charjax.data import shard_writer
+from charjax.data import records, shard_writer
 from charjax.data import store as store_module
 from charjax.data.corpus import load_corpus
 from charjax.data.file_search import find_files
@@ -299,6 +300,18 @@ def test_what_cannot_be_packed_is_refused_in_a_line(tmp_path, capsys, content, o
     )
     assert (code, message in err) == (2, True), err
     assert len(err.splitlines()) == 1
+
+
+def test_few_rows_of_parquet_are_in_memory_at_a_time(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"text": ["a" * 1000] * 5000}), tmp_path / "a.parquet")
+    tracemalloc.start()
+    try:
+        texts = records.parquet(str(tmp_path / "a.parquet"), "text", 0, 1)
+        assert sum(len(block) for text in texts for block in text.blocks) == 5_000_000
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_records_that_cannot_be_read_are_refused_in_a_line(tmp_path, capsys, monkeypatch):
