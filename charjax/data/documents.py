@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import io
 import itertools
-import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from charjax.data.csv_rows import SNIFFED_CHARS, detect_delimiter, read_rows
 from charjax.data.vocab import text_of_unit
 from charjax.errors import InputError
-from charjax.runtime.display import counted
 
-_SNIFFED_CHARS = 1 << 16  # of the first file, in which the delimiter is detected
-_SNIFFED_ROWS = 100
-_DELIMITERS = ",\t;|"  # candidates, the likeliest first
-_MAX_FIELD = 2**31 - 1  # characters; Python's own limit for a field is 131,072
 _MAX_REST = 1 << 20  # characters of an unfinished document that wait for its end
 _ROWS_PER_PIECE = 4096
 
 # What messages put before the names of options, which come from a config or from flags.
 CONFIG_PREFIX, FLAG_PREFIX = "config.data.", "--"
-
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,13 +169,21 @@ class DocumentSplitter:
         """The wanted columns of each CSV row, joined by a space."""
         if not self.rules.csv_delimiter:
             head = ""
-            while len(head) <= _SNIFFED_CHARS and (chunk := next(chunks, None)) is not None:
+            while len(head) <= SNIFFED_CHARS and (chunk := next(chunks, None)) is not None:
                 head += chunk
             if head.strip():
-                detected = _detect_delimiter(origin, head, self._prefix)
+                detected = detect_delimiter(origin, head, self._prefix)
                 self.rules = replace(self.rules, csv_delimiter=detected)
             chunks = itertools.chain([head], chunks)
-        rows = _rows(_physical_lines(chunks), origin, self.rules, self._unit, self._prefix)
+        rows = read_rows(
+            chunks,
+            origin,
+            self.rules.columns,
+            self.rules.csv_delimiter,
+            has_names=self.rules.has_names,
+            unit=self._unit,
+            prefix=self._prefix,
+        )
         while batch := list(itertools.islice(rows, _ROWS_PER_PIECE)):
             yield self._piece(batch, False)
 
@@ -196,87 +194,3 @@ class DocumentSplitter:
         self.num_empty += len(documents) - int(continues) - len(kept)
         starts = itertools.accumulate(map(len, kept[:-1]), initial=len(head))
         return Piece(head + "".join(kept), list(starts) if kept else ())
-
-
-def _physical_lines(chunks: Iterator[str]) -> Iterator[str]:
-    """The lines of a text with their ends: LF, CR or CR LF."""
-    parts: list[str] = []  # of the last line: the end of a chunk may part it, or CR from LF
-    for chunk in chunks:
-        parts.append(chunk)
-        if "\n" in chunk or "\r" in chunk:
-            *lines, rest = io.StringIO("".join(parts), newline="")
-            yield from lines
-            parts = [rest]
-    yield from io.StringIO("".join(parts), newline="")
-
-
-def _rows(
-    lines: Iterator[str], origin: str, rules: DocumentRules, unit: str, prefix: str
-) -> Iterator[str]:
-    """The wanted columns of each CSV row, joined by a space."""
-    reader = _reader(lines, rules.csv_delimiter or ",")
-    try:
-        header: list[str] | None = next(filter(None, reader), None) if rules.has_names else []
-        if header is None:  # there are only blank lines
-            return
-        if unit == "byte":  # the names in the config are not bytes
-            header = [name.encode("latin-1").decode("utf-8", "replace") for name in header]
-        columns = tuple(
-            _column(column, header, f"{prefix}columns: {origin}") for column in rules.columns
-        )
-        for row in reader:
-            wanted = columns or range(len(row))
-            if row and not all(0 <= column < len(row) for column in wanted):
-                given = ",".join(map(str, rules.columns))
-                raise InputError(
-                    f"{prefix}columns={given}: line {reader.line_num} of {origin} has "
-                    f"{counted(len(row), 'column')}, numbered from 0; name columns that every "
-                    f"row has, or the character between columns in {prefix}csv_delimiter"
-                )
-            yield " ".join(row[column] for column in wanted) if row else ""
-    except csv.Error as error:
-        raise InputError(
-            f"{origin}: line {reader.line_num} is not valid CSV ({error}); correct the file, "
-            f"or set {prefix}documents=lines"
-        ) from error
-
-
-def _column(column: int | str, header: list[str], where: str) -> int:
-    """The number of a column that is given by its number or its name."""
-    if isinstance(column, int):
-        return column
-    if column not in header:
-        raise InputError(f"{where} has no column {column!r}; its first row has {', '.join(header)}")
-    return header.index(column)
-
-
-def _reader(lines: Iterable[str], delimiter: str) -> Any:
-    csv.field_size_limit(_MAX_FIELD)
-    return csv.reader(lines, delimiter=delimiter, strict=True)
-
-
-def _detect_delimiter(origin: str, text: str, prefix: str) -> str:
-    """The likeliest character that gives the first rows the same number of columns, over 1."""
-    candidates = _DELIMITERS
-    if origin.lower().endswith((".tsv", ".tab")):
-        candidates = "\t" + candidates.replace("\t", "")
-    counts = {delimiter: _num_columns(text, delimiter) for delimiter in candidates}
-    detected = next((d for d in candidates if counts[d] > 1), ",")
-    _logger.info(
-        f"{origin}: columns are separated by {detected!r}, {max(counts[detected], 1)} in a row "
-        f"({prefix}csv_delimiter)"
-    )
-    return detected
-
-
-def _num_columns(text: str, delimiter: str) -> int:
-    """The number of columns of the first rows; 0 if rows have different numbers."""
-    sample = io.StringIO(text[:_SNIFFED_CHARS], newline="")
-    reader, rows = _reader(sample, delimiter), []
-    with contextlib.suppress(csv.Error):  # such as for the last row, cut off within quotes
-        for row in itertools.islice(reader, _SNIFFED_ROWS):
-            rows.append(row)
-    if len(text) > _SNIFFED_CHARS and 1 < len(rows) < _SNIFFED_ROWS:
-        rows = rows[:-1]  # the last one may be cut off
-    counts = {len(row) for row in rows if row}
-    return counts.pop() if len(counts) == 1 else 0

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from charjax.config import BATCHING_FIELDS, Config, DataConfig, check_reading
-from charjax.data import decoding, documents, records
+from charjax.data import csv_rows, decoding, records
 from charjax.data.corpus import load_corpus
 from charjax.data.dataset import Dataset, load_dataset, read_tokens
 from charjax.data.file_search import find_files
@@ -221,7 +221,7 @@ def test_a_file_that_differs_is_read_with_options():
 @given(st.lists(st.text("a\r\n", max_size=5)))
 def test_lines_are_the_same_however_a_text_is_cut(chunks):
     text = "".join(chunks)
-    assert [*documents._physical_lines(iter(chunks))] == [*io.StringIO(text, newline="")]
+    assert [*csv_rows._physical_lines(iter(chunks))] == [*io.StringIO(text, newline="")]
     blocks = [chunk.encode() for chunk in chunks]
     assert [*records._lines(blocks)] == text.encode().split(b"\n")
 
@@ -265,6 +265,6 @@ def test_a_table_without_line_ends_is_split_once(monkeypatch):
         num_split += len(text)
         return io.StringIO(text, newline)
 
-    monkeypatch.setattr(documents, "io", SimpleNamespace(StringIO=split))
-    (line,) = documents._physical_lines(itertools.repeat("a,b,", 1000))
+    monkeypatch.setattr(csv_rows, "io", SimpleNamespace(StringIO=split))
+    (line,) = csv_rows._physical_lines(itertools.repeat("a,b,", 1000))
     assert num_split == len(line) == 4000
