@@ -216,15 +216,27 @@ def count(text: str) -> int:
     return number
 
 
-def parser(about: str | None, *, turns: bool = True) -> argparse.ArgumentParser:
+def parser(
+    about: str | None,
+    *,
+    turns: bool = True,
+    out: str = "the result file; default in benchmarks/results",
+) -> argparse.ArgumentParser:
     """A parser with the flags that all benchmarks have; with turns, those of `measure`, too."""
     flags = argparse.ArgumentParser(description=(about or "").splitlines()[0])
     flags.add_argument("--device", default="cpu", choices=("cpu", "gpu"))
     if turns:
-        flags.add_argument("--rounds", type=count, default=7, help="turns of each peer; default 7")
-        flags.add_argument("--turn_s", type=float, default=0.5, help="seconds of a turn, at least")
+        flags.add_argument(
+            "--rounds", type=count, default=7, help="turns of each peer; default %(default)s"
+        )
+        flags.add_argument(
+            "--turn_s",
+            type=float,
+            default=0.5,
+            help="seconds of a turn, at least; default %(default)s",
+        )
     flags.add_argument("--small", action="store_true", help="tiny shapes, to try it out")
-    flags.add_argument("--out", type=Path, help="the result file; default in benchmarks/results")
+    flags.add_argument("--out", type=Path, help=out)
     return flags
 
 
