@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
-import re
 import sys
 from pathlib import Path
 
 from charjax.errors import InputError
+from charjax.runtime.terminal import escape_hint
 
 _logger = logging.getLogger(__name__)
 
@@ -32,11 +32,8 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
 def _prompt(args: argparse.Namespace) -> str:
     """The prompt that `--prompt` or `--prompt_file` gives."""
     if not args.prompt_file:
-        if re.search(r"\\[ntr]", args.prompt):
-            _logger.warning(
-                "--prompt: a backslash has no special meaning; for line ends give "
-                "--prompt_file=FILE (or - for standard input), or write $'...' in the shell"
-            )
+        if hint := escape_hint(args.prompt):
+            _logger.warning("--prompt: %s, or give --prompt_file=FILE (- is standard input)", hint)
         prompt: str = args.prompt
         return prompt
     if args.prompt:

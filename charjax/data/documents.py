@@ -10,6 +10,7 @@ from typing import NamedTuple
 from charjax.data.csv_rows import SNIFFED_CHARS, detect_delimiter, read_rows
 from charjax.data.vocab import text_of_unit
 from charjax.errors import InputError
+from charjax.runtime.terminal import escape_hint
 
 _MAX_REST = 1 << 20  # characters of an unfinished document that wait for its end
 _ROWS_PER_PIECE = 4096
@@ -114,12 +115,10 @@ class DocumentSplitter:
     def check_delimiter(self) -> None:
         """Raises InputError if documents end at a delimiter that is in none of the texts."""
         if self.rules.mode == "delimiter" and not self.has_delimiter:
-            hint = ""
-            if "\\n" in self.rules.delimiter:
-                hint = "; a backslash is not an escape here: write $'\\n' in the shell"
+            remedy = escape_hint(self.rules.delimiter) or "copy the delimiter from the text"
             raise InputError(
                 f"{self._prefix}delimiter={self.rules.delimiter!r}: not in "
-                f"{', '.join(self._origins)}; copy the delimiter from the text{hint}"
+                f"{', '.join(self._origins)}; {remedy}"
             )
 
     def _file(self, chunks: Iterator[str], *, continues: bool) -> Iterator[Piece]:

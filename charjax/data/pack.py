@@ -42,6 +42,7 @@ from charjax.runtime.display import ProgressFn, no_progress
 from charjax.runtime.files import as_os_errors
 from charjax.runtime.locks import lock
 from charjax.runtime.paths import is_address
+from charjax.runtime.terminal import escape_hint
 
 _SAME = ("reading", "field", "inputs")  # what a plan and a store of the same text have in common
 _LOCK = ".lock"
@@ -191,9 +192,10 @@ def _write_index(store: ts.KvStore, out: str, plan: Plan) -> Index | None:
         raise InputError(f"--out={out}: the text is empty; give one with characters in it")
     documents = plan.reading.documents
     if documents.mode == "delimiter" and not any(text.has_delimiter for text in texts):
+        remedy = escape_hint(documents.delimiter) or "copy it from the text"
         raise InputError(
-            f"{FLAG_PREFIX}delimiter={documents.delimiter!r}: in none of the files; copy it from "
-            f"the text, delete {out}, and pack again"
+            f"{FLAG_PREFIX}delimiter={documents.delimiter!r}: in none of the files; {remedy}, "
+            f"delete {out}, and pack again"
         )
     identity = {"reading": plan.reading.to_json(), "shards": [shard.record for shard in shards]}
     index = Index(

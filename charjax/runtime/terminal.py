@@ -15,6 +15,13 @@ def escape_controls(text: str) -> str:
     return _UNSAFE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
+def escape_hint(text: str) -> str:
+    r"""A hint on a `\n` in an option, which a shell passes as two characters; else ""."""
+    if not re.search(r"\\[ntr]", text):
+        return ""
+    return "a backslash is not an escape here; write $'\\n' in the shell for a line end"
+
+
 class TextWriter:
     """Writes generated text to a text stream: escaped on a terminal, unchanged elsewhere."""
 

@@ -456,12 +456,14 @@ def test_text_that_the_model_cannot_read_does_not_end_picking(workspace, capfd, 
     assert "not in the vocabulary: U+65E5" in stderr
 
 
-def test_a_backslash_in_a_prompt_is_pointed_out(workspace, capfd):
+@pytest.mark.parametrize("flag", ["--prompt", "--stop", "--separator", "--forbid", "--only"])
+def test_a_backslash_in_a_text_is_pointed_out(flag, workspace, capfd):
     """A shell passes a backslash and an n as two characters."""
-    words = workspace.fill([*SAMPLE.split(), "--prompt=a\\nb", "--unknown=unk"])
-    assert main.main(words) == 2
-    stderr = capfd.readouterr().err
-    assert "--prompt_file" in stderr.splitlines()[0]
+    words = workspace.fill([*SAMPLE.split(), f"{flag}=a\\nb", "--num_chars=2"])
+    assert main.main(words) == (0 if flag == "--separator" else 2)
+    line = capfd.readouterr().err.splitlines()[0]
+    assert line.startswith(f"{flag}: a backslash is not an escape here; write $'\\n' in the shell")
+    assert ("--prompt_file" in line) == (flag == "--prompt")
 
 
 def test_flags_and_their_values_may_be_two_words(workspace, capfd):

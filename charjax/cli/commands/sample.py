@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -14,6 +15,8 @@ from charjax.errors import InputError
 
 if TYPE_CHECKING:
     from charjax.inference.texts import TextSampler
+
+_logger = logging.getLogger(__name__)
 
 _NUM_CHARS = 500  # of a text; with --until_lines, of a line
 
@@ -117,8 +120,11 @@ def run(args: argparse.Namespace) -> None:
     from charjax.inference.controls import Controls
     from charjax.inference.sampling import Sampling
     from charjax.inference.texts import TextSampler
-    from charjax.runtime.terminal import TextWriter
+    from charjax.runtime.terminal import TextWriter, escape_hint
 
+    for flag in ("stop", "separator", "forbid", "only"):
+        if hint := escape_hint("".join(getattr(args, flag))):
+            _logger.warning("--%s: %s", flag, hint)
     sampling = Sampling(
         temperature=args.temperature,
         top_k=args.top_k,
