@@ -60,9 +60,11 @@ def make_app(
     """
     middleware = [Middleware(AccessChecks, key=key, hosts=hosts)]
     if origins:
-        methods, headers = ["GET", "POST"], ["Authorization", "Content-Type"]
         cors = Middleware(
-            CORSMiddleware, allow_origins=origins, allow_methods=methods, allow_headers=headers
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],  # OpenAI's client sends several of its own
         )
         middleware.insert(0, cors)
     return Starlette(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
@@ -10,7 +11,7 @@ from charjax.errors import InputError
 from charjax.serve import schemas
 from charjax.serve.json_schema import is_valid
 from charjax.serve.limits import RequestLimits
-from tests.serve.asgi import JSON, complete, get, post
+from tests.serve.asgi import JSON, complete, get, post, request
 from tests.serve.conftest import LIMITS
 
 COMPLETION = schemas.completion_schema(LIMITS)
@@ -191,6 +192,21 @@ def test_other_sites_are_allowed_if_asked_for(server):
     assert header not in get(server.app, "/v1/models", headers=JSON | origin).headers
     app = server.with_options(origins=["https://site.example"])
     assert get(app, "/v1/models", headers=JSON | origin).headers[header] == origin["origin"]
+
+
+@pytest.mark.parametrize(
+    ("site", "status"), [("https://site.example", 200), ("https://evil.example", 400)]
+)
+def test_a_browser_may_send_the_headers_of_openais_client(server, site, status):
+    app = server.with_options(origins=["https://site.example"], key="s3cret")
+    asked = {
+        "origin": site,
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization,content-type,x-stainless-os",
+    }
+    response = asyncio.run(request(app, "OPTIONS", "/v1/completions", headers=JSON | asked))
+    assert response.status == status
+    assert ("access-control-allow-origin" in response.headers) == (status == 200)
 
 
 # What the server says of itself
