@@ -312,6 +312,10 @@ def test_nothing_covers_the_text_or_a_button_in_a_small_window(opened):
         box = opened.page.locator("#text span.selected").bounding_box()
         aside = opened.page.locator("aside").bounding_box()
         assert 0 <= box["y"] < box["y"] + box["height"] <= aside["y"], (key, box, aside)
+    name = 100 * "x"
+    opened.page.goto(f"{opened.page.url}#model={name}&seed=1")
+    opened.page.get_by_role("alert").filter(has_text=name).wait_for()
+    assert opened.page.evaluate("document.scrollingElement.scrollWidth") == 320
 
 
 @pytest.mark.slow
