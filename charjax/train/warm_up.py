@@ -13,9 +13,9 @@ from charjax.data.dataset import load_dataset
 from charjax.inference.evaluate import validate
 from charjax.runtime.dtypes import resolve_dtype
 from charjax.train.backends import make_backend
-from charjax.train.choice import Speed
 from charjax.train.intervals import STEPS_PER_DISPATCH
 from charjax.train.optimizer import make_optimizer, make_schedule
+from charjax.train.sizing import Speed
 from charjax.train.step import StepMetrics, init_state
 
 _MIN_S = 10.0  # seconds of training to time: a machine with other work changes its speed

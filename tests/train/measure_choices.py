@@ -22,7 +22,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from charjax.train.choice import find_row
+from charjax.train.sizing import find_row
 from tests.environment import existing, provenance
 
 ROOT = Path(__file__).parents[2]

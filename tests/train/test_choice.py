@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from charjax.cli.main import main
 from charjax.config import Config, DataConfig, TrainConfig, from_saved, to_dict
 from charjax.errors import InputError
-from charjax.train import choice, warm_up
-from charjax.train.choice import Row, Speed, choose_config, find_row, is_list, load_rows, with_steps
+from charjax.train import choice, sizing, warm_up
+from charjax.train.choice import choose_config
+from charjax.train.sizing import Row, Speed, find_row, is_list, load_rows, with_steps
 
 PROSE = "It was a bright cold day in April, and the clocks were striking thirteen.\n" * 300
 TINY = Row(
@@ -43,7 +44,7 @@ def test_every_row_is_found_by_its_own_length_and_minutes():
 
 def test_every_row_makes_a_config_that_a_record_can_hold():
     for row in load_rows():
-        config = choice.sized_config("x", PROSE, row, 1)
+        config = sizing.sized_config("x", PROSE, row, 1)
         assert config.model.hidden == row.model["hidden"]
         assert from_saved(json.loads(json.dumps(to_dict(config)))) == config
 
@@ -143,7 +144,7 @@ def test_a_damaged_record_is_one_line(chosen, record):
 
 def test_the_speed_of_a_fast_machine_is_not_shown_as_a_power_of_ten():
     config = Config(data=DataConfig(batch_size=32, seq_len=64), train=TrainConfig(max_steps=10))
-    *_, steps = choice.describe_choice(config, TINY, 1000, 4.0, Speed(0.001, 1.0, 1.0))
+    *_, steps = sizing.describe_choice(config, TINY, 1000, 4.0, Speed(0.001, 1.0, 1.0))
     assert "at the 2,048,000 characters a second of a warm-up" in steps
 
 
@@ -158,13 +159,13 @@ def test_the_speed_of_a_fast_machine_is_not_shown_as_a_power_of_ten():
 )
 def test_records_that_are_read_as_one_text_are_said(path, hint):
     config = Config(data=DataConfig(path=path))
-    chosen, *_ = choice.describe_choice(config, TINY, 1000, 4.0, Speed(0.001, 1.0, 1.0))
+    chosen, *_ = sizing.describe_choice(config, TINY, 1000, 4.0, Speed(0.001, 1.0, 1.0))
     assert hint in chosen if hint else chosen.endswith("one text")
 
 
 def test_a_short_text_has_smaller_batches():
     row = TINY._replace(data={"batch_size": 32, "seq_len": 64})
-    config = choice.sized_config("x", "a b" * 100, row, 1)
+    config = sizing.sized_config("x", "a b" * 100, row, 1)
     assert config.data.batch_size * (config.data.seq_len + 1) <= 270
 
 

@@ -97,7 +97,8 @@ def _choose(
     from charjax.runtime.display import show_messages
     from charjax.runtime.distributed import is_multiprocess
     from charjax.runtime.sharding import all_devices
-    from charjax.train.choice import Speed, choose_config
+    from charjax.train.choice import choose_config
+    from charjax.train.sizing import Speed
     from charjax.train.warm_up import measure_speed
 
     if args.minutes is not None and not 0.1 <= args.minutes <= 10**6:
