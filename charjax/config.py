@@ -107,7 +107,7 @@ class ModelConfig:
     layers: int = number(1, 1, 64)
     embed: int = number(128, 0, 1 << 16)  # 0: one-hot input
     dropout: float = number(0.0, 0, 0.99)  # on the last layer's output
-    dropout_in: float = number(0.0, 0, 0.99)  # on the embedding
+    dropout_in: float = number(0.0, 0, 0.99)  # on the embedding, or the one-hot input
     dropout_between: float = number(0.0, 0, 0.99)  # between layers
     # On parameters, one mask a step: see `charjax.model.weight_dropout`.
     dropout_recurrent: float = number(0.0, 0, 0.99)  # on the recurrent kernels ("weight-drop")

@@ -224,7 +224,8 @@ class _Dropout:
         site, features = self._sites, x.shape[0]
 
         def mask(key: PRNGKey) -> Array:
-            return jax.random.bernoulli(jax.random.fold_in(key, site), 1 - rate, (features,))
+            kept = jnp.float32(1 - rate)  # so that jax_enable_x64 changes no draw
+            return jax.random.bernoulli(jax.random.fold_in(key, site), kept, (features,))
 
         return jnp.where(jax.vmap(mask, out_axes=1)(self._keys)[:, None], x / (1 - rate), 0.0)
 

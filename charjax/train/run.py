@@ -142,7 +142,8 @@ def set_up(
     _log_opening(meta, dataset, text.message)
     if record and saved:
         fits = record.holds(flatten(like)[0])
-        _check_same_run(workdir, saved, meta, allow, fits=fits)
+        changes = resume.check_same_run(workdir.path, saved, meta, allow=allow, fits=fits)
+        _log_all(f"allowed: {change}" for change in changes)
         state = _restore(meta, workdir, checkpoints, backend, like, dataset)
         _log_all(messages.rescheduled(saved, meta, steps_per_epoch))
     else:
@@ -157,14 +158,6 @@ def _require_same(config: Config, dataset: Dataset, source: SourceMeta | None) -
     """Checks that all processes have the same config, text and initial model."""
     identity = f"{to_dict(config)} {dataset.corpus.sha256} {source}"
     distributed.require_same("the config or the text", identity)
-
-
-def _check_same_run(
-    workdir: Workdir, saved: RunMeta, now: RunMeta, allow: Sequence[str], *, fits: bool
-) -> None:
-    """Refuses to resume another run; logs what differs and is allowed to."""
-    changes = resume.check_same_run(workdir.path, saved, now, allow=allow, fits=fits)
-    _log_all(f"allowed: {change}" for change in changes)
 
 
 def _log_opening(meta: RunMeta, dataset: Dataset, about_tokens: str) -> None:

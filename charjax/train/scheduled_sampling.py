@@ -20,7 +20,8 @@ from charjax.types import Carry, Count, PyTree, Scalar, Tokens
 
 def sampling_rate(config: TrainConfig, at_step: Count) -> Scalar:
     """The probability of a sampled input: linear from 0 over `scheduled_ramp` steps."""
-    return config.scheduled_sampling * jnp.minimum(at_step / config.scheduled_ramp, 1.0)
+    done = jnp.float32(at_step) / config.scheduled_ramp  # so that jax_enable_x64 changes no draw
+    return config.scheduled_sampling * jnp.minimum(done, 1.0)
 
 
 def mix_inputs(

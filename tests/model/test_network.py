@@ -19,7 +19,7 @@ from charjax.config import ModelConfig
 from charjax.errors import InputError
 from charjax.model.carry import document_resets, initial_carry, reset_carry
 from charjax.model.cells import CELLS, shapes_of
-from charjax.model.network import CharRNN, init_params, parameter_count
+from charjax.model.network import CharRNN, _Dropout, init_params, parameter_count
 from tests.model import reference
 from tests.model.small import apply, carry_of, distance, float64, param_shapes, params_of, tokens_of
 
@@ -224,6 +224,15 @@ def test_the_dropout_rate_is_that_of_the_config():
 def test_a_mask_is_a_function_of_the_key_of_its_sequence():
     many, few = outputs(OUTPUT, first_key=0), outputs(OUTPUT, batch=2, first_key=5)
     np.testing.assert_array_equal(few != 0, many[5:7] != 0)
+
+
+def test_a_mask_is_the_same_where_jax_has_float64():
+    keys, x = jax.vmap(jax.random.key)(jnp.arange(3)), np.ones((UNITS, 1, 3), np.float32)
+    masks = []
+    for wide in (False, True):
+        with jax.enable_x64(wide):
+            masks.append(np.asarray(_Dropout(keys)(x, RATE)) != 0)
+    np.testing.assert_array_equal(*masks)
 
 
 def test_each_site_of_dropout_has_other_masks():

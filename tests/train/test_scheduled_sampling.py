@@ -89,6 +89,8 @@ def test_the_rate_rises_linearly_from_0_and_then_stays():
     train = TrainConfig(scheduled_sampling=0.4, scheduled_ramp=10, max_steps=1)
     rates = [float(sampling_rate(train, jnp.int32(step))) for step in (0, 5, 10, 1000)]
     assert rates == pytest.approx([0, 0.2, 0.4, 0.4])
+    with jax.enable_x64(True):  # else other inputs would be drawn
+        assert sampling_rate(train, jnp.int32(5)).dtype == jnp.float32
 
 
 PLAIN = config_of()

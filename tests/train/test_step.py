@@ -16,7 +16,7 @@ from charjax.data.batches import Batch
 from charjax.model.network import CharRNN
 from charjax.train.optimizer import make_optimizer, make_schedule
 from charjax.train.step import fields_of_step, make_step, repeat
-from charjax.types import Carry, Nats, PyTree
+from charjax.types import Carry, PyTree
 
 from .tiny import (
     BATCH,
@@ -42,7 +42,7 @@ def reset_batch(step: int = 0) -> Batch:
 
 
 @jax.jit
-def network(params: PyTree, carry: Carry, batch: Batch) -> tuple[Nats, Carry]:
+def network(params: PyTree, carry: Carry, batch: Batch) -> tuple[jax.Array, Carry]:
     """The cross entropy of every target and the final carry, by the network alone."""
     logits, carry = CharRNN(CONFIG.model, VOCAB).apply({"params": params}, batch.inputs, carry)
     return softmax_cross_entropy_with_integer_labels(logits, batch.targets), carry
