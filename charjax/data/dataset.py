@@ -241,16 +241,14 @@ def _report_splits(config: Config, dataset: Dataset) -> None:
 
 def _report_duplicates(content: EncodedText, splits: Splits) -> None:
     """Warns of validation and test documents that are in the train split too."""
-    edges = [*content.starts.tolist(), len(content.tokens) - (BOUNDARY in content.alphabet)]
-    hashes = [hash(content.tokens[a:b].tobytes()) for a, b in pairwise(edges)]
-    num_train, num_val = (len(part.document_starts) for part in splits[:2])
-    train = set(hashes[:num_train])
-    parts = {
-        "validation": hashes[num_train : num_train + num_val],
-        "test": hashes[num_train + num_val :],
-    }
-    for name, part in parts.items():
-        if duplicates := sum(value in train for value in part):
+    edges = np.append(content.starts, len(content.tokens) - (BOUNDARY in content.alphabet))
+    tokens = content.tokens.data  # sliced faster than an array
+    documents = (tokens[a:b].tobytes() for a, b in pairwise(edges))
+    hashes = np.fromiter(map(hash, documents), np.int64, len(content.starts))
+    ends = np.cumsum([len(part.document_starts) for part in splits])
+    train, val, test = np.split(hashes, ends[:2])
+    for name, part in (("validation", val), ("test", test)):
+        if duplicates := np.count_nonzero(np.isin(part, train)):
             _logger.warning(
                 f"NOTICE: documents of the {name} split that are in the train split too: "
                 f"{duplicates:,} of {len(part):,}"
