@@ -15,6 +15,7 @@ from jaxtyping import Int
 
 from charjax.config import DataConfig
 from charjax.data import named_corpora
+from charjax.data.cached_text import CachedText
 from charjax.data.decoding import RawText
 from charjax.data.documents import FLAG_PREFIX, Piece
 from charjax.data.file_search import check_no_pipe, find_files
@@ -22,7 +23,7 @@ from charjax.data.files import read_files
 from charjax.data.named_corpora import BUILT_IN
 from charjax.data.reading import ReadingRules, TextReader
 from charjax.data.store import TextStore, is_store
-from charjax.data.text_cache import CachedText, CacheEntry, recorded_messages
+from charjax.data.text_cache import CacheEntry, recorded_messages
 from charjax.data.tokens import EncodedText, encode_pieces
 from charjax.errors import HostError, InputError
 from charjax.runtime.display import ProgressFn, no_progress

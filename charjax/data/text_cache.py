@@ -2,9 +2,8 @@
 
 An entry is a file in the user's cache folder. Its name is a digest of all that decides what a text
 becomes: the files' paths, sizes, times and inodes, the reading rules, and the versions of what
-reads. Its first line is a CRC-32 and JSON, which describes the text and has a CRC-32 of each part
-of the arrays; then come the bytes of the arrays. A reader compares every CRC-32, and maps the
-arrays to memory without a copy. An entry with any damage is deleted and made again.
+reads. `charjax.data.cached_text` has its content. An entry with any damage is deleted and made
+again.
 """
 
 from __future__ import annotations
@@ -20,17 +19,12 @@ import sys
 import tempfile
 import threading
 import time
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
 
-import numpy as np
-
+from charjax.data.cached_text import CachedText, read_cached, write_cached
 from charjax.data.file_search import TextFiles
 from charjax.data.reading import ReadingRules
-from charjax.data.tokens import EncodedText
 from charjax.errors import CharjaxError
 from charjax.runtime.cache import private_cache_folder
 from charjax.runtime.files import replace_file
@@ -39,33 +33,12 @@ MIN_BYTES = 1 << 24  # of the files of a text; smaller ones are not cached
 MAX_BYTES = 10 << 30  # of all entries
 MAX_AGE_S = 30 * 24 * 3600.0  # since an entry was used
 _VERSION = 2  # of the encoding: raise it when a text is read or encoded in another way
-_PART = 1 << 22  # bytes that have one CRC-32
-_THREADS = 4  # that compare parts
-_ALIGNMENT = 8  # bytes, of the arrays in the file
 _UNFINISHED = ".part"
 _MAX_UNFINISHED_S = 24 * 3600.0
 # A file system rounds times: a file changed so recently may change again without a later time.
 _RECENT_NS = 2_000_000_000
 
 _logger = logging.getLogger(__name__)
-
-
-class CachedText(NamedTuple):
-    """A text in the cache.
-
-    Attributes:
-      content: its tokens.
-      characters, chars, sha256, notice, rules: those of `charjax.data.corpus.Corpus`.
-      messages: what was logged while it was read.
-    """
-
-    content: EncodedText
-    characters: Sequence[str]
-    chars: int
-    sha256: str
-    notice: str
-    rules: ReadingRules
-    messages: tuple[str, ...]
 
 
 @contextlib.contextmanager
@@ -116,7 +89,7 @@ class CacheEntry:
         if self._path is None or not self._path.is_file():
             return None
         try:
-            found = _read(self._path)
+            found = read_cached(self._path)
             os.utime(self._path)  # when it was last used
         except (CharjaxError, OSError, ValueError, LookupError) as error:
             _logger.info("%s: is made again: %s", self._path, error)
@@ -146,7 +119,7 @@ class CacheEntry:
             number, unfinished = tempfile.mkstemp(_UNFINISHED, self._key, root)
             try:
                 with open(number, "wb") as file:
-                    _write(file, text)
+                    write_cached(file, text)
                 replace_file(Path(unfinished), self._path)
             finally:
                 Path(unfinished).unlink(missing_ok=True)
@@ -183,76 +156,6 @@ def _charjax_version() -> str:
         return importlib.metadata.version("charjax")
     except importlib.metadata.PackageNotFoundError:
         return ""
-
-
-def _read(path: Path) -> CachedText:
-    with open(path, "rb") as file:
-        checksum, _, data = file.readline().partition(b" ")
-        begin = file.tell()
-    if int(checksum, 16) != zlib.crc32(data):
-        raise ValueError("its first line is damaged")
-    about = json.loads(data)
-    starts = _map_array(path, begin, about["starts"])
-    tokens = _map_array(path, begin + starts.nbytes, about["tokens"])
-    return CachedText(
-        EncodedText(tokens, tuple(about["alphabet"]), starts),
-        about["characters"],
-        about["chars"],
-        about["sha256"],
-        about["notice"],
-        ReadingRules.from_json(about["rules"]),
-        tuple(about["messages"]),
-    )
-
-
-def _write(file: IO[bytes], text: CachedText) -> None:
-    tokens, alphabet, starts = text.content
-    about = text._asdict() | {
-        "content": None,
-        "characters": "".join(text.characters),
-        "rules": text.rules.to_json(),
-        "alphabet": alphabet,
-        "starts": _describe_array(starts),
-        "tokens": _describe_array(tokens),
-    }
-    data = json.dumps(about).encode()
-    data += b" " * (-(len(data) + 10) % _ALIGNMENT) + b"\n"
-    file.write(b"%08x %s" % (zlib.crc32(data), data))
-    file.write(starts.data)
-    file.write(tokens.data)
-
-
-def _describe_array(array: np.ndarray) -> dict[str, Any]:
-    """The JSON values that `_map_array` needs."""
-    values = array.view(np.uint8)
-    checksums = [zlib.crc32(values[part].data) for part in _parts(values.size)]
-    return {"dtype": array.dtype.name, "size": array.size, "crc32": checksums}
-
-
-def _map_array(path: Path, begin: int, about: Mapping[str, Any]) -> np.ndarray:
-    """The array that begins at a byte of a file; changes of it stay in memory.
-
-    Raises:
-      ValueError: the file is too short, or a part differs from its CRC-32.
-      OSError: the file cannot be read.
-    """
-    array = np.asarray(np.memmap(path, about["dtype"], "c", begin, (about["size"],)))
-
-    def check(part: slice, checksum: int) -> None:
-        with open(path, "rb") as file:
-            file.seek(begin + part.start)
-            if zlib.crc32(file.read(part.stop - part.start)) != checksum:
-                raise ValueError(f"it is damaged after byte {begin + part.start:,}")
-
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for _ in pool.map(check, _parts(array.nbytes), about["crc32"]):
-            pass
-    return array
-
-
-def _parts(size: int) -> list[slice]:
-    """The slices of that many bytes which have a CRC-32 each."""
-    return [slice(begin, min(begin + _PART, size)) for begin in range(0, size, _PART)]
 
 
 def _clean(root: Path, room_for: int) -> None:

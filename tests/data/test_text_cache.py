@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from charjax.config import Config, DataConfig
+from charjax.data import cached_text, text_cache
 from charjax.data import corpus as corpus_module
-from charjax.data import text_cache
 from charjax.data.corpus import load_corpus
 from charjax.data.dataset import load_dataset
 
@@ -25,7 +25,7 @@ def text(tmp_path, monkeypatch) -> Path:
     """A text that is large enough to be cached, written a while ago."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(text_cache, "MIN_BYTES", 1000)
-    monkeypatch.setattr(text_cache, "_PART", 1 << 10)
+    monkeypatch.setattr(cached_text, "_PART", 1 << 10)
     monkeypatch.setattr(text_cache, "_RECENT_NS", 0)
     monkeypatch.setattr(text_cache, "start_thread", lambda write: write())
     path = tmp_path / "text.txt"
@@ -146,7 +146,7 @@ def test_a_disk_without_room_costs_only_the_saving(text, reads, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(text_cache, "_write", full)
+    monkeypatch.setattr(text_cache, "write_cached", full)
     assert load(text).text == load(text).text == TEXT
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     assert load(text).text == TEXT
@@ -178,14 +178,14 @@ def test_old_and_surplus_entries_are_deleted(text, monkeypatch):
 
 
 def test_two_processes_may_write_one_entry(text, reads, monkeypatch):
-    real = text_cache._write
+    real = text_cache.write_cached
 
     def slow(folder, cached):
-        monkeypatch.setattr(text_cache, "_write", real)
+        monkeypatch.setattr(text_cache, "write_cached", real)
         load(text)  # another process, which is quicker
         real(folder, cached)
 
-    monkeypatch.setattr(text_cache, "_write", slow)
+    monkeypatch.setattr(text_cache, "write_cached", slow)
     assert load(text).text == load(text).text == TEXT
     assert len(reads) == 2
     assert len(entries(text)) == 1
