@@ -24,7 +24,8 @@ from charjax.data.named_corpora import BUILT_IN
 from charjax.data.reading import ReadingRules, TextReader
 from charjax.data.store import TextStore, is_store
 from charjax.data.text_cache import CacheEntry, recorded_messages
-from charjax.data.tokens import EncodedText, encode_pieces
+from charjax.data.text_encoder import encode_pieces
+from charjax.data.tokens import EncodedText
 from charjax.errors import HostError, InputError
 from charjax.runtime.display import ProgressFn, no_progress
 from charjax.runtime.paths import expand_path, is_address

@@ -24,7 +24,8 @@ from charjax.data.splits import Splits, split
 from charjax.data.store import TextStore
 from charjax.data.store_index import ShardRecord
 from charjax.data.store_tokens import StoreTokens, TokenIds
-from charjax.data.tokens import BOUNDARY, EncodedText, encode_pieces, translation
+from charjax.data.text_encoder import encode_pieces
+from charjax.data.tokens import BOUNDARY, EncodedText, translation
 from charjax.data.vocab import Vocab
 from charjax.errors import HostError, InputError
 from charjax.runtime.display import ProgressFn, counted, listed, no_progress

@@ -24,7 +24,8 @@ from charjax.data.store_index import (
     record_bytes,
     record_name,
 )
-from charjax.data.tokens import BOUNDARY, TextEncoder, join_arrays
+from charjax.data.text_encoder import TextEncoder
+from charjax.data.tokens import BOUNDARY
 
 _PIECE = 1 << 18  # characters encoded at a time, at least
 _MAX_LENGTH = 1 << 40  # tokens of an array, before its length is known
@@ -167,7 +168,7 @@ class _ArrayWriter:
 
     def _flush(self, *, everything: bool = False) -> None:
         """Writes the files that are full, or all values."""
-        values = join_arrays(self._waiting).astype(self.dtype, copy=False)
+        values = np.concatenate(self._waiting).astype(self.dtype, copy=False)
         begin = self.size - len(values)
         count = len(values) if everything else len(values) // FILE_TOKENS * FILE_TOKENS
         if self._array is None:
