@@ -78,7 +78,11 @@ def check_allowed(names: Sequence[str]) -> None:
     for name in names:
         if name not in known | sections:
             nearest = difflib.get_close_matches(name, sorted(known | sections), n=1)
-            hint = f"did you mean {nearest[0]}?" if nearest else "name config.FIELD or corpus"
+            hint = (
+                f"did you mean {nearest[0]}?"
+                if nearest
+                else "name config.FIELD, corpus or vocabulary"
+            )
             raise InputError(f"--allow={name}: no such field or section; {hint}")
 
 

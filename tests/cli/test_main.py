@@ -294,6 +294,7 @@ FAULTS = {
     "serve two folders of one name": Fault(
         "serve --workdir @run @nothing/run", 2, ("two folders are named run",)
     ),
+    "verify a run as a store": Fault("verify @run", 2, ("a run's folder", "--workdir=")),
     "verify where nothing is": Fault("verify --workdir=@nothing", 3, ("nothing/checkpoints",)),
     "no network": Fault(
         [

@@ -39,6 +39,8 @@ def run(args: argparse.Namespace) -> None:
     if bool(args.store) == bool(args.workdir):
         raise InputError("verify: give either a STORE or --workdir")
     if args.store:
+        if Path(args.store, "checkpoints").is_dir():
+            raise InputError(f"{args.store}: is a run's folder; give --workdir={args.store}")
         _verify_store(args.store)
     else:
         _verify_run(args.workdir)
