@@ -227,7 +227,7 @@ def test_a_mask_is_a_function_of_the_key_of_its_sequence():
 
 
 def test_a_mask_is_the_same_where_jax_has_float64():
-    keys, x = jax.vmap(jax.random.key)(jnp.arange(3)), np.ones((UNITS, 1, 3), np.float32)
+    keys, x = jax.vmap(jax.random.key)(jnp.arange(3)), jnp.ones((UNITS, 1, 3))
     masks = []
     for wide in (False, True):
         with jax.enable_x64(wide):
