@@ -23,7 +23,7 @@ fold_in_all = jax.vmap(jax.random.fold_in, (0, None))
 keys_at = jax.jit(lambda p: jax.random.key_data(fold_in_all(sequence_keys, p)))
 
 text = prompt.encode().decode(encoding)
-ids = [characters.index(c) for c in text]
+ids = [characters.index(c) if c in characters else sys.exit(f"{c!a} is unknown") for c in text]
 if not ids or "boundary" in vocabulary:
     ids.insert(0, vocabulary["start"])
 tokens = np.full(8, ids[0], np.int32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -174,7 +175,7 @@ def test_the_example_writes_the_same_bytes_in_a_process_without_charjax(tmp_path
     assert done.stdout == "".join(wanted).encode()
 
 
-def test_the_example_reads_and_writes_bytes(tmp_path):
+def test_the_example_reads_and_writes_bytes(tmp_path, monkeypatch):
     """A model of bytes writes text, not its bytes as characters."""
     text = "Une tasse de caf\u00e9, du th\u00e9".encode().decode("latin-1")
     vocab = Vocab.from_text(text, order="sorted", unit="byte", unk=False)
@@ -189,6 +190,9 @@ def test_the_example_reads_and_writes_bytes(tmp_path):
     done = subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
     # Bytes that are no UTF-8 become U+FFFD in the command, and stay bytes in the example.
     assert done.stdout.decode("utf-8", "replace") == wanted
+    monkeypatch.setattr(sys, "argv", [*arguments[:2], "\u20ac", *arguments[3:]])
+    with pytest.raises(SystemExit, match=r"^'\\xe2' is unknown$"):
+        runpy.run_path(str(EXAMPLE))
 
 
 def test_the_example_imports_jax_and_not_charjax():
