@@ -70,8 +70,10 @@ def check_allowed(names: Sequence[str]) -> None:
     """Checks the names given to `--allow`.
 
     Raises:
-      InputError: no field, section or part of a run has this name.
+      InputError: no field, section or part of a run has this name; or they are one string.
     """
+    if isinstance(names, str):  # a sequence, too, of its letters
+        raise InputError(f"allow={names!r}: is one string; give a list of names")
     fields = {name for name, _ in leaves(to_dict(Config()))}
     known = {"corpus", "vocabulary", *(f"config.{name}" for name in fields)}
     sections = {name.rpartition(".")[0] for name in known} - {"", "config"}
@@ -193,8 +195,8 @@ def val_text_digest(ids: TokenIds, max_chars: int) -> str:
     return digest.hexdigest()
 
 
-def check_val_text(saved: CheckpointMeta, now: RunMeta, ids: TokenIds) -> bool:
-    """Forgets the best validation loss of a run whose validation text has changed.
+def update_val_text(saved: CheckpointMeta, now: RunMeta, ids: TokenIds) -> bool:
+    """Notes which text a run validates on, and forgets the best loss on another one.
 
     Args:
       saved: the run as it was saved; its progress is updated.

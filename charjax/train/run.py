@@ -212,7 +212,7 @@ def _restore(
     if distributed.is_primary():
         workdir.truncate_logs(saved.log_sizes)
     _logger.info(f"resuming {workdir.path} at step {restored.step:,}")
-    if not resume.check_val_text(saved, meta, dataset.splits.val.ids):
+    if not resume.update_val_text(saved, meta, dataset.splits.val.ids):
         _logger.info("validation: the text has changed; best loss and train.patience start again")
     state = _new_run_state(meta, workdir, backend, restored.state, saved.progress)
     state.saved_step = state.step

@@ -77,6 +77,11 @@ def test_a_name_that_nothing_has_is_refused(name, hint):
         check_allowed([name])
 
 
+def test_names_that_are_one_string_are_refused():
+    with pytest.raises(InputError, match=r"^allow='corpus': is one string; give a list"):
+        check_allowed("corpus")
+
+
 def test_sections_and_fields_can_be_allowed():
     check_allowed(["config.optim", "config.model.hidden", "config.seed", "corpus", "vocabulary"])
 
