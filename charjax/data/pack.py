@@ -17,14 +17,8 @@ import tensorstore as ts
 from charjax.data.documents import FLAG_PREFIX
 from charjax.data.plan import Plan
 from charjax.data.shard_writer import ShardWriter
-from charjax.data.store import (
-    HOST_ERRORS,
-    TextStore,
-    few_retries,
-    first_line,
-    open_files,
-    write_file,
-)
+from charjax.data.store import TextStore
+from charjax.data.store_files import HOST_ERRORS, few_retries, first_line, open_files, write_file
 from charjax.data.store_index import (
     FORMAT,
     INDEX,

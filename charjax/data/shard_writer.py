@@ -15,7 +15,7 @@ from charjax.data.document_hash import DocumentHasher
 from charjax.data.documents import FLAG_PREFIX, Piece
 from charjax.data.plan import Plan, Segment
 from charjax.data.reading import TextReader
-from charjax.data.store import FILE_TOKENS, LAYOUT, array_spec, write_file
+from charjax.data.store_files import FILE_TOKENS, LAYOUT, array_spec, write_file
 from charjax.data.store_index import (
     ShardDigests,
     ShardRecord,

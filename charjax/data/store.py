@@ -12,12 +12,20 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tensorstore as ts
 
 from charjax.data.reading import ReadingRules
+from charjax.data.store_files import (
+    FILE_TOKENS,
+    HOST_ERRORS,
+    LAYOUT,
+    array_spec,
+    few_retries,
+    first_line,
+    open_files,
+)
 from charjax.data.store_index import (
     INDEX,
     PLAN,
@@ -30,96 +38,13 @@ from charjax.data.store_index import (
 from charjax.errors import HostError, InputError, StoreError
 from charjax.runtime.display import ProgressFn, no_progress
 from charjax.runtime.files import as_os_errors
-from charjax.runtime.paths import is_address, kvstore_folder
-
-CHUNK = 1 << 14  # tokens compressed together: the least that is read
-FILE_TOKENS = 1 << 24  # tokens in a file
-LAYOUT = "zarr.json"  # TensorStore's description of an array, which reading does not need
-# How TensorStore's messages begin where the machine or the network is to blame.
-HOST_ERRORS = (
-    "ABORTED",  # all attempts to reach a server failed
-    "PERMISSION_DENIED",
-    "UNAUTHENTICATED",
-    "UNAVAILABLE",
-    "DEADLINE_EXCEEDED",
-    "RESOURCE_EXHAUSTED",
-)
-# Of `few_retries`: about 20 s. TensorStore's own take minutes.
-_RETRIES = {"max_retries": 4}
-_CRC = {"name": "crc32c"}
-_BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
+from charjax.runtime.paths import is_address
 
 
 def is_store(path: str) -> bool:
     """Whether a path is an address, or a folder that holds a packed text, perhaps unfinished."""
     folder = Path(os.path.expandvars(os.path.expanduser(path)))
     return is_address(path) or any((folder / name).is_file() for name in (INDEX, PLAN))
-
-
-def few_retries() -> ts.Context:
-    """The settings for a first look at an address, which nobody may serve."""
-    retries = [f"{server}_request_retries" for server in ("http", "gcs", "s3")]
-    return ts.Context(dict.fromkeys(retries, _RETRIES))
-
-
-def open_files(path: str, context: ts.Context | None = None) -> ts.KvStore:
-    """The files of a local folder or of an address, by their names.
-
-    Args:
-      path: the folder or the address.
-      context: the settings of TensorStore; None for its own.
-
-    Raises:
-      InputError: TensorStore cannot read such an address.
-    """
-    if not is_address(path):
-        return ts.KvStore.open({"driver": "file", "path": kvstore_folder(path)}).result()
-    try:
-        return ts.KvStore.open(f"{path.rstrip('/')}/", context=context).result()
-    except ValueError as error:
-        raise InputError(
-            f"{path}: cannot be read ({first_line(error)}); give a folder, or an address such as "
-            "gs://bucket/folder, s3://bucket/folder or http://host/folder"
-        ) from error
-
-
-def write_file(files: ts.KvStore, name: str, content: bytes) -> None:
-    """Writes a file atomically."""
-    files.write(name, content).result()
-
-
-def array_spec(files: ts.KvStore, name: str, dtype: str, size: int) -> dict[str, Any]:
-    """The TensorStore spec of a one-dimensional array: zstd, with a crc32c for every chunk."""
-    codecs = [
-        _BYTES,
-        {"name": "zstd", "configuration": {"level": 1, "checksum": False}},
-        _CRC,
-    ]
-    sharding = {
-        "chunk_shape": [CHUNK],
-        "codecs": codecs,
-        "index_codecs": [_BYTES, _CRC],
-        "index_location": "end",
-    }
-    return {
-        "driver": "zarr3",
-        "kvstore": (files / f"{name}/").spec().to_json(),
-        "metadata": {
-            "shape": [size],
-            "data_type": dtype,
-            "fill_value": 0,
-            "chunk_grid": {
-                "name": "regular",
-                "configuration": {"chunk_shape": [FILE_TOKENS]},
-            },
-            "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
-        },
-        # Otherwise a lost file would read as zeros, and a part of zeros would have no file.
-        "fill_missing_data_reads": False,
-        "store_data_equal_to_fill_value": True,
-        "recheck_cached_data": False,
-        "recheck_cached_metadata": False,
-    }
 
 
 class TextStore:
@@ -271,8 +196,3 @@ class TextStore:
             f"{self.path}: {name}: damaged ({how[:200]}); bring back a copy, or delete the store "
             "and pack the text again"
         )
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message."""
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -13,7 +13,8 @@ import tensorstore as ts
 from jaxtyping import Integer
 
 from charjax.data.runs import Runs
-from charjax.data.store import CHUNK, TextStore
+from charjax.data.store import TextStore
+from charjax.data.store_files import CHUNK
 from charjax.data.store_index import ShardRecord, array_name
 
 _CACHE_BYTES = 1 << 26  # of chunks in memory

@@ -24,8 +24,7 @@ from charjax.cli.main import main
 from charjax.config import DataConfig
 from charjax.data import pack as pack_module
 from charjax.data import plan as plan_module
-from charjax.data import records, shard_writer
-from charjax.data import store as store_module
+from charjax.data import records, shard_writer, store_files
 from charjax.data.corpus import load_corpus
 from charjax.data.file_search import find_files
 from charjax.data.pack import pack
@@ -45,8 +44,10 @@ def tiny_shards() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan_module, "SHARD_BYTES", 64)
         patch.setattr(shard_writer, "FILE_TOKENS", 32)
-        patch.setattr(store_module, "FILE_TOKENS", 32)
-        patch.setattr(store_module, "CHUNK", 16)
+        patch.setattr("charjax.data.store.FILE_TOKENS", 32)
+        patch.setattr(store_files, "FILE_TOKENS", 32)
+        patch.setattr(store_files, "CHUNK", 16)
+        patch.setattr("charjax.data.store_tokens.CHUNK", 16)
         patch.setattr("charjax.data.decoding._BLOCK", 7)
         patch.setattr("charjax.data.decoding._HEAD", 5)
         patch.setattr("charjax.data.documents._MAX_REST", 11)
@@ -158,7 +159,7 @@ def test_a_killed_pack_goes_on_and_ends_in_the_same_store(
     text, store, tmp_path, monkeypatch, fatal_write
 ):
     wanted, writes = digests(store), 0
-    real_write = store_module.write_file
+    real_write = store_files.write_file
 
     def write(files, name, content):
         nonlocal writes
@@ -364,14 +365,16 @@ def test_nobody_is_told_to_delete_the_folder_of_the_texts(text, capsys):
 
 def test_a_server_that_cannot_be_reached_is_not_a_damaged_store(monkeypatch):
     retries = {"max_retries": 1, "initial_delay": "1ms", "max_delay": "1ms"}
-    monkeypatch.setattr("charjax.data.store._RETRIES", retries)
+    monkeypatch.setattr("charjax.data.store_files._RETRIES", retries)
     monkeypatch.setenv("no_proxy", "*")
     with pytest.raises(HostError, match=r"store\.json: cannot be read .*check rights, the network"):
         TextStore("http://127.0.0.1:1/store")
 
 
 def test_a_server_that_cannot_be_reached_is_not_written_to_for_minutes(text, monkeypatch):
-    monkeypatch.setattr("charjax.data.store._RETRIES", {"max_retries": 1, "initial_delay": "1ms"})
+    monkeypatch.setattr(
+        "charjax.data.store_files._RETRIES", {"max_retries": 1, "initial_delay": "1ms"}
+    )
     monkeypatch.setenv("no_proxy", "*")
     with pytest.raises(HostError, match=r"--out=http://127.0.0.1:1/store: cannot be written"):
         pack_files(text, "http://127.0.0.1:1/store")

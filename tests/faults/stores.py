@@ -38,8 +38,9 @@ def _small_shards() -> Iterator[None]:
     with (
         mock.patch("charjax.data.plan.SHARD_BYTES", _SHARD_BYTES),
         mock.patch("charjax.data.store.FILE_TOKENS", 1024),
+        mock.patch("charjax.data.store_files.FILE_TOKENS", 1024),
         mock.patch("charjax.data.shard_writer.FILE_TOKENS", 1024),
-        mock.patch("charjax.data.store.CHUNK", 256),
+        mock.patch("charjax.data.store_files.CHUNK", 256),
         mock.patch("charjax.data.store_tokens.CHUNK", 256),
     ):
         yield
