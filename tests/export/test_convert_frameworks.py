@@ -8,10 +8,7 @@ needs torch and Keras 3 in the environment.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
-
-os.environ.setdefault("KERAS_BACKEND", "torch")
 
 import jax
 import numpy as np
@@ -24,6 +21,7 @@ from .test_formats import network_logits
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.usefixtures("keras_on_jax"),
     pytest.mark.filterwarnings("ignore"),  # of other packages
 ]
 CHARACTERS = "\n abcdefghijklmnopqrstuvwxyz"

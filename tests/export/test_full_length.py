@@ -24,7 +24,7 @@ from tests.export.tiny import (
     trained_like,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("keras_on_jax")]
 
 PROMPT, NUM_CHARS, NUM_LOGITS = "the c", 500, 1000
 SAMPLES = ((0, 1.0), (2**32 - 1, 0.7), (5, 0.0))  # seed, temperature
@@ -91,13 +91,6 @@ class Keras:
 
 
 any_format = pytest.mark.parametrize("reader", [Numpy, Onnx, Torch, Keras])
-
-
-@pytest.fixture(autouse=True)
-def keras_on_jax(monkeypatch):
-    monkeypatch.setenv("KERAS_BACKEND", "jax")
-    with jax.numpy_rank_promotion("allow"):  # Keras needs it
-        yield
 
 
 def expected_texts(trained: TrainedModel) -> list[bytes]:
