@@ -102,6 +102,8 @@ def main() -> None:
     parser.add_argument("texts", type=existing, nargs="+", metavar="TEXT")
     parser.add_argument("--minutes", type=int, default=2)
     args = parser.parse_args()
+    if len({text.stem for text in args.texts}) < len(args.texts):  # the runs' folders have them
+        parser.error("two texts have one name")
     grids = [measure(args.folder, text, args.minutes) for text in args.texts]
     write_rows(grids, args.minutes)
     runs = [run for grid in grids for run in grid]
