@@ -81,9 +81,9 @@ def split(
     for name, part, fraction in zip(Splits._fields, splits, fractions, strict=True):
         if fraction and not part.ids.size:
             raise InputError(
-                f"config.data.split={fractions}: the {name} split of {counted(n, 'character')} in "
-                f"{counted(len(document_starts), 'document')} is empty; give more text or a "
-                "larger fraction"
+                f"config.data.split={fractions}: the {name} split is empty; the text has "
+                f"{counted(n, 'character')} in {counted(len(document_starts), 'document')}; give "
+                "more text or a larger fraction"
             )
     return splits
 

@@ -360,8 +360,8 @@ def test_documents_are_never_cut_and_never_lost(lengths, fractions):
 
 def test_an_empty_split_is_refused():
     with pytest.raises(
-        InputError, match="the test split of 101 characters in 2 documents is empty"
+        InputError, match="the test split is empty; the text has 101 characters in 2 documents"
     ):
         split(counting(101), np.array([0, 1]), (0.8, 0.1, 0.1))
-    with pytest.raises(InputError, match="the train split of 1 character "):
+    with pytest.raises(InputError, match="the train split is empty; the text has 1 character "):
         split(counting(1), ONE, (0.9, 0.1, 0.0))

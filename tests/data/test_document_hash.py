@@ -97,7 +97,9 @@ def test_the_hash_of_a_document_is_the_same_in_every_release():
 
 
 def test_too_few_documents_for_the_splits_are_refused(tmp_path):
-    with pytest.raises(InputError, match="split of 4 characters in 2 documents is empty"):
+    with pytest.raises(
+        InputError, match="split is empty; the text has 4 characters in 2 documents"
+    ):
         load(tmp_path, ["a\n", "b\n"], batch_size=1)
 
 
