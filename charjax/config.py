@@ -218,8 +218,8 @@ class Config:
     """Everything that defines a run.
 
     Making one checks nothing; `from_config_dict`, and with it the commands and
-    `charjax.train.loop.train`, check the limits of each field and the conditions between them, and
-    models the limits of their own.
+    `charjax.train.loop.train`, check the limits of each field and the conditions between them,
+    and models and datasets the limits of their own.
     """
 
     seed: int = number(0, 0, 2**32 - 1)
@@ -295,6 +295,16 @@ def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """Dotted field name -> (old, new) for every field that differs."""
     before, after = dict(leaves(to_dict(old))), dict(leaves(to_dict(new)))
     return {name: (before[name], after[name]) for name in before if before[name] != after[name]}
+
+
+def check_dataset(config: Config) -> None:
+    """Checks the fields that a dataset is made from, in a config that Python code has made.
+
+    Raises:
+      InputError: a value has the wrong type, is outside its limits, or contradicts another.
+    """
+    values = {"seed": config.seed, "data": dataclasses.asdict(config.data)}
+    _check_data(build(Config, values, "config").data)
 
 
 def check_reading(data: DataConfig, given: Iterable[str]) -> None:

@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 from jaxtyping import Int, UInt32
 
-from charjax.config import Config
+from charjax.config import Config, check_dataset
 from charjax.data.batches import Batches, make_batches
 from charjax.data.corpus import Corpus, load_corpus, read_text
 from charjax.data.document_hash import DocumentHasher, split_numbers
@@ -68,10 +68,11 @@ def load_dataset(
         (0: unknown).
 
     Raises:
-      InputError: the text is missing, malformed or too short.
+      InputError: the text is missing, malformed or too short, or a field is outside its limits.
       StoreError: the packed text is damaged.
       HostError: the corpus can be neither found nor downloaded, or memory does not suffice.
     """
+    check_dataset(config)
     try:
         return _load(config, known, progress)
     except MemoryError as error:

@@ -7,6 +7,7 @@ import pytest
 
 from charjax.config import Config, DataConfig
 from charjax.data.dataset import Dataset, load_dataset
+from charjax.errors import InputError
 
 from .shelf import Shelf
 
@@ -39,6 +40,30 @@ def test_batches_are_of_the_train_split_in_the_order_of_the_seed(load):
     step = one.batches.steps_per_epoch  # the first step of the second epoch
     np.testing.assert_array_equal(one.batches(step).inputs, same.batches(step).inputs)
     assert not np.array_equal(one.batches(step).inputs, other.batches(step).inputs)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"documents": "words"},
+        {"documents": "delimiter"},
+        {"batching": "random"},
+        {"batch_size": 0},
+        {"batch_size": "4"},
+        {"batching": "sliding", "stride": 0},
+        {"split": (0.5, 0.6, 0.0)},
+        {"newlines": "mac"},
+        {"columns": (0,)},
+        {"csv_delimiter": "ab"},
+    ],
+)
+def test_a_config_that_python_code_has_made_is_checked(tmp_path, fields):
+    (tmp_path / "text.txt").write_text(TEXT)
+    data = DataConfig(
+        **{"path": str(tmp_path / "text.txt"), "batch_size": 2, "seq_len": 8} | fields
+    )
+    with pytest.raises(InputError, match=rf"config\.data\.({'|'.join(fields)})"):
+        load_dataset(Config(data=data))
 
 
 def test_a_text_of_one_character_is_read_with_a_warning(load, caplog):
