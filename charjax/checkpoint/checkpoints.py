@@ -48,7 +48,12 @@ class Checkpoints(CheckpointReader):
         Args:
           directory: the folder; made by the first `save`.
           keep: how many of the newest steps not to delete, besides the one of lowest val_loss.
+
+        Raises:
+          InputError: `keep` is no integer, or below 1.
         """
+        if (integer(keep) or 0) < 1:
+            raise InputError(f"keep={keep!r}: must be an integer of at least 1")
         super().__init__(Path(directory))
         self._keep = keep
         self._store = Store()
@@ -68,18 +73,20 @@ class Checkpoints(CheckpointReader):
 
         Args:
           step: number of training steps done; an integer of Python, numpy or JAX.
-          state: any pytree of jax or numpy arrays, on any devices.
+          state: any pytree of numbers, or jax or numpy arrays of them, on any devices.
           meta: JSON values.
           val_loss: in nats per character. A step without a finite one is never the best.
 
         Raises:
-          InputError: the step is no integer, or below 0; or its folder has other files.
+          InputError: the step is no integer, or below 0; its folder has other files; or an array is
+            not of numbers.
           DivergedError: a parameter is not finite; nothing was saved.
           HostError: the disk is full or cannot be written to; the other steps are unchanged.
         """
         step = _checked(step)
         leaves, _ = flatten(state)
         arrays = to_host(leaves)
+        _check_numeric(arrays)
         _check_finite(step, arrays)
         if self._is_saved(step):
             return
@@ -194,6 +201,15 @@ def _checked(step: int) -> int:
     if number is None or number < 0:
         raise InputError(f"step={step!r}: must be an integer of at least 0")
     return number
+
+
+def _check_numeric(arrays: Mapping[str, np.ndarray]) -> None:
+    for path, array in arrays.items():
+        if not Leaf.like(array).is_valid():
+            raise InputError(
+                f"{path}: an array of {array.dtype.name} cannot be saved; leave it out, or save it "
+                "as numbers"
+            )
 
 
 def _check_finite(step: int, arrays: Mapping[str, np.ndarray]) -> None:

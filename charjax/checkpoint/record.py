@@ -41,7 +41,8 @@ class Leaf(NamedTuple):
 
     @classmethod
     def like(cls, array: Any) -> Leaf:
-        """The shape and dtype of an array or `ShapeDtypeStruct`, without a digest."""
+        """The shape and dtype of an array, a number or `ShapeDtypeStruct`, without a digest."""
+        array = array if hasattr(array, "dtype") else np.asarray(array)
         return cls(tuple(array.shape), np.dtype(array.dtype).name, "")
 
     def is_valid(self) -> bool:
@@ -112,11 +113,13 @@ class Record:
 
 def to_json(record: Record) -> dict[str, Any]:
     """The record as JSON values, with a digest of them. A val_loss that is not finite is None."""
-    val_loss = None if record.val_loss is None else float(record.val_loss)  # of numpy or JAX
+    val_loss = record.val_loss
+    if val_loss is not None:  # float: it may be of numpy or JAX
+        val_loss = float(val_loss) if math.isfinite(val_loss) else None
     values = {
         "format": _FORMAT,
         "step": record.step,
-        "val_loss": val_loss if val_loss is not None and math.isfinite(val_loss) else None,
+        "val_loss": val_loss,
         "meta": record.meta,
         "leaves": {path: leaf._asdict() for path, leaf in record.leaves.items()},
     }

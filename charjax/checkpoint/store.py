@@ -161,7 +161,9 @@ def to_host(leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:
     local = {
         path: _gather_leaf(leaf) if _is_global(leaf) else leaf for path, leaf in leaves.items()
     }
-    return {path: np.asarray(leaf) for path, leaf in jax.device_get(local).items()}
+    arrays = {path: np.asarray(leaf) for path, leaf in jax.device_get(local).items()}
+    # The name of a dtype, by which it is restored, does not say the order of its bytes.
+    return {path: a.astype(a.dtype.newbyteorder("="), copy=False) for path, a in arrays.items()}
 
 
 def _is_global(leaf: Any) -> bool:

@@ -253,6 +253,29 @@ def test_a_step_and_a_loss_may_be_of_numpy_or_jax(number, tmp_path):
     assert (record.step, record.val_loss, record.meta) == (3, 0.25, {"name": "new"})
 
 
+def test_numbers_and_arrays_of_another_byte_order_are_restored(tmp_path):
+    state = {"rate": 0.5, "count": 3, "flag": True, "big": np.arange(3, dtype=">f4")}
+    with open_(tmp_path) as checkpoints:
+        checkpoints.save(1, state, {}, val_loss=None)
+        restored = checkpoints.restore(state).state
+    values = {name: value.tolist() for name, value in restored.items()}
+    assert values == {"rate": 0.5, "count": 3, "flag": True, "big": [0, 1, 2]}
+
+
+@pytest.mark.parametrize("leaf", ["text", np.array([None]), np.datetime64("2026-01-01")])
+def test_what_is_no_number_is_not_saved(leaf, tmp_path):
+    message = r"^a%2Fb: an array of \w+(\[D\])? cannot be saved; "
+    with open_(tmp_path / "new") as checkpoints, pytest.raises(InputError, match=message):
+        checkpoints.save(1, {"a/b": leaf}, {}, val_loss=None)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("keep", [0, -1, 1.5, "2"])
+def test_at_least_one_step_is_kept(keep, tmp_path):
+    with pytest.raises(InputError, match=f"^keep={keep!r}: must be an integer of at least 1"):
+        Checkpoints(tmp_path, keep=keep)
+
+
 @pytest.mark.parametrize("step", [-1, 1.0, "1", None, np.array([1]), jnp.float32(1)])
 def test_what_is_no_step_is_not_saved(step, tmp_path):
     with open_(tmp_path / "new") as checkpoints:
