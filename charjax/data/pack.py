@@ -61,8 +61,11 @@ def pack(
       HostError: a file cannot be read or written.
     """
     with _as_charjax_errors(out):
-        if (index := _check_same(open_files(out, few_retries()), out, plan)) is not None:
-            return index
+        is_alone = process == (0, 1) and not is_address(out)
+        if not (is_alone and _is_without_shard(Path(out))):
+            index = _check_same(open_files(out, few_retries()), out, plan)
+            if index is not None:
+                return index
         store = open_files(out)
         write_file(store, PLAN, _plan_bytes(plan))
         with _locked(out, process[0]):
@@ -104,6 +107,22 @@ def _pack_shards(
             ShardWriter(store, number, plan).write()
         done += sizes[number]
         progress(done, sum(sizes[first::step]))
+
+
+def _is_without_shard(folder: Path) -> bool:
+    """Whether an earlier pack has ended before its first shard, as at a file that is refused.
+
+    Then other options than those of its plan may be taken.
+    """
+    if (folder / INDEX).exists() or any(folder.glob("shards/*")) or not (folder / PLAN).exists():
+        return False
+    for path in folder.glob(f"*{_LOCK}"):
+        with open(path, "ab") as file:
+            try:
+                lock(file.fileno())
+            except BlockingIOError:  # it is still at work
+                return False
+    return True
 
 
 @contextlib.contextmanager

@@ -33,6 +33,7 @@ from charjax.data.reading import ReadingRules
 from charjax.data.store import TextStore
 from charjax.data.store_tokens import StoreTokens
 from charjax.errors import CharjaxError, HostError, InputError, StoreError
+from charjax.runtime.locks import lock
 
 CHARACTERS = "abcAΣ\u03c3ς é\u0307İ,;'\n\r\t日\u0301"
 LAYOUTS = ("none", "lines", "files", "rows", "delimiter")
@@ -231,6 +232,26 @@ def run(*arguments: str, capsys) -> tuple[int, dict, str]:
     code = main([str(argument) for argument in arguments])
     out, err = capsys.readouterr()
     return code, json.loads(out or "{}"), err
+
+
+def test_a_refused_text_is_packed_by_the_corrected_command(tmp_path, capsys):
+    (tmp_path / "a.txt").write_bytes("caf\xe9 au lait\n".encode("latin-1") * 20)
+    command = ("pack", tmp_path / "a.txt", f"--out={tmp_path / 'store'}")
+    assert run(*command, capsys=capsys)[0] == 2
+    code, values, err = run(*command, "--encoding=latin-1", capsys=capsys)
+    assert (code, values["chars"]) == (0, 260), err
+    names = sorted(path.name for path in (tmp_path / "store").iterdir())
+    assert names == ["shards", "store.json", "tokens"]
+
+
+def test_a_pack_at_work_is_not_replaced_by_one_with_other_options(text, tmp_path, capsys):
+    out = tmp_path / "store"
+    (tmp_path / "b.txt").write_bytes(b"\xff")
+    assert run("pack", tmp_path / "b.txt", f"--out={out}", capsys=capsys)[0] == 2
+    with open(out / "process-0.lock", "ab") as file:
+        lock(file.fileno())
+        code, _, err = run("pack", text, f"--out={out}", capsys=capsys)
+        assert (code, "packed from other files or with other options" in err) == (2, True)
 
 
 def test_pack_and_verify_of_the_command_line(text, tmp_path, capsys):
