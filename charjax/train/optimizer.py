@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from charjax.config import OptimConfig
+from charjax.config import OptimConfig, to_dict
+from charjax.errors import InputError
+from charjax.schema import build
 from charjax.types import Count, PyTree, Scalar
 
 # Number of updates done -> learning rate of the next update.
@@ -31,6 +33,9 @@ def make_schedule(config: OptimConfig, total_steps: int) -> Schedule:
     Args:
       config: `schedule`, `learning_rate` (the peak), `warmup` and `final`.
       total_steps: the step at which the decay ends; `constant` without warm-up ignores it.
+
+    Raises:
+      InputError: a field is outside its limits.
     """
     return _make_schedule(config, _steps_that_count(config, total_steps))
 
@@ -42,6 +47,7 @@ def _steps_that_count(config: OptimConfig, total_steps: int) -> int:
 
 @functools.cache
 def _make_schedule(config: OptimConfig, total_steps: int) -> Schedule:
+    build(OptimConfig, to_dict(config), "config.optim")  # checks what Python code has made
     peak, warmup = config.learning_rate, round(config.warmup * total_steps)
     decay_steps = max(total_steps - warmup, 1)
     decay: Schedule = {
@@ -72,13 +78,17 @@ def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTrans
     Args:
       config: which optimizer and schedule, and their parameters.
       total_steps: as for `make_schedule`.
+
+    Raises:
+      InputError: as `make_schedule`.
     """
     return _make_optimizer(config, _steps_that_count(config, total_steps))
 
 
 @functools.cache
 def _make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTransformation:
-    optimizer = OPTIMIZERS[config.name](config, make_schedule(config, total_steps))
+    schedule = make_schedule(config, total_steps)
+    optimizer = OPTIMIZERS[config.name](config, schedule)
     if config.clip_norm:
         optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
     if not config.freeze:
@@ -88,8 +98,17 @@ def _make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTran
 
 
 def _freeze_labels(frozen: Collection[str], params: PyTree) -> dict[str, str]:
-    """Labels each top-level entry of the parameters as "frozen" or "trained"."""
+    """Labels each top-level entry of the parameters as "frozen" or "trained".
+
+    Raises:
+      InputError: these parameters have no such part.
+    """
     parts = {name: "output" if name.startswith("output") else name for name in params}
+    for part in sorted({*frozen} - {*parts.values(), ""}):
+        raise InputError(
+            f"config.optim.freeze={part}: no such part; there are "
+            f"{', '.join(sorted({*parts.values()}))}"
+        )
     return {name: "frozen" if part in frozen else "trained" for name, part in parts.items()}
 
 

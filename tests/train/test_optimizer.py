@@ -226,3 +226,17 @@ def test_an_optimizer_is_added_by_its_name_and_one_row(monkeypatch):
     values["optim"]["eps"] = 1e-3
     with pytest.raises(InputError, match=r"config\.optim\.eps=0\.001: has no effect.*rmsprop"):
         from_config_dict(values)
+
+
+def test_a_part_that_the_parameters_lack_cannot_be_frozen():
+    params = {"embedding": jnp.ones(2), "layer_0": jnp.ones(2), "output_bias": jnp.ones(2)}
+    optimizer = make_optimizer(OptimConfig(freeze="output,layer_9"), 10)
+    with pytest.raises(InputError, match="freeze=layer_9: no such part; there are embedding, l"):
+        optimizer.init(params)
+
+
+@pytest.mark.parametrize(("field", "value"), [("name", "Adam"), ("schedule", "cos"), ("b1", 2.0)])
+def test_a_field_outside_its_limits_is_refused_by_name(field, value):
+    for make in (make_schedule, make_optimizer):
+        with pytest.raises(InputError, match=f"^config.optim.{field}={value!r}: must be "):
+            make(OptimConfig(**{field: value}), 10)
