@@ -16,6 +16,7 @@ from typing import Any
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.live import Live
+from rich.padding import Padding
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -27,6 +28,8 @@ from charjax.runtime.terminal import escape_controls
 _MIN_PANEL_LINES = 10  # of the terminal; a lower one shows the bar alone
 _MIN_BAR_COLUMNS, _BAR_COLUMNS = 60, 24
 _MIN_SAMPLE_COLUMNS = 44  # of each of several samples side by side
+# A terminal writes ^C where the cursor is. If that began a line, one of a panel would remain.
+_CTRL_C_COLUMNS = len("^C")
 _LEVELS, _ASCII_LEVELS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
 _OUTLIERS = 0.05  # of the points may be above the top: the first losses would flatten the rest
 _ROWS = (
@@ -53,15 +56,12 @@ class RichDisplay:
 
     def samples(self, samples: Sequence[tuple[str, str]]) -> None:
         """Prints titled texts in boxes: side by side where the terminal is wide enough."""
-        boxes: list[RenderableType] = [sample_box(title, text) for title, text in samples]
+        boxes = [sample_box(title, text) for title, text in samples]
         if self._console.width >= _MIN_SAMPLE_COLUMNS * len(boxes):
-            grid = Table.grid(expand=True)
-            for _ in boxes:
-                grid.add_column(ratio=1)
-            grid.add_row(*boxes)
-            boxes = [grid]
-        for each in boxes:
-            self._console.print(each)
+            self._console.print(side_by_side(boxes))
+        else:
+            for each in boxes:
+                self._console.print(each)
 
     def table(self, lines: Iterable[Mapping[str, str]]) -> None:
         """Prints names and values as a table."""
@@ -120,8 +120,7 @@ class TaskView:
         rows = Table.grid(expand=True)
         rows.add_row(self._curves())
         rows.add_row(_row(*self._bar(None), self._numbers(), widest=0))
-        # A terminal writes ^C where the cursor is. If that began a line, one would stay undeleted.
-        room = len("^C") if options.max_width >= _MIN_BAR_COLUMNS else 0
+        room = _CTRL_C_COLUMNS if options.max_width >= _MIN_BAR_COLUMNS else 0
         yield Panel(
             rows,
             title=Text(self._name),
@@ -209,6 +208,15 @@ def sample_box(title: str, text: str) -> Panel:
     """A text in a box with a title."""
     shown = Text(escape_controls(text), overflow="fold")
     return Panel(shown, title=Text(title), title_align="left", border_style="dim")
+
+
+def side_by_side(boxes: Sequence[Panel]) -> Padding:
+    """Boxes of one width in a row, as wide as the panel of a task."""
+    grid = Table.grid(expand=True)
+    for _ in boxes:
+        grid.add_column(ratio=1)
+    grid.add_row(*boxes)
+    return Padding(grid, (0, _CTRL_C_COLUMNS, 0, 0))
 
 
 def closing_table(lines: Iterable[Mapping[str, str]]) -> Table:

@@ -15,12 +15,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, RenderableType
 from rich.terminal_theme import DIMMED_MONOKAI, TerminalTheme
 
 from charjax.runtime import status
-from charjax.runtime.panel import TaskView, sample_box
+from charjax.runtime.panel import TaskView, sample_box, side_by_side
 from charjax.runtime.status import TrainingStatus
 from charjax.train.metrics import read_metrics
 from charjax.workdir import Workdir
@@ -55,23 +54,19 @@ def last_step(files: Workdir) -> int:
     return int(json.loads(files.run_json.read_bytes())["config"]["train"]["max_steps"])
 
 
-def samples(files: Workdir, step: float) -> Table:
+def samples(files: Workdir, step: float) -> RenderableType:
     """The samples of the last evaluation up to a step, side by side."""
     parts = re.split(
         r"^=== step (\d+), temperature (\S+) ===\n", files.samples.read_text(), flags=re.M
     )
     found = list(zip(map(int, parts[1::3]), parts[2::3], parts[3::3], strict=True))
     newest = max(number for number, *_ in found if number <= step)
-    grid = Table.grid(expand=True)
     boxes = [
         sample_box(f"step {number}, temperature {temperature}", text.strip()[:SHOWN_CHARS])
         for number, temperature, text in found
         if number == newest
     ]
-    for _ in boxes[:2]:
-        grid.add_column(ratio=1)
-    grid.add_row(*boxes[:2])
-    return grid
+    return side_by_side(boxes[:2])
 
 
 def draw(parts: list[object], theme: TerminalTheme) -> str:
