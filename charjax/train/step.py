@@ -17,12 +17,14 @@ from charjax.config import (
     OptimConfig,
     ParallelConfig,
     TrainConfig,
+    to_dict,
 )
 from charjax.data.batches import Batch, Slices, read_slices
 from charjax.model.carry import initial_carry, reset_carry
 from charjax.model.network import RowKeys, architecture, init_params
 from charjax.runtime.keys import Stream, indexed_key, stream_key
 from charjax.runtime.sharding import host_device
+from charjax.schema import build
 from charjax.train.loss import DropoutKeys, accumulate, make_loss_and_grad, make_total_nats
 from charjax.train.optimizer import Schedule, schedule_free_average
 from charjax.train.scheduled_sampling import mix_inputs, sampling_rate
@@ -157,7 +159,11 @@ def make_step(
     Returns:
       A pure function (state, batch) -> (state, metrics). If the loss or the gradient is not
       finite, it changes nothing but `step` and `skipped`.
+
+    Raises:
+      InputError: a field is outside its limits.
     """
+    build(Config, to_dict(config), "config")  # checks what Python code has made
     loss_and_grad = make_loss_and_grad(make_total_nats(config, vocab_size, boundary_id))
     if config.parallel.accumulate > 1:
         loss_and_grad = accumulate(loss_and_grad, config.parallel.accumulate)

@@ -13,6 +13,7 @@ from optax.losses import softmax_cross_entropy_with_integer_labels
 
 from charjax.config import Config, OptimConfig
 from charjax.data.batches import Batch
+from charjax.errors import InputError
 from charjax.model.network import CharRNN
 from charjax.train.optimizer import make_optimizer, make_schedule
 from charjax.train.step import fields_of_step, make_step, repeat
@@ -307,3 +308,14 @@ def test_the_learning_rate_is_that_of_the_newest_update_and_not_of_the_newest_st
     _, metrics = step(broken, random_batch(1))
     assert metrics.skipped == 1
     assert float(metrics.learning_rate) == pytest.approx(float(schedule(19)))
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [("train", "softmax_temperature", 0.0), ("parallel", "accumulate", 0), ("seed", "", -1)],
+)
+def test_a_field_outside_its_limits_is_refused_by_name(section, field, value):
+    changed = replace(getattr(CONFIG, section), **{field: value}) if field else value
+    name = f"{section}.{field}".removesuffix(".")
+    with pytest.raises(InputError, match=f"^config.{name}={value}: must be from "):
+        make_step(replace(CONFIG, **{section: changed}), VOCAB, optax.sgd(0.1))
