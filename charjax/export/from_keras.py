@@ -7,7 +7,7 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -178,9 +178,7 @@ def _model(arrays: Arrays) -> ForeignModel:
             "no GRU, LSTM or SimpleRNN: the file has no .../cell/vars/0; save it with Keras 3 by "
             "model.save_weights('NAME.weights.h5')"
         )
-    for name in names:
-        if re.search(r"(forward|backward)_layer", name):
-            raise InputError(f"{name}: a bidirectional layer reads the text it is to predict")
+    _check_places(names)
     cells = {_cell(arrays, name) for name in names}
     if len(cells) > 1:
         raise InputError(
@@ -201,6 +199,19 @@ def _model(arrays: Arrays) -> ForeignModel:
     zeros = np.zeros(others[head].shape[1], np.float32)
     table = others[embedding] if embedding else None
     return ForeignModel(cell, tuple(layers), table, others[head], others.get(bias, zeros))
+
+
+def _check_places(names: Iterable[str]) -> None:
+    """Raises InputError for bidirectional layers, and for layers whose order their names hide."""
+    for name in names:
+        if re.search(r"(forward|backward)_layer", name):
+            raise InputError(f"{name}: a bidirectional layer reads the text it is to predict")
+    places = sorted({re.sub(r"_?\d+", "", name.rpartition("/")[0]) for name in names})
+    if len(places) > 1:
+        raise InputError(
+            f"the recurrent layers are in {' and '.join(places)}: the names of a model and of one "
+            "within it do not tell their order; save one model of all layers"
+        )
 
 
 def _cell(arrays: Arrays, layer: str) -> str:

@@ -371,6 +371,10 @@ NO_CELL = {f"layers/gru/cell/vars/{i}": None for i in range(3)}
             h5(keras_arrays(**{f"layers/lstm/cell/vars/{i}": (4, 16) for i in (0, 1)})),
             "gru and lstm",
         ),
+        (
+            h5(keras_arrays(**{f"layers/inner/gru/cell/vars/{i}": (4, 12) for i in (0, 1)})),
+            "in layers and layers/inner",
+        ),
         (h5(keras_arrays(**NO_CELL)), "no GRU, LSTM or SimpleRNN"),
         (keras_zip(keras_arrays(), reset_after=False), "reset_after=False"),
         (keras_zip(keras_arrays(), activation="relu"), "activation='relu'"),
