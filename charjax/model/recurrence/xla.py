@@ -132,7 +132,9 @@ def _backward(cell: str, dtype: DTypeLike, res: _Residuals, grads: Result) -> tu
     d_inputs = base.input_grad(inputs, d_hgates, d_candidate, dtype)
     d_kernel = dot_trailing(xla_buffers.decode(res.h_before, dtype), d_hgates, dtype)
     d_weights = Weights(d_kernel, None if d_bias is None else jnp.concatenate(d_bias))
-    return (Operands(d_inputs, d_weights, base.transposed(_join_units(d_carry))),)
+    # XLA:CPU would transpose the matmul of a single step instead, see `row_major`.
+    d_first = base.transposed(tuple(row_major(state) for state in _join_units(d_carry)))
+    return (Operands(d_inputs, d_weights, d_first),)
 
 
 run.defvjp(_forward, _backward)
