@@ -171,13 +171,16 @@ def _as_charjax_errors(path: str, option: str) -> Iterator[None]:
 
 
 def _zip_members(path: str) -> list[str]:
-    """The visible *.txt members of an archive, sorted by name; or its only member."""
+    """The visible *.txt members of an archive, sorted by name; or its only member.
+
+    Of members of one name, which an update of the archive leaves, the last one is read.
+    """
     with (
         _refuse_damage(path),
         open_binary(path, seekable=True) as file,
         zipfile.ZipFile(file) as archive,
     ):
-        names = sorted(name for name in archive.namelist() if not name.endswith("/"))
+        names = sorted({name for name in archive.namelist() if not name.endswith("/")})
     texts = [n for n in names if n.lower().endswith(".txt") and not _is_hidden(n)]
     if not texts and len(names) != 1:
         raise InputError(f"{path}: has no *.txt among its {len(names)} files; unpack it")

@@ -12,7 +12,7 @@ import pytest
 from backports import zstd
 
 from charjax.data.file_search import RUN_FILES, find_files
-from charjax.data.files import read_files
+from charjax.data.files import read_file, read_files
 from charjax.errors import InputError
 from charjax.workdir import Workdir
 
@@ -118,3 +118,13 @@ def test_the_texts_of_a_zip_archive_are_read_in_order(tmp_path):
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(InputError, match="cannot be decompressed"):
         read(path)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
+def test_of_two_members_of_one_name_the_newer_one_is_read_once(tmp_path):
+    path = tmp_path / "updated.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for content in ("old", "new"):
+            archive.writestr("a.txt", content)
+    texts = [(text.origin, b"".join(text.blocks)) for text in read_file(str(path), "--file")]
+    assert texts == [(f"{path}/a.txt", b"new")]
