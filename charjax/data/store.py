@@ -192,7 +192,7 @@ class TextStore:
             raise self._damaged(name, message) from error
 
     def _damaged(self, name: str, how: str) -> StoreError:
-        return StoreError(
-            f"{self.path}: {name}: damaged ({how[:200]}); bring back a copy, or delete the store "
-            "and pack the text again"
-        )
+        remedy = "bring back a copy, or pack the text again into another folder"
+        if name == INDEX:
+            remedy += "; if `charjax pack` did not write it, rename it"
+        return StoreError(f"{self.path}: {name}: damaged ({how[:200]}); {remedy}")

@@ -384,6 +384,13 @@ def test_nobody_is_told_to_delete_the_folder_of_the_texts(text, capsys):
     assert text.exists()
 
 
+def test_a_store_json_that_charjax_did_not_write_is_to_be_renamed_not_deleted(tmp_path):
+    (tmp_path / "store.json").write_text('{"shop": 1}')
+    with pytest.raises(StoreError, match=r"did not write it, rename it$") as error:
+        TextStore(str(tmp_path))
+    assert "delete" not in str(error.value)
+
+
 def test_a_server_that_cannot_be_reached_is_not_a_damaged_store(monkeypatch):
     retries = {"max_retries": 1, "initial_delay": "1ms", "max_delay": "1ms"}
     monkeypatch.setattr("charjax.data.store_files._RETRIES", retries)
