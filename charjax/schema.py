@@ -9,12 +9,14 @@ import dataclasses
 import difflib
 import functools
 import math
-import numbers
+import operator
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from charjax.errors import InputError
+
+_T = typing.TypeVar("_T")
 
 _MAX_FLOAT32 = 3.4028234663852886e38
 # What messages call a type.
@@ -71,6 +73,12 @@ def build(schema: type, values: Any, where: str) -> Any:
             built[name] = _coerce(value, wanted, path)
             check_limits(built[name], fields[name].metadata, path)
     return schema(**built)
+
+
+def rebuild(config: _T, where: str) -> _T:
+    """The same dataclass by `build`, which checks what Python code has made; errors as there."""
+    rebuilt: _T = build(type(config), dataclasses.asdict(typing.cast(Any, config)), where)
+    return rebuilt
 
 
 def _coerce(value: Any, wanted: Any, path: str) -> Any:
@@ -209,9 +217,17 @@ def _required(wanted: Any) -> dict[str, bool] | None:
     return None
 
 
+def integer(value: Any) -> int | None:
+    """An integer of Python, numpy or JAX as one of Python; None for anything else."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
 def check_integer(name: str, value: object) -> None:
     """Raises InputError, which calls it `name`, for a value that is no integer."""
-    if not isinstance(value, numbers.Integral):  # numpy's are, too
+    if integer(value) is None:
         raise InputError(f"{name}={value!r}: must be an integer")
 
 

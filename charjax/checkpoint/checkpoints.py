@@ -18,11 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from charjax.checkpoint.reader import CheckpointReader, Which, integer
+from charjax.checkpoint.reader import CheckpointReader, Which
 from charjax.checkpoint.record import DamagedError, Leaf, Record
 from charjax.checkpoint.store import Store, to_host
 from charjax.errors import DivergedError, HostError, InputError
 from charjax.runtime import distributed
+from charjax.schema import integer
 from charjax.types import PyTree
 
 _MUST_BE_FINITE = ("params", "ema")  # subtrees that are never saved with a NaN or an infinity

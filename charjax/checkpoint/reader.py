@@ -6,10 +6,9 @@ import contextlib
 import functools
 import logging
 import math
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from charjax.checkpoint.files import read_arrays, read_record
 from charjax.checkpoint.record import DamagedError, Leaf, Record
 from charjax.checkpoint.steps import StepFolders
 from charjax.errors import CheckpointError, InputError
+from charjax.schema import integer
 
 _logger = logging.getLogger(__name__)
 _MAX_TRIES = 100  # to read a checkpoint while a run deletes and saves
@@ -29,14 +29,6 @@ def check_which(which: Which) -> None:
     """Raises InputError for what is neither "newest", "best" nor an integer."""
     if which not in ("newest", "best") if isinstance(which, str) else integer(which) is None:
         raise InputError(f"which={which!r}: must be best, newest or the number of a step")
-
-
-def integer(number: Any) -> int | None:
-    """An integer of Python, numpy or JAX as one of Python; None for anything else."""
-    try:
-        return operator.index(number)
-    except TypeError:
-        return None
 
 
 class _DeletedError(Exception):

@@ -137,9 +137,9 @@ def _with_columns(values: dict[str, Any], overrides: Sequence[str]) -> dict[str,
 
 
 def _config_of(file: Path, argument: str | None) -> Config:
-    """The config that a config file, executed as a module, has for an argument.
+    """The config that `get_config` of a file returns, for an argument or without one.
 
-    Not by ml_collections, which would split a Windows path at the colon of the drive.
+    ml_collections does not load the file: it would split a Windows path at the colon of the drive.
 
     Raises:
       InputError: the file fails, or what it returns is no config.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
 import jax
@@ -24,7 +24,7 @@ from charjax.inference.forward_program import Measure
 from charjax.inference.load import TrainedModel
 from charjax.inference.training_text import require_known_text
 from charjax.runtime.display import ProgressFn, counted
-from charjax.schema import build, check_integer
+from charjax.schema import check_integer, rebuild
 
 # How a text is read: (measure, model, ids, progress) -> what `iter_predictions` yields.
 Method: TypeAlias = Callable[[Measure, TrainedModel, TokenIds, ProgressFn], Iterator[Piece]]
@@ -156,7 +156,7 @@ def dynamically(options: DynamicOptions) -> Method:
       HostError: the training text can be neither found nor downloaded.
     """
     try:
-        options = build(DynamicOptions, asdict(options), "dynamic")
+        options = rebuild(options, "dynamic")
     except InputError as error:
         raise InputError(str(error).replace("dynamic.", "--")) from None
 

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from charjax.config import OptimConfig, to_dict
+from charjax.config import OptimConfig
 from charjax.errors import InputError
-from charjax.schema import build
+from charjax.schema import rebuild
 from charjax.types import Count, PyTree, Scalar
 
 # Number of updates done -> learning rate of the next update.
@@ -47,7 +47,7 @@ def _steps_that_count(config: OptimConfig, total_steps: int) -> int:
 
 @functools.cache
 def _make_schedule(config: OptimConfig, total_steps: int) -> Schedule:
-    build(OptimConfig, to_dict(config), "config.optim")  # checks what Python code has made
+    rebuild(config, "config.optim")  # for its checks
     peak, warmup = config.learning_rate, round(config.warmup * total_steps)
     decay_steps = max(total_steps - warmup, 1)
     decay: Schedule = {

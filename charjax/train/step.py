@@ -17,14 +17,13 @@ from charjax.config import (
     OptimConfig,
     ParallelConfig,
     TrainConfig,
-    to_dict,
 )
 from charjax.data.batches import Batch, Slices, read_slices
 from charjax.model.carry import initial_carry, reset_carry
 from charjax.model.network import RowKeys, architecture, init_params
 from charjax.runtime.keys import Stream, indexed_key, stream_key
 from charjax.runtime.sharding import host_device
-from charjax.schema import build
+from charjax.schema import rebuild
 from charjax.train.loss import DropoutKeys, accumulate, make_loss_and_grad, make_total_nats
 from charjax.train.optimizer import Schedule, schedule_free_average
 from charjax.train.scheduled_sampling import mix_inputs, sampling_rate
@@ -163,7 +162,7 @@ def make_step(
     Raises:
       InputError: a field is outside its limits.
     """
-    build(Config, to_dict(config), "config")  # checks what Python code has made
+    rebuild(config, "config")  # for its checks
     loss_and_grad = make_loss_and_grad(make_total_nats(config, vocab_size, boundary_id))
     if config.parallel.accumulate > 1:
         loss_and_grad = accumulate(loss_and_grad, config.parallel.accumulate)
@@ -175,8 +174,7 @@ def make_step(
             keys = row_keys(Stream.SCHEDULED, state.step, batch.inputs.shape[0])
             batch = _mix_inputs(config, state, batch, carry, keys, boundary_id)
         if config.data.targets == "last":  # a batch from elsewhere may not be masked
-            last: Any = jnp.asarray(batch.mask).at[:, :-1].set(False)
-            batch = batch._replace(mask=last)
+            batch = _mask_all_but_last(batch)
         dropout_keys = DropoutKeys(
             rows=row_keys(Stream.DROPOUT, state.step, batch.inputs.shape[0]),
             weights=indexed_key(stream_key(config.seed, Stream.WEIGHT_DROPOUT), state.step),
@@ -228,6 +226,12 @@ def repeat_on_slices(step: Step, length: int) -> Any:
         return jax.lax.scan(step_on_slices, state, slices)
 
     return steps
+
+
+def _mask_all_but_last(batch: Batch) -> Batch:
+    """The batch with the last character of each sequence as its only target."""
+    mask: Any = jnp.asarray(batch.mask).at[:, :-1].set(False)
+    return batch._replace(mask=mask)
 
 
 def _psum(axis_name: str | None, x: Any) -> Any:
