@@ -40,15 +40,14 @@ def speeds() -> str:
         keras = fastest(peers, KERAS)
         names = {"torch float32": "torch", f"flax {cell}": "flax `nn.RNN`", keras: "best Keras"}
         over = [
-            f"{ratio(peers['charjax float32'], peers[name]):.2f} ({label})"
+            f"{ratio(peers['charjax float32'], peers[name]):.2f} over {label}"
             for name, label in names.items()
         ]
         parts.append(f"{cell.upper()} {', '.join(over)}")
     return (
-        "How many times as fast as others a float32 training step with 1,024 units is, measured in "
-        f"turn on the same two cores: {'; '.join(parts)}. "
-        "[docs/performance.md](docs/performance.md) has bfloat16, sampling, the goals that are "
-        "not reached, and the commands."
+        "Speedup of a float32 training step with 1,024 units on the same two cores: "
+        f"{'; '.join(parts)}. [docs/performance.md](docs/performance.md) has bfloat16, sampling, "
+        "GPUs, the goals that are not reached, and the commands."
     )
 
 
