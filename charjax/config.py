@@ -9,13 +9,12 @@ converts the result back to the frozen `Config` that all other modules use.
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from charjax.errors import InputError
-from charjax.schema import build, check_limits, choice, key_of, leaves, number
+from charjax.schema import check_limits, choice, key_of, leaves, number, parse
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -161,6 +160,11 @@ class OptimConfig:
         """Whether evaluations, samples and exports use averaged weights."""
         return self.ema > 0 or self.name == "schedule_free"
 
+    @property
+    def frozen(self) -> list[str]:
+        """The parts in `freeze`."""
+        return [part for part in self.freeze.split(",") if part]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
@@ -250,10 +254,12 @@ def from_config_dict(values: Any) -> Config:
       InputError: a field is unknown, has the wrong type, is outside its limits, has no
         effect, or contradicts another field.
     """
-    config: Config = build(Config, values, "config")
+    config: Config = parse(Config, values, "config")
     _check_data(config.data)
     _check_model(config)
-    _check_frozen(config)
+    parts = ["embedding"] * bool(config.model.embed)
+    parts += [f"layer_{i}" for i in range(config.model.layers)] + ["output"]
+    check_frozen(config.optim.frozen, parts)
     _check_duration(config)
     _check_no_field_is_unused(config)
     return config
@@ -304,7 +310,7 @@ def check_dataset(config: Config) -> None:
       InputError: a value has the wrong type, is outside its limits, or contradicts another.
     """
     values = {"seed": config.seed, "data": dataclasses.asdict(config.data)}
-    _check_data(build(Config, values, "config").data)
+    _check_data(parse(Config, values, "config").data)
 
 
 def check_reading(data: DataConfig, given: Iterable[str]) -> None:
@@ -332,8 +338,18 @@ def check_model_limits(model: ModelConfig) -> None:
             check_limits(value, field.metadata, path)
 
 
+def check_frozen(frozen: Collection[str], parts: Collection[str]) -> None:
+    """Raises InputError for a part that the model, which has `parts`, lacks; and to train none."""
+    for part in sorted({*frozen} - {*parts}):
+        raise InputError(
+            f"config.optim.freeze={part}: no such part; there are {', '.join(sorted({*parts}))}"
+        )
+    if {*frozen} == {*parts}:
+        raise InputError("config.optim.freeze: leaves nothing to train; leave a part out")
+
+
 def _check_data(data: DataConfig) -> None:
-    if len(data.split) != 3 or not (min(data.split) >= 0 and abs(sum(data.split) - 1) <= 1e-6):
+    if len(data.split) != 3 or min(data.split) < 0 or abs(sum(data.split) - 1) > 1e-6:
         raise InputError(
             f"config.data.split={data.split}: must be three fractions, "
             "train, validation and test, that add up to 1"
@@ -374,34 +390,15 @@ def _check_model(config: Config) -> None:
             "config.model.dtype=int8: quantized weights have no gradient; train in float32, "
             "bfloat16 or auto, and give --weights=int8 to charjax sample and score"
         )
-    if any(not 0 <= t < math.inf for t in temperatures):
+    if min(temperatures, default=0) < 0:
         raise InputError(
             f"config.sample.temperatures={temperatures}: "
             "each must be 0 (greedy) or a positive number"
         )
 
 
-def _check_frozen(config: Config) -> None:
-    """Refuses parts that the model lacks, and to train none."""
-    parts = {f"layer_{i}" for i in range(config.model.layers)} | {"output"}
-    parts |= {"embedding"} if config.model.embed else set()
-    frozen = [part for part in config.optim.freeze.split(",") if part]
-    for part in frozen:
-        if part not in parts:
-            raise InputError(
-                f"config.optim.freeze={part}: no such part; there are {', '.join(sorted(parts))}"
-            )
-    if set(frozen) == parts:
-        raise InputError("config.optim.freeze: leaves nothing to train; leave a part out")
-
-
 def _check_duration(config: Config) -> None:
-    train, schedule = config.train, config.optim.schedule
-    if schedule != "constant" and not (train.max_steps or train.max_epochs):
-        raise InputError(
-            f"config.optim.schedule={schedule}: needs train.max_steps or "
-            "train.max_epochs, to know where it ends; or take optim.schedule=constant"
-        )
+    train = config.train
     if not (train.max_steps or train.max_epochs or train.max_minutes):
         raise InputError(
             "config.train: no limit is set; give train.max_steps, max_epochs or max_minutes"
@@ -458,6 +455,7 @@ FIELD_NEEDS: tuple[Need, ...] = (
     Need("model.dropout_embed", lambda c: c.model.embed > 0, "model.embed"),
     Need("model.dropout_between", lambda c: c.model.layers > 1, "two layers or more"),
     Need("optim.warmup", lambda c: c.train.max_steps + c.train.max_epochs > 0, "train.max_steps"),
+    Need("optim.schedule", lambda c: c.train.max_steps + c.train.max_epochs > 0, "train.max_steps"),
     Need("optim.final", lambda c: c.optim.schedule != "constant", "a schedule that decays"),
     Need("data.eval_chars", lambda c: c.data.split[1] > 0, "a validation split in data.split"),
     Need("train.scheduled_sampling", lambda c: c.data.seq_len > 1, "data.seq_len of 2 or more"),

@@ -1,4 +1,4 @@
-"""Limits of dataclass fields; dataclasses from nested mappings and from JSON, validated.
+"""Limits of dataclass fields; dataclasses from configs and from JSON, validated.
 
 `charjax/config.py` has the fields themselves and the conditions between them.
 """
@@ -8,11 +8,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import inspect
 import math
 import operator
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from charjax.errors import InputError
 
@@ -46,61 +47,16 @@ def key_of(table: Mapping[str, Any]) -> Any:
     return dataclasses.field(default=next(iter(table)), metadata={"choices": table})
 
 
-def build(schema: type, values: Any, where: str) -> Any:
-    """An instance of a dataclass from nested mappings; missing fields take their defaults.
-
-    Args:
-      schema: a dataclass, whose fields may be dataclasses.
-      values: a mapping or a `ConfigDict`.
-      where: what messages call the outermost mapping, such as "config".
-
-    Raises:
-      InputError: a field is unknown, has the wrong type or is outside its limits.
-    """
-    if not hasattr(values, "items"):  # a ConfigDict has it, yet is no Mapping
-        raise InputError(f"{where}={values!r}: must be a mapping of fields to values")
-    types = _type_hints(schema)
-    fields = {f.name: f for f in dataclasses.fields(schema)}
-    unknown = [name for name in values if name not in fields]
-    if unknown:
-        raise InputError(f"{where}: no field {unknown[0]!r}; there are {', '.join(fields)}")
-    built: dict[str, Any] = {}
-    for name, value in values.items():
-        path, wanted = f"{where}.{name}", types[name]
-        if dataclasses.is_dataclass(wanted):
-            built[name] = build(typing.cast(type, wanted), value, path)
-        else:
-            built[name] = _coerce(value, wanted, path)
-            check_limits(built[name], fields[name].metadata, path)
-    return schema(**built)
-
-
 def rebuild(config: _T, where: str) -> _T:
-    """The same dataclass by `build`, which checks what Python code has made; errors as there."""
-    rebuilt: _T = build(type(config), dataclasses.asdict(typing.cast(Any, config)), where)
+    """The same dataclass by `parse`, which checks what Python code has made; errors as there."""
+    rebuilt: _T = parse(type(config), dataclasses.asdict(typing.cast(Any, config)), where)
     return rebuilt
 
 
-def _coerce(value: Any, wanted: Any, path: str) -> Any:
-    """The value as type `wanted`: an int may become a float, a list a tuple; else InputError.
-
-    A text such as "1,name" becomes (1, "name") where the tuple may hold text.
-    """
-    if isinstance(value, str) and wanted == tuple[int | str, ...]:
-        value = [int(v) if v.isdecimal() else v for v in value.split(",") if v]
-    if typing.get_origin(wanted) is tuple and isinstance(value, list | tuple):
-        item = typing.get_args(wanted)[0]
-        return tuple(_coerce(v, item, path) for v in value)
-    if wanted is float and type(value) is int and abs(value) <= 2**53:
-        return float(value)
-    if type(value) is wanted or (wanted == int | str and type(value) in (int, str)):
-        return value
-    raise InputError(f"{path}={value!r}: must be {name_of_type(wanted)}")
-
-
 def name_of_type(wanted: Any) -> str:
-    """The type in words, such as "a finite number"; one that has none here is a JSON object."""
-    return _NAMES.get(typing.get_origin(wanted) or wanted) or _NAMES.get(wanted, "a JSON object")
+    """The type in words, such as "a finite number"; one that has none here is a mapping."""
+    name = _NAMES.get(typing.get_origin(wanted) or wanted) or _NAMES.get(wanted)
+    return name or "a mapping of names to values"
 
 
 def field_type(schema: Any, name: str) -> Any:
@@ -110,13 +66,12 @@ def field_type(schema: Any, name: str) -> Any:
       InputError: there is no such field.
     """
     for part in name.split("."):
-        is_section = isinstance(schema, type) and dataclasses.is_dataclass(schema)
-        types = _type_hints(schema) if is_section else {}
-        if part not in types:
-            nearest = difflib.get_close_matches(part, types, n=1)
+        fields = _fields(schema) or {}
+        if part not in fields:
+            nearest = difflib.get_close_matches(part, fields, n=1)
             hint = f"did you mean {nearest[0]}?" if nearest else "charjax/config.py lists them"
             raise InputError(f"no such field; {hint}")
-        schema = types[part]
+        schema = fields[part].type
     return schema
 
 
@@ -138,34 +93,39 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def parse(wanted: Any, value: Any, where: str) -> Any:
-    """A value of JSON as an instance of a type, with every field checked.
+    """A value of JSON, or of a config, as an instance of a type, with every field checked.
 
     Args:
-      wanted: str, bool, int, float (finite; an int becomes one), Any, `T | None`, `list[T]`,
-        `tuple[T, ...]`, `Mapping[str, T]`, or a dataclass or NamedTuple of these, of which only
-        fields with defaults may be missing.
-      value: as `json.loads` returns it.
+      wanted: str, bool, int, float (finite; an int becomes one), Any, `T | None`, `int | str`,
+        `list[T]`, `tuple[T, ...]`, `Mapping[str, T]`, or a dataclass or NamedTuple of these, of
+        which only fields with defaults may be missing. `tuple[int | str, ...]` may also be a text
+        such as "1,name".
+      value: as `json.loads` returns it, or a `ConfigDict`.
       where: what messages call it.
 
     Raises:
-      InputError: the value, or a part of it, has another type.
+      InputError: the value, or a part of it, has another type or is outside its limits.
     """
     origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
+    is_mapping = hasattr(value, "items")  # a ConfigDict has it, yet is no Mapping
     if wanted is Any:
         return value
     if type(None) in arguments:
         return None if value is None else parse(arguments[0], value, where)
-    if origin in (list, tuple) and isinstance(value, list):
+    if wanted == tuple[int | str, ...] and isinstance(value, str):
+        value = [int(part) if part.isdecimal() else part for part in value.split(",") if part]
+    if origin in (list, tuple) and isinstance(value, list | tuple):
         return origin(parse(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if isinstance(value, dict) and isinstance(origin, type) and issubclass(origin, Mapping):
+    if is_mapping and isinstance(origin, type) and issubclass(origin, Mapping):
         return {name: parse(arguments[1], v, f"{where}.{name}") for name, v in value.items()}
-    if isinstance(value, dict) and _required(wanted) is not None:
+    if is_mapping and _fields(wanted) is not None:
         return _parse_fields(wanted, value, where)
     if wanted is float and type(value) is int and abs(value) <= 2**53:
         return float(value)
-    is_valid = type(value) is wanted and (wanted is not float or math.isfinite(value))
-    if not is_valid or (wanted is int and abs(value) >= 2**63):
-        raise InputError(f"{where}: must be {name_of_type(wanted)}, not {_shortened(value)}")
+    is_valid = type(value) is wanted or (wanted == int | str and type(value) in (int, str))
+    is_finite = type(value) is not float or math.isfinite(value)
+    if not (is_valid and is_finite) or (wanted is int and abs(value) >= 2**63):
+        raise InputError(f"{where}={_shortened(value)}: must be {name_of_type(wanted)}")
     return value
 
 
@@ -180,7 +140,7 @@ def parse_parts(wanted: Sequence[type], values: Any, where: str) -> list[Any]:
     Raises:
       InputError: it is no object, no type has one of its fields, or `parse` refuses a part.
     """
-    names: list[set[str]] = [set(_type_hints(one)) for one in wanted]
+    names: list[set[str]] = [set(_fields(one) or ()) for one in wanted]
     fields = parse(Mapping[str, Any], values, where)
     # A field that no type has goes to the first, which names it in its message.
     rest = fields.keys() - set[str]().union(*names[1:])
@@ -191,30 +151,39 @@ def parse_parts(wanted: Sequence[type], values: Any, where: str) -> list[Any]:
 
 
 def _parse_fields(wanted: Any, values: Mapping[str, Any], where: str) -> Any:
-    types, required = _type_hints(wanted), _required(wanted) or {}
-    unknown = next((name for name in values if name not in required), None)
-    if unknown is not None:
-        raise InputError(f"{where}: has an unknown field {_shortened(unknown)}")
-    missing = [name for name in required if required[name] and name not in values]
+    fields, parsed = _fields(wanted) or {}, {}
+    for name, value in values.items():
+        if name not in fields:
+            raise InputError(f"{where}: no field {_shortened(name)}; there are {', '.join(fields)}")
+        path = f"{where}.{name}"
+        parsed[name] = parse(fields[name].type, value, path)
+        check_limits(parsed[name], fields[name].limits, path)
+    missing = [name for name in fields if fields[name].is_required and name not in parsed]
     if missing:
         raise InputError(f"{where}: has no field {missing[0]}")
-    return wanted(**{name: parse(types[name], v, f"{where}.{name}") for name, v in values.items()})
+    return wanted(**parsed)
+
+
+class _Field(NamedTuple):
+    """A field of a dataclass or NamedTuple; `limits` are those of `check_limits`."""
+
+    type: Any
+    is_required: bool
+    limits: Mapping[str, Any]
 
 
 @functools.cache  # a record has hundreds of leaves of one type
-def _type_hints(wanted: Any) -> dict[str, Any]:
-    return typing.get_type_hints(wanted)
-
-
-@functools.cache
-def _required(wanted: Any) -> dict[str, bool] | None:
-    """{field: whether it must be given} of a dataclass or NamedTuple; None for other types."""
-    if dataclasses.is_dataclass(wanted):
-        missing, fields = dataclasses.MISSING, dataclasses.fields(wanted)
-        return {f.name: f.default is missing and f.default_factory is missing for f in fields}
-    if hasattr(wanted, "_field_defaults"):
-        return {name: name not in wanted._field_defaults for name in wanted._fields}
-    return None
+def _fields(wanted: Any) -> dict[str, _Field] | None:
+    """The fields of a dataclass or NamedTuple by name; None for other types."""
+    is_dataclass = dataclasses.is_dataclass(wanted)
+    if not is_dataclass and not hasattr(wanted, "_field_defaults"):
+        return None
+    types = typing.get_type_hints(wanted)
+    limits = {f.name: f.metadata for f in dataclasses.fields(wanted)} if is_dataclass else {}
+    return {
+        name: _Field(types[name], parameter.default is parameter.empty, limits.get(name, {}))
+        for name, parameter in inspect.signature(wanted).parameters.items()
+    }
 
 
 def integer(value: Any) -> int | None:

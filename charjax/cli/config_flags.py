@@ -145,7 +145,7 @@ def _config_of(file: Path, argument: str | None) -> Config:
       InputError: the file fails, or what it returns is no config.
     """
     from charjax.config import Config
-    from charjax.schema import build
+    from charjax.schema import parse
 
     where = f"--config={file}"
     loader = importlib.machinery.SourceFileLoader("charjax_config", str(file))
@@ -164,7 +164,7 @@ def _config_of(file: Path, argument: str | None) -> Config:
         raise InputError(
             f"{where}: get_config() must return a ConfigDict, as charjax.config.to_config_dict does"
         )
-    config: Config = build(Config, values, "config")
+    config: Config = parse(Config, values, "config")
     return config
 
 

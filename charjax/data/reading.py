@@ -25,7 +25,7 @@ from charjax.data.documents import CONFIG_PREFIX, DocumentRules, DocumentSplitte
 from charjax.data.vocab import Vocab, bytes_to_text, check_surrogates, text_of_unit
 from charjax.errors import InputError
 from charjax.runtime.display import counted
-from charjax.schema import build
+from charjax.schema import parse
 
 _logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class ReadingRules:
             values = {"csv_delimiter": self.documents.csv_delimiter} | values
         else:  # the run's options of another mode do not apply
             config = replace(config, delimiter="", columns=(), header=False, csv_delimiter="")
-        changed = build(DataConfig, dataclasses.asdict(config) | values, "config.data")
+        changed = parse(DataConfig, dataclasses.asdict(config) | values, "config.data")
         if "encoding" in options and changed.unit == "byte":
             raise InputError("config.data.encoding: has no effect: a token of this model is a byte")
         check_reading(changed, options)
@@ -104,12 +104,9 @@ class ReadingRules:
         """The rules that `to_json` wrote.
 
         Raises:
-          InputError: a field is unknown or has the wrong type.
+          InputError: a field is unknown or missing, or has the wrong type.
         """
-        try:
-            rules: ReadingRules = build(cls, values, "reading")
-        except TypeError:  # a field is missing
-            raise InputError("reading: not the reading rules of a run") from None
+        rules: ReadingRules = parse(cls, values, "reading")
         return rules
 
 

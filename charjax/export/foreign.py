@@ -14,7 +14,7 @@ from charjax.config import ModelConfig
 from charjax.errors import InputError
 from charjax.export.weights import Arrays
 from charjax.model.cells import CELLS
-from charjax.schema import build
+from charjax.schema import parse
 from charjax.types import PyTree
 
 _logger = logging.getLogger(__name__)
@@ -173,7 +173,7 @@ def model_config(model: ForeignModel, vocab_size: int) -> ModelConfig:
     table = _lookup_table(model)
     embed = 0 if table is None else table.shape[1]
     sizes = {"cell": model.cell, "hidden": hidden, "layers": len(model.layers), "embed": embed}
-    config: ModelConfig = build(ModelConfig, sizes, "model")
+    config: ModelConfig = parse(ModelConfig, sizes, "model")
     return config
 
 

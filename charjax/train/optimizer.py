@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from charjax.config import OptimConfig
-from charjax.errors import InputError
+from charjax.config import OptimConfig, check_frozen
 from charjax.schema import rebuild
 from charjax.types import Count, PyTree, Scalar
 
@@ -91,24 +90,20 @@ def _make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTran
     optimizer = OPTIMIZERS[config.name](config, schedule)
     if config.clip_norm:
         optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
-    if not config.freeze:
+    if not config.frozen:
         return optimizer
     parts = {"trained": optimizer, "frozen": optax.set_to_zero()}
-    return optax.partition(parts, partial(_freeze_labels, config.freeze.split(",")))
+    return optax.partition(parts, partial(_freeze_labels, config.frozen))
 
 
 def _freeze_labels(frozen: Collection[str], params: PyTree) -> dict[str, str]:
     """Labels each top-level entry of the parameters as "frozen" or "trained".
 
     Raises:
-      InputError: these parameters have no such part.
+      InputError: these parameters have no such part, or all are frozen.
     """
     parts = {name: "output" if name.startswith("output") else name for name in params}
-    for part in sorted({*frozen} - {*parts.values(), ""}):
-        raise InputError(
-            f"config.optim.freeze={part}: no such part; there are "
-            f"{', '.join(sorted({*parts.values()}))}"
-        )
+    check_frozen(frozen, parts.values())
     return {name: "frozen" if part in frozen else "trained" for name, part in parts.items()}
 
 

@@ -93,10 +93,10 @@ def _rules(options: dict[str, Any]) -> ReadingRules:
     """The rules that the reading options give."""
     from charjax.config import DataConfig, check_reading
     from charjax.data.reading import ReadingRules
-    from charjax.schema import build
+    from charjax.schema import parse
 
     try:
-        config = build(DataConfig, options, "config.data")
+        config = parse(DataConfig, options, "config.data")
         check_reading(config, options)
     except InputError as error:
         raise InputError(str(error).replace("config.data.", "--")) from None
