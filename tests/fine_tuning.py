@@ -20,7 +20,6 @@ from pathlib import Path
 
 from charjax.checkpoint.meta import Platform
 from charjax.data.named_corpora import read_named
-from charjax.runtime.display import no_progress
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "fine_tuning.json"
@@ -65,7 +64,7 @@ def final_losses(text: Path, folder: Path, seed: int) -> list[float]:
 
 
 def measure() -> dict[str, object]:
-    text = read_named("nietzsche", progress=no_progress).data.decode("utf-8")[100_000:][:CHARS]
+    text = b"".join(read_named("nietzsche").blocks).decode("utf-8")[100_000:][:CHARS]
     losses: dict[str, list[float]] = {start: [] for start in STARTS}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "text.txt")
