@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import secrets
 import threading
@@ -36,13 +37,13 @@ class RemoteFile:
         known. "" if the file cannot be downloaded.
       sha256: hexadecimal digest; "" if none is known, since the publisher changes the file now
         and then. Then only its size is checked, and that it is not a web page.
-      min_bytes: the smallest size accepted.
+      min_bytes: the smallest size accepted; of use without a digest.
       max_bytes: the largest size accepted; more is never written to disk.
     """
 
     url: str = ""
     sha256: str = ""
-    min_bytes: int
+    min_bytes: int = 0
     max_bytes: int
 
 
@@ -53,8 +54,7 @@ class Limits:
     timeout_s: float = 10.0  # to connect, and between two reads
     grace_s: float = 30.0  # added to the deadline, for all but the transfer of the bytes
     bytes_per_s: float = 50_000.0  # the slowest transfer that is accepted
-    tries: int = 3  # the first one included
-    pause_s: float = 0.5  # before the first retry; doubles with each retry
+    pauses_s: tuple[float, ...] = (0.5, 1.0)  # before each retry
 
 
 DEFAULT_LIMITS = Limits()
@@ -96,10 +96,16 @@ def fetch(
     """
     deadline = time.monotonic() + limits.grace_s + file.max_bytes / limits.bytes_per_s
     part = target.with_name(f"{target.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
-    transfer = _Transfer(file, part, deadline, limits, progress)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        transfer.run_with_retries()
+        for pause_s in (*limits.pauses_s, math.inf):
+            try:
+                _download(file, part, progress, deadline, limits.timeout_s)
+                break
+            except TransferError as error:
+                if not error.transient or time.monotonic() + pause_s >= deadline:
+                    raise
+            time.sleep(pause_s)
         os.replace(part, target)
     except TransferError as error:
         raise HostError(
@@ -116,89 +122,57 @@ def fetch(
             part.unlink()
 
 
-@dataclass(frozen=True, slots=True)
-class _Transfer:
-    """One download to a temporary file; `deadline` is on the monotonic clock."""
+def _download(
+    file: RemoteFile, part: Path, progress: ProgressFn, deadline: float, timeout_s: float
+) -> None:
+    """One attempt; when it returns, the verified bytes are on disk."""
+    digest, size = hashlib.sha256(), 0
+    with open(part, "wb") as opened:
+        for chunk, announced in _receive(file, deadline, timeout_s):
+            opened.write(chunk)
+            digest.update(chunk)
+            size += len(chunk)
+            progress(size, announced)
+        sha256 = digest.hexdigest()
+        if file.sha256 and sha256 != file.sha256:
+            raise TransferError(f"sent a file of SHA-256 {sha256}, expected {file.sha256}")
+        if size < file.min_bytes:
+            raise TransferError(f"sent {size} bytes, expected at least {file.min_bytes}")
+        opened.flush()
+        os.fsync(opened.fileno())
 
-    file: RemoteFile
-    part: Path
-    deadline: float
-    limits: Limits
-    progress: ProgressFn
 
-    def run_with_retries(self) -> None:
-        for attempt in range(self.limits.tries):
-            pause_s = self.limits.pause_s * 2**attempt
-            try:
-                return self.run()
-            except TransferError as error:
-                is_late = time.monotonic() + pause_s >= self.deadline
-                if not error.transient or is_late or attempt == self.limits.tries - 1:
-                    raise
-            time.sleep(pause_s)
-
-    def run(self) -> None:
-        """One attempt; when it returns, the verified bytes are on disk."""
-        digest, received = hashlib.sha256(), 0
-        response = self._open()
-        with response, open(self.part, "wb") as part:
-            expected = response.length or 0
-            self._check_headers(response)
-            for chunk in self._read(response):
-                part.write(chunk)
-                digest.update(chunk)
-                received += len(chunk)
-                self.progress(received, expected)
-            self._check_body(received, digest.hexdigest())
-            part.flush()
-            os.fsync(part.fileno())
-
-    def _open(self) -> HTTPResponse:
-        """Sends the request; the body of the response is not read yet."""
-        pinned = self.file.sha256 != ""
-        _check_address(self.file.url, pinned=pinned)
-        opener = build_opener(_RedirectHandler(pinned=pinned))
-        request = Request(self.file.url, headers={"User-Agent": "charjax"})
-        with _network_errors():
-            return _before(
-                self.deadline, lambda: opener.open(request, timeout=self.limits.timeout_s)
-            )
-
-    def _read(self, response: HTTPResponse) -> Iterator[bytes]:
-        """The body, in chunks as they arrive; checks its length and the deadline."""
-        announced, received = response.length, 0
-        while announced is None or received < announced:
-            if time.monotonic() > self.deadline:
-                raise TransferError("the transfer is too slow", transient=True)
-            with _network_errors():
-                chunk = response.read1(_CHUNK_BYTES)  # read() would wait until a chunk is full
-            if not chunk:
-                break
-            received += len(chunk)
-            if received > self.file.max_bytes:
-                raise TransferError(f"sends more than {self.file.max_bytes} bytes")
-            yield chunk
-        if announced is not None and received < announced:
-            raise TransferError(f"broke off after {received} of {announced} bytes", transient=True)
-
-    def _check_headers(self, response: HTTPResponse) -> None:
-        if response.length is not None and response.length > self.file.max_bytes:
-            raise TransferError(
-                f"announces {response.length} bytes, more than {self.file.max_bytes}"
-            )
-        if not self.file.sha256 and response.headers.get_content_type() == "text/html":
+def _receive(file: RemoteFile, deadline: float, timeout_s: float) -> Iterator[tuple[bytes, int]]:
+    """The body in chunks as they arrive, each with the announced length of all (0: unknown)."""
+    received = 0
+    with _network_errors(), _open(file, deadline, timeout_s) as response:
+        announced = response.length or 0
+        if announced > file.max_bytes:
+            raise TransferError(f"announces {announced} bytes, more than {file.max_bytes}")
+        if not file.sha256 and response.headers.get_content_type() == "text/html":
             raise TransferError("sent a web page instead of the file")
+        while chunk := response.read1(_CHUNK_BYTES):  # read() would wait until a chunk is full
+            received += len(chunk)
+            if received > file.max_bytes:
+                raise TransferError(f"sends more than {file.max_bytes} bytes")
+            if time.monotonic() > deadline:
+                raise TransferError("the transfer is too slow", transient=True)
+            yield chunk, announced
+    if received < announced:
+        raise TransferError(f"broke off after {received} of {announced} bytes", transient=True)
 
-    def _check_body(self, num_bytes: int, sha256: str) -> None:
-        if self.file.sha256 and sha256 != self.file.sha256:
-            raise TransferError(f"sent a file of SHA-256 {sha256}, expected {self.file.sha256}")
-        if num_bytes < self.file.min_bytes:
-            raise TransferError(f"sent {num_bytes} bytes, expected at least {self.file.min_bytes}")
+
+def _open(file: RemoteFile, deadline: float, timeout_s: float) -> HTTPResponse:
+    """Sends the request; the body of the response is not read yet."""
+    pinned = file.sha256 != ""
+    _check_address(file.url, pinned=pinned)
+    opener = build_opener(_RedirectHandler(pinned=pinned))
+    request = Request(file.url, headers={"User-Agent": "charjax"})
+    return _before(deadline, lambda: opener.open(request, timeout=timeout_s))
 
 
 def _without_query(url: str) -> str:
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc}{parts.path}"
+    return urlsplit(url)._replace(query="", fragment="").geturl()
 
 
 def _check_address(url: str, *, pinned: bool) -> None:

@@ -20,7 +20,7 @@ from .loopback import answer, reset
 
 BODY = bytes(range(256)) * 1000
 DIGEST = hashlib.sha256(BODY).hexdigest()
-HASTY = Limits(timeout_s=0.2, grace_s=0.6, bytes_per_s=1e9, tries=3, pause_s=0.001)
+HASTY = Limits(timeout_s=0.2, grace_s=0.6, bytes_per_s=1e9, pauses_s=(0.001, 0.002))
 PATIENT = replace(HASTY, timeout_s=5.0, grace_s=30.0)  # where a slow machine is no error
 
 
