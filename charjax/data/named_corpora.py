@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
 import os
 import re
-import zipfile
-import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from charjax.data.decoding import RawText
 from charjax.data.download import RemoteFile, fetch
+from charjax.data.files import read_file
 from charjax.errors import HostError, InputError
 from charjax.runtime.cache import cache_folder
 from charjax.runtime.display import ProgressFn, no_progress
@@ -29,31 +27,22 @@ class CorpusUnavailableError(HostError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source(RemoteFile):
-    """A file that holds a named corpus; without a `url` it is never downloaded."""
+    """A file that holds a named corpus, perhaps in a zip archive; without `url`: no download."""
 
     file: str  # its name in a data folder
-    member: str = ""  # if the file is a zip archive: the name of the text in it
     notice: str = ""  # a warning to the user if this file is used
 
 
 _AG_NEWS = "https://raw.githubusercontent.com/mhjabreel/CharCnn_Keras/master/data/ag_news_csv"
-_MEMBER_BYTES = 100_000_000  # the exact size of enwik8 and of text8
-
-
-def _exactly(num_bytes: int, sha256: str, *, file: str, url: str = "", **rest: str) -> Source:
-    return Source(
-        file=file, url=url, sha256=sha256, min_bytes=num_bytes, max_bytes=num_bytes, **rest
-    )
-
 
 # The files of each corpus, the preferred one first.
 NAMED: dict[str, tuple[Source, ...]] = {
     "shakespeare": (
-        _exactly(
-            1_115_394,
-            "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+        Source(
             file="shakespeare.txt",
             url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+            sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+            max_bytes=1_115_394,
         ),
     ),
     "nietzsche": (
@@ -73,44 +62,41 @@ NAMED: dict[str, tuple[Source, ...]] = {
         ),
     ),
     "ag_news": (
-        _exactly(
-            29_470_338,
-            "76a0a2d2f92b286371fe4d4044640910a04a803fdd2538e0f3f29a5c6f6b672e",
+        Source(
             file="ag_news_train.csv",
             url=f"{_AG_NEWS}/train.csv",
+            sha256="76a0a2d2f92b286371fe4d4044640910a04a803fdd2538e0f3f29a5c6f6b672e",
+            max_bytes=29_470_338,
         ),
-        _exactly(
-            1_857_427,
-            "521465c2428ed7f02f8d6db6ffdd4b5447c1c701962353eb2c40d548c3c85699",
+        Source(
             file="ag_news_test.csv",
             url=f"{_AG_NEWS}/test.csv",
+            sha256="521465c2428ed7f02f8d6db6ffdd4b5447c1c701962353eb2c40d548c3c85699",
+            max_bytes=1_857_427,
             notice="ag_news is its test part (ag_news_test.csv): the train part can be "
             "neither found nor downloaded",
         ),
     ),
     "enwik8": (
-        _exactly(
-            _MEMBER_BYTES,
-            "2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8",
+        Source(
             file="enwik8",
+            sha256="2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8",
+            max_bytes=100_000_000,
         ),
-        _exactly(
-            36_445_475,
-            "547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc",
+        Source(
             file="enwik8.zip",
             url="http://mattmahoney.net/dc/enwik8.zip",
-            member="enwik8",
+            sha256="547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc",
+            max_bytes=36_445_475,
         ),
     ),
     "text8": (
-        Source(file="text8", min_bytes=_MEMBER_BYTES, max_bytes=_MEMBER_BYTES),
+        Source(file="text8", max_bytes=100_000_000),
         Source(
             file="text8.zip",
             url="http://mattmahoney.net/dc/text8.zip",
             sha256="a6640522afe85d1963ad56c05b0ede0a0c000dddc9671758a6cc09b7a38e5232",
-            min_bytes=1_000_000,
             max_bytes=50_000_000,
-            member="text8",
         ),
     ),
 }
@@ -162,20 +148,25 @@ def read_named(name: str, *, progress: ProgressFn = no_progress) -> RawText:
 
 def _download(source: Source, path: Path, progress: ProgressFn) -> None:
     _logger.info("downloading %s to %s", source.url, path)
-    recorded = "" if source.sha256 else _recorded_digest(path)
+    expected = source.sha256 or _recorded_digest(path)
     try:
-        fetch(replace(source, sha256=source.sha256 or recorded), path, progress=progress)
+        fetch(replace(source, sha256=expected), path, progress=progress)
     except HostError as error:
-        if not recorded:
+        if source.sha256 or not expected:
             raise
         raise HostError(
             f"{error}; the expected digest is that of the first download: if the publisher has "
             f"changed the file, delete {_record_of(path)}"
         ) from error
-    if not source.sha256 and not recorded:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if not expected:
+        digest = _digest(path)
         _record_of(path).write_text(f"{digest}\n")
         _logger.info("%s has no published digest; recorded its SHA-256, %s", path.name, digest)
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _record_of(path: Path) -> Path:
@@ -207,36 +198,18 @@ def _find(source: Source) -> Path | None:
 
 def _read(path: Path, source: Source) -> RawText:
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise HostError(f"{path}: cannot be read ({error.strerror}); check its rights") from error
+        texts = read_file(str(path), "config.data.corpus")
+        data = b"".join(block for text in texts for block in text.blocks)
+    except InputError as error:
+        raise HostError(f"{error}; or delete the file") from error
     notices = [source.notice] if source.notice else []
-    digest = hashlib.sha256(data).hexdigest()
-    recorded = "" if source.sha256 else _recorded_digest(path)
-    if source.sha256 and digest != source.sha256:
-        notices.append(f"{path} is not the published file: its SHA-256 is {digest}")
-    elif recorded and digest != recorded:
-        notices.append(f"{path} has changed since it was downloaded: its SHA-256 is {digest}")
-    text = _member(path, data, source.member) if source.member else data
-    return RawText(str(path), (text,), tuple(notices))
-
-
-def _member(path: Path, archive: bytes, member: str) -> bytes:
-    """One member of a zip archive, decompressed in memory up to a size limit."""
-    damage = (zipfile.BadZipFile, KeyError, zlib.error, EOFError, RuntimeError)
-    try:
-        with zipfile.ZipFile(io.BytesIO(archive)) as opened, opened.open(member) as file:
-            data = file.read(_MEMBER_BYTES + 1)
-    except damage as error:
-        raise HostError(
-            f"{path}: is not a zip archive that contains {member}; delete the file"
-        ) from error
-    if len(data) > _MEMBER_BYTES:
-        raise HostError(
-            f"{path}: {member} has more than {_MEMBER_BYTES} bytes, so it is not the "
-            "published file; delete it"
+    digest, expected = _digest(path), source.sha256 or _recorded_digest(path)
+    if expected and digest != expected:
+        problem = (
+            "is not the published file" if source.sha256 else "has changed since it was downloaded"
         )
-    return data
+        notices.append(f"{path} {problem}: its SHA-256 is {digest}")
+    return RawText(str(path), (data,), tuple(notices))
 
 
 def _built_in() -> RawText:
