@@ -91,8 +91,40 @@ class DataConfig:
     window_order: str = choice("auto", "table", "keyed")
 
 
-CELLS_WITHOUT_RECURRENT_KERNEL = ("mingru", "minlstm")
-CELLS_WITHOUT_INT8 = (*CELLS_WITHOUT_RECURRENT_KERNEL, "mogrifier")
+class CellSizes(NamedTuple):
+    """What a layer of a cell has, see `charjax.model.cells`.
+
+    Attributes:
+      gates: number of gates; the kernels have `gates * hidden` columns.
+      states: number of arrays in the carry; the first one is the output.
+      reset_after: the reset gate multiplies the candidate's hidden gate, after the matmul
+        (cuDNN, Keras). The candidate is then the last gate; its hidden gate has a bias of
+        its own, and its input gate another gradient than its hidden gate.
+      has_recurrent_kernel: whether the gates read the state before.
+      rounds: in how many rounds input and state gate each other before the gates read them, see
+        `charjax.model.mogrifier`; 0: in none.
+    """
+
+    gates: int
+    states: int = 1
+    reset_after: bool = False
+    has_recurrent_kernel: bool = True
+    rounds: int = 0
+
+    @property
+    def has_int8(self) -> bool:
+        """Whether all that its kernels multiply is in [-1, 1], as int8 weights need it."""
+        return self.has_recurrent_kernel and not self.rounds
+
+
+CELL_SIZES = {
+    "gru": CellSizes(gates=3, reset_after=True),
+    "lstm": CellSizes(gates=4, states=2),
+    "rnn": CellSizes(gates=1),
+    "mingru": CellSizes(gates=2, has_recurrent_kernel=False),
+    "minlstm": CellSizes(gates=3, has_recurrent_kernel=False),
+    "mogrifier": CellSizes(gates=4, states=2, rounds=5),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,7 +133,7 @@ class ModelConfig:
 
     # mingru, minlstm: without a recurrent kernel, see `charjax.model.cells`. mogrifier: an LSTM
     # whose input and state gate each other, see `charjax.model.mogrifier`; recurrence=scan runs it.
-    cell: str = choice("gru", "lstm", "rnn", *CELLS_WITHOUT_RECURRENT_KERNEL, "mogrifier")
+    cell: str = key_of(CELL_SIZES)
     hidden: int = number(512, 1, 1 << 16)
     layers: int = number(1, 1, 64)
     embed: int = number(128, 0, 1 << 16)  # 0: one-hot input
@@ -442,7 +474,7 @@ FIELD_NEEDS: tuple[Need, ...] = (
     *_needs_of_schedule_free(),
     Need(
         "model.dropout_recurrent",
-        lambda c: c.model.cell not in CELLS_WITHOUT_RECURRENT_KERNEL,
+        lambda c: CELL_SIZES[c.model.cell].has_recurrent_kernel,
         "a model.cell with a recurrent kernel",
     ),
     Need("data.delimiter", lambda c: c.data.documents == "delimiter", "data.documents=delimiter"),

@@ -64,7 +64,7 @@ def cell_of(recurrent_kernel: Float[np.ndarray, "hidden gates"], where: str) -> 
     """
     hidden, gates = recurrent_kernel.shape
     for name, cell in CELLS.items():
-        if cell.coefficients is None and gates == cell.gates * hidden:
+        if cell.has_recurrent_kernel and gates == cell.gates * hidden:
             return name
     raise InputError(
         f"{where}: [{hidden}, {gates}] is no recurrent kernel of a GRU, LSTM or RNN, whose gates "

@@ -70,7 +70,7 @@ def _chunk_activations(
     read: tuple[Int[Array, " time"], Bool[Array, " time"] | None],
 ) -> tuple[DecodeState, Float[Array, "time units"]]:
     cell = CELLS[config.cell]
-    is_bounded = cell.states == 1 and cell.coefficients is None  # the last array of its carry
+    is_bounded = cell.states == 1 and cell.has_recurrent_kernel  # the last array of its carry
 
     def advance(state: DecodeState, read: tuple[Array, Array | None]) -> tuple[DecodeState, Array]:
         token, reset = read

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +18,11 @@ import numpy as np
 from charjax import schema
 from charjax.checkpoint.meta import RunMeta
 from charjax.errors import CheckpointError, HostError, InputError
+from charjax.model.shapes import param_shapes
 from charjax.runtime.safetensors import Arrays, parse_safetensors, read_file
 from charjax.workdir import HUB_FILES
 
 FORMAT = 1
-Shapes = Mapping[str, tuple[int, ...]]
 _MAX_JSON_BYTES = 16 * 2**20
 
 
@@ -65,12 +65,11 @@ class HubModel(NamedTuple):
         return self.run.to_json() | {"progress": {"elapsed_s": self.config.elapsed_s}}
 
 
-def read_hub(folder: Path, shapes: Callable[[RunMeta], Shapes] | None) -> HubModel:
+def read_hub(folder: Path) -> HubModel:
     """The model in a folder.
 
     Args:
       folder: of the model.
-      shapes: what shapes the arrays of a model must have; None: they are not checked.
 
     Raises:
       CheckpointError: a file is missing, differs from its digest, or does not fit the others.
@@ -91,10 +90,11 @@ def read_hub(folder: Path, shapes: Callable[[RunMeta], Shapes] | None) -> HubMod
         run = RunMeta.from_json(dict(config.run) | {"vocabulary": known})
         arrays, _ = parse_safetensors(content["model.safetensors"])
         arrays = {name.replace(".", "/"): array for name, array in arrays.items()}
-        return HubModel(run, _checked(arrays, shapes(run)) if shapes else arrays, config)
+        shapes = param_shapes(run.config.model, len(run.vocab))
+        return HubModel(run, _checked(arrays, shapes), config)
 
 
-def _checked(arrays: Arrays, wanted: Shapes) -> Arrays:
+def _checked(arrays: Arrays, wanted: Mapping[str, tuple[int, ...]]) -> Arrays:
     """The arrays in float32, if they are those of this model."""
     if arrays.keys() != wanted.keys():
         raise InputError(f"model.safetensors: must have the arrays {', '.join(wanted)}")

@@ -11,6 +11,7 @@ from typing import Any
 from charjax.config import Config
 from charjax.data.dataset import load_dataset
 from charjax.inference.load import TrainedModel
+from charjax.model.shapes import param_shapes
 
 
 def config_info(config: Config) -> dict[str, Any]:
@@ -19,13 +20,12 @@ def config_info(config: Config) -> dict[str, Any]:
     Raises:
       InputError, HostError: the text cannot be loaded; see `load_dataset`.
     """
-    from charjax.model.cells import shapes_of
     from charjax.runtime.dtypes import resolve_dtype
 
     config = resolve_dtype(config)
     dataset = load_dataset(config)
     vocab_size = len(dataset.vocab)
-    shapes = shapes_of(config.model, vocab_size).values()
+    shapes = param_shapes(config.model, vocab_size).values()
     return _model(config, sum(map(math.prod, shapes)), vocab_size) | {
         "corpus": dataset.corpus.name,
         "chars": dataset.corpus.chars,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,11 @@ import numpy as np
 from charjax.checkpoint.meta import CheckpointMeta, RunMeta
 from charjax.checkpoint.reader import CheckpointReader, Which, check_which
 from charjax.checkpoint.record import Leaf, Record
-from charjax.config import CELLS_WITHOUT_INT8, Config
+from charjax.config import CELL_SIZES, Config
 from charjax.data.reading import ReadingRules
 from charjax.data.vocab import Vocab
 from charjax.errors import CheckpointError, InputError
-from charjax.inference.hub import Shapes, read_hub
+from charjax.inference.hub import read_hub
 from charjax.model.shapes import param_shapes
 from charjax.workdir import Workdir
 
@@ -74,15 +74,8 @@ def load_trained(workdir: str | Path, *, which: Which) -> TrainedModel:
     """
     folder = Path(workdir)
     if Workdir(folder).is_hub:
-        return _load_hub(folder, which, _shapes)
-    return _load_run(folder, which, lambda run, _: _shapes(run))
-
-
-def load_recorded(workdir: Path, *, which: Which) -> TrainedModel:
-    """As `load_trained`, without JAX: takes the shapes of the cell from the checkpoint."""
-    if Workdir(workdir).is_hub:
-        return _load_hub(workdir, which, None)
-    return _load_run(workdir, which, _recorded_shapes)
+        return _load_hub(folder, which)
+    return _load_run(folder, which)
 
 
 def load_builtin() -> TrainedModel:
@@ -90,7 +83,7 @@ def load_builtin() -> TrainedModel:
 
     XLA runs its recurrence: a new installation has no compiled C loops, and need not wait for them.
     """
-    trained = _load_hub(BUILTIN, "best", _shapes)
+    trained = _load_hub(BUILTIN, "best")
     model = replace(trained.config.model, recurrence="xla")
     _logger.info(
         "no --workdir is given: this is the built-in model, %s %d x %d, trained on %s",
@@ -102,16 +95,14 @@ def load_builtin() -> TrainedModel:
     return replace(trained, config=replace(trained.config, model=model))
 
 
-def _load_run(
-    workdir: Path, which: Which, shapes: Callable[[RunMeta, Record], Shapes]
-) -> TrainedModel:
+def _load_run(workdir: Path, which: Which) -> TrainedModel:
     directory = Workdir(workdir).checkpoints
 
     def wanted(record: Record) -> dict[str, Leaf]:
         run = _read_run(directory, record)
         return {
             f"{_weights_key(run)}/{path}": Leaf(shape, "float32", "")  # its digest is ignored
-            for path, shape in shapes(run, record).items()
+            for path, shape in param_shapes(run.config.model, len(run.vocab)).items()
         }
 
     record, arrays = CheckpointReader(directory).read_arrays(wanted, which=which)
@@ -120,36 +111,12 @@ def _load_run(
     return TrainedModel(run.config, run.vocab, params, record.step, record.val_loss, record.meta)
 
 
-def _load_hub(
-    folder: Path, which: Which, shapes: Callable[[RunMeta], Shapes] | None
-) -> TrainedModel:
-    run, arrays, saved = hub = read_hub(folder, shapes)
+def _load_hub(folder: Path, which: Which) -> TrainedModel:
+    run, arrays, saved = hub = read_hub(folder)
     check_which(which)
     if which not in ("best", "newest", saved.step):
         raise CheckpointError(f"{folder}: has no step {which}; its only one is {saved.step}")
     return TrainedModel(run.config, run.vocab, _nest(arrays), saved.step, saved.val_loss, hub.meta)
-
-
-def _shapes(run: RunMeta) -> Shapes:
-    """The shapes of a run's weights, by path."""
-    from charjax.model.cells import shapes_of
-
-    return shapes_of(run.config.model, len(run.vocab))
-
-
-def _recorded_shapes(run: RunMeta, record: Record) -> Shapes:
-    """As `_shapes`, without JAX: what the cell has is read off the first layer's arrays."""
-    layer = f"{_weights_key(run)}/layer_0"
-    bias = record.leaves.get(f"{layer}/bias", Leaf((0,), "", ""))
-    model = run.config.model
-    return param_shapes(
-        model,
-        len(run.vocab),
-        gates=sum(bias.shape) // model.hidden,
-        reset_after=f"{layer}/recurrent/bias" in record.leaves,
-        has_recurrent_kernel=f"{layer}/recurrent/kernel" in record.leaves,
-        rounds=sum(path.startswith(f"{layer}/round_") for path in record.leaves),
-    )
 
 
 def _read_run(directory: Path, record: Record) -> RunMeta:
@@ -181,7 +148,7 @@ def with_dtype(trained: TrainedModel, dtype: str) -> TrainedModel:
     Raises:
       InputError: int8, and a cell whose kernels are multiplied by numbers outside [-1, 1].
     """
-    if dtype == "int8" and trained.config.model.cell in CELLS_WITHOUT_INT8:
+    if dtype == "int8" and not CELL_SIZES[trained.config.model.cell].has_int8:
         raise InputError(
             f"--weights=int8: kernels of model.cell={trained.config.model.cell} are multiplied by "
             "numbers outside [-1, 1], which cannot be quantized; give --weights=bfloat16"

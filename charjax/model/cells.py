@@ -18,8 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from charjax.config import ModelConfig
-from charjax.model.shapes import param_shapes
+from charjax.config import CELL_SIZES
 
 # One array per gate.
 Gates: TypeAlias = tuple[Float[Array, "*units"], ...]
@@ -51,26 +50,21 @@ class Cell(NamedTuple):
     """A recurrent cell.
 
     Attributes:
-      gates: number of gates; the kernels have `gates * hidden` columns.
-      states: number of arrays in the carry; the first one is the output.
-      reset_after: the reset gate multiplies the candidate's hidden gate, after the matmul
-        (cuDNN, Keras). The candidate is then the last gate; its hidden gate has a bias of
-        its own, and its input gate another gradient than its hidden gate.
+      gates, states, reset_after, has_recurrent_kernel, rounds: see `charjax.config.CellSizes`.
       forward: (igates, hgates, carry) -> (next carry, residuals).
       backward: (residuals, gradient of the next carry) -> gradients.
       coefficients: igates -> (a, b) of a cell without a recurrent kernel, whose next state is
         a * h + b and whose hidden gates are empty; None for a cell with a recurrent kernel.
-      rounds: in how many rounds input and state gate each other before the gates read them, see
-        `charjax.model.mogrifier`; 0: in none.
     """
 
     gates: int
     states: int
     reset_after: bool
+    has_recurrent_kernel: bool
+    rounds: int
     forward: Callable[[Gates, Gates, CellCarry], tuple[CellCarry, Residuals]]
     backward: Callable[[Residuals, CellCarry], CellGrads]
     coefficients: Callable[[Gates], Coefficients] | None = None
-    rounds: int = 0
 
 
 def gru_forward(igates: Gates, hgates: Gates, carry: CellCarry) -> tuple[CellCarry, Residuals]:
@@ -166,7 +160,7 @@ def minlstm_coefficients(igates: Gates) -> Coefficients:
     return jax.nn.sigmoid(log_ratio), jax.nn.sigmoid(-log_ratio) * x_g
 
 
-def _without_recurrent_kernel(gates: int, coefficients: Callable[[Gates], Coefficients]) -> Cell:
+def _linear_cell(name: str, coefficients: Callable[[Gates], Coefficients]) -> Cell:
     """The cell whose next state is a * h + b, with these coefficients."""
 
     def forward(
@@ -182,27 +176,14 @@ def _without_recurrent_kernel(gates: int, coefficients: Callable[[Gates], Coeffi
         (d_igates,) = vjp((dh * h, dh))
         return CellGrads(hgates=d_igates, candidate=None, carry=(dh * a,))
 
-    return Cell(gates, 1, False, forward, backward, coefficients)
+    return Cell(*CELL_SIZES[name], forward, backward, coefficients)
 
 
 CELLS = {
-    "gru": Cell(3, 1, True, gru_forward, gru_backward),
-    "lstm": Cell(4, 2, False, lstm_forward, lstm_backward),
-    "rnn": Cell(1, 1, False, rnn_forward, rnn_backward),
-    "mingru": _without_recurrent_kernel(2, mingru_coefficients),
-    "minlstm": _without_recurrent_kernel(3, minlstm_coefficients),
-    "mogrifier": Cell(4, 2, False, lstm_forward, lstm_backward, rounds=5),
+    "gru": Cell(*CELL_SIZES["gru"], gru_forward, gru_backward),
+    "lstm": Cell(*CELL_SIZES["lstm"], lstm_forward, lstm_backward),
+    "rnn": Cell(*CELL_SIZES["rnn"], rnn_forward, rnn_backward),
+    "mingru": _linear_cell("mingru", mingru_coefficients),
+    "minlstm": _linear_cell("minlstm", minlstm_coefficients),
+    "mogrifier": Cell(*CELL_SIZES["mogrifier"], lstm_forward, lstm_backward),
 }
-
-
-def shapes_of(config: ModelConfig, vocab_size: int) -> dict[str, tuple[int, ...]]:
-    """`param_shapes` of a `CharRNN` with the config's cell."""
-    cell = CELLS[config.cell]
-    return param_shapes(
-        config,
-        vocab_size,
-        gates=cell.gates,
-        reset_after=cell.reset_after,
-        has_recurrent_kernel=cell.coefficients is None,
-        rounds=cell.rounds,
-    )

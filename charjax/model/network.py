@@ -40,7 +40,7 @@ class RecurrentWeights(nn.Module):
     def __call__(self) -> Weights:
         """Declares and returns the parameters."""
         cell, hidden, init = CELLS[self.config.cell], self.config.hidden, initializers(self.config)
-        if cell.coefficients:
+        if not cell.has_recurrent_kernel:
             return Weights(jnp.zeros((hidden, 0)), None)
         kernel = self.param("kernel", init.recurrent_kernel, (hidden, cell.gates * hidden))
         bias = self.param("bias", init.recurrent_bias, (hidden,)) if cell.reset_after else None

@@ -38,7 +38,7 @@ def step_flops(config: Config, vocab_size: int) -> int:
     first = model.embed or (vocab_size if cell.rounds else 0)
     features = first + (model.layers - 1) * model.hidden  # inputs of all layers
     rounds = cell.rounds * model.hidden * features
-    if cell.coefficients is None:
+    if cell.has_recurrent_kernel:
         features += model.layers * model.hidden  # the states before each step
     recurrent = cell.gates * model.hidden * features + rounds
     num_predicted = 1 if data.targets == "last" and not model.remat else data.seq_len

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from functools import cache, partial
+from functools import partial
 
 import jax
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from charjax.config import ModelConfig
 from charjax.model.carry import initial_carry
-from charjax.model.network import CharRNN, init_params
+from charjax.model.network import CharRNN
+from charjax.model.shapes import param_shapes as shapes_by_path
 
 
 def array(values, dtype=np.float32):
@@ -32,10 +34,11 @@ def params_of(config: ModelConfig, vocab_size: int):
     return like(param_shapes(config, vocab_size), 5, 0.5)
 
 
-@cache
 def param_shapes(config: ModelConfig, vocab_size: int):
-    """The parameters' shapes; a trace of the initializers takes longer than most tests here."""
-    return jax.eval_shape(lambda: init_params(config, vocab_size, jax.random.key(0)))
+    """The tree of the parameters' shapes."""
+    shapes = shapes_by_path(config, vocab_size)
+    structs = {path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in shapes.items()}
+    return unflatten_dict(structs, sep="/")
 
 
 def carry_of(config: ModelConfig, batch: int):

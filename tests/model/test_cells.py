@@ -19,7 +19,7 @@ def random_inputs(name, seed, scale=1.0):
     """Input gates, hidden gates and carry."""
     cell = CELLS[name]
     igates, hgates = scale * normal(seed, 2, cell.gates, BATCH, HIDDEN)
-    if cell.coefficients:
+    if not cell.has_recurrent_kernel:
         hgates = hgates[..., :0]
     return tuple(igates), tuple(hgates), tuple(normal(seed + 1, cell.states, BATCH, HIDDEN))
 
@@ -43,7 +43,7 @@ def test_backward_is_the_vjp_of_forward(name, seed):
     assert (got.candidate is not None) == CELLS[name].reset_after
     got_igates = got.hgates if got.candidate is None else (*got.hgates[:-1], got.candidate)
     assert distance(got_igates, want_igates) < 1e-5
-    if not CELLS[name].coefficients:
+    if CELLS[name].has_recurrent_kernel:
         assert distance(got.hgates, want_hgates) < 1e-5
     for g, w in zip(got.carry, want_carry, strict=True):
         np.testing.assert_allclose(g, w, atol=1e-5)

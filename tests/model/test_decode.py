@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from charjax.config import CELLS_WITHOUT_INT8, ModelConfig
+from charjax.config import CELL_SIZES, ModelConfig
 from charjax.errors import InputError
 from charjax.model import decode
 from charjax.model.carry import document_resets
@@ -51,7 +51,7 @@ def decoded_and_network(config, layout):
 
 
 LAYOUTS = ("batch_major", "feature_major", "vector")
-INT8_CELLS = [name for name in CELLS if name not in CELLS_WITHOUT_INT8]
+INT8_CELLS = [name for name, sizes in CELL_SIZES.items() if sizes.has_int8]
 SHAPES = ((1, 0), (3, 4))  # layers, embed
 # Either of the two with both shapes.
 each_cell_and_layout = pytest.mark.parametrize(

@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 from optax.losses import softmax_cross_entropy_with_integer_labels
 
-from charjax.checkpoint.checkpoints import flatten
 from charjax.config import ModelConfig
 from charjax.errors import InputError
 from charjax.model.carry import document_resets, initial_carry, reset_carry
-from charjax.model.cells import CELLS, shapes_of
+from charjax.model.cells import CELLS
 from charjax.model.network import CharRNN, _Dropout, init_params, parameter_count
 from tests.model import reference
 from tests.model.small import apply, carry_of, distance, float64, param_shapes, params_of, tokens_of
@@ -341,6 +340,5 @@ def test_nats_are_negative_log_probabilities():
 @pytest.mark.parametrize("cell", CELLS)
 def test_the_shapes_are_known_without_the_network(cell, embed, layers):
     config = ModelConfig(cell=cell, hidden=5, layers=layers, embed=embed)
-    params = jax.eval_shape(lambda: init_params(config, 7, jax.random.key(0)))
-    shapes = {path: leaf.shape for path, leaf in flatten(params)[0].items()}
-    assert shapes_of(config, 7) == shapes
+    initial = jax.eval_shape(lambda: init_params(config, VOCAB, jax.random.key(0)))
+    assert param_shapes(config, VOCAB) == initial

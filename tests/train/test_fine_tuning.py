@@ -18,7 +18,8 @@ from charjax.export.weights import named_weights
 from charjax.inference.evaluate import char_nats
 from charjax.inference.load import TrainedModel, load_trained
 from charjax.inference.score import read_part, score_text
-from charjax.model.cells import CELLS, shapes_of
+from charjax.model.cells import CELLS
+from charjax.model.shapes import param_shapes
 from charjax.runtime.display import no_progress
 from charjax.train.fine_tuning import token_axes, token_ids
 from charjax.train.optimizer import make_optimizer
@@ -184,7 +185,7 @@ def test_a_field_of_imported_weights_needs_them(change, folder, tmp_path, capfd)
 @pytest.mark.parametrize("cell", CELLS)
 def test_the_axes_of_tokens_are_those_that_grow_with_the_vocabulary(cell, embed):
     config = ModelConfig(cell=cell, hidden=5, layers=2, embed=embed)
-    few, many = shapes_of(config, 7), shapes_of(config, 11)
+    few, many = param_shapes(config, 7), param_shapes(config, 11)
     axes = {
         p: [a == b for a, b in zip(few[p], many[p], strict=True)].index(False)
         for p in few

@@ -18,12 +18,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Prints the sizes of the model and the text, and the progress of a run."""
     from charjax.inference.info import config_info, trained_info
-    from charjax.inference.load import load_recorded
+    from charjax.inference.load import load_trained
 
     if bool(args.workdir) == bool(args.config_flags):
         raise InputError("info: give either --config=FILE or --workdir=DIR")
     if args.workdir:
-        print_json(trained_info(load_recorded(args.workdir, which="best")))
+        print_json(trained_info(load_trained(args.workdir, which="best")))
     else:
         from charjax.runtime.sharding import all_devices
 

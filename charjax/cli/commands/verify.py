@@ -62,11 +62,11 @@ def _verify_store(path: str) -> None:
 def _verify_run(workdir: Path) -> None:
     from charjax.checkpoint.meta import CheckpointMeta
     from charjax.checkpoint.reader import CheckpointReader
-    from charjax.inference.load import load_recorded
+    from charjax.inference.load import load_trained
     from charjax.workdir import Workdir
 
     if Workdir(workdir).is_hub:
-        print_json({str(load_recorded(workdir, which="best").step): "good"})
+        print_json({str(load_trained(workdir, which="best").step): "good"})
         return
     directory = Workdir(workdir).checkpoints
     reader = CheckpointReader(directory)

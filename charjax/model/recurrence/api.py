@@ -49,7 +49,7 @@ def resolve(config: ModelConfig, batch: int, *, saved: str = "", strict: bool = 
     layer = Layer(config.cell, config.hidden, config.dtype, batch)
     preferred = saved if config.recurrence == "fast" else config.recurrence
     fast = _FAST.get(jax.default_backend(), _FAST_ELSEWHERE)
-    if CELLS[config.cell].coefficients:
+    if not CELLS[config.cell].has_recurrent_kernel:
         fast = _FAST_WITHOUT_RECURRENT_KERNEL
     elif CELLS[config.cell].rounds:
         fast = _FAST_MOGRIFIER

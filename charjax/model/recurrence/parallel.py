@@ -34,7 +34,7 @@ from charjax.model.recurrence.base import (
 
 def supports(layer: Layer) -> str:
     """Why it cannot run a layer: only if its cell has a recurrent kernel."""
-    has_kernel = CELLS[layer.cell].coefficients is None
+    has_kernel = CELLS[layer.cell].has_recurrent_kernel
     return f"config.model.cell={layer.cell} has a recurrent kernel" if has_kernel else ""
 
 

@@ -40,7 +40,7 @@ _BLOCKED_SIZES = range(256, 1024)
 
 def supports(layer: Layer) -> str:
     """Why it cannot run a layer: no recurrent kernel, or an input that the state gates."""
-    if CELLS[layer.cell].coefficients is not None:
+    if not CELLS[layer.cell].has_recurrent_kernel:
         return f"config.model.cell={layer.cell} has no recurrent kernel"
     gates_input = CELLS[layer.cell].rounds > 0
     return f"config.model.cell={layer.cell} gates its input by the state" if gates_input else ""

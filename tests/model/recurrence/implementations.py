@@ -123,7 +123,7 @@ def random_layer(cell: str, kind: type, size: Size) -> tuple[Any, Weights, tuple
     batch, time, hidden = size
     gates = CELLS[cell].gates * hidden
     bias = normal(2, hidden) if CELLS[cell].reset_after else None
-    columns = 0 if CELLS[cell].coefficients else gates
+    columns = gates if CELLS[cell].has_recurrent_kernel else 0
     weights = Weights(normal(1, hidden, columns) / hidden**0.5, bias)
     if CELLS[cell].rounds:
         features, columns = gates, gates  # as many inputs as gates

@@ -96,7 +96,7 @@ def test_the_network_is_the_same_with_each(cell, shape):
         pytest.skip("scan alone runs it")
     # Pairwise: every cell with every shape, and either of them with both implementations.
     recurrence = ("fast", "xla")[(shape + list(CELLS).index(cell)) % 2]
-    if CELLS[cell].coefficients:
+    if not CELLS[cell].has_recurrent_kernel:
         recurrence = "parallel"
     layers, embed, dropout = SHAPES[shape]
     config = replace(SMALL, cell=cell, layers=layers, embed=embed, **dropout)
