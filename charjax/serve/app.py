@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
+from charjax.serve import answers
 from charjax.serve.access import AccessChecks
-from charjax.serve.completions import Answer, fields_of, parse_completion
+from charjax.serve.body import Fields, body_parser, read_body
+from charjax.serve.completions import Answer, parse_completion
 from charjax.serve.copies import copied_passages, table_against_copying
 from charjax.serve.delivery import EventStream, Pieces, whole_answer
-from charjax.serve.errors import ProtocolError, as_field_errors, client_gone
-from charjax.serve.json_schema import Schema, parse_object
+from charjax.serve.errors import ProtocolError, as_field_errors
 from charjax.serve.limits import RequestLimits
 from charjax.serve.models import Models
-from charjax.serve.openapi import openapi
+from charjax.serve.openapi import MODEL, NAME, Operation, openapi
 from charjax.serve.page import PAGE_HEADERS, page_html
 from charjax.serve.responses import error_response, json_response
 from charjax.serve.schemas import (
@@ -36,9 +36,6 @@ from charjax.serve.schemas import (
 from charjax.serve.text import token_string
 
 _logger = logging.getLogger(__name__)
-
-Fields = dict[str, Any]
-_BODY_SECONDS = 30  # for a client to send its request
 
 
 def make_app(
@@ -68,7 +65,7 @@ def make_app(
         )
         middleware.insert(0, cors)
     return Starlette(
-        routes=Handlers(models, limits, has_key=bool(key)).routes(),
+        routes=Handlers(models, limits).routes(has_key=bool(key)),
         middleware=middleware,
         exception_handlers={
             ProtocolError: lambda _, error: error_response(error),
@@ -95,58 +92,45 @@ def _http_error(error: HTTPException) -> Response:
 class Handlers:
     """What the server does for each path."""
 
-    def __init__(self, models: Models, limits: RequestLimits, *, has_key: bool) -> None:
+    def __init__(self, models: Models, limits: RequestLimits) -> None:
         self._models, self._limits = models, limits
-        self._openapi = openapi(limits, has_key=has_key)
-        self._completion = completion_schema(limits)
 
-    def routes(self) -> list[Route]:
-        """The paths."""
-        limits, post = self._limits, self._post
+    def routes(self, *, has_key: bool) -> list[Route]:
+        """All paths; `has_key` says whether clients must send a key."""
+        operations = self._operations()
+        document = openapi(operations, has_key=has_key)
+
+        async def description(request: Request) -> Response:
+            return json_response(document)
+
+        others = [Route("/", self.page), Route("/openapi.json", description)]
+        return [*others, *map(self._route, operations)]
+
+    def _operations(self) -> list[Operation]:
+        limits = self._limits
         return [
-            Route("/", self.page),
-            Route("/health", self.health),
-            Route("/openapi.json", self.description),
-            Route("/tokenizer_info", self.tokenizer_info),
-            Route("/v1/models", self.list_models),
-            Route("/v1/models/{name:path}", self.model),
-            Route("/v1/completions", self.completions, methods=["POST"]),
-            Route("/v1/copied", post(copied_schema(limits), self.copied), methods=["POST"]),
-            Route("/tokenize", post(tokenize_schema(limits), self.tokenize), methods=["POST"]),
-            Route(
-                "/detokenize", post(detokenize_schema(limits), self.detokenize), methods=["POST"]
+            Operation("/health", self.health, answers.HEALTH),
+            Operation("/v1/models", self.list_models, answers.MODELS),
+            Operation("/v1/models/{name:path}", self.model, answers.MODEL, parameter=NAME),
+            Operation(
+                "/v1/completions", self.completions, answers.COMPLETION, completion_schema(limits)
             ),
+            Operation("/v1/copied", self.copied, answers.PASSAGES, copied_schema(limits)),
+            Operation("/tokenize", self.tokenize, answers.TOKENS, tokenize_schema(limits)),
+            Operation("/detokenize", self.detokenize, answers.PROMPT, detokenize_schema(limits)),
+            Operation("/tokenizer_info", self.tokenizer_info, answers.TOKENIZER, parameter=MODEL),
         ]
 
-    def _post(
-        self, schema: Schema, handle: Callable[[Fields], Awaitable[Response]]
-    ) -> Callable[[Request], Awaitable[Response]]:
+    def _route(self, operation: Operation) -> Route:
+        if operation.body is None:
+            return Route(operation.path, operation.handle)
+        parse = body_parser(operation.body)
+
         async def endpoint(request: Request) -> Response:
-            return await handle(fields_of(parse_object(await self._body(request)), schema))
+            body = await read_body(request, self._limits.max_body)
+            return await operation.handle(request, parse(body))
 
-        return endpoint
-
-    async def _body(self, request: Request) -> bytes:
-        """The body.
-
-        Raises:
-          ProtocolError: it is not called JSON, is too large, or does not arrive in time or in full.
-        """
-        content_type = request.headers.get("content-type", "").partition(";")[0]
-        if content_type.strip().lower() != "application/json":
-            raise ProtocolError(415, "send the header Content-Type: application/json")
-        body = bytearray()
-        try:
-            async with asyncio.timeout(_BODY_SECONDS):
-                async for chunk in request.stream():
-                    body += chunk
-                    if len(body) > self._limits.max_body:
-                        raise ProtocolError(413, f"body: above {self._limits.max_body:,} bytes")
-        except TimeoutError:
-            raise ProtocolError(408, "the body did not arrive in time") from None
-        except ClientDisconnect:
-            raise client_gone() from None
-        return bytes(body)
+        return Route(operation.path, endpoint, methods=["POST"])
 
     async def page(self, request: Request) -> Response:
         """The page to write with."""
@@ -156,12 +140,8 @@ class Handlers:
         """Whether the server is up."""
         return json_response({"status": "ok"})
 
-    async def description(self, request: Request) -> Response:
-        """The OpenAPI document."""
-        return json_response(self._openapi)
-
     async def list_models(self, request: Request) -> Response:
-        """All models."""
+        """The models."""
         return json_response(
             {"object": "list", "data": [model.to_json() for model in self._models]}
         )
@@ -171,7 +151,7 @@ class Handlers:
         return json_response(self._models.get(request.path_params["name"]).to_json())
 
     async def tokenizer_info(self, request: Request) -> Response:
-        """The special tokens of a model, as vLLM names them."""
+        """The special tokens, as vLLM names them."""
         model = self._models.get(request.query_params.get("model"))
         start = model.start_string
         return json_response(
@@ -187,14 +167,14 @@ class Handlers:
             }
         )
 
-    async def tokenize(self, fields: Fields) -> Response:
+    async def tokenize(self, request: Request, fields: Fields) -> Response:
         """The ids of a text."""
         model = self._models.get(fields["model"])
         with as_field_errors("prompt"):
             ids = model.tokenize(
                 fields["prompt"],
-                add_start=bool(fields["add_special_tokens"]),
-                unknown=fields["unknown"] or "error",
+                add_start=fields["add_special_tokens"],
+                unknown=fields["unknown"],
             )
         strings = [token_string(model.trained.vocab, token) for token in ids]
         return json_response(
@@ -206,7 +186,7 @@ class Handlers:
             }
         )
 
-    async def detokenize(self, fields: Fields) -> Response:
+    async def detokenize(self, request: Request, fields: Fields) -> Response:
         """The text of ids."""
         model = self._models.get(fields["model"])
         with as_field_errors("tokens"):
@@ -214,8 +194,8 @@ class Handlers:
         text = model.trained.vocab.decode(prompt.ids[prompt.hidden :])
         return json_response({"prompt": text})
 
-    async def copied(self, fields: Fields) -> Response:
-        """The passages of a text that occur in the training text."""
+    async def copied(self, request: Request, fields: Fields) -> Response:
+        """Passages of a text that the training text has, too."""
         model = self._models.get(fields["model"])
         passages = await asyncio.to_thread(
             copied_passages, model.trained, fields["text"], fields["min_chars"]
@@ -224,9 +204,8 @@ class Handlers:
             {"passages": [{"start": start, "end": end} for start, end in passages]}
         )
 
-    async def completions(self, request: Request) -> Response:
-        """Texts of a model."""
-        fields = fields_of(parse_object(await self._body(request)), self._completion)
+    async def completions(self, request: Request, fields: Fields) -> Response:
+        """Texts that continue prompts."""
         model = self._models.get(fields["model"])
         completion = parse_completion(fields, model, self._limits)
         writing = completion.writing

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,6 @@ from charjax.inference.sampling import Sampling
 from charjax.runtime.display import counted
 from charjax.serve.errors import as_field_errors, invalid
 from charjax.serve.jobs import Choice, Prompt, Sink, Writing
-from charjax.serve.json_schema import Schema, check
 from charjax.serve.limits import RequestLimits
 from charjax.serve.models import ServedModel
 from charjax.serve.text import Delta
@@ -51,30 +50,10 @@ class Completion:
         ]
 
 
-def fields_of(values: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
-    """The fields of a request, validated, with their defaults.
-
-    Raises:
-      ProtocolError: a field is not valid.
-    """
-    check(values, schema, "")
-    defaults = {name: part.get("default") for name, part in schema["properties"].items()}
-    given = {name: value for name, value in values.items() if value is not None}
-    integers = {name for name, part in schema["properties"].items() if "integer" in _types(part)}
-    return defaults | {
-        name: int(value) if name in integers else value for name, value in given.items()
-    }
-
-
-def _types(schema: Schema) -> Sequence[str]:
-    types: str | Sequence[str] = schema.get("type", ())
-    return (types,) if isinstance(types, str) else types
-
-
 def parse_completion(
     fields: Mapping[str, Any], model: ServedModel, limits: RequestLimits
 ) -> Completion:
-    """The request with these fields, see `fields_of`.
+    """The request with these fields, which are valid by the schema.
 
     Raises:
       ProtocolError: a field does not fit the model, or another field.
@@ -82,28 +61,27 @@ def parse_completion(
     n = fields["n"]
     if fields["best_of"] not in (1, n):
         raise invalid("best_of", f"{fields['best_of']} must be n, which is {n}")
-    prompts = tuple(_prompts(fields["prompt"] or "", model, fields["unknown"] or "error"))
+    prompts = _split_prompts(fields["prompt"])
     if n * len(prompts) > limits.max_texts:
         raise invalid(
             "n", f"{n} times {counted(len(prompts), 'prompt')} is above {limits.max_texts:,} texts"
         )
-    options = fields["stream_options"] or {}
+    options = fields["stream_options"]
     if options and not fields["stream"]:
         raise invalid("stream_options", "needs stream=true")
     return Completion(
         model,
-        prompts,
+        tuple(_encode(prompt, model, fields["unknown"]) for prompt in prompts),
         n,
         _writing(fields, model),
-        bool(fields["stream"]),
+        fields["stream"],
         bool(options.get("include_usage")),
     )
 
 
 def _writing(fields: Mapping[str, Any], model: ServedModel) -> Writing:
-    stop = fields["stop"] or ()
-    vocab = model.trained.vocab
-    bias = {int(token): float(value) for token, value in (fields["logit_bias"] or {}).items()}
+    stop, vocab = fields["stop"], model.trained.vocab
+    bias = {int(token): float(value) for token, value in fields["logit_bias"].items()}
     with as_field_errors("logit_bias"):
         check_ids(np.array([*bias], np.int64), len(vocab))
     if fields["until_lines"] and vocab.boundary:
@@ -112,8 +90,8 @@ def _writing(fields: Mapping[str, Any], model: ServedModel) -> Writing:
         controls = Controls(
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
             until_lines=fields["until_lines"],
-            forbid=fields["forbid"] or "",
-            only=fields["only"] or "",
+            forbid=fields["forbid"],
+            only=fields["only"],
             max_copy=fields["max_copy"],
         )
         sampling = Sampling(
@@ -125,19 +103,30 @@ def _writing(fields: Mapping[str, Any], model: ServedModel) -> Writing:
         )
         sampling = controls.restrict(sampling, vocab)
     return Writing(
-        vocab, sampling, controls, fields["max_tokens"], fields["logprobs"], bool(fields["echo"])
+        vocab, sampling, controls, fields["max_tokens"], fields["logprobs"], fields["echo"]
     )
 
 
 _FLOATS = ("temperature", "top_p", "min_p", "repetition_penalty")
 
 
-def _prompts(prompt: Any, model: ServedModel, unknown: str) -> Iterable[Prompt]:
-    if isinstance(prompt, str) or not prompt or not isinstance(prompt[0], str | list):
-        prompt = [prompt]
-    for one in prompt:
-        with as_field_errors("prompt"):
-            yield model.encode(one, unknown) if isinstance(one, str) else model.prompt_of_ids(one)
+def _split_prompts(prompt: Any) -> list[Any]:
+    """The prompts, each a text or a list of ids, of one of them or a list of several."""
+    if isinstance(prompt, str) or not prompt or isinstance(prompt[0], int):
+        prompts = [prompt]
+    else:
+        prompts = prompt
+    items = prompt if isinstance(prompt, list) else []
+    if len({type(item) for item in items}) > 1:
+        raise invalid("prompt", "the items of a list must be all strings, all ids, or all lists")
+    return prompts
+
+
+def _encode(prompt: str | list[int], model: ServedModel, unknown: str) -> Prompt:
+    with as_field_errors("prompt"):
+        if isinstance(prompt, str):
+            return model.encode(prompt, unknown)
+        return model.prompt_of_ids(prompt)
 
 
 @dataclass(frozen=True)

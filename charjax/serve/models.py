@@ -46,14 +46,14 @@ class ServedModel:
         ids = encode_prompt(vocab, text, unknown=unknown)
         return Prompt(ids, int(vocab.boundary or not text))
 
-    def prompt_of_ids(self, ids: Sequence[float]) -> Prompt:
+    def prompt_of_ids(self, ids: Sequence[int]) -> Prompt:
         """A prompt that is given as ids; none at all is the start token.
 
         Raises:
           InputError: an id is outside the vocabulary.
         """
         vocab = self.trained.vocab
-        given = np.array([int(i) for i in ids] or [vocab.start], np.int32)
+        given = np.array(ids or [vocab.start], np.int32)
         check_ids(given, len(vocab))
         return Prompt(given, int(not ids))
 

@@ -2,47 +2,62 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 from charjax.serve.limits import RequestLimits
+
+Schema: TypeAlias = dict[str, Any]
 
 MAX_LOGPROBS = 20
 _MAX_STRING = 100  # characters of a stop string, or of `forbid` or `only`
 
 
-def completion_schema(limits: RequestLimits) -> dict[str, Any]:
+def completion_schema(limits: RequestLimits) -> Schema:
     """The body of POST /v1/completions. A field that is null has its default."""
     ids = _ids(limits)
-    text = {"title": "a string", "type": "string", "maxLength": limits.max_prompt}
-    prompts = [
-        text,
-        {"title": "a list of strings"} | _list(text, limits.max_texts),
-        {"title": "a list of ids"} | ids,
-        {"title": "a list of lists of ids"} | _list(ids, limits.max_texts),
-    ]
-    stop = {"title": "a string", "type": "string", "minLength": 1, "maxLength": _MAX_STRING}
-    stops = {"title": "a list of strings"} | _list(stop, 16, least=0)
-    null = {"title": "null", "type": "null"}
+    text = {"minLength": 1, "maxLength": _MAX_STRING}
+    usage = {"include_usage": _boolean(), "include_obfuscation": _boolean()}
     fields = {
-        "model": {"type": ["string", "null"], "description": "Default: the first model."},
-        "prompt": {"anyOf": [*prompts, null], "description": "Default: an empty string."},
+        "model": _MODEL_NAME,
+        "prompt": {
+            "type": ["string", "array", "null"],
+            "default": "",
+            "maxLength": limits.max_prompt,
+            "maxItems": limits.max_prompt,
+            "items": ids["items"]
+            | {
+                "type": ["string", "integer", "array"],
+                "maxLength": limits.max_prompt,
+                "maxItems": limits.max_prompt,
+                "items": ids["items"],
+            },
+            "description": "A string, a list of strings, a list of ids, or a list of lists of ids.",
+        },
         "n": _integer(1, 1, limits.max_texts),
         "max_tokens": _integer(min(16, limits.max_tokens), 0, limits.max_tokens),
-        "stop": {"anyOf": [stop, stops, null]},
+        "stop": text
+        | {
+            "type": ["string", "array", "null"],
+            "default": [],
+            "maxItems": 16,
+            "items": text | TEXT,
+        },
         "until_lines": _integer(0, 0, limits.max_tokens, "The text ends after this many lines."),
         "seed": {"type": ["integer", "null"], "minimum": 0, "maximum": 2**32 - 1},
-        "unknown": {
-            "type": ["string", "null"],
-            "enum": ["error", "unk", None],
-            "description": "Characters outside the vocabulary: refuse them, or read them as [UNK].",
-        },
+        "unknown": _UNKNOWN,
+        "echo": _boolean(),
+        "logprobs": {"type": ["integer", "null"], "minimum": 0, "maximum": MAX_LOGPROBS},
+        "stream": _boolean(),
+        "stream_options": object_of(usage) | {"type": ["object", "null"], "default": {}},
+        "user": {"type": ["string", "null"], "description": "Ignored."},
     }
-    return _object(fields | _sampling_fields() | _answer_fields() | _neutral_fields(limits))
+    return object_of(fields | _sampling_fields() | _neutral_fields(limits))
 
 
-def _sampling_fields() -> dict[str, Any]:
+def _sampling_fields() -> Schema:
     """How tokens are chosen."""
-    characters = {"type": ["string", "null"], "maxLength": _MAX_STRING}
+    characters = {"type": ["string", "null"], "default": "", "maxLength": _MAX_STRING}
     return {
         "temperature": _number(1, minimum=0, maximum=100),
         "top_p": _number(1, exclusiveMinimum=0, maximum=1),
@@ -52,6 +67,7 @@ def _sampling_fields() -> dict[str, Any]:
         "repetition_window": _integer(64, 1, 10**6, "Characters that the penalty looks back."),
         "logit_bias": {
             "type": ["object", "null"],
+            "default": {},
             "propertyNames": {"pattern": "^[0-9]{1,7}$"},
             "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
             "maxProperties": 1024,
@@ -62,19 +78,7 @@ def _sampling_fields() -> dict[str, Any]:
     }
 
 
-def _answer_fields() -> dict[str, Any]:
-    """What the answer holds."""
-    usage = {"include_usage": _boolean(), "include_obfuscation": _boolean()}
-    return {
-        "echo": _boolean(),
-        "logprobs": {"type": ["integer", "null"], "minimum": 0, "maximum": MAX_LOGPROBS},
-        "stream": _boolean(),
-        "stream_options": _object(usage) | {"type": ["object", "null"]},
-        "user": {"type": ["string", "null"], "description": "Ignored."},
-    }
-
-
-def _neutral_fields(limits: RequestLimits) -> dict[str, Any]:
+def _neutral_fields(limits: RequestLimits) -> Schema:
     """Fields of the protocol that must have the value that changes nothing."""
     return {
         "best_of": _integer(1, 1, limits.max_texts, "Must be n."),
@@ -84,56 +88,62 @@ def _neutral_fields(limits: RequestLimits) -> dict[str, Any]:
     }
 
 
-def tokenize_schema(limits: RequestLimits) -> dict[str, Any]:
+def tokenize_schema(limits: RequestLimits) -> Schema:
     """The body of POST /tokenize."""
-    prompt = {"type": "string", "maxLength": limits.max_prompt}
     fields = {
-        "model": {"type": ["string", "null"]},
-        "prompt": prompt,
+        "model": _MODEL_NAME,
+        "prompt": TEXT | {"maxLength": limits.max_prompt},
         "add_special_tokens": _boolean(default=True),
         "return_token_strs": _boolean(),
-        "unknown": {"type": ["string", "null"], "enum": ["error", "unk", None]},
+        "unknown": _UNKNOWN,
     }
-    return _object(fields, "prompt")
+    return object_of(fields, ["prompt"])
 
 
-def detokenize_schema(limits: RequestLimits) -> dict[str, Any]:
+def detokenize_schema(limits: RequestLimits) -> Schema:
     """The body of POST /detokenize."""
-    return _object({"model": {"type": ["string", "null"]}, "tokens": _ids(limits)}, "tokens")
+    return object_of({"model": _MODEL_NAME, "tokens": _ids(limits)}, ["tokens"])
 
 
-def copied_schema(limits: RequestLimits) -> dict[str, Any]:
+def copied_schema(limits: RequestLimits) -> Schema:
     """The body of POST /v1/copied."""
     fields = {
-        "model": {"type": ["string", "null"]},
-        "text": {"type": "string", "maxLength": limits.max_prompt},
+        "model": _MODEL_NAME,
+        "text": TEXT | {"maxLength": limits.max_prompt},
         "min_chars": _integer(40, 8, 1000),
     }
-    return _object(fields, "text")
+    return object_of(fields, ["text"])
 
 
-def _object(fields: dict[str, Any], *required: str) -> dict[str, Any]:
+def object_of(fields: Mapping[str, Any], required: Sequence[str] = ()) -> Schema:
+    """The schema of an object that has no other fields."""
     schema = {"type": "object", "properties": fields, "additionalProperties": False}
     return schema | ({"required": [*required]} if required else {})
 
 
-def _ids(limits: RequestLimits) -> dict[str, Any]:
+def _ids(limits: RequestLimits) -> Schema:
     token = {"type": "integer", "minimum": 0, "maximum": 2**21}
     return {"type": "array", "items": token, "maxItems": limits.max_prompt}
 
 
-def _list(items: dict[str, Any], most: int, least: int = 1) -> dict[str, Any]:
-    return {"type": "array", "items": items, "minItems": least, "maxItems": most}
-
-
-def _boolean(*, default: bool = False) -> dict[str, Any]:
+def _boolean(*, default: bool = False) -> Schema:
     return {"type": ["boolean", "null"], "default": default}
 
 
-def _integer(default: int, low: int, high: int, about: str = "") -> dict[str, Any]:
+def _integer(default: int, low: int, high: int, about: str = "") -> Schema:
     schema = {"type": ["integer", "null"], "default": default, "minimum": low, "maximum": high}
     return schema | ({"description": about} if about else {})
 
 
-def _number(default: float, **bounds: float) -> dict[str, Any]:
+def _number(default: float, **bounds: float) -> Schema:
     return {"type": ["number", "null"], "default": default} | bounds
+
+
+TEXT = {"type": "string"}
+_MODEL_NAME = {"type": ["string", "null"], "description": "Default: the first model."}
+_UNKNOWN = {
+    "type": ["string", "null"],
+    "default": "error",
+    "enum": ["error", "unk", None],
+    "description": "Characters outside the vocabulary: refuse them, or read them as [UNK].",
+}

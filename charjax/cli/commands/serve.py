@@ -143,7 +143,7 @@ def _read_key(args: argparse.Namespace) -> str:
 
 def _check_packages() -> None:
     """Raises InputError if a package of the extra `serve` is not installed."""
-    for package in ("starlette", "uvicorn"):
+    for package in ("fastjsonschema", "starlette", "uvicorn"):
         if importlib.util.find_spec(package) is None:
             raise InputError(
                 f"serve: the package {package} is not installed; run: pip install 'charjax[serve]'"
