@@ -60,7 +60,7 @@ def find_files(given: str, option: str) -> TextFiles:
     from_search = False
     for part in given.split(",") if is_list else [given]:
         path = part if is_address(part) else expand_path(part, option)
-        found = remote.find(part) if is_address(part) else _find(path, left_out)
+        found = remote.find(part, option) if is_address(part) else _find(path, left_out)
         from_search = from_search or found != [path]
         if not found:
             but = f", but {_counted(left_out)}" if left_out.total() else ""

@@ -7,28 +7,26 @@ import codecs
 import contextlib
 import gzip
 import importlib
-import io
 import logging
 import lzma
 import sys
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from charjax.data import remote
 from charjax.data.decoding import BYTE_ORDER_MARKS, RawText
 from charjax.data.file_search import TextFiles
-from charjax.errors import HostError, InputError
+from charjax.data.read_errors import reading_errors
+from charjax.errors import InputError
 from charjax.runtime.display import counted, listed
-from charjax.runtime.paths import is_address, starting_folder
+from charjax.runtime.paths import is_address
 
 _BLOCK = 1 << 20  # bytes read at a time
 _BINARY_SAMPLE = 8192  # a file with a NUL in its first bytes is taken for binary
-_CODEC_ERRORS = (zlib.error, lzma.LZMAError, zipfile.BadZipFile, EOFError, RuntimeError)
 
 _logger = logging.getLogger(__name__)
 
@@ -52,7 +50,11 @@ class _FileBlocks:
     end: int = 0
 
     def __iter__(self) -> Iterator[bytes]:
-        with _as_charjax_errors(self.path, self.option), self._open() as file:
+        is_seekable = bool(self.member or self.begin)
+        with (
+            open_binary(self.path, self.option, seekable=is_seekable) as raw,
+            self._decompressed(raw) as file,
+        ):
             if not self.end:
                 yield from iter(partial(file.read, _BLOCK), b"")
                 return
@@ -60,22 +62,11 @@ class _FileBlocks:
             for begin in range(self.begin, self.end, _BLOCK):
                 yield file.read(min(_BLOCK, self.end - begin))
 
-    @contextlib.contextmanager
-    def _open(self) -> Iterator[IO[bytes]]:
-        with _refuse_damage(self.path):
-            if self.member:
-                with (
-                    open_binary(self.path, seekable=True) as opened,
-                    zipfile.ZipFile(opened) as archive,
-                    archive.open(self.member) as file,
-                ):
-                    yield file
-            elif opener := _OPENERS.get(Path(self.path).suffix.lower()):
-                with open_binary(self.path) as compressed, opener(compressed) as file:
-                    yield file
-            else:
-                with open_binary(self.path, seekable=bool(self.begin)) as file:
-                    yield file
+    def _decompressed(self, file: Any) -> Any:
+        if self.member:
+            return zipfile.ZipFile(file).open(self.member)
+        opener = _OPENERS.get(Path(self.path).suffix.lower())
+        return opener(file) if opener else file
 
 
 def read_files(files: TextFiles, option: str, *, are_utf8: bool) -> Iterator[RawText]:
@@ -84,39 +75,37 @@ def read_files(files: TextFiles, option: str, *, are_utf8: bool) -> Iterator[Raw
     Args:
       files: from `charjax.data.file_search.find_files`.
       option: the flag or config field that gave them, for messages.
-      are_utf8: whether texts are UTF-8. Only then a binary file can be recognised; if it was found
-        by a search, it is left out, which is logged.
+      are_utf8: whether texts are UTF-8; see `text_paths`.
 
     Raises:
       InputError: a file does not exist, or is damaged.
       HostError: a file cannot be read.
     """
+    for path in text_paths(files, option, are_utf8=are_utf8):
+        yield from read_file(path, option)
+
+
+def text_paths(files: TextFiles, option: str, *, are_utf8: bool) -> Iterator[str]:
+    """The paths without those of binary files that a search found, which are logged.
+
+    Only if texts are UTF-8, a binary file can be recognised. The errors are those of `read_files`.
+    """
     binary = []
+    may_be_binary = are_utf8 and files.from_search
     for path in files.paths:
-        for text in read_file(path, option):
-            if are_utf8 and files.from_search and _is_binary(text.blocks):
-                binary.append(text.origin)
-            else:
-                yield text
-    _log_binary(binary)
-
-
-def text_paths(files: TextFiles, option: str) -> tuple[str, ...]:
-    """The paths without those of binary files that a search found, which are logged."""
-    if not files.from_search:
-        return files.paths
-    binary = [p for p in files.paths if all(_is_binary(t.blocks) for t in read_file(p, option))]
-    _log_binary(binary)
-    left_out = set(binary)
-    return tuple(path for path in files.paths if path not in left_out)
+        if may_be_binary and all(_is_binary(text.blocks) for text in read_file(path, option)):
+            binary.append(path)
+        else:
+            yield path
+    if binary:
+        found = counted(len(binary), "binary file")
+        _logger.info("left out %s: %s", found, listed(binary, most=3))
 
 
 def read_file(path: str, option: str) -> Iterator[RawText]:
     """The texts in a file: one, or the members of a zip archive; the errors of `read_files`."""
     if path.lower().endswith(".zip"):
-        with _as_charjax_errors(path, option):
-            members = _zip_members(path)
-        for member in members:
+        for member in _zip_members(path, option):
             yield RawText(f"{path}/{member}", _FileBlocks(path, option, member))
     else:
         yield RawText(path, _FileBlocks(path, option))
@@ -127,19 +116,20 @@ def read_range(path: str, option: str, begin: int, end: int) -> RawText:
     return RawText(path, _FileBlocks(path, option, begin=begin, end=end), offset=begin)
 
 
-def open_binary(path: str, *, seekable: bool = False) -> io.BufferedReader:
-    """A file, or one at an address, opened for reading; see `charjax.data.remote`."""
-    return remote.open_address(path, seekable=seekable) if is_address(path) else open(path, "rb")
+@contextlib.contextmanager
+def open_binary(path: str, option: str, *, seekable: bool = False) -> Iterator[Any]:
+    """A file on a disk or at an address, open for reading; errors in the context are charjax's."""
+    with reading_errors(path, option), _open(path, seekable) as file:
+        yield file
+
+
+def _open(path: str, seekable: bool) -> Any:
+    return remote.open_address(path, seekable) if is_address(path) else open(path, "rb")
 
 
 def is_compressed(path: str) -> bool:
     """Whether a file is decompressed when it is read, by its suffix."""
     return Path(path).suffix.lower() in (*_OPENERS, ".zip")
-
-
-def _log_binary(names: list[str]) -> None:
-    if names:
-        _logger.info("left out %s: %s", counted(len(names), "binary file"), listed(names, most=3))
 
 
 def _is_binary(blocks: Iterable[bytes]) -> bool:
@@ -155,31 +145,12 @@ def _is_binary(blocks: Iterable[bytes]) -> bool:
     return False
 
 
-@contextlib.contextmanager
-def _as_charjax_errors(path: str, option: str) -> Iterator[None]:
-    """Turns errors of the file system into InputErrors and HostErrors that name the file."""
-    try:
-        yield
-    except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: it has a NUL
-        raise InputError(
-            f"{option}={path!r}: no such file{starting_folder(path)}; check the path"
-        ) from error
-    except IsADirectoryError as error:
-        raise InputError(f"{option}={path!r}: is a folder; name a file in it") from error
-    except OSError as error:
-        raise HostError(f"{path}: cannot be read ({error.strerror}); check its rights") from error
-
-
-def _zip_members(path: str) -> list[str]:
+def _zip_members(path: str, option: str) -> list[str]:
     """The visible *.txt members of an archive, sorted by name; or its only member.
 
     Of members of one name, which an update of the archive leaves, the last one is read.
     """
-    with (
-        _refuse_damage(path),
-        open_binary(path, seekable=True) as file,
-        zipfile.ZipFile(file) as archive,
-    ):
+    with open_binary(path, option, seekable=True) as file, zipfile.ZipFile(file) as archive:
         names = sorted({name for name in archive.namelist() if not name.endswith("/")})
     texts = [n for n in names if n.lower().endswith(".txt") and not _is_hidden(n)]
     if not texts and len(names) != 1:
@@ -191,28 +162,12 @@ def _is_hidden(name: str) -> bool:
     return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
 
 
-@contextlib.contextmanager
-def _refuse_damage(path: str) -> Iterator[None]:
-    """Turns errors of decompression into an InputError that names the file."""
-    try:
-        yield
-    except Exception as error:
-        is_of_codec = isinstance(error, _CODEC_ERRORS) or type(error).__name__ == "ZstdError"
-        is_without_errno = isinstance(error, OSError) and error.errno is None
-        if not (is_of_codec or is_without_errno):  # an error of the file system
-            raise
-        raise InputError(
-            f"{path}: cannot be decompressed ({error}); the file is damaged, or its suffix is wrong"
-        ) from error
-
-
-def _open_zstd(file: IO[bytes]) -> IO[bytes]:
+def _open_zstd(file: Any) -> Any:
     module = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
-    opened: IO[bytes] = importlib.import_module(module).open(file)
-    return opened
+    return importlib.import_module(module).open(file)
 
 
-_OPENERS: dict[str, Callable[[IO[bytes]], Any]] = {
+_OPENERS: dict[str, Callable[[Any], Any]] = {
     ".gz": lambda file: gzip.GzipFile(fileobj=file),
     ".bz2": bz2.BZ2File,
     ".xz": lzma.LZMAFile,

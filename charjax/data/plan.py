@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import io
 import itertools
 import os
 from collections.abc import Iterator
@@ -119,7 +118,7 @@ def make_plan(files: TextFiles, rules: ReadingRules, field: str) -> Plan:
             "Parquet are UTF-8; leave it out"
         )
     check_no_pipe(files, _OPTION)
-    for path in text_paths(files, _OPTION) if may_be_binary else files.paths:
+    for path in text_paths(files, _OPTION, are_utf8=may_be_binary):
         _check_field(path, field)
         inputs.append(_describe(path))
         for segment in _segments(len(inputs) - 1, inputs[-1], rules, field):
@@ -142,7 +141,7 @@ def make_plan(files: TextFiles, rules: ReadingRules, field: str) -> Plan:
 def _describe(path: str) -> dict[str, Any]:
     """An input of a plan; see `Plan.inputs`."""
     if is_address(path):
-        return remote.describe(path)
+        return remote.describe(path, _OPTION)
     try:
         stat = os.stat(path)
     except OSError as error:
@@ -173,7 +172,7 @@ def _segments(
             yield Segment(number, group, group + 1, size // groups)
     elif size > SHARD_BYTES and _is_cuttable(path, rules, field):
         begin = 0
-        with open_binary(path, seekable=True) as file:
+        with open_binary(path, _OPTION, seekable=True) as file:
             while begin < size:
                 end = _line_end(file, begin + SHARD_BYTES, size)
                 yield Segment(number, begin, end, end - begin)
@@ -184,7 +183,7 @@ def _segments(
 
 def _is_cuttable(path: str, rules: ReadingRules, field: str) -> bool:
     """Whether a file that is cut after newlines reads as if it were whole."""
-    if is_compressed(path) or (is_address(path) and not remote.has_ranges(path)):
+    if is_compressed(path) or (is_address(path) and not remote.has_ranges(path, _OPTION)):
         return False
     if field:
         return True
@@ -194,7 +193,7 @@ def _is_cuttable(path: str, rules: ReadingRules, field: str) -> bool:
         return False
     if rules.unit == "byte":
         return True
-    with open_binary(path) as file:
+    with open_binary(path, _OPTION, seekable=True) as file:
         if file.read(4).startswith(tuple(mark for mark, _ in BYTE_ORDER_MARKS)):
             return False
     try:
@@ -203,11 +202,11 @@ def _is_cuttable(path: str, rules: ReadingRules, field: str) -> bool:
         return False  # reading the file will say so
 
 
-def _line_end(file: io.BufferedReader, position: int, size: int) -> int:
+def _line_end(file: Any, position: int, size: int) -> int:
     """The position after the first newline at or after a position, or the end of the file."""
     file.seek(position)
     for block in iter(lambda: file.read(1 << 16), b""):
-        newline = block.find(b"\n")
+        newline: int = block.find(b"\n")
         if newline >= 0:
             return position + newline + 1
         position += len(block)

@@ -12,7 +12,6 @@ from typing import Any
 from charjax.data.decoding import RawText
 from charjax.data.files import open_binary
 from charjax.errors import HostError, InputError
-from charjax.runtime.paths import is_address
 
 _JSON_LINES = (".jsonl", ".ndjson")
 _PARQUET = ".parquet"
@@ -56,50 +55,34 @@ def parquet(path: str, field: str, begin: int, end: int) -> Iterator[RawText]:
       InputError: the file has no such column of texts, or is damaged.
       HostError: pyarrow is not installed, or the file cannot be read.
     """
-    with _refuse_damage(path):
-        opened = _open_parquet(path)
-    if field not in opened.schema_arrow.names:
-        names = ", ".join(opened.schema_arrow.names)
-        raise InputError(f"--field={field}: {path} has no such column; it has {names}")
-    number = 0
-    with _refuse_damage(path):
-        for batch in opened.iter_batches(_ROWS, row_groups=range(begin, end), columns=[field]):
-            for value in batch.column(0).to_pylist():
-                number += 1
-                yield _text(
-                    {field: value}, field, f"{path}: row {number} from row group {begin} on"
-                )
+    with _open_parquet(path) as file:
+        if field not in file.schema_arrow.names:
+            names = ", ".join(file.schema_arrow.names)
+            raise InputError(f"--field={field}: {path} has no such column; it has {names}")
+        batches = file.iter_batches(_ROWS, row_groups=range(begin, end), columns=[field])
+        values = (value for batch in batches for value in batch.column(0).to_pylist())
+        for number, value in enumerate(values, 1):
+            where = f"{path}: row {number} from row group {begin} on"
+            yield _text({field: value}, field, where)
 
 
 def num_row_groups(path: str) -> int:
     """How many row groups a Parquet file has; the errors are those of `parquet`."""
-    with _refuse_damage(path):
-        groups: int = _open_parquet(path).num_row_groups
+    with _open_parquet(path) as file:
+        groups: int = file.num_row_groups
     return groups
 
 
-def _open_parquet(path: str) -> Any:
+@contextlib.contextmanager
+def _open_parquet(path: str) -> Iterator[Any]:
     try:
         from pyarrow import parquet
     except ImportError:
         raise HostError(
             f"{path}: reading Parquet needs pyarrow: pip install charjax[data]"
         ) from None
-    return parquet.ParquetFile(open_binary(path, seekable=True) if is_address(path) else path)
-
-
-@contextlib.contextmanager
-def _refuse_damage(path: str) -> Iterator[None]:
-    """Turns errors of pyarrow into those of charjax; only the system's OSErrors have a number."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        if isinstance(error, OSError) and error.errno:
-            raise HostError(f"{path}: cannot be read ({reason}); check its rights") from error
-        raise InputError(
-            f"{path}: is not a Parquet file, or damaged ({reason}); correct it"
-        ) from error
+    with open_binary(path, "PATH", seekable=True) as file:
+        yield parquet.ParquetFile(file)
 
 
 def _text(record: Any, field: str, where: str) -> RawText:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-from collections.abc import Iterator
 from typing import Any
 
-from charjax.errors import CharjaxError, HostError, InputError
+from charjax.data.read_errors import reading_errors
+from charjax.errors import HostError, InputError
 
 # The package that a scheme needs beside fsspec.
 _PACKAGES = {
@@ -22,12 +20,10 @@ _PACKAGES = {
 }
 # What servers call that which changes with a file's content.
 _VERSIONS = ("ETag", "etag", "md5Hash", "generation", "mtime", "LastModified", "updated", "created")
-_MISSING = (404, 410)  # HTTP status codes
-_BUFFER = 1 << 20  # bytes
 _TIMEOUT_S = 60.0  # of a web server, to connect and between two reads
 
 
-def find(address: str) -> list[str]:
+def find(address: str, option: str) -> list[str]:
     """The files at an address, sorted: itself, the matches of a glob, or the *.txt of a folder.
 
     Raises:
@@ -35,7 +31,7 @@ def find(address: str) -> list[str]:
       HostError: its package is missing, or the server cannot be reached.
     """
     files, path = _filesystem(address)
-    with _as_charjax_errors(address):
+    with reading_errors(address, option):
         # In an address of the web, "?" begins a query, and any page may look like a folder.
         is_web = address.startswith("http")
         if "*" in path or (not is_web and ("?" in path or "[" in path)):
@@ -47,67 +43,33 @@ def find(address: str) -> list[str]:
         return sorted(files.unstrip_protocol(name) for name in found)
 
 
-def describe(address: str) -> dict[str, Any]:
+def describe(address: str, option: str) -> dict[str, Any]:
     """Path, size in bytes (0: unknown) and version of a file, as a plan has them.
 
     Raises:
       InputError: there is no such file.
       HostError: as `find`.
     """
-    info = _info(address)
+    info = _info(address, option)
     version = next((str(info[name]) for name in _VERSIONS if info.get(name)), "")
     return {"path": address, "size": info.get("size") or 0, "version": version}
 
 
-def has_ranges(address: str) -> bool:
+def has_ranges(address: str, option: str) -> bool:
     """Whether a part of a file can be read without what is before it; errors of `describe`."""
-    return bool(_info(address).get("partial", True))
+    return bool(_info(address, option).get("partial", True))
 
 
-def open_address(address: str, *, seekable: bool) -> io.BufferedReader:
-    """A file, opened for reading from its beginning, or at any position if `seekable`.
+def open_address(address: str, seekable: bool) -> Any:
+    """A file, open for reading from its beginning, or at any position if `seekable`.
 
     Raises:
-      InputError, HostError: as `describe`, here and when it is read.
+      InputError, HostError: as `find`; other errors are those of `reading_errors`.
     """
     files, path = _filesystem(address)
     is_web = address.startswith("http")
     options = {"block_size": 0} if is_web and not seekable else {}  # one request for all of it
-    with _as_charjax_errors(address):
-        return io.BufferedReader(_Reader(address, files.open(path, "rb", **options)), _BUFFER)
-
-
-class _Reader(io.RawIOBase):
-    """A remote file, whose errors are those of charjax."""
-
-    def __init__(self, address: str, file: Any) -> None:
-        self._address, self._file = address, file
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        with _as_charjax_errors(self._address):
-            data = self._file.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-    def seek(self, position: int, whence: int = 0) -> int:
-        with _as_charjax_errors(self._address):
-            self._file.seek(position, whence)
-        return self.tell()
-
-    def tell(self) -> int:
-        position: int = self._file.tell()
-        return position
-
-    def close(self) -> None:
-        if not self.closed:
-            self._file.close()
-        super().close()
+    return files.open(path, "rb", **options)
 
 
 def _filesystem(address: str) -> tuple[Any, str]:
@@ -142,26 +104,8 @@ def _web_options() -> dict[str, Any]:
     return {"trust_env": True, "timeout": timeout, "headers": headers}
 
 
-def _info(address: str) -> dict[str, Any]:
+def _info(address: str, option: str) -> dict[str, Any]:
     files, path = _filesystem(address)
-    with _as_charjax_errors(address):
+    with reading_errors(address, option):
         info: dict[str, Any] = files.info(path)
     return info
-
-
-@contextlib.contextmanager
-def _as_charjax_errors(address: str) -> Iterator[None]:
-    """Turns any error into that of a missing file or of the host; each package has others."""
-    try:
-        yield
-    except CharjaxError:
-        raise
-    except Exception as error:
-        cause = error.__cause__ or error  # fsspec says "not found" of other failures, too
-        if isinstance(cause, FileNotFoundError) or getattr(cause, "status", 0) in _MISSING:
-            raise InputError(f"{address}: no such file; check the address") from error
-        reason = " ".join(f"{type(cause).__name__}: {cause}".split()).rstrip(":")[:300]
-        raise HostError(
-            f"{address}: cannot be read ({reason}); check rights and the network, then start the "
-            "same command again"
-        ) from error

@@ -187,7 +187,7 @@ def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path):
     assert load(path=str(tmp_path / "[a].txt")).text == "brackets"
 
 
-@pytest.mark.parametrize("name", ["none.txt", "b.txt/none", "*.none", "a\0b"])
+@pytest.mark.parametrize("name", ["none.txt", "b.txt/none", "*.none"])
 def test_a_path_to_nothing_is_named(folder, name):
     with pytest.raises(InputError, match=r"config.data.path=.*no (such|text) file"):
         load(path=str(folder / name))

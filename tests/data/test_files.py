@@ -102,7 +102,7 @@ def test_compressed_files_are_read_and_damaged_ones_named(tmp_path, suffix):
     assert read(path) == {str(path): data}
     for damaged in (path.read_bytes()[:-9], b"not compressed at all"):
         path.write_bytes(damaged)
-        with pytest.raises(InputError, match=f"{path}: cannot be decompressed"):
+        with pytest.raises(InputError, match=f"{path}: cannot be read .* damaged"):
             read(path)
 
 
@@ -116,7 +116,7 @@ def test_the_texts_of_a_zip_archive_are_read_in_order(tmp_path):
         archive.writestr("only.csv", "1")
     assert read(path) == {f"{path}/only.csv": b"1"}
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(InputError, match="cannot be decompressed"):
+    with pytest.raises(InputError, match="the file is damaged"):
         read(path)
 
 
