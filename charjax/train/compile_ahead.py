@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import jax
@@ -43,10 +44,12 @@ def start(config: Config, params: PyTree, dataset: Dataset) -> Callable[[], None
     if jax.default_backend() == "cpu" or distributed.is_multiprocess():
         return lambda: None
     arguments = config, zeros_like(params), dataset
-    tasks = (evaluate_chunk, sample_chunk, _import_matplotlib)
-    threads = [
-        threading.Thread(target=_try, args=(task, *arguments), daemon=True) for task in tasks
+    tasks = [
+        partial(evaluate_chunk, *arguments),
+        partial(sample_chunk, *arguments),
+        figure_class,  # imports what draws the curves when the run ends
     ]
+    threads = [threading.Thread(target=_try, args=(task,), daemon=True) for task in tasks]
     for thread in threads:
         thread.start()
 
@@ -87,13 +90,8 @@ def sample_chunk(config: Config, params: PyTree, dataset: Dataset) -> None:
         generate_samples(config, params, dataset.vocab, after_chunk)
 
 
-def _import_matplotlib(*_: Any) -> None:
-    """Imports what draws the curves when the run ends."""
-    figure_class()
-
-
-def _try(task: Callable[..., None], *arguments: Any) -> None:
+def _try(task: Callable[[], Any]) -> None:
     try:
-        task(*arguments)
+        task()
     except Exception as error:  # such as too little memory: the run itself reports what fails
         _logger.debug(f"not compiled ahead: {error}")

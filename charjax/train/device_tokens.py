@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax
 import numpy as np
 
@@ -15,27 +13,7 @@ _MAX_TOKENS = 2**31  # positions are int32
 _MEMORY_FRACTION = 8  # one part in so many of a device's memory may hold tokens
 
 
-class DeviceTokens(NamedTuple):
-    """The token ids to copy to the devices, or why the host makes the batches.
-
-    Attributes:
-      ids: those that the batches are slices of; None: the host makes the batches.
-      reason: why the host does, in words; "" if the devices do, and on a CPU.
-    """
-
-    ids: np.ndarray | None
-    reason: str = ""
-
-    @property
-    def message(self) -> str:
-        """For the first lines of a run; "" on a CPU."""
-        if self.ids is not None:
-            size = self.ids.nbytes / 1e6
-            return f"batches: the devices slice them from {size:,.1f} MB of tokens in their memory"
-        return f"batches: made by the host, as {self.reason}" if self.reason else ""
-
-
-def device_tokens(config: Config, batches: Batches) -> DeviceTokens:
+def device_tokens(config: Config, batches: Batches) -> tuple[np.ndarray | None, str]:
     """The token ids that training steps find on the devices, where that is faster and they fit.
 
     A collective: every process must call it.
@@ -43,11 +21,18 @@ def device_tokens(config: Config, batches: Batches) -> DeviceTokens:
     Args:
       config: the run.
       batches: of its training split.
+
+    Returns:
+      The ids that the batches are slices of, or None if the host makes the batches; and a message
+      that says so and why, "" on a CPU.
     """
     if jax.default_backend() == "cpu":  # it has one memory for both, so there is nothing to gain
-        return DeviceTokens(None)
-    reason = _reason_for_host(config, batches)
-    return DeviceTokens(None, reason) if reason else DeviceTokens(np.asarray(batches.ids))
+        return None, ""
+    if reason := _reason_for_host(config, batches):
+        return None, f"batches: made by the host, as {reason}"
+    ids = np.asarray(batches.ids)
+    size = f"{ids.nbytes / 1e6:,.1f} MB"
+    return ids, f"batches: the devices slice them from {size} of tokens in their memory"
 
 
 def _reason_for_host(config: Config, batches: Batches) -> str:

@@ -7,7 +7,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,15 @@ from charjax.errors import DivergedError, InputError, InterruptedRunError
 from charjax.inference.evaluate import validate
 from charjax.runtime import distributed
 from charjax.runtime.display import Display, make_display, show_messages
+from charjax.runtime.files import append_text
 from charjax.runtime.signals import StopSignals
 from charjax.train import compile_ahead, messages, resume
 from charjax.train.metrics import draw_curves, read_metrics
 from charjax.train.run import Run, RunState, set_up
-from charjax.train.samples import generate_samples, write_samples
+from charjax.train.samples import generate_samples
 from charjax.train.step import StepMetrics
 from charjax.train.step_metrics import step_flops
-from charjax.train.stopping import StopFlags, diverged, end_reason
+from charjax.train.stopping import StopFlags, end_reason
 from charjax.workdir import Workdir
 
 _logger = logging.getLogger(__name__)
@@ -66,10 +67,18 @@ def train(
     display = display or make_display(sys.stdout)
     files = Workdir(Path(workdir))
     checkpoints = Checkpoints(files.checkpoints, keep=config.train.keep)
-    with show_messages(display), _locked(files), checkpoints:
+    # Process 0 makes and locks the folder for all.
+    claim = files.claim() if distributed.is_primary() else contextlib.nullcontext()
+    with show_messages(display), claim, checkpoints:
         run, state = set_up(config, files, checkpoints, display, allow)
-        with contextlib.closing(run.log), display.task("training") as update:
-            signal = _train(run, state, partial(_show, run, state, update))
+        try:
+            with contextlib.closing(run.log), display.task("training") as update:
+                signal = _train(run, state, partial(_show, run, state, update))
+        except DivergedError as error:
+            raise DivergedError(
+                f"{files.path}: diverged: {error}; what was saved is kept; in another --workdir, "
+                f"try a smaller config.optim.learning_rate than {config.optim.learning_rate:g}"
+            ) from None
         if signal is not None:
             raise InterruptedRunError(
                 signal,
@@ -114,16 +123,6 @@ def _train(run: Run, state: RunState, show: Callable[..., None]) -> int | None:
                     is_done = _do_what_is_due(run, state, stop, show)
             show()
     return stop.signal
-
-
-@contextlib.contextmanager
-def _locked(workdir: Workdir) -> Iterator[None]:
-    """Creates and locks the workdir; process 0 does it for all."""
-    if not distributed.is_primary():
-        yield
-        return
-    with workdir.claim():
-        yield
 
 
 def _write_run(run: Run, state: RunState, *, is_finished: bool) -> None:
@@ -229,6 +228,7 @@ def _evaluate(
 
     Raises:
       _StoppedError: a signal stopped the evaluation; nothing was logged.
+      DivergedError: the validation loss is not finite.
     """
 
     def after_chunk(done: int, total: int) -> None:
@@ -244,8 +244,7 @@ def _evaluate(
         val_loss = result.nats_per_char
         record |= {"val_loss": val_loss, "val_bpc": result.bits_per_char}
         if not math.isfinite(val_loss):
-            what = f"the validation loss at step {state.step} is not finite"
-            raise diverged(run.meta.config, run.workdir.path, what)
+            raise DivergedError(f"the validation loss at step {state.step} is not finite")
         is_best = state.progress.validation.update_best(val_loss)
     state.progress.pending = None
     run.log.write(record)
@@ -270,10 +269,20 @@ def _sample(run: Run, state: RunState, stop: StopFlags) -> None:
         samples = generate_samples(
             run.meta.resolved_config, state.train_state.eval_params, run.dataset.vocab, check_stop
         )
-        write_samples(
-            samples, state.step, file=run.workdir.samples, log=run.log, show=run.display.samples
-        )
+        if samples:
+            _write_samples(run, state.step, samples)
     state.progress.unsampled = False
+
+
+def _write_samples(run: Run, step: int, samples: Sequence[tuple[float, str]]) -> None:
+    """Appends (temperature, text) of each sample to the logs, and shows them."""
+    titled = [(f"step {step}, temperature {temperature:g}", text) for temperature, text in samples]
+    append_text(
+        run.workdir.samples, "".join(f"=== {title} ===\n{text}\n\n" for title, text in titled)
+    )
+    for temperature, text in samples:
+        run.log.add_text(f"sample, temperature {temperature:g}", text, step)
+    run.display.samples(titled)
 
 
 def _save(run: Run, state: RunState, val_loss: float | None = None) -> None:
@@ -286,10 +295,7 @@ def _save(run: Run, state: RunState, val_loss: float | None = None) -> None:
     )
     if not is_saved:
         train_state = run.backend.to_global(state.train_state)
-        try:
-            run.checkpoints.save(state.step, train_state, meta, val_loss=val_loss)
-        except DivergedError as error:
-            raise diverged(run.meta.config, run.workdir.path, str(error)) from None
+        run.checkpoints.save(state.step, train_state, meta, val_loss=val_loss)
         if distributed.is_primary():
             run.workdir.mark_saved()
     state.saved_step, state.saved_at = state.step, time.monotonic()

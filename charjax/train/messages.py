@@ -11,7 +11,7 @@ from typing import Any
 
 from charjax.checkpoint.meta import RunMeta
 from charjax.checkpoint.progress import Progress
-from charjax.config import Config, TrainConfig
+from charjax.config import TrainConfig
 from charjax.data.dataset import Dataset
 from charjax.data.reading import prepare_prompt
 from charjax.errors import InputError
@@ -22,8 +22,30 @@ from charjax.train.intervals import STEPS_PER_DISPATCH, Intervals, epoch_limit, 
 from charjax.workdir import Workdir
 
 
-def opening(meta: RunMeta, steps_per_epoch: int) -> Iterator[str]:
-    """The messages at the start: text, model, devices, recurrence implementation, steps."""
+def opening(meta: RunMeta, dataset: Dataset, about_tokens: str) -> Iterator[str]:
+    """The messages at the start: what is trained, how, on what, and what of the text is left out.
+
+    Args:
+      meta: the run.
+      dataset: its text.
+      about_tokens: from `charjax.train.device_tokens`.
+    """
+    yield from what_is_trained(meta, dataset.batches.steps_per_epoch)
+    if meta.config.data.split_by == "hash":
+        sizes = (f"{len(s.document_starts):,} {n}" for n, s in dataset.splits._asdict().items())
+        yield f"split: by a hash of each document: {', '.join(sizes)}"
+    if unused := dataset.batches.unused_chars:
+        yield (
+            f"batches: {unused:,} of the {dataset.splits.train.num_targets:,} characters of the "
+            "train split are in no batch of an epoch"
+        )
+    yield from validation(max_eval_chars(meta.config.data), dataset.splits.val.ids.size)
+    if about_tokens:
+        yield about_tokens
+
+
+def what_is_trained(meta: RunMeta, steps_per_epoch: int) -> Iterator[str]:
+    """The first messages: text, model, devices, recurrence implementation, steps."""
     corpus, model, platform = meta.corpus, meta.config.model, meta.platform
     total = total_steps(meta.config.train, steps_per_epoch)
     chars = counted(corpus.chars, "character")
@@ -36,24 +58,6 @@ def opening(meta: RunMeta, steps_per_epoch: int) -> Iterator[str]:
         yield f"recurrence: {meta.recurrence.implementation} ({meta.recurrence.reason})"
     yield f"steps: {f'{total:,}' if total else 'no limit'}, {steps_per_epoch:,} per epoch"
     yield from limits_without_effect(meta.config.train, steps_per_epoch)
-
-
-def splits(config: Config, dataset: Dataset) -> Iterator[str]:
-    """A message about the splits if hashes decide them."""
-    if config.data.split_by == "hash":
-        sizes = (f"{len(s.document_starts):,} {n}" for n, s in dataset.splits._asdict().items())
-        yield f"split: by a hash of each document: {', '.join(sizes)}"
-
-
-def left_out(config: Config, dataset: Dataset) -> Iterator[str]:
-    """Messages about characters left out: of the epochs, and of the evaluations."""
-    unused, num_targets = dataset.batches.unused_chars, dataset.splits.train.num_targets
-    if unused:
-        yield (
-            f"batches: {unused:,} of the {num_targets:,} characters of the train split are in no "
-            "batch of an epoch"
-        )
-    yield from validation(max_eval_chars(config.data), dataset.splits.val.ids.size)
 
 
 def limits_without_effect(config: TrainConfig, steps_per_epoch: int) -> Iterator[str]:

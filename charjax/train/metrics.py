@@ -13,7 +13,6 @@ from typing import Any, cast
 from charjax.errors import InputError
 from charjax.runtime.files import append_text, replace_content
 from charjax.schema import is_finite
-from charjax.train.tensorboard import Events
 
 
 class MetricsLog:
@@ -34,7 +33,13 @@ class MetricsLog:
     With path=None, as in all processes but the first, nothing is written.
     """
 
-    def __init__(self, path: Path | None, events: Events | None = None) -> None:
+    def __init__(self, path: Path | None, events: Any = None) -> None:
+        """Opens nothing.
+
+        Args:
+          path: `metrics.jsonl`.
+          events: a `SummaryWriter`, see `charjax.train.tensorboard`.
+        """
         self._path, self._events = path, events
 
     def close(self) -> None:
@@ -43,9 +48,10 @@ class MetricsLog:
             self._events.close()
 
     def add_text(self, title: str, text: str, step: int) -> None:
-        """Adds a text to the TensorBoard events."""
+        """Adds a text to the TensorBoard events, as a code block, which shows it verbatim."""
         if self._events is not None:
-            self._events.add_text(title, text, step)
+            block = "\n".join(f"    {line}" for line in text.split("\n"))
+            self._events.add_text(title, block, step)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Appends one record; on return it is flushed to the operating system.
@@ -56,7 +62,9 @@ class MetricsLog:
         if self._path is not None:
             append_text(self._path, json.dumps(record, allow_nan=False) + "\n")
         if self._events is not None:
-            self._events.add_record(record)
+            for name, value in record.items():
+                if name != "step":
+                    self._events.add_scalar(name, value, record["step"])
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

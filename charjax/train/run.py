@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from charjax.checkpoint.checkpoints import Checkpoints, flatten
-from charjax.checkpoint.meta import CheckpointMeta, RunMeta, SourceMeta
+from charjax.checkpoint.meta import CheckpointMeta, RunMeta
 from charjax.checkpoint.progress import Progress, Validation
 from charjax.checkpoint.record import Record
 from charjax.config import Config, to_dict
@@ -39,8 +39,7 @@ from charjax.train.optimizer import make_optimizer, make_schedule
 from charjax.train.samples import check_prompt
 from charjax.train.step import TrainState, init_state
 from charjax.train.step_metrics import StepMetricsBuffer
-from charjax.train.tensorboard import Events
-from charjax.types import PyTree
+from charjax.train.tensorboard import open_events
 from charjax.workdir import Workdir
 
 _logger = logging.getLogger(__name__)
@@ -123,7 +122,8 @@ def set_up(
     saved = CheckpointMeta.of(record, workdir.checkpoints).run if record else None
     config = resolve_dtype(config, saved.config if saved else None)
     source = initial.source if initial else None
-    _require_same(config, dataset, source)
+    identity = f"{to_dict(config)} {dataset.corpus.sha256} {source}"
+    distributed.require_same("the config or the text", identity)
     recurrence = resume.resolve_recurrence(config.model, microbatch_size(config), saved)
 
     steps_per_epoch, vocab_size = dataset.batches.steps_per_epoch, len(dataset.vocab)
@@ -133,39 +133,27 @@ def set_up(
     new_state = partial(init_state, config, vocab_size, optimizer)
     like = jax.eval_shape(new_state)
     meta = resume.describe(config, dataset, parameter_count(like.params), recurrence, source)
-    text, boundary = device_tokens(config, dataset.batches), dataset.vocab.boundary_id
+    tokens, about_tokens = device_tokens(config, dataset.batches)
+    boundary = dataset.vocab.boundary_id
     backend = make_backend(
-        meta.resolved_config, vocab_size, optimizer, schedule, boundary_id=boundary, tokens=text.ids
+        meta.resolved_config, vocab_size, optimizer, schedule, boundary_id=boundary, tokens=tokens
     )
 
     check_prompt(config, dataset.vocab)
-    _log_opening(meta, dataset, text.message)
+    _log_all(messages.opening(meta, dataset, about_tokens))
     if record and saved:
         fits = record.holds(flatten(like)[0])
         changes = resume.check_same_run(workdir.path, saved, meta, allow=allow, fits=fits)
         _log_all(f"allowed: {change}" for change in changes)
-        state = _restore(meta, workdir, checkpoints, backend, like, dataset)
+        train_state, progress = _restore(meta, workdir, checkpoints, like, dataset)
         _log_all(messages.rescheduled(saved, meta, steps_per_epoch))
     else:
         train_state = start_from(new_state(), config, initial, dataset)
-        state = _start(meta, workdir, backend, train_state, dataset)
+        progress = _start(meta, workdir, dataset)
+    state = _run_state(meta, backend, train_state, progress, is_saved=record is not None)
     intervals = _plan(meta, steps_per_epoch, state.step, backend)
     log = _open_log(workdir, meta, state)
     return Run(meta, workdir, dataset, intervals, backend, checkpoints, log, display), state
-
-
-def _require_same(config: Config, dataset: Dataset, source: SourceMeta | None) -> None:
-    """Checks that all processes have the same config, text and initial model."""
-    identity = f"{to_dict(config)} {dataset.corpus.sha256} {source}"
-    distributed.require_same("the config or the text", identity)
-
-
-def _log_opening(meta: RunMeta, dataset: Dataset, about_tokens: str) -> None:
-    """Logs what will be trained, and on what."""
-    _log_all(messages.opening(meta, dataset.batches.steps_per_epoch))
-    _log_all(messages.splits(meta.config, dataset))
-    _log_all(messages.left_out(meta.config, dataset))
-    _log_all(filter(None, [about_tokens]))
 
 
 def _read_text(
@@ -178,17 +166,6 @@ def _read_text(
         return initial, load_dataset(config, known=known, progress=update)
 
 
-def _start(
-    meta: RunMeta, workdir: Workdir, backend: Backend, train_state: TrainState, dataset: Dataset
-) -> RunState:
-    """The state of a new run; empties its logs."""
-    if distributed.is_primary():
-        workdir.start()
-    digest = resume.val_text_digest(dataset.splits.val.ids, max_eval_chars(meta.config.data))
-    progress = Progress(validation=Validation(None, 0, val_text=digest))
-    return _new_run_state(meta, workdir, backend, train_state, progress)
-
-
 def _read_saved(workdir: Workdir, checkpoints: Checkpoints) -> Record | None:
     """The record of the newest checkpoint; None if there is no checkpoint."""
     workdir.check_lock()  # process 0 has made it, since it read the text first
@@ -197,15 +174,18 @@ def _read_saved(workdir: Workdir, checkpoints: Checkpoints) -> Record | None:
     return checkpoints.read_meta() if steps else None
 
 
+def _start(meta: RunMeta, workdir: Workdir, dataset: Dataset) -> Progress:
+    """The progress of a new run; empties its logs."""
+    if distributed.is_primary():
+        workdir.start()
+    digest = resume.val_text_digest(dataset.splits.val.ids, max_eval_chars(meta.config.data))
+    return Progress(validation=Validation(None, 0, val_text=digest))
+
+
 def _restore(
-    meta: RunMeta,
-    workdir: Workdir,
-    checkpoints: Checkpoints,
-    backend: Backend,
-    like: PyTree,
-    dataset: Dataset,
-) -> RunState:
-    """The state of the newest checkpoint that verifies; truncates the logs to that step."""
+    meta: RunMeta, workdir: Workdir, checkpoints: Checkpoints, like: TrainState, dataset: Dataset
+) -> tuple[TrainState, Progress]:
+    """The newest checkpoint that verifies; truncates the logs to its step."""
     restored = checkpoints.restore(like)
     distributed.require_same(f"{workdir.checkpoints}", f"restored {restored.step}")
     saved = CheckpointMeta.of(restored, workdir.checkpoints)
@@ -214,23 +194,26 @@ def _restore(
     _logger.info(f"resuming {workdir.path} at step {restored.step:,}")
     if not resume.update_val_text(saved, meta, dataset.splits.val.ids):
         _logger.info("validation: the text has changed; best loss and train.patience start again")
-    state = _new_run_state(meta, workdir, backend, restored.state, saved.progress)
-    state.saved_step = state.step
-    return state
+    return restored.state, saved.progress
 
 
-def _new_run_state(
-    meta: RunMeta, workdir: Workdir, backend: Backend, train_state: TrainState, progress: Progress
+def _run_state(
+    meta: RunMeta,
+    backend: Backend,
+    train_state: TrainState,
+    progress: Progress,
+    *,
+    is_saved: bool,
 ) -> RunState:
     """The state of a run before its next step; copies `train_state` to the devices."""
+    step, skipped = int(train_state.step), int(train_state.skipped)
     return RunState(
-        step=int(train_state.step),
+        step=step,
         train_state=backend.place(train_state),
-        metrics=StepMetricsBuffer(
-            meta.config, workdir.path, progress.losses, int(train_state.skipped)
-        ),
+        metrics=StepMetricsBuffer(progress.losses, skipped, meta.config.train.max_skipped),
         progress=progress,
         clock=Clock(progress.elapsed_s),
+        saved_step=step if is_saved else None,
     )
 
 
@@ -250,7 +233,7 @@ def _open_log(workdir: Workdir, meta: RunMeta, state: RunState) -> MetricsLog:
     events = None
     if meta.config.train.tensorboard:
         next_step = state.step if state.progress.pending else state.step + 1
-        events = Events(workdir.path, meta.config, first_step=next_step)
+        events = open_events(workdir.path, meta.config, first_step=next_step)
     return MetricsLog(workdir.metrics, events)
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 
 from charjax.config import Config
 from charjax.data.reading import ReadingRules, prepare_prompt
@@ -12,9 +11,7 @@ from charjax.errors import InputError
 from charjax.inference.sampler import Chunks, Sampler
 from charjax.inference.sampling import Sampling
 from charjax.inference.text_codec import decode_groups, encode_prompt
-from charjax.runtime.files import append_text
 from charjax.runtime.sharding import local_copy
-from charjax.train.metrics import MetricsLog
 from charjax.types import PyTree
 
 
@@ -67,35 +64,6 @@ def generate_samples(
         (text,) = decode_groups(vocab, map(checked, groups))
         samples.append((temperature, text_before + text))
     return samples
-
-
-def write_samples(
-    samples: Sequence[tuple[float, str]],
-    step: int,
-    *,
-    file: Path,
-    log: MetricsLog,
-    show: Callable[[Sequence[tuple[str, str]]], None],
-) -> None:
-    """Appends the samples of a step to a file, and shows them.
-
-    Args:
-      samples: from `generate_samples`.
-      step: the training step, for the titles.
-      file: `samples.txt`.
-      log: writes the samples to TensorBoard.
-      show: displays the samples with their titles.
-
-    Raises:
-      HostError: the file cannot be written.
-    """
-    if not samples:
-        return
-    titled = [(f"step {step}, temperature {temperature:g}", text) for temperature, text in samples]
-    append_text(file, "".join(f"=== {title} ===\n{text}\n\n" for title, text in titled))
-    for temperature, text in samples:
-        log.add_text(f"sample, temperature {temperature:g}", text, step)
-    show(titled)
 
 
 def _prompt(config: Config, vocab: Vocab) -> str:

@@ -18,7 +18,7 @@ from charjax.config import (
     ParallelConfig,
     TrainConfig,
 )
-from charjax.data.batches import Batch, Slices, read_slices
+from charjax.data.batches import Batch, read_slices
 from charjax.model.carry import initial_carry, reset_carry
 from charjax.model.network import RowKeys, architecture, init_params
 from charjax.runtime.keys import Stream, indexed_key, stream_key
@@ -199,11 +199,7 @@ def make_step(
 
 def repeat(step: Step) -> Step:
     """Scans a step over a leading axis of the batches: several updates in one dispatch."""
-
-    def steps(state: TrainState, batches: Batch) -> tuple[TrainState, StepMetrics]:
-        return jax.lax.scan(step, state, batches)
-
-    return steps
+    return partial(jax.lax.scan, step)
 
 
 def repeat_on_slices(step: Step, length: int) -> Any:
@@ -219,11 +215,9 @@ def repeat_on_slices(step: Step, length: int) -> Any:
 
     def steps(state: TrainState, text: Any) -> tuple[TrainState, StepMetrics]:
         ids, slices = text
-
-        def step_on_slices(state: TrainState, of_step: Slices) -> tuple[TrainState, StepMetrics]:
-            return step(state, read_slices(ids, of_step, length))
-
-        return jax.lax.scan(step_on_slices, state, slices)
+        return jax.lax.scan(
+            lambda state, at: step(state, read_slices(ids, at, length)), state, slices
+        )
 
     return steps
 

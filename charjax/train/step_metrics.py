@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,11 +12,11 @@ import numpy as np
 from charjax.checkpoint.progress import ExactMean
 from charjax.config import Config
 from charjax.data.batches import Batches
+from charjax.errors import DivergedError
 from charjax.model.cells import CELLS
 from charjax.runtime.display import counted
 from charjax.train.clock import Clock
 from charjax.train.step import StepMetrics
-from charjax.train.stopping import diverged
 
 _logger = logging.getLogger(__name__)
 
@@ -53,17 +52,16 @@ class StepMetricsBuffer:
       losses: mean of the finite losses since the last record, in nats per character.
     """
 
-    def __init__(self, config: Config, workdir: Path, losses: ExactMean, skipped: int) -> None:
+    def __init__(self, losses: ExactMean, skipped: int, max_skipped: int) -> None:
         """Starts with the values of a new or resumed run.
 
         Args:
-          config: of the run.
-          workdir: of the run, for messages.
           losses: those of the steps after the last record, as the checkpoint saved them.
           skipped: number of updates skipped so far in the run.
+          max_skipped: how many may be.
         """
         self.losses = losses
-        self._config, self._workdir, self._skipped = config, workdir, skipped
+        self._skipped, self._max_skipped = skipped, max_skipped
         self._learning_rate = self._grad_norm = math.nan
         self._num_steps = 0  # since the last record, in this process
         self._unread: tuple[StepMetrics, int] | None = None
@@ -86,7 +84,7 @@ class StepMetricsBuffer:
         """Waits for the last dispatch and reads its metrics.
 
         Raises:
-          DivergedError: more than `train.max_skipped` updates were not finite.
+          DivergedError: more than `max_skipped` updates were not finite.
         """
         if self._unread is None:
             return
@@ -105,9 +103,8 @@ class StepMetricsBuffer:
                 f"{counted(skipped - self._skipped, 'non-finite update')}, {skipped:,} in all"
             )
         self._skipped = skipped
-        if skipped > self._config.train.max_skipped:
-            what = f"{counted(skipped, 'non-finite update')} up to step {step}"
-            raise diverged(self._config, self._workdir, what)
+        if skipped > self._max_skipped:
+            raise DivergedError(f"{counted(skipped, 'non-finite update')} up to step {step}")
 
     @property
     def is_idle(self) -> bool:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from charjax.checkpoint.progress import Progress
-from charjax.config import Config, TrainConfig
-from charjax.errors import DivergedError
+from charjax.config import TrainConfig
 from charjax.runtime.display import counted
 from charjax.runtime.distributed import Exchange, is_multiprocess
 from charjax.runtime.signals import StopSignals
@@ -82,11 +80,3 @@ def end_reason(
     if config.patience and since_best >= config.patience:
         return f"no better validation loss in {counted(since_best, 'evaluation')}"
     return f"train.max_minutes={config.max_minutes:g} have passed" if time_is_up else ""
-
-
-def diverged(config: Config, workdir: Path, what: str) -> DivergedError:
-    """The error for a run whose loss, gradients or weights are not finite, with advice."""
-    return DivergedError(
-        f"{workdir}: diverged: {what}; what was saved is kept; in another --workdir, "
-        f"try a smaller config.optim.learning_rate than {config.optim.learning_rate:g}"
-    )

@@ -30,7 +30,7 @@ META = RunMeta(
 
 
 def test_the_first_lines_name_text_model_devices_and_implementation():
-    assert list(messages.opening(META, 32)) == [
+    assert list(messages.what_is_trained(META, 32)) == [
         "text: tea, 1,200 characters, vocabulary of 2",
         "model: gru 1 x 8, 3,456 parameters, float32 matmuls, on 8 x cpu",
         "recurrence: xla (c refuses: no C compiler (cc))",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +38,7 @@ class Batches16(Batches):
 
 BATCHES = Batches16()
 FLOPS = 900  # of a step
-CONFIG = config_of(train={"max_skipped": 2})
+MAX_SKIPPED = 2
 
 
 def metrics_of(losses: list[float], skipped: list[int]) -> StepMetrics:
@@ -48,7 +47,7 @@ def metrics_of(losses: list[float], skipped: list[int]) -> StepMetrics:
 
 
 def buffer_of(*losses: float, skipped: int = 0) -> StepMetricsBuffer:
-    return StepMetricsBuffer(CONFIG, Path("run"), ExactMean.of(losses), skipped)
+    return StepMetricsBuffer(ExactMean.of(losses), skipped, MAX_SKIPPED)
 
 
 def losses_and_norm(buffer: StepMetricsBuffer) -> dict[str, float]:
@@ -157,7 +156,5 @@ def test_a_loss_that_is_not_finite_is_counted_and_warned_of_and_left_out(caplog)
 def test_too_many_skipped_updates_end_the_run():
     buffer = buffer_of()
     buffer.push(metrics_of([math.inf], [3]), 3)
-    with pytest.raises(
-        DivergedError, match=r"^run: diverged: 3 non-finite updates up to step 3; .*0\.01$"
-    ):
+    with pytest.raises(DivergedError, match=r"^3 non-finite updates up to step 3$"):
         buffer.flush()

@@ -1,15 +1,13 @@
 from __future__ import annotations
 
 import signal
-from pathlib import Path
 
 import pytest
 
 from charjax.checkpoint.progress import Progress, Validation
-from charjax.errors import DivergedError
 from charjax.runtime.signals import StopSignals
 from charjax.train.intervals import make_intervals
-from charjax.train.stopping import StopFlags, diverged, end_reason
+from charjax.train.stopping import StopFlags, end_reason
 
 from .tiny import config_of
 
@@ -49,10 +47,3 @@ def test_the_reason_for_the_end_is_named(step, since_best, time_is_up, reason):
     progress = Progress(validation=Validation(1.0 if since_best else None, since_best))
     intervals = make_intervals(train, 32)
     assert end_reason(train, intervals, step, progress, time_is_up=time_is_up) == reason
-
-
-def test_the_error_of_a_diverged_run_names_workdir_cause_and_remedy():
-    error = diverged(config_of(), Path("run"), "3 updates were not finite")
-    assert isinstance(error, DivergedError)
-    assert str(error).startswith("run: diverged: 3 updates were not finite; ")
-    assert str(error).endswith("try a smaller config.optim.learning_rate than 0.01")

@@ -9,7 +9,7 @@ import pytest
 
 from charjax.errors import InputError
 from charjax.train.metrics import MetricsLog, read_metrics
-from charjax.train.tensorboard import Events
+from charjax.train.tensorboard import open_events
 
 from .tiny import config_of
 
@@ -41,7 +41,7 @@ def shown(events):
 
 def test_records_samples_and_hyper_parameters_are_written(tmp_path):
     pytest.importorskip("tensorboardX")
-    events = Events(tmp_path, config_of(), first_step=0)
+    events = open_events(tmp_path, config_of(), first_step=0)
     log = MetricsLog(tmp_path / "metrics.jsonl", events)
     log.write(RECORD)
     log.add_text("sample, temperature 0.5", "one\n  *two*", 20)
@@ -64,10 +64,11 @@ def test_steps_that_a_resumed_run_repeats_are_dropped(tmp_path):
     """Build 5."""
     pytest.importorskip("tensorboardX")
     for first_step, steps in ((0, (10, 20, 30)), (21, (30, 40))):
-        events = Events(tmp_path, config_of(), first_step=first_step)
+        events = open_events(tmp_path, config_of(), first_step=first_step)
+        log = MetricsLog(None, events)
         for step in steps:
-            events.add_record({"step": step, "train_loss": 1.0})
-        events.close()
+            log.write({"step": step, "train_loss": 1.0})
+        log.close()
     losses = [step for step, tag in shown(read_events(tmp_path)) if tag == "train_loss"]
     assert losses == [10, 20, 30, 40]
 
@@ -75,4 +76,4 @@ def test_steps_that_a_resumed_run_repeats_are_dropped(tmp_path):
 def test_events_without_their_package_are_refused_with_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(InputError, match=r"config\.train\.tensorboard=True.*pip install"):
-        Events(tmp_path, config_of(), first_step=0)
+        open_events(tmp_path, config_of(), first_step=0)
