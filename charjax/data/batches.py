@@ -14,7 +14,7 @@ from charjax.config import DataConfig
 from charjax.data.shuffle import OFFSET, make_order, random_generator
 from charjax.data.splits import TokenSplit
 from charjax.data.store_tokens import TokenIds
-from charjax.data.windows import PackedWindows, Windows, WindowsAcrossDocuments, WindowsInDocuments
+from charjax.data.windows import make_windows
 from charjax.errors import InputError
 from charjax.runtime.display import counted
 
@@ -142,43 +142,34 @@ class StreamBatches(Batches):
 
 
 class WindowBatches(Batches):
-    """Windows of the text, reshuffled in every epoch; `_make_windows` chooses how they are cut."""
+    """Windows of the text, reshuffled in every epoch."""
 
     def __init__(self, config: DataConfig, text: TokenSplit, seed: int) -> None:
         """See `make_batches`."""
-        self.config, self._text = config, text
-        self._windows = self._make_windows(text)
+        self.config, self.ids, self._text_targets = config, text.ids, text.num_targets
+        self._windows = make_windows(config, text)
         self.num_sequences = self._windows.count
         num_full, rest = divmod(self.num_sequences, config.batch_size)
         keeps_partial = config.keep_partial or text.boundary_id is not None
         self.steps_per_epoch = num_full + int(keeps_partial and rest > 0)
         if self.steps_per_epoch < 1:
-            lengths = np.diff(np.append(text.document_starts, len(text.ids)))
-            raise InputError(_too_few(config, self.num_sequences, lengths))
-        if text.boundary_id is None:
-            targets_per_window = 1 if config.targets == "last" else config.seq_len
-            self.chars_per_epoch = self._num_used * targets_per_window
-        else:
-            self.chars_per_epoch = self._windows.num_targets
+            lengths = np.diff(text.document_starts, append=len(text.ids))
+            raise InputError(
+                f"the train split has {counted(self.num_sequences, 'window')} of "
+                f"{config.seq_len + 1} characters (config.data.seq_len={config.seq_len}, plus 1; "
+                f"its longest document has {lengths.max(initial=0):,}), but one batch takes "
+                f"config.data.batch_size={config.batch_size}; make these smaller, set "
+                "config.data.keep_partial=True or give more text"
+            )
+        # Windows that an epoch leaves out are of full length, as all are then.
+        full_length = 1 if config.targets == "last" else config.seq_len
+        self.chars_per_epoch = min(self._num_used * full_length, self._windows.num_targets)
         self._order = make_order(config.window_order, self.num_sequences, seed)
-
-    @property
-    def ids(self) -> TokenIds:  # type: ignore[override]
-        """As in `Batches`."""
-        return self._text.ids
 
     @property
     def _num_used(self) -> int:
         """How many windows the batches of an epoch take."""
         return min(self.num_sequences, self.steps_per_epoch * self.config.batch_size)
-
-    def _make_windows(self, text: TokenSplit) -> Windows:
-        """The windows of this batching mode."""
-        if text.boundary_id is None:
-            return WindowsInDocuments(self.config, text, stride=self.config.seq_len + 1)
-        if self.config.targets == "last":
-            return WindowsAcrossDocuments(self.config, text, stride=self.config.seq_len)
-        return PackedWindows(self.config, text)
 
     @functools.cached_property
     def unused_chars(self) -> int:  # type: ignore[override]
@@ -188,7 +179,7 @@ class WindowBatches(Batches):
         near = np.unique((unused[:, None] + overlap).clip(0, self.num_sequences - 1))
         near_used = np.setdiff1d(near, unused)
         covered = self._num_covered(near) - self._num_covered(near_used)
-        return self._text.num_targets - self._windows.num_distinct + covered
+        return self._text_targets - self._windows.num_distinct + covered
 
     def _num_covered(self, windows: np.ndarray) -> int:
         """How many targets some windows have, in ascending order; each target counts once."""
@@ -214,20 +205,11 @@ class WindowBatches(Batches):
         return Slices(positions - 1 - first_targets, first_targets, end_targets, reset)
 
 
-class SlidingBatches(WindowBatches):
-    """Windows that may overlap: one starts every `stride` tokens of the text or of a document."""
-
-    def _make_windows(self, text: TokenSplit) -> Windows:
-        """The windows of this batching mode."""
-        kind = WindowsInDocuments if text.boundary_id is None else WindowsAcrossDocuments
-        return kind(self.config, text, stride=self.config.stride)
-
-
 # The batching modes by name; `charjax.config.BATCHING_FIELDS` has the config fields of each.
 BATCHINGS: dict[str, Callable[[DataConfig, TokenSplit, int], Batches]] = {
     "stream": StreamBatches,
     "windows": WindowBatches,
-    "sliding": SlidingBatches,
+    "sliding": WindowBatches,
 }
 
 
@@ -249,20 +231,3 @@ def make_batches(config: DataConfig, text: TokenSplit, seed: int) -> Batches:
       InputError: the text is too short for one batch.
     """
     return BATCHINGS[config.batching](config, text, seed)
-
-
-def _too_few(config: DataConfig, num_windows: int, lengths: np.ndarray) -> str:
-    """The message for a text with less than one batch of windows."""
-    if num_windows == 0:
-        return (
-            f"the longest document of the train split has "
-            f"{counted(int(lengths.max(initial=0)), 'character')}, but "
-            f"one window takes {config.seq_len + 1} (config.data.seq_len={config.seq_len}, plus "
-            "1); make seq_len smaller or give more text"
-        )
-    return (
-        f"the train split of {counted(int(lengths.sum()), 'character')} has "
-        f"{counted(num_windows, 'window')} of "
-        f"{config.seq_len + 1}, but one batch takes config.data.batch_size={config.batch_size}; "
-        "make it smaller, set config.data.keep_partial=True or give more text"
-    )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Int, Int64
@@ -13,62 +15,54 @@ ORDER, OFFSET, DOCUMENTS = 0, 1, 2
 MAX_TABLE = 1 << 22
 _ROUNDS = 6  # of the Feistel network
 
+# The numbers at some positions of an epoch's order.
+Order: TypeAlias = Callable[[int, Int64[np.ndarray, " n"]], Int64[np.ndarray, " n"]]
 
-class TableOrder:
+
+def make_order(name: str, count: int, seed: int) -> Order:
+    """The order that `data.window_order` names, for that many windows."""
+    if resolve_order(name, count) == "keyed":
+        return functools.partial(keyed_order, count, seed)
+    return table_order(count, seed)
+
+
+def table_order(count: int, seed: int) -> Order:
     """A permutation by a table of all numbers, shuffled by numpy; of one epoch at a time."""
 
-    def __init__(self, count: int, seed: int) -> None:
-        """Makes no table yet."""
-        self._count, self._seed = count, seed
-        self._table = functools.lru_cache(maxsize=1)(self._shuffled)
+    @functools.lru_cache(maxsize=1)
+    def shuffled(epoch: int) -> np.ndarray:
+        table = np.arange(count, dtype=np.int32)
+        random_generator(seed, ORDER, epoch).shuffle(table)
+        return table
 
-    def __call__(self, epoch: int, positions: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-        """The numbers at these positions of the epoch's order."""
-        numbers: np.ndarray = self._table(epoch)[positions].astype(np.int64)
-        return numbers
-
-    def _shuffled(self, epoch: int) -> np.ndarray:
-        order = np.arange(self._count, dtype=np.int32)
-        random_generator(self._seed, ORDER, epoch).shuffle(order)
-        return order
+    return lambda epoch, positions: shuffled(epoch)[positions].astype(np.int64)
 
 
-class KeyedOrder:
+def keyed_order(
+    count: int, seed: int, epoch: int, positions: Int64[np.ndarray, " n"]
+) -> Int64[np.ndarray, " n"]:
     """A permutation by a Feistel network, which needs no table, whatever the count.
 
     The network permutes the numbers of 2k bits. A result that is not below the count is permuted
     again until it is (cycle walking), so that the numbers below the count are permuted too. See
     Black and Rogaway, Ciphers with Arbitrary Finite Domains (2002).
     """
-
-    def __init__(self, count: int, seed: int) -> None:
-        """Computes nothing."""
-        self._count, self._seed = count, seed
-        self._half_bits = max(1, -(-(count - 1).bit_length() // 2))
-
-    def __call__(self, epoch: int, positions: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-        """The numbers at these positions of the epoch's order."""
-        generator = random_generator(self._seed, ORDER, epoch)
-        keys = generator.integers(2**64, size=_ROUNDS, dtype=np.uint64)
-        numbers = self._permute(positions.astype(np.uint64), keys)
-        while (outside := numbers >= self._count).any():
-            numbers[outside] = self._permute(numbers[outside], keys)
-        result: np.ndarray = numbers.astype(np.int64)
-        return result
-
-    def _permute(self, numbers: np.ndarray, keys: np.ndarray) -> np.ndarray:
-        bits, mask = np.uint64(self._half_bits), np.uint64((1 << self._half_bits) - 1)
-        left, right = numbers >> bits, numbers & mask
-        for key in keys:
-            left, right = right, left ^ (mix(right + key) & mask)
-        result: np.ndarray = (left << bits) | right
-        return result
+    half_bits = max(1, -(-(count - 1).bit_length() // 2))
+    generator = random_generator(seed, ORDER, epoch)
+    keys = generator.integers(2**64, size=_ROUNDS, dtype=np.uint64)
+    numbers = _permute(positions.astype(np.uint64), half_bits, keys)
+    while (outside := numbers >= count).any():
+        numbers[outside] = _permute(numbers[outside], half_bits, keys)
+    return numbers.astype(np.int64)
 
 
-def make_order(name: str, count: int, seed: int) -> TableOrder | KeyedOrder:
-    """The order that `data.window_order` names, for that many windows."""
-    is_keyed = resolve_order(name, count) == "keyed"
-    return KeyedOrder(count, seed) if is_keyed else TableOrder(count, seed)
+def _permute(numbers: np.ndarray, half_bits: int, keys: np.ndarray) -> np.ndarray:
+    bits, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
+    left, right = numbers >> bits, numbers & mask
+    for key in keys:
+        left, right = right, left ^ (mix(right + key) & mask)
+    result: np.ndarray = (left << bits) | right
+    return result
 
 
 def resolve_order(name: str, count: int) -> str:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import abc
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Int64
 
 from charjax.config import DataConfig
 from charjax.data.splits import TokenSplit
 
 
-class Windows(abc.ABC):
+@dataclass(frozen=True)
+class Windows:
     """The windows of a text, numbered in the order of the text.
 
     Attributes:
@@ -18,106 +21,112 @@ class Windows(abc.ABC):
       num_targets: how many targets they have together.
       num_distinct: the same where a target of overlapping windows counts once.
       overlap: how many windows before, or after, one may have targets of it.
+      spans: called with window numbers; the position of the first target of each, and its number
+        of targets.
     """
 
     count: int
     num_targets: int
     num_distinct: int
     overlap: int
-
-    @abc.abstractmethod
-    def spans(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """For each window number: the position of its first target, and its number of targets."""
+    spans: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
-class WindowsInDocuments(Windows):
-    """Windows of seq_len + 1 tokens, one every `stride` tokens of each document.
+def make_windows(config: DataConfig, text: TokenSplit) -> Windows:
+    """The windows that `data.batching=windows` or `sliding` shuffles.
 
-    No window crosses documents, so documents shorter than a window have none.
+    Without boundary tokens no window crosses documents, and all have `seq_len` + 1 tokens. With
+    boundary tokens every target is in a window: in one of complete documents, or, where windows
+    slide or have a single target, in one that may cross documents.
     """
-
-    def __init__(self, config: DataConfig, text: TokenSplit, stride: int) -> None:
-        """See `make_batches`."""
-        self._config, self._document_starts, self._stride = config, text.document_starts, stride
-        lengths = np.diff(np.append(text.document_starts, len(text.ids)))
-        # len(range(0, length - seq_len, stride)) for each document.
-        counts = np.maximum(0, -((config.seq_len - lengths) // stride))
-        self._window_ends = np.cumsum(counts)  # windows in all documents up to this one, inclusive
-        self.count = int(counts.sum())
-        num_targets = 1 if config.targets == "last" else config.seq_len
-        self.num_targets = self.count * num_targets
-        distinct = (counts - 1) * min(stride, num_targets) + num_targets
-        self.num_distinct = int(distinct[counts > 0].sum())
-        self.overlap = (num_targets - 1) // stride
-
-    def spans(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As `Windows.spans`."""
-        document = np.searchsorted(self._window_ends, windows, side="right")
-        windows_before = np.append(0, self._window_ends)[document]
-        starts = self._document_starts[document] + (windows - windows_before) * self._stride
-        if self._config.targets == "last":
-            return starts + self._config.seq_len, np.ones(len(windows), np.int64)
-        return starts + 1, np.full(len(windows), self._config.seq_len)
+    is_sliding, is_last = config.batching == "sliding", config.targets == "last"
+    num_targets = 1 if is_last else config.seq_len
+    if text.boundary_id is None:
+        stride = config.stride if is_sliding else config.seq_len + 1
+        starts = text.document_starts
+        first_targets = starts + (config.seq_len if is_last else 1)
+        ends = np.append(starts, len(text.ids))[1:]
+        return _strided(first_targets, ends, num_targets, stride, are_full=True)
+    if is_sliding or is_last:
+        stride = config.stride if is_sliding else config.seq_len
+        whole = np.array([1]), np.array([text.num_targets + 1])
+        return _strided(*whole, num_targets, stride, are_full=False)
+    return _complete_documents(config.seq_len, text.document_starts, text.num_targets)
 
 
-class WindowsAcrossDocuments(Windows):
-    """Windows, one every `stride` tokens of a text, across documents; the last may be shorter."""
+def _strided(
+    first_targets: Int64[np.ndarray, " documents"],
+    ends: Int64[np.ndarray, " documents"],
+    length: int,
+    stride: int,
+    *,
+    are_full: bool,
+) -> Windows:
+    """Windows of `length` targets, one every `stride` targets of each document.
 
-    def __init__(self, config: DataConfig, text: TokenSplit, stride: int) -> None:
-        """See `make_batches`."""
-        self._stride, self._end = stride, text.num_targets + 1
-        self._length = 1 if config.targets == "last" else config.seq_len
-        beyond_first = max(0, text.num_targets - self._length)
-        self.count = min(-(-beyond_first // stride) + 1, -(-text.num_targets // stride))
-        last = min(self._length, text.num_targets - (self.count - 1) * stride)
-        others = max(0, self.count - 1)  # of full length
-        self.num_targets = others * self._length + last
-        self.num_distinct = others * min(stride, self._length) + last
-        self.overlap = (self._length - 1) // stride
+    Args:
+      first_targets: the positions of the first target of each document.
+      ends: the positions after the last one.
+      length: targets in a window.
+      stride: between the starts of windows.
+      are_full: whether targets at the end of a document that fill no window are left out; else
+        its last window may be shorter.
+    """
+    num_targets = np.maximum(0, ends - first_targets)
+    if are_full:
+        counts = np.maximum(0, (num_targets - length) // stride + 1)
+    else:
+        beyond_first = np.maximum(0, num_targets - length)
+        counts = np.minimum(-(-beyond_first // stride) + 1, -(-num_targets // stride))
+    up_to = np.cumsum(counts)  # windows in all documents up to each, inclusive
+    others = counts[counts > 0] - 1  # of each document's windows, all but the last
+    last = np.minimum(length, num_targets[counts > 0] - others * stride)
 
-    def spans(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As `Windows.spans`."""
-        first = 1 + windows.astype(np.int64) * self._stride
-        return first, np.minimum(self._length, self._end - first)
+    def spans(windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        document = np.searchsorted(up_to, windows, side="right")
+        number = windows - up_to[document] + counts[document]
+        first = first_targets[document] + number * stride
+        return first, np.minimum(length, ends[document] - first)
+
+    return Windows(
+        count=int(counts.sum()),
+        num_targets=int((others * length + last).sum()),
+        num_distinct=int((others * min(stride, length) + last).sum()),
+        overlap=(length - 1) // stride,
+        spans=spans,
+    )
 
 
-class PackedWindows(Windows):
+def _complete_documents(
+    length: int, starts: Int64[np.ndarray, " documents"], num_targets: int
+) -> Windows:
     """Windows that hold as many complete documents as fit, in the order of the text.
 
     A document longer than a window takes several windows, and the last of them is filled up with
     the documents that follow.
     """
-
-    def __init__(self, config: DataConfig, text: TokenSplit) -> None:
-        """See `make_batches`."""
-        length, starts = config.seq_len, text.document_starts
-        ends = np.append(starts[1:], text.num_targets)
-        num_full, rest = np.divmod(ends - starts, length)
-        last_start = starts + num_full * length  # of the window with the end of each document
-        # The document that starts the next window after each document's last one.
-        next_first = np.where(
-            rest > 0,
-            np.searchsorted(ends, last_start + length, side="right"),
-            np.arange(len(starts)) + 1,
-        )
-        # The documents that start a window.
-        chain, document, successors = [], 0, next_first.tolist()
-        while document < len(successors):
-            chain.append(document)
-            document = successors[document]
-        first = np.array(chain, np.int64)
-        counts = num_full[first] + (rest[first] > 0)
-        windows_before = np.cumsum(counts) - counts
-        self.count = int(counts.sum())
-        # For each window: its first document, and its number among the windows of that document.
-        first = np.repeat(first, counts)
-        number = np.arange(self.count) - np.repeat(windows_before, counts)
-        self._starts = starts[first] + number * length
-        last_length = ends[next_first[first] - 1] - self._starts
-        self._lengths = np.where(number < num_full[first], length, last_length)
-        self.num_targets = self.num_distinct = int(self._lengths.sum())
-        self.overlap = 0
-
-    def spans(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As `Windows.spans`."""
-        return self._starts[windows] + 1, self._lengths[windows]
+    ends = np.append(starts[1:], num_targets)
+    num_full, rest = np.divmod(ends - starts, length)
+    last_start = starts + num_full * length  # of the window with the end of each document
+    # The document that starts the next window after each document's last one.
+    next_first = np.where(
+        rest > 0,
+        np.searchsorted(ends, last_start + length, side="right"),
+        np.arange(len(starts)) + 1,
+    )
+    # The documents that start a window.
+    chain, document, successors = [], 0, next_first.tolist()
+    while document < len(successors):
+        chain.append(document)
+        document = successors[document]
+    first = np.array(chain, np.int64)
+    counts = num_full[first] + (rest[first] > 0)
+    windows_before = np.cumsum(counts) - counts
+    # For each window: its first document, and its number among the windows of that document.
+    first = np.repeat(first, counts)
+    number = np.arange(len(first)) - np.repeat(windows_before, counts)
+    begins = starts[first] + number * length
+    last_length = ends[next_first[first] - 1] - begins
+    lengths = np.where(number < num_full[first], length, last_length)
+    total = int(lengths.sum())
+    return Windows(len(first), total, total, 0, lambda w: (begins[w] + 1, lengths[w]))
