@@ -9,23 +9,20 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
-from jaxtyping import Int, UInt32
 
 from charjax.config import Config, check_dataset
 from charjax.data.batches import Batches, make_batches
 from charjax.data.corpus import Corpus, load_corpus, read_text
-from charjax.data.document_hash import DocumentHasher, split_numbers
+from charjax.data.document_hash import split_numbers
 from charjax.data.documents import Piece
 from charjax.data.read_ahead import ReadAhead
 from charjax.data.reading import ReadingRules, normalize_form
-from charjax.data.runs import Runs
 from charjax.data.shuffle import random_order
 from charjax.data.splits import Splits, split
 from charjax.data.store import TextStore
-from charjax.data.store_index import ShardRecord
-from charjax.data.store_tokens import StoreTokens, TokenIds
+from charjax.data.store_tokens import PackedText, TokenIds
 from charjax.data.text_encoder import encode_pieces
-from charjax.data.tokens import BOUNDARY, EncodedText, translation
+from charjax.data.tokens import BOUNDARY, EncodedText
 from charjax.data.vocab import Vocab
 from charjax.errors import HostError, InputError
 from charjax.runtime.display import ProgressFn, counted, listed, no_progress
@@ -125,8 +122,8 @@ def _load(config: Config, known: Sequence[str], progress: ProgressFn) -> Dataset
     data = config.data
     corpus = load_corpus(data, progress=progress)
     if data.shuffle_documents and isinstance(corpus.content, EncodedText):
-        content = corpus.content.reordered(random_order(len(corpus.content.starts), config.seed))
-        corpus = replace(corpus, content=content, characters=content.first_characters())
+        shuffled = corpus.content.reordered(random_order(len(corpus.content.starts), config.seed))
+        corpus = replace(corpus, content=shuffled, characters=shuffled.first_characters())
     vocab = Vocab.from_text(
         "".join(corpus.characters),
         known=known,
@@ -136,63 +133,25 @@ def _load(config: Config, known: Sequence[str], progress: ProgressFn) -> Dataset
         boundary=corpus.rules.documents.boundary,
     )
     _report_characters(corpus, vocab)
-    corpus, ids, starts = _token_ids(corpus, vocab)
+    if isinstance(corpus.content, TextStore):
+        content: EncodedText | PackedText = PackedText.open(corpus.content, vocab)
+    else:
+        content = corpus.content.recoded(vocab.characters, len(vocab))
     num_documents = None
     has_documents = corpus.rules.documents.mode != "none"  # the substitute of a corpus has none
     if data.split_by == "hash" and has_documents:
-        numbers = split_numbers(_document_hashes(corpus), data.split)
+        numbers = split_numbers(content.document_hashes(), data.split)
         num_documents = np.bincount(numbers, minlength=len(data.split))
-        order = np.argsort(numbers, kind="stable")
-        corpus, ids, starts = _reordered(corpus, ids, starts, order)
-    splits = split(ids, starts, data.split, vocab.boundary_id, num_documents)
+        content = content.reordered(np.argsort(numbers, kind="stable"))
+    splits = split(content.tokens, content.starts, data.split, vocab.boundary_id, num_documents)
     batches = make_batches(data, splits.train, config.seed)
-    if isinstance(corpus.content, TextStore):
+    if isinstance(content, EncodedText):
+        corpus = replace(corpus, content=content)
+    else:
         batches = ReadAhead(batches)
     dataset = Dataset(corpus, vocab, splits, batches)
     _report_splits(config, dataset)
     return dataset
-
-
-def _token_ids(
-    corpus: Corpus, vocab: Vocab
-) -> tuple[Corpus, TokenIds, Int[np.ndarray, " documents"]]:
-    """The corpus with the ids of the vocabulary, its ids, and the positions of its documents."""
-    content = corpus.content
-    if isinstance(content, EncodedText):
-        content = content.recoded(vocab.characters, len(vocab))
-        return replace(corpus, content=content), content.tokens, content.starts
-
-    def table(record: ShardRecord) -> np.ndarray:
-        text = record.text
-        alphabet = (BOUNDARY, *text.alphabet) if text.boundary else text.alphabet
-        return translation(alphabet, vocab.characters, len(vocab))
-
-    return corpus, StoreTokens.open(content, table), content.document_starts()
-
-
-def _document_hashes(corpus: Corpus) -> UInt32[np.ndarray, " documents"]:
-    if isinstance(corpus.content, TextStore):
-        hashes: np.ndarray = corpus.content.document_hashes()
-        return hashes
-    hasher = DocumentHasher()
-    for piece in corpus.content.pieces():
-        hasher.add(piece)
-    return hasher.finish()
-
-
-def _reordered(
-    corpus: Corpus,
-    ids: TokenIds,
-    starts: Int[np.ndarray, " documents"],
-    order: Int[np.ndarray, " documents"],
-) -> tuple[Corpus, TokenIds, Int[np.ndarray, " documents"]]:
-    """The corpus, its ids, and the positions of its documents, with these in another order."""
-    if isinstance(corpus.content, EncodedText):
-        content = corpus.content.reordered(order)
-        return replace(corpus, content=content), content.tokens, content.starts
-    assert isinstance(ids, StoreTokens)
-    runs = Runs.reordered(starts, len(ids) - corpus.rules.documents.boundary, order)
-    return corpus, ids.reordered(runs), runs.document_starts
 
 
 def _report_characters(corpus: Corpus, vocab: Vocab) -> None:

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
+from charjax.data import store_files
 from charjax.data.decoding import RawText
 from charjax.data.document_hash import DocumentHasher
 from charjax.data.documents import FLAG_PREFIX, Piece
 from charjax.data.plan import Plan, Segment
 from charjax.data.reading import TextReader
-from charjax.data.store_files import FILE_TOKENS, LAYOUT, array_spec, write_file
+from charjax.data.store_files import LAYOUT, array_spec, write_file
 from charjax.data.store_index import (
     ShardDigests,
     ShardRecord,
@@ -153,7 +154,7 @@ class _ArrayWriter:
             self.dtype = values.dtype.name
         self._waiting.append(values)
         self.size += len(values)
-        if sum(map(len, self._waiting)) >= FILE_TOKENS:
+        if sum(map(len, self._waiting)) >= store_files.FILE_TOKENS:
             self._flush()
         return True
 
@@ -170,12 +171,13 @@ class _ArrayWriter:
         """Writes the files that are full, or all values."""
         values = np.concatenate(self._waiting).astype(self.dtype, copy=False)
         begin = self.size - len(values)
-        count = len(values) if everything else len(values) // FILE_TOKENS * FILE_TOKENS
+        file_tokens = store_files.FILE_TOKENS
+        count = len(values) if everything else len(values) // file_tokens * file_tokens
         if self._array is None:
             spec = array_spec(self._store, self._name, self.dtype, _MAX_LENGTH)
             self._array = ts.open(spec, create=True, delete_existing=True).result()
-        for first in range(0, count, FILE_TOKENS):
-            part = values[first : min(count, first + FILE_TOKENS)]
+        for first in range(0, count, file_tokens):
+            part = values[first : min(count, first + file_tokens)]
             self._wait()
             at = slice(begin + first, begin + first + len(part))
             self._write = self._array[at].write(part)

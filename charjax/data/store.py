@@ -7,25 +7,18 @@ lists the shards, with the digest of each record; `charjax.data.store_index` has
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorstore as ts
 
+from charjax.data import store_files
 from charjax.data.reading import ReadingRules
-from charjax.data.store_files import (
-    FILE_TOKENS,
-    HOST_ERRORS,
-    LAYOUT,
-    array_spec,
-    few_retries,
-    first_line,
-    open_files,
-)
+from charjax.data.store_files import HOST_ERRORS, LAYOUT, few_retries, first_line, open_files
 from charjax.data.store_index import (
     INDEX,
     PLAN,
@@ -89,29 +82,23 @@ class TextStore:
             raise self._damaged(name, "missing" if data is None else "differs from its digest")
         return parse_record(data)
 
-    def tokens(self, number: int, record: ShardRecord) -> ts.TensorStore:
-        """The array of a shard's tokens."""
-        return self._array(array_name("tokens", number), record.text.dtype, record.text.tokens)
-
-    def starts(self, number: int) -> ts.TensorStore:
-        """The array of the positions of a shard's documents in it."""
-        return self._array(array_name("starts", number), "int64", self.shards[number].documents)
-
-    def hashes(self, number: int) -> ts.TensorStore:
-        """The array of the hashes of a shard's documents."""
-        return self._array(array_name("hashes", number), "uint32", self.shards[number].documents)
+    def array(self, kind: str, number: int, dtype: str) -> ts.TensorStore:
+        """An array of a shard; its kind is "tokens", "starts" or "hashes"."""
+        shard, name = self.shards[number], array_name(kind, number)
+        size = shard.tokens if kind == "tokens" else shard.documents
+        spec = store_files.array_spec(self._files, name, dtype, size)
+        opened = ts.open(spec, open=True, assume_metadata=True, read=True, context=self._context)
+        return opened.result()
 
     def document_starts(self) -> np.ndarray:
         """The positions in the text of all documents' first tokens, int64."""
         if self.rules.documents.mode == "none":
             return np.zeros(1, np.int64)
-        parts, begin = [], 0
-        for number, shard in enumerate(self.shards):
-            if shard.documents:
-                with self.as_store_errors(array_name("starts", number)):
-                    parts.append(self.starts(number).read().result() + begin)
-            begin += shard.tokens
-        return np.concatenate(parts) if parts else np.zeros(1, np.int64)
+        ends = np.cumsum([shard.tokens for shard in self.shards], dtype=np.int64)
+        begins = np.repeat(np.append(0, ends[:-1]), [shard.documents for shard in self.shards])
+        starts = self._read_documents("starts", "int64")
+        starts += begins
+        return starts if len(starts) else np.zeros(1, np.int64)
 
     def document_hashes(self) -> np.ndarray:
         """The hashes of all documents, see `charjax.data.document_hash`.
@@ -119,16 +106,20 @@ class TextStore:
         Raises:
           InputError: an older version packed the text, without them.
         """
-        parts = [np.zeros(0, np.uint32)]
         for number, shard in enumerate(self.shards):
-            if shard.documents:
-                if not self.record(number).digests.hashes_sha256:
-                    raise InputError(
-                        f"{self.path}: was packed by an older version, without the hashes that "
-                        "config.data.split_by=hash needs; pack the text again"
-                    )
-                with self.as_store_errors(array_name("hashes", number)):
-                    parts.append(self.hashes(number).read().result())
+            if shard.documents and not self.record(number).digests.hashes_sha256:
+                raise InputError(
+                    f"{self.path}: was packed by an older version, without the hashes that "
+                    "config.data.split_by=hash needs; pack the text again"
+                )
+        return self._read_documents("hashes", "uint32")
+
+    def _read_documents(self, kind: str, dtype: str) -> np.ndarray:
+        """An array of all shards that has an element for each document."""
+        parts = [np.zeros(0, dtype)]
+        for number in range(len(self.shards)):
+            array = self.array(kind, number, dtype)
+            parts.append(self.result(array.read(), array_name(kind, number)))
         return np.concatenate(parts)
 
     def verify(self, progress: ProgressFn = no_progress) -> Iterator[tuple[int, str]]:
@@ -143,44 +134,41 @@ class TextStore:
             progress(number + 1, len(self.shards))
 
     def _verify(self, number: int) -> None:
-        record = self.record(number)
-        text, digests = record
-        arrays = {"tokens": (self.tokens(number, record), digests.sha256)}
-        if text.documents:
-            arrays["starts"] = (self.starts(number), digests.starts_sha256)
-        if digests.hashes_sha256:
-            arrays["hashes"] = (self.hashes(number), digests.hashes_sha256)
+        text, digests = self.record(number)
         layout = hashlib.sha256()
-        for kind, (array, sha256) in arrays.items():
-            folder = array_name(kind, number)
-            layout.update(self._read_file(f"{folder}/{LAYOUT}") or b"")
-            digest = hashlib.sha256()
-            with self.as_store_errors(folder):
-                for begin in range(0, array.shape[0], FILE_TOKENS):
-                    end = min(array.shape[0], begin + FILE_TOKENS)
-                    digest.update(array[begin:end].read().result().data)
+        for kind, dtype, sha256 in (
+            ("tokens", text.dtype, digests.sha256),
+            ("starts", "int64", digests.starts_sha256),
+            ("hashes", "uint32", digests.hashes_sha256),
+        ):
+            if not sha256:  # there are no hashes
+                continue
+            name, digest = array_name(kind, number), hashlib.sha256()
+            layout.update(self._read_file(f"{name}/{LAYOUT}") or b"")
+            array = self.array(kind, number, dtype)
+            for begin in range(0, array.size, store_files.FILE_TOKENS):
+                end = min(array.size, begin + store_files.FILE_TOKENS)
+                digest.update(self.result(array[begin:end].read(), name).data)
             if digest.hexdigest() != sha256:
-                raise self._damaged(folder, "differs from its digest")
+                raise self._damaged(name, "differs from its digest")
         if layout.hexdigest() != digests.layout_sha256:
             raise self._damaged(f"{number:05}/{LAYOUT}", "differs from its digest")
 
-    def _array(self, name: str, dtype: str, size: int) -> ts.TensorStore:
-        spec = array_spec(self._files, name, dtype, size)
-        opened = ts.open(spec, open=True, assume_metadata=True, read=True, context=self._context)
-        return opened.result()
-
     def _read_file(self, name: str) -> bytes | None:
         """The content of a file; None if there is none."""
-        with self.as_store_errors(name):
-            found = self._files.read(name).result()
+        found = self.result(self._files.read(name), name)
         return None if found.state == "missing" else found.value
 
-    @contextlib.contextmanager
-    def as_store_errors(self, name: str) -> Iterator[None]:
-        """Turns errors of TensorStore, which has one type for all, into those of charjax."""
+    def result(self, future: Any, name: str) -> Any:
+        """The result of a read; errors, of which TensorStore has one type, as those of charjax.
+
+        Raises:
+          StoreError: the file or array of this name is damaged.
+          HostError: it cannot be read.
+        """
         try:
             with as_os_errors():
-                yield
+                return future.result()
         except (ValueError, OSError) as error:
             message = first_line(error)
             ignores_ranges = is_address(self.path) and "Requested byte range" in message

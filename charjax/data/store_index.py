@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from charjax import schema
+from charjax.data.tokens import BOUNDARY
 from charjax.errors import InputError
 
 FORMAT = 1  # the version of the layout on disk
@@ -55,6 +56,11 @@ class ShardText(NamedTuple):
     chars: int
     has_delimiter: bool
     notices: tuple[str, ...]
+
+    @property
+    def token_characters(self) -> tuple[str, ...]:
+        """The character of each token; `BOUNDARY` for the document boundary."""
+        return ((BOUNDARY,) if self.boundary else ()) + tuple(self.alphabet)
 
 
 class ShardDigests(NamedTuple):

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-import threading
-from collections import OrderedDict
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import tensorstore as ts
-from jaxtyping import Integer
+from jaxtyping import Int, Int64, Integer, UInt32
 
+from charjax.data import store_files
 from charjax.data.runs import Runs
 from charjax.data.store import TextStore
-from charjax.data.store_files import CHUNK
-from charjax.data.store_index import ShardRecord, array_name
+from charjax.data.store_index import array_name
+from charjax.data.tokens import token_dtype, translation
+from charjax.data.vocab import Vocab
 
 _CACHE_BYTES = 1 << 26  # of chunks in memory
 
@@ -36,12 +36,6 @@ class StoreTokens:
           runs: the order of the text, if it was changed; `begin` and `end` are positions in it.
         """
         self._chunks, self._begin, self.size, self._runs = chunks, begin, end - begin, runs
-
-    @classmethod
-    def open(cls, store: TextStore, translate: Callable[[ShardRecord], np.ndarray]) -> StoreTokens:
-        """All of a packed text; `translate` gives the id of each token of a shard."""
-        chunks = _Chunks(store, translate)
-        return cls(chunks, 0, int(chunks.ends[-1]))
 
     def __len__(self) -> int:
         return self.size
@@ -88,61 +82,85 @@ class _Chunks:
       sha256: that of the packed text.
     """
 
-    def __init__(self, store: TextStore, translate: Callable[[ShardRecord], np.ndarray]) -> None:
+    def __init__(self, store: TextStore, vocab: Vocab) -> None:
         """Reads nothing."""
-        sizes = np.array([shard.tokens for shard in store.shards], np.int64)
-        self._store, self._translate, self.sha256 = store, translate, store.index.sha256
-        self.ends = np.cumsum(sizes)
-        self._ends_in_chunks = np.cumsum(-(-sizes // CHUNK))
-        self._shards: dict[int, tuple[ts.TensorStore, np.ndarray]] = {}
-        self._cache: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._store, self._vocab, self.sha256 = store, vocab, store.index.sha256
+        self.ends = np.cumsum([shard.tokens for shard in store.shards], dtype=np.int64)
+        self._shard = functools.cache(self._open_shard)
+        token_bytes = token_dtype(len(store.index.characters) + 1).itemsize
+        num_cached = _CACHE_BYTES // (store_files.CHUNK * token_bytes)
+        self._chunk = functools.lru_cache(num_cached)(self._start_read)
 
     def read(self, positions: np.ndarray) -> np.ndarray:
         """The ids at these positions, int32, of the same shape."""
         flat = positions.ravel()
         ids = np.empty(flat.size, np.int32)
         shard = np.searchsorted(self.ends, flat, side="right")
-        chunk, in_chunk = np.divmod(flat - np.append(0, self.ends)[shard], CHUNK)
-        chunk += np.append(0, self._ends_in_chunks)[shard]
+        chunk, in_chunk = np.divmod(flat - np.append(0, self.ends)[shard], store_files.CHUNK)
         # In each run, consecutive tokens of one chunk.
-        is_next = (np.diff(flat) == 1) & (np.diff(chunk) == 0)
+        is_next = (np.diff(flat) == 1) & (np.diff(in_chunk) == 1)
         runs = np.flatnonzero(np.append(flat.size > 0, ~is_next))
-        wanted = chunk[runs].tolist()
-        with self._lock:
-            chunks = self._load(list(dict.fromkeys(wanted)))
+        wanted = list(zip(shard[runs].tolist(), chunk[runs].tolist(), strict=True))
+        # All reads have started before the first one is waited for.
+        reads = {which: self._chunk(*which) for which in wanted}
+        chunks = {
+            (number, chunk): self._store.result(read, array_name("tokens", number))
+            for (number, chunk), read in reads.items()
+        }
         edges = itertools.pairwise([*runs.tolist(), flat.size])
-        for (begin, end), of_run, first in zip(edges, wanted, in_chunk[runs].tolist(), strict=True):
-            tokens, table = chunks[of_run]
+        for (begin, end), which, first in zip(edges, wanted, in_chunk[runs].tolist(), strict=True):
+            _, table = self._shard(which[0])
+            tokens = chunks[which][first : first + end - begin]
             # All tokens are in the table: "clip" only spares a pass over them.
-            table.take(tokens[first : first + end - begin], out=ids[begin:end], mode="clip")
+            table.take(tokens, out=ids[begin:end], mode="clip")
         return ids.reshape(positions.shape)
 
-    def _load(self, wanted: list[int]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-        """Chunks, each with the ids of its tokens: from the cache, else read, all at once."""
-        loaded = {chunk: self._cache[chunk] for chunk in wanted if chunk in self._cache}
-        pending = [(chunk, *self._start_read(chunk)) for chunk in wanted if chunk not in loaded]
-        for chunk, shard, future, table in pending:
-            with self._store.as_store_errors(array_name("tokens", shard)):
-                loaded[chunk] = self._cache[chunk] = future.result(), table
-        for chunk in wanted:
-            self._cache.move_to_end(chunk)
-        size = next(iter(loaded.values()))[0].nbytes if loaded else 1
-        while len(self._cache) > max(len(wanted), _CACHE_BYTES // size):
-            self._cache.popitem(last=False)
-        return loaded
+    def _start_read(self, number: int, chunk: int) -> Any:
+        """The future of a chunk of a shard."""
+        array, _ = self._shard(number)
+        begin = chunk * store_files.CHUNK
+        return array[begin : min(begin + store_files.CHUNK, array.size)].read()
 
-    def _start_read(self, chunk: int) -> tuple[int, Any, np.ndarray]:
-        """Starts to read a chunk: its shard's number, the future, and the shard's translation."""
-        number = int(np.searchsorted(self._ends_in_chunks, chunk, side="right"))
-        if number not in self._shards:
-            record = self._store.record(number)
-            table = self._translate(record).astype(np.int32)
-            self._shards[number] = self._store.tokens(number, record), table
-        array, table = self._shards[number]
-        before = int(self._ends_in_chunks[number - 1]) if number else 0
-        begin = (chunk - before) * CHUNK
-        return number, array[begin : min(begin + CHUNK, array.shape[0])].read(), table
+    def _open_shard(self, number: int) -> tuple[ts.TensorStore, np.ndarray]:
+        """The tokens of a shard, and the id of each."""
+        text = self._store.record(number).text
+        table = translation(text.token_characters, self._vocab.characters, len(self._vocab))
+        return self._store.array("tokens", number, text.dtype), table.astype(np.int32)
+
+
+class PackedText(NamedTuple):
+    """A packed text in the ids of a vocabulary, as `EncodedText` is one in memory.
+
+    Attributes:
+      store: the packed text.
+      tokens: with boundary tokens before each document and after the last one, if there are any.
+      starts: the positions in `tokens` where documents start, ascending from 0.
+    """
+
+    store: TextStore
+    tokens: StoreTokens
+    starts: Int64[np.ndarray, " documents"]
+
+    @classmethod
+    def open(cls, store: TextStore, vocab: Vocab) -> PackedText:
+        """All of a packed text; reads no token.
+
+        Raises:
+          StoreError: the positions of the documents are damaged.
+          HostError: they cannot be read.
+        """
+        chunks = _Chunks(store, vocab)
+        return cls(store, StoreTokens(chunks, 0, int(chunks.ends[-1])), store.document_starts())
+
+    def document_hashes(self) -> UInt32[np.ndarray, " documents"]:
+        """See `TextStore.document_hashes`."""
+        return self.store.document_hashes()
+
+    def reordered(self, order: Int[np.ndarray, " documents"]) -> PackedText:
+        """The same text with its documents in another order; reads nothing."""
+        end = len(self.tokens) - self.store.rules.documents.boundary
+        runs = Runs.reordered(self.starts, end, order)
+        return PackedText(self.store, self.tokens.reordered(runs), runs.document_starts)
 
 
 # Token ids of a text, in memory or packed.

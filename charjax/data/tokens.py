@@ -7,8 +7,9 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int, Int64, UInt
+from jaxtyping import Int, Int64, UInt, UInt32
 
+from charjax.data.document_hash import DocumentHasher
 from charjax.data.documents import Piece
 from charjax.data.runs import Runs
 
@@ -96,6 +97,13 @@ class EncodedText(NamedTuple):
             np.take(table, self.tokens[chunk], out=ids[chunk], mode="clip")
         boundary = (BOUNDARY,) if BOUNDARY in self.alphabet else ()
         return EncodedText(ids, (*characters, *boundary), self.starts)
+
+    def document_hashes(self) -> UInt32[np.ndarray, " documents"]:
+        """The hashes of all documents, see `charjax.data.document_hash`."""
+        hasher = DocumentHasher()
+        for piece in self.pieces():
+            hasher.add(piece)
+        return hasher.finish()
 
     def reordered(self, order: Int[np.ndarray, " documents"]) -> EncodedText:
         """The same text with its documents in another order."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import random
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +16,11 @@ from charjax.data.batches import TokenSplit
 from charjax.data.dataset import Dataset, load_dataset
 from charjax.data.document_hash import HASHED, DocumentHasher, split_numbers
 from charjax.data.documents import Piece
-from charjax.data.file_search import find_files
-from charjax.data.pack import pack
-from charjax.data.plan import make_plan
-from charjax.data.reading import ReadingRules
 from charjax.data.runs import Runs
 from charjax.errors import InputError
 
-from .test_pack import tiny_shards
+from . import packing
+from .packing import tiny_shards
 
 FRACTIONS = (0.7, 0.2, 0.1)
 
@@ -35,9 +31,7 @@ def load(folder: Path, texts: list[str], *, packed: bool = False, **fields) -> D
     defaults = {"split": FRACTIONS, "split_by": "hash", "documents": "lines", "batch_size": 2}
     data = DataConfig(path=str(path), seq_len=4, **defaults | fields)
     if packed:
-        plan = make_plan(find_files(str(path), "PATH"), ReadingRules.from_config(data), "")
-        pack(plan, str(folder / "store"))
-        data = replace(data, path=str(folder / "store"))
+        data = packing.packed(data, folder / "store")
     return load_dataset(Config(data=data))
 
 
@@ -134,11 +128,8 @@ def test_a_document_in_several_shards_has_the_hash_of_memory(tmp_path, documents
     options = {"documents": documents, "delimiter": delimiter, "split": (1.0, 0.0, 0.0)}
     with tiny_shards():
         packed = load(tmp_path, texts, packed=True, **options).corpus.content.document_hashes()
-    content = load(tmp_path, texts, **options).corpus.content
-    hasher = DocumentHasher()
-    for piece in content.pieces():
-        hasher.add(piece)
-    np.testing.assert_array_equal(packed, hasher.finish())
+    in_memory = load(tmp_path, texts, **options).corpus.content.document_hashes()
+    np.testing.assert_array_equal(packed, in_memory)
     assert len(packed) == (20 if delimiter else 1)
 
 

@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,36 +22,19 @@ from hypothesis import strategies as st
 from charjax.cli.main import main
 from charjax.config import DataConfig
 from charjax.data import pack as pack_module
-from charjax.data import plan as plan_module
 from charjax.data import records, shard_writer, store_files
 from charjax.data.corpus import load_corpus
-from charjax.data.file_search import find_files
 from charjax.data.pack import pack
-from charjax.data.plan import make_plan
-from charjax.data.reading import ReadingRules
 from charjax.data.store import TextStore
-from charjax.data.store_tokens import StoreTokens
+from charjax.data.store_tokens import PackedText
+from charjax.data.vocab import Vocab
 from charjax.errors import CharjaxError, HostError, InputError, StoreError
 from charjax.runtime.locks import lock
 
+from .packing import packed, plan_of, tiny_shards
+
 CHARACTERS = "abcAΣ\u03c3ς é\u0307İ,;'\n\r\t日\u0301"
 LAYOUTS = ("none", "lines", "files", "rows", "delimiter")
-
-
-@contextlib.contextmanager
-def tiny_shards() -> Iterator[None]:
-    """Shards, files and blocks of few bytes, so that short texts have several."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan_module, "SHARD_BYTES", 64)
-        patch.setattr(shard_writer, "FILE_TOKENS", 32)
-        patch.setattr("charjax.data.store.FILE_TOKENS", 32)
-        patch.setattr(store_files, "FILE_TOKENS", 32)
-        patch.setattr(store_files, "CHUNK", 16)
-        patch.setattr("charjax.data.store_tokens.CHUNK", 16)
-        patch.setattr("charjax.data.decoding._BLOCK", 7)
-        patch.setattr("charjax.data.decoding._HEAD", 5)
-        patch.setattr("charjax.data.documents._MAX_REST", 11)
-        yield
 
 
 def patch_writes(patch: pytest.MonkeyPatch, write) -> None:
@@ -61,27 +43,16 @@ def patch_writes(patch: pytest.MonkeyPatch, write) -> None:
         patch.setattr(module, "write_file", write)
 
 
-def rules_of(**fields) -> ReadingRules:
-    return ReadingRules.from_config(DataConfig(**fields))
-
-
 def pack_files(path: Path, out: Path | str, **fields) -> TextStore:
-    plan = make_plan(find_files(str(path), "PATH"), rules_of(**fields), "")
-    assert pack(plan, str(out)) is not None
-    return TextStore(str(out))
+    return TextStore(packed(DataConfig(path=str(path), **fields), out).path)
 
 
 def read_store(store: TextStore) -> tuple[list[str], np.ndarray]:
     """The characters of a store, "" for a boundary, and the starts of its documents."""
-    characters = ["", *store.index.characters]
-
-    def translate(record):
-        text = record.text
-        alphabet = ["", *text.alphabet] if text.boundary else text.alphabet
-        return np.array([characters.index(c) for c in alphabet], np.int32)
-
-    tokens = StoreTokens.open(store, translate)
-    return [characters[i] for i in np.asarray(tokens)], store.document_starts()
+    has_boundary = store.rules.documents.boundary
+    vocab = Vocab(tuple(store.index.characters), "codepoint", unk=False, boundary=has_boundary)
+    text = PackedText.open(store, vocab)
+    return [[*vocab.characters, ""][i] for i in np.asarray(text.tokens)], text.starts
 
 
 def expected(path: Path, **fields) -> tuple[list[str], np.ndarray]:
@@ -182,7 +153,7 @@ def test_a_killed_pack_goes_on_and_ends_in_the_same_store(
 def test_processes_pack_the_same_store_together(text, store, tmp_path):
     out = tmp_path / "store"
     with tiny_shards():
-        plan = make_plan(find_files(str(text), "PATH"), rules_of(documents="lines"), "")
+        plan = plan_of(text, documents="lines")
         assert pack(plan, str(out), process=(1, 3)) is None
         assert pack(plan, str(out), process=(0, 3)) is None
         assert pack(plan, str(out), process=(2, 3)) is not None
@@ -411,7 +382,7 @@ def test_a_server_that_cannot_be_reached_is_not_written_to_for_minutes(text, mon
 @pytest.mark.parametrize("record", [b"", b"{", b"[]", b"{}", b"\xff"])
 def test_a_damaged_record_of_an_unfinished_store_is_named(text, tmp_path, record):
     with tiny_shards():
-        plan = make_plan(find_files(str(text), "PATH"), rules_of(), "")
+        plan = plan_of(text)
         pack(plan, str(tmp_path), process=(1, 2))
         path = tmp_path / "shards" / "00001.json"
         path.write_bytes(record)
@@ -425,7 +396,7 @@ def test_a_file_that_changes_while_it_is_packed_is_refused(tmp_path):
     text = tmp_path / "a.txt"
     text.write_text("line of the text\n" * 32)
     with tiny_shards():
-        plan = make_plan(find_files(str(text), "PATH"), rules_of(), "")
+        plan = plan_of(text)
         pack(plan, str(tmp_path / "store"), process=(1, 2))
         text.write_text("another text\n" * 32)
         with pytest.raises(InputError, match=r"a\.txt: has changed while it was packed"):

@@ -20,7 +20,8 @@ from charjax.data.store import TextStore
 from tests.cli.test_packed import Ranges
 
 from .loopback import answer
-from .test_pack import read_store, tiny_shards
+from .packing import tiny_shards
+from .test_pack import read_store
 
 fsspec = pytest.importorskip("fsspec")
 aiohttp = pytest.importorskip("aiohttp")

@@ -10,16 +10,12 @@ import pytest
 
 from charjax.config import Config, DataConfig
 from charjax.data.dataset import Dataset, load_dataset
-from charjax.data.file_search import find_files
-from charjax.data.pack import pack
-from charjax.data.plan import make_plan
-from charjax.data.reading import ReadingRules
 from charjax.data.shuffle import keyed_order, make_order, resolve_order
 from charjax.data.store_index import record_bytes
 from charjax.data.store_tokens import StoreTokens
 from charjax.errors import InputError, StoreError
 
-from .test_pack import tiny_shards
+from .packing import packed, tiny_shards
 
 SENTENCES = [f"Sentence {i} of the text, {'o' * (i % 7)}{'λ' * (i == 33)}.\n" for i in range(60)]
 
@@ -27,26 +23,21 @@ SENTENCES = [f"Sentence {i} of the text, {'o' * (i % 7)}{'λ' * (i == 33)}.\n" f
 def write_and_pack(folder: Path, data: DataConfig) -> DataConfig:
     """Writes the text of `data.path`, packs it, and returns the config with the packed text."""
     Path(data.path).write_text("".join(SENTENCES), encoding="utf-8")
-    plan = make_plan(find_files(data.path, "PATH"), ReadingRules.from_config(data), "")
-    pack(plan, str(folder / "store"))
-    return replace(data, path=str(folder / "store"))
+    return packed(data, folder / "store")
 
 
 def assert_equal(one: Dataset, other: Dataset) -> None:
     assert one.vocab == other.vocab
     for name in ("steps_per_epoch", "chars_per_epoch", "num_sequences", "unused_chars"):
         assert getattr(one.batches, name) == getattr(other.batches, name), name
-    for split, packed in zip(one.splits, other.splits, strict=True):
-        np.testing.assert_array_equal(split.ids, np.asarray(packed.ids))
-        np.testing.assert_array_equal(split.document_starts, packed.document_starts)
+    for split, same in zip(one.splits, other.splits, strict=True):
+        np.testing.assert_array_equal(split.ids, np.asarray(same.ids))
+        np.testing.assert_array_equal(split.document_starts, same.document_starts)
     steps = [0, 1, 2, 1, one.batches.steps_per_epoch, 7, 8, 3 * one.batches.steps_per_epoch + 1]
     for step in steps:
         for rows in (slice(None), slice(1, 3)):
-            for array, packed in zip(
-                one.batches(step, rows), other.batches(step, rows), strict=True
-            ):
-                np.testing.assert_array_equal(array, packed)
-                assert array.dtype == packed.dtype
+            for array, same in zip(one.batches(step, rows), other.batches(step, rows), strict=True):
+                np.testing.assert_array_equal(array, same, strict=True)
 
 
 @pytest.fixture(scope="module", params=["none", "lines", "lines without boundary", "lines by hash"])
@@ -79,9 +70,9 @@ def texts(request, tmp_path_factory) -> tuple[DataConfig, DataConfig]:
 )
 def test_batches_of_a_packed_text_are_those_of_memory(texts, options):
     with tiny_shards():
-        in_memory, packed = (load_dataset(Config(data=replace(d, **options))) for d in texts)
-        assert isinstance(packed.splits.train.ids, StoreTokens)
-        assert_equal(in_memory, packed)
+        in_memory, of_store = (load_dataset(Config(data=replace(d, **options))) for d in texts)
+        assert isinstance(of_store.splits.train.ids, StoreTokens)
+        assert_equal(in_memory, of_store)
 
 
 @pytest.mark.parametrize(
@@ -114,13 +105,19 @@ def test_a_packed_text_of_an_older_version_has_no_hashes_to_split_by(tmp_path, m
 @pytest.mark.parametrize("batching", ["stream", "windows", "sliding"])
 def test_a_process_reads_the_tokens_of_its_rows_alone(texts, batching, monkeypatch):
     asked: list[np.ndarray] = []
-    loaded: list[set[int]] = []
+    loaded: list[set[tuple[int, int]]] = []
     with tiny_shards():
         dataset = load_dataset(Config(data=replace(texts[1], batching=batching)))
         chunks = dataset.splits.train.ids._chunks
-        read, load = chunks.read, chunks._load
-        monkeypatch.setattr(chunks, "read", lambda p: asked.append(p) or read(p))
-        monkeypatch.setattr(chunks, "_load", lambda w: loaded.append(set(w)) or load(w))
+        read, load = chunks.read, chunks._chunk
+
+        def spy_read(positions):
+            asked.append(positions)
+            loaded.append(set())
+            return read(positions)
+
+        monkeypatch.setattr(chunks, "read", spy_read)
+        monkeypatch.setattr(chunks, "_chunk", lambda *w: loaded[-1].add(w) or load(*w))
         for rows in (slice(0, 4), slice(0, 2), slice(2, 4)):
             dataset.batches._batches(1, rows)  # without those that are read ahead
     whole, *of_processes = asked
@@ -141,10 +138,10 @@ def test_no_batch_has_tokens_of_a_damaged_chunk(tmp_path):
         data = DataConfig(
             path=str(tmp_path / "a.txt"), batch_size=1, seq_len=8, split=(1.0, 0.0, 0.0)
         )
-        packed = write_and_pack(tmp_path, data)
+        of_store = write_and_pack(tmp_path, data)
         wanted = load_dataset(Config(data=data)).batches
         (tmp_path / "store" / "tokens" / "00010" / "c" / "0").unlink()
-        batches = load_dataset(Config(data=packed)).batches
+        batches = load_dataset(Config(data=of_store)).batches
         steps = iter(range(batches.steps_per_epoch))
         with pytest.raises(StoreError, match="tokens/00010: damaged"):
             all(np.array_equal(batches(s).inputs, wanted(s).inputs) for s in steps)

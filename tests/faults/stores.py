@@ -11,39 +11,24 @@ import random
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from charjax.config import DataConfig, to_dict
+from tests.data.packing import tiny_shards
 from tests.faults.trial import CONFIG_FILE, call, leaf_digests, read_series, small_config
 
 _STEPS = 40  # of a run: two epochs
 _KINDS = ("flip", "truncate", "delete")
-_SHARD_BYTES = 2500
 _UNREADABLE = 2  # exit code of a store without store.json, which is none
 
 
 def check_stores(n: int, folder: Path, report: Callable[[str], None]) -> dict[str, Any]:
     """Damages n copies of a store and returns the figures of the page."""
-    with _small_shards():
+    # So small that a text has several, and steps read some.
+    with tiny_shards(shard_bytes=2500, file_tokens=1024, chunk=256):
         return _Damager(folder, report).damage(n)
-
-
-@contextmanager
-def _small_shards() -> Iterator[None]:
-    """Chunks, files and shards of few bytes, so that a text has several and steps read some."""
-    with (
-        mock.patch("charjax.data.plan.SHARD_BYTES", _SHARD_BYTES),
-        mock.patch("charjax.data.store.FILE_TOKENS", 1024),
-        mock.patch("charjax.data.store_files.FILE_TOKENS", 1024),
-        mock.patch("charjax.data.shard_writer.FILE_TOKENS", 1024),
-        mock.patch("charjax.data.store_files.CHUNK", 256),
-        mock.patch("charjax.data.store_tokens.CHUNK", 256),
-    ):
-        yield
 
 
 class _Damager:
