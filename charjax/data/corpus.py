@@ -156,7 +156,7 @@ def read_text(
     reader = TextReader(rules, are_markers_required=are_markers_required, prefix=FLAG_PREFIX)
     is_one = rules.documents.mode == "none"
     content = encode_pieces(file, reader.pieces(files), boundary=boundary, is_one=is_one)
-    reader.check_delimiter()
+    reader.documents.check_delimiter()
     reader.finish()
     return content
 
@@ -204,7 +204,7 @@ def _make_corpus(name: str, files: Iterable[RawText], rules: ReadingRules, *noti
     )
     if not content.num_chars:
         raise InputError(f"{name}: the text is empty; give one with characters in it")
-    reader.check_delimiter()
+    reader.documents.check_delimiter()
     if rules.documents.boundary:
         digest.update(content.document_starts().astype("<i8").tobytes())
     notices += reader.finish()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import codecs
 import contextlib
 import functools
+import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from charjax.data.documents import CONFIG_PREFIX
@@ -74,12 +75,10 @@ def decode(file: RawText, encoding: str, prefix: str) -> Iterator[str]:
     name = encoding if file.offset else _actual_encoding(file.origin, head, encoding)
     decoder = _make_decoder(file.origin, name, prefix)
     num_bytes = file.offset
-
-    def decode_block(data: bytes) -> str:
-        nonlocal num_bytes
-        num_bytes += len(data)
+    for block in itertools.chain([head], blocks, [b""]):
+        num_bytes += len(block)
         try:
-            text: str = decoder.decode(data, final=not data)
+            text: str = decoder.decode(block, final=not block)
         except UnicodeError as error:
             remedy = _encoding_remedy(head, prefix)
             if not isinstance(error, UnicodeDecodeError) or "BOM" in error.reason:
@@ -90,14 +89,9 @@ def decode(file: RawText, encoding: str, prefix: str) -> Iterator[str]:
                 f"{file.origin}: byte 0x{error.object[error.start]:02X} at offset {offset} is not "
                 f"valid {name}; {remedy}"
             ) from error
-        if b"\0" in data and "\0" in text and _guess_utf16(head):
+        if b"\0" in block and "\0" in text and _guess_utf16(head):
             raise InputError(f"{file.origin}: is not {name}; {_encoding_remedy(head, prefix)}")
-        return text
-
-    if head:
-        yield decode_block(head)
-    yield from map(decode_block, blocks)
-    yield decode_block(b"")
+        yield text
 
 
 def unix_newlines(chunks: Iterable[str]) -> Iterator[str]:
@@ -110,45 +104,19 @@ def unix_newlines(chunks: Iterable[str]) -> Iterator[str]:
     yield rest.replace("\r", "\n")
 
 
-def from_marker(
-    chunks: Iterable[str], marker: str, report_missing: Callable[[], None]
-) -> Iterator[str]:
-    """The text from a marker on; without it, after `report_missing`, all of the text."""
-    rest, seen, is_found = "", [], False
-    for chunk in chunks:
-        if is_found:
-            yield chunk
-            continue
-        text = rest + chunk
-        if (position := text.find(marker)) >= 0:
-            is_found = True
-            yield text[position:]
-            continue
-        cut = max(0, len(text) - len(marker) + 1)
-        rest = text[cut:]
-        seen.append(text[:cut])
-    if not is_found:
-        report_missing()
-        yield from (*seen, rest)
-
-
-def until_marker(
-    chunks: Iterator[str], marker: str, report_missing: Callable[[], None]
-) -> Iterator[str]:
-    """The text up to a marker; without it all of the text, and then `report_missing`."""
-    rest = ""
+def split_at(chunks: Iterable[str], marker: str) -> Iterator[tuple[str, bool]]:
+    """The text in parts, each with whether it is from the first marker on."""
+    rest, is_found = "", False
     for chunk in chunks:
         text = rest + chunk
-        if (position := text.find(marker)) >= 0:
-            yield text[:position]
-            for _ in chunks:  # an error after the marker is still an error
-                pass
-            return
-        cut = max(0, len(text) - len(marker) + 1)
+        if not is_found and (position := text.find(marker)) >= 0:
+            yield text[:position], False
+            text, is_found = text[position:], True
+        # The end of a chunk may part the marker.
+        cut = len(text) if is_found else max(0, len(text) - len(marker) + 1)
+        yield text[:cut], is_found
         rest = text[cut:]
-        yield text[:cut]
-    report_missing()
-    yield rest
+    yield rest, is_found
 
 
 def lower(chunks: Iterable[str], unit: str) -> Iterator[str]:

@@ -65,7 +65,7 @@ class DocumentSplitter:
     Attributes:
       rules: what a document is; the `csv_delimiter` is detected in the first text that has rows.
       num_empty: empty documents, which were left out.
-      has_delimiter: whether a delimiter of documents was found.
+      has_delimiter: with "delimiter", whether one was found.
       without_newlines: with "lines", the origins of texts whose line ends are carriage returns.
     """
 
@@ -104,12 +104,10 @@ class DocumentSplitter:
             yield from (Piece(chunk, ()) for chunk in chunks)
         elif mode == "files":
             yield from self._file(chunks, continues=continues)
-        elif mode == "lines":
-            yield from self._lines(origin, chunks, is_new=not continues)
-        elif mode == "delimiter":
-            yield from self._delimited(origin, chunks, continues=continues)
-        else:
+        elif mode == "rows":
             yield from self._rows(origin, chunks)
+        else:
+            yield from self._delimited(origin, chunks, continues=continues)
         self._texts_before = True
 
     def check_delimiter(self) -> None:
@@ -127,42 +125,36 @@ class DocumentSplitter:
             continues = True
         self.num_empty += not continues
 
-    def _lines(self, origin: str, chunks: Iterator[str], *, is_new: bool) -> Iterator[Piece]:
-        # splitlines() would also break at other characters.
-        rest, continues, has_newline, has_return = "", False, False, False
-        for chunk in chunks:
-            has_return = has_return or "\r" in chunk
-            *lines, rest = (rest + chunk).split("\n")
-            if lines:
-                has_newline = True
-                yield self._piece([self._line(f"{line}\n") for line in lines], continues)
-                continues = False
-            if len(rest) > _MAX_REST:  # but for its last character, perhaps a part of the line end
-                yield self._piece([rest[:-1]], continues)
-                rest, continues = rest[-1], True
-        if rest:
-            yield self._piece([self._line(rest)], continues)
-        if has_return and not has_newline and is_new:
-            self.without_newlines.append(origin)
-
-    def _line(self, line: str) -> str:
-        return line.removesuffix("\n").removesuffix("\r") if self.rules.boundary else line
-
     def _delimited(self, origin: str, chunks: Iterator[str], *, continues: bool) -> Iterator[Piece]:
-        rest, delimiter = "", text_of_unit(self.rules.delimiter, self._unit)
+        """The documents between delimiters; the delimiter of lines is a newline."""
+        is_lines, is_new = self.rules.mode == "lines", not continues
+        delimiter = "\n" if is_lines else text_of_unit(self.rules.delimiter, self._unit)
         if len(self._origins) < 3:
             self._origins.append(origin)
+        rest, is_found, has_return = "", False, False
         for chunk in chunks:
-            *parts, rest = (rest + chunk).split(delimiter)
+            has_return = has_return or "\r" in chunk
+            *parts, rest = (rest + chunk).split(delimiter)  # splitlines() would split at others too
             if parts:
-                self.has_delimiter = True
-                yield self._piece(parts, continues)
+                is_found = True
+                yield self._piece([self._document(part, delimiter) for part in parts], continues)
                 continues = False
-            if len(rest) > _MAX_REST:  # but for what may be a part of a delimiter
-                cut = len(rest) - len(delimiter) + 1
+            if len(rest) > _MAX_REST:  # but for what may be a part of a delimiter or a line end
+                cut = len(rest) - len(delimiter)
                 yield self._piece([rest[:cut]], continues)
                 rest, continues = rest[cut:], True
-        yield self._piece([rest], continues)
+        if rest or not is_lines:
+            yield self._piece([self._document(rest, "")], continues)
+        if not is_lines:
+            self.has_delimiter = self.has_delimiter or is_found
+        elif is_new and has_return and not is_found:
+            self.without_newlines.append(origin)
+
+    def _document(self, part: str, delimiter: str) -> str:
+        """The document of a part before a delimiter, which only lines without boundary keep."""
+        if self.rules.mode != "lines":
+            return part
+        return part.removesuffix("\r") if self.rules.boundary else part + delimiter
 
     def _rows(self, origin: str, chunks: Iterator[str]) -> Iterator[Piece]:
         """The wanted columns of each CSV row, joined by a space."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,17 +14,16 @@ from charjax.data.decoding import (
     BOM,
     RawText,
     decode,
-    from_marker,
     is_utf8,
     lower,
+    split_at,
     split_blocks,
     unix_newlines,
-    until_marker,
 )
 from charjax.data.documents import CONFIG_PREFIX, DocumentRules, DocumentSplitter, Piece
 from charjax.data.vocab import Vocab, bytes_to_text, check_surrogates, text_of_unit
 from charjax.errors import InputError
-from charjax.runtime.display import counted
+from charjax.runtime.display import counted, listed
 from charjax.schema import parse
 
 _logger = logging.getLogger(__name__)
@@ -116,6 +115,9 @@ class TextReader:
     Each file is decoded, its line ends are normalized, it is cut at the markers and converted to
     lower case, in this order; then it is split into documents. With `documents=none`, several
     files are joined by newlines to one document.
+
+    Attributes:
+      documents: splits the normalized text.
     """
 
     def __init__(
@@ -137,7 +139,7 @@ class TextReader:
         """
         self._rules, self._prefix = rules, prefix
         self._are_markers_required = are_markers_required
-        self._documents = DocumentSplitter(
+        self.documents = DocumentSplitter(
             rules.documents, rules.unit, prefix, texts_before=files_before
         )
         self._notices: list[str] = []
@@ -147,7 +149,7 @@ class TextReader:
     @property
     def rules(self) -> ReadingRules:
         """How files are read, with the values that were detected in the first one."""
-        return replace(self._rules, documents=self._documents.rules)
+        return replace(self._rules, documents=self.documents.rules)
 
     def pieces(self, files: Iterable[RawText], *, continues: bool = False) -> Iterator[Piece]:
         """The pieces of the files' documents; with `documents=none` no document starts.
@@ -162,33 +164,24 @@ class TextReader:
         for file in files:
             self._notices += file.notices
             chunks = self._normalized(file)
-            yield from self._documents.split(file.origin, chunks, continues=continues)
+            yield from self.documents.split(file.origin, chunks, continues=continues)
             continues = False
-
-    @property
-    def has_delimiter(self) -> bool:
-        """Whether a delimiter of documents was found."""
-        return self._documents.has_delimiter
-
-    def check_delimiter(self) -> None:
-        """Raises InputError if documents end at a delimiter that is in none of the files."""
-        self._documents.check_delimiter()
 
     def finish(self) -> tuple[str, ...]:
         """Logs what was left out; returns notices, warnings to the user about the text."""
         notices = list(self._notices)
         if self._files_with_bom:
-            notices.append(f"dropped the byte order mark of {_named(self._files_with_bom)}")
-        if without_newlines := self._documents.without_newlines:
+            notices.append(f"dropped the byte order mark of {listed(self._files_with_bom, most=1)}")
+        if without_newlines := self.documents.without_newlines:
             _logger.warning(
-                f"NOTICE: {_named(without_newlines)}: carriage returns and no newlines, so that a "
-                f"file is one document; set {self._prefix}newlines=unix"
+                f"NOTICE: {listed(without_newlines, most=1)}: carriage returns and no newlines, so "
+                f"that a file is one document; set {self._prefix}newlines=unix"
             )
         if copies := len(self._hashes) - len(set(self._hashes)):
             files = "1 file has" if copies == 1 else f"{copies} files have"
             _logger.info("%s the text of another", files)
-        if self._documents.num_empty and self._rules.documents.boundary:
-            _logger.info("left out %s", counted(self._documents.num_empty, "empty document"))
+        if self.documents.num_empty and self._rules.documents.boundary:
+            _logger.info("left out %s", counted(self.documents.num_empty, "empty document"))
         return tuple(notices)
 
     def _normalized(self, file: RawText) -> Iterator[str]:
@@ -202,10 +195,9 @@ class TextReader:
             chunks = chunks if file.offset else self._without_bom(file.origin, chunks)
         if rules.newlines == "unix":
             chunks = unix_newlines(chunks)
-        if rules.start:
-            chunks = from_marker(chunks, *self._marker("start", file.origin))
-        if rules.end:
-            chunks = until_marker(chunks, *self._marker("end", file.origin))
+        for field in ("start", "end"):
+            if getattr(rules, field):
+                chunks = self._cut(chunks, field, file.origin)
         if rules.lowercase:
             chunks = lower(chunks, rules.unit)
         return self._hashed(chunks)
@@ -224,19 +216,25 @@ class TextReader:
             yield chunk
         self._hashes.append(digest)
 
-    def _marker(self, field: str, origin: str) -> tuple[str, Callable[[], None]]:
-        """The marker of `data.start` or `data.end`, and what to do about a file without it."""
+    def _cut(self, chunks: Iterator[str], field: str, origin: str) -> Iterator[str]:
+        """The text from the marker `data.start` on, or up to the marker `data.end`."""
         marker: str = getattr(self._rules, field)
+        is_found, left_out = False, []
+        for part, is_after in split_at(chunks, text_of_unit(marker, self._rules.unit)):
+            is_found = is_found or is_after
+            if is_after == (field == "start"):
+                yield part
+            elif not is_found:
+                left_out.append(part)
+        if is_found:
+            return
         option = f"{self._prefix}{field}={marker!r}"
-
-        def report_missing() -> None:
-            if self._are_markers_required:
-                raise InputError(
-                    f"{option}: not in {origin}; copy the marker from the text, or leave it empty"
-                )
-            _logger.info("%s is not in %s, which is not cut there", option, origin)
-
-        return text_of_unit(marker, self._rules.unit), report_missing
+        if self._are_markers_required:
+            raise InputError(
+                f"{option}: not in {origin}; copy the marker from the text, or leave it empty"
+            )
+        _logger.info("%s is not in %s, which is not cut there", option, origin)
+        yield from left_out
 
 
 def prepare_prompt(text: str, rules: ReadingRules, vocab: Vocab) -> str:
@@ -267,12 +265,6 @@ def normalize_form(text: str, vocab: Vocab) -> str:
         return text
     forms = [text, *(unicodedata.normalize(form, text) for form in ("NFC", "NFD"))]
     return min(forms, key=lambda form: len(_unknown(form, vocab)))  # the first of equals
-
-
-def _named(files: list[str]) -> str:
-    """The first of some files, and how many more they are."""
-    others = len(files) - 1
-    return files[0] + (f" and {counted(others, 'more file')}" if others else "")
 
 
 def _unknown(text: str, vocab: Vocab) -> set[str]:

@@ -80,7 +80,7 @@ class ShardWriter:
             tokens=tokens.size,
             documents=documents.size,
             chars=encoder.num_chars,
-            has_delimiter=reader.has_delimiter,
+            has_delimiter=reader.documents.has_delimiter,
             notices=reader.finish(),
         )
         digests = ShardDigests(

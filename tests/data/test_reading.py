@@ -242,7 +242,7 @@ def test_files_without_newlines_are_named_once(tmp_path, caplog):
         (tmp_path / f"{number}.txt").write_bytes(b"a\rb")
     load_corpus(DataConfig(path=str(tmp_path), documents="lines"))
     (notice,) = [m for m in caplog.messages if "carriage returns" in m]
-    assert notice.startswith(f"NOTICE: {tmp_path / '0.txt'} and 2 more files: ")
+    assert notice.startswith(f"NOTICE: {tmp_path / '0.txt'} and 2 more: ")
 
 
 @pytest.mark.parametrize("blank", ["", "\n", "\r\n\r\n"])
