@@ -97,18 +97,17 @@ def _seconds(figure: float) -> str:
 
 
 def _machines(results: Results, device: str) -> str:
-    """One line per benchmark: command, machine, date and versions."""
-    lines = []
+    """Each machine with its versions, and below it the commands and dates of its benchmarks."""
+    commands: dict[str, list[str]] = {}
     for benchmark in BENCHMARKS:
         if not (result := results.get((benchmark, device))):
             continue
         versions = ", ".join(f"{name} {v}" for name, v in result["versions"].items())
         devices = sorted(set(re.findall(r"'(NVIDIA [^']+)'", str(result))))
-        lines.append(
-            f"* {command(result)}: {', '.join((result['machine'], *devices))}; {result['date']}; "
-            f"Python {result['python']}, {versions}."
-        )
-    return "\n".join(lines) or "Not measured yet."
+        machine = ", ".join((result["machine"], *devices, f"Python {result['python']}", versions))
+        commands.setdefault(machine, []).append(f"* {command(result)}: {result['date']}")
+    parts = (f"{machine}:\n\n" + "\n".join(lines) for machine, lines in commands.items())
+    return "\n\n".join(parts) or "Not measured yet."
 
 
 def _figures(results: Results) -> str:
