@@ -17,14 +17,16 @@ _TRAIN = "python -m benchmarks.tutorials train"
 _HEAD = """\
 # The five tutorials
 
-Five tutorials on character models are configs here: `python launch.py --config=tutorials/grimm`.
-This page compares each with the figures that its authors print ("theirs"). It is written by
-`python -m benchmarks.tutorials page` from the files in `benchmarks/results/`. Losses are nats per
-character.
+<!-- Written by `python -m benchmarks.tutorials page` from the files in benchmarks/results/. -->
 
-Every config has variants, such as `tutorials/grimm:better`. `held_out` is the tutorial with a tenth
-of its text kept for validation; `better` is charjax's recipe on the same text in no more steps than
-the tutorial's. `scheduled`, of `grimm`, is `better` with scheduled sampling.
+Five tutorials on character models are configs here: `charjax train --config=tutorials/grimm`. This
+page compares each with the figures that its authors print ("theirs"). [A notebook](notebooks.md)
+goes through TensorFlow's tutorial step by step.
+
+Losses are nats per character. `held_out` is a variant, `tutorials/grimm:held_out`, that keeps a
+tenth of the text for validation; `better` is charjax's recipe on the same text in no more steps
+than the tutorial's; `scheduled`, of `grimm`, is `better` with scheduled sampling. "Real words" is
+the fraction of sampled words (temperature 1) that occur in the text.
 """
 
 
@@ -116,8 +118,7 @@ def _variants(name: str) -> list[str]:
             words = f"{100 * result['real_words']:.1f} %"
             rows.append((f"`{variant}`", *numbers, words, " ".join(result["overrides"])))
     header = ("variant", "best validation loss", "at step", "steps", "real words", "overrides")
-    note = "Real words: the fraction of sampled words (temperature 1) that occur in the text."
-    return [markdown(header, rows), "", note, ""]
+    return [markdown(header, rows), ""]
 
 
 def _timed(tutorial: Tutorial, timed: dict[str, Any]) -> list[str]:
