@@ -20,8 +20,9 @@ from charjax.serve.access import AccessChecks
 from charjax.serve.body import Fields, body_parser, read_body
 from charjax.serve.completions import Answer, parse_completion
 from charjax.serve.copies import copied_passages, table_against_copying
-from charjax.serve.delivery import EventStream, Pieces, whole_answer
+from charjax.serve.delivery import EventStream, whole_answer
 from charjax.serve.errors import ProtocolError, as_field_errors
+from charjax.serve.jobs import PieceQueue
 from charjax.serve.limits import RequestLimits
 from charjax.serve.models import Models
 from charjax.serve.openapi import MODEL, NAME, Operation, openapi
@@ -212,8 +213,9 @@ class Handlers:
         if max_copy := writing.controls.max_copy:
             copies = await asyncio.to_thread(table_against_copying, model.trained, max_copy)
             completion = replace(completion, writing=writing._replace(copies=copies))
-        pieces = Pieces(completion.n * len(completion.prompts), self._limits.max_seconds)
-        model.engine.submit(completion.texts(pieces.sink))
+        num_texts = completion.n * len(completion.prompts)
+        pieces = PieceQueue(num_texts, self._limits.max_seconds)
+        model.engine.submit(completion.texts(pieces))
         answer = Answer(completion)
         if completion.stream:
             return EventStream(answer, pieces)

@@ -15,10 +15,10 @@ from charjax.inference.controls import Controls
 from charjax.inference.sampling import Sampling
 from charjax.runtime.display import counted
 from charjax.serve.errors import as_field_errors, invalid
-from charjax.serve.jobs import Choice, Prompt, Sink, Writing
+from charjax.serve.jobs import Choice, PieceQueue
 from charjax.serve.limits import RequestLimits
 from charjax.serve.models import ServedModel
-from charjax.serve.text import Delta
+from charjax.serve.text import Delta, Prompt, Writing
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class Completion:
     stream: bool
     include_usage: bool
 
-    def texts(self, sink: Sink) -> list[Choice]:
+    def texts(self, pieces: PieceQueue) -> list[Choice]:
         """The texts to write: choice p * n + i is sample i for prompt p."""
         return [
-            Choice(self.writing, prompt, number, p * self.n + number, sink)
+            Choice(self.writing, prompt, number, p * self.n + number, pieces)
             for p, prompt in enumerate(self.prompts)
             for number in range(self.n)
         ]

@@ -10,7 +10,7 @@ from starlette.responses import StreamingResponse
 
 from charjax.serve.completions import Answer
 from charjax.serve.errors import ProtocolError, client_gone
-from charjax.serve.jobs import Sink
+from charjax.serve.jobs import PieceQueue
 from charjax.serve.responses import event
 from charjax.serve.text import Delta
 
@@ -19,46 +19,14 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
 
-class Pieces:
-    """The pieces of a request's texts, until all texts have ended or the time is over.
-
-    Attributes:
-      sink: where the engine puts them.
-    """
-
-    def __init__(self, num_texts: int, seconds: float) -> None:
-        self.sink = Sink()
-        self._left = num_texts
-        self._seconds, self._deadline = seconds, self._now() + seconds
-
-    async def __aiter__(self) -> AsyncIterator[list[tuple[int, Delta]]]:
-        """All pieces that are there, each time; (index of the choice, piece).
-
-        Raises:
-          ProtocolError: the engine failed, or the time is over.
-        """
-        while self._left:
-            try:
-                pieces = await asyncio.wait_for(self.sink.take(), self._deadline - self._now())
-            except TimeoutError:
-                raise ProtocolError(
-                    504, f"not finished within {self._seconds:g} s", code="timeout"
-                ) from None
-            self._left -= sum(piece.finish_reason is not None for _, piece in pieces)
-            yield pieces
-
-    def _now(self) -> float:
-        return asyncio.get_running_loop().time()
-
-
 class EventStream(StreamingResponse):
     """The answer as server-sent events, one for each piece, and `[DONE]`.
 
     The texts are given up when the client has gone.
     """
 
-    def __init__(self, answer: Answer, pieces: Pieces) -> None:
-        self._sink = pieces.sink
+    def __init__(self, answer: Answer, pieces: PieceQueue) -> None:
+        self._pieces = pieces
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         super().__init__(_events(answer, pieces), headers=headers, media_type="text/event-stream")
 
@@ -67,10 +35,10 @@ class EventStream(StreamingResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._sink.closed = True
+            self._pieces.is_closed = True
 
 
-async def _events(answer: Answer, pieces: Pieces) -> AsyncIterator[str]:
+async def _events(answer: Answer, pieces: PieceQueue) -> AsyncIterator[str]:
     num_tokens = 0
     try:
         async for part in pieces:
@@ -84,13 +52,13 @@ async def _events(answer: Answer, pieces: Pieces) -> AsyncIterator[str]:
     yield event("[DONE]")
 
 
-async def whole_answer(answer: Answer, pieces: Pieces, request: Request) -> dict[str, Any]:
+async def whole_answer(answer: Answer, pieces: PieceQueue, request: Request) -> dict[str, Any]:
     """The answer with all texts.
 
     Raises:
       ProtocolError: the engine failed, the time is over, or the client has gone.
     """
-    watch = asyncio.create_task(_close_when_gone(request, pieces.sink))
+    watch = asyncio.create_task(_close_when_gone(request, pieces))
     choices: dict[int, list[Delta]] = {}
     try:
         async for part in pieces:
@@ -98,13 +66,13 @@ async def whole_answer(answer: Answer, pieces: Pieces, request: Request) -> dict
                 choices.setdefault(index, []).append(piece)
         return answer.whole(choices)
     finally:
-        pieces.sink.closed = True
+        pieces.is_closed = True
         watch.cancel()
 
 
-async def _close_when_gone(request: Request, sink: Sink) -> None:
+async def _close_when_gone(request: Request, pieces: PieceQueue) -> None:
     """Waits until the client has gone, which gives its texts up."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-    sink.closed = True
-    sink.put(0, client_gone())
+    pieces.is_closed = True
+    pieces.put(0, client_gone())

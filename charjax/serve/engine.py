@@ -8,10 +8,15 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 
+from charjax.inference.groups import is_batch_invariant
+from charjax.inference.load import TrainedModel
+from charjax.inference.sampler import Sampler
 from charjax.runtime.display import counted
 from charjax.serve.errors import ProtocolError
 from charjax.serve.jobs import Choice, Job
-from charjax.serve.runners import ModelRunner
+from charjax.serve.runners import SlotRunner
+from charjax.serve.schemas import MAX_LOGPROBS
+from charjax.serve.turns import TurnRunner
 
 _logger = logging.getLogger(__name__)
 
@@ -19,20 +24,37 @@ _logger = logging.getLogger(__name__)
 class Engine:
     """The texts that wait for a model, and the thread that writes them."""
 
-    def __init__(self, runner: ModelRunner, max_queue: int) -> None:
-        """Starts the thread.
+    def __init__(self, trained: TrainedModel, max_queue: int) -> None:
+        """Starts the thread; `warm_up` compiles its programs.
 
         Args:
-          runner: of the model; used only in the thread.
+          trained: the model.
           max_queue: texts that may wait.
         """
-        self._runner, self._max_queue = runner, max_queue
+        vocab, model = trained.vocab, trained.config.model
+        sampler = Sampler(model, trained.params, masked=vocab.unk_id, exempt=vocab.boundary_id)
+        self._turns = TurnRunner(sampler)
+        self._slots: dict[bool, SlotRunner] = {}  # without and with log-probabilities
+        if is_batch_invariant(model):
+            num_top = min(MAX_LOGPROBS, len(vocab))
+            self._slots = {False: SlotRunner(sampler, None), True: SlotRunner(sampler, num_top)}
+        self._max_texts = max_queue + max(runner.capacity for runner in self._runners)
+        self._texts: list[Choice] = []  # those that wait or are written
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
-        self._running: list[Choice] = []  # those of the runner, and of the jobs about to start
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="charjax-engine", daemon=True)
         self._thread.start()
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether requests run in one batch."""
+        return bool(self._slots)
+
+    def warm_up(self) -> None:
+        """Compiles the programs of requests without controls; before the first request."""
+        for runner in self._slots.values():
+            runner.warm_up()
 
     def submit(self, texts: Sequence[Choice]) -> None:
         """Adds the texts of a request to the queue.
@@ -42,23 +64,17 @@ class Engine:
         """
         for text in texts:
             text.begin()
-        jobs = self._runner.split([text for text in texts if not text.done])
+        new = [text for text in texts if not text.done]
         with self._changed:
             if self._is_closed:
                 raise ProtocolError(503, "the server is shutting down")
-            if jobs:
-                self._check_queue(len(texts))
-                self._waiting.extend(jobs)
-                self._changed.notify()
-
-    def _check_queue(self, num_new: int) -> None:
-        # Each text says whether it is done: its client may know that before this thread's runner.
-        texts = itertools.chain(self._running, *self._waiting)
-        pending = sum(not text.is_given_up for text in texts)
-        if pending and pending + num_new > self._runner.capacity + self._max_queue:
-            raise ProtocolError(
-                429, f"busy with {counted(pending, 'text')}; try again later", code="queue_full"
-            )
+            pending = [text for text in self._texts if not text.is_given_up]
+            if pending and len(pending) + len(new) > self._max_texts:
+                busy = f"busy with {counted(len(pending), 'text')}; try again later"
+                raise ProtocolError(429, busy, code="queue_full")
+            self._texts = pending + new
+            self._waiting.extend(self._split(new))
+            self._changed.notify()
 
     def close(self, timeout: float) -> None:
         """Ends the thread after its next tokens; waits for that up to `timeout` seconds."""
@@ -67,43 +83,59 @@ class Engine:
             self._changed.notify()
         self._thread.join(timeout)
 
+    @property
+    def _runners(self) -> list[SlotRunner | TurnRunner]:
+        return [*self._slots.values(), self._turns]
+
+    def _runner(self, text: Choice) -> SlotRunner | TurnRunner:
+        if not self._slots or text.writing.copies:
+            return self._turns
+        return self._slots[text.writing.num_top is not None]
+
+    def _split(self, texts: Sequence[Choice]) -> list[Job]:
+        """The texts of one request as jobs: each alone, or the samples of a prompt together."""
+        if texts and self._runner(texts[0]) is not self._turns:
+            return [[text] for text in texts]
+        groups = itertools.groupby(texts, key=lambda text: id(text.prompt))
+        return [list(group) for _, group in groups]
+
     def _run(self) -> None:
         while self._wait_for_work():
             self._start_jobs()
             try:
-                self._runner.advance()
+                for runner in self._runners:
+                    runner.advance()
             except Exception:
-                self._fail(self._runner.stop())
+                self._fail([text for runner in self._runners for text in runner.texts])
+                for runner in self._runners:
+                    runner.stop()
+
+    def _wait_for_work(self) -> bool:
+        """Waits until there is a text to write; returns False once the engine is closed."""
+        with self._changed:
+            while not (self._is_closed or self._waiting or any(r.texts for r in self._runners)):
+                self._changed.wait()
+            return not self._is_closed
+
+    def _start_jobs(self) -> None:
+        """Starts the waiting jobs that can start, in their order."""
+        waiting = []
+        while self._waiting:  # without the lock, for which the event loop would wait
+            job = self._waiting.popleft()
+            if all(text.is_given_up for text in job):
+                continue
+            runner = self._runner(job[0])
+            if not runner.has_place():
+                waiting.append(job)
+                continue
+            try:
+                runner.start(job)
+            except Exception:
+                self._fail(job)
+        self._waiting.extendleft(reversed(waiting))
 
     def _fail(self, texts: Sequence[Choice]) -> None:
         """Gives texts up because of the error that is being handled."""
         _logger.exception("a text could not be written")
         for text in texts:
             text.fail(ProtocolError(500, "the text could not be written; see the server's log"))
-
-    def _wait_for_work(self) -> bool:
-        """Waits until there is a text to write; returns False once the engine is closed."""
-        with self._changed:
-            while not self._is_closed and not self._waiting and not self._runner.num_texts:
-                self._changed.wait()
-            return not self._is_closed
-
-    def _start_jobs(self) -> None:
-        """Starts the waiting jobs that can start, in their order."""
-        with self._changed:  # not held while jobs start: that would stop the event loop
-            jobs = [job for job in self._waiting if not all(text.is_given_up for text in job)]
-            self._waiting.clear()
-            self._running = [t for t in itertools.chain(self._running, *jobs) if not t.is_given_up]
-        waiting = []
-        for job in jobs:
-            if not self._runner.has_place(job):
-                waiting.append(job)
-                continue
-            try:
-                self._runner.start(job)
-            except Exception:
-                self._fail(job)
-        with self._changed:
-            self._waiting.extendleft(reversed(waiting))
-            still_waiting = set(map(id, itertools.chain(*waiting)))
-            self._running = [text for text in self._running if id(text) not in still_waiting]

@@ -4,92 +4,67 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple, TypeAlias
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
 
-import numpy as np
-from jaxtyping import Int
-
-from charjax.data.vocab import Vocab
-from charjax.inference.controls import Controls
-from charjax.inference.copying import CopyTable
-from charjax.inference.sampling import Sampling
-from charjax.inference.text_end import TextEnd
 from charjax.serve.errors import ProtocolError
-from charjax.serve.text import Delta, DeltaWriter, LogprobList, TokenChunk
+from charjax.serve.text import NO_TOKENS, Delta, DeltaWriter, Prompt, TokenChunk, Writing
+
+Piece: TypeAlias = tuple[int, Delta]  # the index of a choice, and its next part
 
 
-class Prompt(NamedTuple):
-    """What a text continues.
-
-    Attributes:
-      ids: at least one.
-      hidden: how many of the first ids were not in the request: the start token.
-    """
-
-    ids: Int[np.ndarray, " prompt"]
-    hidden: int
-
-
-class Writing(NamedTuple):
-    """How texts are written; the same for all texts of a request.
+class PieceQueue:
+    """Brings the pieces of a request's texts from the engine's thread to the event loop.
 
     Attributes:
-      vocab: of the model.
-      sampling: how tokens are chosen.
-      controls: where a text ends, and what it may hold.
-      num_chars: tokens of a text at most.
-      num_top: how many of the likeliest tokens to report; None: no log-probabilities.
-      echo: whether the prompt is part of the text.
-      copies: of the training text, for `controls.max_copy`; None: off.
+      is_closed: whether the client no longer wants them; the texts are then given up.
     """
 
-    vocab: Vocab
-    sampling: Sampling
-    controls: Controls
-    num_chars: int
-    num_top: int | None
-    echo: bool
-    copies: CopyTable | None = None
+    def __init__(self, num_texts: int, seconds: float) -> None:
+        """For the running event loop.
 
-
-class Sink:
-    """Brings pieces from the engine's thread to the event loop of one request.
-
-    Attributes:
-      closed: whether the client no longer wants them; its texts are then given up.
-    """
-
-    def __init__(self) -> None:
-        """For the running event loop."""
+        Args:
+          num_texts: of the request.
+          seconds: from now to the end of all texts, at most.
+        """
         self._loop = asyncio.get_running_loop()
-        self._pieces: deque[tuple[int, Delta | ProtocolError]] = deque()
-        self._arrived = asyncio.Event()
-        self.closed = False
+        self._pieces: asyncio.Queue[tuple[int, Delta | ProtocolError]] = asyncio.Queue()
+        self._num_texts, self._seconds = num_texts, seconds
+        self._deadline = self._loop.time() + seconds
+        self.is_closed = False
 
     def put(self, index: int, piece: Delta | ProtocolError) -> None:
-        """Adds the next piece of a choice; from any thread."""
-        self._pieces.append((index, piece))
+        """Adds the next piece of a choice, or the error that ends the request; from any thread."""
         with contextlib.suppress(RuntimeError):  # the loop has been closed: the server ends
-            self._loop.call_soon_threadsafe(self._arrived.set)
+            self._loop.call_soon_threadsafe(self._pieces.put_nowait, (index, piece))
 
-    async def take(self) -> list[tuple[int, Delta]]:
-        """Waits for pieces; all that are there, in their order.
+    async def __aiter__(self) -> AsyncIterator[list[Piece]]:
+        """All pieces that are there, each time, until all texts have ended.
 
         Raises:
-          ProtocolError: what went wrong in the engine.
+          ProtocolError: what went wrong in the engine, or the time is over.
         """
-        await self._arrived.wait()
-        self._arrived.clear()
-        taken: list[tuple[int, Delta]] = []
-        while self._pieces:
-            index, piece = self._pieces.popleft()
-            if isinstance(piece, ProtocolError):
-                raise piece
-            taken.append((index, piece))
-        return taken
+        left = self._num_texts
+        while left:
+            arrived = [await self._get()]
+            while not self._pieces.empty():
+                arrived.append(self._pieces.get_nowait())
+            pieces: list[Piece] = []
+            for index, piece in arrived:
+                if isinstance(piece, ProtocolError):
+                    raise piece
+                pieces.append((index, piece))
+                left -= piece.finish_reason is not None
+            yield pieces
+
+    async def _get(self) -> tuple[int, Delta | ProtocolError]:
+        try:
+            return await asyncio.wait_for(self._pieces.get(), self._deadline - self._loop.time())
+        except TimeoutError:
+            raise ProtocolError(
+                504, f"not finished within {self._seconds:g} s", code="timeout"
+            ) from None
 
 
 @dataclass
@@ -101,7 +76,7 @@ class Choice:
       prompt: what it continues.
       number: of the sample, from 0.
       index: of its choice in the answer.
-      sink: where its pieces go.
+      pieces: where its pieces go.
       done: whether its last piece has been put there.
     """
 
@@ -109,71 +84,36 @@ class Choice:
     prompt: Prompt
     number: int
     index: int
-    sink: Sink
+    pieces: PieceQueue
     done: bool = False
-    _echo: list[TokenChunk] = field(default_factory=list)
-    _writer: DeltaWriter | None = None
+
+    def __post_init__(self) -> None:
+        self._writer = DeltaWriter(self.writing, self.prompt)
 
     @property
     def is_given_up(self) -> bool:
         """Whether nobody waits for the text."""
-        return self.done or self.sink.closed
-
-    def _needs_model(self) -> bool:
-        """False where the text is empty and no log-probability of the prompt is asked for."""
-        echoes = self.writing.num_top is not None and self.writing.echo
-        return self.writing.num_chars > 0 or (echoes and self.prompt.ids.size > 1)
+        return self.done or self.pieces.is_closed
 
     def begin(self) -> None:
-        """Puts the echo, as far as it needs no log-probabilities, and the end of an empty text."""
-        if self.writing.echo and self.writing.num_top is None:
-            self._put(Delta(self._shown()))
-        if not self._needs_model():
-            self._finish_prompt()
+        """Ends a text that is empty, unless the model must read its prompt."""
+        reads_prompt = self.writing.scores_prompt and self.prompt.ids.size > 1
+        if self.writing.num_chars == 0 and not reads_prompt:
+            self.read(NO_TOKENS, 0)
 
-    def read(self, forced: TokenChunk, sampled: TokenChunk) -> None:
-        """Takes the tokens of one chunk: those of the prompt that it read, and those it sampled."""
-        if self.writing.echo and self.writing.num_top is not None and forced.ids.size:
-            self._echo.append(forced)
-            if sum(part.ids.size for part in self._echo) == self.prompt.ids.size - 1:
-                self._finish_prompt()
-        if sampled.ids.size and not self.done:
-            if self._writer is None:
-                self._finish_prompt()
-            self._write(sampled)
+    def read(self, tokens: TokenChunk, position: int) -> None:
+        """Takes the tokens from a position of the sample on; see `DeltaWriter.read`."""
+        if self.done:
+            return
+        piece = self._writer.read(tokens, position)
+        if piece.text or piece.logprobs or piece.finish_reason:
+            self.done = piece.finish_reason is not None
+            self.pieces.put(self.index, piece)
 
     def fail(self, error: ProtocolError) -> None:
         """Gives the text up and tells the client why."""
         self.done = True
-        self.sink.put(self.index, error)
-
-    def _finish_prompt(self) -> None:
-        """Puts the echo with its log-probabilities, if it has any, and starts the text."""
-        writing, vocab = self.writing, self.writing.vocab
-        shown = self._shown() if writing.echo else ""
-        if writing.echo and writing.num_top is not None:
-            entries = LogprobList(vocab)
-            for tokens in (TokenChunk(self.prompt.ids[:1]), *self._echo):
-                entries.extend(tokens)
-            self._put(Delta(shown, tuple(entries.entries[self.prompt.hidden :])))
-        self._echo = []
-        end = TextEnd(vocab, writing.controls, writing.num_chars)
-        self._writer = DeltaWriter(vocab, end, len(shown))
-        if writing.num_chars == 0:
-            self._put(Delta("", finish_reason="length"))
-
-    def _write(self, tokens: TokenChunk) -> None:
-        assert self._writer is not None
-        piece = self._writer.write(tokens)
-        if piece.text or piece.logprobs or piece.finish_reason:
-            self._put(piece)
-
-    def _put(self, piece: Delta) -> None:
-        self.done = self.done or piece.finish_reason is not None
-        self.sink.put(self.index, piece)
-
-    def _shown(self) -> str:
-        return self.writing.vocab.decode(self.prompt.ids[self.prompt.hidden :])
+        self.pieces.put(self.index, error)
 
 
 Job: TypeAlias = Sequence[Choice]  # texts that start together

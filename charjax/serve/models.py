@@ -15,8 +15,7 @@ from charjax.inference.text_codec import encode_prompt
 from charjax.runtime.paths import without_folders
 from charjax.serve.engine import Engine
 from charjax.serve.errors import ProtocolError
-from charjax.serve.jobs import Prompt
-from charjax.serve.text import BOUNDARY
+from charjax.serve.text import BOUNDARY, Prompt
 
 
 @dataclass(frozen=True)

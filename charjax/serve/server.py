@@ -16,7 +16,6 @@ from charjax.runtime.signals import StopSignals
 from charjax.serve.engine import Engine
 from charjax.serve.limits import RequestLimits
 from charjax.serve.models import ServedModel
-from charjax.serve.runners import ModelRunner
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -28,16 +27,16 @@ STOP_SECONDS = 10  # for the answers that are being written when the server is a
 
 def serve_model(name: str, trained: TrainedModel, limits: RequestLimits) -> ServedModel:
     """A model with its engine, compiled for the requests to come."""
-    runner = ModelRunner(trained)
-    runner.warm_up()
+    engine = Engine(trained, limits.max_queue)
+    engine.warm_up()
     how = (
         "requests run in one batch"
-        if runner.is_shared
+        if engine.is_shared
         else "requests take turns: the C kernels do not run it, and texts would depend on the batch"
     )
     model = trained.config.model
     _logger.info("%s: %s %d x %d; %s", name, model.cell, model.layers, model.hidden, how)
-    return ServedModel(name, trained, Engine(runner, limits.max_queue), int(time.time()))
+    return ServedModel(name, trained, engine, int(time.time()))
 
 
 def run_server(app: Starlette, listener: socket.socket) -> None:

@@ -2,28 +2,60 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from charjax.data.vocab import Vocab
+from charjax.inference.controls import Controls
+from charjax.inference.copying import CopyTable
+from charjax.inference.sampling import Sampling
+from charjax.inference.sampling_rows import Sampled
 from charjax.inference.text_end import TextEnd
 
 BOUNDARY = "<|endoftext|>"  # the document boundary as a string
 _LEAST_LOGPROB = -9999.0  # what the protocol has for minus infinity, which JSON cannot hold
 
 
-class TopTokens(NamedTuple):
-    """The likeliest tokens at each position, the likeliest first.
+class Prompt(NamedTuple):
+    """What a text continues.
 
     Attributes:
-      ids: of the tokens.
-      logprobs: their log-probabilities in nats.
+      ids: at least one.
+      hidden: how many of the first ids were not in the request: the start token.
     """
 
-    ids: Int[np.ndarray, "time top"]
-    logprobs: Float[np.ndarray, "time top"]
+    ids: Int[np.ndarray, " prompt"]
+    hidden: int
+
+
+class Writing(NamedTuple):
+    """How texts are written; the same for all texts of a request.
+
+    Attributes:
+      vocab: of the model.
+      sampling: how tokens are chosen.
+      controls: where a text ends, and what it may hold.
+      num_chars: tokens of a text at most.
+      num_top: how many of the likeliest tokens to report; None: no log-probabilities.
+      echo: whether the prompt is part of the text.
+      copies: of the training text, for `controls.max_copy`; None: off.
+    """
+
+    vocab: Vocab
+    sampling: Sampling
+    controls: Controls
+    num_chars: int
+    num_top: int | None
+    echo: bool
+    copies: CopyTable | None = None
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether log-probabilities of the prompt's tokens are asked for."""
+        return self.echo and self.num_top is not None
 
 
 class TokenChunk(NamedTuple):
@@ -32,20 +64,31 @@ class TokenChunk(NamedTuple):
     Attributes:
       ids: the tokens.
       logprobs: their log-probabilities in nats, before any sampling control; None: not asked for.
-      top: the likeliest tokens at their positions; None: not asked for.
+      top_ids: the likeliest tokens at their positions, the likeliest first; None as above.
+      top_logprobs: of those.
     """
 
     ids: Int[np.ndarray, " time"]
     logprobs: Float[np.ndarray, " time"] | None = None
-    top: TopTokens | None = None
+    top_ids: Int[np.ndarray, "time top"] | None = None
+    top_logprobs: Float[np.ndarray, "time top"] | None = None
 
-    def part(self, start: int, stop: int) -> TokenChunk:
+    @classmethod
+    def of_row(cls, sampled: Sampled, row: int, num_top: int | None) -> TokenChunk:
+        """The tokens of one row, with the `num_top` likeliest; None: no log-probabilities."""
+        if num_top is None:
+            return cls(np.asarray(sampled.ids[row]))
+        leaves: Iterator[Any] = (np.asarray(leaf[row]) for leaf in sampled if leaf is not None)
+        ids, logprobs, *top = leaves
+        return cls(ids, logprobs, *(leaf[:, :num_top] for leaf in top))
+
+    def part(self, start: int, stop: int | None = None) -> TokenChunk:
         """The tokens from position `start` up to `stop`."""
-        at = slice(start, stop)
-        if self.logprobs is None or self.top is None:
-            return TokenChunk(self.ids[at])
-        top = TopTokens(self.top.ids[at], self.top.logprobs[at])
-        return TokenChunk(self.ids[at], self.logprobs[at], top)
+        leaves: Iterator[Any] = (None if leaf is None else leaf[start:stop] for leaf in self)
+        return TokenChunk(*leaves)
+
+
+NO_TOKENS = TokenChunk(np.empty(0, np.int32))
 
 
 class TokenLogprob(NamedTuple):
@@ -81,29 +124,61 @@ class Delta(NamedTuple):
 
 
 class DeltaWriter:
-    """Turns the tokens of one text into deltas, up to its end."""
+    """Turns the tokens of one text, after those of its prompt, into deltas, up to its end."""
 
-    def __init__(self, vocab: Vocab, end: TextEnd, offset: int = 0) -> None:
-        """Takes the text's end, and the offset of its first character for the log-probabilities."""
-        self._end, self._released, self._taken = end, offset, 0
-        self._list = LogprobList(vocab, offset)
+    def __init__(self, writing: Writing, prompt: Prompt) -> None:
+        """Has read the first token of the prompt."""
+        self._writing, self._prompt = writing, prompt
+        self._position = 1 - prompt.ids.size  # of the next token; negative in the prompt
+        self._logprobs = LogprobList(writing.vocab)
+        self._logprobs.extend(TokenChunk(prompt.ids[:1]))
+        self._end: TextEnd | None = None  # once the prompt has been read
+        self._released = self._taken = 0
 
-    def write(self, tokens: TokenChunk) -> Delta:
-        """The next piece; with a `finish_reason`, later tokens are not part of the text."""
-        text = self._end.read(tokens.ids)
-        if tokens.logprobs is not None:
-            self._list.extend(tokens)
+    def read(self, tokens: TokenChunk, position: int) -> Delta:
+        """The next piece; with a `finish_reason`, later tokens are not part of the text.
+
+        Args:
+          tokens: the next ones. Those that were read before are left out, and tokens of the prompt
+            may be missing if their log-probabilities are not asked for.
+          position: of the first one in the sample; negative in the prompt.
+        """
+        start = max(position, self._position)
+        tokens = tokens.part(start - position)
+        self._position = start + tokens.ids.size
+        num_forced = max(0, -start)
+        if self._writing.scores_prompt:
+            self._logprobs.extend(tokens.part(0, num_forced))
+        if self._position < 0:
+            return Delta("")
+        echo, end = Delta(""), self._end
+        if end is None:
+            echo, end = self._finish_prompt()
+        sampled = tokens.part(num_forced)
+        text = end.read(sampled.ids)
+        if sampled.logprobs is not None:
+            self._logprobs.extend(sampled)
         self._released += len(text)
-        return Delta(text, self._take(), self._end.finished or None, self._end.num_tokens)
+        logprobs = echo.logprobs + self._take(end)
+        return Delta(echo.text + text, logprobs, end.finished or None, end.num_tokens)
 
-    def _take(self) -> tuple[TokenLogprob, ...]:
+    def _finish_prompt(self) -> tuple[Delta, TextEnd]:
+        """The echo, and what decodes the text that follows."""
+        writing, (ids, hidden) = self._writing, self._prompt
+        shown = writing.vocab.decode(ids[hidden:]) if writing.echo else ""
+        entries = self._logprobs.entries[hidden:] if writing.scores_prompt else []
+        self._released, self._logprobs = len(shown), LogprobList(writing.vocab, len(shown))
+        self._end = TextEnd(writing.vocab, writing.controls, writing.num_chars)
+        return Delta(shown, tuple(entries)), self._end
+
+    def _take(self, end: TextEnd) -> tuple[TokenLogprob, ...]:
         """The entries of the tokens whose text is released."""
-        entries = self._list.entries
-        if self._end.finished:
-            entries = entries[: self._end.num_tokens - self._taken]
+        entries = self._logprobs.entries
+        if end.finished:
+            entries = entries[: end.num_tokens - self._taken]
         else:
             entries = [entry for entry in entries if entry.offset < self._released]
-        del self._list.entries[: len(entries)]
+        del self._logprobs.entries[: len(entries)]
         self._taken += len(entries)
         return tuple(entries)
 
@@ -121,16 +196,16 @@ class LogprobList:
 
     def extend(self, tokens: TokenChunk) -> None:
         """Adds the entries of tokens; one without log-probabilities is the first of a text."""
-        ids, logprobs, top = tokens
+        ids, logprobs, top_ids, top_logprobs = tokens
         for i, token in enumerate(ids.tolist()):
             string, text = token_string(self._vocab, token), self._decoder.decode(ids[i : i + 1])
             self._offset += len(text)
             is_last = text and not self._decoder.has_part  # token of a character
             offset = self._offset - 1 if is_last else self._offset
-            if logprobs is None or top is None:
+            if logprobs is None or top_ids is None or top_logprobs is None:
                 self.entries.append(TokenLogprob(string, None, None, offset))
                 continue
-            pairs = zip(top.ids[i].tolist(), top.logprobs[i].tolist(), strict=True)
+            pairs = zip(top_ids[i].tolist(), top_logprobs[i].tolist(), strict=True)
             likeliest = {token_string(self._vocab, t): max(v, _LEAST_LOGPROB) for t, v in pairs}
             logprob = max(float(logprobs[i]), _LEAST_LOGPROB)
             self.entries.append(

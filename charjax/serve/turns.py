@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-
 from charjax.errors import CharjaxError
 from charjax.inference.sampler import Sampler
-from charjax.inference.sampling_rows import Sampled
 from charjax.inference.slots import SlotBatch
 from charjax.serve.errors import ProtocolError
 from charjax.serve.jobs import Choice, Job
-from charjax.serve.text import TokenChunk, TopTokens
+from charjax.serve.text import TokenChunk
 
-MAX_JOBS = 4  # that take turns
+_MAX_JOBS = 4
 _STEPS = 256  # of a dispatch that reads a prompt
-_NOTHING = TokenChunk(np.empty(0, np.int32))
 _ENDED = object()
 
 
@@ -26,16 +22,17 @@ class TurnRunner:
     def __init__(self, sampler: Sampler) -> None:
         """Takes the sampler of the model."""
         self._sampler = sampler
+        self.capacity = _MAX_JOBS
         self._jobs: list[tuple[Job, Iterator[None]]] = []
 
     @property
-    def num_texts(self) -> int:
-        """How many texts are written."""
-        return sum(len(job) for job, _ in self._jobs)
+    def texts(self) -> list[Choice]:
+        """Those that are written."""
+        return [text for job, _ in self._jobs for text in job]
 
     def has_place(self) -> bool:
         """Whether another job may take turns."""
-        return len(self._jobs) < MAX_JOBS
+        return len(self._jobs) < self.capacity
 
     def start(self, job: Job) -> None:
         """Adds a job to those that take turns."""
@@ -54,11 +51,9 @@ class TurnRunner:
                 for text in job:
                     text.fail(ProtocolError(400, str(error)))
 
-    def stop(self) -> list[Choice]:
-        """Drops all jobs; returns their texts."""
-        stopped = [text for job, _ in self._jobs for text in job]
+    def stop(self) -> None:
+        """Drops all jobs."""
         self._jobs.clear()
-        return stopped
 
     def _write(self, job: Job) -> Iterator[None]:
         """Writes the samples of one prompt; one chunk at a step."""
@@ -75,11 +70,13 @@ class TurnRunner:
         first = 0
         for chunks in groups:
             texts: Sequence[Choice] = ()
+            position = 0
             for sampled in chunks:
-                texts = job[first : first + sampled.ids.shape[0]]
+                num_samples, num_tokens = sampled.ids.shape
+                texts = job[first : first + num_samples]
                 for row, text in enumerate(texts):
-                    if not text.is_given_up:
-                        text.read(_NOTHING, row_tokens(sampled, row, text))
+                    text.read(TokenChunk.of_row(sampled, row, writing.num_top), position)
+                position += num_tokens
                 yield
                 if all(text.is_given_up for text in texts):
                     break
@@ -88,24 +85,13 @@ class TurnRunner:
     def _read_prompt(self, job: Job) -> Iterator[None]:
         """Reads the prompt for its log-probabilities, if they are asked for."""
         writing, prompt = job[0].writing, job[0].prompt
-        if not writing.echo or writing.num_top is None:
+        if not writing.scores_prompt:
             return
         batch = SlotBatch(self._sampler, 1, num_top=writing.num_top)
         batch.start(0, prompt.ids, writing.sampling)
-        for read in range(0, prompt.ids.size - 1, _STEPS):
+        for position in range(1 - prompt.ids.size, 0, _STEPS):
             sampled, _ = batch.advance(_STEPS)
-            tokens = row_tokens(sampled, 0, job[0]).part(0, prompt.ids.size - 1 - read)
+            tokens = TokenChunk.of_row(sampled, 0, writing.num_top).part(0, -position)
             for text in job:
-                text.read(tokens, _NOTHING)
+                text.read(tokens, position)
             yield
-
-
-def row_tokens(sampled: Sampled, row: int, text: Choice) -> TokenChunk:
-    """The tokens of one row, with the log-probabilities that its text wants."""
-    ids, num_top = np.asarray(sampled.ids[row]), text.writing.num_top
-    if num_top is None or sampled.logprobs is None:
-        return TokenChunk(ids)
-    assert sampled.top_ids is not None
-    assert sampled.top_logprobs is not None
-    top = (np.asarray(a[row, :, :num_top]) for a in (sampled.top_ids, sampled.top_logprobs))
-    return TokenChunk(ids, np.asarray(sampled.logprobs[row]), TopTokens(*top))

@@ -27,14 +27,14 @@ class Response(NamedTuple):
 
 
 async def request(
-    app, method, path, body=None, *, headers=JSON, until=lambda sent: None, cut=False
+    app, method, path, body=None, *, headers=JSON, until=lambda sent: None, gone=None, cut=False
 ):
     """One request. `until` is called with what was sent so far; a true result disconnects.
 
-    With `cut`, the client disconnects before the end of its body.
+    So does the event `gone`. With `cut`, the client disconnects before the end of its body.
     """
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    gone, start, sent = asyncio.Event(), {}, bytearray()
+    gone, start, sent = gone or asyncio.Event(), {}, bytearray()
     messages = [{"type": "http.request", "body": content, "more_body": cut}]
     if cut:
         gone.set()

@@ -7,6 +7,7 @@ import pytest
 from charjax.data.vocab import Vocab
 from charjax.serve import runners
 from charjax.serve.app import make_app
+from charjax.serve.engine import Engine
 from charjax.serve.limits import RequestLimits
 from charjax.serve.models import Models
 from charjax.serve.server import serve_model
@@ -33,7 +34,7 @@ class Server:
         self.limits = limits
         with pytest.MonkeyPatch.context() as patch:
             if not warm_up:
-                patch.setattr(runners.ModelRunner, "warm_up", lambda _: None)
+                patch.setattr(Engine, "warm_up", lambda _: None)
             served = [serve_model(name, model, limits) for name, model in models.items()]
         self.models = Models(served)
 

@@ -10,11 +10,9 @@ import numpy as np
 import pytest
 
 from charjax.inference.evaluate import char_nats
-from charjax.inference.slots import SlotBatch
-from charjax.serve import runners
+from charjax.serve import engine, runners
 from charjax.serve.errors import ProtocolError
 from charjax.serve.limits import RequestLimits
-from charjax.serve.runners import ModelRunner
 from tests.serve.asgi import complete, post, request
 from tests.serve.conftest import RANDOM, Server
 from tests.serve.test_completions import samples
@@ -32,8 +30,8 @@ def small(small_batches):
 
 def rows(server):
     """The texts in the rows of the batches."""
-    runner = server.models.get(None).engine._runner
-    return [t for s in runner._slots.values() for _, texts in s._batches for t in texts if t]
+    slots = server.models.get(None).engine._slots
+    return [text for runner in slots.values() for text in runner.texts]
 
 
 def waits_for(condition):
@@ -49,72 +47,38 @@ def waits_for(condition):
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_frees_its_row(small, stream):
-    app = small.app
-
     async def leave():
+        gone = asyncio.Event()
+        leaves = {"until": lambda sent: sent.count(b"\n\n") > 2} if stream else {"gone": gone}
         body = ENDLESS | {"stream": stream}
-        leaving = asyncio.Event()
-        asked = asyncio.ensure_future(
-            request(
-                app, "POST", "/v1/completions", body, until=lambda sent: sent.count(b"\n\n") > 2
-            )
-            if stream
-            else _leave_before_the_answer(app, body, leaving)
-        )
+        asked = asyncio.ensure_future(request(small.app, "POST", "/v1/completions", body, **leaves))
         await waits_for(lambda: len(rows(small)) == 1)
-        leaving.set()
-        await asked
+        gone.set()
         await waits_for(lambda: not rows(small))
+        return await asked
 
-    asyncio.run(leave())
-
-
-async def _leave_before_the_answer(app, body, leaving):
-    import json
-
-    messages = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
-
-    async def receive():
-        if messages:
-            return messages.pop()
-        await leaving.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(message):
-        assert message["type"] != "http.response.start" or message["status"] == 499
-
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": "/v1/completions",
-        "query_string": b"",
-        "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
-    }
-    await app(scope, receive, send)
+    assert asyncio.run(leave()).status == (200 if stream else 499)
 
 
 def test_requests_beyond_the_queue_are_refused(small, monkeypatch):
     """Four rows and three places: of ten endless texts seven are taken, and three refused."""
     monkeypatch.setattr(runners, "_YOUNG", 10**9)  # so that all texts are in the large batch
-    app, refused = small.app, []
+    app = small.app
 
     async def ask():
-        leave = asyncio.Event()
-        tasks = [
-            asyncio.ensure_future(_leave_before_the_answer(app, ENDLESS, leave)) for _ in range(4)
-        ]
+        gone = asyncio.Event()
+        endless = [request(app, "POST", "/v1/completions", ENDLESS, gone=gone) for _ in range(7)]
+        taken = [asyncio.ensure_future(one) for one in endless[:4]]
         await waits_for(lambda: len(rows(small)) == 4)
-        tasks += [
-            asyncio.ensure_future(_leave_before_the_answer(app, ENDLESS, leave)) for _ in range(3)
-        ]
+        taken += [asyncio.ensure_future(one) for one in endless[4:]]
         await waits_for(lambda: len(small.models.get(None).engine._waiting) == 3)
-        refused.extend([await request(app, "POST", "/v1/completions", ENDLESS) for _ in range(3)])
-        leave.set()
-        await asyncio.gather(*tasks)
+        refused = [await request(app, "POST", "/v1/completions", ENDLESS) for _ in range(3)]
+        gone.set()
+        await asyncio.gather(*taken)
         await waits_for(lambda: not rows(small))
+        return refused
 
-    asyncio.run(ask())
-    for response in refused:
+    for response in asyncio.run(ask()):
         assert (response.status, response.json["error"]["code"]) == (429, "queue_full")
         assert response.json["error"]["type"] == "rate_limit_error"
         assert int(response.headers["retry-after"]) >= 1
@@ -126,9 +90,9 @@ def test_a_text_that_waits_or_moves_to_the_large_batch_is_the_same(small, more, 
     moved, gather = [], runners.SlotRunner._gather
 
     def watched(self):
-        before = sum(map(bool, self._batches[0][1]))
+        before = len(self._batches[0].rows)
         gather(self)
-        moved.append(before - sum(map(bool, self._batches[0][1])))
+        moved.append(before - len(self._batches[0].rows))
 
     monkeypatch.setattr(runners.SlotRunner, "_gather", watched)
     body = {"prompt": "ab", "seed": 4, "max_tokens": 30} | more
@@ -150,7 +114,7 @@ def test_an_error_of_the_model_is_an_answer_and_the_server_goes_on(small, monkey
         raise RuntimeError("the model is broken")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ModelRunner, "advance", fail)
+        patch.setattr(runners.SlotRunner, "advance", fail)
         response = post(small.app, "/v1/completions", {"prompt": "a"})
     assert (response.status, response.json["error"]["type"]) == (500, "server_error")
     assert "the model is broken" in caplog.text
@@ -161,7 +125,9 @@ def test_an_error_of_the_model_is_an_answer_and_the_server_goes_on(small, monkey
 def test_what_requests_without_controls_need_is_compiled_before_them(small_batches, monkeypatch):
     ran = []
     monkeypatch.setattr(
-        SlotBatch, "advance", lambda batch, n: ran.append((len(batch._slots), batch._num_top, n))
+        runners._Batch,
+        "advance",
+        lambda batch, n: ran.append((len(batch._rows), batch._slots._num_top, n)),
     )
     Server({"random": RANDOM}, LIMITS, warm_up=True).models.close()
     num_top = (None, len(RANDOM.vocab))
@@ -181,7 +147,7 @@ def test_a_closed_engine_takes_no_more(small_batches):
 
 def test_without_batch_invariant_matmuls_requests_take_turns(small_batches, monkeypatch):
     """Each is run as `Sampler` runs it, so that its texts are the same there, too."""
-    monkeypatch.setattr(runners, "is_batch_invariant", lambda config: False)
+    monkeypatch.setattr(engine, "is_batch_invariant", lambda config: False)
     served = Server({"random": RANDOM}, LIMITS)
     bodies = [
         {"prompt": "ab"[: i % 3], "n": 1 + i % 2, "seed": i, "max_tokens": 300, "temperature": 0.9}
