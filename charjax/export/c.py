@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from charjax.config import CELL_SIZES
 from charjax.data.vocab import Vocab
 from charjax.export.files import template
 from charjax.export.quantized import QuantizedModel, quantize_model
 from charjax.inference.load import TrainedModel
-from charjax.model.cells import CELLS
 
 _WIDTH = 100  # characters of a line, about
 
@@ -41,7 +41,7 @@ def _settings(model: QuantizedModel, vocab: Vocab) -> Iterator[str]:
         config.cell.upper(): None,
         "LAYERS": config.layers,
         "HIDDEN": config.hidden,
-        "GATES": CELLS[config.cell].gates,
+        "GATES": CELL_SIZES[config.cell].gates,
         "TOKENS": len(vocab),
         "SAMPLED": len(vocab) - vocab.unk,  # [UNK], the last token, is never sampled
         "CHARACTERS": len(vocab.characters),
@@ -118,8 +118,8 @@ def _resources(model: QuantizedModel, vocab: Vocab) -> str:
     weights = sum(kernel.integers.size for kernel in model.kernels.values())
     floats = sum(kernel.scales.size for kernel in model.kernels.values())
     floats += sum(bias.size for bias in model.biases.values()) + len(vocab.characters)
-    gates = 2 * CELLS[config.cell].gates * config.hidden
-    state = CELLS[config.cell].states * config.layers * config.hidden + gates + len(vocab) + 3
+    gates = 2 * CELL_SIZES[config.cell].gates * config.hidden
+    state = CELL_SIZES[config.cell].states * config.layers * config.hidden + gates + len(vocab) + 3
     rows = model.kernels["embedding" if config.embed else "layer_0.kernel"].integers
     multiplications = weights - rows.size + rows.shape[1]
     return (

@@ -15,7 +15,7 @@ from charjax.config import Config, DataConfig, ModelConfig, TrainConfig
 from charjax.data.reading import ReadingRules
 from charjax.data.vocab import Vocab
 from charjax.errors import HostError, InputError
-from charjax.export.foreign import ForeignModel, model_config, parameters
+from charjax.export.from_arrays import ConvertedModel, with_order
 from charjax.export.from_keras import read_keras
 from charjax.export.from_torch import read_torch
 from charjax.export.vocabulary import read_vocabulary
@@ -48,10 +48,8 @@ def convert(file: Path, source: str, vocabulary: Path, out: Path) -> None:
         sha256 = hashlib.sha256(read_file(file)).hexdigest()
         model = SOURCES[source](file)
     with _named_errors(vocabulary):
-        found = read_vocabulary(vocabulary, model.output_kernel.shape[1])
-    with _named_errors(file):
-        config = model_config(model, len(found.vocab))
-    params = parameters(model, found.order)
+        found = read_vocabulary(vocabulary, model.vocab_size)
+    config, params = model.config, with_order(model.params, found.order)
     meta = _meta(config, found.vocab, params, SourceMeta(source, str(file), sha256))
     _write(workdir, params, meta)
     _logger.info(
@@ -67,10 +65,10 @@ def convert(file: Path, source: str, vocabulary: Path, out: Path) -> None:
     )
 
 
-def _activations(model: ForeignModel) -> str:
+def _activations(model: ConvertedModel) -> str:
     """What a model's arrays do not show, and whether its file said it."""
     named = {"rnn": "tanh", "gru": "reset_after with sigmoid and tanh"}
-    words = named.get(model.cell, "sigmoid and tanh")
+    words = named.get(model.config.cell, "sigmoid and tanh")
     if model.are_layers_checked:
         return f"its layers have {words}"
     return f"assumed, as the file does not say it: {words}, and nothing between the layers"

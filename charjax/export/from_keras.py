@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 
 from charjax.errors import InputError
-from charjax.export.foreign import (
-    ForeignLayer,
-    ForeignModel,
+from charjax.export.foreign import ForeignLayer
+from charjax.export.from_arrays import (
+    ConvertedModel,
     as_float32,
     cell_of,
-    check_all_used,
-    embedding_and_head,
-    in_order,
+    model_of,
+    split_layers,
 )
+from charjax.export.keras import GATES
 from charjax.export.keras_layers import check_layers
-from charjax.export.weights import KERAS_GATES, Arrays, import_extra, reorder
+from charjax.export.weights import Arrays, import_extra
 from charjax.runtime.safetensors import read_file
 
 _MAX_CONFIG_BYTES = 16 * 2**20
@@ -32,10 +32,10 @@ _MAX_ENTRIES = 10**4  # groups and arrays of an HDF5 file
 _NOT_WEIGHTS = re.compile(
     r"(optimizer|compile_metrics|metrics|loss_tracker)/.*|.*/seed_generator.*"
 )
-_CELL = re.compile(r"(?P<layer>.*)/cell/vars/[012]")
+_PART = re.compile(r"(?P<layer>.*)/cell/vars/(?P<part>[012])")
 
 
-def read_keras(file: Path) -> ForeignModel:
+def read_keras(file: Path) -> ConvertedModel:
     """The model in a file. The layers that a `.keras` file also describes are checked.
 
     Raises:
@@ -44,27 +44,38 @@ def read_keras(file: Path) -> ForeignModel:
     """
     h5py = import_extra("h5py", extra="export")
     content, are_layers_checked = read_file(file), False
-    if zipfile.is_zipfile(io.BytesIO(content)):
-        content, are_layers_checked = _unpack(content, file)
-    with _as_input_errors(file), h5py.File(io.BytesIO(content), "r") as opened:
-        arrays = _collect(h5py, opened, len(content))
+    with _as_input_errors():
+        if zipfile.is_zipfile(io.BytesIO(content)):
+            content, are_layers_checked = _unpack(content)
+        with h5py.File(io.BytesIO(content), "r") as opened:
+            arrays = _collect(h5py, opened, len(content))
     arrays = {name: a for name, a in arrays.items() if not _NOT_WEIGHTS.fullmatch(name)}
-    model = _model({name: as_float32(name, array) for name, array in arrays.items()})
+    layers, others = split_layers(as_float32(arrays), _PART)
+    if not layers:
+        raise InputError(
+            "no GRU, LSTM or SimpleRNN: the file has no .../cell/vars/0; save it with Keras 3 by "
+            "model.save_weights('NAME.weights.h5')"
+        )
+    _check_places(layers)
+    model = model_of(
+        {name: _layer(name, parts) for name, parts in layers.items()},
+        others,
+        suffixes=("vars/0", "vars/1"),
+        orders=GATES,
+    )
     return model._replace(are_layers_checked=are_layers_checked)
 
 
-def _unpack(content: bytes, file: Path) -> tuple[bytes, bool]:
+def _unpack(content: bytes) -> tuple[bytes, bool]:
     """(the weights in a `.keras` archive, whether it describes its layers, which are checked)."""
-    with _as_input_errors(file), zipfile.ZipFile(io.BytesIO(content)) as archive:
-        members = {info.filename: info for info in archive.infolist()}
-        if not {"config.json", "model.weights.h5"} <= members.keys():
-            raise InputError(
-                f"{file}: has no config.json and model.weights.h5; not a Keras 3 model"
-            )
-        for name in ("config.json", "model.weights.h5"):
-            limit = _MAX_CONFIG_BYTES if name == "config.json" else 20 * len(content)
-            if members[name].file_size > limit:
-                raise InputError(f"{file}: {name} is too large")
+    limits = {"config.json": _MAX_CONFIG_BYTES, "model.weights.h5": 20 * len(content)}
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        sizes = {info.filename: info.file_size for info in archive.infolist()}
+        for name, limit in limits.items():
+            if name not in sizes:
+                raise InputError(f"has no {name}; not a Keras 3 model")
+            if sizes[name] > limit:
+                raise InputError(f"{name} is too large")
         is_described = check_layers(json.loads(archive.read("config.json")))
         return archive.read("model.weights.h5"), is_described
 
@@ -93,37 +104,6 @@ def _collect(h5py: Any, file: Any, limit: int) -> Arrays:
     return arrays
 
 
-def _model(arrays: Arrays) -> ForeignModel:
-    """The model of arrays such as `layers/gru/cell/vars/0`, `layers/dense/vars/1`."""
-    names = {match["layer"] for match in map(_CELL.fullmatch, arrays) if match}
-    if not names:
-        raise InputError(
-            "no GRU, LSTM or SimpleRNN: the file has no .../cell/vars/0; save it with Keras 3 by "
-            "model.save_weights('NAME.weights.h5')"
-        )
-    _check_places(names)
-    cells = {_cell(arrays, name) for name in names}
-    if len(cells) > 1:
-        raise InputError(
-            f"has layers of {' and '.join(sorted(cells))}; charjax has one cell a model"
-        )
-    (cell,) = cells
-    layers = [_layer(arrays, name, cell) for name in in_order(names)]
-    used = {f"{name}/cell/vars/{i}" for name in names for i in range(3)}
-    others = {name: array for name, array in arrays.items() if name not in used}
-    has_bias = {
-        name: f"{name[:-1]}1" in others
-        for name, array in others.items()
-        if name.endswith("vars/0") and array.ndim == 2
-    }
-    embedding, head = embedding_and_head(has_bias)
-    bias = f"{head[:-1]}1"
-    check_all_used(others, {head, bias} | ({embedding} if embedding else set()), "the file has")
-    zeros = np.zeros(others[head].shape[1], np.float32)
-    table = others[embedding] if embedding else None
-    return ForeignModel(cell, tuple(layers), table, others[head], others.get(bias, zeros))
-
-
 def _check_places(names: Iterable[str]) -> None:
     """Raises InputError for bidirectional layers, and for layers whose order their names hide."""
     for name in names:
@@ -137,33 +117,23 @@ def _check_places(names: Iterable[str]) -> None:
         )
 
 
-def _cell(arrays: Arrays, layer: str) -> str:
-    kernels = [arrays.get(f"{layer}/cell/vars/{i}") for i in (0, 1)]
-    if any(kernel is None or kernel.ndim != 2 for kernel in kernels):
-        raise InputError(f"{layer}: does not have two kernels")
-    assert kernels[1] is not None
-    return cell_of(kernels[1], layer)
-
-
-def _layer(arrays: Arrays, name: str, cell: str) -> ForeignLayer:
-    kernel, recurrent = (arrays[f"{name}/cell/vars/{i}"] for i in (0, 1))
-    gates = recurrent.shape[1]
-    biases = arrays.get(f"{name}/cell/vars/2", np.zeros((2, gates), np.float32))
-    if cell == "gru" and biases.ndim == 1:
+def _layer(name: str, parts: Arrays) -> ForeignLayer:
+    if not {"0", "1"} <= parts.keys():
+        raise InputError(f"{name}: does not have two kernels")
+    bias = parts.get("2", np.zeros((2, *parts["1"].shape[1:]), np.float32))
+    if bias.ndim == 2 and len(bias) == 2:
+        return ForeignLayer(parts["0"], parts["1"], *bias)
+    layer = ForeignLayer(parts["0"], parts["1"], bias, np.zeros_like(bias))
+    if cell_of(name, layer) == "gru":
         raise InputError(
             f"{name}: a GRU with reset_after=False, whose reset gate comes before the matmul; "
             "charjax only has reset_after=True"
         )
-    if biases.ndim == 1:
-        biases = np.stack([biases, np.zeros_like(biases)])
-    if biases.shape != (2, gates):
-        raise InputError(f"{name}: its bias is {[*biases.shape]}, not {[2, gates]}")
-    parts = (reorder(part, KERAS_GATES[cell]) for part in (kernel, recurrent, *biases))
-    return ForeignLayer(*parts)
+    return layer
 
 
 @contextlib.contextmanager
-def _as_input_errors(file: Path) -> Iterator[None]:
+def _as_input_errors() -> Iterator[None]:
     """Turns errors of reading into InputErrors; h5py has no error type for damage."""
     try:
         yield
@@ -172,5 +142,5 @@ def _as_input_errors(file: Path) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split())[:100]
         raise InputError(
-            f"{file}: damaged, or not a file of Keras 3 ({type(error).__name__}: {reason})"
+            f"damaged, or not a file of Keras 3 ({type(error).__name__}: {reason})"
         ) from None

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from charjax.export.weights import safetensors, torch_weights
+import numpy as np
+
+from charjax.config import ModelConfig
+from charjax.export.foreign import embedding, foreign_layers
+from charjax.export.weights import Arrays, safetensors
 from charjax.inference.load import TrainedModel
+from charjax.types import PyTree
 
 
 def torch_files(trained: TrainedModel) -> dict[str, bytes]:
@@ -22,6 +27,23 @@ def torch_files(trained: TrainedModel) -> dict[str, bytes]:
         "model.safetensors": safetensors(arrays, {"format": "pt"}),
         "model.py": module.encode(),
     }
+
+
+def torch_weights(config: ModelConfig, params: PyTree) -> Arrays:
+    """The state dict of {embedding: nn.Embedding, rnn: nn.GRU, nn.LSTM or nn.RNN, head: nn.Linear}.
+
+    torch's order of gates is charjax's: reset, update, candidate for GRU; input, forget,
+    candidate, output for LSTM. torch's kernels are transposed.
+    """
+    arrays = {"embedding.weight": embedding(config, params)}
+    for i, layer in enumerate(foreign_layers(config, params)):
+        arrays[f"rnn.weight_ih_l{i}"] = layer.kernel.T
+        arrays[f"rnn.weight_hh_l{i}"] = layer.recurrent_kernel.T
+        arrays[f"rnn.bias_ih_l{i}"] = layer.bias
+        arrays[f"rnn.bias_hh_l{i}"] = layer.hidden_bias
+    arrays["head.weight"] = np.asarray(params["output_kernel"]).T
+    arrays["head.bias"] = np.asarray(params["output_bias"])
+    return arrays
 
 
 _MODULE = '''\

@@ -5,45 +5,45 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from pathlib import Path
 from types import SimpleNamespace
 
+import h5py
 import numpy as np
 import pytest
 
 from charjax.cli.main import main
-from charjax.config import ModelConfig
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.export.api import export_model
-from charjax.export.convert import SOURCES, convert
-from charjax.export.foreign import (
-    ForeignLayer,
-    ForeignModel,
-    in_order,
-    model_config,
-    parameters,
-)
+from charjax.export.convert import SOURCES
+from charjax.export.foreign import ForeignLayer, layer_parameters
+from charjax.export.from_arrays import in_order, with_order
 from charjax.export.from_torch import _to_numpy
 from charjax.export.vocabulary import read_vocabulary
 from charjax.export.weights import named_weights, safetensors
-from charjax.inference.load import load_trained
-
-from .test_formats import MODELS, any_model, trained_like
+from tests.export.tiny import MODELS, any_model, trained_like
 
 TORCH, KERAS = ("torch", "model.safetensors"), ("keras", "model.weights.h5")
 
 
-def refused(*arguments: str | Path, capfd) -> str:
-    """The one line with which `charjax convert` refuses, leaving nothing behind."""
-    capfd.readouterr()
-    out = Path(str(arguments[-1]).removeprefix("--out="))
-    assert main(["convert", *map(str, arguments)]) == 2
-    said = capfd.readouterr().err
-    assert said.startswith("charjax: ")
-    assert said.count("\n") == 1
-    assert not out.exists()
-    return said
+@pytest.fixture
+def convert(tmp_path, capfd):
+    """`charjax convert` of a file with some bytes, and what it says; a refusal is one line."""
+
+    def run(name: str, content: bytes, *, vocabulary: str = "v.txt", out: str = "run") -> str:
+        (tmp_path / name).write_bytes(content)
+        (tmp_path / "v.txt").write_text("abcde")
+        source = "keras" if name.endswith((".keras", ".h5")) else "torch"
+        flags = [f"--from={source}", f"--vocabulary={tmp_path / vocabulary}"]
+        code = main(["convert", str(tmp_path / name), *flags, f"--out={tmp_path / out}"])
+        said = capfd.readouterr().err
+        assert (code == 0) == (tmp_path / out / "run.json").exists()
+        if code:
+            assert (code, said[:9], said.count("\n")) == (2, "charjax: ", 1)
+            assert not (tmp_path / out).exists()
+        return said
+
+    return run
 
 
 @any_model
@@ -51,11 +51,10 @@ def refused(*arguments: str | Path, capfd) -> str:
 def test_an_export_is_converted_back_bit_for_bit(model, source, name, tmp_path):
     trained = trained_like(model, unk=model.layers > 1)
     export_model(trained, tmp_path, format=source)
-    vocab, order = read_vocabulary(tmp_path / "vocabulary.json", len(trained.vocab))
-    assert vocab == trained.vocab
     back = SOURCES[source](tmp_path / name)
-    assert model_config(back, len(vocab)) == model
-    arrays, wanted = named_weights(parameters(back, order)), named_weights(trained.params)
+    vocab, order = read_vocabulary(tmp_path / "vocabulary.json", back.vocab_size)
+    assert (vocab, back.config) == (trained.vocab, model)
+    arrays, wanted = named_weights(with_order(back.params, order)), named_weights(trained.params)
     assert arrays.keys() == wanted.keys()
     for path, array in wanted.items():
         np.testing.assert_array_equal(arrays[path], array, err_msg=path)
@@ -96,37 +95,35 @@ def test_a_converted_model_can_be_sampled_scored_exported_and_described(tmp_path
     assert "exists; name a new folder" in capfd.readouterr().err
 
 
-# Biases and gates
+# Biases, gates and tokens
 
 
-def layer(rng, features: int, hidden: int, gates: int) -> ForeignLayer:
-    shapes = ((features, gates), (hidden, gates), (gates,), (gates,))
-    return ForeignLayer(*(rng.normal(size=shape).astype("f") for shape in shapes))
-
-
-def test_two_biases_become_their_sum_and_the_candidates_stays_apart():
+@pytest.mark.parametrize(("cell", "gates"), [("gru", 12), ("lstm", 16), ("rnn", 4)])
+def test_two_biases_become_their_sum_and_that_of_a_grus_candidate_stays_apart(cell, gates):
     rng = np.random.default_rng(0)
-    gru = layer(rng, 5, 4, 12)
-    kernel, bias = rng.normal(size=(4, 5)).astype("f"), np.zeros(5, "f")
-    params = parameters(ForeignModel("gru", (gru,), None, kernel, bias), list(range(5)))
-    got = params["layer_0"]
-    np.testing.assert_array_equal(got["bias"][:8], (gru.bias + gru.hidden_bias)[:8])
-    np.testing.assert_array_equal(got["bias"][8:], gru.bias[8:])
-    np.testing.assert_array_equal(got["recurrent"]["bias"], gru.hidden_bias[8:])
-    lstm = layer(rng, 5, 3, 12)
-    kernel = rng.normal(size=(3, 5)).astype("f")
-    params = parameters(ForeignModel("lstm", (lstm,), None, kernel, bias), list(range(5)))
-    np.testing.assert_array_equal(params["layer_0"]["bias"], lstm.bias + lstm.hidden_bias)
-    assert "bias" not in params["layer_0"]["recurrent"]
+    shapes = ((5, gates), (4, gates), (gates,), (gates,))
+    layer = ForeignLayer(*(rng.normal(size=shape).astype("f") for shape in shapes))
+    apart = 4 if cell == "gru" else 0
+    got, total = layer_parameters(cell, layer), layer.bias + layer.hidden_bias
+    np.testing.assert_array_equal(got["bias"][: gates - apart], total[: gates - apart])
+    np.testing.assert_array_equal(got["bias"][gates - apart :], layer.bias[gates - apart :])
+    if apart:
+        np.testing.assert_array_equal(got["recurrent"]["bias"], layer.hidden_bias[-apart:])
+    assert ("bias" in got["recurrent"]) == bool(apart)
 
 
-def test_arrays_that_do_not_fit_each_other_are_named():
-    rng = np.random.default_rng(0)
-    model = ForeignModel(
-        "gru", (layer(rng, 6, 4, 12),), None, np.zeros((4, 5), "f"), np.zeros(5, "f")
+@pytest.mark.parametrize("model", [MODELS["gru-1-embed"], MODELS["lstm-3-one_hot"]])
+def test_rows_and_columns_move_with_their_tokens(model):
+    params = trained_like(model).params
+    order = np.random.default_rng(0).permutation(params["output_bias"].size).tolist()
+    moved, first = with_order(params, order), params["layer_0"]["kernel"]
+    np.testing.assert_array_equal(moved["output_kernel"], params["output_kernel"][:, order])
+    np.testing.assert_array_equal(moved["output_bias"], params["output_bias"][order])
+    if model.embed:
+        np.testing.assert_array_equal(moved["embedding"], params["embedding"][order])
+    np.testing.assert_array_equal(
+        moved["layer_0"]["kernel"], first if model.embed else first[order]
     )
-    with pytest.raises(InputError, match=r"layer 0: kernel is \[6, 12\], not \[5, 12\]"):
-        model_config(model, 5)
 
 
 # Vocabularies
@@ -174,34 +171,14 @@ def test_a_vocabulary_that_does_not_fit_is_refused(name, content, said, tmp_path
         read_vocabulary(tmp_path / name, 3)
 
 
-def test_rows_and_columns_move_with_their_tokens():
-    rng = np.random.default_rng(0)
-    model = ForeignModel(
-        "rnn",
-        (layer(rng, 2, 4, 4),),
-        rng.normal(size=(3, 2)).astype("f"),
-        rng.normal(size=(4, 3)).astype("f"),
-        rng.normal(size=3).astype("f"),
-    )
-    params = parameters(model, [1, 2, 0])
-    np.testing.assert_array_equal(params["embedding"], model.embedding[[1, 2, 0]])
-    np.testing.assert_array_equal(params["output_kernel"], model.output_kernel[:, [1, 2, 0]])
-    np.testing.assert_array_equal(params["output_bias"], model.output_bias[[1, 2, 0]])
+def test_the_vocabulary_is_that_of_charjax(tmp_path):
+    vocab = Vocab.from_text("abc", order="sorted", unit="byte", unk=True, boundary=True)
+    content = json.dumps(vocab.to_json() | {"start": 3})
+    (tmp_path / "v.json").write_text(content, encoding="utf-8-sig")  # with a byte order mark
+    assert read_vocabulary(tmp_path / "v.json", 5).vocab == vocab
 
 
-def test_a_tied_projection_that_safetensors_left_out_is_read(tmp_path):
-    """safetensors.torch.save_model keeps one of two names of an array; the header has both."""
-    arrays = state_dict(**{"embedding.weight": (5, 4), "rnn.weight_ih_l0": (12, 4)})
-    del arrays["head.weight"]
-    content = safetensors(arrays, {"head.weight": "embedding.weight", "format": "pt"})
-    (tmp_path / "m.safetensors").write_bytes(content)
-    model = SOURCES["torch"](tmp_path / "m.safetensors")
-    np.testing.assert_array_equal(model.embedding, arrays["embedding.weight"])
-    np.testing.assert_array_equal(model.output_kernel, arrays["embedding.weight"].T)
-    np.testing.assert_array_equal(model.output_bias, arrays["head.bias"])
-
-
-# What charjax has no model for
+# torch
 
 
 def state_dict(gates: int = 3, hidden: int = 4, **changes: object) -> dict[str, np.ndarray]:
@@ -225,28 +202,39 @@ def state_dict(gates: int = 3, hidden: int = 4, **changes: object) -> dict[str, 
 @pytest.mark.parametrize(
     ("arrays", "said"),
     [
-        (state_dict(**{"rnn.weight_ih_l0_reverse": (12, 2)}), "bidirectional"),
-        (state_dict(**{"rnn.weight_hr_l0": (3, 4)}), "proj_size"),
-        (state_dict(**{"norm.weight": (4,)}), "the state dict has norm.weight"),
+        (state_dict(**{"rnn.weight_ih_l0_reverse": (12, 2)}), "has rnn.weight_ih_l0_reverse"),
+        (state_dict(**{"rnn.weight_hr_l0": (3, 4)}), "has rnn.weight_hr_l0"),  # proj_size
+        (state_dict(**{"norm.weight": (4,)}), "has norm.weight: charjax's model has no such part"),
         (state_dict(**{"attention.weight": (4, 4)}), "one embedding, or none, and one projection"),
-        (state_dict(gates=2), r"no recurrent kernel of a GRU, LSTM or RNN"),
-        (state_dict(**{"rnn.weight_hh_l0": None}), "rnn.weight_hh_l0 is missing"),
-        (state_dict(**{"rnn.bias_hh_l0": None}), "rnn.bias_hh_l0 is missing"),
-        (state_dict(**{"rnn.bias_ih_l0": None}), "rnn.bias_ih_l0 is missing"),
+        (state_dict(gates=2), "not those of a GRU, LSTM or RNN"),
+        (state_dict(**{"rnn.weight_ih_l0": (12, 6)}), "layer_0.kernel is [6, 12], not [2, 12]"),
+        (state_dict(**{"rnn.weight_hh_l0": None}), "the layer rnn._l0 has no weight_hh"),
+        (state_dict(**{"rnn.bias_hh_l0": None}), "the layer rnn._l0 has no bias_hh"),
+        (state_dict(**{"rnn.bias_ih_l0": None}), "the layer rnn._l0 has no bias_ih"),
         (state_dict(**{"head.weight": None, "head.bias": None}), "is [2, 5], not [4, 5]"),
         ({"head.weight": np.zeros((5, 4), "f")}, "no GRU, LSTM or RNN"),
         (state_dict(**{"head.bias": np.array([np.nan] * 5, "f")}), "head.bias: is not finite"),
         (state_dict(**{"head.bias": np.zeros(5, "i4")}), "head.bias: is int32"),
-        (state_dict(**{"rnn.bias_ih_l0": (3, 4)}), "rnn.bias_ih_l0 has the shape [3, 4]"),
-        (state_dict(**{"head.bias": (7,)}), "the output bias is [7], not [5]"),
+        (state_dict(**{"rnn.bias_ih_l0": (3, 4)}), "[2, 12], [4, 12], [3, 4], [12]"),
+        (state_dict(**{"rnn.weight_hh_l0": np.zeros((), "f")}), "[2, 12], [1], [12], [12]"),
+        (state_dict(**{"head.bias": (7,)}), "output_bias is [7], not [5]"),
         (state_dict(hidden=0), "model.hidden=0: must be from 1 to"),
     ],
 )
-def test_a_torch_model_of_another_kind_is_refused(arrays, said, tmp_path, capfd):
-    (tmp_path / "m.safetensors").write_bytes(safetensors(arrays, {}))
-    (tmp_path / "v.json").write_text('["a", "b", "c", "d", "e"]')
-    line = [tmp_path / "m.safetensors", "--from=torch", f"--vocabulary={tmp_path}/v.json"]
-    assert said in refused(*line, f"--out={tmp_path}/run", capfd=capfd)
+def test_a_torch_model_of_another_kind_is_refused(arrays, said, convert):
+    assert said in convert("m.safetensors", safetensors(arrays, {}))
+
+
+def test_a_tied_projection_that_safetensors_left_out_is_read(tmp_path):
+    """safetensors.torch.save_model keeps one of two names of an array; the header has both."""
+    arrays = state_dict(**{"embedding.weight": (5, 4), "rnn.weight_ih_l0": (12, 4)})
+    del arrays["head.weight"]
+    content = safetensors(arrays, {"head.weight": "embedding.weight", "format": "pt"})
+    (tmp_path / "m.safetensors").write_bytes(content)
+    params = SOURCES["torch"](tmp_path / "m.safetensors").params
+    np.testing.assert_array_equal(params["embedding"], arrays["embedding.weight"])
+    np.testing.assert_array_equal(params["output_kernel"], arrays["embedding.weight"].T)
+    np.testing.assert_array_equal(params["output_bias"], arrays["head.bias"])
 
 
 @pytest.mark.parametrize(
@@ -257,18 +245,14 @@ def test_a_torch_model_of_another_kind_is_refused(arrays, said, tmp_path, capfd)
         ("rnn", "rnn2", "rnn10"),
     ],
 )
-def test_cells_in_modules_of_any_name_are_found_in_order(names, tmp_path):
+def test_cells_in_modules_of_any_name_are_found_in_order(names, convert):
     arrays = {}
     for i, name in enumerate(names):
         inner = state_dict(gates=4, **{"rnn.weight_ih_l0": (16, 4 if i else 2)})
         for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
             arrays[f"{name}.{part}"] = inner[f"rnn.{part}_l0"] + i
     arrays |= {n: a for n, a in state_dict().items() if not n.startswith("rnn")}
-    (tmp_path / "m.safetensors").write_bytes(safetensors(arrays, {}))
-    (tmp_path / "v.txt").write_text("abcde")
-    convert(tmp_path / "m.safetensors", "torch", tmp_path / "v.txt", tmp_path / "run")
-    model = load_trained(tmp_path / "run", which="best").config.model
-    assert (model.cell, model.layers, model.embed) == ("lstm", 3, 2)
+    assert "lstm 3 x 4, embedding of 2" in convert("m.safetensors", safetensors(arrays, {}))
 
 
 @pytest.mark.parametrize(
@@ -303,6 +287,9 @@ def test_a_tensor_that_numpy_cannot_hold_is_named():
         _to_numpy("head.weight", Tensor(), SimpleNamespace(bfloat16="bfloat16"))
 
 
+# Keras
+
+
 def keras_arrays(**changes: object) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     shapes: dict[str, object] = {
@@ -320,75 +307,27 @@ def keras_arrays(**changes: object) -> dict[str, np.ndarray]:
     }
 
 
-def h5(arrays: dict[str, np.ndarray]) -> bytes:
-    h5py = pytest.importorskip("h5py")
+def h5(**changes: object) -> bytes:
+    """Weights of a model with some of the shapes changed."""
     content = io.BytesIO()
     with h5py.File(content, "w") as file:
-        for path, array in arrays.items():
+        for path, array in keras_arrays(**changes).items():
             file[path] = array
     return content.getvalue()
 
 
-def keras_zip(arrays: dict[str, np.ndarray], **fields: object) -> bytes:
-    gru = {"activation": "tanh", "recurrent_activation": "sigmoid", "reset_after": True} | fields
-    layers = [
-        {"class_name": "InputLayer", "config": {}},
-        {"class_name": "Embedding", "config": {}},
-        {"class_name": gru.pop("kind", "GRU"), "config": gru},
-        {"class_name": "Dense", "config": {"activation": "softmax"}},
-    ]
-    return keras_archive(arrays, {"layers": layers})
+def cells(layer: str, *shapes: tuple[int, ...]) -> dict[str, object]:
+    return {f"layers/{layer}/cell/vars/{i}": shape for i, shape in enumerate(shapes)}
 
 
-def keras_archive(arrays: dict[str, np.ndarray], config: dict[str, object]) -> bytes:
+def archive(*layers: dict, **config: object) -> bytes:
+    """A `.keras` file with the weights of `h5()`."""
+    config |= {"layers": layers} if layers else {}
     content = io.BytesIO()
-    with zipfile.ZipFile(content, "w") as archive:
-        archive.writestr("config.json", json.dumps({"class_name": "Model", "config": config}))
-        archive.writestr("model.weights.h5", h5(arrays))
+    with zipfile.ZipFile(content, "w") as file:
+        file.writestr("config.json", json.dumps({"class_name": "Model", "config": config}))
+        file.writestr("model.weights.h5", h5())
     return content.getvalue()
-
-
-NO_CELL = {f"layers/gru/cell/vars/{i}": None for i in range(3)}
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (h5(keras_arrays(**{"layers/gru/cell/vars/2": (12,)})), "reset_after=False"),
-        (h5(keras_arrays(**{"layers/norm/vars/0": (4,)})), "the file has layers/norm/vars/0"),
-        (
-            h5(
-                keras_arrays(
-                    **NO_CELL,
-                    **{
-                        f"layers/bidirectional/forward_layer/cell/vars/{i}": (4, 12) for i in (0, 1)
-                    },
-                )
-            ),
-            "bidirectional",
-        ),
-        (
-            h5(keras_arrays(**{f"layers/lstm/cell/vars/{i}": (4, 16) for i in (0, 1)})),
-            "gru and lstm",
-        ),
-        (
-            h5(keras_arrays(**{f"layers/inner/gru/cell/vars/{i}": (4, 12) for i in (0, 1)})),
-            "in layers and layers/inner",
-        ),
-        (h5(keras_arrays(**NO_CELL)), "no GRU, LSTM or SimpleRNN"),
-        (keras_zip(keras_arrays(), reset_after=False), "reset_after=False"),
-        (keras_zip(keras_arrays(), activation="relu"), "activation='relu'"),
-        (keras_zip(keras_arrays(), go_backwards=True), "go_backwards=True"),
-        (keras_zip(keras_arrays(), kind="ConvLSTM1D"), "has a layer of class ConvLSTM1D"),
-        (b"PK\x03\x04 and more", "damaged, or not a file of Keras 3"),
-        (b"\x89HDF\r\n\x1a\n and more", "damaged, or not a file of Keras 3"),
-    ],
-)
-def test_a_keras_model_of_another_kind_is_refused(content, said, tmp_path, capfd):
-    (tmp_path / "m.keras").write_bytes(content)
-    (tmp_path / "v.txt").write_text("abcde")
-    line = [tmp_path / "m.keras", "--from=keras", f"--vocabulary={tmp_path}/v.txt"]
-    assert said in refused(*line, f"--out={tmp_path}/run", capfd=capfd)
 
 
 def layer_of(kind: str, *reads: str, calls: int = 1, name: str = "", **fields: object) -> dict:
@@ -400,160 +339,157 @@ def layer_of(kind: str, *reads: str, calls: int = 1, name: str = "", **fields: o
     return {"class_name": kind, "name": name or kind, "config": fields, "inbound_nodes": nodes}
 
 
-def functional(*layers: dict) -> dict:
-    return {"layers": [layer_of("InputLayer"), layer_of("InputLayer", name="state"), *layers]}
+def sequential(kind: str = "GRU", **fields: object) -> bytes:
+    """A `.keras` file of a Sequential model, in which layers do not say what they read."""
+    names = {"InputLayer": {}, "Embedding": {}, kind: fields, "Dense": {"activation": "softmax"}}
+    return archive(*({"class_name": name, "config": of} for name, of in names.items()))
 
 
-CHAIN = (
-    layer_of("Embedding", "InputLayer"),
-    layer_of("GRU", "Embedding", "state"),
-    layer_of("Dense", "GRU", activation="softmax"),
-)
+INPUTS = (layer_of("InputLayer"), layer_of("InputLayer", name="state"))
+EMBEDDING = layer_of("Embedding", "InputLayer")
+GRU = layer_of("GRU", "Embedding", "state")
+DENSE = layer_of("Dense", "GRU", activation="softmax")
 
 
-@pytest.mark.parametrize("nested", [False, True])
-def test_a_functional_model_whose_layers_are_a_chain_is_checked(nested, tmp_path, capfd):
-    config = functional(*CHAIN)
-    if nested:
-        config = {"layers": [{"class_name": "Functional", "config": config}]}
-    (tmp_path / "m.keras").write_bytes(keras_archive(keras_arrays(), config))
-    (tmp_path / "v.txt").write_text("abcde")
-    flags = ["--from=keras", f"--vocabulary={tmp_path}/v.txt", f"--out={tmp_path}/run"]
-    assert main(["convert", str(tmp_path / "m.keras"), *flags]) == 0
-    assert "its layers have reset_after" in capfd.readouterr().err
+def functional(*layers: dict) -> bytes:
+    return archive(*INPUTS, *layers)
+
+
+def linked() -> bytes:
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        file["layers"] = h5py.ExternalLink("other.h5", "/layers")
+    return content.getvalue()
+
+
+def nested() -> bytes:
+    """Groups that contain themselves."""
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        for name in "ab":
+            file[name] = file["/"]
+    return content.getvalue()
 
 
 @pytest.mark.parametrize(
-    ("layers", "said"),
-    [
-        (
-            (CHAIN[0], layer_of("GRU", "Embedding", calls=2), CHAIN[2]),
+    ("content", "said"),
+    {
+        "reset before": (h5(**{"layers/gru/cell/vars/2": (12,)}), "reset_after=False"),
+        "norm": (h5(**{"layers/norm/vars/0": (4,)}), "has layers/norm/vars/0"),
+        "bidirectional": (
+            h5(**cells("bidirectional/forward_layer", (4, 12), (4, 12))),
+            "a bidirectional layer",
+        ),
+        "two cells": (h5(**cells("lstm", (4, 16), (4, 16))), "gru and lstm"),
+        "inner": (h5(**cells("inner/gru", (4, 12), (4, 12))), "in layers and layers/inner"),
+        "no cell": (h5(**cells("gru", *3 * (None,))), "no GRU, LSTM or SimpleRNN"),
+        "shapes": (h5(**cells("gru", (2, 13))), "[2, 13], [4, 12], [12], [12]: not those of a"),
+        "reset_after": (sequential(reset_after=False), "reset_after=False"),
+        "activation": (sequential(activation="relu"), "activation='relu'"),
+        "backwards": (sequential(go_backwards=True), "go_backwards=True"),
+        "class": (sequential("ConvLSTM1D"), "has a layer of class ConvLSTM1D"),
+        "called twice": (
+            functional(EMBEDDING, layer_of("GRU", "Embedding", calls=2), DENSE),
             "the layer GRU must read the layer before it",
         ),
-        ((*CHAIN[:2], layer_of("Dense", "Embedding")), "the layer Dense must read"),
-        ((*CHAIN[:2], layer_of("Dense", "GRU:1")), "the layer Dense must read"),
-        (
-            (*CHAIN[:2], layer_of("GRU", "Embedding", "GRU:1", name="decoder"), CHAIN[2]),
+        "branch": (functional(EMBEDDING, GRU, layer_of("Dense", "Embedding")), "layer Dense must"),
+        "state": (functional(EMBEDDING, GRU, layer_of("Dense", "GRU:1")), "layer Dense must read"),
+        "decoder": (
+            functional(
+                EMBEDDING, GRU, layer_of("GRU", "Embedding", "GRU:1", name="decoder"), DENSE
+            ),
             "the layer decoder must read the layer before it",
         ),
-        ((layer_of("Embedding", "InputLayer", mask_zero=True), *CHAIN[1:]), "mask_zero=True"),
-        ((*CHAIN, layer_of("Softmax", "Dense")), "a softmax, of the class Dense, comes before"),
-        ((*CHAIN[:2], layer_of("Softmax", "GRU"), layer_of("Dense", "Softmax")), "class Softmax"),
-        ((*CHAIN[:2], layer_of("Dense", "GRU"), layer_of("Softmax", "Dense", axis=1)), "axis=1"),
-    ],
-    ids=["shared", "branch", "state", "decoder", "mask", "twice", "between", "over time"],
+        "mask": (
+            functional(layer_of("Embedding", "InputLayer", mask_zero=True), GRU, DENSE),
+            "mask_zero=True",
+        ),
+        "softmax twice": (
+            functional(EMBEDDING, GRU, DENSE, layer_of("Softmax", "Dense")),
+            "a softmax, of the class Dense, comes before",
+        ),
+        "softmax between": (
+            functional(EMBEDDING, GRU, layer_of("Softmax", "GRU"), layer_of("Dense", "Softmax")),
+            "class Softmax",
+        ),
+        "softmax over time": (
+            functional(
+                EMBEDDING, GRU, layer_of("Dense", "GRU"), layer_of("Softmax", "Dense", axis=1)
+            ),
+            "axis=1",
+        ),
+        "link": (linked(), "is a link"),
+        "nested": (nested(), "10000 groups and arrays"),
+        "zip": (b"PK\x03\x04 and more", "damaged, or not a file of Keras 3"),
+        "hdf5": (b"\x89HDF\r\n\x1a\n and more", "damaged, or not a file of Keras 3"),
+    }.values(),
 )
-def test_a_functional_model_of_another_kind_is_refused(layers, said, tmp_path, capfd):
-    (tmp_path / "m.keras").write_bytes(keras_archive(keras_arrays(), functional(*layers)))
-    (tmp_path / "v.txt").write_text("abcde")
-    line = [tmp_path / "m.keras", "--from=keras", f"--vocabulary={tmp_path}/v.txt"]
-    assert said in refused(*line, f"--out={tmp_path}/run", capfd=capfd)
+def test_a_keras_model_of_another_kind_is_refused(content, said, convert):
+    assert said in convert("m.keras", content)
 
 
-@pytest.mark.parametrize("archived", [False, True])
-def test_a_keras_file_with_an_optimizer_is_read(archived, tmp_path):
-    (tmp_path / "m").write_bytes((keras_zip if archived else h5)(keras_arrays()))
-    (tmp_path / "v.txt").write_text("abcde")
-    convert(tmp_path / "m", "keras", tmp_path / "v.txt", tmp_path / "run")
-    assert load_trained(tmp_path / "run", which="best").config.model == ModelConfig(
-        cell="gru", hidden=4, embed=2
-    )
+CHECKED, ASSUMED = "its layers have reset_after", "assumed, as the file does not say it: reset_aft"
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (keras_zip(keras_arrays()), "its layers have reset_after"),
-        (h5(keras_arrays()), "assumed, as the file does not say it: reset_after"),
-        (keras_archive(keras_arrays(), {"name": "mine"}), "assumed, as the file does not say it"),
+        (sequential(activation="tanh", recurrent_activation="sigmoid", reset_after=True), CHECKED),
+        (functional(EMBEDDING, GRU, DENSE), CHECKED),
+        (archive({"config": {"layers": [*INPUTS, EMBEDDING, GRU, DENSE]}}), CHECKED),
+        (h5(), ASSUMED),
+        (archive(name="mine"), ASSUMED),
     ],
-    ids=["sequential", "weights alone", "a class of the user"],
+    ids=["sequential", "functional", "model in a model", "weights alone", "a class of the user"],
 )
-def test_layers_are_said_to_be_checked_only_where_the_file_describes_them(
-    content, said, tmp_path, capfd
+def test_a_keras_model_is_read_and_checked_where_its_file_describes_the_layers(
+    content, said, convert
 ):
-    (tmp_path / "m.keras").write_bytes(content)
-    (tmp_path / "v.txt").write_text("abcde")
-    flags = ["--from=keras", f"--vocabulary={tmp_path}/v.txt", f"--out={tmp_path}/run"]
-    assert main(["convert", str(tmp_path / "m.keras"), *flags]) == 0
-    assert said in capfd.readouterr().err
-
-
-def test_a_link_in_an_hdf5_file_is_not_followed(tmp_path, capfd):
-    h5py = pytest.importorskip("h5py")
-    (tmp_path / "other.h5").write_bytes(h5(keras_arrays()))
-    with h5py.File(tmp_path / "m.h5", "w") as file:
-        file["layers"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "/layers")
-    (tmp_path / "v.txt").write_text("abcde")
-    line = [tmp_path / "m.h5", "--from=keras", f"--vocabulary={tmp_path}/v.txt"]
-    assert "is a link" in refused(*line, f"--out={tmp_path}/run", capfd=capfd)
-
-
-def test_a_group_that_contains_itself_is_refused(tmp_path, capfd):
-    h5py = pytest.importorskip("h5py")
-    with h5py.File(tmp_path / "m.h5", "w") as file:
-        for name in "ab":
-            file[name] = file["/"]
-    (tmp_path / "v.txt").write_text("abcde")
-    line = [tmp_path / "m.h5", "--from=keras", f"--vocabulary={tmp_path}/v.txt"]
-    assert "10000 groups and arrays" in refused(*line, f"--out={tmp_path}/run", capfd=capfd)
+    """Also with an optimizer and a dropout layer, which have arrays of their own."""
+    message = convert("m.keras", content)
+    assert "gru 1 x 4, embedding of 2" in message
+    assert said in message
 
 
 # Damaged and hostile files
 
 
-@pytest.mark.parametrize("source", [TORCH, KERAS], ids=["torch", "keras"])
-def test_a_cut_file_is_refused(source, tmp_path, capfd):
-    export_model(trained_like(MODELS["gru-1-embed"]), tmp_path / "out", format=source[0])
-    whole = (tmp_path / "out" / source[1]).read_bytes()
-    line = [tmp_path / "cut", f"--from={source[0]}", f"--vocabulary={tmp_path}/out/vocabulary.json"]
+@pytest.mark.parametrize(("source", "name"), [TORCH, KERAS], ids=["torch", "keras"])
+def test_a_cut_file_is_refused(source, name, tmp_path, convert):
+    export_model(trained_like(MODELS["gru-1-embed"]), tmp_path / "out", format=source)
+    whole = (tmp_path / "out" / name).read_bytes()
     for size in (0, 7, 100, len(whole) // 2, len(whole) - 1):
-        (tmp_path / "cut").write_bytes(whole[:size])
-        assert f"{tmp_path}/cut" in refused(*line, f"--out={tmp_path}/run", capfd=capfd)
+        said = convert(name, whole[:size], vocabulary="out/vocabulary.json")
+        assert f"{tmp_path / name}" in said
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path, capfd):
-    (tmp_path / "v.txt").write_text("abcde")
-    line = ["--from=torch", f"--vocabulary={tmp_path}/v.txt", f"--out={tmp_path}/run"]
-    assert "No such file" in refused(tmp_path / "none.safetensors", *line, capfd=capfd)
-    assert "a folder" in refused(tmp_path, *line, capfd=capfd)
+    flags = ["--from=torch", f"--vocabulary={tmp_path}/v.txt", f"--out={tmp_path}/run"]
+    for name, said in (("none.safetensors", "No such file"), ("", "is a folder")):
+        assert main(["convert", str(tmp_path / name), *flags]) == 2
+        assert said in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["file/run", "a[b"])
-def test_an_error_about_the_folder_to_write_names_no_flag_of_other_commands(name, tmp_path, capfd):
+@pytest.mark.parametrize("out", ["file/run", "a[b"])
+def test_an_error_about_the_folder_to_write_names_no_flag_of_other_commands(out, tmp_path, convert):
     (tmp_path / "file").write_text("mine")
-    (tmp_path / "m.safetensors").write_bytes(safetensors(state_dict(), {}))
-    (tmp_path / "v.txt").write_text("abcde")
-    line = [tmp_path / "m.safetensors", "--from=torch", f"--vocabulary={tmp_path}/v.txt"]
-    said = refused(*line, f"--out={tmp_path}/{name}", capfd=capfd)
-    assert name.partition("/")[0] in said
+    said = convert("m.safetensors", safetensors(state_dict(), {}), out=out)
+    assert out.partition("/")[0] in said
     assert "--workdir" not in said
 
 
-@pytest.mark.parametrize("start", [b"PK\x03\x04", b"\x80\x02\x8a\n"], ids=["zip", "pickle"])
-def test_a_file_of_torch_save_is_known_by_its_content(start, tmp_path, capfd):
-    (tmp_path / "best.pth.tar").write_bytes(start + b" and more")
-    (tmp_path / "v.txt").write_text("abcde")
-    line = [tmp_path / "best.pth.tar", "--from=torch", f"--vocabulary={tmp_path}/v.txt"]
-    said = refused(*line, f"--out={tmp_path}/run", capfd=capfd)
-    assert "only torch reads this format" in said or "not a state dict" in said
-
-
-def test_a_pickle_is_not_run(tmp_path, capfd, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("best.pth.tar", b"PK\x03\x04 and more"),
+        ("best.pth.tar", b"\x80\x02\x8a\n and more"),
+        ("m.pt", b"cos\nsystem\n(S'touch $RAN'\ntR."),
+    ],
+    ids=["zip", "pickle", "program"],
+)
+def test_a_file_of_torch_save_is_known_and_not_run(name, content, tmp_path, convert, monkeypatch):
     """With torch or without, nothing in the file is executed."""
-    ran = tmp_path / "ran"
-    monkeypatch.setenv("RAN", str(ran))
-    pickled = b"cos\nsystem\n(S'touch $RAN'\ntR."
-    (tmp_path / "m.pt").write_bytes(pickled)
-    (tmp_path / "v.txt").write_text("abcde")
-    line = [tmp_path / "m.pt", "--from=torch", f"--vocabulary={tmp_path}/v.txt"]
-    said = refused(*line, f"--out={tmp_path}/run", capfd=capfd)
+    monkeypatch.setenv("RAN", str(tmp_path / "ran"))
+    said = convert(name, content)
     assert "only torch reads this format" in said or "not a state dict" in said
-    assert not ran.exists()
-
-
-def test_the_vocabulary_is_that_of_charjax(tmp_path):
-    vocab = Vocab.from_text("abc", order="sorted", unit="byte", unk=True, boundary=True)
-    content = json.dumps(vocab.to_json() | {"start": 3})
-    (tmp_path / "v.json").write_text(content, encoding="utf-8-sig")  # with a byte order mark
-    assert read_vocabulary(tmp_path / "v.json", 5).vocab == vocab
+    assert not (tmp_path / "ran").exists()

@@ -16,8 +16,7 @@ import pytest
 
 from charjax.cli.main import main
 from charjax.inference.load import load_trained
-
-from .test_formats import network_logits
+from tests.export.tiny import network_logits
 
 pytestmark = [
     pytest.mark.slow,

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -18,16 +17,22 @@ from charjax.data.vocab import Vocab
 from charjax.errors import HostError, InputError
 from charjax.export import files
 from charjax.export.api import FORMATS, export_model, unusual_parts
-from charjax.export.weights import keras_weights, torch_weights
+from charjax.export.keras import keras_weights
+from charjax.export.torch import torch_weights
 from tests.export.tiny import (
     MODELS,
+    SAMPLES,
     any_model,
+    lowercased,
     module_of,
     network_logits,
     sampled,
     tokens_of,
     trained_like,
+    with_boundary,
 )
+
+GRU = MODELS["gru-1-embed"]
 
 # numpy
 
@@ -41,87 +46,49 @@ def run_script(folder: Path, **options) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, check=False, cwd=folder)
 
 
-NUM_CHARS = 300  # more than the sampler's chunk; 500 with -m slow
-SAMPLES = ((0, 1.0), (2**32 - 1, 0.7), (5, 0.0))  # seed, temperature
-
-
 @any_model
 def test_the_numpy_script_samples_the_same_text(model, tmp_path):
     trained = trained_like(model, unk=model.cell == "lstm")
     export_model(trained, tmp_path / "out", format="numpy")
     script, prompt = module_of(tmp_path / "out" / "generate.py"), trained.vocab.encode("the c")
     for seed, temperature in SAMPLES:
-        options = {
-            "prompt": "the c",
-            "num_chars": NUM_CHARS,
-            "seed": seed,
-            "temperature": temperature,
-        }
+        options = {"num_chars": 300, "seed": seed, "temperature": temperature}
         with np.errstate(over="ignore"):
-            ids = list(script.generate(prompt, NUM_CHARS, temperature, seed))
-        assert trained.vocab.decode(np.array([*prompt, *ids])).encode() == sampled(
-            trained, **options
-        )
+            ids = list(script.generate(prompt, **options))
+        text = trained.vocab.decode(np.array([*prompt, *ids])).encode()
+        assert text == sampled(trained, prompt="the c", **options)
 
 
-def test_the_numpy_script_names_a_byte_that_is_not_utf8(tmp_path):
-    trained = trained_like(MODELS["gru-1-embed"], unit="byte")
+@pytest.mark.parametrize(
+    ("change", "unit", "prompt"),
+    [
+        (lambda trained: trained, "codepoint", "the c"),
+        (lambda trained: trained, "byte", "é"),
+        (with_boundary, "codepoint", "t"),
+        (lowercased, "codepoint", "THE C"),
+    ],
+    ids=["characters", "bytes", "documents", "lower case"],
+)
+def test_the_numpy_script_runs_without_jax(change, unit, prompt, tmp_path):
+    trained = change(trained_like(GRU, unit=unit))
     export_model(trained, tmp_path / "out", format="numpy")
-    done = run_script(tmp_path / "out", prompt="the \udcff")  # how Python decodes the byte 0xFF
-    assert (done.returncode, b"not in the vocabulary: byte 0xFF" in done.stderr) == (2, True)
-
-
-def test_the_numpy_script_runs_without_jax(tmp_path):
-    trained = trained_like(MODELS["gru-1-embed"])
-    export_model(trained, tmp_path / "out", format="numpy")
-    options = {"prompt": "the c", "num_chars": 60, "seed": 3, "temperature": 0.9}
+    options = {"prompt": prompt, "num_chars": 200, "seed": 2, "temperature": 1.5}
     done = run_script(tmp_path / "out", **options)
+    text = done.stdout.decode("utf-8", "replace")
     assert (done.returncode, done.stderr) == (0, b"")
-    assert done.stdout == sampled(trained, **options)
+    assert text.encode() == sampled(trained, **options)
+    assert (len(text) < 200) == trained.vocab.boundary
 
 
-def test_the_numpy_script_reads_and_writes_bytes(tmp_path):
-    trained = trained_like(MODELS["gru-1-embed"], unit="byte")
-    export_model(trained, tmp_path / "out", format="numpy")
-    script = module_of(tmp_path / "out" / "generate.py")
-    prompt = [trained.vocab.encode("é").tolist()][0]
-    with np.errstate(over="ignore"):
-        ids = list(script.generate(prompt, 40, 1.0, 3))
-    options = {"prompt": "é", "num_chars": 40, "seed": 3, "temperature": 1.0}
-    assert trained.vocab.decode(np.array(prompt + ids)).encode() == sampled(trained, **options)
-    assert run_script(tmp_path / "out", **options).stdout.startswith("é".encode())
-
-
-def test_the_numpy_script_ends_with_the_document(tmp_path):
-    trained = trained_like(MODELS["gru-1-embed"])
-    vocab = dataclasses.replace(
-        trained.vocab, characters=trained.vocab.characters[:-1], boundary=True
-    )
-    trained = dataclasses.replace(trained, vocab=vocab)
-    export_model(trained, tmp_path / "out", format="numpy")
-    lengths = set()
-    for seed in range(3):
-        options = {"prompt": "t", "num_chars": 200, "seed": seed, "temperature": 1.5}
-        text = sampled(trained, **options)
-        assert run_script(tmp_path / "out", **options).stdout == text
-        lengths.add(len(text))
-    assert min(lengths) < 200
-
-
-def test_the_numpy_script_reads_a_prompt_as_the_command_does(tmp_path):
-    trained = trained_like(MODELS["gru-1-embed"])
-    data = dataclasses.replace(trained.config.data, lowercase=True)
-    trained = dataclasses.replace(trained, config=dataclasses.replace(trained.config, data=data))
-    export_model(trained, tmp_path / "out", format="numpy")
-    options = {"prompt": "THE C", "num_chars": 60, "seed": 3, "temperature": 0.9}
-    assert run_script(tmp_path / "out", **options).stdout == sampled(trained, **options)
-
-
-def test_the_numpy_script_names_an_unknown_character(tmp_path):
-    export_model(trained_like(MODELS["gru-1-embed"]), tmp_path / "out", format="numpy")
-    done = run_script(tmp_path / "out", prompt="Z", num_chars=5, seed=0, temperature=1)
-    assert done.returncode == 2
-    assert b"U+005A" in done.stderr
+@pytest.mark.parametrize(
+    ("unit", "prompt", "said"),
+    [("codepoint", "Z", b"U+005A"), ("byte", "the \udcff", b"byte 0xFF")],
+    ids=["characters", "bytes that are not UTF-8"],
+)
+def test_the_numpy_script_names_what_it_does_not_know(unit, prompt, said, tmp_path):
+    export_model(trained_like(GRU, unit=unit), tmp_path / "out", format="numpy")
+    done = run_script(tmp_path / "out", prompt=prompt)
+    assert (done.returncode, b"not in the vocabulary: " + said in done.stderr) == (2, True)
 
 
 @any_model
@@ -161,7 +128,7 @@ def test_the_onnx_graph_has_the_networks_logits_whole_and_step_by_step(model, tm
 
 def test_the_onnx_graph_carries_its_vocabulary(tmp_path):
     runtime = pytest.importorskip("onnxruntime")
-    trained = trained_like(MODELS["gru-1-embed"], unk=True)
+    trained = trained_like(GRU, unk=True)
     export_model(trained, tmp_path / "model.onnx", format="onnx")
     session = runtime.InferenceSession(tmp_path / "model.onnx")
     facts = session.get_modelmeta().custom_metadata_map
@@ -212,52 +179,22 @@ def test_the_torch_weights_fit_torchs_formulas(model):
     np.testing.assert_allclose(logits, network_logits(trained, tokens), atol=1e-5)
 
 
-@pytest.mark.slow
-@any_model
-def test_the_torch_module_has_the_networks_logits(model, tmp_path):
-    torch = pytest.importorskip("torch")
-    trained = trained_like(model)
-    export_model(trained, tmp_path / "out", format="torch")
-    module = module_of(tmp_path / "out" / "model.py").load()
-    tokens = tokens_of(trained, 2, 100)
-    with torch.no_grad():
-        logits, _ = module(torch.from_numpy(tokens))
-    np.testing.assert_allclose(logits.numpy(), network_logits(trained, tokens), atol=1e-5)
-
-
-@pytest.mark.slow
-@any_model
-def test_the_keras_model_has_the_networks_logits(model, tmp_path, monkeypatch):
-    monkeypatch.setenv("KERAS_BACKEND", "jax")
-    pytest.importorskip("keras")
-    trained = trained_like(model)
-    export_model(trained, tmp_path / "out", format="keras")
-    tokens = tokens_of(trained, 2, 100)
-    with jax.numpy_rank_promotion("allow"):
-        logits = np.asarray(module_of(tmp_path / "out" / "model.py").load()(tokens))
-    np.testing.assert_allclose(logits, network_logits(trained, tokens), atol=1e-5)
-
-
 def test_the_keras_gru_has_keras_gate_order():
-    model = MODELS["gru-1-embed"]
-    params = trained_like(model).params
-    kernel = keras_weights(model, params)["layers/gru/cell/vars/0"]
+    params = trained_like(GRU).params
+    kernel = keras_weights(GRU, params)["layers/gru/cell/vars/0"]
     reset, update, candidate = np.split(params["layer_0"]["kernel"], 3, axis=1)
     np.testing.assert_array_equal(kernel, np.concatenate([update, reset, candidate], axis=1))
 
 
 @pytest.mark.parametrize("format", ["torch", "keras"])
 def test_weights_come_with_their_tokens_and_how_to_sample_them(format, tmp_path):
-    trained = trained_like(MODELS["gru-1-embed"], unk=True)
-    vocab = dataclasses.replace(
-        trained.vocab, characters=trained.vocab.characters[:-1], boundary=True
-    )
-    trained = dataclasses.replace(trained, vocab=vocab)
+    trained = with_boundary(trained_like(GRU, unk=True))
     export_model(trained, tmp_path / "out", format=format)
     vocabulary, sampling = (
         json.loads((tmp_path / "out" / f"{name}.json").read_text("utf-8"))
         for name in ("vocabulary", "sampling")
     )
+    vocab = trained.vocab
     assert vocabulary.pop("start") == vocab.start
     assert Vocab.from_json(vocabulary) == vocab
     assert (sampling["masked"], sampling["end"]) == ([vocab.unk_id], vocab.boundary_id)
@@ -272,7 +209,7 @@ PLAIN_FORMATS = [name for name in FORMATS if not FORMATS[name].any_model]
 @pytest.mark.parametrize("format", PLAIN_FORMATS)
 def test_a_model_with_a_part_that_the_format_lacks_is_refused(format, tmp_path):
     """Layer normalization, another cell, another field of the model: by whatever name."""
-    trained = trained_like(MODELS["gru-1-embed"])
+    trained = trained_like(GRU)
     layer = trained.params["layer_0"] | {"norm": {"scale": np.ones(12, np.float32)}}
     normalized = dataclasses.replace(trained, params=trained.params | {"layer_0": layer})
     cell = dataclasses.replace(trained.config.model, cell="mingru")
@@ -284,7 +221,7 @@ def test_a_model_with_a_part_that_the_format_lacks_is_refused(format, tmp_path):
 
 
 def test_every_format_holds_a_model_that_was_trained_with_any_dropout():
-    trained = trained_like(MODELS["gru-1-embed"])
+    trained = trained_like(GRU)
     model = trained.config.model
     rates = dict.fromkeys((f for f in to_dict(model) if "dropout" in f), 0.5)
     assert len(rates) >= 5
@@ -293,7 +230,7 @@ def test_every_format_holds_a_model_that_was_trained_with_any_dropout():
 
 
 def test_a_field_that_no_format_knows_is_a_part_to_refuse(monkeypatch):
-    trained = trained_like(MODELS["gru-1-embed"])
+    trained = trained_like(GRU)
     assert unusual_parts(trained) == []
     monkeypatch.setattr("charjax.export.api._SIZES", ("cell", "layers", "embed", "dtype"))
     assert unusual_parts(trained) == ["model.hidden=12"]
@@ -303,24 +240,31 @@ def test_a_field_that_no_format_knows_is_a_part_to_refuse(monkeypatch):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_an_export_may_be_repeated_and_overwrites_nothing_else(format, tmp_path):
-    trained, out = trained_like(MODELS["gru-1-embed"]), tmp_path / "out"
+def test_an_export_may_be_repeated(format, tmp_path):
     for _ in range(2):
-        export_model(trained, out, format=format)
-    written = sorted(out.iterdir()) if out.is_dir() else [out]
-    for path in written:
-        foreign = tmp_path / "foreign" / path.relative_to(tmp_path)
-        foreign.parent.mkdir(parents=True, exist_ok=True)
-        foreign.write_text("mine")
-        target = tmp_path / "foreign" / "out"
-        with pytest.raises(InputError, match="was not written by charjax export"):
-            export_model(trained, target, format=format)
-        assert foreign.read_text() == "mine"
-        foreign.unlink()
+        export_model(trained_like(GRU), tmp_path / "out", format=format)
+
+
+@pytest.mark.parametrize("is_link", [False, True], ids=["file", "link"])
+@pytest.mark.parametrize(
+    ("format", "name"),
+    [("numpy", "out/generate.py"), ("numpy", "out/charjax-export.json"), ("c", "out")],
+)
+def test_an_export_overwrites_no_file_of_another_kind(format, name, is_link, tmp_path):
+    mine, there = tmp_path / "mine", tmp_path / name
+    mine.write_text("mine")
+    there.parent.mkdir(exist_ok=True)
+    if is_link:
+        there.symlink_to(mine)
+    else:
+        mine.replace(there)
+    with pytest.raises(InputError, match="was not written by charjax export"):
+        export_model(trained_like(GRU), tmp_path / "out", format=format)
+    assert there.read_text() == "mine"
 
 
 def test_a_folder_holds_the_last_export_and_no_file_of_an_earlier_one(tmp_path):
-    trained, out = trained_like(MODELS["gru-1-embed"]), tmp_path / "out"
+    trained, out = trained_like(GRU), tmp_path / "out"
     export_model(trained, out, format="numpy")
     (out / "notes").write_text("mine")
     manifest = json.loads((out / "charjax-export.json").read_text())
@@ -334,7 +278,7 @@ def test_a_folder_holds_the_last_export_and_no_file_of_an_earlier_one(tmp_path):
 
 
 def test_an_interrupted_export_can_be_repeated(tmp_path, monkeypatch):
-    trained, replace = trained_like(MODELS["gru-1-embed"]), files._replace
+    trained, replace = trained_like(GRU), files._replace
 
     def full(path: Path, content: bytes) -> None:
         if path.name == "vocabulary.json":
@@ -351,7 +295,7 @@ def test_an_interrupted_export_can_be_repeated(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_an_export_names_no_folder_of_the_user(format, tmp_path):
-    trained, out = trained_like(MODELS["gru-1-embed"]), tmp_path / "out"
+    trained, out = trained_like(GRU), tmp_path / "out"
     paths = r"/home/secret/tea.txt,C:\secret\cup.txt"  # of any system
     config = dataclasses.replace(
         trained.config,
@@ -367,32 +311,17 @@ def test_an_export_names_no_folder_of_the_user(format, tmp_path):
         assert b"tea.txt,cup.txt" in (out / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("format", ["program", "onnx"])
-def test_an_export_does_not_write_through_a_link(format, tmp_path):
-    trained, mine = trained_like(MODELS["gru-1-embed"]), tmp_path / "mine"
-    mine.write_text("mine")
-    out = tmp_path / "out"
-    if format == "program":
-        out.mkdir()
-        (out / "README.md").symlink_to(mine)
-    else:
-        out.symlink_to(mine)
-    with pytest.raises(InputError, match="was not written by charjax export"):
-        export_model(trained, out, format=format)
-    assert mine.read_text() == "mine"
-
-
 @pytest.mark.parametrize("format", ["numpy", "c"])
 def test_an_export_below_a_file_is_refused(format, tmp_path):
     (tmp_path / "mine").write_text("mine")
     out = tmp_path / "mine" / "out"
     with pytest.raises(InputError, match=r"^--out=.*out: a folder above it is a file"):
-        export_model(trained_like(MODELS["gru-1-embed"]), out, format=format)
+        export_model(trained_like(GRU), out, format=format)
 
 
 def test_an_unknown_format_is_named(tmp_path):
     with pytest.raises(InputError, match=r"^--format=pdf: no such format; there are program, "):
-        export_model(trained_like(MODELS["gru-1-embed"]), tmp_path / "out", format="pdf")
+        export_model(trained_like(GRU), tmp_path / "out", format="pdf")
 
 
 def test_the_keras_file_is_hdf5():

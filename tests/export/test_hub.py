@@ -18,8 +18,7 @@ from charjax.export.hub import hub_files
 from charjax.export.weights import named_weights, safetensors
 from charjax.inference.load import load_trained
 from charjax.runtime.safetensors import read_safetensors
-
-from .test_formats import MODELS, trained_like
+from tests.export.tiny import MODELS, trained_like
 
 # ml_collections loads config files by a function that Python deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")

@@ -32,6 +32,7 @@ MODELS = {
     for cell in ("gru", "lstm", "rnn")
     for layers, embed in ((1, 6), (3, 0))
 }
+SAMPLES = ((0, 1.0), (2**32 - 1, 0.7), (5, 0.0))  # seed, temperature
 SAMPLING = ("temperature", "seed", "top_k", "top_p", "min_p")
 any_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 
@@ -61,6 +62,18 @@ def trained_like(
     params = jax.tree.map_with_path(draw, shapes)
     config = Config(model=model, train=TrainConfig(max_steps=1))
     return TrainedModel(config, vocab, params, 7, None, {"corpus": {"name": "tea"}})
+
+
+def with_boundary(trained: TrainedModel) -> TrainedModel:
+    """The same model, whose last token is the end of a document."""
+    characters = trained.vocab.characters[:-1]
+    return replace(trained, vocab=replace(trained.vocab, characters=characters, boundary=True))
+
+
+def lowercased(trained: TrainedModel) -> TrainedModel:
+    """The same model, whose text was read in lower case and with \n as line ends."""
+    data = replace(trained.config.data, lowercase=True, newlines="unix")
+    return replace(trained, config=replace(trained.config, data=data))
 
 
 def tokens_of(trained: TrainedModel, *shape: int) -> np.ndarray:

@@ -1,0 +1,218 @@
+"""Makes a character model of the arrays that a file of another framework holds."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from charjax.config import CELL_SIZES, ModelConfig
+from charjax.errors import InputError
+from charjax.export.foreign import ForeignLayer, layer_parameters, reorder
+from charjax.export.weights import Arrays, named_weights
+from charjax.model.shapes import param_shapes
+from charjax.runtime.display import listed
+from charjax.schema import build
+from charjax.types import PyTree
+
+_logger = logging.getLogger(__name__)
+
+
+class ConvertedModel(NamedTuple):
+    """A model of another framework, whose tokens still have its ids.
+
+    Attributes:
+      config: the architecture.
+      params: of a `CharRNN`.
+      are_layers_checked: whether the file also said how each layer computes, and that was checked.
+    """
+
+    config: ModelConfig
+    params: PyTree
+    are_layers_checked: bool = False
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens."""
+        return int(self.params["output_bias"].size)
+
+
+def split_layers(arrays: Arrays, pattern: re.Pattern[str]) -> tuple[dict[str, Arrays], Arrays]:
+    """(the parts of each recurrent layer by its name, all other arrays).
+
+    Args:
+      arrays: by name.
+      pattern: of the names of parts. Its groups are `layer` and `part`, and `number` if the name of
+        a layer goes on after its part.
+    """
+    layers: dict[str, Arrays] = {}
+    others: Arrays = {}
+    for name, array in arrays.items():
+        if match := pattern.fullmatch(name):
+            layer = match["layer"] + (match.groupdict().get("number") or "")
+            layers.setdefault(layer, {})[match["part"]] = array
+        else:
+            others[name] = array
+    return layers, others
+
+
+def model_of(
+    layers: Mapping[str, ForeignLayer],
+    others: Arrays,
+    *,
+    suffixes: tuple[str, str],
+    is_transposed: bool = False,
+    orders: Mapping[str, tuple[int, ...]] = {},
+) -> ConvertedModel:
+    """The model of arrays in float32.
+
+    An identity embedding becomes one-hot input.
+
+    Args:
+      layers: the recurrent layers by name.
+      others: the other arrays by name.
+      suffixes: how the name of a matrix ends, and that of its bias.
+      is_transposed: whether the projection to the logits is [vocab, hidden], not [hidden, vocab].
+      orders: of each cell, the places of charjax's gates; not given: charjax's order.
+
+    Raises:
+      InputError: charjax has no such model, or the shapes do not fit each other.
+    """
+    cells = {cell_of(name, layer) for name, layer in layers.items()}
+    if len(cells) > 1:
+        raise InputError(
+            f"has layers of {' and '.join(sorted(cells))}; charjax has one cell a model"
+        )
+    (cell,) = cells
+    ordered = [reorder(layers[name], orders.get(cell)) for name in in_order(layers)]
+    embedding, head = _embedding_and_head(others, *suffixes)
+    output_kernel = others[head].T if is_transposed else others[head]
+    hidden, vocab = len(ordered[0].recurrent_kernel), output_kernel.shape[1]
+    if embedding is None and len(ordered[0].kernel) != vocab:
+        embedding = head  # tied: one matrix is both
+    bias = head.removesuffix(suffixes[0]) + suffixes[1]
+    _check_all_used(others, {head, bias, embedding})
+    params = {f"layer_{i}": layer_parameters(cell, layer) for i, layer in enumerate(ordered)}
+    params["output_kernel"] = output_kernel
+    params["output_bias"] = others.get(bias, np.zeros(vocab, np.float32))
+    embed = 0
+    if embedding is not None and not _is_identity(others[embedding]):
+        params["embedding"] = others[embedding]
+        embed = others[embedding].shape[1]
+    sizes = {"cell": cell, "hidden": hidden, "layers": len(ordered), "embed": embed}
+    config = build(ModelConfig, sizes, "model")
+    _check_shapes(config, params)
+    return ConvertedModel(config, params)
+
+
+def with_order(params: PyTree, order: list[int]) -> PyTree:
+    """The parameters with tokens in another order, which lists the present ids."""
+    changed = {
+        "output_kernel": np.ascontiguousarray(params["output_kernel"][:, order]),
+        "output_bias": params["output_bias"][order],
+    }
+    if "embedding" in params:
+        return params | changed | {"embedding": params["embedding"][order]}
+    first = params["layer_0"] | {"kernel": params["layer_0"]["kernel"][order]}
+    return params | changed | {"layer_0": first}
+
+
+def cell_of(name: str, layer: ForeignLayer) -> str:
+    """The cell that has as many gates as a layer.
+
+    Raises:
+      InputError: there is no such cell.
+    """
+    kernels, biases = layer[:2], layer[2:]
+    gates = {kernel.shape[1:] for kernel in kernels} | {bias.shape for bias in biases}
+    for cell_name, cell in CELL_SIZES.items():
+        if cell.has_recurrent_kernel and gates == {(cell.gates * len(layer.recurrent_kernel),)}:
+            return cell_name
+    shapes = ", ".join(str([*array.shape]) for array in layer)
+    raise InputError(
+        f"{name[:80]}: the kernel, recurrent kernel and biases are {shapes}: not those of a GRU, "
+        "LSTM or RNN, whose gates have as many units as its state"
+    )
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """The names of layers in natural order: gru, gru_2, gru_10.
+
+    Where they differ in more than numbers, the order is a guess, which is logged.
+    """
+    ordered = sorted(names, key=_natural)
+    if len({re.sub(r"_?\d+", "", name) for name in ordered}) > 1:
+        _logger.info("the order of the layers is that of their names: %s", ", ".join(ordered))
+    return ordered
+
+
+def _natural(name: str) -> list[list[int | str]]:
+    """Sort key: the parts of a path, in each of which numbers are compared by value."""
+    parts = [re.split(r"(\d+)", part) for part in re.split(r"[./]", name)]
+    return [[int(p) if i % 2 else p for i, p in enumerate(part)] for part in parts]
+
+
+def as_float32(arrays: Arrays) -> Arrays:
+    """The arrays in float32.
+
+    Raises:
+      InputError: a dtype is not floating point, or a value is not finite in float32.
+    """
+    converted = {}
+    for name, array in arrays.items():
+        if array.dtype.kind != "f":
+            raise InputError(f"{name[:80]}: is {array.dtype}, not floating point")
+        if array.dtype.itemsize > 4:
+            _logger.info("%s: %s, rounded to float32", name[:80], array.dtype)
+        with np.errstate(over="ignore"):
+            converted[name] = np.ascontiguousarray(array, np.float32)
+        if not np.isfinite(converted[name]).all():
+            raise InputError(f"{name[:80]}: is not finite in float32; it cannot be used")
+    return converted
+
+
+def _embedding_and_head(others: Arrays, weight: str, bias: str) -> tuple[str | None, str]:
+    """The names of the embedding (None: one-hot input) and of the projection to the logits."""
+    names = [name for name, array in others.items() if name.endswith(weight) and array.ndim == 2]
+    if len(names) == 1:
+        return None, names[0]
+    heads = [name for name in names if name.removesuffix(weight) + bias in others]
+    if len(heads) != 1:
+        heads = [name for name in names if "emb" not in name.lower()]
+    if len(names) != 2 or len(heads) != 1:
+        raise InputError(
+            "there must be one embedding, or none, and one projection to the logits; beside the "
+            f"recurrent layers it has the matrices: {_shown(names) or 'none'}"
+        )
+    (embedding,) = set(names) - set(heads)
+    return embedding, heads[0]
+
+
+def _check_all_used(arrays: Arrays, used: set[str | None]) -> None:
+    if unknown := arrays.keys() - used:
+        raise InputError(
+            f"has {_shown(unknown)}: charjax's model has no such part: it is an embedding or "
+            "one-hot input, layers of one GRU, LSTM or RNN cell, and one projection to the logits"
+        )
+
+
+def _shown(names: Iterable[str]) -> str:
+    return listed([name[:60] for name in sorted(names)], 4)
+
+
+def _is_identity(table: np.ndarray) -> bool:
+    return table.shape[0] == table.shape[1] and np.array_equal(table, np.eye(len(table)))
+
+
+def _check_shapes(config: ModelConfig, params: PyTree) -> None:
+    arrays, vocab = named_weights(params), params["output_kernel"].shape[1]
+    for path, shape in param_shapes(config, vocab).items():
+        name = path.replace("/", ".")
+        if arrays[name].shape != shape:
+            raise InputError(
+                f"{name} is {[*arrays[name].shape]}, not {[*shape]} as in a model of "
+                f"{config.layers} x {config.hidden} units and {vocab} tokens"
+            )
