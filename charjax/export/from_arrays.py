@@ -15,7 +15,7 @@ from charjax.export.foreign import ForeignLayer, layer_parameters, reorder
 from charjax.export.weights import Arrays, named_weights
 from charjax.model.shapes import param_shapes
 from charjax.runtime.display import listed
-from charjax.schema import build
+from charjax.schema import parse
 from charjax.types import PyTree
 
 _logger = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def model_of(
         params["embedding"] = others[embedding]
         embed = others[embedding].shape[1]
     sizes = {"cell": cell, "hidden": hidden, "layers": len(ordered), "embed": embed}
-    config = build(ModelConfig, sizes, "model")
+    config: ModelConfig = parse(ModelConfig, sizes, "model")
     _check_shapes(config, params)
     return ConvertedModel(config, params)
 
