@@ -23,7 +23,7 @@ from charjax.data.files import read_files
 from charjax.data.named_corpora import BUILT_IN
 from charjax.data.reading import ReadingRules, TextReader
 from charjax.data.store import TextStore, is_store
-from charjax.data.text_cache import CacheEntry, recorded_messages
+from charjax.data.text_cache import read_through
 from charjax.data.text_encoder import encode_pieces
 from charjax.data.tokens import EncodedText
 from charjax.errors import HostError, InputError
@@ -171,26 +171,24 @@ def _load_files(path: str, rules: ReadingRules, *, use_cache: bool) -> Corpus:
         )
     files = find_files(path, option)
     check_no_pipe(files, option)
-    texts = read_files(files, option, are_utf8=rules.is_utf8)
-    entry = CacheEntry(files, rules) if use_cache else None
-    if entry is None or not entry.is_usable:
-        return _make_corpus(path, texts, rules)
-    if (cached := entry.read()) is not None:
-        for message in cached.messages:
-            is_warning = message.startswith("NOTICE")
-            _logger.log(logging.WARNING if is_warning else logging.INFO, "%s", message)
-        return Corpus(path, *cached[:-1])
-    with recorded_messages() as messages:
-        corpus = _make_corpus(path, texts, rules)
-    content = corpus.content
-    assert isinstance(content, EncodedText)
-    if not corpus.rules.documents.boundary:
-        # With the ids of a sorted vocabulary, the default, a run need not translate the tokens.
-        content = content.recoded(sorted(corpus.characters), len(corpus.characters))
-    corpus = replace(corpus, content=content)
-    found = (corpus.characters, corpus.chars, corpus.sha256, corpus.notice, corpus.rules)
-    entry.start_write(CachedText(content, *found, tuple(messages)))
-    return corpus
+
+    def read() -> CachedText:
+        corpus = _make_corpus(path, read_files(files, option, are_utf8=rules.is_utf8), rules)
+        content, characters = corpus._in_memory(), corpus.characters
+        if not corpus.rules.documents.boundary:
+            # With the ids of a sorted vocabulary, the default, a run need not translate the tokens.
+            content = content.recoded(sorted(characters), len(characters))
+        return content, {
+            "characters": "".join(characters),
+            "chars": corpus.chars,
+            "sha256": corpus.sha256,
+            "notice": corpus.notice,
+            "rules": corpus.rules.to_json(),
+        }
+
+    content, about = read_through(files, rules, read) if use_cache else read()
+    rules = ReadingRules.from_json(about.pop("rules"))
+    return Corpus(name=path, content=content, rules=rules, **about)
 
 
 def _make_corpus(name: str, files: Iterable[RawText], rules: ReadingRules, *notices: str) -> Corpus:

@@ -25,14 +25,13 @@ from pathlib import Path
 from charjax.data.cached_text import CachedText, read_cached, write_cached
 from charjax.data.file_search import TextFiles
 from charjax.data.reading import ReadingRules
-from charjax.errors import CharjaxError
 from charjax.runtime.cache import private_cache_folder
 from charjax.runtime.files import replace_file
 
 MIN_BYTES = 1 << 24  # of the files of a text; smaller ones are not cached
 MAX_BYTES = 10 << 30  # of all entries
 MAX_AGE_S = 30 * 24 * 3600.0  # since an entry was used
-_VERSION = 2  # of the encoding: raise it when a text is read or encoded in another way
+_VERSION = 3  # of the encoding: raise it when a text is read or encoded in another way
 _UNFINISHED = ".part"
 _MAX_UNFINISHED_S = 24 * 3600.0
 # A file system rounds times: a file changed so recently may change again without a later time.
@@ -41,8 +40,45 @@ _RECENT_NS = 2_000_000_000
 _logger = logging.getLogger(__name__)
 
 
+def read_through(
+    files: TextFiles, rules: ReadingRules, read: Callable[[], CachedText]
+) -> CachedText:
+    """A text from the cache; else from `read`, and then a thread puts it into the cache.
+
+    What was logged while a text was read is logged again when it comes from the cache.
+
+    Args:
+      files: of the text.
+      rules: how they are read.
+      read: reads the text.
+
+    Raises:
+      MemoryError: memory does not suffice; the errors of `read`.
+    """
+    looked_ns = time.time_ns()
+    key, newest_ns, size = _key_of(files, rules)
+    folder = private_cache_folder("texts") if size >= MIN_BYTES else None
+    if folder is None:
+        return read()
+    if (found := _read_entry(folder / key)) is not None:
+        return found
+    with _recorded_messages() as messages:
+        content, about = read()
+    content.tokens.flags.writeable = False
+    is_settled = newest_ns <= looked_ns - _RECENT_NS
+    if is_settled and _key_of(files, rules)[0] == key:  # not changed while they were read
+        text = content, about | {"messages": messages}
+        start_thread(lambda: _write_entry(folder / key, text))
+    return content, about
+
+
+def start_thread(write: Callable[[], None]) -> None:
+    """Calls a function in a thread, which the end of the process waits for."""
+    threading.Thread(target=write, name="charjax-text-cache").start()
+
+
 @contextlib.contextmanager
-def recorded_messages() -> Iterator[list[str]]:
+def _recorded_messages() -> Iterator[list[str]]:
     """A context that collects what the modules of this package log; it is logged as usual, too."""
     handler, messages = logging.Handler(), list[str]()
     handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
@@ -52,79 +88,6 @@ def recorded_messages() -> Iterator[list[str]]:
         yield messages
     finally:
         logger.removeHandler(handler)
-
-
-def start_thread(write: Callable[[], None]) -> None:
-    """Calls a function in a thread, which the end of the process waits for."""
-    threading.Thread(target=write, name="charjax-text-cache").start()
-
-
-class CacheEntry:
-    """A text's entry in the cache, which need not exist yet."""
-
-    def __init__(self, files: TextFiles, rules: ReadingRules) -> None:
-        """Looks at the files, and reads none.
-
-        Args:
-          files: of the text.
-          rules: how they are read.
-        """
-        self._files, self._rules = files, rules
-        self._looked_ns = time.time_ns()
-        self._key, self._newest_ns, self._size = _key_of(files, rules)
-        folder = private_cache_folder("texts") if self._size >= MIN_BYTES else None
-        self._path = folder and folder / self._key
-
-    @property
-    def is_usable(self) -> bool:
-        """Whether the text is large enough to be cached, and there is a folder for it."""
-        return self._path is not None
-
-    def read(self) -> CachedText | None:
-        """The text; None if it is not in the cache, or damaged there.
-
-        Raises:
-          MemoryError: memory does not suffice.
-        """
-        if self._path is None or not self._path.is_file():
-            return None
-        try:
-            found = read_cached(self._path)
-            os.utime(self._path)  # when it was last used
-        except (CharjaxError, OSError, ValueError, LookupError) as error:
-            _logger.info("%s: is made again: %s", self._path, error)
-            with contextlib.suppress(OSError):
-                self._path.unlink()
-            return None
-        return found
-
-    def start_write(self, text: CachedText) -> None:
-        """Puts a text into the cache, in a thread; its tokens must not be changed from now on."""
-        text.content.tokens.flags.writeable = False
-        start_thread(lambda: self._write(text))
-
-    def _write(self, text: CachedText) -> None:
-        """Writes an entry, unless the files have changed just now; where it fails, says so."""
-        if self._path is None or self._newest_ns > self._looked_ns - _RECENT_NS:
-            return
-        if _key_of(self._files, self._rules)[0] != self._key:  # changed while they were read
-            return
-        root = self._path.parent
-        try:
-            size = text.content.tokens.nbytes + text.content.starts.nbytes
-            _clean(root, size)
-            if size > MAX_BYTES or shutil.disk_usage(root).free < 2 * size:
-                _logger.info("%s: the text is not cached: no room for it", root)
-                return
-            number, unfinished = tempfile.mkstemp(_UNFINISHED, self._key, root)
-            try:
-                with open(number, "wb") as file:
-                    write_cached(file, text)
-                replace_file(Path(unfinished), self._path)
-            finally:
-                Path(unfinished).unlink(missing_ok=True)
-        except OSError as error:
-            _logger.info("%s: the text is not cached: %s", root, error)
 
 
 def _key_of(files: TextFiles, rules: ReadingRules) -> tuple[str, int, int]:
@@ -156,6 +119,44 @@ def _charjax_version() -> str:
         return importlib.metadata.version("charjax")
     except importlib.metadata.PackageNotFoundError:
         return ""
+
+
+def _read_entry(path: Path) -> CachedText | None:
+    """The text of an entry; None if there is none, or a damaged one, which is deleted."""
+    try:
+        content, about = read_cached(path)
+        os.utime(path)  # when it was last used
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, LookupError) as error:
+        _logger.info("%s: is made again: %s", path, error)
+        with contextlib.suppress(OSError):
+            path.unlink()
+        return None
+    for message in about.pop("messages"):
+        is_warning = message.startswith("NOTICE")
+        _logger.log(logging.WARNING if is_warning else logging.INFO, "%s", message)
+    return content, about
+
+
+def _write_entry(path: Path, text: CachedText) -> None:
+    """Writes an entry; where it fails, says so."""
+    root, content = path.parent, text[0]
+    try:
+        size = content.tokens.nbytes + content.starts.nbytes
+        _clean(root, size)
+        if size > MAX_BYTES or shutil.disk_usage(root).free < 2 * size:
+            _logger.info("%s: the text is not cached: no room for it", root)
+            return
+        number, unfinished = tempfile.mkstemp(_UNFINISHED, path.name, root)
+        try:
+            with open(number, "wb") as file:
+                write_cached(file, text)
+            replace_file(Path(unfinished), path)
+        finally:
+            Path(unfinished).unlink(missing_ok=True)
+    except OSError as error:
+        _logger.info("%s: the text is not cached: %s", root, error)
 
 
 def _clean(root: Path, room_for: int) -> None:
