@@ -7,7 +7,6 @@ arrays and JSON. No file in it is written through a link: the folder may come fr
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from charjax.errors import HostError, InputError
-from charjax.runtime.files import not_regular, open_regular, replace_content, write_error
+from charjax.runtime.files import (
+    not_regular,
+    open_regular,
+    replace_content,
+    replace_json,
+    write_error,
+)
 from charjax.runtime.folder_lock import lock_file, lock_folder, open_lock_file
 from charjax.runtime.paths import check_local
 
@@ -104,20 +109,14 @@ class Workdir:
         except OSError as error:
             raise write_error(self.path, error) from None
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> contextlib.AbstractContextManager[None]:
         """A context in which this process alone may write; the lock ends with the process, too.
 
         Raises:
           HostError: another process has the lock, or the folder cannot be written to.
           InputError: its lock file is not one of a run.
         """
-        try:
-            locks = lock_folder(self.path)
-        except OSError as error:
-            raise write_error(self.path, error) from None
-        with locks:
-            yield
+        return lock_folder(self.path)
 
     @contextlib.contextmanager
     def claim(self) -> Iterator[None]:
@@ -185,19 +184,8 @@ class Workdir:
         self._unsaved.unlink(missing_ok=True)
 
     def write_run(self, values: Mapping[str, Any]) -> None:
-        """Replaces `run.json` atomically.
-
-        Args:
-          values: JSON values.
-
-        Raises:
-          HostError: the folder cannot be written to.
-        """
-        replace_content(self.run_json, (json.dumps(values, indent=2) + "\n").encode())
-
-    def write_choice(self, values: Mapping[str, Any]) -> None:
-        """Replaces the record of what was chosen, atomically; as `write_run`."""
-        replace_content(self.choice, (json.dumps(values, indent=2) + "\n").encode())
+        """Replaces `run.json`, see `charjax.runtime.files.replace_json`."""
+        replace_json(self.run_json, values)
 
     def log_sizes(self) -> dict[str, int]:
         """{file name: bytes} of both logs; 0 for a missing one."""
@@ -228,18 +216,14 @@ class Workdir:
 
     def _check_entries(self) -> None:
         """Raises InputError for a link, or another kind of file, where a run writes."""
-        folders = (self.checkpoints, self.path / "tensorboard")
         files = (
             *(self.run_json, self.metrics, self.samples, self.curves, self.choice, self.input),
             *(lock_file(self.path), self._unsaved),
         )
+        folders = (self.checkpoints, self.path / "tensorboard")
         steps = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
-        for path in (*folders, *files, *steps):
-            if path.is_symlink():
-                raise not_regular(path)
-        for path in files:
-            if path.exists() and not path.is_file():
-                raise not_regular(path)
-        for path in folders:
-            if path.exists() and not path.is_dir():
-                raise InputError(f"{path}: not a folder; choose another")
+        wrong = [path for path in (*files, *folders, *steps) if path.is_symlink()]
+        wrong += [path for path in files if path.exists() and not path.is_file()]
+        wrong += [path for path in folders if path.exists() and not path.is_dir()]
+        for path in wrong:
+            raise not_regular(path)

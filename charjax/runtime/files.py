@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import re
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from charjax.errors import HostError, InputError
 
@@ -90,6 +92,11 @@ def replace_content(path: Path, content: bytes) -> None:
         raise write_error(path, error) from None
 
 
+def replace_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Writes JSON values atomically, as `replace_content`; raises as it."""
+    replace_content(path, (json.dumps(values, indent=2) + "\n").encode())
+
+
 def append_text(log: Path, text: str) -> None:
     """Appends text to a log, without changing its newlines.
 
@@ -150,6 +157,7 @@ def _readers_block() -> bool:
 
 
 def not_regular(path: Path) -> InputError:
-    """The error for a link, or anything else that is not a regular file, in a run's folder."""
-    what = "a link" if path.is_symlink() else "a folder" if path.is_dir() else "not a regular file"
+    """The error for a link, or a file or folder of another kind, in a run's folder."""
+    kinds = {"a link": path.is_symlink(), "a folder": path.is_dir(), "a file": path.is_file()}
+    what = next((kind for kind, is_one in kinds.items() if is_one), "not a regular file")
     return InputError(f"{path}: {what}, which no run writes; remove it, or choose another folder")

@@ -11,8 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from charjax.errors import HostError, InputError
-from charjax.runtime.files import open_regular
+from charjax.runtime.files import open_regular, write_error
 from charjax.runtime.locks import has_flock, lock
+
+# Errors where folders cannot be locked, as on NFS; only the file is locked then.
+_NO_FOLDER_LOCKS = (errno.EBADF, errno.EINVAL, errno.ENOTSUP)
 
 
 def lock_file(folder: Path) -> Path:
@@ -29,39 +32,50 @@ def open_lock_file(folder: Path) -> int:
     return open_regular(lock_file(folder), os.O_RDWR | os.O_CREAT)
 
 
-def lock_folder(folder: Path) -> contextlib.ExitStack:
-    """Locks a folder for this process alone, without waiting.
+@contextlib.contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """A context in which this process alone may write to a folder; does not wait for others.
 
-    Returns:
-      The locks, as a context that releases them; the file stays, as others may have it open.
+    The lock file stays afterwards, as others may have it open.
 
     Raises:
-      HostError: another process has locked it.
+      HostError: another process has locked the folder, or it cannot be written to.
       InputError: the lock file has something else in it, or is no regular file.
-      OSError: the folder cannot be written to.
     """
     with contextlib.ExitStack() as locks:
-        file = open_lock_file(folder)
-        locks.callback(os.close, file)
-        holder = _read_holder(folder, file)
         try:
-            # The folder, too: if the file is removed, a second process makes and locks a new one.
-            # Windows cannot lock folders, but lets nobody remove an open file.
-            if has_flock():
-                descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-                locks.callback(os.close, descriptor)
-                with _without_folder_locks():
-                    lock(descriptor)
-            lock(file)
-        except BlockingIOError:
-            raise HostError(
-                f"{folder}: in use by {holder or 'another process'}; "
-                "wait until it has ended, or choose another folder"
-            ) from None
-        os.ftruncate(file, 0)
-        os.lseek(file, 0, os.SEEK_SET)
-        os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-        return locks.pop_all()
+            _lock_file_and_folder(folder, locks)
+        except OSError as error:
+            raise write_error(folder, error) from None
+        yield
+
+
+def _lock_file_and_folder(folder: Path, locks: contextlib.ExitStack) -> None:
+    """Locks the file, and the folder too: a second process could make and lock another file.
+
+    Windows cannot lock folders, but lets nobody remove an open file.
+    """
+    file = open_lock_file(folder)
+    locks.callback(os.close, file)
+    holder = _read_holder(folder, file)
+    try:
+        if has_flock():
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            locks.callback(os.close, descriptor)
+            try:
+                lock(descriptor)
+            except OSError as error:
+                if error.errno not in _NO_FOLDER_LOCKS:
+                    raise
+        lock(file)
+    except BlockingIOError:
+        raise HostError(
+            f"{folder}: in use by {holder or 'another process'}; "
+            "wait until it has ended, or choose another folder"
+        ) from None
+    os.ftruncate(file, 0)
+    os.lseek(file, 0, os.SEEK_SET)
+    os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
 
 
 def _read_holder(folder: Path, file: int) -> str:
@@ -72,13 +86,3 @@ def _read_holder(folder: Path, file: int) -> str:
             f"{lock_file(folder)}: not the lock of a run; remove it, or choose another folder"
         )
     return holder
-
-
-@contextlib.contextmanager
-def _without_folder_locks() -> Iterator[None]:
-    """Ignores that a folder cannot be locked, as on NFS; only the file is locked then."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.EBADF, errno.EINVAL, errno.ENOTSUP):
-            raise

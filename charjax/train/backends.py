@@ -214,9 +214,9 @@ def _pmap_backend(steps: Step, rows: slice) -> Backend:
         mesh = sharding.data_mesh(sharding.all_devices())
         local: TrainState = jax.tree.map(np.asarray, state)
         carry = jax.tree.map(lambda c: c.reshape(-1, c.shape[-1]), local.carry)
-        rest = sharding.shard({**local._asdict(), "carry": ()}, sharding.replicated(mesh))
-        return TrainState(
-            **{**rest, "carry": sharding.shard_local(carry, sharding.batch_sharding(mesh, axis=0))}
+        state = sharding.shard(local._replace(carry=()), sharding.replicated(mesh))
+        return state._replace(
+            carry=sharding.shard_local(carry, sharding.batch_sharding(mesh, axis=0))
         )
 
     return Backend(rows, place, run_split, to_global)

@@ -5,10 +5,10 @@ The same command reads it there when it resumes, and does not choose again.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from charjax import schema
 from charjax.config import Config, DataConfig, TrainConfig, from_saved, to_dict
 from charjax.data.corpus import load_corpus
 from charjax.errors import CharjaxError, InputError
-from charjax.runtime.files import read_regular, replace_content
+from charjax.runtime.files import read_regular, replace_content, replace_json
 from charjax.train.sizing import Speed, describe_choice, find_row, sized_config, with_steps
 from charjax.workdir import Workdir
 
@@ -66,9 +66,10 @@ def choose_config(
         raise InputError("TEXT: standard input is empty")
     path = str(files.input) if isinstance(source, bytes) else source
     with files.claim():
+        is_kept = files.choice.exists() or files.input.exists()
+        if isinstance(source, bytes) and is_kept:
+            _check_input(files.input, source)
         if files.choice.exists():
-            if isinstance(source, bytes):
-                _check_input(files.input, source)
             return override(_recorded(files, path, minutes))
         if files.run_json.exists():
             raise InputError(
@@ -78,33 +79,28 @@ def choose_config(
         files.check_start()
         minutes = DEFAULT_MINUTES if minutes is None else minutes
         unsized = override(Config(data=DataConfig(path=path), train=TrainConfig(max_steps=1)))
-        with _kept_input(files.input, source):
+        kept = nullcontext() if is_kept or isinstance(source, str) else _kept(files.input, source)
+        with kept:
             text = load_corpus(unsized.data).text
             row = find_row(len(text), minutes, devices[0])
             config = override(sized_config(path, text, row, devices[1]))
             speed, elapsed = measure(config)
             config = override(with_steps(config, speed, 60 * minutes - elapsed))
             chosen = describe_choice(config, row, len(text), minutes, speed)
-            files.write_choice(_ChoiceJson(minutes, to_dict(config), chosen)._asdict())
+            replace_json(files.choice, _ChoiceJson(minutes, to_dict(config), chosen)._asdict())
     for line in chosen:
         _logger.info(line)
     return config
 
 
-@contextlib.contextmanager
-def _kept_input(kept: Path, source: str | bytes) -> Iterator[None]:
-    """Keeps what standard input had, unless no config can be chosen for it."""
-    is_new = isinstance(source, bytes) and not kept.exists()
-    if isinstance(source, bytes):
-        if is_new:
-            replace_content(kept, source)
-        else:
-            _check_input(kept, source)
+@contextmanager
+def _kept(file: Path, data: bytes) -> Iterator[None]:
+    """A context that keeps what standard input had, unless no config can be chosen for it."""
+    replace_content(file, data)
     try:
         yield
     except CharjaxError:
-        if is_new:  # so that the folder may have another text
-            kept.unlink()
+        file.unlink()  # so that the folder may have another text
         raise
 
 

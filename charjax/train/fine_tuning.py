@@ -233,17 +233,16 @@ def describe_tokens(initial: InitialModel, dataset: Dataset) -> str:
     """The message about the initial model, and its known, new, kept and dropped tokens."""
     old, new = token_ids(initial.vocab), token_ids(dataset.vocab)
     in_text = set(dataset.corpus.characters)
-    tokens = {
-        "known": [token for token in new if token in old],
+    known = [token for token in new if token in old]
+    others = {
         "new": [token for token in new if token not in old],
         "kept, though the text lacks them": [
-            token for token in new if token in old and len(token) == 1 and token not in in_text
+            token for token in known if len(token) == 1 and token not in in_text
         ],
         "dropped, which the text lacks": [token for token in old if token not in new],
     }
-    counts = [f"{len(tokens['known'])} known"]
-    for kind, group in list(tokens.items())[1:]:
-        counts += [f"{len(group)} {kind} ({code_points(group)})"] if group else []
+    counts = [f"{len(known)} known"]
+    counts += [f"{len(them)} {kind} ({code_points(them)})" for kind, them in others.items() if them]
     source = initial.source
     return (
         f"init_from: {source.path}, step {source.step:,}, weights of SHA-256 "

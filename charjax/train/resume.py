@@ -74,18 +74,14 @@ def check_allowed(names: Sequence[str]) -> None:
     """
     if isinstance(names, str):  # a sequence, too, of its letters
         raise InputError(f"allow={names!r}: is one string; give a list of names")
-    fields = {name for name, _ in leaves(to_dict(Config()))}
-    known = {"corpus", "vocabulary", *(f"config.{name}" for name in fields)}
-    sections = {name.rpartition(".")[0] for name in known} - {"", "config"}
+    fields = [f"config.{name}" for name, _ in leaves(to_dict(Config()))]
+    sections = {name.rpartition(".")[0] for name in fields} - {"config"}
+    known = [*fields, *sorted(sections), "corpus", "vocabulary"]
     for name in names:
-        if name not in known | sections:
-            nearest = difflib.get_close_matches(name, sorted(known | sections), n=1)
-            hint = (
-                f"did you mean {nearest[0]}?"
-                if nearest
-                else "name config.FIELD, corpus or vocabulary"
-            )
-            raise InputError(f"--allow={name}: no such field or section; {hint}")
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1)
+            hint = nearest[0] if nearest else "config.FIELD, corpus or vocabulary"
+            raise InputError(f"--allow={name}: no such field or section; name {hint}")
 
 
 def check_same_run(
