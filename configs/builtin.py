@@ -3,7 +3,7 @@
     python launch.py --config=configs/builtin.py
     charjax export --workdir=runs/builtin --format=hub --weights=bfloat16 --out=hub
 
-All files of the last but `model.onnx` and the list of files are in `charjax/builtin/`.
+`charjax/builtin/` has the files of `hub`, without `model.onnx` and the list of files.
 
 Text:     tiny Shakespeare, which is in the public domain.
 Model:    one GRU layer of 256 units, half a megabyte in bfloat16.

@@ -3,8 +3,8 @@
     python launch.py --config=configs/shakespeare_record.py
 
 docs/quality.md has the losses of three seeds, and how the recipe was chosen. Variants: `nietzsche`
-and `grimm` are the same recipe on the texts of those tutorials, prepared and split as there, but
-for the number of steps: these texts are shorter.
+and `grimm` are the same recipe on the texts of those tutorials, prepared and split as there, in
+fewer steps, as the texts are shorter.
 """
 
 from dataclasses import replace
