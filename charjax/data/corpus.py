@@ -164,11 +164,6 @@ def read_text(
 def _load_files(path: str, rules: ReadingRules, *, use_cache: bool) -> Corpus:
     """The corpus of a path, from the cache if it has been read before."""
     option = "config.data.path"
-    if path == "-":
-        raise InputError(
-            "config.data.path=-: standard input cannot be read again when the run is resumed; "
-            "save the text to a file"
-        )
     files = find_files(path, option)
     check_no_pipe(files, option)
 

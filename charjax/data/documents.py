@@ -39,11 +39,6 @@ class DocumentRules:
     header: bool
     csv_delimiter: str
 
-    @property
-    def has_names(self) -> bool:
-        """Whether the first row of a file has the names of the columns."""
-        return self.header or any(isinstance(column, str) for column in self.columns)
-
 
 class Piece(NamedTuple):
     """A part of a text, with the documents that start in it.
@@ -166,12 +161,13 @@ class DocumentSplitter:
                 detected = detect_delimiter(origin, head, self._prefix)
                 self.rules = replace(self.rules, csv_delimiter=detected)
             chunks = itertools.chain([head], chunks)
+        columns = self.rules.columns
         rows = read_rows(
             chunks,
             origin,
-            self.rules.columns,
+            columns,
             self.rules.csv_delimiter,
-            has_names=self.rules.has_names,
+            has_names=self.rules.header or any(isinstance(column, str) for column in columns),
             unit=self._unit,
             prefix=self._prefix,
         )

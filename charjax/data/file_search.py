@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from charjax.data import remote
 from charjax.errors import InputError
+from charjax.runtime.display import counted
 from charjax.runtime.paths import expand_path, is_address, starting_folder
 
 # Files and folders of a run, left out if a run.json is beside them; see `charjax.workdir.Workdir`.
@@ -78,10 +79,10 @@ def check_no_pipe(files: TextFiles, option: str) -> None:
     """Refuses what can be read only once, where a text is read again.
 
     Raises:
-      InputError: a path is a pipe, as of <(COMMAND) in a shell.
+      InputError: a path is a pipe, as of <(COMMAND) in a shell, or "-", the standard input.
     """
     for path in files.paths:
-        if not is_address(path) and Path(path).is_fifo():
+        if path == "-" or (not is_address(path) and Path(path).is_fifo()):
             raise InputError(
                 f"{option}={path!r}: a pipe, which cannot be read again; save the text to a file"
             )
@@ -127,6 +128,5 @@ def _is_written_by_charjax(path: Path) -> bool:
 
 def _counted(left_out: Counter[str]) -> str:
     """Such as "3 files: 2 hidden, 1 written by charjax", from the number of files by reason."""
-    total = left_out.total()
     reasons = ", ".join(f"{n} {reason}" for reason, n in left_out.items() if n)
-    return f"{total} file{'s' if total > 1 else ''}: {reasons}"
+    return f"{counted(left_out.total(), 'file')}: {reasons}"
