@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import pty
@@ -75,73 +74,13 @@ def write_lines(path: str, lines: list[str], end: str = "\n") -> None:
     Path(path).write_bytes((end.join(lines) + end).encode())
 
 
-# Which files are text.
-
-
-def test_a_run_does_not_read_what_it_wrote(charjax):
-    """The second run reads the text of the first, though samples lie beside it."""
-    write_lines("a.txt", names(300))
-    fields = ("data.path=.", "train.max_steps=10", "sample.num_chars=20")
-    assert charjax("train", *fields, "--workdir=runs/w").code == 0
-    assert Path("runs/w/samples.txt").stat().st_size > 0
-    again = charjax("train", *fields, "--workdir=runs/w")
-    assert (again.code, again.err) == (0, "")
-    described = charjax("info", *fields)
-    assert described.json["chars"] == Path("a.txt").stat().st_size
-    assert "written by charjax" in described.err
-
-
-@pytest.mark.parametrize("path", ["leak", "leak/**/*.txt", "leak/**/*.TXT"])
-def test_hidden_copies_are_left_out_and_said(charjax, path):
-    """A folder and its glob agree."""
-    Path("leak/.ipynb_checkpoints").mkdir(parents=True)
-    for name in ("leak/a.txt", "leak/.ipynb_checkpoints/a-checkpoint.txt"):
-        write_lines(name, names(300))
-    described = charjax("info", f"data.path={path}")
-    assert described.json["chars"] == Path("leak/a.txt").stat().st_size
-    assert described.err == f"{path}: left out 1 file: 1 hidden\n"
+# Files and characters.
 
 
 def test_files_that_are_the_same_text_are_said(charjax):
     write_lines("a.txt", names(300))
     write_lines("b.txt", names(300))
     assert "1 file has the text of another" in charjax("info", "data.path=.").err
-
-
-# Encodings and line ends.
-
-
-@pytest.mark.parametrize(
-    ("text", "encoding"),
-    [
-        ("吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。", "cp932"),
-        ("話說天下大勢。分久必合。合久必分。周末七國分爭。并入於秦。", "gb18030"),
-    ],
-)
-def test_the_likeliest_encoding_is_named_with_its_flag(charjax, text, encoding):
-    Path("a.txt").write_bytes((text * 99).encode(encoding))
-    refused = charjax("info", "data.path=a.txt")
-    assert (refused.code, refused.out) == (2, "")
-    assert f"config.data.encoding={encoding} " in refused.err
-    read = charjax("info", "data.path=a.txt", f"data.encoding={encoding}")
-    assert read.json["chars"] == len(text) * 99
-
-
-def test_utf16_with_a_mark_and_gzip_are_read(charjax):
-    text = "\n".join(names(300))
-    Path("a.txt").write_text(text, encoding="utf-16")
-    Path("b.txt.gz").write_bytes(gzip.compress(text.encode()))
-    for path in ("a.txt", "b.txt.gz"):
-        assert charjax("info", f"data.path={path}").json["chars"] == len(text)
-
-
-def test_carriage_returns_alone_get_a_hint(charjax):
-    write_lines("a.txt", names(300), "\r")
-    described = charjax("info", "data.path=a.txt", "data.documents=lines")
-    assert described.json["documents"] == 1
-    assert "config.data.newlines=unix" in described.err
-    unix = charjax("info", "data.path=a.txt", "data.documents=lines", "data.newlines=unix")
-    assert unix.json["documents"] == 300
 
 
 def test_control_characters_are_counted(charjax):
@@ -406,11 +345,6 @@ def test_memory_that_a_text_takes_is_no_fault_of_the_model(charjax, monkeypatch)
     assert refused.code == 4
     assert "a.txt: memory does not suffice to read this text" in refused.err
     assert "batch_size" not in refused.err
-
-
-def test_standard_input_is_refused_for_training(charjax):
-    refused = charjax("train", "data.path=-", "--workdir=w")
-    assert (refused.code, "save the text to a file" in refused.err) == (2, True)
 
 
 # A model of names, as a whole.

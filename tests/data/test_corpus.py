@@ -19,6 +19,8 @@ from charjax.errors import HostError, InputError
 
 from .shelf import Shelf
 
+NO_ENCODINGS = ("nonsense", "base64", "undefined", "a\0b")
+
 
 def load(**fields) -> Corpus:
     return load_corpus(DataConfig(**fields))
@@ -86,17 +88,6 @@ def test_bytes_that_are_no_utf8_are_named_with_offset_and_remedy(read, tmp_path)
     assert read(b"abc\xffdef", encoding="latin-1").text == "abc\xffdef"
 
 
-@pytest.mark.parametrize("encoding", ["nonsense", "base64", "undefined", "a\0b"])
-def test_an_unknown_encoding_is_refused(read, encoding):
-    with pytest.raises(InputError, match=r"config.data.encoding"):
-        read(b"abc..d" * 20, encoding=encoding)
-
-
-def test_half_a_surrogate_pair_is_refused(read):
-    with pytest.raises(InputError, match="character 1 is half of a surrogate pair"):
-        read(b"a+2AA-", encoding="utf-7")
-
-
 def test_lower_case(read):
     assert read("ÄB".encode(), lowercase=True).text == "äb"
     lowered = read("ÄB".encode(), lowercase=True, unit="byte").text
@@ -115,12 +106,6 @@ def test_markers_keep_what_is_between_them(read, unit):
 
 def test_markers_are_found_before_case_is_lowered(read):
     assert read(b"head START Body", start="START", lowercase=True).text == "start body"
-
-
-@pytest.mark.parametrize("field", ["start", "end"])
-def test_a_missing_marker_is_named(read, field, tmp_path):
-    with pytest.raises(InputError, match=f"config.data.{field}='MARK': not in {tmp_path}"):
-        read(b"text", **{field: "MARK"})
 
 
 # Documents.
@@ -145,16 +130,29 @@ def test_rows_are_documents_of_joined_columns(read):
     assert documents_of(read(b"a,b\nc\n", documents="rows")) == ["a b", "c"]
 
 
-@pytest.mark.parametrize("columns", [(2,), (0, -1)])
-def test_a_column_that_a_row_lacks_is_named(read, columns):
-    with pytest.raises(InputError, match=r"line 1 of .* has 2 columns"):
-        read(b"a,b\n", documents="rows", columns=columns)
+# What is refused.
 
 
-@pytest.mark.parametrize("data", [b'a,"b\nc', b'"a"b,c'])
-def test_invalid_csv_is_refused(read, data):
-    with pytest.raises(InputError, match="is not valid CSV"):
-        read(data, documents="rows")
+@pytest.mark.parametrize(
+    ("data", "fields", "message"),
+    [
+        *((b"abc..d" * 20, {"encoding": name}, "config.data.encoding") for name in NO_ENCODINGS),
+        (b"a+2AA-", {"encoding": "utf-7"}, "character 1 is half of a surrogate pair"),
+        (b"text", {"start": "MARK"}, r"config.data.start='MARK': not in .*text\.txt"),
+        (b"text", {"end": "MARK"}, r"config.data.end='MARK': not in .*text\.txt"),
+        (b"a,b\n", {"documents": "rows", "columns": (2,)}, "line 1 of .* has 2 columns"),
+        (b"a,b\n", {"documents": "rows", "columns": (0, -1)}, "line 1 of .* has 2 columns"),
+        (b'a,"b\nc', {"documents": "rows"}, "is not valid CSV"),
+        (b'"a"b,c', {"documents": "rows"}, "is not valid CSV"),
+        (b"", {}, r"text\.txt: the text is empty"),
+        (b"", {"documents": "lines"}, r"text\.txt: the text is empty"),
+        (b"", {"documents": "rows"}, r"text\.txt: the text is empty"),
+        (b"", {"unit": "byte"}, r"text\.txt: the text is empty"),
+    ],
+)
+def test_a_text_that_cannot_be_read_is_refused(read, data, fields, message):
+    with pytest.raises(InputError, match=message):
+        read(data, **fields)
 
 
 # Paths.
@@ -204,20 +202,13 @@ def test_a_file_that_cannot_be_read_is_the_machines_fault(tmp_path):
         load(path=str(tmp_path / "loop"))
 
 
-@pytest.mark.parametrize(
-    "fields", [{}, {"documents": "lines"}, {"documents": "rows"}, {"unit": "byte"}]
-)
-def test_an_empty_text_is_refused(read, fields):
-    with pytest.raises(InputError, match=r"text\.txt: the text is empty"):
-        read(b"", **fields)
-
-
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
 def test_a_pipe_is_refused_as_a_run_reads_its_text_again(tmp_path):
     pipe = str(tmp_path / "pipe")
     os.mkfifo(pipe)
-    with pytest.raises(InputError, match=r"config\.data\.path='.*': a pipe, .* save the text"):
-        load(path=pipe)
+    for path in (pipe, "-"):
+        with pytest.raises(InputError, match=rf"config\.data\.path='{path}': a pipe, .* save"):
+            load(path=path)
     files, rules = find_files(pipe, "PATH"), ReadingRules.from_config(DataConfig())
     with pytest.raises(InputError, match=r"PATH='.*': a pipe"):
         make_plan(files, rules, "")

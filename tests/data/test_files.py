@@ -39,7 +39,7 @@ def names(folder: Path, found: dict[str, bytes]) -> list[str]:
 def test_a_folder_and_its_glob_agree_and_leave_out_what_is_hidden(folder, pattern, caplog):
     caplog.set_level("INFO")
     assert names(folder, read(f"{folder}{pattern}")) == ["a/c.TXT", "b.txt"]
-    assert "left out 2 files: 2 hidden" in caplog.text
+    assert caplog.messages == [f"{folder}{pattern}: left out 2 files: 2 hidden"]
 
 
 def test_a_hidden_file_is_read_where_it_is_named(folder):

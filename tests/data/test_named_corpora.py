@@ -5,12 +5,10 @@ import io
 import logging
 import os
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from charjax.cli.main import main
 from charjax.data import named_corpora
 from charjax.data.download import fetch
 from charjax.data.named_corpora import (
@@ -61,12 +59,6 @@ def test_the_cache_is_in_the_home_folder_unless_told_otherwise(shelf, monkeypatc
     assert read_named("story").origin == path
 
 
-def test_a_download_from_end_to_end(shelf, serve, monkeypatch):
-    monkeypatch.setattr(named_corpora, "fetch", fetch)
-    shelf.holds(url=serve(lambda connection, path, n: answer(connection, Shelf.TEXT)).url)
-    assert content(read_named("story")) == Shelf.TEXT
-
-
 def test_a_file_that_is_not_the_published_one_is_used_with_a_notice(shelf):
     path = shelf.put("data", b"another story")
     text = read_named("story")
@@ -107,50 +99,6 @@ def test_another_file_than_that_of_the_first_download_is_refused(shelf, serve, m
     assert not path.exists()
     record.unlink()
     assert content(read_named("story")) == b"another story"
-
-
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
-@pytest.mark.parametrize("name", ["nietzsche", "grimm"])
-def test_a_command_keeps_the_digest_of_the_first_download(
-    name, serve, tmp_path, monkeypatch, capsys
-):
-    """Neither publisher promises that the file stays as it is."""
-    (source,) = NAMED[name]
-    size = source.min_bytes
-    bodies = iter([b"a" * (size - 1) + b"b", *[b"b" * (size - 1) + b"a"] * 9])
-    server = serve(lambda connection, path, n: answer(connection, next(bodies)))
-    monkeypatch.setitem(NAMED, name, (replace(source, url=server.url),))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv("CHARJAX_DATA_DIR", raising=False)
-    config = ["--config=quickstart", "--config.model.hidden=4", "--config.model.embed=4"]
-
-    def info() -> tuple[int, str]:
-        code = main(["info", *config, f"--config.data.corpus={name}"])
-        return code, capsys.readouterr().err
-
-    code, errors = info()
-    folder = tmp_path / "charjax" / "data"
-    record = folder / f"{name}.txt.sha256"
-    digest = hashlib.sha256((folder / f"{name}.txt").read_bytes()).hexdigest()
-    assert (code, record.read_text()) == (0, f"{digest}\n")
-    assert f"recorded its SHA-256, {digest}" in errors
-    (folder / f"{name}.txt").unlink()
-    code, errors = info()
-    assert code == 4
-    assert f"delete {record}" in errors.splitlines()[-1]
-    assert "Traceback" not in errors
-    assert os.listdir(folder) == [record.name]
-    record.unlink()
-    assert info()[0] == 0
-
-
-def test_a_corpus_that_is_nowhere_names_places_address_and_remedy(shelf):
-    with pytest.raises(CorpusUnavailableError) as caught:
-        read_named("story")
-    message = str(caught.value)
-    for words in ("'story'", str(shelf.data), str(shelf.cache), "https://example.org/story", "put"):
-        assert words in message
-    assert len(message.splitlines()) == 1
 
 
 def test_a_second_file_serves_where_the_first_is_nowhere(shelf):

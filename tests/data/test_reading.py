@@ -243,6 +243,7 @@ def test_files_without_newlines_are_named_once(tmp_path, caplog):
     load_corpus(DataConfig(path=str(tmp_path), documents="lines"))
     (notice,) = [m for m in caplog.messages if "carriage returns" in m]
     assert notice.startswith(f"NOTICE: {tmp_path / '0.txt'} and 2 more: ")
+    assert "set config.data.newlines=unix" in notice
 
 
 @pytest.mark.parametrize("blank", ["", "\n", "\r\n\r\n"])
