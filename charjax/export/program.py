@@ -6,8 +6,9 @@ The program is one step of decoding and sampling. It computes the same as
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -74,13 +75,26 @@ def export_generator(config: ModelConfig, params: PyTree, *, masked: int | None)
         jax.ShapeDtypeStruct((batch, row.size), row.dtype)
         for row in start_rows(config, params).values()
     )
-    exported = jax.export.export(generator, platforms=PLATFORMS)(
-        jax.ShapeDtypeStruct((batch,), jnp.int32),
-        carry,
-        jax.ShapeDtypeStruct((batch, 2), jnp.uint32),
-        jax.ShapeDtypeStruct((), jnp.float32),
-    )
-    return bytes(exported.serialize())
+    with _no_source_paths():
+        exported = jax.export.export(generator, platforms=PLATFORMS)(
+            jax.ShapeDtypeStruct((batch,), jnp.int32),
+            carry,
+            jax.ShapeDtypeStruct((batch, 2), jnp.uint32),
+            jax.ShapeDtypeStruct((), jnp.float32),
+        )
+        return bytes(exported.serialize())
+
+
+@contextlib.contextmanager
+def _no_source_paths() -> Iterator[None]:
+    """Lowers programs without the paths of the Python files that they come from."""
+    option = "jax_traceback_in_locations_limit"
+    before = getattr(jax.config, option)
+    jax.config.update(option, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(option, before)
 
 
 def make_generator(config: ModelConfig, params: PyTree, *, masked: int | None) -> Generator:

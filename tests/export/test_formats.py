@@ -307,6 +307,7 @@ def test_an_export_names_no_folder_of_the_user(format, tmp_path):
     export_model(dataclasses.replace(trained, config=config, meta=meta), out, format=format)
     for file in out.iterdir() if out.is_dir() else [out]:
         assert b"secret" not in file.read_bytes()
+        assert str(Path(files.__file__).parents[2]).encode() not in file.read_bytes()
     if format == "numpy":
         assert b"tea.txt,cup.txt" in (out / "model.safetensors").read_bytes()
 
