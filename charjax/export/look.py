@@ -12,14 +12,11 @@ from jaxtyping import Float, Int
 from charjax.data.vocab import Vocab
 from charjax.export.page import Page, json_element
 from charjax.inference.inspection import Inspection
-from charjax.inference.predictions import Predictions
 from charjax.inference.units import Separation
 from charjax.runtime.paths import without_folders
 
 _PAGE = Page("look.html", ("parts.js", "look.js"))
 _MAX_ACTIVATIONS = 13_000_000  # bytes in the page; base64 adds a third
-# Arrays of the page by the names that JavaScript has for their types.
-_TYPES = {"u2": "Uint16Array", "u4": "Uint32Array"}
 _BLANKS = {"\n": "line end", " ": "space", "\t": "tab", "\r": "carriage return"}
 
 _logger = logging.getLogger(__name__)
@@ -31,21 +28,23 @@ def look_page(inspection: Inspection) -> bytes:
     It has the activations of all units, in 8 bits, if they fit into 13 MB; else those of the units
     that separate a feature, and of as many of the first ones as fit.
     """
-    trained, ids = inspection.trained, inspection.ids
+    trained, ids, predictions = inspection.trained, inspection.ids, inspection.predictions
     model = trained.config.model
     units = _kept_units(inspection)
     facts = {
         "title": f"{without_folders(trained.meta['corpus']['name'])}: what the model sees",
         "description": f"{model.cell.upper()}, {model.layers} x {model.hidden} units, step "
-        f"{trained.step:,}. {ids.size:,} characters, {inspection.predictions.nats.mean():.3f} nats "
-        "each.",
+        f"{trained.step:,}. {ids.size:,} characters, {predictions.nats.mean():.3f} nats each.",
         "method": _method(ids.size),
         "units": len(inspection.activations),
         "pieces": _pieces(trained.vocab, ids),
         "names": token_names(trained.vocab),
         "ids": ids.tolist(),
         "separations": [_separation(separation) for separation in inspection.separations],
-        "arrays": _arrays(inspection.predictions),
+        "millinats": _whole(1e3 * predictions.nats),
+        "ranks": predictions.ranks.tolist(),
+        "topIds": predictions.top_ids.tolist(),
+        "topMillionths": _whole(1e6 * np.exp(-predictions.top_nats)),
         "activations": {unit: _quantized(inspection.activations[unit]) for unit in units},
     }
     return _PAGE.html(json_element("look", facts))
@@ -92,33 +91,18 @@ def _pieces(vocab: Vocab, ids: Int[np.ndarray, " chars"]) -> list[str]:
 
 
 def _separation(separation: Separation) -> dict[str, Any]:
-    name, description, _ = separation.feature
-    units = [unit._asdict() for unit in separation.units]
     return {
-        "name": name,
-        "description": description,
+        "name": separation.feature.name,
+        "description": separation.feature.description,
         "statistic": separation.statistic,
-        "units": units,
+        "units": [unit._asdict() for unit in separation.units],
     }
 
 
-def _arrays(predictions: Predictions) -> dict[str, dict[str, str]]:
-    """The predictions in integers: nats in thousandths, probabilities in 65535ths."""
-    arrays = {
-        "nats": np.clip(np.round(1000 * predictions.nats), 0, 65535).astype("<u2"),
-        "ranks": predictions.ranks.astype("<u4"),
-        "topIds": predictions.top_ids.astype("<u4"),
-        "topProbabilities": np.round(65535 * np.exp(-predictions.top_nats)).astype("<u2"),
-    }
-    return {
-        name: {"type": _TYPES[array.dtype.str[1:]], "data": _base64(array)}
-        for name, array in arrays.items()
-    }
+def _whole(values: np.ndarray) -> Any:
+    """The values as lists of integers."""
+    return np.round(values).astype(int).tolist()
 
 
 def _quantized(activations: Float[np.ndarray, " chars"]) -> str:
-    return _base64(np.round(127 * activations).astype(np.int8))
-
-
-def _base64(array: np.ndarray) -> str:
-    return base64.b64encode(array.tobytes()).decode()
+    return base64.b64encode(np.round(127 * activations).astype(np.int8).tobytes()).decode()

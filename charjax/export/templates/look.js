@@ -5,12 +5,7 @@ const LEVELS = ["n4", "n3", "n2", "n1", "z0", "p1", "p2", "p3", "p4"]; // of act
 
 /** Shows what look.py has put into the page. */
 function startLook(look) {
-  const arrays = {};
-  for (const [name, { type, data }] of Object.entries(look.arrays)) {
-    arrays[name] = new globalThis[type](base64Bytes(data).buffer);
-  }
-  const { nats, ranks, topIds, topProbabilities } = arrays;
-  const top = topIds.length / nats.length;
+  const nats = look.millinats.map((nats) => nats / 1000); // of each character but the first
   const spans = look.pieces.map((piece) => make("span", {}, piece));
   const activations = {}; // of the units shown so far
   const number = (value) => value.toFixed(2).replace("-", "−");
@@ -36,7 +31,7 @@ function startLook(look) {
     const values = shownUnit === null ? null : unitActivations(shownUnit);
     spans.forEach((span, i) => {
       const level = values ? LEVELS[Math.round((values[i] / 127 + 1) * 4)] : "";
-      span.className = shownUnit === null && i > 0 ? surpriseClass(nats[i - 1] / 1000) : level;
+      span.className = shownUnit === null && i > 0 ? surpriseClass(nats[i - 1]) : level;
     });
     at("surprise-legend").hidden = shownUnit !== null;
     at("unit-legend").hidden = shownUnit === null;
@@ -65,10 +60,10 @@ function startLook(look) {
     const content = [];
     if (selected > 0) {
       const place = selected - 1;
-      lines.push(`${number(nats[place] / 1000)} nats, rank ${ranks[place]}`);
-      const entries = Array.from({ length: top }, (_, k) => ({
-        name: look.names[topIds[place * top + k]],
-        probability: topProbabilities[place * top + k] / 65535,
+      lines.push(`${number(nats[place])} nats, rank ${look.ranks[place]}`);
+      const entries = look.topIds[place].map((id, k) => ({
+        name: look.names[id],
+        probability: look.topMillionths[place][k] / 1e6,
       }));
       content.push(make("p", {}, "Likeliest here:"), likeliestList(entries));
     }
