@@ -47,7 +47,7 @@ def convert(file: Path, source: str, vocabulary: Path, out: Path) -> None:
     with _named_errors(file):
         sha256 = hashlib.sha256(read_file(file)).hexdigest()
         model = SOURCES[source](file)
-    with _named_errors(vocabulary):
+    with _named_errors(vocabulary, "--vocabulary="):
         found = read_vocabulary(vocabulary, model.vocab_size)
     config, params = model.config, with_order(model.params, found.order)
     meta = _meta(config, found.vocab, params, SourceMeta(source, str(file), sha256))
@@ -105,14 +105,14 @@ def _write(workdir: Workdir, params: PyTree, meta: RunMeta) -> None:
 
 
 @contextlib.contextmanager
-def _named_errors(file: Path) -> Iterator[None]:
+def _named_errors(file: Path, flag: str = "") -> Iterator[None]:
     """A context manager that adds the file's name to the messages of errors."""
     try:
         yield
     except InputError as error:
         message = str(error)
-        raise InputError(message if str(file) in message else f"{file}: {message}") from None
+        raise InputError(message if str(file) in message else f"{flag}{file}: {message}") from None
     except OSError as error:
         if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError):
-            raise InputError(f"{file}: {error.strerror}; name a file") from None
-        raise HostError(f"{file}: {error.strerror or error}; give access to it") from error
+            raise InputError(f"{flag}{file}: {error.strerror}; name a file") from None
+        raise HostError(f"{flag}{file}: {error.strerror or error}; give access to it") from error

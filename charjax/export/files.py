@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 
-from charjax.errors import CharjaxError, HostError, InputError
+from charjax.errors import InputError
+from charjax.runtime.files import replace_content, write_error
 
 _MANIFEST = "charjax-export.json"  # lists the files that an export wrote into its folder
 SIGNATURE = "written by charjax export"  # near the start of each export of a single file
@@ -39,22 +41,16 @@ def write_folder(out: Path, files: Mapping[str, bytes]) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"--out={out}: is a file; name a folder")
     ours = _manifest(out)
-    for name in (*files, _MANIFEST):
-        path = out / name
-        if os.path.lexists(path) and name not in ours:
-            raise InputError(
-                f"{path}: exists and was not written by charjax export; name another --out"
-            )
-    try:
+    for name in {*files, _MANIFEST} - ours:
+        _check_absent(out / name)
+    with _as_errors_of(out):
         out.mkdir(parents=True, exist_ok=True)
         _write_manifest(out, {*ours, *files})  # first: an interrupted export can be repeated
         for name, content in files.items():
-            _replace(out / name, content)
+            replace_content(out / name, content)
         for name in ours - {*files, _MANIFEST}:
             (out / name).unlink()
         _write_manifest(out, files)
-    except OSError as error:
-        raise _write_error(out, error) from error
 
 
 def write_file(out: Path, content: bytes) -> None:
@@ -66,13 +62,18 @@ def write_file(out: Path, content: bytes) -> None:
     """
     if out.is_dir():
         raise InputError(f"--out={out}: is a folder; name a file in it")
-    if os.path.lexists(out) and not _is_signed(out):
-        raise InputError(f"{out}: exists and was not written by charjax export; name another --out")
-    try:
+    if not _is_signed(out):
+        _check_absent(out)
+    with _as_errors_of(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        _replace(out, content)
-    except OSError as error:
-        raise _write_error(out, error) from error
+        replace_content(out, content)
+
+
+def _check_absent(path: Path) -> None:
+    if os.path.lexists(path):
+        raise InputError(
+            f"{path}: exists and was not written by charjax export; name another --out"
+        )
 
 
 def _manifest(out: Path) -> set[str]:
@@ -88,7 +89,7 @@ def _manifest(out: Path) -> set[str]:
 
 
 def _write_manifest(out: Path, names: Iterable[str]) -> None:
-    _replace(out / _MANIFEST, json.dumps({"files": sorted({*names, _MANIFEST})}).encode())
+    replace_content(out / _MANIFEST, json.dumps({"files": sorted({*names, _MANIFEST})}).encode())
 
 
 def _is_signed(path: Path) -> bool:
@@ -98,21 +99,12 @@ def _is_signed(path: Path) -> bool:
         return SIGNATURE.encode() in file.read(_SIGNATURE_BYTES)
 
 
-def _replace(path: Path, content: bytes) -> None:
-    """Writes a temporary file and renames it, so that a link at `path` is not followed."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+@contextlib.contextmanager
+def _as_errors_of(out: Path) -> Iterator[None]:
+    """Turns an OSError into an error about the folder or file to write."""
     try:
-        with part.open("xb") as file:
-            file.write(content)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _write_error(out: Path, error: OSError) -> CharjaxError:
-    if isinstance(error, NotADirectoryError | FileExistsError):
-        return InputError(f"--out={out}: a folder above it is a file; name another --out")
-    return HostError(
-        f"{error.filename or out}: {error.strerror or error}; free disk space or give "
-        "access, or name another --out"
-    )
+        yield
+    except (NotADirectoryError, FileExistsError):
+        raise InputError(f"--out={out}: a folder above it is a file; name another --out") from None
+    except OSError as error:
+        raise write_error(out, error) from error

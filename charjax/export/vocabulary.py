@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
-from charjax.runtime.display import counted
+from charjax.runtime.display import counted, listed
 from charjax.runtime.safetensors import read_file
 
 _logger = logging.getLogger(__name__)
@@ -47,58 +47,51 @@ def read_vocabulary(file: Path, vocab_size: int) -> ForeignVocab:
     try:
         text = read_file(file, _MAX_TEXT_BYTES).decode("utf-8")
     except UnicodeDecodeError:
-        raise InputError(f"--vocabulary={file}: not valid UTF-8") from None
+        raise InputError("not valid UTF-8") from None
     is_json = file.suffix.lower() == ".json"
-    found = _from_json(text, file) if is_json else _from_text(text, vocab_size, file)
+    found = _from_json(text) if is_json else _from_text(text, vocab_size)
     if len(found.vocab) != vocab_size:
         raise InputError(
-            f"--vocabulary={file}: has {counted(len(found.vocab), 'token')}, the model "
-            f"{vocab_size}; give the vocabulary that it was trained with"
+            f"has {counted(len(found.vocab), 'token')}, the model {vocab_size}; give the "
+            "vocabulary that it was trained with"
         )
     return found
 
 
-def _from_text(text: str, vocab_size: int, file: Path) -> ForeignVocab:
+def _from_text(text: str, vocab_size: int) -> ForeignVocab:
     tokens = sorted(set(text))
     if len(tokens) == vocab_size - 1:
-        _logger.info(
-            "--vocabulary=%s: %s, the model has %d tokens; id 0 is taken to be [UNK]",
-            file,
-            counted(len(tokens), "character"),
-            vocab_size,
-        )
+        characters = counted(len(tokens), "character")
+        message = "the text has %s, the model %d tokens; id 0 is taken to be [UNK]"
+        _logger.info(message, characters, vocab_size)
         tokens = [_UNK, *tokens]
-    return _from_tokens(tokens, file)
+    return _from_tokens(tokens)
 
 
-def _from_json(text: str, file: Path) -> ForeignVocab:
+def _from_json(text: str) -> ForeignVocab:
     try:
         values = json.loads(text.removeprefix("\ufeff"))  # a byte order mark
     except (ValueError, RecursionError):
-        raise InputError(f"--vocabulary={file}: not JSON") from None
+        raise InputError("not JSON") from None
     if isinstance(values, dict) and "symbols" in values:
         vocab = Vocab.from_json({k: value for k, value in values.items() if k != "start"})
         return ForeignVocab(vocab, list(range(len(vocab))))
     if isinstance(values, dict):
-        if not all(type(v) is int for v in values.values()) or set(values.values()) != set(
-            range(len(values))
-        ):
-            raise InputError(f"--vocabulary={file}: its ids must be 0 to {len(values) - 1}")
+        ids = values.values()
+        if not all(type(i) is int for i in ids) or set(ids) != set(range(len(ids))):
+            raise InputError(f"its ids must be 0 to {len(values) - 1}")
         values = sorted(values, key=values.__getitem__)
-    return _from_tokens(values, file)
+    return _from_tokens(values)
 
 
-def _from_tokens(tokens: Any, file: Path) -> ForeignVocab:
+def _from_tokens(tokens: Any) -> ForeignVocab:
     """The vocabulary of a list of tokens, ordered by id; [UNK] is moved to the end."""
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
-        raise InputError(f"--vocabulary={file}: must be a list of characters or {{character: id}}")
+        raise InputError("must be a list of characters or {character: id}")
     strange = [token for token in tokens if len(token) != 1 and token != _UNK]
     if strange or tokens.count(_UNK) > 1:
-        shown = ", ".join(repr(token[:20]) for token in strange[:4]) or "two [UNK]"
-        raise InputError(
-            f"--vocabulary={file}: has {shown}: every token must be one character, or [UNK]"
-        )
-    unk = [i for i, token in enumerate(tokens) if token == _UNK]
-    order = [i for i in range(len(tokens)) if i not in unk]
-    vocab = Vocab(tuple(tokens[i] for i in order), "codepoint", bool(unk))
-    return ForeignVocab(vocab, order + unk)
+        shown = listed([repr(token[:20]) for token in strange], 4) or "two [UNK]"
+        raise InputError(f"has {shown}: every token must be one character, or [UNK]")
+    order = sorted(range(len(tokens)), key=lambda i: tokens[i] == _UNK)
+    characters = tuple(tokens[i] for i in order if tokens[i] != _UNK)
+    return ForeignVocab(Vocab(characters, "codepoint", _UNK in tokens), order)

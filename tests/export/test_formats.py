@@ -278,14 +278,14 @@ def test_a_folder_holds_the_last_export_and_no_file_of_an_earlier_one(tmp_path):
 
 
 def test_an_interrupted_export_can_be_repeated(tmp_path, monkeypatch):
-    trained, replace = trained_like(GRU), files._replace
+    trained, replace = trained_like(GRU), files.replace_content
 
     def full(path: Path, content: bytes) -> None:
         if path.name == "vocabulary.json":
-            raise OSError(28, "No space left on device")
+            raise HostError("No space left on device")
         replace(path, content)
 
-    monkeypatch.setattr(files, "_replace", full)
+    monkeypatch.setattr(files, "replace_content", full)
     with pytest.raises(HostError, match="No space left"):
         export_model(trained, tmp_path / "out", format="numpy")
     monkeypatch.undo()
