@@ -9,16 +9,16 @@ from __future__ import annotations
 import os
 import random
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from charjax.model.recurrence.c import build
+from tests.faults.trial import damaged, fork
 
 _REAL = 20  # cases with the real compiler, among them all
-_KINDS = ("truncate", "flip", "zero", "append", "empty", "swap")
+_KINDS = ("truncate", "flip", "zero", "append", "rotate")
 
 
 def check_caches(n: int, folder: Path, report: Callable[[str], None]) -> dict[str, Any]:
@@ -38,9 +38,10 @@ def check_caches(n: int, folder: Path, report: Callable[[str], None]) -> dict[st
     for number in range(n):
         kind = draw.choice(_KINDS)
         os.environ["CC"] = "cc" if number in real else str(copier)
-        while (damaged := _damaged(good, kind, draw)) == good:
+        while (content := damaged(good, kind, draw)) == good:
             pass
-        _put(library, damaged)
+        library.write_bytes(content)
+        library.chmod(0o600)
         problem = _judge(cache, name)
         counts[kind] += 1
         counts["crashes"] += problem.startswith("exit -")
@@ -68,25 +69,6 @@ def _write_compiler(folder: Path, library: bytes) -> Path:
     return script
 
 
-def _put(file: Path, content: bytes) -> None:
-    file.write_bytes(content)
-    file.chmod(0o600)
-
-
-def _damaged(good: bytes, kind: str, draw: random.Random) -> bytes:
-    at = draw.randrange(len(good))
-    if kind == "truncate":
-        return good[:at]
-    if kind == "flip":
-        return good[:at] + bytes([good[at] ^ 1 << draw.randrange(8)]) + good[at + 1 :]
-    if kind == "zero":
-        zeros = bytes(min(4096, len(good) - at))
-        return good[:at] + zeros + good[at + len(zeros) :]
-    if kind == "append":
-        return good + draw.randbytes(100)
-    return b"" if kind == "empty" else good[at:] + good[:at]
-
-
 def _judge(cache: Path, name: str) -> str:
     """What is wrong after a process has loaded the kernels; "" if nothing is."""
     if code := _load_in_a_process():
@@ -101,13 +83,6 @@ def _judge(cache: Path, name: str) -> str:
 
 def _load_in_a_process() -> int:
     """Exit code, or minus the signal, of a process that opens the library."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # fork() in a process with threads: none has started
-        process = os.fork()
-    if process:
-        return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-    code = 1
-    try:
-        code = 0 if hasattr(build.open_library(), build.target(build.FORWARD, "float32")) else 2
-    finally:
-        os._exit(code)
+    symbol = build.target(build.FORWARD, "float32")
+    process = fork(lambda: 0 if hasattr(build.open_library(), symbol) else 2)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])

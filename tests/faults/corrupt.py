@@ -10,7 +10,6 @@ import random
 import shutil
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ import jax
 
 from charjax.checkpoint.checkpoints import Checkpoints, flatten
 from charjax.checkpoint.record import Leaf
-from charjax.config import Config
 from charjax.errors import CheckpointError
 from charjax.runtime.display import show_messages
 from charjax.train.loop import train
@@ -28,6 +26,7 @@ from charjax.workdir import Workdir
 from tests.faults.trial import (
     Reference,
     Silent,
+    damaged,
     leaf_digests,
     read_series,
     small_config,
@@ -47,10 +46,12 @@ def check_corrupt(n: int, folder: Path, report: Callable[[str], None]) -> dict[s
 class _Corruptor:
     def __init__(self, folder: Path, report: Callable[[str], None]) -> None:
         self.draw, self.report = random.Random(3), report
-        config = small_config(write_words(folder / "text.txt", 600))
+        text = write_words(folder / "text.txt", 600)
+        limits = {"eval_every": 10, "checkpoint_every": 10, "keep": 3}
+        config = small_config(text, max_steps=_STEPS, **limits)
         self.whole, self.copy = folder / "whole", folder / "copy"
-        self.longer = _until(config, _STEPS + _MORE)
-        train(_until(config, _STEPS), self.whole, Silent())
+        self.longer = small_config(text, max_steps=_STEPS + _MORE, **limits)
+        train(config, self.whole, Silent())
         shutil.copytree(self.whole, self.copy)
         train(self.longer, self.copy, Silent())
         steps = {s: leaf_digests(self.copy, s) for s in sound_steps(self.copy)}
@@ -110,26 +111,19 @@ class _Corruptor:
         files = sorted(p for p in below.rglob("*") if p.is_file() and p.stat().st_size)
         file = self.draw.choice(files)
         kind = self.draw.choice(("flip", "truncate", "zero", "delete", "swap"))
-        data = bytearray(file.read_bytes())
-        at = self.draw.randrange(len(data))
-        if kind == "flip":
-            data[at] ^= 1 << self.draw.randrange(8)
-        elif kind == "truncate":
-            del data[at:]
-        elif kind == "zero":
-            data[at : at + 64] = bytes(len(data[at : at + 64]))
-        elif kind == "swap":
-            other = self.draw.choice(files)
-            swapped = other.read_bytes()
-            other.write_bytes(data)
-            data = bytearray(swapped)
-        file.write_bytes(data)
+        data = file.read_bytes()
         if kind == "delete":
             file.unlink()
+        elif kind == "swap":
+            other = self.draw.choice(files)
+            file.write_bytes(other.read_bytes())
+            other.write_bytes(data)
+        else:
+            file.write_bytes(damaged(data, kind, self.draw))
         self.counts[kind] += 1
         name = str(file.relative_to(self.copy))
         self.counts[f"file {name}"] += 1
-        return f"{kind} at {at} of {name}"
+        return f"{kind} {name}"
 
     def _judge(self, done: str) -> None:
         """Checks that a restore returns the newest undamaged step, or refuses if there is none."""
@@ -183,9 +177,3 @@ class _Corruptor:
     def _fault(self, name: str, done: str) -> None:
         self._note(name)
         self.problems.append(f"{name}: {done}")
-
-
-def _until(config: Config, steps: int) -> Config:
-    limits = replace(config.train, max_steps=steps, eval_every=10, checkpoint_every=10, keep=3)
-    constant = replace(config.optim, schedule="constant")
-    return replace(config, train=limits, optim=constant)

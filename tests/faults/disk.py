@@ -17,7 +17,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +39,9 @@ _DISK_BYTES = 8 * 2**20
 
 def check_disk(n: int, folder: Path, report: Callable[[str], None]) -> dict[str, Any]:
     """Fills the disk at n positions of a save and returns the figures of the page."""
-    config = small_config(write_words(folder / "text.txt", 600))
-    before, after = _until(config, _STEPS), _until(config, _STEPS + _MORE)
+    text = write_words(folder / "text.txt", 600)
+    limits = {"eval_every": 10, "checkpoint_every": 10, "keep": 3}
+    before, after = (small_config(text, max_steps=n, **limits) for n in (_STEPS, _STEPS + _MORE))
     good, whole = folder / "good", folder / "whole"
     train(before, good, Silent())
     shutil.copytree(good, whole)
@@ -97,11 +97,6 @@ def _fail_and_resume(
     equal = leaf_digests(run, config.train.max_steps) == last
     counts["equal"] += equal
     return problems + bad + ([] if equal else ["the resumed run ended differently"])
-
-
-def _until(config: Config, steps: int) -> Config:
-    limits = replace(config.train, max_steps=steps, eval_every=10, checkpoint_every=10, keep=3)
-    return replace(config, train=limits, optim=replace(config.optim, schedule="constant"))
 
 
 @contextmanager

@@ -18,19 +18,11 @@ import sys
 import termios
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.faults.trial import (
-    STEPS,
-    Reference,
-    Trial,
-    read_series,
-    sound_steps,
-    wait_until_it_trains,
-)
+from tests.faults.trial import STEPS, EndedRun, Trial, sound_steps, wait_until_it_trains
 
 _CODES = {"SIGHUP": 129, "SIGUSR1": 138, "SIGXCPU": 152, "pipe": 0, "terminal": 129}
 _BUSY_S = 0.4
@@ -56,14 +48,8 @@ def check_endings(n: int, folder: Path, report: Callable[[str], None]) -> dict[s
     }
 
 
-class _Ender:
-    def __init__(self, trial: Trial, reference: Reference, report: Callable[[str], None]) -> None:
-        self.trial, self.reference, self.report = trial, reference, report
-        self.draw = random.Random(3)
-        self.workdir = trial.folder / "run"
-        self.counts: Counter[str] = Counter()
-        self.seconds: list[float] = []
-        self.problems: list[str] = []
+class _Ender(EndedRun):
+    draw = random.Random(3)
 
     def end(self, way: str) -> None:
         """Runs one process and ends it, unless it has finished before."""
@@ -84,7 +70,9 @@ class _Ender:
             process.stderr.close()
         if alive and (code == _CODES[way] or code != 0):
             self.counts[way] += 1
-            self._check(way, code, errors)
+            self.judge(way, code, _CODES[way], errors)
+            if way == "pipe" and max(sound_steps(self.workdir), default=0) != STEPS:
+                self.problems.append("pipe: the run ended before its last step")
             if code:
                 self.seconds.append(seconds)
         if code == 0:  # also where it had finished just before
@@ -111,19 +99,6 @@ class _Ender:
         )
         os.close(theirs)
         return process, lambda: os.close(terminal)
-
-    def _check(self, way: str, code: int, errors: str) -> None:
-        # Killed by the signal once charjax was done: a shell shows the same exit code.
-        right = code == _CODES[way] or 128 - code == _CODES[way]
-        if not right or "Traceback" in errors or len(errors.splitlines()) > 1:
-            self.problems.append(f"{way}: exit {code}: {errors[-500:]}")
-        done = max(read_series(self.workdir), default=0)
-        newest = max(sound_steps(self.workdir), default=0)
-        self.counts["lost"] += max(done - newest, 0)
-        if done > newest or (way == "pipe" and newest != STEPS):
-            self.problems.append(f"{way}: step {done} was done, {newest} saved")
-        self.problems += self.reference.problems(self.workdir)
-        self.report(f"{way}: exit {code} at step {newest}")
 
 
 def _drain(descriptor: int) -> None:

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
-import io
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from charjax.cli.main import main
 from charjax.config import DataConfig
 from charjax.data.corpus import load_corpus
 from charjax.data.vocab import Vocab
 from charjax.errors import CharjaxError
 from charjax.train.loop import train
-from tests.faults.trial import Silent, Trial, small_config, write_words
+from tests.faults.trial import Silent, Trial, call, small_config, write_words
 
 _HUGE = "1" + "0" * 30
 _LINE_BYTES = 50_000_000
@@ -110,9 +105,9 @@ def check_inputs(n: int, folder: Path, report: Callable[[str], None]) -> dict[st
     texts, faults = _round_trips(n, folder)
     report(f"{texts} texts: {len(faults)} problems")
     trial = Trial.prepare(folder)
-    config = small_config(write_words(folder / "text.txt", 600))
-    limits = replace(config.train, max_steps=20, eval_every=20, checkpoint_every=20)
-    train(replace(config, train=limits), folder / "run", Silent())
+    text = write_words(folder / "text.txt", 600)
+    config = small_config(text, max_steps=20, eval_every=20, checkpoint_every=20)
+    train(config, folder / "run", Silent())
     rows = 0
     for name, value, wanted in _SAMPLE_ROWS:
         command = ["sample", f"--workdir={folder / 'run'}", "--num_chars=8", f"{name}={value}"]
@@ -198,30 +193,15 @@ def _call(arguments: list[str], wanted: int) -> list[str]:
     shown = " ".join(
         argument[:80].encode(errors="backslashreplace").decode() for argument in arguments
     )
-    with _streams() as errors:
-        try:
-            code = main(arguments)
-        except Exception:
-            return [f"{shown}: {traceback.format_exc()}"]
-    said = errors()
+    try:
+        code, _, said = call(arguments)
+    except Exception:
+        return [f"{shown}: {traceback.format_exc()}"]
     if code != wanted:
         return [f"{shown}: exit {code}, not {wanted}: {said[-300:]}"]
     if code and (said.count("\n") != 1 or not said.startswith("charjax: ")):
         return [f"{shown}: not one line: {said[-300:]}"]
     return []
-
-
-@contextmanager
-def _streams() -> Iterator[Callable[[], str]]:
-    """Redirects standard output and error; yields a function that returns the latter."""
-    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
-
-    def said() -> str:
-        err.flush()
-        return err.buffer.getvalue().decode()  # type: ignore[attr-defined]
-
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        yield said
 
 
 def _call_with_little_memory(trial: Trial, folder: Path) -> list[str]:

@@ -11,7 +11,6 @@ import random
 import shutil
 import subprocess
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from charjax.checkpoint.files import UNFINISHED
 from tests.faults.trial import (
     CHECKPOINT_EVERY,
     STEPS,
+    EndedRun,
     Reference,
     Trial,
     read_series,
@@ -33,21 +33,17 @@ _ANYWHERE = 0.35  # fraction of kills at any time of a process; others while it 
 
 def check_kill(n: int, folder: Path, report: Callable[[str], None]) -> dict[str, Any]:
     """Kills n processes and returns the figures of the page."""
-    trial, draw = Trial.prepare(folder), random.Random(1)
-    reference = trial.reference()
-    return _Killer(trial, reference, draw, report).kill(n)
+    trial = Trial.prepare(folder)
+    return _Killer(trial, trial.reference(), report).kill(n)
 
 
-class _Killer:
-    def __init__(
-        self, trial: Trial, reference: Reference, draw: random.Random, report: Callable[[str], None]
-    ) -> None:
-        self.trial, self.reference, self.draw, self.report = trial, reference, draw, report
-        self.workdir = trial.folder / "run"
-        self.counts: Counter[str] = Counter()
+class _Killer(EndedRun):
+    draw = random.Random(1)
+    life_s = 6.0  # of a process that is not killed; updated as runs finish
+
+    def __init__(self, trial: Trial, reference: Reference, report: Callable[[str], None]) -> None:
+        super().__init__(trial, reference, report)
         self.lost: list[int] = []
-        self.problems: list[str] = []
-        self.life_s = 6.0  # of a process that is not killed; updated as runs finish
 
     def kill(self, n: int) -> dict[str, Any]:
         while self.counts["kills"] < n or self.workdir.exists():
@@ -105,7 +101,7 @@ class _Killer:
         done, newest = max(read_series(self.workdir), default=0), self._newest()
         self.counts["before_the_first_step"] += done == before == newest
         self.lost.append(done - newest)
-        problems = self.reference.problems(self.workdir) if self.workdir.exists() else []
+        problems = self.reference.problems(self.workdir)
         if newest < before:
             problems.append(f"the newest step was {before} and is {newest}")
         self.counts["equal"] += not problems

@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,14 +28,13 @@ _MOST_RESUMES = 5
 
 def check_resume(n: int, folder: Path, report: Callable[[str], None]) -> dict[str, Any]:
     """Resumes a run of n steps at each of them and returns the figures of the page."""
-    config = small_config(write_words(folder / "text.txt", 600))
-    limits = replace(config.train, max_steps=n, eval_every=n, checkpoint_every=1, keep=n)
-    config = replace(config, train=limits)
+    text, limits = write_words(folder / "text.txt", 600), {"max_steps": n, "eval_every": n}
+    config = small_config(text, schedule="cosine", checkpoint_every=1, keep=n, **limits)
     whole = folder / "whole"
     train(config, whole, Silent())
     leaves = {step: leaf_digests(whole, step) for step in sound_steps(whole)}
     reference = Reference(read_series(whole), leaves)
-    seldom = replace(config, train=replace(limits, checkpoint_every=n))
+    seldom = small_config(text, schedule="cosine", checkpoint_every=n, keep=n, **limits)
     differing = []
     for step in range(1, n):
         problems = _resume_at(step, seldom, whole, folder / "resumed", reference)

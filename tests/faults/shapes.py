@@ -14,16 +14,14 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import tensorstore
 
 from charjax.checkpoint.record import _digest
-from charjax.config import TrainConfig, to_dict
 from charjax.workdir import Workdir
-from tests.faults.trial import CONFIG_FILE, ROOT, Trial, call, small_config, write_words
+from tests.faults.trial import ROOT, Trial, call, small_config, write_config, write_words
 
 _STEPS = 10
 _MEMORY = 2.0  # at most so many times that of a healthy run
@@ -51,11 +49,8 @@ def check_shapes(n: int, folder: Path, report: Callable[[str], None]) -> dict[st
 
 class _Shapes:
     def __init__(self, folder: Path) -> None:
-        config = small_config(write_words(folder / "text.txt", 600))
-        config = replace(config, train=TrainConfig(max_steps=_STEPS, checkpoint_every=5))
-        values = to_dict(config)
-        self.config = folder / "config.py"
-        self.config.write_text(CONFIG_FILE.format(values=values), encoding="utf-8")
+        text = write_words(folder / "text.txt", 600)
+        self.config = write_config(folder / "config.py", small_config(text, max_steps=_STEPS))
         self.good, self.copy = folder / "good", folder / "copy"
         self.draw = random.Random(7)
         self.counts: Counter[str] = Counter()

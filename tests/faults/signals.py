@@ -12,18 +12,11 @@ import shutil
 import signal
 import subprocess
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.faults.trial import (
-    Reference,
-    Trial,
-    read_series,
-    sound_steps,
-    wait_until_it_trains,
-)
+from tests.faults.trial import EndedRun, Trial, wait_until_it_trains
 
 _SECONDS = 10  # a process must have ended this long after a signal
 _CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
@@ -39,14 +32,8 @@ def check_signals(n: int, folder: Path, report: Callable[[str], None]) -> dict[s
     return _Stopper(trial, trial.reference(checkpoint_every=1), report).stop(n)
 
 
-class _Stopper:
-    def __init__(self, trial: Trial, reference: Reference, report: Callable[[str], None]) -> None:
-        self.trial, self.reference, self.report = trial, reference, report
-        self.draw = random.Random(2)
-        self.workdir = trial.folder / "run"
-        self.counts: Counter[str] = Counter()
-        self.seconds: list[float] = []
-        self.problems: list[str] = []
+class _Stopper(EndedRun):
+    draw = random.Random(2)
 
     def stop(self, n: int) -> dict[str, Any]:
         sent = 0
@@ -107,21 +94,11 @@ class _Stopper:
         time.sleep(self.draw.uniform(0, _BUSY_S))
 
     def _after_signal(self, number: signal.Signals, code: int, errors: str) -> None:
-        # Killed by the signal before charjax had a handler: a shell shows the same exit code.
-        right = code in (_CODES[number], -number)
-        self.counts[f"{number.name} right"] += right
-        if not right or "Traceback" in errors or len(errors.splitlines()) > 1:
-            self.problems.append(f"{number.name}: exit {code}: {errors[-500:]}")
+        is_right = self.judge(number.name, code, _CODES[number], errors)
+        self.counts[f"{number.name} right"] += is_right
+        self.counts["saved"] += "stopped and saved" in errors
         if self.seconds[-1] > _SECONDS:
             self.problems.append(f"{number.name}: took {self.seconds[-1]:.1f} s")
-        done = max(read_series(self.workdir), default=0)
-        newest = max(sound_steps(self.workdir), default=0)
-        self.counts["saved"] += "stopped and saved" in errors
-        self.counts["lost"] += max(done - newest, 0)
-        if done > newest:
-            self.problems.append(f"{number.name}: step {done} was done, {newest} saved")
-        self.problems += self.reference.problems(self.workdir) if self.workdir.exists() else []
-        self.report(f"{number.name}: exit {code} in {self.seconds[-1]:.2f} s at step {newest}")
 
     def _after_end(self) -> None:
         self.counts["finished"] += 1

@@ -15,9 +15,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from charjax.config import DataConfig, to_dict
+from charjax.config import DataConfig
 from tests.data.packing import tiny_shards
-from tests.faults.trial import CONFIG_FILE, call, leaf_digests, read_series, small_config
+from tests.faults.trial import (
+    call,
+    damaged,
+    leaf_digests,
+    read_series,
+    small_config,
+    write_config,
+)
 
 _STEPS = 40  # of a run: two epochs
 _KINDS = ("flip", "truncate", "delete")
@@ -71,15 +78,12 @@ class _Damager:
     def _damage_a_file(self, kind: str) -> str:
         name = self.draw.choice(self.files)
         file = self.copy / name
-        data = bytearray(file.read_bytes())
-        at = self.draw.randrange(len(data))
-        if kind == "flip":
-            data[at] ^= 1 << self.draw.randrange(8)
-        file.write_bytes(data[:at] if kind == "truncate" else data)
         if kind == "delete":
             file.unlink()
+        else:
+            file.write_bytes(damaged(file.read_bytes(), kind, self.draw))
         self.counts[kind] += 1
-        return f"{kind} at {at} of {name}"
+        return f"{kind} {name}"
 
     def _judge(self) -> Iterator[str]:
         """What is wrong with `verify` and a run on the copy."""
@@ -108,13 +112,10 @@ class _Damager:
         """Exit code, losses of each step and standard error of a new run on a store."""
         workdir = self.folder / "run"
         shutil.rmtree(workdir, ignore_errors=True)
-        base = small_config(store)
+        base = small_config(store, max_steps=_STEPS, eval_every=_STEPS, steps_per_dispatch=1)
         data = DataConfig(path=str(store), documents="lines", batch_size=4, seq_len=48)
         data = replace(data, batching="windows", split=(0.8, 0.1, 0.1))
-        limits = replace(base.train, max_steps=_STEPS, eval_every=_STEPS, steps_per_dispatch=1)
-        optim = replace(base.optim, schedule="constant", ema=0.0)
-        config = replace(base, data=data, train=limits, optim=optim)
-        file = self.folder / "config.py"
-        file.write_text(CONFIG_FILE.format(values=to_dict(config)))
+        config = replace(base, data=data, optim=replace(base.optim, ema=0.0))
+        file = write_config(self.folder / "config.py", config)
         code, _, error = call(["train", f"--config={file}", f"--workdir={workdir}"])
         return code, read_series(workdir), error

@@ -30,10 +30,9 @@ from .trial import Silent, leaf_digests, small_config, write_words
 
 
 def config_of(tmp_path, *, steps: int = 4, **optim: object) -> Config:
-    config = small_config(write_words(tmp_path / "text.txt", 300))
-    limits = replace(config.train, max_steps=steps, eval_every=4, checkpoint_every=2)
-    constant = replace(config.optim, schedule="constant", **optim)
-    return replace(config, train=limits, optim=constant)
+    text = write_words(tmp_path / "text.txt", 300)
+    config = small_config(text, max_steps=steps, eval_every=4, checkpoint_every=2)
+    return replace(config, optim=replace(config.optim, **optim))
 
 
 @pytest.fixture(scope="module")

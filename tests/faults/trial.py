@@ -6,10 +6,13 @@ import contextlib
 import io
 import json
 import math
+import os
 import random
 import subprocess
 import sys
 import time
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,7 +39,7 @@ CHECKPOINT_EVERY = 5
 ROOT = Path(__file__).parents[2]
 _WORDS = "the cat sat on a mat while it rained over there and nobody came"
 
-CONFIG_FILE = """
+_CONFIG_FILE = """
 from charjax.config import from_config_dict, to_config_dict
 
 def get_config():
@@ -44,17 +47,28 @@ def get_config():
 """
 
 
-def small_config(text: Path) -> Config:
-    """A run of 300 steps of under a millisecond each, with dropout, EMA and a schedule."""
+def small_config(text: Path, *, schedule: str = "constant", **limits: int) -> Config:
+    """A run of 300 steps of under a millisecond each, with dropout, EMA and a schedule.
+
+    Args:
+      text: its file.
+      schedule: of the learning rate; one that depends on the last step refuses a longer run.
+      limits: fields of `TrainConfig` to change.
+    """
+    intervals = {"eval_every": 100, "checkpoint_every": CHECKPOINT_EVERY, "log_every": 1}
     return Config(
         data=DataConfig(path=str(text), batch_size=8, seq_len=16),
         model=ModelConfig(hidden=16, embed=8, dropout=0.1),
-        optim=OptimConfig(schedule="cosine", ema=0.9),
-        train=TrainConfig(
-            max_steps=STEPS, eval_every=100, checkpoint_every=CHECKPOINT_EVERY, log_every=1
-        ),
+        optim=OptimConfig(schedule=schedule, ema=0.9),
+        train=TrainConfig(**{"max_steps": STEPS, **intervals, **limits}),
         sample=SampleConfig(num_chars=0),
     )
+
+
+def write_config(file: Path, config: Config) -> Path:
+    """Writes a config file that returns this config."""
+    file.write_text(_CONFIG_FILE.format(values=to_dict(config)), encoding="utf-8")
+    return file
 
 
 @dataclass(frozen=True)
@@ -66,8 +80,8 @@ class Trial:
     @classmethod
     def prepare(cls, folder: Path) -> Trial:
         """Writes the text and the config file to a folder."""
-        values = to_dict(small_config(write_words(folder / "text.txt", 3000)))
-        (folder / "config.py").write_text(CONFIG_FILE.format(values=values), encoding="utf-8")
+        text = write_words(folder / "text.txt", 3000)
+        write_config(folder / "config.py", small_config(text, schedule="cosine"))
         return cls(folder)
 
     @property
@@ -135,6 +149,59 @@ class Reference:
             elif leaf_digests(workdir, step) != self.leaves[step]:
                 found.append(f"checkpoint {step} differs")
         return found
+
+
+class EndedRun:
+    """A run that is ended again and again, and each time starts where it was; what was found."""
+
+    def __init__(self, trial: Trial, reference: Reference, report: Callable[[str], None]) -> None:
+        self.trial, self.reference, self.report = trial, reference, report
+        self.workdir = trial.folder / "run"
+        self.counts: Counter[str] = Counter()
+        self.seconds: list[float] = []  # from each signal to the end of its process
+        self.problems: list[str] = []
+
+    def judge(self, way: str, code: int, wanted: int, errors: str) -> bool:
+        """Notes what is wrong after one way of ending; whether the exit code is right."""
+        # Killed by a signal that charjax does not handle yet: a shell shows the same exit code.
+        is_right = wanted in (code, 128 - code)
+        if not is_right or "Traceback" in errors or len(errors.splitlines()) > 1:
+            self.problems.append(f"{way}: exit {code}: {errors[-500:]}")
+        done = max(read_series(self.workdir), default=0)
+        newest = max(sound_steps(self.workdir), default=0)
+        self.counts["lost"] += max(done - newest, 0)
+        if done > newest:
+            self.problems.append(f"{way}: step {done} was done, {newest} saved")
+        self.problems += self.reference.problems(self.workdir)
+        self.report(f"{way}: exit {code} at step {newest}")
+        return is_right
+
+
+def fork(act: Callable[[], int]) -> int:
+    """Calls a function in a fork of this process, which ends with its result; the fork's number."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # fork() in a process with threads: none has started
+        process = os.fork()
+    if process:
+        return process
+    code = 1
+    try:
+        code = act()
+    finally:
+        os._exit(code)
+
+
+def damaged(good: bytes, kind: str, draw: random.Random) -> bytes:
+    """These bytes with one damage: "flip" of a bit, "truncate", "zero", "append" or "rotate"."""
+    at = draw.randrange(len(good))
+    end = min(at + 64, len(good))
+    return {
+        "flip": good[:at] + bytes([good[at] ^ 1 << draw.randrange(8)]) + good[at + 1 :],
+        "truncate": good[:at],
+        "zero": good[:at] + bytes(end - at) + good[end:],
+        "append": good + draw.randbytes(100),
+        "rotate": good[at:] + good[:at],
+    }[kind]
 
 
 def call(arguments: list[str]) -> tuple[int, str, str]:

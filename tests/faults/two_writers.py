@@ -10,9 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +18,7 @@ from typing import Any
 
 import charjax.train.loop  # noqa: F401 so that a fork starts at the lock
 from charjax.cli.main import main
-from tests.faults.trial import Reference, Trial, sound_steps
+from tests.faults.trial import Reference, Trial, fork, sound_steps
 
 _LOSER, _SECONDS = 4, 5.0  # exit code and time limit of the process that is refused
 _COMMANDS = 20  # every 20th pair
@@ -58,7 +56,7 @@ def _fork_two(trial: Trial) -> tuple[list[str], float]:
     """(problems, seconds until one was refused) of two forks; kills the other one."""
     workdir = trial.folder / "forked"
     started = time.monotonic()
-    processes = {_fork(trial, workdir) for _ in range(2)}
+    processes = {fork(lambda: _train(trial, workdir)) for _ in range(2)}
     loser, status = os.wait()
     seconds = time.monotonic() - started
     (winner,) = processes - {loser}
@@ -73,27 +71,19 @@ def _fork_two(trial: Trial) -> tuple[list[str], float]:
     return problems, seconds
 
 
-def _fork(trial: Trial, workdir: Path) -> int:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # fork() in a process with threads: none has started
-        process = os.fork()
-    if process:
-        return process
-    code = 1
-    try:
-        quiet = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(quiet, 1)
-        os.dup2(quiet, 2)
-        code = main(["train", f"--config={trial.config}", f"--workdir={workdir}"])
-    finally:
-        os._exit(code)
+def _train(trial: Trial, workdir: Path) -> int:
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 1)
+    os.dup2(quiet, 2)
+    return main(["train", f"--config={trial.config}", f"--workdir={workdir}"])
 
 
 def _start_commands(trial: Trial, reference: Reference) -> list[str]:
     """Problems of two concurrent commands, of which one trains to the end."""
     workdir = trial.folder / "run"
     processes = [trial.start(workdir) for _ in range(2)]
-    ends = [_end(process) for process in processes]
+    errors_of = [process.communicate()[1] for process in processes]
+    ends = [(p.returncode, errors) for p, errors in zip(processes, errors_of, strict=True)]
     problems = []
     if sorted(code for code, _ in ends) != [0, _LOSER]:
         problems.append(f"the two ended with {[code for code, _ in ends]}")
@@ -105,8 +95,3 @@ def _start_commands(trial: Trial, reference: Reference) -> list[str]:
         problems.append("the winner ended before its last step")
     shutil.rmtree(workdir)
     return problems
-
-
-def _end(process: subprocess.Popen[str]) -> tuple[int, str]:
-    _, errors = process.communicate()
-    return process.returncode, errors
