@@ -17,10 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import tensorstore
-
-from charjax.checkpoint.record import _digest
 from charjax.workdir import Workdir
+from tests.checkpoint.rewriting import open_arrays, rewrite_record
 from tests.faults.trial import ROOT, Trial, call, small_config, write_config, write_words
 
 _STEPS = 10
@@ -112,12 +110,7 @@ class _Shapes:
             self.problems.append(f"{command[0]}: {done}: exit {code}: {last[-300:]}")
 
     def _change_record(self, step: Path) -> str:
-        file = step / "meta" / "record.json"
-        values = json.loads(file.read_bytes())
-        del values["sha256"]
-        done = self._change(values)
-        file.write_text(json.dumps(values | {"sha256": _digest(values)}))
-        return f"record {done}"
+        return f"record {rewrite_record(self._change, step)}"
 
     def _change_arrays(self, step: Path) -> str:
         if self.draw.random() < 0.3:
@@ -126,9 +119,7 @@ class _Shapes:
             done = self._change(values)
             file.write_text(json.dumps(values))
             return f"_METADATA {done}"
-        store = tensorstore.KvStore.open(
-            {"driver": "ocdbt", "base": f"file://{step}/state/"}
-        ).result()
+        store = open_arrays(step)
         names = [name for name in store.list().result() if name.endswith(b".zarray")]
         name = self.draw.choice(names)
         values = json.loads(store[name])
