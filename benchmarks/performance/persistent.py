@@ -29,7 +29,7 @@ from benchmarks.peers.with_charjax import train_step
 from benchmarks.workload import Shape, make_shape
 from charjax.model.cells import CELLS
 from charjax.model.recurrence import api
-from charjax.model.recurrence.base import Layer, Operands, Projected, Weights
+from charjax.model.recurrence.base import Inputs, Layer, Operands, Weights
 from charjax.model.recurrence.pallas_hopper import ops
 from charjax.train.intervals import STEPS_PER_DISPATCH
 
@@ -108,7 +108,7 @@ def layer_operands(shape: Shape, *, resets: bool = False) -> Operands:
     carry = tuple(normal(2, cell.states, shape.batch, hidden))
     igates = normal(3, cell.gates * hidden, shape.length, shape.batch)
     drawn = jax.random.bernoulli(jax.random.key(4), 0.1, (shape.length, shape.batch))
-    return Operands(Projected(igates), weights, carry, drawn if resets else None)
+    return Operands(Inputs(igates), weights, carry, drawn if resets else None)
 
 
 @cache

@@ -23,7 +23,7 @@ from charjax.model.initializers import initializers
 from charjax.model.matmul import lookup, project
 from charjax.model.mogrifier import Mogrifier
 from charjax.model.recurrence import api as recurrence
-from charjax.model.recurrence.base import Operands, Projected, Result, Table, Weights
+from charjax.model.recurrence.base import Inputs, Operands, Result, Weights
 from charjax.runtime.dtypes import as_float32, check_resolved
 from charjax.types import Carry, LayerCarry, Logits, PRNGKey, PyTree, Resets, Tokens
 
@@ -83,8 +83,7 @@ class RecurrentLayer(nn.Module):
         else:
             igates = _add_bias(project(kernel, inputs, dtype), bias)
         chosen = recurrence.resolve(c, carry[0].shape[0], strict=not self.is_initializing())
-        gates_or_table = Projected(igates) if tokens is None else Table(igates, tokens)
-        operands = Operands(gates_or_table, weights, carry, resets)
+        operands = Operands(Inputs(igates, tokens), weights, carry, resets)
         return recurrence.run(chosen.implementation, c.cell, dtype, operands)
 
     def _rounds(self, inputs: Float[Array, " features *positions"]) -> tuple[Array, ...]:

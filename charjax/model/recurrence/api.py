@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from charjax.config import ModelConfig
 from charjax.errors import InputError
 from charjax.model.cells import CELLS
-from charjax.model.recurrence.base import Layer, Operands, Result, Table
+from charjax.model.recurrence.base import Layer, Operands, Result
 from charjax.model.recurrence.resolution import Resolution
 
 # Values of `model.recurrence`. A module is imported on first use, since Pallas loads slowly.
@@ -91,8 +91,7 @@ def run(implementation: str, cell: str, dtype: DTypeLike, operands: Operands) ->
       The outputs, float32 [hidden, time, batch], and the carry after the last position. Without
       positions they are empty, and the carry is the one before them.
     """
-    inputs, carry = operands.inputs, operands.carry
-    positions = (inputs.tokens if isinstance(inputs, Table) else inputs.igates).shape[-2:]
+    positions, carry = operands.inputs.time_and_batch, operands.carry
     if 0 in positions:
         return jnp.zeros((carry[0].shape[1], *positions)), carry
     result: Result = _implementation(implementation).run(cell, dtype, operands)

@@ -49,31 +49,24 @@ class Layer(NamedTuple):
     batch: int
 
 
-class Projected(NamedTuple):
-    """The input gates of every position.
+class Inputs(NamedTuple):
+    """The input gates of every position, or a table of those of every token.
 
     Attributes:
-      igates: float32 [gates, time, batch], the projected input plus its bias; with `Mogrifier`
-        weights the input itself.
+      igates: float32 [gates, time, batch], the projected input plus its bias; with tokens
+        [gates, vocab], the projected tokens plus their bias. With `Mogrifier` weights the input or
+        the tokens themselves.
+      tokens: int32 [time, batch], the column of `igates` for each position; None: no table.
     """
 
-    igates: Float[Array, "gates time batch"]
+    igates: Float[Array, " gates *positions"]
+    tokens: Int[Array, "time batch"] | None = None
 
-
-class Table(NamedTuple):
-    """The input gates of every token; those of a position are `igates[:, tokens]`.
-
-    Attributes:
-      igates: float32 [gates, vocab], the projected tokens plus their bias; with `Mogrifier`
-        weights the tokens themselves.
-      tokens: int32 [time, batch].
-    """
-
-    igates: Float[Array, "gates vocab"]
-    tokens: Int[Array, "time batch"]
-
-
-Inputs: TypeAlias = Projected | Table
+    @property
+    def time_and_batch(self) -> tuple[int, int]:
+        """The numbers of time steps and sequences."""
+        time, batch = (self.igates if self.tokens is None else self.tokens).shape[-2:]
+        return time, batch
 
 
 class Weights(NamedTuple):
@@ -123,13 +116,13 @@ def input_grad(
       d_candidate: gradient of that candidate's input gate; None for other cells.
       dtype: of the matmul operands.
     """
-    if isinstance(inputs, Projected):
-        return Projected(with_candidate(d_hgates, d_candidate).astype(jnp.float32))
+    if inputs.tokens is None:
+        return Inputs(with_candidate(d_hgates, d_candidate).astype(jnp.float32))
     ones = one_hot(inputs.tokens, inputs.igates.shape[1], dtype)
     d_igates = dot_trailing(d_hgates, ones, dtype)
     if d_candidate is not None:
         d_candidate = dot_trailing(d_candidate, ones, dtype)
-    return Table(with_candidate(d_igates, d_candidate), int_cotangent(inputs.tokens))
+    return Inputs(with_candidate(d_igates, d_candidate), int_cotangent(inputs.tokens))
 
 
 def with_candidate(d_hgates: Array, d_candidate: Array | None) -> Array:

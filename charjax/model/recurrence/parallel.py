@@ -20,16 +20,7 @@ from jaxtyping import Array, Float
 
 from charjax.model.cells import CELLS, Coefficients
 from charjax.model.matmul import dot_trailing, int_cotangent, one_hot
-from charjax.model.recurrence.base import (
-    Inputs,
-    Layer,
-    Operands,
-    Outputs,
-    Projected,
-    Result,
-    Table,
-    Weights,
-)
+from charjax.model.recurrence.base import Inputs, Layer, Operands, Outputs, Result, Weights
 
 
 def supports(layer: Layer) -> str:
@@ -69,12 +60,12 @@ def _backward(
     a_after = jnp.concatenate([a[:, 1:], jnp.ones_like(a[:, :1])], axis=1)
     db = _scan(a_after, d_outputs, d_last.T, reverse=True)
     da = db * h_before
-    if isinstance(inputs, Table):
+    if inputs.tokens is None:
+        d_inputs = Inputs(*vjp((da, db)))
+    else:
         ones = one_hot(inputs.tokens, inputs.igates.shape[1], dtype)
         (d_igates,) = vjp((dot_trailing(da, ones, dtype), dot_trailing(db, ones, dtype)))
-        d_inputs: Inputs = Table(d_igates, int_cotangent(inputs.tokens))
-    else:
-        d_inputs = Projected(*vjp((da, db)))
+        d_inputs = Inputs(d_igates, int_cotangent(inputs.tokens))
     d_weights = Weights(jnp.zeros_like(weights.kernel), None)
     return (Operands(d_inputs, d_weights, ((a[:, 0] * db[:, 0]).T,)),)
 
@@ -89,7 +80,7 @@ def _coefficients(cell: str, igates: Float[Array, " gates *positions"]) -> Coeff
 
 
 def _at_positions(x: Float[Array, " hidden *positions"], inputs: Inputs) -> Outputs:
-    return x[:, inputs.tokens] if isinstance(inputs, Table) else x
+    return x if inputs.tokens is None else x[:, inputs.tokens]
 
 
 def _scan(

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from charjax.model.cells import CELLS
 from charjax.model.matmul import dot
-from charjax.model.recurrence.base import Layer, Operands, Result, Table, Weights
+from charjax.model.recurrence.base import Layer, Operands, Result, Weights
 from charjax.types import LayerCarry
 
 
@@ -22,7 +22,7 @@ def supports(layer: Layer) -> str:
 def run(cell: str, dtype: DTypeLike, operands: Operands) -> Result:
     """Runs one layer over a sequence; see `charjax.model.recurrence.api.run`."""
     inputs, weights, carry, resets = operands
-    igates = inputs.igates[:, inputs.tokens] if isinstance(inputs, Table) else inputs.igates
+    igates = inputs.igates if inputs.tokens is None else inputs.igates[:, inputs.tokens]
     scanned = nn.scan(_Step, in_axes=(0, nn.broadcast, 0), variable_broadcast=False)
     # It has no parameters, so it need not be a submodule of the calling layer.
     layer = scanned(cell, dtype, parent=None)

@@ -28,7 +28,7 @@ from jaxtyping import Array, Bool, Float
 from charjax.model.cells import CELLS, Gates, Residuals
 from charjax.model.matmul import dot, dot_trailing, lookup, row_major
 from charjax.model.recurrence import base, xla_buffers
-from charjax.model.recurrence.base import Inputs, Layer, Operands, Projected, Result, Table, Weights
+from charjax.model.recurrence.base import Inputs, Layer, Operands, Result, Weights
 from charjax.model.recurrence.xla_buffers import Buffer
 
 # XLA:CPU gives a second thread work only where more than a few kernels are ready at once, or
@@ -60,7 +60,7 @@ def run(cell: str, dtype: DTypeLike, operands: Operands) -> Result:
 
 def _forward(cell: str, dtype: DTypeLike, operands: Operands) -> tuple[Result, _Residuals]:
     inputs, weights, carry, resets = operands
-    time, batch = _time_and_batch(inputs)
+    time, batch = inputs.time_and_batch
     hidden, gates = weights.kernel.shape[0], CELLS[cell].gates
     kernel, blocks = row_major(weights.kernel.astype(dtype).T), _blocks(hidden)
     igates_at = _igates_by_block(inputs, gates, blocks)
@@ -85,7 +85,7 @@ def _forward(cell: str, dtype: DTypeLike, operands: Operands) -> tuple[Result, _
         return (tuple(next_carry), h_before, outputs), tuple(residuals)
 
     buffers = (xla_buffers.empty(hidden, time, batch, d) for d in (dtype, jnp.float32))
-    igates = inputs.tokens if isinstance(inputs, Table) else _time_major(inputs.igates)
+    igates = _time_major(inputs.igates) if inputs.tokens is None else inputs.tokens
     first = tuple(_take_units(base.transposed(carry), block) for block in blocks)
     loop: Any = (first, *buffers)
     xs = jnp.arange(time), igates, resets
@@ -96,7 +96,7 @@ def _forward(cell: str, dtype: DTypeLike, operands: Operands) -> tuple[Result, _
 
 def _backward(cell: str, dtype: DTypeLike, res: _Residuals, grads: Result) -> tuple[Operands]:
     (inputs, weights, _, resets), (d_outputs, d_last) = res.operands, grads
-    time, batch = _time_and_batch(inputs)
+    time, batch = inputs.time_and_batch
     hidden, gates = weights.kernel.shape
     kernel, blocks = weights.kernel.astype(dtype), _blocks(hidden)
 
@@ -151,7 +151,7 @@ def _igates_by_block(
     inputs: Inputs, gates: int, blocks: list[slice]
 ) -> Callable[[Array], list[Gates]]:
     """The function from one step of the scanned inputs to the input gates of each block."""
-    if isinstance(inputs, Projected):
+    if inputs.tokens is None:
         return lambda igates: [_take_units(_split_gates(igates, gates), block) for block in blocks]
     # A table for each block: XLA:CPU runs one look-up on one thread.
     by_gate = _split_gates(inputs.igates, gates)
@@ -186,8 +186,3 @@ def _time_major(
 ) -> Float[Array, "time features batch"]:
     """One copy here costs less than strided reads at every step of the loop."""
     return jnp.moveaxis(x, 1, 0)
-
-
-def _time_and_batch(inputs: Inputs) -> tuple[int, int]:
-    time, batch = (inputs.tokens if isinstance(inputs, Table) else inputs.igates).shape[-2:]
-    return time, batch

@@ -13,7 +13,7 @@ import pytest
 from charjax.model.cells import CELLS
 from charjax.model.mogrifier import Mogrifier
 from charjax.model.recurrence import parallel, scan, xla
-from charjax.model.recurrence.base import Layer, Operands, Projected, Table, Weights
+from charjax.model.recurrence.base import Inputs, Layer, Operands, Weights
 from charjax.model.recurrence.c import ops
 from tests.model import reference
 from tests.model.small import UNOPTIMIZED, like, normal, tokens_of
@@ -77,31 +77,31 @@ class Case(NamedTuple):
     """
 
     size: int
-    kind: type
+    kind: str
     dtype: str
     with_resets: bool
 
 
 # Pairwise: every kind of input, dtype and size with each other, and with and without resets.
 CASES = (
-    Case(0, Table, "float32", False),
-    Case(0, Table, "float32", True),
-    Case(0, Projected, "float32", False),
-    Case(0, Projected, "bfloat16", False),
-    Case(1, Projected, "float32", True),
-    Case(1, Table, "bfloat16", True),
-    Case(2, Projected, "float32", False),
-    Case(2, Table, "bfloat16", True),
-    Case(3, Projected, "float32", True),
-    Case(3, Table, "bfloat16", False),
-    Case(4, Table, "float32", False),
-    Case(4, Table, "float32", True),
-    Case(4, Table, "bfloat16", False),
-    Case(4, Projected, "bfloat16", True),
+    Case(0, "table", "float32", False),
+    Case(0, "table", "float32", True),
+    Case(0, "projected", "float32", False),
+    Case(0, "projected", "bfloat16", False),
+    Case(1, "projected", "float32", True),
+    Case(1, "table", "bfloat16", True),
+    Case(2, "projected", "float32", False),
+    Case(2, "table", "bfloat16", True),
+    Case(3, "projected", "float32", True),
+    Case(3, "table", "bfloat16", False),
+    Case(4, "table", "float32", False),
+    Case(4, "table", "float32", True),
+    Case(4, "table", "bfloat16", False),
+    Case(4, "projected", "bfloat16", True),
 )
 
 
-def sizes_of(name: str, kind: type, dtype: str, with_resets: bool) -> list[Size]:
+def sizes_of(name: str, kind: str, dtype: str, with_resets: bool) -> list[Size]:
     """The sizes of an implementation that are tested with a kind of input, a dtype and resets."""
     numbers = [case.size for case in CASES if case[1:] == (kind, dtype, with_resets)]
     sizes = IMPLEMENTATIONS[name].sizes
@@ -118,8 +118,8 @@ def supported(name: str, cell: str, dtype: str, size: Size | None = None) -> Imp
     return implementation
 
 
-def random_layer(cell: str, kind: type, size: Size) -> tuple[Any, Weights, tuple[np.ndarray, ...]]:
-    """Inputs of this kind (Projected or Table), weights and a carry."""
+def random_layer(cell: str, kind: str, size: Size) -> tuple[Any, Weights, tuple[np.ndarray, ...]]:
+    """Inputs of this kind ("projected" or "table"), weights and a carry."""
     batch, time, hidden = size
     gates = CELLS[cell].gates * hidden
     bias = normal(2, hidden) if CELLS[cell].reset_after else None
@@ -132,9 +132,9 @@ def random_layer(cell: str, kind: type, size: Size) -> tuple[Any, Weights, tuple
         kernel = normal(28, features, columns) / features**0.5
         weights = weights._replace(mogrifier=Mogrifier(tuple(rounds), kernel, normal(29, gates)))
     carry = tuple(normal(3, CELLS[cell].states, batch, hidden))
-    if kind is Table:
-        return Table(normal(0, gates, VOCAB), tokens_of(VOCAB, batch, time).T), weights, carry
-    return Projected(normal(0, gates, time, batch)), weights, carry
+    if kind == "table":
+        return Inputs(normal(0, gates, VOCAB), tokens_of(VOCAB, batch, time).T), weights, carry
+    return Inputs(normal(0, gates, time, batch)), weights, carry
 
 
 def random_resets(size: Size) -> np.ndarray:
@@ -154,48 +154,43 @@ def _run(name: str, cell: str, dtype: str, layer: Any):
     return IMPLEMENTATIONS[name].run(cell, dtype, Operands(*layer))
 
 
-def value_and_gradient(
-    name: str,
-    cell: str,
-    dtype: str,
+def value_and_gradient(name: str, cell: str, dtype: str, *layer: Any, **given: Any):
+    """`value_and_grads` of an implementation, compiled once for each shape."""
+    return jax.device_get(_value_and_gradient(name, cell, dtype, layer, given))
+
+
+def random_cotangents(inputs: Any, carry: Any) -> Any:
+    """Of outputs and last carry."""
+    return like((np.empty((carry[0].shape[1], *inputs.time_and_batch)), carry), 4)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2), compiler_options=UNOPTIMIZED)
+def _value_and_gradient(name: str, cell: str, dtype: str, layer: Any, given: dict[str, Any]):
+    run = partial(IMPLEMENTATIONS[name].run, cell, dtype)
+    return value_and_grads(run, *layer, **given)
+
+
+def value_and_grads(
+    run: Callable[[Operands], Any],
     inputs: Any,
     weights: Any,
     carry: Any,
-    cotangents: Any = None,
     resets: Any = None,
+    cotangents: Any = None,
 ):
     """(outputs, last carry), and the gradients of igates, weights and carry.
 
     `cotangents`, in the structure of the value, are random if they are None.
     """
-    if cotangents is None:
-        cotangents = random_cotangents(inputs, carry)
-    layer = inputs, weights, carry
-    return jax.device_get(_value_and_gradient(name, cell, dtype, layer, cotangents, resets))
-
-
-def random_cotangents(inputs: Any, carry: Any) -> Any:
-    """Of outputs and last carry."""
-    time = (inputs.igates if isinstance(inputs, Projected) else inputs.tokens).shape[-2]
-    batch, hidden = carry[0].shape
-    return like((np.empty((hidden, time, batch)), carry), 4)
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2), compiler_options=UNOPTIMIZED)
-def _value_and_gradient(name: str, cell: str, dtype: str, layer: Any, cotangents: Any, resets: Any):
-    inputs, weights, carry = layer
 
     def outputs_and_last(igates, weights, carry):
-        operands = Operands(inputs._replace(igates=igates), weights, carry, resets)
-        return IMPLEMENTATIONS[name].run(cell, dtype, operands)
+        return run(Operands(inputs._replace(igates=igates), weights, carry, resets))
 
     value, vjp = jax.vjp(outputs_and_last, inputs.igates, weights, carry)
-    return value, vjp(cotangents)
+    return value, vjp(random_cotangents(inputs, carry) if cotangents is None else cotangents)
 
 
-def float64_layer(
-    cell: str, igates: Any, tokens: Any, weights: Any, carry: Any, *, resets: Any = None
-):
+def float64_layer(cell: str, igates: Any, tokens: Any, weights: Any, carry: Any, resets: Any):
     """Outputs and last carry by the numpy cell; `igates` is a table if there are tokens."""
     igates = igates if tokens is None else igates[:, tokens]
     outputs, last = reference.layer(cell, np.moveaxis(igates, 0, -1), *weights, carry, resets)

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from charjax.model.cells import CELLS
-from charjax.model.recurrence.base import Projected, Table
 from tests.model.recurrence.implementations import (
     DTYPES,
     IMPLEMENTATIONS,
@@ -35,7 +34,7 @@ pytestmark = [
     pytest.mark.parametrize("name", IMPLEMENTATIONS),
 ]
 each_dtype = pytest.mark.parametrize("dtype", DTYPES)
-each_kind = pytest.mark.parametrize("kind", [Projected, Table])
+each_kind = pytest.mark.parametrize("kind", ["projected", "table"])
 with_and_without_resets = pytest.mark.parametrize("with_resets", [False, True])
 
 
@@ -58,13 +57,12 @@ def test_value_and_gradient_are_those_of_the_float64_cell(name, cell, kind, with
     supported(name, cell, "float32")
     size = sizes_of(name, kind, "float32", with_resets)[0]
     inputs, weights, carry = random_layer(cell, kind, size)
-    tokens = inputs.tokens if kind is Table else None
     resets = random_resets(size) if with_resets else None
     exact_layer = partial(float64_layer, cell, resets=resets)
     value, grads = random_value_and_gradient(name, cell, kind, "float32", size, with_resets)
     arguments = (inputs.igates, weights, carry)
     exact = float64(arguments)
-    assert distance(value, exact_layer(exact[0], tokens, *exact[1:])) < 1e-6
+    assert distance(value, exact_layer(exact[0], inputs.tokens, *exact[1:])) < 1e-6
 
     # The gradient along a random direction of each argument, against a central difference.
     direction_of_value = float64(random_cotangents(inputs, carry))
@@ -74,7 +72,7 @@ def test_value_and_gradient_are_those_of_the_float64_cell(name, cell, kind, with
         def loss(step, argument=argument, direction=direction):
             moved = list(exact)
             moved[argument] = jax.tree.map(lambda a, d: a + step * d, exact[argument], direction)
-            out = exact_layer(moved[0], tokens, *moved[1:])
+            out = exact_layer(moved[0], inputs.tokens, *moved[1:])
             return sum_of_products(out, direction_of_value)
 
         slope = (loss(1e-5) - loss(-1e-5)) / 2e-5
@@ -106,7 +104,7 @@ def skip_if_float32_is_the_same(cell, dtype):
 
 def test_no_value_and_no_gradient_flows_through_a_reset(name, cell):
     size = supported(name, cell, "float32").sizes[0]
-    inputs, weights, carry = random_layer(cell, Table, size)
+    inputs, weights, carry = random_layer(cell, "table", size)
     rows = np.arange(size.batch) == 1
     resets = np.zeros((size.time, size.batch), bool)
     resets[0] = rows
@@ -124,12 +122,12 @@ def test_packed_documents_are_those_run_one_by_one(name, cell):
     dtype, length = "float32", 2  # all of one length, so that one program computes them
     implementation = supported(name, cell, dtype)
     size = implementation.sizes[0]
-    inputs, weights, carry = random_layer(cell, Table, size)
+    inputs, weights, carry = random_layer(cell, "table", size)
     resets = np.zeros((size.time, size.batch), bool)
     resets[::length] = True
     cotangents = random_cotangents(inputs, carry)
     (outputs, last), grads = value_and_gradient(
-        name, cell, dtype, inputs, weights, carry, cotangents, resets
+        name, cell, dtype, inputs, weights, carry, cotangents=cotangents, resets=resets
     )
     zero = jax.tree.map(np.zeros_like, carry)
     parts, sums = [], jax.tree.map(np.zeros_like, grads)
@@ -138,7 +136,7 @@ def test_packed_documents_are_those_run_one_by_one(name, cell):
         d_last = cotangents[1] if at.stop == size.time else zero
         document = inputs._replace(tokens=inputs.tokens[at])
         value, document_grads = value_and_gradient(
-            name, cell, dtype, document, weights, zero, (cotangents[0][:, at], d_last)
+            name, cell, dtype, document, weights, zero, cotangents=(cotangents[0][:, at], d_last)
         )
         parts.append(value[0])
         sums = jax.tree.map(np.add, sums, document_grads)
@@ -150,9 +148,9 @@ def test_packed_documents_are_those_run_one_by_one(name, cell):
 
 def test_bfloat16_rounds_operands_and_nothing_more(name, cell):
     size = supported(name, cell, "bfloat16").sizes[0]
-    got = random_value_and_gradient(name, cell, Projected, "bfloat16", size)
+    got = random_value_and_gradient(name, cell, "projected", "bfloat16", size)
     # bfloat16 keeps 8 bits: each rounding is off by up to 0.4 %, and a few add up.
-    exact = random_value_and_gradient(name, cell, Projected, "float32", size)
+    exact = random_value_and_gradient(name, cell, "projected", "float32", size)
     off = distance(got, exact)
     assert off < 0.05
     assert (off > 0) == CELLS[cell].has_recurrent_kernel  # the others have nothing to round
@@ -162,7 +160,7 @@ def test_bfloat16_rounds_operands_and_nothing_more(name, cell):
 def test_chunks_with_carry_are_the_whole(name, cell, dtype):
     skip_if_float32_is_the_same(cell, dtype)
     implementation = supported(name, cell, dtype)
-    inputs, weights, carry = random_layer(cell, Table, implementation.sizes[0])
+    inputs, weights, carry = random_layer(cell, "table", implementation.sizes[0])
     whole, last = run(name, cell, dtype, inputs, weights, carry)
     chunks = []
     for steps in (slice(0, 3), slice(3, None)):
@@ -179,9 +177,9 @@ def test_a_sequence_does_not_depend_on_the_others_of_its_batch(name, cell, dtype
     if not invariant and dtype == "bfloat16":
         pytest.skip("rounding hides a small difference")
     size = IMPLEMENTATIONS[name].sizes[-1 if invariant else 0]
-    inputs, weights, carry = random_layer(cell, Table, size)
+    inputs, weights, carry = random_layer(cell, "table", size)
     cotangents = random_cotangents(inputs, carry)
-    (outputs, last), (_, _, d_carry) = random_value_and_gradient(name, cell, Table, dtype, size)
+    (outputs, last), (_, _, d_carry) = random_value_and_gradient(name, cell, "table", dtype, size)
 
     def of(rows, outputs, *carries):
         return outputs[..., rows], *(tuple(part[rows] for part in carry) for carry in carries)
@@ -190,7 +188,7 @@ def test_a_sequence_does_not_depend_on_the_others_of_its_batch(name, cell, dtype
         some = inputs._replace(tokens=inputs.tokens[:, rows])
         _, carry_of_some = of(rows, outputs, carry)
         value, grads = value_and_gradient(
-            name, cell, dtype, some, weights, carry_of_some, of(rows, *cotangents)
+            name, cell, dtype, some, weights, carry_of_some, cotangents=of(rows, *cotangents)
         )
         got, want = (*value, grads[2]), of(rows, outputs, last, d_carry)
         assert same_bits(got, want) if invariant else distance(got, want) < ROUNDING[dtype]
@@ -198,7 +196,7 @@ def test_a_sequence_does_not_depend_on_the_others_of_its_batch(name, cell, dtype
 
 def test_saving_residuals_changes_no_value(name, cell):
     implementation = supported(name, cell, "float32")
-    layer = random_layer(cell, Table, implementation.sizes[0])
+    layer = random_layer(cell, "table", implementation.sizes[0])
     saved, _ = value_and_gradient(name, cell, "float32", *layer)
     got = run(name, cell, "float32", *layer)
     assert same_bits(got, saved) if implementation.batch_invariant else distance(got, saved) < 1e-6
@@ -207,8 +205,8 @@ def test_saving_residuals_changes_no_value(name, cell):
 def test_a_gradient_through_the_last_carry_reaches_the_first(name, cell):
     # Truncated backpropagation stops gradients at a chunk's border; the recurrence must not.
     size = supported(name, cell, "float32").sizes[0]
-    layer = random_layer(cell, Table, size)
+    layer = random_layer(cell, "table", size)
     outputs, last = run(name, cell, "float32", *layer)
     cotangents = np.zeros_like(outputs), jax.tree.map(np.ones_like, last)
-    _, (_, _, d_carry) = value_and_gradient(name, cell, "float32", *layer, cotangents)
+    _, (_, _, d_carry) = value_and_gradient(name, cell, "float32", *layer, cotangents=cotangents)
     assert all(np.abs(grad).min() > 0 for grad in d_carry)

@@ -30,7 +30,6 @@ from charjax.inference.score import read_file, score_text
 from charjax.inference.texts import sample_texts
 from charjax.model.cells import CELLS, Cell, CellGrads
 from charjax.model.recurrence.api import resolve
-from charjax.model.recurrence.base import Projected, Table
 from charjax.runtime.display import PlainDisplay, no_progress
 from charjax.train.loop import train
 from charjax.workdir import Workdir
@@ -80,7 +79,7 @@ def test_c_and_pallas_refuse_it_by_name(name, monkeypatch):
     assert error.value.exit_code == 2
 
 
-@pytest.mark.parametrize("kind", [Projected, Table])
+@pytest.mark.parametrize("kind", ["projected", "table"])
 def test_xla_runs_it_as_scan_does(kind):
     layer = random_layer("mgu", kind, Size(3, 6, 5))
     got, want = (value_and_gradient(name, "mgu", "float32", *layer) for name in ("xla", "scan"))

@@ -25,10 +25,11 @@ from charjax.model.cells import CELLS
 from charjax.model.network import CharRNN, init_params
 from charjax.model.recurrence import xla
 from charjax.model.recurrence.api import resolve
-from charjax.model.recurrence.base import Layer, Operands, Projected, Table, Weights
+from charjax.model.recurrence.base import Inputs, Layer, Operands
 from charjax.model.recurrence.pallas_hopper import ops, plan
 from charjax.model.recurrence.pallas_hopper.plan import LaunchConfig, make_plan
 from charjax.model.recurrence.pallas_hopper.tiling import BATCH_TILE, Tiling, choose_tilings
+from tests.model.recurrence.implementations import VOCAB, Size, random_layer, value_and_grads
 from tests.model.small import UNOPTIMIZED, carry_of, distance, like, normal, params_of, tokens_of
 
 try:
@@ -36,7 +37,7 @@ try:
 except ImportError:  # private to jax
     InterpretGPUParams = None
 
-VOCAB, TIME, HIDDEN = 7, 3, 128
+TIME, HIDDEN = 3, 128
 TWO_CTAS = LaunchConfig(num_sms=2, interpret=InterpretGPUParams and InterpretGPUParams())
 needs_interpreter = pytest.mark.skipif(
     InterpretGPUParams is None, reason="this jax has no jax._src...InterpretGPUParams"
@@ -44,23 +45,7 @@ needs_interpreter = pytest.mark.skipif(
 
 
 def layer_inputs(cell, kind, batch=BATCH_TILE, hidden=HIDDEN, time=TIME):
-    gates, states = CELLS[cell].gates * hidden, CELLS[cell].states
-    bias = normal(2, hidden) if CELLS[cell].reset_after else None
-    weights = Weights(normal(1, hidden, gates) / hidden**0.5, bias)
-    carry = tuple(normal(3, states, batch, hidden))
-    if kind is Table:
-        return Table(normal(0, gates, VOCAB), tokens_of(VOCAB, batch, time).T), weights, carry
-    return Projected(normal(0, gates, time, batch)), weights, carry
-
-
-def value_and_grads(layer, inputs, weights, carry, resets=None, cotangents=None):
-    """Outputs and last carry, and their gradients in the input gates, weights and carry."""
-
-    def run(igates, weights, carry):
-        return layer(Operands(inputs._replace(igates=igates), weights, carry, resets))
-
-    value, vjp = jax.vjp(run, inputs.igates, weights, carry)
-    return value, vjp(like(value, 4) if cotangents is None else cotangents)
+    return random_layer(cell, kind, Size(batch, time, hidden))
 
 
 def compiled(function, *first):
@@ -82,7 +67,7 @@ def assert_equals_xla(cell, inputs, launch=TWO_CTAS):
 
 @needs_interpreter
 def test_value_and_gradient_equal_those_of_xla():
-    assert_equals_xla("gru", layer_inputs("gru", Table, batch=40))  # padded
+    assert_equals_xla("gru", layer_inputs("gru", "table", batch=40))  # padded
 
 
 def random_resets(batch, time):
@@ -93,7 +78,7 @@ def random_resets(batch, time):
 @pytest.mark.slow
 @pytest.mark.parametrize("with_resets", [False, True])
 @pytest.mark.parametrize("batch", [1, 40, 64, 100, 128, 256])
-@pytest.mark.parametrize("kind", [Table, Projected])
+@pytest.mark.parametrize("kind", ["table", "projected"])
 @pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
 def test_any_batch_equals_that_of_xla(cell, kind, batch, with_resets):
     resets = random_resets(batch, TIME) if with_resets else None
@@ -113,7 +98,7 @@ def choose_split_k(monkeypatch, gates):
 @needs_interpreter
 def test_split_k_and_resets_are_those_of_xla(monkeypatch):
     choose_split_k(monkeypatch, gates=4)
-    layer = layer_inputs("lstm", Projected, time=2)
+    layer = layer_inputs("lstm", "projected", time=2)
     assert_equals_xla("lstm", (*layer, random_resets(BATCH_TILE, 2)))
 
 
@@ -128,7 +113,7 @@ def rows_of(arguments, first, last):
     """Some batch rows of `layer_inputs`, resets and cotangents."""
     inputs, weights, carry, resets, (d_outputs, d_last) = arguments
     carry, d_last = (tuple(state[first:last] for state in states) for states in (carry, d_last))
-    inputs = Projected(inputs.igates[..., first:last])
+    inputs = Inputs(inputs.igates[..., first:last])
     return inputs, weights, carry, resets[:, first:last], (d_outputs[..., first:last], d_last)
 
 
@@ -166,7 +151,7 @@ def test_passes_have_the_bits_of_one_tile_alone(cell, time, batch, split_k, monk
     if split_k:
         choose_split_k(monkeypatch, CELLS[cell].gates)
     cotangents = normal(5, HIDDEN, time, batch), tuple(normal(6, CELLS[cell].states, batch, HIDDEN))
-    layer = layer_inputs(cell, Projected, batch, time=time)
+    layer = layer_inputs(cell, "projected", batch, time=time)
     rows = partial(rows_of, (*layer, random_resets(batch, time), cotangents))
     run = compiled(value_and_grads, partial(ops.run_padded, cell, TWO_CTAS))
     tiles = [rows(first, first + BATCH_TILE) for first in range(0, batch, BATCH_TILE)]
@@ -202,7 +187,7 @@ def test_batch_groups_and_tiles_in_turn_have_the_bits_of_passes(
     if split_k:
         choose_split_k(monkeypatch, CELLS[cell].gates)
     resets = random_resets(batch, time) if with_resets else None
-    inputs = (*layer_inputs(cell, Projected, batch, time=time), resets)
+    inputs = (*layer_inputs(cell, "projected", batch, time=time), resets)
     launch = LaunchConfig(2 * batch_groups, 1, batch_tiles, batch_groups, TWO_CTAS.interpret)
     assert_has_bits(run_compiled(cell, launch, inputs), run_compiled(cell, TWO_CTAS, inputs))
 
@@ -259,18 +244,21 @@ def test_clusters_with_several_batch_tiles_are_refused(fields):
         LaunchConfig(cluster=2, **fields)
 
 
-@pytest.mark.parametrize("kind", [Table, Projected])
+@pytest.mark.parametrize("kind", ["table", "projected"])
 def test_padded_rows_are_zeros_without_resets(kind):
     layer = layer_inputs("gru", kind, batch=3)
     operands = ops._pad_batch(Operands(*layer, resets=jnp.ones((TIME, 3), bool)), 2)
-    tokens_or_gates = operands.inputs.tokens if kind is Table else operands.inputs.igates
-    for array, axis in ((tokens_or_gates, -1), (operands.carry[0], 0), (operands.resets, -1)):
+    for array, axis in (
+        (operands.inputs[kind == "table"], -1),
+        (operands.carry[0], 0),
+        (operands.resets, -1),
+    ):
         assert array.shape[axis] == 5
         assert not jnp.moveaxis(array, axis, 0)[3:].any()
 
 
 def test_a_full_tile_is_not_padded():
-    shapes = jax.eval_shape(partial(layer_inputs, "gru", Projected, hidden=1024))
+    shapes = jax.eval_shape(partial(layer_inputs, "gru", "projected", hidden=1024))
     traced = jax.jit(partial(ops.run_padded, "gru", LaunchConfig())).trace(Operands(*shapes))
     assert " pad[" not in str(traced.jaxpr)
 
@@ -302,7 +290,7 @@ LOWERED = {  # (cell, batch, launch): with resets, in the suite; the others are 
 )
 def test_it_lowers_for_cuda(cell, batch, launch, with_resets):
     layer = partial(ops.run_padded, cell, launch)
-    shapes = jax.eval_shape(partial(layer_inputs, cell, Projected, batch, hidden=1024))
+    shapes = jax.eval_shape(partial(layer_inputs, cell, "projected", batch, hidden=1024))
     if with_resets:
         shapes = (*shapes, jax.ShapeDtypeStruct((TIME, batch), bool))
     program = jax.jit(partial(value_and_grads, layer)).trace(*shapes)
@@ -457,6 +445,6 @@ def test_layers_that_the_kernels_cannot_run_are_refused(monkeypatch):
 
 
 def test_the_op_raises_for_a_layer_without_a_tiling():
-    inputs = jax.eval_shape(partial(layer_inputs, "lstm", Projected, hidden=200))
+    inputs = jax.eval_shape(partial(layer_inputs, "lstm", "projected", hidden=200))
     with pytest.raises(ValueError, match="lstm with 200 units"):
         jax.eval_shape(partial(ops.recurrence, "lstm", LaunchConfig()), Operands(*inputs))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from charjax.model.recurrence import xla
-from charjax.model.recurrence.base import Projected
 from tests.model.recurrence.implementations import ROUNDING, Size, random_layer, value_and_gradient
 from tests.model.small import distance
 
@@ -22,6 +21,6 @@ def test_blocks_are_all_units_in_order(hidden, count):
 
 def test_one_step_in_bfloat16_has_the_gradient_of_scan():
     """XLA:CPU has no loop then, and would transpose a matmul that it cannot run transposed."""
-    layer = random_layer("lstm", Projected, Size(batch=3, time=1, hidden=5))
+    layer = random_layer("lstm", "projected", Size(batch=3, time=1, hidden=5))
     got, want = (value_and_gradient(name, "lstm", "bfloat16", *layer) for name in ("xla", "scan"))
     assert distance(got, want) < 5 * ROUNDING["bfloat16"]

@@ -18,11 +18,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from charjax.errors import InputError
 from charjax.model.cells import CELLS
 from charjax.model.matmul import int_cotangent
 from charjax.model.recurrence import base
-from charjax.model.recurrence.base import Layer, Operands, Outputs, Result, Table, Weights
+from charjax.model.recurrence.base import Inputs, Layer, Operands, Outputs, Result, Weights
 from charjax.model.recurrence.c import build
 from charjax.model.recurrence.c.build import Library, Unavailable
 
@@ -51,37 +50,28 @@ class _Residuals(NamedTuple):
 
 def supports(layer: Layer) -> str:
     """Why the C library cannot run this layer here; "" if it can."""
-    static = _static(layer.cell, layer.dtype)
-    return static.reason if isinstance(static, Unavailable) else ""
+    library = build.load()
+    if isinstance(library, Unavailable):
+        return library.reason
+    if layer.cell not in build.RESIDUALS:
+        return f"it has no cell {layer.cell}"
+    if not library.supports_dtype(layer.dtype):
+        return f"the processor has no {layer.dtype} dot products"
+    return ""
 
 
 def run(cell: str, dtype: DTypeLike, operands: Operands) -> Result:
-    """One layer over a sequence; see `charjax.model.recurrence.api.run`.
-
-    Raises:
-      InputError: the library cannot run this layer here.
-    """
-    static = _static(cell, dtype)
-    if isinstance(static, Unavailable):
-        raise InputError(f"config.model.recurrence=c: {static.reason}")
+    """One layer over a sequence; see `charjax.model.recurrence.api.run`."""
+    library = build.load()
+    assert isinstance(library, Library)  # see `supports`
+    static = _Static(cell, dtype, library)
     inputs, weights, carry, resets = operands
-    if isinstance(inputs, Table):  # the library indexes with tokens unchecked
+    if inputs.tokens is not None:  # the library indexes with them unchecked
         tokens = jnp.clip(inputs.tokens, 0, inputs.igates.shape[1] - 1)
         inputs = inputs._replace(tokens=tokens)
     keep = None if resets is None else resets.astype(jnp.int32) - 1
     outputs, last = _run(static, Operands(inputs, weights, base.transposed(carry), keep))
     return outputs, base.transposed(last)
-
-
-def _static(cell: str, dtype: DTypeLike) -> _Static | Unavailable:
-    library = build.load()
-    if isinstance(library, Unavailable):
-        return library
-    if cell not in build.RESIDUALS:
-        return Unavailable(f"it has no cell {cell}")
-    if not library.supports_dtype(dtype):
-        return Unavailable(f"the processor has no {jnp.dtype(dtype).name} dot products")
-    return _Static(cell, dtype, library)
 
 
 # The operands of the functions below are the library's: their carry is feature-major, and `resets`
@@ -99,16 +89,16 @@ def _forward(static: _Static, operands: Operands) -> tuple[_Result, _Residuals]:
 def _backward(static: _Static, res: _Residuals, grads: _Result) -> tuple[Operands]:
     d_hgates, d_candidate, d_bias, d_carry = _call_backward(static, res, grads)
     inputs = res.operands.inputs
-    table = inputs if isinstance(inputs, Table) else None
-    d_kernel, d_table = _weight_grad(static.library, res.previous, d_hgates, table)
-    if table is None:
+    d_kernel, d_table = _weight_grad(static.library, res.previous, d_hgates, inputs)
+    if inputs.tokens is None:
         d_inputs = base.input_grad(inputs, d_hgates, d_candidate, static.dtype)
     else:
         if d_candidate is not None:
             # Without rows, so that only the table's gradient is computed.
             no_rows = res.previous[:, :, :0]
-            _, d_candidate = _weight_grad(static.library, no_rows, d_candidate, table)
-        d_inputs = Table(base.with_candidate(d_table, d_candidate), int_cotangent(table.tokens))
+            _, d_candidate = _weight_grad(static.library, no_rows, d_candidate, inputs)
+        d_igates = base.with_candidate(d_table, d_candidate)
+        d_inputs = Inputs(d_igates, int_cotangent(inputs.tokens))
     return (Operands(d_inputs, Weights(d_kernel, d_bias), d_carry),)
 
 
@@ -120,10 +110,8 @@ def _call_forward(
 ) -> tuple[_Result, list[Array]]:
     """The result and, if `save`, the previous h and the cell's residuals."""
     inputs, weights, initial, keep = operands
-    hidden, batch = initial[0].shape
-    time, vocab = inputs.igates.shape[-2], 0
-    if isinstance(inputs, Table):
-        time, vocab = len(inputs.tokens), inputs.igates.shape[1]
+    (time, batch), hidden = inputs.time_and_batch, len(initial[0])
+    vocab = 0 if inputs.tokens is None else inputs.igates.shape[1]
     library, cell = static.library, static.cell
     shapes = [_shape(hidden, time, batch)] + [_shape(hidden, batch)] * len(initial)
     if save:
@@ -151,7 +139,7 @@ def _call_backward(
     hidden, time, batch = d_outputs.shape
     library, cell = static.library, static.cell
     gates, reset_after = CELLS[cell].gates, CELLS[cell].reset_after
-    sequence = partial(_tiles if isinstance(inputs, Table) else _sequence, static)
+    sequence = partial(_sequence if inputs.tokens is None else _tiles, static)
     shapes = [sequence(gates * hidden, time, batch)]
     if reset_after:
         shapes.append(sequence(hidden, time, batch))
@@ -174,19 +162,19 @@ def _weight_grad(
     library: Library,
     previous: _Tiles,
     d_hgates: Float[Array, "_ _ _"] | _Tiles,
-    table: Table | None = None,
+    inputs: Inputs,
 ) -> tuple[Float[Array, "hidden gates"], Any]:
     """`previous @ d_hgates.T` over all positions; with a table, the sums of `d_hgates` by token."""
     time, panels, hidden, width = previous.shape
     gates, dtype = d_hgates.shape[0 if d_hgates.ndim == 3 else 2], previous.dtype
     shapes, arguments = [_shape(hidden, gates)], [previous, d_hgates]
-    if table is not None:
-        shapes.append(_shape(library.padded(gates) // width, table.igates.shape[1], width))
-        arguments.append(table.tokens)
+    if inputs.tokens is not None:
+        shapes.append(_shape(library.padded(gates) // width, inputs.igates.shape[1], width))
+        arguments.append(inputs.tokens)
     scratch = library.gradient_scratch(hidden, time * panels, dtype)
     shapes.append(_shape(scratch, dtype=dtype))
     d_kernel, *by_token, _ = _call(build.target(build.WEIGHT_GRADIENT, dtype), shapes, *arguments)
-    if table is None:
+    if inputs.tokens is None:
         return d_kernel, None
     return d_kernel, by_token[0].swapaxes(1, 2).reshape(library.padded(gates), -1)[:gates]
 

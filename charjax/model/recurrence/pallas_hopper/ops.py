@@ -22,10 +22,8 @@ from charjax.model.recurrence.base import (
     Inputs,
     Layer,
     Operands,
-    Projected,
     Resets,
     Result,
-    Table,
     Weights,
     with_candidate,
 )
@@ -169,17 +167,17 @@ def _pad_batch(operands: Operands, rows: int) -> Operands:
         return jnp.pad(array, [(0, rows if i == axis else 0) for i in range(array.ndim)])
 
     inputs, weights, carry, resets = operands
-    if isinstance(inputs, Table):
-        inputs = inputs._replace(tokens=padded(inputs.tokens, 1))
+    if inputs.tokens is None:
+        inputs = Inputs(padded(inputs.igates, 2))
     else:
-        inputs = inputs._replace(igates=padded(inputs.igates, 2))
+        inputs = inputs._replace(tokens=padded(inputs.tokens, 1))
     carry = tuple(padded(state, 0) for state in carry)
     return Operands(inputs, weights, carry, None if resets is None else padded(resets, 1))
 
 
 def _igates_to_ctas(inputs: Inputs, tiling: Tiling) -> Float[Array, "time ctas gates batch units"]:
     """The input gates of every position, as the kernels read them."""
-    if isinstance(inputs, Projected):
+    if inputs.tokens is None:
         return _features_to_ctas(inputs.igates, tiling)
     # The table has its columns in the order in which the kernels read input gates, so that XLA
     # looks them up and writes them in one pass.
@@ -194,17 +192,17 @@ def _input_grad(
     d_candidate: BFloat16[Array, "time batch hidden"] | None,
 ) -> Inputs:
     """`charjax.model.recurrence.base.input_grad` of what the backward kernel returns."""
-    if isinstance(inputs, Projected):
+    if inputs.tokens is None:
         features = None if d_candidate is None else _feature_major(d_candidate)
         d_igates = with_candidate(_feature_major(d_hgates), features)
-        return Projected(d_igates.astype(jnp.float32))
+        return Inputs(d_igates.astype(jnp.float32))
     ones = jax.nn.one_hot(inputs.tokens, inputs.igates.shape[1], dtype=jnp.bfloat16)
     d_table = dot_leading(d_hgates, ones, jnp.bfloat16)
     if d_candidate is not None:
         # Of matmuls with a common operand XLA makes one, and copies their other operands for it.
         ones = jax.lax.optimization_barrier(ones)
         d_table = with_candidate(d_table, dot_leading(d_candidate, ones, jnp.bfloat16))
-    return Table(d_table, int_cotangent(inputs.tokens))
+    return Inputs(d_table, int_cotangent(inputs.tokens))
 
 
 def _features_to_ctas(
