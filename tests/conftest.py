@@ -163,6 +163,17 @@ def _progress_is_not_printed() -> Iterator[None]:
 
 
 @pytest.fixture
+def time_is(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Sets the monotonic time, which is 0 from now on."""
+
+    def set_time(seconds: float) -> None:
+        monkeypatch.setattr("time.monotonic", lambda: seconds)
+
+    set_time(0.0)
+    return set_time
+
+
+@pytest.fixture
 def unchecked_types() -> Iterator[None]:
     """Does not check the annotations of charjax, as for users, who may give another type."""
     jaxtyping.config.update("jaxtyping_disable", True)

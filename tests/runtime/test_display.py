@@ -5,7 +5,6 @@ import logging
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 
@@ -25,16 +24,10 @@ class Terminal(io.StringIO):
 
 
 @pytest.fixture
-def time_is(monkeypatch):
-    """Sets the monotonic time."""
-
-    def is_(now: float) -> None:
-        for module in (display, status):
-            monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
-
-    is_(0.0)
+def pipe(monkeypatch) -> io.StringIO:
+    """A stream that has a line of progress every ten seconds, as for users."""
     monkeypatch.setattr(display, "_PLAIN_INTERVAL_S", 10.0)
-    return is_
+    return io.StringIO()
 
 
 @pytest.fixture
@@ -65,50 +58,36 @@ def test_control_characters_of_messages_are_shown_on_a_terminal_alone(terminal):
         assert stream.getvalue() == shown
 
 
-def test_on_a_pipe_progress_is_a_line_every_ten_seconds(time_is):
-    stream = io.StringIO()
-    with make_display(stream).task("training") as update:
+def test_on_a_pipe_progress_is_a_line_every_ten_seconds(pipe, time_is):
+    with make_display(pipe).task("training") as update:
         for done in range(1, 31):  # a step a second
             time_is(float(done))
             update(done, 100, "loss 2.0")
-    lines = stream.getvalue().splitlines()
-    assert [line.split("  ")[0] for line in lines] == [
-        "training 10/100",
-        "training 20/100",
-        "training 30/100",
-    ]
+    lines = pipe.getvalue().splitlines()
+    assert [line.split("  ")[0] for line in lines] == [f"training {n}/100" for n in (10, 20, 30)]
     assert all("  loss 2.0  " in line for line in lines)
     # The first update is the start: 9 steps take 9 s, so 90 more take 90 s.
     assert lines[0].endswith("  1:30 left")
 
 
-def test_on_a_pipe_the_time_left_of_a_resumed_task_counts_its_own_steps_alone(time_is):
-    stream = io.StringIO()
-    with make_display(stream).task("training") as update:
+def test_on_a_pipe_the_time_left_of_a_resumed_task_counts_its_own_steps_alone(pipe, time_is):
+    with make_display(pipe).task("training") as update:
         update(900, 1000)
         time_is(10.0)
         update(910, 1000)
-    assert stream.getvalue() == "training 910/1000    1:30 left\n"
+    assert pipe.getvalue() == "training 910/1000    1:30 left\n"
 
 
-def test_on_a_pipe_a_task_of_unknown_total_has_no_time_left(time_is):
-    stream = io.StringIO()
-    with make_display(stream).task("downloading") as update:
+def test_on_a_pipe_a_task_of_unknown_total_has_no_time_left(pipe, time_is):
+    with make_display(pipe).task("downloading") as update:
         time_is(10.0)
         update(5)
-    assert stream.getvalue() == "downloading 5\n"
+    assert pipe.getvalue() == "downloading 5\n"
 
 
 @pytest.mark.parametrize(
     ("seconds", "clock"),
-    [
-        (0.0, "0:00"),
-        (59.4, "0:59"),
-        (59.6, "1:00"),
-        (61.0, "1:01"),
-        (3599.9, "1:00:00"),
-        (36061.0, "10:01:01"),
-    ],
+    [(0.0, "0:00"), (59.4, "0:59"), (59.6, "1:00"), (3599.9, "1:00:00"), (36061.0, "10:01:01")],
 )
 def test_times_are_formatted_as_hours_minutes_seconds(seconds, clock):
     assert status.clock(seconds) == clock

@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 
 from charjax.cli.main import main
-from charjax.config import Config, to_dict
+from charjax.config import Config
 from charjax.errors import InputError
 from charjax.runtime import distributed
 from charjax.train.loop import train
 from charjax.train.metrics import read_metrics
 from tests.environment import with_devices
-from tests.train.tiny import Recorder, config_of, text_of
+from tests.train.tiny import Recorder, config_file, config_of, text_of
 
 # Each test starts two processes that wait for each other: too slow for a busy machine.
 pytestmark = [
@@ -45,11 +45,7 @@ ENDLESS = ("--config.train.max_steps=1000000", "--config.train.eval_every=100000
 def config(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
     (folder / "text.txt").write_text(text_of(2000))
-    (folder / "tiny.py").write_text(
-        "from charjax.config import from_config_dict, to_config_dict\n"
-        f"get_config = lambda: to_config_dict(from_config_dict({to_dict(on_text(folder))!r}))\n"
-    )
-    return folder / "tiny.py"
+    return config_file(on_text(folder), folder)
 
 
 def on_text(folder: Path, **train: int) -> Config:
@@ -154,7 +150,6 @@ def test_processes_with_different_configs_do_not_train(start):
     assert "differs from that of process 0" in complaint
 
 
-@pytest.mark.slow
 def test_when_process_1_dies_process_0_ends_within_a_minute(start, tmp_path):
     running = start(*ENDLESS)
     wait_for(tmp_path / "run" / "checkpoints" / "6")

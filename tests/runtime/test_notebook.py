@@ -8,7 +8,6 @@ from xml.etree import ElementTree
 
 import pytest
 
-from charjax.runtime import notebook, status
 from charjax.runtime.display import Display, make_display
 from charjax.runtime.notebook import NotebookDisplay, loss_picture
 from charjax.runtime.status import StatusHistory, TrainingStatus
@@ -19,11 +18,9 @@ class Cell:
 
     Attributes:
       outputs: by cell output, what was displayed and what replaced it.
-      now: the monotonic time.
     """
 
     def __init__(self) -> None:
-        self.now = 0.0
         self.outputs: list[list[dict[str, str]]] = []
 
     def display(self, data, *, raw, display_id):
@@ -40,9 +37,6 @@ def cell(monkeypatch) -> Cell:
         module = ModuleType(name)
         module.display = cell.display
         monkeypatch.setitem(sys.modules, name, module)
-    clock = SimpleNamespace(monotonic=lambda: cell.now)
-    for module in (notebook, status):
-        monkeypatch.setattr(module, "time", clock)
     return cell
 
 
@@ -60,11 +54,12 @@ def test_the_stream_of_a_notebook_has_its_display():
     assert isinstance(NotebookDisplay(), Display)
 
 
-def test_the_picture_of_a_run_is_replaced_in_place(cell, capsys):
+def test_the_picture_of_a_run_is_replaced_in_place(cell, capsys, time_is):
     shown = NotebookDisplay()
     with shown.task("training") as update:
-        for step in range(0, 2000, 100):
-            cell.now, loss = cell.now + 0.3, 3.0 - step / 1000
+        for number, step in enumerate(range(0, 2000, 100), start=1):
+            time_is(0.3 * number)
+            loss = 3.0 - step / 1000
             update(step, 2000, f"loss {loss}", TrainingStatus(train_loss=loss))
         update(2000, 0, "evaluating <3>/9")
         shown.report("a message")

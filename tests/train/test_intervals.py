@@ -66,17 +66,6 @@ def test_a_decimal_fraction_of_epochs_has_no_step_too_many(epochs, steps):
     assert total_steps(TrainConfig(max_epochs=epochs), 100) == steps
 
 
-def test_golden_intervals():
-    intervals = make_intervals(TrainConfig(max_epochs=1.5, log_every=6, steps_per_dispatch=5), 12)
-    assert (intervals.total, intervals.evaluate, intervals.checkpoint, intervals.sample) == (
-        18,
-        12,
-        12,
-        12,
-    )
-    assert intervals.dispatch == 3
-
-
 @pytest.mark.parametrize(
     ("asked", "parameters", "longest"),
     [

@@ -10,12 +10,9 @@ import numpy as np
 import pytest
 
 from charjax.config import ModelConfig, TrainConfig
-from charjax.data.dataset import load_dataset
-from charjax.errors import InputError
 from charjax.model.carry import document_resets, initial_carry
 from charjax.model.network import init_params
 from charjax.runtime.keys import Stream, stream_key
-from charjax.train.resume import check_same_run, describe
 from charjax.train.scheduled_sampling import mix_inputs, sampling_rate
 from charjax.types import PyTree
 from tests.model.small import apply
@@ -115,14 +112,3 @@ def test_targets_are_never_sampled():
         float(jitted(config)(state, random_batch(0))[1].loss) for config in (SAMPLED, PLAIN)
     )
     assert sampled == pytest.approx(true, rel=1e-6)
-
-
-def test_a_run_is_not_continued_with_another_schedule(tmp_path, text_file):
-    data = {"path": str(text_file)}
-    config, changed = (
-        config_of(data=data, train={"scheduled_sampling": rate}) for rate in (0.5, 0.25)
-    )
-    dataset = load_dataset(config)
-    saved, now = (describe(c, dataset, 0, None) for c in (config, changed))
-    with pytest.raises(InputError, match=r"config.train.scheduled_sampling was 0.5, now 0.25"):
-        check_same_run(tmp_path, saved, now, allow=(), fits=True)
