@@ -346,17 +346,17 @@ def check_dataset(config: Config) -> None:
 
 
 def check_reading(data: DataConfig, given: Iterable[str]) -> None:
-    """Checks a `DataConfig` of which the fields in `given` were set for one file.
+    """Checks a `DataConfig` of which the fields in `given` were set for one file, by flags.
 
     Raises:
       InputError: a field contradicts another one, or has no effect.
     """
-    _check_data(data)
+    _check_data(data, "--")
     config = Config(data=data)
     for field, is_met, need in FIELD_NEEDS:
-        if field.removeprefix("data.") in given and not is_met(config):
-            needs = need.replace("data.", "config.data.")
-            raise InputError(f"config.{field}: has no effect here; needs {needs}")
+        name, needs = (words.replace("data.", "--") for words in (field, need))
+        if name.removeprefix("--") in given and not is_met(config):
+            raise InputError(f"{name}: has no effect here; needs {needs}")
 
 
 def check_model_limits(model: ModelConfig) -> None:
@@ -380,7 +380,7 @@ def check_frozen(frozen: Collection[str], parts: Collection[str]) -> None:
         raise InputError("config.optim.freeze: leaves nothing to train; leave a part out")
 
 
-def _check_data(data: DataConfig) -> None:
+def _check_data(data: DataConfig, prefix: str = "config.data.") -> None:
     if len(data.split) != 3 or min(data.split) < 0 or abs(sum(data.split) - 1) > 1e-6:
         raise InputError(
             f"config.data.split={data.split}: must be three fractions, "
@@ -389,24 +389,22 @@ def _check_data(data: DataConfig) -> None:
     if data.split[0] == 0:
         raise InputError("config.data.split: the train fraction is 0; make it larger")
     if data.columns and data.documents != "rows":
-        raise InputError(
-            "config.data.columns: only CSV rows have columns; set config.data.documents=rows"
-        )
+        raise InputError(f"{prefix}columns: only CSV rows have columns; set {prefix}documents=rows")
     is_one_byte = data.csv_delimiter.isascii() or data.unit != "byte"
     if len(data.csv_delimiter) > 1 or not is_one_byte or data.csv_delimiter in ('"', "\n", "\r"):
         raise InputError(
-            f"config.data.csv_delimiter={data.csv_delimiter!r}: must be one character, in "
+            f"{prefix}csv_delimiter={data.csv_delimiter!r}: must be one character, in "
             "bytes an ASCII one, no quote or line end, or empty to detect it"
         )
     if data.documents == "delimiter" and not data.delimiter:
         raise InputError(
-            "config.data.documents=delimiter: set config.data.delimiter to the text that "
+            f"{prefix}documents=delimiter: set {prefix}delimiter to the text that "
             "separates documents"
         )
     letters = "".join(c for c in data.delimiter if data.unit != "byte" or c.isascii())
     if data.documents == "delimiter" and data.lowercase and letters != letters.lower():
         raise InputError(
-            f"config.data.delimiter={data.delimiter!r}: config.data.lowercase=True leaves no "
+            f"{prefix}delimiter={data.delimiter!r}: {prefix}lowercase=True leaves no "
             "capitals in the text; write it in lower case"
         )
 

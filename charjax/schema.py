@@ -101,7 +101,7 @@ def parse(wanted: Any, value: Any, where: str) -> Any:
         which only fields with defaults may be missing. `tuple[int | str, ...]` may also be a text
         such as "1,name".
       value: as `json.loads` returns it, or a `ConfigDict`.
-      where: what messages call it.
+      where: what messages call it; "--" if its fields are flags.
 
     Raises:
       InputError: the value, or a part of it, has another type or is outside its limits.
@@ -155,7 +155,7 @@ def _parse_fields(wanted: Any, values: Mapping[str, Any], where: str) -> Any:
     for name, value in values.items():
         if name not in fields:
             raise InputError(f"{where}: no field {_shortened(name)}; there are {', '.join(fields)}")
-        path = f"{where}.{name}"
+        path = f"--{name}" if where == "--" else f"{where}.{name}"
         parsed[name] = parse(fields[name].type, value, path)
         check_limits(parsed[name], fields[name].limits, path)
     missing = [name for name in fields if fields[name].is_required and name not in parsed]

@@ -65,7 +65,7 @@ class ReadingRules:
         return cls(**{name: getattr(config, name) for name in names}, documents=documents)
 
     def with_options(self, config: DataConfig, options: Mapping[str, Any]) -> ReadingRules:
-        """The rules for a file that differs from the run's own text.
+        """The rules for a file that differs from the run's own text, by flags.
 
         Args:
           config: that of the run.
@@ -85,12 +85,12 @@ class ReadingRules:
             values = {"csv_delimiter": self.documents.csv_delimiter} | values
         else:  # the run's options of another mode do not apply
             config = replace(config, delimiter="", columns=(), header=False, csv_delimiter="")
-        changed = parse(DataConfig, dataclasses.asdict(config) | values, "config.data")
+        changed = parse(DataConfig, dataclasses.asdict(config) | values, "--")
         if "encoding" in options and changed.unit == "byte":
-            raise InputError("config.data.encoding: has no effect: a token of this model is a byte")
+            raise InputError("--encoding: has no effect: a token of this model is a byte")
         check_reading(changed, options)
         if changed.unit != config.unit:
-            raise InputError(f"config.data.unit: a token of this model is a {config.unit}")
+            raise InputError(f"--unit: a token of this model is a {config.unit}")
         rules = ReadingRules.from_config(changed)
         return replace(rules, documents=replace(rules.documents, boundary=self.documents.boundary))
 

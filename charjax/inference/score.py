@@ -53,10 +53,7 @@ def read_file(
     """
     rules = trained.reading
     if options:
-        try:
-            rules = rules.with_options(trained.config.data, options)
-        except InputError as error:
-            raise InputError(str(error).replace("config.data.", "--")) from None
+        rules = rules.with_options(trained.config.data, options)
     return read_tokens(
         file,
         rules,

@@ -156,6 +156,14 @@ def show_messages(display: Display) -> Iterator[None]:
         logger.setLevel(level)
 
 
+@contextmanager
+def show_task(name: str) -> Iterator[ProgressFn]:
+    """A context in which standard error shows messages and the progress of a task."""
+    display = make_display(sys.stderr)
+    with show_messages(display), display.task(name) as update:
+        yield update
+
+
 class _DisplayHandler(logging.Handler):
     """Reports messages to a display; its errors (a closed pipe) are raised where one logs."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 
 from charjax.cli.arguments import (
     add_inference,
@@ -43,11 +42,10 @@ def run(args: argparse.Namespace) -> None:
     from charjax.export.look import look_page
     from charjax.inference.inspection import inspect
     from charjax.inference.score import read_file
-    from charjax.runtime.display import make_display, show_messages
+    from charjax.runtime.display import show_task
 
     options = reading_options(args)
-    display = make_display(sys.stderr)
-    with show_messages(display), display.task("looking") as update:
+    with show_task("looking") as update:
         trained = load_model(args)
         ids = read_file(trained, args.file, unknown=args.unknown, options=options)
         if ids.size > _MAX_CHARS:

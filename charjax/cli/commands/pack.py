@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import shlex
-import sys
-from typing import TYPE_CHECKING, Any
 
 from charjax.cli.arguments import (
     add_reading,
@@ -15,10 +13,6 @@ from charjax.cli.arguments import (
     reading_options,
     store_path,
 )
-from charjax.errors import InputError
-
-if TYPE_CHECKING:
-    from charjax.data.reading import ReadingRules
 
 _logger = logging.getLogger(__name__)
 
@@ -52,20 +46,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Prints what the store holds, as JSON."""
+    from charjax.config import DataConfig, check_reading
     from charjax.data.file_search import TextFiles, find_files
     from charjax.data.pack import pack
     from charjax.data.plan import make_plan
-    from charjax.runtime.display import make_display, show_messages
+    from charjax.data.reading import ReadingRules
+    from charjax.runtime.display import show_task
+    from charjax.schema import parse
 
     check_process(args.process_id, args.num_processes)
     options = reading_options(args)
-    rules = _rules(options)
+    config = parse(DataConfig, options, "--")
+    check_reading(config, options)
     found = [find_files(path, "PATH") for path in args.paths]
     paths = dict.fromkeys(path for files in found for path in files.paths)
     files = TextFiles(tuple(paths), any(files.from_search for files in found))
-    plan = make_plan(files, rules, args.field)
-    display = make_display(sys.stderr)
-    with show_messages(display), display.task("packing") as update:
+    plan = make_plan(files, ReadingRules.from_config(config), args.field)
+    with show_task("packing") as update:
         process = (args.process_id, args.num_processes)
         index = pack(plan, args.out, process=process, progress=update)
     if index is None:
@@ -87,17 +84,3 @@ def run(args: argparse.Namespace) -> None:
             "sha256": index.sha256,
         }
     )
-
-
-def _rules(options: dict[str, Any]) -> ReadingRules:
-    """The rules that the reading options give."""
-    from charjax.config import DataConfig, check_reading
-    from charjax.data.reading import ReadingRules
-    from charjax.schema import parse
-
-    try:
-        config = parse(DataConfig, options, "config.data")
-        check_reading(config, options)
-    except InputError as error:
-        raise InputError(str(error).replace("config.data.", "--")) from None
-    return ReadingRules.from_config(config)

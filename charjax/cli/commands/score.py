@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-import sys
 from typing import TYPE_CHECKING, Any
 
 from charjax.cli.arguments import (
@@ -82,15 +81,14 @@ def run(args: argparse.Namespace) -> None:
 
     from charjax.inference.predictions import predict, prediction_records
     from charjax.inference.score import read_file, read_part, score_text
-    from charjax.runtime.display import make_display, show_messages
+    from charjax.runtime.display import show_task
 
     options = reading_options(args)
     unused = [*options, *(["unknown"] if args.unknown != "error" else [])]
     if args.part and unused:
         raise InputError(f"--{unused[0]}: needs --file; --part is read as in training")
     method, how = _method(args)
-    display = make_display(sys.stderr)
-    with show_messages(display), display.task("scoring") as update:
+    with show_task("scoring") as update:
         trained = load_model(args)
         if args.part:
             ids = read_part(trained, args.part)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,11 +47,10 @@ def run(args: argparse.Namespace) -> None:
 
 def _verify_store(path: str) -> None:
     from charjax.data.store import TextStore
-    from charjax.runtime.display import make_display, show_messages
+    from charjax.runtime.display import show_task
 
     store = TextStore(path)
-    display = make_display(sys.stderr)
-    with show_messages(display), display.task("verifying") as update:
+    with show_task("verifying") as update:
         verdicts = {str(shard): problem or "good" for shard, problem in store.verify(update)}
     print_json(verdicts)
     if damaged := [verdict for verdict in verdicts.values() if verdict != "good"]:
@@ -90,7 +88,7 @@ def _verify_text(run: RunMeta) -> None:
     from charjax.data.corpus import load_corpus
     from charjax.data.named_corpora import is_downloaded
     from charjax.data.store import is_store
-    from charjax.runtime.display import make_display, show_messages
+    from charjax.runtime.display import show_task
 
     data, name = run.config.data, run.corpus.name
     if run.source and run.source.kind != "charjax":
@@ -101,9 +99,8 @@ def _verify_text(run: RunMeta) -> None:
     if not data.path and not is_downloaded(data.corpus):
         _logger.warning(f"{name}: the text is not compared: it was not downloaded to this machine")
         return
-    display = make_display(sys.stderr)
     try:
-        with show_messages(display), display.task("reading the text"):
+        with show_task("reading the text"):
             corpus = load_corpus(data, use_cache=False)
     except CharjaxError as error:
         _logger.warning(f"{name}: the text is not compared: {error}")
