@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,17 +16,10 @@ from charjax.data.reading import ReadingRules
 from charjax.data.vocab import Vocab
 from charjax.errors import CheckpointError, InputError
 from charjax.model.recurrence.resolution import Resolution
+from charjax.runtime.versions import version_of
 from charjax.workdir import LOGS
 
 _PACKAGES = ("charjax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
-
-
-def _version(package: str) -> str:
-    """The version of a package; "not installed" where it was found on PYTHONPATH."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 @dataclass(frozen=True)
@@ -54,7 +46,7 @@ class Platform:
         import jax  # here, so that metadata can be read without importing jax
 
         return cls(
-            versions={name: _version(name) for name in _PACKAGES},
+            versions={name: version_of(name) for name in _PACKAGES},
             device=jax.devices()[0].device_kind,
             devices=jax.device_count(),
         )

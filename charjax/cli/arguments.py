@@ -135,6 +135,13 @@ def reading_options(args: argparse.Namespace) -> dict[str, Any]:
     return {name: v for name in names if (v := getattr(args, name, None)) is not None}
 
 
+def from_flags(schema: Any, args: argparse.Namespace) -> Any:
+    """A dataclass from the flags of its fields' names; without a flag, a field has its default."""
+    given = {field.name: getattr(args, field.name, None) for field in dataclasses.fields(schema)}
+    given = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+    return schema(**{name: value for name, value in given.items() if value is not None})
+
+
 def load_model(args: argparse.Namespace) -> TrainedModel:
     """Loads the model that the flags of `add_model` and `add_inference` describe."""
     return load_folder(args, args.workdir)

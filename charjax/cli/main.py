@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import errno
 import io
 import os
@@ -29,8 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
       The exit code. An error that a user can cause is printed as one line on stderr.
     """
-    sys.stdin = sys.stdin or _as_text(io.BufferedReader(_ClosedStream("standard input")))
-    sys.stdout = sys.stdout or _as_text(io.BufferedWriter(_ClosedStream("standard output")))
+    # A stream that was closed at the start, as by `>&-`, is None. Its use raises OSError here.
+    sys.stdin = sys.stdin or os.fdopen(os.open(os.devnull, os.O_WRONLY), "r")
+    sys.stdout = sys.stdout or os.fdopen(os.open(os.devnull, os.O_RDONLY), "w")
     sys.stderr = sys.stderr or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # so that printing "日" does not fail in Latin-1
@@ -76,6 +76,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def make_parser() -> Parser:
     """The parser of all commands; it does not parse config flags."""
     parser = Parser(prog="charjax", description="Character-level recurrent language models.")
+    parser.add_argument("--version", action=_ShowVersion, nargs=0, help="show the version and exit")
     subparsers = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
     for name, module in load_commands().items():
         about = (module.__doc__ or "").strip()
@@ -85,10 +86,20 @@ def make_parser() -> Parser:
     return parser
 
 
+class _ShowVersion(argparse.Action):
+    """The flag `--version`; the installed version is looked up only then."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from charjax.runtime.versions import version_of
+
+        sys.stdout.write(f"charjax {version_of('charjax')}\n")
+        parser.exit()
+
+
 def _run(arguments: Sequence[str]) -> None:
     try:
         args = parse(arguments)
-    except SystemExit:  # after --help
+    except SystemExit:  # after --help or --version
         sys.stdout.flush()
         raise
     _set_jax_environment()
@@ -122,7 +133,8 @@ def _set_jax_environment() -> None:
 def _host_error_message(error: BaseException) -> str | None:
     """The message for an error of disk or memory; None for other errors, which are bugs."""
     if isinstance(error, OSError):
-        return f"{error.filename or 'the system'}: {error.strerror or error}"
+        nameless = "a closed standard stream" if error.errno == errno.EBADF else "the system"
+        return f"{error.filename or nameless}: {error.strerror or error}"
     text = str(error)
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text or "Out of memory" in text:
         return (
@@ -152,34 +164,3 @@ def _print_before_exit(message: str) -> None:
     if sys.stderr.isatty():  # a progress bar hid the cursor
         print("\x1b[?25h", end="", file=LastingStream(sys.stderr))
     _print_error(message)
-
-
-class _ClosedStream(io.RawIOBase):
-    """Stands in for a stream that was closed at the start, as by `>&-`: its use raises OSError."""
-
-    def __init__(self, name: str) -> None:
-        self._error = OSError(errno.EBADF, os.strerror(errno.EBADF), name)
-
-    def readable(self) -> bool:
-        return True
-
-    def writable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: object) -> int:
-        raise self._error
-
-    def write(self, data: object) -> int:
-        raise self._error
-
-
-class _ClosedText(io.TextIOWrapper):
-    """The text of a closed stream, which cannot be flushed: Python closes it when it exits."""
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            super().close()
-
-
-def _as_text(stream: io.BufferedReader | io.BufferedWriter) -> io.TextIOWrapper:
-    return _ClosedText(stream, encoding="utf-8")

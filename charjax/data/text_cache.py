@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import json
 import logging
 import os
@@ -27,6 +26,7 @@ from charjax.data.file_search import TextFiles
 from charjax.data.reading import ReadingRules
 from charjax.runtime.cache import private_cache_folder
 from charjax.runtime.files import replace_file
+from charjax.runtime.versions import version_of
 
 MIN_BYTES = 1 << 24  # of the files of a text; smaller ones are not cached
 MAX_BYTES = 10 << 30  # of all entries
@@ -101,7 +101,7 @@ def _key_of(files: TextFiles, rules: ReadingRules) -> tuple[str, int, int]:
         return "", 0, 0
     names = ("st_size", "st_mtime_ns", "st_ctime_ns", "st_ino", "st_dev")
     about = {
-        "version": [_VERSION, _charjax_version(), sys.version, sys.byteorder],
+        "version": [_VERSION, version_of("charjax"), sys.version, sys.byteorder],
         "rules": rules.to_json(),
         "from_search": files.from_search,
         "files": [
@@ -112,13 +112,6 @@ def _key_of(files: TextFiles, rules: ReadingRules) -> tuple[str, int, int]:
     newest = max(max(stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats)
     key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
     return key, newest, sum(stat.st_size for stat in stats)
-
-
-def _charjax_version() -> str:
-    try:
-        return importlib.metadata.version("charjax")
-    except importlib.metadata.PackageNotFoundError:
-        return ""
 
 
 def _read_entry(path: Path) -> CachedText | None:

@@ -115,13 +115,8 @@ class LastingStream:
 def discard_output(stream: Any) -> None:
     """Sends what a stream has buffered, and all that follows, to the null device."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, stream.fileno())
-    except OSError:  # it was closed from the start
-        if stream is sys.stdout:
-            sys.stdout = os.fdopen(nowhere, "w")
-    else:
-        os.close(nowhere)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def make_display(stream: Any) -> Display:

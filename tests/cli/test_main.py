@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import importlib.metadata
 import io
 import json
 import math
@@ -575,6 +576,13 @@ def test_help_lists_the_commands(capfd):
         assert f"\n    {command} " in out
 
 
+def test_the_version_is_that_of_the_package(capfd):
+    with pytest.raises(SystemExit) as ended:
+        main.main(["--version"])
+    assert ended.value.code == 0
+    assert capfd.readouterr().out == f"charjax {importlib.metadata.version('charjax')}\n"
+
+
 def test_a_command_is_one_file(tmp_path, monkeypatch, capfd):
     (tmp_path / "greet.py").write_text(
         '"""Greet somebody."""\n'
@@ -881,7 +889,7 @@ def test_a_closed_standard_output_is_one_line(arguments, workspace):
     shell = ["sh", "-c", '"$@" >&-', "sh", *command]
     done = subprocess.run(shell, stderr=PIPE, env=workspace.environment, timeout=100, check=False)
     assert done.returncode == 4
-    assert done.stderr.splitlines()[-1].startswith(b"charjax: standard output: ")
+    assert done.stderr.splitlines()[-1].startswith(b"charjax: a closed standard stream: ")
     assert b"Traceback" not in done.stderr
 
 
@@ -893,6 +901,7 @@ def test_a_closed_standard_input_is_one_line(arguments, workspace, capfd, monkey
     """`charjax ... <&-`: Python then has no `sys.stdin`."""
     monkeypatch.setattr("sys.stdin", None)
     assert main.main(workspace.fill(arguments)) in (2, 4)
+    sys.stdin.close()
     assert "Bad file descriptor" in capfd.readouterr().err.splitlines()[-1]
 
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from charjax.cli.arguments import add_inference, add_model, load_model, local_path
+from charjax.cli.arguments import add_inference, add_model, from_flags, load_model, local_path
 from charjax.cli.prompts import read_prompts
 from charjax.errors import InputError
 
@@ -125,24 +125,7 @@ def run(args: argparse.Namespace) -> None:
     for flag in ("stop", "separator", "forbid", "only"):
         if hint := escape_hint("".join(getattr(args, flag))):
             _logger.warning("--%s: %s", flag, hint)
-    sampling = Sampling(
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        min_p=args.min_p,
-        repetition_penalty=args.repetition_penalty,
-        repetition_window=args.repetition_window,
-        seed=args.seed,
-    )
-    controls = Controls(
-        stop=tuple(args.stop),
-        until_lines=args.until_lines,
-        forbid=args.forbid,
-        only=args.only,
-        unique=args.unique,
-        new=args.new,
-        max_copy=args.max_copy,
-    )
+    sampling, controls = from_flags(Sampling, args), from_flags(Controls, args)
     prompts = read_prompts(args)
     _check_effects(args, prompts)
     trained = load_model(args)

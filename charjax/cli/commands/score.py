@@ -11,6 +11,7 @@ from charjax.cli.arguments import (
     add_inference,
     add_model,
     add_reading,
+    from_flags,
     load_model,
     print_json,
     reading_options,
@@ -109,10 +110,10 @@ def _method(args: argparse.Namespace) -> tuple[Method, dict[str, Any]]:
     """How the flags say that the text is read, and what the result says about it."""
     from charjax.inference.score import dynamically, in_windows
 
-    given = {name: getattr(args, name) for name in _DYNAMIC if getattr(args, name) is not None}
-    if not args.dynamic:
-        if given:
-            raise InputError(f"--{next(iter(given))}: needs --dynamic")
-        return in_windows(args.window), {"window": args.window} if args.window else {}
-    options = DynamicOptions(**given)
-    return dynamically(options), {"dynamic": dataclasses.asdict(options)}
+    given = [name for name in _DYNAMIC if getattr(args, name) is not None]
+    if args.dynamic:
+        options = from_flags(DynamicOptions, args)
+        return dynamically(options), {"dynamic": dataclasses.asdict(options)}
+    if given:
+        raise InputError(f"--{given[0]}: needs --dynamic")
+    return in_windows(args.window), {"window": args.window} if args.window else {}

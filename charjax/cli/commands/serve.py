@@ -8,7 +8,7 @@ import logging
 import os
 import re
 
-from charjax.cli.arguments import add_checkpoint, add_weights, load_folder, local_path
+from charjax.cli.arguments import add_checkpoint, add_weights, from_flags, load_folder, local_path
 from charjax.errors import InputError
 from charjax.serve.limits import RequestLimits
 
@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Serves until SIGINT or SIGTERM."""
     _check_packages()
-    limits = RequestLimits(**{name: getattr(args, name) for name in _LIMITS})
+    limits = from_flags(RequestLimits, args)
     key = _read_key(args)
     folders = args.workdir or [None]  # None: the built-in model
     names = [_name(folder) for folder in folders]
