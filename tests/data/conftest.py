@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from .loopback import Server
+from .loopback import Call, Server
 from .shelf import Shelf
 
 
@@ -14,7 +13,7 @@ def serve(monkeypatch) -> Iterator[Callable[..., Server]]:
     monkeypatch.setenv("no_proxy", "*")
     servers: list[Server] = []
 
-    def start(behave: Callable[[socket.socket, str, int], None]) -> Server:
+    def start(behave: Callable[[Call], object]) -> Server:
         servers.append(Server(behave))
         return servers[-1]
 

@@ -21,7 +21,6 @@ from charjax.data.named_corpora import (
 )
 from charjax.errors import HostError
 
-from .loopback import answer
 from .shelf import Shelf
 
 
@@ -88,7 +87,7 @@ def test_without_a_published_digest_that_of_the_first_download_must_stay(shelf, 
 def test_another_file_than_that_of_the_first_download_is_refused(shelf, serve, monkeypatch):
     monkeypatch.setattr(named_corpora, "fetch", fetch)
     texts = iter([Shelf.TEXT, *[b"another story"] * 9])
-    server = serve(lambda connection, path, n: answer(connection, next(texts)))
+    server = serve(lambda call: call.answer(next(texts)))
     shelf.holds(url=server.url, sha256="")
     path = Path(read_named("story").origin)
     path.unlink()

@@ -19,7 +19,7 @@ from charjax.data import remote
 from charjax.data.store import TextStore
 from tests.cli.test_packed import Ranges
 
-from .loopback import answer
+from .loopback import Call
 from .packing import tiny_shards
 from .test_pack import read_store
 
@@ -135,16 +135,16 @@ def test_a_file_that_changes_is_another_text(texts, web, tmp_path, capsys):
     assert (code, "packed from other files" in error) == (2, True)
 
 
-def slowly(connection, path: str, number: int) -> None:
+def slowly(call: Call) -> None:
     """Sends a byte every tenth of a second; of "/stops.txt" four, of "/short.txt" half."""
-    answer(connection, Content_Length="8")
-    if path == "/short.txt":
-        connection.sendall(b"half")
+    call.answer(Content_Length="8")
+    if call.path == "/short.txt":
+        call.connection.sendall(b"half")
         return
-    for _ in range(4 if path == "/stops.txt" else 8):
-        connection.sendall(b"a")
+    for _ in range(4 if call.path == "/stops.txt" else 8):
+        call.connection.sendall(b"a")
         time.sleep(0.1)
-    if path == "/stops.txt":
+    if call.path == "/stops.txt":
         time.sleep(0.6)
 
 

@@ -21,7 +21,7 @@ FAULTS = {
     "corrupt": 1000,
     "stores": 200,
     "disk": 50,
-    "servers": 12,
+    "servers": 21,
     "two-writers": 100,
     "inputs": 2000,
     "resume": 50,
