@@ -53,14 +53,6 @@ def test_the_lock_can_be_taken_again_after_an_error(tmp_path):
         pass
 
 
-def test_create_makes_the_folder_and_may_be_called_again(tmp_path):
-    folder = Workdir(tmp_path / "a" / "b")
-    folder.create()
-    folder.write_run({"x": 1})
-    folder.create()
-    assert json.loads(folder.run_json.read_bytes()) == {"x": 1}
-
-
 def test_a_folder_that_nothing_was_written_to_is_removed_after_an_error(tmp_path):
     folder, kept = Workdir(tmp_path / "a" / "b"), Workdir(tmp_path / "kept")
     with pytest.raises(ZeroDivisionError), folder.claim():

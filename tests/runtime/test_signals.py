@@ -24,13 +24,6 @@ def test_a_signal_is_noted_and_the_handlers_are_restored(number):
     assert [signal.getsignal(s) for s in ALL] == before
 
 
-def test_the_handlers_are_restored_after_an_error():
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(ZeroDivisionError), StopSignals():
-        _ = 1 / 0
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
 def test_a_second_interrupt_ends_the_process_at_once():
     program = """
 import os, signal

@@ -25,25 +25,17 @@ from charjax.train.fine_tuning import token_axes, token_ids
 from charjax.train.optimizer import make_optimizer
 
 from ..fine_tuning import PAGE, RESULTS, table
-from .tiny import text_of
+from .tiny import config_file, config_of, text_of
 
 # ml_collections loads config files by a function that Python deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
-CONFIG = """
-from charjax.config import (
-    Config, DataConfig, ModelConfig, OptimConfig, SampleConfig, TrainConfig, to_config_dict
+CONFIG = config_of(
+    model={"cell": "rnn"},
+    optim={"learning_rate": 0.02, "ema": 0.9},
+    train={"max_steps": 60, "eval_every": 30, "log_every": 30, "steps_per_dispatch": 0},
+    sample={"num_chars": 0},
 )
-
-def get_config(embed=4):
-    return to_config_dict(Config(
-        data=DataConfig(batch_size=8, seq_len=8),
-        model=ModelConfig(cell="rnn", hidden=8, embed=int(embed)),
-        optim=OptimConfig(learning_rate=0.02, ema=0.9),
-        train=TrainConfig(max_steps=60, eval_every=30, log_every=30),
-        sample=SampleConfig(num_chars=0),
-    ))
-"""
 OLD = text_of(600)
 NEW = OLD.replace("cat", "DOG") + "ÄÖ!" * 3  # "c" is gone and, of the base model, "k"
 
@@ -52,21 +44,18 @@ NEW = OLD.replace("cat", "DOG") + "ÄÖ!" * 3  # "c" is gone and, of the base mo
 def folder(tmp_path_factory) -> Path:
     """Two texts, and a base model of the first with an embedding and one without."""
     path = tmp_path_factory.mktemp("initial")
-    (path / "config.py").write_text(CONFIG, encoding="utf-8")
+    config_file(CONFIG, path)
     (path / "old.txt").write_text(OLD + " k", encoding="utf-8")
     (path / "new.txt").write_text(NEW, encoding="utf-8")
     for embed in (4, 0):
-        assert main(flags(path, f"base{embed}", "old", f":{embed}")) == 0
+        assert train(path, f"base{embed}", "old", f"--config.model.embed={embed}") == 0
     return path
 
 
-def flags(folder: Path, name: str, text: str, variant: str = "", *more: str) -> list[str]:
-    config = f"--config={folder}/config.py{variant}"
-    workdir = name if name.startswith("/") else str(folder / name)
-    return [
-        *("train", config, f"--workdir={workdir}", f"--config.data.path={folder}/{text}.txt"),
-        *more,
-    ]
+def train(folder: Path, workdir: str | Path, text: str, *flags: str) -> int:
+    """The exit code of a run on one of the texts."""
+    paths = f"--workdir={folder / workdir}", f"--config.data.path={folder}/{text}.txt"
+    return main(["train", f"--config={folder}/tiny.py", *paths, *flags])
 
 
 ONE_STEP_OF_NONE = ("--config.train.max_steps=1", "--config.optim.learning_rate=0.0")
@@ -80,8 +69,8 @@ def nats_of(trained: TrainedModel, text: str) -> np.ndarray:
 def test_the_old_texts_loss_is_unchanged_though_the_vocabulary_has_grown(
     embed, folder, tmp_path, capfd
 ):
-    more = [f"--init_from={folder}/base{embed}", *ONE_STEP_OF_NONE]
-    assert main(flags(folder, str(tmp_path / "run"), "new", f":{embed}", *more)) == 0
+    more = [f"--init_from={folder}/base{embed}", f"--config.model.embed={embed}"]
+    assert train(folder, tmp_path / "run", "new", *more, *ONE_STEP_OF_NONE) == 0
     said = capfd.readouterr().out
     assert "tokens: 13 known; 6 new (U+0021, U+0044, U+0047, U+004F, U+00C4, U+00D6); " in said
     assert "2 kept, though the text lacks them (U+0063, U+006B); the optimizer" in said
@@ -98,9 +87,8 @@ def test_the_old_texts_loss_is_unchanged_though_the_vocabulary_has_grown(
 
 
 def test_characters_that_the_text_lacks_are_dropped_by_choice(folder, tmp_path, capfd):
-    more = ["--config.train.init_characters=drop", *ONE_STEP_OF_NONE]
-    line = flags(folder, str(tmp_path / "run"), "new", "", f"--init_from={folder}/base4", *more)
-    assert main(line) == 0
+    more = [f"--init_from={folder}/base4", "--config.train.init_characters=drop"]
+    assert train(folder, tmp_path / "run", "new", *more, *ONE_STEP_OF_NONE) == 0
     assert "2 dropped, which the text lacks (U+0063, U+006B)" in capfd.readouterr().out
     old, new = (load_trained(f, which="best") for f in (folder / "base4", tmp_path / "run"))
     assert set(new.vocab.characters) == set(NEW)
@@ -114,22 +102,21 @@ def test_characters_that_the_text_lacks_are_dropped_by_choice(folder, tmp_path, 
 
 def test_new_characters_are_learned(folder, tmp_path):
     more = [f"--init_from={folder}/base4", "--config.train.max_steps=240"]
-    assert main(flags(folder, str(tmp_path / "run"), "new", "", *more)) == 0
+    assert train(folder, tmp_path / "run", "new", *more) == 0
     nats = nats_of(load_trained(tmp_path / "run", which="best"), NEW)
     assert nats[[c in "DOG" for c in NEW[1:]]].mean() < 3  # from over 16 before the first step
 
 
 def test_a_resumed_run_does_not_import_again_and_needs_the_source_no_more(folder, tmp_path, capfd):
     """Interrupted and resumed equals uninterrupted, and `--part` reads the text as it did."""
-    source = tmp_path / "source"
-    assert main(flags(folder, str(source), "old")) == 0
+    source, whole, halves = (tmp_path / name for name in ("source", "whole", "halves"))
+    assert train(folder, source, "old") == 0
     more = [f"--init_from={source}", "--config.optim.imported_rate=0.5"]
-    whole, halves = str(tmp_path / "whole"), str(tmp_path / "halves")
-    assert main(flags(folder, whole, "new", "", *more)) == 0
-    assert main(flags(folder, halves, "new", "", *more, "--config.train.max_steps=30")) == 0
+    assert train(folder, whole, "new", *more) == 0
+    assert train(folder, halves, "new", *more, "--config.train.max_steps=30") == 0
     source.rename(tmp_path / "moved")
-    assert main(flags(folder, halves, "new", "", *more)) == 0
-    one, other = (load_trained(Path(f), which="newest") for f in (whole, halves))
+    assert train(folder, halves, "new", *more) == 0
+    one, other = (load_trained(f, which="newest") for f in (whole, halves))
     assert one.step == other.step == 60
     for name, array in named_weights(one.params).items():
         np.testing.assert_array_equal(array, named_weights(other.params)[name], err_msg=name)
@@ -139,12 +126,10 @@ def test_a_resumed_run_does_not_import_again_and_needs_the_source_no_more(folder
     capfd.readouterr()
     moved = f"--init_from={tmp_path}/moved"
     for changed in (moved, "--config.train.init_characters=drop"):
-        assert main(flags(folder, halves, "new", "", *more, changed)) == 2
+        assert train(folder, halves, "new", *more, changed) == 2
         assert "config.train.init_" in capfd.readouterr().err
-    assert (
-        main(flags(folder, halves, "new", "", *more, moved, "--allow=config.train.init_from")) == 0
-    )
-    assert load_trained(Path(halves), which="newest").meta["source"] == one.meta["source"]
+    assert train(folder, halves, "new", *more, moved, "--allow=config.train.init_from") == 0
+    assert load_trained(halves, which="newest").meta["source"] == one.meta["source"]
 
 
 @pytest.mark.parametrize(
@@ -163,10 +148,9 @@ def test_a_resumed_run_does_not_import_again_and_needs_the_source_no_more(folder
 def test_another_architecture_or_no_model_is_refused_in_one_line(
     change, said, folder, tmp_path, capfd
 ):
-    run = str(tmp_path / "run")
-    line = flags(folder, run, "new", "", f"--init_from={folder}/base4", change.format(folder))
     capfd.readouterr()
-    assert main(line) == 2
+    more = f"--init_from={folder}/base4", change.format(folder)
+    assert train(folder, tmp_path / "run", "new", *more) == 2
     message = capfd.readouterr().err
     assert said in message
     assert message.count("\n") == 1
@@ -177,7 +161,7 @@ def test_another_architecture_or_no_model_is_refused_in_one_line(
     "change", ["optim.imported_rate=0.5", "train.init_characters=drop"], ids=lambda c: c[:10]
 )
 def test_a_field_of_imported_weights_needs_them(change, folder, tmp_path, capfd):
-    assert main(flags(folder, str(tmp_path / "run"), "new", "", f"--config.{change}")) == 2
+    assert train(folder, tmp_path / "run", "new", f"--config.{change}") == 2
     assert "has no effect here; needs train.init_from" in capfd.readouterr().err
 
 
@@ -198,10 +182,9 @@ def test_frozen_parts_stay_and_imported_ones_learn_at_their_rate(folder, tmp_pat
     base = load_trained(folder / "base4", which="best")
     for rate, frozen in ((1e-9, ""), (0.0, "layer_0")):
         more = [f"--config.optim.freeze={frozen}", f"--config.optim.imported_rate={rate}"]
-        name = str(tmp_path / f"run{rate}")
-        source = f"--init_from={folder}/base4"
-        assert main(flags(folder, name, "new", "", source, *more)) == 0
-        run = load_trained(Path(name), which="newest")
+        workdir = tmp_path / f"run{rate}"
+        assert train(folder, workdir, "new", f"--init_from={folder}/base4", *more) == 0
+        run = load_trained(workdir, which="newest")
         ids, theirs = token_ids(run.vocab), token_ids(base.vocab)
         for path in (("kernel",), ("bias",), ("recurrent", "kernel")):
             one, other = run.params["layer_0"], base.params["layer_0"]
@@ -233,8 +216,7 @@ def test_a_frozen_part_does_not_count_in_the_norm_of_the_gradient():
     ],
 )
 def test_freezing_too_much_or_what_is_not_there_is_refused(freeze, said, folder, tmp_path, capfd):
-    line = flags(folder, str(tmp_path / "run"), "new", "", f"--config.optim.freeze={freeze}")
-    assert main(line) == 2
+    assert train(folder, tmp_path / "run", "new", f"--config.optim.freeze={freeze}") == 2
     assert said in capfd.readouterr().err
 
 
@@ -250,12 +232,11 @@ def test_the_special_tokens_are_moved_by_their_meaning():
 
 
 def test_a_converted_run_is_not_trained_in_place(folder, tmp_path, capfd):
-    assert (
-        main(["export", f"--workdir={folder}/base4", f"--out={tmp_path}/t", "--format=torch"]) == 0
-    )
+    line = ["export", f"--workdir={folder}/base4", f"--out={tmp_path}/t", "--format=torch"]
+    assert main(line) == 0
     line = ["convert", f"{tmp_path}/t/model.safetensors", "--from=torch", f"--out={tmp_path}/run"]
     assert main([*line, f"--vocabulary={tmp_path}/t/vocabulary.json"]) == 0
     capfd.readouterr()
-    assert main(flags(folder, f"{tmp_path}/run", "old")) == 2
+    assert train(folder, tmp_path / "run", "old") == 2
     assert f"train on with --init_from={tmp_path}/run" in capfd.readouterr().err
-    assert main(flags(folder, f"{tmp_path}/on", "old", "", f"--init_from={tmp_path}/run")) == 0
+    assert train(folder, tmp_path / "on", "old", f"--init_from={tmp_path}/run") == 0

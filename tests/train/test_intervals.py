@@ -8,24 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from charjax.config import Config, TrainConfig
-from charjax.train.intervals import Intervals, longest_dispatch, make_intervals, total_steps
+from charjax.train.intervals import longest_dispatch, make_intervals, total_steps
 
 from .tiny import configs_of_intervals
 
 configs = configs_of_intervals(fewest=1)
 
 
-def all_of(intervals: Intervals) -> tuple[int, ...]:
-    return intervals.log, intervals.evaluate, intervals.checkpoint, intervals.sample
-
-
 @given(configs, st.integers(1, 500), st.integers(0, 300))
 def test_a_dispatch_is_the_longest_that_divides_all_intervals(config, steps_per_epoch, start):
     intervals = make_intervals(config, steps_per_epoch, start)
-    stops = [n for n in (start, intervals.total, *all_of(intervals)) if n]
-    fitting = [
-        n for n in range(1, config.steps_per_dispatch + 1) if all(stop % n == 0 for stop in stops)
-    ]
+    stops = start, intervals.total, intervals.log, intervals.evaluate
+    common = math.gcd(*stops, intervals.checkpoint, intervals.sample)
+    fitting = [n for n in range(1, config.steps_per_dispatch + 1) if common % n == 0]
     assert intervals.dispatch == max(fitting)
 
 
@@ -36,15 +31,6 @@ def test_the_intervals_are_those_of_the_config_or_an_epoch(config, steps_per_epo
     assert intervals.checkpoint == (config.checkpoint_every or intervals.evaluate)
     assert intervals.sample == (config.sample_every or intervals.evaluate)
     assert intervals.log == (config.log_every or intervals.evaluate)
-
-
-@given(configs, st.integers(1, 500), st.integers(1, 1000))
-def test_the_state_is_needed_at_the_multiples_of_each_interval_but_the_logs(
-    config, steps_per_epoch, step
-):
-    intervals = make_intervals(config, steps_per_epoch)
-    _, *needing = all_of(intervals)
-    assert intervals.needs_state(step) == any(step % n == 0 for n in needing)
 
 
 @given(st.integers(0, 300), st.floats(0, 5), st.integers(1, 100))

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -263,21 +262,6 @@ def test_a_dtype_resolved_on_one_machine_is_kept_on_another(config, tmp_path, mo
         train(changed(config, model={"dtype": "float32"}), moved, Recorder())
 
 
-def test_many_interruptions_change_nothing(config, finished, tmp_path):
-    stops = reached = 0
-    while reached < STEPS:
-        # After at least one more step: an evaluation that is always stopped would never end.
-        some_steps = partial(lambda least, kind, what: kind == "training" and what > least, reached)
-        with pytest.raises(InterruptedRunError) as stopped:
-            train(config, tmp_path, Recorder(stop_when(signal.SIGINT, some_steps)))
-        reached = newest(tmp_path).step
-        assert stopped.value.exit_code == 130
-        stops += 1
-    assert stops >= 4
-    run(config, tmp_path)
-    assert outcome(tmp_path) == outcome(finished.folder)
-
-
 def test_another_run_is_not_continued_and_all_that_changed_is_named(config, finished, again):
     other = changed(config, model={"hidden": 16}, optim={"learning_rate": 0.5})
     other = replace(changed(other, data={"batch_size": 16, "lowercase": True}), seed=7)
@@ -295,15 +279,6 @@ def test_another_run_is_not_continued_and_all_that_changed_is_named(config, fini
     assert "--workdir" in str(refused.value)
     assert "\n" not in str(refused.value)
     assert outcome(again) == outcome(finished.folder)
-
-
-def test_another_text_is_not_continued(config, again, tmp_path):
-    other = tmp_path / "other.txt"
-    other.write_text(text_of(600)[::-1], encoding="utf-8")
-    with pytest.raises(InputError, match=r"another text.*--allow=corpus") as refused:
-        train(changed(config, data={"path": str(other)}), again, Recorder())
-    assert str(other) in str(refused.value)
-    assert config.data.path in str(refused.value)
 
 
 def test_the_same_text_may_have_moved(config, finished, again, tmp_path):
@@ -337,21 +312,6 @@ def test_how_long_and_how_often_may_change(config, again):
     assert newest(again).step == 66
     assert any("one step at a time" in line for line in second.shown.lines)
     assert "optim.schedule=linear is now over 66 steps instead of 40" in second.shown.lines
-
-
-def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(config, finished, again):
-    shutil.rmtree(Workdir(again).checkpoints / "40" / "state")
-    second = run(config, again)
-    assert any("damaged" in line and "trying step 20" in line for line in second.shown.lines)
-    assert any("at step 20" in line for line in second.shown.lines)
-    assert outcome(again) == outcome(finished.folder)
-
-
-def test_a_folder_in_use_is_refused(config, again):
-    from charjax.errors import HostError
-
-    with Workdir(again).lock(), pytest.raises(HostError, match="in use"):
-        train(config, again, Recorder())
 
 
 def test_patience_ends_a_run_that_does_not_get_better(config, tmp_path):
