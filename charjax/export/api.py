@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Callable
@@ -18,12 +17,7 @@ from charjax.config import ModelConfig, to_dict
 from charjax.errors import InputError
 from charjax.export import c, html, hub, keras, onnx_graph, program, torch
 from charjax.export.files import template, write_file, write_folder
-from charjax.export.weights import (
-    named_weights,
-    safetensors,
-    sampling_metadata,
-    vocabulary_metadata,
-)
+from charjax.export.weights import named_weights, vocabulary_json, weights_file
 from charjax.inference.load import TrainedModel
 from charjax.runtime.paths import without_folders
 
@@ -117,23 +111,12 @@ def _without_folders(trained: TrainedModel) -> TrainedModel:
     return replace(trained, config=config, meta=meta)
 
 
-def _program(trained: TrainedModel) -> dict[str, bytes]:
-    return program.program_files(trained) | _shared_files(trained, "weights.safetensors")
-
-
 def _numpy(trained: TrainedModel) -> dict[str, bytes]:
     return {
         "generate.py": template("generate.py").encode(),
-        **_shared_files(trained, "model.safetensors"),
+        "model.safetensors": weights_file(trained),
+        "vocabulary.json": vocabulary_json(trained.vocab).encode(),
     }
-
-
-def _torch(trained: TrainedModel) -> dict[str, bytes]:
-    return torch.torch_files(trained) | _token_files(trained)
-
-
-def _keras(trained: TrainedModel) -> dict[str, bytes]:
-    return keras.keras_files(trained) | _token_files(trained)
 
 
 def _hub(trained: TrainedModel) -> dict[str, bytes]:
@@ -148,32 +131,13 @@ def _hub(trained: TrainedModel) -> dict[str, bytes]:
         return files
 
 
-def _shared_files(trained: TrainedModel, weights: str) -> dict[str, bytes]:
-    """The weights by charjax's names, and the vocabulary."""
-    metadata = {"format": "charjax", "config": json.dumps(to_dict(trained.config))}
-    arrays = {
-        name: array.astype(np.float32) for name, array in named_weights(trained.params).items()
-    }
-    return {weights: safetensors(arrays, metadata), "vocabulary.json": _vocabulary(trained)}
-
-
-def _token_files(trained: TrainedModel) -> dict[str, bytes]:
-    """The vocabulary, and how charjax samples tokens."""
-    facts = json.dumps(sampling_metadata(trained.vocab)).encode()
-    return {"vocabulary.json": _vocabulary(trained), "sampling.json": facts}
-
-
-def _vocabulary(trained: TrainedModel) -> bytes:
-    return json.dumps(vocabulary_metadata(trained.vocab)).encode()
-
-
 FORMATS = {
-    "program": Format(_program, any_model=True),
+    "program": Format(program.program_files, any_model=True),
     "numpy": Format(_numpy),
     "html": Format(html.html_file),
     "c": Format(c.c_file),
     "onnx": Format(onnx_graph.onnx_model),
-    "torch": Format(_torch),
-    "keras": Format(_keras),
+    "torch": Format(torch.torch_files),
+    "keras": Format(keras.keras_files),
     "hub": Format(_hub, any_model=True),
 }

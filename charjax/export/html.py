@@ -12,7 +12,7 @@ import json
 from charjax.config import to_dict
 from charjax.export.page import Page, bytes_element
 from charjax.export.quantized import quantize_model
-from charjax.export.weights import Arrays, safetensors, vocabulary_metadata
+from charjax.export.weights import Arrays, safetensors, vocabulary_json
 from charjax.inference.load import TrainedModel
 from charjax.runtime.display import counted
 
@@ -34,12 +34,12 @@ def _weights(trained: TrainedModel) -> bytes:
     arrays: Arrays = dict(model.biases)
     for name, kernel in model.kernels.items():
         arrays |= {name: kernel.integers, f"{name}.scales": kernel.scales}
-    facts = {
-        "config": to_dict(model.config),
-        "vocabulary": vocabulary_metadata(trained.vocab),
-        "about": _about(trained),
+    metadata = {
+        "config": json.dumps(to_dict(model.config)),
+        "vocabulary": vocabulary_json(trained.vocab),
+        "about": json.dumps(_about(trained)),
     }
-    return safetensors(arrays, {name: json.dumps(value) for name, value in facts.items()})
+    return safetensors(arrays, metadata)
 
 
 def _about(trained: TrainedModel) -> dict[str, object]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from charjax.config import to_dict
-from charjax.export.weights import named_weights, safetensors, vocabulary_metadata
+from charjax.export.weights import named_weights, safetensors, vocabulary_json
 from charjax.inference.hub import FORMAT, HubConfig
 from charjax.inference.load import TrainedModel
 from charjax.model.network import parameter_count
@@ -29,7 +29,7 @@ def hub_files(trained: TrainedModel) -> dict[str, bytes]:
     arrays = {name: _compact(array) for name, array in named_weights(trained.params).items()}
     files = {
         "model.safetensors": safetensors(arrays, {"format": "charjax"}),
-        "vocabulary.json": json.dumps(vocabulary_metadata(trained.vocab)).encode(),
+        "vocabulary.json": vocabulary_json(trained.vocab).encode(),
     }
     files["config.json"] = json.dumps(_config(trained, files), indent=2).encode()
     is_rounded = all(array.dtype != np.float32 for array in arrays.values())

@@ -8,7 +8,7 @@ import numpy as np
 
 from charjax.config import ModelConfig
 from charjax.export.foreign import embedding, foreign_layers
-from charjax.export.weights import Arrays, import_extra
+from charjax.export.weights import Arrays, import_extra, token_files
 from charjax.inference.load import TrainedModel
 from charjax.types import PyTree
 
@@ -19,7 +19,7 @@ _NAMES = {"gru": "gru", "lstm": "lstm", "rnn": "simple_rnn"}
 
 
 def keras_files(trained: TrainedModel) -> dict[str, bytes]:
-    """`model.weights.h5` and `model.py`, the model that loads it.
+    """`model.weights.h5`, `model.py`, the model that loads it, and the files of tokens.
 
     Raises:
       InputError: the package h5py is not installed.
@@ -36,7 +36,8 @@ def keras_files(trained: TrainedModel) -> dict[str, bytes]:
     model = _MODEL.format(
         vocab=vocab, embed=embed, layers="\n".join([f"            {layer},"] * config.layers)
     )
-    return {"model.weights.h5": content.getvalue(), "model.py": model.encode()}
+    files = {"model.weights.h5": content.getvalue(), "model.py": model.encode()}
+    return files | token_files(trained.vocab)
 
 
 def keras_weights(config: ModelConfig, params: PyTree) -> Arrays:

@@ -13,7 +13,7 @@ import numpy as np
 from charjax.config import CELL_SIZES, ModelConfig, to_dict
 from charjax.export.files import SIGNATURE
 from charjax.export.foreign import embedding, foreign_layers
-from charjax.export.weights import Arrays, import_extra, sampling_metadata, vocabulary_metadata
+from charjax.export.weights import Arrays, import_extra, sampling_json, vocabulary_json
 from charjax.inference.load import TrainedModel
 from charjax.types import PyTree
 
@@ -38,7 +38,12 @@ def onnx_model(trained: TrainedModel) -> bytes:
     for name, array in _constants(config, params).items():
         constant = onnx.numpy_helper.from_array(np.ascontiguousarray(array), name)
         model.graph.initializer.append(constant)
-    onnx.helper.set_model_props(model, _metadata(trained))
+    metadata = {
+        "config": json.dumps(to_dict(trained.config)),
+        "vocabulary": vocabulary_json(trained.vocab),
+        "sampling": sampling_json(trained.vocab),
+    }
+    onnx.helper.set_model_props(model, metadata)
     onnx.checker.check_model(model, full_check=True)
     serialized: bytes = model.SerializeToString()
     return serialized
@@ -103,12 +108,3 @@ def _constants(config: ModelConfig, params: PyTree) -> Arrays:
         }
     arrays["output_kernel"] = np.asarray(params["output_kernel"])
     return arrays | {"output_bias": np.asarray(params["output_bias"])}
-
-
-def _metadata(trained: TrainedModel) -> dict[str, str]:
-    """Config, vocabulary, and what a program needs to sample as charjax does."""
-    return {
-        "config": json.dumps(to_dict(trained.config)),
-        "vocabulary": json.dumps(vocabulary_metadata(trained.vocab)),
-        "sampling": json.dumps(sampling_metadata(trained.vocab)),
-    }

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from charjax.config import ModelConfig
 from charjax.data.vocab import Vocab
-from charjax.export.weights import import_extra
+from charjax.export.weights import import_extra, vocabulary_json, weights_file
 from charjax.inference.load import TrainedModel
 from charjax.inference.sampling import sample_token
 from charjax.model.carry import initial_carry
@@ -40,10 +40,10 @@ Generator: TypeAlias = Callable[
 
 
 def program_files(trained: TrainedModel) -> dict[str, bytes]:
-    """`generator.jax`, `start.npz` and `README.md`.
+    """`generator.jax`, `start.npz`, `README.md`, the weights and the vocabulary.
 
     Raises:
-      InputError: the package flatbuffers is not installed.
+      InputError: the package flatbuffers or safetensors is not installed.
     """
     import_extra("flatbuffers", extra="export")  # jax.export would fail only after compiling
     model = trained.config.model
@@ -54,6 +54,8 @@ def program_files(trained: TrainedModel) -> dict[str, bytes]:
         "generator.jax": program,
         "start.npz": start.getvalue(),
         "README.md": _readme(trained, rows).encode(),
+        "weights.safetensors": weights_file(trained),
+        "vocabulary.json": vocabulary_json(trained.vocab).encode(),
     }
 
 

@@ -6,13 +6,13 @@ import numpy as np
 
 from charjax.config import ModelConfig
 from charjax.export.foreign import embedding, foreign_layers
-from charjax.export.weights import Arrays, safetensors
+from charjax.export.weights import Arrays, safetensors, token_files
 from charjax.inference.load import TrainedModel
 from charjax.types import PyTree
 
 
 def torch_files(trained: TrainedModel) -> dict[str, bytes]:
-    """`model.safetensors` and `model.py`, the module that loads it."""
+    """`model.safetensors`, `model.py`, the module that loads it, and the files of tokens."""
     config = trained.config.model
     arrays = torch_weights(config, trained.params)
     vocab, embed = arrays["embedding.weight"].shape
@@ -26,6 +26,7 @@ def torch_files(trained: TrainedModel) -> dict[str, bytes]:
     return {
         "model.safetensors": safetensors(arrays, {"format": "pt"}),
         "model.py": module.encode(),
+        **token_files(trained.vocab),
     }
 
 
