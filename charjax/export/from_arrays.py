@@ -15,6 +15,7 @@ from charjax.export.foreign import ForeignLayer, layer_parameters, reorder
 from charjax.export.weights import Arrays, named_weights
 from charjax.model.shapes import param_shapes
 from charjax.runtime.display import listed
+from charjax.runtime.safetensors import check_shapes
 from charjax.schema import parse
 from charjax.types import PyTree
 
@@ -104,7 +105,8 @@ def model_of(
         embed = others[embedding].shape[1]
     sizes = {"cell": cell, "hidden": hidden, "layers": len(ordered), "embed": embed}
     config: ModelConfig = parse(ModelConfig, sizes, "model")
-    _check_shapes(config, params)
+    named = {name.replace(".", "/"): array for name, array in named_weights(params).items()}
+    check_shapes(named, param_shapes(config, vocab))
     return ConvertedModel(config, params)
 
 
@@ -155,25 +157,6 @@ def _natural(name: str) -> list[list[int | str]]:
     return [[int(p) if i % 2 else p for i, p in enumerate(part)] for part in parts]
 
 
-def as_float32(arrays: Arrays) -> Arrays:
-    """The arrays in float32.
-
-    Raises:
-      InputError: a dtype is not floating point, or a value is not finite in float32.
-    """
-    converted = {}
-    for name, array in arrays.items():
-        if array.dtype.kind != "f":
-            raise InputError(f"{name[:80]}: is {array.dtype}, not floating point")
-        if array.dtype.itemsize > 4:
-            _logger.info("%s: %s, rounded to float32", name[:80], array.dtype)
-        with np.errstate(over="ignore"):
-            converted[name] = np.ascontiguousarray(array, np.float32)
-        if not np.isfinite(converted[name]).all():
-            raise InputError(f"{name[:80]}: is not finite in float32; it cannot be used")
-    return converted
-
-
 def _embedding_and_head(others: Arrays, weight: str, bias: str) -> tuple[str | None, str]:
     """The names of the embedding (None: one-hot input) and of the projection to the logits."""
     names = [name for name, array in others.items() if name.endswith(weight) and array.ndim == 2]
@@ -205,14 +188,3 @@ def _shown(names: Iterable[str]) -> str:
 
 def _is_identity(table: np.ndarray) -> bool:
     return table.shape[0] == table.shape[1] and np.array_equal(table, np.eye(len(table)))
-
-
-def _check_shapes(config: ModelConfig, params: PyTree) -> None:
-    arrays, vocab = named_weights(params), params["output_kernel"].shape[1]
-    for path, shape in param_shapes(config, vocab).items():
-        name = path.replace("/", ".")
-        if arrays[name].shape != shape:
-            raise InputError(
-                f"{name} is {[*arrays[name].shape]}, not {[*shape]} as in a model of "
-                f"{config.layers} x {config.hidden} units and {vocab} tokens"
-            )

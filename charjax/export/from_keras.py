@@ -17,7 +17,6 @@ from charjax.errors import InputError
 from charjax.export.foreign import ForeignLayer
 from charjax.export.from_arrays import (
     ConvertedModel,
-    as_float32,
     cell_of,
     model_of,
     split_layers,
@@ -25,7 +24,7 @@ from charjax.export.from_arrays import (
 from charjax.export.keras import GATES
 from charjax.export.keras_layers import check_layers
 from charjax.export.weights import Arrays, import_extra
-from charjax.runtime.safetensors import read_file
+from charjax.runtime.safetensors import as_float32, read_file
 
 _MAX_CONFIG_BYTES = 16 * 2**20
 _MAX_ENTRIES = 10**4  # groups and arrays of an HDF5 file

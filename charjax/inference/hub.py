@@ -13,13 +13,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from charjax import schema
 from charjax.checkpoint.meta import RunMeta
 from charjax.errors import CheckpointError, HostError, InputError
 from charjax.model.shapes import param_shapes
-from charjax.runtime.safetensors import Arrays, parse_safetensors, read_file
+from charjax.runtime.safetensors import (
+    Arrays,
+    as_float32,
+    check_shapes,
+    parse_safetensors,
+    read_file,
+)
 from charjax.workdir import HUB_FILES
 
 FORMAT = 1
@@ -90,26 +94,8 @@ def read_hub(folder: Path) -> HubModel:
         run = RunMeta.from_json(dict(config.run) | {"vocabulary": known})
         arrays, _ = parse_safetensors(content["model.safetensors"])
         arrays = {name.replace(".", "/"): array for name, array in arrays.items()}
-        shapes = param_shapes(run.config.model, len(run.vocab))
-        return HubModel(run, _checked(arrays, shapes), config)
-
-
-def _checked(arrays: Arrays, wanted: Mapping[str, tuple[int, ...]]) -> Arrays:
-    """The arrays in float32, if they are those of this model."""
-    if arrays.keys() != wanted.keys():
-        raise InputError(f"model.safetensors: must have the arrays {', '.join(wanted)}")
-    result: Arrays = {}
-    for path, shape in wanted.items():
-        found = arrays[path]
-        if found.dtype.kind != "f":
-            raise InputError(f"{path} is {found.dtype}, not floating point")
-        if found.shape != shape:
-            raise InputError(f"{path} is {[*found.shape]}, not {[*shape]}")
-        with np.errstate(over="ignore"):
-            result[path] = found.astype(np.float32)
-        if not np.isfinite(result[path]).all():
-            raise InputError(f"{path} is not finite in float32")
-    return result
+        check_shapes(arrays, param_shapes(run.config.model, len(run.vocab)))
+        return HubModel(run, as_float32(arrays), config)
 
 
 def _json(data: bytes, name: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ without that package, for its built-in model.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import struct
@@ -25,6 +26,8 @@ Arrays = dict[str, np.ndarray]
 
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4"}
 _MAX_HEADER_BYTES = 16 * 2**20
+
+_logger = logging.getLogger(__name__)
 
 
 class _Entry(NamedTuple):
@@ -108,3 +111,31 @@ def _array(name: str, entry: _Entry, body: memoryview) -> np.ndarray:
     if entry.dtype == "BF16":
         return (array.astype("<u4") << 16).view(np.float32)
     return array
+
+
+def as_float32(arrays: Arrays) -> Arrays:
+    """Weights in float32.
+
+    Raises:
+      InputError: a dtype is not floating point, or a value is not finite in float32.
+    """
+    converted: Arrays = {}
+    for name, array in arrays.items():
+        if array.dtype.kind != "f":
+            raise InputError(f"{name[:80]} is {array.dtype}, not floating point")
+        if array.dtype.itemsize > 4:
+            _logger.info("%s: %s, rounded to float32", name[:80], array.dtype)
+        with np.errstate(over="ignore"):
+            converted[name] = np.ascontiguousarray(array, np.float32)
+        if not np.isfinite(converted[name]).all():
+            raise InputError(f"{name[:80]} is not finite in float32")
+    return converted
+
+
+def check_shapes(arrays: Arrays, wanted: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises InputError for arrays that have other names or shapes than those of a model."""
+    if arrays.keys() != wanted.keys():
+        raise InputError(f"the model must have the arrays {', '.join(wanted)}")
+    for name, shape in wanted.items():
+        if arrays[name].shape != shape:
+            raise InputError(f"{name} is {[*arrays[name].shape]}, not {[*shape]}")
