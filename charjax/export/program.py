@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -33,10 +33,6 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 # The leaves of a `DecodeState`, float32 [batch, features] each.
 FlatState: TypeAlias = tuple[Float[Array, "batch _"], ...]
-Generator: TypeAlias = Callable[
-    [Int[Array, " batch"], FlatState, UInt32[Array, "batch 2"], Scalar],
-    tuple[Int[Array, " batch"], FlatState],
-]
 
 
 def program_files(trained: TrainedModel) -> dict[str, bytes]:
@@ -71,14 +67,29 @@ def export_generator(config: ModelConfig, params: PyTree, *, masked: int | None)
       params: of a `CharRNN`; they become part of the program.
       masked: a token that is never sampled, or None.
     """
-    generator = jax.jit(make_generator(config, params, masked=masked))
+    weights = jax.jit(decode_weights, static_argnums=0)(config, params)
+    if masked is not None:
+        weights = mask_token(weights, masked)
+    structure = jax.tree.structure(_start_state(config, params))
+
+    def generate(
+        tokens: Int[Array, " batch"],
+        carry: FlatState,
+        keys: UInt32[Array, "batch 2"],
+        temperature: Scalar,
+    ) -> tuple[Int[Array, " batch"], FlatState]:
+        state: DecodeState = jax.tree.unflatten(structure, carry)
+        logits, state = decode_step(config, weights, weights.lookup(tokens), state)
+        chosen = sample_token(logits, jax.random.wrap_key_data(keys), temperature)
+        return chosen, tuple(jax.tree.leaves(state))
+
     (batch,) = jax.export.symbolic_shape("batch")
     carry = tuple(
         jax.ShapeDtypeStruct((batch, row.size), row.dtype)
         for row in start_rows(config, params).values()
     )
     with _no_source_paths():
-        exported = jax.export.export(generator, platforms=PLATFORMS)(
+        exported = jax.export.export(jax.jit(generate), platforms=PLATFORMS)(
             jax.ShapeDtypeStruct((batch,), jnp.int32),
             carry,
             jax.ShapeDtypeStruct((batch, 2), jnp.uint32),
@@ -97,27 +108,6 @@ def _no_source_paths() -> Iterator[None]:
         yield
     finally:
         jax.config.update(option, before)
-
-
-def make_generator(config: ModelConfig, params: PyTree, *, masked: int | None) -> Generator:
-    """The function that `export_generator` serializes."""
-    weights = jax.jit(decode_weights, static_argnums=0)(config, params)
-    if masked is not None:
-        weights = mask_token(weights, masked)
-    structure = jax.tree.structure(_start_state(config, params))
-
-    def generate(
-        tokens: Int[Array, " batch"],
-        carry: FlatState,
-        keys: UInt32[Array, "batch 2"],
-        temperature: Scalar,
-    ) -> tuple[Int[Array, " batch"], FlatState]:
-        state: DecodeState = jax.tree.unflatten(structure, carry)
-        logits, state = decode_step(config, weights, weights.lookup(tokens), state)
-        chosen = sample_token(logits, jax.random.wrap_key_data(keys), temperature)
-        return chosen, tuple(jax.tree.leaves(state))
-
-    return generate
 
 
 def start_rows(config: ModelConfig, params: PyTree) -> dict[str, Float[np.ndarray, " _"]]:
