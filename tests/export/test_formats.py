@@ -312,12 +312,19 @@ def test_an_export_names_no_folder_of_the_user(format, tmp_path):
         assert b"tea.txt,cup.txt" in (out / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("format", ["numpy", "c"])
-def test_an_export_below_a_file_is_refused(format, tmp_path):
+@pytest.mark.parametrize(
+    ("format", "name", "said"),
+    [
+        ("numpy", "mine/out", r"^--out=.*out: a folder above it is a file"),
+        ("c", "mine/out", r"^--out=.*out: a folder above it is a file"),
+        ("numpy", "mine", r"^--out=.*mine: is a file; name a folder"),
+        ("c", ".", r"^--out=.*: is a folder; name a file in it"),
+    ],
+)
+def test_a_place_that_cannot_be_written_to_is_refused(format, name, said, tmp_path):
     (tmp_path / "mine").write_text("mine")
-    out = tmp_path / "mine" / "out"
-    with pytest.raises(InputError, match=r"^--out=.*out: a folder above it is a file"):
-        export_model(trained_like(GRU), out, format=format)
+    with pytest.raises(InputError, match=said):
+        export_model(trained_like(GRU), tmp_path / name, format=format)
 
 
 def test_an_unknown_format_is_named(tmp_path):

@@ -16,6 +16,7 @@ from charjax.export.program import export_generator
 from charjax.inference.load import TrainedModel
 from tests.export.test_program import generate
 from tests.export.tiny import (
+    SAMPLES,
     any_model,
     module_of,
     network_logits,
@@ -27,7 +28,6 @@ from tests.export.tiny import (
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("keras_on_jax")]
 
 PROMPT, NUM_CHARS, NUM_LOGITS = "the c", 500, 1000
-SAMPLES = ((0, 1.0), (2**32 - 1, 0.7), (5, 0.0))  # seed, temperature
 
 
 class Numpy:

@@ -27,13 +27,13 @@ from charjax.inference.load import TrainedModel
 from charjax.model.cells import CELLS
 from tests.export.tiny import (
     MODELS,
-    any_model,
+    SAMPLES,
     dequantize_model,
+    lowercased,
     module_of,
-    network_logits,
     sampled,
-    tokens_of,
     trained_like,
+    with_boundary,
 )
 from tests.inference import scripted
 
@@ -43,7 +43,7 @@ STRICT = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-Os")
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 OPTIONS = [  # more than the sampler's chunk
     {"prompt": "the c", "num_chars": 300, "seed": seed, "temperature": temperature}
-    for seed, temperature in ((0, 1.0), (2**32 - 1, 0.7), (5, 0.0))
+    for seed, temperature in SAMPLES
 ]
 
 
@@ -55,13 +55,6 @@ def variants() -> dict[str, TrainedModel]:
     models.append(with_boundary(trained_like(MODELS["gru-1-embed"])))
     models.append(trained_like(ModelConfig(hidden=12, embed=24)))
     return dict(zip(VARIANTS, models, strict=True))
-
-
-def with_boundary(trained: TrainedModel) -> TrainedModel:
-    """The same model, whose last token is the end of a document."""
-    characters = trained.vocab.characters[:-1]
-    vocab = dataclasses.replace(trained.vocab, characters=characters, boundary=True)
-    return dataclasses.replace(trained, vocab=vocab)
 
 
 VARIANTS = (*MODELS, "bytes", "documents", "folded")
@@ -264,9 +257,7 @@ def test_the_page_writes_a_byte_order_mark_as_it_does_other_characters(tmp_path)
 @needs_node
 def test_the_page_reads_a_prompt_as_the_command_does(tmp_path):
     trained = trained_like(MODELS["gru-1-embed"])
-    data = dataclasses.replace(trained.config.data, lowercase=True, newlines="unix")
-    lower = dataclasses.replace(trained, config=dataclasses.replace(trained.config, data=data))
-    for model, format in ((trained, "plain"), (lower, "lower")):
+    for model, format in ((trained, "plain"), (lowercased(trained), "lower")):
         export_model(model, tmp_path / format, format="html")
     texts = ["THE\r\n", "😀e\u0301", "Zß"]
     plain = run_page(tmp_path / "plain", unknown=texts)
@@ -407,28 +398,3 @@ def test_the_c_file_needs_three_functions_and_the_flash_that_it_says(tmp_path, c
     assert text + data < 200_000
     assert bss == 0
     assert ctypes.sizeof(Model(trained, tmp_path / "c").state) == memory < 8000
-
-
-# All of it at full length, against the command itself
-
-
-@pytest.mark.slow
-@needs_node
-@needs_cc
-@any_model
-def test_html_and_c_write_what_charjax_samples(model, tmp_path):
-    trained = trained_like(model)
-    export_model(trained, tmp_path / "page.html", format="html")
-    tokens = tokens_of(trained, 1, 1000)
-    options = [o | {"num_chars": 500} for o in OPTIONS]
-    page = run_page(tmp_path / "page.html", options=options, tokens=tokens[0].tolist())
-    compiled = Model(trained, tmp_path / "c")
-    want = [sampled(dequantize_model(trained), **o) for o in options]
-    assert [text.encode() for text in page["texts"]] == want
-    assert [compiled.text(**o) for o in options] == want
-    logits = network_logits(dequantize_model(trained), tokens)
-    np.testing.assert_allclose(np.array(page["logits"])[None], logits, atol=1e-5)
-    compiled.reset(0)
-    for t, token in enumerate(tokens[0].tolist()):
-        compiled.feed(token)
-        np.testing.assert_allclose(np.array(compiled.state.logits), logits[0, t], atol=1e-5)
