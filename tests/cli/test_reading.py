@@ -118,7 +118,7 @@ def on_a_terminal(stream: str, monkeypatch, *command: str) -> bytes:
 # Documents.
 
 
-@pytest.mark.parametrize("batching", ["stream", "windows", "sliding"])
+@pytest.mark.parametrize("batching", ["stream", "windows"])
 def test_every_character_of_short_documents_is_trained_on(charjax, batching):
     """Or what is not is said in numbers."""
     write_lines("names.txt", names(300))
@@ -173,17 +173,6 @@ def test_duplicates_across_the_split_are_counted(lines_run, charjax):
     fields = ("data.documents=lines", "data.shuffle_documents=True")
     described = charjax("info", f"data.path={lines_run}/lines.txt", *fields)
     assert "of the validation split that are in the train split too: 60 of 60" in described.err
-
-
-def test_documents_are_separated_by_a_delimiter(charjax):
-    Path("a.txt").write_text("<|end|>".join(names(300)))
-    fields = ("data.path=a.txt", "data.documents=delimiter")
-    described = charjax("info", *fields, "data.delimiter=<|end|>").json
-    assert described["documents"] == 300
-    assert described["chars"] == sum(map(len, names(300)))
-    assert "config.data.delimiter" in charjax("info", *fields).err
-    missing = charjax("info", *fields, r"data.delimiter=\n")
-    assert (missing.code, "backslash" in missing.err) == (2, True)
 
 
 def test_documents_are_shuffled_before_the_split(charjax):
@@ -345,42 +334,3 @@ def test_memory_that_a_text_takes_is_no_fault_of_the_model(charjax, monkeypatch)
     assert refused.code == 4
     assert "a.txt: memory does not suffice to read this text" in refused.err
     assert "batch_size" not in refused.err
-
-
-# A model of names, as a whole.
-
-
-def total_variation(one: list, other: list) -> float:
-    """Half the summed differences between two frequencies of values."""
-    values = {*one, *other}
-    return sum(abs(one.count(v) / len(one) - other.count(v) / len(other)) for v in values) / 2
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("batching", ["stream", "windows", "sliding"])
-def test_sampled_names_are_as_long_and_begin_as_those_of_the_text(charjax, batching):
-    """Whatever the batching, names begin and end as in the text."""
-    draw = random.Random(1)
-    text = [
-        "".join(draw.choices("abcdefgh", range(1, 9), k=draw.randint(2, 9))) for _ in range(5000)
-    ]
-    write_lines("names.txt", text)
-    fields = (
-        "data.path=names.txt",
-        "data.documents=lines",
-        f"data.batching={batching}",
-        "data.batch_size=32",
-        "data.seq_len=64",
-        *(["data.stride=16"] if batching == "sliding" else []),
-        "model.cell=gru",
-        "model.hidden=64",
-        "train.max_steps=600",
-        "train.eval_every=600",
-        "optim.learning_rate=0.005",
-    )
-    assert charjax("train", *fields, "--workdir=w").code == 0
-    flags = ("--num_samples=1000", "--num_chars=40", "--temperature=1", "--separator=|")
-    sampled = charjax("sample", "--workdir=w", *flags).out.rstrip("\n").split("|")
-    assert sum(len(name) <= 20 for name in sampled) >= 990
-    assert total_variation([n[:1] for n in text], [n[:1] for n in sampled]) < 0.1
-    assert total_variation([len(n) for n in text], [len(n) for n in sampled]) < 0.1

@@ -21,16 +21,12 @@ class Shelf:
         monkeypatch.setenv("CHARJAX_DATA_DIR", str(self.data))
         monkeypatch.setenv("XDG_CACHE_HOME", str(self.cache))
         monkeypatch.setattr(named_corpora, "fetch", self._fetch)
-        self._set = lambda *files: monkeypatch.setitem(named_corpora.NAMED, "story", files)
-        self.holds()
+        self._patch = monkeypatch
+        self.holds(self.source())
 
-    def holds(self, **fields: str) -> None:
-        """Sets the one source of the corpus."""
-        self._set(self.source(**fields))
-
-    def holds_either(self, *files: Source) -> None:
-        """Sets the corpus' sources, the preferred one first."""
-        self._set(*files)
+    def holds(self, *sources: Source) -> None:
+        """Sets the sources of the corpus, the preferred one first."""
+        self._patch.setitem(named_corpora.NAMED, "story", sources)
 
     def source(self, **fields: str) -> Source:
         digest = hashlib.sha256(self.TEXT).hexdigest()

@@ -68,7 +68,7 @@ def test_a_file_that_is_not_the_published_one_is_used_with_a_notice(shelf):
 
 def test_without_a_published_digest_that_of_the_first_download_must_stay(shelf, caplog):
     shelf.online = True
-    shelf.holds(sha256="")
+    shelf.holds(shelf.source(sha256=""))
     caplog.set_level(logging.INFO, logger="charjax")
     path = Path(read_named("story").origin)
     digest = hashlib.sha256(Shelf.TEXT).hexdigest()
@@ -88,7 +88,7 @@ def test_another_file_than_that_of_the_first_download_is_refused(shelf, serve, m
     monkeypatch.setattr(named_corpora, "fetch", fetch)
     texts = iter([Shelf.TEXT, *[b"another story"] * 9])
     server = serve(lambda call: call.answer(next(texts)))
-    shelf.holds(url=server.url, sha256="")
+    shelf.holds(shelf.source(url=server.url, sha256=""))
     path = Path(read_named("story").origin)
     path.unlink()
     with pytest.raises(CorpusUnavailableError, match="sent a file of SHA-256") as caught:
@@ -102,7 +102,7 @@ def test_another_file_than_that_of_the_first_download_is_refused(shelf, serve, m
 
 def test_a_second_file_serves_where_the_first_is_nowhere(shelf):
     second = shelf.source(file="test.csv", url="", notice="only the test part")
-    shelf.holds_either(shelf.source(), second)
+    shelf.holds(shelf.source(), second)
     shelf.put("data", name="test.csv")
     assert read_named("story").notices == ("only the test part",)
     assert shelf.fetched == ["https://example.org/story"]
@@ -114,7 +114,7 @@ def test_a_second_file_serves_where_the_first_is_nowhere(shelf):
 
 
 def test_an_archive_gives_its_one_text_and_writes_nothing(shelf):
-    shelf.holds(file="story.zip", sha256="")
+    shelf.holds(shelf.source(file="story.zip", sha256=""))
     path = shelf.put("data", zipped(Shelf.TEXT), "story.zip")
     assert read_named("story") == (path, (Shelf.TEXT,), (), 0)
     assert os.listdir(shelf.data) == [os.path.basename(path)]
@@ -130,7 +130,7 @@ FLIPPED[60] ^= 1
     ids=["empty", "nonsense", "truncated", "without a text", "flipped bit"],
 )
 def test_a_bad_archive_is_named_with_its_remedy(shelf, archive):
-    shelf.holds(file="story.zip", sha256="")
+    shelf.holds(shelf.source(file="story.zip", sha256=""))
     path = shelf.put("data", archive, "story.zip")
     with pytest.raises(HostError, match="delete") as caught:
         read_named("story")
