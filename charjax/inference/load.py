@@ -26,7 +26,7 @@ BUILTIN = Path(__file__).parents[1] / "builtin"
 _logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TrainedModel:
     """A model with everything that sampling and scoring need.
 

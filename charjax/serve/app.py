@@ -18,7 +18,7 @@ from starlette.routing import Route
 from charjax.serve import answers
 from charjax.serve.access import AccessChecks
 from charjax.serve.body import Fields, body_parser, read_body
-from charjax.serve.completions import Answer, parse_completion
+from charjax.serve.completions import parse_completion
 from charjax.serve.copies import copied_passages, table_against_copying
 from charjax.serve.delivery import EventStream, whole_answer
 from charjax.serve.errors import ProtocolError, as_field_errors
@@ -216,7 +216,6 @@ class Handlers:
         num_texts = completion.n * len(completion.prompts)
         pieces = PieceQueue(num_texts, self._limits.max_seconds)
         model.engine.submit(completion.texts(pieces))
-        answer = Answer(completion)
-        if completion.stream:
-            return EventStream(answer, pieces)
-        return json_response(await whole_answer(answer, pieces, request))
+        if fields["stream"]:
+            return EventStream(completion, pieces)
+        return json_response(await whole_answer(completion, pieces, request))

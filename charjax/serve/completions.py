@@ -1,4 +1,4 @@
-"""POST /v1/completions: a request as values, and its answer as JSON."""
+"""POST /v1/completions: a request as values, and the parts of its answer as JSON."""
 
 from __future__ import annotations
 
@@ -23,23 +23,25 @@ from charjax.serve.text import Delta, Prompt, Writing
 
 @dataclass(frozen=True)
 class Completion:
-    """A request for texts.
+    """A request for texts, and its answer.
 
     Attributes:
-      model: that writes them.
+      model: that writes the texts.
       prompts: that they continue.
       n: texts of each prompt.
       writing: how they are written.
-      stream: whether the answer comes in pieces.
-      include_usage: whether the stream ends with the numbers of tokens.
+      include_usage: whether a stream ends with the numbers of tokens.
+      id: of the answer.
+      created: seconds since 1970.
     """
 
     model: ServedModel
     prompts: tuple[Prompt, ...]
     n: int
     writing: Writing
-    stream: bool
     include_usage: bool
+    id: str = field(default_factory=lambda: f"cmpl-{secrets.token_hex(12)}")
+    created: int = field(default_factory=lambda: int(time.time()))
 
     def texts(self, pieces: PieceQueue) -> list[Choice]:
         """The texts to write: choice p * n + i is sample i for prompt p."""
@@ -48,6 +50,53 @@ class Completion:
             for p, prompt in enumerate(self.prompts)
             for number in range(self.n)
         ]
+
+    def event(self, index: int, piece: Delta) -> dict[str, Any]:
+        """One piece of a stream."""
+        return self._object([self._choice(index, [piece])])
+
+    def usage_event(self, num_tokens: int) -> dict[str, Any]:
+        """The end of a stream with usage; `num_tokens` are those that were written."""
+        return self._object([]) | {"usage": self._usage(num_tokens)}
+
+    def whole(self, pieces: Mapping[int, Sequence[Delta]]) -> dict[str, Any]:
+        """The whole answer from the pieces of every choice."""
+        choices = [self._choice(index, pieces[index]) for index in sorted(pieces)]
+        num_tokens = sum(parts[-1].num_tokens for parts in pieces.values())
+        return self._object(choices) | {"usage": self._usage(num_tokens)}
+
+    def _object(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": "text_completion",
+            "created": self.created,
+            "model": self.model.name,
+            "seed": self.writing.sampling.seed,
+            "choices": choices,
+        }
+
+    def _choice(self, index: int, pieces: Sequence[Delta]) -> dict[str, Any]:
+        entries = [entry for piece in pieces for entry in piece.logprobs]
+        logprobs = {
+            "tokens": [entry.token for entry in entries],
+            "token_logprobs": [entry.logprob for entry in entries],
+            "top_logprobs": [entry.top for entry in entries],
+            "text_offset": [entry.offset for entry in entries],
+        }
+        return {
+            "index": index,
+            "text": "".join(piece.text for piece in pieces),
+            "logprobs": None if self.writing.num_top is None else logprobs,
+            "finish_reason": pieces[-1].finish_reason,
+        }
+
+    def _usage(self, num_tokens: int) -> dict[str, int]:
+        read = sum(prompt.ids.size for prompt in self.prompts)
+        return {
+            "prompt_tokens": read,
+            "completion_tokens": num_tokens,
+            "total_tokens": read + num_tokens,
+        }
 
 
 def parse_completion(
@@ -74,7 +123,6 @@ def parse_completion(
         tuple(_encode(prompt, model, fields["unknown"]) for prompt in prompts),
         n,
         _writing(fields, model),
-        fields["stream"],
         bool(options.get("include_usage")),
     )
 
@@ -127,65 +175,3 @@ def _encode(prompt: str | list[int], model: ServedModel, unknown: str) -> Prompt
         if isinstance(prompt, str):
             return model.encode(prompt, unknown)
         return model.prompt_of_ids(prompt)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The parts of one answer.
-
-    Attributes:
-      request: that it answers.
-      id: of the answer.
-      created: seconds since 1970.
-    """
-
-    request: Completion
-    id: str = field(default_factory=lambda: f"cmpl-{secrets.token_hex(12)}")
-    created: int = field(default_factory=lambda: int(time.time()))
-
-    def event(self, index: int, piece: Delta) -> dict[str, Any]:
-        """One piece of a stream."""
-        return self._object([self._choice(index, [piece])])
-
-    def usage_event(self, num_tokens: int) -> dict[str, Any]:
-        """The end of a stream with usage; `num_tokens` are those that were written."""
-        return self._object([]) | {"usage": self._usage(num_tokens)}
-
-    def whole(self, pieces: Mapping[int, Sequence[Delta]]) -> dict[str, Any]:
-        """The whole answer from the pieces of every choice."""
-        choices = [self._choice(index, pieces[index]) for index in sorted(pieces)]
-        num_tokens = sum(parts[-1].num_tokens for parts in pieces.values())
-        return self._object(choices) | {"usage": self._usage(num_tokens)}
-
-    def _object(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "object": "text_completion",
-            "created": self.created,
-            "model": self.request.model.name,
-            "seed": self.request.writing.sampling.seed,
-            "choices": choices,
-        }
-
-    def _choice(self, index: int, pieces: Sequence[Delta]) -> dict[str, Any]:
-        entries = [entry for piece in pieces for entry in piece.logprobs]
-        logprobs = {
-            "tokens": [entry.token for entry in entries],
-            "token_logprobs": [entry.logprob for entry in entries],
-            "top_logprobs": [entry.top for entry in entries],
-            "text_offset": [entry.offset for entry in entries],
-        }
-        return {
-            "index": index,
-            "text": "".join(piece.text for piece in pieces),
-            "logprobs": None if self.request.writing.num_top is None else logprobs,
-            "finish_reason": pieces[-1].finish_reason,
-        }
-
-    def _usage(self, num_tokens: int) -> dict[str, int]:
-        read = sum(prompt.ids.size for prompt in self.request.prompts)
-        return {
-            "prompt_tokens": read,
-            "completion_tokens": num_tokens,
-            "total_tokens": read + num_tokens,
-        }

@@ -9,7 +9,6 @@ import logging
 import numpy as np
 from jaxtyping import UInt64
 
-from charjax.data.vocab import Vocab
 from charjax.errors import CharjaxError, InputError
 from charjax.inference.copying import CopyTable, copy_table
 from charjax.inference.load import TrainedModel
@@ -37,7 +36,7 @@ def copied_passages(trained: TrainedModel, text: str, min_chars: int) -> list[tu
     Raises:
       ProtocolError: the training text is gone, has changed, or is too large.
     """
-    known = _known_windows(_Source(trained), min_chars)
+    known = _known_windows(trained, min_chars)
     if known is None:
         raise ProtocolError(404, _NO_TEXT, code="no_text")
     windows = _window_hashes(text, min_chars)
@@ -59,7 +58,7 @@ def table_against_copying(trained: TrainedModel, max_copy: int) -> CopyTable:
       ProtocolError: the training text is gone, has changed, or is too large.
     """
     try:
-        return _table(_Source(trained), trained.vocab, max_copy)
+        return _table(trained, max_copy)
     except CharjaxError as error:
         _logger.warning("%s", error)
         raise ProtocolError(
@@ -67,29 +66,16 @@ def table_against_copying(trained: TrainedModel, max_copy: int) -> CopyTable:
         ) from None
 
 
-class _Source:
-    """A model as a key of the cache: equal where the training text is."""
-
-    def __init__(self, trained: TrainedModel) -> None:
-        self.trained, self.sha256 = trained, trained.meta["corpus"]["sha256"]
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Source) and self.sha256 == other.sha256
-
-    def __hash__(self) -> int:
-        return hash(self.sha256)
-
-
 @functools.lru_cache(maxsize=2)
-def _table(source: _Source, vocab: Vocab, max_copy: int) -> CopyTable:
-    return copy_table(training_text(source.trained, "max_copy"), vocab, max_copy)
+def _table(trained: TrainedModel, max_copy: int) -> CopyTable:
+    return copy_table(training_text(trained, "max_copy"), trained.vocab, max_copy)
 
 
 @functools.lru_cache(maxsize=4)
-def _known_windows(source: _Source, length: int) -> Hashes | None:
+def _known_windows(trained: TrainedModel, length: int) -> Hashes | None:
     """The sorted hashes of all passages of a length of the training text; None: it is not here."""
     try:
-        corpus = training_text(source.trained, "copied passages")
+        corpus = training_text(trained, "copied passages")
         if corpus.chars > _MAX_CHARS:
             raise InputError(
                 f"copied passages: {corpus.name} has more than {_MAX_CHARS:,} characters"
@@ -97,7 +83,7 @@ def _known_windows(source: _Source, length: int) -> Hashes | None:
     except CharjaxError as error:
         _logger.warning("%s", error)
         return None
-    hashes: Hashes = np.unique(_window_hashes(decoded(source.trained, corpus.text), length))
+    hashes: Hashes = np.unique(_window_hashes(decoded(trained, corpus.text), length))
     return hashes
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.responses import StreamingResponse
 
-from charjax.serve.completions import Answer
+from charjax.serve.completions import Completion
 from charjax.serve.errors import ProtocolError, client_gone
 from charjax.serve.jobs import PieceQueue
 from charjax.serve.responses import event
@@ -25,10 +25,12 @@ class EventStream(StreamingResponse):
     The texts are given up when the client has gone.
     """
 
-    def __init__(self, answer: Answer, pieces: PieceQueue) -> None:
+    def __init__(self, completion: Completion, pieces: PieceQueue) -> None:
         self._pieces = pieces
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        super().__init__(_events(answer, pieces), headers=headers, media_type="text/event-stream")
+        super().__init__(
+            _events(completion, pieces), headers=headers, media_type="text/event-stream"
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the events."""
@@ -38,21 +40,23 @@ class EventStream(StreamingResponse):
             self._pieces.is_closed = True
 
 
-async def _events(answer: Answer, pieces: PieceQueue) -> AsyncIterator[str]:
+async def _events(completion: Completion, pieces: PieceQueue) -> AsyncIterator[str]:
     num_tokens = 0
     try:
         async for part in pieces:
-            yield "".join(event(answer.event(index, piece)) for index, piece in part)
+            yield "".join(event(completion.event(index, piece)) for index, piece in part)
             num_tokens += sum(piece.num_tokens for _, piece in part if piece.finish_reason)
     except ProtocolError as error:
         yield event(error.body())
         return
-    if answer.request.include_usage:
-        yield event(answer.usage_event(num_tokens))
+    if completion.include_usage:
+        yield event(completion.usage_event(num_tokens))
     yield event("[DONE]")
 
 
-async def whole_answer(answer: Answer, pieces: PieceQueue, request: Request) -> dict[str, Any]:
+async def whole_answer(
+    completion: Completion, pieces: PieceQueue, request: Request
+) -> dict[str, Any]:
     """The answer with all texts.
 
     Raises:
@@ -64,7 +68,7 @@ async def whole_answer(answer: Answer, pieces: PieceQueue, request: Request) -> 
         async for part in pieces:
             for index, piece in part:
                 choices.setdefault(index, []).append(piece)
-        return answer.whole(choices)
+        return completion.whole(choices)
     finally:
         pieces.is_closed = True
         watch.cancel()
