@@ -194,10 +194,21 @@ def integer(value: Any) -> int | None:
         return None
 
 
-def check_integer(name: str, value: object) -> None:
-    """Raises InputError, which calls it `name`, for a value that is no integer."""
+def check_integer(name: str, value: object, low: int | None = None, high: int = 2**31 - 1) -> None:
+    """Raises InputError, which calls it `name`, for a value that is no integer in [low, high]."""
     if integer(value) is None:
         raise InputError(f"{name}={value!r}: must be an integer")
+    if low is not None:
+        check_limits(value, {"low": low, "high": high}, name)
+
+
+def check_flags(options: Any) -> None:
+    """Raises InputError, which names the flag, for a field of a dataclass outside its limits."""
+    for name, field in (_fields(typing.cast(Any, type(options))) or {}).items():
+        flag, value = f"--{name}", getattr(options, name)
+        if field.type is int:
+            check_integer(flag, value)
+        check_limits(value, field.limits, flag)
 
 
 def is_finite(value: Any) -> bool:

@@ -8,11 +8,9 @@ from dataclasses import dataclass, replace
 from charjax.data.vocab import Vocab, check_surrogates, text_of_unit
 from charjax.errors import InputError
 from charjax.inference.sampling import Sampling
-from charjax.schema import check_integer
+from charjax.schema import check_flags, number
 
-_MAX_LINES = 10**6
 _MAX_STOPS = 64
-_MAX_COPY = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +34,12 @@ class Controls:
     """
 
     stop: tuple[str, ...] = ()
-    until_lines: int = 0
+    until_lines: int = number(0, 0, 10**6)
     forbid: str = ""
     only: str = ""
     unique: bool = False
     new: bool = False
-    max_copy: int = 0
+    max_copy: int = number(0, 0, 1000)
 
     def __post_init__(self) -> None:
         is_tuple = isinstance(self.stop, tuple | list)  # and not one text
@@ -51,16 +49,7 @@ class Controls:
             raise InputError("--stop=: is empty; give the text to end before")
         if len(self.stop) > _MAX_STOPS:
             raise InputError(f"--stop: is given {len(self.stop)} times; at most {_MAX_STOPS}")
-        for name in ("until_lines", "max_copy"):
-            check_integer(f"--{name}", getattr(self, name))
-        if not 0 <= self.until_lines <= _MAX_LINES:
-            raise InputError(
-                f"--until_lines={self.until_lines}: must be from 1 to {_MAX_LINES:,}; 0 is off"
-            )
-        if not 0 <= self.max_copy <= _MAX_COPY:
-            raise InputError(
-                f"--max_copy={self.max_copy}: must be from 1 to {_MAX_COPY:,}; 0 is off"
-            )
+        check_flags(self)
         if self.only and not set(self.only) - set(self.forbid):
             raise InputError(
                 f"--forbid={self.forbid}: leaves none of --only={self.only}; leave one character"

@@ -111,9 +111,7 @@ def iter_predictions(
     """
     check_length(ids)
     check_concrete(params)
-    check_integer("max_chars", max_chars)
-    if max_chars < 0:
-        raise InputError(f"max_chars={max_chars}: must be 0 (all characters) or more")
+    check_integer("max_chars", max_chars, 0)
     vocab_size = params["output_bias"].shape[0]
     parts = _cut(ids.size - 1, max_chars)
     on_all_devices = len(parts.starts) >= jax.device_count()

@@ -15,7 +15,6 @@ from typing import NamedTuple
 import jax
 
 from charjax.config import ModelConfig
-from charjax.inference.sampling_program import has_persistent_loop
 from charjax.model.decode_weights import DecodeWeights, Layout, decode_weights, mask_token
 from charjax.model.recurrence.api import resolve
 from charjax.model.recurrence.c.build import Library, load
@@ -58,6 +57,16 @@ def sample_groups(
             return
         yield first, size
         first += size
+
+
+def has_persistent_loop(config: ModelConfig, vocab_size: int, batch: int) -> bool:
+    """Whether a loop with few controls is a persistent kernel on this GPU; see `Program`."""
+    if resolve(config, batch, strict=False).implementation != "persistent":
+        return False
+    # Imported on first use, since Pallas loads slowly.
+    from charjax.model.recurrence.pallas_hopper.decode import fits
+
+    return fits(config, vocab_size, batch)
 
 
 def is_batch_invariant(config: ModelConfig) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
+import jax
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -14,80 +16,62 @@ from charjax.inference.sampling import MAX_TEMPERATURE, Sampling
 # An array of the host or of the device.
 AnyArray: TypeAlias = Any
 
-
-class Enabled(NamedTuple):
-    """The controls that a program has. Those that it lacks cost nothing.
-
-    Attributes:
-      top_k: the largest k of a row; 0: none has one.
-      top_p: whether a row has a nucleus below 1.
-      min_p: whether a row has a minimum above 0.
-      penalty: whether a row has a repetition penalty other than 1.
-      bias: whether a row has a logit bias.
-      num_top: how many of the likeliest tokens come with their log-probabilities, beside the
-        chosen one; None: no log-probabilities.
-    """
-
-    top_k: int = 0
-    top_p: bool = False
-    min_p: bool = False
-    penalty: bool = False
-    bias: bool = False
-    num_top: int | None = None
-
-    @property
-    def has_bias(self) -> bool:
-        """Whether the loop adds `RowControls.bias`.
-
-        It does for log-probabilities, too: they need the logit of a token that is not sampled.
-        """
-        return self.bias or self.num_top is not None
-
-    @classmethod
-    def for_rows(cls, rows: Sequence[Sampling], num_top: int | None = None) -> Enabled:
-        """The controls that at least one of these rows uses."""
-        return cls(
-            max(row.top_k for row in rows),
-            any(row.top_p < 1 for row in rows),
-            any(row.min_p > 0 for row in rows),
-            any(row.repetition_penalty != 1 for row in rows),
-            any(row.logit_bias for row in rows),
-            num_top,
-        )
+# The fields of `Sampling` that cost something unless they have their default, which is off.
+_SWITCHES = ("logit_bias", "repetition_penalty", "min_p", "top_k", "top_p")
 
 
-class RowControls(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class RowControls:
     """The values of the controls of each row, as the loop reads them; see `Sampling`.
+
+    A control that is None costs nothing: the loop is compiled without it.
 
     Attributes:
       temperature: 0 is greedy.
-      top_k: 0 keeps all tokens.
-      top_p: 1 keeps all tokens.
-      min_log_ratio: temperature times the logarithm of `min_p`.
+      bias: added to the logits.
       penalty: 1 leaves a token alone.
       window: of the penalty, in characters.
-      bias: added to the logits.
+      min_log_ratio: temperature times the logarithm of `min_p`.
+      top_k: 0 keeps all tokens.
+      max_k: the largest `top_k`.
+      top_p: 1 keeps all tokens.
     """
 
     temperature: Float[AnyArray, "batch 1"]
-    top_k: Int[AnyArray, "batch 1"]
-    top_p: Float[AnyArray, "batch 1"]
-    min_log_ratio: Float[AnyArray, "batch 1"]
-    penalty: Float[AnyArray, "batch vocab"]
+    bias: Float[AnyArray, "batch vocab"] | None
+    penalty: Float[AnyArray, "batch vocab"] | None
     window: Int[AnyArray, "batch 1"]
-    bias: Float[AnyArray, "batch vocab"]
+    min_log_ratio: Float[AnyArray, "batch 1"] | None
+    top_k: Int[AnyArray, "batch 1"] | None
+    max_k: int = field(metadata={"static": True})
+    top_p: Float[AnyArray, "batch 1"] | None
+
+    @property
+    def only_add(self) -> bool:
+        """Whether they are no more than a number to add to each logit."""
+        others = (self.penalty, self.min_log_ratio, self.top_k, self.top_p)
+        return all(control is None for control in others)
 
 
 def row_controls(
-    rows: Sequence[Sampling], vocab_size: int, *, masked: int | None, exempt: int | None
+    rows: Sequence[Sampling],
+    vocab_size: int,
+    *,
+    masked: int | None,
+    exempt: int | None,
+    with_bias: bool = False,
+    all_or_none: bool = False,
 ) -> RowControls:
-    """The controls of the rows of a batch.
+    """The controls of the rows of a batch: those that a row has.
 
     Args:
       rows: the options of each.
       vocab_size: tokens of the model.
       masked: a token that is never sampled, or None.
       exempt: a token without repetition penalty, the document boundary; or None.
+      with_bias: whether there is a bias in any case.
+      all_or_none: whether there are all controls if a row has any.
 
     Raises:
       InputError: a biased token is outside the vocabulary, or every token is forbidden.
@@ -110,14 +94,19 @@ def row_controls(
     def column(values: list[Any], dtype: Any = np.float32) -> Any:
         return np.array(values, dtype)[:, None]
 
+    used = {n for n in _SWITCHES if any(getattr(row, n) != getattr(Sampling, n) for row in rows)}
+    if all_or_none and used:
+        used = set(_SWITCHES)
+    top_k = column([min(row.top_k, vocab_size) for row in rows], np.int32)
     return RowControls(
-        column([min(row.temperature, MAX_TEMPERATURE) for row in rows]),
-        column([min(row.top_k, vocab_size) for row in rows], np.int32),
-        column([row.top_p for row in rows]),
-        column([_min_log_ratio(row) for row in rows]),
-        penalty,
-        column([row.repetition_window for row in rows], np.int32),
-        bias,
+        temperature=column([min(row.temperature, MAX_TEMPERATURE) for row in rows]),
+        bias=bias if with_bias or "logit_bias" in used else None,
+        penalty=penalty if "repetition_penalty" in used else None,
+        window=column([row.repetition_window for row in rows], np.int32),
+        min_log_ratio=column([_min_log_ratio(row) for row in rows]) if "min_p" in used else None,
+        top_k=top_k if "top_k" in used else None,
+        max_k=vocab_size if all_or_none else int(top_k.max()),
+        top_p=column([row.top_p for row in rows]) if "top_p" in used else None,
     )
 
 

@@ -11,6 +11,7 @@ size.
 from __future__ import annotations
 
 import functools
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -25,14 +26,14 @@ from charjax.inference.groups import (
     MAX_PERSISTENT_GROUP,
     GroupFormat,
     group_format,
+    has_persistent_loop,
     sample_groups,
     weights_in_format,
 )
-from charjax.inference.row_controls import Enabled, RowControls, row_controls
+from charjax.inference.row_controls import RowControls, row_controls
 from charjax.inference.sampling import Sampling
-from charjax.inference.sampling_loop import compiled_loop
-from charjax.inference.sampling_program import Program
-from charjax.inference.sampling_rows import Given, Sampled, Starts, start_rows
+from charjax.inference.sampling_loop import Program, compiled_loop
+from charjax.inference.sampling_rows import Sampled, Starts, start_rows
 from charjax.model.decode_weights import DecodeWeights
 from charjax.runtime.compiler_options import check_concrete
 from charjax.runtime.dtypes import check_resolved
@@ -132,34 +133,79 @@ class Sampler:
             token, the id is -1, and those after it mean nothing.
         """
         check_prompt(prompt, self.vocab_size)
-        check_integer("--num_chars", num_chars)
-        if not 0 <= num_chars <= _MAX_CHARS:
-            raise InputError(f"--num_chars={num_chars}: must be from 0 to {_MAX_CHARS:,}")
+        check_integer("--num_chars", num_chars, 0, _MAX_CHARS)
         check_num_samples(num_samples)
-        enabled = Enabled.for_rows([sampling], num_top)
-        program = Program(self.config, enabled, copies.length if copies else 0)
-        largest = min(num_samples, MAX_PERSISTENT_GROUP)
-        is_persistent = program.is_persistent(self.vocab_size, largest)
-        for first, size in sample_groups(self.config, num_samples, persistent=is_persistent):
-            weights = self.weights(size, program.enabled)
-            controls = self.row_controls([sampling] * size)
-            starts = _group_starts(sampling.seed, first, size, prompt)
-            wanted = min(size, num_samples - first)
-            group = _Group(program, weights, controls, starts, wanted, copies)
-            yield _sample_group(group, prompt, num_chars)
+        program = self.program(sampling, num_samples, num_top, copies)
+        request = _Request(program, prompt, num_chars, num_samples, sampling, copies)
+        for first, size in sample_groups(self.config, num_samples, persistent=program.persistent):
+            yield _read_behind(self._dispatches(request, first, size), int(program.persistent))
 
-    def weights(self, size: int, enabled: Enabled) -> DecodeWeights:
+    def program(
+        self, sampling: Sampling, num_samples: int, num_top: int | None, copies: CopyTable | None
+    ) -> Program:
+        """What the loop is compiled for, with the arguments of `run`; errors as there."""
+        is_simple = self.row_controls([sampling]).only_add and num_top is None and copies is None
+        largest = min(num_samples, MAX_PERSISTENT_GROUP)
+        persistent = is_simple and has_persistent_loop(self.config, self.vocab_size, largest)
+        return Program(self.config, num_top, persistent)
+
+    def weights(self, size: int, num_top: int | None) -> DecodeWeights:
         """The weights for a batch of a size.
 
-        Where log-probabilities are wanted, or a bias is on, the masked token has its logit, and
-        is forbidden by `row_controls`.
+        Where log-probabilities are wanted, the masked token has its logit; see `row_controls`.
         """
-        masked = None if enabled.has_bias else self._masked
+        masked = self._masked if num_top is None else None
         return self._weights(group_format(self.config, self.vocab_size, size), masked)
 
-    def row_controls(self, rows: Sequence[Sampling]) -> RowControls:
-        """The controls of the rows of a batch; see `charjax.inference.row_controls`."""
-        return row_controls(rows, self.vocab_size, masked=self._masked, exempt=self._exempt)
+    def row_controls(
+        self, rows: Sequence[Sampling], num_top: int | None = None, *, all_or_none: bool = False
+    ) -> RowControls:
+        """The controls of the rows of a batch; see `charjax.inference.row_controls`.
+
+        Where log-probabilities are wanted, a bias forbids the masked token.
+        """
+        return row_controls(
+            rows,
+            self.vocab_size,
+            masked=self._masked,
+            exempt=self._exempt,
+            with_bias=num_top is not None,
+            all_or_none=all_or_none,
+        )
+
+    def _dispatches(
+        self, request: _Request, first: int, size: int
+    ) -> Iterator[tuple[Sampled, Any]]:
+        """The samples of one group, chunk by chunk, and which of their tokens are wanted.
+
+        The same compiled loop reads the prompt, whose tokens are forced instead of sampled.
+        """
+        program, prompt, num_chars, num_samples, sampling, copies = request
+        weights = self.weights(size, program.num_top)
+        controls = self.row_controls([sampling] * size, program.num_top)
+        starts = Starts(
+            np.full(size, sampling.seed, np.uint32),
+            np.arange(first, first + size, dtype=np.int32),
+            np.full(size, prompt[0], np.int32),
+            np.full(size, -prompt.size, np.int32),
+        )
+        rows = start_rows(
+            self.config,
+            weights,
+            starts,
+            penalty=controls.penalty is not None,
+            max_copy=copies.length if copies else 0,
+        )
+        chunk = _PERSISTENT_CHUNK if program.persistent else _CHUNK
+        chunk = max(1, min(chunk, _MAX_NOISE // (size * self.vocab_size)))
+        wanted = min(size, num_samples - first)
+        for start in range(1 - prompt.size, max(1, num_chars), chunk):
+            positions = start + np.arange(chunk)
+            # The last token of the prompt has position -1. A forced token of -1: sample.
+            forced = np.where(positions < 0, prompt[np.minimum(positions, -1)], -1)
+            forced = np.repeat(forced.astype(np.int32)[:, None], size, axis=1)
+            rows, sampled = compiled_loop()(program, weights, rows, forced, controls, copies)
+            yield sampled, np.s_[:wanted, (positions >= 0) & (positions < num_chars)]
 
 
 def sample(
@@ -189,82 +235,27 @@ def check_prompt(prompt: Int[np.ndarray, " prompt"], vocab_size: int) -> None:
 
 def check_num_samples(num_samples: int) -> None:
     """Raises InputError for a number of samples that is out of range, or no integer."""
-    check_integer("--num_samples", num_samples)
-    if not 1 <= num_samples <= MAX_SAMPLES:
-        raise InputError(f"--num_samples={num_samples}: must be from 1 to {MAX_SAMPLES:,}")
+    check_integer("--num_samples", num_samples, 1, MAX_SAMPLES)
 
 
-class _Group(NamedTuple):
-    """Samples that run side by side.
-
-    Attributes:
-      program: what their loop is compiled for.
-      weights: of the model, in the group's format.
-      controls: of each of its rows.
-      starts: of each of its rows.
-      wanted: how many of the samples were asked for.
-      copies: as for `Sampler.run`.
-    """
+class _Request(NamedTuple):
+    """The arguments of `Sampler.run`, and what its loop is compiled for."""
 
     program: Program
-    weights: DecodeWeights
-    controls: RowControls
-    starts: Starts
-    wanted: int
+    prompt: Int[np.ndarray, " prompt"]
+    num_chars: int
+    num_samples: int
+    sampling: Sampling
     copies: CopyTable | None
 
 
-def _group_starts(seed: int, first: int, size: int, prompt: Int[np.ndarray, " prompt"]) -> Starts:
-    """The starts of samples `first`, `first` + 1, ... of a seed."""
-    numbers = np.arange(first, first + size, dtype=np.int32)
-    tokens, positions = (np.full(size, value, np.int32) for value in (prompt[0], -prompt.size))
-    return Starts(np.full(size, seed, np.uint32), numbers, tokens, positions)
-
-
-def _sample_group(
-    group: _Group, prompt: Int[np.ndarray, " prompt"], num_chars: int
-) -> Iterator[Sampled]:
-    """The samples of one group, in chunks; the first chunk is empty.
-
-    The same compiled loop reads the prompt, whose tokens are forced instead of sampled.
-    """
-    size, vocab_size = len(group.starts.tokens), group.weights.vocab_size
-    keys, loop = start_rows(group.program, group.weights, group.starts)
-    is_persistent = group.program.is_persistent(vocab_size, size)
-    chunk = _PERSISTENT_CHUNK if is_persistent else _CHUNK
-    chunk = max(1, min(chunk, _MAX_NOISE // (size * vocab_size)))
-    ahead = int(is_persistent)  # chunks that the GPU runs while an earlier one is read
-    running: list[tuple[Sampled, Any]] = []
-    num_forced = prompt.size - 1
-    yield _empty(group)  # so that a text of no characters has a chunk, too
-    for start in range(0, num_forced + num_chars, chunk):
-        forced = np.full(chunk, -1, np.int32)  # -1: sample
-        read = prompt[1 + start : 1 + start + chunk]
-        forced[: read.size] = read
-        positions = start - num_forced + np.arange(chunk, dtype=np.int32)
-        given = Given(*(np.repeat(values[:, None], size, axis=1) for values in (forced, positions)))
-        loop, sampled = compiled_loop()(
-            group.program, group.weights, loop, given, keys, group.controls, group.copies
-        )
-        kept = (positions >= 0) & (positions < num_chars)
-        if kept.any():
-            running.append((sampled, np.s_[: group.wanted, kept]))
+def _read_behind(dispatches: Iterator[tuple[Sampled, Any]], ahead: int) -> Iterator[Sampled]:
+    """What is wanted of each dispatch, read while the device runs `ahead` further ones."""
+    running: deque[tuple[Sampled, Any]] = deque()
+    for dispatch in dispatches:
+        running.append(dispatch)
         if len(running) > ahead:
-            yield _read(running.pop(0))
-    yield from map(_read, running)
-
-
-def _read(chunk: tuple[Sampled, Any]) -> Sampled:
-    sampled, selected = chunk
-    return sampled.on_host(selected)
-
-
-def _empty(group: _Group) -> Sampled:
-    ids, logprobs = (np.empty((group.wanted, 0), dtype) for dtype in (np.int32, np.float32))
-    num_top = group.program.enabled.num_top
-    if num_top is None:
-        return Sampled(ids)
-    num_top = min(num_top, group.weights.vocab_size)
-    return Sampled(
-        ids, logprobs, *(np.repeat(empty[..., None], num_top, axis=2) for empty in (ids, logprobs))
-    )
+            sampled, wanted = running.popleft()
+            yield sampled.on_host(wanted)
+    for sampled, wanted in running:
+        yield sampled.on_host(wanted)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from charjax.errors import InputError
-from charjax.schema import check_integer
+from charjax.schema import check_flags, check_integer, number
 from charjax.types import Scalar
 
 # One value for all sequences, or one for each.
@@ -21,8 +21,6 @@ PerRow: TypeAlias = Scalar | Float[Array, "batch 1"]
 # Beyond these, logits divided by the temperature leave float32 and a masked one becomes NaN.
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-30, 1e30
 _MAX_BIAS = 1e30  # beyond it, sums of biases and penalized logits could leave float32
-_PENALTIES = 0.1, 10.0
-_MAX_WINDOW = 10**6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,40 +47,17 @@ class Sampling:
       InputError: a value is out of range, or no integer where one is needed.
     """
 
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    repetition_window: int = 64
-    seed: int = 0
+    temperature: float = number(1.0, 0, 1e300)
+    top_k: int = number(0)
+    top_p: float = number(1.0, 1e-300, 1)
+    min_p: float = number(0.0, 0, 1)
+    repetition_penalty: float = number(1.0, 0.1, 10)
+    repetition_window: int = number(64, 1, 10**6)
+    seed: int = number(0, 0, 2**32 - 1)
     logit_bias: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("top_k", "repetition_window", "seed"):
-            check_integer(f"--{name}", getattr(self, name))
-        if not 0 <= self.temperature < math.inf:
-            raise InputError(
-                f"--temperature={self.temperature}: must be 0 (greedy) or a positive number"
-            )
-        if self.top_k < 0:
-            raise InputError(f"--top_k={self.top_k}: must be 0 (all characters) or more")
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"--top_p={self.top_p}: must be above 0 and at most 1")
-        if not 0 <= self.min_p <= 1:
-            raise InputError(f"--min_p={self.min_p}: must be from 0 (all characters) to 1")
-        low, high = _PENALTIES
-        if not low <= self.repetition_penalty <= high:
-            raise InputError(
-                f"--repetition_penalty={self.repetition_penalty}: must be from {low} to {high}; "
-                "1 is off"
-            )
-        if not 1 <= self.repetition_window <= _MAX_WINDOW:
-            raise InputError(
-                f"--repetition_window={self.repetition_window}: must be from 1 to {_MAX_WINDOW:,}"
-            )
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"--seed={self.seed}: must be from 0 to 2**32 - 1")
+        check_flags(self)
         for token, bias in self.logit_bias:
             check_integer("logit_bias: token", token)
             if not (abs(bias) <= _MAX_BIAS or bias == -math.inf):

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
+from charjax.config import ModelConfig
 from charjax.inference.copying import CopyTable
-from charjax.inference.row_controls import Enabled, RowControls
+from charjax.inference.row_controls import RowControls
 from charjax.inference.sampling import (
     gumbel_noise,
     mask_below_min_p,
@@ -23,16 +25,31 @@ from charjax.inference.sampling import (
     penalize_repetition,
     sample_with_noise,
 )
-from charjax.inference.sampling_program import Program, persistent_kernel
-from charjax.inference.sampling_rows import Given, History, LoopCarry, Sampled
+from charjax.inference.sampling_rows import History, Rows, Sampled
 from charjax.model.decode import decode_step
 from charjax.model.decode_weights import DecodeWeights
 from charjax.runtime.compiler_options import loop_compiler_options
 from charjax.runtime.keys import indexed_key
 
 
+class Program(NamedTuple):
+    """What the loop is compiled for.
+
+    Attributes:
+      config: the architecture.
+      num_top: how many of the likeliest tokens come with their log-probabilities, beside the
+        chosen one; None: no log-probabilities.
+      persistent: whether it is one persistent kernel, which has no other controls than those that
+        `RowControls.only_add`, no log-probabilities and no `CopyTable`.
+    """
+
+    config: ModelConfig
+    num_top: int | None = None
+    persistent: bool = False
+
+
 @functools.cache
-def compiled_loop() -> Callable[..., tuple[LoopCarry, Sampled]]:
+def compiled_loop() -> Callable[..., tuple[Rows, Sampled]]:
     """`_sampling_loop`, jitted."""
     # Compiled when first used: the compiler options ask for the platform.
     return jax.jit(
@@ -46,89 +63,89 @@ def compiled_loop() -> Callable[..., tuple[LoopCarry, Sampled]]:
 def _sampling_loop(
     program: Program,
     weights: DecodeWeights,
-    loop: LoopCarry,
-    given: Given,
-    keys: Key[Array, " batch"],
+    rows: Rows,
+    forced: Int[Array, "time batch"],
     controls: RowControls,
     copies: CopyTable | None,
-) -> tuple[LoopCarry, Sampled]:
+) -> tuple[Rows, Sampled]:
     """Reads a token and chooses the next one, at each step; -1 where no token is left.
 
     Args:
       program: what it is compiled for.
       weights: of the model.
-      loop: before the first step.
-      given: to each step.
-      keys: one per row.
+      rows: before the first step.
+      forced: the token to choose at each step; -1: sample it.
       controls: of the rows.
       copies: forbids tokens that would complete a copied passage; None: off.
     """
     # All noise before the loop: inside, each draw would be a dozen tiny operations.
-    position_keys = jax.vmap(jax.vmap(indexed_key), (None, 0))(keys, given.positions)
+    positions = rows.positions[None] + jnp.arange(len(forced), dtype=jnp.int32)[:, None]
+    position_keys = jax.vmap(jax.vmap(indexed_key), (None, 0))(rows.keys, positions)
     noise = gumbel_noise(position_keys, weights.vocab_size)
+    if program.persistent:
+        return _persistent_loop(program, weights, rows, forced, noise, controls)
 
-    if program.is_persistent(weights.vocab_size, len(keys)):
-        return _persistent_loop(program, weights, loop, given, noise, controls)
-    keeps_history = program.enabled.penalty or copies is not None
-
-    def advance(loop: LoopCarry, xs: tuple[Given, Array]) -> tuple[LoopCarry, Sampled]:
-        step, step_noise = xs
-        logits, state = decode_step(program.config, weights, loop.igates, loop.state)
+    def advance(rows: Rows, step: tuple[Array, Array, Array]) -> tuple[Rows, Sampled]:
+        forced, positions, noise = step
+        logits, state = decode_step(program.config, weights, rows.igates, rows.state)
         allowed = logits
-        if copies is not None and loop.history.recent is not None:
-            forbidden = copies.forbidden(loop.history.recent, weights.vocab_size)
+        if copies is not None and rows.history.recent is not None:
+            forbidden = copies.forbidden(rows.history.recent, weights.vocab_size)
             allowed = jnp.where(forbidden, -jnp.inf, allowed)
-        allowed = _controlled(program.enabled, allowed, controls, loop.history, step.positions)
-        nucleus = controls.top_p if program.enabled.top_p else None
-        sampled = sample_with_noise(allowed, step_noise, controls.temperature, nucleus)
+        allowed = _controlled(allowed, controls, rows.history, positions)
+        sampled = sample_with_noise(allowed, noise, controls.temperature, controls.top_p)
         if copies is not None:
             sampled = jnp.where(jnp.isneginf(jnp.max(allowed, axis=-1)), -1, sampled)
-        token = jnp.where(step.forced >= 0, step.forced, sampled)
+        token = jnp.where(forced >= 0, forced, sampled)
         read = token if copies is None else jnp.maximum(token, 0)
-        history = loop.history.after(read, step.positions) if keeps_history else loop.history
-        carry = LoopCarry(weights.lookup(read), state, history)
-        logprobs = _logprobs(read, logits, program.enabled.num_top)
-        return carry, Sampled(token, *logprobs)
+        history = rows.history
+        if controls.penalty is not None or copies is not None:
+            history = history.after(read, positions)
+        rows = rows._replace(igates=weights.lookup(read), state=state, history=history)
+        return rows, Sampled(token, *_logprobs(read, logits, program.num_top))
 
-    loop, sampled = jax.lax.scan(advance, loop, (given, noise))
-    return loop, jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), sampled)
+    rows, sampled = jax.lax.scan(advance, rows, (forced, positions, noise))
+    rows = rows._replace(positions=rows.positions + len(forced))
+    return rows, jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), sampled)
 
 
 def _persistent_loop(
     program: Program,
     weights: DecodeWeights,
-    loop: LoopCarry,
-    given: Given,
+    rows: Rows,
+    forced: Int[Array, "time batch"],
     noise: Float[Array, "time batch vocab"],
     controls: RowControls,
-) -> tuple[LoopCarry, Sampled]:
+) -> tuple[Rows, Sampled]:
     """`_sampling_loop` as one kernel."""
+    # Imported on first use, since Pallas loads slowly.
+    from charjax.model.recurrence.pallas_hopper.decode import decode
+
     noise = jnp.expand_dims(controls.temperature, 0) * noise
-    if program.enabled.has_bias:
+    if controls.bias is not None:
         noise = noise + jnp.expand_dims(controls.bias, 0)
-    tokens, state = persistent_kernel().decode(
-        program.config.cell, weights, loop.state, loop.igates, given.forced, noise
-    )
-    return LoopCarry(weights.lookup(tokens[-1]), state, loop.history), Sampled(tokens.T)
+    cell = program.config.cell
+    tokens, state = decode(cell, weights, rows.state, rows.igates, forced, noise)
+    igates, positions = weights.lookup(tokens[-1]), rows.positions + len(forced)
+    return rows._replace(igates=igates, state=state, positions=positions), Sampled(tokens.T)
 
 
 def _controlled(
-    enabled: Enabled,
     logits: Float[Array, "batch vocab"],
     controls: RowControls,
     history: History,
     positions: Int[Array, " batch"],
 ) -> Float[Array, "batch vocab"]:
     """The logits after all controls but the nucleus."""
-    if enabled.has_bias:
+    if controls.bias is not None:
         logits = logits + controls.bias
-    if enabled.penalty and history.last_read is not None:
+    if controls.penalty is not None and history.last_read is not None:
         is_recent = positions[:, None] - history.last_read <= controls.window
         logits = penalize_repetition(logits, controls.penalty, is_recent)
-    if enabled.min_p:
+    if controls.min_log_ratio is not None:
         logits = mask_below_min_p(logits, controls.min_log_ratio)
-    if enabled.top_k:
-        logits = mask_below_top_k(logits, enabled.top_k, controls.top_k)
+    if controls.top_k is not None:
+        logits = mask_below_top_k(logits, controls.max_k, controls.top_k)
     return logits
 
 

@@ -1,4 +1,4 @@
-"""The rows of the sampling loop: how they start, what they are given, carry and have sampled."""
+"""The rows of the sampling loop: how they start, what they carry and have sampled."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
+from charjax.config import ModelConfig
 from charjax.inference.row_controls import AnyArray
-from charjax.inference.sampling_program import Program
 from charjax.model.carry import initial_carry
-from charjax.model.decode import DecodeState, decode_state, reset_state
+from charjax.model.decode import DecodeState, decode_state
 from charjax.model.decode_weights import DecodeWeights
 from charjax.runtime.keys import Stream, indexed_key, stream_key
 
@@ -60,24 +60,22 @@ class History(NamedTuple):
         return History(last_read, recent)
 
 
-class LoopCarry(NamedTuple):
-    """What the loop carries: the next step's input gates, and the state before it."""
+class Rows(NamedTuple):
+    """What the loop carries for its rows from step to step.
 
+    Attributes:
+      keys: of the random numbers of each row's sample.
+      positions: of the next token in the sample; negative in the prompt.
+      igates: of the last token.
+      state: before it.
+      history: with it.
+    """
+
+    keys: Key[Array, " batch"]
+    positions: Int[Array, " batch"]
     igates: Float[Array, "_ _"]
     state: DecodeState
     history: History
-
-
-class Given(NamedTuple):
-    """What each step of each row is given.
-
-    Attributes:
-      forced: the token to read next; -1: sample it.
-      positions: of that token in the sample; negative in the prompt.
-    """
-
-    forced: Int[AnyArray, "time batch"]
-    positions: Int[AnyArray, "time batch"]
 
 
 class Sampled(NamedTuple):
@@ -98,52 +96,52 @@ class Sampled(NamedTuple):
 
     def on_host(self, selected: Any) -> Sampled:
         """The selected rows and steps as numpy arrays."""
-        first, *rest = (None if leaf is None else np.asarray(leaf)[selected] for leaf in self)
-        return Sampled(first, *rest)
+        result: Sampled = jax.tree.map(lambda leaf: np.asarray(leaf)[selected], self)
+        return result
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnames=("config", "penalty", "max_copy"))
 def start_rows(
-    program: Program, weights: DecodeWeights, starts: Starts
-) -> tuple[Key[Array, " batch"], LoopCarry]:
-    """The key of each row, and the carry of rows that have read nothing yet."""
+    config: ModelConfig, weights: DecodeWeights, starts: Starts, *, penalty: bool, max_copy: int
+) -> Rows:
+    """Rows that have read their first token.
+
+    Args:
+      config: the architecture.
+      weights: of the model.
+      starts: of the rows.
+      penalty: whether a row may have a repetition penalty.
+      max_copy: the `length` of their `CopyTable`; 0: they have none.
+    """
     roots = jax.vmap(partial(stream_key, stream=Stream.SAMPLE))(starts.seeds)
     keys = jax.vmap(indexed_key)(roots, starts.numbers)
     size = len(starts.tokens)
-    state = decode_state(weights, initial_carry(program.config, size))
-    last_read = recent = None
-    if program.enabled.penalty:
-        last_read = jnp.full((size, weights.vocab_size), _NEVER, jnp.int32)
-    if program.max_copy:
-        recent = jnp.full((size, program.max_copy), -1, jnp.int32)
-    history = History(last_read, recent).after(starts.tokens, starts.positions)
-    return keys, LoopCarry(weights.lookup(starts.tokens), state, history)
+    state = decode_state(weights, initial_carry(config, size))
+    history = History(
+        jnp.full((size, weights.vocab_size), _NEVER, jnp.int32) if penalty else None,
+        jnp.full((size, max_copy), -1, jnp.int32) if max_copy else None,
+    )
+    history = history.after(starts.tokens, starts.positions)
+    return Rows(keys, starts.positions + 1, weights.lookup(starts.tokens), state, history)
 
 
 @partial(jax.jit, donate_argnums=1)
 def replace_rows(
-    weights: DecodeWeights,
-    running: tuple[Key[Array, " batch"], LoopCarry],
-    started: tuple[Key[Array, " batch"], LoopCarry],
-    replaced: Bool[Array, " batch"],
-) -> tuple[Key[Array, " batch"], LoopCarry]:
-    """The keys and the carry of a running batch with some of its rows replaced.
+    weights: DecodeWeights, running: Rows, started: Rows, replaced: Bool[Array, " batch"]
+) -> Rows:
+    """A running batch with some of its rows replaced.
 
     Args:
       weights: of the model.
-      running: of the batch.
+      running: the batch.
       started: from `start_rows`, of a batch of the same size.
       replaced: which rows to take from `started`.
     """
-    (old_keys, old), (new_keys, new) = running, started
-    over_igates = replaced if weights.features_first else replaced[:, None]
-    history = jax.tree.map(
-        lambda started, running: jnp.where(replaced[:, None], started, running),
-        new.history,
-        old.history,
-    )
-    return jnp.where(replaced, new_keys, old_keys), LoopCarry(
-        jnp.where(over_igates, new.igates, old.igates),
-        reset_state(weights, old.state, new.state, replaced),
-        history,
-    )
+    column = replaced[:, None]
+    in_layout = replaced if weights.features_first else column
+    masks = (replaced, replaced, in_layout, in_layout, column)  # of the fields of `Rows`
+    parts: list[Any] = [
+        jax.tree.map(partial(jnp.where, mask), new, old)
+        for mask, new, old in zip(masks, started, running, strict=True)
+    ]
+    return Rows(*parts)

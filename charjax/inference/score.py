@@ -24,7 +24,7 @@ from charjax.inference.forward_program import Measure
 from charjax.inference.load import TrainedModel
 from charjax.inference.training_text import require_known_text
 from charjax.runtime.display import ProgressFn, counted
-from charjax.schema import check_integer, rebuild
+from charjax.schema import check_integer
 
 # How a text is read: (measure, model, ids, progress) -> what `iter_predictions` yields.
 Method: TypeAlias = Callable[[Measure, TrainedModel, TokenIds, ProgressFn], Iterator[Piece]]
@@ -122,9 +122,7 @@ def in_windows(window: int) -> Method:
     Raises:
       InputError: the window is negative, or no integer.
     """
-    check_integer("--window", window)
-    if window < 0:
-        raise InputError(f"--window={window}: must be 1 character or more; 0 is off")
+    check_integer("--window", window, 0)
 
     def method(
         measure: Measure, trained: TrainedModel, ids: TokenIds, progress: ProgressFn
@@ -144,18 +142,11 @@ def in_windows(window: int) -> Method:
 def dynamically(options: DynamicOptions) -> Method:
     """The method of `charjax.inference.dynamic`, with the statistics of the run's training text.
 
-    Raises:
-      InputError: an option is out of range.
-
     Raises (when it is iterated over):
       InputError: the training text is gone, changed or too short; the weights are quantized.
       DivergedError: the loss does not stay finite.
       HostError: the training text can be neither found nor downloaded.
     """
-    try:
-        options = rebuild(options, "dynamic")
-    except InputError as error:
-        raise InputError(str(error).replace("dynamic.", "--")) from None
 
     def method(
         measure: Measure, trained: TrainedModel, ids: TokenIds, progress: ProgressFn

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
-from jaxtyping import Array, Int, Key
+from jaxtyping import Int
 
 from charjax.data.vocab import check_ids
-from charjax.inference.row_controls import Enabled, RowControls
+from charjax.inference.row_controls import RowControls
 from charjax.inference.sampler import Sampler, check_prompt
 from charjax.inference.sampling import Sampling
-from charjax.inference.sampling_loop import compiled_loop
-from charjax.inference.sampling_program import Program
-from charjax.inference.sampling_rows import (
-    Given,
-    LoopCarry,
-    Sampled,
-    Starts,
-    replace_rows,
-    start_rows,
-)
+from charjax.inference.sampling_loop import Program, compiled_loop
+from charjax.inference.sampling_rows import Rows, Sampled, Starts, replace_rows, start_rows
 from charjax.model.decode_weights import DecodeWeights
 
 # The position of a slot in which nothing runs.
@@ -27,6 +21,7 @@ _IDLE_SAMPLING = Sampling(temperature=0.0)
 _NO_TOKENS = np.empty(0, np.int32)
 
 
+@dataclass
 class _Slot:
     """What one slot runs.
 
@@ -35,13 +30,24 @@ class _Slot:
       number: of its sample.
       unread: tokens that are given and were not read yet.
       position: of the next token in the sample; negative in the prompt.
+      is_new: whether its row was not started yet.
     """
 
-    def __init__(
-        self, sampling: Sampling, number: int, unread: Int[np.ndarray, " n"], position: int
-    ) -> None:
-        self.sampling, self.number = sampling, number
-        self.unread, self.position = unread, position
+    sampling: Sampling
+    number: int
+    unread: Int[np.ndarray, " n"]
+    position: int
+    is_new: bool = True
+
+    def next_steps(self, steps: int) -> tuple[Int[np.ndarray, " steps"], Int[np.ndarray, " steps"]]:
+        """The forced tokens (-1: sampled) and the positions of the next steps."""
+        forced = np.full(steps, -1, np.int32)
+        read = self.unread[:steps]
+        forced[: read.size] = read
+        positions = self.position + np.arange(steps, dtype=np.int32)
+        self.unread = self.unread[steps:]
+        self.position += steps
+        return forced, positions
 
 
 class SlotBatch:
@@ -62,15 +68,10 @@ class SlotBatch:
           size: number of slots.
           num_top: as for `Sampler.run`.
         """
-        vocab_size = sampler.vocab_size
-        self._sampler, self._num_top = sampler, num_top
-        self._all = Enabled(
-            top_k=vocab_size, top_p=True, min_p=True, penalty=True, bias=True, num_top=num_top
-        )
+        self._sampler, self._program = sampler, Program(sampler.config, num_top)
         self._slots: list[_Slot | None] = [None] * size
-        self._started: set[int] = set()
-        self._controls: tuple[Enabled, RowControls] | None = None
-        self._keys, self._loop = self._start(_idle_starts(size))
+        self._controls: RowControls | None = None
+        self._rows = self._start(_idle_starts(size))
 
     def start(
         self,
@@ -99,13 +100,11 @@ class SlotBatch:
         self._sampler.row_controls([sampling])  # raises
         unread = np.concatenate([prompt, sampled]).astype(np.int32)
         self._slots[slot] = _Slot(sampling, number, unread, -prompt.size)
-        self._started.add(slot)
         self._controls = None
 
     def free(self, slot: int) -> None:
         """Ends the sample of a slot."""
         self._slots[slot] = None
-        self._started.discard(slot)
         self._controls = None
 
     def advance(self, steps: int) -> tuple[Sampled, Int[np.ndarray, "batch time"]]:
@@ -120,72 +119,50 @@ class SlotBatch:
           The tokens, and the position of each in its sample: negative for those of the prompt,
           `IDLE` in idle slots.
         """
-        self._replace_started()
-        enabled, controls = self._enabled_controls()
+        self._start_new()
         forced = np.zeros((steps, len(self._slots)), np.int32)
-        positions = np.full((steps, len(self._slots)), IDLE, np.int32)
-        for column, slot in enumerate(self._slots):
+        positions = np.full((len(self._slots), steps), IDLE, np.int32)
+        for row, slot in enumerate(self._slots):
             if slot is not None:
-                forced[:, column], positions[:, column] = _next_steps(slot, steps)
-        self._loop, sampled = compiled_loop()(
-            Program(self._sampler.config, enabled),
-            self._weights,
-            self._loop,
-            Given(forced, positions),
-            self._keys,
-            controls,
-            None,
+                forced[:, row], positions[row] = slot.next_steps(steps)
+        self._rows, sampled = compiled_loop()(
+            self._program, self._weights, self._rows, forced, self._row_controls(), None
         )
-        return sampled.on_host(np.s_[:]), positions.T
+        return sampled.on_host(np.s_[:]), positions
 
-    def _replace_started(self) -> None:
-        """Gives the slots that were started since the last dispatch their carry and their key."""
-        if not self._started:
-            return
+    def _start_new(self) -> None:
+        """Starts the rows of new slots."""
         starts = _idle_starts(len(self._slots))
-        replaced = np.zeros(len(self._slots), bool)
-        for index in self._started:
-            slot = self._slots[index]
-            assert slot is not None
-            starts.seeds[index], starts.numbers[index] = slot.sampling.seed, slot.number
-            starts.tokens[index], starts.positions[index] = slot.unread[0], slot.position
-            slot.unread, slot.position = slot.unread[1:], slot.position + 1
-            replaced[index] = True
-        self._started.clear()
-        running = self._keys, self._loop
-        self._keys, self._loop = replace_rows(self._weights, running, self._start(starts), replaced)
+        started = np.zeros(len(self._slots), bool)
+        for row, slot in enumerate(self._slots):
+            if slot is not None and slot.is_new:
+                (token,), (position,) = slot.next_steps(1)
+                starts.seeds[row], starts.numbers[row] = slot.sampling.seed, slot.number
+                starts.tokens[row], starts.positions[row] = token, position
+                started[row], slot.is_new = True, False
+        if started.any():
+            self._rows = replace_rows(self._weights, self._rows, self._start(starts), started)
 
-    def _start(self, starts: Starts) -> tuple[Key[Array, " batch"], LoopCarry]:
-        program = Program(self._sampler.config, self._all)
-        started: tuple[Key[Array, " batch"], LoopCarry] = start_rows(program, self._weights, starts)
-        return started
+    def _start(self, starts: Starts) -> Rows:
+        rows: Rows = start_rows(
+            self._sampler.config, self._weights, starts, penalty=True, max_copy=0
+        )
+        return rows
 
     @property
     def _weights(self) -> DecodeWeights:
-        return self._sampler.weights(len(self._slots), self._all)
+        return self._sampler.weights(len(self._slots), self._program.num_top)
 
-    def _enabled_controls(self) -> tuple[Enabled, RowControls]:
+    def _row_controls(self) -> RowControls:
         """The controls of the slots, made anew when what runs has changed."""
         if self._controls is None:
             rows = [_IDLE_SAMPLING if slot is None else slot.sampling for slot in self._slots]
-            has_any = Enabled.for_rows(rows) != Enabled()
-            # Without controls, the bias forbids the token that is never sampled.
-            enabled = self._all if has_any else Enabled(bias=True, num_top=self._num_top)
-            self._controls = enabled, self._sampler.row_controls(rows)
+            self._controls = self._sampler.row_controls(
+                rows, self._program.num_top, all_or_none=True
+            )
         return self._controls
 
 
 def _idle_starts(size: int) -> Starts:
     seeds, *others = np.zeros((4, size), np.int32)
     return Starts(seeds.astype(np.uint32), *others)
-
-
-def _next_steps(slot: _Slot, steps: int) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-    """The forced tokens (-1: sampled) and positions of a slot's next steps."""
-    forced = np.full(steps, -1, np.int32)
-    read = slot.unread[:steps]
-    forced[: read.size] = read
-    slot.unread = slot.unread[steps:]
-    positions = slot.position + np.arange(steps, dtype=np.int32)
-    slot.position += steps
-    return forced, positions

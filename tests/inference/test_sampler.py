@@ -186,7 +186,8 @@ def test_weights_are_rearranged_once_for_each_format(monkeypatch):
     monkeypatch.setattr(module, "weights_in_format", rearrange)
     sampler = Sampler(*WITH_XLA, masked=None)
     for _ in range(2):
-        list(sampler(START, num_chars=1, num_samples=70, sampling=Sampling()))
+        for group in sampler(START, num_chars=1, num_samples=70, sampling=Sampling()):
+            list(group)
     assert [of.layout for of in formats] == ["batch_major", "feature_major"]
 
 

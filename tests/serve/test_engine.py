@@ -127,7 +127,7 @@ def test_what_requests_without_controls_need_is_compiled_before_them(small_batch
     monkeypatch.setattr(
         runners._Batch,
         "advance",
-        lambda batch, n: ran.append((len(batch._rows), batch._slots._num_top, n)),
+        lambda batch, n: ran.append((len(batch._rows), batch._slots._program.num_top, n)),
     )
     Server({"random": RANDOM}, LIMITS, warm_up=True).models.close()
     num_top = (None, len(RANDOM.vocab))

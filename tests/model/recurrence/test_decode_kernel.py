@@ -14,11 +14,9 @@ import numpy as np
 import pytest
 
 from charjax.config import ModelConfig
-from charjax.inference import groups, sampler, sampling_program
-from charjax.inference.row_controls import Enabled
+from charjax.inference import groups, sampler
 from charjax.inference.sampler import Sampler
 from charjax.inference.sampling import Sampling
-from charjax.inference.sampling_program import Program
 from charjax.model.decode import decode_state
 from charjax.model.decode_weights import decode_weights, mask_token
 from charjax.model.recurrence.pallas_hopper import decode as kernel
@@ -128,7 +126,7 @@ def test_the_sampler_writes_the_same_text_with_it(monkeypatch):
     monkeypatch.setattr(sampler, "_PERSISTENT_CHUNK", 4)
     written = {}
     for recurrence in ("xla", "scan"):  # programs of two configs, so that both are compiled
-        for module in (groups, sampling_program):
+        for module in (groups, sampler):
             with_kernel = recurrence == "scan"
             monkeypatch.setattr(module, "has_persistent_loop", lambda *_, it=with_kernel: it)
         config = replace(CONFIG, recurrence=recurrence)
@@ -172,32 +170,41 @@ def test_every_multiple_of_128_up_to_1024_has_a_tiling(gates):
     assert choose_decode_tiling(1024, gates, 257, 132) is None
 
 
-PROGRAMS = {  # of a GPU: whether the kernel runs them, for 64 rows
-    "temperature": (CONFIG, Enabled(), 0, True),
-    "bias": (CONFIG, Enabled(bias=True), 0, True),
-    "top_k": (CONFIG, Enabled(top_k=3), 0, False),
-    "top_p": (CONFIG, Enabled(top_p=True), 0, False),
-    "penalty": (CONFIG, Enabled(penalty=True), 0, False),
-    "log-probabilities": (CONFIG, Enabled(num_top=0), 0, False),
-    "no copies": (CONFIG, Enabled(), 8, False),
-    "two layers": (replace(CONFIG, layers=2), Enabled(), 0, False),
-    "float32": (replace(CONFIG, dtype="float32"), Enabled(), 0, False),
-    "xla": (replace(CONFIG, recurrence="xla"), Enabled(), 0, False),
+PROGRAMS = {  # of a GPU: whether the kernel runs them
+    "temperature": (CONFIG, {"temperature": 0.5}, None, None, True),
+    "bias": (CONFIG, {"logit_bias": ((3, 1.0),)}, None, None, True),
+    "top_k": (CONFIG, {"top_k": 3}, None, None, False),
+    "top_p": (CONFIG, {"top_p": 0.9}, None, None, False),
+    "min_p": (CONFIG, {"min_p": 0.1}, None, None, False),
+    "penalty": (CONFIG, {"repetition_penalty": 1.1}, None, None, False),
+    "log-probabilities": (CONFIG, {}, 0, None, False),
+    "no copies": (CONFIG, {}, None, "a table", False),
+    "two layers": (replace(CONFIG, layers=2), {}, None, None, False),
+    "float32": (replace(CONFIG, dtype="float32"), {}, None, None, False),
+    "xla": (replace(CONFIG, recurrence="xla"), {}, None, None, False),
 }
 
 
+def is_persistent(config, options=(), num_top=None, copies=None):
+    model = Sampler(config, {"output_bias": np.zeros(VOCAB)}, masked=None)
+    return model.program(Sampling(**dict(options)), 99, num_top, copies).persistent
+
+
 @pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.usefixtures("unchecked_types")
 def test_the_kernel_runs_programs_with_few_controls(name, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "devices", lambda: [HOPPER])
-    config, enabled, max_copy, runs = PROGRAMS[name]
-    program = Program(config, enabled, max_copy)
-    assert program.is_persistent(VOCAB, 64) == runs
-    assert not program.is_persistent(VOCAB, 65)
+    *given, runs = PROGRAMS[name]
+    assert is_persistent(*given) == runs
 
 
-def test_it_runs_on_no_cpu():
-    assert not Program(CONFIG, Enabled()).is_persistent(VOCAB, 64)
+def test_it_runs_at_most_64_rows_and_on_no_cpu(monkeypatch):
+    assert not is_persistent(CONFIG)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [HOPPER])
+    assert groups.has_persistent_loop(CONFIG, VOCAB, 64)
+    assert not groups.has_persistent_loop(CONFIG, VOCAB, 65)
 
 
 def test_groups_have_a_format_that_it_reads(monkeypatch):
