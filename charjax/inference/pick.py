@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Int
 
 from charjax.errors import InputError
-from charjax.inference.controls import Controls
 from charjax.inference.sampling import Sampling
 from charjax.inference.text_end import TextEnd
 from charjax.inference.texts import TextSampler
@@ -54,7 +53,7 @@ def _word(sampler: TextSampler, ids: Int[np.ndarray, " n"], greedy: Sampling) ->
 
     Of a model of bytes it ends before the first invalid UTF-8, which cannot be read again.
     """
-    end = TextEnd(sampler.vocab, Controls(), _MAX_WORD + 1)
+    end = TextEnd(sampler.vocab, _MAX_WORD + 1)
     word = end.read(ids[-1:])
     for sampled in sampler.sample_one(ids, _MAX_WORD, greedy):
         word += end.read(sampled.ids[0])

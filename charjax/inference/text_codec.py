@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Float, Int
 
 from charjax.data.vocab import Vocab
-from charjax.inference.controls import Controls
-from charjax.inference.sampler import Chunks
 from charjax.inference.sampling_rows import Sampled
 from charjax.inference.text_end import TextEnd
-
-_MAX_TOKENS = 2**31  # of a text that ends with its document
-
-# Makes the `TextEnd` of the next text.
-StartText = Callable[[], TextEnd]
 
 
 class Text(NamedTuple):
@@ -52,39 +46,33 @@ def encode_prompt(
     return np.concatenate([np.array([vocab.start], np.int32), ids])
 
 
-def decode_texts(groups: Iterator[Iterator[Sampled]], start: StartText) -> Iterator[Text]:
-    """The samples of all groups of `Sampler.run` as texts; a group ends with its last text."""
+def decode_texts(
+    groups: Iterator[Iterator[Sampled]], start: Callable[[], TextEnd]
+) -> Iterator[Text]:
+    """The samples of all groups of `Sampler.run` as texts.
+
+    A group ends with its last text.
+
+    Args:
+      groups: of samples.
+      start: makes the `TextEnd` of the next text.
+    """
     for chunks in groups:
+        read: list[Sampled] = []
         ends: list[TextEnd] = []
         pieces: list[list[str]] = []
-        read: list[Sampled] = []
         for sampled in chunks:
             if not ends:
                 ends = [start() for _ in sampled.ids]
                 pieces = [[] for _ in ends]
             read.append(sampled)
-            for row, end in enumerate(ends):
-                pieces[row].append(end.read(sampled.ids[row]))
+            for end, written, ids in zip(ends, pieces, sampled.ids, strict=True):
+                written.append(end.read(ids))
             if all(end.finished for end in ends):
                 break
+        whole: Sampled = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *read)
         for row, end in enumerate(ends):
-            pieces[row].append(end.flush())
-            ids = np.concatenate([sampled.ids[row] for sampled in read])[: end.num_tokens]
-            yield Text("".join(pieces[row]), end.finished, ids, _logprobs(read, row, end))
-
-
-def _logprobs(read: list[Sampled], row: int, end: TextEnd) -> Any:
-    if read[0].logprobs is None:
-        return None
-    parts = [part.logprobs[row] for part in read if part.logprobs is not None]
-    return np.concatenate(parts)[: end.num_tokens]
-
-
-def decode_groups(vocab: Vocab, groups: Iterator[Chunks]) -> Iterator[str]:
-    """The samples of all groups, which a `Sampler` yields, as whole texts.
-
-    Each ends where the model predicts the end of a document.
-    """
-    sampled = ((Sampled(ids) for ids in chunks) for chunks in groups)
-    texts = decode_texts(sampled, lambda: TextEnd(vocab, Controls(), _MAX_TOKENS))
-    return (text.text for text in texts)
+            text = "".join(pieces[row]) + end.flush()
+            tokens = np.s_[row, : end.num_tokens]
+            logprobs = None if whole.logprobs is None else whole.logprobs[tokens]
+            yield Text(text, end.finished, whole.ids[tokens], logprobs)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Sequence
+import math
+from collections.abc import Container, Sequence
 
 import numpy as np
 from jaxtyping import Int
@@ -10,31 +11,7 @@ from jaxtyping import Int
 from charjax.data.vocab import Vocab
 from charjax.inference.controls import Controls
 
-
-class LineFilter:
-    """Decides which lines of a text stay, by `Controls.unique` and `Controls.new`."""
-
-    def __init__(
-        self, controls: Controls, known: Container[str], written: Iterable[str] = ()
-    ) -> None:
-        """Starts a text.
-
-        Args:
-          controls: of the text.
-          known: the lines of the training text, for `new`.
-          written: the lines of the prompt, for `unique`.
-        """
-        self._controls, self._known = controls, known
-        self._written = set(written)
-
-    def accepts(self, line: str) -> bool:
-        """Whether a line stays; if so, it counts as written."""
-        if self._controls.new and line in self._known:
-            return False
-        if self._controls.unique and line in self._written:
-            return False
-        self._written.add(line)
-        return True
+_OFF = Controls()
 
 
 class TextEnd:
@@ -51,25 +28,25 @@ class TextEnd:
     def __init__(
         self,
         vocab: Vocab,
-        controls: Controls,
         num_chars: int,
+        controls: Controls = _OFF,
         *,
-        accepts: Callable[[str], bool] | None = None,
-        line_start: str = "",
+        known: Container[str] = (),
+        prompt: str = "",
     ) -> None:
         """Starts a text.
 
         Args:
           vocab: of the model.
-          controls: where the text ends.
           num_chars: tokens after which it ends.
-          accepts: whether a line stays; None: all do.
-          line_start: the beginning of the first line, in the prompt.
+          controls: where it ends before, and which of its lines stay.
+          known: the lines of the training text, for `Controls.new`.
+          prompt: the text before it; its last line goes on.
         """
         self.finished, self.num_tokens = "", 0
         self._controls, self._left, self._held = controls, num_chars, ""
         self._tokens = _Tokens(vocab)
-        self._lines = _Lines(controls.until_lines, accepts, line_start)
+        self._lines = Lines(controls, known, prompt)
 
     def read(self, ids: Int[np.ndarray, " n"]) -> str:
         """Reads the next tokens; those after the end are ignored.
@@ -149,50 +126,52 @@ class _Tokens:
         return len(ids)
 
 
-class _Lines:
-    """Counts the lines of a text, and leaves out those that are not accepted."""
+class Lines:
+    """Counts the lines of a text, and leaves out those that `unique` or `new` do not accept."""
 
-    def __init__(self, until: int, accepts: Callable[[str], bool] | None, line_start: str) -> None:
-        self.has_ended = False
-        self._until, self._accepts = until, accepts
-        self._start, self._line, self._num_lines = line_start, "", 0
+    def __init__(self, controls: Controls, known: Container[str] = (), prompt: str = "") -> None:
+        """Starts a text; the arguments are those of `TextEnd`."""
+        self._controls, self._known = controls, known
+        *written, self._start = prompt.split("\n")
+        self._written, self._line = set(written), ""
+        self._left = controls.until_lines or math.inf
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the text has its `until_lines`."""
+        return not self._left
+
+    def accepts(self, line: str) -> bool:
+        """Whether a line stays; if so, it counts as written."""
+        if self._controls.new and line in self._known:
+            return False
+        if not self._controls.unique:
+            return True
+        is_first = line not in self._written
+        self._written.add(line)
+        return is_first
 
     def read(self, text: str) -> tuple[str, int]:
         """(what stays of the text, how many of its characters were read)."""
-        if not self._until and self._accepts is None:
-            return text, len(text)
         shown, num_read = "", 0
-        for line in _lines(text):
-            num_read += len(line)
-            if not line.endswith("\n"):
-                if self._accepts is None:
-                    shown += line
-                else:
-                    self._line += line
-                continue
-            if self._is_accepted(line[:-1]):
-                shown += self._line + line
-                self._num_lines += 1
-            self._line = ""
-            if self._until and self._num_lines == self._until:
-                self.has_ended = True
-                break
-        return shown, num_read
+        *lines, rest = text.split("\n")
+        for line in lines:
+            num_read += len(line) + 1
+            if self.accepts(self._start + self._line + line):
+                shown += f"{self._line}{line}\n"
+                self._left -= 1
+            self._start = self._line = ""
+            if self.has_ended:
+                return shown, num_read
+        if self._controls.selects_lines:  # until it is whole
+            self._line += rest
+            return shown, len(text)
+        return shown + rest, len(text)
 
     def flush(self) -> str:
-        """The last line, which has no newline, if it stays."""
+        """The last line, which has no newline, if it was held back and stays."""
         line, self._line = self._line, ""
-        return line if line and self._accepts and self._accepts(self._start + line) else ""
-
-    def _is_accepted(self, end: str) -> bool:
-        start, self._start = self._start, ""
-        return self._accepts is None or self._accepts(start + self._line + end)
-
-
-def _lines(text: str) -> Sequence[str]:
-    """The lines of a text with their newlines; no other character ends a line."""
-    *lines, last = text.split("\n")
-    return [line + "\n" for line in lines] + ([last] if last else [])
+        return line if line and self.accepts(self._start + line) else ""
 
 
 def _first_stop(text: str, stops: Sequence[str]) -> int | None:

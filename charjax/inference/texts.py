@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +20,7 @@ from charjax.inference.sampler import MAX_SAMPLES, Sampler, check_num_samples
 from charjax.inference.sampling import Sampling
 from charjax.inference.sampling_rows import Sampled
 from charjax.inference.text_codec import Text, decode_texts, encode_prompt
-from charjax.inference.text_end import LineFilter, TextEnd
+from charjax.inference.text_end import Lines, TextEnd
 from charjax.inference.training_text import known_lines, training_text
 from charjax.runtime.display import counted
 from charjax.types import PyTree
@@ -59,7 +60,7 @@ def sample_texts(
         num_samples=num_samples,
         sampling=sampling,
     )
-    texts = decode_texts(groups, lambda: TextEnd(vocab, _OFF, num_chars))
+    texts = decode_texts(groups, partial(TextEnd, vocab, num_chars))
     return (text.text for text in texts)
 
 
@@ -87,20 +88,18 @@ class TextSampler:
           InputError: the controls do not fit the model, or its training text is gone.
           HostError: the training text can be neither found nor downloaded.
         """
-        self._trained, self.controls = trained, controls
-        self.vocab = trained.vocab
-        self.sampling = controls.restrict(sampling, trained.vocab)
-        controls.check_stops(self.sampling, trained.vocab)
+        self.vocab, self.controls, self._reading = trained.vocab, controls, trained.reading
+        self.sampling = controls.restrict(sampling, self.vocab)
+        controls.check_stops(self.sampling, self.vocab)
         self._known = known_lines(trained) if controls.new else frozenset[str]()
         self._copies = None
-        vocab = trained.vocab
         if controls.max_copy:
             corpus = training_text(trained, "--max_copy")
-            self._copies = copy_table(corpus, vocab, controls.max_copy)
-        self._sampler = Sampler(
-            trained.config.model, trained.params, masked=vocab.unk_id, exempt=vocab.boundary_id
-        )
-        self.selects_documents = vocab.boundary and (
+            self._copies = copy_table(corpus, self.vocab, controls.max_copy)
+        model, unk_id, boundary_id = trained.config.model, self.vocab.unk_id, self.vocab.boundary_id
+        sampler = Sampler(model, trained.params, masked=unk_id, exempt=boundary_id)
+        self._samples = partial(sampler.run, copies=self._copies)
+        self.selects_documents = self.vocab.boundary and (
             controls.selects_lines or bool(controls.until_lines)
         )
 
@@ -110,7 +109,7 @@ class TextSampler:
         Raises:
           InputError: it has characters outside the vocabulary, unless `unknown` is "unk".
         """
-        prompt = prepare_prompt(prompt, self._trained.reading, self.vocab)
+        prompt = prepare_prompt(prompt, self._reading, self.vocab)
         ids = encode_prompt(self.vocab, prompt, unknown=unknown)
         return ids, self.vocab.decode(ids) if prompt else ""
 
@@ -149,9 +148,12 @@ class TextSampler:
         Raises:
           InputError: a number is out of range, or too few documents are left.
         """
+        samples = partial(
+            self._samples, prompt, num_chars=num_chars, sampling=self.sampling, num_top=num_top
+        )
         if not self.selects_documents:
-            groups = self._run(prompt, num_chars, num_samples, self.sampling, num_top)
-            yield from decode_texts(groups, lambda: self._text_end(shown, num_chars))
+            texts = partial(self._text_end, shown, num_chars)
+            yield from decode_texts(samples(num_samples=num_samples), texts)
             return
         check_num_samples(num_samples)
         wanted = num_samples * max(1, self.controls.until_lines)
@@ -160,10 +162,9 @@ class TextSampler:
                 f"--until_lines={self.controls.until_lines}: {num_samples:,} times as many "
                 f"documents are asked for; together they may be {MAX_SAMPLES:,}"
             )
-        groups = self._run(prompt, num_chars, MAX_SAMPLES, self.sampling, num_top)
-        document = Controls(stop=self.controls.stop)
-        candidates = decode_texts(groups, lambda: TextEnd(self.vocab, document, num_chars))
-        accepts = LineFilter(self.controls, self._known).accepts
+        document = partial(TextEnd, self.vocab, num_chars, Controls(stop=self.controls.stop))
+        candidates = decode_texts(samples(num_samples=MAX_SAMPLES), document)
+        accepts = Lines(self.controls, self._known).accepts
         yield from _accepted(candidates, wanted, lambda text: accepts(shown + text.text))
 
     def stream(
@@ -186,31 +187,13 @@ class TextSampler:
         num_top: int | None = None,
     ) -> Iterator[Sampled]:
         """The chunks of sample 0 of a prompt; see `Sampler.run`."""
-        return next(self._run(prompt, num_chars, 1, sampling, num_top))
-
-    def _run(
-        self,
-        prompt: Int[np.ndarray, " prompt"],
-        num_chars: int,
-        num_samples: int,
-        sampling: Sampling,
-        num_top: int | None,
-    ) -> Iterator[Iterator[Sampled]]:
-        return self._sampler.run(
-            prompt,
-            num_chars=num_chars,
-            num_samples=num_samples,
-            sampling=sampling,
-            num_top=num_top,
-            copies=self._copies,
+        groups = self._samples(
+            prompt, num_chars=num_chars, num_samples=1, sampling=sampling, num_top=num_top
         )
+        return next(groups)
 
     def _text_end(self, shown: str, num_chars: int) -> TextEnd:
-        *lines, line_start = shown.split("\n")
-        accepts = None
-        if self.controls.selects_lines:
-            accepts = LineFilter(self.controls, self._known, lines).accepts
-        return TextEnd(self.vocab, self.controls, num_chars, accepts=accepts, line_start=line_start)
+        return TextEnd(self.vocab, num_chars, self.controls, known=self._known, prompt=shown)
 
 
 def _accepted(

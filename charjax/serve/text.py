@@ -168,7 +168,7 @@ class DeltaWriter:
         shown = writing.vocab.decode(ids[hidden:]) if writing.echo else ""
         entries = self._logprobs.entries[hidden:] if writing.scores_prompt else []
         self._released, self._logprobs = len(shown), LogprobList(writing.vocab, len(shown))
-        self._end = TextEnd(writing.vocab, writing.controls, writing.num_chars)
+        self._end = TextEnd(writing.vocab, writing.num_chars, writing.controls)
         return Delta(shown, tuple(entries)), self._end
 
     def _take(self, end: TextEnd) -> tuple[TokenLogprob, ...]:

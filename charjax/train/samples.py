@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from charjax.config import Config
 from charjax.data.reading import ReadingRules, prepare_prompt
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
-from charjax.inference.sampler import Chunks, Sampler
+from charjax.inference.sampler import Sampler
 from charjax.inference.sampling import Sampling
-from charjax.inference.text_codec import decode_groups, encode_prompt
+from charjax.inference.sampling_rows import Sampled
+from charjax.inference.text_codec import decode_texts, encode_prompt
+from charjax.inference.text_end import TextEnd
 from charjax.runtime.sharding import local_copy
 from charjax.types import PyTree
 
@@ -49,20 +52,18 @@ def generate_samples(
         return samples
     sampler = Sampler(config.model, local_copy(params), masked=vocab.unk_id)  # on one device
 
-    def checked(chunks: Chunks) -> Chunks:
+    def checked(chunks: Iterator[Sampled]) -> Iterator[Sampled]:
         for chunk in chunks:
             check_stop()
             yield chunk
 
-    text_before = _prompt(config, vocab)
+    text_before, num_chars = _prompt(config, vocab), config.sample.num_chars
     prompt = encode_prompt(vocab, text_before)
     for temperature in config.sample.temperatures:
         sampling = Sampling(temperature=temperature, seed=config.seed)
-        groups = sampler(
-            prompt, num_chars=config.sample.num_chars, num_samples=1, sampling=sampling
-        )
-        (text,) = decode_groups(vocab, map(checked, groups))
-        samples.append((temperature, text_before + text))
+        groups = sampler.run(prompt, num_chars=num_chars, num_samples=1, sampling=sampling)
+        (text,) = decode_texts(map(checked, groups), partial(TextEnd, vocab, num_chars))
+        samples.append((temperature, text_before + text.text))
     return samples
 
 

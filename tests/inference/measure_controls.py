@@ -25,7 +25,7 @@ from charjax.inference.copying import copy_table
 from charjax.inference.sampler import Sampler
 from charjax.inference.sampling import Sampling
 from charjax.inference.text_codec import decode_texts
-from charjax.inference.text_end import LineFilter, TextEnd
+from charjax.inference.text_end import TextEnd
 from tests.environment import existing, provenance
 from tests.inference.scripted import random_model
 
@@ -64,7 +64,6 @@ def main() -> None:
     }
 
     def sample(size: int, controls: Controls, sampling: Sampling, options: dict) -> float:
-        accepts = LineFilter(controls, known).accepts if controls.unique else None
         groups = sampler.run(
             np.array([0], np.int32),
             num_chars=CHARS[size],
@@ -73,9 +72,7 @@ def main() -> None:
             **options,
         )
         start = time.process_time()
-        for _ in decode_texts(
-            groups, lambda: TextEnd(vocab, controls, CHARS[size], accepts=accepts)
-        ):
+        for _ in decode_texts(groups, lambda: TextEnd(vocab, CHARS[size], controls, known=known)):
             pass
         return time.process_time() - start
 

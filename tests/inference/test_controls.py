@@ -62,7 +62,7 @@ def test_a_text_ends_in_the_same_place_however_it_is_cut(text, stops, until, cut
     ids = VOCAB.encode(text)
 
     def read(cuts):
-        end = TextEnd(VOCAB, controls, 30)
+        end = TextEnd(VOCAB, 30, controls)
         pieces = [end.read(part) for part in np.split(ids, cuts)]
         return "".join([*pieces, end.flush()]), end.finished, end.num_tokens
 
@@ -78,14 +78,14 @@ def test_a_text_ends_in_the_same_place_however_it_is_cut(text, stops, until, cut
 
 def test_tokens_of_bytes_are_counted_up_to_the_stop():
     vocab = Vocab(tuple("é!".encode().decode("latin-1")), "byte", False)
-    end = TextEnd(vocab, Controls(stop=("!",)), 100)
+    end = TextEnd(vocab, 100, Controls(stop=("!",)))
     assert end.read(vocab.encode("éé!é")) == "éé"
     assert (end.finished, end.num_tokens) == ("stop", 4)
 
 
 def test_a_byte_that_shows_that_those_before_it_are_invalid_is_not_counted_with_them():
     vocab = Vocab(tuple("é!".encode().decode("latin-1")), "byte", False)
-    end = TextEnd(vocab, Controls(stop=("!",)), 100)
+    end = TextEnd(vocab, 100, Controls(stop=("!",)))
     torn = np.array([0, 2], np.int32)  # the first of two bytes, then the stop
     assert end.read(torn) == "\ufffd"
     assert (end.finished, end.num_tokens) == ("stop", 1)

@@ -8,8 +8,10 @@ import pytest
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.inference import sampler
+from charjax.inference.sampler import Sampler
 from charjax.inference.sampling import Sampling
-from charjax.inference.text_codec import decode_groups, encode_prompt
+from charjax.inference.text_codec import decode_texts, encode_prompt
+from charjax.inference.text_end import TextEnd
 from charjax.inference.texts import TextSampler, sample_texts, write_texts
 from tests.inference.scripted import cycle, random_model, trained
 
@@ -98,17 +100,14 @@ def test_nothing_is_sampled_after_all_documents_have_ended(monkeypatch):
 
     def counted(chunks):
         for chunk in chunks:
-            sampled.append(chunk.shape[1])
+            sampled.append(chunk.ids.shape[1])
             yield chunk
 
-    groups = sampler.sample(
-        *(NAMES.config.model, NAMES.params, np.array([3], np.int32)),
-        num_chars=1000,
-        num_samples=5,
-        sampling=Sampling(temperature=0.0),
-        masked=None,
+    groups = Sampler(NAMES.config.model, NAMES.params, masked=None).run(
+        np.array([3], np.int32), num_chars=1000, num_samples=5, sampling=Sampling(temperature=0.0)
     )
-    assert list(decode_groups(NAMES.vocab, map(counted, groups))) == ["abc"] * 5
+    texts = decode_texts(map(counted, groups), lambda: TextEnd(NAMES.vocab, 1000))
+    assert [(text.text, text.finished) for text in texts] == [("abc", "stop")] * 5
     assert sum(sampled) == 4
 
 

@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +28,8 @@ from charjax.data.vocab import Vocab
 from charjax.inference.load import load_trained
 from charjax.inference.sampler import Sampler
 from charjax.inference.sampling import Sampling
-from charjax.inference.text_codec import decode_groups, encode_prompt
+from charjax.inference.text_codec import decode_texts, encode_prompt
+from charjax.inference.text_end import TextEnd
 from charjax.workdir import Workdir
 from tests.environment import provenance
 from tests.inference.scripted import random_model
@@ -104,13 +106,14 @@ class Bench:
 
     def sample(self, prompt: str, num_chars: int, num_samples: int, **options) -> list[str]:
         """The texts of `charjax sample`."""
-        groups = self.sampler(
+        groups = self.sampler.run(
             encode_prompt(self.trained.vocab, prompt),
             num_chars=num_chars,
             num_samples=num_samples,
             sampling=Sampling(**options),
         )
-        return list(decode_groups(self.trained.vocab, groups))
+        start = partial(TextEnd, self.trained.vocab, num_chars)
+        return [text.text for text in decode_texts(groups, start)]
 
     def first_character(self) -> dict:
         """Milliseconds from the request to the first character, one request after another."""
