@@ -11,18 +11,17 @@ import jax
 import numpy as np
 from optax.losses import softmax_cross_entropy_with_integer_labels
 
-from charjax.data.dataset import load_dataset, read_tokens
-from charjax.data.splits import Splits
+from charjax.data.dataset import read_tokens
 from charjax.data.store_tokens import TokenIds
 from charjax.data.vocab import Vocab
-from charjax.errors import CharjaxError, DivergedError, InputError
+from charjax.errors import DivergedError, InputError
 from charjax.inference.dynamic import gradient_rms, iter_dynamic, update_rule
 from charjax.inference.dynamic_options import DynamicOptions
 from charjax.inference.evaluate import Score, streamed_score
 from charjax.inference.forward_pass import Piece, ZeroCarry, check_length, iter_predictions
 from charjax.inference.forward_program import Measure
 from charjax.inference.load import TrainedModel
-from charjax.inference.training_text import require_known_text
+from charjax.inference.training_text import training_splits
 from charjax.runtime.display import ProgressFn, counted
 from charjax.schema import check_integer
 
@@ -74,38 +73,13 @@ def read_part(trained: TrainedModel, part: Literal["val", "test"]) -> TokenIds:
       InputError: the run has no such part, or its text is not the one that it was trained on.
       HostError: the text can be neither found nor downloaded.
     """
-    ids: TokenIds = getattr(_read_splits(trained, f"--part={part}", "give --file"), part).ids
+    ids: TokenIds = getattr(training_splits(trained, f"--part={part}", "give --file"), part).ids
     if ids.size < 2:
         raise InputError(
             f"--part={part}: config.data.split={trained.config.data.split} leaves "
             f"{counted(ids.size, 'character')} for it; give --file"
         )
     return ids
-
-
-def _read_splits(trained: TrainedModel, flag: str, otherwise: str) -> Splits:
-    """The parts of the text that the run was trained on, for a flag; with another way out."""
-    require_known_text(trained, flag, otherwise)
-    try:
-        dataset = load_dataset(trained.config, known=trained.vocab.characters)
-    except CharjaxError as error:
-        raise type(error)(
-            f"{flag}: needs the text that this run was trained on: {error}; or {otherwise}"
-        ) from None
-    if dataset.corpus.sha256 != trained.meta["corpus"]["sha256"]:
-        raise InputError(
-            f"{flag}: {dataset.corpus.name} is not the text that this run was trained on "
-            f"(SHA-256 {trained.meta['corpus']['sha256'][:12]}, now {dataset.corpus.sha256[:12]}); "
-            f"bring that text back, or {otherwise}"
-        )
-    return dataset.splits
-
-
-def in_stream(
-    measure: Measure, trained: TrainedModel, ids: TokenIds, progress: ProgressFn
-) -> Iterator[Piece]:
-    """The `Method` that keeps the carry from the first character to the last."""
-    return in_windows(0)(measure, trained, ids, progress)
 
 
 def in_windows(window: int) -> Method:
@@ -139,6 +113,10 @@ def in_windows(window: int) -> Method:
     return method
 
 
+# Keeps the carry from the first character to the last.
+in_stream: Method = in_windows(0)
+
+
 def dynamically(options: DynamicOptions) -> Method:
     """The method of `charjax.inference.dynamic`, with the statistics of the run's training text.
 
@@ -155,7 +133,7 @@ def dynamically(options: DynamicOptions) -> Method:
         if model.dtype == "int8":
             raise InputError("--dynamic: int8 weights do not learn; give --weights=float32")
         check_length(ids)
-        train = _read_splits(trained, "--dynamic", "score without --dynamic").train.ids
+        train = training_splits(trained, "--dynamic", "score without --dynamic").train.ids
         zero_carry, segment = ZeroCarry(trained.vocab.boundary_id), options.segment
         reading: Any = {"zero_carry": zero_carry, "segment": segment, "progress": progress}
         rule = update_rule(params, gradient_rms(model, params, train, **reading), options)

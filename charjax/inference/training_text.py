@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
+from typing import TypeVar
 
 from charjax.data.corpus import Corpus, load_corpus
+from charjax.data.dataset import Dataset, load_dataset
+from charjax.data.splits import Splits
 from charjax.data.store import TextStore
 from charjax.errors import CharjaxError, InputError
 from charjax.inference.load import TrainedModel
+
+_Loaded = TypeVar("_Loaded", Corpus, Dataset)
 
 
 def training_text(trained: TrainedModel, flag: str) -> Corpus:
@@ -21,17 +28,7 @@ def training_text(trained: TrainedModel, flag: str) -> Corpus:
       InputError: it is gone, not the text that the run was trained on, or not known.
       HostError: it can be neither found nor downloaded.
     """
-    require_known_text(trained, flag)
-    recorded = trained.meta["corpus"]["sha256"]
-    try:
-        corpus = load_corpus(trained.config.data)
-    except CharjaxError as error:
-        raise type(error)(f"{flag}: needs the text that this run was trained on: {error}") from None
-    if corpus.sha256 != recorded:
-        raise InputError(
-            f"{flag}: {corpus.name} is not the text that this run was trained on (SHA-256 "
-            f"{recorded[:12]}, now {corpus.sha256[:12]}); bring that text back"
-        )
+    corpus = _if_the_same(trained, partial(load_corpus, trained.config.data), flag)
     if isinstance(corpus.content, TextStore):
         raise InputError(
             f"{flag}: {corpus.name} is a packed text, too large to compare samples with; sample "
@@ -40,14 +37,41 @@ def training_text(trained: TrainedModel, flag: str) -> Corpus:
     return corpus
 
 
-def require_known_text(trained: TrainedModel, flag: str, otherwise: str = "") -> None:
-    """Raises InputError, which names another way out, for a model whose text is not known."""
+def training_splits(trained: TrainedModel, flag: str, otherwise: str) -> Splits:
+    """The parts of the text of a model's run, as `training_text` has it.
+
+    Args:
+      trained: the model.
+      flag: that needs the text, for messages.
+      otherwise: another way out, for messages.
+    """
+    load = partial(load_dataset, trained.config, known=trained.vocab.characters)
+    return _if_the_same(trained, load, flag, f"; or {otherwise}").splits
+
+
+def _if_the_same(
+    trained: TrainedModel, load: Callable[[], _Loaded], flag: str, otherwise: str = ""
+) -> _Loaded:
+    """What is loaded, if its text is the one that the model was trained on."""
     if trained.is_converted:
-        kind = trained.meta["source"]["kind"]
         raise InputError(
             f"{flag}: needs the text that this model was trained on, which is not known, as it "
-            f"was converted from {kind}" + (f"; {otherwise}" if otherwise else "")
+            f"was converted from {trained.meta['source']['kind']}{otherwise}"
         )
+    try:
+        loaded = load()
+    except CharjaxError as error:
+        raise type(error)(
+            f"{flag}: needs the text that this run was trained on: {error}{otherwise}"
+        ) from None
+    corpus = loaded if isinstance(loaded, Corpus) else loaded.corpus
+    recorded = trained.meta["corpus"]["sha256"]
+    if corpus.sha256 != recorded:
+        raise InputError(
+            f"{flag}: {corpus.name} is not the text that this run was trained on (SHA-256 "
+            f"{recorded[:12]}, now {corpus.sha256[:12]}); bring that text back{otherwise}"
+        )
+    return loaded
 
 
 def known_lines(trained: TrainedModel) -> frozenset[str]:
