@@ -134,14 +134,10 @@ _show_devices(1)
 @pytest.fixture(scope="module")
 def eight_devices() -> Iterator[None]:
     """Shows charjax eight devices, in the rest of a module."""
-    from charjax.inference.forward_program import forward_program
-
     assert len(_DEVICES) == 8
     _show_devices(8)
-    forward_program.cache_clear()
     yield
     _show_devices(1)
-    forward_program.cache_clear()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -23,6 +24,7 @@ from charjax.data.vocab import check_ids
 from charjax.errors import InputError
 from charjax.inference.forward_program import MAX_SEQUENCES, Measure, forward_program
 from charjax.model.carry import initial_carry
+from charjax.runtime import sharding
 from charjax.runtime.compiler_options import check_concrete
 from charjax.runtime.display import ProgressFn, counted, no_progress
 from charjax.schema import check_integer
@@ -115,24 +117,27 @@ def iter_predictions(
     vocab_size = params["output_bias"].shape[0]
     parts = _cut(ids.size - 1, max_chars)
     on_all_devices = len(parts.starts) >= jax.device_count()
-    program = forward_program(config, measure, on_all_devices=on_all_devices)
+    devices = sharding.all_devices() if on_all_devices else jax.local_devices()[:1]
+    mesh = sharding.data_mesh(devices)
+    shard = partial(sharding.shard_local, sharding=sharding.batch_sharding(mesh, axis=0))
+    measure_chunk = forward_program(config, measure, mesh)
 
     # Position p reads ids[p] and predicts ids[p + 1]. Rows are added so that the devices have equal
     # parts. What these rows and the positions outside the text predict is dropped.
-    rows = math.ceil(len(parts.starts) / program.devices) * program.devices
+    rows = math.ceil(len(parts.starts) / mesh.size) * mesh.size
     starts = np.pad(parts.starts, (0, rows - len(parts.starts)), mode="edge")
-    process_rows = program.process_rows(rows)
+    process_rows = sharding.process_rows(rows) if on_all_devices else slice(rows)
     length = _chunk_length(params, rows)
     chunks = math.ceil((parts.context + parts.length) / length)
-    params = program.replicate(params)
-    carry = jax.device_get(initial_carry(config, len(starts[process_rows])))
-    carry = program.shard(carry)
+    params = params if on_all_devices else sharding.local_copy(params)
+    params = jax.device_put(params, sharding.replicated(mesh))
+    carry = shard(jax.device_get(initial_carry(config, len(starts[process_rows]))))
     for chunk in range(chunks):
         positions = starts - parts.context + chunk * length
         at = positions[process_rows, None] + np.arange(length)
         inputs, targets = inputs_and_targets(ids, at, vocab_size)
-        batch = program.shard((at[:, 0] <= 0, inputs, targets, zero_carry.at(at, inputs)))
-        carry, values = program.measure_chunk(params, carry, *batch)
+        batch = shard((at[:, 0] <= 0, inputs, targets, zero_carry.at(at, inputs)))
+        carry, values = measure_chunk(params, carry, *batch)
         values = jax.device_get(values)
         progress(chunk + 1, chunks)
         yield from _pieces(parts, ids.size - 1, positions, values)
