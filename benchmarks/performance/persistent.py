@@ -48,7 +48,7 @@ def make_layers(cell: str, batch_tiles: int) -> Layers:
     if batch_tiles > 2:
         ways["persistent groups"] = {"batch_tiles": 1}  # passes of a tile in each group
     launches = {name: dataclasses.replace(ops.launch_config(), **way) for name, way in ways.items()}
-    found = {name: partial(ops.run_padded, cell, launch) for name, launch in launches.items()}
+    found = {name: partial(ops.run_with, launch, cell) for name, launch in launches.items()}
     return {"xla": partial(api.run, "xla", cell, "bfloat16")} | found
 
 

@@ -28,7 +28,7 @@ from charjax.model.recurrence.api import resolve
 from charjax.model.recurrence.base import Inputs, Layer, Operands
 from charjax.model.recurrence.pallas_hopper import ops, plan
 from charjax.model.recurrence.pallas_hopper.plan import LaunchConfig, make_plan
-from charjax.model.recurrence.pallas_hopper.tiling import BATCH_TILE, Tiling, choose_tilings
+from charjax.model.recurrence.pallas_hopper.tiling import BATCH_TILE, Tiling
 from tests.model.recurrence.implementations import VOCAB, Size, random_layer, value_and_grads
 from tests.model.small import UNOPTIMIZED, carry_of, distance, like, normal, params_of, tokens_of
 
@@ -54,7 +54,7 @@ def compiled(function, *first):
 
 
 def run_compiled(cell, launch, inputs):
-    return compiled(value_and_grads, partial(ops.run_padded, cell, launch))(*inputs)
+    return compiled(value_and_grads, partial(ops.run_with, launch, cell))(*inputs)
 
 
 def assert_equals_xla(cell, inputs, launch=TWO_CTAS):
@@ -153,7 +153,7 @@ def test_passes_have_the_bits_of_one_tile_alone(cell, time, batch, split_k, monk
     cotangents = normal(5, HIDDEN, time, batch), tuple(normal(6, CELLS[cell].states, batch, HIDDEN))
     layer = layer_inputs(cell, "projected", batch, time=time)
     rows = partial(rows_of, (*layer, random_resets(batch, time), cotangents))
-    run = compiled(value_and_grads, partial(ops.run_padded, cell, TWO_CTAS))
+    run = compiled(value_and_grads, partial(ops.run_with, TWO_CTAS, cell))
     tiles = [rows(first, first + BATCH_TILE) for first in range(0, batch, BATCH_TILE)]
     assert_has_bits(run(*rows(0, batch)), joined([run(*tile) for tile in tiles]))
 
@@ -188,7 +188,7 @@ def test_batch_groups_and_tiles_in_turn_have_the_bits_of_passes(
         choose_split_k(monkeypatch, CELLS[cell].gates)
     resets = random_resets(batch, time) if with_resets else None
     inputs = (*layer_inputs(cell, "projected", batch, time=time), resets)
-    launch = LaunchConfig(2 * batch_groups, 1, batch_tiles, batch_groups, TWO_CTAS.interpret)
+    launch = LaunchConfig(2 * batch_groups, batch_tiles, batch_groups, TWO_CTAS.interpret)
     assert_has_bits(run_compiled(cell, launch, inputs), run_compiled(cell, TWO_CTAS, inputs))
 
 
@@ -210,22 +210,20 @@ def test_batch_groups_are_those_of_the_least_estimated_time():
     plans = [plan_at_1024_units(batch) for batch in BATCHES]
     assert [found.forward.batch_groups for found in plans] == [1, 1, 2, 2, 2, 2, 2, 2]
     assert plan_at_1024_units(256, num_sms=114).forward.batch_groups == 1  # of 32 units: no
-    assert plan_at_1024_units(256, cluster=2).forward.batch_groups == 1
 
 
 def test_two_tiles_in_turn_save_passes_where_they_need_no_more_padding():
     plans = [plan_at_1024_units(batch) for batch in BATCHES]
     assert [found.forward.batch_tiles for found in plans] == [1, 1, 1, 2, 1, 1, 2, 1]
     assert [found.passes for found in plans] == [1, 1, 1, 1, 3, 3, 2, 5]
-    assert plan_at_1024_units(256, cluster=2).forward.batch_tiles == 1
     assert plan_at_1024_units(256, num_sms=64).forward.batch_tiles == 2  # of 16 units
     of_32_units = make_plan(512, 3, 256, LaunchConfig(num_sms=16))
     assert (of_32_units.forward.units, of_32_units.forward.batch_tiles) == (32, 1)
 
 
 @pytest.mark.parametrize("gates", [1, 3, 4])
-@pytest.mark.parametrize("num_sms", [114, 132])
-def test_all_ctas_of_a_plan_are_resident_and_its_padding_needs_no_other_plan(gates, num_sms):
+@pytest.mark.parametrize("num_sms", [114, 132])  # H100 PCIe; H100 SXM and H200
+def test_all_ctas_of_a_plan_are_resident(gates, num_sms):
     for hidden in range(128, 1025, 128):
         for batch in (1, 100, 192, 300, 512, 2048):
             found = make_plan(hidden, gates, batch, LaunchConfig(num_sms))
@@ -234,14 +232,6 @@ def test_all_ctas_of_a_plan_are_resident_and_its_padding_needs_no_other_plan(gat
             assert backward.fits(num_sms)
             assert (forward.units, forward.rows) == (backward.units, backward.rows)
             assert found.rows - forward.rows < batch <= found.rows
-            forced = LaunchConfig(num_sms, 1, forward.batch_tiles, forward.batch_groups)
-            assert make_plan(hidden, gates, found.rows, forced) == found
-
-
-@pytest.mark.parametrize("fields", [{"batch_tiles": 2}, {"batch_groups": 2}])
-def test_clusters_with_several_batch_tiles_are_refused(fields):
-    with pytest.raises(ValueError, match="one batch tile"):
-        LaunchConfig(cluster=2, **fields)
 
 
 @pytest.mark.parametrize("kind", ["table", "projected"])
@@ -259,16 +249,14 @@ def test_padded_rows_are_zeros_without_resets(kind):
 
 def test_a_full_tile_is_not_padded():
     shapes = jax.eval_shape(partial(layer_inputs, "gru", "projected", hidden=1024))
-    traced = jax.jit(partial(ops.run_padded, "gru", LaunchConfig())).trace(Operands(*shapes))
+    traced = jax.jit(partial(ops.run_with, LaunchConfig(), "gru")).trace(Operands(*shapes))
     assert " pad[" not in str(traced.jaxpr)
 
 
 LOWERED = {  # (cell, batch, launch): with resets, in the suite; the others are slow
     ("gru", 64, LaunchConfig()): False,
     ("lstm", 40, LaunchConfig()): None,
-    ("rnn", 64, LaunchConfig(cluster=2)): True,
-    ("gru", 100, LaunchConfig(cluster=2)): None,
-    ("lstm", 64, LaunchConfig(cluster=2)): None,
+    ("rnn", 64, LaunchConfig()): True,
     ("gru", 256, LaunchConfig(batch_tiles=1)): None,
     ("lstm", 256, LaunchConfig(batch_tiles=1)): None,
     ("gru", 128, LaunchConfig()): None,
@@ -289,22 +277,13 @@ LOWERED = {  # (cell, batch, launch): with resets, in the suite; the others are 
     ],
 )
 def test_it_lowers_for_cuda(cell, batch, launch, with_resets):
-    layer = partial(ops.run_padded, cell, launch)
+    layer = partial(ops.run_with, launch, cell)
     shapes = jax.eval_shape(partial(layer_inputs, cell, "projected", batch, hidden=1024))
     if with_resets:
         shapes = (*shapes, jax.ShapeDtypeStruct((TIME, batch), bool))
     program = jax.jit(partial(value_and_grads, layer)).trace(*shapes)
     lowered = program.lower(lowering_platforms=("cuda",)).as_text()
     assert lowered.count("custom_call @mosaic_gpu") == 2  # forward and backward
-
-
-@pytest.mark.parametrize("gates", [1, 3, 4])
-@pytest.mark.parametrize("num_sms", [114, 132])  # H100 PCIe; H100 SXM and H200
-def test_every_multiple_of_128_up_to_1024_has_a_tiling(gates, num_sms):
-    for hidden in range(128, 1025, 128):
-        for tiling in choose_tilings(hidden, gates, num_sms):
-            assert tiling.fits(num_sms)
-            assert tiling.ctas * tiling.units == hidden
 
 
 HOPPER = SimpleNamespace(
@@ -447,4 +426,4 @@ def test_layers_that_the_kernels_cannot_run_are_refused(monkeypatch):
 def test_the_op_raises_for_a_layer_without_a_tiling():
     inputs = jax.eval_shape(partial(layer_inputs, "lstm", "projected", hidden=200))
     with pytest.raises(ValueError, match="lstm with 200 units"):
-        jax.eval_shape(partial(ops.recurrence, "lstm", LaunchConfig()), Operands(*inputs))
+        jax.eval_shape(partial(ops.run_with, LaunchConfig(), "lstm"), Operands(*inputs))

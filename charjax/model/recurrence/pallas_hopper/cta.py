@@ -72,6 +72,20 @@ class Position(NamedTuple):
     member: Array
 
 
+class Barrier(NamedTuple):
+    """A barrier of a batch tile.
+
+    Attributes:
+      semaphore: its index among those of the tile.
+      members: how many CTAs arrive at it.
+      first: index of the first of these in the grid.
+    """
+
+    semaphore: Array | int
+    members: int
+    first: Array | int
+
+
 @dataclass(frozen=True)
 class Cta:
     """One CTA and one of its batch tiles, as a kernel's body sees them.
@@ -119,9 +133,11 @@ class Cta:
         """Slice of this CTA's units of a gate in an axis [gates * hidden]."""
         return pl.ds(gate * self.tiling.hidden + self.index * self.tiling.units, self.tiling.units)
 
-    def load(self, ref: Any) -> Array:
-        """Global memory [BATCH_TILE, columns] into registers, in the layout of accumulators."""
-        return load_registers(ref, plgpu.Layout.WGMMA)
+    def load(self, ref: Any, layout: Any = plgpu.Layout.WGMMA) -> Array:
+        """Global memory into registers: of [BATCH_TILE, columns], in the layout of accumulators."""
+        # Unoptimized: only loads from shared memory have a way around bank conflicts.
+        value: Array = plgpu.load(ref, *_LOAD_INDEX, layout=layout, optimized=False)
+        return value
 
     def store(self, ref: Any, value: Array) -> None:
         """Registers in the layout of accumulators into global memory."""
@@ -130,50 +146,48 @@ class Cta:
         else:
             _STORE(ref, value, optimized=False)
 
+    @property
+    def grid(self) -> Barrier:
+        """The barrier of all CTAs."""
+        return Barrier(0, self.tiling.ctas, 0)
+
+    @property
+    def split_k_group(self) -> Barrier:
+        """The barrier of this CTA's split-K group."""
+        split_k, group = self.tiling.split_k, self.position.group
+        return Barrier(group + 1, split_k, group * split_k)
+
+    def first_ctas(self, count: int) -> Barrier:
+        """The barrier of the first CTAs, so many, in a kernel without split-K."""
+        # The last semaphore: from 32 CTAs on in another cache line than the grid's.
+        return Barrier(self.tiling.semaphores - 1, count, 0)
+
     def first_turn(self, turns: int) -> Array | int:
         """The first `turn` of this pass at a barrier that has so many turns in a pass."""
         return self.batch_pass * turns + 1
 
-    def arrive(self, turn: Array | int, group: Array | None = None) -> None:
-        """Arrives at a barrier of the tile; CTAs that `wait` for it see the stores before it.
+    def arrive(self, barrier: Barrier, turn: Array | int) -> None:
+        """Arrives at a barrier; CTAs that `wait` for it see the stores before it.
 
         Args:
+          barrier: of the tile.
           turn: how many times this CTA has arrived at the barrier, in all passes, this time
             included.
-          group: of the barrier; None: the grid.
         """
         del turn
         # The signal is a release by one thread after a barrier of the CTA's threads, so it
         # covers the stores of all of them.
-        plgpu.semaphore_signal(self._semaphore(group), memory_scope="gpu")
+        plgpu.semaphore_signal(self._semaphore(barrier), memory_scope="gpu")
 
-    def wait(self, turn: Array | int, group: Array | None = None) -> None:
-        """Waits until all CTAs of the grid, or of a group, have arrived `turn` times."""
-        members = self.tiling.ctas if group is None else self.tiling.split_k
-        self._wait_for(turn * members, group)
-
-    def arrive_first(self, turn: Array | int) -> None:
-        """Arrives at the barrier of `wait_first`, in a kernel without split-K."""
-        self.arrive(turn, self._first)
-
-    def wait_first(self, turn: Array | int, ctas: int) -> None:
-        """Waits until the first CTAs of the grid, so many, have arrived `turn` times."""
-        self._wait_for(turn * ctas, self._first)
-
-    @property
-    def _first(self) -> Array:
-        # The last semaphore, as if it were a group's: from 32 CTAs on in another cache line than
-        # the grid's.
-        return jnp.asarray(self.tiling.semaphores - 2, jnp.int32)
-
-    def _wait_for(self, count: Array | int, group: Array | None) -> None:
+    def wait(self, barrier: Barrier, turn: Array | int) -> None:
+        """Waits until all members of a barrier have arrived `turn` times."""
         # An acquire. The count never decreases, so no CTA can miss it, and nothing resets it.
-        semaphore = self._semaphore(group)
+        semaphore, count = self._semaphore(barrier), turn * barrier.members
         plgpu.semaphore_wait(semaphore, count, decrement=False, memory_scope="gpu")
 
-    def _semaphore(self, group: Array | None) -> Any:
+    def _semaphore(self, barrier: Barrier) -> Any:
         first = self.position.batch_group * self.tiling.semaphores
-        return self.arrivals.at[first + (0 if group is None else group + 1)]
+        return self.arrivals.at[first + barrier.semaphore]
 
     def fence_async_proxy(self) -> None:
         """Orders this CTA's loads and stores with TMA copies, of any CTA.
@@ -190,13 +204,29 @@ class Cta:
         plgpu.copy_gmem_to_smem(packed.at[self.index], weights, copied.at[0])
         plgpu.barrier_wait(copied.at[0])
 
-    def matmul(self, operand: Any, turn: Array | int, rows: int = BATCH_TILE) -> TileWork[Gates]:
+    def matmul(self, operand: Any, turn: Array | int) -> TileWork[Gates]:
         """The tile's matmul of a time step: float32 [BATCH_TILE, units] per output of a unit.
 
         Args:
           operand: global memory, bfloat16 [batch, K], written by all CTAs.
           turn: how many matmuls the CTA has done for tiles of this index, in all passes, this one
             included.
+        """
+        sums = self.multiply(operand)
+        if self.tiling.split_k > 1:
+            sums = yield from self._reduce_split_k(sums, turn)
+        return self.by_output(sums)
+
+    def by_output(self, sums: Array) -> Gates:
+        """The final sums of this CTA's units, for each output of a unit."""
+        starts = range(0, self.tiling.outputs_per_unit * self.tiling.units, self.tiling.units)
+        return tuple(sums[:, start : start + self.tiling.units] for start in starts)
+
+    def multiply(self, operand: Any, rows: int = BATCH_TILE) -> Array:
+        """This CTA's part of the tile's matmul: float32 [BATCH_TILE, n_per_cta].
+
+        Args:
+          operand: as for `matmul`.
           rows: how many of the tile's rows are copied, a multiple of 8: the first ones. The others
             mean nothing in the result.
         """
@@ -210,13 +240,8 @@ class Cta:
                 operand.at[copied, pl.ds(start, tiling.k_per_chunk)],
                 operands.at[chunk],
                 self.scratch.copied.at[chunk],
-                collective_axes="cluster" if tiling.cluster > 1 else None,
             )
-        sums = self._accumulate()
-        if tiling.split_k > 1:
-            sums = yield from self._reduce_split_k(sums, turn)
-        starts = range(0, tiling.outputs_per_unit * tiling.units, tiling.units)
-        return tuple(sums[:, start : start + tiling.units] for start in starts)
+        return self._accumulate()
 
     def _accumulate(self) -> Array:
         """`operand @ weights.T` of this CTA, chunk by chunk as the copies complete."""
@@ -241,23 +266,16 @@ class Cta:
         A CTA overwrites its partial sums when it has passed the tile's next barrier of the grid,
         where each CTA arrives, in this pass or in the next, after it has read those of its group.
         """
-        split_k, (_, group, member) = self.tiling.split_k, self.position
-        n = self.tiling.outputs_per_unit * self.tiling.units
+        group, n = self.split_k_group, self.tiling.outputs_per_unit * self.tiling.units
         rows = pl.ds(self.tile_of_pass * BATCH_TILE, BATCH_TILE)
+        columns = pl.ds(self.position.member * n, n)
         self.store(self.partial_sums.at[self.index, rows], sums)
-        self.arrive(turn, group)
+        self.arrive(group, turn)
         yield
-        self.wait(turn, group)
-        of_members = [self.partial_sums.at[group * split_k + m] for m in range(split_k)]
-        parts = [self.load(of.at[rows, pl.ds(member * n, n)]) for of in of_members]
+        self.wait(group, turn)
+        members = range(group.members)
+        parts = [self.load(self.partial_sums.at[group.first + m, rows, columns]) for m in members]
         return sum(parts[1:], start=parts[0])
-
-
-def load_registers(ref: Any, layout: Any) -> Array:
-    """Global memory into registers in a layout."""
-    # Unoptimized: only loads from shared memory have a way around bank conflicts.
-    value: Array = plgpu.load(ref, *_LOAD_INDEX, layout=layout, optimized=False)
-    return value
 
 
 def _emit_proxy_fence(_: Any) -> None:

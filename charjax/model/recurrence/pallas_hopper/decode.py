@@ -7,6 +7,8 @@ a batch of any size: the matmul always has `BATCH_TILE` rows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -21,8 +23,10 @@ from charjax.model.recurrence.pallas_hopper.tiling import (
     BATCH_TILE,
     Tiling,
     choose_decode_tiling,
+    from_ctas,
     pack_weights,
     padded_vocab,
+    to_ctas,
 )
 
 # Added to the logit of a forced token: beyond all logits, and far from the largest float32.
@@ -70,19 +74,18 @@ def decode(
     padding = tiling.ctas * tiling.units - vocab_size
     kernel = jnp.pad(weights.kernels[0], ((0, 0), (0, padding)))  # type: ignore[arg-type]
     inputs = Inputs(
-        _to_ctas(igates.reshape(batch, gates, hidden), tiling),
-        _to_ctas(state.hgates[0].reshape(batch, gates, hidden), tiling),
-        _to_ctas(jnp.stack(state.carry[0], 1), tiling),
-        _to_ctas(jnp.broadcast_to(bias[-hidden:], (BATCH_TILE, 1, hidden)), tiling)[:, 0],
+        _to_ctas(jnp.split(igates, gates, axis=1), tiling),
+        _to_ctas(jnp.split(state.hgates[0], gates, axis=1), tiling),
+        _to_ctas(state.carry[0], tiling),
+        _to_ctas([jnp.broadcast_to(bias[-hidden:], (BATCH_TILE, hidden))], tiling)[:, 0],
         _addends(tiling, output_bias, forced, noise),
         _table_to_ctas(weights.table, tiling),
     )
     packed = pack_weights(kernel.reshape(hidden, gates + 1, hidden), tiling)
     sizes = Sizes(-(-batch // 8) * 8, vocab_size)
     tokens, *blocks = run(CELLS[cell], tiling, sizes, inputs, packed, config.interpret)
-    hgates, carry = (_from_ctas(of_ctas)[:, :batch] for of_ctas in blocks)
-    hgates = hgates.swapaxes(0, 1).reshape(batch, gates * hidden)
-    return tokens[:, :batch], DecodeState((tuple(carry),), (hgates,))
+    hgates, carry = (tuple(from_ctas(of_ctas)[:, :batch]) for of_ctas in blocks)
+    return tokens[:, :batch], DecodeState((carry,), (jnp.concatenate(hgates, axis=1),))
 
 
 def _tiling(cell: str, hidden: int, vocab_size: int, config: LaunchConfig) -> Tiling | None:
@@ -107,15 +110,9 @@ def _addends(
     return jnp.pad(addends, ((0, 0), (0, rows), (0, 0)))
 
 
-def _to_ctas(arrays: Float[Array, "batch arrays hidden"], tiling: Tiling) -> Blocks:
-    padded = jnp.pad(arrays, ((0, BATCH_TILE - len(arrays)), (0, 0), (0, 0)))
-    blocks = padded.reshape(BATCH_TILE, -1, tiling.ctas, tiling.units)
-    return blocks.transpose(2, 1, 0, 3)
-
-
-def _from_ctas(blocks: Blocks) -> Float[Array, "arrays rows hidden"]:
-    ctas, arrays, rows, units = blocks.shape
-    return blocks.transpose(1, 2, 0, 3).reshape(arrays, rows, ctas * units)
+def _to_ctas(arrays: Sequence[Float[Array, "batch hidden"]], tiling: Tiling) -> Blocks:
+    rows = BATCH_TILE - len(arrays[0])
+    return to_ctas(jnp.pad(jnp.stack(arrays), ((0, 0), (0, rows), (0, 0))), tiling)
 
 
 def _table_to_ctas(

@@ -18,9 +18,9 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, BFloat16, Float
 
 from charjax.model.cells import Cell, Gates
-from charjax.model.recurrence.pallas_hopper.cta import Cta, T, TileWork
+from charjax.model.recurrence.pallas_hopper.cta import Cta
 from charjax.model.recurrence.pallas_hopper.launch import launch
-from charjax.model.recurrence.pallas_hopper.rows import InterpretedRowOps, RowOps
+from charjax.model.recurrence.pallas_hopper.rows import COLUMN, InterpretedRowOps, RowOps
 from charjax.model.recurrence.pallas_hopper.tiling import BATCH_TILE, Tiling
 
 # Matrices [rows, hidden], divided among the CTAs; there are `BATCH_TILE` rows.
@@ -143,11 +143,11 @@ def _kernel(cell: Cell, sizes: Sizes, ops: RowOps, tiles: list[Cta], *refs: Any)
         slot = outputs.states.at[t & 1]
         cta.store(slot.at[cta.rows, cta.columns()], carry[0].astype(jnp.bfloat16))
         cta.fence_async_proxy()
-        cta.arrive(t + 1)
+        cta.arrive(cta.grid, t + 1)
         addend = cta.load(inputs.addends.at[t, :, tokens])  # overlaps with the wait
-        cta.wait(t + 1)
+        cta.wait(cta.grid, t + 1)
         cta.fence_async_proxy()
-        *before_last, last_gate, logits = _result(cta.matmul(slot, t + 1, sizes.rows))
+        *before_last, last_gate, logits = cta.by_output(cta.multiply(slot, sizes.rows))
         _publish_best(cta, ops, outputs, t, logits + addend)
         hgates = (*before_last, last_gate + last_gate_bias)
         token = _choose(cta, ops, outputs, t, sizes.vocab)
@@ -173,15 +173,18 @@ def _publish_best(cta: Cta, ops: RowOps, outputs: _Outputs, t: Array, scores: Ar
     def _() -> None:
         cta.store(outputs.best.at[cta.index], largest)
         cta.store(outputs.best_tokens.at[cta.index], first + cta.index * cta.tiling.units)
-        cta.arrive_first(t + 1)
+        cta.arrive(cta.first_ctas(outputs.best.shape[0]), t + 1)
 
 
 def _choose(cta: Cta, ops: RowOps, outputs: _Outputs, t: Array, vocab_size: int) -> Array:
     """The token of each row that has the largest score of all CTAs; int32 [rows]."""
     with_logits = outputs.best.shape[0]
-    cta.wait_first(t + 1, with_logits)
+    cta.wait(cta.first_ctas(with_logits), t + 1)
     published = range(with_logits)
-    best = [(ops.load(outputs.best.at[i]), ops.load(outputs.best_tokens.at[i])) for i in published]
+    best = [
+        (cta.load(outputs.best.at[i], COLUMN), cta.load(outputs.best_tokens.at[i], COLUMN))
+        for i in published
+    ]
     # The rows that are not copied have any numbers, of which the table has no row.
     token = jnp.clip(ops.largest_of(best), 0, vocab_size - 1)
 
@@ -190,13 +193,3 @@ def _choose(cta: Cta, ops: RowOps, outputs: _Outputs, t: Array, vocab_size: int)
         cta.store(outputs.tokens.at[t], token)
 
     return token
-
-
-def _result(work: TileWork[T]) -> T:
-    """The result of work that never waits, as there is no split-K."""
-    try:
-        next(work)
-    except StopIteration as end:
-        result: T = end.value
-        return result
-    raise AssertionError("a decoding step has no split-K")

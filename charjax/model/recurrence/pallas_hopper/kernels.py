@@ -90,7 +90,7 @@ def _forward_kernel(cell: Cell, time: int, tiles: list[Cta], *refs: Any) -> None
     def publish(cta: Cta, slot: Array | int, state: Array) -> None:
         cta.store(states.at[slot, cta.rows, cta.columns()], state.astype(jnp.bfloat16))
         cta.fence_async_proxy()
-        cta.arrive(slot + first_turn)
+        cta.arrive(cta.grid, slot + first_turn)
 
     def begin(cta: Cta) -> Gates:
         initial = tuple(cta.load(carry.at[index, s, cta.rows]) for s in range(cell.states))
@@ -103,7 +103,9 @@ def _forward_kernel(cell: Cell, time: int, tiles: list[Cta], *refs: Any) -> None
         gates = range(cell.gates)
         igates_t = tuple(cta.load(igates.at[t, index, gate, cta.rows]) for gate in gates)
         keep_next = _load_keep(cta, keep, t + 1)
-        cta.wait(t + first_turn)  # for what all published before they went on to other tiles
+        cta.wait(
+            cta.grid, t + first_turn
+        )  # for what all published before they went on to other tiles
         cta.fence_async_proxy()
         hgates = yield from cta.matmul(states.at[t], t + first_matmul)
         hgates = (*hgates[:-1], hgates[-1] + last_gate_bias)
@@ -182,14 +184,14 @@ def _backward_kernel(cell: Cell, time: int, tiles: list[Cta], *refs: Any) -> Non
         for gate, value in enumerate(grads.hgates):
             cta.store(d_hgates.at[t, cta.rows, cta.columns(gate)], value.astype(jnp.bfloat16))
         cta.fence_async_proxy()
-        cta.arrive(i + first_turn)
+        cta.arrive(cta.grid, i + first_turn)
         if grads.candidate is not None:
             slot = d_candidate.at[t, cta.rows, cta.columns()]
             cta.store(slot, grads.candidate.astype(jnp.bfloat16))
         prefetched = load_step(cta, jnp.maximum(t - 1, 0))  # overlaps with the wait
         keep_now = _load_keep(cta, keep, t)
         yield
-        cta.wait(i + first_turn)
+        cta.wait(cta.grid, i + first_turn)
         cta.fence_async_proxy()
         (through_hgates,) = yield from cta.matmul(d_hgates.at[t], i + first_turn)
         d_before = (grads.carry[0] + through_hgates, *grads.carry[1:])

@@ -100,9 +100,8 @@ def _grid(tiling: Tiling, interpret: Any) -> dict[str, Any]:
     if interpret is not None:  # which runs in parallel only the CTAs of one cluster
         ctas = tiling.batch_groups * tiling.ctas
         return {"cluster": (ctas,), "cluster_names": ("cta",), "interpret": interpret}
-    grid = (tiling.batch_groups, tiling.groups // tiling.cluster, tiling.split_k)
-    names = {"grid_names": ("batch_group", "clusters", "member"), "cluster_names": ("cluster",)}
-    return {"grid": grid, "cluster": (tiling.cluster,), **names}
+    grid = (tiling.batch_groups, tiling.groups, tiling.split_k)
+    return {"grid": grid, "grid_names": ("batch_group", "group", "member")}
 
 
 def _position(tiling: Tiling, interpret: Any) -> Position:
@@ -111,8 +110,7 @@ def _position(tiling: Tiling, interpret: Any) -> Position:
         of_group = cta % tiling.ctas
         member = of_group % tiling.split_k
         return Position(cta // tiling.ctas, of_group // tiling.split_k, member)
-    group = lax.axis_index("clusters") * tiling.cluster + lax.axis_index("cluster")
     # A constant where there is one, so that offsets of rows are constants, too.
     only = tiling.batch_groups == 1
     batch_group = 0 if only else lax.axis_index("batch_group")
-    return Position(batch_group, group, lax.axis_index("member"))
+    return Position(batch_group, lax.axis_index("group"), lax.axis_index("member"))

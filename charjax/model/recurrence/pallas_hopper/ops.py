@@ -7,9 +7,8 @@ weight gradient, as one matmul over all time steps.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +28,13 @@ from charjax.model.recurrence.base import (
 )
 from charjax.model.recurrence.pallas_hopper import kernels
 from charjax.model.recurrence.pallas_hopper.plan import LaunchConfig, Plan, make_plan
-from charjax.model.recurrence.pallas_hopper.tiling import BATCH_TILE, Tiling, pack_weights
-from charjax.types import LayerCarry
+from charjax.model.recurrence.pallas_hopper.tiling import (
+    BATCH_TILE,
+    Tiling,
+    from_ctas,
+    pack_weights,
+    to_ctas,
+)
 
 # GRU and LSTM, with and without resets, were checked on an H100 and an H200, the vanilla RNN in
 # interpret mode alone.
@@ -67,30 +71,32 @@ def supports(layer: Layer) -> str:
 def run(cell: str, dtype: DTypeLike, operands: Operands) -> Result:
     """One layer over a sequence; see `charjax.model.recurrence.api.run`."""
     del dtype  # bfloat16, see `supports`
-    return run_padded(cell, launch_config(), operands)
+    return run_with(launch_config(), cell, operands)
 
 
-def run_padded(cell: str, launch: LaunchConfig, operands: Operands) -> Result:
-    """`recurrence` for any batch, padded to a multiple of a pass's rows.
+def run_with(launch: LaunchConfig, cell: str, operands: Operands) -> Result:
+    """One layer over a sequence; matmul operands are bfloat16, all else is float32.
 
-    Padded rows start from zeros and nothing reads what they compute. So their gradients are
-    zeros, which add nothing to those of the weights and of the table.
+    A batch is padded to full passes. Padded rows start from zeros and nothing reads what they
+    compute. So their gradients are zeros, which add nothing to those of the weights and of the
+    table.
 
     Args:
-      cell: a name in `CELLS`.
       launch: how the kernels are launched.
+      cell: a name in `CELLS`.
       operands: what the layer reads.
+
+    Raises:
+      ValueError: the layer does not fit the GPU.
     """
-    plan = _plan(cell, launch, operands)
-    # Kept: for the padded batch another plan might have the shortest estimate.
-    groups, tiles = plan.forward.batch_groups, plan.forward.batch_tiles
-    launch = replace(launch, batch_groups=groups, batch_tiles=tiles)
-    batch = operands.carry[0].shape[0]
-    padding = plan.rows - batch
-    if not padding:
-        unpadded: Result = recurrence(cell, launch, operands)
-        return unpadded
-    outputs, last = recurrence(cell, launch, _pad_batch(operands, padding))
+    batch, hidden = operands.carry[0].shape
+    plan = make_plan(hidden, CELLS[cell].gates, batch, launch)
+    if plan is None:
+        raise ValueError(f"no tiling of a {cell} with {hidden} units for {launch.num_sms} SMs")
+    recurrence = partial(_recurrence, cell, plan, launch.interpret)
+    if plan.rows == batch:
+        return recurrence(operands)
+    outputs, last = recurrence(_pad_batch(operands, plan.rows - batch))
     return outputs[..., :batch], tuple(state[:batch] for state in last)
 
 
@@ -99,65 +105,46 @@ def launch_config() -> LaunchConfig:
     return LaunchConfig(int(getattr(jax.devices()[0], "core_count", LaunchConfig.num_sms)))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def recurrence(cell: str, launch: LaunchConfig, operands: Operands) -> Result:
-    """One layer over a sequence; matmul operands are bfloat16, all else is float32.
-
-    Args:
-      cell: a name in `CELLS`.
-      launch: how the kernels are launched.
-      operands: what the layer reads; the batch is a multiple of a pass's rows.
-
-    Returns:
-      The outputs [hidden, time, batch], and the carry after the last character.
-
-    Raises:
-      ValueError: the layer does not fit the GPU.
-    """
-    return _forward(cell, launch, operands)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _recurrence(cell: str, plan: Plan, interpret: Any, operands: Operands) -> Result:
+    return _forward(cell, plan, interpret, operands)[0]
 
 
-def _plan(cell: str, launch: LaunchConfig, operands: Operands) -> Plan:
-    batch, hidden = operands.carry[0].shape
-    plan = make_plan(hidden, CELLS[cell].gates, batch, launch)
-    if plan is None:
-        raise ValueError(f"no tiling of a {cell} with {hidden} units for {launch.num_sms} SMs")
-    return plan
-
-
-def _forward(cell: str, launch: LaunchConfig, operands: Operands) -> tuple[Result, _Residuals]:
+def _forward(
+    cell: str, plan: Plan, interpret: Any, operands: Operands
+) -> tuple[Result, _Residuals]:
     inputs, weights, carry, resets = operands
-    hidden, gates = weights.kernel.shape[0], CELLS[cell].gates
-    tiling = _plan(cell, launch, operands).forward
+    tiling, hidden, gates = plan.forward, weights.kernel.shape[0], CELLS[cell].gates
     ctas, units = tiling.ctas, tiling.units
     bias = jnp.zeros(hidden, jnp.float32) if weights.bias is None else weights.bias
     bias = jnp.broadcast_to(bias.reshape(ctas, 1, units), (ctas, BATCH_TILE, units))
     packed = pack_weights(weights.kernel.reshape(hidden, gates, hidden), tiling)
-    arrays = _igates_to_ctas(inputs, tiling), bias, _carry_to_ctas(carry, tiling), packed
+    arrays = _igates_to_ctas(inputs, tiling), bias, to_ctas(jnp.stack(carry), tiling), packed
     keep = _keep_units(resets, tiling)
-    states, residuals, last = kernels.forward(CELLS[cell], tiling, *arrays, keep, launch.interpret)
+    states, residuals, last = kernels.forward(CELLS[cell], tiling, *arrays, keep, interpret)
     outputs = _features_from_ctas(residuals[:, :, 0])
-    return (outputs, _carry_from_ctas(last)), _Residuals(operands, states, residuals)
+    return (outputs, tuple(from_ctas(last))), _Residuals(operands, states, residuals)
 
 
-def _backward(cell: str, launch: LaunchConfig, res: _Residuals, grads: Result) -> tuple[Operands]:
+def _backward(
+    cell: str, plan: Plan, interpret: Any, res: _Residuals, grads: Result
+) -> tuple[Operands]:
     (inputs, weights, _, resets), (d_outputs, d_last) = res.operands, grads
-    hidden, dtype = weights.kernel.shape[0], jnp.bfloat16
-    tiling = _plan(cell, launch, res.operands).backward
+    tiling, hidden = plan.backward, weights.kernel.shape[0]
     packed = pack_weights(weights.kernel.T[:, None], tiling)
     d_outputs, keep = _features_to_ctas(d_outputs, tiling)[:, :, 0], _keep_units(resets, tiling)
-    arrays = res.residuals, d_outputs, _carry_to_ctas(d_last, tiling), packed, keep
-    found = kernels.backward(CELLS[cell], tiling, *arrays, launch.interpret)
+    arrays = res.residuals, d_outputs, to_ctas(jnp.stack(d_last), tiling), packed, keep
+    found = kernels.backward(CELLS[cell], tiling, *arrays, interpret)
     d_hgates, d_candidate, d_carry = found
     # As the kernels wrote it: a transposed copy would take longer than what reads it.
-    d_kernel, d_bias = dot_leading(res.states[:-1], d_hgates, dtype), None
+    d_kernel, d_bias = dot_leading(res.states[:-1], d_hgates, jnp.bfloat16), None
     if weights.bias is not None:
         d_bias = jnp.sum(d_hgates[..., -hidden:], axis=(0, 1), dtype=jnp.float32)
     d_inputs = _input_grad(inputs, d_hgates, d_candidate if CELLS[cell].reset_after else None)
-    return (Operands(d_inputs, Weights(d_kernel, d_bias), _carry_from_ctas(d_carry)),)
+    return (Operands(d_inputs, Weights(d_kernel, d_bias), tuple(from_ctas(d_carry))),)
 
 
-recurrence.defvjp(_forward, _backward)
+_recurrence.defvjp(_forward, _backward)
 
 
 def _pad_batch(operands: Operands, rows: int) -> Operands:
@@ -225,16 +212,6 @@ def _keep_units(resets: Resets | None, tiling: Tiling) -> kernels.Keep | None:
         return None
     keep = jnp.pad(1 - resets.astype(jnp.float32), ((0, 1), (0, 0)), constant_values=1)
     return jnp.broadcast_to(keep[..., None], (*keep.shape, tiling.units))
-
-
-def _carry_to_ctas(carry: LayerCarry, tiling: Tiling) -> Float[Array, "ctas states batch units"]:
-    split = jnp.stack(carry).reshape(len(carry), -1, tiling.ctas, tiling.units)
-    return split.transpose(2, 0, 1, 3)
-
-
-def _carry_from_ctas(blocks: Float[Array, "ctas states batch units"]) -> LayerCarry:
-    ctas, states, batch, units = blocks.shape
-    return tuple(blocks.transpose(1, 2, 0, 3).reshape(states, batch, ctas * units))
 
 
 def _feature_major(

@@ -21,27 +21,16 @@ class LaunchConfig:
 
     Attributes:
       num_sms: SMs of the GPU; by default those of an H100 SXM or H200.
-      cluster: CTAs per thread block cluster, 1 or 2; see `Tiling.cluster`.
       batch_tiles: most batch tiles of `BATCH_TILE` rows per batch group, in turn at each time
         step; None: two, where that saves a pass and needs no more padding.
       batch_groups: see `Tiling.batch_groups`; None: the number with the shortest estimated time.
       interpret: parameters of Pallas' interpret mode for GPUs, with which tests run on a CPU.
-
-    Raises:
-      ValueError: `cluster` and `batch_tiles` or `batch_groups` are both above 1.
     """
 
     num_sms: int = 132
-    cluster: int = 1
     batch_tiles: int | None = None
     batch_groups: int | None = None
     interpret: Any = None
-
-    def __post_init__(self) -> None:
-        # A CTA would multicast a tile's operand into shared memory from which another CTA of the
-        # cluster still multiplies the tile before. Batch groups could have them, but they are slow.
-        if self.cluster > 1 and max(self.batch_tiles or 1, self.batch_groups or 1) > 1:
-            raise ValueError("clusters run one batch tile per pass")
 
 
 class Plan(NamedTuple):
@@ -79,7 +68,7 @@ def make_plan(hidden: int, gates: int, batch: int, launch: LaunchConfig) -> Plan
     """
     if launch.batch_groups is not None:
         return _plan(hidden, gates, batch, launch, launch.batch_groups)
-    most = min(-(-batch // BATCH_TILE), launch.num_sms) if launch.cluster == 1 else 1
+    most = min(-(-batch // BATCH_TILE), launch.num_sms)
     fitting: list[Plan] = []
     for groups in range(1, most + 1):
         plan = _plan(hidden, gates, batch, launch, groups)
@@ -91,7 +80,7 @@ def make_plan(hidden: int, gates: int, batch: int, launch: LaunchConfig) -> Plan
 
 def _plan(hidden: int, gates: int, batch: int, launch: LaunchConfig, groups: int) -> Plan | None:
     """The fewest passes of so many batch groups, with the least padding."""
-    tilings = choose_tilings(hidden, gates, launch.num_sms // groups, launch.cluster)
+    tilings = choose_tilings(hidden, gates, launch.num_sms // groups)
     if tilings is None:
         return None
     tiles_of_group = -(-batch // (BATCH_TILE * groups))
@@ -103,5 +92,5 @@ def _plan(hidden: int, gates: int, batch: int, launch: LaunchConfig, groups: int
 
 def _most_in_turn(tiling: Tiling, tiles_of_group: int) -> int:
     """How many tiles a batch group takes in turn, if nothing else is asked for."""
-    has_registers = tiling.units <= _MAX_UNITS and tiling.cluster == 1
+    has_registers = tiling.units <= _MAX_UNITS
     return _TILES_IN_TURN if has_registers and tiles_of_group % _TILES_IN_TURN == 0 else 1

@@ -18,19 +18,14 @@ from jax.experimental.mosaic.gpu import utils as mosaic
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
-from charjax.model.recurrence.pallas_hopper.cta import load_registers
 from charjax.model.recurrence.pallas_hopper.tiling import BATCH_TILE
 
 _MATRIX = plgpu.Layout.WGMMA
-_COLUMN = _MATRIX.reduce(1)  # of one number a row, in all threads that have numbers of the row
+COLUMN = _MATRIX.reduce(1)  # of one number a row, in all threads that have numbers of the row
 
 
 class RowOps:
     """Operations on the rows of a batch tile, in the layout of accumulators."""
-
-    def load(self, ref: Any) -> Array:
-        """Global memory [BATCH_TILE] into registers."""
-        return load_registers(ref, _COLUMN)
 
     def largest(self, matrix: Array) -> tuple[Array, Array]:
         """The largest number of each row of [BATCH_TILE, n], and the first column that has it.
@@ -81,11 +76,6 @@ class RowOps:
 
 class InterpretedRowOps(RowOps):
     """The same in Pallas' interpret mode, which has no layouts."""
-
-    def load(self, ref: Any) -> Array:
-        """As on a GPU, without a layout."""
-        value: Array = ref[...]
-        return value
 
     def look_up(self, table: Any, rows: Array, first: int, columns: int) -> Array:
         """As on a GPU."""

@@ -40,8 +40,6 @@ class Tiling:
       outputs_per_unit: columns of N per hidden unit.
       units: hidden units per CTA.
       split_k: CTAs per split-K group.
-      cluster: CTAs per thread block cluster, each of another group. They read the same part
-        of the left operand, and TMA multicasts what each of them loads to all.
       batch_tiles: matmuls of a batch group in a time step, each of `BATCH_TILE` other batch rows.
       batch_groups: batch groups of a launch.
     """
@@ -51,7 +49,6 @@ class Tiling:
     outputs_per_unit: int
     units: int
     split_k: int = 1
-    cluster: int = 1
     batch_tiles: int = 1
     batch_groups: int = 1
 
@@ -121,7 +118,7 @@ class Tiling:
         granularity, largest = _WGMMA_N
         return (
             self.units % granularity == 0
-            and self.hidden % (self.units * self.split_k * self.cluster) == 0
+            and self.hidden % (self.units * self.split_k) == 0
             and self.batch_groups * self.ctas <= num_sms
             and self.k % (self.split_k * SWIZZLE) == 0
             and self.n_per_cta <= largest
@@ -129,9 +126,7 @@ class Tiling:
         )
 
 
-def choose_tilings(
-    hidden: int, gates: int, num_sms: int, cluster: int = 1
-) -> tuple[Tiling, Tiling] | None:
+def choose_tilings(hidden: int, gates: int, num_sms: int) -> tuple[Tiling, Tiling] | None:
     """Tilings of a layer's forward and backward matmul; None if no tiling fits the GPU.
 
     Forward, the state [batch, hidden] meets the recurrent kernel; backward, the gradients of
@@ -142,7 +137,7 @@ def choose_tilings(
     granularity, largest = _WGMMA_N
     for units in range(granularity, largest + 1, granularity):
         candidates = [
-            [Tiling(hidden, k, outputs, units, split_k, cluster) for split_k in _SPLITS]
+            [Tiling(hidden, k, outputs, units, split_k) for split_k in _SPLITS]
             for k, outputs in ((hidden, gates), (gates * hidden, 1))
         ]
         forward, backward = ([t for t in tilings if t.fits(num_sms)] for tilings in candidates)
@@ -191,3 +186,19 @@ def pack_weights(
     return tiles.transpose(3, 0, 4, 2, 5, 1).reshape(
         tiling.ctas, tiling.n_per_cta, tiling.k_per_cta
     )
+
+
+def to_ctas(
+    arrays: Float[Array, "arrays batch hidden"], tiling: Tiling
+) -> Float[Array, "ctas arrays batch units"]:
+    """Each CTA's units, in one contiguous block per array."""
+    split = arrays.reshape(*arrays.shape[:2], tiling.ctas, tiling.units)
+    return split.transpose(2, 0, 1, 3)
+
+
+def from_ctas(
+    blocks: Float[Array, "ctas arrays batch units"],
+) -> Float[Array, "arrays batch hidden"]:
+    """The inverse of `to_ctas`."""
+    ctas, arrays, batch, units = blocks.shape
+    return blocks.transpose(1, 2, 0, 3).reshape(arrays, batch, ctas * units)
