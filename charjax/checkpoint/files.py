@@ -9,6 +9,7 @@ import contextlib
 import json
 import math
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -128,15 +129,15 @@ def _check_files(folder: Path) -> None:
     Raises:
       DamagedError: one is a link or a pipe, or a file of metadata is larger than it can be.
     """
-    with os.scandir(folder) as scanned:
-        entries = list(scanned)
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            _check_files(Path(entry))
-        elif not entry.is_file(follow_symlinks=False):
-            raise DamagedError(f"{entry.name} is not a regular file")
-        elif folder.name not in _UNLIMITED_FOLDERS and entry.stat().st_size > _MAX_METADATA_BYTES:
-            raise DamagedError(f"{entry.name} is larger than {_MAX_METADATA_BYTES} bytes")
+    for path in folder.rglob("*"):  # follows no link
+        status = path.lstat()
+        if stat.S_ISDIR(status.st_mode):
+            continue
+        if not stat.S_ISREG(status.st_mode):
+            raise DamagedError(f"{path.name} is not a regular file")
+        is_limited = path.parent.name not in _UNLIMITED_FOLDERS
+        if is_limited and status.st_size > _MAX_METADATA_BYTES:
+            raise DamagedError(f"{path.name} is larger than {_MAX_METADATA_BYTES} bytes")
 
 
 def is_checkpoint(path: Path) -> bool:

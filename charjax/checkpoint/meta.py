@@ -179,29 +179,25 @@ class CheckpointMeta:
 
     @classmethod
     def of(cls, record: Record, directory: Path) -> CheckpointMeta:
-        """The metadata in the record of a checkpoint below `directory`; raises as `from_json`."""
-        return cls.from_json(record.meta, f"{directory / str(record.step)}")
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any], where: str) -> CheckpointMeta:
-        """The metadata that `to_json` wrote.
+        """The metadata that `to_json` wrote into a record.
 
         Args:
-          values: `Record.meta` of a checkpoint that verifies.
-          where: the path of the checkpoint, for the message.
+          record: that of a checkpoint.
+          directory: the folder of the checkpoints, for the message.
 
         Raises:
           CheckpointError: this version cannot read them.
         """
         try:
-            run = RunMeta.from_json(values)
-            progress = Progress.from_json(values.get("progress"))
-            log_sizes = schema.parse(Mapping[str, int], values.get("logs"), "logs")
+            run = RunMeta.from_json(record.meta)
+            progress = Progress.from_json(record.meta.get("progress"))
+            log_sizes = schema.parse(Mapping[str, int], record.meta.get("logs"), "logs")
             if log_sizes.keys() != set(LOGS) or min(log_sizes.values()) < 0:
                 raise InputError(f"logs: must have the sizes of {' and '.join(LOGS)}")
         except InputError as error:
             raise CheckpointError(
-                f"{where}: this version of charjax cannot read the run's metadata ({error}); use "
-                "the version that wrote them, or start again in another --workdir"
+                f"{directory / str(record.step)}: this version of charjax cannot read the run's "
+                f"metadata ({error}); use the version that wrote them, or start again in another "
+                "--workdir"
             ) from None
         return cls(run, progress, log_sizes)

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal, TypeAlias, TypeVar
 
@@ -72,24 +72,27 @@ class CheckpointReader:
             leaves = {path: record.leaf(path, leaf) for path, leaf in wanted(record).items()}
             return record, read_arrays(self._folders.path(step), leaves)
 
-        return self._find(which, read)
+        return self._undisturbed(lambda: self._first_intact(which, read))
 
     def read_meta(self, *, which: Which = "newest") -> Record:
         """Reads and verifies a record; `which` and the errors are those of `read_arrays`."""
-        return self._find(which, self._record)
+        return self._undisturbed(lambda: self._first_intact(which, self._record))
 
     def verify(self) -> list[tuple[int, str]]:
         """Verifies all checkpoints: pairs (step, its damage or "" if it has none), ascending.
 
         Leaves out steps that a run deletes meanwhile.
         """
-        for _ in range(_MAX_TRIES):
+
+        def verdicts() -> list[tuple[int, str]]:
             steps = self.steps()
             problems = [(step, self._problem(step)) for step in steps]
-            verdicts = [(step, problem) for step, problem in problems if problem is not None]
-            if verdicts or not steps:
-                return verdicts
-        raise self._changes_too_fast()
+            found = [(step, problem) for step, problem in problems if problem is not None]
+            if steps and not found:
+                raise _DeletedError
+            return found
+
+        return self._undisturbed(verdicts)
 
     def _candidates(self, which: Which) -> list[int]:
         """The steps to try to read, in this order.
@@ -128,23 +131,27 @@ class CheckpointReader:
         for step in reversed(self.steps()):
             try:
                 record = self._read(step, self._record)
-            except (DamagedError, _DeletedError) as error:
-                ranks[step] = -math.inf if isinstance(error, DamagedError) else math.inf
+            except DamagedError:
+                ranks[step] = -math.inf
                 continue
             newest_id = newest_id or record.val_text_id
             val_loss = record.val_loss if record.val_text_id == newest_id else None
             ranks[step] = math.inf if val_loss is None else val_loss
         return ranks
 
-    def _find(self, which: Which, read: Callable[[int], _T]) -> _T:
-        """Like `_first_intact`, but starts again if a run deletes a step while it is read."""
+    def _undisturbed(self, read: Callable[[], _T]) -> _T:
+        """Calls `read`, again if a run deletes a step while it is read."""
         for _ in range(_MAX_TRIES):
             with contextlib.suppress(_DeletedError):
-                return self._first_intact(self._candidates(which), read)
-        raise self._changes_too_fast()
+                return read()
+        raise CheckpointError(
+            f"{self._folders.directory}: a run deletes its checkpoints faster than they can be "
+            "read; try again, or have the run save less often"
+        )
 
-    def _first_intact(self, candidates: Sequence[int], read: Callable[[int], _T]) -> _T:
+    def _first_intact(self, which: Which, read: Callable[[int], _T]) -> _T:
         """The result of `read` for the first step that is not damaged."""
+        candidates = self._candidates(which)
         for step, following in zip(candidates, [*candidates[1:], None], strict=True):
             try:
                 return self._read(step, read)
@@ -158,12 +165,6 @@ class CheckpointReader:
         raise CheckpointError(
             f"{self._folders.directory}: no checkpoint that verifies (tried {tried}); "
             "restore a copy of this folder, or start again in another --workdir"
-        )
-
-    def _changes_too_fast(self) -> CheckpointError:
-        return CheckpointError(
-            f"{self._folders.directory}: a run deletes its checkpoints faster than they can be "
-            "read; try again, or have the run save less often"
         )
 
     def _problem(self, step: int) -> str | None:

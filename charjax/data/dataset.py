@@ -112,9 +112,9 @@ def read_tokens(
         documents = (Piece(normalize_form(text, vocab), (0,)) for text in content.documents())
         content = encode_pieces(file, documents, boundary=vocab.boundary)
     if not known.issuperset(content.alphabet) and (unknown != "unk" or vocab.unk_id is None):
-        counts = zip(content.alphabet, content.counts().tolist(), strict=True)
-        missing = {character: count for character, count in counts if character not in known}
-        raise InputError(vocab.unknown_message(Counter(missing)))
+        counts = content.counts()
+        missing = Counter({c: count for c, count in counts.items() if c not in known})
+        raise InputError(vocab.unknown_message(missing))
     return content.recoded(vocab.characters, len(vocab), vocab.unk_id).tokens
 
 
@@ -167,16 +167,10 @@ def _report_characters(corpus: Corpus, vocab: Vocab) -> None:
         if c not in _ORDINARY_CONTROLS and (c < " " or "\x7f" <= c < limit)
     ]
     if controls:
-        found = [f"U+{ord(c):04X}{_occurrences(corpus, c)}" for c in controls]
+        content = corpus.content
+        counts = content.counts() if isinstance(content, EncodedText) else Counter[str]()
+        found = [f"U+{ord(c):04X}" + f" ({counts[c]:,}x)" * (counts[c] > 0) for c in controls]
         _logger.warning("NOTICE: %s has control characters: %s", corpus.name, listed(found))
-
-
-def _occurrences(corpus: Corpus, character: str) -> str:
-    """How often a character is in a text in memory, as " (3x)"."""
-    if isinstance(corpus.content, TextStore) or character not in corpus.content.alphabet:
-        return ""
-    token = corpus.content.alphabet.index(character)
-    return f" ({np.count_nonzero(corpus.content.tokens == token):,}x)"
 
 
 def _report_splits(config: Config, dataset: Dataset) -> None:

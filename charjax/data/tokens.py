@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -52,10 +53,12 @@ class EncodedText(NamedTuple):
         for begin, end in pairwise([*self.starts.tolist(), len(self.tokens)]):
             yield self._replace(tokens=self.tokens[begin:end]).text()
 
-    def counts(self) -> Int64[np.ndarray, " alphabet"]:
-        """How often each token occurs."""
-        zeros = np.zeros(len(self.alphabet), np.int64)
-        return sum((np.bincount(chunk, minlength=len(zeros)) for chunk in self._chunks()), zeros)
+    def counts(self) -> Counter[str]:
+        """How often each character of the alphabet occurs."""
+        counts = np.zeros(len(self.alphabet), np.int64)
+        for chunk in self._chunks():
+            counts += np.bincount(chunk, minlength=len(counts))
+        return Counter(dict(zip(self.alphabet, counts.tolist(), strict=True)))
 
     def _chunks(self) -> Iterator[UInt[np.ndarray, " n"]]:
         return (self.tokens[i : i + _CHUNK] for i in range(0, len(self.tokens), _CHUNK))

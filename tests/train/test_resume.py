@@ -12,6 +12,7 @@ import pytest
 
 from charjax.checkpoint.meta import CheckpointMeta, RunMeta
 from charjax.checkpoint.progress import ExactMean, Progress
+from charjax.checkpoint.record import Record
 from charjax.config import ModelConfig
 from charjax.data.dataset import load_dataset
 from charjax.errors import InputError
@@ -33,7 +34,7 @@ def meta(text_file) -> RunMeta:
 def test_metadata_survives_json(meta):
     saved = CheckpointMeta(meta, Progress(elapsed_s=3.0, losses=ExactMean.of([1.5])), LOG_SIZES)
     values = json.loads(json.dumps(saved.to_json(), allow_nan=False))
-    assert CheckpointMeta.from_json(values, "it") == saved
+    assert CheckpointMeta.of(Record(1, None, values, {}), Path("it")) == saved
     assert values["recurrence"] == {"implementation": "c", "reason": "the fastest here"}
     assert values.keys() == {
         *("config", "vocabulary", "corpus", "parameters", "versions", "device", "devices"),
