@@ -123,6 +123,7 @@ class DocumentSplitter:
     def _delimited(self, origin: str, chunks: Iterator[str], *, continues: bool) -> Iterator[Piece]:
         """The documents between delimiters; the delimiter of lines is a newline."""
         is_lines, is_new = self.rules.mode == "lines", not continues
+        continues = continues and not is_lines  # a part of a file ends where a line does
         delimiter = "\n" if is_lines else text_of_unit(self.rules.delimiter, self._unit)
         if len(self._origins) < 3:
             self._origins.append(origin)
