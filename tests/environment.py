@@ -30,6 +30,12 @@ def with_devices(count: int) -> dict[str, str]:
     return environment | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": devices + FAST_COMPILES}
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files of a folder, at any depth, by their paths in it."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
 def existing(path: str) -> Path:
     """The argparse type of a file or folder that there is."""
     if not (found := Path(path)).exists():

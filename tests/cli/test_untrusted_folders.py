@@ -23,6 +23,7 @@ from charjax.config import Config, DataConfig, ModelConfig, SampleConfig, TrainC
 from charjax.model.recurrence.c import build
 from charjax.workdir import Workdir
 from tests.checkpoint.rewriting import rewrite_record
+from tests.environment import contents
 from tests.faults.trial import write_config
 
 # ml_collections loads config files by a function that Python deprecates.
@@ -79,18 +80,13 @@ def train(call, config) -> Callable[[Path], tuple[int, str]]:
     return lambda workdir: call("train", f"--config={config}", f"--workdir={workdir}")
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    """The files of a folder, but for those whose names begin with a dot."""
-    files = (p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
-    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
-
-
 def test_a_users_own_file_is_not_emptied(tmp_path, train):
     (tmp_path / "samples.txt").write_text("my own samples")
     code, error = train(tmp_path)
     assert code == 2
     assert f"{tmp_path}: has samples.txt but no checkpoint" in error
-    assert contents(tmp_path) == {"samples.txt": b"my own samples"}
+    assert contents(tmp_path)["samples.txt"] == b"my own samples"
+    assert sorted(os.listdir(tmp_path)) == [".lock", "samples.txt"]
 
 
 def test_a_run_without_its_checkpoints_is_not_started_anew(run, train):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from charjax.config import BATCHING_FIELDS, DataConfig
 from charjax.data import batches
-from charjax.data.batches import BATCHINGS, Batches, WindowBatches
+from charjax.data.batches import BATCHINGS, Batches
 from charjax.data.splits import TokenSplit, split
 from charjax.data.store_tokens import StoreTokens
 from charjax.errors import InputError
@@ -207,11 +207,6 @@ def test_every_epoch_has_each_window_once_and_none_crosses_documents(config, len
         assert batch.reset.all()
 
 
-def test_disjoint_windows_are_floor_of_length_by_window():
-    for n in range(24, 60):
-        assert make_batches(config_of("windows"), counting(n), ONE, 0).num_sequences == n // 8
-
-
 def test_an_incomplete_batch_is_dropped_or_padded():
     ids = counting(8 * 7)  # seven windows, three a batch
     dropped = make_batches(config_of("windows"), ids, ONE, 0)
@@ -234,25 +229,11 @@ def test_stateful_windows_are_the_same_windows_with_the_carry_kept(batching):
         assert not stateful(step).reset.any()
 
 
-def test_last_target_alone_counts():
-    batch = make_batches(config_of("sliding", targets="last"), counting(100), ONE, 0)(0)
-    np.testing.assert_array_equal(batch.mask, [[False] * 6 + [True]] * 3)
-
-
 def test_windows_counted_by_the_nietzsche_example():
     config = config_of("sliding", seq_len=60, stride=3, batch_size=128, targets="last")
     batches = make_batches(config, np.zeros(600_893, np.int32), ONE, 0)
     assert batches.num_sequences == 200_278
     assert batches.steps_per_epoch == 200_278 // 128
-
-
-def test_positions_beyond_32_bits_do_not_overflow():
-    ids = np.broadcast_to(np.int8(0), (5_000_000_000,))  # takes one byte of memory
-    config = config_of("windows", seq_len=2**20 - 1)
-    batches = WindowBatches(config, TokenSplit(ids, ONE), 0)
-    last = np.array([batches.num_sequences - 1], np.int32)
-    first_target, _ = batches._windows.spans(last)
-    assert first_target == [(5_000_000_000 // 2**20 - 1) * 2**20 + 1]
 
 
 class VirtualTokens(StoreTokens):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import hashlib
 import itertools
 import json
 import random
@@ -29,6 +28,7 @@ from charjax.data.store_tokens import PackedText
 from charjax.data.vocab import Vocab
 from charjax.errors import CharjaxError, HostError, InputError, StoreError
 from charjax.runtime.locks import lock
+from tests.environment import contents
 from tests.faults.trial import damaged
 
 from .packing import packed, plan_of, tiny_shards
@@ -114,14 +114,6 @@ def store(text) -> Path:
     return text.parent / "store"
 
 
-def digests(store: Path) -> dict[str, str]:
-    files = [path for path in store.rglob("*") if path.is_file()]
-    return {
-        path.relative_to(store).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in files
-    }
-
-
 class Killed(BaseException):
     pass
 
@@ -130,7 +122,7 @@ class Killed(BaseException):
 def test_a_killed_pack_goes_on_and_ends_in_the_same_store(
     text, store, tmp_path, monkeypatch, fatal_write
 ):
-    wanted, writes = digests(store), 0
+    wanted, writes = contents(store), 0
     real_write = store_files.write_file
 
     def write(files, name, content):
@@ -147,7 +139,7 @@ def test_a_killed_pack_goes_on_and_ends_in_the_same_store(
             with contextlib.suppress(Killed):
                 pack_files(text, tmp_path / "store", documents="lines")
     assert writes_before == writes, "the last call had something left to write"
-    assert digests(tmp_path / "store") == wanted
+    assert contents(tmp_path / "store") == wanted
 
 
 def test_processes_pack_the_same_store_together(text, store, tmp_path):
@@ -157,7 +149,7 @@ def test_processes_pack_the_same_store_together(text, store, tmp_path):
         assert pack(plan, str(out), process=(1, 3)) is None
         assert pack(plan, str(out), process=(0, 3)) is None
         assert pack(plan, str(out), process=(2, 3)) is not None
-    assert digests(out) == digests(store)
+    assert contents(out) == contents(store)
 
 
 def problems_of(store: Path) -> list[str]:
@@ -176,7 +168,7 @@ def test_every_damage_is_found_by_verify(store, tmp_path, kind):
     copy = shutil.copytree(store, tmp_path / "store")
     with tiny_shards():
         assert not problems_of(copy)
-        for name in generator.choices(sorted(digests(store)), k=40):
+        for name in generator.choices(sorted(contents(store)), k=40):
             good = (copy / name).read_bytes()
             if kind == "delete":
                 (copy / name).unlink()

@@ -23,6 +23,7 @@ from charjax.train.loop import train
 from charjax.train.optimizer import make_optimizer
 from charjax.train.step import init_state
 from charjax.workdir import Workdir
+from tests.environment import contents
 from tests.faults.trial import (
     Reference,
     Silent,
@@ -150,13 +151,8 @@ class _Corruptor:
         self.counts["found"] += bool(shown.lines)
 
     def _is_intact(self, step: int) -> bool:
-        original = Workdir(self.whole).checkpoints / str(step)
-        copied = Workdir(self.copy).checkpoints / str(step)
-        files = [p.relative_to(original) for p in original.rglob("*") if p.is_file()]
-        return all(
-            (copied / f).is_file() and (copied / f).read_bytes() == (original / f).read_bytes()
-            for f in files
-        )
+        good, found = (contents(f / "checkpoints" / str(step)) for f in (self.whole, self.copy))
+        return good.items() <= found.items()
 
     def _resume(self, done: str) -> None:
         """Checks that the run resumes to the same result, or refuses and deletes nothing."""

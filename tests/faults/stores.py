@@ -17,6 +17,7 @@ from typing import Any
 
 from charjax.config import DataConfig
 from tests.data.packing import tiny_shards
+from tests.environment import contents
 from tests.faults.trial import (
     call,
     damaged,
@@ -49,7 +50,7 @@ class _Damager:
         code, series, self.reference_error = self._train(self.whole)
         assert code == 0, self.reference_error
         self.series, self.leaves = series, leaf_digests(folder / "run", _STEPS)
-        self.files = sorted(p.relative_to(self.whole) for p in self.whole.rglob("*") if p.is_file())
+        self.files = sorted(contents(self.whole))
         self.counts: Counter[str] = Counter()
         self.problems: list[str] = []
 

@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -158,28 +156,6 @@ def test_a_full_disk_names_the_log(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "open", full)
     with pytest.raises(HostError, match=f"{tmp_path}/log: No space left.*free disk space"):
         append_text(tmp_path / "log", "a line")
-
-
-BUSY = """
-import os, signal, sys
-from charjax.runtime.signals import exit_on_signals
-signal.signal(signal.SIGINT, signal.default_int_handler)
-with exit_on_signals(lambda line: print(line, flush=True)):
-    os.kill(os.getpid(), int(sys.argv[1]))
-    while True:
-        pass
-"""
-
-
-@pytest.mark.parametrize(
-    ("number", "code", "said"),
-    [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")],
-)
-def test_a_command_with_nothing_to_save_ends_at_once(number, code, said):
-    command = [sys.executable, "-c", BUSY, str(int(number))]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert (ended.returncode, ended.stderr) == (code, "")
-    assert ended.stdout.startswith(said)
 
 
 def test_the_signal_handlers_are_restored():
