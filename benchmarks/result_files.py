@@ -25,6 +25,30 @@ _PACKAGES = (
 _PLACE = r" --(workdir|out|keras_python)[ =]('[^']*'|\S*)"
 # Fields in which two results must be equal to be combined.
 _SAME = ("machine", "python", "versions", "benchmark", "device", "small")
+# Result files keep the command that made them. Modules that have moved since: old name -> new name.
+_MOVED = {
+    f"benchmarks.{name}": f"benchmarks.performance.{name}"
+    for name in ("train_step", "sample", "end_to_end", "sweep", "headline", "persistent")
+} | {"benchmarks.devices": "tests.faults.devices"}
+# Flags that a module, by its name now, has had; they change nothing of what it measures.
+_FORMER_FLAGS = {
+    "benchmarks.tutorials": "--all",
+    "benchmarks.performance.persistent": "--limit_s",
+}
+# The last commit that has the removed scripts whose results the pages still show.
+_LAST_COMMIT = "c9abf59"
+_REMOVED = {
+    f"benchmarks.{name}"
+    for name in ("blocks", "limits", "memory", "precision", "tutorial_parity", "weights")
+} | {"benchmarks.devices starts", "benchmarks.devices dispatch"}
+# Words of older result files that the pages replace in column names.
+_COLUMNS = {
+    "lanes": "batch",
+    "lanes axis": "data axis",
+    "lanes a device": "batch per device",
+    "gflops a step": "gflops per step",
+    "kept": "within limit",
+}
 
 
 def record() -> dict[str, Any]:
@@ -86,8 +110,16 @@ def keep_other_groups(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict
 
 def command(result: Mapping[str, Any]) -> str:
     """The command that made a result, in backquotes, and what of it has changed since."""
-    note = f" ({result['command_note']})" if "command_note" in result else ""
-    return f"`{result['command']}`{note}"
+    words = result["command"].split()
+    module = words[2]
+    if module in _REMOVED or " ".join(words[2:4]) in _REMOVED:
+        return f"`{result['command']}` (removed since; in commit {_LAST_COMMIT})"
+    name = _MOVED.get(module, module)
+    changes = [f"`{name}`"] if name != module else []
+    former = _FORMER_FLAGS.get(name)
+    changes += [f"without `{word}`" for word in words[3:] if word.partition("=")[0] == former]
+    now = f" (now {' '.join(changes)})" if changes else ""
+    return f"`{result['command']}`{now}"
 
 
 def table(name: str) -> str:
@@ -95,7 +127,8 @@ def table(name: str) -> str:
     result = load(name)
     rows = result["rows"]
     keys = list(dict.fromkeys(key for row in rows for key in row))
-    header = [key.replace("_", " ") for key in keys]
+    columns = [key.replace("_", " ") for key in keys]
+    header = [_COLUMNS.get(column, column) for column in columns]
     found = markdown(header, ([_cell(row.get(key, "")) for key in keys] for row in rows))
     source = f"{command(result)}, {result['machine']}, jax {result['versions']['jax']}"
     link = f"[{name}.json](../benchmarks/results/{name}.json)"
