@@ -7,17 +7,6 @@ from typing import Any
 from charjax.data.read_errors import reading_errors
 from charjax.errors import HostError, InputError
 
-# The package that a scheme needs beside fsspec.
-_PACKAGES = {
-    "http": "charjax[data]",
-    "https": "charjax[data]",
-    "gs": "gcsfs",
-    "gcs": "gcsfs",
-    "s3": "s3fs",
-    "az": "adlfs",
-    "abfs": "adlfs",
-    "hf": "huggingface_hub",
-}
 # What servers call that which changes with a file's content.
 _VERSIONS = ("ETag", "etag", "md5Hash", "generation", "mtime", "LastModified", "updated", "created")
 _TIMEOUT_S = 60.0  # of a web server, to connect and between two reads
@@ -81,10 +70,9 @@ def _filesystem(address: str) -> tuple[Any, str]:
         options = {"client_kwargs": _web_options()} if scheme in ("http", "https") else {}
         files, path = fsspec.url_to_fs(address, **options)
     except ImportError as error:
-        package = _PACKAGES.get(scheme, "the package that it names")
-        raise HostError(
-            f"{address}: reading {scheme}:// needs another package ({error}); "
-            f"run: pip install '{package}'"
+        raise HostError(  # fsspec names the package that a scheme needs beside it
+            f"{address}: reading {scheme}:// needs another package ({error}); install it, or run: "
+            "pip install 'charjax[data]'"
         ) from None
     except ValueError as error:
         raise InputError(

@@ -113,7 +113,7 @@ def test_what_is_not_there_is_named_in_a_line(web, bucket, tmp_path, capsys):
     [
         ("gs://bucket/a.txt", "gcsfs", "gcsfs"),
         ("s3://bucket/a.txt", "s3fs", "s3fs"),
-        ("http://127.0.0.1:9/a.txt", "fsspec.implementations.http", r"charjax[data]"),
+        ("http://127.0.0.1:9/a.txt", "fsspec.implementations.http", "charjax[data]"),
     ],
 )
 def test_a_scheme_whose_package_is_missing_names_it(
@@ -123,7 +123,7 @@ def test_a_scheme_whose_package_is_missing_names_it(
     known = sys.modules["fsspec.registry"]._registry
     monkeypatch.delitem(known, address.partition(":")[0], raising=False)
     code, error = refusal(capsys, address, f"--out={tmp_path / 'store'}")
-    assert (code, f"pip install '{package}'" in error) == (4, True), error
+    assert (code, package in error.partition("(")[2]) == (4, True), error
 
 
 def test_a_file_that_changes_is_another_text(texts, web, tmp_path, capsys):
