@@ -1,4 +1,4 @@
-"""What the commands read as text; the ids are those of the cases that users reported."""
+"""What the commands read as text."""
 
 from __future__ import annotations
 
@@ -122,13 +122,12 @@ def on_a_terminal(stream: str, monkeypatch, *command: str) -> bytes:
 def test_every_character_of_short_documents_is_trained_on(charjax, batching):
     """Or what is not is said in numbers."""
     write_lines("names.txt", names(300))
-    fields = ("data.path=names.txt", "data.documents=lines", f"data.batching={batching}")
-    facts = charjax("info", *fields, "data.seq_len=16", "data.split=(1.0,0.0,0.0)").json
+    text = ("data.path=names.txt", "data.documents=lines", "data.split=(1.0,0.0,0.0)")
+    fields = (*text, "data.seq_len=16", f"data.batching={batching}")
+    facts = charjax("info", *fields).json
     assert facts["train_chars"] - 1 == facts["chars"] + 300  # with the ends
     assert facts["unused_chars"] == 0 or (batching == "stream" and facts["unused_chars"] < 8 * 16)
-    started = charjax(
-        "train", *fields, "data.seq_len=16", "data.split=(1.0,0.0,0.0)", "--workdir=w"
-    )
+    started = charjax("train", *fields, "--workdir=w")
     assert ("are in no batch of an epoch" in started.out) == (facts["unused_chars"] > 0)
 
 
@@ -141,31 +140,20 @@ def lines_run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("lines")
     (folder / "tiny.py").write_text(CONFIG)
     (folder / "lines.txt").write_text("".join(f"{word}\n" for word in WORDS * 200))
-    fields = {
-        "data.path": f"{folder}/lines.txt",
-        "data.documents": "lines",
-        "data.batching": "sliding",
-        "data.stride": 2,
-        "model.hidden": 32,
-        "train.max_steps": 250,
-        "train.eval_every": 250,
-        "optim.learning_rate": 0.02,
-    }
-    flags = [f"--config.{name}={value}" for name, value in fields.items()]
+    data = (f"path={folder}/lines.txt", "documents=lines", "batching=sliding", "stride=2")
+    flags = [
+        *(f"--config.data.{field}" for field in data),
+        *("--config.model.hidden=32", "--config.optim.learning_rate=0.02"),
+        *("--config.train.max_steps=250", "--config.train.eval_every=250"),
+    ]
     assert main.main(["train", f"--config={folder}/tiny.py", f"--workdir={folder}/w", *flags]) == 0
     return folder
 
 
 def test_a_model_of_lines_begins_and_ends_lines(lines_run, charjax):
     """Texts begin where documents do, and end where the model ends them."""
-    sampled = charjax(
-        "sample",
-        f"--workdir={lines_run}/w",
-        "--num_samples=20",
-        "--num_chars=50",
-        "--separator=|",
-        "--temperature=0.5",
-    )
+    flags = ("--num_samples=20", "--num_chars=50", "--separator=|", "--temperature=0.5")
+    sampled = charjax("sample", f"--workdir={lines_run}/w", *flags)
     assert set(sampled.out.strip().split("|")) == set(WORDS)
 
 
@@ -208,13 +196,9 @@ def test_score_reads_a_file_as_the_runs_own_text_was_read(charjax):
     rows = [f'"{name}, {name.upper()}",1' for name in names(300)]
     write_lines("tweets.csv", ["text,number", *rows], "\r\n")
     fields = (
-        "data.path=tweets.csv",
-        "data.documents=rows",
-        "data.columns=text",
-        "data.lowercase=True",
-        "data.newlines=unix",
+        *("data.path=tweets.csv", "data.documents=rows", "data.columns=text"),
+        *("data.lowercase=True", "data.newlines=unix", "data.batching=windows"),
         "data.split=(0.0001,0.9999,0.0)",  # nearly all of the file validates the run
-        "data.batching=windows",
     )
     assert charjax("train", *fields, "--workdir=w").code == 0
     scored = charjax("score", "--workdir=w", "--file=tweets.csv").json
@@ -228,37 +212,31 @@ def test_score_reads_a_file_as_the_runs_own_text_was_read(charjax):
 
 
 # The same documents in other files, and the flags of `score` that read them.
-SAME_LINES = {
-    "latin-1": (lambda lines: "\n".join(lines).encode("latin-1"), "--encoding=latin-1"),
-    "carriage returns": (lambda lines: "\r".join(lines).encode(), "--newlines=unix"),
-    "upper case": (lambda lines: "\n".join(lines).upper().encode(), "--lowercase"),
-    "a named column": (
-        lambda lines: "\n".join(["n;word", *(f"1;{line}" for line in lines)]).encode(),
-        "--columns=word --csv_delimiter=;",
-    ),
-    "a column after a header": (
-        lambda lines: "\n".join(["n,word", *(f"1,{line}" for line in lines)]).encode(),
-        "--columns=1 --header=true",
-    ),
-    "a delimiter": (lambda lines: "<>".join(lines).encode(), "--delimiter=<>"),
-    "markers": (
-        lambda lines: ("two thirds " + "\n".join([*lines, "the end"])).encode(),
-        f"--start={WORDS[0]} --end=the",
-    ),
-}  # fmt: skip
+LINES = WORDS * 9
+SAME_LINES = (
+    ("\n".join(LINES), ""),
+    ("\n".join(LINES), "--encoding=latin-1"),
+    ("\r".join(LINES), "--newlines=unix"),
+    ("\n".join(LINES).upper(), "--lowercase"),
+    ("\n1;".join(["n;word", *LINES]), "--columns=word --csv_delimiter=;"),
+    ("\n1,".join(["n,word", *LINES]), "--columns=1 --header=true"),
+    ("<>".join(LINES), "--delimiter=<>"),
+    ("\n".join(["two thirds", *LINES, "the end"]), f"--start={WORDS[0]} --end=the"),
+)
 
 
 def test_score_takes_the_reading_options_for_a_file_that_differs(lines_run, charjax):
     """The same documents have the same score, however the file has them."""
-    lines = list(WORDS * 9)
     scores = []
-    for make, flags in ((lambda lines: "\n".join(lines).encode(), ""), *SAME_LINES.values()):
-        Path("file.txt").write_bytes(make(lines))
+    for text, flags in SAME_LINES:
+        Path("file.txt").write_bytes(text.encode("latin-1" if "latin-1" in flags else "utf-8"))
         scored = charjax("score", f"--workdir={lines_run}/w", "--file=file.txt", *flags.split())
         assert scored.code == 0, scored.err
         scores.append(scored.json)
-    assert scores[0]["chars"] == len(lines) * (3 + 1)
+    assert scores[0]["chars"] == len(LINES) * (3 + 1)
     assert scores == [scores[0]] * len(scores)
+    part = charjax("score", f"--workdir={lines_run}/w", "--part=val", "--encoding=latin-1")
+    assert (part.code, "--encoding: needs --file" in part.err) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -279,13 +257,11 @@ def test_score_takes_the_reading_options_for_a_file_that_differs(lines_run, char
     ],
 )
 def test_what_score_cannot_read_is_one_line_with_its_own_flags(lines_run, charjax, flags, words):
-    Path("file.txt").write_bytes("\n".join(WORDS * 9).encode("latin-1"))
+    Path("file.txt").write_bytes("\n".join(LINES).encode("latin-1"))
     refused = charjax("score", f"--workdir={lines_run}/w", "--file=file.txt", *flags.split())
     assert (refused.code, refused.out) == (2, "")
     assert words in refused.err.splitlines()[-1]
     assert "config." not in refused.err
-    part = charjax("score", f"--workdir={lines_run}/w", "--part=val", "--encoding=latin-1")
-    assert (part.code, "--encoding: needs --file" in part.err) == (2, True)
 
 
 def test_a_prompt_of_the_config_is_prepared_as_the_text_was(charjax):
@@ -324,8 +300,7 @@ def test_an_empty_path_that_was_given_is_refused(charjax, monkeypatch, path):
 
 
 def test_memory_that_a_text_takes_is_no_fault_of_the_model(charjax, monkeypatch):
-
-    def exhausted(*args: object, **kwargs: object) -> None:
+    def exhausted(*_, **__) -> None:
         raise MemoryError
 
     write_lines("a.txt", names(300))
