@@ -142,7 +142,7 @@ class Exchange:
         Args:
           size: how many integers each call exchanges.
         """
-        mesh = data_mesh(all_devices())
+        mesh = data_mesh()
         self._sharding = batch_sharding(mesh, axis=0)
         self._max = jax.jit(lambda rows: jnp.max(rows, axis=0), out_shardings=replicated(mesh))
         self._pending = self._max(self._rows([0] * size))

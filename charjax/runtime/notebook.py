@@ -6,7 +6,6 @@ The SVG is written by hand: matplotlib takes a tenth of a second for a picture.
 from __future__ import annotations
 
 import html
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -56,13 +55,10 @@ class NotebookDisplay:
             nonlocal caption
             if status:
                 history.add(done, status)
-            started = time.monotonic()
             of_total = f" of {total:,}" if total else ""
             parts = [f"{name}: {done:,}{of_total}", note, time_left.update(done, total)]
             caption = " · ".join(filter(None, parts))
-            if refresh.is_due():
-                draw()
-                refresh.drawn(started)
+            refresh(draw)
 
         yield update
         draw()

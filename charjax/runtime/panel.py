@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -80,10 +79,7 @@ class RichDisplay:
                 done: int, total: int = 0, note: str = "", status: TrainingStatus | None = None
             ) -> None:
                 view.update(done, total, note, status)
-                if refresh.is_due():
-                    started = time.monotonic()
-                    live.refresh()
-                    refresh.drawn(started)
+                refresh(live.refresh)
 
             live.refresh()
             yield update

@@ -39,10 +39,10 @@ def host_device() -> jax.Device | None:
         return None
 
 
-def data_mesh(devices: list[jax.Device]) -> Mesh:
-    """The 1-D mesh of these devices, its axis named `DATA_AXIS`."""
+def data_mesh(devices: list[jax.Device] | None = None) -> Mesh:
+    """The 1-D mesh of these devices, or of all, its axis named `DATA_AXIS`."""
     # With explicit axes, the default of jax.make_mesh, the embedding's lookup fails.
-    return Mesh(np.array(devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+    return Mesh(np.array(devices or all_devices()), (DATA_AXIS,), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

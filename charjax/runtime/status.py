@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 _MOST_POINTS = 600  # of a history: more than the columns of a terminal
@@ -65,19 +66,18 @@ class StatusHistory:
 
 
 class Refresh:
-    """Says when to draw again: so rarely that drawing takes next to no time from the task."""
+    """Draws again and again, so rarely that it takes next to no time from the task."""
 
     def __init__(self, shortest_s: float = _MIN_REFRESH_S) -> None:
         self._shortest_s, self._due = shortest_s, -math.inf
 
-    def is_due(self) -> bool:
-        """Whether to draw now."""
-        return time.monotonic() >= self._due
-
-    def drawn(self, started: float) -> None:
-        """Notes a drawing that started at a time, by `time.monotonic`, and ends now."""
-        now = time.monotonic()
-        self._due = now + max(self._shortest_s, (now - started) / _REFRESH_FRACTION)
+    def __call__(self, draw: Callable[[], None]) -> None:
+        """Draws if it is time to."""
+        started = time.monotonic()
+        if started >= self._due:
+            draw()
+            now = time.monotonic()
+            self._due = now + max(self._shortest_s, (now - started) / _REFRESH_FRACTION)
 
 
 class TimeLeft:

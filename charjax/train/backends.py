@@ -165,7 +165,7 @@ def shard_steps(
 def _jit_backend(
     steps: Any, rows: slice, tokens: np.ndarray | None, implementation: str
 ) -> Backend:
-    mesh = sharding.data_mesh(sharding.all_devices())
+    mesh = sharding.data_mesh()
     slices = tokens is not None
     run = shard_steps(steps, mesh, with_tokens=slices, implementation=implementation)
     ids = sharding.shard(tokens, sharding.replicated(mesh)) if slices else None
@@ -211,7 +211,7 @@ def _pmap_backend(steps: Step, rows: slice) -> Backend:
 
     def to_global(state: TrainState) -> TrainState:
         # pmap returns arrays of this process; several processes can save only global ones.
-        mesh = sharding.data_mesh(sharding.all_devices())
+        mesh = sharding.data_mesh()
         local: TrainState = jax.tree.map(np.asarray, state)
         carry = jax.tree.map(lambda c: c.reshape(-1, c.shape[-1]), local.carry)
         state = sharding.shard(local._replace(carry=()), sharding.replicated(mesh))

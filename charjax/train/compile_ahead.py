@@ -63,7 +63,7 @@ def start(config: Config, params: PyTree, dataset: Dataset) -> Callable[[], None
 def zeros_like(params: PyTree) -> PyTree:
     """Parameters of the same shapes and dtypes, a copy on every device."""
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), params)
-    return sharding.shard(zeros, sharding.replicated(sharding.data_mesh(sharding.all_devices())))
+    return sharding.shard(zeros, sharding.replicated(sharding.data_mesh()))
 
 
 def evaluate_chunk(config: Config, params: PyTree, dataset: Dataset) -> None:

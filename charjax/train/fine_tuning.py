@@ -222,11 +222,8 @@ def scale_imported(
             return update * factor
         return update * by_token.reshape([-1 if i == axis else 1 for i in range(update.ndim)])
 
-    def rescale(updates: PyTree, params: PyTree = None) -> PyTree:
-        del params
-        return jax.tree_util.tree_map_with_path(scale, updates)
-
-    return optax.chain(optimizer, optax.stateless(rescale))
+    rescale = optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scale, updates))
+    return optax.chain(optimizer, rescale)
 
 
 def describe_tokens(initial: InitialModel, dataset: Dataset) -> str:

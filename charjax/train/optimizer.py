@@ -181,12 +181,9 @@ def schedule_free_average(opt_state: PyTree, params: PyTree) -> PyTree:
 
 def _scale_by_adam(config: OptimConfig) -> optax.GradientTransformation:
     """Adam (Kingma and Ba 2015), with epsilon added after or before the bias correction."""
+    adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
     if not config.eps_hat:
-        return optax.scale_by_adam(config.b1, config.b2, config.eps)
-
-    def init(params: PyTree) -> optax.ScaleByAdamState:
-        mu, nu = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))
-        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), mu, nu)
+        return adam
 
     def update(
         grads: PyTree, state: optax.ScaleByAdamState, params: PyTree = None
@@ -199,7 +196,7 @@ def _scale_by_adam(config: OptimConfig) -> optax.GradientTransformation:
         updates = jax.tree.map(lambda m, v: rate * m / (jnp.sqrt(v) + config.eps), mu, nu)
         return updates, optax.ScaleByAdamState(count, mu, nu)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(adam.init, update)
 
 
 def _kernel_mask(params: PyTree) -> PyTree:

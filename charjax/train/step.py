@@ -174,7 +174,8 @@ def make_step(
             keys = row_keys(Stream.SCHEDULED, state.step, batch.inputs.shape[0])
             batch = _mix_inputs(config, state, batch, carry, keys, boundary_id)
         if config.data.targets == "last":  # a batch from elsewhere may not be masked
-            batch = _mask_all_but_last(batch)
+            mask: Any = jnp.asarray(batch.mask).at[:, :-1].set(False)
+            batch = batch._replace(mask=mask)
         dropout_keys = DropoutKeys(
             rows=row_keys(Stream.DROPOUT, state.step, batch.inputs.shape[0]),
             weights=indexed_key(stream_key(config.seed, Stream.WEIGHT_DROPOUT), state.step),
@@ -220,12 +221,6 @@ def repeat_on_slices(step: Step, length: int) -> Any:
         )
 
     return steps
-
-
-def _mask_all_but_last(batch: Batch) -> Batch:
-    """The batch with the last character of each sequence as its only target."""
-    mask: Any = jnp.asarray(batch.mask).at[:, :-1].set(False)
-    return batch._replace(mask=mask)
 
 
 def _psum(axis_name: str | None, x: Any) -> Any:

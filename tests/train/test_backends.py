@@ -9,7 +9,7 @@ import pytest
 
 from charjax.config import Config, ParallelConfig
 from charjax.errors import InputError
-from charjax.runtime.sharding import DATA_AXIS, all_devices, data_mesh
+from charjax.runtime.sharding import DATA_AXIS, data_mesh
 from charjax.train.backends import Backend, make_backend, shard_steps
 from charjax.train.optimizer import make_optimizer
 from charjax.train.step import TrainState, make_step, repeat
@@ -79,7 +79,7 @@ def test_collectives_are_outside_the_scan_over_time(cell):
     config = config_of(model={"cell": cell, "layers": 2, "dropout_between": 0.3})
     optimizer = make_optimizer(config.optim, config.train.max_steps)
     body = repeat(make_step(config, VOCAB, optimizer, DATA_AXIS))
-    steps = shard_steps(body, data_mesh(all_devices()))
+    steps = shard_steps(body, data_mesh())
     one = jax.tree.map(lambda x: x[:1], DISPATCHES[0])  # of one step: then no loop is over steps
     hlo = steps.lower(first_state(config), one).compile().as_text()
     main = hlo[hlo.index("\nENTRY ") :]

@@ -188,7 +188,7 @@ def test_the_rows_of_all_processes_are_the_batch(batching, partial, step, cut):
 
 
 def test_sharded_arrays_are_the_host_arrays():
-    sharding = batch_sharding(data_mesh(all_devices()), axis=1)
+    sharding = batch_sharding(data_mesh(), axis=1)
     x = np.arange(48.0).reshape(2, 8, 3)
     for placed in (shard(x, sharding), shard_local(x[:, process_rows(8)], sharding)):
         np.testing.assert_array_equal(placed, x)
