@@ -28,7 +28,7 @@ from charjax.train.run import Run, RunState, set_up
 from charjax.train.samples import generate_samples
 from charjax.train.step import StepMetrics
 from charjax.train.step_metrics import step_flops
-from charjax.train.stopping import StopFlags, end_reason
+from charjax.train.stopping import Stopping
 from charjax.workdir import Workdir
 
 _logger = logging.getLogger(__name__)
@@ -91,10 +91,8 @@ def train(
 def _train(run: Run, state: RunState, show: Callable[..., None]) -> int | None:
     """Trains until the run ends; returns the signal that stopped it, or None."""
     signals, is_compiled = StopSignals(), False
-    stop = StopFlags(
-        signals, partial(_time_is_up, run, state), partial(_checkpoint_is_due, run, state)
-    )
-    is_done = _stops_here(run, state, stop)
+    stop = Stopping(run, state, signals)
+    is_done = stop.stops_here()
     is_due = bool(state.progress.pending or state.progress.unsampled)
     _write_run(run, state, is_finished=is_done and not is_due)
     wait = compile_ahead.start(run.meta.resolved_config, state.train_state.eval_params, run.dataset)
@@ -115,7 +113,7 @@ def _train(run: Run, state: RunState, show: Callable[..., None]) -> int | None:
             if read is not None and read % run.intervals.log == 0:
                 run.log.write(_next_record(run, state, read))
             # Checked once: a signal after this line must not end the loop before a save.
-            is_done = _stops_here(run, state, stop)
+            is_done = stop.stops_here()
             if is_done or stop.checkpoint_is_due or run.intervals.needs_state(state.step):
                 state.metrics.flush()
                 with state.clock.paused():
@@ -146,26 +144,6 @@ def _dispatch(run: Run, state: RunState) -> StepMetrics:
     return metrics
 
 
-def _time_is_up(run: Run, state: RunState) -> bool:
-    """Whether the time limit is reached; never before the first step, which is then saved."""
-    limit_s = 60 * run.meta.config.train.max_minutes
-    return state.step > 0 and 0 < limit_s <= state.clock.seconds()
-
-
-def _stops_here(run: Run, state: RunState, stop: StopFlags) -> bool:
-    """Whether the run stops at this step; sets `progress.ended` unless a signal stops it."""
-    config, progress = run.meta.config.train, state.progress
-    progress.ended = end_reason(
-        config, run.intervals, state.step, progress, time_is_up=stop.time_is_up
-    )
-    return bool(progress.ended) or stop.signal is not None
-
-
-def _checkpoint_is_due(run: Run, state: RunState) -> bool:
-    interval_s = 60 * run.meta.config.train.checkpoint_minutes
-    return 0 < interval_s <= time.monotonic() - state.saved_at
-
-
 def _show(run: Run, state: RunState, update: Callable[..., None], doing: str = "") -> None:
     """Updates the progress shown; hides total and time left while an evaluation runs."""
     if doing:
@@ -175,7 +153,7 @@ def _show(run: Run, state: RunState, update: Callable[..., None], doing: str = "
     update(state.step, run.intervals.total, note, messages.status(state.record, state.progress))
 
 
-def _do_what_is_due(run: Run, state: RunState, stop: StopFlags, show: Callable[..., None]) -> bool:
+def _do_what_is_due(run: Run, state: RunState, stop: Stopping, show: Callable[..., None]) -> bool:
     """Logs, evaluates and samples if due; saves last, since a checkpoint has the logs' sizes.
 
     An evaluation may take long. So a checkpoint that is due is also saved before it, and a signal
@@ -203,7 +181,7 @@ def _do_what_is_due(run: Run, state: RunState, stop: StopFlags, show: Callable[.
     except _StoppedError:
         _save(run, state, val_loss)
         return True
-    stops = _stops_here(run, state, stop)
+    stops = stop.stops_here()
     if save or is_best or stops:
         _save(run, state, val_loss)
     return stops
@@ -218,7 +196,7 @@ def _next_record(run: Run, state: RunState, step: int) -> dict[str, Any]:
 
 
 def _evaluate(
-    run: Run, state: RunState, stop: StopFlags, show: Callable[..., None]
+    run: Run, state: RunState, stop: Stopping, show: Callable[..., None]
 ) -> tuple[float | None, bool]:
     """Evaluates the model and logs the pending record.
 
@@ -252,7 +230,7 @@ def _evaluate(
     return val_loss, is_best
 
 
-def _sample(run: Run, state: RunState, stop: StopFlags) -> None:
+def _sample(run: Run, state: RunState, stop: Stopping) -> None:
     """Generates and writes the samples of this step.
 
     Raises:

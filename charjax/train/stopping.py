@@ -2,39 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 
-from charjax.checkpoint.progress import Progress
-from charjax.config import TrainConfig
 from charjax.runtime.display import counted
 from charjax.runtime.distributed import Exchange, is_multiprocess
 from charjax.runtime.signals import StopSignals
-from charjax.train.intervals import Intervals
+from charjax.train.run import Run, RunState
 
 
-class StopFlags:
-    """Flags (signal, time limit, checkpoint due), agreed across processes at every `sync`.
+class Stopping:
+    """Says whether a run stops; its flags (signal, time limit, checkpoint due) are synchronized.
 
     Several processes see flags change only at `sync`, so that all of them stop or save at the same
     step. A single process sees a signal at once. The other flags change only at `sync`, as the time
     limit must not end a run between the evaluation and the checkpoint of a step.
     """
 
-    def __init__(
-        self,
-        signals: StopSignals,
-        time_is_up: Callable[[], bool],
-        checkpoint_is_due: Callable[[], bool],
-    ) -> None:
-        """Sets the flags.
-
-        Args:
-          signals: the signals that this process receives.
-          time_is_up: says whether the time limit is reached.
-          checkpoint_is_due: says whether the last checkpoint was saved too long ago.
-        """
-        self._signals, self._checks = signals, (time_is_up, checkpoint_is_due)
-        self._exchange = Exchange(1 + len(self._checks)) if is_multiprocess() else None
+    def __init__(self, run: Run, state: RunState, signals: StopSignals) -> None:
+        """Sets the flags of a run; `signals` are those that this process receives."""
+        self._run, self._state, self._signals = run, state, signals
+        self._exchange = Exchange(3) if is_multiprocess() else None
         self._agreed = self._local()
 
     @property
@@ -44,14 +32,14 @@ class StopFlags:
         return number or None
 
     @property
-    def time_is_up(self) -> bool:
-        """Whether the time limit is reached."""
-        return bool(self._agreed[1])
-
-    @property
     def checkpoint_is_due(self) -> bool:
         """Whether the last checkpoint was saved too long ago."""
         return bool(self._agreed[2])
+
+    def stops_here(self) -> bool:
+        """Whether the run stops at this step; sets `progress.ended` unless a signal stops it."""
+        self._state.progress.ended = self._end_reason()
+        return bool(self._state.progress.ended) or self.signal is not None
 
     def sync(self) -> None:
         """Updates all flags. All processes must call it after every dispatch."""
@@ -65,18 +53,21 @@ class StopFlags:
         return self.signal
 
     def _local(self) -> Sequence[int]:
-        return self._signals.received or 0, *(int(check()) for check in self._checks)
+        train = self._run.meta.config.train
+        limit_s, interval_s = 60 * train.max_minutes, 60 * train.checkpoint_minutes
+        # Never before the first step, which is then saved.
+        time_is_up = self._state.step > 0 and 0 < limit_s <= self._state.clock.seconds()
+        checkpoint_is_due = 0 < interval_s <= time.monotonic() - self._state.saved_at
+        return self._signals.received or 0, int(time_is_up), int(checkpoint_is_due)
 
-
-def end_reason(
-    config: TrainConfig, intervals: Intervals, step: int, progress: Progress, *, time_is_up: bool
-) -> str:
-    """Why a run ends at a step, other than by a signal; "" if it continues."""
-    if 0 < intervals.total < step:
-        return f"{step:,} steps are done, more than the limit of {intervals.total:,}"
-    if step == intervals.total > 0:
-        return f"step {step:,} of {intervals.total:,} is done"
-    since_best = progress.validation.since_best
-    if config.patience and since_best >= config.patience:
-        return f"no better validation loss in {counted(since_best, 'evaluation')}"
-    return f"train.max_minutes={config.max_minutes:g} have passed" if time_is_up else ""
+    def _end_reason(self) -> str:
+        """Why the run ends at this step, other than by a signal; "" if it continues."""
+        step, total = self._state.step, self._run.intervals.total
+        if 0 < total < step:
+            return f"{step:,} steps are done, more than the limit of {total:,}"
+        if step == total > 0:
+            return f"step {step:,} of {total:,} is done"
+        train, since_best = self._run.meta.config.train, self._state.progress.validation.since_best
+        if train.patience and since_best >= train.patience:
+            return f"no better validation loss in {counted(since_best, 'evaluation')}"
+        return f"train.max_minutes={train.max_minutes:g} have passed" if self._agreed[1] else ""

@@ -1,49 +1,62 @@
 from __future__ import annotations
 
 import signal
+from unittest.mock import Mock
 
 import pytest
 
 from charjax.checkpoint.progress import Progress, Validation
 from charjax.runtime.signals import StopSignals
+from charjax.train.clock import Clock
 from charjax.train.intervals import make_intervals
-from charjax.train.stopping import StopFlags, end_reason
+from charjax.train.run import Run, RunState
+from charjax.train.stopping import Stopping
 
 from .tiny import config_of
 
 
-def test_one_process_sees_a_signal_at_once_and_several_agree_at_the_next_sync(monkeypatch):
-    signals, late = StopSignals(), []
-    alone = StopFlags(signals, lambda: bool(late), lambda: False)
+def stopping(
+    signals: StopSignals, *, step: int = 1, since_best: int = 0, minutes: float = 0.0
+) -> tuple[Stopping, Progress]:
+    """Of a run of 40 steps with patience for three evaluations and a limit of two minutes."""
+    config = config_of(train={"patience": 3, "max_minutes": 2.0})
+    run = Mock(Run, meta=Mock(config=config), intervals=make_intervals(config.train, 32))
+    progress = Progress(validation=Validation(1.0 if since_best else None, since_best))
+    state = Mock(RunState, step=step, progress=progress, clock=Clock(60 * minutes), saved_at=0.0)
+    return Stopping(run, state, signals), progress
+
+
+def test_one_process_sees_a_signal_at_once_and_several_agree_at_the_next_sync(monkeypatch, time_is):
+    signals = StopSignals()
+    alone, progress = stopping(signals)
     monkeypatch.setattr("charjax.train.stopping.is_multiprocess", lambda: True)
-    among_others = StopFlags(signals, lambda: bool(late), lambda: False)
-
-    def flags(stop: StopFlags) -> tuple[int | None, bool]:
-        stop.sync()
-        return stop.signal, stop.time_is_up
-
-    assert flags(alone) == flags(among_others) == (None, False)
+    among_others, _ = stopping(signals)
     signals.received = signal.SIGTERM
-    late.append(True)
+    time_is(120.0)
     assert alone.signal == signal.SIGTERM
-    assert not alone.time_is_up  # only at the next sync
-    assert flags(alone) == (signal.SIGTERM, True)
-    assert flags(among_others) == (None, False)  # as of the sync before
-    assert flags(among_others) == (signal.SIGTERM, True)
+    assert alone.stops_here()
+    assert not progress.ended  # the time limit waits for the next sync
+    alone.sync()
+    assert alone.stops_here()
+    assert progress.ended == "train.max_minutes=2 have passed"
+    among_others.sync()  # as of the sync before
+    assert not among_others.stops_here()
+    among_others.sync()
+    assert among_others.signal == signal.SIGTERM
 
 
 @pytest.mark.parametrize(
-    ("step", "since_best", "time_is_up", "reason"),
+    ("now", "reason"),
     [
-        (10, 0, False, ""),
-        (40, 0, False, "step 40 of 40 is done"),
-        (80, 0, False, "80 steps are done, more than the limit of 40"),
-        (10, 3, False, "no better validation loss in 3 evaluations"),
-        (10, 0, True, "train.max_minutes=2 have passed"),
+        ({"step": 10}, ""),
+        ({"step": 40}, "step 40 of 40 is done"),
+        ({"step": 80}, "80 steps are done, more than the limit of 40"),
+        ({"since_best": 3}, "no better validation loss in 3 evaluations"),
+        ({"minutes": 2.0}, "train.max_minutes=2 have passed"),
+        ({"minutes": 2.0, "step": 0}, ""),
     ],
 )
-def test_the_reason_for_the_end_is_named(step, since_best, time_is_up, reason):
-    train = config_of(train={"patience": 3, "max_minutes": 2.0}).train
-    progress = Progress(validation=Validation(1.0 if since_best else None, since_best))
-    intervals = make_intervals(train, 32)
-    assert end_reason(train, intervals, step, progress, time_is_up=time_is_up) == reason
+def test_the_reason_for_the_end_is_named(now, reason):
+    stop, progress = stopping(StopSignals(), **now)
+    assert stop.stops_here() == bool(reason)
+    assert progress.ended == reason
