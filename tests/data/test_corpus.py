@@ -19,6 +19,7 @@ from charjax.errors import HostError, InputError
 
 from .shelf import Shelf
 
+NIGHT = "it was a dark and stormy night; the rain fell in torrents" * 20
 DELIMITED = {"documents": "delimiter"}
 NO_ENCODINGS = ("nonsense", "base64", "undefined", "a\0b")
 
@@ -89,6 +90,29 @@ def test_bytes_that_are_no_utf8_are_named_with_offset_and_remedy(read, tmp_path)
     assert read(b"abc\xffdef", encoding="latin-1").text == "abc\xffdef"
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32", "utf-32-be"])
+def test_a_byte_order_mark_names_the_encoding(read, encoding):
+    mark = "\ufeff" * encoding.endswith("be")
+    assert read((mark + "once upon a time").encode(encoding)).text == "once upon a time"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("utf-16-le", NIGHT),
+        ("utf-16-be", NIGHT),
+        ("cp932", "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。" * 20),
+        ("gb18030", "話說天下大勢。分久必合。合久必分。周末七國分爭。并入於秦。" * 20),
+    ],
+)
+def test_another_encoding_is_named_and_never_guessed(read, encoding, text):
+    data = text.encode(encoding)
+    with pytest.raises(InputError, match=f"config.data.encoding={encoding} ") as caught:
+        read(data)
+    assert len(str(caught.value).splitlines()) == 1
+    assert read(data, encoding=encoding).text == text
+
+
 def test_lower_case(read):
     assert read("ÄB".encode(), lowercase=True).text == "äb"
     lowered = read("ÄB".encode(), lowercase=True, unit="byte").text
@@ -138,6 +162,8 @@ def test_rows_are_documents_of_joined_columns(read):
     ("data", "fields", "message"),
     [
         *((b"abc..d" * 20, {"encoding": name}, "config.data.encoding") for name in NO_ENCODINGS),
+        (NIGHT.encode("utf-16-le"), {"encoding": "utf-16"}, "is not utf-16 .*BOM.*data.encoding"),
+        (NIGHT.encode("utf-32-le"), {"encoding": "utf-32"}, "is not utf-32 .*BOM.*data.encoding"),
         (b"a+2AA-", {"encoding": "utf-7"}, "character 1 is half of a surrogate pair"),
         (b"text", {"start": "MARK"}, r"config.data.start='MARK': not in .*text\.txt"),
         (b"text", {"end": "MARK"}, r"config.data.end='MARK': not in .*text\.txt"),
@@ -188,15 +214,11 @@ def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path):
     assert load(path=str(tmp_path / "[a].txt")).text == "brackets"
 
 
-@pytest.mark.parametrize("name", ["none.txt", "b.txt/none", "*.none"])
-def test_a_path_to_nothing_is_named(folder, name):
+@pytest.mark.parametrize("name", ["none.txt", "b.txt/none", "*.none", "bare"])
+def test_a_path_without_a_text_is_named(folder, name):
+    (folder / "bare").mkdir()
     with pytest.raises(InputError, match=r"config.data.path=.*no (such|text) file"):
         load(path=str(folder / name))
-
-
-def test_a_folder_without_texts_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"config.data.path=.*no text file"):
-        load(path=str(tmp_path))
 
 
 def test_a_file_that_cannot_be_read_is_the_machines_fault(tmp_path):
@@ -239,28 +261,15 @@ def test_without_a_substitute_a_missing_corpus_ends_with_exit_code_4(shelf):
         load(corpus="story")
     message = str(caught.value)
     assert caught.value.exit_code == 4
-    for words in (
-        "'story'",
-        str(shelf.data),
-        str(shelf.cache),
-        "https://example.org/story",
-        "data.path",
-        "data.offline=python_docs",
-    ):
+    remedies = ("config.data.path=FILE", "config.data.offline=python_docs")
+    for words in ("'story'", str(shelf.data), str(shelf.cache), "example.org/story", *remedies):
         assert words in message
     assert len(message.splitlines()) == 1
 
 
 def test_a_substitute_is_used_loudly_and_without_the_options_of_the_other_file(shelf, caplog):
-    corpus = load(
-        corpus="story",
-        offline="python_docs",
-        start="upon",
-        documents="rows",
-        columns=(1,),
-        encoding="utf-16",
-        lowercase=True,
-    )
+    fields = {"start": "upon", "documents": "rows", "columns": (1,), "encoding": "utf-16"}
+    corpus = load(corpus="story", offline="python_docs", lowercase=True, **fields)
     assert corpus.name == "python_docs"
     assert len(corpus.text) > 300_000
     assert corpus.text.islower()

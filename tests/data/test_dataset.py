@@ -55,6 +55,7 @@ def test_batches_are_of_the_train_split_in_the_order_of_the_seed(load):
         {"newlines": "mac"},
         {"columns": (0,)},
         {"csv_delimiter": "ab"},
+        {"unit": "byte", "documents": "rows", "csv_delimiter": "ä"},
     ],
 )
 def test_a_config_that_python_code_has_made_is_checked(tmp_path, fields):
