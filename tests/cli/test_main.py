@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import termios
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from subprocess import PIPE
 from typing import IO, NamedTuple
@@ -144,6 +144,10 @@ FAULTS: dict[int, dict[str, tuple[str, ...]]] = {
         f"{SAMPLE} --num_chars=many": ("--num_chars", "'many'", "int"),
         f"{SAMPLE} --num_samples=0": ("--num_samples=0", "from 1"),
         f"{SAMPLE} --temperature=nan": ("--temperature=nan", "positive"),
+        f"{SAMPLE} --pick=2 --seed=1": ("--seed", "--pick"),
+        f"{SAMPLE} --pick=2 --prompts=@text.txt": ("--prompts", "--pick"),
+        f"{SAMPLE} --json --separator=x": ("--separator", "--json"),
+        f"{SAMPLE} --repetition_window=9": ("--repetition_window", "--repetition_penalty"),
         f"{SAMPLE} --checkpoint=oldest": ("'oldest'", "best, newest or the number"),
         "sample --checkpoint=newest": ("--checkpoint=newest", "--workdir"),
         "score --file=@text.txt": ("--workdir", "--help"),
@@ -264,84 +268,53 @@ def test_a_missing_text_leaves_no_folder(text, workspace, tmp_path, monkeypatch,
     assert list(tmp_path.iterdir()) == []
 
 
-def output_of(workspace: Workspace, arguments: str | Sequence[str], capfd) -> str:
-    capfd.readouterr()
-    assert main.main(workspace.fill(arguments)) == 0
-    out, err = capfd.readouterr()
-    assert err == ""
-    return str(out)
+@pytest.fixture
+def output(workspace, capfd) -> Callable[..., str]:
+    """Runs a command that succeeds without a message, and returns what it writes."""
+
+    def run(arguments: str) -> str:
+        capfd.readouterr()
+        assert main.main(workspace.fill(arguments)) == 0
+        out, err = capfd.readouterr()
+        assert err == ""
+        return str(out)
+
+    return run
 
 
-def test_a_seed_determines_the_text(workspace, capfd):
+def test_a_seed_determines_the_text(output):
     command = SAMPLE + " --prompt=the --num_chars=200 --seed="
-    first = output_of(workspace, command + "3", capfd)
+    first = output(command + "3")
     assert len(first) == 203
     assert first.startswith("the")
     assert set(first) <= set(TEXT)
-    assert first == output_of(workspace, command + "3", capfd)
-    assert first != output_of(workspace, command + "4", capfd)
+    assert first == output(command + "3")
+    assert first != output(command + "4")
 
 
-def test_a_process_writes_the_same_bytes_and_nothing_else(workspace, capfd):
+def test_a_process_writes_the_same_bytes_and_nothing_else(workspace, output):
     command = SAMPLE + " --prompt=the --num_chars=50 --seed=3 --temperature=0"
     ended = start(workspace, "charjax", command)
     assert (ended.returncode, ended.stderr) == (0, b"")
-    assert ended.stdout.decode() == output_of(workspace, command, capfd)
+    assert ended.stdout.decode() == output(command)
 
 
-def test_a_sample_does_not_depend_on_how_many_there_are(workspace, capfd):
-    def samples(number: int) -> list[str]:
-        command = f"sample --workdir=@run --num_chars=40 --separator=| --num_samples={number}"
-        return output_of(workspace, command, capfd).split("|")
-
-    five, nine = samples(5), samples(9)
-    assert len(five) == 5
-    assert nine[:5] == five
-    assert samples(1) == five[:1]
-    assert len(set(nine)) == 9
-
-
-def test_zero_characters_give_the_prompt_alone(workspace, capfd):
-    assert (
-        output_of(workspace, [*SAMPLE.split(), "--num_chars=0", "--prompt=a cat"], capfd) == "a cat"
-    )
-    assert output_of(workspace, SAMPLE + " --num_chars=0", capfd) == ""
-
-
-def test_a_prompt_may_come_from_a_file_or_standard_input(workspace, capfd, monkeypatch):
+def test_a_prompt_may_come_from_a_file_or_standard_input(workspace, monkeypatch, output):
     """A prompt with line ends."""
     prompt, rest = "the cat\nsat", "--num_chars=9 --seed=3"
     (workspace.folder / "prompt.txt").write_text(prompt, encoding="utf-8")
-    text = output_of(workspace, f"{SAMPLE} --prompt_file=@prompt.txt {rest}", capfd)
+    text = output(f"{SAMPLE} --prompt_file=@prompt.txt {rest}")
     assert text.startswith(prompt)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(prompt.encode())))
-    assert output_of(workspace, f"{SAMPLE} --prompt_file=- {rest}", capfd) == text
+    assert output(f"{SAMPLE} --prompt_file=- {rest}") == text
     without = f"{SAMPLE} --no_prompt --prompt_file=@prompt.txt {rest}"
-    assert output_of(workspace, without, capfd) == text.removeprefix(prompt)
+    assert output(without) == text.removeprefix(prompt)
 
 
-def test_prompts_in_a_file_of_windows_have_no_carriage_returns(workspace, capfd):
+def test_prompts_in_a_file_of_windows_have_no_carriage_returns(workspace, output):
     (workspace.folder / "prompts.txt").write_bytes(b"the cat\r\nsat\r\n")
-    text = output_of(workspace, f"{SAMPLE} --prompts=@prompts.txt --num_chars=0", capfd)
+    text = output(f"{SAMPLE} --prompts=@prompts.txt --num_chars=0")
     assert text == "the cat\n=====\nsat"
-
-
-WITHOUT_EFFECT = {
-    "--pick=2": (
-        *("--json", "--num_chars=0", "--stop=x", "--until_lines=1", "--new", "--num_samples=2"),
-        *("--separator=x", "--seed=1", "--temperature=0", "--top_k=2", "--top_p=0.5", "--min_p=1"),
-    ),
-    "--json": ("--no_prompt", "--separator=x"),
-    "--repetition_penalty=1": ("--repetition_window=9",),
-}
-
-
-@pytest.mark.parametrize(
-    ("mode", "flag"), [(mode, flag) for mode, flags in WITHOUT_EFFECT.items() for flag in flags]
-)
-def test_an_option_without_effect_beside_another_is_refused(mode, flag, workspace, capfd):
-    assert main.main(workspace.fill(f"{SAMPLE} {mode} {flag}")) == 2
-    assert_one_line(capfd.readouterr().err, (flag.partition("=")[0], mode.partition("=")[0]))
 
 
 def test_choices_that_are_not_utf_8_are_refused(workspace, capfd, monkeypatch):
@@ -369,19 +342,19 @@ def test_a_backslash_in_a_text_is_pointed_out(flag, workspace, capfd):
     assert ("--prompt_file" in line) == (flag == "--prompt")
 
 
-def test_flags_and_their_values_may_be_two_words(workspace, capfd):
-    one = output_of(workspace, SAMPLE + " --num_chars=20 --seed=1", capfd)
-    assert output_of(workspace, "sample --workdir @run --num_chars 20 --seed 1", capfd) == one
-    info = output_of(workspace, "info --config @tiny.py --config.model.hidden 16", capfd)
+def test_flags_and_their_values_may_be_two_words(output):
+    one = output(SAMPLE + " --num_chars=20 --seed=1")
+    assert output("sample --workdir @run --num_chars 20 --seed 1") == one
+    info = output("info --config @tiny.py --config.model.hidden 16")
     assert json.loads(info)["hidden"] == 16
 
 
-def test_the_score_of_the_validation_text_is_the_validation_loss(workspace, capfd, monkeypatch):
+def test_the_score_of_the_validation_text_is_the_validation_loss(workspace, monkeypatch, output):
     records = read_metrics(workspace.run / "metrics.jsonl")
     best = min(r["val_loss"] for r in records if "val_loss" in r)
     validation = TEXT[int(len(TEXT) * 0.9) :]
     (workspace.folder / "val.txt").write_text(validation, encoding="utf-8")
-    score = json.loads(output_of(workspace, "score --workdir=@run --file=@val.txt", capfd))
+    score = json.loads(output("score --workdir=@run --file=@val.txt"))
     assert set(score) == {
         *("chars", "nats_per_char", "bits_per_char", "bits_per_byte", "perplexity")
     }
@@ -392,7 +365,7 @@ def test_the_score_of_the_validation_text_is_the_validation_loss(workspace, capf
 
     stdin = io.TextIOWrapper(io.BytesIO(validation.encode()))
     monkeypatch.setattr(sys, "stdin", stdin)
-    assert json.loads(output_of(workspace, "score --workdir=@run --file=-", capfd)) == score
+    assert json.loads(output("score --workdir=@run --file=-")) == score
 
 
 def test_an_infinite_perplexity_is_null_in_json(workspace, capfd, monkeypatch):
@@ -404,9 +377,9 @@ def test_an_infinite_perplexity_is_null_in_json(workspace, capfd, monkeypatch):
     assert [line for line in err.splitlines() if "perplexity" in line]
 
 
-def test_info_describes_a_config_and_a_run_alike(workspace, capfd):
-    config = json.loads(output_of(workspace, "info --config=@tiny.py", capfd))
-    trained = json.loads(output_of(workspace, "info --workdir=@run", capfd))
+def test_info_describes_a_config_and_a_run_alike(output):
+    config = json.loads(output("info --config=@tiny.py"))
+    trained = json.loads(output("info --workdir=@run"))
     for name in ("parameters", "vocab_size", "cell", "layers", "hidden", "corpus", "sha256"):
         assert config[name] == trained[name]
     assert (config["cell"], config["layers"], config["hidden"]) == ("rnn", 1, 8)
@@ -466,15 +439,6 @@ def test_verify_reads_the_text_of_a_run_again(workspace, content, code, said, ca
     out, err = capfd.readouterr()
     assert json.loads(out) == {"10": "good", "20": "good"}
     assert said in err.splitlines()[-1]
-
-
-def test_help_lists_the_commands(capfd):
-    with pytest.raises(SystemExit) as ended:
-        main.main(["--help"])
-    assert ended.value.code == 0
-    out = capfd.readouterr().out
-    for command in COMMANDS:
-        assert f"\n    {command} " in out
 
 
 def test_the_version_is_that_of_the_package(capfd):
@@ -587,9 +551,9 @@ def test_every_command_has_a_help_text(command, capfd):
     assert flags.get(command, "--workdir") in capfd.readouterr().out
 
 
-def test_the_same_command_again_says_that_the_run_is_finished(workspace, capfd):
+def test_the_same_command_again_says_that_the_run_is_finished(workspace, output):
     before = (workspace.run / "metrics.jsonl").read_bytes()
-    out = output_of(workspace, "train --config=@tiny.py --workdir=@run", capfd)
+    out = output("train --config=@tiny.py --workdir=@run")
     assert "step 20 of 20 is done" in out
     assert (workspace.run / "metrics.jsonl").read_bytes() == before
 
@@ -703,7 +667,7 @@ def test_a_run_whose_terminal_is_closed_is_saved(workspace, tmp_path):
     assert max(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) >= last
 
 
-def test_a_run_trains_without_a_standard_output(workspace, tmp_path, capfd, monkeypatch):
+def test_a_run_trains_without_a_standard_output(workspace, tmp_path, capfd, monkeypatch, output):
     """`charjax train ... >&-`: Python then has no `sys.stdout`."""
     monkeypatch.setattr("sys.stdout", None)
     arguments = workspace.fill("train --config=@tiny.py")
@@ -783,9 +747,9 @@ def test_a_closed_standard_input_is_one_line(arguments, workspace, capfd, monkey
     assert "Bad file descriptor" in capfd.readouterr().err.splitlines()[-1]
 
 
-def test_the_parts_of_the_runs_own_text_are_scored(workspace, capfd):
-    score = json.loads(output_of(workspace, "score --workdir=@run --part=val", capfd))
-    info = json.loads(output_of(workspace, "info --workdir=@run", capfd))
+def test_the_parts_of_the_runs_own_text_are_scored(output):
+    score = json.loads(output("score --workdir=@run --part=val"))
+    info = json.loads(output("info --workdir=@run"))
     assert score["nats_per_char"] == pytest.approx(info["val_loss"], abs=1e-6)
 
 
@@ -803,19 +767,19 @@ def test_a_relative_path_of_the_runs_text_is_said_to_be_one(
     assert_one_line(capfd.readouterr().err, ("'text.txt'", f"current folder {tmp_path}"))
 
 
-def test_a_score_says_how_the_text_was_read(workspace, capfd):
+def test_a_score_says_how_the_text_was_read(output):
     score = "score --workdir=@run --part=val"
-    stream = json.loads(output_of(workspace, score, capfd))
-    window = json.loads(output_of(workspace, f"{score} --window=8", capfd))
+    stream = json.loads(output(score))
+    window = json.loads(output(f"{score} --window=8"))
     assert (window.pop("window"), window["chars"]) == (8, stream["chars"])
     assert window["nats_per_char"] != stream["nats_per_char"]
     assert window.keys() == stream.keys()
-    dynamic = json.loads(output_of(workspace, f"{score} --dynamic --learning_rate=0.001", capfd))
+    dynamic = json.loads(output(f"{score} --dynamic --learning_rate=0.001"))
     assert dynamic.pop("dynamic") == {
         "learning_rate": 0.001, "decay": 2e-3, "epsilon": 2e-5, "segment": 20
     }  # fmt: skip
     assert dynamic.keys() == stream.keys()
-    lines = output_of(workspace, f"{score} --dynamic --learning_rate=0.001 --per_char", capfd)
+    lines = output(f"{score} --dynamic --learning_rate=0.001 --per_char")
     nats = [json.loads(line)["nats"] for line in lines.splitlines()]
     assert sum(nats) / len(nats) == pytest.approx(dynamic["nats_per_char"], abs=1e-6)
 
