@@ -6,7 +6,6 @@ python -m pytest -n0 -m slow tests/cli/test_packed_on_many_devices.py
 from __future__ import annotations
 
 import http.server
-import json
 import socket
 import subprocess
 import sys
@@ -20,7 +19,7 @@ import pytest
 from charjax.cli.main import main
 from tests.environment import with_devices
 
-from .test_packed import Ranges
+from .test_packed import TINY, Ranges, losses
 
 pytestmark = [
     pytest.mark.slow,
@@ -28,13 +27,6 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).parents[2]
-TINY = (
-    *("--config=quickstart", "--config.model.hidden=8", "--config.model.embed=4"),
-    *("--config.data.batch_size=8", "--config.data.seq_len=16", "--config.sample.num_chars=1"),
-    *("--config.optim.schedule=constant", "--config.optim.warmup=0.0", "--config.data.corpus="),
-    *("--config.train.eval_every=5", "--config.train.max_steps=10"),
-    *("--config.train.steps_per_dispatch=5", "--config.train.log_every=5"),
-)
 MODES = [
     (documents, batching)
     for documents in ("none", "lines")
@@ -57,16 +49,9 @@ def folder(tmp_path_factory) -> Path:
 
 
 def flags(path: Path | str, workdir: Path, documents: str, batching: str) -> list[str]:
-    chosen = [f"--config.data.path={path}", f"--workdir={workdir}"]
-    return [
-        *TINY, *chosen, f"--config.data.documents={documents}", f"--config.data.batching={batching}"
-    ]  # fmt: skip
-
-
-def losses(workdir: Path) -> list[tuple[float, float, float]]:
-    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    assert len(records) == 2
-    return [(r["train_loss"], r["val_loss"], r["grad_norm"]) for r in records]
+    fields = {"path": path, "documents": documents, "batching": batching}
+    steps = ("--config.train.max_steps=10", "--config.train.log_every=5", f"--workdir={workdir}")
+    return [*TINY, *steps, *(f"--config.data.{name}={value}" for name, value in fields.items())]
 
 
 def run_in(processes: int, devices: int, *arguments: str) -> None:
@@ -99,6 +84,7 @@ def run_in(processes: int, devices: int, *arguments: str) -> None:
 def test_losses_are_those_of_memory(folder, tmp_path, processes, devices, documents, batching):
     for name in ("a.txt", documents):
         run_in(processes, devices, *flags(folder / name, tmp_path / name, documents, batching))
+    assert len(losses(tmp_path / documents)) == 2
     assert losses(tmp_path / documents) == losses(tmp_path / "a.txt")
 
 

@@ -17,34 +17,28 @@ from pathlib import Path
 import pytest
 
 from charjax.cli.main import main
-from charjax.config import Config, to_dict
+from charjax.config import Config, DataConfig, ModelConfig, SampleConfig, TrainConfig, to_dict
 from charjax.schema import leaves
 from charjax.train.metrics import read_metrics
 from charjax.train.resume import _MAY_CHANGE, _MUST_STAY
+from tests.train.tiny import config_file
 
 # ml_collections loads config files by a function that Python deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
-CONFIG = """
-from charjax.config import (
-    Config, DataConfig, ModelConfig, SampleConfig, TrainConfig, to_config_dict
+CONFIG = Config(
+    data=DataConfig(batch_size=8, seq_len=8),
+    model=ModelConfig(cell="rnn", hidden=8, embed=4),
+    train=TrainConfig(max_steps=40, eval_every=20, log_every=20),
+    sample=SampleConfig(num_chars=0),
 )
-
-def get_config():
-    return to_config_dict(Config(
-        data=DataConfig(batch_size=8, seq_len=8),
-        model=ModelConfig(cell="rnn", hidden=8, embed=4),
-        train=TrainConfig(max_steps=40, eval_every=20, log_every=20),
-        sample=SampleConfig(num_chars=0),
-    ))
-"""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """A config file and two texts of the same characters, one hard to predict and one easy."""
     path = tmp_path_factory.mktemp("runs")
-    (path / "config.py").write_text(CONFIG, encoding="utf-8")
+    config_file(CONFIG, path)
     draw = random.Random(0)
     letters = "abcdefgh\n"
     (path / "easy.txt").write_text(letters * 500 + "ag", encoding="utf-8")
@@ -53,7 +47,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def flags(folder: Path, workdir: Path, text: str, *more: str) -> list[str]:
-    command = ["train", f"--config={folder}/config.py", f"--workdir={workdir}"]
+    command = ["train", f"--config={folder}/tiny.py", f"--workdir={workdir}"]
     return [*command, f"--config.data.path={folder}/{text}.txt", *more]
 
 
