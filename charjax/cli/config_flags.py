@@ -78,19 +78,36 @@ def override(config: Config, config_flags: Sequence[str]) -> Config:
     from ml_collections import config_flags as ml_flags
 
     from charjax.config import from_config_dict, to_config_dict
+    from charjax.schema import name_of_type
 
-    _check_overrides(config_flags)
+    last = {flag.partition("=")[0]: flag for flag in config_flags}  # tuples would be joined
+    types = {flag: _type_of(flag) for flag in last.values()}
+    corpus = last.get("--config.data.corpus", "").partition("=")[2]
+    if "--config.data.path=" in types and not corpus:  # as from a variable that is not set
+        raise InputError(
+            "--config.data.path=: is empty; name a file or a folder, or give --config.data.corpus "
+            "to train on a named corpus"
+        )
     # Not absl's global FLAGS. ml_collections reads the overrides from sys_argv when the flag is
     # defined, before absl parses it.
-    flag_values = flags.FlagValues()
-    last = {flag.partition("=")[0]: flag for flag in config_flags}  # tuples would be joined
-    argv, values = ["charjax", *last.values()], to_config_dict(config)
+    flag_values, argv = flags.FlagValues(), ["charjax", *types]
     try:
-        ml_flags.DEFINE_config_dict("config", values, flag_values=flag_values, sys_argv=argv)
+        ml_flags.DEFINE_config_dict(
+            "config", to_config_dict(config), flag_values=flag_values, sys_argv=argv
+        )
         flag_values(argv)
     except flags.IllegalFlagValueError as error:
-        raise InputError(_refusal(error, config_flags)) from error
-    return from_config_dict(_with_columns(flag_values.config.to_dict(), config_flags))
+        wrong = next((flag for flag in types if f"flag {flag}:" in str(error)), None)
+        message = (
+            f"{wrong}: must be {name_of_type(types[wrong])}" if wrong else f"--config: {error}"
+        )
+        raise InputError(message) from error
+    values = flag_values.config.to_dict()
+    # ml_collections takes title,text for one name; `charjax.schema` splits it.
+    columns = last.get("--config.data.columns", "").partition("=")[2]
+    if values["data"]["columns"] == (columns,):
+        values["data"]["columns"] = columns
+    return from_config_dict(values)
 
 
 def _split_argument(given: str) -> tuple[str, str | None]:
@@ -100,40 +117,20 @@ def _split_argument(given: str) -> tuple[str, str | None]:
     return drive + path, argument if colon else None
 
 
-def _check_overrides(overrides: Sequence[str]) -> None:
-    """Refuses a field that there is not, a section, and an empty path.
-
-    `data.path` is empty if it is from an unset shell variable, unless a corpus is named.
-    """
+def _type_of(flag: str) -> Any:
+    """The type of the field that a flag overrides; InputError if there is none, or a section."""
     from charjax.config import Config
     from charjax.schema import field_type
 
-    given = dict(flag.partition("=")[::2] for flag in overrides)
-    for flag in overrides:
-        name = flag.partition("=")[0].removeprefix("--config.")
-        try:
-            section = field_type(Config, name)
-        except InputError as error:
-            raise InputError(f"{flag}: {error}") from None
-        if dataclasses.is_dataclass(section):
-            first = dataclasses.fields(section)[0].name
-            raise InputError(f"{flag}: is a section; set its fields, as --config.{name}.{first}")
-    if given.get("--config.data.path") == "" and not given.get("--config.data.corpus"):
-        raise InputError(
-            "--config.data.path=: is empty; name a file or a folder, or give --config.data.corpus "
-            "to train on a named corpus"
-        )
-
-
-def _with_columns(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """The values with `data.columns=title,text` as this text, which `charjax.schema` splits.
-
-    ml_collections takes it for one name.
-    """
-    for name, _, text in (override.partition("=") for override in overrides):
-        if name == "--config.data.columns" and values["data"]["columns"] == (text,):
-            values["data"]["columns"] = text
-    return values
+    name = flag.partition("=")[0].removeprefix("--config.")
+    try:
+        wanted = field_type(Config, name)
+    except InputError as error:
+        raise InputError(f"{flag}: {error}") from None
+    if dataclasses.is_dataclass(wanted):
+        first = dataclasses.fields(wanted)[0].name
+        raise InputError(f"{flag}: is a section; set its fields, as --config.{name}.{first}")
+    return wanted
 
 
 def _config_of(file: Path, argument: str | None) -> Config:
@@ -166,15 +163,3 @@ def _config_of(file: Path, argument: str | None) -> Config:
         )
     config: Config = parse(Config, values, "config")
     return config
-
-
-def _refusal(error: Exception, overrides: Sequence[str]) -> str:
-    """What ml_collections cannot parse, and what it must be."""
-    from charjax.config import Config
-    from charjax.schema import field_type, name_of_type
-
-    for flag in overrides:
-        if f"flag {flag}:" in str(error):
-            wanted = field_type(Config, flag.partition("=")[0].removeprefix("--config."))
-            return f"{flag}: must be {name_of_type(wanted)}"
-    return f"--config: {error}"

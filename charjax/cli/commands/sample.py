@@ -6,7 +6,7 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from charjax.cli.arguments import add_inference, add_model, from_flags, load_model, local_path
@@ -20,7 +20,7 @@ _logger = logging.getLogger(__name__)
 
 _NUM_CHARS = 500  # of a text; with --until_lines, of a line
 
-# Flag, default and help of the options with a value.
+# Flag, default and help of each option; of a flag without a value, the default is False.
 _OPTIONS = (
     ("--prompt", "", "the text to continue; default: none"),
     ("--temperature", 0.8, "divides the logits; 0: greedy decoding; default: %(default)s"),
@@ -37,6 +37,26 @@ _OPTIONS = (
     ("--num_samples", 1, "how many texts; default: %(default)s"),
     ("--separator", "\n=====\n", "printed between two texts; default: a line of ====="),
     ("--seed", 0, "the same seed gives the same texts; default: %(default)s"),
+    ("--no_prompt", False, "write the continuation without the prompt"),
+    (
+        "--json",
+        False,
+        "write each text as a JSON object, with the log-probabilities of its characters",
+    ),
+    ("--pick", 0, "choose each word among this many of the likeliest; interactive"),
+)
+_CONTROLS = (
+    (
+        "--until_lines",
+        0,
+        "end a text after so many lines; of a model of documents: write so many documents, one a "
+        "line",
+    ),
+    ("--forbid", "", "never sample these characters"),
+    ("--only", "", "sample only these characters"),
+    ("--unique", False, "leave out lines written before"),
+    ("--new", False, "leave out lines that the training text has"),
+    ("--max_copy", 0, "copy no passage of more characters from the training text"),
 )
 
 # The options that have no effect beside another one.
@@ -52,8 +72,7 @@ _WITHOUT_EFFECT = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, the prompt, and how to sample."""
     add_model(parser, required=False)
-    for flag, default, about in _OPTIONS:
-        parser.add_argument(flag, type=type(default), default=default, help=about)
+    _add_options(parser, _OPTIONS)
     parser.add_argument(
         "--num_chars",
         type=int,
@@ -65,54 +84,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--prompts", "a file with a text to continue in each line, or - for standard input"),
     ):
         files.add_argument(flag, type=local_path(flag), help=about)
-    parser.add_argument(
-        "--no_prompt", action="store_true", help="write the continuation without the prompt"
-    )
-    parser.add_argument(
-        "--json",
-        action="store_true",
-        help="write each text as a JSON object, with the log-probabilities of its characters",
-    )
-    parser.add_argument(
-        "--pick",
-        type=int,
-        default=0,
-        metavar="K",
-        help="choose each word among the K likeliest; interactive",
-    )
-    _add_controls(parser)
-    add_inference(parser)
-
-
-def _add_controls(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("controls", "what the texts may hold, and where they end")
-    group.add_argument(
+    controls = parser.add_argument_group("controls", "what the texts may hold, and where they end")
+    controls.add_argument(
         "--stop",
         action="append",
         default=[],
         metavar="TEXT",
         help="end a text before this; may be given several times",
     )
-    group.add_argument(
-        "--until_lines",
-        type=int,
-        default=0,
-        metavar="N",
-        help="end a text after N lines; of a model of documents: write N documents, one a line",
-    )
-    group.add_argument("--forbid", default="", metavar="CHARS", help="never sample these")
-    group.add_argument("--only", default="", metavar="CHARS", help="sample only these")
-    group.add_argument("--unique", action="store_true", help="leave out lines written before")
-    group.add_argument(
-        "--new", action="store_true", help="leave out lines that the training text has"
-    )
-    group.add_argument(
-        "--max_copy",
-        type=int,
-        default=0,
-        metavar="N",
-        help="copy no passage of more than N characters from the training text",
-    )
+    _add_options(controls, _CONTROLS)
+    add_inference(parser)
+
+
+def _add_options(
+    parser: argparse.ArgumentParser | argparse._ArgumentGroup,
+    options: Iterable[tuple[str, str | int | float, str]],
+) -> None:
+    for flag, default, about in options:
+        if default is False:
+            parser.add_argument(flag, action="store_true", help=about)
+        else:
+            parser.add_argument(flag, type=type(default), default=default, help=about)
 
 
 def run(args: argparse.Namespace) -> None:
