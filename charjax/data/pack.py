@@ -188,18 +188,22 @@ def _write_index(store: ts.KvStore, out: str, plan: Plan) -> Index | None:
       InputError: the text is empty, or no file has the delimiter of documents.
       StoreError: a record is damaged.
     """
-    shards: list[Shard] = []
     texts: list[ShardText] = []
-    characters: dict[str, None] = {}
-    for number in range(len(plan.shards)):
-        found = store.read(record_name(number)).result()
+    shards: list[Shard] = []
+    for name in map(record_name, range(len(plan.shards))):
+        found = store.read(name).result()
         if found.state == "missing":
             return None
-        text = _parse_text(found.value, f"--out={out}: {record_name(number)}")
+        try:
+            text = parse_record(found.value).text
+        except InputError as error:
+            raise StoreError(
+                f"--out={out}: {name}: damaged ({error}); delete this file, then start the same "
+                "command again"
+            ) from error
         texts.append(text)
         digest = hashlib.sha256(found.value).hexdigest()
         shards.append(Shard(text.tokens, text.documents, text.chars, digest))
-        characters |= dict.fromkeys(text.alphabet)
     chars = sum(shard.chars for shard in shards)
     if not chars:
         raise InputError(f"--out={out}: the text is empty; give one with characters in it")
@@ -213,7 +217,7 @@ def _write_index(store: ts.KvStore, out: str, plan: Plan) -> Index | None:
     identity = {"reading": plan.reading.to_json(), "shards": [shard.record for shard in shards]}
     index = Index(
         reading=plan.reading.to_json(),
-        characters="".join(characters),
+        characters="".join(dict.fromkeys(c for text in texts for c in text.alphabet)),
         chars=chars,
         notices=tuple(notice for text in texts for notice in text.notices),
         field=plan.field,
@@ -224,12 +228,3 @@ def _write_index(store: ts.KvStore, out: str, plan: Plan) -> Index | None:
     write_file(store, INDEX, index_bytes(index))
     store.write(PLAN, None).result()  # deletes it
     return index
-
-
-def _parse_text(record: bytes, where: str) -> ShardText:
-    try:
-        return parse_record(record).text
-    except InputError as error:
-        raise StoreError(
-            f"{where}: damaged ({error}); delete this file, then start the same command again"
-        ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 from charjax.data.batches import Batch, Batches, Slices
 
@@ -18,17 +19,12 @@ class ReadAhead(Batches):
     def __init__(self, batches: Batches) -> None:
         """Starts no thread."""
         self._batches = batches
-        self.ids, self.config = batches.ids, batches.config
-        self.steps_per_epoch = batches.steps_per_epoch
-        self.chars_per_epoch = batches.chars_per_epoch
-        self.num_sequences = batches.num_sequences
         self._thread: ThreadPoolExecutor | None = None
         self._ahead: dict[tuple[int | None, ...], Future[Batch]] = {}  # by step and rows
 
-    @property
-    def unused_chars(self) -> int:  # type: ignore[override]
-        """As in `Batches`."""
-        return self._batches.unused_chars
+    def __getattr__(self, name: str) -> Any:
+        """The sizes of the batches."""
+        return getattr(self._batches, name)
 
     def slices(self, step: int, rows: slice = slice(None)) -> Slices:
         """As in `Batches`."""

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from unittest.mock import AsyncMock, Mock
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,7 @@ STATE = {
     "params": {"dense": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3) / 7}},
     "step": np.int32(5),
 }
+NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 LIKE = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), STATE)
 
 
@@ -506,7 +508,7 @@ def test_a_parameter_that_is_not_finite_is_never_saved(tmp_path, name):
 @pytest.mark.parametrize(
     "error",
     [
-        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        NO_SPACE,
         OSError(errno.EROFS, os.strerror(errno.EROFS)),
         ValueError("RESOURCE_EXHAUSTED: Error writing [os_error_code='28']"),
     ],
@@ -515,9 +517,8 @@ def test_a_disk_error_leaves_the_older_steps_and_no_unfinished_files(tmp_path, m
     save_all(tmp_path, 1)
     with open_(tmp_path) as checkpoints:
         with monkeypatch.context() as patch:
-            patch.setattr(
-                checkpoints._store._orbax, "_save_step_metadata", lambda *_, **__: raise_(error)
-            )
+            fails = Mock(side_effect=error)
+            patch.setattr(checkpoints._store._orbax, "_save_step_metadata", fails)
             with pytest.raises(HostError, match=r"28 bytes needed, \d+ free"):
                 checkpoints.save(2, state_of(2), {}, val_loss=None)
         assert [path.name for path in tmp_path.iterdir()] == ["1"]
@@ -537,19 +538,11 @@ def test_a_record_that_cannot_be_written_waits_for_the_arrays(tmp_path, monkeypa
     monkeypatch.setattr(_NumpyHandler, "_background_serialize", slowly)
     with open_(tmp_path) as checkpoints:
         with monkeypatch.context() as patch:
-            patch.setattr(JsonCheckpointHandler, "_save_fn", no_space_later)
+            patch.setattr(JsonCheckpointHandler, "_save_fn", AsyncMock(side_effect=NO_SPACE))
             with pytest.raises(HostError, match="No space left"):
                 checkpoints.save(1, STATE, {}, val_loss=None)
             assert written
         assert [*tmp_path.iterdir()] == []
-
-
-async def no_space_later(*_: object) -> None:
-    no_space()
-
-
-def raise_(error: Exception) -> None:
-    raise error
 
 
 def test_a_folder_that_cannot_be_made_is_a_host_error(tmp_path):
@@ -600,17 +593,13 @@ def test_an_update_of_a_damaged_record_is_refused_and_a_failed_one_changes_nothi
     save_all(tmp_path, 10)
     with open_(tmp_path) as checkpoints:
         with monkeypatch.context() as patch:
-            patch.setattr(os, "fsync", lambda descriptor: no_space())
+            patch.setattr(os, "fsync", Mock(side_effect=NO_SPACE))
             with pytest.raises(HostError, match="No space left"):
                 checkpoints.update(10, {}, val_loss=1.0)
         assert checkpoints.read_meta().meta == {"name": "at 10"}
         assert [path.name for path in tmp_path.iterdir()] == ["10"]
         (tmp_path / "10" / "meta" / "record.json").write_bytes(b"{}")
         assert not checkpoints.update(10, {}, val_loss=1.0)
-
-
-def no_space() -> None:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_what_could_not_be_read_again_is_not_saved(tmp_path, monkeypatch):

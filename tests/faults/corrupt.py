@@ -37,6 +37,18 @@ from tests.faults.trial import (
 
 _STEPS, _MORE = 30, 10  # of the damaged run, and added by resuming it
 _RESUMED = 25  # every 25th case is also resumed to its end
+_KINDS = ("flip", "truncate", "zero", "delete", "swap", "swap_steps")
+_FIGURES = (
+    "newest_damaged_and_found",
+    "harmless",
+    "fell_back_to_an_older_step",
+    "no_good_step_left_and_refused",
+    "silent",
+    "restarts_from_zero",
+    "no_fallback_though_a_good_step_was_there",
+    "resumed_to_the_end",
+    "resumed_equal",
+)
 
 
 def check_corrupt(n: int, folder: Path, report: Callable[[str], None]) -> dict[str, Any]:
@@ -62,6 +74,7 @@ class _Corruptor:
             vocab_size = len(saved.read_meta().meta["vocabulary"]["symbols"])
         optimizer = make_optimizer(config.optim, _STEPS + _MORE)
         self.like = jax.eval_shape(lambda: init_state(config, vocab_size, optimizer))
+        self.hit: set[str] = set()
         self.counts: Counter[str] = Counter()
         self.problems: list[str] = []
 
@@ -70,26 +83,16 @@ class _Corruptor:
             shutil.rmtree(self.copy)
             shutil.copytree(self.whole, self.copy)
             done = self._damage_something(all_steps=case % 10 == 9)
-            self.counts["cases"] += 1
             self._judge(done)
             if case % _RESUMED == 0:
                 self._resume(done)
             if case % 100 == 99:
                 self.report(f"{case + 1} cases, {len(self.problems)} problems")
-        names = ("flip", "truncate", "zero", "delete", "swap", "swap_steps")
         return {
-            "corruptions": self.counts["cases"],
-            "by_kind": {name: self.counts[name] for name in names},
-            "files_that_were_hit": len([k for k in self.counts if k.startswith("file ")]),
-            "newest_damaged_and_found": self.counts["found"],
-            "harmless": self.counts["harmless"],
-            "fell_back_to_an_older_step": self.counts["fell back"],
-            "no_good_step_left_and_refused": self.counts["refused"],
-            "silent": self.counts["silent"],
-            "restarts_from_zero": self.counts["from zero"],
-            "no_fallback_though_a_good_step_was_there": self.counts["no fallback"],
-            "resumed_to_the_end": self.counts["resumed"],
-            "resumed_equal": self.counts["resumed equal"],
+            "corruptions": n,
+            "by_kind": {kind: self.counts[kind] for kind in _KINDS},
+            "files_that_were_hit": len(self.hit),
+            **{name: self.counts[name] for name in _FIGURES},
             "problems": self.problems[:20],
             "passed": not self.problems,
         }
@@ -111,7 +114,7 @@ class _Corruptor:
     def _damage_file(self, below: Path) -> str:
         files = sorted(p for p in below.rglob("*") if p.is_file() and p.stat().st_size)
         file = self.draw.choice(files)
-        kind = self.draw.choice(("flip", "truncate", "zero", "delete", "swap"))
+        kind = self.draw.choice(_KINDS[:-1])
         data = file.read_bytes()
         if kind == "delete":
             file.unlink()
@@ -123,7 +126,7 @@ class _Corruptor:
             file.write_bytes(damaged(data, kind, self.draw))
         self.counts[kind] += 1
         name = str(file.relative_to(self.copy))
-        self.counts[f"file {name}"] += 1
+        self.hit.add(name)
         return f"{kind} {name}"
 
     def _judge(self, done: str) -> None:
@@ -133,22 +136,25 @@ class _Corruptor:
         checkpoints = Workdir(self.copy).checkpoints
         with show_messages(shown), Checkpoints(checkpoints) as saved:
             if not saved.steps():
-                self._fault("from zero", done)
+                self._fault("restarts_from_zero", done)
             try:
                 restored = saved.restore(self.like)
             except CheckpointError:
-                self._fault("no fallback", done) if intact else self._note("refused")
+                if intact:
+                    self._fault("no_fallback_though_a_good_step_was_there", done)
+                else:
+                    self._note("no_good_step_left_and_refused")
                 return
         flat, _ = flatten(restored.state)
         digests = {path: Leaf.of(array).sha256 for path, array in flat.items()}
         if digests != self.leaves[restored.step]:
             self._fault("silent", done)
         if intact and restored.step < max(intact):
-            self._fault("no fallback", done)
+            self._fault("no_fallback_though_a_good_step_was_there", done)
         if restored.step < _STEPS and not shown.lines:
             self._fault("silent", done)
-        self._note("fell back" if restored.step < _STEPS else "harmless")
-        self.counts["found"] += bool(shown.lines)
+        self._note("fell_back_to_an_older_step" if restored.step < _STEPS else "harmless")
+        self.counts["newest_damaged_and_found"] += bool(shown.lines)
 
     def _is_intact(self, step: int) -> bool:
         good, found = (contents(f / "checkpoints" / str(step)) for f in (self.whole, self.copy))
@@ -157,15 +163,15 @@ class _Corruptor:
     def _resume(self, done: str) -> None:
         """Checks that the run resumes to the same result, or refuses and deletes nothing."""
         before = set(Workdir(self.copy).checkpoints.rglob("*"))
-        self._note("resumed")
+        self._note("resumed_to_the_end")
         try:
             train(self.longer, self.copy, Silent())
         except CheckpointError:
             lost = before - set(Workdir(self.copy).checkpoints.rglob("*"))
-            self._fault("evidence lost", done) if lost else self._note("resumed equal")
+            self._fault("evidence lost", done) if lost else self._note("resumed_equal")
             return
         equal = self.reference.leaves[_STEPS + _MORE] == leaf_digests(self.copy, _STEPS + _MORE)
-        self._note("resumed equal") if equal else self._fault("resumed differently", done)
+        self._note("resumed_equal") if equal else self._fault("resumed differently", done)
 
     def _note(self, name: str) -> None:
         self.counts[name] += 1

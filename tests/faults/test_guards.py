@@ -132,16 +132,6 @@ def test_arrays_larger_than_the_memory_are_refused_before_they_are_read(tmp_path
             saved.verify()
 
 
-def test_a_text_of_one_distinct_character_warns_and_gives_finite_numbers(tmp_path):
-    config = config_of(tmp_path)
-    (tmp_path / "text.txt").write_text("a" * 4000)
-    display = Silent()
-    train(config, tmp_path / "run", display)
-    assert any("only one distinct character" in line for line in display.lines)
-    losses = [record["train_loss"] for record in read_metrics(Workdir(tmp_path / "run").metrics)]
-    assert losses == [0.0] * 4
-
-
 def test_an_argument_that_is_no_utf8_is_bad_input(capsys):
     assert main(["sample", "--workdir=x", "--prompt=a\udcff"]) == 2
     assert capsys.readouterr().err == (
