@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.common import ROOT, parser, progress
-from benchmarks.performance import page, runs
+from benchmarks.performance import page
 from benchmarks.performance.goals import GPU
 
 
@@ -55,11 +55,10 @@ PARTS = (
     *(_part("persistent", 100, f"--cells={cell}") for cell in ("gru", "lstm")),
     *(_part(*_STEP, f"--cells={cell}") for cell in ("gru", "lstm")),
     *(_part(*_STEP, "--cells=gru", size) for size in ("--batch=256", "--layers=2")),
-    _part("runs", 60, runs.SHIPPED),
+    _part("runs", 60),
     _part("end_to_end", 120),
     *(_part("persistent", 200, f"--cells={cell}", *_BATCHES) for cell in ("gru", "lstm")),
     _part("sweep", 150, "--quick"),
-    *(_part("runs", 60, name) for name in runs.RUNS if name != runs.SHIPPED),
 )
 
 

@@ -2,45 +2,33 @@
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
 import json
-import os
-import platform
-import re
-import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from tests.environment import provenance
+
 RESULTS = Path(__file__).parent / "results"
 
-_PACKAGES = (
-    *("charjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"),
-    *("numpy", "torch", "keras"),
-)
-# A flag in a command that only names a place on this machine.
-_PLACE = r" --(workdir|out|keras_python)[ =]('[^']*'|\S*)"
 # Fields in which two results must be equal to be combined.
 _SAME = ("machine", "python", "versions", "benchmark", "device", "small")
-# Result files keep the command that made them. Modules that have moved since: old name -> new name.
-_MOVED = {
-    f"benchmarks.{name}": f"benchmarks.performance.{name}"
-    for name in ("train_step", "sample", "end_to_end", "sweep", "headline", "persistent")
-} | {"benchmarks.devices": "tests.faults.devices"}
-# Flags that a module, by its name now, has had; they change nothing of what it measures.
-_FORMER_FLAGS = {
-    "benchmarks.tutorials": "--all",
-    "benchmarks.performance.persistent": "--limit_s",
+# Result files keep the command that made them. How one begins -> what of it has changed since.
+_MOVED = ("train_step", "sample", "end_to_end", "sweep", "headline", "persistent")
+_REMOVED = (
+    *("blocks", "limits", "memory", "precision", "tutorial_parity", "weights"),
+    *("devices starts", "devices dispatch"),
+)
+_CHANGES = {
+    "benchmarks.persistent --rounds=3 --limit_s=70": "now `benchmarks.performance.persistent` "
+    "without `--limit_s=70`",
+    "benchmarks.performance.runs shakespeare": "now without `shakespeare`",
+    "benchmarks.tutorials timing --all": "now without `--all`",
+    **{f"benchmarks.{name}": f"now `benchmarks.performance.{name}`" for name in _MOVED},
+    **{f"benchmarks.{name}": "removed since; in commit c9abf59" for name in _REMOVED},
+    "benchmarks.devices": "now `tests.faults.devices`",
 }
-# The last commit that has the removed scripts whose results the pages still show.
-_LAST_COMMIT = "c9abf59"
-_REMOVED = {
-    f"benchmarks.{name}"
-    for name in ("blocks", "limits", "memory", "precision", "tutorial_parity", "weights")
-} | {"benchmarks.devices starts", "benchmarks.devices dispatch"}
 # Words of older result files that the pages replace in column names.
 _COLUMNS = {
     "lanes": "batch",
@@ -52,33 +40,9 @@ _COLUMNS = {
 
 
 def record() -> dict[str, Any]:
-    """The machine, package versions, date and command of this process.
-
-    Flags that only name a place on this machine are left out of the command.
-    """
-    versions = {}
-    for name in _PACKAGES:
-        with suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    module = getattr(sys.modules["__main__"], "__spec__", None)
-    program = ["python", "-m", module.name.removesuffix(".__main__")] if module else sys.argv[:1]
-    words = shlex.join([*program, *sys.argv[1:]])
-    return {
-        "machine": f"{_cpu()}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
-        "versions": versions,
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "command": re.sub(_PLACE, "", words),
-    }
-
-
-def _cpu() -> str:
-    if not (info := Path("/proc/cpuinfo")).exists():
-        return platform.processor() or platform.machine()
-    pairs = (line.split(":", 1) for line in info.read_text().splitlines() if ":" in line)
-    fields = {name.strip(): value.strip() for name, value in pairs}
-    family, model = fields.get("cpu family", "?"), fields.get("model", "?")
-    return f"{fields.get('model name', platform.machine())} (family {family}, model {model})"
+    """The `provenance` of what this process measures."""
+    module = getattr(sys.modules["__main__"].__spec__, "name", sys.argv[0])
+    return provenance(module.removesuffix(".__main__"), sys.argv[1:])
 
 
 def write(name: str, figures: Mapping[str, Any]) -> Path:
@@ -110,16 +74,10 @@ def keep_other_groups(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict
 
 def command(result: Mapping[str, Any]) -> str:
     """The command that made a result, in backquotes, and what of it has changed since."""
-    words = result["command"].split()
-    module = words[2]
-    if module in _REMOVED or " ".join(words[2:4]) in _REMOVED:
-        return f"`{result['command']}` (removed since; in commit {_LAST_COMMIT})"
-    name = _MOVED.get(module, module)
-    changes = [f"`{name}`"] if name != module else []
-    former = _FORMER_FLAGS.get(name)
-    changes += [f"without `{word}`" for word in words[3:] if word.partition("=")[0] == former]
-    now = f" (now {' '.join(changes)})" if changes else ""
-    return f"`{result['command']}`{now}"
+    words = result["command"].removeprefix("python -m ")
+    changes = (change for start, change in _CHANGES.items() if words.startswith(start))
+    change = next(changes, "")
+    return f"`{result['command']}`" + (f" ({change})" if change else "")
 
 
 def table(name: str) -> str:

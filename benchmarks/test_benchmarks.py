@@ -19,7 +19,6 @@ from benchmarks.tutorials import __main__ as tutorials
 from benchmarks.tutorials import page as tutorials_page
 from benchmarks.worker import Task
 from benchmarks.workload import Shape
-from tests.environment import provenance
 
 
 def busy(seconds: float, chars: int) -> Task:
@@ -104,30 +103,11 @@ def results_of(peers):
     return {("train_step", "cpu"): record | {"groups": groups}}
 
 
-@pytest.mark.parametrize(
-    ("recorded", "change"),
-    [
-        ("benchmarks.tutorials timing --seconds=8", ""),
-        ("benchmarks.tutorials timing --all --seconds=8", " (now without `--all`)"),
-        ("benchmarks.sweep --quick", " (now `benchmarks.performance.sweep`)"),
-        (
-            "benchmarks.persistent --limit_s=70",
-            " (now `benchmarks.performance.persistent` without `--limit_s=70`)",
-        ),
-    ],
-)
-def test_a_recorded_command_says_what_of_it_has_changed(recorded, change):
-    shown = result_files.command({"command": f"python -m {recorded}"})
-    assert shown == f"`python -m {recorded}`{change}"
-
-
 @pytest.mark.parametrize("place", ["--out=/home/me/x.json", "--out '/home/my data/x.json'", ""])
 def test_a_recorded_command_names_no_place_of_this_machine(place, monkeypatch):
     flags = ["--cells", "gru", *shlex.split(place), "--rounds=3"]
     monkeypatch.setattr(sys, "argv", ["sample", *flags])
     assert result_files.record()["command"].endswith(" --cells gru --rounds=3")
-    command = provenance("tests.faults", flags)["command"]
-    assert command == "python -m tests.faults --cells gru --rounds=3"
 
 
 def test_the_best_of_several_peers_counts():

@@ -10,6 +10,7 @@ import platform
 import re
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,22 +44,31 @@ def existing(path: str) -> Path:
     return found
 
 
-_PACKAGES = ("charjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+_PACKAGES = (
+    *("charjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"),
+    *("numpy", "torch", "keras"),
+)
 
 
 def provenance(module: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """Where and when a result was measured: machine, versions, date and command."""
-    fields = {}
+    """Where and when a result was measured: machine, versions, date and command.
+
+    Flags that only name a place on this machine are left out of the command.
+    """
+    fields, versions = {}, {}
     if (cpuinfo := Path("/proc/cpuinfo")).exists():
         pairs = (line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line)
         fields = {name.strip(): value.strip() for name, value in pairs}
     family, model = fields.get("cpu family", "?"), fields.get("model", "?")
     cpu = fields.get("model name", platform.machine())
+    for name in _PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
     command = shlex.join(["python", "-m", module, *arguments])
     return {
         "machine": f"{cpu} (family {family}, model {model}), {os.cpu_count()} cores",
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "versions": versions,
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "command": re.sub(r" --out[ =]('[^']*'|\S*)", "", command),
+        "command": re.sub(r" --(workdir|out|keras_python)[ =]('[^']*'|\S*)", "", command),
     }
