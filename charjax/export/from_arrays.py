@@ -111,7 +111,7 @@ def model_of(
 
 
 def with_order(params: PyTree, order: list[int]) -> PyTree:
-    """The parameters with tokens in another order, which lists the present ids."""
+    """The parameters with other ids: token i is the present token `order[i]`."""
     changed = {
         "output_kernel": np.ascontiguousarray(params["output_kernel"][:, order]),
         "output_bias": params["output_bias"][order],

@@ -65,14 +65,7 @@ function* samplePieces(model, tokens, count, sampling) {
 
 /** The likeliest characters; of bytes those in ASCII, which are characters alone. */
 function likeliest(model, logits, logTotal) {
-  const found = [];
-  for (let k = 0; k <= OTHERS; k++) {
-    let best = -1;
-    logits.forEach((logit, i) => {
-      if (!found.includes(i) && (best < 0 || logit > logits[best])) best = i;
-    });
-    if (best >= 0) found.push(best);
-  }
+  const found = [...logits.keys()].sort((a, b) => logits[b] - logits[a]).slice(0, OTHERS + 1);
   return found
     .map((i) => ({ text: model.characters[i], probability: Math.exp(logits[i] - logTotal) }))
     .filter(({ text }) => text && (!model.isBytes || text < "\x80"));
