@@ -91,11 +91,13 @@ class TextSampler:
         self.vocab, self.controls, self._reading = trained.vocab, controls, trained.reading
         self.sampling = controls.restrict(sampling, self.vocab)
         controls.check_stops(self.sampling, self.vocab)
-        self._known = known_lines(trained) if controls.new else frozenset[str]()
-        self._copies = None
-        if controls.max_copy:
-            corpus = training_text(trained, "--max_copy")
-            self._copies = copy_table(corpus, self.vocab, controls.max_copy)
+        self._known, self._copies = frozenset[str](), None
+        if controls.new or controls.max_copy:
+            corpus = training_text(trained, "--new" if controls.new else "--max_copy")
+            if controls.new:
+                self._known = known_lines(trained, corpus)
+            if controls.max_copy:
+                self._copies = copy_table(corpus, self.vocab, controls.max_copy)
         model, unk_id, boundary_id = trained.config.model, self.vocab.unk_id, self.vocab.boundary_id
         sampler = Sampler(model, trained.params, masked=unk_id, exempt=boundary_id)
         self._samples = partial(sampler.run, copies=self._copies)

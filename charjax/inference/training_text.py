@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import TypeVar
 
@@ -45,8 +45,13 @@ def training_splits(trained: TrainedModel, flag: str, otherwise: str) -> Splits:
       flag: that needs the text, for messages.
       otherwise: another way out, for messages.
     """
-    load = partial(load_dataset, trained.config, known=trained.vocab.characters)
-    return _if_the_same(trained, load, flag, f"; or {otherwise}").splits
+    return _if_the_same(trained, partial(_dataset, trained), flag, f"; or {otherwise}").splits
+
+
+@lru_cache(maxsize=1)
+def _dataset(trained: TrainedModel) -> Dataset:
+    """Read once, with its notices, where two parts of it are needed."""
+    return load_dataset(trained.config, known=trained.vocab.characters)
 
 
 def _if_the_same(
@@ -74,13 +79,8 @@ def _if_the_same(
     return loaded
 
 
-def known_lines(trained: TrainedModel) -> frozenset[str]:
-    """The lines of the training text, for `Controls.new`; of a model of documents, the documents.
-
-    Raises:
-      InputError: the text is gone, or another one; so does HostError.
-    """
-    corpus = training_text(trained, "--new")
+def known_lines(trained: TrainedModel, corpus: Corpus) -> frozenset[str]:
+    """The lines of the training text, for `Controls.new`; the documents of a model of those."""
     if not trained.vocab.boundary:
         return frozenset(decoded(trained, corpus.text).split("\n"))
     text = corpus.text  # decoded by each access

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import dataclasses
+import copy
 import errno
 import importlib.metadata
 import io
@@ -784,9 +784,23 @@ def test_a_score_says_how_the_text_was_read(output):
     assert sum(nats) / len(nats) == pytest.approx(dynamic["nats_per_char"], abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    "command", ["score --part=val --dynamic", "sample --new --max_copy=9 --num_chars=0"]
+)
+def test_the_text_of_a_run_is_read_once(command, workspace, tmp_path, capfd):
+    (tmp_path / "text.txt").write_text(f"\ufeff{TEXT}", encoding="utf-8")
+    path, run = f"--config.data.path={tmp_path}/text.txt", f"--workdir={tmp_path}/run"
+    assert main.main([*workspace.fill("train --config=@tiny.py:1"), path, run]) == 0
+    capfd.readouterr()
+    assert main.main([*command.split(), run]) == 0
+    assert_one_line(f"charjax: {capfd.readouterr().err}", ["dropped the byte order mark"])
+
+
 def test_dynamic_evaluation_that_diverges_ends_with_code_5(workspace, capfd, monkeypatch):
     def diverging(params, rms, options):  # the flag's largest value, 1, keeps losses finite
-        return update_rule(params, rms, dataclasses.replace(options, learning_rate=1e38))
+        options = copy.copy(options)
+        object.__setattr__(options, "learning_rate", 1e38)
+        return update_rule(params, rms, options)
 
     monkeypatch.setattr("charjax.inference.score.update_rule", diverging)
     command = "score --workdir=@run --part=val --dynamic --learning_rate=0.5"

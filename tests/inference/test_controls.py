@@ -25,7 +25,7 @@ from charjax.inference.pick import likeliest_words
 from charjax.inference.sampling import Sampling
 from charjax.inference.text_end import TextEnd
 from charjax.inference.texts import TextSampler, write_texts
-from charjax.inference.training_text import known_lines
+from charjax.inference.training_text import known_lines, training_text
 from tests.inference.scripted import chain, memoryless, trained
 
 TEXT = "abc\n"
@@ -220,7 +220,7 @@ def test_the_training_text_is_decoded_once_for_all_its_documents(tmp_path, monke
     model = run_on(tmp_path / "t.txt", "ab\na\nb\n", [0.0, 0.0, 0.0], documents=True)
     decode, decoded = EncodedText.text, []
     monkeypatch.setattr(EncodedText, "text", lambda self: decoded.append(1) or decode(self))
-    assert known_lines(model) == {"ab", "a", "b"}
+    assert known_lines(model, training_text(model, "--new")) == {"ab", "a", "b"}
     assert len(decoded) == 1
 
 
