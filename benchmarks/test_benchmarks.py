@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu, result_files, tables
+from benchmarks import gpu, pages, result_files
 from benchmarks.common import Peer, measure, ratio
-from benchmarks.performance import end_to_end, goals, page, readme, sample, sweep, train_step
+from benchmarks.performance import end_to_end, goals, page, sample, sweep, train_step
 from benchmarks.quality import __main__ as quality
 from benchmarks.tutorials import __main__ as tutorials
-from benchmarks.tutorials import page as tutorials_page
 from benchmarks.worker import Task
 from benchmarks.workload import Shape
 
@@ -118,14 +117,14 @@ def test_the_best_of_several_peers_counts():
 
 
 def test_a_row_without_a_result_names_the_command_that_fills_it():
-    text = page.page({}, page.TEMPLATE.read_text(encoding="utf-8"))
+    text = page.page({})
     assert text.count("not measured") == len((*goals.CPU, *goals.GPU, *goals.SMALL_GOALS)) + 2
     assert text.count("`python -m benchmarks.performance.") >= len(goals.CPU) + len(goals.GPU)
 
 
 def test_a_row_says_whether_its_goal_is_reached():
     peers = {goals.F32: figure(100), "torch float32": figure(50), "flax gru": figure(90)}
-    text = page.page(results_of(peers), page.TEMPLATE.read_text(encoding="utf-8"))
+    text = page.page(results_of(peers))
     assert "| GRU float32 over torch float32 | ≥ 1.8 | **2.00** | reached |" in text
     assert "| ≥ 1.5 | **1.11** | not reached |" in text
 
@@ -203,7 +202,7 @@ INTERNAL = {"frameworks", "timing", "worker"}  # other modules of benchmarks/ al
 @pytest.mark.parametrize(
     "name",
     [
-        ".".join(path.relative_to(tables.ROOT).with_suffix("").parts)
+        ".".join(path.relative_to(pages.ROOT).with_suffix("").parts)
         for path in sorted(Path(__file__).parent.rglob("*.py"))
         if '\nif __name__ == "__main__":' in path.read_text(encoding="utf-8")
         and path.stem not in INTERNAL
@@ -273,7 +272,7 @@ def test_every_result_file_is_read_by_a_page(monkeypatch):
     )
     test_the_pages_are_what_the_result_files_give()
     monkeypatch.undo()
-    others = [*tables.ROOT.glob("docs/*.md"), *tables.ROOT.glob("tests/**/*.py")]
+    others = [*pages.ROOT.glob("docs/*.md"), *pages.ROOT.glob("tests/**/*.py")]
     named = "".join(path.read_text(encoding="utf-8") for path in others)
     for file in {*result_files.RESULTS.iterdir()} - read:
         fault = file.stem.removeprefix("reliability_").replace("_", "-")
@@ -281,12 +280,6 @@ def test_every_result_file_is_read_by_a_page(monkeypatch):
 
 
 def test_the_pages_are_what_the_result_files_give():
-    performance = page.page(page.load(), page.TEMPLATE.read_text(encoding="utf-8"))
-    assert page.PAGE.read_text(encoding="utf-8") == performance
-    assert tutorials_page.PAGE.read_text(encoding="utf-8") == tutorials_page.page()
-    for file, fill in (
-        *((path, tables.with_tables) for path in tables.PAGES),
-        (readme.README, readme.with_block),
-    ):
-        text = file.read_text(encoding="utf-8")
+    for name, fill in pages.PAGES.items():
+        text = (pages.ROOT / name).read_text(encoding="utf-8")
         assert fill(text) == text

@@ -1,11 +1,7 @@
-"""Writes docs/performance.md and its plot from the result files.
-
-python -m benchmarks.performance.page
-"""
+"""docs/performance.md and its plots, from the result files."""
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import re
 import string
@@ -13,12 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import ROOT, progress, ratio
+from benchmarks.common import ratio
 from benchmarks.performance.goals import BF16, CPU, F32, GPU, SMALL_GOALS, TORCH, Goal
 from benchmarks.result_files import command, markdown, read, table
 
-TEMPLATE = Path(__file__).parent / "template.md"
-PAGE, IMAGES = ROOT / "docs" / "performance.md", ROOT / "docs" / "img"
 BENCHMARKS = ("train_step", "sample", "end_to_end", "runs", "sweep")
 
 Results = Mapping[tuple[str, str], Mapping[str, Any]]
@@ -30,8 +24,9 @@ def load() -> dict[tuple[str, str], dict[str, Any]]:
     return {key: result for key in wanted if (result := read("_".join(key)))}
 
 
-def page(results: Results, template: str) -> str:
+def page(results: Results) -> str:
     """The whole page."""
+    template = Path(__file__).with_name("template.md").read_text(encoding="utf-8")
     return string.Template(template).substitute(
         machine_cpu=_machines(results, "cpu"),
         goals_cpu=goals_table(results, CPU),
@@ -204,7 +199,14 @@ def _sweep_row(point: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def plot_sweep(points: Iterable[Mapping[str, Any]], path: Path) -> None:
+def plot_sweeps(results: Results, folder: Path) -> None:
+    """Writes a plot for each device whose sweep was measured."""
+    for device in ("cpu", "gpu"):
+        if sweep := results.get(("sweep", device)):
+            _plot_sweep(sweep["groups"]["points"], folder / f"sweep_{device}.png")
+
+
+def _plot_sweep(points: Iterable[Mapping[str, Any]], path: Path) -> None:
     """Plots the fraction of the matmul's FLOP/s over hidden size, a line per cell and dtype."""
     import matplotlib.pyplot as plt
 
@@ -225,18 +227,3 @@ def plot_sweep(points: Iterable[Mapping[str, Any]], path: Path) -> None:
     axes.legend()
     figure.savefig(path, dpi=110)
     plt.close(figure)
-
-
-def main() -> None:
-    """Writes the page and its plot."""
-    argparse.ArgumentParser(description=__doc__).parse_args()
-    results = load()
-    PAGE.write_text(page(results, TEMPLATE.read_text(encoding="utf-8")), encoding="utf-8")
-    for device in ("cpu", "gpu"):
-        if sweep := results.get(("sweep", device)):
-            plot_sweep(sweep["groups"]["points"], IMAGES / f"sweep_{device}.png")
-    progress(f"wrote {PAGE}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,21 +1,16 @@
-"""Writes the figures in README from the result files.
-
-python -m benchmarks.performance.readme
-"""
+"""The figures in README, from the result files."""
 
 from __future__ import annotations
 
-import argparse
 import math
 from typing import Any
 
-from benchmarks.common import ROOT, ratio
+from benchmarks.common import ratio
 from benchmarks.performance.goals import KERAS
 from benchmarks.performance.page import fastest
 from benchmarks.result_files import command, load
 
-README = ROOT / "README.md"
-START = "<!-- headline: written by python -m benchmarks.performance.readme -->"
+START = "<!-- headline: written by python -m benchmarks.pages -->"
 END = "<!-- /headline -->"
 
 
@@ -90,8 +85,3 @@ def with_block(text: str) -> str:
     before, rest = text.split(START)
     _, after = rest.split(END)
     return f"{before}{START}\n{block()}\n{END}{after}"
-
-
-if __name__ == "__main__":
-    argparse.ArgumentParser(description=__doc__).parse_args()
-    README.write_text(with_block(README.read_text(encoding="utf-8")), encoding="utf-8")

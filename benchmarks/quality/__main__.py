@@ -5,7 +5,7 @@
 
 `arms` and `ablation` train a study of `benchmarks.quality.arms`. `recipe` trains a shipped config
 on the whole training part and reads its last weights once on the validation part, in three ways.
-Each writes results/quality_NAME.json, where other arms and seeds stay; `benchmarks.tables` writes
+Each writes results/quality_NAME.json, where other arms and seeds stay; `benchmarks.pages` writes
 the tables. FOLDER keeps the runs, which go on where they were interrupted.
 """
 

@@ -6,7 +6,7 @@ python -m benchmarks.tutorials timing
 `train` runs `launch.py`, which gets all --config.field=value flags, and writes
 `results/tutorial_<name>.json`. `counts` writes `results/tutorial_counts.json`, `timing` writes
 `results/tutorial_timing.json` and needs a quiet machine. If Keras or torch are in other
-environments, KERAS_PYTHON and TORCH_PYTHON name the interpreters. `page` writes docs/tutorials.md.
+environments, KERAS_PYTHON and TORCH_PYTHON name the interpreters.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks import result_files
 from benchmarks.performance.headline import answer, best, launch, run
-from benchmarks.tutorials import page, timing
+from benchmarks.tutorials import timing
 from benchmarks.tutorials.published import TUTORIALS
 
 _JUDGED_CHARS = 20_000  # sampled at temperature 1 to count real words
@@ -106,7 +106,6 @@ def _parser() -> argparse.ArgumentParser:
     timed = commands.add_parser("timing", help="time training steps here and in the frameworks")
     timed.add_argument("--seconds", type=float, default=15.0, help="for each system; default 15")
     commands.add_parser("counts", help="write the output of `charjax info` for the plain configs")
-    commands.add_parser("page", help="write docs/tutorials.md")
     return parser
 
 
@@ -119,8 +118,6 @@ def main() -> None:
     if args.command == "counts":
         infos = {name: info_of(f"{CONFIGS}/{name}.py") for name in TUTORIALS}
         print(result_files.write("tutorial_counts", {"tutorials": infos}))
-    elif args.command == "page":
-        page.PAGE.write_text(page.page(), encoding="utf-8")
     elif args.command == "timing":
         print(timing.measure(args.seconds))
     else:

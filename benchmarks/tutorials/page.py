@@ -5,11 +5,9 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from benchmarks.common import ROOT
 from benchmarks.result_files import command, load, markdown, read
 from benchmarks.tutorials.published import TUTORIALS, Tutorial
 
-PAGE = ROOT / "docs" / "tutorials.md"
 _VARIANTS = ("held_out", "better", "deep", "scheduled")
 _SHOWN_CHARS = 220
 _TRAIN = "python -m benchmarks.tutorials train"
@@ -17,7 +15,7 @@ _TRAIN = "python -m benchmarks.tutorials train"
 _HEAD = """\
 # The five tutorials
 
-<!-- Written by `python -m benchmarks.tutorials page` from the files in benchmarks/results/. -->
+<!-- Written by `python -m benchmarks.pages` from the files in benchmarks/results/. -->
 
 Five tutorials on character models are configs here: `charjax train --config=tutorials/grimm`. This
 page compares each with the figures that its authors print ("theirs"). [A notebook](notebooks.md)

@@ -6,7 +6,7 @@ Trains the grid of cells, units and dropout on each text for that time, as `char
 would, with the other values of the table's row for the text. A run ends early after three
 evaluations without a lower validation loss. Writes the best cell into that row (of several texts,
 the one nearest to each one's best), with `"measured": true`, and all losses to
-benchmarks/results/choices.json, from which `python -m benchmarks.tables` fills docs/quality.md.
+benchmarks/results/choices.json, from which `python -m benchmarks.pages` fills docs/quality.md.
 Needs quiet cores: each run times its own warm-up. FOLDER keeps the runs: one that was interrupted
 goes on, and one that has ended is not trained again.
 """
