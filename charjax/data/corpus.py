@@ -16,8 +16,8 @@ from jaxtyping import Int
 from charjax.config import DataConfig
 from charjax.data import named_corpora
 from charjax.data.cached_text import CachedText
-from charjax.data.decoding import RawText
-from charjax.data.documents import FLAG_PREFIX, Piece
+from charjax.data.decoding import FLAG_PREFIX, RawText
+from charjax.data.documents import Piece
 from charjax.data.file_search import check_no_pipe, find_files
 from charjax.data.files import read_files
 from charjax.data.named_corpora import BUILT_IN

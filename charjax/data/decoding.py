@@ -10,9 +10,10 @@ import logging
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from charjax.data.documents import CONFIG_PREFIX
 from charjax.errors import InputError
 
+# What messages put before the names of options, which come from a config or from flags.
+CONFIG_PREFIX, FLAG_PREFIX = "config.data.", "--"
 BOM = "\ufeff"
 # UTF-32 before UTF-16, whose little-endian mark it starts with.
 BYTE_ORDER_MARKS = (

@@ -15,9 +15,6 @@ from charjax.runtime.terminal import escape_hint
 _MAX_REST = 1 << 20  # characters of an unfinished document that wait for its end
 _ROWS_PER_PIECE = 4096
 
-# What messages put before the names of options, which come from a config or from flags.
-CONFIG_PREFIX, FLAG_PREFIX = "config.data.", "--"
-
 
 @dataclass(frozen=True, kw_only=True)
 class DocumentRules:
@@ -70,7 +67,7 @@ class DocumentSplitter:
         Args:
           rules: what a document is.
           unit: what a character of the texts is, see `charjax.data.vocab.Vocab`.
-          prefix: before the names of options in messages, `CONFIG_PREFIX` or `FLAG_PREFIX`.
+          prefix: before the names of options in messages, see `charjax.data.decoding`.
           texts_before: whether others have split texts that come before these.
         """
         self.rules, self.num_empty = rules, 0
@@ -147,7 +144,7 @@ class DocumentSplitter:
             self.without_newlines.append(origin)
 
     def _document(self, part: str, delimiter: str) -> str:
-        """The document of a part before a delimiter, which only lines without boundary keep."""
+        """The document of a part: with a boundary a line loses its line end, else it keeps it."""
         if self.rules.mode != "lines":
             return part
         return part.removesuffix("\r") if self.rules.boundary else part + delimiter

@@ -37,7 +37,7 @@ class RemoteFile:
         known. "" if the file cannot be downloaded.
       sha256: hexadecimal digest; "" if none is known, since the publisher changes the file now
         and then. Then only its size is checked, and that it is not a web page.
-      min_bytes: the smallest size accepted; of use without a digest.
+      min_bytes: the smallest size accepted; needed only without a digest.
       max_bytes: the largest size accepted; more is never written to disk.
     """
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import tensorstore as ts
 
-from charjax.data.documents import FLAG_PREFIX
+from charjax.data.decoding import FLAG_PREFIX
 from charjax.data.plan import Plan
 from charjax.data.shard_writer import ShardWriter
 from charjax.data.store import TextStore

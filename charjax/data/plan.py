@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from charjax.data import records, remote
-from charjax.data.decoding import BYTE_ORDER_MARKS, RawText
-from charjax.data.documents import FLAG_PREFIX
+from charjax.data.decoding import BYTE_ORDER_MARKS, FLAG_PREFIX, RawText
 from charjax.data.file_search import TextFiles, check_no_pipe
 from charjax.data.files import (
     is_compressed,

@@ -56,5 +56,5 @@ def _is_damage(error: Exception, path: str) -> bool:
     if isinstance(error, _DAMAGE) or type(error).__name__ in _DAMAGE_NAMES:
         return True
     is_unnumbered = type(error) is OSError and error.errno is None  # not the system's
-    # At an address, a package raises both where the server fails.
+    # At an address, both may mean that the server failed.
     return not is_address(path) and (is_unnumbered or isinstance(error, ValueError))

@@ -12,6 +12,7 @@ from typing import Any
 from charjax.config import DataConfig, check_reading
 from charjax.data.decoding import (
     BOM,
+    CONFIG_PREFIX,
     RawText,
     decode,
     is_utf8,
@@ -20,7 +21,7 @@ from charjax.data.decoding import (
     split_blocks,
     unix_newlines,
 )
-from charjax.data.documents import CONFIG_PREFIX, DocumentRules, DocumentSplitter, Piece
+from charjax.data.documents import DocumentRules, DocumentSplitter, Piece
 from charjax.data.vocab import Vocab, bytes_to_text, check_surrogates, text_of_unit
 from charjax.errors import InputError
 from charjax.runtime.display import counted, listed

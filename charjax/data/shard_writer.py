@@ -11,9 +11,9 @@ import numpy as np
 import tensorstore as ts
 
 from charjax.data import store_files
-from charjax.data.decoding import RawText
+from charjax.data.decoding import FLAG_PREFIX, RawText
 from charjax.data.document_hash import DocumentHasher
-from charjax.data.documents import FLAG_PREFIX, Piece
+from charjax.data.documents import Piece
 from charjax.data.plan import Plan, Segment
 from charjax.data.reading import TextReader
 from charjax.data.store_files import LAYOUT, array_spec, write_file

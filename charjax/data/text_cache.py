@@ -50,10 +50,7 @@ def read_through(
     Args:
       files: of the text.
       rules: how they are read.
-      read: reads the text.
-
-    Raises:
-      MemoryError: memory does not suffice; the errors of `read`.
+      read: reads the text; its errors are those of this function.
     """
     looked_ns = time.time_ns()
     key, newest_ns, size = _key_of(files, rules)
