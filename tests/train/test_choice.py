@@ -77,6 +77,22 @@ def test_the_steps_fill_the_time(step_s, compile_s, evaluation_s, left):
 
 
 @pytest.fixture
+def stdin(monkeypatch) -> SimpleNamespace:
+    """Standard input, whose text is in `buffer`."""
+    text = SimpleNamespace(buffer=io.BytesIO(PROSE.encode()), isatty=lambda: False)
+    monkeypatch.setattr(sys, "stdin", text)
+    return text
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path) -> None:
+    """Chooses a tiny model, and measures it for a moment."""
+    monkeypatch.setattr(choice, "find_row", lambda *_: TINY)
+    monkeypatch.setattr(warm_up, "_MIN_S", 0.01)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
 def chosen(tmp_path, monkeypatch):
     """A function that chooses for a text, and the list of what it measured."""
     text = tmp_path / "text.txt"
@@ -170,22 +186,18 @@ def test_a_short_text_has_smaller_batches():
 
 
 def test_the_command_trains_a_text_resumes_it_and_keeps_standard_input(
-    tmp_path, monkeypatch, capsys
+    tmp_path, tiny, stdin, capsys
 ):
-    monkeypatch.setattr(choice, "find_row", lambda *_: TINY)
-    monkeypatch.setattr(warm_up, "_MIN_S", 0.01)
-    monkeypatch.chdir(tmp_path)
     flags = ["--config.train.max_steps=10", "--config.train.eval_every=10"]
     flags += ["--config.sample.num_chars=4", "--config.train.log_every=10"]
-    text = SimpleNamespace(buffer=io.BytesIO(b""), isatty=lambda: False)
-    monkeypatch.setattr(sys, "stdin", text)
+    stdin.buffer = io.BytesIO(b"")
     assert main(["train", "-", "--workdir=run", *flags]) == 2
     assert "standard input is empty" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-    text.buffer = io.BytesIO(b"not UTF-8: \xe9")
+    stdin.buffer = io.BytesIO(b"not UTF-8: \xe9")
     assert main(["train", "-", "--workdir=run", *flags]) == 2
     assert not (tmp_path / "run" / "input.txt").exists()
-    text.buffer = io.BytesIO(PROSE.encode())
+    stdin.buffer = io.BytesIO(PROSE.encode())
     assert main(["train", "-", "--workdir=run", *flags]) == 0
     out = capsys.readouterr().out
     assert out.count("chosen: ") == 3
@@ -197,7 +209,7 @@ def test_the_command_trains_a_text_resumes_it_and_keeps_standard_input(
     assert "chosen: as recorded in" in out
     assert "resuming run at step 10" in out
     for _ in range(2):
-        text.buffer = io.BytesIO(b"another text")
+        stdin.buffer = io.BytesIO(b"another text")
         assert main(["train", "-", "--workdir=run", *flags]) == 2
         assert "input.txt: is another text" in capsys.readouterr().err
         (tmp_path / "run" / "input.txt").unlink(missing_ok=True)  # as of a run that had a file
@@ -211,11 +223,9 @@ def test_the_command_trains_a_text_resumes_it_and_keeps_standard_input(
     ],
 )
 def test_a_users_own_file_stops_the_run_before_the_warm_up(
-    name, words, tmp_path, monkeypatch, capsys
+    name, words, tmp_path, stdin, monkeypatch, capsys
 ):
     monkeypatch.setattr(warm_up, "measure_speed", lambda config: pytest.fail("warmed up"))
-    text = SimpleNamespace(buffer=io.BytesIO(PROSE.encode()), isatty=lambda: False)
-    monkeypatch.setattr(sys, "stdin", text)
     (tmp_path / name).write_text("my own")
     assert main(["train", "-", f"--workdir={tmp_path}"]) == 2
     assert words in capsys.readouterr().err
@@ -223,10 +233,7 @@ def test_a_users_own_file_stops_the_run_before_the_warm_up(
     assert {path.name for path in tmp_path.iterdir()} <= {name, ".lock"}
 
 
-def test_a_text_without_a_validation_split_is_trained(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(choice, "find_row", lambda *_: TINY)
-    monkeypatch.setattr(warm_up, "_MIN_S", 0.01)
-    monkeypatch.chdir(tmp_path)
+def test_a_text_without_a_validation_split_is_trained(tmp_path, tiny, capsys):
     (tmp_path / "text.txt").write_text(PROSE)
     flags = ["--config.data.split=(1.0, 0.0, 0.0)", "--config.train.max_steps=10"]
     assert main(["train", "text.txt", *flags, "--config.train.eval_every=10"]) == 0

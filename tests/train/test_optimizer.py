@@ -62,20 +62,12 @@ def gradients(steps: int) -> Iterator[np.ndarray]:
 
 
 # Each optimizer from its paper, in float64: gradients -> updates.
-def adam(grads: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+def adam(grads: Iterator[np.ndarray], eps_hat: bool = False) -> Iterator[np.ndarray]:
     mean = square = np.zeros((3, 2))
     for t, g in enumerate(grads, start=1):
         mean, square = B1 * mean + (1 - B1) * g, B2 * square + (1 - B2) * g**2
-        unbiased = mean / (1 - B1**t), square / (1 - B2**t)
-        yield -LR * unbiased[0] / (np.sqrt(unbiased[1]) + EPS)
-
-
-def adam_eps_hat(grads: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    mean = square = np.zeros((3, 2))
-    for t, g in enumerate(grads, start=1):
-        mean, square = B1 * mean + (1 - B1) * g, B2 * square + (1 - B2) * g**2
-        rate = LR * np.sqrt(1 - B2**t) / (1 - B1**t)  # alpha_t of the paper's section 2
-        yield -rate * mean / (np.sqrt(square) + EPS)
+        eps = EPS / np.sqrt(1 - B2**t) if eps_hat else EPS  # of the paper's section 2
+        yield -LR * mean / (1 - B1**t) / (np.sqrt(square / (1 - B2**t)) + eps)
 
 
 def rmsprop(grads: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
@@ -151,7 +143,7 @@ def test_each_optimizer_is_that_of_its_paper(name):
 @pytest.mark.parametrize("name", ["adam", "adamw"])
 def test_adam_with_the_other_epsilon_is_that_of_keras(name):
     found = updates_of(config_of(name, eps_hat=True), gradients(5), np.ones((3, 2)))
-    np.testing.assert_allclose(found, np.stack(list(adam_eps_hat(gradients(5)))), rtol=1e-5)
+    np.testing.assert_allclose(found, np.stack(list(adam(gradients(5), eps_hat=True))), rtol=1e-5)
     plain = updates_of(config_of(name), gradients(5), np.ones((3, 2)))
     assert not np.allclose(found, plain, rtol=1e-3)
 

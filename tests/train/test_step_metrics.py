@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import replace
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from flax.traverse_util import flatten_dict
 
 from charjax.checkpoint.progress import ExactMean
 from charjax.config import ModelConfig
-from charjax.data.batches import Batches, Slices
+from charjax.data.batches import Batches
 from charjax.errors import DivergedError
 from charjax.model.cells import CELLS
 from charjax.model.network import init_params
@@ -23,20 +24,7 @@ from charjax.train.step_metrics import StepMetricsBuffer, step_flops
 
 from .tiny import TIMES, config_of
 
-
-class Batches16(Batches):
-    """An epoch of 16 steps and 600 characters; a record needs no batch."""
-
-    steps_per_epoch, chars_per_epoch = 16, 600
-
-    def __init__(self) -> None:
-        pass
-
-    def slices(self, step: int, rows: slice = slice(None)) -> Slices:
-        raise AssertionError("a record needs no batch")
-
-
-BATCHES = Batches16()
+BATCHES = Mock(Batches, steps_per_epoch=16, chars_per_epoch=600)
 FLOPS = 900  # of a step
 MAX_SKIPPED = 2
 
@@ -78,14 +66,12 @@ def test_a_record_clears_the_losses():
     assert losses_and_norm(buffer) == {"grad_norm": 1.5}
 
 
-def test_a_record_has_step_time_speed_and_the_last_learning_rate(monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr("charjax.train.clock.time.monotonic", lambda: now[0])
+def test_a_record_has_step_time_speed_and_the_last_learning_rate(time_is):
     # The loss from before the run was resumed counts in the record, but took no time since.
     buffer, clock = buffer_of(0.0), Clock(50.0)
     buffer.push(metrics_of([1.0, 2.0], [0, 0]), 40)
     buffer.flush()
-    now[0] += 3
+    time_is(3.0)
     clock.stalled_s += 0.75
     assert buffer.pop_record(40, BATCHES, clock, FLOPS) == {
         "step": 40,
@@ -102,17 +88,10 @@ def test_a_record_has_step_time_speed_and_the_last_learning_rate(monkeypatch):
     assert [record[k] for k in TIMES[1:]] == [0, 0, 0]
 
 
-class Computing:
-    """The losses of a dispatch that is not done."""
-
-    def is_ready(self) -> bool:
-        return False
-
-
 def test_devices_that_compute_do_not_wait_for_a_batch():
     buffer = buffer_of()
     assert buffer.is_idle  # nothing was dispatched yet
-    buffer.push(metrics_of([4.0], [0])._replace(loss=Computing()), 1)
+    buffer.push(metrics_of([4.0], [0])._replace(loss=Mock(is_ready=lambda: False)), 1)
     assert not buffer.is_idle
 
 
