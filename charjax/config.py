@@ -288,11 +288,10 @@ def from_config_dict(values: Any) -> Config:
     """
     config: Config = parse(Config, values, "config")
     _check_data(config.data)
-    _check_model(config)
+    _check_run(config)
     parts = ["embedding"] * bool(config.model.embed)
     parts += [f"layer_{i}" for i in range(config.model.layers)] + ["output"]
     check_frozen(config.optim.frozen, parts)
-    _check_duration(config)
     _check_no_field_is_unused(config)
     return config
 
@@ -409,8 +408,13 @@ def _check_data(data: DataConfig, prefix: str = "config.data.") -> None:
         )
 
 
-def _check_model(config: Config) -> None:
+def _check_run(config: Config) -> None:
+    """Refuses what contradicts across sections, and a run without an end."""
     model, seq_len, temperatures = config.model, config.data.seq_len, config.sample.temperatures
+    if not (config.train.max_steps or config.train.max_epochs or config.train.max_minutes):
+        raise InputError(
+            "config.train: no limit is set; give train.max_steps, max_epochs or max_minutes"
+        )
     if model.remat and seq_len % model.remat:
         raise InputError(
             f"config.model.remat={model.remat}: must divide config.data.seq_len={seq_len}, or be 0"
@@ -424,14 +428,6 @@ def _check_model(config: Config) -> None:
         raise InputError(
             f"config.sample.temperatures={temperatures}: "
             "each must be 0 (greedy) or a positive number"
-        )
-
-
-def _check_duration(config: Config) -> None:
-    train = config.train
-    if not (train.max_steps or train.max_epochs or train.max_minutes):
-        raise InputError(
-            "config.train: no limit is set; give train.max_steps, max_epochs or max_minutes"
         )
 
 
@@ -500,7 +496,8 @@ FIELD_NEEDS: tuple[Need, ...] = (
 
 def _check_no_field_is_unused(config: Config) -> None:
     """Refuses a field that was set but has no effect."""
-    default, given = dict(leaves(to_dict(Config()))), dict(leaves(to_dict(config)))
+    changed = differences(Config(), config)
     for field, is_met, need in FIELD_NEEDS:
-        if given[field] != default[field] and not is_met(config):
-            raise InputError(f"config.{field}={given[field]!r}: has no effect here; needs {need}")
+        if field in changed and not is_met(config):
+            value = changed[field][1]
+            raise InputError(f"config.{field}={value!r}: has no effect here; needs {need}")

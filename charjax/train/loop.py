@@ -96,10 +96,16 @@ def _train(run: Run, state: RunState, show: Callable[..., None]) -> int | None:
     is_due = bool(state.progress.pending or state.progress.unsampled)
     _write_run(run, state, is_finished=is_done and not is_due)
     wait = compile_ahead.start(run.meta.resolved_config, state.train_state.eval_params, run.dataset)
-    if is_due:
-        with signals, state.clock.paused():
+
+    def do_what_is_due() -> bool:
+        state.metrics.flush()
+        with state.clock.paused():
             wait()
-            is_done = _do_what_is_due(run, state, stop, show)
+            return _do_what_is_due(run, state, stop, show)
+
+    if is_due:
+        with signals:
+            is_done = do_what_is_due()
     with contextlib.ExitStack() as handlers:
         while not is_done:
             metrics = _dispatch(run, state)
@@ -115,10 +121,7 @@ def _train(run: Run, state: RunState, show: Callable[..., None]) -> int | None:
             # Checked once: a signal after this line must not end the loop before a save.
             is_done = stop.stops_here()
             if is_done or stop.checkpoint_is_due or run.intervals.needs_state(state.step):
-                state.metrics.flush()
-                with state.clock.paused():
-                    wait()
-                    is_done = _do_what_is_due(run, state, stop, show)
+                is_done = do_what_is_due()
             show()
     return stop.signal
 
