@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -74,6 +75,15 @@ def write_lines(path: str, lines: list[str], end: str = "\n") -> None:
     Path(path).write_bytes((end.join(lines) + end).encode())
 
 
+def train(folder: Path, text: str, *fields: str) -> Path:
+    """The folder of a tiny run on a text."""
+    (folder / "tiny.py").write_text(CONFIG)
+    (folder / "a.txt").write_bytes(text.encode())
+    flags = [f"--config.{field}" for field in (f"data.path={folder}/a.txt", *fields)]
+    assert main.main(["train", f"--config={folder}/tiny.py", f"--workdir={folder}/w", *flags]) == 0
+    return folder / "w"
+
+
 # Files and characters.
 
 
@@ -83,25 +93,33 @@ def test_files_that_are_the_same_text_are_said(charjax):
     assert "1 file has the text of another" in charjax("info", "data.path=.").err
 
 
-def test_control_characters_are_counted(charjax):
-    write_lines("a.txt", [f"\x1b[1m{name}\0" for name in names(300)])
-    described = charjax("info", "data.path=a.txt")
-    assert "control characters: U+0000 (300x), U+001B (300x)" in described.err
+ATTACK = "\x1b[2J\x1b]52;c;cm0=\x07"  # clear screen, and OSC 52, which sets the clipboard
 
 
-def test_control_characters_are_shown_on_a_terminal_and_raw_elsewhere(charjax, monkeypatch):
-    """Clear screen, and OSC 52, which sets the clipboard."""
-    attack = "\x1b[2J\x1b]52;c;cm0=\x07"
-    write_lines("a.txt", [attack + name for name in names(300)])
-    assert charjax("train", "data.path=a.txt", "--workdir=w").code == 0
-    command = ("sample", "--workdir=w", f"--prompt={attack}", "--num_chars=200")
+@pytest.fixture(scope="module")
+def odd_run(tmp_path_factory) -> Path:
+    """A run on lines with control characters, with line ends of Windows, in lower case."""
+    text = "".join(f"{ATTACK}{name}\r\n" for name in names(300))
+    fields = ("data.lowercase=True", "sample.prompt=ABBA", "sample.num_chars=3")
+    return train(tmp_path_factory.mktemp("odd"), text, *fields)
+
+
+def test_control_characters_are_counted(odd_run, charjax):
+    described = charjax("info", f"data.path={odd_run.parent}/a.txt")
+    assert "control characters: U+0007 (300x), U+001B (600x)" in described.err
+
+
+def test_control_characters_are_shown_on_a_terminal_and_raw_elsewhere(
+    odd_run, charjax, monkeypatch
+):
+    command = ("sample", f"--workdir={odd_run}", f"--prompt={ATTACK}", "--num_chars=200")
     raw = charjax(*command).out
-    assert raw.startswith(attack)
+    assert raw.startswith(ATTACK.lower())
     text = on_a_terminal("stdout", monkeypatch, *command)
-    assert text.startswith(rb"\x1b[2J\x1b]52;c;cm0=\x07")
+    assert text.startswith(rb"\x1b[2j\x1b]52;c;cm0=\x07")
     assert b"\x1b" not in text
     assert b"\x07" not in text
-    Path("w").rename("w\x1bc")  # reset
+    shutil.copytree(odd_run, "w\x1bc")  # reset
     verified = on_a_terminal("stderr", monkeypatch, "verify", "--workdir=w\x1bc")
     assert rb"w\x1bc/checkpoints/10: good" in verified
 
@@ -137,29 +155,24 @@ WORDS = ("öne", "two", "six")
 @pytest.fixture(scope="module")
 def lines_run(tmp_path_factory) -> Path:
     """A run on lines that learns where they end."""
-    folder = tmp_path_factory.mktemp("lines")
-    (folder / "tiny.py").write_text(CONFIG)
-    (folder / "lines.txt").write_text("".join(f"{word}\n" for word in WORDS * 200))
-    data = (f"path={folder}/lines.txt", "documents=lines", "batching=sliding", "stride=2")
-    flags = [
-        *(f"--config.data.{field}" for field in data),
-        *("--config.model.hidden=32", "--config.optim.learning_rate=0.02"),
-        *("--config.train.max_steps=250", "--config.train.eval_every=250"),
-    ]
-    assert main.main(["train", f"--config={folder}/tiny.py", f"--workdir={folder}/w", *flags]) == 0
-    return folder
+    return train(
+        tmp_path_factory.mktemp("lines"),
+        "".join(f"{word}\n" for word in WORDS * 200),
+        *("data.documents=lines", "data.batching=sliding", "data.stride=2", "model.hidden=32"),
+        *("train.max_steps=250", "train.eval_every=250", "optim.learning_rate=0.02"),
+    )
 
 
 def test_a_model_of_lines_begins_and_ends_lines(lines_run, charjax):
     """Texts begin where documents do, and end where the model ends them."""
     flags = ("--num_samples=20", "--num_chars=50", "--separator=|", "--temperature=0.5")
-    sampled = charjax("sample", f"--workdir={lines_run}/w", *flags)
+    sampled = charjax("sample", f"--workdir={lines_run}", *flags)
     assert set(sampled.out.strip().split("|")) == set(WORDS)
 
 
 def test_duplicates_across_the_split_are_counted(lines_run, charjax):
     fields = ("data.documents=lines", "data.shuffle_documents=True")
-    described = charjax("info", f"data.path={lines_run}/lines.txt", *fields)
+    described = charjax("info", f"data.path={lines_run.parent}/a.txt", *fields)
     assert "of the validation split that are in the train split too: 60 of 60" in described.err
 
 
@@ -230,12 +243,12 @@ def test_score_takes_the_reading_options_for_a_file_that_differs(lines_run, char
     scores = []
     for text, flags in SAME_LINES:
         Path("file.txt").write_bytes(text.encode("latin-1" if "latin-1" in flags else "utf-8"))
-        scored = charjax("score", f"--workdir={lines_run}/w", "--file=file.txt", *flags.split())
+        scored = charjax("score", f"--workdir={lines_run}", "--file=file.txt", *flags.split())
         assert scored.code == 0, scored.err
         scores.append(scored.json)
     assert scores[0]["chars"] == len(LINES) * (3 + 1)
     assert scores == [scores[0]] * len(scores)
-    part = charjax("score", f"--workdir={lines_run}/w", "--part=val", "--encoding=latin-1")
+    part = charjax("score", f"--workdir={lines_run}", "--part=val", "--encoding=latin-1")
     assert (part.code, "--encoding: needs --file" in part.err) == (2, True)
 
 
@@ -258,20 +271,17 @@ def test_score_takes_the_reading_options_for_a_file_that_differs(lines_run, char
 )
 def test_what_score_cannot_read_is_one_line_with_its_own_flags(lines_run, charjax, flags, words):
     Path("file.txt").write_bytes("\n".join(LINES).encode("latin-1"))
-    refused = charjax("score", f"--workdir={lines_run}/w", "--file=file.txt", *flags.split())
+    refused = charjax("score", f"--workdir={lines_run}", "--file=file.txt", *flags.split())
     assert (refused.code, refused.out) == (2, "")
     assert words in refused.err.splitlines()[-1]
     assert "config." not in refused.err
 
 
-def test_a_prompt_of_the_config_is_prepared_as_the_text_was(charjax):
+def test_a_prompt_of_the_config_is_prepared_as_the_text_was(odd_run, charjax):
     """In the samples of a run, too. A prompt in a file keeps its line ends, but no mark."""
-    write_lines("a.txt", names(300), "\r\n")
-    fields = ("data.path=a.txt", "data.lowercase=True", "sample.prompt=ABBA", "sample.num_chars=3")
-    assert charjax("train", *fields, "--workdir=w").code == 0
-    assert "\nabba" in Path("w/samples.txt").read_text()
+    assert "\nabba" in (odd_run / "samples.txt").read_text()
     Path("prompt.txt").write_bytes(b"\xef\xbb\xbfabc\r\nDEF")
-    flags = ("--workdir=w", "--num_chars=1", "--temperature=0")
+    flags = (f"--workdir={odd_run}", "--num_chars=1", "--temperature=0")
     prompted = charjax("sample", "--prompt_file=prompt.txt", *flags).out
     assert prompted.encode()[:8] == b"abc\r\ndef"
     assert charjax("sample", "--prompt=\ufeffabc\r\ndef", *flags).out == prompted
