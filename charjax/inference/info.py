@@ -24,9 +24,7 @@ def config_info(config: Config) -> dict[str, Any]:
 
     config = resolve_dtype(config)
     dataset = load_dataset(config)
-    vocab_size = len(dataset.vocab)
-    shapes = param_shapes(config.model, vocab_size).values()
-    return _model(config, sum(map(math.prod, shapes)), vocab_size) | {
+    return _model(config, len(dataset.vocab)) | {
         "corpus": dataset.corpus.name,
         "chars": dataset.corpus.chars,
         "sha256": dataset.corpus.sha256,
@@ -42,8 +40,7 @@ def config_info(config: Config) -> dict[str, Any]:
 
 def trained_info(trained: TrainedModel) -> dict[str, Any]:
     """The size and training state of a trained model, as JSON values."""
-    model = _model(trained.config, _count(trained.params), len(trained.vocab))
-    return model | {
+    return _model(trained.config, len(trained.vocab)) | {
         "corpus": trained.meta["corpus"]["name"],
         "sha256": trained.meta["corpus"]["sha256"],
         "notice": trained.meta["corpus"]["notice"],
@@ -56,13 +53,8 @@ def trained_info(trained: TrainedModel) -> dict[str, Any]:
     }
 
 
-def _count(params: dict[str, Any]) -> int:
-    """Number of scalars in nested dicts of arrays."""
-    parts = params.values()
-    return sum(_count(part) if isinstance(part, dict) else part.size for part in parts)
-
-
-def _model(config: Config, parameters: int, vocab_size: int) -> dict[str, Any]:
+def _model(config: Config, vocab_size: int) -> dict[str, Any]:
+    shapes = param_shapes(config.model, vocab_size).values()
+    sizes = {"parameters": sum(map(math.prod, shapes)), "vocab_size": vocab_size}
     shown = ("cell", "layers", "hidden", "embed", "dtype")
-    model = {name: getattr(config.model, name) for name in shown}
-    return {"parameters": parameters, "vocab_size": vocab_size} | model
+    return sizes | {name: getattr(config.model, name) for name in shown}
