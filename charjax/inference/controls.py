@@ -66,21 +66,18 @@ class Controls:
         Raises:
           InputError: a character is outside the vocabulary, or none is left.
         """
-        forbidden = set(_ids(vocab, self.forbid, "--forbid"))
-        if self.only:
-            allowed = set(_ids(vocab, self.only, "--only"))
-            forbidden |= set(range(len(vocab.characters))) - allowed
-        if len(forbidden) == len(vocab.characters):
+        characters, unwanted = vocab.characters, _ids(vocab, self.forbid, "--forbid")
+        wanted = _ids(vocab, self.only, "--only") if self.only else range(len(characters))
+        allowed = set(wanted) - set(unwanted)
+        if not allowed:
             raise InputError(f"--forbid={self.forbid}: leaves no character; leave one")
-        if self.until_lines and not vocab.boundary:
-            newline = vocab.characters.index("\n") if "\n" in vocab.characters else None
-            if newline is None or newline in forbidden:
-                raise InputError(
-                    f"--until_lines={self.until_lines}: the newline is "
-                    + ("not in the vocabulary" if newline is None else "forbidden")
-                    + ", so that no line ends"
-                )
-        bias = tuple((token, -math.inf) for token in sorted(forbidden))
+        has_newline = any(characters[token] == "\n" for token in allowed)
+        if self.until_lines and not (vocab.boundary or has_newline):
+            raise InputError(
+                f"--until_lines={self.until_lines}: the newline is forbidden, or not in the "
+                "vocabulary, so that no line ends"
+            )
+        bias = tuple((token, -math.inf) for token in range(len(characters)) if token not in allowed)
         return replace(sampling, logit_bias=sampling.logit_bias + bias)
 
     def check_stops(self, sampling: Sampling, vocab: Vocab) -> None:

@@ -37,7 +37,8 @@ def likeliest_words(sampler: TextSampler, text: str, k: int, *, unknown: str) ->
         raise InputError(f"--pick={k}: must be from 1 to {_MAX_WORDS}")
     vocab, greedy = sampler.vocab, replace(sampler.sampling, temperature=0.0)
     ids, _ = sampler.encode(text, unknown)
-    *_, first = sampler.sample_one(ids, 1, greedy, num_top=len(vocab))
+    (group,) = sampler.samples(ids, num_chars=1, num_samples=1, sampling=greedy, num_top=len(vocab))
+    *_, first = group
     forbidden = sampler.forbidden_after(ids)
     characters = [
         token
@@ -55,7 +56,8 @@ def _word(sampler: TextSampler, ids: Int[np.ndarray, " n"], greedy: Sampling) ->
     """
     end = TextEnd(sampler.vocab, _MAX_WORD + 1)
     word = end.read(ids[-1:])
-    for sampled in sampler.sample_one(ids, _MAX_WORD, greedy):
+    (group,) = sampler.samples(ids, num_chars=_MAX_WORD, num_samples=1, sampling=greedy)
+    for sampled in group:
         word += end.read(sampled.ids[0])
     word += end.flush()
     if sampler.vocab.unit == "byte":

@@ -76,7 +76,6 @@ def sample_token(
     logits: Float[Array, "batch vocab"],
     keys: Key[Array, " batch"],
     temperature: Scalar,
-    top_p: Scalar | None = None,
 ) -> Int[Array, " batch"]:
     """The next token of each sequence, int32.
 
@@ -84,10 +83,9 @@ def sample_token(
       logits: float32; minus infinity masks a token.
       keys: one per sequence.
       temperature: 0 is greedy, exactly.
-      top_p: nucleus sampling (Holtzman et al. 2019) at this temperature; None: off.
     """
     noise = gumbel_noise(keys, logits.shape[-1])
-    return sample_with_noise(logits, noise, temperature, top_p)
+    return sample_with_noise(logits, noise, temperature, None)
 
 
 def gumbel_noise(keys: Key[Array, "*batch"], vocab_size: int) -> Float[Array, "*batch vocab"]:
@@ -105,7 +103,14 @@ def sample_with_noise(
     temperature: PerRow,
     top_p: PerRow | None,
 ) -> Int[Array, " batch"]:
-    """`sample_token` with the Gumbel noise given."""
+    """The next token of each sequence, int32.
+
+    Args:
+      logits: float32; minus infinity masks a token.
+      noise: from `gumbel_noise`.
+      temperature: 0 is greedy, exactly.
+      top_p: nucleus sampling (Holtzman et al. 2019) at this temperature; None: off.
+    """
     if top_p is not None:
         # Shifted so that the largest is 0, which no temperature makes overflow.
         shifted = logits - jnp.max(logits, axis=-1, keepdims=True)
@@ -117,23 +122,19 @@ def sample_with_noise(
 
 
 def mask_below_top_k(
-    logits: Float[Array, "batch vocab"], k: int, per_row: Int[Array, "batch 1"] | None = None
+    logits: Float[Array, "batch vocab"], max_k: int, k: Int[Array, "batch 1"]
 ) -> Float[Array, "batch vocab"]:
     """The logits with all but the `k` largest of each row at minus infinity; ties stay.
 
     Args:
       logits: float32.
-      k: of all rows; where `per_row` is given, its largest.
-      per_row: of each row, 0 keeps all.
+      max_k: the largest k.
+      k: of each row; 0 keeps all.
     """
-    k = min(k, logits.shape[-1])
-    largest = jax.lax.top_k(logits, k)[0]
-    if per_row is None:
-        smallest = largest[:, -1:]
-    else:
-        smallest = jnp.take_along_axis(largest, jnp.clip(per_row, 1, k) - 1, axis=-1)
-        smallest = jnp.where(per_row > 0, smallest, -jnp.inf)
-    return jnp.where(logits < smallest, -jnp.inf, logits)
+    max_k = min(max_k, logits.shape[-1])
+    largest = jax.lax.top_k(logits, max_k)[0]
+    smallest = jnp.take_along_axis(largest, jnp.clip(k, 1, max_k) - 1, axis=-1)
+    return jnp.where((logits < smallest) & (k > 0), -jnp.inf, logits)
 
 
 def mask_below_top_p(logits: Float[Array, "batch vocab"], p: PerRow) -> Float[Array, "batch vocab"]:

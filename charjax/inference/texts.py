@@ -18,7 +18,6 @@ from charjax.inference.copying import copy_table
 from charjax.inference.load import TrainedModel
 from charjax.inference.sampler import MAX_SAMPLES, Sampler, check_num_samples
 from charjax.inference.sampling import Sampling
-from charjax.inference.sampling_rows import Sampled
 from charjax.inference.text_codec import Text, decode_texts, encode_prompt
 from charjax.inference.text_end import Lines, TextEnd
 from charjax.inference.training_text import known_lines, training_text
@@ -71,6 +70,7 @@ class TextSampler:
       vocab: of the model.
       sampling: how tokens are chosen, with what the controls forbid.
       controls: what the texts may hold, and where they end.
+      samples: `Sampler.run`, with the table for `Controls.max_copy`.
       selects_documents: whether a text is one of several documents; see `texts`.
     """
 
@@ -100,7 +100,7 @@ class TextSampler:
                 self._copies = copy_table(corpus, self.vocab, controls.max_copy)
         model, unk_id, boundary_id = trained.config.model, self.vocab.unk_id, self.vocab.boundary_id
         sampler = Sampler(model, trained.params, masked=unk_id, exempt=boundary_id)
-        self._samples = partial(sampler.run, copies=self._copies)
+        self.samples = partial(sampler.run, copies=self._copies)
         self.selects_documents = self.vocab.boundary and (
             controls.selects_lines or bool(controls.until_lines)
         )
@@ -151,7 +151,7 @@ class TextSampler:
           InputError: a number is out of range, or too few documents are left.
         """
         samples = partial(
-            self._samples, prompt, num_chars=num_chars, sampling=self.sampling, num_top=num_top
+            self.samples, prompt, num_chars=num_chars, sampling=self.sampling, num_top=num_top
         )
         if not self.selects_documents:
             texts = partial(self._text_end, shown, num_chars)
@@ -174,25 +174,12 @@ class TextSampler:
     ) -> Iterator[str]:
         """The text of a single sample, in pieces."""
         end = self._text_end(shown, num_chars)
-        for sampled in self.sample_one(prompt, num_chars, self.sampling):
+        (group,) = self.samples(prompt, num_chars=num_chars, num_samples=1, sampling=self.sampling)
+        for sampled in group:
             yield end.read(sampled.ids[0])
             if end.finished:
                 break
         yield end.flush()
-
-    def sample_one(
-        self,
-        prompt: Int[np.ndarray, " prompt"],
-        num_chars: int,
-        sampling: Sampling,
-        *,
-        num_top: int | None = None,
-    ) -> Iterator[Sampled]:
-        """The chunks of sample 0 of a prompt; see `Sampler.run`."""
-        groups = self._samples(
-            prompt, num_chars=num_chars, num_samples=1, sampling=sampling, num_top=num_top
-        )
-        return next(groups)
 
     def _text_end(self, shown: str, num_chars: int) -> TextEnd:
         return TextEnd(self.vocab, num_chars, self.controls, known=self._known, prompt=shown)

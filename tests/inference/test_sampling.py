@@ -26,7 +26,7 @@ ROWS_OF_LOGITS = st.permutations([-math.inf, -7.0, -1.5, -0.5, 0.25, 1.0, 1.75, 
 
 @given(logits=ROWS_OF_LOGITS, k=st.integers(1, 9))
 def test_top_k_keeps_exactly_k(logits, k):
-    kept = np.asarray(mask_below_top_k(jnp.asarray([logits], jnp.float32), k))[0]
+    kept = np.asarray(mask_below_top_k(jnp.asarray([logits], jnp.float32), 9, jnp.array([[k]])))[0]
     want = [x if x in sorted(logits, reverse=True)[:k] else -math.inf for x in logits]
     np.testing.assert_array_equal(kept, np.array(want, np.float32))
 
