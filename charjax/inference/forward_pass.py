@@ -117,8 +117,7 @@ def iter_predictions(
     vocab_size = params["output_bias"].shape[0]
     parts = _cut(ids.size - 1, max_chars)
     on_all_devices = len(parts.starts) >= jax.device_count()
-    devices = sharding.all_devices() if on_all_devices else jax.local_devices()[:1]
-    mesh = sharding.data_mesh(devices)
+    mesh = sharding.data_mesh(None if on_all_devices else jax.local_devices()[:1])
     shard = partial(sharding.shard_local, sharding=sharding.batch_sharding(mesh, axis=0))
     measure_chunk = forward_program(config, measure, mesh)
 

@@ -10,9 +10,9 @@ size.
 
 from __future__ import annotations
 
-import functools
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,7 +30,7 @@ from charjax.inference.groups import (
     sample_groups,
     weights_in_format,
 )
-from charjax.inference.row_controls import RowControls, row_controls
+from charjax.inference.row_controls import row_controls
 from charjax.inference.sampling import Sampling
 from charjax.inference.sampling_loop import Program, compiled_loop
 from charjax.inference.sampling_rows import Sampled, Starts, start_rows
@@ -57,6 +57,8 @@ class Sampler:
     Attributes:
       config: the architecture.
       vocab_size: tokens of the model.
+      row_controls: `charjax.inference.row_controls.row_controls` for this model. Where
+        log-probabilities are wanted it is to have a bias, which forbids the masked token.
     """
 
     def __init__(
@@ -77,10 +79,13 @@ class Sampler:
         check_resolved(config)
         check_concrete(params)
         self.config, self.vocab_size = config, params["output_bias"].shape[0]
-        self._masked, self._exempt = masked, exempt
+        self._masked = masked
+        self.row_controls = partial(
+            row_controls, vocab_size=self.vocab_size, masked=masked, exempt=exempt
+        )
         given = [token for token in (masked, exempt) if token is not None]
         check_ids(np.array(given or [0]), self.vocab_size)
-        self._weights: Callable[[GroupFormat, int | None], DecodeWeights] = functools.cache(
+        self._weights: Callable[[GroupFormat, int | None], DecodeWeights] = cache(
             lambda group_format, masked: weights_in_format(config, masked, group_format, params)
         )
 
@@ -157,22 +162,6 @@ class Sampler:
         masked = self._masked if num_top is None else None
         return self._weights(group_format(self.config, self.vocab_size, size), masked)
 
-    def row_controls(
-        self, rows: Sequence[Sampling], num_top: int | None = None, *, all_or_none: bool = False
-    ) -> RowControls:
-        """The controls of the rows of a batch; see `charjax.inference.row_controls`.
-
-        Where log-probabilities are wanted, a bias forbids the masked token.
-        """
-        return row_controls(
-            rows,
-            self.vocab_size,
-            masked=self._masked,
-            exempt=self._exempt,
-            with_bias=num_top is not None,
-            all_or_none=all_or_none,
-        )
-
     def _dispatches(
         self, request: _Request, first: int, size: int
     ) -> Iterator[tuple[Sampled, Any]]:
@@ -182,7 +171,8 @@ class Sampler:
         """
         program, prompt, num_chars, num_samples, sampling, copies = request
         weights = self.weights(size, program.num_top)
-        controls = self.row_controls([sampling] * size, program.num_top)
+        with_bias = program.num_top is not None
+        controls = self.row_controls([sampling] * size, with_bias=with_bias)
         starts = Starts(
             np.full(size, sampling.seed, np.uint32),
             np.arange(first, first + size, dtype=np.int32),

@@ -157,9 +157,8 @@ class SlotBatch:
         """The controls of the slots, made anew when what runs has changed."""
         if self._controls is None:
             rows = [_IDLE_SAMPLING if slot is None else slot.sampling for slot in self._slots]
-            self._controls = self._sampler.row_controls(
-                rows, self._program.num_top, all_or_none=True
-            )
+            with_bias = self._program.num_top is not None
+            self._controls = self._sampler.row_controls(rows, with_bias=with_bias, all_or_none=True)
         return self._controls
 
 
