@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,18 +31,6 @@ _TRAINING = (*_DROPOUTS, "init", "recurrence", "remat")
 _logger = logging.getLogger(__name__)
 
 
-class Format(NamedTuple):
-    """A format of exports.
-
-    Attributes:
-      files: trained model -> contents by name, for a folder; or the content of a single file.
-      any_model: whether it holds every model of charjax; if not, those without `unusual_parts`.
-    """
-
-    files: Callable[[TrainedModel], dict[str, bytes] | bytes]
-    any_model: bool = False
-
-
 def export_model(trained: TrainedModel, out: str | Path, *, format: str = "program") -> None:
     """Writes a model in one of the formats.
 
@@ -61,10 +48,10 @@ def export_model(trained: TrainedModel, out: str | Path, *, format: str = "progr
     """
     check_format(format)
     out = Path(out)
-    parts = [] if FORMATS[format].any_model else unusual_parts(trained)
+    parts = [] if format in ANY_MODEL else unusual_parts(trained)
     if parts:
         raise InputError(f"--format={format}: cannot hold {', '.join(parts)}; use --format=program")
-    content = FORMATS[format].files(_without_folders(trained))
+    content = FORMATS[format](_without_folders(trained))
     if isinstance(content, bytes):
         write_file(out, content)
         size = len(content)
@@ -131,13 +118,16 @@ def _hub(trained: TrainedModel) -> dict[str, bytes]:
         return files
 
 
-FORMATS = {
-    "program": Format(program.program_files, any_model=True),
-    "numpy": Format(_numpy),
-    "html": Format(html.html_file),
-    "c": Format(c.c_file),
-    "onnx": Format(onnx_graph.onnx_model),
-    "torch": Format(torch.torch_files),
-    "keras": Format(keras.keras_files),
-    "hub": Format(_hub, any_model=True),
+# Name -> function of a trained model that returns the contents of a folder's files by name, or the
+# content of a single file.
+FORMATS: dict[str, Callable[[TrainedModel], dict[str, bytes] | bytes]] = {
+    "program": program.program_files,
+    "numpy": _numpy,
+    "html": html.html_file,
+    "c": c.c_file,
+    "onnx": onnx_graph.onnx_model,
+    "torch": torch.torch_files,
+    "keras": keras.keras_files,
+    "hub": _hub,
 }
+ANY_MODEL = ("program", "hub")  # the others hold models without `unusual_parts`

@@ -27,7 +27,6 @@ from charjax.export.weights import Arrays, import_extra
 from charjax.runtime.safetensors import as_float32, read_file
 
 _MAX_CONFIG_BYTES = 16 * 2**20
-_MAX_ENTRIES = 10**4  # groups and arrays of an HDF5 file
 _NOT_WEIGHTS = re.compile(
     r"(optimizer|compile_metrics|metrics|loss_tracker)/.*|.*/seed_generator.*"
 )
@@ -82,24 +81,19 @@ def _unpack(content: bytes) -> tuple[bytes, bool]:
 def _collect(h5py: Any, file: Any, limit: int) -> Arrays:
     """All arrays by path. Links are refused, and more than `limit` bytes in total."""
     arrays: Arrays = {}
-    groups, num_entries = [("", file)], 0
-    while groups:
-        path, group = groups.pop()
-        for name in group:
-            num_entries += 1
-            if num_entries > _MAX_ENTRIES:
-                raise InputError(f"it has more than {_MAX_ENTRIES} groups and arrays")
-            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-                raise InputError(f"{path}{name[:60]}: is a link")
-            item = group[name]
-            if isinstance(item, h5py.Group):
-                groups.append((f"{path}{name}/", item))
-                continue
-            limit -= item.nbytes
-            is_plain = not (item.external or item.is_virtual or item.compression)
-            if not is_plain or item.dtype.kind not in "fiu" or limit < 0:
-                raise InputError(f"{path}{name[:60]}: is not stored as Keras stores an array")
-            arrays[path + name] = np.asarray(item[()])
+    links: list[tuple[str, Any]] = []
+    file.visititems_links(lambda path, link: links.append((path, link)))
+    for path, link in links:
+        if not isinstance(link, h5py.HardLink):
+            raise InputError(f"{path[:80]}: is a link")
+        item = file[path]
+        if isinstance(item, h5py.Group):
+            continue
+        limit -= item.nbytes
+        is_plain = not (item.external or item.is_virtual or item.compression)
+        if not is_plain or item.dtype.kind not in "fiu" or limit < 0:
+            raise InputError(f"{path[:80]}: is not stored as Keras stores an array")
+        arrays[path] = np.asarray(item[()])
     return arrays
 
 

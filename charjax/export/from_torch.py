@@ -98,18 +98,14 @@ def _to_numpy(name: str, tensor: Any, torch: Any) -> np.ndarray:
 
 
 def _tensors(found: Any) -> dict[str, Any]:
-    nested = [found] + [found[name] for name in _STATE_DICTS if _is_mapping(found, name)]
-    for values in nested:
+    places = [found, *map(found.get, _STATE_DICTS)] if isinstance(found, Mapping) else []
+    for values in places:
         items = values.items() if isinstance(values, Mapping) else ()
         if items and all(isinstance(k, str) and hasattr(v, "detach") for k, v in items):
             return dict(items)
     raise InputError(
         f"holds no state dict, alone or under {', '.join(_STATE_DICTS)}; save model.state_dict()"
     )
-
-
-def _is_mapping(found: Any, name: str) -> bool:
-    return isinstance(found, Mapping) and isinstance(found.get(name), Mapping)
 
 
 def _layer(name: str, parts: Arrays) -> ForeignLayer:

@@ -16,7 +16,7 @@ from charjax.config import DataConfig, ModelConfig, TrainConfig, to_dict
 from charjax.data.vocab import Vocab
 from charjax.errors import HostError, InputError
 from charjax.export import files
-from charjax.export.api import FORMATS, export_model, unusual_parts
+from charjax.export.api import ANY_MODEL, FORMATS, export_model, unusual_parts
 from charjax.export.keras import keras_weights
 from charjax.export.torch import torch_weights
 from tests.export.tiny import (
@@ -203,7 +203,7 @@ def test_weights_come_with_their_tokens_and_how_to_sample_them(format, tmp_path)
 
 # Models that a format cannot hold
 
-PLAIN_FORMATS = [name for name in FORMATS if not FORMATS[name].any_model]
+PLAIN_FORMATS = sorted(FORMATS.keys() - ANY_MODEL)
 
 
 @pytest.mark.parametrize("format", PLAIN_FORMATS)
@@ -334,6 +334,6 @@ def test_an_unknown_format_is_named(tmp_path):
 
 def test_the_keras_file_is_hdf5():
     h5py = pytest.importorskip("h5py")
-    content = FORMATS["keras"].files(trained_like(MODELS["lstm-3-one_hot"]))["model.weights.h5"]
+    content = FORMATS["keras"](trained_like(MODELS["lstm-3-one_hot"]))["model.weights.h5"]
     with h5py.File(io.BytesIO(content)) as file:
         assert file["layers/lstm_2/cell/vars/1"].shape == (12, 48)

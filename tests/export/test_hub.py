@@ -156,7 +156,7 @@ def test_without_onnx_the_folder_has_no_graph(monkeypatch, caplog):
 
     monkeypatch.setattr("charjax.export.onnx_graph.onnx_model", missing)
     with caplog.at_level("INFO"):
-        assert "model.onnx" not in FORMATS["hub"].files(trained_like(MODELS["gru-1-embed"]))
+        assert "model.onnx" not in FORMATS["hub"](trained_like(MODELS["gru-1-embed"]))
     assert "without model.onnx" in caplog.text
 
 
