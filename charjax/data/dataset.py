@@ -89,8 +89,8 @@ def read_tokens(
 ) -> TokenIds:
     """The token ids of a text, read as the run's own text was; see `charjax.data.corpus.read_text`.
 
-    An id takes a byte if there are at most 256 tokens. The text itself is not kept in memory, but
-    for a document with characters outside the vocabulary.
+    An id takes a byte if there are at most 256 tokens. The text itself is not kept in memory; if it
+    has characters outside the vocabulary, one document at a time is.
 
     Args:
       file: a path as in `data.path`, or "-" for standard input.

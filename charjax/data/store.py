@@ -2,7 +2,7 @@
 
 `charjax.data.pack` writes it. A shard is the part of the text that one process packs at a time:
 its tokens, its documents' starts, and a record with its alphabet and their digests. `store.json`
-lists the shards, with the digest of each record; `charjax.data.store_index` has both.
+lists the shards, with the digest of each record; `charjax.data.store_index` describes both.
 """
 
 from __future__ import annotations

@@ -36,8 +36,8 @@ def make_windows(config: DataConfig, text: TokenSplit) -> Windows:
     """The windows that `data.batching=windows` or `sliding` shuffles.
 
     Without boundary tokens no window crosses documents, and all have `seq_len` + 1 tokens. With
-    boundary tokens every target is in a window: in one of complete documents, or, where windows
-    slide or have a single target, in one that may cross documents.
+    boundary tokens windows hold complete documents, or, where they slide or have a single target,
+    run across documents.
     """
     is_sliding, is_last = config.batching == "sliding", config.targets == "last"
     num_targets = 1 if is_last else config.seq_len
