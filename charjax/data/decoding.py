@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-import functools
+import io
 import itertools
 import logging
 from collections.abc import Iterable, Iterator
@@ -25,7 +25,7 @@ BYTE_ORDER_MARKS = (
 _BLOCK = 1 << 17  # bytes decoded at a time: what they become fits into a cache of the CPU
 _HEAD = 1 << 16  # bytes at the start of a file, from which its encoding is guessed for a message
 _MIN_UTF16_BYTES = 16  # a shorter text is never guessed to be UTF-16
-_SIGMA = "\u03a3"  # the one letter whose lower case depends on its neighbours
+_MAX_WORD = 1 << 16  # characters without a space that wait for more; what is longer is no word
 
 _logger = logging.getLogger(__name__)
 
@@ -97,12 +97,9 @@ def decode(file: RawText, encoding: str, prefix: str) -> Iterator[str]:
 
 def unix_newlines(chunks: Iterable[str]) -> Iterator[str]:
     """The text with CR LF and CR replaced by LF."""
-    rest = ""
-    for chunk in chunks:
-        text = rest + chunk
-        rest = "\r" if text.endswith("\r") else ""  # LF may follow
-        yield (text[:-1] if rest else text).replace("\r\n", "\n").replace("\r", "\n")
-    yield rest.replace("\r", "\n")
+    decoder = io.IncrementalNewlineDecoder(None, translate=True)
+    yield from map(decoder.decode, chunks)
+    yield decoder.decode("", final=True)
 
 
 def split_at(chunks: Iterable[str], marker: str) -> Iterator[tuple[str, bool]]:
@@ -125,28 +122,15 @@ def lower(chunks: Iterable[str], unit: str) -> Iterator[str]:
     if unit == "byte":
         yield from (chunk.encode("latin-1").lower().decode("latin-1") for chunk in chunks)
         return
-    parts: list[str] = []  # from the last character on that ends the context of a sigma
+    rest = ""  # the last word: the lower case of a sigma depends on the letters around it
     for chunk in chunks:
-        cut = next((i for i in range(len(chunk) - 1, -1, -1) if _ends_context(chunk[i])), None)
-        if cut is None:
-            parts.append(chunk)
-            continue
-        # A sigma before the cut sees the character after it, a sigma after the cut sees it too.
-        text = "".join((*parts, chunk[: cut + 1]))
-        yield text.lower().removesuffix(chunk[cut].lower())
-        parts = [chunk[cut:]]
-    yield "".join(parts).lower()
-
-
-@functools.cache
-def _ends_context(character: str) -> bool:
-    """Whether the lower case of a sigma depends on nothing beyond this character."""
-    if character == _SIGMA:
-        return False
-    after_letter, after_digit = (
-        f"{before}{character}{_SIGMA}".lower()[-1] == "\u03c3" for before in "A1"
-    )
-    return after_letter or not after_digit  # else the rule skips the character
+        text = rest + chunk
+        cut = max(text.rfind(" "), text.rfind("\n")) + 1
+        if len(text) - cut > _MAX_WORD:
+            cut = len(text)
+        yield text[:cut].lower()
+        rest = text[cut:]
+    yield rest.lower()
 
 
 def _actual_encoding(origin: str, head: bytes, encoding: str) -> str:

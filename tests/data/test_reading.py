@@ -195,12 +195,6 @@ def test_lower_case_is_the_same_however_a_text_is_cut(chunks):
     assert "".join(decoding.lower(chunks, "codepoint")) == "".join(chunks).lower()
 
 
-def test_a_text_without_letters_is_looked_at_once_for_its_lower_case(monkeypatch):
-    num_seen = itertools.count()
-    monkeypatch.setattr(decoding, "_ends_context", lambda _: next(num_seen) < 0)
-    assert len("".join(decoding.lower(["." * 9] * 100, "codepoint"))) == next(num_seen) == 900
-
-
 def test_files_without_newlines_are_named_once(tmp_path, caplog):
     for number in range(3):
         (tmp_path / f"{number}.txt").write_bytes(b"a\rb")
