@@ -182,14 +182,16 @@ def test_a_command_that_is_killed_while_it_compiles_leaves_nothing_running(run, 
     compiler = tmp_path / "compiler"
     compiler.write_text("#!/bin/sh\nsleep 300 &\nwait\n")
     compiler.chmod(0o755)
-    kernels = tmp_path / "charjax" / "kernels"
-    command = charjax_process(run, XDG_CACHE_HOME=str(tmp_path), CC=str(compiler))
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    variables = {"XDG_CACHE_HOME": str(tmp_path), "TMPDIR": str(temporary), "CC": str(compiler)}
+    command = charjax_process(run, **variables)
     with subprocess.Popen(command) as process:
         try:
-            wait_for(lambda: any(kernels.glob("*/*")) and len(processes_with(str(compiler))) > 1)
+            wait_for(lambda: len(processes_with(str(compiler))) > 1)
         finally:
             process.kill()
-    wait_for(lambda: not processes_with(str(compiler)) and not list(kernels.iterdir()))
+    wait_for(lambda: not processes_with(str(compiler)) and not list(temporary.iterdir()))
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

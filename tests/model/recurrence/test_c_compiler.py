@@ -12,17 +12,23 @@ from pathlib import Path
 
 import pytest
 
-from charjax.model.recurrence.c.compiler import build_folder, run_compiler
+from charjax.model.recurrence.c.compiler import run_compiler
 
 # As compilers do, it runs another process that would go on without it.
 SLOW = '#!/bin/sh\necho $$ >> "$PIDS"\nsleep 300 &\necho $! >> "$PIDS"\nwait\n'
 BUILD = """
 import sys
 from pathlib import Path
-from charjax.model.recurrence.c.compiler import build_folder, run_compiler
-with build_folder(Path(sys.argv[1])) as folder:
-    run_compiler([sys.argv[2]], folder, 300.0)
+from charjax.model.recurrence.c.compiler import run_compiler
+run_compiler([sys.argv[2]], Path(sys.argv[1]), 300.0)
 """
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    return folder
 
 
 @pytest.fixture
@@ -54,47 +60,31 @@ def wait_for(condition) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_process_leaves_no_compiler_and_no_folder(tmp_path, slow, number):
-    cache = tmp_path / "cache"
-    cache.mkdir()
-    command = [sys.executable, "-c", BUILD, str(cache), str(slow)]
+def test_a_killed_process_leaves_no_compiler_and_no_folder(tmp_path, folder, slow, number):
+    command = [sys.executable, "-c", BUILD, str(folder), str(slow)]
     with subprocess.Popen(command) as process:
         wait_for(lambda: len(running(tmp_path)) == 2)
-        assert len(list(cache.iterdir())) == 1
+        assert folder.exists()
         process.send_signal(number)
-    wait_for(lambda: not running(tmp_path) and not list(cache.iterdir()))
+    wait_for(lambda: not running(tmp_path) and not folder.exists())
 
 
-def test_a_compiler_that_takes_too_long_is_ended(tmp_path, slow):
-    with build_folder(tmp_path) as folder:
-        with pytest.raises(TimeoutError, match=r"no result after 0\.5 s"):
-            run_compiler([str(slow)], folder, 0.5)
-        wait_for(lambda: not running(tmp_path))
-        assert run_compiler(["/bin/sh", "-c", f"echo x > {folder}/output"], folder, 20.0) == ""
-        assert (folder / "output").read_text() == "x\n"
-    assert not folder.exists()
+def test_a_compiler_that_takes_too_long_is_ended(tmp_path, folder, slow):
+    with pytest.raises(TimeoutError, match=r"no result after 0\.5 s"):
+        run_compiler([str(slow)], folder, 0.5)
+    wait_for(lambda: not running(tmp_path))
 
 
-def test_a_failure_has_its_reason(tmp_path):
-    with build_folder(tmp_path) as folder:
-        assert run_compiler(["/bin/sh", "-c", "echo no such header >&2; exit 3"], folder, 20.0) == (
-            "no such header"
-        )
-        assert run_compiler(["/bin/sh", "-c", "exit 3"], folder, 20.0) == "exit status 3"
-        assert "not found" in run_compiler([str(tmp_path / "missing")], folder, 20.0)
-
-
-def test_old_build_folders_are_deleted_and_new_ones_stay(tmp_path):
-    for name, hours in (("old", 2), ("new", 0)):
-        (tmp_path / f"charjax-build-{name}").mkdir()
-        then = time.time() - hours * 3600
-        os.utime(tmp_path / f"charjax-build-{name}", (then, then))
-    with build_folder(tmp_path) as folder:
-        assert sorted(os.listdir(tmp_path)) == sorted(["charjax-build-new", folder.name])
-
-
-def test_a_folder_that_cannot_be_written_is_not_needed(tmp_path):
-    with build_folder(tmp_path / "missing") as folder:
-        assert folder.is_dir()
-    with build_folder(None) as folder:
-        assert folder.is_dir()
+@pytest.mark.parametrize(
+    ("script", "failure"),
+    [
+        ("exit 0", ""),
+        ("echo no such header >&2; exit 3", "no such header"),
+        ("exit 3", "exit status 3"),
+        ("exec /missing", "not found"),
+    ],
+)
+def test_a_failure_has_its_reason(folder, script, failure):
+    found = run_compiler(["/bin/sh", "-c", script], folder, 20.0)
+    assert failure in found
+    assert bool(found) == bool(failure)

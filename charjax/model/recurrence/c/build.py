@@ -14,6 +14,7 @@ import os
 import platform
 import shlex
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +24,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from charjax.errors import InputError
-from charjax.model.recurrence.c.compiler import build_folder, compiler_command, run_compiler
+from charjax.model.recurrence.c.compiler import compiler_command, run_compiler
 from charjax.runtime.cache import is_private, private_cache_folder
 from charjax.runtime.dtypes import cpu_flags
-from charjax.runtime.files import open_regular
+from charjax.runtime.files import open_regular, write_atomically
 
 # The FFI targets; `target` adds the dtype.
 FORWARD, BACKWARD = "charjax_forward", "charjax_backward"
@@ -184,7 +185,7 @@ def _name(key: str, library: bytes) -> str:
 
 
 def _compile(cache: Path | None, key: str) -> ctypes.CDLL | Unavailable:
-    """Compiles in a temporary folder, then moves the library into the cache."""
+    """Compiles in a temporary folder, and adds the library to the cache."""
     try:
         compiler = compiler_command()
     except ValueError as error:
@@ -193,17 +194,17 @@ def _compile(cache: Path | None, key: str) -> ctypes.CDLL | Unavailable:
     if shutil.which(compiler[0]) is None:
         return Unavailable(f"no C compiler ({name})")
     try:
-        with build_folder(cache) as folder:
-            output, failure = folder / "library.so", ""
+        with tempfile.TemporaryDirectory(prefix="charjax-", ignore_cleanup_errors=True) as folder:
+            output, failure = Path(folder, "library.so"), ""
             for command in _commands(compiler, output):
-                failure = run_compiler(command, folder, _TIMEOUT_S)
+                failure = run_compiler(command, Path(folder), _TIMEOUT_S)
                 if not failure:
                     break
             else:
                 lines = failure.splitlines()
                 reason = next((line for line in lines if "error:" in line), lines[0])
                 return Unavailable(f"{name} fails: {reason}")
-            library = _open(_move_to_cache(output, cache, key))
+            library = _open(_add_to_cache(output, cache, key))
             return library or Unavailable(f"the library that {name} compiled cannot be loaded")
     except OSError as error:  # the machine is busy, or a disk full; the flags may be right
         return Unavailable(f"{name}: {error}")
@@ -216,12 +217,17 @@ def _commands(compiler: Sequence[str], output: Path) -> Iterator[list[str]]:
         yield [*compiler, *_FLAGS, *processor, include, *sources, "-o", str(output)]
 
 
-def _move_to_cache(output: Path, cache: Path | None, key: str) -> Path:
-    """Moves atomically, since other processes may be reading; `output` if there is no cache."""
-    if cache is None or output.parent.parent != cache:
-        return output
-    output.chmod(0o600)
-    return output.rename(cache / _name(key, output.read_bytes()))
+def _add_to_cache(library: Path, cache: Path | None, key: str) -> Path:
+    """The library in the cache; where it is, if that has no place for it."""
+    content = library.read_bytes()
+    if cache is None:
+        return library
+    cached = cache / _name(key, content)
+    try:
+        write_atomically(cached, content, unfinished=cache / f"{os.getpid()}.tmp")
+    except (InputError, OSError):
+        return library
+    return cached
 
 
 def _open(path: Path) -> ctypes.CDLL | None:
