@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from charjax.model.matmul import dot, dot_trailing, lookup, one_hot, project, row_major
+from charjax.model.matmul import dot, dot_trailing, lookup, one_hot, project
 from tests.model.small import distance, normal
 
 DTYPES = ["float32", "bfloat16"]
@@ -62,13 +62,6 @@ def test_gradients_of_project_have_the_dtypes_of_its_operands():
         kernel, x
     )
     assert [g.dtype for g in grads] == [jnp.bfloat16, jnp.float32]
-
-
-def test_row_major_changes_no_value():
-    a = normal(0, 3, 5, 2)
-    np.testing.assert_array_equal(
-        jax.jit(lambda a: row_major(a.transpose(2, 0, 1)))(a), a.transpose(2, 0, 1)
-    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from charjax.config import ModelConfig
 from charjax.model.network import init_params
@@ -22,10 +23,7 @@ KERNELS = ("layer_0/recurrent/kernel", "layer_1/recurrent/kernel")
 
 
 def flat(tree) -> dict[str, np.ndarray]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(x) for path, x in leaves
-    }
+    return flatten_dict(jax.device_get(tree), sep="/")
 
 
 def dropped(config: ModelConfig, key: int = 0) -> dict[str, np.ndarray]:

@@ -20,40 +20,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from charjax.config import ModelConfig
-from charjax.inference.sampler import Sampler
-from charjax.inference.sampling import Sampling
 from charjax.model.carry import initial_carry
 from charjax.model.decode import decode_state
 from charjax.model.decode_weights import decode_weights
 from charjax.model.network import init_params
 from charjax.model.recurrence.pallas_hopper import decode as kernel
-from tests.model.recurrence.decode_scan import scan
+from tests.model.recurrence.decode_scan import rows_of, scan, steps_of
+from tests.model.small import distance
 
 VOCAB, ROWS, TIME = 65, 64, 200
 _failed = []
-
-
-def distance(got, want):
-    """The largest difference over the largest entry, of the leaf where that is worst."""
-    pairs = zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)
-    return max(float(jnp.max(jnp.abs(g - w)) / jnp.max(jnp.abs(w))) for g, w in pairs)
 
 
 def check(name, passed, found):
     print(f"  {'ok' if passed else 'FAILED'}: {name}: {found}", flush=True)
     if not passed:
         _failed.append(name)
-
-
-def rows_of(given, rows):
-    weights, state, igates, forced, noise = given
-    state = jax.tree.map(lambda leaf: leaf[:rows], state)
-    return weights, state, igates[:rows], forced[:, :rows], noise[:, :rows]
-
-
-def steps_of(given, steps):
-    *others, forced, noise = given
-    return *others, forced[steps], noise[steps]
 
 
 def check_values(config, params):
@@ -85,8 +67,8 @@ def check_values(config, params):
         equal = bool((fewer == tokens[:, :rows]).all()) and distance(fewer_last, want) == 0
         check(f"{rows} rows have the bits that they have among {ROWS}", equal, equal)
     first, middle = run(*steps_of(given, slice(77)))
-    second = weights, middle, weights.lookup(first[-1]), forced[77:], noise[77:]
-    second, chunked_last = run(*second)
+    rest = weights, middle, weights.lookup(first[-1]), *given[3:]
+    second, chunked_last = run(*steps_of(rest, slice(77, None)))
     equal = bool((jnp.concatenate([first, second]) == tokens).all())
     check("chunks are the whole", equal and distance(chunked_last, last) == 0, equal)
 
@@ -117,28 +99,13 @@ def time_kernel(config, params):
             )
 
 
-def time_sampler(config, params):
-    """All that a user waits for, noise and copies to the host included."""
-    model, prompt, chars = Sampler(config, params, masked=None), np.array([1, 2]), 8192
-    for samples in (1, 64):
-
-        def write(samples=samples):
-            groups = model(
-                prompt, num_chars=chars, num_samples=samples, sampling=Sampling(temperature=1.0)
-            )
-            return [list(group) for group in groups]
-
-        speed = samples * chars / fastest(write, 3)
-        print(f"  sampler, {samples} samples: {speed:,.0f} characters/s", flush=True)
-
-
 def main():
     argparse.ArgumentParser(description=__doc__).parse_args()
     for cell in ("gru", "lstm"):
         config = ModelConfig(cell=cell, hidden=1024, embed=256, dtype="bfloat16")
         params = init_params(config, VOCAB, jax.random.key(0))
         print(f"{cell}: {jax.devices()[0].device_kind}", flush=True)
-        for part in (check_values, time_kernel, time_sampler):
+        for part in (check_values, time_kernel):
             try:
                 part(config, params)
             except Exception as error:  # the other parts may still tell something

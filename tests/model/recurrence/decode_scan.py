@@ -1,4 +1,4 @@
-"""The sampling loop as a scan: the reference of the persistent kernel."""
+"""The sampling loop as a scan: the reference of the persistent kernel; and parts of its work."""
 
 from __future__ import annotations
 
@@ -19,3 +19,16 @@ def scan(config, weights, state, igates, forced, noise):
 
     (_, state), tokens = jax.lax.scan(advance, (igates, state), (forced, noise))
     return tokens, state
+
+
+def rows_of(given, rows):
+    """The first rows of the arguments of `scan` after the config."""
+    weights, state, igates, forced, noise = given
+    state = jax.tree.map(lambda leaf: leaf[:rows], state)
+    return weights, state, igates[:rows], forced[:, :rows], noise[:, :rows]
+
+
+def steps_of(given, steps):
+    """The same for some of the steps, the state and the first token unchanged."""
+    *others, forced, noise = given
+    return *others, forced[steps], noise[steps]

@@ -22,7 +22,7 @@ from charjax.model.decode_weights import decode_weights, mask_token
 from charjax.model.recurrence.pallas_hopper import decode as kernel
 from charjax.model.recurrence.pallas_hopper.plan import LaunchConfig
 from charjax.model.recurrence.pallas_hopper.tiling import choose_decode_tiling
-from tests.model.recurrence.decode_scan import scan
+from tests.model.recurrence.decode_scan import rows_of, scan, steps_of
 from tests.model.recurrence.test_pallas_hopper import (
     HOPPER,
     InterpretGPUParams,
@@ -81,12 +81,6 @@ def test_tokens_and_state_are_those_of_the_scan(cell, batch, noise):
     assert distance(state, want_state) < 0.01
 
 
-def first_rows(given, rows):
-    weights, state, igates, forced, noise = given
-    state = jax.tree.map(lambda leaf: leaf[:rows], state)
-    return weights, state, igates[:rows], forced[:, :rows], noise[:, :rows]
-
-
 @needs_interpreter
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", CELLS)
@@ -95,7 +89,7 @@ def test_a_row_has_the_same_bits_in_any_batch(cell):
     given = operands(config, 64)
     tokens, state = run_kernel(config, given)
     for rows in (1, 8, 9):
-        fewer, fewer_state = run_kernel(config, first_rows(given, rows))
+        fewer, fewer_state = run_kernel(config, rows_of(given, rows))
         np.testing.assert_array_equal(fewer, tokens[:, :rows])
         assert distance(fewer_state, jax.tree.map(lambda leaf: leaf[:rows], state)) == 0  # noqa: B023
 
@@ -106,15 +100,13 @@ def test_a_row_has_the_same_bits_in_any_batch(cell):
 def test_chunks_are_the_whole(cell):
     """After an odd number of steps the slots of the states begin anew."""
     config = config_of(cell)
-    weights, state, igates, forced, noise = operands(config, 3)
-    tokens, last = run_kernel(config, (weights, state, igates, forced, noise))
-    parts = []
-    for steps in (slice(0, 3), slice(3, None)):
-        part, state = run_kernel(config, (weights, state, igates, forced[steps], noise[steps]))
-        igates = weights.lookup(part[-1])
-        parts.append(part)
-    np.testing.assert_array_equal(np.concatenate(parts), tokens)
-    assert distance(state, last) == 0
+    given = weights, *_ = operands(config, 3)
+    tokens, last = run_kernel(config, given)
+    first, state = run_kernel(config, steps_of(given, slice(3)))
+    rest = weights, state, weights.lookup(first[-1]), *given[3:]
+    second, chunked_last = run_kernel(config, steps_of(rest, slice(3, None)))
+    np.testing.assert_array_equal(np.concatenate([first, second]), tokens)
+    assert distance(chunked_last, last) == 0
 
 
 @needs_interpreter

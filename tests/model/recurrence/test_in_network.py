@@ -26,11 +26,6 @@ needs_c = pytest.mark.skipif(
 )
 
 
-@needs_c
-def test_fast_is_c_on_a_cpu():
-    assert resolve(SMALL, BATCH).implementation == "c"
-
-
 def test_without_the_c_library_the_network_runs_all_the_same(monkeypatch):
     config = replace(SMALL, cell="lstm")
     at = params_of(config, VOCAB), tokens_of(VOCAB, BATCH, TIME), carry_of(config, BATCH)

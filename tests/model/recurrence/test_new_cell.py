@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import random
-from contextlib import contextmanager
 from dataclasses import replace
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from charjax.config import (
-    CELL_SIZES,
-    CellSizes,
-    Config,
-    DataConfig,
-    ModelConfig,
-    OptimConfig,
-    SampleConfig,
-    TrainConfig,
-)
+from charjax.config import CELL_SIZES, CellSizes, ModelConfig
 from charjax.errors import InputError
 from charjax.inference.load import load_trained, with_dtype
 from charjax.inference.sampling import Sampling
@@ -30,11 +17,12 @@ from charjax.inference.score import read_file, score_text
 from charjax.inference.texts import sample_texts
 from charjax.model.cells import CELLS, Cell, CellGrads
 from charjax.model.recurrence.api import resolve
-from charjax.runtime.display import PlainDisplay, no_progress
+from charjax.runtime.display import no_progress
 from charjax.train.loop import train
-from charjax.workdir import Workdir
 from tests.model.recurrence.implementations import Size, random_layer, value_and_gradient
+from tests.model.recurrence.test_pallas_hopper import HOPPER
 from tests.model.small import distance
+from tests.train.tiny import Recorder, config_of, text_of
 
 
 def mgu_forward(igates, hgates, carry):
@@ -62,20 +50,12 @@ def _mgu(monkeypatch):
     monkeypatch.setitem(CELLS, "mgu", Cell(*sizes, mgu_forward, mgu_backward))
 
 
-MGU = ModelConfig(cell="mgu", hidden=8, embed=4)
-
-
-HOPPER = SimpleNamespace(
-    platform="gpu", device_kind="NVIDIA H200", compute_capability="9.0", core_count=132
-)
-
-
 @pytest.mark.parametrize("name", ["c", "persistent"])
 def test_c_and_pallas_refuse_it_by_name(name, monkeypatch):
     if name == "persistent":
         monkeypatch.setattr(jax, "devices", lambda: [HOPPER])
     with pytest.raises(InputError, match=rf"recurrence={name}: .*cell[ =]mgu\b") as error:
-        resolve(replace(MGU, recurrence=name, dtype="bfloat16"), 64)
+        resolve(ModelConfig(cell="mgu", recurrence=name, dtype="bfloat16"), 64)
     assert error.value.exit_code == 2
 
 
@@ -86,65 +66,36 @@ def test_xla_runs_it_as_scan_does(kind):
     assert distance(got, want) < 1e-5
 
 
-class Messages(PlainDisplay):
-    """A display that remembers messages."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def report(self, message):
-        self.lines.append(message)
-
-    def text(self, text):
-        pass
-
-    @contextmanager
-    def task(self, name):
-        yield lambda *values: None
-
-
-def run(config, workdir) -> list[str]:
-    messages = Messages()
-    train(config, workdir, messages)
-    return messages.lines
-
-
 @pytest.mark.parametrize(
-    ("model", "message"),
+    ("cell", "message"),
     [
-        (MGU, "recurrence: xla (c refuses: it has no cell mgu"),
-        (replace(MGU, cell="mingru"), "recurrence: parallel (the fastest here)"),
-        (replace(MGU, cell="mogrifier"), "recurrence: scan (the fastest here)"),
+        ("mgu", "recurrence: xla (c refuses: it has no cell mgu"),
+        ("mingru", "recurrence: parallel (the fastest here)"),
+        ("mogrifier", "recurrence: scan (the fastest here)"),
     ],
-    ids=["mgu", "mingru", "mogrifier"],
 )
-def test_it_trains_samples_scores_and_resumes(tmp_path, model, message):
-    draw = random.Random(0)
+def test_it_trains_samples_scores_and_resumes(tmp_path, cell, message):
     text = tmp_path / "text.txt"
-    text.write_text(" ".join(draw.choice(["the", "cat", "sat", "on", "a"]) for _ in range(400)))
-    config = Config(
-        data=DataConfig(path=str(text), batch_size=8, seq_len=8),
-        model=model,
-        optim=OptimConfig(learning_rate=1e-2),
-        train=TrainConfig(max_steps=20, eval_every=10, log_every=10, steps_per_dispatch=5),
-        sample=SampleConfig(num_chars=4, temperatures=(0.5,)),
+    text.write_text(text_of(400))
+    config = config_of(
+        data={"path": str(text)},
+        model={"cell": cell},
+        train={"max_steps": 20, "eval_every": 10},
+        sample={"num_chars": 4},
     )
-    assert config.model.recurrence == "fast"
-    lines = run(config, tmp_path / "whole")
-    assert any(message in line for line in lines)
-    run_json = Workdir(tmp_path / "whole").run_json.read_text()
-    assert json.loads(run_json)["config"]["model"]["cell"] == model.cell
-
-    run(replace(config, train=replace(config.train, max_steps=10)), tmp_path / "resumed")
-    run(config, tmp_path / "resumed")
+    display = Recorder()
+    train(config, tmp_path / "whole", display)
+    assert any(message in line for line in display.lines)
+    train(replace(config, train=replace(config.train, max_steps=10)), tmp_path / "resumed", display)
+    train(config, tmp_path / "resumed", display)
     whole, resumed = (
         load_trained(tmp_path / name, which="newest") for name in ("whole", "resumed")
     )
-    assert (whole.step, resumed.step) == (20, 20)
+    assert (whole.step, resumed.step, whole.config.model.cell) == (20, 20, cell)
     jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
 
-    if model.cell != "mgu":
-        with pytest.raises(InputError, match=rf"--weights=int8: .*model\.cell={model.cell}"):
+    if cell != "mgu":
+        with pytest.raises(InputError, match=rf"--weights=int8: .*model\.cell={cell}"):
             with_dtype(whole, "int8")
     score = score_text(whole, read_file(whole, str(text), unknown="error"), no_progress)
     assert score.nats_per_char < np.log(len(whole.vocab))
