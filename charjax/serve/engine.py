@@ -62,8 +62,6 @@ class Engine:
         Raises:
           ProtocolError: the queue is full, or the server ends.
         """
-        for text in texts:
-            text.begin()
         new = [text for text in texts if not text.done]
         with self._changed:
             if self._is_closed:

@@ -89,21 +89,18 @@ class Choice:
 
     def __post_init__(self) -> None:
         self._writer = DeltaWriter(self.writing, self.prompt)
+        reads_prompt = self.writing.scores_prompt and self.prompt.ids.size > 1
+        if self.writing.num_chars == 0 and not reads_prompt:  # the model has nothing to do
+            self.read(NO_TOKENS, 0)
 
     @property
     def is_given_up(self) -> bool:
         """Whether nobody waits for the text."""
         return self.done or self.pieces.is_closed
 
-    def begin(self) -> None:
-        """Ends a text that is empty, unless the model must read its prompt."""
-        reads_prompt = self.writing.scores_prompt and self.prompt.ids.size > 1
-        if self.writing.num_chars == 0 and not reads_prompt:
-            self.read(NO_TOKENS, 0)
-
     def read(self, tokens: TokenChunk, position: int) -> None:
         """Takes the tokens from a position of the sample on; see `DeltaWriter.read`."""
-        if self.done:
+        if self.is_given_up:
             return
         piece = self._writer.read(tokens, position)
         if piece.text or piece.logprobs or piece.finish_reason:

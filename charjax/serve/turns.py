@@ -40,16 +40,7 @@ class TurnRunner:
 
     def advance(self) -> None:
         """One chunk of every job."""
-        for entry in list(self._jobs):
-            job, chunks = entry
-            is_given_up = all(text.is_given_up for text in job)
-            try:
-                if is_given_up or next(chunks, _ENDED) is _ENDED:
-                    self._jobs.remove(entry)
-            except CharjaxError as error:
-                self._jobs.remove(entry)
-                for text in job:
-                    text.fail(ProtocolError(400, str(error)))
+        self._jobs = [entry for entry in self._jobs if _goes_on(*entry)]
 
     def stop(self) -> None:
         """Drops all jobs."""
@@ -95,3 +86,13 @@ class TurnRunner:
             for text in job:
                 text.read(tokens, position)
             yield
+
+
+def _goes_on(job: Job, chunks: Iterator[None]) -> bool:
+    """Writes the next chunk of a job, if there is one and somebody waits for it."""
+    try:
+        return not all(text.is_given_up for text in job) and next(chunks, _ENDED) is not _ENDED
+    except CharjaxError as error:
+        for text in job:
+            text.fail(ProtocolError(400, str(error)))
+        return False
