@@ -10,15 +10,16 @@ import random
 import re
 import shutil
 import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from charjax.cli.main import main
 from charjax.config import Config, DataConfig, ModelConfig, SampleConfig, TrainConfig, to_dict
 from charjax.schema import leaves
+from charjax.train import loop
 from charjax.train.metrics import read_metrics
 from charjax.train.resume import _MAY_CHANGE, _MUST_STAY
 from tests.train.tiny import config_file
@@ -242,40 +243,31 @@ def test_an_evaluation_reads_as_much_as_it_is_asked_to(folder, tmp_path, capfd):
 
 
 @contextlib.contextmanager
-def terminated(is_due: Callable[[], bool]) -> Iterator[None]:
-    """Sends this process SIGTERM when it is due."""
-    ended = threading.Event()
+def terminated_in(name: str) -> Iterator[None]:
+    """Sends this process SIGTERM as a function of the loop begins."""
+    function = getattr(loop, name)
 
-    def send() -> None:
-        while not ended.wait(0.05):
-            if is_due():
-                os.kill(os.getpid(), signal.SIGTERM)
-                return
+    def signal_and_call(*args: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return function(*args)
 
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # fails the test alone
-    sender = threading.Thread(target=send)
-    sender.start()
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, name, signal_and_call)
         yield
-    finally:
-        ended.set()
-        sender.join()
-        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_signal_stops_samples_and_the_resumed_run_writes_them(folder, tmp_path, capfd):
-    command = flags(folder, tmp_path, "easy", "--config.train.max_steps=20")
+    sample = ["--config.sample.num_chars=3", "--config.sample.temperatures=(1.0,)"]
+    command = flags(folder, tmp_path, "easy", "--config.train.max_steps=20", *sample)
     logs = [tmp_path / name for name in ("metrics.jsonl", "samples.txt")]
-    long = ["--config.sample.num_chars=1000000", "--config.sample.temperatures=(1.0,)"]
-    with terminated(lambda: logs[0].exists() and logs[0].stat().st_size > 0):
-        assert main(command + long) == 143
+    with terminated_in("generate_samples"):
+        assert main(command) == 143
     assert "stopped at step 20" in capfd.readouterr().err
     assert not logs[1].exists()
     val_loss, written = info(tmp_path, capfd)["val_loss"], logs[0].read_bytes()
     assert val_loss is not None
-    short = ["--config.sample.num_chars=3", "--config.sample.temperatures=(1.0,)"]
     for _ in range(2):  # the second time there is nothing left to do
-        assert main(command + short) == 0
+        assert main(command) == 0
         assert logs[1].read_text().startswith("=== step 20, temperature 1 ===\n")
         assert logs[1].read_text().count("===") == 2
     assert info(tmp_path, capfd)["val_loss"] == val_loss
@@ -283,13 +275,8 @@ def test_a_signal_stops_samples_and_the_resumed_run_writes_them(folder, tmp_path
 
 
 def test_a_signal_stops_an_evaluation_and_the_run_is_saved(folder, tmp_path, capfd):
-    (tmp_path / "long.txt").write_text("the cat sat on the mat\n" * 200_000, encoding="utf-8")
-    more = ["--config.data.path=" + str(tmp_path / "long.txt"), "--config.model.cell=gru"]
-    more += ["--config.model.hidden=256", "--config.train.max_steps=10"]
-    command = [*flags(folder, tmp_path / "run", "easy", *more), "--config.data.split=(0.1,0.9,0)"]
-    # The checkpoint before the evaluation, whose first compilation follows.
-    saved = tmp_path / "run" / "checkpoints" / "10"
-    with terminated(saved.exists):
-        assert main(command) == 143
+    with terminated_in("validate"):
+        assert main(flags(folder, tmp_path, "easy", "--config.train.max_steps=10")) == 143
     assert "stopped at step 10" in capfd.readouterr().err
-    assert not read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert (tmp_path / "checkpoints" / "10").is_dir()
+    assert not read_metrics(tmp_path / "metrics.jsonl")
