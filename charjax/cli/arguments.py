@@ -66,9 +66,9 @@ def add_config(parser: argparse.ArgumentParser, *, required: bool) -> None:
     )
 
 
-def add_workdir(parser: argparse.ArgumentParser, about: str, *, required: bool = False) -> None:
-    """`--workdir`."""
-    parser.add_argument("--workdir", required=required, type=local_path("--workdir"), help=about)
+def add_path(parser: Any, flag: str, about: str, **options: Any) -> None:
+    """A flag whose value is a local path, to a parser or a group, with options of argparse."""
+    parser.add_argument(flag, type=local_path(flag), help=about, **options)
 
 
 def add_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -76,7 +76,7 @@ def add_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None
     about = "a run's folder, or a folder from a model hub"
     if not required:
         about += "; default: the built-in model"
-    add_workdir(parser, about, required=required)
+    add_path(parser, "--workdir", about, required=required)
     add_checkpoint(parser)
 
 

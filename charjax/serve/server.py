@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import uvicorn
+
 from charjax.errors import HostError, InputError
 from charjax.inference.load import TrainedModel
 from charjax.runtime.signals import StopSignals
@@ -46,8 +48,6 @@ def run_server(app: Starlette, listener: socket.socket) -> None:
       app: the application.
       listener: a socket that listens.
     """
-    import uvicorn
-
     stop = StopSignals()
 
     class Server(uvicorn.Server):

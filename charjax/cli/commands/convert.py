@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from charjax.cli.arguments import local_path
+from charjax.cli.arguments import add_path, local_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,16 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("torch", "keras"),
         help="the framework that wrote FILE",
     )
-    parser.add_argument(
+    add_path(
+        parser,
         "--vocabulary",
-        required=True,
-        type=local_path("--vocabulary"),
-        help="a .json file with the characters in the order of their ids, or a text whose distinct "
+        "a .json file with the characters in the order of their ids, or a text whose distinct "
         "characters, sorted, are the vocabulary",
+        required=True,
     )
-    parser.add_argument(
-        "--out", required=True, type=local_path("--out"), help="the run's folder, which must be new"
-    )
+    add_path(parser, "--out", "the run's folder, which must be new", required=True)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from charjax.cli.arguments import add_model, load_model, local_path
+from charjax.cli.arguments import add_model, add_path, load_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, the format, and where to write it."""
     add_model(parser)
-    parser.add_argument(
-        "--out", required=True, type=local_path("--out"), help="the folder or file to write"
-    )
+    add_path(parser, "--out", "the folder or file to write", required=True)
     parser.add_argument(
         "--format",
         default="program",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from charjax.cli.arguments import add_config, add_workdir, print_json
+from charjax.cli.arguments import add_config, add_path, print_json
 from charjax.cli.config_flags import load_config
 from charjax.errors import InputError
 
@@ -12,7 +12,7 @@ from charjax.errors import InputError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Either a config or a run's folder."""
     add_config(parser, required=False)
-    add_workdir(parser, "a run's folder; or give --config")
+    add_path(parser, "--workdir", "a run's folder; or give --config")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -8,9 +8,9 @@ import logging
 from charjax.cli.arguments import (
     add_inference,
     add_model,
+    add_path,
     add_reading,
     load_model,
-    local_path,
     reading_options,
 )
 
@@ -27,9 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help=f"a text file, or - for standard input; its first {_MAX_CHARS:,} characters are shown",
     )
-    parser.add_argument(
-        "--out", required=True, type=local_path("--out"), help="the HTML file to write"
-    )
+    add_path(parser, "--out", "the HTML file to write", required=True)
     add_inference(parser)
     add_reading(parser)
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from charjax.cli.arguments import add_inference, add_model, from_flags, load_model, local_path
+from charjax.cli.arguments import add_inference, add_model, add_path, from_flags, load_model
 from charjax.cli.prompts import read_prompts
 from charjax.errors import InputError
 
@@ -79,11 +79,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"characters to generate; default: {_NUM_CHARS}, with --until_lines for each line",
     )
     files = parser.add_mutually_exclusive_group()
-    for flag, about in (
-        ("--prompt_file", "a file with the text to continue, or - for standard input"),
-        ("--prompts", "a file with a text to continue in each line, or - for standard input"),
-    ):
-        files.add_argument(flag, type=local_path(flag), help=about)
+    where = "or - for standard input"
+    add_path(files, "--prompt_file", f"a file with the text to continue, {where}")
+    add_path(files, "--prompts", f"a file with a text to continue in each line, {where}")
     controls = parser.add_argument_group("controls", "what the texts may hold, and where they end")
     controls.add_argument(
         "--stop",

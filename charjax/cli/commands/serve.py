@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import logging
 import os
 import re
 
-from charjax.cli.arguments import add_checkpoint, add_weights, from_flags, load_folder, local_path
+from charjax.cli.arguments import add_checkpoint, add_path, add_weights, from_flags, load_folder
 from charjax.errors import InputError
 from charjax.serve.limits import RequestLimits
 
@@ -26,13 +25,8 @@ _logger = logging.getLogger(__name__)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The models, the address, who may ask, and the limits."""
-    parser.add_argument(
-        "--workdir",
-        nargs="+",
-        action="extend",
-        type=local_path("--workdir"),
-        help="runs' folders, or folders from a model hub; default: the built-in model",
-    )
+    about = "runs' folders, or folders from a model hub; default: the built-in model"
+    add_path(parser, "--workdir", about, nargs="+", action="extend")
     add_checkpoint(parser)
     add_weights(parser)
     parser.add_argument(
@@ -41,11 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--port", default=8000, type=int, help="0: any free one; default: %(default)s"
     )
-    parser.add_argument(
-        "--key_file",
-        type=local_path("--key_file"),
-        help=f"a file with the key that clients must send; or set {_KEY_VARIABLE}; default: none",
-    )
+    about = f"a file with the key that clients must send; or set {_KEY_VARIABLE}; default: none"
+    add_path(parser, "--key_file", about)
     parser.add_argument(
         "--allow_host",
         action="append",
@@ -70,7 +61,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Serves until SIGINT or SIGTERM."""
-    _check_packages()
     limits = from_flags(RequestLimits, args)
     key = _read_key(args)
     folders = args.workdir or [None]  # None: the built-in model
@@ -78,9 +68,14 @@ def run(args: argparse.Namespace) -> None:
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise InputError(f"--workdir: two folders are named {twice}; rename one of them")
-    from charjax.serve.app import make_app
-    from charjax.serve.models import Models
-    from charjax.serve.server import listen, run_server, serve_model
+    try:
+        from charjax.serve.app import make_app
+        from charjax.serve.models import Models
+        from charjax.serve.server import listen, run_server, serve_model
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"serve: the package {error.name} is not installed; run: pip install 'charjax[serve]'"
+        ) from None
 
     with listen(args.host, args.port) as listener:
         trained = [load_folder(args, folder) for folder in folders]
@@ -139,12 +134,3 @@ def _read_key(args: argparse.Namespace) -> str:
     if not re.fullmatch(r"[!-~]+", key):  # clients encode other characters in different ways
         raise InputError(f"{source}: must have one word of ASCII characters, the key")
     return key
-
-
-def _check_packages() -> None:
-    """Raises InputError if a package of the extra `serve` is not installed."""
-    for package in ("fastjsonschema", "starlette", "uvicorn"):
-        if importlib.util.find_spec(package) is None:
-            raise InputError(
-                f"serve: the package {package} is not installed; run: pip install 'charjax[serve]'"
-            )

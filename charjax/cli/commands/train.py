@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from charjax.cli.arguments import add_config, add_workdir, check_process, local_path
+from charjax.cli.arguments import add_config, add_path, check_process
 from charjax.cli.config_flags import load_config, override
 from charjax.errors import InputError
 
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "chosen for them",
     )
     add_config(parser, required=True)
-    add_workdir(parser, "the run's folder; default: runs/<name of the config or the text>")
+    add_path(parser, "--workdir", "the run's folder; default: runs/<name of the config or text>")
     parser.add_argument(
         "--minutes", type=float, help="with TEXT: how long the command may take; default: 4"
     )
@@ -41,10 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what may differ from the saved run that is resumed: corpus, vocabulary, or config "
         "fields or sections such as config.optim.learning_rate",
     )
-    parser.add_argument(
+    add_path(
+        parser,
         "--init_from",
-        type=local_path("--init_from"),
-        help="start from the best weights of a model: a run's or a model hub's folder, or builtin; "
+        "start from the best weights of a model: a run's or a model hub's folder, or builtin; "
         "short for --config.train.init_from",
     )
     several = parser.add_argument_group(

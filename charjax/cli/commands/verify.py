@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from charjax.cli.arguments import add_workdir, print_json, store_path
+from charjax.cli.arguments import add_path, print_json, store_path
 from charjax.errors import CharjaxError, CheckpointError, InputError, StoreError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=store_path("STORE"),
         help="a packed text: a folder, or an address such as gs://bucket/folder",
     )
-    add_workdir(parser, "a run's folder")
+    add_path(parser, "--workdir", "a run's folder")
 
 
 def run(args: argparse.Namespace) -> None:
