@@ -14,13 +14,14 @@ from charjax.data.file_search import TextFiles, check_no_pipe
 from charjax.data.files import (
     is_compressed,
     open_binary,
-    read_files,
+    read_file,
     read_range,
     text_paths,
 )
+from charjax.data.read_errors import reading_errors
 from charjax.data.reading import ReadingRules, TextReader
 from charjax.errors import InputError
-from charjax.runtime.paths import is_address, starting_folder
+from charjax.runtime.paths import is_address
 
 SHARD_BYTES = 1 << 26  # of the input of a shard, about
 _OPTION = "PATH"  # of the command, in messages
@@ -73,7 +74,7 @@ class Plan(NamedTuple):
         if segment.end:
             files = iter([read_range(path, _OPTION, segment.begin, segment.end)])
         else:
-            files = read_files(TextFiles((path,), False), _OPTION, are_utf8=False)
+            files = read_file(path, _OPTION)
         if not self.field:
             return files
         return (text for file in files for text in records.json_lines(file, self.field))
@@ -141,12 +142,8 @@ def _describe(path: str) -> dict[str, Any]:
     """An input of a plan; see `Plan.inputs`."""
     if is_address(path):
         return remote.describe(path, _OPTION)
-    try:
+    with reading_errors(path, _OPTION):
         stat = os.stat(path)
-    except OSError as error:
-        raise InputError(
-            f"{_OPTION}={path!r}: no such file{starting_folder(path)}; check the path"
-        ) from error
     return {"path": path, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
