@@ -108,16 +108,12 @@ def check_inputs(n: int, folder: Path, report: Callable[[str], None]) -> dict[st
     text = write_words(folder / "text.txt", 600)
     config = small_config(text, max_steps=20, eval_every=20, checkpoint_every=20)
     train(config, folder / "run", Silent())
-    rows = 0
-    for name, value, wanted in _SAMPLE_ROWS:
-        command = ["sample", f"--workdir={folder / 'run'}", "--num_chars=8", f"{name}={value}"]
-        faults += _call(command, wanted)
-        rows += 1
-    for name, value, wanted in _TRAIN_ROWS:
-        new = f"--workdir={folder / 'new'}"
-        faults += _call(["train", f"--config={trial.config}", new, f"{name}={value}"], wanted)
-        rows += 1
-    report(f"{rows} rows of arguments: {len(faults)} problems")
+    sample = ["sample", f"--workdir={folder / 'run'}", "--num_chars=8"]
+    new = ["train", f"--config={trial.config}", f"--workdir={folder / 'new'}"]
+    rows = [(sample, *row) for row in _SAMPLE_ROWS] + [(new, *row) for row in _TRAIN_ROWS]
+    for command, name, value, wanted in rows:
+        faults += _call([*command, f"{name}={value}"], wanted)
+    report(f"{len(rows)} rows of arguments: {len(faults)} problems")
     faults += _kinds_of_text(trial, folder)
     report(f"{len(_TEXT_ROWS)} kinds of text: {len(faults)} problems")
     faults += _call_with_little_memory(trial, folder)
@@ -126,7 +122,7 @@ def check_inputs(n: int, folder: Path, report: Callable[[str], None]) -> dict[st
         faults.append(f"one line of 50 MB takes {bytes_a_character:.1f} bytes a character")
     return {
         "texts": texts,
-        "rows_of_arguments": rows,
+        "rows_of_arguments": len(rows),
         "kinds_of_text": len(_TEXT_ROWS),
         "tracebacks": sum("Traceback" in fault for fault in faults),
         "line_of_50_MB_peak_bytes_a_character": round(bytes_a_character, 2),

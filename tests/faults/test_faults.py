@@ -20,19 +20,10 @@ import pytest
 
 from tests.environment import with_devices
 
-from . import disk, servers
-from .__main__ import FAULTS, main
-from .corrupt import check_corrupt
-from .inputs import check_inputs
+from .__main__ import FAULTS, main, run
 from .page import PAGE, RESULTS, table, with_table
-from .resume import check_resume
-from .stores import check_stores
 
 ROOT = Path(__file__).parents[2]
-
-
-def ignore(line: str) -> None:
-    pass
 
 
 def run_in_full(fault: str, *flags: str) -> None:
@@ -42,33 +33,22 @@ def run_in_full(fault: str, *flags: str) -> None:
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
-def test_a_run_resumes_from_every_step_as_if_never_stopped(tmp_path):
-    figures = check_resume(6, tmp_path, ignore)
+@pytest.mark.parametrize(
+    ("fault", "n", "figure"),
+    [
+        ("resume", 6, "restored_at"),
+        ("corrupt", 24, "fell_back_to_an_older_step"),
+        ("stores", 3, "found_by_verify"),
+        ("disk", 3, "refused_with_exit_4"),
+        ("servers", 9, "refused_in_one_line"),
+        pytest.param("inputs", 50, "texts", marks=pytest.mark.slow),
+    ],
+)
+def test_short_faults(fault, n, figure, monkeypatch):
+    monkeypatch.setattr("tests.faults.disk._can_mount", lambda: False)
+    figures = run(fault, n)
     assert figures["passed"], figures
-    assert figures["restored_at"] == 5
-
-
-def test_damage_is_found_and_an_older_step_taken(tmp_path):
-    figures = check_corrupt(24, tmp_path, ignore)
-    assert figures["passed"], figures
-    assert figures["fell_back_to_an_older_step"] > 0
-
-
-def test_damaged_packed_texts_are_found_and_not_trained_on(tmp_path):
-    figures = check_stores(3, tmp_path, ignore)
-    assert figures["passed"], figures
-    assert figures["found_by_verify"] == 3
-
-
-def test_a_full_disk_is_reported_and_costs_nothing_else(tmp_path, monkeypatch):
-    monkeypatch.setattr(disk, "_can_mount", lambda: False)
-    figures = disk.check_disk(3, tmp_path, ignore)
-    assert figures["passed"], figures
-
-
-def test_misbehaving_servers_are_refused(tmp_path):
-    figures = servers.check_servers(9, tmp_path, ignore)
-    assert figures["passed"], figures
+    assert figures[figure] > 0
 
 
 @pytest.mark.slow
@@ -81,12 +61,6 @@ def test_misbehaving_servers_are_refused(tmp_path):
 )  # fmt: skip
 def test_faults_that_take_processes_of_their_own(fault, n):
     run_in_full(fault, f"--n={n}")
-
-
-@pytest.mark.slow
-def test_any_text_and_any_argument(tmp_path):
-    figures = check_inputs(50, tmp_path, ignore)
-    assert figures["passed"], figures
 
 
 @pytest.mark.slow
