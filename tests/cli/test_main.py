@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import termios
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from subprocess import PIPE
 from typing import IO, NamedTuple
@@ -241,19 +241,6 @@ def test_a_fault_is_one_line_that_names_it_and_the_remedy(code, arguments, works
     assert {*re.findall(r"--\w+", line)} <= {"--help", *given, *flags_of(command)}
 
 
-@pytest.mark.parametrize(
-    ("code", "program", "arguments", "word"),
-    [
-        (2, "launch", "--config=@bare.py", "bare.py"),
-        (3, "charjax", "sample --workdir=@none", "none/checkpoints"),
-    ],
-)
-def test_a_fault_is_one_line_in_a_process_of_its_own(code, program, arguments, word, workspace):
-    ended = start(workspace, program, arguments)
-    assert ended.returncode == code
-    assert_one_line(ended.stderr.decode(), [word])
-
-
 def test_an_invalid_config_leaves_no_folder(workspace, tmp_path):
     arguments = workspace.fill("train --config=@tiny.py --config.model.hidden=0")
     assert main.main([*arguments, f"--workdir={tmp_path}/new"]) == 2
@@ -266,6 +253,14 @@ def test_a_missing_text_leaves_no_folder(text, workspace, tmp_path, monkeypatch,
     assert main.main(workspace.fill(f"train {text} --workdir=runs/none")) == 2
     assert_one_line(capfd.readouterr().err, ("'none.txt'", f"current folder {tmp_path}"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def text(workspace) -> Iterator[Path]:
+    """The file of the run's text, which a test may change."""
+    file = workspace.folder / "text.txt"
+    yield file
+    file.write_text(TEXT, encoding="utf-8")
 
 
 @pytest.fixture
@@ -427,15 +422,11 @@ def test_verify_names_every_damage_where_no_checkpoint_is_good(workspace, tmp_pa
         (None, 0, "the text is not compared: config.data.path="),
     ],
 )
-def test_verify_reads_the_text_of_a_run_again(workspace, content, code, said, capfd):
-    text = workspace.folder / "text.txt"
-    try:
-        text.unlink()
-        if content:
-            text.write_text(content, encoding="utf-8")
-        assert main.main(workspace.fill("verify --workdir=@run")) == code
-    finally:
-        text.write_text(TEXT, encoding="utf-8")
+def test_verify_reads_the_text_of_a_run_again(workspace, text, content, code, said, capfd):
+    text.unlink()
+    if content:
+        text.write_text(content, encoding="utf-8")
+    assert main.main(workspace.fill("verify --workdir=@run")) == code
     out, err = capfd.readouterr()
     assert json.loads(out) == {"10": "good", "20": "good"}
     assert said in err.splitlines()[-1]
@@ -464,19 +455,6 @@ def test_a_command_is_one_file(tmp_path, monkeypatch, capfd):
     with pytest.raises(SystemExit):
         main.main(["--help"])
     assert "Greet somebody." in capfd.readouterr().out
-
-
-def test_help_makes_no_slow_import():
-    program = """
-import sys
-from charjax.__main__ import main
-try:
-    main(["--help"])
-except SystemExit:
-    print(sorted({"jax", "numpy", "rich", "ml_collections"} & sys.modules.keys()), file=sys.stderr)
-"""
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert ended.stderr == "[]\n"
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -815,13 +793,9 @@ def test_dynamic_evaluation_that_diverges_ends_with_code_5(workspace, capfd, mon
         ("--file=@text.txt --dynamic", ("--dynamic", "SHA-256", "without --dynamic")),
     ],
 )
-def test_a_part_of_another_text_is_not_scored(workspace, capfd, flags, words):
-    text = workspace.folder / "text.txt"
+def test_a_part_of_another_text_is_not_scored(workspace, text, capfd, flags, words):
     text.write_text(TEXT[::-1], encoding="utf-8")
-    try:
-        assert main.main(workspace.fill(f"score --workdir=@run {flags}")) == 2
-    finally:
-        text.write_text(TEXT, encoding="utf-8")
+    assert main.main(workspace.fill(f"score --workdir=@run {flags}")) == 2
     assert_one_line(capfd.readouterr().err, words)
 
 

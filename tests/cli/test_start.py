@@ -10,16 +10,18 @@ from charjax.config import DataConfig
 from tests.inference.test_load import CONFIG, save
 
 PROGRAM = """
-import sys
-from charjax.cli.main import main
+import contextlib, sys
+from charjax.__main__ import main
 
 def check(arguments, *absent):
-    assert main(arguments) == 0, arguments
+    with contextlib.suppress(SystemExit):  # after --help
+        assert main(arguments) == 0, arguments
     loaded = sorted({name.partition(".")[0] for name in sys.modules}.intersection(absent))
     assert not loaded, f"{arguments[0]} loads {loaded}"
 
 workdir = "--workdir=" + sys.argv[1]
 heavy = ("flax", "optax", "orbax", "matplotlib", "rich", "scipy")
+check(["--help"], "jax", "numpy", "ml_collections", *heavy)
 check(["verify", workdir], "jax", *heavy)
 check(["info", workdir], "jax", *heavy)
 check(["sample", workdir, "--num_chars=1"], *heavy)

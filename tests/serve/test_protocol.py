@@ -214,21 +214,6 @@ def test_a_browser_may_send_the_headers_of_openais_client(server, site, status):
 # What the server says of itself
 
 
-def test_the_published_schemas_are_those_that_are_validated(app):
-    document = get(app, "/openapi.json").json
-    published = {
-        path: content["post"]["requestBody"]["content"]["application/json"]["schema"]
-        for path, content in document["paths"].items()
-        if "post" in content
-    }
-    assert published == {
-        "/v1/completions": schemas.completion_schema(LIMITS),
-        "/v1/copied": schemas.copied_schema(LIMITS),
-        "/tokenize": schemas.tokenize_schema(LIMITS),
-        "/detokenize": schemas.detokenize_schema(LIMITS),
-    }
-
-
 def test_the_answers_have_the_published_form(app):
     document = get(app, "/openapi.json").json
 
