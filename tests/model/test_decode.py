@@ -82,15 +82,6 @@ def test_bfloat16_decoding_rounds_what_the_network_rounds(cell, layers, embed, l
     assert 0 < distance(decoded, float32) < 0.05
 
 
-def test_decoding_continues_from_its_carry():
-    config = ModelConfig(cell="lstm", hidden=5, layers=3, embed=4)
-    params, tokens = params_of(config, VOCAB), tokens_of(VOCAB, BATCH, TIME)
-    whole, last = run_decode_loop(config, params, tokens, carry_of(config, BATCH))
-    _, between = run_decode_loop(config, params, tokens[:, : TIME // 2], carry_of(config, BATCH))
-    second = run_decode_loop(config, params, tokens[:, TIME // 2 :], between)
-    assert distance(second, (whole[:, TIME // 2 :], last)) < 1e-5
-
-
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 @pytest.mark.parametrize("wide", [False, True], ids=["float16", "float64"])
 def test_parameters_of_other_dtypes_are_cast_as_by_the_network(dtype, wide):
@@ -165,13 +156,6 @@ def test_int8_logits_are_close_to_float32(cell):
         run_decode_loop(c, *inputs) for c in (config, replace(config, dtype="float32"))
     )
     assert 0 < distance(int8[:, :1], float32[:, :1]) < 0.02
-
-
-@pytest.mark.parametrize("cell", CELLS)
-def test_decode_sequence_equals_a_loop_of_decode_steps(cell):
-    inputs = int8_inputs(cell)
-    run = jax.jit(decode.decode_sequence, static_argnums=0, compiler_options=UNOPTIMIZED)
-    assert distance(run(*inputs), run_decode_loop(*inputs, "feature_major")) == 0
 
 
 @pytest.mark.parametrize("cell", CELLS)

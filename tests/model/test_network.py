@@ -277,10 +277,12 @@ def test_reset_carry_clears_the_selected_sequences_only():
         np.testing.assert_array_equal(after[::2], before[::2])
 
 
-@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize(
+    ("layers", "init"), [(1, "orthogonal"), (3, "keras"), (1, "keras_glorot"), (3, "torch")]
+)
 @pytest.mark.parametrize("embed", [0, 4])
 @pytest.mark.parametrize("cell", CELLS)
-def test_the_shapes_are_known_without_the_network(cell, embed, layers):
-    config = ModelConfig(cell=cell, hidden=5, layers=layers, embed=embed)
+def test_the_shapes_are_known_without_the_network(cell, embed, layers, init):
+    config = ModelConfig(cell=cell, hidden=5, layers=layers, embed=embed, init=init)
     initial = jax.eval_shape(lambda: init_params(config, VOCAB, jax.random.key(0)))
     assert param_shapes(config, VOCAB) == initial

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from charjax.model.cells import CELLS
-from charjax.model.recurrence.base import Inputs, Layer, Operands, Weights
+from charjax.model.recurrence.base import Inputs, Operands, Weights
 from charjax.model.recurrence.c import build, ops
 from tests.model import reference
 from tests.model.recurrence.implementations import DTYPES, VOCAB, Size, random_layer
@@ -93,12 +93,6 @@ def test_tokens_outside_the_table_are_clamped(data):
     assert np.array_equal(
         run("rnn", wild, weights, carry)[0], run("rnn", clamped, weights, carry)[0]
     )
-
-
-def test_a_cell_is_known_by_its_name():
-    assert build.RESIDUALS.keys() == {"gru", "lstm", "rnn"}
-    assert ops.supports(Layer("gru", 8, "float32", 2)) == ""
-    assert ops.supports(Layer("mgu", 8, "float32", 2)) == "it has no cell mgu"
 
 
 KEEP = jnp.zeros((3, 2), jnp.int32)

@@ -200,13 +200,3 @@ def test_saving_residuals_changes_no_value(name, cell):
     saved, _ = value_and_gradient(name, cell, "float32", *layer)
     got = run(name, cell, "float32", *layer)
     assert same_bits(got, saved) if implementation.batch_invariant else distance(got, saved) < 1e-6
-
-
-def test_a_gradient_through_the_last_carry_reaches_the_first(name, cell):
-    # Truncated backpropagation stops gradients at a chunk's border; the recurrence must not.
-    size = supported(name, cell, "float32").sizes[0]
-    layer = random_layer(cell, "table", size)
-    outputs, last = run(name, cell, "float32", *layer)
-    cotangents = np.zeros_like(outputs), jax.tree.map(np.ones_like, last)
-    _, (_, _, d_carry) = value_and_gradient(name, cell, "float32", *layer, cotangents=cotangents)
-    assert all(np.abs(grad).min() > 0 for grad in d_carry)

@@ -20,7 +20,6 @@ import jax.numpy as jnp
 import pytest
 
 from charjax.config import ModelConfig
-from charjax.errors import InputError
 from charjax.model.cells import CELLS
 from charjax.model.network import CharRNN, init_params
 from charjax.model.recurrence import xla
@@ -366,20 +365,26 @@ def test_parameters_are_initialized_without_a_gpu():
     init_params(CONFIG, VOCAB, jax.random.key(0))
 
 
-def assert_refused(config, batch, named):
-    with pytest.raises(InputError, match=named) as error:
-        resolve(config, batch)
-    assert "--config.model.recurrence=fast" in str(error.value)
-    assert str(error.value).isprintable()
-
-
 @pytest.mark.parametrize("devices", OTHERS)
 def test_other_devices_are_refused(devices, monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda: OTHERS[devices])
-    assert_refused(CONFIG, BATCH_TILE, named="Hopper")
+    found = f"{len(OTHERS[devices])} x {OTHERS[devices][0].device_kind}"
+    refusal = f"needs one NVIDIA Hopper GPU (H100, H200), found {found}"
+    assert ops.supports(Layer("gru", HIDDEN, "bfloat16", BATCH_TILE)) == refusal
 
 
-FAST = replace(CONFIG, recurrence="fast")
+@pytest.mark.parametrize(
+    ("layer", "named"),
+    [
+        (Layer("gru", HIDDEN, "float32", BATCH_TILE), "needs config.model.dtype=bfloat16"),
+        (Layer("gru", 200, "bfloat16", BATCH_TILE), "hidden=200"),
+        (Layer("lstm", 2048, "bfloat16", BATCH_TILE), "hidden=2048"),
+    ],
+)
+def test_layers_that_the_kernels_cannot_run_are_refused(layer, named, monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda: [HOPPER])
+    assert ops.launch_config() == LaunchConfig(num_sms=132)
+    assert named in ops.supports(layer)
 
 
 @pytest.mark.parametrize("batch", [1, 40, 64, 100, 128, 256])
@@ -387,26 +392,8 @@ FAST = replace(CONFIG, recurrence="fast")
 def test_fast_is_persistent_on_one_hopper_gpu(cell, batch, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "devices", lambda: [HOPPER])
-    resolution = resolve(replace(FAST, cell=cell, layers=3), batch)
-    assert resolution == ("persistent", "the fastest here")
-    assert resolve(FAST, batch, saved="xla") == ("xla", "as the saved run")
-
-
-@pytest.mark.parametrize("devices", sorted(OTHERS.keys() - {"a CPU"}))
-def test_fast_is_xla_on_other_gpus_and_says_why(devices, monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(jax, "devices", lambda: OTHERS[devices])
-    found = f"{len(OTHERS[devices])} x {OTHERS[devices][0].device_kind}"
-    why = f"persistent refuses: needs one NVIDIA Hopper GPU (H100, H200), found {found}"
-    assert resolve(FAST, BATCH_TILE) == ("xla", why)
-
-
-def test_layers_that_the_kernels_cannot_run_are_refused(monkeypatch):
-    monkeypatch.setattr(jax, "devices", lambda: [HOPPER])
-    assert ops.launch_config() == LaunchConfig(num_sms=132)
-    assert resolve(CONFIG, 2 * BATCH_TILE).implementation == "persistent"
-    assert_refused(replace(CONFIG, dtype="float32"), BATCH_TILE, named="float32")
-    assert_refused(replace(CONFIG, cell="lstm", hidden=2048), BATCH_TILE, named="hidden=2048")
+    model = replace(CONFIG, cell=cell, layers=3, recurrence="fast")
+    assert resolve(model, batch) == ("persistent", "the fastest here")
 
 
 def test_the_op_raises_for_a_layer_without_a_tiling():
