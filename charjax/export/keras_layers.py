@@ -7,7 +7,6 @@ from typing import Any
 
 from charjax.errors import InputError
 
-_MAX_DEPTH = 20  # nesting of models
 # Layers whose fields do not matter here, and the values that the fields of other layers must have.
 _UNCHECKED_LAYERS = ("InputLayer", "Dropout", "SpatialDropout1D", "TimeDistributed")
 _GATED_FIELDS = {"activation": "tanh", "recurrent_activation": "sigmoid", "go_backwards": False}
@@ -32,31 +31,30 @@ def check_layers(config: Any) -> bool:
 
     Raises:
       InputError: charjax computes a layer differently or not at all, or the layers are no chain.
+      Exception: of another kind, where the values are not those of a model of Keras.
     """
-    layers = list(_layer_configs(config, 0))
+    if "layers" not in config["config"]:
+        return False
+    layers = list(_layers(config))
     for kind, fields in layers:
         _check_layer(kind, fields)
     for kind, fields in layers[:-1]:
         if kind == "Softmax" or fields.get("activation") == "softmax":
             raise InputError(f"a softmax, of the class {kind}, comes before the last layer")
-    return bool(layers)
+    return True
 
 
-def _layer_configs(values: Any, depth: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(class, fields) of every layer in the config of a Sequential or functional model."""
-    if not isinstance(values, dict) or depth > _MAX_DEPTH:
+def _layers(values: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(class, fields) of a layer and of the layer in it, or of every layer of a model."""
+    fields = values["config"]
+    if "layers" in fields:
+        _check_chain(fields["layers"])
+        for layer in fields["layers"]:
+            yield from _layers(layer)
         return
-    fields = values.get("config")
-    if not isinstance(fields, dict):
-        return
-    inner = fields.get("layers")
-    if isinstance(inner, list):
-        _check_chain(inner)
-        for layer in inner:
-            yield from _layer_configs(layer, depth + 1)
-    elif depth:  # depth 0 is a model of the user's class, whose config does not list its layers
-        yield str(values.get("class_name")), fields
-        yield from _layer_configs(fields.get("layer"), depth + 1)
+    yield str(values["class_name"]), fields
+    if "layer" in fields:
+        yield from _layers(fields["layer"])
 
 
 def _check_chain(layers: list[Any]) -> None:
