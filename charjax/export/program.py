@@ -132,16 +132,13 @@ def _start_state(config: ModelConfig, params: PyTree) -> DecodeState:
 
 
 def _readme(trained: TrainedModel, start: dict[str, Any]) -> str:
-    model, vocab = trained.config.model, trained.vocab
     carry = "\n".join(f"  {name} float32 [batch, {row.size}]" for name, row in start.items())
     return _README.format(
-        cell=model.cell,
-        layers=model.layers,
-        hidden=model.hidden,
+        model=trained.config.model,
         corpus=trained.meta["corpus"]["name"],
         steps=counted(trained.step, "step"),
         carry=carry,
-        characters=_characters(vocab),
+        characters=_characters(trained.vocab),
         platforms=", ".join(PLATFORMS),
         jax=jax.__version__,
         stream=int(Stream.SAMPLE),
@@ -163,7 +160,7 @@ def _characters(vocab: Vocab) -> str:
 _README = """\
 # A character model from charjax
 
-{cell}, {layers} x {hidden}, trained on {corpus} for {steps}.
+{model.cell}, {model.layers} x {model.hidden}, trained on {corpus} for {steps}.
 
 | file | what it is |
 |---|---|

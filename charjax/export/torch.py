@@ -16,13 +16,7 @@ def torch_files(trained: TrainedModel) -> dict[str, bytes]:
     config = trained.config.model
     arrays = torch_weights(config, trained.params)
     vocab, embed = arrays["embedding.weight"].shape
-    module = _MODULE.format(
-        vocab=vocab,
-        embed=embed,
-        hidden=config.hidden,
-        layers=config.layers,
-        rnn=config.cell.upper(),
-    )
+    module = _MODULE.format(vocab=vocab, embed=embed, config=config, rnn=config.cell.upper())
     return {
         "model.safetensors": safetensors(arrays, {"format": "pt"}),
         "model.py": module.encode(),
@@ -60,8 +54,8 @@ class CharRNN(nn.Module):
     def __init__(self):
         super().__init__()
         self.embedding = nn.Embedding({vocab}, {embed})
-        self.rnn = nn.{rnn}({embed}, {hidden}, num_layers={layers}, batch_first=True)
-        self.head = nn.Linear({hidden}, {vocab})
+        self.rnn = nn.{rnn}({embed}, {config.hidden}, num_layers={config.layers}, batch_first=True)
+        self.head = nn.Linear({config.hidden}, {vocab})
 
     def forward(self, tokens, carry=None):
         outputs, carry = self.rnn(self.embedding(tokens), carry)
