@@ -52,6 +52,7 @@ class Worker:
     """The process of a peer, started at once; `wait` returns when it is warm."""
 
     chars: int
+    about: dict[str, Any]
 
     def __init__(self, peer: Peer, device: str) -> None:
         self.peer = peer
@@ -75,8 +76,8 @@ class Worker:
         self._process.communicate()
         self._errors.close()
 
-    def wait(self) -> dict[str, Any]:
-        """Waits until the peer is warm and returns what it reports about itself.
+    def wait(self) -> None:
+        """Waits until the peer is warm, and has reported about itself.
 
         Raises:
           PeerUnavailableError: it cannot be measured here.
@@ -84,8 +85,7 @@ class Worker:
         answer = self._read()
         if "unavailable" in answer:
             raise PeerUnavailableError(answer["unavailable"])
-        self.chars = answer["chars"]
-        return dict(answer["about"])
+        self.chars, self.about = answer["chars"], answer["about"]
 
     def run(self, units: int) -> dict[str, Any]:
         """Runs some units of work; see `benchmarks.worker.timed`."""
@@ -104,29 +104,25 @@ class Worker:
         return dict(json.loads(line))
 
 
-@dataclass
-class Measurement:
-    """Measurements of one peer.
+def figure_of(
+    rounds: Sequence[Mapping[str, Any]], *, chars: int, about: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The figures of a peer, as result files have them.
 
-    Attributes:
+    Args:
+      rounds: `seconds` a unit of work; `notes`, what the work returned; and `peak_bytes` of memory.
+      chars: characters per unit.
       about: what the peer reports of itself, such as its number of parameters.
-      chars: characters per unit of work.
-      seconds: wall seconds per unit, one entry per round.
-      cpu_seconds: CPU seconds per unit, summed over threads, one entry per round.
-      peak_bytes: peak memory of its process, or of its accelerator.
-      notes: what the work returned, one entry per round.
     """
-
-    about: dict[str, Any]
-    chars: int
-    seconds: list[float] = field(default_factory=list)
-    cpu_seconds: list[float] = field(default_factory=list)
-    peak_bytes: int = 0
-    notes: list[dict[str, Any]] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields, and `chars_per_second` of the median round."""
-        return {"chars_per_second": self.chars / statistics.median(self.seconds)} | vars(self)
+    seconds = [one["seconds"] for one in rounds]
+    return {
+        "chars_per_second": chars / statistics.median(seconds),
+        "about": about or {},
+        "chars": chars,
+        "seconds": seconds,
+        "peak_bytes": max(one.get("peak_bytes", 0) for one in rounds),
+        "notes": [one.get("notes", {}) for one in rounds],
+    }
 
 
 def measure(
@@ -144,44 +140,35 @@ def measure(
       device: cpu or gpu.
 
     Returns:
-      `peers`: the figures of each peer, see `Measurement`; `skipped`: why others have none.
+      `peers`: the figures of each peer, see `figure_of`; `skipped`: why others have none.
 
     Raises:
       SystemExit: no peer can be measured here.
     """
-    figures: dict[str, Measurement] = {}
     skipped: dict[str, str] = {}
+    rounds_of: dict[Worker, list[dict[str, Any]]] = {}
     with ExitStack() as stack:
-        waiting = [stack.enter_context(Worker(peer, device)) for peer in peers]
-        workers = []
-        for worker in waiting:
-            name = worker.peer.name
+        for worker in [stack.enter_context(Worker(peer, device)) for peer in peers]:
             try:
-                about = worker.wait()
+                worker.wait()
+                rounds_of[worker] = []
             except PeerUnavailableError as error:
-                skipped[name] = str(error)
-                progress(f"{name}: skipped: {error}")
-                continue
-            figures[name] = Measurement(about, worker.chars)
-            workers.append(worker)
-        if not workers:
+                skipped[worker.peer.name] = str(error)
+                progress(f"{worker.peer.name}: skipped: {error}")
+        if not rounds_of:
             sys.exit(f"none of the peers can be measured on this {device}")
-        turns = deque((one, max(1, round(turn_s / one.run(1)["seconds"]))) for one in workers)
+        turns = deque((one, max(1, round(turn_s / one.run(1)["seconds"]))) for one in rounds_of)
         for turn in range(rounds):
             for worker, units in turns:
                 time.sleep(_PAUSE_S)
-                _add_round(figures[worker.peer.name], units, worker.run(units))
+                rounds_of[worker].append(worker.run(units))
             turns.rotate(-1)
             progress(f"round {turn + 1} of {rounds}")
-    found = {name: figure.to_json() for name, figure in figures.items()}
+    found = {
+        worker.peer.name: figure_of(answers, chars=worker.chars, about=worker.about)
+        for worker, answers in rounds_of.items()
+    }
     return {"peers": found, "skipped": skipped}
-
-
-def _add_round(figure: Measurement, units: int, answer: Mapping[str, Any]) -> None:
-    figure.seconds.append(answer["seconds"] / units)
-    figure.cpu_seconds.append(answer["cpu_seconds"] / units)
-    figure.peak_bytes = max(figure.peak_bytes, answer["peak_bytes"])
-    figure.notes.append(answer["notes"])
 
 
 def ratio(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> float:

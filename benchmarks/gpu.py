@@ -13,6 +13,7 @@ docs/performance.md; the exit code is 1 if a part failed, or had no time left.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -30,11 +31,19 @@ from benchmarks.performance.goals import GPU
 
 
 class Part(NamedTuple):
-    """A result file's name, a time limit on a GPU in seconds, and the arguments to Python."""
+    """A part of the measurements.
+
+    Attributes:
+      file: the name of its result file.
+      limit_s: time limit on a GPU in seconds.
+      command: the arguments to Python.
+      in_turns: whether it has the flags of `benchmarks.common.measure`.
+    """
 
     file: str
     limit_s: float
     command: tuple[str, ...]
+    in_turns: bool = True
 
     @property
     def name(self) -> str:
@@ -55,24 +64,25 @@ PARTS = (
     *(_part("persistent", 100, f"--cells={cell}") for cell in ("gru", "lstm")),
     *(_part(*_STEP, f"--cells={cell}") for cell in ("gru", "lstm")),
     *(_part(*_STEP, "--cells=gru", size) for size in ("--batch=256", "--layers=2")),
-    _part("runs", 60),
+    _part("runs", 60)._replace(in_turns=False),
     _part("end_to_end", 120),
     *(_part("persistent", 200, f"--cells={cell}", *_BATCHES) for cell in ("gru", "lstm")),
     _part("sweep", 150, "--quick"),
 )
 
 
-def run_all(
-    parts: Iterable[Part], folder: Path, seconds: float, flags: Sequence[str], device: str = "gpu"
-) -> dict[str, str]:
-    """Runs parts one after another, all in so many seconds; returns how each of them ended."""
-    end, ended = time.monotonic() + seconds, {}
+def run_all(parts: Iterable[Part], folder: Path, args: argparse.Namespace) -> dict[str, str]:
+    """Runs parts one after another in `args.minutes`; returns how each of them ended."""
+    end, ended = time.monotonic() + 60 * args.minutes, {}
+    flags = [f"--device={args.device}", *["--small"] * args.small]
+    turns = [f"--rounds={args.rounds}", f"--turn_s={args.turn_s}"]
     for part in parts:
         name, began = part.name, time.monotonic()
         progress(name)
-        out = folder / f"{part.file}_{device}.json"
-        limit_s = min(_TIMES_SLOWER[device] * part.limit_s, end - began)
-        ended[name] = _run([*part.command, *flags, f"--out={out}"], folder / "log.txt", limit_s)
+        out = folder / f"{part.file}_{args.device}.json"
+        limit_s = min(_TIMES_SLOWER[args.device] * part.limit_s, end - began)
+        command = [*part.command, *flags, *turns * part.in_turns, f"--out={out}"]
+        ended[name] = _run(command, folder / "log.txt", limit_s)
         if ended[name] == "ok" and not out.exists():
             ended[name] = f"ok, without a result: {_last_line(folder / 'log.txt')}"
         progress(f"  {ended[name]} ({time.monotonic() - began:.0f} s)")
@@ -115,9 +125,7 @@ def main() -> None:
         flags.error(f"--only={args.only}: is in no name of {[part.name for part in PARTS]}")
     folder = args.out.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    passed = [f"--device={args.device}", f"--rounds={args.rounds}", f"--turn_s={args.turn_s}"]
-    passed += ["--small"] * args.small
-    ended = run_all(parts, folder, 60 * args.minutes, passed, args.device)
+    ended = run_all(parts, folder, args)
     results = {
         (name, "gpu"): json.loads(file.read_text(encoding="utf-8"))
         for name in page.BENCHMARKS

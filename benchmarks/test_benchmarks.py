@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import runpy
@@ -151,20 +152,22 @@ def code(name, source, limit_s=60.0):
     return gpu.Part(name, limit_s, ("-c", source))
 
 
+GIVEN = {"device": "gpu", "small": False, "rounds": 1, "turn_s": 0.1, "minutes": 1}
 HANGS = code("hangs", "import time; print('half done', flush=True); time.sleep(60)", 0.5)
 FAILS = code("fails", "raise SystemExit('no such thing')")
 WRITES = code("writes", "import sys; open(sys.argv[-1].removeprefix('--out='), 'w').write('{}')")
 
 
 def test_a_part_that_hangs_or_fails_costs_no_other_part(tmp_path, capsys):
-    ended = gpu.run_all([HANGS, FAILS, WRITES], tmp_path, seconds=60, flags=())
+    ended = gpu.run_all([HANGS, FAILS, WRITES], tmp_path, argparse.Namespace(**GIVEN))
     assert list(ended.values()) == ["killed after 0.5 s", "exit code 1: no such thing", "ok"]
     assert [path.name for path in tmp_path.glob("*.json")] == ["writes_gpu.json"]
     assert "half done" in (tmp_path / "log.txt").read_text(encoding="utf-8")
 
 
 def test_parts_that_no_time_is_left_for_are_named(tmp_path):
-    assert gpu.run_all([WRITES], tmp_path, seconds=0, flags=()) == {"writes": "no time left"}
+    args = argparse.Namespace(**GIVEN | {"minutes": 0})
+    assert gpu.run_all([WRITES], tmp_path, args) == {"writes": "no time left"}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 
-from benchmarks.common import Measurement, Peer, check, count, finish, measure, parser, show
+from benchmarks.common import Peer, check, count, figure_of, finish, measure, parser, show
 from benchmarks.performance.goals import BARE, TRAINING
 
 LAUNCH, PLAIN = "launch.py", "plain flax loop"
@@ -50,8 +50,8 @@ def main() -> None:
         measured = measure(found, rounds=args.rounds, turn_s=args.turn_s, device=args.device)
     if LAUNCH in measured["peers"]:  # the training speed that it logs, beside the bare step's
         notes = measured["peers"][LAUNCH]["notes"]
-        seconds = [1 / note["training_chars_per_second"] for note in notes]
-        measured["peers"][TRAINING] = Measurement({}, 1, seconds).to_json()
+        rounds = [{"seconds": 1 / note["training_chars_per_second"]} for note in notes]
+        measured["peers"][TRAINING] = figure_of(rounds, chars=1)
     show(f"configs/shakespeare_gru.py, {steps} steps", measured, OURS)
     finish("end_to_end", args, {"shakespeare": measured | {"steps": steps}})
     check(measured, (*OURS, BARE))
