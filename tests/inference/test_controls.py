@@ -352,8 +352,6 @@ def test_words_to_pick_from_copy_no_passage(tmp_path):
     ("options", "message"),
     [
         ({"stop": ("",)}, "--stop=: "),
-        ({"until_lines": -1}, "--until_lines=-1: "),
-        ({"max_copy": -1}, "--max_copy=-1: "),
         ({"only": "ab", "forbid": "ba"}, "--forbid=ba: leaves none of --only=ab"),
         ({"forbid": "z"}, "--forbid=z: 'z' is not in the vocabulary"),
         ({"only": "az"}, "--only=az: 'z' is not in the vocabulary"),

@@ -13,7 +13,6 @@ from charjax.inference.dynamic import gradient_rms, iter_dynamic, update_rule
 from charjax.inference.dynamic_options import DynamicOptions
 from charjax.inference.evaluate import char_nats
 from charjax.inference.forward_pass import ZeroCarry, in_text_order
-from charjax.inference.score import dynamically
 from charjax.model.carry import initial_carry
 from charjax.model.network import CharRNN
 from tests.inference.scripted import random_model
@@ -123,21 +122,6 @@ def test_an_id_outside_the_vocabulary_is_refused(wrong):
     for run in (nats_of, rms_of):
         with pytest.raises(InputError, match=f"^id {wrong}: the model has {VOCAB} tokens"):
             run(ids)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"segment": 0}, "--segment=0: must be from 1 to 1024"),
-        ({"segment": 2.5}, "--segment=2.5: must be an integer"),
-        ({"learning_rate": -1.0}, "--learning_rate=-1.0: must be from 0 to 1"),
-    ],
-)
-@pytest.mark.usefixtures("unchecked_types")
-def test_options_out_of_range_are_refused(options, message):
-    with pytest.raises(InputError) as caught:
-        dynamically(DynamicOptions(**options))
-    assert str(caught.value).startswith(message)
 
 
 def test_a_training_text_without_a_segment_is_refused():

@@ -144,14 +144,6 @@ def test_a_large_vocabulary_is_evaluated_in_smaller_chunks(monkeypatch):
     assert seen[0] > 256
 
 
-@pytest.mark.parametrize("vocab_size", [6, 8_192, 100_000, 1_114_112])
-def test_the_logits_of_a_dispatch_take_at_most_256_mib_or_one_character_each(vocab_size):
-    params = {"output_bias": jax.ShapeDtypeStruct((vocab_size,), jnp.float32)}
-    length = forward_pass._chunk_length(params, 64)
-    assert length == 1 or 64 * length * vocab_size * 4 <= 2**28
-    assert (length == 128) == (vocab_size <= 8_192)
-
-
 def test_progress_ends_at_the_total():
     seen = []
     score(CONFIG, PARAMS, IDS[:5000], progress=lambda done, total: seen.append((done, total)))
@@ -159,25 +151,22 @@ def test_progress_ends_at_the_total():
     assert {total for _, total in seen} == {len(seen)}
 
 
-@pytest.mark.parametrize("chars", [0, 1])
-def test_a_text_too_short_to_predict_is_refused(chars):
-    with pytest.raises(InputError, match=rf"^the text has {chars} characters?: "):
-        score(CONFIG, PARAMS, IDS[:chars])
-
-
 @pytest.mark.usefixtures("unchecked_types")
-@pytest.mark.parametrize("number", [-3, 2.5])
-def test_a_bad_number_of_characters_is_refused(number):
-    with pytest.raises(InputError, match=rf"^max_chars={number}: "):
-        char_nats(CONFIG, PARAMS, IDS[:50], max_chars=number)
-    with pytest.raises(InputError, match=rf"^--window={number}: "):
-        in_windows(number)
-
-
-@pytest.mark.usefixtures("unchecked_types")
-def test_several_texts_are_refused():
-    with pytest.raises(InputError, match=r"^token ids of shape \(1, 50\): "):
-        score(CONFIG, PARAMS, IDS[None, :50])
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: score(CONFIG, PARAMS, IDS[:0]), "the text has 0 characters: "),
+        (lambda: score(CONFIG, PARAMS, IDS[:1]), "the text has 1 character: "),
+        (lambda: score(CONFIG, PARAMS, IDS[None, :50]), r"token ids of shape \(1, 50\): "),
+        (lambda: score(CONFIG, PARAMS, IDS[:50], max_chars=-3), "max_chars=-3: "),
+        (lambda: score(CONFIG, PARAMS, IDS[:50], max_chars=2.5), "max_chars=2.5: "),
+        (lambda: in_windows(-3), "--window=-3: "),
+        (lambda: in_windows(2.5), "--window=2.5: "),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(call, message):
+    with pytest.raises(InputError, match=f"^{message}"):
+        call()
 
 
 @pytest.mark.usefixtures("unchecked_types")

@@ -83,22 +83,18 @@ def test_the_averaged_weights_are_taken_where_there_are_any(optim, tmp_path):
     assert_params(load(tmp_path), 10)
 
 
-@pytest.mark.parametrize(("which", "step"), [("best", 2), ("newest", 3), (1, 1)])
-def test_which_step_is_said(tmp_path, which, step):
-    save(tmp_path, losses=(3.0, 1.0, 2.0))
-    trained = load(tmp_path, which)
+@pytest.mark.parametrize(
+    ("losses", "which", "step"),
+    [
+        *[((3.0, 1.0, 2.0), which, step) for which, step in (("best", 2), ("newest", 3), (1, 1))],
+        ((None, None), "best", 2),  # the newest, where none was evaluated
+    ],
+)
+def test_which_step_is_said(tmp_path, losses, which, step):
+    save(tmp_path, losses=losses)
+    trained = load(str(tmp_path), which)  # a folder may be named by a string
     assert trained.step == step
     assert_params(trained, step)
-
-
-def test_a_folder_may_be_named_by_a_string(tmp_path):
-    save(tmp_path)
-    assert load(str(tmp_path)).step == 1
-
-
-def test_the_best_is_the_newest_where_none_was_evaluated(tmp_path):
-    save(tmp_path, losses=(None, None))
-    assert load(tmp_path).step == 2
 
 
 def test_a_damaged_step_is_reported_and_passed_over(tmp_path, caplog):

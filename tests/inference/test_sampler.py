@@ -63,20 +63,16 @@ WITH_XLA = replace(RANDOM[0], recurrence="xla"), RANDOM[1]  # without the packed
 @pytest.mark.parametrize("length", [1, 2, 130, 300])
 def test_greedy_text_is_what_the_network_finds_likeliest(length):
     prompt = np.random.default_rng(length).integers(0, 11, length).astype(np.int32)
-    written = ids_of(RANDOM, prompt=prompt, num_chars=40, temperature=0.0)[0]
+    written, *others = ids_of(RANDOM, prompt=prompt, num_chars=40, num_samples=9, temperature=0.0)
     logits = logits_after(RANDOM, np.concatenate([prompt, written[:-1]]))[length - 1 :]
     np.testing.assert_array_equal(written, logits.argmax(1))
     assert len(set(written)) > 1
+    assert all((other == written).all() for other in others)
 
 
 def test_greedy_takes_the_first_of_equal_logits():
     written = ids_of(memoryless([0, 3, 3, 1]), temperature=0.0)
     assert (written == 1).all()
-
-
-def test_greedy_is_every_sample_the_same():
-    written = ids_of(RANDOM, num_samples=9, num_chars=20, temperature=0.0)
-    assert (written == written[0]).all()
 
 
 # Invariant 1: a sample is a function of (seed, sample, position)
@@ -131,19 +127,13 @@ def test_batch_invariant_matmuls_need_no_fixed_groups(dtype, recurrence, top_p, 
         assert list(sample_groups(model[0], 7)) == [(0, 7)]
 
 
-def test_packed_matmuls_sample_what_xla_does():
+def test_other_matmuls_sample_the_same(monkeypatch):
     # Not guaranteed, since matmuls may round differently; but nearly always, and here.
-    np.testing.assert_array_equal(
-        ids_of(RANDOM, num_samples=6, num_chars=40), ids_of(WITH_XLA, num_samples=6, num_chars=40)
-    )
-
-
-def test_feature_major_samples_what_batch_major_does(monkeypatch):
-    # Not guaranteed, since matmuls may round differently; but nearly always, and here.
-    monkeypatch.setattr(groups, "_MIN_FEATURE_MAJOR", 1)
-    feature_major = ids_of(WITH_XLA, num_samples=6, num_chars=40)
-    monkeypatch.setattr(groups, "_MIN_FEATURE_MAJOR", 1000)
-    np.testing.assert_array_equal(ids_of(WITH_XLA, num_samples=6, num_chars=40), feature_major)
+    packed = ids_of(RANDOM, num_samples=6, num_chars=40)
+    for feature_major_from in (1, 1000):
+        monkeypatch.setattr(groups, "_MIN_FEATURE_MAJOR", feature_major_from)
+        with_xla = ids_of(WITH_XLA, num_samples=6, num_chars=40)
+        np.testing.assert_array_equal(with_xla, packed)
 
 
 def test_a_shorter_sample_is_the_beginning_of_a_longer_one():
@@ -152,11 +142,12 @@ def test_a_shorter_sample_is_the_beginning_of_a_longer_one():
         np.testing.assert_array_equal(ids_of(RANDOM, num_chars=chars), longer[:, :chars])
 
 
-def test_a_sample_does_not_depend_on_the_chunks(monkeypatch):
-    prompt = np.arange(10, dtype=np.int32)
-    whole = ids_of(RANDOM, prompt=prompt, num_chars=60)
-    monkeypatch.setattr(module, "_CHUNK", 7)
-    np.testing.assert_array_equal(ids_of(RANDOM, prompt=prompt, num_chars=60), whole)
+@pytest.mark.parametrize(("bound", "value"), [("_CHUNK", 7), ("_MAX_NOISE", 70)])
+def test_a_sample_does_not_depend_on_the_chunks(monkeypatch, bound, value):
+    options = {"prompt": np.arange(10, dtype=np.int32), "num_chars": 60, "num_samples": 5}
+    whole = ids_of(RANDOM, **options)
+    monkeypatch.setattr(module, bound, value)
+    np.testing.assert_array_equal(ids_of(RANDOM, **options), whole)
 
 
 def test_a_position_is_counted_from_the_end_of_the_prompt():
@@ -219,12 +210,6 @@ def test_groups_follow_each_other_and_do_not_depend_on_the_number(monkeypatch, s
         assert sum(size for _, size in found[:-1]) < fewer <= sum(size for _, size in found)
 
 
-def test_much_noise_is_drawn_in_smaller_chunks(monkeypatch):
-    whole = ids_of(RANDOM, num_chars=60, num_samples=5)
-    monkeypatch.setattr(module, "_MAX_NOISE", 70)
-    np.testing.assert_array_equal(ids_of(RANDOM, num_chars=60, num_samples=5), whole)
-
-
 # The distribution
 
 # Of 3 tokens: a statistic of 2 degrees of freedom exceeds 30 once in 3 million seeds.
@@ -258,12 +243,6 @@ def test_a_huge_temperature_is_uniform_over_what_may_be_written(temperature):
     assert chi_square(counts[:3], np.full(3, 1 / 3)) < UNLIKELY
 
 
-@pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-40, 5e-324])
-def test_a_tiny_temperature_is_greedy(temperature):
-    greedy = ids_of(RANDOM, temperature=0.0)
-    np.testing.assert_array_equal(ids_of(RANDOM, temperature=temperature), greedy)
-
-
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 1e6])
 @pytest.mark.parametrize("knobs", [{}, {"top_k": 2}, {"top_p": 0.9}])
 def test_a_masked_token_is_never_sampled(temperature, knobs):
@@ -287,86 +266,73 @@ def test_top_k_of_everything_changes_nothing(k):
     np.testing.assert_array_equal(ids_of(RANDOM, top_k=k), ids_of(RANDOM))
 
 
-@pytest.mark.parametrize("knobs", [{"top_k": 1}, {"top_p": 1e-6}, {"top_p": 1e-60}])
-def test_the_smallest_top_k_and_top_p_are_greedy(knobs):
+@pytest.mark.parametrize(
+    "options",
+    [
+        *[{"temperature": 1e-3}, {"temperature": 1e-30}, {"temperature": 5e-324}],
+        *[{"top_k": 1}, {"top_p": 1e-6}, {"top_p": 1e-60}],
+    ],
+)
+def test_a_tiny_temperature_and_the_smallest_top_k_and_top_p_are_greedy(options):
     greedy = ids_of(RANDOM, temperature=0.0)
-    np.testing.assert_array_equal(ids_of(RANDOM, **knobs), greedy)
+    np.testing.assert_array_equal(ids_of(RANDOM, **options), greedy)
 
 
-def test_top_p_writes_the_smallest_set_of_that_probability():
+@pytest.mark.parametrize(
+    ("p", "temperature", "kept"),
+    [
+        *[(0.3, 1.0, {1}), (0.45, 1.0, {1, 2}), (0.75, 1.0, {1, 2, 3}), (0.95, 1.0, {0, 1, 2, 3})],
+        # At temperature 1/2 the squares count: 1, 16, 9 and 4, over 30.
+        *[(0.5, 0.5, {1}), (0.75, 0.5, {1, 2})],
+    ],
+)
+def test_top_p_writes_the_smallest_set_of_that_probability(p, temperature, kept):
     model = memoryless(np.log([0.1, 0.4, 0.3, 0.2]))
-    sets = {0.3: {1}, 0.45: {1, 2}, 0.75: {1, 2, 3}, 0.95: {0, 1, 2, 3}}
-    for p, kept in sets.items():
-        assert set(ids_of(model, num_samples=8, top_p=p).ravel()) == kept
-
-
-def test_top_p_is_of_the_probabilities_at_the_temperature():
-    # At temperature 1/2 the squares count: 0.64, 0.16 and twice 0.04, over 0.88.
-    model = memoryless(np.log([0.8, 0.4, 0.2, 0.2]))
-    assert set(ids_of(model, num_samples=8, top_p=0.7, temperature=0.5).ravel()) == {0}
-    assert set(ids_of(model, num_samples=8, top_p=0.7, temperature=1.0).ravel()) == {0, 1}
-
-
-def test_top_p_of_one_changes_nothing():
-    np.testing.assert_array_equal(ids_of(RANDOM, top_p=1.0), ids_of(RANDOM))
+    written = ids_of(model, num_samples=8, top_p=p, temperature=temperature)
+    assert set(written.ravel()) == kept
 
 
 # Errors and compilations
 
 
+def prompt_of(*ids):
+    return {"prompt": np.array(ids)}
+
+
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize(
-    ("flag", "value"),
+    ("options", "message"),
     [
-        *[("num_chars", -1), ("num_chars", 10**10), ("num_chars", 2.5)],
-        *[("num_samples", 0), ("num_samples", 10**7), ("num_samples", 1.0)],
+        *[({"num_chars": value}, f"--num_chars={value}: ") for value in (-1, 10**10, 2.5)],
+        *[({"num_samples": value}, f"--num_samples={value}: ") for value in (0, 10**7, 1.0)],
+        *[(prompt_of(0, wrong), f"id {wrong}: the model has 11 tokens") for wrong in (-1, 99)],
+        *[({"masked": wrong}, f"id {wrong}: the model has 11 tokens") for wrong in (-1, 11)],
+        (prompt_of([0], [1]), r"a prompt of shape \(2, 1\): "),
+        (prompt_of(0, 1.5), "token ids of dtype float64: must be integers"),
+        ({"prompt": np.empty(0, np.int32)}, "the prompt is empty: "),
     ],
 )
-@pytest.mark.usefixtures("unchecked_types")
-def test_a_bad_number_is_refused_by_name(flag, value):
-    with pytest.raises(InputError, match=f"^--{flag}={value}: .*$"):
-        ids_of(RANDOM, **{flag: value})
+def test_what_cannot_be_sampled_is_refused(options, message):
+    with pytest.raises(InputError, match=f"^{message}"):
+        ids_of(RANDOM, **options)
 
 
-@pytest.mark.parametrize("wrong", [-1, 99])
-def test_an_id_outside_the_vocabulary_is_refused(wrong):
-    with pytest.raises(InputError, match=f"^id {wrong}: the model has"):
-        ids_of(RANDOM, prompt=np.array([0, wrong], np.int32))
-
-
-@pytest.mark.parametrize("masked", [-1, 11])
-def test_a_masked_token_outside_the_vocabulary_is_refused(masked):
-    with pytest.raises(InputError, match=f"^id {masked}: the model has 11 tokens"):
-        ids_of(RANDOM, masked=masked)
-
-
-@pytest.mark.usefixtures("unchecked_types")
-def test_several_prompts_are_refused():
-    with pytest.raises(InputError, match=r"^a prompt of shape \(2, 1\): "):
-        ids_of(RANDOM, prompt=np.array([[0], [1]], np.int32))
-
-
-@pytest.mark.usefixtures("unchecked_types")
-def test_ids_that_are_no_integers_are_refused():
-    with pytest.raises(InputError, match=r"^token ids of dtype float32: must be integers$"):
-        ids_of(RANDOM, prompt=np.array([0, 1.5], np.float32))
+@pytest.mark.parametrize(
+    ("dtype", "message"),
+    [
+        ("auto", "dtype=auto: .*charjax.resolve_dtype"),
+        ("float16", "config.model.dtype='float16': must be one of float32"),
+    ],
+)
+def test_a_dtype_that_no_device_runs_is_refused(dtype, message):
+    with pytest.raises(InputError, match=f"^{message}"):
+        ids_of((replace(RANDOM[0], dtype=dtype), RANDOM[1]))
 
 
 def test_samples_are_the_same_where_jax_has_float64():
     with jax.enable_x64(True):
         samples = ids_of(RANDOM, num_chars=20)
     np.testing.assert_array_equal(samples, ids_of(RANDOM, num_chars=20))
-
-
-def test_a_dtype_that_no_device_runs_is_refused():
-    with pytest.raises(InputError, match=r"^dtype=auto: .*charjax.resolve_dtype"):
-        ids_of((replace(RANDOM[0], dtype="auto"), RANDOM[1]))
-    with pytest.raises(InputError, match=r"^config.model.dtype='float16': must be one of float32"):
-        ids_of((replace(RANDOM[0], dtype="float16"), RANDOM[1]))
-
-
-def test_an_empty_prompt_is_refused():
-    with pytest.raises(InputError, match=r"^the prompt is empty: .*$"):
-        ids_of(RANDOM, prompt=np.empty(0, np.int32))
 
 
 def test_changed_options_do_not_recompile():

@@ -6,7 +6,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 
 from charjax.errors import InputError
 from charjax.inference.controls import Controls
+from charjax.inference.dynamic_options import DynamicOptions
 from charjax.inference.sampling import (
     Sampling,
     mask_below_top_k,
@@ -53,43 +53,46 @@ def test_each_sequence_is_sampled_by_its_key():
     assert len(set(together.tolist())) > 1
 
 
-def test_options_of_another_type_are_refused_by_name(monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as it is without tests
-    assert Sampling(seed=np.int64(3)) == Sampling(seed=3)
-    for options, name in ((Sampling, "seed"), (Controls, "until_lines"), (Controls, "max_copy")):
-        with pytest.raises(InputError, match=rf"^--{name}=1\.5: must be an integer"):
-            options(**{name: 1.5})
-    with pytest.raises(InputError, match=r"^logit_bias: token=1\.5: must be an integer"):
-        Sampling(logit_bias=((1.5, 0.0),))
-    with pytest.raises(InputError, match=r"^--stop='ab': must be a tuple of texts"):
-        Controls(stop="ab")
-    with pytest.raises(InputError, match=r"^--stop=\(3,\): must be a tuple of texts"):
-        Controls(stop=(3,))
-
-
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize(
-    ("flag", "value"),
+    ("options", "flag", "values"),
     [
-        ("temperature", -0.1),
-        ("temperature", math.inf),
-        ("temperature", math.nan),
-        ("top_k", -1),
-        ("top_p", 0.0),
-        ("top_p", 1.1),
-        ("top_p", math.nan),
-        ("seed", -1),
-        ("seed", 2**32),
+        (Sampling, "temperature", (-0.1, math.inf, math.nan)),
+        (Sampling, "top_k", (-1,)),
+        (Sampling, "top_p", (0.0, 1.1, math.nan)),
+        (Sampling, "seed", (-1, 2**32, 1.5)),
+        (Controls, "until_lines", (-1, 1.5)),
+        (Controls, "max_copy", (-1, 1.5)),
+        (Controls, "stop", ("ab", (3,))),
+        (DynamicOptions, "segment", (0, 2.5)),
+        (DynamicOptions, "learning_rate", (-1.0,)),
     ],
 )
-def test_an_option_out_of_range_is_refused_by_name(flag, value):
-    with pytest.raises(InputError) as caught:
-        Sampling(**{flag: value})
-    assert str(caught.value).startswith(f"--{flag}={value}: ")
-    assert "\n" not in str(caught.value)
+def test_an_option_out_of_range_is_refused_by_name(options, flag, values):
+    for value in values:
+        with pytest.raises(InputError) as caught:
+            options(**{flag: value})
+        shown = repr(value) if flag == "stop" else value
+        assert str(caught.value).startswith(f"--{flag}={shown}: must be ")
 
 
-@pytest.mark.parametrize("bias", [math.inf, math.nan, 1e31, -1e300])
-def test_a_bias_that_could_leave_float32_is_refused(bias):
-    with pytest.raises(InputError, match=r"^logit_bias of token 3: .* must be from -1e\+30 to"):
-        Sampling(logit_bias=((3, bias),))
+@pytest.mark.usefixtures("unchecked_types")
+def test_an_integer_of_numpy_is_an_integer():
+    assert Sampling(seed=np.int64(3)) == Sampling(seed=3)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize(
+    ("bias", "message"),
+    [
+        ((3, math.inf), r"logit_bias of token 3: .* from -1e\+30 to"),
+        ((3, math.nan), "logit_bias of token 3: nan"),
+        ((3, 1e31), r"logit_bias of token 3: 1e\+31"),
+        ((3, -1e300), r"logit_bias of token 3: -1e\+300"),
+        ((1.5, 0.0), "logit_bias: token=1.5: must be an integer"),
+    ],
+)
+def test_a_bias_that_could_leave_float32_is_refused(bias, message):
+    with pytest.raises(InputError, match=f"^{message}"):
+        Sampling(logit_bias=(bias,))
     assert Sampling(logit_bias=((3, -math.inf), (4, 1e30)))

@@ -55,13 +55,8 @@ def test_a_dash_is_standard_input(monkeypatch):
     assert score_of("-").chars == 3
 
 
-def test_a_character_that_the_model_lacks_is_named(tmp_path):
-    file = tmp_path / "text.txt"
-    file.write_text("abc", encoding="utf-8")
-    with pytest.raises(InputError, match=r"U\+0063"):
-        score_of(file)
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"nowhere\.txt"):
-        score_of(tmp_path / "nowhere.txt")
+@pytest.mark.parametrize(("name", "message"), [("text.txt", r"U\+0063"), ("no.txt", r"no\.txt")])
+def test_a_character_that_the_model_lacks_and_a_missing_file_are_named(tmp_path, name, message):
+    (tmp_path / "text.txt").write_text("abc", encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        score_of(tmp_path / name)

@@ -107,20 +107,16 @@ def test_log_probabilities_are_the_models_and_change_no_text():
 
 
 @pytest.mark.parametrize(
-    ("prompt", "bias", "message"),
+    ("prompt", "options", "message"),
     [
-        ([], (), "the prompt is empty"),
-        ([11], (), "id 11"),
-        ([1], ((11, 1.0),), "logit_bias of token 11"),
-        ([1], tuple((i, -np.inf) for i in range(10)), "every token is forbidden"),
+        ([], {}, "the prompt is empty"),
+        ([11], {}, "id 11"),
+        ([1], {"sampled": np.array([11], np.int32)}, "id 11"),
+        ([1], {"logit_bias": ((11, 1.0),)}, "logit_bias of token 11"),
+        ([1], {"logit_bias": [(i, -np.inf) for i in range(10)]}, "every token is forbidden"),
     ],
 )
-def test_what_cannot_be_sampled_is_refused(prompt, bias, message):
+def test_what_cannot_be_sampled_is_refused(prompt, options, message):
+    sampling = Sampling(logit_bias=tuple(options.pop("logit_bias", ())))
     with pytest.raises(InputError, match=message):
-        SlotBatch(SAMPLER, 1).start(0, np.array(prompt, np.int32), Sampling(logit_bias=bias))
-
-
-def test_tokens_of_another_batch_outside_the_vocabulary_are_refused():
-    start, ids = SlotBatch(SAMPLER, 1).start, np.array([1], np.int32)
-    with pytest.raises(InputError, match=r"^id 11: "):
-        start(0, ids, Sampling(), sampled=np.array([11], np.int32))
+        SlotBatch(SAMPLER, 1).start(0, np.array(prompt, np.int32), sampling, **options)
