@@ -15,19 +15,13 @@ import statistics
 import time
 from pathlib import Path
 
-import numpy as np
+import jax
 
-from charjax.config import DataConfig, ModelConfig
+from charjax.config import DataConfig
 from charjax.data.corpus import load_corpus
-from charjax.data.vocab import Vocab
-from charjax.inference.controls import Controls
-from charjax.inference.copying import copy_table
-from charjax.inference.sampler import Sampler
-from charjax.inference.sampling import Sampling
-from charjax.inference.text_codec import decode_texts
-from charjax.inference.text_end import TextEnd
+from charjax.inference.texts import TextSampler
 from tests.environment import existing, provenance
-from tests.inference.scripted import random_model
+from tests.inference.scripted import random_model, text_sampler, trained_on
 
 RESULTS = Path(__file__).with_name("controls_speed.json")
 PAGE = Path(__file__).parents[2] / "docs" / "sampling.md"
@@ -37,55 +31,41 @@ CHARS = {1: 512, 64: 256}
 _logger = logging.getLogger(__name__)
 
 
+CASES = {
+    "--max_copy": {"max_copy": 20},
+    "--stop": {"stop": ("\n\n\n\n", "zzzzzz")},
+    "--until_lines": {"until_lines": 10**6},
+    "--min_p": {"min_p": 0.02},
+    "--repetition_penalty": {"repetition_penalty": 1.1},
+    "--forbid": {"forbid": "e"},
+    "--only": {"only": "abcdefgh \n"},
+    "--top_k": {"top_k": 10},
+    "--top_p": {"top_p": 0.9},
+    "--unique --new": {"unique": True, "new": True},
+    "--json": {},
+}
+
+
 def main() -> None:
     """Measures, writes the results and the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("text", type=existing, metavar="TEXT")
-    corpus = load_corpus(DataConfig(path=str(parser.parse_args().text)))
-    vocab = Vocab.from_text(corpus.text, order="sorted", unit="codepoint", unk=False)
-    config, params = random_model(len(vocab), hidden=512)
-    sampler = Sampler(
-        ModelConfig(cell=config.cell, hidden=512, embed=0), _small(params), masked=None
-    )
-    table = copy_table(corpus, vocab, 20)
-    known = frozenset(corpus.text.split("\n"))
-    cases = {
-        "--max_copy": (Controls(max_copy=20), Sampling(), {"copies": table}),
-        "--stop": (Controls(stop=("\n\n\n\n", "zzzzzz")), Sampling(), {}),
-        "--until_lines": (Controls(until_lines=10**6), Sampling(), {}),
-        "--min_p": (Controls(), Sampling(min_p=0.02), {}),
-        "--repetition_penalty": (Controls(), Sampling(repetition_penalty=1.1), {}),
-        "--forbid": (Controls(forbid="e"), Sampling(), {}),
-        "--only": (Controls(only="abcdefgh \n"), Sampling(), {}),
-        "--top_k": (Controls(), Sampling(top_k=10), {}),
-        "--top_p": (Controls(), Sampling(top_p=0.9), {}),
-        "--unique --new": (Controls(unique=True, new=True), Sampling(), {}),
-        "--json": (Controls(), Sampling(), {"num_top": 0}),
-    }
-
-    def sample(size: int, controls: Controls, sampling: Sampling, options: dict) -> float:
-        groups = sampler.run(
-            np.array([0], np.int32),
-            num_chars=CHARS[size],
-            num_samples=size,
-            sampling=controls.restrict(sampling, vocab),
-            **options,
-        )
-        start = time.process_time()
-        for _ in decode_texts(groups, lambda: TextEnd(vocab, CHARS[size], controls, known=known)):
-            pass
-        return time.process_time() - start
-
+    data = DataConfig(path=str(parser.parse_args().text))
+    config, params = random_model(len(load_corpus(data).characters), hidden=512)
+    # Of the size of trained weights, so that logits are ordinary numbers.
+    model = trained_on((config, jax.tree.map(lambda leaf: 0.04 * leaf, params)), data)
+    plain = text_sampler(model)
     results = {}
-    for name, case in cases.items():
+    for name, options in CASES.items():
+        sampler, num_top = text_sampler(model, **options), 0 if name == "--json" else None
         results[name] = {}
         for size in CHARS:
-            sample(size, *case)  # compiles
-            sample(size, Controls(), Sampling(), {})
-            ratios = []
-            for _ in range(ROUNDS):
-                plain = sample(size, Controls(), Sampling(), {})
-                ratios.append(sample(size, *case) / plain)
+            cpu_seconds(sampler, size, num_top)  # compiles
+            cpu_seconds(plain, size)
+            ratios = [
+                cpu_seconds(sampler, size, num_top) / cpu_seconds(plain, size)
+                for _ in range(ROUNDS)
+            ]
             results[name][size] = round(statistics.median(ratios) - 1, 4)
         _logger.warning("%s %s", name, results[name])
         found = provenance("tests.inference.measure_controls", ["TEXT"]) | {"costs": results}
@@ -93,12 +73,13 @@ def main() -> None:
     write_page()
 
 
-def _small(params: dict) -> dict:
-    """Weights of the size of trained ones, so that logits are ordinary numbers."""
-    return {
-        key: _small(value) if isinstance(value, dict) else value * 0.04
-        for key, value in params.items()
-    }
+def cpu_seconds(sampler: TextSampler, size: int, num_top: int | None = None) -> float:
+    """To write so many texts."""
+    ids, shown = sampler.encode("", "error")
+    start = time.process_time()
+    for _ in sampler.texts(ids, shown, num_chars=CHARS[size], num_samples=size, num_top=num_top):
+        pass
+    return time.process_time() - start
 
 
 def write_page() -> None:

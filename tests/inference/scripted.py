@@ -7,9 +7,13 @@ from dataclasses import replace
 import jax
 import numpy as np
 
-from charjax.config import Config, ModelConfig
+from charjax.config import Config, DataConfig, ModelConfig
+from charjax.data.corpus import load_corpus
 from charjax.data.vocab import Vocab
+from charjax.inference.controls import Controls
 from charjax.inference.load import TrainedModel
+from charjax.inference.sampling import Sampling
+from charjax.inference.texts import TextSampler, write_texts
 from tests.model.small import array, like, param_shapes
 
 
@@ -54,3 +58,35 @@ def trained(model, text, **changes):
     fields = {"config": Config(model=config), "vocab": vocab, "params": params}
     fields |= {"step": 0, "val_loss": None, "meta": {}} | changes
     return TrainedModel(**fields)
+
+
+def trained_on(model, data: DataConfig, **changes):
+    """A `TrainedModel` whose run was trained on this text."""
+    corpus = load_corpus(data)
+    meta = {"corpus": {"name": "t", "sha256": corpus.sha256}}
+    config = Config(model=model[0], data=data)
+    return trained(model, corpus.text, **{"config": config, "meta": meta} | changes)
+
+
+def text_sampler(model, **options):
+    """A `TextSampler` with these options of `Controls` and of `Sampling`."""
+    fields = Controls.__dataclass_fields__
+    controls = {name: options.pop(name) for name in list(options) if name in fields}
+    return TextSampler(model, Sampling(**options), Controls(**controls))
+
+
+def written(
+    model, prompt="", *, num_chars=60, num_samples=1, unknown="error", show_prompt=True, **options
+):
+    """What `charjax sample` writes, in its pieces, with | between texts."""
+    return list(
+        write_texts(
+            text_sampler(model, **options),
+            prompt,
+            num_chars=num_chars,
+            num_samples=num_samples,
+            separator="|",
+            unknown=unknown,
+            show_prompt=show_prompt,
+        )
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from functools import partial
 
@@ -13,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from charjax.config import Config, DataConfig
+from charjax.config import DataConfig
 from charjax.data.corpus import load_corpus
 from charjax.data.tokens import EncodedText
 from charjax.data.vocab import Vocab
@@ -24,9 +23,8 @@ from charjax.inference.copying import copy_table
 from charjax.inference.pick import likeliest_words
 from charjax.inference.sampling import Sampling
 from charjax.inference.text_end import TextEnd
-from charjax.inference.texts import TextSampler, write_texts
 from charjax.inference.training_text import known_lines, training_text
-from tests.inference.scripted import chain, memoryless, trained
+from tests.inference.scripted import chain, memoryless, text_sampler, trained, trained_on, written
 
 TEXT = "abc\n"
 VOCAB = Vocab(tuple(TEXT), "codepoint", False)
@@ -34,18 +32,9 @@ RANDOM = trained(memoryless([1.0, 0.8, 0.6, 1.2]), TEXT)
 DOCUMENTS = Vocab(("a", "b"), "codepoint", False, boundary=True)
 
 
-def written(model, *, prompt="", num_chars=60, num_samples=1, separator="|", **options):
+def sampled(model, **options):
     """What `charjax sample` writes; `options` of `Controls` and of `Sampling`."""
-    controls = {k: options.pop(k) for k in list(options) if k in Controls.__dataclass_fields__}
-    pieces = write_texts(
-        TextSampler(model, Sampling(**options), Controls(**controls)),
-        prompt,
-        num_chars=num_chars,
-        num_samples=num_samples,
-        separator=separator,
-        unknown="error",
-    )
-    return "".join(pieces)
+    return "".join(written(model, **options))
 
 
 # Where a text ends
@@ -76,27 +65,26 @@ def test_a_text_ends_in_the_same_place_however_it_is_cut(text, stops, until, cut
         assert whole[0] == text
 
 
-def test_tokens_of_bytes_are_counted_up_to_the_stop():
+@pytest.mark.parametrize(
+    ("ids", "text", "num_tokens"),
+    [
+        ([0, 1, 0, 1, 2, 0, 1], "éé", 4),
+        ([0, 2], "\ufffd", 1),  # the stop shows that the first of two bytes is alone
+    ],
+)
+def test_tokens_of_bytes_are_counted_up_to_the_stop(ids, text, num_tokens):
     vocab = Vocab(tuple("é!".encode().decode("latin-1")), "byte", False)
     end = TextEnd(vocab, 100, Controls(stop=("!",)))
-    assert end.read(vocab.encode("éé!é")) == "éé"
-    assert (end.finished, end.num_tokens) == ("stop", 4)
-
-
-def test_a_byte_that_shows_that_those_before_it_are_invalid_is_not_counted_with_them():
-    vocab = Vocab(tuple("é!".encode().decode("latin-1")), "byte", False)
-    end = TextEnd(vocab, 100, Controls(stop=("!",)))
-    torn = np.array([0, 2], np.int32)  # the first of two bytes, then the stop
-    assert end.read(torn) == "\ufffd"
-    assert (end.finished, end.num_tokens) == ("stop", 1)
+    assert end.read(np.array(ids, np.int32)) == text
+    assert (end.finished, end.num_tokens) == ("stop", num_tokens)
 
 
 def test_a_text_ends_before_its_stop_text_and_after_its_lines():
-    plain = written(RANDOM)
+    plain = sampled(RANDOM)
     assert "ab" in plain
-    assert written(RANDOM, stop=("ab",)) == plain[: plain.index("ab")]
-    assert written(RANDOM, until_lines=2) == "\n".join(plain.split("\n")[:2]) + "\n"
-    many = written(RANDOM, stop=("ab",), num_samples=3).split("|")
+    assert sampled(RANDOM, stop=("ab",)) == plain[: plain.index("ab")]
+    assert sampled(RANDOM, until_lines=2) == "\n".join(plain.split("\n")[:2]) + "\n"
+    many = sampled(RANDOM, stop=("ab",), num_samples=3).split("|")
     assert many[0] == plain[: plain.index("ab")]
 
 
@@ -104,28 +92,28 @@ def test_a_text_ends_before_its_stop_text_and_after_its_lines():
 
 
 def test_forbidden_characters_are_not_sampled():
-    assert set(written(RANDOM, forbid="ac")) == {"b", "\n"}
-    assert set(written(RANDOM, only="ac")) == {"a", "c"}
-    assert set(written(RANDOM, only="ac", forbid="a")) == {"c"}
-    sampler = TextSampler(RANDOM, Sampling(), Controls(only="b"))
+    assert set(sampled(RANDOM, forbid="ac")) == {"b", "\n"}
+    assert set(sampled(RANDOM, only="ac")) == {"a", "c"}
+    assert set(sampled(RANDOM, only="ac", forbid="a")) == {"c"}
+    sampler = text_sampler(RANDOM, only="b")
     (text,) = sampler.texts(*sampler.encode("a", "error"), num_chars=30, num_samples=1)
     assert text.text == "b" * 30
 
 
 def test_min_p_keeps_what_is_likely_enough():
     model = trained(memoryless(np.log([0.5, 0.3, 0.15, 0.05])), TEXT)
-    assert set(written(model, min_p=0.5)) == {"a", "b"}
-    assert set(written(model, min_p=1.0)) == {"a"}
+    assert set(sampled(model, min_p=0.5)) == {"a", "b"}
+    assert set(sampled(model, min_p=1.0)) == {"a"}
     # At temperature 1/2 the squares count: 0.25, 0.09, 0.0225, 0.0025.
-    assert set(written(model, min_p=0.2, temperature=0.5)) == {"a", "b"}
+    assert set(sampled(model, min_p=0.2, temperature=0.5)) == {"a", "b"}
 
 
 def test_a_repetition_penalty_acts_in_its_window():
     model = trained(memoryless([2.0, 1.9, 1.8, -5.0]), TEXT)
     greedy = {"temperature": 0.0, "num_chars": 6, "prompt": "\n"}
-    assert written(model, **greedy) == "\naaaaaa"
-    assert written(model, repetition_penalty=1.5, repetition_window=1, **greedy) == "\nababab"
-    assert written(model, repetition_penalty=1.5, repetition_window=2, **greedy) == "\nabcabc"
+    assert sampled(model, **greedy) == "\naaaaaa"
+    assert sampled(model, repetition_penalty=1.5, repetition_window=1, **greedy) == "\nababab"
+    assert sampled(model, repetition_penalty=1.5, repetition_window=2, **greedy) == "\nabcabc"
 
 
 @pytest.mark.parametrize(
@@ -140,10 +128,10 @@ def test_a_repetition_penalty_acts_in_its_window():
     ],
 )
 def test_a_text_does_not_depend_on_how_many_are_asked_for(options):
-    many = written(RANDOM, num_samples=9, **options).split("|")
+    many = sampled(RANDOM, num_samples=9, **options).split("|")
     assert len(set(many)) > 1
-    assert written(RANDOM, num_samples=2, **options).split("|") == many[:2]
-    assert written(RANDOM, **options) == many[0]
+    assert sampled(RANDOM, num_samples=2, **options).split("|") == many[:2]
+    assert sampled(RANDOM, **options) == many[0]
 
 
 # Lines and documents that are left out
@@ -152,38 +140,31 @@ def test_a_text_does_not_depend_on_how_many_are_asked_for(options):
 def run_on(path, text, logits, *, documents):
     """A model whose run was trained on a text, as a file."""
     path.write_text(text, encoding="utf-8")
-    data = DataConfig(
-        path=str(path), documents="lines" if documents else "none", boundary=documents
-    )
-    config, params = memoryless(logits)
-    meta = {"corpus": {"name": "t", "sha256": load_corpus(data).sha256}}
-    model = trained((config, params), text)
-    return replace(
-        model,
-        config=Config(model=config, data=data),
-        vocab=DOCUMENTS if documents else model.vocab,
-        meta=meta,
-    )
+    data = DataConfig(path=str(path))
+    if not documents:
+        return trained_on(memoryless(logits), data)
+    data = replace(data, documents="lines", boundary=True)
+    return trained_on(memoryless(logits), data, vocab=DOCUMENTS)
 
 
 def test_a_line_is_not_written_twice_and_not_copied(tmp_path):
     model = run_on(tmp_path / "t.txt", "ab\na\nb\n", [0.0, 0.0, 0.0], documents=False)
-    plain = written(model, num_chars=300).split("\n")
-    kept = written(model, num_chars=300, unique=True, new=True).split("\n")
+    plain = sampled(model, num_chars=300).split("\n")
+    kept = sampled(model, num_chars=300, unique=True, new=True).split("\n")
     expected = list(dict.fromkeys(line for line in plain if line not in ("ab", "a", "b", "")))
     assert [line for line in kept if line] == expected
 
 
 def test_the_beginning_of_a_line_in_the_prompt_counts(tmp_path):
     model = run_on(tmp_path / "t.txt", "ab\na\nb\n", [0.0, 0.0, 0.0], documents=False)
-    plain = written(model, prompt="a", num_chars=300).split("\n")
+    plain = sampled(model, prompt="a", num_chars=300).split("\n")
     assert plain[0] != "ab"  # the seed's first line is not one of the text
-    assert written(model, prompt="a", num_chars=300, new=True).split("\n")[0] == plain[0]
+    assert sampled(model, prompt="a", num_chars=300, new=True).split("\n")[0] == plain[0]
 
 
 def test_the_lines_of_the_prompt_are_not_written_again():
-    plain = written(RANDOM, num_chars=300).split("\n")
-    *kept, _ = written(RANDOM, prompt="a\nb\n\n", num_chars=300, unique=True).split("\n")
+    plain = sampled(RANDOM, num_chars=300).split("\n")
+    *kept, _ = sampled(RANDOM, prompt="a\nb\n\n", num_chars=300, unique=True).split("\n")
     assert {"a", "b"} <= set(plain)
     assert kept[:3] == ["a", "b", ""]
     assert len(set(kept)) == len(kept) > 3
@@ -191,13 +172,13 @@ def test_the_lines_of_the_prompt_are_not_written_again():
 
 def test_documents_are_numbered_and_the_first_accepted_are_kept(tmp_path):
     model = run_on(tmp_path / "t.txt", "ab\na\nb\n", [0.0, 0.0, 0.0], documents=True)
-    candidates = written(model, num_samples=200).split("|")
+    candidates = sampled(model, num_samples=200).split("|")
     expected = dict.fromkeys(text for text in candidates if text not in ("ab", "a", "b"))
     for n in (1, 5, 12):
-        lines = written(model, until_lines=n, unique=True, new=True)
+        lines = sampled(model, until_lines=n, unique=True, new=True)
         assert lines == "".join(line + "\n" for line in list(expected)[:n])
-    assert written(model, num_samples=3, unique=True, new=True) == "|".join(list(expected)[:3])
-    assert written(model, until_lines=2, num_samples=2) == (
+    assert sampled(model, num_samples=3, unique=True, new=True) == "|".join(list(expected)[:3])
+    assert sampled(model, until_lines=2, num_samples=2) == (
         "".join(f"{line}\n" for line in candidates[:2])
         + "|"
         + "".join(f"{line}\n" for line in candidates[2:4])
@@ -210,7 +191,7 @@ def test_documents_are_numbered_and_the_first_accepted_are_kept(tmp_path):
 )
 def test_a_number_of_documents_out_of_range_is_refused(tmp_path, num_samples, until_lines, flag):
     model = run_on(tmp_path / "t.txt", "ab\na\nb\n", [0.0, 0.0, 0.0], documents=True)
-    sampler = TextSampler(model, Sampling(), Controls(until_lines=until_lines))
+    sampler = text_sampler(model, until_lines=until_lines)
     ids, shown = sampler.encode("", "error")
     with pytest.raises(InputError, match=flag):
         next(sampler.texts(ids, shown, num_chars=3, num_samples=num_samples))
@@ -228,7 +209,7 @@ def test_too_few_documents_are_said(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "_MAX_REJECTED", 20)
     model = run_on(tmp_path / "t.txt", "a\nb\n", [-99.0, -99.0, 9.0], documents=True)
     with pytest.raises(InputError, match=r"^--unique, --new: found 1 of 3 texts; .*20"):
-        written(model, until_lines=3, unique=True)
+        sampled(model, until_lines=3, unique=True)
 
 
 def test_another_training_text_or_none_is_refused(tmp_path):
@@ -236,26 +217,20 @@ def test_another_training_text_or_none_is_refused(tmp_path):
     model = run_on(path, "ab\na\nb\n", [0.0, 0.0, 0.0], documents=False)
     path.write_text("other\n")
     with pytest.raises(InputError, match=r"^--new: .*t.txt is not the text .*bring that text back"):
-        written(model, new=True)
+        sampled(model, new=True)
     path.unlink()
     with pytest.raises(InputError, match=r"^--new: needs the text that this run was trained on: "):
-        written(model, new=True)
+        sampled(model, new=True)
 
 
 def test_bytes_of_the_training_text_are_compared_as_text(tmp_path):
     path = tmp_path / "t.txt"
     path.write_text("é\n", encoding="utf-8")
     data = DataConfig(path=str(path), unit="byte")
-    digest = hashlib.sha256("é\n".encode().decode("latin-1").encode("utf-8")).hexdigest()
     vocab = Vocab(tuple("é\n".encode().decode("latin-1")), "byte", False)
-    model = trained(chain(9 * np.roll(np.eye(3), 1, axis=1)), "x", vocab=vocab)
-    model = replace(
-        model,
-        config=replace(model.config, data=data),
-        meta={"corpus": {"name": "t", "sha256": digest}},
-    )
-    assert written(model, temperature=0.0, num_chars=9) == "é\né\né\n"
-    assert written(model, temperature=0.0, num_chars=9, new=True) == ""
+    model = trained_on(chain(9 * np.roll(np.eye(3), 1, axis=1)), data, vocab=vocab)
+    assert sampled(model, temperature=0.0, num_chars=9) == "é\né\né\n"
+    assert sampled(model, temperature=0.0, num_chars=9, new=True) == ""
 
 
 # Passages that are not copied
@@ -292,25 +267,25 @@ def test_no_passage_is_longer_than_max_copy(tmp_path):
     source = "ab\na\nb\nbba\n"
     model = run_on(tmp_path / "t.txt", source, [1.0, 0.0, 0.5], documents=False)
     prompt = "ab\na"  # part of the text itself, which counts
-    plain = written(model, prompt=prompt, num_chars=200)
-    text = written(model, prompt=prompt, num_chars=200, max_copy=4)
+    plain = sampled(model, prompt=prompt, num_chars=200)
+    text = sampled(model, prompt=prompt, num_chars=200, max_copy=4)
     assert copied(plain, source, 4)
     assert copied(text, source, 4) == []
     assert len(text) == len(plain)
-    many = written(model, prompt=prompt, num_chars=200, max_copy=4, num_samples=7).split("|")
+    many = sampled(model, prompt=prompt, num_chars=200, max_copy=4, num_samples=7).split("|")
     assert many[0] == text
-    assert written(model, num_chars=50, max_copy=500) == written(model, num_chars=50)
+    assert sampled(model, num_chars=50, max_copy=500) == sampled(model, num_chars=50)
 
 
 def test_a_text_ends_where_every_character_would_copy(tmp_path):
     model = run_on(tmp_path / "t.txt", "ab\nbb\naa\n\nba", [1.0, 0.0, 0.5], documents=False)
     # All pairs of the three characters but "\nb" occur, and that one too.
-    assert written(model, prompt="b", max_copy=1) == "b"
+    assert sampled(model, prompt="b", max_copy=1) == "b"
 
 
 def test_passages_are_parts_of_one_document(tmp_path):
     model = run_on(tmp_path / "t.txt", "ab\nba\n", [1.0, 1.0, -9.0], documents=True)
-    texts = written(model, max_copy=1, num_samples=20).split("|")
+    texts = sampled(model, max_copy=1, num_samples=20).split("|")
     assert set("".join(texts)) == {"a", "b"}
     assert not any("ab" in text or "ba" in text for text in texts)
     assert any("bb" in text for text in texts)  # the end of one document and the next
@@ -321,11 +296,11 @@ def test_passages_are_parts_of_one_document(tmp_path):
 
 def test_words_to_pick_from_begin_with_the_likeliest_characters():
     model = trained(chain(np.log([[0.1, 0.6, 0.3], [0.5, 0.1, 0.4], [0.4, 0.3, 0.3]])), "ab ")
-    sampler = TextSampler(model, Sampling(), Controls())
+    sampler = text_sampler(model)
     words = likeliest_words(sampler, "a", 2, unknown="error")
     assert [word[0] for word in words] == ["b", " "]
     assert words[0].startswith("bababa")
-    forbidding = TextSampler(model, Sampling(), Controls(forbid="b"))
+    forbidding = text_sampler(model, forbid="b")
     assert [w[0] for w in likeliest_words(forbidding, "a", 2, unknown="error")] == [" ", "a"]
 
 
@@ -333,14 +308,14 @@ def test_words_to_pick_from_are_valid_utf_8():
     vocab = Vocab(tuple("é ".encode().decode("latin-1")), "byte", False)  # C3, A9, a space
     to_first, to_last = [3.0, 2.0, 1.0], [1.0, 2.0, 3.0]
     model = trained(chain([to_last, to_first, to_first]), "x", vocab=vocab)
-    sampler = TextSampler(model, Sampling(), Controls())
+    sampler = text_sampler(model)
     # After the space C3 is the likeliest, which a space follows, then A9; neither is a character.
     assert likeliest_words(sampler, " ", 3, unknown="error") == [" "]
 
 
 def test_words_to_pick_from_copy_no_passage(tmp_path):
     model = run_on(tmp_path / "t.txt", "ab\n", [1.0, 3.0, 2.0], documents=False)
-    sampler = TextSampler(model, Sampling(), Controls(max_copy=1))
+    sampler = text_sampler(model, max_copy=1)
     words = likeliest_words(sampler, "a", 3, unknown="error")
     assert [word[0] for word in words] == ["\n", "a"]  # the likeliest, b, would copy "ab"
 
@@ -364,7 +339,7 @@ def test_words_to_pick_from_copy_no_passage(tmp_path):
 )
 def test_controls_that_cannot_be_met_are_refused(options, message):
     with pytest.raises(InputError) as caught:
-        written(RANDOM, **options)
+        sampled(RANDOM, **options)
     assert str(caught.value).startswith(message)
 
 

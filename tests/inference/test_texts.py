@@ -12,20 +12,17 @@ from charjax.inference.sampler import Sampler
 from charjax.inference.sampling import Sampling
 from charjax.inference.text_codec import decode_texts, encode_prompt
 from charjax.inference.text_end import TextEnd
-from charjax.inference.texts import TextSampler, sample_texts, write_texts
-from tests.inference.scripted import cycle, random_model, trained
+from charjax.inference.texts import sample_texts
+from tests.inference.scripted import cycle, random_model, trained, written
 
 RANDOM = random_model(11)
 
 ABC = trained(cycle(3), "abc")
 
 
-def texts(model, prompt, **changes):
+def texts(model, prompt, **options):
     """The pieces that `charjax sample` would write."""
-    options = {"num_chars": 5, "num_samples": 1, "separator": "|", "unknown": "error"}
-    options |= {"sampling": Sampling(temperature=0.0)} | changes
-    sampler = TextSampler(model, options.pop("sampling"))
-    return list(write_texts(sampler, prompt, **options))
+    return written(model, prompt, **{"num_chars": 5, "temperature": 0.0} | options)
 
 
 def test_a_text_is_the_prompt_and_its_continuation():
@@ -47,12 +44,14 @@ def test_no_characters_are_as_many_texts_as_asked_for(num_samples):
 
 def test_texts_are_the_samples():
     model = trained(RANDOM, "abcdefghijk")
-    options = {"num_chars": 40, "num_samples": 9, "sampling": Sampling(seed=4)}
-    plain = list(sample_texts(model.config.model, model.params, model.vocab, "ab", **options))
-    groups = sampler.sample(*RANDOM, np.array([0, 1], np.int32), masked=None, **options)
+    options = {"num_chars": 40, "num_samples": 9}
+    given = options | {"sampling": Sampling(seed=4)}
+    plain = list(sample_texts(model.config.model, model.params, model.vocab, "ab", **given))
+    groups = sampler.sample(*RANDOM, np.array([0, 1], np.int32), masked=None, **given)
     ids = np.concatenate([np.concatenate(list(chunks), axis=1) for chunks in groups])
     assert plain == [model.vocab.decode(row) for row in ids]
-    assert "".join(texts(model, "ab", **options)) == "|".join("ab" + text for text in plain)
+    pieces = texts(model, "ab", seed=4, temperature=1.0, **options)
+    assert "".join(pieces) == "|".join("ab" + text for text in plain)
 
 
 def test_a_single_text_comes_as_it_is_written(monkeypatch):
