@@ -196,10 +196,11 @@ def integer(value: Any) -> int | None:
 
 def check_integer(name: str, value: object, low: int | None = None, high: int = 2**31 - 1) -> None:
     """Raises InputError, which calls it `name`, for a value that is no integer in [low, high]."""
-    if integer(value) is None:
+    number = integer(value)
+    if number is None:
         raise InputError(f"{name}={value!r}: must be an integer")
     if low is not None:
-        check_limits(value, {"low": low, "high": high}, name)
+        check_limits(number, {"low": low, "high": high}, name)
 
 
 def check_flags(options: Any) -> None:

@@ -23,9 +23,10 @@ from charjax.checkpoint.record import DamagedError, Leaf, Record
 from charjax.checkpoint.store import Store, to_host
 from charjax.errors import DivergedError, HostError, InputError
 from charjax.runtime import distributed
-from charjax.schema import integer
+from charjax.schema import check_integer
 from charjax.types import PyTree
 
+_MAX_STEP = 2**63 - 1
 _MUST_BE_FINITE = ("params", "ema")  # subtrees that are never saved with a NaN or an infinity
 
 
@@ -53,8 +54,7 @@ class Checkpoints(CheckpointReader):
         Raises:
           InputError: `keep` is no integer, or below 1.
         """
-        if (integer(keep) or 0) < 1:
-            raise InputError(f"keep={keep!r}: must be an integer of at least 1")
+        check_integer("keep", keep, low=1)
         super().__init__(Path(directory))
         self._keep = keep
         self._store = Store()
@@ -84,7 +84,8 @@ class Checkpoints(CheckpointReader):
           DivergedError: a parameter is not finite; nothing was saved.
           HostError: the disk is full or cannot be written to; the other steps are unchanged.
         """
-        step = _checked(step)
+        check_integer("step", step, low=0, high=_MAX_STEP)
+        step = int(step)
         leaves, _ = flatten(state)
         arrays = to_host(leaves)
         _check_numeric(arrays)
@@ -117,7 +118,8 @@ class Checkpoints(CheckpointReader):
           InputError: the step is no integer, or below 0.
           HostError: the disk is full or cannot be written to; nothing has changed.
         """
-        step, is_damaged = _checked(step), False
+        check_integer("step", step, low=0, high=_MAX_STEP)
+        step, is_damaged = int(step), False
         if distributed.is_primary():
             try:
                 record = replace(self._record(step), meta=dict(meta), val_loss=val_loss)
@@ -195,13 +197,6 @@ def flatten(tree: PyTree) -> tuple[dict[str, Any], Any]:
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
     return {"/".join(map(_encode, keys)): leaf for keys, leaf in leaves}, structure
-
-
-def _checked(step: int) -> int:
-    number = integer(step)
-    if number is None or number < 0:
-        raise InputError(f"step={step!r}: must be an integer of at least 0")
-    return number
 
 
 def _check_numeric(arrays: Mapping[str, np.ndarray]) -> None:

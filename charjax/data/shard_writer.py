@@ -148,10 +148,8 @@ class _ArrayWriter:
 
     def append(self, values: np.ndarray) -> bool:
         """Appends values; False if their dtype does not fit into that of the array."""
-        if np.result_type(values.dtype, self.dtype) != np.dtype(self.dtype):
-            if self._array is not None:
-                return False
-            self.dtype = values.dtype.name
+        if values.dtype.itemsize > np.dtype(self.dtype).itemsize:
+            return False
         self._waiting.append(values)
         self.size += len(values)
         if sum(map(len, self._waiting)) >= store_files.FILE_TOKENS:

@@ -279,7 +279,7 @@ def test_what_is_no_number_is_not_saved(leaf, tmp_path):
 
 @pytest.mark.parametrize("keep", [0, -1, 1.5, "2"])
 def test_at_least_one_step_is_kept(keep, tmp_path):
-    with pytest.raises(InputError, match=f"^keep={keep!r}: must be an integer of at least 1"):
+    with pytest.raises(InputError, match=f"^keep={keep!r}: must be "):
         Checkpoints(tmp_path, keep=keep)
 
 
@@ -287,7 +287,7 @@ def test_at_least_one_step_is_kept(keep, tmp_path):
 def test_what_is_no_step_is_not_saved(step, tmp_path):
     with open_(tmp_path / "new") as checkpoints:
         for call in (partial(checkpoints.save, step, STATE), partial(checkpoints.update, step)):
-            with pytest.raises(InputError, match=r"^step=.*: must be an integer of at least 0$"):
+            with pytest.raises(InputError, match=r"^step=.*: must be (an integer|from 0 to \d+)$"):
                 call({}, val_loss=None)
     assert not (tmp_path / "new").exists()
 
