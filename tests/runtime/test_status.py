@@ -32,7 +32,7 @@ def test_unknown_values_are_left_out_or_filled():
     assert history.filled("val_loss") == [None, 2.0, 2.0, 1.0]
 
 
-@given(st.lists(st.floats(0.0001, 0.5), min_size=1, max_size=20))
+@given(st.lists(st.floats(0.0001, 0.05), min_size=1, max_size=9))
 def test_drawing_takes_at_most_a_small_part_of_the_time(durations):
     now, drawing, refresh, left = 0.0, 0.0, Refresh(), [0.0, *durations]
 
