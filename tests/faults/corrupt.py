@@ -26,7 +26,6 @@ from charjax.workdir import Workdir
 from tests.environment import contents
 from tests.faults.trial import (
     Reference,
-    Silent,
     damaged,
     leaf_digests,
     read_series,
@@ -34,6 +33,7 @@ from tests.faults.trial import (
     sound_steps,
     write_words,
 )
+from tests.train.tiny import Recorder
 
 _STEPS, _MORE = 30, 10  # of the damaged run, and added by resuming it
 _RESUMED = 25  # every 25th case is also resumed to its end
@@ -64,9 +64,9 @@ class _Corruptor:
         config = small_config(text, max_steps=_STEPS, **limits)
         self.whole, self.copy = folder / "whole", folder / "copy"
         self.longer = small_config(text, max_steps=_STEPS + _MORE, **limits)
-        train(config, self.whole, Silent())
+        train(config, self.whole, Recorder())
         shutil.copytree(self.whole, self.copy)
-        train(self.longer, self.copy, Silent())
+        train(self.longer, self.copy, Recorder())
         steps = {s: leaf_digests(self.copy, s) for s in sound_steps(self.copy)}
         self.leaves = {s: leaf_digests(self.whole, s) for s in sound_steps(self.whole)}
         self.reference = Reference(read_series(self.copy), steps | self.leaves)
@@ -131,7 +131,7 @@ class _Corruptor:
 
     def _judge(self, done: str) -> None:
         """Checks that a restore returns the newest undamaged step, or refuses if there is none."""
-        shown = Silent()
+        shown = Recorder()
         intact = [step for step in self.leaves if self._is_intact(step)]
         checkpoints = Workdir(self.copy).checkpoints
         with show_messages(shown), Checkpoints(checkpoints) as saved:
@@ -165,7 +165,7 @@ class _Corruptor:
         before = set(Workdir(self.copy).checkpoints.rglob("*"))
         self._note("resumed_to_the_end")
         try:
-            train(self.longer, self.copy, Silent())
+            train(self.longer, self.copy, Recorder())
         except CheckpointError:
             lost = before - set(Workdir(self.copy).checkpoints.rglob("*"))
             self._fault("evidence lost", done) if lost else self._note("resumed_equal")

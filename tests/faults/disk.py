@@ -25,13 +25,13 @@ from charjax.errors import CharjaxError, HostError
 from charjax.train.loop import train
 from charjax.workdir import Workdir
 from tests.faults.trial import (
-    Silent,
     leaf_digests,
     small_config,
     sound_steps,
     verdicts,
     write_words,
 )
+from tests.train.tiny import Recorder
 
 _STEPS, _MORE = 20, 10
 _DISK_BYTES = 8 * 2**20
@@ -43,9 +43,9 @@ def check_disk(n: int, folder: Path, report: Callable[[str], None]) -> dict[str,
     limits = {"eval_every": 10, "checkpoint_every": 10, "keep": 3}
     before, after = (small_config(text, max_steps=n, **limits) for n in (_STEPS, _STEPS + _MORE))
     good, whole = folder / "good", folder / "whole"
-    train(before, good, Silent())
+    train(before, good, Recorder())
     shutil.copytree(good, whole)
-    train(after, whole, Silent())
+    train(after, whole, Recorder())
     last = leaf_digests(whole, _STEPS + _MORE)
     counts: Counter[str] = Counter()
     problems: list[str] = []
@@ -82,7 +82,7 @@ def _fail_and_resume(
     before = {step: leaf_digests(run, step) for step in sound_steps(run)}
     try:
         with fill(run, free):
-            train(config, run, Silent())
+            train(config, run, Recorder())
         problems.append("it was not refused")
     except HostError as error:
         counts["refused"] += 1
@@ -93,7 +93,7 @@ def _fail_and_resume(
     bad = [f"checkpoint {step}: {problem}" for step, problem in verdicts(run) if problem]
     bad += [f"checkpoint {step} lost" for step in set(before) - set(sound_steps(run))]
     counts["intact"] += not bad
-    train(config, run, Silent())
+    train(config, run, Recorder())
     equal = leaf_digests(run, config.train.max_steps) == last
     counts["equal"] += equal
     return problems + bad + ([] if equal else ["the resumed run ended differently"])

@@ -18,7 +18,8 @@ from charjax.data.corpus import load_corpus
 from charjax.data.vocab import Vocab
 from charjax.errors import CharjaxError
 from charjax.train.loop import train
-from tests.faults.trial import Silent, Trial, call, small_config, write_words
+from tests.faults.trial import Trial, call, small_config, write_words
+from tests.train.tiny import Recorder
 
 _HUGE = "1" + "0" * 30
 _LINE_BYTES = 50_000_000
@@ -107,7 +108,7 @@ def check_inputs(n: int, folder: Path, report: Callable[[str], None]) -> dict[st
     trial = Trial.prepare(folder)
     text = write_words(folder / "text.txt", 600)
     config = small_config(text, max_steps=20, eval_every=20, checkpoint_every=20)
-    train(config, folder / "run", Silent())
+    train(config, folder / "run", Recorder())
     sample = ["sample", f"--workdir={folder / 'run'}", "--num_chars=8"]
     new = ["train", f"--config={trial.config}", f"--workdir={folder / 'new'}"]
     rows = [(sample, *row) for row in _SAMPLE_ROWS] + [(new, *row) for row in _TRAIN_ROWS]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +13,13 @@ from charjax.errors import InterruptedRunError
 from charjax.train.loop import train
 from tests.faults.trial import (
     Reference,
-    Silent,
     leaf_digests,
     read_series,
     small_config,
     sound_steps,
     write_words,
 )
+from tests.train.tiny import Recorder, at_step, stop_when
 
 _MOST_RESUMES = 5
 
@@ -31,7 +29,7 @@ def check_resume(n: int, folder: Path, report: Callable[[str], None]) -> dict[st
     text, limits = write_words(folder / "text.txt", 600), {"max_steps": n, "eval_every": n}
     config = small_config(text, schedule="cosine", checkpoint_every=1, keep=n, **limits)
     whole = folder / "whole"
-    train(config, whole, Silent())
+    train(config, whole, Recorder())
     leaves = {step: leaf_digests(whole, step) for step in sound_steps(whole)}
     reference = Reference(read_series(whole), leaves)
     seldom = small_config(text, schedule="cosine", checkpoint_every=n, keep=n, **limits)
@@ -59,7 +57,7 @@ def _resume_at(
 ) -> list[str]:
     """Differences of a run resumed from this step alone to the uninterrupted one."""
     shutil.copytree(whole, resumed, ignore=lambda path, names: _others(step, path, names))
-    train(config, resumed, Silent())
+    train(config, resumed, Recorder())
     problems = reference.problems(resumed)
     if max(sound_steps(resumed), default=0) != config.train.max_steps:
         problems.append("it ended before its last step")
@@ -79,14 +77,10 @@ def _resume_in_a_row(
     every = config.train.max_steps // (resumes + 1)
     for resumed in range(resumes):
         try:
-            train(config, workdir, Silent(partial(_stop, at=(resumed + 1) * every)))
+            stop = stop_when(signal.SIGTERM, at_step((resumed + 1) * every))
+            train(config, workdir, Recorder(stop))
         except InterruptedRunError:
             continue
         return resumed, ["a signal was not obeyed"]
-    train(config, workdir, Silent())
+    train(config, workdir, Recorder())
     return resumes, reference.problems(workdir)
-
-
-def _stop(step: int, *, at: int) -> None:
-    if step == at:
-        os.kill(os.getpid(), signal.SIGTERM)

@@ -23,8 +23,9 @@ from charjax.train.loop import train
 from charjax.train.metrics import read_metrics
 from charjax.train.resume import check_allowed
 from charjax.workdir import Workdir
+from tests.train.tiny import Recorder
 
-from .trial import Silent, leaf_digests, small_config, write_words
+from .trial import leaf_digests, small_config, write_words
 
 
 def config_of(tmp_path, *, steps: int = 4, **optim: object) -> Config:
@@ -36,7 +37,7 @@ def config_of(tmp_path, *, steps: int = 4, **optim: object) -> Config:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
-    train(config_of(folder), folder / "run", Silent())
+    train(config_of(folder), folder / "run", Recorder())
     return folder
 
 
@@ -48,10 +49,10 @@ def copy(trained, tmp_path):
 def test_a_change_is_refused_until_it_is_allowed_by_name(copy):
     changed = config_of(copy, steps=6, learning_rate=1e-3)
     with pytest.raises(InputError, match=r"learning_rate was 0\.002, now 0\.001.*--allow=config"):
-        train(changed, copy / "run", Silent())
+        train(changed, copy / "run", Recorder())
     with pytest.raises(InputError, match="holds another run"):
-        train(changed, copy / "run", Silent(), allow=["corpus", "config.optim.b1"])
-    display = Silent()
+        train(changed, copy / "run", Recorder(), allow=["corpus", "config.optim.b1"])
+    display = Recorder()
     progress = train(changed, copy / "run", display, allow=["config.optim.learning_rate"])
     assert "step 6" in progress.ended
     assert any(line.startswith("allowed: config.optim.learning_rate") for line in display.lines)
@@ -62,7 +63,7 @@ def test_a_changed_vocabulary_names_each_character(copy):
     text = copy / "text.txt"
     text.write_text(text.read_text().replace("c", "日"))
     with pytest.raises(InputError, match=r"lost U\+0063; gained U\+65E5.*corpus,vocabulary"):
-        train(changed, copy / "run", Silent())
+        train(changed, copy / "run", Recorder())
 
 
 def test_sections_and_fields_can_be_allowed_and_no_other_names():
@@ -82,7 +83,7 @@ def test_where_nothing_verifies_a_run_does_not_start_again(copy):
     before = sorted(checkpoints.rglob("*"))
     metrics = Workdir(copy / "run").metrics.read_bytes()
     with pytest.raises(CheckpointError, match="no checkpoint that verifies"):
-        train(config_of(copy, steps=6), copy / "run", Silent())
+        train(config_of(copy, steps=6), copy / "run", Recorder())
     assert sorted(checkpoints.rglob("*")) == before
     assert Workdir(copy / "run").metrics.read_bytes() == metrics
 
@@ -92,7 +93,7 @@ def test_damaged_evidence_is_set_aside_and_the_run_ends_in_the_same_bits(trained
     record = checkpoints / "4" / "meta" / "record.json"
     damaged = record.read_bytes().replace(b"sha", b"SHA")
     record.write_bytes(damaged)
-    train(config_of(copy), copy / "run", Silent())
+    train(config_of(copy), copy / "run", Recorder())
     assert leaf_digests(copy / "run", 4) == leaf_digests(trained / "run", 4)
     aside = checkpoints / "4.damaged-1"
     assert (aside / "meta" / "record.json").read_bytes() == damaged
@@ -104,7 +105,7 @@ def test_a_damaged_run_json_is_written_anew(trained, copy):
     folder = Workdir(copy / "run")
     good = json.loads(folder.run_json.read_bytes())
     folder.run_json.write_bytes(b"{\xff")
-    train(config_of(trained), folder.path, Silent())
+    train(config_of(trained), folder.path, Recorder())
     assert json.loads(folder.run_json.read_bytes()) == good
 
 
@@ -112,7 +113,7 @@ def test_a_torn_record_is_cut_off_when_the_run_goes_on(trained, copy):
     folder = Workdir(copy / "run")
     whole = read_metrics(folder.metrics)
     append_text(folder.metrics, '{"step": 5, "train_lo')
-    train(config_of(copy), folder.path, Silent())
+    train(config_of(copy), folder.path, Recorder())
     assert read_metrics(folder.metrics) == whole
 
 

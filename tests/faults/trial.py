@@ -13,8 +13,7 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,6 @@ from charjax.config import (
     TrainConfig,
     to_dict,
 )
-from charjax.runtime.display import PlainDisplay
 from charjax.workdir import Workdir
 from tests.environment import with_devices
 
@@ -220,30 +218,6 @@ def write_words(file: Path, num_words: int) -> Path:
     words = (draw.choice(_WORDS.split()) for _ in range(num_words))
     file.write_text(" ".join(words), encoding="utf-8")
     return file
-
-
-class Silent(PlainDisplay):
-    """A display that shows nothing and collects the messages."""
-
-    def __init__(self, on_step: Callable[[int], None] = lambda step: None) -> None:
-        self.lines: list[str] = []
-        self._on_step = on_step
-
-    def report(self, message: str) -> None:
-        """Collects a message."""
-        self.lines.append(message)
-
-    text = report
-
-    @contextmanager
-    def task(self, name: str) -> Iterator[Callable[..., None]]:
-        """Calls `on_step` after every dispatch of training steps."""
-
-        def update(done: int, *rest: object) -> None:
-            if name == "training":
-                self._on_step(done)
-
-        yield update
 
 
 def read_series(workdir: Path) -> dict[int, tuple[str, ...]]:

@@ -28,7 +28,7 @@ from charjax.train.step_metrics import StepMetricsBuffer
 from charjax.workdir import Workdir
 from tests.environment import with_devices
 
-from .tiny import Recorder, config_file, newest, outcome, stop_when, text_of
+from .tiny import Recorder, at_step, config_file, newest, outcome, stop_when, text_of
 
 STEPS, EVERY = 40, 20  # of a run; between its evaluations and checkpoints
 EPOCH = 32  # steps
@@ -201,11 +201,9 @@ def test_in_a_terminal_a_run_ends_with_a_table_and_the_next_command(config, agai
 
 MOMENTS: dict[str, Callable[[str, Any], bool]] = {
     "after any steps": lambda kind, what: kind == "training",
-    "between two steps": lambda kind, what: kind == "training" and what == 5,
-    "as a log is due": lambda kind, what: kind == "training" and what == 10,
-    "as evaluation, log, sample and checkpoint are due": lambda kind, what: (
-        kind == "training" and what == 20
-    ),
+    "between two steps": at_step(5),
+    "as a log is due": at_step(10),
+    "as evaluation, log, sample and checkpoint are due": at_step(20),
     "while they are done": lambda kind, what: kind == "report" and what.startswith("step 20 "),
     "as the last step ends": lambda kind, what: kind == "report" and what.startswith("step 40 "),
 }

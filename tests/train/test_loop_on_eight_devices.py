@@ -15,7 +15,7 @@ from charjax.train.loop import train
 from charjax.train.metrics import read_metrics
 from charjax.workdir import Workdir
 
-from .tiny import Recorder, newest, outcome, stop_when
+from .tiny import Recorder, at_step, newest, outcome, stop_when
 
 pytestmark = pytest.mark.usefixtures("eight_devices")
 
@@ -34,9 +34,8 @@ def whole(config, eight_devices, tmp_path_factory) -> Path:
 def stopped(config, eight_devices, tmp_path_factory) -> Path:
     """The same run, stopped before its end."""
     folder = tmp_path_factory.mktemp("stopped")
-    at_step_10 = stop_when(signal.SIGTERM, lambda kind, what: kind == "training" and what == 10)
     with pytest.raises(InterruptedRunError):
-        train(config, folder, Recorder(at_step_10))
+        train(config, folder, Recorder(stop_when(signal.SIGTERM, at_step(10))))
     assert 10 <= newest(folder).step < 40
     return folder
 
@@ -64,9 +63,8 @@ def test_devices_that_slice_their_own_batches_train_as_with_the_hosts(
     train(config, once, shown)
     assert message in shown.lines
     assert_close_to(whole, once)  # another program of the same numbers
-    at_step_20 = stop_when(signal.SIGTERM, lambda kind, what: kind == "training" and what == 20)
     with pytest.raises(InterruptedRunError):
-        train(config, twice, Recorder(at_step_20))
+        train(config, twice, Recorder(stop_when(signal.SIGTERM, at_step(20))))
     train(config, twice, Recorder())
     assert outcome(twice) == outcome(once)
 

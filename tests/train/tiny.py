@@ -157,6 +157,11 @@ def configs_of_intervals(fewest: int) -> st.SearchStrategy[TrainConfig]:
     )
 
 
+def at_step(step: int) -> Callable[[str, Any], bool]:
+    """The condition that a display shows this training step."""
+    return lambda kind, what: kind == "training" and what == step
+
+
 def stop_when(number: int, condition: Callable[[str, Any], bool]) -> Callable[[str, Any], None]:
     """Sends this process a signal, once, when the condition holds."""
     sent = []
