@@ -80,7 +80,7 @@ def score(
     nats = char_nats(
         config, params, ids, boundary_id=boundary_id, max_chars=max_chars, progress=progress
     )
-    return mean_score(nats)
+    return Score(nats.size, float(np.mean(nats, dtype=np.float64)))
 
 
 def validate(
@@ -109,13 +109,8 @@ def validate(
     )
 
 
-def mean_score(nats: Float[np.ndarray, " predicted"]) -> Score:
-    """The score of a text with these losses of its characters."""
-    return Score(nats.size, float(np.mean(nats, dtype=np.float64)))
-
-
 def streamed_score(pieces: Iterator[Piece], predicted: int) -> Score:
-    """`mean_score` of the losses in these pieces, digit for digit, in a thousandth of their memory.
+    """The `score` of a text by these losses, digit for digit, in a thousandth of their memory.
 
     numpy adds up blocks of `_SUMMED` losses, and then their sums one after another. So the blocks
     are added up as they become complete.

@@ -54,9 +54,7 @@ class ZeroCarry(NamedTuple):
         self, positions: Int[np.ndarray, "rows time"], inputs: Int[np.ndarray, "rows time"]
     ) -> Bool[np.ndarray, "rows time"] | None:
         """Whether each of these positions is one; None without a boundary and a window."""
-        resets: Bool[np.ndarray, "rows time"] | None = None
-        if self.boundary_id is not None:
-            resets = inputs == self.boundary_id
+        resets = None if self.boundary_id is None else inputs == self.boundary_id
         if self.window:
             starts = positions % self.window == 0
             resets = starts if resets is None else resets | starts
