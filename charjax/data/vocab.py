@@ -142,6 +142,17 @@ class Vocab:
         check_surrogates(text)
         return self.encode_corpus(text_of_unit(text, self.unit), unknown=unknown)
 
+    def encode_prompt(self, prompt: str, *, unknown: str = "error") -> Int[np.ndarray, " n"]:
+        """The ids to read before a text that continues a prompt, at least one.
+
+        They are those of `encode`, after the document boundary if there is one. An empty prompt is
+        the start token.
+        """
+        ids = self.encode(prompt, unknown=unknown)
+        if ids.size and not self.boundary:
+            return ids
+        return np.concatenate([np.array([self.start], np.int32), ids])
+
     def encode_corpus(self, text: str, *, unknown: str = "error") -> Int[np.ndarray, " n"]:
         """The int32 token ids of a `Corpus.text`, in which bytes are characters already.
 

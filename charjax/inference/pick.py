@@ -28,7 +28,7 @@ def likeliest_words(sampler: TextSampler, text: str, k: int, *, unknown: str) ->
       sampler: of the model.
       text: so far.
       k: how many words.
-      unknown: as for `encode_prompt`.
+      unknown: as for `Vocab.encode`.
 
     Raises:
       InputError: `k` is out of range, or the text has characters outside the vocabulary.

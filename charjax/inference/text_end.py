@@ -1,17 +1,36 @@
-"""The text of one sample, decoded as its tokens arrive, up to where it ends."""
+"""Samples as texts: each is decoded as its tokens arrive, up to where it ends."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
+from typing import NamedTuple
 
+import jax
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from charjax.data.vocab import Vocab
 from charjax.inference.controls import Controls
+from charjax.inference.sampling_rows import Sampled
 
 _OFF = Controls()
+
+
+class Text(NamedTuple):
+    """One sample as a text.
+
+    Attributes:
+      text: without the prompt.
+      finished: see `TextEnd`.
+      ids: its tokens.
+      logprobs: of its tokens, see `Sampled`; None where not asked for.
+    """
+
+    text: str
+    finished: str
+    ids: Int[np.ndarray, " n"]
+    logprobs: Float[np.ndarray, " n"] | None = None
 
 
 class TextEnd:
@@ -85,6 +104,38 @@ class TextEnd:
             self.finished = reason
             self.num_tokens = self._tokens.count(self.num_tokens)
         return shown
+
+
+def decode_texts(
+    groups: Iterator[Iterator[Sampled]], start: Callable[[], TextEnd]
+) -> Iterator[Text]:
+    """The samples of all groups of `Sampler.run` as texts.
+
+    A group ends with its last text.
+
+    Args:
+      groups: of samples.
+      start: makes the `TextEnd` of the next text.
+    """
+    for chunks in groups:
+        read: list[Sampled] = []
+        ends: list[TextEnd] = []
+        pieces: list[list[str]] = []
+        for sampled in chunks:
+            if not ends:
+                ends = [start() for _ in sampled.ids]
+                pieces = [[] for _ in ends]
+            read.append(sampled)
+            for end, written, ids in zip(ends, pieces, sampled.ids, strict=True):
+                written.append(end.read(ids))
+            if all(end.finished for end in ends):
+                break
+        whole: Sampled = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *read)
+        for row, end in enumerate(ends):
+            text = "".join(pieces[row]) + end.flush()
+            tokens = np.s_[row, : end.num_tokens]
+            logprobs = None if whole.logprobs is None else whole.logprobs[tokens]
+            yield Text(text, end.finished, whole.ids[tokens], logprobs)
 
 
 class _Tokens:

@@ -18,8 +18,7 @@ from charjax.inference.copying import copy_table
 from charjax.inference.load import TrainedModel
 from charjax.inference.sampler import MAX_SAMPLES, Sampler, check_num_samples
 from charjax.inference.sampling import Sampling
-from charjax.inference.text_codec import Text, decode_texts, encode_prompt
-from charjax.inference.text_end import Lines, TextEnd
+from charjax.inference.text_end import Lines, Text, TextEnd, decode_texts
 from charjax.inference.training_text import known_lines, training_text
 from charjax.runtime.display import counted
 from charjax.types import PyTree
@@ -54,7 +53,7 @@ def sample_texts(
     """
     sampler = Sampler(config, params, masked=vocab.unk_id, exempt=vocab.boundary_id)
     groups = sampler.run(
-        encode_prompt(vocab, prompt),
+        vocab.encode_prompt(prompt),
         num_chars=num_chars,
         num_samples=num_samples,
         sampling=sampling,
@@ -112,7 +111,7 @@ class TextSampler:
           InputError: it has characters outside the vocabulary, unless `unknown` is "unk".
         """
         prompt = prepare_prompt(prompt, self._reading, self.vocab)
-        ids = encode_prompt(self.vocab, prompt, unknown=unknown)
+        ids = self.vocab.encode_prompt(prompt, unknown=unknown)
         return ids, self.vocab.decode(ids) if prompt else ""
 
     def forbidden_after(self, ids: Int[np.ndarray, " n"]) -> set[int]:
@@ -195,15 +194,15 @@ def _accepted(
     """
     found = rejected = 0
     for text in candidates:
-        if not accepts(text):
+        if accepts(text):
+            yield text
+            found, rejected = found + 1, 0
+        else:
             rejected += 1
-            if rejected == _MAX_REJECTED:
-                break
-            continue
-        yield text
-        found, rejected = found + 1, 0
         if found == wanted:
             return
+        if rejected == _MAX_REJECTED:
+            break
     raise InputError(
         f"--unique, --new: found {found} of {counted(wanted, 'text')}; the next {rejected:,} "
         "samples were all left out; raise --temperature, or ask for fewer"

@@ -11,7 +11,6 @@ import numpy as np
 from charjax.data.reading import prepare_prompt
 from charjax.data.vocab import check_ids
 from charjax.inference.load import TrainedModel
-from charjax.inference.text_codec import encode_prompt
 from charjax.runtime.paths import without_folders
 from charjax.serve.engine import Engine
 from charjax.serve.errors import ProtocolError
@@ -42,7 +41,7 @@ class ServedModel:
         """
         vocab = self.trained.vocab
         text = prepare_prompt(text, self.trained.reading, vocab)
-        ids = encode_prompt(vocab, text, unknown=unknown)
+        ids = vocab.encode_prompt(text, unknown=unknown)
         return Prompt(ids, int(vocab.boundary or not text))
 
     def prompt_of_ids(self, ids: Sequence[int]) -> Prompt:

@@ -12,8 +12,7 @@ from charjax.errors import InputError
 from charjax.inference.sampler import Sampler
 from charjax.inference.sampling import Sampling
 from charjax.inference.sampling_rows import Sampled
-from charjax.inference.text_codec import decode_texts, encode_prompt
-from charjax.inference.text_end import TextEnd
+from charjax.inference.text_end import TextEnd, decode_texts
 from charjax.runtime.sharding import local_copy
 from charjax.types import PyTree
 
@@ -27,7 +26,7 @@ def check_prompt(config: Config, vocab: Vocab) -> None:
     if not config.sample.num_chars:
         return
     try:
-        encode_prompt(vocab, _prompt(config, vocab))
+        vocab.encode_prompt(_prompt(config, vocab))
     except InputError as error:
         what = str(error).rpartition("; ")[0]  # without the remedy
         prompt = config.sample.prompt
@@ -58,7 +57,7 @@ def generate_samples(
             yield chunk
 
     text_before, num_chars = _prompt(config, vocab), config.sample.num_chars
-    prompt = encode_prompt(vocab, text_before)
+    prompt = vocab.encode_prompt(text_before)
     for temperature in config.sample.temperatures:
         sampling = Sampling(temperature=temperature, seed=config.seed)
         groups = sampler.run(prompt, num_chars=num_chars, num_samples=1, sampling=sampling)

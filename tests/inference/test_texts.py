@@ -10,8 +10,7 @@ from charjax.errors import InputError
 from charjax.inference import sampler
 from charjax.inference.sampler import Sampler
 from charjax.inference.sampling import Sampling
-from charjax.inference.text_codec import decode_texts, encode_prompt
-from charjax.inference.text_end import TextEnd
+from charjax.inference.text_end import TextEnd, decode_texts
 from charjax.inference.texts import sample_texts
 from tests.inference.scripted import cycle, random_model, trained, written
 
@@ -33,7 +32,7 @@ def test_a_text_is_the_prompt_and_its_continuation():
 def test_an_empty_prompt_starts_from_the_start_token_without_showing_it():
     model = trained(cycle(3), "a\nb")  # its start token is the newline
     assert "".join(texts(model, "")) == "ba\nba"
-    np.testing.assert_array_equal(encode_prompt(model.vocab, ""), [1])
+    np.testing.assert_array_equal(model.vocab.encode_prompt(""), [1])
 
 
 @pytest.mark.parametrize("num_samples", [1, 2, 8, 9, 17])

@@ -28,8 +28,7 @@ from charjax.data.vocab import Vocab
 from charjax.inference.load import load_trained
 from charjax.inference.sampler import Sampler
 from charjax.inference.sampling import Sampling
-from charjax.inference.text_codec import decode_texts, encode_prompt
-from charjax.inference.text_end import TextEnd
+from charjax.inference.text_end import TextEnd, decode_texts
 from charjax.workdir import Workdir
 from tests.environment import provenance
 from tests.inference.scripted import random_model
@@ -107,7 +106,7 @@ class Bench:
     def sample(self, prompt: str, num_chars: int, num_samples: int, **options) -> list[str]:
         """The texts of `charjax sample`."""
         groups = self.sampler.run(
-            encode_prompt(self.trained.vocab, prompt),
+            self.trained.vocab.encode_prompt(prompt),
             num_chars=num_chars,
             num_samples=num_samples,
             sampling=Sampling(**options),
