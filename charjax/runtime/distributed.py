@@ -78,7 +78,9 @@ def join_processes(spec: ProcessSpec | None, *, native_log: Path) -> Iterator[No
         native_log=log,
     )
     try:
-        _connect_devices()
+        # Opens the connections between devices; if opened later, some time out after 30 s.
+        all_max([0])
+        Exchange(1)([0])
         yield
     except CharjaxError as error:
         # The others may find this process gone before it has printed its error.
@@ -193,9 +195,3 @@ def _initialize(spec: ProcessSpec | None) -> bool:
             "and check address and firewall; or give --num_processes=1"
         ) from error
     return True
-
-
-def _connect_devices() -> None:
-    """Opens the connections between devices; if opened later, some time out after 30 s."""
-    all_max([0])
-    Exchange(1)([0])
