@@ -5,8 +5,10 @@ The same command reads it there when it resumes, and does not choose again.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -17,8 +19,11 @@ from charjax import schema
 from charjax.config import Config, DataConfig, TrainConfig, from_saved, to_dict
 from charjax.data.corpus import load_corpus
 from charjax.errors import CharjaxError, InputError
+from charjax.runtime.display import PlainDisplay, show_messages
 from charjax.runtime.files import read_regular, replace_content, replace_json
-from charjax.train.sizing import Speed, describe_choice, find_row, sized_config, with_steps
+from charjax.runtime.sharding import all_devices
+from charjax.train.sizing import describe_choice, find_row, sized_config, with_steps
+from charjax.train.warm_up import measure_speed
 from charjax.workdir import Workdir
 
 _logger = logging.getLogger(__name__)
@@ -40,8 +45,7 @@ def choose_config(
     workdir: Path,
     minutes: float | None,
     override: Callable[[Config], Config],
-    measure: Callable[[Config], tuple[Speed, float]],
-    devices: tuple[str, int],
+    started: float,
 ) -> Config:
     """The config of the run in a workdir: the one recorded there, else a newly chosen one.
 
@@ -53,8 +57,7 @@ def choose_config(
       workdir: the run's folder.
       minutes: how long the command may take; None for the recorded time or `DEFAULT_MINUTES`.
       override: applies the user's `--config.FIELD=VALUE` flags to a config.
-      measure: config -> (its speed on this machine, seconds since the command began).
-      devices: the platform of JAX, and the number of its devices.
+      started: when the command began, by `time.monotonic`.
 
     Raises:
       InputError: standard input is empty; or the folder holds a run that was started with --config,
@@ -82,10 +85,14 @@ def choose_config(
         kept = nullcontext() if is_kept or isinstance(source, str) else _kept(files.input, source)
         with kept:
             text = load_corpus(unsized.data).text
-            row = find_row(len(text), minutes, devices[0])
-            config = override(sized_config(path, text, row, devices[1]))
-            speed, elapsed = measure(config)
-            config = override(with_steps(config, speed, 60 * minutes - elapsed))
+            devices = all_devices()
+            row = find_row(len(text), minutes, devices[0].platform)
+            config = override(sized_config(path, text, row, len(devices)))
+            # Training will read the text again, and log the same.
+            with show_messages(PlainDisplay(io.StringIO())):
+                speed = measure_speed(config)
+            seconds_left = 60 * minutes - (time.monotonic() - started)
+            config = override(with_steps(config, speed, seconds_left))
             chosen = describe_choice(config, row, len(text), minutes, speed)
             replace_json(files.choice, _ChoiceJson(minutes, to_dict(config), chosen)._asdict())
     for line in chosen:

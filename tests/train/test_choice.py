@@ -6,6 +6,7 @@ import io
 import json
 import math
 import sys
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -99,13 +100,14 @@ def chosen(tmp_path, monkeypatch):
     text.write_text(PROSE)
     measured: list[Config] = []
 
-    def measure(config: Config) -> tuple[Speed, float]:
+    def measure(config: Config) -> Speed:
         measured.append(config)
-        return Speed(0.01, 1.0, 0.1), 5.0
+        return Speed(0.01, 1.0, 0.1)
 
     def choose(minutes=None, override=unchanged, workdir=tmp_path / "run", source=str(text)):
-        return choose_config(source, workdir, minutes, override, measure, ("cpu", 1))
+        return choose_config(source, workdir, minutes, override, time.monotonic() - 5)
 
+    monkeypatch.setattr(choice, "measure_speed", measure)
     return SimpleNamespace(choose=choose, measured=measured, workdir=tmp_path / "run")
 
 
@@ -225,7 +227,7 @@ def test_the_command_trains_a_text_resumes_it_and_keeps_standard_input(
 def test_a_users_own_file_stops_the_run_before_the_warm_up(
     name, words, tmp_path, stdin, monkeypatch, capsys
 ):
-    monkeypatch.setattr(warm_up, "measure_speed", lambda config: pytest.fail("warmed up"))
+    monkeypatch.setattr(choice, "measure_speed", lambda config: pytest.fail("warmed up"))
     (tmp_path / name).write_text("my own")
     assert main(["train", "-", f"--workdir={tmp_path}"]) == 2
     assert words in capsys.readouterr().err

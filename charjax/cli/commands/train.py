@@ -16,7 +16,6 @@ from charjax.errors import InputError
 
 if TYPE_CHECKING:
     from charjax.config import Config
-    from charjax.runtime.display import PlainDisplay
     from charjax.runtime.distributed import ProcessSpec
 
 
@@ -57,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Trains until a limit, a signal or an error stops it."""
-    from charjax.runtime.display import LastingStream, PlainDisplay, make_display, show_messages
+    from charjax.runtime.display import LastingStream, make_display, show_messages
     from charjax.runtime.distributed import is_primary, join_processes
     from charjax.train.loop import train
 
@@ -86,29 +85,17 @@ def run(args: argparse.Namespace) -> None:
         display = make_display(shown)
         if config is None:
             with show_messages(display):
-                config = _choose(args, workdir, started, PlainDisplay(nowhere))
+                config = _choose(args, workdir, started)
         train(config, workdir, display, allow=allow)
 
 
-def _choose(
-    args: argparse.Namespace, workdir: Path, started: float, silent: PlainDisplay
-) -> Config:
+def _choose(args: argparse.Namespace, workdir: Path, started: float) -> Config:
     """Chooses the config for the texts; `started` is when the command began, `time.monotonic`."""
-    from charjax.runtime.display import show_messages
     from charjax.runtime.distributed import is_multiprocess
-    from charjax.runtime.sharding import all_devices
     from charjax.train.choice import choose_config
-    from charjax.train.sizing import Speed
-    from charjax.train.warm_up import measure_speed
 
     if args.minutes is not None and not 0.1 <= args.minutes <= 10**6:
         raise InputError(f"--minutes={args.minutes:g}: must be from 0.1 to 1,000,000")
-
-    def measure(config: Config) -> tuple[Speed, float]:
-        with show_messages(silent):  # training will read the text again, and log the same
-            speed = measure_speed(config)
-        return speed, time.monotonic() - started
-
     if is_multiprocess():
         raise InputError("train: several processes need the same --config, not a TEXT")
     if "" in args.text:
@@ -119,14 +106,12 @@ def _choose(
     is_input = args.text == ["-"]
     if not is_input and any(text == "-" or ("," in text and args.text[1:]) for text in args.text):
         raise InputError("TEXT: neither - nor a name with a comma goes together with other texts")
-    devices = all_devices()
     return choose_config(
         _standard_input(workdir) if is_input else ",".join(args.text),
         workdir,
         args.minutes,
         lambda config: override(config, args.config_flags),
-        measure,
-        (devices[0].platform, len(devices)),
+        started,
     )
 
 
