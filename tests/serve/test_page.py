@@ -9,38 +9,34 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import pytest
 
 from charjax.cli.main import main
+from charjax.config import Config, DataConfig, ModelConfig, OptimConfig, SampleConfig, TrainConfig
 from charjax.export.files import template
 from charjax.inference.load import BUILTIN
 from charjax.serve.page import PAGE_HEADERS, page_html
 from tests.browser import browser, watched_page
 from tests.serve.asgi import post
 from tests.serve.process import serve
+from tests.train.tiny import config_file
 
 __all__ = ["browser"]
 
 LINE = "the cat sat on a mat and saw some tea, and drank it up at once\n"
 HOSTILE = "<script>alert(1)</script> & \x1b[31m"
 TEXT = LINE * 80 + f"{HOSTILE}\r\n" * 2
-CONFIG = """
-from charjax.config import (
-    Config, DataConfig, ModelConfig, OptimConfig, SampleConfig, TrainConfig, to_config_dict
+CONFIG = Config(
+    data=DataConfig(batch_size=8, seq_len=32),
+    model=ModelConfig(cell="gru", hidden=48, embed=16, dropout=0.0),
+    optim=OptimConfig(learning_rate=0.01),
+    train=TrainConfig(max_steps=400, eval_every=400, log_every=400),
+    sample=SampleConfig(num_chars=0),
 )
-
-def get_config():
-    return to_config_dict(Config(
-        data=DataConfig(path={path!r}, batch_size=8, seq_len=32),
-        model=ModelConfig(cell="gru", hidden=48, embed=16, dropout=0),
-        optim=OptimConfig(learning_rate=0.01),
-        train=TrainConfig(max_steps=400, eval_every=400, log_every=400),
-        sample=SampleConfig(num_chars=0),
-    ))
-"""
 
 
 def test_the_page_is_one_document_that_asks_this_server_alone():
@@ -116,9 +112,8 @@ def run_folder(tmp_path_factory):
     """A run that has learned a line by heart."""
     folder = tmp_path_factory.mktemp("page")
     (folder / "text.txt").write_text(TEXT, encoding="utf-8", newline="")
-    config = folder / "config.py"
-    config.write_text(CONFIG.format(path=str(folder / "text.txt")), encoding="utf-8")
-    assert main(["train", f"--config={config}", f"--workdir={folder}/run"]) == 0
+    flags = [f"--config={config_file(CONFIG, folder)}", f"--config.data.path={folder}/text.txt"]
+    assert main(["train", *flags, f"--workdir={folder}/run"]) == 0
     return folder / "run"
 
 
@@ -129,15 +124,27 @@ def url(run_folder):
 
 
 @pytest.fixture
-def opened(browser, url):
+def open_page(browser) -> Iterator[Callable[..., Opened]]:
+    """Opens an address in a browser of its own."""
+    contexts = []
+
+    def open_page(url: str, **options) -> Opened:
+        contexts.append(browser.new_context(**options))
+        opened = Opened(*watched_page(contexts[-1]))
+        opened.page.goto(url)
+        return opened
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture
+def opened(open_page, url):
     """The page; at the end nothing was logged and nothing asked beyond the server."""
-    context = browser.new_context()
-    context.grant_permissions(["clipboard-read", "clipboard-write"], origin=url)
-    opened = Opened(*watched_page(context))
-    opened.page.goto(url)
+    opened = open_page(url, permissions=["clipboard-read", "clipboard-write"])
     opened.page.get_by_text("nats per character").wait_for()
     yield opened
-    context.close()
     hosts = {urlsplit(request).netloc for request in opened.requests if request[:5] != "blob:"}
     assert hosts == {urlsplit(url).netloc}
     assert opened.messages == []
@@ -249,13 +256,11 @@ def test_a_link_opens_the_same_text_in_a_new_window_and_the_text_is_saved(opened
 
 
 @pytest.mark.slow
-def test_a_link_to_another_model_opens_with_the_description_of_that_model(browser, run_folder):
+def test_a_link_to_another_model_opens_with_the_description_of_that_model(open_page, run_folder):
     with serve(f"--workdir={run_folder}", f"--workdir={BUILTIN}", timeout=30) as served:
-        opened = Opened(*watched_page(browser.new_context()))
-        opened.page.goto(f"{served.url}/#prompt=the&model=builtin&count=20&seed=1")
+        opened = open_page(f"{served.url}/#prompt=the&model=builtin&count=20&seed=1")
         opened.wait("20 characters")
         assert opened.page.title() == "Write with builtin"
-        opened.page.context.close()
 
 
 @pytest.mark.slow
@@ -319,10 +324,9 @@ def test_nothing_covers_the_text_or_a_button_in_a_small_window(opened):
 
 
 @pytest.mark.slow
-def test_a_server_that_ends_is_told_from_one_that_is_gone(browser, run_folder):
+def test_a_server_that_ends_is_told_from_one_that_is_gone(open_page, run_folder):
     with serve(f"--workdir={run_folder}", timeout=30) as served:
-        opened = Opened(*watched_page(browser.new_context()))
-        opened.page.goto(served.url)
+        opened = open_page(served.url)
         opened.page.get_by_text("nats per character").wait_for()
         opened.fill(prompt="the", characters=100_000, alternatives=8, seed=1)
         opened.button("Write").click()
@@ -331,7 +335,6 @@ def test_a_server_that_ends_is_told_from_one_that_is_gone(browser, run_folder):
         opened.wait("The server ended before the text did.")
     opened.button("Write").click()
     opened.wait("The server does not answer.")
-    opened.page.context.close()
 
 
 @pytest.mark.slow
@@ -358,29 +361,25 @@ def test_what_the_model_does_not_know_is_named_at_the_prompt(opened):
 
 
 @pytest.mark.slow
-def test_a_server_with_a_key_is_asked_with_the_key(browser, run_folder, tmp_path):
+def test_a_server_with_a_key_is_asked_with_the_key(open_page, run_folder, tmp_path):
     (tmp_path / "key").write_text("secret", encoding="utf-8")
     arguments = (f"--workdir={run_folder}", f"--key_file={tmp_path / 'key'}")
     with serve(*arguments, timeout=30) as served:
-        opened = Opened(*watched_page(browser.new_context()))
-        opened.page.goto(f"{served.url}/#prompt=the&count=20&seed=0")
+        opened = open_page(f"{served.url}/#prompt=the&count=20&seed=0")
         key = opened.page.get_by_label("Key of the server")
         key.wait_for()
         key.fill("secret")
         key.press("Enter")
         opened.wait("20 characters")
         assert len(opened.write(prompt="the", characters=20, seed=1)) == 23
-        opened.page.context.close()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing(scheme, browser, url):
+def test_axe_finds_nothing(scheme, open_page, url):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     # axe is a script that the page's own policy does not allow.
-    context = browser.new_context(color_scheme=scheme, bypass_csp=True)
-    opened = Opened(*watched_page(context))
-    opened.page.goto(url)
+    opened = open_page(url, color_scheme=scheme, bypass_csp=True)
     opened.page.get_by_text("nats per character").wait_for()
     opened.write(prompt="the cat", temperature=1.5, characters=200, seed=1)
     opened.page.locator("#text span").nth(9).click()
@@ -389,5 +388,4 @@ def test_axe_finds_nothing(scheme, browser, url):
     opened.button("Regenerate").click()
     opened.wait("400 characters")
     found.append(axe.run(opened.page))
-    context.close()
     assert [violation["id"] for page in found for violation in page.response["violations"]] == []
