@@ -23,16 +23,12 @@ from charjax.model.recurrence.pallas_hopper import decode as kernel
 from charjax.model.recurrence.pallas_hopper.plan import LaunchConfig
 from charjax.model.recurrence.pallas_hopper.tiling import choose_decode_tiling
 from tests.model.recurrence.decode_scan import rows_of, scan, steps_of
-from tests.model.recurrence.test_pallas_hopper import (
-    HOPPER,
-    InterpretGPUParams,
-    needs_interpreter,
-)
+from tests.model.recurrence.test_pallas_hopper import HOPPER
 from tests.model.small import UNOPTIMIZED, carry_of, distance, normal, params_of, tokens_of
 
 # Four CTAs of 32 units, of which the first two have logits.
 VOCAB, HIDDEN, TIME, MASKED = 40, 128, 5, 3
-FOUR_CTAS = LaunchConfig(num_sms=4, interpret=InterpretGPUParams and InterpretGPUParams())
+FOUR_CTAS = LaunchConfig(num_sms=4)
 CONFIG = ModelConfig(cell="gru", hidden=HIDDEN, embed=4, dtype="bfloat16")
 CELLS = ("gru", "lstm", "rnn")
 
@@ -59,7 +55,7 @@ def run_kernel(config, given, launch=FOUR_CTAS):
     return run(partial(kernel.decode, config.cell, config=launch), *given)
 
 
-@needs_interpreter
+@pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize(
     ("cell", "batch", "noise"),
     [
@@ -81,7 +77,7 @@ def test_tokens_and_state_are_those_of_the_scan(cell, batch, noise):
     assert distance(state, want_state) < 0.01
 
 
-@needs_interpreter
+@pytest.mark.usefixtures("interpreted")
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_row_has_the_same_bits_in_any_batch(cell):
@@ -94,7 +90,7 @@ def test_a_row_has_the_same_bits_in_any_batch(cell):
         assert distance(fewer_state, jax.tree.map(lambda leaf: leaf[:rows], state)) == 0  # noqa: B023
 
 
-@needs_interpreter
+@pytest.mark.usefixtures("interpreted")
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", CELLS)
 def test_chunks_are_the_whole(cell):
@@ -109,7 +105,7 @@ def test_chunks_are_the_whole(cell):
     assert distance(chunked_last, last) == 0
 
 
-@needs_interpreter
+@pytest.mark.usefixtures("interpreted")
 @pytest.mark.slow
 def test_the_sampler_writes_the_same_text_with_it(monkeypatch):
     """In chunks of one size, whatever the number of samples; its prompt is longer than a chunk."""

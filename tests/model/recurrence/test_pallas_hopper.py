@@ -31,16 +31,8 @@ from charjax.model.recurrence.pallas_hopper.tiling import BATCH_TILE, Tiling
 from tests.model.recurrence.implementations import VOCAB, Size, random_layer, value_and_grads
 from tests.model.small import UNOPTIMIZED, carry_of, distance, like, normal, params_of, tokens_of
 
-try:
-    from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
-except ImportError:  # private to jax
-    InterpretGPUParams = None
-
 TIME, HIDDEN = 3, 128
-TWO_CTAS = LaunchConfig(num_sms=2, interpret=InterpretGPUParams and InterpretGPUParams())
-needs_interpreter = pytest.mark.skipif(
-    InterpretGPUParams is None, reason="this jax has no jax._src...InterpretGPUParams"
-)
+TWO_CTAS = LaunchConfig(num_sms=2)
 
 
 def layer_inputs(cell, kind, batch=BATCH_TILE, hidden=HIDDEN, time=TIME):
@@ -64,7 +56,7 @@ def assert_equals_xla(cell, inputs, launch=TWO_CTAS):
     assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {jnp.dtype(jnp.float32)}
 
 
-@needs_interpreter
+@pytest.mark.usefixtures("interpreted")
 def test_value_and_gradient_equal_those_of_xla():
     assert_equals_xla("gru", layer_inputs("gru", "table", batch=40))  # padded
 
@@ -73,7 +65,7 @@ def random_resets(batch, time):
     return jax.random.bernoulli(jax.random.key(0), 0.3, (time, batch))
 
 
-@needs_interpreter
+@pytest.mark.usefixtures("interpreted")
 @pytest.mark.slow
 @pytest.mark.parametrize("with_resets", [False, True])
 @pytest.mark.parametrize("batch", [1, 40, 64, 100, 128, 256])
@@ -94,7 +86,7 @@ def choose_split_k(monkeypatch, gates):
     monkeypatch.setattr(plan, "choose_tilings", lambda *_: tilings)
 
 
-@needs_interpreter
+@pytest.mark.usefixtures("interpreted")
 def test_split_k_and_resets_are_those_of_xla(monkeypatch):
     choose_split_k(monkeypatch, gates=4)
     layer = layer_inputs("lstm", "projected", time=2)
@@ -136,7 +128,7 @@ def quick_first(cases):
     return [first, *(pytest.param(*case, marks=pytest.mark.slow) for case in others)]
 
 
-@needs_interpreter
+@pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize(
     ("cell", "time", "batch", "split_k"),
     quick_first(
@@ -169,7 +161,7 @@ DIVISIONS = [  # batch tiles in turn, batch groups, batch
 ]
 
 
-@needs_interpreter
+@pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize(
     ("cell", "time", "batch_tiles", "batch_groups", "batch", "split_k", "with_resets"),
     quick_first(
@@ -187,7 +179,7 @@ def test_batch_groups_and_tiles_in_turn_have_the_bits_of_passes(
         choose_split_k(monkeypatch, CELLS[cell].gates)
     resets = random_resets(batch, time) if with_resets else None
     inputs = (*layer_inputs(cell, "projected", batch, time=time), resets)
-    launch = LaunchConfig(2 * batch_groups, batch_tiles, batch_groups, TWO_CTAS.interpret)
+    launch = LaunchConfig(2 * batch_groups, batch_tiles, batch_groups)
     assert_has_bits(run_compiled(cell, launch, inputs), run_compiled(cell, TWO_CTAS, inputs))
 
 
@@ -317,7 +309,7 @@ def run_network(config):
     return CharRNN(config, VOCAB).run(params, tokens_of(VOCAB, ROWS, 2), carry_of(config, ROWS))
 
 
-@needs_interpreter
+@pytest.mark.usefixtures("interpreted")
 def test_the_network_runs_on_it(monkeypatch):
     config = replace(CONFIG, layers=1)
     layer, launched = Layer("gru", HIDDEN, "bfloat16", ROWS), []
@@ -341,7 +333,7 @@ def network_gradients(config, batch, time):
     return value, vjp(like(value, 4))
 
 
-@needs_interpreter
+@pytest.mark.usefixtures("interpreted")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("batch", "layers", "batch_tiles"),

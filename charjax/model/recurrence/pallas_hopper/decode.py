@@ -83,7 +83,7 @@ def decode(
     )
     packed = pack_weights(kernel.reshape(hidden, gates + 1, hidden), tiling)
     sizes = Sizes(-(-batch // 8) * 8, vocab_size)
-    tokens, *blocks = run(CELLS[cell], tiling, sizes, inputs, packed, config.interpret)
+    tokens, *blocks = run(CELLS[cell], tiling, sizes, inputs, packed)
     hgates, carry = (tuple(from_ctas(of_ctas)[:, :batch]) for of_ctas in blocks)
     return tokens[:, :batch], DecodeState((carry,), (jnp.concatenate(hgates, axis=1),))
 

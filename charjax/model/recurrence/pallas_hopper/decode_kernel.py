@@ -20,7 +20,7 @@ from jaxtyping import Array, BFloat16, Float
 from charjax.model.cells import Cell, Gates
 from charjax.model.recurrence.pallas_hopper.cta import Cta
 from charjax.model.recurrence.pallas_hopper.launch import launch
-from charjax.model.recurrence.pallas_hopper.rows import COLUMN, InterpretedRowOps, RowOps
+from charjax.model.recurrence.pallas_hopper.rows import COLUMN, RowOps
 from charjax.model.recurrence.pallas_hopper.tiling import BATCH_TILE, Tiling
 
 # Matrices [rows, hidden], divided among the CTAs; there are `BATCH_TILE` rows.
@@ -85,7 +85,6 @@ def run(
     sizes: Sizes,
     inputs: Inputs,
     weights: BFloat16[Array, "ctas n_per_cta k_per_cta"],
-    interpret: Any = None,
 ) -> tuple[Array, Array, Array]:
     """All steps in one launch.
 
@@ -95,7 +94,6 @@ def run(
       sizes: of the batch and the vocabulary.
       inputs: of the kernel.
       weights: `pack_weights` of the recurrent kernel and that of the logits.
-      interpret: parameters of Pallas' interpret mode for GPUs; None: run on a GPU.
 
     Returns:
       The tokens [time, rows], and the last hidden gates and the last carry as `Blocks`.
@@ -110,10 +108,9 @@ def run(
         best=jax.ShapeDtypeStruct((with_logits, BATCH_TILE), float32),
         best_tokens=jax.ShapeDtypeStruct((with_logits, BATCH_TILE), jnp.int32),
     )
-    ops = RowOps() if interpret is None else InterpretedRowOps()
-    body = partial(_kernel, cell, sizes, ops)
+    body = partial(_kernel, cell, sizes, RowOps())
     table = plgpu.SMEM(inputs.tables.shape[1:], float32)
-    tokens, hgates, carry, *_ = launch(body, tiling, weights, inputs, outputs, interpret, (table,))
+    tokens, hgates, carry, *_ = launch(body, tiling, weights, inputs, outputs, (table,))
     return tokens, hgates, carry
 
 

@@ -49,7 +49,6 @@ def forward(
     carry: Float[Array, "ctas states batch units"],
     weights: BFloat16[Array, "ctas n_per_cta k_per_cta"],
     keep: Keep | None = None,
-    interpret: Any = None,
 ) -> Arrays:
     """One layer over a sequence.
 
@@ -61,7 +60,6 @@ def forward(
       carry: before the first step.
       weights: `pack_weights` of the recurrent kernel.
       keep: where the carry is not reset; None: nowhere.
-      interpret: parameters of Pallas' interpret mode for GPUs; None: run on a GPU.
 
     Returns:
       states: bfloat16 [time + 1, batch, hidden], before the first step and after each.
@@ -78,7 +76,7 @@ def forward(
     )
     inputs = (igates, bias, carry) if keep is None else (igates, bias, carry, keep)
     body = partial(_in_passes, batch // tiling.rows, partial(_forward_kernel, cell, time))
-    return tuple(launch(body, tiling, weights, inputs, out_types, interpret))
+    return tuple(launch(body, tiling, weights, inputs, out_types))
 
 
 def _forward_kernel(cell: Cell, time: int, tiles: list[Cta], *refs: Any) -> None:
@@ -130,7 +128,6 @@ def backward(
     d_last: Float[Array, "ctas states batch units"],
     weights: BFloat16[Array, "ctas n_per_cta k_per_cta"],
     keep: Keep | None = None,
-    interpret: Any = None,
 ) -> Arrays:
     """The vector-Jacobian product of `forward`, from the last time step to the first.
 
@@ -142,7 +139,6 @@ def backward(
       d_last: gradients of the carry after the last step.
       weights: `pack_weights` of the transposed recurrent kernel.
       keep: as for `forward`.
-      interpret: as for `forward`.
 
     Returns:
       d_hgates: bfloat16 [time, batch, gates * hidden], gradients of the hidden gates.
@@ -160,7 +156,7 @@ def backward(
     saved = (residuals, d_outputs, d_last)
     inputs = saved if keep is None else (*saved, keep)
     body = partial(_in_passes, batch // tiling.rows, partial(_backward_kernel, cell, time))
-    return tuple(launch(body, tiling, weights, inputs, out_types, interpret))
+    return tuple(launch(body, tiling, weights, inputs, out_types))
 
 
 def _backward_kernel(cell: Cell, time: int, tiles: list[Cta], *refs: Any) -> None:

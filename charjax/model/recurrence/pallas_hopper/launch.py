@@ -13,7 +13,6 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
 from charjax.model.recurrence.pallas_hopper.cta import Cta, Position, Scratch
-from charjax.model.recurrence.pallas_hopper.interpreted_cta import InterpretedCta
 from charjax.model.recurrence.pallas_hopper.tiling import BATCH_TILE, SWIZZLE, Tiling
 
 # The layout in shared memory from which wgmma reads its operands.
@@ -26,7 +25,6 @@ def launch(
     weights: Array,
     inputs: tuple[Array, ...],
     out_types: tuple[jax.ShapeDtypeStruct, ...],
-    interpret: Any,
     extra_scratch: tuple[Any, ...] = (),
 ) -> list[Array]:
     """Runs a kernel with one CTA per SM.
@@ -38,51 +36,42 @@ def launch(
       weights: `pack_weights` of the matmul's right operand.
       inputs: in global memory.
       out_types: of the outputs.
-      interpret: parameters of Pallas' interpret mode for GPUs; None: run on a GPU.
       extra_scratch: shared memory of the kernel, beside that of its matmul.
     """
-    workspace = _workspace(tiling, interpret)
+    sums = (tiling.ctas, tiling.rows, tiling.n_per_cta) if tiling.split_k > 1 else (1, 1, 1)
+    num_arrays = len(inputs) + len(out_types)
 
     def kernel(packed: Any, *refs: Any) -> None:
-        num_arrays = len(inputs) + len(out_types)
-        arrays, refs = refs[:num_arrays], refs[num_arrays:]
-        workspace_refs, refs = refs[: len(workspace)], refs[len(workspace) :]
+        arrays, partial_sums, refs = refs[:num_arrays], refs[num_arrays], refs[num_arrays + 1 :]
         scratch, extra = Scratch(*refs[: len(Scratch._fields)]), refs[len(Scratch._fields) :]
-        ctas = _ctas(tiling, scratch, workspace_refs, interpret)
+        ctas = _ctas(tiling, scratch, partial_sums)
         ctas[0].load_weights(packed)
         body(ctas, *arrays, *extra)
 
     run = plgpu.kernel(
         kernel,
-        out_type=(*out_types, *workspace),
+        out_type=(*out_types, jax.ShapeDtypeStruct(sums, jnp.float32)),
         scratch_types=(*_scratch(tiling), *extra_scratch),
         compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Lane),
-        **_grid(tiling, interpret),
+        **_grid(tiling),
     )
     return list(run(weights, *inputs))[: len(out_types)]
 
 
-def _workspace(tiling: Tiling, interpret: Any) -> list[jax.ShapeDtypeStruct]:
-    """Global memory for partial sums, and in interpret mode for what stands for semaphores."""
-    sums = (tiling.ctas, tiling.rows, tiling.n_per_cta) if tiling.split_k > 1 else (1, 1, 1)
-    tiles = tiling.batch_groups * tiling.batch_tiles
-    arrivals = jax.ShapeDtypeStruct((tiles, 2, tiling.ctas), jnp.int32)
-    return [jax.ShapeDtypeStruct(sums, jnp.float32), *[arrivals] * (interpret is not None)]
+def _grid(tiling: Tiling) -> dict[str, Any]:
+    grid = (tiling.batch_groups, tiling.groups, tiling.split_k)
+    return {"grid": grid, "grid_names": ("batch_group", "group", "member")}
 
 
-def _ctas(
-    tiling: Tiling, scratch: Scratch, workspace: tuple[Any, ...], interpret: Any
-) -> list[Cta]:
+def _ctas(tiling: Tiling, scratch: Scratch, partial_sums: Any) -> list[Cta]:
     """This CTA, once for each batch tile of its batch group."""
-    sums, *counts = workspace
-    if interpret is None:
-        semaphores = plgpu.SemaphoreType.REGULAR((tiling.batch_groups * tiling.semaphores,))
-        arrivals = [pl.get_global(semaphores) for _ in range(tiling.batch_tiles)]
-    else:
-        arrivals = counts * tiling.batch_tiles
-    kind = Cta if interpret is None else InterpretedCta
-    position = _position(tiling, interpret)
-    return [kind(tiling, position, i, scratch, sums, a) for i, a in enumerate(arrivals)]
+    semaphores = plgpu.SemaphoreType.REGULAR((tiling.batch_groups * tiling.semaphores,))
+    arrivals = [pl.get_global(semaphores) for _ in range(tiling.batch_tiles)]
+    # A constant where there is one, so that offsets of rows are constants, too.
+    only = tiling.batch_groups == 1
+    batch_group = 0 if only else lax.axis_index("batch_group")
+    position = Position(batch_group, lax.axis_index("group"), lax.axis_index("member"))
+    return [Cta(tiling, position, i, scratch, partial_sums, a) for i, a in enumerate(arrivals)]
 
 
 def _scratch(tiling: Tiling) -> tuple[Any, ...]:
@@ -94,23 +83,3 @@ def _scratch(tiling: Tiling) -> tuple[Any, ...]:
         plgpu.Barrier(num_barriers=tiling.k_chunks),
         plgpu.Barrier(num_barriers=1),
     )
-
-
-def _grid(tiling: Tiling, interpret: Any) -> dict[str, Any]:
-    if interpret is not None:  # which runs in parallel only the CTAs of one cluster
-        ctas = tiling.batch_groups * tiling.ctas
-        return {"cluster": (ctas,), "cluster_names": ("cta",), "interpret": interpret}
-    grid = (tiling.batch_groups, tiling.groups, tiling.split_k)
-    return {"grid": grid, "grid_names": ("batch_group", "group", "member")}
-
-
-def _position(tiling: Tiling, interpret: Any) -> Position:
-    if interpret is not None:
-        cta = lax.axis_index("cta")
-        of_group = cta % tiling.ctas
-        member = of_group % tiling.split_k
-        return Position(cta // tiling.ctas, of_group // tiling.split_k, member)
-    # A constant where there is one, so that offsets of rows are constants, too.
-    only = tiling.batch_groups == 1
-    batch_group = 0 if only else lax.axis_index("batch_group")
-    return Position(batch_group, lax.axis_index("group"), lax.axis_index("member"))

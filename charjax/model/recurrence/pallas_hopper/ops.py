@@ -8,7 +8,7 @@ weight gradient, as one matmul over all time steps.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -93,7 +93,7 @@ def run_with(launch: LaunchConfig, cell: str, operands: Operands) -> Result:
     plan = make_plan(hidden, CELLS[cell].gates, batch, launch)
     if plan is None:
         raise ValueError(f"no tiling of a {cell} with {hidden} units for {launch.num_sms} SMs")
-    recurrence = partial(_recurrence, cell, plan, launch.interpret)
+    recurrence = partial(_recurrence, cell, plan)
     if plan.rows == batch:
         return recurrence(operands)
     outputs, last = recurrence(_pad_batch(operands, plan.rows - batch))
@@ -105,14 +105,12 @@ def launch_config() -> LaunchConfig:
     return LaunchConfig(int(getattr(jax.devices()[0], "core_count", LaunchConfig.num_sms)))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _recurrence(cell: str, plan: Plan, interpret: Any, operands: Operands) -> Result:
-    return _forward(cell, plan, interpret, operands)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _recurrence(cell: str, plan: Plan, operands: Operands) -> Result:
+    return _forward(cell, plan, operands)[0]
 
 
-def _forward(
-    cell: str, plan: Plan, interpret: Any, operands: Operands
-) -> tuple[Result, _Residuals]:
+def _forward(cell: str, plan: Plan, operands: Operands) -> tuple[Result, _Residuals]:
     inputs, weights, carry, resets = operands
     tiling, hidden, gates = plan.forward, weights.kernel.shape[0], CELLS[cell].gates
     ctas, units = tiling.ctas, tiling.units
@@ -121,20 +119,18 @@ def _forward(
     packed = pack_weights(weights.kernel.reshape(hidden, gates, hidden), tiling)
     arrays = _igates_to_ctas(inputs, tiling), bias, to_ctas(jnp.stack(carry), tiling), packed
     keep = _keep_units(resets, tiling)
-    states, residuals, last = kernels.forward(CELLS[cell], tiling, *arrays, keep, interpret)
+    states, residuals, last = kernels.forward(CELLS[cell], tiling, *arrays, keep)
     outputs = _features_from_ctas(residuals[:, :, 0])
     return (outputs, tuple(from_ctas(last))), _Residuals(operands, states, residuals)
 
 
-def _backward(
-    cell: str, plan: Plan, interpret: Any, res: _Residuals, grads: Result
-) -> tuple[Operands]:
+def _backward(cell: str, plan: Plan, res: _Residuals, grads: Result) -> tuple[Operands]:
     (inputs, weights, _, resets), (d_outputs, d_last) = res.operands, grads
     tiling, hidden = plan.backward, weights.kernel.shape[0]
     packed = pack_weights(weights.kernel.T[:, None], tiling)
     d_outputs, keep = _features_to_ctas(d_outputs, tiling)[:, :, 0], _keep_units(resets, tiling)
     arrays = res.residuals, d_outputs, to_ctas(jnp.stack(d_last), tiling), packed, keep
-    found = kernels.backward(CELLS[cell], tiling, *arrays, interpret)
+    found = kernels.backward(CELLS[cell], tiling, *arrays)
     d_hgates, d_candidate, d_carry = found
     # As the kernels wrote it: a transposed copy would take longer than what reads it.
     d_kernel, d_bias = dot_leading(res.states[:-1], d_hgates, jnp.bfloat16), None

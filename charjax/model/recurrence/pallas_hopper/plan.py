@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from charjax.model.recurrence.pallas_hopper.tiling import BATCH_TILE, Tiling, choose_tilings
 
@@ -24,13 +24,11 @@ class LaunchConfig:
       batch_tiles: most batch tiles of `BATCH_TILE` rows per batch group, in turn at each time
         step; None: two, where that saves a pass and needs no more padding.
       batch_groups: see `Tiling.batch_groups`; None: the number with the shortest estimated time.
-      interpret: parameters of Pallas' interpret mode for GPUs, with which tests run on a CPU.
     """
 
     num_sms: int = 132
     batch_tiles: int | None = None
     batch_groups: int | None = None
-    interpret: Any = None
 
 
 class Plan(NamedTuple):

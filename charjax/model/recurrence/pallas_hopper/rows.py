@@ -74,21 +74,6 @@ class RowOps:
         return indices
 
 
-class InterpretedRowOps(RowOps):
-    """The same in Pallas' interpret mode, which has no layouts."""
-
-    def look_up(self, table: Any, rows: Array, first: int, columns: int) -> Array:
-        """As on a GPU."""
-        value: Array = table[...][rows, first : first + columns]
-        return value
-
-    def _over_columns(self, column: Array, columns: int) -> Array:
-        return jnp.broadcast_to(column[:, None], (BATCH_TILE, columns))
-
-    def _column_indices(self, columns: int) -> Array:
-        return lax.broadcasted_iota(jnp.int32, (BATCH_TILE, columns), 1)
-
-
 def _gather_from(first: int) -> Any:
     """The code by which each thread loads its own numbers, from a column of the table on."""
     ir, arith, vector = mosaic.ir, mosaic.arith, mosaic.vector  # type: ignore[attr-defined]
