@@ -52,7 +52,7 @@ def test_the_numpy_script_samples_the_same_text(model, tmp_path):
     export_model(trained, tmp_path / "out", format="numpy")
     script, prompt = module_of(tmp_path / "out" / "generate.py"), trained.vocab.encode("the c")
     for seed, temperature in SAMPLES:
-        options = {"num_chars": 300, "seed": seed, "temperature": temperature}
+        options = {"num_chars": 500, "seed": seed, "temperature": temperature}
         with np.errstate(over="ignore"):
             ids = list(script.generate(prompt, **options))
         text = trained.vocab.decode(np.array([*prompt, *ids])).encode()
@@ -95,7 +95,10 @@ def test_the_numpy_script_names_what_it_does_not_know(unit, prompt, said, tmp_pa
 def test_the_numpy_model_has_the_networks_logits(model, tmp_path):
     trained = trained_like(model)
     export_model(trained, tmp_path / "out", format="numpy")
-    reader, tokens = module_of(tmp_path / "out" / "generate.py").Model(), tokens_of(trained, 1, 50)
+    reader, tokens = (
+        module_of(tmp_path / "out" / "generate.py").Model(),
+        tokens_of(trained, 1, 1000),
+    )
     logits = []
     for token in tokens[0]:
         reader.read(token)

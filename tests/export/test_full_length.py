@@ -1,4 +1,4 @@
-"""The float32 formats at full length: logits of 1,000 characters, texts of 500 for three seeds.
+"""ONNX, torch, Keras, the program: logits of 1,000 characters, texts of 500 for three seeds.
 
 torch and Keras are read by the module that the export writes; `pip install torch keras` for them.
 """
@@ -28,21 +28,6 @@ from tests.export.tiny import (
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("keras_on_jax")]
 
 PROMPT, NUM_CHARS, NUM_LOGITS = "the c", 500, 1000
-
-
-class Numpy:
-    """generate.py, one reader for each sequence."""
-
-    def __init__(self, trained: TrainedModel, folder: Path, batch: int) -> None:
-        export_model(trained, folder / "numpy", format="numpy")
-        script = module_of(folder / "numpy" / "generate.py")
-        self.readers = [script.Model() for _ in range(batch)]
-
-    def read(self, tokens: np.ndarray) -> np.ndarray:
-        """The logits [batch, vocab] after one more token [batch] of each sequence."""
-        for reader, token in zip(self.readers, tokens, strict=True):
-            reader.read(int(token))
-        return np.stack([reader.logits for reader in self.readers])
 
 
 class Onnx:
@@ -90,7 +75,7 @@ class Keras:
         return self.model.predict_on_batch(self.tokens)[:, self.length - 1]
 
 
-any_format = pytest.mark.parametrize("reader", [Numpy, Onnx, Torch, Keras])
+any_format = pytest.mark.parametrize("reader", [Onnx, Torch, Keras])
 
 
 def expected_texts(trained: TrainedModel) -> list[bytes]:
