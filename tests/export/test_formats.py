@@ -54,7 +54,7 @@ def test_the_numpy_script_samples_the_same_text(model, tmp_path):
     for seed, temperature in SAMPLES:
         options = {"num_chars": 500, "seed": seed, "temperature": temperature}
         with np.errstate(over="ignore"):
-            ids = list(script.generate(prompt, **options))
+            ids = list(script.generate(script.Model(), prompt, **options))
         text = trained.vocab.decode(np.array([*prompt, *ids])).encode()
         assert text == sampled(trained, prompt="the c", **options)
 

@@ -88,7 +88,7 @@ def numpy_text(
 ) -> bytes:
     ids = vocab.encode(prompt).tolist()
     start = [vocab.start] if vocab.boundary else []
-    ids += script.generate(start + ids, num_chars, temperature, seed)
+    ids += script.generate(script.Model(), start + ids, num_chars, temperature, seed)
     return vocab.decode(np.array(ids)).encode()
 
 

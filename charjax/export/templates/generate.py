@@ -61,23 +61,25 @@ class Model:
     """Reads one token after the other; `logits` are those of the next one."""
 
     def __init__(self):
-        self.weights, config = read_safetensors(FOLDER / "model.safetensors")
-        self.config = config["model"]
-        self.cell, self.gates, states = CELLS[self.config["cell"]]
-        zeros = np.zeros(self.config["hidden"], np.float32)
-        self.carries = [(zeros,) * states for _ in range(self.config["layers"])]
+        self.vocabulary = json.loads((FOLDER / "vocabulary.json").read_text("utf-8"))
+        self.weights, self.config = read_safetensors(FOLDER / "model.safetensors")
+        sizes = self.config["model"]
+        self.hidden = sizes["hidden"]
+        self.cell, self.gates, states = CELLS[sizes["cell"]]
+        zeros = np.zeros(self.hidden, np.float32)
+        self.carries = [(zeros,) * states for _ in range(sizes["layers"])]
 
     def read(self, token):
         w = self.weights
         x = w["embedding"][token] if "embedding" in w else None  # None: one-hot
-        for layer in range(self.config["layers"]):
+        for layer, carry in enumerate(self.carries):
             kernel = w[f"layer_{layer}.kernel"]
             igates = (kernel[token] if x is None else x @ kernel) + w[f"layer_{layer}.bias"]
-            hgates = self.carries[layer][0] @ w[f"layer_{layer}.recurrent.kernel"]
+            hgates = carry[0] @ w[f"layer_{layer}.recurrent.kernel"]
             if f"layer_{layer}.recurrent.bias" in w:  # of the candidate, the last gate
-                hgates[-self.config["hidden"] :] += w[f"layer_{layer}.recurrent.bias"]
+                hgates[-self.hidden :] += w[f"layer_{layer}.recurrent.bias"]
             split = np.split(igates, self.gates), np.split(hgates, self.gates)
-            self.carries[layer] = self.cell(*split, self.carries[layer])
+            self.carries[layer] = self.cell(*split, carry)
             x = self.carries[layer][0]
         self.logits = x @ w["output_kernel"] + w["output_bias"]
 
@@ -109,11 +111,10 @@ def gumbel(key, size):
     return -np.log(-np.log(u))
 
 
-def generate(prompt, num_chars, temperature, seed):
+def generate(model, prompt, num_chars, temperature, seed):
     """The ids of the sample. `prompt` has at least one id."""
-    vocabulary, model = json.loads((FOLDER / "vocabulary.json").read_text("utf-8")), Model()
-    characters = len(vocabulary["symbols"])
-    boundary = characters if vocabulary.get("boundary") else None  # the end of a document
+    characters = len(model.vocabulary["symbols"])
+    boundary = characters if model.vocabulary.get("boundary") else None  # the end of a document
     size = characters + (boundary is not None)  # without [UNK], which is never sampled
     key = fold_in(fold_in((np.uint32(0), np.uint32(seed)), SAMPLE_STREAM), 0)  # of sample 0
     for token in prompt:
@@ -136,10 +137,10 @@ def main():
     args = parser.parse_args()
     if args.num_chars < 0 or not 0 <= args.temperature < math.inf or not 0 <= args.seed < 2**32:
         parser.error("--num_chars and --temperature must be 0 or more, --seed from 0 to 2**32 - 1")
-    vocabulary = json.loads((FOLDER / "vocabulary.json").read_text("utf-8"))
-    symbols, is_bytes = vocabulary["symbols"], vocabulary["unit"] == "byte"
+    model = Model()
+    symbols, is_bytes = model.vocabulary["symbols"], model.vocabulary["unit"] == "byte"
     data = args.prompt.encode("utf-8", "surrogateescape") if is_bytes else args.prompt
-    if read_safetensors(FOLDER / "model.safetensors")[1]["data"]["lowercase"]:
+    if model.config["data"]["lowercase"]:
         data = data.lower()  # as the text that the model has read
     units = data.decode("latin-1") if is_bytes else data
     unknown = sorted(set(units) - set(symbols))
@@ -147,9 +148,9 @@ def main():
         name = "byte 0x{:02X}" if is_bytes else "U+{:04X}"
         parser.error("not in the vocabulary: " + ", ".join(name.format(ord(c)) for c in unknown))
     prompt = [symbols.index(c) for c in units]
-    if not prompt or vocabulary.get("boundary"):
-        prompt = [vocabulary["start"], *prompt]
-    ids = generate(prompt, args.num_chars, args.temperature, args.seed)
+    if not prompt or model.vocabulary.get("boundary"):
+        prompt = [model.vocabulary["start"], *prompt]
+    ids = generate(model, prompt, args.num_chars, args.temperature, args.seed)
     text = units + "".join(symbols[i] for i in ids)
     sys.stdout.buffer.write(text.encode("latin-1" if is_bytes else "utf-8"))
 
