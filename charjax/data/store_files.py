@@ -23,8 +23,14 @@ HOST_ERRORS = (
 )
 # Of `few_retries`: about 20 s. TensorStore's own take minutes.
 _RETRIES = {"max_retries": 4}
-_CRC = {"name": "crc32c"}
-_BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
+
+
+def _configured(name: str, **configuration: Any) -> dict[str, Any]:
+    """A part of an array's metadata."""
+    return {"name": name, "configuration": configuration}
+
+
+_BYTES, _CRC = _configured("bytes", endian="little"), {"name": "crc32c"}
 
 
 def few_retries() -> ts.Context:
@@ -61,30 +67,24 @@ def write_file(files: ts.KvStore, name: str, content: bytes) -> None:
 
 def array_spec(files: ts.KvStore, name: str, dtype: str, size: int) -> dict[str, Any]:
     """The TensorStore spec of a one-dimensional array: zstd, with a crc32c for every chunk."""
-    codecs = [
-        _BYTES,
-        {"name": "zstd", "configuration": {"level": 1, "checksum": False}},
-        _CRC,
-    ]
-    sharding = {
-        "chunk_shape": [CHUNK],
-        "codecs": codecs,
-        "index_codecs": [_BYTES, _CRC],
-        "index_location": "end",
+    sharding = _configured(
+        "sharding_indexed",
+        chunk_shape=[CHUNK],
+        codecs=[_BYTES, _configured("zstd", level=1, checksum=False), _CRC],
+        index_codecs=[_BYTES, _CRC],
+        index_location="end",
+    )
+    metadata = {
+        "shape": [size],
+        "data_type": dtype,
+        "fill_value": 0,
+        "chunk_grid": _configured("regular", chunk_shape=[FILE_TOKENS]),
+        "codecs": [sharding],
     }
     return {
         "driver": "zarr3",
         "kvstore": (files / f"{name}/").spec().to_json(),
-        "metadata": {
-            "shape": [size],
-            "data_type": dtype,
-            "fill_value": 0,
-            "chunk_grid": {
-                "name": "regular",
-                "configuration": {"chunk_shape": [FILE_TOKENS]},
-            },
-            "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
-        },
+        "metadata": metadata,
         # Otherwise a lost file would read as zeros, and a part of zeros would have no file.
         "fill_missing_data_reads": False,
         "store_data_equal_to_fill_value": True,
