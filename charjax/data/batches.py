@@ -131,14 +131,12 @@ class StreamBatches(Batches):
         length = self.config.seq_len
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
         row_starts = np.arange(self.config.batch_size)[rows] * (self.steps_per_epoch * length)
-        starts = self._offset(epoch) + row_starts + step_of_epoch * length
+        offset = 0
+        if epoch:
+            offset = int(random_generator(self._seed, OFFSET, epoch).integers(len(self.ids)))
+        starts = offset + row_starts + step_of_epoch * length
         zeros = np.zeros(len(starts), np.int64)
         return Slices(starts, zeros, zeros + length, np.full(len(starts), step_of_epoch == 0))
-
-    def _offset(self, epoch: int) -> int:
-        return (
-            int(random_generator(self._seed, OFFSET, epoch).integers(len(self.ids))) if epoch else 0
-        )
 
 
 class WindowBatches(Batches):

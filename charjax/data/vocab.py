@@ -294,11 +294,9 @@ def check_ids(ids: Integer[np.ndarray, ...], vocab_size: int) -> None:
 def check_surrogates(text: str) -> None:
     """Raises InputError for half of a surrogate pair, which no encoding has."""
     try:
-        for begin in range(0, len(text), _CHUNK):
-            text[begin : begin + _CHUNK].encode("utf-8")
+        text.encode("utf-8")
     except UnicodeEncodeError as error:
-        point = ord(error.object[error.start])
         raise InputError(
-            f"character {begin + error.start} of the text is U+{point:04X}, half of a surrogate "
-            "pair: the text was not valid UTF-8; correct its encoding"
+            f"character {error.start} of the text is U+{ord(text[error.start]):04X}, half of a "
+            "surrogate pair: the text was not valid UTF-8; correct its encoding"
         ) from error
