@@ -70,6 +70,10 @@ class CopyTable:
         return (words >> (tokens % _WORD).astype(jnp.uint32)[None]) & 1 == 1
 
 
+# Compiled by itself, for a single look-up.
+forbidden_tokens = jax.jit(CopyTable.forbidden, static_argnums=2)
+
+
 def copy_table(corpus: Corpus, vocab: Vocab, length: int) -> CopyTable:
     """The table of a training text, for passages of `length` characters; seconds for a megabyte.
 

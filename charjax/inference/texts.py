@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
@@ -14,7 +13,7 @@ from charjax.data.reading import prepare_prompt
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.inference.controls import Controls
-from charjax.inference.copying import copy_table
+from charjax.inference.copying import copy_table, forbidden_tokens
 from charjax.inference.load import TrainedModel
 from charjax.inference.sampler import MAX_SAMPLES, Sampler, check_num_samples
 from charjax.inference.sampling import Sampling
@@ -120,7 +119,7 @@ class TextSampler:
         if self._copies is not None:
             recent = np.pad(ids, (self._copies.length, 0), constant_values=-1)
             recent = recent[None, -self._copies.length :]
-            copied = self._copies.forbidden(jnp.asarray(recent), len(self.vocab))
+            copied = forbidden_tokens(self._copies, recent, len(self.vocab))
             forbidden.update(np.flatnonzero(copied).tolist())
         return forbidden
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -19,7 +16,7 @@ from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.inference import texts as module
 from charjax.inference.controls import Controls
-from charjax.inference.copying import copy_table
+from charjax.inference.copying import copy_table, forbidden_tokens
 from charjax.inference.pick import likeliest_words
 from charjax.inference.sampling import Sampling
 from charjax.inference.text_end import TextEnd
@@ -252,15 +249,14 @@ def test_a_table_forbids_what_completes_a_copied_passage_and_nothing_else(tmp_pa
     table = copy_table(corpus, vocab, length)
     contexts = [text[i : i + length] for i in range(500 - length)]
     contexts += ["".join(rng.choice(list("abcde"), length)) for _ in range(300)]
-    recent = jnp.asarray(np.stack([vocab.encode(context) for context in contexts]))
-    forbidden_by_table = jax.jit(partial(table.forbidden, vocab_size=len(vocab)))
-    forbidden = np.asarray(forbidden_by_table(recent))
+    recent = np.stack([vocab.encode(context) for context in contexts])
+    forbidden = np.asarray(forbidden_tokens(table, recent, len(vocab)))
     assert forbidden.any()
     passages = {text[i : i + length + 1] for i in range(500 - length)}
     for context, row in zip(contexts, forbidden, strict=True):
         assert row.tolist() == [context + c in passages for c in vocab.characters]
-    unread = jnp.full((1, length), -1, jnp.int32)
-    assert not np.asarray(forbidden_by_table(unread)).any()
+    unread = np.full_like(recent, -1)
+    assert not np.asarray(forbidden_tokens(table, unread, len(vocab))).any()
 
 
 def test_no_passage_is_longer_than_max_copy(tmp_path):
@@ -343,16 +339,12 @@ def test_controls_that_cannot_be_met_are_refused(options, message):
     assert str(caught.value).startswith(message)
 
 
-def test_a_stop_text_of_bytes_may_be_any_that_they_write():
+def test_a_stop_text_of_bytes_may_be_any_that_they_write_and_characters_are_ascii():
     vocab = Vocab(tuple("é\n".encode().decode("latin-1")), "byte", False)
     for stop in ("é\n", "\ufffd"):  # invalid bytes are decoded as U+FFFD
         Controls(stop=(stop,)).check_stops(Sampling(), vocab)
     for stop in ("è", "a"):
         with pytest.raises(InputError, match=rf"^--stop={stop}: '{stop}' is not in the vocabulary"):
             Controls(stop=(stop,)).check_stops(Sampling(), vocab)
-
-
-def test_characters_of_bytes_must_be_ascii():
-    vocab = Vocab(tuple("é\n".encode().decode("latin-1")), "byte", False)
     with pytest.raises(InputError, match=r"^--forbid=é: the tokens of this model are bytes"):
         Controls(forbid="é").restrict(Sampling(), vocab)

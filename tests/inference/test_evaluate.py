@@ -8,7 +8,6 @@ import math
 from dataclasses import replace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from optax.losses import softmax_cross_entropy_with_integer_labels
@@ -19,8 +18,8 @@ from charjax.inference.evaluate import Score, char_nats, score, streamed_score
 from charjax.inference.forward_pass import ZeroCarry, in_text_order, iter_predictions
 from charjax.inference.score import in_windows
 from charjax.model.carry import initial_carry
-from charjax.model.network import CharRNN
 from tests.inference.scripted import chain, cycle, memoryless, random_model
+from tests.model.small import apply
 
 pytestmark = pytest.mark.usefixtures("eight_devices")
 
@@ -36,12 +35,8 @@ PARAMS = jax.tree.map(lambda p: p / 2, PARAMS)
 def one_pass():
     """The nats of every character but the first, by one pass of the network."""
 
-    @jax.jit
-    def nats(ids):
-        logits, _ = CharRNN(CONFIG, VOCAB).run(PARAMS, ids[:, :-1], initial_carry(CONFIG, 1))
-        return softmax_cross_entropy_with_integer_labels(logits, ids[:, 1:])
-
-    return np.asarray(nats(jnp.asarray(IDS)[None])[0], np.float64)
+    logits, _ = apply(CONFIG, PARAMS, IDS[None, :-1], initial_carry(CONFIG, 1))
+    return np.asarray(softmax_cross_entropy_with_integer_labels(logits[0], IDS[1:]), np.float64)
 
 
 @pytest.mark.parametrize("chars", [2, 3, 129, 5000, LONGEST])

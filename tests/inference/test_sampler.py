@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -18,8 +16,8 @@ from charjax.inference.sampler import Sampler, sample
 from charjax.inference.sampling import Sampling
 from charjax.inference.sampling_loop import compiled_loop
 from charjax.model.carry import initial_carry
-from charjax.model.network import CharRNN
 from tests.inference.scripted import chain, memoryless, random_model
+from tests.model.small import apply
 
 START = np.array([0], np.int32)
 
@@ -37,16 +35,11 @@ def ids_of(model, *, prompt=START, num_chars=300, num_samples=1, masked=None, **
     return np.concatenate([np.concatenate(list(group), axis=1) for group in groups])
 
 
-@partial(jax.jit, static_argnums=0)
-def run(config, params, tokens):
-    return CharRNN(config, len(params["output_bias"])).run(params, tokens, initial_carry(config, 1))
-
-
 def logits_after(model, text):
     """The network's logits after every character of a text."""
     padded = np.zeros((1, 400), np.int32)  # of one length, to be compiled once
     padded[0, : len(text)] = text
-    return np.asarray(run(*model, jnp.asarray(padded))[0][0, : len(text)])
+    return np.asarray(apply(*model, padded, initial_carry(model[0], 1))[0][0, : len(text)])
 
 
 def chi_square(counts, probs):
