@@ -5,23 +5,17 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from charjax.config import Config, DataConfig
-from charjax.data.corpus import load_corpus
 from charjax.data.vocab import Vocab
-from charjax.inference.controls import Controls
-from charjax.inference.sampling import Sampling
-from charjax.inference.texts import TextSampler, write_texts
+from charjax.inference.copying import forbidden_tokens
 from charjax.serve.copies import copied_passages, table_against_copying
 from charjax.serve.errors import ProtocolError
 from tests.inference import scripted
 from tests.serve.asgi import complete
-from tests.serve.conftest import RANDOM, Server
-
-CYCLE = scripted.trained(scripted.cycle(11), "abcdefghij\n", meta={})
+from tests.serve.conftest import Server
 
 TEXT = "It was a dark and stormy night; the rain fell in torrents. " * 2
 
@@ -30,9 +24,7 @@ TEXT = "It was a dark and stormy night; the rain fell in torrents. " * 2
 def trained(tmp_path):
     file = tmp_path / "text.txt"
     file.write_text(TEXT, "utf-8")
-    config = Config(data=DataConfig(path=str(file)))
-    sha256 = load_corpus(config.data).sha256
-    return replace(RANDOM, config=config, meta={"corpus": {"name": "text", "sha256": sha256}})
+    return scripted.trained_on(scripted.cycle(11), DataConfig(path=str(file)))
 
 
 @pytest.mark.parametrize(
@@ -66,20 +58,18 @@ def test_a_text_too_large_for_the_memory_of_a_server_is_said(trained, monkeypatc
         copied_passages(trained, "a dark and stormy", 11)
 
 
-def cycle_of(tmp_path, vocab=CYCLE.vocab):
+def cycle_of(tmp_path, **changes):
     """A model whose run was trained on a text with these characters."""
     file = tmp_path / "text.txt"
     file.write_text("abcdefghij\n" * 9, "utf-8")
-    config = Config(model=CYCLE.config.model, data=DataConfig(path=str(file)))
-    meta = {"corpus": {"name": "text", "sha256": load_corpus(config.data).sha256}}
-    return replace(CYCLE, config=config, vocab=vocab, meta=meta)
+    return scripted.trained_on(scripted.cycle(11), DataConfig(path=str(file)), **changes)
 
 
 def test_models_of_one_text_may_have_different_vocabularies(tmp_path):
     for characters in ("abcdefghij\n", "jihgfedcba\n"):
         vocab = Vocab(tuple(characters), "codepoint", False)
-        table = table_against_copying(cycle_of(tmp_path, vocab), 4)
-        (forbidden,) = table.forbidden(jnp.asarray(vocab.encode("abcd")[None]), len(vocab))
+        table = table_against_copying(cycle_of(tmp_path, vocab=vocab), 4)
+        (forbidden,) = forbidden_tokens(table, vocab.encode("abcd")[None], len(vocab))
         assert vocab.decode(np.flatnonzero(forbidden)) == "e"
 
 
@@ -90,9 +80,9 @@ def test_max_copy_is_that_of_the_command(small_batches, tmp_path):
     (free,) = complete(served.app, **body)["choices"]
     (kept,) = complete(served.app, **body, max_copy=4)["choices"]
     served.models.close()
-    options = {"num_chars": 40, "num_samples": 1, "separator": "", "unknown": "error"}
-    sampler = TextSampler(model, Sampling(temperature=0.0), Controls(max_copy=4))
-    want = "".join(write_texts(sampler, "a", **options, show_prompt=False))
+    pieces = scripted.written(
+        model, "a", num_chars=40, temperature=0.0, max_copy=4, show_prompt=False
+    )
     assert copied_passages(model, free["text"], 30) == [(0, 40)]
-    assert kept["text"] == want
+    assert kept["text"] == "".join(pieces)
     assert copied_passages(model, "a" + kept["text"], 5) == []
