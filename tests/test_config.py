@@ -150,6 +150,8 @@ def test_flags_and_json_round_trip(values):
         ("optim", "final", 0.1),
         ("data", "keep_partial", True),
         ("data", "stateful", True),
+        ("optim", "imported_rate", 0.5),
+        ("train", "init_characters", "drop"),
     ],
 )
 def test_a_field_that_would_do_nothing_is_refused(section, field, value):
@@ -304,6 +306,8 @@ def test_a_config_and_its_sections_must_be_mappings(value):
         ),
         ("config.optim.b1", "schedule_free", {"optim": {"name": "schedule_free", "b1": 0.0}}),
         ("config.model.dtype", "--weights=int8", {"model": {"dtype": "int8"}}),
+        ("config.optim.freeze", "layer_1", {"optim": {"freeze": "layer_1"}}),
+        ("config.optim.freeze", "nothing", {"optim": {"freeze": "embedding,layer_0,output"}}),
         ("config.model.remat=3", "seq_len=64", {"model": {"remat": 3}}),
     ],
 )

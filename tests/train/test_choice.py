@@ -141,15 +141,6 @@ def test_the_run_of_a_config_is_not_taken_over(chosen, source):
     assert written == {".lock", "run.json"}
 
 
-def test_standard_input_is_not_kept_for_a_config_that_is_refused(chosen):
-    def refuse(config: Config) -> Config:
-        raise InputError("no such field")
-
-    with pytest.raises(InputError, match="no such field"):
-        chosen.choose(source=PROSE.encode(), override=refuse)
-    assert not (chosen.workdir / "input.txt").exists()
-
-
 @pytest.mark.parametrize(
     "record", ['{"minutes": 1}', '{"minutes": 1, "config": [], "chosen": []}', "[" * 100_000]
 )

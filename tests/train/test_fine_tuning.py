@@ -157,14 +157,6 @@ def test_another_architecture_or_no_model_is_refused_in_one_line(
     assert not (tmp_path / "run" / "run.json").exists()
 
 
-@pytest.mark.parametrize(
-    "change", ["optim.imported_rate=0.5", "train.init_characters=drop"], ids=lambda c: c[:10]
-)
-def test_a_field_of_imported_weights_needs_them(change, folder, tmp_path, capfd):
-    assert train(folder, tmp_path / "run", "new", f"--config.{change}") == 2
-    assert "has no effect here; needs train.init_from" in capfd.readouterr().err
-
-
 @pytest.mark.parametrize("embed", [0, 4])
 @pytest.mark.parametrize("cell", CELLS)
 def test_the_axes_of_tokens_are_those_that_grow_with_the_vocabulary(cell, embed):
@@ -206,18 +198,6 @@ def test_a_frozen_part_does_not_count_in_the_norm_of_the_gradient():
     updates, _ = optimizer.update(grads, optimizer.init(params), params)
     np.testing.assert_array_equal(updates["embedding"], 0)
     assert float(optax.tree.norm(updates["output_bias"])) == pytest.approx(1, 1e-5)
-
-
-@pytest.mark.parametrize(
-    ("freeze", "said"),
-    [
-        ("layer_1", "no such part; there are embedding, layer_0, output"),
-        ("embedding,layer_0,output", "leaves nothing to train"),
-    ],
-)
-def test_freezing_too_much_or_what_is_not_there_is_refused(freeze, said, folder, tmp_path, capfd):
-    assert train(folder, tmp_path / "run", "new", f"--config.optim.freeze={freeze}") == 2
-    assert said in capfd.readouterr().err
 
 
 def test_the_table_of_the_docs_is_that_of_its_result_file():
