@@ -132,7 +132,7 @@ NEEDS = {
     "data.delimiter": "data.documents=delimiter",
     "data.boundary": "data.documents=lines",
     "data.shuffle_documents": "data.documents=lines",
-    "data.split_by": "data.documents=lines",
+    "data.split_by": "data.documents=lines data.split=(1.0,0.0,0.0)",  # all lines are equal
     "data.columns": "data.documents=rows",
     "data.header": "data.documents=rows",
     "data.csv_delimiter": "data.documents=rows",
@@ -190,7 +190,7 @@ def test_for_every_field_the_remedy_that_is_offered_works(
 ):
     workdir = tmp_path / "run"
     shutil.copytree(ten_steps, workdir)
-    needs = [f"--config.{NEEDS[name]}"] if name in NEEDS else []
+    needs = [f"--config.{need}" for need in NEEDS.get(name, "").split()]
     change = flags(folder, workdir, "easy", f"--config.{name}={value}", *needs)
     capfd.readouterr()
     assert main(change) == 2
