@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -39,6 +40,17 @@ class ConvertedModel(NamedTuple):
     def vocab_size(self) -> int:
         """The number of tokens."""
         return int(self.params["output_bias"].size)
+
+
+@contextlib.contextmanager
+def as_input_errors(what: str) -> Iterator[None]:
+    """Turns the errors, of any type, that a damaged file causes in a reader into InputErrors."""
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:
+        raise InputError(f"{what} ({type(error).__name__})") from None
 
 
 def split_layers(arrays: Arrays, pattern: re.Pattern[str]) -> tuple[dict[str, Arrays], Arrays]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import re
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from charjax.errors import InputError
 from charjax.export.foreign import ForeignLayer
 from charjax.export.from_arrays import (
     ConvertedModel,
+    as_input_errors,
     cell_of,
     model_of,
     split_layers,
@@ -42,7 +42,7 @@ def read_keras(file: Path) -> ConvertedModel:
     """
     h5py = import_extra("h5py", extra="export")
     content, are_layers_checked = read_file(file), False
-    with _as_input_errors():
+    with as_input_errors("damaged, or not a file of Keras 3"):
         if zipfile.is_zipfile(io.BytesIO(content)):
             content, are_layers_checked = _unpack(content)
         with h5py.File(io.BytesIO(content), "r") as opened:
@@ -123,17 +123,3 @@ def _layer(name: str, parts: Arrays) -> ForeignLayer:
             "charjax only has reset_after=True"
         )
     return layer
-
-
-@contextlib.contextmanager
-def _as_input_errors() -> Iterator[None]:
-    """Turns errors of reading into InputErrors; h5py has no error type for damage."""
-    try:
-        yield
-    except (InputError, MemoryError):
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:100]
-        raise InputError(
-            f"damaged, or not a file of Keras 3 ({type(error).__name__}: {reason})"
-        ) from None

@@ -13,7 +13,12 @@ import numpy as np
 
 from charjax.errors import InputError
 from charjax.export.foreign import ForeignLayer
-from charjax.export.from_arrays import ConvertedModel, model_of, split_layers
+from charjax.export.from_arrays import (
+    ConvertedModel,
+    as_input_errors,
+    model_of,
+    split_layers,
+)
 from charjax.export.weights import Arrays
 from charjax.runtime.safetensors import as_float32, read_safetensors
 
@@ -70,17 +75,10 @@ def _read_pickle(file: Path) -> Arrays:
             "only torch reads this format; run: pip install torch, or save the weights with "
             "safetensors.torch.save_model"
         ) from None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            found = torch.load(file, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:
-        raise InputError(
-            "not a state dict that torch reads without running code in the file "
-            f"({type(error).__name__}); save model.state_dict()"
-        ) from None
+    what = "not a state dict that torch reads without running code in the file"
+    with as_input_errors(f"{what}; save model.state_dict()"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = torch.load(file, map_location="cpu", weights_only=True)
     return {name: _to_numpy(name, t, torch) for name, t in _tensors(found).items()}
 
 
