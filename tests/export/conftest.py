@@ -1,11 +1,27 @@
 """Fixtures of the tests of exports."""
 
+from pathlib import Path
+
 import jax
 import pytest
 
-from tests.browser import browser
+from tests.browser import browser, watched_page
 
 __all__ = ["browser"]
+
+
+@pytest.fixture
+def open_page(browser):
+    """Opens a page from disk without a network; returns it, its requests and its messages."""
+    context = browser.new_context(offline=True)
+
+    def open_file(path: Path) -> tuple:
+        page, requests, messages = watched_page(context)
+        page.goto(path.as_uri())
+        return page, requests, messages
+
+    yield open_file
+    context.close()
 
 
 @pytest.fixture

@@ -40,17 +40,6 @@ def needs(*programs: str) -> None:
         pytest.skip(f"there is no {', '.join(missing)}")
 
 
-def open_page(browser, path: Path):
-    """A page from disk without a network; and its requests and messages as they come."""
-    context = browser.new_context(offline=True)
-    page, seen = context.new_page(), []
-    page.on("console", lambda message: seen.append(message.text))
-    page.on("pageerror", lambda error: seen.append(str(error)))
-    page.on("request", lambda request: seen.append(request.url))
-    page.goto(path.as_uri())
-    return page, seen
-
-
 def write(page, *, prompt: str, num_chars: int, temperature: float, seed: int) -> tuple[str, float]:
     """The text on the page, and the seconds that the page says it took."""
     page.get_by_label("Prompt").fill(prompt)
@@ -64,25 +53,25 @@ def write(page, *, prompt: str, num_chars: int, temperature: float, seed: int) -
     return page.locator("#text").text_content(), seconds
 
 
-def test_chromium_writes_the_text_from_disk_without_a_network(browser, large, tmp_path):
+def test_chromium_writes_the_text_from_disk_without_a_network(open_page, large, tmp_path):
     path = tmp_path / "page.html"
     export_model(large, path, format="html")
     assert path.stat().st_size <= 1_600_000
-    page, seen = open_page(browser, path)
+    page, requests, messages = open_page(path)
     rates = []
     for seed, temperature in ((0, 0.8), (1, 1.0), (2**32 - 1, 0.6)):
         options = {"prompt": "ROMEO:", "num_chars": 500, "temperature": temperature, "seed": seed}
         text, seconds = write(page, **options)
         assert text.encode() == sampled(dequantize_model(large), **options)
         rates.append(500 / seconds)
-    assert seen == [path.as_uri()], "a request or a message beyond the page itself"
+    assert (requests, messages) == ([path.as_uri()], [])
     print(f"{path.stat().st_size:,} bytes; characters/s: {[round(rate) for rate in rates]}")
     assert sorted(rates)[1] >= 300
 
 
-def test_the_page_stops_goes_on_and_refuses_an_unknown_character(browser, large, tmp_path):
+def test_the_page_stops_goes_on_and_refuses_an_unknown_character(open_page, large, tmp_path):
     export_model(large, tmp_path / "page.html", format="html")
-    page, seen = open_page(browser, tmp_path / "page.html")
+    page, requests, messages = open_page(tmp_path / "page.html")
     page.get_by_label("Prompt").fill("ROMEO:")
     page.get_by_label("Characters").fill("100000")
     page.get_by_role("button", name="Write").press("Enter")
@@ -104,12 +93,14 @@ def test_the_page_stops_goes_on_and_refuses_an_unknown_character(browser, large,
     page.get_by_role("button", name="Write").click()
     assert "U+00C9" in page.get_by_role("alert").text_content()
     assert page.get_by_label("Prompt").get_attribute("aria-invalid") == "true"
-    assert len(seen) == 1
+    assert (len(requests), messages) == (1, [])
 
 
-def test_the_page_writes_alternatives_and_goes_on_from_another_character(browser, large, tmp_path):
+def test_the_page_writes_alternatives_and_goes_on_from_another_character(
+    open_page, large, tmp_path
+):
     export_model(large, tmp_path / "page.html", format="html")
-    page, seen = open_page(browser, tmp_path / "page.html")
+    page, requests, messages = open_page(tmp_path / "page.html")
     options = {"prompt": "ROMEO:", "num_chars": 60, "temperature": 0.8, "seed": 4}
     filters = {"min_p": 0.05, "top_p": 0.9, "top_k": 9}
     for label, value in (("Min-p", 0.05), ("Top-p", 0.9), ("Top-k", 9), ("Alternatives", 3)):
@@ -131,12 +122,12 @@ def test_the_page_writes_alternatives_and_goes_on_from_another_character(browser
     assert len(name) > 1 or text[11] == name != columns[1][5]
     assert len(text) == 6 + 6 + 60
     page.get_by_role("button", name="Copy link").click()
-    again, _ = open_page(browser, tmp_path / "page.html")
+    again, *_ = open_page(tmp_path / "page.html")
     again.goto(page.url)
     again.reload()
     again.get_by_role("status").filter(has_text="60 characters").wait_for()
     assert again.locator("#text").text_content() == text
-    assert len(seen) == 1
+    assert (len(requests), messages) == (1, [])
 
 
 def test_a_cortex_m4_writes_the_text(tmp_path, caplog):

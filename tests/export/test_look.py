@@ -125,14 +125,9 @@ def test_a_unit_of_the_built_in_model_tells_the_line_position(tmp_path, capfd):
 
 
 @pytest.mark.slow
-def test_chromium_colours_the_text_by_surprise_and_by_unit(folder, browser):
+def test_chromium_colours_the_text_by_surprise_and_by_unit(folder, open_page):
     assert main(["look", "--workdir=run", "--file=text.txt", "--out=page.html"]) == 0
-    context = browser.new_context(offline=True)
-    page, seen = context.new_page(), []
-    page.on("console", lambda message: seen.append(message.text))
-    page.on("pageerror", lambda error: seen.append(str(error)))
-    page.on("request", lambda request: seen.append(request.url))
-    page.goto((folder / "page.html").as_uri())
+    page, requests, messages = open_page(folder / "page.html")
     assert page.locator("#text").text_content() == TEXT
     page.get_by_label("Surprise").check()
     assert page.locator("#text span.s5").count() > 0
@@ -149,11 +144,10 @@ def test_chromium_colours_the_text_by_surprise_and_by_unit(folder, browser):
     shown = page.locator("#character").text_content()
     assert re.match(r"3\d: .*unit 3: .* nats, rank \d+Likeliest here", shown), shown
     page.get_by_role("button", name=re.compile("falls|rises")).first.click()
-    assert seen == [(folder / "page.html").as_uri()], "a request or a message beyond the page"
+    assert (requests, messages) == ([(folder / "page.html").as_uri()], [])
     page.get_by_label("Surprise").check()
     page.goto("about:blank")
     page.go_back()
     page.locator("#text span.selected").wait_for()
     is_shown = page.locator("#surprise-legend").is_visible()
     assert page.get_by_label("Surprise").is_checked() == is_shown
-    context.close()
