@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +17,12 @@ from charjax.export import c, html, hub, keras, onnx_graph, program, torch
 from charjax.export.files import template, write_file, write_folder
 from charjax.export.weights import named_weights, vocabulary_json, weights_file
 from charjax.inference.load import TrainedModel
+from charjax.model.shapes import param_shapes
 from charjax.runtime.paths import without_folders
 
-# What every format can hold: cells, parameters by name, and fields of `ModelConfig` that either
-# give the sizes or have no effect on a trained model.
+# What every format can hold: these cells, and the fields of `ModelConfig` that either give the
+# sizes or have no effect on a trained model.
 _CELLS = ("gru", "lstm", "rnn")
-_PARAMETERS = r"embedding|layer_\d+\.(kernel|bias|recurrent\.(kernel|bias))|output_(kernel|bias)"
 _SIZES = ("cell", "hidden", "layers", "embed", "dtype")
 _DROPOUTS = tuple(field for field in to_dict(ModelConfig()) if field.startswith("dropout"))
 _TRAINING = (*_DROPOUTS, "init", "recurrence", "remat")
@@ -80,7 +79,8 @@ def unusual_parts(trained: TrainedModel) -> list[str]:
     fields = [f for f in given if f not in (*_SIZES, *_TRAINING) and given[f] != default[f]]
     if given["cell"] not in _CELLS:
         fields.insert(0, "cell")
-    parameters = [n for n in named_weights(trained.params) if not re.fullmatch(_PARAMETERS, n)]
+    known = param_shapes(trained.config.model, len(trained.vocab))
+    parameters = [n for n in named_weights(trained.params) if n.replace(".", "/") not in known]
     return [f"model.{field}={given[field]}" for field in fields] + parameters
 
 
