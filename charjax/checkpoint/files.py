@@ -41,7 +41,9 @@ def read_record(path: Path) -> Record:
       DamagedError: the record differs from its digest or cannot be read.
     """
     with _as_damaged_errors(path, "record"):
-        return from_json(_read_json(path / RECORD))
+        data = read_regular(path / RECORD, _MAX_RECORD_BYTES + 1)
+        check_size(data)
+        return from_json(json.loads(data.decode("ascii")))
 
 
 def read_arrays(path: Path, leaves: Mapping[str, Leaf]) -> dict[str, np.ndarray]:
@@ -96,13 +98,6 @@ def _check_shape(name: str, handle: ts.TensorStore, leaf: Leaf) -> None:
     chunks = handle.chunk_layout.read_chunk.shape or ()  # None for a scalar
     if any(chunk is None or chunk > size for chunk, size in zip(chunks, leaf.shape, strict=True)):
         raise DamagedError(f"{name} is {stored} in chunks of {[*chunks]}")
-
-
-def _read_json(file: Path) -> Any:
-    """Parses a JSON file, after checking that it is not larger than any record."""
-    data = read_regular(file, _MAX_RECORD_BYTES + 1)
-    check_size(data)
-    return json.loads(data.decode("ascii"))
 
 
 def check_size(data: bytes) -> None:

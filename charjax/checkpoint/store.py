@@ -14,7 +14,7 @@ import logging
 import os
 from collections.abc import Awaitable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,8 +25,6 @@ from charjax.checkpoint.files import RECORD, UNFINISHED, check_size
 from charjax.checkpoint.record import DamagedError, Record, to_json
 from charjax.errors import HostError
 from charjax.runtime.files import as_os_errors, write_atomically
-
-_T = TypeVar("_T")
 
 
 class Store:
@@ -146,14 +144,11 @@ def _sync(path: Path) -> None:
     os.close(descriptor)
 
 
-async def _gather_all(calls: Iterable[Awaitable[_T]]) -> list[_T]:
-    """Awaits all calls; then returns their results, or raises the first error."""
-    results: list[_T] = []
+async def _gather_all(calls: Iterable[Awaitable[Any]]) -> None:
+    """Awaits all calls, then raises the first error."""
     for result in await asyncio.gather(*calls, return_exceptions=True):
         if isinstance(result, BaseException):
             raise result
-        results.append(result)
-    return results
 
 
 def to_host(leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:
