@@ -51,7 +51,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 
 def _lock_file_and_folder(folder: Path, locks: contextlib.ExitStack) -> None:
-    """Locks the file, and the folder too: a second process could make and lock another file.
+    """Locks the file, and the folder: without its file, others would make and lock a new one.
 
     Windows cannot lock folders, but lets nobody remove an open file.
     """

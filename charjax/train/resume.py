@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from charjax.checkpoint.meta import CheckpointMeta, CorpusMeta, Platform, RunMeta, SourceMeta
-from charjax.config import Config, ModelConfig, differences, to_dict
+from charjax.config import Config, DataConfig, ModelConfig, differences, to_dict
 from charjax.data.dataset import Dataset
 from charjax.data.shuffle import resolve_order
 from charjax.data.store_tokens import StoreTokens, TokenIds
@@ -179,7 +179,7 @@ def _vocabulary_change(old: Vocab, new: Vocab) -> str:
     )
 
 
-def val_text_digest(ids: TokenIds, max_chars: int) -> str:
+def val_text_digest(ids: TokenIds, config: DataConfig) -> str:
     """SHA-256 of the validation tokens, and of how many of them an evaluation reads."""
     if isinstance(ids, StoreTokens):
         digest = hashlib.sha256(ids.identity.encode())
@@ -187,7 +187,7 @@ def val_text_digest(ids: TokenIds, max_chars: int) -> str:
         digest = hashlib.sha256()
         for begin in range(0, len(ids), _CHUNK):
             digest.update(ids[begin : begin + _CHUNK].astype(np.int32).data)
-    digest.update(f" {min(max_chars, ids.size)}".encode())
+    digest.update(f" {min(max_eval_chars(config), ids.size)}".encode())
     return digest.hexdigest()
 
 
@@ -203,10 +203,10 @@ def update_val_text(saved: CheckpointMeta, now: RunMeta, ids: TokenIds) -> bool:
       Whether the validation text is the same as before.
     """
     validation, before = saved.progress.validation, saved.run
-    max_chars = max_eval_chars(now.config.data)
-    digest = val_text_digest(ids, max_chars)
+    digest = val_text_digest(ids, now.config.data)
     # Older versions did not save the digest, and evaluated the whole split.
-    was_same = before.config.data.split == now.config.data.split and ids.size <= max_chars
+    is_whole = ids.size <= max_eval_chars(now.config.data)
+    was_same = before.config.data.split == now.config.data.split and is_whole
     is_same = validation.val_text == digest if validation.val_text else was_same
     if is_same and before.corpus.sha256 == now.corpus.sha256:
         validation.val_text = digest

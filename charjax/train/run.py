@@ -17,7 +17,6 @@ from charjax.checkpoint.progress import Progress, Validation
 from charjax.checkpoint.record import Record
 from charjax.config import Config, to_dict
 from charjax.data.dataset import Dataset, load_dataset
-from charjax.inference.evaluate import max_eval_chars
 from charjax.model.network import parameter_count
 from charjax.runtime import distributed
 from charjax.runtime.display import Display
@@ -80,9 +79,9 @@ class RunState:
       metrics: metrics of the steps since the last record.
       progress: time, best validation loss, and what is left to do; saved in checkpoints.
       clock: measures the training time.
+      saved_step: the step of the newest checkpoint; 0 before the first.
       record: the newest record of metrics.jsonl.
-      saved_step: the step of the newest checkpoint.
-      saved_at: when it was saved, by `time.monotonic`.
+      saved_at: when the newest checkpoint was saved, by `time.monotonic`.
     """
 
     step: int
@@ -90,8 +89,8 @@ class RunState:
     metrics: StepMetricsBuffer
     progress: Progress
     clock: Clock
+    saved_step: int
     record: dict[str, Any] = field(default_factory=dict)
-    saved_step: int | None = None
     saved_at: float = field(default_factory=time.monotonic)
 
 
@@ -150,7 +149,7 @@ def set_up(
     else:
         train_state = start_from(new_state(), config, initial, dataset)
         progress = _start(meta, workdir, dataset)
-    state = _run_state(meta, backend, train_state, progress, is_saved=record is not None)
+    state = _run_state(meta, backend, train_state, progress)
     intervals = _plan(meta, steps_per_epoch, state.step, backend)
     log = _open_log(workdir, meta, state)
     return Run(meta, workdir, dataset, intervals, backend, checkpoints, log, display), state
@@ -178,7 +177,7 @@ def _start(meta: RunMeta, workdir: Workdir, dataset: Dataset) -> Progress:
     """The progress of a new run; empties its logs."""
     if distributed.is_primary():
         workdir.start()
-    digest = resume.val_text_digest(dataset.splits.val.ids, max_eval_chars(meta.config.data))
+    digest = resume.val_text_digest(dataset.splits.val.ids, meta.config.data)
     return Progress(validation=Validation(None, 0, val_text=digest))
 
 
@@ -198,12 +197,7 @@ def _restore(
 
 
 def _run_state(
-    meta: RunMeta,
-    backend: Backend,
-    train_state: TrainState,
-    progress: Progress,
-    *,
-    is_saved: bool,
+    meta: RunMeta, backend: Backend, train_state: TrainState, progress: Progress
 ) -> RunState:
     """The state of a run before its next step; copies `train_state` to the devices."""
     step, skipped = int(train_state.step), int(train_state.skipped)
@@ -213,7 +207,7 @@ def _run_state(
         metrics=StepMetricsBuffer(progress.losses, skipped, meta.config.train.max_skipped),
         progress=progress,
         clock=Clock(progress.elapsed_s),
-        saved_step=step if is_saved else None,
+        saved_step=step,
     )
 
 
