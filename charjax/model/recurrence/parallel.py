@@ -89,12 +89,6 @@ def _scan(
     """All h of h' = a * h + b, from the state `first` on; in reverse, from the last position."""
     if jax.default_backend() == "cpu":
         return _scan_in_turn(a, b, first, reverse)
-    return _scan_associative(a, b, first, reverse)
-
-
-def _scan_associative(
-    a: Outputs, b: Outputs, first: Float[Array, "hidden batch"], reverse: bool
-) -> Outputs:
     edge = -1 if reverse else 0
     b = b.at[:, edge].add(a[:, edge] * first)
     composed: Coefficients = jax.lax.associative_scan(_compose, (a, b), reverse=reverse, axis=1)

@@ -14,10 +14,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from charjax.model.recurrence.pallas_hopper import decode_kernel, kernels
+from charjax.model.recurrence.pallas_hopper import decode_kernel, kernels, rows
 from charjax.model.recurrence.pallas_hopper import launch as on_gpu
 from charjax.model.recurrence.pallas_hopper.cta import Cta, Position
-from charjax.model.recurrence.pallas_hopper.rows import RowOps
 from charjax.model.recurrence.pallas_hopper.tiling import BATCH_TILE
 
 MAX_SPINS = 1_000_000  # of a wait: a deadlock fails a test, not hangs it
@@ -76,17 +75,16 @@ def check_turn(is_next):
     assert is_next, "a CTA's turn at a barrier is not the one after its last"
 
 
-class InterpretedRowOps(RowOps):
-    """The operations without layouts."""
+def look_up(table, rows, first, columns):
+    return table[...][rows, first : first + columns]
 
-    def look_up(self, table, rows, first, columns):
-        return table[...][rows, first : first + columns]
 
-    def _over_columns(self, column, columns):
-        return jnp.broadcast_to(column[:, None], (BATCH_TILE, columns))
+def over_columns(column, columns):
+    return jnp.broadcast_to(column[:, None], (BATCH_TILE, columns))
 
-    def _column_indices(self, columns):
-        return lax.broadcasted_iota(jnp.int32, (BATCH_TILE, columns), 1)
+
+def column_indices(columns):
+    return lax.broadcasted_iota(jnp.int32, (BATCH_TILE, columns), 1)
 
 
 def grid(tiling):
@@ -124,4 +122,6 @@ def interpret_kernels(monkeypatch):
     monkeypatch.setattr(on_gpu, "_ctas", ctas_of_tiles)
     monkeypatch.setattr(kernels, "launch", launch)
     monkeypatch.setattr(decode_kernel, "launch", launch)
-    monkeypatch.setattr(decode_kernel, "RowOps", InterpretedRowOps)
+    monkeypatch.setattr(rows, "look_up", look_up)
+    monkeypatch.setattr(rows, "_over_columns", over_columns)
+    monkeypatch.setattr(rows, "_column_indices", column_indices)

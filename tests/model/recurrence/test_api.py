@@ -28,27 +28,27 @@ def refusals(monkeypatch):
     return answers
 
 
-def test_fast_is_the_first_that_supports_the_layer(refusals):
-    model = ModelConfig(recurrence="fast")
-    assert resolve(model, BATCH) == Resolution("c", "the fastest here")
-    refusals["c"] = "no C compiler"
-    assert resolve(model, BATCH) == Resolution("xla", "c refuses: no C compiler")
-
-
-@pytest.mark.parametrize(("platform", "name"), [("gpu", "persistent"), ("tpu", "xla")])
-def test_fast_asks_only_what_the_platform_can_run(platform, name, refusals, monkeypatch):
+@pytest.mark.parametrize(
+    ("requested", "saved", "platform", "refusing", "chosen"),
+    [
+        ("fast", "", "cpu", {}, ("c", "the fastest here")),
+        ("fast", "", "cpu", {"c": "no cc"}, ("xla", "c refuses: no cc")),
+        ("fast", "", "gpu", {}, ("persistent", "the fastest here")),
+        ("fast", "", "gpu", {"persistent": "old"}, ("xla", "persistent refuses: old")),
+        ("fast", "", "tpu", {}, ("xla", "the fastest here")),
+        ("fast", "xla", "cpu", {}, ("xla", "as the saved run")),
+        ("fast", "xla", "cpu", {"xla": "old"}, ("c", "xla refuses: old")),
+        ("fast", "new", "cpu", {}, ("c", "new refuses: this version has no such implementation")),
+        *((name, "xla", "cpu", {}, (name, "as the config says")) for name in api._MODULES),
+    ],
+)
+def test_the_choice_and_its_reason(
+    requested, saved, platform, refusing, chosen, refusals, monkeypatch
+):
+    """What another run used is no reason to run something else than the config names."""
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
-    assert resolve(ModelConfig(), BATCH) == Resolution(name, "the fastest here")
-    refusals["persistent"] = "no Hopper GPU"
-    assert resolve(ModelConfig(), BATCH).implementation == "xla"
-
-
-@pytest.mark.parametrize("name", api._MODULES)
-def test_a_named_implementation_is_the_one_that_runs(refusals, name):
-    model = ModelConfig(recurrence=name)
-    assert resolve(model, BATCH) == Resolution(name, "as the config says")
-    # What another run used is no reason to run something else than the config names.
-    assert resolve(model, BATCH, saved="xla").implementation == name
+    refusals |= refusing
+    assert resolve(ModelConfig(recurrence=requested), BATCH, saved=saved) == chosen
 
 
 def test_a_named_implementation_that_refuses_is_an_error_with_a_remedy(refusals):
@@ -67,20 +67,6 @@ def test_unless_strict_a_named_implementation_that_refuses_is_passed_over(refusa
     assert chosen == Resolution("xla", reason)
 
 
-def test_fast_passes_over_a_saved_implementation_that_this_version_lacks(refusals):
-    resolution = resolve(ModelConfig(recurrence="fast"), BATCH, saved="later")
-    assert resolution == Resolution("c", "later refuses: this version has no such implementation")
-
-
-def test_fast_keeps_the_saved_implementation_where_it_runs(refusals):
-    model = ModelConfig(recurrence="fast")
-    assert resolve(model, BATCH, saved="xla") == Resolution("xla", "as the saved run")
-    refusals["persistent"] = "no Hopper GPU"
-    assert resolve(model, BATCH, saved="persistent") == Resolution(
-        "c", "persistent refuses: no Hopper GPU"
-    )
-
-
 def test_inference_runs_what_the_model_was_trained_with_or_else_what_fast_is(refusals):
     model = ModelConfig(recurrence="persistent")
     assert for_inference(model, BATCH) == model
@@ -96,23 +82,19 @@ def test_an_implementation_is_asked_about_the_layer(monkeypatch):
     assert asked == [Layer("lstm", 9, "bfloat16", BATCH)]
 
 
-@pytest.mark.parametrize("cell", ["mingru", "minlstm"])
-def test_cells_without_a_recurrent_kernel_run_in_parallel_and_others_refuse_them(cell):
+@pytest.mark.parametrize(
+    ("cell", "runs", "reasons"),
+    [
+        ("mingru", "parallel", {"c": "no cell mingru", "xla": "has no recurrent kernel"}),
+        ("minlstm", "parallel", {"c": "no cell minlstm", "xla": "has no recurrent kernel"}),
+        ("mogrifier", "scan", {"xla": "gates its input", "parallel": "has a recurrent kernel"}),
+    ],
+)
+def test_cells_that_few_implementations_run(cell, runs, reasons):
     model = ModelConfig(cell=cell, hidden=4)
-    assert resolve(model, BATCH).implementation == "parallel"
-    for name in ("c", "xla"):
-        with pytest.raises(InputError, match=rf"recurrence={name}: .*cell[ =]{cell}"):
-            resolve(replace(model, recurrence=name), BATCH)
-    with pytest.raises(InputError, match=r"recurrence=parallel: .*cell=gru has a recurrent kernel"):
-        resolve(ModelConfig(recurrence="parallel"), BATCH)
-
-
-def test_scan_alone_runs_a_mogrifier_and_others_refuse_it():
-    model = ModelConfig(cell="mogrifier", hidden=4)
-    assert resolve(model, BATCH) == ("scan", "the fastest here")
-    reasons = {"c": "no cell mogrifier", "xla": "gates its input", "parallel": "a recurrent kernel"}
+    assert resolve(model, BATCH) == (runs, "the fastest here")
     for name, reason in reasons.items():
-        with pytest.raises(InputError, match=rf"recurrence={name}: .*mogrifier") as error:
+        with pytest.raises(InputError, match=rf"recurrence={name}: .*cell[ =]{cell}\b") as error:
             resolve(replace(model, recurrence=name), BATCH)
         assert reason in str(error.value)
 

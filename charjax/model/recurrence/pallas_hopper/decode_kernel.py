@@ -18,9 +18,9 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, BFloat16, Float
 
 from charjax.model.cells import Cell, Gates
+from charjax.model.recurrence.pallas_hopper import rows
 from charjax.model.recurrence.pallas_hopper.cta import Cta
 from charjax.model.recurrence.pallas_hopper.launch import launch
-from charjax.model.recurrence.pallas_hopper.rows import COLUMN, RowOps
 from charjax.model.recurrence.pallas_hopper.tiling import BATCH_TILE, Tiling
 
 # Matrices [rows, hidden], divided among the CTAs; there are `BATCH_TILE` rows.
@@ -108,13 +108,13 @@ def run(
         best=jax.ShapeDtypeStruct((with_logits, BATCH_TILE), float32),
         best_tokens=jax.ShapeDtypeStruct((with_logits, BATCH_TILE), jnp.int32),
     )
-    body = partial(_kernel, cell, sizes, RowOps())
+    body = partial(_kernel, cell, sizes)
     table = plgpu.SMEM(inputs.tables.shape[1:], float32)
     tokens, hgates, carry, *_ = launch(body, tiling, weights, inputs, outputs, (table,))
     return tokens, hgates, carry
 
 
-def _kernel(cell: Cell, sizes: Sizes, ops: RowOps, tiles: list[Cta], *refs: Any) -> None:
+def _kernel(cell: Cell, sizes: Sizes, tiles: list[Cta], *refs: Any) -> None:
     """All steps.
 
     Two slots of states are enough, and one of best tokens. A CTA overwrites the states of step
@@ -145,11 +145,11 @@ def _kernel(cell: Cell, sizes: Sizes, ops: RowOps, tiles: list[Cta], *refs: Any)
         cta.wait(cta.grid, t + 1)
         cta.fence_async_proxy()
         *before_last, last_gate, logits = cta.by_output(cta.multiply(slot, sizes.rows))
-        _publish_best(cta, ops, outputs, t, logits + addend)
+        _publish_best(cta, outputs, t, logits + addend)
         hgates = (*before_last, last_gate + last_gate_bias)
-        token = _choose(cta, ops, outputs, t, sizes.vocab)
+        token = _choose(cta, outputs, t, sizes.vocab)
         starts = range(0, cell.gates * units, units)
-        igates = tuple(ops.look_up(table, token, start, units) for start in starts)
+        igates = tuple(rows.look_up(table, token, start, units) for start in starts)
         return igates, hgates, carry
 
     def load(blocks: Any) -> Gates:
@@ -162,9 +162,9 @@ def _kernel(cell: Cell, sizes: Sizes, ops: RowOps, tiles: list[Cta], *refs: Any)
             cta.store(blocks.at[index, i], value)
 
 
-def _publish_best(cta: Cta, ops: RowOps, outputs: _Outputs, t: Array, scores: Array) -> None:
+def _publish_best(cta: Cta, outputs: _Outputs, t: Array, scores: Array) -> None:
     """Stores the largest score of each row and its token, in the CTAs that have logits."""
-    largest, first = ops.largest(scores)
+    largest, first = rows.row_max(scores)
 
     @pl.when(cta.index < outputs.best.shape[0])
     def _() -> None:
@@ -173,17 +173,20 @@ def _publish_best(cta: Cta, ops: RowOps, outputs: _Outputs, t: Array, scores: Ar
         cta.arrive(cta.first_ctas(outputs.best.shape[0]), t + 1)
 
 
-def _choose(cta: Cta, ops: RowOps, outputs: _Outputs, t: Array, vocab_size: int) -> Array:
+def _choose(cta: Cta, outputs: _Outputs, t: Array, vocab_size: int) -> Array:
     """The token of each row that has the largest score of all CTAs; int32 [rows]."""
     with_logits = outputs.best.shape[0]
     cta.wait(cta.first_ctas(with_logits), t + 1)
     published = range(with_logits)
     best = [
-        (cta.load(outputs.best.at[i], COLUMN), cta.load(outputs.best_tokens.at[i], COLUMN))
+        (
+            cta.load(outputs.best.at[i], rows.COLUMN),
+            cta.load(outputs.best_tokens.at[i], rows.COLUMN),
+        )
         for i in published
     ]
     # The rows that are not copied have any numbers, of which the table has no row.
-    token = jnp.clip(ops.largest_of(best), 0, vocab_size - 1)
+    token = jnp.clip(rows.paired_with_max(best), 0, vocab_size - 1)
 
     @pl.when(cta.index == 0)
     def _() -> None:

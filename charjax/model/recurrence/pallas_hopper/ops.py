@@ -146,16 +146,16 @@ _recurrence.defvjp(_forward, _backward)
 def _pad_batch(operands: Operands, rows: int) -> Operands:
     """The operands with rows of zeros at the end of the batch, which are never reset."""
 
-    def padded(array: Array, axis: int) -> Array:
-        return jnp.pad(array, [(0, rows if i == axis else 0) for i in range(array.ndim)])
+    def pad_last(array: Array) -> Array:
+        return jnp.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, rows)])
 
     inputs, weights, carry, resets = operands
     if inputs.tokens is None:
-        inputs = Inputs(padded(inputs.igates, 2))
+        inputs = Inputs(pad_last(inputs.igates))
     else:
-        inputs = inputs._replace(tokens=padded(inputs.tokens, 1))
-    carry = tuple(padded(state, 0) for state in carry)
-    return Operands(inputs, weights, carry, None if resets is None else padded(resets, 1))
+        inputs = inputs._replace(tokens=pad_last(inputs.tokens))
+    carry = tuple(jnp.pad(state, ((0, rows), (0, 0))) for state in carry)
+    return Operands(inputs, weights, carry, None if resets is None else pad_last(resets))
 
 
 def _igates_to_ctas(inputs: Inputs, tiling: Tiling) -> Float[Array, "time ctas gates batch units"]:

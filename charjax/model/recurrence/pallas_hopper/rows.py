@@ -24,54 +24,55 @@ _MATRIX = plgpu.Layout.WGMMA
 COLUMN = _MATRIX.reduce(1)  # of one number a row, in all threads that have numbers of the row
 
 
-class RowOps:
-    """Operations on the rows of a batch tile, in the layout of accumulators."""
+def row_max(matrix: Array) -> tuple[Array, Array]:
+    """The largest number of each row of [BATCH_TILE, n], and the first column that has it.
 
-    def largest(self, matrix: Array) -> tuple[Array, Array]:
-        """The largest number of each row of [BATCH_TILE, n], and the first column that has it.
+    In a row with NaN both are meaningless.
+    """
+    columns = matrix.shape[1]
+    largest = jnp.max(matrix, axis=1)
+    is_largest = matrix == _over_columns(largest, columns)
+    before = jnp.where(is_largest, -_column_indices(columns), -columns)
+    return largest, -jnp.max(before, axis=1)
 
-        In a row with NaN both are meaningless.
-        """
-        columns = matrix.shape[1]
-        largest = jnp.max(matrix, axis=1)
-        is_largest = matrix == self._over_columns(largest, columns)
-        before = jnp.where(is_largest, -self._column_indices(columns), -columns)
-        return largest, -jnp.max(before, axis=1)
 
-    def largest_of(self, pairs: Sequence[tuple[Array, Array]]) -> Array:
-        """What is paired with the largest number of each row; with the first of equal ones."""
-        (largest, chosen), *others = pairs
-        for value, candidate in others:
-            is_larger = value > largest
-            largest = jnp.where(is_larger, value, largest)
-            chosen = jnp.where(is_larger, candidate, chosen)
-        return chosen
+def paired_with_max(pairs: Sequence[tuple[Array, Array]]) -> Array:
+    """What is paired with the largest number of each row; with the first of equal ones."""
+    (largest, chosen), *others = pairs
+    for value, candidate in others:
+        is_larger = value > largest
+        largest = jnp.where(is_larger, value, largest)
+        chosen = jnp.where(is_larger, candidate, chosen)
+    return chosen
 
-    def look_up(self, table: Any, rows: Array, first: int, columns: int) -> Array:
-        """Columns of rows of a table in shared memory, float32 [BATCH_TILE, columns].
 
-        Args:
-          table: float32 [n, m].
-          rows: int32 [BATCH_TILE], each in [0, n).
-          first: column.
-          columns: how many.
-        """
-        shape = BATCH_TILE, columns
-        gathered = plgpu.ShapeDtypeStruct(shape, jnp.float32, layout=_MATRIX)
-        gather = plgpu.inline_mgpu(arg_types=(plgpu.RefType(), _MATRIX), return_type=gathered)
-        value: Array = gather(_gather_from(first))(table, self._over_columns(rows, columns))
-        return value
+def look_up(table: Any, rows: Array, first: int, columns: int) -> Array:
+    """Columns of rows of a table in shared memory, float32 [BATCH_TILE, columns].
 
-    def _over_columns(self, column: Array, columns: int) -> Array:
-        """[BATCH_TILE] repeated to [BATCH_TILE, columns]."""
-        value = lax.broadcast_in_dim(column, (BATCH_TILE, columns), (0,))
-        matrix: Array = plgpu.layout_cast(value, _MATRIX)
-        return matrix
+    Args:
+      table: float32 [n, m].
+      rows: int32 [BATCH_TILE], each in [0, n).
+      first: column.
+      columns: how many.
+    """
+    shape = BATCH_TILE, columns
+    gathered = plgpu.ShapeDtypeStruct(shape, jnp.float32, layout=_MATRIX)
+    gather = plgpu.inline_mgpu(arg_types=(plgpu.RefType(), _MATRIX), return_type=gathered)
+    value: Array = gather(_gather_from(first))(table, _over_columns(rows, columns))
+    return value
 
-    def _column_indices(self, columns: int) -> Array:
-        shape = BATCH_TILE, columns
-        indices: Array = plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=_MATRIX)
-        return indices
+
+def _over_columns(column: Array, columns: int) -> Array:
+    """[BATCH_TILE] repeated to [BATCH_TILE, columns]."""
+    value = lax.broadcast_in_dim(column, (BATCH_TILE, columns), (0,))
+    matrix: Array = plgpu.layout_cast(value, _MATRIX)
+    return matrix
+
+
+def _column_indices(columns: int) -> Array:
+    shape = BATCH_TILE, columns
+    indices: Array = plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=_MATRIX)
+    return indices
 
 
 def _gather_from(first: int) -> Any:
