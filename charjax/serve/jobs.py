@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from charjax.inference.sampling_rows import Sampled
 from charjax.serve.errors import ProtocolError
-from charjax.serve.text import NO_TOKENS, Delta, DeltaWriter, Prompt, TokenChunk, Writing
+from charjax.serve.text import Delta, DeltaWriter, Prompt, Writing
 
 Piece: TypeAlias = tuple[int, Delta]  # the index of a choice, and its next part
 
@@ -91,14 +92,14 @@ class Choice:
         self._writer = DeltaWriter(self.writing, self.prompt)
         reads_prompt = self.writing.scores_prompt and self.prompt.ids.size > 1
         if self.writing.num_chars == 0 and not reads_prompt:  # the model has nothing to do
-            self.read(NO_TOKENS, 0)
+            self.read(Sampled(self.prompt.ids[:0]), 0)
 
     @property
     def is_given_up(self) -> bool:
         """Whether nobody waits for the text."""
         return self.done or self.pieces.is_closed
 
-    def read(self, tokens: TokenChunk, position: int) -> None:
+    def read(self, tokens: Sampled, position: int) -> None:
         """Takes the tokens from a position of the sample on; see `DeltaWriter.read`."""
         if self.is_given_up:
             return

@@ -8,13 +8,14 @@ import numpy as np
 from jaxtyping import Int
 
 from charjax.inference.sampler import Sampler
+from charjax.inference.sampling_rows import Sampled
 from charjax.inference.slots import SlotBatch
 from charjax.serve.jobs import Choice, Job
-from charjax.serve.text import NO_TOKENS, TokenChunk
 
 _SIZES = (8, 64)  # rows of the batches: a few texts need not wait for a step of many rows
 # Steps of a dispatch: before the first character of a text, later, and in long prompts.
 _SHORT, _LONG, _READING = 8, 64, 256
+_NO_TOKENS = np.empty(0, np.int32)
 _YOUNG = 128  # tokens of a text that may still move to the large batch
 
 
@@ -32,7 +33,7 @@ class _Row:
     unread: int
     sampled: Int[np.ndarray, " sampled"] | None
 
-    def read(self, tokens: TokenChunk, position: int) -> None:
+    def read(self, tokens: Sampled, position: int) -> None:
         """Takes the tokens of a dispatch, from a position of the sample on."""
         self.unread -= tokens.ids.size
         if self.sampled is not None:
@@ -59,7 +60,7 @@ class _Batch:
         """Whether a row is free."""
         return None in self._rows
 
-    def start(self, text: Choice, sampled: Int[np.ndarray, " sampled"] = NO_TOKENS.ids) -> None:
+    def start(self, text: Choice, sampled: Int[np.ndarray, " sampled"] = _NO_TOKENS) -> None:
         """Puts a text, which may have its first tokens, into a free row."""
         slot, ids = self._rows.index(None), text.prompt.ids
         sampling = text.writing.sampling
@@ -83,8 +84,7 @@ class _Batch:
         sampled, positions = self._slots.advance(steps)
         for slot, row in enumerate(self._rows):
             if row:
-                tokens = TokenChunk.of_row(sampled, slot, row.text.writing.num_top)
-                row.read(tokens, int(positions[slot, 0]))
+                row.read(sampled.on_host(slot), int(positions[slot, 0]))
 
 
 class SlotRunner:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from charjax.data.vocab import Vocab
 from charjax.inference.controls import Controls
@@ -58,39 +57,6 @@ class Writing(NamedTuple):
         return self.echo and self.num_top is not None
 
 
-class TokenChunk(NamedTuple):
-    """Consecutive tokens of one text.
-
-    Attributes:
-      ids: the tokens.
-      logprobs: their log-probabilities in nats, before any sampling control; None: not asked for.
-      top_ids: the likeliest tokens at their positions, the likeliest first; None as above.
-      top_logprobs: of those.
-    """
-
-    ids: Int[np.ndarray, " time"]
-    logprobs: Float[np.ndarray, " time"] | None = None
-    top_ids: Int[np.ndarray, "time top"] | None = None
-    top_logprobs: Float[np.ndarray, "time top"] | None = None
-
-    @classmethod
-    def of_row(cls, sampled: Sampled, row: int, num_top: int | None) -> TokenChunk:
-        """The tokens of one row, with the `num_top` likeliest; None: no log-probabilities."""
-        if num_top is None:
-            return cls(np.asarray(sampled.ids[row]))
-        leaves: Iterator[Any] = (np.asarray(leaf[row]) for leaf in sampled if leaf is not None)
-        ids, logprobs, *top = leaves
-        return cls(ids, logprobs, *(leaf[:, :num_top] for leaf in top))
-
-    def part(self, start: int, stop: int | None = None) -> TokenChunk:
-        """The tokens from position `start` up to `stop`."""
-        leaves: Iterator[Any] = (None if leaf is None else leaf[start:stop] for leaf in self)
-        return TokenChunk(*leaves)
-
-
-NO_TOKENS = TokenChunk(np.empty(0, np.int32))
-
-
 class TokenLogprob(NamedTuple):
     """One token in the protocol's `logprobs`.
 
@@ -130,31 +96,31 @@ class DeltaWriter:
         """Has read the first token of the prompt."""
         self._writing, self._prompt = writing, prompt
         self._position = 1 - prompt.ids.size  # of the next token; negative in the prompt
-        self._logprobs = LogprobList(writing.vocab)
-        self._logprobs.extend(TokenChunk(prompt.ids[:1]))
+        self._logprobs = LogprobList(writing)
+        self._logprobs.extend(Sampled(prompt.ids[:1]))
         self._end: TextEnd | None = None  # once the prompt has been read
         self._released = self._taken = 0
 
-    def read(self, tokens: TokenChunk, position: int) -> Delta:
+    def read(self, tokens: Sampled, position: int) -> Delta:
         """The next piece; with a `finish_reason`, later tokens are not part of the text.
 
         Args:
-          tokens: the next ones. Those that were read before are left out, and tokens of the prompt
-            may be missing if their log-probabilities are not asked for.
+          tokens: the next ones, of one row. Those that were read before are left out. Those of the
+            prompt may be missing if their log-probabilities are not asked for.
           position: of the first one in the sample; negative in the prompt.
         """
         start = max(position, self._position)
-        tokens = tokens.part(start - position)
+        tokens = tokens.on_host(np.s_[start - position :])
         self._position = start + tokens.ids.size
         num_forced = max(0, -start)
         if self._writing.scores_prompt:
-            self._logprobs.extend(tokens.part(0, num_forced))
+            self._logprobs.extend(tokens.on_host(np.s_[:num_forced]))
         if self._position < 0:
             return Delta("")
         echo, end = Delta(""), self._end
         if end is None:
             echo, end = self._finish_prompt()
-        sampled = tokens.part(num_forced)
+        sampled = tokens.on_host(np.s_[num_forced:])
         text = end.read(sampled.ids)
         if sampled.logprobs is not None:
             self._logprobs.extend(sampled)
@@ -167,7 +133,7 @@ class DeltaWriter:
         writing, (ids, hidden) = self._writing, self._prompt
         shown = writing.vocab.decode(ids[hidden:]) if writing.echo else ""
         entries = self._logprobs.entries[hidden:] if writing.scores_prompt else []
-        self._released, self._logprobs = len(shown), LogprobList(writing.vocab, len(shown))
+        self._released, self._logprobs = len(shown), LogprobList(writing, len(shown))
         self._end = TextEnd(writing.vocab, writing.num_chars, writing.controls)
         return Delta(shown, tuple(entries)), self._end
 
@@ -190,11 +156,12 @@ class LogprobList:
       entries: those that were not yet taken.
     """
 
-    def __init__(self, vocab: Vocab, offset: int = 0) -> None:
-        self._vocab, self._decoder, self._offset = vocab, vocab.decoder(), offset
+    def __init__(self, writing: Writing, offset: int = 0) -> None:
+        self._vocab, self._num_top = writing.vocab, writing.num_top
+        self._decoder, self._offset = writing.vocab.decoder(), offset
         self.entries: list[TokenLogprob] = []
 
-    def extend(self, tokens: TokenChunk) -> None:
+    def extend(self, tokens: Sampled) -> None:
         """Adds the entries of tokens; one without log-probabilities is the first of a text."""
         ids, logprobs, top_ids, top_logprobs = tokens
         for i, token in enumerate(ids.tolist()):
@@ -205,7 +172,8 @@ class LogprobList:
             if logprobs is None or top_ids is None or top_logprobs is None:
                 self.entries.append(TokenLogprob(string, None, None, offset))
                 continue
-            pairs = zip(top_ids[i].tolist(), top_logprobs[i].tolist(), strict=True)
+            top = (leaf[i, : self._num_top].tolist() for leaf in (top_ids, top_logprobs))
+            pairs = zip(*top, strict=True)
             likeliest = {token_string(self._vocab, t): max(v, _LEAST_LOGPROB) for t, v in pairs}
             logprob = max(float(logprobs[i]), _LEAST_LOGPROB)
             self.entries.append(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from charjax.errors import CharjaxError
 from charjax.inference.sampler import Sampler
 from charjax.inference.slots import SlotBatch
 from charjax.serve.errors import ProtocolError
 from charjax.serve.jobs import Choice, Job
-from charjax.serve.text import TokenChunk
 
 _MAX_JOBS = 4
 _STEPS = 256  # of a dispatch that reads a prompt
@@ -66,7 +67,7 @@ class TurnRunner:
                 num_samples, num_tokens = sampled.ids.shape
                 texts = job[first : first + num_samples]
                 for row, text in enumerate(texts):
-                    text.read(TokenChunk.of_row(sampled, row, writing.num_top), position)
+                    text.read(sampled.on_host(row), position)
                 position += num_tokens
                 yield
                 if all(text.is_given_up for text in texts):
@@ -82,7 +83,7 @@ class TurnRunner:
         batch.start(0, prompt.ids, writing.sampling)
         for position in range(1 - prompt.ids.size, 0, _STEPS):
             sampled, _ = batch.advance(_STEPS)
-            tokens = TokenChunk.of_row(sampled, 0, writing.num_top).part(0, -position)
+            tokens = sampled.on_host(0).on_host(np.s_[:-position])
             for text in job:
                 text.read(tokens, position)
             yield
