@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 _OPEN_PATHS = ("/", "/health")  # need no key
-_LOCAL_NAMES = ("localhost",)
 
 
 class AccessChecks:
@@ -36,7 +35,7 @@ class AccessChecks:
           hosts: names in the Host header, beside IP addresses and localhost.
         """
         self._app, self._key = app, key.encode()
-        self._hosts = {host.lower() for host in (*hosts, *_LOCAL_NAMES)}
+        self._hosts = {host.lower() for host in (*hosts, "localhost")}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one connection."""

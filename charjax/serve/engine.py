@@ -122,12 +122,9 @@ class Engine:
             job = self._waiting.popleft()
             if all(text.is_given_up for text in job):
                 continue
-            runner = self._runner(job[0])
-            if not runner.has_place():
-                waiting.append(job)
-                continue
             try:
-                runner.start(job)
+                if not self._runner(job[0]).start(job):
+                    waiting.append(job)
             except Exception:
                 self._fail(job)
         self._waiting.extendleft(reversed(waiting))

@@ -109,24 +109,18 @@ class SlotRunner:
         """Those that are written."""
         return [row.text for batch in self._batches for row in batch.rows]
 
-    def has_place(self) -> bool:
-        """Whether a row is free."""
-        return self._with_place() is not None
+    def start(self, job: Job) -> bool:
+        """Puts the text into a free row, if there is one.
 
-    def start(self, job: Job) -> None:
-        """Puts the text into a free row; see `has_place`."""
-        (text,) = job
-        batch = self._with_place()
-        assert batch is not None
-        batch.start(text)
-
-    def _with_place(self) -> _Batch | None:
-        """The smallest batch with a free row, but none below the largest that has texts.
-
-        A step of both batches takes longer than one of the large batch, which has the rows.
+        That is one of the smallest batch with a free row, but of none below the largest batch that
+        has texts: a step of both takes longer than one of the large batch, which has the rows.
         """
+        (text,) = job
         largest = max((i for i, batch in enumerate(self._batches) if batch.rows), default=0)
-        return next((batch for batch in self._batches[largest:] if batch.has_place), None)
+        batch = next((batch for batch in self._batches[largest:] if batch.has_place), None)
+        if batch:
+            batch.start(text)
+        return batch is not None
 
     def advance(self) -> None:
         """One dispatch of every batch that has texts."""

@@ -31,13 +31,12 @@ class TurnRunner:
         """Those that are written."""
         return [text for job, _ in self._jobs for text in job]
 
-    def has_place(self) -> bool:
-        """Whether another job may take turns."""
-        return len(self._jobs) < self.capacity
-
-    def start(self, job: Job) -> None:
-        """Adds a job to those that take turns."""
+    def start(self, job: Job) -> bool:
+        """Adds a job to those that take turns, if there is a place."""
+        if len(self._jobs) == self.capacity:
+            return False
         self._jobs.append((job, self._write(job)))
+        return True
 
     def advance(self) -> None:
         """One chunk of every job."""
