@@ -125,9 +125,7 @@ def figure_of(
     }
 
 
-def measure(
-    peers: Sequence[Peer], *, rounds: int, turn_s: float, device: str
-) -> dict[str, dict[str, Any]]:
+def measure(peers: Sequence[Peer], args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Measures peers in turn.
 
     All start, compile and warm up at once. Then they run one at a time, in an order that
@@ -135,9 +133,8 @@ def measure(
 
     Args:
       peers: what to measure; names differ.
-      rounds: number of turns of each peer.
-      turn_s: about how many seconds a turn takes; the work is repeated for that long.
-      device: cpu or gpu.
+      args: with `rounds`, the number of turns of each peer; `turn_s`, about how many seconds a
+        turn takes, for which the work is repeated; and `device`, cpu or gpu.
 
     Returns:
       `peers`: the figures of each peer, see `figure_of`; `skipped`: why others have none.
@@ -148,7 +145,7 @@ def measure(
     skipped: dict[str, str] = {}
     rounds_of: dict[Worker, list[dict[str, Any]]] = {}
     with ExitStack() as stack:
-        for worker in [stack.enter_context(Worker(peer, device)) for peer in peers]:
+        for worker in [stack.enter_context(Worker(peer, args.device)) for peer in peers]:
             try:
                 worker.wait()
                 rounds_of[worker] = []
@@ -156,14 +153,16 @@ def measure(
                 skipped[worker.peer.name] = str(error)
                 progress(f"{worker.peer.name}: skipped: {error}")
         if not rounds_of:
-            sys.exit(f"none of the peers can be measured on this {device}")
-        turns = deque((one, max(1, round(turn_s / one.run(1)["seconds"]))) for one in rounds_of)
-        for turn in range(rounds):
+            sys.exit(f"none of the peers can be measured on this {args.device}")
+        turns = deque(
+            (one, max(1, round(args.turn_s / one.run(1)["seconds"]))) for one in rounds_of
+        )
+        for turn in range(args.rounds):
             for worker, units in turns:
                 time.sleep(_PAUSE_S)
                 rounds_of[worker].append(worker.run(units))
             turns.rotate(-1)
-            progress(f"round {turn + 1} of {rounds}")
+            progress(f"round {turn + 1} of {args.rounds}")
     found = {
         worker.peer.name: figure_of(answers, chars=worker.chars, about=worker.about)
         for worker, answers in rounds_of.items()
@@ -251,7 +250,7 @@ def measure_group(
     benchmark: str, group: str, peers: Sequence[Peer], args: Any, ours: Sequence[str], **more: Any
 ) -> None:
     """Measures peers as the flags say, shows them, and writes them as a group with more fields."""
-    measured = measure(peers, rounds=args.rounds, turn_s=args.turn_s, device=args.device)
+    measured = measure(peers, args)
     show(group, measured, ours)
     finish(benchmark, args, {group: measured | more})
     check(measured, ours)

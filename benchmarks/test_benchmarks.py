@@ -55,7 +55,7 @@ def test_peers_take_turns_and_the_faster_one_wins():
         peer("lacking", "lacking"),
         peer("broken", "broken"),
     ]
-    measured = measure(peers, rounds=3, turn_s=0.02, device="cpu")
+    measured = measure(peers, argparse.Namespace(rounds=3, turn_s=0.02, device="cpu"))
     slow, fast = (measured["peers"][name] for name in ("slow", "fast"))
     assert [len(figure["seconds"]) for figure in (slow, fast)] == [3, 3]
     assert fast["notes"][0]["units"] > 1  # repeated until the turn is long enough

@@ -47,7 +47,7 @@ def main() -> None:
     steps = args.steps or (20 if args.small else 500)
     with tempfile.TemporaryDirectory() as compiled:
         found = peers(steps, compiled, small=args.small)
-        measured = measure(found, rounds=args.rounds, turn_s=args.turn_s, device=args.device)
+        measured = measure(found, args)
     if LAUNCH in measured["peers"]:  # the training speed that it logs, beside the bare step's
         notes = measured["peers"][LAUNCH]["notes"]
         rounds = [{"seconds": 1 / note["training_chars_per_second"]} for note in notes]

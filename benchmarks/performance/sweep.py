@@ -59,7 +59,7 @@ def points(*, small: bool, quick: bool, device: str) -> list[tuple[Shape, str]]:
 def measure_point(shape: Shape, dtype: str, args: Any) -> dict[str, Any]:
     """One point: time, peak memory, and the fraction of the large matmul's FLOP/s."""
     matmul, step = matmul_peer(dtype, args), ours(shape, dtype)
-    found = measure([matmul, step], rounds=args.rounds, turn_s=args.turn_s, device=args.device)
+    found = measure([matmul, step], args)
     if found["skipped"]:
         raise SystemExit(f"{shape}: {found['skipped']}")
     figure, matmul_figure = (found["peers"][peer.name] for peer in (step, matmul))
@@ -95,7 +95,7 @@ def over_torch(args: Any) -> None:
         found = [peer for peer in every if peer.name in (*OURS, TORCH)]
         matmuls = {name: matmul_peer(dtype, args) for name, dtype in zip(OURS, DTYPES, strict=True)}
         found += matmuls.values()
-        measured = measure(found, rounds=args.rounds, turn_s=args.turn_s, device=args.device)
+        measured = measure(found, args)
         check(measured, OURS)
         figures = measured["peers"]
         rates = {name: figures.pop(matmul.name) for name, matmul in matmuls.items()}
