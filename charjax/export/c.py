@@ -26,35 +26,31 @@ def c_file(trained: TrainedModel) -> bytes:
     """
     model, vocab = quantize_model(trained), trained.vocab
     _logger.info("%s", _resources(model, vocab))
-    cell, layers, hidden = model.config.cell.upper(), model.config.layers, model.config.hidden
+    config = model.config
     return template(
         "model.c",
-        title=f"{cell} {layers} x {hidden}, step {trained.step:,}",
-        settings="\n".join(_settings(model, vocab)),
+        step=f"{trained.step:,}",
+        cell=config.cell.upper(),
+        layers=config.layers,
+        hidden=config.hidden,
+        gates=CELL_SIZES[config.cell].gates,
+        tokens=len(vocab),
+        sampled=len(vocab) - vocab.unk,  # [UNK], the last token, is never sampled
+        characters=len(vocab.characters),
+        start=vocab.start,
+        options="".join(_options(model, vocab)),
         arrays="\n".join(_arrays(model, vocab)),
     ).encode()
 
 
-def _settings(model: QuantizedModel, vocab: Vocab) -> Iterator[str]:
-    config = model.config
-    values = {
-        config.cell.upper(): None,
-        "LAYERS": config.layers,
-        "HIDDEN": config.hidden,
-        "GATES": CELL_SIZES[config.cell].gates,
-        "TOKENS": len(vocab),
-        "SAMPLED": len(vocab) - vocab.unk,  # [UNK], the last token, is never sampled
-        "CHARACTERS": len(vocab.characters),
-        "START": vocab.start,
-    }
-    if config.embed:
-        values["EMBED"] = config.embed
+def _options(model: QuantizedModel, vocab: Vocab) -> Iterator[str]:
+    """The definitions that only some models have."""
+    if model.config.embed:
+        yield f"#define CHARJAX_EMBED {model.config.embed}\n"
     if vocab.boundary_id is not None:
-        values["BOUNDARY"] = vocab.boundary_id
+        yield f"#define CHARJAX_BOUNDARY {vocab.boundary_id}\n"
     if vocab.unit == "byte":
-        values["BYTES"] = None
-    for name, value in values.items():
-        yield f"#define CHARJAX_{name}" + ("" if value is None else f" {value}")
+        yield "#define CHARJAX_BYTES\n"
 
 
 def _arrays(model: QuantizedModel, vocab: Vocab) -> Iterator[str]:

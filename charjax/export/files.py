@@ -17,11 +17,11 @@ SIGNATURE = "written by charjax export"  # near the start of each export of a si
 _SIGNATURE_BYTES = 1024
 
 
-def template(name: str, **parts: str) -> str:
+def template(name: str, **parts: object) -> str:
     """A file of `templates/` in which each `{{part}}` is replaced."""
     text = (resources.files("charjax.export") / "templates" / name).read_text("utf-8")
     for part, value in parts.items():
-        text = text.replace(f"{{{{{part}}}}}", value)
+        text = text.replace(f"{{{{{part}}}}}", str(value))
     return text
 
 

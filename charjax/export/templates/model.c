@@ -1,4 +1,4 @@
-/* written by charjax export: {{title}}
+/* written by charjax export: {{cell}} {{layers}} x {{hidden}}, step {{step}}
  *
  * A character model with int8 weights in C99. It allocates no memory and calls only expf, tanhf and
  * logf of the C library. As a program:
@@ -23,8 +23,15 @@
 #include <stddef.h>
 #include <stdint.h>
 
-{{settings}}
-
+#define CHARJAX_{{cell}}
+#define CHARJAX_LAYERS {{layers}}
+#define CHARJAX_HIDDEN {{hidden}}
+#define CHARJAX_GATES {{gates}}
+#define CHARJAX_TOKENS {{tokens}}
+#define CHARJAX_SAMPLED {{sampled}}
+#define CHARJAX_CHARACTERS {{characters}}
+#define CHARJAX_START {{start}}
+{{options}}
 typedef struct {
   float h[CHARJAX_LAYERS][CHARJAX_HIDDEN];
 #ifdef CHARJAX_LSTM
