@@ -92,13 +92,6 @@ def read_initial_model(
     return InitialModel(source, trained)
 
 
-def known_characters(initial: InitialModel | None, config: Config) -> tuple[str, ...]:
-    """The characters of the model, if the run's vocabulary is to keep them all; else none."""
-    if initial is None or config.train.init_characters == "drop":
-        return ()
-    return initial.vocab.characters
-
-
 def _check_same_architecture(config: Config, trained: TrainedModel, option: str) -> None:
     theirs, ours = trained.config.model, config.model
     wrong = [name for name in _ARCHITECTURE if getattr(theirs, name) != getattr(ours, name)]

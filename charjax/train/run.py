@@ -25,13 +25,7 @@ from charjax.train import messages, resume
 from charjax.train.backends import Backend, make_backend, microbatch_size
 from charjax.train.clock import Clock
 from charjax.train.device_tokens import device_tokens
-from charjax.train.fine_tuning import (
-    InitialModel,
-    known_characters,
-    read_initial_model,
-    scale_imported,
-    start_from,
-)
+from charjax.train.fine_tuning import InitialModel, read_initial_model, scale_imported, start_from
 from charjax.train.intervals import Intervals, longest_dispatch, make_intervals, total_steps
 from charjax.train.metrics import MetricsLog
 from charjax.train.optimizer import make_optimizer, make_schedule
@@ -158,10 +152,11 @@ def set_up(
 def _read_text(
     config: Config, workdir: Workdir, checkpoints: Checkpoints, display: Display
 ) -> tuple[InitialModel | None, Dataset]:
-    """The initial model, if there is one, and the dataset."""
+    """The initial model, if there is one, and the dataset; its vocabulary may keep the model's."""
     with display.task("reading the text") as update, distributed.primary_first():
         initial = read_initial_model(config, workdir, checkpoints)
-        known = known_characters(initial, config)
+        keep = config.train.init_characters == "keep"
+        known = initial.vocab.characters if initial and keep else ()
         return initial, load_dataset(config, known=known, progress=update)
 
 
