@@ -41,10 +41,11 @@ def sampled(model, **options):
     text=st.text("ab\n", max_size=30),
     stops=st.lists(st.text("ab\n", min_size=1, max_size=3), max_size=2),
     until=st.integers(0, 3),
+    unique=st.booleans(),
     cuts=st.lists(st.integers(0, 30), max_size=5),
 )
-def test_a_text_ends_in_the_same_place_however_it_is_cut(text, stops, until, cuts):
-    controls = Controls(stop=tuple(stops), until_lines=until)
+def test_a_text_ends_in_the_same_place_however_it_is_cut(text, stops, until, unique, cuts):
+    controls = Controls(stop=tuple(stops), until_lines=until, unique=unique)
     ids = VOCAB.encode(text)
 
     def read(cuts):
@@ -54,10 +55,14 @@ def test_a_text_ends_in_the_same_place_however_it_is_cut(text, stops, until, cut
 
     whole = read([])
     assert read(sorted(min(cut, len(ids)) for cut in cuts)) == whole
+    assert not until or whole[0].count("\n") <= until
+    if unique:
+        *lines, _ = whole[0].split("\n")
+        assert len(set(lines)) == len(lines)
+        return
     assert text.startswith(whole[0])
     assert whole[2] == len(whole[0])
     assert not any(stop in whole[0] for stop in stops)
-    assert not until or whole[0].count("\n") <= until
     if whole[1] == "length":
         assert whole[0] == text
 
