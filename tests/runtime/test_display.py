@@ -18,25 +18,11 @@ from charjax.runtime.display import (
 )
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
 @pytest.fixture
 def pipe(monkeypatch) -> io.StringIO:
     """A stream that has a line of progress every ten seconds, as for users."""
     monkeypatch.setattr(display, "_PLAIN_INTERVAL_S", 10.0)
     return io.StringIO()
-
-
-@pytest.fixture
-def terminal(monkeypatch) -> Terminal:
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setenv("COLUMNS", "100")
-    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
-        monkeypatch.delenv(name, raising=False)
-    return Terminal()
 
 
 def test_a_noun_agrees_with_its_number():

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import json
 import shutil
 import signal
@@ -185,14 +184,7 @@ def test_a_finished_run_says_so_and_changes_nothing(config, finished, again):
     assert outcome(again) == outcome(finished.folder)
 
 
-def test_in_a_terminal_a_run_ends_with_a_table_and_the_next_command(config, again, monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setenv("TERM", "xterm")
-    terminal = Terminal()
+def test_in_a_terminal_a_run_ends_with_a_table_and_the_next_command(config, again, terminal):
     train(config, again, make_display(terminal))
     written = terminal.getvalue()
     for part in ("step 40 of 40 is done; ", "best validation loss", "nats (", "╰─", "next: "):
