@@ -1,18 +1,29 @@
-"""A look into a model along a text: its predictions, and what its units track."""
+"""A look into a model along a text: its predictions, its activations, and what its units track."""
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from charjax.data.vocab import Vocab
-from charjax.inference.activations import activations
+from charjax.config import ModelConfig
+from charjax.data.vocab import Vocab, check_ids
+from charjax.errors import InputError
 from charjax.inference.load import TrainedModel
 from charjax.inference.predictions import Predictions, predict
 from charjax.inference.units import Separation, separations
+from charjax.model.carry import initial_carry
+from charjax.model.cells import CELLS
+from charjax.model.decode import DecodeState, decode_state, decode_step, reset_state
+from charjax.model.decode_weights import DecodeWeights, decode_weights
 from charjax.runtime.display import ProgressFn
+
+_CHUNK = 1024  # characters in one dispatch
 
 
 class Inspection(NamedTuple):
@@ -63,3 +74,63 @@ def feature_text(vocab: Vocab, ids: Int[np.ndarray, " chars"]) -> str:
     characters = [c if vocab.unit != "byte" or c.isascii() else unknown for c in vocab.characters]
     table = vocab.by_id(characters, boundary="\n", unk=unknown)
     return "".join(table[i] for i in ids)
+
+
+def activations(
+    trained: TrainedModel, ids: Int[np.ndarray, " chars"], progress: ProgressFn
+) -> Float[np.ndarray, "units chars"]:
+    """The activation of every unit after each character of a text, from -1 to 1.
+
+    It is the output h; of an LSTM the tanh of the cell state c, which shows what the cell stores
+    even while its output gate is closed (Karpathy, Johnson and Fei-Fei 2015, arXiv:1506.02078); of
+    a cell without a recurrent kernel, whose h has no bounds, the tanh of h.
+
+    Args:
+      trained: the model.
+      ids: of the text, at least one.
+      progress: called with the number of chunks done and the total.
+
+    Returns:
+      float32; the units of the first layer come first.
+
+    Raises:
+      InputError: the text is empty, or has an id outside the vocabulary.
+    """
+    if ids.size == 0:
+        raise InputError("the text is empty: there is no activation after a character")
+    check_ids(ids, len(trained.vocab))
+    config = trained.config.model
+    weights = jax.jit(partial(decode_weights, config, layout="vector"))(trained.params)
+    state = initial = decode_state(weights, initial_carry(config, 1))
+    boundary_id = trained.vocab.boundary_id
+    chunks = math.ceil(ids.size / _CHUNK)
+    padded = np.pad(ids, (0, chunks * _CHUNK - ids.size), mode="edge")
+    parts = []
+    for chunk, tokens in enumerate(np.split(padded, chunks)):
+        resets = None if boundary_id is None else tokens == boundary_id
+        state, units = _chunk_activations(config, weights, initial, state, (tokens, resets))
+        parts.append(np.asarray(units))
+        progress(chunk + 1, chunks)
+    return np.concatenate(parts)[: ids.size].T
+
+
+@partial(jax.jit, static_argnums=0)
+def _chunk_activations(
+    config: ModelConfig,
+    weights: DecodeWeights,
+    initial: DecodeState,
+    state: DecodeState,
+    read: tuple[Int[Array, " time"], Bool[Array, " time"] | None],
+) -> tuple[DecodeState, Float[Array, "time units"]]:
+    cell = CELLS[config.cell]
+    is_bounded = cell.states == 1 and cell.has_recurrent_kernel  # the last array of its carry
+
+    def advance(state: DecodeState, read: tuple[Array, Array | None]) -> tuple[DecodeState, Array]:
+        token, reset = read
+        if reset is not None:
+            state = reset_state(weights, state, initial, reset[None])
+        _, state = decode_step(config, weights, weights.lookup(token[None]), state)
+        units = jnp.concatenate([layer[-1] for layer in state.carry]).ravel()
+        return state, units if is_bounded else jnp.tanh(units)
+
+    return jax.lax.scan(advance, state, read)

@@ -103,7 +103,7 @@ def _separation(feature: Feature, values: Values, ranks: HalfRanks, half: int) -
     is_number = values.dtype != np.bool_
     statistic = "Spearman" if is_number else "AUC"
     parts = values[:half], values[half:]
-    if min(_rarer(part) for part in parts) < _MIN_CHARS:
+    if min(np.bincount(part != 0, minlength=2).min() for part in parts) < _MIN_CHARS:
         return Separation(feature, statistic, ())
     measure, neutral = (spearman, 0.0) if is_number else (auc, 0.5)
     first, second = (measure(r, part) - neutral for r, part in zip(ranks, parts, strict=True))
@@ -114,9 +114,3 @@ def _separation(feature: Feature, values: Values, ranks: HalfRanks, half: int) -
         for i in best
     ]
     return Separation(feature, statistic, tuple(units))
-
-
-def _rarer(values: Values) -> int:
-    """How many characters have the feature, or have not, whichever is fewer."""
-    with_feature = int(np.count_nonzero(values))
-    return min(with_feature, values.size - with_feature)

@@ -10,8 +10,7 @@ import pytest
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.inference import features
-from charjax.inference.activations import activations
-from charjax.inference.inspection import feature_text
+from charjax.inference.inspection import activations, feature_text
 from charjax.inference.predictions import predict, prediction_records
 from charjax.inference.score import score_text
 from charjax.inference.units import auc, average_ranks, separations, spearman
