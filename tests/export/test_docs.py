@@ -65,14 +65,10 @@ def test_the_commands_run_and_all_texts_of_a_model_are_the_same(trained, capfdbi
         assert len(text) == len(float32)
 
 
-@pytest.mark.parametrize(
-    "need",
-    [
-        "nothing",
-        pytest.param("torch", marks=pytest.mark.slow),
-        pytest.param("keras", marks=pytest.mark.slow),
-    ],
-)
+SLOW = [pytest.param(need, marks=pytest.mark.slow) for need in ("torch", "keras")]
+
+
+@pytest.mark.parametrize("need", ["nothing", *SLOW])
 def test_the_examples_run(need, trained, monkeypatch, capfdbinary):
     pytest.importorskip("onnxruntime" if need == "nothing" else need)
     monkeypatch.setenv("KERAS_BACKEND", "jax")

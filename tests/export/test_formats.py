@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import subprocess
 import sys
@@ -332,10 +331,3 @@ def test_a_place_that_cannot_be_written_to_is_refused(format, name, said, tmp_pa
 def test_an_unknown_format_is_named(tmp_path):
     with pytest.raises(InputError, match=r"^--format=pdf: no such format; there are program, "):
         export_model(trained_like(GRU), tmp_path / "out", format="pdf")
-
-
-def test_the_keras_file_is_hdf5():
-    h5py = pytest.importorskip("h5py")
-    content = FORMATS["keras"](trained_like(MODELS["lstm-3-one_hot"]))["model.weights.h5"]
-    with h5py.File(io.BytesIO(content)) as file:
-        assert file["layers/lstm_2/cell/vars/1"].shape == (12, 48)
