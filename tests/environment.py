@@ -37,6 +37,12 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
+def replaced_between(page: str, start: str, new: str, end: str) -> str:
+    """A page with what is between two markers replaced, as by a table of new results."""
+    before, _, rest = page.partition(start)
+    return before + start + new + end + rest.partition(end)[2]
+
+
 def existing(path: str) -> Path:
     """The argparse type of a file or folder that there is."""
     if not (found := Path(path)).exists():

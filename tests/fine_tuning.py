@@ -20,6 +20,7 @@ from pathlib import Path
 
 from charjax.checkpoint.meta import Platform
 from charjax.data.named_corpora import read_named
+from tests.environment import replaced_between
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "fine_tuning.json"
@@ -100,10 +101,7 @@ def table(result: dict) -> str:
 
 
 def write_page(result: dict) -> None:
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(START)
-    PAGE.write_text(
-        f"{before}{START}{table(result)}{END}{rest.partition(END)[2]}", encoding="utf-8"
-    )
+    PAGE.write_text(replaced_between(PAGE.read_text("utf-8"), START, table(result), END), "utf-8")
 
 
 if __name__ == "__main__":

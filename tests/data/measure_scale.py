@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 from charjax.data.named_corpora import read_named
 from charjax.data.store import TextStore
-from tests.environment import provenance
+from tests.environment import provenance, replaced_between
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "scale.json"
@@ -291,9 +291,7 @@ def write_page(sizes: dict[str, dict[str, Any]]) -> None:
     ]
     last = [*sizes.values()][-1]
     tables = "\n".join([*table, "", "\n\n".join(sources), "", *computed(last), ""])
-    before, _, rest = PAGE.read_text("utf-8").partition(START)
-    _, end, after = rest.partition(END)
-    PAGE.write_text(before + START + tables + end + after, "utf-8")
+    PAGE.write_text(replaced_between(PAGE.read_text("utf-8"), START, tables, END), "utf-8")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tests.environment import replaced_between
+
 _ROOT = Path(__file__).parents[2]
 PAGE, RESULTS = _ROOT / "docs" / "reliability.md", _ROOT / "benchmarks" / "results"
 _BEGIN = "<!-- begin: python -m tests.faults.page -->"
@@ -132,9 +134,7 @@ def table(results: Path) -> str:
 
 def with_table(page: str, new: str) -> str:
     """The page with its table replaced."""
-    head, _, rest = page.partition(_BEGIN)
-    _, _, tail = rest.partition(_END)
-    return f"{head}{_BEGIN}\n{new}\n{_END}{tail}"
+    return replaced_between(page, _BEGIN, f"\n{new}\n", _END)
 
 
 if __name__ == "__main__":

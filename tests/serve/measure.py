@@ -30,7 +30,7 @@ from charjax.inference.sampler import Sampler
 from charjax.inference.sampling import Sampling
 from charjax.inference.text_end import TextEnd, decode_texts
 from charjax.workdir import Workdir
-from tests.environment import provenance
+from tests.environment import provenance, replaced_between
 from tests.inference.scripted import random_model
 from tests.inference.test_load import META
 from tests.serve.process import Served, serve
@@ -301,10 +301,7 @@ def write_page(results: dict) -> None:
     table = "".join(f"| {about} | {result} |\n" for about, result in rows)
     table = f"| GRU 1 x 512 | |\n|---|---|\n{table}"
     table += f"\n(`{results['command']}`: {results['machine']}; {results['date']}.)\n"
-    text = PAGE.read_text("utf-8")
-    before, _, rest = text.partition(START)
-    _, end, after = rest.partition(END)
-    PAGE.write_text(before + START + table + end + after, "utf-8")
+    PAGE.write_text(replaced_between(PAGE.read_text("utf-8"), START, table, END), "utf-8")
 
 
 if __name__ == "__main__":
