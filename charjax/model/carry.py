@@ -28,8 +28,7 @@ def initial_carry(config: ModelConfig, batch: int) -> Carry:
 
 def reset_carry(carry: Carry, reset: Reset) -> Carry:
     """The carry with zeros for the sequences where `reset` is true."""
-    result: Carry = jax.tree.map(lambda c: jnp.where(reset[:, None], 0.0, c), carry)
-    return result
+    return jax.tree.map(lambda c: jnp.where(reset[:, None], 0.0, c), carry)
 
 
 def document_resets(tokens: Tokens, boundary_id: int | None) -> Resets | None:

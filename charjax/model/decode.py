@@ -84,8 +84,7 @@ def reset_state(
 ) -> DecodeState:
     """The state, replaced by the initial one for the sequences where `reset` is true."""
     reset = reset if weights.features_first else reset[:, None]
-    result: DecodeState = jax.tree.map(lambda new, old: jnp.where(reset, new, old), initial, state)
-    return result
+    return jax.tree.map(lambda new, old: jnp.where(reset, new, old), initial, state)
 
 
 def decode_sequence(

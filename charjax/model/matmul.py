@@ -44,8 +44,7 @@ def dot_trailing(
         return _require_row_major(_contract(a, b, (1,), (1,), dtype))
 
     a, b = a.astype(dtype), b.astype(dtype)
-    result: Array = jax.lax.platform_dependent(a, b, cpu=over_one_axis, default=over_all_axes)
-    return result
+    return jax.lax.platform_dependent(a, b, cpu=over_one_axis, default=over_all_axes)
 
 
 def dot_leading(
@@ -95,8 +94,7 @@ def row_major(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     XLA:CPU otherwise folds a transpose into the layout of a matmul's operand or result. That
     matmul is slow, and in bfloat16 sometimes one that it does not support.
     """
-    result: Array = jax.lax.platform_dependent(x, cpu=_require_row_major, default=lambda x: x)
-    return result
+    return jax.lax.platform_dependent(x, cpu=_require_row_major, default=lambda x: x)
 
 
 @jax.custom_vjp
@@ -138,8 +136,7 @@ def int_cotangent(x: Int[Array, "*shape"]) -> Any:
 
 
 def _require_row_major(x: Array) -> Array:
-    result: Array = with_layout_constraint(x, Layout(tuple(range(x.ndim))))
-    return result
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
 def _dot_row_major(a: Array, b: Array, dtype: DTypeLike) -> Array:
@@ -149,7 +146,7 @@ def _dot_row_major(a: Array, b: Array, dtype: DTypeLike) -> Array:
 def _contract(
     a: Array, b: Array, axes_a: tuple[int, ...], axes_b: tuple[int, ...], dtype: DTypeLike
 ) -> Array:
-    result: Array = jax.lax.dot_general(
+    return jax.lax.dot_general(
         a.astype(dtype),
         b.astype(dtype),
         ((axes_a, axes_b), ((), ())),
@@ -157,4 +154,3 @@ def _contract(
         precision=jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None,
         preferred_element_type=jnp.float32,
     )
-    return result

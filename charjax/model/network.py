@@ -272,8 +272,7 @@ def architecture(config: ModelConfig) -> ModelConfig:
 
 def init_params(config: ModelConfig, vocab_size: int, key: PRNGKey) -> PyTree:
     """Initial parameters, float32, drawn by `charjax.model.initializers`."""
-    params: PyTree = _init_params(architecture(config), vocab_size, key)
-    return params
+    return _init_params(architecture(config), vocab_size, key)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

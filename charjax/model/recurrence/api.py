@@ -94,16 +94,14 @@ def run(implementation: str, cell: str, dtype: DTypeLike, operands: Operands) ->
     positions, carry = operands.inputs.time_and_batch, operands.carry
     if 0 in positions:
         return jnp.zeros((carry[0].shape[1], *positions)), carry
-    result: Result = _implementation(implementation).run(cell, dtype, operands)
-    return result
+    return _implementation(implementation).run(cell, dtype, operands)
 
 
 def _refusal(name: str, layer: Layer) -> str:
     """Why an implementation cannot run a layer here; "" if it can."""
     if name not in _MODULES:  # of a run of another version
         return "this version has no such implementation"
-    refusal: str = _implementation(name).supports(layer)
-    return refusal
+    return _implementation(name).supports(layer)
 
 
 def _implementation(name: str) -> ModuleType:

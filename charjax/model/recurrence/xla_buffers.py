@@ -19,8 +19,7 @@ Buffer = Shaped[Array, "features time batch"]
 
 def empty(features: int, time: int, batch: int, dtype: DTypeLike) -> Buffer:
     """An uninitialized buffer for numbers of `dtype`."""
-    buffer: Array = jax.lax.empty((features, time, batch), _storage_dtype(dtype))
-    return buffer
+    return jax.lax.empty((features, time, batch), _storage_dtype(dtype))
 
 
 def encode(x: Shaped[Array, "*shape"], dtype: DTypeLike) -> Shaped[Array, "*shape"]:
@@ -37,8 +36,7 @@ def put(
     buffer: Buffer, t: Int[Array, ""], encoded: Shaped[Array, "units batch"], *, first: int = 0
 ) -> Buffer:
     """`buffer` with `encoded` at time `t`, in the features from `first` on."""
-    updated: Array = jax.lax.dynamic_update_slice(buffer, encoded[:, None], (first, t, 0))
-    return updated
+    return jax.lax.dynamic_update_slice(buffer, encoded[:, None], (first, t, 0))
 
 
 def _storage_dtype(dtype: DTypeLike) -> DTypeLike:

@@ -36,8 +36,7 @@ class Packed:
         padding = self.k % 2 if dtype == jnp.bfloat16 else 0  # the library multiplies pairs
         rounded = jnp.pad(states.astype(dtype), ((0, 0), (0, padding)))
         shape = jax.ShapeDtypeStruct((len(states), self.columns), jnp.float32)
-        result: Array = jax.ffi.ffi_call(target(MULTIPLY, dtype), shape)(rounded, self.panels)
-        return result
+        return jax.ffi.ffi_call(target(MULTIPLY, dtype), shape)(rounded, self.panels)
 
 
 def pack(library: Library, kernel: Float[Array, "k columns"], dtype: DTypeLike) -> Packed:

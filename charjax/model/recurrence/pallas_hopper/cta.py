@@ -136,8 +136,7 @@ class Cta:
     def load(self, ref: Any, layout: Any = plgpu.Layout.WGMMA) -> Array:
         """Global memory into registers: of [BATCH_TILE, columns], in the layout of accumulators."""
         # Unoptimized: only loads from shared memory have a way around bank conflicts.
-        value: Array = plgpu.load(ref, *_LOAD_INDEX, layout=layout, optimized=False)
-        return value
+        return plgpu.load(ref, *_LOAD_INDEX, layout=layout, optimized=False)
 
     def store(self, ref: Any, value: Array) -> None:
         """Registers in the layout of accumulators into global memory."""
@@ -252,13 +251,11 @@ class Cta:
                 k = pl.ds(chunk * self.tiling.k_per_chunk, self.tiling.k_per_chunk)
                 weights = self.scratch.weights.at[:, k].transpose((1, 0))
                 plgpu.wgmma(sums, self.scratch.operand.at[chunk], weights)
-            value: Array = sums[...]
-            return value
+            return sums[...]
 
         shape = BATCH_TILE, self.tiling.n_per_cta
         accumulator = plgpu.WGMMAAccumulatorRef(shape, jnp.float32)
-        value: Array = pl.run_scoped(with_accumulator, accumulator)
-        return value
+        return pl.run_scoped(with_accumulator, accumulator)
 
     def _reduce_split_k(self, sums: Array, turn: Array | int) -> TileWork[Array]:
         """Sums the group's partial sums of this CTA's units, always in the same order.

@@ -227,8 +227,7 @@ def _loop_over_time(
                     results.append(end.value)
         return results
 
-    carries: list[T] = lax.fori_loop(0, time, step_all, list(initial))
-    return carries
+    return lax.fori_loop(0, time, step_all, list(initial))
 
 
 def _load_keep(cta: Cta, keep: list[Any], t: Array | int) -> Array | None:

@@ -58,21 +58,18 @@ def look_up(table: Any, rows: Array, first: int, columns: int) -> Array:
     shape = BATCH_TILE, columns
     gathered = plgpu.ShapeDtypeStruct(shape, jnp.float32, layout=_MATRIX)
     gather = plgpu.inline_mgpu(arg_types=(plgpu.RefType(), _MATRIX), return_type=gathered)
-    value: Array = gather(_gather_from(first))(table, _over_columns(rows, columns))
-    return value
+    return gather(_gather_from(first))(table, _over_columns(rows, columns))
 
 
 def _over_columns(column: Array, columns: int) -> Array:
     """[BATCH_TILE] repeated to [BATCH_TILE, columns]."""
     value = lax.broadcast_in_dim(column, (BATCH_TILE, columns), (0,))
-    matrix: Array = plgpu.layout_cast(value, _MATRIX)
-    return matrix
+    return plgpu.layout_cast(value, _MATRIX)
 
 
 def _column_indices(columns: int) -> Array:
     shape = BATCH_TILE, columns
-    indices: Array = plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=_MATRIX)
-    return indices
+    return plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=_MATRIX)
 
 
 def _gather_from(first: int) -> Any:
