@@ -82,7 +82,8 @@ def _card(trained: TrainedModel, *, is_rounded: bool) -> str:
         )
     return _CARD.format(
         name=name,
-        metadata=_metadata(trained, name, before),
+        result=_result(trained, name, before),
+        tag=model.cell,
         cell=model.cell.upper(),
         layers=model.layers,
         hidden=model.hidden,
@@ -95,31 +96,28 @@ def _card(trained: TrainedModel, *, is_rounded: bool) -> str:
     )
 
 
-def _metadata(trained: TrainedModel, name: str, before: str) -> str:
-    """The card's metadata in YAML; each value is written as JSON."""
-    values: dict[str, Any] = {
-        "library_name": "charjax",
-        "pipeline_tag": "text-generation",
-        "tags": ["charjax", "jax", "character-level", "rnn", trained.config.model.cell],
+def _result(trained: TrainedModel, name: str, before: str) -> str:
+    """The line of the card's metadata with the loss, if there is one; its value is JSON."""
+    if trained.val_loss is None:
+        return ""
+    metric = {
+        "type": "bits_per_character",
+        "name": f"bits per character, validation{before}",
+        "value": round(trained.val_loss / math.log(2), 4),
     }
-    if trained.val_loss is not None:
-        metric = {
-            "type": "bits_per_character",
-            "name": f"bits per character, validation{before}",
-            "value": round(trained.val_loss / math.log(2), 4),
-        }
-        result = {
-            "task": {"type": "text-generation", "name": "character-level language modelling"},
-            "dataset": {"type": "text", "name": trained.meta["corpus"]["name"]},
-            "metrics": [metric],
-        }
-        values["model-index"] = [{"name": name, "results": [result]}]
-    return "\n".join(f"{key}: {json.dumps(value)}" for key, value in values.items())
+    result = {
+        "task": {"type": "text-generation", "name": "character-level language modelling"},
+        "dataset": {"type": "text", "name": trained.meta["corpus"]["name"]},
+        "metrics": [metric],
+    }
+    return f"\nmodel-index: {json.dumps([{'name': name, 'results': [result]}])}"
 
 
 _CARD = """\
 ---
-{metadata}
+library_name: "charjax"
+pipeline_tag: "text-generation"
+tags: ["charjax", "jax", "character-level", "rnn", "{tag}"]{result}
 ---
 
 # {name}
