@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from starlette.applications import Starlette
@@ -24,7 +24,7 @@ from charjax.serve.delivery import EventStream, whole_answer
 from charjax.serve.errors import ProtocolError, as_field_errors
 from charjax.serve.jobs import PieceQueue
 from charjax.serve.limits import RequestLimits
-from charjax.serve.models import Models
+from charjax.serve.models import ServedModel
 from charjax.serve.openapi import MODEL, NAME, Operation, openapi
 from charjax.serve.page import PAGE_HEADERS, page_html
 from charjax.serve.responses import error_response, json_response
@@ -40,7 +40,7 @@ _logger = logging.getLogger(__name__)
 
 
 def make_app(
-    models: Models,
+    models: Mapping[str, ServedModel],
     limits: RequestLimits,
     *,
     key: str = "",
@@ -50,7 +50,7 @@ def make_app(
     """The application of a server.
 
     Args:
-      models: to serve.
+      models: to serve, by name; the first one is the default.
       limits: of requests.
       key: that clients must send; "": none.
       hosts: names of this server in the Host header, beside IP addresses and localhost.
@@ -93,7 +93,7 @@ def _http_error(error: HTTPException) -> Response:
 class Handlers:
     """What the server does for each path."""
 
-    def __init__(self, models: Models, limits: RequestLimits) -> None:
+    def __init__(self, models: Mapping[str, ServedModel], limits: RequestLimits) -> None:
         self._models, self._limits = models, limits
 
     def routes(self, *, has_key: bool) -> list[Route]:
@@ -106,6 +106,23 @@ class Handlers:
 
         others = [Route("/", self.page), Route("/openapi.json", description)]
         return [*others, *map(self._route, operations)]
+
+    def _named(self, name: str | None) -> ServedModel:
+        """The model of a name; None: the first.
+
+        Raises:
+          ProtocolError: there is no such model.
+        """
+        if name is None:
+            return next(iter(self._models.values()))
+        if name not in self._models:
+            raise ProtocolError(
+                404,
+                f"model: there is no {name[:80]!r}; this server has {', '.join(self._models)}",
+                param="model",
+                code="model_not_found",
+            )
+        return self._models[name]
 
     def _operations(self) -> list[Operation]:
         limits = self._limits
@@ -144,16 +161,16 @@ class Handlers:
     async def list_models(self, request: Request) -> Response:
         """The models."""
         return json_response(
-            {"object": "list", "data": [model.to_json() for model in self._models]}
+            {"object": "list", "data": [model.to_json() for model in self._models.values()]}
         )
 
     async def model(self, request: Request) -> Response:
         """One model."""
-        return json_response(self._models.get(request.path_params["name"]).to_json())
+        return json_response(self._named(request.path_params["name"]).to_json())
 
     async def tokenizer_info(self, request: Request) -> Response:
         """The special tokens, as vLLM names them."""
-        model = self._models.get(request.query_params.get("model"))
+        model = self._named(request.query_params.get("model"))
         start = model.start_string
         return json_response(
             {
@@ -170,7 +187,7 @@ class Handlers:
 
     async def tokenize(self, request: Request, fields: Fields) -> Response:
         """The ids of a text."""
-        model = self._models.get(fields["model"])
+        model = self._named(fields["model"])
         with as_field_errors("prompt"):
             ids = model.tokenize(
                 fields["prompt"],
@@ -189,7 +206,7 @@ class Handlers:
 
     async def detokenize(self, request: Request, fields: Fields) -> Response:
         """The text of ids."""
-        model = self._models.get(fields["model"])
+        model = self._named(fields["model"])
         with as_field_errors("tokens"):
             prompt = model.prompt_of_ids(fields["tokens"])
         text = model.trained.vocab.decode(prompt.ids[prompt.hidden :])
@@ -197,7 +214,7 @@ class Handlers:
 
     async def copied(self, request: Request, fields: Fields) -> Response:
         """Passages of a text that the training text has, too."""
-        model = self._models.get(fields["model"])
+        model = self._named(fields["model"])
         passages = await asyncio.to_thread(
             copied_passages, model.trained, fields["text"], fields["min_chars"]
         )
@@ -207,7 +224,7 @@ class Handlers:
 
     async def completions(self, request: Request, fields: Fields) -> Response:
         """Texts that continue prompts."""
-        model = self._models.get(fields["model"])
+        model = self._named(fields["model"])
         completion = parse_completion(fields, model, self._limits)
         writing = completion.writing
         if max_copy := writing.controls.max_copy:

@@ -20,6 +20,8 @@ from charjax.serve.turns import TurnRunner
 
 _logger = logging.getLogger(__name__)
 
+_CLOSE_SECONDS = 5
+
 
 class Engine:
     """The texts that wait for a model, and the thread that writes them."""
@@ -74,12 +76,12 @@ class Engine:
             self._waiting.extend(self._split(new))
             self._changed.notify()
 
-    def close(self, timeout: float) -> None:
-        """Ends the thread after its next tokens; waits for that up to `timeout` seconds."""
+    def close(self) -> None:
+        """Ends the thread after its next tokens, for which it waits for some seconds at most."""
         with self._changed:
             self._is_closed = True
             self._changed.notify()
-        self._thread.join(timeout)
+        self._thread.join(_CLOSE_SECONDS)
 
     @property
     def _runners(self) -> list[SlotRunner | TurnRunner]:

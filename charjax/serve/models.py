@@ -1,8 +1,8 @@
-"""The models that a server has: their names, vocabularies and engines."""
+"""A model that a server has: its name, its vocabulary and its engine."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,6 @@ from charjax.data.vocab import check_ids
 from charjax.inference.load import TrainedModel
 from charjax.runtime.paths import without_folders
 from charjax.serve.engine import Engine
-from charjax.serve.errors import ProtocolError
 from charjax.serve.text import BOUNDARY, Prompt
 
 
@@ -92,39 +91,3 @@ class ServedModel:
         }
         names = {"id": self.name, "object": "model", "created": self.created}
         return names | {"owned_by": "charjax", "charjax": about}
-
-
-_CLOSE_SECONDS = 5
-
-
-class Models:
-    """The models of a server, the first one being the default."""
-
-    def __init__(self, models: Sequence[ServedModel]) -> None:
-        """Takes one model or more, of different names."""
-        self._by_name = {model.name: model for model in models}
-
-    def __iter__(self) -> Iterator[ServedModel]:
-        return iter(self._by_name.values())
-
-    def get(self, name: str | None) -> ServedModel:
-        """The model of a name; None: the first.
-
-        Raises:
-          ProtocolError: there is no such model.
-        """
-        if name is None:
-            return next(iter(self))
-        if name not in self._by_name:
-            raise ProtocolError(
-                404,
-                f"model: there is no {name[:80]!r}; this server has {', '.join(self._by_name)}",
-                param="model",
-                code="model_not_found",
-            )
-        return self._by_name[name]
-
-    def close(self) -> None:
-        """Ends the engines after their next tokens."""
-        for model in self:
-            model.engine.close(_CLOSE_SECONDS)

@@ -9,7 +9,6 @@ from charjax.serve import runners
 from charjax.serve.app import make_app
 from charjax.serve.engine import Engine
 from charjax.serve.limits import RequestLimits
-from charjax.serve.models import Models
 from charjax.serve.server import serve_model
 from tests.inference.scripted import cycle, random_model, trained
 
@@ -35,8 +34,11 @@ class Server:
         with pytest.MonkeyPatch.context() as patch:
             if not warm_up:
                 patch.setattr(Engine, "warm_up", lambda _: None)
-            served = [serve_model(name, model, limits) for name, model in models.items()]
-        self.models = Models(served)
+            self.models = {name: serve_model(name, one, limits) for name, one in models.items()}
+
+    def close(self):
+        for model in self.models.values():
+            model.engine.close()
 
     @property
     def app(self):
@@ -61,7 +63,7 @@ def small_batches():
 def server(small_batches):
     served = Server({"random": RANDOM, "names": NAMES, "bytes": BYTES})
     yield served
-    served.models.close()
+    served.close()
 
 
 @pytest.fixture

@@ -79,7 +79,7 @@ def test_max_copy_is_that_of_the_command(small_batches, tmp_path):
     body = {"prompt": "a", "temperature": 0, "max_tokens": 40}
     (free,) = complete(served.app, **body)["choices"]
     (kept,) = complete(served.app, **body, max_copy=4)["choices"]
-    served.models.close()
+    served.close()
     pieces = scripted.written(
         model, "a", num_chars=40, temperature=0.0, max_copy=4, show_prompt=False
     )

@@ -25,12 +25,12 @@ LIMITS = RequestLimits(max_tokens=10**6, max_queue=3)
 def small(small_batches):
     served = Server({"random": RANDOM}, LIMITS)
     yield served
-    served.models.close()
+    served.close()
 
 
 def rows(server):
     """The texts in the rows of the batches."""
-    slots = server.models.get(None).engine._slots
+    slots = server.models["random"].engine._slots
     return [text for runner in slots.values() for text in runner.texts]
 
 
@@ -71,7 +71,7 @@ def test_requests_beyond_the_queue_are_refused(small, monkeypatch):
         taken = [asyncio.ensure_future(one) for one in endless[:4]]
         await waits_for(lambda: len(rows(small)) == 4)
         taken += [asyncio.ensure_future(one) for one in endless[4:]]
-        await waits_for(lambda: len(small.models.get(None).engine._waiting) == 3)
+        await waits_for(lambda: len(small.models["random"].engine._waiting) == 3)
         refused = [await request(app, "POST", "/v1/completions", ENDLESS) for _ in range(3)]
         gone.set()
         await asyncio.gather(*taken)
@@ -129,7 +129,7 @@ def test_what_requests_without_controls_need_is_compiled_before_them(small_batch
         "advance",
         lambda batch, n: ran.append((len(batch._rows), batch._slots._program.num_top, n)),
     )
-    Server({"random": RANDOM}, LIMITS, warm_up=True).models.close()
+    Server({"random": RANDOM}, LIMITS, warm_up=True).close()
     num_top = (None, len(RANDOM.vocab))
     assert set(ran) == {*product(runners._SIZES, num_top, (2, 4, 8))}
 
@@ -137,12 +137,12 @@ def test_what_requests_without_controls_need_is_compiled_before_them(small_batch
 def test_a_closed_engine_takes_no_more(small_batches):
     served = Server({"random": RANDOM}, LIMITS)
     threads = threading.active_count()
-    served.models.close()
+    served.close()
     assert threading.active_count() == threads - 1
     response = post(served.app, "/v1/completions", {"prompt": "a"})
     assert response.status == 503
     with pytest.raises(ProtocolError):
-        served.models.get(None).engine.submit([])
+        served.models["random"].engine.submit([])
 
 
 def test_without_batch_invariant_matmuls_requests_take_turns(small_batches, monkeypatch):
@@ -169,4 +169,4 @@ def test_without_batch_invariant_matmuls_requests_take_turns(small_batches, monk
     assert len(choice["logprobs"]["tokens"]) == 11
     nats = char_nats(RANDOM.config.model, RANDOM.params, RANDOM.vocab.encode(choice["text"]))
     np.testing.assert_allclose(choice["logprobs"]["token_logprobs"][1:], -nats, atol=1e-4)
-    served.models.close()
+    served.close()

@@ -70,7 +70,6 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(f"--workdir: two folders are named {twice}; rename one of them")
     try:
         from charjax.serve.app import make_app
-        from charjax.serve.models import Models
         from charjax.serve.server import listen, run_server, serve_model
     except ModuleNotFoundError as error:
         raise InputError(
@@ -79,14 +78,16 @@ def run(args: argparse.Namespace) -> None:
 
     with listen(args.host, args.port) as listener:
         trained = [load_folder(args, folder) for folder in folders]
-        models = Models([serve_model(*pair, limits) for pair in zip(names, trained, strict=True)])
+        pairs = zip(names, trained, strict=True)
+        models = {name: serve_model(name, model, limits) for name, model in pairs}
         app = make_app(models, limits, key=key, hosts=args.allow_host, origins=args.allow_origin)
         host, port = listener.getsockname()[:2]
         _logger.info("serving on http://%s:%d", f"[{host}]" if ":" in host else host, port)
         if not key and not _is_loopback(host):
             _logger.warning("anyone who reaches %s can use it; give --key_file=FILE", host)
         run_server(app, listener)
-        models.close()
+        for served in models.values():
+            served.engine.close()
 
 
 def _host(value: str) -> str:
