@@ -76,7 +76,7 @@ def forward(
     )
     inputs = (igates, bias, carry) if keep is None else (igates, bias, carry, keep)
     body = partial(_in_passes, batch // tiling.rows, partial(_forward_kernel, cell, time))
-    return tuple(launch(body, tiling, weights, inputs, out_types))
+    return launch(body, tiling, weights, inputs, out_types)
 
 
 def _forward_kernel(cell: Cell, time: int, tiles: list[Cta], *refs: Any) -> None:
@@ -156,7 +156,7 @@ def backward(
     saved = (residuals, d_outputs, d_last)
     inputs = saved if keep is None else (*saved, keep)
     body = partial(_in_passes, batch // tiling.rows, partial(_backward_kernel, cell, time))
-    return tuple(launch(body, tiling, weights, inputs, out_types))
+    return launch(body, tiling, weights, inputs, out_types)
 
 
 def _backward_kernel(cell: Cell, time: int, tiles: list[Cta], *refs: Any) -> None:

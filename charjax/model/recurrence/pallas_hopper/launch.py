@@ -26,7 +26,7 @@ def launch(
     inputs: tuple[Array, ...],
     out_types: tuple[jax.ShapeDtypeStruct, ...],
     extra_scratch: tuple[Any, ...] = (),
-) -> list[Array]:
+) -> tuple[Array, ...]:
     """Runs a kernel with one CTA per SM.
 
     Args:
@@ -55,7 +55,7 @@ def launch(
         compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Lane),
         **_grid(tiling),
     )
-    return list(run(weights, *inputs))[: len(out_types)]
+    return tuple(run(weights, *inputs))[: len(out_types)]
 
 
 def _grid(tiling: Tiling) -> dict[str, Any]:
