@@ -32,9 +32,11 @@ _NAMES: dict[Any, str] = {
 }
 
 
-def number(default: int | float, low: int | float = 0, high: int | float = 2**31 - 1) -> Any:
-    """A numeric field in [low, high]; the default limit is the largest int32."""
-    return dataclasses.field(default=default, metadata={"low": low, "high": high})
+def number(
+    default: int | float, low: int | float = 0, high: int | float = 2**31 - 1, words: str = ""
+) -> Any:
+    """A numeric field in [low, high]; messages say `words` of the limits, if it has any."""
+    return dataclasses.field(default=default, metadata={"low": low, "high": high, "words": words})
 
 
 def choice(default: str, *others: str) -> Any:
@@ -80,7 +82,8 @@ def check_limits(value: Any, limits: Mapping[str, Any], path: str) -> None:
     if "choices" in limits and value not in limits["choices"]:
         raise InputError(f"{path}={value!r}: must be one of {', '.join(limits['choices'])}")
     if "low" in limits and not limits["low"] <= value <= limits["high"]:
-        raise InputError(f"{path}={value}: must be from {limits['low']} to {limits['high']}")
+        words = limits.get("words") or f"from {limits['low']} to {limits['high']}"
+        raise InputError(f"{path}={value}: must be {words}")
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -47,9 +47,9 @@ class Sampling:
       InputError: a value is out of range, or no integer where one is needed.
     """
 
-    temperature: float = number(1.0, 0, 1e300)
+    temperature: float = number(1.0, 0, 1e300, "0 (greedy) or a positive number")
     top_k: int = number(0)
-    top_p: float = number(1.0, 1e-300, 1)
+    top_p: float = number(1.0, 1e-300, 1, "above 0 and at most 1")
     min_p: float = number(0.0, 0, 1)
     repetition_penalty: float = number(1.0, 0.1, 10)
     repetition_window: int = number(64, 1, 10**6)

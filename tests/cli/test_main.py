@@ -143,7 +143,7 @@ FAULTS: dict[int, dict[str, tuple[str, ...]]] = {
         f"{SAMPLE} --num_chars={10**12}": (f"--num_chars={10**12}",),
         f"{SAMPLE} --num_chars=many": ("--num_chars", "'many'", "int"),
         f"{SAMPLE} --num_samples=0": ("--num_samples=0", "from 1"),
-        f"{SAMPLE} --temperature=nan": ("--temperature=nan", "from 0"),
+        f"{SAMPLE} --temperature=nan": ("--temperature=nan", "0 (greedy) or a positive number"),
         f"{SAMPLE} --pick=2 --seed=1": ("--seed", "--pick"),
         f"{SAMPLE} --pick=2 --prompts=@text.txt": ("--prompts", "--pick"),
         f"{SAMPLE} --json --separator=x": ("--separator", "--json"),
