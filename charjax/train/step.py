@@ -186,12 +186,8 @@ def make_step(
         grad_norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        updated = state._replace(
-            params=params,
-            opt_state=opt_state,
-            ema=_update_average(config.optim, state, params, opt_state),
-            carry=carry,
-        )
+        ema = _update_average(config.optim, state, params, opt_state)
+        updated = state._replace(params=params, opt_state=opt_state, ema=ema, carry=carry)
         state = _count_step(jnp.isfinite(loss) & jnp.isfinite(grad_norm), updated, state)
         return state, StepMetrics(loss, grad_norm, _last_rate(schedule, state), state.skipped)
 
