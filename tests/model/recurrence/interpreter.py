@@ -57,7 +57,7 @@ class InterpretedCta(Cta):
     def fence_async_proxy(self):
         """Nothing: interpreted copies need no fence."""
 
-    def _accumulate(self):
+    def accumulate(self):
         # The interpreted wgmma does not take a transposed operand.
         for chunk in range(self.tiling.k_chunks):
             plgpu.barrier_wait(self.scratch.copied.at[chunk])
@@ -77,6 +77,14 @@ def check_turn(is_next):
 
 def look_up(table, rows, first, columns):
     return table[...][rows, first : first + columns]
+
+
+def load_feature_major(ref, columns):
+    return ref[...].T
+
+
+def store_feature_major(ref, value):
+    ref[...] = value.T
 
 
 def over_columns(column, columns):
@@ -123,5 +131,7 @@ def interpret_kernels(monkeypatch):
     monkeypatch.setattr(kernels, "launch", launch)
     monkeypatch.setattr(decode_kernel, "launch", launch)
     monkeypatch.setattr(rows, "look_up", look_up)
+    monkeypatch.setattr(rows, "load_feature_major", load_feature_major)
+    monkeypatch.setattr(rows, "store_feature_major", store_feature_major)
     monkeypatch.setattr(rows, "_over_columns", over_columns)
     monkeypatch.setattr(rows, "_column_indices", column_indices)

@@ -269,7 +269,8 @@ LOWERED = {  # (cell, batch, launch): with resets, in the suite; the others are 
 )
 def test_it_lowers_for_cuda(cell, batch, launch, with_resets):
     layer = partial(ops.run_with, launch, cell)
-    shapes = jax.eval_shape(partial(layer_inputs, cell, "projected", batch, hidden=1024))
+    kind = "projected" if with_resets else "table"
+    shapes = jax.eval_shape(partial(layer_inputs, cell, kind, batch, hidden=1024))
     if with_resets:
         shapes = (*shapes, jax.ShapeDtypeStruct((TIME, batch), bool))
     program = jax.jit(partial(value_and_grads, layer)).trace(*shapes)

@@ -176,6 +176,7 @@ class Cta:
         del turn
         # The signal is a release by one thread after a barrier of the CTA's threads, so it
         # covers the stores of all of them.
+        plgpu.inline_mgpu()(_emit_thread_barrier)()
         plgpu.semaphore_signal(self._semaphore(barrier), memory_scope="gpu")
 
     def wait(self, barrier: Barrier, turn: Array | int) -> None:
@@ -203,29 +204,13 @@ class Cta:
         plgpu.copy_gmem_to_smem(packed.at[self.index], weights, copied.at[0])
         plgpu.barrier_wait(copied.at[0])
 
-    def matmul(self, operand: Any, turn: Array | int) -> TileWork[Gates]:
-        """The tile's matmul of a time step: float32 [BATCH_TILE, units] per output of a unit.
+    def copy_operand(self, operand: Any, rows: int = BATCH_TILE) -> None:
+        """Begins to copy this CTA's part of the left operand, for the tile's next `matmul`.
+
+        What is loaded between the two overlaps with the copies.
 
         Args:
           operand: global memory, bfloat16 [batch, K], written by all CTAs.
-          turn: how many matmuls the CTA has done for tiles of this index, in all passes, this one
-            included.
-        """
-        sums = self.multiply(operand)
-        if self.tiling.split_k > 1:
-            sums = yield from self._reduce_split_k(sums, turn)
-        return self.by_output(sums)
-
-    def by_output(self, sums: Array) -> Gates:
-        """The final sums of this CTA's units, for each output of a unit."""
-        starts = range(0, self.tiling.outputs_per_unit * self.tiling.units, self.tiling.units)
-        return tuple(sums[:, start : start + self.tiling.units] for start in starts)
-
-    def multiply(self, operand: Any, rows: int = BATCH_TILE) -> Array:
-        """This CTA's part of the tile's matmul: float32 [BATCH_TILE, n_per_cta].
-
-        Args:
-          operand: as for `matmul`.
           rows: how many of the tile's rows are copied, a multiple of 8: the first ones. The others
             mean nothing in the result.
         """
@@ -240,10 +225,26 @@ class Cta:
                 operands.at[chunk],
                 self.scratch.copied.at[chunk],
             )
-        return self._accumulate()
 
-    def _accumulate(self) -> Array:
-        """`operand @ weights.T` of this CTA, chunk by chunk as the copies complete."""
+    def matmul(self, turn: Array | int) -> TileWork[Gates]:
+        """The tile's matmul of a time step: float32 [BATCH_TILE, units] per output of a unit.
+
+        Args:
+          turn: how many matmuls the CTA has done for tiles of this index, in all passes, this one
+            included.
+        """
+        sums = self.accumulate()
+        if self.tiling.split_k > 1:
+            sums = yield from self._reduce_split_k(sums, turn)
+        return self.by_output(sums)
+
+    def by_output(self, sums: Array) -> Gates:
+        """The final sums of this CTA's units, for each output of a unit."""
+        starts = range(0, self.tiling.outputs_per_unit * self.tiling.units, self.tiling.units)
+        return tuple(sums[:, start : start + self.tiling.units] for start in starts)
+
+    def accumulate(self) -> Array:
+        """This CTA's part of the tile's matmul, as the copies complete: [BATCH_TILE, n_per_cta]."""
 
         def with_accumulator(sums: Any) -> Array:
             for chunk in range(self.tiling.k_chunks):
@@ -275,6 +276,11 @@ class Cta:
         return sum(parts[1:], start=parts[0])
 
 
+def _emit_thread_barrier(_: Any) -> None:
+    mosaic.warpgroup_barrier()
+
+
 def _emit_proxy_fence(_: Any) -> None:
+    # Of global memory alone: one of shared memory, too, takes a quarter of a microsecond.
     nvvm = mosaic.nvvm  # type: ignore[attr-defined]
-    nvvm.fence_proxy(nvvm.ProxyKind.async_)
+    nvvm.fence_proxy(nvvm.ProxyKind.async_global)

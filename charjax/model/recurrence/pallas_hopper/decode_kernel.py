@@ -141,10 +141,11 @@ def _kernel(cell: Cell, sizes: Sizes, tiles: list[Cta], *refs: Any) -> None:
         cta.store(slot.at[cta.rows, cta.columns()], carry[0].astype(jnp.bfloat16))
         cta.fence_async_proxy()
         cta.arrive(cta.grid, t + 1)
-        addend = cta.load(inputs.addends.at[t, :, tokens])  # overlaps with the wait
         cta.wait(cta.grid, t + 1)
         cta.fence_async_proxy()
-        *before_last, last_gate, logits = cta.by_output(cta.multiply(slot, sizes.rows))
+        cta.copy_operand(slot, sizes.rows)
+        addend = cta.load(inputs.addends.at[t, :, tokens])  # overlaps with the copies
+        *before_last, last_gate, logits = cta.by_output(cta.accumulate())
         _publish_best(cta, outputs, t, logits + addend)
         hgates = (*before_last, last_gate + last_gate_bias)
         token = _choose(cta, outputs, t, sizes.vocab)

@@ -30,6 +30,8 @@ from jax import lax
 from jaxtyping import Array, BFloat16, Float
 
 from charjax.model.cells import Cell, Gates
+from charjax.model.recurrence.base import Inputs
+from charjax.model.recurrence.pallas_hopper import rows
 from charjax.model.recurrence.pallas_hopper.cta import Cta, T, TileWork
 from charjax.model.recurrence.pallas_hopper.launch import launch
 from charjax.model.recurrence.pallas_hopper.tiling import Tiling
@@ -44,7 +46,7 @@ Arrays: TypeAlias = tuple[Array, ...]
 def forward(
     cell: Cell,
     tiling: Tiling,
-    igates: Float[Array, "time ctas gates batch units"],
+    inputs: Inputs,
     bias: Float[Array, "ctas tile units"],
     carry: Float[Array, "ctas states batch units"],
     weights: BFloat16[Array, "ctas n_per_cta k_per_cta"],
@@ -55,7 +57,7 @@ def forward(
     Args:
       cell: the cell.
       tiling: of a time step's matmul; the batch is a multiple of its rows.
-      igates: the input gates.
+      inputs: the input gates; with tokens, the table is [vocab, gates * hidden].
       bias: added to the last hidden gate.
       carry: before the first step.
       weights: `pack_weights` of the recurrent kernel.
@@ -63,24 +65,28 @@ def forward(
 
     Returns:
       states: bfloat16 [time + 1, batch, hidden], before the first step and after each.
-      residuals: float32 [time, ctas, 1 + residuals, batch, units]: the output, then the
-        cell's residuals.
+      outputs: float32 [hidden, time, batch].
+      residuals: float32 [time, ctas, residuals, batch, units], of the cell.
       last: float32 [ctas, states, batch, units], the carry after the last step.
     """
-    time, ctas, _, batch, units = igates.shape
-    residuals = (time, ctas, 1 + num_residuals(cell), batch, units)
+    ctas, _, batch, units = carry.shape
+    time = (inputs.igates if inputs.tokens is None else inputs.tokens).shape[-2]
     out_types = (
         jax.ShapeDtypeStruct((time + 1, batch, tiling.hidden), jnp.bfloat16),
-        jax.ShapeDtypeStruct(residuals, jnp.float32),
+        jax.ShapeDtypeStruct((tiling.hidden, time, batch), jnp.float32),
+        jax.ShapeDtypeStruct((time, ctas, num_residuals(cell), batch, units), jnp.float32),
         jax.ShapeDtypeStruct(carry.shape, jnp.float32),
     )
-    inputs = (igates, bias, carry) if keep is None else (igates, bias, carry, keep)
-    body = partial(_in_passes, batch // tiling.rows, partial(_forward_kernel, cell, time))
-    return launch(body, tiling, weights, inputs, out_types)
+    given = [array for array in inputs if array is not None]
+    kernel = partial(_forward_kernel, cell, time, len(given))
+    body = partial(_in_passes, batch // tiling.rows, kernel)
+    arrays = (*given, bias, carry) if keep is None else (*given, bias, carry, keep)
+    return launch(body, tiling, weights, arrays, out_types)
 
 
-def _forward_kernel(cell: Cell, time: int, tiles: list[Cta], *refs: Any) -> None:
-    igates, bias, carry, *keep, states, residuals, last = refs  # `keep` is empty without resets
+def _forward_kernel(cell: Cell, time: int, num_inputs: int, tiles: list[Cta], *refs: Any) -> None:
+    inputs, refs = Inputs(*refs[:num_inputs]), refs[num_inputs:]
+    bias, carry, *keep, states, outputs, residuals, last = refs  # `keep` is empty without resets
     index = tiles[0].index
     first_turn, first_matmul = tiles[0].first_turn(time + 1), tiles[0].first_turn(time)
     last_gate_bias = tiles[0].load(bias.at[index])
@@ -97,20 +103,20 @@ def _forward_kernel(cell: Cell, time: int, tiles: list[Cta], *refs: Any) -> None
         return initial
 
     def step(cta: Cta, t: Array, carry: Gates) -> TileWork[Gates]:
-        # Issued before the wait, so that they overlap with it.
-        gates = range(cell.gates)
-        igates_t = tuple(cta.load(igates.at[t, index, gate, cta.rows]) for gate in gates)
-        keep_next = _load_keep(cta, keep, t + 1)
-        cta.wait(
-            cta.grid, t + first_turn
-        )  # for what all published before they went on to other tiles
+        # For what all published before they went on to other tiles.
+        cta.wait(cta.grid, t + first_turn)
         cta.fence_async_proxy()
-        hgates = yield from cta.matmul(states.at[t], t + first_matmul)
+        cta.copy_operand(states.at[t])
+        igates_t = _load_igates(cell, cta, inputs, t)  # overlaps with the copies
+        keep_next = _load_keep(cta, keep, t + 1)
+        hgates = yield from cta.matmul(t + first_matmul)
         hgates = (*hgates[:-1], hgates[-1] + last_gate_bias)
         carry, saved = cell.forward(igates_t, hgates, carry)
         output, carry = carry[0], _keep_where(keep_next, carry)
         publish(cta, t + 1, carry[0])
-        for i, value in enumerate((output, *saved)):  # after the arrival, off the critical path
+        # After the arrival, off the critical path.
+        rows.store_feature_major(outputs.at[cta.columns(), t, cta.rows], output)
+        for i, value in enumerate(saved):
             cta.store(residuals.at[t, index, i, cta.rows], value)
         return carry
 
@@ -124,7 +130,7 @@ def backward(
     cell: Cell,
     tiling: Tiling,
     residuals: Float[Array, "time ctas residuals batch units"],
-    d_outputs: Float[Array, "time ctas batch units"],
+    d_outputs: Float[Array, "hidden time batch"],
     d_last: Float[Array, "ctas states batch units"],
     weights: BFloat16[Array, "ctas n_per_cta k_per_cta"],
     keep: Keep | None = None,
@@ -146,7 +152,7 @@ def backward(
         [1, 1, 1] for a cell without `reset_after`.
       d_carry: float32 [ctas, states, batch, units], of the carry before the first step.
     """
-    (time, _, batch, _), hidden = d_outputs.shape, tiling.hidden
+    hidden, time, batch = d_outputs.shape
     d_candidate = (time, batch, hidden) if cell.reset_after else (1, 1, 1)
     out_types = (
         jax.ShapeDtypeStruct((time, batch, cell.gates * hidden), jnp.bfloat16),
@@ -162,12 +168,13 @@ def backward(
 def _backward_kernel(cell: Cell, time: int, tiles: list[Cta], *refs: Any) -> None:
     # `keep` is empty without resets.
     residuals, d_outputs, d_last, *keep, d_hgates, d_candidate, d_carry = refs
-    index, saved_arrays = tiles[0].index, range(1, 1 + num_residuals(cell))
+    index, saved_arrays = tiles[0].index, range(num_residuals(cell))
     first_turn = tiles[0].first_turn(time)
 
     def load_step(cta: Cta, t: Array | int) -> Gates:
         saved = (cta.load(residuals.at[t, index, i, cta.rows]) for i in saved_arrays)
-        return cta.load(d_outputs.at[t, index, cta.rows]), *saved
+        d_output = d_outputs.at[cta.columns(), t, cta.rows]
+        return rows.load_feature_major(d_output, cta.tiling.units), *saved
 
     def begin(cta: Cta) -> tuple[Gates, Gates]:
         d_final = tuple(cta.load(d_last.at[index, s, cta.rows]) for s in range(cell.states))
@@ -181,15 +188,17 @@ def _backward_kernel(cell: Cell, time: int, tiles: list[Cta], *refs: Any) -> Non
             cta.store(d_hgates.at[t, cta.rows, cta.columns(gate)], value.astype(jnp.bfloat16))
         cta.fence_async_proxy()
         cta.arrive(cta.grid, i + first_turn)
-        if grads.candidate is not None:
-            slot = d_candidate.at[t, cta.rows, cta.columns()]
-            cta.store(slot, grads.candidate.astype(jnp.bfloat16))
-        prefetched = load_step(cta, jnp.maximum(t - 1, 0))  # overlaps with the wait
-        keep_now = _load_keep(cta, keep, t)
         yield
         cta.wait(cta.grid, i + first_turn)
         cta.fence_async_proxy()
-        (through_hgates,) = yield from cta.matmul(d_hgates.at[t], i + first_turn)
+        cta.copy_operand(d_hgates.at[t])
+        # What overlaps with the copies.
+        if grads.candidate is not None:
+            slot = d_candidate.at[t, cta.rows, cta.columns()]
+            cta.store(slot, grads.candidate.astype(jnp.bfloat16))
+        prefetched = load_step(cta, jnp.maximum(t - 1, 0))
+        keep_now = _load_keep(cta, keep, t)
+        (through_hgates,) = yield from cta.matmul(i + first_turn)
         d_before = (grads.carry[0] + through_hgates, *grads.carry[1:])
         return _keep_where(keep_now, d_before), prefetched
 
@@ -228,6 +237,17 @@ def _loop_over_time(
         return results
 
     return lax.fori_loop(0, time, step_all, list(initial))
+
+
+def _load_igates(cell: Cell, cta: Cta, inputs: Inputs, t: Array) -> Gates:
+    igates: Any = inputs.igates
+    units, columns = cta.tiling.units, [cta.columns(gate) for gate in range(cell.gates)]
+    if inputs.tokens is None:
+        blocks = (igates.at[features, t, cta.rows] for features in columns)
+        return tuple(rows.load_feature_major(block, units) for block in blocks)
+    tokens: Any = inputs.tokens
+    tokens = cta.load(tokens.at[t, cta.rows], rows.COLUMN)
+    return tuple(rows.look_up(igates.at[:, features], tokens, 0, units) for features in columns)
 
 
 def _load_keep(cta: Cta, keep: list[Any], t: Array | int) -> Array | None:

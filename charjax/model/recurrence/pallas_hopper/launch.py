@@ -52,7 +52,12 @@ def launch(
         kernel,
         out_type=(*out_types, jax.ShapeDtypeStruct(sums, jnp.float32)),
         scratch_types=(*_scratch(tiling), *extra_scratch),
-        compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Lane),
+        compiler_params=plgpu.CompilerParams(
+            lowering_semantics=plgpu.LoweringSemantics.Lane,
+            # Else there are two around every store. A CTA's threads meet in `Cta.arrive` and
+            # `Cta.wait`, between any two steps that read and write the same memory.
+            unsafe_no_auto_barriers=True,
+        ),
         **_grid(tiling),
     )
     return tuple(run(weights, *inputs))[: len(out_types)]

@@ -1,8 +1,8 @@
 """The recurrence as persistent kernels on one NVIDIA Hopper GPU, with bfloat16 matmuls.
 
 The kernels replace the two loops over time of `charjax.model.recurrence.xla`, and differ from
-it only in the order of sums. XLA computes the input gates before the loop, and after it the
-weight gradient, as one matmul over all time steps.
+it only in the order of sums. XLA computes the input gates before the loop, except those that the
+kernel looks up by token, and after it the weight gradient, as one matmul over all time steps.
 """
 
 from __future__ import annotations
@@ -117,10 +117,11 @@ def _forward(cell: str, plan: Plan, operands: Operands) -> tuple[Result, _Residu
     bias = jnp.zeros(hidden, jnp.float32) if weights.bias is None else weights.bias
     bias = jnp.broadcast_to(bias.reshape(ctas, 1, units), (ctas, BATCH_TILE, units))
     packed = pack_weights(weights.kernel.reshape(hidden, gates, hidden), tiling)
-    arrays = _igates_to_ctas(inputs, tiling), bias, to_ctas(jnp.stack(carry), tiling), packed
-    keep = _keep_units(resets, tiling)
-    states, residuals, last = kernels.forward(CELLS[cell], tiling, *arrays, keep)
-    outputs = _features_from_ctas(residuals[:, :, 0])
+    if inputs.tokens is not None:
+        tokens = jnp.clip(inputs.tokens, 0, inputs.igates.shape[1] - 1)
+        inputs = Inputs(inputs.igates.T, tokens)
+    arrays = inputs, bias, to_ctas(jnp.stack(carry), tiling), packed, _keep_units(resets, tiling)
+    states, outputs, residuals, last = kernels.forward(CELLS[cell], tiling, *arrays)
     return (outputs, tuple(from_ctas(last))), _Residuals(operands, states, residuals)
 
 
@@ -128,9 +129,8 @@ def _backward(cell: str, plan: Plan, res: _Residuals, grads: Result) -> tuple[Op
     (inputs, weights, _, resets), (d_outputs, d_last) = res.operands, grads
     tiling, hidden = plan.backward, weights.kernel.shape[0]
     packed = pack_weights(weights.kernel.T[:, None], tiling)
-    d_outputs, keep = _features_to_ctas(d_outputs, tiling)[:, :, 0], _keep_units(resets, tiling)
-    arrays = res.residuals, d_outputs, to_ctas(jnp.stack(d_last), tiling), packed, keep
-    found = kernels.backward(CELLS[cell], tiling, *arrays)
+    arrays = res.residuals, d_outputs, to_ctas(jnp.stack(d_last), tiling), packed
+    found = kernels.backward(CELLS[cell], tiling, *arrays, _keep_units(resets, tiling))
     d_hgates, d_candidate, d_carry = found
     # As the kernels wrote it: a transposed copy would take longer than what reads it.
     d_kernel, d_bias = dot_leading(res.states[:-1], d_hgates, jnp.bfloat16), None
@@ -158,17 +158,6 @@ def _pad_batch(operands: Operands, rows: int) -> Operands:
     return Operands(inputs, weights, carry, None if resets is None else pad_last(resets))
 
 
-def _igates_to_ctas(inputs: Inputs, tiling: Tiling) -> Float[Array, "time ctas gates batch units"]:
-    """The input gates of every position, as the kernels read them."""
-    if inputs.tokens is None:
-        return _features_to_ctas(inputs.igates, tiling)
-    # The table has its columns in the order in which the kernels read input gates, so that XLA
-    # looks them up and writes them in one pass.
-    table = inputs.igates.reshape(-1, tiling.ctas, tiling.units, inputs.igates.shape[1])
-    igates = jnp.take(table.transpose(3, 1, 0, 2), inputs.tokens, axis=0, mode="clip")
-    return igates.transpose(0, 2, 3, 1, 4)
-
-
 def _input_grad(
     inputs: Inputs,
     d_hgates: BFloat16[Array, "time batch gates"],
@@ -186,21 +175,6 @@ def _input_grad(
         ones = jax.lax.optimization_barrier(ones)
         d_table = with_candidate(d_table, dot_leading(d_candidate, ones, jnp.bfloat16))
     return Inputs(d_table, int_cotangent(inputs.tokens))
-
-
-def _features_to_ctas(
-    features: Float[Array, "features time batch"], tiling: Tiling
-) -> Float[Array, "time ctas gates batch units"]:
-    """Feature-major to one contiguous [batch, units] block per step, CTA and gate."""
-    split = features.reshape(-1, tiling.ctas, tiling.units, *features.shape[1:])
-    return split.transpose(3, 1, 0, 4, 2)
-
-
-def _features_from_ctas(
-    blocks: Float[Array, "time ctas batch units"],
-) -> Float[Array, "hidden time batch"]:
-    time, _, batch, _ = blocks.shape
-    return blocks.transpose(1, 3, 0, 2).reshape(-1, time, batch)
 
 
 def _keep_units(resets: Resets | None, tiling: Tiling) -> kernels.Keep | None:

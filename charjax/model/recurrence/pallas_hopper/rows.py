@@ -1,13 +1,14 @@
-"""What a CTA computes for each row of a batch tile: the largest of a row, and table look-ups.
+"""What a CTA does with the rows of a batch tile: the largest of each, look-ups, transposed blocks.
 
-Pallas has no gather and no argmax for Mosaic GPU. The numbers of a row are in the registers of four
-threads of a warp, so that a reduction over a row is two shuffles, and every thread can load what
-its own registers need.
+Pallas has no gather, no argmax and no transposed store for Mosaic GPU. The numbers of a row are in
+the registers of four threads of a warp, so that a reduction over a row is two shuffles, and every
+thread can load and store its own numbers wherever they lie.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,6 +20,10 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
 from charjax.model.recurrence.pallas_hopper.tiling import BATCH_TILE
+
+_DIALECTS: Any = mosaic  # which imports those of MLIR
+_ir, _arith, _vector = _DIALECTS.ir, _DIALECTS.arith, _DIALECTS.vector
+_llvm, _memref = _DIALECTS.llvm, _DIALECTS.memref
 
 _MATRIX = plgpu.Layout.WGMMA
 COLUMN = _MATRIX.reduce(1)  # of one number a row, in all threads that have numbers of the row
@@ -47,7 +52,7 @@ def paired_with_max(pairs: Sequence[tuple[Array, Array]]) -> Array:
 
 
 def look_up(table: Any, rows: Array, first: int, columns: int) -> Array:
-    """Columns of rows of a table in shared memory, float32 [BATCH_TILE, columns].
+    """Columns of rows of a table in shared or global memory, float32 [BATCH_TILE, columns].
 
     Args:
       table: float32 [n, m].
@@ -59,6 +64,19 @@ def look_up(table: Any, rows: Array, first: int, columns: int) -> Array:
     gathered = plgpu.ShapeDtypeStruct(shape, jnp.float32, layout=_MATRIX)
     gather = plgpu.inline_mgpu(arg_types=(plgpu.RefType(), _MATRIX), return_type=gathered)
     return gather(_gather_from(first))(table, _over_columns(rows, columns))
+
+
+def load_feature_major(ref: Any, columns: int) -> Array:
+    """A block of global memory, float32 [columns, BATCH_TILE], as [BATCH_TILE, columns]."""
+    shape = BATCH_TILE, columns
+    loaded = plgpu.ShapeDtypeStruct(shape, jnp.float32, layout=_MATRIX)
+    load = plgpu.inline_mgpu(arg_types=(plgpu.RefType(),), return_type=loaded)
+    return load(partial(_load_transposed, shape))(ref)
+
+
+def store_feature_major(ref: Any, value: Array) -> None:
+    """Stores float32 [BATCH_TILE, columns] in a block of global memory, [columns, BATCH_TILE]."""
+    plgpu.inline_mgpu(arg_types=(plgpu.RefType(), _MATRIX))(_store_transposed)(ref, value)
 
 
 def _over_columns(column: Array, columns: int) -> Array:
@@ -74,22 +92,57 @@ def _column_indices(columns: int) -> Array:
 
 def _gather_from(first: int) -> Any:
     """The code by which each thread loads its own numbers, from a column of the table on."""
-    ir, arith, vector = mosaic.ir, mosaic.arith, mosaic.vector  # type: ignore[attr-defined]
 
     def gather(_: Any, table: Any, rows: Any) -> Any:
-        index = ir.IndexType.get()
-        numbers = ir.VectorType.get((rows.layout.vector_length,), ir.F32Type.get())
         registers = np.empty_like(rows.registers)
-        # Registers are vectors of numbers that are side by side in one row.
-        places = rows.layout.thread_idxs(rows.shape)
-        for i, (_, column) in zip(np.ndindex(registers.shape), places, strict=True):
-            row = vector.extract(rows.registers[i], dynamic_position=[], static_position=[0])
-            at = [
-                arith.index_cast(index, row),
-                arith.addi(column, arith.constant(index, first)),
-            ]
-            registers[i] = vector.load(numbers, table, at)
-        array = fragmented_array.FragmentedArray
-        return array(_registers=registers, _layout=rows.layout, _is_signed=None)
+        for i, (_, column) in _places(rows.layout, rows.shape, registers):
+            row = _vector.extract(rows.registers[i], dynamic_position=[], static_position=[0])
+            at = [_arith.index_cast(_index(), row), _plus(column, first)]
+            registers[i] = _vector.load(_numbers(rows.layout), table, at)
+        return _fragmented(registers, rows.layout)
 
     return gather
+
+
+def _load_transposed(shape: tuple[int, int], _: Any, ref: Any) -> Any:
+    layout: Any = _MATRIX.to_mgpu()
+    registers = np.empty(layout.registers_shape(shape), object)
+    for i, (row, column) in _places(layout, shape, registers):
+        numbers = _llvm.mlir_undef(_numbers(layout))
+        for j in range(layout.vector_length):
+            number = _memref.load(ref, [_plus(column, j), row])
+            numbers = _vector.insert(number, numbers, dynamic_position=[], static_position=[j])
+        registers[i] = numbers
+    return _fragmented(registers, layout)
+
+
+def _store_transposed(_: Any, ref: Any, value: Any) -> None:
+    for i, (row, column) in _places(value.layout, value.shape, value.registers):
+        for j in range(value.layout.vector_length):
+            number = _vector.extract(value.registers[i], dynamic_position=[], static_position=[j])
+            _memref.store(number, ref, [_plus(column, j), row])
+
+
+def _places(layout: Any, shape: tuple[int, ...], registers: Any) -> Iterator[Any]:
+    """Each register of a thread: its index, and the row and column of its first number.
+
+    Registers are vectors of numbers that are side by side in one row.
+    """
+    return zip(np.ndindex(registers.shape), layout.thread_idxs(shape), strict=True)
+
+
+def _plus(index: Any, offset: int) -> Any:
+    return _arith.addi(index, _arith.constant(_index(), offset))
+
+
+def _index() -> Any:
+    return _ir.IndexType.get()
+
+
+def _numbers(layout: Any) -> Any:
+    return _ir.VectorType.get((layout.vector_length,), _ir.F32Type.get())
+
+
+def _fragmented(registers: Any, layout: Any) -> Any:
+    array = fragmented_array.FragmentedArray
+    return array(_registers=registers, _layout=layout, _is_signed=None)
