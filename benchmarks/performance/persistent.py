@@ -3,11 +3,11 @@
     python -m benchmarks.performance.persistent --cells gru --batches 64 128 256
 
 For each cell: values and gradients compared with XLA's, of a short sequence first, without and
-with resets, of full and padded batches; where they agree, the time of a layer and of a training
-step. Batches above 64 run in several ways, see `make_layers`, and have no training step. CTAs that
-deadlock spin for ever: `benchmarks.gpu` runs it under a time limit. Writes
-`results/persistent_gpu.json` after each of them. Ends with one line and a nonzero exit code if a
-check fails, or if there is no Hopper GPU; `--small --device=cpu` needs none, measures nothing.
+with resets, of full and padded batches, and with tokens; where they agree, the time of a layer and
+of a training step. A layer runs in several ways, see `make_layers`, a training step in the default
+one, of 64 sequences. CTAs that deadlock spin for ever: `benchmarks.gpu` runs it under a time limit.
+Writes `results/persistent_gpu.json` after each of them. Ends with one line and a nonzero exit code
+if a check fails, or if there is no Hopper GPU; `--small --device=cpu` needs none, measures nothing.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from charjax.model.recurrence.pallas_hopper import ops
 from charjax.train.intervals import STEPS_PER_DISPATCH
 
 _CALLS = 20  # timed calls between two readings of the clock
+_TRAINED = ("xla", "persistent")  # ways to run a layer that a config can name
 _TOLERANCE = 1.5  # allowed error over the error of XLA's loops in bfloat16
 
 Fields = dict[str, Any]
@@ -41,8 +42,10 @@ Layers = dict[str, Callable[..., Any]]
 
 
 def make_layers(cell: str, batch_tiles: int) -> Layers:
-    """The layer in bfloat16 with XLA's loops, and with the kernels; several tiles in many ways."""
+    """The layer in bfloat16 with XLA's loops, and with the kernels in several ways."""
     ways: dict[str, Fields] = {"persistent": {}}
+    if batch_tiles == 1:
+        ways["persistent split 4"] = {"split_k": 4}
     if batch_tiles > 1:
         ways["persistent passes"] = {"batch_groups": 1, "batch_tiles": 1}  # of a tile each
     if batch_tiles > 2:
@@ -52,9 +55,15 @@ def make_layers(cell: str, batch_tiles: int) -> Layers:
     return {"xla": partial(api.run, "xla", cell, "bfloat16")} | found
 
 
-def check(shape: Shape, layers: Layers, *, resets: bool = False) -> Fields:
-    """Relative errors of values and gradients against float32, beside those of XLA's loops."""
-    operands = layer_operands(shape, resets=resets)
+def check(shape: Shape, layers: Layers, **kinds: bool) -> Fields:
+    """Relative errors of values and gradients against float32, beside those of XLA's loops.
+
+    Args:
+      shape: of the layer.
+      layers: what is checked.
+      kinds: see `layer_operands`.
+    """
+    operands = layer_operands(shape, **kinds)
     with jax.default_matmul_precision("highest"):
         layer = partial(api.run, "xla", shape.cell, "float32")
         want = jax.device_get(value_and_grads(layer)(operands))
@@ -89,15 +98,15 @@ def times(shape: Shape, layers: Layers, rounds: int) -> Fields:
             f"{part}_ms": 1e3 * seconds(partial(run, operands), rounds)
             for part, run in (("forward", forward), ("with_gradient", value_and_grads(layer)))
         }
-        if shape.batch == 64:
+        if shape.batch == 64 and name in _TRAINED:
             task = train_step(dataclasses.asdict(shape), "bfloat16", name)
             dispatch_ms = 1e3 * seconds(partial(task.run, 1), rounds, calls=1)
             found[name]["train_step_ms"] = dispatch_ms / STEPS_PER_DISPATCH
     return found
 
 
-def layer_operands(shape: Shape, *, resets: bool = False) -> Operands:
-    """Random input gates, weights, carry and, if asked for, resets."""
+def layer_operands(shape: Shape, *, resets: bool = False, tokens: bool = False) -> Operands:
+    """Random input gates, weights, carry and, if asked for, resets; or a table and tokens."""
     cell, hidden = CELLS[shape.cell], shape.hidden
 
     def normal(seed: int, *sizes: int) -> Any:
@@ -108,16 +117,24 @@ def layer_operands(shape: Shape, *, resets: bool = False) -> Operands:
     carry = tuple(normal(2, cell.states, shape.batch, hidden))
     igates = normal(3, cell.gates * hidden, shape.length, shape.batch)
     drawn = jax.random.bernoulli(jax.random.key(4), 0.1, (shape.length, shape.batch))
-    return Operands(Inputs(igates), weights, carry, drawn if resets else None)
+    inputs = Inputs(igates)
+    if tokens:
+        ids = jax.random.randint(jax.random.key(5), drawn.shape, 0, shape.vocab)
+        inputs = Inputs(normal(3, cell.gates * hidden, shape.vocab), ids)
+    return Operands(inputs, weights, carry, drawn if resets else None)
 
 
 @cache
 def value_and_grads(layer: Callable[..., Any]) -> Callable[..., Any]:
     """A jitted function that returns a layer's results, and the gradients of its inputs."""
 
-    def run(operands: Any) -> Any:
-        differentiated = operands._replace(resets=None)
-        value, vjp = jax.vjp(lambda o: layer(o._replace(resets=operands.resets)), differentiated)
+    def run(operands: Operands) -> Any:
+        (igates, tokens), resets = operands.inputs, operands.resets
+
+        def with_fixed(real: Operands) -> Any:
+            return layer(real._replace(inputs=Inputs(real.inputs.igates, tokens), resets=resets))
+
+        value, vjp = jax.vjp(with_fixed, operands._replace(inputs=Inputs(igates), resets=None))
         return value, vjp(jax.tree.map(jax.numpy.cos, value))
 
     return jax.jit(run)
@@ -147,7 +164,7 @@ def check_and_time(shape: Shape, rounds: int, write: Callable[[Fields], None]) -
         write(found)
         if result["wrong"]:
             return list(result["wrong"])
-    found["check"] = check(shape, both)
+    found["check"] = check(shape, both, tokens=True)
     if not found["check"]["wrong"]:
         found["times"] = times(shape, both, rounds)
         progress(f"{shape.cell}, batch {shape.batch}: {found['times']}")

@@ -212,6 +212,12 @@ def test_two_tiles_in_turn_save_passes_where_they_need_no_more_padding():
     assert (of_32_units.forward.units, of_32_units.forward.batch_tiles) == (32, 1)
 
 
+def test_a_split_of_the_backward_pass_is_taken():
+    tilings = [plan_at_1024_units(64, split_k=split_k).backward for split_k in (4, 8)]
+    assert [tiling.split_k for tiling in tilings] == [4, 8]
+    assert plan_at_1024_units(64, split_k=1) is None  # does not fit into shared memory
+
+
 @pytest.mark.parametrize("gates", [1, 3, 4])
 @pytest.mark.parametrize("num_sms", [114, 132])  # H100 PCIe; H100 SXM and H200
 def test_all_ctas_of_a_plan_are_resident(gates, num_sms):

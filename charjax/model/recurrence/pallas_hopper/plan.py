@@ -24,11 +24,14 @@ class LaunchConfig:
       batch_tiles: most batch tiles of `BATCH_TILE` rows per batch group, in turn at each time
         step; None: two, where that saves a pass and needs no more padding.
       batch_groups: see `Tiling.batch_groups`; None: the number with the shortest estimated time.
+      split_k: CTAs per split-K group of the backward pass; None: those with the least estimated
+        traffic.
     """
 
     num_sms: int = 132
     batch_tiles: int | None = None
     batch_groups: int | None = None
+    split_k: int | None = None
 
 
 class Plan(NamedTuple):
@@ -78,7 +81,7 @@ def make_plan(hidden: int, gates: int, batch: int, launch: LaunchConfig) -> Plan
 
 def _plan(hidden: int, gates: int, batch: int, launch: LaunchConfig, groups: int) -> Plan | None:
     """The fewest passes of so many batch groups, with the least padding."""
-    tilings = choose_tilings(hidden, gates, launch.num_sms // groups)
+    tilings = choose_tilings(hidden, gates, launch.num_sms // groups, launch.split_k)
     if tilings is None:
         return None
     tiles_of_group = -(-batch // (BATCH_TILE * groups))

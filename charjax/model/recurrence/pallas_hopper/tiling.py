@@ -126,13 +126,21 @@ class Tiling:
         )
 
 
-def choose_tilings(hidden: int, gates: int, num_sms: int) -> tuple[Tiling, Tiling] | None:
+def choose_tilings(
+    hidden: int, gates: int, num_sms: int, split_k: int | None = None
+) -> tuple[Tiling, Tiling] | None:
     """Tilings of a layer's forward and backward matmul; None if no tiling fits the GPU.
 
     Forward, the state [batch, hidden] meets the recurrent kernel; backward, the gradients of
     the hidden gates [batch, gates * hidden] meet its transpose. Takes the fewest units per
     CTA (so the most SMs) that fit both, then backward the split with the least traffic. Forward it
     takes the smallest split, for each larger one was slower on an H200, see docs/kernels.md.
+
+    Args:
+      hidden: units of the layer.
+      gates: of its cell.
+      num_sms: of the GPU.
+      split_k: of the backward tiling; None: that with the least traffic.
     """
     granularity, largest = _WGMMA_N
     for units in range(granularity, largest + 1, granularity):
@@ -141,6 +149,7 @@ def choose_tilings(hidden: int, gates: int, num_sms: int) -> tuple[Tiling, Tilin
             for k, outputs in ((hidden, gates), (gates * hidden, 1))
         ]
         forward, backward = ([t for t in tilings if t.fits(num_sms)] for tilings in candidates)
+        backward = [tiling for tiling in backward if split_k in (None, tiling.split_k)]
         if forward and backward:
             return forward[0], min(backward, key=attrgetter("bytes_per_step"))
     return None
