@@ -1,20 +1,52 @@
-"""The text that a run was trained on, read again to keep samples from repeating it."""
+"""The text that a run was trained on, read again: to be verified, scored or not repeated."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import lru_cache, partial
 from itertools import pairwise
 from typing import TypeVar
 
+from charjax.checkpoint.meta import RunMeta
 from charjax.data.corpus import Corpus, load_corpus
 from charjax.data.dataset import Dataset, load_dataset
+from charjax.data.named_corpora import is_downloaded
 from charjax.data.splits import Splits
-from charjax.data.store import TextStore
-from charjax.errors import CharjaxError, InputError
+from charjax.data.store import TextStore, is_store
+from charjax.errors import CharjaxError, InputError, StoreError
 from charjax.inference.load import TrainedModel
 
 _Loaded = TypeVar("_Loaded", Corpus, Dataset)
+
+_logger = logging.getLogger(__name__)
+
+
+def verify_text(run: RunMeta) -> None:
+    """Reads the text of a run again, not from the cache; logs the verdict, or why there is none.
+
+    Downloads nothing. A packed text has digests of its own, which `charjax verify STORE` compares.
+
+    Raises:
+      StoreError: it is another text than the run was trained on.
+    """
+    data, name = run.config.data, run.corpus.name
+    if run.source and run.source.kind != "charjax":
+        return
+    if data.path and is_store(data.path):
+        _logger.info(f"{name}: is packed: `charjax verify {name}` reads it")
+        return
+    if not data.path and not is_downloaded(data.corpus):
+        _logger.warning(f"{name}: the text is not compared: it was not downloaded to this machine")
+        return
+    try:
+        corpus = load_corpus(data, use_cache=False)
+    except CharjaxError as error:
+        _logger.warning(f"{name}: the text is not compared: {error}")
+        return
+    if problem := _difference(corpus, run.corpus.sha256):
+        raise StoreError(problem)
+    _logger.info(f"{name}: good")
 
 
 def training_text(trained: TrainedModel, flag: str) -> Corpus:
@@ -70,13 +102,19 @@ def _if_the_same(
             f"{flag}: needs the text that this run was trained on: {error}{otherwise}"
         ) from None
     corpus = loaded if isinstance(loaded, Corpus) else loaded.corpus
-    recorded = trained.meta["corpus"]["sha256"]
-    if corpus.sha256 != recorded:
-        raise InputError(
-            f"{flag}: {corpus.name} is not the text that this run was trained on (SHA-256 "
-            f"{recorded[:12]}, now {corpus.sha256[:12]}); bring that text back{otherwise}"
-        )
+    if problem := _difference(corpus, trained.meta["corpus"]["sha256"]):
+        raise InputError(f"{flag}: {problem}{otherwise}")
     return loaded
+
+
+def _difference(corpus: Corpus, sha256: str) -> str:
+    """The message that a run was trained on another text, of this digest; "" if it was not."""
+    if corpus.sha256 == sha256:
+        return ""
+    return (
+        f"{corpus.name} is not the text that this run was trained on (SHA-256 {sha256[:12]}, now "
+        f"{corpus.sha256[:12]}); bring that text back"
+    )
 
 
 def known_lines(trained: TrainedModel, corpus: Corpus) -> frozenset[str]:

@@ -127,6 +127,12 @@ def test_a_remedy_is_offered_only_where_it_works(
     assert said.count("\n") <= 1
 
 
+def test_a_run_on_another_text_is_refused_by_the_paths_of_both(folder, ten_steps, capfd):
+    assert main(flags(folder, ten_steps, "hard")) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert re.search(f"{folder}/easy.txt, .*; now {folder}/hard.txt, .*--allow=corpus", line)
+
+
 # What a change needs beside it, and values that are not made from the default.
 NEEDS = {
     "data.delimiter": "data.documents=delimiter",

@@ -5,13 +5,9 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from charjax.cli.arguments import add_path, print_json, store_path
-from charjax.errors import CharjaxError, CheckpointError, InputError, StoreError
-
-if TYPE_CHECKING:
-    from charjax.checkpoint.meta import RunMeta
+from charjax.errors import CheckpointError, InputError, StoreError
 
 _logger = logging.getLogger(__name__)
 
@@ -61,6 +57,8 @@ def _verify_run(workdir: Path) -> None:
     from charjax.checkpoint.meta import CheckpointMeta
     from charjax.checkpoint.reader import CheckpointReader
     from charjax.inference.load import load_trained
+    from charjax.inference.training_text import verify_text
+    from charjax.runtime.display import show_task
     from charjax.workdir import Workdir
 
     if Workdir(workdir).is_hub:
@@ -74,40 +72,6 @@ def _verify_run(workdir: Path) -> None:
     print_json({str(step): verdict for step, verdict in verdicts.items()})
     if "good" not in verdicts.values():
         raise CheckpointError(f"{directory}: holds no checkpoint that verifies")
-    _verify_text(CheckpointMeta.of(reader.read_meta(), directory).run)
-
-
-def _verify_text(run: RunMeta) -> None:
-    """Reads the text of a run again, not from the cache; says so if that cannot be done.
-
-    Downloads nothing. A packed text has digests of its own, which `charjax verify STORE` compares.
-
-    Raises:
-      StoreError: it is another text than the run was trained on.
-    """
-    from charjax.data.corpus import load_corpus
-    from charjax.data.named_corpora import is_downloaded
-    from charjax.data.store import is_store
-    from charjax.runtime.display import show_task
-
-    data, name = run.config.data, run.corpus.name
-    if run.source and run.source.kind != "charjax":
-        return
-    if data.path and is_store(data.path):
-        _logger.info(f"{name}: is packed: `charjax verify {name}` reads it")
-        return
-    if not data.path and not is_downloaded(data.corpus):
-        _logger.warning(f"{name}: the text is not compared: it was not downloaded to this machine")
-        return
-    try:
-        with show_task("reading the text"):
-            corpus = load_corpus(data, use_cache=False)
-    except CharjaxError as error:
-        _logger.warning(f"{name}: the text is not compared: {error}")
-        return
-    if corpus.sha256 != run.corpus.sha256:
-        raise StoreError(
-            f"{corpus.name}: is not the text that this run was trained on (SHA-256 "
-            f"{run.corpus.sha256[:12]}, now {corpus.sha256[:12]}); bring that text back"
-        )
-    _logger.info(f"{name}: good")
+    run = CheckpointMeta.of(reader.read_meta(), directory).run
+    with show_task("reading the text"):
+        verify_text(run)
