@@ -7,16 +7,15 @@
 # %% [markdown]
 # ## Install
 #
-# `SOURCE` is the folder of charjax and the extra that the last cell needs; `..` where this notebook is in its
-# `notebooks/` folder. On Colab, upload that folder first and name it here, such as `/content/charjax[export]`; for a
-# GPU, `/content/charjax[export,cuda12]`.
+# `SOURCE` is the folder of charjax; `..` where this notebook is in its `notebooks/` folder. On Colab, upload that folder
+# first and name it here, such as `/content/charjax`; for a GPU, `/content/charjax[cuda12]`.
 
 # %%
 import importlib.util
 import subprocess
 import sys
 
-SOURCE = "..[export]"
+SOURCE = ".."
 if importlib.util.find_spec("charjax") is None:
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", SOURCE], check=True)
 

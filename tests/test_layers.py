@@ -42,7 +42,7 @@ DISTRIBUTIONS = {"absl": "absl-py", "IPython": "ipython", "orbax": "orbax-checkp
 # Named in pyproject.toml without an import: jax.export serialises with flatbuffers; exports import
 # the packages of their extra by name; files.py imports zstd by the name that it has in this version
 # of Python; ipykernel is what runs the code of a notebook.
-INDIRECT = {"backports.zstd", "flatbuffers", "h5py", "ipykernel", "onnx", "safetensors"}
+INDIRECT = {"backports.zstd", "flatbuffers", "h5py", "ipykernel", "onnx"}
 RUNTIME_EXTRAS = ("data", "export", "notebook", "serve", "tensorboard")
 
 

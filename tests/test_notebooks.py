@@ -54,12 +54,6 @@ def test_a_text_is_written_only_if_the_learner_names_none(text, tmp_path, monkey
     assert written == ["runs/story.txt"] * (text == "runs/story.txt")
 
 
-@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
-def test_a_notebook_is_installed_with_what_its_export_needs(source):
-    assert ".[export,notebook]" in ROOT.joinpath("docs", "notebooks.md").read_text("utf-8")
-    assert 'SOURCE = "..[export]"' in source.read_text("utf-8")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 def test_a_notebook_runs_from_a_new_kernel(source, tmp_path):

@@ -13,10 +13,10 @@ import numpy as np
 from charjax.config import CELL_SIZES, ModelConfig
 from charjax.errors import InputError
 from charjax.export.foreign import ForeignLayer, layer_parameters, reorder
-from charjax.export.weights import Arrays, named_weights
+from charjax.export.weights import named_weights
 from charjax.model.shapes import param_shapes
 from charjax.runtime.display import listed
-from charjax.runtime.safetensors import check_shapes
+from charjax.runtime.safetensors import Arrays, check_shapes
 from charjax.schema import parse
 from charjax.types import PyTree
 

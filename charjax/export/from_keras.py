@@ -23,8 +23,8 @@ from charjax.export.from_arrays import (
 )
 from charjax.export.keras import GATES
 from charjax.export.keras_layers import check_layers
-from charjax.export.weights import Arrays, import_extra
-from charjax.runtime.safetensors import as_float32, read_file
+from charjax.export.weights import import_extra
+from charjax.runtime.safetensors import Arrays, as_float32, read_file
 
 _MAX_CONFIG_BYTES = 16 * 2**20
 _NOT_WEIGHTS = re.compile(
@@ -40,7 +40,7 @@ def read_keras(file: Path) -> ConvertedModel:
       InputError: the file is damaged, charjax has no such model, or h5py is not installed.
       OSError: it cannot be read.
     """
-    h5py = import_extra("h5py", extra="export")
+    h5py = import_extra("h5py")
     content, are_layers_checked = read_file(file), False
     with as_input_errors("damaged, or not a file of Keras 3"):
         if zipfile.is_zipfile(io.BytesIO(content)):

@@ -19,8 +19,7 @@ from charjax.export.from_arrays import (
     model_of,
     split_layers,
 )
-from charjax.export.weights import Arrays
-from charjax.runtime.safetensors import as_float32, read_safetensors
+from charjax.runtime.safetensors import Arrays, as_float32, read_safetensors
 
 # weight_ih_l0 of nn.GRU, nn.LSTM and nn.RNN; weight_ih of nn.GRUCell and the like.
 _PART = re.compile(r"(?P<layer>.*?)(?P<part>(?:weight|bias)_(?:ih|hh))(?P<number>_l\d+)?")

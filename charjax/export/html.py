@@ -12,9 +12,10 @@ import json
 from charjax.config import to_dict
 from charjax.export.page import Page, bytes_element
 from charjax.export.quantized import quantize_model
-from charjax.export.weights import Arrays, safetensors, vocabulary_json
+from charjax.export.weights import vocabulary_json
 from charjax.inference.load import TrainedModel
 from charjax.runtime.display import counted
+from charjax.runtime.safetensors import Arrays, safetensors_file
 
 _PAGE = Page("write.html", ("parts.js", "model.js", "write.js", "local.js"))
 
@@ -23,7 +24,7 @@ def html_file(trained: TrainedModel) -> bytes:
     """The page with the model in it.
 
     Raises:
-      InputError: a parameter is not finite, or the package safetensors is not installed.
+      InputError: a parameter is not finite.
     """
     return _PAGE.html(bytes_element("weights", _weights(trained)))
 
@@ -39,7 +40,7 @@ def _weights(trained: TrainedModel) -> bytes:
         "vocabulary": vocabulary_json(trained.vocab),
         "about": json.dumps(_about(trained)),
     }
-    return safetensors(arrays, metadata)
+    return safetensors_file(arrays, metadata)
 
 
 def _about(trained: TrainedModel) -> dict[str, object]:

@@ -11,24 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from charjax.config import to_dict
-from charjax.export.weights import named_weights, safetensors, vocabulary_json
+from charjax.export.weights import named_weights, vocabulary_json
 from charjax.inference.hub import FORMAT, HubConfig
 from charjax.inference.load import TrainedModel
 from charjax.model.network import parameter_count
 from charjax.runtime.display import counted
+from charjax.runtime.safetensors import safetensors_file
 
 _NOT_COPIED = ("vocabulary", "logs", "progress")  # parts of a checkpoint's metadata
 
 
 def hub_files(trained: TrainedModel) -> dict[str, bytes]:
-    """`README.md`, `config.json`, `model.safetensors`, `vocabulary.json`.
-
-    Raises:
-      InputError: the package safetensors is not installed.
-    """
+    """`README.md`, `config.json`, `model.safetensors`, `vocabulary.json`."""
     arrays = {name: _compact(array) for name, array in named_weights(trained.params).items()}
     files = {
-        "model.safetensors": safetensors(arrays, {"format": "charjax"}),
+        "model.safetensors": safetensors_file(arrays, {"format": "charjax"}),
         "vocabulary.json": vocabulary_json(trained.vocab).encode(),
     }
     files["config.json"] = json.dumps(_config(trained, files), indent=2).encode()

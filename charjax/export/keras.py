@@ -8,8 +8,9 @@ import numpy as np
 
 from charjax.config import ModelConfig
 from charjax.export.foreign import embedding, foreign_layers
-from charjax.export.weights import Arrays, import_extra, token_files
+from charjax.export.weights import import_extra, token_files
 from charjax.inference.load import TrainedModel
+from charjax.runtime.safetensors import Arrays
 from charjax.types import PyTree
 
 # Order of gates: Keras' GRU has update, reset, candidate; its LSTM has charjax's order.
@@ -25,7 +26,7 @@ def keras_files(trained: TrainedModel) -> dict[str, bytes]:
       InputError: the package h5py is not installed.
     """
     config = trained.config.model
-    h5py = import_extra("h5py", extra="export")
+    h5py = import_extra("h5py")
     arrays = keras_weights(config, trained.params)
     content = io.BytesIO()
     with h5py.File(content, "w") as file:

@@ -13,8 +13,9 @@ import numpy as np
 from charjax.config import CELL_SIZES, ModelConfig, to_dict
 from charjax.export.files import SIGNATURE
 from charjax.export.foreign import embedding, foreign_layers
-from charjax.export.weights import Arrays, import_extra, sampling_json, vocabulary_json
+from charjax.export.weights import import_extra, sampling_json, vocabulary_json
 from charjax.inference.load import TrainedModel
+from charjax.runtime.safetensors import Arrays
 from charjax.types import PyTree
 
 # Order of gates: GRU in ONNX has update, reset, candidate; LSTM input, output, forget, candidate.
@@ -32,7 +33,7 @@ def onnx_model(trained: TrainedModel) -> bytes:
     Raises:
       InputError: the package onnx is not installed.
     """
-    onnx = import_extra("onnx", extra="export")
+    onnx = import_extra("onnx")
     config, params = trained.config.model, trained.params
     model = onnx.parser.parse_model(_text(config, vocab_size=params["output_bias"].shape[0]))
     for name, array in _constants(config, params).items():

@@ -39,9 +39,9 @@ def program_files(trained: TrainedModel) -> dict[str, bytes]:
     """`generator.jax`, `start.npz`, `README.md`, the weights and the vocabulary.
 
     Raises:
-      InputError: the package flatbuffers or safetensors is not installed.
+      InputError: the package flatbuffers is not installed.
     """
-    import_extra("flatbuffers", extra="export")  # jax.export would fail only after compiling
+    import_extra("flatbuffers")  # jax.export would fail only after compiling
     model = trained.config.model
     program = export_generator(model, trained.params, masked=trained.vocab.unk_id)
     rows, start = start_rows(model, trained.params), io.BytesIO()

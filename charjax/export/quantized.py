@@ -12,9 +12,10 @@ from jaxtyping import Float, Int8
 
 from charjax.config import ModelConfig
 from charjax.errors import InputError
-from charjax.export.weights import Arrays, named_weights
+from charjax.export.weights import named_weights
 from charjax.inference.load import TrainedModel
 from charjax.model.quantization import quantize
+from charjax.runtime.safetensors import Arrays
 
 _quantize = jax.jit(quantize)
 

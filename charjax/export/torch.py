@@ -6,8 +6,9 @@ import numpy as np
 
 from charjax.config import ModelConfig
 from charjax.export.foreign import embedding, foreign_layers
-from charjax.export.weights import Arrays, safetensors, token_files
+from charjax.export.weights import token_files
 from charjax.inference.load import TrainedModel
+from charjax.runtime.safetensors import Arrays, safetensors_file
 from charjax.types import PyTree
 
 
@@ -18,7 +19,7 @@ def torch_files(trained: TrainedModel) -> dict[str, bytes]:
     vocab, embed = arrays["embedding.weight"].shape
     module = _MODULE.format(vocab=vocab, embed=embed, config=config, rnn=config.cell.upper())
     return {
-        "model.safetensors": safetensors(arrays, {"format": "pt"}),
+        "model.safetensors": safetensors_file(arrays, {"format": "pt"}),
         "model.py": module.encode(),
         **token_files(trained.vocab),
     }

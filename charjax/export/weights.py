@@ -14,26 +14,12 @@ from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.inference.load import TrainedModel
 from charjax.runtime.keys import Stream
+from charjax.runtime.safetensors import Arrays, safetensors_file
 from charjax.types import PyTree
 
-Arrays = dict[str, np.ndarray]
 
-
-def safetensors(arrays: Arrays, metadata: dict[str, str]) -> bytes:
-    """Serializes arrays in the safetensors format.
-
-    Raises:
-      InputError: the package safetensors is not installed.
-    """
-    package = import_extra("safetensors.numpy", extra="export")
-    # safetensors would save the buffer of a transposed view, in the wrong order.
-    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    content: bytes = package.save(contiguous, metadata=metadata)
-    return content
-
-
-def import_extra(package: str, *, extra: str) -> ModuleType:
-    """Imports a package that an extra of charjax installs.
+def import_extra(package: str) -> ModuleType:
+    """Imports a package that the extra `export` installs.
 
     Raises:
       InputError: it is not installed.
@@ -43,7 +29,7 @@ def import_extra(package: str, *, extra: str) -> ModuleType:
     except ImportError as error:
         missing = (error.name or package).partition(".")[0]
         raise InputError(
-            f"export: the package {missing} is not installed; run: pip install 'charjax[{extra}]'"
+            f"export: the package {missing} is not installed; run: pip install 'charjax[export]'"
         ) from error
 
 
@@ -59,7 +45,7 @@ def weights_file(trained: TrainedModel) -> bytes:
     """The parameters by `named_weights` in float32, with the config, as safetensors."""
     weights = named_weights(trained.params).items()
     metadata = {"format": "charjax", "config": json.dumps(to_dict(trained.config))}
-    return safetensors({name: array.astype(np.float32) for name, array in weights}, metadata)
+    return safetensors_file({name: array.astype(np.float32) for name, array in weights}, metadata)
 
 
 def token_files(vocab: Vocab) -> dict[str, bytes]:

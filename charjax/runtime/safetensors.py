@@ -1,8 +1,7 @@
-"""Reads the safetensors format: named arrays in one file, without running anything in it.
+"""The safetensors format: named arrays in one file, which is read without running anything in it.
 
 The format is 8 bytes with the size of a JSON header, the header, and the arrays' bytes
-(https://github.com/huggingface/safetensors). The package of this name writes it; charjax reads it
-without that package, for its built-in model.
+(https://github.com/huggingface/safetensors).
 """
 
 from __future__ import annotations
@@ -14,8 +13,9 @@ import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 from charjax import schema
@@ -24,7 +24,16 @@ from charjax.runtime.files import read_regular
 
 Arrays = dict[str, np.ndarray]
 
-_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4"}
+_DTYPES = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I8": np.dtype("i1"),
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _MAX_HEADER_BYTES = 16 * 2**20
 
 _logger = logging.getLogger(__name__)
@@ -40,7 +49,24 @@ class _Entry(NamedTuple):
     @property
     def size(self) -> int:
         """In bytes, as the shape and the dtype say."""
-        return math.prod(self.shape) * np.dtype(_DTYPES.get(self.dtype, "u1")).itemsize
+        return math.prod(self.shape) * _DTYPES.get(self.dtype, np.dtype("u1")).itemsize
+
+
+def safetensors_file(arrays: Arrays, metadata: Mapping[str, str]) -> bytes:
+    """The content of a file: the same for the same names and values, in whatever order they come.
+
+    The package `safetensors` would order the metadata at random.
+    """
+    header: dict[str, Any] = {"__metadata__": metadata}
+    parts, end = [], 0
+    # The largest items first, so that every array is aligned to its items.
+    for name, array in sorted(arrays.items(), key=lambda named: (-named[1].itemsize, named[0])):
+        start, end = end, end + array.nbytes
+        header[name] = _Entry(_NAMES[array.dtype], list(array.shape), [start, end])._asdict()
+        parts.append(array.tobytes())  # row-major, also of a transposed view
+    text = json.dumps(header, sort_keys=True).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + b"".join(parts)
 
 
 def read_safetensors(path: Path) -> tuple[Arrays, dict[str, str]]:
@@ -108,9 +134,7 @@ def _array(name: str, entry: _Entry, body: memoryview) -> np.ndarray:
     if not 0 <= start <= end <= len(body) or end - start != entry.size:
         raise InputError(f"{shown}: its shape does not fit its place in the file")
     array = np.frombuffer(body[start:end], _DTYPES[entry.dtype]).reshape(entry.shape)
-    if entry.dtype == "BF16":
-        return (array.astype("<u4") << 16).view(np.float32)
-    return array
+    return array.astype(np.float32) if entry.dtype == "BF16" else array
 
 
 def as_float32(arrays: Arrays) -> Arrays:

@@ -20,7 +20,8 @@ from charjax.export.foreign import ForeignLayer, layer_parameters
 from charjax.export.from_arrays import in_order, with_order
 from charjax.export.from_torch import _to_numpy
 from charjax.export.vocabulary import read_vocabulary
-from charjax.export.weights import named_weights, safetensors
+from charjax.export.weights import named_weights
+from charjax.runtime.safetensors import safetensors_file
 from tests.export.tiny import MODELS, any_model, trained_like
 
 TORCH, KERAS = ("torch", "model.safetensors"), ("keras", "model.weights.h5")
@@ -222,14 +223,14 @@ def state_dict(gates: int = 3, hidden: int = 4, **changes: object) -> dict[str, 
     ],
 )
 def test_a_torch_model_of_another_kind_is_refused(arrays, said, convert):
-    assert said in convert("m.safetensors", safetensors(arrays, {}))
+    assert said in convert("m.safetensors", safetensors_file(arrays, {}))
 
 
 def test_a_tied_projection_that_safetensors_left_out_is_read(tmp_path):
     """safetensors.torch.save_model keeps one of two names of an array; the header has both."""
     arrays = state_dict(**{"embedding.weight": (5, 4), "rnn.weight_ih_l0": (12, 4)})
     del arrays["head.weight"]
-    content = safetensors(arrays, {"head.weight": "embedding.weight", "format": "pt"})
+    content = safetensors_file(arrays, {"head.weight": "embedding.weight", "format": "pt"})
     (tmp_path / "m.safetensors").write_bytes(content)
     params = SOURCES["torch"](tmp_path / "m.safetensors").params
     np.testing.assert_array_equal(params["embedding"], arrays["embedding.weight"])
@@ -252,7 +253,7 @@ def test_cells_in_modules_of_any_name_are_found_in_order(names, convert):
         for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
             arrays[f"{name}.{part}"] = inner[f"rnn.{part}_l0"] + i
     arrays |= {n: a for n, a in state_dict().items() if not n.startswith("rnn")}
-    assert "lstm 3 x 4, embedding of 2" in convert("m.safetensors", safetensors(arrays, {}))
+    assert "lstm 3 x 4, embedding of 2" in convert("m.safetensors", safetensors_file(arrays, {}))
 
 
 @pytest.mark.parametrize(
@@ -473,7 +474,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path, capfd):
 @pytest.mark.parametrize("out", ["file/run", "a[b"])
 def test_an_error_about_the_folder_to_write_names_no_flag_of_other_commands(out, tmp_path, convert):
     (tmp_path / "file").write_text("mine")
-    said = convert("m.safetensors", safetensors(state_dict(), {}), out=out)
+    said = convert("m.safetensors", safetensors_file(state_dict(), {}), out=out)
     assert out.partition("/")[0] in said
     assert "--workdir" not in said
 

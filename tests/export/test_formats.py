@@ -241,9 +241,14 @@ def test_a_field_that_no_format_knows_is_a_part_to_refuse(monkeypatch):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_an_export_may_be_repeated(format, tmp_path):
+def test_an_export_may_be_repeated_and_has_the_same_bytes(format, tmp_path):
+    out = tmp_path / "out"
+    exports = []
     for _ in range(2):
-        export_model(trained_like(GRU), tmp_path / "out", format=format)
+        export_model(trained_like(GRU), out, format=format)
+        paths = out.iterdir() if out.is_dir() else [out]
+        exports.append({path.name: path.read_bytes() for path in paths})
+    assert exports[0] == exports[1]
 
 
 @pytest.mark.parametrize("is_link", [False, True], ids=["file", "link"])

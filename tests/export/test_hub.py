@@ -15,9 +15,9 @@ from charjax.errors import CheckpointError, InputError
 from charjax.export.api import FORMATS, export_model, round_to_bfloat16
 from charjax.export.convert import convert
 from charjax.export.hub import hub_files
-from charjax.export.weights import named_weights, safetensors
+from charjax.export.weights import named_weights
 from charjax.inference.load import load_trained
-from charjax.runtime.safetensors import read_safetensors
+from charjax.runtime.safetensors import read_safetensors, safetensors_file
 from tests.export.tiny import MODELS, trained_like
 
 # ml_collections loads config files by a function that Python deprecates.
@@ -134,7 +134,7 @@ def test_a_damaged_one_is_refused_in_one_line(name, change, said, hub, capfd):
 def test_weights_that_are_no_float32_are_refused(change, said, hub, capfd):
     file, config = hub / "model.safetensors", json.loads((hub / "config.json").read_text())
     changed = {name: change(array) for name, array in read_safetensors(file)[0].items()}
-    file.write_bytes(safetensors(changed, {}))
+    file.write_bytes(safetensors_file(changed, {}))
     config["sha256"][file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
     (hub / "config.json").write_text(json.dumps(config))
     assert main(["sample", f"--workdir={hub}"]) == 3

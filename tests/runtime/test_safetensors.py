@@ -3,14 +3,17 @@ from __future__ import annotations
 import json
 import struct
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 
 from charjax.errors import InputError
-from charjax.runtime.safetensors import parse_safetensors, read_safetensors
+from charjax.runtime.safetensors import parse_safetensors, read_safetensors, safetensors_file
 
+package = pytest.importorskip("safetensors")
 numpy_format = pytest.importorskip("safetensors.numpy")
 ARRAYS = {
     "a": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -36,11 +39,36 @@ def test_the_arrays_of_the_package_are_read():
         np.testing.assert_array_equal(arrays[name], array)
 
 
-def test_bfloat16_becomes_float32_of_the_same_values():
+NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
+ANY_ARRAY = st.sampled_from(["f8", "f4", "f2", "i8", "i4", "i1"]).flatmap(
+    lambda dtype: arrays(dtype, array_shapes(min_dims=0, min_side=0, max_side=3))
+)
+
+
+@given(st.dictionaries(NAMES, ANY_ARRAY), st.dictionaries(NAMES, NAMES))
+def test_a_file_is_a_function_of_its_arrays_and_the_package_reads_it(named, metadata):
+    named = {name: array.T for name, array in named.items()}
+    data = safetensors_file(named, metadata)
+    assert data == safetensors_file(dict(reversed(named.items())), dict(reversed(metadata.items())))
+    ours, found = parse_safetensors(data)
+    theirs = numpy_format.load(data)
+    assert found == metadata
+    assert ours.keys() == theirs.keys() == named.keys()
+    for name, array in named.items():
+        for read in (ours[name], theirs[name]):
+            assert (read.dtype, read.shape) == (array.dtype, array.shape)
+            assert read.tobytes() == array.tobytes()
+
+
+def test_bfloat16_is_written_and_becomes_float32_of_the_same_values():
+    values = np.array([1.5, -2, np.inf], np.float32)
     bits = np.array([0x3FC0, 0xC000, 0x7F80], "<u2").tobytes()
     entry = {"dtype": "BF16", "shape": [3], "data_offsets": [0, 6]}
-    arrays, _ = parse_safetensors(file_of({"a": entry}, bits))
-    np.testing.assert_array_equal(arrays["a"], np.array([1.5, -2, np.inf], np.float32))
+    written = safetensors_file({"a": values.astype(ml_dtypes.bfloat16)}, {})
+    for data in (file_of({"a": entry}, bits), written):
+        np.testing.assert_array_equal(parse_safetensors(data)[0]["a"], values)
+    (_, read), *_ = package.deserialize(written)
+    assert (read["dtype"], read["data"]) == ("BF16", bits)
 
 
 @pytest.mark.parametrize(
