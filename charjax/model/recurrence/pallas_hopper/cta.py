@@ -15,6 +15,17 @@ shared memory, barriers and place for partial sums, but other rows. A barrier co
 pass. Before a CTA passes the wait for turn n it has arrived at most n times; so the count is n
 times the CTAs only when each has arrived n times: a fast CTA cannot stand in for one that is still
 in the pass before.
+
+The threads of a CTA meet just before it signals in `arrive`, at the end of `wait`, and nowhere
+else. That orders all accesses of several threads to the same memory:
+
+* the operand in shared memory: each thread waits for its wgmma before `accumulate` returns; the
+  next copies, of any tile, follow that tile's `wait`. All threads arrive at the copies' barriers.
+* the exchange in global memory: stored, `arrive` and `wait` at the grid's barrier, copied. A slot
+  is written once; the sampling kernel (`decode_kernel.py`), which reuses slots, says why it may.
+* partial sums: stored, `arrive` and `wait` at the split-K group's barrier, loaded; stored again
+  after the `wait` at the grid's next barrier, where each CTA arrives after it has loaded.
+* the weights, and the table of the sampling kernel: copied once; each thread waits for the copy.
 """
 
 from __future__ import annotations
@@ -173,15 +184,16 @@ class Cta:
           turn: how many times this CTA has arrived at the barrier, in all passes, this time
             included.
         """
-        del turn
+        del turn  # the semaphore counts; the tests' interpreter, which has none, needs it
         # The signal is a release by one thread after a barrier of the CTA's threads, so it
-        # covers the stores of all of them.
+        # covers the loads and stores of all of them.
         plgpu.inline_mgpu()(_emit_thread_barrier)()
         plgpu.semaphore_signal(self._semaphore(barrier), memory_scope="gpu")
 
     def wait(self, barrier: Barrier, turn: Array | int) -> None:
         """Waits until all members of a barrier have arrived `turn` times."""
-        # An acquire. The count never decreases, so no CTA can miss it, and nothing resets it.
+        # An acquire by one thread, before a barrier of the CTA's threads. The count never
+        # decreases, so no CTA can miss it, and nothing resets it.
         semaphore, count = self._semaphore(barrier), turn * barrier.members
         plgpu.semaphore_wait(semaphore, count, decrement=False, memory_scope="gpu")
 
@@ -281,6 +293,7 @@ def _emit_thread_barrier(_: Any) -> None:
 
 
 def _emit_proxy_fence(_: Any) -> None:
-    # Of global memory alone: one of shared memory, too, takes a quarter of a microsecond.
+    # Of global memory alone. In shared memory only the async proxy accesses the operand: TMA
+    # writes it, wgmma reads it. A fence there, too, would take a quarter of a microsecond.
     nvvm = mosaic.nvvm  # type: ignore[attr-defined]
     nvvm.fence_proxy(nvvm.ProxyKind.async_global)

@@ -69,8 +69,8 @@ def forward(
       residuals: float32 [time, ctas, residuals, batch, units], of the cell.
       last: float32 [ctas, states, batch, units], the carry after the last step.
     """
-    ctas, _, batch, units = carry.shape
-    time = (inputs.igates if inputs.tokens is None else inputs.tokens).shape[-2]
+    ctas, _, _, units = carry.shape
+    time, batch = inputs.time_and_batch
     out_types = (
         jax.ShapeDtypeStruct((time + 1, batch, tiling.hidden), jnp.bfloat16),
         jax.ShapeDtypeStruct((tiling.hidden, time, batch), jnp.float32),

@@ -54,8 +54,7 @@ def launch(
         scratch_types=(*_scratch(tiling), *extra_scratch),
         compiler_params=plgpu.CompilerParams(
             lowering_semantics=plgpu.LoweringSemantics.Lane,
-            # Else there are two around every store. A CTA's threads meet in `Cta.arrive` and
-            # `Cta.wait`, between any two steps that read and write the same memory.
+            # Else Pallas puts two around every store; `cta.py` says which are needed.
             unsafe_no_auto_barriers=True,
         ),
         **_grid(tiling),

@@ -117,7 +117,7 @@ def _forward(cell: str, plan: Plan, operands: Operands) -> tuple[Result, _Residu
     bias = jnp.zeros(hidden, jnp.float32) if weights.bias is None else weights.bias
     bias = jnp.broadcast_to(bias.reshape(ctas, 1, units), (ctas, BATCH_TILE, units))
     packed = pack_weights(weights.kernel.reshape(hidden, gates, hidden), tiling)
-    if inputs.tokens is not None:
+    if inputs.tokens is not None:  # the kernel checks no bounds, and reads a token's row
         tokens = jnp.clip(inputs.tokens, 0, inputs.igates.shape[1] - 1)
         inputs = Inputs(inputs.igates.T, tokens)
     arrays = inputs, bias, to_ctas(jnp.stack(carry), tiling), packed, _keep_units(resets, tiling)
