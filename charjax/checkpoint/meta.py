@@ -59,7 +59,7 @@ class SourceMeta:
     Attributes:
       kind: "charjax", "torch" or "keras".
       path: the path as the user gave it.
-      sha256: digest of the converted file, or of all weights of a charjax model.
+      sha256: digest of the converted file or of its shards, or of all weights of a charjax model.
       step: the step of a charjax checkpoint; 0 for a converted file.
       vocabulary: `Vocab.to_json` of a charjax model; None for a converted file.
     """

@@ -15,14 +15,13 @@ from charjax.config import ModelConfig, to_dict
 from charjax.errors import InputError
 from charjax.export import c, html, hub, keras, onnx_graph, program, torch
 from charjax.export.files import template, write_file, write_folder
-from charjax.export.weights import named_weights, vocabulary_json, weights_file
+from charjax.export.foreign import FOREIGN_CELLS
+from charjax.export.weights import vocabulary_json, weights_file
 from charjax.inference.load import TrainedModel
-from charjax.model.shapes import param_shapes
 from charjax.runtime.paths import without_folders
 
-# What every format can hold: these cells, and the fields of `ModelConfig` that either give the
+# What every format can hold: `FOREIGN_CELLS`, and the fields of `ModelConfig` that either give the
 # sizes or have no effect on a trained model.
-_CELLS = ("gru", "lstm", "rnn")
 _SIZES = ("cell", "hidden", "layers", "embed", "dtype")
 _DROPOUTS = tuple(field for field in to_dict(ModelConfig()) if field.startswith("dropout"))
 _TRAINING = (*_DROPOUTS, "init", "recurrence", "remat")
@@ -74,14 +73,12 @@ def check_format(format: str) -> None:
 
 
 def unusual_parts(trained: TrainedModel) -> list[str]:
-    """The cell, fields and parameters of a model that not every format can hold."""
+    """The fields of a model, `cell` among them, that not every format can hold."""
     default, given = to_dict(ModelConfig()), to_dict(trained.config.model)
     fields = [f for f in given if f not in (*_SIZES, *_TRAINING) and given[f] != default[f]]
-    if given["cell"] not in _CELLS:
+    if given["cell"] not in FOREIGN_CELLS:
         fields.insert(0, "cell")
-    known = param_shapes(trained.config.model, len(trained.vocab))
-    parameters = [n for n in named_weights(trained.params) if n.replace(".", "/") not in known]
-    return [f"model.{field}={given[field]}" for field in fields] + parameters
+    return [f"model.{field}={given[field]}" for field in fields]
 
 
 def _without_folders(trained: TrainedModel) -> TrainedModel:

@@ -17,7 +17,7 @@ from charjax.data.vocab import Vocab
 from charjax.errors import HostError, InputError
 from charjax.export.from_arrays import ConvertedModel, with_order
 from charjax.export.from_keras import read_keras
-from charjax.export.from_torch import read_torch
+from charjax.export.from_torch import read_torch, weight_files
 from charjax.export.vocabulary import read_vocabulary
 from charjax.model.network import parameter_count
 from charjax.runtime.safetensors import read_file
@@ -44,13 +44,15 @@ def convert(file: Path, source: str, vocabulary: Path, out: Path) -> None:
     workdir = Workdir(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out={out}: exists; name a new folder")
+    digest = hashlib.sha256()
     with _named_errors(file):
-        sha256 = hashlib.sha256(read_file(file)).hexdigest()
+        for part in weight_files(file):
+            digest.update(read_file(part))
         model = SOURCES[source](file)
     with _named_errors(vocabulary, "--vocabulary="):
         found = read_vocabulary(vocabulary, model.vocab_size)
     config, params = model.config, with_order(model.params, found.order)
-    meta = _meta(config, found.vocab, params, SourceMeta(source, str(file), sha256))
+    meta = _meta(config, found.vocab, params, SourceMeta(source, str(file), digest.hexdigest()))
     _write(workdir, params, meta)
     _logger.info(
         "%s: %s %d x %d, %s, vocabulary of %d, %s parameters; %s",
@@ -67,8 +69,8 @@ def convert(file: Path, source: str, vocabulary: Path, out: Path) -> None:
 
 def _activations(model: ConvertedModel) -> str:
     """What a model's arrays do not show, and whether its file said it."""
-    named = {"rnn": "tanh", "gru": "reset_after with sigmoid and tanh"}
-    words = named.get(model.config.cell, "sigmoid and tanh")
+    named = {"gru": "reset_after with sigmoid and tanh", "lstm": "sigmoid and tanh", "rnn": "tanh"}
+    words = named[model.config.cell]
     if model.are_layers_checked:
         return f"its layers have {words}"
     return f"assumed, as the file does not say it: {words}, and nothing between the layers"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +10,9 @@ from jaxtyping import Float
 
 from charjax.config import CELL_SIZES, ModelConfig
 from charjax.types import PyTree
+
+# The cells that torch, Keras and ONNX have, too.
+FOREIGN_CELLS = ("gru", "lstm", "rnn")
 
 
 class ForeignLayer(NamedTuple):
@@ -28,9 +32,15 @@ class ForeignLayer(NamedTuple):
 
 
 def foreign_layers(
-    config: ModelConfig, params: PyTree, order: tuple[int, ...] | None = None
+    config: ModelConfig, params: PyTree, orders: Mapping[str, tuple[int, ...]]
 ) -> list[ForeignLayer]:
-    """The recurrent layers of a model, with its gates in another order if one is given."""
+    """The recurrent layers of a model, with gates in the order of a framework.
+
+    Args:
+      config: the architecture.
+      params: of a `CharRNN`.
+      orders: for each cell, which gate of charjax comes first, second and so on.
+    """
     layers = []
     for i in range(config.layers):
         layer = params[f"layer_{i}"]
@@ -38,7 +48,7 @@ def foreign_layers(
         if "bias" in layer["recurrent"]:  # of the candidate, the last gate
             hidden_bias[-config.hidden :] = layer["recurrent"]["bias"]
         arrays = (layer["kernel"], layer["recurrent"]["kernel"], layer["bias"], hidden_bias)
-        layers.append(reorder(ForeignLayer(*map(np.asarray, arrays)), order))
+        layers.append(reorder(ForeignLayer(*map(np.asarray, arrays)), orders[config.cell]))
     return layers
 
 
@@ -56,10 +66,8 @@ def layer_parameters(cell: str, layer: ForeignLayer) -> PyTree:
     return {"kernel": layer.kernel, "bias": bias, "recurrent": recurrent}
 
 
-def reorder(layer: ForeignLayer, order: tuple[int, ...] | None) -> ForeignLayer:
+def reorder(layer: ForeignLayer, order: tuple[int, ...]) -> ForeignLayer:
     """Reorders the gates, which are equal blocks of the last axis of each array."""
-    if order is None:
-        return layer
     blocks = (np.split(array, len(order), axis=-1) for array in layer)
     return ForeignLayer(*(np.concatenate([b[gate] for gate in order], axis=-1) for b in blocks))
 

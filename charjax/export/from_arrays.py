@@ -12,7 +12,7 @@ import numpy as np
 
 from charjax.config import CELL_SIZES, ModelConfig
 from charjax.errors import InputError
-from charjax.export.foreign import ForeignLayer, layer_parameters, reorder
+from charjax.export.foreign import FOREIGN_CELLS, ForeignLayer, layer_parameters, reorder
 from charjax.export.weights import named_weights
 from charjax.model.shapes import param_shapes
 from charjax.runtime.display import listed
@@ -59,7 +59,7 @@ def split_layers(arrays: Arrays, pattern: re.Pattern[str]) -> tuple[dict[str, Ar
     Args:
       arrays: by name.
       pattern: of the names of parts. Its groups are `layer` and `part`, and `number` if the name of
-        a layer goes on after its part.
+        a layer goes on elsewhere.
     """
     layers: dict[str, Arrays] = {}
     others: Arrays = {}
@@ -77,8 +77,8 @@ def model_of(
     others: Arrays,
     *,
     suffixes: tuple[str, str],
-    is_transposed: bool = False,
-    orders: Mapping[str, tuple[int, ...]] = {},
+    is_transposed: bool,
+    orders: Mapping[str, tuple[int, ...]],
 ) -> ConvertedModel:
     """The model of arrays in float32.
 
@@ -89,7 +89,7 @@ def model_of(
       others: the other arrays by name.
       suffixes: how the name of a matrix ends, and that of its bias.
       is_transposed: whether the projection to the logits is [vocab, hidden], not [hidden, vocab].
-      orders: of each cell, the places of charjax's gates; not given: charjax's order.
+      orders: for each cell, where each gate of charjax is among those of the layers.
 
     Raises:
       InputError: charjax has no such model, or the shapes do not fit each other.
@@ -100,7 +100,7 @@ def model_of(
             f"has layers of {' and '.join(sorted(cells))}; charjax has one cell a model"
         )
     (cell,) = cells
-    ordered = [reorder(layers[name], orders.get(cell)) for name in in_order(layers)]
+    ordered = [reorder(layers[name], orders[cell]) for name in in_order(layers)]
     embedding, head = _embedding_and_head(others, *suffixes)
     output_kernel = others[head].T if is_transposed else others[head]
     hidden, vocab = len(ordered[0].recurrent_kernel), output_kernel.shape[1]
@@ -142,9 +142,9 @@ def cell_of(name: str, layer: ForeignLayer) -> str:
     """
     kernels, biases = layer[:2], layer[2:]
     gates = {kernel.shape[1:] for kernel in kernels} | {bias.shape for bias in biases}
-    for cell_name, cell in CELL_SIZES.items():
-        if cell.has_recurrent_kernel and gates == {(cell.gates * len(layer.recurrent_kernel),)}:
-            return cell_name
+    for cell in FOREIGN_CELLS:
+        if gates == {(CELL_SIZES[cell].gates * len(layer.recurrent_kernel),)}:
+            return cell
     shapes = ", ".join(str([*array.shape]) for array in layer)
     raise InputError(
         f"{name[:80]}: the kernel, recurrent kernel and biases are {shapes}: not those of a GRU, "

@@ -30,7 +30,8 @@ _MAX_CONFIG_BYTES = 16 * 2**20
 _NOT_WEIGHTS = re.compile(
     r"(optimizer|compile_metrics|metrics|loss_tracker)/.*|.*/seed_generator.*"
 )
-_PART = re.compile(r"(?P<layer>.*)/cell/vars/(?P<part>[012])")
+# layers/gru/cell/vars/0; layers/rnn/cell/cells/gru_cell/vars/0 of a layer of stacked cells.
+_PART = re.compile(r"(?P<layer>.*)/cell(?P<number>/cells/\w+)?/vars/(?P<part>[012])")
 
 
 def read_keras(file: Path) -> ConvertedModel:
@@ -59,6 +60,7 @@ def read_keras(file: Path) -> ConvertedModel:
         {name: _layer(name, parts) for name, parts in layers.items()},
         others,
         suffixes=("vars/0", "vars/1"),
+        is_transposed=False,
         orders=GATES,
     )
     return model._replace(are_layers_checked=are_layers_checked)

@@ -19,7 +19,10 @@ from charjax.export.from_arrays import (
     model_of,
     split_layers,
 )
-from charjax.runtime.safetensors import Arrays, as_float32, read_safetensors
+from charjax.export.torch import GATES
+from charjax.inference.hub import MAX_JSON_BYTES, json_object
+from charjax.runtime.safetensors import Arrays, as_float32, read_file, read_safetensors
+from charjax.schema import parse
 
 # weight_ih_l0 of nn.GRU, nn.LSTM and nn.RNN; weight_ih of nn.GRUCell and the like.
 _PART = re.compile(r"(?P<layer>.*?)(?P<part>(?:weight|bias)_(?:ih|hh))(?P<number>_l\d+)?")
@@ -32,14 +35,18 @@ _STATE_DICTS = ("state_dict", "model_state_dict", "model")  # keys of checkpoint
 def read_torch(file: Path) -> ConvertedModel:
     """The model in a file.
 
-    torch's order of gates is charjax's: reset, update, candidate for GRU; input, forget,
-    candidate, output for LSTM. torch's kernels are transposed.
+    Args:
+      file: a state dict, or the index of one in shards, such as `model.safetensors.index.json`.
 
     Raises:
       InputError: the file is damaged, or charjax has no such model.
       OSError: it cannot be read.
     """
-    arrays = _read_pickle(file) if _is_pickle(file) else _read_safetensors(file)
+    arrays: Arrays = {}
+    for part in weight_files(file):
+        arrays |= _read_pickle(part) if _is_pickle(part) else _read_safetensors(part)
+    if missing := sorted(_weight_map(file).keys() - arrays.keys()):
+        raise InputError(f"names {missing[0][:80]}, which its shard does not have")
     layers, others = split_layers(as_float32(arrays), _PART)
     if not layers:
         raise InputError("no GRU, LSTM or RNN: the state dict has no weight_ih_l0 and weight_hh_l0")
@@ -48,7 +55,31 @@ def read_torch(file: Path) -> ConvertedModel:
         others,
         suffixes=("weight", "bias"),
         is_transposed=True,
+        orders=GATES,
     )
+
+
+def weight_files(file: Path) -> list[Path]:
+    """The files that hold the weights: those that an index names, or the file itself.
+
+    Raises:
+      InputError: the index is damaged, or a file that it names is missing.
+      OSError: it cannot be read.
+    """
+    names = sorted(set(_weight_map(file).values()))
+    for name in names:
+        if Path(name).name != name or not (file.parent / name).is_file():
+            raise InputError(f"names {name[:80]!r}, which is no file beside it; put it there")
+    return [file.parent / name for name in names] or [file]
+
+
+def _weight_map(file: Path) -> Mapping[str, str]:
+    """Array -> shard, in the index of a model in shards; empty for any other file."""
+    if not file.name.endswith(".index.json"):
+        return {}
+    index = json_object(read_file(file, MAX_JSON_BYTES), "the index")
+    shards: Mapping[str, str] = parse(Mapping[str, str], index.get("weight_map"), "weight_map")
+    return shards
 
 
 def _is_pickle(file: Path) -> bool:

@@ -48,7 +48,7 @@ def _config(trained: TrainedModel, files: dict[str, bytes]) -> dict[str, Any]:
         run=run,
         step=trained.step,
         val_loss=trained.val_loss,
-        elapsed_s=trained.meta.get("progress", {}).get("elapsed_s", 0.0),
+        elapsed_s=trained.meta["progress"]["elapsed_s"],
         sha256={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
     )
     return {"model_type": "charjax", "architectures": ["CharRNN"], **config._asdict()}
@@ -66,8 +66,7 @@ def _card(trained: TrainedModel, *, is_rounded: bool) -> str:
     name = f"{model.cell}-{model.layers}x{model.hidden}-{corpus['name']}"
     data = (
         f"Trained for {counted(trained.step, 'step')} on {corpus['name']}, "
-        f"{counted(corpus.get('chars', 0), 'character')}, SHA-256 "
-        f"`{corpus.get('sha256', 'unknown')}`."
+        f"{counted(corpus['chars'], 'character')}, SHA-256 `{corpus['sha256']}`."
     )
     if trained.is_converted:
         data = "Not trained by charjax."  # and the notice says where it is from
@@ -86,7 +85,7 @@ def _card(trained: TrainedModel, *, is_rounded: bool) -> str:
         hidden=model.hidden,
         parameters=parameter_count(trained.params),
         data=data,
-        notice=f"\n\nNotice: {corpus['notice']}" if corpus.get("notice") else "",
+        notice=f"\n\nNotice: {corpus['notice']}" if corpus["notice"] else "",
         measured=measured,
         symbols=len(trained.vocab.characters),
         unit={"byte": "bytes", "codepoint": "characters"}[trained.vocab.unit],

@@ -44,7 +44,7 @@ def keras_files(trained: TrainedModel) -> dict[str, bytes]:
 def keras_weights(config: ModelConfig, params: PyTree) -> Arrays:
     """The variables of Sequential([Embedding, GRU, LSTM or SimpleRNN, ..., Dense]), by path."""
     arrays = {"layers/embedding/vars/0": embedding(config, params)}
-    for i, layer in enumerate(foreign_layers(config, params, GATES[config.cell])):
+    for i, layer in enumerate(foreign_layers(config, params, GATES)):
         path = f"layers/{_NAMES[config.cell]}{f'_{i}' if i else ''}/cell/vars"
         # A GRU has the biases of the input gates and of the hidden gates.
         bias = np.stack([layer.bias, layer.hidden_bias]) if config.cell == "gru" else layer.bias

@@ -7,13 +7,22 @@ from typing import Any
 
 from charjax.errors import InputError
 
-# Layers whose fields do not matter here, and the values that the fields of other layers must have.
-_UNCHECKED_LAYERS = ("InputLayer", "Dropout", "SpatialDropout1D", "TimeDistributed")
-_GATED_FIELDS = {"activation": "tanh", "recurrent_activation": "sigmoid", "go_backwards": False}
-_LAYER_FIELDS: dict[str, dict[str, Any]] = {
+# Layers whose fields do not matter here: they hold other layers, or change nothing after training.
+_UNCHECKED_LAYERS = (
+    *("InputLayer", "TimeDistributed", "StackedRNNCells"),
+    *("Dropout", "SpatialDropout1D", "GaussianDropout", "GaussianNoise", "ActivityRegularization"),
+)
+# The values that the fields of other layers must have.
+_GATED_FIELDS = {"activation": "tanh", "recurrent_activation": "sigmoid"}
+_CELL_FIELDS: dict[str, dict[str, Any]] = {
     "GRU": _GATED_FIELDS | {"reset_after": True},
     "LSTM": _GATED_FIELDS,
-    "SimpleRNN": {"activation": "tanh", "go_backwards": False},
+    "SimpleRNN": {"activation": "tanh"},
+}
+_LAYER_FIELDS: dict[str, dict[str, Any]] = {
+    **{kind: fields | {"go_backwards": False} for kind, fields in _CELL_FIELDS.items()},
+    **{f"{kind}Cell": fields for kind, fields in _CELL_FIELDS.items()},
+    "RNN": {"go_backwards": False},
     "Embedding": {"mask_zero": False},
     "Dense": {"activation": ("linear", "softmax")},
     "Activation": {"activation": ("linear", "softmax")},
@@ -45,7 +54,7 @@ def check_layers(config: Any) -> bool:
 
 
 def _layers(values: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(class, fields) of a layer and of the layer in it, or of every layer of a model."""
+    """(class, fields) of a layer and of the layers or cells in it, or of every layer of a model."""
     fields = values["config"]
     if "layers" in fields:
         _check_chain(fields["layers"])
@@ -53,8 +62,9 @@ def _layers(values: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
             yield from _layers(layer)
         return
     yield str(values["class_name"]), fields
-    if "layer" in fields:
-        yield from _layers(fields["layer"])
+    inner = [fields[name] for name in ("layer", "cell") if name in fields]
+    for layer in [*inner, *fields.get("cells", ())]:
+        yield from _layers(layer)
 
 
 def _check_chain(layers: list[Any]) -> None:

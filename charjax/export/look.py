@@ -41,10 +41,10 @@ def look_page(inspection: Inspection) -> bytes:
         "names": token_names(trained.vocab),
         "ids": ids.tolist(),
         "separations": [_separation(separation) for separation in inspection.separations],
-        "millinats": _whole(1e3 * predictions.nats),
+        "millinats": _rounded(1e3 * predictions.nats),
         "ranks": predictions.ranks.tolist(),
         "topIds": predictions.top_ids.tolist(),
-        "topMillionths": _whole(1e6 * np.exp(-predictions.top_nats)),
+        "topMillionths": _rounded(1e6 * np.exp(-predictions.top_nats)),
         "activations": {unit: _quantized(inspection.activations[unit]) for unit in units},
     }
     return _PAGE.html(json_element("look", facts))
@@ -99,7 +99,7 @@ def _separation(separation: Separation) -> dict[str, Any]:
     }
 
 
-def _whole(values: np.ndarray) -> Any:
+def _rounded(values: np.ndarray) -> Any:
     """The values as lists of integers."""
     return np.round(values).astype(int).tolist()
 

@@ -100,7 +100,7 @@ _LAYER = """
 
 def _constants(config: ModelConfig, params: PyTree) -> Arrays:
     arrays = {"embedding": embedding(config, params)}
-    for i, layer in enumerate(foreign_layers(config, params, _GATES[config.cell])):
+    for i, layer in enumerate(foreign_layers(config, params, _GATES)):
         arrays |= {
             f"layer_{i}_kernel": layer.kernel.T[None],
             f"layer_{i}_recurrent_kernel": layer.recurrent_kernel.T[None],

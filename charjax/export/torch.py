@@ -11,6 +11,9 @@ from charjax.inference.load import TrainedModel
 from charjax.runtime.safetensors import Arrays, safetensors_file
 from charjax.types import PyTree
 
+# torch's order of gates is charjax's: reset, update, candidate; input, forget, candidate, output.
+GATES = {"gru": (0, 1, 2), "lstm": (0, 1, 2, 3), "rnn": (0,)}
+
 
 def torch_files(trained: TrainedModel) -> dict[str, bytes]:
     """`model.safetensors`, `model.py`, the module that loads it, and the files of tokens."""
@@ -28,11 +31,10 @@ def torch_files(trained: TrainedModel) -> dict[str, bytes]:
 def torch_weights(config: ModelConfig, params: PyTree) -> Arrays:
     """The state dict of {embedding: nn.Embedding, rnn: nn.GRU, nn.LSTM or nn.RNN, head: nn.Linear}.
 
-    torch's order of gates is charjax's: reset, update, candidate for GRU; input, forget,
-    candidate, output for LSTM. torch's kernels are transposed.
+    torch's kernels are transposed.
     """
     arrays = {"embedding.weight": embedding(config, params)}
-    for i, layer in enumerate(foreign_layers(config, params)):
+    for i, layer in enumerate(foreign_layers(config, params, GATES)):
         arrays[f"rnn.weight_ih_l{i}"] = layer.kernel.T
         arrays[f"rnn.weight_hh_l{i}"] = layer.recurrent_kernel.T
         arrays[f"rnn.bias_ih_l{i}"] = layer.bias

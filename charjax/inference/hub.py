@@ -27,7 +27,7 @@ from charjax.runtime.safetensors import (
 from charjax.workdir import HUB_FILES
 
 FORMAT = 1
-_MAX_JSON_BYTES = 16 * 2**20
+MAX_JSON_BYTES = 16 * 2**20
 
 
 class HubConfig(NamedTuple):
@@ -80,7 +80,7 @@ def read_hub(folder: Path) -> HubModel:
       HostError: a file cannot be read.
     """
     with _as_checkpoint_errors(folder):
-        values = _json(read_file(folder / "config.json", _MAX_JSON_BYTES), "config.json")
+        values = json_object(read_file(folder / "config.json", MAX_JSON_BYTES), "config.json")
         fields = {name: values[name] for name in HubConfig._fields if name in values}
         config: HubConfig = schema.parse(HubConfig, fields, "config.json")
         if config.format != FORMAT:
@@ -89,7 +89,7 @@ def read_hub(folder: Path) -> HubModel:
         for name, data in content.items():
             if hashlib.sha256(data).hexdigest() != config.sha256.get(name):
                 raise InputError(f"{name} differs from its digest in config.json")
-        vocabulary = _json(content["vocabulary.json"], "vocabulary.json")
+        vocabulary = json_object(content["vocabulary.json"], "vocabulary.json")
         known = {name: value for name, value in vocabulary.items() if name != "start"}
         run = RunMeta.from_json(dict(config.run) | {"vocabulary": known})
         arrays, _ = parse_safetensors(content["model.safetensors"])
@@ -98,7 +98,8 @@ def read_hub(folder: Path) -> HubModel:
         return HubModel(run, as_float32(arrays), config)
 
 
-def _json(data: bytes, name: str) -> dict[str, Any]:
+def json_object(data: bytes, name: str) -> dict[str, Any]:
+    """The JSON object in a file's content; for any other content, an InputError with its name."""
     try:
         values = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError):

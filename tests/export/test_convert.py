@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import zipfile
@@ -238,6 +239,59 @@ def test_a_tied_projection_that_safetensors_left_out_is_read(tmp_path):
     np.testing.assert_array_equal(params["output_bias"], arrays["head.bias"])
 
 
+SHARDS = {"a.safetensors": ("embedding.weight", "head.bias"), "b.safetensors": ("rnn.", "head.w")}
+INDEX = "model.safetensors.index.json"
+
+
+def shards() -> dict[str, bytes]:
+    """The arrays of `state_dict` in two files, and the index of both."""
+    files, weight_map, arrays = {}, {}, state_dict()
+    for shard, starts in SHARDS.items():
+        part = {name: array for name, array in arrays.items() if name.startswith(starts)}
+        files[shard] = safetensors_file(part, {"format": "pt"})
+        weight_map |= dict.fromkeys(part, shard)
+    index = {"metadata": {"total_size": 588}, "weight_map": weight_map}
+    return files | {INDEX: json.dumps(index).encode()}
+
+
+def test_a_model_in_shards_is_read_by_its_index_and_its_digest_is_of_the_shards(tmp_path, convert):
+    files = shards()
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    assert "gru 1 x 4, embedding of 2" in convert(INDEX, files[INDEX])
+    (tmp_path / "whole.safetensors").write_bytes(safetensors_file(state_dict(), {}))
+    params = [SOURCES["torch"](tmp_path / name).params for name in (INDEX, "whole.safetensors")]
+    for path, array in named_weights(params[1]).items():
+        np.testing.assert_array_equal(named_weights(params[0])[path], array, err_msg=path)
+    source = json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))["source"]
+    weights = b"".join(files[shard] for shard in sorted(SHARDS))
+    assert source["sha256"] == hashlib.sha256(weights).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"b.safetensors": None}, "names 'b.safetensors', which is no file beside it"),
+        ({"b.safetensors": b"cut"}, "b.safetensors: not a sound safetensors file"),
+        (
+            {"b.safetensors": safetensors_file({"head.bias": np.zeros(5, "f")}, {})},
+            "names head.weight, which its shard does not have",
+        ),
+        ({INDEX: b'{"weight_map": {"a": "../a"}}'}, "names '../a', which is no file beside it"),
+        ({INDEX: b'{"weight_map": {"a": ""}}'}, "names '', which is no file beside it"),
+        ({INDEX: b'{"weight_map": []}'}, "weight_map"),
+        ({INDEX: b"{}"}, "weight_map"),
+        ({INDEX: b"[]"}, "not a JSON object"),
+    ],
+)
+def test_damaged_shards_are_refused(changes, said, tmp_path, convert):
+    files = shards() | changes
+    for name, content in files.items():
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+    assert said in convert(INDEX, files[INDEX])
+
+
 @pytest.mark.parametrize(
     "names",
     [
@@ -343,13 +397,24 @@ def layer_of(kind: str, *reads: str, calls: int = 1, name: str = "", **fields: o
 def sequential(kind: str = "GRU", **fields: object) -> bytes:
     """A `.keras` file of a Sequential model, in which layers do not say what they read."""
     names = {"InputLayer": {}, "Embedding": {}, kind: fields, "Dense": {"activation": "softmax"}}
-    return archive(*({"class_name": name, "config": of} for name, of in names.items()))
+    return archive(*(serialized(name, **of) for name, of in names.items()))
+
+
+def serialized(kind: str, **fields: object) -> dict:
+    return {"class_name": kind, "config": fields}
+
+
+def rnn_of(*cells: dict, **fields: object) -> bytes:
+    """A Sequential model whose recurrent layer is an `RNN` of one cell, or of stacked ones."""
+    cell = cells[0] if len(cells) == 1 else serialized("StackedRNNCells", cells=cells)
+    return sequential("RNN", cell=cell, **fields)
 
 
 INPUTS = (layer_of("InputLayer"), layer_of("InputLayer", name="state"))
 EMBEDDING = layer_of("Embedding", "InputLayer")
 GRU = layer_of("GRU", "Embedding", "state")
 DENSE = layer_of("Dense", "GRU", activation="softmax")
+LAST = layer_of("Dense", "GaussianNoise")
 
 
 def functional(*layers: dict) -> bytes:
@@ -389,6 +454,12 @@ def nested() -> bytes:
         "activation": (sequential(activation="relu"), "activation='relu'"),
         "backwards": (sequential(go_backwards=True), "go_backwards=True"),
         "class": (sequential("ConvLSTM1D"), "has a layer of class ConvLSTM1D"),
+        "cell": (rnn_of(serialized("Mine")), "has a layer of class Mine"),
+        "backwards rnn": (rnn_of(serialized("GRUCell"), go_backwards=True), "go_backwards=True"),
+        "activation of a cell": (
+            rnn_of(serialized("GRUCell"), serialized("GRUCell", activation="relu")),
+            "class GRUCell has activation='relu'",
+        ),
         "called twice": (
             functional(EMBEDDING, layer_of("GRU", "Embedding", calls=2), DENSE),
             "the layer GRU must read the layer before it",
@@ -436,12 +507,17 @@ CHECKED, ASSUMED = "its layers have reset_after", "assumed, as the file does not
     ("content", "said"),
     [
         (sequential(activation="tanh", recurrent_activation="sigmoid", reset_after=True), CHECKED),
+        (rnn_of(serialized("GRUCell", reset_after=True), go_backwards=False), CHECKED),
         (functional(EMBEDDING, GRU, DENSE), CHECKED),
+        (functional(EMBEDDING, GRU, layer_of("GaussianNoise", "GRU", stddev=0.1), LAST), CHECKED),
         (archive({"config": {"layers": [*INPUTS, EMBEDDING, GRU, DENSE]}}), CHECKED),
         (h5(), ASSUMED),
         (archive(name="mine"), ASSUMED),
     ],
-    ids=["sequential", "functional", "model in a model", "weights alone", "a class of the user"],
+    ids=[
+        *("sequential", "cell", "functional", "noise", "model in a model"),
+        *("weights alone", "a class of the user"),
+    ],
 )
 def test_a_keras_model_is_read_and_checked_where_its_file_describes_the_layers(
     content, said, convert
@@ -450,6 +526,14 @@ def test_a_keras_model_is_read_and_checked_where_its_file_describes_the_layers(
     message = convert("m.keras", content)
     assert "gru 1 x 4, embedding of 2" in message
     assert said in message
+
+
+def test_the_stacked_cells_of_one_keras_layer_are_layers_in_order(convert):
+    first, second = ((2, 12), (4, 12), (2, 12)), ((4, 12), (4, 12), (2, 12))
+    stacked = cells("rnn/cell/cells/gru_cell", *first) | cells("rnn/cell/cells/gru_cell_1", *second)
+    stacked = {name.replace("/cell/vars", "/vars"): shape for name, shape in stacked.items()}
+    content = h5(**cells("gru", *3 * (None,)), **stacked)
+    assert "gru 2 x 4, embedding of 2" in convert("m.weights.h5", content)
 
 
 # Damaged and hostile files

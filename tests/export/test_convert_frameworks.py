@@ -104,6 +104,28 @@ def test_a_keras_model_has_the_same_logits(cell, layers, embed, suffix, tmp_path
     assert_same_logits(trained, ids, logits)
 
 
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("name", ["GRUCell", "LSTMCell", "SimpleRNNCell"])
+def test_a_keras_rnn_of_cells_between_layers_of_noise_has_the_same_logits(name, number, tmp_path):
+    keras = pytest.importorskip("keras")
+    keras.utils.set_random_seed(0)
+    vocab, layers = len(CHARACTERS), keras.layers
+    cells = [getattr(layers, name)(32, bias_initializer="normal") for _ in range(number)]
+    model = keras.Sequential(
+        [
+            *(keras.Input((None,), dtype="int32"), layers.Embedding(vocab, 8)),
+            *(layers.GaussianNoise(0.1), layers.GaussianDropout(0.1)),
+            layers.RNN(cells if number > 1 else cells[0], return_sequences=True),
+            *(layers.ActivityRegularization(0.1), layers.Dense(vocab)),
+        ]
+    )
+    ids = np.random.default_rng(0).integers(0, vocab, (1, 1000))
+    model.save(tmp_path / "model.keras")
+    trained = converted(tmp_path / "model.keras", "keras", list(CHARACTERS))
+    assert trained.config.model.layers == number
+    assert_same_logits(trained, ids, model.predict(ids, verbose=0))
+
+
 @pytest.mark.parametrize(("embed", "hidden", "steps"), [(16, 48, 20), (256, 1024, 1)])
 def test_the_gru_tutorial_is_trained_there_and_trained_on_here(embed, hidden, steps, tmp_path):
     """TensorFlow's "Text generation with an RNN": Embedding, GRU with state, Dense, by subclassing.

@@ -210,14 +210,9 @@ PLAIN_FORMATS = sorted(FORMATS.keys() - ANY_MODEL)
 
 @pytest.mark.parametrize("format", PLAIN_FORMATS)
 def test_a_model_with_a_part_that_the_format_lacks_is_refused(format, tmp_path):
-    """Layer normalization, another cell, another field of the model: by whatever name."""
-    trained = trained_like(GRU)
-    layer = trained.params["layer_0"] | {"norm": {"scale": np.ones(12, np.float32)}}
-    normalized = dataclasses.replace(trained, params=trained.params | {"layer_0": layer})
     other = trained_like(dataclasses.replace(GRU, cell="mingru"))
-    for model, part in ((normalized, "layer_0.norm.scale"), (other, "model.cell=mingru")):
-        with pytest.raises(InputError, match=rf"^--format={format}: cannot hold {part};"):
-            export_model(model, tmp_path / "out", format=format)
+    with pytest.raises(InputError, match=rf"^--format={format}: cannot hold model.cell=mingru;"):
+        export_model(other, tmp_path / "out", format=format)
     assert not (tmp_path / "out").exists()
 
 
@@ -309,7 +304,7 @@ def test_an_export_names_no_folder_of_the_user(format, tmp_path):
         train=TrainConfig(max_steps=1, init_from="/home/secret/run"),
     )
     source = {"kind": "charjax", "path": "/home/secret/run", "sha256": "00"}
-    meta = {"corpus": {"name": paths}, "source": source}
+    meta = trained.meta | {"corpus": trained.meta["corpus"] | {"name": paths}, "source": source}
     export_model(dataclasses.replace(trained, config=config, meta=meta), out, format=format)
     for file in out.iterdir() if out.is_dir() else [out]:
         assert b"secret" not in file.read_bytes()

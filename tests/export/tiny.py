@@ -61,7 +61,9 @@ def trained_like(
     shapes = jax.eval_shape(lambda: init_params(model, len(vocab), key))
     params = jax.tree.map_with_path(draw, shapes)
     config = Config(model=model, train=TrainConfig(max_steps=1))
-    return TrainedModel(config, vocab, params, 7, None, {"corpus": {"name": "tea"}})
+    corpus = {"name": "tea", "sha256": "00", "chars": len(text), "notice": ""}
+    meta = {"corpus": corpus, "progress": {"elapsed_s": 0.0}}
+    return TrainedModel(config, vocab, params, 7, None, meta)
 
 
 def with_boundary(trained: TrainedModel) -> TrainedModel:

@@ -13,8 +13,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "file",
         metavar="FILE",
         type=local_path("FILE"),
-        help="a torch state dict (.safetensors, or .pt where torch is installed), or a model of "
-        "Keras 3 (.keras or .weights.h5)",
+        help="a torch state dict (.safetensors, the .index.json of shards, or .pt where torch is "
+        "installed), or a model of Keras 3 (.keras or .weights.h5)",
     )
     parser.add_argument(
         "--from",
