@@ -37,6 +37,12 @@ class DocumentRules:
     csv_delimiter: str
 
 
+def missing_delimiter(delimiter: str, prefix: str, where: str) -> str:
+    """The message about a delimiter of documents that is in none of the texts."""
+    remedy = escape_hint(delimiter) or "copy the delimiter from the text"
+    return f"{prefix}delimiter={delimiter!r}: not in {where}; {remedy}"
+
+
 class Piece(NamedTuple):
     """A part of a text, with the documents that start in it.
 
@@ -105,11 +111,8 @@ class DocumentSplitter:
     def check_delimiter(self) -> None:
         """Raises InputError if documents end at a delimiter that is in none of the texts."""
         if self.rules.mode == "delimiter" and not self.has_delimiter:
-            remedy = escape_hint(self.rules.delimiter) or "copy the delimiter from the text"
-            raise InputError(
-                f"{self._prefix}delimiter={self.rules.delimiter!r}: not in "
-                f"{', '.join(self._origins)}; {remedy}"
-            )
+            where = ", ".join(self._origins)
+            raise InputError(missing_delimiter(self.rules.delimiter, self._prefix, where))
 
     def _file(self, chunks: Iterator[str], *, continues: bool) -> Iterator[Piece]:
         for chunk in filter(None, chunks):

@@ -15,6 +15,7 @@ from pathlib import Path
 import tensorstore as ts
 
 from charjax.data.decoding import FLAG_PREFIX
+from charjax.data.documents import missing_delimiter
 from charjax.data.plan import Plan
 from charjax.data.shard_writer import ShardWriter
 from charjax.data.store import TextStore
@@ -36,7 +37,6 @@ from charjax.runtime.display import ProgressFn, no_progress
 from charjax.runtime.files import as_os_errors
 from charjax.runtime.locks import lock
 from charjax.runtime.paths import is_address
-from charjax.runtime.terminal import escape_hint
 
 _SAME = ("reading", "field", "inputs")  # what a plan and a store of the same text have in common
 _LOCK = ".lock"
@@ -209,11 +209,8 @@ def _write_index(store: ts.KvStore, out: str, plan: Plan) -> Index | None:
         raise InputError(f"--out={out}: the text is empty; give one with characters in it")
     documents = plan.reading.documents
     if documents.mode == "delimiter" and not any(text.has_delimiter for text in texts):
-        remedy = escape_hint(documents.delimiter) or "copy it from the text"
-        raise InputError(
-            f"{FLAG_PREFIX}delimiter={documents.delimiter!r}: in none of the files; {remedy}, "
-            f"delete {out}, and pack again"
-        )
+        missing = missing_delimiter(documents.delimiter, FLAG_PREFIX, "any of the files")
+        raise InputError(f"{missing}, delete {out}, and pack again")
     identity = {"reading": plan.reading.to_json(), "shards": [shard.record for shard in shards]}
     index = Index(
         reading=plan.reading.to_json(),

@@ -267,7 +267,7 @@ def test_texts_of_records_are_packed_as_files(tmp_path, suffix, run, refuse):
     ("content", "options", "message"),
     [
         ("", (), "the text is empty"),
-        ("abc", ("--documents=delimiter", "--delimiter=x"), "in none of the files"),
+        ("abc", ("--documents=delimiter", "--delimiter=x"), "not in any of the files"),
         ("abc", ("--documents=delimiter", r"--delimiter=\n"), "a backslash is not an escape"),
         ("aXc", ("--delimiter=X", "--documents=delimiter", "--lowercase"), "write it in lower"),
         ("abc", ("--start=x",), "not in"),
