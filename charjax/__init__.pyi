@@ -11,13 +11,13 @@ from .data.batches import make_batches as make_batches
 from .data.dataset import load_dataset as load_dataset
 from .data.splits import split as split
 from .data.vocab import Vocab as Vocab
-from .inference.controls import Controls as Controls
 from .inference.evaluate import char_nats as char_nats
 from .inference.evaluate import score as score
 from .inference.load import load_trained as load_trained
 from .inference.sampler import Sampler as Sampler
 from .inference.sampler import sample as sample
-from .inference.sampling import Sampling as Sampling
+from .inference.sampling_options import Controls as Controls
+from .inference.sampling_options import Sampling as Sampling
 from .inference.texts import TextSampler as TextSampler
 from .inference.texts import sample_texts as sample_texts
 from .model.carry import initial_carry as initial_carry

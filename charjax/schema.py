@@ -33,10 +33,16 @@ _NAMES: dict[Any, str] = {
 
 
 def number(
-    default: int | float, low: int | float = 0, high: int | float = 2**31 - 1, words: str = ""
+    default: int | float,
+    low: int | float = 0,
+    high: int | float = 2**31 - 1,
+    words: str = "",
+    *,
+    excludes_low: bool = False,
 ) -> Any:
-    """A numeric field in [low, high]; messages say `words` of the limits, if it has any."""
-    return dataclasses.field(default=default, metadata={"low": low, "high": high, "words": words})
+    """A numeric field in [low, high], or (low, high]; messages may say `words` of the limits."""
+    limits = {"low": low, "high": high, "words": words, "excludes_low": excludes_low}
+    return dataclasses.field(default=default, metadata=limits)
 
 
 def choice(default: str, *others: str) -> Any:
@@ -81,9 +87,12 @@ def check_limits(value: Any, limits: Mapping[str, Any], path: str) -> None:
     """Raises InputError for a value outside the limits in a field's metadata."""
     if "choices" in limits and value not in limits["choices"]:
         raise InputError(f"{path}={value!r}: must be one of {', '.join(limits['choices'])}")
-    if "low" in limits and not limits["low"] <= value <= limits["high"]:
-        words = limits.get("words") or f"from {limits['low']} to {limits['high']}"
-        raise InputError(f"{path}={value}: must be {words}")
+    if "low" not in limits:
+        return
+    low, high, excludes_low = limits["low"], limits["high"], limits.get("excludes_low")
+    if not low <= value <= high or (excludes_low and value == low):
+        words = f"above {low} and at most {high}" if excludes_low else f"from {low} to {high}"
+        raise InputError(f"{path}={value}: must be {limits.get('words') or words}")
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

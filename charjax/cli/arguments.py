@@ -135,6 +135,18 @@ def reading_options(args: argparse.Namespace) -> dict[str, Any]:
     return {name: v for name in names if (v := getattr(args, name, None)) is not None}
 
 
+def add_option(parser: Any, name: str, default: Any, about: str) -> None:
+    """A flag with the type of its default; if that is False, the flag takes no value."""
+    words = {"action": "store_true"} if default is False else {"type": type(default)}
+    parser.add_argument(f"--{name}", default=default, help=about, **words)
+
+
+def add_fields(parser: Any, schema: Any, about: Mapping[str, str]) -> None:
+    """A flag for each of these fields of a dataclass, with its default, for `from_flags`."""
+    for name, words in about.items():
+        add_option(parser, name, getattr(schema, name), words)
+
+
 def from_flags(schema: Any, args: argparse.Namespace) -> Any:
     """A dataclass from the flags of its fields' names; without a flag, a field has its default."""
     given = {field.name: getattr(args, field.name, None) for field in dataclasses.fields(schema)}

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from charjax.errors import InputError
-from charjax.inference.sampling import Sampling
+from charjax.inference.sampling_options import Sampling
 from charjax.inference.text_end import TextEnd
 from charjax.inference.texts import TextSampler
 

@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from charjax.errors import InputError
-from charjax.inference.sampling import MAX_TEMPERATURE, Sampling
+from charjax.inference.sampling import MAX_TEMPERATURE
+from charjax.inference.sampling_options import Sampling
 
 # An array of the host or of the device.
 AnyArray: TypeAlias = Any

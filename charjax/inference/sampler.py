@@ -31,8 +31,8 @@ from charjax.inference.groups import (
     weights_in_format,
 )
 from charjax.inference.row_controls import row_controls
-from charjax.inference.sampling import Sampling
 from charjax.inference.sampling_loop import Program, compiled_loop
+from charjax.inference.sampling_options import Sampling
 from charjax.inference.sampling_rows import Sampled, Starts, start_rows
 from charjax.model.decode_weights import DecodeWeights
 from charjax.runtime.compiler_options import check_concrete

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import jax
@@ -11,8 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from charjax.errors import InputError
-from charjax.schema import check_flags, check_integer, number
 from charjax.types import Scalar
 
 # One value for all sequences, or one for each.
@@ -20,56 +16,6 @@ PerRow: TypeAlias = Scalar | Float[Array, "batch 1"]
 
 # Beyond these, logits divided by the temperature leave float32 and a masked one becomes NaN.
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-30, 1e30
-_MAX_BIAS = 1e30  # beyond it, sums of biases and penalized logits could leave float32
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How the next token is chosen.
-
-    The controls act in this order: `logit_bias`, `repetition_penalty`, `min_p` at the
-    temperature, `top_k`, `top_p` at the temperature.
-
-    Attributes:
-      temperature: divides the logits; 0 is greedy.
-      top_k: keep the k likeliest tokens; 0 keeps all.
-      top_p: keep the likeliest tokens that together have this probability; 1 keeps all.
-      min_p: keep the tokens with at least this fraction of the likeliest one's probability
-        (Nguyen et al. 2024); 0 keeps all.
-      repetition_penalty: the logits of tokens read in the last `repetition_window` positions, the
-        prompt's included, are divided by it where positive and multiplied where negative (Keskar
-        et al. 2019); 1 changes nothing.
-      repetition_window: in characters.
-      seed: of the random numbers.
-      logit_bias: pairs of (token id, number added to its logit); minus infinity forbids it.
-
-    Raises:
-      InputError: a value is out of range, or no integer where one is needed.
-    """
-
-    temperature: float = number(1.0, 0, 1e300, "0 (greedy) or a positive number")
-    top_k: int = number(0)
-    top_p: float = number(1.0, 1e-300, 1, "above 0 and at most 1")
-    min_p: float = number(0.0, 0, 1)
-    repetition_penalty: float = number(1.0, 0.1, 10)
-    repetition_window: int = number(64, 1, 10**6)
-    seed: int = number(0, 0, 2**32 - 1)
-    logit_bias: tuple[tuple[int, float], ...] = ()
-
-    def __post_init__(self) -> None:
-        check_flags(self)
-        for token, bias in self.logit_bias:
-            check_integer("logit_bias: token", token)
-            if not (abs(bias) <= _MAX_BIAS or bias == -math.inf):
-                raise InputError(
-                    f"logit_bias of token {token}: {bias} must be from {-_MAX_BIAS} to "
-                    f"{_MAX_BIAS}, or -inf"
-                )
-
-    @property
-    def forbidden(self) -> frozenset[int]:
-        """The tokens that `logit_bias` forbids."""
-        return frozenset(token for token, bias in self.logit_bias if bias == -math.inf)
 
 
 def sample_token(

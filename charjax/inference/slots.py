@@ -10,8 +10,8 @@ from jaxtyping import Int
 from charjax.data.vocab import check_ids
 from charjax.inference.row_controls import RowControls
 from charjax.inference.sampler import Sampler, check_prompt
-from charjax.inference.sampling import Sampling
 from charjax.inference.sampling_loop import Program, compiled_loop
+from charjax.inference.sampling_options import Sampling
 from charjax.inference.sampling_rows import Rows, Sampled, Starts, replace_rows, start_rows
 from charjax.model.decode_weights import DecodeWeights
 

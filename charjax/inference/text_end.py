@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from charjax.data.vocab import Vocab
-from charjax.inference.controls import Controls
+from charjax.inference.sampling_options import Controls
 from charjax.inference.sampling_rows import Sampled
 
 _OFF = Controls()

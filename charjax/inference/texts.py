@@ -12,11 +12,11 @@ from charjax.config import ModelConfig
 from charjax.data.reading import prepare_prompt
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
-from charjax.inference.controls import Controls
+from charjax.inference.controls import check_stops, restrict
 from charjax.inference.copying import copy_table, forbidden_tokens
 from charjax.inference.load import TrainedModel
 from charjax.inference.sampler import MAX_SAMPLES, Sampler, check_num_samples
-from charjax.inference.sampling import Sampling
+from charjax.inference.sampling_options import Controls, Sampling
 from charjax.inference.text_end import Lines, Text, TextEnd, decode_texts
 from charjax.inference.training_text import known_lines, training_text
 from charjax.runtime.display import counted
@@ -87,8 +87,8 @@ class TextSampler:
           HostError: the training text can be neither found nor downloaded.
         """
         self.vocab, self.controls, self._reading = trained.vocab, controls, trained.reading
-        self.sampling = controls.restrict(sampling, self.vocab)
-        controls.check_stops(self.sampling, self.vocab)
+        self.sampling = restrict(sampling, controls, self.vocab)
+        check_stops(controls, self.sampling, self.vocab)
         self._known, self._copies = frozenset[str](), None
         if controls.new or controls.max_copy:
             corpus = training_text(trained, "--new" if controls.new else "--max_copy")

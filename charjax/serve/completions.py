@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from charjax.data.vocab import check_ids
-from charjax.inference.controls import Controls
-from charjax.inference.sampling import Sampling
+from charjax.inference.controls import restrict
+from charjax.inference.sampling_options import Controls, Sampling
 from charjax.runtime.display import counted
 from charjax.serve.errors import as_field_errors, invalid
 from charjax.serve.jobs import Choice, PieceQueue
@@ -149,7 +149,7 @@ def _writing(fields: Mapping[str, Any], model: ServedModel) -> Writing:
             **{name: float(fields[name]) for name in _FLOATS},
             repetition_window=fields["repetition_window"],
         )
-        sampling = controls.restrict(sampling, vocab)
+        sampling = restrict(sampling, controls, vocab)
     return Writing(
         vocab, sampling, controls, fields["max_tokens"], fields["logprobs"], fields["echo"]
     )

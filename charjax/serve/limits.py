@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import math
+from dataclasses import dataclass
+from typing import Any
 
-from charjax.errors import InputError
+from charjax.schema import check_flags, number
+
+
+def _at_least_1(default: int) -> Any:
+    return number(default, 1, math.inf, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,14 +29,12 @@ class RequestLimits:
       InputError: a bound is below 1.
     """
 
-    max_body: int = 4 * 2**20
-    max_prompt: int = 200_000
-    max_tokens: int = 100_000
-    max_texts: int = 128
-    max_queue: int = 256
-    max_seconds: int = 600
+    max_body: int = _at_least_1(4 * 2**20)
+    max_prompt: int = _at_least_1(200_000)
+    max_tokens: int = _at_least_1(100_000)
+    max_texts: int = _at_least_1(128)
+    max_queue: int = _at_least_1(256)
+    max_seconds: int = _at_least_1(600)
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            if (value := getattr(self, field.name)) < 1:
-                raise InputError(f"--{field.name}={value}: must be at least 1")
+        check_flags(self)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+from charjax.inference.sampling_options import Controls, Sampling
 from charjax.serve.limits import RequestLimits
 
 Schema: TypeAlias = dict[str, Any]
@@ -43,8 +44,10 @@ def completion_schema(limits: RequestLimits) -> Schema:
             "maxItems": 16,
             "items": text | TEXT,
         },
-        "until_lines": _integer(0, 0, limits.max_tokens, "The text ends after this many lines."),
-        "seed": {"type": ["integer", "null"], "minimum": 0, "maximum": 2**32 - 1},
+        "until_lines": _option(
+            Controls, "until_lines", description="The text ends after this many lines."
+        ),
+        "seed": _option(Sampling, "seed", default=None),
         "unknown": _UNKNOWN,
         "echo": _boolean(),
         "logprobs": {"type": ["integer", "null"], "minimum": 0, "maximum": MAX_LOGPROBS},
@@ -59,12 +62,14 @@ def _sampling_fields() -> Schema:
     """How tokens are chosen."""
     characters = {"type": ["string", "null"], "default": "", "maxLength": _MAX_STRING}
     return {
-        "temperature": _number(1, minimum=0, maximum=100),
-        "top_p": _number(1, exclusiveMinimum=0, maximum=1),
-        "top_k": _integer(0, -1, 2**31 - 1, "-1 and 0: all tokens."),
-        "min_p": _number(0, minimum=0, maximum=1),
-        "repetition_penalty": _number(1, minimum=0.1, maximum=10),
-        "repetition_window": _integer(64, 1, 10**6, "Characters that the penalty looks back."),
+        "temperature": _option(Sampling, "temperature", maximum=100),
+        "top_p": _option(Sampling, "top_p"),
+        "top_k": _option(Sampling, "top_k", minimum=-1, description="-1 and 0: all tokens."),
+        "min_p": _option(Sampling, "min_p"),
+        "repetition_penalty": _option(Sampling, "repetition_penalty"),
+        "repetition_window": _option(
+            Sampling, "repetition_window", description="Characters that the penalty looks back."
+        ),
         "logit_bias": {
             "type": ["object", "null"],
             "default": {},
@@ -74,7 +79,11 @@ def _sampling_fields() -> Schema:
         },
         "forbid": characters | {"description": "Characters that are never sampled."},
         "only": characters | {"description": "The only characters that are sampled."},
-        "max_copy": _integer(0, 0, 1000, "Longest passage copied from the training text; 0: any."),
+        "max_copy": _option(
+            Controls,
+            "max_copy",
+            description="Longest passage copied from the training text; 0: any.",
+        ),
     }
 
 
@@ -135,8 +144,16 @@ def _integer(default: int, low: int, high: int, about: str = "") -> Schema:
     return schema | ({"description": about} if about else {})
 
 
-def _number(default: float, **bounds: float) -> Schema:
-    return {"type": ["number", "null"], "default": default} | bounds
+def _option(options: Any, name: str, **changes: Any) -> Schema:
+    """A numeric field of a dataclass of options: its default and limits, but for `changes`."""
+    field = options.__dataclass_fields__[name]
+    low = "exclusiveMinimum" if field.metadata["excludes_low"] else "minimum"
+    return {
+        "type": ["integer" if isinstance(field.default, int) else "number", "null"],
+        "default": field.default,
+        low: field.metadata["low"],
+        "maximum": field.metadata["high"],
+    } | changes
 
 
 TEXT = {"type": "string"}

@@ -8,9 +8,8 @@ import numpy as np
 from jaxtyping import Int
 
 from charjax.data.vocab import Vocab
-from charjax.inference.controls import Controls
 from charjax.inference.copying import CopyTable
-from charjax.inference.sampling import Sampling
+from charjax.inference.sampling_options import Controls, Sampling
 from charjax.inference.sampling_rows import Sampled
 from charjax.inference.text_end import TextEnd
 

@@ -10,7 +10,7 @@ from charjax.data.reading import ReadingRules, prepare_prompt
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.inference.sampler import Sampler
-from charjax.inference.sampling import Sampling
+from charjax.inference.sampling_options import Sampling
 from charjax.inference.sampling_rows import Sampled
 from charjax.inference.text_end import TextEnd, decode_texts
 from charjax.runtime.sharding import local_copy

@@ -144,6 +144,7 @@ FAULTS: dict[int, dict[str, tuple[str, ...]]] = {
         f"{SAMPLE} --num_chars=many": ("--num_chars", "'many'", "int"),
         f"{SAMPLE} --num_samples=0": ("--num_samples=0", "from 1"),
         f"{SAMPLE} --temperature=nan": ("--temperature=nan", "0 (greedy) or a positive number"),
+        f"{SAMPLE} --top_p=0": ("--top_p=0.0", "above 0 and at most 1"),
         f"{SAMPLE} --pick=2 --seed=1": ("--seed", "--pick"),
         f"{SAMPLE} --pick=2 --prompts=@text.txt": ("--prompts", "--pick"),
         f"{SAMPLE} --json --separator=x": ("--separator", "--json"),

@@ -16,7 +16,7 @@ from charjax.config import Config, ModelConfig, TrainConfig
 from charjax.data.vocab import Vocab
 from charjax.export.quantized import quantize_model
 from charjax.inference.load import TrainedModel
-from charjax.inference.sampling import Sampling
+from charjax.inference.sampling_options import Sampling
 from charjax.inference.texts import TextSampler, write_texts
 from charjax.model.carry import initial_carry
 from charjax.model.network import init_params

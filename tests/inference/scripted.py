@@ -10,9 +10,8 @@ import numpy as np
 from charjax.config import Config, DataConfig, ModelConfig
 from charjax.data.corpus import load_corpus
 from charjax.data.vocab import Vocab
-from charjax.inference.controls import Controls
 from charjax.inference.load import TrainedModel
-from charjax.inference.sampling import Sampling
+from charjax.inference.sampling_options import Controls, Sampling
 from charjax.inference.texts import TextSampler, write_texts
 from tests.model.small import array, like, param_shapes
 

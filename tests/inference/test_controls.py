@@ -15,10 +15,10 @@ from charjax.data.tokens import EncodedText
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.inference import texts as module
-from charjax.inference.controls import Controls
+from charjax.inference.controls import check_stops, restrict
 from charjax.inference.copying import copy_table, forbidden_tokens
 from charjax.inference.pick import likeliest_words
-from charjax.inference.sampling import Sampling
+from charjax.inference.sampling_options import Controls, Sampling
 from charjax.inference.text_end import TextEnd
 from charjax.inference.training_text import known_lines, training_text
 from tests.inference.scripted import chain, memoryless, text_sampler, trained, trained_on, written
@@ -347,9 +347,9 @@ def test_controls_that_cannot_be_met_are_refused(options, message):
 def test_a_stop_text_of_bytes_may_be_any_that_they_write_and_characters_are_ascii():
     vocab = Vocab(tuple("é\n".encode().decode("latin-1")), "byte", False)
     for stop in ("é\n", "\ufffd"):  # invalid bytes are decoded as U+FFFD
-        Controls(stop=(stop,)).check_stops(Sampling(), vocab)
+        check_stops(Controls(stop=(stop,)), Sampling(), vocab)
     for stop in ("è", "a"):
         with pytest.raises(InputError, match=rf"^--stop={stop}: '{stop}' is not in the vocabulary"):
-            Controls(stop=(stop,)).check_stops(Sampling(), vocab)
+            check_stops(Controls(stop=(stop,)), Sampling(), vocab)
     with pytest.raises(InputError, match=r"^--forbid=é: the tokens of this model are bytes"):
-        Controls(forbid="é").restrict(Sampling(), vocab)
+        restrict(Sampling(), Controls(forbid="é"), vocab)

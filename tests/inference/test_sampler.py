@@ -13,8 +13,8 @@ from charjax.inference import groups
 from charjax.inference import sampler as module
 from charjax.inference.groups import packing_library, sample_groups
 from charjax.inference.sampler import Sampler, sample
-from charjax.inference.sampling import Sampling
 from charjax.inference.sampling_loop import compiled_loop
+from charjax.inference.sampling_options import Sampling
 from charjax.model.carry import initial_carry
 from tests.inference.scripted import chain, memoryless, random_model
 from tests.model.small import apply

@@ -12,14 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from charjax.errors import InputError
-from charjax.inference.controls import Controls
 from charjax.inference.dynamic_options import DynamicOptions
-from charjax.inference.sampling import (
-    Sampling,
-    mask_below_top_k,
-    mask_below_top_p,
-    sample_token,
-)
+from charjax.inference.sampling import mask_below_top_k, mask_below_top_p, sample_token
+from charjax.inference.sampling_options import Controls, Sampling
 
 ROWS_OF_LOGITS = st.permutations([-math.inf, -7.0, -1.5, -0.5, 0.25, 1.0, 1.75, 3.0])
 

@@ -9,7 +9,7 @@ import pytest
 
 from charjax.errors import InputError
 from charjax.inference.sampler import Sampler
-from charjax.inference.sampling import Sampling
+from charjax.inference.sampling_options import Sampling
 from charjax.inference.slots import IDLE, SlotBatch
 from tests.inference.scripted import random_model
 

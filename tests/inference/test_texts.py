@@ -9,7 +9,7 @@ from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.inference import sampler
 from charjax.inference.sampler import Sampler
-from charjax.inference.sampling import Sampling
+from charjax.inference.sampling_options import Sampling
 from charjax.inference.text_end import TextEnd, decode_texts
 from charjax.inference.texts import sample_texts
 from tests.inference.scripted import cycle, random_model, trained, written

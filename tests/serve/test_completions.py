@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from charjax.inference.evaluate import char_nats
-from charjax.inference.sampling import Sampling
+from charjax.inference.sampling_options import Sampling
 from charjax.inference.texts import sample_texts
 from charjax.serve.limits import RequestLimits
 from tests.serve.asgi import complete, post, request

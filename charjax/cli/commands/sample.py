@@ -6,12 +6,21 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from charjax.cli.arguments import add_inference, add_model, add_path, from_flags, load_model
+from charjax.cli.arguments import (
+    add_fields,
+    add_inference,
+    add_model,
+    add_option,
+    add_path,
+    from_flags,
+    load_model,
+)
 from charjax.cli.prompts import read_prompts
 from charjax.errors import InputError
+from charjax.inference.sampling_options import Controls, Sampling
 
 if TYPE_CHECKING:
     from charjax.inference.texts import TextSampler
@@ -19,45 +28,40 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 _NUM_CHARS = 500  # of a text; with --until_lines, of a line
+_TEMPERATURE = 0.8
 
-# Flag, default and help of each option; of a flag without a value, the default is False.
-_OPTIONS = (
-    ("--prompt", "", "the text to continue; default: none"),
-    ("--temperature", 0.8, "divides the logits; 0: greedy decoding; default: %(default)s"),
-    ("--top_k", 0, "sample from the k likeliest characters; 0, the default: from all"),
-    ("--top_p", 1.0, "nucleus sampling with this total probability; 1, the default: off"),
-    (
-        "--min_p",
-        0.0,
-        "leave out characters below this fraction of the likeliest one's "
-        "probability; 0, the default: none",
-    ),
-    ("--repetition_penalty", 1.0, "makes recent characters less likely; 1, the default: off"),
-    ("--repetition_window", 64, "how many characters are recent; default: %(default)s"),
-    ("--num_samples", 1, "how many texts; default: %(default)s"),
-    ("--separator", "\n=====\n", "printed between two texts; default: a line of ====="),
-    ("--seed", 0, "the same seed gives the same texts; default: %(default)s"),
-    ("--no_prompt", False, "write the continuation without the prompt"),
-    (
-        "--json",
+# Default and help of each flag; a flag whose default is False takes no value.
+_OPTIONS = {
+    "prompt": ("", "the text to continue; default: none"),
+    "num_samples": (1, "how many texts; default: %(default)s"),
+    "separator": ("\n=====\n", "printed between two texts; default: a line of ====="),
+    "no_prompt": (False, "write the continuation without the prompt"),
+    "json": (
         False,
         "write each text as a JSON object, with the log-probabilities of its characters",
     ),
-    ("--pick", 0, "choose each word among this many of the likeliest; interactive"),
-)
-_CONTROLS = (
-    (
-        "--until_lines",
-        0,
-        "end a text after so many lines; of a model of documents: write so many documents, one a "
-        "line",
-    ),
-    ("--forbid", "", "never sample these characters"),
-    ("--only", "", "sample only these characters"),
-    ("--unique", False, "leave out lines written before"),
-    ("--new", False, "leave out lines that the training text has"),
-    ("--max_copy", 0, "copy no passage of more characters from the training text"),
-)
+    "pick": (0, "choose each word among this many of the likeliest; interactive"),
+}
+# Help of the flags that are fields of `Sampling` and of `Controls`.
+_SAMPLING = {
+    "temperature": "divides the logits; 0: greedy decoding; default: %(default)s",
+    "top_k": "sample from the k likeliest characters; 0, the default: from all",
+    "top_p": "nucleus sampling with this total probability; 1, the default: off",
+    "min_p": "leave out characters below this fraction of the likeliest one's probability; 0, the "
+    "default: none",
+    "repetition_penalty": "makes recent characters less likely; 1, the default: off",
+    "repetition_window": "how many characters are recent; default: %(default)s",
+    "seed": "the same seed gives the same texts; default: %(default)s",
+}
+_CONTROLS = {
+    "until_lines": "end a text after so many lines; of a model of documents: write so many "
+    "documents, one a line",
+    "forbid": "never sample these characters",
+    "only": "sample only these characters",
+    "unique": "leave out lines written before",
+    "new": "leave out lines that the training text has",
+    "max_copy": "copy no passage of more characters from the training text",
+}
 
 # The options that have no effect beside another one.
 _WITHOUT_EFFECT = {
@@ -72,7 +76,10 @@ _WITHOUT_EFFECT = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, the prompt, and how to sample."""
     add_model(parser, required=False)
-    _add_options(parser, _OPTIONS)
+    for name, (default, about) in _OPTIONS.items():
+        add_option(parser, name, default, about)
+    add_fields(parser, Sampling, _SAMPLING)
+    parser.set_defaults(temperature=_TEMPERATURE)
     parser.add_argument(
         "--num_chars",
         type=int,
@@ -90,25 +97,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="end a text before this; may be given several times",
     )
-    _add_options(controls, _CONTROLS)
+    add_fields(controls, Controls, _CONTROLS)
     add_inference(parser)
-
-
-def _add_options(
-    parser: argparse.ArgumentParser | argparse._ArgumentGroup,
-    options: Iterable[tuple[str, str | int | float, str]],
-) -> None:
-    for flag, default, about in options:
-        if default is False:
-            parser.add_argument(flag, action="store_true", help=about)
-        else:
-            parser.add_argument(flag, type=type(default), default=default, help=about)
 
 
 def run(args: argparse.Namespace) -> None:
     """Writes the texts, and nothing else, to standard output."""
-    from charjax.inference.controls import Controls
-    from charjax.inference.sampling import Sampling
     from charjax.inference.texts import TextSampler
     from charjax.runtime.terminal import TextWriter, escape_hint
 

@@ -7,7 +7,14 @@ import logging
 import os
 import re
 
-from charjax.cli.arguments import add_checkpoint, add_path, add_weights, from_flags, load_folder
+from charjax.cli.arguments import (
+    add_checkpoint,
+    add_fields,
+    add_path,
+    add_weights,
+    from_flags,
+    load_folder,
+)
 from charjax.errors import InputError
 from charjax.serve.limits import RequestLimits
 
@@ -52,11 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a web site that may use this server (CORS), as https://example.org; default: none",
     )
     limits = parser.add_argument_group("limits", "at most")
-    for name, about in _LIMITS.items():
-        default = getattr(RequestLimits(), name)
-        limits.add_argument(
-            f"--{name}", type=int, default=default, help=f"{about}; default: %(default)s"
-        )
+    bounds = {name: f"{about}; default: %(default)s" for name, about in _LIMITS.items()}
+    add_fields(limits, RequestLimits, bounds)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ import pytest
 from charjax.config import CELL_SIZES, CellSizes, ModelConfig
 from charjax.errors import InputError
 from charjax.inference.load import load_trained, with_dtype
-from charjax.inference.sampling import Sampling
+from charjax.inference.sampling_options import Sampling
 from charjax.inference.score import read_file, score_text
 from charjax.inference.texts import sample_texts
 from charjax.model.cells import CELLS, Cell, CellGrads
