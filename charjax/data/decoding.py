@@ -24,7 +24,7 @@ BYTE_ORDER_MARKS = (
 )
 _BLOCK = 1 << 17  # bytes decoded at a time: what they become fits into a cache of the CPU
 _HEAD = 1 << 16  # bytes at the start of a file, from which its encoding is guessed for a message
-_MIN_UTF16_BYTES = 16  # a shorter text is never guessed to be UTF-16
+_MIN_GUESSED_BYTES = 16  # of a shorter text any guess of its encoding would be chance
 _MAX_WORD = 1 << 16  # characters without a space that wait for more; what is longer is no word
 
 _logger = logging.getLogger(__name__)
@@ -169,13 +169,15 @@ def _encoding_remedy(data: bytes, prefix: str) -> str:
             f"it is likeliest {guess}: set {prefix}encoding={guess} and look at the result"
             + as_bytes
         )
-    return f"set {prefix}encoding to the encoding of the file{as_bytes}"
+    return f"set {prefix}encoding to the encoding of the file, such as latin-1{as_bytes}"
 
 
 def _guess_encoding(data: bytes) -> str:
     """The likeliest encoding of bytes that are not UTF-8; "" if none is likely."""
     from charset_normalizer import from_bytes
 
+    if len(data) < _MIN_GUESSED_BYTES:
+        return ""
     if utf16 := _guess_utf16(data):
         return utf16
     best = from_bytes(data[:_HEAD]).best()
@@ -186,6 +188,6 @@ def _guess_utf16(data: bytes) -> str:
     """The UTF-16 of Latin text without byte order mark, recognised by its NULs; else ""."""
     sample = data[:_HEAD]
     even, odd = (sample[i::2].count(0) for i in (0, 1))
-    if len(sample) < _MIN_UTF16_BYTES or min(even, odd) or max(even, odd) < len(sample) / 4:
+    if len(sample) < _MIN_GUESSED_BYTES or min(even, odd) or max(even, odd) < len(sample) / 4:
         return ""
     return "utf-16-be" if even else "utf-16-le"

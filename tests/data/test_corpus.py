@@ -7,11 +7,12 @@ import os
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from charjax.config import DataConfig
 from charjax.data.corpus import Corpus, load_corpus
+from charjax.data.decoding import FLAG_PREFIX, RawText, decode
 from charjax.data.file_search import find_files
 from charjax.data.plan import make_plan
 from charjax.data.reading import ReadingRules
@@ -111,6 +112,15 @@ def test_another_encoding_is_named_and_never_guessed(read, encoding, text):
         read(data)
     assert len(str(caught.value).splitlines()) == 1
     assert read(data, encoding=encoding).text == text
+
+
+@given(st.binary(min_size=1, max_size=15))
+def test_the_encoding_of_a_short_text_is_not_guessed(data):
+    """Four letters of Latin-1 may be two of UTF-16."""
+    assume(not data.isascii())
+    with pytest.raises(InputError, match="is not valid ascii") as caught:
+        list(decode(RawText("a.txt", [data]), "ascii", FLAG_PREFIX))
+    assert "likeliest" not in str(caught.value)
 
 
 def test_lower_case(read):
