@@ -36,7 +36,7 @@ def likeliest_words(sampler: TextSampler, text: str, k: int, *, unknown: str) ->
     if not 1 <= k <= _MAX_WORDS:
         raise InputError(f"--pick={k}: must be from 1 to {_MAX_WORDS}")
     vocab, greedy = sampler.vocab, replace(sampler.sampling, temperature=0.0)
-    ids, _ = sampler.encode(text, unknown)
+    ids = sampler.encode(text, unknown).ids
     (group,) = sampler.samples(ids, num_chars=1, num_samples=1, sampling=greedy, num_top=len(vocab))
     *_, first = group
     forbidden = sampler.forbidden_after(ids)

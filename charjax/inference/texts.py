@@ -9,12 +9,12 @@ import numpy as np
 from jaxtyping import Int
 
 from charjax.config import ModelConfig
-from charjax.data.reading import prepare_prompt
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.inference.controls import check_stops, restrict
 from charjax.inference.copying import copy_table, forbidden_tokens
 from charjax.inference.load import TrainedModel
+from charjax.inference.prompt import Prompt, encode_prompt
 from charjax.inference.sampler import MAX_SAMPLES, Sampler, check_num_samples
 from charjax.inference.sampling_options import Controls, Sampling
 from charjax.inference.text_end import Lines, Text, TextEnd, decode_texts
@@ -86,7 +86,7 @@ class TextSampler:
           InputError: the controls do not fit the model, or its training text is gone.
           HostError: the training text can be neither found nor downloaded.
         """
-        self.vocab, self.controls, self._reading = trained.vocab, controls, trained.reading
+        self.vocab, self.controls, self._trained = trained.vocab, controls, trained
         self.sampling = restrict(sampling, controls, self.vocab)
         check_stops(controls, self.sampling, self.vocab)
         self._known, self._copies = frozenset[str](), None
@@ -103,15 +103,9 @@ class TextSampler:
             controls.selects_lines or bool(controls.until_lines)
         )
 
-    def encode(self, prompt: str, unknown: str) -> tuple[Int[np.ndarray, " prompt"], str]:
-        """(ids, shown text) of a prompt.
-
-        Raises:
-          InputError: it has characters outside the vocabulary, unless `unknown` is "unk".
-        """
-        prompt = prepare_prompt(prompt, self._reading, self.vocab)
-        ids = self.vocab.encode_prompt(prompt, unknown=unknown)
-        return ids, self.vocab.decode(ids) if prompt else ""
+    def encode(self, prompt: str, unknown: str) -> Prompt:
+        """The `encode_prompt` of the model."""
+        return encode_prompt(self._trained, prompt, unknown)
 
     def forbidden_after(self, ids: Int[np.ndarray, " n"]) -> set[int]:
         """The tokens that the controls forbid after these."""
@@ -125,8 +119,7 @@ class TextSampler:
 
     def texts(
         self,
-        prompt: Int[np.ndarray, " prompt"],
-        shown: str,
+        prompt: Prompt,
         *,
         num_chars: int,
         num_samples: int,
@@ -139,8 +132,7 @@ class TextSampler:
         first texts do not depend on how many are asked for.
 
         Args:
-          prompt: its ids.
-          shown: its text, which a line may begin with.
+          prompt: from `encode`; a line may begin in it.
           num_chars: characters of each sample.
           num_samples: how many texts; with documents, texts of `until_lines` documents.
           num_top: as for `Sampler.run`.
@@ -149,10 +141,10 @@ class TextSampler:
           InputError: a number is out of range, or too few documents are left.
         """
         samples = partial(
-            self.samples, prompt, num_chars=num_chars, sampling=self.sampling, num_top=num_top
+            self.samples, prompt.ids, num_chars=num_chars, sampling=self.sampling, num_top=num_top
         )
         if not self.selects_documents:
-            texts = partial(self._text_end, shown, num_chars)
+            texts = partial(self._text_end, prompt, num_chars)
             yield from decode_texts(samples(num_samples=num_samples), texts)
             return
         check_num_samples(num_samples)
@@ -164,22 +156,23 @@ class TextSampler:
             )
         document = partial(TextEnd, self.vocab, num_chars, Controls(stop=self.controls.stop))
         candidates = decode_texts(samples(num_samples=MAX_SAMPLES), document)
-        accepts = Lines(self.controls, self._known).accepts
+        accepts, shown = Lines(self.controls, self._known).accepts, prompt.text(self.vocab)
         yield from _accepted(candidates, wanted, lambda text: accepts(shown + text.text))
 
-    def stream(
-        self, prompt: Int[np.ndarray, " prompt"], shown: str, *, num_chars: int
-    ) -> Iterator[str]:
+    def stream(self, prompt: Prompt, *, num_chars: int) -> Iterator[str]:
         """The text of a single sample, in pieces."""
-        end = self._text_end(shown, num_chars)
-        (group,) = self.samples(prompt, num_chars=num_chars, num_samples=1, sampling=self.sampling)
+        end = self._text_end(prompt, num_chars)
+        (group,) = self.samples(
+            prompt.ids, num_chars=num_chars, num_samples=1, sampling=self.sampling
+        )
         for sampled in group:
             yield end.read(sampled.ids[0])
             if end.finished:
                 break
         yield end.flush()
 
-    def _text_end(self, shown: str, num_chars: int) -> TextEnd:
+    def _text_end(self, prompt: Prompt, num_chars: int) -> TextEnd:
+        shown = prompt.text(self.vocab)
         return TextEnd(self.vocab, num_chars, self.controls, known=self._known, prompt=shown)
 
 
@@ -227,13 +220,13 @@ def write_texts(
     Raises:
       InputError: the prompt has characters outside the vocabulary, or a number is out of range.
     """
-    ids, shown = sampler.encode(prompt, unknown)
-    written = shown if show_prompt else ""
+    encoded = sampler.encode(prompt, unknown)
+    written = encoded.text(sampler.vocab) if show_prompt else ""
     if num_samples == 1 and not sampler.selects_documents:
         yield written
-        yield from sampler.stream(ids, shown, num_chars=num_chars)
+        yield from sampler.stream(encoded, num_chars=num_chars)
         return
-    texts = sampler.texts(ids, shown, num_chars=num_chars, num_samples=num_samples)
+    texts = sampler.texts(encoded, num_chars=num_chars, num_samples=num_samples)
     # With `until_lines` and documents, a text is so many of them, one a line.
     documents = sampler.controls.until_lines if sampler.selects_documents else 0
     for number, text in enumerate(texts):

@@ -209,8 +209,7 @@ class Handlers:
         model = self._named(fields["model"])
         with as_field_errors("tokens"):
             prompt = model.prompt_of_ids(fields["tokens"])
-        text = model.trained.vocab.decode(prompt.ids[prompt.hidden :])
-        return json_response({"prompt": text})
+        return json_response({"prompt": prompt.text(model.trained.vocab)})
 
     async def copied(self, request: Request, fields: Fields) -> Response:
         """Passages of a text that the training text has, too."""

@@ -12,13 +12,14 @@ import numpy as np
 
 from charjax.data.vocab import check_ids
 from charjax.inference.controls import restrict
+from charjax.inference.prompt import Prompt, encode_prompt
 from charjax.inference.sampling_options import Controls, Sampling
 from charjax.runtime.display import counted
 from charjax.serve.errors import as_field_errors, invalid
 from charjax.serve.jobs import Choice, PieceQueue
 from charjax.serve.limits import RequestLimits
 from charjax.serve.models import ServedModel
-from charjax.serve.text import Delta, Prompt, Writing
+from charjax.serve.text import Delta, Writing
 
 
 @dataclass(frozen=True)
@@ -173,5 +174,5 @@ def _split_prompts(prompt: Any) -> list[Any]:
 def _encode(prompt: str | list[int], model: ServedModel, unknown: str) -> Prompt:
     with as_field_errors("prompt"):
         if isinstance(prompt, str):
-            return model.encode(prompt, unknown)
+            return encode_prompt(model.trained, prompt, unknown)
         return model.prompt_of_ids(prompt)

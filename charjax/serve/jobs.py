@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from charjax.inference.prompt import Prompt
 from charjax.inference.sampling_rows import Sampled
 from charjax.serve.errors import ProtocolError
-from charjax.serve.text import Delta, DeltaWriter, Prompt, Writing
+from charjax.serve.text import Delta, DeltaWriter, Writing
 
 Piece: TypeAlias = tuple[int, Delta]  # the index of a choice, and its next part
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from charjax.data.reading import prepare_prompt
 from charjax.data.vocab import check_ids
 from charjax.inference.load import TrainedModel
+from charjax.inference.prompt import Prompt, encode_prompt
 from charjax.runtime.paths import without_folders
 from charjax.serve.engine import Engine
-from charjax.serve.text import BOUNDARY, Prompt
+from charjax.serve.text import BOUNDARY
 
 
 @dataclass(frozen=True)
@@ -31,17 +31,6 @@ class ServedModel:
     trained: TrainedModel
     engine: Engine
     created: int
-
-    def encode(self, text: str, unknown: str = "error") -> Prompt:
-        """The ids of a prompt, as `charjax sample` reads it.
-
-        Raises:
-          InputError: it has characters outside the vocabulary, unless `unknown` is "unk".
-        """
-        vocab = self.trained.vocab
-        text = prepare_prompt(text, self.trained.reading, vocab)
-        ids = vocab.encode_prompt(text, unknown=unknown)
-        return Prompt(ids, int(vocab.boundary or not text))
 
     def prompt_of_ids(self, ids: Sequence[int]) -> Prompt:
         """A prompt that is given as ids; none at all is the start token.
@@ -62,8 +51,8 @@ class ServedModel:
         vocab = self.trained.vocab
         if text == BOUNDARY and vocab.boundary_id is not None:
             return [vocab.boundary_id]
-        prompt = self.encode(text, unknown)
-        ids: list[int] = prompt.ids[0 if add_start else prompt.hidden :].tolist()
+        prompt = encode_prompt(self.trained, text, unknown)
+        ids: list[int] = prompt.ids[0 if add_start else prompt.text_start :].tolist()
         return ids
 
     @property

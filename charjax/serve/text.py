@@ -5,28 +5,16 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
 
 from charjax.data.vocab import Vocab
 from charjax.inference.copying import CopyTable
+from charjax.inference.prompt import Prompt
 from charjax.inference.sampling_options import Controls, Sampling
 from charjax.inference.sampling_rows import Sampled
 from charjax.inference.text_end import TextEnd
 
 BOUNDARY = "<|endoftext|>"  # the document boundary as a string
 _LEAST_LOGPROB = -9999.0  # what the protocol has for minus infinity, which JSON cannot hold
-
-
-class Prompt(NamedTuple):
-    """What a text continues.
-
-    Attributes:
-      ids: at least one.
-      hidden: how many of the first ids were not in the request: the start token.
-    """
-
-    ids: Int[np.ndarray, " prompt"]
-    hidden: int
 
 
 class Writing(NamedTuple):
@@ -129,9 +117,9 @@ class DeltaWriter:
 
     def _finish_prompt(self) -> tuple[Delta, TextEnd]:
         """The echo, and what decodes the text that follows."""
-        writing, (ids, hidden) = self._writing, self._prompt
-        shown = writing.vocab.decode(ids[hidden:]) if writing.echo else ""
-        entries = self._logprobs.entries[hidden:] if writing.scores_prompt else []
+        writing, prompt = self._writing, self._prompt
+        shown = prompt.text(writing.vocab) if writing.echo else ""
+        entries = self._logprobs.entries[prompt.text_start :] if writing.scores_prompt else []
         self._released, self._logprobs = len(shown), LogprobList(writing, len(shown))
         self._end = TextEnd(writing.vocab, writing.num_chars, writing.controls)
         return Delta(shown, tuple(entries)), self._end

@@ -75,9 +75,9 @@ def main() -> None:
 
 def cpu_seconds(sampler: TextSampler, size: int, num_top: int | None = None) -> float:
     """To write so many texts."""
-    ids, shown = sampler.encode("", "error")
+    prompt = sampler.encode("", "error")
     start = time.process_time()
-    for _ in sampler.texts(ids, shown, num_chars=CHARS[size], num_samples=size, num_top=num_top):
+    for _ in sampler.texts(prompt, num_chars=CHARS[size], num_samples=size, num_top=num_top):
         pass
     return time.process_time() - start
 

@@ -98,7 +98,7 @@ def test_forbidden_characters_are_not_sampled():
     assert set(sampled(RANDOM, only="ac")) == {"a", "c"}
     assert set(sampled(RANDOM, only="ac", forbid="a")) == {"c"}
     sampler = text_sampler(RANDOM, only="b")
-    (text,) = sampler.texts(*sampler.encode("a", "error"), num_chars=30, num_samples=1)
+    (text,) = sampler.texts(sampler.encode("a", "error"), num_chars=30, num_samples=1)
     assert text.text == "b" * 30
 
 
@@ -194,9 +194,9 @@ def test_documents_are_numbered_and_the_first_accepted_are_kept(tmp_path):
 def test_a_number_of_documents_out_of_range_is_refused(tmp_path, num_samples, until_lines, flag):
     model = run_on(tmp_path / "t.txt", "ab\na\nb\n", [0.0, 0.0, 0.0], documents=True)
     sampler = text_sampler(model, until_lines=until_lines)
-    ids, shown = sampler.encode("", "error")
+    prompt = sampler.encode("", "error")
     with pytest.raises(InputError, match=flag):
-        next(sampler.texts(ids, shown, num_chars=3, num_samples=num_samples))
+        next(sampler.texts(prompt, num_chars=3, num_samples=num_samples))
 
 
 def test_the_training_text_is_decoded_once_for_all_its_documents(tmp_path, monkeypatch):

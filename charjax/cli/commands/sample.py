@@ -150,14 +150,14 @@ def _json_lines(
     vocab = sampler.vocab
     if sampler.controls.selects_lines and not vocab.boundary:
         raise InputError("--json: needs whole texts, and --unique and --new leave out lines")
-    for prompt in prompts:
-        ids, shown = sampler.encode(prompt, args.unknown)
+    for given in prompts:
+        prompt = sampler.encode(given, args.unknown)
         texts = sampler.texts(
-            ids, shown, num_chars=args.num_chars, num_samples=args.num_samples, num_top=0
+            prompt, num_chars=args.num_chars, num_samples=args.num_samples, num_top=0
         )
         for number, text in enumerate(texts):
             values = {
-                "prompt": shown,
+                "prompt": prompt.text(vocab),
                 "sample": number,
                 "text": text.text,
                 "finished": text.finished,
@@ -189,7 +189,7 @@ def _picked(
     from charjax.inference.pick import likeliest_words
     from charjax.runtime.terminal import escape_controls
 
-    text = start = sampler.encode(prompts[0], args.unknown)[1]
+    text = start = sampler.encode(prompts[0], args.unknown).text(sampler.vocab)
     while True:
         words = likeliest_words(sampler, text, args.pick, unknown=args.unknown)
         for number, word in enumerate(words, 1):
