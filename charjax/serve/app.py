@@ -24,6 +24,7 @@ from charjax.serve.delivery import EventStream, whole_answer
 from charjax.serve.errors import ProtocolError, as_field_errors
 from charjax.serve.jobs import PieceQueue
 from charjax.serve.limits import RequestLimits
+from charjax.serve.logprobs import token_string
 from charjax.serve.models import ServedModel
 from charjax.serve.openapi import MODEL, NAME, Operation, openapi
 from charjax.serve.page import PAGE_HEADERS, page_html
@@ -34,7 +35,6 @@ from charjax.serve.schemas import (
     detokenize_schema,
     tokenize_schema,
 )
-from charjax.serve.text import token_string
 
 _logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from charjax.inference.load import TrainedModel
 from charjax.inference.prompt import Prompt, encode_prompt
 from charjax.runtime.paths import without_folders
 from charjax.serve.engine import Engine
-from charjax.serve.text import BOUNDARY
+from charjax.serve.logprobs import BOUNDARY
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""One text while it is written: token ids in, pieces of text with their log-probabilities out."""
+"""One text while it is written: tokens in, pieces of text with their log-probabilities out."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from charjax.inference.prompt import Prompt
 from charjax.inference.sampling_options import Controls, Sampling
 from charjax.inference.sampling_rows import Sampled
 from charjax.inference.text_end import TextEnd
-
-BOUNDARY = "<|endoftext|>"  # the document boundary as a string
-_LEAST_LOGPROB = -9999.0  # what the protocol has for minus infinity, which JSON cannot hold
+from charjax.serve.logprobs import LogprobList, TokenLogprob
 
 
 class Writing(NamedTuple):
@@ -44,22 +42,6 @@ class Writing(NamedTuple):
         return self.echo and self.num_top is not None
 
 
-class TokenLogprob(NamedTuple):
-    """One token in the protocol's `logprobs`.
-
-    Attributes:
-      token: as a string, see `token_string`.
-      logprob: in nats; None: nothing precedes the token.
-      top: log-probabilities of the likeliest tokens and of this one, by string; None as above.
-      offset: characters of the text before the one that it is part of.
-    """
-
-    token: str
-    logprob: float | None
-    top: dict[str, float] | None
-    offset: int
-
-
 class Delta(NamedTuple):
     """The next part of a text.
 
@@ -83,7 +65,7 @@ class DeltaWriter:
         """Has read the first token of the prompt."""
         self._writing, self._prompt = writing, prompt
         self._position = 1 - prompt.ids.size  # of the next token; negative in the prompt
-        self._logprobs = LogprobList(writing)
+        self._logprobs = LogprobList(writing.vocab, writing.num_top)
         self._logprobs.extend(Sampled(prompt.ids[:1]))
         self._end: TextEnd | None = None  # once the prompt has been read
         self._released = self._taken = 0
@@ -120,7 +102,8 @@ class DeltaWriter:
         writing, prompt = self._writing, self._prompt
         shown = prompt.text(writing.vocab) if writing.echo else ""
         entries = self._logprobs.entries[prompt.text_start :] if writing.scores_prompt else []
-        self._released, self._logprobs = len(shown), LogprobList(writing, len(shown))
+        self._released = len(shown)
+        self._logprobs = LogprobList(writing.vocab, writing.num_top, len(shown))
         self._end = TextEnd(writing.vocab, writing.num_chars, writing.controls)
         return Delta(shown, tuple(entries)), self._end
 
@@ -134,50 +117,3 @@ class DeltaWriter:
         del self._logprobs.entries[: len(entries)]
         self._taken += len(entries)
         return tuple(entries)
-
-
-class LogprobList:
-    """The entries of consecutive tokens, with the offsets of their text.
-
-    Attributes:
-      entries: those that were not yet taken.
-    """
-
-    def __init__(self, writing: Writing, offset: int = 0) -> None:
-        self._vocab, self._num_top = writing.vocab, writing.num_top
-        self._decoder, self._offset = writing.vocab.decoder(), offset
-        self.entries: list[TokenLogprob] = []
-
-    def extend(self, tokens: Sampled) -> None:
-        """Adds the entries of tokens; one without log-probabilities is the first of a text."""
-        ids, logprobs, top_ids, top_logprobs = tokens
-        for i, token in enumerate(ids.tolist()):
-            string, text = token_string(self._vocab, token), self._decoder.decode(ids[i : i + 1])
-            self._offset += len(text)
-            is_last = text and not self._decoder.has_part  # token of a character
-            offset = self._offset - 1 if is_last else self._offset
-            if logprobs is None or top_ids is None or top_logprobs is None:
-                self.entries.append(TokenLogprob(string, None, None, offset))
-                continue
-            top = (leaf[i, : self._num_top].tolist() for leaf in (top_ids, top_logprobs))
-            pairs = zip(*top, strict=True)
-            likeliest = {token_string(self._vocab, t): max(v, _LEAST_LOGPROB) for t, v in pairs}
-            logprob = max(float(logprobs[i]), _LEAST_LOGPROB)
-            self.entries.append(
-                TokenLogprob(string, logprob, likeliest | {string: logprob}, offset)
-            )
-
-
-def token_string(vocab: Vocab, token: int) -> str:
-    r"""A token as a string: its character; `bytes:\xe2` for a byte that is not one.
-
-    The document boundary is `BOUNDARY`, [UNK] is U+FFFD.
-    """
-    if token == vocab.boundary_id:
-        return BOUNDARY
-    if token == vocab.unk_id:
-        return "\ufffd"
-    character = vocab.characters[token]
-    if vocab.unit == "byte" and character > "\x7f":
-        return f"bytes:\\x{ord(character):02x}"
-    return character
