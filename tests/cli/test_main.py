@@ -313,6 +313,16 @@ def test_prompts_in_a_file_of_windows_have_no_carriage_returns(workspace, output
     assert text == "the cat\n=====\nsat"
 
 
+@pytest.mark.parametrize("form", ["", " --json"])
+def test_no_text_is_written_before_a_later_prompt_is_refused(form, workspace, capfd):
+    (workspace.folder / "prompts.txt").write_text("the\nÆ\n", encoding="utf-8")
+    command = f"{SAMPLE} --prompts=@prompts.txt --num_chars=2{form}"
+    assert main.main(workspace.fill(command)) == 2
+    stdout, stderr = capfd.readouterr()
+    assert not stdout
+    assert "prompts.txt: line 2: not in the vocabulary: U+00C6" in stderr
+
+
 def test_choices_that_are_not_utf_8_are_refused(workspace, capfd, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff\n"), encoding="utf-8"))
     assert main.main(workspace.fill(f"{SAMPLE} --pick=2")) == 2

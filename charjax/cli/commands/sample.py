@@ -117,10 +117,23 @@ def run(args: argparse.Namespace) -> None:
         args.num_chars = _NUM_CHARS * (1 if trained.vocab.boundary else max(1, args.until_lines))
     form = _picked if args.pick else _json_lines if args.json else _plain
     sampler = TextSampler(trained, sampling, controls)
+    _check_prompts(args, sampler, prompts)
     writer = TextWriter(sys.stdout)
     for piece in form(args, sampler, prompts):
         writer.write(piece)
     writer.close()
+
+
+def _check_prompts(
+    args: argparse.Namespace, sampler: TextSampler, prompts: Sequence[str]
+) -> None:
+    """Refuses a prompt that the model cannot read, before a text of another one is written."""
+    for number, prompt in enumerate(prompts, 1):
+        try:
+            sampler.encode(prompt, args.unknown)
+        except InputError as error:
+            where = f"--prompts={args.prompts}: line {number}: " if args.prompts else ""
+            raise InputError(f"{where}{error}") from None
 
 
 def _plain(args: argparse.Namespace, sampler: TextSampler, prompts: Sequence[str]) -> Iterator[str]:
