@@ -114,7 +114,7 @@ def read_tokens(
     if not known.issuperset(content.alphabet) and (unknown != "unk" or vocab.unk_id is None):
         counts = content.counts()
         missing = Counter({c: count for c, count in counts.items() if c not in known})
-        raise InputError(vocab.unknown_message(missing))
+        raise InputError(f"--file={file}: {vocab.unknown_message(missing)}")
     return content.recoded(vocab.characters, len(vocab), vocab.unk_id).tokens
 
 

@@ -48,18 +48,22 @@ def read_file(
         own text, such as {"encoding": "latin-1"}.
 
     Raises:
-      InputError: the file is missing, malformed, or has characters outside the vocabulary.
+      InputError: the file is missing, malformed or too short to predict a character of it, or has
+        characters outside the vocabulary.
     """
     rules = trained.reading
     if options:
         rules = rules.with_options(trained.config.data, options)
-    return read_tokens(
+    ids = read_tokens(
         file,
         rules,
         trained.vocab,
         unknown=unknown,
         are_markers_required=bool(options and options.keys() & {"start", "end"}),
     )
+    if ids.size < 2:
+        raise InputError(f"--file={file}: has no character to predict; give a longer text")
+    return ids
 
 
 def read_part(trained: TrainedModel, part: Literal["val", "test"]) -> TokenIds:

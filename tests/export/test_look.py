@@ -88,7 +88,7 @@ def test_what_look_cannot_read_or_write_is_one_line(folder, capfd):
     Path("short.txt").write_text("T", encoding="utf-8")
     for arguments, words in (
         (["--file=none.txt", "--out=page.html"], "none.txt"),
-        (["--file=short.txt", "--out=page.html"], "at least 2"),
+        (["--file=short.txt", "--out=page.html"], "short.txt: has no character to predict"),
         (["--file=text.txt", "--out=."], "is a folder"),
         (["--file=text.txt"], "--out"),
     ):
