@@ -50,6 +50,8 @@ class LogprobList:
         """Adds the entries of tokens; one without log-probabilities is the first of a text."""
         ids, logprobs, top_ids, top_logprobs = tokens
         for i, token in enumerate(ids.tolist()):
+            if token < 0:  # none was left to sample: the text ends here
+                return
             string, text = token_string(self._vocab, token), self._decoder.decode(ids[i : i + 1])
             self._offset += len(text)
             is_last = text and not self._decoder.has_part  # token of a character

@@ -86,3 +86,14 @@ def test_max_copy_is_that_of_the_command(small_batches, tmp_path):
     assert copied_passages(model, free["text"], 30) == [(0, 40)]
     assert kept["text"] == "".join(pieces)
     assert copied_passages(model, "a" + kept["text"], 5) == []
+
+
+@pytest.mark.parametrize("logprobs", [None, 2])
+def test_a_text_ends_where_each_character_would_copy_too_much(logprobs, small_batches, tmp_path):
+    """After "abcd" only "e" may come, after which a passage of five characters would be copied."""
+    served = Server({"cycle": cycle_of(tmp_path)})
+    body = {"prompt": "abcd", "only": "e", "max_copy": 4, "echo": True, "logprobs": logprobs}
+    (choice,) = complete(served.app, **body)["choices"]
+    served.close()
+    assert (choice["text"], choice["finish_reason"]) == ("abcd", "stop")
+    assert logprobs is None or choice["logprobs"]["tokens"] == ["a", "b", "c", "d"]

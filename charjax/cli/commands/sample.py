@@ -124,9 +124,7 @@ def run(args: argparse.Namespace) -> None:
     writer.close()
 
 
-def _check_prompts(
-    args: argparse.Namespace, sampler: TextSampler, prompts: Sequence[str]
-) -> None:
+def _check_prompts(args: argparse.Namespace, sampler: TextSampler, prompts: Sequence[str]) -> None:
     """Refuses a prompt that the model cannot read, before a text of another one is written."""
     for number, prompt in enumerate(prompts, 1):
         try:
