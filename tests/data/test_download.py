@@ -162,7 +162,7 @@ def test_which_addresses_are_asked_at_all(monkeypatch, tmp_path, url, sha256, al
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(socket, "create_connection", refuse)
     with pytest.raises(HostError, match="refused by the test" if allowed else "not https"):
-        get(url, tmp_path / "file", sha256=sha256)
+        get(url, tmp_path / "file", sha256=sha256, limits=PATIENT)
 
 
 def test_a_failure_leaves_an_older_file_as_it_was(serve, tmp_path):
