@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from charjax.config import DataConfig
 from charjax.errors import InputError
-from charjax.runtime.paths import check_local, expand_path, is_address
+from charjax.runtime.paths import check_local, expand_path
 
 if TYPE_CHECKING:
     from charjax.inference.load import TrainedModel
@@ -190,15 +190,6 @@ def local_path(flag: str) -> Callable[[str], Path]:
         path = Path(expand_path(value, flag))
         check_local(path, flag)
         return path
-
-    return parse
-
-
-def store_path(flag: str) -> Callable[[str], str]:
-    """The argparse type of a packed text: a local path, expanded, or an address."""
-
-    def parse(value: str) -> str:
-        return value if is_address(value) else expand_path(value, flag)
 
     return parse
 

@@ -7,7 +7,6 @@ import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from charjax.data.cached_text import CachedText
 from charjax.data.decoding import FLAG_PREFIX, RawText
 from charjax.data.documents import Piece
 from charjax.data.file_search import check_no_pipe, find_files
-from charjax.data.files import read_files
+from charjax.data.files import blocks_of, read_files
 from charjax.data.named_corpora import BUILT_IN
 from charjax.data.reading import ReadingRules, TextReader
 from charjax.data.store import TextStore, is_store
@@ -28,9 +27,7 @@ from charjax.data.text_encoder import encode_pieces
 from charjax.data.tokens import EncodedText
 from charjax.errors import HostError, InputError
 from charjax.runtime.display import ProgressFn, no_progress
-from charjax.runtime.paths import expand_path, is_address
-
-_BLOCK = 1 << 20  # bytes
+from charjax.runtime.paths import expand_path
 
 _logger = logging.getLogger(__name__)
 
@@ -77,7 +74,7 @@ class Corpus:
     def num_documents(self) -> int:
         """How many documents the text has."""
         if isinstance(self.content, TextStore):
-            return max(1, sum(shard.documents for shard in self.content.shards))
+            return self.content.index.num_documents
         return len(self.content.starts)
 
     def _in_memory(self) -> EncodedText:
@@ -133,7 +130,7 @@ def load_corpus(
 
 
 def read_text(
-    file: str, rules: ReadingRules, *, boundary: bool, are_markers_required: bool = False
+    file: str, rules: ReadingRules, *, boundary: bool, are_markers_required: bool
 ) -> EncodedText:
     """Reads a text for `charjax score`, as the run's own text was read.
 
@@ -148,9 +145,7 @@ def read_text(
       HostError: it cannot be read.
     """
     if file == "-":
-        files: Iterable[RawText] = [
-            RawText("standard input", iter(partial(sys.stdin.buffer.read, _BLOCK), b""))
-        ]
+        files: Iterable[RawText] = [RawText("standard input", blocks_of(sys.stdin.buffer))]
     else:
         files = read_files(find_files(file, "--file"), "--file", are_utf8=rules.is_utf8)
     reader = TextReader(rules, are_markers_required=are_markers_required, prefix=FLAG_PREFIX)
@@ -229,8 +224,7 @@ def _open_store(config: DataConfig) -> Corpus:
       StoreError: it is damaged.
       HostError: it cannot be read.
     """
-    path = config.path if is_address(config.path) else expand_path(config.path, "config.data.path")
-    store = TextStore(path)
+    store = TextStore(expand_path(config.path, "config.data.path"))
     wanted, packed = (_flat(rules) for rules in (ReadingRules.from_config(config), store.rules))
     for name, value in wanted.items():
         if value != packed[name] and not (name == "csv_delimiter" and not value):

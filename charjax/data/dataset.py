@@ -84,8 +84,8 @@ def read_tokens(
     rules: ReadingRules,
     vocab: Vocab,
     *,
-    unknown: str = "error",
-    are_markers_required: bool = False,
+    unknown: str,
+    are_markers_required: bool,
 ) -> TokenIds:
     """The token ids of a text, read as the run's own text was; see `charjax.data.corpus.read_text`.
 

@@ -60,7 +60,7 @@ def find_files(given: str, option: str) -> TextFiles:
     left_out: Counter[str] = Counter()
     from_search = False
     for part in given.split(",") if is_list else [given]:
-        path = part if is_address(part) else expand_path(part, option)
+        path = expand_path(part, option)
         found = remote.find(part, option) if is_address(part) else _find(path, left_out)
         from_search = from_search or found != [path]
         if not found:

@@ -56,7 +56,7 @@ class _FileBlocks:
             self._decompressed(raw) as file,
         ):
             if not self.end:
-                yield from iter(partial(file.read, _BLOCK), b"")
+                yield from blocks_of(file)
                 return
             file.seek(self.begin)
             for begin in range(self.begin, self.end, _BLOCK):
@@ -125,6 +125,11 @@ def open_binary(path: str, option: str, *, seekable: bool = False) -> Iterator[A
 
 def _open(path: str, seekable: bool) -> Any:
     return remote.open_address(path, seekable) if is_address(path) else open(path, "rb")
+
+
+def blocks_of(file: Any) -> Iterator[bytes]:
+    """The bytes of an open file, in blocks."""
+    return iter(partial(file.read, _BLOCK), b"")
 
 
 def is_compressed(path: str) -> bool:

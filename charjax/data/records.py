@@ -79,7 +79,7 @@ def _open_parquet(path: str) -> Iterator[Any]:
         from pyarrow import parquet
     except ImportError:
         raise HostError(
-            f"{path}: reading Parquet needs pyarrow: pip install charjax[data]"
+            f"{path}: reading Parquet needs pyarrow; run: pip install 'charjax[data]'"
         ) from None
     with open_binary(path, "PATH", seekable=True) as file:
         yield parquet.ParquetFile(file)

@@ -41,7 +41,15 @@ def is_store(path: str) -> bool:
 
 
 class TextStore:
-    """A packed text, opened for reading."""
+    """A packed text, opened for reading.
+
+    Attributes:
+      path: the folder or the address.
+      index: what it holds.
+      shards: the parts of the text.
+      ends: the position after each shard's last token.
+      rules: how the text was read.
+    """
 
     def __init__(self, path: str) -> None:
         """Reads `store.json`.
@@ -68,6 +76,7 @@ class TextStore:
             raise self._damaged(INDEX, str(error)) from error
         self._files = open_files(path)
         self.shards = self.index.shards
+        self.ends = np.cumsum([shard.tokens for shard in self.shards], dtype=np.int64)
         self.rules = ReadingRules.from_json(self.index.reading)
 
     def record(self, number: int) -> ShardRecord:
@@ -94,8 +103,8 @@ class TextStore:
         """The positions in the text of all documents' first tokens, int64."""
         if self.rules.documents.mode == "none":
             return np.zeros(1, np.int64)
-        ends = np.cumsum([shard.tokens for shard in self.shards], dtype=np.int64)
-        begins = np.repeat(np.append(0, ends[:-1]), [shard.documents for shard in self.shards])
+        begins = np.append(0, self.ends[:-1])
+        begins = np.repeat(begins, [shard.documents for shard in self.shards])
         starts = self._read_documents("starts", "int64")
         starts += begins
         return starts if len(starts) else np.zeros(1, np.int64)

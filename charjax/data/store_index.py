@@ -114,6 +114,11 @@ class Index(NamedTuple):
     shards: tuple[Shard, ...]
     sha256: str
 
+    @property
+    def num_documents(self) -> int:
+        """How many documents the text has; one where no shard says that one starts."""
+        return max(1, sum(shard.documents for shard in self.shards))
+
 
 def record_name(number: int) -> str:
     """The name of the record of a shard."""

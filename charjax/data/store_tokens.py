@@ -78,14 +78,12 @@ class _Chunks:
     """The chunks of a packed text; the least recently used ones are forgotten.
 
     Attributes:
-      ends: the position after each shard's last token.
       sha256: that of the packed text.
     """
 
     def __init__(self, store: TextStore, vocab: Vocab) -> None:
         """Reads nothing."""
         self._store, self._vocab, self.sha256 = store, vocab, store.index.sha256
-        self.ends = np.cumsum([shard.tokens for shard in store.shards], dtype=np.int64)
         self._shard = functools.cache(self._open_shard)
         token_bytes = token_dtype(len(store.index.characters) + 1).itemsize
         num_cached = _CACHE_BYTES // (store_files.CHUNK * token_bytes)
@@ -95,8 +93,9 @@ class _Chunks:
         """The ids at these positions, int32, of the same shape."""
         flat = positions.ravel()
         ids = np.empty(flat.size, np.int32)
-        shard = np.searchsorted(self.ends, flat, side="right")
-        chunk, in_chunk = np.divmod(flat - np.append(0, self.ends)[shard], store_files.CHUNK)
+        ends = self._store.ends
+        shard = np.searchsorted(ends, flat, side="right")
+        chunk, in_chunk = np.divmod(flat - np.append(0, ends)[shard], store_files.CHUNK)
         # In each run, consecutive tokens of one chunk.
         is_next = (np.diff(flat) == 1) & (np.diff(in_chunk) == 1)
         runs = np.flatnonzero(np.append(flat.size > 0, ~is_next))
@@ -149,8 +148,8 @@ class PackedText(NamedTuple):
           StoreError: the positions of the documents are damaged.
           HostError: they cannot be read.
         """
-        chunks = _Chunks(store, vocab)
-        return cls(store, StoreTokens(chunks, 0, int(chunks.ends[-1])), store.document_starts())
+        tokens = StoreTokens(_Chunks(store, vocab), 0, int(store.ends[-1]))
+        return cls(store, tokens, store.document_starts())
 
     def document_hashes(self) -> UInt32[np.ndarray, " documents"]:
         """See `TextStore.document_hashes`."""

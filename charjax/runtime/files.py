@@ -133,9 +133,9 @@ def as_os_errors() -> Iterator[None]:
 
 
 def replace_file(source: Path, target: Path) -> None:
-    """Renames a file or a folder, also to that of an existing file, atomically.
+    """Renames a file or a folder atomically; a file that has the name already is replaced.
 
-    On Windows that fails while a reader has one of them open: then it tries again for a while.
+    On Windows this fails while a reader has one of them open: then it tries again for a while.
 
     Raises:
       OSError: it cannot be renamed.

@@ -14,7 +14,7 @@ _ADDRESS_IN_PATH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/.*")  # a Path has one 
 
 
 def expand_path(given: str, option: str) -> str:
-    """The path with `~`, `~user`, `$NAME` and `${NAME}` replaced.
+    """The path with `~`, `~user`, `$NAME` and `${NAME}` replaced; an address as it is.
 
     A name with a `$` that is no variable, but does exist, stays as it is.
 
@@ -27,6 +27,8 @@ def expand_path(given: str, option: str) -> str:
     """
     if not given:
         raise InputError(f"{option}=: is empty; name a path")
+    if is_address(given):
+        return given
 
     def value(match: re.Match[str]) -> str:
         name = match[1] or match[2]

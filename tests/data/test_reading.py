@@ -76,7 +76,13 @@ def test_training_score_and_prompts_see_the_same_tokens(
     )
     dataset = load_dataset(Config(data=data))
     train = dataset.splits.train
-    scored = read_tokens(str(folder), dataset.corpus.rules, dataset.vocab)
+    scored = read_tokens(
+        str(folder),
+        dataset.corpus.rules,
+        dataset.vocab,
+        unknown="error",
+        are_markers_required=False,
+    )
     np.testing.assert_array_equal(scored, train.ids)
     edges = [*dataset.corpus.document_starts.tolist(), len(dataset.corpus.text)]
     read = [dataset.corpus.text[a:b] for a, b in itertools.pairwise(edges)]

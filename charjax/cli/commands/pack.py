@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import logging
 import shlex
+from functools import partial
 
 from charjax.cli.arguments import (
     add_reading,
     check_process,
     print_json,
     reading_options,
-    store_path,
 )
+from charjax.runtime.paths import expand_path
 
 _logger = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         required=True,
-        type=store_path("--out"),
+        type=partial(expand_path, option="--out"),
         help="the store: a folder, or an address such as gs://bucket/folder; the same command "
         "goes on with one that is not complete",
     )
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
         {
             "chars": index.chars,
             "characters": len(index.characters),
-            "documents": max(1, sum(shard.documents for shard in index.shards)),
+            "documents": index.num_documents,
             "shards": len(index.shards),
             "sha256": index.sha256,
         }

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+from functools import partial
 from pathlib import Path
 
-from charjax.cli.arguments import add_path, print_json, store_path
+from charjax.cli.arguments import add_path, print_json
 from charjax.errors import CheckpointError, InputError, StoreError
+from charjax.runtime.paths import expand_path
 
 _logger = logging.getLogger(__name__)
 
@@ -18,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "store",
         nargs="?",
         metavar="STORE",
-        type=store_path("STORE"),
+        type=partial(expand_path, option="STORE"),
         help="a packed text: a folder, or an address such as gs://bucket/folder",
     )
     add_path(parser, "--workdir", "a run's folder")
