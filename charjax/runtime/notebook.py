@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from charjax.runtime.status import Refresh, StatusHistory, TimeLeft, TrainingStatus
+from charjax.runtime.status import Refresh, StatusHistory, TimeLeft, TrainingStatus, top_of
 from charjax.runtime.terminal import escape_controls
 
 _MIN_REFRESH_S = 1.0
 _WIDTH, _HEIGHT = 640, 240
 _LEFT, _TOP, _RIGHT, _BOTTOM = 44.0, 10.0, 630.0, 214.0  # of the axes
-_OUTLIERS = 0.05  # of the points may be above the axes: the first losses would flatten the rest
 _CURVES = (("train_loss", "training", "#4c8bf5"), ("val_loss", "validation", "#f2820d"))
 
 
@@ -90,11 +89,11 @@ def loss_picture(history: StatusHistory, title: str) -> str:
       title: says the same to a screen reader.
     """
     curves = [(label, color, history.series(name)) for name, label, color in _CURVES]
-    losses = sorted(loss for _, _, points in curves for _, loss in points)
+    losses = [loss for _, _, points in curves for _, loss in points]
     if not losses:
         return ""
-    low, high = losses[0], losses[round((1 - _OUTLIERS) * (len(losses) - 1))]
-    high = max(high, low + 0.01)
+    low = min(losses)
+    high = max(top_of(losses), low + 0.01)
     first, last = history.points[0][0], max(history.points[-1][0], history.points[0][0] + 1)
     first = 0 if 10 * first < last else first  # a resumed run may start far from 0
 

@@ -6,7 +6,6 @@ The colours are those of the terminal's own palette, so that they can be read on
 from __future__ import annotations
 
 import itertools
-import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from charjax.runtime.status import Refresh, StatusHistory, TimeLeft, TrainingStatus
+from charjax.runtime.status import Refresh, StatusHistory, TimeLeft, TrainingStatus, top_of
 from charjax.runtime.terminal import escape_controls
 
 _MIN_PANEL_LINES = 10  # of the terminal; a lower one shows the bar alone
@@ -30,7 +29,6 @@ _MIN_SAMPLE_COLUMNS = 44  # of each of several samples side by side
 # A terminal writes ^C where the cursor is. If that began a line, one of a panel would remain.
 _CTRL_C_COLUMNS = len("^C")
 _LEVELS, _ASCII_LEVELS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
-_OUTLIERS = 0.05  # of the points may be above the top: the first losses would flatten the rest
 _ROWS = (
     ("loss", "train_loss", "{:.4f}", "cyan"),
     ("val loss", "val_loss", "{:.4f}", "yellow"),
@@ -187,8 +185,7 @@ def sparkline(
       width: the most characters.
       levels: a character for each height.
     """
-    known = sorted(value for value in values if value is not None)
-    top = known[math.ceil((1 - _OUTLIERS) * (len(known) - 1))]
+    top = top_of(value for value in values if value is not None)
     scale = (len(levels) - 1) / (top - lowest) if top > lowest else 0.0
     count = min(width, len(values))
     edges = [len(values) * i // count for i in range(count + 1)] if count else []

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 _MOST_POINTS = 600  # of a history: more than the columns of a terminal
+_OUTLIERS = 0.05  # of the values may be above the top of an axis
 _MIN_REFRESH_S = 0.25
 _REFRESH_FRACTION = 0.0025  # of the time, at most, is spent on drawing
 
@@ -63,6 +64,12 @@ class StatusHistory:
             value = getattr(status, name)
             values.append(values[-1] if value is None else value)
         return values[1:]
+
+
+def top_of(values: Iterable[float]) -> float:
+    """The top of an axis for these values: the first losses would flatten the rest."""
+    ordered = sorted(values)
+    return ordered[math.ceil((1 - _OUTLIERS) * (len(ordered) - 1))]
 
 
 class Refresh:
