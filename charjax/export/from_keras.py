@@ -24,7 +24,7 @@ from charjax.export.from_arrays import (
 from charjax.export.keras import GATES
 from charjax.export.keras_layers import check_layers
 from charjax.export.weights import import_extra
-from charjax.runtime.safetensors import Arrays, as_float32, read_file
+from charjax.runtime.safetensors import Arrays, float32_weights, read_file
 
 _MAX_CONFIG_BYTES = 16 * 2**20
 _NOT_WEIGHTS = re.compile(
@@ -49,7 +49,7 @@ def read_keras(file: Path) -> ConvertedModel:
         with h5py.File(io.BytesIO(content), "r") as opened:
             arrays = _collect(h5py, opened, len(content))
     arrays = {name: a for name, a in arrays.items() if not _NOT_WEIGHTS.fullmatch(name)}
-    layers, others = split_layers(as_float32(arrays), _PART)
+    layers, others = split_layers(float32_weights(arrays), _PART)
     if not layers:
         raise InputError(
             "no GRU, LSTM or SimpleRNN: the file has no .../cell/vars/0; save it with Keras 3 by "

@@ -21,7 +21,7 @@ from charjax.export.from_arrays import (
 )
 from charjax.export.torch import GATES
 from charjax.inference.hub import MAX_JSON_BYTES, json_object
-from charjax.runtime.safetensors import Arrays, as_float32, read_file, read_safetensors
+from charjax.runtime.safetensors import Arrays, float32_weights, read_file, read_safetensors
 from charjax.schema import parse
 
 # weight_ih_l0 of nn.GRU, nn.LSTM and nn.RNN; weight_ih of nn.GRUCell and the like.
@@ -47,7 +47,7 @@ def read_torch(file: Path) -> ConvertedModel:
         arrays |= _read_pickle(part) if _is_pickle(part) else _read_safetensors(part)
     if missing := sorted(_weight_map(file).keys() - arrays.keys()):
         raise InputError(f"names {missing[0][:80]}, which its shard does not have")
-    layers, others = split_layers(as_float32(arrays), _PART)
+    layers, others = split_layers(float32_weights(arrays), _PART)
     if not layers:
         raise InputError("no GRU, LSTM or RNN: the state dict has no weight_ih_l0 and weight_hh_l0")
     return model_of(

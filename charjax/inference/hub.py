@@ -19,8 +19,8 @@ from charjax.errors import CheckpointError, HostError, InputError
 from charjax.model.shapes import param_shapes
 from charjax.runtime.safetensors import (
     Arrays,
-    as_float32,
     check_shapes,
+    float32_weights,
     parse_safetensors,
     read_file,
 )
@@ -95,7 +95,7 @@ def read_hub(folder: Path) -> HubModel:
         arrays, _ = parse_safetensors(content["model.safetensors"])
         arrays = {name.replace(".", "/"): array for name, array in arrays.items()}
         check_shapes(arrays, param_shapes(run.config.model, len(run.vocab)))
-        return HubModel(run, as_float32(arrays), config)
+        return HubModel(run, float32_weights(arrays), config)
 
 
 def json_object(data: bytes, name: str) -> dict[str, Any]:

@@ -137,7 +137,7 @@ def _array(name: str, entry: _Entry, body: memoryview) -> np.ndarray:
     return array.astype(np.float32) if entry.dtype == "BF16" else array
 
 
-def as_float32(arrays: Arrays) -> Arrays:
+def float32_weights(arrays: Arrays) -> Arrays:
     """Weights in float32.
 
     Raises:
