@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from charjax.config import ModelConfig
+from charjax.data.store_tokens import TokenIds
 from charjax.data.vocab import Vocab, check_ids
 from charjax.errors import InputError
 from charjax.inference.load import TrainedModel
@@ -44,9 +45,7 @@ class Inspection(NamedTuple):
     separations: list[Separation]
 
 
-def inspect(
-    trained: TrainedModel, ids: Int[np.ndarray, " chars"], progress: ProgressFn
-) -> Inspection:
+def inspect(trained: TrainedModel, ids: TokenIds, progress: ProgressFn) -> Inspection:
     """Runs a model over a text.
 
     Args:
@@ -59,6 +58,7 @@ def inspect(
       InputError: the text has fewer than two characters.
       DivergedError: the loss is not finite.
     """
+    ids = np.asarray(ids, np.int32)
     predictions = predict(trained, ids, progress)
     units = activations(trained, ids, progress)
     text = feature_text(trained.vocab, ids)

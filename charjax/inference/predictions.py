@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from charjax.data.store_tokens import TokenIds
 from charjax.data.vocab import Vocab
 from charjax.inference.forward_pass import in_text_order
 from charjax.inference.load import TrainedModel
@@ -39,7 +40,7 @@ class Predictions(NamedTuple):
 
 def predict(
     trained: TrainedModel,
-    ids: Int[np.ndarray, " chars"],
+    ids: TokenIds,
     progress: ProgressFn,
     method: Method = in_stream,
 ) -> Predictions:
@@ -61,7 +62,7 @@ def predict(
 
 
 def prediction_records(
-    vocab: Vocab, ids: Int[np.ndarray, " chars"], predictions: Predictions
+    vocab: Vocab, ids: TokenIds, predictions: Predictions
 ) -> Iterator[dict[str, Any]]:
     """JSON objects for `charjax score --per_char`, one for each predicted character.
 
@@ -70,7 +71,8 @@ def prediction_records(
     is "[UNK]".
     """
     names: list[str | None] = vocab.by_id(vocab.characters, boundary=None, unk="[UNK]")
-    for token, nats, rank, top_ids, top_nats in zip(ids[1:], *predictions, strict=True):
+    targets = np.asarray(ids[1:])
+    for token, nats, rank, top_ids, top_nats in zip(targets, *predictions, strict=True):
         top = zip(top_ids.tolist(), top_nats.tolist(), strict=True)
         yield {
             "character": names[token],

@@ -52,6 +52,11 @@ class Separation(NamedTuple):
     statistic: str
     units: tuple[Unit, ...]
 
+    def __str__(self) -> str:
+        """The best unit, of which there must be one, in words."""
+        best = self.units[0]
+        return f"{self.feature.name}: unit {best.number}, {self.statistic} {best.reported:.2f}"
+
 
 def separations(text: str, activations: Float[np.ndarray, "units chars"]) -> list[Separation]:
     """The units that best separate each feature.

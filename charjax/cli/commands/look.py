@@ -34,8 +34,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Writes the page; overwrites only files that charjax wrote."""
-    import numpy as np
-
     from charjax.export.files import write_file
     from charjax.export.look import look_page
     from charjax.inference.inspection import inspect
@@ -48,12 +46,10 @@ def run(args: argparse.Namespace) -> None:
         ids = read_file(trained, args.file, unknown=args.unknown, options=options)
         if ids.size > _MAX_CHARS:
             _logger.info("%s: the first %d of %d characters", args.file, _MAX_CHARS, ids.size)
-        inspection = inspect(trained, np.asarray(ids[:_MAX_CHARS], np.int32), update)
+        inspection = inspect(trained, ids[:_MAX_CHARS], update)
         content = look_page(inspection)
         write_file(args.out, content)
-        for feature, statistic, units in inspection.separations:
-            for unit in units[:1]:
-                _logger.info(
-                    "%s: unit %d, %s %.2f", feature.name, unit.number, statistic, unit.reported
-                )
+        for separation in inspection.separations:
+            if separation.units:
+                _logger.info("%s", separation)
         _logger.info("wrote %s: %s bytes", args.out, f"{len(content):,}")

@@ -78,8 +78,6 @@ def _add_methods(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Prints the cross entropy in nats and bits, and the perplexity; or a line per character."""
-    import numpy as np
-
     from charjax.inference.predictions import predict, prediction_records
     from charjax.inference.score import read_file, read_part, score_text
     from charjax.runtime.display import show_task
@@ -96,7 +94,6 @@ def run(args: argparse.Namespace) -> None:
         else:
             ids = read_file(trained, args.file, unknown=args.unknown, options=options)
         if args.per_char:
-            ids = np.asarray(ids, np.int32)
             records = prediction_records(trained.vocab, ids, predict(trained, ids, update, method))
         else:
             records = iter([score_text(trained, ids, update, method).to_json() | how])
