@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # so that printing "日" does not fail in Latin-1
             stream.reconfigure(errors="backslashreplace")
     try:
-        with exit_on_signals(_print_before_exit):
+        with exit_on_signals(_print_error):
             _run(sys.argv[1:] if argv is None else argv)
     except CharjaxError as error:
         return _fail(str(error), error.exit_code)
@@ -158,9 +158,3 @@ def _print_error(message: str) -> None:
     if sys.stderr.isatty():
         line = escape_controls(line)
     print("charjax:", line, file=LastingStream(sys.stderr), flush=True)
-
-
-def _print_before_exit(message: str) -> None:
-    if sys.stderr.isatty():  # a progress bar hid the cursor
-        print("\x1b[?25h", end="", file=LastingStream(sys.stderr))
-    _print_error(message)

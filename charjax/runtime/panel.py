@@ -79,6 +79,8 @@ class RichDisplay:
                 view.update(done, total, note, status)
                 refresh(live.refresh)
 
+            # rich has hidden the cursor; so it would stay after Ctrl-Z, `kill -9` or an abort in C.
+            self._console.show_cursor(True)
             live.refresh()
             yield update
 

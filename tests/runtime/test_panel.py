@@ -128,3 +128,13 @@ def test_a_sparkline_has_a_block_for_each_value_up_to_its_width(values, width):
 
 def test_the_first_losses_do_not_flatten_a_sparkline():
     assert sparkline([100.0, *map(float, range(20, 0, -1))], 1.0, 30)[-9:] == "▄▄▃▃▂▂▂▁▁"
+
+
+def test_a_task_does_not_hide_the_cursor_which_a_stopped_process_could_not_show(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    with RichDisplay(stream).task("training") as update:
+        update(1, 2)
+        written = stream.getvalue()
+    assert written.rfind("\x1b[?25h") > written.rfind("\x1b[?25l")
