@@ -58,7 +58,7 @@ def read_regular(path: Path, limit: int) -> bytes:
 
 
 def write_atomically(path: Path, content: bytes, *, unfinished: Path) -> None:
-    """Writes a file in full, or not at all.
+    """Writes a file in full, or not at all; what is unfinished is deleted if it cannot be.
 
     Args:
       path: the file, which is replaced if it exists.
@@ -69,11 +69,16 @@ def write_atomically(path: Path, content: bytes, *, unfinished: Path) -> None:
       InputError, OSError: see `open_regular`.
     """
     descriptor = open_regular(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(descriptor)
-    replace_file(unfinished, path)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+        replace_file(unfinished, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+        raise
 
 
 def replace_content(path: Path, content: bytes) -> None:
@@ -89,6 +94,7 @@ def replace_content(path: Path, content: bytes) -> None:
     try:
         write_atomically(path, content, unfinished=unfinished)
     except OSError as error:
+        error.filename = path  # not the unfinished one
         raise write_error(path, error) from None
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from pathlib import Path
 
 import pytest
 
-from charjax.errors import InputError
-from charjax.runtime.files import open_regular, read_regular
+from charjax.errors import HostError, InputError
+from charjax.runtime.files import open_regular, read_regular, replace_content
 
 WRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
 
@@ -60,3 +61,20 @@ def test_a_regular_file_is_opened_below_a_linked_folder(tmp_path):
     assert read_regular(tmp_path / "link" / "x", 3) == b"123"
     with pytest.raises(FileNotFoundError):
         open_regular(tmp_path / "missing", os.O_RDONLY)
+
+
+@pytest.mark.parametrize("call", ["open", "fsync"])
+def test_a_file_that_cannot_be_replaced_stays_alone_and_is_named(tmp_path, monkeypatch, call):
+    page = tmp_path / "page.html"
+    page.write_bytes(b"before")
+
+    def fails(what, *_):
+        name = (what,) if isinstance(what, Path) else ()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), *name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fails)
+        with pytest.raises(HostError, match=r"/page\.html: No space left on device; free disk"):
+            replace_content(page, b"after")
+    assert page.read_bytes() == b"before"
+    assert os.listdir(tmp_path) == ["page.html"]
