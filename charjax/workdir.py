@@ -78,7 +78,7 @@ class Workdir:
 
     @property
     def checkpoints(self) -> Path:
-        """The folder of `charjax.checkpoint.Checkpoints`."""
+        """The folder of `charjax.checkpoint.checkpoints.Checkpoints`."""
         return self.path / "checkpoints"
 
     @property

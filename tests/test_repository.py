@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import pkgutil
 import re
 import tomllib
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+PROSE = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("charjax/**/*.py")])
 TESTS = sorted((ROOT / "tests").glob("**/*.py"))
 
 
@@ -46,3 +49,18 @@ def test_the_workflow_pins_actions_and_has_no_more_rights_than_it_needs(name):
 def test_readme_has_one_test_command():
     commands = re.findall(r"^python3? -m venv .* -m pytest$", read("README.md"), re.M)
     assert len(commands) == 1
+
+
+@functools.cache
+def is_there(name: str) -> bool:
+    try:
+        pkgutil.resolve_name(name)
+    except (AttributeError, ModuleNotFoundError):
+        return False
+    return True
+
+
+@pytest.mark.parametrize("file", PROSE, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_the_dotted_names_in_pages_and_docstrings_exist(file):
+    names = re.findall(r"`(charjax(?:\.\w+)+)", file.read_text(encoding="utf-8"))
+    assert [name for name in names if not is_there(name)] == []
