@@ -250,10 +250,8 @@ def prepare_prompt(text: str, rules: ReadingRules, vocab: Vocab) -> str:
     text = text.removeprefix(BOM)
     if rules.newlines == "unix":
         text = "".join(unix_newlines([text]))
-    if rules.lowercase and rules.unit == "byte":
-        text = text.encode().lower().decode()
-    elif rules.lowercase:
-        text = text.lower()
+    if rules.lowercase:
+        text = text.encode().lower().decode() if rules.unit == "byte" else text.lower()
     return normalize_form(text, vocab)
 
 

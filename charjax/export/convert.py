@@ -20,7 +20,7 @@ from charjax.export.from_keras import read_keras
 from charjax.export.from_torch import read_torch, weight_files
 from charjax.export.vocabulary import read_vocabulary
 from charjax.model.network import parameter_count
-from charjax.runtime.safetensors import read_file
+from charjax.runtime.files import read_linked
 from charjax.types import PyTree
 from charjax.workdir import Workdir
 
@@ -47,7 +47,7 @@ def convert(file: Path, source: str, vocabulary: Path, out: Path) -> None:
     digest = hashlib.sha256()
     with _named_errors(file):
         for part in weight_files(file):
-            digest.update(read_file(part))
+            digest.update(read_linked(part))
         model = SOURCES[source](file)
     with _named_errors(vocabulary, "--vocabulary="):
         found = read_vocabulary(vocabulary, model.vocab_size)

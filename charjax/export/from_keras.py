@@ -24,7 +24,8 @@ from charjax.export.from_arrays import (
 from charjax.export.keras import GATES
 from charjax.export.keras_layers import check_layers
 from charjax.export.weights import import_extra
-from charjax.runtime.safetensors import Arrays, float32_weights, read_file
+from charjax.runtime.files import read_linked
+from charjax.runtime.safetensors import Arrays, float32_weights
 
 _MAX_CONFIG_BYTES = 16 * 2**20
 _NOT_WEIGHTS = re.compile(
@@ -42,7 +43,7 @@ def read_keras(file: Path) -> ConvertedModel:
       OSError: it cannot be read.
     """
     h5py = import_extra("h5py")
-    content, are_layers_checked = read_file(file), False
+    content, are_layers_checked = read_linked(file), False
     with as_input_errors("damaged, or not a file of Keras 3"):
         if zipfile.is_zipfile(io.BytesIO(content)):
             content, are_layers_checked = _unpack(content)

@@ -21,7 +21,8 @@ from charjax.export.from_arrays import (
 )
 from charjax.export.torch import GATES
 from charjax.inference.hub import MAX_JSON_BYTES, json_object
-from charjax.runtime.safetensors import Arrays, float32_weights, read_file, read_safetensors
+from charjax.runtime.files import read_linked
+from charjax.runtime.safetensors import Arrays, float32_weights, read_safetensors
 from charjax.schema import parse
 
 # weight_ih_l0 of nn.GRU, nn.LSTM and nn.RNN; weight_ih of nn.GRUCell and the like.
@@ -77,7 +78,7 @@ def _weight_map(file: Path) -> Mapping[str, str]:
     """Array -> shard, in the index of a model in shards; empty for any other file."""
     if not file.name.endswith(".index.json"):
         return {}
-    index = json_object(read_file(file, MAX_JSON_BYTES), "the index")
+    index = json_object(read_linked(file, MAX_JSON_BYTES), "the index")
     shards: Mapping[str, str] = parse(Mapping[str, str], index.get("weight_map"), "weight_map")
     return shards
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.runtime.display import counted, listed
-from charjax.runtime.safetensors import read_file
+from charjax.runtime.files import read_linked
 
 _logger = logging.getLogger(__name__)
 _UNK = "[UNK]"
@@ -45,7 +45,7 @@ def read_vocabulary(file: Path, vocab_size: int) -> ForeignVocab:
       OSError: it cannot be read.
     """
     try:
-        text = read_file(file, _MAX_TEXT_BYTES).decode("utf-8")
+        text = read_linked(file, _MAX_TEXT_BYTES).decode("utf-8")
     except UnicodeDecodeError:
         raise InputError("not valid UTF-8") from None
     is_json = file.suffix.lower() == ".json"

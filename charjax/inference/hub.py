@@ -17,12 +17,12 @@ from charjax import schema
 from charjax.checkpoint.meta import RunMeta
 from charjax.errors import CheckpointError, HostError, InputError
 from charjax.model.shapes import param_shapes
+from charjax.runtime.files import read_linked
 from charjax.runtime.safetensors import (
     Arrays,
     check_shapes,
     float32_weights,
     parse_safetensors,
-    read_file,
 )
 from charjax.workdir import HUB_FILES
 
@@ -80,12 +80,12 @@ def read_hub(folder: Path) -> HubModel:
       HostError: a file cannot be read.
     """
     with _as_checkpoint_errors(folder):
-        values = json_object(read_file(folder / "config.json", MAX_JSON_BYTES), "config.json")
+        values = json_object(read_linked(folder / "config.json", MAX_JSON_BYTES), "config.json")
         fields = {name: values[name] for name in HubConfig._fields if name in values}
         config: HubConfig = schema.parse(HubConfig, fields, "config.json")
         if config.format != FORMAT:
             raise InputError(f"config.json: format={config.format}, this version reads {FORMAT}")
-        content = {name: read_file(folder / name) for name in HUB_FILES[1:]}
+        content = {name: read_linked(folder / name) for name in HUB_FILES[1:]}
         for name, data in content.items():
             if hashlib.sha256(data).hexdigest() != config.sha256.get(name):
                 raise InputError(f"{name} differs from its digest in config.json")

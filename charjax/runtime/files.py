@@ -1,4 +1,4 @@
-"""Files in folders that others can write to: only regular files, never through a link.
+"""Files in folders that others can write to: only regular files; `read_linked` alone follows links.
 
 A run's folder may come from someone else. A link in it could have a run overwrite a file of its
 user, and a pipe in it could stop a command for ever.
@@ -55,6 +55,20 @@ def read_regular(path: Path, limit: int) -> bytes:
     """
     with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as file:
         return file.read(limit)
+
+
+def read_linked(path: Path, limit: int = -1) -> bytes:
+    """The content of a regular file, to which links may lead, as in the cache of a model hub.
+
+    Raises:
+      InputError: it is a folder, a pipe or the like.
+      OSError: it cannot be read.
+    """
+    try:
+        return read_regular(Path(os.path.realpath(path)), limit)
+    except InputError:
+        what = "a folder" if path.is_dir() else "not a regular file"
+        raise InputError(f"{path}: is {what}; name a file") from None
 
 
 def write_atomically(path: Path, content: bytes, *, unfinished: Path) -> None:

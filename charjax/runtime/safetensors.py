@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 
 from charjax import schema
 from charjax.errors import InputError
-from charjax.runtime.files import read_regular
+from charjax.runtime.files import read_linked
 
 Arrays = dict[str, np.ndarray]
 
@@ -78,25 +77,11 @@ def read_safetensors(path: Path) -> tuple[Arrays, dict[str, str]]:
       InputError: it is not such a file, or damaged.
       OSError: it cannot be read.
     """
-    data = read_file(path)
+    data = read_linked(path)
     try:
         return parse_safetensors(data)
     except InputError as error:
         raise InputError(f"{path}: not a sound safetensors file: {error}") from None
-
-
-def read_file(path: Path, limit: int = -1) -> bytes:
-    """The content of a regular file, to which links may lead, as in the cache of a model hub.
-
-    Raises:
-      InputError: it is a folder, a pipe or the like.
-      OSError: it cannot be read.
-    """
-    try:
-        return read_regular(Path(os.path.realpath(path)), limit)
-    except InputError:
-        what = "a folder" if path.is_dir() else "not a regular file"
-        raise InputError(f"{path}: is {what}; name a file") from None
 
 
 def parse_safetensors(data: bytes) -> tuple[Arrays, dict[str, str]]:
