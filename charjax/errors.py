@@ -54,3 +54,8 @@ class InterruptedRunError(CharjaxError):
     def __init__(self, signal_number: int, message: str) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+def first_line(error: Exception) -> str:
+    """The first line of the message of an error from elsewhere; its type if it has none."""
+    return (str(error) or type(error).__name__).splitlines()[0]

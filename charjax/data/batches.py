@@ -18,8 +18,6 @@ from charjax.data.windows import make_windows
 from charjax.errors import InputError
 from charjax.runtime.display import counted
 
-_ALL = slice(None)
-
 
 class Batch(NamedTuple):
     """The input of one training step.
@@ -73,10 +71,10 @@ class Batches(abc.ABC):
     unused_chars: int
 
     @abc.abstractmethod
-    def slices(self, step: int, rows: slice = _ALL) -> Slices:
+    def slices(self, step: int, rows: slice) -> Slices:
         """The slices that the batch of a step reads, or those of some of its rows."""
 
-    def __call__(self, step: int, rows: slice = _ALL) -> Batch:
+    def __call__(self, step: int, rows: slice = slice(None)) -> Batch:
         """The batch of a step, counted from 0 over all epochs, or a slice of its rows."""
         return read_slices(self.ids, self.slices(step, rows), self.config.seq_len)
 
@@ -126,7 +124,7 @@ class StreamBatches(Batches):
         self.num_sequences = config.batch_size
         self.unused_chars = text.num_targets - self.chars_per_epoch
 
-    def slices(self, step: int, rows: slice = _ALL) -> Slices:
+    def slices(self, step: int, rows: slice) -> Slices:
         """The next seq_len tokens of each row; the carry resets at an epoch's first step."""
         length = self.config.seq_len
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
@@ -185,7 +183,7 @@ class WindowBatches(Batches):
         ends = np.maximum.accumulate(np.append(0, first + lengths))
         return int(np.maximum(0, ends[1:] - np.maximum(first, ends[:-1])).sum())
 
-    def slices(self, step: int, rows: slice = _ALL) -> Slices:
+    def slices(self, step: int, rows: slice) -> Slices:
         """The windows of the step; a partial batch is filled up with rows that are masked out."""
         size, length = self.config.batch_size, self.config.seq_len
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)

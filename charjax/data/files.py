@@ -117,7 +117,7 @@ def read_range(path: str, option: str, begin: int, end: int) -> RawText:
 
 
 @contextlib.contextmanager
-def open_binary(path: str, option: str, *, seekable: bool = False) -> Iterator[Any]:
+def open_binary(path: str, option: str, *, seekable: bool) -> Iterator[Any]:
     """A file on a disk or at an address, open for reading, in a context of `reading_errors`."""
     with reading_errors(path, option), _open(path, seekable) as file:
         yield file

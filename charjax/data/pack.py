@@ -19,7 +19,7 @@ from charjax.data.documents import missing_delimiter
 from charjax.data.plan import Plan
 from charjax.data.shard_writer import ShardWriter
 from charjax.data.store import TextStore
-from charjax.data.store_files import HOST_ERRORS, few_retries, first_line, open_files, write_file
+from charjax.data.store_files import HOST_ERRORS, few_retries, open_files, write_file
 from charjax.data.store_index import (
     FORMAT,
     INDEX,
@@ -32,7 +32,7 @@ from charjax.data.store_index import (
     record_name,
     to_bytes,
 )
-from charjax.errors import HostError, InputError, StoreError
+from charjax.errors import HostError, InputError, StoreError, first_line
 from charjax.runtime.display import ProgressFn, no_progress
 from charjax.runtime.files import as_os_errors
 from charjax.runtime.locks import lock

@@ -26,7 +26,7 @@ class ReadAhead(Batches):
         """The sizes of the batches."""
         return getattr(self._batches, name)
 
-    def slices(self, step: int, rows: slice = slice(None)) -> Slices:
+    def slices(self, step: int, rows: slice) -> Slices:
         """As in `Batches`."""
         return self._batches.slices(step, rows)
 

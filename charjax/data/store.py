@@ -18,7 +18,7 @@ import tensorstore as ts
 
 from charjax.data import store_files
 from charjax.data.reading import ReadingRules
-from charjax.data.store_files import HOST_ERRORS, LAYOUT, few_retries, first_line, open_files
+from charjax.data.store_files import HOST_ERRORS, LAYOUT, few_retries, open_files
 from charjax.data.store_index import (
     INDEX,
     PLAN,
@@ -28,7 +28,7 @@ from charjax.data.store_index import (
     parse_record,
     record_name,
 )
-from charjax.errors import HostError, InputError, StoreError
+from charjax.errors import HostError, InputError, StoreError, first_line
 from charjax.runtime.display import ProgressFn, no_progress
 from charjax.runtime.files import as_os_errors
 from charjax.runtime.paths import is_address

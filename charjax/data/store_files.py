@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorstore as ts
 
-from charjax.errors import InputError
+from charjax.errors import InputError, first_line
 from charjax.runtime.paths import is_address, kvstore_folder
 
 CHUNK = 1 << 14  # tokens compressed together: the least that is read
@@ -91,8 +91,3 @@ def array_spec(files: ts.KvStore, name: str, dtype: str, size: int) -> dict[str,
         "recheck_cached_data": False,
         "recheck_cached_metadata": False,
     }
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message."""
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from charjax.errors import CharjaxError, HostError, InputError
+from charjax.errors import CharjaxError, HostError, InputError, first_line
 from charjax.runtime.native_abort import AbortHandler
 from charjax.runtime.sharding import all_devices, batch_sharding, data_mesh, replicated, shard_local
 
@@ -191,7 +191,7 @@ def _initialize(spec: ProcessSpec | None) -> bool:
         where = spec.coordinator if spec else "the cluster that JAX detected"
         raise HostError(
             f"--coordinator={where}: the processes did not find each other within "
-            f"{_INITIALIZATION_TIMEOUT_S} s ({str(error).splitlines()[0]}); start all of them, "
+            f"{_INITIALIZATION_TIMEOUT_S} s ({first_line(error)}); start all of them, "
             "and check address and firewall; or give --num_processes=1"
         ) from error
     return True
