@@ -1,7 +1,9 @@
-"""What the pages name is there: commands and their flags, config fields, files and headings."""
+"""What the pages name is there: commands, flags, config fields, modules, files and headings."""
 
 from __future__ import annotations
 
+import importlib.util
+import pkgutil
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -19,6 +21,7 @@ PAGES = {
     for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 }
 SECTIONS = "|".join(field.name for field in fields(Config))
+FOLDERS = "benchmarks|charjax|configs|docs|examples|notebooks|tests"
 FILES = r"(?!\.(?:bin|c|html|js|keras|onnx|py|safetensors|weights)\b)"  # model.py is no field
 any_page = pytest.mark.parametrize("page", PAGES)
 
@@ -79,6 +82,25 @@ def test_config_fields_that_a_page_names_are_there(page):
     for code in inline_code(PAGES[page]):
         for name in re.findall(rf"(?:^|--config\.)((?:{SECTIONS}){FILES}\.[a-z_]+)\b", code):
             field_type(Config, name)
+
+
+@any_page
+def test_names_of_the_library_and_files_that_a_page_names_are_there(page):
+    code = "\n".join([*shell_lines(PAGES[page]), *inline_code(PAGES[page])])
+    for name in re.findall(r"(?<![\w.-])charjax(?:\.[A-Za-z_]+)+\b", code):
+        pkgutil.resolve_name(name)
+    for name in re.findall(rf"(?<![\w./-])(?:{FOLDERS})/[\w./-]*\w/?(?![\w*<])", code):
+        assert (ROOT / name).exists(), name
+
+
+@any_page
+def test_modules_that_a_page_runs_are_there(page):
+    """Or the page says what an older result's command is called now, or that it is gone."""
+    for module, after in re.findall(
+        r"python -m ((?:benchmarks|tests)[a-z_.]+)([^(\n]*\(?[a-z]*)", PAGES[page]
+    ):
+        is_of_today = importlib.util.find_spec(module.rstrip(".")) is not None
+        assert is_of_today or after.endswith(("(now", "(removed")), module
 
 
 def anchors(text: str) -> set[str]:

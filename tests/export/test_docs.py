@@ -92,5 +92,8 @@ def test_the_page_says_how_large_a_page_is():
     assert f"{len(html_file(trained)) / 1e6:.2f}" == megabytes
 
 
-def test_the_page_has_a_section_for_every_format():
+def test_every_format_has_a_section_of_the_page_and_is_in_the_help(capfd):
     assert set(FORMATS) <= set(re.findall(r"^## (\w+)$", PAGE, re.MULTILINE))
+    with pytest.raises(SystemExit):
+        main(["export", "--help"])
+    assert set(FORMATS) <= set(re.findall(r"\w+", capfd.readouterr().out.partition("--format")[2]))
