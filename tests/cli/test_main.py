@@ -480,14 +480,21 @@ def test_an_interrupt_while_modules_load_prints_no_traceback(program, workspace,
     assert (ended.returncode, ended.stderr) == (-signal.SIGINT, b"")
 
 
-# The flags whose values are paths.
-PATHS = {
-    *("--config", "--workdir", "--out", "--file", "--prompt_file", "--prompts"),
-    *("--init_from", "--vocabulary", "--key_file"),
-}
-PATH_FLAGS = [(name, f) for name in COMMANDS for f in dict.fromkeys(flags_of(name)) if f in PATHS]
-# With every path flag of each command but `serve`, which runs until it is stopped.
-WITH_PATHS = (
+def path_flags() -> Iterator[tuple[str, str]]:
+    """(command, flag) of the flags whose values are paths, as the first words of their help say."""
+    for name, command in COMMANDS.items():
+        parser = Parser()
+        command.add_arguments(parser)
+        for action in parser._actions:
+            (about, *_), takes_value = re.split("[;(]", action.help or ""), action.nargs != 0
+            if takes_value and re.search(r"\b(files?|folders?)\b", about):
+                yield from ((name, flag) for flag in action.option_strings)
+
+
+PATH_FLAGS = [*path_flags()]
+# With every path flag of each command.
+SERVE = ("serve --workdir=@run --port=0", "serve --key_file=@prompt.txt --port=0")
+WITH_PATHS = (  # of the commands that end by themselves
     "train --config=@tiny.py --workdir=@run",
     "info --config=@tiny.py",
     "info --workdir=@run",
@@ -504,8 +511,9 @@ WITH_PATHS = (
 
 
 def test_every_path_flag_of_each_command_is_tried():
-    shown, ending = " ".join(WITH_PATHS), [(c, f) for c, f in PATH_FLAGS if c != "serve"]
-    assert [(c, f) for c, f in ending if not re.search(f"{c} [^@]*(@.* )?{f}=@", shown)] == []
+    lines = (*WITH_PATHS, *SERVE)
+    tried = {(line.split()[0], flag) for line in lines for flag in re.findall(r"(--\w+)=@", line)}
+    assert tried == {*PATH_FLAGS}
 
 
 @pytest.mark.parametrize("line", WITH_PATHS)
@@ -530,6 +538,28 @@ def test_a_path_of_nobody_and_an_unset_variable_are_refused(
     for value, words in (("~nobody-of-this-name/x", "no such user"), ("$UNSET/x", "UNSET")):
         assert main.main([command, *workspace.fill(run), f"{flag}={value}"]) == 2
         assert_one_line(capfd.readouterr().err, (f"charjax: {flag}={value}: ", words))
+
+
+def lines_without_a_path() -> Iterator[tuple[str, str]]:
+    """(what is missing, the line) for each path that is read in `WITH_PATHS` and `SERVE`."""
+    for line in (*WITH_PATHS, *SERVE):
+        for word in line.split():
+            is_written = word.startswith(("--out", "--workdir" if "train" in line else "--out"))
+            if "@" in word and not is_written:
+                for missing in ("@nothing/none", "@nothing"):  # no such file; a folder
+                    yield missing, line.replace(word, re.sub("@.*", missing, word))
+
+
+@pytest.mark.parametrize(("missing", "line"), [*lines_without_a_path()])
+def test_a_path_with_nothing_to_read_is_one_line(missing, line, workspace, capfd):
+    (workspace.folder / "prompt.txt").write_text("the cat", encoding="utf-8")
+    if "@torch" in line and not (workspace.folder / "torch").exists():
+        assert main.main(workspace.fill("export --workdir=@run --out=@torch --format=torch")) == 0
+        capfd.readouterr()
+    for written in ("new", "tuned"):
+        shutil.rmtree(workspace.folder / written, ignore_errors=True)
+    assert main.main(workspace.fill(line)) == (3 if re.search(f"--workdir={missing}", line) else 2)
+    assert_one_line(capfd.readouterr().err, workspace.fill(missing))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
