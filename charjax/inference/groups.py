@@ -60,7 +60,7 @@ def sample_groups(
 
 
 def has_persistent_loop(config: ModelConfig, vocab_size: int, batch: int) -> bool:
-    """Whether a loop with few controls is a persistent kernel on this GPU; see `Program`."""
+    """Whether a loop with few options is a persistent kernel on this GPU; see `Program`."""
     if resolve(config, batch, strict=False).implementation != "persistent":
         return False
     # Imported on first use, since Pallas loads slowly.
@@ -70,7 +70,7 @@ def has_persistent_loop(config: ModelConfig, vocab_size: int, batch: int) -> boo
 
 
 def is_batch_invariant(config: ModelConfig) -> bool:
-    """Whether a sample has the same bits in a batch of any size, whatever its controls, here."""
+    """Whether a sample has the same bits in a batch of any size, whatever its options, here."""
     return jax.default_backend() == "cpu" and packing_library(config) is not None
 
 

@@ -30,7 +30,7 @@ from charjax.inference.groups import (
     sample_groups,
     weights_in_format,
 )
-from charjax.inference.row_controls import row_controls
+from charjax.inference.row_options import row_options
 from charjax.inference.sampling_loop import Program, compiled_loop
 from charjax.inference.sampling_options import Sampling
 from charjax.inference.sampling_rows import Sampled, Starts, start_rows
@@ -57,7 +57,7 @@ class Sampler:
     Attributes:
       config: the architecture.
       vocab_size: tokens of the model.
-      row_controls: `charjax.inference.row_controls.row_controls` for this model. Where
+      row_options: `charjax.inference.row_options.row_options` for this model. Where
         log-probabilities are wanted it is to have a bias, which forbids the masked token.
     """
 
@@ -80,8 +80,8 @@ class Sampler:
         check_concrete(params)
         self.config, self.vocab_size = config, params["output_bias"].shape[0]
         self._masked = masked
-        self.row_controls = partial(
-            row_controls, vocab_size=self.vocab_size, masked=masked, exempt=exempt
+        self.row_options = partial(
+            row_options, vocab_size=self.vocab_size, masked=masked, exempt=exempt
         )
         given = [token for token in (masked, exempt) if token is not None]
         check_ids(np.array(given or [0]), self.vocab_size)
@@ -149,7 +149,7 @@ class Sampler:
         self, sampling: Sampling, num_samples: int, num_top: int | None, copies: CopyTable | None
     ) -> Program:
         """What the loop is compiled for, with the arguments of `run`; errors as there."""
-        is_simple = self.row_controls([sampling]).only_add and num_top is None and copies is None
+        is_simple = self.row_options([sampling]).only_add and num_top is None and copies is None
         largest = min(num_samples, MAX_PERSISTENT_GROUP)
         persistent = is_simple and has_persistent_loop(self.config, self.vocab_size, largest)
         return Program(self.config, num_top, persistent)
@@ -157,7 +157,7 @@ class Sampler:
     def weights(self, size: int, num_top: int | None) -> DecodeWeights:
         """The weights for a batch of a size.
 
-        Where log-probabilities are wanted, the masked token has its logit; see `row_controls`.
+        Where log-probabilities are wanted, the masked token has its logit; see `row_options`.
         """
         masked = self._masked if num_top is None else None
         return self._weights(group_format(self.config, self.vocab_size, size), masked)
@@ -172,7 +172,7 @@ class Sampler:
         program, prompt, num_chars, num_samples, sampling, copies = request
         weights = self.weights(size, program.num_top)
         with_bias = program.num_top is not None
-        controls = self.row_controls([sampling] * size, with_bias=with_bias)
+        options = self.row_options([sampling] * size, with_bias=with_bias)
         starts = Starts(
             np.full(size, sampling.seed, np.uint32),
             np.arange(first, first + size, dtype=np.int32),
@@ -183,7 +183,7 @@ class Sampler:
             self.config,
             weights,
             starts,
-            penalty=controls.penalty is not None,
+            penalty=options.penalty is not None,
             max_copy=copies.length if copies else 0,
         )
         chunk = _PERSISTENT_CHUNK if program.persistent else _CHUNK
@@ -194,7 +194,7 @@ class Sampler:
             # The last token of the prompt has position -1. A forced token of -1: sample.
             forced = np.where(positions < 0, prompt[np.minimum(positions, -1)], -1)
             forced = np.repeat(forced.astype(np.int32)[:, None], size, axis=1)
-            rows, sampled = compiled_loop()(program, weights, rows, forced, controls, copies)
+            rows, sampled = compiled_loop()(program, weights, rows, forced, options, copies)
             yield sampled, np.s_[:wanted, (positions >= 0) & (positions < num_chars)]
 
 

@@ -1,7 +1,7 @@
 """The sampling loop: one jitted `lax.scan` that reads a token and chooses the next one.
 
 The rows of its batch are independent: each has its key, its position, its forced tokens and its
-values of the controls. A row's tokens depend on the other rows only through the rounding of the
+values of the options. A row's tokens depend on the other rows only through the rounding of the
 matmuls, and batch-invariant matmuls round each row alike in any batch.
 """
 
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from charjax.config import ModelConfig
 from charjax.inference.copying import CopyTable
-from charjax.inference.row_controls import RowControls
+from charjax.inference.row_options import RowOptions
 from charjax.inference.sampling import (
     gumbel_noise,
     mask_below_min_p,
@@ -39,8 +39,8 @@ class Program(NamedTuple):
       config: the architecture.
       num_top: how many of the likeliest tokens come with their log-probabilities, beside the
         chosen one; None: no log-probabilities.
-      persistent: whether it is one persistent kernel, which has no other controls than those that
-        `RowControls.only_add`, no log-probabilities and no `CopyTable`.
+      persistent: whether it is one persistent kernel, which has no other options than those that
+        `RowOptions.only_add`, no log-probabilities and no `CopyTable`.
     """
 
     config: ModelConfig
@@ -65,7 +65,7 @@ def _sampling_loop(
     weights: DecodeWeights,
     rows: Rows,
     forced: Int[Array, "time batch"],
-    controls: RowControls,
+    options: RowOptions,
     copies: CopyTable | None,
 ) -> tuple[Rows, Sampled]:
     """Reads a token and chooses the next one, at each step; -1 where no token is left.
@@ -75,7 +75,7 @@ def _sampling_loop(
       weights: of the model.
       rows: before the first step.
       forced: the token to choose at each step; -1: sample it.
-      controls: of the rows.
+      options: of the rows.
       copies: forbids tokens that would complete a copied passage; None: off.
     """
     # All noise before the loop: inside, each draw would be a dozen tiny operations.
@@ -83,7 +83,7 @@ def _sampling_loop(
     position_keys = jax.vmap(jax.vmap(indexed_key), (None, 0))(rows.keys, positions)
     noise = gumbel_noise(position_keys, weights.vocab_size)
     if program.persistent:
-        return _persistent_loop(program, weights, rows, forced, noise, controls)
+        return _persistent_loop(program, weights, rows, forced, noise, options)
 
     def advance(rows: Rows, step: tuple[Array, Array, Array]) -> tuple[Rows, Sampled]:
         forced, positions, noise = step
@@ -92,14 +92,14 @@ def _sampling_loop(
         if copies is not None and rows.history.recent is not None:
             forbidden = copies.forbidden(rows.history.recent, weights.vocab_size)
             allowed = jnp.where(forbidden, -jnp.inf, allowed)
-        allowed = _controlled(allowed, controls, rows.history, positions)
-        sampled = sample_with_noise(allowed, noise, controls.temperature, controls.top_p)
+        allowed = _with_options(allowed, options, rows.history, positions)
+        sampled = sample_with_noise(allowed, noise, options.temperature, options.top_p)
         if copies is not None:
             sampled = jnp.where(jnp.isneginf(jnp.max(allowed, axis=-1)), -1, sampled)
         token = jnp.where(forced >= 0, forced, sampled)
         read = token if copies is None else jnp.maximum(token, 0)
         history = rows.history
-        if controls.penalty is not None or copies is not None:
+        if options.penalty is not None or copies is not None:
             history = history.after(read, positions)
         rows = rows._replace(igates=weights.lookup(read), state=state, history=history)
         return rows, Sampled(token, *_logprobs(read, logits, program.num_top))
@@ -115,37 +115,37 @@ def _persistent_loop(
     rows: Rows,
     forced: Int[Array, "time batch"],
     noise: Float[Array, "time batch vocab"],
-    controls: RowControls,
+    options: RowOptions,
 ) -> tuple[Rows, Sampled]:
     """`_sampling_loop` as one kernel."""
     # Imported on first use, since Pallas loads slowly.
     from charjax.model.recurrence.pallas_hopper.decode import decode
 
-    noise = jnp.expand_dims(controls.temperature, 0) * noise
-    if controls.bias is not None:
-        noise = noise + jnp.expand_dims(controls.bias, 0)
+    noise = jnp.expand_dims(options.temperature, 0) * noise
+    if options.bias is not None:
+        noise = noise + jnp.expand_dims(options.bias, 0)
     cell = program.config.cell
     tokens, state = decode(cell, weights, rows.state, rows.igates, forced, noise)
     igates, positions = weights.lookup(tokens[-1]), rows.positions + len(forced)
     return rows._replace(igates=igates, state=state, positions=positions), Sampled(tokens.T)
 
 
-def _controlled(
+def _with_options(
     logits: Float[Array, "batch vocab"],
-    controls: RowControls,
+    options: RowOptions,
     history: History,
     positions: Int[Array, " batch"],
 ) -> Float[Array, "batch vocab"]:
-    """The logits after all controls but the nucleus."""
-    if controls.bias is not None:
-        logits = logits + controls.bias
-    if controls.penalty is not None and history.last_read is not None:
-        is_recent = positions[:, None] - history.last_read <= controls.window
-        logits = penalize_repetition(logits, controls.penalty, is_recent)
-    if controls.min_log_ratio is not None:
-        logits = mask_below_min_p(logits, controls.min_log_ratio)
-    if controls.top_k is not None:
-        logits = mask_below_top_k(logits, controls.max_k, controls.top_k)
+    """The logits after all options but the nucleus."""
+    if options.bias is not None:
+        logits = logits + options.bias
+    if options.penalty is not None and history.last_read is not None:
+        is_recent = positions[:, None] - history.last_read <= options.window
+        logits = penalize_repetition(logits, options.penalty, is_recent)
+    if options.min_log_ratio is not None:
+        logits = mask_below_min_p(logits, options.min_log_ratio)
+    if options.top_k is not None:
+        logits = mask_below_top_k(logits, options.max_k, options.top_k)
     return logits
 
 

@@ -16,7 +16,7 @@ _MAX_STOPS = 64
 class Sampling:
     """How the next token is chosen.
 
-    The controls act in this order: `logit_bias`, `repetition_penalty`, `min_p` at the
+    They act in this order: `logit_bias`, `repetition_penalty`, `min_p` at the
     temperature, `top_k`, `top_p` at the temperature.
 
     Attributes:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from charjax.config import ModelConfig
-from charjax.inference.row_controls import AnyArray
+from charjax.inference.row_options import AnyArray
 from charjax.model.carry import initial_carry
 from charjax.model.decode import DecodeState, decode_state
 from charjax.model.decode_weights import DecodeWeights
@@ -39,10 +39,10 @@ class Starts(NamedTuple):
 
 
 class History(NamedTuple):
-    """What a row has read, as far as a control needs it.
+    """What a row has read, as far as an option needs it.
 
     Attributes:
-      last_read: the position at which each token was last read; None: no control needs it.
+      last_read: the position at which each token was last read; None: no option needs it.
       recent: the last tokens, as many as a `CopyTable` hashes; -1 before the first. Or None.
     """
 
@@ -84,7 +84,7 @@ class Sampled(NamedTuple):
     Attributes:
       ids: int32.
       logprobs: natural logarithms of their probabilities under the model at temperature 1, before
-        any control; None where not asked for.
+        any option; None where not asked for.
       top_ids: the likeliest tokens at each position, the likeliest first.
       top_logprobs: of those.
     """

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from charjax.data.vocab import check_ids
-from charjax.inference.row_controls import RowControls
+from charjax.inference.row_options import RowOptions
 from charjax.inference.sampler import Sampler, check_prompt
 from charjax.inference.sampling_loop import Program, compiled_loop
 from charjax.inference.sampling_options import Sampling
@@ -56,7 +56,7 @@ class SlotBatch:
     Where `is_batch_invariant` holds, each is the sample that `Sampler` gives for the same prompt,
     options and number. Elsewhere the matmuls of another batch size may round differently.
 
-    Two programs are compiled for each number of steps: one without controls, for when no slot has
+    Two programs are compiled for each number of steps: one without options, for when no slot has
     any, and one with all of them.
     """
 
@@ -70,7 +70,7 @@ class SlotBatch:
         """
         self._sampler, self._program = sampler, Program(sampler.config, num_top)
         self._slots: list[_Slot | None] = [None] * size
-        self._controls: RowControls | None = None
+        self._options: RowOptions | None = None
         self._rows = self._start(_idle_starts(size))
 
     def start(
@@ -97,15 +97,15 @@ class SlotBatch:
         """
         check_prompt(prompt, self._sampler.vocab_size)
         check_ids(sampled, self._sampler.vocab_size)
-        self._sampler.row_controls([sampling])  # raises
+        self._sampler.row_options([sampling])  # raises
         unread = np.concatenate([prompt, sampled]).astype(np.int32)
         self._slots[slot] = _Slot(sampling, number, unread, -prompt.size)
-        self._controls = None
+        self._options = None
 
     def free(self, slot: int) -> None:
         """Ends the sample of a slot."""
         self._slots[slot] = None
-        self._controls = None
+        self._options = None
 
     def advance(self, steps: int) -> tuple[Sampled, Int[np.ndarray, "batch time"]]:
         """Reads or samples the next tokens in all slots.
@@ -126,7 +126,7 @@ class SlotBatch:
             if slot is not None:
                 forced[:, row], positions[row] = slot.next_steps(steps)
         self._rows, sampled = compiled_loop()(
-            self._program, self._weights, self._rows, forced, self._row_controls(), None
+            self._program, self._weights, self._rows, forced, self._row_options(), None
         )
         return sampled.on_host(np.s_[:]), positions
 
@@ -153,13 +153,13 @@ class SlotBatch:
     def _weights(self) -> DecodeWeights:
         return self._sampler.weights(len(self._slots), self._program.num_top)
 
-    def _row_controls(self) -> RowControls:
-        """The controls of the slots, made anew when what runs has changed."""
-        if self._controls is None:
+    def _row_options(self) -> RowOptions:
+        """The options of the slots, made anew when what runs has changed."""
+        if self._options is None:
             rows = [_IDLE_SAMPLING if slot is None else slot.sampling for slot in self._slots]
             with_bias = self._program.num_top is not None
-            self._controls = self._sampler.row_controls(rows, with_bias=with_bias, all_or_none=True)
-        return self._controls
+            self._options = self._sampler.row_options(rows, with_bias=with_bias, all_or_none=True)
+        return self._options
 
 
 def _idle_starts(size: int) -> Starts:

@@ -54,7 +54,7 @@ class Engine:
         return bool(self._slots)
 
     def warm_up(self) -> None:
-        """Compiles the programs of requests without controls; before the first request."""
+        """Compiles the programs of requests without options; before the first request."""
         for runner in self._slots.values():
             runner.warm_up()
 

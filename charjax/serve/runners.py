@@ -162,7 +162,7 @@ class SlotRunner:
                 batch.free(row)
 
     def warm_up(self) -> None:
-        """Compiles what requests without controls need."""
+        """Compiles what requests without options need."""
         for batch in self._batches:
             for steps in (_SHORT, _LONG, _READING):
                 batch.advance(steps)

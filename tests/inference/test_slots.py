@@ -82,7 +82,7 @@ def test_a_slot_is_used_again_and_an_idle_one_disturbs_nobody():
 
 
 @pytest.mark.parametrize("other", [NEUTRAL, ALL_ON])
-def test_a_neutral_row_gets_what_it_gets_without_controls(other):
+def test_a_neutral_row_gets_what_it_gets_without_options(other):
     batch = SlotBatch(SAMPLER, 2)
     batch.start(0, np.array([1], np.int32), NEUTRAL)
     batch.start(1, np.array([1], np.int32), other)

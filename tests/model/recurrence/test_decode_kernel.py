@@ -180,7 +180,7 @@ def is_persistent(config, options=(), num_top=None, copies=None):
 
 @pytest.mark.parametrize("name", PROGRAMS)
 @pytest.mark.usefixtures("unchecked_types")
-def test_the_kernel_runs_programs_with_few_controls(name, monkeypatch):
+def test_the_kernel_runs_programs_with_few_options(name, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "devices", lambda: [HOPPER])
     *given, runs = PROGRAMS[name]

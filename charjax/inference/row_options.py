@@ -1,4 +1,4 @@
-"""The controls of the rows of a batch, as arrays for the sampling loop; see `Sampling`."""
+"""The options of the rows of a batch, as arrays for the sampling loop; see `Sampling`."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _SWITCHES = ("logit_bias", "repetition_penalty", "min_p", "top_k", "top_p")
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
-class RowControls:
-    """The values of the controls of each row, as the loop reads them; see `Sampling`.
+class RowOptions:
+    """The values of the options of each row, as the loop reads them; see `Sampling`.
 
-    A control that is None costs nothing: the loop is compiled without it.
+    A option that is None costs nothing: the loop is compiled without it.
 
     Attributes:
       temperature: 0 is greedy.
@@ -52,10 +52,10 @@ class RowControls:
     def only_add(self) -> bool:
         """Whether they are no more than a number to add to each logit."""
         others = (self.penalty, self.min_log_ratio, self.top_k, self.top_p)
-        return all(control is None for control in others)
+        return all(option is None for option in others)
 
 
-def row_controls(
+def row_options(
     rows: Sequence[Sampling],
     vocab_size: int,
     *,
@@ -63,8 +63,8 @@ def row_controls(
     exempt: int | None,
     with_bias: bool = False,
     all_or_none: bool = False,
-) -> RowControls:
-    """The controls of the rows of a batch: those that a row has.
+) -> RowOptions:
+    """The options of the rows of a batch: those that a row has.
 
     Args:
       rows: the options of each.
@@ -72,7 +72,7 @@ def row_controls(
       masked: a token that is never sampled, or None.
       exempt: a token without repetition penalty, the document boundary; or None.
       with_bias: whether there is a bias in any case.
-      all_or_none: whether there are all controls if a row has any.
+      all_or_none: whether there are all options if a row has any.
 
     Raises:
       InputError: a biased token is outside the vocabulary, or every token is forbidden.
@@ -99,7 +99,7 @@ def row_controls(
     if all_or_none and used:
         used = set(_SWITCHES)
     top_k = column([min(row.top_k, vocab_size) for row in rows], np.int32)
-    return RowControls(
+    return RowOptions(
         temperature=column([min(row.temperature, MAX_TEMPERATURE) for row in rows]),
         bias=bias if with_bias or "logit_bias" in used else None,
         penalty=penalty if "repetition_penalty" in used else None,
