@@ -15,6 +15,7 @@ from charjax.model.mogrifier import Mogrifier
 from charjax.model.recurrence import parallel, scan, xla
 from charjax.model.recurrence.base import Inputs, Layer, Operands, Weights
 from charjax.model.recurrence.c import ops
+from charjax.model.recurrence.c.build import RESIDUALS
 from tests.model import reference
 from tests.model.small import UNOPTIMIZED, like, normal, tokens_of
 
@@ -35,7 +36,9 @@ class Implementation(NamedTuple):
 
     Attributes:
       run: (cell, dtype, inputs, weights, carry, resets) -> (outputs, last carry).
-      supports: as in `charjax.model.recurrence.base`; a layer that it refuses is skipped.
+      supports: as in `charjax.model.recurrence.base`; a layer that it refuses on this machine is
+        skipped.
+      cells: that it has, on any machine.
       sizes: of the layers that it is tested with; the first is that of most tests.
       batch_invariant: it promises that a sequence's bits do not depend on the others.
       patches: (module, name, value) that a test of it sets.
@@ -43,6 +46,7 @@ class Implementation(NamedTuple):
 
     run: Callable[..., Any]
     supports: Callable[[Layer], str]
+    cells: tuple[str, ...]
     sizes: tuple[Size, ...] = (Size(3, 6, 5), Size(1, 2, 2))
     batch_invariant: bool = False
     patches: tuple[tuple[Any, str, Any], ...] = ()
@@ -59,13 +63,20 @@ _AROUND_PANELS = (
     Size(37, 3, 51),
 )
 
+
+def _portable(module: Any, **fields: Any) -> Implementation:
+    """An implementation that runs everywhere, so that the cells alone decide what it supports."""
+    cells = (cell for cell in CELLS if not module.supports(Layer(cell, 5, "float32", 3)))
+    return Implementation(module.run, module.supports, tuple(cells), **fields)
+
+
 IMPLEMENTATIONS = {
-    "scan": Implementation(scan.run, scan.supports),
-    "xla": Implementation(xla.run, xla.supports),
-    "xla_in_blocks": Implementation(xla.run, xla.supports, patches=_IN_BLOCKS),
-    "parallel": Implementation(parallel.run, parallel.supports),
-    "associative": Implementation(parallel.run, parallel.supports, patches=_ASSOCIATIVE),
-    "c": Implementation(ops.run, ops.supports, _AROUND_PANELS, batch_invariant=True),
+    "scan": _portable(scan),
+    "xla": _portable(xla),
+    "xla_in_blocks": _portable(xla, patches=_IN_BLOCKS),
+    "parallel": _portable(parallel),
+    "associative": _portable(parallel, patches=_ASSOCIATIVE),
+    "c": Implementation(ops.run, ops.supports, tuple(RESIDUALS), _AROUND_PANELS, True),
 }
 
 
@@ -90,7 +101,7 @@ def sizes_of(name: str, kind: str, dtype: str, with_resets: bool) -> list[Size]:
 
 
 def supported(name: str, cell: str, dtype: str, size: Size | None = None) -> Implementation:
-    """The implementation of this name; skips the test where it refuses the layer."""
+    """The implementation of this name; skips the test if it refuses the layer on this machine."""
     implementation = IMPLEMENTATIONS[name]
     batch, _, hidden = size or implementation.sizes[0]
     refusal = implementation.supports(Layer(cell, hidden, dtype, batch))

@@ -84,11 +84,15 @@ SHAPES = [(1, 4, {}), (1, 0, DROPOUT), (2, 4, DROPOUT)]
 
 
 @pytest.mark.parametrize(
-    ("cell", "shape"), [(cell, shape) for cell in CELLS for shape in range(len(SHAPES))]
+    ("cell", "shape"),
+    [
+        (cell, shape)
+        for cell in CELLS
+        if not CELLS[cell].rounds  # scan alone runs it
+        for shape in range(len(SHAPES))
+    ],
 )
 def test_the_network_is_the_same_with_each(cell, shape):
-    if CELLS[cell].rounds:
-        pytest.skip("scan alone runs it")
     # Pairwise: every cell with every shape, and either of them with both implementations.
     recurrence = ("fast", "xla")[(shape + list(CELLS).index(cell)) % 2]
     if not CELLS[cell].has_recurrent_kernel:
