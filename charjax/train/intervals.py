@@ -65,9 +65,13 @@ def longest_dispatch(config: Config, parameters: int, *, slices: bool = False) -
     """
     flops = 6 * parameters * config.data.batch_size * config.data.seq_len  # of a step, about
     bound = int((_MAX_FLOPS_ON_SLICES if slices else _MAX_DISPATCH_FLOPS) / flops)
-    default = _STEPS_ON_SLICES if slices else STEPS_PER_DISPATCH
-    asked = config.train.steps_per_dispatch or default
+    asked = asked_dispatch(config.train, slices=slices)
     return min(asked, max(STEPS_PER_DISPATCH, min(_MAX_DISPATCH, bound)))
+
+
+def asked_dispatch(config: TrainConfig, *, slices: bool = False) -> int:
+    """The number of steps per dispatch that a config asks for, see `longest_dispatch`."""
+    return config.steps_per_dispatch or (_STEPS_ON_SLICES if slices else STEPS_PER_DISPATCH)
 
 
 def make_intervals(
@@ -91,6 +95,6 @@ def make_intervals(
     sample = config.sample_every or evaluate
     log = config.log_every or evaluate
     common = math.gcd(start, total, log, evaluate, checkpoint, sample)
-    most = min(common, longest or config.steps_per_dispatch or STEPS_PER_DISPATCH)
+    most = min(common, longest or asked_dispatch(config))
     dispatch = next(n for n in range(most, 0, -1) if common % n == 0)
     return Intervals(total, log, evaluate, checkpoint, sample, dispatch)

@@ -18,7 +18,7 @@ from charjax.errors import InputError
 from charjax.inference.evaluate import max_eval_chars
 from charjax.runtime.display import counted
 from charjax.runtime.status import TrainingStatus
-from charjax.train.intervals import STEPS_PER_DISPATCH, Intervals, epoch_limit, total_steps
+from charjax.train.intervals import Intervals, asked_dispatch, epoch_limit, total_steps
 from charjax.workdir import Workdir
 
 
@@ -114,7 +114,7 @@ def dispatches(
         "train.log_every": config.log_every,
         "the step to resume from": start,
     }
-    most = config.steps_per_dispatch or STEPS_PER_DISPATCH
+    most = asked_dispatch(config)
     odd = [f"{name}={n}" for name, n in steps.items() if n % most]
     if odd:
         yield (

@@ -111,7 +111,7 @@ def sized_config(path: str, text: str, row: Row, devices: int) -> Config:
         optim=OptimConfig(
             name="adamw", schedule="linear", warmup=0.1, final=0.01, ema=0.99, **row.optim
         ),
-        train=TrainConfig(max_steps=1000, eval_every=100, log_every=50),
+        train=TrainConfig(max_steps=1000, eval_every=100),
     )
 
 
@@ -132,7 +132,8 @@ def with_steps(config: Config, speed: Speed, seconds_left: float) -> Config:
     steps = steps // multiple * multiple
     # Rounded up, so that the last evaluation, at the end, may follow sooner than the others.
     every = math.ceil(steps / evaluations / multiple) * multiple
-    train = replace(config.train, max_steps=steps, eval_every=every, log_every=min(every, 50))
+    log_every = min(every, config.train.log_every)
+    train = replace(config.train, max_steps=steps, eval_every=every, log_every=log_every)
     # So the average spans about a tenth of the run.
     ema = round(min(0.999, max(0.9, 1 - 10 / steps)), 6)
     return replace(config, train=train, optim=replace(config.optim, ema=ema))
