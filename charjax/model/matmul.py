@@ -2,7 +2,7 @@
 
 Operands are feature-major, [features, *positions], and a kernel is the left operand: so every
 matmul of a training step reads its operands in the layout that they have in memory, which on a
-CPU is faster than batch-major states times a kernel (docs/performance.md has the figures).
+CPU is faster than batch-major states times a kernel (docs/kernels.md).
 XLA:CPU multiplies bfloat16 operands quickly only if the result is float32.
 """
 

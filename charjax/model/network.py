@@ -28,7 +28,6 @@ from charjax.runtime.dtypes import as_float32, check_resolved
 from charjax.types import Carry, LayerCarry, Logits, PRNGKey, PyTree, Resets, Tokens
 
 RowKeys = Key[Array, " batch"]
-Activations = Float[Array, "features time batch"]
 
 
 class RecurrentWeights(nn.Module):
@@ -216,7 +215,7 @@ class _Dropout:
         """Whether dropout of this rate changes anything."""
         return self._keys is not None and rate > 0
 
-    def __call__(self, x: Activations, rate: float) -> Array:
+    def __call__(self, x: Float[Array, "features time batch"], rate: float) -> Array:
         if self._keys is None or rate == 0:
             return x
         self._sites += 1

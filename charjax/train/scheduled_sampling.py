@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Int
 
 from charjax.config import ModelConfig, TrainConfig
 from charjax.model.decode import DecodeState, decode_state, decode_step, reset_state
 from charjax.model.decode_weights import Activations, decode_weights, mask_token
+from charjax.model.network import RowKeys
 from charjax.runtime.keys import indexed_key
 from charjax.types import Carry, Count, PyTree, Scalar, Tokens
 
@@ -29,7 +30,7 @@ def mix_inputs(
     params: PyTree,
     inputs: Tokens,
     carry: Carry,
-    row_keys: Key[Array, " batch"],
+    row_keys: RowKeys,
     rate: Scalar,
     boundary_id: int | None = None,
 ) -> Tokens:
@@ -73,5 +74,5 @@ def mix_inputs(
     return jnp.concatenate([first, mixed.T], axis=1)
 
 
-def _sample(keys: Key[Array, " batch"], logits: Array) -> Int[Array, " batch"]:
+def _sample(keys: RowKeys, logits: Array) -> Int[Array, " batch"]:
     return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)

@@ -16,7 +16,7 @@ from charjax.config import ModelConfig
 from charjax.model.cells import CELLS
 from charjax.model.decode import DecodeState
 from charjax.model.decode_weights import DecodeWeights
-from charjax.model.recurrence.pallas_hopper.decode_kernel import Blocks, Inputs, Sizes, run
+from charjax.model.recurrence.pallas_hopper.decode_kernel import Blocks, KernelInputs, Sizes, run
 from charjax.model.recurrence.pallas_hopper.ops import launch_config
 from charjax.model.recurrence.pallas_hopper.plan import LaunchConfig
 from charjax.model.recurrence.pallas_hopper.tiling import (
@@ -73,7 +73,7 @@ def decode(
     bias, output_bias = jnp.split(weights.biases[0], [gates * hidden])
     padding = tiling.ctas * tiling.units - vocab_size
     kernel = jnp.pad(weights.kernels[0], ((0, 0), (0, padding)))  # type: ignore[arg-type]
-    inputs = Inputs(
+    inputs = KernelInputs(
         _to_ctas(jnp.split(igates, gates, axis=1), tiling),
         _to_ctas(jnp.split(state.hgates[0], gates, axis=1), tiling),
         _to_ctas(state.carry[0], tiling),

@@ -27,7 +27,7 @@ from charjax.model.recurrence.pallas_hopper.tiling import BATCH_TILE, Tiling
 Blocks = Float[Array, "ctas matrices rows units"]
 
 
-class Inputs(NamedTuple):
+class KernelInputs(NamedTuple):
     """What the kernel reads beside the weights, float32.
 
     Attributes:
@@ -47,7 +47,7 @@ class Inputs(NamedTuple):
     tables: Float[Array, "ctas padded columns"]
 
 
-class _Outputs(NamedTuple):
+class _KernelOutputs(NamedTuple):
     """What the kernel writes.
 
     Attributes:
@@ -83,7 +83,7 @@ def run(
     cell: Cell,
     tiling: Tiling,
     sizes: Sizes,
-    inputs: Inputs,
+    inputs: KernelInputs,
     weights: BFloat16[Array, "ctas n_per_cta k_per_cta"],
 ) -> tuple[Array, Array, Array]:
     """All steps in one launch.
@@ -100,7 +100,7 @@ def run(
     """
     with_logits = -(-sizes.vocab // tiling.units)
     time, float32 = len(inputs.addends), jnp.float32
-    outputs = _Outputs(
+    outputs = _KernelOutputs(
         tokens=jax.ShapeDtypeStruct((time, BATCH_TILE), jnp.int32),
         hgates=jax.ShapeDtypeStruct(inputs.hgates.shape, float32),
         carry=jax.ShapeDtypeStruct(inputs.carry.shape, float32),
@@ -124,10 +124,10 @@ def _kernel(cell: Cell, sizes: Sizes, tiles: list[Cta], *refs: Any) -> None:
     token which it chose from those of step t - 1.
     """
     (cta,), (*arrays, table) = tiles, refs
-    inputs = Inputs(*arrays[: len(Inputs._fields)])
-    outputs = _Outputs(*arrays[len(Inputs._fields) :])
+    inputs = KernelInputs(*arrays[: len(KernelInputs._fields)])
+    outputs = _KernelOutputs(*arrays[len(KernelInputs._fields) :])
     index, units, with_logits = cta.index, cta.tiling.units, outputs.best.shape[0]
-    copied = cta.scratch.weights_copied.at[0]
+    copied = cta.scratch.weights_copied.at[0]  # the weights are there
     tables: Any = inputs.tables
     plgpu.copy_gmem_to_smem(tables.at[index], table, copied)
     plgpu.barrier_wait(copied)
@@ -163,7 +163,7 @@ def _kernel(cell: Cell, sizes: Sizes, tiles: list[Cta], *refs: Any) -> None:
             cta.store(blocks.at[index, i], value)
 
 
-def _publish_best(cta: Cta, outputs: _Outputs, t: Array, scores: Array) -> None:
+def _publish_best(cta: Cta, outputs: _KernelOutputs, t: Array, scores: Array) -> None:
     """Stores the largest score of each row and its token, in the CTAs that have logits."""
     largest, first = rows.row_max(scores)
 
@@ -174,7 +174,7 @@ def _publish_best(cta: Cta, outputs: _Outputs, t: Array, scores: Array) -> None:
         cta.arrive(cta.first_ctas(outputs.best.shape[0]), t + 1)
 
 
-def _choose(cta: Cta, outputs: _Outputs, t: Array, vocab_size: int) -> Array:
+def _choose(cta: Cta, outputs: _KernelOutputs, t: Array, vocab_size: int) -> Array:
     """The token of each row that has the largest score of all CTAs; int32 [rows]."""
     with_logits = outputs.best.shape[0]
     cta.wait(cta.first_ctas(with_logits), t + 1)
