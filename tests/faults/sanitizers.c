@@ -19,20 +19,33 @@
 #include "xla/ffi/api/c_api.h"
 
 typedef XLA_FFI_Error *Handler(XLA_FFI_CallFrame *frame);
-extern const int charjax_lanes, charjax_panel_rows, charjax_packed_columns;
+typedef long ForwardLength(const char *cell, long hidden, long batch, long vocab);
+typedef long BackwardLength(const char *cell, long hidden, long batch);
+typedef long Length(long rows, long columns);
+extern const int charjax_lanes;
 
 #define HANDLERS(dtype, ...)                                                                     \
   extern Handler charjax_forward_##dtype __VA_ARGS__, charjax_backward_##dtype __VA_ARGS__,      \
       charjax_weight_gradient_##dtype __VA_ARGS__, charjax_pack_##dtype __VA_ARGS__,             \
       charjax_multiply_##dtype __VA_ARGS__;                                                      \
-  static struct Handlers dtype##_handlers(void) {                                          \
+  extern ForwardLength charjax_forward_length_##dtype __VA_ARGS__;                               \
+  extern BackwardLength charjax_backward_length_##dtype __VA_ARGS__;                             \
+  extern Length charjax_weight_gradient_length_##dtype __VA_ARGS__,                              \
+      charjax_pack_length_##dtype __VA_ARGS__;                                                   \
+  static struct Handlers dtype##_handlers(void) {                                                \
     return (struct Handlers){charjax_forward_##dtype, charjax_backward_##dtype,                  \
                              charjax_weight_gradient_##dtype, charjax_pack_##dtype,              \
-                             charjax_multiply_##dtype};                                          \
+                             charjax_multiply_##dtype, charjax_forward_length_##dtype,           \
+                             charjax_backward_length_##dtype,                                    \
+                             charjax_weight_gradient_length_##dtype,                             \
+                             charjax_pack_length_##dtype};                                       \
   }
 
 struct Handlers {
   Handler *forward, *backward, *weight_gradient, *pack, *multiply;
+  ForwardLength *forward_length; /* of the last result of each */
+  BackwardLength *backward_length;
+  Length *weight_gradient_length, *pack_length;
 };
 
 HANDLERS(float32)
@@ -238,12 +251,9 @@ typedef struct Shape {
   long batch, time, hidden, vocab;
 } Shape;
 
-static long even(long count) { return count + count % 2; }
 static long ceil_div(long count, long by) { return (count + by - 1) / by; }
 static long padded(long count) { return ceil_div(count, charjax_lanes) * charjax_lanes; }
 
-static long small_rows(void) { return charjax_panel_rows * 2 / 3; }
-static long numbers_per_word(const Shape *s) { return s->dtype == BF16 ? 2 : 1; }
 static long state_panels(const Shape *s) { return ceil_div(s->batch, charjax_lanes); }
 
 /* Numbers at every position, in tiles: see src/sequence.h. */
@@ -256,17 +266,10 @@ static Array *sequence(const Shape *s, long features) {
   return s->has_table ? tiles(s, features) : new_array(s->dtype, 3, features, s->time, s->batch);
 }
 
-static long layer_scratch(const Shape *s, long rows, long units, long k) {
-  const long carry = 2 * s->hidden * padded(s->batch) * numbers_per_word(s);
-  return k * (ceil_div(s->hidden, units) * rows + 2 * padded(s->batch)) + carry;
-}
-
-static long forward_scratch(const Shape *s) {
-  const long gates = s->cell->gates;
-  const long rows = small_rows() % gates ? charjax_panel_rows : small_rows();
-  const long panels = ceil_div(s->hidden, rows / gates);
-  const long table = s->has_table ? panels * s->vocab * padded(rows) * numbers_per_word(s) : 0;
-  return layer_scratch(s, rows, rows / gates, even(s->hidden)) + table;
+static Array *forward_scratch(const Shape *s) {
+  const long vocab = s->has_table ? s->vocab : 0;
+  return scratch(s->dtype,
+                 s->handlers.forward_length(s->cell->name, s->hidden, s->batch, vocab));
 }
 
 static Shape random_shape(long number) {
@@ -304,9 +307,8 @@ static void call_weight_gradient(const Shape *s, long rows, Array *previous, Arr
     const long lanes = charjax_lanes;
     add(&results, new_array(F32, 3, padded(columns) / lanes, s->vocab, lanes));
   }
-  const long word = numbers_per_word(s), tiles = ceil_div(s->time * state_panels(s), word) * word;
-  const long packed = ceil_div(rows, small_rows()) * small_rows() * tiles * charjax_lanes;
-  add(&results, scratch(s->dtype, packed));
+  const long size = s->handlers.weight_gradient_length(rows, s->time * state_panels(s));
+  add(&results, scratch(s->dtype, size));
   call(s->handlers.weight_gradient, NULL, &arguments, &results);
   for (long i = 0; i < results.count - 1; i++) free_array(results.items[i]);
 }
@@ -314,9 +316,8 @@ static void call_weight_gradient(const Shape *s, long rows, Array *previous, Arr
 /* The matmul of sampling: rows of states times the packed kernel. */
 static void call_packed(const Shape *s, Array *kernel) {
   const long k = s->hidden, columns = s->cell->gates * s->hidden;
-  const long size = even(k) * ceil_div(columns, charjax_packed_columns) * charjax_packed_columns;
   Arrays arguments = {{kernel}, 1}, results = {0};
-  Array *panels = new_array(s->dtype, 1, size);
+  Array *panels = new_array(s->dtype, 1, s->handlers.pack_length(k, columns));
   panels->has_gaps = true;
   add(&results, panels);
   call(s->handlers.pack, NULL, &arguments, &results);
@@ -350,7 +351,7 @@ static void check(const Shape *s) {
   Arrays plain = {{new_array(F32, 3, hidden, time, batch)}, 1}, saved = {0};
   for (int i = 0; i < cell->states; i++) add(&plain, new_array(F32, 2, hidden, batch));
   const long num_plain = plain.count;
-  add(&plain, scratch(s->dtype, forward_scratch(s)));
+  add(&plain, forward_scratch(s));
   call(s->handlers.forward, cell->name, &arguments, &plain);
 
   add(&saved, new_array(F32, 3, hidden, time, batch));
@@ -359,7 +360,7 @@ static void check(const Shape *s) {
   Array *residuals = new_array(F32, 3, time, cell->residuals * hidden, padded(batch));
   add(&saved, previous);
   add(&saved, residuals);
-  add(&saved, scratch(s->dtype, forward_scratch(s)));
+  add(&saved, forward_scratch(s));
   call(s->handlers.forward, cell->name, &arguments, &saved);
   for (long i = 0; i < num_plain; i++)
     if (memcmp(plain.items[i]->buffer.data, saved.items[i]->buffer.data, plain.items[i]->bytes)) {
@@ -382,10 +383,8 @@ static void check(const Shape *s) {
     add(&gradients, new_array(F32, 2, hidden, padded(batch)));
   }
   for (int i = 0; i < cell->states; i++) add(&gradients, new_array(F32, 2, hidden, batch));
-  const long backward_k = cell->gates * even(hidden);
-  const long backward_rows = hidden > 256 ? charjax_panel_rows : small_rows();
   add(&gradients,
-      scratch(s->dtype, layer_scratch(s, backward_rows, backward_rows, backward_k)));
+      scratch(s->dtype, s->handlers.backward_length(cell->name, hidden, batch)));
   call(s->handlers.backward, cell->name, &backward, &gradients);
 
   call_weight_gradient(s, hidden, previous, d_hgates, tokens);

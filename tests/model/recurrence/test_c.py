@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from charjax.model.cells import CELLS
 from charjax.model.recurrence.base import Inputs, Operands, Weights
 from charjax.model.recurrence.c import build, ops
 from tests.model import reference
@@ -102,7 +101,7 @@ def forward(cell="gru", igates=jnp.float32, rank=3, hidden=4, keep=KEEP):
     """A forward call of 2 sequences, 3 steps and 4 units, with one thing changed."""
     kernel, bias, state = jnp.zeros((4, 12)), jnp.zeros(hidden), jnp.zeros((4, 2))
     igates = jnp.zeros((12, 3, 2)[:rank], igates)
-    scratch = LIBRARY.forward_scratch(CELLS["gru"].gates, 4, 2, "float32")
+    scratch = LIBRARY.length(build.FORWARD, "float32", "gru", 4, 2, 0)
     shapes = [ops._shape(4, 3, 2), ops._shape(4, 2), ops._shape(scratch)]
     name, attributes = build.target(build.FORWARD, "float32"), {"cell": cell} if cell else {}
     return ops._call(name, shapes, kernel, bias, igates, state, keep, **attributes)

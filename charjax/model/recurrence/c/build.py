@@ -39,8 +39,6 @@ _TARGETS = (FORWARD, BACKWARD, WEIGHT_GRADIENT, PACK, MULTIPLY)
 # pass, as src/cells.h has them.
 RESIDUALS = {"rnn": 0, "gru": 4, "lstm": 5}
 
-_MAX_STATES = 2  # of src/cells.h
-
 _SOURCES = Path(__file__).parent / "src"
 _FLAGS = ("-O3", "-std=gnu11", "-D_GNU_SOURCE", "-fno-math-errno", "-shared", "-fPIC")
 _PROCESSOR_FLAGS = (("-march=native",), ("-mcpu=native",), ())  # the first that works
@@ -52,21 +50,14 @@ class Library:
     """The compiled library: which dtypes it has, and the buffers it needs.
 
     Attributes:
+      functions: its C functions.
       vector_width: float32 numbers of a SIMD vector.
-      panel_rows: rows of a packed weight panel of the recurrence.
-      packed_columns: columns of a panel of `PACK`.
       has_bfloat16: whether the processor has bfloat16 dot products.
     """
 
+    functions: ctypes.CDLL
     vector_width: int
-    panel_rows: int
-    packed_columns: int
     has_bfloat16: bool
-
-    @property
-    def small_rows(self) -> int:
-        """Rows of a smaller weight panel, `SMALL_ROWS` of src/gemm.h."""
-        return self.panel_rows * 2 // 3
 
     def supports_dtype(self, dtype: DTypeLike) -> bool:
         """Whether it multiplies operands of this dtype, float32 or bfloat16."""
@@ -74,39 +65,20 @@ class Library:
 
     def padded(self, count: int) -> int:
         """A batch, or a number of columns, padded to full vectors."""
-        return _round_up(count, self.vector_width)
+        return -(-count // self.vector_width) * self.vector_width
 
-    def forward_scratch(
-        self, gates: int, hidden: int, batch: int, dtype: DTypeLike, vocab: int = 0
-    ) -> int:
-        """Length of the scratch of `FORWARD`, as src/forward.h divides the units into panels.
+    def length(self, name: str, dtype: DTypeLike, *arguments: str | int) -> int:
+        """Length of a target's last result, its scratch or panels, as src/ has it.
 
-        With a table of `vocab` tokens it has the table, too, in float32.
+        Args:
+          name: of the target.
+          dtype: of the matmul operands.
+          *arguments: of the C function of that name with `_length`: a cell's name, and numbers.
         """
-        rows = self.panel_rows if self.small_rows % gates else self.small_rows
-        panels = -(-hidden // (rows // gates))
-        table = panels * vocab * self.padded(rows) * _numbers_per_word(dtype)
-        return self._scratch(panels * rows, _round_up(hidden, 2), hidden, batch, dtype) + table
-
-    def backward_scratch(self, gates: int, hidden: int, batch: int, dtype: DTypeLike) -> int:
-        """Length of the scratch of `BACKWARD`, as src/backward.h divides the units into panels."""
-        units = self.panel_rows if hidden > 256 else self.small_rows
-        k = gates * _round_up(hidden, 2)
-        return self._scratch(_round_up(hidden, units), k, hidden, batch, dtype)
-
-    def gradient_scratch(self, rows: int, tiles: int, dtype: DTypeLike) -> int:
-        """Length of the scratch of `WEIGHT_GRADIENT`: one operand, packed."""
-        tiles = _round_up(tiles, _numbers_per_word(dtype))
-        return _round_up(rows, self.small_rows) * tiles * self.vector_width
-
-    def packed_size(self, k: int, columns: int) -> int:
-        """Length of what `PACK` makes of a kernel [k, columns]."""
-        return _round_up(k, 2) * _round_up(columns, self.packed_columns)
-
-    def _scratch(self, rows: int, k: int, hidden: int, batch: int, dtype: DTypeLike) -> int:
-        """Length of all packed weights, of the packed states of two steps, and of the carry."""
-        carry = _MAX_STATES * hidden * self.padded(batch) * _numbers_per_word(dtype)
-        return k * (rows + 2 * self.padded(batch)) + carry
+        function = getattr(self.functions, target(f"{name}_length", dtype))
+        function.restype = ctypes.c_long
+        encoded = (x.encode() if isinstance(x, str) else ctypes.c_long(x) for x in arguments)
+        return int(function(*encoded))
 
 
 @dataclass(frozen=True)
@@ -140,12 +112,7 @@ def load() -> Library | Unavailable:
         for name in (target(name, dtype) for name in _TARGETS):
             function = jax.ffi.pycapsule(getattr(cdll, name))
             jax.ffi.register_ffi_target(name, function, platform="cpu")
-    return Library(
-        vector_width=_int_constant(cdll, "charjax_lanes"),
-        panel_rows=_int_constant(cdll, "charjax_panel_rows"),
-        packed_columns=_int_constant(cdll, "charjax_packed_columns"),
-        has_bfloat16=has_bfloat16,
-    )
+    return Library(cdll, ctypes.c_int.in_dll(cdll, "charjax_lanes").value, has_bfloat16)
 
 
 def open_library() -> ctypes.CDLL | Unavailable:
@@ -235,15 +202,3 @@ def _open(path: Path) -> ctypes.CDLL | None:
         return ctypes.CDLL(str(path))
     except OSError:
         return None
-
-
-def _int_constant(cdll: ctypes.CDLL, name: str) -> int:
-    return ctypes.c_int.in_dll(cdll, name).value
-
-
-def _numbers_per_word(dtype: DTypeLike) -> int:
-    return 4 // jnp.dtype(dtype).itemsize
-
-
-def _round_up(count: int, multiple: int) -> int:
-    return -(-count // multiple) * multiple

@@ -117,8 +117,7 @@ def _call_forward(
     if save:
         shapes.append(_tiles(static, hidden, time, batch))
         shapes.append(_shape(time, build.RESIDUALS[cell] * hidden, library.padded(batch)))
-    gates = CELLS[cell].gates
-    scratch = library.forward_scratch(gates, hidden, batch, static.dtype, vocab)
+    scratch = library.length(build.FORWARD, static.dtype, cell, hidden, batch, vocab)
     shapes.append(_shape(scratch, dtype=static.dtype))
     arguments = jax.tree.leaves((weights, inputs, initial, keep))  # without those that are None
     outputs, *rest, _ = _call(
@@ -145,7 +144,7 @@ def _call_backward(
         shapes.append(sequence(hidden, time, batch))
         shapes.append(_shape(hidden, library.padded(batch)))
     shapes += [_shape(hidden, batch)] * len(d_last)
-    scratch = library.backward_scratch(gates, hidden, batch, static.dtype)
+    scratch = library.length(build.BACKWARD, static.dtype, cell, hidden, batch)
     shapes.append(_shape(scratch, dtype=static.dtype))
     saved = (res.outputs, weights.kernel, initial, res.cell)
     arguments = jax.tree.leaves((saved, d_outputs, d_last, keep))
@@ -171,7 +170,7 @@ def _weight_grad(
     if inputs.tokens is not None:
         shapes.append(_shape(library.padded(gates) // width, inputs.igates.shape[1], width))
         arguments.append(inputs.tokens)
-    scratch = library.gradient_scratch(hidden, time * panels, dtype)
+    scratch = library.length(build.WEIGHT_GRADIENT, dtype, hidden, time * panels)
     shapes.append(_shape(scratch, dtype=dtype))
     d_kernel, *by_token, _ = _call(build.target(build.WEIGHT_GRADIENT, dtype), shapes, *arguments)
     if inputs.tokens is None:

@@ -42,6 +42,6 @@ class Packed:
 def pack(library: Library, kernel: Float[Array, "k columns"], dtype: DTypeLike) -> Packed:
     """Packs a kernel, rounded to `dtype`."""
     k, columns = kernel.shape
-    shape = jax.ShapeDtypeStruct((library.packed_size(k, columns),), jnp.dtype(dtype))
+    shape = jax.ShapeDtypeStruct((library.length(PACK, dtype, k, columns),), jnp.dtype(dtype))
     panels = jax.ffi.ffi_call(target(PACK, dtype), shape)(kernel.astype(jnp.float32))
     return Packed(panels, k, columns)

@@ -145,6 +145,18 @@ INLINE void backward(Cell cell, const Backward *b, long phase, long index) {
 
 VARIANTS(backward)
 
+INLINE Layer backward_layer(Cell cell, const int64_t sizes[3]) {
+  const long units = backward_rows(sizes[0]);
+  return new_layer(sizes, units, units, CELLS[cell].gates * even(sizes[0]));
+}
+
+/* Length of the scratch below. */
+long TARGET(backward_length)(const char *cell_name, long hidden, long batch) {
+  const Layer l = backward_layer(cell_named(cell_name, strlen(cell_name)),
+                                 (int64_t[]){hidden, 0, batch});
+  return scratch_length(&l, 0);
+}
+
 /* Attribute: cell.
  * Arguments: outputs [hidden, time, batch]; kernel [hidden, gates]; the initial carry, [hidden,
  *   batch] each; residuals; d_outputs, as outputs; the gradient of the last carry; keep [time,
@@ -158,8 +170,7 @@ XLA_FFI_Error *TARGET(backward)(XLA_FFI_CallFrame *frame) {
   const Cell cell = cell_attribute(&call);
   const CellInfo info = CELLS[cell];
   const int64_t *sizes = sizes_of(&call, "outputs", next_buffer(&call.arguments), 3);
-  const long units = backward_rows(sizes[0]);
-  Backward b = {.layer = new_layer(sizes, units, units, info.gates * even(sizes[0]))};
+  Backward b = {.layer = backward_layer(cell, sizes)};
   const long hidden = b.layer.hidden, time = b.layer.time, batch = b.layer.batch;
   const long rows = info.gates * hidden, lanes = b.layer.state_panels * LANES;
   b.outputs = ARGUMENT(&call, "outputs", F32, hidden, time, batch);

@@ -30,6 +30,15 @@ static const CellInfo CELLS[NUM_CELLS] = {
 /* Residuals of a unit: GRU r, z, n and the candidate's hidden gate; LSTM i, f, g, o and c. */
 enum { LSTM_C = 4 };
 
+/* The cell of this name, which need not end with a zero; NUM_CELLS if there is none. */
+static inline Cell cell_named(const char *name, size_t length) {
+  Cell cell = 0;
+  while (cell < NUM_CELLS && (length != strlen(CELLS[cell].name) ||
+                              memcmp(name, CELLS[cell].name, length) != 0))
+    cell++;
+  return cell;
+}
+
 /* The cell that a call's only attribute names; RNN, with a problem noted, if it is unknown. */
 static inline Cell cell_attribute(Call *call) {
   const XLA_FFI_Attrs *attrs = &call->frame->attrs;
@@ -38,10 +47,8 @@ static inline Cell cell_attribute(Call *call) {
     return RNN;
   }
   const XLA_FFI_ByteSpan *name = attrs->attrs[0];
-  for (int cell = 0; cell < NUM_CELLS; cell++)
-    if (name->len == strlen(CELLS[cell].name) &&
-        memcmp(name->ptr, CELLS[cell].name, name->len) == 0)
-      return cell;
+  const Cell cell = cell_named(name->ptr, name->len);
+  if (cell < NUM_CELLS) return cell;
   PROBLEM(call, "charjax: no cell '%.*s' in C", (int)min(name->len, 40), name->ptr);
   return RNN;
 }

@@ -34,4 +34,4 @@ INLINE Vector load_tiles(const Number *const from[], const long counts[]) {
 #include "weight_gradient.h"
 
 /* For Python: see charjax/model/recurrence/c/build.py. */
-const int charjax_lanes = LANES, charjax_panel_rows = MR, charjax_packed_columns = COLUMNS;
+const int charjax_lanes = LANES;

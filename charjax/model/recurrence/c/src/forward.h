@@ -159,6 +159,18 @@ INLINE void forward(Cell cell, const Forward *f, long phase, long index) {
 
 VARIANTS(forward)
 
+INLINE Layer forward_layer(Cell cell, const int64_t sizes[3]) {
+  const long rows = forward_rows(cell);
+  return new_layer(sizes, rows, rows / CELLS[cell].gates, even(sizes[0]));
+}
+
+/* Length of the scratch below; `vocab` is 0 without a table. */
+long TARGET(forward_length)(const char *cell_name, long hidden, long batch, long vocab) {
+  const Cell cell = cell_named(cell_name, strlen(cell_name));
+  const Layer l = forward_layer(cell, (int64_t[]){hidden, 0, batch});
+  return scratch_length(&l, l.weight_panels * vocab * table_rows(cell));
+}
+
 /* Attribute: cell.
  * Arguments: kernel [hidden, gates]; bias [hidden] of a cell with reset_after; igates
  *   [gates, time, batch], or a table [gates, vocab] and tokens [time, batch]; the carry, [hidden,
@@ -172,8 +184,7 @@ XLA_FFI_Error *TARGET(forward)(XLA_FFI_CallFrame *frame) {
   const Cell cell = cell_attribute(&call);
   const CellInfo info = CELLS[cell];
   const int64_t *sizes = sizes_of(&call, "outputs", next_buffer(&call.results), 3);
-  const long rows = forward_rows(cell);
-  Forward f = {.layer = new_layer(sizes, rows, rows / info.gates, even(sizes[0]))};
+  Forward f = {.layer = forward_layer(cell, sizes)};
   const long hidden = f.layer.hidden, time = f.layer.time, batch = f.layer.batch;
   f.kernel = ARGUMENT(&call, "kernel", F32, hidden, info.gates * hidden);
   if (info.reset_after) f.bias = ARGUMENT(&call, "bias", F32, hidden);

@@ -42,6 +42,18 @@ INLINE Layer new_layer(const int64_t sizes[3], long rows, long units, long k) {
                  .iterations = k / NUMBERS_PER_WORD};
 }
 
+/* Words of the parts of a layer's working memory. */
+INLINE long weight_words(const Layer *l) { return l->weight_panels * l->iterations * l->rows; }
+INLINE long state_words(const Layer *l) { return l->state_panels * l->iterations * LANES; }
+INLINE long carry_words(const Layer *l) {
+  return l->state_panels * l->hidden * MAX_STATES * LANES;
+}
+
+/* Length of the working memory, with a packed table of so many words. */
+INLINE long scratch_length(const Layer *l, long table) {
+  return (weight_words(l) + 2 * state_words(l) + carry_words(l) + table) * NUMBERS_PER_WORD;
+}
+
 INLINE float *weight_panel_at(const Layer *l, long panel) {
   return l->weights + panel * l->iterations * l->rows;
 }
@@ -53,20 +65,16 @@ INLINE float *state_panel_at(const Layer *l, long step, long panel) {
 /* Takes a layer's last buffers: argument `keep`, which may be missing, and the result that is the
  * working memory. States are zeroed: rows of padding stay so. Lanes without a sequence have any states,
  * but zeros as gradients, so that they add nothing to a sum over positions. Returns the working memory's
- * last part, for a packed table of so many numbers; NULL for none. */
+ * last part, for a packed table of so many words; NULL for none. */
 INLINE float *take_keep_and_scratch(Call *call, Layer *l, long table) {
-  const long weights = l->weight_panels * l->iterations * l->rows;
-  const long states = l->state_panels * l->iterations * LANES;
-  const long carry = l->state_panels * l->hidden * MAX_STATES * LANES;
   if (num_left(&call->arguments) > 0) l->keep = ARGUMENT(call, "keep", S32, l->time, l->batch);
-  l->weights = RESULT(call, "scratch", DTYPE,
-                      (weights + 2 * states + carry + table) * NUMBERS_PER_WORD);
+  l->weights = RESULT(call, "scratch", DTYPE, scratch_length(l, table));
   if (call->problem[0]) return NULL;
-  l->states[0] = l->weights + weights;
-  l->states[1] = l->states[0] + states;
-  memset(l->states[0], 0, 2 * states * sizeof(float));
-  l->carry = l->states[1] + states;
-  return table > 0 ? l->carry + carry : NULL;
+  l->states[0] = l->weights + weight_words(l);
+  l->states[1] = l->states[0] + state_words(l);
+  memset(l->states[0], 0, 2 * state_words(l) * sizeof(float));
+  l->carry = l->states[1] + state_words(l);
+  return table > 0 ? l->carry + carry_words(l) : NULL;
 }
 
 /* One state panel (its sequences) at one time step. */

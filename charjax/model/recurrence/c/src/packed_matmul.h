@@ -80,6 +80,9 @@ static void multiply_panel(const void *data, long phase, long panel) {
 }
 _Static_assert(ROWS <= 6, "multiply_panel needs a case for each number of rows");
 
+/* Length of a packed kernel [k, columns]. */
+long TARGET(pack_length)(long k, long columns) { return num_panels(columns) * panel_numbers(k); }
+
 /* Argument: kernel [k, columns]. Result: its column panels, in the compute dtype. */
 XLA_FFI_Error *TARGET(pack)(XLA_FFI_CallFrame *frame) {
   if (is_metadata_query(frame)) return NULL;
@@ -87,7 +90,7 @@ XLA_FFI_Error *TARGET(pack)(XLA_FFI_CallFrame *frame) {
   const int64_t *sizes = sizes_of(&call, "kernel", next_buffer(&call.arguments), 2);
   const long k_end = sizes[0], columns = sizes[1];
   const float *kernel = ARGUMENT(&call, "kernel", F32, k_end, columns);
-  float *panels = RESULT(&call, "panels", DTYPE, num_panels(columns) * panel_numbers(k_end));
+  float *panels = RESULT(&call, "panels", DTYPE, TARGET(pack_length)(k_end, columns));
   if (call.problem[0]) return call_error(&call);
   static const float zeros[COLUMNS];
   for (long panel = 0; panel < num_panels(columns); panel++)
@@ -110,7 +113,7 @@ XLA_FFI_Error *TARGET(multiply)(XLA_FFI_CallFrame *frame) {
   const long panels = num_panels(m.columns);
   m.states = ARGUMENT(&call, "states", DTYPE, m.rows,
                       num_blocks(m.k, NUMBERS_PER_WORD) * NUMBERS_PER_WORD);
-  m.panels = ARGUMENT(&call, "panels", DTYPE, panels * panel_numbers(m.k));
+  m.panels = ARGUMENT(&call, "panels", DTYPE, TARGET(pack_length)(m.k, m.columns));
   m.results = RESULT(&call, "results", F32, m.rows, m.columns);
   if (call.problem[0]) return call_error(&call);
   const long helpers = m.rows * m.k * m.columns / MIN_MULTIPLICATIONS_PER_WORKER;

@@ -125,6 +125,14 @@ static void weight_gradient(const void *data, long phase, long item) {
                g->packed_a + item * g->iterations * SMALL_ROWS);
 }
 
+/* Words of a row of `packed_a`. */
+INLINE long row_words(long tiles) { return num_blocks(tiles, NUMBERS_PER_WORD) * LANES; }
+
+/* Length of the scratch below, for `a` of so many rows and tiles. */
+long TARGET(weight_gradient_length)(long rows, long tiles) {
+  return num_blocks(rows, SMALL_ROWS) * SMALL_ROWS * row_words(tiles) * NUMBERS_PER_WORD;
+}
+
 /* Arguments: a, a Sequence of rows in tiles, and b, one of columns in either layout; tokens [time,
  *   batch] or none. Tokens must be in range.
  * Results: a times b transposed [rows, columns]; with tokens, b summed by token [column panels,
@@ -136,7 +144,7 @@ XLA_FFI_Error *TARGET(weight_gradient)(XLA_FFI_CallFrame *frame) {
   const int64_t *a_sizes = sizes_of(&call, "a", next_buffer(&call.arguments), 4);
   const long time = a_sizes[0], panels = a_sizes[1];
   Gradient g = {.rows = sizes[0], .columns = sizes[1], .tiles = time * panels};
-  g.iterations = num_blocks(g.tiles, NUMBERS_PER_WORD) * LANES;
+  g.iterations = row_words(g.tiles);
   g.a = take_sequence(&call, &call.arguments, "a", g.rows, time, panels * LANES);
   const Buffer *b = next_buffer(&call.arguments);
   g.batch = b != NULL && b->rank == 3 ? b->dims[2] : panels * LANES;
@@ -149,8 +157,7 @@ XLA_FFI_Error *TARGET(weight_gradient)(XLA_FFI_CallFrame *frame) {
     g.vocab = sizes_of(&call, "by_token", next_buffer(&call.results), 3)[1];
     g.by_token = RESULT(&call, "by_token", F32, column_panels, g.vocab, LANES);
   }
-  g.packed_a = RESULT(&call, "scratch", DTYPE,
-                      row_panels * SMALL_ROWS * g.iterations * NUMBERS_PER_WORD);
+  g.packed_a = RESULT(&call, "scratch", DTYPE, TARGET(weight_gradient_length)(g.rows, g.tiles));
   if (num_blocks(g.batch, LANES) != panels) PROBLEM(&call, "charjax: batches of two sizes");
   if (call.problem[0]) return call_error(&call);
   /* Several items per processor, so that a late or slow processor delays the end less. */
