@@ -129,7 +129,8 @@ class Workdir:
           CharjaxError: as `create` and `lock`.
         """
         folders = (self.path, *self.path.parents)
-        made = [folder for folder in folders if not os.path.exists(folder)]  # of no name too long
+        # `Path.exists` would raise for a name that is too long.
+        made = [folder for folder in folders if not os.path.exists(folder)]
         self.create()
         with self.lock():
             try:
