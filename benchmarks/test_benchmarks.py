@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import re
 import runpy
 import shlex
+import statistics
 import sys
 from pathlib import Path
 
@@ -280,6 +282,24 @@ def test_every_result_file_is_read_by_a_page(monkeypatch):
     for file in {*result_files.RESULTS.iterdir()} - read:
         fault = file.stem.removeprefix("reliability_").replace("_", "-")
         assert file.name in named or f"| `{fault}` |" in named, file
+
+
+# The loss that the text gives of a config, and that with dynamic evaluation.
+QUOTED = re.compile(
+    r"`configs/(shakespeare\w*)\.py`(?:\]\([^)]*\))?(?:,\s[^,|]*,)?(?:\sreaches)?\s(1\.\d{3})\b"
+    r"(?:[^.|]*and\s(1\.\d{3})\swith\sdynamic)?"
+)
+
+
+@pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md", "docs/quality.md"])
+def test_losses_in_the_text_of_a_page_are_the_means_of_the_result_files(name):
+    quoted = QUOTED.findall((pages.ROOT / name).read_text(encoding="utf-8"))
+    assert quoted
+    for config, *losses in quoted:
+        rows = result_files.load(f"quality_{config}")["rows"]
+        for key, loss in zip(("stream", "dynamic"), losses, strict=True):
+            mean = statistics.fmean(row[key] for row in rows if row["seed"] != "mean")
+            assert loss in ("", f"{mean:.3f}"), (config, key)
 
 
 def test_the_pages_are_what_the_result_files_give():
