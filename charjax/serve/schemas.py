@@ -44,9 +44,7 @@ def completion_schema(limits: RequestLimits) -> Schema:
             "maxItems": 16,
             "items": text | TEXT,
         },
-        "until_lines": _option(
-            Controls, "until_lines", description="The text ends after this many lines."
-        ),
+        "until_lines": _option(Controls, "until_lines", "The text ends after this many lines."),
         "seed": _option(Sampling, "seed", default=None),
         "unknown": _UNKNOWN,
         "echo": _boolean(),
@@ -64,11 +62,11 @@ def _sampling_fields() -> Schema:
     return {
         "temperature": _option(Sampling, "temperature", maximum=100),
         "top_p": _option(Sampling, "top_p"),
-        "top_k": _option(Sampling, "top_k", minimum=-1, description="-1 and 0: all tokens."),
+        "top_k": _option(Sampling, "top_k", "-1 and 0: all tokens.", minimum=-1),
         "min_p": _option(Sampling, "min_p"),
         "repetition_penalty": _option(Sampling, "repetition_penalty"),
         "repetition_window": _option(
-            Sampling, "repetition_window", description="Characters that the penalty looks back."
+            Sampling, "repetition_window", "Characters that the penalty looks back."
         ),
         "logit_bias": {
             "type": ["object", "null"],
@@ -80,9 +78,7 @@ def _sampling_fields() -> Schema:
         "forbid": characters | {"description": "Characters that are never sampled."},
         "only": characters | {"description": "The only characters that are sampled."},
         "max_copy": _option(
-            Controls,
-            "max_copy",
-            description="Longest passage copied from the training text; 0: any.",
+            Controls, "max_copy", "Longest passage copied from the training text; 0: any."
         ),
     }
 
@@ -144,16 +140,15 @@ def _integer(default: int, low: int, high: int, about: str = "") -> Schema:
     return schema | ({"description": about} if about else {})
 
 
-def _option(options: Any, name: str, **changes: Any) -> Schema:
+def _option(options: Any, name: str, about: str = "", **changes: Any) -> Schema:
     """A numeric field of a dataclass of options: its default and limits, but for `changes`."""
     field = options.__dataclass_fields__[name]
-    low = "exclusiveMinimum" if field.metadata["excludes_low"] else "minimum"
-    return {
-        "type": ["integer" if isinstance(field.default, int) else "number", "null"],
-        "default": field.default,
-        low: field.metadata["low"],
-        "maximum": field.metadata["high"],
-    } | changes
+    schema = _integer(field.default, field.metadata["low"], field.metadata["high"], about)
+    if isinstance(field.default, float):
+        schema["type"] = ["number", "null"]
+    if field.metadata["excludes_low"]:
+        schema["exclusiveMinimum"] = schema.pop("minimum")
+    return schema | changes
 
 
 TEXT = {"type": "string"}
