@@ -107,3 +107,6 @@ class Controls:
     def selects_lines(self) -> bool:
         """Whether lines are left out."""
         return self.unique or self.new
+
+
+NO_CONTROLS = Controls()

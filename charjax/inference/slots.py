@@ -18,7 +18,7 @@ from charjax.model.decode_weights import DecodeWeights
 # The position of a slot in which nothing runs.
 IDLE = -(2**29)
 _IDLE_SAMPLING = Sampling(temperature=0.0)
-_NO_TOKENS = np.empty(0, np.int32)
+NO_TOKENS = np.empty(0, np.int32)
 
 
 @dataclass
@@ -80,7 +80,7 @@ class SlotBatch:
         sampling: Sampling,
         *,
         number: int = 0,
-        sampled: Int[np.ndarray, " sampled"] = _NO_TOKENS,
+        sampled: Int[np.ndarray, " sampled"] = NO_TOKENS,
     ) -> None:
         """Starts a sample in a slot, instead of what runs there.
 

@@ -11,10 +11,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from charjax.data.vocab import Vocab
-from charjax.inference.sampling_options import Controls
+from charjax.inference.sampling_options import NO_CONTROLS, Controls
 from charjax.inference.sampling_rows import Sampled
-
-_OFF = Controls()
 
 
 class Text(NamedTuple):
@@ -48,7 +46,7 @@ class TextEnd:
         self,
         vocab: Vocab,
         num_chars: int,
-        controls: Controls = _OFF,
+        controls: Controls = NO_CONTROLS,
         *,
         known: Container[str] = (),
         prompt: str = "",

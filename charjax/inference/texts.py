@@ -16,13 +16,12 @@ from charjax.inference.copying import copy_table, forbidden_tokens
 from charjax.inference.load import TrainedModel
 from charjax.inference.prompt import Prompt, encode_prompt
 from charjax.inference.sampler import MAX_SAMPLES, Sampler, check_num_samples
-from charjax.inference.sampling_options import Controls, Sampling
+from charjax.inference.sampling_options import NO_CONTROLS, Controls, Sampling
 from charjax.inference.text_end import Lines, Text, TextEnd, decode_texts
 from charjax.inference.training_text import known_lines, training_text
 from charjax.runtime.display import counted
 from charjax.types import PyTree
 
-_OFF = Controls()
 _MAX_REJECTED = 10_000  # in a row
 
 
@@ -73,7 +72,7 @@ class TextSampler:
     """
 
     def __init__(
-        self, trained: TrainedModel, sampling: Sampling, controls: Controls = _OFF
+        self, trained: TrainedModel, sampling: Sampling, controls: Controls = NO_CONTROLS
     ) -> None:
         """Takes a model and how to sample it.
 

@@ -9,13 +9,12 @@ from jaxtyping import Int
 
 from charjax.inference.sampler import Sampler
 from charjax.inference.sampling_rows import Sampled
-from charjax.inference.slots import SlotBatch
+from charjax.inference.slots import NO_TOKENS, SlotBatch
 from charjax.serve.jobs import Choice, Job
 
 _SIZES = (8, 64)  # rows of the batches: a few texts need not wait for a step of many rows
 # Steps of a dispatch: before the first character of a text, later, and in long prompts.
 _SHORT, _LONG, _READING = 8, 64, 256
-_NO_TOKENS = np.empty(0, np.int32)
 _YOUNG = 128  # tokens of a text that may still move to the large batch
 
 
@@ -60,7 +59,7 @@ class _Batch:
         """Whether a row is free."""
         return None in self._rows
 
-    def start(self, text: Choice, sampled: Int[np.ndarray, " sampled"] = _NO_TOKENS) -> None:
+    def start(self, text: Choice, sampled: Int[np.ndarray, " sampled"] = NO_TOKENS) -> None:
         """Puts a text, which may have its first tokens, into a free row."""
         slot, ids = self._rows.index(None), text.prompt.ids
         sampling = text.writing.sampling
