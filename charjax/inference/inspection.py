@@ -101,14 +101,14 @@ def activations(
     check_ids(ids, len(trained.vocab))
     config = trained.config.model
     weights = jax.jit(partial(decode_weights, config, layout="vector"))(trained.params)
-    state = initial = decode_state(weights, initial_carry(config, 1))
+    state = decode_state(weights, initial_carry(config, 1))
     boundary_id = trained.vocab.boundary_id
     chunks = math.ceil(ids.size / _CHUNK)
     padded = np.pad(ids, (0, chunks * _CHUNK - ids.size), mode="edge")
     parts = []
     for chunk, tokens in enumerate(np.split(padded, chunks)):
         resets = None if boundary_id is None else tokens == boundary_id
-        state, units = _chunk_activations(config, weights, initial, state, (tokens, resets))
+        state, units = _chunk_activations(config, weights, state, (tokens, resets))
         parts.append(np.asarray(units))
         progress(chunk + 1, chunks)
     return np.concatenate(parts)[: ids.size].T
@@ -118,7 +118,6 @@ def activations(
 def _chunk_activations(
     config: ModelConfig,
     weights: DecodeWeights,
-    initial: DecodeState,
     state: DecodeState,
     read: tuple[Int[Array, " time"], Bool[Array, " time"] | None],
 ) -> tuple[DecodeState, Float[Array, "time units"]]:
@@ -128,7 +127,7 @@ def _chunk_activations(
     def advance(state: DecodeState, read: tuple[Array, Array | None]) -> tuple[DecodeState, Array]:
         token, reset = read
         if reset is not None:
-            state = reset_state(weights, state, initial, reset[None])
+            state = reset_state(weights, state, reset[None])
         _, state = decode_step(config, weights, weights.lookup(token[None]), state)
         units = jnp.concatenate([layer[-1] for layer in state.carry]).ravel()
         return state, units if is_bounded else jnp.tanh(units)

@@ -80,11 +80,15 @@ def decode_step(
 
 
 def reset_state(
-    weights: DecodeWeights, state: DecodeState, initial: DecodeState, reset: Bool[Array, " batch"]
+    weights: DecodeWeights, state: DecodeState, reset: Bool[Array, " batch"]
 ) -> DecodeState:
-    """The state, replaced by the initial one for the sequences where `reset` is true."""
+    """The state, for the sequences where `reset` is true that of a carry of zeros."""
     reset = reset if weights.features_first else reset[:, None]
-    return jax.tree.map(lambda new, old: jnp.where(reset, new, old), initial, state)
+    carry = jax.tree.map(lambda x: jnp.where(reset, 0.0, x), state.carry)
+    hgates = tuple(
+        jnp.where(reset, weights.hgates_bias(layer), x) for layer, x in enumerate(state.hgates)
+    )
+    return DecodeState(carry, hgates)
 
 
 def decode_sequence(
@@ -97,13 +101,11 @@ def decode_sequence(
 ) -> tuple[Logits, Carry]:
     """Decodes a chunk of text, one token after the other; returns what `CharRNN.run` does."""
     weights = decode_weights(config, params, layout="feature_major")
-    if resets is not None:
-        initial = decode_state(weights, jax.tree.map(jnp.zeros_like, carry))
 
     def advance(state: DecodeState, read: tuple[Array, Array | None]) -> tuple[DecodeState, Array]:
         token, reset = read
         if reset is not None:
-            state = reset_state(weights, state, initial, reset)
+            state = reset_state(weights, state, reset)
         logits, state = decode_step(config, weights, weights.lookup(token), state)
         return state, logits
 

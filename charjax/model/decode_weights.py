@@ -96,6 +96,10 @@ class DecodeWeights:
             result *= self._over_batch(scales.result)
         return result + self._over_batch(bias)
 
+    def hgates_bias(self, layer: int) -> Activations:
+        """The hidden gates of a state of zeros, the same for every sequence."""
+        return self._over_batch(self.biases[layer][: self.gates])
+
     def mogrify(
         self, layer: int, x: Activations, h: Activations
     ) -> tuple[Activations, Activations]:

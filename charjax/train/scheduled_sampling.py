@@ -51,8 +51,7 @@ def mix_inputs(
     x, state = weights.lookup(first[:, 0]), decode_state(weights, carry)
     if boundary_id is not None:
         weights = mask_token(weights, boundary_id)
-        initial = decode_state(weights, jax.tree.map(jnp.zeros_like, carry))
-        state = reset_state(weights, state, initial, first[:, 0] == boundary_id)
+        state = reset_state(weights, state, first[:, 0] == boundary_id)
 
     def advance(
         previous: tuple[Activations, DecodeState], scanned: tuple[Array, Array]
@@ -65,7 +64,7 @@ def mix_inputs(
         if boundary_id is not None:
             is_boundary = true_token == boundary_id
             is_sampled = is_sampled & ~is_boundary
-            state = reset_state(weights, state, initial, is_boundary)
+            state = reset_state(weights, state, is_boundary)
         token = jnp.where(is_sampled, _sample(token_keys, logits), true_token)
         return (weights.lookup(token), state), token
 
