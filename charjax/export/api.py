@@ -29,7 +29,7 @@ _TRAINING = (*_DROPOUTS, "init", "recurrence", "remat")
 _logger = logging.getLogger(__name__)
 
 
-def export_model(trained: TrainedModel, out: str | Path, *, format: str = "program") -> None:
+def export_model(trained: TrainedModel, out: str | Path, *, format: str) -> None:
     """Writes a model in one of the formats.
 
     Paths of the text and of the first weights lose their folders, which may be private.

@@ -122,7 +122,7 @@ def test_weights_survive_their_file():
 def test_the_example_writes_the_same_bytes_in_a_process_without_charjax(tmp_path, caplog):
     caplog.set_level("INFO", "charjax")
     trained = trained_like(GRU)
-    export_model(trained, tmp_path / "out")
+    export_model(trained, tmp_path / "out", format="program")
     assert len(caplog.messages) == 1
     arguments = [str(tmp_path / "out"), "the cat", "60", "0.9", "5"]
     # Isolated, with an import of charjax made to fail.
@@ -140,7 +140,7 @@ def test_the_example_writes_the_same_bytes_in_a_process_without_charjax(tmp_path
 def test_the_example_reads_and_writes_bytes(tmp_path, monkeypatch):
     """A model of bytes writes text, not its bytes as characters."""
     trained = trained_like(GRU, unit="byte", text="Une tasse de café, du thé")
-    export_model(trained, tmp_path / "out")
+    export_model(trained, tmp_path / "out", format="program")
     arguments = [str(EXAMPLE), str(tmp_path / "out"), "café", "20", "0", "0"]
     done = subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
     # Bytes that are no UTF-8 become U+FFFD in the command, and stay bytes in the example.
@@ -153,7 +153,7 @@ def test_the_example_reads_and_writes_bytes(tmp_path, monkeypatch):
 
 def test_the_folder_explains_itself(tmp_path):
     trained, out = with_boundary(trained_like(GRU, unk=True)), tmp_path / "out"
-    export_model(trained, out)
+    export_model(trained, out, format="program")
     files = {path.name for path in out.iterdir()}
     readme = (out / "README.md").read_text(encoding="utf-8")
     assert all(f"`{name}`" in readme for name in files - {"README.md", "charjax-export.json"})
@@ -169,5 +169,5 @@ def test_the_folder_explains_itself(tmp_path):
 def test_a_missing_package_is_one_line_and_leaves_no_file(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "flatbuffers", None)
     with pytest.raises(InputError, match=r"flatbuffers is not installed.*charjax\[export\]"):
-        export_model(trained_like(GRU), tmp_path / "out")
+        export_model(trained_like(GRU), tmp_path / "out", format="program")
     assert not (tmp_path / "out").exists()
