@@ -18,14 +18,11 @@ from hypothesis import strategies as st
 from charjax.model.recurrence.base import Inputs, Operands, Weights
 from charjax.model.recurrence.c import build, ops
 from tests.model import reference
+from tests.model.recurrence.c_library import LIBRARY, needs_c, skip_without
 from tests.model.recurrence.implementations import DTYPES, VOCAB, Size, random_layer
 from tests.model.small import distance, normal, tokens_of
 
-LIBRARY = build.load()
-
-pytestmark = pytest.mark.skipif(
-    isinstance(LIBRARY, build.Unavailable), reason=f"no C library: {LIBRARY}"
-)
+pytestmark = needs_c
 
 
 def run(cell, *layer):
@@ -46,8 +43,7 @@ MATRICES = [(1, 1, 1, 1), (24, 16, 64, 16), (25, 33, 19, 27), (2, 130, 79, 13)]
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("rows", "columns", "time", "batch"), MATRICES)
 def test_sums_over_all_positions_are_those_of_float64(rows, columns, time, batch, dtype):
-    if not LIBRARY.supports_dtype(dtype):
-        pytest.skip(f"this processor has no {dtype} dot products")
+    skip_without(dtype)
     a, b = (normal(i, n, time, batch).astype(dtype) for i, n in enumerate((rows, columns)))
     tokens = tokens_of(VOCAB, batch, time).T
     table = Inputs(jnp.zeros((columns, VOCAB)), tokens)

@@ -15,10 +15,7 @@ from unittest.mock import Mock
 import pytest
 
 from charjax.model.recurrence.c import build
-
-needs_c = pytest.mark.skipif(
-    isinstance(build.load(), build.Unavailable), reason=f"no C library: {build.load()}"
-)
+from tests.model.recurrence.c_library import needs_c
 
 
 @pytest.fixture(scope="module")

@@ -8,16 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from charjax.model.recurrence.c import build
 from charjax.model.recurrence.c.packed import pack
+from tests.model.recurrence.c_library import LIBRARY, needs_c, skip_without
 from tests.model.small import UNOPTIMIZED, normal
 
-LIBRARY = build.load()
-
-pytestmark = pytest.mark.skipif(
-    isinstance(LIBRARY, build.Unavailable), reason=f"no C library: {LIBRARY}"
-)
-
+pytestmark = needs_c
 
 ROWS = [slice(*ends) for ends in ((0, 13), (0, 1), (1, 3), (3, 6), (6, 10), (5, 10), (7, 13))]
 
@@ -33,8 +28,7 @@ def products(kernel, states, dtype):
 @pytest.mark.parametrize(("k", "columns"), [(1, 1), (5, 7), (64, 64), (33, 130)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_row_is_right_and_does_not_depend_on_the_others(dtype, k, columns):
-    if not LIBRARY.supports_dtype(dtype):
-        pytest.skip(f"this processor has no {dtype} dot products")
+    skip_without(dtype)
     kernel, states = normal(1, k, columns), normal(2, 13, k)
     results, *some = map(np.asarray, products(kernel, states, dtype))
     exact = (np.asarray(a).astype(dtype).astype(np.float64) for a in (states, kernel))

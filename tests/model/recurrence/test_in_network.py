@@ -16,14 +16,11 @@ from charjax.model.cells import CELLS
 from charjax.model.network import CharRNN
 from charjax.model.recurrence.api import resolve
 from charjax.model.recurrence.c import build, ops
+from tests.model.recurrence.c_library import needs_c
 from tests.model.small import UNOPTIMIZED, carry_of, distance, like, params_of, tokens_of
 
 VOCAB, BATCH, TIME = 7, 3, 6
 SMALL = ModelConfig(cell="gru", hidden=5, layers=2, embed=4)
-
-needs_c = pytest.mark.skipif(
-    isinstance(build.load(), build.Unavailable), reason=f"no C library: {build.load()}"
-)
 
 
 def test_without_the_c_library_the_network_runs_all_the_same(monkeypatch):
