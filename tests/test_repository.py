@@ -46,6 +46,14 @@ def test_the_workflow_pins_actions_and_has_no_more_rights_than_it_needs(name):
     assert workflow.count("persist-credentials: false") == workflow.count("actions/checkout@")
 
 
+def test_contributing_names_every_file_of_slow_tests():
+    table = read("CONTRIBUTING.md").partition("\nSlow tests")[2].partition("\n\nOther checks")[0]
+    listed = [ROOT / path for path in re.findall(r"`((?:tests|benchmarks)\b[\w/.]*)`", table)]
+    for file in [*TESTS, *(ROOT / "benchmarks").glob("test_*.py")]:
+        if re.search(r"\bmark\.slow\b", file.read_text(encoding="utf-8")):
+            assert {file, *file.parents}.intersection(listed), file
+
+
 def test_readme_has_one_test_command():
     commands = re.findall(r"^python3? -m venv .* -m pytest$", read("README.md"), re.M)
     assert len(commands) == 1

@@ -12,6 +12,8 @@ import h5py
 import numpy as np
 import pytest
 
+from charjax.cli.arguments import Parser
+from charjax.cli.commands import load_commands
 from charjax.cli.main import main
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
@@ -95,6 +97,13 @@ def test_a_converted_model_can_be_sampled_scored_exported_and_described(tmp_path
     # And a folder in use is never written to.
     assert main(["convert", *map(str, files)]) == 2
     assert "exists; name a new folder" in capfd.readouterr().err
+
+
+def test_the_command_takes_every_framework():
+    parser = Parser()
+    load_commands()["convert"].add_arguments(parser)
+    (source,) = (action for action in parser._actions if action.dest == "source")
+    assert set(source.choices) == set(SOURCES)
 
 
 # Biases, gates and tokens
