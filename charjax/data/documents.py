@@ -39,7 +39,9 @@ class DocumentRules:
 
 def missing_delimiter(delimiter: str, prefix: str, where: str) -> str:
     """The message about a delimiter of documents that is in none of the texts."""
-    remedy = escape_hint(delimiter) or "copy the delimiter from the text"
+    remedy = escape_hint(delimiter) or (
+        f"copy the delimiter from the text, or set {prefix}documents=files if a file is a document"
+    )
     return f"{prefix}delimiter={delimiter!r}: not in {where}; {remedy}"
 
 

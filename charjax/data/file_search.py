@@ -59,7 +59,10 @@ def find_files(given: str, option: str) -> TextFiles:
     paths: dict[str, None] = {}
     left_out: Counter[str] = Counter()
     from_search = False
-    for part in given.split(",") if is_list else [given]:
+    parts = given.split(",") if is_list else [given]
+    if is_list and "" in parts:
+        raise InputError(f"{option}={given!r}: a comma without a path beside it; leave it out")
+    for part in parts:
         path = expand_path(part, option)
         found = remote.find(part, option) if is_address(part) else _find(path, left_out)
         from_search = from_search or found != [path]

@@ -179,7 +179,11 @@ def test_rows_are_documents_of_joined_columns(read):
         (b"text", {"end": "MARK"}, r"config.data.end='MARK': not in .*text\.txt"),
         (b"a,b\n", {"documents": "rows", "columns": (2,)}, "line 1 of .* has 2 columns"),
         (b"a,b\n", {"documents": "rows", "columns": (0, -1)}, "line 1 of .* has 2 columns"),
-        (b"abc", DELIMITED | {"delimiter": "x"}, r"config.data.delimiter='x': not in .*text\.txt"),
+        (
+            b"abc",
+            DELIMITED | {"delimiter": "x"},
+            r"config.data.delimiter='x': not in .*text\.txt; .* set config.data.documents=files",
+        ),
         (b"abc", DELIMITED | {"delimiter": r"\n"}, "a backslash is not an escape"),
         (b'a,"b\nc', {"documents": "rows"}, "is not valid CSV"),
         (b'"a"b,c', {"documents": "rows"}, "is not valid CSV"),

@@ -89,6 +89,9 @@ def test_several_paths_have_commas_between(folder):
     (folder / "x,y.txt").write_text("comma")
     assert names(folder, read(f"{folder}/b.txt,{folder}/a")) == ["b.txt", "a/c.TXT"]
     assert names(folder, read(folder / "x,y.txt")) == ["x,y.txt"]
+    for paths in ("b.txt,", ",b.txt", "b.txt,,a"):
+        with pytest.raises(InputError, match=f"='{paths}': a comma without a path beside it"):
+            read(paths)
 
 
 COMPRESS = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstd.compress}
