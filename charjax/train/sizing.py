@@ -23,6 +23,12 @@ _SAVING_S = 0.6  # seconds of a checkpoint and samples, at every evaluation
 _STEPS_FRACTION = 0.98  # of the time: the rest reads batches and writes records
 # A text is a list, one item a line, if its lines are many, short, of few words, mostly distinct.
 _MIN_ITEMS, _MAX_ITEM_CHARS, _MAX_ITEM_WORDS, _MIN_DISTINCT = 100, 40, 3, 0.5
+_DOCUMENTS = {  # by `DataConfig.documents`
+    "lines": "one item a line: each",
+    "files": "each file",
+    "rows": "each row",
+    "delimiter": "each part between delimiters",
+}
 
 
 class Row(NamedTuple):
@@ -159,14 +165,15 @@ def describe_choice(
 
 def _kind_of_text(data: DataConfig) -> str:
     """What the documents are; of a file of records, how to read its texts alone."""
-    if data.documents == "lines":
-        return "one item a line: each is a document, shuffled before the split"
-    if data.documents == "none" and has_records(data.path):
+    if data.documents != "none":
+        shuffled = ", shuffled before the split" if data.shuffle_documents else ""
+        return f"{_DOCUMENTS[data.documents]} is a document{shuffled}"
+    if has_records(data.path):
         return (
             "one text, with the syntax of its JSON lines; `charjax pack --field=NAME` packs the "
             "texts of a field"
         )
-    if data.documents == "none" and data.path.lower().endswith((".csv", ".tsv")):
+    if data.path.lower().endswith((".csv", ".tsv")):
         return (
             "one text, with its commas and quotes; --config.data.documents=rows reads each row as "
             "a document, --config.data.columns=NAME columns of it"

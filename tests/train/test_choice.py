@@ -172,6 +172,15 @@ def test_records_that_are_read_as_one_text_are_said(path, hint):
     assert hint in chosen if hint else chosen.endswith("one text")
 
 
+@pytest.mark.parametrize("shuffled", [False, True])
+@pytest.mark.parametrize("documents", ["lines", "files", "rows", "delimiter"])
+def test_what_a_document_is_and_whether_they_are_shuffled_is_said(documents, shuffled):
+    data = DataConfig(path="a.csv", documents=documents, shuffle_documents=shuffled)
+    chosen, *_ = sizing.describe_choice(Config(data=data), TINY, 1000, 4.0, Speed(0.001, 1.0, 1.0))
+    assert documents.removesuffix("s") in chosen
+    assert chosen.endswith("is a document, shuffled before the split" if shuffled else "document")
+
+
 def test_a_short_text_has_smaller_batches():
     row = TINY._replace(data={"batch_size": 32, "seq_len": 64})
     config = sizing.sized_config("x", "a b" * 100, row, 1)
