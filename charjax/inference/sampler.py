@@ -32,7 +32,7 @@ from charjax.inference.groups import (
 )
 from charjax.inference.row_options import row_options
 from charjax.inference.sampling_loop import Program, compiled_loop
-from charjax.inference.sampling_options import Sampling
+from charjax.inference.sampling_options import MAX_CHARS, Sampling
 from charjax.inference.sampling_rows import Sampled, Starts, start_rows
 from charjax.model.decode_weights import DecodeWeights
 from charjax.runtime.compiler_options import check_concrete
@@ -40,7 +40,6 @@ from charjax.runtime.dtypes import check_resolved
 from charjax.schema import check_integer
 from charjax.types import PyTree
 
-_MAX_CHARS = 10**9
 MAX_SAMPLES = 10**6
 _CHUNK, _PERSISTENT_CHUNK = 256, 1024  # characters in one dispatch, unless their noise exceeds
 _MAX_NOISE = 1 << 23  # numbers drawn ahead of the scan
@@ -138,7 +137,7 @@ class Sampler:
             token, the id is -1, and those after it mean nothing.
         """
         check_prompt(prompt, self.vocab_size)
-        check_integer("--num_chars", num_chars, 0, _MAX_CHARS)
+        check_integer("--num_chars", num_chars, 0, MAX_CHARS)
         check_num_samples(num_samples)
         program = self.program(sampling, num_samples, num_top, copies)
         request = _Request(program, prompt, num_chars, num_samples, sampling, copies)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from charjax.errors import InputError
 from charjax.schema import check_flags, check_integer, number
 
+MAX_CHARS = 10**9  # of a sample
 _MAX_BIAS = 1e30  # beyond it, sums of biases and penalized logits could leave float32
 _MAX_STOPS = 64
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from charjax.inference.sampling_options import MAX_CHARS
 from charjax.schema import check_flags, number
 
 
@@ -26,12 +27,12 @@ class RequestLimits:
       max_seconds: from a request to the end of its answer.
 
     Raises:
-      InputError: a bound is below 1.
+      InputError: a bound is out of range.
     """
 
     max_body: int = _at_least_1(4 * 2**20)
     max_prompt: int = _at_least_1(200_000)
-    max_tokens: int = _at_least_1(100_000)
+    max_tokens: int = number(100_000, 1, MAX_CHARS)
     max_texts: int = _at_least_1(128)
     max_queue: int = _at_least_1(256)
     max_seconds: int = _at_least_1(600)

@@ -45,6 +45,7 @@ def test_a_port_that_is_taken_is_an_error_of_the_host(capsys):
     [
         ("--host", ["a..b", "a" * 64], "--host={0}: must be an IP"),
         ("--port", ["70000"], "--port={0}: must be from"),
+        ("--max_tokens", ["0", "1000000001"], "--max_tokens={0}: must be from 1 to 1000000000"),
         ("--max_texts", ["0"], "--max_texts={0}: must be at least 1"),
         (
             "--allow_host",
