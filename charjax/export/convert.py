@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from charjax.export.from_torch import read_torch, weight_files
 from charjax.export.vocabulary import read_vocabulary
 from charjax.model.network import parameter_count
 from charjax.runtime.files import read_linked
+from charjax.runtime.folder_lock import lock_file
 from charjax.types import PyTree
 from charjax.workdir import Workdir
 
@@ -42,7 +44,7 @@ def convert(file: Path, source: str, vocabulary: Path, out: Path) -> None:
       HostError: a file cannot be read or written.
     """
     workdir = Workdir(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or {*out.iterdir()} - {lock_file(out)}):
         raise InputError(f"--out={out}: exists; name a new folder")
     digest = hashlib.sha256()
     with _named_errors(file):
@@ -98,12 +100,30 @@ def _meta(model: ModelConfig, vocab: Vocab, params: PyTree, source: SourceMeta) 
 
 
 def _write(workdir: Workdir, params: PyTree, meta: RunMeta) -> None:
-    with workdir.claim(), Checkpoints(workdir.checkpoints) as checkpoints:
+    with (
+        workdir.claim(),
+        _emptied_after_errors(workdir.path),
+        Checkpoints(workdir.checkpoints) as checkpoints,
+    ):
         workdir.start()
         workdir.write_run(meta.to_json())
         record = CheckpointMeta(meta, Progress(), workdir.log_sizes()).to_json()
         checkpoints.save(0, {"params": params}, record, val_loss=None)
         workdir.mark_saved()
+
+
+@contextlib.contextmanager
+def _emptied_after_errors(folder: Path) -> Iterator[None]:
+    """A context after whose errors a locked folder is empty, so that a command can be repeated."""
+    try:
+        yield
+    except BaseException:
+        for entry in {*folder.iterdir()} - {lock_file(folder)}:
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
+        raise
 
 
 @contextlib.contextmanager

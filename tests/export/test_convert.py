@@ -12,11 +12,12 @@ import h5py
 import numpy as np
 import pytest
 
+from charjax.checkpoint.checkpoints import Checkpoints
 from charjax.cli.arguments import Parser
 from charjax.cli.commands import load_commands
 from charjax.cli.main import main
 from charjax.data.vocab import Vocab
-from charjax.errors import InputError
+from charjax.errors import HostError, InputError
 from charjax.export.api import export_model
 from charjax.export.convert import SOURCES
 from charjax.export.foreign import ForeignLayer, layer_parameters
@@ -570,6 +571,26 @@ def test_an_error_about_the_folder_to_write_names_no_flag_of_other_commands(out,
     said = convert("m.safetensors", safetensors_file(state_dict(), {}), out=out)
     assert out.partition("/")[0] in said
     assert "--workdir" not in said
+
+
+@pytest.mark.parametrize("is_made", [False, True], ids=["new", "empty"])
+def test_a_conversion_that_could_not_be_written_can_be_repeated(
+    is_made, tmp_path, convert, monkeypatch
+):
+    def fail(*_, **__):
+        raise HostError("the disk is full")
+
+    if is_made:
+        (tmp_path / "run").mkdir()
+    content = safetensors_file(state_dict(), {})
+    with monkeypatch.context() as full_disk:
+        full_disk.setattr(Checkpoints, "save", fail)
+        (tmp_path / "m.safetensors").write_bytes(content)
+        (tmp_path / "v.txt").write_text("abcde")
+        flags = ["--from=torch", f"--vocabulary={tmp_path}/v.txt", f"--out={tmp_path}/run"]
+        assert main(["convert", f"{tmp_path}/m.safetensors", *flags]) == 4
+    assert (tmp_path / "run").exists() == is_made
+    assert "gru 1 x" in convert("m.safetensors", content)
 
 
 @pytest.mark.parametrize(
