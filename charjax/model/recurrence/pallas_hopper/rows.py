@@ -2,7 +2,7 @@
 
 Pallas has no gather, no argmax and no transposed store for Mosaic GPU. The numbers of a row are in
 the registers of four threads of a warp, so that a reduction over a row is two shuffles, and every
-thread can load and store its own numbers wherever they lie.
+thread can load and store its own numbers anywhere.
 """
 
 from __future__ import annotations
