@@ -73,7 +73,7 @@ class DataConfig:
     # corpus, and equal documents are in one split; see `charjax.data.document_hash`.
     split_by: str = choice("position", "hash")
     # Validation characters that an evaluation in training reads, in parts spread evenly over the
-    # split. 0: all of them, but at most four million; see `charjax.inference.evaluate`.
+    # split. 0: all of them, but at most four million; see `charjax.inference.scoring.evaluate`.
     eval_chars: int = number(0, 0)
     batching: str = key_of(BATCHING_FIELDS)
     batch_size: int = number(32, 1)  # sequences in the global batch

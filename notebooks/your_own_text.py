@@ -88,7 +88,7 @@ for temperature in (0.4, 0.7, 1.0):
 
 # %%
 from charjax import score
-from charjax.inference.score import read_part
+from charjax.inference.scoring.score import read_part
 
 result = score(trained.config.model, trained.params, read_part(trained, "val"))
 print(f"{result.nats_per_char:.4f} nats, {result.bits_per_char:.4f} bits per character")

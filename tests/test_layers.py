@@ -101,13 +101,18 @@ MODULES = sorted(IMPORTS.keys() - {PUBLIC_API})
 
 
 def layer_of(module: str) -> int:
-    """The layer of a module, from 0; the public API is above them all."""
+    """The layer of a module, from 0, by its most specific entry; the public API is above all."""
     if module == PUBLIC_API:
         return len(LAYERS)
-    for layer, names in enumerate(LAYERS):
-        if any(f"{module}.".startswith(n) if n[-1] == "." else module == n for n in names):
-            return layer
-    raise LookupError(f"{module} is in no layer: add it to the map in CONTRIBUTING.md")
+    entries = [
+        (len(name), layer)
+        for layer, names in enumerate(LAYERS)
+        for name in names
+        if (f"{module}.".startswith(name) if name[-1] == "." else module == name)
+    ]
+    if not entries:
+        raise LookupError(f"{module} is in no layer: add it to the map in CONTRIBUTING.md")
+    return max(entries)[1]
 
 
 def internal_imports(module: str, *, lazy: bool) -> set[str]:

@@ -12,8 +12,8 @@ from benchmarks.worker import Task
 from benchmarks.workload import Shape, batch
 from charjax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from charjax.data.batches import Batch
-from charjax.inference.sampler import Sampler
-from charjax.inference.sampling_options import Sampling
+from charjax.inference.options import Sampling
+from charjax.inference.sampling.sampler import Sampler
 from charjax.model.network import init_params
 from charjax.runtime.keys import Stream, stream_key
 from charjax.train.backends import make_backend

@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 
 from charjax.data.vocab import Vocab
 from charjax.export.page import Page, json_element
-from charjax.inference.inspection import Inspection
-from charjax.inference.units import Separation
+from charjax.inference.inspection.inspect import Inspection
+from charjax.inference.inspection.units import Separation
 from charjax.runtime.paths import without_folders
 
 _PAGE = Page("look.html", ("parts.js", "look.js"))

@@ -1,7 +1,7 @@
 """Export as a serialized `jax.export` program, which runs without charjax.
 
 The program is one step of decoding and sampling. It computes the same as
-`charjax.inference.sampler`, so that it samples the same characters from the same keys.
+`charjax.inference.sampling.sampler`, so that it samples the same characters from the same keys.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from charjax.config import ModelConfig
 from charjax.data.vocab import Vocab
 from charjax.export.weights import import_extra, vocabulary_json, weights_file
 from charjax.inference.load import TrainedModel
-from charjax.inference.sampling import sample_token
+from charjax.inference.sampling.logits import sample_token
 from charjax.model.carry import initial_carry
 from charjax.model.decode import DecodeState, decode_state, decode_step
 from charjax.model.decode_weights import decode_weights, mask_token

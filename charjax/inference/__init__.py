@@ -1,1 +1,1 @@
-"""Inference with a trained model: load, evaluate, score, sample, describe."""
+"""Inference with a trained model: load, score, inspect, sample, describe."""

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from charjax.data.vocab import check_ids
-from charjax.inference.controls import restrict
-from charjax.inference.prompt import Prompt, encode_prompt
-from charjax.inference.sampling_options import Controls, Sampling
+from charjax.inference.options import Controls, Sampling
+from charjax.inference.texts.controls import restrict
+from charjax.inference.texts.prompt import Prompt, encode_prompt
 from charjax.runtime.display import counted
 from charjax.serve.errors import as_field_errors, invalid
 from charjax.serve.jobs import Choice, PieceQueue

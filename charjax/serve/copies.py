@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import UInt64
 
 from charjax.errors import CharjaxError, InputError
-from charjax.inference.copying import CopyTable, copy_table
 from charjax.inference.load import TrainedModel
+from charjax.inference.sampling.copying import CopyTable, copy_table
 from charjax.inference.training_text import decoded, training_text
 from charjax.serve.errors import ProtocolError
 

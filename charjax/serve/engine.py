@@ -8,9 +8,9 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 
-from charjax.inference.groups import is_batch_invariant
 from charjax.inference.load import TrainedModel
-from charjax.inference.sampler import Sampler
+from charjax.inference.sampling.groups import is_batch_invariant
+from charjax.inference.sampling.sampler import Sampler
 from charjax.runtime.display import counted
 from charjax.serve.errors import ProtocolError
 from charjax.serve.jobs import Choice, Job

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from charjax.inference.prompt import Prompt
-from charjax.inference.sampling_rows import Sampled
+from charjax.inference.sampling.rows import Sampled
+from charjax.inference.texts.prompt import Prompt
 from charjax.serve.errors import ProtocolError
 from charjax.serve.text import Delta, DeltaWriter, Writing
 

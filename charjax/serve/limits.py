@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from charjax.inference.sampling_options import MAX_CHARS
+from charjax.inference.options import MAX_CHARS
 from charjax.schema import check_flags, number
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from charjax.data.vocab import Vocab
-from charjax.inference.sampling_rows import Sampled
+from charjax.inference.sampling.rows import Sampled
 
 BOUNDARY = "<|endoftext|>"  # the document boundary as a string
 _LEAST_LOGPROB = -9999.0  # what the protocol has for minus infinity, which JSON cannot hold

@@ -10,7 +10,7 @@ import numpy as np
 
 from charjax.data.vocab import check_ids
 from charjax.inference.load import TrainedModel
-from charjax.inference.prompt import Prompt, encode_prompt
+from charjax.inference.texts.prompt import Prompt, encode_prompt
 from charjax.runtime.paths import without_folders
 from charjax.serve.engine import Engine
 from charjax.serve.logprobs import BOUNDARY

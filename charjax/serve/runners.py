@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int
 
-from charjax.inference.sampler import Sampler
-from charjax.inference.sampling_rows import Sampled
-from charjax.inference.slots import NO_TOKENS, SlotBatch
+from charjax.inference.sampling.rows import Sampled
+from charjax.inference.sampling.sampler import Sampler
+from charjax.inference.sampling.slots import NO_TOKENS, SlotBatch
 from charjax.serve.jobs import Choice, Job
 
 _SIZES = (8, 64)  # rows of the batches: a few texts need not wait for a step of many rows
@@ -90,7 +90,7 @@ class SlotRunner:
     """Texts of any requests as rows of one batch; a row is free once its text is done.
 
     It needs matmuls that give a row the same bits whatever is in the others
-    (`charjax.inference.groups.is_batch_invariant`).
+    (`charjax.inference.sampling.groups.is_batch_invariant`).
     """
 
     def __init__(self, sampler: Sampler, num_top: int | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from charjax.inference.sampling_options import Controls, Sampling
+from charjax.inference.options import Controls, Sampling
 from charjax.serve.limits import RequestLimits
 
 Schema: TypeAlias = dict[str, Any]

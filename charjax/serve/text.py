@@ -7,11 +7,11 @@ from typing import NamedTuple
 import numpy as np
 
 from charjax.data.vocab import Vocab
-from charjax.inference.copying import CopyTable
-from charjax.inference.prompt import Prompt
-from charjax.inference.sampling_options import Controls, Sampling
-from charjax.inference.sampling_rows import Sampled
-from charjax.inference.text_end import TextEnd
+from charjax.inference.options import Controls, Sampling
+from charjax.inference.sampling.copying import CopyTable
+from charjax.inference.sampling.rows import Sampled
+from charjax.inference.texts.end import TextEnd
+from charjax.inference.texts.prompt import Prompt
 from charjax.serve.logprobs import LogprobList, TokenLogprob
 
 

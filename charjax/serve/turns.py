@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from charjax.errors import CharjaxError
-from charjax.inference.sampler import Sampler
-from charjax.inference.slots import SlotBatch
+from charjax.inference.sampling.sampler import Sampler
+from charjax.inference.sampling.slots import SlotBatch
 from charjax.serve.errors import ProtocolError
 from charjax.serve.jobs import Choice, Job
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from charjax.config import Config
 from charjax.data.dataset import Dataset
-from charjax.inference.evaluate import validate
+from charjax.inference.scoring.evaluate import validate
 from charjax.runtime import distributed, sharding
 from charjax.train.metrics import figure_class
 from charjax.train.samples import generate_samples

@@ -17,7 +17,7 @@ from charjax.checkpoint.meta import CheckpointMeta
 from charjax.checkpoint.progress import Progress
 from charjax.config import Config, from_config_dict, to_dict
 from charjax.errors import DivergedError, InputError, InterruptedRunError
-from charjax.inference.evaluate import validate
+from charjax.inference.scoring.evaluate import validate
 from charjax.runtime import distributed
 from charjax.runtime.display import Display, make_display, show_messages
 from charjax.runtime.files import append_text

@@ -15,7 +15,7 @@ from charjax.config import TrainConfig
 from charjax.data.dataset import Dataset
 from charjax.data.reading import prepare_prompt
 from charjax.errors import InputError
-from charjax.inference.evaluate import max_eval_chars
+from charjax.inference.scoring.evaluate import max_eval_chars
 from charjax.runtime.display import counted
 from charjax.runtime.status import TrainingStatus
 from charjax.train.intervals import Intervals, asked_dispatch, epoch_limit, total_steps

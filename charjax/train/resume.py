@@ -18,7 +18,7 @@ from charjax.data.shuffle import resolve_order
 from charjax.data.store_tokens import StoreTokens, TokenIds
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
-from charjax.inference.evaluate import max_eval_chars
+from charjax.inference.scoring.evaluate import max_eval_chars
 from charjax.model.recurrence.api import resolve
 from charjax.model.recurrence.resolution import Resolution
 from charjax.runtime.display import code_points, counted

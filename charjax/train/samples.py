@@ -9,10 +9,10 @@ from charjax.config import Config
 from charjax.data.reading import ReadingRules, prepare_prompt
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
-from charjax.inference.sampler import Sampler
-from charjax.inference.sampling_options import Sampling
-from charjax.inference.sampling_rows import Sampled
-from charjax.inference.text_end import TextEnd, decode_texts
+from charjax.inference.options import Sampling
+from charjax.inference.sampling.rows import Sampled
+from charjax.inference.sampling.sampler import Sampler
+from charjax.inference.texts.end import TextEnd, decode_texts
 from charjax.runtime.sharding import local_copy
 from charjax.types import PyTree
 

@@ -10,7 +10,7 @@ import jax
 
 from charjax.config import Config
 from charjax.data.dataset import load_dataset
-from charjax.inference.evaluate import validate
+from charjax.inference.scoring.evaluate import validate
 from charjax.runtime.dtypes import resolve_dtype
 from charjax.train.backends import make_backend
 from charjax.train.intervals import STEPS_PER_DISPATCH

@@ -23,9 +23,9 @@ import pytest
 
 from charjax.cli import commands, main
 from charjax.cli.arguments import Parser
-from charjax.inference import evaluate
-from charjax.inference.dynamic import update_rule
-from charjax.inference.evaluate import Score
+from charjax.inference.scoring import evaluate
+from charjax.inference.scoring.dynamic import update_rule
+from charjax.inference.scoring.evaluate import Score
 from charjax.runtime.cache import private_cache_folder
 from charjax.train.metrics import read_metrics
 from tests.environment import with_devices
@@ -376,7 +376,7 @@ def test_the_score_of_the_validation_text_is_the_validation_loss(workspace, monk
 
 
 def test_an_infinite_perplexity_is_null_in_json(workspace, capfd, monkeypatch):
-    monkeypatch.setattr("charjax.inference.score.score_text", lambda *_: Score(1, 1000.0))
+    monkeypatch.setattr("charjax.inference.scoring.score.score_text", lambda *_: Score(1, 1000.0))
     assert main.main(workspace.fill("score --workdir=@run --file=@text.txt")) == 0
     out, err = capfd.readouterr()
     assert json.loads(out)["perplexity"] is None
@@ -822,7 +822,7 @@ def test_dynamic_evaluation_that_diverges_ends_with_code_5(workspace, capfd, mon
         object.__setattr__(options, "learning_rate", 1e38)
         return update_rule(params, rms, options)
 
-    monkeypatch.setattr("charjax.inference.score.update_rule", diverging)
+    monkeypatch.setattr("charjax.inference.scoring.score.update_rule", diverging)
     command = "score --workdir=@run --part=val --dynamic --learning_rate=0.5"
     assert main.main(workspace.fill(command)) == 5
     assert_one_line(capfd.readouterr().err, ("--learning_rate=0.5", "smaller"))

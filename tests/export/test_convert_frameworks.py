@@ -185,7 +185,7 @@ def test_the_gru_tutorial_is_trained_there_and_trained_on_here(embed, hidden, st
 
 
 def score_of(workdir: Path, file: Path) -> float:
-    from charjax.inference.score import read_file, score_text
+    from charjax.inference.scoring.score import read_file, score_text
     from charjax.runtime.display import no_progress
 
     trained = load_trained(workdir, which="best")

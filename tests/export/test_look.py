@@ -75,7 +75,7 @@ def test_the_page_holds_the_text_its_surprises_and_all_activations(folder, capfd
 
 def test_a_large_model_keeps_the_page_under_its_limit(folder, capfd, monkeypatch):
     monkeypatch.setattr("charjax.export.look._MAX_ACTIVATIONS", 7 * len(TEXT))
-    monkeypatch.setattr("charjax.inference.units._BEST", 1)
+    monkeypatch.setattr("charjax.inference.inspection.units._BEST", 1)
     assert main(["look", "--workdir=run", "--file=text.txt", "--out=page.html"]) == 0
     assert "activations of 7 of the 12 units" in capfd.readouterr().err
     look = data_of(Path("page.html").read_text("utf-8"))

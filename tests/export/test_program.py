@@ -21,8 +21,8 @@ from charjax.export.api import export_model
 from charjax.export.program import PLATFORMS, export_generator, start_rows
 from charjax.export.weights import named_weights, weights_file
 from charjax.inference.load import TrainedModel
-from charjax.inference.sampling_options import Sampling
-from charjax.inference.texts import sample_texts
+from charjax.inference.options import Sampling
+from charjax.inference.texts.sampler import sample_texts
 from charjax.runtime.keys import Stream, stream_key
 from tests.environment import with_devices
 from tests.export.tiny import network_logits, sampled, trained_like, with_boundary

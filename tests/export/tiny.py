@@ -16,8 +16,8 @@ from charjax.config import Config, ModelConfig, TrainConfig
 from charjax.data.vocab import Vocab
 from charjax.export.quantized import quantize_model
 from charjax.inference.load import TrainedModel
-from charjax.inference.sampling_options import Sampling
-from charjax.inference.texts import TextSampler, write_texts
+from charjax.inference.options import Sampling
+from charjax.inference.texts.sampler import TextSampler, write_texts
 from charjax.model.carry import initial_carry
 from charjax.model.network import init_params
 from charjax.runtime.keys import Stream, stream_key

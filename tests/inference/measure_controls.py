@@ -19,7 +19,7 @@ import jax
 
 from charjax.config import DataConfig
 from charjax.data.corpus import load_corpus
-from charjax.inference.texts import TextSampler
+from charjax.inference.texts.sampler import TextSampler
 from tests.environment import existing, provenance
 from tests.inference.scripted import random_model, text_sampler, trained_on
 

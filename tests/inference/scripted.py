@@ -11,8 +11,8 @@ from charjax.config import Config, DataConfig, ModelConfig
 from charjax.data.corpus import load_corpus
 from charjax.data.vocab import Vocab
 from charjax.inference.load import TrainedModel
-from charjax.inference.sampling_options import Controls, Sampling
-from charjax.inference.texts import TextSampler, write_texts
+from charjax.inference.options import Controls, Sampling
+from charjax.inference.texts.sampler import TextSampler, write_texts
 from tests.model.small import array, like, param_shapes
 
 

@@ -21,9 +21,9 @@ from charjax.config import (
 )
 from charjax.data.vocab import Vocab
 from charjax.errors import CheckpointError
-from charjax.inference.evaluate import score
 from charjax.inference.info import config_info, trained_info
 from charjax.inference.load import TrainedModel, load_trained, with_dtype
+from charjax.inference.scoring.evaluate import score
 from charjax.runtime.dtypes import resolve_dtype
 from charjax.workdir import Workdir
 from tests.inference.scripted import random_model

@@ -26,9 +26,9 @@ from charjax.checkpoint.checkpoints import Checkpoints
 from charjax.config import Config, TrainConfig, to_dict
 from charjax.data.vocab import Vocab
 from charjax.inference.load import load_trained
-from charjax.inference.sampler import Sampler
-from charjax.inference.sampling_options import Sampling
-from charjax.inference.text_end import TextEnd, decode_texts
+from charjax.inference.options import Sampling
+from charjax.inference.sampling.sampler import Sampler
+from charjax.inference.texts.end import TextEnd, decode_texts
 from charjax.workdir import Workdir
 from tests.environment import provenance, replaced_between
 from tests.inference.scripted import random_model

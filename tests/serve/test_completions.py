@@ -8,9 +8,9 @@ import math
 import numpy as np
 import pytest
 
-from charjax.inference.evaluate import char_nats
-from charjax.inference.sampling_options import Sampling
-from charjax.inference.texts import sample_texts
+from charjax.inference.options import Sampling
+from charjax.inference.scoring.evaluate import char_nats
+from charjax.inference.texts.sampler import sample_texts
 from charjax.serve.limits import RequestLimits
 from tests.serve.asgi import complete, post, request
 from tests.serve.conftest import BYTES, RANDOM

@@ -10,7 +10,7 @@ import pytest
 
 from charjax.config import Config, DataConfig
 from charjax.data.vocab import Vocab
-from charjax.inference.copying import forbidden_tokens
+from charjax.inference.sampling.copying import forbidden_tokens
 from charjax.serve.copies import copied_passages, table_against_copying
 from charjax.serve.errors import ProtocolError
 from tests.inference import scripted

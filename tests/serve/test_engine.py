@@ -9,7 +9,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from charjax.inference.evaluate import char_nats
+from charjax.inference.scoring.evaluate import char_nats
 from charjax.serve import engine, runners
 from charjax.serve.errors import ProtocolError
 from charjax.serve.limits import RequestLimits

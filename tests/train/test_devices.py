@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from charjax.config import Config, DataConfig
 from charjax.data.batches import TokenSplit, make_batches
 from charjax.errors import InputError
-from charjax.inference import evaluate
+from charjax.inference.scoring import evaluate
 from charjax.runtime.sharding import (
     all_devices,
     batch_sharding,

@@ -15,9 +15,9 @@ from charjax.cli.main import main
 from charjax.config import ModelConfig, OptimConfig
 from charjax.data.vocab import Vocab
 from charjax.export.weights import named_weights
-from charjax.inference.evaluate import char_nats
 from charjax.inference.load import TrainedModel, load_trained
-from charjax.inference.score import read_part, score_text
+from charjax.inference.scoring.evaluate import char_nats
+from charjax.inference.scoring.score import read_part, score_text
 from charjax.model.cells import CELLS
 from charjax.model.shapes import param_shapes
 from charjax.runtime.display import no_progress

@@ -36,8 +36,8 @@ def run(args: argparse.Namespace) -> None:
     """Writes the page; overwrites only files that charjax wrote."""
     from charjax.export.files import write_file
     from charjax.export.look import look_page
-    from charjax.inference.inspection import inspect
-    from charjax.inference.score import read_file
+    from charjax.inference.inspection.inspect import inspect
+    from charjax.inference.scoring.score import read_file
     from charjax.runtime.display import show_task
 
     options = reading_options(args)

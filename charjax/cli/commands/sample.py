@@ -20,10 +20,10 @@ from charjax.cli.arguments import (
 )
 from charjax.cli.prompts import read_prompts
 from charjax.errors import InputError
-from charjax.inference.sampling_options import Controls, Sampling
+from charjax.inference.options import Controls, Sampling
 
 if TYPE_CHECKING:
-    from charjax.inference.texts import TextSampler
+    from charjax.inference.texts.sampler import TextSampler
 
 _logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Writes the texts, and nothing else, to standard output."""
-    from charjax.inference.texts import TextSampler
+    from charjax.inference.texts.sampler import TextSampler
     from charjax.runtime.terminal import TextWriter, escape_hint
 
     for flag in ("stop", "separator", "forbid", "only"):
@@ -136,7 +136,7 @@ def _check_prompts(args: argparse.Namespace, sampler: TextSampler, prompts: Sequ
 
 def _plain(args: argparse.Namespace, sampler: TextSampler, prompts: Sequence[str]) -> Iterator[str]:
     """The texts of all prompts, with separators between them."""
-    from charjax.inference.texts import write_texts
+    from charjax.inference.texts.sampler import write_texts
 
     for number, prompt in enumerate(prompts):
         if number:
@@ -197,7 +197,7 @@ def _picked(
     args: argparse.Namespace, sampler: TextSampler, prompts: Sequence[str]
 ) -> Iterator[str]:
     """The text that a person chooses, word by word; the choices go to standard error."""
-    from charjax.inference.pick import likeliest_words
+    from charjax.inference.texts.pick import likeliest_words
     from charjax.runtime.terminal import escape_controls
 
     text = start = sampler.encode(prompts[0], args.unknown).text(sampler.vocab)

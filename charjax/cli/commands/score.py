@@ -17,10 +17,10 @@ from charjax.cli.arguments import (
     reading_options,
 )
 from charjax.errors import InputError
-from charjax.inference.dynamic_options import DynamicOptions
+from charjax.inference.options import DynamicOptions
 
 if TYPE_CHECKING:
-    from charjax.inference.score import Method
+    from charjax.inference.scoring.score import Method
 
 _logger = logging.getLogger(__name__)
 
@@ -78,8 +78,8 @@ def _add_methods(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Prints the cross entropy in nats and bits, and the perplexity; or a line per character."""
-    from charjax.inference.predictions import predict, prediction_records
-    from charjax.inference.score import read_file, read_part, score_text
+    from charjax.inference.scoring.predictions import predict, prediction_records
+    from charjax.inference.scoring.score import read_file, read_part, score_text
     from charjax.runtime.display import show_task
 
     options = reading_options(args)
@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _method(args: argparse.Namespace) -> tuple[Method, dict[str, Any]]:
     """How the flags say that the text is read, and what the result says about it."""
-    from charjax.inference.score import dynamically, in_windows
+    from charjax.inference.scoring.score import dynamically, in_windows
 
     given = [name for name in _DYNAMIC if getattr(args, name) is not None]
     if args.dynamic:

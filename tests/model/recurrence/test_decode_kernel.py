@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from charjax.config import ModelConfig
-from charjax.inference import groups, sampler
-from charjax.inference.sampler import Sampler
-from charjax.inference.sampling_options import Sampling
+from charjax.inference.options import Sampling
+from charjax.inference.sampling import groups, sampler
+from charjax.inference.sampling.sampler import Sampler
 from charjax.model.decode import decode_state
 from charjax.model.decode_weights import decode_weights, mask_token
 from charjax.model.recurrence.pallas_hopper import decode as kernel

@@ -12,9 +12,9 @@ import pytest
 from charjax.config import CELL_SIZES, CellSizes, ModelConfig
 from charjax.errors import InputError
 from charjax.inference.load import load_trained, with_dtype
-from charjax.inference.sampling_options import Sampling
-from charjax.inference.score import read_file, score_text
-from charjax.inference.texts import sample_texts
+from charjax.inference.options import Sampling
+from charjax.inference.scoring.score import read_file, score_text
+from charjax.inference.texts.sampler import sample_texts
 from charjax.model.cells import CELLS, Cell, CellGrads
 from charjax.model.recurrence.api import resolve
 from charjax.runtime.display import no_progress

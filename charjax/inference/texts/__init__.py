@@ -1,0 +1,1 @@
+"""Texts from a model: prompts are encoded, and samples decoded up to where they end."""
