@@ -17,8 +17,7 @@ import numpy as np
 import optax
 from jaxtyping import Float
 
-from charjax.checkpoint.checkpoints import Checkpoints
-from charjax.checkpoint.meta import CheckpointMeta, SourceMeta
+from charjax.checkpoint.meta import RunMeta, SourceMeta
 from charjax.config import Config, ModelConfig
 from charjax.data.dataset import Dataset
 from charjax.data.vocab import Vocab
@@ -30,7 +29,6 @@ from charjax.runtime.display import code_points
 from charjax.runtime.paths import expand_path
 from charjax.train.step import TrainState
 from charjax.types import PyTree
-from charjax.workdir import Workdir
 
 _logger = logging.getLogger(__name__)
 _ARCHITECTURE = ("cell", "hidden", "layers", "embed")
@@ -54,19 +52,20 @@ class InitialModel(NamedTuple):
         return Vocab.from_json(self.source.vocabulary)
 
 
-def read_initial_model(
-    config: Config, workdir: Workdir, checkpoints: Checkpoints
-) -> InitialModel | None:
+def read_initial_model(config: Config, saved: RunMeta | None) -> InitialModel | None:
     """The model that `train.init_from` names; None if it names none.
 
-    If the run has a checkpoint, the description is read from it, and the model is not read.
+    That of a resumed run is not read: the run has saved its description.
+
+    Args:
+      config: the run.
+      saved: the run as it was saved; None for a new run.
 
     Raises:
       InputError: there is no such model, or it has another architecture or unit.
-      CheckpointError: a checkpoint of the run cannot be read.
     """
-    if checkpoints.steps():
-        source = CheckpointMeta.of(checkpoints.read_meta(), workdir.checkpoints).run.source
+    if saved:
+        source = saved.source
         return InitialModel(source, None) if source and source.vocabulary else None
     if not config.train.init_from:
         return None

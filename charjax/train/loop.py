@@ -8,7 +8,6 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from charjax.inference.scoring.evaluate import validate
 from charjax.runtime import distributed
 from charjax.runtime.display import Display, make_display, show_messages
 from charjax.runtime.files import append_text
-from charjax.runtime.signals import StopSignals
 from charjax.train import compile_ahead, messages, resume
 from charjax.train.metrics import draw_curves, read_metrics
 from charjax.train.run import Run, RunState, set_up
@@ -73,7 +71,7 @@ def train(
         run, state = set_up(config, files, checkpoints, display, allow)
         try:
             with contextlib.closing(run.log), display.task("training") as update:
-                signal = _train(run, state, partial(_show, run, state, update))
+                signal = _train(run, state, update)
         except DivergedError as error:
             raise DivergedError(
                 f"{files.path}: diverged: {error}; what was saved is kept; in another --workdir, "
@@ -88,10 +86,9 @@ def train(
     return state.progress
 
 
-def _train(run: Run, state: RunState, show: Callable[..., None]) -> int | None:
+def _train(run: Run, state: RunState, update: Callable[..., None]) -> int | None:
     """Trains until the run ends; returns the signal that stopped it, or None."""
-    signals, is_compiled = StopSignals(), False
-    stop = Stopping(run, state, signals)
+    stop, is_compiled = Stopping(run, state), False
     is_done = stop.stops_here()
     is_due = bool(state.progress.pending or state.progress.unsampled)
     _write_run(run, state, is_finished=is_done and not is_due)
@@ -101,16 +98,16 @@ def _train(run: Run, state: RunState, show: Callable[..., None]) -> int | None:
         state.metrics.flush()
         with state.clock.paused():
             wait()
-            return _do_what_is_due(run, state, stop, show)
+            return _do_what_is_due(run, state, stop, update)
 
     if is_due:
-        with signals:
+        with stop.signals:
             is_done = do_what_is_due()
     with contextlib.ExitStack() as handlers:
         while not is_done:
             metrics = _dispatch(run, state)
             if not is_compiled:  # before, a signal may end the process: there is nothing to save
-                handlers.enter_context(signals)
+                handlers.enter_context(stop.signals)
                 is_compiled = True
             stop.sync()
             # While the devices compute these steps, the host reads metrics of the previous ones,
@@ -122,7 +119,8 @@ def _train(run: Run, state: RunState, show: Callable[..., None]) -> int | None:
             is_done = stop.stops_here()
             if is_done or stop.checkpoint_is_due or run.intervals.needs_state(state.step):
                 is_done = do_what_is_due()
-            show()
+            status = messages.status(state.record, state.progress)
+            update(state.step, run.intervals.total, messages.progress_note(status), status)
     return stop.signal
 
 
@@ -147,16 +145,7 @@ def _dispatch(run: Run, state: RunState) -> StepMetrics:
     return metrics
 
 
-def _show(run: Run, state: RunState, update: Callable[..., None], doing: str = "") -> None:
-    """Updates the progress shown; hides total and time left while an evaluation runs."""
-    if doing:
-        update(state.step, 0, doing)
-        return
-    note = messages.progress_note(state.record, state.progress)
-    update(state.step, run.intervals.total, note, messages.status(state.record, state.progress))
-
-
-def _do_what_is_due(run: Run, state: RunState, stop: Stopping, show: Callable[..., None]) -> bool:
+def _do_what_is_due(run: Run, state: RunState, stop: Stopping, update: Callable[..., None]) -> bool:
     """Logs, evaluates and samples if due; saves last, since a checkpoint has the logs' sizes.
 
     An evaluation may take long. So a checkpoint that is due is also saved before it, and a signal
@@ -176,7 +165,7 @@ def _do_what_is_due(run: Run, state: RunState, stop: Stopping, show: Callable[..
             progress.pending = progress.pending or _next_record(run, state, step)
             if save:
                 _save(run, state)
-            val_loss, is_best = _evaluate(run, state, stop, show)
+            val_loss, is_best = _evaluate(run, state, stop, update)
         elif step % intervals.log == 0:
             run.log.write(_next_record(run, state, step))
         if progress.unsampled or ended or step % intervals.sample == 0:
@@ -199,7 +188,7 @@ def _next_record(run: Run, state: RunState, step: int) -> dict[str, Any]:
 
 
 def _evaluate(
-    run: Run, state: RunState, stop: Stopping, show: Callable[..., None]
+    run: Run, state: RunState, stop: Stopping, update: Callable[..., None]
 ) -> tuple[float | None, bool]:
     """Evaluates the model and logs the pending record.
 
@@ -213,7 +202,8 @@ def _evaluate(
     """
 
     def after_chunk(done: int, total: int) -> None:
-        show(f"evaluating {done:,}/{total:,}" if total else "evaluating")
+        doing = f"evaluating {done:,}/{total:,}" if total else "evaluating"
+        update(state.step, 0, doing)  # without a total, as no step is done meanwhile
         if stop.sync_signal() is not None:
             raise _StoppedError
 

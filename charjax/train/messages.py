@@ -141,19 +141,21 @@ def evaluation(record: Mapping[str, Any], *, is_best: bool) -> str:
         parts.append(
             f"val {record['val_loss']:.4f} nats ({record['val_bpc']:.4f} bits) per character"
         )
-    parts.append(_speed(record))
+    parts.append(_speed(record["chars_per_second"]))
     if is_best:
         parts.append("best")
     return "  ".join(parts)
 
 
-def progress_note(record: Mapping[str, Any], progress: Progress) -> str:
+def progress_note(status: TrainingStatus) -> str:
     """The numbers beside the progress bar."""
-    parts = [f"loss {record['train_loss']:.4f}"] if "train_loss" in record else []
-    if progress.validation.best is not None:
-        parts.append(f"best val {progress.validation.best:.4f}")
-    if record:
-        parts.append(_speed(record))
+    parts = []
+    if status.train_loss is not None:
+        parts.append(f"loss {status.train_loss:.4f}")
+    if status.best is not None:
+        parts.append(f"best val {status.best:.4f}")
+    if status.chars_per_second is not None:
+        parts.append(_speed(status.chars_per_second))
     return "  ".join(parts)
 
 
@@ -191,5 +193,5 @@ def next_command(meta: RunMeta, workdir: Workdir) -> str:
     return f"next: {shlex.join([*words, '--num_chars=500'])}"
 
 
-def _speed(record: Mapping[str, Any]) -> str:
-    return f"{record['chars_per_second'] / 1000:.1f}k chars/s"
+def _speed(chars_per_second: float) -> str:
+    return f"{chars_per_second / 1000:.1f}k chars/s"

@@ -110,9 +110,9 @@ def set_up(
     Raises:
       CharjaxError: see `charjax.errors`.
     """
-    initial, dataset = _read_text(config, workdir, checkpoints, display)
     record = _read_saved(workdir, checkpoints)
     saved = CheckpointMeta.of(record, workdir.checkpoints).run if record else None
+    initial, dataset = _read_text(config, saved, display)
     config = resolve_dtype(config, saved.config if saved else None)
     source = initial.source if initial else None
     identity = f"{to_dict(config)} {dataset.corpus.sha256} {source}"
@@ -149,23 +149,24 @@ def set_up(
     return Run(meta, workdir, dataset, intervals, backend, checkpoints, log, display), state
 
 
-def _read_text(
-    config: Config, workdir: Workdir, checkpoints: Checkpoints, display: Display
-) -> tuple[InitialModel | None, Dataset]:
-    """The initial model, if there is one, and the dataset; its vocabulary may keep the model's."""
-    with display.task("reading the text") as update, distributed.primary_first():
-        initial = read_initial_model(config, workdir, checkpoints)
-        keep = config.train.init_characters == "keep"
-        known = initial.vocab.characters if initial and keep else ()
-        return initial, load_dataset(config, known=known, progress=update)
-
-
 def _read_saved(workdir: Workdir, checkpoints: Checkpoints) -> Record | None:
     """The record of the newest checkpoint; None if there is no checkpoint."""
-    workdir.check_lock()  # process 0 has made it, since it read the text first
+    with distributed.primary_first():  # it has locked the folder before
+        workdir.check_lock()
     steps = checkpoints.steps()
     distributed.require_same(f"{workdir.checkpoints}", f"{steps}")
     return checkpoints.read_meta() if steps else None
+
+
+def _read_text(
+    config: Config, saved: RunMeta | None, display: Display
+) -> tuple[InitialModel | None, Dataset]:
+    """The initial model, if there is one, and the dataset; its vocabulary may keep the model's."""
+    with display.task("reading the text") as update, distributed.primary_first():
+        initial = read_initial_model(config, saved)
+        keep = config.train.init_characters == "keep"
+        known = initial.vocab.characters if initial and keep else ()
+        return initial, load_dataset(config, known=known, progress=update)
 
 
 def _start(meta: RunMeta, workdir: Workdir, dataset: Dataset) -> Progress:

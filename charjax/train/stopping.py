@@ -17,11 +17,15 @@ class Stopping:
     Several processes see flags change only at `sync`, so that all of them stop or save at the same
     step. A single process sees a signal at once. The other flags change only at `sync`, as the time
     limit must not end a run between the evaluation and the checkpoint of a step.
+
+    Attributes:
+      signals: those that this process receives, once entered as a context.
     """
 
-    def __init__(self, run: Run, state: RunState, signals: StopSignals) -> None:
-        """Sets the flags of a run; `signals` are those that this process receives."""
-        self._run, self._state, self._signals = run, state, signals
+    def __init__(self, run: Run, state: RunState) -> None:
+        """Sets the flags of a run."""
+        self.signals = StopSignals()
+        self._run, self._state = run, state
         self._exchange = Exchange(3) if is_multiprocess() else None
         self._agreed = self._local()
 
@@ -58,7 +62,7 @@ class Stopping:
         # Never before the first step, which is then saved.
         time_is_up = self._state.step > 0 and 0 < limit_s <= self._state.clock.seconds()
         checkpoint_is_due = 0 < interval_s <= time.monotonic() - self._state.saved_at
-        return self._signals.received or 0, int(time_is_up), int(checkpoint_is_due)
+        return self.signals.received or 0, int(time_is_up), int(checkpoint_is_due)
 
     def _end_reason(self) -> str:
         """Why the run ends at this step, other than by a signal; "" if it continues."""

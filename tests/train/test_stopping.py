@@ -6,7 +6,6 @@ from unittest.mock import Mock
 import pytest
 
 from charjax.checkpoint.progress import Progress, Validation
-from charjax.runtime.signals import StopSignals
 from charjax.train.clock import Clock
 from charjax.train.intervals import make_intervals
 from charjax.train.run import Run, RunState
@@ -16,22 +15,21 @@ from .tiny import config_of
 
 
 def stopping(
-    signals: StopSignals, *, step: int = 1, since_best: int = 0, minutes: float = 0.0
+    *, step: int = 1, since_best: int = 0, minutes: float = 0.0
 ) -> tuple[Stopping, Progress]:
     """Of a run of 40 steps with patience for three evaluations and a limit of two minutes."""
     config = config_of(train={"patience": 3, "max_minutes": 2.0})
     run = Mock(Run, meta=Mock(config=config), intervals=make_intervals(config.train, 32))
     progress = Progress(validation=Validation(1.0 if since_best else None, since_best))
     state = Mock(RunState, step=step, progress=progress, clock=Clock(60 * minutes), saved_at=0.0)
-    return Stopping(run, state, signals), progress
+    return Stopping(run, state), progress
 
 
 def test_one_process_sees_a_signal_at_once_and_several_agree_at_the_next_sync(monkeypatch, time_is):
-    signals = StopSignals()
-    alone, progress = stopping(signals)
+    alone, progress = stopping()
     monkeypatch.setattr("charjax.train.stopping.is_multiprocess", lambda: True)
-    among_others, _ = stopping(signals)
-    signals.received = signal.SIGTERM
+    among_others, _ = stopping()
+    alone.signals.received = among_others.signals.received = signal.SIGTERM
     time_is(120.0)
     assert alone.signal == signal.SIGTERM
     assert alone.stops_here()
@@ -57,6 +55,6 @@ def test_one_process_sees_a_signal_at_once_and_several_agree_at_the_next_sync(mo
     ],
 )
 def test_the_reason_for_the_end_is_named(now, reason):
-    stop, progress = stopping(StopSignals(), **now)
+    stop, progress = stopping(**now)
     assert stop.stops_here() == bool(reason)
     assert progress.ended == reason
