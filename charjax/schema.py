@@ -1,6 +1,6 @@
 """Limits of dataclass fields; dataclasses from configs and from JSON, validated.
 
-`charjax/config.py` has the fields themselves and the conditions between them.
+`charjax/config.py` has the fields themselves, `charjax/conditions.py` the conditions between them.
 """
 
 from __future__ import annotations

@@ -14,15 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from charjax.conditions import FIELD_NEEDS, from_config_dict, from_saved
 from charjax.config import (
     BATCHING_FIELDS,
-    FIELD_NEEDS,
     OPTIMIZER_FIELDS,
     Config,
     TrainConfig,
     differences,
-    from_config_dict,
-    from_saved,
     to_config_dict,
     to_dict,
 )

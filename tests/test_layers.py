@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
-from charjax.config import from_config_dict
+from charjax.conditions import from_config_dict
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("**/*.py"))

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from charjax.config import from_config_dict
+from charjax.conditions import from_config_dict
 from charjax.data.batches import TokenSplit, make_batches
 from charjax.errors import InputError
 from charjax.model.network import init_params, parameter_count

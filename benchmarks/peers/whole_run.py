@@ -22,7 +22,8 @@ from benchmarks.common import ROOT
 from benchmarks.peers.with_charjax import step_task
 from benchmarks.peers.with_flax import CharModel
 from benchmarks.worker import Task
-from charjax.config import Config, from_config_dict
+from charjax.conditions import from_config_dict
+from charjax.config import Config
 from charjax.data.batches import Batch
 from charjax.data.dataset import load_dataset
 from charjax.runtime.display import make_display

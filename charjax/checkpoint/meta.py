@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from charjax import schema
 from charjax.checkpoint.progress import Progress
 from charjax.checkpoint.record import Record
-from charjax.config import Config, from_saved, to_dict
+from charjax.conditions import from_saved
+from charjax.config import Config, to_dict
 from charjax.data.reading import ReadingRules
 from charjax.data.vocab import Vocab
 from charjax.errors import CheckpointError, InputError

@@ -77,7 +77,8 @@ def override(config: Config, config_flags: Sequence[str]) -> Config:
     from absl import flags
     from ml_collections import config_flags as ml_flags
 
-    from charjax.config import from_config_dict, to_config_dict
+    from charjax.conditions import from_config_dict
+    from charjax.config import to_config_dict
     from charjax.schema import name_of_type
 
     last = {flag.partition("=")[0]: flag for flag in config_flags}  # tuples would be joined

@@ -10,7 +10,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from charjax.config import Config, check_dataset
+from charjax.conditions import check_dataset
+from charjax.config import Config
 from charjax.data.batches import Batches, make_batches
 from charjax.data.corpus import Corpus, load_corpus, read_text
 from charjax.data.document_hash import split_numbers

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from charjax.config import DataConfig, check_reading
+from charjax.conditions import check_reading
+from charjax.config import DataConfig
 from charjax.data.decoding import (
     BOM,
     CONFIG_PREFIX,

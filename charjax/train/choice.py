@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from charjax import schema
-from charjax.config import Config, DataConfig, TrainConfig, from_saved, to_dict
+from charjax.conditions import from_saved
+from charjax.config import Config, DataConfig, TrainConfig, to_dict
 from charjax.data.corpus import load_corpus
 from charjax.errors import CharjaxError, InputError
 from charjax.runtime.display import PlainDisplay, show_messages

@@ -14,7 +14,8 @@ from typing import Any
 from charjax.checkpoint.checkpoints import Checkpoints
 from charjax.checkpoint.meta import CheckpointMeta
 from charjax.checkpoint.progress import Progress
-from charjax.config import Config, from_config_dict, to_dict
+from charjax.conditions import from_config_dict
+from charjax.config import Config, to_dict
 from charjax.errors import DivergedError, InputError, InterruptedRunError
 from charjax.inference.scoring.evaluate import validate
 from charjax.runtime import distributed

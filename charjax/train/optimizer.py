@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from charjax.config import OptimConfig, check_frozen
+from charjax.conditions import check_frozen
+from charjax.config import OptimConfig
 from charjax.schema import rebuild
 from charjax.types import Count, PyTree, Scalar
 

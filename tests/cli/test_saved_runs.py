@@ -22,7 +22,7 @@ from charjax.schema import leaves
 from charjax.train import loop
 from charjax.train.metrics import read_metrics
 from charjax.train.resume import _MAY_CHANGE, _MUST_STAY
-from tests.train.tiny import config_file
+from tests.faults.trial import write_config
 
 # ml_collections loads config files by a function that Python deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -39,7 +39,7 @@ CONFIG = Config(
 def folder(tmp_path_factory) -> Path:
     """A config file and two texts of the same characters, one hard to predict and one easy."""
     path = tmp_path_factory.mktemp("runs")
-    config_file(CONFIG, path)
+    write_config(path / "tiny.py", CONFIG)
     draw = random.Random(0)
     letters = "abcdefgh\n"
     (path / "easy.txt").write_text(letters * 500 + "ag", encoding="utf-8")

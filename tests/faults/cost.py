@@ -14,7 +14,7 @@ import jax
 from charjax.checkpoint.checkpoints import Checkpoints, flatten
 from charjax.checkpoint.record import Leaf
 from charjax.checkpoint.store import to_host
-from charjax.config import from_config_dict
+from charjax.conditions import from_config_dict
 from charjax.data.dataset import load_dataset
 from charjax.runtime.dtypes import resolve_dtype
 from charjax.train.backends import make_backend

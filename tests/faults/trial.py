@@ -37,13 +37,6 @@ CHECKPOINT_EVERY = 5
 ROOT = Path(__file__).parents[2]
 _WORDS = "the cat sat on a mat while it rained over there and nobody came"
 
-_CONFIG_FILE = """
-from charjax.config import from_config_dict, to_config_dict
-
-def get_config():
-    return to_config_dict(from_config_dict({values!r}))
-"""
-
 
 def small_config(text: Path, *, schedule: str = "constant", **limits: int) -> Config:
     """A run of 300 steps of under a millisecond each, with dropout, EMA and a schedule.
@@ -65,7 +58,8 @@ def small_config(text: Path, *, schedule: str = "constant", **limits: int) -> Co
 
 def write_config(file: Path, config: Config) -> Path:
     """Writes a config file that returns this config."""
-    file.write_text(_CONFIG_FILE.format(values=to_dict(config)), encoding="utf-8")
+    made = f"get_config = lambda: ConfigDict({to_dict(config)!r})\n"
+    file.write_text(f"from ml_collections import ConfigDict\n{made}", encoding="utf-8")
     return file
 
 

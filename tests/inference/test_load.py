@@ -11,14 +11,8 @@ import pytest
 
 from charjax.checkpoint.checkpoints import Checkpoints
 from charjax.checkpoint.progress import Progress
-from charjax.config import (
-    Config,
-    DataConfig,
-    OptimConfig,
-    TrainConfig,
-    from_config_dict,
-    to_dict,
-)
+from charjax.conditions import from_config_dict
+from charjax.config import Config, DataConfig, OptimConfig, TrainConfig, to_dict
 from charjax.data.vocab import Vocab
 from charjax.errors import CheckpointError
 from charjax.inference.info import config_info, trained_info

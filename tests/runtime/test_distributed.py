@@ -23,7 +23,8 @@ from charjax.runtime import distributed
 from charjax.train.loop import train
 from charjax.train.metrics import read_metrics
 from tests.environment import with_devices
-from tests.train.tiny import Recorder, config_file, config_of, text_of
+from tests.faults.trial import write_config
+from tests.train.tiny import Recorder, config_of, text_of
 
 # Each test starts two processes that wait for each other: too slow for a busy machine.
 pytestmark = [
@@ -45,7 +46,7 @@ ENDLESS = ("--config.train.max_steps=1000000", "--config.train.eval_every=100000
 def config(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
     (folder / "text.txt").write_text(text_of(2000))
-    return config_file(on_text(folder), folder)
+    return write_config(folder / "tiny.py", on_text(folder))
 
 
 def on_text(folder: Path, **train: int) -> Config:

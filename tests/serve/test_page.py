@@ -21,9 +21,9 @@ from charjax.export.files import template
 from charjax.inference.load import BUILTIN
 from charjax.serve.page import PAGE_HEADERS, page_html
 from tests.browser import browser, watched_page
+from tests.faults.trial import write_config
 from tests.serve.asgi import post
 from tests.serve.process import serve
-from tests.train.tiny import config_file
 
 __all__ = ["browser"]
 
@@ -112,7 +112,8 @@ def run_folder(tmp_path_factory):
     """A run that has learned a line by heart."""
     folder = tmp_path_factory.mktemp("page")
     (folder / "text.txt").write_text(TEXT, encoding="utf-8", newline="")
-    flags = [f"--config={config_file(CONFIG, folder)}", f"--config.data.path={folder}/text.txt"]
+    file = write_config(folder / "tiny.py", CONFIG)
+    flags = [f"--config={file}", f"--config.data.path={folder}/text.txt"]
     assert main(["train", *flags, f"--workdir={folder}/run"]) == 0
     return folder / "run"
 

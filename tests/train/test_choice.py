@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from charjax.cli.main import main
-from charjax.config import Config, DataConfig, TrainConfig, from_saved, to_dict
+from charjax.conditions import from_saved
+from charjax.config import Config, DataConfig, TrainConfig, to_dict
 from charjax.errors import InputError
 from charjax.train import choice, sizing, warm_up
 from charjax.train.choice import choose_config

@@ -23,9 +23,10 @@ from charjax.model.shapes import param_shapes
 from charjax.runtime.display import no_progress
 from charjax.train.fine_tuning import token_axes, token_ids
 from charjax.train.optimizer import make_optimizer
+from tests.faults.trial import write_config
 
 from ..fine_tuning import PAGE, RESULTS, table
-from .tiny import config_file, config_of, text_of
+from .tiny import config_of, text_of
 
 # ml_collections loads config files by a function that Python deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -44,7 +45,7 @@ NEW = OLD.replace("cat", "DOG") + "ÄÖ!" * 3  # "c" is gone and, of the base mo
 def folder(tmp_path_factory) -> Path:
     """Two texts, and a base model of the first with an embedding and one without."""
     path = tmp_path_factory.mktemp("initial")
-    config_file(CONFIG, path)
+    write_config(path / "tiny.py", CONFIG)
     (path / "old.txt").write_text(OLD + " k", encoding="utf-8")
     (path / "new.txt").write_text(NEW, encoding="utf-8")
     for embed in (4, 0):

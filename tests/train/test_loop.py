@@ -26,8 +26,9 @@ from charjax.train.metrics import draw_curves, read_metrics
 from charjax.train.step_metrics import StepMetricsBuffer
 from charjax.workdir import Workdir
 from tests.environment import with_devices
+from tests.faults.trial import write_config
 
-from .tiny import Recorder, at_step, config_file, newest, outcome, stop_when, text_of
+from .tiny import Recorder, at_step, newest, outcome, stop_when, text_of
 
 STEPS, EVERY = 40, 20  # of a run; between its evaluations and checkpoints
 EPOCH = 32  # steps
@@ -451,7 +452,8 @@ def test_a_killed_process_that_is_started_again_ends_as_if_it_had_not_been(
     config, finished, tmp_path, capfd
 ):
     """Killed in a process of its own, and resumed in this one."""
-    flags = [f"--config={config_file(config, tmp_path)}", f"--workdir={tmp_path}/killed"]
+    file = write_config(tmp_path / "tiny.py", config)
+    flags = [f"--config={file}", f"--workdir={tmp_path}/killed"]
     root = Path(__file__).parents[2]
     with subprocess.Popen(
         [sys.executable, str(root / "launch.py"), *flags],

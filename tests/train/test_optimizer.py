@@ -10,7 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from charjax.config import OPTIMIZER_FIELDS, ModelConfig, OptimConfig, from_config_dict, to_dict
+from charjax.conditions import from_config_dict
+from charjax.config import OPTIMIZER_FIELDS, ModelConfig, OptimConfig, to_dict
 from charjax.errors import InputError
 from charjax.model.network import init_params
 from charjax.train.optimizer import OPTIMIZERS, make_optimizer, make_schedule

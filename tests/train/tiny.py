@@ -23,7 +23,6 @@ from charjax.config import (
     OptimConfig,
     SampleConfig,
     TrainConfig,
-    to_dict,
 )
 from charjax.data.batches import Batch
 from charjax.runtime.display import PlainDisplay
@@ -48,16 +47,6 @@ def config_of(**sections: dict[str, Any]) -> Config:
     """A run of 40 steps of 8 sequences, with fields changed: `config_of(model={"hidden": 16})`."""
     changed = {name: replace(getattr(_BASE, name), **new) for name, new in sections.items()}
     return replace(_BASE, **changed)
-
-
-def config_file(config: Config, folder: Path) -> Path:
-    """A file whose `get_config` returns the config."""
-    file = folder / "tiny.py"
-    file.write_text(
-        "from charjax.config import from_config_dict, to_config_dict\n"
-        f"get_config = lambda: to_config_dict(from_config_dict({to_dict(config)!r}))\n"
-    )
-    return file
 
 
 def text_of(num_words: int) -> str:

@@ -47,7 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Prints what the store holds, as JSON."""
-    from charjax.config import DataConfig, check_reading
+    from charjax.conditions import check_reading
+    from charjax.config import DataConfig
     from charjax.data.file_search import TextFiles, find_files
     from charjax.data.pack import pack
     from charjax.data.plan import make_plan
