@@ -70,7 +70,7 @@ class DataConfig:
     split: tuple[float, ...] = (0.9, 0.1, 0.0)  # train, validation, test
     # What decides the split of a document. position: where it is in the text, so that splits are
     # contiguous. hash: its text, so that it stays in its split when documents are added to the
-    # corpus, and equal documents are in one split; see `charjax.data.document_hash`.
+    # corpus, and equal documents are in one split; see `charjax.data.tokens.document_hash`.
     split_by: str = choice("position", "hash")
     # Validation characters that an evaluation in training reads, in parts spread evenly over the
     # split. 0: all of them, but at most four million; see `charjax.inference.scoring.evaluate`.

@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 from charjax.checkpoint.meta import Platform
-from charjax.data.named_corpora import read_named
+from charjax.data.sources.named_corpora import read_named
 from tests.environment import replaced_between
 
 ROOT = Path(__file__).parents[1]

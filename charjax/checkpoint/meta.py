@@ -13,7 +13,7 @@ from charjax.checkpoint.progress import Progress
 from charjax.checkpoint.record import Record
 from charjax.conditions import from_saved
 from charjax.config import Config, to_dict
-from charjax.data.reading import ReadingRules
+from charjax.data.reading.rules import ReadingRules
 from charjax.data.vocab import Vocab
 from charjax.errors import CheckpointError, InputError
 from charjax.model.recurrence.resolution import Resolution

@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from charjax.config import DataConfig
+from charjax.data.packed.tokens import TokenIds
 from charjax.data.shuffle import OFFSET, make_order, random_generator
 from charjax.data.splits import TokenSplit
-from charjax.data.store_tokens import TokenIds
 from charjax.data.windows import make_windows
 from charjax.errors import InputError
 from charjax.runtime.display import counted

@@ -13,18 +13,20 @@ import numpy as np
 from jaxtyping import Int
 
 from charjax.config import DataConfig
-from charjax.data import named_corpora
-from charjax.data.cached_text import CachedText
-from charjax.data.decoding import FLAG_PREFIX, RawText
-from charjax.data.documents import Piece
-from charjax.data.file_search import check_no_pipe, find_files
-from charjax.data.files import blocks_of, read_files
-from charjax.data.named_corpora import BUILT_IN
-from charjax.data.reading import ReadingRules, TextReader
-from charjax.data.store import TextStore, is_store
-from charjax.data.text_cache import read_through
-from charjax.data.text_encoder import encode_pieces
-from charjax.data.tokens import EncodedText
+from charjax.data.packed.store import TextStore, is_store
+from charjax.data.reading.decoding import FLAG_PREFIX
+from charjax.data.reading.documents import Piece
+from charjax.data.reading.reader import TextReader
+from charjax.data.reading.rules import ReadingRules
+from charjax.data.sources import named_corpora
+from charjax.data.sources.file_search import check_no_pipe, find_files
+from charjax.data.sources.files import blocks_of, read_files
+from charjax.data.sources.named_corpora import BUILT_IN
+from charjax.data.sources.raw_text import RawText
+from charjax.data.tokens.cached_text import CachedText
+from charjax.data.tokens.encoded_text import EncodedText
+from charjax.data.tokens.text_cache import read_through
+from charjax.data.tokens.text_encoder import encode_pieces
 from charjax.errors import HostError, InputError
 from charjax.runtime.display import ProgressFn, no_progress
 from charjax.runtime.paths import expand_path
@@ -97,7 +99,7 @@ def load_corpus(
       config: which text to read, and how.
       progress: called during a download with the bytes received and expected (0: unknown).
       use_cache: whether a large text that was read before may come from the cache, see
-        `charjax.data.text_cache`.
+        `charjax.data.tokens.text_cache`.
 
     Raises:
       InputError: there is no such corpus, file or marker, or the text cannot be decoded or parsed,

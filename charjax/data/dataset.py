@@ -14,16 +14,16 @@ from charjax.conditions import check_dataset
 from charjax.config import Config
 from charjax.data.batches import Batches, make_batches
 from charjax.data.corpus import Corpus, load_corpus, read_text
-from charjax.data.document_hash import split_numbers
-from charjax.data.documents import Piece
+from charjax.data.packed.store import TextStore
+from charjax.data.packed.tokens import PackedText, TokenIds
+from charjax.data.prompt import normalize_form
 from charjax.data.read_ahead import ReadAhead
-from charjax.data.reading import ReadingRules, normalize_form
+from charjax.data.reading.documents import Piece
+from charjax.data.reading.rules import ReadingRules
 from charjax.data.shuffle import random_order
-from charjax.data.splits import Splits, split
-from charjax.data.store import TextStore
-from charjax.data.store_tokens import PackedText, TokenIds
-from charjax.data.text_encoder import encode_pieces
-from charjax.data.tokens import BOUNDARY, EncodedText
+from charjax.data.splits import Splits, split, split_numbers
+from charjax.data.tokens.encoded_text import BOUNDARY, EncodedText
+from charjax.data.tokens.text_encoder import encode_pieces
 from charjax.data.vocab import Vocab
 from charjax.errors import HostError, InputError
 from charjax.runtime.display import ProgressFn, counted, listed, no_progress

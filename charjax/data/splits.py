@@ -6,9 +6,10 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt32
 
-from charjax.data.store_tokens import TokenIds
+from charjax.data.packed.tokens import TokenIds
+from charjax.data.shuffle import mix
 from charjax.errors import InputError
 from charjax.runtime.display import counted
 
@@ -86,6 +87,21 @@ def split(
                 "more text or a larger fraction"
             )
     return splits
+
+
+def split_numbers(
+    hashes: UInt32[np.ndarray, " documents"], fractions: tuple[float, ...]
+) -> Int[np.ndarray, " documents"]:
+    """The split of each document: 0 is train, 1 validation, 2 test.
+
+    Args:
+      hashes: of the documents.
+      fractions: of the splits, which add up to 1.
+    """
+    ends = np.cumsum(fractions)
+    limits = 2.0**32 * ends[:2] / ends[2]
+    uniform = mix(hashes.astype(np.uint64)) >> np.uint64(32)
+    return np.searchsorted(limits, uniform, side="right").astype(np.int8)
 
 
 def _cut(text: TokenSplit, begin: int, end: int) -> TokenSplit:

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Int, Integer
 
 from charjax import schema
+from charjax.data.reading.units import check_surrogates, text_of_unit
 from charjax.errors import InputError
 from charjax.runtime.display import listed
 
@@ -20,20 +21,6 @@ _CHUNK = 1 << 20  # characters encoded at a time, to bound the memory of interme
 _CODE_POINTS = 0x110000  # in Unicode
 
 T = TypeVar("T")
-
-
-def bytes_to_text(data: bytes) -> str:
-    """Represents bytes as a str: byte b becomes the character of code point b (latin-1).
-
-    With `data.unit=byte` a token is a byte, and texts and vocabularies hold these characters, so
-    that both units use the same code.
-    """
-    return data.decode("latin-1")
-
-
-def text_of_unit(text: str, unit: str) -> str:
-    """The text with one character a token: with unit "byte", `bytes_to_text` of its UTF-8."""
-    return bytes_to_text(text.encode("utf-8")) if unit == "byte" else text
 
 
 @dataclass(frozen=True)
@@ -289,14 +276,3 @@ def check_ids(ids: Integer[np.ndarray, ...], vocab_size: int) -> None:
     if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
         wrong = ids.min() if ids.min() < 0 else ids.max()
         raise InputError(f"id {wrong}: the model has {vocab_size} tokens, 0 to {vocab_size - 1}")
-
-
-def check_surrogates(text: str) -> None:
-    """Raises InputError for half of a surrogate pair, which no encoding has."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"character {error.start} of the text is U+{ord(text[error.start]):04X}, half of a "
-            "surrogate pair: the text was not valid UTF-8; correct its encoding"
-        ) from error

@@ -13,7 +13,7 @@ from charjax.checkpoint.checkpoints import Checkpoints
 from charjax.checkpoint.meta import CheckpointMeta, CorpusMeta, Platform, RunMeta, SourceMeta
 from charjax.checkpoint.progress import Progress
 from charjax.config import Config, DataConfig, ModelConfig, TrainConfig
-from charjax.data.reading import ReadingRules
+from charjax.data.reading.rules import ReadingRules
 from charjax.data.vocab import Vocab
 from charjax.errors import HostError, InputError
 from charjax.export.from_arrays import ConvertedModel, with_order

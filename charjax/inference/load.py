@@ -15,7 +15,7 @@ from charjax.checkpoint.meta import CheckpointMeta, RunMeta
 from charjax.checkpoint.reader import CheckpointReader, Which, check_which
 from charjax.checkpoint.record import Leaf, Record
 from charjax.config import CELL_SIZES, Config
-from charjax.data.reading import ReadingRules
+from charjax.data.reading.rules import ReadingRules
 from charjax.data.vocab import Vocab
 from charjax.errors import CheckpointError, InputError
 from charjax.inference.hub import read_hub

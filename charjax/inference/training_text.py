@@ -11,9 +11,9 @@ from typing import TypeVar
 from charjax.checkpoint.meta import RunMeta
 from charjax.data.corpus import Corpus, load_corpus
 from charjax.data.dataset import Dataset, load_dataset
-from charjax.data.named_corpora import is_downloaded
+from charjax.data.packed.store import TextStore, is_store
+from charjax.data.sources.named_corpora import is_downloaded
 from charjax.data.splits import Splits
-from charjax.data.store import TextStore, is_store
 from charjax.errors import CharjaxError, InputError, StoreError
 from charjax.inference.load import TrainedModel
 

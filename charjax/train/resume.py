@@ -14,8 +14,8 @@ import numpy as np
 from charjax.checkpoint.meta import CheckpointMeta, CorpusMeta, Platform, RunMeta, SourceMeta
 from charjax.config import Config, DataConfig, ModelConfig, differences, to_dict
 from charjax.data.dataset import Dataset
+from charjax.data.packed.tokens import StoreTokens, TokenIds
 from charjax.data.shuffle import resolve_order
-from charjax.data.store_tokens import StoreTokens, TokenIds
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.inference.scoring.evaluate import max_eval_chars

@@ -13,7 +13,7 @@ from importlib import resources
 from typing import Any, NamedTuple
 
 from charjax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
-from charjax.data.records import has_records
+from charjax.data.sources.records import has_records
 from charjax.runtime.display import counted
 
 _MAX_EVALUATIONS = 10  # in a run

@@ -25,8 +25,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from charjax.data.named_corpora import read_named
-from charjax.data.store import TextStore
+from charjax.data.packed.store import TextStore
+from charjax.data.sources.named_corpora import read_named
 from tests.environment import provenance, replaced_between
 
 ROOT = Path(__file__).parents[2]

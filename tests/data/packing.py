@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from charjax.config import DataConfig
-from charjax.data import plan as plan_module
-from charjax.data import store_files
-from charjax.data.file_search import find_files
-from charjax.data.pack import pack
-from charjax.data.plan import Plan, make_plan
-from charjax.data.reading import ReadingRules
+from charjax.data.packed import files as store_files
+from charjax.data.packed import plan as plan_module
+from charjax.data.packed.pack import pack
+from charjax.data.packed.plan import Plan, make_plan
+from charjax.data.reading.rules import ReadingRules
+from charjax.data.sources.file_search import find_files
 
 
 @contextlib.contextmanager
@@ -25,9 +25,9 @@ def tiny_shards(shard_bytes: int = 64, file_tokens: int = 32, chunk: int = 16) -
         patch.setattr(plan_module, "SHARD_BYTES", shard_bytes)
         patch.setattr(store_files, "FILE_TOKENS", file_tokens)
         patch.setattr(store_files, "CHUNK", chunk)
-        patch.setattr("charjax.data.decoding._BLOCK", 7)
-        patch.setattr("charjax.data.decoding._HEAD", 5)
-        patch.setattr("charjax.data.documents._MAX_REST", 11)
+        patch.setattr("charjax.data.reading.decoding._BLOCK", 7)
+        patch.setattr("charjax.data.reading.decoding._HEAD", 5)
+        patch.setattr("charjax.data.reading.documents._MAX_REST", 11)
         yield
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 
-from charjax.data import named_corpora
-from charjax.data.named_corpora import Source
+from charjax.data.sources import named_corpora
+from charjax.data.sources.named_corpora import Source
 
 
 class Shelf:

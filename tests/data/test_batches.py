@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from charjax.config import BATCHING_FIELDS, DataConfig
 from charjax.data import batches
 from charjax.data.batches import BATCHINGS, Batches
+from charjax.data.packed.tokens import StoreTokens
 from charjax.data.splits import TokenSplit, split
-from charjax.data.store_tokens import StoreTokens
 from charjax.errors import InputError
 
 ONE = np.array([0])

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from charjax.config import DataConfig
 from charjax.data.corpus import Corpus, load_corpus
-from charjax.data.decoding import FLAG_PREFIX, RawText, decode
-from charjax.data.file_search import find_files
-from charjax.data.plan import make_plan
-from charjax.data.reading import ReadingRules
+from charjax.data.packed.plan import make_plan
+from charjax.data.reading.decoding import FLAG_PREFIX, decode
+from charjax.data.reading.rules import ReadingRules
+from charjax.data.sources.file_search import find_files
+from charjax.data.sources.raw_text import RawText
 from charjax.errors import HostError, InputError
 
 from .shelf import Shelf

@@ -80,7 +80,7 @@ def test_progress_of_a_download_reaches_the_caller(shelf, monkeypatch):
         progress(3, 9)
         shelf.put("cache", Shelf.TEXT * 9)
 
-    monkeypatch.setattr("charjax.data.named_corpora.fetch", fetch)
+    monkeypatch.setattr("charjax.data.sources.named_corpora.fetch", fetch)
     data = DataConfig(corpus="story", batch_size=1, seq_len=4)
     load_dataset(Config(data=data), progress=lambda received, expected: seen.append(received))
     assert seen == [3]

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from charjax.data.vocab import Vocab, bytes_to_text
+from charjax.data.reading.units import bytes_to_text
+from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 
 # Everything but surrogates: astral, combining, controls, NUL.

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from charjax.data.download import RemoteFile, fetch
+from charjax.data.sources.download import RemoteFile, fetch
 from charjax.errors import HostError
 from tests.data.loopback import BODY, MISBEHAVIOURS, Call, Server
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from charjax.checkpoint.meta import CorpusMeta, Platform, RunMeta
 from charjax.config import DataConfig, TrainConfig
-from charjax.data.reading import ReadingRules
+from charjax.data.reading.rules import ReadingRules
 from charjax.data.vocab import Vocab
 from charjax.model.recurrence.resolution import Resolution
 from charjax.train import messages

@@ -49,10 +49,10 @@ def run(args: argparse.Namespace) -> None:
     """Prints what the store holds, as JSON."""
     from charjax.conditions import check_reading
     from charjax.config import DataConfig
-    from charjax.data.file_search import TextFiles, find_files
-    from charjax.data.pack import pack
-    from charjax.data.plan import make_plan
-    from charjax.data.reading import ReadingRules
+    from charjax.data.packed.pack import pack
+    from charjax.data.packed.plan import make_plan
+    from charjax.data.reading.rules import ReadingRules
+    from charjax.data.sources.file_search import TextFiles, find_files
     from charjax.runtime.display import show_task
     from charjax.schema import parse
 

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _verify_store(path: str) -> None:
-    from charjax.data.store import TextStore
+    from charjax.data.packed.store import TextStore
     from charjax.runtime.display import show_task
 
     store = TextStore(path)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from charjax.config import ModelConfig
-from charjax.data.store_tokens import TokenIds
+from charjax.data.packed.tokens import TokenIds
 from charjax.data.vocab import Vocab, check_ids
 from charjax.errors import InputError
 from charjax.inference.inspection.units import Separation, separations

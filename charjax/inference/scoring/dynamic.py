@@ -25,7 +25,7 @@ from jaxtyping import Array
 from optax.losses import softmax_cross_entropy_with_integer_labels
 
 from charjax.config import ModelConfig
-from charjax.data.store_tokens import TokenIds
+from charjax.data.packed.tokens import TokenIds
 from charjax.errors import InputError
 from charjax.inference.options import DynamicOptions
 from charjax.inference.scoring.forward_pass import (

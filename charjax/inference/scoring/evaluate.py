@@ -13,7 +13,7 @@ from optax.losses import softmax_cross_entropy_with_integer_labels
 
 from charjax.config import Config, DataConfig, ModelConfig
 from charjax.data.dataset import Dataset
-from charjax.data.store_tokens import TokenIds
+from charjax.data.packed.tokens import TokenIds
 from charjax.inference.scoring.forward_pass import Piece, ZeroCarry, in_text_order, iter_predictions
 from charjax.runtime.display import ProgressFn, no_progress
 from charjax.types import PyTree

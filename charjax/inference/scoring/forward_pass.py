@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from charjax.config import ModelConfig
-from charjax.data.store_tokens import TokenIds
+from charjax.data.packed.tokens import TokenIds
 from charjax.data.vocab import check_ids
 from charjax.errors import InputError
 from charjax.inference.scoring.forward_program import MAX_SEQUENCES, Measure, forward_program

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from charjax.data.store_tokens import TokenIds
+from charjax.data.packed.tokens import TokenIds
 from charjax.data.vocab import Vocab
 from charjax.inference.load import TrainedModel
 from charjax.inference.scoring.forward_pass import in_text_order

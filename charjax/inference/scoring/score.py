@@ -12,7 +12,7 @@ import numpy as np
 from optax.losses import softmax_cross_entropy_with_integer_labels
 
 from charjax.data.dataset import read_tokens
-from charjax.data.store_tokens import TokenIds
+from charjax.data.packed.tokens import TokenIds
 from charjax.data.vocab import Vocab
 from charjax.errors import DivergedError, InputError
 from charjax.inference.load import TrainedModel

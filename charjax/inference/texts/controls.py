@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from charjax.data.vocab import Vocab, check_surrogates, text_of_unit
+from charjax.data.reading.units import check_surrogates, text_of_unit
+from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.inference.options import Controls, Sampling
 

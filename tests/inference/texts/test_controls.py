@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from charjax.config import DataConfig
 from charjax.data.corpus import load_corpus
-from charjax.data.tokens import EncodedText
+from charjax.data.tokens.encoded_text import EncodedText
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.inference.options import Controls, Sampling

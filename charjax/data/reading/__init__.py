@@ -1,0 +1,1 @@
+"""From bytes to characters and documents, by the rules of a run."""

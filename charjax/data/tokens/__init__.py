@@ -1,0 +1,1 @@
+"""A text as tokens in memory, and in the user's cache folder."""
