@@ -19,10 +19,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from charjax.model.matmul import dot_trailing, int_cotangent, one_hot
+from charjax.model.matmul import int_cotangent
 from charjax.model.mogrifier import Mogrifier
 from charjax.types import LayerCarry
 
@@ -68,6 +67,11 @@ class Inputs(NamedTuple):
         time, batch = (self.igates if self.tokens is None else self.tokens).shape[-2:]
         return time, batch
 
+    def cotangent(self, d_igates: Float[Array, " gates *positions"]) -> Inputs:
+        """Their gradient, from that of `igates`; integers have none."""
+        d_tokens: Any = None if self.tokens is None else int_cotangent(self.tokens)
+        return Inputs(d_igates.astype(jnp.float32), d_tokens)
+
 
 class Weights(NamedTuple):
     """One layer's recurrent parameters, float32.
@@ -99,30 +103,6 @@ class Operands(NamedTuple):
     weights: Weights
     carry: LayerCarry
     resets: Resets | None = None
-
-
-def input_grad(
-    inputs: Inputs,
-    d_hgates: Float[Array, "gates time batch"],
-    d_candidate: Float[Array, "hidden time batch"] | None,
-    dtype: DTypeLike,
-) -> Inputs:
-    """The gradient of a layer's inputs.
-
-    Args:
-      inputs: the layer's inputs.
-      d_hgates: gradient of the hidden gates. That of the input gates is the same, except for
-        the candidate of a cell with `reset_after`.
-      d_candidate: gradient of that candidate's input gate; None for other cells.
-      dtype: of the matmul operands.
-    """
-    if inputs.tokens is None:
-        return Inputs(with_candidate(d_hgates, d_candidate).astype(jnp.float32))
-    ones = one_hot(inputs.tokens, inputs.igates.shape[1], dtype)
-    d_igates = dot_trailing(d_hgates, ones, dtype)
-    if d_candidate is not None:
-        d_candidate = dot_trailing(d_candidate, ones, dtype)
-    return Inputs(with_candidate(d_igates, d_candidate), int_cotangent(inputs.tokens))
 
 
 def with_candidate(d_hgates: Array, d_candidate: Array | None) -> Array:

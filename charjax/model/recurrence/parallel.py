@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from charjax.model.cells import CELLS, Coefficients
-from charjax.model.matmul import dot_trailing, int_cotangent, one_hot
+from charjax.model.matmul import dot_trailing, one_hot
 from charjax.model.recurrence.base import Inputs, Layer, Operands, Outputs, Result, Weights
 
 
@@ -60,12 +60,11 @@ def _backward(
     a_after = jnp.concatenate([a[:, 1:], jnp.ones_like(a[:, :1])], axis=1)
     db = _scan(a_after, d_outputs, d_last.T, reverse=True)
     da = db * h_before
-    if inputs.tokens is None:
-        d_inputs = Inputs(*vjp((da, db)))
-    else:
+    d_coefficients = da, db
+    if inputs.tokens is not None:
         ones = one_hot(inputs.tokens, inputs.igates.shape[1], dtype)
-        (d_igates,) = vjp((dot_trailing(da, ones, dtype), dot_trailing(db, ones, dtype)))
-        d_inputs = Inputs(d_igates, int_cotangent(inputs.tokens))
+        d_coefficients = dot_trailing(da, ones, dtype), dot_trailing(db, ones, dtype)
+    d_inputs = inputs.cotangent(*vjp(d_coefficients))
     d_weights = Weights(jnp.zeros_like(weights.kernel), None)
     return (Operands(d_inputs, d_weights, ((a[:, 0] * db[:, 0]).T,)),)
 

@@ -26,7 +26,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from charjax.model.cells import CELLS, Gates, Residuals
-from charjax.model.matmul import dot, dot_trailing, lookup, row_major
+from charjax.model.matmul import dot, dot_trailing, lookup, one_hot, row_major
 from charjax.model.recurrence import base, xla_buffers
 from charjax.model.recurrence.base import Inputs, Layer, Operands, Result, Weights
 from charjax.model.recurrence.xla_buffers import Buffer
@@ -129,7 +129,7 @@ def _backward(cell: str, dtype: DTypeLike, res: _Residuals, grads: Result) -> tu
     loop = (d_carry, d_hgates, d_candidate, d_bias)
     (d_carry, *buffers, d_bias), _ = jax.lax.scan(step, loop, xs, reverse=True)
     d_hgates, d_candidate = jax.tree.map(lambda b: xla_buffers.decode(b, dtype), buffers)
-    d_inputs = base.input_grad(inputs, d_hgates, d_candidate, dtype)
+    d_inputs = _input_grad(inputs, d_hgates, d_candidate, dtype)
     d_kernel = dot_trailing(xla_buffers.decode(res.h_before, dtype), d_hgates, dtype)
     d_weights = Weights(d_kernel, None if d_bias is None else jnp.concatenate(d_bias))
     # XLA:CPU would transpose the matmul of a single step instead, see `row_major`.
@@ -138,6 +138,21 @@ def _backward(cell: str, dtype: DTypeLike, res: _Residuals, grads: Result) -> tu
 
 
 run.defvjp(_forward, _backward)
+
+
+def _input_grad(
+    inputs: Inputs,
+    d_hgates: Float[Array, "gates time batch"],
+    d_candidate: Float[Array, "hidden time batch"] | None,
+    dtype: DTypeLike,
+) -> Inputs:
+    """The gradient of a layer's inputs, from those of the hidden gates and the candidate."""
+    if inputs.tokens is not None:
+        ones = one_hot(inputs.tokens, inputs.igates.shape[1], dtype)
+        d_hgates = dot_trailing(d_hgates, ones, dtype)
+        if d_candidate is not None:
+            d_candidate = dot_trailing(d_candidate, ones, dtype)
+    return inputs.cotangent(base.with_candidate(d_hgates, d_candidate))
 
 
 def _zero_where(

@@ -14,7 +14,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from charjax.model.recurrence.pallas_hopper import decode_kernel, kernels, rows
+from charjax.model.recurrence.pallas_hopper import decode_kernel, kernels, rows, tile_matmul
 from charjax.model.recurrence.pallas_hopper import launch as on_gpu
 from charjax.model.recurrence.pallas_hopper.cta import Cta, Position
 from charjax.model.recurrence.pallas_hopper.tiling import BATCH_TILE
@@ -57,15 +57,6 @@ class InterpretedCta(Cta):
     def fence_async_proxy(self):
         """Nothing: interpreted copies need no fence."""
 
-    def accumulate(self):
-        # The interpreted wgmma does not take a transposed operand.
-        for chunk in range(self.tiling.k_chunks):
-            plgpu.barrier_wait(self.scratch.copied.at[chunk])
-        chunks = [self.scratch.operand[i] for i in range(self.tiling.k_chunks)]
-        operand, weights = lax.concatenate(chunks, 1), self.scratch.weights[...]
-        contract_k = (((1,), (1,)), ((), ()))
-        return lax.dot_general(operand, weights, contract_k, preferred_element_type=jnp.float32)
-
 
 def slot_of(barrier):
     return jnp.minimum(barrier.semaphore, 1)  # the grid's semaphore is the first
@@ -73,6 +64,16 @@ def slot_of(barrier):
 
 def check_turn(is_next):
     assert is_next, "a CTA's turn at a barrier is not the one after its last"
+
+
+def accumulate(cta):
+    # The interpreted wgmma does not take a transposed operand.
+    for chunk in range(cta.tiling.k_chunks):
+        plgpu.barrier_wait(cta.scratch.copied.at[chunk])
+    chunks = [cta.scratch.operand[i] for i in range(cta.tiling.k_chunks)]
+    operand, weights = lax.concatenate(chunks, 1), cta.scratch.weights[...]
+    contract_k = (((1,), (1,)), ((), ()))
+    return lax.dot_general(operand, weights, contract_k, preferred_element_type=jnp.float32)
 
 
 def look_up(table, rows, first, columns):
@@ -130,6 +131,7 @@ def interpret_kernels(monkeypatch):
     monkeypatch.setattr(on_gpu, "_ctas", ctas_of_tiles)
     monkeypatch.setattr(kernels, "launch", launch)
     monkeypatch.setattr(decode_kernel, "launch", launch)
+    monkeypatch.setattr(tile_matmul, "accumulate", accumulate)
     monkeypatch.setattr(rows, "look_up", look_up)
     monkeypatch.setattr(rows, "load_feature_major", load_feature_major)
     monkeypatch.setattr(rows, "store_feature_major", store_feature_major)

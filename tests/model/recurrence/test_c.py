@@ -97,10 +97,9 @@ def forward(cell="gru", igates=jnp.float32, rank=3, hidden=4, keep=KEEP):
     """A forward call of 2 sequences, 3 steps and 4 units, with one thing changed."""
     kernel, bias, state = jnp.zeros((4, 12)), jnp.zeros(hidden), jnp.zeros((4, 2))
     igates = jnp.zeros((12, 3, 2)[:rank], igates)
-    scratch = LIBRARY.length(build.FORWARD, "float32", "gru", 4, 2, 0)
-    shapes = [ops._shape(4, 3, 2), ops._shape(4, 2), ops._shape(scratch)]
-    name, attributes = build.target(build.FORWARD, "float32"), {"cell": cell} if cell else {}
-    return ops._call(name, shapes, kernel, bias, igates, state, keep, **attributes)
+    shapes, arguments = [ops._shape(4, 3, 2), ops._shape(4, 2)], (kernel, bias, igates, state, keep)
+    call = partial(ops._call, LIBRARY, build.FORWARD, "float32")
+    return call(shapes, arguments, ("gru", 4, 2, 0), **({"cell": cell} if cell else {}))
 
 
 @pytest.mark.parametrize(

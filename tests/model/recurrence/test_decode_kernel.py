@@ -52,7 +52,7 @@ def run(function, *args):
 
 
 def run_kernel(config, given, launch=FOUR_CTAS):
-    return run(partial(kernel.decode, config.cell, config=launch), *given)
+    return run(partial(kernel.decode, config.cell, launch=launch), *given)
 
 
 @pytest.mark.usefixtures("interpreted")
@@ -143,7 +143,7 @@ def test_it_lowers_for_cuda(cell, batch):
     leaves, structure = jax.tree.flatten(operands(config_of(cell, 1024), batch, 32, 65))
 
     def decode(*leaves):  # weights of what jax puts in the place of arrays would be refused
-        return kernel.decode(cell, *structure.unflatten(leaves), config=LaunchConfig())
+        return kernel.decode(cell, *structure.unflatten(leaves), launch=LaunchConfig())
 
     lowered = jax.jit(decode).trace(*leaves).lower(lowering_platforms=("cuda",)).as_text()
     assert lowered.count("custom_call @mosaic_gpu") == 1

@@ -37,8 +37,8 @@ def train(cell, batch, launch):
 
 def sample():
     leaves, structure = jax.tree.flatten(operands(config_of("gru", 1024), 3, 32, 65))
-    config = LaunchConfig()
-    return lambda *leaves: decode.decode("gru", *structure.unflatten(leaves), config=config), leaves
+    launch = LaunchConfig()
+    return lambda *leaves: decode.decode("gru", *structure.unflatten(leaves), launch=launch), leaves
 
 
 PROGRAMS = {

@@ -19,7 +19,6 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from charjax.model.cells import CELLS
-from charjax.model.matmul import int_cotangent
 from charjax.model.recurrence import base
 from charjax.model.recurrence.base import Inputs, Layer, Operands, Outputs, Result, Weights
 from charjax.model.recurrence.c import build
@@ -29,8 +28,6 @@ from charjax.model.recurrence.c.build import Library, Unavailable
 _Result: TypeAlias = tuple[Outputs, tuple[Float[Array, "hidden batch"], ...]]
 # Numbers of the compute dtype at every position, in tiles: see src/sequence.h.
 _Tiles: TypeAlias = Float[Array, "_ _ _ _"]  # [time, panels, features, vector width]
-# Shapes and dtypes of an FFI call's results.
-_Shapes: TypeAlias = list[jax.ShapeDtypeStruct]
 
 
 class _Static(NamedTuple):
@@ -90,15 +87,13 @@ def _backward(static: _Static, res: _Residuals, grads: _Result) -> tuple[Operand
     d_hgates, d_candidate, d_bias, d_carry = _call_backward(static, res, grads)
     inputs = res.operands.inputs
     d_kernel, d_table = _weight_grad(static.library, res.previous, d_hgates, inputs)
-    if inputs.tokens is None:
-        d_inputs = base.input_grad(inputs, d_hgates, d_candidate, static.dtype)
-    else:
+    if inputs.tokens is not None:
+        d_hgates = d_table
         if d_candidate is not None:
             # Without rows, so that only the table's gradient is computed.
             no_rows = res.previous[:, :, :0]
             _, d_candidate = _weight_grad(static.library, no_rows, d_candidate, inputs)
-        d_igates = base.with_candidate(d_table, d_candidate)
-        d_inputs = Inputs(d_igates, int_cotangent(inputs.tokens))
+    d_inputs = inputs.cotangent(base.with_candidate(d_hgates, d_candidate))
     return (Operands(d_inputs, Weights(d_kernel, d_bias), d_carry),)
 
 
@@ -117,12 +112,9 @@ def _call_forward(
     if save:
         shapes.append(_tiles(static, hidden, time, batch))
         shapes.append(_shape(time, build.RESIDUALS[cell] * hidden, library.padded(batch)))
-    scratch = library.length(build.FORWARD, static.dtype, cell, hidden, batch, vocab)
-    shapes.append(_shape(scratch, dtype=static.dtype))
-    arguments = jax.tree.leaves((weights, inputs, initial, keep))  # without those that are None
-    outputs, *rest, _ = _call(
-        build.target(build.FORWARD, static.dtype), shapes, *arguments, cell=cell
-    )
+    arguments, sizes = (weights, inputs, initial, keep), (cell, hidden, batch, vocab)
+    call = partial(_call, library, build.FORWARD, static.dtype)
+    outputs, *rest = call(shapes, arguments, sizes, cell=cell)
     return (outputs, tuple(rest[: len(initial)])), rest[len(initial) :]
 
 
@@ -144,13 +136,9 @@ def _call_backward(
         shapes.append(sequence(hidden, time, batch))
         shapes.append(_shape(hidden, library.padded(batch)))
     shapes += [_shape(hidden, batch)] * len(d_last)
-    scratch = library.length(build.BACKWARD, static.dtype, cell, hidden, batch)
-    shapes.append(_shape(scratch, dtype=static.dtype))
-    saved = (res.outputs, weights.kernel, initial, res.cell)
-    arguments = jax.tree.leaves((saved, d_outputs, d_last, keep))
-    d_hgates, *rest, _ = _call(
-        build.target(build.BACKWARD, static.dtype), shapes, *arguments, cell=cell
-    )
+    arguments = res.outputs, weights.kernel, initial, res.cell, d_outputs, d_last, keep
+    call = partial(_call, library, build.BACKWARD, static.dtype)
+    d_hgates, *rest = call(shapes, arguments, (cell, hidden, batch), cell=cell)
     if not reset_after:
         return d_hgates, None, None, tuple(rest)
     d_candidate, d_bias, *d_carry = rest
@@ -166,13 +154,11 @@ def _weight_grad(
     """`previous @ d_hgates.T` over all positions; with a table, the sums of `d_hgates` by token."""
     time, panels, hidden, width = previous.shape
     gates, dtype = d_hgates.shape[0 if d_hgates.ndim == 3 else 2], previous.dtype
-    shapes, arguments = [_shape(hidden, gates)], [previous, d_hgates]
+    shapes, arguments = [_shape(hidden, gates)], (previous, d_hgates, inputs.tokens)
     if inputs.tokens is not None:
         shapes.append(_shape(library.padded(gates) // width, inputs.igates.shape[1], width))
-        arguments.append(inputs.tokens)
-    scratch = library.length(build.WEIGHT_GRADIENT, dtype, hidden, time * panels)
-    shapes.append(_shape(scratch, dtype=dtype))
-    d_kernel, *by_token, _ = _call(build.target(build.WEIGHT_GRADIENT, dtype), shapes, *arguments)
+    call = partial(_call, library, build.WEIGHT_GRADIENT, dtype)
+    d_kernel, *by_token = call(shapes, arguments, (hidden, time * panels))
     if inputs.tokens is None:
         return d_kernel, None
     return d_kernel, by_token[0].swapaxes(1, 2).reshape(library.padded(gates), -1)[:gates]
@@ -191,5 +177,26 @@ def _shape(*sizes: int, dtype: DTypeLike = jnp.float32) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(sizes, dtype)
 
 
-def _call(name: str, shapes: _Shapes, *arguments: Array, **attributes: str) -> Any:
-    return jax.ffi.ffi_call(name, shapes, vmap_method="sequential")(*arguments, **attributes)
+def _call(
+    library: Library,
+    name: str,
+    dtype: DTypeLike,
+    shapes: list[jax.ShapeDtypeStruct],
+    arguments: tuple[Any, ...],
+    sizes: tuple[str | int, ...],
+    **attributes: str,
+) -> list[Array]:
+    """Calls a target of the library.
+
+    Args:
+      library: the compiled library.
+      name: of the target.
+      dtype: of the matmul operands.
+      shapes: of the results, except the last one: the working memory.
+      arguments: in order, those left out that are None.
+      sizes: that the length of the working memory depends on, see `Library.length`.
+      **attributes: of the call.
+    """
+    scratch = _shape(library.length(name, dtype, *sizes), dtype=dtype)
+    call = jax.ffi.ffi_call(build.target(name, dtype), [*shapes, scratch], vmap_method="sequential")
+    return list(call(*jax.tree.leaves(arguments), **attributes)[:-1])

@@ -1,6 +1,6 @@
-"""One CTA of a persistent kernel: its part of a batch tile's matmul and barriers.
+"""One CTA of a persistent kernel: its rows and units, and the barriers at which CTAs meet.
 
-A CTA copies its tile of the weights into shared memory once. What CTAs exchange at a time step
+What CTAs exchange at a time step
 goes through global memory (in practice the L2 cache), behind a barrier over the grid: a
 semaphore on which every CTA releases an increment and which every CTA acquires. So all CTAs must
 be resident at once, and no other kernel may occupy their SMs while it waits for anything.
@@ -19,8 +19,9 @@ in the pass before.
 The threads of a CTA meet just before it signals in `arrive`, at the end of `wait`, and nowhere
 else. That orders all accesses of several threads to the same memory:
 
-* the operand in shared memory: each thread waits for its wgmma before `accumulate` returns; the
-  next copies, of any tile, follow that tile's `wait`. All threads arrive at the copies' barriers.
+* the operand in shared memory: each thread waits for its wgmma before `accumulate` in
+  `tile_matmul.py` returns; the next copies, of any tile, follow that tile's `wait`. All threads
+  arrive at the copies' barriers.
 * the exchange in global memory: stored, `arrive` and `wait` at the grid's barrier, copied. A slot
   is written once; the sampling kernel (`decode_kernel.py`), which reuses slots, says why it may.
 * partial sums: stored, `arrive` and `wait` at the split-K group's barrier, loaded; stored again
@@ -30,27 +31,20 @@ else. That orders all accesses of several threads to the same memory:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.mosaic.gpu import utils as mosaic
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
-from charjax.model.cells import Gates
 from charjax.model.recurrence.pallas_hopper.tiling import BATCH_TILE, Tiling
 
 # jax 0.12 added `plgpu.store`, and removed the index argument of `plgpu.load`.
 _STORE: Callable[..., None] | None = getattr(plgpu, "store", None)
 _LOAD_INDEX = ((),) if _STORE is None else ()
-
-T = TypeVar("T")
-# Work on a batch tile. It yields where it has arrived at a barrier and is about to wait for it:
-# the CTA goes on with other tiles, which may overwrite the operand in shared memory.
-TileWork: TypeAlias = Generator[None, None, T]
 
 
 class Scratch(NamedTuple):
@@ -60,13 +54,13 @@ class Scratch(NamedTuple):
       weights: bfloat16 [n_per_cta, k_per_cta], the CTA's tile of the right operand.
       operand: bfloat16 [k_chunks, BATCH_TILE, k_per_chunk].
       copied: barriers of the TMA copies into `operand`, one per chunk.
-      weights_copied: barrier of the copy into `weights`.
+      loaded: barrier of `Cta.load_shared`.
     """
 
     weights: Any
     operand: Any
     copied: Any
-    weights_copied: Any
+    loaded: Any
 
 
 class Position(NamedTuple):
@@ -156,6 +150,12 @@ class Cta:
         else:
             _STORE(ref, value, optimized=False)
 
+    def load_shared(self, ref: Any, shared: Any) -> None:
+        """Copies global memory into shared memory, and waits."""
+        loaded = self.scratch.loaded.at[0]
+        plgpu.copy_gmem_to_smem(ref, shared, loaded)
+        plgpu.barrier_wait(loaded)
+
     @property
     def grid(self) -> Barrier:
         """The barrier of all CTAs."""
@@ -209,83 +209,6 @@ class Cta:
         the reader after it has waited.
         """
         plgpu.inline_mgpu()(_emit_proxy_fence)()
-
-    def load_weights(self, packed: Any) -> None:
-        """Copies this CTA's tile of the weights into shared memory."""
-        weights, copied = self.scratch.weights, self.scratch.weights_copied
-        plgpu.copy_gmem_to_smem(packed.at[self.index], weights, copied.at[0])
-        plgpu.barrier_wait(copied.at[0])
-
-    def copy_operand(self, operand: Any, rows: int = BATCH_TILE) -> None:
-        """Begins to copy this CTA's part of the left operand, for the tile's next `matmul`.
-
-        What is loaded between the two overlaps with the copies.
-
-        Args:
-          operand: global memory, bfloat16 [batch, K], written by all CTAs.
-          rows: how many of the tile's rows are copied, a multiple of 8: the first ones. The others
-            mean nothing in the result.
-        """
-        tiling, operands = self.tiling, self.scratch.operand
-        if rows < BATCH_TILE:
-            operands = operands.at[:, pl.ds(0, rows)]
-        copied = pl.ds(self.first_row, rows)
-        for chunk in range(tiling.k_chunks):
-            start = self.position.member * tiling.k_per_cta + chunk * tiling.k_per_chunk
-            plgpu.copy_gmem_to_smem(
-                operand.at[copied, pl.ds(start, tiling.k_per_chunk)],
-                operands.at[chunk],
-                self.scratch.copied.at[chunk],
-            )
-
-    def matmul(self, turn: Array | int) -> TileWork[Gates]:
-        """The tile's matmul of a time step: float32 [BATCH_TILE, units] per output of a unit.
-
-        Args:
-          turn: how many matmuls the CTA has done for tiles of this index, in all passes, this one
-            included.
-        """
-        sums = self.accumulate()
-        if self.tiling.split_k > 1:
-            sums = yield from self._reduce_split_k(sums, turn)
-        return self.by_output(sums)
-
-    def by_output(self, sums: Array) -> Gates:
-        """The final sums of this CTA's units, for each output of a unit."""
-        starts = range(0, self.tiling.outputs_per_unit * self.tiling.units, self.tiling.units)
-        return tuple(sums[:, start : start + self.tiling.units] for start in starts)
-
-    def accumulate(self) -> Array:
-        """This CTA's part of the tile's matmul, as the copies complete: [BATCH_TILE, n_per_cta]."""
-
-        def with_accumulator(sums: Any) -> Array:
-            for chunk in range(self.tiling.k_chunks):
-                plgpu.barrier_wait(self.scratch.copied.at[chunk])
-                k = pl.ds(chunk * self.tiling.k_per_chunk, self.tiling.k_per_chunk)
-                weights = self.scratch.weights.at[:, k].transpose((1, 0))
-                plgpu.wgmma(sums, self.scratch.operand.at[chunk], weights)
-            return sums[...]
-
-        shape = BATCH_TILE, self.tiling.n_per_cta
-        accumulator = plgpu.WGMMAAccumulatorRef(shape, jnp.float32)
-        return pl.run_scoped(with_accumulator, accumulator)
-
-    def _reduce_split_k(self, sums: Array, turn: Array | int) -> TileWork[Array]:
-        """Sums the group's partial sums of this CTA's units, always in the same order.
-
-        A CTA overwrites its partial sums when it has passed the tile's next barrier of the grid,
-        where each CTA arrives, in this pass or in the next, after it has read those of its group.
-        """
-        group, n = self.split_k_group, self.tiling.outputs_per_unit * self.tiling.units
-        rows = pl.ds(self.tile_of_pass * BATCH_TILE, BATCH_TILE)
-        columns = pl.ds(self.position.member * n, n)
-        self.store(self.partial_sums.at[self.index, rows], sums)
-        self.arrive(group, turn)
-        yield
-        self.wait(group, turn)
-        members = range(group.members)
-        parts = [self.load(self.partial_sums.at[group.first + m, rows, columns]) for m in members]
-        return sum(parts[1:], start=parts[0])
 
 
 def _emit_thread_barrier(_: Any) -> None:

@@ -35,7 +35,8 @@ _FORCED = 1e30
 
 def fits(config: ModelConfig, vocab_size: int, batch: int) -> bool:
     """Whether the kernel runs a model that the persistent kernels of the recurrence run."""
-    tiling = _tiling(config.cell, config.hidden, vocab_size, launch_config())
+    gates, num_sms = CELLS[config.cell].gates, launch_config().num_sms
+    tiling = choose_decode_tiling(config.hidden, gates, vocab_size, num_sms)
     return config.layers == 1 and batch <= BATCH_TILE and tiling is not None
 
 
@@ -46,7 +47,7 @@ def decode(
     igates: Float[Array, "batch gates"],
     forced: Int[Array, "time batch"],
     noise: Float[Array, "time batch vocab"],
-    config: LaunchConfig | None = None,
+    launch: LaunchConfig | None = None,
 ) -> tuple[Int[Array, "time batch"], DecodeState]:
     """Reads a token and chooses the next one, at each step.
 
@@ -57,7 +58,7 @@ def decode(
       igates: of the token that the first step reads.
       forced: the token that each step chooses; -1: the one with the largest sum of logit and noise.
       noise: added to the logits.
-      config: how the kernel is launched; None: on this process's GPU.
+      launch: how the kernel is launched; None: on this process's GPU.
 
     Returns:
       The tokens, and the state after the last step, which has not read the last token.
@@ -66,8 +67,9 @@ def decode(
       ValueError: the model does not fit the GPU.
     """
     batch, hidden = state.carry[0][0].shape
-    gates, vocab_size, config = CELLS[cell].gates, weights.vocab_size, config or launch_config()
-    tiling = _tiling(cell, hidden, vocab_size, config)
+    gates, vocab_size = CELLS[cell].gates, weights.vocab_size
+    num_sms = (launch or launch_config()).num_sms
+    tiling = choose_decode_tiling(hidden, gates, vocab_size, num_sms)
     if tiling is None:
         raise ValueError(f"no tiling of a {cell} with {hidden} units and {vocab_size} tokens")
     bias, output_bias = jnp.split(weights.biases[0], [gates * hidden])
@@ -86,10 +88,6 @@ def decode(
     tokens, *blocks = run(CELLS[cell], tiling, sizes, inputs, packed)
     hgates, carry = (tuple(from_ctas(of_ctas)[:, :batch]) for of_ctas in blocks)
     return tokens[:, :batch], DecodeState((carry,), (jnp.concatenate(hgates, axis=1),))
-
-
-def _tiling(cell: str, hidden: int, vocab_size: int, config: LaunchConfig) -> Tiling | None:
-    return choose_decode_tiling(hidden, CELLS[cell].gates, vocab_size, config.num_sms)
 
 
 def _addends(

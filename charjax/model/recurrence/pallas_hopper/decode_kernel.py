@@ -18,9 +18,10 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, BFloat16, Float
 
 from charjax.model.cells import Cell, Gates
-from charjax.model.recurrence.pallas_hopper import rows
+from charjax.model.recurrence.pallas_hopper import rows, tile_matmul
 from charjax.model.recurrence.pallas_hopper.cta import Cta
 from charjax.model.recurrence.pallas_hopper.launch import launch
+from charjax.model.recurrence.pallas_hopper.tile_matmul import by_output, copy_operand
 from charjax.model.recurrence.pallas_hopper.tiling import BATCH_TILE, Tiling
 
 # Matrices [rows, hidden], divided among the CTAs; there are `BATCH_TILE` rows.
@@ -127,10 +128,7 @@ def _kernel(cell: Cell, sizes: Sizes, tiles: list[Cta], *refs: Any) -> None:
     inputs = KernelInputs(*arrays[: len(KernelInputs._fields)])
     outputs = _KernelOutputs(*arrays[len(KernelInputs._fields) :])
     index, units, with_logits = cta.index, cta.tiling.units, outputs.best.shape[0]
-    copied = cta.scratch.weights_copied.at[0]  # the weights are there
-    tables: Any = inputs.tables
-    plgpu.copy_gmem_to_smem(tables.at[index], table, copied)
-    plgpu.barrier_wait(copied)
+    cta.load_shared(inputs.tables.at[index], table)
     last_gate_bias = cta.load(inputs.bias.at[index])
     tokens = pl.ds(jnp.minimum(index, with_logits - 1) * units, units)
 
@@ -143,9 +141,9 @@ def _kernel(cell: Cell, sizes: Sizes, tiles: list[Cta], *refs: Any) -> None:
         cta.arrive(cta.grid, t + 1)
         cta.wait(cta.grid, t + 1)
         cta.fence_async_proxy()
-        cta.copy_operand(slot, sizes.rows)
+        copy_operand(cta, slot, sizes.rows)
         addend = cta.load(inputs.addends.at[t, :, tokens])  # overlaps with the copies
-        *before_last, last_gate, logits = cta.by_output(cta.accumulate())
+        *before_last, last_gate, logits = by_output(cta, tile_matmul.accumulate(cta))
         _publish_best(cta, outputs, t, logits + addend)
         hgates = (*before_last, last_gate + last_gate_bias)
         token = _choose(cta, outputs, t, sizes.vocab)

@@ -19,21 +19,20 @@ docs/kernels.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, BFloat16, Float
 
 from charjax.model.cells import Cell, Gates
 from charjax.model.recurrence.base import Inputs
 from charjax.model.recurrence.pallas_hopper import rows
-from charjax.model.recurrence.pallas_hopper.cta import Cta, T, TileWork
+from charjax.model.recurrence.pallas_hopper.cta import Cta
 from charjax.model.recurrence.pallas_hopper.launch import launch
+from charjax.model.recurrence.pallas_hopper.schedule import TileWork, in_passes, loop_over_time
+from charjax.model.recurrence.pallas_hopper.tile_matmul import copy_operand, matmul
 from charjax.model.recurrence.pallas_hopper.tiling import Tiling
 
 # 0 where the carry before a step is reset to zeros, else 1; after the last step always 1. The same
@@ -74,12 +73,12 @@ def forward(
     out_types = (
         jax.ShapeDtypeStruct((time + 1, batch, tiling.hidden), jnp.bfloat16),
         jax.ShapeDtypeStruct((tiling.hidden, time, batch), jnp.float32),
-        jax.ShapeDtypeStruct((time, ctas, num_residuals(cell), batch, units), jnp.float32),
+        jax.ShapeDtypeStruct((time, ctas, _num_residuals(cell), batch, units), jnp.float32),
         jax.ShapeDtypeStruct(carry.shape, jnp.float32),
     )
     given = [array for array in inputs if array is not None]
     kernel = partial(_forward_kernel, cell, time, len(given))
-    body = partial(_in_passes, batch // tiling.rows, kernel)
+    body = partial(in_passes, batch // tiling.rows, kernel)
     arrays = (*given, bias, carry) if keep is None else (*given, bias, carry, keep)
     return launch(body, tiling, weights, arrays, out_types)
 
@@ -106,10 +105,10 @@ def _forward_kernel(cell: Cell, time: int, num_inputs: int, tiles: list[Cta], *r
         # For what all published before they went on to other tiles.
         cta.wait(cta.grid, t + first_turn)
         cta.fence_async_proxy()
-        cta.copy_operand(states.at[t])
+        copy_operand(cta, states.at[t])
         igates_t = _load_igates(cell, cta, inputs, t)  # overlaps with the copies
         keep_next = _load_keep(cta, keep, t + 1)
-        hgates = yield from cta.matmul(t + first_matmul)
+        hgates = yield from matmul(cta, t + first_matmul)
         hgates = (*hgates[:-1], hgates[-1] + last_gate_bias)
         carry, saved = cell.forward(igates_t, hgates, carry)
         output, carry = carry[0], _keep_where(keep_next, carry)
@@ -120,7 +119,7 @@ def _forward_kernel(cell: Cell, time: int, num_inputs: int, tiles: list[Cta], *r
             cta.store(residuals.at[t, index, i, cta.rows], value)
         return carry
 
-    ends = _loop_over_time(time, step, tiles, map(begin, tiles))
+    ends = loop_over_time(time, step, tiles, map(begin, tiles))
     for cta, final in zip(tiles, ends, strict=True):
         for s, value in enumerate(final):
             cta.store(last.at[index, s, cta.rows], value)
@@ -161,14 +160,14 @@ def backward(
     )
     saved = (residuals, d_outputs, d_last)
     inputs = saved if keep is None else (*saved, keep)
-    body = partial(_in_passes, batch // tiling.rows, partial(_backward_kernel, cell, time))
+    body = partial(in_passes, batch // tiling.rows, partial(_backward_kernel, cell, time))
     return launch(body, tiling, weights, inputs, out_types)
 
 
 def _backward_kernel(cell: Cell, time: int, tiles: list[Cta], *refs: Any) -> None:
     # `keep` is empty without resets.
     residuals, d_outputs, d_last, *keep, d_hgates, d_candidate, d_carry = refs
-    index, saved_arrays = tiles[0].index, range(num_residuals(cell))
+    index, saved_arrays = tiles[0].index, range(_num_residuals(cell))
     first_turn = tiles[0].first_turn(time)
 
     def load_step(cta: Cta, t: Array | int) -> Gates:
@@ -191,52 +190,21 @@ def _backward_kernel(cell: Cell, time: int, tiles: list[Cta], *refs: Any) -> Non
         yield
         cta.wait(cta.grid, i + first_turn)
         cta.fence_async_proxy()
-        cta.copy_operand(d_hgates.at[t])
+        copy_operand(cta, d_hgates.at[t])
         # What overlaps with the copies.
         if grads.candidate is not None:
             slot = d_candidate.at[t, cta.rows, cta.columns()]
             cta.store(slot, grads.candidate.astype(jnp.bfloat16))
         prefetched = load_step(cta, jnp.maximum(t - 1, 0))
         keep_now = _load_keep(cta, keep, t)
-        (through_hgates,) = yield from cta.matmul(i + first_turn)
+        (through_hgates,) = yield from matmul(cta, i + first_turn)
         d_before = (grads.carry[0] + through_hgates, *grads.carry[1:])
         return _keep_where(keep_now, d_before), prefetched
 
-    ends = _loop_over_time(time, step, tiles, map(begin, tiles))
+    ends = loop_over_time(time, step, tiles, map(begin, tiles))
     for cta, (d_initial, _) in zip(tiles, ends, strict=True):
         for s, value in enumerate(d_initial):
             cta.store(d_carry.at[index, s, cta.rows], value)
-
-
-def _in_passes(passes: int, body: Callable[..., None], tiles: list[Cta], *refs: Any) -> None:
-    """Runs the kernel's body for the tiles of each pass."""
-    if passes == 1:  # without a loop, offsets of rows are constants
-        body(tiles, *refs)
-    else:
-
-        def run_pass(batch_pass: Array, _: None) -> None:
-            body([replace(cta, batch_pass=batch_pass) for cta in tiles], *refs)
-
-        lax.fori_loop(0, passes, run_pass, None)
-
-
-def _loop_over_time(
-    time: int, step: Callable[[Cta, Array, T], TileWork[T]], tiles: list[Cta], initial: Iterable[T]
-) -> list[T]:
-    """The carry of each tile after so many steps, at each of which the tiles take turns."""
-
-    def step_all(t: Array, carries: list[T]) -> list[T]:
-        steps = [step(cta, t, carry) for cta, carry in zip(tiles, carries, strict=True)]
-        results: list[T] = []
-        while len(results) < len(steps):
-            for work in steps:  # all yield equally often, so that they end in this order
-                try:
-                    next(work)
-                except StopIteration as end:
-                    results.append(end.value)
-        return results
-
-    return lax.fori_loop(0, time, step_all, list(initial))
 
 
 def _load_igates(cell: Cell, cta: Cta, inputs: Inputs, t: Array) -> Gates:
@@ -259,7 +227,7 @@ def _keep_where(keep: Array | None, states: Gates) -> Gates:
     return states if keep is None else tuple(jnp.where(keep > 0, x, 0.0) for x in states)
 
 
-def num_residuals(cell: Cell) -> int:
+def _num_residuals(cell: Cell) -> int:
     """How many arrays the cell's forward step saves for its backward step."""
     scalar = jax.ShapeDtypeStruct((), jnp.float32)
     gates, carry = (scalar,) * cell.gates, (scalar,) * cell.states

@@ -45,7 +45,7 @@ def launch(
         arrays, partial_sums, refs = refs[:num_arrays], refs[num_arrays], refs[num_arrays + 1 :]
         scratch, extra = Scratch(*refs[: len(Scratch._fields)]), refs[len(Scratch._fields) :]
         ctas = _ctas(tiling, scratch, partial_sums)
-        ctas[0].load_weights(packed)
+        ctas[0].load_shared(packed.at[ctas[0].index], scratch.weights)
         body(ctas, *arrays, *extra)
 
     run = plgpu.kernel(

@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, BFloat16, Float
 
 from charjax.model.cells import CELLS
-from charjax.model.matmul import dot_leading, int_cotangent
+from charjax.model.matmul import dot_leading
 from charjax.model.recurrence.base import (
     Inputs,
     Layer,
@@ -163,18 +163,17 @@ def _input_grad(
     d_hgates: BFloat16[Array, "time batch gates"],
     d_candidate: BFloat16[Array, "time batch hidden"] | None,
 ) -> Inputs:
-    """`charjax.model.recurrence.base.input_grad` of what the backward kernel returns."""
+    """The gradient of the inputs, from what the backward kernel returns."""
     if inputs.tokens is None:
         features = None if d_candidate is None else _feature_major(d_candidate)
-        d_igates = with_candidate(_feature_major(d_hgates), features)
-        return Inputs(d_igates.astype(jnp.float32))
+        return inputs.cotangent(with_candidate(_feature_major(d_hgates), features))
     ones = jax.nn.one_hot(inputs.tokens, inputs.igates.shape[1], dtype=jnp.bfloat16)
     d_table = dot_leading(d_hgates, ones, jnp.bfloat16)
     if d_candidate is not None:
         # Of matmuls with a common operand XLA makes one, and copies their other operands for it.
         ones = jax.lax.optimization_barrier(ones)
         d_table = with_candidate(d_table, dot_leading(d_candidate, ones, jnp.bfloat16))
-    return Inputs(d_table, int_cotangent(inputs.tokens))
+    return inputs.cotangent(d_table)
 
 
 def _keep_units(resets: Resets | None, tiling: Tiling) -> kernels.Keep | None:
