@@ -159,6 +159,11 @@ class ModelConfig:
     # the backward pass. Less memory, more time, the same result. 0: keep everything.
     remat: int = number(0, 0)
 
+    @property
+    def summary(self) -> str:
+        """The cell, the number of layers and their units, such as "gru 1 x 512"."""
+        return f"{self.cell} {self.layers} x {self.hidden}"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:

@@ -105,6 +105,11 @@ class RunMeta:
         model = replace(self.config.model, recurrence=self.recurrence.implementation)
         return replace(self.config, model=model)
 
+    @property
+    def is_converted(self) -> bool:
+        """Whether its weights come from a file of torch or Keras, which does not name its text."""
+        return self.source is not None and self.source.kind != "charjax"
+
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values; no `source` if it is None, as in older versions."""
         source = {"source": dataclasses.asdict(self.source)} if self.source else {}

@@ -83,16 +83,15 @@ def unusual_parts(trained: TrainedModel) -> list[str]:
 
 def _without_folders(trained: TrainedModel) -> TrainedModel:
     """The model with no folder in what it says of its text and of the source of its weights."""
-    config, meta = trained.config, trained.meta
+    run, config = trained.run, trained.config
     config = replace(
         config,
         data=replace(config.data, path=without_folders(config.data.path)),
         train=replace(config.train, init_from=without_folders(config.train.init_from)),
     )
-    meta = meta | {"corpus": meta["corpus"] | {"name": without_folders(meta["corpus"]["name"])}}
-    if "source" in meta:
-        meta |= {"source": meta["source"] | {"path": without_folders(meta["source"]["path"])}}
-    return replace(trained, config=config, meta=meta)
+    corpus = replace(run.corpus, name=without_folders(run.corpus.name))
+    source = run.source and replace(run.source, path=without_folders(run.source.path))
+    return replace(trained, run=replace(run, config=config, corpus=corpus, source=source))
 
 
 def _numpy(trained: TrainedModel) -> dict[str, bytes]:

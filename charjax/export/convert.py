@@ -57,11 +57,9 @@ def convert(file: Path, source: str, vocabulary: Path, out: Path) -> None:
     meta = _meta(config, found.vocab, params, SourceMeta(source, str(file), digest.hexdigest()))
     _write(workdir, params, meta)
     _logger.info(
-        "%s: %s %d x %d, %s, vocabulary of %d, %s parameters; %s",
+        "%s: %s, %s, vocabulary of %d, %s parameters; %s",
         out,
-        config.cell,
-        config.layers,
-        config.hidden,
+        config.summary,
         f"embedding of {config.embed}" if config.embed else "one-hot input",
         len(found.vocab),
         f"{parameter_count(params):,}",

@@ -45,8 +45,8 @@ def _weights(trained: TrainedModel) -> bytes:
 
 def _about(trained: TrainedModel) -> dict[str, object]:
     """The page's title and description of the model, and how it normalizes a prompt."""
-    model, reading = trained.config.model, trained.reading
-    corpus = trained.meta["corpus"]["name"]
+    model, reading = trained.config.model, trained.run.reading
+    corpus = trained.run.corpus.name
     loss = ""
     if trained.val_loss is not None:
         loss = f", {trained.val_loss:.3f} nats per character before its weights were quantized"

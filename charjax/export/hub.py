@@ -10,15 +10,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from charjax.config import to_dict
 from charjax.export.weights import named_weights, vocabulary_json
 from charjax.inference.hub import FORMAT, HubConfig
 from charjax.inference.load import TrainedModel
 from charjax.model.network import parameter_count
 from charjax.runtime.display import counted
 from charjax.runtime.safetensors import safetensors_file
-
-_NOT_COPIED = ("vocabulary", "logs", "progress")  # parts of a checkpoint's metadata
 
 
 def hub_files(trained: TrainedModel) -> dict[str, bytes]:
@@ -41,14 +38,14 @@ def _compact(array: Any) -> np.ndarray:
 
 
 def _config(trained: TrainedModel, files: dict[str, bytes]) -> dict[str, Any]:
-    run = {name: value for name, value in trained.meta.items() if name not in _NOT_COPIED}
-    run["config"] = to_dict(trained.config)
+    run = trained.run.to_json()
+    del run["vocabulary"]  # which has its own file
     config = HubConfig(
         format=FORMAT,
         run=run,
         step=trained.step,
         val_loss=trained.val_loss,
-        elapsed_s=trained.meta["progress"]["elapsed_s"],
+        elapsed_s=trained.elapsed_s,
         sha256={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
     )
     return {"model_type": "charjax", "architectures": ["CharRNN"], **config._asdict()}
@@ -62,13 +59,13 @@ def _card(trained: TrainedModel, *, is_rounded: bool) -> str:
       is_rounded: whether its weights were rounded to bfloat16, which its loss does not know.
     """
     before = " before its weights were rounded to bfloat16" if is_rounded else ""
-    model, corpus, loss = trained.config.model, trained.meta["corpus"], trained.val_loss
-    name = f"{model.cell}-{model.layers}x{model.hidden}-{corpus['name']}"
+    model, corpus, loss = trained.config.model, trained.run.corpus, trained.val_loss
+    name = f"{model.cell}-{model.layers}x{model.hidden}-{corpus.name}"
     data = (
-        f"Trained for {counted(trained.step, 'step')} on {corpus['name']}, "
-        f"{counted(corpus['chars'], 'character')}, SHA-256 `{corpus['sha256']}`."
+        f"Trained for {counted(trained.step, 'step')} on {corpus.name}, "
+        f"{counted(corpus.chars, 'character')}, SHA-256 `{corpus.sha256}`."
     )
-    if trained.is_converted:
+    if trained.run.is_converted:
         data = "Not trained by charjax."  # and the notice says where it is from
     measured = "It was not evaluated on held-out text."
     if loss is not None:
@@ -85,7 +82,7 @@ def _card(trained: TrainedModel, *, is_rounded: bool) -> str:
         hidden=model.hidden,
         parameters=parameter_count(trained.params),
         data=data,
-        notice=f"\n\nNotice: {corpus['notice']}" if corpus["notice"] else "",
+        notice=f"\n\nNotice: {corpus.notice}" if corpus.notice else "",
         measured=measured,
         symbols=len(trained.vocab.characters),
         unit={"byte": "bytes", "codepoint": "characters"}[trained.vocab.unit],
@@ -103,7 +100,7 @@ def _result(trained: TrainedModel, name: str, before: str) -> str:
     }
     result = {
         "task": {"type": "text-generation", "name": "character-level language modelling"},
-        "dataset": {"type": "text", "name": trained.meta["corpus"]["name"]},
+        "dataset": {"type": "text", "name": trained.run.corpus.name},
         "metrics": [metric],
     }
     return f"\nmodel-index: {json.dumps([{'name': name, 'results': [result]}])}"

@@ -32,7 +32,7 @@ def look_page(inspection: Inspection) -> bytes:
     model = trained.config.model
     units = _kept_units(inspection)
     facts = {
-        "title": f"{without_folders(trained.meta['corpus']['name'])}: what the model sees",
+        "title": f"{without_folders(trained.run.corpus.name)}: what the model sees",
         "description": f"{model.cell.upper()}, {model.layers} x {model.hidden} units, step "
         f"{trained.step:,}. {ids.size:,} characters, {predictions.nats.mean():.3f} nats each.",
         "method": _method(ids.size),

@@ -135,7 +135,7 @@ def _readme(trained: TrainedModel, start: dict[str, Any]) -> str:
     carry = "\n".join(f"  {name} float32 [batch, {row.size}]" for name, row in start.items())
     return _README.format(
         model=trained.config.model,
-        corpus=trained.meta["corpus"]["name"],
+        corpus=trained.run.corpus.name,
         steps=counted(trained.step, "step"),
         carry=carry,
         characters=_characters(trained.vocab),
@@ -160,7 +160,7 @@ def _characters(vocab: Vocab) -> str:
 _README = """\
 # A character model from charjax
 
-{model.cell}, {model.layers} x {model.hidden}, trained on {corpus} for {steps}.
+{model.summary}, trained on {corpus} for {steps}.
 
 | file | what it is |
 |---|---|

@@ -63,11 +63,6 @@ class HubModel(NamedTuple):
     arrays: Arrays
     config: HubConfig
 
-    @property
-    def meta(self) -> dict[str, Any]:
-        """The metadata as a checkpoint has them."""
-        return self.run.to_json() | {"progress": {"elapsed_s": self.config.elapsed_s}}
-
 
 def read_hub(folder: Path) -> HubModel:
     """The model in a folder.

@@ -40,16 +40,17 @@ def config_info(config: Config) -> dict[str, Any]:
 
 def trained_info(trained: TrainedModel) -> dict[str, Any]:
     """The size and training state of a trained model, as JSON values."""
-    return _model(trained.config, len(trained.vocab)) | {
-        "corpus": trained.meta["corpus"]["name"],
-        "sha256": trained.meta["corpus"]["sha256"],
-        "notice": trained.meta["corpus"]["notice"],
+    run = trained.run
+    return _model(run.config, len(run.vocab)) | {
+        "corpus": run.corpus.name,
+        "sha256": run.corpus.sha256,
+        "notice": run.corpus.notice,
         "step": trained.step,
         "val_loss": trained.val_loss,
-        "elapsed_s": trained.meta["progress"]["elapsed_s"],
-        "versions": trained.meta["versions"],
-        "device": trained.meta["device"],
-        "recurrence": trained.meta.get("recurrence"),
+        "elapsed_s": trained.elapsed_s,
+        "versions": run.platform.versions,
+        "device": run.platform.device,
+        "recurrence": run.recurrence and run.recurrence._asdict(),
     }
 
 

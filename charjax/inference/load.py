@@ -15,7 +15,6 @@ from charjax.checkpoint.meta import CheckpointMeta, RunMeta
 from charjax.checkpoint.reader import CheckpointReader, Which, check_which
 from charjax.checkpoint.record import Leaf, Record
 from charjax.config import CELL_SIZES, Config
-from charjax.data.reading.rules import ReadingRules
 from charjax.data.vocab import Vocab
 from charjax.errors import CheckpointError, InputError
 from charjax.inference.hub import read_hub
@@ -31,33 +30,33 @@ class TrainedModel:
     """A model with everything that sampling and scoring need.
 
     Attributes:
-      config: of its run.
-      vocab: its vocabulary.
+      run: what identifies its run.
       params: numpy arrays; the averaged weights where the run has them.
       step: at which it was saved.
       val_loss: nats per character at that step; None where it was not evaluated.
-      meta: the checkpoint's record of the run, JSON values.
+      elapsed_s: seconds of training.
     """
 
-    config: Config
-    vocab: Vocab
+    run: RunMeta
     params: dict[str, Any]
     step: int
     val_loss: float | None
-    meta: dict[str, Any]
+    elapsed_s: float
 
     @property
-    def reading(self) -> ReadingRules:
-        """How its text was read; of a run that did not record it, what its config says."""
-        if "reading" in self.meta:
-            return ReadingRules.from_json(self.meta["reading"])
-        return ReadingRules.from_config(self.config.data)
+    def config(self) -> Config:
+        """The config of its run."""
+        return self.run.config
 
     @property
-    def is_converted(self) -> bool:
-        """Whether it comes from a file of torch or Keras, which does not name its text."""
-        source = self.meta.get("source")
-        return source is not None and source["kind"] != "charjax"
+    def vocab(self) -> Vocab:
+        """Its vocabulary."""
+        return self.run.vocab
+
+    def with_model(self, **changes: Any) -> TrainedModel:
+        """The same weights with other values of fields of `ModelConfig`."""
+        config = replace(self.config, model=replace(self.config.model, **changes))
+        return replace(self, run=replace(self.run, config=config))
 
 
 def load_trained(workdir: str | Path, *, which: Which) -> TrainedModel:
@@ -83,44 +82,37 @@ def load_builtin() -> TrainedModel:
 
     XLA runs its recurrence: a new installation has no compiled C loops, and need not wait for them.
     """
-    trained = _load_hub(BUILTIN, "best")
-    model = replace(trained.config.model, recurrence="xla")
+    trained = _load_hub(BUILTIN, "best").with_model(recurrence="xla")
     _logger.info(
-        "no --workdir is given: this is the built-in model, %s %d x %d, trained on %s",
-        model.cell,
-        model.layers,
-        model.hidden,
-        trained.meta["corpus"]["name"],
+        "no --workdir is given: this is the built-in model, %s, trained on %s",
+        trained.config.model.summary,
+        trained.run.corpus.name,
     )
-    return replace(trained, config=replace(trained.config, model=model))
+    return trained
 
 
 def _load_run(workdir: Path, which: Which) -> TrainedModel:
     directory = Workdir(workdir).checkpoints
 
     def wanted(record: Record) -> dict[str, Leaf]:
-        run = _read_run(directory, record)
+        run = CheckpointMeta.of(record, directory).run
         return {
             f"{_weights_key(run)}/{path}": Leaf(shape, "float32", "")  # its digest is ignored
             for path, shape in param_shapes(run.config.model, len(run.vocab)).items()
         }
 
     record, arrays = CheckpointReader(directory).read_arrays(wanted, which=which)
-    run = _read_run(directory, record)
-    params = _nest(arrays)[_weights_key(run)]
-    return TrainedModel(run.config, run.vocab, params, record.step, record.val_loss, record.meta)
+    meta = CheckpointMeta.of(record, directory)
+    params = _nest(arrays)[_weights_key(meta.run)]
+    return TrainedModel(meta.run, params, record.step, record.val_loss, meta.progress.elapsed_s)
 
 
 def _load_hub(folder: Path, which: Which) -> TrainedModel:
-    run, arrays, saved = hub = read_hub(folder)
+    run, arrays, saved = read_hub(folder)
     check_which(which)
     if which not in ("best", "newest", saved.step):
         raise CheckpointError(f"{folder}: has no step {which}; its only one is {saved.step}")
-    return TrainedModel(run.config, run.vocab, _nest(arrays), saved.step, saved.val_loss, hub.meta)
-
-
-def _read_run(directory: Path, record: Record) -> RunMeta:
-    return CheckpointMeta.of(record, directory).run
+    return TrainedModel(run, _nest(arrays), saved.step, saved.val_loss, saved.elapsed_s)
 
 
 def _weights_key(run: RunMeta) -> str:
@@ -153,5 +145,4 @@ def with_dtype(trained: TrainedModel, dtype: str) -> TrainedModel:
             f"--weights=int8: kernels of model.cell={trained.config.model.cell} are multiplied by "
             "numbers outside [-1, 1], which cannot be quantized; give --weights=bfloat16"
         )
-    model = replace(trained.config.model, dtype=dtype)
-    return replace(trained, config=replace(trained.config, model=model))
+    return trained.with_model(dtype=dtype)

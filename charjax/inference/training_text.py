@@ -31,7 +31,7 @@ def verify_text(run: RunMeta) -> None:
       StoreError: it is another text than the run was trained on.
     """
     data, name = run.config.data, run.corpus.name
-    if run.source and run.source.kind != "charjax":
+    if run.is_converted:
         return
     if data.path and is_store(data.path):
         _logger.info(f"{name}: is packed: `charjax verify {name}` reads it")
@@ -90,10 +90,11 @@ def _if_the_same(
     trained: TrainedModel, load: Callable[[], _Loaded], flag: str, otherwise: str = ""
 ) -> _Loaded:
     """What is loaded, if its text is the one that the model was trained on."""
-    if trained.is_converted:
+    source = trained.run.source
+    if source and trained.run.is_converted:
         raise InputError(
             f"{flag}: needs the text that this model was trained on, which is not known, as it "
-            f"was converted from {trained.meta['source']['kind']}{otherwise}"
+            f"was converted from {source.kind}{otherwise}"
         )
     try:
         loaded = load()
@@ -102,7 +103,7 @@ def _if_the_same(
             f"{flag}: needs the text that this run was trained on: {error}{otherwise}"
         ) from None
     corpus = loaded if isinstance(loaded, Corpus) else loaded.corpus
-    if problem := _difference(corpus, trained.meta["corpus"]["sha256"]):
+    if problem := _difference(corpus, trained.run.corpus.sha256):
         raise InputError(f"{flag}: {problem}{otherwise}")
     return loaded
 

@@ -72,7 +72,7 @@ class ServedModel:
             "vocab_size": len(vocab),
             "step": trained.step,
             "val_loss": trained.val_loss,
-            "corpus": without_folders(trained.meta["corpus"]["name"]),
+            "corpus": without_folders(trained.run.corpus.name),
             "start": self.start_string,
             "characters": "".join(vocab.characters),
             "unit": vocab.unit,

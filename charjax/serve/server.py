@@ -36,8 +36,7 @@ def serve_model(name: str, trained: TrainedModel, limits: RequestLimits) -> Serv
         if engine.is_shared
         else "requests take turns: the C kernels do not run it, and texts would depend on the batch"
     )
-    model = trained.config.model
-    _logger.info("%s: %s %d x %d; %s", name, model.cell, model.layers, model.hidden, how)
+    _logger.info("%s: %s; %s", name, trained.config.model.summary, how)
     return ServedModel(name, trained, engine, int(time.time()))
 
 

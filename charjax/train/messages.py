@@ -51,7 +51,7 @@ def what_is_trained(meta: RunMeta, steps_per_epoch: int) -> Iterator[str]:
     chars = counted(corpus.chars, "character")
     yield f"text: {corpus.name}, {chars}, vocabulary of {len(meta.vocab)}"
     yield (
-        f"model: {model.cell} {model.layers} x {model.hidden}, {meta.parameters:,} parameters, "
+        f"model: {model.summary}, {meta.parameters:,} parameters, "
         f"{model.dtype} matmuls, on {platform.devices} x {platform.device}"
     )
     if meta.recurrence:

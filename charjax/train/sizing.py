@@ -154,7 +154,7 @@ def describe_choice(
     rate = data.batch_size * data.seq_len / speed.step_s
     return [
         f"chosen: {counted(chars, 'character')}, {_kind_of_text(data)}",
-        f"chosen: {model.cell} {model.layers} x {model.hidden}, embedding {model.embed}, dropout "
+        f"chosen: {model.summary}, embedding {model.embed}, dropout "
         f"{model.dropout:g}, weight-drop {model.dropout_recurrent:g}, {data.batch_size} x "
         f"{data.seq_len} characters a step; the table's row for {row.chars:,} characters, "
         f"{row.minutes} min, {row.device} ({by})",

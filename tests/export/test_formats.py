@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from charjax.checkpoint.meta import SourceMeta
 from charjax.config import DataConfig, ModelConfig, TrainConfig, to_dict
 from charjax.data.vocab import Vocab
 from charjax.errors import HostError, InputError
@@ -30,6 +31,7 @@ from tests.export.tiny import (
     trained_like,
     with_boundary,
 )
+from tests.inference.scripted import changed
 
 GRU = MODELS["gru-1-embed"]
 
@@ -217,12 +219,9 @@ def test_a_model_with_a_part_that_the_format_lacks_is_refused(format, tmp_path):
 
 
 def test_every_format_holds_a_model_that_was_trained_with_any_dropout():
-    trained = trained_like(GRU)
-    model = trained.config.model
-    rates = dict.fromkeys((f for f in to_dict(model) if "dropout" in f), 0.5)
+    rates = dict.fromkeys((f for f in to_dict(ModelConfig()) if "dropout" in f), 0.5)
     assert len(rates) >= 5
-    config = dataclasses.replace(trained.config, model=dataclasses.replace(model, **rates))
-    assert unusual_parts(dataclasses.replace(trained, config=config)) == []
+    assert unusual_parts(trained_like(GRU).with_model(**rates)) == []
 
 
 def test_a_field_that_no_format_knows_is_a_part_to_refuse(monkeypatch):
@@ -303,9 +302,9 @@ def test_an_export_names_no_folder_of_the_user(format, tmp_path):
         data=DataConfig(path=paths),
         train=TrainConfig(max_steps=1, init_from="/home/secret/run"),
     )
-    source = {"kind": "charjax", "path": "/home/secret/run", "sha256": "00"}
-    meta = trained.meta | {"corpus": trained.meta["corpus"] | {"name": paths}, "source": source}
-    export_model(dataclasses.replace(trained, config=config, meta=meta), out, format=format)
+    source = SourceMeta("charjax", "/home/secret/run", "00")
+    corpus = dataclasses.replace(trained.run.corpus, name=paths)
+    export_model(changed(trained, config=config, corpus=corpus, source=source), out, format=format)
     for file in out.iterdir() if out.is_dir() else [out]:
         assert b"secret" not in file.read_bytes()
         assert str(Path(files.__file__).parents[2]).encode() not in file.read_bytes()

@@ -233,7 +233,6 @@ def test_the_page_shows_what_else_a_character_of_several_bytes_could_have_been(t
         scripted.chain([either, [-50, -50, 50], either]),
         "x",
         vocab=Vocab(("a", "\xc3", "\xa9"), "byte", False),
-        meta={"corpus": {"name": "tea"}},
     )
     export_model(model, tmp_path / "page.html", format="html")
     options = {"prompt": "a", "num_chars": 40, "seed": 0, "temperature": 1.0}
@@ -247,8 +246,7 @@ def test_the_page_shows_what_else_a_character_of_several_bytes_could_have_been(t
 @needs_node
 def test_the_page_writes_a_byte_order_mark_as_it_does_other_characters(tmp_path):
     vocab = Vocab(tuple("\ufeff".encode().decode("latin-1")), "byte", False)
-    meta = {"corpus": {"name": "tea"}}
-    model = scripted.trained(scripted.cycle(3), "x", vocab=vocab, meta=meta)
+    model = scripted.trained(scripted.cycle(3), "x", vocab=vocab)
     export_model(model, tmp_path / "page.html", format="html")
     options = {"prompt": "\ufeff", "num_chars": 6, "seed": 0, "temperature": 0}
     assert run_page(tmp_path / "page.html", options=[options])["texts"] == ["\ufeff" * 3]
@@ -268,7 +266,8 @@ def test_the_page_reads_a_prompt_as_the_command_does(tmp_path):
 
 def test_the_page_is_one_file_that_may_load_nothing(tmp_path):
     trained = trained_like(MODELS["gru-1-embed"])
-    trained = dataclasses.replace(trained, meta={"corpus": {"name": "</script><b>"}})
+    corpus = dataclasses.replace(trained.run.corpus, name="</script><b>")
+    trained = scripted.changed(trained, corpus=corpus)
     export_model(trained, tmp_path / "page.html", format="html")
     page = (tmp_path / "page.html").read_text("utf-8")
     assert "{{" not in page.replace("${{", "")

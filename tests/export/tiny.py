@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from charjax.checkpoint.meta import CorpusMeta
 from charjax.config import Config, ModelConfig, TrainConfig
+from charjax.data.reading.rules import ReadingRules
 from charjax.data.vocab import Vocab
 from charjax.export.quantized import quantize_model
 from charjax.inference.load import TrainedModel
@@ -21,6 +23,7 @@ from charjax.inference.texts.sampler import TextSampler, write_texts
 from charjax.model.carry import initial_carry
 from charjax.model.network import init_params
 from charjax.runtime.keys import Stream, stream_key
+from tests.inference.scripted import changed, run_of
 from tests.model.small import apply
 
 TEXT = "the cat sat on a mat.\nIt saw some tea, and drank it up: é€😀"
@@ -61,21 +64,22 @@ def trained_like(
     shapes = jax.eval_shape(lambda: init_params(model, len(vocab), key))
     params = jax.tree.map_with_path(draw, shapes)
     config = Config(model=model, train=TrainConfig(max_steps=1))
-    corpus = {"name": "tea", "sha256": "00", "chars": len(text), "notice": ""}
-    meta = {"corpus": corpus, "progress": {"elapsed_s": 0.0}}
-    return TrainedModel(config, vocab, params, 7, None, meta)
+    run = run_of(config, vocab, corpus=CorpusMeta("tea", "00", len(text), ""))
+    return TrainedModel(run, params, 7, None, 0.0)
 
 
 def with_boundary(trained: TrainedModel) -> TrainedModel:
     """The same model, whose last token is the end of a document."""
     characters = trained.vocab.characters[:-1]
-    return replace(trained, vocab=replace(trained.vocab, characters=characters, boundary=True))
+    vocab = replace(trained.vocab, characters=characters, boundary=True)
+    return changed(trained, vocab=vocab)
 
 
 def lowercased(trained: TrainedModel) -> TrainedModel:
     """The same model, whose text was read in lower case and with \n as line ends."""
     data = replace(trained.config.data, lowercase=True, newlines="unix")
-    return replace(trained, config=replace(trained.config, data=data))
+    config, reading = replace(trained.config, data=data), ReadingRules.from_config(data)
+    return changed(trained, config=config, reading=reading)
 
 
 def tokens_of(trained: TrainedModel, *shape: int) -> np.ndarray:
@@ -120,4 +124,5 @@ def dequantize_model(trained: TrainedModel) -> TrainedModel:
         for key in path:
             node = node.setdefault(key, {})
         node[leaf] = array
-    return replace(trained, config=replace(trained.config, model=model.config), params=params)
+    config = replace(trained.config, model=model.config)
+    return replace(changed(trained, config=config), params=params)

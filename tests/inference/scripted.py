@@ -7,8 +7,10 @@ from dataclasses import replace
 import jax
 import numpy as np
 
+from charjax.checkpoint.meta import CorpusMeta, Platform, RunMeta
 from charjax.config import Config, DataConfig, ModelConfig
 from charjax.data.corpus import load_corpus
+from charjax.data.reading.rules import ReadingRules
 from charjax.data.vocab import Vocab
 from charjax.inference.load import TrainedModel
 from charjax.inference.options import Controls, Sampling
@@ -50,21 +52,39 @@ def random_model(vocab_size, **changes):
     return config, like(param_shapes(config, vocab_size), 5)
 
 
-def trained(model, text, **changes):
-    """A `TrainedModel` whose vocabulary is in the order of the text."""
+def run_of(config, vocab, **changes):
+    """The metadata of a run that was trained on an unknown text."""
+    fields = {
+        "config": config,
+        "vocab": vocab,
+        "corpus": CorpusMeta("a text", "00", 9, ""),
+        "reading": ReadingRules.from_config(config.data),
+        "parameters": 9,
+        "platform": Platform({"jax": "0"}, "cpu", 1),
+        "recurrence": None,
+    }
+    return RunMeta(**fields | changes)
+
+
+def changed(model, **changes):
+    """A `TrainedModel` with other fields of its run."""
+    return replace(model, run=replace(model.run, **changes))
+
+
+def trained(model, text, *, step=0, **changes):
+    """A `TrainedModel` whose vocabulary is in the order of the text; `changes` are of its run."""
     vocab = Vocab.from_text(text, order="appearance", unit="codepoint", unk=False)
     config, params = model
-    fields = {"config": Config(model=config), "vocab": vocab, "params": params}
-    fields |= {"step": 0, "val_loss": None, "meta": {}} | changes
-    return TrainedModel(**fields)
+    run = run_of(Config(model=config), vocab)
+    return changed(TrainedModel(run, params, step, None, 0.0), **changes)
 
 
 def trained_on(model, data: DataConfig, **changes):
     """A `TrainedModel` whose run was trained on this text."""
-    corpus = load_corpus(data)
-    meta = {"corpus": {"name": "t", "sha256": corpus.sha256}}
-    config = Config(model=model[0], data=data)
-    return trained(model, corpus.text, **{"config": config, "meta": meta} | changes)
+    corpus, config = load_corpus(data), Config(model=model[0], data=data)
+    meta = CorpusMeta("t", corpus.sha256, corpus.chars, "")
+    run = {"config": config, "corpus": meta, "reading": ReadingRules.from_config(data)}
+    return trained(model, corpus.text, **run | changes)
 
 
 def text_sampler(model, **options):

@@ -16,11 +16,11 @@ from charjax.config import Config, DataConfig, OptimConfig, TrainConfig, to_dict
 from charjax.data.vocab import Vocab
 from charjax.errors import CheckpointError
 from charjax.inference.info import config_info, trained_info
-from charjax.inference.load import TrainedModel, load_trained, with_dtype
+from charjax.inference.load import load_trained, with_dtype
 from charjax.inference.scoring.evaluate import score
 from charjax.runtime.dtypes import resolve_dtype
 from charjax.workdir import Workdir
-from tests.inference.scripted import random_model
+from tests.inference.scripted import random_model, trained
 
 VOCAB = Vocab(("a", "b", "é"), "codepoint", True)
 MODEL, PARAMS = random_model(len(VOCAB), hidden=3, embed=2)
@@ -55,20 +55,20 @@ def load(workdir, which="best"):
     return load_trained(workdir, which=which)
 
 
-def assert_params(trained, factor):
+def assert_params(loaded, factor):
     want = jax.tree.map(lambda p: np.asarray(factor * p), PARAMS)
-    assert jax.tree.structure(trained.params) == jax.tree.structure(want)
-    for g, w in zip(jax.tree.leaves(trained.params), jax.tree.leaves(want), strict=True):
+    assert jax.tree.structure(loaded.params) == jax.tree.structure(want)
+    for g, w in zip(jax.tree.leaves(loaded.params), jax.tree.leaves(want), strict=True):
         assert type(g) is np.ndarray
         np.testing.assert_array_equal(g, w)
 
 
 def test_a_model_comes_back_as_it_was_saved(tmp_path):
     save(tmp_path, losses=(1.25,))
-    trained = load(tmp_path)
-    assert_params(trained, 1)
-    assert (trained.config, trained.vocab) == (CONFIG, VOCAB)
-    assert (trained.step, trained.val_loss) == (1, 1.25)
+    loaded = load(tmp_path)
+    assert_params(loaded, 1)
+    assert (loaded.config, loaded.vocab) == (CONFIG, VOCAB)
+    assert (loaded.step, loaded.val_loss) == (1, 1.25)
 
 
 @pytest.mark.parametrize("optim", [{"ema": 0.99}, {"name": "schedule_free"}])
@@ -86,9 +86,9 @@ def test_the_averaged_weights_are_taken_where_there_are_any(optim, tmp_path):
 )
 def test_which_step_is_said(tmp_path, losses, which, step):
     save(tmp_path, losses=losses)
-    trained = load(str(tmp_path), which)  # a folder may be named by a string
-    assert trained.step == step
-    assert_params(trained, step)
+    loaded = load(str(tmp_path), which)  # a folder may be named by a string
+    assert loaded.step == step
+    assert_params(loaded, step)
 
 
 def test_a_damaged_step_is_reported_and_passed_over(tmp_path, caplog):
@@ -152,9 +152,7 @@ def test_the_info_of_a_config(dtype, tmp_path):
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_another_precision_costs_a_little_loss_and_is_measured(dtype):
     config, params = random_model(5, hidden=32)
-    whole = TrainedModel(
-        Config(model=config), Vocab(tuple("abcde"), "codepoint", False), params, 0, None, {}
-    )
+    whole = trained((config, params), "abcde")
     ids = np.random.default_rng(0).integers(0, 5, 200).astype(np.int32)
     rounded = with_dtype(whole, dtype)
     loss, rounded_loss = (

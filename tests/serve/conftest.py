@@ -12,17 +12,13 @@ from charjax.serve.limits import RequestLimits
 from charjax.serve.server import serve_model
 from tests.inference.scripted import cycle, random_model, trained
 
-META = {"corpus": {"name": "a text", "sha256": "00"}}
 LIMITS = RequestLimits(max_body=5000, max_prompt=60, max_tokens=5000, max_texts=12, max_queue=12)
-RANDOM = trained(random_model(11), "abcdefghij\n", meta=META)
-NAMES = trained(
-    cycle(4), "x", vocab=Vocab(("a", "b", "c"), "codepoint", False, boundary=True), meta=META
-)
+RANDOM = trained(random_model(11), "abcdefghij\n")
+NAMES = trained(cycle(4), "x", vocab=Vocab(("a", "b", "c"), "codepoint", False, boundary=True))
 BYTES = trained(
     cycle(9),
     "x",
     vocab=Vocab(tuple("é€😀".encode().decode("latin-1")), "byte", False),
-    meta=META,
 )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 
 import numpy as np
@@ -43,9 +42,9 @@ def test_the_passages_are_the_longest_ones(trained, text, passages):
 
 
 def test_a_text_that_is_gone_or_changed_is_said(trained):
-    changed = replace(trained, meta={"corpus": {"name": "text", "sha256": "00"}})
-    gone = replace(trained, config=Config(data=DataConfig(path="/no/such/file")))
-    gone = replace(gone, meta={"corpus": {"name": "text", "sha256": hashlib.sha256().hexdigest()}})
+    other = replace(trained.run.corpus, sha256="00")
+    changed = scripted.changed(trained, corpus=other)
+    gone = scripted.changed(trained, config=Config(data=DataConfig(path="/no/such/file")))
     for model in (changed, gone):
         with pytest.raises(ProtocolError) as error:
             copied_passages(model, "a", 10)

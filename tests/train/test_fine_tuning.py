@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import jax
@@ -82,9 +83,9 @@ def test_the_old_texts_loss_is_unchanged_though_the_vocabulary_has_grown(
     assert np.abs(change).max() < 1e-5
     is_new = [c in "DOG" for c in NEW[1:]]
     assert nats_of(new, NEW)[is_new].min() > 16  # 1e-7 of the probability, all together
-    source = new.meta["source"]
-    assert (source["path"], source["step"]) == (f"{folder}/base{embed}", old.step)
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["source"] == source
+    source = new.run.source
+    assert (source.path, source.step) == (f"{folder}/base{embed}", old.step)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["source"] == asdict(source)
 
 
 def test_characters_that_the_text_lacks_are_dropped_by_choice(folder, tmp_path, capfd):
@@ -121,7 +122,7 @@ def test_a_resumed_run_does_not_import_again_and_needs_the_source_no_more(folder
     assert one.step == other.step == 60
     for name, array in named_weights(one.params).items():
         np.testing.assert_array_equal(array, named_weights(other.params)[name], err_msg=name)
-    assert one.meta["source"] == other.meta["source"]
+    assert one.run.source == other.run.source
     score = score_text(one, read_part(one, "val"), no_progress)
     assert score.nats_per_char == pytest.approx(one.val_loss, 1e-4)
     capfd.readouterr()
@@ -130,7 +131,7 @@ def test_a_resumed_run_does_not_import_again_and_needs_the_source_no_more(folder
         assert train(folder, halves, "new", *more, changed) == 2
         assert "config.train.init_" in capfd.readouterr().err
     assert train(folder, halves, "new", *more, moved, "--allow=config.train.init_from") == 0
-    assert load_trained(halves, which="newest").meta["source"] == one.meta["source"]
+    assert load_trained(halves, which="newest").run.source == one.run.source
 
 
 @pytest.mark.parametrize(

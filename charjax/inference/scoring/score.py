@@ -51,7 +51,7 @@ def read_file(
       InputError: the file is missing, malformed or too short to predict a character of it, or has
         characters outside the vocabulary.
     """
-    rules = trained.reading
+    rules = trained.run.reading
     if options:
         rules = rules.with_options(trained.config.data, options)
     ids = read_tokens(

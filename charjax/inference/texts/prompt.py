@@ -35,6 +35,6 @@ def encode_prompt(trained: TrainedModel, text: str, unknown: str) -> Prompt:
       InputError: it has characters outside the vocabulary, unless `unknown` is "unk".
     """
     vocab = trained.vocab
-    text = prepare_prompt(text, trained.reading, vocab)
+    text = prepare_prompt(text, trained.run.reading, vocab)
     ids = vocab.encode_prompt(text, unknown=unknown)
     return Prompt(ids, int(vocab.boundary or not text))
