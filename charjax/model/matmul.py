@@ -88,6 +88,17 @@ def _project_backward(
 project.defvjp(_project_forward, _project_backward)
 
 
+def dense(
+    kernel: Float[Array, "k n"],
+    bias: Float[Array, " n"],
+    x: Float[Array, " k *positions"],
+    dtype: DTypeLike,
+) -> Float[Array, " n *positions"]:
+    """`project` plus a bias."""
+    y = project(kernel, x, dtype)
+    return y + jnp.expand_dims(bias, tuple(range(1, y.ndim)))
+
+
 def row_major(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """`x`, on a CPU copied so that its memory layout is row-major.
 

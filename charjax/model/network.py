@@ -20,79 +20,12 @@ from charjax.errors import InputError
 from charjax.model.carry import initial_carry
 from charjax.model.cells import CELLS
 from charjax.model.initializers import initializers
-from charjax.model.matmul import lookup, project
-from charjax.model.mogrifier import Mogrifier
-from charjax.model.recurrence import api as recurrence
-from charjax.model.recurrence.base import Inputs, Operands, Result, Weights
+from charjax.model.layer import RecurrentLayer
+from charjax.model.matmul import dense, lookup
 from charjax.runtime.dtypes import as_float32, check_resolved
-from charjax.types import Carry, LayerCarry, Logits, PRNGKey, PyTree, Resets, Tokens
+from charjax.types import Carry, Logits, PRNGKey, PyTree, Resets, Tokens
 
 RowKeys = Key[Array, " batch"]
-
-
-class RecurrentWeights(nn.Module):
-    """The recurrent parameters of one layer, in a separate scope of the params tree."""
-
-    config: ModelConfig
-
-    @nn.compact
-    def __call__(self) -> Weights:
-        """Declares and returns the parameters."""
-        cell, hidden, init = CELLS[self.config.cell], self.config.hidden, initializers(self.config)
-        if not cell.has_recurrent_kernel:
-            return Weights(jnp.zeros((hidden, 0)), None)
-        kernel = self.param("kernel", init.recurrent_kernel, (hidden, cell.gates * hidden))
-        bias = self.param("bias", init.recurrent_bias, (hidden,)) if cell.reset_after else None
-        return Weights(kernel, bias)
-
-
-class RecurrentLayer(nn.Module):
-    """One layer over a sequence: the projection of its input, then the recurrence."""
-
-    config: ModelConfig
-
-    @nn.compact
-    def __call__(
-        self,
-        inputs: Float[Array, " features *positions"],
-        tokens: Array | None,
-        carry: LayerCarry,
-        resets: Array | None = None,
-    ) -> Result:
-        """Runs the layer.
-
-        Args:
-          inputs: [features, time, batch]; or, with `tokens`, [features, vocab], one column
-            per token of the vocabulary.
-          tokens: int32 [time, batch], the column of `inputs` at each position; or None.
-          carry: the layer's state before the first position.
-          resets: bool [time, batch], the positions before which the state is set to zero.
-
-        Returns:
-          The outputs [hidden, time, batch] and the state after the last position.
-        """
-        c = self.config
-        dtype, gates = jnp.dtype(c.dtype), CELLS[c.cell].gates * c.hidden
-        kernel = self.param("kernel", initializers(c).kernel, (inputs.shape[0], gates))
-        bias = self.param("bias", initializers(c).bias, (gates,))
-        weights = RecurrentWeights(c, name="recurrent")()
-        if CELLS[c.cell].rounds:  # the recurrence projects the input
-            igates = inputs
-            weights = weights._replace(mogrifier=Mogrifier(self._rounds(inputs), kernel, bias))
-        else:
-            igates = _add_bias(project(kernel, inputs, dtype), bias)
-        chosen = recurrence.resolve(c, carry[0].shape[0], strict=not self.is_initializing())
-        operands = Operands(Inputs(igates, tokens), weights, carry, resets)
-        return recurrence.run(chosen.implementation, c.cell, dtype, operands)
-
-    def _rounds(self, inputs: Float[Array, " features *positions"]) -> tuple[Array, ...]:
-        """The kernels of a mogrifier's rounds."""
-        init, hidden, features = initializers(self.config).kernel, self.config.hidden, len(inputs)
-        shapes = (hidden, features), (features, hidden)  # gating the input, gating the state
-        return tuple(
-            self.param(f"round_{number}_kernel", init, shapes[number % 2])
-            for number in range(CELLS[self.config.cell].rounds)
-        )
 
 
 class CharRNN(nn.Module):
@@ -144,7 +77,6 @@ class CharRNN(nn.Module):
             raise InputError(f"tokens of dtype {tokens.dtype}: must be integers")
         _check_shapes(c, tokens, carry, dropout_keys, resets)
         tokens = jnp.asarray(tokens, jnp.int32)
-        dtype = jnp.dtype(c.dtype)
         dropout = _Dropout(dropout_keys)
         inputs, table_tokens = self._embed(tokens.T, dropout)
         layer_resets = None if resets is None else resets.T
@@ -161,7 +93,7 @@ class CharRNN(nn.Module):
         init = initializers(c)
         kernel = self.param("output_kernel", init.output_kernel, (c.hidden, self.vocab_size))
         bias = self.param("output_bias", init.output_bias, (self.vocab_size,))
-        logits = _add_bias(project(kernel, inputs, dtype), bias)
+        logits = dense(kernel, bias, inputs, jnp.dtype(c.dtype))
         return logits.transpose(2, 1, 0), tuple(last_carry)
 
     def run(
@@ -254,10 +186,6 @@ def _check_shapes(
         raise InputError(
             f"dropout_keys of shape {dropout_keys.shape}: must be {batch}, one for each sequence"
         )
-
-
-def _add_bias(x: Float[Array, " n *positions"], bias: Float[Array, " n"]) -> Array:
-    return x + jnp.expand_dims(bias, tuple(range(1, x.ndim)))
 
 
 def architecture(config: ModelConfig) -> ModelConfig:

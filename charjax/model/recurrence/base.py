@@ -29,7 +29,7 @@ Outputs: TypeAlias = Float[Array, "hidden time batch"]
 # The outputs and the carry after the last position.
 Result: TypeAlias = tuple[Outputs, LayerCarry]
 # Where the carry before a position is zero. No gradient flows through a reset.
-Resets: TypeAlias = Bool[Array, "time batch"]
+LayerResets: TypeAlias = Bool[Array, "time batch"]
 
 
 class Layer(NamedTuple):
@@ -102,7 +102,7 @@ class Operands(NamedTuple):
     inputs: Inputs
     weights: Weights
     carry: LayerCarry
-    resets: Resets | None = None
+    resets: LayerResets | None = None
 
 
 def with_candidate(d_hgates: Array, d_candidate: Array | None) -> Array:

@@ -20,8 +20,8 @@ from charjax.model.matmul import dot_leading
 from charjax.model.recurrence.base import (
     Inputs,
     Layer,
+    LayerResets,
     Operands,
-    Resets,
     Result,
     Weights,
     with_candidate,
@@ -176,7 +176,7 @@ def _input_grad(
     return inputs.cotangent(d_table)
 
 
-def _keep_units(resets: Resets | None, tiling: Tiling) -> kernels.Keep | None:
+def _keep_units(resets: LayerResets | None, tiling: Tiling) -> kernels.Keep | None:
     if resets is None:
         return None
     keep = jnp.pad(1 - resets.astype(jnp.float32), ((0, 1), (0, 0)), constant_values=1)
