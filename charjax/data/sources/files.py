@@ -7,6 +7,7 @@ import codecs
 import contextlib
 import gzip
 import importlib
+import itertools
 import logging
 import lzma
 import sys
@@ -51,22 +52,16 @@ class _FileBlocks:
 
     def __iter__(self) -> Iterator[bytes]:
         is_seekable = bool(self.member or self.begin)
-        with (
-            open_binary(self.path, self.option, seekable=is_seekable) as raw,
-            self._decompressed(raw) as file,
-        ):
-            if not self.end:
-                yield from blocks_of(file)
-                return
-            file.seek(self.begin)
-            for begin in range(self.begin, self.end, _BLOCK):
-                yield file.read(min(_BLOCK, self.end - begin))
-
-    def _decompressed(self, file: Any) -> Any:
-        if self.member:
-            return zipfile.ZipFile(file).open(self.member)
-        opener = _OPENERS.get(Path(self.path).suffix.lower())
-        return opener(file) if opener else file
+        with open_binary(self.path, self.option, seekable=is_seekable) as file:
+            if self.member:
+                with zipfile.ZipFile(file) as archive, archive.open(self.member) as member:
+                    yield from blocks_of(member)
+            elif self.end:
+                file.seek(self.begin)
+                for begin in range(self.begin, self.end, _BLOCK):
+                    yield file.read(min(_BLOCK, self.end - begin))
+            else:
+                yield from _DECOMPRESSORS.get(Path(self.path).suffix.lower(), blocks_of)(file)
 
 
 def read_files(files: TextFiles, option: str, *, are_utf8: bool) -> Iterator[RawText]:
@@ -134,7 +129,7 @@ def blocks_of(file: Any) -> Iterator[bytes]:
 
 def is_compressed(path: str) -> bool:
     """Whether a file is decompressed when it is read, by its suffix."""
-    return Path(path).suffix.lower() in (*_OPENERS, ".zip")
+    return Path(path).suffix.lower() in (*_DECOMPRESSORS, ".zip")
 
 
 def _is_binary(blocks: Iterable[bytes]) -> bool:
@@ -167,14 +162,43 @@ def _is_hidden(name: str) -> bool:
     return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
 
 
-def _open_zstd(file: Any) -> Any:
+def _gzip(file: Any) -> Iterator[bytes]:
+    return blocks_of(gzip.GzipFile(fileobj=file))
+
+
+def _zstd(file: Any) -> Iterator[bytes]:
     module = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
-    return importlib.import_module(module).open(file)
+    return blocks_of(importlib.import_module(module).open(file))
 
 
-_OPENERS: dict[str, Callable[[Any], Any]] = {
-    ".gz": lambda file: gzip.GzipFile(fileobj=file),
-    ".bz2": bz2.BZ2File,
-    ".xz": lzma.LZMAFile,
-    ".zst": _open_zstd,
+def _streams(make_decompressor: Callable[[], Any], file: Any) -> Iterator[bytes]:
+    """The bytes of all streams of a file, with NULs after each as padding.
+
+    `bz2.BZ2File` and `lzma.LZMAFile` end at the first bytes that start no stream, without an error.
+    """
+    data = file.read(_BLOCK)
+    for number in itertools.count(1):
+        decompressor = make_decompressor()
+        while not decompressor.eof:
+            if decompressor.needs_input and not (data := data or file.read(_BLOCK)):
+                raise EOFError(f"stream {number} has no end")
+            try:
+                block = decompressor.decompress(data, _BLOCK)
+            except (OSError, lzma.LZMAError):
+                raise RuntimeError(f"stream {number} is not valid") from None
+            if block:
+                yield block
+            data = b""
+        data = decompressor.unused_data
+        while not (data := data.lstrip(b"\0")):
+            if not (data := file.read(_BLOCK)):
+                return
+
+
+# How the bytes of an open file are decompressed, by its suffix.
+_DECOMPRESSORS: dict[str, Callable[[Any], Iterator[bytes]]] = {
+    ".gz": _gzip,
+    ".bz2": partial(_streams, bz2.BZ2Decompressor),
+    ".xz": partial(_streams, lzma.LZMADecompressor),
+    ".zst": _zstd,
 }

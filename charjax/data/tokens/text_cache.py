@@ -31,7 +31,7 @@ from charjax.runtime.versions import version_of
 MIN_BYTES = 1 << 24  # of the files of a text; smaller ones are not cached
 MAX_BYTES = 10 << 30  # of all entries
 MAX_AGE_S = 30 * 24 * 3600.0  # since an entry was used
-_VERSION = 3  # of the encoding: raise it when a text is read or encoded in another way
+_VERSION = 4  # of the encoding: raise it when a text is read or encoded in another way
 _UNFINISHED = ".part"
 _MAX_UNFINISHED_S = 24 * 3600.0
 # A file system rounds times: a file changed so recently may change again without a later time.

@@ -109,6 +109,19 @@ def test_compressed_files_are_read_and_damaged_ones_named(tmp_path, suffix):
             read(path)
 
 
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_all_streams_of_a_compressed_file_are_read_and_what_is_none_is_refused(tmp_path, suffix):
+    one, two = (COMPRESS[suffix](text) for text in (b"one\n", b"two\n" * 2_000_000))
+    path = tmp_path / f"a.txt{suffix}"
+    padding = {".zst": b""}.get(suffix, b"\0" * 8)  # Zstandard has none
+    path.write_bytes(one + padding + two + one + padding)
+    assert read(path) == {str(path): b"one\n" + b"two\n" * 2_000_000 + b"one\n"}
+    for after in (b"x", b"text that is not compressed\n" * 100_000, two[:-1], padding + b"x"):
+        path.write_bytes(one + after)
+        with pytest.raises(InputError, match=f"{path}: cannot be read .* damaged"):
+            read(path)
+
+
 def test_the_texts_of_a_zip_archive_are_read_in_order(tmp_path):
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import functools
 import gzip
 import http.server
@@ -35,6 +36,8 @@ def texts(tmp_path) -> Path:
     (folder / "a.txt").write_text(TEXT)
     (folder / "more" / "b.txt").write_text(TEXT[:100])
     (folder / "c.txt.gz").write_bytes(gzip.compress(TEXT.encode()))
+    (folder / "c.txt.bz2").write_bytes(bz2.compress(TEXT.encode()))
+    (folder / "damaged.bz2").write_bytes(bz2.compress(TEXT.encode()) + b"more")
     records = "".join(json.dumps({"text": line}) + "\n" for line in TEXT.splitlines())
     (folder / "d.jsonl").write_text(records)
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
@@ -71,7 +74,7 @@ def packed(out: Path, *arguments: str) -> tuple[list[str], list[int]]:
     return characters, starts.tolist()
 
 
-@pytest.mark.parametrize("name", ["a.txt", "c.txt.gz", "d.jsonl", "e.parquet"])
+@pytest.mark.parametrize("name", ["a.txt", "c.txt.gz", "c.txt.bz2", "d.jsonl", "e.parquet"])
 def test_a_file_at_an_address_is_packed_as_the_file(texts, web, bucket, tmp_path, name):
     options = ["--documents=files", "--field=text"] if name[0] in "de" else ["--documents=lines"]
     wanted = packed(tmp_path / "wanted", str(texts / name), *options)
@@ -95,11 +98,14 @@ def refusal(capsys, *arguments: str) -> tuple[int, str]:
     return code, error
 
 
-def test_what_is_not_there_is_named_in_a_line(web, bucket, tmp_path, capsys):
+def test_what_is_not_there_or_damaged_is_named_in_a_line(web, bucket, tmp_path, capsys):
     out = f"--out={tmp_path / 'store'}"
     for address in (f"{web}/nothing.txt", f"{bucket}/nothing.txt"):
         code, error = refusal(capsys, address, out)
         assert (code, "no such file" in error) == (2, True)
+    for address in (f"{web}/damaged.bz2", f"{bucket}/damaged.bz2"):
+        code, error = refusal(capsys, address, out)
+        assert (code, "stream 2 is not valid" in error) == (2, True)
     code, error = refusal(capsys, f"{bucket}/*.csv", out)
     assert (code, "no text file there" in error) == (2, True)
     code, error = refusal(capsys, "nowhere://a/b.txt", out)
