@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -38,19 +39,36 @@ def c_file(trained: TrainedModel) -> bytes:
         sampled=len(vocab) - vocab.unk,  # [UNK], the last token, is never sampled
         characters=len(vocab.characters),
         start=vocab.start,
-        options="".join(_options(model, vocab)),
+        options="".join(_options(trained, model)),
+        capitals="\n".join(_capitals(trained)),
         arrays="\n".join(_arrays(model, vocab)),
     ).encode()
 
 
-def _options(model: QuantizedModel, vocab: Vocab) -> Iterator[str]:
+def _options(trained: TrainedModel, model: QuantizedModel) -> Iterator[str]:
     """The definitions that only some models have."""
+    vocab = trained.vocab
     if model.config.embed:
         yield f"#define CHARJAX_EMBED {model.config.embed}\n"
     if vocab.boundary_id is not None:
         yield f"#define CHARJAX_BOUNDARY {vocab.boundary_id}\n"
     if vocab.unit == "byte":
         yield "#define CHARJAX_BYTES\n"
+    if trained.reading.newlines == "unix":
+        yield "#define CHARJAX_UNIX_NEWLINES\n"
+
+
+def _capitals(trained: TrainedModel) -> Iterator[str]:
+    """Of a model of text in lower case, the capitals and the characters that stand for them.
+
+    Without U+0130, which two characters stand for, and capital sigma, which one of two stands for.
+    """
+    vocab, known = trained.vocab, frozenset(trained.vocab.characters)
+    points = 128 if vocab.unit == "byte" else sys.maxunicode + 1
+    for point in range(points if trained.reading.lowercase else 0):
+        capital, small = chr(point), chr(point).lower()
+        if capital not in (small, "\u03a3") and small in known:
+            yield f"  {{{point}, {ord(small)}}},"
 
 
 def _arrays(model: QuantizedModel, vocab: Vocab) -> Iterator[str]:

@@ -135,6 +135,7 @@ def _readme(trained: TrainedModel, start: dict[str, Any]) -> str:
     carry = "\n".join(f"  {name} float32 [batch, {row.size}]" for name, row in start.items())
     return _README.format(
         model=trained.config.model,
+        data=trained.config.data,
         corpus=trained.run.corpus.name,
         steps=counted(trained.step, "step"),
         carry=carry,
@@ -182,10 +183,12 @@ keys uint32 [batch, 2], `jax.random.key_data` of one threefry key a sequence
 temperature float32 []; 0 is greedy
 ```
 
-To read a prompt, feed its characters one after the other, and keep only the carry that is
-returned. `charjax sample --seed=S --top_k=0 --top_p=1` writes, as character p of sample i, what
-the key fold_in(fold_in(fold_in(key(S), {stream}), i), p) gives. Another batch size, or device, may
-round the last bit of a logit differently.
+To read a prompt, convert it as the model's text was read (`data.lowercase={data.lowercase}`,
+`data.newlines={data.newlines}`; unix: CR LF and CR become LF), feed its characters one after the
+other, and keep only the carry that is returned. `charjax sample --seed=S --top_k=0 --top_p=1`
+writes, as character p of sample i, what the key
+fold_in(fold_in(fold_in(key(S), {stream}), i), p) gives. Another batch size, or device, may round
+the last bit of a logit differently.
 
 Written with jax {jax}. jax loads programs of versions up to six months older; the weights have
 no such limit.

@@ -5,10 +5,8 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import functools
-import json
 import logging
 import re
-import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -25,11 +23,11 @@ from charjax.export.c import c_file
 from charjax.export.quantized import quantize_model
 from charjax.inference.load import TrainedModel
 from charjax.model.cells import CELLS
+from tests.export.runners import compile_c, needs_cc, needs_node, run_page
 from tests.export.tiny import (
     MODELS,
     SAMPLES,
     dequantize_model,
-    lowercased,
     module_of,
     sampled,
     trained_like,
@@ -37,9 +35,6 @@ from tests.export.tiny import (
 )
 from tests.inference import scripted
 
-needs_node = pytest.mark.skipif(not shutil.which("node"), reason="there is no node")
-needs_cc = pytest.mark.skipif(not shutil.which("cc"), reason="there is no C compiler")
-STRICT = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-Os")
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 OPTIONS = [  # more than the sampler's chunk
     {"prompt": "the c", "num_chars": 300, "seed": seed, "temperature": temperature}
@@ -141,52 +136,6 @@ def test_a_scale_below_the_smallest_float32_is_zero_in_c():
 
 # html
 
-HARNESS = """
-const fs = require("fs"), vm = require("vm");
-const html = fs.readFileSync(process.argv[1], "utf8");
-for (const [, script] of html.matchAll(/<script>([^]*?)<\\/script>/g)) vm.runInThisContext(script);
-const weights = html.match(/id="weights">([^<]*)</)[1];
-globalThis.given = JSON.parse(fs.readFileSync(0, "utf8"));
-globalThis.bytes = new Uint8Array(Buffer.from(weights, "base64"));
-vm.runInThisContext(`(async () => {
-  const model = new CharModel(bytes), page = localModel(model), state = model.zeroState();
-  const { title, description } = await page.load();
-  const result = { title, description, texts: [], nats: [], tops: [] };
-  for (const { num_chars, top_k, top_p, ...given_ } of given.options) {
-    let text = given_.prompt;
-    const nats = [], tops = [];
-    const settings = { count: num_chars, samples: 1, topK: top_k, topP: top_p, ...given_ };
-    for await (const pieces of page.write(settings, { aborted: false })) {
-      for (const piece of pieces) {
-        text += piece.text;
-        nats.push(piece.nats);
-        tops.push([piece.text, piece.top]);
-      }
-    }
-    result.texts.push(text);
-    result.nats.push(nats);
-    result.tops.push(tops);
-  }
-  result.logits = given.tokens.map((token) => Array.from(model.read(state, token)));
-  result.unknown = given.unknown.map((text) => page.unknown(text));
-  result.units = given.unknown.map((text) => model.units(text).length);
-  return JSON.stringify(result);
-})()`).then((result) => process.stdout.write(result));
-"""
-
-
-def run_page(path: Path, *, options=(), tokens=(), unknown=()) -> dict:
-    """What the scripts of an exported page compute, in node."""
-    given = {"options": list(options), "tokens": list(tokens), "unknown": list(unknown)}
-    done = subprocess.run(
-        ["node", "-e", HARNESS, str(path)],
-        input=json.dumps(given).encode(),
-        capture_output=True,
-        check=True,
-    )
-    assert not done.stderr
-    return json.loads(done.stdout)
-
 
 @needs_node
 @any_variant
@@ -248,20 +197,15 @@ def test_the_page_writes_a_byte_order_mark_as_it_does_other_characters(tmp_path)
     vocab = Vocab(tuple("\ufeff".encode().decode("latin-1")), "byte", False)
     model = scripted.trained(scripted.cycle(3), "x", vocab=vocab)
     export_model(model, tmp_path / "page.html", format="html")
-    options = {"prompt": "\ufeff", "num_chars": 6, "seed": 0, "temperature": 0}
-    assert run_page(tmp_path / "page.html", options=[options])["texts"] == ["\ufeff" * 3]
+    options = {"prompt": "\ufeff" * 2, "num_chars": 6, "seed": 0, "temperature": 0}
+    assert run_page(tmp_path / "page.html", options=[options])["texts"] == ["\ufeff" * 4]
 
 
 @needs_node
-def test_the_page_reads_a_prompt_as_the_command_does(tmp_path):
-    trained = trained_like(MODELS["gru-1-embed"])
-    for model, format in ((trained, "plain"), (lowercased(trained), "lower")):
-        export_model(model, tmp_path / format, format="html")
-    texts = ["THE\r\n", "😀e\u0301", "Zß"]
-    plain = run_page(tmp_path / "plain", unknown=texts)
-    assert plain["unknown"][1:] == [[], ["“Z” (U+005A)", "“ß” (U+00DF)"]]
-    assert plain["units"] == [5, 2, 2]  # é is one character of the vocabulary
-    assert run_page(tmp_path / "lower", unknown=texts)["unknown"][0] == []
+def test_the_page_names_what_it_does_not_know(tmp_path):
+    export_model(trained_like(MODELS["gru-1-embed"]), tmp_path / "page.html", format="html")
+    found = run_page(tmp_path / "page.html", unknown=["the 😀e\u0301", "Zß"])["unknown"]
+    assert found == [[], ["“Z” (U+005A)", "“ß” (U+00DF)"]]
 
 
 def test_the_page_is_one_file_that_may_load_nothing(tmp_path):
@@ -322,12 +266,6 @@ class Model:
             ids.append(token)
             self.feed(token)
         return self.vocab.decode(np.array(ids)).encode()
-
-
-def compile_c(source: Path, out: Path, *flags: str) -> None:
-    command = ["cc", *STRICT, *flags, str(source), "-o", str(out), "-lm"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
 
 
 @needs_cc

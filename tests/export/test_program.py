@@ -7,7 +7,6 @@ import json
 import runpy
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.export
@@ -24,10 +23,9 @@ from charjax.inference.load import TrainedModel
 from charjax.inference.options import Sampling
 from charjax.inference.texts.sampler import sample_texts
 from charjax.runtime.keys import Stream, stream_key
-from tests.environment import with_devices
+from tests.export.runners import EXAMPLE, run_example
 from tests.export.tiny import network_logits, sampled, trained_like, with_boundary
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "generate_exported.py"
 GRU = ModelConfig(cell="gru", hidden=16, embed=8)
 MODELS = [
     GRU,
@@ -124,17 +122,9 @@ def test_the_example_writes_the_same_bytes_in_a_process_without_charjax(tmp_path
     trained = trained_like(GRU)
     export_model(trained, tmp_path / "out", format="program")
     assert len(caplog.messages) == 1
-    arguments = [str(tmp_path / "out"), "the cat", "60", "0.9", "5"]
-    # Isolated, with an import of charjax made to fail.
-    program = "import sys, runpy; sys.modules['charjax'] = None; runpy.run_path(sys.argv.pop(1))"
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(EXAMPLE), *arguments],
-        env=with_devices(1),
-        capture_output=True,
-        check=True,
-    )
     options = {"prompt": "the cat", "num_chars": 60, "temperature": 0.9, "seed": 5}
-    assert done.stdout == sampled(trained, **options)
+    done = run_example(tmp_path / "out", **options)
+    assert (done.returncode, done.stdout) == (0, sampled(trained, **options))
 
 
 def test_the_example_reads_and_writes_bytes(tmp_path, monkeypatch):

@@ -8,12 +8,15 @@ It samples the same text as `charjax sample` with the same options and float32 w
 import argparse
 import json
 import math
+import string
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 
 FOLDER = Path(__file__).parent
+ASCII_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 SAMPLE_STREAM = 2  # charjax's random stream for samples
 
 
@@ -83,6 +86,22 @@ class Model:
             x = self.carries[layer][0]
         self.logits = x @ w["output_kernel"] + w["output_bias"]
 
+    def units(self, prompt):
+        """The characters (bytes as latin-1) of a prompt, read as the model's text was."""
+        prompt = prompt.removeprefix("\ufeff")  # the byte order mark
+        if self.config["data"]["newlines"] == "unix":
+            prompt = prompt.replace("\r\n", "\n").replace("\r", "\n")
+        is_bytes = self.vocabulary["unit"] == "byte"
+        if self.config["data"]["lowercase"]:  # of bytes, those in ASCII
+            prompt = prompt.translate(ASCII_LOWER) if is_bytes else prompt.lower()
+        forms = [prompt, *(unicodedata.normalize(form, prompt) for form in ("NFC", "NFD"))]
+        if is_bytes:
+            forms = [form.encode("utf-8", "surrogateescape").decode("latin-1") for form in forms]
+        return min(forms, key=lambda units: len(self.unknown(units)))  # the first of equals
+
+    def unknown(self, units):
+        return sorted(set(units) - set(self.vocabulary["symbols"]))
+
 
 def threefry(key, high, low):
     """Threefry-2x32 with 20 rounds (Salmon et al. 2011), as JAX has it."""
@@ -139,12 +158,8 @@ def main():
         parser.error("--num_chars and --temperature must be 0 or more, --seed from 0 to 2**32 - 1")
     model = Model()
     symbols, is_bytes = model.vocabulary["symbols"], model.vocabulary["unit"] == "byte"
-    data = args.prompt.encode("utf-8", "surrogateescape") if is_bytes else args.prompt
-    if model.config["data"]["lowercase"]:
-        data = data.lower()  # as the text that the model has read
-    units = data.decode("latin-1") if is_bytes else data
-    unknown = sorted(set(units) - set(symbols))
-    if unknown:
+    units = model.units(args.prompt)
+    if unknown := model.unknown(units):
         name = "byte 0x{:02X}" if is_bytes else "U+{:04X}"
         parser.error("not in the vocabulary: " + ", ".join(name.format(ord(c)) for c in unknown))
     prompt = [symbols.index(c) for c in units]

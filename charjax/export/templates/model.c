@@ -216,6 +216,7 @@ uint32_t charjax_character(int token) {
 #ifdef CHARJAX_MAIN
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #ifdef CHARJAX_BYTES
 #define UNKNOWN "byte 0x%02lX"
@@ -236,6 +237,31 @@ static uint32_t read_character(const char **text) {
   }
 #endif
   return c;
+}
+
+/* Capitals, and the characters that the model reads in their place. */
+static const uint32_t capitals[][2] = {
+{{capitals}}
+  {0, 0}
+};
+
+/* The token of the next character of a prompt, read as the model's text was; says if there is none. */
+static int read_token(const char **text) {
+  uint32_t c = read_character(text);
+#ifdef CHARJAX_UNIX_NEWLINES
+  if (c == '\r') {
+    if (**text == '\n') ++*text;
+    c = '\n';
+  }
+#endif
+  for (int i = 0; capitals[i][0]; i++)
+    if (capitals[i][0] == c) {
+      c = capitals[i][1];
+      break;
+    }
+  int token = charjax_token(c);
+  if (token < 0) fprintf(stderr, "not in the vocabulary: " UNKNOWN "\n", (unsigned long)c);
+  return token;
 }
 
 static void write_character(uint32_t c) {
@@ -264,19 +290,16 @@ int main(int argc, char **argv) {
   unsigned long long seed = strtoull(argv[4], &ends[2], 10);
   if (*ends[0] || *ends[1] || *ends[2] || seed > UINT32_MAX) return usage();
   if (left < 0 || !(temperature >= 0 && temperature < INFINITY)) return usage();
+  const char *prompt = argv[1];
+  if (!strncmp(prompt, "\xEF\xBB\xBF", 3)) prompt += 3; /* a byte order mark */
   charjax_reset(&state, (uint32_t)seed);
 #ifndef CHARJAX_BOUNDARY
-  if (!*argv[1])
+  if (!*prompt)
 #endif
     charjax_feed(&state, CHARJAX_START);
-  for (const char *text = argv[1]; *text;) {
-    uint32_t character = read_character(&text);
-    if (charjax_feed(&state, charjax_token(character))) {
-      fprintf(stderr, "not in the vocabulary: " UNKNOWN "\n", (unsigned long)character);
-      return 2;
-    }
-  }
-  fputs(argv[1], stdout);
+  for (const char *text = prompt; *text;)
+    if (charjax_feed(&state, read_token(&text))) return 2;
+  for (const char *text = prompt; *text;) write_character(charjax_character(read_token(&text)));
   for (; left > 0; left--) {
     int token = charjax_next(&state, temperature);
     if (token < 0) break;

@@ -134,6 +134,7 @@ class CharModel {
 
   /** The characters of a text (bytes as latin-1), normalized like the model's training text. */
   units(text) {
+    text = text.replace(/^\ufeff/, ""); // the byte order mark
     if (this.about.newlines === "unix") text = text.replace(/\r\n?/g, "\n");
     if (this.about.lowercase) {
       text = this.isBytes ? text.replace(/[A-Z]/g, (c) => c.toLowerCase()) : text.toLowerCase();
