@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import logging
+from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import UInt64
@@ -36,9 +38,8 @@ def copied_passages(trained: TrainedModel, text: str, min_chars: int) -> list[tu
     Raises:
       ProtocolError: the training text is gone, has changed, or is too large.
     """
-    known = _known_windows(trained, min_chars)
-    if known is None:
-        raise ProtocolError(404, _NO_TEXT, code="no_text")
+    with _without_text(404):
+        known = _known_windows(trained, min_chars)
     windows = _window_hashes(text, min_chars)
     found = np.searchsorted(known, windows, side="right") > np.searchsorted(known, windows)
     passages: list[tuple[int, int]] = []
@@ -57,13 +58,24 @@ def table_against_copying(trained: TrainedModel, max_copy: int) -> CopyTable:
     Raises:
       ProtocolError: the training text is gone, has changed, or is too large.
     """
-    try:
+    with _without_text(400, "max_copy"):
         return _table(trained, max_copy)
+
+
+@contextlib.contextmanager
+def _without_text(status: int, param: str | None = None) -> Iterator[None]:
+    """Turns errors of reading the training text into the error of a request, or of its field."""
+    try:
+        yield
     except CharjaxError as error:
-        _logger.warning("%s", error)
-        raise ProtocolError(
-            400, f"max_copy: {_NO_TEXT}", param="max_copy", code="no_text"
-        ) from None
+        _warn_once(str(error))
+        message = f"{param}: {_NO_TEXT}" if param else _NO_TEXT
+        raise ProtocolError(status, message, param=param, code="no_text") from None
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    _logger.warning("%s", message)
 
 
 @functools.lru_cache(maxsize=2)
@@ -72,17 +84,11 @@ def _table(trained: TrainedModel, max_copy: int) -> CopyTable:
 
 
 @functools.lru_cache(maxsize=4)
-def _known_windows(trained: TrainedModel, length: int) -> Hashes | None:
-    """The sorted hashes of all passages of a length of the training text; None: it is not here."""
-    try:
-        corpus = training_text(trained, "copied passages")
-        if corpus.chars > _MAX_CHARS:
-            raise InputError(
-                f"copied passages: {corpus.name} has more than {_MAX_CHARS:,} characters"
-            )
-    except CharjaxError as error:
-        _logger.warning("%s", error)
-        return None
+def _known_windows(trained: TrainedModel, length: int) -> Hashes:
+    """The sorted hashes of all passages of a length of the training text."""
+    corpus = training_text(trained, "copied passages")
+    if corpus.chars > _MAX_CHARS:
+        raise InputError(f"copied passages: {corpus.name} has more than {_MAX_CHARS:,} characters")
     hashes: Hashes = np.unique(_window_hashes(decoded(trained, corpus.text), length))
     return hashes
 

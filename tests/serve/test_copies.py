@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -49,6 +50,19 @@ def test_a_text_that_is_gone_or_changed_is_said(trained):
         with pytest.raises(ProtocolError) as error:
             copied_passages(model, "a", 10)
         assert (error.value.status, error.value.code) == (404, "no_text")
+
+
+@pytest.mark.parametrize("asks", [copied_passages, table_against_copying])
+def test_a_text_that_comes_back_is_found_without_a_restart(asks, trained, caplog):
+    file = Path(trained.config.data.path)
+    file.rename(file.with_suffix(".away"))
+    arguments = ("a dark and stormy", 10) if asks is copied_passages else (10,)
+    for _ in range(2):
+        with pytest.raises(ProtocolError):
+            asks(trained, *arguments)
+    assert len(caplog.messages) == 1  # a page asks after every text
+    file.with_suffix(".away").rename(file)
+    assert asks(trained, *arguments)
 
 
 def test_a_text_too_large_for_the_memory_of_a_server_is_said(trained, monkeypatch):
