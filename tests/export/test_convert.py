@@ -38,7 +38,7 @@ def convert(tmp_path, capfd):
     def run(name: str, content: bytes, *, vocabulary: str = "v.txt", out: str = "run") -> str:
         (tmp_path / name).write_bytes(content)
         (tmp_path / "v.txt").write_text("abcde")
-        source = "keras" if name.endswith((".keras", ".h5")) else "torch"
+        source = "keras" if name.endswith((".keras", ".h5", ".weights.json")) else "torch"
         flags = [f"--from={source}", f"--vocabulary={tmp_path / vocabulary}"]
         code = main(["convert", str(tmp_path / name), *flags, f"--out={tmp_path / out}"])
         said = capfd.readouterr().err
@@ -508,6 +508,20 @@ def nested() -> bytes:
 )
 def test_a_keras_model_of_another_kind_is_refused(content, said, convert):
     assert said in convert("m.keras", content)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("m.weights.json", b'{"weight_map": {"/layers/gru/cell/vars": ["m_00000.weights.h5"]}}'),
+        ("m_00000.weights.h5", h5(**{f"layers/gru/cell/vars/{i}": None for i in (1, 2)})),
+    ],
+    ids=["index", "shard"],
+)
+def test_keras_weights_in_shards_are_refused_with_the_remedy(name, content, convert):
+    said = convert(name, content)
+    assert "shard" in said
+    assert "save one file with Keras 3, by model.save_weights('NAME.weights.h5')" in said
 
 
 CHECKED, ASSUMED = "its layers have reset_after", "assumed, as the file does not say it: reset_aft"
