@@ -14,8 +14,8 @@ import numpy as np
 
 folder, prompt, num_chars, temperature, seed = Path(sys.argv[1]), *sys.argv[2:]
 vocabulary = json.loads((folder / "vocabulary.json").read_text("utf-8"))
-characters, is_bytes = vocabulary["symbols"], vocabulary["unit"] == "byte"
-encoding = "latin-1" if is_bytes else "utf-8"  # byte b is character U+00b
+characters = vocabulary["symbols"]
+encoding = "latin-1" if vocabulary["unit"] == "byte" else "utf-8"  # byte b is character U+00b
 step = jax.jit(jax.export.deserialize((folder / "generator.jax").read_bytes()).call)
 carry = tuple(np.tile(row, (8, 1)) for row in np.load(folder / "start.npz").values())
 root = jax.random.fold_in(jax.random.key(int(seed)), 2)  # 2: the sampling stream
@@ -23,18 +23,17 @@ sequence_keys = jax.vmap(jax.random.fold_in, (None, 0))(root, np.arange(8))
 fold_in_all = jax.vmap(jax.random.fold_in, (0, None))
 keys_at = jax.jit(lambda p: jax.random.key_data(fold_in_all(sequence_keys, p)))
 
-# The prompt, read as the model's text was.
-with (folder / "weights.safetensors").open("rb") as file:
-    header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-reading = json.loads(header["__metadata__"]["config"])["data"]
+weights = (folder / "weights.safetensors").read_bytes()
+header = json.loads(weights[8 : 8 + int.from_bytes(weights[:8], "little")])
+reading = json.loads(header["__metadata__"]["config"])["data"]  # how the text was read
 prompt = prompt.removeprefix("\ufeff")  # the byte order mark
 if reading["newlines"] == "unix":
     prompt = prompt.replace("\r\n", "\n").replace("\r", "\n")
-if reading["lowercase"]:
-    prompt = prompt.encode().lower().decode() if is_bytes else prompt.lower()
-forms = [prompt, *(unicodedata.normalize(form, prompt) for form in ("NFC", "NFD"))]
-forms = [form.encode().decode(encoding) for form in forms]
-text = min(forms, key=lambda form: len({*form} - {*characters}))  # the first of equals
+if reading["lowercase"]:  # of bytes, those in ASCII
+    prompt = prompt.lower() if encoding == "utf-8" else prompt.encode().lower().decode()
+forms = prompt, *(unicodedata.normalize(form, prompt) for form in ("NFC", "NFD"))
+texts = (form.encode().decode(encoding) for form in forms)
+text = min(texts, key=lambda text: len({*text} - {*characters}))
 
 ids = [characters.index(c) if c in characters else sys.exit(f"{c!a} is unknown") for c in text]
 if not ids or "boundary" in vocabulary:
