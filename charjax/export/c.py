@@ -54,7 +54,7 @@ def _options(trained: TrainedModel, model: QuantizedModel) -> Iterator[str]:
         yield f"#define CHARJAX_BOUNDARY {vocab.boundary_id}\n"
     if vocab.unit == "byte":
         yield "#define CHARJAX_BYTES\n"
-    if trained.reading.newlines == "unix":
+    if trained.run.reading.newlines == "unix":
         yield "#define CHARJAX_UNIX_NEWLINES\n"
 
 
@@ -65,7 +65,7 @@ def _capitals(trained: TrainedModel) -> Iterator[str]:
     """
     vocab, known = trained.vocab, frozenset(trained.vocab.characters)
     points = 128 if vocab.unit == "byte" else sys.maxunicode + 1
-    for point in range(points if trained.reading.lowercase else 0):
+    for point in range(points if trained.run.reading.lowercase else 0):
         capital, small = chr(point), chr(point).lower()
         if capital not in (small, "\u03a3") and small in known:
             yield f"  {{{point}, {ord(small)}}},"
