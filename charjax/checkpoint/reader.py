@@ -82,7 +82,11 @@ class CheckpointReader:
         """Verifies all checkpoints: pairs (step, its damage or "" if it has none), ascending.
 
         Leaves out steps that a run deletes meanwhile.
+
+        Raises:
+          CheckpointError: there is a file in place of the folder.
         """
+        self._folders.check_is_folder()
 
         def verdicts() -> list[tuple[int, str]]:
             steps = self.steps()
@@ -104,6 +108,7 @@ class CheckpointReader:
         check_which(which)
         steps = self.steps()
         if not steps:
+            self._folders.check_is_folder()
             raise CheckpointError(
                 f"{self._folders.directory}: holds no checkpoint; train this run first"
             )

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from charjax.checkpoint.files import UNFINISHED, is_checkpoint
-from charjax.errors import InputError
+from charjax.errors import CheckpointError, InputError
 from charjax.runtime.files import replace_file
 
 _logger = logging.getLogger(__name__)
@@ -43,6 +43,11 @@ class StepFolders:
             if entry.is_dir():
                 self._warn_once(f"{entry}: not a checkpoint, ignored")
         return sorted(found)
+
+    def check_is_folder(self) -> None:
+        """Raises CheckpointError where the folder, or one above it, is a file."""
+        if not self._existing().is_dir():
+            raise CheckpointError(f"{self._existing()}: not a folder; name the folder of a run")
 
     def identity(self, step: int) -> tuple[int, int] | None:
         """Identifies the folder of a step: another one if it was replaced, None if it is gone."""
@@ -94,5 +99,8 @@ class StepFolders:
 
     def free_bytes(self) -> int:
         """The free space on the folder's disk; the folder need not exist."""
-        folders = (self.directory, *self.directory.parents)
-        return shutil.disk_usage(next(path for path in folders if path.exists())).free
+        return shutil.disk_usage(self._existing()).free
+
+    def _existing(self) -> Path:
+        """The folder, or the nearest one above it that exists."""
+        return next(filter(os.path.exists, (self.directory, *self.directory.parents)))

@@ -103,7 +103,7 @@ def check_same_run(
     Raises:
       InputError: anything else differs; the message lists all differences, old and new values.
     """
-    if saved.source and saved.source.kind != "charjax":
+    if saved.is_converted:
         raise InputError(
             f"{workdir}: holds a converted model, not a run; train on with --init_from={workdir} "
             "in another --workdir"

@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -479,6 +480,16 @@ def test_no_checkpoint_and_no_such_step(tmp_path):
     save_all(tmp_path, 1)
     with open_(tmp_path) as checkpoints, pytest.raises(CheckpointError, match="no such step"):
         checkpoints.read_meta(which=2)
+
+
+@pytest.mark.parametrize("below", [(), ("checkpoints",), ("a", "b")])
+def test_a_file_in_place_of_the_folder_or_of_one_above_it_is_said_to_be_one(tmp_path, below):
+    file = tmp_path / "text.txt"
+    file.touch()
+    with open_(file.joinpath(*below)) as checkpoints:
+        for read in (checkpoints.read_meta, checkpoints.verify):
+            with pytest.raises(CheckpointError, match=rf"^{re.escape(str(file))}: not a folder;"):
+                read()
 
 
 @pytest.mark.parametrize(
