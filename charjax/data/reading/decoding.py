@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from charjax.data.reading.encoding_guess import guess_encoding, guess_utf16
 from charjax.data.sources.raw_text import BYTE_ORDER_MARKS, RawText
 from charjax.errors import InputError
 
@@ -18,7 +19,6 @@ CONFIG_PREFIX, FLAG_PREFIX = "config.data.", "--"
 BOM = "\ufeff"
 _BLOCK = 1 << 17  # bytes decoded at a time: what they become fits into a cache of the CPU
 _HEAD = 1 << 16  # bytes at the start of a file, from which its encoding is guessed for a message
-_MIN_GUESSED_BYTES = 16  # of a shorter text any guess of its encoding would be chance
 _MAX_WORD = 1 << 16  # characters without a space that wait for more; what is longer is no word
 
 _logger = logging.getLogger(__name__)
@@ -59,17 +59,20 @@ def decode(file: RawText, encoding: str, prefix: str) -> Iterator[str]:
         try:
             text: str = decoder.decode(block, final=not block)
         except UnicodeError as error:
-            remedy = _encoding_remedy(head, prefix)
             if not isinstance(error, UnicodeDecodeError) or "BOM" in error.reason:
                 # UTF-16 without a byte order mark; Python 3.13 gives this error a position.
+                remedy = _encoding_remedy(head, name, prefix)
                 raise InputError(f"{file.origin}: is not {name} ({error}); {remedy}") from error
+            sample = head if error.object in head else head + error.object
+            remedy = _encoding_remedy(sample, name, prefix)
             offset = num_bytes - len(error.object) + error.start
             raise InputError(
                 f"{file.origin}: byte 0x{error.object[error.start]:02X} at offset {offset} is not "
                 f"valid {name}; {remedy}"
             ) from error
-        if b"\0" in block and "\0" in text and _guess_utf16(head):
-            raise InputError(f"{file.origin}: is not {name}; {_encoding_remedy(head, prefix)}")
+        if b"\0" in block and "\0" in text and guess_utf16(head):
+            remedy = _encoding_remedy(head, name, prefix)
+            raise InputError(f"{file.origin}: is not {name}; {remedy}")
         yield text
 
 
@@ -133,7 +136,7 @@ def _make_decoder(origin: str, encoding: str, prefix: str) -> Any:
         ) from error
 
 
-def _encoding_remedy(data: bytes, prefix: str) -> str:
+def _encoding_remedy(data: bytes, encoding: str, prefix: str) -> str:
     """The advice of the message about a file in another encoding; names the likeliest one."""
     for mark, suffix in ((b"\x1f\x8b", ".gz"), (b"\xfd7zXZ", ".xz"), (b"\x28\xb5\x2f\xfd", ".zst")):
         if data.startswith(mark):
@@ -142,30 +145,12 @@ def _encoding_remedy(data: bytes, prefix: str) -> str:
         return "it is a zip archive: rename it to end with .zip, or unpack it"
     # The unit of a trained model cannot change.
     as_bytes = f", or {prefix}unit=byte" if prefix == CONFIG_PREFIX else ""
-    if guess := _guess_encoding(data):
+    guess = guess_encoding(data)
+    if is_utf8(guess) and is_utf8(encoding):
+        return f"the text around it is {guess}: correct the file{as_bytes}"
+    if guess:
         return (
             f"it is likeliest {guess}: set {prefix}encoding={guess} and look at the result"
             + as_bytes
         )
     return f"set {prefix}encoding to the encoding of the file, such as latin-1{as_bytes}"
-
-
-def _guess_encoding(data: bytes) -> str:
-    """The likeliest encoding of bytes that are not UTF-8; "" if none is likely."""
-    from charset_normalizer import from_bytes
-
-    if len(data) < _MIN_GUESSED_BYTES:
-        return ""
-    if utf16 := _guess_utf16(data):
-        return utf16
-    best = from_bytes(data[:_HEAD]).best()
-    return best.encoding.replace("_", "-") if best else ""
-
-
-def _guess_utf16(data: bytes) -> str:
-    """The UTF-16 of Latin text without byte order mark, recognised by its NULs; else ""."""
-    sample = data[:_HEAD]
-    even, odd = (sample[i::2].count(0) for i in (0, 1))
-    if len(sample) < _MIN_GUESSED_BYTES or min(even, odd) or max(even, odd) < len(sample) / 4:
-        return ""
-    return "utf-16-be" if even else "utf-16-le"

@@ -1,0 +1,52 @@
+"""The encoding that a message names decodes the text as it was encoded."""
+
+from __future__ import annotations
+
+import pytest
+
+from charjax.data.reading.decoding import CONFIG_PREFIX, decode
+from charjax.data.sources.raw_text import RawText
+from charjax.errors import InputError
+
+WESTERN, CENTRAL = ("latin-1", "cp1252"), ("iso8859-2", "cp1250")
+GREEK, RUSSIAN = ("cp1253", "iso8859-7"), ("cp1251", "koi8-r")
+TEXTS = [
+    (("cp1252",), "“It is late,” she said — and the café closed its doors for the night."),
+    (WESTERN, "Die Bäckerin öffnete früh am Morgen ihren Laden in der Straße am Fluß."),
+    (WESTERN, "À l'aube, la boulangère ouvrait déjà sa boutique, où les élèves riaient."),
+    (WESTERN, "La señora Muñoz saludó a los niños. ¿Quién quiere un pastel de limón?"),
+    (WESTERN, "As crianças não paravam de rir. Você não vê o avião e as eleições?"),
+    (WESTERN, "Il sindaco arrivò più tardi e parlò della città. Perché è così forte?"),
+    (WESTERN, "Barnen tryckte näsorna mot rutan när borgmästaren gick över ån."),
+    (CENTRAL, "Mały sklep był w mieście. Źródło leżało w górach, gdzie żyły łosie."),
+    (CENTRAL, "Děti tiskly nosy na sklo. Příliš žluťoučký kůň úpěl ďábelské ódy."),
+    (CENTRAL, "A gyerekek az üveghez nyomták az orrukat. Árvíztűrő tükörfúrógép."),
+    (("cp1254",), "Çocuklar üzüldü, çünkü hava çok soğuk geçiyordu; güneş göründü, İzmir."),
+    (("cp1257",), "Vaikai stovėjo prie lango, žiema buvo šalta, įėjo aukštas žmogus."),
+    (GREEK, "Νωρίς το πρωί η γυναίκα άνοιξε το μικρό της μαγαζί στην πόλη."),
+    (RUSSIAN, "Рано утром булочница открыла свою маленькую лавку за ратушей."),
+]
+CASES = [(encoding, text) for encodings, text in TEXTS for encoding in encodings]
+
+
+def message(data: bytes, encoding: str = "utf-8") -> str:
+    with pytest.raises(InputError) as caught:
+        "".join(decode(RawText("a.txt", [data]), encoding, CONFIG_PREFIX))
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("before", [b"", b"ASCII at first. " * 20_000])
+@pytest.mark.parametrize(("encoding", "text"), CASES)
+def test_the_named_encoding_reads_the_text(encoding, text, before):
+    data = before + text.encode(encoding)
+    named = message(data).partition("encoding=")[2].partition(" ")[0]
+    assert data.decode(named) == before.decode() + text
+
+
+@pytest.mark.parametrize("text", [text for _, text in TEXTS])
+def test_a_text_in_utf8_but_for_a_byte_is_to_be_corrected(text):
+    data = text.encode()
+    for wrong in (data + b"\xe4" + data, data + "ö".encode()[:1]):  # the latter is cut off
+        assert "the text around it is utf-8: correct the file" in message(wrong)
+    assert "encoding=utf-8 " in message(data, "ascii")
