@@ -102,13 +102,13 @@ def module_of(path: Path):
 def sampled(trained: TrainedModel, **options) -> bytes:
     """What `charjax sample` writes."""
     chosen = {k: options[k] for k in SAMPLING if k in options}
+    sampler = TextSampler(trained, Sampling(**chosen))
     pieces = write_texts(
-        TextSampler(trained, Sampling(**chosen)),
-        options["prompt"],
+        sampler,
+        sampler.encode(options["prompt"], "error"),
         num_chars=options["num_chars"],
         num_samples=options.get("num_samples", 1),
         separator="\0",
-        unknown="error",
     )
     return "".join(pieces).encode()
 

@@ -98,14 +98,13 @@ def written(
     model, prompt="", *, num_chars=60, num_samples=1, unknown="error", show_prompt=True, **options
 ):
     """What `charjax sample` writes, in its pieces, with | between texts."""
-    return list(
-        write_texts(
-            text_sampler(model, **options),
-            prompt,
-            num_chars=num_chars,
-            num_samples=num_samples,
-            separator="|",
-            unknown=unknown,
-            show_prompt=show_prompt,
-        )
+    sampler = text_sampler(model, **options)
+    pieces = write_texts(
+        sampler,
+        sampler.encode(prompt, unknown),
+        num_chars=num_chars,
+        num_samples=num_samples,
+        separator="|",
+        show_prompt=show_prompt,
     )
+    return list(pieces)

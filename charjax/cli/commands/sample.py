@@ -23,6 +23,7 @@ from charjax.errors import InputError
 from charjax.inference.options import Controls, Sampling
 
 if TYPE_CHECKING:
+    from charjax.inference.texts.prompt import Prompt
     from charjax.inference.texts.sampler import TextSampler
 
 _logger = logging.getLogger(__name__)
@@ -117,24 +118,25 @@ def run(args: argparse.Namespace) -> None:
         args.num_chars = _NUM_CHARS * (1 if trained.vocab.boundary else max(1, args.until_lines))
     form = _picked if args.pick else _json_lines if args.json else _plain
     sampler = TextSampler(trained, sampling, controls)
-    _check_prompts(args, sampler, prompts)
     writer = TextWriter(sys.stdout)
-    for piece in form(args, sampler, prompts):
+    for piece in form(args, sampler, _encoded(args, sampler, prompts)):
         writer.write(piece)
     writer.close()
 
 
-def _check_prompts(args: argparse.Namespace, sampler: TextSampler, prompts: Sequence[str]) -> None:
-    """Refuses a prompt that the model cannot read, before a text of another one is written."""
+def _encoded(args: argparse.Namespace, sampler: TextSampler, prompts: list[str]) -> list[Prompt]:
+    """The prompts as the model reads them, all before a text of one of them is written."""
+    encoded = []
     for number, prompt in enumerate(prompts, 1):
         try:
-            sampler.encode(prompt, args.unknown)
+            encoded.append(sampler.encode(prompt, args.unknown))
         except InputError as error:
             where = f"--prompts={args.prompts}: line {number}: " if args.prompts else ""
             raise InputError(f"{where}{error}") from None
+    return encoded
 
 
-def _plain(args: argparse.Namespace, sampler: TextSampler, prompts: Sequence[str]) -> Iterator[str]:
+def _plain(args: argparse.Namespace, sampler: TextSampler, prompts: list[Prompt]) -> Iterator[str]:
     """The texts of all prompts, with separators between them."""
     from charjax.inference.texts.sampler import write_texts
 
@@ -147,35 +149,46 @@ def _plain(args: argparse.Namespace, sampler: TextSampler, prompts: Sequence[str
             num_chars=args.num_chars,
             num_samples=args.num_samples,
             separator=args.separator,
-            unknown=args.unknown,
             show_prompt=not args.no_prompt,
         )
 
 
 def _json_lines(
-    args: argparse.Namespace, sampler: TextSampler, prompts: Sequence[str]
+    args: argparse.Namespace, sampler: TextSampler, prompts: list[Prompt]
 ) -> Iterator[str]:
     """A JSON object for each text."""
-    import numpy as np
-
-    vocab = sampler.vocab
+    vocab, sizes = sampler.vocab, {"num_chars": args.num_chars, "num_samples": args.num_samples}
     if sampler.controls.selects_lines and not vocab.boundary:
         raise InputError("--json: needs whole texts, and --unique and --new leave out lines")
-    for given in prompts:
-        prompt = sampler.encode(given, args.unknown)
-        texts = sampler.texts(
-            prompt, num_chars=args.num_chars, num_samples=args.num_samples, num_top=0
-        )
-        for number, text in enumerate(texts):
-            values = {
-                "prompt": prompt.text(vocab),
-                "sample": number,
-                "text": text.text,
-                "finished": text.finished,
-                "tokens": [vocab.characters[token] for token in text.ids],
-                "logprobs": np.asarray(text.logprobs).tolist(),
-            }
+    for prompt in prompts:
+        for number, text in enumerate(sampler.texts(prompt, **sizes, num_top=0)):
+            values = {"prompt": prompt.text(vocab), "sample": number} | text.to_json(vocab)
             yield json.dumps(values, allow_nan=False) + "\n"
+
+
+def _picked(args: argparse.Namespace, sampler: TextSampler, prompts: list[Prompt]) -> Iterator[str]:
+    """The text that a person chooses, word by word; the choices go to standard error."""
+    from charjax.inference.texts.pick import pick_text
+
+    (prompt,) = prompts
+    text = pick_text(sampler, prompt, args.pick, _ask, unknown=args.unknown)
+    yield text if args.no_prompt else prompt.text(sampler.vocab) + text
+
+
+def _ask(words: Sequence[str], problem: str) -> str:
+    """What a person adds to a text: one of the words, by its number, or what is typed."""
+    from charjax.runtime.terminal import escape_controls
+
+    numbered = [f"{n}: {escape_controls(repr(word)[1:-1])}" for n, word in enumerate(words, 1)]
+    lines = [*([problem] if problem else []), *numbered, "number, text to add, or nothing to end: "]
+    sys.stderr.write("\n".join(lines))
+    sys.stderr.flush()
+    try:
+        answer = sys.stdin.readline().rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input: not valid UTF-8 ({error})") from error
+    is_number = answer.isdecimal() and 1 <= int(answer) <= len(words)
+    return words[int(answer) - 1] if is_number else answer
 
 
 def _check_effects(args: argparse.Namespace, prompts: Sequence[str]) -> None:
@@ -191,35 +204,3 @@ def _check_effects(args: argparse.Namespace, prompts: Sequence[str]) -> None:
     default = parser.get_default("repetition_window")
     if args.repetition_penalty == 1 and args.repetition_window != default:
         raise InputError("--repetition_window: has no effect without --repetition_penalty")
-
-
-def _picked(
-    args: argparse.Namespace, sampler: TextSampler, prompts: Sequence[str]
-) -> Iterator[str]:
-    """The text that a person chooses, word by word; the choices go to standard error."""
-    from charjax.inference.texts.pick import likeliest_words
-    from charjax.runtime.terminal import escape_controls
-
-    text = start = sampler.encode(prompts[0], args.unknown).text(sampler.vocab)
-    while True:
-        words = likeliest_words(sampler, text, args.pick, unknown=args.unknown)
-        for number, word in enumerate(words, 1):
-            sys.stderr.write(f"{number}: {escape_controls(repr(word)[1:-1])}\n")
-        sys.stderr.write("number, text to add, or nothing to end: ")
-        sys.stderr.flush()
-        try:
-            answer = sys.stdin.readline()
-        except UnicodeDecodeError as error:
-            raise InputError(f"standard input: not valid UTF-8 ({error})") from error
-        if not answer.strip("\n"):
-            break
-        answer = answer.rstrip("\n")
-        chosen = answer.isdecimal() and 1 <= int(answer) <= len(words)
-        longer = text + (words[int(answer) - 1] if chosen else answer)
-        try:
-            sampler.encode(longer, args.unknown)
-        except InputError as error:  # does not lose the text so far
-            sys.stderr.write(f"{error}\n")
-            continue
-        text = longer
-    yield text[len(start) :] if args.no_prompt else text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Container, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -29,6 +29,15 @@ class Text(NamedTuple):
     finished: str
     ids: Int[np.ndarray, " n"]
     logprobs: Float[np.ndarray, " n"] | None = None
+
+    def to_json(self, vocab: Vocab) -> dict[str, Any]:
+        """JSON values: the text, how it ended, and its tokens with their log-probabilities."""
+        return {
+            "text": self.text,
+            "finished": self.finished,
+            "tokens": [vocab.characters[token] for token in self.ids],
+            "logprobs": np.asarray(self.logprobs).tolist(),
+        }
 
 
 class TextEnd:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -12,13 +13,47 @@ from jaxtyping import Int
 from charjax.errors import InputError
 from charjax.inference.options import Sampling
 from charjax.inference.texts.end import TextEnd
+from charjax.inference.texts.prompt import Prompt
 from charjax.inference.texts.sampler import TextSampler
 
 _MAX_WORD = 30  # characters
 _MAX_WORDS = 20
 
 
-def likeliest_words(sampler: TextSampler, text: str, k: int, *, unknown: str) -> list[str]:
+def pick_text(
+    sampler: TextSampler,
+    prompt: Prompt,
+    k: int,
+    ask: Callable[[Sequence[str], str], str],
+    *,
+    unknown: str,
+) -> str:
+    """The text after a prompt that a person chooses, word by word.
+
+    Args:
+      sampler: of the model.
+      prompt: what the text continues.
+      k: how many words there are to choose from.
+      ask: returns the text to add, from the words and the problem of the text before it, which
+        was not added; "" ends the text.
+      unknown: as for `Vocab.encode`.
+
+    Raises:
+      InputError: `k` is out of range.
+    """
+    start = text = prompt.text(sampler.vocab)
+    problem = ""
+    while added := ask(likeliest_words(sampler, prompt, k), problem):
+        try:
+            prompt = sampler.encode(text + added, unknown)
+        except InputError as error:  # does not lose the text so far
+            problem = str(error)
+        else:
+            text, problem = text + added, ""
+    return text[len(start) :]
+
+
+def likeliest_words(sampler: TextSampler, prompt: Prompt, k: int) -> list[str]:
     """Words that may come next: each of the k likeliest characters, continued greedily.
 
     A word ends with the first space or line end after its first character. Bytes that are not
@@ -26,17 +61,16 @@ def likeliest_words(sampler: TextSampler, text: str, k: int, *, unknown: str) ->
 
     Args:
       sampler: of the model.
-      text: so far.
+      prompt: the text so far.
       k: how many words.
-      unknown: as for `Vocab.encode`.
 
     Raises:
-      InputError: `k` is out of range, or the text has characters outside the vocabulary.
+      InputError: `k` is out of range.
     """
     if not 1 <= k <= _MAX_WORDS:
         raise InputError(f"--pick={k}: must be from 1 to {_MAX_WORDS}")
     vocab, greedy = sampler.vocab, replace(sampler.sampling, temperature=0.0)
-    ids = sampler.encode(text, unknown).ids
+    ids = prompt.ids
     (group,) = sampler.samples(ids, num_chars=1, num_samples=1, sampling=greedy, num_top=len(vocab))
     *_, first = group
     forbidden = sampler.forbidden_after(ids)

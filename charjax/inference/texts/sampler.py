@@ -202,12 +202,11 @@ def _accepted(
 
 def write_texts(
     sampler: TextSampler,
-    prompt: str,
+    prompt: Prompt,
     *,
     num_chars: int,
     num_samples: int,
     separator: str,
-    unknown: str,
     show_prompt: bool = True,
 ) -> Iterator[str]:
     """The output of `charjax sample` in pieces: prompts, continuations and separators.
@@ -217,15 +216,14 @@ def write_texts(
     controls say.
 
     Raises:
-      InputError: the prompt has characters outside the vocabulary, or a number is out of range.
+      InputError: a number is out of range.
     """
-    encoded = sampler.encode(prompt, unknown)
-    written = encoded.text(sampler.vocab) if show_prompt else ""
+    written = prompt.text(sampler.vocab) if show_prompt else ""
     if num_samples == 1 and not sampler.selects_documents:
         yield written
-        yield from sampler.stream(encoded, num_chars=num_chars)
+        yield from sampler.stream(prompt, num_chars=num_chars)
         return
-    texts = sampler.texts(encoded, num_chars=num_chars, num_samples=num_samples)
+    texts = sampler.texts(prompt, num_chars=num_chars, num_samples=num_samples)
     # With `until_lines` and documents, a text is so many of them, one a line.
     documents = sampler.controls.until_lines if sampler.selects_documents else 0
     for number, text in enumerate(texts):

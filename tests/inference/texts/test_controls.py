@@ -298,11 +298,14 @@ def test_passages_are_parts_of_one_document(tmp_path):
 def test_words_to_pick_from_begin_with_the_likeliest_characters():
     model = trained(chain(np.log([[0.1, 0.6, 0.3], [0.5, 0.1, 0.4], [0.4, 0.3, 0.3]])), "ab ")
     sampler = text_sampler(model)
-    words = likeliest_words(sampler, "a", 2, unknown="error")
+    words = likeliest_words(sampler, sampler.encode("a", "error"), 2)
     assert [word[0] for word in words] == ["b", " "]
     assert words[0].startswith("bababa")
     forbidding = text_sampler(model, forbid="b")
-    assert [w[0] for w in likeliest_words(forbidding, "a", 2, unknown="error")] == [" ", "a"]
+    assert [w[0] for w in likeliest_words(forbidding, forbidding.encode("a", "error"), 2)] == [
+        " ",
+        "a",
+    ]
 
 
 def test_words_to_pick_from_are_valid_utf_8():
@@ -311,13 +314,13 @@ def test_words_to_pick_from_are_valid_utf_8():
     model = trained(chain([to_last, to_first, to_first]), "x", vocab=vocab)
     sampler = text_sampler(model)
     # After the space C3 is the likeliest, which a space follows, then A9; neither is a character.
-    assert likeliest_words(sampler, " ", 3, unknown="error") == [" "]
+    assert likeliest_words(sampler, sampler.encode(" ", "error"), 3) == [" "]
 
 
 def test_words_to_pick_from_copy_no_passage(tmp_path):
     model = run_on(tmp_path / "t.txt", "ab\n", [1.0, 3.0, 2.0], documents=False)
     sampler = text_sampler(model, max_copy=1)
-    words = likeliest_words(sampler, "a", 3, unknown="error")
+    words = likeliest_words(sampler, sampler.encode("a", "error"), 3)
     assert [word[0] for word in words] == ["\n", "a"]  # the likeliest, b, would copy "ab"
 
 
