@@ -18,12 +18,23 @@ from charjax.runtime.paths import check_local, expand_path
 if TYPE_CHECKING:
     from charjax.inference.load import TrainedModel
 
-# Fields of `DataConfig` that are flags of commands that read other texts.
-_READING = (
-    *("encoding", "newlines", "lowercase", "start", "end", "documents"),
-    *("delimiter", "columns", "header", "csv_delimiter"),
-)
-_READING_OF_NEW = ("unit", "boundary")  # a trained model determines these
+# Help of the flags that are fields of `DataConfig`, of commands that read other texts.
+_READING = {
+    "encoding": "such as latin-1; utf-8 also reads UTF-16 and UTF-32 with a byte order mark",
+    "newlines": "unix: CR LF and CR become LF",
+    "lowercase": "convert to lower case",
+    "start": "keep the text from this marker on",
+    "end": "keep the text up to this marker",
+    "documents": "what a document is; rows: of CSV files",
+    "delimiter": "with documents=delimiter: the text between two documents",
+    "columns": "with documents=rows: the columns to read, by number or name, with commas between",
+    "header": "with documents=rows: the first row has the names of the columns",
+    "csv_delimiter": "with documents=rows: the character between columns",
+}
+_READING_OF_NEW = {  # a trained model determines these
+    "unit": "what a token is",
+    "boundary": "whether a token stands between documents",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -106,8 +117,8 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights",
         choices=("float32", "bfloat16", "int8"),
-        help="weight precision (int8: quantized); default: as trained; `charjax score` measures "
-        "the loss",
+        help="the precision of the weights; default: as trained; int8 is quantized, and "
+        "`charjax score --weights=int8` measures the loss with it",
     )
 
 
@@ -126,7 +137,8 @@ def add_reading(parser: argparse.ArgumentParser, *, is_new: bool = False) -> Non
             is_bool = isinstance(field.default, bool)
             words: dict[str, Any] = {"nargs": "?", "const": True, "type": _bool} if is_bool else {}
             choices = field.metadata.get("choices")
-            group.add_argument(f"--{field.name}", choices=choices, **words)
+            about = (_READING | _READING_OF_NEW)[field.name]
+            group.add_argument(f"--{field.name}", choices=choices, help=about, **words)
 
 
 def reading_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -77,7 +77,12 @@ def _refuse(name: str) -> None:
 def _invalid(error: fastjsonschema.JsonSchemaValueException) -> ProtocolError:
     """The error of a field; of the whole body, where a field is unknown or missing."""
     path, _, rule = error.message.partition(" must ")  # as "data.prompt[1] must be integer"
+    field = path.removeprefix("data").removeprefix(".")
+    if error.rule == "additionalProperties":
+        unknown = next(name for name in error.value if name not in error.definition["properties"])
+        return invalid(field or None, f"{unknown[:_SHOWN]}: no such field; see /openapi.json")
+    if error.rule == "propertyNames":
+        rule = "have ids of tokens as names"
     value = json.dumps(error.value, ensure_ascii=False)
     shown = value if len(value) <= _SHOWN else f"{value[:_SHOWN]}…"
-    field = path.removeprefix("data").removeprefix(".")
     return invalid(field or None, f"{shown} must {rule}; see /openapi.json")

@@ -79,6 +79,7 @@ def test_the_message_has_the_value_and_the_rule(app):
     for body, message in (
         ({"prompt": ["a", "a" * 61]}, 'prompt[1]: "aaaaaaa'),
         ({"prompt": [[0], [0.5]]}, "prompt[1][0]: 0.5 must be integer; see /openapi.json"),
+        ({"logit_bias": {"a": 1}}, 'logit_bias: {"a": 1} must have ids of tokens as names;'),
         ({"prompt": [0, "a"]}, "prompt: the items of a list must be all strings, all ids, or all"),
     ):
         param = message.partition(":")[0]
@@ -121,7 +122,8 @@ def test_half_of_a_surrogate_pair_is_refused(app):
 
 
 def test_an_unknown_field_or_model_or_path_is_named(app):
-    assert "promt" in refused(post(app, "/v1/completions", {"promt": "a"}), 400)
+    message = refused(post(app, "/v1/completions", {"promt": "a"}), 400)
+    assert message == "promt: no such field; see /openapi.json"
     message = refused(post(app, "/v1/completions", {"model": "gpt"}), 404, "model")
     assert "random, names, bytes" in message
     refused(get(app, "/v1/models/gpt"), 404, "model")

@@ -55,13 +55,13 @@ _SAMPLING = {
     "seed": "the same seed gives the same texts; default: %(default)s",
 }
 _CONTROLS = {
-    "until_lines": "end a text after so many lines; of a model of documents: write so many "
+    "until_lines": "end a text after this many lines; a model of documents writes this many "
     "documents, one a line",
     "forbid": "never sample these characters",
     "only": "sample only these characters",
-    "unique": "leave out lines written before",
+    "unique": "leave out lines that were written before",
     "new": "leave out lines that the training text has",
-    "max_copy": "copy no passage of more characters from the training text",
+    "max_copy": "copy no passage of more characters than this from the training text",
 }
 
 # The options that have no effect beside another one.

@@ -27,7 +27,7 @@ _logger = logging.getLogger(__name__)
 # Help of the flags that are fields of `DynamicOptions`.
 _DYNAMIC = {
     "learning_rate": "of each update",
-    "decay": "towards the trained weights after each segment",
+    "decay": "by how much the weights go back to the trained ones after each segment",
     "epsilon": "added to the root mean square of the gradients",
     "segment": "characters between two updates",
 }

@@ -49,7 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         type=_host,
-        help="a name of this server in the Host header, beside localhost and IP addresses",
+        help="a name by which clients reach this server (their Host header), beside localhost and "
+        "IP addresses",
     )
     parser.add_argument(
         "--allow_origin",
