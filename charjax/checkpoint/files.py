@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
-from charjax.checkpoint.record import DamagedError, Leaf, Record, dtype_of, from_json
+from charjax.checkpoint.record import DamagedError, Leaf, Record, from_json
 from charjax.errors import HostError, InputError
 from charjax.runtime.files import as_os_errors, read_regular
 from charjax.runtime.paths import kvstore_folder
@@ -65,9 +65,7 @@ def read_arrays(path: Path, leaves: Mapping[str, Leaf]) -> dict[str, np.ndarray]
 def _read(path: Path, leaves: Mapping[str, Leaf]) -> dict[str, np.ndarray]:
     """Reads arrays without comparing digests. Checks their shapes before it allocates them."""
     arrays = {
-        name: np.empty(leaf.shape, dtype_of(leaf.dtype))
-        for name, leaf in leaves.items()
-        if 0 in leaf.shape
+        name: np.empty(leaf.shape, leaf.dtype) for name, leaf in leaves.items() if 0 in leaf.shape
     }
     stored = {name: leaf for name, leaf in leaves.items() if name not in arrays}
     context = ts.Context({"cache_pool": {"total_bytes_limit": _INDEX_CACHE_BYTES}})

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import ml_dtypes
+import ml_dtypes  # which adds bfloat16 and the like to numpy's dtypes
 import numpy as np
 
 from charjax import schema
@@ -48,8 +48,8 @@ class Leaf(NamedTuple):
     def is_valid(self) -> bool:
         """Whether the shape is possible, and the dtype one of numbers or bools."""
         try:
-            dtype = dtype_of(self.dtype)
-        except TypeError:
+            dtype = np.dtype(self.dtype)
+        except TypeError:  # there is no such dtype
             return False
         is_numeric = np.issubdtype(dtype, np.number) or dtype == np.bool_
         is_numeric = is_numeric or dtype.type.__module__ == ml_dtypes.__name__
@@ -57,15 +57,6 @@ class Leaf(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.dtype}{[*self.shape]}"
-
-
-def dtype_of(name: str) -> np.dtype:
-    """The dtype of this name; `ml_dtypes` adds bfloat16 and the like to numpy's.
-
-    Raises:
-      TypeError: there is no such dtype.
-    """
-    return np.dtype(name)
 
 
 @dataclass(frozen=True)

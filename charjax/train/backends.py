@@ -105,10 +105,9 @@ def make_backend(
     """
     microbatch = microbatch_size(config)
     rows = sharding.process_rows(config.data.batch_size)
-    on_slices = tokens is not None
     # XLA copies the operands of a sum over one device.
     axis_name = sharding.DATA_AXIS if jax.device_count() > 1 else None
-    others = optimizer, schedule, boundary_id, on_slices, axis_name
+    others = optimizer, schedule, boundary_id, tokens is not None, axis_name
     steps = _make_steps(fields_of_step(config), vocab_size, *others)
     if config.parallel.backend == "pmap":
         return _pmap_backend(steps, rows)

@@ -37,12 +37,8 @@ def make_schedule(config: OptimConfig, total_steps: int) -> Schedule:
     Raises:
       InputError: a field is outside its limits.
     """
-    return _make_schedule(config, _steps_that_count(config, total_steps))
-
-
-def _steps_that_count(config: OptimConfig, total_steps: int) -> int:
-    """The total of a schedule; one number for all runs if the learning rate is always the same."""
-    return total_steps if config.warmup or config.schedule != "constant" else 0
+    is_constant = config.schedule == "constant" and not config.warmup
+    return _make_schedule(config, 0 if is_constant else total_steps)
 
 
 @functools.cache
@@ -82,12 +78,11 @@ def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTrans
     Raises:
       InputError: as `make_schedule`.
     """
-    return _make_optimizer(config, _steps_that_count(config, total_steps))
+    return _make_optimizer(config, make_schedule(config, total_steps))
 
 
 @functools.cache
-def _make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTransformation:
-    schedule = make_schedule(config, total_steps)
+def _make_optimizer(config: OptimConfig, schedule: Schedule) -> optax.GradientTransformation:
     optimizer = OPTIMIZERS[config.name](config, schedule)
     if config.clip_norm:
         optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)

@@ -1,4 +1,4 @@
-"""Checks that a resumed run is the one that was saved in its workdir."""
+"""What identifies a run; checks that a resumed run is the one that was saved in its workdir."""
 
 from __future__ import annotations
 

@@ -185,6 +185,11 @@ def _restore(
     distributed.require_same(f"{workdir.checkpoints}", f"restored {restored.step}")
     saved = CheckpointMeta.of(restored, workdir.checkpoints)
     if distributed.is_primary():
+        for log, size in workdir.log_sizes().items():
+            if size < saved.log_sizes[log]:
+                _logger.warning(
+                    f"{workdir.path / log}: a part of it is gone since the run wrote it"
+                )
         workdir.truncate_logs(saved.log_sizes)
     _logger.info(f"resuming {workdir.path} at step {restored.step:,}")
     if not resume.update_val_text(saved, meta, dataset.splits.val.ids):

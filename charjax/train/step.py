@@ -172,7 +172,11 @@ def make_step(
         carry = reset_carry(state.carry, jnp.asarray(batch.reset))
         if config.train.scheduled_sampling:
             keys = row_keys(Stream.SCHEDULED, state.step, batch.inputs.shape[0])
-            batch = _mix_inputs(config, state, batch, carry, keys, boundary_id)
+            rate, true = sampling_rate(config.train, state.step), jnp.asarray(batch.inputs)
+            mixed: Any = mix_inputs(
+                config.model, state.params, true, carry, keys, rate, boundary_id
+            )
+            batch = batch._replace(inputs=mixed)
         if config.data.targets == "last":  # a batch from elsewhere may not be masked
             mask: Any = jnp.asarray(batch.mask).at[:, :-1].set(False)
             batch = batch._replace(mask=mask)
@@ -222,20 +226,6 @@ def repeat_on_slices(step: Step, length: int) -> Any:
 def _psum(axis_name: str | None, x: Any) -> Any:
     """The sum over an axis of devices; without one, the argument."""
     return x if axis_name is None else jax.lax.psum(x, axis_name)
-
-
-def _mix_inputs(
-    config: Config,
-    state: TrainState,
-    batch: Batch,
-    carry: Carry,
-    keys: RowKeys,
-    boundary_id: int | None,
-) -> Batch:
-    """The batch with some inputs sampled from the model, at the rate of this step."""
-    rate, inputs = sampling_rate(config.train, state.step), jnp.asarray(batch.inputs)
-    mixed: Any = mix_inputs(config.model, state.params, inputs, carry, keys, rate, boundary_id)
-    return batch._replace(inputs=mixed)
 
 
 def _row_keys(

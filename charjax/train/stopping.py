@@ -32,8 +32,7 @@ class Stopping:
     @property
     def signal(self) -> int | None:
         """The number of the signal received, or None."""
-        number = self._local()[0] if self._exchange is None else self._agreed[0]
-        return number or None
+        return self.signals.received if self._exchange is None else self._agreed[0] or None
 
     @property
     def checkpoint_is_due(self) -> bool:

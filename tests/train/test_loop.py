@@ -185,6 +185,16 @@ def test_a_finished_run_says_so_and_changes_nothing(config, finished, again):
     assert outcome(again) == outcome(finished.folder)
 
 
+@pytest.mark.parametrize("is_removed", [True, False])
+def test_a_log_that_has_lost_what_the_run_wrote_is_named(is_removed, config, again):
+    log = Workdir(again).metrics
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.unlink() if is_removed else log.write_bytes(b"".join(lines[1:]))
+    shown = run(config, again).shown.lines
+    assert f"{log}: a part of it is gone since the run wrote it" in shown
+    assert not any("samples.txt: a part" in line for line in shown)
+
+
 def test_in_a_terminal_a_run_ends_with_a_table_and_the_next_command(config, again, terminal):
     train(config, again, make_display(terminal))
     written = terminal.getvalue()
