@@ -1,11 +1,12 @@
 """Writes text with a model that `charjax export` wrote, without charjax.
 
 python examples/generate_exported.py FOLDER PROMPT NUM_CHARS TEMPERATURE SEED
+
+PROMPT must be as the model's text was read; the folder's README.md says how.
 """
 
 import json
 import sys
-import unicodedata
 from pathlib import Path
 
 import jax
@@ -23,18 +24,7 @@ sequence_keys = jax.vmap(jax.random.fold_in, (None, 0))(root, np.arange(8))
 fold_in_all = jax.vmap(jax.random.fold_in, (0, None))
 keys_at = jax.jit(lambda p: jax.random.key_data(fold_in_all(sequence_keys, p)))
 
-weights = (folder / "weights.safetensors").read_bytes()
-header = json.loads(weights[8 : 8 + int.from_bytes(weights[:8], "little")])
-reading = json.loads(header["__metadata__"]["config"])["data"]  # how the text was read
-prompt = prompt.removeprefix("\ufeff")  # the byte order mark
-if reading["newlines"] == "unix":
-    prompt = prompt.replace("\r\n", "\n").replace("\r", "\n")
-if reading["lowercase"]:  # of bytes, those in ASCII
-    prompt = prompt.lower() if encoding == "utf-8" else prompt.encode().lower().decode()
-forms = prompt, *(unicodedata.normalize(form, prompt) for form in ("NFC", "NFD"))
-texts = (form.encode().decode(encoding) for form in forms)
-text = min(texts, key=lambda text: len({*text} - {*characters}))
-
+text = prompt.encode().decode(encoding)
 ids = [characters.index(c) if c in characters else sys.exit(f"{c!a} is unknown") for c in text]
 if not ids or "boundary" in vocabulary:
     ids.insert(0, vocabulary["start"])

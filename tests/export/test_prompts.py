@@ -1,4 +1,4 @@
-"""Every export that samples text reads a prompt as `charjax sample` does."""
+"""Every export that reads a prompt reads it as `charjax sample` does."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from tests.export.runners import (
     compile_c,
     needs_cc,
     needs_node,
-    run_example,
     run_page,
     run_script,
 )
@@ -24,15 +23,12 @@ from tests.export.tiny import dequantize_model, lowercased, sampled, trained_lik
 # A byte order mark, line ends of all systems, capitals; é is composed in the models' text.
 PROMPT = "\ufeffTHE\r\nC\rat e\u0301"
 SETTINGS = {"num_chars": 30, "temperature": 0.8, "seed": 3}
-OTHERS = {"onnx", "torch", "keras"} | {"hub"}  # which read tokens; which charjax itself reads
+# What reads tokens; what charjax itself reads.
+OTHERS = {"program", "onnx", "torch", "keras"} | {"hub"}
 
 
 def in_numpy(out: Path, trained: TrainedModel, prompt: str) -> bytes:
     return run_script(out, prompt=prompt, **SETTINGS).stdout
-
-
-def in_program(out: Path, trained: TrainedModel, prompt: str) -> bytes:
-    return run_example(out, prompt=prompt, **SETTINGS).stdout
 
 
 def in_page(out: Path, trained: TrainedModel, prompt: str) -> bytes:
@@ -47,11 +43,11 @@ def in_c(out: Path, trained: TrainedModel, prompt: str) -> bytes:
     return subprocess.run(command, capture_output=True, check=False).stdout
 
 
-WRITERS = {"numpy": in_numpy, "program": in_program, "html": in_page, "c": in_c}
+WRITERS = {"numpy": in_numpy, "html": in_page, "c": in_c}
 MARKS = {"html": needs_node, "c": needs_cc}
 
 
-def test_every_format_that_samples_is_tested():
+def test_every_format_that_reads_a_prompt_is_tested():
     assert WRITERS.keys() | OTHERS == FORMATS.keys()
 
 
