@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,13 +13,12 @@ from jaxtyping import Int
 
 from charjax.config import DataConfig
 from charjax.data.packed.store import TextStore, is_store
-from charjax.data.reading.decoding import FLAG_PREFIX
 from charjax.data.reading.documents import Piece
 from charjax.data.reading.reader import TextReader
 from charjax.data.reading.rules import ReadingRules
 from charjax.data.sources import named_corpora
 from charjax.data.sources.file_search import check_no_pipe, find_files
-from charjax.data.sources.files import blocks_of, read_files
+from charjax.data.sources.files import read_files
 from charjax.data.sources.named_corpora import BUILT_IN
 from charjax.data.sources.raw_text import RawText
 from charjax.data.tokens.cached_text import CachedText
@@ -129,33 +127,6 @@ def load_corpus(
     # Markers, columns and encoding are those of the missing text, not of its substitute.
     plain = replace(config, encoding="utf-8", start="", end="", documents="none", columns=())
     return _make_corpus(config.offline, [substitute], ReadingRules.from_config(plain), notice)
-
-
-def read_text(
-    file: str, rules: ReadingRules, *, boundary: bool, are_markers_required: bool
-) -> EncodedText:
-    """Reads a text for `charjax score`, as the run's own text was read.
-
-    Args:
-      file: a path as in `data.path`, or "-" for standard input.
-      rules: those of the run, changed by the options for this file.
-      boundary: whether the vocabulary of the run has a boundary token.
-      are_markers_required: see `TextReader`.
-
-    Raises:
-      InputError: there is no such file, or it cannot be decoded or parsed.
-      HostError: it cannot be read.
-    """
-    if file == "-":
-        files: Iterable[RawText] = [RawText("standard input", blocks_of(sys.stdin.buffer))]
-    else:
-        files = read_files(find_files(file, "--file"), "--file", are_utf8=rules.is_utf8)
-    reader = TextReader(rules, are_markers_required=are_markers_required, prefix=FLAG_PREFIX)
-    is_one = rules.documents.mode == "none"
-    content = encode_pieces(file, reader.pieces(files), boundary=boundary, is_one=is_one)
-    reader.documents.check_delimiter()
-    reader.finish()
-    return content
 
 
 def _load_files(path: str, rules: ReadingRules, *, use_cache: bool) -> Corpus:

@@ -13,19 +13,15 @@ import numpy as np
 from charjax.conditions import check_dataset
 from charjax.config import Config
 from charjax.data.batches import Batches, make_batches
-from charjax.data.corpus import Corpus, load_corpus, read_text
+from charjax.data.corpus import Corpus, load_corpus
 from charjax.data.packed.store import TextStore
-from charjax.data.packed.tokens import PackedText, TokenIds
-from charjax.data.prompt import normalize_form
+from charjax.data.packed.tokens import PackedText
 from charjax.data.read_ahead import ReadAhead
-from charjax.data.reading.documents import Piece
-from charjax.data.reading.rules import ReadingRules
 from charjax.data.shuffle import random_order
 from charjax.data.splits import Splits, split, split_numbers
 from charjax.data.tokens.encoded_text import BOUNDARY, EncodedText
-from charjax.data.tokens.text_encoder import encode_pieces
 from charjax.data.vocab import Vocab
-from charjax.errors import HostError, InputError
+from charjax.errors import HostError
 from charjax.runtime.display import ProgressFn, counted, listed, no_progress
 
 _ORDINARY_CONTROLS = "\t\n\r\f"
@@ -78,45 +74,6 @@ def load_dataset(
             f"{config.data.path or config.data.corpus}: memory does not suffice to read this text, "
             "which takes about a byte a character; pack it by `charjax pack`, or give more memory"
         ) from error
-
-
-def read_tokens(
-    file: str,
-    rules: ReadingRules,
-    vocab: Vocab,
-    *,
-    unknown: str,
-    are_markers_required: bool,
-) -> TokenIds:
-    """The token ids of a text, read as the run's own text was; see `charjax.data.corpus.read_text`.
-
-    An id takes a byte if there are at most 256 tokens. The text itself is not kept in memory; if it
-    has characters outside the vocabulary, one document at a time is.
-
-    Args:
-      file: a path as in `data.path`, or "-" for standard input.
-      rules: those of the run, changed by the options for this file.
-      vocab: that of the run. If it has a boundary token, the ids have one before each document,
-        and one after the last.
-      unknown: as for `Vocab.encode`.
-      are_markers_required: see `TextReader`.
-
-    Raises:
-      InputError: the file is missing, malformed, or has characters outside the vocabulary.
-      HostError: it cannot be read.
-    """
-    content = read_text(
-        file, rules, boundary=vocab.boundary, are_markers_required=are_markers_required
-    )
-    known = {*vocab.characters, BOUNDARY}
-    if vocab.unit == "codepoint" and not known.issuperset(content.alphabet):
-        documents = (Piece(normalize_form(text, vocab), (0,)) for text in content.documents())
-        content = encode_pieces(file, documents, boundary=vocab.boundary)
-    if not known.issuperset(content.alphabet) and (unknown != "unk" or vocab.unk_id is None):
-        counts = content.counts()
-        missing = Counter({c: count for c, count in counts.items() if c not in known})
-        raise InputError(f"--file={file}: {vocab.unknown_message(missing)}")
-    return content.recoded(vocab.characters, len(vocab), vocab.unk_id).tokens
 
 
 def _load(config: Config, known: Sequence[str], progress: ProgressFn) -> Dataset:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import functools
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -14,6 +13,7 @@ from jaxtyping import Int, Integer
 
 from charjax import schema
 from charjax.data.reading.units import check_surrogates, text_of_unit
+from charjax.data.tokens.decoder import Decoder
 from charjax.errors import InputError
 from charjax.runtime.display import listed
 
@@ -186,7 +186,10 @@ class Vocab:
 
     def decoder(self) -> Decoder:
         """An incremental decoder, for ids that arrive in chunks."""
-        return Decoder(self)
+        is_byte = self.unit == "byte"
+        unknown = 0xFF if is_byte else 0xFFFD  # 0xFF is never part of UTF-8
+        codes = self.by_id(map(ord, self.characters), boundary=0, unk=unknown)
+        return Decoder(codes, self.boundary_id, are_bytes=is_byte)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object of `symbols` (all characters in one string), `unit`, `unk`, `boundary`.
@@ -232,41 +235,6 @@ class _VocabJson(NamedTuple):
     unit: str
     unk: bool
     boundary: bool = False
-
-
-class Decoder:
-    """Incremental decoder: bytes of an incomplete character wait for the rest."""
-
-    def __init__(self, vocab: Vocab) -> None:
-        self._boundary_id = vocab.boundary_id
-        if vocab.unit == "byte":
-            codec, unknown, dtype = "utf-8", 0xFF, "u1"  # 0xFF is never part of UTF-8
-        else:
-            codec, unknown, dtype = "utf-32-le", 0xFFFD, "<u4"
-        codes = vocab.by_id(map(ord, vocab.characters), boundary=0, unk=unknown)
-        self._codes = np.array(codes, dtype)
-        self._decoder = codecs.getincrementaldecoder(codec)(errors="replace")
-
-    def decode(self, ids: Integer[np.ndarray, " n"]) -> str:
-        """The text of these ids, without an incomplete character at the end.
-
-        Raises:
-          IndexError: an id is outside the vocabulary.
-        """
-        if ids.size and ids.min() < 0:  # numpy would count from the end
-            raise IndexError(f"id {ids.min()} is negative")
-        if self._boundary_id is not None:
-            ids = ids[ids != self._boundary_id]
-        return self._decoder.decode(self._codes[ids].tobytes())
-
-    @property
-    def has_part(self) -> bool:
-        """Whether the last character is incomplete."""
-        return bool(self._decoder.getstate()[0])
-
-    def flush(self) -> str:
-        """U+FFFD if the last character is incomplete, else ""."""
-        return self._decoder.decode(b"", final=True)
 
 
 def check_ids(ids: Integer[np.ndarray, ...], vocab_size: int) -> None:

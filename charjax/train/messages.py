@@ -13,7 +13,7 @@ from charjax.checkpoint.meta import RunMeta
 from charjax.checkpoint.progress import Progress
 from charjax.config import TrainConfig
 from charjax.data.dataset import Dataset
-from charjax.data.prompt import prepare_prompt
+from charjax.data.new_text import prepare_prompt
 from charjax.errors import InputError
 from charjax.inference.scoring.evaluate import max_eval_chars
 from charjax.runtime.display import counted

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from charjax.config import Config
-from charjax.data.prompt import prepare_prompt
+from charjax.data.new_text import prepare_prompt
 from charjax.data.reading.rules import ReadingRules
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from optax.losses import softmax_cross_entropy_with_integer_labels
 
-from charjax.data.dataset import read_tokens
+from charjax.data.new_text import read_tokens
 from charjax.data.packed.tokens import TokenIds
 from charjax.data.vocab import Vocab
 from charjax.errors import DivergedError, InputError

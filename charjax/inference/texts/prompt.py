@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from charjax.data.prompt import prepare_prompt
+from charjax.data.new_text import prepare_prompt
 from charjax.data.vocab import Vocab
 from charjax.inference.load import TrainedModel
 

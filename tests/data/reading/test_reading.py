@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from charjax.config import BATCHING_FIELDS, Config, DataConfig
 from charjax.data.corpus import load_corpus
-from charjax.data.dataset import Dataset, load_dataset, read_tokens
+from charjax.data.dataset import Dataset, load_dataset
+from charjax.data.new_text import prepare_prompt, read_tokens
 from charjax.data.packed.plan import make_plan
-from charjax.data.prompt import prepare_prompt
 from charjax.data.reading import csv_rows, decoding
 from charjax.data.reading.rules import ReadingRules
 from charjax.data.reading.units import text_of_unit
