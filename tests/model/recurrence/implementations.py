@@ -146,9 +146,20 @@ def _run(name: str, cell: str, dtype: str, layer: Any):
     return IMPLEMENTATIONS[name].run(cell, dtype, Operands(*layer))
 
 
-def value_and_gradient(name: str, cell: str, dtype: str, *layer: Any, **given: Any):
+def value_and_gradient(
+    name: str,
+    cell: str,
+    dtype: str,
+    inputs: Any,
+    weights: Any,
+    carry: Any,
+    resets: Any = None,
+    cotangents: Any = None,
+):
     """`value_and_grads` of an implementation, compiled once for each shape."""
-    return jax.device_get(_value_and_gradient(name, cell, dtype, layer, given))
+    cotangents = cotangents or random_cotangents(inputs, carry)
+    layer = inputs, weights, carry, resets, cotangents
+    return jax.device_get(_value_and_gradient(name, cell, dtype, layer))
 
 
 def random_cotangents(inputs: Any, carry: Any) -> Any:
@@ -157,9 +168,8 @@ def random_cotangents(inputs: Any, carry: Any) -> Any:
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2), compiler_options=UNOPTIMIZED)
-def _value_and_gradient(name: str, cell: str, dtype: str, layer: Any, given: dict[str, Any]):
-    run = partial(IMPLEMENTATIONS[name].run, cell, dtype)
-    return value_and_grads(run, *layer, **given)
+def _value_and_gradient(name: str, cell: str, dtype: str, layer: Any):
+    return value_and_grads(partial(IMPLEMENTATIONS[name].run, cell, dtype), *layer)
 
 
 def value_and_grads(
