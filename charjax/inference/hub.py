@@ -6,10 +6,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,23 +73,34 @@ def read_hub(folder: Path) -> HubModel:
       CheckpointError: a file is missing, differs from its digest, or does not fit the others.
       HostError: a file cannot be read.
     """
-    with _as_checkpoint_errors(folder):
-        values = json_object(read_linked(folder / "config.json", MAX_JSON_BYTES), "config.json")
-        fields = {name: values[name] for name in HubConfig._fields if name in values}
-        config: HubConfig = schema.parse(HubConfig, fields, "config.json")
-        if config.format != FORMAT:
-            raise InputError(f"config.json: format={config.format}, this version reads {FORMAT}")
-        content = {name: read_linked(folder / name) for name in HUB_FILES[1:]}
-        for name, data in content.items():
-            if hashlib.sha256(data).hexdigest() != config.sha256.get(name):
-                raise InputError(f"{name} differs from its digest in config.json")
-        vocabulary = json_object(content["vocabulary.json"], "vocabulary.json")
-        known = {name: value for name, value in vocabulary.items() if name != "start"}
-        run = RunMeta.from_json(dict(config.run) | {"vocabulary": known})
-        arrays, _ = parse_safetensors(content["model.safetensors"])
-        arrays = {name.replace(".", "/"): array for name, array in arrays.items()}
-        check_shapes(arrays, param_shapes(run.config.model, len(run.vocab)))
-        return HubModel(run, float32_weights(arrays), config)
+    try:
+        return _read(folder)
+    except InputError as error:
+        raise CheckpointError(
+            f"{folder}: not a model that can be used: {error}; export or fetch it again"
+        ) from None
+    except OSError as error:
+        raise HostError(f"{error.filename or folder}: {error.strerror or error}") from error
+
+
+def _read(folder: Path) -> HubModel:
+    """`read_hub`, with other errors."""
+    values = json_object(read_linked(folder / "config.json", MAX_JSON_BYTES), "config.json")
+    fields = {name: values[name] for name in HubConfig._fields if name in values}
+    config: HubConfig = schema.parse(HubConfig, fields, "config.json")
+    if config.format != FORMAT:
+        raise InputError(f"config.json: format={config.format}, this version reads {FORMAT}")
+    content = {name: read_linked(folder / name) for name in HUB_FILES[1:]}
+    for name, data in content.items():
+        if hashlib.sha256(data).hexdigest() != config.sha256.get(name):
+            raise InputError(f"{name} differs from its digest in config.json")
+    vocabulary = json_object(content["vocabulary.json"], "vocabulary.json")
+    known = {name: value for name, value in vocabulary.items() if name != "start"}
+    run = RunMeta.from_json(dict(config.run) | {"vocabulary": known})
+    arrays, _ = parse_safetensors(content["model.safetensors"])
+    arrays = {name.replace(".", "/"): array for name, array in arrays.items()}
+    check_shapes(arrays, param_shapes(run.config.model, len(run.vocab)))
+    return HubModel(run, float32_weights(arrays), config)
 
 
 def json_object(data: bytes, name: str) -> dict[str, Any]:
@@ -102,15 +112,3 @@ def json_object(data: bytes, name: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"{name}: not a JSON object")
     return values
-
-
-@contextlib.contextmanager
-def _as_checkpoint_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except InputError as error:
-        raise CheckpointError(
-            f"{folder}: not a model that can be used: {error}; export or fetch it again"
-        ) from None
-    except OSError as error:
-        raise HostError(f"{error.filename or folder}: {error.strerror or error}") from error

@@ -33,12 +33,12 @@ class Engine:
           trained: the model.
           max_queue: texts that may wait.
         """
-        vocab, model = trained.vocab, trained.config.model
-        sampler = Sampler(model, trained.params, masked=vocab.unk_id, exempt=vocab.boundary_id)
+        model = trained.config.model
+        sampler = Sampler.for_vocab(model, trained.params, trained.vocab)
         self._turns = TurnRunner(sampler)
         self._slots: dict[bool, SlotRunner] = {}  # without and with log-probabilities
         if is_batch_invariant(model):
-            num_top = min(MAX_LOGPROBS, len(vocab))
+            num_top = min(MAX_LOGPROBS, len(trained.vocab))
             self._slots = {False: SlotRunner(sampler, None), True: SlotRunner(sampler, num_top)}
         self._max_texts = max_queue + max(runner.capacity for runner in self._runners)
         self._texts: list[Choice] = []  # those that wait or are written

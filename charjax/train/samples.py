@@ -50,7 +50,7 @@ def generate_samples(
     samples: list[tuple[float, str]] = []
     if not config.sample.num_chars:
         return samples
-    sampler = Sampler(config.model, local_copy(params), masked=vocab.unk_id)  # on one device
+    sampler = Sampler.for_vocab(config.model, local_copy(params), vocab)  # on one device
 
     def checked(chunks: Iterator[Sampled]) -> Iterator[Sampled]:
         for chunk in chunks:

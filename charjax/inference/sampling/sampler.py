@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Int
 
 from charjax.config import ModelConfig
-from charjax.data.vocab import check_ids
+from charjax.data.vocab import Vocab, check_ids
 from charjax.errors import InputError
 from charjax.inference.options import MAX_CHARS, Sampling
 from charjax.inference.sampling.copying import CopyTable
@@ -87,6 +87,11 @@ class Sampler:
         self._weights: Callable[[GroupFormat, int | None], DecodeWeights] = cache(
             lambda group_format, masked: weights_in_format(config, masked, group_format, params)
         )
+
+    @classmethod
+    def for_vocab(cls, config: ModelConfig, params: PyTree, vocab: Vocab) -> Sampler:
+        """A model with a vocabulary: its [UNK] is masked, its document boundary exempt."""
+        return cls(config, params, masked=vocab.unk_id, exempt=vocab.boundary_id)
 
     def __call__(
         self,

@@ -49,8 +49,7 @@ def sample_texts(
     Raises:
       InputError: the prompt has characters outside the vocabulary, or a number is out of range.
     """
-    sampler = Sampler(config, params, masked=vocab.unk_id, exempt=vocab.boundary_id)
-    groups = sampler.run(
+    groups = Sampler.for_vocab(config, params, vocab).run(
         vocab.encode_prompt(prompt),
         num_chars=num_chars,
         num_samples=num_samples,
@@ -95,8 +94,7 @@ class TextSampler:
                 self._known = known_lines(trained, corpus)
             if controls.max_copy:
                 self._copies = copy_table(corpus, self.vocab, controls.max_copy)
-        model, unk_id, boundary_id = trained.config.model, self.vocab.unk_id, self.vocab.boundary_id
-        sampler = Sampler(model, trained.params, masked=unk_id, exempt=boundary_id)
+        sampler = Sampler.for_vocab(trained.config.model, trained.params, self.vocab)
         self.samples = partial(sampler.run, copies=self._copies)
         self.selects_documents = self.vocab.boundary and (
             controls.selects_lines or bool(controls.until_lines)
