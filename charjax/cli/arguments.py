@@ -82,17 +82,12 @@ def add_path(parser: Any, flag: str, about: str, **options: Any) -> None:
     parser.add_argument(flag, type=local_path(flag), help=about, **options)
 
 
-def add_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """`--workdir` and `--checkpoint`, for `load_model`."""
+def add_model(parser: argparse.ArgumentParser, *, required: bool = True, **options: Any) -> None:
+    """`--workdir`, with options of argparse, and `--checkpoint`, for `load_model`."""
     about = "a run's folder, or a folder from a model hub"
     if not required:
         about += "; default: the built-in model"
-    add_path(parser, "--workdir", about, required=required)
-    add_checkpoint(parser)
-
-
-def add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    """`--checkpoint`, for `load_model`."""
+    add_path(parser, "--workdir", about, required=required, **options)
     parser.add_argument(
         "--checkpoint",
         default="best",
@@ -166,12 +161,7 @@ def from_flags(schema: Any, args: argparse.Namespace) -> Any:
     return schema(**{name: value for name, value in given.items() if value is not None})
 
 
-def load_model(args: argparse.Namespace) -> TrainedModel:
-    """Loads the model that the flags of `add_model` and `add_inference` describe."""
-    return load_folder(args, args.workdir)
-
-
-def load_folder(args: argparse.Namespace, folder: Path | None) -> TrainedModel:
+def load_model(args: argparse.Namespace, folder: Path | None) -> TrainedModel:
     """Loads the model of a folder, or the built-in one, as `--checkpoint` and `--weights` say.
 
     Raises:

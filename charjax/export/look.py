@@ -17,7 +17,6 @@ from charjax.runtime.paths import without_folders
 
 _PAGE = Page("look.html", ("parts.js", "look.js"))
 _MAX_ACTIVATIONS = 13_000_000  # bytes in the page; base64 adds a third
-_BLANKS = {"\n": "line end", " ": "space", "\t": "tab", "\r": "carriage return"}
 
 _logger = logging.getLogger(__name__)
 
@@ -38,7 +37,7 @@ def look_page(inspection: Inspection) -> bytes:
         "method": _method(ids.size),
         "units": len(inspection.activations),
         "pieces": _pieces(trained.vocab, ids),
-        "names": token_names(trained.vocab),
+        "names": _names(trained.vocab),
         "ids": ids.tolist(),
         "separations": [_separation(separation) for separation in inspection.separations],
         "millinats": _rounded(1e3 * predictions.nats),
@@ -50,17 +49,11 @@ def look_page(inspection: Inspection) -> bytes:
     return _PAGE.html(json_element("look", facts))
 
 
-def token_names(vocab: Vocab) -> list[str]:
-    """Every token as a person reads it."""
-    if vocab.unit == "byte":
-        names = [
-            c if c.isascii() and c.isprintable() else f"byte 0x{ord(c):02X}"
-            for c in vocab.characters
-        ]
-    else:
-        names = [c if c.isprintable() else f"U+{ord(c):04X}" for c in vocab.characters]
-    blanks = [_BLANKS.get(c, name) for c, name in zip(vocab.characters, names, strict=True)]
-    return vocab.by_id(blanks, boundary="document end", unk="[UNK]")
+def _names(vocab: Vocab) -> list[str]:
+    """Every token: its character, which the page names if it is blank, or what it is."""
+    is_byte = vocab.unit == "byte"
+    names = [f"byte 0x{ord(c):02X}" if is_byte and c > "\x7f" else c for c in vocab.characters]
+    return vocab.by_id(names, boundary="document end", unk="[UNK]")
 
 
 def _kept_units(inspection: Inspection) -> list[int]:

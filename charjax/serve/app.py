@@ -27,7 +27,7 @@ from charjax.serve.limits import RequestLimits
 from charjax.serve.logprobs import token_string
 from charjax.serve.models import ServedModel
 from charjax.serve.openapi import MODEL, NAME, Operation, openapi
-from charjax.serve.page import PAGE_HEADERS, page_html
+from charjax.serve.page import PAGE, PAGE_HEADERS
 from charjax.serve.responses import error_response, json_response
 from charjax.serve.schemas import (
     completion_schema,
@@ -152,7 +152,7 @@ class Handlers:
 
     async def page(self, request: Request) -> Response:
         """The page to write with."""
-        return HTMLResponse(page_html(), headers=PAGE_HEADERS)
+        return HTMLResponse(PAGE, headers=PAGE_HEADERS)
 
     async def health(self, request: Request) -> Response:
         """Whether the server is up."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-
 from charjax.export.page import Page
 
 _PAGE = Page("write.html", ("parts.js", "write.js", "remote.js"), connect="'self'")
+PAGE = _PAGE.html()  # one document, which asks the server that it comes from and nothing else
 PAGE_HEADERS = {
     # Also keeps the page out of frames of other pages, which the policy inside the page cannot.
     "Content-Security-Policy": f"{_PAGE.policy}; frame-ancestors 'none'",
@@ -14,9 +13,3 @@ PAGE_HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
-
-
-@functools.cache
-def page_html() -> bytes:
-    """The page: one document, which asks the server it comes from and nothing else."""
-    return _PAGE.html()

@@ -30,7 +30,7 @@ def trained(tmp_path, monkeypatch):
     trained = trained_like(ModelConfig(cell="gru", hidden=12, embed=6), text=CHARACTERS)
     for command in ("export", "sample"):
         name = f"charjax.cli.commands.{command}.load_model"
-        monkeypatch.setattr(name, lambda args: trained)
+        monkeypatch.setattr(name, lambda *_: trained)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
     return trained

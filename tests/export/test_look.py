@@ -23,7 +23,7 @@ def folder(tmp_path, monkeypatch):
     """A folder with a text, in which the commands use a small random model."""
     model = trained_like(ModelConfig(cell="gru", hidden=12, embed=6), text=TEXT + "é")
     for command in ("look", "score"):
-        monkeypatch.setattr(f"charjax.cli.commands.{command}.load_model", lambda args: model)
+        monkeypatch.setattr(f"charjax.cli.commands.{command}.load_model", lambda *_: model)
     monkeypatch.chdir(tmp_path)
     Path("text.txt").write_text(TEXT, encoding="utf-8")
     return tmp_path

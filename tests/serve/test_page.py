@@ -19,7 +19,7 @@ from charjax.cli.main import main
 from charjax.config import Config, DataConfig, ModelConfig, OptimConfig, SampleConfig, TrainConfig
 from charjax.export.files import template
 from charjax.inference.load import BUILTIN
-from charjax.serve.page import PAGE_HEADERS, page_html
+from charjax.serve.page import PAGE, PAGE_HEADERS
 from tests.browser import browser, watched_page
 from tests.faults.trial import write_config
 from tests.serve.asgi import post
@@ -40,7 +40,7 @@ CONFIG = Config(
 
 
 def test_the_page_is_one_document_that_asks_this_server_alone():
-    page, policy = page_html().decode(), PAGE_HEADERS["Content-Security-Policy"]
+    page, policy = PAGE.decode(), PAGE_HEADERS["Content-Security-Policy"]
     assert not re.search(r'(?:src|href)="(?!data:)', page)
     assert not re.search(r'\son[a-z]+="', page), "an inline handler, which the policy forbids"
     assert "unsafe" not in policy

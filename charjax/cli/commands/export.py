@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     from charjax.export.api import check_format, export_model, round_to_bfloat16
 
     check_format(args.format)
-    trained = load_model(args)
+    trained = load_model(args, args.workdir)
     if args.rounding == "bfloat16":
         trained = round_to_bfloat16(trained)
     export_model(trained, args.out, format=args.format)

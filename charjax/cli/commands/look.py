@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
 
     options = reading_options(args)
     with show_task("looking") as update:
-        trained = load_model(args)
+        trained = load_model(args, args.workdir)
         ids = read_file(trained, args.file, unknown=args.unknown, options=options)
         if ids.size > _MAX_CHARS:
             _logger.info("%s: the first %d of %d characters", args.file, _MAX_CHARS, ids.size)

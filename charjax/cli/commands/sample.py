@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> None:
     sampling, controls = from_flags(Sampling, args), from_flags(Controls, args)
     prompts = read_prompts(args)
     _check_effects(args, prompts)
-    trained = load_model(args)
+    trained = load_model(args, args.workdir)
     if args.num_chars is None:
         args.num_chars = _NUM_CHARS * (1 if trained.vocab.boundary else max(1, args.until_lines))
     form = _picked if args.pick else _json_lines if args.json else _plain

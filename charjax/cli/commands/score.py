@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(f"--{unused[0]}: needs --file; --part is read as in training")
     method, how = _method(args)
     with show_task("scoring") as update:
-        trained = load_model(args)
+        trained = load_model(args, args.workdir)
         if args.part:
             ids = read_part(trained, args.part)
         else:

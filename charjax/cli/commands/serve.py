@@ -8,12 +8,12 @@ import os
 import re
 
 from charjax.cli.arguments import (
-    add_checkpoint,
     add_fields,
+    add_model,
     add_path,
     add_weights,
     from_flags,
-    load_folder,
+    load_model,
 )
 from charjax.errors import InputError
 from charjax.serve.limits import RequestLimits
@@ -32,9 +32,7 @@ _logger = logging.getLogger(__name__)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The models, the address, who may ask, and the limits."""
-    about = "runs' folders, or folders from a model hub; default: the built-in model"
-    add_path(parser, "--workdir", about, nargs="+", action="extend")
-    add_checkpoint(parser)
+    add_model(parser, required=False, nargs="+", action="extend")
     add_weights(parser)
     parser.add_argument(
         "--host", default="127.0.0.1", help="the address to listen on; default: %(default)s"
@@ -82,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
         ) from None
 
     with listen(args.host, args.port) as listener:
-        trained = [load_folder(args, folder) for folder in folders]
+        trained = [load_model(args, folder) for folder in folders]
         pairs = zip(names, trained, strict=True)
         models = {name: serve_model(name, model, limits) for name, model in pairs}
         app = make_app(models, limits, key=key, hosts=args.allow_host, origins=args.allow_origin)

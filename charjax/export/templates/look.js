@@ -54,7 +54,7 @@ function startLook(look) {
     spans[selected].classList.remove("selected");
     selected = Math.min(Math.max(i, 0), spans.length - 1);
     spans[selected].classList.add("selected");
-    const lines = [`${(selected + 1).toLocaleString("en")}: ${look.names[look.ids[selected]]}`];
+    const lines = [`${(selected + 1).toLocaleString("en")}: ${charName(look.names[look.ids[selected]])}`];
     const values = shownUnit === null ? null : unitActivations(shownUnit);
     if (values) lines.push(`unit ${shownUnit}: ${number(values[selected] / 127)}`);
     const content = [];
@@ -62,7 +62,7 @@ function startLook(look) {
       const place = selected - 1;
       lines.push(`${number(nats[place])} nats, rank ${look.ranks[place]}`);
       const entries = look.topIds[place].map((id, k) => ({
-        name: look.names[id],
+        name: charName(look.names[id]),
         probability: look.topMillionths[place][k] / 1e6,
       }));
       content.push(make("p", {}, "Likeliest here:"), likeliestList(entries));
