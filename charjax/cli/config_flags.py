@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import functools
 import importlib.machinery
 import inspect
+import operator
 import os
 import sys
 import types
@@ -74,41 +77,49 @@ def override(config: Config, config_flags: Sequence[str]) -> Config:
     Raises:
       InputError: an override is not valid.
     """
-    from absl import flags
-    from ml_collections import config_flags as ml_flags
-
     from charjax.conditions import from_config_dict
-    from charjax.config import to_config_dict
-    from charjax.schema import name_of_type
+    from charjax.config import to_dict
 
-    last = {flag.partition("=")[0]: flag for flag in config_flags}  # tuples would be joined
-    types = {flag: _type_of(flag) for flag in last.values()}
+    last = {flag.partition("=")[0]: flag for flag in config_flags}
+    wanted = {flag: _type_of(flag) for flag in last.values()}
     corpus = last.get("--config.data.corpus", "").partition("=")[2]
-    if "--config.data.path=" in types and not corpus:  # as from a variable that is not set
+    if "--config.data.path=" in wanted and not corpus:  # as from a variable that is not set
         raise InputError(
             "--config.data.path=: is empty; name a file or a folder, or give --config.data.corpus "
             "to train on a named corpus"
         )
-    # Not absl's global FLAGS. ml_collections reads the overrides from sys_argv when the flag is
-    # defined, before absl parses it.
-    flag_values, argv = flags.FlagValues(), ["charjax", *types]
-    try:
-        ml_flags.DEFINE_config_dict(
-            "config", to_config_dict(config), flag_values=flag_values, sys_argv=argv
-        )
-        flag_values(argv)
-    except flags.IllegalFlagValueError as error:
-        wrong = next((flag for flag in types if f"flag {flag}:" in str(error)), None)
-        message = (
-            f"{wrong}: must be {name_of_type(types[wrong])}" if wrong else f"--config: {error}"
-        )
-        raise InputError(message) from error
-    values = flag_values.config.to_dict()
-    # ml_collections takes title,text for one name; `charjax.schema` splits it.
-    columns = last.get("--config.data.columns", "").partition("=")[2]
-    if values["data"]["columns"] == (columns,):
-        values["data"]["columns"] = columns
+    values = to_dict(config)
+    for flag, field_type in wanted.items():
+        name, _, text = flag.partition("=")
+        *sections, field = name.split(".")[1:]
+        functools.reduce(operator.getitem, sections, values)[field] = _value(flag, text, field_type)
     return from_config_dict(values)
+
+
+def _value(flag: str, text: str, wanted: Any) -> Any:
+    """The value that a flag gives; numbers and truth values are written as in flags of absl."""
+    from absl import flags
+
+    from charjax.schema import name_of_type
+
+    parsers: dict[Any, Any] = {
+        int: flags.IntegerParser().parse,
+        float: flags.FloatParser().parse,
+        bool: flags.BooleanParser().parse,
+        str: str,
+    }
+    try:
+        return parsers.get(wanted, _tuple)(text)
+    except (ValueError, SyntaxError, TypeError):
+        if wanted == tuple[int | str, ...]:
+            return text  # names without quotes; `charjax.schema.parse` splits them
+        raise InputError(f"{flag}: must be {name_of_type(wanted)}") from None
+
+
+def _tuple(text: str) -> tuple[Any, ...]:
+    """The values of a tuple, a list or a single value as Python writes it."""
+    value = ast.literal_eval(text)
+    return tuple(value) if isinstance(value, tuple | list) else (value,)
 
 
 def _split_argument(given: str) -> tuple[str, str | None]:

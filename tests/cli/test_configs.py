@@ -164,6 +164,7 @@ def test_the_wheel_has_every_folder_of_the_package_and_the_configs():
         ("1,text", (1, "text")),
         ("1,2", (1, 2)),
         ("text", ("text",)),
+        ("first name,2", ("first name", 2)),
         ("'a,b'", ("a,b",)),
         ("('a,b','c')", ("a,b", "c")),
     ],
