@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -77,9 +77,22 @@ def add_config(parser: argparse.ArgumentParser, *, required: bool) -> None:
     )
 
 
-def add_path(parser: Any, flag: str, about: str, **options: Any) -> None:
-    """A flag whose value is a local path, to a parser or a group, with options of argparse."""
-    parser.add_argument(flag, type=local_path(flag), help=about, **options)
+def add_path(parser: Any, flag: str, about: str, *, is_local: bool = True, **options: Any) -> None:
+    """A flag or argument whose value is a path, to a parser or a group, with options of argparse.
+
+    Every path has this type, so that `~` and variables mean the same in all of them. One that
+    `is_local` must be a path of this machine, and becomes a `Path`; another may be an address.
+    """
+    name = options.get("metavar", flag)
+
+    def parse(value: str) -> Path | str:
+        path = expand_path(value, name)
+        if not is_local:
+            return path
+        check_local(Path(path), name)
+        return Path(path)
+
+    parser.add_argument(flag, type=parse, help=about, **options)
 
 
 def add_model(parser: argparse.ArgumentParser, *, required: bool = True, **options: Any) -> None:
@@ -180,20 +193,6 @@ def load_model(args: argparse.Namespace, folder: Path | None) -> TrainedModel:
 def print_json(values: Mapping[str, Any]) -> None:
     """Prints one JSON object to standard output."""
     print(json.dumps(values, allow_nan=False))  # noqa: T201
-
-
-def local_path(flag: str) -> Callable[[str], Path]:
-    """The argparse type of a local path: expands `~` and variables, refuses addresses.
-
-    Every flag that takes a local path has this type, so that it means the same in all of them.
-    """
-
-    def parse(value: str) -> Path:
-        path = Path(expand_path(value, flag))
-        check_local(path, flag)
-        return path
-
-    return parse
 
 
 def check_process(process_id: int, num_processes: int) -> None:

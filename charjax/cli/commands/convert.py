@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import argparse
 
-from charjax.cli.arguments import add_path, local_path
+from charjax.cli.arguments import add_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The weights, their framework, their vocabulary, and the run's folder."""
-    parser.add_argument(
+    add_path(
+        parser,
         "file",
-        metavar="FILE",
-        type=local_path("FILE"),
-        help="a torch state dict (.safetensors, the .index.json of shards, or .pt where torch is "
+        "a torch state dict (.safetensors, the .index.json of shards, or .pt where torch is "
         "installed), or a model of Keras 3 (.keras or .weights.h5)",
+        metavar="FILE",
     )
     parser.add_argument(
         "--from",

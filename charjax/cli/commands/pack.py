@@ -5,15 +5,14 @@ from __future__ import annotations
 import argparse
 import logging
 import shlex
-from functools import partial
 
 from charjax.cli.arguments import (
+    add_path,
     add_reading,
     check_process,
     print_json,
     reading_options,
 )
-from charjax.runtime.paths import expand_path
 
 _logger = logging.getLogger(__name__)
 
@@ -27,12 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="files, folders or globs, as in config.data.path, or at addresses such as "
         "gs://bucket/texts/*.txt; also JSON lines and Parquet",
     )
-    parser.add_argument(
+    add_path(
+        parser,
         "--out",
+        "the store: a folder, or an address such as gs://bucket/folder; the same command goes on "
+        "with one that is not complete",
+        is_local=False,
         required=True,
-        type=partial(expand_path, option="--out"),
-        help="the store: a folder, or an address such as gs://bucket/folder; the same command "
-        "goes on with one that is not complete",
     )
     parser.add_argument(
         "--field",

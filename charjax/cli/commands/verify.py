@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import argparse
 import logging
-from functools import partial
 from pathlib import Path
 
 from charjax.cli.arguments import add_path, print_json
 from charjax.errors import CheckpointError, InputError, StoreError
-from charjax.runtime.paths import expand_path
 
 _logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The run's folder, or the packed text."""
-    parser.add_argument(
-        "store",
-        nargs="?",
-        metavar="STORE",
-        type=partial(expand_path, option="STORE"),
-        help="a packed text: a folder, or an address such as gs://bucket/folder",
-    )
+    about = "a packed text: a folder, or an address such as gs://bucket/folder"
+    add_path(parser, "store", about, is_local=False, metavar="STORE", nargs="?")
     add_path(parser, "--workdir", "a run's folder")
 
 
