@@ -25,6 +25,6 @@ from .model.network import CharRNN as CharRNN
 from .model.network import init_params as init_params
 from .runtime.dtypes import resolve_dtype as resolve_dtype
 from .train.optimizer import make_optimizer as make_optimizer
-from .train.step import TrainState as TrainState
-from .train.step import init_state as init_state
 from .train.step import make_step as make_step
+from .train.train_state import TrainState as TrainState
+from .train.train_state import init_state as init_state

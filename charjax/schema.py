@@ -206,13 +206,14 @@ def integer(value: Any) -> int | None:
         return None
 
 
-def check_integer(name: str, value: object, low: int | None = None, high: int = 2**31 - 1) -> None:
-    """Raises InputError, which calls it `name`, for a value that is no integer in [low, high]."""
+def check_integer(name: str, value: object, low: int | None = None, high: int = 2**31 - 1) -> int:
+    """An integer in [low, high] as one of Python; for others an InputError, which says `name`."""
     number = integer(value)
     if number is None:
         raise InputError(f"{name}={value!r}: must be an integer")
     if low is not None:
         check_limits(number, {"low": low, "high": high}, name)
+    return number
 
 
 def check_flags(options: Any) -> None:

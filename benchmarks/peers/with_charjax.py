@@ -19,7 +19,7 @@ from charjax.runtime.keys import Stream, stream_key
 from charjax.train.backends import make_backend
 from charjax.train.intervals import STEPS_PER_DISPATCH
 from charjax.train.optimizer import make_optimizer
-from charjax.train.step import init_state
+from charjax.train.train_state import init_state
 
 
 def model_config(shape: Shape, **fields: Any) -> ModelConfig:

@@ -52,7 +52,7 @@ def time_ours(name: str, seconds: float) -> dict[str, Any]:
     from charjax.train.backends import make_backend
     from charjax.train.intervals import make_intervals
     from charjax.train.optimizer import make_optimizer
-    from charjax.train.step import init_state
+    from charjax.train.train_state import init_state
 
     config, text = prepared(name)
     intervals = make_intervals(config.train, text.batches.steps_per_epoch)

@@ -84,8 +84,7 @@ class Checkpoints(CheckpointReader):
           DivergedError: a parameter is not finite; nothing was saved.
           HostError: the disk is full or cannot be written to; the other steps are unchanged.
         """
-        check_integer("step", step, low=0, high=_MAX_STEP)
-        step = int(step)
+        step = check_integer("step", step, low=0, high=_MAX_STEP)
         leaves, _ = flatten(state)
         arrays = to_host(leaves)
         _check_numeric(arrays)
@@ -118,8 +117,7 @@ class Checkpoints(CheckpointReader):
           InputError: the step is no integer, or below 0.
           HostError: the disk is full or cannot be written to; nothing has changed.
         """
-        check_integer("step", step, low=0, high=_MAX_STEP)
-        step, is_damaged = int(step), False
+        step, is_damaged = check_integer("step", step, low=0, high=_MAX_STEP), False
         if distributed.is_primary():
             try:
                 record = replace(self._record(step), meta=dict(meta), val_loss=val_loss)

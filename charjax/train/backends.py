@@ -22,14 +22,14 @@ from charjax.runtime.compiler_options import network_compiler_options
 from charjax.runtime.distributed import is_multiprocess
 from charjax.train.optimizer import Schedule
 from charjax.train.step import (
-    Step,
     StepMetrics,
-    TrainState,
+    Steps,
     fields_of_step,
     make_step,
     repeat,
     repeat_on_slices,
 )
+from charjax.train.train_state import TrainState
 from charjax.types import PyTree
 
 
@@ -49,7 +49,7 @@ class Backend:
 
     rows: slice
     place: Callable[[TrainState], TrainState]
-    run: Callable[[TrainState, Any], tuple[TrainState, StepMetrics]]
+    run: Steps
     to_global: Callable[[TrainState], TrainState]
     slices: bool = False
 
@@ -125,15 +125,15 @@ def _make_steps(
     boundary_id: int | None,
     on_slices: bool,
     axis_name: str | None,
-) -> Any:
+) -> Steps:
     step = make_step(config, vocab_size, optimizer, axis_name, schedule, boundary_id=boundary_id)
     return repeat_on_slices(step, config.data.seq_len) if on_slices else repeat(step)
 
 
 @functools.lru_cache(maxsize=16)
 def shard_steps(
-    steps: Any, mesh: Mesh, *, with_tokens: bool = False, implementation: str = ""
-) -> Any:
+    steps: Steps, mesh: Mesh, *, with_tokens: bool = False, implementation: str = ""
+) -> Steps:
     """Compiles steps (state, batches [steps, batch, ...]) -> (state, metrics [steps]) for a mesh.
 
     With tokens, (token ids, slices) take the place of the batches; every device has all ids.
@@ -162,7 +162,7 @@ def shard_steps(
 
 
 def _jit_backend(
-    steps: Any, rows: slice, tokens: np.ndarray | None, implementation: str
+    steps: Steps, rows: slice, tokens: np.ndarray | None, implementation: str
 ) -> Backend:
     mesh = sharding.data_mesh()
     slices = tokens is not None
@@ -178,15 +178,14 @@ def _jit_backend(
     def run_batches(state: TrainState, batch: Any) -> tuple[TrainState, StepMetrics]:
         # With one process jit shards the batch, which is faster.
         local = sharding.shard_local(batch, batches) if is_multiprocess() else batch
-        result: tuple[TrainState, StepMetrics] = run(state, (ids, local) if slices else local)
-        return result
+        return run(state, (ids, local) if slices else local)
 
     return Backend(rows, place, run_batches, lambda state: state, slices)
 
 
-def _pmap_backend(steps: Step, rows: slice) -> Backend:
+def _pmap_backend(steps: Steps, rows: slice) -> Backend:
     axes = _state_prefix(None, 0)
-    run = jax.pmap(
+    run: Steps = jax.pmap(
         steps,
         axis_name=sharding.DATA_AXIS,
         in_axes=(axes, 1),
@@ -203,10 +202,7 @@ def _pmap_backend(steps: Step, rows: slice) -> Backend:
         return copy._replace(carry=jax.tree.map(lambda c: split(c[rows], 0), copy.carry))
 
     def run_split(state: TrainState, batches: Batch) -> tuple[TrainState, StepMetrics]:
-        result: tuple[TrainState, StepMetrics] = run(
-            state, jax.tree.map(partial(split, axis=1), batches)
-        )
-        return result
+        return run(state, jax.tree.map(partial(split, axis=1), batches))
 
     def to_global(state: TrainState) -> TrainState:
         # pmap returns arrays of this process; several processes can save only global ones.

@@ -27,7 +27,7 @@ from charjax.inference.load import BUILTIN, TrainedModel, load_trained
 from charjax.model.cells import CELLS
 from charjax.runtime.display import code_points
 from charjax.runtime.paths import expand_path
-from charjax.train.step import TrainState
+from charjax.train.train_state import TrainState
 from charjax.types import PyTree
 
 _logger = logging.getLogger(__name__)

@@ -30,9 +30,9 @@ from charjax.train.intervals import Intervals, longest_dispatch, make_intervals,
 from charjax.train.metrics import MetricsLog
 from charjax.train.optimizer import make_optimizer, make_schedule
 from charjax.train.samples import check_prompt
-from charjax.train.step import TrainState, init_state
 from charjax.train.step_metrics import StepMetricsBuffer
 from charjax.train.tensorboard import open_events
+from charjax.train.train_state import TrainState, init_state
 from charjax.workdir import Workdir
 
 _logger = logging.getLogger(__name__)

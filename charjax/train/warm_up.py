@@ -16,7 +16,8 @@ from charjax.train.backends import make_backend
 from charjax.train.intervals import STEPS_PER_DISPATCH
 from charjax.train.optimizer import make_optimizer, make_schedule
 from charjax.train.sizing import Speed
-from charjax.train.step import StepMetrics, init_state
+from charjax.train.step import StepMetrics
+from charjax.train.train_state import init_state
 
 _MIN_S = 10.0  # seconds of training to time: a machine with other work changes its speed
 _TOTAL_STEPS = 1000  # of the schedule; the speed does not depend on it

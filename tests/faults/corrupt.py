@@ -21,7 +21,7 @@ from charjax.errors import CheckpointError
 from charjax.runtime.display import show_messages
 from charjax.train.loop import train
 from charjax.train.optimizer import make_optimizer
-from charjax.train.step import init_state
+from charjax.train.train_state import init_state
 from charjax.workdir import Workdir
 from tests.environment import contents
 from tests.faults.trial import (

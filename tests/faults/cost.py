@@ -20,7 +20,7 @@ from charjax.runtime.dtypes import resolve_dtype
 from charjax.train.backends import make_backend
 from charjax.train.optimizer import make_optimizer
 from charjax.train.resume import describe as describe_run
-from charjax.train.step import init_state
+from charjax.train.train_state import init_state
 
 _CONFIG = Path(__file__).parents[2] / "configs" / "shakespeare_gru.py"
 _DISPATCH, _LIMIT_PERCENT = 10, 5.0

@@ -12,7 +12,8 @@ from charjax.errors import InputError
 from charjax.runtime.sharding import DATA_AXIS, data_mesh
 from charjax.train.backends import Backend, make_backend, shard_steps
 from charjax.train.optimizer import make_optimizer
-from charjax.train.step import TrainState, make_step, repeat
+from charjax.train.step import make_step, repeat
+from charjax.train.train_state import TrainState
 
 from .tiny import (
     VOCAB,

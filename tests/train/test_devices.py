@@ -26,7 +26,8 @@ from charjax.runtime.sharding import (
 from charjax.train.backends import make_backend, microbatch_size
 from charjax.train.loss import DropoutKeys, accumulate, make_loss_and_grad, make_total_nats
 from charjax.train.optimizer import make_optimizer
-from charjax.train.step import init_state, repeat
+from charjax.train.step import repeat
+from charjax.train.train_state import init_state
 
 from .tiny import VOCAB, config_of, first_state, random_batch, stacked, step_of
 

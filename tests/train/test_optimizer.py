@@ -15,7 +15,8 @@ from charjax.config import OPTIMIZER_FIELDS, ModelConfig, OptimConfig, to_dict
 from charjax.errors import InputError
 from charjax.model.network import init_params
 from charjax.train.optimizer import OPTIMIZERS, make_optimizer, make_schedule
-from charjax.train.step import init_state, make_step
+from charjax.train.step import make_step
+from charjax.train.train_state import init_state
 
 from .tiny import VOCAB, random_batch
 from .tiny import config_of as run_of

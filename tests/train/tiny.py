@@ -16,19 +16,13 @@ import numpy as np
 from hypothesis import strategies as st
 
 from charjax.checkpoint.checkpoints import Checkpoints
-from charjax.config import (
-    Config,
-    DataConfig,
-    ModelConfig,
-    OptimConfig,
-    SampleConfig,
-    TrainConfig,
-)
+from charjax.config import Config, DataConfig, ModelConfig, OptimConfig, SampleConfig, TrainConfig
 from charjax.data.batches import Batch
 from charjax.runtime.display import PlainDisplay
 from charjax.train.metrics import read_metrics
 from charjax.train.optimizer import make_optimizer
-from charjax.train.step import Step, TrainState, init_state, make_step
+from charjax.train.step import Step, make_step
+from charjax.train.train_state import TrainState, init_state
 from charjax.workdir import Workdir
 
 VOCAB = 12
