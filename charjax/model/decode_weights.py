@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +59,7 @@ class DecodeWeights:
     scales: tuple[Scales | None, ...]
     layout: Layout = field(metadata={"static": True})
     mogrifiers: tuple[Weights, ...] = ()
+    # `beside`: for each layer, the kernels and biases that are side by side.
 
     @property
     def features_first(self) -> bool:
@@ -142,31 +143,38 @@ def decode_weights(
     """
     params, int8 = as_float32(params), config.dtype == "int8"
     dtype = jnp.dtype("float32" if int8 else config.dtype)
-    if CELLS[config.cell].rounds:
-        return _mogrifier_weights(config, params, layout, dtype)
     layers = [params[f"layer_{i}"] for i in range(config.layers)]
-    kernel = layers[0]["kernel"]
-    # Without an embedding the input is one-hot: its matmul is the kernel, rounded.
-    table = dot(params["embedding"], kernel, dtype) if config.embed else round_to(kernel, dtype)
-    table = table + layers[0]["bias"][None]
-    projections = [(above["kernel"], above["bias"]) for above in layers[1:]]
-    projections.append((params["output_kernel"], params["output_bias"]))
+    mogrifiers: tuple[Weights, ...] = ()
+    # `beside`: for each layer, the kernels and biases that are side by side.
+    if CELLS[config.cell].rounds:
+        mogrifiers = tuple(_mogrifier(layer, dtype) for layer in layers)
+        beside = [[_hgates({}, config.hidden)] for _ in layers]
+        features = len(layers[0]["kernel"])
+        table = params["embedding"] if config.embed else jnp.eye(features, dtype=jnp.float32)
+    else:
+        beside = [[_hgates(layer, config.hidden)] for layer in layers]
+        for pairs, above in zip(beside, layers[1:], strict=False):
+            pairs.append((above["kernel"], above["bias"]))
+        kernel = layers[0]["kernel"]
+        # Without an embedding the input is one-hot: its matmul is the kernel, rounded.
+        table = dot(params["embedding"], kernel, dtype) if config.embed else round_to(kernel, dtype)
+        table = table + layers[0]["bias"][None]
+    beside[-1].append((params["output_kernel"], params["output_bias"]))
     kernels: list[Float[Array, "_ _"] | Packed] = []
     biases, scales = [], []
-    for layer, (kernel, bias) in zip(layers, projections, strict=True):
-        recurrent = layer.get("recurrent", {"kernel": jnp.zeros((config.hidden, 0), jnp.float32)})
-        kernel = jnp.concatenate([recurrent["kernel"], kernel], axis=1)
+    for pairs in beside:
+        kernel, bias = (jnp.concatenate(parts, axis=-1) for parts in zip(*pairs, strict=True))
         kernel, layer_scales = quantize(kernel) if int8 else (kernel, None)
         if packed:
             kernels.append(pack(packed, kernel, operands or dtype))
         else:
             kernel = kernel.astype(operands or dtype)
             kernels.append(kernel if layout == "batch_major" else row_major(kernel.T))
-        biases.append(jnp.concatenate([_hgates_bias(recurrent), bias]))
+        biases.append(bias)
         scales.append(layer_scales)
     if layout == "feature_major":
         table = row_major(table.T)
-    return DecodeWeights(table, tuple(kernels), tuple(biases), tuple(scales), layout)
+    return DecodeWeights(table, tuple(kernels), tuple(biases), tuple(scales), layout, mogrifiers)
 
 
 def mask_token(weights: DecodeWeights, token: int) -> DecodeWeights:
@@ -176,30 +184,18 @@ def mask_token(weights: DecodeWeights, token: int) -> DecodeWeights:
     return replace(weights, biases=(*below, last))
 
 
-def _mogrifier_weights(
-    config: ModelConfig, params: PyTree, layout: Layout, dtype: DTypeLike
-) -> DecodeWeights:
-    """`decode_weights` of a mogrifier."""
-    layers = [params[f"layer_{i}"] for i in range(config.layers)]
-    mogrifiers = tuple(
-        Weights(layer["recurrent"]["kernel"].astype(dtype), None, Mogrifier.of(layer))
-        for layer in layers
-    )
-    output = params["output_kernel"].astype(dtype)
-    table = params["embedding"] if config.embed else jnp.eye(output.shape[1], dtype=jnp.float32)
-    below = config.layers - 1  # layers whose next input is their state
-    kernels = (*[output[:, :0]] * below, output)
-    if layout != "batch_major":
-        kernels = tuple(row_major(kernel.T) for kernel in kernels)
-    biases = (*[jnp.zeros(0, jnp.float32)] * below, params["output_bias"])
-    if layout == "feature_major":
-        table = row_major(table.T)
-    return DecodeWeights(table, kernels, biases, (None,) * config.layers, layout, mogrifiers)
+def _mogrifier(layer: PyTree, dtype: DTypeLike) -> Weights:
+    """What a step of a mogrifier's layer multiplies by."""
+    return Weights(layer["recurrent"]["kernel"].astype(dtype), None, Mogrifier.of(layer))
 
 
-def _hgates_bias(recurrent: dict[str, Any]) -> Float[Array, " gates"]:
-    """The bias of the hidden gates: zeros, except for the candidate with `reset_after`."""
-    hidden, gates = recurrent["kernel"].shape
-    if "bias" not in recurrent:
-        return jnp.zeros(gates, jnp.float32)
-    return jnp.concatenate([jnp.zeros(gates - hidden, jnp.float32), recurrent["bias"]])
+def _hgates(layer: PyTree, hidden: int) -> tuple[Float[Array, "hidden gates"], Float[Array, " _"]]:
+    """Kernel and bias of a layer's hidden gates; without a recurrent kernel both are empty.
+
+    The bias is zeros, except for the candidate with `reset_after`.
+    """
+    recurrent = layer.get("recurrent", {"kernel": jnp.zeros((hidden, 0), jnp.float32)})
+    bias = recurrent.get("bias", jnp.zeros(0, jnp.float32))
+    gates = recurrent["kernel"].shape[1]
+    zeros = jnp.zeros(gates - bias.size, jnp.float32)
+    return recurrent["kernel"], jnp.concatenate([zeros, bias])

@@ -146,16 +146,7 @@ def _run(name: str, cell: str, dtype: str, layer: Any):
     return IMPLEMENTATIONS[name].run(cell, dtype, Operands(*layer))
 
 
-def value_and_gradient(
-    name: str,
-    cell: str,
-    dtype: str,
-    inputs: Any,
-    weights: Any,
-    carry: Any,
-    resets: Any = None,
-    cotangents: Any = None,
-):
+def value_and_gradient(name, cell, dtype, inputs, weights, carry, resets=None, cotangents=None):
     """`value_and_grads` of an implementation, compiled once for each shape."""
     cotangents = cotangents or random_cotangents(inputs, carry)
     layer = inputs, weights, carry, resets, cotangents

@@ -46,16 +46,16 @@ def test_sums_over_all_positions_are_those_of_float64(rows, columns, time, batch
     skip_without(dtype)
     a, b = (normal(i, n, time, batch).astype(dtype) for i, n in enumerate((rows, columns)))
     tokens = tokens_of(VOCAB, batch, time).T
-    table = Inputs(jnp.zeros((columns, VOCAB)), tokens)
-    matmul, by_token = ops._weight_grad(LIBRARY, tiles(a), b, table)
+    static, table = ops._Static("rnn", dtype, LIBRARY), Inputs(jnp.zeros((columns, VOCAB)), tokens)
+    matmul, by_token = ops._weight_grad(static, tiles(a), b, table)
     exact_a, exact_b = (np.asarray(x, np.float64).reshape(len(x), time * batch) for x in (a, b))
     assert distance(matmul, exact_a @ exact_b.T) < 1e-6
     assert distance(by_token, exact_b @ np.eye(VOCAB)[tokens.reshape(-1)]) < 1e-6
     # A column's sums have the same bits whatever the others are, so whichever thread adds them.
-    some, _ = ops._weight_grad(LIBRARY, tiles(a), b[columns // 2 :], Inputs(table.igates))
+    some, _ = ops._weight_grad(static, tiles(a), b[columns // 2 :], Inputs(table.igates))
     assert np.array_equal(some, matmul[:, columns // 2 :])
     # And whatever the layout is.
-    again, by_token_again = ops._weight_grad(LIBRARY, tiles(a), tiles(b), table)
+    again, by_token_again = ops._weight_grad(static, tiles(a), tiles(b), table)
     assert np.array_equal(again, matmul)
     assert np.array_equal(by_token_again, by_token)
 
@@ -98,8 +98,9 @@ def forward(cell="gru", igates=jnp.float32, rank=3, hidden=4, keep=KEEP):
     kernel, bias, state = jnp.zeros((4, 12)), jnp.zeros(hidden), jnp.zeros((4, 2))
     igates = jnp.zeros((12, 3, 2)[:rank], igates)
     shapes, arguments = [ops._shape(4, 3, 2), ops._shape(4, 2)], (kernel, bias, igates, state, keep)
-    call = partial(ops._call, LIBRARY, build.FORWARD, "float32")
-    return call(shapes, arguments, ("gru", 4, 2, 0), **({"cell": cell} if cell else {}))
+    sizes, attributes = ("gru", 4, 2, 0), {"cell": cell} if cell else {}
+    static = ops._Static("gru", "float32", LIBRARY)
+    return ops._call(static, build.FORWARD, shapes, arguments, sizes, **attributes)
 
 
 @pytest.mark.parametrize(

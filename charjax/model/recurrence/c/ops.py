@@ -28,6 +28,8 @@ from charjax.model.recurrence.c.build import Library, Unavailable
 _Result: TypeAlias = tuple[Outputs, tuple[Float[Array, "hidden batch"], ...]]
 # Numbers of the compute dtype at every position, in tiles: see src/sequence.h.
 _Tiles: TypeAlias = Float[Array, "_ _ _ _"]  # [time, panels, features, vector width]
+# Shapes and dtypes of a call's results.
+_Shapes: TypeAlias = list[jax.ShapeDtypeStruct]
 
 
 class _Static(NamedTuple):
@@ -86,13 +88,13 @@ def _forward(static: _Static, operands: Operands) -> tuple[_Result, _Residuals]:
 def _backward(static: _Static, res: _Residuals, grads: _Result) -> tuple[Operands]:
     d_hgates, d_candidate, d_bias, d_carry = _call_backward(static, res, grads)
     inputs = res.operands.inputs
-    d_kernel, d_table = _weight_grad(static.library, res.previous, d_hgates, inputs)
+    d_kernel, d_table = _weight_grad(static, res.previous, d_hgates, inputs)
     if inputs.tokens is not None:
         d_hgates = d_table
         if d_candidate is not None:
             # Without rows, so that only the table's gradient is computed.
             no_rows = res.previous[:, :, :0]
-            _, d_candidate = _weight_grad(static.library, no_rows, d_candidate, inputs)
+            _, d_candidate = _weight_grad(static, no_rows, d_candidate, inputs)
     d_inputs = inputs.cotangent(base.with_candidate(d_hgates, d_candidate))
     return (Operands(d_inputs, Weights(d_kernel, d_bias), d_carry),)
 
@@ -113,8 +115,7 @@ def _call_forward(
         shapes.append(_tiles(static, hidden, time, batch))
         shapes.append(_shape(time, build.RESIDUALS[cell] * hidden, library.padded(batch)))
     arguments, sizes = (weights, inputs, initial, keep), (cell, hidden, batch, vocab)
-    call = partial(_call, library, build.FORWARD, static.dtype)
-    outputs, *rest = call(shapes, arguments, sizes, cell=cell)
+    outputs, *rest = _call(static, build.FORWARD, shapes, arguments, sizes, cell=cell)
     return (outputs, tuple(rest[: len(initial)])), rest[len(initial) :]
 
 
@@ -137,8 +138,8 @@ def _call_backward(
         shapes.append(_shape(hidden, library.padded(batch)))
     shapes += [_shape(hidden, batch)] * len(d_last)
     arguments = res.outputs, weights.kernel, initial, res.cell, d_outputs, d_last, keep
-    call = partial(_call, library, build.BACKWARD, static.dtype)
-    d_hgates, *rest = call(shapes, arguments, (cell, hidden, batch), cell=cell)
+    sizes = cell, hidden, batch
+    d_hgates, *rest = _call(static, build.BACKWARD, shapes, arguments, sizes, cell=cell)
     if not reset_after:
         return d_hgates, None, None, tuple(rest)
     d_candidate, d_bias, *d_carry = rest
@@ -146,22 +147,22 @@ def _call_backward(
 
 
 def _weight_grad(
-    library: Library,
+    static: _Static,
     previous: _Tiles,
     d_hgates: Float[Array, "_ _ _"] | _Tiles,
     inputs: Inputs,
 ) -> tuple[Float[Array, "hidden gates"], Any]:
     """`previous @ d_hgates.T` over all positions; with a table, the sums of `d_hgates` by token."""
     time, panels, hidden, width = previous.shape
-    gates, dtype = d_hgates.shape[0 if d_hgates.ndim == 3 else 2], previous.dtype
+    gates, padded = d_hgates.shape[0 if d_hgates.ndim == 3 else 2], static.library.padded
     shapes, arguments = [_shape(hidden, gates)], (previous, d_hgates, inputs.tokens)
     if inputs.tokens is not None:
-        shapes.append(_shape(library.padded(gates) // width, inputs.igates.shape[1], width))
-    call = partial(_call, library, build.WEIGHT_GRADIENT, dtype)
-    d_kernel, *by_token = call(shapes, arguments, (hidden, time * panels))
+        shapes.append(_shape(padded(gates) // width, inputs.igates.shape[1], width))
+    sizes = hidden, time * panels
+    d_kernel, *by_token = _call(static, build.WEIGHT_GRADIENT, shapes, arguments, sizes)
     if inputs.tokens is None:
         return d_kernel, None
-    return d_kernel, by_token[0].swapaxes(1, 2).reshape(library.padded(gates), -1)[:gates]
+    return d_kernel, by_token[0].swapaxes(1, 2).reshape(padded(gates), -1)[:gates]
 
 
 def _sequence(static: _Static, features: int, time: int, batch: int) -> jax.ShapeDtypeStruct:
@@ -178,25 +179,19 @@ def _shape(*sizes: int, dtype: DTypeLike = jnp.float32) -> jax.ShapeDtypeStruct:
 
 
 def _call(
-    library: Library,
-    name: str,
-    dtype: DTypeLike,
-    shapes: list[jax.ShapeDtypeStruct],
-    arguments: tuple[Any, ...],
-    sizes: tuple[str | int, ...],
-    **attributes: str,
+    static: _Static, name: str, shapes: _Shapes, arguments: Any, sizes: Any, **attributes: str
 ) -> list[Array]:
     """Calls a target of the library.
 
     Args:
-      library: the compiled library.
+      static: the library, and the dtype of the matmul operands.
       name: of the target.
-      dtype: of the matmul operands.
       shapes: of the results, except the last one: the working memory.
       arguments: in order, those left out that are None.
       sizes: that the length of the working memory depends on, see `Library.length`.
       **attributes: of the call.
     """
-    scratch = _shape(library.length(name, dtype, *sizes), dtype=dtype)
-    call = jax.ffi.ffi_call(build.target(name, dtype), [*shapes, scratch], vmap_method="sequential")
+    scratch = _shape(static.library.length(name, static.dtype, *sizes), dtype=static.dtype)
+    target = build.target(name, static.dtype)
+    call = jax.ffi.ffi_call(target, [*shapes, scratch], vmap_method="sequential")
     return list(call(*jax.tree.leaves(arguments), **attributes)[:-1])

@@ -165,8 +165,8 @@ def _input_grad(
 ) -> Inputs:
     """The gradient of the inputs, from what the backward kernel returns."""
     if inputs.tokens is None:
-        features = None if d_candidate is None else _feature_major(d_candidate)
-        return inputs.cotangent(with_candidate(_feature_major(d_hgates), features))
+        features = None if d_candidate is None else jnp.moveaxis(d_candidate, 2, 0)
+        return inputs.cotangent(with_candidate(jnp.moveaxis(d_hgates, 2, 0), features))
     ones = jax.nn.one_hot(inputs.tokens, inputs.igates.shape[1], dtype=jnp.bfloat16)
     d_table = dot_leading(d_hgates, ones, jnp.bfloat16)
     if d_candidate is not None:
@@ -181,9 +181,3 @@ def _keep_units(resets: LayerResets | None, tiling: Tiling) -> kernels.Keep | No
         return None
     keep = jnp.pad(1 - resets.astype(jnp.float32), ((0, 1), (0, 0)), constant_values=1)
     return jnp.broadcast_to(keep[..., None], (*keep.shape, tiling.units))
-
-
-def _feature_major(
-    batch_major: BFloat16[Array, "time batch features"],
-) -> BFloat16[Array, "features time batch"]:
-    return batch_major.transpose(2, 0, 1)
