@@ -146,7 +146,7 @@ def _encoding_remedy(data: bytes, encoding: str, prefix: str) -> str:
     # The unit of a trained model cannot change.
     as_bytes = f", or {prefix}unit=byte" if prefix == CONFIG_PREFIX else ""
     guess = guess_encoding(data)
-    if is_utf8(guess) and is_utf8(encoding):
+    if guess and codecs.lookup(guess).name == codecs.lookup(encoding).name:
         return f"the text around it is {guess}: correct the file{as_bytes}"
     if guess:
         return (

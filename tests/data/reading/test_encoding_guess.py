@@ -50,3 +50,9 @@ def test_a_text_in_utf8_but_for_a_byte_is_to_be_corrected(text):
     for wrong in (data + b"\xe4" + data, data + "ö".encode()[:1]):  # the latter is cut off
         assert "the text around it is utf-8: correct the file" in message(wrong)
     assert "encoding=utf-8 " in message(data, "ascii")
+
+
+@pytest.mark.parametrize("encoding", ["utf8", "utf-16-le", "UTF_16_BE", "windows-1252"])
+def test_the_encoding_that_was_given_is_no_remedy(encoding):
+    data = "Die Tür der Bäckerei quietschte früh; es gab süße Brötchen. ".encode(encoding) * 4
+    assert "the text around it is " in message(data + b"\x81", encoding)
