@@ -141,17 +141,12 @@ def _load_files(path: str, rules: ReadingRules, *, use_cache: bool) -> Corpus:
         if not corpus.rules.documents.boundary:
             # With the ids of a sorted vocabulary, the default, a run need not translate the tokens.
             content = content.recoded(sorted(characters), len(characters))
-        return content, {
-            "characters": "".join(characters),
-            "chars": corpus.chars,
-            "sha256": corpus.sha256,
-            "notice": corpus.notice,
-            "rules": corpus.rules.to_json(),
-        }
+        about = {"name": path, "content": None, "rules": corpus.rules.to_json()}
+        return content, vars(corpus) | about
 
     content, about = read_through(files, rules, read) if use_cache else read()
-    rules = ReadingRules.from_json(about.pop("rules"))
-    return Corpus(name=path, content=content, rules=rules, **about)
+    about |= {"name": path, "content": content, "rules": ReadingRules.from_json(about["rules"])}
+    return Corpus(**about)
 
 
 def _make_corpus(name: str, files: Iterable[RawText], rules: ReadingRules, *notices: str) -> Corpus:

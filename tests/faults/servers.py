@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from charjax.data.sources.download import RemoteFile, fetch
+from charjax.data.sources.download import fetch
+from charjax.data.sources.transfer import RemoteFile
 from charjax.errors import HostError
 from tests.data.loopback import BODY, MISBEHAVIOURS, Call, Server
 

@@ -90,6 +90,24 @@ class ShardRecord(NamedTuple):
     text: ShardText
     digests: ShardDigests
 
+    @classmethod
+    def from_bytes(cls, data: bytes) -> ShardRecord:
+        """The record that `to_bytes` wrote.
+
+        Raises:
+          InputError: it is damaged.
+        """
+        try:
+            values = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"record: not JSON: {error}") from error
+        return cls(*schema.parse_parts((ShardText, ShardDigests), values, "record"))
+
+    def to_bytes(self) -> bytes:
+        """The content of its file; no `hashes_sha256` if it is "", as in older versions."""
+        values = self.text._asdict() | self.digests._asdict()
+        return json_bytes({k: v for k, v in values.items() if k != "hashes_sha256" or v})
+
 
 class Index(NamedTuple):
     """The content of `store.json`.
@@ -119,6 +137,32 @@ class Index(NamedTuple):
         """How many documents the text has; one where no shard says that one starts."""
         return max(1, sum(shard.documents for shard in self.shards))
 
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Index:
+        """The index that `to_bytes` wrote.
+
+        Raises:
+          InputError: it is damaged, or another version wrote it.
+        """
+        try:
+            values = json.loads(data)
+            checksum = values.pop("checksum")
+            if checksum != _checksum(values):
+                raise InputError("differs from its checksum")
+            version = values.pop("format")
+        except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"no JSON of an index: {error}") from error
+        if version != FORMAT:
+            raise InputError(f"format={version}: this version reads {FORMAT}")
+        index: Index = schema.parse(cls, values, INDEX)
+        return index
+
+    def to_bytes(self) -> bytes:
+        """The content of `store.json`."""
+        shards = [shard._asdict() for shard in self.shards]
+        values = json.loads(json_bytes(self._asdict() | {"format": FORMAT, "shards": shards}))
+        return json_bytes(values | {"checksum": _checksum(values)})
+
 
 def record_name(number: int) -> str:
     """The name of the record of a shard."""
@@ -130,56 +174,10 @@ def array_name(kind: str, number: int) -> str:
     return f"{kind}/{number:05}"
 
 
-def parse_record(data: bytes) -> ShardRecord:
-    """The record that `record_bytes` wrote.
-
-    Raises:
-      InputError: it is damaged.
-    """
-    try:
-        values = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"record: not JSON: {error}") from error
-    return ShardRecord(*schema.parse_parts((ShardText, ShardDigests), values, "record"))
-
-
-def record_bytes(record: ShardRecord) -> bytes:
-    """The content of a record; no `hashes_sha256` if it is "", as in older versions."""
-    values = record.text._asdict() | record.digests._asdict()
-    return to_bytes({k: v for k, v in values.items() if k != "hashes_sha256" or v})
-
-
-def to_bytes(values: Mapping[str, Any]) -> bytes:
+def json_bytes(values: Mapping[str, Any]) -> bytes:
     """JSON values as they are stored."""
     return json.dumps(values, sort_keys=True).encode("ascii")
 
 
-def parse_index(data: bytes) -> Index:
-    """The index that `index_bytes` wrote.
-
-    Raises:
-      InputError: it is damaged, or another version wrote it.
-    """
-    try:
-        values = json.loads(data)
-        checksum = values.pop("checksum")
-        if checksum != _checksum(values):
-            raise InputError("differs from its checksum")
-        version = values.pop("format")
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"no JSON of an index: {error}") from error
-    if version != FORMAT:
-        raise InputError(f"format={version}: this version reads {FORMAT}")
-    index: Index = schema.parse(Index, values, INDEX)
-    return index
-
-
-def index_bytes(index: Index) -> bytes:
-    """The content of `store.json`."""
-    shards = [shard._asdict() for shard in index.shards]
-    values = json.loads(to_bytes(index._asdict() | {"format": FORMAT, "shards": shards}))
-    return to_bytes(values | {"checksum": _checksum(values)})
-
-
 def _checksum(values: Mapping[str, Any]) -> str:
-    return hashlib.sha256(to_bytes(values)).hexdigest()
+    return hashlib.sha256(json_bytes(values)).hexdigest()

@@ -21,11 +21,10 @@ from charjax.data.packed.index import (
     PLAN,
     Index,
     Shard,
+    ShardRecord,
     ShardText,
-    index_bytes,
-    parse_record,
+    json_bytes,
     record_name,
-    to_bytes,
 )
 from charjax.data.packed.plan import Plan
 from charjax.data.packed.shard_writer import ShardWriter
@@ -152,7 +151,7 @@ def _locked(out: str, process: int) -> Iterator[None]:
 def _plan_bytes(plan: Plan) -> bytes:
     """The content of `plan.json`."""
     values = {"reading": plan.reading.to_json(), "field": plan.field}
-    return to_bytes(values | {"format": FORMAT, "inputs": plan.inputs, "shards": plan.shards})
+    return json_bytes(values | {"format": FORMAT, "inputs": plan.inputs, "shards": plan.shards})
 
 
 def _check_same(store: ts.KvStore, out: str, plan: Plan) -> Index | None:
@@ -165,7 +164,7 @@ def _check_same(store: ts.KvStore, out: str, plan: Plan) -> Index | None:
     wanted = json.loads(_plan_bytes(plan))
     if store.read(INDEX).result().state != "missing":
         index = TextStore(out).index
-        same = all(wanted[name] == json.loads(to_bytes(index._asdict()))[name] for name in _SAME)
+        same = all(wanted[name] == json.loads(json_bytes(index._asdict()))[name] for name in _SAME)
     else:
         index, planned = None, store.read(PLAN).result()
         is_new = planned.state == "missing"
@@ -195,7 +194,7 @@ def _write_index(store: ts.KvStore, out: str, plan: Plan) -> Index | None:
         if found.state == "missing":
             return None
         try:
-            text = parse_record(found.value).text
+            text = ShardRecord.from_bytes(found.value).text
         except InputError as error:
             raise StoreError(
                 f"--out={out}: {name}: damaged ({error}); delete this file, then start the same "
@@ -220,8 +219,8 @@ def _write_index(store: ts.KvStore, out: str, plan: Plan) -> Index | None:
         field=plan.field,
         inputs=plan.inputs,
         shards=tuple(shards),
-        sha256=hashlib.sha256(to_bytes(identity)).hexdigest(),
+        sha256=hashlib.sha256(json_bytes(identity)).hexdigest(),
     )
-    write_file(store, INDEX, index_bytes(index))
+    write_file(store, INDEX, index.to_bytes())
     store.write(PLAN, None).result()  # deletes it
     return index

@@ -17,7 +17,6 @@ from charjax.data.packed.index import (
     ShardRecord,
     ShardText,
     array_name,
-    record_bytes,
     record_name,
 )
 from charjax.data.packed.plan import Plan, Segment
@@ -50,7 +49,7 @@ class ShardWriter:
         while (record := self._write(dtype)) is None:
             dtype = {"uint8": "uint16", "uint16": "uint32"}[dtype]
         self._plan.check_unchanged(self._number)
-        write_file(self._store, record_name(self._number), record_bytes(record))
+        write_file(self._store, record_name(self._number), record.to_bytes())
 
     def _write(self, dtype: str) -> ShardRecord | None:
         """Writes the arrays; returns None if the dtype of the tokens is too small."""

@@ -22,10 +22,9 @@ from charjax.data.packed.files import HOST_ERRORS, LAYOUT, few_retries, open_fil
 from charjax.data.packed.index import (
     INDEX,
     PLAN,
+    Index,
     ShardRecord,
     array_name,
-    parse_index,
-    parse_record,
     record_name,
 )
 from charjax.data.reading.rules import ReadingRules
@@ -72,7 +71,7 @@ class TextStore:
             )
             raise InputError(f"{path}: holds no complete packed text; {remedy}")
         try:
-            self.index = parse_index(data)
+            self.index = Index.from_bytes(data)
         except InputError as error:
             raise self._damaged(INDEX, str(error)) from error
         self._files = open_files(path)
@@ -90,7 +89,7 @@ class TextStore:
         data = self._read_file(name)
         if data is None or hashlib.sha256(data).hexdigest() != self.shards[number].record:
             raise self._damaged(name, "missing" if data is None else "differs from its digest")
-        return parse_record(data)
+        return ShardRecord.from_bytes(data)
 
     def array(self, kind: str, number: int, dtype: str) -> ts.TensorStore:
         """An array of a shard; its kind is "tokens", "starts" or "hashes"."""

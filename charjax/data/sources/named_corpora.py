@@ -9,9 +9,10 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from charjax.data.sources.download import RemoteFile, fetch
+from charjax.data.sources.download import fetch
 from charjax.data.sources.files import read_file
 from charjax.data.sources.raw_text import RawText
+from charjax.data.sources.transfer import RemoteFile
 from charjax.errors import HostError, InputError
 from charjax.runtime.cache import cache_folder
 from charjax.runtime.display import ProgressFn, no_progress

@@ -10,7 +10,7 @@ import pytest
 
 from charjax.config import Config, DataConfig
 from charjax.data.dataset import Dataset, load_dataset
-from charjax.data.packed.index import record_bytes
+from charjax.data.packed.index import ShardRecord
 from charjax.data.packed.tokens import StoreTokens
 from charjax.data.shuffle import keyed_order, make_order, resolve_order
 from charjax.errors import InputError, StoreError
@@ -94,9 +94,10 @@ def test_a_packed_text_of_an_older_version_has_no_hashes_to_split_by(tmp_path, m
     data = DataConfig(path=str(tmp_path / "a.txt"), documents="lines", batch_size=2)
 
     def without_hashes(record):
-        return record_bytes(record._replace(digests=record.digests._replace(hashes_sha256="")))
+        return to_bytes(record._replace(digests=record.digests._replace(hashes_sha256="")))
 
-    monkeypatch.setattr("charjax.data.packed.shard_writer.record_bytes", without_hashes)
+    to_bytes = ShardRecord.to_bytes
+    monkeypatch.setattr(ShardRecord, "to_bytes", without_hashes)
     data = write_and_pack(tmp_path, data)
     assert load_dataset(Config(data=data)).splits.val.ids.size
     with pytest.raises(InputError, match=r"without the hashes .* pack the text again"):

@@ -11,8 +11,9 @@ from urllib.request import Request
 
 import pytest
 
-from charjax.data.sources import download
-from charjax.data.sources.download import Limits, RemoteFile, TransferError, fetch
+from charjax.data.sources import transfer
+from charjax.data.sources.download import Limits, fetch
+from charjax.data.sources.transfer import RemoteFile, TransferError
 from charjax.errors import HostError
 from charjax.runtime.display import no_progress
 
@@ -136,7 +137,7 @@ def test_five_redirects_are_followed(serve, tmp_path):
 
 
 def test_no_redirect_leads_from_https_down_to_http():
-    redirects = download._RedirectHandler(pinned=True)
+    redirects = transfer._RedirectHandler(pinned=True)
     request, connection = Request("https://localhost/file"), io.BytesIO()
     with pytest.raises(TransferError, match="redirects to http://localhost/other"):
         redirects.redirect_request(request, connection, 302, "", {}, "http://localhost/other")
