@@ -10,9 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from charjax.config import Config
 from charjax.errors import InputError
+from charjax.runtime.distributed import is_primary
 from charjax.runtime.files import append_text, replace_content
 from charjax.schema import is_finite
+from charjax.train.tensorboard import open_events
+from charjax.workdir import Workdir
 
 
 class MetricsLog:
@@ -65,6 +69,21 @@ class MetricsLog:
             for name, value in record.items():
                 if name != "step":
                     self._events.add_scalar(name, value, record["step"])
+
+
+def open_log(workdir: Workdir, config: Config, first_step: int) -> MetricsLog:
+    """The log of a run, with TensorBoard events if `train.tensorboard` asks for them.
+
+    Args:
+      workdir: of the run.
+      config: of the run.
+      first_step: see `charjax.train.tensorboard.open_events`.
+    """
+    if not is_primary():
+        return MetricsLog(None)
+    has_events = config.train.tensorboard
+    events = open_events(workdir.path, config, first_step=first_step) if has_events else None
+    return MetricsLog(workdir.metrics, events)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What identifies a run; checks that a resumed run is the one that was saved in its workdir."""
+"""Checks that a resumed run is the one that was saved in its workdir."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ import difflib
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from charjax.checkpoint.meta import CheckpointMeta, CorpusMeta, Platform, RunMeta, SourceMeta
+from charjax.checkpoint.meta import CheckpointMeta, RunMeta
 from charjax.config import Config, DataConfig, ModelConfig, differences, to_dict
-from charjax.data.dataset import Dataset
 from charjax.data.packed.tokens import StoreTokens, TokenIds
-from charjax.data.shuffle import resolve_order
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.inference.scoring.evaluate import max_eval_chars
@@ -40,30 +37,6 @@ _MAY_CHANGE = (
 # Fields among these that must stay: what the loss is, and which weights the run started from.
 _MUST_STAY = ("train.scheduled", "train.softmax_temperature", "train.init")
 _CHUNK = 1 << 20  # tokens hashed at a time
-
-
-def describe(
-    config: Config,
-    dataset: Dataset,
-    parameters: int,
-    recurrence: Resolution | None,
-    source: SourceMeta | None = None,
-) -> RunMeta:
-    """The metadata of a run on this machine; resolves `data.window_order=auto`."""
-    corpus = dataset.corpus
-    if config.data.batching != "stream":
-        order = resolve_order(config.data.window_order, dataset.batches.num_sequences)
-        config = replace(config, data=replace(config.data, window_order=order))
-    return RunMeta(
-        config=config,
-        vocab=dataset.vocab,
-        corpus=CorpusMeta(corpus.name, corpus.sha256, corpus.chars, corpus.notice),
-        reading=corpus.rules,
-        parameters=parameters,
-        platform=Platform.current(),
-        recurrence=recurrence,
-        source=source,
-    )
 
 
 def check_allowed(names: Sequence[str]) -> None:

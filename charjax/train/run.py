@@ -5,19 +5,21 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import jax
 
 from charjax.checkpoint.checkpoints import Checkpoints, flatten
-from charjax.checkpoint.meta import CheckpointMeta, RunMeta
+from charjax.checkpoint.meta import CheckpointMeta, CorpusMeta, Platform, RunMeta, SourceMeta
 from charjax.checkpoint.progress import Progress, Validation
 from charjax.checkpoint.record import Record
 from charjax.config import Config, to_dict
 from charjax.data.dataset import Dataset, load_dataset
+from charjax.data.shuffle import resolve_order
 from charjax.model.network import parameter_count
+from charjax.model.recurrence.resolution import Resolution
 from charjax.runtime import distributed
 from charjax.runtime.display import Display
 from charjax.runtime.dtypes import resolve_dtype
@@ -27,11 +29,10 @@ from charjax.train.clock import Clock
 from charjax.train.device_tokens import device_tokens
 from charjax.train.fine_tuning import InitialModel, read_initial_model, scale_imported, start_from
 from charjax.train.intervals import Intervals, longest_dispatch, make_intervals, total_steps
-from charjax.train.metrics import MetricsLog
+from charjax.train.metrics import MetricsLog, open_log
 from charjax.train.optimizer import make_optimizer, make_schedule
 from charjax.train.samples import check_prompt
 from charjax.train.step_metrics import StepMetricsBuffer
-from charjax.train.tensorboard import open_events
 from charjax.train.train_state import TrainState, init_state
 from charjax.workdir import Workdir
 
@@ -125,7 +126,7 @@ def set_up(
     optimizer = scale_imported(optimizer, config, initial, dataset.vocab)
     new_state = partial(init_state, config, vocab_size, optimizer)
     like = jax.eval_shape(new_state)
-    meta = resume.describe(config, dataset, parameter_count(like.params), recurrence, source)
+    meta = describe(config, dataset, parameter_count(like.params), recurrence, source)
     tokens, about_tokens = device_tokens(config, dataset.batches)
     boundary = dataset.vocab.boundary_id
     backend = make_backend(
@@ -145,7 +146,8 @@ def set_up(
         progress = _start(meta, workdir, dataset)
     state = _run_state(meta, backend, train_state, progress)
     intervals = _plan(meta, steps_per_epoch, state.step, backend)
-    log = _open_log(workdir, meta, state)
+    next_step = state.step if progress.pending else state.step + 1
+    log = open_log(workdir, meta.config, next_step)
     return Run(meta, workdir, dataset, intervals, backend, checkpoints, log, display), state
 
 
@@ -169,6 +171,30 @@ def _read_text(
         return initial, load_dataset(config, known=known, progress=update)
 
 
+def describe(
+    config: Config,
+    dataset: Dataset,
+    parameters: int,
+    recurrence: Resolution | None,
+    source: SourceMeta | None = None,
+) -> RunMeta:
+    """The metadata of a run on this machine; resolves `data.window_order=auto`."""
+    corpus = dataset.corpus
+    if config.data.batching != "stream":
+        order = resolve_order(config.data.window_order, dataset.batches.num_sequences)
+        config = replace(config, data=replace(config.data, window_order=order))
+    return RunMeta(
+        config=config,
+        vocab=dataset.vocab,
+        corpus=CorpusMeta(corpus.name, corpus.sha256, corpus.chars, corpus.notice),
+        reading=corpus.rules,
+        parameters=parameters,
+        platform=Platform.current(),
+        recurrence=recurrence,
+        source=source,
+    )
+
+
 def _start(meta: RunMeta, workdir: Workdir, dataset: Dataset) -> Progress:
     """The progress of a new run; empties its logs."""
     if distributed.is_primary():
@@ -187,9 +213,7 @@ def _restore(
     if distributed.is_primary():
         for log, size in workdir.log_sizes().items():
             if size < saved.log_sizes[log]:
-                _logger.warning(
-                    f"{workdir.path / log}: a part of it is gone since the run wrote it"
-                )
+                _logger.warning(f"{workdir.path / log}: lacks some of what the run wrote")
         workdir.truncate_logs(saved.log_sizes)
     _logger.info(f"resuming {workdir.path} at step {restored.step:,}")
     if not resume.update_val_text(saved, meta, dataset.splits.val.ids):
@@ -219,17 +243,6 @@ def _plan(meta: RunMeta, steps_per_epoch: int, start: int, backend: Backend) -> 
     intervals = make_intervals(config, steps_per_epoch, start, longest)
     _log_all(messages.dispatches(config, intervals, start, longest))
     return intervals
-
-
-def _open_log(workdir: Workdir, meta: RunMeta, state: RunState) -> MetricsLog:
-    """Opens the metrics log; process 0 does it for all."""
-    if not distributed.is_primary():
-        return MetricsLog(None)
-    events = None
-    if meta.config.train.tensorboard:
-        next_step = state.step if state.progress.pending else state.step + 1
-        events = open_events(workdir.path, meta.config, first_step=next_step)
-    return MetricsLog(workdir.metrics, events)
 
 
 def _log_all(lines: Iterable[str]) -> None:

@@ -19,7 +19,7 @@ from charjax.data.dataset import load_dataset
 from charjax.runtime.dtypes import resolve_dtype
 from charjax.train.backends import make_backend
 from charjax.train.optimizer import make_optimizer
-from charjax.train.resume import describe as describe_run
+from charjax.train.run import describe
 from charjax.train.train_state import init_state
 
 _CONFIG = Path(__file__).parents[2] / "configs" / "shakespeare_gru.py"
@@ -39,7 +39,7 @@ def check_cost(n: int, folder: Path, report: Callable[[str], None]) -> dict[str,
 
     steps_s, digests_s, saves_s, verify_s = [], [], [], []
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
-    meta = describe_run(config, text, parameters, None).to_json()
+    meta = describe(config, text, parameters, None).to_json()
     with Checkpoints(folder / "checkpoints") as saved:
         for number in range(n):
             began = time.perf_counter()

@@ -18,7 +18,8 @@ from charjax.data.dataset import load_dataset
 from charjax.errors import InputError
 from charjax.model.recurrence import api
 from charjax.model.recurrence.resolution import Resolution
-from charjax.train.resume import check_same_run, describe, resolve_recurrence
+from charjax.train.resume import check_same_run, resolve_recurrence
+from charjax.train.run import describe
 
 from .tiny import config_of
 
