@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from charjax.errors import InputError
 from charjax.schema import check_flags, check_integer, number
 
-MAX_CHARS = 10**9  # of a sample
+MAX_CHARS, MAX_SAMPLES = 10**9, 10**6  # of a sample; of a prompt
 _MAX_BIAS = 1e30  # beyond it, sums of biases and penalized logits could leave float32
 _MAX_STOPS = 64
 
@@ -111,6 +111,11 @@ class Controls:
 
 
 NO_CONTROLS = Controls()
+
+
+def check_num_samples(num_samples: int) -> None:
+    """Raises InputError for a number of samples that is out of range, or no integer."""
+    check_integer("--num_samples", num_samples, 1, MAX_SAMPLES)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,8 @@ _ACCELERATOR_GROUP_SIZES = (64, 256)
 # held in bfloat16.
 _MIN_FEATURE_MAJOR = 64
 _MIN_BFLOAT16 = 8
+_CHUNK, _PERSISTENT_CHUNK = 256, 1024  # characters in one dispatch, unless their noise exceeds
+_MAX_NOISE = 1 << 23  # numbers drawn ahead of the scan
 
 
 def sample_groups(
@@ -57,6 +59,12 @@ def sample_groups(
             return
         yield first, size
         first += size
+
+
+def chunk_length(size: int, vocab_size: int, *, persistent: bool) -> int:
+    """Characters of each sample of a group in one dispatch."""
+    chunk = _PERSISTENT_CHUNK if persistent else _CHUNK
+    return max(1, min(chunk, _MAX_NOISE // (size * vocab_size)))
 
 
 def has_persistent_loop(config: ModelConfig, vocab_size: int, batch: int) -> bool:

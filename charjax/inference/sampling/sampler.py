@@ -21,11 +21,12 @@ from jaxtyping import Int
 from charjax.config import ModelConfig
 from charjax.data.vocab import Vocab, check_ids
 from charjax.errors import InputError
-from charjax.inference.options import MAX_CHARS, Sampling
+from charjax.inference.options import MAX_CHARS, Sampling, check_num_samples
 from charjax.inference.sampling.copying import CopyTable
 from charjax.inference.sampling.groups import (
     MAX_PERSISTENT_GROUP,
     GroupFormat,
+    chunk_length,
     group_format,
     has_persistent_loop,
     sample_groups,
@@ -39,10 +40,6 @@ from charjax.runtime.compiler_options import check_concrete
 from charjax.runtime.dtypes import check_resolved
 from charjax.schema import check_integer
 from charjax.types import PyTree
-
-MAX_SAMPLES = 10**6
-_CHUNK, _PERSISTENT_CHUNK = 256, 1024  # characters in one dispatch, unless their noise exceeds
-_MAX_NOISE = 1 << 23  # numbers drawn ahead of the scan
 
 # Token ids of the samples of one group, chunk by chunk.
 Chunks = Iterator[Int[np.ndarray, "samples chunk"]]
@@ -190,8 +187,7 @@ class Sampler:
             penalty=options.penalty is not None,
             max_copy=copies.length if copies else 0,
         )
-        chunk = _PERSISTENT_CHUNK if program.persistent else _CHUNK
-        chunk = max(1, min(chunk, _MAX_NOISE // (size * self.vocab_size)))
+        chunk = chunk_length(size, self.vocab_size, persistent=program.persistent)
         wanted = min(size, num_samples - first)
         for start in range(1 - prompt.size, max(1, num_chars), chunk):
             positions = start + np.arange(chunk)
@@ -225,11 +221,6 @@ def check_prompt(prompt: Int[np.ndarray, " prompt"], vocab_size: int) -> None:
     if prompt.size == 0:
         raise InputError("the prompt is empty: the sampler needs a token to start from")
     check_ids(prompt, vocab_size)
-
-
-def check_num_samples(num_samples: int) -> None:
-    """Raises InputError for a number of samples that is out of range, or no integer."""
-    check_integer("--num_samples", num_samples, 1, MAX_SAMPLES)
 
 
 class _Request(NamedTuple):

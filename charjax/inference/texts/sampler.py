@@ -12,9 +12,15 @@ from charjax.config import ModelConfig
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.inference.load import TrainedModel
-from charjax.inference.options import NO_CONTROLS, Controls, Sampling
+from charjax.inference.options import (
+    MAX_SAMPLES,
+    NO_CONTROLS,
+    Controls,
+    Sampling,
+    check_num_samples,
+)
 from charjax.inference.sampling.copying import copy_table, forbidden_tokens
-from charjax.inference.sampling.sampler import MAX_SAMPLES, Sampler, check_num_samples
+from charjax.inference.sampling.sampler import Sampler
 from charjax.inference.texts.controls import check_stops, restrict
 from charjax.inference.texts.end import Lines, Text, TextEnd, decode_texts
 from charjax.inference.texts.prompt import Prompt, encode_prompt

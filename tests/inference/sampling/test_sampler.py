@@ -139,7 +139,7 @@ def test_a_shorter_sample_is_the_beginning_of_a_longer_one():
 def test_a_sample_does_not_depend_on_the_chunks(monkeypatch, bound, value):
     options = {"prompt": np.arange(10, dtype=np.int32), "num_chars": 60, "num_samples": 5}
     whole = ids_of(RANDOM, **options)
-    monkeypatch.setattr(module, bound, value)
+    monkeypatch.setattr(groups, bound, value)
     np.testing.assert_array_equal(ids_of(RANDOM, **options), whole)
 
 

@@ -8,8 +8,8 @@ import pytest
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.inference.options import Sampling
-from charjax.inference.sampling import sampler
-from charjax.inference.sampling.sampler import Sampler
+from charjax.inference.sampling import groups
+from charjax.inference.sampling.sampler import Sampler, sample
 from charjax.inference.texts.end import TextEnd, decode_texts
 from charjax.inference.texts.sampler import sample_texts
 from tests.inference.scripted import cycle, random_model, trained, written
@@ -46,15 +46,15 @@ def test_texts_are_the_samples():
     options = {"num_chars": 40, "num_samples": 9}
     given = options | {"sampling": Sampling(seed=4)}
     plain = list(sample_texts(model.config.model, model.params, model.vocab, "ab", **given))
-    groups = sampler.sample(*RANDOM, np.array([0, 1], np.int32), masked=None, **given)
-    ids = np.concatenate([np.concatenate(list(chunks), axis=1) for chunks in groups])
+    samples = sample(*RANDOM, np.array([0, 1], np.int32), masked=None, **given)
+    ids = np.concatenate([np.concatenate(list(chunks), axis=1) for chunks in samples])
     assert plain == [model.vocab.decode(row) for row in ids]
     pieces = texts(model, "ab", seed=4, temperature=1.0, **options)
     assert "".join(pieces) == "|".join("ab" + text for text in plain)
 
 
 def test_a_single_text_comes_as_it_is_written(monkeypatch):
-    monkeypatch.setattr(sampler, "_CHUNK", 4)
+    monkeypatch.setattr(groups, "_CHUNK", 4)
     pieces = texts(ABC, "ab", num_chars=10)
     assert len([piece for piece in pieces if piece]) > 3
     assert "".join(pieces) == "abcabcabcabc"
@@ -63,7 +63,7 @@ def test_a_single_text_comes_as_it_is_written(monkeypatch):
 def test_a_character_of_several_bytes_is_never_torn(monkeypatch):
     bytes_ = tuple("é€😀".encode().decode("latin-1"))  # 2, 3 and 4 bytes, all different
     model = trained(cycle(9), "x", vocab=Vocab(bytes_, "byte", False))
-    monkeypatch.setattr(sampler, "_CHUNK", 2)
+    monkeypatch.setattr(groups, "_CHUNK", 2)
     pieces = texts(model, "é", num_chars=16)
     assert "".join(pieces) == "é€😀é€😀"
     assert texts(model, "é", num_chars=16, num_samples=2)[0] == "é€😀é€😀"
@@ -93,7 +93,7 @@ def test_a_text_ends_with_its_document(num_samples):
 
 
 def test_nothing_is_sampled_after_all_documents_have_ended(monkeypatch):
-    monkeypatch.setattr(sampler, "_CHUNK", 2)
+    monkeypatch.setattr(groups, "_CHUNK", 2)
     sampled = []
 
     def counted(chunks):
@@ -101,10 +101,10 @@ def test_nothing_is_sampled_after_all_documents_have_ended(monkeypatch):
             sampled.append(chunk.ids.shape[1])
             yield chunk
 
-    groups = Sampler(NAMES.config.model, NAMES.params, masked=None).run(
+    samples = Sampler(NAMES.config.model, NAMES.params, masked=None).run(
         np.array([3], np.int32), num_chars=1000, num_samples=5, sampling=Sampling(temperature=0.0)
     )
-    texts = decode_texts(map(counted, groups), lambda: TextEnd(NAMES.vocab, 1000))
+    texts = decode_texts(map(counted, samples), lambda: TextEnd(NAMES.vocab, 1000))
     assert [(text.text, text.finished) for text in texts] == [("abc", "stop")] * 5
     assert sum(sampled) == 4
 

@@ -111,7 +111,7 @@ def test_the_sampler_writes_the_same_text_with_it(monkeypatch):
     """In chunks of one size, whatever the number of samples; its prompt is longer than a chunk."""
     launched = []
     monkeypatch.setattr(kernel, "launch_config", lambda: launched.append(1) or FOUR_CTAS)
-    monkeypatch.setattr(sampler, "_PERSISTENT_CHUNK", 4)
+    monkeypatch.setattr(groups, "_PERSISTENT_CHUNK", 4)
     written = {}
     for recurrence in ("xla", "scan"):  # programs of two configs, so that both are compiled
         for module in (groups, sampler):
