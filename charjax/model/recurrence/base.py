@@ -67,10 +67,20 @@ class Inputs(NamedTuple):
         time, batch = (self.igates if self.tokens is None else self.tokens).shape[-2:]
         return time, batch
 
-    def cotangent(self, d_igates: Float[Array, " gates *positions"]) -> Inputs:
-        """Their gradient, from that of `igates`; integers have none."""
+    def cotangent(
+        self, d_hgates: Float[Array, " gates *_"], d_candidate: Float[Array, " hidden *_"] | None
+    ) -> Inputs:
+        """The gradient of the inputs.
+
+        Args:
+          d_hgates: gradient of the hidden gates. That of `igates` is the same, except for the
+            candidate of a cell with `reset_after`.
+          d_candidate: gradient of that candidate's input gate; None for other cells.
+        """
+        if d_candidate is not None:
+            d_hgates = jnp.concatenate([d_hgates[: -len(d_candidate)], d_candidate])
         d_tokens: Any = None if self.tokens is None else int_cotangent(self.tokens)
-        return Inputs(d_igates.astype(jnp.float32), d_tokens)
+        return Inputs(d_hgates.astype(jnp.float32), d_tokens)
 
 
 class Weights(NamedTuple):
@@ -103,13 +113,6 @@ class Operands(NamedTuple):
     weights: Weights
     carry: LayerCarry
     resets: LayerResets | None = None
-
-
-def with_candidate(d_hgates: Array, d_candidate: Array | None) -> Array:
-    """`d_hgates` with the last gate replaced by `d_candidate`, unless that is None."""
-    if d_candidate is None:
-        return d_hgates
-    return jnp.concatenate([d_hgates[: -d_candidate.shape[0]], d_candidate])
 
 
 def transposed(carry: tuple[Array, ...]) -> Any:

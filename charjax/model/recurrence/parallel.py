@@ -64,7 +64,8 @@ def _backward(
     if inputs.tokens is not None:
         ones = one_hot(inputs.tokens, inputs.igates.shape[1], dtype)
         d_coefficients = dot_trailing(da, ones, dtype), dot_trailing(db, ones, dtype)
-    d_inputs = inputs.cotangent(*vjp(d_coefficients))
+    (d_igates,) = vjp(d_coefficients)
+    d_inputs = inputs.cotangent(d_igates, None)
     d_weights = Weights(jnp.zeros_like(weights.kernel), None)
     return (Operands(d_inputs, d_weights, ((a[:, 0] * db[:, 0]).T,)),)
 

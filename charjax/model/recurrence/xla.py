@@ -152,7 +152,7 @@ def _input_grad(
         d_hgates = dot_trailing(d_hgates, ones, dtype)
         if d_candidate is not None:
             d_candidate = dot_trailing(d_candidate, ones, dtype)
-    return inputs.cotangent(base.with_candidate(d_hgates, d_candidate))
+    return inputs.cotangent(d_hgates, d_candidate)
 
 
 def _zero_where(

@@ -95,7 +95,7 @@ def _backward(static: _Static, res: _Residuals, grads: _Result) -> tuple[Operand
             # Without rows, so that only the table's gradient is computed.
             no_rows = res.previous[:, :, :0]
             _, d_candidate = _weight_grad(static, no_rows, d_candidate, inputs)
-    d_inputs = inputs.cotangent(base.with_candidate(d_hgates, d_candidate))
+    d_inputs = inputs.cotangent(d_hgates, d_candidate)
     return (Operands(d_inputs, Weights(d_kernel, d_bias), d_carry),)
 
 

@@ -76,11 +76,10 @@ def forward(
         jax.ShapeDtypeStruct((time, ctas, _num_residuals(cell), batch, units), jnp.float32),
         jax.ShapeDtypeStruct(carry.shape, jnp.float32),
     )
-    given = [array for array in inputs if array is not None]
-    kernel = partial(_forward_kernel, cell, time, len(given))
+    kernel = partial(_forward_kernel, cell, time, len(jax.tree.leaves(inputs)))
     body = partial(in_passes, batch // tiling.rows, kernel)
-    arrays = (*given, bias, carry) if keep is None else (*given, bias, carry, keep)
-    return launch(body, tiling, weights, arrays, out_types)
+    arrays = jax.tree.leaves((inputs, bias, carry, keep))  # without those that are None
+    return launch(body, tiling, weights, tuple(arrays), out_types)
 
 
 def _forward_kernel(cell: Cell, time: int, num_inputs: int, tiles: list[Cta], *refs: Any) -> None:
@@ -158,10 +157,9 @@ def backward(
         jax.ShapeDtypeStruct(d_candidate, jnp.bfloat16),
         jax.ShapeDtypeStruct(d_last.shape, jnp.float32),
     )
-    saved = (residuals, d_outputs, d_last)
-    inputs = saved if keep is None else (*saved, keep)
     body = partial(in_passes, batch // tiling.rows, partial(_backward_kernel, cell, time))
-    return launch(body, tiling, weights, inputs, out_types)
+    arrays = jax.tree.leaves((residuals, d_outputs, d_last, keep))
+    return launch(body, tiling, weights, tuple(arrays), out_types)
 
 
 def _backward_kernel(cell: Cell, time: int, tiles: list[Cta], *refs: Any) -> None:

@@ -17,15 +17,7 @@ from jaxtyping import Array, BFloat16, Float
 
 from charjax.model.cells import CELLS
 from charjax.model.matmul import dot_leading
-from charjax.model.recurrence.base import (
-    Inputs,
-    Layer,
-    LayerResets,
-    Operands,
-    Result,
-    Weights,
-    with_candidate,
-)
+from charjax.model.recurrence.base import Inputs, Layer, LayerResets, Operands, Result, Weights
 from charjax.model.recurrence.pallas_hopper import kernels
 from charjax.model.recurrence.pallas_hopper.plan import LaunchConfig, Plan, make_plan
 from charjax.model.recurrence.pallas_hopper.tiling import (
@@ -166,14 +158,14 @@ def _input_grad(
     """The gradient of the inputs, from what the backward kernel returns."""
     if inputs.tokens is None:
         features = None if d_candidate is None else jnp.moveaxis(d_candidate, 2, 0)
-        return inputs.cotangent(with_candidate(jnp.moveaxis(d_hgates, 2, 0), features))
+        return inputs.cotangent(jnp.moveaxis(d_hgates, 2, 0), features)
     ones = jax.nn.one_hot(inputs.tokens, inputs.igates.shape[1], dtype=jnp.bfloat16)
     d_table = dot_leading(d_hgates, ones, jnp.bfloat16)
     if d_candidate is not None:
         # Of matmuls with a common operand XLA makes one, and copies their other operands for it.
         ones = jax.lax.optimization_barrier(ones)
-        d_table = with_candidate(d_table, dot_leading(d_candidate, ones, jnp.bfloat16))
-    return inputs.cotangent(d_table)
+        d_candidate = dot_leading(d_candidate, ones, jnp.bfloat16)
+    return inputs.cotangent(d_table, d_candidate)
 
 
 def _keep_units(resets: LayerResets | None, tiling: Tiling) -> kernels.Keep | None:
