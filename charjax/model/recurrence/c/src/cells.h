@@ -2,7 +2,8 @@
  *
  * The formulas, the order of gates and the names are those of charjax/model/cells.py. `cell` is a
  * constant wherever these functions are inlined, so that no branch on it is left. A cell is added
- * here, as a row of CELLS and a case of cell_forward and cell_backward, and in build.py. */
+ * here, as a row of CELLS and a case of cell_forward and cell_backward, to VARIANTS of layer.h, and
+ * to build.py. */
 
 #pragma once
 
