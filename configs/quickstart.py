@@ -10,14 +10,7 @@ Loss:     README has the validation loss that it reaches.
 
 from ml_collections import ConfigDict
 
-from charjax.config import (
-    Config,
-    DataConfig,
-    ModelConfig,
-    OptimConfig,
-    TrainConfig,
-    to_config_dict,
-)
+from charjax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig, to_config_dict
 
 
 def get_config() -> ConfigDict:

@@ -11,14 +11,7 @@ from dataclasses import replace
 
 from ml_collections import ConfigDict
 
-from charjax.config import (
-    Config,
-    DataConfig,
-    ModelConfig,
-    OptimConfig,
-    TrainConfig,
-    pick_variant,
-)
+from charjax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig, pick_variant
 
 SHAKESPEARE = Config(
     data=DataConfig(corpus="shakespeare", batch_size=32, seq_len=64),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from charjax.data.reading.decoding import CONFIG_PREFIX, decode
 from charjax.data.sources.raw_text import RawText
@@ -27,6 +29,12 @@ TEXTS = [
     (RUSSIAN, "Рано утром булочница открыла свою маленькую лавку за ратушей."),
 ]
 CASES = [(encoding, text) for encodings, text in TEXTS for encoding in encodings]
+WIDE = [
+    ("utf-16-le", "it was a dark and stormy night"),
+    ("utf-16-be", "it was a dark and stormy night"),
+    ("cp932", "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。" * 20),
+    ("gb18030", "話說天下大勢。分久必合。合久必分。周末七國分爭。并入於秦。" * 20),
+]
 
 
 def message(data: bytes, encoding: str = "utf-8") -> str:
@@ -42,6 +50,18 @@ def test_the_named_encoding_reads_the_text(encoding, text, before):
     data = before + text.encode(encoding)
     named = message(data).partition("encoding=")[2].partition(" ")[0]
     assert data.decode(named) == before.decode() + text
+
+
+@pytest.mark.parametrize(("encoding", "text"), WIDE)
+def test_encodings_of_several_bytes_a_character_are_named(encoding, text):
+    assert f"config.data.encoding={encoding} " in message(text.encode(encoding), "ascii")
+
+
+@given(st.binary(min_size=1, max_size=15))
+def test_the_encoding_of_a_short_text_is_not_guessed(data):
+    """Four letters of Latin-1 may be two of UTF-16."""
+    assume(not data.isascii())
+    assert "likeliest" not in message(data, "ascii")
 
 
 @pytest.mark.parametrize("text", [text for _, text in TEXTS])
