@@ -61,7 +61,7 @@ def row_options(
     *,
     masked: int | None,
     exempt: int | None,
-    with_bias: bool = False,
+    num_top: int | None = None,
     all_or_none: bool = False,
 ) -> RowOptions:
     """The options of the rows of a batch: those that a row has.
@@ -71,7 +71,8 @@ def row_options(
       vocab_size: tokens of the model.
       masked: a token that is never sampled, or None.
       exempt: a token without repetition penalty, the document boundary; or None.
-      with_bias: whether there is a bias in any case.
+      num_top: as for `Sampler.run`. Where log-probabilities are wanted, there is a bias in any
+        case, which forbids the masked token; see `Sampler.weights`.
       all_or_none: whether there are all options if a row has any.
 
     Raises:
@@ -101,7 +102,7 @@ def row_options(
     top_k = column([min(row.top_k, vocab_size) for row in rows], np.int32)
     return RowOptions(
         temperature=column([min(row.temperature, MAX_TEMPERATURE) for row in rows]),
-        bias=bias if with_bias or "logit_bias" in used else None,
+        bias=bias if num_top is not None or "logit_bias" in used else None,
         penalty=penalty if "repetition_penalty" in used else None,
         window=column([row.repetition_window for row in rows], np.int32),
         min_log_ratio=column([_min_log_ratio(row) for row in rows]) if "min_p" in used else None,

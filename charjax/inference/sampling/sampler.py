@@ -53,8 +53,7 @@ class Sampler:
     Attributes:
       config: the architecture.
       vocab_size: tokens of the model.
-      row_options: `charjax.inference.sampling.row_options.row_options` for this model. Where
-        log-probabilities are wanted it is to have a bias, which forbids the masked token.
+      row_options: `charjax.inference.sampling.row_options.row_options` for this model.
     """
 
     def __init__(
@@ -172,8 +171,7 @@ class Sampler:
         """
         program, prompt, num_chars, num_samples, sampling, copies = request
         weights = self.weights(size, program.num_top)
-        with_bias = program.num_top is not None
-        options = self.row_options([sampling] * size, with_bias=with_bias)
+        options = self.row_options([sampling] * size, num_top=program.num_top)
         starts = Starts(
             np.full(size, sampling.seed, np.uint32),
             np.arange(first, first + size, dtype=np.int32),

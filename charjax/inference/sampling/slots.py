@@ -157,8 +157,8 @@ class SlotBatch:
         """The options of the slots, made anew when what runs has changed."""
         if self._options is None:
             rows = [_IDLE_SAMPLING if slot is None else slot.sampling for slot in self._slots]
-            with_bias = self._program.num_top is not None
-            self._options = self._sampler.row_options(rows, with_bias=with_bias, all_or_none=True)
+            num_top = self._program.num_top
+            self._options = self._sampler.row_options(rows, num_top=num_top, all_or_none=True)
         return self._options
 
 
