@@ -165,14 +165,13 @@ def _make_corpus(name: str, files: Iterable[RawText], rules: ReadingRules, *noti
         digest.update(content.document_starts().astype("<i8").tobytes())
     notices += reader.finish()
     characters = [character for character in content.alphabet if character]
-    _log_notices(notices)
     return Corpus(
         name=name,
         content=content,
         characters=characters,
         chars=content.num_chars,
         sha256=digest.hexdigest(),
-        notice="; ".join(notices),
+        notice=_logged(notices),
         rules=reader.rules,
     )
 
@@ -206,21 +205,22 @@ def _open_store(config: DataConfig) -> Corpus:
             "shuffle the documents before they are packed"
         )
     index = store.index
-    _log_notices(index.notices)
     return Corpus(
         name=config.path,
         content=store,
         characters=index.characters,
         chars=index.chars,
         sha256=index.sha256,
-        notice="; ".join(index.notices),
+        notice=_logged(index.notices),
         rules=store.rules,
     )
 
 
-def _log_notices(notices: Iterable[str]) -> None:
+def _logged(notices: tuple[str, ...]) -> str:
+    """The notices as one; logs each."""
     for notice in notices:
         _logger.warning("NOTICE: %s", notice)
+    return "; ".join(notices)
 
 
 def _flat(rules: ReadingRules) -> dict[str, Any]:

@@ -171,8 +171,8 @@ def _zstd(file: Any) -> Iterator[bytes]:
     return blocks_of(importlib.import_module(module).open(file))
 
 
-def _streams(make_decompressor: Callable[[], Any], file: Any) -> Iterator[bytes]:
-    """The bytes of all streams of a file, with NULs after each as padding.
+def _compressed_streams(make_decompressor: Callable[[], Any], file: Any) -> Iterator[bytes]:
+    """The bytes of all compressed streams of a file, of which NULs after each are padding.
 
     `bz2.BZ2File` and `lzma.LZMAFile` end at the first bytes that start no stream, without an error.
     """
@@ -181,11 +181,11 @@ def _streams(make_decompressor: Callable[[], Any], file: Any) -> Iterator[bytes]
         decompressor = make_decompressor()
         while not decompressor.eof:
             if decompressor.needs_input and not (data := data or file.read(_BLOCK)):
-                raise EOFError(f"stream {number} has no end")
+                raise EOFError(f"compressed stream {number} has no end")
             try:
                 block = decompressor.decompress(data, _BLOCK)
             except (OSError, lzma.LZMAError):
-                raise RuntimeError(f"stream {number} is not valid") from None
+                raise RuntimeError(f"compressed stream {number} is not valid") from None
             if block:
                 yield block
             data = b""
@@ -198,7 +198,7 @@ def _streams(make_decompressor: Callable[[], Any], file: Any) -> Iterator[bytes]
 # How the bytes of an open file are decompressed, by its suffix.
 _DECOMPRESSORS: dict[str, Callable[[Any], Iterator[bytes]]] = {
     ".gz": _gzip,
-    ".bz2": partial(_streams, bz2.BZ2Decompressor),
-    ".xz": partial(_streams, lzma.LZMADecompressor),
+    ".bz2": partial(_compressed_streams, bz2.BZ2Decompressor),
+    ".xz": partial(_compressed_streams, lzma.LZMADecompressor),
     ".zst": _zstd,
 }
