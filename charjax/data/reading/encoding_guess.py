@@ -56,7 +56,9 @@ def guess_encoding(data: bytes) -> str:
         return ""
     if likely := guess_utf16(data) or _guess_utf8(data) or _guess_latin(data):
         return likely
-    best = from_bytes(data.lstrip(_ASCII)).best()
+    sample = data.lstrip(_ASCII)
+    # The end of the bytes may part a character; the last newline does not.
+    best = from_bytes(sample).best() or from_bytes(sample[: sample.rfind(b"\n")]).best()
     return best.encoding.replace("_", "-") if best else ""
 
 

@@ -57,6 +57,13 @@ def test_encodings_of_several_bytes_a_character_are_named(encoding, text):
     assert f"config.data.encoding={encoding} " in message(text.encode(encoding), "ascii")
 
 
+@pytest.mark.parametrize("encoding", ["cp932", "gb18030"])
+@pytest.mark.parametrize("before", ["", "a"])
+def test_a_character_that_ends_in_the_next_block_does_not_hide_the_encoding(encoding, before):
+    text = before + f"{dict(WIDE)[encoding]}\n\n" * 200
+    assert f"encoding={encoding} " in message(text.encode(encoding))
+
+
 @given(st.binary(min_size=1, max_size=15))
 def test_the_encoding_of_a_short_text_is_not_guessed(data):
     """Four letters of Latin-1 may be two of UTF-16."""
