@@ -1,4 +1,4 @@
-"""The prompts of `charjax sample`: from a flag, a file, or standard input."""
+"""Texts from a file or standard input, such as the prompts of `charjax sample`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
         return [_prompt(args)]
     if args.prompt:
         raise InputError("--prompts: give it or --prompt, not both")
-    text = _read(args.prompts, "--prompts")
+    text = read_utf8(args.prompts, "--prompts")
     if not text:
         raise InputError(f"--prompts={args.prompts}: is empty; write a prompt in each line")
     return text.replace("\r\n", "\n").removesuffix("\n").split("\n")
@@ -34,19 +34,22 @@ def _prompt(args: argparse.Namespace) -> str:
     if not args.prompt_file:
         if hint := escape_hint(args.prompt):
             _logger.warning("--prompt: %s, or give --prompt_file=FILE (- is standard input)", hint)
-        prompt: str = args.prompt
-        return prompt
+        return str(args.prompt)
     if args.prompt:
         raise InputError("--prompt_file: give it or --prompt, not both")
-    return _read(args.prompt_file, "--prompt_file")
+    return read_utf8(args.prompt_file, "--prompt_file")
 
 
-def _read(file: Path, flag: str) -> str:
-    """The text of a file, or of standard input."""
+def read_utf8(file: Path, flag: str) -> str:
+    """The text of a file that a flag names, or of standard input for "-".
+
+    Raises:
+      InputError: it cannot be read as UTF-8.
+    """
     try:
         data: bytes = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{flag}={file}: not valid UTF-8 ({error})") from error
     except OSError as error:
-        raise InputError(f"{flag}={file}: {error.strerror}") from error
+        raise InputError(f"{flag}={file}: {error.strerror}; name a file") from error

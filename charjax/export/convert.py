@@ -27,6 +27,7 @@ from charjax.types import PyTree
 from charjax.workdir import Workdir
 
 SOURCES = {"torch": read_torch, "keras": read_keras}
+_SUFFIXES = {"torch": (".safetensors", ".pt", ".pth"), "keras": (".keras", ".h5")}
 _logger = logging.getLogger(__name__)
 
 
@@ -46,6 +47,9 @@ def convert(file: Path, source: str, vocabulary: Path, out: Path) -> None:
     workdir = Workdir(out)
     if out.exists() and (not out.is_dir() or {*out.iterdir()} - {lock_file(out)}):
         raise InputError(f"--out={out}: exists; name a new folder")
+    for other, suffixes in _SUFFIXES.items():
+        if other != source and file.suffix.lower() in suffixes:
+            raise InputError(f"{file}: has the name of a file of {other}; give --from={other}")
     digest = hashlib.sha256()
     with _named_errors(file):
         for part in weight_files(file):

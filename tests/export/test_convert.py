@@ -511,6 +511,19 @@ def test_a_keras_model_of_another_kind_is_refused(content, said, convert):
 
 
 @pytest.mark.parametrize(
+    ("name", "other"), [("m.keras", "torch"), ("m.weights.h5", "torch"), ("m.pt", "keras")]
+)
+def test_a_file_of_the_other_framework_is_refused_with_the_flag_that_it_needs(
+    name, other, tmp_path, capfd
+):
+    (tmp_path / name).write_bytes(h5())
+    flags = [f"--from={other}", f"--vocabulary={tmp_path / name}", f"--out={tmp_path / 'run'}"]
+    assert main(["convert", str(tmp_path / name), *flags]) == 2
+    (remedy,) = SOURCES.keys() - {other}
+    assert capfd.readouterr().err.endswith(f"; give --from={remedy}\n")
+
+
+@pytest.mark.parametrize(
     ("name", "content"),
     [
         ("m.weights.json", b'{"weight_map": {"/layers/gru/cell/vars": ["m_00000.weights.h5"]}}'),

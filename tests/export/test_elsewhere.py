@@ -18,11 +18,11 @@ import pytest
 from charjax.config import ModelConfig
 from charjax.export.api import export_model
 from charjax.inference.load import TrainedModel
+from tests.export.runners import STRICT
 from tests.export.tiny import CHARACTERS, dequantize_model, sampled, trained_like
 
 pytestmark = pytest.mark.slow
 
-FLAGS = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-Os")
 CORTEX_M4 = ("-mcpu=cortex-m4", "-mthumb", "-mfloat-abi=hard", "-mfpu=fpv4-sp-d16")
 
 
@@ -135,7 +135,7 @@ def test_a_cortex_m4_writes_the_text(tmp_path, caplog):
     caplog.set_level(logging.INFO, "charjax")
     trained = trained_like(ModelConfig(cell="gru", hidden=128, embed=64), text=CHARACTERS)
     export_model(trained, tmp_path / "model.c", format="c")
-    compiler = ["arm-none-eabi-gcc", *FLAGS, *CORTEX_M4]
+    compiler = ["arm-none-eabi-gcc", *STRICT, *CORTEX_M4]
     run([*compiler, "-c", "model.c", "-o", "model.o"], tmp_path)
     sizes = run(["arm-none-eabi-size", "model.o"], tmp_path).splitlines()[1].split()[:3]
     startup = str(Path(__file__).with_name("cortex_m4.c"))

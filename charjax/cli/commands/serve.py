@@ -15,6 +15,7 @@ from charjax.cli.arguments import (
     from_flags,
     load_model,
 )
+from charjax.cli.prompts import read_utf8
 from charjax.errors import InputError
 from charjax.serve.limits import RequestLimits
 
@@ -127,12 +128,7 @@ def _read_key(args: argparse.Namespace) -> str:
     """
     source, key = _KEY_VARIABLE, os.environ.get(_KEY_VARIABLE, "").strip()
     if args.key_file:
-        source = f"--key_file={args.key_file}"
-        try:
-            key = args.key_file.read_text("utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not valid UTF-8"
-            raise InputError(f"{source}: {reason}") from None
+        source, key = f"--key_file={args.key_file}", read_utf8(args.key_file, "--key_file").strip()
     elif not key:
         return ""
     if not re.fullmatch(r"[!-~]+", key):  # clients encode other characters in different ways
