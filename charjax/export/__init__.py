@@ -1,1 +1,1 @@
-"""Export of trained models to formats that run without charjax; conversion from torch and Keras."""
+"""Export of trained models to formats that run without charjax."""

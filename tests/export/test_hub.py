@@ -13,7 +13,7 @@ import pytest
 from charjax.cli.main import main
 from charjax.errors import CheckpointError, InputError
 from charjax.export.api import FORMATS, export_model, round_to_bfloat16
-from charjax.export.convert import convert
+from charjax.export.conversion.convert import convert
 from charjax.export.hub import hub_files
 from charjax.export.weights import named_weights
 from charjax.inference.load import load_trained

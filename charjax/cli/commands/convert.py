@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Writes the run's folder, to sample, score or export, or to train from with `--init_from`."""
-    from charjax.export.convert import convert
+    from charjax.export.conversion.convert import convert
     from charjax.runtime.sharding import all_devices
 
     all_devices()  # so that a platform without a device is an error of one line

@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 
 from charjax.errors import InputError
-from charjax.export.foreign import ForeignLayer
-from charjax.export.from_arrays import (
+from charjax.export.conversion.arrays import (
     ConvertedModel,
     as_input_errors,
     cell_of,
     model_of,
     split_layers,
 )
+from charjax.export.conversion.keras_layers import check_layers
+from charjax.export.foreign import ForeignLayer
 from charjax.export.keras import GATES
-from charjax.export.keras_layers import check_layers
 from charjax.export.weights import import_extra
 from charjax.runtime.files import read_linked
 from charjax.runtime.safetensors import Arrays, float32_weights

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from charjax.errors import InputError
-from charjax.export.foreign import ForeignLayer
-from charjax.export.from_arrays import (
+from charjax.export.conversion.arrays import (
     ConvertedModel,
     as_input_errors,
     model_of,
     split_layers,
 )
+from charjax.export.foreign import ForeignLayer
 from charjax.export.torch import GATES
 from charjax.inference.hub import MAX_JSON_BYTES, json_object
 from charjax.runtime.files import read_linked

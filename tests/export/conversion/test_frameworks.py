@@ -173,7 +173,7 @@ def test_the_gru_tutorial_is_trained_there_and_trained_on_here(embed, hidden, st
 
     # And trained on.
     (tmp_path / "long.txt").write_text(text)
-    config = Path(__file__).parents[2] / "configs" / "quickstart.py"
+    config = Path(__file__).parents[3] / "configs" / "quickstart.py"
     flags = [
         *(f"--config={config}", f"--init_from={tmp_path}/m.weights.h5.run"),
         *(f"--workdir={tmp_path}/on", f"--config.data.path={tmp_path}/long.txt"),

@@ -19,11 +19,11 @@ from charjax.cli.main import main
 from charjax.data.vocab import Vocab
 from charjax.errors import HostError, InputError
 from charjax.export.api import export_model
-from charjax.export.convert import SOURCES
+from charjax.export.conversion.arrays import in_order, with_order
+from charjax.export.conversion.convert import SOURCES
+from charjax.export.conversion.torch import _to_numpy
+from charjax.export.conversion.vocabulary import read_vocabulary
 from charjax.export.foreign import ForeignLayer, layer_parameters
-from charjax.export.from_arrays import in_order, with_order
-from charjax.export.from_torch import _to_numpy
-from charjax.export.vocabulary import read_vocabulary
 from charjax.export.weights import named_weights
 from charjax.runtime.safetensors import safetensors_file
 from tests.export.tiny import MODELS, any_model, trained_like

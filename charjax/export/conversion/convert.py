@@ -16,10 +16,10 @@ from charjax.config import Config, DataConfig, ModelConfig, TrainConfig
 from charjax.data.reading.rules import ReadingRules
 from charjax.data.vocab import Vocab
 from charjax.errors import HostError, InputError
-from charjax.export.from_arrays import ConvertedModel, with_order
-from charjax.export.from_keras import read_keras
-from charjax.export.from_torch import read_torch, weight_files
-from charjax.export.vocabulary import read_vocabulary
+from charjax.export.conversion.arrays import ConvertedModel, with_order
+from charjax.export.conversion.keras import read_keras
+from charjax.export.conversion.torch import read_torch, weight_files
+from charjax.export.conversion.vocabulary import read_vocabulary
 from charjax.model.network import parameter_count
 from charjax.runtime.files import read_linked
 from charjax.runtime.folder_lock import lock_file

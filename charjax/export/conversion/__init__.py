@@ -1,0 +1,1 @@
+"""Conversion of models of torch and Keras to runs of charjax."""
