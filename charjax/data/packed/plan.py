@@ -16,9 +16,9 @@ from charjax.data.sources.file_search import TextFiles, check_no_pipe
 from charjax.data.sources.files import (
     is_compressed,
     open_binary,
-    read_file,
     read_range,
     text_paths,
+    texts_in_file,
 )
 from charjax.data.sources.raw_text import BYTE_ORDER_MARKS, RawText
 from charjax.data.sources.read_errors import reading_errors
@@ -76,7 +76,7 @@ class Plan(NamedTuple):
         if segment.end:
             files = iter([read_range(path, _OPTION, segment.begin, segment.end)])
         else:
-            files = read_file(path, _OPTION)
+            files = texts_in_file(path, _OPTION)
         if not self.field:
             return files
         return (text for file in files for text in records.json_lines(file, self.field))

@@ -77,7 +77,7 @@ def read_files(files: TextFiles, option: str, *, are_utf8: bool) -> Iterator[Raw
       HostError: a file cannot be read.
     """
     for path in text_paths(files, option, are_utf8=are_utf8):
-        yield from read_file(path, option)
+        yield from texts_in_file(path, option)
 
 
 def text_paths(files: TextFiles, option: str, *, are_utf8: bool) -> Iterator[str]:
@@ -88,7 +88,7 @@ def text_paths(files: TextFiles, option: str, *, are_utf8: bool) -> Iterator[str
     binary = []
     may_be_binary = are_utf8 and files.from_search
     for path in files.paths:
-        if may_be_binary and all(_is_binary(text.blocks) for text in read_file(path, option)):
+        if may_be_binary and all(_is_binary(text.blocks) for text in texts_in_file(path, option)):
             binary.append(path)
         else:
             yield path
@@ -97,7 +97,7 @@ def text_paths(files: TextFiles, option: str, *, are_utf8: bool) -> Iterator[str
         _logger.info("left out %s: %s", found, listed(binary, most=3))
 
 
-def read_file(path: str, option: str) -> Iterator[RawText]:
+def texts_in_file(path: str, option: str) -> Iterator[RawText]:
     """The texts in a file: one, or the members of a zip archive; the errors of `read_files`."""
     if path.lower().endswith(".zip"):
         for member in _zip_members(path, option):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from charjax.data.sources.download import fetch
-from charjax.data.sources.files import read_file
+from charjax.data.sources.files import texts_in_file
 from charjax.data.sources.raw_text import RawText
 from charjax.data.sources.transfer import RemoteFile
 from charjax.errors import HostError, InputError
@@ -199,7 +199,7 @@ def _find(source: Source) -> Path | None:
 
 def _read(path: Path, source: Source) -> RawText:
     try:
-        texts = read_file(str(path), "config.data.corpus")
+        texts = texts_in_file(str(path), "config.data.corpus")
         data = b"".join(block for text in texts for block in text.blocks)
     except InputError as error:
         raise HostError(f"{error}; or delete the file") from error

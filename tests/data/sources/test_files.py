@@ -12,7 +12,7 @@ import pytest
 from backports import zstd
 
 from charjax.data.sources.file_search import RUN_FILES, find_files
-from charjax.data.sources.files import read_file, read_files
+from charjax.data.sources.files import read_files, texts_in_file
 from charjax.errors import InputError
 from charjax.workdir import Workdir
 
@@ -142,5 +142,5 @@ def test_of_two_members_of_one_name_the_newer_one_is_read_once(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         for content in ("old", "new"):
             archive.writestr("a.txt", content)
-    texts = [(text.origin, b"".join(text.blocks)) for text in read_file(str(path), "--file")]
+    texts = [(text.origin, b"".join(text.blocks)) for text in texts_in_file(str(path), "--file")]
     assert texts == [(f"{path}/a.txt", b"new")]
