@@ -102,12 +102,8 @@ def _value(flag: str, text: str, wanted: Any) -> Any:
 
     from charjax.schema import name_of_type
 
-    parsers: dict[Any, Any] = {
-        int: flags.IntegerParser().parse,
-        float: flags.FloatParser().parse,
-        bool: flags.BooleanParser().parse,
-        str: str,
-    }
+    parse_int, parse_bool = flags.IntegerParser().parse, flags.BooleanParser().parse
+    parsers: dict[Any, Any] = {int: parse_int, bool: parse_bool, float: float, str: str}
     try:
         return parsers.get(wanted, _tuple)(text)
     except (ValueError, SyntaxError, TypeError):

@@ -110,7 +110,11 @@ def loss_picture(history: StatusHistory, title: str) -> str:
     ]
     for i in range(5):
         loss, step = low + (high - low) * i / 4, first + (last - first) * i // 4
-        parts.append(_grid_line(y(loss)) + _label(_LEFT - 6, y(loss) + 4, f"{loss:.2f}", "end"))
+        parts.append(
+            f'<line x1="{_LEFT}" x2="{_RIGHT}" y1="{y(loss):.1f}" y2="{y(loss):.1f}" '
+            'stroke="currentColor" stroke-width="0.5" opacity="0.3"/>'
+        )
+        parts.append(_label(_LEFT - 6, y(loss) + 4, f"{loss:.2f}", "end"))
         anchor = ("start", "middle", "middle", "middle", "end")[i]
         parts.append(_label(x(step), _BOTTOM + 18, f"{step:,}", anchor))
     for i, (label, color, points) in enumerate(curves):
@@ -119,13 +123,6 @@ def loss_picture(history: StatusHistory, title: str) -> str:
             parts.append(f'<polyline points="{path}" stroke="{color}"/>')
             parts.append(_label(_RIGHT - 8, _TOP + 16 * (i + 1), label, "end", color))
     return "".join([*parts, "</svg>"])
-
-
-def _grid_line(y: float) -> str:
-    return (
-        f'<line x1="{_LEFT}" x2="{_RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="currentColor" '
-        'stroke-width="0.5" opacity="0.3"/>'
-    )
 
 
 def _label(x: float, y: float, text: str, anchor: str, color: str = "currentColor") -> str:
