@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from charjax.data.reading.encoding_guess import guess_encoding, guess_utf16
+from charjax.data.reading.encoding_guess import guess_encoding, guess_utf8, guess_utf16
 from charjax.data.sources.raw_text import BYTE_ORDER_MARKS, RawText
 from charjax.errors import InputError
 
@@ -53,6 +53,12 @@ def decode(file: RawText, encoding: str, prefix: str) -> Iterator[str]:
         head += block
     name = encoding if file.offset else _actual_encoding(file.origin, head, encoding)
     decoder = _make_decoder(file.origin, name, prefix)
+    is_other = not (file.offset or codecs.lookup(name).name.startswith("utf"))
+    if is_other and not head.isascii() and guess_utf8(head):
+        _logger.warning(
+            f"NOTICE: {file.origin}: is read as {name}, but its bytes are UTF-8; set "
+            f"{prefix}encoding=utf-8"
+        )
     num_bytes = file.offset
     for block in itertools.chain([head], blocks, [b""]):
         num_bytes += len(block)

@@ -54,7 +54,7 @@ def guess_encoding(data: bytes) -> str:
 
     if len(data) < _MIN_BYTES:
         return ""
-    if likely := guess_utf16(data) or _guess_utf8(data) or _guess_latin(data):
+    if likely := guess_utf16(data) or guess_utf8(data) or _guess_latin(data):
         return likely
     sample = data.lstrip(_ASCII)
     # The end of the bytes may part a character; the last newline does not.
@@ -70,7 +70,7 @@ def guess_utf16(data: bytes) -> str:
     return "utf-16-be" if even else "utf-16-le"
 
 
-def _guess_utf8(data: bytes) -> str:
+def guess_utf8(data: bytes) -> str:
     """UTF-8 if nearly all bytes beyond ASCII are; else ""."""
     others = len(data) - len(data.decode("utf-8", "ignore").encode())
     return "utf-8" if others <= (1 - _MIN_FIT) * len(data.translate(None, _ASCII)) else ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -77,6 +79,16 @@ def test_a_text_in_utf8_but_for_a_byte_is_to_be_corrected(text):
     for wrong in (data + b"\xe4" + data, data + "ö".encode()[:1]):  # the latter is cut off
         assert "the text around it is utf-8: correct the file" in message(wrong)
     assert "encoding=utf-8 " in message(data, "ascii")
+
+
+@pytest.mark.parametrize(("encoding", "text"), CASES)
+def test_a_text_in_utf8_that_is_read_as_another_is_noticed(encoding, text, caplog):
+    for data, notices in ((text.encode(), 1), (text.encode(encoding), 0)):
+        caplog.clear()
+        with contextlib.suppress(InputError):  # not every byte is a character of each encoding
+            "".join(decode(RawText("a.txt", [data]), encoding, CONFIG_PREFIX))
+        assert len(caplog.messages) == notices
+        assert all("a.txt: is read as" in text for text in caplog.messages)
 
 
 @pytest.mark.parametrize("encoding", ["utf8", "utf-16-le", "UTF_16_BE", "windows-1252"])
