@@ -1,4 +1,4 @@
-"""How far a task has come, as displays show it: numbers of a training run, their history, times."""
+"""The progress of a task, as displays show it: numbers of a training run, their history, times."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compilation ahead: evaluation and sampling are compiled while the first step is."""
+"""Ahead-of-time compilation: evaluation and sampling are compiled while the first step is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether training steps slice their batches from token ids in the memory of the devices."""
+"""Token ids in device memory, where training steps can slice their batches from them."""
 
 from __future__ import annotations
 

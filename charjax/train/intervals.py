@@ -1,4 +1,4 @@
-"""At which steps a run logs, evaluates, samples, saves and ends."""
+"""The schedule of a run: at which steps it logs, evaluates, samples, saves and ends."""
 
 from __future__ import annotations
 

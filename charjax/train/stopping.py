@@ -1,4 +1,4 @@
-"""When a run stops: a signal, the time limit, the last step, or no better validation loss."""
+"""Stopping criteria: a signal, the time limit, the last step, no better validation loss."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """One CTA of a persistent kernel: its rows and units, and the barriers at which CTAs meet.
 
-What CTAs exchange at a time step
-goes through global memory (in practice the L2 cache), behind a barrier over the grid: a
-semaphore on which every CTA releases an increment and which every CTA acquires. So all CTAs must
-be resident at once, and no other kernel may occupy their SMs while it waits for anything.
+What CTAs exchange at a time step goes through global memory (in practice the L2 cache), behind a
+barrier over the grid: a semaphore on which every CTA releases an increment and which every CTA
+acquires. So all CTAs must be resident at once, and no other kernel may occupy their SMs while it
+waits for anything.
 
 A launch may have several batch groups. Each has a grid of its own, which is what the grid means
 here, and other batch rows; nothing goes from one group to another. A batch group may have several
