@@ -1,4 +1,4 @@
-"""Training batches that a thread makes before they are asked for."""
+"""Prefetching: a thread makes training batches before they are asked for."""
 
 from __future__ import annotations
 

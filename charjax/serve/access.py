@@ -1,4 +1,4 @@
-"""Who may ask: the key and the Host header, checked before a request is read.
+"""Access control: the key and the Host header are checked before a request is read.
 
 A web page of another origin reaches no model. The server reads JSON alone, which a browser sends to
 another origin only if that allows it (CORS). A page whose domain resolves to this machine (DNS

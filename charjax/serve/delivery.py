@@ -1,4 +1,4 @@
-"""How the pieces of texts get to a client: as a stream of events, or as one answer."""
+"""Server-sent events: pieces of texts go to a client as a stream, or as one answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a server accepts at most."""
+"""The limits of requests: what a server accepts at most."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts of any requests as rows of one batch."""
+"""Continuous batching: the texts of any requests are rows of one batch."""
 
 from __future__ import annotations
 

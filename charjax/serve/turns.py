@@ -1,4 +1,4 @@
-"""Jobs that take turns, where texts would depend on what else is in their batch."""
+"""Time slicing: jobs take turns where texts would depend on what else is in their batch."""
 
 from __future__ import annotations
 

@@ -205,7 +205,7 @@ def _write_index(store: ts.KvStore, out: str, plan: Plan) -> Index | None:
         shards.append(Shard(text.tokens, text.documents, text.chars, digest))
     chars = sum(shard.chars for shard in shards)
     if not chars:
-        raise InputError(f"--out={out}: the text is empty; give one with characters in it")
+        raise InputError(f"--out={out}: the text is empty; delete {out}, and pack one that is not")
     documents = plan.reading.documents
     if documents.mode == "delimiter" and not any(text.has_delimiter for text in texts):
         missing = missing_delimiter(documents.delimiter, FLAG_PREFIX, "any of the files")

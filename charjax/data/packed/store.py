@@ -1,4 +1,4 @@
-"""A packed text: a folder of zarr arrays of tokens, read through TensorStore as if it were one.
+"""A packed text: a folder of zarr arrays of tokens, read through TensorStore as one array.
 
 `charjax.data.packed.pack` writes it. A shard is the part of the text that one process packs at a
 time: its tokens, its documents' starts, and a record with its alphabet and their digests.

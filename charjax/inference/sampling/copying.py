@@ -1,4 +1,4 @@
-"""No passage of more than N characters copied from the training text.
+"""N-gram blocking: no passage of more than N characters is copied from the training text.
 
 At every step the tokens are forbidden that would complete a passage of N + 1 characters of the
 text. A hash table has them for each passage of N characters: the loop hashes the last N characters

@@ -1,4 +1,4 @@
-"""A running batch of samples that start and end at different times."""
+"""Continuous batching: samples start and end at different times in the rows of one batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the controls of a text mean for a model: the tokens that its characters are."""
+"""Token constraints: the characters of a text's controls as tokens of a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Samples as texts: each is decoded as its tokens arrive, up to where it ends."""
+"""Streaming detokenization: a sample is decoded as its tokens arrive, up to where it ends."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What a CTA does with the rows of a batch tile: the largest of each, look-ups, transposed blocks.
+"""Argmax, gather, and transposed loads and stores of the rows of a batch tile.
 
-Pallas has no gather, no argmax and no transposed store for Mosaic GPU. The numbers of a row are in
+Pallas has none of these for Mosaic GPU. The numbers of a row are in
 the registers of four threads of a warp, so that a reduction over a row is two shuffles, and every
 thread can load and store its own numbers anywhere.
 """
