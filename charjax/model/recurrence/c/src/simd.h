@@ -30,17 +30,26 @@ INLINE long max(long a, long b) { return a > b ? a : b; }
 
 INLINE Vector broadcast(float x) { return x - (Vector){0}; }
 
-/* `count` numbers in the first lanes, zeros in the others. */
+/* `count` numbers in the first lanes, zeros in the others. AVX-512 has masks for that: a call of memcpy,
+ * even if it is never executed, keeps the vectors around it out of registers. */
 INLINE Vector load(const float *from, long count) {
   Vector x = {0};
-  if (count == LANES) memcpy(&x, from, sizeof x); /* one instruction, not a call */
+  if (count == LANES) memcpy(&x, from, sizeof x); /* one instruction */
+#ifdef __AVX512F__
+  else x = (Vector)_mm512_maskz_loadu_ps((1 << count) - 1, from);
+#else
   else memcpy(&x, from, count * sizeof(float));
+#endif
   return x;
 }
 
 INLINE void store(float *to, Vector x, long count) {
   if (count == LANES) memcpy(to, &x, sizeof x);
+#ifdef __AVX512F__
+  else _mm512_mask_storeu_ps(to, (1 << count) - 1, (__m512)x);
+#else
   else memcpy(to, &x, count * sizeof(float));
+#endif
 }
 
 /* Transposes a LANES by LANES matrix, each row of which is a vector. */
@@ -70,19 +79,40 @@ INLINE void transpose(Vector square[LANES]) {
 
 /* `yes` in lanes where the mask is all ones, `no` where it is 0. */
 INLINE Vector select_lanes(IntVector mask, Vector yes, Vector no) {
+#ifdef __AVX512F__ /* a comparison and a blend; the compiler would take one instruction more */
+  const __mmask16 lanes = _mm512_movepi32_mask((__m512i)mask);
+  return (Vector)_mm512_mask_blend_ps(lanes, (__m512)no, (__m512)yes);
+#else
   return (Vector)((mask & (IntVector)yes) | (~mask & (IntVector)no));
+#endif
+}
+
+/* `x` limited to [low, high]; NaN stays NaN. */
+INLINE Vector clamp(Vector x, float low, float high) {
+#ifdef __AVX512F__ /* where an operand is NaN, the result is the second one */
+  const __m512 at_least = _mm512_max_ps((__m512)broadcast(low), (__m512)x);
+  return (Vector)_mm512_min_ps((__m512)broadcast(high), at_least);
+#else
+  return select_lanes(x < low, broadcast(low), select_lanes(x > high, broadcast(high), x));
+#endif
+}
+
+/* p * 2^n, for whole n whose result is a normal number; NaN where p is. */
+INLINE Vector scale(Vector p, Vector n) {
+#ifdef __AVX512F__
+  return (Vector)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+  const IntVector exponent = __builtin_convertvector(n, IntVector) << 23;
+  return select_lanes(p == p, (Vector)((IntVector)p + exponent), p);
+#endif
 }
 
 /* exp(x), to 1 or 2 units in the last place; NaN stays NaN. Range reduction and polynomial of
  * Cephes' expf: exp(x) = 2^n exp(r), |r| <= log(2) / 2. */
 INLINE Vector vec_exp(Vector x) {
-  const Vector low = broadcast(-87.33654f), high = broadcast(88.37626f);
-  const IntVector is_not_nan = x == x;
-  const Vector argument = x;
-  x = select_lanes(x < low, low, select_lanes(x > high, high, x));
   const Vector shift = broadcast(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
-  const Vector shifted = x * 1.44269504f + shift;
-  const Vector n = shifted - shift;
+  x = clamp(x, -87.33654f, 88.37626f);
+  const Vector n = x * 1.44269504f + shift - shift;
   const Vector r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
   Vector p = broadcast(1.9875691500e-4f);
   p = p * r + 1.3981999507e-3f;
@@ -90,9 +120,7 @@ INLINE Vector vec_exp(Vector x) {
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.0f;
-  const IntVector exponent = ((IntVector)shifted - (IntVector)shift) << 23;
-  return select_lanes(is_not_nan, (Vector)((IntVector)p + exponent), argument);
+  return scale(p * (r * r) + r + 1.0f, n);
 }
 
 INLINE Vector vec_sigmoid(Vector x) { return 1.0f / (1.0f + vec_exp(-x)); }
