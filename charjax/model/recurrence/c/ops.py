@@ -26,7 +26,7 @@ from charjax.model.recurrence.c.build import Library, Unavailable
 
 # A result whose carry is feature-major, as the library has it.
 _Result: TypeAlias = tuple[Outputs, tuple[Float[Array, "hidden batch"], ...]]
-# Numbers of the compute dtype at every position, in tiles: see src/sequence.h.
+# Operands of matmuls at every position, in tiles: see src/sequence.h.
 _Tiles: TypeAlias = Float[Array, "_ _ _ _"]  # [time, panels, features, vector width]
 # Shapes and dtypes of a call's results.
 _Shapes: TypeAlias = list[jax.ShapeDtypeStruct]
@@ -86,17 +86,19 @@ def _forward(static: _Static, operands: Operands) -> tuple[_Result, _Residuals]:
 
 
 def _backward(static: _Static, res: _Residuals, grads: _Result) -> tuple[Operands]:
-    d_hgates, d_candidate, d_bias, d_carry = _call_backward(static, res, grads)
-    inputs = res.operands.inputs
-    d_kernel, d_table = _weight_grad(static, res.previous, d_hgates, inputs)
-    if inputs.tokens is not None:
-        d_hgates = d_table
-        if d_candidate is not None:
-            # Without rows, so that only the table's gradient is computed.
-            no_rows = res.previous[:, :, :0]
-            _, d_candidate = _weight_grad(static, no_rows, d_candidate, inputs)
-    d_inputs = inputs.cotangent(d_hgates, d_candidate)
-    return (Operands(d_inputs, Weights(d_kernel, d_bias), d_carry),)
+    d = _call_backward(static, res, grads)
+    inputs, hidden = res.operands.inputs, len(res.outputs)
+    d_kernel, d_table = _weight_grad(static, res.previous, d.hgates, inputs)
+    d_kernel = _drop_padding(d_kernel[:hidden], hidden, axis=1)
+    d_igates, d_candidate = d.igates, None
+    if d_table is not None:
+        d_igates = _drop_padding(d_table, hidden, axis=0)
+    if d.candidate is not None:
+        # Without rows, so that only the table's gradient is computed.
+        no_rows = res.previous[:, :, :0]
+        d_candidate = _weight_grad(static, no_rows, d.candidate, inputs)[1][:hidden]
+    d_inputs = inputs.cotangent(d_igates, d_candidate)
+    return (Operands(d_inputs, Weights(d_kernel, d.bias), d.carry),)
 
 
 _run.defvjp(_forward, _backward)
@@ -112,61 +114,74 @@ def _call_forward(
     library, cell = static.library, static.cell
     shapes = [_shape(hidden, time, batch)] + [_shape(hidden, batch)] * len(initial)
     if save:
-        shapes.append(_tiles(static, hidden, time, batch))
+        shapes.append(_tiles(static, _even(hidden), time, batch))
         shapes.append(_shape(time, build.RESIDUALS[cell] * hidden, library.padded(batch)))
     arguments, sizes = (weights, inputs, initial, keep), (cell, hidden, batch, vocab)
     outputs, *rest = _call(static, build.FORWARD, shapes, arguments, sizes, cell=cell)
     return (outputs, tuple(rest[: len(initial)])), rest[len(initial) :]
 
 
-def _call_backward(
-    static: _Static, res: _Residuals, grads: _Result
-) -> tuple[Array, Array | None, Array | None, tuple[Array, ...]]:
-    """Gradients of the hidden gates, the candidate's input gate, the bias, the initial carry.
+class _Gradients(NamedTuple):
+    """What the backward loop computes."""
 
-    With a table the first two are in tiles, else [features, time, batch].
-    """
+    hgates: _Tiles  # of the hidden gates
+    igates: Float[Array, "gates time batch"] | None  # of the input gates; None with a table
+    candidate: _Tiles | None  # of the candidate's input gate, of a cell with `reset_after`
+    bias: Float[Array, " hidden"] | None
+    carry: tuple[Array, ...]  # of the initial carry
+
+
+def _call_backward(static: _Static, res: _Residuals, grads: _Result) -> _Gradients:
     inputs, weights, initial, keep = res.operands
     d_outputs, d_last = grads
     hidden, time, batch = d_outputs.shape
-    library, cell = static.library, static.cell
-    gates, reset_after = CELLS[cell].gates, CELLS[cell].reset_after
-    sequence = partial(_sequence if inputs.tokens is None else _tiles, static)
-    shapes = [sequence(gates * hidden, time, batch)]
+    gates, reset_after = CELLS[static.cell].gates, CELLS[static.cell].reset_after
+    shapes = {"hgates": _tiles(static, gates * _even(hidden), time, batch)}
+    if inputs.tokens is None:
+        shapes["igates"] = _shape(gates * hidden, time, batch, dtype=static.dtype)
+    elif reset_after:
+        shapes["candidate"] = _tiles(static, _even(hidden), time, batch)
     if reset_after:
-        shapes.append(sequence(hidden, time, batch))
-        shapes.append(_shape(hidden, library.padded(batch)))
-    shapes += [_shape(hidden, batch)] * len(d_last)
+        shapes["bias"] = _shape(hidden, static.library.padded(batch))
+    carry = [_shape(hidden, batch)] * len(d_last)
     arguments = res.outputs, weights.kernel, initial, res.cell, d_outputs, d_last, keep
-    sizes = cell, hidden, batch
-    d_hgates, *rest = _call(static, build.BACKWARD, shapes, arguments, sizes, cell=cell)
-    if not reset_after:
-        return d_hgates, None, None, tuple(rest)
-    d_candidate, d_bias, *d_carry = rest
-    return d_hgates, d_candidate, jnp.sum(d_bias, axis=1), tuple(d_carry)
+    sizes, attributes = (static.cell, hidden, batch), {"cell": static.cell}
+    all_shapes = [*shapes.values(), *carry]
+    results = _call(static, build.BACKWARD, all_shapes, arguments, sizes, **attributes)
+    found = dict(zip(shapes, results, strict=False))
+    d_bias = jnp.sum(found["bias"], axis=1) if reset_after else None
+    igates, candidate = found.get("igates"), found.get("candidate")
+    return _Gradients(found["hgates"], igates, candidate, d_bias, tuple(results[len(shapes) :]))
 
 
 def _weight_grad(
-    static: _Static,
-    previous: _Tiles,
-    d_hgates: Float[Array, "_ _ _"] | _Tiles,
-    inputs: Inputs,
-) -> tuple[Float[Array, "hidden gates"], Any]:
-    """`previous @ d_hgates.T` over all positions; with a table, the sums of `d_hgates` by token."""
-    time, panels, hidden, width = previous.shape
-    gates, padded = d_hgates.shape[0 if d_hgates.ndim == 3 else 2], static.library.padded
-    shapes, arguments = [_shape(hidden, gates)], (previous, d_hgates, inputs.tokens)
+    static: _Static, previous: _Tiles, grads: _Tiles, inputs: Inputs
+) -> tuple[Float[Array, "padded_hidden padded_gates"], Any]:
+    """`previous @ grads.T` over all positions; with a table, the sums of `grads` by token."""
+    (time, panels, rows, width), columns = previous.shape, grads.shape[2]
+    padded = static.library.padded(columns)
+    shapes, arguments = [_shape(rows, columns)], (previous, grads, inputs.tokens)
     if inputs.tokens is not None:
-        shapes.append(_shape(padded(gates) // width, inputs.igates.shape[1], width))
-    sizes = hidden, time * panels
+        shapes.append(_shape(padded // width, inputs.igates.shape[1], width))
+    sizes = rows, time * panels
     d_kernel, *by_token = _call(static, build.WEIGHT_GRADIENT, shapes, arguments, sizes)
     if inputs.tokens is None:
         return d_kernel, None
-    return d_kernel, by_token[0].swapaxes(1, 2).reshape(padded(gates), -1)[:gates]
+    return d_kernel, by_token[0].swapaxes(1, 2).reshape(padded, -1)[:columns]
 
 
-def _sequence(static: _Static, features: int, time: int, batch: int) -> jax.ShapeDtypeStruct:
-    return _shape(features, time, batch, dtype=static.dtype)
+def _even(features: int) -> int:
+    """Features of a tile: numbers are padded to pairs, as bfloat16 is multiplied."""
+    return features + features % 2
+
+
+def _drop_padding(x: Array, hidden: int, axis: int) -> Array:
+    """The features of an axis, without what pads those of each gate to an even number."""
+    if hidden == _even(hidden):
+        return x
+    by_gate = jnp.stack(jnp.split(x, x.shape[axis] // _even(hidden), axis), axis)
+    kept = jax.lax.slice_in_dim(by_gate, 0, hidden, axis=axis + 1)
+    return kept.reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
 
 
 def _tiles(static: _Static, features: int, time: int, batch: int) -> jax.ShapeDtypeStruct:

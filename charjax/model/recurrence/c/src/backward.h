@@ -17,7 +17,8 @@ typedef struct Backward {
   const float *outputs, *residuals; /* of the forward pass */
   const float *d_outputs;           /* [hidden, time, batch] */
   float *d_last[2];                 /* of the last carry */
-  Sequence d_hgates, d_candidate;
+  Sequence d_candidate;             /* with a table; d_hgates are the layer's states */
+  Number *d_igates;                 /* [gates, time, batch]; NULL with a table */
   float *d_bias;                    /* [hidden, state_panels * LANES]: to be summed over lanes */
   float *d_carry[2];                /* of the initial carry */
 } Backward;
@@ -80,14 +81,30 @@ INLINE State load_before(Cell cell, const Backward *b, long unit, Position p) {
 INLINE void store_grads(Cell cell, const Backward *b, long unit, Position p, const CellGrads *d) {
   const Layer *l = &b->layer;
   const int gates = CELLS[cell].gates;
+  float *d_hgates = state_panel_at(l, p.t, p.panel);
   store_carry(cell, l, unit, p, reset(l, p, d->before));
-  for (int gate = 0; gate < gates; gate++)
-    store_feature(&b->d_hgates, gate * l->hidden + unit, p.t, p.panel, d->hgates[gate]);
+  for (int gate = 0; gate < gates; gate++) {
+    const bool is_candidate = CELLS[cell].reset_after && gate == gates - 1;
+    store_row(d_hgates, gate_start(l, gate) + unit, d->hgates[gate]);
+    if (b->d_igates != NULL)
+      store_rounded(b->d_igates + sequence_index(l, gate * l->hidden + unit, p),
+                    is_candidate ? d->candidate : d->hgates[gate], p.count);
+  }
   if (CELLS[cell].reset_after) {
-    store_feature(&b->d_candidate, unit, p.t, p.panel, d->candidate);
     float *d_bias = b->d_bias + lane_index(l, unit, p);
     store(d_bias, load(d_bias, LANES) + d->hgates[gates - 1], LANES);
+    if (b->d_igates == NULL)
+      store_row(tile_at(&b->d_candidate, p.t, p.panel), unit, d->candidate);
   }
+}
+
+/* Pads the gates' gradients of `units` units at step p. */
+INLINE void pad_grads(Cell cell, const Backward *b, long units, Position p) {
+  const Layer *l = &b->layer;
+  for (int gate = 0; gate < CELLS[cell].gates; gate++)
+    pad_rows(state_panel_at(l, p.t, p.panel), gate_start(l, gate) + units);
+  if (CELLS[cell].reset_after && b->d_igates == NULL)
+    pad_rows(tile_at(&b->d_candidate, p.t, p.panel), units);
 }
 
 INLINE void backward_matmul(const Layer *l, const float *weights, const float *states,
@@ -102,13 +119,12 @@ INLINE void backward_matmul(const Layer *l, const float *weights, const float *s
 INLINE void backward_step(Cell cell, const Backward *b, long weight_panel, long step, Position p) {
   const Layer *l = &b->layer;
   const Range units = block_range(weight_panel, l->units, l->hidden);
-  Vector tile[MR], d_hgates[MAX_GATES][MR];
+  Vector tile[MR];
   if (step > 0)
-    backward_matmul(l, weight_panel_at(l, weight_panel), state_panel_at(l, step, p.panel), tile);
+    backward_matmul(l, weight_panel_at(l, weight_panel), state_panel_at(l, p.t + 1, p.panel), tile);
   for (long unit = units.first; unit < units.end; unit++) {
-    const long i = unit - units.first;
     State d_after = load_carry(cell, l, unit, p);
-    if (step > 0) d_after.h += reset(l, shifted(p, 1), (State){.h = tile[i]}).h;
+    if (step > 0) d_after.h += reset(l, shifted(p, 1), (State){.h = tile[unit - units.first]}).h;
     if (p.t < 0) {
       store_rows(cell, l, b->d_carry, unit, p, d_after);
       continue;
@@ -119,12 +135,8 @@ INLINE void backward_step(Cell cell, const Backward *b, long weight_panel, long 
         reset(l, p, load_before(cell, b, unit, p)),
         load(b->outputs + sequence_index(l, unit, p), p.count), d_after);
     store_grads(cell, b, unit, p, &d);
-    for (int gate = 0; gate < CELLS[cell].gates; gate++) d_hgates[gate][i] = d.hgates[gate];
   }
-  if (p.t < 0) return;
-  for (int gate = 0; gate < CELLS[cell].gates; gate++)
-    pack_states(state_panel_at(l, step + 1, p.panel), gate_start(l, gate) + units.first,
-                d_hgates[gate], units.end - units.first);
+  if (p.t >= 0) pad_grads(cell, b, units.end, p);
 }
 
 /* Step 0 packs weights and copies the last carry's gradient. */
@@ -161,9 +173,10 @@ long TARGET(backward_length)(const char *cell_name, long hidden, long batch) {
  * Arguments: outputs [hidden, time, batch]; kernel [hidden, gates]; the initial carry, [hidden,
  *   batch] each; residuals; d_outputs, as outputs; the gradient of the last carry; keep [time,
  *   batch] or none.
- * Results: d_hgates, a Sequence of gates; of a cell with reset_after d_candidate, one of hidden, and
- *   d_bias [hidden, state_panels * LANES]; the gradient of the initial carry; scratch, in the
- *   compute dtype. */
+ * Results: d_hgates, a Sequence of gates, the features of each padded; without a table d_igates
+ *   [gates, time, batch], in the compute dtype; of a cell with reset_after d_candidate, a Sequence of
+ *   hidden, with a table, and d_bias [hidden, state_panels * LANES]; the gradient of the initial
+ *   carry; scratch, in the compute dtype. */
 XLA_FFI_Error *TARGET(backward)(XLA_FFI_CallFrame *frame) {
   if (is_metadata_query(frame)) return NULL;
   Call call = new_call(frame);
@@ -172,27 +185,29 @@ XLA_FFI_Error *TARGET(backward)(XLA_FFI_CallFrame *frame) {
   const int64_t *sizes = sizes_of(&call, "outputs", next_buffer(&call.arguments), 3);
   Backward b = {.layer = backward_layer(cell, sizes)};
   const long hidden = b.layer.hidden, time = b.layer.time, batch = b.layer.batch;
-  const long rows = info.gates * hidden, lanes = b.layer.state_panels * LANES;
+  const long rows = info.gates * hidden, panels = b.layer.state_panels;
   b.outputs = ARGUMENT(&call, "outputs", F32, hidden, time, batch);
   b.kernel = ARGUMENT(&call, "kernel", F32, hidden, rows);
   for (int i = 0; i < info.states; i++)
     b.initial[i] = ARGUMENT(&call, "initial carry", F32, hidden, batch);
-  b.residuals = ARGUMENT(&call, "residuals", F32, time, info.residuals * hidden, lanes);
+  b.residuals = ARGUMENT(&call, "residuals", F32, time, info.residuals * hidden, panels * LANES);
   b.d_outputs = ARGUMENT(&call, "d_outputs", F32, hidden, time, batch);
   for (int i = 0; i < info.states; i++)
     b.d_last[i] = ARGUMENT(&call, "gradient of the last carry", F32, hidden, batch);
-  b.d_hgates = take_sequence(&call, &call.results, "d_hgates", rows, time, batch);
-  if (info.reset_after) {
-    b.d_candidate = take_sequence(&call, &call.results, "d_candidate", hidden, time, batch);
-    b.d_bias = RESULT(&call, "d_bias", F32, hidden, lanes);
-  }
+  b.layer.states = take_sequence(&call, &call.results, "d_hgates", info.gates * even(hidden), time,
+                                 panels);
+  const Buffer *next = next_buffer(&call.results);
+  const bool has_rows = next != NULL && next->rank == 3;
+  if (has_rows) b.d_igates = RESULT(&call, "d_igates", DTYPE, rows, time, batch);
+  if (info.reset_after && !has_rows)
+    b.d_candidate = take_sequence(&call, &call.results, "d_candidate", even(hidden), time, panels);
+  if (info.reset_after) b.d_bias = RESULT(&call, "d_bias", F32, hidden, panels * LANES);
   for (int i = 0; i < info.states; i++)
     b.d_carry[i] = RESULT(&call, "gradient of the initial carry", F32, hidden, batch);
   take_keep_and_scratch(&call, &b.layer, 0);
   plan_steps(&b.layer, 2 + time, num_workers(frame));
   /* Of rows [time, batch], two items would write halves of cache lines. */
-  const bool are_rows = NUMBERS_PER_WORD > 1 && b.d_hgates.feature_stride != LANES;
-  if (are_rows && b.layer.panels_per_item % 2 == 1 && b.layer.state_panels > 1)
+  if (NUMBERS_PER_WORD > 1 && has_rows && b.layer.panels_per_item % 2 == 1 && panels > 1)
     b.layer.panels_per_item = 0;
   return run_steps(&call, &b.layer, backward_variants[cell], &b);
 }

@@ -30,7 +30,7 @@ INLINE Vector number_of_words(Vector words, int i) {
 INLINE void store_rounded(Number *to, Vector x, long count) {
   const __m256bh rounded = _mm512_cvtneps_pbh((__m512)x);
   if (count == LANES) memcpy(to, &rounded, sizeof rounded);
-  else memcpy(to, &rounded, count * sizeof *to);
+  else _mm256_mask_storeu_epi16(to, (1 << count) - 1, (__m256i)rounded);
 }
 
 INLINE void store_pair(float *panel, long width, long k, Vector first, Vector second, long count) {
@@ -39,21 +39,26 @@ INLINE void store_pair(float *panel, long width, long k, Vector first, Vector se
   store(panel + k / 2 * width, (Vector)_mm512_or_si512(low, _mm512_slli_epi32(high, 16)), count);
 }
 
-/* Pads an odd count with a row of zeros. */
-INLINE void pack_states(float *panel, long k, const Vector *states, long count) {
-  for (long i = 0; i < count; i += 2) {
-    const Vector next = i + 1 < count ? states[i + 1] : broadcast(0.0f);
-    store_pair(panel, LANES, k + i, states[i], next, LANES);
-  }
+INLINE void store_row(float *panel, long k, Vector x) {
+  float *words = panel + k / 2 * LANES;
+  __m512i pairs = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)x));
+  if (k % 2 == 1)
+    pairs = _mm512_or_si512((__m512i)load(words, LANES), _mm512_slli_epi32(pairs, 16));
+  store(words, (Vector)pairs, LANES);
 }
 
-INLINE Vector load_tiles(const Number *const from[], const long counts[]) {
-  __m256i halves[2] = {0};
+INLINE void load_words(float *const tiles[], long feature, Vector rows[]) {
+  __m512i pairs[2] = {0}, words[2]; /* pairs of adjacent features; words of adjacent positions */
 #pragma GCC unroll 2
   for (int i = 0; i < 2; i++)
-    if (counts[i] == LANES) memcpy(&halves[i], from[i], sizeof halves[i]);
-    else memcpy(&halves[i], from[i], counts[i] * sizeof *from[i]);
-  return (Vector)_mm512_inserti64x4(_mm512_castsi256_si512(halves[0]), halves[1], 1);
+    if (tiles[i] != NULL) memcpy(&pairs[i], tiles[i] + feature / 2 * LANES, sizeof pairs[i]);
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; i++) {
+    words[i] = _mm512_castsi256_si512(_mm512_cvtepi32_epi16(_mm512_srli_epi32(pairs[0], 16 * i)));
+    words[i] = _mm512_inserti64x4(
+        words[i], _mm512_cvtepi32_epi16(_mm512_srli_epi32(pairs[1], 16 * i)), 1);
+    rows[i] = (Vector)words[i];
+  }
 }
 
 #include "backward.h"

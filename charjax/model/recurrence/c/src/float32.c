@@ -20,12 +20,10 @@ INLINE void store_pair(float *panel, long width, long k, Vector first, Vector se
   store(panel + (k + 1) * width, second, count);
 }
 
-INLINE void pack_states(float *panel, long k, const Vector *states, long count) {
-  memcpy(panel + k * LANES, states, count * sizeof(Vector));
-}
+INLINE void store_row(float *panel, long k, Vector x) { store(panel + k * LANES, x, LANES); }
 
-INLINE Vector load_tiles(const Number *const from[], const long counts[]) {
-  return load(from[0], counts[0]);
+INLINE void load_words(float *const tiles[], long feature, Vector rows[]) {
+  rows[0] = load(tiles[0] + feature * LANES, LANES);
 }
 
 #include "backward.h"

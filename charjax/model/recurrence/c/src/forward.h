@@ -19,8 +19,7 @@ typedef struct Forward {
   long columns;               /* of igates */
   float *table;               /* packed igates [weight_panels, vocab, table_rows]; or NULL */
   float *initial[2], *last[2]; /* the carry before the first step, and after the last */
-  float *outputs;             /* [hidden, time, batch], not packed */
-  Sequence previous;          /* h before each step; empty without gradient */
+  float *outputs;             /* [hidden, time, batch] */
   float *residuals;           /* NULL without gradient */
 } Forward;
 
@@ -83,24 +82,26 @@ INLINE void pack_gates(Cell cell, const Forward *f, long weight_panel) {
   }
 }
 
-/* Stores one unit's state before position p, zeroed where it is reset there; returns its h. */
-INLINE Vector store_state(Cell cell, const Forward *f, long unit, Position p, State state) {
+/* Stores one unit's state before position p, zeroed where it is reset there. */
+INLINE void store_state(Cell cell, const Forward *f, long unit, Position p, State state) {
   const Layer *l = &f->layer;
   state = reset(l, p, state);
-  if (p.t == l->time) store_rows(cell, l, f->last, unit, p, state);
-  else store_carry(cell, l, unit, p, state);
-  if (p.t < f->previous.time) store_feature(&f->previous, unit, p.t, p.panel, state.h);
-  return state.h;
+  if (p.t == l->time) return store_rows(cell, l, f->last, unit, p, state);
+  store_carry(cell, l, unit, p, state);
+  store_row(state_panel_at(l, p.t, p.panel), unit, state.h);
+}
+
+/* Pads the states of `units` units before position p. */
+INLINE void pad_states(const Forward *f, long units, Position p) {
+  if (p.t < f->layer.time) pad_rows(state_panel_at(&f->layer, p.t, p.panel), units);
 }
 
 INLINE void copy_initial_carry(Cell cell, const Forward *f, long weight_panel, Position p) {
   const Layer *l = &f->layer;
   const Range units = block_range(weight_panel, l->units, l->hidden);
-  Vector states[MR];
   for (long unit = units.first; unit < units.end; unit++)
-    states[unit - units.first] =
-        store_state(cell, f, unit, p, load_rows(cell, l, f->initial, unit, p));
-  pack_states(state_panel_at(l, 0, p.panel), units.first, states, units.end - units.first);
+    store_state(cell, f, unit, p, load_rows(cell, l, f->initial, unit, p));
+  pad_states(f, units.end, p);
 }
 
 /* One unit's state after step p, from its gates. */
@@ -122,7 +123,7 @@ INLINE void forward_step(Cell cell, const Forward *f, long weight_panel, Positio
    * the step is about to write is prefetched while its matmul runs. */
   for (long unit = units.first; unit < units.end; unit++)
     __builtin_prefetch(f->outputs + sequence_index(l, unit, p), 1);
-  Vector tile[MR], looked_up[MR + LANES], states[MR];
+  Vector tile[MR], looked_up[MR + LANES];
   micro_kernel(forward_rows(cell), l->iterations, weight_panel_at(l, weight_panel),
                state_panel_at(l, p.t, p.panel), tile);
   if (f->table != NULL) look_up(cell, f, weight_panel, p, looked_up);
@@ -137,9 +138,9 @@ INLINE void forward_step(Cell cell, const Forward *f, long weight_panel, Positio
     }
     const State state = next_state(cell, f, unit, p, igates, hgates);
     store(f->outputs + sequence_index(l, unit, p), state.h, p.count);
-    states[i] = store_state(cell, f, unit, next, state);
+    store_state(cell, f, unit, next, state);
   }
-  pack_states(state_panel_at(l, next.t, p.panel), units.first, states, units.end - units.first);
+  pad_states(f, units.end, next);
 }
 
 /* Step 0 packs weights and the initial state; step t + 1 is time step t. */
@@ -164,20 +165,26 @@ INLINE Layer forward_layer(Cell cell, const int64_t sizes[3]) {
   return new_layer(sizes, rows, rows / CELLS[cell].gates, even(sizes[0]));
 }
 
+/* Words of a packed table, and of the states of two time steps. */
+INLINE long table_words(Cell cell, const Layer *l, long vocab) {
+  return l->weight_panels * vocab * table_rows(cell);
+}
+INLINE long two_steps_words(const Layer *l) { return 2 * l->state_panels * l->iterations * LANES; }
+
 /* Length of the scratch below; `vocab` is 0 without a table. */
 long TARGET(forward_length)(const char *cell_name, long hidden, long batch, long vocab) {
   const Cell cell = cell_named(cell_name, strlen(cell_name));
   const Layer l = forward_layer(cell, (int64_t[]){hidden, 0, batch});
-  return scratch_length(&l, l.weight_panels * vocab * table_rows(cell));
+  return scratch_length(&l, table_words(cell, &l, vocab) + two_steps_words(&l));
 }
 
 /* Attribute: cell.
  * Arguments: kernel [hidden, gates]; bias [hidden] of a cell with reset_after; igates
  *   [gates, time, batch], or a table [gates, vocab] and tokens [time, batch]; the carry, [hidden,
  *   batch] each; keep [time, batch] or none. Tokens must be in range.
- * Results: outputs [hidden, time, batch]; the last carry; for a gradient h before each step,
- *   a Sequence of hidden, and residuals [time, residuals * hidden, state_panels * LANES]; scratch,
- *   in the compute dtype. */
+ * Results: outputs [hidden, time, batch]; the last carry; for a gradient h before each step, a
+ *   Sequence of hidden, and residuals [time, residuals * hidden, state_panels * LANES]; scratch, in
+ *   the compute dtype. */
 XLA_FFI_Error *TARGET(forward)(XLA_FFI_CallFrame *frame) {
   if (is_metadata_query(frame)) return NULL;
   Call call = new_call(frame);
@@ -199,13 +206,17 @@ XLA_FFI_Error *TARGET(forward)(XLA_FFI_CallFrame *frame) {
   f.outputs = RESULT(&call, "outputs", F32, hidden, time, batch);
   for (int i = 0; i < info.states; i++)
     f.last[i] = RESULT(&call, "last carry", F32, hidden, batch);
-  if (num_left(&call.results) > 1) {
-    f.previous = take_sequence(&call, &call.results, "previous", hidden, time, batch);
-    f.residuals = RESULT(&call, "residuals", F32, time, info.residuals * hidden,
-                         f.layer.state_panels * LANES);
+  const long panels = f.layer.state_panels;
+  const bool has_gradient = num_left(&call.results) > 1;
+  if (has_gradient) {
+    f.layer.states = take_sequence(&call, &call.results, "previous", even(hidden), time, panels);
+    f.residuals = RESULT(&call, "residuals", F32, time, info.residuals * hidden, panels * LANES);
   }
-  const long table = is_table ? f.layer.weight_panels * f.columns * table_rows(cell) : 0;
-  f.table = take_keep_and_scratch(&call, &f.layer, table);
+  const long table = is_table ? table_words(cell, &f.layer, f.columns) : 0;
+  float *rest = take_keep_and_scratch(&call, &f.layer, table + two_steps_words(&f.layer));
+  f.table = is_table ? rest : NULL;
+  if (!has_gradient && rest != NULL)
+    f.layer.states = (Sequence){rest + table, 2, panels, even(hidden)};
   plan_steps(&f.layer, 1 + time, num_workers(frame));
   return run_steps(&call, &f.layer, forward_variants[cell], &f);
 }

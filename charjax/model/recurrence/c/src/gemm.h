@@ -17,8 +17,10 @@
  *   number_of_words          number i of each word, as float32
  *   store_rounded            stores numbers, rounded to the dtype
  *   store_pair               stores numbers k and k + 1 of some columns of a panel [K, width]
- *   pack_states              writes rows k to k + count of a state panel
- *   load_tiles               words of NUMBERS_PER_WORD rows of up to LANES numbers */
+ *   store_row                stores numbers k of a state panel, after k - 1 if k is odd; if it is
+ *                            even, numbers k + 1 may become zeros
+ *   load_words               words of NUMBERS_PER_WORD features from `feature` on, of adjacent
+ *                            positions: of as many tiles, or of zeros for one that is NULL */
 
 #pragma once
 

@@ -24,8 +24,8 @@ typedef struct Layer {
   long panels_per_item; /* state panels of an item with all their steps; 0: a step is a phase */
   /* [time, batch]: 0 where the carry before a position is reset to zeros, else -1; NULL: no resets */
   const int32_t *keep;
-  float *weights;   /* packed */
-  float *states[2]; /* packed, of two steps: one is read while the other is written */
+  float *weights;  /* packed */
+  Sequence states; /* that the matmul reads: of all time steps, or of two in turn */
   float *carry; /* between two steps, or its gradient: [state_panels, hidden, MAX_STATES, LANES] */
 } Layer;
 
@@ -44,37 +44,31 @@ INLINE Layer new_layer(const int64_t sizes[3], long rows, long units, long k) {
 
 /* Words of the parts of a layer's working memory. */
 INLINE long weight_words(const Layer *l) { return l->weight_panels * l->iterations * l->rows; }
-INLINE long state_words(const Layer *l) { return l->state_panels * l->iterations * LANES; }
 INLINE long carry_words(const Layer *l) {
   return l->state_panels * l->hidden * MAX_STATES * LANES;
 }
 
-/* Length of the working memory, with a packed table of so many words. */
-INLINE long scratch_length(const Layer *l, long table) {
-  return (weight_words(l) + 2 * state_words(l) + carry_words(l) + table) * NUMBERS_PER_WORD;
+/* Length of the working memory, with so many words of others. */
+INLINE long scratch_length(const Layer *l, long others) {
+  return (weight_words(l) + carry_words(l) + others) * NUMBERS_PER_WORD;
 }
 
 INLINE float *weight_panel_at(const Layer *l, long panel) {
   return l->weights + panel * l->iterations * l->rows;
 }
 
-INLINE float *state_panel_at(const Layer *l, long step, long panel) {
-  return l->states[step % 2] + panel * l->iterations * LANES;
+INLINE float *state_panel_at(const Layer *l, long t, long panel) {
+  return tile_at(&l->states, t % l->states.time, panel);
 }
 
 /* Takes a layer's last buffers: argument `keep`, which may be missing, and the result that is the
- * working memory. States are zeroed: rows of padding stay so. Lanes without a sequence have any states,
- * but zeros as gradients, so that they add nothing to a sum over positions. Returns the working memory's
- * last part, for a packed table of so many words; NULL for none. */
-INLINE float *take_keep_and_scratch(Call *call, Layer *l, long table) {
+ * working memory. Returns its last part, the words of others. */
+INLINE float *take_keep_and_scratch(Call *call, Layer *l, long others) {
   if (num_left(&call->arguments) > 0) l->keep = ARGUMENT(call, "keep", S32, l->time, l->batch);
-  l->weights = RESULT(call, "scratch", DTYPE, scratch_length(l, table));
+  l->weights = RESULT(call, "scratch", DTYPE, scratch_length(l, others));
   if (call->problem[0]) return NULL;
-  l->states[0] = l->weights + weight_words(l);
-  l->states[1] = l->states[0] + state_words(l);
-  memset(l->states[0], 0, 2 * state_words(l) * sizeof(float));
-  l->carry = l->states[1] + state_words(l);
-  return table > 0 ? l->carry + carry_words(l) : NULL;
+  l->carry = l->weights + weight_words(l);
+  return l->carry + carry_words(l);
 }
 
 /* One state panel (its sequences) at one time step. */

@@ -1,7 +1,9 @@
-/* Numbers of the compute dtype at every position, in one of two layouts: [features, time, batch], as
- * XLA's matmuls read them; or tiles [time, state panels, features, LANES], which the passes write and
- * the weight gradients read one after another. Rows [time, batch] are a page or more apart, often a
- * multiple of 4 KiB: what a time step stores would fall into one set of the L1 cache. */
+/* Operands of matmuls at every time step: hidden states, or gradients of gates.
+ *
+ * They are tiles [time, state panels, features, LANES] in the compute dtype, features padded to an even
+ * number with zeros. A tile is a state panel (gemm.h): what a step writes, the matmul of the next step
+ * and the weight gradients read where it is, one line of memory after another. Lanes without a sequence
+ * have any states, but zeros as gradients, so that they add nothing to a sum over positions. */
 
 #pragma once
 
@@ -9,32 +11,25 @@
 #include "gemm.h"
 
 typedef struct Sequence {
-  Number *numbers;
+  float *words;
   long time, panels;
-  long batch; /* of tiles all lanes: those without a sequence are stored and read, too */
-  long feature_stride, time_stride, panel_stride;
+  long features; /* of a tile */
 } Sequence;
 
-/* The next of `buffers`, in the layout that its rank tells. */
+INLINE long tile_words(const Sequence *s) { return s->features / NUMBERS_PER_WORD * LANES; }
+
+INLINE float *tile_at(const Sequence *s, long t, long panel) {
+  return s->words + (t * s->panels + panel) * tile_words(s);
+}
+
+/* The next of `buffers`. */
 static inline Sequence take_sequence(Call *call, Buffers *buffers, const char *name, long features,
-                                     long time, long batch) {
-  const Buffer *buffer = next_buffer(buffers);
-  const long panels = num_blocks(batch, LANES), tile = features * LANES;
-  if (buffer == NULL || buffer->rank != 4)
-    return (Sequence){take(call, buffers, name, DTYPE, SHAPE(features, time, batch)),
-                      time, panels, batch, time * batch, batch, LANES};
-  return (Sequence){take(call, buffers, name, DTYPE, SHAPE(time, panels, features, LANES)),
-                    time, panels, panels * LANES, LANES, panels * tile, tile};
+                                     long time, long panels) {
+  float *words = take(call, buffers, name, DTYPE, SHAPE(time, panels, features, LANES));
+  return (Sequence){words, time, panels, features};
 }
 
-/* The sequences of a state panel. */
-INLINE long num_sequences(const Sequence *s, long panel) {
-  return min(s->batch - panel * LANES, LANES);
-}
-
-/* Stores a feature of a state panel at time t. */
-INLINE void store_feature(const Sequence *s, long feature, long t, long panel, Vector x) {
-  Number *to =
-      s->numbers + feature * s->feature_stride + t * s->time_stride + panel * s->panel_stride;
-  store_rounded(to, x, num_sequences(s, panel));
+/* Pads k rows of a tile with a row of zeros if k is odd. */
+INLINE void pad_rows(float *tile, long k) {
+  if (k % 2 == 1) store_row(tile, k, broadcast(0.0f));
 }

@@ -22,7 +22,7 @@ typedef struct Gradient {
   long iterations;       /* of the K loop: words of all tiles */
   Sequence a, b;         /* of rows, of columns */
   const int32_t *tokens; /* [time, batch], or NULL */
-  long batch;            /* of tokens */
+  long batch;
   float *packed_a;       /* row panels */
   float *matmul;         /* [rows, columns] */
   float *by_token;       /* [column panels, vocab, LANES] */
@@ -32,30 +32,25 @@ typedef struct Gradient {
 /* The tile that the words from `word` on begin with. */
 INLINE long tile_of(long word) { return word / LANES * NUMBERS_PER_WORD; }
 
-/* Packs `count` words, from `start` on, of `width` of the `features` of a sequence into a panel
- * [count, width]: a transpose, in squares of LANES. Features past the last are zero, and so are tiles
- * past the last. */
-INLINE void pack_panel(const Sequence *s, long features, long feature, int width, long start,
-                       long count, float *to) {
+/* Packs `count` words, from `start` on, of `width` features into a panel [count, width]: a transpose,
+ * in squares of LANES. Features past the last are zero, and so are tiles past the last. The same words
+ * of the tiles after them are prefetched. */
+INLINE void pack_panel(const Sequence *s, long feature, int width, long start, long count, float *to) {
+  const long size = tile_words(s), tiles = s->time * s->panels;
   for (long k = 0; k < count; k += LANES, to += LANES * width) {
-    long at[NUMBERS_PER_WORD] = {0}, counts[NUMBERS_PER_WORD] = {0};
-    for (long i = 0; i < NUMBERS_PER_WORD; i++) {
-      const long tile = tile_of(start + k) + i, t = tile / s->panels, panel = tile % s->panels;
-      if (t == s->time) break;
-      at[i] = t * s->time_stride + panel * s->panel_stride;
-      counts[i] = num_sequences(s, panel);
-    }
+    float *from[NUMBERS_PER_WORD];
+    for (long i = 0, tile = tile_of(start + k); i < NUMBERS_PER_WORD; i++)
+      from[i] = tile + i < tiles ? s->words + (tile + i) * size : NULL;
     for (int first = 0; first < width; first += LANES) {
-      const long present = features - feature - first;
+      const long present = s->features - feature - first;
       Vector square[LANES] = {0};
 #pragma GCC unroll 16
-      for (int row = 0; row < LANES; row++)
+      for (int row = 0; row < LANES; row += NUMBERS_PER_WORD)
         if (row < present) {
-          const Number *from[NUMBERS_PER_WORD], *numbers =
-              s->numbers + (feature + first + row) * s->feature_stride;
-#pragma GCC unroll 2
-          for (int i = 0; i < NUMBERS_PER_WORD; i++) from[i] = numbers + at[i];
-          square[row] = load_tiles(from, counts);
+          const long word = (feature + first + row) / NUMBERS_PER_WORD * LANES;
+          for (int i = 0; i < NUMBERS_PER_WORD; i++)
+            __builtin_prefetch(from[0] + word + (NUMBERS_PER_WORD + i) * size);
+          load_words(from, feature + first + row, square + row);
         }
       transpose(square);
 #pragma GCC unroll 16
@@ -101,11 +96,9 @@ INLINE void reduce_columns(const Gradient *g, Range panels) {
   static _Thread_local float packed[MAX_PANELS][KC * LANES]; /* 256 KiB: too large for a stack */
   for (long start = 0; start < g->iterations; start += KC) {
     const long count = min(KC, g->iterations - start);
-    /* Neighbours in memory one after another: the panels of a tile, or the positions of a feature. */
-    const long step = g->b.feature_stride == LANES ? LANES : count;
-    for (long k = 0; k < count; k += step)
+    for (long k = 0; k < count; k += LANES) /* tile by tile, as they are in memory */
       for (long panel = panels.first; panel < panels.end; panel++)
-        pack_panel(&g->b, g->columns, panel * LANES, LANES, start + k, step,
+        pack_panel(&g->b, panel * LANES, LANES, start + k, LANES,
                    packed[panel - panels.first] + k * LANES);
     for (long panel = panels.first; g->tokens != NULL && panel < panels.end; panel++)
       scatter_panel(g, panel, start, count, packed[panel - panels.first]);
@@ -121,7 +114,7 @@ static void weight_gradient(const void *data, long phase, long item) {
   if (phase == 1)
     reduce_columns(g, block_range(item, g->panels_per_item, num_blocks(g->columns, LANES)));
   else if (item < num_blocks(g->rows, SMALL_ROWS))
-    pack_panel(&g->a, g->rows, item * SMALL_ROWS, SMALL_ROWS, 0, g->iterations,
+    pack_panel(&g->a, item * SMALL_ROWS, SMALL_ROWS, 0, g->iterations,
                g->packed_a + item * g->iterations * SMALL_ROWS);
 }
 
@@ -133,10 +126,9 @@ long TARGET(weight_gradient_length)(long rows, long tiles) {
   return num_blocks(rows, SMALL_ROWS) * SMALL_ROWS * row_words(tiles) * NUMBERS_PER_WORD;
 }
 
-/* Arguments: a, a Sequence of rows in tiles, and b, one of columns in either layout; tokens [time,
- *   batch] or none. Tokens must be in range.
- * Results: a times b transposed [rows, columns]; with tokens, b summed by token [column panels,
- *   vocab, LANES]; scratch, in the compute dtype. */
+/* Arguments: Sequences a and b; tokens [time, batch] or none. Tokens must be in range.
+ * Results: a times b transposed [rows, columns]; with tokens, b summed by token [column
+ *   panels, vocab, LANES]; scratch, in the compute dtype. */
 XLA_FFI_Error *TARGET(weight_gradient)(XLA_FFI_CallFrame *frame) {
   if (is_metadata_query(frame)) return NULL;
   Call call = new_call(frame);
@@ -145,10 +137,8 @@ XLA_FFI_Error *TARGET(weight_gradient)(XLA_FFI_CallFrame *frame) {
   const long time = a_sizes[0], panels = a_sizes[1];
   Gradient g = {.rows = sizes[0], .columns = sizes[1], .tiles = time * panels};
   g.iterations = row_words(g.tiles);
-  g.a = take_sequence(&call, &call.arguments, "a", g.rows, time, panels * LANES);
-  const Buffer *b = next_buffer(&call.arguments);
-  g.batch = b != NULL && b->rank == 3 ? b->dims[2] : panels * LANES;
-  g.b = take_sequence(&call, &call.arguments, "b", g.columns, time, g.batch);
+  g.a = take_sequence(&call, &call.arguments, "a", even(g.rows), time, panels);
+  g.b = take_sequence(&call, &call.arguments, "b", even(g.columns), time, panels);
   g.matmul = RESULT(&call, "matmul", F32, g.rows, g.columns);
   const long row_panels = num_blocks(g.rows, SMALL_ROWS), column_panels = num_blocks(g.columns, LANES);
   if (num_left(&call.arguments) > 0) {
@@ -156,9 +146,9 @@ XLA_FFI_Error *TARGET(weight_gradient)(XLA_FFI_CallFrame *frame) {
     g.tokens = ARGUMENT(&call, "tokens", S32, time, g.batch);
     g.vocab = sizes_of(&call, "by_token", next_buffer(&call.results), 3)[1];
     g.by_token = RESULT(&call, "by_token", F32, column_panels, g.vocab, LANES);
+    if (num_blocks(g.batch, LANES) != panels) PROBLEM(&call, "charjax: batches of two sizes");
   }
   g.packed_a = RESULT(&call, "scratch", DTYPE, TARGET(weight_gradient_length)(g.rows, g.tiles));
-  if (num_blocks(g.batch, LANES) != panels) PROBLEM(&call, "charjax: batches of two sizes");
   if (call.problem[0]) return call_error(&call);
   /* Several items per processor, so that a late or slow processor delays the end less. */
   g.panels_per_item = min(max(column_panels / (4 * num_processors()), 1), MAX_PANELS);
