@@ -256,15 +256,13 @@ static long padded(long count) { return ceil_div(count, charjax_lanes) * charjax
 
 static long state_panels(const Shape *s) { return ceil_div(s->batch, charjax_lanes); }
 
-/* Numbers at every position, in tiles: see src/sequence.h. */
+/* Operands of matmuls at every position, in tiles: see src/sequence.h. */
 static Array *tiles(const Shape *s, long features) {
   return new_array(s->dtype, 4, s->time, state_panels(s), features, (long)charjax_lanes);
 }
 
-/* With a table, backward writes tiles, else [features, time, batch]. */
-static Array *sequence(const Shape *s, long features) {
-  return s->has_table ? tiles(s, features) : new_array(s->dtype, 3, features, s->time, s->batch);
-}
+/* Features of a tile. */
+static long even(long features) { return features + features % 2; }
 
 static Array *forward_scratch(const Shape *s) {
   const long vocab = s->has_table ? s->vocab : 0;
@@ -296,7 +294,7 @@ static Array *input_gates(const Shape *s) {
 /* The gradient of the recurrent kernel, and of a table where there are tokens. */
 static void call_weight_gradient(const Shape *s, long rows, Array *previous, Array *d_hgates,
                                  Array *tokens) {
-  const long columns = d_hgates->dims[s->has_table ? 2 : 0];
+  const long columns = d_hgates->dims[2];
   Array some_rows = *previous;
   some_rows.buffer.dims = some_rows.dims;
   some_rows.dims[2] = rows;
@@ -356,7 +354,7 @@ static void check(const Shape *s) {
 
   add(&saved, new_array(F32, 3, hidden, time, batch));
   for (int i = 0; i < cell->states; i++) add(&saved, new_array(F32, 2, hidden, batch));
-  Array *previous = tiles(s, hidden);
+  Array *previous = tiles(s, even(hidden));
   Array *residuals = new_array(F32, 3, time, cell->residuals * hidden, padded(batch));
   add(&saved, previous);
   add(&saved, residuals);
@@ -376,19 +374,18 @@ static void check(const Shape *s) {
   for (int i = 0; i < cell->states; i++) add(&backward, random_array(2, hidden, batch, 0));
   const long end_own = backward.count;
   if (keep) add(&backward, keep);
-  Array *d_hgates = sequence(s, rows), *d_candidate = NULL;
+  Array *d_hgates = tiles(s, cell->gates * even(hidden)), *d_candidate = NULL;
   add(&gradients, d_hgates);
-  if (cell->reset_after) {
-    add(&gradients, d_candidate = sequence(s, hidden));
-    add(&gradients, new_array(F32, 2, hidden, padded(batch)));
-  }
+  if (!tokens) add(&gradients, new_array(s->dtype, 3, rows, time, batch)); /* d_igates */
+  else if (cell->reset_after) add(&gradients, d_candidate = tiles(s, even(hidden)));
+  if (cell->reset_after) add(&gradients, new_array(F32, 2, hidden, padded(batch)));
   for (int i = 0; i < cell->states; i++) add(&gradients, new_array(F32, 2, hidden, batch));
   add(&gradients,
       scratch(s->dtype, s->handlers.backward_length(cell->name, hidden, batch)));
   call(s->handlers.backward, cell->name, &backward, &gradients);
 
-  call_weight_gradient(s, hidden, previous, d_hgates, tokens);
-  if (tokens && d_candidate) call_weight_gradient(s, 0, previous, d_candidate, tokens);
+  call_weight_gradient(s, even(hidden), previous, d_hgates, tokens);
+  if (d_candidate) call_weight_gradient(s, 0, previous, d_candidate, tokens);
   call_packed(s, kernel);
 
   for (long i = 0; i < num_plain; i++) free_array(plain.items[i]);
