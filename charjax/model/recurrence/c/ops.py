@@ -90,9 +90,8 @@ def _backward(static: _Static, res: _Residuals, grads: _Result) -> tuple[Operand
     inputs, hidden = res.operands.inputs, len(res.outputs)
     d_kernel, d_table = _weight_grad(static, res.previous, d.hgates, inputs)
     d_kernel = _drop_padding(d_kernel[:hidden], hidden, axis=1)
-    d_igates, d_candidate = d.igates, None
-    if d_table is not None:
-        d_igates = _drop_padding(d_table, hidden, axis=0)
+    d_igates: Any = d.igates if d_table is None else _drop_padding(d_table, hidden, axis=0)
+    d_candidate = None
     if d.candidate is not None:
         # Without rows, so that only the table's gradient is computed.
         no_rows = res.previous[:, :, :0]
