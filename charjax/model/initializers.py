@@ -87,8 +87,9 @@ def _orthogonal_gates(key: PRNGKey, shape: tuple[int, int], dtype: Any) -> Array
     """[hidden, gates]: side by side, an independent orthogonal matrix for each gate."""
     hidden, gates = shape
     draw = partial(nn.initializers.orthogonal(), shape=(hidden, hidden), dtype=dtype)
-    blocks = jax.vmap(draw)(jax.random.split(key, gates // hidden))
-    return blocks.transpose(1, 0, 2).reshape(shape)
+    # Not by vmap: jaxlib divides a batch of QR decompositions among the threads of XLA's pool and
+    # waits for them on such a thread. Those of two layers then wait for each other on two cores.
+    return jnp.concatenate([draw(key) for key in jax.random.split(key, gates // hidden)], axis=1)
 
 
 def _unit_forget_bias(key: PRNGKey, shape: tuple[int], dtype: Any) -> Array:

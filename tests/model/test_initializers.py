@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+import textwrap
+
 import jax
 import numpy as np
 import pytest
@@ -30,6 +36,30 @@ def test_orthogonal_has_an_orthogonal_matrix_for_each_gate():
     kernel = params_of("orthogonal")["layer_0"]["recurrent"]["kernel"]
     for block in np.split(kernel, 4, axis=1):
         np.testing.assert_allclose(block.T @ block, np.eye(HIDDEN), atol=1e-5)
+
+
+@pytest.mark.parametrize("init", ["orthogonal", "keras"])
+def test_no_matrix_is_decomposed_in_a_batch(init):
+    """XLA's threads would share the batch, and those of two layers wait for each other."""
+    config = ModelConfig(cell="lstm", hidden=4, layers=2, embed=2, init=init)
+    lowered = jax.jit(lambda key: init_params(config, 3, key)).lower(jax.random.key(0)).as_text()
+    calls = [line for line in lowered.splitlines() if "custom_call @lapack" in line]
+    assert calls
+    assert not [line for line in calls if re.search(r"tensor<\d+x\d+x\d+xf32>", line)]
+
+
+def test_two_layers_are_initialized_on_two_threads():
+    """With decompositions in a batch, this waited forever."""
+    code = """
+        import jax
+        from charjax.config import ModelConfig
+        from charjax.model.network import init_params
+        for _ in range(3):
+            jax.block_until_ready(init_params(
+                ModelConfig(cell="lstm", hidden=512, layers=2), 3, jax.random.key(0)))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    subprocess.run(command, env=os.environ | {"NPROC": "2"}, timeout=60, check=True)
 
 
 def test_keras_has_orthonormal_rows_over_all_gates():
