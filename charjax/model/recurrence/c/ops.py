@@ -178,7 +178,7 @@ def _drop_padding(x: Array, hidden: int, axis: int) -> Array:
     """The features of an axis, without what pads those of each gate to an even number."""
     if hidden == _even(hidden):
         return x
-    by_gate = jnp.stack(jnp.split(x, x.shape[axis] // _even(hidden), axis), axis)
+    by_gate = x.reshape(*x.shape[:axis], -1, _even(hidden), *x.shape[axis + 1 :])
     kept = jax.lax.slice_in_dim(by_gate, 0, hidden, axis=axis + 1)
     return kept.reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
 
