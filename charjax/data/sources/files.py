@@ -163,7 +163,10 @@ def _is_hidden(name: str) -> bool:
 
 
 def _gzip(file: Any) -> Iterator[bytes]:
-    return blocks_of(gzip.GzipFile(fileobj=file))
+    stream = gzip.GzipFile(fileobj=file)
+    yield from blocks_of(stream)
+    if stream.mtime is None:  # no header: gzip reads an empty file without an error
+        raise EOFError("compressed stream 1 has no end")
 
 
 def _zstd(file: Any) -> Iterator[bytes]:
