@@ -41,6 +41,12 @@ OPTIONS = [  # more than the sampler's chunk
     for seed, temperature in SAMPLES
 ]
 
+NOT_UTF8 = (
+    *(b"\xe9te", b"\xa0", b"t\xc3"),  # Latin-1, no first byte, cut
+    *(b"\xc1\xa3", b"\xe0\x81\xa3", b"\xf0\x80\x81\xa3"),  # c in more bytes than it needs
+    *(b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xfc\x80\x80\x80"),  # no characters of Unicode
+)
+
 
 @functools.cache
 def variants() -> dict[str, TrainedModel]:
@@ -301,13 +307,14 @@ def test_the_c_program_is_clean_under_the_sanitizers(name, tmp_path):
     unknown = b"byte 0x5A" if name == "bytes" else b"U+005A"
     assert (done.returncode, done.stderr) == (2, b"not in the vocabulary: %s\n" % unknown)
     if name != "bytes":
-        for invalid in (b"\xe9te", b"\xa0", b"t\xc3"):  # Latin-1, no first byte, cut
+        for invalid in NOT_UTF8:
             done = subprocess.run([program, invalid, "5", "1", "0"], capture_output=True)
-            assert (done.returncode, done.stderr) == (2, b"not in the vocabulary: U+FFFD\n")
+            assert (done.returncode, done.stderr) == (2, b"the prompt is not UTF-8\n"), invalid
     for numbers in (
         "5 0,8 1",
         f"5 1 {2**32}",
         "5 1 -1",
+        f"5 1 {1 - 2**64}",
         "5 -1 1",
         "5 nan 1",
         "5 inf 1",

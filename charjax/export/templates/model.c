@@ -224,17 +224,22 @@ uint32_t charjax_character(int token) {
 #define UNKNOWN "U+%04lX"
 #endif
 
-/* The next character of a UTF-8 text, 0xFFFD where it is not UTF-8 (with CHARJAX_BYTES: its next
-   byte). */
+enum { NOT_UTF8 = 0x110000 }; /* no character has this number */
+
+/* The next character of a UTF-8 text; NOT_UTF8 where it is none, such as a surrogate, or a character
+   in more bytes than it needs. With CHARJAX_BYTES: the next byte. */
 static uint32_t read_character(const char **text) {
   uint32_t c = (unsigned char)*(*text)++;
 #ifndef CHARJAX_BYTES
+  static const uint32_t least[] = {0, 0x80, 0x800, 0x10000}; /* that needs so many more bytes */
   int more = c >= 0xF0 ? 3 : c >= 0xE0 ? 2 : c >= 0xC0 ? 1 : 0;
-  if (c >= 0x80) c = more ? c & (0x3Fu >> more) : 0xFFFD;
-  for (; more > 0; more--) {
-    if ((**text & 0xC0) != 0x80) return 0xFFFD;
+  if ((c >= 0x80 && c < 0xC0) || c >= 0xF8) return NOT_UTF8;
+  if (more) c &= 0x3Fu >> more;
+  for (int i = 0; i < more; i++) {
+    if ((**text & 0xC0) != 0x80) return NOT_UTF8;
     c = c << 6 | ((unsigned char)*(*text)++ & 0x3Fu);
   }
+  if (c < least[more] || (c >= 0xD800 && c < 0xE000) || c > 0x10FFFF) return NOT_UTF8;
 #endif
   return c;
 }
@@ -260,7 +265,8 @@ static int read_token(const char **text) {
       break;
     }
   int token = charjax_token(c);
-  if (token < 0) fprintf(stderr, "not in the vocabulary: " UNKNOWN "\n", (unsigned long)c);
+  if (c == NOT_UTF8) fputs("the prompt is not UTF-8\n", stderr);
+  else if (token < 0) fprintf(stderr, "not in the vocabulary: " UNKNOWN "\n", (unsigned long)c);
   return token;
 }
 
@@ -287,8 +293,8 @@ int main(int argc, char **argv) {
   if (argc != 5 || !*argv[2] || !*argv[3] || !*argv[4]) return usage();
   long left = strtol(argv[2], &ends[0], 10);
   float temperature = strtof(argv[3], &ends[1]);
-  unsigned long long seed = strtoull(argv[4], &ends[2], 10);
-  if (*ends[0] || *ends[1] || *ends[2] || seed > UINT32_MAX) return usage();
+  long long seed = strtoll(argv[4], &ends[2], 10);
+  if (*ends[0] || *ends[1] || *ends[2] || seed < 0 || seed > UINT32_MAX) return usage();
   if (left < 0 || !(temperature >= 0 && temperature < INFINITY)) return usage();
   const char *prompt = argv[1];
   if (!strncmp(prompt, "\xEF\xBB\xBF", 3)) prompt += 3; /* a byte order mark */
