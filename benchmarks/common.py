@@ -202,13 +202,23 @@ def count(text: str) -> int:
     return number
 
 
+def _file(text: str) -> Path:
+    """The value of `--out`: refused before anything is measured, not when it is to be written."""
+    if (path := Path(text)).is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: is a folder; give a file in it")
+    return path
+
+
 def parser(
-    about: str | None,
-    *,
-    turns: bool = True,
-    out: str = "the result file; default in benchmarks/results",
+    about: str | None, *, turns: bool = True, is_folder: bool = False
 ) -> argparse.ArgumentParser:
-    """A parser with the flags that all benchmarks have; with turns, those of `measure`, too."""
+    """A parser with the flags that all benchmarks have.
+
+    Args:
+      about: the benchmark's docstring.
+      turns: whether to add the flags of `measure`.
+      is_folder: whether `--out` is a folder of result files, not one file.
+    """
     flags = argparse.ArgumentParser(description=(about or "").splitlines()[0])
     flags.add_argument("--device", default="cpu", choices=("cpu", "gpu"))
     if turns:
@@ -222,7 +232,11 @@ def parser(
             help="seconds of a turn, at least; default %(default)s",
         )
     flags.add_argument("--small", action="store_true", help="tiny shapes, to try it out")
-    flags.add_argument("--out", type=Path, help=out)
+    if is_folder:
+        out, about_out = Path, "the folder of the result files; default %(default)s"
+    else:
+        out, about_out = _file, "the result file; default in benchmarks/results"
+    flags.add_argument("--out", type=out, help=about_out)
     return flags
 
 

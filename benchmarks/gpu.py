@@ -116,7 +116,7 @@ def _last_line(file: Path) -> str:
 
 def main() -> None:
     """Writes the result files and prints the table."""
-    flags = parser(__doc__, out="the folder of the result files; default %(default)s")
+    flags = parser(__doc__, is_folder=True)
     flags.set_defaults(device="gpu", rounds=3, out=Path("gpu_results"))
     flags.add_argument("--minutes", type=float, default=6.0, help="for everything; default 6")
     flags.add_argument("--only", default="", help="the parts with this in their names")

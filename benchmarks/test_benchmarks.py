@@ -243,6 +243,15 @@ def test_a_sweep_that_was_cut_off_keeps_the_points_of_the_one_before(tmp_path, m
     assert sweep_until(points) == [points] * points
 
 
+def test_a_folder_as_the_result_file_is_refused_before_anything_is_measured(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(sys, "argv", ["sweep", f"--out={tmp_path}"])
+    with pytest.raises(SystemExit):
+        sweep.main()
+    assert f"{tmp_path}: is a folder; give a file in it" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_the_gpu_command_runs_on_a_cpu(tmp_path, monkeypatch, capsys):
     flags = ["--small", "--device=cpu", "--rounds=1", "--minutes=60", f"--out={tmp_path}"]

@@ -54,6 +54,8 @@ def main(arguments: list[str]) -> int:
     if args.n < 0:
         parser.error(f"--n={args.n}: must be at least 0")
     if args.out:  # rather now than after an hour
+        if args.out.is_dir():
+            parser.error(f"--out={args.out}: is a folder; give a file in it")
         args.out.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     figures = run(args.fault, args.n)

@@ -78,10 +78,14 @@ def test_a_result_may_go_into_a_new_folder(tmp_path, monkeypatch):
     assert json.loads(file.read_text())["figures"] == {"passed": True}
 
 
-def test_less_than_no_repetition_is_refused(capsys):
+@pytest.mark.parametrize(
+    ("flag", "problem"),
+    [("--n=-1", "must be at least 0"), (f"--out={Path(__file__).parent}", "is a folder")],
+)
+def test_a_flag_that_cannot_be_followed_is_refused_at_once(flag, problem, capsys):
     with pytest.raises(SystemExit):
-        main(["kill", "--n=-1"])
-    assert "--n=-1: must be at least 0" in capsys.readouterr().err
+        main(["kill", flag])
+    assert f"{flag}: {problem}" in capsys.readouterr().err
 
 
 def test_the_page_has_the_table_of_the_results():
