@@ -57,8 +57,7 @@ class ShardWriter:
         shard, rules = self._plan.shards[self._number], self._plan.reading
         first = shard[0] if shard else Segment(0, 0, 0, 0)
         origin = self._plan.inputs[first.file]["path"] if shard else "the text"
-        before = first.file > 0 or (first.begin > 0 and bool(self._plan.field))
-        reader = TextReader(rules, prefix=FLAG_PREFIX, files_before=before)
+        reader = TextReader(rules, prefix=FLAG_PREFIX, files_before=self._number > 0)
         encoder = TextEncoder(origin, boundary=rules.documents.boundary)
         tokens = _ArrayWriter(self._store, array_name("tokens", self._number), dtype)
         starts, hasher = [np.zeros(0, np.int64)], DocumentHasher()

@@ -265,6 +265,26 @@ def test_texts_of_records_are_packed_as_files(tmp_path, suffix, run, refuse):
         refuse(path, f"--out={tmp_path / 'refused'}", f"--field={field}", message=message)
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_files_without_records_add_nothing(tmp_path, suffix, run):
+    def write(name, texts):
+        path = tmp_path / f"{name}{suffix}"
+        if suffix == ".jsonl":
+            return path.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+        pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        with parquet.ParquetWriter(path, pyarrow.schema([("text", pyarrow.string())])) as writer:
+            for text in texts:
+                writer.write_table(pyarrow.table({"text": [text]}))
+
+    for name, texts in (("a", []), ("b", ["one", "two"]), ("c", []), ("d", ["three"]), ("e", [])):
+        write(name, texts)
+    for shard_bytes in (1 << 26, 64):
+        out = tmp_path / f"store-{shard_bytes}"
+        with tiny_shards(shard_bytes):
+            assert run("pack", tmp_path / f"*{suffix}", f"--out={out}", "--field=text")[0] == 0
+            assert "".join(read_store(TextStore(str(out)))[0]) == "one\ntwo\nthree"
+
+
 @pytest.mark.parametrize(
     ("content", "options", "message"),
     [
