@@ -133,7 +133,8 @@ def test_a_text_ends_before_a_stop_string_also_across_pieces(app):
     (text,) = samples("a", 300, seed=7)
     for stop in (text[40:45], text[101:103], text[0:1]):
         end = text.index(stop)
-        answer = complete(app, prompt="a", seed=7, max_tokens=300, stop=["\n\n\n\n\n", stop])
+        stops = ["日", stop]  # the model cannot write the first
+        answer = complete(app, prompt="a", seed=7, max_tokens=300, stop=stops)
         assert texts(answer) == [text[:end]]
         assert answer["choices"][0]["finish_reason"] == "stop"
         assert answer["usage"]["completion_tokens"] == end
