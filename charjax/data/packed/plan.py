@@ -135,7 +135,8 @@ def make_plan(files: TextFiles, rules: ReadingRules, field: str) -> Plan:
     if rules.documents.mode == "rows" and not rules.documents.csv_delimiter:
         reader = TextReader(rules, prefix=FLAG_PREFIX)
         texts = (text for part in itertools.chain(*shards) for text in plan.texts(part))
-        next(reader.pieces(texts), None)  # detects the delimiter
+        # The first table with rows decides the delimiter.
+        any(reader.rules.documents.csv_delimiter for _ in reader.pieces(texts))
         plan = plan._replace(reading=reader.rules)
     return plan
 

@@ -214,13 +214,13 @@ def test_files_without_newlines_are_named_once(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("blank", ["", "\n", "\r\n\r\n"])
-@pytest.mark.parametrize("columns", [("text",), (1,)])
-def test_a_table_without_rows_does_not_decide_how_others_are_read(tmp_path, blank, columns):
+@pytest.mark.parametrize(("columns", "header"), [(("text",), True), ((1,), True), ((1,), False)])
+def test_a_table_without_rows_does_not_decide_how_others_are_read(tmp_path, blank, columns, header):
     (tmp_path / "a.csv").write_text(blank, newline="")
-    (tmp_path / "b.csv").write_text("id;text\n1;a, b\n")
-    data = data_config(tmp_path / "*.csv", documents="rows", columns=columns, header=True)
+    (tmp_path / "b.csv").write_text("id;text\n" * header + "1;a, b\n2;c\n")
+    data = data_config(tmp_path / "*.csv", documents="rows", columns=columns, header=header)
     corpus = load_corpus(data)
-    assert (corpus.text, corpus.rules.documents.csv_delimiter) == ("a, b", ";")
+    assert (corpus.text, corpus.rules.documents.csv_delimiter) == ("a, bc", ";")
     files, rules = find_files(data.path, "PATH"), ReadingRules.from_config(data)
     assert make_plan(files, rules, "").reading.documents.csv_delimiter == ";"
 

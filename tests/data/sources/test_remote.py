@@ -7,6 +7,7 @@ import functools
 import gzip
 import http.server
 import json
+import os
 import sys
 import threading
 import time
@@ -132,11 +133,13 @@ def test_a_scheme_whose_package_is_missing_names_it(
     assert (code, package in error.partition("(")[2]) == (4, True), error
 
 
-def test_a_file_that_changes_is_another_text(texts, web, tmp_path, capsys):
+@pytest.mark.parametrize("change", [TEXT * 2, TEXT.upper()])
+def test_a_file_that_changes_is_another_text(texts, web, tmp_path, capsys, change):
     out = f"--out={tmp_path / 'store'}"
     assert main(["pack", f"{web}/a.txt", out]) == 0
     assert main(["pack", f"{web}/a.txt", out]) == 0  # nothing is left to do
-    (texts / "a.txt").write_text(TEXT * 2)
+    (texts / "a.txt").write_text(change)
+    os.utime(texts / "a.txt", (0, 0))  # Last-Modified has seconds only
     code, error = refusal(capsys, f"{web}/a.txt", out)
     assert (code, "packed from other files" in error) == (2, True)
 
