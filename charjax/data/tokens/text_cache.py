@@ -115,7 +115,6 @@ def _read_entry(path: Path) -> CachedText | None:
     """The text of an entry; None if there is none, or a damaged one, which is deleted."""
     try:
         content, about = read_cached(path)
-        os.utime(path)  # when it was last used
     except FileNotFoundError:
         return None
     except (OSError, ValueError, LookupError) as error:
@@ -123,6 +122,8 @@ def _read_entry(path: Path) -> CachedText | None:
         with contextlib.suppress(OSError):
             path.unlink()
         return None
+    with contextlib.suppress(OSError):  # a cache that cannot be written is read all the same
+        os.utime(path)  # when it was last used
     for message in about.pop("messages"):
         is_warning = message.startswith("NOTICE")
         _logger.log(logging.WARNING if is_warning else logging.INFO, "%s", message)

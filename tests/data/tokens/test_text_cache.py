@@ -155,6 +155,17 @@ def test_a_disk_without_room_costs_only_the_saving(text, reads, monkeypatch):
     assert (entries(text), len(reads)) == ([], 4)
 
 
+def test_a_cache_that_cannot_be_written_is_read(text, reads, monkeypatch):
+    def read_only(*_):
+        raise OSError(30, "Read-only file system")
+
+    load(text)
+    for module, name in ((os, "utime"), (os, "unlink"), (text_cache, "write_cached")):
+        monkeypatch.setattr(module, name, read_only)
+    assert load(text).text == TEXT
+    assert len(reads) == 1
+
+
 def test_old_and_surplus_entries_are_deleted(text, monkeypatch):
     found: list[Path] = []
     for name in "abc":
