@@ -67,7 +67,7 @@ def pack(
                 return index
         store = open_files(out)
         write_file(store, PLAN, _plan_bytes(plan))
-        with _locked(out, process[0]):
+        with _locked(out, process):
             _pack_shards(store, plan, process, progress)
         return _write_index(store, out, plan)
 
@@ -125,27 +125,31 @@ def _is_without_shard(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _locked(out: str, process: int) -> Iterator[None]:
+def _locked(out: str, process: tuple[int, int]) -> Iterator[None]:
     """Locks the part of this process in a local store.
 
     Raises:
-      HostError: another process has it.
+      HostError: another process has it, or a part of another number of processes.
     """
     if is_address(out):
         yield
         return
-    path = Path(out) / f"process-{process}{_LOCK}"
-    with open(path, "ab") as file:
-        try:
-            lock(file.fileno())
-        except BlockingIOError:
-            raise HostError(
-                f"{path}: locked: another process packs this part; wait for it, or give each its "
-                "--process_id"
-            ) from None
+    suffix = f"-of-{process[1]}{_LOCK}"
+    paths = [Path(out) / f"process-{process[0]}{suffix}"]
+    paths += (path for path in Path(out).glob(f"*{_LOCK}") if not path.name.endswith(suffix))
+    with contextlib.ExitStack() as opened:
+        for path in paths:
+            try:
+                lock(opened.enter_context(open(path, "ab")).fileno())
+            except BlockingIOError:
+                raise HostError(
+                    f"{path}: locked: another process packs this part; wait for it, or give each "
+                    "its --process_id, and all the same --num_processes"
+                ) from None
         yield
-        with contextlib.suppress(PermissionError):  # Windows deletes no file that is open
-            path.unlink(missing_ok=True)
+        for path in paths:
+            with contextlib.suppress(PermissionError):  # Windows deletes no file that is open
+                path.unlink(missing_ok=True)
 
 
 def _plan_bytes(plan: Plan) -> bytes:
@@ -162,14 +166,16 @@ def _check_same(store: ts.KvStore, out: str, plan: Plan) -> Index | None:
       StoreError: its index is damaged.
     """
     wanted = json.loads(_plan_bytes(plan))
+    # In this order: meanwhile other processes may write the plan, or the index, and then no plan.
+    files = () if is_address(out) else tuple(Path(out).glob("*"))
+    planned = store.read(PLAN).result()
     if store.read(INDEX).result().state != "missing":
         index = TextStore(out).index
         same = all(wanted[name] == json.loads(json_bytes(index._asdict()))[name] for name in _SAME)
     else:
-        index, planned = None, store.read(PLAN).result()
-        is_new = planned.state == "missing"
-        is_empty = is_address(out) or not any(p.suffix != _LOCK for p in Path(out).glob("*"))
-        if is_new and not is_empty:
+        index, is_new = None, planned.state == "missing"
+        # TensorStore first writes a plan to a file beside it.
+        if is_new and any(p.suffix != _LOCK and not p.name.startswith(PLAN) for p in files):
             raise InputError(f"--out={out}: holds other files; choose another --out")
         same = is_new or planned.value == _plan_bytes(plan)
     if not same:

@@ -11,6 +11,7 @@ import shutil
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -154,6 +155,39 @@ def test_processes_pack_the_same_store_together(text, store, tmp_path):
     assert contents(out) == contents(store)
 
 
+@pytest.mark.parametrize("moment", ["plan.json", "store.json"])
+def test_processes_may_start_and_end_at_any_moment(text, store, tmp_path, moment):
+    out = str(tmp_path / "store")
+    files = store_files.open_files(out)
+
+    def read(name):
+        found = files.read(name).result()
+        if name == moment:  # then another process packs the rest
+            assert pack(plan, out) is not None
+        return Mock(result=lambda: found)
+
+    with tiny_shards():
+        plan = plan_of(text, documents="lines")
+        if moment == "store.json":
+            assert pack(plan, out, process=(1, 3)) is None
+        pack_module._check_same(Mock(spec=files, read=read), out, plan)
+        assert pack(plan, out, process=(1, 3)) is not None
+    assert contents(tmp_path / "store") == contents(store)
+
+
+@pytest.mark.parametrize("process", [(0, 1), (1, 2), (2, 4)])
+def test_a_shard_is_packed_by_one_process_at_a_time(text, store, tmp_path, process):
+    out = tmp_path / "store"
+    with tiny_shards():
+        plan = plan_of(text, documents="lines")
+        assert pack(plan, str(out), process=(1, 3)) is None
+        with pack_module._locked(str(out), (2, 3)), pytest.raises(HostError, match="num_processes"):
+            pack(plan, str(out), process=process)
+        for number in range(process[1]):
+            pack(plan, str(out), process=(number, process[1]))
+    assert contents(out) == contents(store)
+
+
 def problems_of(store: Path) -> list[str]:
     """What `verify` finds; each is one line."""
     try:
@@ -217,7 +251,7 @@ def test_a_pack_at_work_is_not_replaced_by_one_with_other_options(text, tmp_path
     out = tmp_path / "store"
     (tmp_path / "b.txt").write_bytes(b"\xff")
     assert run("pack", tmp_path / "b.txt", f"--out={out}")[0] == 2
-    with open(out / "process-0.lock", "ab") as file:
+    with open(out / "process-0-of-1.lock", "ab") as file:
         lock(file.fileno())
         refuse(text, f"--out={out}", message="packed from other files or with other options")
 
