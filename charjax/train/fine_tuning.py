@@ -27,7 +27,7 @@ from charjax.inference.load import BUILTIN, TrainedModel, load_trained
 from charjax.model.cells import CELLS
 from charjax.runtime.display import code_points
 from charjax.runtime.paths import expand_path
-from charjax.train.train_state import TrainState
+from charjax.train.train_state import TrainState, state_from
 from charjax.types import PyTree
 
 _logger = logging.getLogger(__name__)
@@ -106,16 +106,18 @@ def _check_same_architecture(config: Config, trained: TrainedModel, option: str)
 
 
 def start_from(
-    state: TrainState, config: Config, initial: InitialModel | None, dataset: Dataset
+    state: TrainState,
+    config: Config,
+    optimizer: optax.GradientTransformation,
+    initial: InitialModel | None,
+    dataset: Dataset,
 ) -> TrainState:
     """The state before the first step, with the weights of the initial model if there is one."""
     if initial is None:
         return state
     _logger.info(describe_tokens(initial, dataset))
     params = initial_params(state.params, initial, dataset.vocab, config.model)
-    return state._replace(
-        params=params, ema=jax.tree.map(np.copy, params) if config.optim.averages else ()
-    )
+    return state_from(config, params, optimizer)
 
 
 def initial_params(

@@ -142,7 +142,7 @@ def set_up(
         train_state, progress = _restore(meta, workdir, checkpoints, like, dataset)
         _log_all(messages.rescheduled(saved, meta, steps_per_epoch))
     else:
-        train_state = start_from(new_state(), config, initial, dataset)
+        train_state = start_from(new_state(), config, optimizer, initial, dataset)
         progress = _start(meta, workdir, dataset)
     state = _run_state(meta, backend, train_state, progress)
     intervals = _plan(meta, steps_per_epoch, state.step, backend)

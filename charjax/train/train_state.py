@@ -52,6 +52,14 @@ def init_state(
     """
     with jax.default_device(host_device()):
         params = init_params(config.model, vocab_size, stream_key(config.seed, Stream.INIT))
+    return state_from(config, params, optimizer)
+
+
+def state_from(
+    config: Config, params: PyTree, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """The state before the first step, with these parameters; on the host."""
+    with jax.default_device(host_device()):
         state: TrainState = _init_others(
             architecture(config.model),
             config.data.batch_size,

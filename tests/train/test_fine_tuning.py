@@ -23,7 +23,7 @@ from charjax.model.cells import CELLS
 from charjax.model.shapes import param_shapes
 from charjax.runtime.display import no_progress
 from charjax.train.fine_tuning import token_axes, token_ids
-from charjax.train.optimizer import make_optimizer
+from charjax.train.optimizer import OPTIMIZERS, make_optimizer
 from tests.faults.trial import write_config
 
 from ..fine_tuning import PAGE, RESULTS, table
@@ -170,6 +170,17 @@ def test_the_axes_of_tokens_are_those_that_grow_with_the_vocabulary(cell, embed)
         if few[p] != many[p]
     }
     assert {"/".join(path): axis for path, axis in token_axes(config).items()} == axes
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_optimizer_starts_from_the_imported_weights(optimizer, folder, tmp_path):
+    optim = {"name": optimizer, "ema": 0.0, "learning_rate": 1e-6}
+    flags = [f"--config.optim.{name}={value}" for name, value in optim.items()]
+    more = [f"--init_from={folder}/base4", *flags, "--config.train.max_steps=3"]
+    assert train(folder, tmp_path / "run", "old", *more) == 0
+    base = named_weights(load_trained(folder / "base4", which="best").params)
+    for name, array in named_weights(load_trained(tmp_path / "run", which="newest").params).items():
+        np.testing.assert_allclose(array, base[name], atol=1e-4, err_msg=name)
 
 
 def test_frozen_parts_stay_and_imported_ones_learn_at_their_rate(folder, tmp_path):
