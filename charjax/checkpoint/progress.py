@@ -103,7 +103,8 @@ class Progress:
           val_text: SHA-256 of the tokens of the new one.
         """
         self.validation = Validation(None, 0, val_text, self.validation.val_record + 1)
-        self.unsampled = False
+        if self.pending is not None:  # its evaluation will be on the new text
+            self.pending = {**self.pending, "val_record": self.validation.val_record}
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values; those of `validation` are merged into the top level."""

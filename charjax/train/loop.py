@@ -161,7 +161,9 @@ def _do_what_is_due(run: Run, state: RunState, stop: Stopping, update: Callable[
     val_loss, is_best = None, False
     try:
         if progress.unsampled:
-            val_loss = run.checkpoints.read_meta(which=step).val_loss
+            saved = run.checkpoints.read_meta(which=step)
+            is_same_text = saved.val_text_id[1] == progress.validation.val_record
+            val_loss = saved.val_loss if is_same_text else None
         elif ended or progress.pending or step % intervals.evaluate == 0:
             progress.pending = progress.pending or _next_record(run, state, step)
             if save:

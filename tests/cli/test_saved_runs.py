@@ -286,3 +286,25 @@ def test_a_signal_stops_an_evaluation_and_the_run_is_saved(folder, tmp_path, cap
     assert "stopped at step 10" in capfd.readouterr().err
     assert (tmp_path / "checkpoints" / "10").is_dir()
     assert not read_metrics(tmp_path / "metrics.jsonl")
+
+
+def test_what_a_signal_left_of_a_step_is_done_though_the_validation_text_has_changed(
+    folder, tmp_path, capfd
+):
+    sample = ["--config.sample.num_chars=3", "--config.sample.temperatures=(1.0,)"]
+    for name in ("validate", "generate_samples"):
+        command = flags(folder, tmp_path / name, "hard", "--config.train.max_steps=20", *sample)
+        with terminated_in(name):
+            assert main(command) == 143
+        before = info(tmp_path / name, capfd)["val_loss"]
+        assert main([*command, "--config.data.eval_chars=100"]) == 0
+        assert "the text has changed" in capfd.readouterr().out
+        assert (tmp_path / name / "samples.txt").read_text().count("===") == 2
+        (record,) = read_metrics(tmp_path / name / "metrics.jsonl")
+        # A loss is one of the text on which it was measured.
+        if before is None:
+            assert record["val_record"] == 1
+            assert info(tmp_path / name, capfd)["val_loss"] == record["val_loss"]
+        else:
+            assert "val_record" not in record
+            assert info(tmp_path / name, capfd)["val_loss"] is None
