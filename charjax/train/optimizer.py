@@ -144,7 +144,13 @@ def _schedule_free(config: OptimConfig, schedule: Schedule) -> optax.GradientTra
         optax.add_decayed_weights(config.weight_decay, mask=_kernel_mask),
         optax.scale_by_learning_rate(schedule),
     )
-    return optax.contrib.schedule_free(adamw_without_momentum, schedule, config.b1)
+    schedule_free = optax.contrib.schedule_free(adamw_without_momentum, schedule, config.b1)
+
+    def init(params: PyTree) -> optax.contrib.ScheduleFreeState:
+        # optax counts from 1: an iterate of a warm-up would weigh as the next one does.
+        return schedule_free.init(params)._replace(step_count=jnp.zeros([], jnp.int32))
+
+    return optax.GradientTransformation(init, schedule_free.update)
 
 
 # By the names of `charjax.config.OPTIMIZER_FIELDS`, which lists the config fields of each.

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -52,8 +52,8 @@ def test_a_schedule_rises_to_its_peak_and_never_after(schedule, warmup):
     rates = np.asarray(jax.vmap(make_schedule(config, total))(jnp.arange(total + 10)))
     peak = max(round(warmup * total) - 1, 0)
     assert rates[peak] == pytest.approx(1)
-    assert all(a <= b + 1e-6 for a, b in pairwise(rates[: peak + 1]))
-    assert all(a >= b - 1e-6 for a, b in pairwise(rates[peak:]))
+    assert all(a <= b + 1e-6 for a, b in itertools.pairwise(rates[: peak + 1]))
+    assert all(a >= b - 1e-6 for a, b in itertools.pairwise(rates[peak:]))
     assert rates.min() >= 0
     if schedule != "constant":
         assert rates[total + 1 :] == pytest.approx(final, abs=1e-6)
@@ -98,13 +98,16 @@ def muon(grads: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         yield -LR * 0.2 * np.sqrt(3) * x.T
 
 
-def schedule_free(grads: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+def schedule_free(
+    grads: Iterator[np.ndarray], rates: Iterable[float] = itertools.repeat(LR)
+) -> Iterator[np.ndarray]:
     x = y = z = np.ones((3, 2))
-    square = np.zeros((3, 2))
-    for t, g in enumerate(grads, start=1):
+    square, weights = np.zeros((3, 2)), 0.0
+    for t, (g, rate) in enumerate(zip(grads, rates, strict=False), start=1):
         square = B2 * square + (1 - B2) * g**2
-        z = z - LR * g / (np.sqrt(square / (1 - B2**t)) + EPS)
-        x = (1 - 1 / t) * x + z / t
+        z = z - rate * g / (np.sqrt(square / (1 - B2**t)) + EPS)
+        weights += rate**2
+        x = x + rate**2 / weights * (z - x)
         y, before = B1 * x + (1 - B1) * z, y
         yield y - before
 
@@ -140,6 +143,14 @@ def test_each_optimizer_is_that_of_its_paper(name):
     wanted = np.stack(list(RULES[name](gradients(5))))
     rounding = 2e-7 if name == "schedule_free" else 0  # its updates are differences of weights
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=rounding)
+
+
+def test_in_a_warm_up_schedule_free_learning_weighs_an_iterate_by_its_learning_rate():
+    config = config_of("schedule_free", warmup=0.04)
+    found = updates_of(config, gradients(6), np.ones((3, 2)))
+    rates = LR * np.minimum(1, np.arange(1, 7) / 4)
+    wanted = np.stack(list(schedule_free(gradients(6), rates)))
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=2e-7)
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])
