@@ -15,7 +15,6 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import optax
-from jaxtyping import Float
 
 from charjax.checkpoint.meta import RunMeta, SourceMeta
 from charjax.config import Config, ModelConfig
@@ -125,11 +124,13 @@ def initial_params(
 ) -> PyTree:
     """The weights of the initial model, rearranged for the vocabulary of the run.
 
-    A new token, one that the model does not have, gets its embedding from `random_params`, zeros in
-    the output projection, and an output bias so low that all new tokens together have less than
-    `_MAX_NEW_MASS` of the probability after any text. So the known tokens keep their
-    probabilities. New tokens can be learned: where one is the target, its logit has the gradient
-    -1, like any target of probability near 0.
+    A new token, one that the model does not have, gets its embedding from `random_params` and, in
+    the output projection, the mean column of the k known tokens. So its logit is their mean logit
+    but for the bias, which is so low that all new tokens together have at most `_MAX_NEW_MASS` of
+    the probability: by Jensen's inequality the log-sum-exp of the known logits is at least log k
+    plus their mean, after any text. So the known tokens keep their probabilities. New tokens can
+    be learned: where one is the target, its logit has the gradient -1, like any target of
+    probability near 0.
 
     Args:
       random_params: the randomly initialized parameters of the run; numpy arrays.
@@ -145,28 +146,15 @@ def initial_params(
     params: PyTree = jax.tree.map(np.array, old_params)
     for path, axis in token_axes(config).items():
         by_token = np.moveaxis(np.array(_leaf(random_params, path)), axis, 0)
-        if path[0].startswith("output"):
-            by_token[:] = 0
         by_token[known_ids] = np.moveaxis(_leaf(old_params, path), axis, 0)[old_ids]
         _leaf(params, path[:-1])[path[-1]] = np.ascontiguousarray(np.moveaxis(by_token, 0, axis))
     new_ids = np.setdiff1d(np.arange(len(vocab)), known_ids)
     if new_ids.size and known_ids:
-        kernel, bias = params["output_kernel"][:, known_ids], params["output_bias"][known_ids]
-        lowest = _least_log_sum_exp(kernel, bias)
-        params["output_bias"][new_ids] = lowest + math.log(_MAX_NEW_MASS / new_ids.size)
+        kernel, bias = params["output_kernel"], params["output_bias"]
+        kernel[:, new_ids] = kernel[:, known_ids].mean(axis=1, dtype=np.float64, keepdims=True)
+        mean = bias[known_ids].mean(dtype=np.float64)
+        bias[new_ids] = mean + math.log(len(known_ids) * _MAX_NEW_MASS / new_ids.size)
     return params
-
-
-def _least_log_sum_exp(
-    kernel: Float[np.ndarray, "hidden k"], bias: Float[np.ndarray, " k"]
-) -> float:
-    """A lower bound of the log-sum-exp of the logits `h @ kernel + bias`, for any h in [-1, 1].
-
-    By Jensen's inequality it is at least log k plus the mean logit; that is affine in h, so its
-    minimum is known.
-    """
-    mean_kernel = kernel.mean(axis=1, dtype=np.float64)
-    return float(math.log(bias.size) + bias.mean(dtype=np.float64) - np.abs(mean_kernel).sum())
 
 
 def token_ids(vocab: Vocab) -> dict[str, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import jax
@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 
+from charjax.checkpoint.meta import SourceMeta
 from charjax.cli.main import main
 from charjax.config import ModelConfig, OptimConfig
 from charjax.data.vocab import Vocab
@@ -22,8 +23,9 @@ from charjax.inference.scoring.score import read_part, score_text
 from charjax.model.cells import CELLS
 from charjax.model.shapes import param_shapes
 from charjax.runtime.display import no_progress
-from charjax.train.fine_tuning import token_axes, token_ids
+from charjax.train.fine_tuning import InitialModel, initial_params, token_axes, token_ids
 from charjax.train.optimizer import OPTIMIZERS, make_optimizer
+from tests.export.tiny import TEXT, network_logits, tokens_of, trained_like
 from tests.faults.trial import write_config
 
 from ..fine_tuning import PAGE, RESULTS, table
@@ -86,6 +88,20 @@ def test_the_old_texts_loss_is_unchanged_though_the_vocabulary_has_grown(
     source = new.run.source
     assert (source.path, source.step) == (f"{folder}/base{embed}", old.step)
     assert json.loads((tmp_path / "run" / "run.json").read_text())["source"] == asdict(source)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_new_tokens_are_all_but_impossible_also_where_a_unit_has_no_bounds(cell):
+    model = ModelConfig(cell=cell, hidden=12, embed=6, recurrence="scan")
+    old, new = trained_like(model), trained_like(model, text=TEXT + "ÄÖ", unk=True)
+    old.params["layer_0"]["kernel"] *= 10  # so that units leave [-1, 1] if the cell lets them
+    old.params["output_kernel"] += 9  # so that every unit moves all logits
+    source = SourceMeta("charjax", "", "", 0, old.vocab.to_json())
+    params = initial_params(new.params, InitialModel(source, old), new.vocab, model)
+    logits = network_logits(replace(new, params=params), tokens_of(new, 4, 50)).astype("f8")
+    new_ids = [new.vocab.encode("Ä")[0], new.vocab.encode("Ö")[0], new.vocab.unk_id]
+    masses = np.exp(logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True))[..., new_ids]
+    assert masses.sum(axis=-1).max() < 1.001e-7  # the logits are rounded
 
 
 def test_characters_that_the_text_lacks_are_dropped_by_choice(folder, tmp_path, capfd):
