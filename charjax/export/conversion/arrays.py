@@ -94,14 +94,18 @@ def model_of(
     Raises:
       InputError: charjax has no such model, or the shapes do not fit each other.
     """
-    cells = {cell_of(name, layer) for name, layer in layers.items()}
-    if len(cells) > 1:
-        raise InputError(
-            f"has layers of {' and '.join(sorted(cells))}; charjax has one cell a model"
-        )
-    (cell,) = cells
+    kinds = {
+        "cell": {cell_of(name, layer) for name, layer in layers.items()},
+        "size": {f"{len(layer.recurrent_kernel)} units" for layer in layers.values()},
+    }
+    for kind, found in kinds.items():
+        if len(found) > 1:
+            raise InputError(
+                f"has layers of {' and '.join(sorted(found))}; charjax has one {kind} a model"
+            )
+    (cell,) = kinds["cell"]
     ordered = [reorder(layers[name], orders[cell]) for name in in_order(layers)]
-    embedding, head = _embedding_and_head(others, *suffixes)
+    embedding, head = _embedding_and_head(others, *suffixes, features=len(ordered[0].kernel))
     output_kernel = others[head].T if is_transposed else others[head]
     hidden, vocab = len(ordered[0].recurrent_kernel), output_kernel.shape[1]
     if embedding is None and len(ordered[0].kernel) != vocab:
@@ -169,12 +173,20 @@ def _natural(name: str) -> list[list[int | str]]:
     return [[int(p) if i % 2 else p for i, p in enumerate(part)] for part in parts]
 
 
-def _embedding_and_head(others: Arrays, weight: str, bias: str) -> tuple[str | None, str]:
-    """The names of the embedding (None: one-hot input) and of the projection to the logits."""
+def _embedding_and_head(
+    others: Arrays, weight: str, bias: str, *, features: int
+) -> tuple[str | None, str]:
+    """The names of the embedding (None: one-hot input) and of the projection to the logits.
+
+    The projection has a bias. If both or none have one, the embedding alone is [vocab, features],
+    or has "emb" in its name.
+    """
     names = [name for name, array in others.items() if name.endswith(weight) and array.ndim == 2]
     if len(names) == 1:
         return None, names[0]
     heads = [name for name in names if name.removesuffix(weight) + bias in others]
+    if len(heads) != 1:
+        heads = [name for name in names if others[name].shape[1] != features]
     if len(heads) != 1:
         heads = [name for name in names if "emb" not in name.lower()]
     if len(names) != 2 or len(heads) != 1:

@@ -219,6 +219,13 @@ def state_dict(gates: int = 3, hidden: int = 4, **changes: object) -> dict[str, 
         (state_dict(**{"norm.weight": (4,)}), "has norm.weight: charjax's model has no such part"),
         (state_dict(**{"attention.weight": (4, 4)}), "one embedding, or none, and one projection"),
         (state_dict(gates=2), "not those of a GRU, LSTM or RNN"),
+        (
+            state_dict(
+                **{f"rnn.weight_{part}_l1": (15, n) for part, n in (("ih", 4), ("hh", 5))},
+                **{f"rnn.bias_{part}_l1": (15,) for part in ("ih", "hh")},
+            ),
+            "has layers of 4 units and 5 units; charjax has one size a model",
+        ),
         (state_dict(**{"rnn.weight_ih_l0": (12, 6)}), "layer_0/kernel is [6, 12], not [2, 12]"),
         (state_dict(**{"rnn.weight_hh_l0": None}), "the layer rnn._l0 has no weight_hh"),
         (state_dict(**{"rnn.bias_hh_l0": None}), "the layer rnn._l0 has no bias_hh"),
@@ -235,6 +242,17 @@ def state_dict(gates: int = 3, hidden: int = 4, **changes: object) -> dict[str, 
 )
 def test_a_torch_model_of_another_kind_is_refused(arrays, said, convert):
     assert said in convert("m.safetensors", safetensors_file(arrays, {}))
+
+
+def test_an_embedding_of_any_name_is_told_from_a_projection_without_bias(tmp_path):
+    arrays = state_dict()
+    del arrays["head.bias"]
+    names = {"embedding.weight": "encoder.weight", "head.weight": "decoder.weight"}
+    renamed = {names.get(name, name): array for name, array in arrays.items()}
+    (tmp_path / "m.safetensors").write_bytes(safetensors_file(renamed, {}))
+    params = SOURCES["torch"](tmp_path / "m.safetensors").params
+    np.testing.assert_array_equal(params["embedding"], arrays["embedding.weight"])
+    np.testing.assert_array_equal(params["output_kernel"], arrays["head.weight"].T)
 
 
 def test_a_tied_projection_that_safetensors_left_out_is_read(tmp_path):

@@ -1,6 +1,6 @@
 """Models that torch and Keras made and trained themselves, converted: the same logits, scored here.
 
-    pytest -m slow tests/export/test_convert_frameworks.py
+    pytest -m slow tests/export/conversion/test_frameworks.py
 
 needs torch and Keras 3 in the environment.
 """
