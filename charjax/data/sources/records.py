@@ -60,7 +60,9 @@ def parquet(path: str, field: str, begin: int, end: int) -> Iterator[RawText]:
             names = ", ".join(file.schema_arrow.names)
             raise InputError(f"--field={field}: {path} has no such column; it has {names}")
         batches = file.iter_batches(_ROWS, row_groups=range(begin, end), columns=[field])
-        values = (value for batch in batches for value in batch.column(0).to_pylist())
+        # A field with a dot in its name selects the columns inside of others, too.
+        columns = (batch.column(batch.schema.names.index(field)) for batch in batches)
+        values = (value for column in columns for value in column.to_pylist())
         for number, value in enumerate(values, 1):
             where = f"{path}: row {number} from row group {begin} on"
             yield _text({field: value}, field, where)

@@ -351,6 +351,14 @@ def test_few_rows_of_parquet_are_in_memory_at_a_time(tmp_path):
         tracemalloc.stop()
 
 
+def test_a_column_of_parquet_may_have_a_dot_in_its_name(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = pyarrow.table({"a": [{"text": "inside of a"}], "a.text": ["the text"]})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    (text,) = records.parquet(str(tmp_path / "a.parquet"), "a.text", 0, 1)
+    assert b"".join(text.blocks) == b"the text"
+
+
 def test_records_that_cannot_be_read_are_refused_in_a_line(tmp_path, refuse, monkeypatch):
     options = ("--field=text", f"--out={tmp_path / 'store'}")
     (tmp_path / "a.jsonl").write_bytes(b"[" * 100_000)
