@@ -138,9 +138,8 @@ def _load_files(path: str, rules: ReadingRules, *, use_cache: bool) -> Corpus:
     def read() -> CachedText:
         corpus = _make_corpus(path, read_files(files, option, are_utf8=rules.is_utf8), rules)
         content, characters = corpus._in_memory(), corpus.characters
-        if not corpus.rules.documents.boundary:
-            # With the ids of a sorted vocabulary, the default, a run need not translate the tokens.
-            content = content.recoded(sorted(characters), len(characters))
+        # With the ids of a sorted vocabulary, the default, a run need not translate the tokens.
+        content = content.recoded(sorted(characters), len(content.alphabet))
         about = {"name": path, "content": None, "rules": corpus.rules.to_json()}
         return content, vars(corpus) | about
 

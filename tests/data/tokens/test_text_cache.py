@@ -91,6 +91,28 @@ def test_a_text_from_the_cache_is_the_text(text, reads, caplog, options):
     assert_equal(load(text, **options), wanted)
 
 
+@pytest.mark.parametrize("documents", ["none", "lines", "files"])
+def test_a_run_and_the_cache_have_the_tokens_in_memory_once(text, monkeypatch, documents):
+    cached: list[np.ndarray] = []
+
+    def write(file, content):
+        cached.append(content[0].tokens)
+        cached_text.write_cached(file, content)
+
+    def read(path):
+        found = cached_text.read_cached(path)
+        cached.append(found[0].tokens)
+        return found
+
+    monkeypatch.setattr(text_cache, "write_cached", write)
+    monkeypatch.setattr(text_cache, "read_cached", read)
+    data = DataConfig(path=str(text), documents=documents, split=(1.0, 0.0, 0.0), batch_size=2)
+    for number in range(1, 3):  # the text is read, then comes from the cache
+        ids = load_dataset(Config(data=data)).splits.train.ids
+        assert len(cached) == number
+        assert np.shares_memory(ids, cached[-1])
+
+
 def test_a_text_of_more_than_256_characters(text, reads):
     text.write_text(TEXT + "".join(map(chr, range(0x4E00, 0x4E00 + 400))), "utf-8")
     assert_equal(load(text), load(text))
