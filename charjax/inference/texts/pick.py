@@ -28,7 +28,7 @@ def pick_text(
     *,
     unknown: str,
 ) -> str:
-    """The text after a prompt that a person chooses, word by word.
+    """The text after a prompt that a person chooses, word by word; as the model reads it.
 
     Args:
       sampler: of the model.
@@ -49,7 +49,7 @@ def pick_text(
         except InputError as error:  # does not lose the text so far
             problem = str(error)
         else:
-            text, problem = text + added, ""
+            text, problem = prompt.text(sampler.vocab), ""
     return text[len(start) :]
 
 

@@ -19,7 +19,7 @@ from charjax.inference.sampling.copying import copy_table, forbidden_tokens
 from charjax.inference.texts import sampler as module
 from charjax.inference.texts.controls import check_stops, restrict
 from charjax.inference.texts.end import TextEnd
-from charjax.inference.texts.pick import likeliest_words
+from charjax.inference.texts.pick import likeliest_words, pick_text
 from charjax.inference.training_text import known_lines, training_text
 from tests.inference.scripted import chain, memoryless, text_sampler, trained, trained_on, written
 
@@ -315,6 +315,18 @@ def test_words_to_pick_from_are_valid_utf_8():
     sampler = text_sampler(model)
     # After the space C3 is the likeliest, which a space follows, then A9; neither is a character.
     assert likeliest_words(sampler, sampler.encode(" ", "error"), 3) == [" "]
+
+
+def test_picked_text_is_what_the_model_reads(tmp_path):
+    (tmp_path / "text.txt").write_text("ab é\n", encoding="utf-8")
+    data = DataConfig(path=str(tmp_path / "text.txt"), lowercase=True)
+    vocab = Vocab(tuple("ab é\n"), "codepoint", True)
+    sampler = text_sampler(trained_on(memoryless([1.0] * 6), data, vocab=vocab))
+    typed = iter(["B A", "E\u0301", "日", ""])
+    start = sampler.encode("A", "unk")
+    picked = pick_text(sampler, start, 1, lambda words, problem: next(typed), unknown="unk")
+    whole = sampler.encode("AB AE\u0301日", "unk").text(vocab)
+    assert start.text(vocab) + picked == whole == "ab aé\ufffd"
 
 
 def test_words_to_pick_from_copy_no_passage(tmp_path):
