@@ -35,8 +35,10 @@ def test_an_option_out_of_range_is_refused_by_name(options, flag, values):
 
 
 @pytest.mark.usefixtures("unchecked_types")
-def test_an_integer_of_numpy_is_an_integer():
+def test_a_number_of_numpy_is_a_number():
     assert Sampling(seed=np.int64(3)) == Sampling(seed=3)
+    for dtype in (np.float16, np.float32, np.float64):  # a warning would be an error
+        assert Sampling(temperature=dtype(0.5)) == Sampling(temperature=0.5)
 
 
 @pytest.mark.usefixtures("unchecked_types")
