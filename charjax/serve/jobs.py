@@ -20,7 +20,7 @@ class PieceQueue:
     """Brings the pieces of a request's texts from the engine's thread to the event loop.
 
     Attributes:
-      is_closed: whether the client no longer wants them; the texts are then given up.
+      is_closed: whether the client no longer wants them.
     """
 
     def __init__(self, num_texts: int, seconds: float) -> None:
@@ -35,6 +35,11 @@ class PieceQueue:
         self._num_texts, self._seconds = num_texts, seconds
         self._deadline = self._loop.time() + seconds
         self.is_closed = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no more are wanted: the client has gone, or the time is over."""
+        return self.is_closed or self._loop.time() >= self._deadline
 
     def put(self, index: int, piece: Delta | ProtocolError) -> None:
         """Adds the next piece of a choice, or the error that ends the request; from any thread."""
@@ -98,7 +103,7 @@ class Choice:
     @property
     def is_given_up(self) -> bool:
         """Whether nobody waits for the text."""
-        return self.done or self.pieces.is_closed
+        return self.done or self.pieces.is_over
 
     def read(self, tokens: Sampled, position: int) -> None:
         """Takes the tokens from a position of the sample on; see `DeltaWriter.read`."""

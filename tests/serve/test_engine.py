@@ -9,10 +9,14 @@ from itertools import product
 import numpy as np
 import pytest
 
+from charjax.inference.options import Controls, Sampling
 from charjax.inference.scoring.evaluate import char_nats
+from charjax.inference.texts.prompt import Prompt
 from charjax.serve import engine, runners
 from charjax.serve.errors import ProtocolError
+from charjax.serve.jobs import Choice, PieceQueue
 from charjax.serve.limits import RequestLimits
+from charjax.serve.text import Writing
 from tests.serve.asgi import complete, post, request
 from tests.serve.conftest import RANDOM, Server
 from tests.serve.test_completions import samples
@@ -43,6 +47,21 @@ def waits_for(condition):
         raise TimeoutError
 
     return wait()
+
+
+def test_a_client_that_reads_nothing_keeps_its_row_until_the_time_limit(small):
+    async def stall():  # nobody waits for the pieces, as where sending an event blocks
+        pieces = PieceQueue(1, 1)
+        prompt = Prompt(np.zeros(1, np.int32), 0)
+        writing = Writing(RANDOM.vocab, Sampling(), Controls(), 10**6, None, False)
+        model = small.models["random"]
+        model.engine.submit([Choice(writing, prompt, 0, 0, pieces)])
+        await waits_for(lambda: len(rows(small)) == 1)
+        await waits_for(lambda: not rows(small))
+        with pytest.raises(ProtocolError, match="within 1 s"):
+            [part async for part in pieces]
+
+    asyncio.run(stall())
 
 
 @pytest.mark.parametrize("stream", [True, False])
