@@ -82,12 +82,15 @@ def check_same_run(
             "in another --workdir"
         )
     changes = dict(_changes(saved, now))
+    # The parameters that schedule-free learning trains are a mean of two, weighted by b1.
+    if now.config.optim.name == "schedule_free" and "config.optim.b1" in changes:
+        fits = False
     refused = [name for name in changes if not (fits and _is_allowed(name, allow))]
     if refused:
         remedy = (
             f"change it back, go on with --allow={','.join(refused)}, or choose another --workdir"
             if fits
-            else "the saved arrays have other shapes; change it back, or choose another --workdir"
+            else "the saved arrays do not fit; change it back, or choose another --workdir"
         )
         what = "; ".join(changes[name] for name in refused)
         raise InputError(f"{workdir}: holds another run: {what}; {remedy}")

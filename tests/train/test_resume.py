@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from dataclasses import replace
@@ -13,7 +14,7 @@ import pytest
 from charjax.checkpoint.meta import CheckpointMeta, RunMeta
 from charjax.checkpoint.progress import ExactMean, Progress
 from charjax.checkpoint.record import Record
-from charjax.config import ModelConfig
+from charjax.config import ModelConfig, OptimConfig
 from charjax.data.dataset import load_dataset
 from charjax.errors import InputError
 from charjax.model.recurrence import api
@@ -79,6 +80,17 @@ def test_a_resumed_run_keeps_its_loss_and_its_first_weights(meta, field, value):
     now = replace(meta, config=replace(meta.config, train=train))
     with pytest.raises(InputError, match=rf"config\.train\.{field} was .*, now {value!r}"):
         check_same_run(Path("run"), meta, now, allow=[], fits=True)
+
+
+@pytest.mark.parametrize(("name", "may_change"), [("adamw", True), ("schedule_free", False)])
+def test_the_weights_of_schedule_free_learning_keep_the_b1_that_made_them(meta, name, may_change):
+    saved, now = (
+        replace(meta, config=replace(meta.config, optim=OptimConfig(name=name, b1=b1)))
+        for b1 in (0.9, 0.5)
+    )
+    refused = pytest.raises(InputError, match="b1 was 0.9, now 0.5; the saved arrays do not fit")
+    with contextlib.nullcontext() if may_change else refused:
+        check_same_run(Path("run"), saved, now, allow=["config.optim.b1"], fits=True)
 
 
 def test_a_resumed_run_may_keep_more_checkpoints(meta):
