@@ -88,7 +88,7 @@ def test_the_weights_of_schedule_free_learning_keep_the_b1_that_made_them(meta, 
         replace(meta, config=replace(meta.config, optim=OptimConfig(name=name, b1=b1)))
         for b1 in (0.9, 0.5)
     )
-    refused = pytest.raises(InputError, match="b1 was 0.9, now 0.5; the saved arrays do not fit")
+    refused = pytest.raises(InputError, match=r"b1 was 0\.9, now 0\.5; .* do not fit")
     with contextlib.nullcontext() if may_change else refused:
         check_same_run(Path("run"), saved, now, allow=["config.optim.b1"], fits=True)
 
