@@ -18,9 +18,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from charjax.checkpoint.meta import Platform
 from charjax.data.sources.named_corpora import read_named
-from tests.environment import replaced_between
+from tests.environment import provenance, replaced_between
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "fine_tuning.json"
@@ -74,14 +73,11 @@ def measure() -> dict[str, object]:
             for start, loss in zip(STARTS, final_losses(file, Path(folder), seed), strict=True):
                 losses[start].append(loss)
                 print(seed, start, loss, flush=True)
-    platform = Platform.current()
-    return {
+    return provenance("tests.fine_tuning", []) | {
         "chars": CHARS,
         "minutes": MINUTES,
         "flags": [*FLAGS],
         "losses": losses,
-        "device": platform.device,
-        "versions": platform.versions,
     }
 
 
@@ -95,8 +91,8 @@ def table(result: dict) -> str:
     return (
         "| first weights | seed 0 | seed 1 | seed 2 | mean |\n|---|---|---|---|---|\n"
         f"{rows}\nTest loss in nats per character after {result['minutes']:g} minute of training "
-        f"on {result['chars']:,} characters of Nietzsche, on a CPU: "
-        f"{100 * (1 - tuned / scratch):.0f} % lower.\n"
+        f"on {result['chars']:,} characters of Nietzsche:\n"
+        f"{100 * (1 - tuned / scratch):.0f} % lower ({result['machine']}, {result['date']}).\n"
     )
 
 
