@@ -162,8 +162,8 @@ def _do_what_is_due(run: Run, state: RunState, stop: Stopping, update: Callable[
     try:
         if progress.unsampled:
             saved = run.checkpoints.read_meta(which=step)
-            is_same_text = saved.val_text_id[1] == progress.validation.val_record
-            val_loss = saved.val_loss if is_same_text else None
+            val_text_id = run.meta.corpus.sha256, progress.validation.val_record
+            val_loss = saved.val_loss if saved.val_text_id == val_text_id else None
         elif ended or progress.pending or step % intervals.evaluate == 0:
             progress.pending = progress.pending or _next_record(run, state, step)
             if save:

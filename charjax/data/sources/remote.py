@@ -9,15 +9,8 @@ from charjax.errors import HostError, InputError
 
 # What servers call that which changes with a file's content.
 _VERSIONS = (
-    "ETag",
-    "etag",
-    "md5Hash",
-    "generation",
-    "mtime",
-    "Last-Modified",
-    "LastModified",
-    "updated",
-    "created",
+    *("ETag", "etag", "md5Hash", "generation", "mtime"),
+    *("Last-Modified", "LastModified", "updated", "created"),
 )
 _TIMEOUT_S = 60.0  # of a web server, to connect and between two reads
 
