@@ -71,7 +71,7 @@ def _sampling_fields() -> Schema:
         "logit_bias": {
             "type": ["object", "null"],
             "default": {},
-            "propertyNames": {"pattern": "^[0-9]{1,7}$"},
+            "propertyNames": {"pattern": "^(0|[1-9][0-9]{0,6})$"},
             "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
             "maxProperties": 1024,
         },

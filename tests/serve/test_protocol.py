@@ -45,7 +45,7 @@ WRONG = {
     "min_p": [-0.1, 1.1],
     "repetition_penalty": [0, 11],
     "repetition_window": [0],
-    "logit_bias": [{"a": 1}, {"0": 101}, {"0": "1"}, [], {"11": 1}],
+    "logit_bias": [{"a": 1}, {"01": 1}, {"0": 101}, {"0": "1"}, [], {"11": 1}],
     "forbid": [1, "abcdefghij\n", "z"],
     "only": [1, "z"],
     "max_copy": [-1, 5],  # the text of this model is not here

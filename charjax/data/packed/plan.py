@@ -71,7 +71,7 @@ class Plan(NamedTuple):
           HostError: it cannot be read.
         """
         path = self.inputs[segment.file]["path"]
-        if self.field and records.is_parquet(path):
+        if self._is_parquet(segment):
             return records.parquet(path, self.field, segment.begin, segment.end)
         if segment.end:
             files = iter([read_range(path, _OPTION, segment.begin, segment.end)])
@@ -80,6 +80,17 @@ class Plan(NamedTuple):
         if not self.field:
             return files
         return (text for file in files for text in records.json_lines(file, self.field))
+
+    def has_text_before(self, shard: int) -> bool:
+        """Whether a shard before this one has a text, as parts of JSON lines may not.
+
+        The errors are those of `texts`.
+        """
+        before = itertools.chain(*self.shards[:shard])
+        return any(self._is_parquet(part) or any(True for _ in self.texts(part)) for part in before)
+
+    def _is_parquet(self, segment: Segment) -> bool:
+        return bool(self.field) and records.is_parquet(self.inputs[segment.file]["path"])
 
     def check_unchanged(self, shard: int) -> None:
         """Refuses a shard with a part of a file that has changed since the plan was made.
@@ -166,9 +177,9 @@ def _segments(
     """The parts of a file, which can be read independently of each other."""
     path, size = entry["path"], entry["size"]
     if field and records.is_parquet(path):
-        groups = records.num_row_groups(path)
-        for group in range(groups):
-            yield Segment(number, group, group + 1, size // groups)
+        groups = records.row_groups(path)
+        for group in groups:
+            yield Segment(number, group, group + 1, size // len(groups))
     elif size > SHARD_BYTES and _is_cuttable(path, rules, field):
         begin = 0
         with open_binary(path, _OPTION, seekable=True) as file:

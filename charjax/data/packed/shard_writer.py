@@ -57,7 +57,8 @@ class ShardWriter:
         shard, rules = self._plan.shards[self._number], self._plan.reading
         first = shard[0] if shard else Segment(0, 0, 0, 0)
         origin = self._plan.inputs[first.file]["path"] if shard else "the text"
-        reader = TextReader(rules, prefix=FLAG_PREFIX, files_before=self._number > 0)
+        has_text_before = self._plan.has_text_before(self._number)
+        reader = TextReader(rules, prefix=FLAG_PREFIX, files_before=has_text_before)
         encoder = TextEncoder(origin, boundary=rules.documents.boundary)
         tokens = _ArrayWriter(self._store, array_name("tokens", self._number), dtype)
         starts, hasher = [np.zeros(0, np.int64)], DocumentHasher()

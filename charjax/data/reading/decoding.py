@@ -7,6 +7,7 @@ import contextlib
 import io
 import itertools
 import logging
+import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -109,15 +110,27 @@ def lower(chunks: Iterable[str], unit: str) -> Iterator[str]:
     if unit == "byte":
         yield from (chunk.encode("latin-1").lower().decode("latin-1") for chunk in chunks)
         return
-    rest = ""  # the last word: the lower case of a sigma depends on the letters around it
+    # The lower case of a sigma depends on the letters around it: the last word waits for more, and
+    # the character before it is kept.
+    before = rest = ""
     for chunk in chunks:
         text = rest + chunk
         cut = max(text.rfind(" "), text.rfind("\n")) + 1
         if len(text) - cut > _MAX_WORD:
-            cut = len(text)
-        yield text[:cut].lower()
-        rest = text[cut:]
-    yield rest.lower()
+            ends = (end for end in range(len(text), cut, -1) if _ends_context(text[end - 1]))
+            cut = next(ends, len(text))
+        yield _lower_after(before, text[:cut])
+        before, rest = text[:cut][-1:] or before, text[cut:]
+    yield _lower_after(before, rest)
+
+
+def _ends_context(character: str) -> bool:
+    """Whether no sigma before a character depends on what follows it."""
+    return character != "\u03a3" and unicodedata.category(character) in ("Ll", "Lu", "Lo", "Nd")
+
+
+def _lower_after(before: str, text: str) -> str:
+    return (before + text).lower().removeprefix(before.lower())
 
 
 def _actual_encoding(origin: str, head: bytes, encoding: str) -> str:

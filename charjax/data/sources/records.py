@@ -68,11 +68,11 @@ def parquet(path: str, field: str, begin: int, end: int) -> Iterator[RawText]:
             yield _text({field: value}, field, where)
 
 
-def num_row_groups(path: str) -> int:
-    """How many row groups a Parquet file has; the errors are those of `parquet`."""
+def row_groups(path: str) -> list[int]:
+    """The row groups of a Parquet file that have rows; the errors are those of `parquet`."""
     with _open_parquet(path) as file:
-        groups: int = file.num_row_groups
-    return groups
+        metadata = file.metadata
+        return [i for i in range(metadata.num_row_groups) if metadata.row_group(i).num_rows]
 
 
 @contextlib.contextmanager

@@ -89,10 +89,15 @@ def _web_options() -> dict[str, Any]:
     """The options of aiohttp: a limit for each read, where aiohttp has one for the whole file."""
     import aiohttp
 
+    async def refuse_redirect(response: aiohttp.ClientResponse) -> None:
+        if 300 <= response.status < 400:  # not followed; its body would be read as the file
+            raise OSError(f"the server answered {response.status} without an address")
+
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=_TIMEOUT_S, sock_read=_TIMEOUT_S)
     # A file that the server compresses on the way could not be read in ranges.
     headers = {"Accept-Encoding": "identity"}
-    return {"trust_env": True, "timeout": timeout, "headers": headers}
+    options = {"trust_env": True, "timeout": timeout, "headers": headers}
+    return options | {"raise_for_status": refuse_redirect}
 
 
 def _info(address: str, option: str) -> dict[str, Any]:

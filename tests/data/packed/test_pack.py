@@ -300,18 +300,23 @@ def test_texts_of_records_are_packed_as_files(tmp_path, suffix, run, refuse):
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
-def test_files_without_records_add_nothing(tmp_path, suffix, run):
-    def write(name, texts):
+def test_parts_without_records_add_nothing(tmp_path, suffix, run):
+    def write(name, groups):
         path = tmp_path / f"{name}{suffix}"
         if suffix == ".jsonl":
-            return path.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+            lines = [json.dumps({"text": texts[0]}) if texts else " " * 99 for texts in groups]
+            return path.write_text("".join(f"{line}\n" for line in lines))
         pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-        with parquet.ParquetWriter(path, pyarrow.schema([("text", pyarrow.string())])) as writer:
-            for text in texts:
-                writer.write_table(pyarrow.table({"text": [text]}))
+        schema = pyarrow.schema([("text", pyarrow.string())])
+        with parquet.ParquetWriter(path, schema) as writer:
+            for texts in groups:
+                writer.write_table(pyarrow.table({"text": texts}, schema))
 
-    for name, texts in (("a", []), ("b", ["one", "two"]), ("c", []), ("d", ["three"]), ("e", [])):
-        write(name, texts)
+    for name, groups in (
+        *(("a", []), ("b", [[], ["one"], [], ["two"], []]), ("c", [[], []])),
+        *(("d", [["three"]]), ("e", [])),
+    ):
+        write(name, groups)
     for shard_bytes in (1 << 26, 64):
         out = tmp_path / f"store-{shard_bytes}"
         with tiny_shards(shard_bytes):

@@ -204,6 +204,20 @@ def test_lower_case_is_the_same_however_a_text_is_cut(chunks):
     assert "".join(decoding.lower(chunks, "codepoint")) == "".join(chunks).lower()
 
 
+@given(
+    words=st.lists(
+        st.sampled_from(["a", "A1", "\u0130", "\u65e5", "a\u03a3", "\u03a3a", "b\u03a3'"])
+    ),
+    length=st.integers(1, 5),
+)
+def test_lower_case_of_a_long_word_is_the_same_however_it_is_cut(words, length):
+    text = "".join(words)
+    chunks = [text[i : i + length] for i in range(0, len(text), length)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoding, "_MAX_WORD", 4)  # there is a letter in each four characters
+        assert "".join(decoding.lower(chunks, "codepoint")) == text.lower()
+
+
 def test_files_without_newlines_are_named_once(tmp_path, caplog):
     for number in range(3):
         (tmp_path / f"{number}.txt").write_bytes(b"a\rb")

@@ -166,3 +166,10 @@ def test_a_slow_server_has_time_and_a_silent_one_has_not(serve, tmp_path, monkey
     for path, words in (("stops.txt", "Timeout"), ("short.txt", "Error: 400, message: ")):
         code, error = refusal(capsys, f"{server.url}/{path}", f"--out={tmp_path / path}")
         assert (code, words in error) == (4, True), error
+
+
+@pytest.mark.parametrize("status", ["300 Multiple Choices", "301 Moved"])
+def test_a_redirect_to_nowhere_is_no_text(serve, tmp_path, capsys, status):
+    server = serve(lambda call: call.answer(b"It has moved.\n", status))
+    code, error = refusal(capsys, f"{server.url}/a.txt", f"--out={tmp_path / 'a'}")
+    assert (code, f"answered {status[:3]}" in error) == (4, True), error
