@@ -109,7 +109,7 @@ def _cut(text: TokenSplit, begin: int, end: int) -> TokenSplit:
     starts = text.document_starts
     if begin == end:
         return TokenSplit(text.ids[:0], starts[:0], text.boundary_id)
-    inside = starts[(starts > begin) & (starts < end)] - begin
-    starts = np.concatenate([[0], inside]).astype(np.int64)
+    first, last = np.searchsorted(starts, begin, "right"), np.searchsorted(starts, end)
+    starts = np.concatenate([np.zeros(1, np.int64), starts[first:last] - begin])
     ends_document = text.boundary_id is not None and text.ids[end] == text.boundary_id
     return TokenSplit(text.ids[begin : end + int(ends_document)], starts, text.boundary_id)
