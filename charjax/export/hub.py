@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,6 +17,8 @@ from charjax.inference.load import TrainedModel
 from charjax.model.network import parameter_count
 from charjax.runtime.display import counted
 from charjax.runtime.safetensors import safetensors_file
+
+_PAIR = re.compile(r"\\ud[89ab]..\\ud[c-f]..")  # the escapes of a pair of surrogates
 
 
 def hub_files(trained: TrainedModel) -> dict[str, bytes]:
@@ -90,7 +93,7 @@ def _card(trained: TrainedModel, *, is_rounded: bool) -> str:
 
 
 def _result(trained: TrainedModel, name: str, before: str) -> str:
-    """The line of the card's metadata with the loss, if there is one; its value is JSON."""
+    """The line of the metadata with the loss, if there is one; its value is JSON and YAML."""
     if trained.val_loss is None:
         return ""
     metric = {
@@ -103,7 +106,10 @@ def _result(trained: TrainedModel, name: str, before: str) -> str:
         "dataset": {"type": "text", "name": trained.run.corpus.name},
         "metrics": [metric],
     }
-    return f"\nmodel-index: {json.dumps([{'name': name, 'results': [result]}])}"
+    escaped = json.dumps([{"name": name, "results": [result]}])
+    # YAML reads the two escapes that JSON has for a character beyond U+FFFF as two characters.
+    index = _PAIR.sub(lambda pair: json.loads(f'"{pair[0]}"'), escaped)
+    return f"\nmodel-index: {index}"
 
 
 _CARD = """\

@@ -84,6 +84,17 @@ def test_the_card_has_metadata_that_a_hub_reads_and_no_folder_of_the_user(hub, r
         assert str(run.parent) not in (hub / name).read_text()
 
 
+@pytest.mark.parametrize("name", ["\U0001f600 a.txt", "\\ud83d\\ude00", "\"'\u2028\x85\x7f\n: #-"])
+def test_the_card_s_metadata_are_yaml_whatever_the_text_is_called(name):
+    yaml = pytest.importorskip("yaml")
+    trained = replace(trained_like(MODELS["gru-1-embed"]), val_loss=1.0)
+    corpus = replace(trained.run.corpus, name=name)
+    card = hub_files(replace(trained, run=replace(trained.run, corpus=corpus)))["README.md"]
+    front = card.decode().removeprefix("---\n").split("\n---\n", 1)[0]
+    (index,) = yaml.safe_load(front)["model-index"]
+    assert index["results"][0]["dataset"]["name"] == name
+
+
 def test_rounded_weights_take_half_the_space_and_are_read_as_they_are(tmp_path):
     trained = replace(trained_like(MODELS["lstm-3-one_hot"]), val_loss=1.0)
     whole, half = hub_files(trained), hub_files(round_to_bfloat16(trained))
