@@ -20,6 +20,8 @@ from charjax.runtime.safetensors import Arrays, check_shapes
 from charjax.schema import parse
 from charjax.types import PyTree
 
+_BY_NAME = "%s is taken to be %s, by its name"
+
 _logger = logging.getLogger(__name__)
 
 
@@ -108,8 +110,8 @@ def model_of(
     embedding, head = _embedding_and_head(others, *suffixes, features=len(ordered[0].kernel))
     output_kernel = others[head].T if is_transposed else others[head]
     hidden, vocab = len(ordered[0].recurrent_kernel), output_kernel.shape[1]
-    if embedding is None and len(ordered[0].kernel) != vocab:
-        embedding = head  # tied: one matrix is both
+    if embedding is None and _is_tied(head, len(ordered[0].kernel), hidden, vocab):
+        embedding = head
     bias = head.removesuffix(suffixes[0]) + suffixes[1]
     _check_all_used(others, {head, bias, embedding})
     params = {f"layer_{i}": layer_parameters(cell, layer) for i, layer in enumerate(ordered)}
@@ -178,8 +180,9 @@ def _embedding_and_head(
 ) -> tuple[str | None, str]:
     """The names of the embedding (None: one-hot input) and of the projection to the logits.
 
-    The projection has a bias. If both or none have one, the embedding alone is [vocab, features],
-    or has "emb" in its name.
+    The projection has a bias. If both or none have one, the embedding alone is [vocab, features].
+    Of two that are equal (tied) either is the projection. Else the embedding has "emb" in its name,
+    which is a guess, and logged.
     """
     names = [name for name, array in others.items() if name.endswith(weight) and array.ndim == 2]
     if len(names) == 1:
@@ -187,15 +190,34 @@ def _embedding_and_head(
     heads = [name for name in names if name.removesuffix(weight) + bias in others]
     if len(heads) != 1:
         heads = [name for name in names if others[name].shape[1] != features]
-    if len(heads) != 1:
+    if len(heads) != 1 and len(names) == 2 and np.array_equal(others[names[0]], others[names[1]]):
+        heads = names[:1]
+    is_guess = len(heads) != 1
+    if is_guess:
         heads = [name for name in names if "emb" not in name.lower()]
     if len(names) != 2 or len(heads) != 1:
+        remedy = "; give the embedding alone a name with 'emb' in it" if len(names) == 2 else ""
         raise InputError(
             "there must be one embedding, or none, and one projection to the logits; beside the "
-            f"recurrent layers it has the matrices: {_shown(names) or 'none'}"
+            f"recurrent layers it has the matrices: {_shown(names) or 'none'}{remedy}"
         )
     (embedding,) = set(names) - set(heads)
+    if is_guess:
+        _logger.info(_BY_NAME, embedding[:60], "the embedding")
     return embedding, heads[0]
+
+
+def _is_tied(head: str, features: int, hidden: int, vocab: int) -> bool:
+    """Whether the only matrix is also the embedding; if not, the input is one-hot.
+
+    The sizes tell it unless they are all the same. Then its name does, a guess, which is logged.
+    """
+    if not features == hidden == vocab:
+        return features != vocab
+    is_tied = "emb" in head.lower()
+    others = "the embedding, too" if is_tied else "the projection alone, and the input one-hot"
+    _logger.info(_BY_NAME, head[:60], others)
+    return is_tied
 
 
 def _check_all_used(arrays: Arrays, used: set[str | None]) -> None:

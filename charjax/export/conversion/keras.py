@@ -29,7 +29,7 @@ from charjax.runtime.safetensors import Arrays, float32_weights
 
 _MAX_CONFIG_BYTES = 16 * 2**20
 _NOT_WEIGHTS = re.compile(
-    r"(optimizer|compile_metrics|metrics|loss_tracker)/.*|.*/seed_generator.*"
+    r"(.*/)?(optimizer|compile_metrics|metrics|loss_tracker)/.*|.*/seed_generator.*"
 )
 _ONE_FILE = "save one file with Keras 3, by model.save_weights('NAME.weights.h5')"
 # layers/gru/cell/vars/0; layers/rnn/cell/cells/gru_cell/vars/0 of a layer of stacked cells.
@@ -47,7 +47,7 @@ def read_keras(file: Path) -> ConvertedModel:
     content, are_layers_checked = read_linked(file), False
     if file.name.endswith(".weights.json"):
         raise InputError(f"the index of weights in shards; {_ONE_FILE}")
-    with as_input_errors("damaged, or not a file of Keras 3"):
+    with as_input_errors(f"damaged, or not a file of Keras 3; {_ONE_FILE}"):
         if zipfile.is_zipfile(io.BytesIO(content)):
             content, are_layers_checked = _unpack(content)
         with h5py.File(io.BytesIO(content), "r") as opened:

@@ -255,6 +255,51 @@ def test_an_embedding_of_any_name_is_told_from_a_projection_without_bias(tmp_pat
     np.testing.assert_array_equal(params["output_kernel"], arrays["head.weight"].T)
 
 
+def square(*names: str) -> dict[str, np.ndarray]:
+    """A state dict of as many features and units as tokens, with these matrices."""
+    rnn = {"rnn.weight_ih_l0": (15, 5), "embedding.weight": None, "head.weight": None}
+    return state_dict(hidden=5, **rnn, **{"head.bias": None}, **dict.fromkeys(names, (5, 5)))
+
+
+@pytest.mark.parametrize(
+    ("names", "embedding", "said"),
+    [
+        (["fc.weight"], None, "fc.weight is taken to be the projection alone, and the input one-h"),
+        (["tok_emb.weight"], "tok_emb.weight", "tok_emb.weight is taken to be the embedding, too"),
+        (
+            ["fc.weight", "tok_emb.weight"],
+            "tok_emb.weight",
+            "tok_emb.weight is taken to be the emb",
+        ),
+    ],
+)
+def test_what_the_sizes_of_a_matrix_do_not_tell_its_name_does_which_is_said(
+    names, embedding, said, tmp_path, convert
+):
+    arrays = square(*names)
+    assert said in convert("m.safetensors", safetensors_file(arrays, {}))
+    params = SOURCES["torch"](tmp_path / "m.safetensors").params
+    np.testing.assert_array_equal(params["output_kernel"], arrays[names[0]].T)
+    np.testing.assert_array_equal(params.get("embedding"), arrays.get(embedding))
+
+
+@pytest.mark.parametrize("names", [("fc.weight", "tok.weight"), ("embed.weight", "unembed.weight")])
+def test_an_embedding_that_nothing_tells_from_the_projection_is_refused_with_a_remedy(
+    names, convert
+):
+    said = convert("m.safetensors", safetensors_file(square(*names), {}))
+    assert "; give the embedding alone a name with 'emb' in it" in said
+
+
+def test_two_equal_matrices_are_both_the_embedding_and_the_projection(tmp_path):
+    matrix = np.arange(25, dtype="f").reshape(5, 5)
+    arrays = square() | {"fc.weight": matrix, "tok.weight": matrix}
+    (tmp_path / "m.safetensors").write_bytes(safetensors_file(arrays, {}))
+    params = SOURCES["torch"](tmp_path / "m.safetensors").params
+    np.testing.assert_array_equal(params["embedding"], matrix)
+    np.testing.assert_array_equal(params["output_kernel"], matrix.T)
+
+
 def test_a_tied_projection_that_safetensors_left_out_is_read(tmp_path):
     """safetensors.torch.save_model keeps one of two names of an array; the header has both."""
     arrays = state_dict(**{"embedding.weight": (5, 4), "rnn.weight_ih_l0": (12, 4)})
@@ -383,6 +428,7 @@ def keras_arrays(**changes: object) -> dict[str, np.ndarray]:
         "layers/dense/vars/0": (4, 5),
         "layers/dense/vars/1": (5,),
         "optimizer/vars/0": (),
+        "layers/my_model/optimizer/vars/0": (),  # of a model in a model, both of which are compiled
         "layers/dropout/seed_generator/seed_generator_state": (2,),
     } | changes
     return {
@@ -438,6 +484,7 @@ def rnn_of(*cells: dict, **fields: object) -> bytes:
     return sequential("RNN", cell=cell, **fields)
 
 
+DAMAGED = "damaged, or not a file of Keras 3; save one file with Keras 3, by model.save_weights("
 INPUTS = (layer_of("InputLayer"), layer_of("InputLayer", name="state"))
 EMBEDDING = layer_of("Embedding", "InputLayer")
 GRU = layer_of("GRU", "Embedding", "state")
@@ -520,8 +567,9 @@ def nested() -> bytes:
         ),
         "link": (linked(), "is a link"),
         "nested": (nested(), "no GRU, LSTM or SimpleRNN"),
-        "zip": (b"PK\x03\x04 and more", "damaged, or not a file of Keras 3"),
-        "hdf5": (b"\x89HDF\r\n\x1a\n and more", "damaged, or not a file of Keras 3"),
+        "zip": (b"PK\x03\x04 and more", DAMAGED),
+        "hdf5": (b"\x89HDF\r\n\x1a\n and more", DAMAGED),
+        "checkpoint of TensorFlow": (b'model_checkpoint_path: "ckpt_10"', DAMAGED),
     }.values(),
 )
 def test_a_keras_model_of_another_kind_is_refused(content, said, convert):
