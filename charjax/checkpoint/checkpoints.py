@@ -159,7 +159,7 @@ class Checkpoints(CheckpointReader):
             raise HostError(
                 f"{self._folders.path(step)}: cannot be saved: {error.strerror or error} "
                 f"(over {size} bytes needed, {self._folders.free_bytes()} free); "
-                "free disk space or give access, then run again to resume from the step before"
+                "free disk space or give access, then start the same command again"
             ) from error
 
     def _is_saved(self, step: int) -> bool:

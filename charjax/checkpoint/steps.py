@@ -77,7 +77,7 @@ class StepFolders:
             if path.is_symlink() or not path.is_dir() or any(path.iterdir()):
                 raise InputError(
                     f"{path}: not a checkpoint, where the run is to save one; move it away, then "
-                    "run again to resume from the step before"
+                    "start the same command again"
                 )
             path.rmdir()
 

@@ -138,8 +138,9 @@ def _host_error_message(error: BaseException) -> str | None:
     text = str(error)
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text or "Out of memory" in text:
         return (
-            "out of memory; try a smaller config.data.batch_size, config.data.seq_len or "
-            f"config.model.hidden ({text.splitlines()[0] if text else 'host memory'})"
+            "out of memory; end other programs, or train with a smaller config.data.batch_size, "
+            "config.data.seq_len or config.model.hidden "
+            f"({text.splitlines()[0] if text else 'host memory'})"
         )
     return None
 

@@ -20,6 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from charjax.runtime.signals import before_exit
 from charjax.runtime.status import Refresh, StatusHistory, TimeLeft, TrainingStatus, top_of
 from charjax.runtime.terminal import escape_controls
 
@@ -69,9 +70,10 @@ class RichDisplay:
         """A context with a live view of a task, which it clears at its end."""
         view, refresh = TaskView(name), Refresh()
         # redirect_stdout would send everything printed to stdout, such as samples, to the console.
-        with Live(
+        live = Live(
             view, console=self._console, auto_refresh=False, transient=True, redirect_stdout=False
-        ) as live:
+        )
+        with live, before_exit(live.stop):
 
             def update(
                 done: int, total: int = 0, note: str = "", status: TrainingStatus | None = None

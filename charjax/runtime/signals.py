@@ -18,6 +18,8 @@ from typing import Any
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGXCPU", "SIGBREAK")
 _SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 _WORDS: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+_LAST_WORDS_S = 1.0  # for a terminal that takes no output, as over a broken connection
+_before_exit: list[Callable[[], None]] = []
 
 
 class StopSignals:
@@ -50,7 +52,7 @@ class StopSignals:
         if number == signal.SIGINT and self.received == signal.SIGINT:
             if _is_kernel():
                 raise KeyboardInterrupt
-            os._exit(128 + number)
+            _exit(number)
         self.received = number
 
     def _exit_if_second(self, number: int) -> None:
@@ -58,7 +60,7 @@ class StopSignals:
         if number == signal.SIGINT:
             self._interrupts += 1
         if self._interrupts > 1:
-            os._exit(128 + number)
+            _exit(number)
 
 
 @contextmanager
@@ -77,14 +79,39 @@ def exit_on_signals(say: Callable[[str], None]) -> Iterator[None]:
         return
 
     def exit_now(number: int) -> None:
-        with suppress(Exception):  # the terminal may be gone
-            say(_WORDS.get(number) or f"ended by {signal.Signals(number).name}")
-        os._exit(128 + number)
+        words = _WORDS.get(number) or f"ended by {signal.Signals(number).name}"
+        _exit(number, lambda: say(words))
 
     with ExitStack() as stack:
         _handle_signals(stack, lambda number, frame: None)  # the listener thread reacts
         stack.enter_context(_listener_thread(exit_now))
         yield
+
+
+@contextmanager
+def before_exit(call: Callable[[], None]) -> Iterator[None]:
+    """A context in which an exit by a signal calls this first, as to clear a view of a terminal."""
+    _before_exit.append(call)
+    try:
+        yield
+    finally:
+        _before_exit.remove(call)
+
+
+def _exit(number: int, say: Callable[[], None] = lambda: None) -> None:
+    """Exits at once with 128 plus the signal's number; no output can prevent that."""
+
+    def end_output() -> None:
+        for call in (*reversed(_before_exit), say):
+            with suppress(Exception):  # the terminal may be gone
+                call()
+
+    try:
+        last_words = threading.Thread(target=end_output, daemon=True)
+        last_words.start()
+        last_words.join(_LAST_WORDS_S)
+    finally:
+        os._exit(128 + number)
 
 
 def _is_kernel() -> bool:

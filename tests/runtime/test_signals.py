@@ -98,3 +98,45 @@ def test_in_another_thread_nothing_changes():
     thread.start()
     thread.join()
     assert seen == [(before, None)]
+
+
+@pytest.mark.parametrize("work", ["exit_on_signals(say)", "StopSignals()"])
+def test_the_view_of_a_task_is_cleared_before_a_signal_ends_the_process(work):
+    """So that the message, or the shell's next prompt, is alone on its line."""
+    program = f"""
+import os, signal, sys
+from charjax.runtime.panel import RichDisplay
+from charjax.runtime.signals import StopSignals, exit_on_signals
+
+def say(line):
+    print(line, file=sys.stderr, flush=True)
+
+with {work}, RichDisplay(sys.stdout).task("training") as update:
+    while True:
+        os.kill(os.getpid(), signal.SIGINT)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "FORCE_COLOR": "1", "TERM": "xterm"},  # as on a terminal
+        encoding="utf-8",
+    )
+    said = "interrupted\n" if work.startswith("exit") else ""
+    assert ended.returncode == 130
+    assert "training" in ended.stdout
+    assert ended.stdout.endswith(f"\x1b[1A\x1b[2K{said}")
+
+
+def test_a_terminal_that_takes_no_output_delays_the_exit_by_a_moment_alone():
+    program = """
+import os, signal, threading
+from charjax.runtime.signals import exit_on_signals
+
+with exit_on_signals(lambda line: threading.Event().wait()):
+    os.kill(os.getpid(), signal.SIGTERM)
+    while True:
+        pass
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=30)
+    assert (ended.returncode, ended.stderr) == (143, b"")

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from charjax.checkpoint.checkpoints import Checkpoints
+from charjax.checkpoint.files import UNFINISHED
 from charjax.checkpoint.meta import CheckpointMeta, CorpusMeta, Platform, RunMeta, SourceMeta
 from charjax.checkpoint.progress import Progress
 from charjax.config import Config, DataConfig, ModelConfig, TrainConfig
@@ -28,6 +29,8 @@ from charjax.workdir import Workdir
 
 SOURCES = {"torch": read_torch, "keras": read_keras}
 _SUFFIXES = {"torch": (".safetensors", ".pt", ".pth"), "keras": (".keras", ".h5")}
+# What a conversion that was killed has left at most, in the folder and in `checkpoints`.
+_LEFT = {".lock", ".unsaved.tmp", ".unsaved", ".run.json.tmp", "run.json", "checkpoints"}
 _logger = logging.getLogger(__name__)
 
 
@@ -38,15 +41,15 @@ def convert(file: Path, source: str, vocabulary: Path, out: Path) -> None:
       file: the weights; see `read_torch` and `read_keras`.
       source: a key of `SOURCES`.
       vocabulary: the file of the vocabulary; see `read_vocabulary`.
-      out: the folder to write, which must be empty or not exist.
+      out: the folder to write, which must be empty or not exist; or have what is left of a
+        conversion that was killed.
 
     Raises:
       InputError: a file is missing or damaged, charjax has no such model, or `out` is in use.
       HostError: a file cannot be read or written.
     """
     workdir = Workdir(out)
-    if out.exists() and (not out.is_dir() or {*out.iterdir()} - {lock_file(out)}):
-        raise InputError(f"--out={out}: exists; name a new folder")
+    _check_new(workdir)
     for other, suffixes in _SUFFIXES.items():
         if other != source and file.suffix.lower() in suffixes:
             raise InputError(f"{file}: has the name of a file of {other}; give --from={other}")
@@ -69,6 +72,17 @@ def convert(file: Path, source: str, vocabulary: Path, out: Path) -> None:
         f"{parameter_count(params):,}",
         _activations(model),
     )
+
+
+def _check_new(workdir: Workdir) -> None:
+    """Raises InputError for a folder with more than a killed conversion leaves, and for a file."""
+    out, names = workdir.path, set()
+    if out.is_dir():
+        names = {path.name for path in out.iterdir()}
+    is_started = ".unsaved" in names or "run.json" not in names
+    is_saved = any(UNFINISHED not in path.name for path in workdir.checkpoints.glob("*"))
+    if (out.exists() and not out.is_dir()) or names - _LEFT or is_saved or not is_started:
+        raise InputError(f"--out={out}: exists; name a new folder")
 
 
 def _activations(model: ConvertedModel) -> str:

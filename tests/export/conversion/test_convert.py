@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import subprocess
+import sys
 import zipfile
 from types import SimpleNamespace
 
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 
 from charjax.checkpoint.checkpoints import Checkpoints
+from charjax.checkpoint.files import UNFINISHED
 from charjax.cli.arguments import Parser
 from charjax.cli.commands import load_commands
 from charjax.cli.main import main
@@ -98,6 +101,35 @@ def test_a_converted_model_can_be_sampled_scored_exported_and_described(tmp_path
     # And a folder in use is never written to.
     assert main(["convert", *map(str, files)]) == 2
     assert "exists; name a new folder" in capfd.readouterr().err
+
+
+def test_a_conversion_that_was_killed_can_be_repeated(tmp_path, capfd):
+    export_model(trained_like(MODELS["gru-1-embed"]), tmp_path / "torch", format="torch")
+    out = tmp_path / "run"
+    files = [tmp_path / "torch" / "model.safetensors", "--from=torch"]
+    files += [f"--vocabulary={tmp_path}/torch/vocabulary.json", f"--out={out}"]
+    arguments = ["convert", *map(str, files)]
+    program = f"""
+import os
+from charjax.checkpoint.store import Store
+from charjax.cli.main import main
+Store.write = lambda *args: os._exit(9)
+main({arguments})
+"""
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 9
+    (out / "checkpoints" / f"0{UNFINISHED}").mkdir()
+    capfd.readouterr()
+    (out / "notes.txt").touch()  # of the user
+    assert main(arguments) == 2
+    assert "exists; name a new folder" in capfd.readouterr().err
+    (out / "notes.txt").unlink()
+    assert main(arguments) == 0
+    assert sorted(path.name for path in out.iterdir()) == [".lock", "checkpoints", "run.json"]
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["0"]
+    # As if it was killed after it had saved: nothing is lost.
+    (out / ".unsaved").touch()
+    assert main(arguments) == 2
+    assert main(["info", f"--workdir={out}"]) == 0
 
 
 def test_the_command_takes_every_framework():
