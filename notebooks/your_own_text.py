@@ -84,15 +84,14 @@ for temperature in (0.4, 0.7, 1.0):
 # ## Score
 #
 # The loss on the part of your text that the model has not been trained on, and what it means: with `b` bits per
-# character, a compressor that uses this model needs `b / 8` of the size.
+# byte, a compressor that uses this model needs `b / 8` of the size.
 
 # %%
-from charjax import score
-from charjax.inference.scoring.score import read_part
+from charjax.inference.scoring.score import read_part, score_text
 
-result = score(trained.config.model, trained.params, read_part(trained, "val"))
+result = score_text(trained, read_part(trained, "val"))
 print(f"{result.nats_per_char:.4f} nats, {result.bits_per_char:.4f} bits per character")
-print(f"{result.chars:,} characters, compressed to {result.bits_per_char / 8:.0%} of their size")
+print(f"{result.chars:,} characters, compressed to {result.bits_per_byte / 8:.0%} of their size")
 
 # %% [markdown]
 # ## Take it with you

@@ -8,6 +8,9 @@ import json
 
 import pytest
 
+from charjax import Config, DataConfig, ModelConfig, TrainConfig, load_trained
+from charjax.train.loop import train
+
 jupytext = pytest.importorskip("jupytext", reason="needs the extra dev")
 
 from tests.notebooks import ROOT, SOURCES, make, run, to_json  # noqa: E402
@@ -52,6 +55,18 @@ def test_a_text_is_written_only_if_the_learner_names_none(text, tmp_path, monkey
     exec(cell.replace('TEXT = "runs/story.txt"', f"TEXT = {text!r}"), {})
     written = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.txt")]
     assert written == ["runs/story.txt"] * (text == "runs/story.txt")
+
+
+def test_the_score_of_a_list_is_that_of_its_run(tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("".join(f"{a}{b}\u00e9\n" for a in "abcdef" for b in ("n", "or", "ell")))
+    data = DataConfig(path=str(names), documents="lines", batch_size=2, seq_len=8)
+    model, limits = ModelConfig(hidden=8, embed=4), TrainConfig(max_steps=2)
+    progress = train(Config(data=data, model=model, train=limits), tmp_path / "run")
+    scope = {"trained": load_trained(tmp_path / "run", which="best")}
+    cells = make(ROOT / "notebooks" / "your_own_text.py").cells
+    exec(next(cell.source for cell in cells if "result = " in cell.source), scope)
+    assert scope["result"].nats_per_char == pytest.approx(progress.validation.best, rel=1e-6)
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from charjax.inference.scoring.evaluate import Score, streamed_score
 from charjax.inference.scoring.forward_pass import Piece, ZeroCarry, check_length, iter_predictions
 from charjax.inference.scoring.forward_program import Measure
 from charjax.inference.training_text import training_splits
-from charjax.runtime.display import ProgressFn, counted
+from charjax.runtime.display import ProgressFn, counted, no_progress
 from charjax.schema import check_integer
 
 # How a text is read: (measure, model, ids, progress) -> what `iter_predictions` yields.
@@ -153,7 +153,10 @@ def dynamically(options: DynamicOptions) -> Method:
 
 
 def score_text(
-    trained: TrainedModel, ids: TokenIds, progress: ProgressFn, method: Method = in_stream
+    trained: TrainedModel,
+    ids: TokenIds,
+    progress: ProgressFn = no_progress,
+    method: Method = in_stream,
 ) -> Score:
     """The mean loss of a text.
 
