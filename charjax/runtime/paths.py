@@ -8,6 +8,7 @@ from pathlib import Path, PureWindowsPath
 
 from charjax.errors import InputError
 
+_SUFFIX = re.compile(r"(?<=\.)[A-Za-z]+$")
 _VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})", re.ASCII)
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://.*")
 _ADDRESS_IN_PATH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/.*")  # a Path has one slash of the two
@@ -56,6 +57,13 @@ def starting_folder(path: str) -> str:
     if is_address(path) or os.path.isabs(path):
         return ""
     return f" (a relative path, from the current folder {Path.cwd()})"
+
+
+def in_any_case(pattern: str) -> str:
+    """A glob whose suffix, such as .txt, matches in upper and lower case."""
+    return _SUFFIX.sub(
+        lambda match: "".join(f"[{c.lower()}{c.upper()}]" for c in match[0]), pattern
+    )
 
 
 def is_address(path: str) -> bool:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from charjax.data.sources import remote
 from charjax.errors import InputError
 from charjax.runtime.display import counted
-from charjax.runtime.paths import expand_path, is_address, starting_folder
+from charjax.runtime.paths import expand_path, in_any_case, is_address, starting_folder
 
 # Files and folders of a run, left out if a run.json is beside them; see `charjax.workdir.Workdir`.
 RUN_FILES = re.compile(
@@ -64,7 +64,8 @@ def find_files(given: str, option: str) -> TextFiles:
         raise InputError(f"{option}={given!r}: a comma without a path beside it; leave it out")
     for part in parts:
         path = expand_path(part, option)
-        found = remote.find(part, option) if is_address(part) else _find(path, left_out)
+        is_remote = is_address(part)
+        found = remote.find(part, option, left_out) if is_remote else _find(path, left_out)
         from_search = from_search or found != [path]
         if not found:
             but = f", but {_counted(left_out)}" if left_out.total() else ""
@@ -102,7 +103,7 @@ def _find(path: str, left_out: Counter[str]) -> list[str]:
 
 def _search(pattern: str, left_out: Counter[str]) -> list[str]:
     """The text files that a glob matches, sorted; counts in `left_out` the others by reason."""
-    pattern = re.sub(r"\.[A-Za-z]+$", _in_any_case, pattern)
+    pattern = in_any_case(pattern)
     visible = {p for p in glob.glob(pattern, recursive=True) if os.path.isfile(p)}
     matches = glob.glob(pattern, recursive=True, include_hidden=True)
     left_out["hidden"] += sum(p not in visible and os.path.isfile(p) for p in matches)
@@ -113,10 +114,6 @@ def _search(pattern: str, left_out: Counter[str]) -> list[str]:
         elif found.setdefault(os.path.realpath(path), path) != path:
             left_out["another name of the same file"] += 1
     return list(found.values())
-
-
-def _in_any_case(suffix: re.Match[str]) -> str:
-    return "." + "".join(f"[{c.lower()}{c.upper()}]" for c in suffix[0][1:])
 
 
 def _is_written_by_charjax(path: Path) -> bool:

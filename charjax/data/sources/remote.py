@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from charjax.data.sources.read_errors import reading_errors
 from charjax.errors import HostError, InputError
+from charjax.runtime.paths import in_any_case
 
 # What servers call that which changes with a file's content.
 _VERSIONS = (
@@ -15,8 +17,10 @@ _VERSIONS = (
 _TIMEOUT_S = 60.0  # of a web server, to connect and between two reads
 
 
-def find(address: str, option: str) -> list[str]:
+def find(address: str, option: str, left_out: Counter[str]) -> list[str]:
     """The files at an address, sorted: itself, the matches of a glob, or the *.txt of a folder.
+
+    Suffixes match in upper and lower case. Hidden files are left out, and counted.
 
     Raises:
       InputError: no such scheme.
@@ -26,13 +30,16 @@ def find(address: str, option: str) -> list[str]:
     with reading_errors(address, option):
         # In an address of the web, "?" begins a query, and any page may look like a folder.
         is_web = address.startswith("http")
-        if "*" in path or (not is_web and ("?" in path or "[" in path)):
-            found = files.glob(path)
-        elif address.endswith("/") or (not is_web and files.isdir(path)):
-            found = files.glob(f"{path.rstrip('/')}/**/*.txt")
-        else:
-            return [address]
-        return sorted(files.unstrip_protocol(name) for name in found)
+        if not ("*" in path or (not is_web and ("?" in path or "[" in path))):
+            if not (address.endswith("/") or (not is_web and files.isdir(path))):
+                return [address]
+            path = f"{path.rstrip('/')}/**/*.txt"
+        found = files.glob(in_any_case(path), detail=True).items()
+    names = [files.unstrip_protocol(name) for name, about in found if about["type"] == "file"]
+    asked = {*address.split("/")}  # a hidden folder that is named is meant
+    hidden = {n for n in names if any(part[:1] == "." for part in {*n.split("/")} - asked)}
+    left_out["hidden"] += len(hidden)
+    return sorted({*names} - hidden)
 
 
 def describe(address: str, option: str) -> dict[str, Any]:

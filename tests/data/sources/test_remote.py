@@ -36,6 +36,8 @@ def texts(tmp_path) -> Path:
     (folder / "more").mkdir(parents=True)
     (folder / "a.txt").write_text(TEXT)
     (folder / "more" / "b.txt").write_text(TEXT[:100])
+    (folder / "more" / "B.TXT").write_text(TEXT[100:200])
+    (folder / "more" / ".b.txt").write_text(TEXT[200:300])
     (folder / "c.txt.gz").write_bytes(gzip.compress(TEXT.encode()))
     (folder / "c.txt.bz2").write_bytes(bz2.compress(TEXT.encode()))
     (folder / "damaged.bz2").write_bytes(bz2.compress(TEXT.encode()) + b"more")
@@ -85,10 +87,12 @@ def test_a_file_at_an_address_is_packed_as_the_file(texts, web, bucket, tmp_path
         assert len(TextStore(str(tmp_path / "0")).shards) > 10
 
 
-@pytest.mark.parametrize("path", ["", "/", "/**/*.txt"])
-def test_folders_and_globs_at_an_address(texts, bucket, tmp_path, path):
-    wanted = packed(tmp_path / "wanted", str(texts))
+@pytest.mark.parametrize("path", ["", "/", "/**/*.txt", "/more/*.txt"])
+def test_folders_and_globs_at_an_address(texts, web, bucket, tmp_path, path):
+    wanted = packed(tmp_path / "wanted", f"{texts}{path}")
     assert packed(tmp_path / "found", bucket + path) == wanted
+    if path:  # a page may look like a folder
+        assert packed(tmp_path / "served", web + path) == wanted
 
 
 def refusal(capsys, *arguments: str) -> tuple[int, str]:
