@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ from charjax.schema import parse
 
 
 def from_config_dict(values: Any) -> Config:
-    """The frozen, validated `Config` of nested mappings, from flags or from JSON.
+    """The frozen, validated `Config` of nested mappings, from flags or from JSON, or of another.
 
     Raises:
       InputError: a field is unknown, has the wrong type, is outside its limits, has no
@@ -62,7 +61,7 @@ def check_dataset(config: Config) -> None:
     Raises:
       InputError: a value has the wrong type, is outside its limits, or contradicts another.
     """
-    values = {"seed": config.seed, "data": dataclasses.asdict(config.data)}
+    values = {"seed": config.seed, "data": config.data}
     _check_data(parse(Config, values, "config").data)
 
 

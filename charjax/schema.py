@@ -57,7 +57,7 @@ def key_of(table: Mapping[str, Any]) -> Any:
 
 def rebuild(config: _T, where: str) -> _T:
     """The same dataclass by `parse`, which checks what Python code has made; errors as there."""
-    rebuilt: _T = parse(type(config), dataclasses.asdict(typing.cast(Any, config)), where)
+    rebuilt: _T = parse(type(config), config, where)
     return rebuilt
 
 
@@ -114,13 +114,15 @@ def parse(wanted: Any, value: Any, where: str) -> Any:
         `list[T]`, `tuple[T, ...]`, `Mapping[str, T]`, or a dataclass or NamedTuple of these, of
         which only fields with defaults may be missing. `tuple[int | str, ...]` may also be a text
         such as "1,name".
-      value: as `json.loads` returns it, or a `ConfigDict`.
+      value: as `json.loads` returns it, a `ConfigDict`, or an instance of the dataclass.
       where: what messages call it; "--" if its fields are flags.
 
     Raises:
       InputError: the value, or a part of it, has another type or is outside its limits.
     """
     origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
+    if dataclasses.is_dataclass(wanted) and type(value) is wanted:
+        value = dataclasses.asdict(value)
     is_mapping = hasattr(value, "items")  # a ConfigDict has it, yet is no Mapping
     if wanted is Any:
         return value

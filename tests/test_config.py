@@ -136,7 +136,7 @@ def _effective(values: dict[str, Any]) -> Config:
 @given(valid_values())
 def test_flags_and_json_round_trip(values):
     config = _effective(values)
-    assert from_config_dict(to_config_dict(config)) == config
+    assert from_config_dict(config) == from_config_dict(to_config_dict(config)) == config
     assert from_config_dict(json.loads(json.dumps(to_dict(config)))) == config
 
 

@@ -15,7 +15,7 @@ from charjax.checkpoint.checkpoints import Checkpoints
 from charjax.checkpoint.meta import CheckpointMeta
 from charjax.checkpoint.progress import Progress
 from charjax.conditions import from_config_dict
-from charjax.config import Config, to_dict
+from charjax.config import Config
 from charjax.errors import DivergedError, InputError, InterruptedRunError
 from charjax.inference.scoring.evaluate import validate
 from charjax.runtime import distributed
@@ -38,7 +38,7 @@ class _StoppedError(Exception):
 
 
 def train(
-    config: Config,
+    config: Config | Any,
     workdir: str | Path,
     display: Display | None = None,
     *,
@@ -47,7 +47,7 @@ def train(
     """Trains the run in a workdir, from its newest checkpoint that verifies or from the start.
 
     Args:
-      config: the run.
+      config: the run; also what `get_config` of a config file returns.
       workdir: its folder; made if it does not exist.
       display: shows progress, samples, and the messages of charjax's loggers; None: the one for
         standard output, such as the cell of a notebook.
@@ -61,7 +61,7 @@ def train(
       InputError: a field of the config is outside its limits, or contradicts another.
       CharjaxError: see `charjax.errors`; the checkpoints stay.
     """
-    config = from_config_dict(to_dict(config))  # checks a config that Python code has made
+    config = from_config_dict(config)  # checks a config that Python code has made
     resume.check_allowed(allow)
     display = display or make_display(sys.stdout)
     files = Workdir(Path(workdir))

@@ -14,10 +14,11 @@ from unittest.mock import Mock
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from charjax.checkpoint.progress import Progress
 from charjax.cli.main import main
-from charjax.config import Config, DataConfig, OptimConfig
+from charjax.config import Config, DataConfig, OptimConfig, to_config_dict
 from charjax.errors import DivergedError, InputError, InterruptedRunError
 from charjax.inference.load import load_trained
 from charjax.runtime.display import make_display
@@ -54,7 +55,7 @@ class Run:
     shown: Recorder
 
 
-def run(config: Config, folder: Path) -> Run:
+def run(config: Config | ConfigDict, folder: Path) -> Run:
     shown = Recorder()
     return Run(folder, train(config, folder, shown), shown)
 
@@ -177,7 +178,8 @@ def test_the_person_is_told_of_the_run_and_of_what_to_do_next(finished):
 def test_a_finished_run_says_so_and_changes_nothing(config, finished, again):
     before = {p: p.read_bytes() for p in (Workdir(again).metrics, Workdir(again).samples)}
     before[Workdir(again).run_json] = Workdir(again).run_json.read_bytes()
-    second = run(changed(config, train={"keep": 7, "log_every": 5}), again)
+    config = changed(config, train={"keep": 7, "log_every": 5})
+    second = run(to_config_dict(config), again)  # what a config file returns
     assert any("step 40 of 40 is done" in line for line in second.shown.lines)
     assert second.shown.texts == []
     assert {p: p.read_bytes() for p in before} == before
