@@ -161,14 +161,15 @@ class Vocab:
             ids[missing] = self.unk_id
         return ids
 
-    def decode(self, ids: Integer[np.ndarray, " n"]) -> str:
+    def decode(self, ids: Integer[np.ndarray, " n"] | Sequence[int]) -> str:
         """The text of token ids. [UNK] and invalid UTF-8 become U+FFFD; boundaries are left out.
 
         Raises:
           IndexError: an id is outside the vocabulary.
+          InputError: as `as_ids`.
         """
         decoder = self.decoder()
-        return decoder.decode(ids) + decoder.flush()
+        return decoder.decode(as_ids(ids)) + decoder.flush()
 
     def utf8_bytes(self, ids: Integer[np.ndarray, " n"]) -> int | None:
         """The bytes of the UTF-8 of token ids; None if [UNK] is among them.
@@ -235,6 +236,22 @@ class _VocabJson(NamedTuple):
     unit: str
     unk: bool
     boundary: bool = False
+
+
+def as_ids(ids: Any) -> Integer[np.ndarray, " n"]:
+    """The token ids of one text, such as a list or an array of JAX, as an array of numpy.
+
+    Raises:
+      InputError: they are not integers, or not those of one text.
+    """
+    array = np.asarray(ids)
+    if array.ndim != 1:
+        raise InputError(f"token ids of shape {array.shape}: give those of one text, [n]")
+    if not array.size:
+        return np.empty(0, np.int32)  # numpy takes an empty list for numbers with fractions
+    if not np.issubdtype(array.dtype, np.integer):
+        raise InputError(f"token ids of dtype {array.dtype}: must be integers")
+    return array
 
 
 def check_ids(ids: Integer[np.ndarray, ...], vocab_size: int) -> None:

@@ -133,6 +133,21 @@ def test_lone_surrogates_are_refused(unit):
         Vocab.from_text("\ud800", order="sorted", unit=unit, unk=False)
 
 
+@pytest.mark.parametrize("ids", [[], [1, 0]])
+def test_a_list_of_ids_is_decoded_as_an_array_of_them(ids):
+    assert vocab_of("ab").decode(ids) == vocab_of("ab").decode(np.array(ids, np.int32))
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [([0.0], "dtype float64: "), (1, r"shape \(\): "), ([[1]], r"shape \(1, 1\): ")],
+)
+def test_what_is_no_text_of_ids_is_not_decoded(ids, message):
+    with pytest.raises(InputError, match=f"^token ids of {message}"):
+        vocab_of("ab").decode(ids)
+
+
 @pytest.mark.parametrize("ids", [[-1], [0, 2], [2**31 - 1]])
 def test_no_id_outside_the_vocabulary_is_decoded(ids):
     with pytest.raises(IndexError):

@@ -11,15 +11,15 @@ size.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Int
 
 from charjax.config import ModelConfig
-from charjax.data.vocab import Vocab, check_ids
+from charjax.data.vocab import Vocab, as_ids, check_ids
 from charjax.errors import InputError
 from charjax.inference.options import MAX_CHARS, Sampling, check_num_samples
 from charjax.inference.sampling.copying import CopyTable
@@ -41,6 +41,7 @@ from charjax.runtime.dtypes import check_resolved
 from charjax.schema import check_integer
 from charjax.types import PyTree
 
+PromptIds: TypeAlias = Int[np.ndarray, " prompt"] | Sequence[int]
 # Token ids of the samples of one group, chunk by chunk.
 Chunks = Iterator[Int[np.ndarray, "samples chunk"]]
 
@@ -91,7 +92,7 @@ class Sampler:
 
     def __call__(
         self,
-        prompt: Int[np.ndarray, " prompt"],
+        prompt: PromptIds,
         *,
         num_chars: int,
         num_samples: int,
@@ -117,7 +118,7 @@ class Sampler:
 
     def run(
         self,
-        prompt: Int[np.ndarray, " prompt"],
+        prompt: PromptIds,
         *,
         num_chars: int,
         num_samples: int,
@@ -137,7 +138,7 @@ class Sampler:
           copies: forbids tokens that would complete a copied passage; None: off. Where it leaves no
             token, the id is -1, and those after it mean nothing.
         """
-        check_prompt(prompt, self.vocab_size)
+        prompt = check_prompt(prompt, self.vocab_size)
         check_integer("--num_chars", num_chars, 0, MAX_CHARS)
         check_num_samples(num_samples)
         program = self.program(sampling, num_samples, num_top, copies)
@@ -199,7 +200,7 @@ class Sampler:
 def sample(
     config: ModelConfig,
     params: PyTree,
-    prompt: Int[np.ndarray, " prompt"],
+    prompt: PromptIds,
     *,
     num_chars: int,
     num_samples: int,
@@ -212,13 +213,13 @@ def sample(
     )
 
 
-def check_prompt(prompt: Int[np.ndarray, " prompt"], vocab_size: int) -> None:
-    """Raises InputError for ids that cannot be continued."""
-    if prompt.ndim != 1:
-        raise InputError(f"a prompt of shape {prompt.shape}: give the ids of one text, [prompt]")
+def check_prompt(ids: PromptIds, vocab_size: int) -> Int[np.ndarray, " prompt"]:
+    """The `as_ids` of a prompt; raises InputError for ids that cannot be continued."""
+    prompt = as_ids(ids)
     if prompt.size == 0:
         raise InputError("the prompt is empty: the sampler needs a token to start from")
     check_ids(prompt, vocab_size)
+    return prompt
 
 
 class _Request(NamedTuple):

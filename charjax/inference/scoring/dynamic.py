@@ -147,7 +147,7 @@ def iter_dynamic(
     Raises:
       InputError: the text has fewer than two characters, or an id outside the vocabulary.
     """
-    check_length(ids)
+    ids = check_length(ids)
     # For one sequence XLA's loop is nearly three times as fast as the C loops.
     config = replace(config, recurrence="xla")
     length = max(1, _DISPATCH // segment) * segment

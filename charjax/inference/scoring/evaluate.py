@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +70,7 @@ def max_eval_chars(config: DataConfig) -> int:
 def score(
     config: ModelConfig,
     params: PyTree,
-    ids: TokenIds,
+    ids: TokenIds | Sequence[int],
     *,
     boundary_id: int | None = None,
     max_chars: int = 0,
@@ -137,7 +137,7 @@ def streamed_score(pieces: Iterator[Piece], predicted: int) -> Score:
 def char_nats(
     config: ModelConfig,
     params: PyTree,
-    ids: TokenIds,
+    ids: TokenIds | Sequence[int],
     *,
     boundary_id: int | None = None,
     max_chars: int = 0,

@@ -10,7 +10,7 @@ in a fraction of the time.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -19,8 +19,8 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from charjax.config import ModelConfig
-from charjax.data.packed.tokens import TokenIds
-from charjax.data.vocab import check_ids
+from charjax.data.packed.tokens import StoreTokens, TokenIds
+from charjax.data.vocab import as_ids, check_ids
 from charjax.errors import InputError
 from charjax.inference.scoring.forward_program import MAX_SEQUENCES, Measure, forward_program
 from charjax.model.carry import initial_carry
@@ -83,7 +83,7 @@ def iter_predictions(
     measure: Measure,
     config: ModelConfig,
     params: PyTree,
-    ids: TokenIds,
+    ids: TokenIds | Sequence[int],
     *,
     zero_carry: ZeroCarry,
     max_chars: int = 0,
@@ -109,7 +109,7 @@ def iter_predictions(
       InputError: the text has fewer than two characters, or an id outside the vocabulary; or
         `max_chars` is negative or no integer; or the parameters are those of a traced function.
     """
-    check_length(ids)
+    ids = check_length(ids)
     check_concrete(params)
     check_integer("max_chars", max_chars, 0)
     vocab_size = params["output_bias"].shape[0]
@@ -148,22 +148,20 @@ def inputs_and_targets(
     Raises:
       InputError: one is outside the vocabulary.
     """
-    read = (ids[np.clip(positions + shift, 0, ids.size - 1)] for shift in (0, 1))
-    # Of the same kind, so that floating-point ids are refused instead of rounded.
-    inputs, targets = (
-        np.asarray(tokens).astype(np.int32, casting="same_kind", copy=False) for tokens in read
-    )
+    inputs, targets = (ids[np.clip(positions + shift, 0, ids.size - 1)] for shift in (0, 1))
     check_ids(inputs, vocab_size)
     check_ids(targets, vocab_size)
-    return inputs, targets
+    return inputs.astype(np.int32, copy=False), targets.astype(np.int32, copy=False)
 
 
-def check_length(ids: TokenIds) -> None:
-    """Raises InputError for ids that are no text of two characters or more."""
-    if len(ids) != ids.size:
-        raise InputError(f"token ids of shape {np.shape(ids)}: give those of one text, [chars]")
-    if ids.size < 2:
-        raise InputError(f"the text has {counted(ids.size, 'character')}: a score needs at least 2")
+def check_length(ids: TokenIds | Sequence[int]) -> TokenIds:
+    """The ids of a text of two characters or more; raises InputError for others."""
+    text = ids if isinstance(ids, StoreTokens) else as_ids(ids)
+    if text.size < 2:
+        raise InputError(
+            f"the text has {counted(text.size, 'character')}: a score needs at least 2"
+        )
+    return text
 
 
 def _pieces(

@@ -285,6 +285,11 @@ def test_top_p_writes_the_smallest_set_of_that_probability(p, temperature, kept)
     assert set(written.ravel()) == kept
 
 
+def test_a_list_of_ids_is_continued_as_an_array_of_them():
+    continued = ids_of(RANDOM, prompt=[1, 2], num_chars=5)
+    np.testing.assert_array_equal(continued, ids_of(RANDOM, prompt=np.array([1, 2]), num_chars=5))
+
+
 # Errors and compilations
 
 
@@ -300,7 +305,7 @@ def prompt_of(*ids):
         *[({"num_samples": value}, f"--num_samples={value}: ") for value in (0, 10**7, 1.0)],
         *[(prompt_of(0, wrong), f"id {wrong}: the model has 11 tokens") for wrong in (-1, 99)],
         *[({"masked": wrong}, f"id {wrong}: the model has 11 tokens") for wrong in (-1, 11)],
-        (prompt_of([0], [1]), r"a prompt of shape \(2, 1\): "),
+        (prompt_of([0], [1]), r"token ids of shape \(2, 1\): "),
         (prompt_of(0, 1.5), "token ids of dtype float64: must be integers"),
         ({"prompt": np.empty(0, np.int32)}, "the prompt is empty: "),
     ],

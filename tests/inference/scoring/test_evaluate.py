@@ -139,6 +139,10 @@ def test_a_large_vocabulary_is_evaluated_in_smaller_chunks(monkeypatch):
     assert seen[0] > 256
 
 
+def test_a_list_of_ids_is_scored_as_an_array_of_them():
+    assert score(CONFIG, PARAMS, IDS[:50].tolist()) == score(CONFIG, PARAMS, IDS[:50])
+
+
 def test_progress_ends_at_the_total():
     seen = []
     score(CONFIG, PARAMS, IDS[:5000], progress=lambda done, total: seen.append((done, total)))
@@ -153,6 +157,9 @@ def test_progress_ends_at_the_total():
         (lambda: score(CONFIG, PARAMS, IDS[:0]), "the text has 0 characters: "),
         (lambda: score(CONFIG, PARAMS, IDS[:1]), "the text has 1 character: "),
         (lambda: score(CONFIG, PARAMS, IDS[None, :50]), r"token ids of shape \(1, 50\): "),
+        (lambda: score(CONFIG, PARAMS, IDS[:50] / 2), "token ids of dtype float64: "),
+        # Not the id that it is in 32 bits.
+        (lambda: score(CONFIG, PARAMS, [0, 2**32 + 1]), "id 4294967297: "),
         (lambda: score(CONFIG, PARAMS, IDS[:50], max_chars=-3), "max_chars=-3: "),
         (lambda: score(CONFIG, PARAMS, IDS[:50], max_chars=2.5), "max_chars=2.5: "),
         (lambda: in_windows(-3), "--window=-3: "),
@@ -162,12 +169,6 @@ def test_progress_ends_at_the_total():
 def test_what_cannot_be_scored_is_refused(call, message):
     with pytest.raises(InputError, match=f"^{message}"):
         call()
-
-
-@pytest.mark.usefixtures("unchecked_types")
-def test_ids_are_not_rounded():
-    with pytest.raises(TypeError, match=r"dtype\('float32'\) to dtype\('int32'\)"):
-        score(CONFIG, PARAMS, IDS.astype(np.float32))
 
 
 def test_a_traced_model_is_refused_with_what_to_call():
