@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from charjax.conditions import check_frozen
@@ -19,6 +20,8 @@ from charjax.types import Count, PyTree, Scalar
 # Number of updates done -> learning rate of the next update.
 Schedule: TypeAlias = Callable[[int | Count], Scalar | float]
 
+# Of Muon's Newton-Schulz iteration (Jordan et al. 2024), in float32, as all of a state.
+_MUON_COEFFICIENTS = (np.float32(3.4445), np.float32(-4.7750), np.float32(2.0315))
 # A one-cycle schedule starts at this fraction of its peak (Smith and Topin 2017).
 _ONECYCLE_START = 1 / 25
 
@@ -124,6 +127,7 @@ def _muon(config: OptimConfig, schedule: Schedule) -> optax.GradientTransformati
 
     return optax.contrib.muon(
         schedule,
+        _MUON_COEFFICIENTS,
         beta=config.b1,
         eps=config.eps,
         weight_decay=config.weight_decay,

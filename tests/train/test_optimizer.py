@@ -202,6 +202,20 @@ def test_every_optimizer_of_the_config_has_a_builder():
     assert OPTIMIZERS.keys() == OPTIMIZER_FIELDS.keys()
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_state_has_no_numbers_of_64_bits(wide, name):
+    """Else a run would need the same `jax_enable_x64` to be resumed."""
+    config = run_of(optim={"name": name, "warmup": 0.5})
+    optimizer = make_optimizer(config.optim, TOTAL)
+    step = make_step(config, VOCAB, optimizer)
+    with jax.enable_x64(wide):
+        state = init_state(config, VOCAB, optimizer)
+        after = jax.eval_shape(step, state, random_batch(0))[0]
+    for tree in (state, after):
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(tree)} == {"float32", "int32"}
+
+
 def test_an_optimizer_is_added_by_its_name_and_one_row(monkeypatch):
     monkeypatch.setitem(OPTIMIZER_FIELDS, "lion", frozenset({"b1", "b2"}))  # in charjax.config
     monkeypatch.setitem(  # in charjax.train.optimizer

@@ -68,7 +68,7 @@ def update_rule(params: PyTree, rms: PyTree, options: DynamicOptions) -> UpdateR
     """
     leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(rms)]
     mean = sum(leaf.sum() for leaf in leaves) / sum(leaf.size for leaf in leaves)
-    decay = options.decay / max(mean, np.finfo(np.float32).tiny)
+    decay = float(options.decay / max(mean, np.finfo(np.float32).tiny))
     return UpdateRule(
         jax.tree.map(jnp.asarray, params),
         jax.tree.map(lambda s: jnp.minimum(1.0, decay * s), rms),

@@ -96,6 +96,12 @@ def test_the_same_text_has_the_same_losses():
     np.testing.assert_array_equal(nats_of(IDS), nats_of(IDS))
 
 
+def test_numbers_of_64_bits_change_no_loss():
+    with jax.enable_x64(True):
+        found = nats_of(IDS)
+    np.testing.assert_allclose(found, nats_of(IDS), atol=1e-5)
+
+
 def test_a_text_that_repeats_itself_is_learned():
     ids = np.tile(IDS[:12], 40)
     options = DynamicOptions(learning_rate=0.02, decay=0.0, epsilon=1e-3, segment=SEGMENT)
