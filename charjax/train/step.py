@@ -29,13 +29,13 @@ class StepMetrics(NamedTuple):
     Attributes:
       loss: in nats per character.
       grad_norm: global norm of the gradient, before clipping.
-      learning_rate: that of the newest update that was not skipped; NaN without a schedule.
+      learning_rate: that of the newest update that was not skipped; None without a schedule.
       skipped: number of updates skipped so far in the run.
     """
 
     loss: Scalar
     grad_norm: Scalar
-    learning_rate: Scalar
+    learning_rate: Scalar | None
     skipped: Count
 
 
@@ -197,8 +197,8 @@ def _count_step(is_finite: Any, updated: TrainState, state: TrainState) -> Train
     return chosen._replace(step=state.step + 1, skipped=skipped)
 
 
-def _last_rate(schedule: Schedule | None, state: TrainState) -> Scalar:
+def _last_rate(schedule: Schedule | None, state: TrainState) -> Scalar | None:
     """The learning rate of the newest update; optax counts updates from 0."""
     if schedule is None:
-        return jnp.full((), jnp.nan)
+        return None  # and no NaN, which `jax_debug_nans` would report
     return jnp.asarray(schedule(jnp.maximum(state.step - state.skipped, 1) - 1), jnp.float32)
