@@ -133,7 +133,8 @@ def _recorded(files: Workdir, path: str, minutes: float | None) -> Config:
     if minutes not in (None, record.minutes):
         raise InputError(
             f"--minutes={minutes:g}: {files.path} was started with {record.minutes:g}, which fixed "
-            "its steps; leave the flag out, or choose another --workdir"
+            "its steps; leave the flag out, train longer by --config.train.max_steps=N, or choose "
+            "another --workdir"
         )
     _logger.info(f"chosen: as recorded in {files.choice}")
     return replace(config, data=replace(config.data, path=path))
