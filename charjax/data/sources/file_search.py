@@ -44,8 +44,8 @@ def find_files(given: str, option: str) -> TextFiles:
     An address such as gs://bucket/texts/*.txt is found by `charjax.data.sources.remote`.
 
     A folder means the glob `FOLDER/**/*.txt`. Suffixes match in upper and lower case. Hidden
-    files, files that a run of charjax wrote, and links to a file that was found already are left
-    out; their number is logged.
+    files, files that a run of charjax wrote, broken links, and links to a file that was found
+    already are left out; their number is logged.
 
     Args:
       given: the path. If it exists as a whole, commas are part of its name.
@@ -107,6 +107,8 @@ def _search(pattern: str, left_out: Counter[str]) -> list[str]:
     visible = {p for p in glob.glob(pattern, recursive=True) if os.path.isfile(p)}
     matches = glob.glob(pattern, recursive=True, include_hidden=True)
     left_out["hidden"] += sum(p not in visible and os.path.isfile(p) for p in matches)
+    missing = {os.path.realpath(p) for p in matches if not os.path.exists(p)}
+    left_out["behind a broken link"] += len(missing)
     found: dict[str, str] = {}  # by the resolved path
     for path in sorted(visible):
         if _is_written_by_charjax(Path(path)):

@@ -73,6 +73,14 @@ def test_a_file_is_read_once_whatever_its_names(folder):
     assert names(folder, read(folder)) == ["a/c.TXT", "b.txt"]
 
 
+def test_a_broken_link_is_said(folder, caplog):
+    caplog.set_level("INFO")
+    (folder / "y.txt").symlink_to(folder / "nowhere")
+    (folder / "loop").symlink_to(folder)
+    assert names(folder, read(folder)) == ["a/c.TXT", "b.txt"]
+    assert "1 behind a broken link" in caplog.text
+
+
 def test_binary_files_of_a_folder_are_left_out_and_named(folder, caplog):
     caplog.set_level("INFO")
     (folder / "binary.txt").write_bytes(b"\x7fELF\0\xff" * 100)
