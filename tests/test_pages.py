@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import pkgutil
 import re
+import subprocess
 from dataclasses import fields
 from pathlib import Path
 
@@ -75,6 +76,13 @@ def test_commands_have_the_flags_that_a_page_gives_them(page, parsers):
                 field_type(Config, flag.removeprefix("--config."))
             else:
                 assert flag in parsers[command]._option_string_actions, command
+
+
+@any_page
+def test_what_a_page_gives_to_type_is_valid_in_a_shell(page):
+    inline = [code for code in inline_code(PAGES[page]) if re.match("charjax |python |--", code)]
+    typed = "\n".join([*shell_lines(PAGES[page]), *(f"true {code}" for code in inline)])
+    subprocess.run(["sh", "-n"], input=typed, text=True, check=True)
 
 
 @any_page
