@@ -180,7 +180,7 @@ tokens int32 [batch], the characters to read
 carry, a tuple of
 {carry}
 keys uint32 [batch, 2], `jax.random.key_data` of one threefry key a sequence
-temperature float32 []; 0 is greedy
+temperature float32 []; 0 is greedy, 1e30 the largest
 ```
 
 To read a prompt, convert it as the model's text was read (`data.lowercase={data.lowercase}`,
@@ -190,6 +190,6 @@ writes, as character p of sample i, what the key
 fold_in(fold_in(fold_in(key(S), {stream}), i), p) gives. Another batch size, or device, may round
 the last bit of a logit differently.
 
-Written with jax {jax}. jax loads programs of versions up to six months older; the weights have
-no such limit.
+Written with jax {jax}. It needs the packages jax and flatbuffers; jax loads programs of versions
+up to six months older. The weights have no such limit.
 """

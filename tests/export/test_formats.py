@@ -19,6 +19,7 @@ from charjax.export.keras import keras_weights
 from charjax.export.torch import torch_weights
 from tests.export.runners import run_script
 from tests.export.tiny import (
+    HOT,
     MODELS,
     SAMPLES,
     any_model,
@@ -41,7 +42,7 @@ def test_the_numpy_script_samples_the_same_text(model, tmp_path):
     trained = trained_like(model, unk=model.cell == "lstm")
     export_model(trained, tmp_path / "out", format="numpy")
     script, prompt = module_of(tmp_path / "out" / "generate.py"), trained.vocab.encode("the c")
-    for seed, temperature in SAMPLES:
+    for seed, temperature in (*SAMPLES, HOT):
         options = {"num_chars": 500, "seed": seed, "temperature": temperature}
         with np.errstate(over="ignore"):
             ids = list(script.generate(script.Model(), prompt, **options))

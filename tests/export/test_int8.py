@@ -25,6 +25,7 @@ from charjax.inference.load import TrainedModel
 from charjax.model.cells import CELLS
 from tests.export.runners import compile_c, needs_cc, needs_node, run_page
 from tests.export.tiny import (
+    HOT,
     MODELS,
     SAMPLES,
     dequantize_model,
@@ -38,7 +39,7 @@ from tests.inference import scripted
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 OPTIONS = [  # more than the sampler's chunk
     {"prompt": "the c", "num_chars": 300, "seed": seed, "temperature": temperature}
-    for seed, temperature in SAMPLES
+    for seed, temperature in (*SAMPLES, HOT)
 ]
 
 NOT_UTF8 = (

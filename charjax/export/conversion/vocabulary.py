@@ -79,7 +79,7 @@ def _from_json(text: str) -> ForeignVocab:
     if isinstance(values, dict):
         ids = values.values()
         if not all(type(i) is int for i in ids) or set(ids) != set(range(len(ids))):
-            raise InputError(f"its ids must be 0 to {len(values) - 1}")
+            raise InputError(f"is not {{character: id}}: its ids must be 0 to {len(values) - 1}")
         values = sorted(values, key=values.__getitem__)
     return _from_tokens(values)
 
@@ -91,7 +91,10 @@ def _from_tokens(tokens: Any) -> ForeignVocab:
     strange = [token for token in tokens if len(token) != 1 and token != _UNK]
     if strange or tokens.count(_UNK) > 1:
         shown = listed([repr(token[:20]) for token in strange], 4) or "two [UNK]"
-        raise InputError(f"has {shown}: every token must be one character, or [UNK]")
+        raise InputError(
+            f"has {shown}: every token must be one character, or [UNK]; write a character that no "
+            "text has for another special token"
+        )
     order = sorted(range(len(tokens)), key=lambda i: tokens[i] == _UNK)
     characters = tuple(tokens[i] for i in order if tokens[i] != _UNK)
     return ForeignVocab(Vocab(characters, "codepoint", _UNK in tokens), order)

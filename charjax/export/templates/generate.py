@@ -140,7 +140,7 @@ def generate(model, prompt, num_chars, temperature, seed):
         model.read(token)
     for position in range(num_chars):
         noise = gumbel(fold_in(key, position), len(model.logits))
-        token = int(np.argmax((model.logits + np.float32(temperature) * noise)[:size]))
+        token = int(np.argmax((model.logits + np.float32(min(temperature, 1e30)) * noise)[:size]))
         if token == boundary:
             return
         yield token

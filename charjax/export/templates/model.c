@@ -189,6 +189,7 @@ int charjax_next(charjax_state *state, float temperature) {
   uint32_t key[2];
   int best = 0;
   float largest = -INFINITY;
+  if (temperature > 1e30f) temperature = 1e30f; /* times noise it stays in float */
   threefry(state->key, state->position++, key);
   for (int i = 0; i < CHARJAX_SAMPLED; i++) {
     float noise = temperature > 0 ? temperature * gumbel(key, (uint32_t)i) : 0;

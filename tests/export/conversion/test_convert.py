@@ -197,7 +197,7 @@ def test_a_vocabulary_is_read_and_unk_moves_last(name, content, tokens, order, t
     ("name", "content", "said"),
     [
         ("v.json", '["ab", "c", "d"]', "'ab': every token must be one character"),
-        ("v.json", '["", "c", "d"]', "'': every token must be one character"),
+        ("v.json", '["", "c", "d"]', "'': every token must be one character, or [UNK]; write a"),
         ("v.json", '["a", "a", "d"]', "a character occurs twice"),
         ("v.json", '["a", "b"]', "has 2 tokens, the model 3"),
         ("v.json", '{"a": 0, "b": 2, "c": 3}', "its ids must be 0 to 2"),
