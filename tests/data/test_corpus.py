@@ -160,6 +160,7 @@ def test_rows_are_documents_of_joined_columns(read):
         (b"text", {"end": "MARK"}, r"config.data.end='MARK': not in .*text\.txt"),
         (b"a,b\n", {"documents": "rows", "columns": (2,)}, "line 1 of .* has 2 columns"),
         (b"a,b\n", {"documents": "rows", "columns": (0, -1)}, "line 1 of .* has 2 columns"),
+        (b"a b\n", {"documents": "rows", "columns": ("b",)}, "no column 'b'; .*csv_delimiter"),
         (
             b"abc",
             DELIMITED | {"delimiter": "x"},

@@ -52,7 +52,7 @@ def read_rows(
             return
         if unit == "byte":  # the names in the config are not bytes
             header = [name.encode("latin-1").decode("utf-8", "replace") for name in header]
-        numbers = [_number(column, header, f"{prefix}columns: {origin}") for column in columns]
+        numbers = [_number(column, header, origin, prefix) for column in columns]
         for row in reader:
             wanted = numbers or range(len(row))
             if row and not all(0 <= column < len(row) for column in wanted):
@@ -84,12 +84,16 @@ def detect_delimiter(origin: str, text: str, prefix: str) -> str:
     return detected
 
 
-def _number(column: int | str, header: list[str], where: str) -> int:
+def _number(column: int | str, header: list[str], origin: str, prefix: str) -> int:
     """The number of a column that is given by its number or its name."""
     if isinstance(column, int):
         return column
     if column not in header:
-        raise InputError(f"{where} has no column {column!r}; its first row has {', '.join(header)}")
+        raise InputError(
+            f"{prefix}columns: {origin} has no column {column!r}; its first row has "
+            f"{', '.join(header)}; name one of these, or the character between columns in "
+            f"{prefix}csv_delimiter"
+        )
     return header.index(column)
 
 
