@@ -214,12 +214,12 @@ def sample(
 
 
 def check_prompt(ids: PromptIds, vocab_size: int) -> Int[np.ndarray, " prompt"]:
-    """The `as_ids` of a prompt; raises InputError for ids that cannot be continued."""
+    """The int32 ids of a prompt; raises InputError for ids that cannot be continued."""
     prompt = as_ids(ids)
     if prompt.size == 0:
         raise InputError("the prompt is empty: the sampler needs a token to start from")
     check_ids(prompt, vocab_size)
-    return prompt
+    return prompt.astype(np.int32)  # others, such as the bytes of a text in memory, have no -1
 
 
 class _Request(NamedTuple):

@@ -285,9 +285,11 @@ def test_top_p_writes_the_smallest_set_of_that_probability(p, temperature, kept)
     assert set(written.ravel()) == kept
 
 
-def test_a_list_of_ids_is_continued_as_an_array_of_them():
-    continued = ids_of(RANDOM, prompt=[1, 2], num_chars=5)
-    np.testing.assert_array_equal(continued, ids_of(RANDOM, prompt=np.array([1, 2]), num_chars=5))
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize("prompt", [[1, 2], *(np.array([1, 2], t) for t in ("u1", "i8", "u4"))])
+def test_a_prompt_is_continued_whatever_the_dtype_of_its_ids(prompt):
+    want = ids_of(RANDOM, prompt=np.array([1, 2], np.int32), num_chars=5)
+    np.testing.assert_array_equal(ids_of(RANDOM, prompt=prompt, num_chars=5), want)
 
 
 # Errors and compilations
