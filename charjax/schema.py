@@ -90,9 +90,13 @@ def check_limits(value: Any, limits: Mapping[str, Any], path: str) -> None:
     if "low" not in limits:
         return
     low, high, excludes_low = limits["low"], limits["high"], limits.get("excludes_low")
-    if hasattr(value, "item"):  # numpy would cast the limits to the value's dtype, and overflow
-        value = value.item()
-    if not low <= value <= high or (excludes_low and value == low):
+    try:
+        # numpy would cast the limits to the value's dtype, and overflow.
+        value = value.item() if hasattr(value, "item") else value
+        is_inside = low <= value <= high and not (excludes_low and value == low)
+    except (TypeError, ValueError):
+        raise InputError(f"{path}={_shortened(value)}: must be {name_of_type(float)}") from None
+    if not is_inside:
         words = f"above {low} and at most {high}" if excludes_low else f"from {low} to {high}"
         raise InputError(f"{path}={value}: must be {limits.get('words') or words}")
 

@@ -15,7 +15,7 @@ from charjax.inference.options import Controls, DynamicOptions, Sampling
 @pytest.mark.parametrize(
     ("options", "flag", "values"),
     [
-        (Sampling, "temperature", (-0.1, math.inf, math.nan)),
+        (Sampling, "temperature", (-0.1, math.inf, math.nan, None, [0.5])),
         (Sampling, "top_k", (-1,)),
         (Sampling, "top_p", (0.0, 1.1, math.nan)),
         (Sampling, "seed", (-1, 2**32, 1.5)),
@@ -23,7 +23,7 @@ from charjax.inference.options import Controls, DynamicOptions, Sampling
         (Controls, "max_copy", (-1, 1.5)),
         (Controls, "stop", ("ab", (3,))),
         (DynamicOptions, "segment", (0, 2.5)),
-        (DynamicOptions, "learning_rate", (-1.0,)),
+        (DynamicOptions, "learning_rate", (-1.0, None)),
     ],
 )
 def test_an_option_out_of_range_is_refused_by_name(options, flag, values):
