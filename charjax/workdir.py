@@ -136,8 +136,8 @@ class Workdir:
             try:
                 yield
             except BaseException:
-                if made and [*self.path.iterdir()] == [lock_file(self.path)]:
-                    with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError):
+                    if made and [*self.path.iterdir()] == [lock_file(self.path)]:
                         lock_file(self.path).unlink()
                         for folder in made:
                             folder.rmdir()

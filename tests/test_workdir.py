@@ -68,6 +68,12 @@ def test_a_folder_that_nothing_was_written_to_is_removed_after_an_error(tmp_path
     assert kept.path.exists()
 
 
+def test_the_error_of_a_run_is_not_hidden_where_its_folder_was_moved_away(tmp_path):
+    folder = Workdir(tmp_path / "here")
+    with pytest.raises(ZeroDivisionError), folder.claim():
+        raise ZeroDivisionError(folder.path.rename(tmp_path / "there"))
+
+
 @pytest.mark.parametrize("name", ["file", "file/below"])
 def test_a_file_instead_of_a_folder_is_bad_input(tmp_path, name):
     (tmp_path / "file").write_text("")

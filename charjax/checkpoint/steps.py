@@ -68,7 +68,8 @@ class StepFolders:
         Raises:
           InputError: there are other files.
         """
-        self.directory.mkdir(parents=True, exist_ok=True)
+        # Without its parents: where a run's folder is gone, one of another place must not appear.
+        self.directory.mkdir(exist_ok=True)
         self.delete_unfinished()
         path = self.path(step)
         if is_checkpoint(path):

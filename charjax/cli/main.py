@@ -18,6 +18,12 @@ from charjax.runtime.display import LastingStream, PlainDisplay, discard_output,
 from charjax.runtime.signals import exit_on_signals
 from charjax.runtime.terminal import escape_controls
 
+# What an error without the name of a file is about, by its number.
+_NAMELESS = {
+    errno.EBADF: "a closed standard stream",
+    errno.ENOENT: "the current folder, which was removed",
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; see `charjax --help`.
@@ -133,8 +139,8 @@ def _set_jax_environment() -> None:
 def _host_error_message(error: BaseException) -> str | None:
     """The message for an error of disk or memory; None for other errors, which are bugs."""
     if isinstance(error, OSError):
-        nameless = "a closed standard stream" if error.errno == errno.EBADF else "the system"
-        return f"{error.filename or nameless}: {error.strerror or error}"
+        what = error.filename or _NAMELESS.get(error.errno or 0, "the system")
+        return f"{what}: {error.strerror or error}"
     text = str(error)
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text or "Out of memory" in text:
         return (

@@ -26,6 +26,7 @@ from charjax.runtime.terminal import escape_controls
 
 _MIN_PANEL_LINES = 10  # of the terminal; a lower one shows the bar alone
 _MIN_BAR_COLUMNS, _BAR_COLUMNS = 60, 24
+_DEFAULT_COLUMNS = 80
 _MIN_SAMPLE_COLUMNS = 44  # of each of several samples side by side
 # A terminal writes ^C where the cursor is. If that began a line, one of a panel would remain.
 _CTRL_C_COLUMNS = len("^C")
@@ -43,6 +44,8 @@ class RichDisplay:
 
     def __init__(self, stream: Any) -> None:
         self._console = Console(file=stream, highlight=False, emoji=False)
+        if not self._console.width:  # COLUMNS=0 in the environment: rich would show nothing
+            self._console.width = _DEFAULT_COLUMNS
 
     def report(self, message: str) -> None:
         """Prints a message, which the terminal wraps."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shlex
 import sys
@@ -181,8 +182,9 @@ def next_command(meta: RunMeta, workdir: Workdir) -> str:
 
     It names this interpreter, in case no environment is activated.
     """
-    here, python = Path.cwd(), Path(sys.executable)
-    python = python.relative_to(here) if python.is_relative_to(here) else python
+    python = Path(sys.executable)
+    with contextlib.suppress(OSError, ValueError):  # no current folder any more, or another one
+        python = python.relative_to(Path.cwd())
     words = [str(python), "-m", "charjax", "sample", f"--workdir={workdir.path}"]
     prompt = meta.config.sample.prompt or "The "
     try:

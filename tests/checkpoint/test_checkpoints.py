@@ -562,6 +562,14 @@ def test_a_folder_that_cannot_be_made_is_a_host_error(tmp_path):
         checkpoints.save(1, STATE, {}, val_loss=None)
 
 
+def test_nothing_is_saved_where_the_folder_of_the_run_is_gone(tmp_path):
+    """As it was moved while the run trained: it must not go on in two places."""
+    checkpoints = open_(tmp_path / "run" / "checkpoints")
+    with checkpoints, pytest.raises(HostError, match="No such file"):
+        checkpoints.save(1, STATE, {}, val_loss=None)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_record_is_json_that_names_every_leaf(two_steps):
     record = json.loads((two_steps / "1" / "meta" / "record.json").read_text())
     assert set(record["leaves"]) == {"params/dense/kernel", "step"}

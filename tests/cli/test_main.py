@@ -706,6 +706,7 @@ def test_a_run_trains_without_a_standard_output(workspace, tmp_path, capfd, monk
             ("out of memory", "9 GiB", "smaller config.data.batch_size"),
         ),
         (OSError(errno.ENOSPC, "No space left on device", "/x"), ("/x", "No space left")),
+        (OSError(errno.ENOENT, "No such file or directory"), ("the current folder", "removed")),
     ],
 )
 def test_a_lack_of_memory_or_disk_is_no_traceback(error, words, capfd, monkeypatch):

@@ -87,6 +87,12 @@ def test_in_a_terminal_markup_in_messages_and_texts_is_not_interpreted(terminal)
         assert part in terminal.getvalue()
 
 
+def test_a_terminal_that_is_said_to_have_no_columns_shows_messages(terminal, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "0")
+    make_display(terminal).report("a message")
+    assert terminal.getvalue() == "a message\n"
+
+
 def test_in_a_terminal_a_progress_bar_is_shown_and_then_cleared(terminal):
     shown = make_display(terminal)
     with shown.task("training") as update:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -15,6 +18,7 @@ from charjax.data.vocab import Vocab
 from charjax.model.recurrence.resolution import Resolution
 from charjax.train import messages
 from charjax.train.intervals import make_intervals
+from charjax.workdir import Workdir
 
 from .tiny import config_of, configs_of_intervals
 
@@ -36,6 +40,17 @@ def test_the_first_lines_name_text_model_devices_and_implementation():
         "recurrence: xla (c refuses: no C compiler (cc))",
         "steps: 40, 32 per epoch",
     ]
+
+
+def test_the_next_command_needs_no_current_folder(monkeypatch, tmp_path):
+    """It may have been removed while the run trained."""
+
+    def fail(*args: object) -> Path:
+        raise FileNotFoundError
+
+    workdir = Workdir(tmp_path)
+    monkeypatch.setattr(Path, "cwd", fail)
+    assert shlex.split(messages.next_command(META, workdir))[1] == sys.executable
 
 
 @pytest.mark.parametrize(
