@@ -110,12 +110,14 @@ def _check_data(data: DataConfig, prefix: str = "config.data.") -> None:
             f"{prefix}documents=delimiter: set {prefix}delimiter to the text that "
             "separates documents"
         )
-    letters = "".join(c for c in data.delimiter if data.unit != "byte" or c.isascii())
-    if data.documents == "delimiter" and data.lowercase and letters != letters.lower():
-        raise InputError(
-            f"{prefix}delimiter={data.delimiter!r}: {prefix}lowercase=True leaves no "
-            "capitals in the text; write it in lower case"
-        )
+    names = [("columns", name) for name in data.columns if isinstance(name, str)]
+    for field, text in [("delimiter", data.delimiter), *names]:
+        letters = "".join(c for c in text if data.unit != "byte" or c.isascii())
+        if data.lowercase and letters != letters.lower():
+            raise InputError(
+                f"{prefix}{field}={text!r}: {prefix}lowercase=True leaves no "
+                "capitals in the text; write it in lower case"
+            )
 
 
 def _check_run(config: Config) -> None:

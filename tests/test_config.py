@@ -286,6 +286,11 @@ def test_a_config_and_its_sections_must_be_mappings(value):
         ("config.data.split", "nan", {"data": {"split": (0.5, 0.5, math.nan)}}),
         ("config.data.split", "0", {"data": {"split": (0.0, 0.5, 0.5)}}),
         ("config.data.columns", "rows", {"data": {"columns": (1,)}}),
+        (
+            "config.data.columns",
+            "lower case",
+            {"data": {"documents": "rows", "columns": ("id", "Text"), "lowercase": True}},
+        ),
         ("config.data.targets", "last", {"data": {"targets": "last"}}),
         ("config.sample.temperatures", "-0.5", {"sample": {"temperatures": (1.0, -0.5)}}),
         ("config.sample.temperatures", "inf", {"sample": {"temperatures": (math.inf,)}}),
