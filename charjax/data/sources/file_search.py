@@ -104,6 +104,7 @@ def _find(path: str, left_out: Counter[str]) -> list[str]:
 def _search(pattern: str, left_out: Counter[str]) -> list[str]:
     """The text files that a glob matches, sorted; counts in `left_out` the others by reason."""
     pattern = in_any_case(pattern)
+    _report_closed_folders(pattern)
     visible = {p for p in glob.glob(pattern, recursive=True) if os.path.isfile(p)}
     matches = glob.glob(pattern, recursive=True, include_hidden=True)
     left_out["hidden"] += sum(p not in visible and os.path.isfile(p) for p in matches)
@@ -116,6 +117,18 @@ def _search(pattern: str, left_out: Counter[str]) -> list[str]:
         elif found.setdefault(os.path.realpath(path), path) != path:
             left_out["another name of the same file"] += 1
     return list(found.values())
+
+
+def _report_closed_folders(pattern: str) -> None:
+    """Warns of folders that cannot be listed, which `glob` passes over."""
+    start, recursive, _ = pattern.partition("**")
+
+    def report(error: OSError) -> None:
+        _logger.warning(f"NOTICE: {error.filename}: left out: cannot be listed ({error.strerror})")
+
+    for root in glob.glob(start or os.curdir) if recursive else []:
+        for _, folders, _ in os.walk(root, onerror=report):
+            folders[:] = [name for name in folders if not name.startswith(".")]
 
 
 def _is_written_by_charjax(path: Path) -> bool:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
+import errno
 import gzip
 import lzma
+import os
 import zipfile
 from pathlib import Path
 
@@ -79,6 +82,22 @@ def test_a_broken_link_is_said(folder, caplog):
     (folder / "loop").symlink_to(folder)
     assert names(folder, read(folder)) == ["a/c.TXT", "b.txt"]
     assert "1 behind a broken link" in caplog.text
+
+
+@pytest.mark.parametrize("pattern", ["", "/**/*.txt", "/a/**"])
+def test_a_folder_that_cannot_be_listed_is_said(folder, pattern, caplog, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(path):
+        if os.path.basename(str(path).rstrip("/")) in ("a", ".d"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with contextlib.suppress(InputError):
+        read(f"{folder}{pattern}")
+    (notice,) = [m for m in caplog.messages if "cannot be listed" in m]
+    assert str(folder / "a") in notice
 
 
 def test_binary_files_of_a_folder_are_left_out_and_named(folder, caplog):
