@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import os
+import threading
 from collections.abc import Awaitable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ from charjax.checkpoint.files import RECORD, UNFINISHED, check_size
 from charjax.checkpoint.record import DamagedError, Record, to_json
 from charjax.errors import HostError
 from charjax.runtime.files import as_os_errors, write_atomically
+
+# Orbax numbers the saves of a process: at a time, only one thread may save.
+_one_save = threading.Lock()
 
 
 class Store:
@@ -74,7 +78,7 @@ class Store:
         items = {"meta": ocp.args.JsonSave(to_json(record))}
         if stored:  # Orbax rejects an empty tree, too
             items["state"] = ocp.args.PyTreeSave(stored)
-        with _orbax_silenced(), as_os_errors():
+        with _one_save, _orbax_silenced(), as_os_errors():
             self._orbax.save(path, args=_Items(**items))
         for written in (path.parent, path, *path.rglob("*")):  # Orbax does not fsync
             _sync(written)

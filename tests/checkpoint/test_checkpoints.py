@@ -12,6 +12,7 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from unittest.mock import AsyncMock, Mock
@@ -652,3 +653,13 @@ def test_the_best_is_that_on_the_text_of_the_newest_step(tmp_path, other):
             checkpoints.save(step, state_of(step), meta(**other), val_loss=val_loss)
         assert checkpoints.steps() == [40, 50, 60]
         assert checkpoints.read_meta(which="best").step == 40
+
+
+def test_threads_save_at_the_same_time(tmp_path):
+    """As those of a sweep, of which each has a folder."""
+    folders, steps = [tmp_path / name for name in "abcd"], range(1, 4)
+    with ThreadPoolExecutor(len(folders)) as threads:
+        list(threads.map(lambda folder: save_all(folder, *steps), folders))
+    for folder in folders:
+        with open_(folder) as checkpoints:
+            assert checkpoints.verify() == [(step, "") for step in steps]
