@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -138,17 +139,13 @@ def show_messages(display: Display) -> Iterator[None]:
     """A context in which a display shows the messages of charjax's loggers, one line each.
 
     A message of an error that is a bug has its traceback.
-    Where contexts nest, only the innermost display shows them.
+    Where contexts nest, or threads have some at the same time, the newest display alone shows them.
     """
-    logger = logging.getLogger("charjax")
-    handlers, level, propagate = logger.handlers, logger.level, logger.propagate
-    logger.handlers, logger.propagate = [_DisplayHandler(display)], False
-    logger.setLevel(logging.INFO)
+    _messages.start(display)
     try:
         yield
     finally:
-        logger.handlers, logger.propagate = handlers, propagate
-        logger.setLevel(level)
+        _messages.stop(display)
 
 
 @contextmanager
@@ -160,14 +157,39 @@ def show_task(name: str) -> Iterator[ProgressFn]:
 
 
 class _DisplayHandler(logging.Handler):
-    """Reports messages to a display; its errors (a closed pipe) are raised where one logs."""
+    """Reports messages to the newest display; its errors (a closed pipe) are raised where one logs.
 
-    def __init__(self, display: Display) -> None:
+    The loggers are as before when no display is left. Displays may stop in any order.
+    """
+
+    def __init__(self) -> None:
         super().__init__()
-        self._display = display
+        self._logger, self._displays = logging.getLogger("charjax"), list[Display]()
+        self._before = self._logger.handlers, self._logger.propagate, self._logger.level
+        self._change = threading.Lock()
+
+    def start(self, display: Display) -> None:
+        logger = self._logger
+        with self._change:
+            if not self._displays:
+                self._before = logger.handlers, logger.propagate, logger.level
+            self._displays.append(display)
+            logger.handlers, logger.propagate = [self], False
+            logger.setLevel(logging.INFO)
+
+    def stop(self, display: Display) -> None:
+        with self._change:
+            self._displays.remove(display)
+            if not self._displays:
+                self._logger.handlers, self._logger.propagate, level = self._before
+                self._logger.setLevel(level)
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._display.report(self.format(record))
+        for display in self._displays[-1:]:  # none if another thread has just stopped the last one
+            display.report(self.format(record))
+
+
+_messages = _DisplayHandler()
 
 
 class PlainDisplay:

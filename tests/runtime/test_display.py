@@ -123,6 +123,18 @@ def test_messages_of_charjax_are_shown_by_the_innermost_display_alone(caplog):
     assert caplog.messages == ["not ours"]
 
 
+def test_the_messages_of_threads_may_end_in_any_order(caplog):
+    logger, shown = logging.getLogger("charjax"), [io.StringIO() for _ in range(2)]
+    first, second = (show_messages(make_display(stream)) for stream in shown)
+    with first:
+        second.__enter__()
+    logger.info("still shown")
+    second.__exit__(None, None, None)
+    logger.warning("to others again")
+    assert [stream.getvalue() for stream in shown] == ["", "still shown\n"]
+    assert caplog.messages == ["to others again"]
+
+
 def test_the_log_has_the_traceback_of_a_bug():
     shown = io.StringIO()
     with show_messages(PlainDisplay(shown)):
