@@ -199,7 +199,7 @@ def _embedding_and_head(
         remedy = "; give the embedding alone a name with 'emb' in it" if len(names) == 2 else ""
         raise InputError(
             "there must be one embedding, or none, and one projection to the logits; beside the "
-            f"recurrent layers it has the matrices: {_shown(names) or 'none'}{remedy}"
+            f"recurrent layers it has the matrices: {shown(names) or 'none'}{remedy}"
         )
     (embedding,) = set(names) - set(heads)
     if is_guess:
@@ -223,12 +223,13 @@ def _is_tied(head: str, features: int, hidden: int, vocab: int) -> bool:
 def _check_all_used(arrays: Arrays, used: set[str | None]) -> None:
     if unknown := arrays.keys() - used:
         raise InputError(
-            f"has {_shown(unknown)}: charjax's model has no such part: it is an embedding or "
+            f"has {shown(unknown)}: charjax's model has no such part: it is an embedding or "
             "one-hot input, layers of one GRU, LSTM or RNN cell, and one projection to the logits"
         )
 
 
-def _shown(names: Iterable[str]) -> str:
+def shown(names: Iterable[str]) -> str:
+    """Names for a message."""
     return listed([name[:60] for name in sorted(names)], 4)
 
 

@@ -18,6 +18,7 @@ from charjax.export.conversion.arrays import (
     as_input_errors,
     cell_of,
     model_of,
+    shown,
     split_layers,
 )
 from charjax.export.conversion.keras_layers import check_layers
@@ -105,11 +106,12 @@ def _check_places(names: Iterable[str]) -> None:
     for name in names:
         if re.search(r"(forward|backward)_layer", name):
             raise InputError(f"{name}: a bidirectional layer reads the text it is to predict")
-    places = sorted({re.sub(r"_?\d+", "", name.rpartition("/")[0]) for name in names})
-    if len(places) > 1:
+    unnumbered = [re.sub(r"_?\d+", "", name).rpartition("/") for name in names]
+    places, kinds = {place for place, _, _ in unnumbered}, {kind for _, _, kind in unnumbered}
+    if len(places) > 1 or (len(kinds) > 1 and "rnn" in kinds):
         raise InputError(
-            f"the recurrent layers are in {' and '.join(places)}: the names of a model and of one "
-            "within it do not tell their order; save one model of all layers"
+            f"the recurrent layers are {shown(names)}: the names do not tell their order; save one "
+            "Sequential model of all layers, the recurrent ones of one class"
         )
 
 

@@ -554,7 +554,18 @@ def nested() -> bytes:
             "a bidirectional layer",
         ),
         "two cells": (h5(**cells("lstm", (4, 16), (4, 16))), "gru and lstm"),
-        "inner": (h5(**cells("inner/gru", (4, 12), (4, 12))), "in layers and layers/inner"),
+        "inner": (
+            h5(**cells("inner/gru", (4, 12), (4, 12))),
+            "are layers/gru, layers/inner/gru: the names do not tell their order",
+        ),
+        "an attribute and a list": (
+            h5(**{f"first/cell/vars/{i}": (4, 12) for i in (0, 1)}),
+            "are first, layers/gru: the names do not tell their order",
+        ),
+        "RNN of a cell": (
+            h5(**cells("rnn", (4, 12), (4, 12))),
+            "are layers/gru, layers/rnn: the names do not tell their order",
+        ),
         "no cell": (h5(**cells("gru", *3 * (None,))), "no GRU, LSTM or SimpleRNN"),
         "shapes": (h5(**cells("gru", (2, 13))), "[2, 13], [4, 12], [12], [12]: not those of a"),
         "reset_after": (sequential(reset_after=False), "reset_after=False"),
