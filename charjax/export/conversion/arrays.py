@@ -158,14 +158,16 @@ def cell_of(name: str, layer: ForeignLayer) -> str:
     )
 
 
-def in_order(names: Iterable[str]) -> list[str]:
+def in_order(layers: Mapping[str, ForeignLayer]) -> list[str]:
     """The names of layers in natural order: gru, gru_2, gru_10.
 
-    Where they differ in more than numbers, the order is a guess, which is logged.
+    A layer that does not read as many features as a layer has units must be the first. Where the
+    names differ in more than numbers, the order is a guess, which is logged.
     """
-    ordered = sorted(names, key=_natural)
+    ordered = sorted(layers, key=_natural)
+    ordered.sort(key=lambda name: len(layers[name].kernel) == len(layers[name].recurrent_kernel))
     if len({re.sub(r"_?\d+", "", name) for name in ordered}) > 1:
-        _logger.info("the order of the layers is that of their names: %s", ", ".join(ordered))
+        _logger.info("the layers are taken in this order: %s", ", ".join(ordered))
     return ordered
 
 

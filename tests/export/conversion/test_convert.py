@@ -403,6 +403,8 @@ def test_damaged_shards_are_refused(changes, said, tmp_path, convert):
         ("lstm.cell1", "lstm.cell2", "lstm.cell10"),
         ("layers.1.rnn", "layers.2.rnn", "layers.10.rnn"),
         ("rnn", "rnn2", "rnn10"),
+        ("rnn3", "rnn1", "rnn2"),  # the first alone has as many features as the embedding
+        ("reader", "deep1", "deep2"),
     ],
 )
 def test_cells_in_modules_of_any_name_are_found_in_order(names, convert):
@@ -421,13 +423,14 @@ def test_cells_in_modules_of_any_name_are_found_in_order(names, convert):
         (["layers/gru", "layers/gru_1", "layers/gru_2", "layers/gru_10"], ""),
         (["block2/gru", "block10/gru"], ""),
         (["rnn._l0", "rnn._l1", "rnn2._l0"], ""),
-        (["lower.rnn", "upper.rnn"], "the order of the layers is that of their names: lower.rnn, "),
+        (["lower.rnn", "upper.rnn"], "the layers are taken in this order: lower.rnn, upper.rnn"),
     ],
 )
 def test_an_order_of_layers_that_no_number_gives_is_said(names, said, caplog):
     caplog.set_level("INFO", "charjax")
-    assert in_order(reversed(names)) == names
-    assert caplog.text.count("the order of the layers") == bool(said)
+    layer = ForeignLayer(*np.zeros((2, 4, 12)), *np.zeros((2, 12)))
+    assert in_order(dict.fromkeys(reversed(names), layer)) == names
+    assert caplog.text.count("in this order") == bool(said)
     assert said in caplog.text
 
 
