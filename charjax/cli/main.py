@@ -13,7 +13,7 @@ from charjax.cli.arguments import Parser
 from charjax.cli.commands import load_commands
 from charjax.cli.config_flags import split_config_flags
 from charjax.errors import CharjaxError, HostError, InputError
-from charjax.runtime.cache import private_cache_folder
+from charjax.runtime.cache import mended_compilation_cache, private_cache_folder
 from charjax.runtime.display import LastingStream, PlainDisplay, discard_output, show_messages
 from charjax.runtime.signals import exit_on_signals
 from charjax.runtime.terminal import escape_controls
@@ -109,7 +109,7 @@ def _run(arguments: Sequence[str]) -> None:
         sys.stdout.flush()
         raise
     _set_jax_environment()
-    with show_messages(PlainDisplay(LastingStream(sys.stderr))):
+    with show_messages(PlainDisplay(LastingStream(sys.stderr))), mended_compilation_cache():
         args.run(args)
     sys.stdout.flush()
 

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import glob
+import logging
 import os
+import re
 import stat
 import sys
 import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
 from charjax.errors import HostError
 
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+# A warning of JAX about an entry, which it names by its program, or by its key that begins so.
+_ENTRY_ERROR = re.compile(
+    r"Error (reading|writing) persistent compilation cache entry for '(.*?)': (.*)", re.DOTALL
+)
+_SAID = {
+    "reading": "a damaged program is compiled again",
+    "writing": "compiled programs are not cached; free disk space or give access",
+}
+_logger = logging.getLogger(__name__)
 
 
 def cache_folder(name: str) -> Path:
@@ -47,6 +63,36 @@ def private_cache_folder(name: str) -> Path | None:
         if parent and _make_private(parent) and _make_private(parent / name):
             return parent / name
     return None
+
+
+@contextmanager
+def mended_compilation_cache() -> Iterator[None]:
+    """A context in which damaged entries of JAX's compilation cache are deleted, and told of once.
+
+    JAX writes an entry in place, so a full disk or the end of the process can leave a part of one.
+    It would warn of that in every later process, and never replace it.
+    """
+    said: set[str] = set()
+    with warnings.catch_warnings():
+        show_other = warnings.showwarning
+
+        def show(message: Any, *about: Any, **options: Any) -> None:
+            error = _ENTRY_ERROR.fullmatch(str(message))
+            if not error:
+                show_other(message, *about, **options)
+                return
+            folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", "")
+            if folder == str(private_cache_folder("jax")):
+                for entry in Path(folder).glob(f"{glob.escape(error[2])}-*cache"):
+                    with suppress(OSError):
+                        entry.unlink()
+            if error[1] not in said:
+                said.add(error[1])
+                _logger.warning("%s: %s (%s)", folder, _SAID[error[1]], error[3])
+
+        warnings.filterwarnings("always", message=_ENTRY_ERROR.pattern)
+        warnings.showwarning = show
+        yield
 
 
 def is_private(status: os.stat_result) -> bool:

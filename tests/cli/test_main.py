@@ -725,6 +725,25 @@ def test_a_missing_platform_is_no_traceback(workspace):
     assert_one_line(ended.stderr.decode(), ("JAX_PLATFORMS=tpu", "JAX_PLATFORMS=cpu"))
 
 
+def test_what_a_kill_left_of_a_compiled_program_is_made_again(workspace, tmp_path):
+    """JAX itself would warn of it in every later process."""
+    named = {k: v for k, v in workspace.environment.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    elsewhere = workspace._replace(environment=named | {"XDG_CACHE_HOME": str(tmp_path)})
+    (tmp_path / "charjax").mkdir()
+    (tmp_path / "charjax" / "kernels").symlink_to(private_cache_folder("kernels") or tmp_path)
+    command = "score --workdir=@run --file=@text.txt"
+    first = start(elsewhere, "charjax", command)
+    entries = [*tmp_path.glob("charjax/jax/*-cache")]
+    assert entries
+    for entry in entries:
+        os.truncate(entry, 10)
+    again = start(elsewhere, "charjax", command)
+    assert (again.returncode, again.stdout) == (0, first.stdout)
+    assert again.stderr.decode().count("a damaged program is compiled again") == 1
+    assert b"Warning" not in again.stderr
+    assert all(entry.stat().st_size > 10 for entry in entries)
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a full disk to hand")
 def test_a_full_disk_behind_standard_output_is_no_traceback(workspace):
     with open("/dev/full", "wb") as full:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import pwd
 import tempfile
+import warnings
 from pathlib import Path
 
 import pytest
 
 from charjax.errors import HostError
-from charjax.runtime.cache import cache_folder, private_cache_folder
+from charjax.runtime.cache import cache_folder, mended_compilation_cache, private_cache_folder
 
 NOBODY = 65534
 
@@ -103,3 +104,28 @@ def test_the_rights_of_others_to_write_are_taken_back(home):
     folder.chmod(0o777)
     assert private_cache_folder("jax") == folder / "jax"
     assert (mode(folder), mode(folder / "jax")) == ("0o755", "0o700")
+
+
+ENTRY = "Error {} persistent compilation cache entry for '{}': ZstdError: cut off"
+
+
+@pytest.mark.parametrize("name", ["jit_step", "jit_step-0123"])
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_a_damaged_program_in_the_cache_is_deleted_and_told_of_once(
+    name, is_ours, home, monkeypatch, caplog
+):
+    folder = private_cache_folder("jax") if is_ours else home.parent
+    assert folder is not None
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))
+    entries = [folder / f"{entry}-cache" for entry in ("jit_step-0123", "jit_steps-4567")]
+    for entry in entries:
+        entry.touch()
+    with mended_compilation_cache(), caplog.at_level("WARNING", "charjax"):
+        for part in ("reading", "reading", "writing"):
+            warnings.warn(ENTRY.format(part, name), stacklevel=1)
+    assert [entry.exists() for entry in entries] == [not is_ours, True]
+    read, written = caplog.messages
+    assert read == f"{folder}: a damaged program is compiled again (ZstdError: cut off)"
+    assert written.startswith(f"{folder}: compiled programs are not cached; ")
+    with mended_compilation_cache(), pytest.raises(UserWarning, match="another"):
+        warnings.warn("another", stacklevel=1)
