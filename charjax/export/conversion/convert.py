@@ -116,16 +116,14 @@ def _meta(model: ModelConfig, vocab: Vocab, params: PyTree, source: SourceMeta) 
 
 
 def _write(workdir: Workdir, params: PyTree, meta: RunMeta) -> None:
-    with (
-        workdir.claim(),
-        _emptied_after_errors(workdir.path),
-        Checkpoints(workdir.checkpoints) as checkpoints,
-    ):
-        workdir.start()
-        workdir.write_run(meta.to_json())
-        record = CheckpointMeta(meta, Progress(), workdir.log_sizes()).to_json()
-        checkpoints.save(0, {"params": params}, record, val_loss=None)
-        workdir.mark_saved()
+    with workdir.claim():
+        _check_new(workdir)  # again: meanwhile another process may have written it
+        with _emptied_after_errors(workdir.path), Checkpoints(workdir.checkpoints) as checkpoints:
+            workdir.start()
+            workdir.write_run(meta.to_json())
+            record = CheckpointMeta(meta, Progress(), workdir.log_sizes()).to_json()
+            checkpoints.save(0, {"params": params}, record, val_loss=None)
+            workdir.mark_saved()
 
 
 @contextlib.contextmanager

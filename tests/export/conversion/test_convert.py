@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import h5py
@@ -22,7 +23,7 @@ from charjax.cli.main import main
 from charjax.data.vocab import Vocab
 from charjax.errors import HostError, InputError
 from charjax.export.api import export_model
-from charjax.export.conversion.arrays import in_order, with_order
+from charjax.export.conversion.arrays import ConvertedModel, in_order, with_order
 from charjax.export.conversion.convert import SOURCES
 from charjax.export.conversion.torch import _to_numpy
 from charjax.export.conversion.vocabulary import read_vocabulary
@@ -129,6 +130,24 @@ main({arguments})
     # As if it was killed after it had saved: nothing is lost.
     (out / ".unsaved").touch()
     assert main(arguments) == 2
+    assert main(["info", f"--workdir={out}"]) == 0
+
+
+def test_a_run_that_another_process_has_converted_meanwhile_is_kept(tmp_path, monkeypatch, capfd):
+    export_model(trained_like(MODELS["gru-1-embed"]), tmp_path / "torch", format="torch")
+    out, read = tmp_path / "run", SOURCES["torch"]
+    files = [tmp_path / "torch" / "model.safetensors", "--from=torch"]
+    files += [f"--vocabulary={tmp_path}/torch/vocabulary.json", f"--out={out}"]
+    arguments = ["convert", *map(str, files)]
+
+    def read_while_another_converts(file: Path) -> ConvertedModel:
+        monkeypatch.setitem(SOURCES, "torch", read)
+        assert main(arguments) == 0
+        return read(file)
+
+    monkeypatch.setitem(SOURCES, "torch", read_while_another_converts)
+    assert main(arguments) == 2
+    assert "exists; name a new folder" in capfd.readouterr().err
     assert main(["info", f"--workdir={out}"]) == 0
 
 
