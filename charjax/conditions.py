@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from charjax.config import (
@@ -204,6 +205,22 @@ FIELD_NEEDS: tuple[Need, ...] = (
     Need("optim.imported_rate", lambda c: bool(c.train.init_from), "train.init_from"),
     Need("train.patience", lambda c: c.data.split[1] > 0, "a validation split in data.split"),
 )
+
+
+def without_unused(values: Any, given: Collection[str]) -> Config:
+    """A config with the default in each field that has no effect, but for the given ones.
+
+    Raises:
+      InputError: a field is unknown, has the wrong type or is outside its limits.
+    """
+    config: Config = parse(Config, values, "config")
+    for field, is_met, _ in FIELD_NEEDS:
+        if field not in given and not is_met(config):
+            section, name = field.split(".")
+            part = getattr(config, section)
+            part = replace(part, **{name: getattr(type(part)(), name)})
+            config = replace(config, **{section: part})
+    return config
 
 
 def _check_no_field_is_unused(config: Config) -> None:

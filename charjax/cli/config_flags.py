@@ -71,13 +71,19 @@ def load_config(config_flags: Sequence[str]) -> tuple[str, Config]:
     return name, override(config, [flag for flag in config_flags if flag != files[0]])
 
 
-def override(config: Config, config_flags: Sequence[str]) -> Config:
+def override(config: Config, config_flags: Sequence[str], *, drops_unused: bool = False) -> Config:
     """Applies overrides to a config.
+
+    Args:
+      config: the config.
+      config_flags: the overrides.
+      drops_unused: whether other fields, which they leave without an effect, get their defaults;
+        else these are refused.
 
     Raises:
       InputError: an override is not valid.
     """
-    from charjax.conditions import from_config_dict
+    from charjax.conditions import from_config_dict, without_unused
     from charjax.config import to_dict
 
     last = {flag.partition("=")[0]: flag for flag in config_flags}
@@ -93,7 +99,8 @@ def override(config: Config, config_flags: Sequence[str]) -> Config:
         name, _, text = flag.partition("=")
         *sections, field = name.split(".")[1:]
         functools.reduce(operator.getitem, sections, values)[field] = _value(flag, text, field_type)
-    return from_config_dict(values)
+    given = {name.removeprefix("--config.") for name in last}
+    return from_config_dict(without_unused(values, given) if drops_unused else values)
 
 
 def _value(flag: str, text: str, wanted: Any) -> Any:

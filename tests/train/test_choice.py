@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from charjax.cli.config_flags import override
 from charjax.cli.main import main
 from charjax.conditions import from_saved
 from charjax.config import Config, DataConfig, TrainConfig, to_dict
@@ -21,6 +22,7 @@ from charjax.errors import InputError
 from charjax.train import choice, sizing, warm_up
 from charjax.train.choice import choose_config
 from charjax.train.sizing import Row, Speed, find_row, is_list, load_rows, with_steps
+from tests.test_config import LEAVES
 
 PROSE = "It was a bright cold day in April, and the clocks were striking thirteen.\n" * 300
 TINY = Row(
@@ -129,6 +131,21 @@ def test_a_demand_overrides_a_choice_before_and_after_the_warm_up(chosen):
 
     assert chosen.choose(override=override).model.hidden == 7
     assert chosen.measured[0].model.hidden == 7
+
+
+@pytest.mark.parametrize("row", load_rows()[:3], ids=lambda row: f"{row.chars}")
+@pytest.mark.parametrize("text", [PROSE, "".join(f"name{i}\n" for i in range(200))])
+def test_any_demand_may_replace_what_was_chosen(row, text):
+    config = sizing.sized_config("x", text, row, 1)
+    demands = [(leaf.path, word) for leaf in LEAVES for word in leaf.limits.get("choices", ())]
+    refused = {}
+    for path, value in [*demands, ("config.model.embed", 0), ("config.data.split", "1,0,0")]:
+        try:
+            override(config, [f"--{path}={value}"], drops_unused=True)
+        except InputError as error:
+            refused[str(error)] = path
+    # As the demand alone has no effect.
+    assert [error for error, path in refused.items() if not error.startswith(path)] == []
 
 
 @pytest.mark.parametrize("source", ["text.txt", PROSE.encode()])

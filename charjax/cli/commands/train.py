@@ -110,7 +110,7 @@ def _choose(args: argparse.Namespace, workdir: Path, started: float) -> Config:
         _standard_input(workdir) if is_input else ",".join(args.text),
         workdir,
         args.minutes,
-        lambda config: override(config, args.config_flags),
+        lambda config: override(config, args.config_flags, drops_unused=True),
         started,
     )
 
