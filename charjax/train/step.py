@@ -12,6 +12,7 @@ import optax
 
 from charjax.config import Config, DataConfig, OptimConfig, ParallelConfig, TrainConfig
 from charjax.data.batches import Batch, read_slices
+from charjax.errors import InputError
 from charjax.model.carry import reset_carry
 from charjax.model.network import RowKeys
 from charjax.runtime.keys import Stream, indexed_key, stream_key
@@ -89,7 +90,8 @@ def make_step(
 
     Returns:
       A pure function (state, batch) -> (state, metrics). If the loss or the gradient is not
-      finite, it changes nothing but `step` and `skipped`.
+      finite, it changes nothing but `step` and `skipped`. It raises InputError for a batch whose
+      arrays do not fit together.
 
     Raises:
       InputError: a field is outside its limits.
@@ -101,6 +103,7 @@ def make_step(
     row_keys, psum = partial(_row_keys, config.seed, axis_name), partial(_psum, axis_name)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        _check_batch(batch)
         carry = reset_carry(state.carry, jnp.asarray(batch.reset))
         if config.train.scheduled_sampling:
             keys = row_keys(Stream.SCHEDULED, state.step, batch.inputs.shape[0])
@@ -153,6 +156,17 @@ def repeat_on_slices(step: Step, length: int) -> Steps:
         )
 
     return steps
+
+
+def _check_batch(batch: Batch) -> None:
+    """Raises InputError for arrays that XLA would broadcast, and for a mask of weights."""
+    shape = batch.inputs.shape
+    for name, wanted in zip(Batch._fields, [shape] * 3 + [shape[:1]], strict=True):
+        found = getattr(batch, name).shape
+        if found != wanted:
+            raise InputError(f"batch.{name} of shape {found}: must be {wanted}, as the inputs are")
+    if batch.mask.dtype != bool:
+        raise InputError(f"batch.mask of dtype {batch.mask.dtype}: must be bool")
 
 
 def _psum(axis_name: str | None, x: Any) -> Any:

@@ -290,6 +290,26 @@ def test_the_learning_rate_is_that_of_the_newest_update_and_not_of_the_newest_st
     assert float(metrics.learning_rate) == pytest.approx(float(schedule(19)))
 
 
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (
+            "mask",
+            np.ones((1, LENGTH), bool),
+            rf"of shape \(1, {LENGTH}\): must be \({BATCH}, {LENGTH}\)",
+        ),
+        ("mask", np.full((BATCH, LENGTH), 0.5, np.float32), "of dtype float32: must be bool"),
+        ("targets", np.zeros((BATCH, 1), np.int32), rf"of shape \({BATCH}, 1\): must be "),
+        ("reset", np.ones(1, bool), rf"of shape \(1,\): must be \({BATCH},\)"),
+    ],
+)
+def test_a_batch_whose_arrays_do_not_fit_together_is_refused(name, value, message):
+    batch = reset_batch()._replace(**{name: value})
+    with pytest.raises(InputError, match=f"^batch.{name} {message}"):
+        jax.eval_shape(step_of(CONFIG), first_state(CONFIG), batch)
+
+
 def test_a_step_computes_no_number_that_is_not_finite():
     """Users look for such numbers with `jax_debug_nans`."""
     with jax.debug_nans(True), jax.debug_infs(True):
