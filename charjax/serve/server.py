@@ -14,6 +14,7 @@ import uvicorn
 
 from charjax.errors import HostError, InputError
 from charjax.inference.load import TrainedModel
+from charjax.runtime.display import counted
 from charjax.runtime.signals import StopSignals
 from charjax.serve.engine import Engine
 from charjax.serve.limits import RequestLimits
@@ -58,6 +59,13 @@ def run_server(app: Starlette, listener: socket.socket) -> None:
 
         async def on_tick(self, counter: int) -> bool:
             return await super().on_tick(counter) or stop.received is not None
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            if answers := len(self.server_state.tasks):
+                number = counted(answers, "answer")
+                last = "a second Ctrl-C ends the server at once"
+                _logger.info("%s may take %d more seconds; %s", number, STOP_SECONDS, last)
+            await super().shutdown(sockets)
 
     config = uvicorn.Config(
         app,

@@ -98,4 +98,6 @@ def test_sigterm_lets_streams_finish():
             rest = answer.read()
         assert first.startswith(b"data: {")
         assert rest.endswith(b"data: [DONE]\n\n")
+        assert served.process.stderr is not None
+        assert served.process.stderr.readline().startswith("1 answer may take 10 more seconds; ")
         served.process.wait(60)
