@@ -14,7 +14,6 @@ from charjax.export.page import Page, bytes_element
 from charjax.export.quantized import quantize_model
 from charjax.export.weights import vocabulary_json
 from charjax.inference.load import TrainedModel
-from charjax.runtime.display import counted
 from charjax.runtime.safetensors import Arrays, safetensors_file
 
 _PAGE = Page("write.html", ("parts.js", "model.js", "write.js", "local.js"))
@@ -46,14 +45,13 @@ def _weights(trained: TrainedModel) -> bytes:
 def _about(trained: TrainedModel) -> dict[str, object]:
     """The page's title and description of the model, and how it normalizes a prompt."""
     model, reading = trained.config.model, trained.run.reading
-    corpus = trained.run.corpus.name
     loss = ""
     if trained.val_loss is not None:
         loss = f", {trained.val_loss:.3f} nats per character before its weights were quantized"
     return {
-        "title": f"Write with {corpus}",
-        "description": f"{model.cell.upper()}, {model.layers} x {model.hidden} units, trained on "
-        f"{corpus} for {counted(trained.step, 'step')}{loss}",
+        "title": f"Write with {trained.run.corpus.name}",
+        "description": f"{model.cell.upper()}, {model.layers} x {model.hidden} units, "
+        f"{trained.training}{loss}",
         "lowercase": reading.lowercase,
         "newlines": reading.newlines,
     }

@@ -136,8 +136,7 @@ def _readme(trained: TrainedModel, start: dict[str, Any]) -> str:
     return _README.format(
         model=trained.config.model,
         data=trained.config.data,
-        corpus=trained.run.corpus.name,
-        steps=counted(trained.step, "step"),
+        training=trained.training,
         carry=carry,
         characters=_characters(trained.vocab),
         platforms=", ".join(PLATFORMS),
@@ -161,7 +160,7 @@ def _characters(vocab: Vocab) -> str:
 _README = """\
 # A character model from charjax
 
-{model.summary}, trained on {corpus} for {steps}.
+{model.summary}, {training}.
 
 | file | what it is |
 |---|---|

@@ -19,6 +19,7 @@ from charjax.data.vocab import Vocab
 from charjax.errors import CheckpointError, InputError
 from charjax.inference.hub import read_hub
 from charjax.model.shapes import param_shapes
+from charjax.runtime.display import counted
 from charjax.workdir import Workdir
 
 BUILTIN = Path(__file__).parents[1] / "builtin"
@@ -52,6 +53,12 @@ class TrainedModel:
     def vocab(self) -> Vocab:
         """Its vocabulary."""
         return self.run.vocab
+
+    @property
+    def training(self) -> str:
+        """In words, on what it was trained, and for how long if that is known."""
+        steps = f" for {counted(self.step, 'step')}" if self.step else ""
+        return f"trained on {self.run.corpus.name}{steps}"
 
     def with_model(self, **changes: Any) -> TrainedModel:
         """The same weights with other values of fields of `ModelConfig`."""

@@ -28,11 +28,12 @@ function remoteModel() {
   async function load(name) {
     const { data } = await (await ask("v1/models")).json();
     const { id, charjax } = data.find((model) => model.id === name) ?? data[0];
+    const steps = charjax.step ? ` for ${counted(charjax.step, "step")}` : ""; // 0: converted
     const loss = charjax.val_loss === null ? "" : `, ${charjax.val_loss.toFixed(3)} nats per character`;
     return {
       title: `Write with ${id}`,
       description: `${charjax.cell.toUpperCase()}, ${charjax.layers} x ${charjax.hidden} units, trained on `
-        + `${charjax.corpus} for ${counted(charjax.step, "step")}${loss}`,
+        + `${charjax.corpus}${steps}${loss}`,
       models: data.map((model) => model.id),
     };
   }

@@ -29,6 +29,7 @@ from charjax.export.conversion.torch import _to_numpy
 from charjax.export.conversion.vocabulary import read_vocabulary
 from charjax.export.foreign import ForeignLayer, layer_parameters
 from charjax.export.weights import named_weights
+from charjax.inference.load import load_trained
 from charjax.runtime.safetensors import safetensors_file
 from tests.export.tiny import MODELS, any_model, trained_like
 
@@ -98,6 +99,8 @@ def test_a_converted_model_can_be_sampled_scored_exported_and_described(tmp_path
     assert "\nNot trained by charjax.\n" in card
     assert "Notice: converted from torch" in card
     assert "SHA-256" not in card
+    converted = load_trained(tmp_path / "run", which="best")
+    assert converted.training == "trained on unknown text of model.safetensors"
     capfd.readouterr()
     # And a folder in use is never written to.
     assert main(["convert", *map(str, files)]) == 2
