@@ -22,6 +22,14 @@ _BLOCK = 1 << 17  # bytes decoded at a time: what they become fits into a cache 
 _HEAD = 1 << 16  # bytes at the start of a file, from which its encoding is guessed for a message
 _MAX_WORD = 1 << 16  # characters without a space that wait for more; what is longer is no word
 
+# How compressed files begin, by the suffix that has them decompressed.
+_COMPRESSED = {
+    ".gz": b"\x1f\x8b",
+    ".bz2": b"BZh",
+    ".xz": b"\xfd7zXZ",
+    ".zst": b"\x28\xb5\x2f\xfd",
+}
+
 _logger = logging.getLogger(__name__)
 
 
@@ -52,6 +60,8 @@ def decode(file: RawText, encoding: str, prefix: str) -> Iterator[str]:
     head = b""
     while len(head) < _HEAD and (block := next(blocks, b"")):
         head += block
+    if is_utf8(encoding) and not file.offset and head[257:262] == b"ustar":
+        raise InputError(f"{file.origin}: is a tar archive; unpack it, and name what is in it")
     name = encoding if file.offset else _actual_encoding(file.origin, head, encoding)
     decoder = _make_decoder(file.origin, name, prefix)
     is_other = not (file.offset or codecs.lookup(name).name.startswith("utf"))
@@ -157,11 +167,16 @@ def _make_decoder(origin: str, encoding: str, prefix: str) -> Any:
 
 def _encoding_remedy(data: bytes, encoding: str, prefix: str) -> str:
     """The advice of the message about a file in another encoding; names the likeliest one."""
-    for mark, suffix in ((b"\x1f\x8b", ".gz"), (b"\xfd7zXZ", ".xz"), (b"\x28\xb5\x2f\xfd", ".zst")):
+    for suffix, mark in _COMPRESSED.items():
         if data.startswith(mark):
             return f"it is compressed: rename it to end with {suffix}"
     if data.startswith(b"PK\x03\x04"):
-        return "it is a zip archive: rename it to end with .zip, or unpack it"
+        return (
+            "it is a zip archive: rename it to end with .zip, or unpack it; the text of a "
+            "document, such as a .docx or .epub, save as .txt"
+        )
+    if data.startswith(b"%PDF-"):
+        return "it is a PDF: save its text as .txt"
     # The unit of a trained model cannot change.
     as_bytes = f", or {prefix}unit=byte" if prefix == CONFIG_PREFIX else ""
     guess = guess_encoding(data)

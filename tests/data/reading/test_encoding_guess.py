@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
 import contextlib
+import gzip
+import io
+import lzma
+import tarfile
+import zipfile
 
 import pytest
 from hypothesis import assume, given
@@ -95,3 +101,32 @@ def test_a_text_in_utf8_that_is_read_as_another_is_noticed(encoding, text, caplo
 def test_the_encoding_that_was_given_is_no_remedy(encoding):
     data = "Die Tür der Bäckerei quietschte früh; es gab süße Brötchen. ".encode(encoding) * 4
     assert "the text around it is " in message(data + b"\x81", encoding)
+
+
+def archive(kind: str) -> bytes:
+    file = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as zipped:
+            zipped.writestr("a.txt", "a text\n" * 100)
+    else:
+        formats = {"pax": tarfile.PAX_FORMAT, "gnu": tarfile.GNU_FORMAT}
+        with tarfile.open(fileobj=file, mode="w", format=formats[kind]) as tar:
+            tar.addfile(tarfile.TarInfo("a.txt"), io.BytesIO())
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "remedy"),
+    [
+        (gzip.compress(b"a text\n" * 100), "rename it to end with .gz"),
+        (lzma.compress(b"a text\n" * 100), "rename it to end with .xz"),
+        (bz2.compress(b"a text\n" * 100), "rename it to end with .bz2"),
+        (archive("zip"), "rename it to end with .zip"),
+        (archive("pax"), "is a tar archive; unpack it"),
+        (archive("gnu"), "is a tar archive; unpack it"),
+        (b"%PDF-1.5\n%\xe2\xe3\xcf\xd3\n", "save its text as .txt"),
+    ],
+    ids=["gz", "xz", "bz2", "zip", "tar of pax", "tar of gnu", "pdf"],
+)
+def test_the_message_about_what_is_no_text_says_what_it_is(data, remedy):
+    assert remedy in message(data)
