@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from typing import Any
 
 # C0 and C1 controls except newline and tab, and the bidirectional overrides and isolates. A
@@ -23,13 +24,30 @@ def escape_hint(text: str) -> str:
 
 
 class TextWriter:
-    """Writes generated text to a text stream: escaped on a terminal, unchanged elsewhere."""
+    """Writes generated text to a text stream: escaped on a terminal, unchanged elsewhere.
+
+    Another thread may close it, as before a signal ends the process; a terminal then shows no more.
+    """
 
     def __init__(self, stream: Any) -> None:
         self._stream, self._pending = stream, ""
+        self._lock, self._is_closed = threading.Lock(), False
 
     def write(self, piece: str) -> None:
         """Writes a piece of text in UTF-8, at once."""
+        with self._lock:
+            if not self._is_closed:
+                self._write(piece)
+
+    def close(self) -> None:
+        """Writes a carriage return that was held back, and ends the line on a terminal."""
+        if self._stream.isatty():  # a write to a pipe may wait for its reader, with the lock
+            with self._lock:
+                self._is_closed = True
+                self._stream.write(escape_controls(self._pending) + "\n")
+                self._stream.flush()
+
+    def _write(self, piece: str) -> None:
         if not self._stream.isatty():
             self._stream.buffer.write(piece.encode("utf-8"))
         else:
@@ -38,9 +56,3 @@ class TextWriter:
             self._pending = "\r" if piece.endswith("\r") else ""
             self._stream.write(escape_controls(piece.removesuffix("\r")))
         self._stream.flush()
-
-    def close(self) -> None:
-        """Writes a carriage return that was held back, and ends the line on a terminal."""
-        if self._stream.isatty():
-            self._stream.write(escape_controls(self._pending) + "\n")
-            self._stream.flush()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import copy
 import errno
 import importlib.metadata
@@ -685,6 +686,25 @@ def test_a_run_whose_terminal_is_closed_is_saved(workspace, tmp_path):
     assert process.returncode == 129
     last = read_metrics(tmp_path / "metrics.jsonl")[-1]["step"]
     assert max(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) >= last
+
+
+def test_on_a_terminal_the_message_of_an_interrupt_is_not_glued_to_the_text(workspace):
+    terminal, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, *PROGRAMS["charjax"], *workspace.fill(SAMPLE), "--num_chars=10000000"],
+        env=workspace.environment,
+        stdout=theirs,
+        stderr=theirs,
+    ) as process:
+        os.close(theirs)
+        seen = os.read(terminal, 1 << 16)
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(OSError):  # on Linux, where it has ended
+            while part := os.read(terminal, 1 << 16):
+                seen += part
+    os.close(terminal)
+    assert process.returncode == 130
+    assert seen.endswith(b"\r\ncharjax: interrupted\r\n")
 
 
 def test_a_run_trains_without_a_standard_output(workspace, tmp_path, capfd, monkeypatch, output):

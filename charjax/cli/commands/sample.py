@@ -105,6 +105,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Writes the texts, and nothing else, to standard output."""
     from charjax.inference.texts.sampler import TextSampler
+    from charjax.runtime.signals import before_exit
     from charjax.runtime.terminal import TextWriter, escape_hint
 
     for flag in ("stop", "separator", "forbid", "only"):
@@ -119,8 +120,9 @@ def run(args: argparse.Namespace) -> None:
     form = _picked if args.pick else _json_lines if args.json else _plain
     sampler = TextSampler(trained, sampling, controls)
     writer = TextWriter(sys.stdout)
-    for piece in form(args, sampler, _encoded(args, sampler, prompts)):
-        writer.write(piece)
+    with before_exit(writer.close):  # so that the message of Ctrl-C has a line of its own
+        for piece in form(args, sampler, _encoded(args, sampler, prompts)):
+            writer.write(piece)
     writer.close()
 
 
