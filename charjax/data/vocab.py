@@ -14,6 +14,7 @@ from jaxtyping import Int, Integer
 from charjax import schema
 from charjax.data.reading.units import check_surrogates, text_of_unit
 from charjax.data.tokens.decoder import Decoder
+from charjax.data.tokens.ids import as_ids
 from charjax.errors import InputError
 from charjax.runtime.display import listed
 
@@ -236,28 +237,3 @@ class _VocabJson(NamedTuple):
     unit: str
     unk: bool
     boundary: bool = False
-
-
-def as_ids(ids: Any) -> Integer[np.ndarray, " n"]:
-    """The token ids of one text, such as a list or an array of JAX, as an array of numpy.
-
-    Raises:
-      InputError: they are not integers, or not those of one text.
-    """
-    array = np.asarray(ids)
-    if array.ndim != 1:
-        raise InputError(f"token ids of shape {array.shape}: give those of one text, [n]")
-    if not array.size:
-        return np.empty(0, np.int32)  # numpy takes an empty list for numbers with fractions
-    if not np.issubdtype(array.dtype, np.integer):
-        raise InputError(f"token ids of dtype {array.dtype}: must be integers")
-    return array
-
-
-def check_ids(ids: Integer[np.ndarray, ...], vocab_size: int) -> None:
-    """Raises InputError for an id outside the vocabulary, which XLA would silently clamp."""
-    if not np.issubdtype(ids.dtype, np.integer):
-        raise InputError(f"token ids of dtype {ids.dtype}: must be integers")
-    if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
-        wrong = ids.min() if ids.min() < 0 else ids.max()
-        raise InputError(f"id {wrong}: the model has {vocab_size} tokens, 0 to {vocab_size - 1}")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from charjax.data.vocab import check_ids
+from charjax.data.tokens.ids import check_ids
 from charjax.inference.options import Controls, Sampling
 from charjax.inference.texts.controls import restrict
 from charjax.inference.texts.prompt import Prompt, encode_prompt

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from charjax.data.vocab import check_ids
+from charjax.data.tokens.ids import check_ids
 from charjax.inference.load import TrainedModel
 from charjax.inference.texts.prompt import Prompt, encode_prompt
 from charjax.runtime.paths import without_folders

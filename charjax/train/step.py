@@ -164,7 +164,9 @@ def _check_batch(batch: Batch) -> None:
     for name, wanted in zip(Batch._fields, [shape] * 3 + [shape[:1]], strict=True):
         found = getattr(batch, name).shape
         if found != wanted:
-            raise InputError(f"batch.{name} of shape {found}: must be {wanted}, as the inputs are")
+            raise InputError(
+                f"batch.{name} of shape {found}: must be {wanted}, as the inputs are {shape}"
+            )
     if batch.mask.dtype != bool:
         raise InputError(f"batch.mask of dtype {batch.mask.dtype}: must be bool")
 

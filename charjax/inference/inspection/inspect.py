@@ -13,7 +13,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from charjax.config import ModelConfig
 from charjax.data.packed.tokens import TokenIds
-from charjax.data.vocab import Vocab, check_ids
+from charjax.data.tokens.ids import check_ids
+from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.inference.inspection.units import Separation, separations
 from charjax.inference.load import TrainedModel

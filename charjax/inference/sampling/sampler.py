@@ -19,7 +19,8 @@ import numpy as np
 from jaxtyping import Int
 
 from charjax.config import ModelConfig
-from charjax.data.vocab import Vocab, as_ids, check_ids
+from charjax.data.tokens.ids import as_ids, check_ids
+from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.inference.options import MAX_CHARS, Sampling, check_num_samples
 from charjax.inference.sampling.copying import CopyTable
@@ -138,7 +139,7 @@ class Sampler:
           copies: forbids tokens that would complete a copied passage; None: off. Where it leaves no
             token, the id is -1, and those after it mean nothing.
         """
-        prompt = check_prompt(prompt, self.vocab_size)
+        prompt = as_prompt(prompt, self.vocab_size)
         check_integer("--num_chars", num_chars, 0, MAX_CHARS)
         check_num_samples(num_samples)
         program = self.program(sampling, num_samples, num_top, copies)
@@ -213,7 +214,7 @@ def sample(
     )
 
 
-def check_prompt(ids: PromptIds, vocab_size: int) -> Int[np.ndarray, " prompt"]:
+def as_prompt(ids: PromptIds, vocab_size: int) -> Int[np.ndarray, " prompt"]:
     """The int32 ids of a prompt; raises InputError for ids that cannot be continued."""
     prompt = as_ids(ids)
     if prompt.size == 0:

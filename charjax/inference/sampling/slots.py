@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int
 
-from charjax.data.vocab import check_ids
+from charjax.data.tokens.ids import check_ids
 from charjax.inference.options import Sampling
 from charjax.inference.sampling.loop import Program, compiled_loop
 from charjax.inference.sampling.row_options import RowOptions
 from charjax.inference.sampling.rows import Rows, Sampled, Starts, replace_rows, start_rows
-from charjax.inference.sampling.sampler import Sampler, check_prompt
+from charjax.inference.sampling.sampler import Sampler, as_prompt
 from charjax.model.decode_weights import DecodeWeights
 
 # The position of a slot in which nothing runs.
@@ -95,7 +95,7 @@ class SlotBatch:
         Raises:
           InputError: an empty prompt, an id outside the vocabulary, or every token is forbidden.
         """
-        check_prompt(prompt, self._sampler.vocab_size)
+        prompt = as_prompt(prompt, self._sampler.vocab_size)
         check_ids(sampled, self._sampler.vocab_size)
         self._sampler.row_options([sampling])  # raises
         unread = np.concatenate([prompt, sampled]).astype(np.int32)

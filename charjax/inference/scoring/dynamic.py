@@ -31,7 +31,7 @@ from charjax.inference.options import DynamicOptions
 from charjax.inference.scoring.forward_pass import (
     Piece,
     ZeroCarry,
-    check_length,
+    as_scored_ids,
     inputs_and_targets,
 )
 from charjax.inference.scoring.forward_program import Measure, network_logits
@@ -147,7 +147,7 @@ def iter_dynamic(
     Raises:
       InputError: the text has fewer than two characters, or an id outside the vocabulary.
     """
-    ids = check_length(ids)
+    ids = as_scored_ids(ids)
     # For one sequence XLA's loop is nearly three times as fast as the C loops.
     config = replace(config, recurrence="xla")
     length = max(1, _DISPATCH // segment) * segment

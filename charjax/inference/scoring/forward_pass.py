@@ -20,7 +20,7 @@ from jaxtyping import Bool, Int
 
 from charjax.config import ModelConfig
 from charjax.data.packed.tokens import StoreTokens, TokenIds
-from charjax.data.vocab import as_ids, check_ids
+from charjax.data.tokens.ids import as_ids, check_ids
 from charjax.errors import InputError
 from charjax.inference.scoring.forward_program import MAX_SEQUENCES, Measure, forward_program
 from charjax.model.carry import initial_carry
@@ -109,7 +109,7 @@ def iter_predictions(
       InputError: the text has fewer than two characters, or an id outside the vocabulary; or
         `max_chars` is negative or no integer; or the parameters are those of a traced function.
     """
-    ids = check_length(ids)
+    ids = as_scored_ids(ids)
     check_concrete(params)
     check_integer("max_chars", max_chars, 0)
     vocab_size = params["output_bias"].shape[0]
@@ -154,7 +154,7 @@ def inputs_and_targets(
     return inputs.astype(np.int32, copy=False), targets.astype(np.int32, copy=False)
 
 
-def check_length(ids: TokenIds | Sequence[int]) -> TokenIds:
+def as_scored_ids(ids: TokenIds | Sequence[int]) -> TokenIds:
     """The ids of a text of two characters or more; raises InputError for others."""
     text = ids if isinstance(ids, StoreTokens) else as_ids(ids)
     if text.size < 2:

@@ -19,7 +19,7 @@ from charjax.inference.load import TrainedModel
 from charjax.inference.options import DynamicOptions
 from charjax.inference.scoring.dynamic import gradient_rms, iter_dynamic, update_rule
 from charjax.inference.scoring.evaluate import Score, streamed_score
-from charjax.inference.scoring.forward_pass import Piece, ZeroCarry, check_length, iter_predictions
+from charjax.inference.scoring.forward_pass import Piece, ZeroCarry, as_scored_ids, iter_predictions
 from charjax.inference.scoring.forward_program import Measure
 from charjax.inference.training_text import training_splits
 from charjax.runtime.display import ProgressFn, counted, no_progress
@@ -136,7 +136,7 @@ def dynamically(options: DynamicOptions) -> Method:
         model, params = trained.config.model, trained.params
         if model.dtype == "int8":
             raise InputError("--dynamic: int8 weights do not learn; give --weights=float32")
-        check_length(ids)
+        ids = as_scored_ids(ids)
         train = training_splits(trained, "--dynamic", "score without --dynamic").train.ids
         zero_carry, segment = ZeroCarry(trained.vocab.boundary_id), options.segment
         reading: Any = {"zero_carry": zero_carry, "segment": segment, "progress": progress}
