@@ -171,7 +171,8 @@ class A:
 
 def test_the_map_and_the_modules_are_not_empty():
     assert {"charjax.config", "charjax.data", "charjax.model", "charjax.train"} <= set(MODULES)
-    assert internal_imports("charjax.runtime.keys", lazy=True) == {"charjax.types"}
+    imported = {"charjax.errors", "charjax.types"}
+    assert internal_imports("charjax.runtime.keys", lazy=True) == imported
     assert layer_of("charjax.config") == 0 < layer_of("charjax.data") < layer_of("charjax.train")
 
 

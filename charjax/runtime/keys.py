@@ -11,7 +11,11 @@ import enum
 import jax
 from jaxtyping import Array, UInt32
 
+from charjax.errors import InputError
 from charjax.types import Count, PRNGKey
+
+# What would change all random numbers, and must have its default.
+_SETTINGS = {"jax_threefry_partitionable": True, "jax_random_seed_offset": 0}
 
 
 class Stream(enum.IntEnum):
@@ -25,7 +29,16 @@ class Stream(enum.IntEnum):
 
 
 def stream_key(seed: int | UInt32[Array, ""], stream: Stream) -> PRNGKey:
-    """The root key of a stream: threefry, so that it is the same on every platform."""
+    """The root key of a stream: threefry, so that it is the same on every platform.
+
+    Raises:
+      InputError: a setting of JAX would change the random numbers of every seed.
+    """
+    for name, default in _SETTINGS.items():
+        if (value := getattr(jax.config, name)) != default:
+            raise InputError(
+                f"{name.upper()}={value}: changes the random numbers of every seed; unset it"
+            )
     return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), stream)
 
 

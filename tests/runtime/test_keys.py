@@ -6,7 +6,9 @@ import itertools
 
 import jax
 import numpy as np
+import pytest
 
+from charjax.errors import InputError
 from charjax.runtime.keys import Stream, indexed_key, stream_key
 
 # seed, stream, index -> the two words of the key.
@@ -29,6 +31,20 @@ def test_keys_never_change():
         "Restore the derivation or, if JAX changed, say so in the changelog and "
         "update these numbers"
     )
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("threefry_partitionable", False), ("random_seed_offset", 5)]
+)
+def test_a_setting_that_would_change_the_numbers_of_every_seed_is_refused(setting, value):
+    name = f"jax_{setting}"
+    before = getattr(jax.config, name)
+    jax.config.update(name, value)
+    try:
+        with pytest.raises(InputError, match=f"^{name.upper()}={value}: "):
+            stream_key(1, Stream.INIT)
+    finally:
+        jax.config.update(name, before)
 
 
 def test_stream_numbers_never_change():
