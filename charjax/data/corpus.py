@@ -44,7 +44,7 @@ class Corpus:
       chars: how many characters it has.
       sha256: hexadecimal digest of the text's UTF-8, after all processing; with document
         boundaries, of the positions of the documents too. Of a packed text, that of its shards.
-      notice: a warning to the user about the text, or "".
+      notice: a warning to the user about the text, without folders, or "".
       rules: how it was read.
     """
 
@@ -122,7 +122,8 @@ def load_corpus(
             raise HostError(
                 f"{error}, or set config.data.path=FILE, or config.data.offline={BUILT_IN}"
             ) from error
-        notice = f"{config.offline!r} REPLACES the corpus {config.corpus!r}: {error}"
+        _logger.warning(f"NOTICE: {error}")
+        notice = f"{config.offline!r} REPLACES the corpus {config.corpus!r}"
     substitute = named_corpora.read_named(config.offline, progress=progress)
     # Markers, columns and encoding are those of the missing text, not of its substitute.
     plain = replace(config, encoding="utf-8", start="", end="", documents="none", columns=())

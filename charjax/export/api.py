@@ -82,7 +82,7 @@ def unusual_parts(trained: TrainedModel) -> list[str]:
 
 
 def _without_folders(trained: TrainedModel) -> TrainedModel:
-    """The model with no folder in what it says of its text and of the source of its weights."""
+    """The model with no folder in what it says of its text, its training and its first weights."""
     run, config = trained.run, trained.config
     config = replace(
         config,
@@ -91,7 +91,9 @@ def _without_folders(trained: TrainedModel) -> TrainedModel:
     )
     corpus = replace(run.corpus, name=without_folders(run.corpus.name))
     source = run.source and replace(run.source, path=without_folders(run.source.path))
-    return replace(trained, run=replace(run, config=config, corpus=corpus, source=source))
+    recurrence = run.recurrence and run.recurrence._replace(reason="")  # of a compiler's message
+    run = replace(run, config=config, corpus=corpus, source=source, recurrence=recurrence)
+    return replace(trained, run=run)
 
 
 def _numpy(trained: TrainedModel) -> dict[str, bytes]:

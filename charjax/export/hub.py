@@ -18,6 +18,8 @@ from charjax.model.network import parameter_count
 from charjax.runtime.display import counted
 from charjax.runtime.safetensors import safetensors_file
 
+# What ends a paragraph of Markdown, or marks up a part of it.
+_MARKUP = re.compile(r"[\\`*_\[\]<>&~$|#]")
 _PAIR = re.compile(r"\\ud[89ab]..\\ud[c-f]..")  # the escapes of a pair of surrogates
 
 
@@ -65,7 +67,7 @@ def _card(trained: TrainedModel, *, is_rounded: bool) -> str:
     model, corpus, loss = trained.config.model, trained.run.corpus, trained.val_loss
     name = f"{model.cell}-{model.layers}x{model.hidden}-{corpus.name}"
     data = (
-        f"Trained for {counted(trained.step, 'step')} on {corpus.name}, "
+        f"Trained for {counted(trained.step, 'step')} on {_markdown(corpus.name)}, "
         f"{counted(corpus.chars, 'character')}, SHA-256 `{corpus.sha256}`."
     )
     if trained.run.is_converted:
@@ -77,7 +79,7 @@ def _card(trained: TrainedModel, *, is_rounded: bool) -> str:
             f"{loss:.4f} nats ({loss / math.log(2):.4f} bits) per character{before}."
         )
     return _CARD.format(
-        name=name,
+        name=_markdown(name),
         result=_result(trained, name, before),
         tag=model.cell,
         cell=model.cell.upper(),
@@ -85,11 +87,16 @@ def _card(trained: TrainedModel, *, is_rounded: bool) -> str:
         hidden=model.hidden,
         parameters=parameter_count(trained.params),
         data=data,
-        notice=f"\n\nNotice: {corpus.notice}" if corpus.notice else "",
+        notice=f"\n\nNotice: {_markdown(corpus.notice)}" if corpus.notice else "",
         measured=measured,
         symbols=len(trained.vocab.characters),
         unit={"byte": "bytes", "codepoint": "characters"}[trained.vocab.unit],
     )
+
+
+def _markdown(text: str) -> str:
+    """The text as Markdown that shows it, in one line."""
+    return _MARKUP.sub(r"\\\g<0>", " ".join(text.split()))
 
 
 def _result(trained: TrainedModel, name: str, before: str) -> str:

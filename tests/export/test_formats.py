@@ -17,6 +17,7 @@ from charjax.export import files
 from charjax.export.api import ANY_MODEL, FORMATS, export_model, unusual_parts
 from charjax.export.keras import keras_weights
 from charjax.export.torch import torch_weights
+from charjax.model.recurrence.resolution import Resolution
 from tests.export.runners import run_script
 from tests.export.tiny import (
     HOT,
@@ -293,7 +294,10 @@ def test_an_export_names_no_folder_of_the_user(format, tmp_path):
     )
     source = SourceMeta("charjax", "/home/secret/run", "00")
     corpus = dataclasses.replace(trained.run.corpus, name=paths)
-    export_model(changed(trained, config=config, corpus=corpus, source=source), out, format=format)
+    reason = "c refuses: /home/secret/bin/gcc fails: /home/secret/charjax/gru.c:1:1: error"
+    recurrence = Resolution("xla", reason)
+    parts = {"config": config, "corpus": corpus, "source": source, "recurrence": recurrence}
+    export_model(changed(trained, **parts), out, format=format)
     for file in out.iterdir() if out.is_dir() else [out]:
         assert b"secret" not in file.read_bytes()
         assert str(Path(files.__file__).parents[2]).encode() not in file.read_bytes()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from markdown_it import MarkdownIt
 
 from charjax.cli.main import main
 from charjax.errors import CheckpointError, InputError
@@ -95,12 +96,40 @@ def test_the_card_s_metadata_are_yaml_whatever_the_text_is_called(name):
     assert index["results"][0]["dataset"]["name"] == name
 
 
+@pytest.mark.parametrize(
+    "name", ["a\n\n# b", "*a* _b_ `c` <i>d</i> [e](f) ~~g~~ #", r"a\*b &lt; | $x$", "1_2_3.txt"]
+)
+def test_the_card_shows_names_and_notices_as_they_are(name):
+    trained = trained_like(MODELS["gru-1-embed"])
+    corpus = replace(trained.run.corpus, name=name, notice=name)
+    card = hub_files(replace(trained, run=replace(trained.run, corpus=corpus)))["README.md"]
+    body = card.decode().split("\n---\n", 1)[1]
+    parsed = MarkdownIt().enable(["strikethrough", "table"]).parse(body)
+    inlines = [token.children for token in parsed if token.type == "inline"]
+    shown = ["".join(part.content for part in parts) for parts in inlines]
+    line = " ".join(name.split())
+    assert shown[0] == f"gru-1x12-{line}"
+    assert any(text.startswith(f"Trained for 7 steps on {line}, ") for text in shown)
+    assert f"Notice: {line}" in shown
+
+
 def test_rounded_weights_take_half_the_space_and_are_read_as_they_are(tmp_path):
     trained = replace(trained_like(MODELS["lstm-3-one_hot"]), val_loss=1.0)
     whole, half = hub_files(trained), hub_files(round_to_bfloat16(trained))
     assert len(half["model.safetensors"]) < 0.6 * len(whole["model.safetensors"])
     said = b"bits) per character before its weights were rounded to bfloat16."
     assert (said in half["README.md"], said in whole["README.md"]) == (True, False)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_an_export_of_it_does_not_replace_it(format, hub, tmp_path, capfd):
+    before = {path.name: path.read_bytes() for path in hub.iterdir()}
+    (tmp_path / "link").symlink_to(hub)
+    words = ["export", f"--workdir={hub}", f"--format={format}", "--weights=bfloat16"]
+    for out in (hub, tmp_path / "link"):
+        assert main([*words, f"--out={out}"]) == 2
+        assert f"--out={out}: " in capfd.readouterr().err
+    assert {path.name: path.read_bytes() for path in hub.iterdir()} == before
 
 
 def test_training_into_it_is_refused(hub, tmp_path, capfd):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 
 from charjax.cli.arguments import add_model, add_path, load_model
+from charjax.errors import InputError
+from charjax.workdir import Workdir
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +36,8 @@ def run(args: argparse.Namespace) -> None:
     from charjax.export.api import check_format, export_model, round_to_bfloat16
 
     check_format(args.format)
+    if Workdir(args.workdir).is_hub and args.out.exists() and args.out.samefile(args.workdir):
+        raise InputError(f"--out={args.out}: holds the model itself; name another --out")
     trained = load_model(args, args.workdir)
     if args.rounding == "bfloat16":
         trained = round_to_bfloat16(trained)

@@ -21,6 +21,7 @@ from charjax.data.reading.units import bytes_to_text, text_of_unit
 from charjax.data.sources.raw_text import RawText
 from charjax.errors import InputError
 from charjax.runtime.display import counted, listed
+from charjax.runtime.paths import without_folders
 
 _logger = logging.getLogger(__name__)
 
@@ -121,7 +122,7 @@ class TextReader:
     def _without_bom(self, origin: str, chunks: Iterator[str]) -> Iterator[str]:
         first = next(filter(None, chunks), "")
         if first.startswith(BOM):
-            self._files_with_bom.append(origin)
+            self._files_with_bom.append(without_folders(origin))
         yield first.removeprefix(BOM)
         yield from chunks
 

@@ -209,7 +209,7 @@ def _read(path: Path, source: Source) -> RawText:
         problem = (
             "is not the published file" if source.sha256 else "has changed since it was downloaded"
         )
-        notices.append(f"{path} {problem}: its SHA-256 is {digest}")
+        notices.append(f"{path.name} {problem}: its SHA-256 is {digest}")
     return RawText(str(path), (data,), tuple(notices))
 
 

@@ -21,7 +21,7 @@ class RawText(NamedTuple):
     Attributes:
       origin: the path, or another name of the text for messages.
       blocks: the bytes, in blocks of any size.
-      notices: warnings to the user about this file.
+      notices: warnings to the user about this file, without folders, as exports have them, too.
       offset: the position in the file where the bytes begin.
     """
 
