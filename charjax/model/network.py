@@ -22,6 +22,7 @@ from charjax.model.cells import CELLS
 from charjax.model.initializers import initializers
 from charjax.model.layer import RecurrentLayer
 from charjax.model.matmul import dense, lookup
+from charjax.model.shapes import check_params
 from charjax.runtime.dtypes import as_float32, check_resolved
 from charjax.types import Carry, Logits, PRNGKey, PyTree, Resets, Tokens
 
@@ -111,7 +112,11 @@ class CharRNN(nn.Module):
         Parameters and carry may be numpy arrays, and of another floating dtype: they are cast to
         float32. Derivatives are those of reverse mode (`jax.grad`, `jax.vjp`); those of second
         order need `config.recurrence="scan"`.
+
+        Raises:
+          InputError: as `__call__`, or the parameters are not those of such a network.
         """
+        check_params(self.config, params, self.vocab_size)
         params, carry = as_float32((params, carry))
         outputs: tuple[Logits, Carry] = self.apply(  # type: ignore[assignment]
             {"params": params}, tokens, carry, dropout_keys, resets=resets, last_only=last_only

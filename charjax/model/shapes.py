@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from charjax.config import CELL_SIZES, ModelConfig
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from charjax.config import CELL_SIZES, ModelConfig, check_model_limits
+from charjax.errors import InputError
+from charjax.schema import leaves
 
 
 def param_shapes(config: ModelConfig, vocab_size: int) -> dict[str, tuple[int, ...]]:
@@ -32,3 +39,35 @@ def param_shapes(config: ModelConfig, vocab_size: int) -> dict[str, tuple[int, .
             gating_input, gating_state = (hidden, features), (features, hidden)
             shapes[f"{name}/round_{number}_kernel"] = gating_state if number % 2 else gating_input
     return shapes
+
+
+def check_params(
+    config: ModelConfig, params: Mapping[str, Any], vocab_size: int | None = None
+) -> int:
+    """Checks that parameters are those of a `CharRNN`: flax would ignore what it does not read.
+
+    Args:
+      config: the architecture.
+      params: nested mappings of arrays.
+      vocab_size: number of tokens; None: as many as the parameters have.
+
+    Returns:
+      The number of tokens.
+
+    Raises:
+      InputError: an array is missing, has another shape, or is one too many; or a field of the
+        config is outside its limits.
+    """
+    check_model_limits(config)
+    found = {name.replace(".", "/"): np.shape(leaf) for name, leaf in leaves(params)}
+    if vocab_size is None:
+        (vocab_size,) = found.get("output_bias", (0,))
+    wanted = param_shapes(config, vocab_size)
+    for name in wanted | found:
+        if found.get(name) != wanted.get(name):
+            raise InputError(
+                f"params: {name} is {found.get(name, 'missing')}, but must be "
+                f"{wanted.get(name, 'left out')} in a {config.summary} of {vocab_size} tokens; "
+                "take the config that they were made with"
+            )
+    return vocab_size

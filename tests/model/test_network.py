@@ -16,6 +16,8 @@ from optax.losses import softmax_cross_entropy_with_integer_labels
 
 from charjax.config import ModelConfig
 from charjax.errors import InputError
+from charjax.inference.sampling.sampler import Sampler
+from charjax.inference.scoring.evaluate import char_nats
 from charjax.model.carry import document_resets, initial_carry, reset_carry
 from charjax.model.cells import CELLS
 from charjax.model.network import CharRNN, _Dropout, init_params, parameter_count
@@ -123,6 +125,26 @@ def test_shapes_that_do_not_fit_together_are_refused(name):
     for value in wrong[name]:
         with pytest.raises(InputError, match=f"^{name} of shapes? "):
             CharRNN(config, VOCAB).run(params, **fitting | {name: value})
+
+
+LARGER = {"hidden": 6, "layers": 3, "embed": 0, "cell": "lstm"}
+
+
+@pytest.mark.parametrize("field", LARGER)
+def test_parameters_of_another_config_are_refused(field):
+    """flax would ignore those that it does not read, such as a third layer."""
+    config, other = CONFIGS["gru"], replace(CONFIGS["gru"], **{field: LARGER[field]})
+    params, tokens, carry = inputs(config)
+    for model, given in ((config, params_of(other, VOCAB)), (other, params), (config, {})):
+        for call in (
+            lambda m=model, p=given: CharRNN(m, VOCAB).run(p, tokens, carry),
+            lambda m=model, p=given: char_nats(m, p, np.asarray(tokens[0])),
+            lambda m=model, p=given: Sampler(m, p, masked=None),
+        ):
+            with pytest.raises(InputError, match=r"^params: \S+ is .*, but must be "):
+                call()
+    with pytest.raises(InputError, match=r"^params: \S+ is .* of 8 tokens"):
+        CharRNN(config, VOCAB + 1).run(params, tokens, carry)
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ from charjax.inference.sampling.loop import Program, compiled_loop
 from charjax.inference.sampling.row_options import row_options
 from charjax.inference.sampling.rows import Sampled, Starts, start_rows
 from charjax.model.decode_weights import DecodeWeights
+from charjax.model.shapes import check_params
 from charjax.runtime.compiler_options import check_concrete
 from charjax.runtime.dtypes import check_resolved
 from charjax.schema import check_integer
@@ -70,12 +71,12 @@ class Sampler:
           exempt: a token without repetition penalty, the document boundary; None: all have it.
 
         Raises:
-          InputError: config.dtype is "auto", this is called within `jax.jit`, or a token is outside
-            the vocabulary.
+          InputError: config.dtype is "auto", the parameters are those of another config, this is
+            called within `jax.jit`, or a token is outside the vocabulary.
         """
         check_resolved(config)
         check_concrete(params)
-        self.config, self.vocab_size = config, params["output_bias"].shape[0]
+        self.config, self.vocab_size = config, check_params(config, params)
         self._masked = masked
         self.row_options = partial(
             row_options, vocab_size=self.vocab_size, masked=masked, exempt=exempt

@@ -159,7 +159,7 @@ def char_nats(
 
     Raises:
       InputError: the text has fewer than two characters, an id is outside the vocabulary, or the
-        parameters are those of a traced function.
+        parameters are those of a traced function, or of another config.
     """
     pieces = iter_predictions(
         softmax_cross_entropy_with_integer_labels,

@@ -24,6 +24,7 @@ from charjax.data.tokens.ids import as_ids, check_ids
 from charjax.errors import InputError
 from charjax.inference.scoring.forward_program import MAX_SEQUENCES, Measure, forward_program
 from charjax.model.carry import initial_carry
+from charjax.model.shapes import check_params
 from charjax.runtime import sharding
 from charjax.runtime.compiler_options import check_concrete
 from charjax.runtime.display import ProgressFn, counted, no_progress
@@ -107,12 +108,13 @@ def iter_predictions(
 
     Raises:
       InputError: the text has fewer than two characters, or an id outside the vocabulary; or
-        `max_chars` is negative or no integer; or the parameters are those of a traced function.
+        `max_chars` is negative or no integer; or the parameters are those of a traced function, or
+        of another config.
     """
     ids = as_scored_ids(ids)
     check_concrete(params)
     check_integer("max_chars", max_chars, 0)
-    vocab_size = params["output_bias"].shape[0]
+    vocab_size = check_params(config, params)
     parts = _cut(ids.size - 1, max_chars)
     on_all_devices = len(parts.starts) >= jax.device_count()
     mesh = sharding.data_mesh(None if on_all_devices else jax.local_devices()[:1])
