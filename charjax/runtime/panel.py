@@ -28,8 +28,9 @@ _MIN_PANEL_LINES = 10  # of the terminal; a lower one shows the bar alone
 _MIN_BAR_COLUMNS, _BAR_COLUMNS = 60, 24
 _DEFAULT_COLUMNS = 80
 _MIN_SAMPLE_COLUMNS = 44  # of each of several samples side by side
-# A terminal writes ^C where the cursor is. If that began a line, one of a panel would remain.
-_CTRL_C_COLUMNS = len("^C")
+# A terminal writes ^C where the cursor is. If that began a line, one of a panel would remain. The
+# second Ctrl-C ends a run at once.
+_CTRL_C_COLUMNS = 2 * len("^C")
 _LEVELS, _ASCII_LEVELS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
 _ROWS = (
     ("loss", "train_loss", "{:.4f}", "cyan"),
@@ -193,14 +194,14 @@ def sparkline(
       levels: a character for each height.
     """
     top = top_of(value for value in values if value is not None)
-    scale = (len(levels) - 1) / (top - lowest) if top > lowest else 0.0
+    span = top - lowest or 1.0
     count = min(width, len(values))
     edges = [len(values) * i // count for i in range(count + 1)] if count else []
     characters = ""
     for i, j in itertools.pairwise(edges):
         group = [value for value in values[i:j] if value is not None]
         height = min(statistics.fmean(group), top) - lowest if group else 0.0
-        characters += levels[round(height * scale)] if group else " "
+        characters += levels[round((len(levels) - 1) * height / span)] if group else " "
     return characters
 
 

@@ -340,6 +340,24 @@ def test_text_that_the_model_cannot_read_does_not_end_picking(workspace, capfd, 
     assert "not in the vocabulary: U+65E5" in stderr
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_does_not_lose_the_text_that_was_picked(number, workspace):
+    words = [*workspace.fill(SAMPLE), "--pick=1", "--prompt=the "]
+    with subprocess.Popen(
+        [sys.executable, *PROGRAMS["charjax"], *words],
+        env=workspace.environment, stdin=PIPE, stdout=PIPE, stderr=PIPE,
+    ) as process:  # fmt: skip
+        process.stdin.write(b"cat\n sat\n")
+        process.stdin.flush()
+        asked = b""
+        while asked.count(b"nothing to end: ") < 3:
+            asked += os.read(process.stderr.fileno(), 1 << 16)
+        process.send_signal(number)
+        assert process.stdout.read() == b"the cat sat"
+        assert process.stderr.read().startswith(b"\ncharjax: ")
+    assert process.returncode == 128 + number
+
+
 @pytest.mark.parametrize("flag", ["--prompt", "--stop", "--separator", "--forbid", "--only"])
 def test_a_backslash_in_a_text_is_pointed_out(flag, workspace, capfd):
     """A shell passes a backslash and an n as two characters."""

@@ -171,10 +171,20 @@ def _json_lines(
 def _picked(args: argparse.Namespace, sampler: TextSampler, prompts: list[Prompt]) -> Iterator[str]:
     """The text that a person chooses, word by word; the choices go to standard error."""
     from charjax.inference.texts.pick import pick_text
+    from charjax.runtime.signals import before_exit
+    from charjax.runtime.terminal import TextWriter
 
     (prompt,) = prompts
-    text = pick_text(sampler, prompt, args.pick, _ask, unknown=args.unknown)
-    yield text if args.no_prompt else prompt.text(sampler.vocab) + text
+    text = start = "" if args.no_prompt else prompt.text(sampler.vocab)
+
+    def write_so_far() -> None:
+        sys.stderr.write("\n")  # ends the line of the question
+        TextWriter(sys.stdout).write(text)
+
+    with before_exit(write_so_far):
+        for picked in pick_text(sampler, prompt, args.pick, _ask, unknown=args.unknown):
+            text = start + picked
+    yield text
 
 
 def _ask(words: Sequence[str], problem: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -27,8 +27,8 @@ def pick_text(
     ask: Callable[[Sequence[str], str], str],
     *,
     unknown: str,
-) -> str:
-    """The text after a prompt that a person chooses, word by word; as the model reads it.
+) -> Iterator[str]:
+    """The text after a prompt that a person chooses, after each word; as the model reads it.
 
     Args:
       sampler: of the model.
@@ -50,7 +50,7 @@ def pick_text(
             problem = str(error)
         else:
             text, problem = prompt.text(sampler.vocab), ""
-    return text[len(start) :]
+            yield text[len(start) :]
 
 
 def likeliest_words(sampler: TextSampler, prompt: Prompt, k: int) -> list[str]:
