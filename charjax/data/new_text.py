@@ -12,7 +12,7 @@ from charjax.data.reading.decoding import BOM, FLAG_PREFIX, unix_newlines
 from charjax.data.reading.documents import Piece
 from charjax.data.reading.reader import TextReader
 from charjax.data.reading.rules import ReadingRules
-from charjax.data.reading.units import check_surrogates, text_of_unit
+from charjax.data.reading.units import check_text, text_of_unit
 from charjax.data.sources.file_search import find_files
 from charjax.data.sources.files import blocks_of, read_files
 from charjax.data.sources.raw_text import RawText
@@ -73,9 +73,9 @@ def prepare_prompt(text: str, rules: ReadingRules, vocab: Vocab) -> str:
     A byte order mark at its start is dropped, as in a text.
 
     Raises:
-      InputError: a character is half of a surrogate pair.
+      InputError: a character is half of a surrogate pair, or the text is no str.
     """
-    check_surrogates(text)
+    check_text(text)
     text = text.removeprefix(BOM)
     if rules.newlines == "unix":
         text = "".join(unix_newlines([text]))

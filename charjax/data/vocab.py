@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int, Integer
 
 from charjax import schema
-from charjax.data.reading.units import check_surrogates, text_of_unit
+from charjax.data.reading.units import check_text, text_of_unit
 from charjax.data.tokens.decoder import Decoder
 from charjax.data.tokens.ids import as_ids
 from charjax.errors import InputError
@@ -50,7 +50,7 @@ class Vocab:
             raise InputError("vocabulary: every entry must be one character")
         if len(set(self.characters)) != len(self.characters):
             raise InputError("vocabulary: a character occurs twice")
-        check_surrogates("".join(self.characters))
+        check_text("".join(self.characters))
         if self.unit == "byte" and max(self.characters) > "\xff":
             raise InputError("vocabulary: a character is not a byte, though unit=byte")
 
@@ -125,9 +125,9 @@ class Vocab:
             encode them as [UNK].
 
         Raises:
-          InputError: a character is unknown, or half of a surrogate pair.
+          InputError: a character is unknown, or half of a surrogate pair; or the text is no str.
         """
-        check_surrogates(text)
+        check_text(text)
         return self.encode_corpus(text_of_unit(text, self.unit), unknown=unknown)
 
     def encode_prompt(self, prompt: str, *, unknown: str = "error") -> Int[np.ndarray, " n"]:

@@ -48,7 +48,13 @@ class Sampling:
 
     def __post_init__(self) -> None:
         check_flags(self)
-        for token, bias in self.logit_bias:
+        try:
+            pairs = [(token, float(bias)) for token, bias in self.logit_bias]
+        except (TypeError, ValueError):
+            raise InputError(
+                f"logit_bias={self.logit_bias!r}: must be pairs of a token's id and a number"
+            ) from None
+        for token, bias in pairs:
             check_integer("logit_bias: token", token)
             if not (abs(bias) <= _MAX_BIAS or bias == -math.inf):
                 raise InputError(

@@ -123,6 +123,14 @@ def test_unknown_characters_are_an_error_unless_both_sides_allow_them(unk):
         vocab_of("abc", unk=unk).encode("x", unknown="error" if unk else "unk")
 
 
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize("text", [["a", "b"], b"ab", None])
+def test_what_is_no_text_is_not_encoded(text):
+    for encode in (vocab_of("ab").encode, vocab_of("ab").encode_prompt):
+        with pytest.raises(InputError, match=r"^a text of type \w+: must be a str"):
+            encode(text)
+
+
 @pytest.mark.parametrize("unit", ["codepoint", "byte"])
 def test_lone_surrogates_are_refused(unit):
     with pytest.raises(InputError, match=r"character 2 .*U\+DCFF"):

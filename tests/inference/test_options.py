@@ -42,6 +42,13 @@ def test_a_number_of_numpy_is_a_number():
 
 
 @pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize("bias", [{3: 1.0}, (3, 1.0), ((3, "a"),), ((3, None),), 3])
+def test_biases_that_are_no_pairs_are_refused(bias):
+    with pytest.raises(InputError, match=r"^logit_bias=.*: must be pairs of "):
+        Sampling(logit_bias=bias)
+
+
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize(
     ("bias", "message"),
     [

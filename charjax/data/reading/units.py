@@ -19,8 +19,10 @@ def text_of_unit(text: str, unit: str) -> str:
     return bytes_to_text(text.encode("utf-8")) if unit == "byte" else text
 
 
-def check_surrogates(text: str) -> None:
-    """Raises InputError for half of a surrogate pair, which no encoding has."""
+def check_text(text: str) -> None:
+    """Raises InputError for what is no str, and for half of a surrogate pair, which UTF-8 lacks."""
+    if not isinstance(text, str):
+        raise InputError(f"a text of type {type(text).__name__}: must be a str")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

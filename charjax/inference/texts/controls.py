@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from charjax.data.reading.units import check_surrogates, text_of_unit
+from charjax.data.reading.units import check_text, text_of_unit
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.inference.options import Controls, Sampling
@@ -43,7 +43,7 @@ def check_stops(controls: Controls, sampling: Sampling, vocab: Vocab) -> None:
     known = set(vocab.characters)
     sampled = {c for i, c in enumerate(vocab.characters) if i not in sampling.forbidden}
     for stop in controls.stop:
-        check_surrogates(stop)
+        check_text(stop)
         for character in stop:
             if vocab.unit == "byte" and character == "\ufffd":  # as invalid bytes are decoded
                 continue
