@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -56,14 +56,15 @@ def from_saved(values: Any) -> Config:
     return from_config_dict(values | {"data": data})
 
 
-def check_dataset(config: Config) -> None:
-    """Checks the fields that a dataset is made from, in a config that Python code has made.
+def for_dataset(values: Any) -> Config:
+    """The `Config` of what `from_config_dict` takes, checked as far as a dataset depends on it.
 
     Raises:
       InputError: a value has the wrong type, is outside its limits, or contradicts another.
     """
-    values = {"seed": config.seed, "data": config.data}
-    _check_data(parse(Config, values, "config").data)
+    config: Config = parse(Config, values, "config")
+    _check_data(config.data)
+    return config
 
 
 def check_reading(data: DataConfig, given: Iterable[str]) -> None:
@@ -80,6 +81,15 @@ def check_reading(data: DataConfig, given: Iterable[str]) -> None:
             raise InputError(f"{name}: has no effect here; needs {needs}")
 
 
+def check_split(fractions: Sequence[float]) -> None:
+    """Raises InputError for what are not the fractions of train, validation and test."""
+    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise InputError(
+            f"config.data.split={fractions}: must be three fractions, "
+            "train, validation and test, that add up to 1"
+        )
+
+
 def check_frozen(frozen: Collection[str], parts: Collection[str]) -> None:
     """Raises InputError for a part that the model, which has `parts`, lacks; and to train none."""
     for part in sorted({*frozen} - {*parts}):
@@ -91,11 +101,7 @@ def check_frozen(frozen: Collection[str], parts: Collection[str]) -> None:
 
 
 def _check_data(data: DataConfig, prefix: str = "config.data.") -> None:
-    if len(data.split) != 3 or min(data.split) < 0 or abs(sum(data.split) - 1) > 1e-6:
-        raise InputError(
-            f"config.data.split={data.split}: must be three fractions, "
-            "train, validation and test, that add up to 1"
-        )
+    check_split(data.split)
     if data.split[0] == 0:
         raise InputError("config.data.split: the train fraction is 0; make it larger")
     if data.columns and data.documents != "rows":

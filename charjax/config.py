@@ -305,10 +305,15 @@ def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
 
 
 def check_model_limits(model: ModelConfig) -> None:
-    """Raises InputError for a field outside its limits, of a model that Python code has made.
+    """Raises InputError for a model that Python code has made: its type, or a field's limits.
 
     Of another version's run, `recurrence` may have another value.
     """
+    if not isinstance(model, ModelConfig):
+        raise InputError(
+            f"config.model of type {type(model).__name__}: must be a ModelConfig, as in what "
+            "charjax.conditions.from_config_dict returns"
+        )
     for field in dataclasses.fields(model):
         if field.name != "recurrence":
             value, path = getattr(model, field.name), f"config.model.{field.name}"

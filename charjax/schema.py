@@ -17,8 +17,6 @@ from typing import Any, NamedTuple
 
 from charjax.errors import InputError
 
-_T = typing.TypeVar("_T")
-
 _MAX_FLOAT32 = 3.4028234663852886e38
 # What messages call a type.
 _NAMES: dict[Any, str] = {
@@ -53,12 +51,6 @@ def choice(default: str, *others: str) -> Any:
 def key_of(table: Mapping[str, Any]) -> Any:
     """A text field that must be a key of the table; the first key is the default."""
     return dataclasses.field(default=next(iter(table)), metadata={"choices": table})
-
-
-def rebuild(config: _T, where: str) -> _T:
-    """The same dataclass by `parse`, which checks what Python code has made; errors as there."""
-    rebuilt: _T = parse(type(config), config, where)
-    return rebuilt
 
 
 def name_of_type(wanted: Any) -> str:

@@ -17,6 +17,7 @@ from charjax.data.splits import TokenSplit
 from charjax.data.windows import make_windows
 from charjax.errors import InputError
 from charjax.runtime.display import counted
+from charjax.schema import parse
 
 
 class Batch(NamedTuple):
@@ -224,6 +225,7 @@ def make_batches(config: DataConfig, text: TokenSplit, seed: int) -> Batches:
       seed: for the order of windows, or the offsets of a stream.
 
     Raises:
-      InputError: the text is too short for one batch.
+      InputError: the text is too short for one batch, or a field is outside its limits.
     """
+    config = parse(DataConfig, config, "config.data")
     return BATCHINGS[config.batching](config, text, seed)

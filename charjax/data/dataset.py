@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from charjax.conditions import check_dataset
+from charjax.conditions import for_dataset
 from charjax.config import Config
 from charjax.data.batches import Batches, make_batches
 from charjax.data.corpus import Corpus, load_corpus
@@ -56,7 +56,8 @@ def load_dataset(
     Downloads and notices about the text are logged to the logger `charjax`.
 
     Args:
-      config: `data`, and `seed` for the order of the batches and of shuffled documents.
+      config: `data`, and `seed` for the order of the batches and of shuffled documents; also what
+        `get_config` of a config file returns.
       known: characters to add to the vocabulary, whether the text has them or not.
       progress: called during a download with the bytes received and the bytes expected
         (0: unknown).
@@ -66,7 +67,7 @@ def load_dataset(
       StoreError: the packed text is damaged.
       HostError: the corpus can be neither found nor downloaded, or memory does not suffice.
     """
-    check_dataset(config)
+    config = for_dataset(config)
     try:
         return _load(config, known, progress)
     except MemoryError as error:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int, UInt32
 
+from charjax.conditions import check_split
 from charjax.data.packed.tokens import TokenIds
 from charjax.data.shuffle import mix
 from charjax.errors import InputError
@@ -64,8 +65,10 @@ def split(
       num_documents: how many documents each split has; None: as the fractions say.
 
     Raises:
-      InputError: a split is empty although its fraction is not 0.
+      InputError: a split is empty although its fraction is not 0; or the fractions are not three,
+        or do not add up to 1.
     """
+    check_split(fractions)
     n, (train, val, test) = len(ids) - int(boundary_id is not None), fractions
     total = train + val + test  # 1 up to rounding
     cuts = np.array([int(n * (train / total)), int(n * ((train + val) / total))])

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from charjax.config import ModelConfig, check_model_limits
 from charjax.model.cells import CELLS
+from charjax.schema import check_integer
 from charjax.types import Carry, Reset, Resets, Tokens
 
 
@@ -16,9 +17,10 @@ def initial_carry(config: ModelConfig, batch: int) -> Carry:
     No two leaves share a buffer, so that all of them can be donated to a jitted step.
 
     Raises:
-      InputError: a field of the config is outside its limits.
+      InputError: a field of the config is outside its limits, or `batch` is no number of sequences.
     """
     check_model_limits(config)
+    batch = check_integer("batch", batch, 0)
     states = CELLS[config.cell].states
     return tuple(
         tuple(jnp.zeros((batch, config.hidden), jnp.float32) for _ in range(states))

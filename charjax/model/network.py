@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from charjax.config import ModelConfig
+from charjax.config import ModelConfig, check_model_limits
 from charjax.errors import InputError
 from charjax.model.carry import initial_carry
 from charjax.model.cells import CELLS
@@ -24,6 +24,7 @@ from charjax.model.layer import RecurrentLayer
 from charjax.model.matmul import dense, lookup
 from charjax.model.shapes import check_params
 from charjax.runtime.dtypes import as_float32, check_resolved
+from charjax.schema import check_integer
 from charjax.types import Carry, Logits, PRNGKey, PyTree, Resets, Tokens
 
 RowKeys = Key[Array, " batch"]
@@ -203,7 +204,13 @@ def architecture(config: ModelConfig) -> ModelConfig:
 
 
 def init_params(config: ModelConfig, vocab_size: int, key: PRNGKey) -> PyTree:
-    """Initial parameters, float32, drawn by `charjax.model.initializers`."""
+    """Initial parameters, float32, drawn by `charjax.model.initializers`.
+
+    Raises:
+      InputError: a field of the config is outside its limits, or there are no tokens.
+    """
+    check_model_limits(config)
+    vocab_size = check_integer("vocab_size", vocab_size, 1)
     return _init_params(architecture(config), vocab_size, key)
 
 

@@ -67,7 +67,7 @@ def check_params(
         if found.get(name) != wanted.get(name):
             raise InputError(
                 f"params: {name} is {found.get(name, 'missing')}, but must be "
-                f"{wanted.get(name, 'left out')} in a {config.summary} of {vocab_size} tokens; "
+                f"{wanted.get(name, 'left out')} for {config.summary} and {vocab_size} tokens; "
                 "take the config that they were made with"
             )
     return vocab_size

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from charjax.config import Config, ModelConfig, check_model_limits
 from charjax.errors import InputError
+from charjax.schema import parse
 from charjax.types import PyTree
 
 _CPU_INFO = Path("/proc/cpuinfo")
@@ -21,10 +22,14 @@ def resolve_dtype(config: Config, saved: Config | None = None) -> Config:
     """The config with `model.dtype="auto"` replaced by a dtype.
 
     Args:
-      config: as the user gave it.
+      config: as the user gave it, or as `get_config` of a config file returns it.
       saved: the config of the run that is resumed: its dtype is kept, whatever this machine
         prefers. None: a new run, which takes `fast_dtype`.
+
+    Raises:
+      InputError: a field is outside its limits.
     """
+    config = parse(Config, config, "config")
     if config.model.dtype != "auto":
         return config
     dtype = saved.model.dtype if saved else fast_dtype()

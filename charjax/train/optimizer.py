@@ -14,7 +14,7 @@ import optax
 
 from charjax.conditions import check_frozen
 from charjax.config import OptimConfig
-from charjax.schema import rebuild
+from charjax.schema import parse
 from charjax.types import Count, PyTree, Scalar
 
 # Number of updates done -> learning rate of the next update.
@@ -40,13 +40,13 @@ def make_schedule(config: OptimConfig, total_steps: int) -> Schedule:
     Raises:
       InputError: a field is outside its limits.
     """
+    config = parse(OptimConfig, config, "config.optim")
     is_constant = config.schedule == "constant" and not config.warmup
     return _make_schedule(config, 0 if is_constant else total_steps)
 
 
 @functools.cache
 def _make_schedule(config: OptimConfig, total_steps: int) -> Schedule:
-    rebuild(config, "config.optim")  # for its checks
     peak, warmup = config.learning_rate, round(config.warmup * total_steps)
     decay_steps = max(total_steps - warmup, 1)
     decay: Schedule = {
@@ -75,12 +75,14 @@ def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTrans
     give the same object, as for `make_schedule`.
 
     Args:
-      config: which optimizer and schedule, and their parameters.
+      config: which optimizer and schedule, and their parameters; also the section of a
+        `ConfigDict`.
       total_steps: as for `make_schedule`.
 
     Raises:
       InputError: as `make_schedule`.
     """
+    config = parse(OptimConfig, config, "config.optim")
     return _make_optimizer(config, make_schedule(config, total_steps))
 
 

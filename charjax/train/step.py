@@ -16,7 +16,7 @@ from charjax.errors import InputError
 from charjax.model.carry import reset_carry
 from charjax.model.network import RowKeys
 from charjax.runtime.keys import Stream, indexed_key, stream_key
-from charjax.schema import rebuild
+from charjax.schema import parse
 from charjax.train.loss import DropoutKeys, accumulate, make_loss_and_grad, make_total_nats
 from charjax.train.optimizer import Schedule, schedule_free_average
 from charjax.train.scheduled_sampling import mix_inputs, sampling_rate
@@ -79,7 +79,7 @@ def make_step(
     """The training step.
 
     Args:
-      config: the run.
+      config: the run; also what `get_config` of a config file returns.
       vocab_size: number of tokens.
       optimizer: from `make_optimizer`, or another one of optax whose update needs only gradients,
         its state and parameters. `optim.name=schedule_free` needs that of `make_optimizer`.
@@ -96,7 +96,7 @@ def make_step(
     Raises:
       InputError: a field is outside its limits.
     """
-    rebuild(config, "config")  # for its checks
+    config = parse(Config, config, "config")
     loss_and_grad = make_loss_and_grad(make_total_nats(config, vocab_size, boundary_id))
     if config.parallel.accumulate > 1:
         loss_and_grad = accumulate(loss_and_grad, config.parallel.accumulate)

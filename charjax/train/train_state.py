@@ -14,6 +14,7 @@ from charjax.model.carry import initial_carry
 from charjax.model.network import architecture, init_params
 from charjax.runtime.keys import Stream, stream_key
 from charjax.runtime.sharding import host_device
+from charjax.schema import parse
 from charjax.types import Carry, Count, PyTree
 
 
@@ -49,7 +50,16 @@ def init_state(
     """The state before the first step, a function of `config.seed`, on the host.
 
     So a seed has the same parameters on any device, and they compile in less time than on a GPU.
+
+    Args:
+      config: the run; also what `get_config` of a config file returns.
+      vocab_size: number of tokens.
+      optimizer: as for `make_step`.
+
+    Raises:
+      InputError: a field is outside its limits, or there are no tokens.
     """
+    config = parse(Config, config, "config")
     with jax.default_device(host_device()):
         params = init_params(config.model, vocab_size, stream_key(config.seed, Stream.INIT))
     return state_from(config, params, optimizer)

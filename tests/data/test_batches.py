@@ -343,6 +343,19 @@ def test_documents_are_never_cut_and_never_lost(lengths, fractions):
     assert abs(train - wanted) == np.abs(leaves_no_split_empty - wanted).min()
 
 
+@pytest.mark.parametrize("fractions", [(0.5, 0.5), (0.5, 0.5, 0.5), (1.5, -0.5, 0.0), (0.0,) * 3])
+def test_fractions_that_do_not_add_up_to_1_are_refused(fractions):
+    with pytest.raises(InputError, match=r"^config\.data\.split=.*must be three fractions"):
+        split(counting(100), ONE, fractions)
+
+
+@pytest.mark.parametrize("field", [{"batching": "random"}, {"batch_size": 0}, {"seq_len": -1}])
+def test_batches_of_a_field_outside_its_limits_are_refused(field):
+    ((name, value),) = field.items()
+    with pytest.raises(InputError, match=rf"^config\.data\.{name}={value!r}: must be "):
+        make_batches(DataConfig(**field), counting(100), ONE, 0)
+
+
 def test_an_empty_split_is_refused():
     with pytest.raises(
         InputError, match="the test split is empty; the text has 101 characters in 2 documents"

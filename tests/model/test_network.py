@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from optax.losses import softmax_cross_entropy_with_integer_labels
 
-from charjax.config import ModelConfig
+from charjax.config import Config, ModelConfig, to_config_dict
 from charjax.errors import InputError
 from charjax.inference.sampling.sampler import Sampler
 from charjax.inference.scoring.evaluate import char_nats
@@ -127,6 +127,32 @@ def test_shapes_that_do_not_fit_together_are_refused(name):
             CharRNN(config, VOCAB).run(params, **fitting | {name: value})
 
 
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize("wrong", [to_config_dict(Config()).model, Config()])
+def test_a_config_of_another_type_is_refused(wrong):
+    params, tokens, carry = inputs(CONFIGS["gru"])
+    for make in (
+        lambda: initial_carry(wrong, BATCH),
+        lambda: init_params(wrong, VOCAB, jax.random.key(0)),
+        lambda: CharRNN(wrong, VOCAB).run(params, tokens, carry),
+        lambda: char_nats(wrong, params, np.asarray(tokens[0])),
+        lambda: Sampler(wrong, params, masked=None),
+    ):
+        with pytest.raises(InputError, match=r"^config\.model of type \w+: must be a ModelConfig"):
+            make()
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize("number", [-1, 2.5, None])
+def test_a_number_of_tokens_or_sequences_that_is_none_is_refused(number):
+    for what, make in (
+        ("vocab_size", lambda: init_params(CONFIGS["gru"], number, jax.random.key(0))),
+        ("batch", lambda: initial_carry(CONFIGS["gru"], number)),
+    ):
+        with pytest.raises(InputError, match=f"^{what}={number}: must be "):
+            make()
+
+
 LARGER = {"hidden": 6, "layers": 3, "embed": 0, "cell": "lstm"}
 
 
@@ -143,7 +169,7 @@ def test_parameters_of_another_config_are_refused(field):
         ):
             with pytest.raises(InputError, match=r"^params: \S+ is .*, but must be "):
                 call()
-    with pytest.raises(InputError, match=r"^params: \S+ is .* of 8 tokens"):
+    with pytest.raises(InputError, match=r"^params: \S+ is .* and 8 tokens; "):
         CharRNN(config, VOCAB + 1).run(params, tokens, carry)
 
 

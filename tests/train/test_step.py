@@ -10,12 +10,15 @@ import optax
 import pytest
 from optax.losses import softmax_cross_entropy_with_integer_labels
 
-from charjax.config import Config, OptimConfig
-from charjax.data.batches import Batch
+from charjax.config import Config, OptimConfig, to_config_dict
+from charjax.data.batches import Batch, make_batches
+from charjax.data.dataset import load_dataset
 from charjax.errors import InputError
 from charjax.model.network import CharRNN
+from charjax.runtime.dtypes import resolve_dtype
 from charjax.train.optimizer import make_optimizer, make_schedule
 from charjax.train.step import fields_of_step, make_step, repeat
+from charjax.train.train_state import init_state
 from charjax.types import Carry, PyTree
 
 from .tiny import (
@@ -30,6 +33,7 @@ from .tiny import (
     random_batch,
     stacked,
     step_of,
+    text_of,
 )
 
 CONFIG = config_of(optim={"ema": 0.3, "learning_rate": 0.05})
@@ -308,6 +312,23 @@ def test_a_batch_whose_arrays_do_not_fit_together_is_refused(name, value, messag
     batch = reset_batch()._replace(**{name: value})
     with pytest.raises(InputError, match=f"^batch.{name} {message}"):
         jax.eval_shape(step_of(CONFIG), first_state(CONFIG), batch)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_the_pieces_of_a_loop_take_what_a_config_file_returns(tmp_path):
+    (tmp_path / "text.txt").write_text(text_of(200))
+    data, optim = {"path": str(tmp_path / "text.txt")}, {"schedule": "linear"}
+
+    def first_step(config: Any) -> PyTree:
+        dataset, optimizer = load_dataset(config), make_optimizer(config.optim, 10)
+        state = init_state(config, len(dataset.vocab), optimizer)
+        step = make_step(config, len(dataset.vocab), optimizer)
+        return step(state, make_batches(config.data, dataset.splits.train, 0)(0))
+
+    config = config_of(data=data, optim=optim)
+    assert_same_bits(first_step(to_config_dict(config)), first_step(config))
+    config = config_of(model={"dtype": "auto"})
+    assert resolve_dtype(to_config_dict(config)) == resolve_dtype(config)
 
 
 def test_a_step_computes_no_number_that_is_not_finite():
