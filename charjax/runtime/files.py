@@ -117,8 +117,8 @@ def replace_json(path: Path, values: Mapping[str, Any]) -> None:
     replace_content(path, (json.dumps(values, indent=2) + "\n").encode())
 
 
-def append_text(log: Path, text: str) -> None:
-    """Appends text to a log, without changing its newlines.
+def append_content(log: Path, content: bytes) -> None:
+    """Appends to a log.
 
     Raises:
       InputError: it is a link, or another kind of file.
@@ -126,8 +126,8 @@ def append_text(log: Path, text: str) -> None:
     """
     try:
         descriptor = open_regular(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        with os.fdopen(descriptor, "a", encoding="utf-8", newline="") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "ab") as file:
+            file.write(content)
     except OSError as error:
         raise write_error(log, error) from None
 

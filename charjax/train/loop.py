@@ -20,7 +20,7 @@ from charjax.errors import DivergedError, InputError, InterruptedRunError
 from charjax.inference.scoring.evaluate import validate
 from charjax.runtime import distributed
 from charjax.runtime.display import Display, make_display, show_messages
-from charjax.runtime.files import append_text
+from charjax.runtime.files import append_content
 from charjax.train import compile_ahead, messages, resume
 from charjax.train.metrics import draw_curves, read_metrics
 from charjax.train.run import Run, RunState, set_up
@@ -71,7 +71,7 @@ def train(
     with show_messages(display), claim, checkpoints:
         run, state = set_up(config, files, checkpoints, display, allow)
         try:
-            with contextlib.closing(run.log), display.task("training") as update:
+            with display.task("training") as update:
                 signal = _train(run, state, update)
         except DivergedError as error:
             raise DivergedError(
@@ -251,9 +251,8 @@ def _sample(run: Run, state: RunState, stop: Stopping) -> None:
 def _write_samples(run: Run, step: int, samples: Sequence[tuple[float, str]]) -> None:
     """Appends (temperature, text) of each sample to the logs, and shows them."""
     titled = [(f"step {step}, temperature {temperature:g}", text) for temperature, text in samples]
-    append_text(
-        run.workdir.samples, "".join(f"=== {title} ===\n{text}\n\n" for title, text in titled)
-    )
+    log = "".join(f"=== {title} ===\n{text}\n\n" for title, text in titled)
+    append_content(run.workdir.samples, log.encode())
     for temperature, text in samples:
         run.log.add_text(f"sample, temperature {temperature:g}", text, step)
     run.display.samples(titled)

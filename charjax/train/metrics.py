@@ -13,9 +13,9 @@ from typing import Any, cast
 from charjax.config import Config
 from charjax.errors import InputError
 from charjax.runtime.distributed import is_primary
-from charjax.runtime.files import append_text, replace_content
+from charjax.runtime.files import append_content, replace_content
 from charjax.schema import is_finite
-from charjax.train.tensorboard import open_events
+from charjax.train.tensorboard import EventLog, open_events
 from charjax.workdir import Workdir
 
 
@@ -37,38 +37,30 @@ class MetricsLog:
     With path=None, as in all processes but the first, nothing is written.
     """
 
-    def __init__(self, path: Path | None, events: Any = None) -> None:
+    def __init__(self, path: Path | None, events: EventLog | None = None) -> None:
         """Opens nothing.
 
         Args:
           path: `metrics.jsonl`.
-          events: a `SummaryWriter`, see `charjax.train.tensorboard`.
+          events: those for TensorBoard; None: none are written.
         """
         self._path, self._events = path, events
 
-    def close(self) -> None:
-        """Flushes the TensorBoard events."""
-        if self._events is not None:
-            self._events.close()
-
     def add_text(self, title: str, text: str, step: int) -> None:
-        """Adds a text to the TensorBoard events, as a code block, which shows it verbatim."""
+        """Adds a text to the TensorBoard events, if there are any."""
         if self._events is not None:
-            block = "\n".join(f"    {line}" for line in text.split("\n"))
-            self._events.add_text(title, block, step)
+            self._events.add_text(title, text, step)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Appends one record; on return it is flushed to the operating system.
 
         Raises:
-          HostError: the file cannot be written.
+          HostError: a file cannot be written.
         """
         if self._path is not None:
-            append_text(self._path, json.dumps(record, allow_nan=False) + "\n")
+            append_content(self._path, f"{json.dumps(record, allow_nan=False)}\n".encode())
         if self._events is not None:
-            for name, value in record.items():
-                if name != "step":
-                    self._events.add_scalar(name, value, record["step"])
+            self._events.add_scalars(record)
 
 
 def open_log(workdir: Workdir, config: Config, first_step: int) -> MetricsLog:

@@ -17,7 +17,7 @@ from charjax.checkpoint.checkpoints import Checkpoints
 from charjax.cli.main import main
 from charjax.config import Config
 from charjax.errors import CheckpointError, HostError, InputError
-from charjax.runtime.files import append_text
+from charjax.runtime.files import append_content
 from charjax.runtime.signals import exit_on_signals
 from charjax.train.loop import train
 from charjax.train.metrics import read_metrics
@@ -112,7 +112,7 @@ def test_a_damaged_run_json_is_written_anew(trained, copy):
 def test_a_torn_record_is_cut_off_when_the_run_goes_on(trained, copy):
     folder = Workdir(copy / "run")
     whole = read_metrics(folder.metrics)
-    append_text(folder.metrics, '{"step": 5, "train_lo')
+    append_content(folder.metrics, b'{"step": 5, "train_lo')
     train(config_of(copy), folder.path, Recorder())
     assert read_metrics(folder.metrics) == whole
 
@@ -138,7 +138,7 @@ def test_a_full_disk_names_the_log(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "open", full)
     with pytest.raises(HostError, match=f"{tmp_path}/log: No space left.*free disk space"):
-        append_text(tmp_path / "log", "a line")
+        append_content(tmp_path / "log", b"a line")
 
 
 def test_the_signal_handlers_are_restored():

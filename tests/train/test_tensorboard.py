@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
 import sys
 
 import pytest
 
-from charjax.errors import InputError
+from charjax.errors import HostError, InputError
 from charjax.train.metrics import MetricsLog, read_metrics
 from charjax.train.tensorboard import open_events
 
@@ -39,13 +41,13 @@ def shown(events):
     return values
 
 
-def test_records_samples_and_hyper_parameters_are_written(tmp_path):
+def test_records_samples_and_hyper_parameters_are_written_at_once(tmp_path):
+    """So that a run that is killed has the events from before its checkpoint."""
     pytest.importorskip("tensorboardX")
     events = open_events(tmp_path, config_of(), first_step=0)
     log = MetricsLog(tmp_path / "metrics.jsonl", events)
     log.write(RECORD)
     log.add_text("sample, temperature 0.5", "one\n  *two*", 20)
-    log.close()
     assert read_metrics(tmp_path / "metrics.jsonl") == [RECORD]
     found = read_events(tmp_path)
     assert {(20, name) for name in ("train_loss", "val_loss", "val_bpc")} < set(shown(found))
@@ -68,9 +70,20 @@ def test_steps_that_a_resumed_run_repeats_are_dropped(tmp_path):
         log = MetricsLog(None, events)
         for step in steps:
             log.write({"step": step, "train_loss": 1.0})
-        log.close()
     losses = [step for step, tag in shown(read_events(tmp_path)) if tag == "train_loss"]
     assert losses == [10, 20, 30, 40]
+
+
+def test_a_full_disk_ends_a_run_that_writes_events(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboardX")
+    events = open_events(tmp_path, config_of(), first_step=0)
+
+    def full(path, *_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(os, "open", full)
+    with pytest.raises(HostError, match=r"tensorboard/events.*No space left.*free disk space"):
+        MetricsLog(None, events).write(RECORD)
 
 
 def test_events_without_their_package_are_refused_with_the_remedy(tmp_path, monkeypatch):
