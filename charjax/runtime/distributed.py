@@ -82,6 +82,7 @@ def join_processes(spec: ProcessSpec | None, *, native_log: Path) -> Iterator[No
         all_max([0])
         Exchange(1)([0])
         yield
+        all_max([0])  # waits for the slowest process; the shutdown below would not wait for long
     except CharjaxError as error:
         # The others may find this process gone before it has printed its error.
         abort.message, abort.exit_code = str(error), error.exit_code

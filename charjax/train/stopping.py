@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 from charjax.runtime.display import counted
-from charjax.runtime.distributed import Exchange, is_multiprocess
+from charjax.runtime.distributed import Exchange, all_max, is_multiprocess
 from charjax.runtime.signals import StopSignals
 from charjax.train.run import Run, RunState
 
@@ -27,7 +27,7 @@ class Stopping:
         self.signals = StopSignals()
         self._run, self._state = run, state
         self._exchange = Exchange(3) if is_multiprocess() else None
-        self._agreed = self._local()
+        self._agreed: Sequence[int] = all_max(self._local())
 
     @property
     def signal(self) -> int | None:

@@ -64,12 +64,9 @@ def start(config, tmp_path) -> Iterator[Start]:
     running: list[subprocess.Popen[str]] = []
 
     def started(*flags: str, second: Sequence[str] = ()) -> list[subprocess.Popen[str]]:
-        with socket.socket() as one:
-            one.bind(("127.0.0.1", 0))
-            port = one.getsockname()[1]
         command = [sys.executable, str(ROOT / "launch.py"), f"--config={config}", *flags]
         command += [f"--workdir={tmp_path / 'run'}", "--num_processes=2"]
-        command += [f"--coordinator=127.0.0.1:{port}"]
+        command += [f"--coordinator=127.0.0.1:{free_port()}"]
         for process_flags in (["--process_id=0"], ["--process_id=1", *second]):
             running.append(
                 subprocess.Popen(
@@ -86,6 +83,13 @@ def start(config, tmp_path) -> Iterator[Start]:
     for process in running:
         process.kill()
         process.communicate()
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        return port
 
 
 def ends(running: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
@@ -142,6 +146,25 @@ def test_a_signal_to_one_process_stops_both_at_the_same_saved_step(start, tmp_pa
     steps = {re.search(r"stopped at step (\d+)", complaint)[1] for _, _, complaint in ended}
     assert len(steps) == 1
     assert (tmp_path / "run" / "checkpoints" / steps.pop()).is_dir()
+
+
+def test_a_process_that_is_done_waits_for_the_others(tmp_path):
+    """Longer than JAX waits for them: process 0 draws the curves of a run."""
+    body = """if 1:
+        import sys, time
+        from pathlib import Path
+        from charjax.runtime import distributed
+        distributed._SHUTDOWN_TIMEOUT_S = 1
+        spec = distributed.ProcessSpec(sys.argv[1], int(sys.argv[2]), 2)
+        with distributed.join_processes(spec, native_log=Path(sys.argv[3], "{}.log")):
+            time.sleep(0 if spec.process_id else 4)
+    """
+    command = [sys.executable, "-c", body, f"127.0.0.1:{free_port()}"]
+    running = [
+        subprocess.Popen([*command, str(number), str(tmp_path)], env=with_devices(1))
+        for number in (0, 1)
+    ]
+    assert [process.wait(timeout=60) for process in running] == [0, 0]
 
 
 def test_processes_with_different_configs_do_not_train(start):

@@ -43,6 +43,16 @@ def test_one_process_sees_a_signal_at_once_and_several_agree_at_the_next_sync(mo
     assert among_others.signal == signal.SIGTERM
 
 
+def test_several_processes_agree_before_the_first_step(monkeypatch):
+    """A resumed run may be so close to its time limit that it is over for some of them alone."""
+    monkeypatch.setattr(
+        "charjax.train.stopping.all_max", lambda values: [*map(max, values, (0, 1, 0))]
+    )
+    stop, progress = stopping()
+    assert stop.stops_here()
+    assert progress.ended == "train.max_minutes=2 have passed"
+
+
 @pytest.mark.parametrize(
     ("now", "reason"),
     [
