@@ -61,9 +61,11 @@ def inspect(trained: TrainedModel, ids: TokenIds, progress: ProgressFn) -> Inspe
     """
     ids = np.asarray(ids, np.int32)
     predictions = predict(trained, ids, progress)
-    units = activations(trained, ids, progress)
-    text = feature_text(trained.vocab, ids)
-    return Inspection(trained, ids, predictions, units, separations(text, units))
+    states = _states(trained, ids, progress)
+    # tanh keeps the order of the states, by which units are compared, but float32 does not: it
+    # rounds the tanh of all states from 9 on to 1.
+    found = separations(feature_text(trained.vocab, ids), states)
+    return Inspection(trained, ids, predictions, _bounded(trained, states), found)
 
 
 def feature_text(vocab: Vocab, ids: Int[np.ndarray, " chars"]) -> str:
@@ -97,6 +99,22 @@ def activations(
     Raises:
       InputError: the text is empty, or has an id outside the vocabulary.
     """
+    return _bounded(trained, _states(trained, ids, progress))
+
+
+def _bounded(
+    trained: TrainedModel, states: Float[np.ndarray, "units chars"]
+) -> Float[np.ndarray, "units chars"]:
+    """The activations of units in these states."""
+    cell = CELLS[trained.config.model.cell]
+    is_output = cell.states == 1 and cell.has_recurrent_kernel  # in [-1, 1] already
+    return states if is_output else np.tanh(states)
+
+
+def _states(
+    trained: TrainedModel, ids: Int[np.ndarray, " chars"], progress: ProgressFn
+) -> Float[np.ndarray, "units chars"]:
+    """The last array of each layer's carry after each character: h, of an LSTM c."""
     if ids.size == 0:
         raise InputError("the text is empty: there is no activation after a character")
     check_ids(ids, len(trained.vocab))
@@ -109,28 +127,24 @@ def activations(
     parts = []
     for chunk, tokens in enumerate(np.split(padded, chunks)):
         resets = None if boundary_id is None else tokens == boundary_id
-        state, units = _chunk_activations(config, weights, state, (tokens, resets))
+        state, units = _chunk_states(config, weights, state, (tokens, resets))
         parts.append(np.asarray(units))
         progress(chunk + 1, chunks)
     return np.concatenate(parts)[: ids.size].T
 
 
 @partial(jax.jit, static_argnums=0)
-def _chunk_activations(
+def _chunk_states(
     config: ModelConfig,
     weights: DecodeWeights,
     state: DecodeState,
     read: tuple[Int[Array, " time"], Bool[Array, " time"] | None],
 ) -> tuple[DecodeState, Float[Array, "time units"]]:
-    cell = CELLS[config.cell]
-    is_bounded = cell.states == 1 and cell.has_recurrent_kernel  # the last array of its carry
-
     def advance(state: DecodeState, read: tuple[Array, Array | None]) -> tuple[DecodeState, Array]:
         token, reset = read
         if reset is not None:
             state = reset_state(weights, state, reset[None])
         _, state = decode_step(config, weights, weights.lookup(token[None]), state)
-        units = jnp.concatenate([layer[-1] for layer in state.carry]).ravel()
-        return state, units if is_bounded else jnp.tanh(units)
+        return state, jnp.concatenate([layer[-1] for layer in state.carry]).ravel()
 
     return jax.lax.scan(advance, state, read)

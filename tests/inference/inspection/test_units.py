@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from charjax.config import ModelConfig
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.inference.inspection import features
-from charjax.inference.inspection.inspect import activations, feature_text
+from charjax.inference.inspection.inspect import activations, feature_text, inspect
 from charjax.inference.inspection.units import auc, average_ranks, separations, spearman
 from charjax.inference.scoring.predictions import predict, prediction_records
 from charjax.inference.scoring.score import score_text
@@ -66,6 +67,22 @@ def test_activations_are_the_networks_states_from_minus_one_to_one(cell):
         want = want if cell == "gru" else np.tanh(want)
         np.testing.assert_allclose(units[:, end - 1], want, atol=1e-5)
     assert 0.5 < np.abs(units).max() <= 1
+
+
+def test_units_are_compared_by_their_state_where_its_tanh_is_rounded_to_one():
+    """An LSTM unit that counts the characters of each line: all its gates are open."""
+    layer = {"kernel": jnp.zeros((2, 4)), "bias": jnp.full(4, 20.0)}
+    layer["recurrent"] = {"kernel": jnp.zeros((1, 4))}
+    params = {"layer_0": layer, "output_kernel": jnp.zeros((1, 2)), "output_bias": jnp.zeros(2)}
+    vocab = Vocab(("a",), "codepoint", unk=False, boundary=True)
+    model = trained((ModelConfig(cell="lstm", hidden=1, embed=0), params), "a", vocab=vocab)
+    ids = np.tile(np.array([1] + [0] * 99, np.int32), 20)
+    found = {s.feature.name: s for s in inspect(model, ids, no_progress).separations}
+    counts = np.tile(np.arange(1.0, 101.0), (1, 10))
+    positions = features.line_position(feature_text(vocab, ids))
+    assert found["line position"].units[0].reported == pytest.approx(
+        float(spearman(average_ranks(counts), positions[1000:])[0])
+    )
 
 
 def test_every_document_starts_from_a_zero_state():
