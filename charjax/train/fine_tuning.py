@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -114,7 +115,7 @@ def start_from(
     """The state before the first step, with the weights of the initial model if there is one."""
     if initial is None:
         return state
-    _logger.info(describe_tokens(initial, dataset))
+    _logger.info(describe_tokens(initial, dataset, config.optim.frozen))
     params = initial_params(state.params, initial, dataset.vocab, config.model)
     return state_from(config, params, optimizer)
 
@@ -208,13 +209,16 @@ def scale_imported(
     return optax.chain(optimizer, rescale)
 
 
-def describe_tokens(initial: InitialModel, dataset: Dataset) -> str:
+def describe_tokens(initial: InitialModel, dataset: Dataset, frozen: Collection[str]) -> str:
     """The message about the initial model, and its known, new, kept and dropped tokens."""
     old, new = token_ids(initial.vocab), token_ids(dataset.vocab)
     in_text = set(dataset.corpus.characters)
     known = [token for token in new if token in old]
+    is_stuck = known and "output" in frozen  # then the low bias of new tokens stays
     others = {
-        "new": [token for token in new if token not in old],
+        "new, impossible while config.optim.freeze has output" if is_stuck else "new": [
+            token for token in new if token not in old
+        ],
         "kept, though the text lacks them": [
             token for token in known if len(token) == 1 and token not in in_text
         ],

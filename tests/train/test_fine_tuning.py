@@ -125,6 +125,15 @@ def test_new_characters_are_learned(folder, tmp_path):
     assert nats[[c in "DOG" for c in NEW[1:]]].mean() < 3  # from over 16 before the first step
 
 
+def test_new_characters_that_a_frozen_output_keeps_impossible_are_named(folder, tmp_path, capfd):
+    more = [f"--init_from={folder}/base4", "--config.optim.freeze=output"]
+    assert train(folder, tmp_path / "run", "new", *more) == 0
+    named = "6 new, impossible while config.optim.freeze has output (U+0021, U+0044, "
+    assert named in capfd.readouterr().out
+    nats = nats_of(load_trained(tmp_path / "run", which="newest"), NEW)
+    assert nats[[c in "DOG" for c in NEW[1:]]].min() > 16
+
+
 def test_a_resumed_run_does_not_import_again_and_needs_the_source_no_more(folder, tmp_path, capfd):
     """Interrupted and resumed equals uninterrupted, and `--part` reads the text as it did."""
     source, whole, halves = (tmp_path / name for name in ("source", "whole", "halves"))
