@@ -38,7 +38,7 @@ def opening(meta: RunMeta, dataset: Dataset, about_tokens: str) -> Iterator[str]
     if unused := dataset.batches.unused_chars:
         yield (
             f"batches: {unused:,} of the {dataset.splits.train.num_targets:,} characters of the "
-            "train split are in no batch of an epoch"
+            "train split are predicted in no batch of an epoch"
         )
     yield from validation(max_eval_chars(meta.config.data), dataset.splits.val.ids.size)
     if about_tokens:

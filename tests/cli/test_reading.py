@@ -146,7 +146,7 @@ def test_every_character_of_short_documents_is_trained_on(charjax, batching):
     assert facts["train_chars"] - 1 == facts["chars"] + 300  # with the ends
     assert facts["unused_chars"] == 0 or (batching == "stream" and facts["unused_chars"] < 8 * 16)
     started = charjax("train", *fields, "--workdir=w")
-    assert ("are in no batch of an epoch" in started.out) == (facts["unused_chars"] > 0)
+    assert ("are predicted in no batch of an epoch" in started.out) == (facts["unused_chars"] > 0)
 
 
 WORDS = ("öne", "two", "six")
