@@ -58,7 +58,7 @@ def _summary(timed: dict[str, Any]) -> str:
         )
         rows.append(cells)
     header = ("config", "final training loss, theirs", "ours", "best validation loss, `held_out`")
-    table = markdown((*header, "`better`", "time per epoch, ours / theirs"), rows)
+    table = markdown((*header, "`better`", "time per epoch here, ours / their framework's"), rows)
     return f"{table}\n\nIn brackets: the number of epochs.\n"
 
 
@@ -71,7 +71,8 @@ def _section(name: str, timed: dict[str, Any]) -> str:
     lines = [f"## {name.replace('_', '-')}", "", f"{tutorial.title}.", "", _counts(name)]
     lines += ["", f"Differences in training: {tutorial.differences}", ""]
     lines += [*_losses(name, tutorial, plain), *_variants(name), *_timed(tutorial, timed)]
-    lines += ["Theirs:", "", "```text", tutorial.sample, "```", ""]
+    lines += [f"Theirs, temperature {tutorial.temperature:g}:", ""]
+    lines += ["```text", tutorial.sample, "```", ""]
     for temperature, text in plain["samples"].items():
         lines += [f"Ours, temperature {temperature}:", ""]
         lines += ["```text", text[:_SHOWN_CHARS], "```", ""]

@@ -17,7 +17,8 @@ class Tutorial:
       windows: per epoch, as printed; 0: not printed.
       losses: mean training loss of each printed epoch, nats per character.
       epoch_s: seconds per epoch on its author's GPU; 0: not printed.
-      sample: the beginning of a text that it prints.
+      sample: the beginning of a text that it prints after its last epoch.
+      temperature: of that text.
       differences: between its training and ours.
     """
 
@@ -29,6 +30,7 @@ class Tutorial:
     losses: tuple[float, ...] = ()
     epoch_s: float = 0
     sample: str
+    temperature: float = 1
     differences: str
 
 
@@ -71,8 +73,10 @@ TUTORIALS = {
         framework="keras",
         vocab_size=57,
         windows=200_278,
-        sample="the slowly ascending ranks and classes, in which,\nthrough for ablouss, the "
-        "self-casisince of the arsesseterition, a man selse of enduring as the propess",
+        sample="the slowly ascending ranks and classes, in which,\nthrough former and superiority "
+        "of the most desires of the spirit and soul the sense of the sense of the sense of the "
+        "sense of the proper and the superstition of the most man should be one",
+        temperature=0.2,
         differences="The tutorial reads the last 60 characters again for every character that it "
         "writes; charjax keeps the carry, so that a character depends on all the text before.",
     ),
@@ -88,6 +92,7 @@ TUTORIALS = {
         epoch_s=1.2,
         sample="THE GOOSE-GIRL\n\n\nOnce upon a time conding to go to the beautiful clothes, and "
         "it heard they were not be into the house.",
+        temperature=0.5,
         differences=_KERAS
         + " In the mean that Keras prints, the last batch of an epoch has the weight of "
         "its 33 windows; charjax averages over the steps.",
@@ -98,8 +103,10 @@ TUTORIALS = {
         vocab_size=82,
         sample="Today and a company and complete an all the land the restrational the as a "
         "security and has provers the pay to and a report",
-        differences="The lesson takes each document's windows as one batch, in file order; "
-        "ours are 128 windows of all documents, shuffled. torch's LSTM has "
-        "two biases, of which one is redundant: 4 * 64 parameters more than ours.",
+        temperature=0.3,
+        differences="The lesson takes each document's windows as one batch, in file order, and "
+        "stops after 9,999 documents, a twelfth of the train part; ours are 128 windows of all "
+        "documents, shuffled. torch's LSTM has two biases, of which one is redundant: 4 * 64 "
+        "parameters more than ours.",
     ),
 }

@@ -11,8 +11,8 @@ Minutes:  see docs/tutorials.md.
 
 The tutorial multiplies the logits by a scale factor, the inverse of the temperature: its
 factors 1, 2 and 0.5 are the temperatures 1, 0.5 and 2. To write a character, the tutorial
-reads all the text before it again, up to a maximum length; charjax keeps the carry, so
-that each character takes constant time and memory.
+reads all the text before it again: a misspelt name keeps its maximum length from having an
+effect. charjax keeps the carry, which gives the same in constant time and memory.
 
 Variants: `held_out` keeps a tenth of the text for validation. `better` also keeps the
 carry over a contiguous stream, regularizes, averages the weights and takes the best

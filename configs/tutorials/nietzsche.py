@@ -6,7 +6,7 @@
 Setup:    lower-cased, 600,893 characters, 57 distinct, one-hot; LSTM 128, 102,585 parameters;
           200,278 windows of 60 with stride 3, of which the loss is on the last target only;
           batch 128, 1,565 steps an epoch, the last one partial; RMSprop 0.01 as in Keras.
-          The chapter's text says 60 epochs, its code runs nine, and so does this config.
+          The code runs nine epochs, and so does this config; a commented-out line has 59.
 Results:  no loss is printed, but 400 characters from one prompt at four temperatures.
 Minutes:  see docs/tutorials.md.
 
