@@ -28,7 +28,7 @@ def from_config_dict(values: Any) -> Config:
       InputError: a field is unknown, has the wrong type, is outside its limits, has no
         effect, or contradicts another field.
     """
-    config: Config = parse(Config, values, "config")
+    config = parse(Config, values, "config")
     _check_data(config.data)
     _check_run(config)
     parts = ["embedding"] * bool(config.model.embed)
@@ -62,7 +62,7 @@ def for_dataset(values: Any) -> Config:
     Raises:
       InputError: a value has the wrong type, is outside its limits, or contradicts another.
     """
-    config: Config = parse(Config, values, "config")
+    config = parse(Config, values, "config")
     _check_data(config.data)
     return config
 
@@ -219,7 +219,7 @@ def without_unused(values: Any, given: Collection[str]) -> Config:
     Raises:
       InputError: a field is unknown, has the wrong type or is outside its limits.
     """
-    config: Config = parse(Config, values, "config")
+    config = parse(Config, values, "config")
     for field, is_met, _ in FIELD_NEEDS:
         if field not in given and not is_met(config):
             section, name = field.split(".")

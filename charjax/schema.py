@@ -12,10 +12,13 @@ import inspect
 import math
 import operator
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from charjax.errors import InputError
+
+_T = typing.TypeVar("_T")
+_S = typing.TypeVar("_S")
 
 _MAX_FLOAT32 = 3.4028234663852886e38
 # What messages call a type.
@@ -102,6 +105,14 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield prefix + name, value
 
 
+@typing.overload
+def parse(wanted: type[_T], value: Any, where: str) -> _T: ...
+
+
+@typing.overload
+def parse(wanted: Any, value: Any, where: str) -> Any: ...
+
+
 def parse(wanted: Any, value: Any, where: str) -> Any:
     """A value of JSON, or of a config, as an instance of a type, with every field checked.
 
@@ -141,25 +152,24 @@ def parse(wanted: Any, value: Any, where: str) -> Any:
     return value
 
 
-def parse_parts(wanted: Sequence[type], values: Any, where: str) -> list[Any]:
-    """A JSON object as several dataclasses or NamedTuples, which divide its fields among them.
+def parse_pair(first: type[_T], second: type[_S], values: Any, where: str) -> tuple[_T, _S]:
+    """A JSON object as two dataclasses or NamedTuples, which divide its fields between them.
 
     Args:
-      wanted: the types; no two have a field of the same name.
+      first: the type of the first; also gets the fields that neither has, and names one.
+      second: the type of the second, without a field of the same name.
       values: as `json.loads` returns it.
       where: what messages call it.
 
     Raises:
-      InputError: it is no object, no type has one of its fields, or `parse` refuses a part.
+      InputError: it is no object, neither type has one of its fields, or `parse` refuses a part.
     """
-    names: list[set[str]] = [set(_fields(one) or ()) for one in wanted]
     fields = parse(Mapping[str, Any], values, where)
-    # A field that no type has goes to the first, which names it in its message.
-    rest = fields.keys() - set[str]().union(*names[1:])
-    return [
-        parse(one, {name: fields[name] for name in fields if name in mine}, where)
-        for one, mine in zip(wanted, [rest, *names[1:]], strict=True)
-    ]
+    names = _fields(typing.cast(Any, second)) or {}
+    return (
+        parse(first, {name: v for name, v in fields.items() if name not in names}, where),
+        parse(second, {name: v for name, v in fields.items() if name in names}, where),
+    )
 
 
 def _parse_fields(wanted: Any, values: Mapping[str, Any], where: str) -> Any:

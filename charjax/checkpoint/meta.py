@@ -133,8 +133,7 @@ class RunMeta:
         """
         names = (*_RunJson._fields, *(field.name for field in dataclasses.fields(Platform)))
         known = {name: values[name] for name in names if name in values}
-        fields: _RunJson
-        fields, platform = schema.parse_parts((_RunJson, Platform), known, "run")
+        fields, platform = schema.parse_pair(_RunJson, Platform, known, "run")
         config = from_saved(fields.config)
         if fields.reading is None:
             reading = ReadingRules.from_config(config.data)
@@ -153,7 +152,7 @@ class RunMeta:
 
 
 class _RunJson(NamedTuple):
-    """The JSON of a `RunMeta` without its `platform`, for `schema.parse_parts`."""
+    """The JSON of a `RunMeta` without its `platform`, for `schema.parse_pair`."""
 
     config: Mapping[str, Any]
     vocabulary: Mapping[str, Any]

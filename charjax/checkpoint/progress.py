@@ -120,8 +120,7 @@ class Progress:
         Raises:
           InputError: a field is missing, or has another type or an impossible value.
         """
-        fields: _ProgressJson
-        fields, validation = schema.parse_parts((_ProgressJson, Validation), values, "progress")
+        fields, validation = schema.parse_pair(_ProgressJson, Validation, values, "progress")
         if fields.num_losses is None:
             losses = ExactMean.of(fields.losses)
         else:
@@ -148,7 +147,7 @@ def _is_record(values: Mapping[str, Any]) -> bool:
 
 
 class _ProgressJson(NamedTuple):
-    """The JSON of a `Progress` without its `validation`, for `schema.parse_parts`."""
+    """The JSON of a `Progress` without its `validation`, for `schema.parse_pair`."""
 
     elapsed_s: float
     losses: list[float]

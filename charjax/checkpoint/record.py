@@ -133,7 +133,7 @@ def from_json(values: Any) -> Record:
     if fields.pop("format") != _FORMAT:
         raise DamagedError(f"not in format {_FORMAT}, the only one that this charjax reads")
     try:
-        record: Record = schema.parse(Record, fields, "record")
+        record = schema.parse(Record, fields, "record")
     except InputError as error:
         raise DamagedError(str(error)) from None
     if record.step < 0:

@@ -176,5 +176,4 @@ def _config_of(file: Path, argument: str | None) -> Config:
         raise InputError(
             f"{where}: get_config() must return a ConfigDict, as charjax.config.to_config_dict does"
         )
-    config: Config = parse(Config, values, "config")
-    return config
+    return parse(Config, values, "config")

@@ -208,7 +208,7 @@ class Vocab:
         Raises:
           InputError: the object is not a vocabulary.
         """
-        fields: _VocabJson = schema.parse(_VocabJson, values, "vocabulary")
+        fields = schema.parse(_VocabJson, values, "vocabulary")
         return cls(tuple(fields.symbols), fields.unit, fields.unk, fields.boundary)
 
     def unknown_message(self, counts: Counter[str]) -> str:

@@ -87,7 +87,7 @@ def _read(folder: Path) -> HubModel:
     """`read_hub`, with other errors."""
     values = json_object(read_linked(folder / "config.json", MAX_JSON_BYTES), "config.json")
     fields = {name: values[name] for name in HubConfig._fields if name in values}
-    config: HubConfig = schema.parse(HubConfig, fields, "config.json")
+    config = schema.parse(HubConfig, fields, "config.json")
     if config.format != FORMAT:
         raise InputError(f"config.json: format={config.format}, this version reads {FORMAT}")
     content = {name: read_linked(folder / name) for name in HUB_FILES[1:]}

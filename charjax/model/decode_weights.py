@@ -59,7 +59,6 @@ class DecodeWeights:
     scales: tuple[Scales | None, ...]
     layout: Layout = field(metadata={"static": True})
     mogrifiers: tuple[Weights, ...] = ()
-    # `beside`: for each layer, the kernels and biases that are side by side.
 
     @property
     def features_first(self) -> bool:

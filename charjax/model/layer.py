@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from charjax.config import ModelConfig
 from charjax.model.cells import CELLS
@@ -12,7 +12,7 @@ from charjax.model.initializers import initializers
 from charjax.model.matmul import dense
 from charjax.model.mogrifier import Mogrifier
 from charjax.model.recurrence import api as recurrence
-from charjax.model.recurrence.base import Inputs, Operands, Result, Weights
+from charjax.model.recurrence.base import Inputs, LayerResets, Operands, Result, Weights
 from charjax.types import LayerCarry
 
 
@@ -41,9 +41,9 @@ class RecurrentLayer(nn.Module):
     def __call__(
         self,
         inputs: Float[Array, " features *positions"],
-        tokens: Array | None,
+        tokens: Int[Array, "time batch"] | None,
         carry: LayerCarry,
-        resets: Array | None = None,
+        resets: LayerResets | None = None,
     ) -> Result:
         """Runs the layer.
 

@@ -126,7 +126,7 @@ class CharRNN(nn.Module):
 
     def _embed(
         self, tokens: Int[Array, "time batch"], dropout: _Dropout
-    ) -> tuple[Float[Array, " features *positions"], Array | None]:
+    ) -> tuple[Float[Array, " features *positions"], Int[Array, "time batch"] | None]:
         """The first layer's arguments `inputs` and `tokens`, see `RecurrentLayer`."""
         c = self.config
         if c.embed == 0:

@@ -124,7 +124,7 @@ def _recorded(files: Workdir, path: str, minutes: float | None) -> Config:
     """The recorded config, with `data.path` replaced by `path`."""
     try:
         values = json.loads(read_regular(files.choice, _MAX_RECORD_BYTES).decode("utf-8"))
-        record: _ChoiceJson = schema.parse(_ChoiceJson, values, files.choice.name)
+        record = schema.parse(_ChoiceJson, values, files.choice.name)
         config = from_saved(record.config)
     except (ValueError, RecursionError, InputError) as error:
         raise InputError(

@@ -101,7 +101,7 @@ class ShardRecord(NamedTuple):
             values = json.loads(data)
         except (ValueError, RecursionError) as error:
             raise InputError(f"record: not JSON: {error}") from error
-        return cls(*schema.parse_parts((ShardText, ShardDigests), values, "record"))
+        return cls(*schema.parse_pair(ShardText, ShardDigests, values, "record"))
 
     def to_bytes(self) -> bytes:
         """The content of its file; no `hashes_sha256` if it is "", as in older versions."""
@@ -154,8 +154,7 @@ class Index(NamedTuple):
             raise InputError(f"no JSON of an index: {error}") from error
         if version != FORMAT:
             raise InputError(f"format={version}: this version reads {FORMAT}")
-        index: Index = schema.parse(cls, values, INDEX)
-        return index
+        return schema.parse(cls, values, INDEX)
 
     def to_bytes(self) -> bytes:
         """The content of `store.json`."""

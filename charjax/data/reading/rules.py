@@ -91,5 +91,4 @@ class ReadingRules:
         Raises:
           InputError: a field is unknown or missing, or has the wrong type.
         """
-        rules: ReadingRules = parse(cls, values, "reading")
-        return rules
+        return parse(cls, values, "reading")

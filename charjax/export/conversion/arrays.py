@@ -122,7 +122,7 @@ def model_of(
         params["embedding"] = others[embedding]
         embed = others[embedding].shape[1]
     sizes = {"cell": cell, "hidden": hidden, "layers": len(ordered), "embed": embed}
-    config: ModelConfig = parse(ModelConfig, sizes, "model")
+    config = parse(ModelConfig, sizes, "model")
     named = {name.replace(".", "/"): array for name, array in named_weights(params).items()}
     check_shapes(named, param_shapes(config, vocab))
     return ConvertedModel(config, params)

@@ -79,8 +79,7 @@ def _weight_map(file: Path) -> Mapping[str, str]:
     if not file.name.endswith(".index.json"):
         return {}
     index = json_object(read_linked(file, MAX_JSON_BYTES), "the index")
-    shards: Mapping[str, str] = parse(Mapping[str, str], index.get("weight_map"), "weight_map")
-    return shards
+    return parse(Mapping[str, str], index.get("weight_map"), "weight_map")
 
 
 def _is_pickle(file: Path) -> bool:

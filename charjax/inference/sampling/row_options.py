@@ -26,7 +26,7 @@ _SWITCHES = ("logit_bias", "repetition_penalty", "min_p", "top_k", "top_p")
 class RowOptions:
     """The values of the options of each row, as the loop reads them; see `Sampling`.
 
-    A option that is None costs nothing: the loop is compiled without it.
+    An option that is None costs nothing: the loop is compiled without it.
 
     Attributes:
       temperature: 0 is greedy.
