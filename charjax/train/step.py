@@ -12,6 +12,7 @@ import optax
 
 from charjax.config import Config, DataConfig, OptimConfig, ParallelConfig, TrainConfig
 from charjax.data.batches import Batch, read_slices
+from charjax.data.tokens.ids import check_special
 from charjax.errors import InputError
 from charjax.model.carry import reset_carry
 from charjax.model.network import RowKeys
@@ -94,9 +95,10 @@ def make_step(
       arrays do not fit together.
 
     Raises:
-      InputError: a field is outside its limits.
+      InputError: a field is outside its limits, or the boundary outside the vocabulary.
     """
     config = parse(Config, config, "config")
+    check_special(vocab_size, boundary_id)
     loss_and_grad = make_loss_and_grad(make_total_nats(config, vocab_size, boundary_id))
     if config.parallel.accumulate > 1:
         loss_and_grad = accumulate(loss_and_grad, config.parallel.accumulate)

@@ -338,6 +338,13 @@ def test_a_step_computes_no_number_that_is_not_finite():
     assert metrics.learning_rate is None
 
 
+@pytest.mark.parametrize("boundary_id", [-1, VOCAB])
+def test_a_boundary_outside_the_vocabulary_is_refused(boundary_id):
+    """At no position would the carry be reset."""
+    with pytest.raises(InputError, match=f"^id {boundary_id}: the model has {VOCAB} tokens"):
+        make_step(CONFIG, VOCAB, optax.sgd(0.1), boundary_id=boundary_id)
+
+
 @pytest.mark.parametrize(
     ("section", "field", "value"),
     [("train", "softmax_temperature", 0.0), ("parallel", "accumulate", 0), ("seed", "", -1)],

@@ -33,6 +33,12 @@ def check_ids(ids: Integer[np.ndarray, ...], vocab_size: int) -> None:
         raise InputError(f"id {wrong}: the model has {vocab_size} tokens, 0 to {vocab_size - 1}")
 
 
+def check_special(vocab_size: int, *tokens: int | None) -> None:
+    """`check_ids` of tokens with a meaning, such as the document boundary; None: there is none."""
+    given = [token for token in tokens if token is not None]
+    check_ids(np.array(given or [0]), vocab_size)
+
+
 def _check_integers(ids: np.ndarray) -> None:
     if not np.issubdtype(ids.dtype, np.integer):
         raise InputError(f"token ids of dtype {ids.dtype}: must be integers")

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Int
 
 from charjax.config import ModelConfig
-from charjax.data.tokens.ids import as_ids, check_ids
+from charjax.data.tokens.ids import as_ids, check_ids, check_special
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.inference.options import MAX_CHARS, Sampling, check_num_samples
@@ -81,8 +81,7 @@ class Sampler:
         self.row_options = partial(
             row_options, vocab_size=self.vocab_size, masked=masked, exempt=exempt
         )
-        given = [token for token in (masked, exempt) if token is not None]
-        check_ids(np.array(given or [0]), self.vocab_size)
+        check_special(self.vocab_size, masked, exempt)
         self._weights: Callable[[GroupFormat, int | None], DecodeWeights] = cache(
             lambda group_format, masked: weights_in_format(config, masked, group_format, params)
         )

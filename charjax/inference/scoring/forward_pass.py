@@ -20,7 +20,7 @@ from jaxtyping import Bool, Int
 
 from charjax.config import ModelConfig
 from charjax.data.packed.tokens import StoreTokens, TokenIds
-from charjax.data.tokens.ids import as_ids, check_ids
+from charjax.data.tokens.ids import as_ids, check_ids, check_special
 from charjax.errors import InputError
 from charjax.inference.scoring.forward_program import MAX_SEQUENCES, Measure, forward_program
 from charjax.model.carry import initial_carry
@@ -115,6 +115,7 @@ def iter_predictions(
     check_concrete(params)
     check_integer("max_chars", max_chars, 0)
     vocab_size = check_params(config, params)
+    check_special(vocab_size, zero_carry.boundary_id)
     parts = _cut(ids.size - 1, max_chars)
     on_all_devices = len(parts.starts) >= jax.device_count()
     mesh = sharding.data_mesh(None if on_all_devices else jax.local_devices()[:1])

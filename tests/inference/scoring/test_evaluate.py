@@ -162,6 +162,7 @@ def test_progress_ends_at_the_total():
         (lambda: score(CONFIG, PARAMS, [0, 2**32 + 1]), "id 4294967297: "),
         (lambda: score(CONFIG, PARAMS, IDS[:50], max_chars=-3), "max_chars=-3: "),
         (lambda: score(CONFIG, PARAMS, IDS[:50], max_chars=2.5), "max_chars=2.5: "),
+        (lambda: score(CONFIG, PARAMS, IDS[:50], boundary_id=99), "id 99: the model has "),
         (lambda: in_windows(-3), "--window=-3: "),
         (lambda: in_windows(2.5), "--window=2.5: "),
     ],
