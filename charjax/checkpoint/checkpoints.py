@@ -48,7 +48,7 @@ class Checkpoints(CheckpointReader):
         """Does not touch the disk.
 
         Args:
-          directory: the folder; made by the first `save`.
+          directory: the folder; made by the first `save`, but not those above it.
           keep: how many of the newest steps not to delete, besides the one of lowest val_loss.
 
         Raises:
@@ -86,8 +86,8 @@ class Checkpoints(CheckpointReader):
         """
         step = check_integer("step", step, low=0, high=_MAX_STEP)
         leaves, _ = flatten(state)
+        _check_numeric(leaves)
         arrays = to_host(leaves)
-        _check_numeric(arrays)
         _check_finite(step, arrays)
         if self._is_saved(step):
             return
@@ -197,11 +197,13 @@ def flatten(tree: PyTree) -> tuple[dict[str, Any], Any]:
     return {"/".join(map(_encode, keys)): leaf for keys, leaf in leaves}, structure
 
 
-def _check_numeric(arrays: Mapping[str, np.ndarray]) -> None:
-    for path, array in arrays.items():
-        if not Leaf.like(array).is_valid():
+def _check_numeric(leaves: Mapping[str, Any]) -> None:
+    for path, leaf in leaves.items():
+        dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+        is_key = jnp.issubdtype(dtype, jax.dtypes.prng_key)
+        if is_key or not Leaf.like(leaf).is_valid():
             raise InputError(
-                f"{path}: an array of {array.dtype.name} cannot be saved; leave it out, or save it "
+                f"{path}: an array of {dtype.name} cannot be saved; leave it out, or save it "
                 "as numbers"
             )
 
