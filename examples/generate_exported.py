@@ -29,8 +29,9 @@ ids = [characters.index(c) if c in characters else sys.exit(f"{c!a} is unknown")
 if not ids or "boundary" in vocabulary:
     ids.insert(0, vocabulary["start"])
 tokens = np.full(8, ids[0], np.int32)
+temperature = np.float32(min(float(temperature), 1e30))  # times noise it stays in float32
 for position in range(1 - len(ids), int(num_chars)):
-    tokens, carry = step(tokens, carry, keys_at(max(position, 0)), np.float32(temperature))
+    tokens, carry = step(tokens, carry, keys_at(max(position, 0)), temperature)
     if position < 0:  # still reading the prompt: its characters take the place of the model's
         tokens = np.full(8, ids[position], np.int32)
     elif int(tokens[0]) == len(characters):  # the document boundary

@@ -24,7 +24,7 @@ from charjax.inference.options import Sampling
 from charjax.inference.texts.sampler import sample_texts
 from charjax.runtime.keys import Stream, stream_key
 from tests.export.runners import EXAMPLE, run_example
-from tests.export.tiny import network_logits, sampled, trained_like, with_boundary
+from tests.export.tiny import HOT, network_logits, sampled, trained_like, with_boundary
 
 GRU = ModelConfig(cell="gru", hidden=16, embed=8)
 MODELS = [
@@ -122,9 +122,10 @@ def test_the_example_writes_the_same_bytes_in_a_process_without_charjax(tmp_path
     trained = trained_like(GRU)
     export_model(trained, tmp_path / "out", format="program")
     assert len(caplog.messages) == 1
-    options = {"prompt": "the cat", "num_chars": 60, "temperature": 0.9, "seed": 5}
-    done = run_example(tmp_path / "out", **options)
-    assert (done.returncode, done.stdout) == (0, sampled(trained, **options))
+    for seed, temperature in ((5, 0.9), HOT):
+        options = {"prompt": "the cat", "num_chars": 60, "temperature": temperature, "seed": seed}
+        done = run_example(tmp_path / "out", **options)
+        assert (done.returncode, done.stdout, done.stderr) == (0, sampled(trained, **options), b"")
 
 
 def test_the_example_reads_and_writes_bytes(tmp_path, monkeypatch):

@@ -293,10 +293,11 @@ int main(int argc, char **argv) {
   char *ends[3]; /* of the numbers */
   if (argc != 5 || !*argv[2] || !*argv[3] || !*argv[4]) return usage();
   long left = strtol(argv[2], &ends[0], 10);
-  float temperature = strtof(argv[3], &ends[1]);
+  double temperature = strtod(argv[3], &ends[1]);
   long long seed = strtoll(argv[4], &ends[2], 10);
   if (*ends[0] || *ends[1] || *ends[2] || seed < 0 || seed > UINT32_MAX) return usage();
   if (left < 0 || !(temperature >= 0 && temperature < INFINITY)) return usage();
+  if (temperature > 1e30) temperature = 1e30; /* so that it fits into a float */
   const char *prompt = argv[1];
   if (!strncmp(prompt, "\xEF\xBB\xBF", 3)) prompt += 3; /* a byte order mark */
   charjax_reset(&state, (uint32_t)seed);
@@ -308,7 +309,7 @@ int main(int argc, char **argv) {
     if (charjax_feed(&state, read_token(&text))) return 2;
   for (const char *text = prompt; *text;) write_character(charjax_character(read_token(&text)));
   for (; left > 0; left--) {
-    int token = charjax_next(&state, temperature);
+    int token = charjax_next(&state, (float)temperature);
     if (token < 0) break;
     write_character(charjax_character(token));
     charjax_feed(&state, token);
