@@ -9,10 +9,12 @@ import numpy as np
 from jaxtyping import Float
 
 from charjax.config import CELL_SIZES, ModelConfig
+from charjax.errors import InputError
 from charjax.types import PyTree
 
 # The cells that torch, Keras and ONNX have, too.
 FOREIGN_CELLS = ("gru", "lstm", "rnn")
+_MAX_IDENTITY_BYTES = 2**31 - 1  # a file of ONNX, which is protobuf, holds no more
 
 
 class ForeignLayer(NamedTuple):
@@ -73,7 +75,17 @@ def reorder(layer: ForeignLayer, order: tuple[int, ...]) -> ForeignLayer:
 
 
 def embedding(config: ModelConfig, params: PyTree) -> Float[np.ndarray, "vocab embed"]:
-    """The embedding; for one-hot input, the identity matrix."""
+    """The embedding; for one-hot input, the identity matrix.
+
+    Raises:
+      InputError: that matrix would be too large.
+    """
     if config.embed:
         return np.asarray(params["embedding"])
-    return np.eye(params["output_bias"].shape[0], dtype=np.float32)
+    tokens = params["output_bias"].shape[0]
+    if (size := 4 * tokens**2) > _MAX_IDENTITY_BYTES:
+        raise InputError(
+            f"export: the one-hot input of {tokens:,} tokens would be a matrix of {size:,} bytes; "
+            "use --format=program"
+        )
+    return np.eye(tokens, dtype=np.float32)

@@ -208,6 +208,18 @@ def test_a_model_with_a_part_that_the_format_lacks_is_refused(format, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_an_identity_matrix_that_a_format_cannot_hold_is_refused(tmp_path, caplog):
+    caplog.set_level("INFO", "charjax")
+    text = "".join(map(chr, range(0x4E00, 0x4E00 + 23_171)))
+    large = trained_like(ModelConfig(cell="rnn", hidden=1, embed=0), text=text)
+    for format in ("onnx", "torch", "keras"):
+        with pytest.raises(InputError, match=r"one-hot input of 23,171 tokens .*--format=program"):
+            export_model(large, tmp_path / "out", format=format)
+    export_model(large, tmp_path / "hub", format="hub")
+    assert "without model.onnx" in caplog.text
+    assert not (tmp_path / "hub" / "model.onnx").exists()
+
+
 def test_every_format_holds_a_model_that_was_trained_with_any_dropout():
     rates = dict.fromkeys((f for f in to_dict(ModelConfig()) if "dropout" in f), 0.5)
     assert len(rates) >= 5

@@ -148,7 +148,7 @@ def generate(model, prompt, num_chars, temperature, seed):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompt", default="")
     parser.add_argument("--num_chars", type=int, default=500)
     parser.add_argument("--temperature", type=float, default=1.0)
