@@ -110,6 +110,11 @@ class RunMeta:
         """Whether its weights come from a file of torch or Keras, which does not name its text."""
         return self.source is not None and self.source.kind != "charjax"
 
+    @property
+    def base_model(self) -> SourceMeta | None:
+        """The charjax model that it was fine-tuned from; None if it was not."""
+        return None if self.is_converted else self.source
+
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values; no `source` if it is None, as in older versions."""
         source = {"source": dataclasses.asdict(self.source)} if self.source else {}

@@ -66,12 +66,6 @@ def _card(trained: TrainedModel, *, is_rounded: bool) -> str:
     before = " before its weights were rounded to bfloat16" if is_rounded else ""
     model, corpus, loss = trained.config.model, trained.run.corpus, trained.val_loss
     name = f"{model.cell}-{model.layers}x{model.hidden}-{corpus.name}"
-    data = (
-        f"Trained for {counted(trained.step, 'step')} on {_markdown(corpus.name)}, "
-        f"{counted(corpus.chars, 'character')}, SHA-256 `{corpus.sha256}`."
-    )
-    if trained.run.is_converted:
-        data = "Not trained by charjax."  # and the notice says where it is from
     measured = "It was not evaluated on held-out text."
     if loss is not None:
         measured = (
@@ -86,12 +80,29 @@ def _card(trained: TrainedModel, *, is_rounded: bool) -> str:
         layers=model.layers,
         hidden=model.hidden,
         parameters=parameter_count(trained.params),
-        data=data,
+        data=_training(trained),
         notice=f"\n\nNotice: {_markdown(corpus.notice)}" if corpus.notice else "",
         measured=measured,
         symbols=len(trained.vocab.characters),
         unit={"byte": "bytes", "codepoint": "characters"}[trained.vocab.unit],
     )
+
+
+def _training(trained: TrainedModel) -> str:
+    """What the card says about the training."""
+    corpus, base = trained.run.corpus, trained.run.base_model
+    if trained.run.is_converted:
+        return "Not trained by charjax."  # and the notice says where it is from
+    data = (
+        f"Trained for {counted(trained.step, 'step')} on {_markdown(corpus.name)}, "
+        f"{counted(corpus.chars, 'character')}, SHA-256 `{corpus.sha256}`."
+    )
+    if base:
+        data += (
+            f"\nIts first weights are those of {_markdown(base.path)}, step {base.step:,}, "
+            f"SHA-256 `{base.sha256}`."
+        )
+    return data
 
 
 def _markdown(text: str) -> str:

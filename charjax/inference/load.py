@@ -56,9 +56,11 @@ class TrainedModel:
 
     @property
     def training(self) -> str:
-        """In words, on what it was trained, and for how long if that is known."""
+        """In words, on what it was trained, for how long if that is known, and from what model."""
         steps = f" for {counted(self.step, 'step')}" if self.step else ""
-        return f"trained on {self.run.corpus.name}{steps}"
+        base = self.run.base_model
+        start = f", from the weights of {base.path}" if base else ""
+        return f"trained on {self.run.corpus.name}{steps}{start}"
 
     def with_model(self, **changes: Any) -> TrainedModel:
         """The same weights with other values of fields of `ModelConfig`."""

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from markdown_it import MarkdownIt
 
+from charjax.checkpoint.meta import SourceMeta
 from charjax.cli.main import main
 from charjax.errors import CheckpointError, InputError
 from charjax.export.api import FORMATS, export_model, round_to_bfloat16
@@ -83,6 +84,19 @@ def test_the_card_has_metadata_that_a_hub_reads_and_no_folder_of_the_user(hub, r
     assert "## Use" in body
     for name in ("README.md", "config.json"):
         assert str(run.parent) not in (hub / name).read_text()
+
+
+def test_the_card_of_a_fine_tuned_model_names_the_one_that_its_weights_are_from(tmp_path):
+    trained = trained_like(MODELS["gru-1-embed"])
+    source = SourceMeta("charjax", "/home/me/base", "ab" * 32, 1200, trained.vocab.to_json())
+    fine_tuned = replace(trained, run=replace(trained.run, source=source))
+    for model, folder in ((trained, "random"), (fine_tuned, "tuned")):
+        export_model(model, tmp_path / folder, format="hub")
+        card = (tmp_path / folder / "README.md").read_text("utf-8")
+        said = f"\nIts first weights are those of base, step 1,200, SHA-256 `{'ab' * 32}`.\n"
+        assert (said in card) == (model is fine_tuned)
+        words = load_trained(tmp_path / folder, which="best").training
+        assert words.endswith(", from the weights of base") == (model is fine_tuned)
 
 
 @pytest.mark.parametrize("name", ["\U0001f600 a.txt", "\\ud83d\\ude00", "\"'\u2028\x85\x7f\n: #-"])
