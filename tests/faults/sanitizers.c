@@ -56,9 +56,9 @@ enum { THREADS = 4, MAX_BUFFERS = 16, MAX_RANK = 4 };
 
 static const struct Cell {
   const char *name;
-  int gates, states, residuals;
+  int gates, states, extra;
   bool reset_after;
-} CELLS[] = {{"rnn", 1, 1, 0, false}, {"gru", 3, 1, 4, true}, {"lstm", 4, 2, 5, false}};
+} CELLS[] = {{"rnn", 1, 1, 0, false}, {"gru", 3, 1, 1, true}, {"lstm", 4, 2, 1, false}};
 
 /* Random numbers: a linear congruential generator, of which the high bits are used. */
 
@@ -187,8 +187,15 @@ typedef struct Arrays {
 
 static void add(Arrays *arrays, Array *array) { arrays->items[arrays->count++] = array; }
 
+static bool contains(const Arrays *arrays, const Array *array) {
+  for (long i = 0; i < arrays->count; i++)
+    if (arrays->items[i] == array) return true;
+  return false;
+}
+
 static long num_calls;
 
+/* Fills the results with `byte`, except those that take an argument's memory, and calls. */
 static void call_once(Handler *handler, const char *cell, const Arrays *arguments,
                       const Arrays *results, int byte) {
   void *args[MAX_BUFFERS], *rets[MAX_BUFFERS];
@@ -201,7 +208,8 @@ static void call_once(Handler *handler, const char *cell, const Arrays *argument
   for (long i = 0; i < results->count; i++) {
     rets[i] = &results->items[i]->buffer;
     ret_types[i] = XLA_FFI_RetType_BUFFER;
-    memset(results->items[i]->buffer.data, byte, results->items[i]->bytes);
+    if (!contains(arguments, results->items[i]))
+      memset(results->items[i]->buffer.data, byte, results->items[i]->bytes);
   }
   XLA_FFI_ByteSpan name = {"cell", 4}, value = {cell, cell ? strlen(cell) : 0};
   XLA_FFI_ByteSpan *names[] = {&name};
@@ -257,8 +265,8 @@ static long padded(long count) { return ceil_div(count, charjax_lanes) * charjax
 static long state_panels(const Shape *s) { return ceil_div(s->batch, charjax_lanes); }
 
 /* Operands of matmuls at every position, in tiles: see src/sequence.h. */
-static Array *tiles(const Shape *s, long features) {
-  return new_array(s->dtype, 4, s->time, state_panels(s), features, (long)charjax_lanes);
+static Array *tiles(const Shape *s, int dtype, long features) {
+  return new_array(dtype, 4, s->time, state_panels(s), features, (long)charjax_lanes);
 }
 
 /* Features of a tile. */
@@ -328,6 +336,24 @@ static void call_packed(const Shape *s, Array *kernel) {
   free_array(states);
 }
 
+/* Calls backward again, with the first results in the memory of these residuals, and compares. */
+static void call_in_place(const Shape *s, long scratch_length, const Arrays *arguments,
+                          const Arrays *gradients, Array *residuals[2]) {
+  Arrays results = *gradients;
+  for (long i = 0; i < 2; i++)
+    if (residuals[i]) results.items[i] = residuals[i];
+  Array *last = results.items[results.count - 1] = scratch(s->dtype, scratch_length);
+  call_once(s->handlers.backward, s->cell->name, arguments, &results, 0xff);
+  for (long i = 0; i < results.count - 1; i++) {
+    const Array *want = gradients->items[i], *got = results.items[i];
+    if (memcmp(want->buffer.data, got->buffer.data, want->bytes)) {
+      fprintf(stderr, "result %ld differs in the memory of a residual\n", i);
+      exit(1);
+    }
+  }
+  free_array(last);
+}
+
 /* Forward without and with residuals, backward, the weights' gradients, the matmul of sampling. */
 static void check(const Shape *s) {
   const struct Cell *cell = s->cell;
@@ -354,10 +380,14 @@ static void check(const Shape *s) {
 
   add(&saved, new_array(F32, 3, hidden, time, batch));
   for (int i = 0; i < cell->states; i++) add(&saved, new_array(F32, 2, hidden, batch));
-  Array *previous = tiles(s, even(hidden));
-  Array *residuals = new_array(F32, 3, time, cell->residuals * hidden, padded(batch));
+  Array *previous = tiles(s, s->dtype, even(hidden));
+  Array *gates = tiles(s, F32, cell->gates * even(hidden));
+  Array *extra = cell->extra ? tiles(s, F32, even(hidden)) : NULL;
+  gates->has_gaps = hidden % 2 == 1;
   add(&saved, previous);
-  add(&saved, residuals);
+  add(&saved, gates);
+  if (extra) add(&saved, extra);
+  if (extra) extra->has_gaps = gates->has_gaps;
   add(&saved, forward_scratch(s));
   call(s->handlers.forward, cell->name, &arguments, &saved);
   for (long i = 0; i < num_plain; i++)
@@ -366,23 +396,26 @@ static void check(const Shape *s) {
       exit(1);
     }
 
-  Arrays backward = {{saved.items[0], kernel}, 2}, gradients = {0};
+  Arrays backward = {{saved.items[0], gates}, 2}, gradients = {0};
+  if (extra) add(&backward, extra);
+  add(&backward, kernel);
   for (int i = 0; i < cell->states; i++) add(&backward, initial[i]);
-  add(&backward, residuals);
   const long first_own = backward.count;
   add(&backward, random_array(3, hidden, time, batch));
   for (int i = 0; i < cell->states; i++) add(&backward, random_array(2, hidden, batch, 0));
   const long end_own = backward.count;
   if (keep) add(&backward, keep);
-  Array *d_hgates = tiles(s, cell->gates * even(hidden)), *d_candidate = NULL;
+  Array *d_hgates = tiles(s, s->dtype, cell->gates * even(hidden)), *d_candidate = NULL;
   add(&gradients, d_hgates);
   if (!tokens) add(&gradients, new_array(s->dtype, 3, rows, time, batch)); /* d_igates */
-  else if (cell->reset_after) add(&gradients, d_candidate = tiles(s, even(hidden)));
+  else if (cell->reset_after) add(&gradients, d_candidate = tiles(s, s->dtype, even(hidden)));
   if (cell->reset_after) add(&gradients, new_array(F32, 2, hidden, padded(batch)));
   for (int i = 0; i < cell->states; i++) add(&gradients, new_array(F32, 2, hidden, batch));
-  add(&gradients,
-      scratch(s->dtype, s->handlers.backward_length(cell->name, hidden, batch)));
+  const long length = s->handlers.backward_length(cell->name, hidden, batch);
+  add(&gradients, scratch(s->dtype, length));
   call(s->handlers.backward, cell->name, &backward, &gradients);
+  if (s->dtype == F32)
+    call_in_place(s, length, &backward, &gradients, (Array *[]){gates, d_candidate ? extra : NULL});
 
   call_weight_gradient(s, even(hidden), previous, d_hgates, tokens);
   if (d_candidate) call_weight_gradient(s, 0, previous, d_candidate, tokens);

@@ -15,7 +15,7 @@ from charjax.model.mogrifier import Mogrifier
 from charjax.model.recurrence import parallel, scan, xla
 from charjax.model.recurrence.base import Inputs, Layer, Operands, Weights
 from charjax.model.recurrence.c import ops
-from charjax.model.recurrence.c.build import RESIDUALS
+from charjax.model.recurrence.c.build import EXTRA_RESIDUALS
 from tests.model import reference
 from tests.model.small import UNOPTIMIZED, like, normal, tokens_of
 
@@ -76,7 +76,7 @@ IMPLEMENTATIONS = {
     "xla_in_blocks": _portable(xla, patches=_IN_BLOCKS),
     "parallel": _portable(parallel),
     "associative": _portable(parallel, patches=_ASSOCIATIVE),
-    "c": Implementation(ops.run, ops.supports, tuple(RESIDUALS), _AROUND_PANELS, True),
+    "c": Implementation(ops.run, ops.supports, tuple(EXTRA_RESIDUALS), _AROUND_PANELS, True),
 }
 
 

@@ -15,11 +15,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from charjax.model.cells import CELLS
 from charjax.model.recurrence.base import Inputs, Operands, Weights
 from charjax.model.recurrence.c import build, ops
 from tests.model import reference
 from tests.model.recurrence.c_library import LIBRARY, needs_c, skip_without
-from tests.model.recurrence.implementations import DTYPES, VOCAB, Size, random_layer
+from tests.model.recurrence.implementations import (
+    DTYPES,
+    VOCAB,
+    Size,
+    random_cotangents,
+    random_layer,
+    same_bits,
+)
 from tests.model.small import distance, normal, tokens_of
 
 pytestmark = needs_c
@@ -41,7 +49,7 @@ def tiles(x):
 
 
 # [rows, columns, time, batch]: around panels, tiles, bf16 pairs and blocks of the K loop.
-MATRICES = [(2, 2, 1, 1), (24, 16, 64, 16), (26, 34, 19, 27), (2, 130, 79, 13)]
+MATRICES = [(2, 2, 1, 1), (24, 16, 64, 16), (26, 34, 19, 27), (2, 130, 150, 13)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -59,6 +67,34 @@ def test_sums_over_all_positions_are_those_of_float64(rows, columns, time, batch
     last = columns - columns // 4 * 2
     some, _ = ops._weight_grad(static, tiles(a), tiles(b[-last:]), Inputs(table.igates))
     assert np.array_equal(some, matmul[:, -last:])
+
+
+def differentiable_layer(cell, size):
+    """A layer as a function of what it is differentiated by; arguments, and cotangents."""
+    inputs, weights, carry = random_layer(cell, "table", size)
+
+    def layer(igates, weights, carry):
+        return run(cell, inputs._replace(igates=igates), weights, carry)
+
+    return layer, (inputs.igates, weights, carry), random_cotangents(inputs, carry)
+
+
+@pytest.mark.parametrize("cell", build.EXTRA_RESIDUALS)
+def test_gradients_replace_no_residuals_that_are_read_again(cell):
+    layer, arguments, cotangents = differentiable_layer(cell, Size(3, 4, 5))
+    _, vjp = jax.vjp(layer, *arguments)
+    assert same_bits(vjp(cotangents), vjp(cotangents))
+
+
+@pytest.mark.parametrize("cell", build.EXTRA_RESIDUALS)
+def test_float32_gradients_of_gates_take_the_memory_of_the_gates(cell):
+    size = Size(32, 64, 32)
+    layer, arguments, cotangents = differentiable_layer(cell, size)
+    gradient = jax.jit(lambda *x: jax.vjp(layer, *x)[1](cotangents))
+    memory = gradient.lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+    residuals = CELLS[cell].gates + build.EXTRA_RESIDUALS[cell]
+    # Beside them, the outputs and h before each step; and the packed weights, which are small.
+    assert memory / (4 * np.prod(size)) < residuals + 2.5
 
 
 def test_gates_saturate_and_nan_stays_nan():

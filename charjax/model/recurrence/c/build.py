@@ -35,9 +35,9 @@ WEIGHT_GRADIENT = "charjax_weight_gradient"
 PACK, MULTIPLY = "charjax_pack", "charjax_multiply"
 _TARGETS = (FORWARD, BACKWARD, WEIGHT_GRADIENT, PACK, MULTIPLY)
 
-# The cells of the library, and how many float32 numbers each unit saves at a step for the backward
-# pass, as src/cells.h has them.
-RESIDUALS = {"rnn": 0, "gru": 4, "lstm": 5}
+# The cells of the library, and how many float32 numbers the backward pass needs of a unit's step,
+# beside its gates, as src/cells.h has them.
+EXTRA_RESIDUALS = {"rnn": 0, "gru": 1, "lstm": 1}
 
 _SOURCES = Path(__file__).parent / "src"
 _FLAGS = ("-O3", "-std=gnu11", "-D_GNU_SOURCE", "-fno-math-errno", "-shared", "-fPIC")

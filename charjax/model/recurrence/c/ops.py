@@ -44,7 +44,7 @@ class _Residuals(NamedTuple):
     operands: Operands
     outputs: Outputs
     previous: _Tiles  # h before each step
-    cell: Float[Array, "time residuals padded"]  # as src/cells.h has them
+    cell: list[_Tiles]  # float32: the gates, and the extra number of a cell that has one
 
 
 def supports(layer: Layer) -> str:
@@ -52,7 +52,7 @@ def supports(layer: Layer) -> str:
     library = build.load()
     if isinstance(library, Unavailable):
         return library.reason
-    if layer.cell not in build.RESIDUALS:
+    if layer.cell not in build.EXTRA_RESIDUALS:
         return f"it has no cell {layer.cell}"
     if not library.supports_dtype(layer.dtype):
         return f"the processor has no {layer.dtype} dot products"
@@ -82,7 +82,8 @@ def _run(static: _Static, operands: Operands) -> _Result:
 
 def _forward(static: _Static, operands: Operands) -> tuple[_Result, _Residuals]:
     result, saved = _call_forward(static, operands, save=True)
-    return result, _Residuals(operands, result[0], *saved)
+    previous, *cell = saved
+    return result, _Residuals(operands, result[0], previous, cell)
 
 
 def _backward(static: _Static, res: _Residuals, grads: _Result) -> tuple[Operands]:
@@ -110,11 +111,13 @@ def _call_forward(
     inputs, weights, initial, keep = operands
     (time, batch), hidden = inputs.time_and_batch, len(initial[0])
     vocab = 0 if inputs.tokens is None else inputs.igates.shape[1]
-    library, cell = static.library, static.cell
+    cell = static.cell
     shapes = [_shape(hidden, time, batch)] + [_shape(hidden, batch)] * len(initial)
     if save:
         shapes.append(_tiles(static, _even(hidden), time, batch))
-        shapes.append(_shape(time, build.RESIDUALS[cell] * hidden, library.padded(batch)))
+        residuals = [CELLS[cell].gates] + [1] * build.EXTRA_RESIDUALS[cell]
+        float32 = static._replace(dtype=jnp.float32)
+        shapes += [_tiles(float32, n * _even(hidden), time, batch) for n in residuals]
     arguments, sizes = (weights, inputs, initial, keep), (cell, hidden, batch, vocab)
     outputs, *rest = _call(static, build.FORWARD, shapes, arguments, sizes, cell=cell)
     return (outputs, tuple(rest[: len(initial)])), rest[len(initial) :]
@@ -143,10 +146,13 @@ def _call_backward(static: _Static, res: _Residuals, grads: _Result) -> _Gradien
     if reset_after:
         shapes["bias"] = _shape(hidden, static.library.padded(batch))
     carry = [_shape(hidden, batch)] * len(d_last)
-    arguments = res.outputs, weights.kernel, initial, res.cell, d_outputs, d_last, keep
+    arguments = res.outputs, res.cell, weights.kernel, initial, d_outputs, d_last, keep
     sizes, attributes = (static.cell, hidden, batch), {"cell": static.cell}
     all_shapes = [*shapes.values(), *carry]
-    results = _call(static, build.BACKWARD, all_shapes, arguments, sizes, **attributes)
+    in_place = {}
+    if jnp.dtype(static.dtype) == jnp.float32:  # gradients replace residuals, which are read once
+        in_place = {1: 0, 2: 1} if "candidate" in shapes else {1: 0}
+    results = _call(static, build.BACKWARD, all_shapes, arguments, sizes, in_place, **attributes)
     found = dict(zip(shapes, results, strict=False))
     d_bias = jnp.sum(found["bias"], axis=1) if reset_after else None
     igates, candidate = found.get("igates"), found.get("candidate")
@@ -193,7 +199,13 @@ def _shape(*sizes: int, dtype: DTypeLike = jnp.float32) -> jax.ShapeDtypeStruct:
 
 
 def _call(
-    static: _Static, name: str, shapes: _Shapes, arguments: Any, sizes: Any, **attributes: str
+    static: _Static,
+    name: str,
+    shapes: _Shapes,
+    arguments: Any,
+    sizes: Any,
+    in_place: dict[int, int] | None = None,
+    **attributes: str,
 ) -> list[Array]:
     """Calls a target of the library.
 
@@ -203,9 +215,12 @@ def _call(
       shapes: of the results, except the last one: the working memory.
       arguments: in order, those left out that are None.
       sizes: that the length of the working memory depends on, see `Library.length`.
+      in_place: for each argument whose memory a result takes, by number, the result's number.
       **attributes: of the call.
     """
     scratch = _shape(static.library.length(name, static.dtype, *sizes), dtype=static.dtype)
     target = build.target(name, static.dtype)
-    call = jax.ffi.ffi_call(target, [*shapes, scratch], vmap_method="sequential")
+    call = jax.ffi.ffi_call(
+        target, [*shapes, scratch], vmap_method="sequential", input_output_aliases=in_place
+    )
     return list(call(*jax.tree.leaves(arguments), **attributes)[:-1])

@@ -14,7 +14,8 @@ typedef struct Backward {
   Layer layer;
   const float *kernel;              /* [hidden, gates] */
   float *initial[2];                /* the carry before the first step */
-  const float *outputs, *residuals; /* of the forward pass */
+  const float *outputs;             /* of the forward pass */
+  const float *gates, *extra;       /* its residuals */
   const float *d_outputs;           /* [hidden, time, batch] */
   float *d_last[2];                 /* of the last carry */
   Sequence d_candidate;             /* with a table; d_hgates are the layer's states */
@@ -22,15 +23,6 @@ typedef struct Backward {
   float *d_bias;                    /* [hidden, state_panels * LANES]: to be summed over lanes */
   float *d_carry[2];                /* of the initial carry */
 } Backward;
-
-/* Up to this many units, weight panels have SMALL_ROWS rows, not MR: a small layer has too few panels of
- * MR rows for its threads. 64 units make three, so that one of two threads would wait. */
-enum { MAX_SMALL_HIDDEN = 256 };
-
-INLINE int backward_rows(long hidden) { return hidden <= MAX_SMALL_HIDDEN ? SMALL_ROWS : MR; }
-
-/* The first k of a gate: each is padded to an even number of units. */
-INLINE long gate_start(const Layer *l, long gate) { return gate * even(l->hidden); }
 
 /* In squares of LANES units and LANES columns, so that whole cache lines are read. */
 INLINE void pack_transposed(Cell cell, const Backward *b, long weight_panel) {
@@ -69,11 +61,20 @@ INLINE State load_before(Cell cell, const Backward *b, long unit, Position p) {
   if (p.t == 0) return load_rows(cell, l, b->initial, unit, p);
   const Position previous = shifted(p, -1);
   State before = {.h = load(b->outputs + sequence_index(l, unit, previous), p.count)};
-  if (CELLS[cell].states > 1) {
-    const float *residuals = b->residuals + residual_index(cell, l, unit, previous);
-    before.c = load(residuals + LSTM_C * LANES, p.count);
-  }
+  if (CELLS[cell].states > 1)
+    before.c = load(b->extra + residual_index(l, 1, 0, unit, previous), p.count);
   return before;
+}
+
+/* One unit's residuals of step p. */
+INLINE Residuals load_residuals(Cell cell, const Backward *b, long unit, Position p) {
+  const Layer *l = &b->layer;
+  const int gates = CELLS[cell].gates;
+  Residuals residuals;
+  for (int gate = 0; gate < gates; gate++)
+    residuals.gates[gate] = load(b->gates + residual_index(l, gates, gate, unit, p), LANES);
+  if (CELLS[cell].extra) residuals.extra = load(b->extra + residual_index(l, 1, 0, unit, p), LANES);
+  return residuals;
 }
 
 /* Stores one unit's gradients of step p. The carry becomes the gradient of that before the step,
@@ -107,21 +108,16 @@ INLINE void pad_grads(Cell cell, const Backward *b, long units, Position p) {
     pad_rows(tile_at(&b->d_candidate, p.t, p.panel), units);
 }
 
-INLINE void backward_matmul(const Layer *l, const float *weights, const float *states,
-                            Vector tile[]) {
-  if (l->units == MR) micro_kernel(MR, l->iterations, weights, states, tile);
-  else micro_kernel(SMALL_ROWS, l->iterations, weights, states, tile);
-}
-
 /* Step 0 computes the gates' gradients of the last character. A later step multiplies those of one
  * character by the kernel, then computes those of the character before, at p; before the first
  * (p.t < 0) only the gradient of the initial carry is left. */
 INLINE void backward_step(Cell cell, const Backward *b, long weight_panel, long step, Position p) {
   const Layer *l = &b->layer;
   const Range units = block_range(weight_panel, l->units, l->hidden);
-  Vector tile[MR];
+  Vector tile[SMALL_ROWS];
   if (step > 0)
-    backward_matmul(l, weight_panel_at(l, weight_panel), state_panel_at(l, p.t + 1, p.panel), tile);
+    micro_kernel(SMALL_ROWS, l->iterations, weight_panel_at(l, weight_panel),
+                 state_panel_at(l, p.t + 1, p.panel), tile);
   for (long unit = units.first; unit < units.end; unit++) {
     State d_after = load_carry(cell, l, unit, p);
     if (step > 0) d_after.h += reset(l, shifted(p, 1), (State){.h = tile[unit - units.first]}).h;
@@ -130,10 +126,9 @@ INLINE void backward_step(Cell cell, const Backward *b, long weight_panel, long 
       continue;
     }
     d_after.h += load(b->d_outputs + sequence_index(l, unit, p), p.count);
-    const CellGrads d = cell_backward(
-        cell, b->residuals + residual_index(cell, l, unit, p),
-        reset(l, p, load_before(cell, b, unit, p)),
-        load(b->outputs + sequence_index(l, unit, p), p.count), d_after);
+    const Residuals residuals = load_residuals(cell, b, unit, p);
+    const State before = reset(l, p, load_before(cell, b, unit, p));
+    const CellGrads d = cell_backward(cell, &residuals, before, d_after);
     store_grads(cell, b, unit, p, &d);
   }
   if (p.t >= 0) pad_grads(cell, b, units.end, p);
@@ -158,8 +153,7 @@ INLINE void backward(Cell cell, const Backward *b, long phase, long index) {
 VARIANTS(backward)
 
 INLINE Layer backward_layer(Cell cell, const int64_t sizes[3]) {
-  const long units = backward_rows(sizes[0]);
-  return new_layer(sizes, units, units, CELLS[cell].gates * even(sizes[0]));
+  return new_layer(sizes, SMALL_ROWS, SMALL_ROWS, CELLS[cell].gates * even(sizes[0]));
 }
 
 /* Length of the scratch below. */
@@ -170,13 +164,14 @@ long TARGET(backward_length)(const char *cell_name, long hidden, long batch) {
 }
 
 /* Attribute: cell.
- * Arguments: outputs [hidden, time, batch]; kernel [hidden, gates]; the initial carry, [hidden,
- *   batch] each; residuals; d_outputs, as outputs; the gradient of the last carry; keep [time,
- *   batch] or none.
+ * Arguments: outputs [hidden, time, batch]; the residuals of forward; kernel [hidden, gates]; the
+ *   initial carry, [hidden, batch] each; d_outputs, as outputs; the gradient of the last carry; keep
+ *   [time, batch] or none.
  * Results: d_hgates, a Sequence of gates, the features of each padded; without a table d_igates
  *   [gates, time, batch], in the compute dtype; of a cell with reset_after d_candidate, a Sequence of
  *   hidden, with a table, and d_bias [hidden, state_panels * LANES]; the gradient of the initial
- *   carry; scratch, in the compute dtype. */
+ *   carry; scratch, in the compute dtype. In float32 d_hgates may have the memory of the gates, and
+ *   d_candidate that of the extra residuals: a unit's are read before its gradients are written. */
 XLA_FFI_Error *TARGET(backward)(XLA_FFI_CallFrame *frame) {
   if (is_metadata_query(frame)) return NULL;
   Call call = new_call(frame);
@@ -187,10 +182,11 @@ XLA_FFI_Error *TARGET(backward)(XLA_FFI_CallFrame *frame) {
   const long hidden = b.layer.hidden, time = b.layer.time, batch = b.layer.batch;
   const long rows = info.gates * hidden, panels = b.layer.state_panels;
   b.outputs = ARGUMENT(&call, "outputs", F32, hidden, time, batch);
+  b.gates = ARGUMENT(&call, "gates", F32, time, panels, info.gates * even(hidden), LANES);
+  if (info.extra) b.extra = ARGUMENT(&call, "extra", F32, time, panels, even(hidden), LANES);
   b.kernel = ARGUMENT(&call, "kernel", F32, hidden, rows);
   for (int i = 0; i < info.states; i++)
     b.initial[i] = ARGUMENT(&call, "initial carry", F32, hidden, batch);
-  b.residuals = ARGUMENT(&call, "residuals", F32, time, info.residuals * hidden, panels * LANES);
   b.d_outputs = ARGUMENT(&call, "d_outputs", F32, hidden, time, batch);
   for (int i = 0; i < info.states; i++)
     b.d_last[i] = ARGUMENT(&call, "gradient of the last carry", F32, hidden, batch);

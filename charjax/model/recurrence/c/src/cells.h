@@ -13,23 +13,20 @@ typedef enum Cell { RNN, GRU, LSTM, NUM_CELLS } Cell;
 
 enum { MAX_GATES = 4, MAX_STATES = 2 };
 
-/* charjax/model/recurrence/c/build.py has the names and the numbers of residuals, too. */
+/* charjax/model/recurrence/c/build.py has the names, too, and which cells have an extra residual. */
 typedef struct CellInfo {
   const char *name;
   int gates;       /* blocks of `hidden` rows that the kernel has */
   int states;      /* arrays of the carry: h, or h and c */
-  int residuals;   /* numbers that a unit saves at each step for the backward pass */
+  int extra;       /* numbers that the backward pass needs of a unit's step, beside its gates */
   int reset_after; /* the candidate's hidden gate has a bias, and its input gate its own gradient */
 } CellInfo;
 
 static const CellInfo CELLS[NUM_CELLS] = {
     [RNN] = {"rnn", 1, 1, 0, 0},
-    [GRU] = {"gru", 3, 1, 4, 1},
-    [LSTM] = {"lstm", 4, 2, 5, 0},
+    [GRU] = {"gru", 3, 1, 1, 1},
+    [LSTM] = {"lstm", 4, 2, 1, 0},
 };
-
-/* Residuals of a unit: GRU r, z, n and the candidate's hidden gate; LSTM i, f, g, o and c. */
-enum { LSTM_C = 4 };
 
 /* The cell of this name, which need not end with a zero; NUM_CELLS if there is none. */
 static inline Cell cell_named(const char *name, size_t length) {
@@ -59,31 +56,34 @@ typedef struct State {
   Vector h, c; /* c only of cells with two states */
 } State;
 
-INLINE void save_residuals(float *residuals, int count, const Vector values[]) {
-  if (residuals == NULL) return;
-#pragma GCC unroll 5
-  for (int i = 0; i < count; i++) store(residuals + i * LANES, values[i], LANES);
-}
+/* What the backward pass needs of a step: the gates, RNN h, GRU r, z, n, LSTM i, f, g, o; and an
+ * extra number, GRU the candidate's hidden gate, LSTM c. */
+typedef struct Residuals {
+  Vector gates[MAX_GATES];
+  Vector extra;
+} Residuals;
 
-/* The state after a step, from the gates and the state before it. `bias` is added to the
- * candidate's hidden gate. Saves the unit's residuals, unless that is NULL. */
+/* The state after a step, from the gates and the state before it, and the step's residuals. `bias` is
+ * added to the candidate's hidden gate. */
 INLINE State cell_forward(Cell cell, const Vector igates[], const Vector hgates[],
-                          const float *bias, State before, float *residuals) {
+                          const float *bias, State before, Residuals *residuals) {
   if (cell == GRU) {
     const Vector r = vec_sigmoid(igates[0] + hgates[0]), z = vec_sigmoid(igates[1] + hgates[1]);
     const Vector hgate = hgates[2] + *bias;
     const Vector n = vec_tanh(igates[2] + r * hgate);
-    save_residuals(residuals, 4, (Vector[]){r, z, n, hgate});
+    *residuals = (Residuals){{r, z, n}, hgate};
     return (State){.h = n + z * (before.h - n)};
   }
   if (cell == LSTM) {
     const Vector i = vec_sigmoid(igates[0] + hgates[0]), f = vec_sigmoid(igates[1] + hgates[1]);
     const Vector g = vec_tanh(igates[2] + hgates[2]), o = vec_sigmoid(igates[3] + hgates[3]);
     const Vector c = f * before.c + i * g;
-    save_residuals(residuals, 5, (Vector[]){i, f, g, o, c});
+    *residuals = (Residuals){{i, f, g, o}, c};
     return (State){o * vec_tanh(c), c};
   }
-  return (State){.h = vec_tanh(igates[0] + hgates[0])};
+  const Vector h = vec_tanh(igates[0] + hgates[0]);
+  *residuals = (Residuals){.gates = {h}};
+  return (State){.h = h};
 }
 
 /* The gradients of a step. */
@@ -93,14 +93,12 @@ typedef struct CellGrads {
   State before;     /* of the state before it, except what flows through the hidden gates */
 } CellGrads;
 
-/* `d_after` is the gradient of the state after the step, and h_after the h of that. */
-INLINE CellGrads cell_backward(Cell cell, const float *residuals, State before, Vector h_after,
-                               State d_after) {
-  const Vector dh = d_after.h;
+/* `d_after` is the gradient of the state after the step. */
+INLINE CellGrads cell_backward(Cell cell, const Residuals *residuals, State before, State d_after) {
+  const Vector *gates = residuals->gates, dh = d_after.h;
   CellGrads d = {.before = {broadcast(0.0f), broadcast(0.0f)}};
   if (cell == GRU) {
-    const Vector r = load(residuals, LANES), z = load(residuals + LANES, LANES);
-    const Vector n = load(residuals + 2 * LANES, LANES), hgate = load(residuals + 3 * LANES, LANES);
+    const Vector r = gates[0], z = gates[1], n = gates[2], hgate = residuals->extra;
     const Vector dn = dh * (1.0f - z) * (1.0f - n * n);
     d.hgates[0] = dn * hgate * r * (1.0f - r);
     d.hgates[1] = dh * (before.h - n) * z * (1.0f - z);
@@ -108,9 +106,8 @@ INLINE CellGrads cell_backward(Cell cell, const float *residuals, State before, 
     d.candidate = dn;
     d.before.h = dh * z;
   } else if (cell == LSTM) {
-    const Vector i = load(residuals, LANES), f = load(residuals + LANES, LANES);
-    const Vector g = load(residuals + 2 * LANES, LANES), o = load(residuals + 3 * LANES, LANES);
-    const Vector tanh_c = vec_tanh(load(residuals + LSTM_C * LANES, LANES));
+    const Vector i = gates[0], f = gates[1], g = gates[2], o = gates[3];
+    const Vector tanh_c = vec_tanh(residuals->extra);
     const Vector dc_after = d_after.c + dh * o * (1.0f - tanh_c * tanh_c);
     d.hgates[0] = dc_after * g * i * (1.0f - i);
     d.hgates[1] = dc_after * before.c * f * (1.0f - f);
@@ -118,7 +115,7 @@ INLINE CellGrads cell_backward(Cell cell, const float *residuals, State before, 
     d.hgates[3] = dh * tanh_c * o * (1.0f - o);
     d.before.c = dc_after * f;
   } else {
-    d.hgates[0] = dh * (1.0f - h_after * h_after);
+    d.hgates[0] = dh * (1.0f - gates[0] * gates[0]);
   }
   return d;
 }

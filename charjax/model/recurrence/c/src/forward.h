@@ -20,7 +20,7 @@ typedef struct Forward {
   float *table;               /* packed igates [weight_panels, vocab, table_rows]; or NULL */
   float *initial[2], *last[2]; /* the carry before the first step, and after the last */
   float *outputs;             /* [hidden, time, batch] */
-  float *residuals;           /* NULL without gradient */
+  float *gates, *extra;       /* residuals; NULL without gradient */
 } Forward;
 
 /* Rows of a weight panel: a multiple of the gates. */
@@ -104,15 +104,26 @@ INLINE void copy_initial_carry(Cell cell, const Forward *f, long weight_panel, P
   pad_states(f, units.end, p);
 }
 
+/* Saves one unit's residuals of step p. */
+INLINE void save(Cell cell, const Forward *f, long unit, Position p, const Residuals *residuals) {
+  const Layer *l = &f->layer;
+  const int gates = CELLS[cell].gates;
+  if (f->gates == NULL) return;
+  for (int gate = 0; gate < gates; gate++)
+    store(f->gates + residual_index(l, gates, gate, unit, p), residuals->gates[gate], LANES);
+  if (CELLS[cell].extra) store(f->extra + residual_index(l, 1, 0, unit, p), residuals->extra, LANES);
+}
+
 /* One unit's state after step p, from its gates. */
 INLINE State next_state(Cell cell, const Forward *f, long unit, Position p, const Vector igates[],
                         const Vector hgates[]) {
   const Layer *l = &f->layer;
   const float *bias = CELLS[cell].reset_after ? f->bias + unit : NULL;
-  float *residuals =
-      f->residuals == NULL ? NULL : f->residuals + residual_index(cell, l, unit, p);
   const State before = load_carry(cell, l, unit, p);
-  return cell_forward(cell, igates, hgates, bias, before, residuals);
+  Residuals residuals;
+  const State after = cell_forward(cell, igates, hgates, bias, before, &residuals);
+  save(cell, f, unit, p, &residuals);
+  return after;
 }
 
 INLINE void forward_step(Cell cell, const Forward *f, long weight_panel, Position p) {
@@ -183,8 +194,8 @@ long TARGET(forward_length)(const char *cell_name, long hidden, long batch, long
  *   [gates, time, batch], or a table [gates, vocab] and tokens [time, batch]; the carry, [hidden,
  *   batch] each; keep [time, batch] or none. Tokens must be in range.
  * Results: outputs [hidden, time, batch]; the last carry; for a gradient h before each step, a
- *   Sequence of hidden, and residuals [time, residuals * hidden, state_panels * LANES]; scratch, in
- *   the compute dtype. */
+ *   Sequence of hidden, and residuals, tiles of float32: the gates, and the extra numbers of a cell
+ *   that has them; scratch, in the compute dtype. */
 XLA_FFI_Error *TARGET(forward)(XLA_FFI_CallFrame *frame) {
   if (is_metadata_query(frame)) return NULL;
   Call call = new_call(frame);
@@ -210,7 +221,8 @@ XLA_FFI_Error *TARGET(forward)(XLA_FFI_CallFrame *frame) {
   const bool has_gradient = num_left(&call.results) > 1;
   if (has_gradient) {
     f.layer.states = take_sequence(&call, &call.results, "previous", even(hidden), time, panels);
-    f.residuals = RESULT(&call, "residuals", F32, time, info.residuals * hidden, panels * LANES);
+    f.gates = RESULT(&call, "gates", F32, time, panels, info.gates * even(hidden), LANES);
+    if (info.extra) f.extra = RESULT(&call, "extra", F32, time, panels, even(hidden), LANES);
   }
   const long table = is_table ? table_words(cell, &f.layer, f.columns) : 0;
   float *rest = take_keep_and_scratch(&call, &f.layer, table + two_steps_words(&f.layer));

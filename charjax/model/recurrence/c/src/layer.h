@@ -87,9 +87,11 @@ INLINE Position shifted(Position p, long steps) {
   return p;
 }
 
+/* The first row of a gate in tiles of gates: that of each is padded to an even number of units. */
+INLINE long gate_start(const Layer *l, long gate) { return gate * even(l->hidden); }
+
 /* Indices into a sequence [features, time, batch], into one number a unit and lane
- * [hidden, state_panels * LANES], and into the residuals of a unit
- * [time, state_panels, hidden, residuals, LANES]. */
+ * [hidden, state_panels * LANES], and into residuals, float32 in tiles (sequence.h) of `gates`. */
 INLINE long sequence_index(const Layer *l, long feature, Position p) {
   return (feature * l->time + p.t) * l->batch + p.sequence;
 }
@@ -98,8 +100,9 @@ INLINE long lane_index(const Layer *l, long unit, Position p) {
   return unit * l->state_panels * LANES + p.sequence;
 }
 
-INLINE long residual_index(Cell cell, const Layer *l, long unit, Position p) {
-  return ((p.t * l->state_panels + p.panel) * l->hidden + unit) * CELLS[cell].residuals * LANES;
+INLINE long residual_index(const Layer *l, long gates, long gate, long unit, Position p) {
+  const long tile = p.t * l->state_panels + p.panel;
+  return (tile * gate_start(l, gates) + gate_start(l, gate) + unit) * LANES;
 }
 
 /* One unit of the carry between two steps. Of rows [hidden, batch] a thread with 16 of 32 sequences

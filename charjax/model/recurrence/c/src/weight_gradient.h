@@ -15,7 +15,7 @@
 #include "sequence.h"
 #include "thread_pool.h"
 
-enum { KC = 512, MAX_PANELS = 8 }; /* of an item */
+enum { KC = 1024, MAX_PANELS = 4 }; /* of an item */
 
 typedef struct Gradient {
   long rows, columns, tiles, vocab;
