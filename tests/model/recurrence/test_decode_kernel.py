@@ -22,6 +22,7 @@ from charjax.model.decode_weights import decode_weights, mask_token
 from charjax.model.recurrence.pallas_hopper import decode as kernel
 from charjax.model.recurrence.pallas_hopper.plan import LaunchConfig
 from charjax.model.recurrence.pallas_hopper.tiling import choose_decode_tiling
+from charjax.model.shapes import param_shapes
 from tests.model.recurrence.decode_scan import rows_of, scan, steps_of
 from tests.model.recurrence.test_pallas_hopper import HOPPER
 from tests.model.small import UNOPTIMIZED, carry_of, distance, normal, params_of, tokens_of
@@ -174,7 +175,8 @@ PROGRAMS = {  # of a GPU: whether the kernel runs them
 
 
 def is_persistent(config, options=(), num_top=None, copies=None):
-    model = Sampler(config, {"output_bias": np.zeros(VOCAB)}, masked=None)
+    params = {name: np.zeros(shape) for name, shape in param_shapes(config, VOCAB).items()}
+    model = Sampler(config, params, masked=None)
     return model.program(Sampling(**dict(options)), 99, num_top, copies).persistent
 
 
