@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import logging
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -21,6 +22,8 @@ _logger = logging.getLogger(__name__)
 
 _BASE = 0x9E3779B97F4A7C15  # odd, so that its powers have inverses modulo 2**64
 _MAX_CHARS = 50_000_000  # of a training text: the hashes take 50 bytes a character at the peak
+# Held while a text is read and hashed: requests at the same time need the memory for it once.
+_one_reader = threading.Lock()
 _NO_TEXT = "the training text is not here, has changed, or is too large"
 Hashes = UInt64[np.ndarray, " windows"]
 
@@ -38,7 +41,7 @@ def copied_passages(trained: TrainedModel, text: str, min_chars: int) -> list[tu
     Raises:
       ProtocolError: the training text is gone, has changed, or is too large.
     """
-    with _without_text(404):
+    with _without_text(404), _one_reader:
         known = _known_windows(trained, min_chars)
     windows = _window_hashes(text, min_chars)
     found = np.searchsorted(known, windows, side="right") > np.searchsorted(known, windows)
@@ -58,7 +61,7 @@ def table_against_copying(trained: TrainedModel, max_copy: int) -> CopyTable:
     Raises:
       ProtocolError: the training text is gone, has changed, or is too large.
     """
-    with _without_text(400, "max_copy"):
+    with _without_text(400, "max_copy"), _one_reader:
         return _table(trained, max_copy)
 
 

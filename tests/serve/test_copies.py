@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 from charjax.config import Config, DataConfig
 from charjax.data.vocab import Vocab
 from charjax.inference.sampling.copying import forbidden_tokens
+from charjax.inference.training_text import training_text
 from charjax.serve.copies import copied_passages, table_against_copying
 from charjax.serve.errors import ProtocolError
 from tests.inference import scripted
@@ -69,6 +72,23 @@ def test_a_text_too_large_for_the_memory_of_a_server_is_said(trained, monkeypatc
     monkeypatch.setattr("charjax.serve.copies._MAX_CHARS", len(TEXT) - 1)
     with pytest.raises(ProtocolError, match="too large"):
         copied_passages(trained, "a dark and stormy", 11)
+
+
+@pytest.mark.parametrize("asks", [copied_passages, table_against_copying])
+def test_requests_at_the_same_time_read_the_text_once(asks, trained, monkeypatch):
+    """The hashes of a large text take gigabytes."""
+    read = []
+
+    def slow_text(*arguments):
+        read.append(arguments)
+        time.sleep(0.2)
+        return training_text(*arguments)
+
+    monkeypatch.setattr("charjax.serve.copies.training_text", slow_text)
+    arguments = ("a dark and stormy", 12) if asks is copied_passages else (12,)
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(lambda _: asks(trained, *arguments), range(4)))
+    assert len(read) == 1
 
 
 def cycle_of(tmp_path, **changes):
