@@ -12,7 +12,7 @@ from charjax.inference.load import TrainedModel
 from charjax.inference.sampling.groups import is_batch_invariant
 from charjax.inference.sampling.sampler import Sampler
 from charjax.runtime.display import counted
-from charjax.serve.errors import ProtocolError
+from charjax.serve.errors import ProtocolError, shutting_down
 from charjax.serve.jobs import Choice, Job
 from charjax.serve.runners import SlotRunner
 from charjax.serve.schemas import MAX_LOGPROBS
@@ -67,7 +67,7 @@ class Engine:
         new = [text for text in texts if not text.done]
         with self._changed:
             if self._is_closed:
-                raise ProtocolError(503, "the server is shutting down")
+                raise shutting_down()
             pending = [text for text in self._texts if not text.is_given_up]
             if pending and len(pending) + len(new) > self._max_texts:
                 busy = f"busy with {counted(len(pending), 'text')}; try again later"

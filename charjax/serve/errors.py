@@ -49,6 +49,11 @@ def client_gone() -> ProtocolError:
     return ProtocolError(499, "the client has closed the connection")
 
 
+def shutting_down() -> ProtocolError:
+    """The error of a request that comes, or is not answered yet, when the server ends."""
+    return ProtocolError(503, "the server is shutting down")
+
+
 @contextlib.contextmanager
 def as_field_errors(param: str | None) -> Iterator[None]:
     """Turns an `InputError` into the error of a field; None: of the field that its message names.
