@@ -63,7 +63,9 @@ def read_tokens(
     if not known.issuperset(content.alphabet) and (unknown != "unk" or vocab.unk_id is None):
         counts = content.counts()
         missing = Counter({c: count for c, count in counts.items() if c not in known})
-        raise InputError(f"--file={file}: {vocab.unknown_message(missing)}")
+        # With newlines=unix no text has one.
+        remedy = "; for line ends of Windows give --newlines=unix" if "\r" in missing else ""
+        raise InputError(f"--file={file}: {vocab.unknown_message(missing)}{remedy}")
     return content.recoded(vocab.characters, len(vocab), vocab.unk_id).tokens
 
 

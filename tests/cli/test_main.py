@@ -50,6 +50,7 @@ FILES = {
     "empty.txt": b"",
     "short.txt": b"The cat sat.",
     "latin.txt": b"caf\xe9 " * 100,
+    "windows.txt": b"the cat\r\n" * 9,
     "syntax.py": b"def get_config(:\n",
     "bare.py": b"x = 1\n",
 }
@@ -165,6 +166,7 @@ FAULTS: dict[int, dict[str, tuple[str, ...]]] = {
         f"{SCORE} --file=@run": ("--file=", "no text file"),
         f"{SCORE} --file=@empty.txt": ("--file=", "empty.txt: has no character to predict"),
         f"{SCORE} --file=@tiny.py": ("--file=", "tiny.py: not in the vocabulary: U+"),
+        f"{SCORE} --file=@windows.txt": ("windows.txt: ", "U+000D", "give --newlines=unix"),
         f"{SCORE} --file=@none.txt": ("--file=", "none.txt"),
         f"{SCORE} --file=@latin.txt": ("latin.txt", "0xE9", "offset 3", "--encoding="),
         f"{SCORE} --file=@text.txt --csv_delimiter=xx": ("--csv_delimiter='xx': must be one",),
