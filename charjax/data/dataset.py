@@ -58,7 +58,8 @@ def load_dataset(
     Args:
       config: `data`, and `seed` for the order of the batches and of shuffled documents; also what
         `get_config` of a config file returns.
-      known: characters to add to the vocabulary, whether the text has them or not.
+      known: characters to add to the vocabulary, whether the text has them or not. For a trained
+        model give those of its vocabulary, as a fine-tuned one may know more than the text has.
       progress: called during a download with the bytes received and the bytes expected
         (0: unknown).
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from charjax.config import Config
 from charjax.data.dataset import load_dataset
-from charjax.inference.load import TrainedModel
+from charjax.inference.load import TrainedModel, kept_characters, load_initial
 from charjax.model.shapes import param_shapes
 
 
@@ -18,12 +18,14 @@ def config_info(config: Config) -> dict[str, Any]:
     """The sizes of the model and the dataset that a config describes, as JSON values.
 
     Raises:
-      InputError, HostError: the text cannot be loaded; see `load_dataset`.
+      InputError, HostError: the text or the initial model cannot be loaded; see `load_dataset`
+        and `load_initial`.
     """
     from charjax.runtime.dtypes import resolve_dtype
 
     config = resolve_dtype(config)
-    dataset = load_dataset(config)
+    initial = load_initial(config.train).vocab if config.train.init_from else None
+    dataset = load_dataset(config, known=kept_characters(config.train, initial))
     return _model(config, len(dataset.vocab)) | {
         "corpus": dataset.corpus.name,
         "chars": dataset.corpus.chars,

@@ -14,12 +14,13 @@ import numpy as np
 from charjax.checkpoint.meta import CheckpointMeta, RunMeta
 from charjax.checkpoint.reader import CheckpointReader, Which, check_which
 from charjax.checkpoint.record import Leaf, Record
-from charjax.config import CELL_SIZES, Config
+from charjax.config import CELL_SIZES, Config, TrainConfig
 from charjax.data.vocab import Vocab
 from charjax.errors import CheckpointError, InputError
 from charjax.inference.hub import read_hub
 from charjax.model.shapes import param_shapes
 from charjax.runtime.display import counted
+from charjax.runtime.paths import expand_path
 from charjax.workdir import Workdir
 
 BUILTIN = Path(__file__).parents[1] / "builtin"
@@ -98,6 +99,26 @@ def load_builtin() -> TrainedModel:
         trained.run.corpus.name,
     )
     return trained
+
+
+def load_initial(config: TrainConfig) -> TrainedModel:
+    """The model that `init_from` names, which must name one, with its best weights.
+
+    Raises:
+      InputError: there is no such model.
+    """
+    try:
+        folder = Path(expand_path(config.init_from, "--init_from"))
+        if folder == Path("builtin") and not folder.exists():
+            folder = BUILTIN
+        return load_trained(folder, which="best")
+    except CheckpointError as error:
+        raise InputError(f"--init_from={config.init_from}: {error}") from None
+
+
+def kept_characters(config: TrainConfig, initial: Vocab | None) -> tuple[str, ...]:
+    """The characters that the vocabulary of a run has from its initial model, if there is one."""
+    return initial.characters if initial and config.init_characters == "keep" else ()
 
 
 def _load_run(workdir: Path, which: Which) -> TrainedModel:

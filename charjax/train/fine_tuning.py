@@ -10,7 +10,6 @@ import hashlib
 import logging
 import math
 from collections.abc import Collection
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -21,12 +20,11 @@ from charjax.checkpoint.meta import RunMeta, SourceMeta
 from charjax.config import Config, ModelConfig
 from charjax.data.dataset import Dataset
 from charjax.data.vocab import Vocab
-from charjax.errors import CheckpointError, InputError
+from charjax.errors import InputError
 from charjax.export.weights import named_weights
-from charjax.inference.load import BUILTIN, TrainedModel, load_trained
+from charjax.inference.load import TrainedModel, load_initial
 from charjax.model.cells import CELLS
 from charjax.runtime.display import code_points
-from charjax.runtime.paths import expand_path
 from charjax.train.train_state import TrainState, state_from
 from charjax.types import PyTree
 
@@ -70,13 +68,7 @@ def read_initial_model(config: Config, saved: RunMeta | None) -> InitialModel | 
     if not config.train.init_from:
         return None
     option = f"--init_from={config.train.init_from}"
-    try:
-        folder = Path(expand_path(config.train.init_from, "--init_from"))
-        if folder == Path("builtin") and not folder.exists():
-            folder = BUILTIN
-        trained = load_trained(folder, which="best")
-    except CheckpointError as error:
-        raise InputError(f"{option}: {error}") from None
+    trained = load_initial(config.train)
     _check_same_architecture(config, trained, option)
     digest = hashlib.sha256()
     for name, array in named_weights(trained.params).items():

@@ -18,6 +18,7 @@ from charjax.checkpoint.record import Record
 from charjax.config import Config, to_dict
 from charjax.data.dataset import Dataset, load_dataset
 from charjax.data.shuffle import resolve_order
+from charjax.inference.load import kept_characters
 from charjax.model.network import parameter_count
 from charjax.model.recurrence.resolution import Resolution
 from charjax.runtime import distributed
@@ -166,8 +167,7 @@ def _read_text(
     """The initial model, if there is one, and the dataset; its vocabulary may keep the model's."""
     with display.task("reading the text") as update, distributed.primary_first():
         initial = read_initial_model(config, saved)
-        keep = config.train.init_characters == "keep"
-        known = initial.vocab.characters if initial and keep else ()
+        known = kept_characters(config.train, initial.vocab if initial else None)
         return initial, load_dataset(config, known=known, progress=update)
 
 

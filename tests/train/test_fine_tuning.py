@@ -104,6 +104,22 @@ def test_new_tokens_are_all_but_impossible_also_where_a_unit_has_no_bounds(cell)
     assert masses.sum(axis=-1).max() < 1.001e-7  # the logits are rounded
 
 
+@pytest.mark.parametrize("choice", ["keep", "drop"])
+def test_the_info_of_a_config_counts_the_characters_of_the_initial_model(
+    choice, folder, tmp_path, capfd
+):
+    more = [f"--config.train.init_from={folder}/base4", f"--config.train.init_characters={choice}"]
+    assert train(folder, tmp_path / "run", "new", *more, *ONE_STEP_OF_NONE) == 0
+    run = load_trained(tmp_path / "run", which="best").run
+    capfd.readouterr()
+    text = f"--config.data.path={folder}/new.txt"
+    assert main(["info", f"--config={folder}/tiny.py", text, *more]) == 0
+    info = json.loads(capfd.readouterr().out)
+    assert (info["vocab_size"], info["parameters"]) == (len(run.vocab), run.parameters)
+    assert main(["info", f"--config={folder}/tiny.py", text, "--config.train.init_from=none"]) == 2
+    assert "--init_from=none: " in capfd.readouterr().err
+
+
 def test_characters_that_the_text_lacks_are_dropped_by_choice(folder, tmp_path, capfd):
     more = [f"--init_from={folder}/base4", "--config.train.init_characters=drop"]
     assert train(folder, tmp_path / "run", "new", *more, *ONE_STEP_OF_NONE) == 0
