@@ -49,7 +49,7 @@ def tiles(x):
 
 
 # [rows, columns, time, batch]: around panels, tiles, bf16 pairs and blocks of the K loop.
-MATRICES = [(2, 2, 1, 1), (24, 16, 64, 16), (26, 34, 19, 27), (2, 130, 150, 13)]
+MATRICES = [(2, 2, 1, 1), (24, 16, 64, 16), (26, 34, 19, 27), (2, 130, 79, 13)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
