@@ -84,7 +84,12 @@ def ended(tmp_path) -> subprocess.CompletedProcess[str]:
     text.write_text("Käse und Brot, 3 € alle Tage.\n" * 200, encoding="utf-8")
     config = tmp_path / "my cönfig.py"
     config.write_text(CONFIG.format(path=str(text)), encoding="utf-8")
-    environment = os.environ | {"PYTHONIOENCODING": "cp1252", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {
+        "PYTHONIOENCODING": "cp1252",
+        "PYTHONPATH": str(ROOT),
+        "PYTHONWARNDEFAULTENCODING": "1",
+        "PYTHONWARNINGS": "default::EncodingWarning",
+    }
     return subprocess.run(
         [sys.executable, "-c", PROGRAM, str(workdir), str(config)],
         capture_output=True, encoding="cp1252", env=environment, timeout=300, check=False,
@@ -98,3 +103,6 @@ def test_a_run_needs_neither_fcntl_nor_posix_signals_nor_a_compiler(ended):
     (line,) = [line for line in ended.stderr.splitlines() if line.startswith("charjax: ")]
     assert "in use by process" in line
     assert "step 20" in ended.stdout
+    # Of a file that would be opened in the encoding of the system.
+    warnings = [line for line in ended.stderr.splitlines() if "EncodingWarning" in line]
+    assert [line for line in warnings if line.startswith(f"{ROOT}{os.sep}charjax")] == []

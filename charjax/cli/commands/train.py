@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
     allow = [name for name in args.allow.split(",") if name]
     with (
         join_processes(_process_spec(args), native_log=workdir / "process-{}.log"),
-        open(os.devnull, "w") as nowhere,
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
     ):
         shown = LastingStream(sys.stdout if is_primary() else nowhere, _report_loss)
         display = make_display(shown)
