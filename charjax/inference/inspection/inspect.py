@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from charjax.config import ModelConfig
 from charjax.data.packed.tokens import TokenIds
-from charjax.data.tokens.ids import check_ids
+from charjax.data.tokens.ids import as_ids, check_ids
 from charjax.data.vocab import Vocab
 from charjax.errors import InputError
 from charjax.inference.inspection.units import Separation, separations
@@ -56,10 +56,12 @@ def inspect(trained: TrainedModel, ids: TokenIds, progress: ProgressFn) -> Inspe
         are done, and the total of either.
 
     Raises:
-      InputError: the text has fewer than two characters.
+      InputError: the text has fewer than two characters, or these are no ids of tokens.
       DivergedError: the loss is not finite.
     """
-    ids = np.asarray(ids, np.int32)
+    ids = as_ids(ids)
+    check_ids(ids, len(trained.vocab))
+    ids = ids.astype(np.int32)
     predictions = predict(trained, ids, progress)
     states = _states(trained, ids, progress)
     # tanh keeps the order of the states, by which units are compared, but float32 does not: it

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import jax
@@ -33,7 +34,7 @@ _CHUNK = 1 << 20  # tokens counted at a time, to bound the memory
 
 def read_file(
     trained: TrainedModel,
-    file: str,
+    file: str | Path,
     *,
     unknown: str,
     options: Mapping[str, Any] | None = None,
@@ -55,7 +56,7 @@ def read_file(
     if options:
         rules = rules.with_options(trained.config.data, options)
     ids = read_tokens(
-        file,
+        str(file),
         rules,
         trained.vocab,
         unknown=unknown,

@@ -31,6 +31,16 @@ def test_ids_without_activations_are_refused(ids, message):
         activations(AB, np.array(ids, np.int32), no_progress)
 
 
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [([0.5, 1.5], "token ids of dtype float64: "), ([0, 2**32 + 1], "id 4294967297: ")],
+)
+def test_what_is_no_id_is_not_rounded_to_one(ids, message):
+    with pytest.raises(InputError, match=f"^{message}"):
+        inspect(AB, ids, no_progress)
+
+
 def test_predictions_are_the_models_probabilities():
     ids = AB.vocab.encode("abca")
     records = list(prediction_records(AB.vocab, ids, predict(AB, ids, no_progress)))

@@ -18,7 +18,7 @@ AB = trained(chain(np.log([[0.5, 0.5], [0.1, 0.9]])), "ab")
 
 
 def score_of(file, unknown="error"):
-    return score_text(AB, read_file(AB, str(file), unknown=unknown), no_progress)
+    return score_text(AB, read_file(AB, file, unknown=unknown), no_progress)
 
 
 def test_a_file_is_scored_with_the_models_vocabulary(tmp_path):
