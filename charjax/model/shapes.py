@@ -59,9 +59,11 @@ def check_params(
         config is outside its limits.
     """
     check_model_limits(config)
+    if not isinstance(params, Mapping):
+        raise InputError(f"params of type {type(params).__name__}: must be mappings of arrays")
     found = {name.replace(".", "/"): np.shape(leaf) for name, leaf in leaves(params)}
     if vocab_size is None:
-        (vocab_size,) = found.get("output_bias", (0,))
+        vocab_size = (found.get("output_bias") or (0,))[0]
     wanted = param_shapes(config, vocab_size)
     for name in wanted | found:
         if found.get(name) != wanted.get(name):

@@ -173,6 +173,15 @@ def test_parameters_of_another_config_are_refused(field):
         CharRNN(config, VOCAB + 1).run(params, tokens, carry)
 
 
+@pytest.mark.usefixtures("unchecked_types")
+def test_what_are_no_parameters_is_refused():
+    params = params_of(CONFIGS["gru"], VOCAB)
+    stacked = jax.tree.map(lambda leaf: np.stack([leaf, leaf]), params)  # of an ensemble
+    for given in (None, [params], {"params": params}, stacked, params | {"output_bias": 0.0}):
+        with pytest.raises(InputError, match=r"^params"):
+            char_nats(CONFIGS["gru"], given, np.arange(3))
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("cell", "LSTM"), ("dtype", "float16"), ("init", "zeros"), ("hidden", 0), ("dropout", 1.5)],
