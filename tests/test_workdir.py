@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from charjax.errors import HostError, InputError
-from charjax.runtime.files import append_text
+from charjax.runtime.files import append_content
 from charjax.workdir import Workdir
 
 HOLD_LOCK = """
@@ -198,10 +198,12 @@ def test_a_link_where_a_run_writes_is_refused(tmp_path, name):
 
 def test_a_link_that_comes_later_is_not_written_through(tmp_path):
     folder = Workdir(tmp_path)
-    for name in ("run.json", ".run.json.tmp", "metrics.jsonl"):
+    writes = {name: lambda: folder.write_run({}) for name in ("run.json", ".run.json.tmp")}
+    writes["metrics.jsonl"] = lambda: append_content(folder.metrics, b"text")
+    for name, write in writes.items():
         (tmp_path / name).symlink_to(tmp_path / "target")
         with pytest.raises(InputError, match="a link"):
-            append_text(folder.metrics, "text") if name == "metrics.jsonl" else folder.write_run({})
+            write()
         (tmp_path / name).unlink()
     assert os.listdir(tmp_path) == []
 
