@@ -9,7 +9,6 @@ import json
 import sys
 from pathlib import Path
 
-import jax
 import jax.export
 import numpy as np
 
