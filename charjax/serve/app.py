@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -21,7 +22,7 @@ from charjax.serve.body import Fields, body_parser, read_body
 from charjax.serve.completions import parse_completion
 from charjax.serve.copies import copied_passages, table_against_copying
 from charjax.serve.delivery import EventStream, whole_answer
-from charjax.serve.errors import ProtocolError, as_field_errors
+from charjax.serve.errors import ProtocolError, as_field_errors, shutting_down
 from charjax.serve.jobs import PieceQueue
 from charjax.serve.limits import RequestLimits
 from charjax.serve.logprobs import token_string
@@ -56,6 +57,11 @@ def make_app(
       hosts: names of this server in the Host header, beside IP addresses and localhost.
       origins: of the web pages that may use it, as "https://example.org"; "*": all.
     """
+    handlers: dict[Any, Any] = {
+        ProtocolError: _protocol_error,
+        HTTPException: _http_error,
+        Exception: _internal_error,
+    }
     middleware = [Middleware(AccessChecks, key=key, hosts=hosts)]
     if origins:
         cors = Middleware(
@@ -68,20 +74,21 @@ def make_app(
     return Starlette(
         routes=Handlers(models, limits).routes(has_key=bool(key)),
         middleware=middleware,
-        exception_handlers={
-            ProtocolError: lambda _, error: error_response(error),
-            HTTPException: lambda _, error: _http_error(error),
-            Exception: _internal_error,
-        },
+        exception_handlers=handlers,
     )
 
 
-def _internal_error(request: Request, error: Exception) -> Response:
+# Starlette calls handlers that are not `async` in a thread: too late where the server ends.
+async def _protocol_error(request: Request, error: ProtocolError) -> Response:
+    return error_response(error)
+
+
+async def _internal_error(request: Request, error: Exception) -> Response:
     _logger.error("%s: internal error", request.url.path, exc_info=error)
     return error_response(ProtocolError(500, "internal error; see the server's log"))
 
 
-def _http_error(error: HTTPException) -> Response:
+async def _http_error(request: Request, error: HTTPException) -> Response:
     messages = {404: "there is no such path; see /openapi.json", 405: "method not allowed"}
     response = error_response(
         ProtocolError(error.status_code, messages.get(error.status_code, error.detail))
@@ -145,8 +152,11 @@ class Handlers:
         parse = body_parser(operation.body)
 
         async def endpoint(request: Request) -> Response:
-            body = await read_body(request, self._limits.max_body)
-            return await operation.handle(request, parse(body))
+            try:
+                body = await read_body(request, self._limits.max_body)
+                return await operation.handle(request, parse(body))
+            except asyncio.CancelledError:  # uvicorn's, whose answer would be an internal error
+                raise shutting_down() from None
 
         return Route(operation.path, endpoint, methods=["POST"])
 

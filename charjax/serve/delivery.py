@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.responses import StreamingResponse
 
 from charjax.serve.completions import Completion
-from charjax.serve.errors import ProtocolError, client_gone, shutting_down
+from charjax.serve.errors import ProtocolError, client_gone
 from charjax.serve.jobs import PieceQueue
 from charjax.serve.responses import event
 from charjax.serve.text import Delta
@@ -60,7 +60,7 @@ async def whole_answer(
     """The answer with all texts.
 
     Raises:
-      ProtocolError: the engine failed, the time is over, the client has gone, or the server ends.
+      ProtocolError: the engine failed, the time is over, or the client has gone.
     """
     watch = asyncio.create_task(_close_when_gone(request, pieces))
     choices: dict[int, list[Delta]] = {}
@@ -69,8 +69,6 @@ async def whole_answer(
             for index, piece in part:
                 choices.setdefault(index, []).append(piece)
         return completion.whole(choices)
-    except asyncio.CancelledError:  # uvicorn's, and its answer would be an internal error
-        raise shutting_down() from None
     finally:
         pieces.is_closed = True
         watch.cancel()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from itertools import product
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from charjax.inference.options import Controls, Sampling
 from charjax.inference.scoring.evaluate import char_nats
 from charjax.inference.texts.prompt import Prompt
 from charjax.serve import engine, runners
-from charjax.serve.delivery import whole_answer
 from charjax.serve.errors import ProtocolError
 from charjax.serve.jobs import Choice, PieceQueue
 from charjax.serve.limits import RequestLimits
@@ -81,17 +79,17 @@ def test_a_client_that_leaves_frees_its_row(small, stream):
     assert asyncio.run(leave()).status == (200 if stream else 499)
 
 
-def test_an_answer_that_the_end_of_the_server_cuts_off_says_so():
-    async def cut_off():
-        client = Mock(receive=asyncio.Event().wait)
-        answer = asyncio.ensure_future(whole_answer(Mock(), PieceQueue(1, 60), client))
-        await asyncio.sleep(0)
-        answer.cancel()
-        with pytest.raises(ProtocolError, match="shutting down") as error:
-            await answer
-        return error.value.status
+@pytest.mark.parametrize("cut_off", ["read_body", "whole_answer"])
+def test_what_the_end_of_the_server_cuts_off_is_an_error_of_the_protocol(
+    cut_off, small, monkeypatch
+):
+    async def cancelled(*_):
+        raise asyncio.CancelledError
 
-    assert asyncio.run(cut_off()) == 503
+    monkeypatch.setattr(f"charjax.serve.app.{cut_off}", cancelled)
+    response = post(small.app, "/v1/completions", {"prompt": "a", "max_tokens": 1})
+    assert response.status == 503
+    assert "shutting down" in response.json["error"]["message"]
 
 
 def test_requests_beyond_the_queue_are_refused(small, monkeypatch):

@@ -115,6 +115,13 @@ def test_a_client_that_leaves_within_its_body_is_no_internal_error(app, caplog):
     assert not caplog.records
 
 
+def test_errors_need_no_thread(app, monkeypatch):
+    """A server that ends would not wait for it, nor send the error."""
+    monkeypatch.setattr("anyio.to_thread.run_sync", None)
+    refused(post(app, "/v1/completions", b"{"), 400)
+    refused(get(app, "/v1/chat"), 404)
+
+
 def test_half_of_a_surrogate_pair_is_refused(app):
     body = b'{"prompt": "a\\ud800", "x\\ud800": 1}'
     refused(post(app, "/v1/completions", body), 400)
