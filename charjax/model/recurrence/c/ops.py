@@ -149,9 +149,11 @@ def _call_backward(static: _Static, res: _Residuals, grads: _Result) -> _Gradien
     arguments = res.outputs, res.cell, weights.kernel, initial, d_outputs, d_last, keep
     sizes, attributes = (static.cell, hidden, batch), {"cell": static.cell}
     all_shapes = [*shapes.values(), *carry]
-    in_place = {}
-    if jnp.dtype(static.dtype) == jnp.float32:  # gradients replace residuals, which are read once
-        in_place = {1: 0, 2: 1} if "candidate" in shapes else {1: 0}
+    in_place = {}  # {argument: result}
+    if jnp.dtype(static.dtype) == jnp.float32:
+        in_place[1] = 0  # the gates: no later step reads them
+        if "candidate" in shapes:
+            in_place[2] = 1  # the extra residual of a GRU, likewise
     results = _call(static, build.BACKWARD, all_shapes, arguments, sizes, in_place, **attributes)
     found = dict(zip(shapes, results, strict=False))
     d_bias = jnp.sum(found["bias"], axis=1) if reset_after else None

@@ -104,8 +104,9 @@ INLINE void copy_initial_carry(Cell cell, const Forward *f, long weight_panel, P
   pad_states(f, units.end, p);
 }
 
-/* Saves one unit's residuals of step p. */
-INLINE void save(Cell cell, const Forward *f, long unit, Position p, const Residuals *residuals) {
+/* Stores one unit's residuals of step p, if there is a gradient. */
+INLINE void store_residuals(Cell cell, const Forward *f, long unit, Position p,
+                            const Residuals *residuals) {
   const Layer *l = &f->layer;
   const int gates = CELLS[cell].gates;
   if (f->gates == NULL) return;
@@ -122,7 +123,7 @@ INLINE State next_state(Cell cell, const Forward *f, long unit, Position p, cons
   const State before = load_carry(cell, l, unit, p);
   Residuals residuals;
   const State after = cell_forward(cell, igates, hgates, bias, before, &residuals);
-  save(cell, f, unit, p, &residuals);
+  store_residuals(cell, f, unit, p, &residuals);
   return after;
 }
 
