@@ -89,8 +89,10 @@ def train(
 
 def _train(run: Run, state: RunState, update: Callable[..., None]) -> int | None:
     """Trains until the run ends; returns the signal that stopped it, or None."""
-    stop, is_compiled = Stopping(run, state), False
+    stop, is_compiled, had_ended = Stopping(run, state), False, bool(state.progress.ended)
     is_done = stop.stops_here()
+    if is_done and not had_ended:
+        _note_last_step(run, state)
     is_due = bool(state.progress.pending or state.progress.unsampled)
     _write_run(run, state, is_finished=is_done and not is_due)
     wait = compile_ahead.start(run.meta.resolved_config, state.train_state.eval_params, run.dataset)
@@ -123,6 +125,17 @@ def _train(run: Run, state: RunState, update: Callable[..., None]) -> int | None
             status = messages.status(state.record, state.progress)
             update(state.step, run.intervals.total, messages.progress_note(status), status)
     return stop.signal
+
+
+def _note_last_step(run: Run, state: RunState) -> None:
+    """Notes what the last step still needs, where it was saved before it became the last one."""
+    progress, has_val = state.progress, run.dataset.splits.val.ids.size > 1
+    if progress.pending or progress.unsampled:
+        return
+    if _saved_val_loss(run, state) is None and (has_val or progress.losses.count):
+        progress.pending = _next_record(run, state, state.step)
+    else:
+        progress.unsampled = state.step % run.intervals.sample != 0
 
 
 def _write_run(run: Run, state: RunState, *, is_finished: bool) -> None:
@@ -161,9 +174,7 @@ def _do_what_is_due(run: Run, state: RunState, stop: Stopping, update: Callable[
     val_loss, is_best = None, False
     try:
         if progress.unsampled:
-            saved = run.checkpoints.read_meta(which=step)
-            val_text_id = run.meta.corpus.sha256, progress.validation.val_record
-            val_loss = saved.val_loss if saved.val_text_id == val_text_id else None
+            val_loss = _saved_val_loss(run, state)
         elif ended or progress.pending or step % intervals.evaluate == 0:
             progress.pending = progress.pending or _next_record(run, state, step)
             if save:
@@ -180,6 +191,13 @@ def _do_what_is_due(run: Run, state: RunState, stop: Stopping, update: Callable[
     if save or is_best or stops:
         _save(run, state, val_loss)
     return stops
+
+
+def _saved_val_loss(run: Run, state: RunState) -> float | None:
+    """The validation loss saved with this step, if it was measured on the text of today."""
+    saved = run.checkpoints.read_meta(which=state.step)
+    val_text_id = run.meta.corpus.sha256, state.progress.validation.val_record
+    return saved.val_loss if saved.val_text_id == val_text_id else None
 
 
 def _next_record(run: Run, state: RunState, step: int) -> dict[str, Any]:

@@ -233,6 +233,39 @@ def test_a_run_that_is_interrupted_and_resumed_is_the_run_that_was_not(
     assert second.progress.validation.best == finished.progress.validation.best
 
 
+@pytest.mark.parametrize(
+    ("moment", "fields"),
+    [
+        ("between two steps", {"train": {"log_every": 1000}}),
+        ("between two steps", {"train": {"log_every": 5}}),
+        ("between two steps", {"data": {"split": (1.0, 0.0, 0.0)}}),
+        ("while they are done", {"train": {"sample_every": 40}}),
+        ("while they are done", {"train": {"sample_every": 20}}),
+    ],
+)
+def test_a_run_that_was_stopped_at_what_becomes_its_last_step_ends_like_any_other(
+    moment, fields, config, tmp_path
+):
+    config = changed(changed(config, optim={"schedule": "constant", "warmup": 0.0}), **fields)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    with pytest.raises(InterruptedRunError):
+        train(config, stopped, Recorder(stop_when(signal.SIGTERM, MOMENTS[moment])))
+    short = changed(config, train={"max_steps": newest(stopped).step})
+    assert run(short, whole).progress.ended == run(short, stopped).progress.ended
+    assert evaluations(stopped) == evaluations(whole)
+    assert outcome(stopped)[1:] == outcome(whole)[1:]
+    assert newest(stopped).val_loss == newest(whole).val_loss
+    before = outcome(stopped)
+    run(short, stopped)
+    assert outcome(stopped) == before
+
+
+def evaluations(folder: Path) -> list[tuple[int, float]]:
+    """(step, loss) of every training and validation loss in the records."""
+    records = read_metrics(Workdir(folder).metrics)
+    return [(r["step"], r[key]) for key in ("train_loss", "val_loss") for r in records if key in r]
+
+
 @pytest.mark.parametrize("optimizer", ["muon", "schedule_free"])
 def test_a_run_of_each_optimizer_is_resumed(optimizer, config, tmp_path):
     optim = {"name": optimizer, "freeze": "embedding"}
