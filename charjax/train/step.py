@@ -92,7 +92,7 @@ def make_step(
     Returns:
       A pure function (state, batch) -> (state, metrics). If the loss or the gradient is not
       finite, it changes nothing but `step` and `skipped`. It raises InputError for a batch whose
-      arrays do not fit together.
+      arrays do not fit together, the carry, or the fields that divide a batch.
 
     Raises:
       InputError: a field is outside its limits, or the boundary outside the vocabulary.
@@ -106,6 +106,7 @@ def make_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         _check_batch(batch)
+        _check_sizes(config, batch, state)
         carry = reset_carry(state.carry, jnp.asarray(batch.reset))
         if config.train.scheduled_sampling:
             keys = row_keys(Stream.SCHEDULED, state.step, batch.inputs.shape[0])
@@ -161,16 +162,37 @@ def repeat_on_slices(step: Step, length: int) -> Steps:
 
 
 def _check_batch(batch: Batch) -> None:
-    """Raises InputError for arrays that XLA would broadcast, and for a mask of weights."""
+    """Raises InputError for arrays that XLA would broadcast, or of a dtype for something else."""
     shape = batch.inputs.shape
+    if len(shape) != 2:
+        raise InputError(f"batch.inputs of shape {shape}: must be [sequences, characters]")
     for name, wanted in zip(Batch._fields, [shape] * 3 + [shape[:1]], strict=True):
         found = getattr(batch, name).shape
         if found != wanted:
             raise InputError(
                 f"batch.{name} of shape {found}: must be {wanted}, as the inputs are {shape}"
             )
+    if not jnp.issubdtype(batch.targets.dtype, jnp.integer):
+        raise InputError(f"batch.targets of dtype {batch.targets.dtype}: must be integers")
     if batch.mask.dtype != bool:
         raise InputError(f"batch.mask of dtype {batch.mask.dtype}: must be bool")
+
+
+def _check_sizes(config: Config, batch: Batch, state: TrainState) -> None:
+    """Raises InputError for a batch that does not fit the carry, or is not cut without a rest."""
+    shape = batch.inputs.shape
+    rows, length = shape
+    num_carries = len(jax.tree.leaves(state.carry)[0])
+    if rows != num_carries:
+        raise InputError(f"batch.inputs of shape {shape}: the carry is of {num_carries} sequences")
+    parts = ("parallel.accumulate", config.parallel.accumulate, rows, "sequences")
+    blocks = ("model.remat", config.model.remat or 1, length, "characters")
+    for field, number, size, what in (parts, blocks):
+        if size % number:
+            raise InputError(
+                f"config.{field}={number}: must divide the {size} {what} of a batch, whose inputs "
+                f"are {shape}"
+            )
 
 
 def _psum(axis_name: str | None, x: Any) -> Any:

@@ -305,6 +305,8 @@ def test_the_learning_rate_is_that_of_the_newest_update_and_not_of_the_newest_st
         ),
         ("mask", np.full((BATCH, LENGTH), 0.5, np.float32), "of dtype float32: must be bool"),
         ("targets", np.zeros((BATCH, 1), np.int32), rf"of shape \({BATCH}, 1\): must be "),
+        ("targets", np.zeros((BATCH, LENGTH)), "of dtype float32: must be integers"),
+        ("inputs", np.zeros(BATCH, int), rf"of shape \({BATCH},\): must be \[sequences, char"),
         ("reset", np.ones(1, bool), rf"of shape \(1,\): must be \({BATCH},\)"),
     ],
 )
@@ -312,6 +314,20 @@ def test_a_batch_whose_arrays_do_not_fit_together_is_refused(name, value, messag
     batch = reset_batch()._replace(**{name: value})
     with pytest.raises(InputError, match=f"^batch.{name} {message}"):
         jax.eval_shape(step_of(CONFIG), first_state(CONFIG), batch)
+
+
+@pytest.mark.parametrize(
+    ("fields", "rows", "message"),
+    [
+        ({"parallel": {"accumulate": 3}}, BATCH, r"^config\.parallel\.accumulate=3: must divide"),
+        ({"model": {"remat": 3}}, BATCH, r"^config\.model\.remat=3: must divide"),
+        ({}, 4, rf"^batch\.inputs of shape \(4, {LENGTH}\): the carry is of {BATCH} sequences"),
+    ],
+)
+def test_a_batch_that_fits_neither_carry_nor_config_is_refused(fields, rows, message):
+    batch, config = Batch(*(array[:rows] for array in reset_batch())), config_of(**fields)
+    with pytest.raises(InputError, match=message):
+        jax.eval_shape(step_of(config), first_state(config), batch)
 
 
 @pytest.mark.usefixtures("unchecked_types")
