@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from charjax.data.reading.rules import ReadingRules
 from charjax.data.vocab import Vocab
 from charjax.errors import HostError, InputError
 from charjax.export.conversion.arrays import ConvertedModel, with_order
-from charjax.export.conversion.keras import read_keras
+from charjax.export.conversion.keras import ONE_FILE, read_keras
 from charjax.export.conversion.torch import read_torch, weight_files
 from charjax.export.conversion.vocabulary import read_vocabulary
 from charjax.model.network import parameter_count
@@ -53,6 +54,10 @@ def convert(file: Path, source: str, vocabulary: Path, out: Path) -> None:
     for other, suffixes in _SUFFIXES.items():
         if other != source and file.suffix.lower() in suffixes:
             raise InputError(f"{file}: has the name of a file of {other}; give --from={other}")
+    if _is_of_tensorflow(file):
+        raise InputError(
+            f"{file}: is of TensorFlow, no .keras or .weights.h5 file of Keras 3; {ONE_FILE}"
+        )
     digest = hashlib.sha256()
     with _named_errors(file):
         for part in weight_files(file):
@@ -83,6 +88,14 @@ def _check_new(workdir: Workdir) -> None:
     is_saved = any(UNFINISHED not in path.name for path in workdir.checkpoints.glob("*"))
     if (out.exists() and not out.is_dir()) or names - _LEFT or is_saved or not is_started:
         raise InputError(f"--out={out}: exists; name a new folder")
+
+
+def _is_of_tensorflow(file: Path) -> bool:
+    """Whether this is a SavedModel or a checkpoint: prefix of files, one of them, their folder."""
+    is_part = re.search(r"\.index$|\.data-\d+-of-\d+$|^saved_model\.pb$", file.name)
+    is_prefix = Path(f"{file}.index").exists() and not file.exists()
+    is_folder = any((*file.glob("saved_model.pb"), *file.glob("*.index")))
+    return bool(is_part) or is_prefix or is_folder
 
 
 def _activations(model: ConvertedModel) -> str:

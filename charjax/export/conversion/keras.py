@@ -32,7 +32,7 @@ _MAX_CONFIG_BYTES = 16 * 2**20
 _NOT_WEIGHTS = re.compile(
     r"(.*/)?(optimizer|compile_metrics|metrics|loss_tracker)/.*|.*/seed_generator.*"
 )
-_ONE_FILE = "save one file with Keras 3, by model.save_weights('NAME.weights.h5')"
+ONE_FILE = "save one file with Keras 3, by model.save_weights('NAME.weights.h5')"
 # layers/gru/cell/vars/0; layers/rnn/cell/cells/gru_cell/vars/0 of a layer of stacked cells.
 _PART = re.compile(r"(?P<layer>.*)/cell(?P<number>/cells/\w+)?/vars/(?P<part>[012])")
 
@@ -47,8 +47,8 @@ def read_keras(file: Path) -> ConvertedModel:
     h5py = import_extra("h5py")
     content, are_layers_checked = read_linked(file), False
     if file.name.endswith(".weights.json"):
-        raise InputError(f"the index of weights in shards; {_ONE_FILE}")
-    with as_input_errors(f"damaged, or not a file of Keras 3; {_ONE_FILE}"):
+        raise InputError(f"the index of weights in shards; {ONE_FILE}")
+    with as_input_errors(f"damaged, or not a file of Keras 3; {ONE_FILE}"):
         if zipfile.is_zipfile(io.BytesIO(content)):
             content, are_layers_checked = _unpack(content)
         with h5py.File(io.BytesIO(content), "r") as opened:
@@ -56,7 +56,7 @@ def read_keras(file: Path) -> ConvertedModel:
     arrays = {name: a for name, a in arrays.items() if not _NOT_WEIGHTS.fullmatch(name)}
     layers, others = split_layers(float32_weights(arrays), _PART)
     if not layers:
-        raise InputError(f"no GRU, LSTM or SimpleRNN: the file has no .../cell/vars/0; {_ONE_FILE}")
+        raise InputError(f"no GRU, LSTM or SimpleRNN: the file has no .../cell/vars/0; {ONE_FILE}")
     _check_places(layers)
     model = model_of(
         {name: _layer(name, parts) for name, parts in layers.items()},
@@ -117,7 +117,7 @@ def _check_places(names: Iterable[str]) -> None:
 
 def _layer(name: str, parts: Arrays) -> ForeignLayer:
     if not {"0", "1"} <= parts.keys():
-        raise InputError(f"{name}: does not have two kernels, as in a shard; {_ONE_FILE}")
+        raise InputError(f"{name}: does not have two kernels, as in a shard; {ONE_FILE}")
     bias = parts.get("2", np.zeros((2, *parts["1"].shape[1:]), np.float32))
     if bias.ndim == 2 and len(bias) == 2:
         return ForeignLayer(parts["0"], parts["1"], *bias)

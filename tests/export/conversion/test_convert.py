@@ -726,6 +726,29 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path, capfd):
         assert said in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("source", ["torch", "keras"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ckpt_10",
+        "ckpt_10.index",
+        "ckpt_10.data-00000-of-00001",
+        "",
+        "model",
+        "model/saved_model.pb",
+    ],
+)
+def test_what_tensorflow_saves_is_named_with_what_can_be_read(name, source, tmp_path, capfd):
+    (tmp_path / "model").mkdir()
+    for file in ("ckpt_10.index", "ckpt_10.data-00000-of-00001", "model/saved_model.pb"):
+        (tmp_path / file).write_bytes(b"bytes")
+    flags = [f"--from={source}", f"--vocabulary={tmp_path}/v.txt", f"--out={tmp_path}/run"]
+    assert main(["convert", str(tmp_path / name), *flags]) == 2
+    (said,) = capfd.readouterr().err.splitlines()
+    assert f"{tmp_path / name}: is of TensorFlow, no .keras or .weights.h5 file" in said
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("out", ["file/run", "a[b"])
 def test_an_error_about_the_folder_to_write_names_no_flag_of_other_commands(out, tmp_path, convert):
     (tmp_path / "file").write_text("mine")
