@@ -253,6 +253,23 @@ def test_score_takes_the_reading_options_for_a_file_that_differs(lines_run, char
 
 
 @pytest.mark.parametrize(
+    ("flag", "mode"),
+    [
+        ("--documents=lines", "lines"),
+        ("--documents=files", "files"),
+        ("--delimiter=\n", "delimiter"),
+        ("--documents=none", None),
+        ("--newlines=unix", None),
+    ],
+)
+def test_documents_that_a_model_reads_on_through_are_said(flag, mode, charjax, odd_run):
+    scored = charjax("score", f"--workdir={odd_run}", f"--file={odd_run.parent}/a.txt", flag)
+    assert scored.code == 0
+    said = "this model has no document boundary, so that its carry goes on" in scored.err
+    assert said == (f"--documents={mode}" in scored.err) == (mode is not None)
+
+
+@pytest.mark.parametrize(
     ("flags", "words"),
     [
         ("", "set --encoding="),

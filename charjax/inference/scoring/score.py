@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -30,6 +31,7 @@ from charjax.schema import check_integer
 Method: TypeAlias = Callable[[Measure, TrainedModel, TokenIds, ProgressFn], Iterator[Piece]]
 
 _CHUNK = 1 << 20  # tokens counted at a time, to bound the memory
+_logger = logging.getLogger(__name__)
 
 
 def read_file(
@@ -55,6 +57,13 @@ def read_file(
     rules = trained.run.reading
     if options:
         rules = rules.with_options(trained.config.data, options)
+        mode = rules.documents.mode
+        is_other = mode not in ("none", trained.run.reading.documents.mode)
+        if is_other and not trained.vocab.boundary:
+            _logger.info(
+                f"--documents={mode}: this model has no document boundary, so that its carry goes "
+                "on from each document to the next"
+            )
     ids = read_tokens(
         str(file),
         rules,
