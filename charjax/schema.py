@@ -227,11 +227,13 @@ def check_integer(name: str, value: object, low: int | None = None, high: int = 
 
 
 def check_flags(options: Any) -> None:
-    """Raises InputError, which names the flag, for a field of a dataclass outside its limits."""
+    """Raises InputError, which names the flag, for a field of another type or out of range."""
     for name, field in (_fields(typing.cast(Any, type(options))) or {}).items():
         flag, value = f"--{name}", getattr(options, name)
         if field.type is int:
             check_integer(flag, value)
+        elif field.type in (str, bool):
+            parse(field.type, value, flag)
         check_limits(value, field.limits, flag)
 
 

@@ -46,7 +46,7 @@ class Vocab:
             raise InputError(f"vocabulary: unit={self.unit!r} must be codepoint or byte")
         if not self.characters:
             raise InputError("vocabulary: it is empty; give a text with characters in it")
-        if any(len(character) != 1 for character in self.characters):
+        if not all(isinstance(c, str) and len(c) == 1 for c in self.characters):
             raise InputError("vocabulary: every entry must be one character")
         if len(set(self.characters)) != len(self.characters):
             raise InputError("vocabulary: a character occurs twice")

@@ -190,6 +190,13 @@ def test_invalid_json_is_refused(values):
         Vocab.from_json(values)
 
 
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize("characters", [["a", ["b"]], [{"a"}], (1, 2), ("ab",), ("a", None)])
+def test_what_are_no_characters_are_refused(characters):
+    with pytest.raises(InputError, match=r"^vocabulary: every entry must be one character$"):
+        Vocab(characters, "codepoint", False)
+
+
 # The document boundary
 
 WITH_BOUNDARY = Vocab(("a", "b"), "codepoint", True, boundary=True)

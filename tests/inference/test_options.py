@@ -22,6 +22,9 @@ from charjax.inference.options import Controls, DynamicOptions, Sampling
         (Controls, "until_lines", (-1, 1.5)),
         (Controls, "max_copy", (-1, 1.5)),
         (Controls, "stop", ("ab", (3,))),
+        (Controls, "forbid", (["a"], None, 3)),
+        (Controls, "only", (("a",), {"a"})),
+        (Controls, "unique", (1, "no", None)),
         (DynamicOptions, "segment", (0, 2.5)),
         (DynamicOptions, "learning_rate", (-1.0, None)),
     ],
@@ -30,7 +33,7 @@ def test_an_option_out_of_range_is_refused_by_name(options, flag, values):
     for value in values:
         with pytest.raises(InputError) as caught:
             options(**{flag: value})
-        shown = repr(value) if flag == "stop" else value
+        shown = repr(value) if type(value) is str else value
         assert str(caught.value).startswith(f"--{flag}={shown}: must be ")
 
 
