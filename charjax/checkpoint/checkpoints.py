@@ -180,7 +180,7 @@ class Checkpoints(CheckpointReader):
             return
         ranks = self._ranks()
         intact = [s for s, rank in ranks.items() if rank > -math.inf and s not in self._damaged]
-        best = min(intact, key=ranks.__getitem__)
+        best = min(intact, key=ranks.__getitem__, default=saved)
         for step in set(intact) - {saved, best, *intact[: self._keep]}:
             self._folders.delete(step)
 

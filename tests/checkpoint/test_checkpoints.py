@@ -630,6 +630,18 @@ def test_an_update_of_a_damaged_record_is_refused_and_a_failed_one_changes_nothi
         assert not checkpoints.update(10, {}, val_loss=1.0)
 
 
+def test_a_step_that_alone_is_left_and_was_found_damaged_can_be_updated(copy, log):
+    """Its record is read, and its arrays are not."""
+    shutil.rmtree(copy / "1")
+    shutil.rmtree(copy / "2" / "state")
+    with open_(copy, keep=1) as checkpoints:
+        with pytest.raises(CheckpointError, match="no checkpoint that verifies"):
+            checkpoints.restore(LIKE)
+        assert checkpoints.update(2, {"name": "after"}, val_loss=1.0)
+        assert checkpoints.read_meta().meta == {"name": "after"}
+        assert checkpoints.steps() == [2]
+
+
 def test_what_could_not_be_read_again_is_not_saved(tmp_path, monkeypatch):
     save_all(tmp_path, 10)
     with open_(tmp_path) as checkpoints:
