@@ -93,8 +93,9 @@ def choose_config(
             with show_messages(PlainDisplay(io.StringIO())):
                 speed = measure_speed(config)
             seconds_left = 60 * minutes - (time.monotonic() - started)
-            config = override(with_steps(config, speed, seconds_left))
-            chosen = describe_choice(config, row, len(text), minutes, speed)
+            sized = with_steps(config, speed, seconds_left)
+            config, steps = override(sized), sized.train.max_steps
+            chosen = describe_choice(config, row, len(text), minutes, speed, steps)
             replace_json(files.choice, _ChoiceJson(minutes, to_dict(config), chosen)._asdict())
     for line in chosen:
         _logger.info(line)

@@ -20,6 +20,7 @@ _MAX_EVALUATIONS = 10  # in a run
 _EVALUATION_FRACTION = 0.15  # of a run's time, at most, for all of its evaluations
 # What a warm-up does not measure, estimated from runs of two minutes on two cores.
 _SAVING_S = 0.6  # seconds of a checkpoint and samples, at every evaluation
+_MIN_STEPS = 10  # whatever the time
 _STEPS_FRACTION = 0.98  # of the time: the rest reads batches and writes records
 # A text is a list, one item a line, if its lines are many, short, of few words, mostly distinct.
 _MIN_ITEMS, _MAX_ITEM_CHARS, _MAX_ITEM_WORDS, _MIN_DISTINCT = 100, 40, 3, 0.5
@@ -133,7 +134,7 @@ def with_steps(config: Config, speed: Speed, seconds_left: float) -> Config:
     evaluation_s = speed.evaluation_s + _SAVING_S
     affordable = int(_EVALUATION_FRACTION * rest / evaluation_s)
     evaluations = max(2, min(_MAX_EVALUATIONS, affordable))
-    steps = max(10, int((rest - evaluations * evaluation_s) / speed.step_s))
+    steps = max(_MIN_STEPS, int((rest - evaluations * evaluation_s) / speed.step_s))
     multiple = next(n for n in (10, 5, 1) if n * evaluations <= steps)
     steps = steps // multiple * multiple
     # Rounded up, so that the last evaluation, at the end, may follow sooner than the others.
@@ -146,10 +147,19 @@ def with_steps(config: Config, speed: Speed, seconds_left: float) -> Config:
 
 
 def describe_choice(
-    config: Config, row: Row, chars: int, minutes: float, speed: Speed
+    config: Config, row: Row, chars: int, minutes: float, speed: Speed, steps: int
 ) -> list[str]:
-    """What was chosen and why, in three lines."""
-    model, data, train = config.model, config.data, config.train
+    """What was chosen and why, in three lines.
+
+    Args:
+      config: what the run has, with the user's flags.
+      row: of the table.
+      chars: length of the text.
+      minutes: how long the command may take.
+      speed: the measured speed of the config.
+      steps: those of `with_steps`, which a flag may have replaced.
+    """
+    model, data = config.model, config.data
     by = "measured" if row.measured else "extrapolated, not measured"
     rate = data.batch_size * data.seq_len / speed.step_s
     return [
@@ -158,9 +168,18 @@ def describe_choice(
         f"{model.dropout:g}, weight-drop {model.dropout_recurrent:g}, {data.batch_size} x "
         f"{data.seq_len} characters a step; the table's row for {row.chars:,} characters, "
         f"{row.minutes} min, {row.device} ({by})",
-        f"chosen: {train.max_steps:,} steps, as many as fit into --minutes={minutes:g} at the "
-        f"{rate:,.0f} characters a second of a warm-up; --config.FIELD=VALUE overrides",
+        f"chosen: {_why_steps(config.train.max_steps, steps)} what is left of --minutes={minutes:g}"
+        f" at the {rate:,.0f} characters a second of a warm-up; --config.FIELD=VALUE overrides",
     ]
+
+
+def _why_steps(max_steps: int, chosen: int) -> str:
+    """The number of steps and where it is from, for a sentence that goes on with the time."""
+    if max_steps != chosen:
+        return f"train.max_steps={max_steps:,}, as --config says, instead of {chosen:,} for"
+    if chosen == _MIN_STEPS:
+        return f"{chosen} steps, the fewest there are, for"
+    return f"{chosen:,} steps, as many as fit into"
 
 
 def _kind_of_text(data: DataConfig) -> str:

@@ -171,8 +171,27 @@ def test_a_damaged_record_is_one_line(chosen, record):
 
 def test_the_speed_of_a_fast_machine_is_not_shown_as_a_power_of_ten():
     config = Config(data=DataConfig(batch_size=32, seq_len=64), train=TrainConfig(max_steps=10))
-    *_, steps = sizing.describe_choice(config, TINY, 1000, 4.0, Speed(0.001, 1.0, 1.0))
+    *_, steps = sizing.describe_choice(config, TINY, 1000, 4.0, Speed(0.001, 1.0, 1.0), 10)
     assert "at the 2,048,000 characters a second of a warm-up" in steps
+
+
+@pytest.mark.parametrize(
+    ("minutes", "flags", "said"),
+    [
+        (2.0, [], "{0:,} steps, as many as fit into what is left of --minutes=2 at "),
+        (0.1, [], "10 steps, the fewest there are, for what is left of --minutes=0.1 at "),
+        (
+            2.0,
+            ["--config.train.max_steps=0", "--config.train.max_epochs=3"],
+            "max_steps=0, as --con",
+        ),
+        (2.0, ["--config.train.max_steps=7"], "max_steps=7, as --config says, instead of "),
+    ],
+)
+def test_the_number_of_steps_is_said_with_its_reason(minutes, flags, said, chosen):
+    config = chosen.choose(minutes, lambda config: override(config, flags, drops_unused=True))
+    *_, steps = json.loads((chosen.workdir / "choice.json").read_text())["chosen"]
+    assert said.format(config.train.max_steps) in steps
 
 
 @pytest.mark.parametrize(
@@ -186,7 +205,7 @@ def test_the_speed_of_a_fast_machine_is_not_shown_as_a_power_of_ten():
 )
 def test_records_that_are_read_as_one_text_are_said(path, hint):
     config = Config(data=DataConfig(path=path))
-    chosen, *_ = sizing.describe_choice(config, TINY, 1000, 4.0, Speed(0.001, 1.0, 1.0))
+    chosen, *_ = sizing.describe_choice(config, TINY, 1000, 4.0, Speed(0.001, 1.0, 1.0), 10)
     assert hint in chosen if hint else chosen.endswith("one text")
 
 
@@ -194,7 +213,9 @@ def test_records_that_are_read_as_one_text_are_said(path, hint):
 @pytest.mark.parametrize("documents", ["lines", "files", "rows", "delimiter"])
 def test_what_a_document_is_and_whether_they_are_shuffled_is_said(documents, shuffled):
     data = DataConfig(path="a.csv", documents=documents, shuffle_documents=shuffled)
-    chosen, *_ = sizing.describe_choice(Config(data=data), TINY, 1000, 4.0, Speed(0.001, 1.0, 1.0))
+    chosen, *_ = sizing.describe_choice(
+        Config(data=data), TINY, 1000, 4.0, Speed(0.001, 1.0, 1.0), 10
+    )
     assert documents.removesuffix("s") in chosen
     assert chosen.endswith("is a document, shuffled before the split" if shuffled else "document")
 
