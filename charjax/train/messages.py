@@ -142,7 +142,7 @@ def evaluation(record: Mapping[str, Any], *, is_best: bool) -> str:
         parts.append(
             f"val {record['val_loss']:.4f} nats ({record['val_bpc']:.4f} bits) per character"
         )
-    if record["chars_per_second"]:  # else this process has done no step
+    if "chars_per_second" in record:
         parts.append(_speed(record["chars_per_second"]))
     if is_best:
         parts.append("best")

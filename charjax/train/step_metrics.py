@@ -128,12 +128,14 @@ class StepMetricsBuffer:
             "step": step,
             "epoch": round(step / batches.steps_per_epoch, 4),
             "time_s": round(clock.seconds(), 3),
-            "chars_per_second": round(chars / lap_s, 1),
-            "flops_per_second": round(flops * num_steps / lap_s),
-            "input_stall": round(min(1.0, stalled_s / lap_s), 4),
         }
-        if math.isfinite(self._learning_rate):  # else this process has done no step
-            record["learning_rate"] = self._learning_rate
+        if num_steps:
+            record |= {
+                "chars_per_second": round(chars / lap_s, 1),
+                "flops_per_second": round(flops * num_steps / lap_s),
+                "input_stall": round(min(1.0, stalled_s / lap_s), 4),
+                "learning_rate": self._learning_rate,
+            }
         if losses.count:
             record["train_loss"] = losses.value()
         if math.isfinite(self._grad_norm):

@@ -85,7 +85,7 @@ def test_a_record_has_step_time_speed_and_the_last_learning_rate(time_is):
         "grad_norm": 1.0,
     }
     record = buffer.pop_record(40, BATCHES, clock, FLOPS)
-    assert [record[k] for k in TIMES[1:]] == [0, 0, 0]
+    assert record.keys() == {"step", "epoch", "time_s", "grad_norm"}  # of no step there is no speed
 
 
 def test_devices_that_compute_do_not_wait_for_a_batch():
