@@ -11,10 +11,10 @@ from typing import TypeVar
 from charjax.checkpoint.meta import RunMeta
 from charjax.data.corpus import Corpus, load_corpus
 from charjax.data.dataset import Dataset, load_dataset
-from charjax.data.packed.store import TextStore, is_store
+from charjax.data.packed.store import TextStore
 from charjax.data.sources.named_corpora import is_downloaded
 from charjax.data.splits import Splits
-from charjax.errors import CharjaxError, InputError, StoreError
+from charjax.errors import CharjaxError, HostError, InputError, StoreError
 from charjax.inference.load import TrainedModel
 
 _Loaded = TypeVar("_Loaded", Corpus, Dataset)
@@ -25,28 +25,29 @@ _logger = logging.getLogger(__name__)
 def verify_text(run: RunMeta) -> None:
     """Reads the text of a run again, not from the cache; logs the verdict, or why there is none.
 
-    Downloads nothing. A packed text has digests of its own, which `charjax verify STORE` compares.
+    Downloads nothing. Of a packed text the index is read, which has the digests of all shards;
+    `charjax verify STORE` compares the shards with them.
 
     Raises:
-      StoreError: it is another text than the run was trained on.
+      StoreError: it is another text than the run was trained on, or the packed text is damaged.
     """
     data, name = run.config.data, run.corpus.name
     if run.is_converted:
-        return
-    if data.path and is_store(data.path):
-        _logger.info(f"{name}: is packed: `charjax verify {name}` reads it")
         return
     if not data.path and not is_downloaded(data.corpus):
         _logger.warning(f"{name}: the text is not compared: it was not downloaded to this machine")
         return
     try:
         corpus = load_corpus(data, use_cache=False)
-    except CharjaxError as error:
+    except (InputError, HostError) as error:
         _logger.warning(f"{name}: the text is not compared: {error}")
         return
     if problem := _difference(corpus, run.corpus.sha256):
         raise StoreError(problem)
-    _logger.info(f"{name}: good")
+    if isinstance(corpus.content, TextStore):
+        _logger.info(f"{name}: its index is good: `charjax verify {name}` reads the packed text")
+    else:
+        _logger.info(f"{name}: good")
 
 
 def training_text(trained: TrainedModel, flag: str) -> Corpus:

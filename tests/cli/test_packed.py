@@ -86,6 +86,37 @@ def test_training_stops_at_a_damaged_chunk_with_exit_code_3(folder, tmp_path, ca
     assert not (tmp_path / "run" / "checkpoints" / "10").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "code", "said"),
+    [
+        (lambda store: None, 0, "its index is good"),
+        (lambda store: pack_another(store), 3, "is not the text that this run was trained on"),
+        (lambda store: (store / "store.json").write_bytes(b"{}"), 3, "store.json: damaged"),
+        (shutil.rmtree, 0, "the text is not compared"),
+    ],
+    ids=["same", "another", "damaged", "gone"],
+)
+def test_verify_compares_the_packed_text_of_a_run(folder, tmp_path, capsys, change, code, said):
+    store, workdir = tmp_path / "store", tmp_path / "run"
+    shutil.copytree(folder / "store", store)
+    shutil.copytree(folder / "run-store", workdir)
+    assert train(store, workdir, steps=11) == 0
+    change(store)
+    capsys.readouterr()
+    assert main(["verify", f"--workdir={workdir}"]) == code
+    out, err = capsys.readouterr()
+    assert set(json.loads(out).values()) == {"good"}
+    assert said in err.splitlines()[-1]
+
+
+def pack_another(store: Path) -> None:
+    """Replaces a packed text by that of another text."""
+    shutil.rmtree(store)
+    text = store.with_suffix(".txt")
+    text.write_text("another text\n" * 1000)
+    assert main(["pack", str(text), f"--out={store}"]) == 0
+
+
 class Ranges(http.server.SimpleHTTPRequestHandler):
     """Answers requests for ranges, as an object store does."""
 
