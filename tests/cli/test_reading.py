@@ -104,6 +104,14 @@ def odd_run(tmp_path_factory) -> Path:
     return train(tmp_path_factory.mktemp("odd"), text, *fields)
 
 
+def test_records_that_are_read_with_their_syntax_are_said(odd_run, charjax):
+    Path("notes.jsonl").write_text('{"text": "a name"}\n' * 40)
+    described = charjax("info", "data.path=notes.jsonl")
+    scored = charjax("score", f"--workdir={odd_run}", "--file=notes.jsonl")
+    for outcome in (described, scored):
+        assert "NOTICE: notes.jsonl: read as it is" in outcome.err
+
+
 def test_control_characters_are_counted(odd_run, charjax):
     described = charjax("info", f"data.path={odd_run.parent}/a.txt")
     assert "control characters: U+0007 (300x), U+001B (600x)" in described.err

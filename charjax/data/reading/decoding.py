@@ -175,6 +175,8 @@ def _encoding_remedy(data: bytes, encoding: str, prefix: str) -> str:
             "it is a zip archive: rename it to end with .zip, or unpack it; the text of a "
             "document, such as a .docx or .epub, save as .txt"
         )
+    if data.startswith(b"PAR1"):
+        return "it is Parquet: `charjax pack --field=NAME` reads the texts in it"
     if data.startswith(b"%PDF-"):
         return "it is a PDF: save its text as .txt"
     # The unit of a trained model cannot change.

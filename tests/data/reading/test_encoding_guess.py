@@ -125,8 +125,9 @@ def archive(kind: str) -> bytes:
         (archive("pax"), "is a tar archive; unpack it"),
         (archive("gnu"), "is a tar archive; unpack it"),
         (b"%PDF-1.5\n%\xe2\xe3\xcf\xd3\n", "save its text as .txt"),
+        (b"PAR1\x15\x04\x15\xc0", "`charjax pack --field=NAME`"),
     ],
-    ids=["gz", "xz", "bz2", "zip", "tar of pax", "tar of gnu", "pdf"],
+    ids=["gz", "xz", "bz2", "zip", "tar of pax", "tar of gnu", "pdf", "parquet"],
 )
 def test_the_message_about_what_is_no_text_says_what_it_is(data, remedy):
     assert remedy in message(data)
