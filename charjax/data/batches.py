@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from charjax.data.splits import TokenSplit
 from charjax.data.windows import make_windows
 from charjax.errors import InputError
 from charjax.runtime.display import counted
-from charjax.schema import parse
+from charjax.schema import check_integer, parse
 
 
 class Batch(NamedTuple):
@@ -76,7 +77,12 @@ class Batches(abc.ABC):
         """The slices that the batch of a step reads, or those of some of its rows."""
 
     def __call__(self, step: int, rows: slice = slice(None)) -> Batch:
-        """The batch of a step, counted from 0 over all epochs, or a slice of its rows."""
+        """The batch of a step, counted from 0 over all epochs, or a slice of its rows.
+
+        Raises:
+          InputError: the step is no integer of Python, numpy or JAX, or below 0.
+        """
+        step = check_integer("step", step, 0, sys.maxsize)
         return read_slices(self.ids, self.slices(step, rows), self.config.seq_len)
 
 
@@ -225,7 +231,9 @@ def make_batches(config: DataConfig, text: TokenSplit, seed: int) -> Batches:
       seed: for the order of windows, or the offsets of a stream.
 
     Raises:
-      InputError: the text is too short for one batch, or a field is outside its limits.
+      InputError: the text is too short for one batch, a field is outside its limits, or the seed
+        no integer of 0 or more.
     """
+    seed = check_integer("seed", seed, 0, sys.maxsize)
     config = parse(DataConfig, config, "config.data")
     return BATCHINGS[config.batching](config, text, seed)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -90,6 +91,20 @@ def test_a_batch_is_a_function_of_the_step_alone(config):
     for step in reversed(steps):
         assert_equal(backward(step), in_order[step])
     assert_equal(make_batches(config, ids, ONE, 7)(steps[-1]), in_order[-1])
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize("config", MODES, ids=mode_name)
+def test_the_step_may_be_that_of_a_training_state_and_must_be_an_integer(config):
+    batches = make_batches(config, counting(200), ONE, 7)
+    for step in (0, batches.steps_per_epoch + 1):
+        for number in (jnp.int32(step), np.int64(step)):
+            assert_equal(batches(number), batches(step))
+    for wrong in (-1, 1.5, "1", None):
+        with pytest.raises(InputError, match=f"^step={wrong!r}: must be "):
+            batches(wrong)
+        with pytest.raises(InputError, match=f"^seed={wrong!r}: must be "):
+            make_batches(config, counting(200), ONE, wrong)
 
 
 @pytest.mark.parametrize("config", MODES, ids=mode_name)
