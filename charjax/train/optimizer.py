@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, TypeAlias
@@ -14,7 +15,7 @@ import optax
 
 from charjax.conditions import check_frozen
 from charjax.config import OptimConfig
-from charjax.schema import parse
+from charjax.schema import check_integer, parse
 from charjax.types import Count, PyTree, Scalar
 
 # Number of updates done -> learning rate of the next update.
@@ -35,14 +36,16 @@ def make_schedule(config: OptimConfig, total_steps: int) -> Schedule:
 
     Args:
       config: `schedule`, `learning_rate` (the peak), `warmup` and `final`.
-      total_steps: the step at which the decay ends; `constant` without warm-up ignores it.
+      total_steps: the step at which the decay ends, from 1 on; `constant` without warm-up ignores
+        it.
 
     Raises:
-      InputError: a field is outside its limits.
+      InputError: a field is outside its limits, or there are no steps to schedule.
     """
     config = parse(OptimConfig, config, "config.optim")
-    is_constant = config.schedule == "constant" and not config.warmup
-    return _make_schedule(config, 0 if is_constant else total_steps)
+    if config.schedule == "constant" and not config.warmup:
+        return _make_schedule(config, 0)
+    return _make_schedule(config, check_integer("total_steps", total_steps, 1, sys.maxsize))
 
 
 @functools.cache

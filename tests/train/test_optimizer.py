@@ -240,6 +240,20 @@ def test_a_part_that_the_parameters_lack_cannot_be_frozen():
         optimizer.init(params)
 
 
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize(
+    "fields", [{"schedule": "linear"}, {"schedule": "onecycle"}, {"warmup": 0.1}]
+)
+def test_a_schedule_over_no_steps_is_refused(fields):
+    """It would end, at a learning rate of 0, after the first one."""
+    config = OptimConfig(**fields)
+    for total in (0, -1, 1.5, "10", None):
+        with pytest.raises(InputError, match=f"^total_steps={total!r}: must be "):
+            make_schedule(config, total)
+        make_schedule(OptimConfig(), total)  # constant
+    assert make_schedule(config, jnp.int32(10)) is make_schedule(config, 10)
+
+
 @pytest.mark.parametrize(("field", "value"), [("name", "Adam"), ("schedule", "cos"), ("b1", 2.0)])
 def test_a_field_outside_its_limits_is_refused_by_name(field, value):
     for make in (make_schedule, make_optimizer):
