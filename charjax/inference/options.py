@@ -119,9 +119,9 @@ class Controls:
 NO_CONTROLS = Controls()
 
 
-def check_num_samples(num_samples: int) -> None:
-    """Raises InputError for a number of samples that is out of range, or no integer."""
-    check_integer("--num_samples", num_samples, 1, MAX_SAMPLES)
+def check_num_samples(num_samples: int) -> int:
+    """A number of samples as one of Python; raises InputError for one that is out of range."""
+    return check_integer("--num_samples", num_samples, 1, MAX_SAMPLES)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -140,8 +140,8 @@ class Sampler:
             token, the id is -1, and those after it mean nothing.
         """
         prompt = as_prompt(prompt, self.vocab_size)
-        check_integer("--num_chars", num_chars, 0, MAX_CHARS)
-        check_num_samples(num_samples)
+        num_chars = check_integer("--num_chars", num_chars, 0, MAX_CHARS)
+        num_samples = check_num_samples(num_samples)
         program = self.program(sampling, num_samples, num_top, copies)
         request = _Request(program, prompt, num_chars, num_samples, sampling, copies)
         for first, size in sample_groups(self.config, num_samples, persistent=program.persistent):

@@ -150,7 +150,7 @@ class TextSampler:
             texts = partial(self._text_end, prompt, num_chars)
             yield from decode_texts(samples(num_samples=num_samples), texts)
             return
-        check_num_samples(num_samples)
+        num_samples = check_num_samples(num_samples)
         wanted = num_samples * max(1, self.controls.until_lines)
         if wanted > MAX_SAMPLES:
             raise InputError(

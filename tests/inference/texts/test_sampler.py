@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -51,6 +52,18 @@ def test_texts_are_the_samples():
     assert plain == [model.vocab.decode(row) for row in ids]
     pieces = texts(model, "ab", seed=4, temperature=1.0, **options)
     assert "".join(pieces) == "|".join("ab" + text for text in plain)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize("number", [np.int64, jnp.int32])
+def test_numbers_of_numpy_and_jax_are_numbers(number):
+    model = trained(RANDOM, "abcdefghijk")
+
+    def write(chars, samples):
+        sizes = {"num_chars": chars, "num_samples": samples, "sampling": Sampling()}
+        return list(sample_texts(model.config.model, model.params, model.vocab, "ab", **sizes))
+
+    assert write(number(5), number(3)) == write(5, 3)
 
 
 def test_a_single_text_comes_as_it_is_written(monkeypatch):
