@@ -98,7 +98,8 @@ def _open_parquet(path: str) -> Iterator[Any]:
             f"{path}: reading Parquet needs pyarrow; run: pip install 'charjax[data]'"
         ) from None
     with open_binary(path, "PATH", seekable=True) as file:
-        yield parquet.ParquetFile(file)
+        # Of files whose pages have checksums, as Spark and parquet-java write them.
+        yield parquet.ParquetFile(file, page_checksum_verification=True)
 
 
 def _text(record: Any, field: str, where: str) -> RawText:

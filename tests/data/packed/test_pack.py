@@ -364,6 +364,15 @@ def test_a_column_of_parquet_may_have_a_dot_in_its_name(tmp_path):
     assert b"".join(text.blocks) == b"the text"
 
 
+def test_a_page_of_parquet_is_compared_with_its_checksum(tmp_path, refuse):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path, table = tmp_path / "a.parquet", pyarrow.table({"text": ["a text"]})
+    parquet.write_table(table, path, compression="none", write_page_checksum=True)
+    path.write_bytes(path.read_bytes().replace(b"a text", b"a test"))
+    options = ("--field=text", f"--out={tmp_path / 'store'}")
+    refuse(path, *options, message="a.parquet: cannot be read")
+
+
 def test_records_that_cannot_be_read_are_refused_in_a_line(tmp_path, refuse, monkeypatch):
     options = ("--field=text", f"--out={tmp_path / 'store'}")
     (tmp_path / "a.jsonl").write_bytes(b"[" * 100_000)
@@ -374,7 +383,7 @@ def test_records_that_cannot_be_read_are_refused_in_a_line(tmp_path, refuse, mon
     path.write_bytes(path.read_bytes().replace(b"a text", b"\xff text"))
     refuse(path, *options, message="a.parquet: cannot be read")
 
-    def no_rights(*_):
+    def no_rights(*_, **__):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(parquet, "ParquetFile", no_rights)
