@@ -21,7 +21,6 @@ from charjax.data.sources.file_search import check_no_pipe, find_files
 from charjax.data.sources.files import read_files
 from charjax.data.sources.named_corpora import BUILT_IN
 from charjax.data.sources.raw_text import RawText
-from charjax.data.sources.records import report_records
 from charjax.data.tokens.cached_text import CachedText
 from charjax.data.tokens.encoded_text import EncodedText
 from charjax.data.tokens.text_cache import read_through
@@ -136,7 +135,6 @@ def _load_files(path: str, rules: ReadingRules, *, use_cache: bool) -> Corpus:
     option = "config.data.path"
     files = find_files(path, option)
     check_no_pipe(files, option)
-    report_records(files)
 
     def read() -> CachedText:
         corpus = _make_corpus(path, read_files(files, option, are_utf8=rules.is_utf8), rules)

@@ -16,7 +16,6 @@ from charjax.data.reading.units import check_text, text_of_unit
 from charjax.data.sources.file_search import find_files
 from charjax.data.sources.files import blocks_of, read_files
 from charjax.data.sources.raw_text import RawText
-from charjax.data.sources.records import report_records
 from charjax.data.tokens.encoded_text import BOUNDARY
 from charjax.data.tokens.text_encoder import encode_pieces
 from charjax.data.vocab import Vocab
@@ -51,9 +50,7 @@ def read_tokens(
     if file == "-":
         files: Iterable[RawText] = [RawText("standard input", blocks_of(sys.stdin.buffer))]
     else:
-        found = find_files(file, "--file")
-        report_records(found)
-        files = read_files(found, "--file", are_utf8=rules.is_utf8)
+        files = read_files(find_files(file, "--file"), "--file", are_utf8=rules.is_utf8)
     reader = TextReader(rules, are_markers_required=are_markers_required, prefix=FLAG_PREFIX)
     is_one = rules.documents.mode == "none"
     content = encode_pieces(file, reader.pieces(files), boundary=vocab.boundary, is_one=is_one)

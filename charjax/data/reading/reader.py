@@ -19,6 +19,7 @@ from charjax.data.reading.documents import DocumentSplitter, Piece
 from charjax.data.reading.rules import ReadingRules
 from charjax.data.reading.units import bytes_to_text, text_of_unit
 from charjax.data.sources.raw_text import RawText
+from charjax.data.sources.records import has_records
 from charjax.errors import InputError
 from charjax.runtime.display import counted, listed
 from charjax.runtime.paths import without_folders
@@ -61,6 +62,7 @@ class TextReader:
         )
         self._notices: list[str] = []
         self._files_with_bom: list[str] = []
+        self._files_with_records: list[str] = []
         self._hashes: list[int] = []  # of the files' normalized texts
 
     @property
@@ -80,6 +82,7 @@ class TextReader:
         """
         for file in files:
             self._notices += file.notices
+            self._files_with_records += [file.origin] * has_records(file.origin)
             chunks = self._normalized(file)
             yield from self.documents.split(file.origin, chunks, continues=continues)
             continues = False
@@ -89,6 +92,11 @@ class TextReader:
         notices = list(self._notices)
         if self._files_with_bom:
             notices.append(f"dropped the byte order mark of {listed(self._files_with_bom, most=1)}")
+        if self._files_with_records:
+            _logger.warning(
+                f"NOTICE: {listed(self._files_with_records, most=1)}: read as it is, with all that "
+                "is around the texts; only `charjax pack --field=NAME` reads the texts alone"
+            )
         if without_newlines := self.documents.without_newlines:
             _logger.warning(
                 f"NOTICE: {listed(without_newlines, most=1)}: carriage returns and no newlines, so "

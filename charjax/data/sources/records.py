@@ -5,22 +5,17 @@ from __future__ import annotations
 import codecs
 import contextlib
 import json
-import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from charjax.data.sources.file_search import TextFiles
 from charjax.data.sources.files import open_binary
 from charjax.data.sources.raw_text import RawText
 from charjax.errors import HostError, InputError
-from charjax.runtime.display import listed
 
 _JSON_LINES = (".jsonl", ".ndjson")
 _PARQUET = ".parquet"
 _ROWS = 256  # of Parquet that are texts in memory at a time
-
-_logger = logging.getLogger(__name__)
 
 
 def is_parquet(path: str) -> bool:
@@ -32,15 +27,6 @@ def has_records(path: str) -> bool:
     """Whether a file is JSON lines, perhaps compressed, or Parquet, by its suffixes."""
     suffixes = [suffix.lower() for suffix in Path(path).suffixes[-2:]]
     return is_parquet(path) or any(suffix in _JSON_LINES for suffix in suffixes)
-
-
-def report_records(files: TextFiles) -> None:
-    """Warns of files with records that are read as plain text."""
-    if found := [path for path in files.paths if has_records(path)]:
-        _logger.warning(
-            f"NOTICE: {listed(found, most=1)}: read as it is, with all that is around the texts of "
-            "its records; only `charjax pack --field=NAME` reads the texts alone"
-        )
 
 
 def json_lines(file: RawText, field: str) -> Iterator[RawText]:
