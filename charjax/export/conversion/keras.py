@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from charjax.errors import InputError
@@ -95,9 +96,12 @@ def _collect(h5py: Any, file: Any, limit: int) -> Arrays:
             continue
         limit -= item.nbytes
         is_plain = not (item.external or item.is_virtual or item.compression)
-        if not is_plain or item.dtype.kind not in "fiu" or limit < 0:
+        # HDF5 has no such type: Keras writes pairs of bytes, and an attribute that says what.
+        is_bfloat16 = item.dtype == "V2" and item.attrs.get("dtype") == "bfloat16"
+        if not is_plain or not (is_bfloat16 or item.dtype.kind in "fiu") or limit < 0:
             raise InputError(f"{path[:80]}: is not stored as Keras stores an array")
-        arrays[path] = np.asarray(item[()])
+        array = np.asarray(item[()])
+        arrays[path] = array.view(ml_dtypes.bfloat16).astype("f4") if is_bfloat16 else array
     return arrays
 
 

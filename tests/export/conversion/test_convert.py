@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import h5py
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -705,6 +706,18 @@ def test_the_stacked_cells_of_one_keras_layer_are_layers_in_order(convert):
     stacked = {name.replace("/cell/vars", "/vars"): shape for name, shape in stacked.items()}
     content = h5(**cells("gru", *3 * (None,)), **stacked)
     assert "gru 2 x 4, embedding of 2" in convert("m.weights.h5", content)
+
+
+def test_keras_weights_in_bfloat16_are_those_values_in_float32(tmp_path):
+    path, arrays = tmp_path / "m.weights.h5", keras_arrays()
+    with h5py.File(path, "w") as file:
+        for name, array in arrays.items():
+            file[name] = array.astype(ml_dtypes.bfloat16)
+            file[name].attrs["dtype"] = "bfloat16"  # as Keras does
+    params = SOURCES["keras"](path).params
+    for name, values in (("embedding", "embedding/vars/0"), ("output_kernel", "dense/vars/0")):
+        wanted = arrays[f"layers/{values}"].astype(ml_dtypes.bfloat16).astype(np.float32)
+        np.testing.assert_array_equal(params[name], wanted)
 
 
 # Damaged and hostile files
