@@ -135,7 +135,7 @@ def make_plan(files: TextFiles, rules: ReadingRules, field: str) -> Plan:
         _check_field(path, field)
         inputs.append(_describe(path))
         for segment in _segments(len(inputs) - 1, inputs[-1], rules, field):
-            shard.append(segment)
+            _append(shard, segment)
             shard_bytes += segment.size
             if shard_bytes >= SHARD_BYTES:
                 shards.append(tuple(shard))
@@ -150,6 +150,18 @@ def make_plan(files: TextFiles, rules: ReadingRules, field: str) -> Plan:
         any(reader.rules.documents.csv_delimiter for _ in reader.pieces(texts))
         plan = plan._replace(reading=reader.rules)
     return plan
+
+
+def _append(shard: list[Segment], segment: Segment) -> None:
+    """Appends a part of a file to a shard.
+
+    It is joined with the part before it if it follows that in the file, as row groups of Parquet
+    do, so that the file is opened once for all of them.
+    """
+    if shard and (shard[-1].file, shard[-1].end) == (segment.file, segment.begin):
+        before = shard.pop()
+        segment = segment._replace(begin=before.begin, size=before.size + segment.size)
+    shard.append(segment)
 
 
 def _describe(path: str) -> dict[str, Any]:

@@ -356,6 +356,23 @@ def test_few_rows_of_parquet_are_in_memory_at_a_time(tmp_path):
         tracemalloc.stop()
 
 
+def test_parquet_is_opened_as_often_whatever_its_number_of_row_groups(tmp_path, run, monkeypatch):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table, opened = pyarrow.table({"text": [f"text {i}" for i in range(40)]}), []
+    opener = Mock(side_effect=parquet.ParquetFile)
+    monkeypatch.setattr(parquet, "ParquetFile", opener)
+    digests = set()
+    for rows in (1, 40):
+        path = tmp_path / f"{rows}.parquet"
+        parquet.write_table(table, path, row_group_size=rows)
+        opener.reset_mock()
+        _, values, _ = run("pack", path, "--field=text", f"--out={tmp_path / str(rows)}")
+        digests.add(values["sha256"])
+        opened.append(opener.call_count)
+    assert opened[0] == opened[1]
+    assert len(digests) == 1
+
+
 def test_a_column_of_parquet_may_have_a_dot_in_its_name(tmp_path):
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     table = pyarrow.table({"a": [{"text": "inside of a"}], "a.text": ["the text"]})
