@@ -5,16 +5,17 @@ from __future__ import annotations
 import codecs
 import contextlib
 import json
+import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 from charjax.data.sources.files import open_binary
 from charjax.data.sources.raw_text import RawText
 from charjax.errors import HostError, InputError
 
-_JSON_LINES = (".jsonl", ".ndjson")
 _PARQUET = ".parquet"
+# The name of a file with records; that of JSON lines may go on with the suffix of a compression.
+_WITH_RECORDS = re.compile(r".*\.(?:parquet|(?:jsonl|ndjson)(?:\.\w+)?)", re.DOTALL | re.IGNORECASE)
 _ROWS = 256  # of Parquet that are texts in memory at a time
 
 
@@ -25,8 +26,7 @@ def is_parquet(path: str) -> bool:
 
 def has_records(path: str) -> bool:
     """Whether a file is JSON lines, perhaps compressed, or Parquet, by its suffixes."""
-    suffixes = [suffix.lower() for suffix in Path(path).suffixes[-2:]]
-    return is_parquet(path) or any(suffix in _JSON_LINES for suffix in suffixes)
+    return _WITH_RECORDS.fullmatch(path) is not None
 
 
 def json_lines(file: RawText, field: str) -> Iterator[RawText]:
