@@ -163,6 +163,15 @@ class Index(NamedTuple):
         return json_bytes(values | {"checksum": _checksum(values)})
 
 
+def is_plan(data: bytes) -> bool:
+    """Whether the bytes of a `plan.json` are those of a plan of charjax, not of the user."""
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(values, dict) and {"format", "shards"} <= values.keys()
+
+
 def record_name(number: int) -> str:
     """The name of the record of a shard."""
     return f"shards/{number:05}.json"

@@ -23,12 +23,13 @@ from charjax.data.packed.index import (
     Shard,
     ShardRecord,
     ShardText,
+    is_plan,
     json_bytes,
     record_name,
 )
 from charjax.data.packed.plan import Plan
 from charjax.data.packed.shard_writer import ShardWriter
-from charjax.data.packed.store import TextStore
+from charjax.data.packed.store import TextStore, has_plan
 from charjax.data.reading.decoding import FLAG_PREFIX
 from charjax.data.reading.documents import missing_delimiter
 from charjax.errors import HostError, InputError, StoreError, first_line
@@ -113,7 +114,7 @@ def _is_without_shard(folder: Path) -> bool:
 
     Then other options than those of its plan may be taken.
     """
-    if (folder / INDEX).exists() or any(folder.glob("shards/*")) or not (folder / PLAN).exists():
+    if (folder / INDEX).exists() or any(folder.glob("shards/*")) or not has_plan(folder):
         return False
     for path in folder.glob(f"*{_LOCK}"):
         with open(path, "ab") as file:
@@ -175,7 +176,8 @@ def _check_same(store: ts.KvStore, out: str, plan: Plan) -> Index | None:
     else:
         index, is_new = None, planned.state == "missing"
         # TensorStore first writes a plan to a file beside it.
-        if is_new and any(p.suffix != _LOCK and not p.name.startswith(PLAN) for p in files):
+        has_others = any(p.suffix != _LOCK and not p.name.startswith(PLAN) for p in files)
+        if (is_new and has_others) or not (is_new or is_plan(planned.value)):
             raise InputError(f"--out={out}: holds other files; choose another --out")
         same = is_new or planned.value == _plan_bytes(plan)
     if not same:

@@ -8,6 +8,7 @@ both.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from charjax.data.packed.index import (
     Index,
     ShardRecord,
     array_name,
+    is_plan,
     record_name,
 )
 from charjax.data.reading.rules import ReadingRules
@@ -37,7 +39,15 @@ from charjax.runtime.paths import is_address
 def is_store(path: str) -> bool:
     """Whether a path is an address, or a folder that holds a packed text, perhaps unfinished."""
     folder = Path(os.path.expandvars(os.path.expanduser(path)))
-    return is_address(path) or any((folder / name).is_file() for name in (INDEX, PLAN))
+    return is_address(path) or (folder / INDEX).is_file() or has_plan(folder)
+
+
+def has_plan(folder: Path) -> bool:
+    """Whether a folder holds the plan of an unfinished pack."""
+    path = folder / PLAN
+    with contextlib.suppress(OSError):
+        return path.is_file() and is_plan(path.read_bytes())
+    return False
 
 
 class TextStore:
