@@ -39,7 +39,7 @@ from charjax.runtime.locks import lock
 from charjax.runtime.paths import is_address
 
 _SAME = ("reading", "field", "inputs")  # what a plan and a store of the same text have in common
-_LOCK = ".lock"
+_LOCKS = "process-*-of-*.lock"  # of the processes that pack
 
 
 def pack(
@@ -116,7 +116,7 @@ def _is_without_shard(folder: Path) -> bool:
     """
     if (folder / INDEX).exists() or any(folder.glob("shards/*")) or not has_plan(folder):
         return False
-    for path in folder.glob(f"*{_LOCK}"):
+    for path in folder.glob(_LOCKS):
         with open(path, "ab") as file:
             try:
                 lock(file.fileno())
@@ -135,9 +135,9 @@ def _locked(out: str, process: tuple[int, int]) -> Iterator[None]:
     if is_address(out):
         yield
         return
-    suffix = f"-of-{process[1]}{_LOCK}"
+    suffix = f"-of-{process[1]}.lock"
     paths = [Path(out) / f"process-{process[0]}{suffix}"]
-    paths += (path for path in Path(out).glob(f"*{_LOCK}") if not path.name.endswith(suffix))
+    paths += (path for path in Path(out).glob(_LOCKS) if not path.name.endswith(suffix))
     with contextlib.ExitStack() as opened:
         for path in paths:
             try:
@@ -176,7 +176,7 @@ def _check_same(store: ts.KvStore, out: str, plan: Plan) -> Index | None:
     else:
         index, is_new = None, planned.state == "missing"
         # TensorStore first writes a plan to a file beside it.
-        has_others = any(p.suffix != _LOCK and not p.name.startswith(PLAN) for p in files)
+        has_others = any(not (p.match(_LOCKS) or p.name.startswith(PLAN)) for p in files)
         if (is_new and has_others) or not (is_new or is_plan(planned.value)):
             raise InputError(f"--out={out}: holds other files; choose another --out")
         same = is_new or planned.value == _plan_bytes(plan)

@@ -247,15 +247,23 @@ def test_a_refused_text_is_packed_by_the_corrected_command(tmp_path, run):
     assert names == ["shards", "store.json", "tokens"]
 
 
-@pytest.mark.parametrize("content", ['{"format": "of a house"}', "no JSON", "[1]"])
-def test_a_plan_json_of_the_user_is_kept_and_no_packed_text(text, tmp_path, refuse, content):
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("plan.json", '{"format": "of a house"}'),
+        ("plan.json", "no JSON"),
+        ("plan.json", "[1]"),
+        ("uv.lock", ""),
+    ],
+)
+def test_a_file_of_the_user_is_kept_and_no_packed_text(text, tmp_path, refuse, name, content):
     folder = tmp_path / "texts"
     folder.mkdir()
-    (folder / "plan.json").write_text(content)
-    for _ in range(2):  # beside the plan, and beside a text, too
+    (folder / name).write_text(content)
+    for _ in range(2):  # beside this file, and beside a text, too
         refuse(text, f"--out={folder}", message="holds other files; choose another --out")
         (folder / "a.txt").write_text("a text")
-    assert contents(folder) == {"a.txt": b"a text", "plan.json": content.encode()}
+    assert contents(folder) == {"a.txt": b"a text", name: content.encode()}
     assert load_corpus(DataConfig(path=str(folder))).text == "a text"
 
 
