@@ -9,10 +9,13 @@ activations are feature-major, [features, time, batch], in which matmuls run fas
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import TypeAlias
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from charjax.config import ModelConfig, check_model_limits
@@ -28,6 +31,9 @@ from charjax.schema import check_integer
 from charjax.types import Carry, Logits, PRNGKey, PyTree, Resets, Tokens
 
 RowKeys = Key[Array, " batch"]
+# (output kernel, bias, outputs of the last layer [hidden, time, batch], dtype of the operands) ->
+# [*features, time, batch]
+Head: TypeAlias = Callable[[Array, Array, Array, DTypeLike], Array]
 
 
 class CharRNN(nn.Module):
@@ -50,7 +56,8 @@ class CharRNN(nn.Module):
         *,
         resets: Resets | None = None,
         last_only: bool = False,
-    ) -> tuple[Float[Array, "batch predicted vocab"], Carry]:
+        head: Head = dense,
+    ) -> tuple[Float[Array, "batch predicted *vocab"], Carry]:
         """Runs the network over a chunk of text.
 
         Args:
@@ -62,6 +69,7 @@ class CharRNN(nn.Module):
           resets: the positions before which the carry of all layers is set to zero, see
             `document_resets`; None: nowhere.
           last_only: return the logits after the last token only, [batch, 1, vocab].
+          head: what is computed from the outputs of the last layer; by default the logits.
 
         Returns:
           Float32 logits [batch, time, vocab] and the carry after the last token.
@@ -95,8 +103,7 @@ class CharRNN(nn.Module):
         init = initializers(c)
         kernel = self.param("output_kernel", init.output_kernel, (c.hidden, self.vocab_size))
         bias = self.param("output_bias", init.output_bias, (self.vocab_size,))
-        logits = dense(kernel, bias, inputs, jnp.dtype(c.dtype))
-        return logits.transpose(2, 1, 0), tuple(last_carry)
+        return head(kernel, bias, inputs, jnp.dtype(c.dtype)).T, tuple(last_carry)
 
     def run(
         self,
@@ -107,7 +114,8 @@ class CharRNN(nn.Module):
         *,
         resets: Resets | None = None,
         last_only: bool = False,
-    ) -> tuple[Float[Array, "batch predicted vocab"], Carry]:
+        head: Head = dense,
+    ) -> tuple[Float[Array, "batch predicted *vocab"], Carry]:
         """`__call__` as a pure function of the parameters.
 
         Parameters and carry may be numpy arrays, and of another floating dtype: they are cast to
@@ -120,7 +128,13 @@ class CharRNN(nn.Module):
         check_params(self.config, params, self.vocab_size)
         params, carry = as_float32((params, carry))
         outputs: tuple[Logits, Carry] = self.apply(  # type: ignore[assignment]
-            {"params": params}, tokens, carry, dropout_keys, resets=resets, last_only=last_only
+            {"params": params},
+            tokens,
+            carry,
+            dropout_keys,
+            resets=resets,
+            last_only=last_only,
+            head=head,
         )
         return outputs
 

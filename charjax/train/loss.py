@@ -7,13 +7,14 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
-from optax.losses import softmax_cross_entropy_with_integer_labels
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
 
 from charjax.config import Config
 from charjax.data.batches import Batch
 from charjax.model.carry import document_resets
-from charjax.model.network import CharRNN, RowKeys
+from charjax.model.cross_entropy import cross_entropy
+from charjax.model.network import CharRNN, Head, RowKeys
 from charjax.model.weight_dropout import drop_weights
 from charjax.types import Carry, Count, PRNGKey, PyTree, Scalar
 
@@ -60,19 +61,18 @@ def make_total_nats(config: Config, vocab_size: int, boundary_id: int | None = N
         inputs = jnp.asarray(batch.inputs)
         resets = document_resets(inputs, boundary_id)
         params = drop_weights(config.model, params, keys.weights)
-        logits, carry = network.run(
-            params, inputs, carry, keys.rows, resets=resets, last_only=last_only
-        )
-        logits = logits / config.train.softmax_temperature
-        predicted = slice(-logits.shape[1], None)
+        predicted = slice(-1 if last_only else None, None)
         targets, mask = (jnp.asarray(x)[:, predicted] for x in (batch.targets, batch.mask))
-        # Over the first axis: the logits are feature-major in memory, see `CharRNN`.
-        nats = softmax_cross_entropy_with_integer_labels(logits.T, targets.T, axis=0).T
-        nats = jnp.where(mask, nats, 0.0)
-        # Summed over each sequence first: one sum over all would differ by 1e-6 with the number of
-        # devices. By a matmul, since XLA would merge two `jnp.sum` into one.
-        rows = jnp.dot(nats, jnp.ones(nats.shape[1]), precision=jax.lax.Precision.HIGHEST)
-        return jnp.sum(rows), carry
+        nats, carry = network.run(
+            params,
+            inputs,
+            carry,
+            keys.rows,
+            resets=resets,
+            last_only=last_only,
+            head=_make_head(config, targets),
+        )
+        return _sum(jnp.where(mask, nats, 0.0)), carry
 
     def total_nats_in_blocks(
         params: PyTree, carry: Carry, batch: Batch, keys: DropoutKeys
@@ -90,6 +90,27 @@ def make_total_nats(config: Config, vocab_size: int, boundary_id: int | None = N
         return jnp.sum(nats), carry
 
     return total_nats_in_blocks if block_len else total_nats
+
+
+def _make_head(config: Config, targets: Int[Array, "batch predicted"]) -> Head:
+    """What computes the cross entropy with the targets from the outputs of the last layer."""
+    temperature = config.train.softmax_temperature
+
+    def head(kernel: Array, bias: Array, outputs: Array, _: DTypeLike) -> Array:
+        kernel, bias = kernel / temperature, bias / temperature
+        return cross_entropy(config.model, kernel, bias, outputs, targets.T)
+
+    return head
+
+
+def _sum(nats: Float[Array, "batch predicted"]) -> Scalar:
+    """The sum over each sequence, then over sequences.
+
+    One sum over all would differ by 1e-6 with the number of devices.
+    """
+    # By a matmul, since XLA would merge two `jnp.sum` into one.
+    rows = jnp.dot(nats, jnp.ones(nats.shape[1]), precision=jax.lax.Precision.HIGHEST)
+    return jnp.sum(rows)
 
 
 def _blocks(x: Any, length: int) -> Array:

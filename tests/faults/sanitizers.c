@@ -22,30 +22,40 @@ typedef XLA_FFI_Error *Handler(XLA_FFI_CallFrame *frame);
 typedef long ForwardLength(const char *cell, long hidden, long batch, long vocab);
 typedef long BackwardLength(const char *cell, long hidden, long batch);
 typedef long Length(long rows, long columns);
-extern const int charjax_lanes;
+typedef long LossLength(long features, long vocab, long tiles);
+extern const int charjax_vector_width, charjax_tiles_per_item;
 
 #define HANDLERS(dtype, ...)                                                                     \
   extern Handler charjax_forward_##dtype __VA_ARGS__, charjax_backward_##dtype __VA_ARGS__,      \
       charjax_weight_gradient_##dtype __VA_ARGS__, charjax_pack_##dtype __VA_ARGS__,             \
-      charjax_multiply_##dtype __VA_ARGS__;                                                      \
+      charjax_multiply_##dtype __VA_ARGS__,                                                      \
+      charjax_cross_entropy_forward_##dtype __VA_ARGS__,                                         \
+      charjax_cross_entropy_backward_##dtype __VA_ARGS__;                                        \
   extern ForwardLength charjax_forward_length_##dtype __VA_ARGS__;                               \
   extern BackwardLength charjax_backward_length_##dtype __VA_ARGS__;                             \
   extern Length charjax_weight_gradient_length_##dtype __VA_ARGS__,                              \
       charjax_pack_length_##dtype __VA_ARGS__;                                                   \
+  extern LossLength charjax_cross_entropy_forward_length_##dtype __VA_ARGS__,                    \
+      charjax_cross_entropy_backward_length_##dtype __VA_ARGS__;                                 \
   static struct Handlers dtype##_handlers(void) {                                                \
     return (struct Handlers){charjax_forward_##dtype, charjax_backward_##dtype,                  \
                              charjax_weight_gradient_##dtype, charjax_pack_##dtype,              \
-                             charjax_multiply_##dtype, charjax_forward_length_##dtype,           \
-                             charjax_backward_length_##dtype,                                    \
+                             charjax_multiply_##dtype, charjax_cross_entropy_forward_##dtype,    \
+                             charjax_cross_entropy_backward_##dtype,                             \
+                             charjax_forward_length_##dtype, charjax_backward_length_##dtype,    \
                              charjax_weight_gradient_length_##dtype,                             \
-                             charjax_pack_length_##dtype};                                       \
+                             charjax_pack_length_##dtype,                                        \
+                             charjax_cross_entropy_forward_length_##dtype,                       \
+                             charjax_cross_entropy_backward_length_##dtype};                     \
   }
 
 struct Handlers {
   Handler *forward, *backward, *weight_gradient, *pack, *multiply;
+  Handler *cross_entropy_forward, *cross_entropy_backward;
   ForwardLength *forward_length; /* of the last result of each */
   BackwardLength *backward_length;
   Length *weight_gradient_length, *pack_length;
+  LossLength *cross_entropy_forward_length, *cross_entropy_backward_length;
 };
 
 HANDLERS(float32)
@@ -260,13 +270,13 @@ typedef struct Shape {
 } Shape;
 
 static long ceil_div(long count, long by) { return (count + by - 1) / by; }
-static long padded(long count) { return ceil_div(count, charjax_lanes) * charjax_lanes; }
+static long padded(long count) { return ceil_div(count, charjax_vector_width) * charjax_vector_width; }
 
-static long state_panels(const Shape *s) { return ceil_div(s->batch, charjax_lanes); }
+static long state_panels(const Shape *s) { return ceil_div(s->batch, charjax_vector_width); }
 
 /* Operands of matmuls at every position, in tiles: see src/sequence.h. */
 static Array *tiles(const Shape *s, int dtype, long features) {
-  return new_array(dtype, 4, s->time, state_panels(s), features, (long)charjax_lanes);
+  return new_array(dtype, 4, s->time, state_panels(s), features, (long)charjax_vector_width);
 }
 
 /* Features of a tile. */
@@ -310,7 +320,7 @@ static void call_weight_gradient(const Shape *s, long rows, Array *previous, Arr
   add(&results, new_array(F32, 2, rows, columns));
   if (tokens != NULL) {
     add(&arguments, tokens);
-    const long lanes = charjax_lanes;
+    const long lanes = charjax_vector_width;
     add(&results, new_array(F32, 3, padded(columns) / lanes, s->vocab, lanes));
   }
   const long size = s->handlers.weight_gradient_length(rows, s->time * state_panels(s));
@@ -336,6 +346,34 @@ static void call_packed(const Shape *s, Array *kernel) {
   free_array(states);
 }
 
+/* The cross entropy of outputs with targets, some of them outside the vocabulary. */
+static void call_cross_entropy(const Shape *s, Array *outputs) {
+  const long hidden = s->hidden, vocab = s->vocab, width = charjax_vector_width;
+  const long num_tiles = s->time * state_panels(s);
+  Array *kernel = random_array(2, hidden, vocab, 0), *bias = random_array(1, vocab, 0, 0);
+  Array *targets = random_integers(2, s->time, s->batch, -1, vocab + 1);
+  Array *d_nats = random_array(2, s->time, s->batch, 0);
+  Array *exps = new_array(F32, 3, num_tiles, vocab, width);
+  Array *sums = new_array(F32, 2, num_tiles, width);
+  Arrays arguments = {{kernel, targets, outputs, bias}, 4};
+  Arrays results = {{exps, sums, new_array(F32, 2, num_tiles, width)}, 3};
+  long length = s->handlers.cross_entropy_forward_length(hidden, vocab, num_tiles);
+  add(&results, scratch(s->dtype, length));
+  call(s->handlers.cross_entropy_forward, NULL, &arguments, &results);
+  free_array(results.items[2]);
+
+  arguments = (Arrays){{kernel, targets, outputs, exps, sums, d_nats}, 6};
+  results = (Arrays){{new_array(F32, 2, vocab, hidden)}, 1};
+  add(&results, new_array(F32, 2, ceil_div(num_tiles, charjax_tiles_per_item), vocab));
+  add(&results, new_array(F32, 3, hidden, s->time, s->batch));
+  length = s->handlers.cross_entropy_backward_length(hidden, vocab, num_tiles);
+  add(&results, scratch(s->dtype, length));
+  call(s->handlers.cross_entropy_backward, NULL, &arguments, &results);
+  for (long i = 0; i < 3; i++) free_array(results.items[i]);
+  Array *rest[] = {kernel, bias, targets, d_nats, exps, sums};
+  for (size_t i = 0; i < sizeof rest / sizeof *rest; i++) free_array(rest[i]);
+}
+
 /* Calls backward again, with the first results in the memory of these residuals, and compares. */
 static void call_in_place(const Shape *s, long scratch_length, const Arrays *arguments,
                           const Arrays *gradients, Array *residuals[2]) {
@@ -354,7 +392,8 @@ static void call_in_place(const Shape *s, long scratch_length, const Arrays *arg
   free_array(last);
 }
 
-/* Forward without and with residuals, backward, the weights' gradients, the matmul of sampling. */
+/* Forward without and with residuals, backward, the weights' gradients, the matmul of sampling, the
+ * cross entropy. */
 static void check(const Shape *s) {
   const struct Cell *cell = s->cell;
   const long hidden = s->hidden, time = s->time, batch = s->batch, rows = cell->gates * hidden;
@@ -420,6 +459,7 @@ static void check(const Shape *s) {
   call_weight_gradient(s, even(hidden), previous, d_hgates, tokens);
   if (d_candidate) call_weight_gradient(s, 0, previous, d_candidate, tokens);
   call_packed(s, kernel);
+  call_cross_entropy(s, saved.items[0]);
 
   for (long i = 0; i < num_plain; i++) free_array(plain.items[i]);
   for (long i = 0; i < saved.count - 1; i++) free_array(saved.items[i]);

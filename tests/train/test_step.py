@@ -20,6 +20,7 @@ from charjax.train.optimizer import make_optimizer, make_schedule
 from charjax.train.step import fields_of_step, make_step, repeat
 from charjax.train.train_state import init_state
 from charjax.types import Carry, PyTree
+from tests.model.recurrence.c_library import needs_c
 
 from .tiny import (
     BATCH,
@@ -103,6 +104,17 @@ def test_the_loss_is_the_mean_of_every_next_character_in_nats():
     _, metrics = jitted(CONFIG)(state, random_batch(0))
     nats, _ = network(state.params, state.carry, random_batch(0))
     assert metrics.loss == pytest.approx(float(nats.mean()), rel=1e-6)
+
+
+@needs_c
+@pytest.mark.parametrize("fields", [{}, {"remat": LENGTH // 2}])
+def test_the_cross_entropy_runs_where_the_recurrence_does(fields):
+    programs = {}
+    for recurrence in ("c", "xla"):
+        config = replace(CONFIG, model=replace(CONFIG.model, recurrence=recurrence, **fields))
+        step = make_step(config, VOCAB, make_optimizer(config.optim, 40))
+        programs[recurrence] = jax.jit(step).lower(first_state(config), random_batch(0)).as_text()
+    assert {name for name, text in programs.items() if "cross_entropy_backward" in text} == {"c"}
 
 
 def test_with_last_targets_the_loss_is_on_the_last_character():

@@ -18,10 +18,12 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+from jaxtyping import Array
 
 from charjax.errors import InputError
 from charjax.model.recurrence.c.compiler import compiler_command, run_compiler
@@ -33,7 +35,17 @@ from charjax.runtime.files import open_regular, write_atomically
 FORWARD, BACKWARD = "charjax_forward", "charjax_backward"
 WEIGHT_GRADIENT = "charjax_weight_gradient"
 PACK, MULTIPLY = "charjax_pack", "charjax_multiply"
-_TARGETS = (FORWARD, BACKWARD, WEIGHT_GRADIENT, PACK, MULTIPLY)
+CROSS_ENTROPY_FORWARD = "charjax_cross_entropy_forward"
+CROSS_ENTROPY_BACKWARD = "charjax_cross_entropy_backward"
+_TARGETS = (
+    FORWARD,
+    BACKWARD,
+    WEIGHT_GRADIENT,
+    PACK,
+    MULTIPLY,
+    CROSS_ENTROPY_FORWARD,
+    CROSS_ENTROPY_BACKWARD,
+)
 
 # The cells of the library, and how many float32 numbers the backward pass needs of a unit's step,
 # beside its gates, as src/cells.h has them.
@@ -52,11 +64,13 @@ class Library:
     Attributes:
       functions: its C functions.
       vector_width: float32 numbers of a SIMD vector.
+      tiles_per_item: of an item of work of the cross entropy.
       has_bfloat16: whether the processor has bfloat16 dot products.
     """
 
     functions: ctypes.CDLL
     vector_width: int
+    tiles_per_item: int
     has_bfloat16: bool
 
     def supports_dtype(self, dtype: DTypeLike) -> bool:
@@ -80,6 +94,44 @@ class Library:
         encoded = (x.encode() if isinstance(x, str) else ctypes.c_long(x) for x in arguments)
         return int(function(*encoded))
 
+    def tiles(self, features: int, time: int, batch: int, dtype: DTypeLike) -> jax.ShapeDtypeStruct:
+        """The shape of an operand at every position, in tiles: see src/sequence.h."""
+        sizes = time, -(-batch // self.vector_width), even(features), self.vector_width
+        return jax.ShapeDtypeStruct(sizes, dtype)
+
+    def call(
+        self,
+        name: str,
+        dtype: DTypeLike,
+        shapes: Sequence[jax.ShapeDtypeStruct],
+        arguments: Any,
+        sizes: Sequence[str | int],
+        in_place: dict[int, int] | None = None,
+        **attributes: str,
+    ) -> list[Array]:
+        """Calls a target.
+
+        Args:
+          name: of the target.
+          dtype: of the matmul operands.
+          shapes: of the results, except the last one: the working memory.
+          arguments: in order, those left out that are None.
+          sizes: that the length of the working memory depends on, see `length`.
+          in_place: for each argument whose memory a result takes, by number, the result's number.
+          **attributes: of the call.
+
+        Returns:
+          The results, except the working memory.
+        """
+        scratch = jax.ShapeDtypeStruct((self.length(name, dtype, *sizes),), dtype)
+        call = jax.ffi.ffi_call(
+            target(name, dtype),
+            [*shapes, scratch],
+            vmap_method="sequential",
+            input_output_aliases=in_place,
+        )
+        return list(call(*jax.tree.leaves(arguments), **attributes)[:-1])
+
 
 @dataclass(frozen=True)
 class Unavailable:
@@ -90,6 +142,11 @@ class Unavailable:
     """
 
     reason: str
+
+
+def even(features: int) -> int:
+    """Features of a tile: numbers are padded to pairs, as bfloat16 is multiplied."""
+    return features + features % 2
 
 
 def target(name: str, dtype: DTypeLike) -> str:
@@ -112,7 +169,12 @@ def load() -> Library | Unavailable:
         for name in (target(name, dtype) for name in _TARGETS):
             function = jax.ffi.pycapsule(getattr(cdll, name))
             jax.ffi.register_ffi_target(name, function, platform="cpu")
-    return Library(cdll, ctypes.c_int.in_dll(cdll, "charjax_lanes").value, has_bfloat16)
+
+    def constant(name: str) -> int:
+        return ctypes.c_int.in_dll(cdll, name).value
+
+    width, tiles = constant("charjax_vector_width"), constant("charjax_tiles_per_item")
+    return Library(cdll, width, tiles, has_bfloat16)
 
 
 def open_library() -> ctypes.CDLL | Unavailable:

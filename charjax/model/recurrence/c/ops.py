@@ -22,14 +22,12 @@ from charjax.model.cells import CELLS
 from charjax.model.recurrence import base
 from charjax.model.recurrence.base import Inputs, Layer, Operands, Outputs, Result, Weights
 from charjax.model.recurrence.c import build
-from charjax.model.recurrence.c.build import Library, Unavailable
+from charjax.model.recurrence.c.build import Library, Unavailable, even
 
 # A result whose carry is feature-major, as the library has it.
 _Result: TypeAlias = tuple[Outputs, tuple[Float[Array, "hidden batch"], ...]]
 # Operands of matmuls at every position, in tiles: see src/sequence.h.
 _Tiles: TypeAlias = Float[Array, "_ _ _ _"]  # [time, panels, features, vector width]
-# Shapes and dtypes of a call's results.
-_Shapes: TypeAlias = list[jax.ShapeDtypeStruct]
 
 
 class _Static(NamedTuple):
@@ -38,6 +36,10 @@ class _Static(NamedTuple):
     cell: str
     dtype: DTypeLike
     library: Library
+
+    def call(self, name: str, *arguments: Any, **attributes: Any) -> list[Array]:
+        """`Library.call` with the dtype."""
+        return self.library.call(name, self.dtype, *arguments, **attributes)
 
 
 class _Residuals(NamedTuple):
@@ -114,12 +116,12 @@ def _call_forward(
     cell = static.cell
     shapes = [_shape(hidden, time, batch)] + [_shape(hidden, batch)] * len(initial)
     if save:
-        shapes.append(_tiles(static, _even(hidden), time, batch))
+        shapes.append(static.library.tiles(hidden, time, batch, static.dtype))
         residuals = [CELLS[cell].gates] + [1] * build.EXTRA_RESIDUALS[cell]
-        float32 = static._replace(dtype=jnp.float32)
-        shapes += [_tiles(float32, n * _even(hidden), time, batch) for n in residuals]
+        tiles = static.library.tiles
+        shapes += [tiles(n * even(hidden), time, batch, jnp.float32) for n in residuals]
     arguments, sizes = (weights, inputs, initial, keep), (cell, hidden, batch, vocab)
-    outputs, *rest = _call(static, build.FORWARD, shapes, arguments, sizes, cell=cell)
+    outputs, *rest = static.call(build.FORWARD, shapes, arguments, sizes, cell=cell)
     return (outputs, tuple(rest[: len(initial)])), rest[len(initial) :]
 
 
@@ -138,11 +140,12 @@ def _call_backward(static: _Static, res: _Residuals, grads: _Result) -> _Gradien
     d_outputs, d_last = grads
     hidden, time, batch = d_outputs.shape
     gates, reset_after = CELLS[static.cell].gates, CELLS[static.cell].reset_after
-    shapes = {"hgates": _tiles(static, gates * _even(hidden), time, batch)}
+    tiles = static.library.tiles
+    shapes = {"hgates": tiles(gates * even(hidden), time, batch, static.dtype)}
     if inputs.tokens is None:
         shapes["igates"] = _shape(gates * hidden, time, batch, dtype=static.dtype)
     elif reset_after:
-        shapes["candidate"] = _tiles(static, _even(hidden), time, batch)
+        shapes["candidate"] = tiles(hidden, time, batch, static.dtype)
     if reset_after:
         shapes["bias"] = _shape(hidden, static.library.padded(batch))
     carry = [_shape(hidden, batch)] * len(d_last)
@@ -154,7 +157,7 @@ def _call_backward(static: _Static, res: _Residuals, grads: _Result) -> _Gradien
         in_place[1] = 0  # the gates: no later step reads them
         if "candidate" in shapes:
             in_place[2] = 1  # the extra residual of a GRU, likewise
-    results = _call(static, build.BACKWARD, all_shapes, arguments, sizes, in_place, **attributes)
+    results = static.call(build.BACKWARD, all_shapes, arguments, sizes, in_place, **attributes)
     found = dict(zip(shapes, results, strict=False))
     d_bias = jnp.sum(found["bias"], axis=1) if reset_after else None
     igates, candidate = found.get("igates"), found.get("candidate")
@@ -171,58 +174,20 @@ def _weight_grad(
     if inputs.tokens is not None:
         shapes.append(_shape(padded // width, inputs.igates.shape[1], width))
     sizes = rows, time * panels
-    d_kernel, *by_token = _call(static, build.WEIGHT_GRADIENT, shapes, arguments, sizes)
+    d_kernel, *by_token = static.call(build.WEIGHT_GRADIENT, shapes, arguments, sizes)
     if inputs.tokens is None:
         return d_kernel, None
     return d_kernel, by_token[0].swapaxes(1, 2).reshape(padded, -1)[:columns]
 
 
-def _even(features: int) -> int:
-    """Features of a tile: numbers are padded to pairs, as bfloat16 is multiplied."""
-    return features + features % 2
-
-
 def _drop_padding(x: Array, hidden: int, axis: int) -> Array:
     """The features of an axis, without what pads those of each gate to an even number."""
-    if hidden == _even(hidden):
+    if hidden == even(hidden):
         return x
-    by_gate = x.reshape(*x.shape[:axis], -1, _even(hidden), *x.shape[axis + 1 :])
+    by_gate = x.reshape(*x.shape[:axis], -1, even(hidden), *x.shape[axis + 1 :])
     kept = jax.lax.slice_in_dim(by_gate, 0, hidden, axis=axis + 1)
     return kept.reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
 
 
-def _tiles(static: _Static, features: int, time: int, batch: int) -> jax.ShapeDtypeStruct:
-    width = static.library.vector_width
-    return _shape(time, -(-batch // width), features, width, dtype=static.dtype)
-
-
 def _shape(*sizes: int, dtype: DTypeLike = jnp.float32) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(sizes, dtype)
-
-
-def _call(
-    static: _Static,
-    name: str,
-    shapes: _Shapes,
-    arguments: Any,
-    sizes: Any,
-    in_place: dict[int, int] | None = None,
-    **attributes: str,
-) -> list[Array]:
-    """Calls a target of the library.
-
-    Args:
-      static: the library, and the dtype of the matmul operands.
-      name: of the target.
-      shapes: of the results, except the last one: the working memory.
-      arguments: in order, those left out that are None.
-      sizes: that the length of the working memory depends on, see `Library.length`.
-      in_place: for each argument whose memory a result takes, by number, the result's number.
-      **attributes: of the call.
-    """
-    scratch = _shape(static.library.length(name, static.dtype, *sizes), dtype=static.dtype)
-    target = build.target(name, static.dtype)
-    call = jax.ffi.ffi_call(
-        target, [*shapes, scratch], vmap_method="sequential", input_output_aliases=in_place
-    )
-    return list(call(*jax.tree.leaves(arguments), **attributes)[:-1])

@@ -61,7 +61,12 @@ INLINE void load_words(float *const tiles[], long feature, Vector rows[]) {
   }
 }
 
+INLINE Vector round_to_words(const Vector numbers[]) {
+  return (Vector)_mm512_cvtne2ps_pbh((__m512)numbers[1], (__m512)numbers[0]);
+}
+
 #include "backward.h"
+#include "cross_entropy.h"
 #include "forward.h"
 #include "packed_matmul.h"
 #include "weight_gradient.h"

@@ -26,10 +26,13 @@ INLINE void load_words(float *const tiles[], long feature, Vector rows[]) {
   rows[0] = load(tiles[0] + feature * LANES, LANES);
 }
 
+INLINE Vector round_to_words(const Vector numbers[]) { return numbers[0]; }
+
 #include "backward.h"
+#include "cross_entropy.h"
 #include "forward.h"
 #include "packed_matmul.h"
 #include "weight_gradient.h"
 
 /* For Python: see charjax/model/recurrence/c/build.py. */
-const int charjax_lanes = LANES;
+const int charjax_vector_width = LANES, charjax_tiles_per_item = TILES_PER_ITEM;

@@ -20,7 +20,8 @@
  *   store_row                stores numbers k of a state panel, after k - 1 if k is odd; if it is
  *                            even, numbers k + 1 may become zeros
  *   load_words               words of NUMBERS_PER_WORD features from `feature` on, of adjacent
- *                            positions: of as many tiles, or of zeros for one that is NULL */
+ *                            positions: of as many tiles, or of zeros for one that is NULL
+ *   round_to_words           words of adjacent numbers of NUMBERS_PER_WORD vectors */
 
 #pragma once
 
@@ -31,11 +32,20 @@ enum { MR = ACCUMULATORS };
 /* Rows of panels of fewer rows, a multiple of LANES: they divide most sizes without a rest. */
 enum { SMALL_ROWS = MR * 2 / 3 };
 
-/* The length K of sums, padded to pairs. */
-INLINE long even(long k) { return k + (k & 1); }
-
 /* How many panels, blocks or words of `size` hold `count`. */
 INLINE long num_blocks(long count, long size) { return (count + size - 1) / size; }
+
+/* Rows of the panels of an operand of `count` rows, SMALL_ROWS or up to a quarter less, as leave the
+ * fewest rows of the last one empty: a multiple of `step`, 1 or 2. */
+INLINE long panel_rows(long count, long step) {
+  long best = SMALL_ROWS;
+  for (long rows = SMALL_ROWS; rows >= SMALL_ROWS * 3 / 4; rows -= step)
+    if (num_blocks(count, rows) * rows < num_blocks(count, best) * best) best = rows;
+  return best;
+}
+
+/* The length K of sums, padded to pairs. */
+INLINE long even(long k) { return k + (k & 1); }
 
 /* Indices from `first` to before `end`. */
 typedef struct Range {
@@ -68,6 +78,19 @@ INLINE void micro_kernel(const int rows, long iterations, const float *weights,
 #pragma GCC unroll 24
   for (int row = 0; row < rows; row++) tile[row] = sums[row];
 }
+
+/* The micro-kernel of `panel_rows` rows, which are no constant. */
+static void multiply_panel_rows(long rows, long iterations, const float *weights, const float *states,
+                                Vector tile[]) {
+  switch (SMALL_ROWS - rows) {
+    case 0: return micro_kernel(SMALL_ROWS, iterations, weights, states, tile);
+    case 1: return micro_kernel(SMALL_ROWS - 1, iterations, weights, states, tile);
+    case 2: return micro_kernel(SMALL_ROWS - 2, iterations, weights, states, tile);
+    case 3: return micro_kernel(SMALL_ROWS - 3, iterations, weights, states, tile);
+    case 4: return micro_kernel(SMALL_ROWS - 4, iterations, weights, states, tile);
+  }
+}
+_Static_assert(SMALL_ROWS / 4 <= 4, "multiply_panel_rows needs a case for each number of rows");
 
 /* Writes rows k and k + 1 of a panel [K, width], of `present` numbers, padded with zeros. */
 INLINE void pack_rows(float *panel, long width, long k, const float *first, const float *second,

@@ -3,7 +3,7 @@
  *
  * The matmul is a times b transposed; K runs over positions, tile by tile (sequence.h): over the
  * sequences of a state panel, the state panels and time. `a` is packed whole into row panels
- * [K, SMALL_ROWS], in a first phase. Then each item packs a few column panels [KC, LANES] of `b`, a
+ * [K, rows], in a first phase. Then each item packs a few column panels [KC, LANES] of `b`, a
  * block of KC iterations of the K loop at a time, so that they stay in cache while all row panels pass
  * by; there they are scattered by token as well. Blocks of K are added in order, whichever worker has
  * the item. */
@@ -20,10 +20,12 @@ enum { KC = 512, MAX_PANELS = 8 };
 
 typedef struct Gradient {
   long rows, columns, tiles, vocab;
+  long panel_rows;       /* of a row panel */
   long iterations;       /* of the K loop: words of all tiles */
   Sequence a, b;         /* of rows, of columns */
+  const float *b_rows;   /* [columns, time, batch], instead of b; or NULL */
   const int32_t *tokens; /* [time, batch], or NULL */
-  long batch;
+  long batch;            /* of b_rows, or of tokens */
   float *packed_a;       /* row panels */
   float *matmul;         /* [rows, columns] */
   float *by_token;       /* [column panels, vocab, LANES] */
@@ -36,13 +38,13 @@ INLINE long tile_of(long word) { return word / LANES * NUMBERS_PER_WORD; }
 /* Packs `count` words, from `start` on, of `width` features into a panel [count, width]: a transpose,
  * in squares of LANES. Features past the last are zero, and so are tiles past the last. The same words
  * of the tiles after them are prefetched. */
-INLINE void pack_panel(const Sequence *s, long feature, int width, long start, long count, float *to) {
+INLINE void pack_panel(const Sequence *s, long feature, long width, long start, long count, float *to) {
   const long size = tile_words(s), tiles = s->time * s->panels;
   for (long k = 0; k < count; k += LANES, to += LANES * width) {
     float *from[NUMBERS_PER_WORD];
     for (long i = 0, tile = tile_of(start + k); i < NUMBERS_PER_WORD; i++)
       from[i] = tile + i < tiles ? s->words + (tile + i) * size : NULL;
-    for (int first = 0; first < width; first += LANES) {
+    for (long first = 0; first < width; first += LANES) {
       const long present = s->features - feature - first;
       Vector square[LANES] = {0};
 #pragma GCC unroll 16
@@ -55,9 +57,29 @@ INLINE void pack_panel(const Sequence *s, long feature, int width, long start, l
         }
       transpose(square);
 #pragma GCC unroll 16
-      for (int i = 0; i < LANES; i++) store(to + i * width + first, square[i], LANES);
+      for (int i = 0; i < LANES; i++)
+        store(to + i * width + first, square[i], min(width - first, LANES));
     }
   }
+}
+
+/* Packs LANES words, from `start` on, of a column panel of b, as pack_panel does. */
+INLINE void pack_columns(const Gradient *g, long panel, long start, float *to) {
+  if (g->b_rows == NULL) return pack_panel(&g->b, panel * LANES, LANES, start, LANES, to);
+  const long size = g->b.time * g->batch, first = tile_of(start);
+  Vector square[LANES] = {0};
+  for (long row = 0; row < min(g->columns - panel * LANES, LANES); row++) {
+    Vector numbers[NUMBERS_PER_WORD] = {0};
+    for (long tile = first; tile < min(first + NUMBERS_PER_WORD, g->tiles); tile++) {
+      const long sequence = tile % g->b.panels * LANES;
+      const float *from = g->b_rows + (panel * LANES + row) * size;
+      numbers[tile - first] = load(from + tile / g->b.panels * g->batch + sequence,
+                                   min(g->batch - sequence, LANES));
+    }
+    square[row] = round_to_words(numbers);
+  }
+  transpose(square);
+  for (long i = 0; i < LANES; i++) store(to + i * LANES, square[i], LANES);
 }
 
 /* Scatter-adds a packed column panel, `count` words from `start` on. */
@@ -81,13 +103,13 @@ INLINE void scatter_panel(const Gradient *g, long panel, long start, long count,
 /* Adds a row panel times a packed column panel, over `count` words from `start` on. */
 INLINE void multiply_panels(const Gradient *g, long row_panel, long column_panel, long start,
                             long count, const float *packed) {
-  const long row = row_panel * SMALL_ROWS, column = column_panel * LANES;
-  const long rows = min(SMALL_ROWS, g->rows - row), columns = min(LANES, g->columns - column);
+  const long row = row_panel * g->panel_rows, column = column_panel * LANES;
+  const long rows = min(g->panel_rows, g->rows - row), columns = min(LANES, g->columns - column);
   float *to = g->matmul + row * g->columns + column;
   Vector tile[SMALL_ROWS];
   for (long i = 0; i < rows; i++) __builtin_prefetch(to + i * g->columns, 1);
-  micro_kernel(SMALL_ROWS, count, g->packed_a + (row_panel * g->iterations + start) * SMALL_ROWS,
-               packed, tile);
+  multiply_panel_rows(g->panel_rows, count,
+                      g->packed_a + (row_panel * g->iterations + start) * g->panel_rows, packed, tile);
   for (long i = 0; i < rows; i++, to += g->columns)
     store(to, start == 0 ? tile[i] : load(to, columns) + tile[i], columns);
 }
@@ -99,11 +121,10 @@ INLINE void reduce_columns(const Gradient *g, Range panels) {
     const long count = min(KC, g->iterations - start);
     for (long k = 0; k < count; k += LANES) /* tile by tile, as they are in memory */
       for (long panel = panels.first; panel < panels.end; panel++)
-        pack_panel(&g->b, panel * LANES, LANES, start + k, LANES,
-                   packed[panel - panels.first] + k * LANES);
+        pack_columns(g, panel, start + k, packed[panel - panels.first] + k * LANES);
     for (long panel = panels.first; g->tokens != NULL && panel < panels.end; panel++)
       scatter_panel(g, panel, start, count, packed[panel - panels.first]);
-    for (long row_panel = 0; row_panel < num_blocks(g->rows, SMALL_ROWS); row_panel++)
+    for (long row_panel = 0; row_panel < num_blocks(g->rows, g->panel_rows); row_panel++)
       for (long panel = panels.first; panel < panels.end; panel++)
         multiply_panels(g, row_panel, panel, start, count, packed[panel - panels.first]);
   }
@@ -114,17 +135,34 @@ static void weight_gradient(const void *data, long phase, long item) {
   const Gradient *g = data;
   if (phase == 1)
     reduce_columns(g, block_range(item, g->panels_per_item, num_blocks(g->columns, LANES)));
-  else if (item < num_blocks(g->rows, SMALL_ROWS))
-    pack_panel(&g->a, item * SMALL_ROWS, SMALL_ROWS, 0, g->iterations,
-               g->packed_a + item * g->iterations * SMALL_ROWS);
+  else if (item < num_blocks(g->rows, g->panel_rows))
+    pack_panel(&g->a, item * g->panel_rows, g->panel_rows, 0, g->iterations,
+               g->packed_a + item * g->iterations * g->panel_rows);
 }
 
 /* Words of a row of `packed_a`. */
 INLINE long row_words(long tiles) { return num_blocks(tiles, NUMBERS_PER_WORD) * LANES; }
 
+/* The gradient [rows, columns] of two Sequences; its buffers are still to be set. */
+static Gradient new_gradient(long rows, long columns, Sequence a, Sequence b) {
+  Gradient g = {.rows = rows, .columns = columns, .tiles = a.time * a.panels, .a = a, .b = b};
+  g.iterations = row_words(g.tiles), g.panel_rows = panel_rows(rows, NUMBERS_PER_WORD);
+  /* Several items per processor, so that a late or slow processor delays the end less. */
+  const long column_panels = num_blocks(columns, LANES);
+  g.panels_per_item = min(max(column_panels / (4 * num_processors()), 1), MAX_PANELS);
+  return g;
+}
+
+/* Items of each phase. */
+INLINE long gradient_items(const Gradient *g) {
+  return max(num_blocks(num_blocks(g->columns, LANES), g->panels_per_item),
+             num_blocks(g->rows, g->panel_rows));
+}
+
 /* Length of the scratch below, for `a` of so many rows and tiles. */
 long TARGET(weight_gradient_length)(long rows, long tiles) {
-  return num_blocks(rows, SMALL_ROWS) * SMALL_ROWS * row_words(tiles) * NUMBERS_PER_WORD;
+  const long height = panel_rows(rows, NUMBERS_PER_WORD);
+  return num_blocks(rows, height) * height * row_words(tiles) * NUMBERS_PER_WORD;
 }
 
 /* Arguments: Sequences a and b; tokens [time, batch] or none. Tokens must be in range.
@@ -134,25 +172,22 @@ XLA_FFI_Error *TARGET(weight_gradient)(XLA_FFI_CallFrame *frame) {
   if (is_metadata_query(frame)) return NULL;
   Call call = new_call(frame);
   const int64_t *sizes = sizes_of(&call, "matmul", next_buffer(&call.results), 2);
+  const long rows = sizes[0], columns = sizes[1];
   const int64_t *a_sizes = sizes_of(&call, "a", next_buffer(&call.arguments), 4);
   const long time = a_sizes[0], panels = a_sizes[1];
-  Gradient g = {.rows = sizes[0], .columns = sizes[1], .tiles = time * panels};
-  g.iterations = row_words(g.tiles);
-  g.a = take_sequence(&call, &call.arguments, "a", even(g.rows), time, panels);
-  g.b = take_sequence(&call, &call.arguments, "b", even(g.columns), time, panels);
-  g.matmul = RESULT(&call, "matmul", F32, g.rows, g.columns);
-  const long row_panels = num_blocks(g.rows, SMALL_ROWS), column_panels = num_blocks(g.columns, LANES);
+  const Sequence a = take_sequence(&call, &call.arguments, "a", even(rows), time, panels);
+  const Sequence b = take_sequence(&call, &call.arguments, "b", even(columns), time, panels);
+  Gradient g = new_gradient(rows, columns, a, b);
+  g.matmul = RESULT(&call, "matmul", F32, rows, columns);
   if (num_left(&call.arguments) > 0) {
     g.batch = sizes_of(&call, "tokens", next_buffer(&call.arguments), 2)[1];
     g.tokens = ARGUMENT(&call, "tokens", S32, time, g.batch);
     g.vocab = sizes_of(&call, "by_token", next_buffer(&call.results), 3)[1];
-    g.by_token = RESULT(&call, "by_token", F32, column_panels, g.vocab, LANES);
+    g.by_token = RESULT(&call, "by_token", F32, num_blocks(columns, LANES), g.vocab, LANES);
     if (num_blocks(g.batch, LANES) != panels) PROBLEM(&call, "charjax: batches of two sizes");
   }
-  g.packed_a = RESULT(&call, "scratch", DTYPE, TARGET(weight_gradient_length)(g.rows, g.tiles));
+  g.packed_a = RESULT(&call, "scratch", DTYPE, TARGET(weight_gradient_length)(rows, g.tiles));
   if (call.problem[0]) return call_error(&call);
-  /* Several items per processor, so that a late or slow processor delays the end less. */
-  g.panels_per_item = min(max(column_panels / (4 * num_processors()), 1), MAX_PANELS);
-  const long items = max(num_blocks(column_panels, g.panels_per_item), row_panels);
+  const long items = gradient_items(&g);
   return parallel_for(frame, (Loop){weight_gradient, &g, 2, items}, items - 1);
 }
