@@ -88,14 +88,14 @@ def choose_config(
             text = load_corpus(unsized.data).text
             devices = all_devices()
             row = find_row(len(text), minutes, devices[0].platform)
-            config = override(sized_config(path, text, row, len(devices)))
+            sized = sized_config(path, text, row, len(devices))
             # Training will read the text again, and log the same.
             with show_messages(PlainDisplay(io.StringIO())):
-                speed = measure_speed(config)
+                speed = measure_speed(override(sized))
             seconds_left = 60 * minutes - (time.monotonic() - started)
-            sized = with_steps(config, speed, seconds_left)
-            config, steps = override(sized), sized.train.max_steps
-            chosen = describe_choice(config, row, len(text), minutes, speed, steps)
+            sized = with_steps(sized, speed, seconds_left)
+            config = override(sized)
+            chosen = describe_choice(config, sized, row, len(text), minutes, speed)
             replace_json(files.choice, _ChoiceJson(minutes, to_dict(config), chosen)._asdict())
     for line in chosen:
         _logger.info(line)

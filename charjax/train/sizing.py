@@ -12,8 +12,7 @@ from dataclasses import replace
 from importlib import resources
 from typing import Any, NamedTuple
 
-from charjax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
-from charjax.data.sources.records import has_records
+from charjax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig, to_dict
 from charjax.runtime.display import counted
 
 _MAX_EVALUATIONS = 10  # in a run
@@ -147,30 +146,44 @@ def with_steps(config: Config, speed: Speed, seconds_left: float) -> Config:
 
 
 def describe_choice(
-    config: Config, row: Row, chars: int, minutes: float, speed: Speed, steps: int
+    config: Config, sized: Config, row: Row, chars: int, minutes: float, speed: Speed
 ) -> list[str]:
     """What was chosen and why, in three lines.
 
     Args:
       config: what the run has, with the user's flags.
+      sized: that of `with_steps`, whose fields the flags may have replaced.
       row: of the table.
       chars: length of the text.
       minutes: how long the command may take.
       speed: the measured speed of the config.
-      steps: those of `with_steps`, which a flag may have replaced.
     """
     model, data = config.model, config.data
     by = "measured" if row.measured else "extrapolated, not measured"
     rate = data.batch_size * data.seq_len / speed.step_s
+    steps = _why_steps(config.train.max_steps, sized.train.max_steps)
     return [
         f"chosen: {counted(chars, 'character')}, {_kind_of_text(data)}",
         f"chosen: {model.summary}, embedding {model.embed}, dropout "
         f"{model.dropout:g}, weight-drop {model.dropout_recurrent:g}, {data.batch_size} x "
         f"{data.seq_len} characters a step; the table's row for {row.chars:,} characters, "
-        f"{row.minutes} min, {row.device} ({by})",
-        f"chosen: {_why_steps(config.train.max_steps, steps)} what is left of --minutes={minutes:g}"
-        f" at the {rate:,.0f} characters a second of a warm-up; --config.FIELD=VALUE overrides",
+        f"{row.minutes} min, {row.device} ({by}){_replaced(config, sized)}",
+        f"chosen: {steps} what is left of --minutes={minutes:g} at the {rate:,.0f} characters a "
+        "second of a warm-up; --config.FIELD=VALUE overrides",
     ]
+
+
+def _replaced(config: Config, sized: Config) -> str:
+    """What the flags changed of the values that come from the table, for the end of a sentence."""
+    given, chosen = to_dict(config), to_dict(sized)
+    names = [("data", name) for name in ("batch_size", "seq_len")]
+    names += [(section, name) for section in ("model", "optim") for name in given[section]]
+    changed = [
+        f"{section}.{name}={given[section][name]}"
+        for section, name in names
+        if given[section][name] != chosen[section][name]
+    ]
+    return f", changed by --config to {', '.join(changed)}" if changed else ""
 
 
 def _why_steps(max_steps: int, chosen: int) -> str:
@@ -183,15 +196,10 @@ def _why_steps(max_steps: int, chosen: int) -> str:
 
 
 def _kind_of_text(data: DataConfig) -> str:
-    """What the documents are; of a file of records, how to read its texts alone."""
+    """What the documents are; of a file of CSV that is one text, how to read its rows."""
     if data.documents != "none":
         shuffled = ", shuffled before the split" if data.shuffle_documents else ""
         return f"{_DOCUMENTS[data.documents]} is a document{shuffled}"
-    if has_records(data.path):
-        return (
-            "one text, with the syntax of its JSON lines; `charjax pack --field=NAME` packs the "
-            "texts of a field"
-        )
     if data.path.lower().endswith((".csv", ".tsv")):
         return (
             "one text, with its commas and quotes; --config.data.documents=rows reads each row as "

@@ -171,7 +171,7 @@ def test_a_damaged_record_is_one_line(chosen, record):
 
 def test_the_speed_of_a_fast_machine_is_not_shown_as_a_power_of_ten():
     config = Config(data=DataConfig(batch_size=32, seq_len=64), train=TrainConfig(max_steps=10))
-    *_, steps = sizing.describe_choice(config, TINY, 1000, 4.0, Speed(0.001, 1.0, 1.0), 10)
+    *_, steps = sizing.describe_choice(config, config, TINY, 1000, 4.0, Speed(0.001, 1.0, 1.0))
     assert "at the 2,048,000 characters a second of a warm-up" in steps
 
 
@@ -195,17 +195,27 @@ def test_the_number_of_steps_is_said_with_its_reason(minutes, flags, said, chose
 
 
 @pytest.mark.parametrize(
+    "flag", ["model.hidden=7", "model.layers=2", "optim.learning_rate=0.5", "data.seq_len=5"]
+)
+def test_what_a_flag_replaced_is_not_said_to_be_of_the_table(flag, chosen):
+    for flags, ending in (([], "measured)"), ([flag], f"changed by --config to {flag}")):
+        words, workdir = [f"--config.{flag}" for flag in flags], chosen.workdir / str(len(flags))
+        chosen.choose(2.0, lambda c, w=words: override(c, w, drops_unused=True), workdir)
+        _, table, _ = json.loads((workdir / "choice.json").read_text())["chosen"]
+        assert table.endswith(ending)
+
+
+@pytest.mark.parametrize(
     ("path", "hint"),
     [
-        ("a.jsonl", "`charjax pack --field=NAME` packs"),
-        ("a.ndjson.gz", "`charjax pack --field=NAME` packs"),
+        ("a.jsonl", None),  # which the reader says
         ("A.CSV", "--config.data.documents=rows reads"),
         ("a.txt", None),
     ],
 )
-def test_records_that_are_read_as_one_text_are_said(path, hint):
+def test_rows_that_are_read_as_one_text_are_said(path, hint):
     config = Config(data=DataConfig(path=path))
-    chosen, *_ = sizing.describe_choice(config, TINY, 1000, 4.0, Speed(0.001, 1.0, 1.0), 10)
+    chosen, *_ = sizing.describe_choice(config, config, TINY, 1000, 4.0, Speed(0.001, 1.0, 1.0))
     assert hint in chosen if hint else chosen.endswith("one text")
 
 
@@ -213,9 +223,8 @@ def test_records_that_are_read_as_one_text_are_said(path, hint):
 @pytest.mark.parametrize("documents", ["lines", "files", "rows", "delimiter"])
 def test_what_a_document_is_and_whether_they_are_shuffled_is_said(documents, shuffled):
     data = DataConfig(path="a.csv", documents=documents, shuffle_documents=shuffled)
-    chosen, *_ = sizing.describe_choice(
-        Config(data=data), TINY, 1000, 4.0, Speed(0.001, 1.0, 1.0), 10
-    )
+    config = Config(data=data)
+    chosen, *_ = sizing.describe_choice(config, config, TINY, 1000, 4.0, Speed(0.001, 1.0, 1.0))
     assert documents.removesuffix("s") in chosen
     assert chosen.endswith("is a document, shuffled before the split" if shuffled else "document")
 
