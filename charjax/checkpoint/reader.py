@@ -84,9 +84,9 @@ class CheckpointReader:
         Leaves out steps that a run deletes meanwhile.
 
         Raises:
-          CheckpointError: there is a file in place of the folder.
+          CheckpointError: no run has its checkpoints there, see `StepFolders.check_place`.
         """
-        self._folders.check_is_folder()
+        self._folders.check_place()
 
         def verdicts() -> list[tuple[int, str]]:
             steps = self.steps()
@@ -108,7 +108,7 @@ class CheckpointReader:
         check_which(which)
         steps = self.steps()
         if not steps:
-            self._folders.check_is_folder()
+            self._folders.check_place()
             raise CheckpointError(
                 f"{self._folders.directory}: holds no checkpoint; train this run first"
             )

@@ -44,10 +44,23 @@ class StepFolders:
                 self._warn_once(f"{entry}: not a checkpoint, ignored")
         return sorted(found)
 
-    def check_is_folder(self) -> None:
-        """Raises CheckpointError where the folder, or one above it, is a file."""
+    def check_place(self) -> None:
+        """Raises CheckpointError for a folder below a file, a checkpoint or a run's checkpoints.
+
+        One of these was given in place of a run's folder.
+        """
         if not self._existing().is_dir():
             raise CheckpointError(f"{self._existing()}: not a folder; name the folder of a run")
+        given = self.directory.parent
+        if is_checkpoint(given):
+            raise CheckpointError(
+                f"{given}: a checkpoint, not a run; name the folder of its run, "
+                f"{given.parents[1]}, where a step can be chosen by --checkpoint={given.name}"
+            )
+        if any(map(is_checkpoint, given.glob("[0-9]*"))):
+            raise CheckpointError(
+                f"{given}: the checkpoints of a run; name the folder of the run, {given.parent}"
+            )
 
     def identity(self, step: int) -> tuple[int, int] | None:
         """Identifies the folder of a step: another one if it was replaced, None if it is gone."""

@@ -491,6 +491,18 @@ def test_no_checkpoint_and_no_such_step(tmp_path):
         checkpoints.read_meta(which=2)
 
 
+def test_a_checkpoint_or_their_folder_in_place_of_a_run_is_said_to_be_one(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    save_all(run / "checkpoints", 40)
+    remedy = rf"name the folder of .* run, {re.escape(str(run))}"
+    for named, ending in (("checkpoints/40", ", where .* --checkpoint=40"), ("checkpoints", "")):
+        with open_(run / named / "checkpoints") as checkpoints:
+            for read in (checkpoints.read_meta, checkpoints.verify):
+                with pytest.raises(CheckpointError, match=f"{named}: .* {remedy}{ending}$"):
+                    read()
+
+
 @pytest.mark.parametrize("below", [(), ("checkpoints",), ("a", "b")])
 def test_a_file_in_place_of_the_folder_or_of_one_above_it_is_said_to_be_one(tmp_path, below):
     file = tmp_path / "text.txt"
