@@ -82,7 +82,7 @@ def feature_text(vocab: Vocab, ids: Int[np.ndarray, " chars"]) -> str:
 
 
 def activations(
-    trained: TrainedModel, ids: Int[np.ndarray, " chars"], progress: ProgressFn
+    trained: TrainedModel, ids: TokenIds, progress: ProgressFn
 ) -> Float[np.ndarray, "units chars"]:
     """The activation of every unit after each character of a text, from -1 to 1.
 
@@ -101,7 +101,7 @@ def activations(
     Raises:
       InputError: the text is empty, or has an id outside the vocabulary.
     """
-    return _bounded(trained, _states(trained, ids, progress))
+    return _bounded(trained, _states(trained, as_ids(ids), progress))
 
 
 def _bounded(

@@ -180,6 +180,7 @@ def score_text(
       InputError: the text is too short.
       DivergedError: the loss is not finite.
     """
+    ids = as_scored_ids(ids)
     pieces = method(softmax_cross_entropy_with_integer_labels, trained, ids, progress)
     result = streamed_score(pieces, ids.size - 1)
     check_finite(trained, result.nats_per_char)

@@ -32,6 +32,16 @@ def test_ids_without_activations_are_refused(ids, message):
 
 
 @pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize("look", [activations, predict, score_text, inspect])
+def test_a_list_of_ids_is_a_text_and_a_list_of_texts_is_refused(look):
+    ids = AB.vocab.encode("abca").tolist()
+    of_list, of_array = (look(AB, text, no_progress) for text in (ids, np.array(ids)))
+    jax.tree.map(np.testing.assert_array_equal, of_list, of_array)
+    with pytest.raises(InputError, match=r"^token ids of shape \(2, 4\): "):
+        look(AB, [ids, ids], no_progress)
+
+
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize(
     ("ids", "message"),
     [([0.5, 1.5], "token ids of dtype float64: "), ([0, 2**32 + 1], "id 4294967297: ")],
