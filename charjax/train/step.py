@@ -92,7 +92,8 @@ def make_step(
     Returns:
       A pure function (state, batch) -> (state, metrics). If the loss or the gradient is not
       finite, it changes nothing but `step` and `skipped`. It raises InputError for a batch whose
-      arrays do not fit together, the carry, or the fields that divide a batch.
+      arrays do not fit together, the carry, or the fields that divide a batch; and for a state
+      that has an average where the config has none, or none where it has one.
 
     Raises:
       InputError: a field is outside its limits, or the boundary outside the vocabulary.
@@ -105,6 +106,7 @@ def make_step(
     row_keys, psum = partial(_row_keys, config.seed, axis_name), partial(_psum, axis_name)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        _check_average(config.optim, state)
         _check_batch(batch)
         _check_sizes(config, batch, state)
         carry = reset_carry(state.carry, jnp.asarray(batch.reset))
@@ -176,6 +178,15 @@ def _check_batch(batch: Batch) -> None:
         raise InputError(f"batch.targets of dtype {batch.targets.dtype}: must be integers")
     if batch.mask.dtype != bool:
         raise InputError(f"batch.mask of dtype {batch.mask.dtype}: must be bool")
+
+
+def _check_average(config: OptimConfig, state: TrainState) -> None:
+    """Raises InputError for a state that lacks the average of a config, or has one without it."""
+    if config.averages != bool(state.ema):
+        raise InputError(
+            f"state.ema {'has an average' if state.ema else 'is empty'}, with optim.name="
+            f"{config.name} and optim.ema={config.ema:g}; make state and step with the same config"
+        )
 
 
 def _check_sizes(config: Config, batch: Batch, state: TrainState) -> None:

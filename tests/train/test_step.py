@@ -342,6 +342,16 @@ def test_a_batch_that_fits_neither_carry_nor_config_is_refused(fields, rows, mes
         jax.eval_shape(step_of(config), first_state(config), batch)
 
 
+@pytest.mark.parametrize(
+    "average", [{"ema": 0.3}, {"name": "schedule_free", "schedule": "constant", "final": 0.0}]
+)
+def test_a_state_with_an_average_and_a_step_without_one_are_refused_and_the_reverse(average):
+    configs = [config_of(optim=average), config_of(optim={"ema": 0.0})]
+    for step, state, found in ((*configs, "is empty"), (*configs[::-1], "has an average")):
+        with pytest.raises(InputError, match=rf"^state\.ema {found}, with optim\.name="):
+            jax.eval_shape(step_of(step), first_state(state), reset_batch())
+
+
 @pytest.mark.usefixtures("unchecked_types")
 def test_the_pieces_of_a_loop_take_what_a_config_file_returns(tmp_path):
     (tmp_path / "text.txt").write_text(text_of(200))
