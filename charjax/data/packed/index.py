@@ -74,6 +74,7 @@ class ShardDigests(NamedTuple):
       input_bytes: how many they are.
       hashes_sha256: of the hashes of the documents that start in it, uint32, little-endian; ""
         where there are none, as in stores of older versions.
+      with_bom: files (no digest) whose byte order mark was dropped; older stores have a notice.
     """
 
     sha256: str
@@ -82,6 +83,7 @@ class ShardDigests(NamedTuple):
     input_sha256: str
     input_bytes: int
     hashes_sha256: str = ""
+    with_bom: tuple[str, ...] = ()
 
 
 class ShardRecord(NamedTuple):
@@ -104,9 +106,10 @@ class ShardRecord(NamedTuple):
         return cls(*schema.parse_pair(ShardText, ShardDigests, values, "record"))
 
     def to_bytes(self) -> bytes:
-        """The content of its file; no `hashes_sha256` if it is "", as in older versions."""
+        """The content of its file; nothing empty of what older versions did not have."""
         values = self.text._asdict() | self.digests._asdict()
-        return json_bytes({k: v for k, v in values.items() if k != "hashes_sha256" or v})
+        added = ("hashes_sha256", "with_bom")
+        return json_bytes({k: v for k, v in values.items() if k not in added or v})
 
 
 class Index(NamedTuple):

@@ -32,6 +32,7 @@ from charjax.data.packed.shard_writer import ShardWriter
 from charjax.data.packed.store import TextStore, has_plan
 from charjax.data.reading.decoding import FLAG_PREFIX
 from charjax.data.reading.documents import missing_delimiter
+from charjax.data.reading.reader import Findings
 from charjax.errors import HostError, InputError, StoreError, first_line
 from charjax.runtime.display import ProgressFn, no_progress
 from charjax.runtime.files import as_os_errors
@@ -101,12 +102,15 @@ def _pack_shards(
 ) -> None:
     sizes = [sum(segment.size for segment in shard) for shard in plan.shards]
     first, step = process
-    done = 0
-    for number in range(first, len(plan.shards), step):
-        if store.read(record_name(number)).result().state == "missing":
-            ShardWriter(store, number, plan).write()
-        done += sizes[number]
-        progress(done, sum(sizes[first::step]))
+    done, findings = 0, Findings()
+    try:
+        for number in range(first, len(plan.shards), step):
+            if store.read(record_name(number)).result().state == "missing":
+                findings.add(ShardWriter(store, number, plan).write())
+            done += sizes[number]
+            progress(done, sum(sizes[first::step]))
+    finally:
+        findings.log(FLAG_PREFIX)
 
 
 def _is_without_shard(folder: Path) -> bool:
@@ -196,19 +200,21 @@ def _write_index(store: ts.KvStore, out: str, plan: Plan) -> Index | None:
       StoreError: a record is damaged.
     """
     texts: list[ShardText] = []
+    findings = Findings()
     shards: list[Shard] = []
     for name in map(record_name, range(len(plan.shards))):
         found = store.read(name).result()
         if found.state == "missing":
             return None
         try:
-            text = ShardRecord.from_bytes(found.value).text
+            text, digests = ShardRecord.from_bytes(found.value)
         except InputError as error:
             raise StoreError(
                 f"--out={out}: {name}: damaged ({error}); delete this file, then start the same "
                 "command again"
             ) from error
         texts.append(text)
+        findings.add(Findings([*text.notices], [*digests.with_bom]))
         digest = hashlib.sha256(found.value).hexdigest()
         shards.append(Shard(text.tokens, text.documents, text.chars, digest))
     chars = sum(shard.chars for shard in shards)
@@ -223,7 +229,7 @@ def _write_index(store: ts.KvStore, out: str, plan: Plan) -> Index | None:
         reading=plan.reading.to_json(),
         characters="".join(dict.fromkeys(c for text in texts for c in text.alphabet)),
         chars=chars,
-        notices=tuple(notice for text in texts for notice in text.notices),
+        notices=findings.all_notices(),
         field=plan.field,
         inputs=plan.inputs,
         shards=tuple(shards),

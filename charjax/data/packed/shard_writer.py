@@ -22,7 +22,7 @@ from charjax.data.packed.index import (
 from charjax.data.packed.plan import Plan, Segment
 from charjax.data.reading.decoding import FLAG_PREFIX
 from charjax.data.reading.documents import Piece
-from charjax.data.reading.reader import TextReader
+from charjax.data.reading.reader import Findings, TextReader
 from charjax.data.sources.raw_text import RawText
 from charjax.data.tokens.document_hash import DocumentHasher
 from charjax.data.tokens.encoded_text import BOUNDARY
@@ -38,9 +38,10 @@ class ShardWriter:
     def __init__(self, store: ts.KvStore, number: int, plan: Plan) -> None:
         self._store, self._number, self._plan = store, number, plan
         self._input, self._input_bytes = hashlib.sha256(), 0
+        self._findings = Findings()
 
-    def write(self) -> None:
-        """Writes tokens, document starts and the record.
+    def write(self) -> Findings:
+        """Writes tokens, document starts and the record; returns what was found in the files.
 
         Raises:
           InputError, HostError: see `pack`.
@@ -50,13 +51,13 @@ class ShardWriter:
             dtype = {"uint8": "uint16", "uint16": "uint32"}[dtype]
         self._plan.check_unchanged(self._number)
         write_file(self._store, record_name(self._number), record.to_bytes())
+        return self._findings
 
     def _write(self, dtype: str) -> ShardRecord | None:
         """Writes the arrays; returns None if the dtype of the tokens is too small."""
         self._input, self._input_bytes = hashlib.sha256(), 0
         shard, rules = self._plan.shards[self._number], self._plan.reading
-        first = shard[0] if shard else Segment(0, 0, 0, 0)
-        origin = self._plan.inputs[first.file]["path"] if shard else "the text"
+        origin = self._plan.inputs[shard[0].file]["path"] if shard else "the text"
         has_text_before = self._plan.has_text_before(self._number)
         reader = TextReader(rules, prefix=FLAG_PREFIX, files_before=has_text_before)
         encoder = TextEncoder(origin, boundary=rules.documents.boundary)
@@ -73,6 +74,7 @@ class ShardWriter:
         documents = self._appended("starts", np.concatenate(starts))
         hashes = self._appended("hashes", self._finish(hasher))
         layouts = [array.finish() for array in (tokens, documents, hashes) if array.size]
+        self._findings = reader.findings()
         text = ShardText(
             alphabet="".join(encoder.alphabet),
             boundary=BOUNDARY in encoder.alphabet,
@@ -81,7 +83,7 @@ class ShardWriter:
             documents=documents.size,
             chars=encoder.num_chars,
             has_delimiter=reader.documents.has_delimiter,
-            notices=reader.finish(),
+            notices=tuple(self._findings.notices),
         )
         digests = ShardDigests(
             sha256=tokens.sha256.hexdigest(),
@@ -90,6 +92,7 @@ class ShardWriter:
             input_sha256=self._input.hexdigest(),
             input_bytes=self._input_bytes,
             hashes_sha256=hashes.sha256.hexdigest() if hashes.size else "",
+            with_bom=tuple(self._findings.with_bom),
         )
         return ShardRecord(text, digests)
 

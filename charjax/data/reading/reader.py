@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from charjax.data.reading.decoding import (
     BOM,
@@ -25,6 +25,56 @@ from charjax.runtime.display import counted, listed
 from charjax.runtime.paths import without_folders
 
 _logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Findings:
+    """What readers found in the files of a text, to be said once.
+
+    Attributes:
+      notices: warnings to the user that came with the files.
+      with_bom: files whose byte order mark was dropped.
+      with_records: files of JSON lines or Parquet that were read as they are.
+      without_newlines: files of lines whose line ends are carriage returns.
+      num_copies: files with the text of another.
+      num_empty: empty documents, which were left out.
+    """
+
+    notices: list[str] = field(default_factory=list)
+    with_bom: list[str] = field(default_factory=list)
+    with_records: list[str] = field(default_factory=list)
+    without_newlines: list[str] = field(default_factory=list)
+    num_copies: int = 0
+    num_empty: int = 0
+
+    def add(self, other: Findings) -> None:
+        """Adds what was found in other files of the text."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+    def all_notices(self) -> tuple[str, ...]:
+        """Warnings to the user about the text, to be kept with it."""
+        if not self.with_bom:
+            return tuple(self.notices)
+        return (*self.notices, f"dropped the byte order mark of {listed(self.with_bom, most=1)}")
+
+    def log(self, prefix: str) -> None:
+        """Logs what is in no notice; `prefix` is before the names of options."""
+        if self.with_records:
+            _logger.warning(
+                f"NOTICE: {listed(self.with_records, most=1)}: read as it is, with all that "
+                "is around the texts; only `charjax pack --field=NAME` reads the texts alone"
+            )
+        if self.without_newlines:
+            _logger.warning(
+                f"NOTICE: {listed(self.without_newlines, most=1)}: carriage returns and no "
+                f"newlines, so that a file is one document; set {prefix}newlines=unix"
+            )
+        if self.num_copies:
+            files = "1 file has" if self.num_copies == 1 else f"{self.num_copies} files have"
+            _logger.info("%s the text of another", files)
+        if self.num_empty:
+            _logger.info("left out %s", counted(self.num_empty, "empty document"))
 
 
 class TextReader:
@@ -60,9 +110,7 @@ class TextReader:
         self.documents = DocumentSplitter(
             rules.documents, rules.unit, prefix, texts_before=files_before
         )
-        self._notices: list[str] = []
-        self._files_with_bom: list[str] = []
-        self._files_with_records: list[str] = []
+        self._found = Findings()
         self._hashes: list[int] = []  # of the files' normalized texts
 
     @property
@@ -81,33 +129,26 @@ class TextReader:
           InputError: a file cannot be decoded or parsed, or does not have a marker.
         """
         for file in files:
-            self._notices += file.notices
-            self._files_with_records += [file.origin] * has_records(file.origin)
+            self._found.notices += file.notices
+            self._found.with_records += [file.origin] * has_records(file.origin)
             chunks = self._normalized(file)
             yield from self.documents.split(file.origin, chunks, continues=continues)
             continues = False
 
     def finish(self) -> tuple[str, ...]:
-        """Logs what was left out; returns notices, warnings to the user about the text."""
-        notices = list(self._notices)
-        if self._files_with_bom:
-            notices.append(f"dropped the byte order mark of {listed(self._files_with_bom, most=1)}")
-        if self._files_with_records:
-            _logger.warning(
-                f"NOTICE: {listed(self._files_with_records, most=1)}: read as it is, with all that "
-                "is around the texts; only `charjax pack --field=NAME` reads the texts alone"
-            )
-        if without_newlines := self.documents.without_newlines:
-            _logger.warning(
-                f"NOTICE: {listed(without_newlines, most=1)}: carriage returns and no newlines, so "
-                f"that a file is one document; set {self._prefix}newlines=unix"
-            )
-        if copies := len(self._hashes) - len(set(self._hashes)):
-            files = "1 file has" if copies == 1 else f"{copies} files have"
-            _logger.info("%s the text of another", files)
-        if self.documents.num_empty and self._rules.documents.boundary:
-            _logger.info("left out %s", counted(self.documents.num_empty, "empty document"))
-        return tuple(notices)
+        """Logs what was found; returns notices, warnings to the user about the text."""
+        findings = self.findings()
+        findings.log(self._prefix)
+        return findings.all_notices()
+
+    def findings(self) -> Findings:
+        """What was found in the files."""
+        return replace(
+            self._found,
+            without_newlines=self.documents.without_newlines,
+            num_copies=len(self._hashes) - len(set(self._hashes)),
+            num_empty=self.documents.num_empty if self._rules.documents.boundary else 0,
+        )
 
     def _normalized(self, file: RawText) -> Iterator[str]:
         """The characters of a file, normalized, in chunks."""
@@ -120,9 +161,9 @@ class TextReader:
             chunks = chunks if file.offset else self._without_bom(file.origin, chunks)
         if rules.newlines == "unix":
             chunks = unix_newlines(chunks)
-        for field in ("start", "end"):
-            if getattr(rules, field):
-                chunks = self._cut(chunks, field, file.origin)
+        for name in ("start", "end"):
+            if getattr(rules, name):
+                chunks = self._cut(chunks, name, file.origin)
         if rules.lowercase:
             chunks = lower(chunks, rules.unit)
         return self._hashed(chunks)
@@ -130,7 +171,7 @@ class TextReader:
     def _without_bom(self, origin: str, chunks: Iterator[str]) -> Iterator[str]:
         first = next(filter(None, chunks), "")
         if first.startswith(BOM):
-            self._files_with_bom.append(without_folders(origin))
+            self._found.with_bom.append(without_folders(origin))
         yield first.removeprefix(BOM)
         yield from chunks
 

@@ -294,6 +294,24 @@ def test_pack_and_verify_of_the_command_line(text, tmp_path, run, refuse):
     assert len(err.splitlines()) == 1
 
 
+def test_what_is_found_in_many_shards_is_said_once(tmp_path, run):
+    lines, store = "one\n\ntwo\n" * 20, tmp_path / "store"
+    for number in range(2):
+        (tmp_path / f"{number}.txt").write_bytes(f"\ufeff{lines}".encode())
+        (tmp_path / f"{number}.mac").write_bytes(lines.replace("\n", "\r").encode())
+    command = ("pack", tmp_path / "*.*", f"--out={store}", "--documents=lines", "--boundary=true")
+    with tiny_shards():
+        said = run(*command)[2]
+    index = json.loads((store / "store.json").read_text())
+    assert len(index["shards"]) > 4
+    bom = "dropped the byte order mark of 0.txt and 1 more"
+    assert index["notices"] == [bom]
+    returns = f"{tmp_path / '0.mac'} and 1 more: carriage returns and no newlines"
+    for message in (bom, returns, "left out 40 empty documents"):
+        assert [message in line for line in said.splitlines()].count(True) == 1
+    assert len(said.splitlines()) == 4
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".parquet"])
 def test_texts_of_records_are_packed_as_files(tmp_path, suffix, run, refuse):
     texts = [f"Record {i}:\nbodyé " for i in range(16)]
