@@ -16,7 +16,10 @@ def as_ids(ids: Any) -> Integer[np.ndarray, " n"]:
     Raises:
       InputError: they are not integers, or not those of one text.
     """
-    array = np.asarray(ids)
+    try:
+        array = np.asarray(ids)
+    except ValueError:  # lists of several lengths, which are no array
+        raise InputError("token ids of several texts: give those of one text, [n]") from None
     if array.ndim != 1:
         raise InputError(f"token ids of shape {array.shape}: give those of one text, [n]")
     if not array.size:

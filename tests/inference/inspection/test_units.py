@@ -37,8 +37,9 @@ def test_a_list_of_ids_is_a_text_and_a_list_of_texts_is_refused(look):
     ids = AB.vocab.encode("abca").tolist()
     of_list, of_array = (look(AB, text, no_progress) for text in (ids, np.array(ids)))
     jax.tree.map(np.testing.assert_array_equal, of_list, of_array)
-    with pytest.raises(InputError, match=r"^token ids of shape \(2, 4\): "):
-        look(AB, [ids, ids], no_progress)
+    for texts, message in (([ids, ids], r"shape \(2, 4\)"), ([ids, ids[1:]], "several texts")):
+        with pytest.raises(InputError, match=f"^token ids of {message}: "):
+            look(AB, texts, no_progress)
 
 
 @pytest.mark.usefixtures("unchecked_types")
