@@ -92,7 +92,8 @@ class Workdir:
 
         Raises:
           InputError: the path, or a parent of it, is a file; or what a run writes is a link, or
-            no regular file or folder; or the folder holds a model in the layout of the hub.
+            no regular file or folder; or the folder holds a model in the layout of the hub, or is
+            among the checkpoints of a run, which deletes old ones.
           HostError: the folder cannot be made or written to.
         """
         try:
@@ -101,6 +102,12 @@ class Workdir:
                     f"{self.path}: holds an exported model, which is not trained in place; train "
                     f"on with --init_from={self.path} in another --workdir"
                 )
+            for run in map(Workdir, self.path.absolute().parents):
+                if self.path.absolute().is_relative_to(run.checkpoints) and run.run_json.exists():
+                    raise InputError(
+                        f"{self.path}: is among the checkpoints of a run; name the folder of that "
+                        f"run, {run.path}, to resume it, or choose another folder"
+                    )
             self.path.mkdir(parents=True, exist_ok=True)
             self._check_entries()
             os.close(open_lock_file(self.path))

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 from charjax.errors import HostError, InputError
 from charjax.runtime.files import append_content
 from charjax.workdir import Workdir
+from tests.environment import contents
 
 HOLD_LOCK = """
 import sys, time
@@ -79,6 +81,21 @@ def test_a_file_instead_of_a_folder_is_bad_input(tmp_path, name):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="not a folder"):
         Workdir(tmp_path / name).create()
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "checkpoints/40", "checkpoints/new"])
+def test_no_run_starts_among_the_checkpoints_of_another(tmp_path, name, monkeypatch):
+    outer = Workdir(tmp_path / "outer")
+    (outer.checkpoints / "40").mkdir(parents=True)
+    outer.write_run({})
+    before = contents(tmp_path)
+    monkeypatch.chdir(outer.path)
+    message = f"name the folder of that run, {re.escape(str(outer.path))}, "
+    for path in (outer.path / name, Path(name)):
+        with pytest.raises(InputError, match=message):
+            Workdir(path).create()
+    assert contents(tmp_path) == before
+    outer.create()
 
 
 def test_a_read_only_folder_is_refused_before_anything_is_written(tmp_path, monkeypatch):
