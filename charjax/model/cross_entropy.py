@@ -30,7 +30,7 @@ def cross_entropy(
       x: outputs of the last layer, float32.
       targets: token ids; one outside the vocabulary has a cross entropy of NaN.
     """
-    dtype = jnp.dtype(config.dtype)
+    dtype, targets = jnp.dtype(config.dtype), targets.astype(jnp.int32)
     if x.size and recurrence.resolve(config, x.shape[2]).implementation == "c":
         # Imported on use: it needs the compiled library.
         from charjax.model.recurrence.c import build
@@ -38,7 +38,8 @@ def cross_entropy(
 
         library = build.load()
         assert isinstance(library, build.Library)  # see `recurrence.c.ops.supports`
-        return in_c(library, dtype, kernel, bias, x, targets.astype(jnp.int32))
+        return in_c(library, dtype, kernel, bias, x, targets)
     logits = dense(kernel, bias, x, dtype)
+    targets = jnp.where(targets < 0, len(bias), targets)  # optax counts them from the last token
     # Over the first axis: the logits are feature-major in memory, see `CharRNN`.
     return softmax_cross_entropy_with_integer_labels(logits, targets, axis=0)

@@ -72,7 +72,8 @@ class CharRNN(nn.Module):
           head: what is computed from the outputs of the last layer; by default the logits.
 
         Returns:
-          Float32 logits [batch, time, vocab] and the carry after the last token.
+          What `head` computes, batch-major: by default float32 logits [batch, time, vocab]; and the
+          carry after the last token.
 
         Raises:
           InputError: the tokens are not integers; shapes do not fit together; config.dtype is

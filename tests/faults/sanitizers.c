@@ -349,7 +349,7 @@ static void call_packed(const Shape *s, Array *kernel) {
 /* The cross entropy of outputs with targets, some of them outside the vocabulary. */
 static void call_cross_entropy(const Shape *s, Array *outputs) {
   const long hidden = s->hidden, vocab = s->vocab, width = charjax_vector_width;
-  const long num_tiles = s->time * state_panels(s);
+  const long num_tiles = padded(s->time * s->batch) / width;
   Array *kernel = random_array(2, hidden, vocab, 0), *bias = random_array(1, vocab, 0, 0);
   Array *targets = random_integers(2, s->time, s->batch, -1, vocab + 1);
   Array *d_nats = random_array(2, s->time, s->batch, 0);

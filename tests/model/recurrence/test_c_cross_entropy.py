@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from optax.losses import softmax_cross_entropy_with_integer_labels
 
-from charjax.model.matmul import dense
+from charjax.config import ModelConfig
+from charjax.model import cross_entropy as model
 from charjax.model.recurrence.c import build
 from charjax.model.recurrence.c.cross_entropy import cross_entropy
 from tests.model.recurrence.c_library import LIBRARY, needs_c, skip_without
@@ -38,8 +38,8 @@ in_c = partial(cross_entropy, LIBRARY)
 
 
 def in_xla(dtype, kernel, bias, x, targets):
-    logits = dense(kernel, bias, x, dtype)
-    return softmax_cross_entropy_with_integer_labels(logits, targets, axis=0)
+    config = ModelConfig(dtype=jnp.dtype(dtype).name, recurrence="xla")
+    return model.cross_entropy(config, kernel, bias, x, targets)
 
 
 def in_float64(kernel, bias, x, targets, d_nats):
@@ -95,19 +95,30 @@ def test_logits_of_any_size_have_finite_gradients_and_nan_has_none():
     assert np.isnan(broken).all(), "the step must see that a loss is not finite"
 
 
-def test_a_target_outside_the_vocabulary_has_no_cross_entropy():
+def test_the_memory_depends_on_the_number_of_positions_alone():
+    def memory(time, batch):
+        arguments = *operands(8, 65, time, batch), normal(3, time, batch)
+        program = value_and_grads.lower(in_c, jnp.float32, *arguments).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    one_sequence, many = memory(256, 1), memory(16, 16)
+    assert one_sequence < 1.1 * many
+
+
+@pytest.mark.parametrize("function", [in_c, in_xla])
+def test_a_target_outside_the_vocabulary_has_no_cross_entropy(function):
     kernel, bias, x, targets = operands(4, 6, 5, 3)
     outside = targets.at[1, 2].set(6).at[3, 0].set(-1)
-    got = in_c(jnp.float32, kernel, bias, x, outside)
+    got = function(jnp.float32, kernel, bias, x, outside)
     assert np.array_equal(np.isnan(got), np.asarray(outside != targets))
     ignored = (outside == targets).astype(jnp.float32)
-    grads = value_and_grads(in_c, jnp.float32, kernel, bias, x, outside, ignored)[1:]
+    grads = value_and_grads(function, jnp.float32, kernel, bias, x, outside, ignored)[1:]
     assert all(np.isfinite(a).all() for a in grads), "a position that is masked"
 
 
 def forward(kernel=(4, 6), bias=(6,), x=(4, 5, 3), targets=jnp.int32):
     """A forward call with one thing changed."""
-    shapes = [(tiles := 5 * -(-3 // LIBRARY.vector_width), 6, LIBRARY.vector_width)]
+    shapes = [(tiles := -(-5 * 3 // LIBRARY.vector_width), 6, LIBRARY.vector_width)]
     shapes += [(tiles, LIBRARY.vector_width)] * 2
     results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     arguments = jnp.zeros(kernel), jnp.zeros((5, 3), targets), jnp.zeros(x), jnp.zeros(bias)

@@ -78,7 +78,7 @@ class Library:
         return self.has_bfloat16 or jnp.dtype(dtype) == jnp.float32
 
     def padded(self, count: int) -> int:
-        """A batch, or a number of columns, padded to full vectors."""
+        """A batch, or another number of columns or positions, padded to full vectors."""
         return -(-count // self.vector_width) * self.vector_width
 
     def length(self, name: str, dtype: DTypeLike, *arguments: str | int) -> int:

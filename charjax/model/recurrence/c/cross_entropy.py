@@ -41,7 +41,7 @@ def _forward(
 ) -> tuple[Float[Array, "time batch"], _Residuals]:
     features, time, batch = x.shape
     vocab, width = len(bias), library.vector_width
-    tiles = time * (library.padded(batch) // width)
+    tiles = library.padded(time * batch) // width
     shapes = [(tiles, vocab, width), (tiles, width), (tiles, width)]
     exps, sums, excess = library.call(
         build.CROSS_ENTROPY_FORWARD,
@@ -50,7 +50,7 @@ def _forward(
         (kernel, targets, x, bias),
         (features, vocab, tiles),
     )
-    nats = (excess + jnp.log(sums)).reshape(time, -1)[:, :batch]
+    nats = (excess + jnp.log(sums)).reshape(-1)[: time * batch].reshape(time, batch)
     return nats, _Residuals(kernel, targets, x, exps, sums)
 
 

@@ -1,9 +1,10 @@
 /* The cross entropy of the network's targets: outputs of the last layer are projected to logits, whose
  * softmax and its gradient are computed while they are in cache.
  *
- * Positions do not depend on one another: an item of work is TILES_PER_ITEM tiles (sequence.h) of them,
- * which a weight panel in the L1 cache multiplies one after another. Phase 0 packs the weights. Backward,
- * two further phases compute the kernel's gradient, a sum over all positions (weight_gradient.h). */
+ * Positions do not depend on one another: an item of work is TILES_PER_ITEM tiles (sequence.h), each of
+ * LANES adjacent positions, which a weight panel in the L1 cache multiplies one after another. Phase 0
+ * packs the weights. Backward, two further phases compute the kernel's gradient, a sum over all positions
+ * (weight_gradient.h). */
 
 #pragma once
 
@@ -17,7 +18,7 @@ enum { TILES_PER_ITEM = 8 };
 
 typedef struct CrossEntropy {
   long features, vocab, time, batch;
-  long panels, tiles;         /* of a time step; of all positions */
+  long positions, tiles;      /* time times batch; of LANES positions, the last may have fewer */
   const float *kernel;        /* [features, vocab] */
   float *weights;             /* packed */
   const int32_t *targets;     /* [time, batch] */
@@ -36,18 +37,13 @@ typedef struct CrossEntropy {
   Gradient d_kernel;          /* [vocab, features] */
 } CrossEntropy;
 
-/* Where a tile's positions are in an array [time, batch], and how many it has. */
-typedef struct Positions {
-  long first, count;
-} Positions;
-
-INLINE Positions positions_of(const CrossEntropy *c, long tile) {
-  const long sequence = tile % c->panels * LANES;
-  return (Positions){tile / c->panels * c->batch + sequence, min(c->batch - sequence, LANES)};
+/* The numbers of a tile's positions, of an array [time, batch]; zeros past the last position. */
+INLINE Vector load_positions(const CrossEntropy *c, const float *array, long tile) {
+  return load_tile(array, tile, c->positions);
 }
 
-INLINE IntVector load_targets(const CrossEntropy *c, Positions p) {
-  return (IntVector)load((const float *)c->targets + p.first, p.count);
+INLINE IntVector load_targets(const CrossEntropy *c, long tile) {
+  return (IntVector)load_positions(c, (const float *)c->targets, tile);
 }
 
 /* Packs the columns of a weight panel: the kernel's transpose. */
@@ -63,13 +59,12 @@ INLINE void pack_vocab(const CrossEntropy *c, long panel) {
 }
 
 INLINE void pack_inputs(const CrossEntropy *c, Range tiles) {
-  const long size = c->time * c->batch;
   for (long k = 0; k < c->features; k += 2)
     for (long tile = tiles.first; tile < tiles.end; tile++) {
-      const Positions p = positions_of(c, tile);
-      const float *first = c->x + k * size + p.first;
-      const Vector second = load(first + size, k + 1 < c->features ? p.count : 0);
-      store_pair(tile_at(&c->inputs, 0, tile), LANES, k, load(first, p.count), second, LANES);
+      const float *row = c->x + k * c->positions;
+      Vector second = {0};
+      if (k + 1 < c->features) second = load_positions(c, row + c->positions, tile);
+      store_pair(tile_at(&c->inputs, 0, tile), LANES, k, load_positions(c, row, tile), second, LANES);
     }
 }
 
@@ -89,7 +84,7 @@ INLINE void project(const CrossEntropy *c, long panel, Range tiles) {
 
 /* Replaces a tile's logits by their exps. A target outside the vocabulary has a NaN. */
 INLINE void exponentiate(const CrossEntropy *c, long tile) {
-  const IntVector targets = load_targets(c, positions_of(c, tile));
+  const IntVector targets = load_targets(c, tile);
   float *logits = c->exps + tile * c->vocab * LANES;
   Vector largest = load(logits, LANES), of_target = broadcast(__builtin_nanf("")), sum = {0};
   for (int token = 0; token < c->vocab; token++) {
@@ -148,10 +143,9 @@ INLINE void grads_of_logits(const CrossEntropy *c, Range tiles, float *d_bias) {
   IntVector targets[TILES_PER_ITEM];
   const long count = tiles.end - tiles.first;
   for (long i = 0; i < count; i++) {
-    const Positions p = positions_of(c, tiles.first + i);
-    d_nats[i] = load(c->d_nats + p.first, p.count);
+    d_nats[i] = load_positions(c, c->d_nats, tiles.first + i);
     scale[i] = d_nats[i] / load(c->sums + (tiles.first + i) * LANES, LANES);
-    targets[i] = load_targets(c, p);
+    targets[i] = load_targets(c, tiles.first + i);
   }
   for (int token = 0; token < c->vocab; token += 2) {
     Vector sums[2] = {0};
@@ -171,18 +165,18 @@ INLINE void grads_of_logits(const CrossEntropy *c, Range tiles, float *d_bias) {
 
 /* d_x of a weight panel: the kernel times d_logits. */
 INLINE void grads_of_inputs(const CrossEntropy *c, long panel, Range tiles) {
-  const long size = c->time * c->batch, iterations = even(c->vocab) / NUMBERS_PER_WORD;
+  const long size = c->positions, iterations = even(c->vocab) / NUMBERS_PER_WORD;
   const Range features = block_range(panel, SMALL_ROWS, c->features);
   for (long tile = tiles.first; tile < tiles.end; tile++) {
-    const Positions p = positions_of(c, tile);
-    float *to = c->d_x + features.first * size + p.first;
+    const long count = min(size - tile * LANES, LANES);
+    float *to = c->d_x + features.first * size + tile * LANES;
     Vector d_x[SMALL_ROWS];
     for (long row = 0; row < features.end - features.first; row++)
       __builtin_prefetch(to + row * size, 1);
     micro_kernel(SMALL_ROWS, iterations, c->weights + panel * SMALL_ROWS * iterations,
                  tile_at(&c->d_logits, 0, tile), d_x);
     for (long row = 0; row < features.end - features.first; row++)
-      store(to + row * size, d_x[row], p.count);
+      store(to + row * size, d_x[row], count);
   }
 }
 
@@ -228,7 +222,7 @@ static CrossEntropy take_cross_entropy(Call *call) {
   c.time = targets[0], c.batch = targets[1];
   c.targets = ARGUMENT(call, "targets", S32, c.time, c.batch);
   c.x = ARGUMENT(call, "x", F32, c.features, c.time, c.batch);
-  c.panels = num_blocks(c.batch, LANES), c.tiles = c.time * c.panels;
+  c.positions = c.time * c.batch, c.tiles = num_blocks(c.positions, LANES);
   return c;
 }
 
@@ -243,8 +237,8 @@ static XLA_FFI_Error *run_phases(const Call *call, const CrossEntropy *c, Body *
 static float *take_scratch(Call *call, CrossEntropy *c, long weights, Sequence *sequence,
                            long features, long length) {
   c->weights = RESULT(call, "scratch", DTYPE, length);
-  *sequence = (Sequence){c->weights + weights / NUMBERS_PER_WORD, c->time, c->panels, even(features)};
-  return tile_at(sequence, c->time, 0);
+  *sequence = (Sequence){c->weights + weights / NUMBERS_PER_WORD, 1, c->tiles, even(features)};
+  return tile_at(sequence, 1, 0);
 }
 
 /* Arguments: those above; bias [vocab].
@@ -279,9 +273,8 @@ XLA_FFI_Error *TARGET(cross_entropy_backward)(XLA_FFI_CallFrame *frame) {
   float *packed = take_scratch(&call, &c, feature_panels_length(c.features, c.vocab), &c.d_logits,
                                c.vocab,
                                TARGET(cross_entropy_backward_length)(c.features, c.vocab, c.tiles));
-  const Sequence columns = {.time = c.time, .panels = c.panels};
-  c.d_kernel = new_gradient(c.vocab, c.features, c.d_logits, columns);
-  c.d_kernel.b_rows = c.x, c.d_kernel.batch = c.batch;
+  c.d_kernel = new_gradient(c.vocab, c.features, c.d_logits, (Sequence){0});
+  c.d_kernel.b_rows = c.x, c.d_kernel.positions = c.positions;
   c.d_kernel.matmul = d_kernel, c.d_kernel.packed_a = packed;
   return run_phases(&call, &c, cross_entropy_backward, 4,
                     max(num_blocks(c.features, SMALL_ROWS), gradient_items(&c.d_kernel)));

@@ -22,6 +22,11 @@ INLINE float *tile_at(const Sequence *s, long t, long panel) {
   return s->words + (t * s->panels + panel) * tile_words(s);
 }
 
+/* A tile's numbers of a row of `count`, LANES to a tile; zeros past the last number. */
+INLINE Vector load_tile(const float *row, long tile, long count) {
+  return load(row + tile * LANES, min(count - tile * LANES, LANES));
+}
+
 /* The next of `buffers`. */
 static inline Sequence take_sequence(Call *call, Buffers *buffers, const char *name, long features,
                                      long time, long panels) {

@@ -23,9 +23,10 @@ typedef struct Gradient {
   long panel_rows;       /* of a row panel */
   long iterations;       /* of the K loop: words of all tiles */
   Sequence a, b;         /* of rows, of columns */
-  const float *b_rows;   /* [columns, time, batch], instead of b; or NULL */
+  const float *b_rows;   /* [columns, positions], LANES of which are a tile, instead of b; or NULL */
+  long positions;
   const int32_t *tokens; /* [time, batch], or NULL */
-  long batch;            /* of b_rows, or of tokens */
+  long batch;
   float *packed_a;       /* row panels */
   float *matmul;         /* [rows, columns] */
   float *by_token;       /* [column panels, vocab, LANES] */
@@ -66,16 +67,13 @@ INLINE void pack_panel(const Sequence *s, long feature, long width, long start, 
 /* Packs LANES words, from `start` on, of a column panel of b, as pack_panel does. */
 INLINE void pack_columns(const Gradient *g, long panel, long start, float *to) {
   if (g->b_rows == NULL) return pack_panel(&g->b, panel * LANES, LANES, start, LANES, to);
-  const long size = g->b.time * g->batch, first = tile_of(start);
+  const long first = tile_of(start);
   Vector square[LANES] = {0};
   for (long row = 0; row < min(g->columns - panel * LANES, LANES); row++) {
     Vector numbers[NUMBERS_PER_WORD] = {0};
-    for (long tile = first; tile < min(first + NUMBERS_PER_WORD, g->tiles); tile++) {
-      const long sequence = tile % g->b.panels * LANES;
-      const float *from = g->b_rows + (panel * LANES + row) * size;
-      numbers[tile - first] = load(from + tile / g->b.panels * g->batch + sequence,
-                                   min(g->batch - sequence, LANES));
-    }
+    for (long tile = first; tile < min(first + NUMBERS_PER_WORD, g->tiles); tile++)
+      numbers[tile - first] =
+          load_tile(g->b_rows + (panel * LANES + row) * g->positions, tile, g->positions);
     square[row] = round_to_words(numbers);
   }
   transpose(square);
