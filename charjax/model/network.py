@@ -28,7 +28,7 @@ from charjax.model.matmul import dense, lookup
 from charjax.model.shapes import check_params
 from charjax.runtime.dtypes import as_float32, check_resolved
 from charjax.schema import check_integer
-from charjax.types import Carry, Logits, PRNGKey, PyTree, Resets, Tokens
+from charjax.types import Carry, PRNGKey, PyTree, Resets, Tokens
 
 RowKeys = Key[Array, " batch"]
 # (output kernel, bias, outputs of the last layer [hidden, time, batch], dtype of the operands) ->
@@ -128,7 +128,7 @@ class CharRNN(nn.Module):
         """
         check_params(self.config, params, self.vocab_size)
         params, carry = as_float32((params, carry))
-        outputs: tuple[Logits, Carry] = self.apply(  # type: ignore[assignment]
+        outputs: tuple[Array, Carry] = self.apply(  # type: ignore[assignment]
             {"params": params},
             tokens,
             carry,
