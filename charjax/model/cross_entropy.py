@@ -35,9 +35,10 @@ def cross_entropy(
         # Imported on use: it needs the compiled library.
         from charjax.model.recurrence.c import build
         from charjax.model.recurrence.c.cross_entropy import cross_entropy as in_c
+        from charjax.model.recurrence.c.library import Library
 
         library = build.load()
-        assert isinstance(library, build.Library)  # see `recurrence.c.ops.supports`
+        assert isinstance(library, Library)  # see `recurrence.c.ops.supports`
         return in_c(library, dtype, kernel, bias, x, targets)
     logits = dense(kernel, bias, x, dtype)
     targets = jnp.where(targets < 0, len(bias), targets)  # optax counts them from the last token

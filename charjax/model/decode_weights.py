@@ -25,7 +25,7 @@ from charjax.model.matmul import dot, lookup, round_to, row_major
 from charjax.model.mogrifier import Mogrifier
 from charjax.model.quantization import Scales, quantize
 from charjax.model.recurrence.base import Weights
-from charjax.model.recurrence.c.build import Library
+from charjax.model.recurrence.c.library import Library
 from charjax.model.recurrence.c.packed import Packed, pack
 from charjax.runtime.dtypes import as_float32
 from charjax.types import PyTree

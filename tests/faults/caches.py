@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from charjax.model.recurrence.c import build
+from charjax.model.recurrence.c.library import FORWARD, target
 from tests.faults.trial import damaged, fork
 
 _REAL = 20  # cases with the real compiler, among them all
@@ -83,6 +84,6 @@ def _judge(cache: Path, name: str) -> str:
 
 def _load_in_a_process() -> int:
     """Exit code, or minus the signal, of a process that opens the library."""
-    symbol = build.target(build.FORWARD, "float32")
+    symbol = target(FORWARD, "float32")
     process = fork(lambda: 0 if hasattr(build.open_library(), symbol) else 2)
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])

@@ -17,7 +17,8 @@ import jax
 from charjax.config import ModelConfig
 from charjax.model.decode_weights import DecodeWeights, Layout, decode_weights, mask_token
 from charjax.model.recurrence.api import resolve
-from charjax.model.recurrence.c.build import Library, load
+from charjax.model.recurrence.c.build import load
+from charjax.model.recurrence.c.library import Library
 from charjax.runtime.dtypes import fast_dtype
 from charjax.types import PyTree
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from charjax.model.recurrence.c.build import Library, load
+from charjax.model.recurrence.c.build import load
+from charjax.model.recurrence.c.library import Library
 
 LIBRARY = load()
 needs_c = pytest.mark.skipif(not isinstance(LIBRARY, Library), reason=f"no C library: {LIBRARY}")

@@ -15,7 +15,7 @@ from charjax.model.mogrifier import Mogrifier
 from charjax.model.recurrence import parallel, scan, xla
 from charjax.model.recurrence.base import Inputs, Layer, Operands, Weights
 from charjax.model.recurrence.c import ops
-from charjax.model.recurrence.c.build import EXTRA_RESIDUALS
+from charjax.model.recurrence.c.library import EXTRA_RESIDUALS
 from tests.model import reference
 from tests.model.small import UNOPTIMIZED, like, normal, tokens_of
 

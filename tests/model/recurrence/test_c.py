@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from charjax.model.cells import CELLS
 from charjax.model.recurrence.base import Inputs, Operands, Weights
-from charjax.model.recurrence.c import build, ops
+from charjax.model.recurrence.c import library, ops
 from tests.model import reference
 from tests.model.recurrence.c_library import LIBRARY, needs_c, skip_without
 from tests.model.recurrence.implementations import (
@@ -79,20 +79,20 @@ def differentiable_layer(cell, size):
     return layer, (inputs.igates, weights, carry), random_cotangents(inputs, carry)
 
 
-@pytest.mark.parametrize("cell", build.EXTRA_RESIDUALS)
+@pytest.mark.parametrize("cell", library.EXTRA_RESIDUALS)
 def test_gradients_replace_no_residuals_that_are_read_again(cell):
     layer, arguments, cotangents = differentiable_layer(cell, Size(3, 4, 5))
     _, vjp = jax.vjp(layer, *arguments)
     assert same_bits(vjp(cotangents), vjp(cotangents))
 
 
-@pytest.mark.parametrize("cell", build.EXTRA_RESIDUALS)
+@pytest.mark.parametrize("cell", library.EXTRA_RESIDUALS)
 def test_float32_gradients_of_gates_take_the_memory_of_the_gates(cell):
     size = Size(32, 64, 32)
     layer, arguments, cotangents = differentiable_layer(cell, size)
     gradient = jax.jit(lambda *x: jax.vjp(layer, *x)[1](cotangents))
     memory = gradient.lower(*arguments).compile().memory_analysis().temp_size_in_bytes
-    residuals = CELLS[cell].gates + build.EXTRA_RESIDUALS[cell]
+    residuals = CELLS[cell].gates + library.EXTRA_RESIDUALS[cell]
     # Beside them, the outputs and h before each step; and the packed weights, which are small.
     assert memory / (4 * np.prod(size)) < residuals + 2.5
 
@@ -137,7 +137,7 @@ def forward(cell="gru", igates=jnp.float32, rank=3, hidden=4, keep=KEEP):
     shapes, arguments = [ops._shape(4, 3, 2), ops._shape(4, 2)], (kernel, bias, igates, state, keep)
     sizes, attributes = ("gru", 4, 2, 0), {"cell": cell} if cell else {}
     static = ops._Static("gru", "float32", LIBRARY)
-    return static.call(build.FORWARD, shapes, arguments, sizes, **attributes)
+    return static.call(library.FORWARD, shapes, arguments, sizes, **attributes)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from unittest.mock import Mock
 import pytest
 
 from charjax.model.recurrence.c import build
+from charjax.model.recurrence.c.library import FORWARD, target
 from tests.model.recurrence.c_library import needs_c
 
 
@@ -45,7 +46,7 @@ def cache(tmp_path, library, monkeypatch) -> Path:
 
 
 def opened() -> bool:
-    return hasattr(build.open_library(), build.target(build.FORWARD, "float32"))
+    return hasattr(build.open_library(), target(FORWARD, "float32"))
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")

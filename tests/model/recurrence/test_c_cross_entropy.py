@@ -11,7 +11,7 @@ import pytest
 
 from charjax.config import ModelConfig
 from charjax.model import cross_entropy as model
-from charjax.model.recurrence.c import build
+from charjax.model.recurrence.c import library
 from charjax.model.recurrence.c.cross_entropy import cross_entropy
 from tests.model.recurrence.c_library import LIBRARY, needs_c, skip_without
 from tests.model.recurrence.implementations import DTYPES, same_bits
@@ -123,7 +123,7 @@ def forward(kernel=(4, 6), bias=(6,), x=(4, 5, 3), targets=jnp.int32):
     results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     arguments = jnp.zeros(kernel), jnp.zeros((5, 3), targets), jnp.zeros(x), jnp.zeros(bias)
     sizes = 4, 6, tiles
-    return LIBRARY.call(build.CROSS_ENTROPY_FORWARD, jnp.float32, results, arguments, sizes)
+    return LIBRARY.call(library.CROSS_ENTROPY_FORWARD, jnp.float32, results, arguments, sizes)
 
 
 @pytest.mark.parametrize(

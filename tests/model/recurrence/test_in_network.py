@@ -15,7 +15,7 @@ from charjax.model.carry import initial_carry
 from charjax.model.cells import CELLS
 from charjax.model.network import CharRNN
 from charjax.model.recurrence.api import resolve
-from charjax.model.recurrence.c import build, ops
+from charjax.model.recurrence.c import build, library, ops
 from tests.model.recurrence.c_library import needs_c
 from tests.model.small import UNOPTIMIZED, carry_of, distance, like, params_of, tokens_of
 
@@ -54,8 +54,8 @@ def test_the_network_runs_what_was_chosen():
         run = jax.jit(CharRNN(config, VOCAB).run)
         return run.lower(params, tokens, initial_carry(config, BATCH)).as_text()
 
-    assert build.FORWARD in program(SMALL)
-    assert build.FORWARD not in program(replace(SMALL, recurrence="xla"))
+    assert library.FORWARD in program(SMALL)
+    assert library.FORWARD not in program(replace(SMALL, recurrence="xla"))
 
 
 @partial(jax.jit, static_argnums=0, compiler_options=UNOPTIMIZED)

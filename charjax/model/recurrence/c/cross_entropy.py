@@ -11,8 +11,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from charjax.model.matmul import int_cotangent
-from charjax.model.recurrence.c import build
-from charjax.model.recurrence.c.build import Library
+from charjax.model.recurrence.c.library import (
+    CROSS_ENTROPY_BACKWARD,
+    CROSS_ENTROPY_FORWARD,
+    Library,
+)
 
 
 class _Residuals(NamedTuple):
@@ -44,7 +47,7 @@ def _forward(
     tiles = library.padded(time * batch) // width
     shapes = [(tiles, vocab, width), (tiles, width), (tiles, width)]
     exps, sums, excess = library.call(
-        build.CROSS_ENTROPY_FORWARD,
+        CROSS_ENTROPY_FORWARD,
         dtype,
         [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes],
         (kernel, targets, x, bias),
@@ -61,7 +64,7 @@ def _backward(
     items = -(-tiles // library.tiles_per_item)
     shapes = [(vocab, features), (items, vocab), (features, *res.targets.shape)]
     d_kernel, d_bias, d_x = library.call(
-        build.CROSS_ENTROPY_BACKWARD,
+        CROSS_ENTROPY_BACKWARD,
         dtype,
         [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes],
         (*res, d_nats),

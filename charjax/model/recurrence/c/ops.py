@@ -22,7 +22,15 @@ from charjax.model.cells import CELLS
 from charjax.model.recurrence import base
 from charjax.model.recurrence.base import Inputs, Layer, Operands, Outputs, Result, Weights
 from charjax.model.recurrence.c import build
-from charjax.model.recurrence.c.build import Library, Unavailable, even
+from charjax.model.recurrence.c.build import Unavailable
+from charjax.model.recurrence.c.library import (
+    BACKWARD,
+    EXTRA_RESIDUALS,
+    FORWARD,
+    WEIGHT_GRADIENT,
+    Library,
+    even,
+)
 
 # A result whose carry is feature-major, as the library has it.
 _Result: TypeAlias = tuple[Outputs, tuple[Float[Array, "hidden batch"], ...]]
@@ -54,7 +62,7 @@ def supports(layer: Layer) -> str:
     library = build.load()
     if isinstance(library, Unavailable):
         return library.reason
-    if layer.cell not in build.EXTRA_RESIDUALS:
+    if layer.cell not in EXTRA_RESIDUALS:
         return f"it has no cell {layer.cell}"
     if not library.supports_dtype(layer.dtype):
         return f"the processor has no {layer.dtype} dot products"
@@ -117,11 +125,11 @@ def _call_forward(
     shapes = [_shape(hidden, time, batch)] + [_shape(hidden, batch)] * len(initial)
     if save:
         shapes.append(static.library.tiles(hidden, time, batch, static.dtype))
-        residuals = [CELLS[cell].gates] + [1] * build.EXTRA_RESIDUALS[cell]
+        residuals = [CELLS[cell].gates] + [1] * EXTRA_RESIDUALS[cell]
         tiles = static.library.tiles
         shapes += [tiles(n * even(hidden), time, batch, jnp.float32) for n in residuals]
     arguments, sizes = (weights, inputs, initial, keep), (cell, hidden, batch, vocab)
-    outputs, *rest = static.call(build.FORWARD, shapes, arguments, sizes, cell=cell)
+    outputs, *rest = static.call(FORWARD, shapes, arguments, sizes, cell=cell)
     return (outputs, tuple(rest[: len(initial)])), rest[len(initial) :]
 
 
@@ -157,7 +165,7 @@ def _call_backward(static: _Static, res: _Residuals, grads: _Result) -> _Gradien
         in_place[1] = 0  # the gates: no later step reads them
         if "candidate" in shapes:
             in_place[2] = 1  # the extra residual of a GRU, likewise
-    results = static.call(build.BACKWARD, all_shapes, arguments, sizes, in_place, **attributes)
+    results = static.call(BACKWARD, all_shapes, arguments, sizes, in_place, **attributes)
     found = dict(zip(shapes, results, strict=False))
     d_bias = jnp.sum(found["bias"], axis=1) if reset_after else None
     igates, candidate = found.get("igates"), found.get("candidate")
@@ -174,7 +182,7 @@ def _weight_grad(
     if inputs.tokens is not None:
         shapes.append(_shape(padded // width, inputs.igates.shape[1], width))
     sizes = rows, time * panels
-    d_kernel, *by_token = static.call(build.WEIGHT_GRADIENT, shapes, arguments, sizes)
+    d_kernel, *by_token = static.call(WEIGHT_GRADIENT, shapes, arguments, sizes)
     if inputs.tokens is None:
         return d_kernel, None
     return d_kernel, by_token[0].swapaxes(1, 2).reshape(padded, -1)[:columns]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from charjax.model.recurrence.c.build import MULTIPLY, PACK, Library, target
+from charjax.model.recurrence.c.library import MULTIPLY, PACK, Library, target
 
 
 @jax.tree_util.register_dataclass

@@ -3,7 +3,7 @@
  * The formulas, the order of gates and the names are those of charjax/model/cells.py. `cell` is a
  * constant wherever these functions are inlined, so that no branch on it is left. A cell is added
  * here, as a row of CELLS and a case of cell_forward and cell_backward, to VARIANTS of layer.h, and
- * to build.py. */
+ * to library.py. */
 
 #pragma once
 
@@ -13,7 +13,7 @@ typedef enum Cell { RNN, GRU, LSTM, NUM_CELLS } Cell;
 
 enum { MAX_GATES = 4, MAX_STATES = 2 };
 
-/* charjax/model/recurrence/c/build.py has the names, too, and which cells have an extra residual. */
+/* charjax/model/recurrence/c/library.py has the names, too, and which cells have an extra residual. */
 typedef struct CellInfo {
   const char *name;
   int gates;       /* blocks of `hidden` rows that the kernel has */

@@ -34,5 +34,5 @@ INLINE Vector round_to_words(const Vector numbers[]) { return numbers[0]; }
 #include "packed_matmul.h"
 #include "weight_gradient.h"
 
-/* For Python: see charjax/model/recurrence/c/build.py. */
+/* For Python: see charjax/model/recurrence/c/library.py. */
 const int charjax_vector_width = LANES, charjax_tiles_per_item = TILES_PER_ITEM;
