@@ -13,7 +13,6 @@ import optax
 from charjax.config import Config, DataConfig, OptimConfig, ParallelConfig, TrainConfig
 from charjax.data.batches import Batch, read_slices
 from charjax.data.tokens.ids import check_special
-from charjax.errors import InputError
 from charjax.model.carry import reset_carry
 from charjax.model.network import RowKeys
 from charjax.runtime.keys import Stream, indexed_key, stream_key
@@ -21,6 +20,7 @@ from charjax.schema import parse
 from charjax.train.loss import DropoutKeys, accumulate, make_loss_and_grad, make_total_nats
 from charjax.train.optimizer import Schedule, schedule_free_average
 from charjax.train.scheduled_sampling import mix_inputs, sampling_rate
+from charjax.train.step_arguments import check_arguments
 from charjax.train.train_state import TrainState
 from charjax.types import Count, PyTree, Scalar
 
@@ -106,9 +106,7 @@ def make_step(
     row_keys, psum = partial(_row_keys, config.seed, axis_name), partial(_psum, axis_name)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        _check_average(config.optim, state)
-        _check_batch(batch)
-        _check_sizes(config, batch, state)
+        check_arguments(config, state, batch)
         carry = reset_carry(state.carry, jnp.asarray(batch.reset))
         if config.train.scheduled_sampling:
             keys = row_keys(Stream.SCHEDULED, state.step, batch.inputs.shape[0])
@@ -161,49 +159,6 @@ def repeat_on_slices(step: Step, length: int) -> Steps:
         )
 
     return steps
-
-
-def _check_batch(batch: Batch) -> None:
-    """Raises InputError for arrays that XLA would broadcast, or of a dtype for something else."""
-    shape = batch.inputs.shape
-    if len(shape) != 2:
-        raise InputError(f"batch.inputs of shape {shape}: must be [sequences, characters]")
-    for name, wanted in zip(Batch._fields, [shape] * 3 + [shape[:1]], strict=True):
-        found = getattr(batch, name).shape
-        if found != wanted:
-            raise InputError(
-                f"batch.{name} of shape {found}: must be {wanted}, as the inputs are {shape}"
-            )
-    if not jnp.issubdtype(batch.targets.dtype, jnp.integer):
-        raise InputError(f"batch.targets of dtype {batch.targets.dtype}: must be integers")
-    if batch.mask.dtype != bool:
-        raise InputError(f"batch.mask of dtype {batch.mask.dtype}: must be bool")
-
-
-def _check_average(config: OptimConfig, state: TrainState) -> None:
-    """Raises InputError for a state that lacks the average of a config, or has one without it."""
-    if config.averages != bool(state.ema):
-        raise InputError(
-            f"state.ema {'has an average' if state.ema else 'is empty'}, with optim.name="
-            f"{config.name} and optim.ema={config.ema:g}; make state and step with the same config"
-        )
-
-
-def _check_sizes(config: Config, batch: Batch, state: TrainState) -> None:
-    """Raises InputError for a batch that does not fit the carry, or is not cut without a rest."""
-    shape = batch.inputs.shape
-    rows, length = shape
-    num_carries = len(jax.tree.leaves(state.carry)[0])
-    if rows != num_carries:
-        raise InputError(f"batch.inputs of shape {shape}: the carry is of {num_carries} sequences")
-    parts = ("parallel.accumulate", config.parallel.accumulate, rows, "sequences")
-    blocks = ("model.remat", config.model.remat or 1, length, "characters")
-    for field, number, size, what in (parts, blocks):
-        if size % number:
-            raise InputError(
-                f"config.{field}={number}: must divide the {size} {what} of a batch, whose inputs "
-                f"are {shape}"
-            )
 
 
 def _psum(axis_name: str | None, x: Any) -> Any:

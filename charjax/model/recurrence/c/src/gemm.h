@@ -35,8 +35,8 @@ enum { SMALL_ROWS = MR * 2 / 3 };
 /* How many panels, blocks or words of `size` hold `count`. */
 INLINE long num_blocks(long count, long size) { return (count + size - 1) / size; }
 
-/* Rows of the panels of an operand of `count` rows, SMALL_ROWS or up to a quarter less, as leave the
- * fewest rows of the last one empty: a multiple of `step`, 1 or 2. */
+/* How many rows the panels of an operand of `count` rows have: SMALL_ROWS, or up to a quarter less where
+ * that leaves fewer rows of the last panel empty. They differ from SMALL_ROWS by a multiple of `step`. */
 INLINE long panel_rows(long count, long step) {
   long best = SMALL_ROWS;
   for (long rows = SMALL_ROWS; rows >= SMALL_ROWS * 3 / 4; rows -= step)
